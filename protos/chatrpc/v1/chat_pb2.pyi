@@ -3,29 +3,58 @@
 isort:skip_file
 """
 
-import builtins
-import collections.abc
-import google.protobuf.descriptor
-import google.protobuf.internal.containers
-import google.protobuf.internal.enum_type_wrapper
-import google.protobuf.message
-import google.protobuf.timestamp_pb2
 import sys
-import typing
 
 if sys.version_info >= (3, 10):
     import typing as typing_extensions
 else:
     import typing_extensions
+from builtins import (
+    bool,
+    bytes,
+    float,
+    int,
+    str,
+    type,
+)
+from collections.abc import (
+    Iterable,
+    Mapping,
+)
+from google.protobuf.descriptor import (
+    Descriptor,
+    EnumDescriptor,
+    FileDescriptor,
+)
+from google.protobuf.internal.containers import (
+    RepeatedCompositeFieldContainer,
+    RepeatedScalarFieldContainer,
+    ScalarMap,
+)
+from google.protobuf.internal.enum_type_wrapper import (
+    _EnumTypeWrapper,
+)
+from google.protobuf.message import (
+    Message,
+)
+from google.protobuf.timestamp_pb2 import (
+    Timestamp,
+)
+from typing import (
+    Literal,
+    NewType,
+    final,
+    overload,
+)
 
-DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+DESCRIPTOR: FileDescriptor
 
 class _ReasoningEffort:
-    ValueType = typing.NewType("ValueType", builtins.int)
+    ValueType = NewType("ValueType", int)
     V: typing_extensions.TypeAlias = ValueType
 
-class _ReasoningEffortEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ReasoningEffort.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _ReasoningEffortEnumTypeWrapper(_EnumTypeWrapper[_ReasoningEffort.ValueType], type):
+    DESCRIPTOR: EnumDescriptor
     REASONING_EFFORT_UNSPECIFIED: _ReasoningEffort.ValueType  # 0
     REASONING_EFFORT_NONE: _ReasoningEffort.ValueType  # 1
     REASONING_EFFORT_MINIMAL: _ReasoningEffort.ValueType  # 2
@@ -45,14 +74,13 @@ REASONING_EFFORT_MEDIUM: ReasoningEffort.ValueType  # 4
 REASONING_EFFORT_HIGH: ReasoningEffort.ValueType  # 5
 REASONING_EFFORT_XHIGH: ReasoningEffort.ValueType  # 6
 REASONING_EFFORT_MAX: ReasoningEffort.ValueType  # 7
-Global___ReasoningEffort: typing_extensions.TypeAlias = ReasoningEffort
 
 class _Verbosity:
-    ValueType = typing.NewType("ValueType", builtins.int)
+    ValueType = NewType("ValueType", int)
     V: typing_extensions.TypeAlias = ValueType
 
-class _VerbosityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Verbosity.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _VerbosityEnumTypeWrapper(_EnumTypeWrapper[_Verbosity.ValueType], type):
+    DESCRIPTOR: EnumDescriptor
     VERBOSITY_UNSPECIFIED: _Verbosity.ValueType  # 0
     VERBOSITY_LOW: _Verbosity.ValueType  # 1
     VERBOSITY_MEDIUM: _Verbosity.ValueType  # 2
@@ -64,14 +92,13 @@ VERBOSITY_UNSPECIFIED: Verbosity.ValueType  # 0
 VERBOSITY_LOW: Verbosity.ValueType  # 1
 VERBOSITY_MEDIUM: Verbosity.ValueType  # 2
 VERBOSITY_HIGH: Verbosity.ValueType  # 3
-Global___Verbosity: typing_extensions.TypeAlias = Verbosity
 
 class _Modality:
-    ValueType = typing.NewType("ValueType", builtins.int)
+    ValueType = NewType("ValueType", int)
     V: typing_extensions.TypeAlias = ValueType
 
-class _ModalityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Modality.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _ModalityEnumTypeWrapper(_EnumTypeWrapper[_Modality.ValueType], type):
+    DESCRIPTOR: EnumDescriptor
     MODALITY_UNSPECIFIED: _Modality.ValueType  # 0
     MODALITY_TEXT: _Modality.ValueType  # 1
     MODALITY_AUDIO: _Modality.ValueType  # 2
@@ -81,14 +108,13 @@ class Modality(_Modality, metaclass=_ModalityEnumTypeWrapper): ...
 MODALITY_UNSPECIFIED: Modality.ValueType  # 0
 MODALITY_TEXT: Modality.ValueType  # 1
 MODALITY_AUDIO: Modality.ValueType  # 2
-Global___Modality: typing_extensions.TypeAlias = Modality
 
 class _Role:
-    ValueType = typing.NewType("ValueType", builtins.int)
+    ValueType = NewType("ValueType", int)
     V: typing_extensions.TypeAlias = ValueType
 
-class _RoleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Role.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _RoleEnumTypeWrapper(_EnumTypeWrapper[_Role.ValueType], type):
+    DESCRIPTOR: EnumDescriptor
     ROLE_UNSPECIFIED: _Role.ValueType  # 0
     ROLE_SYSTEM: _Role.ValueType  # 1
     ROLE_DEVELOPER: _Role.ValueType  # 2
@@ -106,14 +132,13 @@ ROLE_DEVELOPER: Role.ValueType  # 2
 ROLE_USER: Role.ValueType  # 3
 ROLE_ASSISTANT: Role.ValueType  # 4
 ROLE_TOOL: Role.ValueType  # 5
-Global___Role: typing_extensions.TypeAlias = Role
 
 class _FinishReason:
-    ValueType = typing.NewType("ValueType", builtins.int)
+    ValueType = NewType("ValueType", int)
     V: typing_extensions.TypeAlias = ValueType
 
-class _FinishReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_FinishReason.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _FinishReasonEnumTypeWrapper(_EnumTypeWrapper[_FinishReason.ValueType], type):
+    DESCRIPTOR: EnumDescriptor
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     """Not finished."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
@@ -133,10 +158,9 @@ FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """max_completion_tokens, or the end of the context."""
 FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 3
 FINISH_REASON_CONTENT_FILTER: FinishReason.ValueType  # 4
-Global___FinishReason: typing_extensions.TypeAlias = FinishReason
 
-@typing.final
-class ChatCompletionParams(google.protobuf.message.Message):
+@final
+class ChatCompletionParams(Message):
     """The messages of a chat completion: request, response and stream chunk, after OpenAI's types.
 
     Three rules hold throughout:
@@ -150,640 +174,612 @@ class ChatCompletionParams(google.protobuf.message.Message):
     What a chat completion is made from; shared by the unary and the streaming request.
     """
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: Descriptor
 
-    @typing.final
-    class MetadataEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @final
+    class MetadataEntry(Message):
+        DESCRIPTOR: Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
+        KEY_FIELD_NUMBER: int
+        VALUE_FIELD_NUMBER: int
+        key: str
+        value: str
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
+            key: str = ...,
+            value: str = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        def ClearField(self, field_name: Literal["key", b"key", "value", b"value"]) -> None: ...
 
-    MODEL_FIELD_NUMBER: builtins.int
-    MESSAGES_FIELD_NUMBER: builtins.int
-    SAMPLING_FIELD_NUMBER: builtins.int
-    TOOLS_FIELD_NUMBER: builtins.int
-    TOOL_CHOICE_FIELD_NUMBER: builtins.int
-    PARALLEL_TOOL_CALLS_FIELD_NUMBER: builtins.int
-    RESPONSE_FORMAT_FIELD_NUMBER: builtins.int
-    LOGPROBS_FIELD_NUMBER: builtins.int
-    TOP_LOGPROBS_FIELD_NUMBER: builtins.int
-    PROMPT_FIELD_NUMBER: builtins.int
-    REASONING_EFFORT_FIELD_NUMBER: builtins.int
-    RETURN_TOKEN_IDS_FIELD_NUMBER: builtins.int
-    PROMPT_LOGPROBS_FIELD_NUMBER: builtins.int
-    PRIORITY_FIELD_NUMBER: builtins.int
-    CACHE_SALT_FIELD_NUMBER: builtins.int
-    MODALITIES_FIELD_NUMBER: builtins.int
-    AUDIO_FIELD_NUMBER: builtins.int
-    PREDICTION_FIELD_NUMBER: builtins.int
-    VERBOSITY_FIELD_NUMBER: builtins.int
-    USER_FIELD_NUMBER: builtins.int
-    SAFETY_IDENTIFIER_FIELD_NUMBER: builtins.int
-    METADATA_FIELD_NUMBER: builtins.int
-    STORE_FIELD_NUMBER: builtins.int
-    PROMPT_CACHE_KEY_FIELD_NUMBER: builtins.int
-    SERVICE_TIER_FIELD_NUMBER: builtins.int
-    model: builtins.str
+    MODEL_FIELD_NUMBER: int
+    MESSAGES_FIELD_NUMBER: int
+    SAMPLING_FIELD_NUMBER: int
+    TOOLS_FIELD_NUMBER: int
+    TOOL_CHOICE_FIELD_NUMBER: int
+    PARALLEL_TOOL_CALLS_FIELD_NUMBER: int
+    RESPONSE_FORMAT_FIELD_NUMBER: int
+    LOGPROBS_FIELD_NUMBER: int
+    TOP_LOGPROBS_FIELD_NUMBER: int
+    PROMPT_FIELD_NUMBER: int
+    REASONING_EFFORT_FIELD_NUMBER: int
+    RETURN_TOKEN_IDS_FIELD_NUMBER: int
+    PROMPT_LOGPROBS_FIELD_NUMBER: int
+    PRIORITY_FIELD_NUMBER: int
+    CACHE_SALT_FIELD_NUMBER: int
+    MODALITIES_FIELD_NUMBER: int
+    AUDIO_FIELD_NUMBER: int
+    PREDICTION_FIELD_NUMBER: int
+    VERBOSITY_FIELD_NUMBER: int
+    USER_FIELD_NUMBER: int
+    SAFETY_IDENTIFIER_FIELD_NUMBER: int
+    METADATA_FIELD_NUMBER: int
+    STORE_FIELD_NUMBER: int
+    PROMPT_CACHE_KEY_FIELD_NUMBER: int
+    SERVICE_TIER_FIELD_NUMBER: int
+    model: str
     """Required. A model id or alias, as ModelService.ListModels gives them."""
-    parallel_tool_calls: builtins.bool
+    parallel_tool_calls: bool
     """Absent: true."""
-    logprobs: builtins.bool
+    logprobs: bool
     """Return the log probability of each generated token."""
-    top_logprobs: builtins.int
+    top_logprobs: int
     """How many alternatives to return with each log probability: 0 to 20. Needs `logprobs`."""
-    reasoning_effort: Global___ReasoningEffort.ValueType
+    reasoning_effort: ReasoningEffort.ValueType
     """How much a reasoning model thinks before it answers."""
-    return_token_ids: builtins.bool
+    return_token_ids: bool
     """Return the token ids of the prompt and of the answer."""
-    prompt_logprobs: builtins.int
+    prompt_logprobs: int
     """Return the log probability of each prompt token, with this many alternatives: 0 to 20."""
-    priority: builtins.int
+    priority: int
     """Requests with a lower value are scheduled first. Absent: 0."""
-    cache_salt: builtins.str
+    cache_salt: str
     """Prefixes are shared only among requests with an equal salt."""
-    verbosity: Global___Verbosity.ValueType
-    """How long an answer should be; for models trained to follow it."""
-    user: builtins.str
-    """The rest is bookkeeping of the caller: accepted, and without effect on the answer.
+    verbosity: Verbosity.ValueType
+    """The rest is accepted, and without effect on the answer: bookkeeping of the caller, and hints.
 
-    An identifier of the end user.
+    How long an answer should be; for models trained to follow it.
     """
-    safety_identifier: builtins.str
+    user: str
+    """An identifier of the end user."""
+    safety_identifier: str
     """As `user`, hashed by the caller."""
-    store: builtins.bool
+    store: bool
     """Whether the caller wants the completion stored. Nothing is ever stored."""
-    prompt_cache_key: builtins.str
+    prompt_cache_key: str
     """A hint to route requests with a common prefix to one replica."""
-    service_tier: builtins.str
+    service_tier: str
     """The processing tier wanted. There is one."""
     @property
-    def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
+    def messages(self) -> RepeatedCompositeFieldContainer[ChatMessage]:
         """Required. The conversation so far, at least one message."""
 
     @property
-    def sampling(self) -> Global___SamplingParams:
+    def sampling(self) -> SamplingParams:
         """How tokens are chosen and when generation ends."""
 
     @property
-    def tools(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Tool]:
+    def tools(self) -> RepeatedCompositeFieldContainer[Tool]:
         """The functions the model may call. At most 128."""
 
     @property
-    def tool_choice(self) -> Global___ToolChoice:
+    def tool_choice(self) -> ToolChoice:
         """Absent: none without tools, otherwise auto."""
 
     @property
-    def response_format(self) -> Global___ResponseFormat:
+    def response_format(self) -> ResponseFormat:
         """The form the answer must take. Absent: free text."""
 
     @property
-    def prompt(self) -> Global___PromptOptions:
+    def prompt(self) -> PromptOptions:
         """How the conversation becomes a prompt."""
 
     @property
-    def modalities(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___Modality.ValueType]:
+    def modalities(self) -> RepeatedScalarFieldContainer[Modality.ValueType]:
         """The kinds of output wanted. Text alone is served."""
 
     @property
-    def audio(self) -> Global___AudioOutput:
+    def audio(self) -> AudioOutput:
         """How the spoken answer should sound; for models that speak."""
 
     @property
-    def prediction(self) -> Global___Prediction:
+    def prediction(self) -> Prediction:
         """Text the answer is expected to repeat largely; a hint for speed."""
 
     @property
-    def metadata(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    def metadata(self) -> ScalarMap[str, str]:
         """Up to 16 pairs, keys up to 64 and values up to 512 characters."""
 
     def __init__(
         self,
         *,
-        model: builtins.str = ...,
-        messages: collections.abc.Iterable[Global___ChatMessage] | None = ...,
-        sampling: Global___SamplingParams | None = ...,
-        tools: collections.abc.Iterable[Global___Tool] | None = ...,
-        tool_choice: Global___ToolChoice | None = ...,
-        parallel_tool_calls: builtins.bool | None = ...,
-        response_format: Global___ResponseFormat | None = ...,
-        logprobs: builtins.bool | None = ...,
-        top_logprobs: builtins.int | None = ...,
-        prompt: Global___PromptOptions | None = ...,
-        reasoning_effort: Global___ReasoningEffort.ValueType = ...,
-        return_token_ids: builtins.bool | None = ...,
-        prompt_logprobs: builtins.int | None = ...,
-        priority: builtins.int | None = ...,
-        cache_salt: builtins.str | None = ...,
-        modalities: collections.abc.Iterable[Global___Modality.ValueType] | None = ...,
-        audio: Global___AudioOutput | None = ...,
-        prediction: Global___Prediction | None = ...,
-        verbosity: Global___Verbosity.ValueType = ...,
-        user: builtins.str | None = ...,
-        safety_identifier: builtins.str | None = ...,
-        metadata: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
-        store: builtins.bool | None = ...,
-        prompt_cache_key: builtins.str | None = ...,
-        service_tier: builtins.str | None = ...,
+        model: str = ...,
+        messages: Iterable[ChatMessage] | None = ...,
+        sampling: SamplingParams | None = ...,
+        tools: Iterable[Tool] | None = ...,
+        tool_choice: ToolChoice | None = ...,
+        parallel_tool_calls: bool | None = ...,
+        response_format: ResponseFormat | None = ...,
+        logprobs: bool | None = ...,
+        top_logprobs: int | None = ...,
+        prompt: PromptOptions | None = ...,
+        reasoning_effort: ReasoningEffort.ValueType = ...,
+        return_token_ids: bool | None = ...,
+        prompt_logprobs: int | None = ...,
+        priority: int | None = ...,
+        cache_salt: str | None = ...,
+        modalities: Iterable[Modality.ValueType] | None = ...,
+        audio: AudioOutput | None = ...,
+        prediction: Prediction | None = ...,
+        verbosity: Verbosity.ValueType = ...,
+        user: str | None = ...,
+        safety_identifier: str | None = ...,
+        metadata: Mapping[str, str] | None = ...,
+        store: bool | None = ...,
+        prompt_cache_key: str | None = ...,
+        service_tier: str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_cache_salt", b"_cache_salt", "_logprobs", b"_logprobs", "_parallel_tool_calls", b"_parallel_tool_calls", "_priority", b"_priority", "_prompt_cache_key", b"_prompt_cache_key", "_prompt_logprobs", b"_prompt_logprobs", "_return_token_ids", b"_return_token_ids", "_safety_identifier", b"_safety_identifier", "_service_tier", b"_service_tier", "_store", b"_store", "_top_logprobs", b"_top_logprobs", "_user", b"_user", "audio", b"audio", "cache_salt", b"cache_salt", "logprobs", b"logprobs", "parallel_tool_calls", b"parallel_tool_calls", "prediction", b"prediction", "priority", b"priority", "prompt", b"prompt", "prompt_cache_key", b"prompt_cache_key", "prompt_logprobs", b"prompt_logprobs", "response_format", b"response_format", "return_token_ids", b"return_token_ids", "safety_identifier", b"safety_identifier", "sampling", b"sampling", "service_tier", b"service_tier", "store", b"store", "tool_choice", b"tool_choice", "top_logprobs", b"top_logprobs", "user", b"user"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_cache_salt", b"_cache_salt", "_logprobs", b"_logprobs", "_parallel_tool_calls", b"_parallel_tool_calls", "_priority", b"_priority", "_prompt_cache_key", b"_prompt_cache_key", "_prompt_logprobs", b"_prompt_logprobs", "_return_token_ids", b"_return_token_ids", "_safety_identifier", b"_safety_identifier", "_service_tier", b"_service_tier", "_store", b"_store", "_top_logprobs", b"_top_logprobs", "_user", b"_user", "audio", b"audio", "cache_salt", b"cache_salt", "logprobs", b"logprobs", "messages", b"messages", "metadata", b"metadata", "modalities", b"modalities", "model", b"model", "parallel_tool_calls", b"parallel_tool_calls", "prediction", b"prediction", "priority", b"priority", "prompt", b"prompt", "prompt_cache_key", b"prompt_cache_key", "prompt_logprobs", b"prompt_logprobs", "reasoning_effort", b"reasoning_effort", "response_format", b"response_format", "return_token_ids", b"return_token_ids", "safety_identifier", b"safety_identifier", "sampling", b"sampling", "service_tier", b"service_tier", "store", b"store", "tool_choice", b"tool_choice", "tools", b"tools", "top_logprobs", b"top_logprobs", "user", b"user", "verbosity", b"verbosity"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_cache_salt", b"_cache_salt"]) -> typing.Literal["cache_salt"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_logprobs", b"_logprobs"]) -> typing.Literal["logprobs"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]) -> typing.Literal["parallel_tool_calls"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_priority", b"_priority"]) -> typing.Literal["priority"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_prompt_cache_key", b"_prompt_cache_key"]) -> typing.Literal["prompt_cache_key"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]) -> typing.Literal["prompt_logprobs"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_return_token_ids", b"_return_token_ids"]) -> typing.Literal["return_token_ids"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_safety_identifier", b"_safety_identifier"]) -> typing.Literal["safety_identifier"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_service_tier", b"_service_tier"]) -> typing.Literal["service_tier"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_store", b"_store"]) -> typing.Literal["store"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_top_logprobs", b"_top_logprobs"]) -> typing.Literal["top_logprobs"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_user", b"_user"]) -> typing.Literal["user"] | None: ...
+    def HasField(self, field_name: Literal["_cache_salt", b"_cache_salt", "_logprobs", b"_logprobs", "_parallel_tool_calls", b"_parallel_tool_calls", "_priority", b"_priority", "_prompt_cache_key", b"_prompt_cache_key", "_prompt_logprobs", b"_prompt_logprobs", "_return_token_ids", b"_return_token_ids", "_safety_identifier", b"_safety_identifier", "_service_tier", b"_service_tier", "_store", b"_store", "_top_logprobs", b"_top_logprobs", "_user", b"_user", "audio", b"audio", "cache_salt", b"cache_salt", "logprobs", b"logprobs", "parallel_tool_calls", b"parallel_tool_calls", "prediction", b"prediction", "priority", b"priority", "prompt", b"prompt", "prompt_cache_key", b"prompt_cache_key", "prompt_logprobs", b"prompt_logprobs", "response_format", b"response_format", "return_token_ids", b"return_token_ids", "safety_identifier", b"safety_identifier", "sampling", b"sampling", "service_tier", b"service_tier", "store", b"store", "tool_choice", b"tool_choice", "top_logprobs", b"top_logprobs", "user", b"user"]) -> bool: ...
+    def ClearField(self, field_name: Literal["_cache_salt", b"_cache_salt", "_logprobs", b"_logprobs", "_parallel_tool_calls", b"_parallel_tool_calls", "_priority", b"_priority", "_prompt_cache_key", b"_prompt_cache_key", "_prompt_logprobs", b"_prompt_logprobs", "_return_token_ids", b"_return_token_ids", "_safety_identifier", b"_safety_identifier", "_service_tier", b"_service_tier", "_store", b"_store", "_top_logprobs", b"_top_logprobs", "_user", b"_user", "audio", b"audio", "cache_salt", b"cache_salt", "logprobs", b"logprobs", "messages", b"messages", "metadata", b"metadata", "modalities", b"modalities", "model", b"model", "parallel_tool_calls", b"parallel_tool_calls", "prediction", b"prediction", "priority", b"priority", "prompt", b"prompt", "prompt_cache_key", b"prompt_cache_key", "prompt_logprobs", b"prompt_logprobs", "reasoning_effort", b"reasoning_effort", "response_format", b"response_format", "return_token_ids", b"return_token_ids", "safety_identifier", b"safety_identifier", "sampling", b"sampling", "service_tier", b"service_tier", "store", b"store", "tool_choice", b"tool_choice", "tools", b"tools", "top_logprobs", b"top_logprobs", "user", b"user", "verbosity", b"verbosity"]) -> None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_cache_salt", b"_cache_salt"]) -> Literal["cache_salt"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_logprobs", b"_logprobs"]) -> Literal["logprobs"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_parallel_tool_calls", b"_parallel_tool_calls"]) -> Literal["parallel_tool_calls"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_priority", b"_priority"]) -> Literal["priority"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_prompt_cache_key", b"_prompt_cache_key"]) -> Literal["prompt_cache_key"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_prompt_logprobs", b"_prompt_logprobs"]) -> Literal["prompt_logprobs"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_return_token_ids", b"_return_token_ids"]) -> Literal["return_token_ids"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_safety_identifier", b"_safety_identifier"]) -> Literal["safety_identifier"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_service_tier", b"_service_tier"]) -> Literal["service_tier"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_store", b"_store"]) -> Literal["store"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_top_logprobs", b"_top_logprobs"]) -> Literal["top_logprobs"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_user", b"_user"]) -> Literal["user"] | None: ...
 
-Global___ChatCompletionParams: typing_extensions.TypeAlias = ChatCompletionParams
-
-@typing.final
-class SamplingParams(google.protobuf.message.Message):
+@final
+class SamplingParams(Message):
     """How tokens are chosen and when generation ends."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: Descriptor
 
-    @typing.final
-    class LogitBiasEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @final
+    class LogitBiasEntry(Message):
+        DESCRIPTOR: Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.int
-        value: builtins.float
+        KEY_FIELD_NUMBER: int
+        VALUE_FIELD_NUMBER: int
+        key: int
+        value: float
         def __init__(
             self,
             *,
-            key: builtins.int = ...,
-            value: builtins.float = ...,
+            key: int = ...,
+            value: float = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        def ClearField(self, field_name: Literal["key", b"key", "value", b"value"]) -> None: ...
 
-    TEMPERATURE_FIELD_NUMBER: builtins.int
-    TOP_P_FIELD_NUMBER: builtins.int
-    TOP_K_FIELD_NUMBER: builtins.int
-    MIN_P_FIELD_NUMBER: builtins.int
-    PRESENCE_PENALTY_FIELD_NUMBER: builtins.int
-    FREQUENCY_PENALTY_FIELD_NUMBER: builtins.int
-    REPETITION_PENALTY_FIELD_NUMBER: builtins.int
-    MAX_COMPLETION_TOKENS_FIELD_NUMBER: builtins.int
-    MIN_TOKENS_FIELD_NUMBER: builtins.int
-    SEED_FIELD_NUMBER: builtins.int
-    N_FIELD_NUMBER: builtins.int
-    STOP_FIELD_NUMBER: builtins.int
-    STOP_TOKEN_IDS_FIELD_NUMBER: builtins.int
-    LOGIT_BIAS_FIELD_NUMBER: builtins.int
-    IGNORE_EOS_FIELD_NUMBER: builtins.int
-    INCLUDE_STOP_STR_IN_OUTPUT_FIELD_NUMBER: builtins.int
-    SKIP_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
-    BAD_WORDS_FIELD_NUMBER: builtins.int
-    ALLOWED_TOKEN_IDS_FIELD_NUMBER: builtins.int
-    temperature: builtins.float
+    TEMPERATURE_FIELD_NUMBER: int
+    TOP_P_FIELD_NUMBER: int
+    TOP_K_FIELD_NUMBER: int
+    MIN_P_FIELD_NUMBER: int
+    PRESENCE_PENALTY_FIELD_NUMBER: int
+    FREQUENCY_PENALTY_FIELD_NUMBER: int
+    REPETITION_PENALTY_FIELD_NUMBER: int
+    MAX_COMPLETION_TOKENS_FIELD_NUMBER: int
+    MIN_TOKENS_FIELD_NUMBER: int
+    SEED_FIELD_NUMBER: int
+    N_FIELD_NUMBER: int
+    STOP_FIELD_NUMBER: int
+    STOP_TOKEN_IDS_FIELD_NUMBER: int
+    LOGIT_BIAS_FIELD_NUMBER: int
+    IGNORE_EOS_FIELD_NUMBER: int
+    INCLUDE_STOP_STR_IN_OUTPUT_FIELD_NUMBER: int
+    SKIP_SPECIAL_TOKENS_FIELD_NUMBER: int
+    BAD_WORDS_FIELD_NUMBER: int
+    ALLOWED_TOKEN_IDS_FIELD_NUMBER: int
+    temperature: float
     """0 to 2; 0 is greedy: always the most likely token."""
-    top_p: builtins.float
+    top_p: float
     """0 to 1: sample from the smallest set of tokens whose probability reaches this sum."""
-    top_k: builtins.int
+    top_k: int
     """Sample from this many most likely tokens; 0 is no limit."""
-    min_p: builtins.float
+    min_p: float
     """0 to 1: drop tokens less likely than this share of the most likely token's probability."""
-    presence_penalty: builtins.float
+    presence_penalty: float
     """-2 to 2: subtracted once from the logit of every token the answer already has."""
-    frequency_penalty: builtins.float
+    frequency_penalty: float
     """-2 to 2: subtracted from a token's logit for each time the answer already has it."""
-    repetition_penalty: builtins.float
+    repetition_penalty: float
     """Above 0: divides positive and multiplies negative logits of tokens already seen; 1 is none."""
-    max_completion_tokens: builtins.int
+    max_completion_tokens: int
     """At least 1; clamped to what the context leaves after the prompt. Absent: all it leaves."""
-    min_tokens: builtins.int
+    min_tokens: int
     """End-of-sequence is not chosen before this many tokens."""
-    seed: builtins.int
+    seed: int
     """The same seed with the same request gives the same answer."""
-    n: builtins.int
+    n: int
     """How many choices to return, from one prompt. Absent: 1."""
-    ignore_eos: builtins.bool
+    ignore_eos: bool
     """Go on past the model's end-of-sequence tokens; for load tests."""
-    include_stop_str_in_output: builtins.bool
+    include_stop_str_in_output: bool
     """Leave the matched stop string in the answer."""
-    skip_special_tokens: builtins.bool
+    skip_special_tokens: bool
     """Leave special tokens out of the text. Absent: true."""
     @property
-    def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    def stop(self) -> RepeatedScalarFieldContainer[str]:
         """Generation ends before the first of these strings to appear. None may be empty."""
 
     @property
-    def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+    def stop_token_ids(self) -> RepeatedScalarFieldContainer[int]:
         """Generation ends with the first of these tokens to appear."""
 
     @property
-    def logit_bias(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.float]:
+    def logit_bias(self) -> ScalarMap[int, float]:
         """Added to the logits of the given token ids: -100 to 100."""
 
     @property
-    def bad_words(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    def bad_words(self) -> RepeatedScalarFieldContainer[str]:
         """Strings that are never generated."""
 
     @property
-    def allowed_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+    def allowed_token_ids(self) -> RepeatedScalarFieldContainer[int]:
         """Only these token ids are generated."""
 
     def __init__(
         self,
         *,
-        temperature: builtins.float | None = ...,
-        top_p: builtins.float | None = ...,
-        top_k: builtins.int | None = ...,
-        min_p: builtins.float | None = ...,
-        presence_penalty: builtins.float | None = ...,
-        frequency_penalty: builtins.float | None = ...,
-        repetition_penalty: builtins.float | None = ...,
-        max_completion_tokens: builtins.int | None = ...,
-        min_tokens: builtins.int | None = ...,
-        seed: builtins.int | None = ...,
-        n: builtins.int | None = ...,
-        stop: collections.abc.Iterable[builtins.str] | None = ...,
-        stop_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
-        logit_bias: collections.abc.Mapping[builtins.int, builtins.float] | None = ...,
-        ignore_eos: builtins.bool | None = ...,
-        include_stop_str_in_output: builtins.bool | None = ...,
-        skip_special_tokens: builtins.bool | None = ...,
-        bad_words: collections.abc.Iterable[builtins.str] | None = ...,
-        allowed_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        temperature: float | None = ...,
+        top_p: float | None = ...,
+        top_k: int | None = ...,
+        min_p: float | None = ...,
+        presence_penalty: float | None = ...,
+        frequency_penalty: float | None = ...,
+        repetition_penalty: float | None = ...,
+        max_completion_tokens: int | None = ...,
+        min_tokens: int | None = ...,
+        seed: int | None = ...,
+        n: int | None = ...,
+        stop: Iterable[str] | None = ...,
+        stop_token_ids: Iterable[int] | None = ...,
+        logit_bias: Mapping[int, float] | None = ...,
+        ignore_eos: bool | None = ...,
+        include_stop_str_in_output: bool | None = ...,
+        skip_special_tokens: bool | None = ...,
+        bad_words: Iterable[str] | None = ...,
+        allowed_token_ids: Iterable[int] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_ignore_eos", b"_ignore_eos", "_include_stop_str_in_output", b"_include_stop_str_in_output", "_max_completion_tokens", b"_max_completion_tokens", "_min_p", b"_min_p", "_min_tokens", b"_min_tokens", "_n", b"_n", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "include_stop_str_in_output", b"include_stop_str_in_output", "max_completion_tokens", b"max_completion_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_ignore_eos", b"_ignore_eos", "_include_stop_str_in_output", b"_include_stop_str_in_output", "_max_completion_tokens", b"_max_completion_tokens", "_min_p", b"_min_p", "_min_tokens", b"_min_tokens", "_n", b"_n", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "allowed_token_ids", b"allowed_token_ids", "bad_words", b"bad_words", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "include_stop_str_in_output", b"include_stop_str_in_output", "logit_bias", b"logit_bias", "max_completion_tokens", b"max_completion_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_frequency_penalty", b"_frequency_penalty"]) -> typing.Literal["frequency_penalty"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_ignore_eos", b"_ignore_eos"]) -> typing.Literal["ignore_eos"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_include_stop_str_in_output", b"_include_stop_str_in_output"]) -> typing.Literal["include_stop_str_in_output"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_max_completion_tokens", b"_max_completion_tokens"]) -> typing.Literal["max_completion_tokens"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_min_p", b"_min_p"]) -> typing.Literal["min_p"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_min_tokens", b"_min_tokens"]) -> typing.Literal["min_tokens"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_n", b"_n"]) -> typing.Literal["n"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_presence_penalty", b"_presence_penalty"]) -> typing.Literal["presence_penalty"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_repetition_penalty", b"_repetition_penalty"]) -> typing.Literal["repetition_penalty"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_skip_special_tokens", b"_skip_special_tokens"]) -> typing.Literal["skip_special_tokens"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_temperature", b"_temperature"]) -> typing.Literal["temperature"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_top_k", b"_top_k"]) -> typing.Literal["top_k"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_top_p", b"_top_p"]) -> typing.Literal["top_p"] | None: ...
+    def HasField(self, field_name: Literal["_frequency_penalty", b"_frequency_penalty", "_ignore_eos", b"_ignore_eos", "_include_stop_str_in_output", b"_include_stop_str_in_output", "_max_completion_tokens", b"_max_completion_tokens", "_min_p", b"_min_p", "_min_tokens", b"_min_tokens", "_n", b"_n", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "include_stop_str_in_output", b"include_stop_str_in_output", "max_completion_tokens", b"max_completion_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> bool: ...
+    def ClearField(self, field_name: Literal["_frequency_penalty", b"_frequency_penalty", "_ignore_eos", b"_ignore_eos", "_include_stop_str_in_output", b"_include_stop_str_in_output", "_max_completion_tokens", b"_max_completion_tokens", "_min_p", b"_min_p", "_min_tokens", b"_min_tokens", "_n", b"_n", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "allowed_token_ids", b"allowed_token_ids", "bad_words", b"bad_words", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "include_stop_str_in_output", b"include_stop_str_in_output", "logit_bias", b"logit_bias", "max_completion_tokens", b"max_completion_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_frequency_penalty", b"_frequency_penalty"]) -> Literal["frequency_penalty"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_ignore_eos", b"_ignore_eos"]) -> Literal["ignore_eos"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_include_stop_str_in_output", b"_include_stop_str_in_output"]) -> Literal["include_stop_str_in_output"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_max_completion_tokens", b"_max_completion_tokens"]) -> Literal["max_completion_tokens"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_min_p", b"_min_p"]) -> Literal["min_p"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_min_tokens", b"_min_tokens"]) -> Literal["min_tokens"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_n", b"_n"]) -> Literal["n"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_presence_penalty", b"_presence_penalty"]) -> Literal["presence_penalty"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_repetition_penalty", b"_repetition_penalty"]) -> Literal["repetition_penalty"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_seed", b"_seed"]) -> Literal["seed"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_skip_special_tokens", b"_skip_special_tokens"]) -> Literal["skip_special_tokens"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_temperature", b"_temperature"]) -> Literal["temperature"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_top_k", b"_top_k"]) -> Literal["top_k"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_top_p", b"_top_p"]) -> Literal["top_p"] | None: ...
 
-Global___SamplingParams: typing_extensions.TypeAlias = SamplingParams
-
-@typing.final
-class PromptOptions(google.protobuf.message.Message):
+@final
+class PromptOptions(Message):
     """How the conversation becomes a prompt."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: Descriptor
 
-    CHAT_TEMPLATE_KWARGS_JSON_FIELD_NUMBER: builtins.int
-    ADD_GENERATION_PROMPT_FIELD_NUMBER: builtins.int
-    CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: builtins.int
-    TRUNCATE_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
-    chat_template_kwargs_json: builtins.str
+    CHAT_TEMPLATE_KWARGS_JSON_FIELD_NUMBER: int
+    ADD_GENERATION_PROMPT_FIELD_NUMBER: int
+    CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: int
+    TRUNCATE_PROMPT_TOKENS_FIELD_NUMBER: int
+    chat_template_kwargs_json: str
     """A JSON object handed to the model's chat template, such as {"enable_thinking": false}."""
-    add_generation_prompt: builtins.bool
+    add_generation_prompt: bool
     """End the prompt where the assistant is to speak. Absent: true."""
-    continue_final_message: builtins.bool
+    continue_final_message: bool
     """Continue the last message instead of answering it."""
-    truncate_prompt_tokens: builtins.int
+    truncate_prompt_tokens: int
     """Keep only the last tokens of a longer prompt."""
     def __init__(
         self,
         *,
-        chat_template_kwargs_json: builtins.str | None = ...,
-        add_generation_prompt: builtins.bool | None = ...,
-        continue_final_message: builtins.bool | None = ...,
-        truncate_prompt_tokens: builtins.int | None = ...,
+        chat_template_kwargs_json: str | None = ...,
+        add_generation_prompt: bool | None = ...,
+        continue_final_message: bool | None = ...,
+        truncate_prompt_tokens: int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_chat_template_kwargs_json", b"_chat_template_kwargs_json", "_continue_final_message", b"_continue_final_message", "_truncate_prompt_tokens", b"_truncate_prompt_tokens", "add_generation_prompt", b"add_generation_prompt", "chat_template_kwargs_json", b"chat_template_kwargs_json", "continue_final_message", b"continue_final_message", "truncate_prompt_tokens", b"truncate_prompt_tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_chat_template_kwargs_json", b"_chat_template_kwargs_json", "_continue_final_message", b"_continue_final_message", "_truncate_prompt_tokens", b"_truncate_prompt_tokens", "add_generation_prompt", b"add_generation_prompt", "chat_template_kwargs_json", b"chat_template_kwargs_json", "continue_final_message", b"continue_final_message", "truncate_prompt_tokens", b"truncate_prompt_tokens"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_add_generation_prompt", b"_add_generation_prompt"]) -> typing.Literal["add_generation_prompt"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_chat_template_kwargs_json", b"_chat_template_kwargs_json"]) -> typing.Literal["chat_template_kwargs_json"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_continue_final_message", b"_continue_final_message"]) -> typing.Literal["continue_final_message"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_truncate_prompt_tokens", b"_truncate_prompt_tokens"]) -> typing.Literal["truncate_prompt_tokens"] | None: ...
+    def HasField(self, field_name: Literal["_add_generation_prompt", b"_add_generation_prompt", "_chat_template_kwargs_json", b"_chat_template_kwargs_json", "_continue_final_message", b"_continue_final_message", "_truncate_prompt_tokens", b"_truncate_prompt_tokens", "add_generation_prompt", b"add_generation_prompt", "chat_template_kwargs_json", b"chat_template_kwargs_json", "continue_final_message", b"continue_final_message", "truncate_prompt_tokens", b"truncate_prompt_tokens"]) -> bool: ...
+    def ClearField(self, field_name: Literal["_add_generation_prompt", b"_add_generation_prompt", "_chat_template_kwargs_json", b"_chat_template_kwargs_json", "_continue_final_message", b"_continue_final_message", "_truncate_prompt_tokens", b"_truncate_prompt_tokens", "add_generation_prompt", b"add_generation_prompt", "chat_template_kwargs_json", b"chat_template_kwargs_json", "continue_final_message", b"continue_final_message", "truncate_prompt_tokens", b"truncate_prompt_tokens"]) -> None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_add_generation_prompt", b"_add_generation_prompt"]) -> Literal["add_generation_prompt"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_chat_template_kwargs_json", b"_chat_template_kwargs_json"]) -> Literal["chat_template_kwargs_json"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_continue_final_message", b"_continue_final_message"]) -> Literal["continue_final_message"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_truncate_prompt_tokens", b"_truncate_prompt_tokens"]) -> Literal["truncate_prompt_tokens"] | None: ...
 
-Global___PromptOptions: typing_extensions.TypeAlias = PromptOptions
+@final
+class AudioOutput(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class AudioOutput(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    VOICE_FIELD_NUMBER: builtins.int
-    FORMAT_FIELD_NUMBER: builtins.int
-    voice: builtins.str
-    format: builtins.str
+    VOICE_FIELD_NUMBER: int
+    FORMAT_FIELD_NUMBER: int
+    voice: str
+    format: str
     def __init__(
         self,
         *,
-        voice: builtins.str = ...,
-        format: builtins.str = ...,
+        voice: str = ...,
+        format: str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["format", b"format", "voice", b"voice"]) -> None: ...
+    def ClearField(self, field_name: Literal["format", b"format", "voice", b"voice"]) -> None: ...
 
-Global___AudioOutput: typing_extensions.TypeAlias = AudioOutput
+@final
+class Prediction(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class Prediction(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    CONTENT_FIELD_NUMBER: builtins.int
+    CONTENT_FIELD_NUMBER: int
     @property
-    def content(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ContentPart]: ...
+    def content(self) -> RepeatedCompositeFieldContainer[ContentPart]: ...
     def __init__(
         self,
         *,
-        content: collections.abc.Iterable[Global___ContentPart] | None = ...,
+        content: Iterable[ContentPart] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["content", b"content"]) -> None: ...
+    def ClearField(self, field_name: Literal["content", b"content"]) -> None: ...
 
-Global___Prediction: typing_extensions.TypeAlias = Prediction
+@final
+class ChatMessage(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class ChatMessage(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    ROLE_FIELD_NUMBER: builtins.int
-    CONTENT_FIELD_NUMBER: builtins.int
-    NAME_FIELD_NUMBER: builtins.int
-    TOOL_CALLS_FIELD_NUMBER: builtins.int
-    TOOL_CALL_ID_FIELD_NUMBER: builtins.int
-    REASONING_CONTENT_FIELD_NUMBER: builtins.int
-    REFUSAL_FIELD_NUMBER: builtins.int
-    role: Global___Role.ValueType
+    ROLE_FIELD_NUMBER: int
+    CONTENT_FIELD_NUMBER: int
+    NAME_FIELD_NUMBER: int
+    TOOL_CALLS_FIELD_NUMBER: int
+    TOOL_CALL_ID_FIELD_NUMBER: int
+    REASONING_CONTENT_FIELD_NUMBER: int
+    REFUSAL_FIELD_NUMBER: int
+    role: Role.ValueType
     """Required."""
-    name: builtins.str
+    name: str
     """The participant's name."""
-    tool_call_id: builtins.str
+    tool_call_id: str
     """Tool messages: the call that this message answers."""
-    reasoning_content: builtins.str
+    reasoning_content: str
     """Assistant messages: what a reasoning model thought before its answer."""
-    refusal: builtins.str
+    refusal: str
     """Assistant messages: why the model declined."""
     @property
-    def content(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ContentPart]:
+    def content(self) -> RepeatedCompositeFieldContainer[ContentPart]:
         """The parts of the message in order. May be empty in an assistant message with tool calls."""
 
     @property
-    def tool_calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+    def tool_calls(self) -> RepeatedCompositeFieldContainer[ToolCall]:
         """Assistant messages: the calls the model made."""
 
     def __init__(
         self,
         *,
-        role: Global___Role.ValueType = ...,
-        content: collections.abc.Iterable[Global___ContentPart] | None = ...,
-        name: builtins.str = ...,
-        tool_calls: collections.abc.Iterable[Global___ToolCall] | None = ...,
-        tool_call_id: builtins.str = ...,
-        reasoning_content: builtins.str = ...,
-        refusal: builtins.str = ...,
+        role: Role.ValueType = ...,
+        content: Iterable[ContentPart] | None = ...,
+        name: str = ...,
+        tool_calls: Iterable[ToolCall] | None = ...,
+        tool_call_id: str = ...,
+        reasoning_content: str = ...,
+        refusal: str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["content", b"content", "name", b"name", "reasoning_content", b"reasoning_content", "refusal", b"refusal", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]) -> None: ...
+    def ClearField(self, field_name: Literal["content", b"content", "name", b"name", "reasoning_content", b"reasoning_content", "refusal", b"refusal", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]) -> None: ...
 
-Global___ChatMessage: typing_extensions.TypeAlias = ChatMessage
+@final
+class ContentPart(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class ContentPart(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    TEXT_FIELD_NUMBER: builtins.int
-    IMAGE_FIELD_NUMBER: builtins.int
-    AUDIO_FIELD_NUMBER: builtins.int
-    FILE_FIELD_NUMBER: builtins.int
-    text: builtins.str
+    TEXT_FIELD_NUMBER: int
+    IMAGE_FIELD_NUMBER: int
+    AUDIO_FIELD_NUMBER: int
+    FILE_FIELD_NUMBER: int
+    text: str
     @property
-    def image(self) -> Global___ImageContent: ...
+    def image(self) -> ImageContent: ...
     @property
-    def audio(self) -> Global___AudioContent: ...
+    def audio(self) -> AudioContent: ...
     @property
-    def file(self) -> Global___FileContent: ...
+    def file(self) -> FileContent: ...
     def __init__(
         self,
         *,
-        text: builtins.str = ...,
-        image: Global___ImageContent | None = ...,
-        audio: Global___AudioContent | None = ...,
-        file: Global___FileContent | None = ...,
+        text: str = ...,
+        image: ImageContent | None = ...,
+        audio: AudioContent | None = ...,
+        file: FileContent | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["audio", b"audio", "file", b"file", "image", b"image", "part", b"part", "text", b"text"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["audio", b"audio", "file", b"file", "image", b"image", "part", b"part", "text", b"text"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["text", "image", "audio", "file"] | None: ...
+    def HasField(self, field_name: Literal["audio", b"audio", "file", b"file", "image", b"image", "part", b"part", "text", b"text"]) -> bool: ...
+    def ClearField(self, field_name: Literal["audio", b"audio", "file", b"file", "image", b"image", "part", b"part", "text", b"text"]) -> None: ...
+    def WhichOneof(self, oneof_group: Literal["part", b"part"]) -> Literal["text", "image", "audio", "file"] | None: ...
 
-Global___ContentPart: typing_extensions.TypeAlias = ContentPart
+@final
+class ImageContent(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class ImageContent(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    URL_FIELD_NUMBER: builtins.int
-    DATA_FIELD_NUMBER: builtins.int
-    MIME_TYPE_FIELD_NUMBER: builtins.int
-    DETAIL_FIELD_NUMBER: builtins.int
-    url: builtins.str
-    data: builtins.bytes
-    mime_type: builtins.str
-    detail: builtins.str
+    URL_FIELD_NUMBER: int
+    DATA_FIELD_NUMBER: int
+    MIME_TYPE_FIELD_NUMBER: int
+    DETAIL_FIELD_NUMBER: int
+    url: str
+    data: bytes
+    mime_type: str
+    detail: str
     """low, high or auto."""
     def __init__(
         self,
         *,
-        url: builtins.str = ...,
-        data: builtins.bytes = ...,
-        mime_type: builtins.str = ...,
-        detail: builtins.str = ...,
+        url: str = ...,
+        data: bytes = ...,
+        mime_type: str = ...,
+        detail: str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["data", b"data", "source", b"source", "url", b"url"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "detail", b"detail", "mime_type", b"mime_type", "source", b"source", "url", b"url"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["url", "data"] | None: ...
+    def HasField(self, field_name: Literal["data", b"data", "source", b"source", "url", b"url"]) -> bool: ...
+    def ClearField(self, field_name: Literal["data", b"data", "detail", b"detail", "mime_type", b"mime_type", "source", b"source", "url", b"url"]) -> None: ...
+    def WhichOneof(self, oneof_group: Literal["source", b"source"]) -> Literal["url", "data"] | None: ...
 
-Global___ImageContent: typing_extensions.TypeAlias = ImageContent
+@final
+class AudioContent(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class AudioContent(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    DATA_FIELD_NUMBER: builtins.int
-    FORMAT_FIELD_NUMBER: builtins.int
-    data: builtins.bytes
-    format: builtins.str
+    DATA_FIELD_NUMBER: int
+    FORMAT_FIELD_NUMBER: int
+    data: bytes
+    format: str
     """wav or mp3."""
     def __init__(
         self,
         *,
-        data: builtins.bytes = ...,
-        format: builtins.str = ...,
+        data: bytes = ...,
+        format: str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "format", b"format"]) -> None: ...
+    def ClearField(self, field_name: Literal["data", b"data", "format", b"format"]) -> None: ...
 
-Global___AudioContent: typing_extensions.TypeAlias = AudioContent
+@final
+class FileContent(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class FileContent(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    FILE_ID_FIELD_NUMBER: builtins.int
-    DATA_FIELD_NUMBER: builtins.int
-    FILENAME_FIELD_NUMBER: builtins.int
-    file_id: builtins.str
-    data: builtins.bytes
-    filename: builtins.str
+    FILE_ID_FIELD_NUMBER: int
+    DATA_FIELD_NUMBER: int
+    FILENAME_FIELD_NUMBER: int
+    file_id: str
+    data: bytes
+    filename: str
     def __init__(
         self,
         *,
-        file_id: builtins.str = ...,
-        data: builtins.bytes = ...,
-        filename: builtins.str = ...,
+        file_id: str = ...,
+        data: bytes = ...,
+        filename: str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["data", b"data", "file_id", b"file_id", "source", b"source"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "file_id", b"file_id", "filename", b"filename", "source", b"source"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["file_id", "data"] | None: ...
+    def HasField(self, field_name: Literal["data", b"data", "file_id", b"file_id", "source", b"source"]) -> bool: ...
+    def ClearField(self, field_name: Literal["data", b"data", "file_id", b"file_id", "filename", b"filename", "source", b"source"]) -> None: ...
+    def WhichOneof(self, oneof_group: Literal["source", b"source"]) -> Literal["file_id", "data"] | None: ...
 
-Global___FileContent: typing_extensions.TypeAlias = FileContent
+@final
+class Tool(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class Tool(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    FUNCTION_FIELD_NUMBER: builtins.int
+    FUNCTION_FIELD_NUMBER: int
     @property
-    def function(self) -> Global___FunctionDefinition: ...
+    def function(self) -> FunctionDefinition: ...
     def __init__(
         self,
         *,
-        function: Global___FunctionDefinition | None = ...,
+        function: FunctionDefinition | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["function", b"function", "tool", b"tool"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["function", b"function", "tool", b"tool"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["tool", b"tool"]) -> typing.Literal["function"] | None: ...
+    def HasField(self, field_name: Literal["function", b"function", "tool", b"tool"]) -> bool: ...
+    def ClearField(self, field_name: Literal["function", b"function", "tool", b"tool"]) -> None: ...
+    def WhichOneof(self, oneof_group: Literal["tool", b"tool"]) -> Literal["function"] | None: ...
 
-Global___Tool: typing_extensions.TypeAlias = Tool
+@final
+class FunctionDefinition(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class FunctionDefinition(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    NAME_FIELD_NUMBER: builtins.int
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    PARAMETERS_JSON_SCHEMA_FIELD_NUMBER: builtins.int
-    STRICT_FIELD_NUMBER: builtins.int
-    name: builtins.str
+    NAME_FIELD_NUMBER: int
+    DESCRIPTION_FIELD_NUMBER: int
+    PARAMETERS_JSON_SCHEMA_FIELD_NUMBER: int
+    STRICT_FIELD_NUMBER: int
+    name: str
     """Required. Letters, digits, underscores and dashes, at most 64."""
-    description: builtins.str
-    parameters_json_schema: builtins.str
+    description: str
+    parameters_json_schema: str
     """A JSON Schema for the arguments object. Empty: no parameters."""
-    strict: builtins.bool
+    strict: bool
     """Make the arguments follow the schema exactly."""
     def __init__(
         self,
         *,
-        name: builtins.str = ...,
-        description: builtins.str = ...,
-        parameters_json_schema: builtins.str = ...,
-        strict: builtins.bool | None = ...,
+        name: str = ...,
+        description: str = ...,
+        parameters_json_schema: str = ...,
+        strict: bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_strict", b"_strict", "strict", b"strict"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_strict", b"_strict", "description", b"description", "name", b"name", "parameters_json_schema", b"parameters_json_schema", "strict", b"strict"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_strict", b"_strict"]) -> typing.Literal["strict"] | None: ...
+    def HasField(self, field_name: Literal["_strict", b"_strict", "strict", b"strict"]) -> bool: ...
+    def ClearField(self, field_name: Literal["_strict", b"_strict", "description", b"description", "name", b"name", "parameters_json_schema", b"parameters_json_schema", "strict", b"strict"]) -> None: ...
+    def WhichOneof(self, oneof_group: Literal["_strict", b"_strict"]) -> Literal["strict"] | None: ...
 
-Global___FunctionDefinition: typing_extensions.TypeAlias = FunctionDefinition
+@final
+class ToolCall(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class ToolCall(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    ID_FIELD_NUMBER: builtins.int
-    INDEX_FIELD_NUMBER: builtins.int
-    FUNCTION_FIELD_NUMBER: builtins.int
-    id: builtins.str
-    index: builtins.int
+    ID_FIELD_NUMBER: int
+    INDEX_FIELD_NUMBER: int
+    FUNCTION_FIELD_NUMBER: int
+    id: str
+    index: int
     """The call's place among the calls of one message. In a stream it says which call a piece extends."""
     @property
-    def function(self) -> Global___FunctionCall: ...
+    def function(self) -> FunctionCall: ...
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        index: builtins.int = ...,
-        function: Global___FunctionCall | None = ...,
+        id: str = ...,
+        index: int = ...,
+        function: FunctionCall | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["function", b"function"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["function", b"function", "id", b"id", "index", b"index"]) -> None: ...
+    def HasField(self, field_name: Literal["function", b"function"]) -> bool: ...
+    def ClearField(self, field_name: Literal["function", b"function", "id", b"id", "index", b"index"]) -> None: ...
 
-Global___ToolCall: typing_extensions.TypeAlias = ToolCall
+@final
+class FunctionCall(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class FunctionCall(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    NAME_FIELD_NUMBER: builtins.int
-    ARGUMENTS_JSON_FIELD_NUMBER: builtins.int
-    name: builtins.str
-    arguments_json: builtins.str
+    NAME_FIELD_NUMBER: int
+    ARGUMENTS_JSON_FIELD_NUMBER: int
+    name: str
+    arguments_json: str
     """A JSON object as text. In a stream: the next piece of it."""
     def __init__(
         self,
         *,
-        name: builtins.str = ...,
-        arguments_json: builtins.str = ...,
+        name: str = ...,
+        arguments_json: str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["arguments_json", b"arguments_json", "name", b"name"]) -> None: ...
+    def ClearField(self, field_name: Literal["arguments_json", b"arguments_json", "name", b"name"]) -> None: ...
 
-Global___FunctionCall: typing_extensions.TypeAlias = FunctionCall
-
-@typing.final
-class ToolChoice(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+@final
+class ToolChoice(Message):
+    DESCRIPTOR: Descriptor
 
     class _Mode:
-        ValueType = typing.NewType("ValueType", builtins.int)
+        ValueType = NewType("ValueType", int)
         V: typing_extensions.TypeAlias = ValueType
 
-    class _ModeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[ToolChoice._Mode.ValueType], builtins.type):
-        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    class _ModeEnumTypeWrapper(_EnumTypeWrapper[ToolChoice._Mode.ValueType], type):
+        DESCRIPTOR: EnumDescriptor
         MODE_UNSPECIFIED: ToolChoice._Mode.ValueType  # 0
         MODE_NONE: ToolChoice._Mode.ValueType  # 1
         MODE_AUTO: ToolChoice._Mode.ValueType  # 2
@@ -795,410 +791,402 @@ class ToolChoice(google.protobuf.message.Message):
     MODE_AUTO: ToolChoice.Mode.ValueType  # 2
     MODE_REQUIRED: ToolChoice.Mode.ValueType  # 3
 
-    MODE_FIELD_NUMBER: builtins.int
-    FUNCTION_NAME_FIELD_NUMBER: builtins.int
-    ALLOWED_TOOLS_FIELD_NUMBER: builtins.int
-    mode: Global___ToolChoice.Mode.ValueType
-    function_name: builtins.str
+    MODE_FIELD_NUMBER: int
+    FUNCTION_NAME_FIELD_NUMBER: int
+    ALLOWED_TOOLS_FIELD_NUMBER: int
+    mode: ToolChoice.Mode.ValueType
+    function_name: str
     @property
-    def allowed_tools(self) -> Global___AllowedTools: ...
+    def allowed_tools(self) -> AllowedTools: ...
     def __init__(
         self,
         *,
-        mode: Global___ToolChoice.Mode.ValueType = ...,
-        function_name: builtins.str = ...,
-        allowed_tools: Global___AllowedTools | None = ...,
+        mode: ToolChoice.Mode.ValueType = ...,
+        function_name: str = ...,
+        allowed_tools: AllowedTools | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["allowed_tools", b"allowed_tools", "choice", b"choice", "function_name", b"function_name", "mode", b"mode"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["allowed_tools", b"allowed_tools", "choice", b"choice", "function_name", b"function_name", "mode", b"mode"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["choice", b"choice"]) -> typing.Literal["mode", "function_name", "allowed_tools"] | None: ...
+    def HasField(self, field_name: Literal["allowed_tools", b"allowed_tools", "choice", b"choice", "function_name", b"function_name", "mode", b"mode"]) -> bool: ...
+    def ClearField(self, field_name: Literal["allowed_tools", b"allowed_tools", "choice", b"choice", "function_name", b"function_name", "mode", b"mode"]) -> None: ...
+    def WhichOneof(self, oneof_group: Literal["choice", b"choice"]) -> Literal["mode", "function_name", "allowed_tools"] | None: ...
 
-Global___ToolChoice: typing_extensions.TypeAlias = ToolChoice
+@final
+class AllowedTools(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class AllowedTools(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    MODE_FIELD_NUMBER: builtins.int
-    FUNCTION_NAMES_FIELD_NUMBER: builtins.int
-    mode: Global___ToolChoice.Mode.ValueType
+    MODE_FIELD_NUMBER: int
+    FUNCTION_NAMES_FIELD_NUMBER: int
+    mode: ToolChoice.Mode.ValueType
     """MODE_AUTO or MODE_REQUIRED."""
     @property
-    def function_names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def function_names(self) -> RepeatedScalarFieldContainer[str]: ...
     def __init__(
         self,
         *,
-        mode: Global___ToolChoice.Mode.ValueType = ...,
-        function_names: collections.abc.Iterable[builtins.str] | None = ...,
+        mode: ToolChoice.Mode.ValueType = ...,
+        function_names: Iterable[str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["function_names", b"function_names", "mode", b"mode"]) -> None: ...
+    def ClearField(self, field_name: Literal["function_names", b"function_names", "mode", b"mode"]) -> None: ...
 
-Global___AllowedTools: typing_extensions.TypeAlias = AllowedTools
+@final
+class ResponseFormat(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class ResponseFormat(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    TEXT_FIELD_NUMBER: builtins.int
-    JSON_OBJECT_FIELD_NUMBER: builtins.int
-    JSON_SCHEMA_FIELD_NUMBER: builtins.int
-    REGEX_FIELD_NUMBER: builtins.int
-    GRAMMAR_FIELD_NUMBER: builtins.int
-    CHOICE_FIELD_NUMBER: builtins.int
-    regex: builtins.str
+    TEXT_FIELD_NUMBER: int
+    JSON_OBJECT_FIELD_NUMBER: int
+    JSON_SCHEMA_FIELD_NUMBER: int
+    REGEX_FIELD_NUMBER: int
+    GRAMMAR_FIELD_NUMBER: int
+    CHOICE_FIELD_NUMBER: int
+    regex: str
     """A regular expression that the whole answer matches."""
-    grammar: builtins.str
+    grammar: str
     """A context-free grammar in Lark's notation."""
     @property
-    def text(self) -> Global___TextFormat: ...
+    def text(self) -> TextFormat: ...
     @property
-    def json_object(self) -> Global___JsonObjectFormat: ...
+    def json_object(self) -> JsonObjectFormat: ...
     @property
-    def json_schema(self) -> Global___JsonSchemaFormat: ...
+    def json_schema(self) -> JsonSchemaFormat: ...
     @property
-    def choice(self) -> Global___ChoiceFormat: ...
+    def choice(self) -> ChoiceFormat: ...
     def __init__(
         self,
         *,
-        text: Global___TextFormat | None = ...,
-        json_object: Global___JsonObjectFormat | None = ...,
-        json_schema: Global___JsonSchemaFormat | None = ...,
-        regex: builtins.str = ...,
-        grammar: builtins.str = ...,
-        choice: Global___ChoiceFormat | None = ...,
+        text: TextFormat | None = ...,
+        json_object: JsonObjectFormat | None = ...,
+        json_schema: JsonSchemaFormat | None = ...,
+        regex: str = ...,
+        grammar: str = ...,
+        choice: ChoiceFormat | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["choice", b"choice", "format", b"format", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex", "text", b"text"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["choice", b"choice", "format", b"format", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex", "text", b"text"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["format", b"format"]) -> typing.Literal["text", "json_object", "json_schema", "regex", "grammar", "choice"] | None: ...
+    def HasField(self, field_name: Literal["choice", b"choice", "format", b"format", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex", "text", b"text"]) -> bool: ...
+    def ClearField(self, field_name: Literal["choice", b"choice", "format", b"format", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex", "text", b"text"]) -> None: ...
+    def WhichOneof(self, oneof_group: Literal["format", b"format"]) -> Literal["text", "json_object", "json_schema", "regex", "grammar", "choice"] | None: ...
 
-Global___ResponseFormat: typing_extensions.TypeAlias = ResponseFormat
-
-@typing.final
-class TextFormat(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+@final
+class TextFormat(Message):
+    DESCRIPTOR: Descriptor
 
     def __init__(
         self,
     ) -> None: ...
 
-Global___TextFormat: typing_extensions.TypeAlias = TextFormat
-
-@typing.final
-class JsonObjectFormat(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+@final
+class JsonObjectFormat(Message):
+    DESCRIPTOR: Descriptor
 
     def __init__(
         self,
     ) -> None: ...
 
-Global___JsonObjectFormat: typing_extensions.TypeAlias = JsonObjectFormat
+@final
+class JsonSchemaFormat(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class JsonSchemaFormat(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    NAME_FIELD_NUMBER: builtins.int
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    SCHEMA_JSON_FIELD_NUMBER: builtins.int
-    STRICT_FIELD_NUMBER: builtins.int
-    name: builtins.str
-    description: builtins.str
-    schema_json: builtins.str
-    strict: builtins.bool
+    NAME_FIELD_NUMBER: int
+    DESCRIPTION_FIELD_NUMBER: int
+    SCHEMA_JSON_FIELD_NUMBER: int
+    STRICT_FIELD_NUMBER: int
+    name: str
+    description: str
+    schema_json: str
+    strict: bool
     def __init__(
         self,
         *,
-        name: builtins.str = ...,
-        description: builtins.str = ...,
-        schema_json: builtins.str = ...,
-        strict: builtins.bool | None = ...,
+        name: str = ...,
+        description: str = ...,
+        schema_json: str = ...,
+        strict: bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_strict", b"_strict", "strict", b"strict"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_strict", b"_strict", "description", b"description", "name", b"name", "schema_json", b"schema_json", "strict", b"strict"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_strict", b"_strict"]) -> typing.Literal["strict"] | None: ...
+    def HasField(self, field_name: Literal["_strict", b"_strict", "strict", b"strict"]) -> bool: ...
+    def ClearField(self, field_name: Literal["_strict", b"_strict", "description", b"description", "name", b"name", "schema_json", b"schema_json", "strict", b"strict"]) -> None: ...
+    def WhichOneof(self, oneof_group: Literal["_strict", b"_strict"]) -> Literal["strict"] | None: ...
 
-Global___JsonSchemaFormat: typing_extensions.TypeAlias = JsonSchemaFormat
-
-@typing.final
-class ChoiceFormat(google.protobuf.message.Message):
+@final
+class ChoiceFormat(Message):
     """The answer is one of these strings."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: Descriptor
 
-    CHOICES_FIELD_NUMBER: builtins.int
+    CHOICES_FIELD_NUMBER: int
     @property
-    def choices(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def choices(self) -> RepeatedScalarFieldContainer[str]: ...
     def __init__(
         self,
         *,
-        choices: collections.abc.Iterable[builtins.str] | None = ...,
+        choices: Iterable[str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["choices", b"choices"]) -> None: ...
+    def ClearField(self, field_name: Literal["choices", b"choices"]) -> None: ...
 
-Global___ChoiceFormat: typing_extensions.TypeAlias = ChoiceFormat
+@final
+class TokenLogprob(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class TokenLogprob(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    TOKEN_FIELD_NUMBER: builtins.int
-    TOKEN_BYTES_FIELD_NUMBER: builtins.int
-    LOGPROB_FIELD_NUMBER: builtins.int
-    TOKEN_ID_FIELD_NUMBER: builtins.int
-    TOP_FIELD_NUMBER: builtins.int
-    token: builtins.str
-    token_bytes: builtins.bytes
+    TOKEN_FIELD_NUMBER: int
+    TOKEN_BYTES_FIELD_NUMBER: int
+    LOGPROB_FIELD_NUMBER: int
+    TOKEN_ID_FIELD_NUMBER: int
+    TOP_FIELD_NUMBER: int
+    token: str
+    token_bytes: bytes
     """The token's own bytes, which need not be valid UTF-8."""
-    logprob: builtins.float
+    logprob: float
     """Natural logarithm of the probability before temperature."""
-    token_id: builtins.int
+    token_id: int
     @property
-    def top(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]: ...
+    def top(self) -> RepeatedCompositeFieldContainer[TokenLogprob]: ...
     def __init__(
         self,
         *,
-        token: builtins.str = ...,
-        token_bytes: builtins.bytes = ...,
-        logprob: builtins.float = ...,
-        token_id: builtins.int = ...,
-        top: collections.abc.Iterable[Global___TokenLogprob] | None = ...,
+        token: str = ...,
+        token_bytes: bytes = ...,
+        logprob: float = ...,
+        token_id: int = ...,
+        top: Iterable[TokenLogprob] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["logprob", b"logprob", "token", b"token", "token_bytes", b"token_bytes", "token_id", b"token_id", "top", b"top"]) -> None: ...
+    def ClearField(self, field_name: Literal["logprob", b"logprob", "token", b"token", "token_bytes", b"token_bytes", "token_id", b"token_id", "top", b"top"]) -> None: ...
 
-Global___TokenLogprob: typing_extensions.TypeAlias = TokenLogprob
+@final
+class Usage(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class Usage(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    PROMPT_TOKENS_FIELD_NUMBER: builtins.int
-    COMPLETION_TOKENS_FIELD_NUMBER: builtins.int
-    CACHED_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
-    REASONING_TOKENS_FIELD_NUMBER: builtins.int
-    prompt_tokens: builtins.int
-    completion_tokens: builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: int
+    COMPLETION_TOKENS_FIELD_NUMBER: int
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: int
+    REASONING_TOKENS_FIELD_NUMBER: int
+    prompt_tokens: int
+    completion_tokens: int
     """Every token generated, the one that ended the answer included."""
-    cached_prompt_tokens: builtins.int
+    cached_prompt_tokens: int
     """The part of prompt_tokens that was read from the prefix cache."""
-    reasoning_tokens: builtins.int
+    reasoning_tokens: int
     """The part of completion_tokens that a reasoning model spent thinking."""
     def __init__(
         self,
         *,
-        prompt_tokens: builtins.int = ...,
-        completion_tokens: builtins.int = ...,
-        cached_prompt_tokens: builtins.int = ...,
-        reasoning_tokens: builtins.int = ...,
+        prompt_tokens: int = ...,
+        completion_tokens: int = ...,
+        cached_prompt_tokens: int = ...,
+        reasoning_tokens: int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens"]) -> None: ...
+    def ClearField(self, field_name: Literal["cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens"]) -> None: ...
 
-Global___Usage: typing_extensions.TypeAlias = Usage
+@final
+class ChatCompletion(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class ChatCompletion(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    ID_FIELD_NUMBER: builtins.int
-    CREATE_TIME_FIELD_NUMBER: builtins.int
-    MODEL_FIELD_NUMBER: builtins.int
-    CHOICES_FIELD_NUMBER: builtins.int
-    USAGE_FIELD_NUMBER: builtins.int
-    SYSTEM_FINGERPRINT_FIELD_NUMBER: builtins.int
-    id: builtins.str
-    model: builtins.str
-    system_fingerprint: builtins.str
+    ID_FIELD_NUMBER: int
+    CREATE_TIME_FIELD_NUMBER: int
+    MODEL_FIELD_NUMBER: int
+    CHOICES_FIELD_NUMBER: int
+    USAGE_FIELD_NUMBER: int
+    SYSTEM_FINGERPRINT_FIELD_NUMBER: int
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: int
+    PROMPT_LOGPROBS_FIELD_NUMBER: int
+    id: str
+    model: str
+    system_fingerprint: str
     """Changes when the weights, the precision or the version of the service change."""
     @property
-    def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def create_time(self) -> Timestamp: ...
     @property
-    def choices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Choice]: ...
+    def choices(self) -> RepeatedCompositeFieldContainer[Choice]: ...
     @property
-    def usage(self) -> Global___Usage: ...
+    def usage(self) -> Usage: ...
+    @property
+    def prompt_token_ids(self) -> RepeatedScalarFieldContainer[int]:
+        """For `return_token_ids`."""
+
+    @property
+    def prompt_logprobs(self) -> RepeatedCompositeFieldContainer[TokenLogprob]:
+        """For `prompt_logprobs`: one for each prompt token but the first."""
+
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        model: builtins.str = ...,
-        choices: collections.abc.Iterable[Global___Choice] | None = ...,
-        usage: Global___Usage | None = ...,
-        system_fingerprint: builtins.str = ...,
+        id: str = ...,
+        create_time: Timestamp | None = ...,
+        model: str = ...,
+        choices: Iterable[Choice] | None = ...,
+        usage: Usage | None = ...,
+        system_fingerprint: str = ...,
+        prompt_token_ids: Iterable[int] | None = ...,
+        prompt_logprobs: Iterable[TokenLogprob] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["choices", b"choices", "create_time", b"create_time", "id", b"id", "model", b"model", "system_fingerprint", b"system_fingerprint", "usage", b"usage"]) -> None: ...
+    def HasField(self, field_name: Literal["create_time", b"create_time", "usage", b"usage"]) -> bool: ...
+    def ClearField(self, field_name: Literal["choices", b"choices", "create_time", b"create_time", "id", b"id", "model", b"model", "prompt_logprobs", b"prompt_logprobs", "prompt_token_ids", b"prompt_token_ids", "system_fingerprint", b"system_fingerprint", "usage", b"usage"]) -> None: ...
 
-Global___ChatCompletion: typing_extensions.TypeAlias = ChatCompletion
+@final
+class Choice(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class Choice(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    INDEX_FIELD_NUMBER: builtins.int
-    MESSAGE_FIELD_NUMBER: builtins.int
-    FINISH_REASON_FIELD_NUMBER: builtins.int
-    LOGPROBS_FIELD_NUMBER: builtins.int
-    MATCHED_STOP_FIELD_NUMBER: builtins.int
-    TOKEN_IDS_FIELD_NUMBER: builtins.int
-    index: builtins.int
-    finish_reason: Global___FinishReason.ValueType
+    INDEX_FIELD_NUMBER: int
+    MESSAGE_FIELD_NUMBER: int
+    FINISH_REASON_FIELD_NUMBER: int
+    LOGPROBS_FIELD_NUMBER: int
+    MATCHED_STOP_FIELD_NUMBER: int
+    TOKEN_IDS_FIELD_NUMBER: int
+    index: int
+    finish_reason: FinishReason.ValueType
     @property
-    def message(self) -> Global___ChatMessage: ...
+    def message(self) -> ChatMessage: ...
     @property
-    def logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]: ...
+    def logprobs(self) -> RepeatedCompositeFieldContainer[TokenLogprob]: ...
     @property
-    def matched_stop(self) -> Global___MatchedStop:
+    def matched_stop(self) -> MatchedStop:
         """What ended the answer where that was a stop string or a stop token of the request."""
 
     @property
-    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def token_ids(self) -> RepeatedScalarFieldContainer[int]: ...
     def __init__(
         self,
         *,
-        index: builtins.int = ...,
-        message: Global___ChatMessage | None = ...,
-        finish_reason: Global___FinishReason.ValueType = ...,
-        logprobs: collections.abc.Iterable[Global___TokenLogprob] | None = ...,
-        matched_stop: Global___MatchedStop | None = ...,
-        token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        index: int = ...,
+        message: ChatMessage | None = ...,
+        finish_reason: FinishReason.ValueType = ...,
+        logprobs: Iterable[TokenLogprob] | None = ...,
+        matched_stop: MatchedStop | None = ...,
+        token_ids: Iterable[int] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["matched_stop", b"matched_stop", "message", b"message"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "matched_stop", b"matched_stop", "message", b"message", "token_ids", b"token_ids"]) -> None: ...
+    def HasField(self, field_name: Literal["matched_stop", b"matched_stop", "message", b"message"]) -> bool: ...
+    def ClearField(self, field_name: Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "matched_stop", b"matched_stop", "message", b"message", "token_ids", b"token_ids"]) -> None: ...
 
-Global___Choice: typing_extensions.TypeAlias = Choice
+@final
+class MatchedStop(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class MatchedStop(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    TEXT_FIELD_NUMBER: builtins.int
-    TOKEN_ID_FIELD_NUMBER: builtins.int
-    text: builtins.str
-    token_id: builtins.int
+    TEXT_FIELD_NUMBER: int
+    TOKEN_ID_FIELD_NUMBER: int
+    text: str
+    token_id: int
     def __init__(
         self,
         *,
-        text: builtins.str = ...,
-        token_id: builtins.int = ...,
+        text: str = ...,
+        token_id: int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["stop", b"stop", "text", b"text", "token_id", b"token_id"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["stop", b"stop", "text", b"text", "token_id", b"token_id"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["stop", b"stop"]) -> typing.Literal["text", "token_id"] | None: ...
+    def HasField(self, field_name: Literal["stop", b"stop", "text", b"text", "token_id", b"token_id"]) -> bool: ...
+    def ClearField(self, field_name: Literal["stop", b"stop", "text", b"text", "token_id", b"token_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: Literal["stop", b"stop"]) -> Literal["text", "token_id"] | None: ...
 
-Global___MatchedStop: typing_extensions.TypeAlias = MatchedStop
-
-@typing.final
-class ChatCompletionChunk(google.protobuf.message.Message):
-    """One step of a streamed completion. `id`, `create_time`, `model` and `system_fingerprint` are set on
-    the first chunk only, `usage` on the last only.
+@final
+class ChatCompletionChunk(Message):
+    """One step of a streamed completion. What describes the whole of it is set on the first chunk only;
+    `usage` is set on the first, as it stands then, and on the last, as it ended.
     """
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    CREATE_TIME_FIELD_NUMBER: builtins.int
-    MODEL_FIELD_NUMBER: builtins.int
-    CHOICES_FIELD_NUMBER: builtins.int
-    USAGE_FIELD_NUMBER: builtins.int
-    SYSTEM_FINGERPRINT_FIELD_NUMBER: builtins.int
-    id: builtins.str
-    model: builtins.str
-    system_fingerprint: builtins.str
+    ID_FIELD_NUMBER: int
+    CREATE_TIME_FIELD_NUMBER: int
+    MODEL_FIELD_NUMBER: int
+    CHOICES_FIELD_NUMBER: int
+    USAGE_FIELD_NUMBER: int
+    SYSTEM_FINGERPRINT_FIELD_NUMBER: int
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: int
+    PROMPT_LOGPROBS_FIELD_NUMBER: int
+    id: str
+    model: str
+    system_fingerprint: str
     @property
-    def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def create_time(self) -> Timestamp: ...
     @property
-    def choices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ChoiceDelta]: ...
+    def choices(self) -> RepeatedCompositeFieldContainer[ChoiceDelta]: ...
     @property
-    def usage(self) -> Global___Usage: ...
+    def usage(self) -> Usage: ...
+    @property
+    def prompt_token_ids(self) -> RepeatedScalarFieldContainer[int]: ...
+    @property
+    def prompt_logprobs(self) -> RepeatedCompositeFieldContainer[TokenLogprob]: ...
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        model: builtins.str = ...,
-        choices: collections.abc.Iterable[Global___ChoiceDelta] | None = ...,
-        usage: Global___Usage | None = ...,
-        system_fingerprint: builtins.str = ...,
+        id: str = ...,
+        create_time: Timestamp | None = ...,
+        model: str = ...,
+        choices: Iterable[ChoiceDelta] | None = ...,
+        usage: Usage | None = ...,
+        system_fingerprint: str = ...,
+        prompt_token_ids: Iterable[int] | None = ...,
+        prompt_logprobs: Iterable[TokenLogprob] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["choices", b"choices", "create_time", b"create_time", "id", b"id", "model", b"model", "system_fingerprint", b"system_fingerprint", "usage", b"usage"]) -> None: ...
+    def HasField(self, field_name: Literal["create_time", b"create_time", "usage", b"usage"]) -> bool: ...
+    def ClearField(self, field_name: Literal["choices", b"choices", "create_time", b"create_time", "id", b"id", "model", b"model", "prompt_logprobs", b"prompt_logprobs", "prompt_token_ids", b"prompt_token_ids", "system_fingerprint", b"system_fingerprint", "usage", b"usage"]) -> None: ...
 
-Global___ChatCompletionChunk: typing_extensions.TypeAlias = ChatCompletionChunk
+@final
+class ChoiceDelta(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class ChoiceDelta(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    INDEX_FIELD_NUMBER: builtins.int
-    DELTA_FIELD_NUMBER: builtins.int
-    FINISH_REASON_FIELD_NUMBER: builtins.int
-    LOGPROBS_FIELD_NUMBER: builtins.int
-    NUM_TOKENS_FIELD_NUMBER: builtins.int
-    MATCHED_STOP_FIELD_NUMBER: builtins.int
-    TOKEN_IDS_FIELD_NUMBER: builtins.int
-    index: builtins.int
-    finish_reason: Global___FinishReason.ValueType
+    INDEX_FIELD_NUMBER: int
+    DELTA_FIELD_NUMBER: int
+    FINISH_REASON_FIELD_NUMBER: int
+    LOGPROBS_FIELD_NUMBER: int
+    NUM_TOKENS_FIELD_NUMBER: int
+    MATCHED_STOP_FIELD_NUMBER: int
+    TOKEN_IDS_FIELD_NUMBER: int
+    index: int
+    finish_reason: FinishReason.ValueType
     """Set on the last delta of a choice."""
-    num_tokens: builtins.int
+    num_tokens: int
     """How many tokens were generated for this delta. Their text may follow in a later delta, where it
     is held back to complete a character or to rule out a stop string.
     """
     @property
-    def delta(self) -> Global___Delta: ...
+    def delta(self) -> Delta: ...
     @property
-    def logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]: ...
+    def logprobs(self) -> RepeatedCompositeFieldContainer[TokenLogprob]: ...
     @property
-    def matched_stop(self) -> Global___MatchedStop: ...
+    def matched_stop(self) -> MatchedStop: ...
     @property
-    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def token_ids(self) -> RepeatedScalarFieldContainer[int]: ...
     def __init__(
         self,
         *,
-        index: builtins.int = ...,
-        delta: Global___Delta | None = ...,
-        finish_reason: Global___FinishReason.ValueType = ...,
-        logprobs: collections.abc.Iterable[Global___TokenLogprob] | None = ...,
-        num_tokens: builtins.int = ...,
-        matched_stop: Global___MatchedStop | None = ...,
-        token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        index: int = ...,
+        delta: Delta | None = ...,
+        finish_reason: FinishReason.ValueType = ...,
+        logprobs: Iterable[TokenLogprob] | None = ...,
+        num_tokens: int = ...,
+        matched_stop: MatchedStop | None = ...,
+        token_ids: Iterable[int] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["delta", b"delta", "matched_stop", b"matched_stop"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["delta", b"delta", "finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "matched_stop", b"matched_stop", "num_tokens", b"num_tokens", "token_ids", b"token_ids"]) -> None: ...
+    def HasField(self, field_name: Literal["delta", b"delta", "matched_stop", b"matched_stop"]) -> bool: ...
+    def ClearField(self, field_name: Literal["delta", b"delta", "finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "matched_stop", b"matched_stop", "num_tokens", b"num_tokens", "token_ids", b"token_ids"]) -> None: ...
 
-Global___ChoiceDelta: typing_extensions.TypeAlias = ChoiceDelta
+@final
+class Delta(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class Delta(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    ROLE_FIELD_NUMBER: builtins.int
-    CONTENT_FIELD_NUMBER: builtins.int
-    REASONING_CONTENT_FIELD_NUMBER: builtins.int
-    TOOL_CALLS_FIELD_NUMBER: builtins.int
-    REFUSAL_FIELD_NUMBER: builtins.int
-    role: Global___Role.ValueType
+    ROLE_FIELD_NUMBER: int
+    CONTENT_FIELD_NUMBER: int
+    REASONING_CONTENT_FIELD_NUMBER: int
+    TOOL_CALLS_FIELD_NUMBER: int
+    REFUSAL_FIELD_NUMBER: int
+    role: Role.ValueType
     """Set on the first delta of a choice."""
-    content: builtins.str
+    content: str
     """Text of any number of tokens."""
-    reasoning_content: builtins.str
-    refusal: builtins.str
+    reasoning_content: str
+    refusal: str
     @property
-    def tool_calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ToolCall]: ...
+    def tool_calls(self) -> RepeatedCompositeFieldContainer[ToolCall]:
+        """The id and the name of a call come with its first piece alone."""
+
     def __init__(
         self,
         *,
-        role: Global___Role.ValueType = ...,
-        content: builtins.str | None = ...,
-        reasoning_content: builtins.str | None = ...,
-        tool_calls: collections.abc.Iterable[Global___ToolCall] | None = ...,
-        refusal: builtins.str | None = ...,
+        role: Role.ValueType = ...,
+        content: str | None = ...,
+        reasoning_content: str | None = ...,
+        tool_calls: Iterable[ToolCall] | None = ...,
+        refusal: str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_content", b"_content", "_reasoning_content", b"_reasoning_content", "_refusal", b"_refusal", "content", b"content", "reasoning_content", b"reasoning_content", "refusal", b"refusal"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_content", b"_content", "_reasoning_content", b"_reasoning_content", "_refusal", b"_refusal", "content", b"content", "reasoning_content", b"reasoning_content", "refusal", b"refusal", "role", b"role", "tool_calls", b"tool_calls"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_content", b"_content"]) -> typing.Literal["content"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_reasoning_content", b"_reasoning_content"]) -> typing.Literal["reasoning_content"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_refusal", b"_refusal"]) -> typing.Literal["refusal"] | None: ...
-
-Global___Delta: typing_extensions.TypeAlias = Delta
+    def HasField(self, field_name: Literal["_content", b"_content", "_reasoning_content", b"_reasoning_content", "_refusal", b"_refusal", "content", b"content", "reasoning_content", b"reasoning_content", "refusal", b"refusal"]) -> bool: ...
+    def ClearField(self, field_name: Literal["_content", b"_content", "_reasoning_content", b"_reasoning_content", "_refusal", b"_refusal", "content", b"content", "reasoning_content", b"reasoning_content", "refusal", b"refusal", "role", b"role", "tool_calls", b"tool_calls"]) -> None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_content", b"_content"]) -> Literal["content"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_reasoning_content", b"_reasoning_content"]) -> Literal["reasoning_content"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_refusal", b"_refusal"]) -> Literal["refusal"] | None: ...

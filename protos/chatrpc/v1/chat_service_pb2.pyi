@@ -3,85 +3,86 @@
 isort:skip_file
 """
 
-import builtins
-import chatrpc.v1.chat_pb2
-import google.protobuf.descriptor
-import google.protobuf.message
-import sys
-import typing
+from builtins import (
+    bool,
+    int,
+)
+from chatrpc.v1.chat_pb2 import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionParams,
+)
+from google.protobuf.descriptor import (
+    Descriptor,
+    FileDescriptor,
+)
+from google.protobuf.message import (
+    Message,
+)
+from typing import (
+    Literal,
+    final,
+)
 
-if sys.version_info >= (3, 10):
-    import typing as typing_extensions
-else:
-    import typing_extensions
+DESCRIPTOR: FileDescriptor
 
-DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+@final
+class CreateChatCompletionRequest(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class CreateChatCompletionRequest(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    PARAMS_FIELD_NUMBER: builtins.int
+    PARAMS_FIELD_NUMBER: int
     @property
-    def params(self) -> chatrpc.v1.chat_pb2.ChatCompletionParams: ...
+    def params(self) -> ChatCompletionParams: ...
     def __init__(
         self,
         *,
-        params: chatrpc.v1.chat_pb2.ChatCompletionParams | None = ...,
+        params: ChatCompletionParams | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["params", b"params"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["params", b"params"]) -> None: ...
+    def HasField(self, field_name: Literal["params", b"params"]) -> bool: ...
+    def ClearField(self, field_name: Literal["params", b"params"]) -> None: ...
 
-Global___CreateChatCompletionRequest: typing_extensions.TypeAlias = CreateChatCompletionRequest
+@final
+class CreateChatCompletionResponse(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class CreateChatCompletionResponse(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    COMPLETION_FIELD_NUMBER: builtins.int
+    COMPLETION_FIELD_NUMBER: int
     @property
-    def completion(self) -> chatrpc.v1.chat_pb2.ChatCompletion: ...
+    def completion(self) -> ChatCompletion: ...
     def __init__(
         self,
         *,
-        completion: chatrpc.v1.chat_pb2.ChatCompletion | None = ...,
+        completion: ChatCompletion | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["completion", b"completion"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["completion", b"completion"]) -> None: ...
+    def HasField(self, field_name: Literal["completion", b"completion"]) -> bool: ...
+    def ClearField(self, field_name: Literal["completion", b"completion"]) -> None: ...
 
-Global___CreateChatCompletionResponse: typing_extensions.TypeAlias = CreateChatCompletionResponse
+@final
+class StreamChatCompletionRequest(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class StreamChatCompletionRequest(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    PARAMS_FIELD_NUMBER: builtins.int
+    PARAMS_FIELD_NUMBER: int
     @property
-    def params(self) -> chatrpc.v1.chat_pb2.ChatCompletionParams: ...
+    def params(self) -> ChatCompletionParams: ...
     def __init__(
         self,
         *,
-        params: chatrpc.v1.chat_pb2.ChatCompletionParams | None = ...,
+        params: ChatCompletionParams | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["params", b"params"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["params", b"params"]) -> None: ...
+    def HasField(self, field_name: Literal["params", b"params"]) -> bool: ...
+    def ClearField(self, field_name: Literal["params", b"params"]) -> None: ...
 
-Global___StreamChatCompletionRequest: typing_extensions.TypeAlias = StreamChatCompletionRequest
+@final
+class StreamChatCompletionResponse(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class StreamChatCompletionResponse(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    CHUNK_FIELD_NUMBER: builtins.int
+    CHUNK_FIELD_NUMBER: int
     @property
-    def chunk(self) -> chatrpc.v1.chat_pb2.ChatCompletionChunk: ...
+    def chunk(self) -> ChatCompletionChunk: ...
     def __init__(
         self,
         *,
-        chunk: chatrpc.v1.chat_pb2.ChatCompletionChunk | None = ...,
+        chunk: ChatCompletionChunk | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["chunk", b"chunk", "event", b"event"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "event", b"event"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["chunk"] | None: ...
-
-Global___StreamChatCompletionResponse: typing_extensions.TypeAlias = StreamChatCompletionResponse
+    def HasField(self, field_name: Literal["chunk", b"chunk", "event", b"event"]) -> bool: ...
+    def ClearField(self, field_name: Literal["chunk", b"chunk", "event", b"event"]) -> None: ...
+    def WhichOneof(self, oneof_group: Literal["event", b"event"]) -> Literal["chunk"] | None: ...

@@ -66,7 +66,8 @@ class ChatServiceServicer(object):
 
     def StreamChatCompletion(self, request, context):
         """Answers with the completion as it is generated. The initial metadata is sent when the request has
-        been admitted: a refusal comes before it, and can be retried elsewhere.
+        been admitted, and says so with the key `chatrpc-admitted`: a refusal comes before it, and can be
+        retried elsewhere.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -93,7 +93,8 @@ class ChatServiceStub(typing.Generic[_ChatServiceCreateChatCompletionType, _Chat
 
     StreamChatCompletion: _ChatServiceStreamChatCompletionType
     """Answers with the completion as it is generated. The initial metadata is sent when the request has
-    been admitted: a refusal comes before it, and can be retried elsewhere.
+    been admitted, and says so with the key `chatrpc-admitted`: a refusal comes before it, and can be
+    retried elsewhere.
     """
 
 ChatServiceAsyncStub: typing_extensions.TypeAlias = ChatServiceStub[
@@ -129,7 +130,8 @@ class ChatServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[chatrpc.v1.chat_service_pb2.StreamChatCompletionResponse], collections.abc.AsyncIterator[chatrpc.v1.chat_service_pb2.StreamChatCompletionResponse]]:
         """Answers with the completion as it is generated. The initial metadata is sent when the request has
-        been admitted: a refusal comes before it, and can be retried elsewhere.
+        been admitted, and says so with the key `chatrpc-admitted`: a refusal comes before it, and can be
+        retried elsewhere.
         """
 
 def add_ChatServiceServicer_to_server(servicer: ChatServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -3,25 +3,35 @@
 isort:skip_file
 """
 
-import builtins
-import google.protobuf.descriptor
-import google.protobuf.internal.enum_type_wrapper
 import sys
-import typing
 
 if sys.version_info >= (3, 10):
     import typing as typing_extensions
 else:
     import typing_extensions
+from builtins import (
+    int,
+    type,
+)
+from google.protobuf.descriptor import (
+    EnumDescriptor,
+    FileDescriptor,
+)
+from google.protobuf.internal.enum_type_wrapper import (
+    _EnumTypeWrapper,
+)
+from typing import (
+    NewType,
+)
 
-DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+DESCRIPTOR: FileDescriptor
 
 class _ErrorReason:
-    ValueType = typing.NewType("ValueType", builtins.int)
+    ValueType = NewType("ValueType", int)
     V: typing_extensions.TypeAlias = ValueType
 
-class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ErrorReason.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type):
+    DESCRIPTOR: EnumDescriptor
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 1
     """INVALID_ARGUMENT, with a `google.rpc.BadRequest` that names the fields.
@@ -93,4 +103,3 @@ The engine has failed; the service is about to exit.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 41
 """Unforeseen. The details are in the service's log under the request id."""
-Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason

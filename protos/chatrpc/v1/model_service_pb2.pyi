@@ -3,232 +3,229 @@
 isort:skip_file
 """
 
-import builtins
-import chatrpc.v1.chat_pb2
-import collections.abc
-import google.protobuf.descriptor
-import google.protobuf.internal.containers
-import google.protobuf.message
-import google.protobuf.timestamp_pb2
-import sys
-import typing
+from builtins import (
+    bool,
+    int,
+    str,
+)
+from chatrpc.v1.chat_pb2 import (
+    ChatMessage,
+    PromptOptions,
+)
+from collections.abc import (
+    Iterable,
+)
+from google.protobuf.descriptor import (
+    Descriptor,
+    FileDescriptor,
+)
+from google.protobuf.internal.containers import (
+    RepeatedCompositeFieldContainer,
+    RepeatedScalarFieldContainer,
+)
+from google.protobuf.message import (
+    Message,
+)
+from google.protobuf.timestamp_pb2 import (
+    Timestamp,
+)
+from typing import (
+    Literal,
+    final,
+    overload,
+)
 
-if sys.version_info >= (3, 10):
-    import typing as typing_extensions
-else:
-    import typing_extensions
+DESCRIPTOR: FileDescriptor
 
-DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+@final
+class Model(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class Model(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    ID_FIELD_NUMBER: builtins.int
-    CREATE_TIME_FIELD_NUMBER: builtins.int
-    OWNED_BY_FIELD_NUMBER: builtins.int
-    MAX_MODEL_LEN_FIELD_NUMBER: builtins.int
-    ALIASES_FIELD_NUMBER: builtins.int
-    ROOT_FIELD_NUMBER: builtins.int
-    id: builtins.str
-    owned_by: builtins.str
-    max_model_len: builtins.int
+    ID_FIELD_NUMBER: int
+    CREATE_TIME_FIELD_NUMBER: int
+    OWNED_BY_FIELD_NUMBER: int
+    MAX_MODEL_LEN_FIELD_NUMBER: int
+    ALIASES_FIELD_NUMBER: int
+    ROOT_FIELD_NUMBER: int
+    id: str
+    owned_by: str
+    max_model_len: int
     """Prompt and answer together, in tokens."""
-    root: builtins.str
+    root: str
     """Where the weights came from: a hub id or a name; never a path."""
     @property
-    def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def create_time(self) -> Timestamp: ...
     @property
-    def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def aliases(self) -> RepeatedScalarFieldContainer[str]: ...
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        owned_by: builtins.str = ...,
-        max_model_len: builtins.int = ...,
-        aliases: collections.abc.Iterable[builtins.str] | None = ...,
-        root: builtins.str = ...,
+        id: str = ...,
+        create_time: Timestamp | None = ...,
+        owned_by: str = ...,
+        max_model_len: int = ...,
+        aliases: Iterable[str] | None = ...,
+        root: str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "create_time", b"create_time", "id", b"id", "max_model_len", b"max_model_len", "owned_by", b"owned_by", "root", b"root"]) -> None: ...
+    def HasField(self, field_name: Literal["create_time", b"create_time"]) -> bool: ...
+    def ClearField(self, field_name: Literal["aliases", b"aliases", "create_time", b"create_time", "id", b"id", "max_model_len", b"max_model_len", "owned_by", b"owned_by", "root", b"root"]) -> None: ...
 
-Global___Model: typing_extensions.TypeAlias = Model
+@final
+class ListModelsRequest(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class ListModelsRequest(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    PAGE_SIZE_FIELD_NUMBER: builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    page_size: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: int
+    PAGE_TOKEN_FIELD_NUMBER: int
+    page_size: int
     """At most 1000. Absent or 0: 100."""
-    page_token: builtins.str
+    page_token: str
     """`next_page_token` of the page before."""
     def __init__(
         self,
         *,
-        page_size: builtins.int = ...,
-        page_token: builtins.str = ...,
+        page_size: int = ...,
+        page_token: str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    def ClearField(self, field_name: Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
 
-Global___ListModelsRequest: typing_extensions.TypeAlias = ListModelsRequest
+@final
+class ListModelsResponse(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class ListModelsResponse(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    MODELS_FIELD_NUMBER: builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    next_page_token: builtins.str
+    MODELS_FIELD_NUMBER: int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: int
+    next_page_token: str
     """Empty on the last page."""
     @property
-    def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Model]: ...
+    def models(self) -> RepeatedCompositeFieldContainer[Model]: ...
     def __init__(
         self,
         *,
-        models: collections.abc.Iterable[Global___Model] | None = ...,
-        next_page_token: builtins.str = ...,
+        models: Iterable[Model] | None = ...,
+        next_page_token: str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["models", b"models", "next_page_token", b"next_page_token"]) -> None: ...
+    def ClearField(self, field_name: Literal["models", b"models", "next_page_token", b"next_page_token"]) -> None: ...
 
-Global___ListModelsResponse: typing_extensions.TypeAlias = ListModelsResponse
+@final
+class GetModelRequest(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class GetModelRequest(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: int
+    id: str
     """An id or an alias."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
+        id: str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
+    def ClearField(self, field_name: Literal["id", b"id"]) -> None: ...
 
-Global___GetModelRequest: typing_extensions.TypeAlias = GetModelRequest
+@final
+class GetModelResponse(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class GetModelResponse(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    MODEL_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: int
     @property
-    def model(self) -> Global___Model: ...
+    def model(self) -> Model: ...
     def __init__(
         self,
         *,
-        model: Global___Model | None = ...,
+        model: Model | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model"]) -> None: ...
+    def HasField(self, field_name: Literal["model", b"model"]) -> bool: ...
+    def ClearField(self, field_name: Literal["model", b"model"]) -> None: ...
 
-Global___GetModelResponse: typing_extensions.TypeAlias = GetModelResponse
+@final
+class TokenizeRequest(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class TokenizeRequest(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    MODEL_FIELD_NUMBER: builtins.int
-    TEXT_FIELD_NUMBER: builtins.int
-    CONVERSATION_FIELD_NUMBER: builtins.int
-    ADD_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
-    model: builtins.str
-    text: builtins.str
-    add_special_tokens: builtins.bool
+    MODEL_FIELD_NUMBER: int
+    TEXT_FIELD_NUMBER: int
+    CONVERSATION_FIELD_NUMBER: int
+    ADD_SPECIAL_TOKENS_FIELD_NUMBER: int
+    model: str
+    text: str
+    add_special_tokens: bool
     """Put the model's own start and end tokens around `text`. Absent: true."""
     @property
-    def conversation(self) -> Global___Conversation: ...
+    def conversation(self) -> Conversation: ...
     def __init__(
         self,
         *,
-        model: builtins.str = ...,
-        text: builtins.str = ...,
-        conversation: Global___Conversation | None = ...,
-        add_special_tokens: builtins.bool | None = ...,
+        model: str = ...,
+        text: str = ...,
+        conversation: Conversation | None = ...,
+        add_special_tokens: bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "conversation", b"conversation", "input", b"input", "text", b"text"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "conversation", b"conversation", "input", b"input", "model", b"model", "text", b"text"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_add_special_tokens", b"_add_special_tokens"]) -> typing.Literal["add_special_tokens"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["input", b"input"]) -> typing.Literal["text", "conversation"] | None: ...
+    def HasField(self, field_name: Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "conversation", b"conversation", "input", b"input", "text", b"text"]) -> bool: ...
+    def ClearField(self, field_name: Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "conversation", b"conversation", "input", b"input", "model", b"model", "text", b"text"]) -> None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_add_special_tokens", b"_add_special_tokens"]) -> Literal["add_special_tokens"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["input", b"input"]) -> Literal["text", "conversation"] | None: ...
 
-Global___TokenizeRequest: typing_extensions.TypeAlias = TokenizeRequest
+@final
+class Conversation(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class Conversation(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    MESSAGES_FIELD_NUMBER: builtins.int
-    PROMPT_FIELD_NUMBER: builtins.int
+    MESSAGES_FIELD_NUMBER: int
+    PROMPT_FIELD_NUMBER: int
     @property
-    def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[chatrpc.v1.chat_pb2.ChatMessage]: ...
+    def messages(self) -> RepeatedCompositeFieldContainer[ChatMessage]: ...
     @property
-    def prompt(self) -> chatrpc.v1.chat_pb2.PromptOptions: ...
+    def prompt(self) -> PromptOptions: ...
     def __init__(
         self,
         *,
-        messages: collections.abc.Iterable[chatrpc.v1.chat_pb2.ChatMessage] | None = ...,
-        prompt: chatrpc.v1.chat_pb2.PromptOptions | None = ...,
+        messages: Iterable[ChatMessage] | None = ...,
+        prompt: PromptOptions | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["prompt", b"prompt"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["messages", b"messages", "prompt", b"prompt"]) -> None: ...
+    def HasField(self, field_name: Literal["prompt", b"prompt"]) -> bool: ...
+    def ClearField(self, field_name: Literal["messages", b"messages", "prompt", b"prompt"]) -> None: ...
 
-Global___Conversation: typing_extensions.TypeAlias = Conversation
+@final
+class TokenizeResponse(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class TokenizeResponse(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    TOKEN_IDS_FIELD_NUMBER: builtins.int
-    MAX_MODEL_LEN_FIELD_NUMBER: builtins.int
-    max_model_len: builtins.int
+    TOKEN_IDS_FIELD_NUMBER: int
+    MAX_MODEL_LEN_FIELD_NUMBER: int
+    max_model_len: int
     @property
-    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def token_ids(self) -> RepeatedScalarFieldContainer[int]: ...
     def __init__(
         self,
         *,
-        token_ids: collections.abc.Iterable[builtins.int] | None = ...,
-        max_model_len: builtins.int = ...,
+        token_ids: Iterable[int] | None = ...,
+        max_model_len: int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_model_len", b"max_model_len", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: Literal["max_model_len", b"max_model_len", "token_ids", b"token_ids"]) -> None: ...
 
-Global___TokenizeResponse: typing_extensions.TypeAlias = TokenizeResponse
+@final
+class DetokenizeRequest(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class DetokenizeRequest(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    MODEL_FIELD_NUMBER: builtins.int
-    TOKEN_IDS_FIELD_NUMBER: builtins.int
-    model: builtins.str
+    MODEL_FIELD_NUMBER: int
+    TOKEN_IDS_FIELD_NUMBER: int
+    model: str
     @property
-    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def token_ids(self) -> RepeatedScalarFieldContainer[int]: ...
     def __init__(
         self,
         *,
-        model: builtins.str = ...,
-        token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        model: str = ...,
+        token_ids: Iterable[int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: Literal["model", b"model", "token_ids", b"token_ids"]) -> None: ...
 
-Global___DetokenizeRequest: typing_extensions.TypeAlias = DetokenizeRequest
+@final
+class DetokenizeResponse(Message):
+    DESCRIPTOR: Descriptor
 
-@typing.final
-class DetokenizeResponse(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    TEXT_FIELD_NUMBER: builtins.int
-    text: builtins.str
+    TEXT_FIELD_NUMBER: int
+    text: str
     def __init__(
         self,
         *,
-        text: builtins.str = ...,
+        text: str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["text", b"text"]) -> None: ...
-
-Global___DetokenizeResponse: typing_extensions.TypeAlias = DetokenizeResponse
+    def ClearField(self, field_name: Literal["text", b"text"]) -> None: ...

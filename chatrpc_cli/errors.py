@@ -1,0 +1,41 @@
+"""How a failed call reads in a terminal."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import grpc
+import typer
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+
+@contextmanager
+def reporting(target: str) -> Iterator[None]:
+    """A call to `target` that fails inside is reported and ends the command with exit code 1."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        report(error, target)
+        raise typer.Exit(1) from None
+
+
+def report(error: grpc.RpcError, target: str) -> None:
+    """Write to stderr what went wrong, as `error: <message> [CODE/REASON]`."""
+    call = cast("grpc.Call", error)  # every RpcError that grpcio raises has its methods
+    code, reason = call.code(), _reason(call)
+    message = " ".join((call.details() or "").split())
+    if code is grpc.StatusCode.UNAVAILABLE and not reason:  # not the service's own words
+        message = f"no connection to {target}: {message}"
+    origin = f"{code.name}/{reason}" if reason else code.name
+    typer.echo(f"error: {message} [{origin}]", err=True)
+
+
+def _reason(call: grpc.Call) -> str:
+    """The reason in the status's ErrorInfo; empty where there is none."""
+    status = rpc_status.from_call(call)
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details if status else ():
+        if detail.Unpack(info):
+            break
+    return str(info.reason)

@@ -1,0 +1,52 @@
+"""The models a service serves: listed, and laid out for people and for machines."""
+
+import json
+from collections.abc import Iterable, Iterator
+
+import grpc
+from google.protobuf.json_format import MessageToDict
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from chatrpc.v1 import model_service_pb2, model_service_pb2_grpc
+
+
+def served(channel: grpc.Channel) -> Iterator[model_service_pb2.Model]:
+    """Every model served; a page is fetched when the one before is used up."""
+    stub = model_service_pb2_grpc.ModelServiceStub(channel)
+    request = model_service_pb2.ListModelsRequest()
+    while True:
+        page = stub.ListModels(request)
+        yield from page.models
+        if not page.next_page_token:
+            return
+        request.page_token = page.next_page_token
+
+
+def as_table(models: Iterable[model_service_pb2.Model]) -> Table:
+    """One row a model."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("model", overflow="fold")
+    table.add_column("context", justify="right")
+    table.add_column("aliases", overflow="fold")
+    table.add_column("weights", overflow="fold")
+    for model in models:
+        cells = model.id, f"{model.max_model_len:,}", ", ".join(model.aliases), model.root
+        table.add_row(*map(Text, cells))  # a plain string would be read as rich markup
+    return table
+
+
+def as_json(models: Iterable[model_service_pb2.Model]) -> str:
+    """A JSON array of `chatrpc.v1.Model`, every field present, under the names of the proto."""
+    return json.dumps(
+        [
+            MessageToDict(
+                model,
+                preserving_proto_field_name=True,
+                always_print_fields_with_no_presence=True,
+            )
+            for model in models
+        ],
+        indent=2,
+    )

@@ -1,0 +1,133 @@
+"""A service and a gateway on this machine: their commands, their readiness, the banner."""
+
+import asyncio
+import http.client
+import json
+import shlex
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+
+import grpc
+import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from chatrpc.v1 import model_service_pb2, model_service_pb2_grpc
+from chatrpc_cli.supervisor import supervise
+
+POLL_S = 0.2
+# The service may load for half a minute, in which gRPC's own backoff would grow to as much; and a
+# proxy has no business between two processes of one machine.
+CHANNEL_OPTIONS = [("grpc.max_reconnect_backoff_ms", 200), ("grpc.enable_http_proxy", 0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One service with one gateway, both listening on `host`. No model: the service's default."""
+
+    host: str
+    http_port: int
+    grpc_port: int
+    model: str | None
+
+    @property
+    def local_host(self) -> str:
+        """A host under which this machine reaches what listens on `host`."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+
+    @property
+    def http_address(self) -> str:
+        return _address(self.local_host, self.http_port)
+
+    @property
+    def grpc_address(self) -> str:
+        return _address(self.local_host, self.grpc_port)
+
+    def service_command(self) -> list[str]:
+        model = ["--model", self.model] if self.model else []
+        listen = ["--host", self.host, "--port", str(self.grpc_port)]
+        return [sys.executable, "-m", "service", *model, *listen]
+
+    def gateway_command(self) -> list[str]:
+        listen = ["--host", self.host, "--port", str(self.http_port)]
+        return [sys.executable, "-m", "gateway_http", *listen, "--upstream", self.grpc_address]
+
+
+def run(stack: Stack) -> int:
+    """Serve until a signal comes or a process dies; returns the exit code."""
+    # Whoever has a port already could pass for the process we start there, and be announced.
+    for port in (stack.http_port, stack.grpc_port):
+        try:
+            _try_to_listen(stack.host, port)
+        except OSError as error:
+            typer.echo(f"error: {_address(stack.host, port)}: {error.strerror}", err=True)
+            return 1
+    return asyncio.run(
+        supervise(stack.service_command(), stack.gateway_command(), lambda: _announce(stack))
+    )
+
+
+async def _announce(stack: Stack) -> None:
+    """Print the banner when both are ready."""
+    model = await _ready_model(stack.grpc_address)
+    await _gateway_ready(stack.local_host, stack.http_port)
+    typer.echo(_banner(stack, model))
+
+
+async def _ready_model(target: str) -> str:
+    """Wait until the service is ready; returns the id of the first model it serves."""
+    async with grpc.aio.insecure_channel(target, CHANNEL_OPTIONS) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        models = model_service_pb2_grpc.ModelServiceStub(channel)
+        while True:
+            with suppress(grpc.RpcError):
+                check = await health.Check(  # type: ignore[attr-defined]  # not in the stubs
+                    health_pb2.HealthCheckRequest(service="readiness")
+                )
+                if check.status == health_pb2.HealthCheckResponse.SERVING:
+                    page = await models.ListModels(model_service_pb2.ListModelsRequest())
+                    return str(page.models[0].id)
+            await asyncio.sleep(POLL_S)
+
+
+async def _gateway_ready(host: str, port: int) -> None:
+    """Wait until the gateway is ready. The thread is freed by the gateway's end at the latest."""
+    while True:
+        if await asyncio.to_thread(_is_gateway_ready, host, port):
+            return
+        await asyncio.sleep(POLL_S)
+
+
+def _is_gateway_ready(host: str, port: int) -> bool:
+    connection = http.client.HTTPConnection(host, port)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _banner(stack: Stack, model: str) -> str:
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
+    url = f"http://{stack.http_address}/v1"
+    return (
+        f"{model} is ready\n"
+        f"  HTTP  {url}\n"
+        f"  gRPC  {stack.grpc_address}\n"
+        f"Try it:\n"
+        f"  curl {url}/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}"
+    )
+
+
+def _try_to_listen(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as both servers do
+        listener.bind((host, port))
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

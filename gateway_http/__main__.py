@@ -1,0 +1,66 @@
+"""Run the gateway: `python -m gateway_http --upstream host:port`."""
+
+import signal
+import socket
+import sys
+
+import structlog
+import uvicorn
+
+from gateway_http.app import build_app
+from gateway_http.config import Settings
+from process import logs
+from process.settings import ConfigError
+
+_log = structlog.get_logger("gateway_http")
+
+
+def main() -> None:
+    try:
+        settings = Settings.load(sys.argv[1:])
+        listener = _listen(settings)
+    except (ConfigError, OSError) as error:
+        sys.exit(f"error: {error}")
+    logs.configure(settings.log_level, settings.log_format)
+    host, port = listener.getsockname()[:2]
+    _log.info("listening", host=host, port=port, upstream=settings.upstream)
+    _exit_zero_on_signals()
+    _server(settings).run(sockets=[listener])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Bind before anything else starts, so that a taken port is one line and not a half-start."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+        ) from None
+
+
+def _server(settings: Settings) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            build_app(settings),
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.shutdown_grace_s,
+        )
+    )
+
+
+def _exit_zero_on_signals() -> None:
+    """uvicorn drains on a signal and then raises it again, for whoever had handled it before."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+
+
+if __name__ == "__main__":
+    main()

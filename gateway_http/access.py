@@ -1,0 +1,128 @@
+"""What every request gets, whatever its route: an id, a clean path, a log line and its counts."""
+
+import re
+import time
+import uuid
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway_http.clients import json_response
+from gateway_http.errors import from_exception
+from gateway_http.metrics import Metrics
+
+_log = structlog.get_logger(__name__)
+
+_CLIENT_CLOSED_REQUEST = 499
+_MAX_REQUEST_ID = 128
+# https://www.w3.org/TR/trace-context/#traceparent-header
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+# Called every few seconds by machines that keep their own record.
+_QUIET_ROUTES = {"/healthz", "/readyz", "/health", "/v1/health", "/metrics"}
+
+
+class Access:
+    """ASGI middleware. Failures end here as OpenAI's error object, unless the answer has begun.
+
+    It leaves `call_metadata` in the request's state: what goes along with calls to the service.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = _request_id(headers)
+        scope["path"] = "/" + "/".join(filter(None, scope["path"].split("/")))
+        scope["state"]["call_metadata"] = [("x-request-id", request_id), *_trace(headers)]
+        exchange = _Exchange(send, request_id)
+        with (
+            structlog.contextvars.bound_contextvars(request_id=request_id),
+            self._metrics.in_flight.track_inprogress(),
+        ):
+            try:
+                await self._serve(scope, receive, exchange)
+            finally:
+                self._record(scope, exchange)
+
+    async def _serve(self, scope: Scope, receive: Receive, exchange: "_Exchange") -> None:
+        try:
+            await self._app(scope, receive, exchange.send)
+        except ClientDisconnect:
+            exchange.status = _CLIENT_CLOSED_REQUEST
+        except Exception as error:
+            if exchange.first_byte_s is not None:
+                raise
+            answer = from_exception(error)
+            response = json_response(answer.body, answer.status, answer.headers)
+            await response(scope, receive, exchange.send)
+
+    def _record(self, scope: Scope, exchange: "_Exchange") -> None:
+        route, duration_s = _route(scope), exchange.elapsed_s()
+        self._metrics.requests.labels(route, exchange.status).inc()
+        self._metrics.duration_s.labels(route).observe(duration_s)
+        if exchange.first_byte_s is not None:
+            self._metrics.first_byte_s.labels(route).observe(exchange.first_byte_s)
+        if exchange.status == _CLIENT_CLOSED_REQUEST:
+            self._metrics.disconnects.labels(route).inc()
+        log = _log.debug if route in _QUIET_ROUTES else _log.info
+        log(
+            "request",
+            method=scope["method"],
+            route=route,
+            status=exchange.status,
+            duration_ms=round(duration_s * 1000, 1),
+        )
+
+
+class _Exchange:
+    """One request's answer on its way out."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self._started_at_s = time.perf_counter()
+        self.first_byte_s: float | None = None
+        self.status = _CLIENT_CLOSED_REQUEST  # until a head is sent
+
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._started_at_s
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.first_byte_s = self.elapsed_s()
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self._request_id
+            headers["openai-processing-ms"] = str(round(self.first_byte_s * 1000))
+        await self._send(message)
+
+
+def _request_id(headers: Headers) -> str:
+    """The client's own, as far as it is fit for headers and logs; else a new one."""
+    for name in ("x-request-id", "x-client-request-id"):
+        sent = re.sub(r"[^\x21-\x7e]", "", headers.get(name, ""))
+        if sent:
+            return sent[:_MAX_REQUEST_ID]
+    return f"req_{uuid.uuid4().hex}"
+
+
+def _trace(headers: Headers) -> list[tuple[str, str]]:
+    traceparent = headers.get("traceparent", "")
+    return [("traceparent", traceparent)] if _TRACEPARENT.fullmatch(traceparent) else []
+
+
+def _route(scope: Scope) -> str:
+    """The route's pattern: what clients make up must not become label values."""
+    if "endpoint" not in scope:
+        return "unmatched"
+    path: str = scope["path"]
+    for name, value in scope["path_params"].items():
+        path = f"{path.removesuffix(value)}{{{name}}}"
+    return path

@@ -1,0 +1,83 @@
+"""The application: routes, what surrounds them, and the service behind them."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway_http.access import Access
+from gateway_http.config import Settings
+from gateway_http.metrics import Metrics
+from gateway_http.protocol.error import ApiError
+from gateway_http.routes import models, probes
+from gateway_http.routes.chat import ChatCompletions
+from gateway_http.upstreams import Upstream
+
+
+def build_app(settings: Settings) -> Starlette:
+    metrics = Metrics()
+    app = Starlette(
+        routes=_routes(settings, metrics),
+        middleware=[Middleware(Access, metrics=metrics)],
+        exception_handlers={HTTPException: _unrouted},
+        lifespan=_lifespan(settings),
+    )
+    app.state.metrics = metrics
+    return app
+
+
+def _routes(settings: Settings, metrics: Metrics) -> list[Route]:
+    """Each route of the API stands bare as well: some clients' base URL lacks the `/v1`."""
+    chat = ChatCompletions(settings, metrics)
+    api: dict[str, tuple[str, Any]] = {
+        "/chat/completions": ("POST", chat),
+        "/models": ("GET", models.list_models),
+        "/models/{model_id:path}": ("GET", models.retrieve_model),
+        "/health": ("GET", probes.readyz),
+    }
+    return [
+        *(
+            Route(prefix + path, endpoint, methods=[method])
+            for path, (method, endpoint) in api.items()
+            for prefix in ("/v1", "")
+        ),
+        Route("/healthz", probes.healthz),
+        Route("/readyz", probes.readyz),
+        Route("/metrics", probes.metrics),
+    ]
+
+
+def _lifespan(
+    settings: Settings,
+) -> Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]:
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
+        upstream = Upstream(settings.upstream)
+        try:
+            yield {"upstream": upstream}
+        finally:
+            await upstream.close()
+
+    return lifespan
+
+
+async def _unrouted(request: Request, error: Exception) -> Response:
+    """No such path, or not with this method."""
+    if not isinstance(error, HTTPException):
+        raise error
+    if error.status_code != 405:
+        raise ApiError(404, f"Invalid URL ({request.method} {request.url.path})")
+    if request.method == "OPTIONS":
+        return Response(status_code=204, headers=error.headers)
+    raise ApiError(
+        405,
+        f"Method not allowed ({request.method} {request.url.path})",
+        code="method_not_supported",
+        headers=error.headers,
+    )

@@ -1,0 +1,1 @@
+"""Pure functions between OpenAI's JSON and the wire."""

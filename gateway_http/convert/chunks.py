@@ -1,0 +1,139 @@
+"""From the wire's stream of chunks to OpenAI's, in the order that its clients rely on.
+
+role of choice 0, role of choice 1, ...    with the first token of any choice
+content of the choices, as it comes
+a finish reason with an empty delta        one for each choice
+usage without choices                      where it was asked for
+"""
+
+from msgspec import UNSET, UnsetType
+
+from chatrpc.v1 import chat_pb2
+from gateway_http.convert import answers
+from gateway_http.protocol import response as openai
+
+
+class ChunkStream:
+    """The chunks of one streamed completion.
+
+    With `running_usage`, every chunk tells the tokens counted so far.
+    """
+
+    def __init__(self, n: int, include_usage: bool, running_usage: bool) -> None:
+        self._n = n
+        self._include_usage = include_usage
+        self._running_usage = include_usage and running_usage
+        self._head = chat_pb2.ChatCompletionChunk()
+        self._usage = chat_pb2.Usage()
+        self.is_started = False
+
+    def push(self, chunk: chat_pb2.ChatCompletionChunk) -> list[openai.ChatCompletionChunk]:
+        """OpenAI's chunks for one of the wire's; none while no token has been generated."""
+        if chunk.id:
+            self._head = chunk
+        deltas = [delta for delta in chunk.choices if _has_output(delta)]
+        self._usage.completion_tokens += sum(delta.num_tokens for delta in deltas)
+        if chunk.HasField("usage"):
+            self._usage = chunk.usage
+        choices = [choice for delta in deltas for choice in _choices(delta)]
+        if deltas and not self.is_started:
+            self.is_started = True
+            choices = [*_roles(self._n), *choices]
+        return [self._chunk([choice], self._usage_so_far()) for choice in choices]
+
+    def finish(self) -> list[openai.ChatCompletionChunk]:
+        """What follows the last of the wire's chunks."""
+        return [self._chunk([], answers.usage(self._usage))] if self._include_usage else []
+
+    def _usage_so_far(self) -> openai.Usage | UnsetType | None:
+        if self._running_usage:
+            return answers.usage(self._usage)
+        return None if self._include_usage else UNSET
+
+    def _chunk(
+        self, choices: list[openai.ChunkChoice], usage: openai.Usage | UnsetType | None
+    ) -> openai.ChatCompletionChunk:
+        return openai.ChatCompletionChunk(
+            id=self._head.id,
+            created=self._head.create_time.seconds,
+            model=self._head.model,
+            choices=choices,
+            usage=usage,
+            system_fingerprint=self._head.system_fingerprint or UNSET,
+        )
+
+
+def _has_output(delta: chat_pb2.ChoiceDelta) -> bool:
+    return bool(delta.num_tokens or delta.finish_reason or _has_content(delta))
+
+
+def _has_content(delta: chat_pb2.ChoiceDelta) -> bool:
+    said = delta.delta
+    return bool(
+        said.content
+        or said.reasoning_content
+        or said.tool_calls
+        or said.refusal
+        or delta.logprobs
+        or delta.token_ids
+    )
+
+
+def _roles(n: int) -> list[openai.ChunkChoice]:
+    return [
+        openai.ChunkChoice(
+            index=index, delta=openai.Delta(role="assistant", content="", refusal=None)
+        )
+        for index in range(n)
+    ]
+
+
+def _choices(delta: chat_pb2.ChoiceDelta) -> list[openai.ChunkChoice]:
+    """The content of a delta and its finish reason, which clients want apart."""
+    choices = []
+    if _has_content(delta):
+        choices.append(
+            openai.ChunkChoice(
+                index=delta.index,
+                delta=_delta(delta.delta),
+                logprobs=answers.logprobs(delta.logprobs),
+                token_ids=list(delta.token_ids) or UNSET,
+            )
+        )
+    if delta.finish_reason:
+        choices.append(
+            openai.ChunkChoice(
+                index=delta.index,
+                delta=openai.Delta(),
+                finish_reason=answers.finish_reason(delta.finish_reason),
+                stop_reason=answers.stop_reason(delta.matched_stop),
+            )
+        )
+    return choices
+
+
+def _delta(said: chat_pb2.Delta) -> openai.Delta:
+    is_text = not (said.reasoning_content or said.tool_calls or said.refusal)
+    return openai.Delta(
+        # Log probabilities of a token whose text is still held back come with an empty text.
+        content=said.content if said.content or is_text else UNSET,
+        refusal=said.refusal or UNSET,
+        reasoning_content=said.reasoning_content or UNSET,
+        tool_calls=[_tool_call(call) for call in said.tool_calls] or UNSET,
+    )
+
+
+def _tool_call(call: chat_pb2.ToolCall) -> openai.ToolCall:
+    """The first piece of a call has its id, its type and its name; clients concatenate these, so
+    no later piece may repeat them.
+    """
+    if not call.id:
+        return openai.ToolCall(
+            index=call.index, function=openai.FunctionCall(call.function.arguments_json)
+        )
+    return openai.ToolCall(
+        index=call.index,
+        id=call.id,
+        type="function",
+        function=openai.FunctionCall(call.function.arguments_json, call.function.name),
+    )

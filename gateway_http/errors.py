@@ -1,0 +1,144 @@
+"""From a failed call to the service, or any other failure, to OpenAI's error object.
+
+The words of the service reach the client; those of the gRPC library, which name addresses, do not.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import grpc
+import structlog
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from gateway_http.protocol.error import ApiError
+from gateway_http.protocol.params import param_of
+
+_log = structlog.get_logger(__name__)
+
+_DOMAIN = "chatrpc"
+
+
+class _Answer(NamedTuple):
+    """What a gRPC status is over HTTP: status, OpenAI's type and code, and words if it has none."""
+
+    status: int
+    kind: str
+    code: str | None
+    message: str
+
+
+_INVALID = _Answer(400, "invalid_request_error", "invalid_value", "The request is invalid.")
+_INTERNAL = _Answer(500, "server_error", "server_error", "The server had an error.")
+_ANSWERS = {
+    grpc.StatusCode.INVALID_ARGUMENT: _INVALID,
+    grpc.StatusCode.OUT_OF_RANGE: _INVALID,
+    grpc.StatusCode.FAILED_PRECONDITION: _INVALID,
+    grpc.StatusCode.UNIMPLEMENTED: _Answer(
+        400, "invalid_request_error", "unsupported_value", "The service does not offer this."
+    ),
+    grpc.StatusCode.UNAUTHENTICATED: _Answer(
+        401, "invalid_request_error", "invalid_api_key", "The credentials are missing or invalid."
+    ),
+    grpc.StatusCode.PERMISSION_DENIED: _Answer(
+        403, "invalid_request_error", "permission_denied", "This is not permitted."
+    ),
+    grpc.StatusCode.NOT_FOUND: _Answer(
+        404, "invalid_request_error", "not_found", "There is no such thing here."
+    ),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: _Answer(
+        429, "rate_limit_error", "rate_limit_exceeded", "A limit is exceeded. Please retry later."
+    ),
+    grpc.StatusCode.CANCELLED: _Answer(
+        499, "server_error", "cancelled", "The request was cancelled."
+    ),
+    grpc.StatusCode.DEADLINE_EXCEEDED: _Answer(
+        504, "server_error", "timeout", "The request took longer than it may."
+    ),
+    grpc.StatusCode.UNAVAILABLE: _Answer(
+        503,
+        "service_unavailable_error",
+        "service_unavailable",
+        "The model service cannot be reached. Please retry later.",
+    ),
+}
+
+_CODES = {
+    "MISSING_FIELD": "missing_required_parameter",
+    "UNSUPPORTED_FIELD": "unsupported_parameter",
+    "CONTEXT_LENGTH_EXCEEDED": "context_length_exceeded",
+    "MODEL_NOT_FOUND": "model_not_found",
+    "QUEUE_FULL": "server_is_overloaded",
+}
+
+
+def from_exception(error: Exception) -> ApiError:
+    """Whatever went wrong, as an answer. What nobody foresaw is logged, and none of it is told."""
+    match error:
+        case ApiError():
+            return error
+        case grpc.aio.AioRpcError():
+            return from_rpc(error)
+    _log.error("unforeseen error", exc_info=error)
+    return _api_error(_INTERNAL, {"x-should-retry": "false"})
+
+
+def from_rpc(error: grpc.aio.AioRpcError) -> ApiError:
+    """Read the status, and the `google.rpc` details that the service adds to it."""
+    details = _Details(error)
+    answer = _ANSWERS.get(error.code(), _INTERNAL)
+    answer = answer._replace(code=_CODES.get(details.reason, answer.code))
+    if not details.reason:
+        return _api_error(answer, _headers(answer.status, details))
+    message = error.details() or answer.message
+    param = "model" if details.reason == "MODEL_NOT_FOUND" else None
+    if details.field:
+        param = param_of(details.field)
+        message = message.replace(details.field, param)
+    return _api_error(answer._replace(message=message), _headers(answer.status, details), param)
+
+
+class _Details:
+    """The parts of a rich status that the HTTP answer is made from."""
+
+    def __init__(self, error: grpc.aio.AioRpcError) -> None:
+        self.reason = ""
+        self.field = ""
+        self.retry_after_s: int | None = None
+        # The function reads a Call; the error has the parts of it that matter.
+        status: Any = rpc_status.from_call(error)  # type: ignore[arg-type]
+        for detail in status.details if status else ():
+            self._read(detail)
+
+    def _read(self, detail: Any) -> None:
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo.FromString(detail.value)
+            self.reason = info.reason if info.domain == _DOMAIN else ""
+        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad = error_details_pb2.BadRequest.FromString(detail.value)
+            self.field = bad.field_violations[0].field if bad.field_violations else ""
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            delay = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay
+            self.retry_after_s = math.ceil(delay.seconds + delay.nanos / 1e9)
+
+
+def _headers(status: int, details: _Details) -> dict[str, str]:
+    """OpenAI's clients repeat every 5xx on their own, so they are told when that is of no use."""
+    if details.retry_after_s is not None:
+        return {"retry-after": str(details.retry_after_s)}
+    if status == 503:
+        return {"retry-after": "1"}
+    if status == 500 and details.reason != "ENGINE_DEAD":  # another replica lives
+        return {"x-should-retry": "false"}
+    return {}
+
+
+def _api_error(answer: _Answer, headers: dict[str, str], param: str | None = None) -> ApiError:
+    return ApiError(
+        answer.status,
+        answer.message,
+        kind=answer.kind,
+        param=param,
+        code=answer.code,
+        headers=headers,
+    )

@@ -1,0 +1,50 @@
+"""OpenAI's error object, and the exceptions that become one."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+
+class ErrorObject(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    error: ErrorObject
+
+
+class ApiError(Exception):
+    """An answer other than success: an HTTP status, OpenAI's error object, and extra headers."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = ErrorBody(ErrorObject(message, kind, param, code))
+        self.headers = headers or {}
+
+
+class InvalidRequest(ApiError):
+    """The caller's mistake, at `param` where one parameter is to blame."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(400, message, param=param, code=code)
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A parameter that is known, and not served."""
+
+    def __init__(self, param: str, hint: str = "") -> None:
+        message = f"Unsupported parameter: '{param}' is not supported by this server. {hint}"
+        super().__init__(message.rstrip(), param, "unsupported_parameter")

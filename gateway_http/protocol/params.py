@@ -1,0 +1,24 @@
+"""Where a field of the wire's ChatCompletionParams stands in OpenAI's JSON."""
+
+import re
+
+_RENAMED = [
+    (r"^(sampling|prompt)\.", ""),
+    (r"^chat_template_kwargs_json", "chat_template_kwargs"),
+    (r"^response_format\.(regex|grammar)$", r"structured_outputs.\1"),
+    (r"^response_format\.choice(\.choices)?", "structured_outputs.choice"),
+    (r"^tool_choice\.(mode|function_name)$", "tool_choice"),
+    (r"\.allowed_tools\.function_names", ".allowed_tools.tools"),
+    (r"(content\[\d+\])\.image", r"\1.image_url"),
+    (r"(content\[\d+\])\.audio", r"\1.input_audio"),
+    (r"\.arguments_json\b", ".arguments"),
+    (r"\.parameters_json_schema\b", ".parameters"),
+    (r"\.schema_json\b", ".schema"),
+]
+
+
+def param_of(field: str) -> str:
+    """The OpenAI name of a wire path: `sampling.temperature` is `temperature`."""
+    for pattern, replacement in _RENAMED:
+        field = re.sub(pattern, replacement, field)
+    return field

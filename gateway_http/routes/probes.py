@@ -1,0 +1,41 @@
+"""What machines ask: is it alive, is it ready, what has it counted."""
+
+import grpc
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway_http.metrics import Metrics
+from gateway_http.protocol.error import ApiError
+from gateway_http.upstreams import Upstream
+
+# Less than the period of a probe; a service that takes longer to say so is not ready.
+_READY_TIMEOUT_S = 2
+
+
+async def healthz(_: Request) -> Response:
+    """The event loop turns."""
+    return Response("ok\n", media_type="text/plain")
+
+
+async def readyz(request: Request) -> Response:
+    """The service behind the gateway takes requests."""
+    upstream: Upstream = request.state.upstream
+    try:
+        is_ready = await upstream.is_ready(_READY_TIMEOUT_S)
+    except grpc.aio.AioRpcError:
+        is_ready = False
+    if is_ready:
+        return Response("ok\n", media_type="text/plain")
+    raise ApiError(
+        503,
+        "The model service is not ready.",
+        kind="service_unavailable_error",
+        code="service_unavailable",
+        headers={"retry-after": "1"},
+    )
+
+
+async def metrics(request: Request) -> Response:
+    counted: Metrics = request.app.state.metrics
+    return Response(counted.render(), media_type=CONTENT_TYPE_LATEST)

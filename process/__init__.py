@@ -1,0 +1,1 @@
+"""What both processes need before they have a purpose: settings and logs."""

@@ -1,0 +1,75 @@
+"""Settings of a process, declared once: command line over environment over file over default."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from process.logs import LogFormat, LogLevel
+
+
+class ConfigError(Exception):
+    """The settings make no sense; the text says which, in one line."""
+
+
+class ProcessSettings(BaseSettings):
+    """What every process can be told. Subclasses add their own, and their `env_prefix`."""
+
+    model_config = SettingsConfigDict(
+        cli_kebab_case=True, cli_hide_none_type=True, extra="forbid", frozen=True
+    )
+
+    config: Annotated[Path | None, Field(description="a TOML file with options")] = None
+    log_level: Annotated[LogLevel, Field(description="the least level logged")] = "info"
+    log_format: Annotated[LogFormat, Field(description="for people, or for machines")] = "text"
+
+    @classmethod
+    def load(cls, arguments: list[str]) -> Self:
+        """Read the settings from every source.
+
+        Raises:
+            ConfigError: a setting is unknown or out of range, or the file cannot be read.
+            SystemExit: the arguments ask for help or cannot be parsed.
+        """
+        try:
+            return cls(_cli_parse_args=arguments)  # type: ignore[call-arg]  # see BaseSettings
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise ConfigError("; ".join(wrong)) from None
+        except (SettingsError, OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(str(error)) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # not a source of ours
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _TomlFile(settings_cls)
+
+
+class _TomlFile(PydanticBaseSettingsSource):
+    """The file that the command line or the environment names."""
+
+    def __call__(self) -> dict[str, Any]:
+        path = self.current_state.get("config")
+        return tomllib.loads(Path(path).read_text()) if path else {}
+
+    def get_field_value(
+        self,
+        field: FieldInfo,  # noqa: ARG002
+        field_name: str,
+    ) -> tuple[Any, str, bool]:
+        """Unused by a source that gives all its values at once."""
+        return None, field_name, False

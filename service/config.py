@@ -1,0 +1,86 @@
+"""The service's settings."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import ByteSize, Field, model_validator
+from pydantic_settings import CliImplicitFlag, SettingsConfigDict
+
+from process.settings import ProcessSettings
+
+
+def _default_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatrpc"
+
+
+class ServiceSettings(ProcessSettings):
+    """chatrpc inference service: chat completions over gRPC.
+
+    Each option can also be set in the environment, as CHATRPC_SERVICE_<NAME>, or in a TOML file.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="CHATRPC_SERVICE_",
+        cli_prog_name="python -m service",
+        cli_avoid_json=True,
+        protected_namespaces=(),  # `model_aliases` is about a model, not about pydantic
+    )
+
+    model: str = Field(
+        "smollm2-135m-instruct",
+        description="the embedded model's name, a directory, a .gguf file or a hub id",
+    )
+    served_model_name: str | None = Field(
+        None, description="the model's id for clients; default: made from MODEL"
+    )
+    model_aliases: list[str] = Field([], description="further names that clients may use")
+    cache_dir: Path = Field(
+        default_factory=_default_cache_dir, description="where converted models are kept"
+    )
+
+    host: str = Field("127.0.0.1", description="the address to listen on")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        50051, description="the port to listen on; 0: any free one"
+    )
+    reflection: CliImplicitFlag[bool] = Field(True, description="let clients ask for the protos")
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of weights and cache; auto: bfloat16 if the hardware has it"
+    )
+    max_model_len: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="longest prompt and answer together, in tokens; default: the model's own"
+    )
+    max_num_seqs: Annotated[int, Field(ge=1)] = Field(32, description="sequences that run at once")
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] = Field(
+        512, description="tokens computed in one step; prompts are read in chunks of this size"
+    )
+    max_queue_size: Annotated[int, Field(ge=0)] = Field(
+        256, description="requests that wait besides those that run; more are refused"
+    )
+    kv_cache_memory_bytes: ByteSize | None = Field(
+        None, description="memory for keys and values, such as 2GiB; default: half of what is free"
+    )
+    block_size: Annotated[int, Field(ge=1, le=1024)] = Field(
+        16, description="tokens in a block of the KV cache"
+    )
+
+    max_request_s: Annotated[float, Field(gt=0)] = Field(
+        600.0, description="seconds a request may take, whatever its deadline"
+    )
+    drain_delay_s: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="seconds to go on taking requests after SIGTERM, while routers notice"
+    )
+    drain_timeout_s: Annotated[float, Field(ge=0)] = Field(
+        30.0, description="seconds that running requests have to finish after that"
+    )
+
+    @model_validator(mode="after")
+    def _budget_covers_a_step(self) -> Self:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                "max_num_batched_tokens must be at least max_num_seqs: "
+                "each running sequence needs one token a step"
+            )
+        return self

@@ -1,0 +1,202 @@
+"""The engine as asyncio sees it: one thread owns the model, everything else posts to its inbox.
+
+Into the thread go commands, one `SimpleQueue`. Out of it comes one `call_soon_threadsafe` a step
+with the outputs of every sequence, however many run.
+"""
+
+import asyncio
+import itertools
+import queue
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from service.engine.admission import Admission
+from service.engine.core import EngineCore, SequenceOutput
+from service.errors import ChatrpcError, EngineDead
+from service.types import EngineStats, Request, TokenOutput
+
+Command = Callable[[EngineCore], None]
+
+log = structlog.get_logger(__name__)
+
+
+class AsyncEngine:
+    """`service.types.Engine` over an `EngineCore` that lives on a thread of its own.
+
+    Args:
+        load: makes the core and says its longest sequence; called on the engine's thread, so that
+            the model is loaded, warmed up and run by one and the same thread.
+        max_num_seqs: the most sequences that run at once.
+        max_queue_size: the most requests that wait besides those.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], tuple[EngineCore, int]],
+        *,
+        max_num_seqs: int,
+        max_queue_size: int,
+    ) -> None:
+        self._load = load
+        self._admission = Admission(max_num_seqs, max_queue_size)
+        self._max_model_len = 0
+        self._stats = EngineStats()
+        self._sequence_ids = itertools.count()
+        self._slots: dict[int, _Slot] = {}
+        self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop
+        self._started: asyncio.Future[int]
+        self._is_closed = False
+        self._dead = asyncio.Event()
+
+    @property
+    def max_model_len(self) -> int:
+        return self._max_model_len
+
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    async def start(self) -> None:
+        """Load the model on the engine's thread.
+
+        Raises:
+            ModelLoadError, or whatever else `load` raises.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.create_future()
+        self._thread.start()
+        self._max_model_len = await self._started
+
+    async def stop(self) -> None:
+        """Fail what still runs and end the thread, after the step it is in.
+
+        A load under way cannot be interrupted and is not waited for; its thread ends after it.
+        """
+        self._inbox.put(None)
+        if self._max_model_len:  # it is loaded
+            await asyncio.to_thread(self._thread.join)
+        self._close()
+
+    async def wait_dead(self) -> None:
+        await self._dead.wait()
+
+    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+        """See `service.types.Engine.generate`."""
+        with self._inside(request) as slot:
+            output = TokenOutput()
+            while output.finish_reason is None:
+                yield output
+                output = await slot.take()
+            yield output
+
+    @contextmanager
+    def _inside(self, request: Request) -> Iterator["_Slot"]:
+        """A request's stay in the engine: added when it is admitted, aborted if it leaves early."""
+        if self._is_closed:
+            raise EngineDead
+        self._admission.enter(request, self._max_model_len, time.monotonic())
+        sequence_id, slot = next(self._sequence_ids), _Slot()
+        self._slots[sequence_id] = slot
+        self._inbox.put(lambda core: core.add(sequence_id, request))
+        try:
+            yield slot
+        finally:
+            self._inbox.put(lambda core: core.abort(sequence_id))
+            del self._slots[sequence_id]
+            self._admission.leave(time.monotonic())
+
+    def _deliver(self, outputs: list[SequenceOutput]) -> None:
+        for output in outputs:
+            if (slot := self._slots.get(output.sequence_id)) is not None:
+                slot.put(output.output)
+
+    def _close(self) -> None:
+        self._is_closed = True
+        for slot in self._slots.values():
+            slot.put(EngineDead())
+
+    def _die(self) -> None:
+        self._close()
+        self._dead.set()
+
+    def _settle_start(self, max_model_len: int | None, error: BaseException | None) -> None:
+        if self._started.done():  # nobody waits any more: start() was cancelled
+            return
+        if error is not None:
+            self._started.set_exception(error)
+        elif max_model_len is not None:
+            self._started.set_result(max_model_len)
+
+    # Below: on the engine's thread.
+
+    def _run(self) -> None:
+        try:
+            core, max_model_len = self._load()
+        except BaseException as error:  # start() raises it
+            self._post(self._settle_start, None, error)
+            return
+        self._stats = core.stats
+        self._post(self._settle_start, max_model_len, None)
+        try:
+            while self._obey(core):
+                outputs = core.step()
+                self._stats = core.stats
+                self._post(self._deliver, outputs)
+        except BaseException:  # whatever it was, nothing can be said of the model's state after it
+            log.exception("engine failed")
+            self._post(self._die)
+
+    def _obey(self, core: EngineCore) -> bool:
+        """Carry out what is in the inbox, waiting if there is nothing else to do; False to stop."""
+        while True:
+            try:
+                command = self._inbox.get(block=not core.has_unfinished)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command(core)
+            self._stats = core.stats
+
+    def _post(self, function: Callable[..., object], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            # The loop is closed: the process is on its way out and nobody is left to tell.
+            log.debug("event loop closed before the engine's thread ended")
+
+
+class _Slot:
+    """The pending output of one request. What its reader has not taken yet is merged into one."""
+
+    __slots__ = ("_error", "_pending", "_ready")
+
+    def __init__(self) -> None:
+        self._pending: TokenOutput | None = None
+        self._error: ChatrpcError | None = None
+        self._ready = asyncio.Event()
+
+    def put(self, output: TokenOutput | ChatrpcError) -> None:
+        if isinstance(output, ChatrpcError):
+            self._error = output
+        elif self._pending is None:
+            self._pending = output
+        else:
+            self._pending = self._pending.merged_with(output)
+        self._ready.set()
+
+    async def take(self) -> TokenOutput:
+        """The pending output, waiting for one; raises the error once nothing is pending."""
+        await self._ready.wait()
+        output, self._pending = self._pending, None
+        if output is None:
+            assert self._error is not None  # noqa: S101  # the event is set with one of the two
+            raise self._error
+        if self._error is None:
+            self._ready.clear()
+        return output

@@ -1,0 +1,71 @@
+"""A request that lives: its tokens so far, how many the model has read, the cache it holds."""
+
+import random
+from enum import Enum
+
+from service.types import FinishReason, Request
+
+
+class SequenceStatus(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Sequence:
+    """One request in the engine.
+
+    `token_ids` is the prompt and, behind it, what has been generated. The keys and values of the
+    first `num_computed_tokens` of them are in the cache, in the blocks `block_ids`. A running
+    sequence catches up: prefill, a chunk of it, and recomputation after a preemption are all
+    `num_uncomputed_tokens > 1`; decode is 1.
+    """
+
+    __slots__ = (
+        "block_ids",
+        "finish_reason",
+        "id",
+        "max_tokens",
+        "num_computed_tokens",
+        "num_prompt_tokens",
+        "request",
+        "rng",
+        "status",
+        "token_ids",
+    )
+
+    def __init__(self, sequence_id: int, request: Request, max_model_len: int) -> None:
+        """The prompt must be shorter than `max_model_len`, which admission has checked."""
+        room = max_model_len - len(request.prompt_token_ids)
+        wanted = request.sampling.max_tokens
+        self.id = sequence_id
+        self.request = request
+        self.max_tokens = room if wanted is None else min(wanted, room)
+        self.token_ids = list(request.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.num_computed_tokens = 0
+        self.block_ids: list[int] = []
+        self.status = SequenceStatus.WAITING
+        self.finish_reason: FinishReason | None = None
+        # One draw per sampled token, so an answer depends on its own seed and on nothing beside it.
+        self.rng = random.Random(request.sampling.seed)  # noqa: S311  # sampling, not secrets
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
+
+    def append(self, token_id: int) -> None:
+        """Add a generated token, and finish if it is the last."""
+        self.token_ids.append(token_id)
+        if token_id in self.request.stop_token_ids:
+            self.finish_reason = FinishReason.STOP
+        elif self.num_output_tokens >= self.max_tokens:
+            self.finish_reason = FinishReason.LENGTH

@@ -1,0 +1,112 @@
+"""Every way a request or a start can fail, by cause. No wire here: `rpc` maps these to statuses.
+
+::
+
+    ChatrpcError
+    ├── InvalidField             the caller's mistake, at a named field
+    │   ├── MissingField
+    │   ├── UnsupportedField     an option that is not served
+    │   ├── ContextLengthExceeded
+    │   └── TemplateRefused
+    ├── ModelNotFound
+    ├── Unavailable              another replica may take the request
+    │   ├── QueueFull
+    │   ├── Draining
+    │   └── Starting
+    ├── DeadlinePassed
+    ├── EngineDead
+    └── ModelLoadError           at start only; ends the process
+"""
+
+
+class ChatrpcError(Exception):
+    """The root; its text is meant for the caller."""
+
+
+class InvalidField(ChatrpcError):
+    """A field is malformed or out of range. `field` is its path in the request's parameters."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class MissingField(InvalidField):
+    """A required field is absent."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field, f"{field} is required.")
+
+
+class UnsupportedField(InvalidField):
+    """An option that this service, or the model, does not serve."""
+
+
+class ContextLengthExceeded(InvalidField):
+    """The prompt leaves no room for an answer."""
+
+    def __init__(self, prompt_tokens: int, max_model_len: int) -> None:
+        super().__init__(
+            "messages",
+            f"This model's maximum context length is {max_model_len} tokens. "
+            f"However, your messages resulted in {prompt_tokens} tokens. "
+            "Please reduce the length of the messages.",
+        )
+        self.prompt_tokens = prompt_tokens
+        self.max_model_len = max_model_len
+
+
+class TemplateRefused(InvalidField):
+    """The model's chat template raised on the conversation; the text is the template's."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("messages", f"The model's chat template refused the messages: {message}")
+
+
+class ModelNotFound(ChatrpcError):
+    """No model of that name is served."""
+
+    def __init__(self, model: str, served: list[str]) -> None:
+        super().__init__(
+            f"The model `{model}` does not exist. Served here: {', '.join(served) or 'none'}."
+        )
+        self.model = model
+
+
+class Unavailable(ChatrpcError):
+    """Not now, not here. `retry_after_s` is how long to wait before trying this replica again."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(Unavailable):
+    def __init__(self, max_queue_size: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"The waiting queue is full ({max_queue_size} requests). Please retry later.",
+            retry_after_s,
+        )
+
+
+class Draining(Unavailable):
+    def __init__(self) -> None:
+        super().__init__("The service is shutting down. Please retry on another replica.", 1.0)
+
+
+class Starting(Unavailable):
+    def __init__(self) -> None:
+        super().__init__("The model is being loaded. Please retry later.", 2.0)
+
+
+class DeadlinePassed(ChatrpcError):
+    """The caller's deadline passed, or would pass before the request's turn came."""
+
+
+class EngineDead(ChatrpcError):
+    def __init__(self) -> None:
+        super().__init__("The engine has failed and the service is about to exit.")
+
+
+class ModelLoadError(ChatrpcError):
+    """The model is missing, corrupt or of a kind that cannot be served."""

@@ -1,0 +1,75 @@
+"""From the settings to a model that is served: checkpoint, tokenizer, engine, card."""
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+from service.checkpoint import Checkpoint, load_generation_defaults, resolve
+from service.config import ServiceSettings
+from service.engine.core import EngineCore
+from service.engine.load import EngineOptions, load_engine
+from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
+from service.types import Engine, ModelCard, SamplingParams, ServedModel
+
+
+class ModelLoader:
+    """Loads one model. What it says of it is known when `load`, on the engine's thread, is done."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._settings = settings
+        self._checkpoint: Checkpoint
+        self._tokenizer: HfTokenizer
+        self._sampling_defaults: SamplingParams
+        self._eos_token_ids: frozenset[int]
+
+    def load(self) -> tuple[EngineCore, int]:
+        """The engine core and its longest sequence.
+
+        Raises:
+            ModelLoadError: the model is missing, corrupt or of a kind that is not served.
+        """
+        settings = self._settings
+        self._checkpoint = resolve(settings.model, settings.cache_dir)
+        self._tokenizer = load_tokenizer(self._checkpoint.path)
+        self._sampling_defaults, self._eos_token_ids = load_generation_defaults(
+            self._checkpoint.path
+        )
+        return load_engine(
+            EngineOptions(
+                path=self._checkpoint.path,
+                device=settings.device,
+                dtype=settings.dtype,
+                max_model_len=settings.max_model_len,
+                max_num_seqs=settings.max_num_seqs,
+                max_num_batched_tokens=settings.max_num_batched_tokens,
+                block_size=settings.block_size,
+                kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
+            )
+        )
+
+    @property
+    def model_id(self) -> str:
+        return self._settings.served_model_name or self._checkpoint.id
+
+    def served(self, engine: Engine) -> ServedModel:
+        """The loaded model, answering through `engine`."""
+        path = self._checkpoint.path
+        card = ModelCard(
+            id=self.model_id,
+            aliases=tuple(self._settings.model_aliases),
+            created=int((path / "config.json").stat().st_mtime),
+            owned_by="chatrpc",
+            root=self._checkpoint.root,
+            max_model_len=engine.max_model_len,
+            fingerprint=_fingerprint(path, self._settings.dtype),
+        )
+        return ServedModel(
+            card, self._tokenizer, engine, self._sampling_defaults, self._eos_token_ids
+        )
+
+
+def _fingerprint(path: Path, dtype: str) -> str:
+    """Changes with the model's files, by name and size, the precision asked for and our version."""
+    files = sorted((file.name, file.stat().st_size) for file in path.iterdir() if file.is_file())
+    text = repr((files, dtype, version("chatrpc")))
+    return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"

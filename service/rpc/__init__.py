@@ -1,0 +1,1 @@
+"""The gRPC surface: chatrpc.v1 over an `Engine`, health, reflection, errors, drain."""

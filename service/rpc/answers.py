@@ -1,0 +1,86 @@
+"""An answer's deltas as the wire's completion or chunks. Pure."""
+
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from chatrpc.v1 import chat_pb2
+from service.rpc.convert import finish_reason, matched_stop
+from service.text.answer import TextDelta
+from service.types import ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What a completion says about itself before its first token."""
+
+    model: ModelCard
+    num_prompt_tokens: int
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def usage(self, num_completion_tokens: int) -> chat_pb2.Usage:
+        return chat_pb2.Usage(
+            prompt_tokens=self.num_prompt_tokens, completion_tokens=num_completion_tokens
+        )
+
+
+def completion(heading: Heading, deltas: list[TextDelta]) -> chat_pb2.ChatCompletion:
+    """The whole answer; `deltas` are all of it, the last with its finish reason."""
+    message = chat_pb2.ChatMessage(
+        role=chat_pb2.ROLE_ASSISTANT,
+        content=[chat_pb2.ContentPart(text="".join(delta.text for delta in deltas))],
+    )
+    choice = chat_pb2.Choice(
+        message=message,
+        finish_reason=finish_reason(deltas[-1].finish_reason),
+        matched_stop=matched_stop(deltas[-1].matched_stop),
+    )
+    return chat_pb2.ChatCompletion(
+        id=heading.id,
+        create_time=Timestamp(seconds=heading.created),
+        model=heading.model.id,
+        choices=[choice],
+        usage=heading.usage(sum(delta.num_tokens for delta in deltas)),
+        system_fingerprint=heading.model.fingerprint,
+    )
+
+
+class ChunkBuilder:
+    """The chunks of one streamed answer, in order."""
+
+    def __init__(self, heading: Heading) -> None:
+        self._heading = heading
+        self._is_first = True
+        self._num_tokens = 0
+        self._num_pending_tokens = 0  # generated, their text held back
+
+    def push(self, delta: TextDelta) -> chat_pb2.ChatCompletionChunk | None:
+        """The chunk that `delta` makes; None while it has neither text nor an end."""
+        self._num_tokens += delta.num_tokens
+        self._num_pending_tokens += delta.num_tokens
+        if not delta.text and delta.finish_reason is None:
+            return None
+        choice = chat_pb2.ChoiceDelta(
+            delta=chat_pb2.Delta(content=delta.text or None),
+            finish_reason=finish_reason(delta.finish_reason),
+            num_tokens=self._num_pending_tokens,
+            matched_stop=matched_stop(delta.matched_stop),
+        )
+        self._num_pending_tokens = 0
+        chunk = chat_pb2.ChatCompletionChunk(choices=[choice])
+        if self._is_first or delta.finish_reason is not None:
+            chunk.usage.CopyFrom(self._heading.usage(self._num_tokens))
+        if self._is_first:
+            self._head(chunk)
+        return chunk
+
+    def _head(self, chunk: chat_pb2.ChatCompletionChunk) -> None:
+        chunk.id = self._heading.id
+        chunk.create_time.seconds = self._heading.created
+        chunk.model = self._heading.model.id
+        chunk.system_fingerprint = self._heading.model.fingerprint
+        chunk.choices[0].delta.role = chat_pb2.ROLE_ASSISTANT
+        self._is_first = False

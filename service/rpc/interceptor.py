@@ -1,0 +1,101 @@
+"""The outermost layer of every call to a chatrpc service: request id, errors, log line."""
+
+import re
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeAlias
+
+import grpc
+import structlog
+
+from service.rpc import status
+
+REQUEST_ID_KEY = "x-request-id"
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+# Quoted: these are generic in their type stubs alone.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+
+log = structlog.get_logger(__name__)
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Names each call, turns its errors into statuses and logs its end.
+
+    Health and reflection pass untouched: probes would flood the log, and `Watch` writes by itself.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith("/chatrpc."):
+            return handler
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                _wrap_stream(handler.unary_stream, method),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            _wrap_unary(handler.unary_unary, method),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+
+def _wrap_unary(behavior: Any, method: str) -> Any:
+    async def call(request: Any, context: Context) -> Any:
+        async with _call(method, context):
+            return await behavior(request, context)
+
+    return call
+
+
+def _wrap_stream(behavior: Any, method: str) -> Any:
+    async def call(request: Any, context: Context) -> AsyncGenerator[Any, None]:
+        async with _call(method, context), aclosing(behavior(request, context)) as responses:
+            async for response in responses:
+                yield response
+
+    return call
+
+
+@asynccontextmanager
+async def _call(method: str, context: Context) -> AsyncIterator[None]:
+    request_id = _request_id(context)
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+    started = time.monotonic()
+    outcome = "CANCELLED"  # unless it ends by itself
+    try:
+        yield
+        outcome = "OK"
+    except Exception as error:  # CancelledError and GeneratorExit are none: they go on untouched
+        proto = status.status(error, request_id)
+        outcome = status.reason(proto)
+        if outcome == "INTERNAL":
+            log.exception("call failed", method=method)
+        await context.abort(
+            status.code(proto),
+            proto.message,
+            ((REQUEST_ID_KEY, request_id), *status.trailing_metadata(proto)),
+        )
+    finally:
+        duration_ms = round((time.monotonic() - started) * 1000, 1)
+        log.info("call", method=method, outcome=outcome, duration_ms=duration_ms)
+
+
+def _request_id(context: Context) -> str:
+    """The caller's own, if it is short and printable, else a new one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return uuid.uuid4().hex

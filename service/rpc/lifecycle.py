@@ -1,0 +1,120 @@
+"""The service's life as callers and probes see it: starting, serving, draining, dead."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+
+from grpc_health.v1 import health, health_pb2
+
+from service.errors import Draining, ModelNotFound, Starting
+from service.types import ServedModel
+
+LIVENESS = "liveness"
+READINESS = "readiness"
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class State(Enum):
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+class Lifecycle:
+    """Which models are served, how many generations run, and what `grpc.health.v1` says of it all.
+
+    Health has the names "" and `readiness` (can answer), `liveness` (need not be restarted), the
+    full name of each service and the id of each model. All but `liveness` go together.
+
+    Args:
+        service_names: the full names of the gRPC services that need a model.
+    """
+
+    def __init__(self, service_names: list[str]) -> None:
+        self.health = health.aio.HealthServicer()
+        self._ready_names = ["", READINESS, *service_names]
+        self._models: dict[str, ServedModel] = {}  # by id and by alias
+        self._state = State.STARTING
+        self._num_active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def models(self) -> list[ServedModel]:
+        """The models served, each once, in the order they were added."""
+        return list({model.card.id: model for model in self._models.values()}.values())
+
+    async def start(self) -> None:
+        """Alive, not ready. To be called before the server is, whose health is born as SERVING."""
+        await self._set_ready(is_ready=False)
+        await self.health.set(LIVENESS, SERVING)
+
+    async def serve(self, model: ServedModel) -> None:
+        """Ready to answer with `model`."""
+        for name in (model.card.id, *model.card.aliases):
+            self._models[name] = model
+            self._ready_names.append(name)
+        self._state = State.SERVING
+        await self._set_ready(is_ready=True)
+
+    async def die(self) -> None:
+        """The engine has failed: neither ready nor alive."""
+        await self._set_ready(is_ready=False)
+        await self.health.set(LIVENESS, NOT_SERVING)
+
+    async def drain(self, delay_s: float, timeout_s: float) -> None:
+        """Let the service run empty.
+
+        Says NOT_SERVING at once; for `delay_s` still takes requests, since those who route to it
+        hear of it late; then refuses new ones and waits until none runs, `timeout_s` at the most.
+        """
+        await self._set_ready(is_ready=False)
+        await asyncio.sleep(delay_s)
+        self._state = State.DRAINING
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return
+
+    @contextmanager
+    def admit(self, name: str) -> Iterator[ServedModel]:
+        """The model called `name`, counted as active while in the context.
+
+        Raises:
+            Starting, Draining, ModelNotFound
+        """
+        if self._state is State.DRAINING:
+            raise Draining
+        model = self.find(name)
+        self._num_active += 1
+        self._idle.clear()
+        try:
+            yield model
+        finally:
+            self._num_active -= 1
+            if self._num_active == 0:
+                self._idle.set()
+
+    def find(self, name: str) -> ServedModel:
+        """The model called `name`.
+
+        Raises:
+            Starting, ModelNotFound
+        """
+        if self._state is State.STARTING:
+            raise Starting
+        if name not in self._models:
+            raise ModelNotFound(name, [model.card.id for model in self.models])
+        return self._models[name]
+
+    async def _set_ready(self, *, is_ready: bool) -> None:
+        for name in self._ready_names:
+            await self.health.set(name, SERVING if is_ready else NOT_SERVING)

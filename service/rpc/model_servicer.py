@@ -1,0 +1,82 @@
+"""ModelService: which models are served, and their tokenizers."""
+
+import asyncio
+
+from chatrpc.v1 import chat_pb2, model_service_pb2, model_service_pb2_grpc
+from service.errors import InvalidField, MissingField
+from service.rpc import convert
+from service.rpc.interceptor import Context
+from service.rpc.lifecycle import Lifecycle
+from service.text.chat_template import render_prompt
+
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1000
+
+
+class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
+    """Reads what `lifecycle` serves."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+
+    async def ListModels(  # the wire's name
+        self, request: model_service_pb2.ListModelsRequest, context: Context
+    ) -> model_service_pb2.ListModelsResponse:
+        """A page token is the id of the last model of the page before (https://google.aip.dev/158)."""
+        cards = [model.card for model in self._lifecycle.models]
+        ids = [card.id for card in cards]
+        if request.page_token and request.page_token not in ids:
+            raise InvalidField("page_token", "It is not the token of a page.")
+        start = ids.index(request.page_token) + 1 if request.page_token else 0
+        end = start + min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        return model_service_pb2.ListModelsResponse(
+            models=[convert.model_proto(card) for card in cards[start:end]],
+            next_page_token=ids[end - 1] if end < len(ids) else "",
+        )
+
+    async def GetModel(
+        self, request: model_service_pb2.GetModelRequest, context: Context
+    ) -> model_service_pb2.GetModelResponse:
+        if not request.id:
+            raise MissingField("id")
+        card = self._lifecycle.find(request.id).card
+        return model_service_pb2.GetModelResponse(model=convert.model_proto(card))
+
+    async def Tokenize(
+        self, request: model_service_pb2.TokenizeRequest, context: Context
+    ) -> model_service_pb2.TokenizeResponse:
+        if not request.model:
+            raise MissingField("model")
+        model = self._lifecycle.find(request.model)
+        tokenizer = model.tokenizer
+        if request.WhichOneof("input") is None:
+            raise MissingField("input")
+        if request.HasField("conversation"):
+            token_ids = await asyncio.to_thread(
+                render_prompt,
+                tokenizer,
+                convert.messages(request.conversation.messages, "conversation.messages"),
+                convert.prompt_options(
+                    request.conversation.prompt, chat_pb2.REASONING_EFFORT_UNSPECIFIED
+                ),
+            )
+        else:
+            adds_special = not request.HasField("add_special_tokens") or request.add_special_tokens
+            token_ids = await asyncio.to_thread(
+                tokenizer.encode, request.text, add_special_tokens=adds_special
+            )
+        return model_service_pb2.TokenizeResponse(
+            token_ids=token_ids, max_model_len=model.card.max_model_len
+        )
+
+    async def Detokenize(
+        self, request: model_service_pb2.DetokenizeRequest, context: Context
+    ) -> model_service_pb2.DetokenizeResponse:
+        if not request.model:
+            raise MissingField("model")
+        tokenizer = self._lifecycle.find(request.model).tokenizer
+        convert.check_token_ids(request.token_ids, tokenizer.vocab_size, "token_ids")
+        text = await asyncio.to_thread(
+            tokenizer.decode, list(request.token_ids), skip_special_tokens=False
+        )
+        return model_service_pb2.DetokenizeResponse(text=text)

@@ -1,0 +1,87 @@
+"""The options of a request that this service does not serve, each refused by name.
+
+A value that asks for what happens anyway (`n` of 1, a penalty of 0) is served, not refused.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from chatrpc.v1 import chat_pb2
+from service.errors import InvalidField, UnsupportedField
+
+MAX_METADATA_PAIRS = 16
+MAX_METADATA_KEY_LENGTH = 64
+MAX_METADATA_VALUE_LENGTH = 512
+
+
+class _Option(NamedTuple):
+    """An option that is not served, and whether a request asks for it."""
+
+    path: str
+    is_asked: Callable[[chat_pb2.ChatCompletionParams], bool]
+
+
+_UNSERVED = (
+    _Option("tools", lambda p: bool(p.tools)),
+    _Option(
+        "tool_choice",
+        lambda p: p.HasField("tool_choice") and p.tool_choice.mode != chat_pb2.ToolChoice.MODE_NONE,
+    ),
+    _Option(
+        "response_format",
+        lambda p: p.response_format.WhichOneof("format") not in {None, "text"},
+    ),
+    _Option("logprobs", lambda p: p.logprobs),
+    _Option("top_logprobs", lambda p: p.HasField("top_logprobs")),
+    _Option("return_token_ids", lambda p: p.return_token_ids),
+    _Option("prompt_logprobs", lambda p: p.HasField("prompt_logprobs")),
+    _Option("priority", lambda p: p.priority != 0),
+    _Option("modalities", lambda p: any(m != chat_pb2.MODALITY_TEXT for m in p.modalities)),
+    _Option("audio", lambda p: p.HasField("audio")),
+    _Option("prediction", lambda p: p.HasField("prediction")),
+    _Option("prompt.continue_final_message", lambda p: p.prompt.continue_final_message),
+    _Option("prompt.truncate_prompt_tokens", lambda p: p.prompt.HasField("truncate_prompt_tokens")),
+    _Option("sampling.presence_penalty", lambda p: p.sampling.presence_penalty != 0),
+    _Option("sampling.frequency_penalty", lambda p: p.sampling.frequency_penalty != 0),
+    _Option(
+        "sampling.repetition_penalty",
+        lambda p: p.sampling.HasField("repetition_penalty") and p.sampling.repetition_penalty != 1,
+    ),
+    _Option("sampling.min_tokens", lambda p: p.sampling.min_tokens > 0),
+    _Option("sampling.n", lambda p: p.sampling.n > 1),
+    _Option("sampling.logit_bias", lambda p: bool(p.sampling.logit_bias)),
+    _Option("sampling.include_stop_str_in_output", lambda p: p.sampling.include_stop_str_in_output),
+    _Option(
+        "sampling.skip_special_tokens",
+        lambda p: p.sampling.HasField("skip_special_tokens") and not p.sampling.skip_special_tokens,
+    ),
+    _Option("sampling.bad_words", lambda p: bool(p.sampling.bad_words)),
+    _Option("sampling.allowed_token_ids", lambda p: bool(p.sampling.allowed_token_ids)),
+)
+
+
+def refuse_unserved(params: chat_pb2.ChatCompletionParams) -> None:
+    """Raise for the first option that cannot be honoured.
+
+    Raises:
+        UnsupportedField: the option is not served.
+        InvalidField: it could not be served by anybody.
+    """
+    for option in _UNSERVED:
+        if option.is_asked(params):
+            raise UnsupportedField(option.path, f"{option.path} is not supported by this service.")
+    if params.sampling.HasField("n") and params.sampling.n < 1:
+        raise InvalidField("sampling.n", "It must be at least 1.")
+    _check_metadata(params)
+
+
+def _check_metadata(params: chat_pb2.ChatCompletionParams) -> None:
+    if len(params.metadata) > MAX_METADATA_PAIRS:
+        raise InvalidField("metadata", f"At most {MAX_METADATA_PAIRS} pairs are taken.")
+    for key, value in params.metadata.items():
+        if len(key) > MAX_METADATA_KEY_LENGTH or len(value) > MAX_METADATA_VALUE_LENGTH:
+            raise InvalidField(
+                "metadata",
+                f"Keys have at most {MAX_METADATA_KEY_LENGTH} characters and values "
+                f"{MAX_METADATA_VALUE_LENGTH}.",
+            )

@@ -1,0 +1,101 @@
+"""The gRPC server: its options, its services, its end."""
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from chatrpc.v1 import (
+    chat_service_pb2,
+    chat_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
+from service.rpc.chat_servicer import ChatServicer
+from service.rpc.interceptor import CallInterceptor
+from service.rpc.lifecycle import Lifecycle
+from service.rpc.model_servicer import ModelServicer
+
+MAX_MESSAGE_BYTES = 32 << 20
+
+# Core ignores a key that it does not know, so a test compares these with the keys in its binary.
+# There is no maximum_concurrent_rpcs: it would refuse health checks too and get a busy service
+# killed.
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Clients may ping each 10 s, also during a long unary call. The default of 300 s ends their
+    # connection with too_many_pings.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Ping clients too: one that died without a word still holds a generation. The default is 2 h.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Makes clients look the name up again, and so find new replicas. Streams outlive it by the
+    # grace.
+    ("grpc.max_connection_age_ms", 600_000),
+    ("grpc.max_connection_age_grace_ms", 3_600_000),
+    ("grpc.max_concurrent_streams", 1024),
+    # On by default: a second server would bind the same port in silence and take half the calls.
+    ("grpc.so_reuseport", 0),
+)
+
+SERVICE_NAMES = [
+    chat_service_pb2.DESCRIPTOR.services_by_name["ChatService"].full_name,
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+]
+
+# What is left when every generation is done are health watches, which hold stop() for its grace.
+_STOP_GRACE_S = 0.5
+
+
+class Server:
+    """A grpc.aio server with all services of this package.
+
+    Args:
+        lifecycle: what the services serve; started and drained by this server.
+        max_request_s: the longest a request may take.
+        has_reflection: whether clients may ask for the protos.
+    """
+
+    def __init__(
+        self, lifecycle: Lifecycle, *, max_request_s: float, has_reflection: bool = True
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._server = grpc.aio.server(options=OPTIONS, interceptors=[CallInterceptor()])
+        chat_service_pb2_grpc.add_ChatServiceServicer_to_server(
+            ChatServicer(lifecycle, max_request_s), self._server
+        )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelServicer(lifecycle), self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._server)
+        if has_reflection:
+            names = (*SERVICE_NAMES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, alive but not ready.
+
+        Returns:
+            The port, which the system chose if 0 was asked for.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}") from error
+        await self._lifecycle.start()
+        await self._server.start()
+        return bound
+
+    async def drain(self, delay_s: float, timeout_s: float) -> None:
+        """Let generations finish, `timeout_s` at the most, then end what is left and stop."""
+        await self._lifecycle.drain(delay_s, timeout_s)
+        await self.stop()
+
+    async def stop(self) -> None:
+        await self._server.stop(_STOP_GRACE_S)

@@ -1,0 +1,96 @@
+"""Errors as the wire shows them: a status code, and google.rpc details that a program can read.
+
+https://google.aip.dev/193. The reasons are those of `chatrpc.v1.ErrorReason`.
+"""
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from chatrpc.v1 import errors_pb2
+from service import errors
+
+DOMAIN = "chatrpc"
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+# The first class that an error is an instance of decides, so the special ones come first.
+_STATUSES: tuple[tuple[type[errors.ChatrpcError], int, errors_pb2.ErrorReason.ValueType], ...] = (
+    (
+        errors.ContextLengthExceeded,
+        code_pb2.INVALID_ARGUMENT,
+        errors_pb2.ERROR_REASON_CONTEXT_LENGTH_EXCEEDED,
+    ),
+    (errors.TemplateRefused, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_TEMPLATE_REFUSED),
+    (errors.UnsupportedField, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_UNSUPPORTED_FIELD),
+    (errors.MissingField, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_MISSING_FIELD),
+    (errors.InvalidField, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_INVALID_FIELD),
+    (errors.ModelNotFound, code_pb2.NOT_FOUND, errors_pb2.ERROR_REASON_MODEL_NOT_FOUND),
+    (errors.QueueFull, code_pb2.UNAVAILABLE, errors_pb2.ERROR_REASON_QUEUE_FULL),
+    (errors.Draining, code_pb2.UNAVAILABLE, errors_pb2.ERROR_REASON_DRAINING),
+    (errors.Starting, code_pb2.UNAVAILABLE, errors_pb2.ERROR_REASON_STARTING),
+    (errors.DeadlinePassed, code_pb2.DEADLINE_EXCEEDED, errors_pb2.ERROR_REASON_DEADLINE),
+    (errors.EngineDead, code_pb2.INTERNAL, errors_pb2.ERROR_REASON_ENGINE_DEAD),
+)
+
+
+def status(error: Exception, request_id: str) -> status_pb2.Status:
+    """What the caller is told of `error`; of an unforeseen one, the request id and no text."""
+    for kind, code, reason in _STATUSES:
+        if isinstance(error, kind):
+            return _status(code, str(error), _info(reason, error), *_details(error))
+    message = f"Internal error. The service's log has it under request id {request_id}."
+    info = _info(errors_pb2.ERROR_REASON_INTERNAL, error)
+    return _status(code_pb2.INTERNAL, message, info)
+
+
+def trailing_metadata(proto: status_pb2.Status) -> Metadata:
+    """The details of a status, as a client's `grpc_status` reads them."""
+    packed = rpc_status.to_status(proto).trailing_metadata
+    return tuple(packed or ())
+
+
+def code(proto: status_pb2.Status) -> grpc.StatusCode:
+    return rpc_status.to_status(proto).code
+
+
+def reason(proto: status_pb2.Status) -> str:
+    """The name of a status's reason, such as QUEUE_FULL."""
+    info = error_details_pb2.ErrorInfo()
+    proto.details[0].Unpack(info)
+    return str(info.reason)
+
+
+def _status(code: int, message: str, *details: Message) -> status_pb2.Status:
+    proto = status_pb2.Status(code=code, message=message)
+    for detail in details:
+        proto.details.add().Pack(detail)
+    return proto
+
+
+def _info(
+    reason: errors_pb2.ErrorReason.ValueType, error: Exception
+) -> error_details_pb2.ErrorInfo:
+    name = errors_pb2.ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
+    info = error_details_pb2.ErrorInfo(reason=name, domain=DOMAIN)
+    if isinstance(error, errors.ContextLengthExceeded):
+        info.metadata["prompt_tokens"] = str(error.prompt_tokens)
+        info.metadata["max_model_len"] = str(error.max_model_len)
+    elif isinstance(error, errors.ModelNotFound):
+        info.metadata["model"] = error.model
+    return info
+
+
+def _details(error: errors.ChatrpcError) -> list[Message]:
+    if isinstance(error, errors.InvalidField):
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=str(error)
+        )
+        return [error_details_pb2.BadRequest(field_violations=[violation])]
+    if isinstance(error, errors.Unavailable):
+        delay = Duration()
+        delay.FromMilliseconds(int(error.retry_after_s * 1000))
+        return [error_details_pb2.RetryInfo(retry_delay=delay)]
+    return []

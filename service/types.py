@@ -1,0 +1,208 @@
+"""What the layers hand to one another: plain values, parsed at the edge and trusted inside."""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+
+class FinishReason(Enum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen and when generation ends.
+
+    The values here are OpenAI's defaults and the only place where a default is written; the model's
+    `generation_config` replaces them at start, a request's own fields replace those.
+    """
+
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: no limit
+    min_p: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = None  # None: all that the context leaves
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether only the most likely token can be chosen; under 1e-5 logits overflow."""
+        return self.temperature < 1e-5 or self.top_k == 1 or self.top_p == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function call that an assistant message of the conversation made."""
+
+    id: str
+    name: str
+    arguments_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation, its text parts joined."""
+
+    role: str  # system, developer, user, assistant or tool
+    content: str | None
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """How a conversation becomes a prompt."""
+
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A chat completion as the wire asked for it, checked, with the model's defaults filled in."""
+
+    model: str
+    messages: tuple[Message, ...]
+    sampling: SamplingParams
+    prompt: PromptOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an engine is asked: token ids in.
+
+    `sampling.max_tokens` may be None or too large: the engine clamps it to what the context leaves.
+    `stop_token_ids` holds every token that ends the sequence, the model's own included.
+    `deadline` is a time of `time.monotonic()`, in seconds; a request still waiting then is dropped.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    stop_token_ids: frozenset[int] = frozenset()
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """What an engine answers: the next token ids of a sequence, and why it ended if it did."""
+
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0  # of the prompt, read from the prefix cache
+
+    def merged_with(self, later: "TokenOutput") -> "TokenOutput":
+        """This output and the one that follows it, as one."""
+        return TokenOutput(
+            token_ids=self.token_ids + later.token_ids,
+            finish_reason=later.finish_reason,
+            num_cached_tokens=later.num_cached_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The engine's load, as of its last step."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_kv_blocks: int = 0
+    num_free_kv_blocks: int = 0
+    num_preemptions: int = 0  # since start
+    num_steps: int = 0  # since start
+
+
+class Engine(Protocol):
+    """Token ids in, token ids out. Text, templates and stop strings live above it."""
+
+    @property
+    def max_model_len(self) -> int:
+        """The longest sequence served, prompt and answer together, in tokens. Known after start."""
+        ...
+
+    async def start(self) -> None:
+        """Load the model and get ready to generate.
+
+        Raises:
+            ModelLoadError: the model cannot be served.
+        """
+        ...
+
+    def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+        """Run one sequence to its end.
+
+        The first item is empty and says that the request has been admitted; every later one holds
+        at least one token or the finish reason, several where the consumer is slow. Closing the
+        generator aborts the sequence and frees what it held.
+
+        Raises, at the first item:
+            ContextLengthExceeded, QueueFull, DeadlinePassed: the request is refused.
+        Raises, later:
+            DeadlinePassed: the deadline passed while the sequence waited for its turn.
+            EngineDead: the engine has failed.
+        """
+        ...
+
+    def stats(self) -> EngineStats: ...
+
+    async def wait_dead(self) -> None:
+        """Return when the engine has failed. Never returns for one that is well or was stopped."""
+        ...
+
+    async def stop(self) -> None:
+        """Fail what still runs and free the model."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """What this service needs of a tokenizer. Implementations are safe to call from any thread."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids, added tokens included."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+
+    def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
+        """The conversation through the model's chat template.
+
+        Raises:
+            TemplateRefused: the template refuses the conversation.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What the service says about a model."""
+
+    id: str
+    aliases: tuple[str, ...]
+    created: int  # Unix time, seconds
+    owned_by: str
+    root: str
+    max_model_len: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model ready to answer."""
+
+    card: ModelCard
+    tokenizer: Tokenizer
+    engine: Engine
+    sampling_defaults: SamplingParams
+    eos_token_ids: frozenset[int]

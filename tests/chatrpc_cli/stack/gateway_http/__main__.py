@@ -1,0 +1,67 @@
+"""Stands in for the gateway: /readyz, a chat route that echoes, and a journal of its life.
+
+FAKE_GATEWAY may be `stubborn`: it takes no notice of SIGTERM.
+"""
+
+import argparse
+import json
+import os
+import signal
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+JOURNAL = Path(os.environ["JOURNAL"])
+IS_STUBBORN = os.environ.get("FAKE_GATEWAY") == "stubborn"
+
+
+def note(event: str) -> None:
+    with JOURNAL.open("a") as journal:
+        journal.write(f"gateway {event}\n")
+
+
+class Gateway(BaseHTTPRequestHandler):
+    num_probes = 0
+
+    def do_GET(self) -> None:
+        """Not ready when asked for the first time."""
+        Gateway.num_probes += 1
+        is_ready = self.path == "/readyz" and Gateway.num_probes > 1
+        self.send_response(200 if is_ready else 503)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"path": self.path, "body": json.loads(body)}).encode())
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--upstream", required=True)
+    options = parser.parse_args()
+    note(f"started {os.getpid()}")
+
+    stop = threading.Event()
+
+    def on_sigterm(*_: object) -> None:
+        note("stopping")
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    server = ThreadingHTTPServer((options.host, options.port), Gateway)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    note(f"upstream {options.upstream}")
+    stop.wait()
+    if IS_STUBBORN:
+        threading.Event().wait()
+    server.shutdown()
+    note("stopped")
+
+
+main()

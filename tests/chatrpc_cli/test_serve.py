@@ -1,0 +1,228 @@
+"""`chatrpc serve` as a whole, run in `stack/`, where `-m` finds the stand-ins first."""
+
+import http.client
+import json
+import os
+import re
+import select
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+FAILSAFE_S = 60  # long enough for any machine; only a failing test waits it out
+STACK = Path(__file__).with_name("stack")
+ORDERLY = ["gateway stopping", "gateway stopped", "service stopping", "service stopped"]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class Serve:
+    """A running `chatrpc serve`, leader of its own process group as under a terminal's shell."""
+
+    def __init__(self, folder: Path, *options: str, is_ready: bool = True, **fakes: str) -> None:
+        self.http_port, self.grpc_port = free_port(), free_port()
+        self._journal = folder / "journal"
+        self._gate = folder / "gate"
+        if is_ready:
+            self.open_gate()
+        ports = ["--http-port", str(self.http_port), "--grpc-port", str(self.grpc_port)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "chatrpc_cli", "serve", *ports, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=STACK,
+            env=os.environ | fakes | {"JOURNAL": str(self._journal)},
+            start_new_session=True,
+        )
+
+    def open_gate(self) -> None:
+        """From now on the service is ready."""
+        self._gate.touch()
+
+    @property
+    def events(self) -> list[str]:
+        return self._journal.read_text().splitlines() if self._journal.exists() else []
+
+    def wait_for(self, event: str, times: int = 1) -> None:
+        deadline = time.monotonic() + FAILSAFE_S
+        while self.events.count(event) < times:
+            assert self.process.poll() is None, self.end()
+            assert time.monotonic() < deadline, f"no {event!r} in {self.events}"
+            time.sleep(0.01)
+
+    def pid(self, name: str) -> int:
+        """The process id of `service` or `gateway`."""
+        (event,) = [event for event in self.events if event.startswith(f"{name} started ")]
+        return int(event.split()[-1])
+
+    def banner(self) -> str:
+        """Waits for its last line."""
+        assert self.process.stdout
+        lines: list[str] = []
+        while not lines or "curl" not in lines[-1]:
+            lines.append(self.process.stdout.readline())
+            assert lines[-1], self.process.communicate()
+        return "".join(lines)
+
+    def ctrl_c(self) -> None:
+        """What a terminal does: SIGINT to every process of the foreground group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr; returns when no process holds the latter two any more."""
+        stdout, stderr = self.process.communicate(timeout=FAILSAFE_S)
+        return self.process.returncode, stdout, stderr
+
+    def close(self) -> None:
+        self.process.kill()
+        self.end()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Serve]]:
+    """Starts `chatrpc serve`, at most once."""
+    started: list[Serve] = []
+
+    def start(*options: str, is_ready: bool = True, **fakes: str) -> Serve:
+        started.append(Serve(tmp_path, *options, is_ready=is_ready, **fakes))
+        return started[0]
+
+    yield start
+    for serve in started:
+        serve.close()
+
+
+def test_the_banner_has_both_addresses_and_a_curl_line_that_works(
+    start: Callable[..., Serve],
+) -> None:
+    serve = start()
+    first, http_line, grpc_line, _, curl = serve.banner().splitlines()
+    assert first == "it's default is ready"
+    assert http_line.split() == ["HTTP", f"http://127.0.0.1:{serve.http_port}/v1"]
+    assert grpc_line.split() == ["gRPC", f"127.0.0.1:{serve.grpc_port}"]
+
+    name, url, _, header, _, data = shlex.split(curl)
+    assert name == "curl"
+    gateway = http.client.HTTPConnection("127.0.0.1", serve.http_port)
+    gateway.request("POST", url, data, dict([header.split(": ")]))
+    echo = json.load(gateway.getresponse())
+    gateway.close()
+    assert echo["path"] == f"http://127.0.0.1:{serve.http_port}/v1/chat/completions"
+    assert echo["body"]["model"] == "it's default"
+    assert f"gateway upstream 127.0.0.1:{serve.grpc_port}" in serve.events
+
+
+def test_a_wildcard_host_is_reached_through_loopback(start: Callable[..., Serve]) -> None:
+    serve = start("--host", "0.0.0.0", "--model", "tiny")  # noqa: S104
+    banner = serve.banner()
+    assert banner.startswith("tiny is ready\n")
+    assert "0.0.0.0" not in banner  # noqa: S104
+    assert f"gateway upstream 127.0.0.1:{serve.grpc_port}" in serve.events
+
+
+def test_the_banner_waits_for_readiness(start: Callable[..., Serve]) -> None:
+    serve = start(is_ready=False)
+    serve.wait_for("service asked for readiness", times=2)
+    assert serve.process.stdout
+    assert select.select([serve.process.stdout], [], [], 0) == ([], [], [])
+    serve.open_gate()
+    assert "is ready" in serve.banner()
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+def test_ctrl_c_stops_the_gateway_then_the_service(
+    start: Callable[..., Serve], is_ready: bool
+) -> None:
+    serve = start(is_ready=is_ready)
+    if is_ready:
+        serve.banner()
+    else:
+        serve.wait_for("service asked for readiness")
+        serve.wait_for(f"gateway upstream 127.0.0.1:{serve.grpc_port}")
+    serve.ctrl_c()
+    code, stdout, stderr = serve.end()
+    assert (code, stdout, stderr) == (0, "", "")
+    assert serve.events[-4:] == ORDERLY
+
+
+def test_sigterm_is_as_good_as_ctrl_c(start: Callable[..., Serve]) -> None:
+    serve = start()
+    serve.banner()
+    serve.process.terminate()
+    assert serve.end()[0] == 0
+    assert serve.events[-4:] == ORDERLY
+
+
+def test_a_second_ctrl_c_kills_both(start: Callable[..., Serve]) -> None:
+    serve = start(FAKE_SERVICE="stubborn", FAKE_GATEWAY="stubborn")
+    serve.banner()
+    serve.ctrl_c()
+    serve.wait_for("gateway stopping")
+    serve.ctrl_c()
+    assert serve.end()[0] == 130
+    assert "gateway stopped" not in serve.events
+
+
+def test_a_service_that_cannot_start_ends_the_gateway(start: Callable[..., Serve]) -> None:
+    serve = start("--model", "nonsense", FAKE_SERVICE="dies")
+    code, stdout, stderr = serve.end()
+    assert (code, stdout) == (3, "")
+    own, ours = stderr.splitlines()
+    assert own == "error: no model nonsense"
+    assert ours == "error: the service ended with exit code 3"
+
+
+@pytest.mark.parametrize(("name", "other"), [("service", "gateway"), ("gateway", "service")])
+def test_a_death_ends_the_other_in_order(
+    start: Callable[..., Serve], name: str, other: str
+) -> None:
+    serve = start()
+    serve.banner()
+    os.kill(serve.pid(name), signal.SIGKILL)
+    code, _, stderr = serve.end()
+    assert code == 128 + signal.SIGKILL
+    assert stderr == f"error: the {name} was ended by SIGKILL\n"
+    assert serve.events[-2:] == [f"{other} stopping", f"{other} stopped"]
+
+
+def test_a_child_that_leaves_without_an_error_is_an_error(start: Callable[..., Serve]) -> None:
+    serve = start()
+    serve.banner()
+    os.kill(serve.pid("gateway"), signal.SIGTERM)
+    assert serve.end()[0] == 1
+
+
+def test_a_port_in_use_is_named_before_anything_starts(start: Callable[..., Serve]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        serve = start("--http-port", str(port))
+        code, _, stderr = serve.end()
+    assert code == 1
+    assert stderr == f"error: 127.0.0.1:{port}: Address already in use\n"
+    assert not serve.events
+
+
+def test_a_host_that_is_not_ours_is_an_error(start: Callable[..., Serve]) -> None:
+    code, _, stderr = start("--host", "192.0.2.1").end()
+    assert code == 1
+    assert re.fullmatch(r"error: 192\.0\.2\.1:\d+: .+\n", stderr)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a parent's death is announced by Linux alone")
+def test_a_killed_parent_takes_even_stubborn_children_along(start: Callable[..., Serve]) -> None:
+    serve = start(FAKE_SERVICE="stubborn", FAKE_GATEWAY="stubborn")
+    serve.banner()
+    serve.process.kill()
+    serve.end()  # returns, so that nobody holds its stderr any more
+    assert "gateway stopping" not in serve.events

@@ -1,0 +1,149 @@
+"""The real OpenAI client against the real stack and the real model."""
+
+import asyncio
+import random
+from typing import Any
+
+import openai
+import pytest
+
+from tests.e2e.conftest import MODEL, Served
+
+FRANCE: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def test_the_capital_of_france(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=FRANCE, temperature=0)
+    [choice] = answer.choices
+    assert "Paris" in (choice.message.content or "")
+    assert choice.finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens > 20
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_the_capital_of_france_with_every_default(client: openai.OpenAI) -> None:
+    for seed in range(5):
+        answer = client.chat.completions.create(model=MODEL, messages=FRANCE, seed=seed)
+        assert "Paris" in (answer.choices[0].message.content or "")
+
+
+def test_the_capital_of_france_streamed(client: openai.OpenAI) -> None:
+    with client.chat.completions.create(
+        model=MODEL,
+        messages=FRANCE,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    ) as stream:
+        chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert "Paris" in text
+    assert len({c.id for c in chunks}) == 1
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].choices == []
+    whole = client.chat.completions.create(model=MODEL, messages=FRANCE, temperature=0)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+
+
+def test_the_stream_helper(client: openai.OpenAI) -> None:
+    with client.chat.completions.stream(model=MODEL, messages=FRANCE, temperature=0) as stream:
+        for _ in stream:
+            pass
+        final = stream.get_final_completion()
+    assert "Paris" in (final.choices[0].message.content or "")
+
+
+def test_a_stop_string_and_a_limit(client: openai.OpenAI) -> None:
+    stopped = client.chat.completions.create(
+        model=MODEL, messages=FRANCE, temperature=0, stop=["Par"]
+    )
+    assert stopped.choices[0].message.content == "The capital of France is "
+    assert stopped.choices[0].finish_reason == "stop"
+    limited = client.chat.completions.create(
+        model=MODEL, messages=FRANCE, temperature=0, max_completion_tokens=3
+    )
+    assert limited.choices[0].finish_reason == "length"
+    assert limited.usage is not None
+    assert limited.usage.completion_tokens == 3
+
+
+def test_the_models(client: openai.OpenAI) -> None:
+    [model] = client.models.list().data
+    assert model.id == MODEL
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("org/none")
+
+
+def test_errors_have_the_clients_own_classes(client: openai.OpenAI) -> None:
+    create = client.chat.completions.create
+    with pytest.raises(openai.NotFoundError) as unknown:
+        create(model="gpt-9", messages=FRANCE)
+    assert unknown.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as too_hot:
+        create(model=MODEL, messages=FRANCE, temperature=3)
+    assert too_hot.value.param == "temperature"
+    with pytest.raises(openai.BadRequestError) as too_long:
+        create(model=MODEL, messages=[{"role": "user", "content": "word " * 9000}])
+    assert too_long.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as not_served:
+        create(model=MODEL, messages=FRANCE, n=2)
+    assert not_served.value.param == "n"
+    assert not_served.value.code == "unsupported_parameter"
+
+
+async def test_many_overlapping_requests_each_get_their_own(served: Served) -> None:
+    """32 at once, each with its own parameters: what each gets is what its own words ask for."""
+    rng = random.Random(7)
+    async with openai.AsyncOpenAI(
+        base_url=served.base_url, api_key="none", max_retries=0, timeout=None
+    ) as client:
+
+        async def ask(i: int) -> None:
+            max_tokens = rng.randint(1, 24)
+            fields: dict[str, Any] = {
+                "model": MODEL,
+                "messages": [{"role": "user", "content": f"Count up from {i}. " * (1 + i % 5)}],
+                "max_completion_tokens": max_tokens,
+                "temperature": rng.choice([0.0, 0.7, 1.3]),
+                "top_p": rng.choice([0.5, 1.0]),
+                "seed": i,
+                "extra_body": {"ignore_eos": True, "top_k": rng.choice([0, 5])},
+            }
+            if i % 2:
+                answer = await client.chat.completions.create(**fields)
+                usage, finish = answer.usage, answer.choices[0].finish_reason
+            else:
+                stream = await client.chat.completions.create(
+                    **fields, stream=True, stream_options={"include_usage": True}
+                )
+                chunks = [chunk async for chunk in stream]
+                usage = chunks[-1].usage
+                finish = chunks[-2].choices[0].finish_reason
+            assert usage is not None
+            assert usage.completion_tokens == max_tokens
+            assert finish == "length"
+
+        await asyncio.gather(*(ask(i) for i in range(32)))
+
+
+async def test_a_seed_gives_the_same_answer_alone_and_among_others(served: Served) -> None:
+    async with openai.AsyncOpenAI(base_url=served.base_url, api_key="none", timeout=None) as client:
+
+        async def tell(seed: int) -> str:
+            answer = await client.chat.completions.create(
+                model=MODEL,
+                messages=[{"role": "user", "content": "Tell me a story."}],
+                seed=seed,
+                temperature=1.0,
+                max_completion_tokens=8,
+            )
+            return answer.choices[0].message.content or ""
+
+        first = await tell(1)
+        again, *others = await asyncio.gather(*(tell(seed) for seed in range(1, 5)))
+        assert again == first
+        assert len({first, *others}) > 1

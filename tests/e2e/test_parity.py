@@ -1,0 +1,70 @@
+"""Batching changes nothing: the embedded model, in float32, against `model.generate`."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from service.checkpoint import resolve
+from service.config import ServiceSettings
+from service.engine.load import EngineOptions, load_engine
+from service.types import Request, SamplingParams
+
+PROMPT_LENGTHS = [15, 15, 14, 40]
+NUM_TOKENS = 24
+NUM_BLOCKS = 7  # three short answers need nine
+
+
+def prompts() -> list[tuple[int, ...]]:
+    rng = random.Random(3)
+    return [tuple(rng.randrange(20, 40_000) for _ in range(n)) for n in PROMPT_LENGTHS]
+
+
+@torch.inference_mode()
+def generate_alone(path: Path) -> list[list[int]]:
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    return [
+        model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=NUM_TOKENS,
+            min_new_tokens=NUM_TOKENS,
+            temperature=None,
+            top_p=None,
+        )[0, len(prompt) :].tolist()
+        for prompt in prompts()
+    ]
+
+
+def generate_together(path: Path) -> list[list[int]]:
+    """Arriving a step after one another, in chunks, in a cache that cannot hold them all."""
+    core, _ = load_engine(
+        EngineOptions(
+            path,
+            dtype="float32",
+            max_num_seqs=8,
+            max_num_batched_tokens=32,
+            kv_cache_memory_bytes=NUM_BLOCKS * 16 * 46_080,  # tokens a block, bytes a token
+        )
+    )
+    outputs: list[list[int]] = [[] for _ in PROMPT_LENGTHS]
+    sampling = SamplingParams(temperature=0, max_tokens=NUM_TOKENS)
+    arrivals = list(enumerate(prompts()))
+    while arrivals or core.has_unfinished:
+        if arrivals:
+            i, prompt = arrivals.pop(0)
+            core.add(i, Request(str(i), prompt, sampling))
+        for step in core.step():
+            assert not isinstance(step.output, Exception)
+            outputs[step.sequence_id].extend(step.output.token_ids)
+    assert core.stats.num_preemptions > 0
+    assert core.stats.num_free_kv_blocks == core.stats.num_kv_blocks
+    return outputs
+
+
+def test_many_overlapping_greedy_answers_equal_generate_token_for_token() -> None:
+    path = resolve(None, ServiceSettings.load([]).cache_dir).path
+    assert generate_together(path) == generate_alone(path)

@@ -1,0 +1,311 @@
+"""A chatrpc service that does as it is told, for tests of whatever calls one.
+
+    async with FakeService() as service:
+        service.script = [Admit(), Say("Hello"), Hold(), Say(" world"), Finish()]
+
+Every call runs the whole script; `Hold` waits for `service.release()`. What was asked, and which
+calls were cancelled, is there to be looked at and to be waited for.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from chatrpc.v1 import (
+    chat_pb2,
+    chat_service_pb2,
+    chat_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
+
+MODEL = "org/tiny"
+CREATED = 1_700_000_000
+PROMPT_TOKENS = 7
+
+
+@dataclass(frozen=True)
+class Admit:
+    """Send the initial metadata: from here on the call can no longer be refused."""
+
+
+@dataclass(frozen=True)
+class Say:
+    """Send a delta."""
+
+    text: str = ""
+    index: int = 0
+    num_tokens: int = 1
+    delta: chat_pb2.Delta | None = None
+    logprobs: tuple[chat_pb2.TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finish:
+    """End one choice."""
+
+    reason: chat_pb2.FinishReason.ValueType = chat_pb2.FINISH_REASON_STOP
+    index: int = 0
+    matched_stop: chat_pb2.MatchedStop | None = None
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Do nothing until released, or cancelled."""
+
+
+@dataclass(frozen=True)
+class Fail:
+    """End the call with a status, and the details that the service adds to one."""
+
+    code: grpc.StatusCode
+    message: str = "The service says no."
+    reason: str = ""
+    field: str = ""
+    retry_after_s: float | None = None
+
+    async def abort(self, context: Any) -> None:
+        details: list[Message] = []
+        if self.reason:
+            details.append(error_details_pb2.ErrorInfo(reason=self.reason, domain="chatrpc"))
+        if self.field:
+            violation = error_details_pb2.BadRequest.FieldViolation(
+                field=self.field, description=self.message
+            )
+            details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+        if self.retry_after_s is not None:
+            delay = duration_pb2.Duration()
+            delay.FromMilliseconds(int(self.retry_after_s * 1000))
+            details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+        status = status_pb2.Status(
+            code=getattr(code_pb2, self.code.name),
+            message=self.message,
+            details=map(_pack, details),
+        )
+        await context.abort_with_status(rpc_status.to_status(status))
+
+
+Step = Admit | Say | Finish | Hold | Fail
+
+HELLO: list[Step] = [Admit(), Say("Hello"), Say(" world"), Finish()]
+
+
+@dataclass
+class Call:
+    """One call the service has received."""
+
+    params: chat_pb2.ChatCompletionParams
+    metadata: dict[str, str | bytes]
+    time_remaining_s: float | None
+    is_cancelled: bool = False
+
+
+@dataclass
+class FakeService(
+    chat_service_pb2_grpc.ChatServiceServicer, model_service_pb2_grpc.ModelServiceServicer
+):
+    """ChatService, ModelService and Health on a free port of 127.0.0.1."""
+
+    script: list[Step] = field(default_factory=lambda: list(HELLO))
+    first_refusals: int = 0
+    """This many calls are refused as UNAVAILABLE before the script begins to count."""
+    completion: chat_pb2.ChatCompletion | None = None
+    """The unary answer; made from the script where there is none."""
+    models: list[model_service_pb2.Model] = field(default_factory=lambda: [model()])
+    calls: list[Call] = field(default_factory=list)
+    port: int = 0
+
+    async def __aenter__(self) -> Self:
+        self._changed = asyncio.Event()
+        self._released = asyncio.Event()
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._health = health.aio.HealthServicer()
+        chat_service_pb2_grpc.add_ChatServiceServicer_to_server(self, self._server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        await self.set_ready(True)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def stop(self) -> None:
+        await self._server.stop(0)
+
+    async def set_ready(self, ready: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        await self._health.set("readiness", status.SERVING if ready else status.NOT_SERVING)
+
+    def release(self) -> None:
+        self._released.set()
+
+    async def called(self, times: int = 1) -> None:
+        """Wait until this many calls have arrived."""
+        await self._until(lambda: len(self.calls) >= times)
+
+    async def cancelled(self, times: int = 1) -> None:
+        """Wait until this many calls have been cancelled."""
+        await self._until(lambda: sum(call.is_cancelled for call in self.calls) >= times)
+
+    async def CreateChatCompletion(  # noqa: N802  # the wire's name
+        self, request: chat_service_pb2.CreateChatCompletionRequest, context: Any
+    ) -> chat_service_pb2.CreateChatCompletionResponse:
+        chunks = [chunk async for chunk in self._run(request.params, context)]
+        completion = self.completion or _whole(chunks)
+        return chat_service_pb2.CreateChatCompletionResponse(completion=completion)
+
+    async def StreamChatCompletion(  # noqa: N802
+        self, request: chat_service_pb2.StreamChatCompletionRequest, context: Any
+    ) -> AsyncIterator[chat_service_pb2.StreamChatCompletionResponse]:
+        async with aclosing(self._run(request.params, context)) as chunks:
+            async for chunk in chunks:
+                yield chat_service_pb2.StreamChatCompletionResponse(chunk=chunk)
+
+    async def ListModels(  # noqa: N802
+        self, request: model_service_pb2.ListModelsRequest, context: Any
+    ) -> model_service_pb2.ListModelsResponse:
+        """One model a page, so that a client which reads one page alone is found out."""
+        start = int(request.page_token or 0)
+        after = start + 1 if start + 1 < len(self.models) else ""
+        return model_service_pb2.ListModelsResponse(
+            models=self.models[start : start + 1], next_page_token=str(after)
+        )
+
+    async def GetModel(  # noqa: N802
+        self, request: model_service_pb2.GetModelRequest, context: Any
+    ) -> model_service_pb2.GetModelResponse:
+        for served in self.models:
+            if request.id in {served.id, *served.aliases}:
+                return model_service_pb2.GetModelResponse(model=served)
+        missing = Fail(grpc.StatusCode.NOT_FOUND, "No such model.", "MODEL_NOT_FOUND")
+        await missing.abort(context)
+        raise AssertionError("abort raises")
+
+    async def Tokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
+    async def Detokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
+    async def _run(
+        self, params: chat_pb2.ChatCompletionParams, context: Any
+    ) -> AsyncGenerator[chat_pb2.ChatCompletionChunk, None]:
+        call = Call(params, dict(context.invocation_metadata()), context.time_remaining())
+        self.calls.append(call)
+        self._changed.set()
+        try:
+            if len(self.calls) <= self.first_refusals:
+                await Fail(grpc.StatusCode.UNAVAILABLE, "Full.", "QUEUE_FULL").abort(context)
+            async for chunk in self._steps(context):
+                yield chunk
+        except (asyncio.CancelledError, GeneratorExit):  # the latter if cancelled in a write
+            call.is_cancelled = True
+            self._changed.set()
+            raise
+
+    async def _steps(self, context: Any) -> AsyncIterator[chat_pb2.ChatCompletionChunk]:
+        num_tokens = 0
+        head = _head()
+        for step in self.script:
+            match step:
+                case Admit():
+                    await context.send_initial_metadata((("chatrpc-admitted", "1"),))
+                case Hold():
+                    await self._released.wait()
+                case Fail():
+                    await step.abort(context)
+                case Say() | Finish():
+                    num_tokens += step.num_tokens if isinstance(step, Say) else 0
+                    head.choices.append(_choice(step))
+                    yield head
+                    head = chat_pb2.ChatCompletionChunk()
+        usage = chat_pb2.Usage(prompt_tokens=PROMPT_TOKENS, completion_tokens=num_tokens)
+        yield chat_pb2.ChatCompletionChunk(usage=usage)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+
+def model(model_id: str = MODEL, aliases: tuple[str, ...] = ()) -> model_service_pb2.Model:
+    return model_service_pb2.Model(
+        id=model_id,
+        create_time=Timestamp(seconds=CREATED),
+        owned_by="tests",
+        max_model_len=2048,
+        aliases=aliases,
+        root="hub/tiny",
+    )
+
+
+def _head() -> chat_pb2.ChatCompletionChunk:
+    return chat_pb2.ChatCompletionChunk(
+        id="chatcmpl-1",
+        create_time=Timestamp(seconds=CREATED),
+        model=MODEL,
+        system_fingerprint="fp_1",
+    )
+
+
+def _choice(step: Say | Finish) -> chat_pb2.ChoiceDelta:
+    if isinstance(step, Finish):
+        return chat_pb2.ChoiceDelta(
+            index=step.index, finish_reason=step.reason, matched_stop=step.matched_stop
+        )
+    return chat_pb2.ChoiceDelta(
+        index=step.index,
+        delta=step.delta or chat_pb2.Delta(content=step.text),
+        num_tokens=step.num_tokens,
+        logprobs=step.logprobs,
+    )
+
+
+def _whole(chunks: list[chat_pb2.ChatCompletionChunk]) -> chat_pb2.ChatCompletion:
+    """The text of choice 0, as a unary answer."""
+    text = "".join(delta.delta.content for chunk in chunks for delta in chunk.choices)
+    head = chunks[0]
+    return chat_pb2.ChatCompletion(
+        id=head.id,
+        create_time=head.create_time,
+        model=head.model,
+        system_fingerprint=head.system_fingerprint,
+        choices=[
+            chat_pb2.Choice(
+                message=chat_pb2.ChatMessage(
+                    role=chat_pb2.ROLE_ASSISTANT, content=[chat_pb2.ContentPart(text=text)]
+                ),
+                finish_reason=chat_pb2.FINISH_REASON_STOP,
+            )
+        ],
+        usage=chunks[-1].usage,
+    )
+
+
+def _pack(detail: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed

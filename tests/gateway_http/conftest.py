@@ -1,0 +1,80 @@
+"""The real gateway on a free port, before a fake service that does as it is told."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway_http.app import build_app
+from gateway_http.config import Settings
+from tests.fakes.chat_service import FakeService
+
+
+@asynccontextmanager
+async def serving(**options: Any) -> AsyncIterator[str]:
+    """A gateway with these options, as it runs in production but for signals; yields its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(
+            build_app(Settings(**options)),
+            http="httptools",
+            lifespan="on",
+            ws="none",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=5,
+        )
+        config.load()
+        server = uvicorn.Server(config)
+        server.lifespan = config.lifespan_class(config)
+        await server.startup(sockets=[listener])
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            await server.shutdown(sockets=[listener])
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[FakeService]:
+    async with FakeService() as service:
+        yield service
+
+
+@pytest.fixture
+async def url(service: FakeService) -> AsyncIterator[str]:
+    async with serving(upstream=service.target, sse_ping_interval_s=0.05) as url:
+        yield url
+
+
+@pytest.fixture
+async def http(url: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(
+        base_url=url,
+        timeout=10,
+        verify=False,  # noqa: S501  # plain HTTP: loading certificates takes longer than most tests
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+def body() -> dict[str, Any]:
+    """The smallest request."""
+    return {"model": "org/tiny", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+async def metric(http: httpx.AsyncClient, name: str, labels: dict[str, str]) -> float:
+    """The value of one sample of /metrics, once it is there: it is counted after the answer."""
+    async with asyncio.timeout(10):
+        while True:
+            page = (await http.get("/metrics")).text
+            for family in text_string_to_metric_families(page):
+                for sample in family.samples:
+                    if sample.name == name and sample.labels == labels:
+                        return sample.value
+            await asyncio.sleep(0.01)

@@ -1,0 +1,149 @@
+"""Bodies that are wrong in one way each, and what OpenAI's clients are told about them."""
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway_http.protocol.decode import decode
+from gateway_http.protocol.error import InvalidRequest
+
+HI = {"role": "user", "content": "Hi"}
+
+
+def refusal(body: bytes) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        decode(body)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"model": None}, "model", "invalid_type"),
+        ({"model": 1}, "model", "invalid_type"),
+        ({"messages": []}, "messages", "empty_array"),
+        ({"messages": "Hi"}, "messages", "invalid_type"),
+        ({"messages": [{"content": "Hi"}]}, "messages[0].role", "missing_required_parameter"),
+        ({"messages": [HI, HI | {"role": "bot"}]}, "messages[1].role", "invalid_value"),
+        ({"messages": [HI | {"content": 1}]}, "messages[0].content", "invalid_type"),
+        ({"messages": [HI | {"mood": 1}]}, "messages[0].mood", "unknown_parameter"),
+        (
+            {"messages": [HI | {"content": [{"type": "smell"}]}]},
+            "messages[0].content[0].type",
+            "invalid_value",
+        ),
+        (
+            {"messages": [HI | {"content": [{"type": "text"}]}]},
+            "messages[0].content[0].text",
+            "missing_required_parameter",
+        ),
+        ({"n": 0}, "n", "integer_below_min_value"),
+        ({"n": 129}, "n", "integer_above_max_value"),
+        ({"n": 1.5}, "n", "invalid_type"),
+        ({"n": True}, "n", "invalid_type"),
+        ({"max_tokens": -1}, "max_tokens", "integer_below_min_value"),
+        ({"max_tokens": 2**32}, "max_tokens", "integer_above_max_value"),
+        ({"seed": 2**63}, "seed", "integer_above_max_value"),
+        ({"seed": -(2**63) - 1}, "seed", "integer_below_min_value"),
+        ({"temperature": 1e39}, "temperature", "decimal_above_max_value"),
+        ({"temperature": -1e39}, "temperature", "decimal_below_min_value"),
+        ({"temperature": "hot"}, "temperature", "invalid_type"),
+        ({"stop": 1}, "stop", "invalid_type"),
+        ({"stop": ["a", 1]}, "stop[1]", "invalid_type"),
+        ({"logit_bias": {"a": 1}}, "logit_bias", "invalid_type"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias", "integer_below_min_value"),
+        ({"reasoning_effort": "heroic"}, "reasoning_effort", "invalid_value"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
+        ({"tool_choice": "maybe"}, "tool_choice", "invalid_value"),
+        ({"tools": [{"type": "custom"}]}, "tools[0].type", "invalid_value"),
+        ({"stream_options": {"foo": 1}}, "stream_options.foo", "unknown_parameter"),
+        ({"foo": 1}, "foo", "unknown_parameter"),
+    ],
+)
+def test_mismatch_names_the_parameter(fields: dict[str, Any], param: str, code: str) -> None:
+    error = refusal(json.dumps({"model": "m", "messages": [HI]} | fields).encode()).body.error
+
+    assert (error.param, error.code, error.type) == (param, code, "invalid_request_error")
+    assert "`" not in error.message
+    assert "$" not in error.message
+
+
+def test_words_are_openais() -> None:
+    assert refusal(b"{}").body.error.message == "Missing required parameter: 'model'."
+    unknown = refusal(b'{"model":"m","messages":[{"role":"user"}],"foo":1}')
+    assert unknown.body.error.message == "Unrecognized request argument supplied: foo"
+    wrong = refusal(b'{"model":"m","messages":[{"role":"user","content":1}]}')
+    assert wrong.body.error.message == (
+        "Invalid type for 'messages[0].content': "
+        "expected a string or an array, but got an integer instead."
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"{",
+        b'{"model":"m"} {}',
+        b'{"model":"\xff","messages":[]}',
+        b'\xef\xbb\xbf{"model":"m"}',
+        b'{"model":"\\ud800","messages":[]}',
+        b'{"model":"m","messages":[{"role":"user","content":"\\udc00"}]}',
+        b'{"model":"m","temperature":NaN}',
+        b'{"model":"m","temperature":Infinity}',
+        b'{"model":"m","temperature":1e999}',
+        b'{"model":"m","seed":' + b"9" * 10_000 + b"}",
+        b'{"model":"m","metadata":' + b"[" * 200_000,
+        b'{"model":"m","chat_template_kwargs":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_001,
+    ],
+)
+def test_malformed_is_refused(body: bytes) -> None:
+    assert refusal(body).status == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        (b'{"model":"m","model":"n","messages":[{"role":"user"}]}', "model"),
+        (b'{"model":"m","messages":[{"role":"user","content":"a","content":"b"}]}', "content"),
+        (
+            b'{"model":"m","messages":[{"role":"user"}],"chat_template_kwargs":{"a":1,"a":2}}',
+            "a",
+        ),
+    ],
+)
+def test_keys_occur_once(body: bytes, key: str) -> None:
+    error = refusal(body).body.error
+    assert error.param == key
+    assert "twice" in error.message
+
+
+def test_errors_quote_no_more_than_helps() -> None:
+    error = refusal(json.dumps({"model": "m", "messages": [HI], "x" * 100_000: 1}).encode())
+    assert len(error.body.error.message) < 1000
+
+
+def test_null_is_absent() -> None:
+    named = {"temperature", "stop", "tools", "stream_options", "response_format", "functions"}
+    request = decode(json.dumps({"model": "m", "messages": [HI]} | dict.fromkeys(named)).encode())
+    assert all(getattr(request, name) is None for name in named)
+
+
+def test_large_integers_in_a_schema_keep_every_digit() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"maximum": 10**30}}}
+    request = decode(json.dumps({"model": "m", "messages": [HI], "tools": [tool]}).encode())
+    assert request.tools
+    assert request.tools[0].function.parameters == {"maximum": 10**30}
+
+
+@given(st.binary(max_size=200))
+def test_bytes_are_refused_or_decoded(body: bytes) -> None:
+    with contextlib.suppress(InvalidRequest):
+        decode(body)

@@ -1,0 +1,205 @@
+"""POST /v1/chat/completions over real sockets, to a real gRPC server."""
+
+import asyncio
+import json
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from chatrpc.v1 import chat_pb2
+from tests.fakes.chat_service import Admit, Fail, FakeService, Finish, Hold, Say
+from tests.gateway_http.conftest import metric, serving
+from tests.gateway_http.raw_http import RawClient
+
+PATH = "/v1/chat/completions"
+
+
+def events(text: str) -> list[Any]:
+    """The data of a stream's events; comments left out, `[DONE]` as it is."""
+    data = [event.removeprefix("data: ") for event in text.split("\n\n") if event[:5] == "data:"]
+    return [event if event == "[DONE]" else json.loads(event) for event in data]
+
+
+async def test_whole_answer(http: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    answer = await http.post(PATH, json=body)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["choices"][0]["message"]["content"] == "Hello world"
+
+
+async def test_stream(http: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    answer = await http.post(PATH, json=body | {"stream": True})
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["x-accel-buffering"] == "no"
+    *chunks, done = events(answer.text)
+    assert done == "[DONE]"
+    assert [chunk["choices"][0]["delta"].get("content") for chunk in chunks] == [
+        "",
+        "Hello",
+        " world",
+        None,
+    ]
+    assert {(chunk["id"], chunk["created"]) for chunk in chunks} == {("chatcmpl-1", 1_700_000_000)}
+
+
+async def test_deadline_and_request_reach_the_service(
+    service: FakeService, body: dict[str, Any]
+) -> None:
+    async with (
+        serving(upstream=service.target, request_timeout_s=50) as url,
+        httpx.AsyncClient(base_url=url) as http,
+    ):
+        await http.post(PATH, json=body | {"temperature": 0})
+    assert service.calls[0].params.sampling.HasField("temperature")
+    assert not service.calls[0].params.sampling.HasField("top_p")
+    assert service.calls[0].time_remaining_s
+    assert 40 < service.calls[0].time_remaining_s <= 50
+
+
+async def test_nothing_is_sent_before_admission(
+    url: str, service: FakeService, body: dict[str, Any]
+) -> None:
+    service.script = [Hold(), Admit(), Say("Hello"), Finish()]
+    async with RawClient(url) as client:
+        await client.post(body | {"stream": True})
+        await service.called()
+        head = asyncio.create_task(client.read_until(b"\r\n\r\n"))
+        # Four times the silence after which an admitted stream would be kept alive.
+        assert not (await asyncio.wait({head}, timeout=0.2))[0]
+        service.release()
+        assert b" 200 " in await head
+
+
+async def test_pings_until_the_first_token_and_between_tokens(
+    url: str, service: FakeService, body: dict[str, Any]
+) -> None:
+    service.script = [Admit(), Hold(), Say("Hello"), Finish()]
+    async with RawClient(url) as client:
+        await client.post(body | {"stream": True})
+        head = await client.read_until(b"\r\n\r\n")
+        assert b" 200 " in head
+        for _ in range(3):
+            assert b"data:" not in await client.read_until(b": ping\n\n")
+        service.release()
+        assert b"Hello" in await client.read_until(b"[DONE]")
+
+
+@pytest.mark.parametrize("admitted", [True, False])
+async def test_error_after_the_head_is_an_event_and_the_end(
+    http: httpx.AsyncClient, service: FakeService, body: dict[str, Any], admitted: bool
+) -> None:
+    fail = Fail(grpc.StatusCode.DEADLINE_EXCEEDED, "Too late.", "DEADLINE")
+    service.script = [Admit(), Say("Hello"), fail] if admitted else [Say("Hello"), fail]
+    answer = await http.post(PATH, json=body | {"stream": True})
+    assert answer.status_code == 200
+    *_, error, done = events(answer.text)
+    assert done == "[DONE]"
+    assert error == {
+        "error": {
+            "message": "Too late.",
+            "type": "server_error",
+            "param": None,
+            "code": "timeout",
+        }
+    }
+
+
+async def test_service_that_dies_mid_stream(
+    url: str, service: FakeService, body: dict[str, Any]
+) -> None:
+    service.script = [Admit(), Say("Hello"), Hold()]
+    async with RawClient(url) as client:
+        await client.post(body | {"stream": True})
+        await client.read_until(b"Hello")
+        await service.stop()
+        rest = await client.read_until(b"[DONE]")
+    assert b'"error"' in rest
+    assert b"127.0.0.1" not in rest
+
+
+async def test_answer_nobody_foresaw_mid_stream(
+    http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
+) -> None:
+    """A finish reason of a newer wire cannot be told; the client learns that something failed."""
+    service.script = [Say("Hello"), Finish(reason=99)]  # type: ignore[arg-type]  # of the future
+    answer = await http.post(PATH, json=body | {"stream": True})
+    *_, error, done = events(answer.text)
+    assert done == "[DONE]"
+    assert error["error"]["code"] == "server_error"
+
+
+async def test_refusal_after_a_long_wait_is_still_a_status(
+    url: str, service: FakeService, body: dict[str, Any]
+) -> None:
+    service.script = [Hold(), Fail(grpc.StatusCode.NOT_FOUND, reason="MODEL_NOT_FOUND")]
+    async with RawClient(url) as client:
+        await client.post(body | {"stream": True})
+        await service.called()
+        service.release()
+        assert b" 404 " in await client.read_until(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_full_replica_is_tried_again(
+    http: httpx.AsyncClient, service: FakeService, body: dict[str, Any], stream: bool
+) -> None:
+    service.first_refusals = 2
+    answer = await http.post(PATH, json=body | {"stream": stream})
+    assert answer.status_code == 200
+    assert len(service.calls) == 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_no_service_at_all(body: dict[str, Any], stream: bool) -> None:
+    async with (
+        serving(upstream="127.0.0.1:1") as url,
+        httpx.AsyncClient(base_url=url) as http,
+    ):
+        answer = await http.post(PATH, json=body | {"stream": stream})
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    assert answer.json()["error"]["code"] == "service_unavailable"
+    assert "127.0.0.1" not in answer.text
+
+
+async def test_deadline(service: FakeService, body: dict[str, Any]) -> None:
+    service.script = [Hold()]
+    async with (
+        serving(upstream=service.target, request_timeout_s=0.2) as url,
+        httpx.AsyncClient(base_url=url) as http,
+    ):
+        answer = await http.post(PATH, json=body)
+    assert answer.status_code == 504
+    await service.cancelled()
+
+
+async def test_two_choices_and_their_usage(
+    http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
+) -> None:
+    service.script = [Admit(), Say("b", index=1), Say("a"), Finish(), Finish(index=1)]
+    wanted = {"stream": True, "n": 2, "stream_options": {"include_usage": True}}
+    answer = await http.post(PATH, json=body | wanted)
+    *chunks, usage, _ = events(answer.text)
+    assert [chunk["choices"][0]["index"] for chunk in chunks] == [0, 1, 1, 0, 0, 1]
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] == 2
+
+
+async def test_large_answer_passes(
+    http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
+) -> None:
+    """More than the 4 MiB that gRPC allows unless told otherwise."""
+    text = "x" * (5 << 20)
+    service.script = [Say(delta=chat_pb2.Delta(content=text)), Finish()]
+    answer = await http.post(PATH, json=body)
+    assert answer.json()["choices"][0]["message"]["content"] == text
+
+
+async def test_time_to_first_token_is_counted(
+    http: httpx.AsyncClient, body: dict[str, Any]
+) -> None:
+    await http.post(PATH, json=body | {"stream": True})
+    assert await metric(http, "chatrpc_gateway_time_to_first_token_seconds_count", {}) == 1

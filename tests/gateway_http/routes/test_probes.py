@@ -1,0 +1,35 @@
+import httpx
+import pytest
+
+from tests.fakes.chat_service import FakeService
+from tests.gateway_http.conftest import serving
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/health", "/v1/health"])
+async def test_ready_as_the_service_is(
+    http: httpx.AsyncClient, service: FakeService, path: str
+) -> None:
+    assert (await http.get(path)).status_code == 200
+    await service.set_ready(False)
+    answer = await http.get(path)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "service_unavailable"
+    assert (await http.get("/healthz")).status_code == 200
+
+
+async def test_alive_and_not_ready_without_a_service() -> None:
+    async with (
+        serving(upstream="127.0.0.1:1") as url,
+        httpx.AsyncClient(base_url=url) as http,
+    ):
+        assert (await http.get("/healthz")).status_code == 200
+        assert (await http.get("/readyz")).status_code == 503
+
+
+async def test_metrics_page(http: httpx.AsyncClient) -> None:
+    await http.get("/healthz")
+    page = await http.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain")
+    assert 'chatrpc_gateway_requests_total{route="/healthz",status="200"} 1.0' in page.text
+    assert "chatrpc_gateway_requests_in_flight 1.0" in page.text
+    assert "process_resident_memory_bytes" in page.text

@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+
+from gateway_http.config import Settings
+from process.settings import ConfigError
+
+
+def test_defaults() -> None:
+    settings = Settings.load([])
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.max_body_bytes == 8 * 1024 * 1024
+
+
+def test_command_line_over_environment_over_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text('port = 1\nhost = "file"\nupstream = "file:1"\n')
+    monkeypatch.setenv("CHATRPC_GATEWAY_PORT", "2")
+    monkeypatch.setenv("CHATRPC_GATEWAY_HOST", "environment")
+    settings = Settings.load(["--config", str(file), "--port", "3"])
+    assert (settings.port, settings.host, settings.upstream) == (3, "environment", "file:1")
+
+
+def test_file_named_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text("shutdown_grace_s = 3\n")
+    monkeypatch.setenv("CHATRPC_GATEWAY_CONFIG", str(file))
+    assert Settings.load([]).shutdown_grace_s == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("port = 99999", "port"),
+        ("prot = 1", "prot"),
+        ("port =", "Invalid value"),
+        (None, "gateway.toml"),
+    ],
+)
+def test_bad_file_is_one_line(tmp_path: Path, content: str | None, named: str) -> None:
+    file = tmp_path / "gateway.toml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=named) as caught:
+        Settings.load(["--config", str(file)])
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_option_is_named() -> None:
+    with pytest.raises(ConfigError, match="request_timeout_s"):
+        Settings.load(["--request-timeout-s", "-1"])
+
+
+def test_help_describes_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        Settings.load(["--help"])
+    assert caught.value.code == 0
+    page = capsys.readouterr().out
+    assert "--sse-ping-interval-s" in page
+    assert "the port to listen on" in page

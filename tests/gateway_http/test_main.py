@@ -1,0 +1,114 @@
+"""The gateway as a process: what it says at start, and how it ends."""
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
+from tests.gateway_http.raw_http import RawClient
+
+COMMAND = [sys.executable, "-m", "gateway_http"]
+
+
+@asynccontextmanager
+async def running(*options: str) -> AsyncIterator[tuple[Process, str]]:
+    command = [*COMMAND, "--port", "0", "--log-format", "json", *options]
+    process = await asyncio.create_subprocess_exec(*command, stderr=PIPE)
+    try:
+        assert process.stderr
+        async with asyncio.timeout(30):
+            line = json.loads(await process.stderr.readline())
+        assert line["event"] == "listening"
+        yield process, f"http://{line['host']}:{line['port']}"
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def closed(url: str) -> None:
+    """Wait until nobody accepts connections there."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                async with RawClient(url):
+                    await asyncio.sleep(0.01)
+            except OSError:
+                return
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_running_requests_finish_after_a_signal(
+    service: FakeService, body: dict[str, Any], number: signal.Signals
+) -> None:
+    service.script = [Admit(), Say("Hello"), Hold(), Say(" world"), Finish()]
+    async with running("--upstream", service.target) as (process, url):
+        async with RawClient(url) as client:
+            await client.post(body | {"stream": True})
+            await client.read_until(b"Hello")
+            process.send_signal(number)
+            await closed(url)
+            service.release()
+            assert b"world" in await client.read_until(b"[DONE]")
+        async with asyncio.timeout(10):
+            assert await process.wait() == 0
+
+
+async def test_grace_has_an_end(service: FakeService, body: dict[str, Any]) -> None:
+    service.script = [Admit(), Say("Hello"), Hold()]
+    options = ("--upstream", service.target, "--shutdown-grace-s", "0")
+    async with running(*options) as (process, url), RawClient(url) as client:
+        await client.post(body | {"stream": True})
+        await client.read_until(b"Hello")
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            assert await process.wait() == 0
+        await service.cancelled()
+
+
+async def test_idle_gateway_stops_at_once() -> None:
+    async with running() as (process, url):
+        async with httpx.AsyncClient() as http:
+            assert (await http.get(f"{url}/healthz")).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            assert await process.wait() == 0
+
+
+def failed(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *options], capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_port_in_use_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = failed("--port", str(taken.getsockname()[1]))
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: cannot listen on 127.0.0.1:")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [("--port", "99999"), ("--config", "/none.toml")])
+def test_bad_config_is_one_line(options: tuple[str, str]) -> None:
+    result = failed(*options)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_unknown_option_is_named() -> None:
+    result = failed("--prot", "1")
+    assert result.returncode != 0
+    assert "--prot" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,138 @@
+"""The real OpenAI client, plain, async and with its stream helper."""
+
+import asyncio
+
+import grpc
+import openai
+import pytest
+from openai.types.chat import ChatCompletionMessageParam
+
+from chatrpc.v1 import chat_pb2
+from tests.fakes.chat_service import MODEL, Admit, Fail, FakeService, Finish, Hold, Say
+
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+
+
+def client(url: str) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+async def test_create(url: str) -> None:
+    async with client(url) as openai_client:
+        raw = await openai_client.chat.completions.with_raw_response.create(
+            model=MODEL, messages=MESSAGES, extra_body={"ignore_eos": True}
+        )
+    answer = raw.parse()
+    assert answer.choices[0].message.content == "Hello world"
+    assert answer.choices[0].message.tool_calls is None
+    assert answer.usage
+    assert answer.usage.total_tokens == 9
+    assert raw.headers["x-request-id"]
+
+
+async def test_stream(url: str) -> None:
+    async with client(url) as openai_client:
+        stream = await openai_client.chat.completions.create(
+            model=MODEL, messages=MESSAGES, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == "Hello world"
+    assert chunks[-1].usage
+    assert chunks[-1].usage.completion_tokens == 2
+
+
+async def test_sync_client(url: str) -> None:
+    def ask() -> str:
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as sync_client:
+            stream = sync_client.chat.completions.create(
+                model=MODEL, messages=MESSAGES, stream=True
+            )
+            return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+    assert await asyncio.to_thread(ask) == "Hello world"
+
+
+async def test_stream_helper_with_two_choices(url: str, service: FakeService) -> None:
+    service.script = [Admit(), Say("b", index=1), Say("a"), Finish(), Finish(index=1)]
+    async with (
+        client(url) as openai_client,
+        openai_client.chat.completions.stream(model=MODEL, messages=MESSAGES, n=2) as stream,
+    ):
+        async for _ in stream:
+            pass
+        final = await stream.get_final_completion()
+    assert [choice.message.content for choice in final.choices] == ["a", "b"]
+    assert [choice.message.role for choice in final.choices] == ["assistant", "assistant"]
+    assert [choice.finish_reason for choice in final.choices] == ["stop", "stop"]
+
+
+async def test_stream_helper_with_a_tool_call(url: str, service: FakeService) -> None:
+    def piece(arguments: str, call_id: str = "", name: str = "") -> Say:
+        function = chat_pb2.FunctionCall(name=name, arguments_json=arguments)
+        call = chat_pb2.ToolCall(id=call_id, index=0, function=function)
+        return Say(delta=chat_pb2.Delta(tool_calls=[call]))
+
+    service.script = [
+        Admit(),
+        piece("", "call_1", "weather"),
+        piece('{"city"'),
+        piece(':"Oslo"}'),
+        Finish(chat_pb2.FINISH_REASON_TOOL_CALLS),
+    ]
+    async with (
+        client(url) as openai_client,
+        openai_client.chat.completions.stream(model=MODEL, messages=MESSAGES) as stream,
+    ):
+        final = await stream.get_final_completion()
+    calls = final.choices[0].message.tool_calls
+    assert calls
+    assert (calls[0].id, calls[0].function.name) == ("call_1", "weather")
+    assert calls[0].function.arguments == '{"city":"Oslo"}'
+    assert final.choices[0].finish_reason == "tool_calls"
+
+
+async def test_error_mid_stream_is_raised(url: str, service: FakeService) -> None:
+    service.script = [
+        Admit(),
+        Say("Hello"),
+        Fail(grpc.StatusCode.DEADLINE_EXCEEDED, "Too late.", "DEADLINE"),
+    ]
+    async with client(url) as openai_client:
+        stream = await openai_client.chat.completions.create(
+            model=MODEL, messages=MESSAGES, stream=True
+        )
+        with pytest.raises(openai.APIError, match="Too late") as caught:
+            async for _ in stream:
+                pass
+    assert caught.value.code == "timeout"
+
+
+async def test_refusal_is_typed(url: str, service: FakeService) -> None:
+    service.script = [
+        Fail(grpc.StatusCode.INVALID_ARGUMENT, "Too hot.", "INVALID_FIELD", "sampling.temperature")
+    ]
+    async with client(url) as openai_client:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await openai_client.chat.completions.create(model=MODEL, messages=MESSAGES)
+    assert caught.value.param == "temperature"
+    assert caught.value.request_id
+
+
+async def test_models(url: str) -> None:
+    async with client(url) as openai_client:
+        listed = [model.id async for model in openai_client.models.list()]
+        retrieved = await openai_client.models.retrieve(MODEL)
+    assert listed == [retrieved.id] == [MODEL]
+
+
+async def test_leaving_a_stream_cancels_the_call(url: str, service: FakeService) -> None:
+    service.script = [Admit(), *(Say(" word") for _ in range(10)), Hold()]
+    async with client(url) as openai_client:
+        stream = await openai_client.chat.completions.create(
+            model=MODEL, messages=MESSAGES, stream=True
+        )
+        async for _ in stream:
+            break
+        await stream.close()
+        await service.cancelled()

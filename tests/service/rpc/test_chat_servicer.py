@@ -1,0 +1,189 @@
+"""ChatService over a real socket, with a scripted engine."""
+
+import asyncio
+import time
+from typing import Any
+
+import grpc
+import pytest
+
+from chatrpc.v1 import chat_pb2, chat_service_pb2
+from service.errors import ContextLengthExceeded, EngineDead, QueueFull
+from service.types import FinishReason, TokenOutput
+from tests.fakes.tokenizer import EOS
+from tests.fakes.wait import until
+from tests.service.rpc.conftest import Running, params
+from tests.service.rpc.details import refusal
+
+
+def unary(**fields: Any) -> chat_service_pb2.CreateChatCompletionRequest:
+    return chat_service_pb2.CreateChatCompletionRequest(params=params(**fields))
+
+
+def stream(**fields: Any) -> chat_service_pb2.StreamChatCompletionRequest:
+    return chat_service_pb2.StreamChatCompletionRequest(params=params(**fields))
+
+
+async def test_a_whole_answer(running: Running) -> None:
+    running.engine.answer("héllo")
+    response = await running.chat.CreateChatCompletion(unary())
+    [choice] = response.completion.choices
+    assert choice.message.content[0].text == "héllo"
+    assert choice.finish_reason == chat_pb2.FINISH_REASON_LENGTH
+    assert response.completion.usage == chat_pb2.Usage(
+        prompt_tokens=len("<user>hi<assistant>"), completion_tokens=6
+    )
+
+
+async def test_a_streamed_answer_never_holds_half_a_character(running: Running) -> None:
+    running.engine.answer("né 🎉!")
+    responses = [r async for r in running.chat.StreamChatCompletion(stream())]
+    deltas = [r.chunk.choices[0].delta.content for r in responses]
+    assert deltas == ["n", "é", " ", "🎉", "!"]
+    assert responses[-1].chunk.usage.completion_tokens == 9
+
+
+async def test_the_engine_is_asked_what_the_request_says(running: Running) -> None:
+    running.engine.answer("x")
+    sampling = chat_pb2.SamplingParams(stop_token_ids=[7], seed=5)
+    await running.chat.CreateChatCompletion(unary(sampling=sampling, model="alias"))
+    await running.chat.CreateChatCompletion(
+        unary(sampling=chat_pb2.SamplingParams(ignore_eos=True))
+    )
+    first, second = running.engine.requests
+    assert bytes(first.prompt_token_ids) == b"<user>hi<assistant>"
+    assert first.stop_token_ids == {7, EOS}
+    assert first.sampling.seed == 5
+    assert second.stop_token_ids == frozenset()
+
+
+async def test_a_stop_string_ends_the_answer_and_the_generation(running: Running) -> None:
+    running.engine.script = [TokenOutput(tuple(b"one END two")), asyncio.Event()]
+    sampling = chat_pb2.SamplingParams(stop=["END"])
+    responses = [r async for r in running.chat.StreamChatCompletion(stream(sampling=sampling))]
+    assert "".join(r.chunk.choices[0].delta.content for r in responses) == "one "
+    last = responses[-1].chunk
+    assert last.choices[0].finish_reason == chat_pb2.FINISH_REASON_STOP
+    assert last.choices[0].matched_stop.text == "END"
+    assert last.usage.completion_tokens == len("one END")
+    assert running.engine.num_running == 0
+
+
+async def test_a_stop_token_is_named_and_the_models_own_end_is_not(running: Running) -> None:
+    sampling = chat_pb2.SamplingParams(stop_token_ids=[ord("!")])
+    for last, matched in ((ord("!"), chat_pb2.MatchedStop(token_id=ord("!"))), (EOS, None)):
+        running.engine.script = [TokenOutput((ord("a"), last), FinishReason.STOP)]
+        response = await running.chat.CreateChatCompletion(unary(sampling=sampling))
+        [choice] = response.completion.choices
+        assert choice.message.content[0].text == "a"
+        assert choice.HasField("matched_stop") == (matched is not None)
+        if matched is not None:
+            assert choice.matched_stop == matched
+
+
+async def test_headers_come_with_admission_and_before_the_first_token(running: Running) -> None:
+    running.engine.script = [asyncio.Event()]
+    call = running.chat.StreamChatCompletion(stream())
+    assert dict(await call.initial_metadata())["chatrpc-admitted"] == "1"
+    assert running.engine.num_running == 1
+    call.cancel()
+    await until(lambda: running.engine.num_running == 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (QueueFull(3, 2.5), grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL"),
+        (
+            ContextLengthExceeded(2000, 1000),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "CONTEXT_LENGTH_EXCEEDED",
+        ),
+    ],
+)
+async def test_a_refusal_comes_before_the_headers(
+    running: Running, error: QueueFull, code: grpc.StatusCode, reason: str
+) -> None:
+    running.engine.refusal = error
+    call = running.chat.StreamChatCompletion(stream())
+    refused = await refusal(call)
+    assert (refused.code, refused.reason) == (code, reason)
+    # None were sent: a client may retry elsewhere.
+    assert "chatrpc-admitted" not in dict(await call.initial_metadata())
+
+
+async def test_an_engine_that_dies_ends_the_stream_with_its_reason(running: Running) -> None:
+    running.engine.script = [TokenOutput((ord("a"),)), EngineDead()]
+    call = running.chat.StreamChatCompletion(stream())
+    seen: list[chat_service_pb2.StreamChatCompletionResponse] = []
+    refused = await refusal(call, seen)
+    assert [r.chunk.choices[0].delta.content for r in seen] == ["a"]
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_DEAD")
+
+
+async def test_nobody_learns_what_went_wrong_inside(running: Running) -> None:
+    running.engine.script = [RuntimeError("secret path /etc/passwd")]
+    call = running.chat.CreateChatCompletion(unary(), metadata=(("x-request-id", "req-7"),))
+    refused = await refusal(call)
+    assert refused.code == grpc.StatusCode.INTERNAL
+    assert refused.reason == "INTERNAL"
+    assert "secret" not in refused.message
+    assert "req-7" in refused.message
+
+
+@pytest.mark.parametrize("steps_before", [0, 1])
+@pytest.mark.parametrize("is_streamed", [True, False])
+async def test_a_cancelled_call_frees_its_generation(
+    running: Running, steps_before: int, is_streamed: bool
+) -> None:
+    running.engine.script = [*[TokenOutput((97,))] * steps_before, asyncio.Event()]
+    call = (
+        running.chat.StreamChatCompletion(stream())
+        if is_streamed
+        else running.chat.CreateChatCompletion(unary())
+    )
+    await until(lambda: running.engine.num_running == 1)
+    call.cancel()
+    await until(lambda: running.engine.num_running == 0)
+
+
+async def test_a_vanished_client_frees_its_generation(running: Running) -> None:
+    running.engine.script = [asyncio.Event()]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+        call = type(running.chat)(channel).StreamChatCompletion(stream())
+        await call.initial_metadata()
+    await until(lambda: running.engine.num_running == 0)
+
+
+async def test_the_deadline_of_the_call_bounds_the_generation(running: Running) -> None:
+    running.engine.script = [asyncio.Event()]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.chat.CreateChatCompletion(unary(), timeout=0.3)
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: running.engine.num_running == 0)
+    [request] = running.engine.requests
+    assert request.deadline is not None
+    assert request.deadline < time.monotonic() + 1
+
+
+async def test_a_missing_model_and_an_unknown_one(running: Running) -> None:
+    missing = await refusal(running.chat.CreateChatCompletion(unary(model="")))
+    assert (missing.code, missing.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MISSING_FIELD")
+    assert missing.fields == ["model"]
+    unknown = await refusal(running.chat.CreateChatCompletion(unary(model="gpt-9")))
+    assert (unknown.code, unknown.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+    assert unknown.metadata == {"model": "gpt-9"}
+
+
+async def test_a_template_that_refuses_names_the_messages(running: Running) -> None:
+    refused = await refusal(running.chat.CreateChatCompletion(unary(text="refuse me")))
+    assert refused.reason == "TEMPLATE_REFUSED"
+    assert refused.fields == ["messages"]
+
+
+async def test_bytes_that_are_no_message_leave_the_server_serving(running: Running) -> None:
+    call: Any = running.channel.unary_unary("/chatrpc.v1.ChatService/CreateChatCompletion")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await call(b"\xff\xff\xff")
+    running.engine.answer("fine")
+    await running.chat.CreateChatCompletion(unary())

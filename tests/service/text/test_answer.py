@@ -1,0 +1,97 @@
+"""Tokens in, finished text out: where detokenizer, stop strings and the engine's end meet."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.text.answer import AnswerText, TextDelta
+from service.types import FinishReason, SamplingParams, TokenOutput
+from tests.fakes.tokenizer import EOS, ByteTokenizer
+
+
+def answer(*stop: str, stop_token_ids: frozenset[int] = frozenset()) -> AnswerText:
+    return AnswerText(ByteTokenizer(), SamplingParams(stop=stop, stop_token_ids=stop_token_ids))
+
+
+def output(text: str, finish_reason: FinishReason | None = None) -> TokenOutput:
+    return TokenOutput(tuple(text.encode()), finish_reason)
+
+
+def test_the_first_output_of_an_engine_makes_an_empty_delta() -> None:
+    assert answer().push(TokenOutput()) == TextDelta()
+
+
+def test_text_is_held_back_while_it_may_become_a_stop_string() -> None:
+    text = answer("END")
+    assert text.push(output("one E")) == TextDelta("one ", 5)
+    assert text.push(output("N")) == TextDelta("", 1)
+    assert text.push(output("t", FinishReason.LENGTH)) == TextDelta("ENt", 1, FinishReason.LENGTH)
+
+
+def test_a_stop_string_ends_the_answer_at_its_own_token() -> None:
+    delta = answer("END").push(output("one END two", FinishReason.LENGTH))
+    assert delta == TextDelta("one ", 7, FinishReason.STOP, "END")
+
+
+def test_a_stop_string_in_the_last_token_beats_the_limit() -> None:
+    delta = answer("!").push(output("a!", FinishReason.LENGTH))
+    assert delta == TextDelta("a", 2, FinishReason.STOP, "!")
+
+
+def test_the_models_end_is_counted_and_has_no_text() -> None:
+    delta = answer().push(TokenOutput((ord("a"), EOS), FinishReason.STOP))
+    assert delta == TextDelta("a", 2, FinishReason.STOP)
+
+
+def test_a_stop_token_is_named() -> None:
+    text = answer(stop_token_ids=frozenset({ord("!")}))
+    assert text.push(output("a!", FinishReason.STOP)) == TextDelta(
+        "a", 2, FinishReason.STOP, ord("!")
+    )
+
+
+def test_half_a_character_at_the_end_is_shown_as_such() -> None:
+    text = answer()
+    assert text.push(TokenOutput((0xF0, 0x9F))) == TextDelta("", 2)
+    delta = text.push(TokenOutput((0x8E,), FinishReason.LENGTH))
+    assert delta.text == "�"
+
+
+def test_a_stop_string_that_only_the_end_completes_ends_the_answer() -> None:
+    text = answer("�")
+    delta = text.push(TokenOutput((ord("a"), 0xF0), FinishReason.LENGTH))
+    assert delta == TextDelta("a", 2, FinishReason.STOP, "�")
+
+
+@given(
+    st.text(max_size=30),
+    st.lists(st.integers(1, 5), min_size=1),
+    st.sampled_from([(), ("ab",), ("a", "b c")]),
+)
+def test_the_answer_does_not_depend_on_how_the_engine_cuts_it(
+    said: str, cuts: list[int], stop: tuple[str, ...]
+) -> None:
+    token_ids = said.encode()
+    pieces, start = [], 0
+    for size in cuts:
+        pieces.append(token_ids[start : start + size])
+        start += size
+    pieces.append(token_ids[start:])
+    text = answer(*stop)
+    deltas = []
+    for i, piece in enumerate(pieces):
+        reason = FinishReason.LENGTH if i == len(pieces) - 1 else None
+        deltas.append(text.push(TokenOutput(tuple(piece), reason)))
+        if deltas[-1].finish_reason is not None:
+            break
+    cut = min((said.find(s) for s in stop if s in said), default=len(said))
+    assert "".join(d.text for d in deltas) == said[:cut]
+    assert (deltas[-1].finish_reason is FinishReason.STOP) == (cut < len(said))
+
+
+@pytest.mark.parametrize("text", ["🎉", "東京", "👩‍👩‍👧", "né"])
+def test_no_delta_ever_holds_half_a_character(text: str) -> None:
+    answering = answer()
+    deltas = [answering.push(TokenOutput((byte,))) for byte in text.encode()]
+    assert "".join(d.text for d in deltas) == text
+    assert not any("�" in d.text for d in deltas)

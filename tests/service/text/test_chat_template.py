@@ -1,0 +1,98 @@
+from typing import Any
+
+import pytest
+
+from service.errors import TemplateRefused
+from service.text.chat_template import render_prompt, template_messages, with_known_roles
+from service.types import Message, PromptOptions, ToolCall
+from tests.service.text.conftest import LibraryTokenizer, byte_level
+
+SYSTEM, USER, OTHER = (
+    Message("system", "Be kind."),
+    Message("user", "Hi"),
+    Message("system", "Rhyme."),
+)
+
+
+class TemplatingTokenizer(LibraryTokenizer):
+    """Renders role and content, line by line, and refuses what its `refuses` names."""
+
+    def __init__(self, *refuses: str) -> None:
+        super().__init__(byte_level())
+        self._refuses = refuses
+
+    def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
+        roles = [message["role"] for message in messages]
+        if "system" in roles[1:] and "late system" in self._refuses:
+            raise TemplateRefused("System message must be at the beginning")
+        if "system" in roles and "system" in self._refuses:
+            raise TemplateRefused("System role not supported")
+        return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
+
+
+def rendered(tokenizer: TemplatingTokenizer, *messages: Message) -> str:
+    ids = render_prompt(tokenizer, messages, PromptOptions())
+    return tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_system_messages_stay_where_the_template_takes_them() -> None:
+    text = rendered(TemplatingTokenizer(), SYSTEM, USER, OTHER)
+    assert text == "system: Be kind.\nuser: Hi\nsystem: Rhyme.\n"
+
+
+def test_system_messages_are_joined_where_the_template_takes_a_leading_one_only() -> None:
+    text = rendered(TemplatingTokenizer("late system"), SYSTEM, USER, OTHER)
+    assert text == "system: Be kind.\n\nRhyme.\nuser: Hi\n"
+    developer = Message("developer", "Be brief.")
+    text = rendered(TemplatingTokenizer("late system"), developer, USER, OTHER)
+    assert text == "developer: Be brief.\n\nRhyme.\nuser: Hi\n"
+
+
+def test_a_refusal_is_about_the_messages_as_they_were_sent() -> None:
+    tokenizer = TemplatingTokenizer("system", "late system")
+    with pytest.raises(TemplateRefused, match="System message must be at the beginning"):
+        rendered(tokenizer, USER, OTHER)
+    with pytest.raises(TemplateRefused, match="System role not supported"):
+        rendered(tokenizer, SYSTEM, USER)
+
+
+def test_absent_fields_are_absent_and_absent_content_is_empty() -> None:
+    assert template_messages([Message("assistant", None)]) == [{"role": "assistant", "content": ""}]
+    message = Message("tool", "4", name="add", tool_call_id="call_1", reasoning_content="2 + 2")
+    assert template_messages([message]) == [
+        {
+            "role": "tool",
+            "content": "4",
+            "name": "add",
+            "tool_call_id": "call_1",
+            "reasoning_content": "2 + 2",
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments_json", "arguments"),
+    [
+        ('{"a": 9007199254740993, "b": [null]}', {"a": 9007199254740993, "b": [None]}),
+        ("", {}),
+        ("not json", "not json"),
+        ("[1]", "[1]"),
+        ('"{}"', '"{}"'),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_arguments_are_a_dict_where_they_are_an_object(arguments_json: str, arguments: Any) -> None:
+    message = Message("assistant", None, tool_calls=(ToolCall("call_1", "add", arguments_json),))
+    (call,) = template_messages([message])[0]["tool_calls"]
+    assert call == {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "add", "arguments": arguments},
+    }
+
+
+def test_developer_is_system_unless_the_template_knows_it() -> None:
+    chat = template_messages([Message("developer", "Be kind."), USER])
+    assert with_known_roles(chat, "{{ message.role == 'developer' }}") == chat
+    for template in ("{{ message.role }}", "You are a developer. {{ message.role }}"):
+        assert with_known_roles(chat, template) == template_messages([SYSTEM, USER])

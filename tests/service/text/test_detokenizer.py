@@ -1,0 +1,130 @@
+from itertools import groupby
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.text.detokenizer import Detokenizer
+from tests.service.text.conftest import KINDS, TEXTS, LibraryTokenizer
+
+BYTE_LEVEL, BYTE_FALLBACK, METASPACE = (LibraryTokenizer(build()) for build in KINDS.values())
+FIRST_BYTE = 3  # of the byte-fallback tokenizer: the id of <0x00>
+
+pieces = st.lists(st.sampled_from(["Hello", " ", "é", "日", "你", "😀", "e\u0301", "\n", "x"]))
+
+
+def detokenize(tokenizer: LibraryTokenizer, ids: list[int]) -> list[str]:
+    detokenizer = Detokenizer(tokenizer)
+    return [*map(detokenizer.push, ids), detokenizer.flush()]
+
+
+def fallback_text(ids: list[int]) -> str:
+    """What the byte-fallback tokenizer should say: whole characters stay, then a mark a byte."""
+    text = ""
+    special = (0, 1, 2)
+    runs = groupby((i for i in ids if i not in special), lambda i: i < FIRST_BYTE + 256)
+    for is_bytes, run in runs:
+        if not is_bytes:
+            text += "".join(BYTE_FALLBACK.token(i) for i in run).replace("▁", " ")
+            continue
+        data = bytes(i - FIRST_BYTE for i in run)
+        while char := next((char for n in (1, 2, 3, 4) if (char := _decoded(data[:n]))), ""):
+            text += char
+            data = data[len(char.encode()) :]
+        text += "\ufffd" * len(data)
+    return text.removeprefix(" ")
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return ""
+
+
+@given(ids=st.lists(st.integers(0, BYTE_LEVEL.vocab_size + 3), max_size=80))
+@settings(deadline=None)
+def test_any_ids_of_a_byte_level_tokenizer_add_up_to_its_own_text(ids: list[int]) -> None:
+    assert "".join(detokenize(BYTE_LEVEL, ids)) == BYTE_LEVEL.decode(ids, skip_special_tokens=True)
+
+
+@given(ids=st.lists(st.integers(0, METASPACE.vocab_size - 1), max_size=80))
+@settings(deadline=None)
+def test_any_ids_of_a_metaspace_tokenizer_add_up_to_its_own_text(ids: list[int]) -> None:
+    assert "".join(detokenize(METASPACE, ids)) == METASPACE.decode(ids, skip_special_tokens=True)
+
+
+@given(ids=st.lists(st.integers(0, BYTE_FALLBACK.vocab_size - 1), max_size=80))
+@settings(deadline=None, max_examples=300)
+def test_byte_fallback_keeps_whole_characters_before_a_bad_byte(ids: list[int]) -> None:
+    assert "".join(detokenize(BYTE_FALLBACK, ids)) == fallback_text(ids)
+
+
+@given(ids=st.lists(st.sampled_from([0x9F, 0xE4, 0xBD, 0xA0]), min_size=17, max_size=80))
+@settings(deadline=None)
+def test_byte_fallback_in_one_long_run(ids: list[int]) -> None:
+    ids = [FIRST_BYTE + byte for byte in ids]
+    assert "".join(detokenize(BYTE_FALLBACK, ids)) == fallback_text(ids)
+
+
+@given(pieces=pieces)
+@settings(deadline=None)
+def test_encoded_text_comes_back_whole_and_never_half_a_character(
+    tokenizer: LibraryTokenizer, pieces: list[str]
+) -> None:
+    ids = tokenizer.encode("".join(pieces), add_special_tokens=False)
+    deltas = detokenize(tokenizer, ids)
+    assert "".join(deltas) == tokenizer.decode(ids, skip_special_tokens=True)
+    assert "\ufffd" not in "".join(deltas)
+
+
+def test_every_prefix_can_be_the_end() -> None:
+    ids = BYTE_LEVEL.encode("".join(TEXTS), add_special_tokens=False)
+    for end in range(len(ids)):
+        whole = BYTE_LEVEL.decode(ids[:end], skip_special_tokens=True)
+        assert "".join(detokenize(BYTE_LEVEL, ids[:end])) == whole
+    ids = BYTE_FALLBACK.encode("".join(TEXTS), add_special_tokens=False)
+    for end in range(len(ids)):
+        assert "".join(detokenize(BYTE_FALLBACK, ids[:end])) == fallback_text(ids[:end])
+
+
+def test_a_character_comes_with_its_last_byte() -> None:
+    ids = [FIRST_BYTE + byte for byte in "😀".encode()]
+    assert detokenize(BYTE_FALLBACK, ids) == ["", "", "", "😀", ""]
+    ids = BYTE_LEVEL.encode("😀", add_special_tokens=False)
+    assert len(ids) > 1
+    assert detokenize(BYTE_LEVEL, ids) == [*[""] * (len(ids) - 1), "😀", ""]
+
+
+def test_text_before_an_unfinished_character_does_not_wait_for_it() -> None:
+    ids = [BYTE_LEVEL.encode(text, add_special_tokens=False)[0] for text in ("a", "é", "b")]
+    half = BYTE_LEVEL.encode("😀", add_special_tokens=False)[:1]
+    assert detokenize(BYTE_LEVEL, [*ids, *half, ids[0]])[-2] == "\ufffda"
+
+
+def test_special_tokens_leave_no_trace(tokenizer: LibraryTokenizer) -> None:
+    ids = tokenizer.encode("你 Hello", add_special_tokens=False)
+    special = 1
+    spaced = [special, *(part for i in ids for part in (i, special))]
+    assert "".join(detokenize(tokenizer, spaced)) == "".join(detokenize(tokenizer, ids))
+
+
+class CountingTokenizer(LibraryTokenizer):
+    """Counts the ids it decodes: the cost, free of the clock's noise."""
+
+    num_decoded = 0
+
+    def decode(self, token_ids, *, skip_special_tokens):  # type: ignore[no-untyped-def]
+        self.num_decoded += len(token_ids)
+        return super().decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+
+def test_a_token_costs_the_same_at_the_end_as_at_the_start() -> None:
+    for build in KINDS.values():
+        tokenizer = CountingTokenizer(build())
+        ids = tokenizer.encode("".join(TEXTS) * 20, add_special_tokens=False)
+        bad_bytes = [FIRST_BYTE + 0x9F] * 3000
+        unfinished = [FIRST_BYTE + byte for byte in (0x9F, *(0xE4, 0xBD, 0xA0) * 1000)]
+        for sequence in (ids, [1] * 3000, [ids[0]] * 3000, bad_bytes, unfinished):
+            tokenizer.num_decoded = 0
+            detokenize(tokenizer, sequence)
+            assert tokenizer.num_decoded < 40 * len(sequence)
