@@ -22,7 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Target = Annotated[str, typer.Option(help="The service's gRPC address.", metavar="HOST:PORT")]
+Target = Annotated[
+    str,
+    typer.Option(help="The service's gRPC address.", metavar="HOST:PORT", envvar="CHATRPC_TARGET"),
+]
 DEFAULT_TARGET = "127.0.0.1:50051"
 
 

@@ -17,6 +17,8 @@ from chatrpc.v1 import model_service_pb2, model_service_pb2_grpc
 from chatrpc_cli.supervisor import supervise
 
 POLL_S = 0.2
+# How long running requests may go on after Ctrl-C: somebody sits at the terminal and waits.
+GRACE_S = 5
 # The service may load for half a minute, in which gRPC's own backoff would grow to as much; and a
 # proxy has no business between two processes of one machine.
 CHANNEL_OPTIONS = [("grpc.max_reconnect_backoff_ms", 200), ("grpc.enable_http_proxy", 0)]
@@ -47,11 +49,13 @@ class Stack:
     def service_command(self) -> list[str]:
         model = ["--model", self.model] if self.model else []
         listen = ["--host", self.host, "--port", str(self.grpc_port)]
-        return [sys.executable, "-m", "service", *model, *listen]
+        drain = ["--drain-timeout-s", str(GRACE_S)]
+        return [sys.executable, "-m", "service", *model, *listen, *drain]
 
     def gateway_command(self) -> list[str]:
         listen = ["--host", self.host, "--port", str(self.http_port)]
-        return [sys.executable, "-m", "gateway_http", *listen, "--upstream", self.grpc_address]
+        upstream = ["--upstream", self.grpc_address, "--shutdown-grace-s", str(GRACE_S)]
+        return [sys.executable, "-m", "gateway_http", *listen, *upstream]
 
 
 def run(stack: Stack) -> int:

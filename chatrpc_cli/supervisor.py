@@ -47,6 +47,8 @@ async def supervise(
         await _first(announce(), *over())
         await _first(*over())
         code = 0 if stop.asked.is_set() else _death(children)
+        if code == 0:
+            typer.echo("stopping; Ctrl-C again to end running requests at once", err=True)
     finally:
         stop.asked.set()  # from here on a signal insists
         await _end(children["gateway"], stop.insisted)

@@ -5,6 +5,8 @@ failed, 2 if the settings make no sense.
 """
 
 import asyncio
+import logging
+import os
 import signal
 import sys
 from collections.abc import Coroutine
@@ -104,4 +106,8 @@ async def _first(*coroutines: Coroutine[None, None, object]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    logging.shutdown()
+    # Not sys.exit: a signal during the load leaves the engine's thread inside torch, and C++ aborts
+    # when the interpreter is torn down beneath it.
+    os._exit(exit_code)

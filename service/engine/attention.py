@@ -157,6 +157,7 @@ class ShapeProbe:
             raise ModelLoadError(f"{kind} sees the tokens to come, which is not served.")
         if layer in self.shapes:
             raise ModelLoadError(f"{kind} attends more than once a layer, which is not served.")
+        self.windows[layer] = kwargs.get("sliding_window")
         self.shapes[layer] = KVShape(key.shape[1], key.shape[-1], value.shape[-1], key.dtype)
         return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
 

@@ -1,7 +1,9 @@
 """The KV cache's tensors. Which block is whose is `BlockPool`'s affair."""
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -35,19 +37,10 @@ class KVStore:
         device: torch.device,
     ) -> None:
         self.block_size = block_size
-        # Zeros, not empty: masked positions still enter a product with weight 0, where NaN would
-        # stay. On a CPU the pages of a large zeroed tensor are committed only when written.
-        self._keys = [
-            torch.zeros(
-                s.num_kv_heads, num_blocks, block_size, s.key_dim, dtype=s.dtype, device=device
-            )
-            for s in shapes
-        ]
+        blocks = (num_blocks, block_size)
+        self._keys = [_zeros((s.num_kv_heads, *blocks, s.key_dim), s.dtype, device) for s in shapes]
         self._values = [
-            torch.zeros(
-                s.num_kv_heads, num_blocks, block_size, s.value_dim, dtype=s.dtype, device=device
-            )
-            for s in shapes
+            _zeros((s.num_kv_heads, *blocks, s.value_dim), s.dtype, device) for s in shapes
         ]
 
     def write(
@@ -70,6 +63,18 @@ class KVStore:
             _gather(self._keys[layer], block_table),
             _gather(self._values[layer], block_table),
         )
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros, not garbage: masked positions enter a product with weight 0, where NaN would stay.
+
+    On a CPU they come from numpy, which leaves it to the kernel to commit a page when it is first
+    written; torch would write them all, and the cache take its whole budget from the start.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    storage = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(storage).view(dtype).view(shape)
 
 
 def _gather(cache: torch.Tensor, block_table: torch.Tensor) -> torch.Tensor:

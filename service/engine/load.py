@@ -9,6 +9,7 @@ from typing import Any, Literal
 import structlog
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from service.engine.attention import PagedAttention, ShapeProbe, register
 from service.engine.block_pool import BlockPool
@@ -34,6 +35,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _names = (f"chatrpc-{n}" for n in itertools.count())
 
 log = structlog.get_logger(__name__)
+
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a log is no terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +203,11 @@ def _own_max_model_len(config: PreTrainedConfig) -> int | None:
     """
     own: int | None = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope] if "rope_type" in rope else rope.values()  # one for all layers or one a kind
+    scopes = [rope] if "rope_type" in rope else rope.values()  # for all layers or for each kind
     switches = [
-        rope["original_max_position_embeddings"]
-        for rope in kinds
-        if rope["rope_type"] == "longrope"
+        scope["original_max_position_embeddings"]
+        for scope in scopes
+        if scope is not None and scope["rope_type"] == "longrope"
     ]
     return min([own, *switches]) if own is not None else None
 

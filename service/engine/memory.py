@@ -18,7 +18,10 @@ def available_memory(device: torch.device, cgroup: Path = _CGROUP, meminfo: Path
 
 
 def _available_on_host(meminfo: Path) -> int:
-    return _read_fields(meminfo)["MemAvailable:"] * 1024
+    fields = _read_fields(meminfo)
+    if "MemAvailable:" not in fields:
+        raise OSError(f"{meminfo} does not give MemAvailable")
+    return fields["MemAvailable:"] * 1024
 
 
 def _available_in_cgroup(cgroup: Path) -> int | None:

@@ -91,9 +91,9 @@ def _invert(probs: Tensor, draws: Tensor) -> Tensor:
     In float64, since the sum has as many terms as the vocabulary. The last index if there are NaNs.
     """
     cumulative = probs.double().cumsum(-1)
-    total = cumulative[:, -1:]
-    # A draw is below 1, but its product may round up to the total, past the last token that counts.
-    targets = torch.minimum(draws * total, total.nextafter(torch.zeros_like(total)))
+    # Below the total, so never past the last token that counts: a draw is at most 1 - 2**-53, and
+    # times that much every float64 rounds to less than itself.
+    targets = draws * cumulative[:, -1:]
     return torch.searchsorted(cumulative, targets, right=True).clamp(max=probs.shape[-1] - 1)
 
 

@@ -1,14 +1,16 @@
 """The outermost layer of every call to a chatrpc service: request id, errors, log line."""
 
+import asyncio
 import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import structlog
+from google.rpc import status_pb2
 
 from service.rpc import status
 
@@ -83,14 +85,22 @@ async def _call(method: str, context: Context) -> AsyncIterator[None]:
         outcome = status.reason(proto)
         if outcome == "INTERNAL":
             log.exception("call failed", method=method)
-        await context.abort(
-            status.code(proto),
-            proto.message,
-            ((REQUEST_ID_KEY, request_id), *status.trailing_metadata(proto)),
-        )
+        await _abort(context, proto, ((REQUEST_ID_KEY, request_id),))
     finally:
         duration_ms = round((time.monotonic() - started) * 1000, 1)
         log.info("call", method=method, outcome=outcome, duration_ms=duration_ms)
+
+
+async def _abort(context: Context, proto: status_pb2.Status, metadata: status.Metadata) -> NoReturn:
+    """End the call with a status. One that has ended meanwhile, core refuses to end again."""
+    try:
+        await context.abort(
+            status.code(proto), proto.message, metadata + status.trailing_metadata(proto)
+        )
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:  # the deadline of the call, most often, at the same moment as ours
+        raise asyncio.CancelledError from error
 
 
 def _request_id(context: Context) -> str:

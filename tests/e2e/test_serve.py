@@ -1,0 +1,64 @@
+"""Starting and stopping the stack as a person at a terminal does."""
+
+import http.client
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import MODEL, ROOT, Served, free_port, interrupt, start_stack
+
+
+@pytest.fixture
+def own_stack(tmp_path: Path) -> Iterator[Served]:
+    served = start_stack(tmp_path / "stderr.log")
+    yield served
+    if served.process.poll() is None:
+        interrupt(served)
+
+
+def test_ctrl_c_in_the_middle_of_a_stream_stops_both(own_stack: Served, tmp_path: Path) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", own_stack.http_port)
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Count."}],
+        "ignore_eos": True,
+        "stream": True,
+    }
+    connection.request(
+        "POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"}
+    )
+    response = connection.getresponse()
+    assert response.readline().startswith(b"data: ")
+    interrupt(own_stack)
+    connection.close()
+    log = (tmp_path / "stderr.log").read_text()
+    assert "Traceback" not in log
+    assert re.search(r"stopped +\[service\]", log)
+    for port in (own_stack.http_port, own_stack.grpc_port):
+        with pytest.raises(ConnectionRefusedError):
+            http.client.HTTPConnection("127.0.0.1", port).connect()
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        ("no-such-model", "There is no model 'no-such-model'"),
+        ("/nowhere/model.gguf", "/nowhere/model.gguf"),
+        ("README.md", "There is no model 'README.md'"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_one_clear_line(model: str, complaint: str) -> None:
+    done = subprocess.run(
+        ["make", "serve", f"MODEL={model}", f"HTTP_PORT={free_port()}", f"GRPC_PORT={free_port()}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr

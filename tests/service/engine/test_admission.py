@@ -1,0 +1,119 @@
+import pytest
+
+from service.engine.admission import Admission
+from service.errors import ContextLengthExceeded, DeadlinePassed, QueueFull
+from tests.service.engine.requests import make_request
+
+
+def enter(admission: Admission, now: float, deadline: float | None = None) -> None:
+    admission.enter(make_request(deadline=deadline), max_model_len=100, now=now)
+
+
+def test_a_prompt_must_leave_room_for_one_token() -> None:
+    admission = Admission(max_num_seqs=1, max_queue_size=0)
+    with pytest.raises(ContextLengthExceeded) as caught:
+        admission.enter(make_request(10), max_model_len=10, now=0.0)
+    assert (caught.value.prompt_tokens, caught.value.max_model_len) == (10, 10)
+    assert admission.num_inside == 0
+    admission.enter(make_request(9), max_model_len=10, now=0.0)
+    assert admission.num_inside == 1
+
+
+def test_as_many_come_in_as_may_run_and_wait() -> None:
+    admission = Admission(max_num_seqs=2, max_queue_size=3)
+    for _ in range(5):
+        enter(admission, now=0.0)
+    with pytest.raises(QueueFull) as caught:
+        enter(admission, now=0.0)
+    assert caught.value.retry_after_s == 1.0
+    admission.leave(now=0.0)
+    enter(admission, now=0.0)
+
+
+def test_a_queue_of_none_refuses_what_cannot_run_at_once() -> None:
+    admission = Admission(max_num_seqs=1, max_queue_size=0)
+    enter(admission, now=0.0)
+    with pytest.raises(QueueFull):
+        enter(admission, now=0.0)
+
+
+def test_a_deadline_that_has_passed_is_refused() -> None:
+    admission = Admission(max_num_seqs=2, max_queue_size=2)
+    with pytest.raises(DeadlinePassed):
+        enter(admission, now=10.0, deadline=10.0)
+    enter(admission, now=10.0, deadline=10.1)
+
+
+def test_nobody_waits_while_a_place_is_free() -> None:
+    admission = Admission(max_num_seqs=2, max_queue_size=2)
+    assert admission.estimated_wait_s == 0.0
+    enter(admission, now=0.0)
+    assert admission.estimated_wait_s == 0.0
+
+
+def steady(admission: Admission, gap_s: float, times: int, now: float = 0.0) -> float:
+    """One leaves and one comes each `gap_s`; the time at the end."""
+    for _ in range(times):
+        now += gap_s
+        admission.leave(now)
+        enter(admission, now)
+    return now
+
+
+def test_the_wait_is_the_places_ahead_times_the_gap_between_leavings() -> None:
+    admission = Admission(max_num_seqs=2, max_queue_size=10)
+    for _ in range(5):  # 2 run, 3 wait
+        enter(admission, now=0.0)
+    now = steady(admission, gap_s=2.0, times=60)
+    assert admission.estimated_wait_s == pytest.approx(8.0, rel=0.01)
+    with pytest.raises(DeadlinePassed):
+        enter(admission, now, deadline=now + 7.5)
+    enter(admission, now, deadline=now + 8.5)
+    assert admission.estimated_wait_s == pytest.approx(10.0, rel=0.01)
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    admission = Admission(max_num_seqs=1, max_queue_size=1)
+    enter(admission, now=0.0)
+    enter(admission, now=0.0)
+    now = steady(admission, gap_s=5.0, times=60)
+    with pytest.raises(QueueFull) as caught:
+        enter(admission, now)
+    assert caught.value.retry_after_s == pytest.approx(10.0, rel=0.01)
+
+
+def test_time_without_work_is_no_gap() -> None:
+    admission = Admission(max_num_seqs=1, max_queue_size=5)
+    for hour in range(20):
+        enter(admission, now=hour * 3600.0)
+        admission.leave(now=hour * 3600.0 + 1.0)
+    enter(admission, now=1e6)
+    assert admission.estimated_wait_s <= 1.0
+
+
+def test_an_estimate_that_refuses_everyone_is_corrected() -> None:
+    """After a slow hour the estimate is long; a queue that it keeps empty must not preserve it."""
+    admission = Admission(max_num_seqs=1, max_queue_size=5)
+    enter(admission, now=0.0)
+    enter(admission, now=0.0)
+    now = steady(admission, gap_s=60.0, times=40)
+    admission.leave(now)
+    admission.leave(now)
+    for _ in range(40):  # quick ones now, and no queue
+        enter(admission, now)
+        now += 0.1
+        admission.leave(now)
+    enter(admission, now)
+    enter(admission, now, deadline=now + 1.0)
+
+
+def test_time_goes_on_for_a_queue_that_has_emptied() -> None:
+    """Leaving below the limit is no gap, and the gap after it begins when the places are taken."""
+    admission = Admission(max_num_seqs=2, max_queue_size=2)
+    enter(admission, now=0.0)
+    enter(admission, now=100.0)
+    admission.leave(now=101.0)
+    admission.leave(now=500.0)
+    enter(admission, now=600.0)
+    enter(admission, now=600.0)
+    assert admission.estimated_wait_s <= 1.0

@@ -1,0 +1,484 @@
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine.async_engine import AsyncEngine
+from service.engine.block_pool import BlockPool
+from service.engine.core import EngineCore
+from service.engine.scheduler import Scheduler
+from service.errors import (
+    ChatrpcError,
+    ContextLengthExceeded,
+    DeadlinePassed,
+    EngineDead,
+    ModelLoadError,
+    QueueFull,
+)
+from service.types import EngineStats, FinishReason, Request, TokenOutput
+from tests.fakes.runner import FakeRunner, answer, make_core
+from tests.service.engine.requests import make_request
+
+BLOCK_SIZE = 4
+EMPTY = TokenOutput()
+
+
+class Rig:
+    """An engine over a `FakeRunner`."""
+
+    def __init__(
+        self, num_blocks: int = 50, max_num_seqs: int = 4, max_queue_size: int = 100
+    ) -> None:
+        self.runner = FakeRunner(BLOCK_SIZE)
+        self.max_model_len = num_blocks * BLOCK_SIZE
+        scheduler = Scheduler(BlockPool(num_blocks, BLOCK_SIZE), max_num_seqs, max_num_seqs + 12)
+        core = make_core(self.runner, scheduler)
+        self.engine = AsyncEngine(
+            lambda: (core, self.max_model_len),
+            max_num_seqs=max_num_seqs,
+            max_queue_size=max_queue_size,
+        )
+
+    def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+        return self.engine.generate(request)
+
+    async def collect(self, request: Request) -> list[TokenOutput]:
+        async with aclosing(self.generate(request)) as outputs:
+            return [output async for output in outputs]
+
+    async def until(self, condition: Callable[[EngineStats], bool]) -> None:
+        while not condition(self.engine.stats()):
+            await asyncio.sleep(0.001)  # stats are there to be polled
+
+    async def until_step(self, num_steps: int) -> None:
+        await self.until(lambda s: s.num_steps >= num_steps)
+
+    async def until_empty(self) -> None:
+        """Return when nothing is left of the requests that have ended. All must have."""
+        # The engine obeys in order: when this is answered it has heard of every end before.
+        await self.collect(make_request(1, max_tokens=1))
+        await self.until(
+            lambda s: (
+                s.num_running == s.num_waiting == 0 and s.num_kv_blocks == s.num_free_kv_blocks > 0
+            )
+        )
+
+    def block(self) -> None:
+        """Hold the engine in the middle of its next step."""
+        self.runner.is_waiting.clear()
+        self.runner.gate.clear()
+
+    async def blocked(self) -> None:
+        await asyncio.to_thread(self.runner.is_waiting.wait)
+
+
+@asynccontextmanager
+async def started(rig: Rig) -> AsyncIterator[Rig]:
+    await rig.engine.start()
+    try:
+        yield rig
+    finally:
+        rig.runner.gate.set()
+        await rig.engine.stop()
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    async with started(Rig()) as rig:
+        yield rig
+
+
+def tokens(outputs: list[TokenOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+async def next_token_of(stream: AsyncGenerator[TokenOutput, None]) -> None:
+    """Read from a stream until it has given a token."""
+    while not (await anext(stream)).token_ids:
+        pass
+
+
+async def test_an_answer(rig: Rig) -> None:
+    request = make_request(5, max_tokens=6)
+    outputs = await rig.collect(request)
+    assert outputs[0] == EMPTY
+    assert all(output.token_ids for output in outputs[1:])
+    assert tokens(outputs) == answer(request, rig.max_model_len)
+    assert [o.finish_reason for o in outputs[:-1]] == [None] * (len(outputs) - 1)
+    assert outputs[-1].finish_reason is FinishReason.LENGTH
+    await rig.until_empty()
+
+
+async def test_the_context_is_known_after_start(rig: Rig) -> None:
+    assert rig.engine.max_model_len == 200
+
+
+async def test_many_at_once_are_answered_each_its_own(rig: Rig) -> None:
+    requests = [make_request([i + 1] * (i % 17 + 1), max_tokens=i % 9 + 1) for i in range(60)]
+    answers = await asyncio.gather(*map(rig.collect, requests))
+    assert [tokens(a) for a in answers] == [answer(r, rig.max_model_len) for r in requests]
+    await rig.until_empty()
+
+
+async def test_the_first_item_is_empty_and_says_admitted(rig: Rig) -> None:
+    rig.block()
+    async with aclosing(rig.generate(make_request())) as outputs:
+        assert await anext(outputs) == EMPTY
+        await rig.blocked()
+        assert rig.engine.stats().num_running == 0  # the step that admits it has not ended
+        rig.runner.gate.set()
+        assert (await anext(outputs)).token_ids
+
+
+async def test_a_slow_reader_gets_everything_in_one(rig: Rig) -> None:
+    request = make_request(5, max_tokens=20)
+    async with aclosing(rig.generate(request)) as slow:
+        assert await anext(slow) == EMPTY
+        await rig.until_step(20)
+        # Outputs come in the order of the steps: after this one's, all of the slow one's are there.
+        await rig.collect(make_request(max_tokens=1))
+        whole = await anext(slow)
+        assert list(whole.token_ids) == answer(request, rig.max_model_len)
+        assert whole.finish_reason is FinishReason.LENGTH
+        assert [o async for o in slow] == []
+
+
+async def test_readers_of_any_speed_lose_nothing(rig: Rig) -> None:
+    async def read(request: Request, pause: int) -> list[int]:
+        got: list[int] = []
+        async with aclosing(rig.generate(request)) as outputs:
+            async for output in outputs:
+                got += output.token_ids
+                await rig.until_step(min(rig.engine.stats().num_steps + pause, 30))
+        return got
+
+    requests = [make_request([7, i], max_tokens=30) for i in range(4)]
+    answers = await asyncio.gather(*(read(r, pause) for pause, r in enumerate(requests)))
+    assert answers == [answer(r, rig.max_model_len) for r in requests]
+
+
+async def test_closing_before_the_first_item(rig: Rig) -> None:
+    await rig.generate(make_request()).aclose()
+    assert rig.engine.stats().num_waiting == 0
+    await rig.collect(make_request())
+    await rig.until_empty()
+
+
+async def test_closing_after_admission(rig: Rig) -> None:
+    stream = rig.generate(make_request(max_tokens=None))
+    await anext(stream)
+    await stream.aclose()
+    await rig.until_empty()
+
+
+async def test_closing_in_a_step(rig: Rig) -> None:
+    stream = rig.generate(make_request(max_tokens=None))
+    rig.block()
+    await anext(stream)
+    await rig.blocked()
+    await stream.aclose()
+    rig.runner.gate.set()
+    await rig.until_empty()
+
+
+async def test_closing_while_it_waits() -> None:
+    # So long a context that the one that runs does not end while the test looks on.
+    async with started(Rig(num_blocks=100_000, max_num_seqs=1)) as rig:
+        running, waiting = (rig.generate(make_request(max_tokens=None)) for _ in range(2))
+        await next_token_of(running)
+        await anext(waiting)
+        await rig.until(lambda s: s.num_waiting == 1)
+        await waiting.aclose()
+        await rig.until(lambda s: (s.num_running, s.num_waiting) != (1, 1))
+        await running.aclose()
+        await rig.until_empty()
+
+
+async def test_closing_in_the_middle(rig: Rig) -> None:
+    stream = rig.generate(make_request(max_tokens=None))
+    await next_token_of(stream)
+    await stream.aclose()
+    await rig.until_empty()
+
+
+async def test_closing_at_the_end(rig: Rig) -> None:
+    stream = rig.generate(make_request())
+    while (await anext(stream)).finish_reason is None:
+        pass
+    await stream.aclose()
+    await rig.until_empty()
+
+
+async def test_a_cancelled_reader_frees_its_sequence(rig: Rig) -> None:
+    rig.block()
+    task = asyncio.create_task(rig.collect(make_request(max_tokens=None)))
+    await rig.blocked()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    rig.runner.gate.set()
+    await rig.until_empty()
+
+
+async def test_a_full_queue_refuses_and_takes_again() -> None:
+    async with started(Rig(max_num_seqs=1, max_queue_size=1)) as rig:
+        inside = [rig.generate(make_request(max_tokens=None)) for _ in range(2)]
+        for stream in inside:
+            await anext(stream)
+        with pytest.raises(QueueFull):
+            await anext(rig.generate(make_request()))
+        for stream in inside:
+            await stream.aclose()
+        assert tokens(await rig.collect(make_request()))
+        await rig.until_empty()
+
+
+async def test_a_prompt_without_room_is_refused(rig: Rig) -> None:
+    with pytest.raises(ContextLengthExceeded):
+        await anext(rig.generate(make_request(rig.max_model_len)))
+    request = make_request(rig.max_model_len - 1, max_tokens=None)
+    assert len(tokens(await rig.collect(request))) == 1
+
+
+async def test_a_deadline_that_has_passed_is_refused(rig: Rig) -> None:
+    with pytest.raises(DeadlinePassed):
+        await anext(rig.generate(make_request(deadline=time.monotonic())))
+    await rig.until(lambda s: s.num_waiting == 0)
+
+
+async def test_a_deadline_that_passes_in_the_queue_ends_the_wait() -> None:
+    async with started(Rig(max_num_seqs=1)) as rig:
+        async with aclosing(rig.generate(make_request(max_tokens=None))) as running:
+            rig.block()
+            await anext(running)
+            await rig.blocked()
+            late = rig.generate(make_request(deadline=(deadline := time.monotonic() + 0.05)))
+            assert await anext(late) == EMPTY
+            await rig.until(lambda _: time.monotonic() > deadline)
+            rig.runner.gate.set()
+            with pytest.raises(DeadlinePassed, match="waited"):
+                await anext(late)
+        await rig.until_empty()
+
+
+async def test_a_failed_engine_says_so_to_everyone(rig: Rig) -> None:
+    dead = asyncio.create_task(rig.engine.wait_dead())
+    rig.block()
+    streams = [rig.generate(make_request(max_tokens=None)) for _ in range(6)]
+    for stream in streams:
+        await anext(stream)
+    await rig.blocked()
+    assert not dead.done()
+    rig.runner.error = RuntimeError("the device is gone")
+    rig.runner.gate.set()
+    for stream in streams:
+        with pytest.raises(EngineDead):
+            while True:
+                await anext(stream)
+    await dead
+    with pytest.raises(EngineDead):
+        await anext(rig.generate(make_request()))
+    await rig.engine.wait_dead()
+    await rig.engine.stop()
+
+
+async def test_stop_fails_what_runs(rig: Rig) -> None:
+    stream = rig.generate(make_request(max_tokens=None))
+    rig.block()
+    await anext(stream)
+    await rig.blocked()
+    stop = asyncio.create_task(rig.engine.stop())
+    await asyncio.sleep(0)  # it has asked the engine to stop
+    rig.runner.gate.set()
+    await stop
+    with pytest.raises(EngineDead):
+        while True:
+            await anext(stream)
+    with pytest.raises(EngineDead):
+        await anext(rig.generate(make_request()))
+
+
+async def test_a_stopped_engine_is_not_dead(rig: Rig) -> None:
+    dead = asyncio.create_task(rig.engine.wait_dead())
+    await rig.engine.stop()
+    await rig.engine.stop()
+    await asyncio.sleep(0)
+    assert not dead.done()
+    dead.cancel()
+
+
+async def test_stop_without_start() -> None:
+    rig = Rig()
+    await rig.engine.stop()
+    with pytest.raises(EngineDead):
+        await anext(rig.generate(make_request()))
+
+
+@pytest.mark.parametrize("error", [ModelLoadError("no such model"), ZeroDivisionError("a bug")])
+async def test_start_raises_what_the_load_raises(error: Exception) -> None:
+    def load() -> tuple[EngineCore, int]:
+        raise error
+
+    engine = AsyncEngine(load, max_num_seqs=1, max_queue_size=1)
+    with pytest.raises(type(error), match=str(error)):
+        await engine.start()
+    await engine.stop()
+
+
+class SlowLoad:
+    """A load that takes as long as the test says."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.is_loading = threading.Event()
+        self.may_end = threading.Event()
+        self.thread: threading.Thread
+        self._error = error
+
+    def __call__(self) -> tuple[EngineCore, int]:
+        self.thread = threading.current_thread()
+        self.is_loading.set()
+        self.may_end.wait()
+        if self._error is not None:
+            raise self._error
+        scheduler = Scheduler(BlockPool(10, BLOCK_SIZE), 1, 8)
+        return make_core(FakeRunner(BLOCK_SIZE), scheduler), 40
+
+
+@pytest.mark.parametrize("error", [None, ModelLoadError("too late")])
+async def test_stop_during_a_load_does_not_wait_for_it(error: Exception | None) -> None:
+    load = SlowLoad(error)
+    engine = AsyncEngine(load, max_num_seqs=1, max_queue_size=1)
+    start = asyncio.create_task(engine.start())
+    await asyncio.to_thread(load.is_loading.wait)
+    start.cancel()
+    with suppress(asyncio.CancelledError):
+        await start
+    await engine.stop()  # returns, though the load has not
+    assert load.thread.is_alive()
+    load.may_end.set()
+    await asyncio.to_thread(load.thread.join)
+
+
+async def test_stop_while_start_is_awaited() -> None:
+    load = SlowLoad()
+    engine = AsyncEngine(load, max_num_seqs=1, max_queue_size=1)
+    start = asyncio.create_task(engine.start())
+    await asyncio.to_thread(load.is_loading.wait)
+    await engine.stop()
+    load.may_end.set()
+    await start
+    await asyncio.to_thread(load.thread.join)
+    with pytest.raises(EngineDead):
+        await anext(engine.generate(make_request()))
+
+
+def test_a_loop_that_ends_during_a_load_leaves_no_error() -> None:
+    load = SlowLoad()
+
+    async def main() -> None:
+        engine = AsyncEngine(load, max_num_seqs=1, max_queue_size=1)
+        start = asyncio.create_task(engine.start())
+        await asyncio.to_thread(load.is_loading.wait)
+        start.cancel()
+        await engine.stop()
+
+    asyncio.run(main())
+    load.may_end.set()
+    load.thread.join()  # pytest would report an exception of the thread
+
+
+@dataclass(frozen=True)
+class Caller:
+    """One client: how it asks and when it goes away."""
+
+    prompt: int
+    max_tokens: int | None
+    pause: int  # turns of the event loop before it comes
+    reads: int | None  # closes after so many items; None: reads to the end
+    patience: int | None  # is cancelled after so many turns
+    deadline_s: float | None
+
+    async def call(self, rig: Rig) -> str:
+        await turns(self.pause)
+        request = make_request(
+            self.prompt,
+            self.max_tokens,
+            deadline=None if self.deadline_s is None else time.monotonic() + self.deadline_s,
+        )
+        task = asyncio.create_task(self._read(rig, request))
+        if self.patience is not None:
+            await turns(self.patience)
+            task.cancel()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            return "cancelled"
+        except ChatrpcError as error:
+            return type(error).__name__
+
+    async def _read(self, rig: Rig, request: Request) -> str:
+        got: list[TokenOutput] = []
+        async with aclosing(rig.generate(request)) as outputs:
+            async for output in outputs:
+                got.append(output)
+                if len(got) == self.reads:
+                    break
+        expected = answer(request, rig.max_model_len)
+        assert got[0] == EMPTY
+        assert tokens(got) == expected[: len(tokens(got))]
+        if got[-1].finish_reason is None:
+            return "closed"
+        assert tokens(got) == expected
+        return "finished"
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+callers = st.builds(
+    Caller,
+    prompt=st.integers(1, 40),
+    max_tokens=st.integers(1, 20) | st.none(),
+    pause=st.integers(0, 30),
+    reads=st.integers(1, 8) | st.none(),
+    patience=st.integers(0, 60) | st.none(),
+    deadline_s=st.sampled_from([-1.0, 0.0, 0.001, 0.005]) | st.none(),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    crowd=st.lists(callers, min_size=1, max_size=25),
+    num_blocks=st.integers(3, 9),
+    max_num_seqs=st.integers(1, 5),
+    max_queue_size=st.integers(0, 20),
+)
+def test_whatever_callers_do_each_ends_by_name_and_nothing_stays(
+    crowd: list[Caller], num_blocks: int, max_num_seqs: int, max_queue_size: int
+) -> None:
+    async def main() -> list[str]:
+        async with started(Rig(num_blocks, max_num_seqs, max_queue_size)) as rig:
+            ends = await asyncio.gather(*(caller.call(rig) for caller in crowd))
+            await rig.until_empty()
+            # It still works.
+            request = make_request(2, max_tokens=2)
+            assert tokens(await rig.collect(request)) == answer(request, rig.max_model_len)
+            return ends
+
+    names = {
+        "finished",
+        "closed",
+        "cancelled",
+        "ContextLengthExceeded",
+        "DeadlinePassed",
+        "QueueFull",
+    }
+    assert set(asyncio.run(main())) <= names

@@ -1,0 +1,237 @@
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine.block_pool import BlockPool
+from service.engine.core import EngineCore
+from service.engine.scheduler import Scheduler
+from service.errors import DeadlinePassed
+from service.types import FinishReason, Request, TokenOutput
+from tests.fakes.runner import FakeRunner, answer, make_core
+from tests.service.engine.requests import make_request
+
+BLOCK_SIZE = 4
+LONG_AGO = 0.0
+
+
+def core_of(
+    *, num_blocks: int = 50, max_num_seqs: int = 4, max_num_batched_tokens: int = 32
+) -> EngineCore:
+    pool = BlockPool(num_blocks, BLOCK_SIZE)
+    scheduler = Scheduler(pool, max_num_seqs, max_num_batched_tokens)
+    return make_core(FakeRunner(BLOCK_SIZE), scheduler)
+
+
+def is_empty(core: EngineCore) -> bool:
+    stats = core.stats
+    return (stats.num_running, stats.num_waiting, stats.num_free_kv_blocks) == (
+        0,
+        0,
+        stats.num_kv_blocks,
+    )
+
+
+def run(core: EngineCore) -> dict[int, list[TokenOutput]]:
+    """Step to the end; what came out of each sequence."""
+    outputs: dict[int, list[TokenOutput]] = {}
+    while core.has_unfinished:
+        step = core.step()
+        ids = [o.sequence_id for o in step]
+        assert len(set(ids)) == len(ids)
+        for output in step:
+            assert isinstance(output.output, TokenOutput)
+            outputs.setdefault(output.sequence_id, []).append(output.output)
+    return outputs
+
+
+def tokens(outputs: list[TokenOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+def test_one_request_is_answered_token_by_token() -> None:
+    core, request = core_of(), make_request(5, max_tokens=3)
+    core.add(3, request)
+    outputs = run(core)
+    assert tokens(outputs[3]) == answer(request, 200)
+    assert [o.finish_reason for o in outputs[3]] == [None, None, FinishReason.LENGTH]
+    assert [len(o.token_ids) for o in outputs[3]] == [1, 1, 1]
+    assert is_empty(core)
+
+
+def test_a_stop_token_ends_the_answer_and_is_part_of_it() -> None:
+    whole = answer(make_request(5, max_tokens=9), 200)
+    core = core_of()
+    core.add(0, make_request(5, max_tokens=9, stop_token_ids=frozenset({whole[3]})))
+    outputs = run(core)[0]
+    assert tokens(outputs) == whole[:4]
+    assert outputs[-1].finish_reason is FinishReason.STOP
+
+
+def test_the_context_ends_an_answer_without_a_limit() -> None:
+    core = core_of(num_blocks=3)
+    core.add(0, make_request(5, max_tokens=None))
+    outputs = run(core)[0]
+    assert len(tokens(outputs)) == 3 * BLOCK_SIZE - 5
+    assert outputs[-1].finish_reason is FinishReason.LENGTH
+
+
+def test_a_chunk_that_ends_before_the_prompt_yields_nothing() -> None:
+    core = core_of(max_num_batched_tokens=8)
+    core.add(0, make_request(20))
+    assert core.step() == []
+    assert core.step() == []
+    assert len(core.step()) == 1
+
+
+def test_a_step_without_work_does_nothing() -> None:
+    core = core_of()
+    assert core.step() == []
+    assert core.stats.num_steps == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    prompts=st.lists(st.tuples(st.integers(1, 15), st.integers(1, 20)), min_size=1, max_size=12),
+    num_blocks=st.integers(4, 12),
+    max_num_seqs=st.integers(1, 6),
+    spare_tokens=st.integers(0, 12),
+    steps_between=st.integers(0, 3),
+)
+def test_neither_batching_nor_preemption_changes_a_token(
+    prompts: list[tuple[int, int]],
+    num_blocks: int,
+    max_num_seqs: int,
+    spare_tokens: int,
+    steps_between: int,
+) -> None:
+    core = core_of(
+        num_blocks=num_blocks,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_seqs + spare_tokens,
+    )
+    requests = [
+        make_request([100 * i + j for j in range(length)], max_tokens)
+        for i, (length, max_tokens) in enumerate(prompts)
+    ]
+    got: dict[int, list[int]] = {i: [] for i in range(len(requests))}
+
+    def step() -> None:
+        for output in core.step():
+            assert isinstance(output.output, TokenOutput)
+            got[output.sequence_id] += output.output.token_ids
+
+    for i, request in enumerate(requests):
+        core.add(i, request)
+        for _ in range(steps_between):
+            step()
+    while core.has_unfinished:
+        step()
+    longest = num_blocks * BLOCK_SIZE
+    assert got == {i: answer(request, longest) for i, request in enumerate(requests)}
+    assert is_empty(core)
+
+
+def test_a_small_cache_does_preempt() -> None:
+    """So that the test above is about what it says."""
+    core = core_of(num_blocks=5)
+    for i in range(4):
+        core.add(i, make_request(4, max_tokens=12))
+    run(core)
+    assert core.stats.num_preemptions > 0
+
+
+def test_a_request_that_waits_past_its_deadline_gets_an_error_once() -> None:
+    core = core_of(max_num_seqs=1)
+    core.add(0, make_request(max_tokens=2))
+    core.step()
+    core.add(1, make_request(deadline=LONG_AGO))
+    core.add(2, make_request(deadline=time.monotonic() + 1e6))
+    outputs = core.step()
+    assert [o.sequence_id for o in outputs] == [1, 0]
+    assert isinstance(outputs[0].output, DeadlinePassed)
+    assert set(run(core)) == {2}
+    assert is_empty(core)
+
+
+def test_expiry_alone_is_reported_without_a_batch() -> None:
+    core = core_of()
+    core.add(0, make_request(deadline=LONG_AGO))
+    (output,) = core.step()
+    assert isinstance(output.output, DeadlinePassed)
+    assert is_empty(core)
+    assert core.stats.num_steps == 0
+
+
+def test_a_sequence_that_runs_is_not_dropped_at_its_deadline() -> None:
+    """The layers above end it; the engine only refuses to begin what is too late."""
+    core = core_of()
+    request = make_request(deadline=time.monotonic() + 1e6)
+    core.add(0, request)
+    core.step()
+    object.__setattr__(request, "deadline", LONG_AGO)
+    assert set(run(core)) == {0}
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 3, 5])
+def test_an_abort_frees_everything_at_once(num_steps: int) -> None:
+    """While it waits, in the middle of its prompt, at its first token and later."""
+    core = core_of(max_num_batched_tokens=8)
+    core.add(0, make_request(20, max_tokens=20))
+    for _ in range(num_steps):
+        core.step()
+    core.abort(0)
+    assert is_empty(core)
+    assert core.step() == []
+
+
+def test_an_abort_while_preempted() -> None:
+    core = core_of(num_blocks=5)
+    for i in range(2):
+        core.add(i, make_request(4, max_tokens=14))
+    while core.stats.num_preemptions == 0:
+        core.step()
+    core.abort(1)
+    assert set(run(core)) == {0}
+    assert is_empty(core)
+
+
+def test_aborting_what_has_ended_or_never_was_is_nothing() -> None:
+    core = core_of()
+    core.add(0, make_request(max_tokens=1))
+    run(core)
+    core.abort(0)
+    core.abort(5)
+    assert is_empty(core)
+
+
+def test_an_aborted_neighbour_changes_no_token() -> None:
+    core, kept = core_of(num_blocks=8), make_request(3, max_tokens=12)
+    core.add(0, make_request(9, max_tokens=20))
+    core.add(1, kept)
+    outputs = [o.output for _ in range(3) for o in core.step() if o.sequence_id == 1]
+    core.abort(0)
+    core.add(2, make_request(11, max_tokens=9))
+    while core.has_unfinished:
+        outputs += [o.output for o in core.step() if o.sequence_id == 1]
+    assert [o.token_ids[0] for o in outputs if isinstance(o, TokenOutput)] == answer(kept, 32)
+
+
+def test_stats_count() -> None:
+    core = core_of(max_num_seqs=1)
+    core.add(0, make_request(5, max_tokens=4))
+    core.add(1, make_request(5, max_tokens=4))
+    core.step()
+    stats = core.stats
+    assert (stats.num_running, stats.num_waiting, stats.num_steps) == (1, 1, 1)
+    assert (stats.num_kv_blocks, stats.num_free_kv_blocks) == (50, 48)
+
+
+def test_an_error_of_the_runner_is_not_swallowed() -> None:
+    runner = FakeRunner(BLOCK_SIZE)
+    core = make_core(runner, Scheduler(BlockPool(5, BLOCK_SIZE), 1, 8))
+    runner.error = RuntimeError("no more memory")
+    core.add(0, Request("r", (1,), make_request().sampling))
+    with pytest.raises(RuntimeError, match="no more memory"):
+        core.step()

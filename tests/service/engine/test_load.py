@@ -1,0 +1,257 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from service.engine.load import EngineOptions, load_engine
+from service.errors import ModelLoadError
+from service.types import Request, SamplingParams, TokenOutput
+from tests.service.engine.models import (
+    CONFIGS,
+    kv_bytes_per_token,
+    make_config,
+    save_model,
+)
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+}
+_DECODER = _SMALL | {
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+}
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+
+UNSUPPORTED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "state space": ("mamba", _SMALL | {"state_size": 4}, "position ids"),
+    "alibi": (
+        "bloom",
+        {"vocab_size": 97, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+        "position",
+    ),
+    "alibi, its own attention": (
+        "mpt",
+        {"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 4},
+        "position ids",
+    ),
+    "an attention of its own": (
+        "codegen",
+        {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
+        "attention interface",
+    ),
+    "linear attention": (
+        "qwen3_next",
+        _DECODER
+        | {
+            "num_hidden_layers": 4,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        },
+        "linear_attention",
+    ),
+    "chunked attention": (
+        "llama4_text",
+        _DECODER | _EXPERTS | {"intermediate_size_mlp": 48, "attention_chunk_size": 16},
+        "chunked_attention",
+    ),
+    "attention sinks": ("gpt_oss", _DECODER | _EXPERTS | {"sliding_window": 8}, "s_aux"),
+    "attention both ways": ("bert", _SMALL | {"intermediate_size": 48}, "tokens to come"),
+    "a mask of its own": ("doge", _DECODER, "attention_mask"),
+    "two attentions a layer": ("diffllama", _DECODER, "more than once"),
+    "a window in the mask alone": (
+        "phimoe",
+        _DECODER | _EXPERTS | {"sliding_window": 8},
+        "sliding window",
+    ),
+}
+
+
+def options(path: Path) -> EngineOptions:
+    return EngineOptions(path, device="cpu", dtype="float32", kv_cache_memory_bytes=2**24)
+
+
+def refusal(options: EngineOptions) -> str:
+    """The words with which a load is refused: one line, for the operator."""
+    with pytest.raises(ModelLoadError) as caught:
+        load_engine(options)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model_type, fields = CONFIGS["llama"]
+    return save_model(tmp_path_factory.mktemp("llama"), make_config(model_type, **fields))
+
+
+@pytest.fixture
+def copy(llama: Path, tmp_path: Path) -> Path:
+    """A llama of one's own, to spoil."""
+    return Path(shutil.copytree(llama, tmp_path / "copy"))
+
+
+def answer(options: EngineOptions, prompt_len: int, max_tokens: int | None = None) -> list[int]:
+    core, _ = load_engine(options)
+    core.add(
+        0, Request("r", (5,) * prompt_len, SamplingParams(temperature=0.0, max_tokens=max_tokens))
+    )
+    tokens: list[int] = []
+    while core.has_unfinished:
+        for output in core.step():
+            assert isinstance(output.output, TokenOutput)
+            tokens += output.output.token_ids
+    return tokens
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_cannot_be_served_is_refused_with_its_reason(name: str, tmp_path: Path) -> None:
+    model_type, fields, reason = UNSUPPORTED[name]
+    text = refusal(options(save_model(tmp_path, make_config(model_type, **fields))))
+    assert reason in text
+    assert text.endswith(".")
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    assert str(tmp_path / "none") in refusal(options(tmp_path / "none"))
+
+
+def test_a_directory_without_a_config(copy: Path) -> None:
+    (copy / "config.json").unlink()
+    assert "cannot be loaded" in refusal(options(copy))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"model_type": "no such model"}',
+        '{"model_type": "t5"}',
+        '{"model_type": "llama", "hidden_size": "wide"}',
+        '{"model_type": "llama", "num_attention_heads": 0}',
+    ],
+)
+def test_a_config_that_makes_no_sense(copy: Path, content: str) -> None:
+    (copy / "config.json").write_text(content)
+    assert "cannot be loaded" in refusal(options(copy))
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, 5000])
+def test_weights_cut_short(copy: Path, size: int) -> None:
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    assert "cannot be loaded" in refusal(options(copy))
+
+
+def test_no_weights(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    assert "cannot be loaded" in refusal(options(copy))
+
+
+def test_missing_tensors_are_not_made_up(copy: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    text = refusal(options(copy))
+    assert "not complete" in text
+    assert "up_proj" in text
+
+
+def test_tensors_of_another_shape(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+    refusal(options(copy))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(llama: Path) -> None:
+    assert "no CUDA device" in refusal(replace(options(llama), device="cuda"))
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16", "float16"])
+def test_every_dtype_answers(llama: Path, dtype: Any) -> None:
+    assert len(answer(replace(options(llama), dtype=dtype), prompt_len=9, max_tokens=5)) == 5
+
+
+def test_the_context_is_the_models_own_unless_said(llama: Path) -> None:
+    assert load_engine(options(llama))[1] == 128
+    assert load_engine(replace(options(llama), max_model_len=100))[1] == 100
+
+
+def test_no_context_longer_than_the_models_own(llama: Path) -> None:
+    assert "model's own 128" in refusal(replace(options(llama), max_model_len=129))
+
+
+def budget(path: Path, num_tokens: int) -> EngineOptions:
+    config = make_config(CONFIGS["llama"][0], **CONFIGS["llama"][1])
+    return replace(options(path), kv_cache_memory_bytes=kv_bytes_per_token(config) * num_tokens)
+
+
+def test_a_cache_too_small_for_two_blocks(llama: Path) -> None:
+    assert "at least 2 blocks" in refusal(budget(llama, 31))
+    assert "at least 2 blocks" in refusal(budget(llama, 0))
+
+
+def test_a_cache_smaller_than_the_context_shortens_it(llama: Path) -> None:
+    core, max_model_len = load_engine(budget(llama, 70))
+    assert max_model_len == 64
+    assert core.stats.num_kv_blocks == 4
+    assert len(answer(budget(llama, 70), prompt_len=60)) == 4
+
+
+def test_a_cache_holds_no_more_than_the_sequences_could_fill(llama: Path) -> None:
+    core, _ = load_engine(replace(options(llama), max_num_seqs=3, max_model_len=33))
+    assert core.stats.num_kv_blocks == 9
+
+
+def test_without_a_budget_half_of_the_memory_is_enough(llama: Path) -> None:
+    core, _ = load_engine(replace(options(llama), kv_cache_memory_bytes=None))
+    assert core.stats.num_kv_blocks == 32 * 8
+
+
+@pytest.mark.parametrize("block_size", [1, 16])
+def test_the_shortest_context(llama: Path, block_size: int) -> None:
+    """Its cache is two tokens or a single block; the warm-up must fit too."""
+    shortest = replace(options(llama), max_model_len=2, max_num_seqs=1, block_size=block_size)
+    assert load_engine(shortest)[1] == 2
+    assert len(answer(shortest, prompt_len=1)) == 1
+
+
+def test_a_loaded_engine_is_warm_and_empty(llama: Path) -> None:
+    core, _ = load_engine(options(llama))
+    assert not core.has_unfinished
+    assert core.stats.num_free_kv_blocks == core.stats.num_kv_blocks
+
+
+def test_two_engines_of_a_process_keep_apart(llama: Path) -> None:
+    first, _ = load_engine(options(llama))
+    expected = answer(options(llama), prompt_len=9, max_tokens=8)
+    second, _ = load_engine(options(llama))
+    greedy = SamplingParams(temperature=0.0, max_tokens=8)
+    got: dict[int, list[int]] = {0: [], 1: []}
+    first.add(0, Request("r", (5,) * 9, greedy))
+    second.add(1, Request("r", (5,) * 9, greedy))
+    while first.has_unfinished or second.has_unfinished:
+        for output in first.step() + second.step():
+            assert isinstance(output.output, TokenOutput)
+            got[output.sequence_id] += output.output.token_ids
+    assert got == {0: expected, 1: expected}

@@ -1,0 +1,255 @@
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from service.engine.block_pool import BlockPool
+from service.engine.scheduler import Batch, Scheduler
+from service.engine.sequence import Sequence, SequenceStatus
+from service.types import FinishReason
+from tests.service.engine.requests import make_request
+
+MAX_MODEL_LEN = 1000
+
+
+def make_scheduler(
+    *, num_blocks: int = 100, max_num_seqs: int = 4, max_num_batched_tokens: int = 100
+) -> Scheduler:
+    return Scheduler(BlockPool(num_blocks, block_size=4), max_num_seqs, max_num_batched_tokens)
+
+
+def add(scheduler: Scheduler, *prompts: int, max_tokens: int = 50) -> list[Sequence]:
+    sequences = [
+        Sequence(i, make_request(prompt, max_tokens), MAX_MODEL_LEN)
+        for i, prompt in enumerate(prompts)
+    ]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    return sequences
+
+
+def step(scheduler: Scheduler) -> Batch:
+    batch = scheduler.schedule()
+    scheduler.postprocess(batch, [1] * len(batch.sampled))
+    return batch
+
+
+def parts(batch: Batch) -> list[tuple[int, int, bool]]:
+    return [(s.sequence.id, s.num_new_tokens, s.is_sampled) for s in batch.scheduled]
+
+
+def test_the_budget_must_cover_one_token_for_each_sequence() -> None:
+    with pytest.raises(ValueError, match="at least max_num_seqs"):
+        make_scheduler(max_num_seqs=8, max_num_batched_tokens=7)
+
+
+def test_no_sequences_no_batch() -> None:
+    scheduler = make_scheduler()
+    assert not scheduler.has_unfinished
+    assert parts(scheduler.schedule()) == []
+
+
+def test_prompts_are_batched_and_then_decoded() -> None:
+    scheduler = make_scheduler()
+    add(scheduler, 5, 7)
+    assert parts(step(scheduler)) == [(0, 5, True), (1, 7, True)]
+    assert parts(step(scheduler)) == [(0, 1, True), (1, 1, True)]
+
+
+def test_a_long_prompt_is_read_in_chunks_and_sampled_at_its_end() -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=8)
+    add(scheduler, 20)
+    batches = [parts(step(scheduler)) for _ in range(4)]
+    assert batches == [[(0, 8, False)], [(0, 8, False)], [(0, 4, True)], [(0, 1, True)]]
+
+
+def test_a_long_prompt_takes_what_the_streams_leave() -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=8)
+    add(scheduler, 3)
+    step(scheduler)
+    (long,) = add(scheduler, 20)
+    long.id = 9
+    assert parts(step(scheduler)) == [(0, 1, True), (9, 7, False)]
+
+
+def test_one_token_of_a_chunk_stands_with_the_single_tokens() -> None:
+    """What the budget leaves of the second prompt is one token, behind a longer chunk."""
+    scheduler = make_scheduler(max_num_batched_tokens=7)
+    add(scheduler, 6, 5)
+    assert parts(step(scheduler)) == [(1, 1, False), (0, 6, True)]
+
+
+def test_no_more_run_than_may() -> None:
+    scheduler = make_scheduler(max_num_seqs=2)
+    sequences = add(scheduler, 3, 3, 3)
+    step(scheduler)
+    assert [s.status for s in sequences] == [
+        SequenceStatus.RUNNING,
+        SequenceStatus.RUNNING,
+        SequenceStatus.WAITING,
+    ]
+
+
+def test_a_large_prompt_at_the_head_is_not_overtaken() -> None:
+    scheduler = make_scheduler(num_blocks=6)
+    sequences = add(scheduler, 12, 20, 1)
+    step(scheduler)
+    assert scheduler.running == sequences[:1]
+    assert list(scheduler.waiting) == sequences[1:]
+
+
+def test_admission_leaves_a_block_for_each_that_runs() -> None:
+    scheduler = make_scheduler(num_blocks=5)
+    sequences = add(scheduler, 4, 4, 5)
+    step(scheduler)
+    assert scheduler.running == sequences[:2]
+    assert scheduler.pool.num_free == 3
+
+
+def test_the_last_is_preempted_and_computed_anew() -> None:
+    scheduler = make_scheduler(num_blocks=4)
+    first, second = add(scheduler, 7, 4)
+    while scheduler.num_preemptions == 0:
+        step(scheduler)
+    assert scheduler.running == [first]
+    assert second.status is SequenceStatus.WAITING
+    assert (second.block_ids, second.num_computed_tokens) == ([], 0)
+    assert second.num_output_tokens > 1
+    scheduler.finish(first)
+    assert parts(step(scheduler)) == [(1, 4 + second.num_output_tokens - 1, True)]
+
+
+def test_preempted_sequences_wait_before_those_that_never_ran() -> None:
+    scheduler = make_scheduler(num_blocks=6, max_num_seqs=3)
+    sequences = add(scheduler, 4, 4, 4, 4)
+    while scheduler.num_preemptions < 2:
+        step(scheduler)
+    assert scheduler.running + list(scheduler.waiting) == sequences
+
+
+def test_a_finished_sequence_leaves_in_the_step_that_ends_it() -> None:
+    scheduler = make_scheduler()
+    (sequence,) = add(scheduler, 3, max_tokens=1)
+    step(scheduler)
+    assert sequence.status is SequenceStatus.FINISHED
+    assert sequence.finish_reason is FinishReason.LENGTH
+    assert scheduler.pool.num_free == scheduler.pool.num_blocks
+    assert not scheduler.has_unfinished
+
+
+def test_aborting_is_finishing_wherever_it_stands() -> None:
+    scheduler = make_scheduler(max_num_seqs=1)
+    running, waiting = add(scheduler, 3, 3)
+    step(scheduler)
+    scheduler.finish(waiting)
+    scheduler.finish(running)
+    scheduler.finish(running)
+    assert not scheduler.has_unfinished
+    assert scheduler.pool.num_free == scheduler.pool.num_blocks
+
+
+class Schedules(RuleBasedStateMachine):
+    """Any arrivals, aborts and steps over a small cache, with all that must hold at any time."""
+
+    @initialize(
+        num_blocks=st.integers(1, 12),
+        block_size=st.integers(1, 5),
+        max_num_seqs=st.integers(1, 6),
+        spare_tokens=st.integers(0, 20),
+    )
+    def start(self, num_blocks: int, block_size: int, max_num_seqs: int, spare_tokens: int) -> None:
+        self.pool = BlockPool(num_blocks, block_size)
+        self.scheduler = Scheduler(self.pool, max_num_seqs, max_num_seqs + spare_tokens)
+        self.unfinished: list[Sequence] = []  # in the order of their arrival
+        self.num_added = 0
+
+    @precondition(lambda self: self.pool.num_tokens > 1)
+    @rule(prompt=st.integers(1, 40), max_tokens=st.integers(1, 30))
+    def add(self, prompt: int, max_tokens: int) -> None:
+        longest = self.pool.num_tokens
+        request = make_request(min(prompt, longest - 1), max_tokens)
+        sequence = Sequence(self.num_added, request, longest)
+        self.num_added += 1
+        self.unfinished.append(sequence)
+        self.scheduler.add(sequence)
+
+    @precondition(lambda self: self.unfinished)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        sequence = data.draw(st.sampled_from(self.unfinished), label="aborted")
+        self.unfinished.remove(sequence)
+        self.scheduler.finish(sequence)
+        assert sequence.block_ids == []
+
+    @rule(times=st.integers(1, 8))
+    def run(self, times: int) -> None:
+        for _ in range(times):
+            self.step()
+
+    def step(self) -> None:
+        scheduler = self.scheduler
+        before = list(scheduler.running)
+        batch = scheduler.schedule()
+        self.blocks_are_owned_once()
+        assert bool(batch.scheduled) == bool(self.unfinished)
+        if before:
+            assert scheduler.running[0] is before[0], "the one admitted first was preempted"
+        if batch.scheduled:
+            assert scheduler.running[0] in [s.sequence for s in batch.scheduled]
+        self.check(batch)
+        scheduler.postprocess(batch, [7] * len(batch.sampled))
+        for sequence in batch.sampled:
+            assert sequence.num_uncomputed_tokens == 1 or sequence.finish_reason is not None
+            if sequence.finish_reason is not None:
+                assert sequence.status is SequenceStatus.FINISHED
+                self.unfinished.remove(sequence)
+
+    def check(self, batch: Batch) -> None:
+        assert batch.num_tokens <= self.scheduler.max_num_batched_tokens
+        counts = [s.num_new_tokens for s in batch.scheduled]
+        assert all(counts)
+        assert [n > 1 for n in counts] == sorted(n > 1 for n in counts), "singles come first"
+        members = [s.sequence for s in batch.scheduled]
+        assert len(set(members)) == len(members)
+        for scheduled in batch.scheduled:
+            sequence = scheduled.sequence
+            end = sequence.num_computed_tokens + scheduled.num_new_tokens
+            assert scheduled.is_sampled == (end == sequence.num_tokens)
+            assert sequence.status is SequenceStatus.RUNNING
+            assert len(sequence.block_ids) * self.pool.block_size >= sequence.num_tokens
+        missed = set(self.scheduler.running) - set(members)
+        assert all(s.num_uncomputed_tokens > 1 for s in missed), "a stream was stalled"
+
+    @invariant()
+    def blocks_are_owned_once(self) -> None:
+        if not hasattr(self, "pool"):
+            return
+        owned = [block for s in self.scheduler.running for block in s.block_ids]
+        assert len(set(owned)) == len(owned)
+        assert set(owned) <= set(range(self.pool.num_blocks))
+        assert len(owned) + self.pool.num_free == self.pool.num_blocks
+        assert all(not s.block_ids for s in self.scheduler.waiting)
+
+    @invariant()
+    def first_come_is_first_served(self) -> None:
+        if hasattr(self, "pool"):
+            assert self.scheduler.running + list(self.scheduler.waiting) == self.unfinished
+            assert len(self.scheduler.running) <= self.scheduler.max_num_seqs
+
+    def teardown(self) -> None:
+        if not hasattr(self, "pool"):
+            return
+        while self.unfinished:  # ends: each step gets the first of them on
+            self.step()
+        assert not self.scheduler.has_unfinished
+        assert self.pool.num_free == self.pool.num_blocks
+
+
+TestSchedules = Schedules.TestCase
+TestSchedules.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

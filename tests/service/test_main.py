@@ -1,0 +1,196 @@
+"""The service as a process: what it says, what it does on a signal, how it exits."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from chatrpc.v1 import chat_pb2, chat_service_pb2, chat_service_pb2_grpc
+from tests.service.text.conftest import byte_level
+
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+
+
+def save_model(path: Path, vocab_size: int) -> Path:
+    """A tiny model with random weights and a tokenizer of 300 tokens."""
+    backend = byte_level()
+    make: Any = PreTrainedTokenizerFast
+    tokenizer = make(tokenizer_object=backend, eos_token="<|im_end|>", chat_template=TEMPLATE)
+    tokenizer.save_pretrained(path)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=4096,
+    )
+    model: Any = LlamaForCausalLM(config)
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("whole") / "tiny", vocab_size=300)
+
+
+class Process:
+    """A running `python -m service`, its log read line by line."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "service", "--port", "0", "--log-format", "json"]
+        self.popen = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+        self.lines: list[str] = []
+
+    def until(self, event: str) -> dict[str, Any]:
+        """The next log line of this event."""
+        for line in self._read():
+            if line.startswith("{") and json.loads(line)["event"] == event:
+                found: dict[str, Any] = json.loads(line)
+                return found
+        raise AssertionError(f"no {event!r} in the log: {self.lines}")
+
+    def wait(self) -> int:
+        """The exit code, when the log has been read to its end."""
+        for _ in self._read():
+            pass
+        return self.popen.wait()
+
+    def close(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+        if self.popen.stderr is not None:
+            self.popen.stderr.close()
+
+    def _read(self) -> Iterator[str]:
+        assert self.popen.stderr is not None
+        for line in self.popen.stderr:
+            self.lines.append(line)
+            yield line
+
+    @property
+    def log(self) -> str:
+        return "".join(self.lines)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Process]]:
+    started = []
+
+    def start(*arguments: str) -> Process:
+        started.append(Process(*arguments))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.close()
+
+
+def request(num_tokens: int) -> chat_service_pb2.StreamChatCompletionRequest:
+    message = chat_pb2.ChatMessage(
+        role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text="hi")]
+    )
+    params = chat_pb2.ChatCompletionParams(
+        model="tiny",
+        messages=[message],
+        sampling=chat_pb2.SamplingParams(max_completion_tokens=num_tokens, ignore_eos=True),
+    )
+    return chat_service_pb2.StreamChatCompletionRequest(params=params)
+
+
+def test_a_signal_lets_a_running_answer_finish(start: Callable[..., Process], model: Path) -> None:
+    process = start("--model", str(model))
+    port = process.until("listening")["port"]
+    process.until("ready")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = chat_service_pb2_grpc.ChatServiceStub(channel)
+        stream = stub.StreamChatCompletion(request(num_tokens=300))
+        first = next(stream)
+        process.popen.send_signal(signal.SIGTERM)
+        process.until("draining")
+        *_, last = stream
+    assert first.chunk.model == "tiny"
+    assert last.chunk.usage.completion_tokens == 300
+    assert process.wait() == 0
+    assert '"event": "stopped"' in process.log
+
+
+def test_a_signal_during_the_load_is_an_orderly_end(
+    start: Callable[..., Process], model: Path
+) -> None:
+    process = start("--model", str(model))
+    process.until("listening")
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+    assert "Traceback" not in process.log
+
+
+def test_an_engine_that_fails_ends_the_process(
+    start: Callable[..., Process], tmp_path: Path
+) -> None:
+    """A tokenizer with more tokens than the model has rows: the first prompt breaks the engine."""
+    broken = save_model(tmp_path / "tiny", vocab_size=10)
+    process = start("--model", str(broken))
+    port = process.until("listening")["port"]
+    process.until("ready")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = chat_service_pb2_grpc.ChatServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stub.StreamChatCompletion(request(num_tokens=3)))
+    assert caught.value.code() == grpc.StatusCode.INTERNAL
+    assert process.wait() == 1
+    assert "engine failed" in process.log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["--model", "no-such-model"], 1, "There is no model 'no-such-model'"),
+        (["--max-num-seqs", "0"], 2, "error: max_num_seqs"),
+        (["--max-num-batched-tokens", "1"], 2, "error: "),
+        (["--config", "/nowhere.toml"], 2, "error: "),
+        (["--nonsense"], 2, "--nonsense"),
+    ],
+)
+def test_what_cannot_start_says_why_in_one_line(
+    start: Callable[..., Process], arguments: list[str], code: int, complaint: str
+) -> None:
+    process = start(*arguments)
+    assert process.wait() == code
+    assert complaint in process.log
+    assert "Traceback" not in process.log
+
+
+def test_a_port_in_use_is_an_error(start: Callable[..., Process], model: Path) -> None:
+    first = start("--model", str(model))
+    port = first.until("listening")["port"]
+    second = start("--model", str(model), "--port", str(port))
+    assert second.wait() == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in second.log
+    assert "Traceback" not in second.log
+
+
+def test_settings_come_from_command_line_over_environment_over_file(tmp_path: Path) -> None:
+    file = tmp_path / "service.toml"
+    file.write_text('model = "from-file"\nmax_num_seqs = 3\nmax_queue_size = 7\n')
+    code = (
+        "import sys; from service.config import ServiceSettings;"
+        "s = ServiceSettings.load(sys.argv[1:]);"
+        "print(s.model, s.max_num_seqs, s.max_queue_size)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--config", str(file), "--model", "from-cli"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"CHATRPC_SERVICE_MODEL": "from-env", "CHATRPC_SERVICE_MAX_NUM_SEQS": "5"},
+    )
+    assert done.stdout.split() == ["from-cli", "5", "7"]
