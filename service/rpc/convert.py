@@ -187,9 +187,11 @@ def _sampling(
 ) -> SamplingParams:
     given = {field.name: value for field, value in proto.ListFields()}
     for name, low, high in (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0)):
-        _check_within(given.get(name, low), low, high, f"sampling.{name}")
+        _check_within(name, given.get(name, low), low, high)
     if given.get("max_completion_tokens", 1) < 1:
-        raise InvalidField("sampling.max_completion_tokens", "It must be at least 1.")
+        raise InvalidField(
+            "sampling.max_completion_tokens", "max_completion_tokens must be at least 1."
+        )
     check_token_ids(proto.stop_token_ids, vocab_size, "sampling.stop_token_ids")
     return replace(
         defaults,
@@ -211,18 +213,20 @@ def _stop_strings(strings: Sequence[str]) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def _check_within(value: float, low: float, high: float, path: str) -> None:
+def _check_within(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # true for NaN too
-        raise InvalidField(path, f"It must be between {low:g} and {high:g}, not {value:g}.")
+        raise InvalidField(
+            f"sampling.{name}", f"{name} must be between {low:g} and {high:g}, not {value:g}."
+        )
 
 
 def _json_object(text: str, path: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidField(path, "It is not valid JSON.") from error
+        raise InvalidField(path, "The template's arguments are not valid JSON.") from error
     if not isinstance(value, dict):
-        raise InvalidField(path, "It must be a JSON object.")
+        raise InvalidField(path, "The template's arguments must be a JSON object.")
     for key in value:
         if not re.fullmatch(r"[A-Za-z_]\w*", key):
             raise InvalidField(path, f"{key!r} cannot be the name of a template argument.")

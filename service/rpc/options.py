@@ -69,19 +69,20 @@ def refuse_unserved(params: chat_pb2.ChatCompletionParams) -> None:
     """
     for option in _UNSERVED:
         if option.is_asked(params):
-            raise UnsupportedField(option.path, f"{option.path} is not supported by this service.")
+            name = option.path.rpartition(".")[-1]
+            raise UnsupportedField(option.path, f"{name} is not supported by this service.")
     if params.sampling.HasField("n") and params.sampling.n < 1:
-        raise InvalidField("sampling.n", "It must be at least 1.")
+        raise InvalidField("sampling.n", "n must be at least 1.")
     _check_metadata(params)
 
 
 def _check_metadata(params: chat_pb2.ChatCompletionParams) -> None:
     if len(params.metadata) > MAX_METADATA_PAIRS:
-        raise InvalidField("metadata", f"At most {MAX_METADATA_PAIRS} pairs are taken.")
+        raise InvalidField("metadata", f"metadata has at most {MAX_METADATA_PAIRS} pairs.")
     for key, value in params.metadata.items():
         if len(key) > MAX_METADATA_KEY_LENGTH or len(value) > MAX_METADATA_VALUE_LENGTH:
             raise InvalidField(
                 "metadata",
-                f"Keys have at most {MAX_METADATA_KEY_LENGTH} characters and values "
+                f"metadata's keys have at most {MAX_METADATA_KEY_LENGTH} characters and values "
                 f"{MAX_METADATA_VALUE_LENGTH}.",
             )

@@ -96,7 +96,7 @@ def test_an_option_that_is_not_served_is_refused_by_name(path: str) -> None:
     with pytest.raises(UnsupportedField) as caught:
         refuse_unserved(ASKING[path])
     assert caught.value.field == path
-    assert path in str(caught.value)
+    assert path.rpartition(".")[-1] in str(caught.value)
 
 
 def test_a_value_that_asks_for_nothing_special_is_served() -> None:

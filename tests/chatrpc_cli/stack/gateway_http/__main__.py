@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--upstream", required=True)
+    parser.add_argument("--shutdown-grace-s", type=int, required=True)
     options = parser.parse_args()
     note(f"started {os.getpid()}")
 

@@ -54,6 +54,7 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="it's default")
+    parser.add_argument("--drain-timeout-s", type=float, required=True)
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
     options = parser.parse_args()
