@@ -100,5 +100,5 @@ $(VENV)/.dev: $(VENV)/.runtime
 
 $(PROTOC_VENV)/.installed: pyproject.toml
 	@$(PYTHON) -m venv $(PROTOC_VENV)
-	@$(PROTOC_VENV)/bin/python -m pip --disable-pip-version-check --quiet install grpcio-tools==1.76.0 mypy-protobuf==3.7.0
+	@$(PROTOC_VENV)/bin/python -m pip --disable-pip-version-check --quiet install '.[protos]'
 	@touch $@

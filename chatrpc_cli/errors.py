@@ -6,6 +6,7 @@ from typing import cast
 
 import grpc
 import typer
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -33,7 +34,10 @@ def report(error: grpc.RpcError, target: str) -> None:
 
 def _reason(call: grpc.Call) -> str:
     """The reason in the status's ErrorInfo; empty where there is none."""
-    status = rpc_status.from_call(call)
+    try:
+        status = rpc_status.from_call(call)
+    except (ValueError, DecodeError):  # gRPC or a proxy has put another status over the service's
+        return ""
     info = error_details_pb2.ErrorInfo()
     for detail in status.details if status else ():
         if detail.Unpack(info):

@@ -38,12 +38,14 @@ async def supervise(
     stop = Stop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stop.on_signal)
-    children = {"service": await _start(service), "gateway": await _start(gateway)}
+    children: dict[str, Process] = {}
 
     def over() -> list[Coroutine[None, None, object]]:
         return [stop.asked.wait(), *(child.wait() for child in children.values())]
 
     try:
+        children["service"] = await _start(service)
+        children["gateway"] = await _start(gateway)
         await _first(announce(), *over())
         await _first(*over())
         code = 0 if stop.asked.is_set() else _death(children)
@@ -51,8 +53,8 @@ async def supervise(
             typer.echo("stopping; Ctrl-C again to end running requests at once", err=True)
     finally:
         stop.asked.set()  # from here on a signal insists
-        await _end(children["gateway"], stop.insisted)
-        await _end(children["service"], stop.insisted)
+        for child in reversed(children.values()):
+            await _end(child, stop.insisted)
     return code or (EXIT_KILLED if stop.insisted.is_set() else 0)
 
 

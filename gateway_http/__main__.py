@@ -7,10 +7,10 @@ import sys
 import structlog
 import uvicorn
 
+from chatrpc_process import logs
+from chatrpc_process.settings import ConfigError
 from gateway_http.app import build_app
 from gateway_http.config import Settings
-from process import logs
-from process.settings import ConfigError
 
 _log = structlog.get_logger("gateway_http")
 

@@ -39,9 +39,13 @@ def json_response(
 
 
 async def while_connected(receive: Receive, work: Coroutine[object, object, None]) -> None:
-    """Do the work; cancel it at once and raise ClientDisconnect if the client goes away before.
+    """Do the work; cancel it at once if the client goes away before, or the server's grace ends.
 
     The body must have been read: what `receive` has left to tell is that the client is gone.
+
+    Raises:
+        ClientDisconnect: the client is gone.
+        ApiError: the server is, and the client should hear of it.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_disconnected(receive))
@@ -50,6 +54,13 @@ async def while_connected(receive: Receive, work: Coroutine[object, object, None
         if not working.done():
             raise ClientDisconnect
         working.result()
+    except asyncio.CancelledError:
+        raise ApiError(
+            503,
+            "The gateway is shutting down. Please retry.",
+            kind="service_unavailable_error",
+            code="service_unavailable",
+        ) from None
     finally:
         working.cancel()
         watching.cancel()

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from process.settings import ProcessSettings
+from chatrpc_process.settings import ProcessSettings
 
 
 class Settings(ProcessSettings):

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import grpc
 import structlog
-from google.rpc import error_details_pb2
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from gateway_http.protocol.error import ApiError
@@ -105,8 +106,7 @@ class _Details:
         self.reason = ""
         self.field = ""
         self.retry_after_s: int | None = None
-        # The function reads a Call; the error has the parts of it that matter.
-        status: Any = rpc_status.from_call(error)  # type: ignore[arg-type]
+        status = _rich_status(error)
         for detail in status.details if status else ():
             self._read(detail)
 
@@ -120,6 +120,15 @@ class _Details:
         elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
             delay = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay
             self.retry_after_s = math.ceil(delay.seconds + delay.nanos / 1e9)
+
+
+def _rich_status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    """The status that the service wrote; None if gRPC or a proxy has put another one over it."""
+    try:
+        # The function reads a Call; the error has the parts of it that matter.
+        return rpc_status.from_call(error)  # type: ignore[arg-type]
+    except (ValueError, DecodeError):
+        return None
 
 
 def _headers(status: int, details: _Details) -> dict[str, str]:

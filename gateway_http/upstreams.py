@@ -109,10 +109,10 @@ class Upstream:
             timeout=options.timeout_s,
             metadata=tuple(options.metadata),
         )
+        read = asyncio.ensure_future(call.read())
         try:
             headers = await call.initial_metadata()
             patience_s = 0.0 if _ADMITTED_KEY in dict(headers) else None
-            read = asyncio.ensure_future(call.read())
             while True:
                 # Not wait_for: it would cancel the read, and with it the call.
                 await asyncio.wait({read}, timeout=patience_s)
@@ -127,6 +127,7 @@ class Upstream:
                 read = asyncio.ensure_future(call.read())
         finally:
             call.cancel()
+            read.cancel()
 
     async def list_models(self, options: CallOptions) -> list[model_service_pb2.Model]:
         models: list[model_service_pb2.Model] = []

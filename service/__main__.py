@@ -15,8 +15,8 @@ from contextlib import suppress
 import structlog
 import uvloop
 
-from process import logs
-from process.settings import ConfigError
+from chatrpc_process import logs
+from chatrpc_process.settings import ConfigError
 from service.config import ServiceSettings
 from service.engine.async_engine import AsyncEngine
 from service.errors import ModelLoadError
@@ -38,6 +38,9 @@ def main() -> int:
         return uvloop.run(serve(settings))
     except (ModelLoadError, OSError) as error:
         log.error(str(error))  # noqa: TRY400  # the text is the whole story
+        return 1
+    except Exception:
+        log.exception("unforeseen error")
         return 1
 
 
@@ -68,8 +71,8 @@ async def serve(settings: ServiceSettings) -> int:
             await lifecycle.die()
             return 1
         log.info("draining", timeout_s=settings.drain_timeout_s)
-        await server.drain(settings.drain_delay_s, settings.drain_timeout_s)
-        return 0
+        drain = server.drain(settings.drain_delay_s, settings.drain_timeout_s)
+        return await _first(drain, engine.wait_dead())  # 1 if the engine did not last so long
     finally:
         await server.stop()
         await engine.stop()

@@ -35,6 +35,20 @@ _CONVERSION_FORMAT = 2
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]  # never pickled weights: loading them runs code
 
+
+def load_vocab_size(path: Path) -> int:
+    """How many token ids the model in `path` knows; of one of several parts, the part for text.
+
+    Raises:
+        ModelLoadError: config.json does not say.
+    """
+    config = _read_json(path / "config.json")
+    size = (config.get("text_config") or config).get("vocab_size")
+    if not isinstance(size, int):
+        raise ModelLoadError(f"{path / 'config.json'} has no vocab_size.")
+    return size
+
+
 _SAMPLING_RANGES: dict[str, Callable[[float], bool]] = {
     "temperature": lambda value: 0 <= value < math.inf,
     "top_p": lambda value: 0 < value <= 1,

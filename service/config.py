@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ByteSize, Field, model_validator
 from pydantic_settings import CliImplicitFlag, SettingsConfigDict
 
-from process.settings import ProcessSettings
+from chatrpc_process.settings import ProcessSettings
 
 
 def _default_cache_dir() -> Path:

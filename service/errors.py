@@ -43,7 +43,10 @@ class UnsupportedField(InvalidField):
 
 
 class ContextLengthExceeded(InvalidField):
-    """The prompt leaves no room for an answer."""
+    """The prompt leaves no room for an answer.
+
+    `prompt_tokens` is at least what the prompt has: hopeless ones are not tokenized to the end.
+    """
 
     def __init__(self, prompt_tokens: int, max_model_len: int) -> None:
         super().__init__(

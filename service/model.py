@@ -4,7 +4,12 @@ import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
-from service.checkpoint import Checkpoint, load_generation_defaults, resolve
+from service.checkpoint import (
+    Checkpoint,
+    load_generation_defaults,
+    load_vocab_size,
+    resolve,
+)
 from service.config import ServiceSettings
 from service.engine.core import EngineCore
 from service.engine.load import EngineOptions, load_engine
@@ -21,6 +26,7 @@ class ModelLoader:
         self._tokenizer: HfTokenizer
         self._sampling_defaults: SamplingParams
         self._eos_token_ids: frozenset[int]
+        self._vocab_size: int
 
     def load(self) -> tuple[EngineCore, int]:
         """The engine core and its longest sequence.
@@ -34,6 +40,7 @@ class ModelLoader:
         self._sampling_defaults, self._eos_token_ids = load_generation_defaults(
             self._checkpoint.path
         )
+        self._vocab_size = load_vocab_size(self._checkpoint.path)
         return load_engine(
             EngineOptions(
                 path=self._checkpoint.path,
@@ -64,7 +71,12 @@ class ModelLoader:
             fingerprint=_fingerprint(path, self._settings.dtype),
         )
         return ServedModel(
-            card, self._tokenizer, engine, self._sampling_defaults, self._eos_token_ids
+            card,
+            self._tokenizer,
+            engine,
+            self._sampling_defaults,
+            self._eos_token_ids,
+            self._vocab_size,
         )
 
 

@@ -85,7 +85,6 @@ class Request:
     `deadline` is a time of `time.monotonic()`, in seconds; a request still waiting then is dropped.
     """
 
-    request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
     stop_token_ids: frozenset[int] = frozenset()
@@ -98,15 +97,10 @@ class TokenOutput:
 
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
-    num_cached_tokens: int = 0  # of the prompt, read from the prefix cache
 
     def merged_with(self, later: "TokenOutput") -> "TokenOutput":
         """This output and the one that follows it, as one."""
-        return TokenOutput(
-            token_ids=self.token_ids + later.token_ids,
-            finish_reason=later.finish_reason,
-            num_cached_tokens=later.num_cached_tokens,
-        )
+        return TokenOutput(self.token_ids + later.token_ids, later.finish_reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +129,10 @@ class Engine(Protocol):
         Raises:
             ModelLoadError: the model cannot be served.
         """
+        ...
+
+    def check_room(self) -> None:
+        """Raise QueueFull or EngineDead if a request that came now would be refused by it."""
         ...
 
     def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
@@ -169,6 +167,11 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int:
         """The number of token ids, added tokens included."""
+        ...
+
+    @property
+    def max_token_chars(self) -> int:
+        """No token stands for more characters of a text than this."""
         ...
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
@@ -206,3 +209,4 @@ class ServedModel:
     engine: Engine
     sampling_defaults: SamplingParams
     eos_token_ids: frozenset[int]
+    vocab_size: int  # of the model: tokenizers may have more tokens than it knows

@@ -13,10 +13,10 @@ ROOT = Path(__file__).parent.parent
 # Each package or module of ours, by the longest prefix that matches, may import those named here,
 # its own package and libraries. Nothing else.
 ALLOWED: dict[str, set[str]] = {
-    "process": set(),
+    "chatrpc_process": set(),
     "service.types": set(),
     "service.errors": set(),
-    "service.config": {"process"},
+    "service.config": {"chatrpc_process"},
     "service.gguf_conversion": {"service.errors"},
     "service.checkpoint": {"service.types", "service.errors", "service.gguf_conversion"},
     "service.text": {"service.types", "service.errors"},
@@ -29,13 +29,13 @@ ALLOWED: dict[str, set[str]] = {
         "service.text",
         "service.engine",
     },
-    "service.__main__": {"process", "service"},
+    "service.__main__": {"chatrpc_process", "service"},
     "gateway_http": {"chatrpc"},
-    "gateway_http.config": {"process"},
-    "gateway_http.__main__": {"process", "gateway_http"},
+    "gateway_http.config": {"chatrpc_process"},
+    "gateway_http.__main__": {"chatrpc_process", "gateway_http"},
     "chatrpc_cli": {"chatrpc"},
 }
-OURS = {"process", "service", "gateway_http", "chatrpc_cli", "chatrpc", "tests"}
+OURS = {"chatrpc_process", "service", "gateway_http", "chatrpc_cli", "chatrpc", "tests"}
 
 # Policy is plain Python: these never import torch, whatever they import.
 WITHOUT_TORCH = (
@@ -53,7 +53,7 @@ WITHOUT_TORCH = (
 
 
 def sources() -> Iterator[tuple[str, Path]]:
-    for package in ("process", "service", "gateway_http", "chatrpc_cli"):
+    for package in ("chatrpc_process", "service", "gateway_http", "chatrpc_cli"):
         for path in (ROOT / package).rglob("*.py"):
             parts = path.relative_to(ROOT).with_suffix("").parts
             yield ".".join(parts).removesuffix(".__init__"), path

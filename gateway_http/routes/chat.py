@@ -3,7 +3,7 @@
 import time
 from contextlib import aclosing
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from chatrpc.v1 import chat_pb2
@@ -35,11 +35,20 @@ class ChatCompletions:
         params = requests.params(request)
         options = CallOptions(self._settings.request_timeout_s, http.state.call_metadata)
         upstream: Upstream = http.state.upstream
-        if request.stream:
-            work = self._stream(upstream, params, options, _chunk_stream(request), send)
-        else:
-            work = _create(upstream, params, options, http, send)
-        await while_connected(receive, work)
+        if not request.stream:
+            await while_connected(receive, _create(upstream, params, options, http, send))
+            return
+        events = sse.EventStream(send)
+        work = self._stream(upstream, params, options, _chunk_stream(request), events)
+        try:
+            await while_connected(receive, work)
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            if not events.is_open:
+                raise
+            await events.write(sse.event(from_exception(error).body))
+        await events.close()
 
     async def _stream(
         self,
@@ -47,27 +56,20 @@ class ChatCompletions:
         params: chat_pb2.ChatCompletionParams,
         options: CallOptions,
         stream: ChunkStream,
-        send: Send,
+        events: sse.EventStream,
     ) -> None:
-        events = sse.EventStream(send)
         started_at_s = time.perf_counter()
         idle_s = self._settings.sse_ping_interval_s
-        try:
-            async with aclosing(upstream.stream_chat(params, options, idle_s)) as chunks:
-                async for chunk in chunks:
-                    if chunk is None:
-                        await events.write(sse.PING)
-                        continue
-                    is_first = not stream.is_started
-                    await events.write(b"".join(map(sse.event, stream.push(chunk))))
-                    if is_first and stream.is_started:
-                        self._metrics.first_token_s.observe(time.perf_counter() - started_at_s)
-            await events.write(b"".join(map(sse.event, stream.finish())))
-        except Exception as error:
-            if not events.is_open:
-                raise
-            await events.write(sse.event(from_exception(error).body))
-        await events.close()
+        async with aclosing(upstream.stream_chat(params, options, idle_s)) as chunks:
+            async for chunk in chunks:
+                if chunk is None:
+                    await events.write(sse.PING)
+                    continue
+                is_first = not stream.is_started
+                await events.write(b"".join(map(sse.event, stream.push(chunk))))
+                if is_first and stream.is_started:
+                    self._metrics.first_token_s.observe(time.perf_counter() - started_at_s)
+        await events.write(b"".join(map(sse.event, stream.finish())))
 
 
 async def _create(

@@ -37,14 +37,18 @@ class Admission:
         """
         if len(request.prompt_token_ids) >= max_model_len:
             raise ContextLengthExceeded(len(request.prompt_token_ids), max_model_len)
+        self.check_room()
         wait_s = self.estimated_wait_s
-        if self._num_inside >= self._max_num_seqs + self._max_queue_size:
-            raise QueueFull(self._max_queue_size, retry_after_s=max(1.0, wait_s))
         if request.deadline is not None and now + wait_s >= request.deadline:
             raise DeadlinePassed("The deadline is too near for the request to be served in time.")
         self._num_inside += 1
         if self._num_inside == self._max_num_seqs:
             self._gap_since = now
+
+    def check_room(self) -> None:
+        """Raise QueueFull if as many wait as may."""
+        if self._num_inside >= self._max_num_seqs + self._max_queue_size:
+            raise QueueFull(self._max_queue_size, retry_after_s=max(1.0, self.estimated_wait_s))
 
     def leave(self, now: float) -> None:
         """Count out a request that was let in, however it ended."""

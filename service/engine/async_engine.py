@@ -85,6 +85,12 @@ class AsyncEngine:
     async def wait_dead(self) -> None:
         await self._dead.wait()
 
+    def check_room(self) -> None:
+        """See `service.types.Engine.check_room`."""
+        if self._is_closed:
+            raise EngineDead
+        self._admission.check_room()
+
     async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
         """See `service.types.Engine.generate`."""
         with self._inside(request) as slot:

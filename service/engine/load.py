@@ -72,24 +72,26 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
     max_model_len = _resolve_max_model_len(options, model)
     num_blocks = _count_blocks(options, shapes, max_model_len, device)
     max_model_len = min(max_model_len, num_blocks * options.block_size)
-    attention = PagedAttention(KVStore(shapes, num_blocks, options.block_size, device))
-    model.set_attn_implementation(register(next(_names), attention))
-    core = EngineCore(
-        Scheduler(
-            BlockPool(num_blocks, options.block_size),
-            options.max_num_seqs,
-            options.max_num_batched_tokens,
-        ),
-        ModelRunner(model, attention, options.block_size),
-        max_model_len,
-    )
-    _warm_up(core, min(8, max_model_len - 1))
+    num_cached_tokens = num_blocks * options.block_size
+    try:
+        attention = PagedAttention(KVStore(shapes, num_blocks, options.block_size, device))
+        model.set_attn_implementation(register(next(_names), attention))
+        pool = BlockPool(num_blocks, options.block_size)
+        scheduler = Scheduler(pool, options.max_num_seqs, options.max_num_batched_tokens)
+        runner = ModelRunner(model, attention, options.block_size)
+        core = EngineCore(scheduler, runner, max_model_len)
+        _warm_up(core, min(8, max_model_len - 1))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ModelLoadError(
+            f"The model and a KV cache of {num_cached_tokens} tokens do not fit into the memory: "
+            f"{_first_line(error)}"
+        ) from error
     log.info(
         "model loaded",
         device=str(device),
         dtype=str(model.dtype).removeprefix("torch."),
         max_model_len=max_model_len,
-        kv_cache_tokens=num_blocks * options.block_size,
+        kv_cache_tokens=num_cached_tokens,
     )
     return core, max_model_len
 
@@ -238,7 +240,7 @@ def _count_blocks(
 
 def _warm_up(core: EngineCore, prompt_len: int) -> None:
     """Run one short sequence: the first caller shall not pay for what torch sets up lazily."""
-    core.add(-1, Request("warm-up", (0,) * prompt_len, SamplingParams(max_tokens=4)))
+    core.add(-1, Request((0,) * prompt_len, SamplingParams(max_tokens=4)))
     while core.has_unfinished:
         core.step()
 

@@ -37,7 +37,7 @@ class Sequence:
     def __init__(self, sequence_id: int, request: Request, max_model_len: int) -> None:
         """The prompt must be shorter than `max_model_len`, which admission has checked."""
         room = max_model_len - len(request.prompt_token_ids)
-        wanted = request.sampling.max_tokens
+        wanted, seed = request.sampling.max_tokens, request.sampling.seed
         self.id = sequence_id
         self.request = request
         self.max_tokens = room if wanted is None else min(wanted, room)
@@ -48,7 +48,8 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
         # One draw per sampled token, so an answer depends on its own seed and on nothing beside it.
-        self.rng = random.Random(request.sampling.seed)  # noqa: S311  # sampling, not secrets
+        # Seeded by text: of a number, Random takes the absolute value.
+        self.rng = random.Random(None if seed is None else str(seed))  # noqa: S311  # sampling, not secrets
 
     @property
     def num_tokens(self) -> int:

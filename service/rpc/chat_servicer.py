@@ -52,7 +52,11 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
             raise MissingField("model")
         deadline = self._deadline(context)
         with self._lifecycle.admit(params.model) as model:
-            chat = convert.chat_request(params, model.sampling_defaults, model.tokenizer.vocab_size)
+            model.engine.check_room()
+            convert.check_fits(
+                params.messages, model.tokenizer.max_token_chars, model.card.max_model_len
+            )
+            chat = convert.chat_request(params, model.sampling_defaults, model.vocab_size)
             request = await generation.prepare(chat, model, deadline)
             async with aclosing(generation.generate(model, request)) as deltas:
                 await anext(deltas)

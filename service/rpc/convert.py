@@ -12,7 +12,12 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatrpc.v1 import chat_pb2, model_service_pb2
-from service.errors import InvalidField, MissingField, UnsupportedField
+from service.errors import (
+    ContextLengthExceeded,
+    InvalidField,
+    MissingField,
+    UnsupportedField,
+)
 from service.rpc.options import refuse_unserved
 from service.types import (
     ChatRequest,
@@ -25,7 +30,9 @@ from service.types import (
 )
 
 MAX_STOP_STRINGS = 64
-MAX_STOP_STRING_LENGTH = 1024  # characters
+MAX_STOP_STRING_LENGTH = 256  # characters
+MAX_STOP_TOKEN_IDS = 1024
+MAX_TEMPLATE_KWARGS_LENGTH = 65_536  # characters
 
 _ROLES = {
     chat_pb2.ROLE_SYSTEM: "system",
@@ -106,6 +113,27 @@ def prompt_options(
     )
 
 
+def check_fits(
+    protos: Sequence[chat_pb2.ChatMessage], max_token_chars: int, max_model_len: int
+) -> None:
+    """Refuse a conversation that cannot fit, by its size alone, before any work is done on it.
+
+    Raises:
+        ContextLengthExceeded: with a number of tokens that the prompt has at the least.
+    """
+    if len(protos) >= max_model_len:  # each is a token, at the least
+        raise ContextLengthExceeded(len(protos), max_model_len)
+    num_chars = sum(
+        sum(len(part.text) for part in proto.content)
+        + len(proto.refusal)
+        + len(proto.reasoning_content)
+        + sum(len(call.function.arguments_json) for call in proto.tool_calls)
+        for proto in protos
+    )
+    if num_chars >= max_token_chars * max_model_len:
+        raise ContextLengthExceeded(num_chars // max_token_chars, max_model_len)
+
+
 def finish_reason(reason: FinishReason | None) -> chat_pb2.FinishReason.ValueType:
     return chat_pb2.FINISH_REASON_UNSPECIFIED if reason is None else _FINISH_REASONS[reason]
 
@@ -131,11 +159,11 @@ def model_proto(card: ModelCard) -> model_service_pb2.Model:
 
 def check_token_ids(token_ids: Sequence[int], vocab_size: int, path: str) -> None:
     """Raise InvalidField for the first id that the vocabulary does not have."""
-    for i, token_id in enumerate(token_ids):
-        if token_id >= vocab_size:
-            raise InvalidField(
-                f"{path}[{i}]", f"{token_id} is not a token id; the vocabulary has {vocab_size}."
-            )
+    if token_ids and max(token_ids) >= vocab_size:
+        i = next(i for i, token_id in enumerate(token_ids) if token_id >= vocab_size)
+        raise InvalidField(
+            f"{path}[{i}]", f"{token_ids[i]} is not a token id; the vocabulary has {vocab_size}."
+        )
 
 
 def _message(proto: chat_pb2.ChatMessage, path: str) -> Message:
@@ -145,6 +173,8 @@ def _message(proto: chat_pb2.ChatMessage, path: str) -> Message:
             raise MissingField(f"{path}.role")
         raise InvalidField(f"{path}.role", f"{proto.role} is not a role.")
     content = _text(proto.content, f"{path}.content")
+    if proto.refusal:  # templates know no refusals: it is what the assistant said
+        content = f"{content}\n{proto.refusal}" if content else proto.refusal
     if content is None and not (role == "assistant" and proto.tool_calls):
         raise MissingField(f"{path}.content")
     if role == "tool" and not proto.tool_call_id:
@@ -192,6 +222,10 @@ def _sampling(
         raise InvalidField(
             "sampling.max_completion_tokens", "max_completion_tokens must be at least 1."
         )
+    if len(proto.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        raise InvalidField(
+            "sampling.stop_token_ids", f"At most {MAX_STOP_TOKEN_IDS} stop tokens are taken."
+        )
     check_token_ids(proto.stop_token_ids, vocab_size, "sampling.stop_token_ids")
     return replace(
         defaults,
@@ -221,6 +255,10 @@ def _check_within(name: str, value: float, low: float, high: float) -> None:
 
 
 def _json_object(text: str, path: str) -> dict[str, Any]:
+    if len(text) > MAX_TEMPLATE_KWARGS_LENGTH:
+        raise InvalidField(
+            path, f"The template's arguments have at most {MAX_TEMPLATE_KWARGS_LENGTH} characters."
+        )
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -2,14 +2,21 @@
 
 import asyncio
 import time
-import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
 
-from service.errors import DeadlinePassed
+from service.errors import DeadlinePassed, InvalidField
 from service.text.answer import AnswerText, TextDelta
 from service.text.chat_template import render_prompt
 from service.types import ChatRequest, Request, ServedModel
+
+# The caller's own deadline ends the call by itself, at its time; ours follows, for callers without
+# one, and the two never race.
+_DEADLINE_SLACK_S = 0.5
+
+# Not the event loop's own pool: that one is waited for at exit, however long a tokenization takes.
+_tokenizing = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
 
 
 async def prepare(chat: ChatRequest, model: ServedModel, deadline: float) -> Request:
@@ -20,12 +27,18 @@ async def prepare(chat: ChatRequest, model: ServedModel, deadline: float) -> Req
 
     Raises:
         TemplateRefused
+        InvalidField: the prompt holds a token that the model does not know.
+        DeadlinePassed
     """
-    prompt = await asyncio.to_thread(render_prompt, model.tokenizer, chat.messages, chat.prompt)
+    async with _until(deadline):
+        prompt = await asyncio.get_running_loop().run_in_executor(
+            _tokenizing, render_prompt, model.tokenizer, chat.messages, chat.prompt
+        )
+    if prompt and max(prompt) >= model.vocab_size:
+        raise InvalidField("messages", f"The model does not know the token {max(prompt)}.")
     sampling = chat.sampling
     ends = frozenset() if sampling.ignore_eos else model.eos_token_ids
     return Request(
-        request_id=uuid.uuid4().hex,
         prompt_token_ids=tuple(prompt),
         sampling=sampling,
         stop_token_ids=sampling.stop_token_ids | ends,
@@ -39,23 +52,26 @@ async def generate(model: ServedModel, request: Request) -> AsyncGenerator[TextD
     Raises:
         What `Engine.generate` raises, and DeadlinePassed when the deadline passes at any time.
     """
-    answer = AnswerText(model.tokenizer, request.sampling)
     async with aclosing(model.engine.generate(request)) as outputs:
-        delta = TextDelta()
+        await anext(outputs)
+        yield TextDelta()
+        answer, delta = AnswerText(model.tokenizer, request.sampling), TextDelta()
         while delta.finish_reason is None:
-            try:
-                async with asyncio.timeout_at(_loop_time(request.deadline)):
-                    output = await anext(outputs)
-            except TimeoutError as error:
-                raise DeadlinePassed(
-                    "The deadline passed before the answer was complete."
-                ) from error
+            async with _until(request.deadline):
+                output = await anext(outputs)
             delta = answer.push(output)
             yield delta
 
 
-def _loop_time(deadline: float | None) -> float | None:
-    """A time of `time.monotonic()` as one of the event loop's own clock."""
-    if deadline is None:
-        return None
-    return asyncio.get_running_loop().time() + deadline - time.monotonic()
+@asynccontextmanager
+async def _until(deadline: float | None) -> AsyncIterator[None]:
+    """Cancel the body and raise DeadlinePassed when the deadline, of `time.monotonic()`, passes."""
+    loop_time = None
+    if deadline is not None:
+        remaining_s = deadline - time.monotonic() + _DEADLINE_SLACK_S
+        loop_time = asyncio.get_running_loop().time() + remaining_s
+    try:
+        async with asyncio.timeout_at(loop_time):
+            yield
+    except TimeoutError as error:
+        raise DeadlinePassed("The deadline passed before the answer was complete.") from error

@@ -10,8 +10,10 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
+from service.errors import InvalidField
 from service.rpc import status
 
 REQUEST_ID_KEY = "x-request-id"
@@ -40,34 +42,41 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or not method.startswith("/chatrpc."):
             return handler
+        # Requests are parsed in here: grpc itself answers UNKNOWN to one that cannot be.
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _wrap_stream(handler.unary_stream, method),
-                handler.request_deserializer,
-                handler.response_serializer,
+                _wrap_stream(handler, method), None, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
-            _wrap_unary(handler.unary_unary, method),
-            handler.request_deserializer,
-            handler.response_serializer,
+            _wrap_unary(handler, method), None, handler.response_serializer
         )
 
 
-def _wrap_unary(behavior: Any, method: str) -> Any:
-    async def call(request: Any, context: Context) -> Any:
+def _wrap_unary(handler: Any, method: str) -> Any:
+    async def call(request: bytes, context: Context) -> Any:
         async with _call(method, context):
-            return await behavior(request, context)
+            return await handler.unary_unary(_parse(handler, request), context)
 
     return call
 
 
-def _wrap_stream(behavior: Any, method: str) -> Any:
-    async def call(request: Any, context: Context) -> AsyncGenerator[Any, None]:
-        async with _call(method, context), aclosing(behavior(request, context)) as responses:
+def _wrap_stream(handler: Any, method: str) -> Any:
+    async def call(request: bytes, context: Context) -> AsyncGenerator[Any, None]:
+        async with (
+            _call(method, context),
+            aclosing(handler.unary_stream(_parse(handler, request), context)) as responses,
+        ):
             async for response in responses:
                 yield response
 
     return call
+
+
+def _parse(handler: Any, request: bytes) -> Any:
+    try:
+        return handler.request_deserializer(request)
+    except DecodeError as error:
+        raise InvalidField("request", "The request is not a valid protobuf message.") from error
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from service.text.chat_template import render_prompt
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
+MAX_DETOKENIZED = 100_000
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
@@ -52,6 +53,9 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         if request.WhichOneof("input") is None:
             raise MissingField("input")
         if request.HasField("conversation"):
+            convert.check_fits(
+                request.conversation.messages, tokenizer.max_token_chars, model.card.max_model_len
+            )
             token_ids = await asyncio.to_thread(
                 render_prompt,
                 tokenizer,
@@ -75,6 +79,8 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         if not request.model:
             raise MissingField("model")
         tokenizer = self._lifecycle.find(request.model).tokenizer
+        if len(request.token_ids) > MAX_DETOKENIZED:
+            raise InvalidField("token_ids", f"At most {MAX_DETOKENIZED} token ids are taken.")
         convert.check_token_ids(request.token_ids, tokenizer.vocab_size, "token_ids")
         text = await asyncio.to_thread(
             tokenizer.decode, list(request.token_ids), skip_special_tokens=False

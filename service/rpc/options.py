@@ -14,6 +14,10 @@ MAX_METADATA_KEY_LENGTH = 64
 MAX_METADATA_VALUE_LENGTH = 512
 
 
+# Without tools, both come to the same.
+_NO_TOOLS = (chat_pb2.ToolChoice.MODE_NONE, chat_pb2.ToolChoice.MODE_AUTO)
+
+
 class _Option(NamedTuple):
     """An option that is not served, and whether a request asks for it."""
 
@@ -25,7 +29,7 @@ _UNSERVED = (
     _Option("tools", lambda p: bool(p.tools)),
     _Option(
         "tool_choice",
-        lambda p: p.HasField("tool_choice") and p.tool_choice.mode != chat_pb2.ToolChoice.MODE_NONE,
+        lambda p: p.HasField("tool_choice") and p.tool_choice.mode not in _NO_TOOLS,
     ),
     _Option(
         "response_format",

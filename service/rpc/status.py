@@ -16,6 +16,10 @@ DOMAIN = "chatrpc"
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
+# A message stands up to four times in the trailers, of which gRPC takes 8 KiB without complaint,
+# and outside ASCII each byte becomes three.
+_MAX_TEXT_BYTES = 500
+
 # The first class that an error is an instance of decides, so the special ones come first.
 _STATUSES: tuple[tuple[type[errors.ChatrpcError], int, errors_pb2.ErrorReason.ValueType], ...] = (
     (
@@ -40,7 +44,7 @@ def status(error: Exception, request_id: str) -> status_pb2.Status:
     """What the caller is told of `error`; of an unforeseen one, the request id and no text."""
     for kind, code, reason in _STATUSES:
         if isinstance(error, kind):
-            return _status(code, str(error), _info(reason, error), *_details(error))
+            return _status(code, _short(str(error)), _info(reason, error), *_details(error))
     message = f"Internal error. The service's log has it under request id {request_id}."
     info = _info(errors_pb2.ERROR_REASON_INTERNAL, error)
     return _status(code_pb2.INTERNAL, message, info)
@@ -79,14 +83,14 @@ def _info(
         info.metadata["prompt_tokens"] = str(error.prompt_tokens)
         info.metadata["max_model_len"] = str(error.max_model_len)
     elif isinstance(error, errors.ModelNotFound):
-        info.metadata["model"] = error.model
+        info.metadata["model"] = _short(error.model)
     return info
 
 
 def _details(error: errors.ChatrpcError) -> list[Message]:
     if isinstance(error, errors.InvalidField):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=str(error)
+            field=_short(error.field), description=_short(str(error))
         )
         return [error_details_pb2.BadRequest(field_violations=[violation])]
     if isinstance(error, errors.Unavailable):
@@ -94,3 +98,8 @@ def _details(error: errors.ChatrpcError) -> list[Message]:
         delay.FromMilliseconds(int(error.retry_after_s * 1000))
         return [error_details_pb2.RetryInfo(retry_delay=delay)]
     return []
+
+
+def _short(text: str) -> str:
+    """As much of `text`, which may be the caller's own, as an error can carry."""
+    return text.encode()[:_MAX_TEXT_BYTES].decode(errors="ignore")

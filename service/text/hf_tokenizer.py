@@ -49,12 +49,18 @@ class HfTokenizer:
             self._template: str | None = tokenizer.get_chat_template()
         except ValueError:  # no template, or several and none that is the default
             self._template = None
+        self._max_token_chars = max(map(len, self._backend.get_vocab(with_added_tokens=True)))
         self._control_tokens = _control_tokens(tokenizer, self._template or "")
 
     @property
     def vocab_size(self) -> int:
         """The number of token ids, added tokens included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def max_token_chars(self) -> int:
+        """No token stands for more characters of a text than this."""
+        return self._max_token_chars
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """The text's token ids. A control token written out in `text` is encoded as that token.
@@ -65,7 +71,10 @@ class HfTokenizer:
         """
         if _MARK in text and not add_special_tokens:
             return self._encode_marked(text)
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # encode() would hold the GIL, and with it every stream, to its end: 1 s for a megabyte. The
+        # batch form releases it.
+        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encoding.ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The ids' text, never tidied up. Ids outside the vocabulary have none."""

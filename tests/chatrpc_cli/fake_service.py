@@ -100,6 +100,8 @@ def _answer(question: str, context: grpc.ServicerContext) -> Iterator[chat_pb2.C
             yield _delta("And so on", chat_pb2.FINISH_REASON_LENGTH)
         case "too long":
             context.abort_with_status(rpc_status.to_status(CONTEXT_LENGTH_EXCEEDED))
+        case "shout":
+            context.abort_with_status(rpc_status.to_status(LONG_WINDED))
         case "break off":
             yield _delta("It was a")
             context.abort(grpc.StatusCode.INTERNAL, "It broke.\nTwice.")
@@ -129,4 +131,11 @@ CONTEXT_LENGTH_EXCEEDED = status_pb2.Status(
         _packed(error_details_pb2.BadRequest()),
         _packed(error_details_pb2.ErrorInfo(reason="CONTEXT_LENGTH_EXCEEDED", domain="chatrpc")),
     ],
+)
+
+# More than gRPC takes as metadata: it puts a status of its own over this one.
+LONG_WINDED = status_pb2.Status(
+    code=code_pb2.NOT_FOUND,
+    message="x" * 9000,
+    details=[_packed(error_details_pb2.ErrorInfo(reason="MODEL_NOT_FOUND", domain="chatrpc"))],
 )

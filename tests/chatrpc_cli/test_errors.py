@@ -24,6 +24,15 @@ def test_an_error_without_details_has_its_code_alone(run: Callable[..., Result])
     assert result.stderr == "error: It broke. Twice. [INTERNAL]\n"
 
 
+def test_a_status_that_grpc_put_over_the_services_own_is_reported(
+    run: Callable[..., Result],
+) -> None:
+    result = run("chat", "shout")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.endswith(" [RESOURCE_EXHAUSTED]\n")
+
+
 @pytest.mark.parametrize("command", [["chat", "Hi"], ["models"], ["health"]])
 def test_an_unreachable_target_is_named(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--target", NOWHERE])

@@ -54,7 +54,7 @@ def generate_together(path: Path) -> list[list[int]]:
     while arrivals or core.has_unfinished:
         if arrivals:
             i, prompt = arrivals.pop(0)
-            core.add(i, Request(str(i), prompt, sampling))
+            core.add(i, Request(prompt, sampling))
         for step in core.step():
             assert not isinstance(step.output, Exception)
             outputs[step.sequence_id].extend(step.output.token_ids)

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,20 +22,19 @@ def own_stack(tmp_path: Path) -> Iterator[Served]:
 
 
 def test_ctrl_c_in_the_middle_of_a_stream_stops_both(own_stack: Served, tmp_path: Path) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", own_stack.http_port)
     body = {
         "model": MODEL,
         "messages": [{"role": "user", "content": "Count."}],
         "ignore_eos": True,
         "stream": True,
     }
-    connection.request(
-        "POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"}
-    )
-    response = connection.getresponse()
-    assert response.readline().startswith(b"data: ")
-    interrupt(own_stack)
-    connection.close()
+    headers = {"content-type": "application/json"}
+    with closing(http.client.HTTPConnection("127.0.0.1", own_stack.http_port)) as connection:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        response = connection.getresponse()
+        while not (line := response.readline()).startswith(b"data: "):
+            assert line in {b": ping\n", b"\n"}
+        interrupt(own_stack)
     log = (tmp_path / "stderr.log").read_text()
     assert "Traceback" not in log
     assert re.search(r"stopped +\[service\]", log)

@@ -22,13 +22,16 @@ class FakeEngine:
         self.refusal: ChatrpcError | None = None
         self.requests: list[Request] = []
         self.num_running = 0
-        self.changed = asyncio.Condition()
+        self.num_room_checks = 0
 
     def answer(self, text: str, *, finish_reason: FinishReason = FinishReason.LENGTH) -> None:
         """Answer with the bytes of `text`, one token a step."""
         *head, last = text.encode()
         self.script = [TokenOutput((byte,)) for byte in head]
         self.script.append(TokenOutput((last,), finish_reason))
+
+    def check_room(self) -> None:
+        self.num_room_checks += 1
 
     async def start(self) -> None: ...
 

@@ -13,6 +13,7 @@ class ByteTokenizer:
     """`service.types.Tokenizer`: ids 0-255 are bytes, 256 is the end of a turn."""
 
     vocab_size = 257
+    max_token_chars = 5
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return [*text.encode(), *([EOS] if add_special_tokens else [])]

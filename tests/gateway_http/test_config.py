@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from chatrpc_process.settings import ConfigError
 from gateway_http.config import Settings
-from process.settings import ConfigError
 
 
 def test_defaults() -> None:

@@ -124,6 +124,23 @@ async def test_client_is_told_whether_to_retry(
     assert answer.headers.get(header) == value
 
 
+async def test_status_that_grpc_put_over_the_services_own_is_answered_too(
+    http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
+) -> None:
+    """Metadata of more than 16 KiB is one such case; the details then contradict the status."""
+    service.script = [Fail(S.NOT_FOUND, "x" * 9000, "MODEL_NOT_FOUND")]
+    for stream in (False, True):
+        answer = await http.post("/v1/chat/completions", json=body | {"stream": stream})
+        assert answer.status_code == 429
+        assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+def test_details_that_are_none_are_passed_over() -> None:
+    trailers = grpc.aio.Metadata(("grpc-status-details-bin", b"\xff"))
+    error = grpc.aio.AioRpcError(S.UNAVAILABLE, grpc.aio.Metadata(), trailers, "x")
+    assert from_exception(error).status == 503
+
+
 def test_unforeseen_error_tells_nothing() -> None:
     answer = from_exception(RuntimeError("the password is 1234"))
     assert answer.status == 500

@@ -45,8 +45,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Process:
     """A running `python -m service`, its log read line by line."""
 
-    def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "service", "--port", "0", "--log-format", "json"]
+    def __init__(self, *arguments: str, module: str = "service") -> None:
+        command = [sys.executable, "-m", module, "--port", "0", "--log-format", "json"]
         self.popen = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
         self.lines: list[str] = []
 
@@ -85,8 +85,8 @@ class Process:
 def start() -> Iterator[Callable[..., Process]]:
     started = []
 
-    def start(*arguments: str) -> Process:
-        started.append(Process(*arguments))
+    def start(*arguments: str, module: str = "service") -> Process:
+        started.append(Process(*arguments, module=module))
         return started[-1]
 
     yield start
@@ -133,12 +133,8 @@ def test_a_signal_during_the_load_is_an_orderly_end(
     assert "Traceback" not in process.log
 
 
-def test_an_engine_that_fails_ends_the_process(
-    start: Callable[..., Process], tmp_path: Path
-) -> None:
-    """A tokenizer with more tokens than the model has rows: the first prompt breaks the engine."""
-    broken = save_model(tmp_path / "tiny", vocab_size=10)
-    process = start("--model", str(broken))
+def test_an_engine_that_fails_ends_the_process(start: Callable[..., Process], model: Path) -> None:
+    process = start("--model", str(model), module="tests.fakes.failing_service")
     port = process.until("listening")["port"]
     process.until("ready")
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:

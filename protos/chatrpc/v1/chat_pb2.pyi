@@ -220,7 +220,7 @@ class ChatCompletionParams(Message):
     model: str
     """Required. A model id or alias, as ModelService.ListModels gives them."""
     parallel_tool_calls: bool
-    """Absent: true."""
+    """Absent: true. Accepted, and without effect while there are no tools."""
     logprobs: bool
     """Return the log probability of each generated token."""
     top_logprobs: int
@@ -234,7 +234,7 @@ class ChatCompletionParams(Message):
     priority: int
     """Requests with a lower value are scheduled first. Absent: 0."""
     cache_salt: str
-    """Prefixes are shared only among requests with an equal salt."""
+    """Prefixes are shared only among requests with an equal salt. Accepted: none are shared yet."""
     verbosity: Verbosity.ValueType
     """The rest is accepted, and without effect on the answer: bookkeeping of the caller, and hints.
 

@@ -36,7 +36,7 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 1
     """INVALID_ARGUMENT, with a `google.rpc.BadRequest` that names the fields.
 
-    A field is missing, malformed or out of range.
+    A field is malformed or out of range, or the request cannot be parsed.
     """
     ERROR_REASON_MISSING_FIELD: _ErrorReason.ValueType  # 2
     """A required field is missing."""
@@ -75,7 +75,7 @@ ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 1
 """INVALID_ARGUMENT, with a `google.rpc.BadRequest` that names the fields.
 
-A field is missing, malformed or out of range.
+A field is malformed or out of range, or the request cannot be parsed.
 """
 ERROR_REASON_MISSING_FIELD: ErrorReason.ValueType  # 2
 """A required field is missing."""

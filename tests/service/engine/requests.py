@@ -9,11 +9,10 @@ def make_request(
     prompt: int | Sequence[int] = 4,
     max_tokens: int | None = 4,
     *,
-    request_id: str = "r",
     stop_token_ids: frozenset[int] = frozenset(),
     deadline: float | None = None,
 ) -> Request:
     """A greedy request; a `prompt` that is a number stands for as many tokens."""
     token_ids = tuple(range(1, prompt + 1)) if isinstance(prompt, int) else tuple(prompt)
     sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens)
-    return Request(request_id, token_ids, sampling, stop_token_ids, deadline)
+    return Request(token_ids, sampling, stop_token_ids, deadline)

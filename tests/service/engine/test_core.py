@@ -232,6 +232,6 @@ def test_an_error_of_the_runner_is_not_swallowed() -> None:
     runner = FakeRunner(BLOCK_SIZE)
     core = make_core(runner, Scheduler(BlockPool(5, BLOCK_SIZE), 1, 8))
     runner.error = RuntimeError("no more memory")
-    core.add(0, Request("r", (1,), make_request().sampling))
+    core.add(0, Request((1,), make_request().sampling))
     with pytest.raises(RuntimeError, match="no more memory"):
         core.step()

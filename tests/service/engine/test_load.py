@@ -110,9 +110,7 @@ def copy(llama: Path, tmp_path: Path) -> Path:
 
 def answer(options: EngineOptions, prompt_len: int, max_tokens: int | None = None) -> list[int]:
     core, _ = load_engine(options)
-    core.add(
-        0, Request("r", (5,) * prompt_len, SamplingParams(temperature=0.0, max_tokens=max_tokens))
-    )
+    core.add(0, Request((5,) * prompt_len, SamplingParams(temperature=0.0, max_tokens=max_tokens)))
     tokens: list[int] = []
     while core.has_unfinished:
         for output in core.step():
@@ -228,6 +226,16 @@ def test_without_a_budget_half_of_the_memory_is_enough(llama: Path) -> None:
     assert core.stats.num_kv_blocks == 32 * 8
 
 
+def test_a_cache_larger_than_the_memory(llama: Path) -> None:
+    endless = replace(
+        options(llama),
+        kv_cache_memory_bytes=1 << 60,
+        max_num_seqs=1 << 45,
+        max_num_batched_tokens=1 << 45,
+    )
+    assert "do not fit into the memory" in refusal(endless)
+
+
 @pytest.mark.parametrize("block_size", [1, 16])
 def test_the_shortest_context(llama: Path, block_size: int) -> None:
     """Its cache is two tokens or a single block; the warm-up must fit too."""
@@ -248,8 +256,8 @@ def test_two_engines_of_a_process_keep_apart(llama: Path) -> None:
     second, _ = load_engine(options(llama))
     greedy = SamplingParams(temperature=0.0, max_tokens=8)
     got: dict[int, list[int]] = {0: [], 1: []}
-    first.add(0, Request("r", (5,) * 9, greedy))
-    second.add(1, Request("r", (5,) * 9, greedy))
+    first.add(0, Request((5,) * 9, greedy))
+    second.add(1, Request((5,) * 9, greedy))
     while first.has_unfinished or second.has_unfinished:
         for output in first.step() + second.step():
             assert isinstance(output.output, TokenOutput)

@@ -73,7 +73,7 @@ def test_greedy_answers_are_those_of_generate(name: str, tmp_path: Path) -> None
     path = save_model(tmp_path, make_config(model_type, **fields))
     core, _ = load_engine(with_small_cache(path))
     greedy = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
-    got = run(core, [Request("r", prompt, greedy) for prompt in prompts()])
+    got = run(core, [Request(prompt, greedy) for prompt in prompts()])
     generate = reference(path)
     assert got == [generate(prompt, MAX_TOKENS) for prompt in prompts()]
     assert core.stats.num_kv_blocks == 14
@@ -105,7 +105,7 @@ def test_neither_budget_nor_block_size_changes_a_token(
         )
     )
     greedy = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
-    got = run(core, [Request("r", prompt, greedy) for prompt in prompts()])
+    got = run(core, [Request(prompt, greedy) for prompt in prompts()])
     assert got == llama_answers
 
 
@@ -114,11 +114,11 @@ def test_an_aborted_neighbour_leaves_nothing_behind(
 ) -> None:
     core, _ = load_engine(options(llama))
     greedy = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
-    core.add(100, Request("gone", prompts()[5], greedy))
+    core.add(100, Request(prompts()[5], greedy))
     for _ in range(6):
         core.step()
     core.abort(100)
-    got = run(core, [Request("r", prompt, greedy) for prompt in prompts()])
+    got = run(core, [Request(prompt, greedy) for prompt in prompts()])
     assert got == llama_answers
 
 
@@ -133,7 +133,7 @@ def test_a_seed_gives_the_same_answer_alone_and_in_a_crowd(llama: Path) -> None:
         ]
     )
     requests = [
-        Request("r", prompt, replace(next(filters), seed=i)) for i, prompt in enumerate(prompts())
+        Request(prompt, replace(next(filters), seed=i)) for i, prompt in enumerate(prompts())
     ]
     core, _ = load_engine(with_small_cache(llama))
     together = run(core, requests)
@@ -165,6 +165,6 @@ def test_long_rotary_embeddings_are_served_where_they_do_not_depend_on_neighbour
     core, max_model_len = load_engine(replace(options(path), max_model_len=None))
     assert max_model_len == 40
     greedy = SamplingParams(temperature=0.0, max_tokens=10)
-    got = run(core, [Request("r", prompt, greedy) for prompt in prompts()])
+    got = run(core, [Request(prompt, greedy) for prompt in prompts()])
     generate = reference(path)
     assert got == [generate(prompt, 10) for prompt in prompts()]

@@ -63,10 +63,11 @@ def test_stop_tokens_in_the_prompt_mean_nothing() -> None:
 
 def test_draws_depend_on_the_seed_alone() -> None:
     def draws(sequence_id: int, seed: int | None) -> list[float]:
-        request = Request(str(sequence_id), (1,), SamplingParams(seed=seed))
+        request = Request((1,), SamplingParams(seed=seed))
         sequence = Sequence(sequence_id, request, max_model_len=10)
         return [sequence.rng.random() for _ in range(3)]
 
     assert draws(0, 5) == draws(1, 5)
+    assert draws(0, 5) != draws(0, -5)
     assert draws(0, 5) != draws(0, 6)
     assert draws(0, None) != draws(0, None)

@@ -59,7 +59,9 @@ class Running:
 async def starting() -> AsyncIterator[Running]:
     """A server whose model is not loaded yet."""
     engine = FakeEngine()
-    model = ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}))
+    model = ServedModel(
+        CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), vocab_size=257
+    )
     lifecycle = Lifecycle(SERVICE_NAMES)
     server = Server(lifecycle, max_request_s=60)
     port = await server.start("127.0.0.1", 0)

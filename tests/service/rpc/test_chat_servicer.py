@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -181,9 +182,42 @@ async def test_a_template_that_refuses_names_the_messages(running: Running) -> N
     assert refused.fields == ["messages"]
 
 
-async def test_bytes_that_are_no_message_leave_the_server_serving(running: Running) -> None:
-    call: Any = running.channel.unary_unary("/chatrpc.v1.ChatService/CreateChatCompletion")
-    with pytest.raises(grpc.aio.AioRpcError):
-        await call(b"\xff\xff\xff")
+async def test_a_prompt_that_cannot_fit_is_not_even_tokenized(running: Running) -> None:
+    refused = await refusal(running.chat.CreateChatCompletion(unary(text="x" * 5000)))
+    assert refused.reason == "CONTEXT_LENGTH_EXCEEDED"
+    assert refused.metadata == {"prompt_tokens": "1000", "max_model_len": "1000"}
+
+
+async def test_room_is_asked_for_before_the_work_of_tokenizing(running: Running) -> None:
+    running.engine.answer("x")
+    await running.chat.CreateChatCompletion(unary())
+    assert running.engine.num_room_checks == 1
+
+
+async def test_a_token_that_the_model_does_not_know_is_the_callers_mistake(
+    running: Running,
+) -> None:
+    small = replace(running.model, card=replace(running.model.card, id="small"), vocab_size=100)
+    await running.lifecycle.serve(small)
+    refused = await refusal(running.chat.CreateChatCompletion(unary(model="small", text="é")))
+    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["messages"])
+
+
+async def test_a_name_of_any_length_is_just_not_found(running: Running) -> None:
+    refused = await refusal(running.chat.CreateChatCompletion(unary(model="x" * 20_000)))
+    assert refused.reason == "MODEL_NOT_FOUND"
+
+
+@pytest.mark.parametrize("method", ["CreateChatCompletion", "StreamChatCompletion"])
+async def test_bytes_that_are_no_message_are_the_callers_mistake(
+    running: Running, method: str
+) -> None:
+    call: Any = running.channel.unary_unary(f"/chatrpc.v1.ChatService/{method}")
+    for garbage in (b"\xff\xff\xff", b"\x0a\x03\x0a\x01\xff"):
+        refused = await refusal(call(garbage))
+        assert (refused.code, refused.reason) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "INVALID_FIELD",
+        )
     running.engine.answer("fine")
     await running.chat.CreateChatCompletion(unary())

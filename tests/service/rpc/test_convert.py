@@ -6,7 +6,12 @@ from typing import Any
 import pytest
 
 from chatrpc.v1 import chat_pb2
-from service.errors import InvalidField, MissingField, UnsupportedField
+from service.errors import (
+    ContextLengthExceeded,
+    InvalidField,
+    MissingField,
+    UnsupportedField,
+)
 from service.rpc import convert
 from service.types import FinishReason, Message, SamplingParams, ToolCall
 from tests.service.rpc.conftest import params
@@ -163,6 +168,46 @@ def test_a_malformed_message_is_named(
     error = refused(messages=[user(text("fine")), message])
     assert type(error) is kind
     assert error.field == f"messages[1].{field}"
+
+
+def test_a_refusal_in_the_history_is_what_the_assistant_said() -> None:
+    refusal = chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, refusal="no")
+    both = chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, content=[text("a")], refusal="no")
+    assert [m.content for m in convert.messages([refusal, both])] == ["no", "a\nno"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        user(text("x" * 500), text("x" * 500)),
+        chat_pb2.ChatMessage(refusal="x" * 1000),
+        chat_pb2.ChatMessage(reasoning_content="x" * 1000),
+        chat_pb2.ChatMessage(
+            tool_calls=[
+                chat_pb2.ToolCall(function=chat_pb2.FunctionCall(arguments_json="x" * 1000))
+            ]
+        ),
+    ],
+)
+def test_what_cannot_fit_is_refused_by_its_size_alone(message: chat_pb2.ChatMessage) -> None:
+    convert.check_fits([message], max_token_chars=10, max_model_len=101)
+    with pytest.raises(ContextLengthExceeded) as caught:
+        convert.check_fits([message], max_token_chars=10, max_model_len=100)
+    assert caught.value.prompt_tokens == 100
+
+
+def test_more_messages_than_tokens_cannot_fit() -> None:
+    with pytest.raises(ContextLengthExceeded):
+        convert.check_fits([user()] * 100, max_token_chars=10, max_model_len=100)
+
+
+def test_lists_and_texts_are_bounded() -> None:
+    ids = [1] * (convert.MAX_STOP_TOKEN_IDS + 1)
+    sampling = chat_pb2.SamplingParams(stop_token_ids=ids)
+    assert refused(sampling=sampling).field == "sampling.stop_token_ids"
+    kwargs = '{"a": "' + "x" * convert.MAX_TEMPLATE_KWARGS_LENGTH + '"}'
+    prompt = chat_pb2.PromptOptions(chat_template_kwargs_json=kwargs)
+    assert refused(prompt=prompt).field == "prompt.chat_template_kwargs_json"
 
 
 def test_no_messages_are_refused() -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import grpc
 
 from chatrpc.v1 import chat_pb2, model_service_pb2
+from service.rpc.model_servicer import MAX_DETOKENIZED
 from tests.service.rpc.conftest import CARD, Running
 from tests.service.rpc.details import refusal
 
@@ -89,3 +90,8 @@ async def test_what_cannot_be_tokenized_is_named(running: Running) -> None:
     assert (await refusal(running.models.Tokenize(no_input))).fields == ["input"]
     no_token = model_service_pb2.DetokenizeRequest(model="fake", token_ids=[1, 999])
     assert (await refusal(running.models.Detokenize(no_token))).fields == ["token_ids[1]"]
+
+
+async def test_what_is_too_much_to_detokenize_is_named(running: Running) -> None:
+    many = model_service_pb2.DetokenizeRequest(model="fake", token_ids=[1] * (MAX_DETOKENIZED + 1))
+    assert (await refusal(running.models.Detokenize(many))).fields == ["token_ids"]

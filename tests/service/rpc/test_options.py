@@ -106,7 +106,7 @@ def test_a_value_that_asks_for_nothing_special_is_served() -> None:
             priority=0,
             modalities=[chat_pb2.MODALITY_TEXT],
             response_format=chat_pb2.ResponseFormat(text=chat_pb2.TextFormat()),
-            tool_choice=chat_pb2.ToolChoice(mode=chat_pb2.ToolChoice.MODE_NONE),
+            tool_choice=chat_pb2.ToolChoice(mode=chat_pb2.ToolChoice.MODE_AUTO),
             sampling=chat_pb2.SamplingParams(
                 presence_penalty=0,
                 frequency_penalty=0,

@@ -67,3 +67,10 @@ def test_an_unforeseen_error_keeps_its_text_to_itself() -> None:
     assert proto.code == code_pb2.INTERNAL
     assert "secret" not in str(proto)
     assert "req-1" in proto.message
+
+
+def test_a_callers_long_text_does_not_outgrow_the_trailers() -> None:
+    name = "日" * 10_000
+    proto = status.status(errors.ModelNotFound(name, []), "id")
+    assert sum(len(value) for _, value in status.trailing_metadata(proto)) < 4096
+    assert len(proto.message.encode()) <= 500

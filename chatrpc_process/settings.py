@@ -13,7 +13,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from process.logs import LogFormat, LogLevel
+from chatrpc_process.logs import LogFormat, LogLevel
 
 
 class ConfigError(Exception):

@@ -1,0 +1,27 @@
+"""The service with a model that fails after its warm-up; run it as a module."""
+
+import os
+
+from service import model
+from service.__main__ import main
+from service.engine.core import EngineCore
+from service.engine.load import EngineOptions, load_engine
+from service.engine.scheduler import Batch
+
+
+class FailingRunner:
+    """Takes the place of the loaded model."""
+
+    def run(self, batch: Batch) -> list[int]:
+        raise RuntimeError("the model is broken")
+
+
+def load_failing_engine(options: EngineOptions) -> tuple[EngineCore, int]:
+    core, max_model_len = load_engine(options)
+    core._runner = FailingRunner()
+    return core, max_model_len
+
+
+if __name__ == "__main__":
+    model.load_engine = load_failing_engine  # type: ignore[attr-defined]  # what it imported
+    os._exit(main())
