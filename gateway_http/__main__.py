@@ -1,5 +1,6 @@
 """Run the gateway: `python -m gateway_http --upstream host:port`."""
 
+import asyncio
 import signal
 import socket
 import sys
@@ -11,6 +12,9 @@ from chatrpc_process import logs
 from chatrpc_process.settings import ConfigError
 from gateway_http.app import build_app
 from gateway_http.config import Settings
+
+# How long the last answers may take to reach their clients, once the grace is over.
+_LAST_WORDS_S = 2
 
 _log = structlog.get_logger("gateway_http")
 
@@ -39,10 +43,24 @@ def _listen(settings: Settings) -> socket.socket:
         ) from None
 
 
+class _Server(uvicorn.Server):
+    """Ends what outlasts the grace with an answer, where uvicorn would cancel without a word."""
+
+    def __init__(self, config: uvicorn.Config, stopping: asyncio.Event, grace_s: float) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+        self._grace_s = grace_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(self._grace_s, self._stopping.set)
+        await super().shutdown(sockets)
+
+
 def _server(settings: Settings) -> uvicorn.Server:
-    return uvicorn.Server(
+    app = build_app(settings)
+    return _Server(
         uvicorn.Config(
-            build_app(settings),
+            app,
             loop="uvloop",
             http="httptools",
             ws="none",
@@ -51,8 +69,10 @@ def _server(settings: Settings) -> uvicorn.Server:
             log_level="warning",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=settings.shutdown_grace_s,
-        )
+            timeout_graceful_shutdown=settings.shutdown_grace_s + _LAST_WORDS_S,
+        ),
+        app.state.stopping,
+        settings.shutdown_grace_s,
     )
 
 

@@ -1,5 +1,6 @@
 """The application: routes, what surrounds them, and the service behind them."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -21,20 +22,22 @@ from gateway_http.upstreams import Upstream
 
 
 def build_app(settings: Settings) -> Starlette:
-    metrics = Metrics()
+    """The application. Setting its `state.stopping` ends whatever still runs."""
+    metrics, stopping = Metrics(), asyncio.Event()
     app = Starlette(
-        routes=_routes(settings, metrics),
+        routes=_routes(settings, metrics, stopping),
         middleware=[Middleware(Access, metrics=metrics)],
         exception_handlers={HTTPException: _unrouted},
         lifespan=_lifespan(settings),
     )
     app.state.metrics = metrics
+    app.state.stopping = stopping
     return app
 
 
-def _routes(settings: Settings, metrics: Metrics) -> list[Route]:
+def _routes(settings: Settings, metrics: Metrics, stopping: asyncio.Event) -> list[Route]:
     """Each route of the API stands bare as well: some clients' base URL lacks the `/v1`."""
-    chat = ChatCompletions(settings, metrics)
+    chat = ChatCompletions(settings, metrics, stopping)
     api: dict[str, tuple[str, Any]] = {
         "/chat/completions": ("POST", chat),
         "/models": ("GET", models.list_models),

@@ -38,34 +38,33 @@ def json_response(
     return Response(_encode(body), status, headers, media_type="application/json")
 
 
-async def while_connected(receive: Receive, work: Coroutine[object, object, None]) -> None:
-    """Do the work; cancel it at once if the client goes away before, or the server's grace ends.
+async def while_connected(
+    receive: Receive, stopping: asyncio.Event, work: Coroutine[object, object, None]
+) -> None:
+    """Do the work; cancel it at once if the client goes away before, or `stopping` is set.
 
     The body must have been read: what `receive` has left to tell is that the client is gone.
 
     Raises:
         ClientDisconnect: the client is gone.
-        ApiError: the server is, and the client should hear of it.
+        ApiError: the gateway is, and the client should hear of it.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_disconnected(receive))
+    closing = asyncio.ensure_future(stopping.wait())
+    tasks = (working, watching, closing)
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if watching.done() and not working.done():
             raise ClientDisconnect
+        if not working.done():
+            raise _shutting_down()
         working.result()
-    except asyncio.CancelledError:
-        raise ApiError(
-            503,
-            "The gateway is shutting down. Please retry.",
-            kind="service_unavailable_error",
-            code="service_unavailable",
-        ) from None
     finally:
-        working.cancel()
-        watching.cancel()
+        for task in tasks:
+            task.cancel()
         # The work frees what it holds before the request counts as over.
-        await asyncio.gather(working, watching, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -88,4 +87,13 @@ def _check_content_type(content_type: str) -> None:
 def _too_large(max_bytes: int) -> ApiError:
     return ApiError(
         413, f"The body is too large: at most {max_bytes} bytes.", code="request_too_large"
+    )
+
+
+def _shutting_down() -> ApiError:
+    return ApiError(
+        503,
+        "The gateway is shutting down. Please retry.",
+        kind="service_unavailable_error",
+        code="service_unavailable",
     )

@@ -1,5 +1,6 @@
 """POST /v1/chat/completions."""
 
+import asyncio
 import time
 from contextlib import aclosing
 
@@ -22,11 +23,13 @@ from gateway_http.upstreams import CallOptions, Upstream
 class ChatCompletions:
     """An ASGI application rather than a function: it watches its client while it works.
 
-    When the client leaves, the work is cancelled, and with it the call to the service.
+    When the client leaves, the work is cancelled, and with it the call to the service. When
+    `stopping` is set, so is the work, and the client is told.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, stopping: asyncio.Event) -> None:
         self._settings = settings
+        self._stopping = stopping
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,12 +39,13 @@ class ChatCompletions:
         options = CallOptions(self._settings.request_timeout_s, http.state.call_metadata)
         upstream: Upstream = http.state.upstream
         if not request.stream:
-            await while_connected(receive, _create(upstream, params, options, http, send))
+            work = _create(upstream, params, options, http, send)
+            await while_connected(receive, self._stopping, work)
             return
         events = sse.EventStream(send)
         work = self._stream(upstream, params, options, _chunk_stream(request), events)
         try:
-            await while_connected(receive, work)
+            await while_connected(receive, self._stopping, work)
         except ClientDisconnect:
             raise
         except Exception as error:

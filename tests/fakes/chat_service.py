@@ -245,7 +245,7 @@ class FakeService(
         yield chat_pb2.ChatCompletionChunk(usage=usage)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()

@@ -70,7 +70,7 @@ def body() -> dict[str, Any]:
 
 async def metric(http: httpx.AsyncClient, name: str, labels: dict[str, str]) -> float:
     """The value of one sample of /metrics, once it is there: it is counted after the answer."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while True:
             page = (await http.get("/metrics")).text
             for family in text_string_to_metric_families(page):

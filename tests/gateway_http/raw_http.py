@@ -42,7 +42,7 @@ class RawClient:
         await self._writer.drain()
 
     async def read_until(self, separator: bytes) -> bytes:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             return await self._reader.readuntil(separator)
 
     async def close(self) -> None:

@@ -50,7 +50,7 @@ async def test_service_that_comes_back_is_found() -> None:
     upstream = Upstream(service.target)
     with pytest.raises(grpc.aio.AioRpcError):
         await upstream.is_ready(timeout_s=5)
-    async with FakeService(port=port), asyncio.timeout(10):
+    async with FakeService(port=port), asyncio.timeout(120):
         while True:
             try:
                 assert await upstream.is_ready(timeout_s=1)
