@@ -24,7 +24,8 @@ def main() -> None:
         settings = Settings.load(sys.argv[1:])
         listener = _listen(settings)
     except (ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # logs are not set up yet
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
     logs.configure(settings.log_level, settings.log_format)
     host, port = listener.getsockname()[:2]
     _log.info("listening", host=host, port=port, upstream=settings.upstream)
@@ -38,7 +39,7 @@ def _listen(settings: Settings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
-        raise ConfigError(
+        raise OSError(
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
         ) from None
 

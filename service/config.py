@@ -35,9 +35,7 @@ class ServiceSettings(ProcessSettings):
         None, description="the model's id for clients; default: made from MODEL"
     )
     model_aliases: list[str] = Field([], description="further names that clients may use")
-    cache_dir: Path = Field(
-        default_factory=_default_cache_dir, description="where converted models are kept"
-    )
+    cache_dir: Path = Field(_default_cache_dir(), description="where converted models are kept")
 
     host: str = Field("127.0.0.1", description="the address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(

@@ -45,7 +45,8 @@ class AnswerText:
                 return TextDelta(text, count, FinishReason.STOP, self._stop_strings.matched)
         if output.finish_reason is None:
             return TextDelta(text, len(token_ids))
-        text += self._stop_strings.push(self._detokenizer.flush())
+        if is_stopped:  # what is cut off in the middle of a character leaves no half of it
+            text += self._stop_strings.push(self._detokenizer.flush())
         if self._stop_strings.matched is not None:
             return TextDelta(text, len(token_ids), FinishReason.STOP, self._stop_strings.matched)
         text += self._stop_strings.flush()

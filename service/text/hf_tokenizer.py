@@ -13,11 +13,11 @@ from service.errors import ModelLoadError, TemplateRefused, UnsupportedField
 from service.text.chat_template import with_known_roles
 from service.types import PromptOptions
 
-# The names that mean something to `apply_chat_template` itself, `chat_template` among them: a
-# template is a program, and requests do not bring programs.
+# The names that mean something to `apply_chat_template` itself, `chat_template` among them (a
+# template is a program, and requests bring none), and those that it gives to templates.
 _RESERVED_VARIABLES = frozenset(
     inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters
-)
+) | {"messages", "raise_exception", "strftime_now"}
 # What `mark_control_tokens` puts before a control token, U+F0000.
 _MARK = mark_control_tokens("x", re.compile("x"))[0]
 
@@ -93,7 +93,8 @@ class HfTokenizer:
         """
         if self._template is None:
             raise TemplateRefused("the model has no chat template")
-        for name in sorted(_RESERVED_VARIABLES & options.template_kwargs.keys()):
+        reserved = _RESERVED_VARIABLES | self._tokenizer.special_tokens_map.keys()
+        for name in sorted(reserved & options.template_kwargs.keys()):
             raise UnsupportedField(
                 "prompt.chat_template_kwargs_json",
                 f"The template argument {name} may not be set in a request.",

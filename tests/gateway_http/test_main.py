@@ -117,7 +117,7 @@ def test_port_in_use_is_one_line() -> None:
 @pytest.mark.parametrize("options", [("--port", "99999"), ("--config", "/none.toml")])
 def test_bad_config_is_one_line(options: tuple[str, str]) -> None:
     result = failed(*options)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
 

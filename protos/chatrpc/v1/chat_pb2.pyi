@@ -406,7 +406,9 @@ class SamplingParams(Message):
     min_tokens: int
     """End-of-sequence is not chosen before this many tokens."""
     seed: int
-    """The same seed with the same request gives the same answer."""
+    """The same seed with the same request gives the same answer, as far as the model's arithmetic does:
+    exactly in float32, and in lower precisions as long as the batch is the same.
+    """
     n: int
     """How many choices to return, from one prompt. Absent: 1."""
     ignore_eos: bool

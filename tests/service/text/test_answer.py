@@ -50,17 +50,23 @@ def test_a_stop_token_is_named() -> None:
     )
 
 
-def test_half_a_character_at_the_end_is_shown_as_such() -> None:
+def test_a_character_that_the_limit_cuts_leaves_no_half() -> None:
     text = answer()
-    assert text.push(TokenOutput((0xF0, 0x9F))) == TextDelta("", 2)
-    delta = text.push(TokenOutput((0x8E,), FinishReason.LENGTH))
-    assert delta.text == "�"
+    assert text.push(TokenOutput((ord("a"), 0xF0, 0x9F))) == TextDelta("a", 3)
+    assert text.push(TokenOutput((0x8E,), FinishReason.LENGTH)) == TextDelta(
+        "", 1, FinishReason.LENGTH
+    )
+
+
+def test_a_character_that_the_model_itself_leaves_unfinished_is_shown_as_such() -> None:
+    delta = answer().push(TokenOutput((0xF0, EOS), FinishReason.STOP))
+    assert delta == TextDelta("�", 2, FinishReason.STOP)
 
 
 def test_a_stop_string_that_only_the_end_completes_ends_the_answer() -> None:
     text = answer("�")
-    delta = text.push(TokenOutput((ord("a"), 0xF0), FinishReason.LENGTH))
-    assert delta == TextDelta("a", 2, FinishReason.STOP, "�")
+    delta = text.push(TokenOutput((ord("a"), 0xF0, EOS), FinishReason.STOP))
+    assert delta == TextDelta("a", 3, FinishReason.STOP, "�")
 
 
 @given(
