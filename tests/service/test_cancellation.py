@@ -1,0 +1,115 @@
+"""Server, engine and a model together: whoever leaves, and whenever, leaves nothing behind."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from chatrpc.v1 import chat_service_pb2, chat_service_pb2_grpc
+from service.config import ServiceSettings
+from service.engine.async_engine import AsyncEngine
+from service.model import ModelLoader
+from service.rpc.lifecycle import Lifecycle
+from service.rpc.server import SERVICE_NAMES, Server
+from tests.fakes.wait import until
+from tests.service.test_main import request, save_model
+
+
+@dataclass
+class Stack:
+    """A running service with room for two sequences at once, and one client's stub."""
+
+    engine: AsyncEngine
+    chat: Any
+    target: str
+
+    async def empty(self) -> None:
+        """Return when nothing runs or waits and the whole cache is free."""
+
+        def is_empty() -> bool:
+            stats = self.engine.stats()
+            inside = stats.num_running + stats.num_waiting
+            return inside == 0 and stats.num_free_kv_blocks == stats.num_kv_blocks
+
+        await until(is_empty)
+
+
+@pytest.fixture
+async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
+    model = save_model(tmp_path / "tiny", vocab_size=300)
+    loader = ModelLoader(ServiceSettings.load(["--model", str(model), "--dtype", "float32"]))
+    engine = AsyncEngine(loader.load, max_num_seqs=2, max_queue_size=8)
+    await engine.start()
+    lifecycle = Lifecycle(SERVICE_NAMES)
+    server = Server(lifecycle, max_request_s=3600)
+    port = await server.start("127.0.0.1", 0)
+    await lifecycle.serve(loader.served(engine))
+    target = f"127.0.0.1:{port}"
+    async with grpc.aio.insecure_channel(target) as channel:
+        yield Stack(engine, chat_service_pb2_grpc.ChatServiceStub(channel), target)
+    await server.stop()
+    await engine.stop()
+
+
+async def test_cancelled_while_streaming(stack: Stack) -> None:
+    call = stack.chat.StreamChatCompletion(request(num_tokens=4000))
+    await call.read()
+    call.cancel()
+    await stack.empty()
+
+
+async def test_cancelled_before_the_first_token(stack: Stack) -> None:
+    call = stack.chat.StreamChatCompletion(request(num_tokens=4000))
+    await call.initial_metadata()
+    call.cancel()
+    await stack.empty()
+
+
+async def test_cancelled_while_waiting_for_the_whole_answer(stack: Stack) -> None:
+    unary = chat_service_pb2.CreateChatCompletionRequest(params=request(num_tokens=4000).params)
+    call = stack.chat.CreateChatCompletion(unary)
+    await until(lambda: stack.engine.stats().num_running == 1)
+    call.cancel()
+    await stack.empty()
+
+
+async def test_cancelled_while_queued(stack: Stack) -> None:
+    calls = [stack.chat.StreamChatCompletion(request(num_tokens=4000)) for _ in range(6)]
+    for call in calls:
+        await call.initial_metadata()
+    for call in reversed(calls):  # those that wait first
+        call.cancel()
+    await stack.empty()
+
+
+async def test_a_deadline_that_passes(stack: Stack) -> None:
+    call = stack.chat.StreamChatCompletion(request(num_tokens=4000), timeout=0.5)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in call:
+            pass
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    await stack.empty()
+
+
+async def test_a_client_that_vanishes(stack: Stack) -> None:
+    async with grpc.aio.insecure_channel(stack.target) as channel:
+        chat: Any = chat_service_pb2_grpc.ChatServiceStub(channel)
+        calls = [chat.StreamChatCompletion(request(num_tokens=4000)) for _ in range(4)]
+        await asyncio.gather(*(call.initial_metadata() for call in calls))
+    await stack.empty()
+
+
+async def test_those_who_stay_get_their_answers(stack: Stack) -> None:
+    staying = [stack.chat.StreamChatCompletion(request(num_tokens=40)) for _ in range(3)]
+    leaving = [stack.chat.StreamChatCompletion(request(num_tokens=4000)) for _ in range(3)]
+    await asyncio.gather(*(call.initial_metadata() for call in staying + leaving))
+    for call in leaving:
+        call.cancel()
+    for call in staying:
+        *_, last = [response async for response in call]
+        assert last.chunk.usage.completion_tokens == 40
+    await stack.empty()
