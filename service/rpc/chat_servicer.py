@@ -26,7 +26,7 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
         self._lifecycle = lifecycle
         self._max_request_s = max_request_s
 
-    async def CreateChatCompletion(  # the wire's name
+    async def CreateChatCompletion(
         self, request: chat_service_pb2.CreateChatCompletionRequest, context: Context
     ) -> chat_service_pb2.CreateChatCompletionResponse:
         async with self._admitted(request.params, context) as (heading, deltas):
