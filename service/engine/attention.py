@@ -1,19 +1,13 @@
-"""Attention over the paged cache, as a function that transformers' modules call for their own.
+"""Attention over the paged cache, in torch."""
 
-A step's tokens lie packed in one row, sequence after sequence: no padding goes through the model,
-and any mix of decodes and prompt chunks is one forward pass.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import AttentionInterface
+from torch import Tensor
 
-from service.engine.kv_store import KVShape, KVStore
-from service.errors import ModelLoadError
+from service.engine.kv_store import KVStore
+from service.engine.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +38,26 @@ class AttentionBatch:
     chunks: tuple[PrefillChunk, ...]
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, layout: Layout, block_size: int, device: torch.device) -> "AttentionBatch":
+        def tensor(values: list[int] | list[list[int]]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long, device=device)
+
+        num_decodes = layout.num_decodes
+        tables = list(layout.block_ids(block_size))
+        longest = max(map(len, tables[:num_decodes]), default=0)
+        decodes, chunks = layout.sequences[:num_decodes], layout.sequences[num_decodes:]
+        return cls(
+            slots=tensor(layout.slots(block_size)),
+            num_decodes=num_decodes,
+            decode_context_lens=tensor([s.context_len for s in decodes]),
+            decode_block_table=tensor([_padded(t, longest) for t in tables[:num_decodes]]),
+            chunks=tuple(
+                PrefillChunk(s.start, s.end, s.context_len, tensor([table]))
+                for s, table in zip(chunks, tables[num_decodes:], strict=True)
+            ),
+        )
+
     def decode_mask(self, length: int, window: int | None) -> Tensor:
         """[num_decodes, length]: True where the token sees a position. Made once a step."""
         if (mask := self.masks.get((-1, window))) is None:
@@ -63,121 +77,54 @@ class AttentionBatch:
 
 
 class PagedAttention:
-    """The attention function of one runner: writes keys and values to its store, reads them back.
+    """Attention in torch over a `KVStore`: writes keys and values to it, reads them back.
 
-    `batch` is set before each forward pass. Registered with transformers under a name of its own,
-    since the registry is global and runners are not.
+    `batch` is set before each forward pass.
     """
 
     def __init__(self, store: KVStore) -> None:
         self._store = store
         self.batch: AttentionBatch
 
-    def __call__(
+    def begin_step(self, layout: Layout) -> None:
+        self.batch = AttentionBatch.of(layout, self._store.block_size, self._store.device)
+
+    def attend(
         self,
-        module: nn.Module,
+        layer: int,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,  # noqa: ARG002  # the batch says what each token sees
-        scaling: float | None = None,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        **_: object,
-    ) -> tuple[Tensor, None]:
-        """Attend with `query` [1, num_heads, T, dim], `key` and `value` [1, num_kv_heads, T, dim].
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attend with `query` [num_heads, T, dim], `key` and `value` [num_kv_heads, T, dim].
 
         Returns:
-            [1, T, num_heads, value_dim], and no weights.
+            [T, num_heads, value_dim]
         """
-        batch, layer = self.batch, layer_index(module)
-        self._store.write(layer, batch.slots, key[0], value[0])
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        rows = query[0]
+        batch = self.batch
+        self._store.write(layer, batch.slots, key, value)
         parts = []
         if batch.num_decodes:
             keys, values = self._store.gather(layer, batch.decode_block_table)
-            mask = batch.decode_mask(keys.shape[2], sliding_window)
-            decodes = rows[:, : batch.num_decodes]
+            mask = batch.decode_mask(keys.shape[2], window)
+            decodes = query[:, : batch.num_decodes]
             parts.append(_decode(decodes, keys, values, mask, scale, softcap))
         for index, chunk in enumerate(batch.chunks):
             keys, values = self._store.gather(layer, chunk.block_table)
             parts.append(
                 _prefill(
-                    rows[:, chunk.start : chunk.end],
+                    query[:, chunk.start : chunk.end],
                     keys[:, 0, : chunk.context_len],
                     values[:, 0, : chunk.context_len],
-                    batch.chunk_mask(index, sliding_window),
+                    batch.chunk_mask(index, window),
                     scale,
                     softcap,
                 )
             )
-        return torch.cat(parts).unsqueeze(0), None
-
-
-# What transformers' modules tell an attention function that PagedAttention obeys or need not know.
-_UNDERSTOOD = {
-    "scaling",
-    "sliding_window",
-    "softcap",
-    "is_causal",
-    "dropout",  # 0 but in training
-    "position_ids",  # those that the runner gave
-    "use_cache",
-    "output_attentions",
-    "output_hidden_states",
-    "output_router_logits",
-    "return_dict",
-}
-
-
-class ShapeProbe:
-    """An attention function that attends to nothing and records what each layer tells it: the
-    shapes of its keys and values, its sliding window."""
-
-    def __init__(self) -> None:
-        self.shapes: dict[int, KVShape] = {}
-        self.windows: dict[int, object] = {}
-
-    def __call__(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **kwargs: object,
-    ) -> tuple[Tensor, None]:
-        """Raises ModelLoadError for a kind of attention that PagedAttention does not compute."""
-        layer, kind = layer_index(module), type(module).__name__
-        for name, value_given in (kwargs | {"attention_mask": attention_mask}).items():
-            if value_given is not None and name not in _UNDERSTOOD:
-                raise ModelLoadError(f"{kind} attends with {name}, which is not served.")
-        if False in (kwargs.get("is_causal"), getattr(module, "is_causal", None)):
-            raise ModelLoadError(f"{kind} sees the tokens to come, which is not served.")
-        if layer in self.shapes:
-            raise ModelLoadError(f"{kind} attends more than once a layer, which is not served.")
-        self.windows[layer] = kwargs.get("sliding_window")
-        self.shapes[layer] = KVShape(key.shape[1], key.shape[-1], value.shape[-1], key.dtype)
-        return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
-
-
-def layer_index(module: nn.Module) -> int:
-    """The layer that an attention module of transformers belongs to.
-
-    Raises:
-        ModelLoadError: it does not say.
-    """
-    index = getattr(module, "layer_idx", None)
-    if not isinstance(index, int):
-        raise ModelLoadError(f"{type(module).__name__} does not say which layer it is.")
-    return index
-
-
-def register(name: str, function: Callable[..., tuple[Tensor, None]]) -> str:
-    """Make `function` an attention implementation of transformers, under `name`."""
-    AttentionInterface.register(name, function)
-    return name
+        return torch.cat(parts)
 
 
 def _visible(query_positions: Tensor, length: int, window: int | None) -> Tensor:
@@ -235,3 +182,7 @@ def _softmax(scores: Tensor, mask: Tensor, softcap: float | None) -> Tensor:
         scores = torch.tanh(scores / softcap) * softcap
     masked = scores.masked_fill(~mask, float("-inf"))
     return torch.softmax(masked, dim=-1, dtype=torch.float32).to(scores.dtype)
+
+
+def _padded(block_ids: list[int], length: int) -> list[int]:
+    return block_ids + block_ids[:1] * (length - len(block_ids))

@@ -37,6 +37,7 @@ class KVStore:
         device: torch.device,
     ) -> None:
         self.block_size = block_size
+        self.device = device
         blocks = (num_blocks, block_size)
         self._keys = [_zeros((s.num_kv_heads, *blocks, s.key_dim), s.dtype, device) for s in shapes]
         self._values = [

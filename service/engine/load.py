@@ -1,20 +1,20 @@
-"""From a checkpoint on disk to an engine core: device, dtype, weights, cache size, warm-up."""
+"""From a checkpoint on disk to an engine core: device, precision, weights, cache size, warm-up."""
 
-import inspect
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import structlog
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig
 
-from service.engine.attention import PagedAttention, ShapeProbe, register
 from service.engine.block_pool import BlockPool
 from service.engine.core import EngineCore
-from service.engine.kv_store import KVShape, KVStore
+from service.engine.decoder.architecture import read_architecture
+from service.engine.decoder.load import load_decoder
+from service.engine.decoder.rope import is_served
+from service.engine.kv_store import KVShape
+from service.engine.loaded_model import LoadedModel, first_line
 from service.engine.memory import available_memory
 from service.engine.model_runner import ModelRunner
 from service.engine.scheduler import Scheduler
@@ -23,33 +23,29 @@ from service.types import Request, SamplingParams
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["auto", "none", "int8"]
 
 # The share of the memory free after loading that the cache may take where nobody said how much.
 _CACHE_SHARE = 0.5
 
-# Layer kinds, as transformers' configs name them, whose whole state is keys and values by position.
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
-
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_names = (f"chatrpc-{n}" for n in itertools.count())
-
 log = structlog.get_logger(__name__)
-
-transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a log is no terminal
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """What an engine is made from.
 
-    `max_model_len` None: the model's own. `kv_cache_memory_bytes` None: as much as the sequences
-    could use, within half of the memory that is free.
+    `quantization` "auto" is int8 for the lean decoder on a CPU where no `dtype` is asked for, none
+    elsewhere. `max_model_len` None: the model's own. `kv_cache_memory_bytes` None: as much as the
+    sequences could use, within half of the memory that is free.
     """
 
     path: Path
     device: Device = "auto"
     dtype: DType = "auto"
+    quantization: Quantization = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
@@ -67,29 +63,27 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
         ModelLoadError: the model cannot be read, is of a kind that is not served, or does not fit.
     """
     device = _resolve_device(options.device)
-    model = _load_model(options.path, device, _resolve_dtype(options.dtype, device))
-    shapes = _probe(model)
-    max_model_len = _resolve_max_model_len(options, model)
-    num_blocks = _count_blocks(options, shapes, max_model_len, device)
-    max_model_len = min(max_model_len, num_blocks * options.block_size)
+    config = _read_config(options.path)
+    model = _load_model(options, config, device)
+    max_model_len = _resolve_max_model_len(options, config)
+    num_blocks = _count_blocks(options, model.kv_shapes, max_model_len, device)
     num_cached_tokens = num_blocks * options.block_size
+    max_model_len = min(max_model_len, num_cached_tokens)
     try:
-        attention = PagedAttention(KVStore(shapes, num_blocks, options.block_size, device))
-        model.set_attn_implementation(register(next(_names), attention))
         pool = BlockPool(num_blocks, options.block_size)
         scheduler = Scheduler(pool, options.max_num_seqs, options.max_num_batched_tokens)
-        runner = ModelRunner(model, attention, options.block_size)
+        runner = ModelRunner(model.finish(num_blocks, options.block_size, max_model_len))
         core = EngineCore(scheduler, runner, max_model_len)
         _warm_up(core, min(8, max_model_len - 1))
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelLoadError(
             f"The model and a KV cache of {num_cached_tokens} tokens do not fit into the memory: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
     log.info(
         "model loaded",
         device=str(device),
-        dtype=str(model.dtype).removeprefix("torch."),
+        **model.description,
         max_model_len=max_model_len,
         kv_cache_tokens=num_cached_tokens,
     )
@@ -115,76 +109,40 @@ def _resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if is_native else torch.float32
 
 
-def _load_model(path: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def _read_config(path: Path) -> Any:
+    """The config of the model in `path`; of one of several parts, of the part for text."""
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            device_map={"": device},
-            local_files_only=True,
-            output_loading_info=True,  # makes it a pair
-        )
+        config: Any = AutoConfig.from_pretrained(path, local_files_only=True)
+        return config.get_text_config()
     except Exception as error:  # whatever a file may hold, transformers has a different error for
         raise ModelLoadError(
-            f"The model at {path} cannot be loaded: {_first_line(error)}"
+            f"The model at {path} cannot be loaded: {first_line(error)}"
         ) from error
-    model: PreTrainedModel
-    model, report = loaded
-    if missing := report["missing_keys"]:  # transformers only warns, and makes up random numbers
+
+
+def _load_model(options: EngineOptions, config: Any, device: torch.device) -> LoadedModel:
+    """The model by the lean decoder if that serves it, else by transformers' own modules."""
+    dtype = _resolve_dtype(options.dtype, device)
+    architecture = read_architecture(config)
+    if architecture is not None and is_served(config):
+        quantization = options.quantization
+        if quantization == "auto":
+            has_int8 = device.type == "cpu" and options.dtype == "auto"
+            quantization = "int8" if has_int8 else "none"
+        return load_decoder(options.path, config, architecture, dtype, quantization, device)
+    if options.quantization == "int8":
         raise ModelLoadError(
-            f"The model at {path} is not complete: it has no {min(missing)}, one of {len(missing)} "
-            "tensors that are missing."
+            f"A model of the type {config.model_type} is not served with quantization=int8."
         )
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise ModelLoadError(f"{type(model).__name__} takes no position ids and is not served.")
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    kinds -= _ATTENTION_LAYERS
-    if kinds:
-        raise ModelLoadError(
-            f"{type(model).__name__} has layers that are not served: {', '.join(sorted(kinds))}."
-        )
-    return model
+    # Imported here: it takes transformers' model classes seconds to load.
+    from service.engine.transformers_model import load_transformers_model  # noqa: PLC0415
+
+    log.info("no lean decoder for this model: slower", model_type=config.model_type)
+    return load_transformers_model(options.path, device, dtype)
 
 
-@torch.inference_mode()
-def _probe(model: PreTrainedModel) -> list[KVShape]:
-    """The keys and values of each layer, learnt by running one token through the model."""
-    probe = ShapeProbe()
-    try:
-        model.set_attn_implementation(register(next(_names), probe))
-        token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        model(input_ids=token, position_ids=token, use_cache=False)
-    except ModelLoadError:
-        raise
-    except Exception as error:  # the model's own code, called in a way that it may not expect
-        raise ModelLoadError(
-            f"{type(model).__name__} is not served: {_first_line(error)}"
-        ) from error
-    if sorted(probe.shapes) != list(range(model.config.get_text_config().num_hidden_layers)):
-        raise ModelLoadError(
-            f"{type(model).__name__} is not served: not all of its layers attend through "
-            "transformers' attention interface."
-        )
-    if any(
-        probe.windows[layer] is None for layer in _sliding_layers(model.config.get_text_config())
-    ):
-        raise ModelLoadError(
-            f"{type(model).__name__} is not served: its sliding window is known to its mask alone."
-        )
-    return [probe.shapes[layer] for layer in sorted(probe.shapes)]
-
-
-def _sliding_layers(config: PreTrainedConfig) -> list[int]:
-    """The layers that see a sliding window, by the model's config."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        has_window = getattr(config, "sliding_window", None) is not None
-        return list(range(config.num_hidden_layers)) if has_window else []
-    return [layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"]
-
-
-def _resolve_max_model_len(options: EngineOptions, model: PreTrainedModel) -> int:
-    own = _own_max_model_len(model.config.get_text_config())
+def _resolve_max_model_len(options: EngineOptions, config: Any) -> int:
+    own = _own_max_model_len(config)
     if options.max_model_len is None:
         if own is None:
             raise ModelLoadError("The model does not say its context length: set max_model_len.")
@@ -196,7 +154,7 @@ def _resolve_max_model_len(options: EngineOptions, model: PreTrainedModel) -> in
     return options.max_model_len
 
 
-def _own_max_model_len(config: PreTrainedConfig) -> int | None:
+def _own_max_model_len(config: Any) -> int | None:
     """The longest sequence that the model's positions reach; None if it does not say.
 
     Long rotary embeddings ("longrope") have one set of frequencies for short sequences and one for
@@ -243,8 +201,3 @@ def _warm_up(core: EngineCore, prompt_len: int) -> None:
     core.add(-1, Request((0,) * prompt_len, SamplingParams(max_tokens=4)))
     while core.has_unfinished:
         core.step()
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -1,103 +1,46 @@
-"""Computes a batch with one of transformers' decoder models and samples from what comes out."""
+"""Computes a batch with a model and samples from what comes out."""
 
-import inspect
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from service.engine.attention import AttentionBatch, PagedAttention, PrefillChunk
+from service.engine.layout import Layout
 from service.engine.sampler import sample
-from service.engine.scheduler import Batch, ScheduledSequence
+from service.engine.scheduler import Batch
+
+
+class Model(Protocol):
+    """A decoder and the cache of its keys and values."""
+
+    def forward(self, layout: Layout, rows: list[int]) -> Tensor:
+        """Compute a step, and write its keys and values into the cache.
+
+        Returns:
+            The logits after each of `rows`: [len(rows), vocab_size], float32.
+        """
+        ...
 
 
 class ModelRunner:
-    """The model, its cache and nothing of who or why.
+    """`service.engine.core.Runner`: the model, and nothing of who or why."""
 
-    Args:
-        model: a decoder whose attention implementation is `attention`.
-        attention: writes to and reads from the runner's KV store.
-        block_size: tokens in a block of that store.
-    """
-
-    def __init__(self, model: PreTrainedModel, attention: PagedAttention, block_size: int) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
-        self._attention = attention
-        self._block_size = block_size
-        self._device = model.device
-        # A few models compute the logits of every row whether asked to or not.
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[int]:
         """Compute the batch, and sample the next token of each sequence of `batch.sampled`."""
-        self._attention.batch = self._lay_out(batch)
-        logits = self._forward(batch)
-        sampled = batch.sampled
-        if not sampled:
+        layout = Layout.of(batch)
+        sampled = layout.sampled_rows()
+        logits = self._model.forward(layout, [row for _, rows in sampled for row in rows])
+        sequences = [scheduled.sequence for scheduled, _ in sampled]
+        if not sequences:
             return []
-        params = [s.request.sampling for s in sampled]
+        params = [s.request.sampling for s in sequences]
         draws = [
-            0.0 if p.is_greedy else s.rng.random() for s, p in zip(sampled, params, strict=True)
+            0.0 if p.is_greedy else s.rng.random() for s, p in zip(sequences, params, strict=True)
         ]
-        return sample(logits, params, draws)
-
-    def _forward(self, batch: Batch) -> Tensor:
-        """Logits after the last token of each sampled sequence: [B, vocab_size], float32."""
-        token_ids: list[int] = []
-        positions: list[int] = []
-        last_rows: list[int] = []
-        for scheduled in batch.scheduled:
-            start = scheduled.sequence.num_computed_tokens
-            end = start + scheduled.num_new_tokens
-            token_ids.extend(scheduled.sequence.token_ids[start:end])
-            positions.extend(range(start, end))
-            if scheduled.is_sampled:
-                last_rows.append(len(token_ids) - 1)
-        rows = self._tensor(last_rows)
-        logits: Tensor = self._model(
-            input_ids=self._tensor(token_ids)[None],
-            position_ids=self._tensor(positions)[None],
-            use_cache=False,
-            **({"logits_to_keep": rows} if self._keeps_logits else {}),
-        ).logits[0]
-        return (logits if self._keeps_logits else logits[rows]).float()
-
-    def _lay_out(self, batch: Batch) -> AttentionBatch:
-        """Where the batch's tokens go in the cache and what each sees."""
-        decodes = [s for s in batch.scheduled if s.num_new_tokens == 1]
-        num_blocks = max((len(s.sequence.block_ids) for s in decodes), default=0)
-        tables = [_padded(s.sequence.block_ids, num_blocks) for s in decodes]
-        return AttentionBatch(
-            slots=self._tensor([slot for s in batch.scheduled for slot in self._slots(s)]),
-            num_decodes=len(decodes),
-            decode_context_lens=self._tensor([s.sequence.num_computed_tokens + 1 for s in decodes]),
-            decode_block_table=self._tensor(tables),
-            chunks=tuple(self._chunks(batch, first_row=len(decodes))),
-        )
-
-    def _slots(self, scheduled: ScheduledSequence) -> list[int]:
-        size, blocks = self._block_size, scheduled.sequence.block_ids
-        start = scheduled.sequence.num_computed_tokens
-        return [
-            blocks[position // size] * size + position % size
-            for position in range(start, start + scheduled.num_new_tokens)
-        ]
-
-    def _chunks(self, batch: Batch, first_row: int) -> list[PrefillChunk]:
-        chunks = []
-        row = first_row
-        for scheduled in batch.scheduled[first_row:]:
-            context_len = scheduled.sequence.num_computed_tokens + scheduled.num_new_tokens
-            blocks = scheduled.sequence.block_ids[: -(-context_len // self._block_size)]
-            end = row + scheduled.num_new_tokens
-            chunks.append(PrefillChunk(row, end, context_len, self._tensor([blocks])))
-            row = end
-        return chunks
-
-    def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._device)
-
-
-def _padded(block_ids: list[int], length: int) -> list[int]:
-    return block_ids + block_ids[:1] * (length - len(block_ids))
+        token_ids = sample(logits, params, draws)
+        chosen = {s.id: t for s, t in zip(sequences, token_ids, strict=True)}
+        return [chosen[s.id] for s in batch.sampled]

@@ -18,6 +18,11 @@ class ScheduledSequence:
     sequence: Sequence
     num_new_tokens: int
     is_sampled: bool
+    draft_token_ids: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_new_tokens + len(self.draft_token_ids)
 
 
 @dataclass(frozen=True, slots=True)

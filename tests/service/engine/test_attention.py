@@ -1,24 +1,15 @@
 import math
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from service.engine.attention import AttentionBatch, PagedAttention, PrefillChunk, ShapeProbe
+from service.engine.attention import AttentionBatch, PagedAttention, PrefillChunk
 from service.engine.kv_store import KVShape, KVStore
-from service.errors import ModelLoadError
 
 NUM_KV_HEADS, GROUP, KEY_DIM, VALUE_DIM, BLOCK_SIZE = 2, 3, 6, 4, 4
 NUM_HEADS = NUM_KV_HEADS * GROUP
-
-
-class Layer(nn.Module):
-    def __init__(self, layer_idx: int | None = 0, *, is_causal: bool = True) -> None:
-        super().__init__()
-        self.layer_idx = layer_idx
-        self.is_causal = is_causal
 
 
 def naive(
@@ -92,46 +83,13 @@ def test_every_token_attends_to_its_own_context(
         torch.tensor([t + t[:1] * (longest - len(t)) for t in tables], dtype=torch.long),
         tuple(chunks),
     )
-    got, weights = attention(
-        Layer(),
-        torch.cat(queries, 1)[None],
-        torch.cat(new_keys, 1)[None],
-        torch.cat(new_values, 1)[None],
-        None,
-        sliding_window=window,
-        softcap=softcap,
+    got = attention.attend(
+        0,
+        torch.cat(queries, 1),
+        torch.cat(new_keys, 1),
+        torch.cat(new_values, 1),
+        KEY_DIM**-0.5,
+        window,
+        softcap,
     )
-    assert weights is None
-    torch.testing.assert_close(got[0], torch.stack(expected), atol=1e-5, rtol=1e-4)
-
-
-def probe(module: nn.Module, **kwargs: object) -> ShapeProbe:
-    probe = ShapeProbe()
-    key, value = torch.zeros(1, 2, 1, 6), torch.zeros(1, 2, 1, 4)
-    output, _ = probe(module, torch.zeros(1, 8, 1, 6), key, value, None, **kwargs)
-    assert output.shape == (1, 1, 8, 4)
-    return probe
-
-
-def test_a_probe_learns_shapes_and_windows() -> None:
-    probed = probe(Layer(3), sliding_window=9, dropout=0.0, s_aux=None)
-    assert probed.shapes == {3: KVShape(2, 6, 4, torch.float32)}
-    assert probed.windows == {3: 9}
-
-
-@pytest.mark.parametrize(
-    ("module", "kwargs", "reason"),
-    [
-        (Layer(), {"s_aux": torch.zeros(8)}, "s_aux"),
-        (Layer(), {"position_bias": torch.zeros(1)}, "position_bias"),
-        (Layer(), {"what_comes_next_year": 1}, "what_comes_next_year"),
-        (Layer(is_causal=False), {}, "tokens to come"),
-        (Layer(), {"is_causal": False}, "tokens to come"),
-        (Layer(None), {}, "which layer"),
-    ],
-)
-def test_a_probe_refuses_what_it_does_not_know(
-    module: nn.Module, kwargs: dict[str, object], reason: str
-) -> None:
-    with pytest.raises(ModelLoadError, match=reason):
-        probe(module, **kwargs)
+    torch.testing.assert_close(got, torch.stack(expected), atol=1e-5, rtol=1e-4)

@@ -162,7 +162,7 @@ def test_weights_cut_short(copy: Path, size: int) -> None:
 
 def test_no_weights(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
-    assert "cannot be loaded" in refusal(options(copy))
+    assert "is not complete" in refusal(options(copy))
 
 
 def test_missing_tensors_are_not_made_up(copy: Path) -> None:

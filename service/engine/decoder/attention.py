@@ -1,0 +1,79 @@
+"""Attention of the lean decoder: from a layer's qkv rows to what its output projection reads."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from service.engine.attention import PagedAttention
+from service.engine.decoder.architecture import Architecture
+from service.engine.decoder.linear import RmsNorm
+from service.engine.kv_store import KVStore
+from service.engine.layout import Layout
+
+CosSin = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerAttention:
+    """What attention needs to know of one layer."""
+
+    index: int
+    window: int | None
+    query_norm: RmsNorm | None
+    key_norm: RmsNorm | None
+
+
+class Attention(Protocol):
+    """Rotates, writes keys and values to the cache, attends over it."""
+
+    def begin_step(self, layout: Layout, ropes: dict[str, CosSin]) -> None:
+        """Take in where the rows of the next step lie and, by name, the cosines and sines
+        [T, pairs] of each rotary embedding at their positions."""
+        ...
+
+    def attend(self, layer: LayerAttention, rope: str | None, qkv: Tensor) -> Tensor:
+        """[T, num_heads * head_dim] of `qkv` [T, (num_heads + 2 num_kv_heads) * head_dim]."""
+        ...
+
+
+class TorchAttention:
+    """`Attention` in torch, on any device and for any size of head."""
+
+    def __init__(self, architecture: Architecture, store: KVStore, dtype: torch.dtype) -> None:
+        self._architecture = architecture
+        self._dtype = dtype
+        self._paged = PagedAttention(store)
+        self._ropes: dict[str, CosSin] = {}
+
+    def begin_step(self, layout: Layout, ropes: dict[str, CosSin]) -> None:
+        self._paged.begin_step(layout)
+        self._ropes = ropes
+
+    def attend(self, layer: LayerAttention, rope: str | None, qkv: Tensor) -> Tensor:
+        a = self._architecture
+        heads = qkv.view(len(qkv), -1, a.head_dim).transpose(0, 1)
+        query, key, value = torch.split(heads, [a.num_heads, a.num_kv_heads, a.num_kv_heads])
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query, key = layer.query_norm(query), layer.key_norm(key)
+        if rope is not None:
+            query, key = (_rotate(x, *self._ropes[rope]) for x in (query, key))
+        attended = self._paged.attend(
+            layer.index,
+            query.to(self._dtype),
+            key.to(self._dtype),
+            value.to(self._dtype),
+            a.attention_scale,
+            layer.window,
+            a.attention_softcap,
+        )
+        return attended.flatten(1).to(qkv.dtype)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`x` [heads, T, dim], its first dimensions turned pairwise: i with i + pairs."""
+    num_pairs = cos.shape[-1]
+    first, second = x[..., :num_pairs], x[..., num_pairs : 2 * num_pairs]
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return torch.cat([*turned, x[..., 2 * num_pairs :]], dim=-1).to(x.dtype)

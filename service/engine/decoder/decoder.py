@@ -1,0 +1,172 @@
+"""The lean decoder: a step of a Llama-like model in five calls a layer.
+
+transformers' modules spend some 35 ms of a step on what is not arithmetic (30 layers, 2 cores);
+this loop has nothing but the linear layers, with norms, gates and residuals fused into them where
+the implementation can, and attention.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from service.engine.decoder.architecture import Architecture
+from service.engine.decoder.attention import Attention, LayerAttention
+from service.engine.decoder.linear import Gate, Linear, MakeLinear, RmsNorm
+from service.engine.decoder.rope import Rope
+from service.engine.decoder.weights import Weights
+from service.engine.layout import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """One layer's weights. The post norms are those of Gemma 2 and 3."""
+
+    qkv: Linear
+    attention: LayerAttention
+    rope: str | None
+    o: Linear
+    gate_up: Linear
+    down: Linear
+    post_attention_norm: RmsNorm | None
+    post_mlp_norm: RmsNorm | None
+
+
+class Decoder:
+    """`service.engine.model_runner.Model`.
+
+    Args:
+        embedding: [vocab_size, hidden_size].
+        hidden_dtype: of the rows between the layers.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        embedding: Tensor,
+        layers: list[DecoderLayer],
+        head: Linear,
+        attention: Attention,
+        ropes: dict[str, Rope],
+        hidden_dtype: torch.dtype,
+    ) -> None:
+        # In the weights' precision, as transformers has it.
+        self._embedding_scale = float(
+            torch.tensor(architecture.embedding_scale).to(embedding.dtype)
+        )
+        self._logits_softcap = architecture.logits_softcap
+        self._embedding = embedding
+        self._layers = layers
+        self._head = head
+        self._attention = attention
+        self._ropes = ropes
+        self._hidden_dtype = hidden_dtype
+
+    def forward(self, layout: Layout, rows: list[int]) -> Tensor:
+        """Compute a step; see `service.engine.model_runner.Model`."""
+        positions = self._tensor(layout.positions())
+        self._attention.begin_step(
+            layout, {name: rope.at(positions) for name, rope in self._ropes.items()}
+        )
+        x = F.embedding(self._tensor(layout.token_ids()), self._embedding)
+        x = x.to(self._hidden_dtype) * self._embedding_scale
+        for layer in self._layers:
+            attended = self._attention.attend(layer.attention, layer.rope, layer.qkv(x))
+            x = _add(layer.o, attended, x, layer.post_attention_norm)
+            x = _add(layer.down, layer.gate_up(x), x, layer.post_mlp_norm)
+        logits = self._head(x[self._tensor(rows)]).float()
+        if self._logits_softcap is not None:
+            logits = torch.tanh(logits / self._logits_softcap) * self._logits_softcap
+        return logits
+
+    def _tensor(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._embedding.device)
+
+
+def _add(linear: Linear, x: Tensor, residual: Tensor, post_norm: RmsNorm | None) -> Tensor:
+    """The stream after a branch of the layer: `residual` and what `linear` makes of `x`."""
+    if post_norm is None:
+        return linear(x, residual)
+    return residual + post_norm(linear(x))
+
+
+def read_layers(
+    weights: Weights, a: Architecture, make_linear: MakeLinear, norm_dtype: torch.dtype
+) -> list[DecoderLayer]:
+    """The decoder's layers, read from a checkpoint in the layout of transformers.
+
+    Raises:
+        ModelLoadError: a tensor is missing or of the wrong shape.
+    """
+
+    def norm(name: str, size: int = a.hidden_size) -> RmsNorm:
+        weight = weights.shaped(f"{name}.weight", size).float() + a.norm_offset
+        return RmsNorm(weight.to(norm_dtype), a.norm_eps)
+
+    def linear(
+        prefix: str,
+        names: dict[str, int],
+        num_inputs: int,
+        has_bias: bool,
+        prologue: RmsNorm | Gate | None,
+    ) -> Linear:
+        """Several linear layers over the same input, by name and number of outputs, as one."""
+        parts = {f"{prefix}.{name}": n for name, n in names.items()}
+        weight = [weights.shaped(f"{name}.weight", n, num_inputs) for name, n in parts.items()]
+        bias = [weights.shaped(f"{name}.bias", n) for name, n in parts.items() if has_bias]
+        return make_linear(torch.cat(weight), torch.cat(bias) if bias else None, prologue)
+
+    num_queries, num_keys = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+    qkv = {"q_proj": num_queries, "k_proj": num_keys, "v_proj": num_keys}
+    gate_up = {"gate_proj": a.intermediate_size, "up_proj": a.intermediate_size}
+    if a.is_fused:
+        qkv = {"qkv_proj": num_queries + 2 * num_keys}
+        gate_up = {"gate_up_proj": 2 * a.intermediate_size}
+    # "post_attention_layernorm" is Llama's name for the norm before the MLP, and Gemma's for the
+    # one behind attention.
+    mlp_norm = "pre_feedforward_layernorm" if a.has_post_norms else "post_attention_layernorm"
+
+    def layer(index: int) -> DecoderLayer:
+        name = f"model.layers.{index}"
+        attn, mlp = f"{name}.self_attn", f"{name}.mlp"
+        return DecoderLayer(
+            qkv=linear(attn, qkv, a.hidden_size, a.has_qkv_bias, norm(f"{name}.input_layernorm")),
+            attention=LayerAttention(
+                index,
+                a.layers[index].window,
+                norm(f"{attn}.q_norm", a.head_dim) if a.has_qk_norm else None,
+                norm(f"{attn}.k_norm", a.head_dim) if a.has_qk_norm else None,
+            ),
+            rope=a.layers[index].rope,
+            o=linear(attn, {"o_proj": a.hidden_size}, num_queries, a.has_o_bias, None),
+            gate_up=linear(mlp, gate_up, a.hidden_size, a.has_mlp_bias, norm(f"{name}.{mlp_norm}")),
+            down=linear(
+                mlp,
+                {"down_proj": a.hidden_size},
+                a.intermediate_size,
+                a.has_mlp_bias,
+                Gate(a.activation),
+            ),
+            post_attention_norm=norm(f"{name}.post_attention_layernorm")
+            if a.has_post_norms
+            else None,
+            post_mlp_norm=norm(f"{name}.post_feedforward_layernorm") if a.has_post_norms else None,
+        )
+
+    return [layer(index) for index in range(len(a.layers))]
+
+
+def read_head(
+    weights: Weights, a: Architecture, make_linear: MakeLinear, norm_dtype: torch.dtype
+) -> tuple[Tensor, Linear]:
+    """The embedding, and the head with the last norm before it.
+
+    Raises:
+        ModelLoadError: a tensor is missing or of the wrong shape.
+    """
+    embedding = weights.shaped("model.embed_tokens.weight", a.vocab_size, a.hidden_size)
+    is_tied = a.is_tied and "lm_head.weight" not in weights
+    head = embedding if is_tied else weights.shaped("lm_head.weight", *embedding.shape)
+    scale = weights.shaped("model.norm.weight", a.hidden_size).float() + a.norm_offset
+    return embedding, make_linear(head, None, RmsNorm(scale.to(norm_dtype), a.norm_eps))

@@ -1,0 +1,65 @@
+"""Rotary position embeddings: which angle each position turns each pair of dimensions by.
+
+RoFormer (arXiv 2104.09864), in the half-split arrangement of transformers; the frequencies of every
+scaled variant come from transformers' own functions.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from service.engine.decoder.architecture import Architecture
+
+# Their frequencies are fixed when the model is loaded. Those of "dynamic" change with the sequence.
+_SERVED = {"default", "linear", "llama3", "yarn", "longrope"}
+
+
+class Rope:
+    """The cosines and sines of positions 0 to `max_model_len` - 1: two of [positions, pairs]."""
+
+    def __init__(self, frequencies: Tensor, scale: float, max_model_len: int) -> None:
+        positions = torch.arange(max_model_len, device=frequencies.device, dtype=torch.float32)
+        angles = torch.outer(positions, frequencies)
+        self._cos, self._sin = angles.cos() * scale, angles.sin() * scale
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [T, pairs], float32, of `positions` [T]."""
+        return self._cos[positions], self._sin[positions]
+
+
+def is_served(config: Any) -> bool:
+    """Whether every rotary embedding of a config is of a kind with fixed frequencies."""
+    return all(scope["rope_type"] in _SERVED for scope in _scopes(config).values())
+
+
+def make_ropes(
+    config: Any, architecture: Architecture, max_model_len: int, device: torch.device
+) -> dict[str, Rope]:
+    """A rope for each name that the architecture's layers use."""
+    used = {layer.rope for layer in architecture.layers} - {None}
+    ropes = {}
+    for name, scope in _scopes(config).items():
+        if name not in used:
+            continue
+        if scope["rope_type"] == "default":
+            frequencies, scale = _default(scope, architecture.head_dim), 1.0
+        else:
+            kwargs = {"layer_type": name} if name else {}
+            frequencies, scale = ROPE_INIT_FUNCTIONS[scope["rope_type"]](config, None, **kwargs)
+        ropes[name] = Rope(frequencies.to(device, torch.float32), scale, max_model_len)
+    return ropes
+
+
+def _scopes(config: Any) -> dict[str, Any]:
+    """The parameters of each rotary embedding by its layers' kind; one for all has no name."""
+    parameters = config.rope_parameters
+    return {"": parameters} if "rope_type" in parameters else parameters
+
+
+def _default(scope: Any, head_dim: int) -> Tensor:
+    num_rotated = int(head_dim * scope.get("partial_rotary_factor", 1.0))
+    exponents = torch.arange(0, num_rotated, 2, dtype=torch.float32) / num_rotated
+    base: float = scope["rope_theta"]
+    return 1.0 / torch.pow(base, exponents)
