@@ -47,6 +47,9 @@ class ServiceSettings(ProcessSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of weights and cache; auto: bfloat16 if the hardware has it"
     )
+    quantization: Literal["auto", "none", "int8"] = Field(
+        "auto", description="of weights and activations; auto: int8 on a CPU unless DTYPE is set"
+    )
     max_model_len: Annotated[int, Field(ge=2)] | None = Field(
         None, description="longest prompt and answer together, in tokens; default: the model's own"
     )

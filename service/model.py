@@ -46,6 +46,8 @@ class ModelLoader:
                 path=self._checkpoint.path,
                 device=settings.device,
                 dtype=settings.dtype,
+                quantization=settings.quantization,
+                cache_dir=settings.cache_dir,
                 max_model_len=settings.max_model_len,
                 max_num_seqs=settings.max_num_seqs,
                 max_num_batched_tokens=settings.max_num_batched_tokens,
@@ -68,7 +70,7 @@ class ModelLoader:
             owned_by="chatrpc",
             root=self._checkpoint.root,
             max_model_len=engine.max_model_len,
-            fingerprint=_fingerprint(path, self._settings.dtype),
+            fingerprint=_fingerprint(path, self._settings.dtype, self._settings.quantization),
         )
         return ServedModel(
             card,
@@ -80,8 +82,8 @@ class ModelLoader:
         )
 
 
-def _fingerprint(path: Path, dtype: str) -> str:
+def _fingerprint(path: Path, *precision: str) -> str:
     """Changes with the model's files, by name and size, the precision asked for and our version."""
     files = sorted((file.name, file.stat().st_size) for file in path.iterdir() if file.is_file())
-    text = repr((files, dtype, version("chatrpc")))
+    text = repr((files, precision, version("chatrpc")))
     return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"

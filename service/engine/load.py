@@ -38,7 +38,7 @@ class EngineOptions:
     """What an engine is made from.
 
     `quantization` "auto" is int8 for the lean decoder on a CPU where no `dtype` is asked for, none
-    elsewhere. `max_model_len` None: the model's own. `kv_cache_memory_bytes` None: as much as the
+    elsewhere. `cache_dir` keeps compiled kernels; None: nobody does. `max_model_len` None: the model's own. `kv_cache_memory_bytes` None: as much as the
     sequences could use, within half of the memory that is free.
     """
 
@@ -46,6 +46,7 @@ class EngineOptions:
     device: Device = "auto"
     dtype: DType = "auto"
     quantization: Quantization = "auto"
+    cache_dir: Path | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
