@@ -38,8 +38,9 @@ class EngineOptions:
     """What an engine is made from.
 
     `quantization` "auto" is int8 for the lean decoder on a CPU where no `dtype` is asked for, none
-    elsewhere. `cache_dir` keeps compiled kernels; None: nobody does. `max_model_len` None: the model's own. `kv_cache_memory_bytes` None: as much as the
-    sequences could use, within half of the memory that is free.
+    elsewhere. `cache_dir` is where compiled kernels are kept. `max_model_len` None: the model's
+    own. `kv_cache_memory_bytes` None: as much as the sequences could use, within half of the memory
+    that is free.
     """
 
     path: Path
