@@ -15,6 +15,10 @@
 #include <vector>
 
 #include "attention_kernels.h"
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#define CHATRPC_AMX
+#include "attention_amx.h"
+#endif
 
 extern "C" {
 
@@ -114,7 +118,7 @@ struct Tile {
 
 // A segment's share of a tile's result, before the division by the total weight.
 struct Partial {
-    float* sum;      // [rows][dim]
+    float* sum;      // [rows, to whole tiles of 16][dim]
     float* maximum;  // [kTileRows]
     float* total;    // [kTileRows]; 0: the row sees nothing of the segment
 };
@@ -242,9 +246,7 @@ void weigh_rows(const Call& call, const Tile& tile, int segment, int begin, int 
 
 // Arithmetic in float32, over a cache of either kind.
 struct Fma {
-    static constexpr bool kUsesTiles = false;
-
-    static void prepare(const Call&) {}
+    static void prepare() {}
     static void release() {}
 
     static void put_query(const Call& call, int r, const float* query) {
@@ -286,6 +288,53 @@ struct Fma {
         }
     }
 };
+
+#ifdef CHATRPC_AMX
+
+// Products of bfloat16 over a cache of it, from 32 dimensions.
+struct Amx {
+    static void prepare() {
+        configure_tiles(kKeyDepth);
+    }
+    static void release() { _tile_release(); }
+
+    static void put_query(const Call& call, int r, const float* query) {
+        put_query_amx(query, call.dim(), queries() + r * query_stride(call.dim()));
+    }
+
+    static void attend(const Call& call, const Tile& tile, int segment, Partial out) {
+        const int dim = call.dim(), step = call.value_step(), origin = segment * kSegment;
+        const Range seen = range_in(tile.first_visible, tile.end, segment);
+        const int s0 = seen.lo / step, s1 = (seen.hi + step - 1) / step;
+        const int g0 = s0 * step / kGroup, g1 = s1 * step / kGroup;
+        const uint16_t *keys[kSegment / kGroup], *values[kSegment / kGroup];
+        for (int g = g0; g < g1; ++g) {
+            keys[g] = call.keys<uint16_t>(tile.sequence, tile.kv_head, origin + g * kGroup);
+        }
+        auto* copies = reinterpret_cast<uint16_t*>(scratch.values);
+        for (int s = s0; s < s1; ++s) {
+            values[s] = call.values<uint16_t>(tile.sequence, tile.kv_head, origin + s * step);
+            const int lo = seen.lo - s * step, hi = seen.hi - s * step;
+            if (lo <= 0 && hi >= step) continue;
+            uint16_t* copy = copies + (s == s0 ? 0 : step * dim);
+            copy_values_between(values[s], lo, hi, step, dim, copy);
+            values[s] = copy;
+        }
+        const bool two = tile.num_rows > 16;
+        if (step != kKeyDepth) configure_tiles(kKeyDepth);
+        (two ? scores_amx<true> : scores_amx<false>)(queries(), keys, g0, g1, dim, scratch.scores);
+        weigh_rows<uint16_t>(call, tile, segment, g0 * kGroup, g1 * kGroup, out);
+        if (step != kKeyDepth) configure_tiles(step);
+        const auto* weights = reinterpret_cast<const uint16_t*>(scratch.scores);
+        (two ? values_amx<true> : values_amx<false>)(weights, values, s0, s1, step, dim, out.sum);
+    }
+
+    static uint16_t* queries() { return reinterpret_cast<uint16_t*>(scratch.q); }
+};
+
+bool uses_amx(const Layer& layer) { return layer.is_bf16 && layer.head_dim >= 32 && has_amx(); }
+
+#endif
 
 template <typename Kernel>
 void load_queries(const Call& call, const Tile& tile) {
@@ -434,7 +483,8 @@ struct Work {
 thread_local Work work;
 
 int64_t partial_size(const Call& call, const Tile& tile) {
-    return 2 * kTileRows + static_cast<int64_t>(tile.num_rows) * call.dim();
+    const int rows = (tile.num_rows + 15) / 16 * 16;  // a kernel writes whole tiles
+    return 2 * kTileRows + static_cast<int64_t>(rows) * call.dim();
 }
 
 Partial partial_at(float* start) {
@@ -499,7 +549,7 @@ void attend_step(const Call& call) {
                 write_token(call, s, row);
             }
         }
-        Kernel::prepare(call);
+        Kernel::prepare();
 #pragma omp for schedule(dynamic, 1) nowait
         for (int64_t i = 0; i < units; ++i) {
             if (splits) {
@@ -523,9 +573,9 @@ void chatrpc_attend(const chatrpc_attention_layer* layer, const chatrpc_attentio
                     const chatrpc_attention_rotary* rotary, const float* qkv, float* out) {
     using namespace chatrpc::attention;
     const Call call{*layer, *plan, qkv, rotary, out};
+#ifdef CHATRPC_AMX
+    if (uses_amx(*layer)) return attend_step<Amx>(call);
+#endif
     attend_step<Fma>(call);
 }
-
-// 1 where a cache of bfloat16 is read by AMX tiles.
-int32_t chatrpc_attention_has_amx() { return 0; }
 }
