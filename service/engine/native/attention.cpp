@@ -1,0 +1,581 @@
+// Causal attention over a paged cache: rotary, cache write and attention of one layer in one call.
+//
+// A row (one token's query head) attends by segments of 256 positions, counted from position 0 of
+// its sequence. Within a segment: all scores, their maximum, weights relative to it, the weighted
+// sum of values; the segments' sums are then merged in order. Each of these is a function of the
+// row's query and the keys and values that it sees, whatever rows, blocks and threads are beside
+// it: so a token's result has the same bits in a decode, a verification or any chunk of a prompt.
+//
+// Cache layout: attention.py. A cache of bfloat16 is read by AMX tiles where the CPU has them, with
+// queries and weights rounded to bfloat16 and sums in float32; elsewhere, and for a cache of
+// float32, everything is float32.
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "attention_kernels.h"
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#define CHATRPC_AMX
+#include "attention_amx.h"
+#endif
+
+extern "C" {
+
+// These are mirrored field by field in attention.py.
+struct chatrpc_attention_layer {
+    void* cache;
+    const float* q_norm;  // [head_dim] each, or null
+    const float* k_norm;
+    int64_t num_heads;
+    int64_t num_kv_heads;
+    int64_t head_dim;
+    int64_t block_size;
+    int64_t window;  // 0: none
+    float norm_eps;
+    float scale;
+    float softcap;  // 0: none
+    int32_t is_bf16;
+};
+
+struct chatrpc_attention_plan {
+    const int32_t* row_starts;    // [num_sequences + 1]
+    const int32_t* context_lens;  // [num_sequences]
+    const int32_t* table_starts;  // [num_sequences]: where each one's blocks start in `blocks`
+    const int32_t* blocks;
+    int64_t num_sequences;
+    int64_t num_threads;
+};
+
+// One row of cosines and one of sines for each row of the step: [T, dim / 2]. The first `dim`
+// dimensions of a head are rotated, i with i + dim / 2.
+struct chatrpc_attention_rotary {
+    const float* cos;
+    const float* sin;
+    int64_t dim;
+};
+}
+
+namespace chatrpc::attention {
+namespace {
+
+using Layer = chatrpc_attention_layer;
+using Plan = chatrpc_attention_plan;
+using Rotary = chatrpc_attention_rotary;
+
+constexpr float kLog2E = 1.44269504088896f;
+constexpr float kLowest = -1e30f;  // a maximum's start: below any score, and finite
+
+struct Call {
+    const Layer& layer;
+    const Plan& plan;
+    const float* qkv;
+    const Rotary* rotary;  // or null
+    float* out;
+
+    int group() const { return static_cast<int>(layer.num_heads / layer.num_kv_heads); }
+    int dim() const { return static_cast<int>(layer.head_dim); }
+    int64_t width() const { return (layer.num_heads + 2 * layer.num_kv_heads) * layer.head_dim; }
+    int num_tokens(int64_t s) const { return plan.row_starts[s + 1] - plan.row_starts[s]; }
+    // The position of the first of sequence s's tokens of this step.
+    int start(int64_t s) const { return plan.context_lens[s] - num_tokens(s); }
+    // Tokens whose values are interleaved; see attention.py.
+    int value_step() const { return layer.is_bf16 && layer.block_size % 32 == 0 ? 32 : 16; }
+    int first_visible(int position) const {
+        return layer.window == 0 || position < layer.window
+                   ? 0
+                   : position - static_cast<int>(layer.window) + 1;
+    }
+
+    // The key group (of 16 tokens) or value step that a position of a sequence begins.
+    template <typename T>
+    T* keys(int64_t s, int64_t kv_head, int position) const {
+        const int64_t size = layer.block_size, dim = layer.head_dim;
+        const int64_t block = plan.blocks[plan.table_starts[s] + position / size];
+        T* const first = static_cast<T*>(layer.cache);
+        return first + (block * layer.num_kv_heads + kv_head) * 2 * size * dim +
+               position % size * dim;
+    }
+    template <typename T>
+    T* values(int64_t s, int64_t kv_head, int position) const {
+        return keys<T>(s, kv_head, position) + layer.block_size * layer.head_dim;
+    }
+};
+
+// Some rows of one sequence and one key-value head. Row r is query head r % group of the
+// sequence's token r / group of this step.
+struct Tile {
+    int64_t sequence;
+    int64_t kv_head;
+    int first_row;
+    int num_rows;
+    int first_visible;  // of the first row
+    int end;            // past the last row's position
+
+    int first_segment() const { return first_visible / kSegment; }
+    int num_segments() const { return (end - 1) / kSegment - first_segment() + 1; }
+};
+
+// A segment's share of a tile's result, before the division by the total weight.
+struct Partial {
+    float* sum;      // [rows, to whole tiles of 16][dim]
+    float* maximum;  // [kTileRows]
+    float* total;    // [kTileRows]; 0: the row sees nothing of the segment
+};
+
+struct alignas(64) Scratch {
+    float q[kTileRows * kMaxDim];  // or bfloat16
+    float scores[kTileRows * kSegment];
+    float partial_sum[kTileRows * kMaxDim];
+    float partial_maximum[kTileRows];
+    float partial_total[kTileRows];
+    float sum[kTileRows * kMaxDim];
+    float maximum[kTileRows];
+    float total[kTileRows];
+    float keys[kSegment * kMaxDim];    // unpacked, where the cache cannot be used as it lies
+    float values[kSegment * kMaxDim];
+    float row[kMaxDim];
+};
+
+thread_local Scratch scratch;
+
+// One head of one row of qkv, normalized and rotated.
+void load_head(const Call& call, int64_t row, int64_t head, const float* norm, float* out) {
+    const int dim = call.dim();
+    const float* x = call.qkv + row * call.width() + head * dim;
+    if (norm != nullptr) {
+        __m512 squares = _mm512_setzero_ps();
+        for (int d = 0; d < dim; d += kGroup) {
+            const __m512 v = _mm512_loadu_ps(x + d);
+            squares = _mm512_fmadd_ps(v, v, squares);
+        }
+        const float mean = _mm512_reduce_add_ps(squares) / static_cast<float>(dim);
+        const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(mean + call.layer.norm_eps));
+        for (int d = 0; d < dim; d += kGroup) {
+            const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(x + d), factor);
+            _mm512_storeu_ps(out + d, _mm512_mul_ps(v, _mm512_loadu_ps(norm + d)));
+        }
+        x = out;
+    }
+    int rotated = 0;
+    if (call.rotary != nullptr) {
+        rotated = static_cast<int>(call.rotary->dim);
+        const int half = rotated / 2;
+        const float *cos = call.rotary->cos + row * half, *sin = call.rotary->sin + row * half;
+        for (int d = 0; d < half; d += kGroup) {
+            const int left = std::min(half - d, kGroup);
+            const auto mask = static_cast<__mmask16>(0xffffu >> (kGroup - left));
+            const __m512 c = _mm512_maskz_loadu_ps(mask, cos + d);
+            const __m512 s = _mm512_maskz_loadu_ps(mask, sin + d);
+            const __m512 a = _mm512_maskz_loadu_ps(mask, x + d);
+            const __m512 b = _mm512_maskz_loadu_ps(mask, x + half + d);
+            _mm512_mask_storeu_ps(out + d, mask, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
+            _mm512_mask_storeu_ps(out + half + d, mask, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+        }
+    }
+    if (x != out) std::copy(x + rotated, x + dim, out + rotated);
+}
+
+void write_token(const Call& call, int64_t s, int64_t row) {
+    const Layer& layer = call.layer;
+    const int dim = call.dim(), step = call.value_step();
+    const int position = call.start(s) + static_cast<int>(row - call.plan.row_starts[s]);
+    const int offset = position % step;
+    float* key = scratch.row;
+    for (int64_t h = 0; h < layer.num_kv_heads; ++h) {
+        load_head(call, row, layer.num_heads + h, layer.k_norm, key);
+        const float* value =
+            call.qkv + row * call.width() + (layer.num_heads + layer.num_kv_heads + h) * dim;
+        const int group = position & -kGroup, first = position - offset;
+        if (layer.is_bf16) {
+            // As words: two dimensions of a key, [dim / 2][16]; two tokens' values.
+            uint32_t words[kMaxDim / 2];
+            for (int d = 0; d < dim; d += kGroup) {
+                const __m256i rounded = to_bf16(_mm512_loadu_ps(key + d));
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(words + d / 2), rounded);
+            }
+            auto* keys = call.keys<uint16_t>(s, h, group);
+            for (int i = 0; i < dim / 2; ++i) {
+                std::memcpy(keys + 2 * (i * kGroup + position % kGroup), words + i, 4);
+            }
+            // Masked by half words: another thread may be writing the other token of the pair.
+            const int odd = offset % 2;
+            uint16_t* line = call.values<uint16_t>(s, h, first) + (offset / 2) * 2 * kGroup;
+            for (int d = 0; d < dim; d += kGroup, line += step * kGroup) {
+                const __m512i rounded = _mm512_cvtepu16_epi32(to_bf16(_mm512_loadu_ps(value + d)));
+                _mm512_mask_storeu_epi16(line, odd ? 0xaaaaaaaau : 0x55555555u,
+                                         _mm512_slli_epi32(rounded, static_cast<unsigned>(16 * odd)));
+            }
+        } else {
+            float* keys = call.keys<float>(s, h, group) + position % kGroup;
+            for (int d = 0; d < dim; ++d) keys[d * kGroup] = key[d];
+            float* line = call.values<float>(s, h, first) + offset * kGroup;
+            for (int d = 0; d < dim; d += kGroup, line += step * kGroup) {
+                _mm512_storeu_ps(line, _mm512_loadu_ps(value + d));
+            }
+        }
+    }
+}
+
+int position_of(const Call& call, const Tile& tile, int r) {
+    return call.start(tile.sequence) + (tile.first_row + r) / call.group();
+}
+
+// What a tile sees of a segment, in positions of the segment.
+struct Range {
+    int lo;
+    int hi;
+};
+
+Range range_in(int first_visible, int end, int segment) {
+    const int origin = segment * kSegment;
+    return {std::clamp(first_visible - origin, 0, kSegment), std::clamp(end - origin, 0, kSegment)};
+}
+
+template <typename Weight>
+void weigh_rows(const Call& call, const Tile& tile, int segment, int begin, int end, Partial out) {
+    const float cap = call.layer.softcap * kLog2E;
+    for (int r = 0; r < tile.num_rows; ++r) {
+        const int position = position_of(call, tile, r);
+        Range seen = range_in(call.first_visible(position), position + 1, segment);
+        if (seen.lo >= seen.hi) seen = {begin, begin};
+        weigh<Weight>(scratch.scores + r * kSegment, seen.lo, seen.hi, begin, end, cap,
+                      out.maximum + r, out.total + r);
+    }
+}
+
+// Arithmetic in float32, over a cache of either kind.
+struct Fma {
+    static void prepare() {}
+    static void release() {}
+
+    static void put_query(const Call& call, int r, const float* query) {
+        std::copy(query, query + call.dim(), scratch.q + r * call.dim());
+    }
+
+    static void attend(const Call& call, const Tile& tile, int segment, Partial out) {
+        const int dim = call.dim(), origin = segment * kSegment;
+        const Range seen = range_in(tile.first_visible, tile.end, segment);
+        const int g0 = seen.lo / kGroup, g1 = (seen.hi + kGroup - 1) / kGroup;
+        const float *keys[kSegment / kGroup], *values[kSegment / kGroup];
+        for (int g = g0; g < g1; ++g) {
+            const int position = origin + g * kGroup;
+            if (call.layer.is_bf16) {
+                keys[g] = scratch.keys + g * kGroup * dim;
+                values[g] = scratch.values + g * kGroup * dim;
+                unpack(call, tile, position, scratch.keys + g * kGroup * dim,
+                       scratch.values + g * kGroup * dim);
+            } else {
+                keys[g] = call.keys<float>(tile.sequence, tile.kv_head, position);
+                values[g] = call.values<float>(tile.sequence, tile.kv_head, position);
+            }
+        }
+        scores_fma(scratch.q, keys, g0, g1, tile.num_rows, dim, scratch.scores);
+        weigh_rows<float>(call, tile, segment, g0 * kGroup, g1 * kGroup, out);
+        values_fma(scratch.scores, values, seen.lo, seen.hi, tile.num_rows, dim, out.sum);
+    }
+
+    // A group of bfloat16 keys and values, as a cache of float32 would hold them.
+    static void unpack(const Call& call, const Tile& tile, int position, float* keys,
+                       float* values) {
+        const int dim = call.dim(), step = call.value_step();
+        unpack_lines(call.keys<uint16_t>(tile.sequence, tile.kv_head, position), dim / 2, keys);
+        const uint16_t* packed =
+            call.values<uint16_t>(tile.sequence, tile.kv_head, position & -step) +
+            position % step * kGroup;
+        for (int d = 0; d < dim; d += kGroup, packed += step * kGroup) {
+            unpack_lines(packed, kGroup / 2, values + d * kGroup);
+        }
+    }
+};
+
+#ifdef CHATRPC_AMX
+
+// Products of bfloat16 over a cache of it, from 32 dimensions.
+struct Amx {
+    static void prepare() {
+        configure_tiles(kKeyDepth);
+    }
+    static void release() { _tile_release(); }
+
+    static void put_query(const Call& call, int r, const float* query) {
+        put_query_amx(query, call.dim(), queries() + r * query_stride(call.dim()));
+    }
+
+    static void attend(const Call& call, const Tile& tile, int segment, Partial out) {
+        const int dim = call.dim(), step = call.value_step(), origin = segment * kSegment;
+        const Range seen = range_in(tile.first_visible, tile.end, segment);
+        const int s0 = seen.lo / step, s1 = (seen.hi + step - 1) / step;
+        const int g0 = s0 * step / kGroup, g1 = s1 * step / kGroup;
+        const uint16_t *keys[kSegment / kGroup], *values[kSegment / kGroup];
+        for (int g = g0; g < g1; ++g) {
+            keys[g] = call.keys<uint16_t>(tile.sequence, tile.kv_head, origin + g * kGroup);
+        }
+        auto* copies = reinterpret_cast<uint16_t*>(scratch.values);
+        for (int s = s0; s < s1; ++s) {
+            values[s] = call.values<uint16_t>(tile.sequence, tile.kv_head, origin + s * step);
+            const int lo = seen.lo - s * step, hi = seen.hi - s * step;
+            if (lo <= 0 && hi >= step) continue;
+            uint16_t* copy = copies + (s == s0 ? 0 : step * dim);
+            copy_values_between(values[s], lo, hi, step, dim, copy);
+            values[s] = copy;
+        }
+        const bool two = tile.num_rows > 16;
+        if (step != kKeyDepth) configure_tiles(kKeyDepth);
+        (two ? scores_amx<true> : scores_amx<false>)(queries(), keys, g0, g1, dim, scratch.scores);
+        weigh_rows<uint16_t>(call, tile, segment, g0 * kGroup, g1 * kGroup, out);
+        if (step != kKeyDepth) configure_tiles(step);
+        const auto* weights = reinterpret_cast<const uint16_t*>(scratch.scores);
+        (two ? values_amx<true> : values_amx<false>)(weights, values, s0, s1, step, dim, out.sum);
+    }
+
+    static uint16_t* queries() { return reinterpret_cast<uint16_t*>(scratch.q); }
+};
+
+bool uses_amx(const Layer& layer) { return layer.is_bf16 && layer.head_dim >= 32 && has_amx(); }
+
+#endif
+
+template <typename Kernel>
+void load_queries(const Call& call, const Tile& tile) {
+    const Layer& layer = call.layer;
+    // Scores come out as base-2 logarithms; before a soft cap, as twice its operand's.
+    const float factor =
+        layer.softcap == 0.0f ? layer.scale * kLog2E : layer.scale * 2.0f * kLog2E / layer.softcap;
+    const int group = call.group();
+    for (int r = 0; r < tile.num_rows; ++r) {
+        const int row = tile.first_row + r;
+        load_head(call, call.plan.row_starts[tile.sequence] + row / group,
+                  tile.kv_head * group + row % group, layer.q_norm, scratch.row);
+        for (int d = 0; d < call.dim(); d += kGroup) {
+            const __m512 v = _mm512_loadu_ps(scratch.row + d);
+            _mm512_storeu_ps(scratch.row + d, _mm512_mul_ps(v, _mm512_set1_ps(factor)));
+        }
+        Kernel::put_query(call, r, scratch.row);
+    }
+}
+
+void start_sum(const Call& call, const Tile& tile) {
+    std::fill(scratch.sum, scratch.sum + tile.num_rows * call.dim(), 0.0f);
+    std::fill(scratch.maximum, scratch.maximum + kTileRows, kLowest);
+    std::fill(scratch.total, scratch.total + kTileRows, 0.0f);
+}
+
+// Add the next segment's share to the running sum. A row that sees none of it stays as it is.
+void merge(const Call& call, const Tile& tile, Partial next) {
+    alignas(64) float old_factor[kTileRows], new_factor[kTileRows];
+    for (int r = 0; r < tile.num_rows; r += kGroup) {
+        const __m512 before = _mm512_loadu_ps(scratch.maximum + r);
+        const __m512 here = _mm512_loadu_ps(next.maximum + r);
+        const __m512 largest = _mm512_max_ps(before, here);
+        const __m512 a = exp2_ps<true>(_mm512_sub_ps(before, largest));
+        const __m512 b = exp2_ps<true>(_mm512_sub_ps(here, largest));
+        const __m512 total = _mm512_mul_ps(_mm512_loadu_ps(scratch.total + r), a);
+        _mm512_storeu_ps(scratch.maximum + r, largest);
+        _mm512_storeu_ps(scratch.total + r,
+                         _mm512_fmadd_ps(_mm512_loadu_ps(next.total + r), b, total));
+        _mm512_store_ps(old_factor + r, a);
+        _mm512_store_ps(new_factor + r, b);
+    }
+    const int dim = call.dim();
+    for (int r = 0; r < tile.num_rows; ++r) {
+        if (next.total[r] == 0.0f) continue;
+        const __m512 a = _mm512_set1_ps(old_factor[r]), b = _mm512_set1_ps(new_factor[r]);
+        for (int d = r * dim; d < (r + 1) * dim; d += kGroup) {
+            const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(scratch.sum + d), a);
+            _mm512_storeu_ps(scratch.sum + d,
+                             _mm512_fmadd_ps(_mm512_loadu_ps(next.sum + d), b, scaled));
+        }
+    }
+}
+
+// Write the tile's rows. False where one is not finite.
+bool finish(const Call& call, const Tile& tile) {
+    const int dim = call.dim(), group = call.group();
+    const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
+    __mmask16 finite = 0xffff;
+    for (int r = 0; r < tile.num_rows; ++r) {
+        const int row = tile.first_row + r;
+        const int64_t token = call.plan.row_starts[tile.sequence] + row / group;
+        const int64_t head = tile.kv_head * group + row % group;
+        float* out = call.out + (token * call.layer.num_heads + head) * dim;
+        const __m512 factor = _mm512_set1_ps(1.0f / scratch.total[r]);
+        for (int d = 0; d < dim; d += kGroup) {
+            const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(scratch.sum + r * dim + d), factor);
+            finite &= _mm512_cmp_ps_mask(_mm512_abs_ps(v), infinity, _CMP_LT_OQ);
+            _mm512_storeu_ps(out + d, v);
+        }
+    }
+    return finite == 0xffff;
+}
+
+Partial scratch_partial() {
+    return {scratch.partial_sum, scratch.partial_maximum, scratch.partial_total};
+}
+
+Tile make_tile(const Call& call, int64_t sequence, int64_t kv_head, int first_row, int num_rows) {
+    const int start = call.start(sequence), group = call.group();
+    return {sequence,
+            kv_head,
+            first_row,
+            num_rows,
+            call.first_visible(start + first_row / group),
+            start + (first_row + num_rows - 1) / group + 1};
+}
+
+template <typename Kernel>
+void attend_tile(const Call& call, const Tile& tile);
+
+// Weight 0 does not hide an infinity or NaN of a later token of the same step; attending alone
+// does, with the same bits otherwise.
+template <typename Kernel>
+void finish_or_separate(const Call& call, const Tile& tile) {
+    if (finish(call, tile) || tile.num_rows == 1) return;
+    for (int r = 0; r < tile.num_rows; ++r) {
+        attend_tile<Kernel>(
+            call, make_tile(call, tile.sequence, tile.kv_head, tile.first_row + r, 1));
+    }
+}
+
+template <typename Kernel>
+void attend_tile(const Call& call, const Tile& tile) {
+    load_queries<Kernel>(call, tile);
+    start_sum(call, tile);
+    for (int i = 0; i < tile.num_segments(); ++i) {
+        Kernel::attend(call, tile, tile.first_segment() + i, scratch_partial());
+        merge(call, tile, scratch_partial());
+    }
+    finish_or_separate<Kernel>(call, tile);
+}
+
+// The tiles of a step, the costly ones first, so that threads finish together.
+void lay_tiles(const Call& call, std::vector<Tile>& tiles) {
+    tiles.clear();
+    for (const bool is_long : {true, false}) {
+        for (int64_t s = 0; s < call.plan.num_sequences; ++s) {
+            const int rows = call.num_tokens(s) * call.group();
+            if ((rows > kTileRows) != is_long) continue;
+            for (int64_t h = 0; h < call.layer.num_kv_heads; ++h) {
+                for (int first = (rows - 1) / kTileRows * kTileRows; first >= 0;
+                     first -= kTileRows) {
+                    tiles.push_back(
+                        make_tile(call, s, h, first, std::min(kTileRows, rows - first)));
+                }
+            }
+        }
+    }
+}
+
+// One segment of one tile, for steps of few tiles. The thread that ends a tile's last one merges.
+struct Share {
+    int tile;
+    int segment;     // of the tile's, from 0
+    int64_t offset;  // of its partial
+};
+
+struct Work {
+    std::vector<Tile> tiles;
+    std::vector<Share> shares;
+    std::vector<int> left;  // shares of each tile that are not done
+    std::vector<float> partials;
+};
+
+thread_local Work work;
+
+int64_t partial_size(const Call& call, const Tile& tile) {
+    const int rows = (tile.num_rows + 15) / 16 * 16;  // a kernel writes whole tiles
+    return 2 * kTileRows + static_cast<int64_t>(rows) * call.dim();
+}
+
+Partial partial_at(float* start) {
+    return {start + 2 * kTileRows, start, start + kTileRows};
+}
+
+void lay_shares(const Call& call, Work& work) {
+    work.shares.clear();
+    work.left.clear();
+    int64_t size = 0;
+    for (size_t t = 0; t < work.tiles.size(); ++t) {
+        const Tile& tile = work.tiles[t];
+        for (int i = 0; i < tile.num_segments(); ++i) {
+            work.shares.push_back({static_cast<int>(t), i, size});
+            size += partial_size(call, tile);
+        }
+        work.left.push_back(tile.num_segments());
+    }
+    if (work.partials.size() < static_cast<size_t>(size)) work.partials.resize(size);
+}
+
+template <typename Kernel>
+void attend_share(const Call& call, Work& work, const Share& share) {
+    const Tile& tile = work.tiles[share.tile];
+    float* const partials = work.partials.data();
+    load_queries<Kernel>(call, tile);
+    Kernel::attend(call, tile, tile.first_segment() + share.segment,
+                   partial_at(partials + share.offset));
+    if (__atomic_sub_fetch(&work.left[share.tile], 1, __ATOMIC_ACQ_REL) != 0) return;
+    const int64_t size = partial_size(call, tile);
+    float* first = partials + share.offset - share.segment * size;
+    start_sum(call, tile);
+    for (int i = 0; i < tile.num_segments(); ++i) merge(call, tile, partial_at(first + i * size));
+    finish_or_separate<Kernel>(call, tile);
+}
+
+template <typename Kernel>
+void attend_step(const Call& call) {
+    const Plan& plan = call.plan;
+    const int64_t rows = plan.row_starts[plan.num_sequences];
+    const int threads = static_cast<int>(plan.num_threads);
+    Work& shared = work;
+    lay_tiles(call, shared.tiles);
+    const bool splits = shared.tiles.size() < static_cast<size_t>(4 * threads) && threads > 1;
+    if (splits) lay_shares(call, shared);
+    const auto units = static_cast<int64_t>(splits ? shared.shares.size() : shared.tiles.size());
+    const bool writes_first = rows <= 16;  // cheaper than a barrier
+    if (writes_first) {
+        for (int64_t s = 0; s < plan.num_sequences; ++s) {
+            for (int row = plan.row_starts[s]; row < plan.row_starts[s + 1]; ++row) {
+                write_token(call, s, row);
+            }
+        }
+    }
+#pragma omp parallel num_threads(threads) if (units > 1)
+    {
+        if (!writes_first) {
+#pragma omp for schedule(static)
+            for (int64_t row = 0; row < rows; ++row) {
+                const int32_t* ends = plan.row_starts + 1;
+                const int64_t s = std::upper_bound(ends, ends + plan.num_sequences, row) - ends;
+                write_token(call, s, row);
+            }
+        }
+        Kernel::prepare();
+#pragma omp for schedule(dynamic, 1) nowait
+        for (int64_t i = 0; i < units; ++i) {
+            if (splits) {
+                attend_share<Kernel>(call, shared, shared.shares[i]);
+            } else {
+                attend_tile<Kernel>(call, shared.tiles[i]);
+            }
+        }
+        Kernel::release();
+    }
+}
+
+}  // namespace
+}  // namespace chatrpc::attention
+
+extern "C" {
+
+// qkv [T, (num_heads + 2 * num_kv_heads) * head_dim] and out [T, num_heads * head_dim] for the T
+// rows of the plan, float32 and contiguous. `rotary` may be null.
+void chatrpc_attend(const chatrpc_attention_layer* layer, const chatrpc_attention_plan* plan,
+                    const chatrpc_attention_rotary* rotary, const float* qkv, float* out) {
+    using namespace chatrpc::attention;
+    const Call call{*layer, *plan, qkv, rotary, out};
+#ifdef CHATRPC_AMX
+    if (uses_amx(*layer)) return attend_step<Amx>(call);
+#endif
+    attend_step<Fma>(call);
+}
+}

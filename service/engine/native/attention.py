@@ -1,0 +1,263 @@
+"""Causal attention over a paged cache in one native call a layer, bound to attention.cpp.
+
+A row's result and the keys and values that it leaves in the cache have the same bits whatever else
+is in the step: other sequences, other rows of its own sequence, any block table, any number of
+threads.
+"""
+
+import ctypes
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_DTYPES = {torch.float32, torch.bfloat16}
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("cache", ctypes.c_void_p),
+        ("q_norm", ctypes.c_void_p),
+        ("k_norm", ctypes.c_void_p),
+        ("num_heads", ctypes.c_int64),
+        ("num_kv_heads", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        ("block_size", ctypes.c_int64),
+        ("window", ctypes.c_int64),
+        ("norm_eps", ctypes.c_float),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        ("is_bf16", ctypes.c_int32),
+    )
+
+
+class _Plan(ctypes.Structure):
+    _fields_ = (
+        ("row_starts", ctypes.c_void_p),
+        ("context_lens", ctypes.c_void_p),
+        ("table_starts", ctypes.c_void_p),
+        ("blocks", ctypes.c_void_p),
+        ("num_sequences", ctypes.c_int64),
+        ("num_threads", ctypes.c_int64),
+    )
+
+
+class _Rotary(ctypes.Structure):
+    _fields_ = (("cos", ctypes.c_void_p), ("sin", ctypes.c_void_p), ("dim", ctypes.c_int64))
+
+
+class NativeKVStore:
+    """Keys and values of every layer, in blocks, as the kernel reads them.
+
+    A block holds, for each key-value head, its keys and then its values:
+
+        keys [block_size / 16, head_dim / pack, 16 tokens, pack]
+        values [block_size / step, head_dim / 16, step / pack tokens, 16, pack tokens]
+
+    float32 has pack 1 and step 16. bfloat16 has pack 2, the pairs that its products take at once,
+    and step 32, or 16 where the block size is no multiple of 32, which is slower.
+
+    The memory is zeros that the kernel of the system commits when they are first written.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+    ) -> None:
+        """Raises ValueError for what the kernel does not compute."""
+        if block_size < 16 or block_size % 16:
+            raise ValueError(f"block_size {block_size} is not a multiple of 16")
+        if head_dim not in range(16, 257, 16):
+            raise ValueError(f"head_dim {head_dim} is not a multiple of 16 up to 256")
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype {dtype} is neither float32 nor bfloat16")
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.dtype = dtype
+        self._pack = 4 // dtype.itemsize
+        self._step = 32 if self._pack == 2 and block_size % 32 == 0 else 16
+        size = num_blocks * num_kv_heads * 2 * block_size * head_dim
+        self._layers = [_zeros(size, dtype) for _ in range(num_layers)]
+
+    def address(self, layer: int) -> int:
+        """Of the layer's memory."""
+        return self._layers[layer].data_ptr()
+
+    def keys(self, layer: int) -> Tensor:
+        """A view [num_blocks, num_kv_heads, block_size / 16, 16, head_dim / pack, pack]."""
+        shape = (self.block_size // 16, self.head_dim // self._pack, 16, self._pack)
+        return self._halves(layer)[:, :, 0].unflatten(2, shape).transpose(3, 4)
+
+    def values(self, layer: int) -> Tensor:
+        """A view [num_blocks, num_kv_heads, block_size / step, step / pack, pack, head_dim / 16,
+        16].
+        """
+        shape = (
+            self.block_size // self._step,
+            self.head_dim // 16,
+            self._step // self._pack,
+            16,
+            self._pack,
+        )
+        halves = self._halves(layer)[:, :, 1].unflatten(2, shape)
+        return halves.permute(0, 1, 2, 4, 6, 3, 5)
+
+    def token(self, layer: int, slot: int) -> tuple[Tensor, Tensor]:
+        """The key and the value at block * block_size + offset, each [num_kv_heads, head_dim]."""
+        block, offset = divmod(slot, self.block_size)
+        key = self.keys(layer)[block, :, offset // 16, offset % 16]
+        pair, odd = divmod(offset % self._step, self._pack)
+        value = self.values(layer)[block, :, offset // self._step, pair, odd]
+        return key.flatten(1), value.flatten(1)
+
+    def _halves(self, layer: int) -> Tensor:
+        return self._layers[layer].view(self.num_blocks, self.num_kv_heads, 2, -1)
+
+
+class AttentionPlan:
+    """What a step computes, for every layer: some rows (tokens) each of some sequences, packed.
+
+    The rows of a sequence are the last `num_rows` of its first `context_len` tokens. Token p of
+    it lies in block `table[p // block_size]`.
+    """
+
+    __slots__ = ("_arrays", "_plan", "address", "num_rows")
+
+    def __init__(
+        self,
+        num_rows: Sequence[int],
+        context_lens: Sequence[int],
+        block_tables: Sequence[Sequence[int]],
+        block_size: int,
+    ) -> None:
+        """Raises ValueError for rows that are none of the context, or not in the table."""
+        row_starts, table_starts, blocks = array("i", [0]), array("i"), array("i")
+        total = 0
+        for rows, context_len, table in zip(num_rows, context_lens, block_tables, strict=True):
+            if not 1 <= rows <= context_len <= len(table) * block_size:
+                raise ValueError(
+                    f"{rows} rows of {context_len} tokens in {len(table)} blocks of {block_size}"
+                )
+            total += rows
+            row_starts.append(total)
+            table_starts.append(len(blocks))
+            blocks.extend(table)
+        arrays = (row_starts, array("i", context_lens), table_starts, blocks)
+        self._arrays = arrays
+        self._plan = _Plan(
+            *(a.buffer_info()[0] for a in arrays), len(context_lens), torch.get_num_threads()
+        )
+        self.address = ctypes.addressof(self._plan)
+        self.num_rows = total
+
+
+class RotaryRows:
+    """Cosines and sines of a step's rows, float32 [T, rotary_dim / 2].
+
+    The first `rotary_dim` dimensions of a head are rotated, i with i + rotary_dim / 2.
+    """
+
+    __slots__ = ("_rotary", "_tables", "address", "dim")
+
+    def __init__(self, cos: Tensor, sin: Tensor) -> None:
+        self._tables = (cos.float().contiguous(), sin.float().contiguous())
+        self.dim = 2 * cos.shape[-1]
+        self._rotary = _Rotary(*(table.data_ptr() for table in self._tables), self.dim)
+        self.address = ctypes.addressof(self._rotary)
+
+
+class NativeAttention:
+    """One layer's attention, from the projected queries, keys and values to the weighted values.
+
+    Args:
+        library: the compiled attention.cpp.
+        window: a token sees itself and the window - 1 before it.
+        softcap: scores become softcap * tanh(scores / softcap).
+        q_norm, k_norm: weights [head_dim] of an RMS norm of each head, before the rotary.
+    """
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        store: NativeKVStore,
+        layer: int,
+        *,
+        num_heads: int,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        norm_eps: float = 0.0,
+    ) -> None:
+        """Raises ValueError for query heads that share no whole number of key-value heads."""
+        if num_heads % store.num_kv_heads:
+            raise ValueError(f"{num_heads} heads over {store.num_kv_heads} key-value heads")
+        self._norms = [
+            None if norm is None else norm.detach().float().contiguous()
+            for norm in (q_norm, k_norm)
+        ]
+        self._store = store
+        self._width_in = (num_heads + 2 * store.num_kv_heads) * store.head_dim
+        self._width_out = num_heads * store.head_dim
+        self._layer = _Layer(
+            cache=store.address(layer),
+            q_norm=None if self._norms[0] is None else self._norms[0].data_ptr(),
+            k_norm=None if self._norms[1] is None else self._norms[1].data_ptr(),
+            num_heads=num_heads,
+            num_kv_heads=store.num_kv_heads,
+            head_dim=store.head_dim,
+            block_size=store.block_size,
+            window=window or 0,
+            norm_eps=norm_eps,
+            scale=scale,
+            softcap=softcap or 0.0,
+            is_bf16=store.dtype == torch.bfloat16,
+        )
+        self._address = ctypes.addressof(self._layer)
+        self._attend = library.chatrpc_attend
+        self._attend.argtypes = [ctypes.c_void_p] * 5
+        self._attend.restype = None
+
+    def __call__(self, plan: AttentionPlan, qkv: Tensor, rotary: RotaryRows | None) -> Tensor:
+        """Write the rows' keys and values to the cache, then attend.
+
+        Args:
+            qkv: float32 [T, (num_heads + 2 * num_kv_heads) * head_dim], a row's queries, keys and
+                values side by side.
+            rotary: None where the model has none.
+
+        Returns:
+            float32 [T, num_heads * head_dim]
+        """
+        shape = (plan.num_rows, self._width_in)
+        if qkv.shape != shape or qkv.dtype is not torch.float32 or not qkv.is_contiguous():
+            raise ValueError(
+                f"qkv is {qkv.dtype} {tuple(qkv.shape)}, not contiguous float32 {shape}"
+            )
+        out = torch.empty(plan.num_rows, self._width_out)
+        self._attend(
+            self._address,
+            plan.address,
+            None if rotary is None else rotary.address,
+            qkv.data_ptr(),
+            out.data_ptr(),
+        )
+        return out
+
+
+def _zeros(size: int, dtype: torch.dtype) -> Tensor:
+    """`size` zeros from the start of a page, none of them committed before it is written."""
+    page = 4096
+    storage = torch.from_numpy(np.zeros(size * dtype.itemsize + page, dtype=np.uint8))
+    start = -storage.data_ptr() % page
+    return storage[start : start + size * dtype.itemsize].view(dtype)

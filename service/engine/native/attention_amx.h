@@ -1,0 +1,157 @@
+// The products of attention on AMX tiles: bfloat16 operands, float32 sums. A row of a product
+// depends on that row of its left operand alone, so neighbours in a tile change no bit.
+//
+// Tiles 0-3 are sums, 4 and 5 left operands (queries or weights), 6 and 7 right ones. Right
+// operands are read from the cache as they lie; attention.py has the layout.
+
+#pragma once
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "attention_kernels.h"
+
+namespace chatrpc::attention {
+
+// Ask the kernel for the tiles' state, once a process.
+inline bool has_amx() {
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    return granted;
+}
+
+// The intrinsics do not tell the compiler that tiles are read from memory and written to it.
+inline void memory_fence() { __asm__ volatile("" ::: "memory"); }
+
+// `depth` is the length of the products' sums: dimensions of a key, or tokens of a value step.
+inline void configure_tiles(int depth) {
+    struct alignas(64) {
+        uint8_t palette = 1;
+        uint8_t start_row = 0;
+        uint8_t reserved[14] = {};
+        uint16_t row_bytes[16] = {64, 64, 64, 64, 0, 0, 64, 64};
+        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 0, 0};
+    } config;
+    config.row_bytes[4] = config.row_bytes[5] = static_cast<uint16_t>(2 * depth);
+    config.rows[6] = config.rows[7] = static_cast<uint8_t>(depth / 2);
+    memory_fence();
+    _tile_loadconfig(&config);
+}
+
+constexpr int kKeyDepth = 32;
+
+// Where in a head the k-th 32 dimensions start. The last may overlap those before; the query is 0
+// there.
+inline int key_offset(int k, int dim) { return std::min(k * kKeyDepth, dim - kKeyDepth); }
+
+inline int query_stride(int dim) { return (dim + kKeyDepth - 1) / kKeyDepth * kKeyDepth; }
+
+// A query as the left operand of scores_amx: [query_stride(dim)].
+inline void put_query_amx(const float* query, int dim, uint16_t* out) {
+    const int stride = query_stride(dim);
+    std::fill(out + stride - kKeyDepth, out + stride, 0);
+    for (int d = 0; d < dim; d += kGroup) {
+        const int shift = d + kGroup == dim ? stride - dim : 0;
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + d + shift),
+                            to_bf16(_mm512_loadu_ps(query + d)));
+    }
+}
+
+// Scores of 16 or 32 rows against the groups [g0, g1): keys [dim / 2][16][2].
+template <bool kTwo>
+void scores_amx(const uint16_t* q, const uint16_t* const* keys, int g0, int g1, int dim,
+                float* scores) {
+    const int stride = query_stride(dim);
+    constexpr int kRowBytes = kSegment * sizeof(float);
+    memory_fence();
+    for (int g = g0; g < g1; g += 2) {
+        const bool pair = g + 1 < g1;
+        _tile_zero(0);
+        _tile_zero(1);
+        if constexpr (kTwo) {
+            _tile_zero(2);
+            _tile_zero(3);
+        }
+        for (int k = 0; k * kKeyDepth < dim; ++k) {
+            const int lines = key_offset(k, dim) * kGroup;
+            _tile_loadd(4, q + k * kKeyDepth, stride * 2);
+            _tile_loadd(6, keys[g] + lines, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            if constexpr (kTwo) {
+                _tile_loadd(5, q + 16 * stride + k * kKeyDepth, stride * 2);
+                _tile_dpbf16ps(2, 5, 6);
+            }
+            if (pair) {
+                _tile_loadd(7, keys[g + 1] + lines, 64);
+                _tile_dpbf16ps(1, 4, 7);
+                if constexpr (kTwo) _tile_dpbf16ps(3, 5, 7);
+            }
+        }
+        float* out = scores + g * kGroup;
+        _tile_stored(0, out, kRowBytes);
+        if (pair) _tile_stored(1, out + kGroup, kRowBytes);
+        if constexpr (kTwo) {
+            _tile_stored(2, out + 16 * kSegment, kRowBytes);
+            if (pair) _tile_stored(3, out + 16 * kSegment + kGroup, kRowBytes);
+        }
+    }
+    memory_fence();
+}
+
+// The weighted sum of the value steps [s0, s1), `step` tokens each: [dim / 16][step / 2][16][2].
+// Weights have rows of kSegment floats' room; out [16 or 32][dim].
+template <bool kTwo>
+void values_amx(const uint16_t* weights, const uint16_t* const* values, int s0, int s1, int step,
+                int dim, float* out) {
+    constexpr int kRowBytes = kSegment * sizeof(float);
+    constexpr int kRow = kSegment * 2;  // in bfloat16
+    memory_fence();
+    for (int d = 0; d < dim; d += 2 * kGroup) {
+        const bool pair = d + kGroup < dim;
+        _tile_zero(0);
+        _tile_zero(1);
+        if constexpr (kTwo) {
+            _tile_zero(2);
+            _tile_zero(3);
+        }
+        for (int s = s0; s < s1; ++s) {
+            const uint16_t* value = values[s] + d * step;
+            _tile_loadd(4, weights + s * step, kRowBytes);
+            _tile_loadd(6, value, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            if constexpr (kTwo) {
+                _tile_loadd(5, weights + 16 * kRow + s * step, kRowBytes);
+                _tile_dpbf16ps(2, 5, 6);
+            }
+            if (pair) {
+                _tile_loadd(7, value + step * kGroup, 64);
+                _tile_dpbf16ps(1, 4, 7);
+                if constexpr (kTwo) _tile_dpbf16ps(3, 5, 7);
+            }
+        }
+        _tile_stored(0, out + d, dim * sizeof(float));
+        if (pair) _tile_stored(1, out + d + kGroup, dim * sizeof(float));
+        if constexpr (kTwo) {
+            _tile_stored(2, out + 16 * dim + d, dim * sizeof(float));
+            if (pair) _tile_stored(3, out + 16 * dim + d + kGroup, dim * sizeof(float));
+        }
+    }
+    memory_fence();
+}
+
+// A value step with zeros for the tokens outside of [lo, hi): what lies there may be NaN, which
+// weight 0 does not hide.
+inline void copy_values_between(const uint16_t* values, int lo, int hi, int step, int dim,
+                                uint16_t* out) {
+    for (int d = 0; d < dim; d += kGroup) {
+        for (int pair = 0; pair < step / 2; ++pair) {
+            const bool first = lo <= 2 * pair && 2 * pair < hi;
+            const bool second = lo <= 2 * pair + 1 && 2 * pair + 1 < hi;
+            const __mmask32 mask = (first ? 0x55555555u : 0) | (second ? 0xaaaaaaaau : 0);
+            const int64_t line = (d / kGroup * (step / 2) + pair) * 2 * kGroup;
+            _mm512_storeu_si512(out + line, _mm512_maskz_loadu_epi16(mask, values + line));
+        }
+    }
+}
+
+}  // namespace chatrpc::attention

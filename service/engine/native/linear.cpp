@@ -1,0 +1,212 @@
+#include "linear.h"
+
+#include <immintrin.h>
+#include <omp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "product.h"
+#include "quantize.h"
+
+#ifndef __AVX512VNNI__
+#error "this CPU lacks AVX-512 VNNI"
+#endif
+
+namespace chatrpc {
+namespace {
+
+constexpr int64_t kMaxRows = 512;                   // of activations in int8 at once,
+constexpr int64_t kMaxActivationBytes = 1 << 20;    // and their bytes: half of a core's cache
+constexpr int64_t kFewestRowsForAmx = 9;
+
+bool request_amx() {
+#ifdef __AMX_INT8__
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
+bool has_amx() {
+    static const bool granted = request_amx();
+    return granted;
+}
+
+int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+};
+
+// Space that a thread keeps from call to call: a step makes a hundred of them.
+template <int>
+char* kept_space(int64_t size) {
+    thread_local std::unique_ptr<char, Free> memory;
+    thread_local int64_t capacity = 0;
+    if (capacity < size) {
+        capacity = round_up(size, 4096);
+        memory.reset(static_cast<char*>(std::aligned_alloc(4096, capacity)));
+    }
+    return memory.get();
+}
+
+// Rows of a chunk in int8, tile by tile, and what belongs to each.
+struct Activations {
+    RowScale* scales;
+    int8_t* tiles;
+    int64_t tile_stride;
+
+    static int64_t bytes(int64_t rows, int64_t num_blocks) {
+        return round_up(rows * static_cast<int64_t>(sizeof(RowScale)), 64) +
+               round_up(rows, 2 * kTileRows) / kTileRows * num_blocks * kTileBytes;
+    }
+    Activations(char* space, int64_t rows, int64_t num_blocks)
+        : scales(reinterpret_cast<RowScale*>(space)),
+          tiles(reinterpret_cast<int8_t*>(
+              space + round_up(rows * static_cast<int64_t>(sizeof(RowScale)), 64))),
+          tile_stride(num_blocks * kTileBytes) {}
+    int8_t* row(int64_t r) const {
+        return tiles + r / kTileRows * tile_stride + r % kTileRows * 64;
+    }
+};
+
+struct Call {
+    const chatrpc_linear_layer& layer;
+    const float* x;
+    int64_t rows;
+    QuantizeRow quantize;
+    int64_t row_width;
+    float eps;
+    const float* residual;
+    float* out;
+    bool uses_amx;
+    int64_t num_blocks;
+    int64_t num_panels;
+};
+
+void quantize_rows(const Call& call, const Activations& activations, int64_t first, int64_t last) {
+    const int64_t size = call.layer.in_features;
+    auto* space = reinterpret_cast<float*>(kept_space<0>(call.num_blocks * kBlock * 4));
+    for (int64_t r = first; r < last; ++r) {
+        activations.scales[r] = call.quantize(call.x + r * call.row_width, size, call.eps, space,
+                                              activations.row(r));
+    }
+}
+
+using Product = void (*)(const uint8_t*, const int8_t*, int64_t, int64_t, int64_t, const RowScale*,
+                         const Output&);
+
+template <Product product>
+void multiply_panels(const Call& call, const Activations& activations, int64_t first,
+                     int64_t last) {
+    const chatrpc_linear_layer& layer = call.layer;
+    for (int64_t p = first; p < last; ++p) {
+        const int64_t channel = p * kPanelChannels;
+        const int64_t left = std::min(layer.out_features - channel, kPanelChannels);
+        const uint32_t mask = left == kPanelChannels ? ~0u : (1u << left) - 1;
+        const Output output{
+            layer.scales + channel,
+            layer.bias + channel,
+            call.residual == nullptr ? nullptr : call.residual + channel,
+            call.out + channel,
+            layer.out_features,
+            {static_cast<__mmask16>(mask), static_cast<__mmask16>(mask >> 16)},
+        };
+        product(layer.weights + p * call.num_blocks * kPanelBlockBytes, activations.tiles,
+                activations.tile_stride, call.rows, call.num_blocks, activations.scales, output);
+    }
+}
+
+void multiply(const Call& call, const Activations& activations, int64_t first, int64_t last) {
+#ifdef __AMX_INT8__
+    if (call.uses_amx) {
+        const TileScope tiles;
+        return multiply_panels<amx_product>(call, activations, first, last);
+    }
+#endif
+    multiply_panels<vnni_product>(call, activations, first, last);
+}
+
+// Part `index` of `count` of [0, size), in whole units.
+struct Share {
+    int64_t first, last;
+    Share(int64_t size, int64_t index, int64_t count)
+        : first(size * index / count), last(size * (index + 1) / count) {}
+};
+
+void run(const Call& call) {
+    const int64_t bytes = Activations::bytes(call.rows, call.num_blocks);
+    char* const shared = call.rows > 1 ? kept_space<1>(bytes) : nullptr;
+    const auto limit = static_cast<int64_t>(omp_get_max_threads());
+#pragma omp parallel num_threads(static_cast<int>(std::min(limit, call.num_panels)))
+    {
+        const int64_t thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
+        const Share panels(call.num_panels, thread, num_threads);
+        if (call.rows == 1) {
+            // Every thread quantizes the row for itself: that is sooner done than waited for.
+            const Activations own(kept_space<1>(bytes), 1, call.num_blocks);
+            quantize_rows(call, own, 0, 1);
+            multiply(call, own, panels.first, panels.last);
+        } else {
+            const Activations activations(shared, call.rows, call.num_blocks);
+            const Share rows(call.rows, thread, num_threads);
+            quantize_rows(call, activations, rows.first, rows.last);
+#pragma omp barrier
+            multiply(call, activations, panels.first, panels.last);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace chatrpc
+
+using namespace chatrpc;
+
+void chatrpc_linear(const chatrpc_linear_layer* layer, const float* x, int64_t rows,
+                    int32_t prologue, float eps, const float* residual, float* out) {
+    const int64_t num_blocks = (layer->in_features + kBlock - 1) / kBlock;
+    const bool is_gated = prologue == kSiluGate || prologue == kGeluTanhGate;
+    const int64_t row_width = layer->in_features * (is_gated ? 2 : 1);
+    const int64_t fitting = kMaxActivationBytes / (num_blocks * kBlock) / 32 * 32;
+    const int64_t chunk = std::clamp(fitting, int64_t{32}, kMaxRows);
+    for (int64_t first = 0; first < rows; first += chunk) {
+        const int64_t count = std::min(chunk, rows - first);
+        const int64_t place = first * layer->out_features;
+        run({
+            *layer,
+            x + first * row_width,
+            count,
+            quantize_row_for(prologue),
+            row_width,
+            eps,
+            residual == nullptr ? nullptr : residual + place,
+            out + place,
+            has_amx() && (layer->path == 2 || (layer->path == 0 && count >= kFewestRowsForAmx)),
+            num_blocks,
+            (layer->out_features + kPanelChannels - 1) / kPanelChannels,
+        });
+    }
+}
+
+void chatrpc_linear_quantize(const float* x, int64_t rows, int64_t in_features, int32_t prologue,
+                             float eps, int8_t* q, float* scales) {
+    const int64_t num_blocks = (in_features + kBlock - 1) / kBlock;
+    const bool is_gated = prologue == kSiluGate || prologue == kGeluTanhGate;
+    const QuantizeRow quantize = quantize_row_for(prologue);
+    auto* space = reinterpret_cast<float*>(kept_space<0>(num_blocks * kBlock * 4));
+    auto* tiles = reinterpret_cast<int8_t*>(kept_space<1>(num_blocks * kTileBytes));
+    for (int64_t r = 0; r < rows; ++r) {
+        scales[r] = quantize(x + r * in_features * (is_gated ? 2 : 1), in_features, eps, space,
+                             tiles).scale;
+        for (int64_t b = 0; b < num_blocks; ++b) {
+            std::memcpy(q + (r * num_blocks + b) * kBlock, tiles + b * kTileBytes, kBlock);
+        }
+    }
+}
+
+int32_t chatrpc_linear_has_amx() { return has_amx() ? 1 : 0; }

@@ -1,0 +1,240 @@
+"""Linear layers in int8, with what comes before and after them in the same call.
+
+y[r, n] = s_row[r] * s_w[n] * sum_k q_x[r, k] * q_w[n, k] + bias[n] + residual[r, n]
+
+Weights are symmetric int8 per output channel, activations symmetric int8 per row. Both go through
+the same orthonormal Hadamard transform of every 64 inputs first, the weights when they are loaded:
+the product stays what it was and an activation's outliers are spread over 64 values, as in QuaRot
+(https://arxiv.org/abs/2404.00456). Measured on SmolLM2-135M: 3.5 % of perplexity lost without,
+0.07 % with it.
+
+Each row is computed by itself and integer sums are exact: a row's bits do not depend on the batch.
+"""
+
+import ctypes
+import warnings
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 64  # inputs that are mixed with each other; K is padded with zeros to a multiple of it
+_PANEL = 32  # output channels that lie together in a packed weight
+_CHUNK = 1 << 21  # weights quantized at once: what is in float at a time
+
+
+class Prologue(IntEnum):
+    """What happens to a row before it is quantized. The numbers are the kernel's."""
+
+    NONE = 0
+    RMS_NORM = 1  # x / sqrt(mean(x^2) + eps); the norm's own weight belongs into the layer's
+    SILU_GATE = 2  # x is [gate | up]: silu(gate) * up
+    GELU_TANH_GATE = 3
+
+    @property
+    def is_gated(self) -> bool:
+        return self >= Prologue.SILU_GATE
+
+
+class Linear(Protocol):
+    """x [rows, K], or [rows, 2K] with a gate, to [rows, N]. Contiguous float32 throughout.
+
+    `residual` [rows, N] is added at the end; `out` may be the same tensor. A row that holds NaN or
+    infinity gives NaN and leaves the others alone.
+    """
+
+    in_features: int
+    out_features: int
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        prologue: Prologue = Prologue.NONE,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor: ...
+
+
+class QuantizedWeight(NamedTuple):
+    values: Tensor  # int8 [N, K padded to whole blocks], rotated
+    scale: Tensor  # float32 [N]
+    in_features: int  # K
+
+
+def _sylvester(size: int) -> Tensor:
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix
+
+
+_SIGNS = _sylvester(BLOCK)  # the Hadamard matrix times 8: symmetric, and its own inverse times 64
+
+
+def quantize(weight: Tensor) -> QuantizedWeight:
+    """A weight [N, K] of any float type, rotated and as int8."""
+    out_features, in_features = weight.shape
+    padded = -(-in_features // BLOCK) * BLOCK
+    values = torch.empty(out_features, padded, dtype=torch.int8)
+    scale = torch.empty(out_features)
+    rows_at_once = max(1, _CHUNK // padded)
+    for start in range(0, out_features, rows_at_once):
+        rows = slice(start, start + rows_at_once)
+        part = F.pad(weight[rows].float(), (0, padded - in_features))
+        rotated = (part.view(-1, BLOCK) @ (_SIGNS / 8)).view_as(part)
+        amax = torch.linalg.vector_norm(rotated, torch.inf, dim=1, keepdim=True)
+        scale[rows] = (amax / 127).squeeze(1)
+        values[rows] = rotated.mul_(torch.where(amax > 0, 127 / amax, 0.0)).round_()
+    return QuantizedWeight(values, scale, in_features)
+
+
+class _Layer(ctypes.Structure):
+    """`chatrpc_linear_layer` of linear.h."""
+
+    _fields_ = (
+        ("out_features", ctypes.c_int64),
+        ("in_features", ctypes.c_int64),
+        ("weights", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("path", ctypes.c_int32),
+    )
+
+
+class Int8Linear:
+    """A `Linear` on the native kernels, with its weight packed for them."""
+
+    def __init__(
+        self, library: ctypes.CDLL, weight: Tensor | QuantizedWeight, bias: Tensor | None = None
+    ) -> None:
+        quantized = weight if isinstance(weight, QuantizedWeight) else quantize(weight)
+        self.out_features = len(quantized.scale)
+        self.in_features = quantized.in_features
+        padding = -self.out_features % _PANEL
+        self._weights = _pack(quantized.values)
+        self._scales = F.pad(quantized.scale, (0, padding))
+        self._bias = torch.zeros_like(self._scales)
+        if bias is not None:
+            self._bias[: self.out_features] = bias
+        self._layer = _Layer(
+            self.out_features,
+            self.in_features,
+            self._weights.data_ptr(),
+            self._scales.data_ptr(),
+            self._bias.data_ptr(),
+            0,
+        )
+        self._address = ctypes.addressof(self._layer)
+        self._run = library.chatrpc_linear
+        self._run.restype = None
+        self._run.argtypes = (
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            ctypes.c_int32,
+            ctypes.c_float,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+        )
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        prologue: Prologue = Prologue.NONE,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        rows = x.shape[0]
+        if out is None:
+            out = x.new_empty(rows, self.out_features)
+        self._run(
+            self._address,
+            x.data_ptr(),
+            rows,
+            prologue,
+            eps,
+            None if residual is None else residual.data_ptr(),
+            out.data_ptr(),
+        )
+        return out
+
+
+def _pack(values: Tensor) -> Tensor:
+    """int8 [N, K] in the order of linear.h: panels, blocks, tiles, lines, channels, four inputs."""
+    panels = F.pad(values, (0, 0, 0, -len(values) % _PANEL)).view(torch.int32)
+    num_blocks = values.shape[1] // BLOCK
+    lines = panels.view(-1, 2, 16, num_blocks, 16).permute(0, 3, 1, 4, 2)
+    return lines.contiguous().bitwise_xor_(-0x7F7F7F80)  # 128 added to every byte: 0x80808080
+
+
+class TorchInt8Linear:
+    """The same `Linear` by torch's own operators, for machines without the native kernels."""
+
+    def __init__(self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None) -> None:
+        quantized = weight if isinstance(weight, QuantizedWeight) else quantize(weight)
+        self.out_features = len(quantized.scale)
+        self.in_features = quantized.in_features
+        self._bias = bias
+        self._packed = _prepack(quantized)
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        prologue: Prologue = Prologue.NONE,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        rotated, scale = _rotate(_prepared(x, prologue, eps))
+        y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            rotated, 1 / 127, 128, self._packed
+        )
+        y.mul_(scale)
+        if self._bias is not None:
+            y += self._bias
+        if residual is not None:
+            y += residual
+        return y if out is None else out.copy_(y)
+
+
+def _prepack(weight: QuantizedWeight) -> torch.ScriptObject:
+    zero_points = torch.zeros(len(weight.scale), dtype=torch.int64)
+    with warnings.catch_warnings():
+        # Tensors of quantized types leave in some later torch; the one we pin has no other way in.
+        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+        per_channel = torch._make_per_channel_quantized_tensor(
+            weight.values, weight.scale.double(), zero_points, 0
+        )
+    packed: torch.ScriptObject = torch.ops.quantized.linear_prepack(per_channel, None)
+    return packed
+
+
+def _prepared(x: Tensor, prologue: Prologue, eps: float) -> Tensor:
+    if prologue is Prologue.RMS_NORM:
+        return F.rms_norm(x, x.shape[-1:], eps=eps)
+    if prologue.is_gated:
+        gate, up = x.chunk(2, dim=-1)
+        gated = F.silu(gate) if prologue is Prologue.SILU_GATE else F.gelu(gate, approximate="tanh")
+        return gated * up
+    return x
+
+
+def _rotate(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The transform of x as a row's largest magnitude times values in [-1, 1].
+
+    A matrix product sums in an order that depends on the number of rows. So x becomes whole numbers
+    up to 2^17 first: every partial sum of 64 of them is exact in float32, in any order.
+    """
+    amax = x.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo().tiny)
+    whole = (x * (2**17 / amax)).round_()
+    padded = F.pad(whole, (0, -x.shape[-1] % BLOCK))
+    rotated = (padded.view(-1, BLOCK) @ _SIGNS).view_as(padded)
+    largest = rotated.abs().amax(-1, keepdim=True).clamp_min_(1.0)
+    return rotated / largest, largest * amax * (2.0**-17 / 8)

@@ -1,0 +1,195 @@
+// The integer products of a linear layer: one panel of 32 output channels against rows of int8.
+//
+// Integer sums do not depend on their order, so both instruction sets give the same bits; what a
+// sum becomes in floats is written once, in `finish`.
+
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "linear.h"
+#include "quantize.h"
+
+namespace chatrpc {
+
+constexpr int64_t kPanelChannels = 32;
+constexpr int64_t kPanelBlockBytes = 2 * kTileBytes;  // a panel's 64 inputs
+
+// Where sums go: everything `finish` needs.
+struct Output {
+    const float* scales;    // the panel's 32
+    const float* bias;      // the panel's 32
+    const float* residual;  // row 0, the panel's first channel; or null
+    float* out;             // likewise
+    int64_t stride;
+    __mmask16 mask[2];      // which of the panel's channels there are
+};
+
+inline void finish(const Output& output, int half, int64_t row, const RowScale& of_row,
+                   __m512i sum) {
+    const int64_t place = row * output.stride + 16 * half;
+    const __mmask16 mask = output.mask[half];
+    const __m512 exact = _mm512_cvtepi32_ps(
+        _mm512_sub_epi32(sum, _mm512_set1_epi32(of_row.compensation)));
+    const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(of_row.scale),
+                                       _mm512_loadu_ps(output.scales + 16 * half));
+    // One rounding, written out: a compiler free to fuse or not would tie the bits to the path.
+    __m512 y = _mm512_fmadd_ps(exact, scale, _mm512_loadu_ps(output.bias + 16 * half));
+    if (output.residual != nullptr) {
+        y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, output.residual + place));
+    }
+    _mm512_mask_storeu_ps(output.out + place, mask, y);
+}
+
+// How far ahead of its use a weight is asked for. One core keeps too few lines under way by itself.
+constexpr int64_t kPrefetchBytes = 4096;
+
+// Rows [0, R) of a tile of activations, whose blocks of 64 inputs lie kTileBytes apart.
+template <int R>
+inline void vnni_panel(const uint8_t* weights, const int8_t* rows, int64_t num_blocks,
+                       const RowScale* row_scales, int64_t first_row, const Output& output) {
+    // Few rows leave the sums of one step waiting for those before: then even and odd inputs apart.
+    constexpr int kPhases = R <= 2 ? 4 / R : 1;
+    __m512i sums[R][2][kPhases];
+    for (auto& row : sums)
+        for (auto& half : row)
+            for (auto& sum : half) sum = _mm512_setzero_si512();
+    for (int64_t b = 0; b < num_blocks; ++b) {
+        const uint8_t* block = weights + b * kPanelBlockBytes;
+        const int8_t* part = rows + b * kTileBytes;
+#pragma GCC unroll 16
+        for (int j = 0; j < 16; ++j) {
+            const __m512i low = _mm512_load_si512(block + 64 * j);
+            const __m512i high = _mm512_load_si512(block + kTileBytes + 64 * j);
+            _mm_prefetch(block + 128 * j + kPrefetchBytes, _MM_HINT_T0);
+            _mm_prefetch(block + 128 * j + 64 + kPrefetchBytes, _MM_HINT_T0);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                int32_t four;
+                std::memcpy(&four, part + 64 * r + 4 * j, sizeof four);
+                const __m512i x = _mm512_set1_epi32(four);
+                auto& sum = sums[r];
+                sum[0][j % kPhases] = _mm512_dpbusd_epi32(sum[0][j % kPhases], low, x);
+                sum[1][j % kPhases] = _mm512_dpbusd_epi32(sum[1][j % kPhases], high, x);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        for (int half = 0; half < 2; ++half) {
+            __m512i sum = sums[r][half][0];
+            for (int p = 1; p < kPhases; ++p) sum = _mm512_add_epi32(sum, sums[r][half][p]);
+            finish(output, half, first_row + r, row_scales[first_row + r], sum);
+        }
+    }
+}
+
+inline void vnni_rows(int64_t count, const uint8_t* weights, const int8_t* rows,
+                      int64_t num_blocks, const RowScale* scales, int64_t first,
+                      const Output& output) {
+    switch (count) {
+        case 1: return vnni_panel<1>(weights, rows, num_blocks, scales, first, output);
+        case 2: return vnni_panel<2>(weights, rows, num_blocks, scales, first, output);
+        case 3: return vnni_panel<3>(weights, rows, num_blocks, scales, first, output);
+        case 4: return vnni_panel<4>(weights, rows, num_blocks, scales, first, output);
+        case 5: return vnni_panel<5>(weights, rows, num_blocks, scales, first, output);
+        case 6: return vnni_panel<6>(weights, rows, num_blocks, scales, first, output);
+        case 7: return vnni_panel<7>(weights, rows, num_blocks, scales, first, output);
+        default: return vnni_panel<8>(weights, rows, num_blocks, scales, first, output);
+    }
+}
+
+// A panel against `num_rows` rows in tiles of 16, `tile_stride` bytes from one to the next.
+inline void vnni_product(const uint8_t* weights, const int8_t* tiles, int64_t tile_stride,
+                         int64_t num_rows, int64_t num_blocks, const RowScale* scales,
+                         const Output& output) {
+    for (int64_t first = 0; first < num_rows; first += 8) {
+        const int8_t* rows = tiles + first / kTileRows * tile_stride + first % kTileRows * 64;
+        const int64_t count = num_rows - first < 8 ? num_rows - first : 8;
+        vnni_rows(count, weights, rows, num_blocks, scales, first, output);
+    }
+}
+
+#ifdef __AMX_INT8__
+
+// Eight tiles of 16 rows of 64 bytes, for the calling thread, from construction to destruction.
+class TileScope {
+  public:
+    TileScope() {
+        struct alignas(64) {
+            uint8_t palette = 1, start_row = 0, reserved[14] = {};
+            uint16_t column_bytes[16] = {};
+            uint8_t rows[16] = {};
+        } config;
+        for (int tile = 0; tile < 8; ++tile) {
+            config.column_bytes[tile] = 64;
+            config.rows[tile] = kTileRows;
+        }
+        _tile_loadconfig(&config);
+    }
+    ~TileScope() { _tile_release(); }
+    TileScope(const TileScope&) = delete;
+    TileScope& operator=(const TileScope&) = delete;
+};
+
+inline void finish_tile(const int32_t* sums, int half, int64_t first_row, int64_t num_rows,
+                        const RowScale* scales, const Output& output) {
+    const int64_t count = num_rows - first_row < kTileRows ? num_rows - first_row : kTileRows;
+    for (int64_t r = 0; r < count; ++r) {
+        finish(output, half, first_row + r, scales[first_row + r],
+               _mm512_load_si512(sums + 16 * r));
+    }
+}
+
+inline void amx_product(const uint8_t* weights, const int8_t* tiles, int64_t tile_stride,
+                        int64_t num_rows, int64_t num_blocks, const RowScale* scales,
+                        const Output& output) {
+    alignas(64) int32_t sums[4][kTileRows * 16];
+    int64_t first = 0;
+    for (; num_rows - first > kTileRows; first += 2 * kTileRows) {
+        const int8_t* a = tiles + first / kTileRows * tile_stride;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t b = 0; b < num_blocks; ++b) {
+            _tile_loadd(4, a + b * kTileBytes, 64);
+            _tile_loadd(6, weights + b * kPanelBlockBytes, 64);
+            _tile_loadd(7, weights + b * kPanelBlockBytes + kTileBytes, 64);
+            _tile_loadd(5, a + tile_stride + b * kTileBytes, 64);
+            _tile_dpbsud(0, 4, 6);
+            _tile_dpbsud(1, 4, 7);
+            _tile_dpbsud(2, 5, 6);
+            _tile_dpbsud(3, 5, 7);
+        }
+        _tile_stored(0, sums[0], 64);
+        _tile_stored(1, sums[1], 64);
+        _tile_stored(2, sums[2], 64);
+        _tile_stored(3, sums[3], 64);
+        finish_tile(sums[0], 0, first, num_rows, scales, output);
+        finish_tile(sums[1], 1, first, num_rows, scales, output);
+        finish_tile(sums[2], 0, first + kTileRows, num_rows, scales, output);
+        finish_tile(sums[3], 1, first + kTileRows, num_rows, scales, output);
+    }
+    if (first < num_rows) {
+        const int8_t* a = tiles + first / kTileRows * tile_stride;
+        _tile_zero(0);
+        _tile_zero(1);
+        for (int64_t b = 0; b < num_blocks; ++b) {
+            _tile_loadd(4, a + b * kTileBytes, 64);
+            _tile_loadd(6, weights + b * kPanelBlockBytes, 64);
+            _tile_loadd(7, weights + b * kPanelBlockBytes + kTileBytes, 64);
+            _tile_dpbsud(0, 4, 6);
+            _tile_dpbsud(1, 4, 7);
+        }
+        _tile_stored(0, sums[0], 64);
+        _tile_stored(1, sums[1], 64);
+        finish_tile(sums[0], 0, first, num_rows, scales, output);
+        finish_tile(sums[1], 1, first, num_rows, scales, output);
+    }
+}
+
+#endif  // __AMX_INT8__
+
+}  // namespace chatrpc
