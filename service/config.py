@@ -1,6 +1,5 @@
 """The service's settings."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -8,10 +7,7 @@ from pydantic import ByteSize, Field, model_validator
 from pydantic_settings import CliImplicitFlag, SettingsConfigDict
 
 from chatrpc_process.settings import ProcessSettings
-
-
-def _default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatrpc"
+from service.cache import default_cache_dir
 
 
 class ServiceSettings(ProcessSettings):
@@ -35,7 +31,7 @@ class ServiceSettings(ProcessSettings):
         None, description="the model's id for clients; default: made from MODEL"
     )
     model_aliases: list[str] = Field([], description="further names that clients may use")
-    cache_dir: Path = Field(_default_cache_dir(), description="where converted models are kept")
+    cache_dir: Path = Field(default_cache_dir(), description="where converted models are kept")
 
     host: str = Field("127.0.0.1", description="the address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(

@@ -1,6 +1,6 @@
 """From a checkpoint on disk to an engine core: device, precision, weights, cache size, warm-up."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +8,7 @@ import structlog
 import torch
 from transformers import AutoConfig
 
+from service.cache import default_cache_dir
 from service.engine.block_pool import BlockPool
 from service.engine.core import EngineCore
 from service.engine.decoder.architecture import read_architecture
@@ -17,6 +18,7 @@ from service.engine.kv_store import KVShape
 from service.engine.loaded_model import LoadedModel, first_line
 from service.engine.memory import available_memory
 from service.engine.model_runner import ModelRunner
+from service.engine.native.build import load_library
 from service.engine.scheduler import Scheduler
 from service.errors import ModelLoadError
 from service.types import Request, SamplingParams
@@ -47,7 +49,7 @@ class EngineOptions:
     device: Device = "auto"
     dtype: DType = "auto"
     quantization: Quantization = "auto"
-    cache_dir: Path | None = None
+    cache_dir: Path = field(default_factory=default_cache_dir)
     max_model_len: int | None = None
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
@@ -131,7 +133,10 @@ def _load_model(options: EngineOptions, config: Any, device: torch.device) -> Lo
         if quantization == "auto":
             has_int8 = device.type == "cpu" and options.dtype == "auto"
             quantization = "int8" if has_int8 else "none"
-        return load_decoder(options.path, config, architecture, dtype, quantization, device)
+        library = load_library(options.cache_dir) if device.type == "cpu" else None
+        return load_decoder(
+            options.path, config, architecture, dtype, quantization, device, library
+        )
     if options.quantization == "int8":
         raise ModelLoadError(
             f"A model of the type {config.model_type} is not served with quantization=int8."

@@ -1,5 +1,6 @@
 """Attention of the lean decoder: from a layer's qkv rows to what its output projection reads."""
 
+import ctypes
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +12,12 @@ from service.engine.decoder.architecture import Architecture
 from service.engine.decoder.linear import RmsNorm
 from service.engine.kv_store import KVStore
 from service.engine.layout import Layout
+from service.engine.native.attention import (
+    AttentionPlan,
+    NativeAttention,
+    NativeKVStore,
+    RotaryRows,
+)
 
 CosSin = tuple[Tensor, Tensor]
 
@@ -71,9 +78,61 @@ class TorchAttention:
         return attended.flatten(1).to(qkv.dtype)
 
 
+class NativeDecoderAttention:
+    """`Attention` by the native kernels: one call a layer.
+
+    Args:
+        layers: every layer that `attend` will be asked for.
+    """
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        architecture: Architecture,
+        layers: list[LayerAttention],
+        store: NativeKVStore,
+    ) -> None:
+        """Raises ValueError for sizes of heads or blocks that the kernels do not compute."""
+        self._block_size = store.block_size
+        self._layers = {
+            layer.index: NativeAttention(
+                library,
+                store,
+                layer.index,
+                num_heads=architecture.num_heads,
+                scale=architecture.attention_scale,
+                window=layer.window,
+                softcap=architecture.attention_softcap,
+                q_norm=_weight(layer.query_norm),
+                k_norm=_weight(layer.key_norm),
+                norm_eps=architecture.norm_eps,
+            )
+            for layer in layers
+        }
+        self._plan: AttentionPlan
+        self._ropes: dict[str | None, RotaryRows | None]
+
+    def begin_step(self, layout: Layout, ropes: dict[str, CosSin]) -> None:
+        self._plan = AttentionPlan(
+            [s.num_rows for s in layout.sequences],
+            [s.context_len for s in layout.sequences],
+            list(layout.block_ids(self._block_size)),
+            self._block_size,
+        )
+        self._ropes = {name: RotaryRows(*cos_sin) for name, cos_sin in ropes.items()} | {None: None}
+
+    def attend(self, layer: LayerAttention, rope: str | None, qkv: Tensor) -> Tensor:
+        attended = self._layers[layer.index](self._plan, qkv.float(), self._ropes[rope])
+        return attended.to(qkv.dtype)
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`x` [heads, T, dim], its first dimensions turned pairwise: i with i + pairs."""
     num_pairs = cos.shape[-1]
     first, second = x[..., :num_pairs], x[..., num_pairs : 2 * num_pairs]
     turned = [first * cos - second * sin, second * cos + first * sin]
     return torch.cat([*turned, x[..., 2 * num_pairs :]], dim=-1).to(x.dtype)
+
+
+def _weight(norm: RmsNorm | None) -> Tensor | None:
+    return None if norm is None else norm.weight

@@ -1,18 +1,25 @@
 """From a checkpoint to the lean decoder."""
 
+import ctypes
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import structlog
 import torch
 
 from service.engine.decoder.architecture import Architecture
-from service.engine.decoder.attention import TorchAttention
+from service.engine.decoder.attention import Attention, NativeDecoderAttention, TorchAttention
 from service.engine.decoder.decoder import Decoder, read_head, read_layers
 from service.engine.decoder.linear import FloatLinear
+from service.engine.decoder.quantized import QuantizedLinear
 from service.engine.decoder.rope import make_ropes
 from service.engine.decoder.weights import Weights
 from service.engine.kv_store import KVShape, KVStore
 from service.engine.loaded_model import LoadedModel
+from service.engine.native.attention import NativeKVStore
+
+log = structlog.get_logger(__name__)
 
 
 def load_decoder(
@@ -22,30 +29,47 @@ def load_decoder(
     dtype: torch.dtype,
     quantization: Literal["none", "int8"],
     device: torch.device,
+    library: ctypes.CDLL | None,
 ) -> LoadedModel:
     """The decoder in `path`, whose transformers config describes `architecture`.
 
     Args:
         dtype: of the cache and of every weight that is not quantized.
+        library: the native kernels; None: torch's own operators.
 
     Raises:
         ModelLoadError: a tensor is missing or of the wrong shape, a file is damaged.
     """
     a = architecture
-    with Weights(path, dtype, device) as weights:
-        layers = read_layers(weights, a, FloatLinear, dtype)
-        embedding, head = read_head(weights, a, FloatLinear, dtype)
-    shapes = [KVShape(a.num_kv_heads, a.head_dim, a.head_dim, dtype)] * len(a.layers)
+    is_int8 = quantization == "int8"
+    hidden_dtype = torch.float32 if is_int8 else dtype
+    make_linear = partial(QuantizedLinear, library) if is_int8 else FloatLinear
+    with Weights(path, hidden_dtype, device) as weights:
+        layers = read_layers(weights, a, make_linear, hidden_dtype)
+        embedding, head = read_head(weights, a, make_linear, hidden_dtype)
+    embedding = embedding.to(dtype)
+    shapes = [KVShape(a.num_kv_heads, a.head_dim, a.head_dim, dtype)] * len(layers)
+
+    def make_attention(num_blocks: int, block_size: int) -> Attention:
+        if library is not None:
+            try:
+                store = NativeKVStore(
+                    len(layers), a.num_kv_heads, a.head_dim, num_blocks, block_size, dtype
+                )
+                return NativeDecoderAttention(library, a, [x.attention for x in layers], store)
+            except ValueError as error:
+                log.info("attention without native kernels: slower", reason=str(error))
+        return TorchAttention(a, KVStore(shapes, num_blocks, block_size, device), dtype)
 
     def finish(num_blocks: int, block_size: int, max_model_len: int) -> Decoder:
-        store = KVStore(shapes, num_blocks, block_size, device)
-        attention = TorchAttention(a, store, dtype)
         ropes = make_ropes(config, a, max_model_len, device)
-        return Decoder(a, embedding, layers, head, attention, ropes, dtype)
+        attention = make_attention(num_blocks, block_size)
+        return Decoder(a, embedding, layers, head, attention, ropes, hidden_dtype)
 
     description = {
         "decoder": "lean",
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": quantization,
+        "kernels": "torch" if library is None else "native",
     }
     return LoadedModel(shapes, finish, description)

@@ -1,0 +1,42 @@
+"""Linear layers of the lean decoder in int8."""
+
+import ctypes
+
+from torch import Tensor
+
+from service.engine.decoder.linear import Gate, Prologue, RmsNorm
+from service.engine.native.linear import Int8Linear, TorchInt8Linear
+from service.engine.native.linear import Prologue as Kind
+
+_GATES = {"silu": Kind.SILU_GATE, "gelu_tanh": Kind.GELU_TANH_GATE}
+
+
+class QuantizedLinear:
+    """A `Linear` with weights and activations in int8, its rows in float32.
+
+    Args:
+        library: the native kernels; None: torch's own operators.
+    """
+
+    def __init__(
+        self,
+        library: ctypes.CDLL | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        prologue: Prologue,
+    ) -> None:
+        self._prologue = Kind.NONE
+        self._eps = 0.0
+        match prologue:
+            case RmsNorm():
+                self._prologue = Kind.RMS_NORM
+                self._eps = prologue.eps
+                weight = weight.float() * prologue.weight.float()  # a scale of each input
+            case Gate():
+                self._prologue = _GATES[prologue.activation]
+        self._product = (
+            TorchInt8Linear(weight, bias) if library is None else Int8Linear(library, weight, bias)
+        )
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self._product(x, prologue=self._prologue, eps=self._eps, residual=residual)
