@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from huggingface_hub import snapshot_download
 
 from service.errors import ModelLoadError
-from service.gguf_conversion import convert
 from service.types import SamplingParams
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
@@ -173,6 +171,8 @@ def _converted(gguf: Path, cache_dir: Path, generation: Mapping[str, Any]) -> Pa
 
 
 def _convert_into(target: Path, gguf: Path, generation: Mapping[str, Any]) -> None:
+    from service.gguf_conversion import convert  # noqa: PLC0415  # 5 s, and mostly of no use
+
     _log.info("gguf_conversion_started", file=gguf.name, note="once for this file, about 20 s")
     for stale in target.parent.glob("*.partial"):
         shutil.rmtree(stale)
@@ -216,6 +216,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _fetched(model: str) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  # 0.4 s, and mostly of no use
+
     try:
         # Only the files at the top: folders hold copies in other formats.
         path = snapshot_download(model, allow_patterns=_HUB_FILES, ignore_patterns="*/*")

@@ -12,13 +12,15 @@ from service.checkpoint import (
 )
 from service.config import ServiceSettings
 from service.engine.core import EngineCore
-from service.engine.load import EngineOptions, load_engine
 from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
 from service.types import Engine, ModelCard, SamplingParams, ServedModel
 
 
 class ModelLoader:
-    """Loads one model. What it says of it is known when `load`, on the engine's thread, is done."""
+    """Loads one model. What it says of it is known when `load`, on the engine's thread, is done.
+
+    torch is imported there too, 2 s of the start, so that the server answers probes meanwhile.
+    """
 
     def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings
@@ -41,6 +43,8 @@ class ModelLoader:
             self._checkpoint.path
         )
         self._vocab_size = load_vocab_size(self._checkpoint.path)
+        from service.engine.load import EngineOptions, load_engine  # noqa: PLC0415  # see above
+
         return load_engine(
             EngineOptions(
                 path=self._checkpoint.path,

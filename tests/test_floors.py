@@ -38,8 +38,21 @@ ALLOWED: dict[str, set[str]] = {
 }
 OURS = {"chatrpc_process", "service", "gateway_http", "chatrpc_cli", "chatrpc", "tests"}
 
-# Policy is plain Python: these never import torch, whatever they import.
+# What a module imports inside a function, since it takes long and a start does without it, or does
+# other things first.
+DEFERRED = {
+    ("service.model", "service.engine.load"),
+    ("service.engine.load", "service.engine.transformers_model"),
+    ("service.checkpoint", "service.gguf_conversion"),
+    ("service.checkpoint", "huggingface_hub"),
+}
+
+# These never import torch, whatever they import: policy is plain Python, and a start answers probes
+# and says what is wrong with its model before it spends seconds on torch.
 WITHOUT_TORCH = (
+    "service.__main__",
+    "service.checkpoint",
+    "service.text.hf_tokenizer",
     "service.engine.scheduler",
     "service.engine.block_pool",
     "service.engine.admission",
@@ -51,12 +64,6 @@ WITHOUT_TORCH = (
     "gateway_http.app",
     "chatrpc_cli.__main__",
 )
-
-# Imports inside a function, each with its reason.
-DEFERRED = {
-    # Most models need none of transformers' model classes, which take seconds to import.
-    ("service.engine.load", "service.engine.transformers_model"),
-}
 
 
 def sources() -> Iterator[tuple[str, Path]]:

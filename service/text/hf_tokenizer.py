@@ -1,56 +1,53 @@
-"""A Hugging Face checkpoint's tokenizer. The one module of `text` that imports transformers."""
+"""A Hugging Face checkpoint's tokenizer: its files, over the tokenizers library.
 
-import inspect
-import re
-from collections.abc import Sequence
+transformers' `AutoTokenizer` reads the same files, but importing it costs a start 2 s beside torch.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import mark_control_tokens
+import tokenizers
 
 from service.errors import ModelLoadError, TemplateRefused, UnsupportedField
+from service.text import jinja_template
 from service.text.chat_template import with_known_roles
+from service.text.control_tokens import ControlTokens, encode
 from service.types import PromptOptions
-
-# The names that mean something to `apply_chat_template` itself, `chat_template` among them (a
-# template is a program, and requests bring none), and those that it gives to templates.
-_RESERVED_VARIABLES = frozenset(
-    inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters
-) | {"messages", "raise_exception", "strftime_now"}
-# What `mark_control_tokens` puts before a control token, U+F0000.
-_MARK = mark_control_tokens("x", re.compile("x"))[0]
 
 
 class HfTokenizer:
-    """A `Tokenizer` over one of transformers' that the tokenizers library backs.
+    """A `Tokenizer` over one of the tokenizers library.
 
     Safe from any thread: after construction nothing changes the state of the library's tokenizer.
 
     A conversation's control tokens come from the chat template alone. What a message holds that
     looks like one, `<|im_end|>` say, is marked before the template sees it and encoded as the plain
-    text it is, so no one can close a message and speak in another role. Three limits, transformers'
-    own: the two private-use characters it marks with (U+F0000, U+F0001) are dropped from
-    conversations; template code that compares or cuts a message's text sees the marks; and a token
-    that the template would assemble from a message's pieces is not recognised, though roles, the
-    usual piece, are checked at the edge.
+    text it is, so no one can close a message and speak in another role. Three limits: the marks
+    themselves (U+F0000, U+F0001, of private use) are dropped from conversations; template code that
+    compares or cuts a message's text sees them; and a token that the template would assemble from a
+    message's pieces is not recognised, though roles, the usual piece, are checked at the edge.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Take the tokenizer over; its truncation and padding are switched off for good."""
-        self._tokenizer = tokenizer
-        self._backend = tokenizer.backend_tokenizer
-        # transformers changes these at the first call that finds them set, which another thread's
-        # call in the middle of an encode does not survive.
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._backend.encode_special_tokens = tokenizer.split_special_tokens = False
-        try:
-            self._template: str | None = tokenizer.get_chat_template()
-        except ValueError:  # no template, or several and none that is the default
-            self._template = None
-        self._max_token_chars = max(map(len, self._backend.get_vocab(with_added_tokens=True)))
-        self._control_tokens = _control_tokens(tokenizer, self._template or "")
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        template: str | None,
+        special_tokens: Mapping[str, str],
+    ) -> None:
+        """Take `backend` over; its truncation and padding are switched off for good.
+
+        Templates see `special_tokens` by name: `bos_token` and the like.
+        """
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = False
+        self._backend = backend
+        self._template = template
+        self._special_tokens = dict(special_tokens)
+        self._max_token_chars = max(map(len, backend.get_vocab(with_added_tokens=True)))
+        self._control_tokens = ControlTokens(backend, template or "")
 
     @property
     def vocab_size(self) -> int:
@@ -69,12 +66,12 @@ class HfTokenizer:
             TemplateRefused: `text` is from `render_chat`, and a message holds the text of a control
                 token that this tokenizer knows in no other way than as that token.
         """
-        if _MARK in text and not add_special_tokens:
-            return self._encode_marked(text)
-        # encode() would hold the GIL, and with it every stream, to its end: 1 s for a megabyte. The
-        # batch form releases it.
-        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        return encoding.ids
+        if add_special_tokens or not self._control_tokens.are_marked_in(text):
+            return encode(self._backend, text, add_special_tokens=add_special_tokens)
+        try:
+            return self._control_tokens.encode(text)
+        except ValueError as error:
+            raise TemplateRefused(str(error)) from error
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The ids' text, never tidied up. Ids outside the vocabulary have none."""
@@ -84,7 +81,7 @@ class HfTokenizer:
         """The conversation through the model's chat template, to be encoded without special tokens.
 
         `messages` are dicts as templates read them. A role `developer` becomes `system` where the
-        template does not know it. The template runs in transformers' jinja sandbox.
+        template does not know it. The template runs in jinja's sandbox.
 
         Raises:
             TemplateRefused: the template raised, whatever the error, or the model has none. A
@@ -93,66 +90,98 @@ class HfTokenizer:
         """
         if self._template is None:
             raise TemplateRefused("the model has no chat template")
-        reserved = _RESERVED_VARIABLES | self._tokenizer.special_tokens_map.keys()
+        reserved = jinja_template.RESERVED_VARIABLES | self._special_tokens.keys()
         for name in sorted(reserved & options.template_kwargs.keys()):
             raise UnsupportedField(
                 "prompt.chat_template_kwargs_json",
                 f"The template argument {name} may not be set in a request.",
             )
-        chat = with_known_roles(messages, self._template)
+        mark = self._control_tokens.mark
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                mark_control_tokens(chat, self._control_tokens),
-                chat_template=self._template,
+            return jinja_template.render(
+                self._template,
+                mark(with_known_roles(messages, self._template)),
+                self._special_tokens | mark(options.template_kwargs),
                 add_generation_prompt=options.add_generation_prompt,
-                tokenize=False,
-                **mark_control_tokens(options.template_kwargs, self._control_tokens),
             )
         except Exception as error:  # the template is a program that ran on the caller's data
             raise TemplateRefused(str(error) or type(error).__name__) from error
-        return cast("str", rendered)  # with tokenize=False
-
-    def _encode_marked(self, text: str) -> list[int]:
-        try:
-            encoding = self._tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)
-        except ValueError as error:
-            raise TemplateRefused(str(error)) from error
-        return cast("list[int]", encoding["input_ids"])
 
 
 def load_tokenizer(path: Path) -> HfTokenizer:
-    """The tokenizer of the checkpoint in the directory `path`; nothing is fetched for it.
+    """The tokenizer of the checkpoint in the directory `path`.
+
+    tokenizer.json has the last word on how text is split, whatever class of transformers the
+    checkpoint names: some of those build another tokenizer from its vocabulary.
 
     Raises:
-        ModelLoadError: there is no tokenizer.json, or one that cannot be used.
+        ModelLoadError: there is no tokenizer.json, or a file that cannot be used.
     """
-    # Without this file transformers would try other formats, and some of its classes then start
-    # with an empty vocabulary and say nothing.
     if not (path / "tokenizer.json").is_file():
         raise ModelLoadError(f"No tokenizer can be loaded from {path}: it has no tokenizer.json.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # from anywhere between the JSON and the library's own core
+        backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        config = _config(path)
+        special_tokens = _special_tokens(config)
+        _add_missing_tokens(backend, config, special_tokens)
+        return HfTokenizer(backend, _template(path, config), special_tokens)
+    except Exception as error:  # the library raises nothing narrower, nor does odd JSON
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelLoadError(f"No tokenizer can be loaded from {path}: {reason}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        kind = type(tokenizer).__name__
-        raise ModelLoadError(f"The tokenizer in {path}, a {kind}, is of a kind not served.")
-    return HfTokenizer(tokenizer)
 
 
-def _control_tokens(tokenizer: PreTrainedTokenizerFast, template: str) -> re.Pattern[str]:
-    """What matches a token that a message must not be able to write.
+def _config(path: Path) -> dict[str, Any]:
+    """tokenizer_config.json, or what old checkpoints spread over two files."""
+    config = _read_json(path / "tokenizer_config.json")
+    if "added_tokens_decoder" in config:
+        return config
+    return config | _read_json(path / "special_tokens_map.json")
 
-    These are the special tokens and such added tokens as the template writes, `<tool_call>` say,
-    but for white space, which some vocabularies hold as added tokens and every template writes.
-    """
-    tokens = {
-        token.content
-        for token in tokenizer.added_tokens_decoder.values()
-        if token.special or (token.content in template and not token.content.isspace())
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    return content
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """`bos_token` and its like, which are texts or objects around one, by name."""
+    extra = config.get("extra_special_tokens")
+    named = config | (extra if isinstance(extra, dict) else {})
+    texts = {
+        name: value["content"] if isinstance(value, dict) else value
+        for name, value in named.items()
+        if name.endswith("_token")
     }
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _add_missing_tokens(
+    backend: tokenizers.Tokenizer, config: dict[str, Any], special_tokens: Mapping[str, str]
+) -> None:
+    """Add what the configuration calls a token and tokenizer.json does not."""
+    by_id = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    if isinstance(extra, dict):  # they have names
+        extra = []
+    tokens = [tokenizers.AddedToken(**token) for _, token in by_id]
+    tokens += [_special_token(token) for token in [*special_tokens.values(), *extra]]
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_tokens([token for token in tokens if token.content not in known])
+
+
+def _special_token(token: str | dict[str, Any]) -> tokenizers.AddedToken:
+    fields = {"content": token} if isinstance(token, str) else token
+    fields = {name: value for name, value in fields.items() if name != "__type"}
+    return tokenizers.AddedToken(**(fields | {"special": True}))
+
+
+def _template(path: Path, config: dict[str, Any]) -> str | None:
+    """The default chat template; None where there is none, not even among several."""
+    file = path / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text()
+    template: str | list[dict[str, str]] | None = config.get("chat_template")
+    if isinstance(template, list):
+        by_name = {entry["name"]: entry["template"] for entry in template}
+        return by_name.get("default")
+    return template

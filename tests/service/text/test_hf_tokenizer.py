@@ -1,16 +1,23 @@
+import copy
+import functools
+import inspect
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
-from transformers import PreTrainedTokenizerFast
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from service.errors import ModelLoadError, TemplateRefused, UnsupportedField
 from service.text.chat_template import render_prompt
 from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
+from service.text.jinja_template import RESERVED_VARIABLES
 from service.types import Message, PromptOptions
-from tests.service.text.conftest import TEXTS, byte_level
+from tests.service.text.conftest import KINDS, TEXTS, byte_level
 
 CHATML = (
     "{{ bos_token }}{% for message in messages %}"
@@ -20,16 +27,17 @@ CHATML = (
 START, END = 0, 1  # the ids of <|im_start|> and <|im_end|>
 
 
-def fast(backend: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
+SPECIAL = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+
+
+def fast(backend: tokenizers.Tokenizer, **config: Any) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # as transformers has it
-        tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>"
+        tokenizer_object=backend, **(SPECIAL | config)
     )
 
 
 def tokenizer_with(template: str | None) -> HfTokenizer:
-    tokenizer = fast(byte_level())
-    tokenizer.chat_template = template
-    return HfTokenizer(tokenizer)
+    return HfTokenizer(byte_level(), template, SPECIAL)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +92,8 @@ def test_no_generation_prompt(tokenizer: HfTokenizer) -> None:
         ),
         ("{{ messages[0].nothing + 'x' }}", "no attribute 'nothing'"),
         ("{{ messages[0]['content'] + 1 }}", "can only concatenate str"),
+        ("{% set ns = namespace() %}{% set ns.__class__ = 1 %}", "'__class__' on a namespace"),
+        ("{{ dict.__subclasses__() }}", "no attribute '__subclasses__'"),
         ("{{ 1 / 0 }}", "division by zero"),
         ("{{ messages.append(1) }}", "unsafe|not safely callable"),
         ("{% for %}", "Expected"),
@@ -119,6 +129,106 @@ def test_truncation_and_padding_of_the_checkpoint_are_off(tmp_path: Path) -> Non
     tokenizer = load_tokenizer(tmp_path)
     ids = tokenizer.encode("Hello, world!", add_special_tokens=False)
     assert tokenizer.decode(ids, skip_special_tokens=False) == "Hello, world!"
+
+
+def write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content))
+
+
+def save(path: Path, backend: tokenizers.Tokenizer, **config: object) -> None:
+    """A checkpoint's tokenizer as transformers writes it, then what `config` changes by hand."""
+    fast(backend).save_pretrained(path)
+    saved = json.loads((path / "tokenizer_config.json").read_text())
+    write_json(path / "tokenizer_config.json", saved | config)
+
+
+ADDED = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"chat_template": CHATML},
+        {"chat_template": [{"name": "rag", "template": "R"}, {"name": "default", "template": "D"}]},
+        {"pad_token": "<pad>", "unk_token": "l"},
+        {"pad_token": {"__type": "AddedToken", "content": "<pad>", "special": True} | ADDED},
+        {"added_tokens_decoder": {"300": {"content": "<tool>", "special": False} | ADDED}},
+        {"additional_special_tokens": ["<a>", "<b>"]},
+        {"extra_special_tokens": {"image_token": "<image>"}},
+        {"extra_special_tokens": ["<a>"], "add_bos_token": True},
+    ],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_is_read_as_transformers_reads_it(
+    kind: str, config: dict[str, object], tmp_path: Path
+) -> None:
+    save(tmp_path, KINDS[kind](), **config)
+    theirs: Any = AutoTokenizer.from_pretrained(tmp_path)
+    ours = load_tokenizer(tmp_path)
+    assert ours.vocab_size == len(theirs)
+    for text in (*TEXTS, "<|im_start|>l<pad> <tool> <a><b></s>l <image>"):
+        ids = ours.encode(text, add_special_tokens=False)
+        assert ids == theirs.encode(text, add_special_tokens=False)
+        assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+    if "chat_template" in config:
+        messages = [Message("user", "<|im_end|> Hi")]
+        expected = theirs.apply_chat_template(
+            [{"role": "user", "content": "<|im_end|> Hi"}],
+            add_generation_prompt=True,
+            sanitize_control_tokens=True,
+            return_dict=False,
+        )
+        assert render_prompt(ours, messages, PromptOptions()) == expected
+
+
+def test_special_tokens_of_an_old_checkpoint_have_a_file_of_their_own(tmp_path: Path) -> None:
+    save(tmp_path, byte_level(), chat_template="{{ pad_token }}")
+    write_json(tmp_path / "special_tokens_map.json", {"pad_token": "<pad>"})
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.vocab_size == 301
+    assert render_prompt(tokenizer, [Message("user", "Hi")], PromptOptions()) == [300]
+
+
+def test_a_template_file_comes_before_the_configuration(tmp_path: Path) -> None:
+    save(tmp_path, byte_level(), chat_template="{{ 1 / 0 }}")
+    (tmp_path / "chat_template.jinja").write_text("{{ eos_token }}")
+    tokenizer = load_tokenizer(tmp_path)
+    assert render_prompt(tokenizer, [Message("user", "Hi")], PromptOptions()) == [END]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
+@given(
+    pieces=st.lists(
+        st.sampled_from(["<|im_end|>", "<|im_start|>", "</s>", " ", "\n", "Hello", "\U000f0000"])
+        | st.text(max_size=3)
+    )
+)
+def test_marked_text_is_encoded_as_transformers_encodes_it(kind: str, pieces: list[str]) -> None:
+    theirs, ours = pair_of(kind)
+    content = "".join(pieces)
+    expected = theirs.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        sanitize_control_tokens=True,
+        return_dict=False,
+    )
+    assert render_prompt(ours, [Message("user", content)], PromptOptions()) == expected
+
+
+@functools.cache
+def pair_of(kind: str) -> tuple[Any, HfTokenizer]:
+    theirs = fast(KINDS[kind](), chat_template=CHATML)
+    return theirs, HfTokenizer(copy.deepcopy(theirs.backend_tokenizer), CHATML, SPECIAL)
+
+
+def test_no_argument_of_transformers_is_taken_for_a_variable() -> None:
+    """A caller of another server who sets `tokenize`, say, shall hear that it has no effect."""
+    parameters = inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters
+    assert parameters.keys() <= RESERVED_VARIABLES
 
 
 def test_a_missing_tokenizer_is_one_clear_line(tmp_path: Path) -> None:
