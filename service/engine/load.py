@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from service.engine.attention import PagedAttention, ShapeProbe, register
 from service.engine.block_pool import BlockPool
 from service.engine.core import EngineCore
+from service.engine.cpus import available_cpus
 from service.engine.kv_store import KVShape, KVStore
 from service.engine.memory import available_memory
 from service.engine.model_runner import ModelRunner
@@ -44,7 +45,8 @@ class EngineOptions:
     """What an engine is made from.
 
     `max_model_len` None: the model's own. `kv_cache_memory_bytes` None: as much as the sequences
-    could use, within half of the memory that is free.
+    could use, within half of the memory that is free. `num_threads` None: one for each CPU that the
+    process may use.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class EngineOptions:
     max_num_batched_tokens: int = 512
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None
+    num_threads: int | None = None
 
 
 def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
@@ -66,6 +69,7 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
     Raises:
         ModelLoadError: the model cannot be read, is of a kind that is not served, or does not fit.
     """
+    torch.set_num_threads(options.num_threads or available_cpus())
     device = _resolve_device(options.device)
     model = _load_model(options.path, device, _resolve_dtype(options.dtype, device))
     shapes = _probe(model)
