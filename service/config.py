@@ -59,6 +59,9 @@ class ServiceSettings(ProcessSettings):
     kv_cache_memory_bytes: ByteSize | None = Field(
         None, description="memory for keys and values, such as 2GiB; default: half of what is free"
     )
+    num_threads: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="CPU threads of the engine; default: the CPUs the process may use"
+    )
     block_size: Annotated[int, Field(ge=1, le=1024)] = Field(
         16, description="tokens in a block of the KV cache"
     )

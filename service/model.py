@@ -57,6 +57,7 @@ class ModelLoader:
                 max_num_batched_tokens=settings.max_num_batched_tokens,
                 block_size=settings.block_size,
                 kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
+                num_threads=settings.num_threads,
             )
         )
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from service.cache import default_cache_dir
 from service.engine.block_pool import BlockPool
 from service.engine.core import EngineCore
+from service.engine.cpus import available_cpus
 from service.engine.decoder.architecture import read_architecture
 from service.engine.decoder.load import load_decoder
 from service.engine.decoder.rope import is_served
@@ -42,7 +43,7 @@ class EngineOptions:
     `quantization` "auto" is int8 for the lean decoder on a CPU where no `dtype` is asked for, none
     elsewhere. `cache_dir` is where compiled kernels are kept. `max_model_len` None: the model's
     own. `kv_cache_memory_bytes` None: as much as the sequences could use, within half of the memory
-    that is free.
+    that is free. `num_threads` None: one for each CPU that the process may use.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class EngineOptions:
     max_num_batched_tokens: int = 512
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None
+    num_threads: int | None = None
 
 
 def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
@@ -66,6 +68,7 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
     Raises:
         ModelLoadError: the model cannot be read, is of a kind that is not served, or does not fit.
     """
+    torch.set_num_threads(options.num_threads or available_cpus())
     device = _resolve_device(options.device)
     config = _read_config(options.path)
     model = _load_model(options, config, device)

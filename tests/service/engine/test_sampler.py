@@ -107,6 +107,43 @@ def test_a_row_alone_is_that_row_in_a_batch(
     assert together == alone
 
 
+@pytest.mark.parametrize("vocab_size", [49152, 50257])
+def test_a_row_of_a_real_vocabulary_is_the_same_to_the_last_bit_in_any_batch(
+    vocab_size: int,
+) -> None:
+    """Where torch splits the work differently for one row, for some and for many."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(24, vocab_size, generator=generator) * 4).to(torch.bfloat16).float()
+    kinds = [GREEDY, SamplingParams(), SamplingParams(top_p=0.9), SamplingParams(top_k=50)]
+    params = [kinds[row % 4] for row in range(24)]
+    for draw in torch.rand(20, dtype=torch.float64, generator=generator).tolist():
+        together = sample(logits, params, [draw] * 24)
+        assert sample(logits[5:19], params[5:19], [draw] * 14) == together[5:19]
+        row = int(draw * 24)
+        assert sample(logits[row : row + 1], [params[row]], [draw]) == [together[row]]
+
+
+@pytest.mark.parametrize("vocab_size", [49152, 50257])
+def test_torch_computes_a_row_alone_to_the_same_bits(vocab_size: int) -> None:
+    """What the sampler builds on."""
+    logits = torch.randn(32, vocab_size, generator=torch.Generator().manual_seed(1)) * 4
+    probs = torch.softmax(logits / 0.7, dim=-1)
+    blocks = torch.nn.functional.pad(probs, (0, -vocab_size % 128)).reshape(32, -1, 128)
+    sums = blocks.sum(-1)
+    for row in range(32):
+        alone = torch.softmax(logits[row : row + 1] / 0.7, dim=-1)
+        assert torch.equal(alone[0], probs[row])
+        assert torch.equal(blocks[row : row + 1].clone().sum(-1)[0], sums[row])
+
+
+@pytest.mark.parametrize("vocab_size", [1, 127, 128, 129, 1000])
+def test_of_the_most_likely_greedy_takes_the_lowest(vocab_size: int) -> None:
+    for most_likely in {0, vocab_size // 2, vocab_size - 1}:
+        logits = torch.full((1, vocab_size), -1.0)
+        logits[0, most_likely:] = 2.0
+        assert sample(logits, [GREEDY], [0.0]) == [most_likely]
+
+
 def test_greedy_takes_the_most_likely() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
     assert sample(logits, [GREEDY, GREEDY], [0.0, 0.0]) == [1, 0]
