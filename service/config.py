@@ -63,6 +63,9 @@ class ServiceSettings(ProcessSettings):
     block_size: Annotated[int, Field(ge=1, le=1024)] = Field(
         16, description="tokens in a block of the KV cache"
     )
+    prefix_caching: CliImplicitFlag[bool] = Field(
+        True, description="share the cache of prompts that begin alike, a block at a time"
+    )
 
     max_request_s: Annotated[float, Field(gt=0)] = Field(
         600.0, description="seconds a request may take, whatever its deadline"

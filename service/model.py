@@ -51,6 +51,7 @@ class ModelLoader:
                 max_num_batched_tokens=settings.max_num_batched_tokens,
                 block_size=settings.block_size,
                 kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
+                prefix_caching=settings.prefix_caching,
             )
         )
 

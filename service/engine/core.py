@@ -49,6 +49,8 @@ class EngineCore:
             num_kv_blocks=pool.num_blocks,
             num_free_kv_blocks=pool.num_free,
             num_preemptions=self._scheduler.num_preemptions,
+            num_prefix_cache_queries=self._scheduler.num_prefix_cache_queries,
+            num_prefix_cache_hits=self._scheduler.num_prefix_cache_hits,
             num_steps=self._num_steps,
         )
 
@@ -76,9 +78,10 @@ class EngineCore:
     def _output(self, sequence: Sequence) -> SequenceOutput:
         if sequence.status is SequenceStatus.FINISHED:
             del self._sequences[sequence.id]
-        return SequenceOutput(
-            sequence.id, TokenOutput((sequence.token_ids[-1],), sequence.finish_reason)
+        output = TokenOutput(
+            (sequence.token_ids[-1],), sequence.finish_reason, sequence.num_cached_tokens or 0
         )
+        return SequenceOutput(sequence.id, output)
 
     def _expire_waiting(self, now: float) -> list[SequenceOutput]:
         late = [

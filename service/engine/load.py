@@ -44,7 +44,7 @@ class EngineOptions:
     """What an engine is made from.
 
     `max_model_len` None: the model's own. `kv_cache_memory_bytes` None: as much as the sequences
-    could use, within half of the memory that is free.
+    could use, within half of the memory that is free. `prefix_caching`: share what is cached.
     """
 
     path: Path
@@ -55,6 +55,7 @@ class EngineOptions:
     max_num_batched_tokens: int = 512
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None
+    prefix_caching: bool = True
 
 
 def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
@@ -76,7 +77,7 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
     try:
         attention = PagedAttention(KVStore(shapes, num_blocks, options.block_size, device))
         model.set_attn_implementation(register(next(_names), attention))
-        pool = BlockPool(num_blocks, options.block_size)
+        pool = BlockPool(num_blocks, options.block_size, has_prefix_caching=options.prefix_caching)
         scheduler = Scheduler(pool, options.max_num_seqs, options.max_num_batched_tokens)
         runner = ModelRunner(model, attention, options.block_size)
         core = EngineCore(scheduler, runner, max_model_len)

@@ -42,9 +42,9 @@ class Scheduler:
     Running sequences come before waiting ones and single tokens before chunks of prompts, so a long
     prompt takes what the token budget leaves and never stalls a stream. Waiting ones are admitted
     first come, first served. When the cache is full the sequence admitted last is preempted: it
-    gives its blocks back and waits at the head of the queue to be computed anew. The one admitted
-    first is never preempted for another, so some sequence always gets on, and every one finishes as
-    long as none is longer than the whole cache.
+    gives its blocks back and waits at the head of the queue to be computed anew, but for what is
+    still cached of it by then. The one admitted first is never preempted for another, so some
+    sequence always gets on, and every one finishes as long as none is longer than the whole cache.
 
     Args:
         max_num_seqs: the most sequences that run at once.
@@ -60,6 +60,8 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in the order of their admission
         self.num_preemptions = 0
+        self.num_prefix_cache_queries = 0  # tokens of prompts
+        self.num_prefix_cache_hits = 0  # those of them that were in the cache
 
     @property
     def has_unfinished(self) -> bool:
@@ -82,7 +84,7 @@ class Scheduler:
         for sequence, token_id in zip(batch.sampled, token_ids, strict=True):
             sequence.append(token_id)
         for scheduled in batch.scheduled:
-            scheduled.sequence.num_computed_tokens += scheduled.num_new_tokens
+            self.pool.advance(scheduled.sequence, scheduled.num_new_tokens)
             if scheduled.sequence.finish_reason is not None:
                 self.finish(scheduled.sequence)
 
@@ -111,6 +113,10 @@ class Scheduler:
             sequence = self.waiting.popleft()
             sequence.status = SequenceStatus.RUNNING
             self.running.append(sequence)
+            if sequence.num_cached_tokens is None:
+                sequence.num_cached_tokens = sequence.num_computed_tokens
+                self.num_prefix_cache_queries += sequence.num_prompt_tokens
+                self.num_prefix_cache_hits += sequence.num_cached_tokens
 
     def _share_budget(self) -> Iterator[ScheduledSequence]:
         budget = self.max_num_batched_tokens

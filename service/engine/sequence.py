@@ -2,6 +2,7 @@
 
 import random
 from enum import Enum
+from hashlib import sha256
 
 from service.types import FinishReason, Request
 
@@ -19,6 +20,11 @@ class Sequence:
     first `num_computed_tokens` of them are in the cache, in the blocks `block_ids`. A running
     sequence catches up: prefill, a chunk of it, and recomputation after a preemption are all
     `num_uncomputed_tokens > 1`; decode is 1.
+
+    `num_cached_tokens` of the prompt were in the cache already when the sequence was first
+    admitted; None before that. What it finds there again after a preemption is no saving of its
+    caller's and not counted. `prefix_hashes[n]` is what its first n blocks are known by in the
+    prefix cache, as far as anybody has asked.
     """
 
     __slots__ = (
@@ -26,8 +32,10 @@ class Sequence:
         "finish_reason",
         "id",
         "max_tokens",
+        "num_cached_tokens",
         "num_computed_tokens",
         "num_prompt_tokens",
+        "prefix_hashes",
         "request",
         "rng",
         "status",
@@ -44,7 +52,9 @@ class Sequence:
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
+        self.num_cached_tokens: int | None = None
         self.block_ids: list[int] = []
+        self.prefix_hashes = [sha256(request.cache_salt.encode()).digest()]
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
         # One draw per sampled token, so an answer depends on its own seed and on nothing beside it.

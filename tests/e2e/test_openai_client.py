@@ -45,7 +45,28 @@ def test_the_capital_of_france_streamed(client: openai.OpenAI) -> None:
     assert chunks[-1].choices == []
     whole = client.chat.completions.create(model=MODEL, messages=FRANCE, temperature=0)
     assert text == whole.choices[0].message.content
-    assert chunks[-1].usage == whole.usage
+    assert whole.usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_a_second_turn_is_read_from_the_cache(client: openai.OpenAI) -> None:
+    """As far as full blocks go: the first turn, its answer but for the last tokens."""
+    extra = {"cache_salt": "turns"}
+    first = client.chat.completions.create(
+        model=MODEL, messages=FRANCE, temperature=0, extra_body=extra
+    )
+    said = {"role": "assistant", "content": first.choices[0].message.content}
+    messages = [*FRANCE, said, {"role": "user", "content": "And of Italy?"}]
+    for salt, is_cached in (("turns", True), ("other", False)):
+        second = client.chat.completions.create(
+            model=MODEL, messages=messages, max_completion_tokens=1, extra_body={"cache_salt": salt}
+        )
+        assert first.usage is not None
+        assert second.usage is not None
+        details = second.usage.prompt_tokens_details
+        assert details is not None
+        assert details.cached_tokens is not None
+        assert (details.cached_tokens > first.usage.prompt_tokens) is is_cached
 
 
 def test_the_stream_helper(client: openai.OpenAI) -> None:

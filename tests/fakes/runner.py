@@ -11,6 +11,10 @@ from service.types import Request
 VOCAB_SIZE = 1000
 
 
+class WrongCacheError(BaseException):
+    """A sequence reads what is not its own. No Exception: nothing may take it for a failed step."""
+
+
 def next_token(token_ids: list[int]) -> int:
     """The token that the fake model says after `token_ids`."""
     return zlib.crc32(repr(token_ids).encode()) % VOCAB_SIZE
@@ -25,16 +29,17 @@ def answer(request: Request, max_model_len: int) -> list[int]:
 
 
 class FakeRunner:
-    """`service.engine.core.Runner` with a cache of token ids in the place of keys and values.
+    """`service.engine.core.Runner` with a cache of tokens in the place of keys and values.
 
-    What a sequence samples depends on every token that its blocks hold, so a block that another
-    sequence wrote to, or one that was not computed anew after a preemption, changes the answer.
-    While `gate` is clear a step waits for it, having set `is_waiting`; `error` is raised instead.
+    Whatever is computed reads its whole context back through the block table, and each place must
+    hold the right token at the right position: a block that another sequence wrote to, a wrong
+    prefix, or one that was not computed anew is found at once. While `gate` is clear a step waits
+    for it, having set `is_waiting`; `error` is raised instead.
     """
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._cache: dict[tuple[int, int], int] = {}
+        self._cache: dict[tuple[int, int], tuple[int, int]] = {}  # position and token, by place
         self.gate = threading.Event()
         self.gate.set()
         self.is_waiting = threading.Event()
@@ -51,12 +56,17 @@ class FakeRunner:
         for scheduled in batch.scheduled:
             start = scheduled.sequence.num_computed_tokens
             for position in range(start, start + scheduled.num_new_tokens):
-                place = self._place(scheduled.sequence, position)
-                self._cache[place] = scheduled.sequence.token_ids[position]
-        return [next_token(self._read(sequence)) for sequence in batch.sampled]
+                token_id = scheduled.sequence.token_ids[position]
+                self._cache[self._place(scheduled.sequence, position)] = position, token_id
+        for scheduled in batch.scheduled:
+            end = scheduled.sequence.num_computed_tokens + scheduled.num_new_tokens
+            self._check(scheduled.sequence, end)
+        return [next_token(sequence.token_ids) for sequence in batch.sampled]
 
-    def _read(self, sequence: Sequence) -> list[int]:
-        return [self._cache[self._place(sequence, i)] for i in range(sequence.num_tokens)]
+    def _check(self, sequence: Sequence, num_tokens: int) -> None:
+        read = [self._cache.get(self._place(sequence, i)) for i in range(num_tokens)]
+        if read != list(enumerate(sequence.token_ids[:num_tokens])):
+            raise WrongCacheError(f"{read} is not {sequence.token_ids[:num_tokens]}")
 
     def _place(self, sequence: Sequence, position: int) -> tuple[int, int]:
         block, offset = divmod(position, self._block_size)

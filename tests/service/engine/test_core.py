@@ -17,9 +17,13 @@ LONG_AGO = 0.0
 
 
 def core_of(
-    *, num_blocks: int = 50, max_num_seqs: int = 4, max_num_batched_tokens: int = 32
+    *,
+    num_blocks: int = 50,
+    max_num_seqs: int = 4,
+    max_num_batched_tokens: int = 32,
+    has_prefix_caching: bool = True,
 ) -> EngineCore:
-    pool = BlockPool(num_blocks, BLOCK_SIZE)
+    pool = BlockPool(num_blocks, BLOCK_SIZE, has_prefix_caching=has_prefix_caching)
     scheduler = Scheduler(pool, max_num_seqs, max_num_batched_tokens)
     return make_core(FakeRunner(BLOCK_SIZE), scheduler)
 
@@ -85,6 +89,37 @@ def test_a_chunk_that_ends_before_the_prompt_yields_nothing() -> None:
     assert len(core.step()) == 1
 
 
+def test_every_output_says_how_much_of_the_prompt_was_cached() -> None:
+    core = core_of()
+    core.add(0, make_request(9, max_tokens=2))
+    run(core)
+    core.add(1, make_request(9, max_tokens=2))
+    assert [o.num_cached_tokens for o in run(core)[1]] == [8, 8]
+    assert (core.stats.num_prefix_cache_queries, core.stats.num_prefix_cache_hits) == (18, 8)
+
+
+def test_a_second_turn_begins_where_the_first_ended() -> None:
+    core, first = core_of(), make_request(9, max_tokens=8)
+    core.add(0, first)
+    said = tokens(run(core)[0])
+    second = make_request((*first.prompt_token_ids, *said, 5, 5), max_tokens=3)
+    core.add(1, second)
+    outputs = run(core)[1]
+    assert tokens(outputs) == answer(second, 200)
+    assert outputs[0].num_cached_tokens == 16
+
+
+def test_an_abort_in_the_middle_of_a_prompt_leaves_what_is_computed() -> None:
+    core, request = core_of(max_num_batched_tokens=10), make_request(30, max_tokens=3)
+    core.add(0, request)
+    core.step()
+    core.abort(0)
+    core.add(1, request)
+    outputs = run(core)[1]
+    assert tokens(outputs) == answer(request, 200)
+    assert outputs[0].num_cached_tokens == 8
+
+
 def test_a_step_without_work_does_nothing() -> None:
     core = core_of()
     assert core.step() == []
@@ -93,27 +128,34 @@ def test_a_step_without_work_does_nothing() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    prompts=st.lists(st.tuples(st.integers(1, 15), st.integers(1, 20)), min_size=1, max_size=12),
+    prompts=st.lists(
+        st.tuples(st.integers(0, 2), st.integers(1, 15), st.integers(1, 20)),
+        min_size=1,
+        max_size=12,
+    ),
     num_blocks=st.integers(4, 12),
     max_num_seqs=st.integers(1, 6),
     spare_tokens=st.integers(0, 12),
     steps_between=st.integers(0, 3),
+    has_prefix_caching=st.booleans(),
 )
-def test_neither_batching_nor_preemption_changes_a_token(
-    prompts: list[tuple[int, int]],
+def test_neither_batching_nor_preemption_nor_sharing_changes_a_token(
+    prompts: list[tuple[int, int, int]],
     num_blocks: int,
     max_num_seqs: int,
     spare_tokens: int,
     steps_between: int,
+    has_prefix_caching: bool,
 ) -> None:
     core = core_of(
         num_blocks=num_blocks,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_seqs + spare_tokens,
+        has_prefix_caching=has_prefix_caching,
     )
     requests = [
-        make_request([100 * i + j for j in range(length)], max_tokens)
-        for i, (length, max_tokens) in enumerate(prompts)
+        make_request([100 * text + j for j in range(length)], max_tokens)
+        for text, length, max_tokens in prompts
     ]
     got: dict[int, list[int]] = {i: [] for i in range(len(requests))}
 

@@ -109,6 +109,26 @@ def test_neither_budget_nor_block_size_changes_a_token(
     assert got == llama_answers
 
 
+def test_what_is_cached_changes_no_token(llama: Path, llama_answers: list[list[int]]) -> None:
+    """Each prompt comes again, then with its answer and more as the prompt of a second turn."""
+    core, _ = load_engine(options(llama))
+    greedy = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
+    requests = [Request(prompt, greedy) for prompt in prompts()]
+    assert run(core, requests) == llama_answers
+    num_hits = core.stats.num_prefix_cache_hits
+    assert run(core, requests) == llama_answers
+    assert core.stats.num_prefix_cache_hits - num_hits == sum((n - 1) // 4 * 4 for n in PROMPT_LENS)
+    generate = reference(llama)
+    turns = [
+        (*prompt, *said[:-1], 5)
+        for prompt, said in zip(prompts(), llama_answers, strict=True)
+        if len(prompt) < 20
+    ]
+    assert run(core, [Request(turn, greedy) for turn in turns]) == [
+        generate(turn, MAX_TOKENS)[: 48 - len(turn)] for turn in turns
+    ]
+
+
 def test_an_aborted_neighbour_leaves_nothing_behind(
     llama: Path, llama_answers: list[list[int]]
 ) -> None:
