@@ -66,6 +66,12 @@ class ServiceSettings(ProcessSettings):
     prefix_caching: CliImplicitFlag[bool] = Field(
         True, description="share the cache of prompts that begin alike, a block at a time"
     )
+    speculation: Literal["none", "ngram"] = Field(
+        "ngram", description="guess at tokens by what followed the last ones before"
+    )
+    num_speculative_tokens: Annotated[int, Field(ge=1, le=64)] = Field(
+        8, description="the most tokens guessed at in a step of a sequence"
+    )
 
     max_request_s: Annotated[float, Field(gt=0)] = Field(
         600.0, description="seconds a request may take, whatever its deadline"

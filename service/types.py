@@ -125,6 +125,8 @@ class EngineStats:
     num_steps: int = 0
     num_prefix_cache_queries: int = 0  # tokens of prompts that were looked for in the cache
     num_prefix_cache_hits: int = 0  # those of them that were found
+    num_draft_tokens: int = 0  # guessed for the model to check
+    num_accepted_tokens: int = 0  # those of them that were right
 
 
 class Engine(Protocol):

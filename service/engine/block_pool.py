@@ -46,17 +46,19 @@ class BlockPool:
         """How many tokens the whole cache holds."""
         return self.num_blocks * self.block_size
 
-    def allocate(self, sequence: Sequence, num_spared: int = 0) -> bool:
-        """Give `sequence` the blocks that all its tokens need.
+    def allocate(
+        self, sequence: Sequence, *, num_draft_tokens: int = 0, num_spared: int = 0
+    ) -> bool:
+        """Give `sequence` the blocks that all its tokens, and so many behind them, need.
 
         One without any begins with the cached ones; what they hold counts as computed. False, and
-        no change, if that would leave fewer than `num_spared` blocks free.
+        no change, if taking a block would leave fewer than `num_spared` free.
         """
         cached = [] if sequence.block_ids else self._find_cached(sequence)
         num_held = len(sequence.block_ids) + len(cached)
-        num_new = -(-sequence.num_tokens // self.block_size) - num_held
+        num_new = -(-(sequence.num_tokens + num_draft_tokens) // self.block_size) - num_held
         num_free = len(self._free) - sum(block_id in self._free for block_id in cached)
-        if num_new + num_spared > num_free:
+        if num_new > 0 and num_new + num_spared > num_free:
             return False
         for block_id in cached:
             self._free.pop(block_id, None)

@@ -45,6 +45,7 @@ class EngineOptions:
 
     `max_model_len` None: the model's own. `kv_cache_memory_bytes` None: as much as the sequences
     could use, within half of the memory that is free. `prefix_caching`: share what is cached.
+    `num_speculative_tokens`: the longest draft of a sequence; 0 for none.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class EngineOptions:
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None
     prefix_caching: bool = True
+    num_speculative_tokens: int = 8
 
 
 def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
@@ -78,7 +80,12 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
         attention = PagedAttention(KVStore(shapes, num_blocks, options.block_size, device))
         model.set_attn_implementation(register(next(_names), attention))
         pool = BlockPool(num_blocks, options.block_size, has_prefix_caching=options.prefix_caching)
-        scheduler = Scheduler(pool, options.max_num_seqs, options.max_num_batched_tokens)
+        scheduler = Scheduler(
+            pool,
+            options.max_num_seqs,
+            options.max_num_batched_tokens,
+            options.num_speculative_tokens,
+        )
         runner = ModelRunner(model, attention, options.block_size)
         core = EngineCore(scheduler, runner, max_model_len)
         _warm_up(core, min(8, max_model_len - 1))

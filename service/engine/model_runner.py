@@ -1,6 +1,7 @@
 """Computes a batch with one of transformers' decoder models and samples from what comes out."""
 
 import inspect
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -9,6 +10,8 @@ from transformers import PreTrainedModel
 from service.engine.attention import AttentionBatch, PagedAttention, PrefillChunk
 from service.engine.sampler import sample
 from service.engine.scheduler import Batch, ScheduledSequence
+from service.engine.speculation import accept
+from service.types import SamplingParams
 
 
 class ModelRunner:
@@ -29,32 +32,42 @@ class ModelRunner:
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> list[int]:
-        """Compute the batch, and sample the next token of each sequence of `batch.sampled`."""
+    def run(self, batch: Batch) -> list[tuple[int, ...]]:
+        """See `service.engine.core.Runner.run`."""
         self._attention.batch = self._lay_out(batch)
         logits = self._forward(batch)
-        sampled = batch.sampled
-        if not sampled:
+        if not batch.sampled:
             return []
-        params = [s.request.sampling for s in sampled]
-        draws = [
-            0.0 if p.is_greedy else s.rng.random() for s, p in zip(sampled, params, strict=True)
+        params: list[SamplingParams] = []
+        draws: list[float] = []
+        for scheduled in batch.sampled:
+            sequence, sampling = scheduled.sequence, scheduled.sequence.request.sampling
+            for i in range(1 + len(scheduled.draft_token_ids)):
+                params.append(sampling)
+                position = sequence.num_output_tokens + i
+                draws.append(0.0 if sampling.is_greedy else sequence.draw(position))
+        token_ids = iter(sample(logits, params, draws))
+        return [
+            accept(list(islice(token_ids, 1 + len(s.draft_token_ids))), s.draft_token_ids)
+            for s in batch.sampled
         ]
-        return sample(logits, params, draws)
 
     def _forward(self, batch: Batch) -> Tensor:
-        """Logits after the last token of each sampled sequence: [B, vocab_size], float32."""
+        """Logits after the last token of each sampled sequence, and after each of its draft.
+
+        [B, vocab_size], float32.
+        """
         token_ids: list[int] = []
         positions: list[int] = []
-        last_rows: list[int] = []
+        sampled_rows: list[int] = []
         for scheduled in batch.scheduled:
             start = scheduled.sequence.num_computed_tokens
-            end = start + scheduled.num_new_tokens
-            token_ids.extend(scheduled.sequence.token_ids[start:end])
-            positions.extend(range(start, end))
+            token_ids.extend(scheduled.token_ids)
+            positions.extend(range(start, start + scheduled.num_tokens))
             if scheduled.is_sampled:
-                last_rows.append(len(token_ids) - 1)
-        rows = self._tensor(last_rows)
+                end = len(token_ids)
+                sampled_rows.extend(range(end - len(scheduled.draft_token_ids) - 1, end))
+        rows = self._tensor(sampled_rows)
         logits: Tensor = self._model(
             input_ids=self._tensor(token_ids)[None],
             position_ids=self._tensor(positions)[None],
@@ -65,7 +78,7 @@ class ModelRunner:
 
     def _lay_out(self, batch: Batch) -> AttentionBatch:
         """Where the batch's tokens go in the cache and what each sees."""
-        decodes = [s for s in batch.scheduled if s.num_new_tokens == 1]
+        decodes = [s for s in batch.scheduled if s.num_tokens == 1]
         num_blocks = max((len(s.sequence.block_ids) for s in decodes), default=0)
         tables = [_padded(s.sequence.block_ids, num_blocks) for s in decodes]
         return AttentionBatch(
@@ -81,16 +94,16 @@ class ModelRunner:
         start = scheduled.sequence.num_computed_tokens
         return [
             blocks[position // size] * size + position % size
-            for position in range(start, start + scheduled.num_new_tokens)
+            for position in range(start, start + scheduled.num_tokens)
         ]
 
     def _chunks(self, batch: Batch, first_row: int) -> list[PrefillChunk]:
         chunks = []
         row = first_row
         for scheduled in batch.scheduled[first_row:]:
-            context_len = scheduled.sequence.num_computed_tokens + scheduled.num_new_tokens
+            context_len = scheduled.sequence.num_computed_tokens + scheduled.num_tokens
             blocks = scheduled.sequence.block_ids[: -(-context_len // self._block_size)]
-            end = row + scheduled.num_new_tokens
+            end = row + scheduled.num_tokens
             chunks.append(PrefillChunk(row, end, context_len, self._tensor([blocks])))
             row = end
         return chunks

@@ -1,31 +1,47 @@
-"""A model that is a hash: it reads its context back from a cache, as attention does."""
+"""A model that is a hash, and quotes: it reads its context back from a cache, as attention does."""
 
 import threading
 import zlib
 
 from service.engine.core import EngineCore
-from service.engine.scheduler import Batch, Scheduler
+from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
 from service.engine.sequence import Sequence
+from service.engine.speculation import accept
 from service.types import Request
 
-VOCAB_SIZE = 1000
+VOCAB_SIZE = 30
 
 
 class WrongCacheError(BaseException):
     """A sequence reads what is not its own. No Exception: nothing may take it for a failed step."""
 
 
-def next_token(token_ids: list[int]) -> int:
-    """The token that the fake model says after `token_ids`."""
-    return zlib.crc32(repr(token_ids).encode()) % VOCAB_SIZE
+def next_token(token_ids: list[int], draw: float = 0.0) -> int:
+    """The token that the fake model says after `token_ids`.
+
+    Seven times out of eight it is what followed the last token before, if there was one.
+    """
+    choice = zlib.crc32(repr((token_ids, draw)).encode())
+    if choice % 8:
+        for i in range(len(token_ids) - 1, 0, -1):
+            if token_ids[i - 1] == token_ids[-1]:
+                return token_ids[i]
+    return choice % VOCAB_SIZE
 
 
 def answer(request: Request, max_model_len: int) -> list[int]:
-    """What an engine over a `FakeRunner` must answer, computed by itself."""
+    """What an engine over a `FakeRunner` must answer, computed by itself: one token at a time."""
     sequence = Sequence(0, request, max_model_len)
     while sequence.finish_reason is None:
-        sequence.append(next_token(sequence.token_ids))
+        sequence.append(_sample(sequence, ()))
     return sequence.token_ids[sequence.num_prompt_tokens :]
+
+
+def _sample(sequence: Sequence, draft: tuple[int, ...]) -> int:
+    """The token behind a sequence and a part of its draft, with the draw of its own position."""
+    position = sequence.num_output_tokens + len(draft)
+    draw = 0.0 if sequence.request.sampling.is_greedy else sequence.draw(position)
+    return next_token([*sequence.token_ids, *draft], draw)
 
 
 class FakeRunner:
@@ -46,7 +62,7 @@ class FakeRunner:
         self.error: BaseException | None = None
         self.batches: list[Batch] = []
 
-    def run(self, batch: Batch) -> list[int]:
+    def run(self, batch: Batch) -> list[tuple[int, ...]]:
         if not self.gate.is_set():
             self.is_waiting.set()
             self.gate.wait()
@@ -55,18 +71,23 @@ class FakeRunner:
         self.batches.append(batch)
         for scheduled in batch.scheduled:
             start = scheduled.sequence.num_computed_tokens
-            for position in range(start, start + scheduled.num_new_tokens):
-                token_id = scheduled.sequence.token_ids[position]
+            for position, token_id in enumerate(scheduled.token_ids, start):
                 self._cache[self._place(scheduled.sequence, position)] = position, token_id
         for scheduled in batch.scheduled:
-            end = scheduled.sequence.num_computed_tokens + scheduled.num_new_tokens
-            self._check(scheduled.sequence, end)
-        return [next_token(sequence.token_ids) for sequence in batch.sampled]
+            self._check(scheduled)
+        return [self._sample(scheduled) for scheduled in batch.sampled]
 
-    def _check(self, sequence: Sequence, num_tokens: int) -> None:
-        read = [self._cache.get(self._place(sequence, i)) for i in range(num_tokens)]
-        if read != list(enumerate(sequence.token_ids[:num_tokens])):
-            raise WrongCacheError(f"{read} is not {sequence.token_ids[:num_tokens]}")
+    def _sample(self, scheduled: ScheduledSequence) -> tuple[int, ...]:
+        draft = scheduled.draft_token_ids
+        token_ids = [_sample(scheduled.sequence, draft[:i]) for i in range(len(draft) + 1)]
+        return accept(token_ids, draft)
+
+    def _check(self, scheduled: ScheduledSequence) -> None:
+        sequence = scheduled.sequence
+        token_ids = sequence.token_ids[: sequence.num_computed_tokens] + scheduled.token_ids
+        read = [self._cache.get(self._place(sequence, i)) for i in range(len(token_ids))]
+        if read != list(enumerate(token_ids)):
+            raise WrongCacheError(f"{read} is not {token_ids}")
 
     def _place(self, sequence: Sequence, position: int) -> tuple[int, int]:
         block, offset = divmod(position, self._block_size)

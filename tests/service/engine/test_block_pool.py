@@ -58,6 +58,19 @@ def test_spared_blocks_stay_free() -> None:
     assert pool.allocate(sequence(5), num_spared=1)
 
 
+def test_a_draft_has_blocks_of_its_own_which_the_tokens_then_fill() -> None:
+    pool = BlockPool(num_blocks=3, block_size=4)
+    drafting = sequence(4)
+    assert pool.allocate(drafting, num_draft_tokens=8)
+    assert pool.num_free == 0
+    assert pool.allocate(drafting, num_draft_tokens=3, num_spared=1), "it has them already"
+    drafting.extend([7] * 3)
+    assert pool.allocate(drafting)
+    assert len(drafting.block_ids) == 3
+    pool.free(drafting)
+    assert pool.num_free == 3
+
+
 def test_free_takes_everything_back_and_forgets_what_was_computed() -> None:
     pool = BlockPool(num_blocks=3, block_size=4)
     freed = computed(pool, 9)

@@ -129,6 +129,34 @@ def test_what_is_cached_changes_no_token(llama: Path, llama_answers: list[list[i
     ]
 
 
+@pytest.mark.parametrize("num_speculative_tokens", [0, 1, 3, 8])
+def test_drafts_change_no_token(llama: Path, num_speculative_tokens: int) -> None:
+    """Prompts that repeat themselves, so that there is something to guess, in a crowd."""
+    turns = [prompt[:5] * 2 for prompt in prompts()]
+    core, _ = load_engine(
+        replace(with_small_cache(llama), num_speculative_tokens=num_speculative_tokens)
+    )
+    generate = reference(llama)
+    greedy = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
+    got = run(core, [Request(turn, greedy) for turn in turns])
+    assert got == [generate(turn, MAX_TOKENS) for turn in turns]
+    assert (core.stats.num_accepted_tokens > 0) is (num_speculative_tokens > 0)
+    assert core.stats.num_preemptions > 0
+
+
+def test_drafts_change_no_draw(llama: Path) -> None:
+    sampling = SamplingParams(temperature=0.3, top_k=3, max_tokens=30, seed=4)
+    request = Request((5, 9) * 8, sampling)
+    answers = []
+    for num_speculative_tokens in (0, 8):
+        core, _ = load_engine(
+            replace(options(llama), num_speculative_tokens=num_speculative_tokens)
+        )
+        answers.append(run(core, [request]))
+    assert core.stats.num_draft_tokens > 0
+    assert answers[0] == answers[1]
+
+
 def test_an_aborted_neighbour_leaves_nothing_behind(
     llama: Path, llama_answers: list[list[int]]
 ) -> None:

@@ -12,8 +12,9 @@ from hypothesis.stateful import (
 )
 
 from service.engine.block_pool import BlockPool
-from service.engine.scheduler import Batch, Scheduler
+from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
+from service.engine.speculation import accept
 from service.types import FinishReason
 from tests.service.engine.requests import make_request
 
@@ -26,9 +27,10 @@ def make_scheduler(
     max_num_seqs: int = 4,
     max_num_batched_tokens: int = 100,
     has_prefix_caching: bool = True,
+    num_speculative_tokens: int = 0,
 ) -> Scheduler:
     pool = BlockPool(num_blocks, 4, has_prefix_caching=has_prefix_caching)
-    return Scheduler(pool, max_num_seqs, max_num_batched_tokens)
+    return Scheduler(pool, max_num_seqs, max_num_batched_tokens, num_speculative_tokens)
 
 
 def add(
@@ -45,7 +47,7 @@ def add(
 
 def step(scheduler: Scheduler) -> Batch:
     batch = scheduler.schedule()
-    scheduler.postprocess(batch, [1] * len(batch.sampled))
+    scheduler.postprocess(batch, [(1,)] * len(batch.sampled))
     return batch
 
 
@@ -183,6 +185,66 @@ def test_what_is_shared_leaves_more_room() -> None:
     assert scheduler.pool.num_free == 1
 
 
+def drafts(batch: Batch) -> list[int]:
+    return [len(s.draft_token_ids) for s in batch.scheduled]
+
+
+def test_a_draft_is_computed_behind_the_tokens_and_taken_as_far_as_it_holds() -> None:
+    scheduler = make_scheduler(num_speculative_tokens=4)
+    (sequence,) = add(scheduler, (7,) * 6)
+    batch = scheduler.schedule()
+    assert batch.scheduled[0].token_ids == [7] * 10
+    assert (batch.num_tokens, len(sequence.block_ids)) == (10, 3)
+    assert scheduler.postprocess(batch, [(7, 7, 8)]) == [3]
+    assert sequence.token_ids[6:] == [7, 7, 8]
+    assert sequence.num_computed_tokens == 8
+    batch = scheduler.schedule()
+    assert batch.scheduled[0].token_ids == [8]
+    assert (scheduler.num_draft_tokens, scheduler.num_accepted_tokens) == (4, 2)
+
+
+def test_nothing_is_taken_behind_the_end() -> None:
+    scheduler = make_scheduler(num_speculative_tokens=4)
+    request = make_request((7,) * 6, max_tokens=20, stop_token_ids=frozenset({7}))
+    sequence = Sequence(0, request, MAX_MODEL_LEN)
+    scheduler.add(sequence)
+    assert scheduler.postprocess(scheduler.schedule(), [(7, 7, 7, 7, 7)]) == [1]
+    assert sequence.token_ids == [7] * 7
+    assert sequence.status is SequenceStatus.FINISHED
+
+
+def test_drafts_share_what_a_small_step_leaves() -> None:
+    scheduler = make_scheduler(max_num_seqs=10, num_speculative_tokens=8)
+    add(scheduler, *[(7,) * 3] * 3)
+    assert drafts(scheduler.schedule()) == [7, 8, 8]  # of 32, nine are prompts
+
+
+def test_a_share_that_is_not_used_passes_on() -> None:
+    scheduler = make_scheduler(max_num_seqs=10, num_speculative_tokens=20)
+    add(scheduler, (1, 2, 3, 4), (7,) * 4)
+    assert drafts(scheduler.schedule()) == [0, 20]
+
+
+def test_a_large_step_is_made_no_larger() -> None:
+    scheduler = make_scheduler(num_speculative_tokens=8)
+    add(scheduler, (7,) * 20, (7,) * 20)
+    assert drafts(scheduler.schedule()) == [0, 0]
+
+
+def test_drafts_keep_the_budget() -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=9, num_speculative_tokens=8)
+    add(scheduler, (7,) * 3, (7,) * 3)
+    assert drafts(scheduler.schedule()) == [1, 2]
+
+
+def test_drafts_leave_a_block_for_each_that_runs() -> None:
+    scheduler = make_scheduler(num_blocks=3, num_speculative_tokens=8)
+    add(scheduler, (7,) * 4)
+    assert drafts(scheduler.schedule()) == [0]  # eight more would need two of the two that are free
+    scheduler.num_speculative_tokens = 4
+    assert drafts(scheduler.schedule()) == [4]
+
+
 def test_preempted_sequences_wait_before_those_that_never_ran() -> None:
     scheduler = make_scheduler(num_blocks=6, max_num_seqs=3)
     sequences = add(scheduler, 4, 4, 4, 4)
@@ -221,6 +283,7 @@ class Schedules(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 6),
         spare_tokens=st.integers(0, 20),
         has_prefix_caching=st.booleans(),
+        num_speculative_tokens=st.sampled_from([0, 1, 8]),
     )
     def start(
         self,
@@ -229,9 +292,12 @@ class Schedules(RuleBasedStateMachine):
         max_num_seqs: int,
         spare_tokens: int,
         has_prefix_caching: bool,
+        num_speculative_tokens: int,
     ) -> None:
         self.pool = BlockPool(num_blocks, block_size, has_prefix_caching=has_prefix_caching)
-        self.scheduler = Scheduler(self.pool, max_num_seqs, max_num_seqs + spare_tokens)
+        self.scheduler = Scheduler(
+            self.pool, max_num_seqs, max_num_seqs + spare_tokens, num_speculative_tokens
+        )
         self.unfinished: list[Sequence] = []  # in the order of their arrival
         self.num_added = 0
 
@@ -269,16 +335,22 @@ class Schedules(RuleBasedStateMachine):
         if batch.scheduled:
             assert scheduler.running[0] in [s.sequence for s in batch.scheduled]
         self.check(batch)
-        scheduler.postprocess(batch, [7] * len(batch.sampled))
-        for sequence in batch.sampled:
+        scheduler.postprocess(batch, [self.sample(s) for s in batch.sampled])
+        for sequence in (s.sequence for s in batch.sampled):
             assert sequence.num_uncomputed_tokens == 1 or sequence.finish_reason is not None
             if sequence.finish_reason is not None:
                 assert sequence.status is SequenceStatus.FINISHED
                 self.unfinished.remove(sequence)
 
+    def sample(self, scheduled: ScheduledSequence) -> tuple[int, ...]:
+        """The tokens 0, 1, 0, 1, ... with a 5 now and then, which no draft foresees."""
+        start, draft = scheduled.sequence.num_tokens, scheduled.draft_token_ids
+        end = start + len(draft) + 1
+        return accept([5 if i % 11 == 0 else i % 2 for i in range(start, end)], draft)
+
     def check(self, batch: Batch) -> None:
         assert batch.num_tokens <= self.scheduler.max_num_batched_tokens
-        counts = [s.num_new_tokens for s in batch.scheduled]
+        counts = [s.num_tokens for s in batch.scheduled]
         assert all(counts)
         assert [n > 1 for n in counts] == sorted(n > 1 for n in counts), "singles come first"
         members = [s.sequence for s in batch.scheduled]
@@ -288,11 +360,16 @@ class Schedules(RuleBasedStateMachine):
             end = sequence.num_computed_tokens + scheduled.num_new_tokens
             assert scheduled.is_sampled == (end == sequence.num_tokens)
             assert sequence.status is SequenceStatus.RUNNING
-            assert len(sequence.block_ids) * self.pool.block_size >= sequence.num_tokens
+            assert len(scheduled.token_ids) == scheduled.num_tokens
+            assert scheduled.is_sampled or not scheduled.draft_token_ids
+            num_tokens = sequence.num_tokens + len(scheduled.draft_token_ids)
+            assert len(sequence.block_ids) * self.pool.block_size >= num_tokens
             written = sequence.block_ids[sequence.num_computed_tokens // self.pool.block_size :]
             assert all(self.num_holders()[block] == 1 for block in written), "shared and written"
         missed = set(self.scheduler.running) - set(members)
         assert all(s.num_uncomputed_tokens > 1 for s in missed), "a stream was stalled"
+        num_drafted = sum(len(s.draft_token_ids) for s in batch.scheduled)
+        assert num_drafted == 0 or batch.num_tokens <= 32, "a large step was made larger"
 
     def num_holders(self) -> Counter[int]:
         return Counter(block for s in self.scheduler.running for block in s.block_ids)
