@@ -57,13 +57,22 @@ class ServiceSettings(ProcessSettings):
         256, description="requests that wait besides those that run; more are refused"
     )
     kv_cache_memory_bytes: ByteSize | None = Field(
-        None, description="memory for keys and values, such as 2GiB; default: half of what is free"
+        None, description="memory for keys and values, such as 2GiB; default: 1 GiB or 4 full sequences"
     )
     num_threads: Annotated[int, Field(ge=1)] | None = Field(
         None, description="CPU threads of the engine; default: the CPUs the process may use"
     )
     block_size: Annotated[int, Field(ge=1, le=1024)] = Field(
-        16, description="tokens in a block of the KV cache"
+        32, description="tokens in a block of the KV cache"
+    )
+    prefix_caching: CliImplicitFlag[bool] = Field(
+        True, description="share the cache of prompts that begin alike, a block at a time"
+    )
+    speculation: Literal["none", "ngram"] = Field(
+        "ngram", description="guess at tokens by what followed the last ones before"
+    )
+    num_speculative_tokens: Annotated[int, Field(ge=1, le=64)] = Field(
+        8, description="the most tokens guessed at in a step of a sequence"
     )
 
     max_request_s: Annotated[float, Field(gt=0)] = Field(

@@ -58,6 +58,10 @@ class ModelLoader:
                 block_size=settings.block_size,
                 kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
                 num_threads=settings.num_threads,
+                prefix_caching=settings.prefix_caching,
+                num_speculative_tokens=(
+                    settings.num_speculative_tokens if settings.speculation == "ngram" else 0
+                ),
             )
         )
 

@@ -74,6 +74,7 @@ class ChatRequest:
     messages: tuple[Message, ...]
     sampling: SamplingParams
     prompt: PromptOptions
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +84,32 @@ class Request:
     `sampling.max_tokens` may be None or too large: the engine clamps it to what the context leaves.
     `stop_token_ids` holds every token that ends the sequence, the model's own included.
     `deadline` is a time of `time.monotonic()`, in seconds; a request still waiting then is dropped.
+    What is cached of a prompt is shared among requests with an equal `cache_salt` alone.
     """
 
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
     stop_token_ids: frozenset[int] = frozenset()
     deadline: float | None = None
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
-    """What an engine answers: the next token ids of a sequence, and why it ended if it did."""
+    """What an engine answers: the next token ids of a sequence, and why it ended if it did.
+
+    `num_cached_tokens` of the prompt came from the prefix cache; every output with a token says so.
+    """
 
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
 
     def merged_with(self, later: "TokenOutput") -> "TokenOutput":
         """This output and the one that follows it, as one."""
-        return TokenOutput(self.token_ids + later.token_ids, later.finish_reason)
+        return TokenOutput(
+            self.token_ids + later.token_ids, later.finish_reason, later.num_cached_tokens
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +119,14 @@ class EngineStats:
     num_running: int = 0
     num_waiting: int = 0
     num_kv_blocks: int = 0
-    num_free_kv_blocks: int = 0
-    num_preemptions: int = 0  # since start
-    num_steps: int = 0  # since start
+    num_free_kv_blocks: int = 0  # held by no sequence, whether they are cached or not
+    # Since start:
+    num_preemptions: int = 0
+    num_steps: int = 0
+    num_prefix_cache_queries: int = 0  # tokens of prompts that were looked for in the cache
+    num_prefix_cache_hits: int = 0  # those of them that were found
+    num_draft_tokens: int = 0  # guessed for the model to check
+    num_accepted_tokens: int = 0  # those of them that were right
 
 
 class Engine(Protocol):

@@ -13,8 +13,12 @@ from service.types import EngineStats, Request, TokenOutput
 class Runner(Protocol):
     """Computes batches. `ModelRunner` is the one with a model in it."""
 
-    def run(self, batch: Batch) -> list[int]:
-        """Compute the batch, and sample the next token of each sequence of `batch.sampled`."""
+    def run(self, batch: Batch) -> list[tuple[int, ...]]:
+        """Compute the batch, and sample the next tokens of each of `batch.sampled`.
+
+        One, and for as long as the last one sampled is also the draft's, another behind it; each
+        with the draw (`Sequence.draw`) of its own position in the answer.
+        """
         ...
 
 
@@ -49,6 +53,10 @@ class EngineCore:
             num_kv_blocks=pool.num_blocks,
             num_free_kv_blocks=pool.num_free,
             num_preemptions=self._scheduler.num_preemptions,
+            num_prefix_cache_queries=self._scheduler.num_prefix_cache_queries,
+            num_prefix_cache_hits=self._scheduler.num_prefix_cache_hits,
+            num_draft_tokens=self._scheduler.num_draft_tokens,
+            num_accepted_tokens=self._scheduler.num_accepted_tokens,
             num_steps=self._num_steps,
         )
 
@@ -69,16 +77,22 @@ class EngineCore:
         batch = self._scheduler.schedule()
         if not batch.scheduled:
             return expired
-        self._scheduler.postprocess(batch, self._runner.run(batch))
+        counts = self._scheduler.postprocess(batch, self._runner.run(batch))
         self._num_steps += 1
-        return expired + [self._output(sequence) for sequence in batch.sampled]
+        return expired + [
+            self._output(scheduled.sequence, num_new)
+            for scheduled, num_new in zip(batch.sampled, counts, strict=True)
+        ]
 
-    def _output(self, sequence: Sequence) -> SequenceOutput:
+    def _output(self, sequence: Sequence, num_new: int) -> SequenceOutput:
         if sequence.status is SequenceStatus.FINISHED:
             del self._sequences[sequence.id]
-        return SequenceOutput(
-            sequence.id, TokenOutput((sequence.token_ids[-1],), sequence.finish_reason)
+        output = TokenOutput(
+            tuple(sequence.token_ids[-num_new:]),
+            sequence.finish_reason,
+            sequence.num_cached_tokens or 0,
         )
+        return SequenceOutput(sequence.id, output)
 
     def _expire_waiting(self, now: float) -> list[SequenceOutput]:
         late = [

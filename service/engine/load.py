@@ -28,7 +28,11 @@ Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["auto", "none", "int8"]
 
-# The share of the memory free after loading that the cache may take where nobody said how much.
+# The cache's size where nobody said how much: what so many sequences of full length fill, at least
+# a gigabyte, at most this share of the memory that is free after loading. All of it is used sooner
+# or later, by prefixes that are kept in case they come again.
+_FULL_SEQUENCES = 4
+_LEAST_CACHE_BYTES = 2**30
 _CACHE_SHARE = 0.5
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,8 +46,10 @@ class EngineOptions:
 
     `quantization` "auto" is int8 for the lean decoder on a CPU where no `dtype` is asked for, none
     elsewhere. `cache_dir` is where compiled kernels are kept. `max_model_len` None: the model's
-    own. `kv_cache_memory_bytes` None: as much as the sequences could use, within half of the memory
-    that is free. `num_threads` None: one for each CPU that the process may use.
+    own. `kv_cache_memory_bytes` None: room for a few sequences of full length, within half of the
+    memory that is free. `num_threads` None: one for each CPU that the process may use.
+    `prefix_caching`: share what is cached. `num_speculative_tokens`: the longest draft of a
+    sequence; 0 for none.
     """
 
     path: Path
@@ -54,9 +60,11 @@ class EngineOptions:
     max_model_len: int | None = None
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
-    block_size: int = 16
+    block_size: int = 32
     kv_cache_memory_bytes: int | None = None
     num_threads: int | None = None
+    prefix_caching: bool = True
+    num_speculative_tokens: int = 8
 
 
 def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
@@ -77,8 +85,13 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
     num_cached_tokens = num_blocks * options.block_size
     max_model_len = min(max_model_len, num_cached_tokens)
     try:
-        pool = BlockPool(num_blocks, options.block_size)
-        scheduler = Scheduler(pool, options.max_num_seqs, options.max_num_batched_tokens)
+        pool = BlockPool(num_blocks, options.block_size, has_prefix_caching=options.prefix_caching)
+        scheduler = Scheduler(
+            pool,
+            options.max_num_seqs,
+            options.max_num_batched_tokens,
+            options.num_speculative_tokens,
+        )
         runner = ModelRunner(model.finish(num_blocks, options.block_size, max_model_len))
         core = EngineCore(scheduler, runner, max_model_len)
         _warm_up(core, min(8, max_model_len - 1))
@@ -190,7 +203,8 @@ def _count_blocks(
     blocks_per_sequence = -(-max_model_len // options.block_size)
     budget = options.kv_cache_memory_bytes
     if budget is None:
-        budget = int(available_memory(device) * _CACHE_SHARE)
+        wanted = max(_FULL_SEQUENCES * blocks_per_sequence * bytes_per_block, _LEAST_CACHE_BYTES)
+        budget = min(wanted, int(available_memory(device) * _CACHE_SHARE))
     if budget < 2 * bytes_per_block:
         raise ModelLoadError(
             f"The KV cache's budget of {budget} bytes is too small: it must hold at least 2 blocks "

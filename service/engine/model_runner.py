@@ -1,5 +1,6 @@
 """Computes a batch with a model and samples from what comes out."""
 
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 from service.engine.layout import Layout
 from service.engine.sampler import sample
 from service.engine.scheduler import Batch
+from service.engine.speculation import accept
+from service.types import SamplingParams
 
 
 class Model(Protocol):
@@ -29,18 +32,22 @@ class ModelRunner:
         self._model = model
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> list[int]:
-        """Compute the batch, and sample the next token of each sequence of `batch.sampled`."""
+    def run(self, batch: Batch) -> list[tuple[int, ...]]:
+        """See `service.engine.core.Runner.run`."""
         layout = Layout.of(batch)
-        sampled = layout.sampled_rows()
-        logits = self._model.forward(layout, [row for _, rows in sampled for row in rows])
-        sequences = [scheduled.sequence for scheduled, _ in sampled]
-        if not sequences:
+        logits = self._model.forward(layout, layout.sampled_rows())
+        if not batch.sampled:
             return []
-        params = [s.request.sampling for s in sequences]
-        draws = [
-            0.0 if p.is_greedy else s.rng.random() for s, p in zip(sequences, params, strict=True)
+        params: list[SamplingParams] = []
+        draws: list[float] = []
+        for scheduled in batch.sampled:
+            sequence, sampling = scheduled.sequence, scheduled.sequence.request.sampling
+            for i in range(1 + len(scheduled.draft_token_ids)):
+                params.append(sampling)
+                position = sequence.num_output_tokens + i
+                draws.append(0.0 if sampling.is_greedy else sequence.draw(position))
+        token_ids = iter(sample(logits, params, draws))
+        return [
+            accept(list(islice(token_ids, 1 + len(s.draft_token_ids))), s.draft_token_ids)
+            for s in batch.sampled
         ]
-        token_ids = sample(logits, params, draws)
-        chosen = {s.id: t for s, t in zip(sequences, token_ids, strict=True)}
-        return [chosen[s.id] for s in batch.sampled]

@@ -1,8 +1,11 @@
 """A request that lives: its tokens so far, how many the model has read, the cache it holds."""
 
-import random
+import secrets
+from collections.abc import Iterable
 from enum import Enum
+from hashlib import blake2b, sha256
 
+from service.engine.speculation import PromptLookup
 from service.types import FinishReason, Request
 
 
@@ -19,17 +22,25 @@ class Sequence:
     first `num_computed_tokens` of them are in the cache, in the blocks `block_ids`. A running
     sequence catches up: prefill, a chunk of it, and recomputation after a preemption are all
     `num_uncomputed_tokens > 1`; decode is 1.
+
+    `num_cached_tokens` of the prompt were in the cache already when the sequence was first
+    admitted; None before that. What it finds there again after a preemption is no saving of its
+    caller's and not counted. `prefix_hashes[n]` is what its first n blocks are known by in the
+    prefix cache, as far as anybody has asked. `lookup` guesses at what comes next.
     """
 
     __slots__ = (
+        "_draw_key",
         "block_ids",
         "finish_reason",
         "id",
+        "lookup",
         "max_tokens",
+        "num_cached_tokens",
         "num_computed_tokens",
         "num_prompt_tokens",
+        "prefix_hashes",
         "request",
-        "rng",
         "status",
         "token_ids",
     )
@@ -44,12 +55,13 @@ class Sequence:
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
+        self.num_cached_tokens: int | None = None
         self.block_ids: list[int] = []
+        self.prefix_hashes = [sha256(request.cache_salt.encode()).digest()]
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
-        # One draw per sampled token, so an answer depends on its own seed and on nothing beside it.
-        # Seeded by text: of a number, Random takes the absolute value.
-        self.rng = random.Random(None if seed is None else str(seed))  # noqa: S311  # sampling, not secrets
+        self.lookup = PromptLookup()
+        self._draw_key = secrets.token_bytes(16) if seed is None else str(seed).encode()
 
     @property
     def num_tokens(self) -> int:
@@ -62,6 +74,24 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
+
+    def draw(self, position: int) -> float:
+        """The uniform draw from [0, 1) that decides the answer's token at `position`.
+
+        It depends on the seed and on nothing else, so neither drafts nor neighbours nor a
+        preemption change an answer: the generator has no state, it is a keyed hash of a counter.
+        """
+        digest = blake2b(position.to_bytes(8, "little"), key=self._draw_key, digest_size=8).digest()
+        return (int.from_bytes(digest, "little") >> 11) * 2.0**-53  # as many bits as a float has
+
+    def extend(self, token_ids: Iterable[int]) -> int:
+        """Add generated tokens up to the one that finishes; return how many."""
+        num_before = self.num_tokens
+        for token_id in token_ids:
+            self.append(token_id)
+            if self.finish_reason is not None:
+                break
+        return self.num_tokens - num_before
 
     def append(self, token_id: int) -> None:
         """Add a generated token, and finish if it is the last."""

@@ -21,9 +21,11 @@ class Heading:
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def usage(self, num_completion_tokens: int) -> chat_pb2.Usage:
+    def usage(self, num_completion_tokens: int, num_cached_tokens: int) -> chat_pb2.Usage:
         return chat_pb2.Usage(
-            prompt_tokens=self.num_prompt_tokens, completion_tokens=num_completion_tokens
+            prompt_tokens=self.num_prompt_tokens,
+            completion_tokens=num_completion_tokens,
+            cached_prompt_tokens=num_cached_tokens,
         )
 
 
@@ -43,7 +45,9 @@ def completion(heading: Heading, deltas: list[TextDelta]) -> chat_pb2.ChatComple
         create_time=Timestamp(seconds=heading.created),
         model=heading.model.id,
         choices=[choice],
-        usage=heading.usage(sum(delta.num_tokens for delta in deltas)),
+        usage=heading.usage(
+            sum(delta.num_tokens for delta in deltas), deltas[-1].num_cached_tokens
+        ),
         system_fingerprint=heading.model.fingerprint,
     )
 
@@ -72,7 +76,7 @@ class ChunkBuilder:
         self._num_pending_tokens = 0
         chunk = chat_pb2.ChatCompletionChunk(choices=[choice])
         if self._is_first or delta.finish_reason is not None:
-            chunk.usage.CopyFrom(self._heading.usage(self._num_tokens))
+            chunk.usage.CopyFrom(self._heading.usage(self._num_tokens, delta.num_cached_tokens))
         if self._is_first:
             self._head(chunk)
         return chunk

@@ -33,6 +33,7 @@ MAX_STOP_STRINGS = 64
 MAX_STOP_STRING_LENGTH = 256  # characters
 MAX_STOP_TOKEN_IDS = 1024
 MAX_TEMPLATE_KWARGS_LENGTH = 65_536  # characters
+MAX_CACHE_SALT_LENGTH = 512  # characters
 
 _ROLES = {
     chat_pb2.ROLE_SYSTEM: "system",
@@ -75,6 +76,7 @@ def chat_request(
         messages=messages(params.messages),
         sampling=_sampling(params.sampling, defaults, vocab_size),
         prompt=prompt_options(params.prompt, params.reasoning_effort),
+        cache_salt=_cache_salt(params.cache_salt),
     )
 
 
@@ -245,6 +247,14 @@ def _stop_strings(strings: Sequence[str]) -> tuple[str, ...]:
                 f"A stop string has 1 to {MAX_STOP_STRING_LENGTH} characters.",
             )
     return tuple(strings)
+
+
+def _cache_salt(salt: str) -> str:
+    if len(salt) > MAX_CACHE_SALT_LENGTH:
+        raise InvalidField(
+            "cache_salt", f"A cache salt has at most {MAX_CACHE_SALT_LENGTH} characters."
+        )
+    return salt
 
 
 def _check_within(name: str, value: float, low: float, high: float) -> None:

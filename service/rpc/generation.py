@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 
 from service.errors import DeadlinePassed, InvalidField
 from service.text.answer import AnswerText, TextDelta
@@ -43,6 +44,7 @@ async def prepare(chat: ChatRequest, model: ServedModel, deadline: float) -> Req
         sampling=sampling,
         stop_token_ids=sampling.stop_token_ids | ends,
         deadline=deadline,
+        cache_salt=chat.cache_salt,
     )
 
 
@@ -59,7 +61,7 @@ async def generate(model: ServedModel, request: Request) -> AsyncGenerator[TextD
         while delta.finish_reason is None:
             async with _until(request.deadline):
                 output = await anext(outputs)
-            delta = answer.push(output)
+            delta = replace(answer.push(output), num_cached_tokens=output.num_cached_tokens)
             yield delta
 
 

@@ -13,13 +13,14 @@ class TextDelta:
 
     `num_tokens` were generated for it; their text may be held back for a later delta.
     `matched_stop` is the stop string or stop token of the request that ended the answer, if one of
-    them did.
+    them did. `num_cached_tokens` of the prompt came from the prefix cache.
     """
 
     text: str = ""
     num_tokens: int = 0
     finish_reason: FinishReason | None = None
     matched_stop: str | int | None = None
+    num_cached_tokens: int = 0
 
 
 class AnswerText:

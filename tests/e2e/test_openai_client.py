@@ -45,7 +45,31 @@ def test_the_capital_of_france_streamed(client: openai.OpenAI) -> None:
     assert chunks[-1].choices == []
     whole = client.chat.completions.create(model=MODEL, messages=FRANCE, temperature=0)
     assert text == whole.choices[0].message.content
-    assert chunks[-1].usage == whole.usage
+    assert whole.usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_a_second_turn_is_read_from_the_cache(client: openai.OpenAI) -> None:
+    """The first turn's prompt and most of its answer, for who has the same salt."""
+
+    def ask(messages: list[Any], salt: str) -> Any:
+        return client.chat.completions.create(
+            model=MODEL,
+            messages=messages,
+            temperature=0,
+            max_completion_tokens=40,
+            extra_body={"cache_salt": salt},
+        )
+
+    question = {"role": "user", "content": "Tell me about Paris."}
+    first = ask([question], "mine")
+    assert first.usage.prompt_tokens_details.cached_tokens == 0
+    said = {"role": "assistant", "content": first.choices[0].message.content}
+    turns = [question, said, {"role": "user", "content": "And Rome?"}]
+    second, apart = ask(turns, "mine"), ask(turns, "another")
+    assert second.usage.prompt_tokens_details.cached_tokens > first.usage.prompt_tokens
+    assert apart.usage.prompt_tokens_details.cached_tokens == 0
+    assert apart.choices[0].message.content == second.choices[0].message.content
 
 
 def test_the_stream_helper(client: openai.OpenAI) -> None:

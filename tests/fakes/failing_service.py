@@ -12,7 +12,7 @@ from service.engine.scheduler import Batch
 class FailingRunner:
     """Takes the place of the loaded model."""
 
-    def run(self, batch: Batch) -> list[int]:
+    def run(self, batch: Batch) -> list[tuple[int, ...]]:
         raise RuntimeError("the model is broken")
 
 

@@ -1,47 +1,68 @@
-"""A model that is a hash: it reads its context back from a cache, as attention does."""
+"""A model that is a hash, and quotes: it reads its context back from a cache, as attention does."""
 
 import threading
 import zlib
 
 from service.engine.core import EngineCore
-from service.engine.scheduler import Batch, Scheduler
+from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
 from service.engine.sequence import Sequence
+from service.engine.speculation import accept
 from service.types import Request
 
-VOCAB_SIZE = 1000
+VOCAB_SIZE = 30
 
 
-def next_token(token_ids: list[int]) -> int:
-    """The token that the fake model says after `token_ids`."""
-    return zlib.crc32(repr(token_ids).encode()) % VOCAB_SIZE
+class WrongCacheError(BaseException):
+    """A sequence reads what is not its own. No Exception: nothing may take it for a failed step."""
+
+
+def next_token(token_ids: list[int], draw: float = 0.0) -> int:
+    """The token that the fake model says after `token_ids`.
+
+    Seven times out of eight it is what followed the last token before, if there was one.
+    """
+    choice = zlib.crc32(repr((token_ids, draw)).encode())
+    if choice % 8:
+        for i in range(len(token_ids) - 1, 0, -1):
+            if token_ids[i - 1] == token_ids[-1]:
+                return token_ids[i]
+    return choice % VOCAB_SIZE
 
 
 def answer(request: Request, max_model_len: int) -> list[int]:
-    """What an engine over a `FakeRunner` must answer, computed by itself."""
+    """What an engine over a `FakeRunner` must answer, computed by itself: one token at a time."""
     sequence = Sequence(0, request, max_model_len)
     while sequence.finish_reason is None:
-        sequence.append(next_token(sequence.token_ids))
+        sequence.append(_sample(sequence, ()))
     return sequence.token_ids[sequence.num_prompt_tokens :]
 
 
-class FakeRunner:
-    """`service.engine.core.Runner` with a cache of token ids in the place of keys and values.
+def _sample(sequence: Sequence, draft: tuple[int, ...]) -> int:
+    """The token behind a sequence and a part of its draft, with the draw of its own position."""
+    position = sequence.num_output_tokens + len(draft)
+    draw = 0.0 if sequence.request.sampling.is_greedy else sequence.draw(position)
+    return next_token([*sequence.token_ids, *draft], draw)
 
-    What a sequence samples depends on every token that its blocks hold, so a block that another
-    sequence wrote to, or one that was not computed anew after a preemption, changes the answer.
-    While `gate` is clear a step waits for it, having set `is_waiting`; `error` is raised instead.
+
+class FakeRunner:
+    """`service.engine.core.Runner` with a cache of tokens in the place of keys and values.
+
+    Whatever is computed reads its whole context back through the block table, and each place must
+    hold the right token at the right position: a block that another sequence wrote to, a wrong
+    prefix, or one that was not computed anew is found at once. While `gate` is clear a step waits
+    for it, having set `is_waiting`; `error` is raised instead.
     """
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._cache: dict[tuple[int, int], int] = {}
+        self._cache: dict[tuple[int, int], tuple[int, int]] = {}  # position and token, by place
         self.gate = threading.Event()
         self.gate.set()
         self.is_waiting = threading.Event()
         self.error: BaseException | None = None
         self.batches: list[Batch] = []
 
-    def run(self, batch: Batch) -> list[int]:
+    def run(self, batch: Batch) -> list[tuple[int, ...]]:
         if not self.gate.is_set():
             self.is_waiting.set()
             self.gate.wait()
@@ -50,13 +71,23 @@ class FakeRunner:
         self.batches.append(batch)
         for scheduled in batch.scheduled:
             start = scheduled.sequence.num_computed_tokens
-            for position in range(start, start + scheduled.num_new_tokens):
-                place = self._place(scheduled.sequence, position)
-                self._cache[place] = scheduled.sequence.token_ids[position]
-        return [next_token(self._read(sequence)) for sequence in batch.sampled]
+            for position, token_id in enumerate(scheduled.token_ids, start):
+                self._cache[self._place(scheduled.sequence, position)] = position, token_id
+        for scheduled in batch.scheduled:
+            self._check(scheduled)
+        return [self._sample(scheduled) for scheduled in batch.sampled]
 
-    def _read(self, sequence: Sequence) -> list[int]:
-        return [self._cache[self._place(sequence, i)] for i in range(sequence.num_tokens)]
+    def _sample(self, scheduled: ScheduledSequence) -> tuple[int, ...]:
+        draft = scheduled.draft_token_ids
+        token_ids = [_sample(scheduled.sequence, draft[:i]) for i in range(len(draft) + 1)]
+        return accept(token_ids, draft)
+
+    def _check(self, scheduled: ScheduledSequence) -> None:
+        sequence = scheduled.sequence
+        token_ids = sequence.token_ids[: sequence.num_computed_tokens] + scheduled.token_ids
+        read = [self._cache.get(self._place(sequence, i)) for i in range(len(token_ids))]
+        if read != list(enumerate(token_ids)):
+            raise WrongCacheError(f"{read} is not {token_ids}")
 
     def _place(self, sequence: Sequence, position: int) -> tuple[int, int]:
         block, offset = divmod(position, self._block_size)

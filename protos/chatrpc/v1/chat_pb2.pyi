@@ -234,7 +234,9 @@ class ChatCompletionParams(Message):
     priority: int
     """Requests with a lower value are scheduled first. Absent: 0."""
     cache_salt: str
-    """Prefixes are shared only among requests with an equal salt. Accepted: none are shared yet."""
+    """What is cached of a prompt is shared only among requests with an equal salt, of at most 512
+    characters. Absent: with all that have none.
+    """
     verbosity: Verbosity.ValueType
     """The rest is accepted, and without effect on the answer: bookkeeping of the caller, and hints.
 

@@ -22,7 +22,7 @@ def run(stream: ChunkStream, *deltas: chat_pb2.ChoiceDelta) -> list[dict[str, An
     wire = [chat_pb2.ChatCompletionChunk(choices=[delta]) for delta in deltas]
     wire[0].id, wire[0].model = "chatcmpl-1", "m"
     wire[0].create_time.CopyFrom(Timestamp(seconds=5))
-    usage = chat_pb2.Usage(prompt_tokens=3, completion_tokens=len(deltas))
+    usage = chat_pb2.Usage(prompt_tokens=3, completion_tokens=len(deltas), cached_prompt_tokens=1)
     wire.append(chat_pb2.ChatCompletionChunk(usage=usage))
     chunks = [chunk for each in wire for chunk in stream.push(each)] + stream.finish()
     return [msgspec.json.decode(msgspec.json.encode(chunk)) for chunk in chunks]
@@ -83,6 +83,7 @@ def test_usage_comes_last_and_alone() -> None:
     assert [chunk["usage"] for chunk in chunks[:-1]] == [None] * 3
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"]["total_tokens"] == 5
+    assert chunks[-1]["usage"]["prompt_tokens_details"] == {"cached_tokens": 1}
 
 
 def test_no_usage_unless_asked_for() -> None:

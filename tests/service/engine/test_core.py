@@ -8,7 +8,7 @@ from service.engine.block_pool import BlockPool
 from service.engine.core import EngineCore
 from service.engine.scheduler import Scheduler
 from service.errors import DeadlinePassed
-from service.types import FinishReason, Request, TokenOutput
+from service.types import FinishReason, Request, SamplingParams, TokenOutput
 from tests.fakes.runner import FakeRunner, answer, make_core
 from tests.service.engine.requests import make_request
 
@@ -17,10 +17,15 @@ LONG_AGO = 0.0
 
 
 def core_of(
-    *, num_blocks: int = 50, max_num_seqs: int = 4, max_num_batched_tokens: int = 32
+    *,
+    num_blocks: int = 50,
+    max_num_seqs: int = 4,
+    max_num_batched_tokens: int = 32,
+    has_prefix_caching: bool = True,
+    num_speculative_tokens: int = 0,
 ) -> EngineCore:
-    pool = BlockPool(num_blocks, BLOCK_SIZE)
-    scheduler = Scheduler(pool, max_num_seqs, max_num_batched_tokens)
+    pool = BlockPool(num_blocks, BLOCK_SIZE, has_prefix_caching=has_prefix_caching)
+    scheduler = Scheduler(pool, max_num_seqs, max_num_batched_tokens, num_speculative_tokens)
     return make_core(FakeRunner(BLOCK_SIZE), scheduler)
 
 
@@ -62,10 +67,12 @@ def test_one_request_is_answered_token_by_token() -> None:
 
 def test_a_stop_token_ends_the_answer_and_is_part_of_it() -> None:
     whole = answer(make_request(5, max_tokens=9), 200)
+    end = max(whole.index(token) for token in whole)  # the last that has not come up before
+    assert end > 2
     core = core_of()
-    core.add(0, make_request(5, max_tokens=9, stop_token_ids=frozenset({whole[3]})))
+    core.add(0, make_request(5, max_tokens=9, stop_token_ids=frozenset({whole[end]})))
     outputs = run(core)[0]
-    assert tokens(outputs) == whole[:4]
+    assert tokens(outputs) == whole[: end + 1]
     assert outputs[-1].finish_reason is FinishReason.STOP
 
 
@@ -85,6 +92,95 @@ def test_a_chunk_that_ends_before_the_prompt_yields_nothing() -> None:
     assert len(core.step()) == 1
 
 
+def test_every_output_says_how_much_of_the_prompt_was_cached() -> None:
+    core = core_of()
+    core.add(0, make_request(9, max_tokens=2))
+    run(core)
+    core.add(1, make_request(9, max_tokens=2))
+    assert [o.num_cached_tokens for o in run(core)[1]] == [8, 8]
+    assert (core.stats.num_prefix_cache_queries, core.stats.num_prefix_cache_hits) == (18, 8)
+
+
+def test_a_second_turn_begins_where_the_first_ended() -> None:
+    core, first = core_of(), make_request(9, max_tokens=8)
+    core.add(0, first)
+    said = tokens(run(core)[0])
+    second = make_request((*first.prompt_token_ids, *said, 5, 5), max_tokens=3)
+    core.add(1, second)
+    outputs = run(core)[1]
+    assert tokens(outputs) == answer(second, 200)
+    assert outputs[0].num_cached_tokens == 16
+
+
+def test_an_abort_in_the_middle_of_a_prompt_leaves_what_is_computed() -> None:
+    core, request = core_of(max_num_batched_tokens=10), make_request(30, max_tokens=3)
+    core.add(0, request)
+    core.step()
+    core.abort(0)
+    core.add(1, request)
+    outputs = run(core)[1]
+    assert tokens(outputs) == answer(request, 200)
+    assert outputs[0].num_cached_tokens == 8
+
+
+def test_drafts_save_steps_and_change_no_token() -> None:
+    request = make_request(5, max_tokens=100)
+    plain, drafting = core_of(), core_of(num_speculative_tokens=8)
+    for core in (plain, drafting):
+        core.add(0, request)
+        assert tokens(run(core)[0]) == answer(request, 200)
+    assert plain.stats.num_draft_tokens == 0
+    assert drafting.stats.num_draft_tokens > drafting.stats.num_accepted_tokens > 30
+    assert drafting.stats.num_steps == 100 - drafting.stats.num_accepted_tokens
+    assert is_empty(drafting)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_drafts_change_no_draw(seed: int) -> None:
+    sampling = SamplingParams(seed=seed, max_tokens=60)
+    core, request = core_of(num_speculative_tokens=8), Request((1, 2, 3), sampling)
+    core.add(0, request)
+    assert tokens(run(core)[0]) == answer(request, 200)
+    assert core.stats.num_accepted_tokens > 0
+
+
+def test_a_stop_token_in_the_middle_of_a_draft_ends_the_answer() -> None:
+    """Whatever token it is, and however the drafts fall."""
+    whole = answer(make_request(5, max_tokens=60), 200)
+    num_cut = 0
+    for token in set(whole):
+        core = core_of(num_speculative_tokens=8)
+        core.add(0, make_request(5, max_tokens=60, stop_token_ids=frozenset({token})))
+        outputs = run(core)[0]
+        assert tokens(outputs) == whole[: whole.index(token) + 1]
+        assert [o.finish_reason for o in outputs[:-1]] == [None] * (len(outputs) - 1)
+        assert outputs[-1].finish_reason is FinishReason.STOP
+        num_cut += len(outputs[-1].token_ids) > 1
+        assert is_empty(core)
+    assert num_cut > 0, "no stop token came inside a draft"
+
+
+@pytest.mark.parametrize("max_tokens", range(1, 30))
+def test_no_draft_goes_past_the_limit(max_tokens: int) -> None:
+    core = core_of(num_speculative_tokens=8)
+    core.add(0, make_request([7] * 9, max_tokens=max_tokens))
+    outputs = run(core)[0]
+    assert len(tokens(outputs)) == max_tokens
+    assert outputs[-1].finish_reason is FinishReason.LENGTH
+
+
+def test_what_drafts_have_computed_is_cached() -> None:
+    core, first = core_of(num_speculative_tokens=8), make_request(5, max_tokens=60)
+    core.add(0, first)
+    said = tokens(run(core)[0])
+    assert core.stats.num_accepted_tokens > 0
+    second = make_request((*first.prompt_token_ids, *said), max_tokens=3)
+    core.add(1, second)
+    outputs = run(core)[1]
+    assert tokens(outputs) == answer(second, 200)
+    assert outputs[0].num_cached_tokens == 64
+
+
 def test_a_step_without_work_does_nothing() -> None:
     core = core_of()
     assert core.step() == []
@@ -93,27 +189,37 @@ def test_a_step_without_work_does_nothing() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    prompts=st.lists(st.tuples(st.integers(1, 15), st.integers(1, 20)), min_size=1, max_size=12),
+    prompts=st.lists(
+        st.tuples(st.integers(0, 2), st.integers(1, 15), st.integers(1, 20)),
+        min_size=1,
+        max_size=12,
+    ),
     num_blocks=st.integers(4, 12),
     max_num_seqs=st.integers(1, 6),
     spare_tokens=st.integers(0, 12),
     steps_between=st.integers(0, 3),
+    has_prefix_caching=st.booleans(),
+    num_speculative_tokens=st.sampled_from([0, 1, 8]),
 )
-def test_neither_batching_nor_preemption_changes_a_token(
-    prompts: list[tuple[int, int]],
+def test_neither_batching_nor_preemption_nor_sharing_nor_drafts_change_a_token(
+    prompts: list[tuple[int, int, int]],
     num_blocks: int,
     max_num_seqs: int,
     spare_tokens: int,
     steps_between: int,
+    has_prefix_caching: bool,
+    num_speculative_tokens: int,
 ) -> None:
     core = core_of(
         num_blocks=num_blocks,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_seqs + spare_tokens,
+        has_prefix_caching=has_prefix_caching,
+        num_speculative_tokens=num_speculative_tokens,
     )
     requests = [
-        make_request([100 * i + j for j in range(length)], max_tokens)
-        for i, (length, max_tokens) in enumerate(prompts)
+        make_request([100 * text + j for j in range(length)], max_tokens)
+        for text, length, max_tokens in prompts
     ]
     got: dict[int, list[int]] = {i: [] for i in range(len(requests))}
 

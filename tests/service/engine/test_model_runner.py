@@ -109,6 +109,54 @@ def test_neither_budget_nor_block_size_changes_a_token(
     assert got == llama_answers
 
 
+def test_what_is_cached_changes_no_token(llama: Path, llama_answers: list[list[int]]) -> None:
+    """Each prompt comes again, then with its answer and more as the prompt of a second turn."""
+    core, _ = load_engine(options(llama))
+    greedy = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
+    requests = [Request(prompt, greedy) for prompt in prompts()]
+    assert run(core, requests) == llama_answers
+    num_hits = core.stats.num_prefix_cache_hits
+    assert run(core, requests) == llama_answers
+    assert core.stats.num_prefix_cache_hits - num_hits == sum((n - 1) // 4 * 4 for n in PROMPT_LENS)
+    generate = reference(llama)
+    turns = [
+        (*prompt, *said[:-1], 5)
+        for prompt, said in zip(prompts(), llama_answers, strict=True)
+        if len(prompt) < 20
+    ]
+    assert run(core, [Request(turn, greedy) for turn in turns]) == [
+        generate(turn, MAX_TOKENS)[: 48 - len(turn)] for turn in turns
+    ]
+
+
+@pytest.mark.parametrize("num_speculative_tokens", [0, 1, 3, 8])
+def test_drafts_change_no_token(llama: Path, num_speculative_tokens: int) -> None:
+    """Prompts that repeat themselves, so that there is something to guess, in a crowd."""
+    turns = [prompt[:5] * 2 for prompt in prompts()]
+    core, _ = load_engine(
+        replace(with_small_cache(llama), num_speculative_tokens=num_speculative_tokens)
+    )
+    generate = reference(llama)
+    greedy = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
+    got = run(core, [Request(turn, greedy) for turn in turns])
+    assert got == [generate(turn, MAX_TOKENS) for turn in turns]
+    assert (core.stats.num_accepted_tokens > 0) is (num_speculative_tokens > 0)
+    assert core.stats.num_preemptions > 0
+
+
+def test_drafts_change_no_draw(llama: Path) -> None:
+    sampling = SamplingParams(temperature=0.3, top_k=3, max_tokens=30, seed=4)
+    request = Request((5, 9) * 8, sampling)
+    answers = []
+    for num_speculative_tokens in (0, 8):
+        core, _ = load_engine(
+            replace(options(llama), num_speculative_tokens=num_speculative_tokens)
+        )
+        answers.append(run(core, [request]))
+    assert core.stats.num_draft_tokens > 0
+    assert answers[0] == answers[1]
+
+
 def test_an_aborted_neighbour_leaves_nothing_behind(
     llama: Path, llama_answers: list[list[int]]
 ) -> None:

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -10,8 +12,9 @@ from hypothesis.stateful import (
 )
 
 from service.engine.block_pool import BlockPool
-from service.engine.scheduler import Batch, Scheduler
+from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
+from service.engine.speculation import accept
 from service.types import FinishReason
 from tests.service.engine.requests import make_request
 
@@ -19,12 +22,20 @@ MAX_MODEL_LEN = 1000
 
 
 def make_scheduler(
-    *, num_blocks: int = 100, max_num_seqs: int = 4, max_num_batched_tokens: int = 100
+    *,
+    num_blocks: int = 100,
+    max_num_seqs: int = 4,
+    max_num_batched_tokens: int = 100,
+    has_prefix_caching: bool = True,
+    num_speculative_tokens: int = 0,
 ) -> Scheduler:
-    return Scheduler(BlockPool(num_blocks, block_size=4), max_num_seqs, max_num_batched_tokens)
+    pool = BlockPool(num_blocks, 4, has_prefix_caching=has_prefix_caching)
+    return Scheduler(pool, max_num_seqs, max_num_batched_tokens, num_speculative_tokens)
 
 
-def add(scheduler: Scheduler, *prompts: int, max_tokens: int = 50) -> list[Sequence]:
+def add(
+    scheduler: Scheduler, *prompts: int | tuple[int, ...], max_tokens: int = 50
+) -> list[Sequence]:
     sequences = [
         Sequence(i, make_request(prompt, max_tokens), MAX_MODEL_LEN)
         for i, prompt in enumerate(prompts)
@@ -36,7 +47,7 @@ def add(scheduler: Scheduler, *prompts: int, max_tokens: int = 50) -> list[Seque
 
 def step(scheduler: Scheduler) -> Batch:
     batch = scheduler.schedule()
-    scheduler.postprocess(batch, [1] * len(batch.sampled))
+    scheduler.postprocess(batch, [(1,)] * len(batch.sampled))
     return batch
 
 
@@ -113,7 +124,7 @@ def test_admission_leaves_a_block_for_each_that_runs() -> None:
 
 
 def test_the_last_is_preempted_and_computed_anew() -> None:
-    scheduler = make_scheduler(num_blocks=4)
+    scheduler = make_scheduler(num_blocks=4, has_prefix_caching=False)
     first, second = add(scheduler, 7, 4)
     while scheduler.num_preemptions == 0:
         step(scheduler)
@@ -123,6 +134,115 @@ def test_the_last_is_preempted_and_computed_anew() -> None:
     assert second.num_output_tokens > 1
     scheduler.finish(first)
     assert parts(step(scheduler)) == [(1, 4 + second.num_output_tokens - 1, True)]
+
+
+def test_a_preempted_sequence_finds_what_is_still_cached_of_it() -> None:
+    scheduler = make_scheduler(num_blocks=5)
+    first, second = add(scheduler, (5,) * 4, 9)
+    assert step(scheduler).num_tokens == 13
+    while scheduler.num_preemptions == 0:
+        step(scheduler)
+    step(scheduler)
+    assert (first.num_tokens, second.num_tokens) == (10, 13)
+    scheduler.finish(first)
+    # It had three full blocks, and the first has grown into the last of them.
+    assert parts(step(scheduler)) == [(1, 13 - 8, True)]
+    assert second.num_cached_tokens == 0, "that is of the first admission"
+    assert scheduler.num_prefix_cache_queries == 13
+    assert scheduler.num_prefix_cache_hits == 0
+
+
+def test_a_prompt_that_came_before_is_not_computed_again() -> None:
+    scheduler = make_scheduler()
+    (first,) = add(scheduler, 10, max_tokens=3)
+    while scheduler.has_unfinished:
+        step(scheduler)
+    again, longer, other = add(scheduler, 10, 11, 3)
+    assert parts(step(scheduler)) == [(0, 2, True), (1, 3, True), (2, 3, True)]
+    assert [s.num_cached_tokens for s in (first, again, longer, other)] == [0, 8, 8, 0]
+    assert (scheduler.num_prefix_cache_queries, scheduler.num_prefix_cache_hits) == (34, 16)
+
+
+def test_an_answer_is_cached_for_the_turn_after_it() -> None:
+    scheduler = make_scheduler()
+    (first,) = add(scheduler, 6, max_tokens=8)
+    while scheduler.has_unfinished:
+        step(scheduler)
+    second = Sequence(9, make_request((*first.token_ids, 5, 5)), MAX_MODEL_LEN)
+    scheduler.add(second)
+    step(scheduler)
+    assert second.num_cached_tokens == 12  # of 14: the last token was never computed
+
+
+def test_what_is_shared_leaves_more_room() -> None:
+    """Two prompts of 12 tokens in 6 blocks, one of which must stay free: they share two."""
+    scheduler = make_scheduler(num_blocks=6)
+    sequences = add(scheduler, 12, 12)
+    step(scheduler)
+    assert scheduler.running == sequences[:1]
+    step(scheduler)
+    assert scheduler.running == sequences
+    assert scheduler.pool.num_free == 1
+
+
+def drafts(batch: Batch) -> list[int]:
+    return [len(s.draft_token_ids) for s in batch.scheduled]
+
+
+def test_a_draft_is_computed_behind_the_tokens_and_taken_as_far_as_it_holds() -> None:
+    scheduler = make_scheduler(num_speculative_tokens=4)
+    (sequence,) = add(scheduler, (7,) * 6)
+    batch = scheduler.schedule()
+    assert batch.scheduled[0].token_ids == [7] * 10
+    assert (batch.num_tokens, len(sequence.block_ids)) == (10, 3)
+    assert scheduler.postprocess(batch, [(7, 7, 8)]) == [3]
+    assert sequence.token_ids[6:] == [7, 7, 8]
+    assert sequence.num_computed_tokens == 8
+    batch = scheduler.schedule()
+    assert batch.scheduled[0].token_ids == [8]
+    assert (scheduler.num_draft_tokens, scheduler.num_accepted_tokens) == (4, 2)
+
+
+def test_nothing_is_taken_behind_the_end() -> None:
+    scheduler = make_scheduler(num_speculative_tokens=4)
+    request = make_request((7,) * 6, max_tokens=20, stop_token_ids=frozenset({7}))
+    sequence = Sequence(0, request, MAX_MODEL_LEN)
+    scheduler.add(sequence)
+    assert scheduler.postprocess(scheduler.schedule(), [(7, 7, 7, 7, 7)]) == [1]
+    assert sequence.token_ids == [7] * 7
+    assert sequence.status is SequenceStatus.FINISHED
+
+
+def test_drafts_share_what_a_small_step_leaves() -> None:
+    scheduler = make_scheduler(max_num_seqs=10, num_speculative_tokens=8)
+    add(scheduler, *[(7,) * 3] * 3)
+    assert drafts(scheduler.schedule()) == [7, 8, 8]  # of 32, nine are prompts
+
+
+def test_a_share_that_is_not_used_passes_on() -> None:
+    scheduler = make_scheduler(max_num_seqs=10, num_speculative_tokens=20)
+    add(scheduler, (1, 2, 3, 4), (7,) * 4)
+    assert drafts(scheduler.schedule()) == [0, 20]
+
+
+def test_a_large_step_is_made_no_larger() -> None:
+    scheduler = make_scheduler(num_speculative_tokens=8)
+    add(scheduler, (7,) * 20, (7,) * 20)
+    assert drafts(scheduler.schedule()) == [0, 0]
+
+
+def test_drafts_keep_the_budget() -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=9, num_speculative_tokens=8)
+    add(scheduler, (7,) * 3, (7,) * 3)
+    assert drafts(scheduler.schedule()) == [1, 2]
+
+
+def test_drafts_leave_a_block_for_each_that_runs() -> None:
+    scheduler = make_scheduler(num_blocks=3, num_speculative_tokens=8)
+    add(scheduler, (7,) * 4)
+    assert drafts(scheduler.schedule()) == [0]  # eight more would need two of the two that are free
+    scheduler.num_speculative_tokens = 4
+    assert drafts(scheduler.schedule()) == [4]
 
 
 def test_preempted_sequences_wait_before_those_that_never_ran() -> None:
@@ -162,10 +282,22 @@ class Schedules(RuleBasedStateMachine):
         block_size=st.integers(1, 5),
         max_num_seqs=st.integers(1, 6),
         spare_tokens=st.integers(0, 20),
+        has_prefix_caching=st.booleans(),
+        num_speculative_tokens=st.sampled_from([0, 1, 8]),
     )
-    def start(self, num_blocks: int, block_size: int, max_num_seqs: int, spare_tokens: int) -> None:
-        self.pool = BlockPool(num_blocks, block_size)
-        self.scheduler = Scheduler(self.pool, max_num_seqs, max_num_seqs + spare_tokens)
+    def start(
+        self,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        spare_tokens: int,
+        has_prefix_caching: bool,
+        num_speculative_tokens: int,
+    ) -> None:
+        self.pool = BlockPool(num_blocks, block_size, has_prefix_caching=has_prefix_caching)
+        self.scheduler = Scheduler(
+            self.pool, max_num_seqs, max_num_seqs + spare_tokens, num_speculative_tokens
+        )
         self.unfinished: list[Sequence] = []  # in the order of their arrival
         self.num_added = 0
 
@@ -196,23 +328,29 @@ class Schedules(RuleBasedStateMachine):
         scheduler = self.scheduler
         before = list(scheduler.running)
         batch = scheduler.schedule()
-        self.blocks_are_owned_once()
+        self.blocks_are_free_or_held()
         assert bool(batch.scheduled) == bool(self.unfinished)
         if before:
             assert scheduler.running[0] is before[0], "the one admitted first was preempted"
         if batch.scheduled:
             assert scheduler.running[0] in [s.sequence for s in batch.scheduled]
         self.check(batch)
-        scheduler.postprocess(batch, [7] * len(batch.sampled))
-        for sequence in batch.sampled:
+        scheduler.postprocess(batch, [self.sample(s) for s in batch.sampled])
+        for sequence in (s.sequence for s in batch.sampled):
             assert sequence.num_uncomputed_tokens == 1 or sequence.finish_reason is not None
             if sequence.finish_reason is not None:
                 assert sequence.status is SequenceStatus.FINISHED
                 self.unfinished.remove(sequence)
 
+    def sample(self, scheduled: ScheduledSequence) -> tuple[int, ...]:
+        """The tokens 0, 1, 0, 1, ... with a 5 now and then, which no draft foresees."""
+        start, draft = scheduled.sequence.num_tokens, scheduled.draft_token_ids
+        end = start + len(draft) + 1
+        return accept([5 if i % 11 == 0 else i % 2 for i in range(start, end)], draft)
+
     def check(self, batch: Batch) -> None:
         assert batch.num_tokens <= self.scheduler.max_num_batched_tokens
-        counts = [s.num_new_tokens for s in batch.scheduled]
+        counts = [s.num_tokens for s in batch.scheduled]
         assert all(counts)
         assert [n > 1 for n in counts] == sorted(n > 1 for n in counts), "singles come first"
         members = [s.sequence for s in batch.scheduled]
@@ -222,18 +360,29 @@ class Schedules(RuleBasedStateMachine):
             end = sequence.num_computed_tokens + scheduled.num_new_tokens
             assert scheduled.is_sampled == (end == sequence.num_tokens)
             assert sequence.status is SequenceStatus.RUNNING
-            assert len(sequence.block_ids) * self.pool.block_size >= sequence.num_tokens
+            assert len(scheduled.token_ids) == scheduled.num_tokens
+            assert scheduled.is_sampled or not scheduled.draft_token_ids
+            num_tokens = sequence.num_tokens + len(scheduled.draft_token_ids)
+            assert len(sequence.block_ids) * self.pool.block_size >= num_tokens
+            written = sequence.block_ids[sequence.num_computed_tokens // self.pool.block_size :]
+            assert all(self.num_holders()[block] == 1 for block in written), "shared and written"
         missed = set(self.scheduler.running) - set(members)
         assert all(s.num_uncomputed_tokens > 1 for s in missed), "a stream was stalled"
+        num_drafted = sum(len(s.draft_token_ids) for s in batch.scheduled)
+        assert num_drafted == 0 or batch.num_tokens <= 32, "a large step was made larger"
+
+    def num_holders(self) -> Counter[int]:
+        return Counter(block for s in self.scheduler.running for block in s.block_ids)
 
     @invariant()
-    def blocks_are_owned_once(self) -> None:
+    def blocks_are_free_or_held(self) -> None:
         if not hasattr(self, "pool"):
             return
-        owned = [block for s in self.scheduler.running for block in s.block_ids]
-        assert len(set(owned)) == len(owned)
-        assert set(owned) <= set(range(self.pool.num_blocks))
-        assert len(owned) + self.pool.num_free == self.pool.num_blocks
+        for sequence in self.scheduler.running:
+            assert len(set(sequence.block_ids)) == len(sequence.block_ids)
+        held = self.num_holders()
+        assert set(held) <= set(range(self.pool.num_blocks))
+        assert len(held) + self.pool.num_free == self.pool.num_blocks
         assert all(not s.block_ids for s in self.scheduler.waiting)
 
     @invariant()

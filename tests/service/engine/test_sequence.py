@@ -1,3 +1,6 @@
+import itertools
+from collections import Counter
+
 import pytest
 
 from service.engine.sequence import Sequence, SequenceStatus
@@ -61,11 +64,35 @@ def test_stop_tokens_in_the_prompt_mean_nothing() -> None:
     assert Sequence(0, request, max_model_len=100).finish_reason is None
 
 
+def test_extend_stops_at_the_token_that_finishes() -> None:
+    request = make_request(3, max_tokens=4, stop_token_ids=frozenset({42}))
+    sequence = Sequence(0, request, max_model_len=100)
+    assert sequence.extend((7, 42, 8)) == 2
+    assert sequence.token_ids[3:] == [7, 42]
+    assert sequence.finish_reason is FinishReason.STOP
+    sequence = Sequence(0, request, max_model_len=100)
+    assert (sequence.extend((7, 7, 7)), sequence.extend((7, 7, 7))) == (3, 1)
+    assert sequence.finish_reason is FinishReason.LENGTH
+
+
+def test_draws_are_spread_evenly_and_asked_for_in_any_order() -> None:
+    sequence = Sequence(0, Request((1,), SamplingParams(seed=5)), max_model_len=10)
+    draws = [sequence.draw(position) for position in range(10_000)]
+    assert sequence.draw(17) == draws[17]
+    assert 0.0 <= min(draws) < 0.001
+    assert 0.999 < max(draws) < 1.0
+    tenths = Counter(int(10 * draw) for draw in draws)
+    assert all(abs(count - 1000) < 150 for count in tenths.values())  # five standard deviations
+    steps = [b - a for a, b in itertools.pairwise(draws)]
+    assert abs(sum(steps) / len(steps)) < 0.001
+    assert abs(sum(step > 0 for step in steps) - 5000) < 250
+
+
 def test_draws_depend_on_the_seed_alone() -> None:
     def draws(sequence_id: int, seed: int | None) -> list[float]:
         request = Request((1,), SamplingParams(seed=seed))
         sequence = Sequence(sequence_id, request, max_model_len=10)
-        return [sequence.rng.random() for _ in range(3)]
+        return [sequence.draw(position) for position in range(3)]
 
     assert draws(0, 5) == draws(1, 5)
     assert draws(0, 5) != draws(0, -5)

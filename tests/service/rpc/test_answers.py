@@ -8,11 +8,17 @@ from tests.service.rpc.conftest import CARD
 
 HEADING = Heading(CARD, num_prompt_tokens=7, id="chatcmpl-x", created=123)
 DELTAS = [
-    TextDelta("Pa", 1),
-    TextDelta("", 2),
-    TextDelta("ris", 1),
-    TextDelta("", 1, FinishReason.STOP, "END"),
+    TextDelta("Pa", 1, num_cached_tokens=4),
+    TextDelta("", 2, num_cached_tokens=4),
+    TextDelta("ris", 1, num_cached_tokens=4),
+    TextDelta("", 1, FinishReason.STOP, "END", num_cached_tokens=4),
 ]
+
+
+def usage(num_completion_tokens: int) -> chat_pb2.Usage:
+    return chat_pb2.Usage(
+        prompt_tokens=7, completion_tokens=num_completion_tokens, cached_prompt_tokens=4
+    )
 
 
 def test_a_completion_joins_its_deltas() -> None:
@@ -21,7 +27,7 @@ def test_a_completion_joins_its_deltas() -> None:
     assert whole.create_time.seconds == 123
     assert whole.model == "fake"
     assert whole.system_fingerprint == "fp_fake"
-    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (7, 5)
+    assert whole.usage == usage(5)
     [choice] = whole.choices
     assert choice.message.role == chat_pb2.ROLE_ASSISTANT
     assert [part.text for part in choice.message.content] == ["Paris"]
@@ -41,8 +47,8 @@ def test_chunks_say_once_what_is_said_once() -> None:
         chat_pb2.ROLE_UNSPECIFIED,
     ]
     assert [c.HasField("usage") for c in chunks] == [True, False, True]
-    assert chunks[0].usage == chat_pb2.Usage(prompt_tokens=7, completion_tokens=1)
-    assert chunks[-1].usage == chat_pb2.Usage(prompt_tokens=7, completion_tokens=5)
+    assert chunks[0].usage == usage(1)
+    assert chunks[-1].usage == usage(5)
     assert chunks[-1].choices[0].finish_reason == chat_pb2.FINISH_REASON_STOP
 
 

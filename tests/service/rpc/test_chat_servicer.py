@@ -44,10 +44,23 @@ async def test_a_streamed_answer_never_holds_half_a_character(running: Running) 
     assert responses[-1].chunk.usage.completion_tokens == 9
 
 
+async def test_usage_says_what_of_the_prompt_was_cached(running: Running) -> None:
+    running.engine.script = [
+        TokenOutput((97,), num_cached_tokens=16),
+        TokenOutput((98,), FinishReason.LENGTH, num_cached_tokens=16),
+    ]
+    whole = await running.chat.CreateChatCompletion(unary())
+    chunks = [r.chunk async for r in running.chat.StreamChatCompletion(stream())]
+    usages = [whole.completion.usage, *(c.usage for c in chunks)]
+    assert [usage.cached_prompt_tokens for usage in usages] == [16, 16, 16]
+
+
 async def test_the_engine_is_asked_what_the_request_says(running: Running) -> None:
     running.engine.answer("x")
     sampling = chat_pb2.SamplingParams(stop_token_ids=[7], seed=5)
-    await running.chat.CreateChatCompletion(unary(sampling=sampling, model="alias"))
+    await running.chat.CreateChatCompletion(
+        unary(sampling=sampling, model="alias", cache_salt="mine")
+    )
     await running.chat.CreateChatCompletion(
         unary(sampling=chat_pb2.SamplingParams(ignore_eos=True))
     )
@@ -55,6 +68,7 @@ async def test_the_engine_is_asked_what_the_request_says(running: Running) -> No
     assert bytes(first.prompt_token_ids) == b"<user>hi<assistant>"
     assert first.stop_token_ids == {7, EOS}
     assert first.sampling.seed == 5
+    assert (first.cache_salt, second.cache_salt) == ("mine", "")
     assert second.stop_token_ids == frozenset()
 
 

@@ -208,6 +208,7 @@ def test_lists_and_texts_are_bounded() -> None:
     kwargs = '{"a": "' + "x" * convert.MAX_TEMPLATE_KWARGS_LENGTH + '"}'
     prompt = chat_pb2.PromptOptions(chat_template_kwargs_json=kwargs)
     assert refused(prompt=prompt).field == "prompt.chat_template_kwargs_json"
+    assert refused(cache_salt="x" * (convert.MAX_CACHE_SALT_LENGTH + 1)).field == "cache_salt"
 
 
 def test_no_messages_are_refused() -> None:
