@@ -57,7 +57,7 @@ class ServiceSettings(ProcessSettings):
         256, description="requests that wait besides those that run; more are refused"
     )
     kv_cache_memory_bytes: ByteSize | None = Field(
-        None, description="memory for keys and values, such as 2GiB; default: 1 GiB or 4 full sequences"
+        None, description="memory for keys and values; default: 1 GiB or 4 full sequences"
     )
     num_threads: Annotated[int, Field(ge=1)] | None = Field(
         None, description="CPU threads of the engine; default: the CPUs the process may use"

@@ -85,6 +85,8 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
     num_cached_tokens = num_blocks * options.block_size
     max_model_len = min(max_model_len, num_cached_tokens)
     try:
+        # The store first: it is what tells that so many blocks are too many.
+        runner = ModelRunner(model.finish(num_blocks, options.block_size, max_model_len))
         pool = BlockPool(num_blocks, options.block_size, has_prefix_caching=options.prefix_caching)
         scheduler = Scheduler(
             pool,
@@ -92,7 +94,6 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
             options.max_num_batched_tokens,
             options.num_speculative_tokens,
         )
-        runner = ModelRunner(model.finish(num_blocks, options.block_size, max_model_len))
         core = EngineCore(scheduler, runner, max_model_len)
         _warm_up(core, min(8, max_model_len - 1))
     except (MemoryError, torch.OutOfMemoryError) as error:

@@ -45,6 +45,7 @@ def generate_together(path: Path) -> list[list[int]]:
             dtype="float32",
             max_num_seqs=8,
             max_num_batched_tokens=32,
+            block_size=16,
             kv_cache_memory_bytes=NUM_BLOCKS * 16 * 46_080,  # tokens a block, bytes a token
         )
     )
