@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from service.engine.attention import AttentionBatch, PagedAttention, PrefillChunk
+from service.engine.core import DeviceLost
 from service.engine.sampler import sample
 from service.engine.scheduler import Batch, ScheduledSequence
 from service.engine.speculation import accept
@@ -34,6 +35,12 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[tuple[int, ...]]:
         """See `service.engine.core.Runner.run`."""
+        try:
+            return self._compute(batch)
+        except torch.AcceleratorError as error:  # whatever it was, CUDA repeats it from now on
+            raise DeviceLost(str(error)) from error
+
+    def _compute(self, batch: Batch) -> list[tuple[int, ...]]:
         self._attention.batch = self._lay_out(batch)
         logits = self._forward(batch)
         if not batch.sampled:
