@@ -14,6 +14,7 @@
     │   ├── Draining
     │   └── Starting
     ├── DeadlinePassed
+    ├── StepFailed               the engine goes on without the request
     ├── EngineDead
     └── ModelLoadError           at start only; ends the process
 """
@@ -104,6 +105,13 @@ class Starting(Unavailable):
 
 class DeadlinePassed(ChatrpcError):
     """The caller's deadline passed, or would pass before the request's turn came."""
+
+
+class StepFailed(ChatrpcError):
+    """A step of the engine could not be computed, and with it the requests that were in it."""
+
+    def __init__(self) -> None:
+        super().__init__("The model failed while it computed this request. Others go on.")
 
 
 class EngineDead(ChatrpcError):

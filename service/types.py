@@ -123,6 +123,7 @@ class EngineStats:
     # Since start:
     num_preemptions: int = 0
     num_steps: int = 0
+    num_failed_steps: int = 0
     num_prefix_cache_queries: int = 0  # tokens of prompts that were looked for in the cache
     num_prefix_cache_hits: int = 0  # those of them that were found
     num_draft_tokens: int = 0  # guessed for the model to check
@@ -160,6 +161,7 @@ class Engine(Protocol):
             ContextLengthExceeded, QueueFull, DeadlinePassed: the request is refused.
         Raises, later:
             DeadlinePassed: the deadline passed while the sequence waited for its turn.
+            StepFailed: the engine has failed over this request, and goes on without it.
             EngineDead: the engine has failed.
         """
         ...

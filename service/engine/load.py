@@ -94,7 +94,7 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
             options.max_num_batched_tokens,
             options.num_speculative_tokens,
         )
-        core = EngineCore(scheduler, runner, max_model_len)
+        core = EngineCore(scheduler, runner, max_model_len, max_failed_steps=1)
         _warm_up(core, min(8, max_model_len - 1))
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelLoadError(
@@ -108,7 +108,7 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
         max_model_len=max_model_len,
         kv_cache_tokens=num_cached_tokens,
     )
-    return core, max_model_len
+    return EngineCore(scheduler, runner, max_model_len), max_model_len
 
 
 def _resolve_device(device: Device) -> torch.device:

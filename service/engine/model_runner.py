@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from service.engine.core import DeviceLost
 from service.engine.layout import Layout
 from service.engine.sampler import sample
 from service.engine.scheduler import Batch
@@ -34,6 +35,12 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[tuple[int, ...]]:
         """See `service.engine.core.Runner.run`."""
+        try:
+            return self._compute(batch)
+        except torch.AcceleratorError as error:  # whatever it was, CUDA repeats it from now on
+            raise DeviceLost(str(error)) from error
+
+    def _compute(self, batch: Batch) -> list[tuple[int, ...]]:
         layout = Layout.of(batch)
         logits = self._model.forward(layout, layout.sampled_rows())
         if not batch.sampled:

@@ -36,6 +36,7 @@ _STATUSES: tuple[tuple[type[errors.ChatrpcError], int, errors_pb2.ErrorReason.Va
     (errors.Draining, code_pb2.UNAVAILABLE, errors_pb2.ERROR_REASON_DRAINING),
     (errors.Starting, code_pb2.UNAVAILABLE, errors_pb2.ERROR_REASON_STARTING),
     (errors.DeadlinePassed, code_pb2.DEADLINE_EXCEEDED, errors_pb2.ERROR_REASON_DEADLINE),
+    (errors.StepFailed, code_pb2.INTERNAL, errors_pb2.ERROR_REASON_STEP_FAILED),
     (errors.EngineDead, code_pb2.INTERNAL, errors_pb2.ERROR_REASON_ENGINE_DEAD),
 )
 

@@ -2,6 +2,7 @@
 
 import threading
 import zlib
+from collections.abc import Container
 
 from service.engine.core import EngineCore
 from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
@@ -10,6 +11,7 @@ from service.engine.speculation import accept
 from service.types import Request
 
 VOCAB_SIZE = 30
+RUBBISH = (-1, -1)
 
 
 class WrongCacheError(BaseException):
@@ -50,7 +52,8 @@ class FakeRunner:
     Whatever is computed reads its whole context back through the block table, and each place must
     hold the right token at the right position: a block that another sequence wrote to, a wrong
     prefix, or one that was not computed anew is found at once. While `gate` is clear a step waits
-    for it, having set `is_waiting`; `error` is raised instead.
+    for it, having set `is_waiting`. While `error` is set, and in the runs whose numbers are in
+    `failing_runs`, a step fails in the middle of its work.
     """
 
     def __init__(self, block_size: int) -> None:
@@ -60,19 +63,26 @@ class FakeRunner:
         self.gate.set()
         self.is_waiting = threading.Event()
         self.error: BaseException | None = None
-        self.batches: list[Batch] = []
+        self.failing_runs: Container[int] = ()
+        self.num_runs = 0
+        self.batches: list[Batch] = []  # those that did not fail
 
     def run(self, batch: Batch) -> list[tuple[int, ...]]:
         if not self.gate.is_set():
             self.is_waiting.set()
             self.gate.wait()
-        if self.error is not None:
-            raise self.error
-        self.batches.append(batch)
+        self.num_runs += 1
+        error = self.error
+        if self.num_runs in self.failing_runs:
+            error = RuntimeError(f"run {self.num_runs} fails")
         for scheduled in batch.scheduled:
             start = scheduled.sequence.num_computed_tokens
             for position, token_id in enumerate(scheduled.token_ids, start):
-                self._cache[self._place(scheduled.sequence, position)] = position, token_id
+                place = self._place(scheduled.sequence, position)
+                self._cache[place] = (position, token_id) if error is None else RUBBISH
+        if error is not None:
+            raise error
+        self.batches.append(batch)
         for scheduled in batch.scheduled:
             self._check(scheduled)
         return [self._sample(scheduled) for scheduled in batch.sampled]

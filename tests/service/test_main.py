@@ -133,16 +133,23 @@ def test_a_signal_during_the_load_is_an_orderly_end(
     assert "Traceback" not in process.log
 
 
-def test_an_engine_that_fails_ends_the_process(start: Callable[..., Process], model: Path) -> None:
+def test_an_engine_that_fails_time_and_again_ends_the_process(
+    start: Callable[..., Process], model: Path
+) -> None:
     process = start("--model", str(model), module="tests.fakes.failing_service")
     port = process.until("listening")["port"]
     process.until("ready")
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = chat_service_pb2_grpc.ChatServiceStub(channel)
-        with pytest.raises(grpc.RpcError) as caught:
-            next(stub.StreamChatCompletion(request(num_tokens=3)))
-    assert caught.value.code() == grpc.StatusCode.INTERNAL
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError) as caught:
+                next(stub.StreamChatCompletion(request(num_tokens=3)))
+            assert caught.value.code() == grpc.StatusCode.INTERNAL
     assert process.wait() == 1
+    lines = [json.loads(line) for line in process.lines if line.startswith("{")]
+    outcomes = [line["outcome"] for line in lines if line["event"] == "call"]
+    assert outcomes == ["STEP_FAILED", "STEP_FAILED", "ENGINE_DEAD"]
+    assert "the model is broken" in process.log
     assert "engine failed" in process.log
 
 

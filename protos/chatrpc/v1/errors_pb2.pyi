@@ -64,6 +64,8 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 41
     """Unforeseen. The details are in the service's log under the request id."""
+    ERROR_REASON_STEP_FAILED: _ErrorReason.ValueType  # 42
+    """The model failed while it computed this request; the service goes on without it."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. The name without its prefix stands in `google.rpc.ErrorInfo.reason`, under the
@@ -103,3 +105,5 @@ The engine has failed; the service is about to exit.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 41
 """Unforeseen. The details are in the service's log under the request id."""
+ERROR_REASON_STEP_FAILED: ErrorReason.ValueType  # 42
+"""The model failed while it computed this request; the service goes on without it."""

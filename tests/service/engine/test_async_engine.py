@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.engine.async_engine import AsyncEngine
 from service.engine.block_pool import BlockPool
-from service.engine.core import EngineCore
+from service.engine.core import DeviceLost, EngineCore
 from service.engine.scheduler import Scheduler
 from service.errors import (
     ChatrpcError,
@@ -20,6 +20,7 @@ from service.errors import (
     EngineDead,
     ModelLoadError,
     QueueFull,
+    StepFailed,
 )
 from service.types import EngineStats, FinishReason, Request, TokenOutput
 from tests.fakes.runner import FakeRunner, answer, make_core
@@ -275,7 +276,7 @@ async def test_a_failed_engine_says_so_to_everyone(rig: Rig) -> None:
         await anext(stream)
     await rig.blocked()
     assert not dead.done()
-    rig.runner.error = RuntimeError("the device is gone")
+    rig.runner.error = DeviceLost("the device is gone")
     rig.runner.gate.set()
     for stream in streams:
         with pytest.raises(EngineDead):
@@ -286,6 +287,42 @@ async def test_a_failed_engine_says_so_to_everyone(rig: Rig) -> None:
         await anext(rig.generate(make_request()))
     await rig.engine.wait_dead()
     await rig.engine.stop()
+
+
+async def test_a_failed_step_ends_what_was_in_it_and_the_engine_goes_on(rig: Rig) -> None:
+    rig.block()
+    streams = [rig.generate(make_request(max_tokens=9)) for _ in range(6)]
+    for stream in streams:
+        await anext(stream)
+    await rig.blocked()
+    rig.runner.failing_runs = {1}
+    rig.runner.gate.set()
+
+    async def read(stream: AsyncGenerator[TokenOutput, None]) -> str:
+        try:
+            return str(tokens([output async for output in stream]))
+        except StepFailed:
+            return "failed"
+
+    ends = await asyncio.gather(*map(read, streams))
+    num_failed = ends.count("failed")  # as many as had come when the step began
+    assert 1 <= num_failed <= 4
+    assert ends[num_failed:] == [str(answer(make_request(max_tokens=9), rig.max_model_len))] * (
+        6 - num_failed
+    )
+    await rig.until_empty()
+    assert rig.engine.stats().num_failed_steps == 1
+
+
+async def test_steps_that_fail_time_and_again_are_the_end(rig: Rig) -> None:
+    rig.runner.error = RuntimeError("no more memory")
+    ends = []
+    for _ in range(3):
+        with pytest.raises((StepFailed, EngineDead)) as caught:
+            await rig.collect(make_request())
+        ends.append(caught.type)
+    assert ends == [StepFailed, StepFailed, EngineDead]
+    await rig.engine.wait_dead()
 
 
 async def test_stop_fails_what_runs(rig: Rig) -> None:

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.block_pool import BlockPool
-from service.engine.core import EngineCore
+from service.engine.core import DeviceLost, EngineCore
 from service.engine.scheduler import Scheduler
-from service.errors import DeadlinePassed
+from service.errors import DeadlinePassed, StepFailed
 from service.types import FinishReason, Request, SamplingParams, TokenOutput
 from tests.fakes.runner import FakeRunner, answer, make_core
 from tests.service.engine.requests import make_request
@@ -334,10 +334,86 @@ def test_stats_count() -> None:
     assert (stats.num_kv_blocks, stats.num_free_kv_blocks) == (50, 48)
 
 
-def test_an_error_of_the_runner_is_not_swallowed() -> None:
+def failing(max_num_batched_tokens: int = 32) -> tuple[EngineCore, FakeRunner]:
     runner = FakeRunner(BLOCK_SIZE)
-    core = make_core(runner, Scheduler(BlockPool(5, BLOCK_SIZE), 1, 8))
-    runner.error = RuntimeError("no more memory")
-    core.add(0, Request((1,), make_request().sampling))
-    with pytest.raises(RuntimeError, match="no more memory"):
+    return make_core(
+        runner, Scheduler(BlockPool(50, BLOCK_SIZE), 2, max_num_batched_tokens)
+    ), runner
+
+
+def test_a_step_that_fails_ends_what_was_in_it_and_nothing_else() -> None:
+    core, runner = failing()
+    runner.failing_runs = {2}
+    waiting = make_request(4, max_tokens=5)
+    for i in range(2):
+        core.add(i, make_request(5, max_tokens=5))
+    core.add(2, waiting)
+    core.step()
+    ends = core.step()
+    assert [(o.sequence_id, type(o.output)) for o in ends] == [(0, StepFailed), (1, StepFailed)]
+    assert (core.stats.num_running, core.stats.num_waiting) == (0, 1)
+    assert (core.stats.num_steps, core.stats.num_failed_steps) == (2, 1)
+    outputs = run(core)
+    assert set(outputs) == {2}
+    assert tokens(outputs[2]) == answer(waiting, 200)
+    assert is_empty(core)
+
+
+def test_a_step_that_fails_spares_who_the_budget_left_out() -> None:
+    core, runner = failing(max_num_batched_tokens=5)
+    runner.failing_runs = {1}
+    spared = make_request(4, max_tokens=5)
+    core.add(0, make_request(5))
+    core.add(1, spared)
+    assert [o.sequence_id for o in core.step()] == [0]
+    assert tokens(run(core)[1]) == answer(spared, 200)
+
+
+def test_what_a_failed_step_wrote_is_not_cached_and_what_came_before_is() -> None:
+    core, runner = failing(max_num_batched_tokens=10)
+    runner.failing_runs = {2}
+    request = make_request(30, max_tokens=5)
+    core.add(0, request)
+    assert core.step() == []
+    assert isinstance(core.step()[0].output, StepFailed)
+    assert is_empty(core)
+    core.add(1, request)
+    outputs = run(core)[1]
+    assert tokens(outputs) == answer(request, 200)
+    assert outputs[0].num_cached_tokens == 8
+
+
+def test_three_failed_steps_in_a_row_are_the_end() -> None:
+    core, runner = failing()
+    runner.failing_runs = {1, 2, 4, 5, 6}
+    request = make_request(5, max_tokens=1)
+    for i in range(5):
+        core.add(i, request)
+        (output,) = core.step()
+        assert isinstance(output.output, TokenOutput if i == 2 else StepFailed)
+        assert is_empty(core)
+    core.add(5, request)
+    with pytest.raises(RuntimeError, match="run 6 fails"):
         core.step()
+
+
+@pytest.mark.parametrize("error", [DeviceLost("gone"), KeyboardInterrupt()])
+def test_what_leaves_nothing_to_go_on_with_is_the_end_at_once(error: BaseException) -> None:
+    core, runner = failing()
+    runner.error = error
+    core.add(0, make_request())
+    with pytest.raises(type(error)):
+        core.step()
+
+
+def test_the_longest_sequence_fills_the_cache_and_gets_to_its_end() -> None:
+    """Alone, behind a cached prefix, and with drafts: what is held is never more than there is."""
+    core = core_of(num_blocks=5, num_speculative_tokens=8)
+    for i in range(3):
+        request = make_request([7] * 19, max_tokens=None)
+        core.add(i, request)
+        core.add(10 + i, make_request([8] * 3, max_tokens=None))
+        outputs = run(core)
+        assert tokens(outputs[i]) == answer(request, 20)
+        assert len(tokens(outputs[10 + i])) == 17
+    assert is_empty(core)

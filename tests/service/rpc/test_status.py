@@ -22,6 +22,7 @@ EXAMPLES: list[tuple[errors.ChatrpcError, int, str]] = [
     (errors.Draining(), code_pb2.UNAVAILABLE, "DRAINING"),
     (errors.Starting(), code_pb2.UNAVAILABLE, "STARTING"),
     (errors.DeadlinePassed("late"), code_pb2.DEADLINE_EXCEEDED, "DEADLINE"),
+    (errors.StepFailed(), code_pb2.INTERNAL, "STEP_FAILED"),
     (errors.EngineDead(), code_pb2.INTERNAL, "ENGINE_DEAD"),
 ]
 
