@@ -39,7 +39,8 @@ Quick = Annotated[
 ]
 Rounds = Annotated[int, typer.Option(help="How often each load is run.", min=1)]
 Loads = Annotated[
-    str | None, typer.Option(help="The loads wanted, by name, separated by commas. Absent: all.")
+    str | None,
+    typer.Option("--loads", help="The loads wanted, by name, separated by commas. Absent: all."),
 ]
 FirstStarts = Annotated[
     bool, typer.Option("--first-starts", help="Start each server with empty caches too.")
@@ -181,11 +182,12 @@ def _contest(wishes: _Wishes, entries: list[Entry], progress: Progress) -> Resul
     names = wishes.loads.split(",") if wishes.loads else list(table_of_loads)
     if unknown := set(names) - set(table_of_loads):
         raise typer.BadParameter(f"no such load: {', '.join(sorted(unknown))}")
+    entries = [entry.only(names) for entry in entries]
     logs = OUT / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     stem = wishes.name + ("-quick" if wishes.is_quick else "")
     plan = Plan(
-        entries=entries,
+        entries=[entry for entry in entries if not entry.is_idle],
         loads={name: table_of_loads[name] for name in names},
         num_rounds=1 if wishes.is_quick else wishes.rounds,
         logs=logs,

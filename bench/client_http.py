@@ -38,7 +38,7 @@ class _Usage(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = msgspec.Raw()
 
 
 _read_chunk = msgspec.json.Decoder(_Chunk).decode
@@ -96,7 +96,7 @@ class HttpClient:
             for time_s, event in sse.events(transcript.pieces):
                 chunk = _read_chunk(event)
                 usage = chunk.usage or usage
-                if chunk.error is not None:
+                if chunk.error:
                     error = error or bytes(chunk.error).decode()
                 if said := _text(chunk):
                     arrivals.append(time_s)

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -29,9 +29,18 @@ class Entry:
     """A server of the contest, and the loads it gets over HTTP, over gRPC and as a bare engine."""
 
     server: Server
-    loads: Sequence[str]
-    grpc_loads: Sequence[str] = ()
-    engine_loads: Sequence[str] = ()
+    loads: Collection[str]
+    grpc_loads: Collection[str] = ()
+    engine_loads: Collection[str] = ()
+
+    def only(self, wanted: Collection[str]) -> "Entry":
+        """The same without the loads that are not wanted."""
+        ours = (self.loads, self.grpc_loads, self.engine_loads)
+        return Entry(self.server, *([name for name in names if name in wanted] for names in ours))
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.loads or self.grpc_loads or self.engine_loads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +98,11 @@ class Contest:
 
     async def _start(
         self, entry: Entry, stack: AsyncExitStack
-    ) -> list[tuple[Target, Sequence[str]]]:
+    ) -> list[tuple[Target, Collection[str]]]:
         server = entry.server
         facts = ServerFacts(server.title, server.version, server.settings)
         self.results.servers[server.name] = facts
-        targets: list[tuple[Target, Sequence[str]]] = []
+        targets: list[tuple[Target, Collection[str]]] = []
         try:
             if self._plan.has_first_starts:
                 self._note(server.name, first_ready_s=await self._first_start(server))

@@ -52,7 +52,7 @@ class ProcessGroup:
                 stdin=stdin or asyncio.subprocess.DEVNULL,
                 stdout=stdin or log,
                 stderr=log,
-                env=env,
+                env=dict(env),
                 start_new_session=True,
                 limit=1 << 24,
             )
@@ -77,15 +77,15 @@ class ProcessGroup:
 
     def pss_bytes(self) -> int:
         """Proportional set size, shared pages counted in part, of all processes together."""
-        return sum(_pss(process) for process in self._tree())
+        return sum(_pss(process) for process in self.tree())
 
     def cpu_s(self) -> float:
         """CPU time of all processes so far."""
-        return sum(_cpu(process) for process in self._tree())
+        return sum(_cpu(process) for process in self.tree())
 
     async def end(self) -> None:
         """Ask them to end, and kill what is left, whatever it did to get away."""
-        survivors = self._tree()
+        survivors = self.tree()
         self.thaw()
         self._signal(signal.SIGTERM)
         with suppress(TimeoutError):
@@ -98,7 +98,7 @@ class ProcessGroup:
         for leader in self._leaders:
             await leader.wait()
 
-    def _tree(self) -> list[psutil.Process]:
+    def tree(self) -> list[psutil.Process]:
         found: list[psutil.Process] = []
         for leader in self._leaders:
             with suppress(psutil.NoSuchProcess):

@@ -39,8 +39,9 @@ class Environment:
     def site_packages(self) -> Path:
         return next((self.path / "lib").glob("python3*/site-packages"))
 
-    def command(self, name: str) -> str:
-        return str(self.path / "bin" / name)
+    def script(self, name: str) -> tuple[str, str]:
+        """A command of the environment, by way of its Python, so that it may be moved."""
+        return str(self.python), str(self.path / "bin" / name)
 
     def environ(self) -> dict[str, str]:
         """Our own environment less what would let our modules into the peer's, and no hub."""

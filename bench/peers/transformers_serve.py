@@ -35,9 +35,8 @@ def server(checkpoint: Path) -> Server:
     def commands(ports: Ports) -> Sequence[Sequence[str]]:
         listen = ("--host", "127.0.0.1", "--port", str(ports.http))
         model = (str(checkpoint), "--dtype", "bfloat16", "--device", "cpu")
-        return [
-            (ENVIRONMENT.command("transformers"), "serve", *model, "--continuous-batching", *listen)
-        ]
+        script = ENVIRONMENT.script("transformers")
+        return [(*script, "serve", *model, "--continuous-batching", *listen)]
 
     return Server(
         name="transformers",

@@ -52,7 +52,7 @@ def server(name: str, title: str, checkpoint: Path, settings: str) -> Server:
         listen = ("--host", "127.0.0.1", "--port", str(ports.http))
         model = (str(checkpoint), "--served-model-name", _MODEL, "--dtype", "bfloat16")
         limits = ("--max-num-seqs", "32", "--max-model-len", "8192")
-        return [(ENVIRONMENT.command("vllm"), "serve", *model, *listen, *limits)]
+        return [(*ENVIRONMENT.script("vllm"), "serve", *model, *listen, *limits)]
 
     cores = sorted(os.sched_getaffinity(0))
     openmp = ENVIRONMENT.path / "lib" / "libiomp5.so"
