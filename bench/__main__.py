@@ -82,7 +82,7 @@ def load(
     if wants_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(outcome)).decode())
     else:
-        Console().print(table.of_outcome(outcome))
+        table.show(table.of_outcome(outcome))
     raise typer.Exit(1 if outcome.fault else 0)
 
 
@@ -116,7 +116,7 @@ def run(
     with Progress(Console(stderr=True)) as progress:
         entries = our_entries(variants.split(","), has_open_loop=True)
         found = _contest(plan, entries, progress)
-    _show(found)
+    table.show(table.of_results(found))
 
 
 @app.command()
@@ -148,7 +148,7 @@ def peers(
             return
         entries = [*our_entries(variants.split(","), has_open_loop=open_loop), *theirs]
         found = _contest(plan, entries, progress)
-    _show(found)
+    table.show(table.of_results(found))
     if publish and not quick:
         report.publish(found, DOCS)
 
@@ -196,10 +196,6 @@ def _contest(wishes: _Wishes, entries: list[Entry], progress: Progress) -> Resul
         is_quick=wishes.is_quick,
     )
     return _run(Contest(plan, progress).run())
-
-
-def _show(found: Results) -> None:
-    Console().print(table.of_results(found))
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -69,7 +69,8 @@ class HttpClient:
         self._model = model
         self._dialect = dialect
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            # Servers close what is idle for 5 s, also while they are frozen and cannot say so.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
             timeout=aiohttp.ClientTimeout(total=None),
             headers={"content-type": "application/json"},
         )

@@ -13,7 +13,7 @@ from bench.loadgen import exchange
 from bench.process import ProcessGroup, free_port, idle_cpu
 from bench.request import Client, Transcript, ask
 
-START_TIMEOUT_S = 400
+START_TIMEOUT_S = 600
 _POLL_S = 0.1
 _SETTLE_S = 2.0
 
