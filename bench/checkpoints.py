@@ -1,0 +1,97 @@
+"""The checkpoints that peers load: ours as it is, and an int8 one made of it.
+
+A program of its own, `python -m bench.checkpoints INT8_DIRECTORY`, since it needs torch and the
+load generator does not. It prints the directory of each.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from service.checkpoint import EMBEDDED_MODEL, resolve
+from service.config import ServiceSettings
+
+_WEIGHTS = "model.safetensors"
+_MAX = 127
+
+# compressed-tensors' description of what `quantize` makes, and of activations: int8 as well, with a
+# scale for each token, chosen as it comes.
+_CONFIG = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["lm_head"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {
+                "num_bits": 8,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "channel",
+                "dynamic": False,
+            },
+            "input_activations": {
+                "num_bits": 8,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "token",
+                "dynamic": True,
+            },
+        }
+    },
+}
+
+
+def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[out, in] -> int8 [out, in] and bfloat16 scales [out, 1]; int8 times scale is the weight.
+
+    The scale is a hair larger than the row's largest weight needs, so that rounding it to bfloat16,
+    which keeps eight bits, makes nothing overflow: each weight is off by half a scale at most.
+    """
+    exact = weight.float()
+    largest = exact.abs().amax(dim=1, keepdim=True).clamp(min=1e-8)
+    scale = (largest / _MAX * (1 + 2**-8)).to(torch.bfloat16)
+    return (exact / scale.float()).round().clamp(-_MAX, _MAX).to(torch.int8), scale
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write the W8A8 checkpoint of `source`, a directory with one safetensors file, to `target`.
+
+    Every projection is converted; embeddings, norms and the head stay as they are.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, torch.Tensor] = {}
+    with safe_open(source / _WEIGHTS, framework="pt") as weights:
+        for name in weights.keys():  # noqa: SIM118  # it is no dict
+            tensor = weights.get_tensor(name)
+            if name.endswith("_proj.weight"):
+                tensors[name], tensors[f"{name}_scale"] = quantize(tensor)
+            else:
+                tensors[name] = tensor
+    for file in source.iterdir():
+        if file.is_file() and file.name != _WEIGHTS:
+            shutil.copy(file, target)
+    config = json.loads((source / "config.json").read_text())
+    (target / "config.json").write_text(
+        json.dumps({**config, "quantization_config": _CONFIG}, indent=2)
+    )
+    save_file(tensors, target / _WEIGHTS, metadata={"format": "pt"})
+
+
+def main(int8: Path) -> None:
+    source = resolve(EMBEDDED_MODEL, ServiceSettings.load([]).cache_dir).path
+    made_of = int8 / "made_of"
+    if not made_of.is_file() or made_of.read_text() != source.name:
+        convert(source, int8)
+        made_of.write_text(source.name)
+    print(json.dumps({"bf16": str(source), "int8": str(int8)}))  # noqa: T201  # its answer
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,56 @@
+"""The engine itself, in this process: no wire, no text."""
+
+import time
+from contextlib import aclosing
+from dataclasses import asdict
+
+from bench.request import Record, Request, Transcript
+from service.errors import ChatrpcError
+from service.types import Engine, PromptOptions, SamplingParams, Tokenizer
+from service.types import Request as EngineRequest
+
+
+class EngineClient:
+    """A `bench.request.Client`. A piece has one byte for each token; prompts come as token ids.
+
+    Prompts are rendered and tokenized before their request is due.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+
+    async def send(self, transcript: Transcript) -> None:
+        request = EngineRequest(
+            prompt_token_ids=self._token_ids(transcript.request),
+            sampling=SamplingParams(
+                temperature=0.0, max_tokens=transcript.request.num_tokens, ignore_eos=True
+            ),
+        )
+        note, clock = transcript.pieces.append, time.perf_counter
+        transcript.due_s = max(transcript.due_s, clock())
+        try:
+            async with aclosing(self._engine.generate(request)) as outputs:
+                async for output in outputs:
+                    note((clock(), b"." * len(output.token_ids)))
+        except ChatrpcError as error:
+            transcript.error = f"{type(error).__name__}: {error}"
+
+    def read(self, transcript: Transcript) -> Record:
+        pieces = [(time_s, piece) for time_s, piece in transcript.pieces if piece]
+        return Record(
+            due_s=transcript.due_s,
+            arrivals_s=tuple(time_s for time_s, _ in pieces),
+            num_requested=transcript.request.num_tokens,
+            num_output_tokens=sum(len(piece) for _, piece in pieces),
+            num_prompt_tokens=len(self._token_ids(transcript.request)),
+            error=transcript.error,
+        )
+
+    async def close(self) -> None:
+        """The engine belongs to whoever started it."""
+
+    def _token_ids(self, request: Request) -> tuple[int, ...]:
+        messages = [asdict(message) for message in request.messages]
+        text = self._tokenizer.render_chat(messages, PromptOptions())
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))

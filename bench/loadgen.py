@@ -1,0 +1,91 @@
+"""Sends requests: so many clients at a time, or at given times."""
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from bench.request import Client, Request, Transcript
+
+# A request that takes longer has failed.
+REQUEST_TIMEOUT_S = 180
+
+OnDone = Callable[[], None]
+
+
+async def exchange(client: Client, transcript: Transcript, due_s: float | None = None) -> None:
+    """Send one request; what goes wrong becomes its error."""
+    transcript.due_s = time.perf_counter() if due_s is None else due_s
+    try:
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            await client.send(transcript)
+    except TimeoutError:
+        transcript.error = f"no end within {REQUEST_TIMEOUT_S} s"
+
+
+async def closed_loop(
+    client: Client,
+    requests: Sequence[Request],
+    num_clients: int,
+    *,
+    patience_s: float = float("inf"),
+    on_done: OnDone = lambda: None,
+) -> list[Transcript]:
+    """`num_clients` at a time: each sends its next request when its last one is answered.
+
+    None is started once `patience_s` have passed, but for the first of each client; those under way
+    are waited for.
+    """
+    waiting = enumerate(requests)
+    transcripts: list[Transcript] = []
+    give_up_s = time.perf_counter() + patience_s
+
+    async def one_client() -> None:
+        for index, request in waiting:
+            if index >= num_clients and time.perf_counter() > give_up_s:
+                return
+            transcripts.append(transcript := Transcript(request))
+            await exchange(client, transcript)
+            on_done()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(num_clients):
+            group.create_task(one_client())
+    return transcripts
+
+
+async def open_loop(
+    client: Client,
+    requests: Sequence[Request],
+    times_s: Sequence[float],
+    *,
+    on_done: OnDone = lambda: None,
+) -> list[Transcript]:
+    """Each request at its time, in seconds from now, however many are still under way."""
+    start_s = time.perf_counter()
+
+    async def one_request(transcript: Transcript, due_s: float) -> None:
+        await asyncio.sleep(due_s - time.perf_counter())
+        await exchange(client, transcript, due_s)
+        on_done()
+
+    transcripts = [Transcript(request) for request in requests]
+    async with asyncio.TaskGroup() as group:
+        for transcript, time_s in zip(transcripts, times_s, strict=True):
+            group.create_task(one_request(transcript, start_s + time_s))
+    return transcripts
+
+
+def poisson(rate: float, num_requests: int, rng: random.Random) -> list[float]:
+    """Times of arrivals that know nothing of each other, so many a second; the first is 0."""
+    gaps = (rng.expovariate(rate) for _ in range(num_requests - 1))
+    return list(itertools.accumulate(gaps, initial=0.0))
+
+
+@contextmanager
+def cpu_time() -> Iterator[Callable[[], float]]:
+    """Yields a function that says how many CPU seconds this process has used since."""
+    start_s = time.process_time()
+    yield lambda: time.process_time() - start_s

@@ -1,0 +1,261 @@
+"""The loads that are measured, each a set of requests and a way to send them.
+
+Requests are greedy, streamed, and as long as asked, the end of the model's turn notwithstanding.
+Prompts are random words, so that no two share more than the template's beginning, drawn from a
+seed: every server of a round gets the same ones, and every round has new ones.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from bench import metrics
+from bench.loadgen import OnDone, closed_loop, exchange, open_loop, poisson
+from bench.metrics import Outcome
+from bench.request import Client, Record, Request, Transcript, ask
+from bench.words import sentences, words
+
+# No request of a closed loop is started later, so that a slow server does not take all the time.
+PATIENCE_S = 20
+
+
+class Load(Protocol):
+    """A load by name. `warm_up` is a smaller one, sent before and not counted."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def num_requests(self) -> int: ...
+
+    @property
+    def warm_up(self) -> "Load": ...
+
+    async def run(self, client: Client, seed: int, on_done: OnDone) -> Outcome: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """`num_clients` clients, each of which sends its next request when its last is answered."""
+
+    name: str
+    title: str
+    num_clients: int
+    num_requests: int
+    num_words: int
+    num_tokens: int
+
+    @property
+    def warm_up(self) -> "Closed":
+        return replace(self, num_requests=self.num_clients, num_tokens=8)
+
+    async def run(self, client: Client, seed: int, on_done: OnDone) -> Outcome:
+        requests = random_requests(self.num_requests, self.num_words, self.num_tokens, seed)
+        return _outcome(
+            client,
+            await closed_loop(
+                client, requests, self.num_clients, patience_s=PATIENCE_S, on_done=on_done
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Requests arrive as a Poisson process of `rate` a second, whatever becomes of them."""
+
+    name: str
+    title: str
+    rate: float
+    num_requests: int
+    num_words: int
+    num_tokens: int
+
+    @property
+    def warm_up(self) -> Closed:
+        return Closed(self.name, self.title, 2, 2, self.num_words, 8)
+
+    async def run(self, client: Client, seed: int, on_done: OnDone) -> Outcome:
+        requests = random_requests(self.num_requests, self.num_words, self.num_tokens, seed)
+        times_s = poisson(self.rate, self.num_requests, random.Random(seed))
+        return _outcome(client, await open_loop(client, requests, times_s, on_done=on_done))
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Conversations of two turns, one after another: `ttft_ms` is that of the second turn.
+
+    The second resends the first with its answer and asks something short. `turn2_over_turn1` is the
+    median of TTFT over TTFT: what a prefix cache makes small.
+    """
+
+    name: str
+    title: str
+    num_conversations: int
+    num_words: int
+    num_tokens: int
+
+    @property
+    def num_requests(self) -> int:
+        return 2 * self.num_conversations
+
+    @property
+    def warm_up(self) -> "Turns":
+        return replace(self, num_conversations=1, num_tokens=8)
+
+    async def run(self, client: Client, seed: int, on_done: OnDone) -> Outcome:
+        rng = random.Random(seed)
+        first: list[Record] = []
+        second: list[Record] = []
+        for opening in random_requests(
+            self.num_conversations, self.num_words, self.num_tokens, seed
+        ):
+            first.append(record := await _sent(client, opening))
+            on_done()
+            second.append(
+                await _sent(client, opening.answered(record.text, words(8, rng).capitalize() + "?"))
+            )
+            on_done()
+        if fault := metrics.first_fault([*first, *second]):
+            return Outcome({}, fault)
+        ratios = [metrics.ttft(b) / metrics.ttft(a) for a, b in zip(first, second, strict=True)]
+        return metrics.outcome(
+            second,
+            {
+                "turn2_over_turn1": float(np.median(ratios)),
+                **metrics.percentiles("turn1_ttft_ms", [metrics.ttft(r) for r in first]),
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """Streams run, and a long prompt arrives.
+
+    `stall_ms` is the worst gap between two arrivals of a running stream while the long prompt waits
+    for its first token; `steady_itl_ms` the median gap before it came; `long_ttft_ms` what it
+    waited. A server can make either small at the other's cost.
+    """
+
+    name: str
+    title: str
+    num_streams: int
+    num_tokens: int
+    num_words: int
+    num_long_words: int
+
+    # The long prompt is sent when every stream has had so many pieces.
+    _UNDER_WAY = 16
+
+    @property
+    def num_requests(self) -> int:
+        return self.num_streams + 1
+
+    @property
+    def warm_up(self) -> Closed:
+        return Closed(self.name, self.title, 1, 1, self.num_long_words, 2)
+
+    async def run(self, client: Client, seed: int, on_done: OnDone) -> Outcome:
+        requests = random_requests(self.num_streams, self.num_words, self.num_tokens, seed)
+        streams = [Transcript(request) for request in requests]
+        (long,) = map(Transcript, random_requests(1, self.num_long_words, 8, seed + 1))
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(exchange(client, stream)) for stream in streams]
+            while not self._are_under_way(streams) and not all(t.done() for t in tasks):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)  # the pieces are noted by code too hot for an event
+            await exchange(client, long)
+            on_done()
+        return self._outcome([client.read(stream) for stream in streams], client.read(long))
+
+    def _are_under_way(self, streams: Sequence[Transcript]) -> bool:
+        return all(len(stream.pieces) >= self._UNDER_WAY for stream in streams)
+
+    def _outcome(self, streams: Sequence[Record], long: Record) -> Outcome:
+        if fault := metrics.first_fault([*streams, long]):
+            return Outcome({}, fault)
+        since_s, until_s = long.due_s, long.arrivals_s[0]
+        if all(stream.arrivals_s[-1] < since_s for stream in streams):
+            return Outcome({}, "every stream had ended when the long prompt came")
+        before = [
+            replace(s, arrivals_s=tuple(a for a in s.arrivals_s if a < since_s)) for s in streams
+        ]
+        steady = [gap for stream in before for gap in metrics.itl(stream)]
+        return metrics.outcome(
+            streams,
+            {
+                "stall_ms": 1000 * max(metrics.worst_gap(s, since_s, until_s) for s in streams),
+                "steady_itl_ms": 1000 * float(np.median(steady)) if steady else 0.0,
+                "long_ttft_ms": 1000 * metrics.ttft(long),
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One client asks for a text to be repeated with a small change: what it said comes again."""
+
+    name: str
+    title: str
+    num_requests: int
+    num_words: int
+    num_tokens: int
+
+    @property
+    def warm_up(self) -> "Edit":
+        return replace(self, num_requests=1, num_tokens=8)
+
+    async def run(self, client: Client, seed: int, on_done: OnDone) -> Outcome:
+        rng = random.Random(seed)
+        requests = [
+            ask(
+                "Repeat the following text word for word, but write every number as a digit.\n\n"
+                + sentences(self.num_words, rng),
+                self.num_tokens,
+            )
+            for _ in range(self.num_requests)
+        ]
+        return _outcome(
+            client,
+            await closed_loop(client, requests, 1, patience_s=PATIENCE_S, on_done=on_done),
+        )
+
+
+def random_requests(num_requests: int, num_words: int, num_tokens: int, seed: int) -> list[Request]:
+    rng = random.Random(seed)
+    return [ask(words(num_words, rng), num_tokens) for _ in range(num_requests)]
+
+
+def standard(*, is_quick: bool = False) -> dict[str, Load]:
+    """The loads of a run, by name; quick ones only show that everything works.
+
+    A prompt is its words and about 30 tokens of template.
+    """
+    share = 4 if is_quick else 1
+    loads: list[Load] = [
+        Closed("c1", "1 client", 1, 4 // share, 120, 64),
+        Closed("c8", "8 clients", 8, 16 // share, 120, 64),
+        Closed("c32", "32 clients", 32, 64 // share, 120, 64),
+        Closed("long", "4 clients, long prompts", 4, 8 // share, 820, 32),
+        Turns("turns", "second turn", 4 // share, 870, 32),
+        Stall("stall", "a long prompt arrives", 4, 192 // share, 120, 3960 // share),
+        Edit("edit", "repeat a text", 4 // share, 120, 128),
+        Open("open-2", "2 requests a second", 2.0, 40 // share, 120, 64),
+        Open("open-6", "6 requests a second", 6.0, 120 // share, 120, 64),
+    ]
+    return {load.name: load for load in loads}
+
+
+async def _sent(client: Client, request: Request) -> Record:
+    transcript = Transcript(request)
+    await exchange(client, transcript)
+    return client.read(transcript)
+
+
+def _outcome(client: Client, transcripts: Sequence[Transcript]) -> Outcome:
+    return metrics.outcome([client.read(transcript) for transcript in transcripts])

@@ -1,0 +1,43 @@
+"""The machine that a run is made on."""
+
+import os
+import platform
+from pathlib import Path
+
+import psutil
+
+from bench.results import Machine
+
+# The vector and matrix units that kernels for inference are written for.
+_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "sve",
+)
+
+
+def facts() -> Machine:
+    info = cpu_info(Path("/proc/cpuinfo").read_text())
+    flags = (info.get("flags") or info.get("Features") or "").split()
+    return Machine(
+        cpu=info.get("model name", platform.machine()),
+        num_cores=len(os.sched_getaffinity(0)),
+        flags=[flag for flag in _FLAGS if flag in flags],
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        kernel=platform.release(),
+        python=platform.python_version(),
+    )
+
+
+def cpu_info(text: str) -> dict[str, str]:
+    """What /proc/cpuinfo says of the first core."""
+    lines = text.split("\n\n", maxsplit=1)[0].splitlines()
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}

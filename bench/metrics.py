@@ -1,0 +1,110 @@
+"""What is measured, defined. Times are in seconds here, in milliseconds in `figures`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from bench.request import Record
+
+PERCENTILES = (50, 90, 99)
+
+
+def ttft(record: Record) -> float:
+    """Time to first token: from when the request was due to the arrival of the first text.
+
+    Due is when it is sent in a closed loop, and when the schedule says in an open one, so that a
+    client that is late does not flatter the server.
+    """
+    return record.arrivals_s[0] - record.due_s
+
+
+def tpot(record: Record) -> float:
+    """Time per output token: (last arrival - first arrival) / (tokens - 1).
+
+    The tokens are those of the server's usage, since one delta may hold several.
+    """
+    return (record.arrivals_s[-1] - record.arrivals_s[0]) / (record.num_output_tokens - 1)
+
+
+def itl(record: Record) -> list[float]:
+    """Inter-token latencies: the times between one arrival of text and the next.
+
+    What a reader sees. Where deltas hold several tokens it is longer than the time per token.
+    """
+    return [after - before for before, after in pairwise(record.arrivals_s)]
+
+
+def latency(record: Record) -> float:
+    """End to end: from when the request was due to the arrival of the last text."""
+    return record.arrivals_s[-1] - record.due_s
+
+
+def duration(records: Sequence[Record]) -> float:
+    """From when the first request was due to the arrival of the last text of all."""
+    return max(r.arrivals_s[-1] for r in records) - min(r.due_s for r in records)
+
+
+def throughput(records: Sequence[Record]) -> float:
+    """Output tokens a second: all tokens generated over `duration`, ramps at both ends included."""
+    return sum(r.num_output_tokens for r in records) / duration(records)
+
+
+def worst_gap(record: Record, since_s: float, until_s: float) -> float:
+    """The longest time between two arrivals of a stream, of those that overlap the window."""
+    gaps = (b - a for a, b in pairwise(record.arrivals_s) if b > since_s and a < until_s)
+    return max(gaps, default=0.0)
+
+
+def percentiles(name: str, values_s: Sequence[float]) -> dict[str, float]:
+    """`name.p50`, `.p90`, `.p99`, by linear interpolation, and `.max`; in milliseconds."""
+    if not values_s:
+        return {}
+    found = np.percentile(np.asarray(values_s) * 1000, [*PERCENTILES, 100])
+    names = (*(f"{name}.p{p}" for p in PERCENTILES), f"{name}.max")
+    return dict(zip(names, map(float, found), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One load against one server: its figures by name, or why they do not count."""
+
+    figures: Mapping[str, float]
+    fault: str | None = None
+
+
+def outcome(records: Sequence[Record], extra: Mapping[str, float] | None = None) -> Outcome:
+    """The figures of a load, and `extra`. One wrong answer and they do not count."""
+    if fault := first_fault(records):
+        return Outcome({}, fault)
+    return Outcome({**figures(records), **(extra or {})})
+
+
+def first_fault(records: Sequence[Record]) -> str | None:
+    faults = [fault for record in records if (fault := record.fault)]
+    if not records:
+        return "no request was sent"
+    return f"{len(faults)} of {len(records)} requests: {faults[0]}" if faults else None
+
+
+def figures(records: Sequence[Record]) -> dict[str, float]:
+    """Every figure of a load whose answers are all as asked."""
+    several = [record for record in records if record.num_output_tokens > 1]
+    return {
+        "num_requests": float(len(records)),
+        "num_output_tokens": float(sum(r.num_output_tokens for r in records)),
+        "num_prompt_tokens": _median(r.num_prompt_tokens for r in records),
+        "num_cached_tokens": _median(r.num_cached_tokens for r in records),
+        "duration_s": duration(records),
+        "output_tok_s": throughput(records),
+        "requests_s": len(records) / duration(records),
+        **percentiles("ttft_ms", [ttft(r) for r in records]),
+        **percentiles("tpot_ms", [tpot(r) for r in several]),
+        **percentiles("itl_ms", [gap for r in records for gap in itl(r)]),
+        **percentiles("latency_ms", [latency(r) for r in records]),
+    }
+
+
+def _median(values: Iterable[float]) -> float:
+    return float(np.median(list(values)))

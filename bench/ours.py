@@ -1,0 +1,55 @@
+"""Our own service and gateway, as the servers that are measured."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from bench.server import Ports, Server
+
+MODEL = "smollm2-135m-instruct"
+# What the peers get too; our own default, half of what is free, would leave them little.
+_CACHE = ("--kv-cache-memory-bytes", "4GiB")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A way to run the service: its options, and the loads it is for; none: the common ones."""
+
+    title: str
+    options: tuple[str, ...] = ()
+    loads: tuple[str, ...] = ()
+
+
+VARIANTS = {
+    "chatrpc": Variant("chatrpc"),
+    "chatrpc-exact": Variant("chatrpc, unquantised", ("--quantization", "none")),
+    "chatrpc-ngram": Variant("chatrpc, prompt lookup", ("--speculation", "ngram"), ("c1", "edit")),
+}
+
+
+def service_options(variant: str) -> list[str]:
+    return ["--model", MODEL, *_CACHE, *VARIANTS[variant].options]
+
+
+def server(variant: str) -> Server:
+    def commands(ports: Ports) -> Sequence[Sequence[str]]:
+        python = (sys.executable, "-m")
+        log = ("--log-level", "warning")
+        service = (*python, "service", *service_options(variant), "--port", str(ports.grpc), *log)
+        upstream = f"127.0.0.1:{ports.grpc}"
+        gateway = (*python, "gateway_http", "--upstream", upstream, "--port", str(ports.http), *log)
+        return service, gateway
+
+    options = " ".join((*_CACHE, *VARIANTS[variant].options))
+    return Server(
+        name=variant,
+        title=VARIANTS[variant].title,
+        version=version("chatrpc"),
+        settings=f"service and gateway, `{options}`, otherwise as they come",
+        model=MODEL,
+        commands=commands,
+        env=os.environ,
+        has_grpc=True,
+    )

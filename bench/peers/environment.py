@@ -1,0 +1,89 @@
+"""A virtual environment of a peer's own, installed once."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+_PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet")
+_NICE = 19
+
+# The exact pin of our own service: anything looser makes pip fetch the build for CUDA.
+TORCH = "torch==2.13.0"
+
+
+class InstallError(Exception):
+    """A peer cannot be installed. The text says why, in a line."""
+
+
+def root() -> Path:
+    """Where the peers' environments are: BENCH_ENVS, otherwise `.venv-bench`."""
+    return Path(os.environ.get("BENCH_ENVS", ".venv-bench")).absolute()
+
+
+class Environment:
+    """The virtual environment `name`. It counts as installed once `recipe` has run to its end."""
+
+    def __init__(self, name: str, pins: Sequence[str]) -> None:
+        self.path = root() / name
+        self._pins = " ".join(pins)
+        self._stamp = self.path / "installed"
+
+    @property
+    def python(self) -> Path:
+        return self.path / "bin" / "python"
+
+    @property
+    def site_packages(self) -> Path:
+        return next((self.path / "lib").glob("python3*/site-packages"))
+
+    def script(self, name: str) -> tuple[str, str]:
+        """A command of the environment, by way of its Python, so that it may be moved."""
+        return str(self.python), str(self.path / "bin" / name)
+
+    def environ(self) -> dict[str, str]:
+        """Our own environment less what would let our modules into the peer's, and no hub."""
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        path = f"{self.path / 'bin'}:{kept.get('PATH', '')}"
+        return {**kept, "PATH": path, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+
+    def install(self, recipe: Callable[["Environment"], None]) -> None:
+        """Make the environment unless it is there as these pins want it.
+
+        Raises:
+            InstallError: with the end of what the installer said.
+        """
+        if self._stamp.is_file() and self._stamp.read_text() == self._pins:
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
+        self.run([sys.executable, "-m", "venv", str(self.path)])
+        recipe(self)
+        self._stamp.write_text(self._pins)
+
+    def pip(self, *packages: str, env: Mapping[str, str] | None = None) -> None:
+        self.run([str(self.python), *_PIP, "install", *packages], env=env)
+
+    def run(self, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> str:
+        """Run a command of the installation at the lowest priority; its output.
+
+        Raises:
+            InstallError: it failed.
+        """
+        log = self.path / "install.log"
+        done = subprocess.run(  # noqa: S603  # commands are our own
+            ["nice", "-n", str(_NICE), *command],  # noqa: S607
+            env={**self.environ(), "HF_HUB_OFFLINE": "0", **(env or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        with log.open("a") as file:
+            file.write(f"$ {' '.join(command)}\n{done.stdout}\n")
+        if done.returncode != 0:
+            said = done.stdout.strip().splitlines()[-1:] or ["no output"]
+            raise InstallError(f"{said[0][:200]} (all of it: {log})")
+        return done.stdout

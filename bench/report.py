@@ -1,0 +1,282 @@
+"""From results to docs/benchmarks.md: a template whose prose is ours, tables and plots."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from bench import plot, results
+from bench.plot import Panel, short
+from bench.results import Machine, Results, ServerFacts
+from bench.summary import Figure, Summary
+
+OURS = "chatrpc"
+TEMPLATE_TOKENS = 30
+
+_TEMPLATE = Path(__file__).with_name("report.md")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A figure of a load, as a column of a table. Of a rate more is better, of a time less."""
+
+    title: str
+    load: str
+    figure: str
+    is_rate: bool = False
+
+
+_RATES = (
+    Column("1 client", "c1", "output_tok_s", is_rate=True),
+    Column("8 clients", "c8", "output_tok_s", is_rate=True),
+    Column("32 clients", "c32", "output_tok_s", is_rate=True),
+    Column("Long prompts", "long", "output_tok_s", is_rate=True),
+)
+_TIMES = (
+    Column("TTFT, 1 client", "c1", "ttft_ms.p50"),
+    Column("TPOT, 1 client", "c1", "tpot_ms.p50"),
+    Column("TTFT, long prompts", "long", "ttft_ms.p50"),
+    Column("TTFT, second turn", "turns", "ttft_ms.p50"),
+    Column("Worst gap, stall", "stall", "stall_ms"),
+)
+_MORE_TIMES = (
+    Column("Second turn over first", "turns", "turn2_over_turn1"),
+    Column("TTFT of the long prompt, stall", "stall", "long_ttft_ms"),
+)
+_TAILS = (
+    Column("TTFT p99", "c32", "ttft_ms.p99"),
+    Column("TPOT p50", "c32", "tpot_ms.p50"),
+    Column("TPOT p99", "c32", "tpot_ms.p99"),
+    Column("ITL p50", "c32", "itl_ms.p50"),
+    Column("ITL p99", "c32", "itl_ms.p99"),
+)
+_OPEN = (
+    Column("tok/s", "", "output_tok_s", is_rate=True),
+    Column("TTFT p50", "", "ttft_ms.p50"),
+    Column("TTFT p99", "", "ttft_ms.p99"),
+    Column("TPOT p50", "", "tpot_ms.p50"),
+    Column("TPOT p99", "", "tpot_ms.p99"),
+)
+
+
+def publish(found: Results, docs: Path) -> None:
+    """Write benchmarks.json, benchmarks.md and its plots."""
+    results.write(found, docs / "benchmarks.json")
+    render(found, docs)
+
+
+def render(found: Results, docs: Path) -> None:
+    """Write benchmarks.md and its plots."""
+    page = Page(found)
+    values = page.values()
+    for name, panels in page.plots().items():
+        plot.bars(panels, page.titles, OURS, docs / f"benchmarks-{name}.svg")
+    text = Template(_TEMPLATE.read_text()).substitute(values)
+    (docs / "benchmarks.md").write_text(text)
+
+
+class Page:
+    """The parts of the page."""
+
+    def __init__(self, found: Results) -> None:
+        self._found = found
+        self._summary = Summary(found)
+        self.titles = {
+            name: facts.title
+            for name, facts in found.servers.items()
+            if any(self._summary.has(name, load) for load in ("c1", "c8", "c32"))
+            and (name == OURS or not name.startswith(OURS))
+        }
+
+    def plots(self) -> dict[str, list[Panel]]:
+        servers = self._found.servers
+        return {
+            "throughput": [self._panel(column, "tokens a second") for column in _RATES],
+            "latency": [self._panel(column, "milliseconds") for column in _TIMES],
+            "life": [
+                _facts_panel("Start", "seconds", servers, "ready_s"),
+                _facts_panel("First start", "seconds", servers, "first_ready_s"),
+                _facts_panel("Memory", "MiB, 32 clients", servers, "pss_mib"),
+            ],
+        }
+
+    def values(self) -> dict[str, str]:
+        """What the template's placeholders stand for."""
+        found = self._found
+        quick = ", a quick one that only shows that everything works" if found.is_quick else ""
+        return {
+            "started": found.started[:10] + quick,
+            "num_rounds": str(found.num_rounds),
+            "template_tokens": str(TEMPLATE_TOKENS),
+            "machine": _machine(found.machine),
+            "servers": _servers(found.servers),
+            "throughput_table": self._table(_RATES, "tokens a second"),
+            "latency_table": "\n\n".join(
+                (
+                    self._table(_TIMES, "milliseconds, 1 client"),
+                    self._table(_MORE_TIMES, "ratio; milliseconds"),
+                    self._table(_TAILS, "milliseconds, 32 clients"),
+                )
+            ),
+            "ratio_table": self._ratios((*_RATES, *_TIMES)),
+            "life_table": self._life(),
+            "own_sections": "".join((self._layers(), self._variants(), self._open_loop())),
+            "client_cpu": _share(self._summary.cpu("client")),
+            "others_cpu": _share(self._summary.cpu("others")),
+            **{f"{name}_plot": _image(name, alt) for name, alt in _ALTS.items()},
+        }
+
+    def _panel(self, column: Column, unit: str) -> Panel:
+        figures = {
+            name: self._summary.figure(name, column.load, column.figure) for name in self.titles
+        }
+        values = {name: figure.median for name, figure in figures.items() if figure}
+        return Panel(column.title, unit, values)
+
+    def _table(self, columns: Sequence[Column], corner: str) -> str:
+        return _markdown(
+            [corner, *(column.title for column in columns)],
+            (
+                [title, *(self._cell(name, column) for column in columns)]
+                for name, title in self.titles.items()
+            ),
+        )
+
+    def _cell(self, target: str, column: Column) -> str:
+        if figure := self._summary.figure(target, column.load, column.figure):
+            return _spread(figure)
+        return "invalid" if self._summary.fault(target, column.load) else ""
+
+    def _ratios(self, columns: Sequence[Column]) -> str:
+        """Oriented so that above 1 ours is the faster."""
+        rows = []
+        for name, title in self.titles.items():
+            if name == OURS:
+                continue
+            cells = []
+            for column in columns:
+                pair = (OURS, name) if column.is_rate else (name, OURS)
+                figure = self._summary.ratio(*pair, column.load, column.figure)
+                cells.append(_spread(figure) if figure else "")
+            rows.append([title, *cells])
+        return _markdown(["chatrpc against", *(column.title for column in columns)], rows)
+
+    def _life(self) -> str:
+        rows = []
+        for facts in self._found.servers.values():
+            idle = "" if facts.idle_cpu is None else f"{facts.idle_cpu:.0%}"
+            times = (_with_unit(value, "s") for value in (facts.ready_s, facts.first_ready_s))
+            rows.append([facts.title, *times, _with_unit(facts.pss_mib, "MiB"), idle])
+        return _markdown(["", "Start", "First start", "Memory", "Idle"], rows)
+
+    def _layers(self) -> str:
+        """The three layers at 32 streams, each over the one below."""
+        layers = {"bare engine": "/engine", "over gRPC": "/grpc", "through the gateway": ""}
+        below: str | None = None
+        rows = []
+        for title, suffix in layers.items():
+            target = OURS + suffix
+            figure = self._summary.figure(target, "c32", "output_tok_s")
+            if figure is None:
+                return ""
+            ratio = self._summary.ratio(target, below, "c32", "output_tok_s") if below else None
+            cost = f"{1 - ratio.median:+.1%}" if ratio else ""
+            rows.append([title, _spread(figure), cost])
+            below = target
+        return (
+            "## What the layers cost\n\nThe same load of 32 streams on the engine in process, over "
+            "gRPC, and over HTTP through the gateway. The budget is 5 % of throughput for each.\n\n"
+            + _markdown(["", "tok/s", "cost over the line above"], rows)
+            + "\n\n"
+        )
+
+    def _variants(self) -> str:
+        """Our variants, on what they are for."""
+        rows = []
+        for name, facts in self._found.servers.items():
+            if name.startswith(OURS):
+                cells = (
+                    self._cell(name, Column("", load, "output_tok_s"))
+                    for load in ("c1", "c32", "edit")
+                )
+                rows.append([facts.title, *cells])
+        if len(rows) < 2:
+            return ""
+        return (
+            "## Variants\n\nTokens a second of our own service with other options. To repeat a "
+            "text is one client that asks for a text to be written again with a small change, "
+            "which looking up in the prompt is made for.\n\n"
+            + _markdown(["", "1 client", "32 clients", "repeat a text"], rows)
+            + "\n\n"
+        )
+
+    def _open_loop(self) -> str:
+        """Requests that arrive whether or not earlier ones are answered."""
+        parts = []
+        for load, title in self._found.loads.items():
+            if load.startswith("open-"):
+                columns = [
+                    Column(c.title, load, c.figure, is_rate=c.is_rate)
+                    for c in _OPEN
+                    if any(self._summary.has(name, load) for name in self.titles)
+                ]
+                if columns:
+                    parts.append(self._table(columns, title))
+        if not parts:
+            return ""
+        return (
+            "## Open loop\n\nRequests of 150 tokens in and 64 out arrive as a Poisson process, "
+            "whatever becomes of those before. TTFT counts from when a request was due. "
+            "Milliseconds.\n\n" + "\n\n".join(parts) + "\n\n"
+        )
+
+
+_ALTS = {
+    "throughput": "Output tokens a second of each server at 1, 8 and 32 clients and long prompts",
+    "latency": "Times to first and next token of each server",
+    "life": "Start times and memory of each server",
+}
+
+
+def _image(name: str, alt: str) -> str:
+    return f"![{alt}](benchmarks-{name}.svg)"
+
+
+def _facts_panel(title: str, unit: str, servers: dict[str, ServerFacts], name: str) -> Panel:
+    known = {server: getattr(facts, name) for server, facts in servers.items()}
+    return Panel(title, unit, {server: value for server, value in known.items() if value})
+
+
+def _machine(machine: Machine) -> str:
+    flags = ", ".join(f"`{flag}`" for flag in machine.flags)
+    return (
+        f"{machine.cpu}, {machine.num_cores} cores ({flags}), {machine.memory_gib:g} GiB, "
+        f"Linux {machine.kernel}, CPython {machine.python}. No accelerator."
+    )
+
+
+def _servers(servers: dict[str, ServerFacts]) -> str:
+    lines = []
+    for facts in servers.values():
+        failure = f" **Not measured to the end: {facts.failure}**" if facts.failure else ""
+        lines.append(f"- **{facts.title}**, {facts.version}: {facts.settings}.{failure}")
+    return "\n".join(lines)
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---", *("--:" for _ in head[1:])], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _spread(figure: Figure) -> str:
+    if figure.num_rounds == 1:
+        return short(figure.median)
+    return f"**{short(figure.median)}** ({short(figure.low)}-{short(figure.high)})"
+
+
+def _with_unit(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{short(value)} {unit}"
+
+
+def _share(figure: Figure | None) -> str:
+    return f"{figure.median:.1%} (at most {figure.high:.1%})" if figure else "an unknown share"

@@ -1,0 +1,132 @@
+"""A server that can be measured: how it is started, when it is ready, how it is asked."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.client_grpc import GrpcClient
+from bench.client_http import Dialect, HttpClient, openai_body
+from bench.loadgen import exchange
+from bench.process import ProcessGroup, free_port, idle_cpu
+from bench.request import Client, Transcript, ask
+
+START_TIMEOUT_S = 600
+_POLL_S = 0.1
+_SETTLE_S = 2.0
+
+
+class StartError(Exception):
+    """A server did not start. The text says why, in a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Free ports of 127.0.0.1, the only address that servers are to listen on."""
+
+    http: int = field(default_factory=free_port)
+    grpc: int = field(default_factory=free_port)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """How one server is run. `settings` says in the report's words what it was given and why."""
+
+    name: str
+    title: str
+    version: str
+    settings: str
+    model: str
+    commands: Callable[[Ports], Sequence[Sequence[str]]]
+    env: Mapping[str, str]
+    dialect: Dialect = openai_body
+    has_grpc: bool = False
+
+
+@dataclass(slots=True)
+class Running:
+    """A server that has answered its first request, `ready_s` after its processes were started."""
+
+    server: Server
+    group: ProcessGroup
+    clients: dict[str, Client]  # by wire: http, grpc
+    ready_s: float
+    idle_cpu: float = 0.0
+
+    async def end(self) -> None:
+        for client in self.clients.values():
+            await client.close()
+        await self.group.end()
+
+    @asynccontextmanager
+    async def awake(self) -> AsyncIterator[None]:
+        """Thawed; one small request has shown that it is, and that its connections are."""
+        self.group.thaw()
+        try:
+            for client in self.clients.values():
+                await exchange(client, Transcript(ask("Hello!", 2)))
+            yield
+        finally:
+            self.group.freeze()
+
+
+async def start(
+    server: Server, logs: Path, *, cache: Path | None = None, timeout_s: float = START_TIMEOUT_S
+) -> Running:
+    """Start a server and wait for its first answer; it is frozen when this returns.
+
+    With `cache`, an empty directory, it finds none of what earlier starts have cached.
+
+    Raises:
+        StartError: it ended, or took longer than `timeout_s`.
+    """
+    ports = Ports()
+    env = {**server.env, **(_empty_caches(cache) if cache else {})}
+    start_s = time.perf_counter()
+    group = await ProcessGroup.start(server.commands(ports), env, logs / f"{server.name}.log")
+    clients: dict[str, Client] = {
+        "http": HttpClient(f"http://127.0.0.1:{ports.http}/v1", server.model, server.dialect)
+    }
+    if server.has_grpc:
+        clients["grpc"] = GrpcClient(f"127.0.0.1:{ports.grpc}", server.model)
+    running = Running(server, group, clients, 0.0)
+    try:
+        await _until_ready(running, timeout_s)
+        running.ready_s = time.perf_counter() - start_s
+        await asyncio.sleep(_SETTLE_S)
+        running.idle_cpu = await idle_cpu(group)
+    except BaseException:
+        await running.end()
+        raise
+    group.freeze()
+    return running
+
+
+async def _until_ready(running: Running, timeout_s: float) -> None:
+    """Ready is answering: some servers say so earlier, and load the model at the first request."""
+    give_up_s = time.perf_counter() + timeout_s
+    client = running.clients["http"]
+    while True:
+        transcript = Transcript(ask("Hello!", 2))
+        await exchange(client, transcript)
+        if (fault := client.read(transcript).fault) is None:
+            return
+        if death := running.group.death:
+            raise StartError(death)
+        if time.perf_counter() > give_up_s:
+            raise StartError(f"not ready within {timeout_s:.0f} s: {fault}")
+        await asyncio.sleep(_POLL_S)
+
+
+def _empty_caches(path: Path) -> dict[str, str]:
+    """Where programs look for what they cached, by the names that those measured go by."""
+    return {
+        "XDG_CACHE_HOME": str(path),
+        "CHATRPC_SERVICE_CACHE_DIR": str(path / "chatrpc"),
+        "VLLM_CACHE_ROOT": str(path / "vllm"),
+        "TORCHINDUCTOR_CACHE_DIR": str(path / "inductor"),
+        "HF_HOME": str(path / "huggingface"),
+        "NUMBA_CACHE_DIR": str(path / "numba"),
+    }

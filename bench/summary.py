@@ -1,0 +1,63 @@
+"""Samples of several rounds as one figure: its median, its spread, and its ratio to ours."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from bench.results import Results, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """The median over the rounds, and the lowest and highest of them."""
+
+    median: float
+    low: float
+    high: float
+    num_rounds: int
+
+
+class Summary:
+    """A run's figures by target, load and name."""
+
+    def __init__(self, results: Results) -> None:
+        self._samples: dict[tuple[str, str], list[Sample]] = {}
+        for sample in results.samples:
+            self._samples.setdefault((sample.target, sample.load), []).append(sample)
+
+    def has(self, target: str, load: str) -> bool:
+        return bool(self._valid(target, load))
+
+    def fault(self, target: str, load: str) -> str | None:
+        """Why a load has no figures, if it was tried."""
+        samples = self._samples.get((target, load), [])
+        faults = [sample.fault for sample in samples if sample.fault]
+        return faults[0] if faults else None
+
+    def figure(self, target: str, load: str, name: str) -> Figure | None:
+        return _figure([s.figures[name] for s in self._valid(target, load) if name in s.figures])
+
+    def ratio(self, target: str, to: str, load: str, name: str) -> Figure | None:
+        """Of `target` to `to`, round by round, and the median of those.
+
+        A machine that is slow for a while is slow for both: rounds keep what is compared together.
+        """
+        theirs, ours = self._by_round(target, load, name), self._by_round(to, load, name)
+        return _figure([theirs[r] / ours[r] for r in theirs.keys() & ours.keys() if ours[r]])
+
+    def cpu(self, share: str) -> Figure | None:
+        """Where the cores were, over all samples that count: server, client or others."""
+        samples = [sample for group in self._samples.values() for sample in group]
+        return _figure([s.cpu[share] for s in samples if share in s.cpu and not s.fault])
+
+    def _valid(self, target: str, load: str) -> Sequence[Sample]:
+        return [s for s in self._samples.get((target, load), []) if not s.fault]
+
+    def _by_round(self, target: str, load: str, name: str) -> Mapping[int, float]:
+        return {s.round: s.figures[name] for s in self._valid(target, load) if name in s.figures}
+
+
+def _figure(values: Sequence[float]) -> Figure | None:
+    if not values:
+        return None
+    return Figure(median(values), min(values), max(values), len(values))

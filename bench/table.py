@@ -1,0 +1,73 @@
+"""Figures in a terminal."""
+
+import sys
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bench.metrics import Outcome
+from bench.results import Results
+from bench.summary import Summary
+
+_PERCENTILES = ("p50", "p90", "p99", "max")
+_COLUMNS = {
+    "tok/s": "output_tok_s",
+    "TTFT p50": "ttft_ms.p50",
+    "TTFT p99": "ttft_ms.p99",
+    "TPOT p50": "tpot_ms.p50",
+    "TPOT p99": "tpot_ms.p99",
+    "ITL p99": "itl_ms.p99",
+    "stall": "stall_ms",
+    "turn 2/1": "turn2_over_turn1",
+}
+# Wide enough for every column, where the output is no terminal and has no width of its own.
+_WIDTH = 140
+
+
+def show(table: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
+
+
+def of_outcome(outcome: Outcome) -> Table:
+    """One load: a row for each figure, percentiles side by side. Times are in milliseconds."""
+    table = _table(["", "", *_PERCENTILES], num_names=1)
+    names = dict.fromkeys(name.partition(".")[0] for name in outcome.figures)
+    for name in names:
+        alone = outcome.figures.get(name)
+        spread = (outcome.figures.get(f"{name}.{p}") for p in _PERCENTILES)
+        table.add_row(name, *(_number(value) for value in (alone, *spread)))
+    return _with_faults(table, [outcome.fault] if outcome.fault else [])
+
+
+def of_results(found: Results) -> Table:
+    """A run: a row for each target and load, medians over the rounds, and below what failed."""
+    summary = Summary(found)
+    faults = [f"{name} {facts.failure}" for name, facts in found.servers.items() if facts.failure]
+    table = _table(["load", "target", *_COLUMNS], num_names=2)
+    pairs = dict.fromkeys((sample.load, sample.target) for sample in found.samples)
+    for load, target in sorted(pairs, key=lambda pair: list(found.loads).index(pair[0])):
+        if fault := summary.fault(target, load):
+            faults.append(f"{target}, {found.loads[load]}: {fault}")
+        figures = (summary.figure(target, load, name) for name in _COLUMNS.values())
+        cells = (_number(figure.median if figure else None) for figure in figures)
+        table.add_row(found.loads[load], target, *cells)
+    return _with_faults(table, faults)
+
+
+def _table(columns: list[str], *, num_names: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, caption_justify="left", caption_style="")
+    for index, column in enumerate(columns):
+        table.add_column(column, no_wrap=True, justify="left" if index < num_names else "right")
+    return table
+
+
+def _with_faults(table: Table, faults: list[str]) -> Table:
+    if faults:
+        table.caption = Text("\n".join(["What does not count:", *faults]))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -1,0 +1,144 @@
+"""What a load is sent to: a server over one of its wires, or the bare engine."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+import msgspec
+import psutil
+
+from bench.engine_wire import Answer, Order
+from bench.loadgen import OnDone
+from bench.loads import Load
+from bench.metrics import Outcome
+from bench.process import ProcessGroup
+from bench.server import START_TIMEOUT_S, Running, StartError
+
+
+class Target(Protocol):
+    """Something to measure."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def group(self) -> ProcessGroup: ...
+
+    def awake(self) -> AbstractAsyncContextManager[None]:
+        """Within it the processes run; outside they are frozen."""
+        ...
+
+    async def run(self, load: Load, seed: int, on_done: OnDone, *, is_warm_up: bool) -> Outcome: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WireTarget:
+    """A server over HTTP or gRPC. Over HTTP it goes by the server's name."""
+
+    running: Running
+    wire: str = "http"
+
+    @property
+    def name(self) -> str:
+        suffix = "" if self.wire == "http" else f"/{self.wire}"
+        return self.running.server.name + suffix
+
+    @property
+    def group(self) -> ProcessGroup:
+        return self.running.group
+
+    def awake(self) -> AbstractAsyncContextManager[None]:
+        return self.running.awake()
+
+    async def run(self, load: Load, seed: int, on_done: OnDone, *, is_warm_up: bool) -> Outcome:
+        wanted = load.warm_up if is_warm_up else load
+        return await wanted.run(self.running.clients[self.wire], seed, on_done)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTarget:
+    """The engine of one of our variants, in a process that sends itself the loads."""
+
+    name: str
+    group: ProcessGroup
+    process: asyncio.subprocess.Process
+
+    @classmethod
+    async def start(cls, variant: str, logs: Path, *, is_quick: bool) -> Self:
+        """Raises StartError."""
+        group = ProcessGroup(logs / f"{variant}-engine.log")
+        speed = "quick" if is_quick else "full"
+        command = (sys.executable, "-m", "bench.engine_host", variant, speed)
+        try:
+            process = await group.add(command, os.environ, stdin=asyncio.subprocess.PIPE)
+            target = cls(f"{variant}/engine", group, process)
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await target._answer()
+        except BaseException:
+            await group.end()
+            raise
+        group.freeze()
+        return target
+
+    @asynccontextmanager
+    async def awake(self) -> AsyncIterator[None]:
+        self.group.thaw()
+        try:
+            yield
+        finally:
+            self.group.freeze()
+
+    async def run(self, load: Load, seed: int, on_done: OnDone, *, is_warm_up: bool) -> Outcome:
+        stdin = self.process.stdin
+        if stdin is None:
+            raise StartError("the engine's process has no stdin")
+        stdin.write(msgspec.json.encode(Order(load.name, seed, is_warm_up)) + b"\n")
+        await stdin.drain()
+        answer = await self._answer()
+        for _ in range(load.num_requests):
+            on_done()
+        return Outcome(answer.figures, answer.fault)
+
+    async def _answer(self) -> Answer:
+        stdout = self.process.stdout
+        line = await stdout.readline() if stdout else b""
+        if not line:
+            await self.process.wait()
+            raise StartError(self.group.death or "the engine's process said nothing")
+        return msgspec.json.decode(line, type=Answer)
+
+
+@dataclass(frozen=True, slots=True)
+class CpuShares:
+    """Where the machine's CPU time went during a load, as shares of all its cores."""
+
+    server: float
+    client: float
+    others: float  # everything else on the machine, and what its host took away
+
+
+class CpuMeter:
+    """Takes CPU times at the start, and shares at the end."""
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self._group = group
+        self._start = self._now()
+
+    def shares(self) -> CpuShares:
+        wall, server, client, busy = (
+            after - before for before, after in zip(self._start, self._now(), strict=True)
+        )
+        total = wall * (psutil.cpu_count() or 1)
+        others = max(busy - server - client, 0.0)
+        return CpuShares(server / total, client / total, others / total)
+
+    def _now(self) -> tuple[float, float, float, float]:
+        times = psutil.cpu_times()
+        busy = sum(times) - times.idle - times.iowait - times.guest - times.guest_nice
+        return time.perf_counter(), self._group.cpu_s(), time.process_time(), busy

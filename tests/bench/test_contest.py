@@ -1,0 +1,162 @@
+"""A contest between small servers of our own: processes, rounds, failures, ends."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from bench import loads, results, server
+from bench.contest import Contest, Entry, Plan
+from bench.process import ProcessGroup
+from bench.progress import Progress
+from bench.results import Results
+from bench.server import Ports, Server
+from tests.fakes.wait import until
+
+ECHO = Path(__file__).with_name("echo_server.py")
+LOADS: dict[str, loads.Load] = {
+    "c1": loads.Closed("c1", "1 client", 1, 2, 10, 3),
+    "c32": loads.Closed("c32", "32 clients", 4, 8, 10, 3),
+}
+
+
+def echo(name: str, *arguments: str) -> Server:
+    def commands(ports: Ports) -> Sequence[Sequence[str]]:
+        return [(sys.executable, str(ECHO), str(ports.http), *arguments)]
+
+    return Server(name, name, "1", "as it comes", "echo", commands, dict(os.environ))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_SETTLE_S", 0.0)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Callable[..., Plan]:
+    def plan(*names: Server, **fields: Any) -> Plan:
+        return Plan(
+            entries=[Entry(server, list(LOADS)) for server in names],
+            loads=LOADS,
+            num_rounds=2,
+            logs=tmp_path,
+            save=lambda found: results.write(found, tmp_path / "results.json"),
+            **fields,
+        )
+
+    return plan
+
+
+async def held(plan: Plan) -> Results:
+    return await Contest(plan, Progress(Console(quiet=True))).run()
+
+
+async def test_servers_are_measured_in_turn(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    found = await held(plan(echo("a"), echo("b")))
+    assert [(s.round, s.load, s.target) for s in found.samples] == [
+        (0, "c1", "a"),
+        (0, "c1", "b"),
+        (0, "c32", "a"),
+        (0, "c32", "b"),
+        (1, "c1", "b"),
+        (1, "c1", "a"),
+        (1, "c32", "b"),
+        (1, "c32", "a"),
+    ]
+    assert not [s.fault for s in found.samples if s.fault]
+    assert all(s.figures["output_tok_s"] > 0 for s in found.samples)
+    assert all(0 <= share <= 1.5 for s in found.samples for share in s.cpu.values())
+    for facts in found.servers.values():
+        assert facts.ready_s is not None
+        assert facts.pss_mib is not None
+        assert facts.pss_mib > 1
+    assert results.read(tmp_path / "results.json") == found
+
+
+async def test_nothing_is_left_running(plan: Callable[..., Plan]) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    await held(plan(echo("a")))
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+async def test_a_server_that_does_not_start_is_left_out(plan: Callable[..., Plan]) -> None:
+    found = await held(plan(echo("a", "dies"), echo("b")))
+    assert found.servers["a"].failure == "does not start: exit code 1: no such model"
+    assert {sample.target for sample in found.samples} == {"b"}
+
+
+async def test_a_server_that_answers_otherwise_than_asked_does_not_count(
+    plan: Callable[..., Plan],
+) -> None:
+    found = await held(plan(echo("a", "short")))
+    assert {sample.fault for sample in found.samples} == {
+        "1 of 1 requests: 7 tokens instead of 8",
+        "4 of 4 requests: 7 tokens instead of 8",
+    }
+
+
+async def test_a_first_start_finds_empty_caches(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    found = await held(plan(echo("a", "notes", str(seen)), has_first_starts=True))
+    assert found.servers["a"].first_ready_s is not None
+    first, warm = seen.read_text().splitlines()
+    assert "chatrpc-bench-" in first
+    assert not is_there(Path(first))
+    assert warm == os.environ.get("XDG_CACHE_HOME", "")
+
+
+async def test_a_failure_of_the_run_ends_the_servers(plan: Callable[..., Plan]) -> None:
+    def fail(found: Results) -> None:
+        raise RuntimeError("disk full")
+
+    before = set(psutil.Process().children(recursive=True))
+    with pytest.raises(RuntimeError, match="disk full"):
+        await held(replace(plan(echo("a")), save=fail))
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+async def test_a_process_that_ignores_everything_is_ended_with_its_children(tmp_path: Path) -> None:
+    code = (
+        "import signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "subprocess.Popen(['sleep', '1000'], start_new_session=True)\n"
+        "print('up', flush=True); time.sleep(1000)"
+    )
+    log = tmp_path / "log"
+    group = await ProcessGroup.start([(sys.executable, "-c", code)], dict(os.environ), log)
+    await until(lambda: "up" in log.read_text())
+    tree = group.tree()
+    assert len(tree) == 2
+    group.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.process._GRACE_S", 0.1)
+        await group.end()
+    assert not [process for process in tree if is_alive(process)]
+
+
+async def test_a_frozen_server_stands_still_and_a_thawed_one_answers(tmp_path: Path) -> None:
+    running = await server.start(echo("a"), tmp_path)
+    try:
+        [process] = running.group.tree()
+        assert process.status() == psutil.STATUS_STOPPED
+        async with running.awake():
+            assert process.status() != psutil.STATUS_STOPPED
+    finally:
+        await running.end()
+
+
+def is_there(path: Path) -> bool:
+    return path.exists()
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

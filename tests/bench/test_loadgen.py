@@ -1,0 +1,91 @@
+"""Closed and open loops, with a client that answers at once or when told."""
+
+import asyncio
+import random
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.loadgen import closed_loop, exchange, open_loop, poisson
+from bench.request import Record, Transcript, ask
+
+REQUESTS = [ask(str(index), 1) for index in range(10)]
+
+
+class CountingClient:
+    """Takes a turn of the loop for each request, and notes how many are under way at once."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.texts: list[str] = []
+
+    async def send(self, transcript: Transcript) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        self.texts.append(transcript.request.messages[0].content)
+        await asyncio.sleep(0)
+        self.now -= 1
+
+    def read(self, transcript: Transcript) -> Record:
+        raise NotImplementedError
+
+    async def close(self) -> None: ...
+
+
+class DeadClient(CountingClient):
+    """Never answers."""
+
+    async def send(self, transcript: Transcript) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("num_clients", [1, 3, 10, 20])
+async def test_a_closed_loop_sends_everything_so_many_at_a_time(num_clients: int) -> None:
+    client = CountingClient()
+    done: list[None] = []
+    transcripts = await closed_loop(
+        client, REQUESTS, num_clients, on_done=lambda: done.append(None)
+    )
+    assert sorted(client.texts) == sorted(str(index) for index in range(10))
+    assert client.most == min(num_clients, 10)
+    assert len(transcripts) == len(done) == 10
+
+
+async def test_a_closed_loop_out_of_patience_still_sends_one_for_each_client() -> None:
+    client = CountingClient()
+    transcripts = await closed_loop(client, REQUESTS, 4, patience_s=-1)
+    assert len(transcripts) == 4
+
+
+async def test_an_open_loop_sends_at_its_times_and_counts_from_them() -> None:
+    client = CountingClient()
+    transcripts = await open_loop(client, REQUESTS[:3], [0.02, 0.0, 0.01])
+    assert client.texts == ["1", "2", "0"]
+    first, *_ = due = [transcript.due_s for transcript in transcripts]
+    assert [time_s - first for time_s in due] == pytest.approx([0.0, -0.02, -0.01])
+
+
+async def test_a_request_without_an_answer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.loadgen.REQUEST_TIMEOUT_S", 0.01)
+    await exchange(DeadClient(), transcript := Transcript(REQUESTS[0]))
+    assert transcript.error == "no end within 0.01 s"
+
+
+@given(st.floats(min_value=0.1, max_value=1000), st.integers(1, 100), st.integers())
+def test_arrivals_start_at_once_and_go_forward(rate: float, number: int, seed: int) -> None:
+    times_s = poisson(rate, number, random.Random(seed))
+    assert len(times_s) == number
+    assert times_s[0] == 0.0
+    assert times_s == sorted(times_s)
+    assert times_s == poisson(rate, number, random.Random(seed))
+
+
+def test_arrivals_come_at_their_rate_and_irregularly() -> None:
+    times_s = poisson(4.0, 20_000, random.Random(1))
+    gaps = [b - a for a, b in pairwise(times_s)]
+    mean = sum(gaps) / len(gaps)
+    variance = sum((gap - mean) ** 2 for gap in gaps) / len(gaps)
+    assert mean == pytest.approx(0.25, rel=0.03)
+    assert variance == pytest.approx(mean**2, rel=0.1)  # as of an exponential distribution

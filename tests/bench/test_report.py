@@ -1,0 +1,94 @@
+"""The page made of a run: its tables, its plots, and that making it again changes nothing."""
+
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from bench import report, results
+from tests.bench import runs
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    report.publish(runs.results(), tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def page(docs: Path) -> str:
+    return (docs / "benchmarks.md").read_text()
+
+
+def test_every_file_is_there(docs: Path) -> None:
+    assert sorted(path.name for path in docs.iterdir()) == [
+        "benchmarks-latency.svg",
+        "benchmarks-life.svg",
+        "benchmarks-throughput.svg",
+        "benchmarks.json",
+        "benchmarks.md",
+    ]
+
+
+def test_rendering_what_was_published_changes_nothing(docs: Path) -> None:
+    before = {path.name: path.read_bytes() for path in docs.iterdir()}
+    report.render(results.read(docs / "benchmarks.json"), docs)
+    assert {path.name: path.read_bytes() for path in docs.iterdir()} == before
+
+
+def test_figures_are_medians_with_their_spread(page: str) -> None:
+    assert "| chatrpc | **400** (200-600) |" in page
+    assert "| Peer, bf16 | **200** (100-300) |" in page
+
+
+def test_ratios_say_how_many_times_as_fast_ours_is(page: str) -> None:
+    [row] = [line for line in page.splitlines() if line.startswith("| Peer, bf16 | **2**")]
+    # Throughput over theirs, and their time over ours: both twice as fast.
+    assert row.count("**2** (2-2)") == 4
+    assert "**1** (1-1)" in row  # the stall is the same
+
+
+def test_what_failed_is_said(page: str) -> None:
+    assert "| Broken | **" not in page
+    assert "invalid" in page
+    assert "Not measured to the end: does not start: exit code 1: no" in page
+
+
+def test_layers_have_their_cost(page: str) -> None:
+    assert "| bare engine | **440** (220-660) |  |" in page
+    assert "| over gRPC | **420** (210-630) | +4.5% |" in page
+    assert "| through the gateway | **400** (200-600) | +4.8% |" in page
+
+
+def test_sections_without_figures_are_left_out(page: str, tmp_path: Path) -> None:
+    assert "## Open loop" in page
+    assert "## Variants" not in page
+    without = runs.results()
+    without.samples = [s for s in without.samples if s.load == "c1" and "/" not in s.target]
+    report.render(without, tmp_path)
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "## Open loop" not in page
+    assert "What the layers cost" not in page
+
+
+def test_nothing_is_left_of_the_template(page: str) -> None:
+    assert "$" not in page
+
+
+def test_plots_name_every_server_that_was_measured(docs: Path) -> None:
+    text = (docs / "benchmarks-throughput.svg").read_text()
+    root = ET.fromstring(text)  # noqa: S314  # our own
+    texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"chatrpc", "Peer, bf16", "Broken", "400", "no figure"} <= texts
+    assert "prefers-color-scheme:dark" in text
+
+
+def test_runs_are_put_together(tmp_path: Path) -> None:
+    first, second = runs.results(), runs.results()
+    second.samples = [s for s in second.samples if s.target == "peer"]
+    second.servers = {"peer": runs.facts("Peer, bf16", ready_s=9.0)}
+    both = results.merged([first, second])
+    assert both.num_rounds == 4
+    assert both.servers["peer"].ready_s == 9.0
+    assert both.servers["chatrpc"].ready_s == 3.0
+    assert {s.round for s in both.samples if s.target == "peer"} == {0, 1, 2, 3}

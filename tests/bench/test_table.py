@@ -1,0 +1,35 @@
+"""The tables that a terminal shows."""
+
+import io
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import table
+from bench.metrics import Outcome, outcome
+from tests.bench.records import record
+from tests.bench.runs import results
+
+
+def printed(shown: Table) -> str:
+    Console(file=(text := io.StringIO()), width=140).print(shown)
+    return text.getvalue()
+
+
+def test_a_load_shows_percentiles_side_by_side() -> None:
+    text = printed(table.of_outcome(outcome([record(1.0, 2.0), record(1.0, 4.0)])))
+    assert "p50" in text
+    [row] = [line for line in text.splitlines() if "tpot_ms" in line]
+    assert row.split()[1:] == ["2,000", "2,800", "2,980", "3,000"]
+
+
+def test_a_load_that_does_not_count_says_why() -> None:
+    assert "no text" in printed(table.of_outcome(Outcome({}, "1 of 1 requests: no text")))
+
+
+def test_a_run_has_a_row_for_each_load_and_target_and_what_failed_below() -> None:
+    text = printed(table.of_results(results()))
+    [row] = [line for line in text.splitlines() if "1 client" in line and " peer " in line]
+    assert "200" in row
+    assert "broken, 8: 1 of 8 requests: 3 tokens instead of 64" in text
+    assert "absent does not start: exit code 1: no" in text
