@@ -72,7 +72,7 @@ def resolve(model: str | None, cache_dir: Path) -> Checkpoint:
     """Find, fetch or convert the model that `model` names; None is the embedded one.
 
     It may be `smollm2-135m-instruct`, a directory, a .gguf file or a hub id such as `org/name`;
-    what exists locally wins. A GGUF is converted once, into `cache_dir`, 20 s for a small one;
+    what exists locally wins. A GGUF is converted once, into `cache_dir`, 15 s for a small one;
     a model of the hub goes to the hub's own cache.
 
     Raises:
@@ -173,7 +173,7 @@ def _converted(gguf: Path, cache_dir: Path, generation: Mapping[str, Any]) -> Pa
 def _convert_into(target: Path, gguf: Path, generation: Mapping[str, Any]) -> None:
     from service.gguf_conversion import convert  # noqa: PLC0415  # 5 s, and mostly of no use
 
-    _log.info("gguf_conversion_started", file=gguf.name, note="once for this file, about 20 s")
+    _log.info("gguf_conversion_started", file=gguf.name, note="once for this file, about 15 s")
     for stale in target.parent.glob("*.partial"):
         shutil.rmtree(stale)
     partial = target.with_name(target.name + ".partial")

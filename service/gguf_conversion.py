@@ -1,4 +1,8 @@
-"""A GGUF file to a checkpoint of safetensors, through transformers. Imports torch: 4 s."""
+"""A GGUF file to a checkpoint of safetensors, through transformers.
+
+Importing it takes 4 s, and what transformers imports at its first use another 3; the rest of a
+conversion of 135 million parameters takes 6.
+"""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -8,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import gguf
+import numpy as np
 import structlog
 import torch
 from tokenizers import pre_tokenizers
@@ -108,18 +113,25 @@ def _eos_token_ids(metadata: dict[str, Any], known: int | list[int] | None) -> l
     return sorted(token_id for token_id in ids if token_id is not None) or None
 
 
+class _PlainReader(gguf.GGUFReader):
+    """Reads a file in 1.7 s, not 5: numpy's memmap is slow to slice, and this is 250 000 slices."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value.view(np.ndarray) if name == "data" else value)
+
+
 @contextmanager
 def _quick_and_quiet() -> Iterator[None]:
-    """Let transformers 5.23 convert in 15 s what takes it 25, and without its progress bars.
+    """Let transformers 5.23 convert in 6 s what takes it 20, and without its progress bars.
 
-    It parses the file once for the config and once for the weights (5 s each), builds the same
-    table of tensor names for every module of the model (8 s), and one bar heeds no setting.
+    It reads the file once for the config and once for the weights, builds the same table of tensor
+    names for every module of the model (8 s), and one bar heeds no setting.
     """
     had_progress_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs
     try:
         with (
-            _replaced(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)),
+            _replaced(gguf, "GGUFReader", functools.cache(_PlainReader)),
             _replaced(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
             _replaced(modeling_gguf_pytorch_utils, "tqdm", lambda items, **_: items),
         ):
