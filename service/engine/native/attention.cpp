@@ -64,7 +64,6 @@ using Plan = chatrpc_attention_plan;
 using Rotary = chatrpc_attention_rotary;
 
 constexpr float kLog2E = 1.44269504088896f;
-constexpr float kLowest = -1e30f;  // a maximum's start: below any score, and finite
 
 struct Call {
     const Layer& layer;
@@ -90,11 +89,11 @@ struct Call {
     // The key group (of 16 tokens) or value step that a position of a sequence begins.
     template <typename T>
     T* keys(int64_t s, int64_t kv_head, int position) const {
-        const int64_t size = layer.block_size, dim = layer.head_dim;
+        const auto size = static_cast<int>(layer.block_size);  // a division of 64 bits is slower
         const int64_t block = plan.blocks[plan.table_starts[s] + position / size];
         T* const first = static_cast<T*>(layer.cache);
-        return first + (block * layer.num_kv_heads + kv_head) * 2 * size * dim +
-               position % size * dim;
+        return first + (block * layer.num_kv_heads + kv_head) * 2 * size * layer.head_dim +
+               position % size * layer.head_dim;
     }
     template <typename T>
     T* values(int64_t s, int64_t kv_head, int position) const {
@@ -139,6 +138,15 @@ struct alignas(64) Scratch {
 
 thread_local Scratch scratch;
 
+// What a masked store wrote cannot be loaded before it reaches the cache: 20 cycles a vector here.
+inline void store_lanes(float* out, __mmask16 mask, __m512 v) {
+    if (mask == 0xffff) {
+        _mm512_storeu_ps(out, v);
+    } else {
+        _mm512_mask_storeu_ps(out, mask, v);
+    }
+}
+
 // One head of one row of qkv, normalized and rotated.
 void load_head(const Call& call, int64_t row, int64_t head, const float* norm, float* out) {
     const int dim = call.dim();
@@ -169,8 +177,8 @@ void load_head(const Call& call, int64_t row, int64_t head, const float* norm, f
             const __m512 s = _mm512_maskz_loadu_ps(mask, sin + d);
             const __m512 a = _mm512_maskz_loadu_ps(mask, x + d);
             const __m512 b = _mm512_maskz_loadu_ps(mask, x + half + d);
-            _mm512_mask_storeu_ps(out + d, mask, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
-            _mm512_mask_storeu_ps(out + half + d, mask, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+            store_lanes(out + d, mask, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
+            store_lanes(out + half + d, mask, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
         }
     }
     if (x != out) std::copy(x + rotated, x + dim, out + rotated);
@@ -235,12 +243,19 @@ Range range_in(int first_visible, int end, int segment) {
 template <typename Weight>
 void weigh_rows(const Call& call, const Tile& tile, int segment, int begin, int end, Partial out) {
     const float cap = call.layer.softcap * kLog2E;
+    Range seen[kTileRows];
+    // All maxima first: one row's exponentials then wait for no other row's.
     for (int r = 0; r < tile.num_rows; ++r) {
         const int position = position_of(call, tile, r);
-        Range seen = range_in(call.first_visible(position), position + 1, segment);
-        if (seen.lo >= seen.hi) seen = {begin, begin};
-        weigh<Weight>(scratch.scores + r * kSegment, seen.lo, seen.hi, begin, end, cap,
-                      out.maximum + r, out.total + r);
+        seen[r] = range_in(call.first_visible(position), position + 1, segment);
+        if (seen[r].lo >= seen[r].hi) seen[r] = {begin, begin};
+        float* scores = scratch.scores + r * kSegment;
+        if (cap != 0.0f) cap_scores(scores, seen[r].lo, seen[r].hi, cap);
+        out.maximum[r] = largest_score(scores, seen[r].lo, seen[r].hi);
+    }
+    for (int r = 0; r < tile.num_rows; ++r) {
+        out.total[r] = weigh<Weight>(scratch.scores + r * kSegment, seen[r].lo, seen[r].hi, begin,
+                                     end, out.maximum[r]);
     }
 }
 
@@ -484,7 +499,7 @@ thread_local Work work;
 
 int64_t partial_size(const Call& call, const Tile& tile) {
     const int rows = (tile.num_rows + 15) / 16 * 16;  // a kernel writes whole tiles
-    return 2 * kTileRows + static_cast<int64_t>(rows) * call.dim();
+    return 2 * kTileRows + int64_t{rows} * call.dim();
 }
 
 Partial partial_at(float* start) {
@@ -492,7 +507,6 @@ Partial partial_at(float* start) {
 }
 
 void lay_shares(const Call& call, Work& work) {
-    work.shares.clear();
     work.left.clear();
     int64_t size = 0;
     for (size_t t = 0; t < work.tiles.size(); ++t) {
@@ -521,17 +535,42 @@ void attend_share(const Call& call, Work& work, const Share& share) {
     finish_or_separate<Kernel>(call, tile);
 }
 
+// One thread's part of a step, or all of it outside of a parallel region.
+template <typename Kernel>
+void attend_units(const Call& call, Work& work, int64_t units, bool writes) {
+    const Plan& plan = call.plan;
+    if (writes) {
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < plan.row_starts[plan.num_sequences]; ++row) {
+            const int32_t* ends = plan.row_starts + 1;
+            write_token(call, std::upper_bound(ends, ends + plan.num_sequences, row) - ends, row);
+        }
+    }
+    Kernel::prepare();
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t i = 0; i < units; ++i) {
+        if (work.shares.empty()) {
+            attend_tile<Kernel>(call, work.tiles[i]);
+        } else {
+            attend_share<Kernel>(call, work, work.shares[i]);
+        }
+    }
+    Kernel::release();
+}
+
 template <typename Kernel>
 void attend_step(const Call& call) {
     const Plan& plan = call.plan;
-    const int64_t rows = plan.row_starts[plan.num_sequences];
-    const int threads = static_cast<int>(plan.num_threads);
+    const auto threads = static_cast<int>(plan.num_threads);
     Work& shared = work;
     lay_tiles(call, shared.tiles);
-    const bool splits = shared.tiles.size() < static_cast<size_t>(4 * threads) && threads > 1;
-    if (splits) lay_shares(call, shared);
-    const auto units = static_cast<int64_t>(splits ? shared.shares.size() : shared.tiles.size());
-    const bool writes_first = rows <= 16;  // cheaper than a barrier
+    shared.shares.clear();
+    auto units = static_cast<int64_t>(shared.tiles.size());
+    if (threads > 1 && units < 4 * threads) {
+        lay_shares(call, shared);
+        units = static_cast<int64_t>(shared.shares.size());
+    }
+    const bool writes_first = plan.row_starts[plan.num_sequences] <= 16;  // cheaper than a barrier
     if (writes_first) {
         for (int64_t s = 0; s < plan.num_sequences; ++s) {
             for (int row = plan.row_starts[s]; row < plan.row_starts[s + 1]; ++row) {
@@ -539,26 +578,11 @@ void attend_step(const Call& call) {
             }
         }
     }
-#pragma omp parallel num_threads(threads) if (units > 1)
-    {
-        if (!writes_first) {
-#pragma omp for schedule(static)
-            for (int64_t row = 0; row < rows; ++row) {
-                const int32_t* ends = plan.row_starts + 1;
-                const int64_t s = std::upper_bound(ends, ends + plan.num_sequences, row) - ends;
-                write_token(call, s, row);
-            }
-        }
-        Kernel::prepare();
-#pragma omp for schedule(dynamic, 1) nowait
-        for (int64_t i = 0; i < units; ++i) {
-            if (splits) {
-                attend_share<Kernel>(call, shared, shared.shares[i]);
-            } else {
-                attend_tile<Kernel>(call, shared.tiles[i]);
-            }
-        }
-        Kernel::release();
+    if (threads > 1 && units > 1) {
+#pragma omp parallel num_threads(threads)
+        attend_units<Kernel>(call, shared, units, !writes_first);
+    } else {
+        attend_units<Kernel>(call, shared, units, !writes_first);
     }
 }
 

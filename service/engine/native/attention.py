@@ -95,7 +95,7 @@ class NativeKVStore:
     def keys(self, layer: int) -> Tensor:
         """A view [num_blocks, num_kv_heads, block_size / 16, 16, head_dim / pack, pack]."""
         shape = (self.block_size // 16, self.head_dim // self._pack, 16, self._pack)
-        return self._halves(layer)[:, :, 0].unflatten(2, shape).transpose(3, 4)
+        return self._parts(layer, 0, shape).transpose(3, 4)
 
     def values(self, layer: int) -> Tensor:
         """A view [num_blocks, num_kv_heads, block_size / step, step / pack, pack, head_dim / 16,
@@ -108,8 +108,7 @@ class NativeKVStore:
             16,
             self._pack,
         )
-        halves = self._halves(layer)[:, :, 1].unflatten(2, shape)
-        return halves.permute(0, 1, 2, 4, 6, 3, 5)
+        return self._parts(layer, 1, shape).permute(0, 1, 2, 4, 6, 3, 5)
 
     def token(self, layer: int, slot: int) -> tuple[Tensor, Tensor]:
         """The key and the value at block * block_size + offset, each [num_kv_heads, head_dim]."""
@@ -119,8 +118,9 @@ class NativeKVStore:
         value = self.values(layer)[block, :, offset // self._step, pair, odd]
         return key.flatten(1), value.flatten(1)
 
-    def _halves(self, layer: int) -> Tensor:
-        return self._layers[layer].view(self.num_blocks, self.num_kv_heads, 2, -1)
+    def _parts(self, layer: int, part: int, shape: tuple[int, ...]) -> Tensor:
+        parts = self._layers[layer].view(self.num_blocks, self.num_kv_heads, 2, -1)
+        return parts[:, :, part].view(self.num_blocks, self.num_kv_heads, *shape)
 
 
 class AttentionPlan:
@@ -244,7 +244,7 @@ class NativeAttention:
             raise ValueError(
                 f"qkv is {qkv.dtype} {tuple(qkv.shape)}, not contiguous float32 {shape}"
             )
-        out = torch.empty(plan.num_rows, self._width_out)
+        out = qkv.new_empty(plan.num_rows, self._width_out)
         self._attend(
             self._address,
             plan.address,

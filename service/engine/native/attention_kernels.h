@@ -17,9 +17,10 @@ constexpr int kGroup = 16;     // tokens in the lanes of a vector; a block is so
 constexpr int kSegment = 256;  // positions between two rescalings of a row's sum
 constexpr int kTileRows = 32;  // query rows that share a pass over keys and values
 constexpr int kMaxDim = 256;
+constexpr float kLowest = -1e30f;  // where a maximum starts: below any score, and finite
 
-// 2^x for x <= 0 to 1.4e-7, or to 2.9e-6 where the result is about to lose all but 8 bits.
-// Fitted to 2^f over [0, 1) for the least relative error, with 2^0 = 1 exactly.
+// 2^x for x <= 0 to 1.4e-7, or to 8.6e-5 for what bfloat16 rounds to 2e-3 in the end. Polynomials
+// fitted to 2^f over [0, 1) for the least relative error, with 2^0 = 1 exactly.
 template <bool kFine>
 inline __m512 exp2_ps(__m512 x) {
     const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
@@ -31,10 +32,9 @@ inline __m512 exp2_ps(__m512 x) {
         p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.401644439e-1f));
         p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.931512952e-1f));
     } else {
-        p = _mm512_set1_ps(1.342678536e-2f);
-        p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.224231258e-2f));
-        p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.412802875e-1f));
-        p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.930448413e-1f));
+        p = _mm512_set1_ps(7.706706226e-2f);
+        p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.276449800e-1f));
+        p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.951168180e-1f));
     }
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
     return _mm512_scalef_ps(p, x);  // times 2^floor(x)
@@ -52,72 +52,90 @@ inline __m256i to_bf16(__m512 x) {
         _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40)));
 }
 
-// The weights of one row, with 8 significant bits or all 24. They may overlie the scores: a
-// vector of weights lies no further than the scores that it came from.
-inline void put_weights(float* weights, __m512 p) { _mm512_storeu_ps(weights, p); }
-
-inline void put_weights(uint16_t* weights, __m512 p) {
-#ifdef __AVX512BF16__
-    const __m256bh rounded = _mm512_cvtneps_pbh(p);
-    std::memcpy(weights, &rounded, sizeof rounded);
-#else
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights), to_bf16(p));
-#endif
+// 32 weights of a row, with all 24 significant bits or 8. They may overlie the scores: weights lie
+// no further than the scores that they came from.
+inline void put_weights(float* weights, __m512 first, __m512 second) {
+    _mm512_storeu_ps(weights, first);
+    _mm512_storeu_ps(weights + kGroup, second);
 }
 
-// Calls step(v, mask) for the vectors v, v + 16, ... that hold the lanes [lo, hi), in order.
+#ifdef __AVX512BF16__
+inline void put_weights(uint16_t* weights, __m512 first, __m512 second) {
+    const __m512bh rounded = _mm512_cvtne2ps_pbh(second, first);
+    std::memcpy(weights, &rounded, sizeof rounded);
+}
+#endif
+
+// Calls step(v, first, second) for v, v + 32, ... so that the masks of the lanes at v and v + 16
+// are those of [lo, hi), in order.
 template <typename Step>
 inline void for_lanes(int lo, int hi, Step step) {
-    int v = lo & -kGroup;
+    constexpr int kWidth = 2 * kGroup;
+    const auto masked = [&](int v) {
+        uint32_t mask = ~uint32_t{0};
+        if (lo > v) mask &= ~uint32_t{0} << (lo - v);
+        if (hi < v + kWidth) mask &= ~uint32_t{0} >> (v + kWidth - hi);
+        step(v, static_cast<__mmask16>(mask), static_cast<__mmask16>(mask >> kGroup));
+    };
+    if (lo >= hi) return;
+    int v = lo & -kWidth;
     if (lo > v) {
-        const int end = std::min(hi - v, kGroup);
-        step(v, static_cast<__mmask16>((0xffffu >> (kGroup - end)) & (0xffffu << (lo - v))));
-        v += kGroup;
+        masked(v);
+        v += kWidth;
     }
-    for (; v + kGroup <= hi; v += kGroup) step(v, static_cast<__mmask16>(0xffff));
-    if (v < hi) step(v, static_cast<__mmask16>(0xffffu >> (v + kGroup - hi)));
+    constexpr auto kAll = static_cast<__mmask16>(0xffff);
+    for (; v + kWidth <= hi; v += kWidth) step(v, kAll, kAll);
+    if (v < hi) masked(v);
+}
+
+// One row's scores under a soft cap, for the lanes [lo, hi). They come as 2 log2(e) / softcap times
+// what is to be capped and leave as base-2 logarithms: `cap` is softcap * log2(e).
+inline void cap_scores(float* scores, int lo, int hi, float cap) {
+    const __m512 one = _mm512_set1_ps(1.0f), minus = _mm512_set1_ps(-0.0f);
+    for (int v = lo & -kGroup; v < hi; v += kGroup) {
+        const __m512 y = _mm512_loadu_ps(scores + v);
+        const __m512 e = exp2_ps<true>(_mm512_or_ps(y, minus));
+        const __m512 tanh = _mm512_div_ps(_mm512_sub_ps(one, e), _mm512_add_ps(one, e));
+        const __m512 capped = _mm512_mul_ps(tanh, _mm512_set1_ps(cap));
+        _mm512_storeu_ps(scores + v, _mm512_or_ps(capped, _mm512_and_ps(y, minus)));
+    }
+}
+
+// The largest of one row's scores in the lanes [lo, hi).
+inline float largest_score(const float* scores, int lo, int hi) {
+    __m512 first = _mm512_set1_ps(kLowest), second = first;
+    for_lanes(lo, hi, [&](int v, __mmask16 low, __mmask16 high) {
+        first = _mm512_mask_max_ps(first, low, first, _mm512_loadu_ps(scores + v));
+        second = _mm512_mask_max_ps(second, high, second, _mm512_loadu_ps(scores + v + kGroup));
+    });
+    return _mm512_reduce_max_ps(_mm512_max_ps(first, second));
 }
 
 // One row's scores (base-2 logarithms) to weights relative to the largest, in place: a row sees
-// the lanes [lo, hi), and the other lanes of [begin, end) get weight 0. With a soft cap the scores
-// come as 2 log2(e) / softcap times what is to be capped; `cap` is softcap * log2(e).
+// the lanes [lo, hi), and the other lanes of [begin, end) get weight 0. Returns the weights' sum.
 template <typename Weight>
-inline void weigh(float* scores, int lo, int hi, int begin, int end, float cap, float* maximum,
-                  float* total) {
+inline float weigh(float* scores, int lo, int hi, int begin, int end, float largest) {
     constexpr bool kFine = sizeof(Weight) == 4;
+    constexpr int kWidth = 2 * kGroup;
     auto* weights = reinterpret_cast<Weight*>(scores);
-    const __m512 lowest = _mm512_set1_ps(-1e30f);
-    if (cap != 0.0f) {
-        for_lanes(lo, hi, [&](int v, __mmask16 mask) {
-            const __m512 y = _mm512_maskz_loadu_ps(mask, scores + v);
-            const __m512 one = _mm512_set1_ps(1.0f);
-            const __m512 sign = _mm512_and_ps(y, _mm512_set1_ps(-0.0f));
-            const __m512 e = exp2_ps<true>(_mm512_or_ps(y, _mm512_set1_ps(-0.0f)));
-            const __m512 tanh = _mm512_div_ps(_mm512_sub_ps(one, e), _mm512_add_ps(one, e));
-            const __m512 capped = _mm512_mul_ps(tanh, _mm512_set1_ps(cap));
-            _mm512_mask_storeu_ps(scores + v, mask, _mm512_or_ps(capped, sign));
-        });
+    const __m512 shift = _mm512_set1_ps(largest), zero = _mm512_setzero_ps();
+    __m512 sum = zero, second_sum = zero;
+    for (int v = begin & -kWidth; v < (lo & -kWidth); v += kWidth) {
+        put_weights(weights + v, zero, zero);
     }
-    __m512 largest = lowest;
-    for_lanes(lo, hi, [&](int v, __mmask16 mask) {
-        largest = _mm512_mask_max_ps(largest, mask, largest, _mm512_loadu_ps(scores + v));
-    });
-    *maximum = _mm512_reduce_max_ps(largest);
-    const __m512 shift = _mm512_set1_ps(*maximum);
-    __m512 sum = _mm512_setzero_ps();
-    for (int v = begin; v < (lo & -kGroup); v += kGroup) {
-        put_weights(weights + v, _mm512_setzero_ps());
-    }
-    for_lanes(lo, hi, [&](int v, __mmask16 mask) {
+    for_lanes(lo, hi, [&](int v, __mmask16 low, __mmask16 high) {
         const __m512 x = _mm512_sub_ps(_mm512_loadu_ps(scores + v), shift);
-        const __m512 p = _mm512_maskz_mov_ps(mask, exp2_ps<kFine>(x));
+        const __m512 y = _mm512_sub_ps(_mm512_loadu_ps(scores + v + kGroup), shift);
+        const __m512 p = _mm512_maskz_mov_ps(low, exp2_ps<kFine>(x));
+        const __m512 q = _mm512_maskz_mov_ps(high, exp2_ps<kFine>(y));
         sum = _mm512_add_ps(sum, p);
-        put_weights(weights + v, p);
+        second_sum = _mm512_add_ps(second_sum, q);
+        put_weights(weights + v, p, q);
     });
-    for (int v = (hi + kGroup - 1) & -kGroup; v < end; v += kGroup) {
-        put_weights(weights + v, _mm512_setzero_ps());
+    for (int v = (hi + kWidth - 1) & -kWidth; v < end; v += kWidth) {
+        put_weights(weights + v, zero, zero);
     }
-    *total = _mm512_reduce_add_ps(sum);
+    return _mm512_reduce_add_ps(_mm512_add_ps(sum, second_sum));
 }
 
 // scores[row][16 i + lane] = q[row] . key `lane` of keys[i], a group [dim][16].
