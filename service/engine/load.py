@@ -67,6 +67,15 @@ class EngineOptions:
     num_speculative_tokens: int = 8
 
 
+def load_model(options: EngineOptions) -> LoadedModel:
+    """The model by itself, its weights in memory, its cache still to be made.
+
+    Raises:
+        ModelLoadError: the model cannot be read or is of a kind that is not served.
+    """
+    return _load_model(options, _read_config(options.path), _resolve_device(options.device))
+
+
 def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
     """Load the model and make it ready to generate.
 

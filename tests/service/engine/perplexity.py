@@ -1,0 +1,106 @@
+"""What a precision costs: the model's perplexity on a text that was written for this measurement.
+
+`python -m tests.service.engine.perplexity` prints it for the precisions of the embedded model.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from service.checkpoint import resolve
+from service.config import ServiceSettings
+from service.engine.layout import Layout, SequenceRows
+from service.engine.load import EngineOptions, load_model
+from service.engine.model_runner import Model
+from service.engine.scheduler import ScheduledSequence
+from service.engine.sequence import Sequence as EngineSequence
+from service.text.hf_tokenizer import load_tokenizer
+from service.types import Request, SamplingParams
+
+WINDOW = 512
+
+_TEXT = Path(__file__).parents[2] / "data" / "perplexity.txt"
+_BLOCK_SIZE = 16
+
+
+def embedded_model() -> Path:
+    return resolve(None, ServiceSettings.load([]).cache_dir).path
+
+
+def precisions(path: Path) -> dict[str, EngineOptions]:
+    """The reference first, then what is compared with it."""
+    return {
+        "float32": EngineOptions(path, device="cpu", dtype="float32", quantization="none"),
+        "bfloat16": EngineOptions(path, device="cpu", dtype="bfloat16", quantization="none"),
+        "default": EngineOptions(path, device="cpu"),
+    }
+
+
+def read_text(path: Path) -> list[int]:
+    """The text as token ids of the model in `path`: about 4000."""
+    text = _TEXT.read_text(encoding="utf-8")
+    return load_tokenizer(path).encode(text, add_special_tokens=False)
+
+
+def windows(token_ids: Sequence[int], length: int) -> Iterator[Sequence[int]]:
+    """The text in pieces; a last one that holds nothing to predict is left out."""
+    for start in range(0, len(token_ids) - 1, length):
+        yield token_ids[start : start + length]
+
+
+@torch.inference_mode()
+def perplexity(model: Model, token_ids: Sequence[int], window: int = WINDOW) -> float:
+    """exp of the mean negative log likelihood of every token but the first of its window.
+
+    Each window is a sequence of its own, computed in one step, in blocks from 0 on: the model's
+    cache must hold `window` tokens.
+    """
+    total, num_predicted = 0.0, 0
+    for piece in windows(token_ids, window):
+        rows = range(len(piece) - 1)
+        logits = model.forward(_single(piece), list(rows))
+        losses = F.cross_entropy(logits, torch.tensor(piece[1:]), reduction="none")
+        total += losses.double().sum().item()
+        num_predicted += len(rows)
+    return math.exp(total / num_predicted)
+
+
+def measure(options: EngineOptions, token_ids: Sequence[int], window: int = WINDOW) -> float:
+    """`perplexity` of the model that `options` makes."""
+    loaded = load_model(options)
+    return perplexity(loaded.finish(-(-window // _BLOCK_SIZE), _BLOCK_SIZE, window), token_ids)
+
+
+def table(figures: dict[str, float]) -> str:
+    """Each precision, its perplexity, and by how much that is above the first one's."""
+    reference = next(iter(figures.values()))
+    lines = [f"{'precision':<12}{'perplexity':>12}{'cost':>10}"]
+    lines += [
+        f"{name:<12}{value:>12.4f}{value / reference - 1:>+10.3%}"
+        for name, value in figures.items()
+    ]
+    return "\n".join(lines)
+
+
+def _single(token_ids: Sequence[int]) -> Layout:
+    """All the tokens of one sequence, none of them computed before."""
+    num_tokens = len(token_ids)
+    sequence = EngineSequence(0, Request(tuple(token_ids), SamplingParams()), num_tokens + 1)
+    sequence.block_ids = list(range(num_tokens))  # enough, whatever the size of a block
+    scheduled = ScheduledSequence(sequence, num_tokens, is_sampled=True)
+    return Layout((SequenceRows(scheduled, 0, num_tokens, num_tokens),))
+
+
+def main() -> None:
+    path = embedded_model()
+    token_ids = read_text(path)
+    figures = {name: measure(options, token_ids) for name, options in precisions(path).items()}
+    print(f"{path.name}, {len(token_ids)} tokens in windows of {WINDOW}")  # noqa: T201  # a command
+    print(table(figures))  # noqa: T201  # likewise
+
+
+if __name__ == "__main__":
+    main()
