@@ -30,10 +30,6 @@ from tests.service.engine.perplexity import embedded_model, read_text
 
 BLOCK_SIZE = 16
 
-NOT_YET = pytest.mark.xfail(
-    reason="torch rounds a product as suits its number of rows, until the native kernels are in",
-    strict=False,
-)
 
 _TINY: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -179,7 +175,6 @@ def tiny_model(tiny: Path) -> Model:
     return load_model(EngineOptions(tiny, device="cpu")).finish(NUM_BLOCKS, BLOCK_SIZE, 512)
 
 
-@NOT_YET
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(runs(), min_size=1, max_size=6), st.permutations(range(NUM_BLOCKS)), st.booleans())
 def test_neither_neighbours_nor_chunks_nor_drafts_change_logits(
@@ -193,7 +188,6 @@ def test_neither_neighbours_nor_chunks_nor_drafts_change_logits(
 LONG = 300
 
 
-@NOT_YET
 @pytest.mark.parametrize(
     "chunks",
     [
@@ -239,7 +233,6 @@ def set_num_threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(num_threads)
 
 
-@NOT_YET
 def test_the_embedded_model_s_logits(
     embedded: Path, text: list[int], set_num_threads: Callable[[int], None]
 ) -> None:
@@ -304,7 +297,6 @@ def with_room_for(options: EngineOptions, num_tokens: int) -> EngineOptions:
     return replace(options, kv_cache_memory_bytes=num_tokens * bytes_per_token)
 
 
-@NOT_YET
 def test_scheduling_does_not_change_a_token_of_a_tiny_model(tiny: Path) -> None:
     rng = random.Random(2)
     prompts = [rng.choices(range(VOCAB_SIZE), k=length) for length in (1, 5, 90, 3, 40, 64)]
@@ -352,7 +344,6 @@ def crowd_answers(core: EngineCore, crowd: list[Request]) -> Answers:
     return answers(core, crowd)
 
 
-@NOT_YET
 def test_alone_as_among_31_others(
     core: EngineCore, crowd: list[Request], crowd_answers: Answers
 ) -> None:
@@ -367,7 +358,6 @@ WAYS: dict[str, Callable[[EngineOptions], EngineOptions]] = {
 }
 
 
-@NOT_YET
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_compute_an_answer(
     default_options: EngineOptions, crowd: list[Request], crowd_answers: Answers, way: str
@@ -377,7 +367,6 @@ def test_every_way_to_compute_an_answer(
     assert (other.stats.num_preemptions > 0) == (way == "preemption")
 
 
-@NOT_YET
 def test_again_and_after_others_with_the_same_beginning(
     core: EngineCore, crowd: list[Request]
 ) -> None:
