@@ -67,6 +67,15 @@ fmt: $(VENV)/.dev  ## Format code and protos, and fix what ruff can fix
 	@$(BIN)/ruff format .
 	@cd protos && ../$(BIN)/buf format --write .
 
+.PHONY: install
+install: $(VENV)/.runtime  ## Install everything that serving needs into .venv
+
+.PHONY: clean
+clean:  ## Remove the environments and everything generated but not committed
+	rm -rf $(VENV) $(PROTOC_VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+##@ Measure
+
 .PHONY: bench
 bench: $(VENV)/.bench  ## Measure our own service (ARGS=--quick: only that it works)
 	@$(BIN)/python -m bench run $(ARGS)
@@ -74,13 +83,6 @@ bench: $(VENV)/.bench  ## Measure our own service (ARGS=--quick: only that it wo
 .PHONY: bench-peers
 bench-peers: $(VENV)/.bench  ## Install the peers, measure them beside us, write docs/benchmarks.md
 	@$(BIN)/python -m bench peers $(ARGS)
-
-.PHONY: install
-install: $(VENV)/.runtime  ## Install everything that serving needs into .venv
-
-.PHONY: clean
-clean:  ## Remove the environments and everything generated but not committed
-	rm -rf $(VENV) $(PROTOC_VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .PHONY: help
 help:  ## List the commands

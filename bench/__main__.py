@@ -12,6 +12,7 @@ import uvloop
 from rich.console import Console
 
 from bench import loads, report, results, table
+from bench.budgets import budgets
 from bench.client_grpc import GrpcClient
 from bench.client_http import HttpClient
 from bench.contest import Contest, Entry, Plan
@@ -21,6 +22,7 @@ from bench.progress import Progress
 from bench.request import Client
 from bench.results import Results
 from bench.roster import PEERS, our_entries, peer_entries
+from bench.summary import Summary
 
 app = typer.Typer(
     help="Measure chatrpc, and others beside it.",
@@ -117,6 +119,7 @@ def run(
         entries = our_entries(variants.split(","), has_open_loop=True)
         found = _contest(plan, entries, progress)
     table.show(table.of_results(found))
+    table.show(table.of_budgets(budgets(Summary(found))))
 
 
 @app.command()
