@@ -207,7 +207,10 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     async def main() -> T:
         task = asyncio.ensure_future(work)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        return await task
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise typer.Abort from None
 
     return uvloop.run(main())
 
