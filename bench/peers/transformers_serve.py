@@ -11,8 +11,8 @@ from bench.server import Ports, Server
 
 VERSION = "5.23.0"
 _PACKAGES = (TORCH, f"transformers[serving]=={VERSION}")
-# 2 GiB of keys and values, as the others have: blocks of 256 tokens of 23 KB. Left to itself it takes
-# most of the machine.
+# 2 GiB of keys and values, as the others have, in blocks of 256 tokens of 23 KB. Left to itself it
+# takes most of the machine.
 _NUM_BLOCKS = 364
 ENVIRONMENT = Environment("transformers", _PACKAGES)
 
