@@ -62,8 +62,14 @@ def test_a_load_needs_a_place_to_go() -> None:
     assert bench("load", "--url", "http://a/v1", "--grpc", "b:1").returncode == 2
 
 
-def test_a_load_that_is_not_known_is_refused_before_anything_starts() -> None:
-    done = bench("run", "--loads", "c1,nonsense")
+@pytest.mark.parametrize(
+    "arguments",
+    [("run", "--loads"), ("run", "--variants"), ("peers", "--peers"), ("peers", "--loads")],
+)
+def test_a_name_that_is_not_known_is_refused_before_anything_starts(
+    arguments: tuple[str, ...],
+) -> None:
+    done = bench(*arguments, "nonsense")
     assert done.returncode == 2
     assert "nonsense" in done.stderr
 
