@@ -10,7 +10,7 @@ from bench.server import Ports, Server
 
 MODEL = "smollm2-135m-instruct"
 # What the peers get too; our own default, half of what is free, would leave them little.
-_CACHE = ("--kv-cache-memory-bytes", "4GiB")
+_CACHE = ("--kv-cache-memory-bytes", "2GiB")
 
 
 @dataclass(frozen=True, slots=True)

