@@ -1,7 +1,7 @@
 """From results to docs/benchmarks.md: a template whose prose is ours, tables and plots."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 
@@ -92,12 +92,12 @@ class Page:
     def plots(self) -> dict[str, list[Panel]]:
         servers = self._found.servers
         return {
-            "throughput": [self._panel(column, "tokens a second") for column in _RATES],
-            "latency": [self._panel(column, "milliseconds") for column in _TIMES],
+            "throughput": [self._panel(column, "tok/s, more is better") for column in _RATES],
+            "latency": [self._panel(column, "ms, less is better") for column in _TIMES],
             "life": [
-                _facts_panel("Start", "seconds", servers, "ready_s"),
-                _facts_panel("First start", "seconds", servers, "first_ready_s"),
-                _facts_panel("Memory", "MiB, 32 clients", servers, "pss_mib"),
+                _facts_panel("Start", "s, less is better", servers, "ready_s"),
+                _facts_panel("First start", "s, less is better", servers, "first_ready_s"),
+                _facts_panel("Memory", "MiB, less is better", servers, "pss_mib"),
             ],
         }
 
@@ -137,12 +137,13 @@ class Page:
         return Panel(column.title, unit, values)
 
     def _table(self, columns: Sequence[Column], corner: str) -> str:
+        """A row for each server that has any of the figures."""
+        rows = (
+            [title, *(self._cell(name, column) for column in columns)]
+            for name, title in self.titles.items()
+        )
         return _markdown(
-            [corner, *(column.title for column in columns)],
-            (
-                [title, *(self._cell(name, column) for column in columns)]
-                for name, title in self.titles.items()
-            ),
+            [corner, *(column.title for column in columns)], [row for row in rows if any(row[1:])]
         )
 
     def _cell(self, target: str, column: Column) -> str:
@@ -236,19 +237,14 @@ class Page:
         parts = []
         for load, title in self._found.loads.items():
             if load.startswith("open-"):
-                columns = [
-                    Column(c.title, load, c.figure, is_rate=c.is_rate)
-                    for c in _OPEN
-                    if any(self._summary.has(name, load) for name in self.titles)
-                ]
-                if columns:
-                    parts.append(self._table(columns, title))
-        if not parts:
+                columns = [replace(column, load=load) for column in _OPEN]
+                parts.append(self._table(columns, title))
+        if not any(self._summary.has(OURS, load) for load in self._found.loads if "open-" in load):
             return ""
         return (
             "## Open loop\n\nRequests of 150 tokens in and 64 out arrive as a Poisson process, "
-            "whatever becomes of those before. TTFT counts from when a request was due. "
-            "Milliseconds.\n\n" + "\n\n".join(parts) + "\n\n"
+            "whatever becomes of those before. TTFT counts from when a request was due. Times in "
+            "milliseconds.\n\n" + "\n\n".join(parts) + "\n\n"
         )
 
 
