@@ -150,7 +150,7 @@ async def test_a_process_that_ignores_everything_is_ended_with_its_children(tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.process._GRACE_S", 0.1)
         await group.end()
-    assert not [process for process in tree if is_alive(process)]
+    await until(lambda: not any(is_alive(process) for process in tree))
 
 
 async def test_a_frozen_server_stands_still_and_a_thawed_one_answers(tmp_path: Path) -> None:
