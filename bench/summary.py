@@ -6,6 +6,9 @@ from statistics import median
 
 from bench.results import Results, Sample
 
+# A sample in which other processes took more of the cores says little of the server.
+_MOST_FOR_OTHERS = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -51,7 +54,9 @@ class Summary:
         return _figure([s.cpu[share] for s in samples if share in s.cpu and not s.fault])
 
     def _valid(self, target: str, load: str) -> Sequence[Sample]:
-        return [s for s in self._samples.get((target, load), []) if not s.fault]
+        """Those that count: of any that had the cores to themselves, no other."""
+        samples = [s for s in self._samples.get((target, load), []) if not s.fault]
+        return [s for s in samples if s.cpu.get("others", 0.0) <= _MOST_FOR_OTHERS] or samples
 
     def _by_round(self, target: str, load: str, name: str) -> Mapping[int, float]:
         return {s.round: s.figures[name] for s in self._valid(target, load) if name in s.figures}

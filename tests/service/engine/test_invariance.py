@@ -354,7 +354,6 @@ def test_alone_as_among_31_others(
 WAYS: dict[str, Callable[[EngineOptions], EngineOptions]] = {
     "chunks of 32": lambda options: replace(options, max_num_batched_tokens=32),
     "chunks of 77": lambda options: replace(options, max_num_batched_tokens=77),
-    "preemption": lambda options: with_room_for(options, 256),
 }
 
 
@@ -364,7 +363,17 @@ def test_every_way_to_compute_an_answer(
 ) -> None:
     other, _ = load_engine(WAYS[way](default_options))
     assert answers(other, crowd[:6], steps_between=1) == crowd_answers[:6]
-    assert (other.stats.num_preemptions > 0) == (way == "preemption")
+
+
+def test_a_preemption_changes_no_token(
+    default_options: EngineOptions, core: EngineCore, crowd: list[Request]
+) -> None:
+    """Four answers that need four blocks each, in eight."""
+    prompts = [list(request.prompt_token_ids[:20]) for request in crowd[:4]]
+    requests = make_requests(prompts, max_tokens=90)
+    small, _ = load_engine(with_room_for(default_options, 8 * default_options.block_size))
+    assert answers(small, requests, steps_between=1) == one_by_one(core, requests)
+    assert small.stats.num_preemptions > 0
 
 
 def test_again_and_after_others_with_the_same_beginning(
