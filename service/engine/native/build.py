@@ -21,6 +21,7 @@ import torch  # noqa: F401  # its OpenMP runtime has to be there before the libr
 _SOURCES = Path(__file__).parent
 _CPUINFO = Path("/proc/cpuinfo")
 _COMPILERS = ("c++", "g++", "clang++")
+# -w: GCC 12 warns of its own intrinsics' headers.
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-w")
 _NEEDED_CPU_FLAGS = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
 _COMPILE_TIMEOUT_S = 120
@@ -100,16 +101,12 @@ def _run(command: tuple[str, ...]) -> str:
 
 
 def _key(cpu: str, compiler: tuple[str, ...]) -> str:
-    parts = [
-        cpu.encode(),
-        repr((compiler, _FLAGS)).encode(),
-        _run((*compiler, "--version")).encode(),
-    ]
+    version = _run((*compiler, "--version"))
+    parts = [text.encode() for text in (cpu, repr((compiler, _FLAGS)), version)]
     for source in sorted((*_SOURCES.glob("*.cpp"), *_SOURCES.glob("*.h"))):
         parts += [source.name.encode(), source.read_bytes()]
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[
-        :32
-    ]
+    digests = (hashlib.sha256(part).digest() for part in parts)
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:32]
 
 
 def _cached(path: Path) -> ctypes.CDLL | None:

@@ -19,11 +19,16 @@
 namespace chatrpc {
 namespace {
 
-constexpr int64_t kMaxRows = 512;                   // of activations in int8 at once,
-constexpr int64_t kMaxActivationBytes = 1 << 20;    // and their bytes: half of a core's cache
+// A call's rows pass in chunks of so many, and of so many bytes in int8: half of a core's cache.
+constexpr int64_t kMaxRows = 512;
+constexpr int64_t kMaxActivationBytes = 1 << 20;
+// Of a chunk, so many (a multiple of 32) meet all of a thread's weights before the next do, where
+// those weights are few enough to be in the cache again. Measured: 64 and 256 are slower.
+constexpr int64_t kRowsAtOnce = 128;
 constexpr int64_t kMaxCachedWeightBytes = 1 << 20;
+// Weights fetched while rows are quantized: what of them a core's cache has room for besides.
 constexpr int64_t kMaxFetchedWeightBytes = 1 << 19;
-constexpr int64_t kRowsAtOnce = 128;                // a multiple of 32
+// Below, both wait for memory alike and VNNI has less to set up. Measured with cold weights.
 constexpr int64_t kFewestRowsForAmx = 9;
 
 bool request_amx() {
@@ -107,8 +112,6 @@ void multiply_panels(const Call& call, const Activations& activations, int64_t f
                      int64_t last_panel) {
     const chatrpc_linear_layer& layer = call.layer;
     const int64_t panel_bytes = call.num_blocks * kPanelBlockBytes;
-    // Many rows pass in blocks whose activations and outputs stay in the cache, if the weights,
-    // read once for each block, do so too.
     const bool is_cached = (last_panel - first_panel) * panel_bytes <= kMaxCachedWeightBytes;
     const int64_t step = is_cached ? kRowsAtOnce : call.rows;
     const Product product;

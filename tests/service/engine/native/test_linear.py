@@ -24,6 +24,11 @@ VNNI, AMX = 1, 2
 BATCHES = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 64, 70)
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def library(kernels: ctypes.CDLL | None) -> ctypes.CDLL:
     if kernels is None:
@@ -142,7 +147,7 @@ def test_the_answer_is_right_to_the_error_of_int8(
 def test_rows_are_quantized_as_the_contract_says(
     library: ctypes.CDLL, in_features: int, prologue: Prologue
 ) -> None:
-    x = torch.randn(9, width(in_features, prologue)) * 4
+    x = torch.randn(9, width(in_features, prologue))
     q, scale = quantized_rows(library, x, in_features, prologue)
     exact = hadamard(prepared(x, prologue))
     assert torch.allclose(scale.double(), exact.abs().amax(1) / 127, rtol=1e-5)
