@@ -27,8 +27,8 @@ from service.rpc.server import SERVICE_NAMES, Server
 
 # How often the OpenMP threads that wait for their next piece of work look for it before they sleep.
 # A third of the default, some milliseconds: on a core that others want as well they look in vain,
-# and for that long. Far less is no good: to wake a sleeping thread costs more than the piece of work
-# it is woken for, and 1000 makes a step twice as long.
+# and for that long. Far less is no good: to wake a sleeping thread costs more than the work that it
+# is woken for, and 1000 makes a step twice as long.
 _GOMP_SPINCOUNT = "100000"
 
 log = structlog.get_logger("service")

@@ -181,11 +181,11 @@ class Scheduler:
 
     def _extend(self, scheduled: ScheduledSequence, token_ids: tuple[int, ...]) -> int:
         """Append what was sampled. All but the last were in the draft, and so are computed."""
-        sequence = scheduled.sequence
+        sequence, num_accepted = scheduled.sequence, len(token_ids) - 1
         if scheduled.draft_token_ids:
-            sequence.lookup.record(len(token_ids) - 1)
+            sequence.lookup.record(num_accepted)
             self.num_draft_tokens += len(scheduled.draft_token_ids)
-            self.num_accepted_tokens += len(token_ids) - 1
+            self.num_accepted_tokens += num_accepted
         num_taken = sequence.extend(token_ids)
         self.pool.advance(sequence, num_taken - 1)
         if sequence.finish_reason is not None:

@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Iterable
 from enum import Enum
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 
 from service.engine.speculation import PromptLookup
 from service.types import FinishReason, Request
@@ -57,7 +57,8 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None
         self.block_ids: list[int] = []
-        self.prefix_hashes = [sha256(request.cache_salt.encode()).digest()]
+        # By another function than those of the blocks, so that no salt can pass for a prefix.
+        self.prefix_hashes = [blake2b(request.cache_salt.encode()).digest()]
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.lookup = PromptLookup()

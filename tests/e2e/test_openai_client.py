@@ -69,7 +69,6 @@ def test_a_second_turn_is_read_from_the_cache(client: openai.OpenAI) -> None:
     second, apart = ask(turns, "mine"), ask(turns, "another")
     assert second.usage.prompt_tokens_details.cached_tokens > first.usage.prompt_tokens
     assert apart.usage.prompt_tokens_details.cached_tokens == 0
-    assert apart.choices[0].message.content == second.choices[0].message.content
 
 
 def test_the_stream_helper(client: openai.OpenAI) -> None:

@@ -14,7 +14,7 @@ from service.types import Request, SamplingParams
 
 PROMPT_LENGTHS = [15, 15, 14, 40]
 NUM_TOKENS = 24
-NUM_BLOCKS = 6  # three short answers need nine
+NUM_BLOCKS = 5  # three short prompts and one token more need six
 
 
 def prompts() -> list[tuple[int, ...]]:
