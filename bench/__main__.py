@@ -209,10 +209,13 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
     async def main() -> T:
         task = asyncio.ensure_future(work)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGTERM, task.cancel, "ended by SIGTERM"
+        )
         try:
             return await task
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            typer.echo(error or "interrupted", err=True)
             raise typer.Abort from None
 
     return uvloop.run(main())
