@@ -29,6 +29,16 @@ BREAKING_BASE = $(shell git describe --tags --abbrev=0 2>/dev/null || echo HEAD)
 serve: $(VENV)/.runtime  ## Serve a model over gRPC and HTTP (MODEL=, HOST=, HTTP_PORT=, GRPC_PORT=)
 	@$(BIN)/chatrpc serve --model "$(MODEL)" --host "$(HOST)" --http-port "$(HTTP_PORT)" --grpc-port "$(GRPC_PORT)"
 
+##@ Measure
+
+.PHONY: bench
+bench: $(VENV)/.bench  ## Measure our own service (ARGS=--quick: only that it works)
+	@$(BIN)/python -m bench run $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: $(VENV)/.bench  ## Install the peers, measure them beside us, write docs/benchmarks.md
+	@$(BIN)/python -m bench peers $(ARGS)
+
 ##@ Develop
 
 .PHONY: test
@@ -66,14 +76,6 @@ fmt: $(VENV)/.dev  ## Format code and protos, and fix what ruff can fix
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
 	@cd protos && ../$(BIN)/buf format --write .
-
-.PHONY: bench
-bench: $(VENV)/.bench  ## Measure our own service (ARGS=--quick: only that it works)
-	@$(BIN)/python -m bench run $(ARGS)
-
-.PHONY: bench-peers
-bench-peers: $(VENV)/.bench  ## Install the peers, measure them beside us, write docs/benchmarks.md
-	@$(BIN)/python -m bench peers $(ARGS)
 
 .PHONY: install
 install: $(VENV)/.runtime  ## Install everything that serving needs into .venv

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -12,6 +12,7 @@ import uvloop
 from rich.console import Console
 
 from bench import loads, report, results, table
+from bench.budgets import budgets
 from bench.client_grpc import GrpcClient
 from bench.client_http import HttpClient
 from bench.contest import Contest, Entry, Plan
@@ -20,7 +21,8 @@ from bench.ours import VARIANTS
 from bench.progress import Progress
 from bench.request import Client
 from bench.results import Results
-from bench.roster import PEERS, our_entries, peer_entries
+from bench.roster import COMMON, OURS_ALONE, PEERS, our_entries, peer_entries
+from bench.summary import Summary
 
 app = typer.Typer(
     help="Measure chatrpc, and others beside it.",
@@ -34,14 +36,16 @@ T = TypeVar("T")
 OUT = Path(".bench")
 DOCS = Path("docs")
 
+ALL_LOADS = ",".join(loads.standard())
+SHARED_LOADS = ",".join((*COMMON, *OURS_ALONE))
+ALL_VARIANTS = ",".join(VARIANTS)
+
 Quick = Annotated[
     bool, typer.Option("--quick", help="One short round: shows that everything works, no more.")
 ]
 Rounds = Annotated[int, typer.Option(help="How often each load is run.", min=1)]
-Loads = Annotated[
-    str | None,
-    typer.Option("--loads", help="The loads wanted, by name, separated by commas. Absent: all."),
-]
+Loads = Annotated[str, typer.Option("--loads", help="The loads wanted, separated by commas.")]
+Variants = Annotated[str, typer.Option(help="Ways to run our service, separated by commas.")]
 FirstStarts = Annotated[
     bool, typer.Option("--first-starts", help="Start each server with empty caches too.")
 ]
@@ -104,33 +108,28 @@ async def _one_load(
 def run(
     *,
     rounds: Rounds = 5,
-    wanted: Loads = None,
-    variants: Annotated[
-        str, typer.Option(help="Ways to run our service, separated by commas.")
-    ] = ",".join(VARIANTS),
+    wanted: Loads = ALL_LOADS,
+    variants: Variants = ALL_VARIANTS,
     quick: Quick = False,
     first_starts: FirstStarts = False,
 ) -> None:
     """Measure our own service: every load, its layers, its variants."""
-    plan = _Wishes("run", rounds, wanted, quick, first_starts)
+    plan = _Wishes("run", rounds, _names(wanted, loads.standard()), quick, first_starts)
     with Progress(Console(stderr=True)) as progress:
-        entries = our_entries(variants.split(","), has_open_loop=True)
-        found = _contest(plan, entries, progress)
+        found = _contest(plan, our_entries(_names(variants, VARIANTS)), progress)
     table.show(table.of_results(found))
+    table.show(table.of_budgets(budgets(Summary(found))))
 
 
 @app.command()
 def peers(
     *,
     rounds: Rounds = 3,
-    wanted: Loads = None,
-    variants: Annotated[
-        str, typer.Option(help="Ways to run our service, separated by commas.")
-    ] = ",".join(VARIANTS),
+    wanted: Loads = SHARED_LOADS,
+    variants: Variants = ALL_VARIANTS,
     names: Annotated[
         str, typer.Option("--peers", help="The peers wanted, separated by commas.")
     ] = ",".join(PEERS),
-    open_loop: Annotated[bool, typer.Option("--open-loop", help="Open loops too.")] = False,
     quick: Quick = False,
     first_starts: FirstStarts = False,
     install_only: Annotated[
@@ -141,12 +140,13 @@ def peers(
     ] = True,
 ) -> None:
     """Install the peers, measure them and ourselves in turn, write the report."""
-    plan = _Wishes("peers", rounds, wanted, quick, first_starts)
+    plan = _Wishes("peers", rounds, _names(wanted, loads.standard()), quick, first_starts)
+    entries = our_entries(_names(variants, VARIANTS))
+    wanted_peers = _names(names, PEERS)
     with Progress(Console(stderr=True)) as progress:
-        theirs = peer_entries(names.split(","), progress.say, has_open_loop=open_loop)
+        entries += peer_entries(wanted_peers, progress.say)
         if install_only:
             return
-        entries = [*our_entries(variants.split(","), has_open_loop=open_loop), *theirs]
         found = _contest(plan, entries, progress)
     table.show(table.of_results(found))
     if publish and not quick:
@@ -172,23 +172,20 @@ class _Wishes(msgspec.Struct, frozen=True):
 
     name: str
     rounds: int
-    loads: str | None
+    loads: list[str]
     is_quick: bool
     has_first_starts: bool
 
 
 def _contest(wishes: _Wishes, entries: list[Entry], progress: Progress) -> Results:
     table_of_loads = loads.standard(is_quick=wishes.is_quick)
-    names = wishes.loads.split(",") if wishes.loads else list(table_of_loads)
-    if unknown := set(names) - set(table_of_loads):
-        raise typer.BadParameter(f"no such load: {', '.join(sorted(unknown))}")
-    entries = [entry.only(names) for entry in entries]
+    entries = [entry.only(wishes.loads) for entry in entries]
     logs = OUT / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     stem = wishes.name + ("-quick" if wishes.is_quick else "")
     plan = Plan(
         entries=[entry for entry in entries if not entry.is_idle],
-        loads={name: table_of_loads[name] for name in names},
+        loads={name: table_of_loads[name] for name in wishes.loads},
         num_rounds=1 if wishes.is_quick else wishes.rounds,
         logs=logs,
         save=lambda found: results.write(found, OUT / f"{stem}.json"),
@@ -198,13 +195,25 @@ def _contest(wishes: _Wishes, entries: list[Entry], progress: Progress) -> Resul
     return _run(Contest(plan, progress).run())
 
 
+def _names(text: str, known: Collection[str]) -> list[str]:
+    """What a list on the command line names."""
+    names = text.split(",")
+    if unknown := set(names) - set(known):
+        said = f"{', '.join(sorted(unknown))}: there are {', '.join(known)}"
+        raise typer.BadParameter(said)
+    return names
+
+
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end. SIGTERM is taken like Ctrl-C: both end every process that was started."""
 
     async def main() -> T:
         task = asyncio.ensure_future(work)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        return await task
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise typer.Abort from None
 
     return uvloop.run(main())
 

@@ -69,8 +69,9 @@ class HttpClient:
         self._model = model
         self._dialect = dialect
         self._session = aiohttp.ClientSession(
-            # Servers close what is idle for 5 s, also while they are frozen and cannot say so.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
+            # A connection for each request: llama.cpp's server closes its own after every stream,
+            # having promised to keep it, and what is fair for one is fair for all.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None),
             headers={"content-type": "application/json"},
         )

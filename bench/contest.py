@@ -139,7 +139,9 @@ class Contest:
         """Not counted; a target that cannot do it is left out."""
         with self._progress.load(f"warm-up: {load.title}", target.name, load.warm_up.num_requests):
             async with target.awake():
-                outcome = await target.run(load, 0, self._progress.on_done, is_warm_up=True)
+                outcome = await target.run(
+                    load, _seed(load, "warm-up"), self._progress.on_done, is_warm_up=True
+                )
         if outcome.fault:
             self._progress.say(f"{target.name}, {load.title}: {outcome.fault}")
             turns.remove((load, target))
@@ -157,8 +159,7 @@ class Contest:
                     turns.remove((load, target))
 
     async def _sample(self, load: Load, target: Target, index: int) -> Sample:
-        # Every target of a round gets the same prompts, and no round those of another.
-        seed = crc32(f"{load.name} {index}".encode())
+        seed = _seed(load, f"round {index}")
         title = f"round {index + 1} of {self._plan.num_rounds}: {load.title}"
         with self._progress.load(title, target.name, load.num_requests):
             async with target.awake():
@@ -184,3 +185,8 @@ class Contest:
     def _save(self) -> None:
         self.results.duration_s = time.monotonic() - self._start_s
         self._plan.save(self.results)
+
+
+def _seed(load: Load, occasion: str) -> int:
+    """Every target of a round gets the same prompts, and no round or load those of another."""
+    return crc32(f"{load.name}, {occasion}".encode())

@@ -9,8 +9,6 @@ from importlib.metadata import version
 from bench.server import Ports, Server
 
 MODEL = "smollm2-135m-instruct"
-# What the peers get too; our own default, half of what is free, would leave them little.
-_CACHE = ("--kv-cache-memory-bytes", "4GiB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +23,12 @@ class Variant:
 VARIANTS = {
     "chatrpc": Variant("chatrpc"),
     "chatrpc-exact": Variant("chatrpc, unquantised", ("--quantization", "none")),
-    "chatrpc-ngram": Variant("chatrpc, prompt lookup", ("--speculation", "ngram"), ("c1", "edit")),
+    "chatrpc-plain": Variant("chatrpc, no drafts", ("--speculation", "none"), ("c1", "edit")),
 }
 
 
 def service_options(variant: str) -> list[str]:
-    return ["--model", MODEL, *_CACHE, *VARIANTS[variant].options]
+    return ["--model", MODEL, *VARIANTS[variant].options]
 
 
 def server(variant: str) -> Server:
@@ -42,14 +40,19 @@ def server(variant: str) -> Server:
         gateway = (*python, "gateway_http", "--upstream", upstream, "--port", str(ports.http), *log)
         return service, gateway
 
-    options = " ".join((*_CACHE, *VARIANTS[variant].options))
     return Server(
         name=variant,
         title=VARIANTS[variant].title,
         version=version("chatrpc"),
-        settings=f"service and gateway, `{options}`, otherwise as they come",
+        settings=_settings(VARIANTS[variant].options),
         model=MODEL,
         commands=commands,
         env=os.environ,
         has_grpc=True,
     )
+
+
+def _settings(options: Sequence[str]) -> str:
+    if not options:
+        return "service and gateway as they come"
+    return f"service and gateway, `{' '.join(options)}`, otherwise as they come"

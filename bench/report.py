@@ -1,11 +1,12 @@
 """From results to docs/benchmarks.md: a template whose prose is ours, tables and plots."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 
 from bench import plot, results
+from bench.budgets import budgets
 from bench.plot import Panel, short
 from bench.results import Machine, Results, ServerFacts
 from bench.summary import Figure, Summary
@@ -91,12 +92,12 @@ class Page:
     def plots(self) -> dict[str, list[Panel]]:
         servers = self._found.servers
         return {
-            "throughput": [self._panel(column, "tokens a second") for column in _RATES],
-            "latency": [self._panel(column, "milliseconds") for column in _TIMES],
+            "throughput": [self._panel(column, "tok/s, more is better") for column in _RATES],
+            "latency": [self._panel(column, "ms, less is better") for column in _TIMES],
             "life": [
-                _facts_panel("Start", "seconds", servers, "ready_s"),
-                _facts_panel("First start", "seconds", servers, "first_ready_s"),
-                _facts_panel("Memory", "MiB, 32 clients", servers, "pss_mib"),
+                _facts_panel("Start", "s, less is better", servers, "ready_s"),
+                _facts_panel("First start", "s, less is better", servers, "first_ready_s"),
+                _facts_panel("Memory", "MiB, less is better", servers, "pss_mib"),
             ],
         }
 
@@ -120,7 +121,9 @@ class Page:
             ),
             "ratio_table": self._ratios((*_RATES, *_TIMES)),
             "life_table": self._life(),
-            "own_sections": "".join((self._layers(), self._variants(), self._open_loop())),
+            "own_sections": "".join(
+                (self._budgets(), self._layers(), self._variants(), self._open_loop())
+            ),
             "client_cpu": _share(self._summary.cpu("client")),
             "others_cpu": _share(self._summary.cpu("others")),
             **{f"{name}_plot": _image(name, alt) for name, alt in _ALTS.items()},
@@ -134,12 +137,13 @@ class Page:
         return Panel(column.title, unit, values)
 
     def _table(self, columns: Sequence[Column], corner: str) -> str:
+        """A row for each server that has any of the figures."""
+        rows = (
+            [title, *(self._cell(name, column) for column in columns)]
+            for name, title in self.titles.items()
+        )
         return _markdown(
-            [corner, *(column.title for column in columns)],
-            (
-                [title, *(self._cell(name, column) for column in columns)]
-                for name, title in self.titles.items()
-            ),
+            [corner, *(column.title for column in columns)], [row for row in rows if any(row[1:])]
         )
 
     def _cell(self, target: str, column: Column) -> str:
@@ -169,6 +173,24 @@ class Page:
             rows.append([facts.title, *times, _with_unit(facts.pss_mib, "MiB"), idle])
         return _markdown(["", "Start", "First start", "Memory", "Idle"], rows)
 
+    def _budgets(self) -> str:
+        rows = [
+            [
+                budget.title,
+                f"{budget.bound:g} {budget.unit}",
+                f"{short(budget.measured)} {budget.unit}",
+                "yes" if budget.is_kept else "**no**",
+            ]
+            for budget in budgets(self._summary)
+        ]
+        if not rows:
+            return ""
+        return (
+            "## Budgets\n\nWhat chatrpc promises of itself.\n\n"
+            + _markdown(["", "at most", "measured", "kept"], rows)
+            + "\n\n"
+        )
+
     def _layers(self) -> str:
         """The three layers at 32 streams, each over the one below."""
         layers = {"bare engine": "/engine", "over gRPC": "/grpc", "through the gateway": ""}
@@ -185,7 +207,7 @@ class Page:
             below = target
         return (
             "## What the layers cost\n\nThe same load of 32 streams on the engine in process, over "
-            "gRPC, and over HTTP through the gateway. The budget is 5 % of throughput for each.\n\n"
+            "gRPC, and over HTTP through the gateway.\n\n"
             + _markdown(["", "tok/s", "cost over the line above"], rows)
             + "\n\n"
         )
@@ -215,19 +237,14 @@ class Page:
         parts = []
         for load, title in self._found.loads.items():
             if load.startswith("open-"):
-                columns = [
-                    Column(c.title, load, c.figure, is_rate=c.is_rate)
-                    for c in _OPEN
-                    if any(self._summary.has(name, load) for name in self.titles)
-                ]
-                if columns:
-                    parts.append(self._table(columns, title))
-        if not parts:
+                columns = [replace(column, load=load) for column in _OPEN]
+                parts.append(self._table(columns, title))
+        if not any(self._summary.has(OURS, load) for load in self._found.loads if "open-" in load):
             return ""
         return (
             "## Open loop\n\nRequests of 150 tokens in and 64 out arrive as a Poisson process, "
-            "whatever becomes of those before. TTFT counts from when a request was due. "
-            "Milliseconds.\n\n" + "\n\n".join(parts) + "\n\n"
+            "whatever becomes of those before. TTFT counts from when a request was due. Times in "
+            "milliseconds.\n\n" + "\n\n".join(parts) + "\n\n"
         )
 
 

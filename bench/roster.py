@@ -16,58 +16,69 @@ BASELINE = "chatrpc"
 # Every server gets these.
 COMMON = ("c1", "c8", "c32", "long", "turns", "stall")
 OPEN = ("open-2", "open-6")
+OURS_ALONE = ("edit",)
 LAYERS = ("c32",)
 
-PEERS = ("vllm-bf16", "vllm-int8", "llama.cpp", "transformers")
 
-
-def our_entries(variants: Iterable[str], *, has_open_loop: bool) -> list[Entry]:
+def our_entries(variants: Iterable[str]) -> list[Entry]:
     """The default variant gets every load, and its layers theirs; the others those they are for."""
     entries = []
     for variant in variants:
         server = ours.server(variant)
         if variant == BASELINE:
-            loads = (*COMMON, "edit", *(OPEN if has_open_loop else ()))
+            loads = (*COMMON, *OURS_ALONE, *OPEN)
             entries.append(Entry(server, loads, grpc_loads=LAYERS, engine_loads=LAYERS))
         else:
             entries.append(Entry(server, ours.VARIANTS[variant].loads or COMMON))
     return entries
 
 
-def peer_entries(
-    names: Iterable[str], say: Callable[[str], None], *, has_open_loop: bool
-) -> list[Entry]:
+def peer_entries(names: Iterable[str], say: Callable[[str], None]) -> list[Entry]:
     """Those that can be installed; what cannot is said, and the run goes on without it."""
     entries = []
     for name in names:
         try:
             say(f"installing {name} unless it is there")
-            server = _peer(name)
+            server = PEERS[name]()
         except InstallError as error:
             say(f"{name} cannot be installed: {error}")
         else:
-            entries.append(Entry(server, (*COMMON, *(OPEN if has_open_loop else ()))))
+            entries.append(Entry(server, (*COMMON, *OPEN)))
     return entries
 
 
-def _peer(name: str) -> Server:
-    match name:
-        case "vllm-bf16":
-            vllm.install()
-            return vllm.server(name, "vLLM, bf16", _checkpoint("bf16"), "bfloat16")
-        case "vllm-int8":
-            vllm.install()
-            settings = "int8 weights and activations (W8A8)"
-            return vllm.server(name, "vLLM, int8", _checkpoint("int8"), settings)
-        case "llama.cpp":
-            llama_cpp.install()
-            return llama_cpp.server()
-        case _:
-            transformers_serve.install()
-            return transformers_serve.server(_checkpoint("bf16"))
+def _vllm_bf16() -> Server:
+    vllm.install()
+    return vllm.server("vllm-bf16", "vLLM, bf16", _checkpoint("bf16"), "bfloat16")
+
+
+def _vllm_int8() -> Server:
+    vllm.install()
+    precision = "int8 weights and activations (W8A8)"
+    return vllm.server("vllm-int8", "vLLM, int8", _checkpoint("int8"), precision)
+
+
+def _llama_cpp() -> Server:
+    llama_cpp.install()
+    return llama_cpp.server()
+
+
+def _transformers() -> Server:
+    transformers_serve.install()
+    return transformers_serve.server(_checkpoint("bf16"))
+
+
+# Each installs the peer unless it is there, and raises InstallError if that fails.
+PEERS: dict[str, Callable[[], Server]] = {
+    "vllm-bf16": _vllm_bf16,
+    "vllm-int8": _vllm_int8,
+    "llama.cpp": _llama_cpp,
+    "transformers": _transformers,
+}
 
 
 def _checkpoint(precision: str) -> Path:
+    """The model's directory in bf16, as our own service has it, or in int8, made of that."""
     command = [sys.executable, "-m", "bench.checkpoints", str(root() / "smollm2-int8")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:

@@ -1,12 +1,14 @@
 """Figures in a terminal."""
 
 import sys
+from collections.abc import Iterable
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bench.budgets import Budget
 from bench.metrics import Outcome
 from bench.results import Results
 from bench.summary import Summary
@@ -26,11 +28,11 @@ _COLUMNS = {
 _WIDTH = 140
 
 
-def show(table: Table) -> None:
-    Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
+def show(shown: RenderableType) -> None:
+    Console(width=None if sys.stdout.isatty() else _WIDTH).print(shown)
 
 
-def of_outcome(outcome: Outcome) -> Table:
+def of_outcome(outcome: Outcome) -> RenderableType:
     """One load: a row for each figure, percentiles side by side. Times are in milliseconds."""
     table = _table(["", "", *_PERCENTILES], num_names=1)
     names = dict.fromkeys(name.partition(".")[0] for name in outcome.figures)
@@ -41,7 +43,7 @@ def of_outcome(outcome: Outcome) -> Table:
     return _with_faults(table, [outcome.fault] if outcome.fault else [])
 
 
-def of_results(found: Results) -> Table:
+def of_results(found: Results) -> RenderableType:
     """A run: a row for each target and load, medians over the rounds, and below what failed."""
     summary = Summary(found)
     faults = [f"{name} {facts.failure}" for name, facts in found.servers.items() if facts.failure]
@@ -56,17 +58,28 @@ def of_results(found: Results) -> Table:
     return _with_faults(table, faults)
 
 
+def of_budgets(found: Iterable[Budget]) -> Table:
+    """What is promised, and what was measured."""
+    table = _table(["budget", "at most", "measured", ""], num_names=1)
+    for budget in found:
+        bound, measured = (
+            f"{value:.3g} {budget.unit}" for value in (budget.bound, budget.measured)
+        )
+        table.add_row(budget.title, bound, measured, "kept" if budget.is_kept else "NOT KEPT")
+    return table
+
+
 def _table(columns: list[str], *, num_names: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, caption_justify="left", caption_style="")
+    table = Table(box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
         table.add_column(column, no_wrap=True, justify="left" if index < num_names else "right")
     return table
 
 
-def _with_faults(table: Table, faults: list[str]) -> Table:
-    if faults:
-        table.caption = Text("\n".join(["What does not count:", *faults]))
-    return table
+def _with_faults(table: Table, faults: list[str]) -> RenderableType:
+    if not faults:
+        return table
+    return Group(table, Text("\n".join(["What does not count:", *faults])))
 
 
 def _number(value: float | None) -> str:

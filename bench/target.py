@@ -79,10 +79,15 @@ class EngineTarget:
             process = await group.add(command, os.environ, stdin=asyncio.subprocess.PIPE)
             target = cls(f"{variant}/engine", group, process)
             async with asyncio.timeout(START_TIMEOUT_S):
-                await target._answer()
+                ready = await target._answer()
+        except TimeoutError:
+            ready = Answer(fault=f"not ready within {START_TIMEOUT_S} s")
         except BaseException:
             await group.end()
             raise
+        if ready.fault:
+            await group.end()
+            raise StartError(f"bare engine: {ready.fault}")
         group.freeze()
         return target
 
@@ -95,23 +100,20 @@ class EngineTarget:
             self.group.freeze()
 
     async def run(self, load: Load, seed: int, on_done: OnDone, *, is_warm_up: bool) -> Outcome:
-        stdin = self.process.stdin
-        if stdin is None:
-            raise StartError("the engine's process has no stdin")
-        stdin.write(msgspec.json.encode(Order(load.name, seed, is_warm_up)) + b"\n")
-        await stdin.drain()
+        if self.process.stdin is not None:
+            order = Order(load.name, seed, is_warm_up)
+            self.process.stdin.write(msgspec.json.encode(order) + b"\n")
         answer = await self._answer()
         for _ in range(load.num_requests):
             on_done()
         return Outcome(answer.figures, answer.fault)
 
     async def _answer(self) -> Answer:
-        stdout = self.process.stdout
-        line = await stdout.readline() if stdout else b""
-        if not line:
-            await self.process.wait()
-            raise StartError(self.group.death or "the engine's process said nothing")
-        return msgspec.json.decode(line, type=Answer)
+        line = await self.process.stdout.readline() if self.process.stdout else b""
+        if line:
+            return msgspec.json.decode(line, type=Answer)
+        await self.process.wait()
+        return Answer(fault=self.group.death)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,10 @@ from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
 
 # How often the OpenMP threads that wait for their next piece of work look for it before they sleep.
-# Some 50 us: the pieces of a step follow one another faster. The default is milliseconds, in which
-# they would take the cores from the event loop and from whatever else runs on them: beside one busy
-# process on each of two cores a step takes 20 times as long.
-_GOMP_SPINCOUNT = "1000"
+# A third of the default, some milliseconds: on a core that others want as well they look in vain,
+# and for that long. Far less is no good: to wake a sleeping thread costs more than the piece of work
+# it is woken for, and 1000 makes a step twice as long.
+_GOMP_SPINCOUNT = "100000"
 
 log = structlog.get_logger("service")
 

@@ -1,9 +1,10 @@
 """An OpenAI-compatible server that says `la` as often as asked: `echo_server.py PORT [MODE]`.
 
-Modes: `dies` at once; `short` of one token in every answer of more than two; `notes FILE`, where it
-found its caches.
+Modes: `dies` at once; of more than two tokens, it `hangs` or is `short` of one; `notes FILE`, where
+it found its caches.
 """
 
+import asyncio
 import json
 import os
 import sys
@@ -16,6 +17,8 @@ async def complete(request: web.Request) -> web.StreamResponse:
     body = await request.json()
     response = web.StreamResponse(headers={"content-type": "text/event-stream"})
     await response.prepare(request)
+    if "hangs" in sys.argv and body["max_tokens"] > 2:
+        await asyncio.Event().wait()
     is_short = "short" in sys.argv and body["max_tokens"] > 2
     num_tokens = body["max_tokens"] - is_short
     for _ in range(num_tokens):

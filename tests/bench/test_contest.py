@@ -1,5 +1,6 @@
 """A contest between small servers of our own: processes, rounds, failures, ends."""
 
+import asyncio
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,11 +16,12 @@ from bench import loads, results, server
 from bench.contest import Contest, Entry, Plan
 from bench.process import ProcessGroup
 from bench.progress import Progress
-from bench.results import Results
+from bench.results import Results, ServerFacts
 from bench.server import Ports, Server
 from tests.fakes.wait import until
 
 ECHO = Path(__file__).with_name("echo_server.py")
+ANY = ServerFacts("", "", "")
 LOADS: dict[str, loads.Load] = {
     "c1": loads.Closed("c1", "1 client", 1, 2, 10, 3),
     "c32": loads.Closed("c32", "32 clients", 4, 8, 10, 3),
@@ -121,6 +123,17 @@ async def test_a_failure_of_the_run_ends_the_servers(plan: Callable[..., Plan]) 
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
+async def test_a_run_that_is_interrupted_ends_the_servers(plan: Callable[..., Plan]) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    contest = Contest(plan(echo("a", "hangs")), Progress(Console(quiet=True)))
+    task = asyncio.create_task(contest.run())
+    await until(lambda: contest.results.servers.get("a", ANY).ready_s is not None)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
 async def test_a_process_that_ignores_everything_is_ended_with_its_children(tmp_path: Path) -> None:
     code = (
         "import signal, subprocess, sys, time\n"
@@ -137,7 +150,7 @@ async def test_a_process_that_ignores_everything_is_ended_with_its_children(tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.process._GRACE_S", 0.1)
         await group.end()
-    assert not [process for process in tree if is_alive(process)]
+    await until(lambda: not any(is_alive(process) for process in tree))
 
 
 async def test_a_frozen_server_stands_still_and_a_thawed_one_answers(tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 import io
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from bench import table
 from bench.metrics import Outcome, outcome
@@ -11,7 +10,7 @@ from tests.bench.records import record
 from tests.bench.runs import results
 
 
-def printed(shown: Table) -> str:
+def printed(shown: RenderableType) -> str:
     Console(file=(text := io.StringIO()), width=140).print(shown)
     return text.getvalue()
 

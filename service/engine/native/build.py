@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
@@ -20,7 +21,7 @@ import torch  # noqa: F401  # its OpenMP runtime has to be there before the libr
 _SOURCES = Path(__file__).parent
 _CPUINFO = Path("/proc/cpuinfo")
 _COMPILERS = ("c++", "g++", "clang++")
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-w")
 _NEEDED_CPU_FLAGS = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
 _COMPILE_TIMEOUT_S = 120
 _DIGEST_BYTES = 32
@@ -70,7 +71,10 @@ def _cpu() -> str:
 
 def _compiler() -> tuple[str, ...]:
     if chosen := os.environ.get("CXX"):
-        return tuple(shlex.split(chosen))
+        try:
+            return tuple(shlex.split(chosen))
+        except ValueError as error:
+            raise _Unavailable(f"$CXX is {chosen!r}: {error}") from error
     for name in _COMPILERS:
         if (path := shutil.which(name)) is not None:
             return (path,)
@@ -80,7 +84,12 @@ def _compiler() -> tuple[str, ...]:
 def _run(command: tuple[str, ...]) -> str:
     try:
         done = subprocess.run(  # noqa: S603  # the operator's own compiler
-            command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_COMPILE_TIMEOUT_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _Unavailable(f"{command[0]}: {error}") from error
@@ -107,19 +116,23 @@ def _cached(path: Path) -> ctypes.CDLL | None:
     """The library at `path` if it is whole: to map a damaged one could end the process."""
     try:
         content = path.read_bytes()
-        if hashlib.sha256(content[:-_DIGEST_BYTES]).digest() == content[-_DIGEST_BYTES:]:
-            return _opened(path)
+        is_whole = hashlib.sha256(content[:-_DIGEST_BYTES]).digest() == content[-_DIGEST_BYTES:]
+        return _opened(path) if is_whole else None
     except OSError:
-        pass
-    return None
+        return None  # it is not there, or lies where nothing may be executed
 
 
 def _built(compiler: tuple[str, ...], directory: Path, target: Path | None) -> ctypes.CDLL:
     """Compile and load in a new directory inside `directory`; what works moves to `target`."""
     with tempfile.TemporaryDirectory(prefix=".build-", dir=directory) as space:
         path = Path(space) / "kernels.so"
-        sources = (str(source) for source in sorted(_SOURCES.glob("*.cpp")))
-        _run((*compiler, *_FLAGS, *sources, "-o", str(path)))
+        objects = {source: path.with_name(source.stem + ".o") for source in _SOURCES.glob("*.cpp")}
+        with ThreadPoolExecutor() as pool:
+            commands = (
+                (*compiler, *_FLAGS, "-c", str(s), "-o", str(o)) for s, o in objects.items()
+            )
+            list(pool.map(_run, commands))
+        _run((*compiler, *_FLAGS, "-shared", *map(str, objects.values()), "-o", str(path)))
         content = path.read_bytes()
         if b"libomp.so" in content or b"libiomp5.so" in content:
             raise _Unavailable(f"{compiler[0]} brings a second OpenMP runtime; GCC shares torch's")
@@ -133,6 +146,10 @@ def _built(compiler: tuple[str, ...], directory: Path, target: Path | None) -> c
 
 def _opened(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    if (failed := library.chatrpc_linear_self_test()) != 0:
+    try:
+        failed = library.chatrpc_linear_self_test()
+    except AttributeError as error:
+        raise _Unavailable(f"the compiler made something else: {error}") from error
+    if failed != 0:
         raise _Unavailable(f"the compiled kernels compute something else: self-test {failed}")
     return library

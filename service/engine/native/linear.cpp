@@ -21,6 +21,9 @@ namespace {
 
 constexpr int64_t kMaxRows = 512;                   // of activations in int8 at once,
 constexpr int64_t kMaxActivationBytes = 1 << 20;    // and their bytes: half of a core's cache
+constexpr int64_t kMaxCachedWeightBytes = 1 << 20;
+constexpr int64_t kMaxFetchedWeightBytes = 1 << 19;
+constexpr int64_t kRowsAtOnce = 128;                // a multiple of 32
 constexpr int64_t kFewestRowsForAmx = 9;
 
 bool request_amx() {
@@ -89,36 +92,46 @@ struct Call {
     int64_t num_panels;
 };
 
-void quantize_rows(const Call& call, const Activations& activations, int64_t first, int64_t last) {
+void quantize_rows(const Call& call, const Activations& activations, int64_t first, int64_t last,
+                   Fetch fetch) {
     const int64_t size = call.layer.in_features;
     auto* space = reinterpret_cast<float*>(kept_space<0>(call.num_blocks * kBlock * 4));
     for (int64_t r = first; r < last; ++r) {
         activations.scales[r] = call.quantize(call.x + r * call.row_width, size, call.eps, space,
-                                              activations.row(r));
+                                              activations.row(r), fetch);
     }
 }
 
-using Product = void (*)(const uint8_t*, const int8_t*, int64_t, int64_t, int64_t, const RowScale*,
-                         const Output&);
-
-template <Product product>
-void multiply_panels(const Call& call, const Activations& activations, int64_t first,
-                     int64_t last) {
+template <class Product>
+void multiply_panels(const Call& call, const Activations& activations, int64_t first_panel,
+                     int64_t last_panel) {
     const chatrpc_linear_layer& layer = call.layer;
-    for (int64_t p = first; p < last; ++p) {
-        const int64_t channel = p * kPanelChannels;
-        const int64_t left = std::min(layer.out_features - channel, kPanelChannels);
-        const uint32_t mask = left == kPanelChannels ? ~0u : (1u << left) - 1;
-        const Output output{
-            layer.scales + channel,
-            layer.bias + channel,
-            call.residual == nullptr ? nullptr : call.residual + channel,
-            call.out + channel,
-            layer.out_features,
-            {static_cast<__mmask16>(mask), static_cast<__mmask16>(mask >> 16)},
-        };
-        product(layer.weights + p * call.num_blocks * kPanelBlockBytes, activations.tiles,
-                activations.tile_stride, call.rows, call.num_blocks, activations.scales, output);
+    const int64_t panel_bytes = call.num_blocks * kPanelBlockBytes;
+    // Many rows pass in blocks whose activations and outputs stay in the cache, if the weights,
+    // read once for each block, do so too.
+    const bool is_cached = (last_panel - first_panel) * panel_bytes <= kMaxCachedWeightBytes;
+    const int64_t step = is_cached ? kRowsAtOnce : call.rows;
+    const Product product;
+    for (int64_t first = 0; first < call.rows; first += step) {
+        const int64_t rows = std::min(step, call.rows - first);
+        for (int64_t p = first_panel; p < last_panel; ++p) {
+            const int64_t channel = p * kPanelChannels;
+            const int64_t place = first * layer.out_features + channel;
+            const int64_t left = std::min(layer.out_features - channel, kPanelChannels);
+            const uint32_t mask = left == kPanelChannels ? ~0u : (1u << left) - 1;
+            const Output output{
+                layer.scales + channel,
+                layer.bias + channel,
+                call.residual == nullptr ? nullptr : call.residual + place,
+                call.out + place,
+                layer.out_features,
+                {static_cast<__mmask16>(mask), static_cast<__mmask16>(mask >> 16)},
+            };
+            product(layer.weights + p * panel_bytes,
+                    activations.tiles + first / kTileRows * activations.tile_stride,
+                    activations.tile_stride, rows, call.num_blocks, activations.scales + first,
+                    output);
+        }
     }
 }
 
@@ -126,10 +139,10 @@ void multiply(const Call& call, const Activations& activations, int64_t first, i
 #ifdef __AMX_INT8__
     if (call.uses_amx) {
         const TileScope tiles;
-        return multiply_panels<amx_product>(call, activations, first, last);
+        return multiply_panels<AmxProduct>(call, activations, first, last);
     }
 #endif
-    multiply_panels<vnni_product>(call, activations, first, last);
+    multiply_panels<VnniProduct>(call, activations, first, last);
 }
 
 // Part `index` of `count` of [0, size), in whole units.
@@ -147,15 +160,20 @@ void run(const Call& call) {
     {
         const int64_t thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
         const Share panels(call.num_panels, thread, num_threads);
+        const uint8_t* const weights =
+            call.layer.weights + panels.first * call.num_blocks * kPanelBlockBytes;
+        const int64_t weight_bytes =
+            (panels.last - panels.first) * call.num_blocks * kPanelBlockBytes;
+        const Fetch fetch(weights, weights + std::min(weight_bytes, kMaxFetchedWeightBytes));
         if (call.rows == 1) {
             // Every thread quantizes the row for itself: that is sooner done than waited for.
             const Activations own(kept_space<1>(bytes), 1, call.num_blocks);
-            quantize_rows(call, own, 0, 1);
+            quantize_rows(call, own, 0, 1, fetch);
             multiply(call, own, panels.first, panels.last);
         } else {
             const Activations activations(shared, call.rows, call.num_blocks);
             const Share rows(call.rows, thread, num_threads);
-            quantize_rows(call, activations, rows.first, rows.last);
+            quantize_rows(call, activations, rows.first, rows.last, fetch);
 #pragma omp barrier
             multiply(call, activations, panels.first, panels.last);
         }
@@ -200,9 +218,10 @@ void chatrpc_linear_quantize(const float* x, int64_t rows, int64_t in_features, 
     const QuantizeRow quantize = quantize_row_for(prologue);
     auto* space = reinterpret_cast<float*>(kept_space<0>(num_blocks * kBlock * 4));
     auto* tiles = reinterpret_cast<int8_t*>(kept_space<1>(num_blocks * kTileBytes));
+    Fetch fetch(nullptr, nullptr);
     for (int64_t r = 0; r < rows; ++r) {
         scales[r] = quantize(x + r * in_features * (is_gated ? 2 : 1), in_features, eps, space,
-                             tiles).scale;
+                             tiles, fetch).scale;
         for (int64_t b = 0; b < num_blocks; ++b) {
             std::memcpy(q + (r * num_blocks + b) * kBlock, tiles + b * kTileBytes, kBlock);
         }

@@ -27,21 +27,36 @@ struct Output {
     __mmask16 mask[2];      // which of the panel's channels there are
 };
 
-inline void finish(const Output& output, int half, int64_t row, const RowScale& of_row,
-                   __m512i sum) {
-    const int64_t place = row * output.stride + 16 * half;
-    const __mmask16 mask = output.mask[half];
-    const __m512 exact = _mm512_cvtepi32_ps(
-        _mm512_sub_epi32(sum, _mm512_set1_epi32(of_row.compensation)));
-    const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(of_row.scale),
-                                       _mm512_loadu_ps(output.scales + 16 * half));
-    // One rounding, written out: a compiler free to fuse or not would tie the bits to the path.
-    __m512 y = _mm512_fmadd_ps(exact, scale, _mm512_loadu_ps(output.bias + 16 * half));
-    if (output.residual != nullptr) {
-        y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, output.residual + place));
+// 16 of the panel's channels, with what is the same for all rows in registers.
+class Finish {
+  public:
+    Finish(const Output& output, int half)
+        : scales_(_mm512_loadu_ps(output.scales + 16 * half)),
+          bias_(_mm512_loadu_ps(output.bias + 16 * half)),
+          residual_(output.residual == nullptr ? nullptr : output.residual + 16 * half),
+          out_(output.out + 16 * half),
+          stride_(output.stride),
+          mask_(output.mask[half]) {}
+
+    void operator()(int64_t row, const RowScale& of_row, __m512i sum) const {
+        const __m512 exact = _mm512_cvtepi32_ps(
+            _mm512_sub_epi32(sum, _mm512_set1_epi32(of_row.compensation)));
+        const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(of_row.scale), scales_);
+        // One rounding, written out: a compiler free to fuse or not would tie the bits to the path.
+        __m512 y = _mm512_fmadd_ps(exact, scale, bias_);
+        if (residual_ != nullptr) {
+            y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask_, residual_ + row * stride_));
+        }
+        _mm512_mask_storeu_ps(out_ + row * stride_, mask_, y);
     }
-    _mm512_mask_storeu_ps(output.out + place, mask, y);
-}
+
+  private:
+    __m512 scales_, bias_;
+    const float* residual_;
+    float* out_;
+    int64_t stride_;
+    __mmask16 mask_;
+};
 
 // How far ahead of its use a weight is asked for. One core keeps too few lines under way by itself.
 constexpr int64_t kPrefetchBytes = 4096;
@@ -76,11 +91,12 @@ inline void vnni_panel(const uint8_t* weights, const int8_t* rows, int64_t num_b
             }
         }
     }
-    for (int r = 0; r < R; ++r) {
-        for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < 2; ++half) {
+        const Finish finish(output, half);
+        for (int r = 0; r < R; ++r) {
             __m512i sum = sums[r][half][0];
             for (int p = 1; p < kPhases; ++p) sum = _mm512_add_epi32(sum, sums[r][half][p]);
-            finish(output, half, first_row + r, row_scales[first_row + r], sum);
+            finish(first_row + r, row_scales[first_row + r], sum);
         }
     }
 }
@@ -101,15 +117,17 @@ inline void vnni_rows(int64_t count, const uint8_t* weights, const int8_t* rows,
 }
 
 // A panel against `num_rows` rows in tiles of 16, `tile_stride` bytes from one to the next.
-inline void vnni_product(const uint8_t* weights, const int8_t* tiles, int64_t tile_stride,
-                         int64_t num_rows, int64_t num_blocks, const RowScale* scales,
-                         const Output& output) {
-    for (int64_t first = 0; first < num_rows; first += 8) {
-        const int8_t* rows = tiles + first / kTileRows * tile_stride + first % kTileRows * 64;
-        const int64_t count = num_rows - first < 8 ? num_rows - first : 8;
-        vnni_rows(count, weights, rows, num_blocks, scales, first, output);
+struct VnniProduct {
+    void operator()(const uint8_t* weights, const int8_t* tiles, int64_t tile_stride,
+                    int64_t num_rows, int64_t num_blocks, const RowScale* scales,
+                    const Output& output) const {
+        for (int64_t first = 0; first < num_rows; first += 8) {
+            const int8_t* rows = tiles + first / kTileRows * tile_stride + first % kTileRows * 64;
+            const int64_t count = num_rows - first < 8 ? num_rows - first : 8;
+            vnni_rows(count, weights, rows, num_blocks, scales, first, output);
+        }
     }
-}
+};
 
 #ifdef __AMX_INT8__
 
@@ -133,62 +151,74 @@ class TileScope {
     TileScope& operator=(const TileScope&) = delete;
 };
 
-inline void finish_tile(const int32_t* sums, int half, int64_t first_row, int64_t num_rows,
-                        const RowScale* scales, const Output& output) {
-    const int64_t count = num_rows - first_row < kTileRows ? num_rows - first_row : kTileRows;
+inline void finish_tiles(const int32_t (*sums)[kTileRows * 16], int64_t first_row, int64_t count,
+                         const RowScale* scales, const Output& output) {
+    const Finish low(output, 0), high(output, 1);
     for (int64_t r = 0; r < count; ++r) {
-        finish(output, half, first_row + r, scales[first_row + r],
-               _mm512_load_si512(sums + 16 * r));
+        const RowScale& scale = scales[first_row + r];
+        low(first_row + r, scale, _mm512_load_si512(sums[0] + 16 * r));
+        high(first_row + r, scale, _mm512_load_si512(sums[1] + 16 * r));
     }
 }
 
-inline void amx_product(const uint8_t* weights, const int8_t* tiles, int64_t tile_stride,
-                        int64_t num_rows, int64_t num_blocks, const RowScale* scales,
-                        const Output& output) {
-    alignas(64) int32_t sums[4][kTileRows * 16];
-    int64_t first = 0;
-    for (; num_rows - first > kTileRows; first += 2 * kTileRows) {
-        const int8_t* a = tiles + first / kTileRows * tile_stride;
-        _tile_zero(0);
-        _tile_zero(1);
+// The sums of a panel's two tiles of channels with 32 rows, or with 16, in tiles 0 to 3. `lines`
+// lines of the weights to come are fetched at each step.
+template <int RowTiles>
+inline void amx_sums(const uint8_t* weights, const int8_t* a, int64_t tile_stride,
+                     int64_t num_blocks, const uint8_t* next, int64_t lines) {
+    // The compiler wants a tile's number spelled out.
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (RowTiles == 2) {
         _tile_zero(2);
         _tile_zero(3);
-        for (int64_t b = 0; b < num_blocks; ++b) {
-            _tile_loadd(4, a + b * kTileBytes, 64);
-            _tile_loadd(6, weights + b * kPanelBlockBytes, 64);
-            _tile_loadd(7, weights + b * kPanelBlockBytes + kTileBytes, 64);
-            _tile_loadd(5, a + tile_stride + b * kTileBytes, 64);
-            _tile_dpbsud(0, 4, 6);
-            _tile_dpbsud(1, 4, 7);
+    }
+    for (int64_t b = 0; b < num_blocks; ++b) {
+        _tile_loadd(4, a + b * kTileBytes, 64);
+        _tile_loadd(6, weights + b * kPanelBlockBytes, 64);
+        _tile_loadd(7, weights + b * kPanelBlockBytes + kTileBytes, 64);
+        if constexpr (RowTiles == 2) _tile_loadd(5, a + tile_stride + b * kTileBytes, 64);
+        _tile_dpbsud(0, 4, 6);
+        _tile_dpbsud(1, 4, 7);
+        if constexpr (RowTiles == 2) {
             _tile_dpbsud(2, 5, 6);
             _tile_dpbsud(3, 5, 7);
         }
-        _tile_stored(0, sums[0], 64);
-        _tile_stored(1, sums[1], 64);
-        _tile_stored(2, sums[2], 64);
-        _tile_stored(3, sums[3], 64);
-        finish_tile(sums[0], 0, first, num_rows, scales, output);
-        finish_tile(sums[1], 1, first, num_rows, scales, output);
-        finish_tile(sums[2], 0, first + kTileRows, num_rows, scales, output);
-        finish_tile(sums[3], 1, first + kTileRows, num_rows, scales, output);
-    }
-    if (first < num_rows) {
-        const int8_t* a = tiles + first / kTileRows * tile_stride;
-        _tile_zero(0);
-        _tile_zero(1);
-        for (int64_t b = 0; b < num_blocks; ++b) {
-            _tile_loadd(4, a + b * kTileBytes, 64);
-            _tile_loadd(6, weights + b * kPanelBlockBytes, 64);
-            _tile_loadd(7, weights + b * kPanelBlockBytes + kTileBytes, 64);
-            _tile_dpbsud(0, 4, 6);
-            _tile_dpbsud(1, 4, 7);
-        }
-        _tile_stored(0, sums[0], 64);
-        _tile_stored(1, sums[1], 64);
-        finish_tile(sums[0], 0, first, num_rows, scales, output);
-        finish_tile(sums[1], 1, first, num_rows, scales, output);
+        for (int64_t line = 0; line < lines; ++line, next += 64) _mm_prefetch(next, _MM_HINT_T1);
     }
 }
+
+// For a thread inside a TileScope.
+struct AmxProduct {
+    void operator()(const uint8_t* weights, const int8_t* tiles, int64_t tile_stride,
+                    int64_t num_rows, int64_t num_blocks, const RowScale* scales,
+                    const Output& output) const {
+        alignas(64) int32_t sums[4][kTileRows * 16];
+        // The next panel's weights are fetched during this one's products, some at every step.
+        const uint8_t* next = weights + num_blocks * kPanelBlockBytes;
+        const int64_t num_groups = (num_rows + 2 * kTileRows - 1) / (2 * kTileRows);
+        const int64_t lines = (kPanelBlockBytes / 64 + num_groups - 1) / num_groups;
+        for (int64_t first = 0; first < num_rows; first += 2 * kTileRows) {
+            const int8_t* a = tiles + first / kTileRows * tile_stride;
+            const int64_t count = num_rows - first;
+            if (count > kTileRows) {
+                amx_sums<2>(weights, a, tile_stride, num_blocks, next, lines);
+                _tile_stored(2, sums[2], 64);
+                _tile_stored(3, sums[3], 64);
+            } else {
+                amx_sums<1>(weights, a, tile_stride, num_blocks, next, lines);
+            }
+            _tile_stored(0, sums[0], 64);
+            _tile_stored(1, sums[1], 64);
+            next += num_blocks * lines * 64;
+            finish_tiles(sums, first, count < kTileRows ? count : kTileRows, scales, output);
+            if (count > kTileRows) {
+                finish_tiles(sums + 2, first + kTileRows,
+                             count < 2 * kTileRows ? count - kTileRows : kTileRows, scales, output);
+            }
+        }
+    }
+};
 
 #endif  // __AMX_INT8__
 

@@ -27,29 +27,38 @@ struct RowScale {
     int32_t compensation;  // 128 * their sum: weights are stored with 128 added
 };
 
-// e^x for |x| <= 87, about 1 ulp. NaN stays NaN.
-inline __m512 exp_within_range(__m512 x) {
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
-                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);  // Cephes' expf
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_scalef_ps(p, n);
-}
+// Weights that the products will want, fetched into the cache while rows are being quantized: the
+// one waits for memory and the other for the arithmetic.
+class Fetch {
+  public:
+    Fetch(const uint8_t* begin, const uint8_t* end) : next_(begin), end_(end) {}
 
-// 1 / (1 + e^-x). Beyond +-80 the answer no longer moves in float32's reach of a product.
+    // For about as long as 64 values take, in bytes at the pace of memory.
+    template <int Lines>
+    void step() {
+        if (next_ >= end_) return;
+        for (int i = 0; i < Lines; ++i) _mm_prefetch(next_ + 64 * i, _MM_HINT_T1);
+        next_ += 64 * Lines;
+    }
+
+  private:
+    const uint8_t* next_;
+    const uint8_t* end_;
+};
+
+// 1 / (1 + e^-x) to 2e-7. NaN stays NaN.
 inline __m512 sigmoid(__m512 x) {
-    // min and max give their second operand where one is NaN: NaN goes through.
-    const __m512 bounded = _mm512_max_ps(_mm512_set1_ps(-80.0f),
-                                         _mm512_min_ps(_mm512_set1_ps(80.0f), x));
-    const __m512 minus = _mm512_sub_ps(_mm512_setzero_ps(), bounded);
-    const __m512 denominator = _mm512_add_ps(exp_within_range(minus), _mm512_set1_ps(1.0f));
+    // e^-x is 2^t; where t is bounded the answer is 1e-35, and min gives its second operand for NaN.
+    const __m512 t = _mm512_min_ps(_mm512_set1_ps(116.0f),
+                                   _mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f)));
+    const __m512 r = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // t - floor(t)
+    __m512 p = _mm512_set1_ps(1.8775765784e-3f);  // 2^r for r in [0, 1], to 9e-8
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.9893406257e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.5826317519e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.4015361071e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.9315308332e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.9999994040e-1f));
+    const __m512 denominator = _mm512_add_ps(_mm512_scalef_ps(p, t), _mm512_set1_ps(1.0f));
     // A reciprocal to 14 bits and one Newton step: full division costs three times as much.
     const __m512 guess = _mm512_rcp14_ps(denominator);
     const __m512 error = _mm512_fnmadd_ps(denominator, guess, _mm512_set1_ps(1.0f));
@@ -124,11 +133,15 @@ inline __m512i to_int8(const float* x, __m512 factor) {
 // Row `x` of `size` values (of twice as many with a gate: gate, then up) as int8, 64 values to
 // each of the tiles that start at `tiles`, 1024 bytes apart. `space` holds the padded row.
 template <Prologue P>
-inline RowScale quantize_row(const float* x, int64_t size, float eps, float* space, int8_t* tiles) {
+inline RowScale quantize_row(const float* x, int64_t size, float eps, float* space, int8_t* tiles,
+                             Fetch& fetch) {
+    constexpr int kLines = P >= kSiluGate ? 12 : 5;
+    constexpr int kLargerMagnitude = 0b1011;  // of vrangeps: |a| or |b|; NaN only if both are
     const int64_t num_blocks = (size + kBlock - 1) / kBlock;
-    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    // As integers, magnitudes order like floats, with infinity and then every NaN at the top.
-    __m512i largest = _mm512_setzero_si512();
+    __m512 largest = _mm512_setzero_ps();
+    // Infinity or NaN among 64 values leaves no sum of them finite, so the first sixteen will show
+    // it. As integers, magnitudes order like floats, with infinity and then every NaN at the top.
+    __m512i largest_bits = _mm512_setzero_si512();
     __m512 squares[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
                          _mm512_setzero_ps()};
     for (int64_t b = 0; b < num_blocks; ++b) {
@@ -140,17 +153,18 @@ inline RowScale quantize_row(const float* x, int64_t size, float eps, float* spa
             v[i] = load_gated<P>(x, size, b * kBlock + 16 * i, part);
             if constexpr (P == kRmsNorm) squares[i] = _mm512_fmadd_ps(v[i], v[i], squares[i]);
         }
+        fetch.step<kLines>();
         hadamard(v);
         for (int i = 0; i < 4; ++i) {
             _mm512_storeu_ps(space + b * kBlock + 16 * i, v[i]);
-            const __m512i bits = _mm512_and_si512(_mm512_castps_si512(v[i]), magnitude);
-            largest = _mm512_max_epu32(largest, bits);
+            largest = _mm512_range_ps(largest, v[i], kLargerMagnitude);
         }
+        const __m512i bits = _mm512_castps_si512(v[0]);
+        largest_bits = _mm512_max_epu32(largest_bits, _mm512_add_epi32(bits, bits));
     }
-    const uint32_t largest_bits = _mm512_reduce_max_epu32(largest);
-    const bool is_finite = largest_bits < 0x7f800000u;
-    float amax;
-    std::memcpy(&amax, &largest_bits, sizeof amax);
+    const float amax = _mm512_reduce_max_ps(largest);
+    const bool is_finite = _mm512_reduce_max_epu32(largest_bits) < 0xff000000u &&
+                           amax <= std::numeric_limits<float>::max();
     float factor = 127.0f / amax;
     // Zeros, or values so small (3e-37) that the factor overflows: a row of zeros.
     const bool is_zero = is_finite && !(factor < std::numeric_limits<float>::infinity());
@@ -177,7 +191,7 @@ inline RowScale quantize_row(const float* x, int64_t size, float eps, float* spa
     return {scale, 128 * _mm512_reduce_add_epi32(sum)};
 }
 
-using QuantizeRow = RowScale (*)(const float*, int64_t, float, float*, int8_t*);
+using QuantizeRow = RowScale (*)(const float*, int64_t, float, float*, int8_t*, Fetch&);
 
 inline QuantizeRow quantize_row_for(int32_t prologue) {
     switch (prologue) {

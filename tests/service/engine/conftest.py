@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 import torch
 import transformers
 
@@ -13,6 +14,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(autouse=True)
+def _plain_logs() -> Iterator[None]:
+    """What structlog makes of a traceback on its own takes a tenth of a second."""
+    with structlog.testing.capture_logs():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -34,11 +34,16 @@ class Rig:
     """An engine over a `FakeRunner`."""
 
     def __init__(
-        self, num_blocks: int = 50, max_num_seqs: int = 4, max_queue_size: int = 100
+        self,
+        num_blocks: int = 50,
+        max_num_seqs: int = 4,
+        max_queue_size: int = 100,
+        num_speculative_tokens: int = 0,
     ) -> None:
         self.runner = FakeRunner(BLOCK_SIZE)
         self.max_model_len = num_blocks * BLOCK_SIZE
-        scheduler = Scheduler(BlockPool(num_blocks, BLOCK_SIZE), max_num_seqs, max_num_seqs + 12)
+        pool = BlockPool(num_blocks, BLOCK_SIZE)
+        scheduler = Scheduler(pool, max_num_seqs, max_num_seqs + 12, num_speculative_tokens)
         core = make_core(self.runner, scheduler)
         self.engine = AsyncEngine(
             lambda: (core, self.max_model_len),
@@ -436,6 +441,7 @@ class Caller:
 
     prompt: int
     max_tokens: int | None
+    cache_salt: str
     pause: int  # turns of the event loop before it comes
     reads: int | None  # closes after so many items; None: reads to the end
     patience: int | None  # is cancelled after so many turns
@@ -447,6 +453,7 @@ class Caller:
             self.prompt,
             self.max_tokens,
             deadline=None if self.deadline_s is None else time.monotonic() + self.deadline_s,
+            cache_salt=self.cache_salt,
         )
         task = asyncio.create_task(self._read(rig, request))
         if self.patience is not None:
@@ -484,6 +491,7 @@ callers = st.builds(
     Caller,
     prompt=st.integers(1, 40),
     max_tokens=st.integers(1, 20) | st.none(),
+    cache_salt=st.sampled_from(["", "", "salt"]),
     pause=st.integers(0, 30),
     reads=st.integers(1, 8) | st.none(),
     patience=st.integers(0, 60) | st.none(),
@@ -497,13 +505,24 @@ callers = st.builds(
     num_blocks=st.integers(3, 9),
     max_num_seqs=st.integers(1, 5),
     max_queue_size=st.integers(0, 20),
+    num_speculative_tokens=st.sampled_from([0, 8]),
+    failing_runs=st.sets(st.integers(1, 60), max_size=6),
 )
 def test_whatever_callers_do_each_ends_by_name_and_nothing_stays(
-    crowd: list[Caller], num_blocks: int, max_num_seqs: int, max_queue_size: int
+    crowd: list[Caller],
+    num_blocks: int,
+    max_num_seqs: int,
+    max_queue_size: int,
+    num_speculative_tokens: int,
+    failing_runs: set[int],
 ) -> None:
+    rig = Rig(num_blocks, max_num_seqs, max_queue_size, num_speculative_tokens)
+    rig.runner.failing_runs = {n for n in failing_runs if not {n - 1, n - 2} <= failing_runs}
+
     async def main() -> list[str]:
-        async with started(Rig(num_blocks, max_num_seqs, max_queue_size)) as rig:
+        async with started(rig):
             ends = await asyncio.gather(*(caller.call(rig) for caller in crowd))
+            rig.runner.failing_runs = ()
             await rig.until_empty()
             # It still works.
             request = make_request(2, max_tokens=2)
@@ -517,5 +536,6 @@ def test_whatever_callers_do_each_ends_by_name_and_nothing_stays(
         "ContextLengthExceeded",
         "DeadlinePassed",
         "QueueFull",
+        "StepFailed",
     }
     assert set(asyncio.run(main())) <= names

@@ -1,4 +1,5 @@
 import time
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -187,55 +188,89 @@ def test_a_step_without_work_does_nothing() -> None:
     assert core.stats.num_steps == 0
 
 
-@settings(max_examples=200, deadline=None)
+@dataclass(frozen=True)
+class Arrival:
+    """A request, and what happens until the next one comes."""
+
+    text: int  # prompts of the same text begin alike
+    num_prompt_tokens: int
+    max_tokens: int | None
+    seed: int | None
+    cache_salt: str
+    num_steps: int
+    aborts: int | None  # the request of this number, if it has come
+
+    def request(self) -> Request:
+        prompt = [20 * self.text + i * i % 7 for i in range(self.num_prompt_tokens)]
+        request = make_request(prompt, self.max_tokens, cache_salt=self.cache_salt)
+        if self.seed is None:
+            return request
+        return replace(request, sampling=SamplingParams(seed=self.seed, max_tokens=self.max_tokens))
+
+
+arrivals = st.builds(
+    Arrival,
+    text=st.integers(0, 2),
+    num_prompt_tokens=st.integers(1, 15),
+    max_tokens=st.integers(1, 20) | st.none(),
+    seed=st.integers(0, 3) | st.none(),
+    cache_salt=st.sampled_from(["", "", "salt"]),
+    num_steps=st.integers(0, 4),
+    aborts=st.none() | st.integers(0, 15),
+)
+
+
+@settings(max_examples=400, deadline=None)
 @given(
-    prompts=st.lists(
-        st.tuples(st.integers(0, 2), st.integers(1, 15), st.integers(1, 20)),
-        min_size=1,
-        max_size=12,
-    ),
+    program=st.lists(arrivals, min_size=1, max_size=16),
+    failing_runs=st.sets(st.integers(1, 60), max_size=8),
     num_blocks=st.integers(4, 12),
     max_num_seqs=st.integers(1, 6),
     spare_tokens=st.integers(0, 12),
-    steps_between=st.integers(0, 3),
     has_prefix_caching=st.booleans(),
     num_speculative_tokens=st.sampled_from([0, 1, 8]),
 )
-def test_neither_batching_nor_preemption_nor_sharing_nor_drafts_change_a_token(
-    prompts: list[tuple[int, int, int]],
+def test_whatever_happens_each_gets_its_own_tokens_or_its_own_end(
+    program: list[Arrival],
+    failing_runs: set[int],
     num_blocks: int,
     max_num_seqs: int,
     spare_tokens: int,
-    steps_between: int,
     has_prefix_caching: bool,
     num_speculative_tokens: int,
 ) -> None:
-    core = core_of(
-        num_blocks=num_blocks,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_seqs + spare_tokens,
-        has_prefix_caching=has_prefix_caching,
-        num_speculative_tokens=num_speculative_tokens,
-    )
-    requests = [
-        make_request([100 * text + j for j in range(length)], max_tokens)
-        for text, length, max_tokens in prompts
-    ]
-    got: dict[int, list[int]] = {i: [] for i in range(len(requests))}
+    """Batching, preemption, shared prefixes, drafts, aborts and failed steps, in a small cache."""
+    pool = BlockPool(num_blocks, BLOCK_SIZE, has_prefix_caching=has_prefix_caching)
+    scheduler = Scheduler(pool, max_num_seqs, max_num_seqs + spare_tokens, num_speculative_tokens)
+    runner = FakeRunner(BLOCK_SIZE)
+    runner.failing_runs = {n for n in failing_runs if not {n - 1, n - 2} <= failing_runs}
+    core = make_core(runner, scheduler)
+    got: dict[int, list[TokenOutput]] = {}
+    ended: set[int] = set()
 
     def step() -> None:
         for output in core.step():
-            assert isinstance(output.output, TokenOutput)
-            got[output.sequence_id] += output.output.token_ids
+            assert output.sequence_id not in ended
+            if isinstance(output.output, TokenOutput):
+                got[output.sequence_id].append(output.output)
+            else:
+                assert isinstance(output.output, StepFailed)
+                ended.add(output.sequence_id)
 
-    for i, request in enumerate(requests):
-        core.add(i, request)
-        for _ in range(steps_between):
+    for i, arrival in enumerate(program):
+        core.add(i, arrival.request())
+        got[i] = []
+        for _ in range(arrival.num_steps):
             step()
+        if arrival.aborts is not None and arrival.aborts <= i:
+            core.abort(arrival.aborts)
+            ended.add(arrival.aborts)
     while core.has_unfinished:
         step()
-    longest = num_blocks * BLOCK_SIZE
-    assert got == {i: answer(request, longest) for i, request in enumerate(requests)}
+    for i, arrival in enumerate(program):
+        whole = answer(arrival.request(), num_blocks * BLOCK_SIZE)
+        said = tokens(got[i])
+        assert said == (whole[: len(said)] if i in ended else whole)
     assert is_empty(core)
 
 

@@ -324,6 +324,13 @@ class Schedules(RuleBasedStateMachine):
         for _ in range(times):
             self.step()
 
+    @rule()
+    def fail(self) -> None:
+        """A step whose batch cannot be computed: what was in it is ended."""
+        for scheduled in self.scheduler.schedule().scheduled:
+            self.unfinished.remove(scheduled.sequence)
+            self.scheduler.finish(scheduled.sequence)
+
     def step(self) -> None:
         scheduler = self.scheduler
         before = list(scheduler.running)

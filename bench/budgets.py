@@ -1,0 +1,45 @@
+"""What our own service promises of itself, and whether a run has found it so."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench.summary import Summary
+
+_OURS = "chatrpc"
+# A step reads 512 tokens of prompts at the most, and running streams get a token in every step; the
+# machine this was set on, two cores, needs about 200 ms for such a step.
+_STALL_MS = 400
+_LAYER_COST = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A bound, and what was measured: both in `unit`."""
+
+    title: str
+    bound: float
+    measured: float
+    unit: str
+
+    @property
+    def is_kept(self) -> bool:
+        return self.measured <= self.bound
+
+
+def budgets(summary: Summary) -> Iterator[Budget]:
+    """Those that the run has figures for."""
+    layers = (
+        ("gRPC service over bare engine", "/grpc", "/engine"),
+        ("gateway over gRPC", "", "/grpc"),
+    )
+    for title, above, below in layers:
+        if ratio := summary.ratio(_OURS + above, _OURS + below, "c32", "output_tok_s"):
+            cost = 100 * (1 - ratio.median)
+            yield Budget(f"{title}, 32 streams", 100 * _LAYER_COST, cost, "% of throughput")
+    if stall := summary.figure(_OURS, "stall", "stall_ms"):
+        yield Budget(
+            "worst gap of a running stream while a 4000-token prompt is read",
+            _STALL_MS,
+            stall.median,
+            "ms",
+        )

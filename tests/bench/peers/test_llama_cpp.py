@@ -1,0 +1,17 @@
+"""llama.cpp: the links that a wheel cannot hold."""
+
+import json
+from pathlib import Path
+
+from bench.peers.llama_cpp import restore_links
+
+
+def test_links_are_made_out_of_the_list(tmp_path: Path) -> None:
+    (tmp_path / "libggml.so.0.16.0").write_text("code")
+    (tmp_path / "llama-server").write_text("code")
+    links = {"libggml.so": "libggml.so.0", "libggml.so.0": "libggml.so.0.16.0"}
+    (tmp_path / "_symlinks.json").write_text(json.dumps(links))
+    for _ in range(2):  # again over what is there
+        restore_links(tmp_path)
+    assert (tmp_path / "libggml.so").resolve() == tmp_path / "libggml.so.0.16.0"
+    assert (tmp_path / "llama-server").stat().st_mode & 0o111

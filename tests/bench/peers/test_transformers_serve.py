@@ -1,0 +1,17 @@
+"""`transformers serve`: how it is asked for an answer of an exact length."""
+
+import json
+
+from bench.peers.transformers_serve import body
+from bench.request import ask
+
+
+def test_the_end_of_the_turn_is_a_token_that_does_not_exist() -> None:
+    asked = body("model", ask("Hi", 7))
+    assert json.loads(asked["generation_config"]) == {
+        "max_new_tokens": 7,
+        "do_sample": False,
+        "eos_token_id": -1,
+    }
+    assert "ignore_eos" not in asked  # refused: it does not know it
+    assert asked["messages"] == [{"role": "user", "content": "Hi"}]

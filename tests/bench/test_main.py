@@ -1,0 +1,85 @@
+"""The commands, as processes: one load against a server of our own, and the report."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bench import report, server
+from tests.bench import runs
+from tests.bench.test_contest import echo
+
+ROOT = Path(__file__).parent.parent.parent
+ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"}
+
+
+def bench(*arguments: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+async def url(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    running = await server.start(echo("a", *getattr(request, "param", ())), tmp_path)
+    running.group.thaw()
+    [port] = {
+        connection.laddr.port
+        for process in running.group.tree()
+        for connection in process.net_connections()
+        if connection.status == "LISTEN"
+    }
+    yield f"http://127.0.0.1:{port}/v1"
+    await running.end()
+
+
+async def test_a_load_prints_json(url: str) -> None:
+    done = bench(
+        "load", "--url", url, "--clients", "2", "--requests", "5", "--tokens", "3", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["figures"]["num_output_tokens"] == 15
+
+
+async def test_an_open_loop_prints_a_table(url: str) -> None:
+    done = bench("load", "--url", url, "--rate", "200", "--requests", "5", "--tokens", "3")
+    assert done.returncode == 0, done.stderr
+    assert "ttft_ms" in done.stdout
+
+
+@pytest.mark.parametrize("url", [["short"]], indirect=True)
+async def test_a_load_with_a_wrong_answer_fails(url: str) -> None:
+    done = bench("load", "--url", url, "--requests", "2", "--tokens", "3")
+    assert done.returncode == 1
+    assert "2 of 2 requests: 2 tokens instead of 3" in done.stdout
+
+
+def test_a_load_needs_a_place_to_go() -> None:
+    assert bench("load").returncode == 2
+    assert bench("load", "--url", "http://a/v1", "--grpc", "b:1").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("run", "--loads"), ("run", "--variants"), ("peers", "--peers"), ("peers", "--loads")],
+)
+def test_a_name_that_is_not_known_is_refused_before_anything_starts(
+    arguments: tuple[str, ...],
+) -> None:
+    done = bench(*arguments, "nonsense")
+    assert done.returncode == 2
+    assert "nonsense" in done.stderr
+
+
+def test_the_report_is_rendered_from_what_is_published(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    report.publish(runs.results(), docs)
+    page = (docs / "benchmarks.md").read_text()
+    (docs / "benchmarks.md").unlink()
+    done = bench("report", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (docs / "benchmarks.md").read_text() == page

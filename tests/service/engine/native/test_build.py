@@ -1,0 +1,218 @@
+import ctypes
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from service.engine.native import build
+from service.engine.native.build import load_library
+
+CPUINFO = Path("/proc/cpuinfo")
+HAS_VNNI = CPUINFO.exists() and "avx512_vnni" in CPUINFO.read_text()
+HAS_GCC = shutil.which("g++") is not None
+
+pytestmark = pytest.mark.skipif(
+    not (HAS_VNNI and HAS_GCC), reason="needs a CPU with AVX-512 VNNI and GCC"
+)
+
+
+class Compiler:
+    """A script in a compiler's place: it notes its calls and gives out what was compiled before."""
+
+    def __init__(self, directory: Path, product: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._calls, self._path = directory / "calls", directory / "compiler"
+        self.behave(f'for out; do :; done; cp "{product}" "$out"')  # -o FILE comes last
+        monkeypatch.setenv("CXX", f"sh {self._path}")
+
+    def behave(self, body: str) -> None:
+        self._calls.write_text("")
+        self._path.write_text(
+            '[ "$1" = --version ] && { echo 1.0; exit; }\n'
+            f'case "$*" in *-shared*) echo linked >> "{self._calls}";; esac\n{body}\n'
+        )
+
+    @property
+    def num_links(self) -> int:
+        return len(self._calls.read_text().splitlines())
+
+
+@pytest.fixture(scope="session")
+def product(kernels_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the machine's own compiler makes of the sources, without what the cache appends."""
+    path = tmp_path_factory.mktemp("product") / "product.so"
+    path.write_bytes(cached(kernels_dir).read_bytes()[:-32])
+    return path
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, product: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    return Compiler(tmp_path, product, monkeypatch)
+
+
+def reason_for_none(cache_dir: Path) -> str:
+    with capture_logs() as logs:
+        assert load_library(cache_dir) is None
+    (line,) = (entry for entry in logs if entry["event"] == "native_kernels_unavailable")
+    return str(line["reason"])
+
+
+def cached(cache_dir: Path) -> Path:
+    (path,) = (cache_dir / "native").iterdir()
+    return path
+
+
+def test_the_library_shares_torchs_openmp_runtime(product: Path) -> None:
+    maps = Path("/proc/self/maps").read_text().split()
+    runtimes = {name for name in maps if "gomp" in name or "libomp" in name or "libiomp" in name}
+    assert len(runtimes) == 1, runtimes
+
+
+def test_it_is_built_once(tmp_path: Path, compiler: Compiler) -> None:
+    for _ in range(3):
+        assert load_library(tmp_path / "cache") is not None
+    assert compiler.num_links == 1
+
+
+def test_another_compiler_builds_its_own(
+    tmp_path: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_library(tmp_path / "cache") is not None
+    monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-g"))
+    assert load_library(tmp_path / "cache") is not None
+    assert compiler.num_links == 2
+    assert len(list((tmp_path / "cache" / "native").iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut", "changed", "replaced"])
+def test_a_damaged_file_in_the_cache_is_built_again(
+    tmp_path: Path, compiler: Compiler, damage: str
+) -> None:
+    assert load_library(tmp_path / "cache") is not None
+    path = cached(tmp_path / "cache")
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    path.unlink()  # what a process has mapped is never written to
+    path.write_bytes(
+        {
+            "emptied": b"",
+            "cut": whole[:middle],
+            "changed": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+            "replaced": b"no library at all",
+        }[damage]
+    )
+    assert load_library(tmp_path / "cache") is not None
+    assert compiler.num_links == 2
+    assert path.read_bytes() == whole
+
+
+def test_several_at_once_leave_one_whole_library(tmp_path: Path, compiler: Compiler) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        libraries = list(pool.map(load_library, [tmp_path / "cache"] * 4))
+    assert None not in libraries
+    path = cached(tmp_path / "cache")  # and nothing beside it
+    links = compiler.num_links
+    assert load_library(tmp_path / "cache") is not None
+    assert compiler.num_links == links
+    assert path.exists()
+
+
+def test_without_a_cache_directory_it_is_built_in_a_temporary_one(
+    tmp_path: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_way, temporary = tmp_path / "file", tmp_path / "temporary"
+    in_the_way.write_text("")
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with capture_logs() as logs:
+        library = load_library(in_the_way)
+    assert library is not None
+    assert library.chatrpc_linear_self_test() == 0
+    assert [entry["event"] for entry in logs] == ["native_kernels_not_cached"]
+    assert not list(temporary.iterdir())
+
+
+def test_without_a_compiler_there_are_no_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no C++ compiler" in reason_for_none(tmp_path)
+
+
+def test_a_compiler_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "nothing"))
+    assert "nothing" in reason_for_none(tmp_path)
+
+
+def test_a_compiler_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "g++ 'unfinished")
+    assert "No closing quotation" in reason_for_none(tmp_path)
+
+
+def test_a_compiler_that_fails(tmp_path: Path, compiler: Compiler) -> None:
+    compiler.behave("echo 'fatal error: no such header' >&2; exit 1")
+    assert "status 1: fatal error: no such header" in reason_for_none(tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "native").iterdir())
+
+
+def test_a_compiler_that_hangs(
+    tmp_path: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_COMPILE_TIMEOUT_S", 0.2)
+    compiler.behave("exec sleep 60")
+    assert "timed out" in reason_for_none(tmp_path / "cache")
+
+
+def test_a_compiler_that_makes_no_library(tmp_path: Path, compiler: Compiler) -> None:
+    compiler.behave('for out; do :; done; head -c 5000 /dev/zero > "$out"')
+    assert "invalid ELF header" in reason_for_none(tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "native").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("int chatrpc_linear_self_test(void) { return 3; }", "self-test 3"),
+        ("int something_else(void) { return 0; }", "chatrpc_linear_self_test"),
+        (
+            'const char name[] = "libomp.so"; int chatrpc_linear_self_test(void) { return 0; }',
+            "second OpenMP runtime",
+        ),
+    ],
+)
+def test_a_library_that_is_wrong_is_not_used(
+    tmp_path: Path, compiler: Compiler, source: str, expected: str
+) -> None:
+    (tmp_path / "wrong.c").write_text(source)
+    wrong = tmp_path / "wrong.so"
+    subprocess.run(["gcc", "-shared", "-o", wrong, tmp_path / "wrong.c"], check=True)
+    compiler.behave(f'for out; do :; done; cp "{wrong}" "$out"')
+    assert expected in reason_for_none(tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "native").iterdir())
+
+
+@pytest.mark.parametrize(
+    "cpuinfo", ["processor : 0\nflags : fpu avx2\n\n", "Features : asimd\n", ""]
+)
+def test_a_cpu_without_vnni(
+    tmp_path: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch, cpuinfo: str
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(build, "_CPUINFO", tmp_path / "cpuinfo")
+    assert "AVX-512 VNNI" in reason_for_none(tmp_path / "cache")
+    assert compiler.num_links == 0
+
+
+def test_a_machine_without_cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_CPUINFO", tmp_path / "nothing")
+    assert "nothing" in reason_for_none(tmp_path)
+
+
+def test_the_library_is_loaded_as_one_with_a_c_interface(
+    tmp_path: Path, compiler: Compiler
+) -> None:
+    assert isinstance(load_library(tmp_path / "cache"), ctypes.CDLL)

@@ -1,0 +1,310 @@
+import ctypes
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from service.engine.native.linear import (
+    BLOCK,
+    Int8Linear,
+    Linear,
+    Prologue,
+    QuantizedWeight,
+    TorchInt8Linear,
+    quantize,
+)
+
+EPS = 1e-5
+VNNI, AMX = 1, 2
+BATCHES = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 64, 70)
+
+
+@pytest.fixture
+def library(kernels: ctypes.CDLL | None) -> ctypes.CDLL:
+    if kernels is None:
+        pytest.skip("the native kernels cannot be built or used on this machine")
+    return kernels
+
+
+@pytest.fixture(params=["native", "torch"])
+def make(request: pytest.FixtureRequest) -> Callable[..., Linear]:
+    if request.param == "torch":
+        return TorchInt8Linear
+    library: ctypes.CDLL = request.getfixturevalue("library")
+    return lambda *arguments: Int8Linear(library, *arguments)
+
+
+def paths(library: ctypes.CDLL) -> list[int]:
+    return [VNNI, AMX] if library.chatrpc_linear_has_amx() else [VNNI]
+
+
+def forced(layer: Int8Linear, path: int) -> Int8Linear:
+    layer._layer.path = path
+    return layer
+
+
+def width(in_features: int, prologue: Prologue) -> int:
+    return in_features * (2 if prologue.is_gated else 1)
+
+
+def prepared(x: Tensor, prologue: Prologue) -> Tensor:
+    """What the layer's weight is multiplied with, in float64."""
+    x = x.double()
+    gate, up = x.chunk(2, -1) if prologue.is_gated else (x, x)
+    match prologue:
+        case Prologue.RMS_NORM:
+            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS)
+        case Prologue.SILU_GATE:
+            return F.silu(gate) * up
+        case Prologue.GELU_TANH_GATE:
+            return F.gelu(gate, approximate="tanh") * up
+        case _:
+            return x
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """The orthonormal transform of every 64 columns, by its definition."""
+    index = torch.arange(BLOCK)
+    bits = sum(((index[:, None] & index[None]) >> bit) & 1 for bit in range(6))
+    matrix = (-1.0) ** torch.as_tensor(bits).double() / 8
+    padded = F.pad(x.double(), (0, -x.shape[1] % BLOCK))
+    return (padded.view(-1, BLOCK) @ matrix).view_as(padded)
+
+
+def quantized_rows(
+    library: ctypes.CDLL, x: Tensor, in_features: int, prologue: Prologue
+) -> tuple[Tensor, Tensor]:
+    """The kernel's own int8 rows and their scales."""
+    q = torch.empty(len(x), -(-in_features // BLOCK) * BLOCK, dtype=torch.int8)
+    scale = torch.empty(len(x))
+    library.chatrpc_linear_quantize(
+        ctypes.c_void_p(x.data_ptr()),
+        ctypes.c_int64(len(x)),
+        ctypes.c_int64(in_features),
+        ctypes.c_int32(prologue),
+        ctypes.c_float(EPS),
+        ctypes.c_void_p(q.data_ptr()),
+        ctypes.c_void_p(scale.data_ptr()),
+    )
+    return q, scale
+
+
+def test_a_quantized_weight_is_the_rotated_one_to_half_a_step() -> None:
+    weight = torch.randn(50, 100)
+    values, scale, in_features = quantize(weight)
+    assert (values.shape, values.dtype, in_features) == ((50, 128), torch.int8, 100)
+    assert (values.int().abs().amax(1) == 127).all()
+    error = (values.double() * scale[:, None] - hadamard(weight)).abs()
+    assert (error <= scale[:, None] * 0.5001).all()
+
+
+def test_a_large_weight_is_quantized_in_parts_like_a_small_one() -> None:
+    weight = torch.randn(40_000, 64, dtype=torch.bfloat16)
+    whole, part = quantize(weight), quantize(weight[20_000:20_010])
+    assert torch.equal(whole.values[20_000:20_010], part.values)
+    assert torch.equal(whole.scale[20_000:20_010], part.scale)
+
+
+def test_a_channel_of_zeros_is_zeros() -> None:
+    weight = torch.randn(3, 64)
+    weight[1] = 0
+    values, scale, _ = quantize(weight)
+    assert not values[1].any()
+    assert scale[1] == 0
+
+
+@pytest.mark.parametrize("prologue", Prologue)
+@pytest.mark.parametrize(
+    ("out_features", "in_features"), [(1, 1), (17, 65), (48, 100), (192, 576), (33, 1536)]
+)
+def test_the_answer_is_right_to_the_error_of_int8(
+    make: Callable[..., Linear], out_features: int, in_features: int, prologue: Prologue
+) -> None:
+    weight = torch.randn(out_features, in_features) / math.sqrt(in_features)
+    bias, x = torch.randn(out_features), torch.randn(41, width(in_features, prologue))
+    residual = torch.randn(41, out_features)
+    layer = make(weight, bias)
+    assert (layer.in_features, layer.out_features) == (in_features, out_features)
+
+    y = layer(x, prologue=prologue, eps=EPS, residual=residual)
+
+    product = prepared(x, prologue) @ weight.double().T
+    assert (y - bias - residual - product).norm() < 0.02 * product.norm()
+
+
+@pytest.mark.parametrize("prologue", Prologue)
+@pytest.mark.parametrize("in_features", [1, 65, 576])
+def test_rows_are_quantized_as_the_contract_says(
+    library: ctypes.CDLL, in_features: int, prologue: Prologue
+) -> None:
+    x = torch.randn(9, width(in_features, prologue)) * 4
+    q, scale = quantized_rows(library, x, in_features, prologue)
+    exact = hadamard(prepared(x, prologue))
+    assert torch.allclose(scale.double(), exact.abs().amax(1) / 127, rtol=1e-5)
+    # Half a step, and what the prologue's own float32 may move.
+    assert (q - exact / scale[:, None]).abs().max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("prologue", Prologue)
+@pytest.mark.parametrize(("out_features", "in_features"), [(1, 1), (17, 65), (160, 576)])
+def test_every_path_gives_the_bits_of_the_integer_sums(
+    library: ctypes.CDLL, out_features: int, in_features: int, prologue: Prologue
+) -> None:
+    weight = quantize(torch.randn(out_features, in_features))
+    x = torch.randn(70, width(in_features, prologue))
+    q, scale = quantized_rows(library, x, in_features, prologue)
+    sums = (q.long() @ weight.values.long().T).float()
+    expected = sums * (scale[:, None] * weight.scale)
+    layer = Int8Linear(library, weight)
+    for path in paths(library):
+        for rows in BATCHES:
+            y = forced(layer, path)(x[:rows], prologue=prologue, eps=EPS)
+            assert torch.equal(y, expected[:rows]), (path, rows)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_row_has_the_same_bits_in_any_batch(
+    kernels: ctypes.CDLL | None, data: st.DataObject
+) -> None:
+    out_features = data.draw(st.sampled_from([1, 17, 64, 97]))
+    in_features = data.draw(st.sampled_from([1, 65, 100, 576, 1000]))
+    prologue = data.draw(st.sampled_from(Prologue))
+    total = data.draw(st.sampled_from([3, 70, 512, 700]))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    weight = quantize(torch.randn(out_features, in_features, generator=generator))
+    bias = torch.randn(out_features, generator=generator)
+    x = torch.randn(total, width(in_features, prologue), generator=generator)
+    residual = torch.randn(total, out_features, generator=generator)
+    layers: list[Linear] = [TorchInt8Linear(weight, bias)]
+    if kernels is not None:
+        layers.append(Int8Linear(kernels, weight, bias))
+    for layer in layers:
+        whole = layer(x, prologue=prologue, eps=EPS, residual=residual)
+        for _ in range(5):
+            size = data.draw(st.integers(1, min(70, total)))
+            start = data.draw(st.integers(0, total - size))
+            rows = slice(start, start + size)
+            part = layer(x[rows].clone(), prologue=prologue, eps=EPS, residual=residual[rows])
+            assert torch.equal(part, whole[rows])
+
+
+def test_bias_residual_and_out_do_not_change_the_product(make: Callable[..., Linear]) -> None:
+    weight, bias = quantize(torch.randn(70, 128)), torch.randn(70)
+    x, residual = torch.randn(5, 128), torch.randn(5, 70)
+    plain, biased = make(weight), make(weight, bias)
+    assert torch.allclose(biased(x), plain(x) + bias, atol=1e-5)
+    added = biased(x, residual=residual)
+    assert torch.allclose(added, plain(x) + bias + residual, atol=1e-5)
+
+    out = torch.full((5, 70), math.nan)
+    assert biased(x, out=out) is out
+    assert torch.equal(out, biased(x))
+    in_place = residual.clone()
+    assert biased(x, residual=in_place, out=in_place) is in_place
+    assert torch.equal(in_place, added)
+
+
+def test_nothing_is_written_beside_the_output(library: ctypes.CDLL) -> None:
+    for rows in (1, 5, 16, 33):
+        for path in paths(library):
+            space = torch.zeros(rows + 2, 37)
+            layer = forced(Int8Linear(library, torch.randn(37, 100)), path)
+            layer(torch.randn(rows, 100), out=space[1:-1])
+            assert space[1:-1].all()
+            assert not space[0].any()
+            assert not space[-1].any()
+
+
+def test_no_rows_give_no_rows(make: Callable[..., Linear]) -> None:
+    assert make(torch.randn(8, 64))(torch.empty(0, 64)).shape == (0, 8)
+
+
+@pytest.mark.parametrize("prologue", Prologue)
+@pytest.mark.parametrize("rows", [1, 4, 20])
+def test_a_row_of_zeros_gives_the_bias(
+    make: Callable[..., Linear], prologue: Prologue, rows: int
+) -> None:
+    bias = torch.randn(20)
+    x = torch.zeros(rows, width(64, prologue))
+    y = make(torch.randn(20, 64), bias)(x, prologue=prologue, eps=EPS)
+    assert torch.equal(y, bias.expand(rows, 20))
+
+
+@pytest.mark.parametrize("value", [1e-38, 1e-30, 1e-20, 1e20])
+def test_very_small_and_large_rows_stay_finite(make: Callable[..., Linear], value: float) -> None:
+    weight = torch.randn(20, 64)
+    y = make(weight)(torch.full((2, 64), value))
+    exact = value * weight.double().sum(1)
+    assert torch.allclose(y.double(), exact.expand(2, 20), rtol=0.2, atol=max(value, 1e-30))
+
+
+@pytest.mark.parametrize("prologue", Prologue)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("rows", [1, 6, 20])
+def test_a_row_that_is_not_finite_gives_nan_and_leaves_the_others(
+    make: Callable[..., Linear], prologue: Prologue, value: float, rows: int
+) -> None:
+    layer = make(torch.randn(40, 100))
+    x = torch.randn(rows, width(100, prologue))
+    clean = layer(x, prologue=prologue, eps=EPS)
+    x[rows // 2, 77] = value
+    y = layer(x, prologue=prologue, eps=EPS)
+    assert y[rows // 2].isnan().all()
+    others = torch.arange(rows) != rows // 2
+    assert torch.equal(y[others], clean[others])
+
+
+@pytest.mark.parametrize("prologue", [Prologue.SILU_GATE, Prologue.GELU_TANH_GATE])
+def test_gates_are_right_over_their_whole_range(library: ctypes.CDLL, prologue: Prologue) -> None:
+    gate = torch.cat([torch.linspace(-120, 120, 4001), torch.linspace(-6, 6, 4001)])
+    x = torch.stack([gate, torch.ones_like(gate)], 1)
+    q, scale = quantized_rows(library, x, 1, prologue)
+    # A row of one value: the transform spreads it over 64 equal ones, each 127 steps of its scale.
+    value = q[:, 0] * scale * 8
+    exact = prepared(x, prologue)[:, 0]
+    near = (value.double() - exact).abs() <= 3e-6 * exact.abs() + 1e-9
+    assert near.all()
+
+
+def test_outliers_cost_little(make: Callable[..., Linear]) -> None:
+    """One value 100 times the others takes every bit of a plain int8 row."""
+    weight, x = torch.randn(64, 576), torch.randn(20, 576)
+    x[:, 5] *= 100
+    exact = x.double() @ weight.double().T
+    plain = (x / x.abs().amax(1, keepdim=True) * 127).round() * x.abs().amax(1, keepdim=True) / 127
+    without = (plain.double() @ weight.double().T - exact).norm()
+    assert (make(weight)(x) - exact).norm() < 0.6 * without
+
+
+def test_the_native_layer_and_torchs_agree(library: ctypes.CDLL) -> None:
+    weight = QuantizedWeight(
+        torch.randint(-127, 128, (96, 192), dtype=torch.int8), torch.rand(96) + 0.1, 180
+    )
+    for prologue in Prologue:
+        x = torch.randn(20, width(180, prologue))
+        native = Int8Linear(library, weight)(x, prologue=prologue, eps=EPS)
+        twin = TorchInt8Linear(weight, levels=127)(x, prologue=prologue, eps=EPS)
+        assert (native - twin).norm() < 2e-3 * twin.norm()  # a value at a tie may round otherwise
+
+
+def test_torchs_layer_with_seven_bits_is_right_to_its_error() -> None:
+    weight, x = torch.randn(40, 576), torch.randn(20, 576)
+    exact = x.double() @ weight.double().T
+    y = TorchInt8Linear(weight, levels=63)(x)
+    assert (y - exact).norm() < 0.03 * exact.norm()
+
+
+def test_packed_weights_share_memory_but_no_byte(library: ctypes.CDLL) -> None:
+    x = torch.randn(3, 65)
+    layers, answers = [], []
+    for _ in range(20):
+        layers.append(Int8Linear(library, torch.randn(33, 65)))
+        answers.append(layers[-1](x))
+    for layer, answer in zip(layers, answers, strict=True):
+        assert torch.equal(layer(x), answer)
