@@ -45,6 +45,7 @@ OURS = {"chatrpc_process", "service", "gateway_http", "chatrpc_cli", "chatrpc", 
 DEFERRED = {
     ("service.model", "service.engine.load"),
     ("service.engine.load", "service.engine.transformers_model"),
+    ("service.engine.model_config", "service.engine.transformers_config"),
     ("service.checkpoint", "service.gguf_conversion"),
     ("service.checkpoint", "huggingface_hub"),
 }
@@ -55,6 +56,7 @@ WITHOUT_TORCH = (
     "service.__main__",
     "service.checkpoint",
     "service.text.hf_tokenizer",
+    "service.engine.model_config",
     "service.engine.scheduler",
     "service.engine.block_pool",
     "service.engine.admission",

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import structlog
 import torch
-from transformers import AutoConfig
 
 from service.cache import default_cache_dir
 from service.engine.block_pool import BlockPool
@@ -18,6 +17,7 @@ from service.engine.decoder.rope import is_served
 from service.engine.kv_store import KVShape
 from service.engine.loaded_model import LoadedModel, first_line
 from service.engine.memory import available_memory
+from service.engine.model_config import read_config
 from service.engine.model_runner import ModelRunner
 from service.engine.native.build import load_library
 from service.engine.scheduler import Scheduler
@@ -73,7 +73,7 @@ def load_model(options: EngineOptions) -> LoadedModel:
     Raises:
         ModelLoadError: the model cannot be read or is of a kind that is not served.
     """
-    return _load_model(options, _read_config(options.path), _resolve_device(options.device))
+    return _load_model(options, _read_config(options), _resolve_device(options.device))
 
 
 def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
@@ -87,7 +87,7 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
     """
     torch.set_num_threads(options.num_threads or available_cpus())
     device = _resolve_device(options.device)
-    config = _read_config(options.path)
+    config = _read_config(options)
     model = _load_model(options, config, device)
     max_model_len = _resolve_max_model_len(options, config)
     num_blocks = _count_blocks(options, model.kv_shapes, max_model_len, device)
@@ -139,11 +139,10 @@ def _resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if is_native else torch.float32
 
 
-def _read_config(path: Path) -> Any:
-    """The config of the model in `path`; of one of several parts, of the part for text."""
+def _read_config(options: EngineOptions) -> Any:
+    path = options.path
     try:
-        config: Any = AutoConfig.from_pretrained(path, local_files_only=True)
-        return config.get_text_config()
+        return read_config(path, options.cache_dir)
     except Exception as error:  # whatever a file may hold, transformers has a different error for
         raise ModelLoadError(
             f"The model at {path} cannot be loaded: {first_line(error)}"

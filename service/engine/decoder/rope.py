@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from service.engine.decoder.architecture import Architecture
 
 # Their frequencies are fixed when the model is loaded. Those of "dynamic" change with the sequence.
-_SERVED = {"default", "linear", "llama3", "yarn", "longrope"}
+SERVED = {"default", "linear", "llama3", "yarn", "longrope"}
 
 
 class Rope:
@@ -31,7 +30,7 @@ class Rope:
 
 def is_served(config: Any) -> bool:
     """Whether every rotary embedding of a config is of a kind with fixed frequencies."""
-    return all(scope["rope_type"] in _SERVED for scope in _scopes(config).values())
+    return all(scope["rope_type"] in SERVED for scope in _scopes(config).values())
 
 
 def make_ropes(
@@ -46,8 +45,8 @@ def make_ropes(
         if scope["rope_type"] == "default":
             frequencies, scale = _default(scope, architecture.head_dim), 1.0
         else:
-            kwargs = {"layer_type": name} if name else {}
-            frequencies, scale = ROPE_INIT_FUNCTIONS[scope["rope_type"]](config, None, **kwargs)
+            values, scale = config.rope_frequencies[name]
+            frequencies = torch.tensor(values)
         ropes[name] = Rope(frequencies.to(device, torch.float32), scale, max_model_len)
     return ropes
 

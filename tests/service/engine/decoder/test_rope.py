@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from service.engine.decoder.architecture import read_architecture
 from service.engine.decoder.rope import is_served, make_ropes
+from service.engine.transformers_config import fields_of
 from tests.service.engine.models import CONFIGS, make_config
 
 CPU = torch.device("cpu")
@@ -28,17 +30,18 @@ def config_with(rope: dict[str, Any], model_type: str = "llama") -> Any:
     return make_config(model_type, **fields, rope_parameters={"rope_theta": 500.0} | rope)
 
 
-def check(config: Any, reference: Any) -> None:
+def check(theirs: Any, reference: Any) -> None:
+    config = SimpleNamespace(**fields_of(theirs))
     architecture = read_architecture(config)
     assert architecture is not None
     assert is_served(config)
     rope = make_ropes(config, architecture, 64, CPU)[""]
     positions = torch.tensor([0, 63, 5, 5])
-    expected = reference(config)(torch.zeros(1), positions[None])
-    for ours, theirs in zip(rope.at(positions), expected, strict=True):
+    expected = reference(theirs)(torch.zeros(1), positions[None])
+    for ours, whole in zip(rope.at(positions), expected, strict=True):
         pairs = ours.shape[-1]
-        torch.testing.assert_close(ours, theirs[0, :, :pairs])
-        torch.testing.assert_close(ours, theirs[0, :, pairs:])
+        torch.testing.assert_close(ours, whole[0, :, :pairs])
+        torch.testing.assert_close(ours, whole[0, :, pairs:])
 
 
 @pytest.mark.parametrize("kind", SCALED)
