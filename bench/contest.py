@@ -159,14 +159,15 @@ class Contest:
                     turns.remove((load, target))
 
     async def _sample(self, load: Load, target: Target, index: int) -> Sample:
-        seed = _seed(load, f"round {index}")
+        # Another wire of the same server must not find the prompts in its prefix cache.
+        server, _, wire = target.name.partition("/")
+        seed = _seed(load, f"round {index} {wire}")
         title = f"round {index + 1} of {self._plan.num_rounds}: {load.title}"
         with self._progress.load(title, target.name, load.num_requests):
             async with target.awake():
                 meter = CpuMeter(target.group)
                 outcome = await target.run(load, seed, self._progress.on_done, is_warm_up=False)
                 shares = meter.shares()
-        server = target.name.partition("/")[0]
         if load.name == _MEMORY_LOAD and target.name == server:
             self._note(server, pss_mib=target.group.pss_bytes() / 2**20)
         return Sample(
@@ -188,5 +189,5 @@ class Contest:
 
 
 def _seed(load: Load, occasion: str) -> int:
-    """Every target of a round gets the same prompts, and no round or load those of another."""
+    """Every server of a round gets the same prompts, and no round or load those of another."""
     return crc32(f"{load.name}, {occasion}".encode())
