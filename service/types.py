@@ -1,6 +1,6 @@
 """What the layers hand to one another: plain values, parsed at the edge and trusted inside."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -27,9 +27,18 @@ class SamplingParams:
     min_p: float = 0.0
     seed: int | None = None
     max_tokens: int | None = None  # None: all that the context leaves
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # by token id
+    min_tokens: int = 0
+    allowed_token_ids: frozenset[int] | None = None  # None: all
+    bad_words: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
 
     @property
     def is_greedy(self) -> bool:
@@ -77,6 +86,37 @@ class ChatRequest:
     cache_salt: str = ""
 
 
+class Matcher(Protocol):
+    """Where one answer stands in the grammar that it must follow. One thread at a time uses it."""
+
+    def allowed_tokens(self) -> bytes:
+        """A bit for each token id that may come next, the lowest bit of the first byte for 0.
+
+        Where the grammar is fulfilled, the tokens that end the answer are among them.
+        """
+        ...
+
+    def forced_tokens(self) -> tuple[int, ...]:
+        """What must come next, as far as there is no choice; it may be nothing."""
+        ...
+
+    def advance(self, token_id: int) -> None:
+        """Take in a token that `allowed_tokens` allows."""
+        ...
+
+    def rollback(self, num_tokens: int) -> None:
+        """Take the last tokens back."""
+        ...
+
+
+class Constraint(Protocol):
+    """A compiled grammar. Immutable, and shared by the requests that ask for the same."""
+
+    def matcher(self) -> Matcher:
+        """A matcher at the start of an answer."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What an engine is asked: token ids in.
@@ -85,6 +125,11 @@ class Request:
     `stop_token_ids` holds every token that ends the sequence, the model's own included.
     `deadline` is a time of `time.monotonic()`, in seconds; a request still waiting then is dropped.
     What is cached of a prompt is shared among requests with an equal `cache_salt` alone.
+    `n` sequences are generated from one computation of the prompt. Of requests that wait, those
+    with a lower `priority` go first.
+    `num_logprobs` and `num_prompt_logprobs`: how many of the likeliest tokens to tell at each place
+    beside the one that stands there; None: no log probabilities at all.
+    `bad_token_sequences` are never generated. `constraint` is the grammar of the answer.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -92,23 +137,52 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     deadline: float | None = None
     cache_salt: str = ""
+    n: int = 1
+    priority: int = 0
+    num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
+    bad_token_sequences: tuple[tuple[int, ...], ...] = ()
+    constraint: Constraint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A token's log probability (natural, before temperature), and its likeliest rivals'.
+
+    `top` is in falling order, the lower token id first among equals.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
     """What an engine answers: the next token ids of a sequence, and why it ended if it did.
 
-    `num_cached_tokens` of the prompt came from the prefix cache; every output with a token says so.
+    `index` says which of the request's `n` sequences. `num_cached_tokens` of the prompt came from
+    the prefix cache; every output with a token says so. `logprobs` has one for each of `token_ids`
+    where they were asked for; `prompt_logprobs`, one for each token of the prompt but the first,
+    comes with the first output of sequence 0.
     """
 
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
+    index: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
     def merged_with(self, later: "TokenOutput") -> "TokenOutput":
         """This output and the one that follows it, as one."""
         return TokenOutput(
-            self.token_ids + later.token_ids, later.finish_reason, later.num_cached_tokens
+            self.token_ids + later.token_ids,
+            later.finish_reason,
+            later.num_cached_tokens,
+            self.index,
+            self.logprobs + later.logprobs,
+            self.prompt_logprobs,
         )
 
 
