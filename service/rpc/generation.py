@@ -5,7 +5,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
 
 from service.errors import DeadlinePassed, InvalidField
 from service.text.answer import AnswerText, TextDelta
@@ -61,7 +60,7 @@ async def generate(model: ServedModel, request: Request) -> AsyncGenerator[TextD
         while delta.finish_reason is None:
             async with _until(request.deadline):
                 output = await anext(outputs)
-            delta = replace(answer.push(output), num_cached_tokens=output.num_cached_tokens)
+            delta = answer.push(output)
             yield delta
 
 

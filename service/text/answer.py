@@ -29,6 +29,7 @@ class AnswerText:
     def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams) -> None:
         self._detokenizer = Detokenizer(tokenizer)
         self._stop_strings = StopStrings(sampling.stop)
+        self._has_stop_strings = bool(sampling.stop)
         self._stop_token_ids = sampling.stop_token_ids
 
     def push(self, output: TokenOutput) -> TextDelta:
@@ -37,24 +38,29 @@ class AnswerText:
         A stop string ends the answer at the token that completes it, even if the engine had gone
         on. The token that stopped a sequence counts, but is no part of the text.
         """
-        text = ""
-        token_ids = output.token_ids
-        is_stopped = output.finish_reason is FinishReason.STOP
-        for count, token_id in enumerate(token_ids[:-1] if is_stopped else token_ids, start=1):
-            text += self._stop_strings.push(self._detokenizer.push(token_id))
-            if self._stop_strings.matched is not None:
-                return TextDelta(text, count, FinishReason.STOP, self._stop_strings.matched)
-        if output.finish_reason is None:
-            return TextDelta(text, len(token_ids))
-        if is_stopped:  # what is cut off in the middle of a character leaves no half of it
-            text += self._stop_strings.push(self._detokenizer.flush())
+        token_ids, finish_reason = output.token_ids, output.finish_reason
+        is_stopped = finish_reason is FinishReason.STOP
+        text, num_tokens = self._read(token_ids[:-1] if is_stopped else token_ids)
+        matched_stop: str | int | None = self._stop_strings.matched
+        if matched_stop is None and finish_reason is not None:
+            num_tokens = len(token_ids)
+            if is_stopped:  # what is cut off in the middle of a character leaves no half of it
+                text += self._stop_strings.push(self._detokenizer.flush())
+            text += self._stop_strings.flush()
+            matched_stop = self._stop_strings.matched
+            if matched_stop is None and is_stopped and token_ids[-1] in self._stop_token_ids:
+                matched_stop = token_ids[-1]
         if self._stop_strings.matched is not None:
-            return TextDelta(text, len(token_ids), FinishReason.STOP, self._stop_strings.matched)
-        text += self._stop_strings.flush()
-        last = token_ids[-1] if is_stopped else None
-        return TextDelta(
-            text,
-            len(token_ids),
-            output.finish_reason,
-            matched_stop=last if last in self._stop_token_ids else None,
-        )
+            finish_reason = FinishReason.STOP
+        return TextDelta(text, num_tokens, finish_reason, matched_stop, output.num_cached_tokens)
+
+    def _read(self, token_ids: tuple[int, ...]) -> tuple[str, int]:
+        """The text of the tokens up to a stop string's last, and how many they are."""
+        if not self._has_stop_strings:  # all at once is cheaper
+            return self._detokenizer.push(token_ids), len(token_ids)
+        text = ""
+        for count, token_id in enumerate(token_ids, start=1):
+            text += self._stop_strings.push(self._detokenizer.push((token_id,)))
+            if self._stop_strings.matched is not None:
+                return text, count
+        return text, len(token_ids)

@@ -1,4 +1,6 @@
-"""Token ids to text, one at a time."""
+"""Token ids to text, as they come."""
+
+from collections.abc import Sequence
 
 from service.types import Tokenizer
 
@@ -33,8 +35,20 @@ class Detokenizer:
         self._num_sent = 0  # characters of it that have been delivered
         self._num_settled = 0  # ids of it whose text is whole and delivered
 
-    def push(self, token_id: int) -> str:
-        """Take the next id; return the text that is now certain, possibly none."""
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Take the next ids; return the text that is now certain, possibly none.
+
+        It does not matter to the whole how the ids are cut into pieces.
+        """
+        if len(token_ids) > 1:
+            ids = [*self._ids, *token_ids]
+            text = self._decode(ids)
+            sent = self._text[: self._num_sent]
+            if _REPLACEMENT not in text and text != sent and text.startswith(sent):
+                return self._settle(ids, text)
+        return "".join(map(self._push_one, token_ids))
+
+    def _push_one(self, token_id: int) -> str:
         ids = [*self._ids, token_id]
         text = self._decode(ids)
         if text == self._text and not self._decode([token_id, token_id]):
@@ -46,8 +60,11 @@ class Detokenizer:
             ids = ids[self._num_settled :]
             text = self._decode(ids)
             self._num_sent = 0
-        self._ids, self._text = ids, text
+        return self._settle(ids, text)
 
+    def _settle(self, ids: list[int], text: str) -> str:
+        """Make these the window; return what of its text is certain and has not been delivered."""
+        self._ids, self._text = ids, text
         num_ready = max(self._num_sent, len(text) - _num_unfinished(text))
         ready = text[self._num_sent : num_ready]
         self._num_sent = num_ready

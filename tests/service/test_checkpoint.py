@@ -381,7 +381,7 @@ class TestEmbeddedModel:
         )
         detokenizer = Detokenizer(tokenizer)
         ids = answer[0, prompt.shape[1] :].tolist()
-        text = "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+        text = "".join(detokenizer.push([i]) for i in ids) + detokenizer.flush()
         assert "Paris" in text
         assert ids[-1] == 2
 
@@ -397,7 +397,7 @@ class TestEmbeddedModel:
             ids = tokenizer.encode(text, add_special_tokens=False)
             assert tokenizer.decode(ids, skip_special_tokens=False) == text
             detokenizer = Detokenizer(tokenizer)
-            deltas = [*map(detokenizer.push, ids), detokenizer.flush()]
+            deltas = [*(detokenizer.push([i]) for i in ids), detokenizer.flush()]
             assert "".join(deltas) == text
 
         round_trip()
@@ -409,7 +409,7 @@ class TestEmbeddedModel:
         @settings(deadline=None)
         def add_up(ids: list[int]) -> None:
             detokenizer = Detokenizer(tokenizer)
-            deltas = [*map(detokenizer.push, ids), detokenizer.flush()]
+            deltas = [*(detokenizer.push([i]) for i in ids), detokenizer.flush()]
             assert "".join(deltas) == tokenizer.decode(ids, skip_special_tokens=True)
 
         add_up()
