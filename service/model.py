@@ -3,6 +3,7 @@
 import hashlib
 from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 
 from service.checkpoint import (
     Checkpoint,
@@ -37,12 +38,16 @@ class ModelLoader:
             ModelLoadError: the model is missing, corrupt or of a kind that is not served.
         """
         settings = self._settings
+        # A first start converts and compiles at once. Nobody waits for it if the model is no good.
+        compiling = Thread(target=_compile_kernels, args=(settings.cache_dir,), daemon=True)
+        compiling.start()
         self._checkpoint = resolve(settings.model, settings.cache_dir)
         self._tokenizer = load_tokenizer(self._checkpoint.path)
         self._sampling_defaults, self._eos_token_ids = load_generation_defaults(
             self._checkpoint.path
         )
         self._vocab_size = load_vocab_size(self._checkpoint.path)
+        compiling.join()
         from service.engine.load import EngineOptions, load_engine  # noqa: PLC0415  # see above
 
         return load_engine(
@@ -89,6 +94,12 @@ class ModelLoader:
             self._eos_token_ids,
             self._vocab_size,
         )
+
+
+def _compile_kernels(cache_dir: Path) -> None:
+    from service.engine.native.build import compile_kernels  # noqa: PLC0415  # as above
+
+    compile_kernels(cache_dir)
 
 
 def _fingerprint(path: Path, *precision: str) -> str:

@@ -44,6 +44,7 @@ OURS = {"chatrpc_process", "service", "gateway_http", "chatrpc_cli", "chatrpc", 
 # other things first.
 DEFERRED = {
     ("service.model", "service.engine.load"),
+    ("service.model", "service.engine.native.build"),
     ("service.engine.load", "service.engine.transformers_model"),
     ("service.engine.model_config", "service.engine.transformers_config"),
     ("service.checkpoint", "service.gguf_conversion"),
