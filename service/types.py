@@ -73,6 +73,8 @@ class PromptOptions:
 
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
+    continue_final_message: bool = False  # the prompt ends inside the last message
+    truncate_prompt_tokens: int | None = None  # keep the last so many; None: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,11 @@ class ChatRequest:
     sampling: SamplingParams
     prompt: PromptOptions
     cache_salt: str = ""
+    n: int = 1
+    priority: int = 0
+    num_logprobs: int | None = None  # as in `Request`
+    num_prompt_logprobs: int | None = None
+    returns_token_ids: bool = False
 
 
 class Matcher(Protocol):
@@ -267,6 +274,13 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for in the middle of a text: pieces of UTF-8, whole or not.
+
+        Of a special token it is its name. An id outside the vocabulary has no bytes.
+        """
+        ...
 
     def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
         """The conversation through the model's chat template.

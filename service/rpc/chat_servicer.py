@@ -60,7 +60,14 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
             request = await generation.prepare(chat, model, deadline)
             async with aclosing(generation.generate(model, request)) as deltas:
                 await anext(deltas)
-                yield answers.Heading(model.card, len(request.prompt_token_ids)), deltas
+                heading = answers.Heading(
+                    model.card,
+                    model.tokenizer,
+                    request.prompt_token_ids,
+                    request.n,
+                    chat.returns_token_ids,
+                )
+                yield heading, deltas
 
     def _deadline(self, context: Context) -> float:
         """When the request must be complete, of `time.monotonic()`."""

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 
 from service.errors import DeadlinePassed, InvalidField
 from service.text.answer import AnswerText, TextDelta
 from service.text.chat_template import render_prompt
-from service.types import ChatRequest, Request, ServedModel
+from service.types import ChatRequest, Request, ServedModel, Tokenizer
 
 # The caller's own deadline ends the call by itself, at its time; ours follows, for callers without
 # one, and the two never race.
@@ -44,11 +44,18 @@ async def prepare(chat: ChatRequest, model: ServedModel, deadline: float) -> Req
         stop_token_ids=sampling.stop_token_ids | ends,
         deadline=deadline,
         cache_salt=chat.cache_salt,
+        n=chat.n,
+        priority=chat.priority,
+        num_logprobs=chat.num_logprobs,
+        num_prompt_logprobs=chat.num_prompt_logprobs,
+        bad_token_sequences=tuple(_bad_token_sequences(sampling.bad_words, model.tokenizer)),
     )
 
 
 async def generate(model: ServedModel, request: Request) -> AsyncGenerator[TextDelta, None]:
-    """The answer as it is generated. The first delta is empty: the request has been admitted.
+    """The answers as they are generated, until the last of them has a finish reason.
+
+    The first delta is empty: the request has been admitted.
 
     Raises:
         What `Engine.generate` raises, and DeadlinePassed when the deadline passes at any time.
@@ -56,12 +63,24 @@ async def generate(model: ServedModel, request: Request) -> AsyncGenerator[TextD
     async with aclosing(model.engine.generate(request)) as outputs:
         await anext(outputs)
         yield TextDelta()
-        answer, delta = AnswerText(model.tokenizer, request.sampling), TextDelta()
-        while delta.finish_reason is None:
+        answers = {i: AnswerText(model.tokenizer, request.sampling) for i in range(request.n)}
+        while answers:
             async with _until(request.deadline):
                 output = await anext(outputs)
-            delta = answer.push(output)
+            if output.index not in answers:  # a stop string has ended it, which engines know not
+                continue
+            delta = answers[output.index].push(output)
+            if delta.finish_reason is not None:
+                del answers[output.index]
             yield delta
+
+
+def _bad_token_sequences(words: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[int, ...]]:
+    """Each word as it is written at the start of a text and after a space."""
+    for word in words:
+        for text in {word, f" {word.lstrip()}"}:
+            if token_ids := tokenizer.encode(text, add_special_tokens=False):
+                yield tuple(token_ids)
 
 
 @asynccontextmanager

@@ -10,6 +10,8 @@ from service.errors import TemplateRefused
 from service.types import Message, PromptOptions, Tokenizer, ToolCall
 
 _SYSTEM_ROLES = ("system", "developer")
+# Stands behind a message that is to be continued, to find the place again in the rendered text.
+_END_OF_PROMPT = "\U000f0002"
 
 
 def render_prompt(
@@ -26,13 +28,20 @@ def render_prompt(
         UnsupportedField: the options hold a template variable that a request may not set.
     """
     chat = template_messages(messages)
+    if options.continue_final_message:
+        chat[-1]["content"] += _END_OF_PROMPT
     try:
         text = tokenizer.render_chat(chat, options)
     except TemplateRefused as refusal:
         text = _render_with_one_system(tokenizer, chat, options, refusal)
+    if options.continue_final_message:
+        text, mark, _ = text.rpartition(_END_OF_PROMPT)
+        if not mark:
+            raise TemplateRefused("it leaves the last message out, which was to be continued")
     # Templates write the beginning-of-sequence token themselves; encoding must not add a second
     # one.
-    return tokenizer.encode(text, add_special_tokens=False)
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    return token_ids[-(options.truncate_prompt_tokens or 0) :]
 
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -14,7 +14,9 @@ _MAX_WINDOW = 16
 
 
 class Detokenizer:
-    """The text of one sequence, delivered as its tokens come; special tokens leave no trace in it.
+    """The text of one sequence, delivered as its tokens come.
+
+    Special tokens leave no trace in it, unless they are not to be skipped.
 
     What `push` and `flush` return adds up to the tokenizer's `decode` of all the ids, and never
     holds half a character: bytes that a later token may complete are kept back. One case differs,
@@ -28,8 +30,9 @@ class Detokenizer:
     with every token; and it needs the library's own tokenizer where our `Tokenizer` is enough.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
         self._ids: list[int] = []  # the window: as many of the last ids as later text depends on
         self._text = ""  # of the window
         self._num_sent = 0  # characters of it that have been delivered
@@ -101,7 +104,7 @@ class Detokenizer:
         self._ids, self._text = ids, text
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        return self._tokenizer.decode(ids, skip_special_tokens=self._skip_special_tokens)
 
 
 def _num_unfinished(text: str) -> int:

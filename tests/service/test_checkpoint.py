@@ -324,12 +324,19 @@ class TestGenerationDefaults:
         with pytest.raises(ModelLoadError, match=r"generation_config\.json is not"):
             load_generation_defaults(tmp_path)
 
+    def test_a_greedy_model_may_have_a_repetition_penalty(self, tmp_path: Path) -> None:
+        (tmp_path / "generation_config.json").write_text(
+            '{"do_sample": false, "top_p": 0.5, "repetition_penalty": 1.05}'
+        )
+        sampling, _ = load_generation_defaults(tmp_path)
+        assert sampling == SamplingParams(temperature=0.0, repetition_penalty=1.05)
+
     def test_a_default_that_is_not_served_is_said(self, tmp_path: Path) -> None:
-        (tmp_path / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
+        (tmp_path / "generation_config.json").write_text('{"no_repeat_ngram_size": 3}')
         with capture_logs() as logs:
             load_generation_defaults(tmp_path)
         assert [(log["event"], log["name"]) for log in logs] == [
-            ("generation_default_not_served", "repetition_penalty")
+            ("generation_default_not_served", "no_repeat_ngram_size")
         ]
 
     def test_end_tokens_come_from_the_first_file_that_names_them(self, tmp_path: Path) -> None:
