@@ -1,7 +1,5 @@
 """From the settings to a model that is served: checkpoint, tokenizer, engine, card."""
 
-import hashlib
-from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 
@@ -13,6 +11,7 @@ from service.checkpoint import (
 )
 from service.config import ServiceSettings
 from service.engine.core import EngineCore
+from service.fingerprint import fingerprint
 from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
 from service.types import Engine, ModelCard, SamplingParams, ServedModel
 
@@ -84,7 +83,7 @@ class ModelLoader:
             owned_by="chatrpc",
             root=self._checkpoint.root,
             max_model_len=engine.max_model_len,
-            fingerprint=_fingerprint(path, self._settings.dtype, self._settings.quantization),
+            fingerprint=fingerprint(path, self._settings.dtype, self._settings.quantization),
         )
         return ServedModel(
             card,
@@ -100,10 +99,3 @@ def _compile_kernels(cache_dir: Path) -> None:
     from service.engine.native.build import compile_kernels  # noqa: PLC0415  # as above
 
     compile_kernels(cache_dir)
-
-
-def _fingerprint(path: Path, *precision: str) -> str:
-    """Changes with the model's files, by name and size, the precision asked for and our version."""
-    files = sorted((file.name, file.stat().st_size) for file in path.iterdir() if file.is_file())
-    text = repr((files, precision, version("chatrpc")))
-    return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
