@@ -1,0 +1,98 @@
+"""API keys: who may ask for what, and how much of it.
+
+A file in TOML names them by the hashes of their secrets::
+
+    [[key]]
+    name = "checkout"
+    sha256 = "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8"
+    models = ["smollm2-*"]            # absent: all
+    requests_per_minute = 600         # absent: no limit, as of the following
+    tokens_per_minute = 100000
+    max_concurrent_requests = 16
+
+Secrets are random and long (`new_secret`), so a plain hash is as good as a slow one.
+"""
+
+import hashlib
+import hmac
+import secrets
+import tomllib
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from chatrpc_process.settings import ConfigError
+
+Limit = Annotated[int, Field(ge=1, le=10**12)]
+
+
+class Key(BaseModel):
+    """One caller's key, without its secret."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    models: tuple[str, ...] = ("*",)
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    max_concurrent_requests: Limit | None = None
+
+    def may_use(self, model: str) -> bool:
+        """Whether one of its patterns, as those of file names, matches the model's id or alias."""
+        return any(fnmatchcase(model, pattern) for pattern in self.models)
+
+
+class KeyRing:
+    """The keys of a file."""
+
+    def __init__(self, keys: tuple[Key, ...]) -> None:
+        self._keys = keys
+
+    def find(self, secret: str) -> Key | None:
+        """The key whose secret this is. It takes as long whichever it is, and if it is none."""
+        digest = digest_of(secret)
+        found = None
+        for key in self._keys:
+            if hmac.compare_digest(key.sha256, digest):
+                found = key
+        return found
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    key: tuple[Key, ...] = ()
+
+
+def load_keys(path: Path) -> KeyRing:
+    """The keys in the file at `path`.
+
+    Raises:
+        ConfigError: it cannot be read, or two keys share a name or a secret.
+    """
+    try:
+        keys = _File.model_validate(tomllib.loads(path.read_text())).key
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]  # an input may be a secret by mistake
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+    for what in ("name", "sha256"):
+        values = [getattr(key, what) for key in keys]
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{path}: two keys have the same {what}.")
+    return KeyRing(keys)
+
+
+def new_secret() -> str:
+    """A secret that nobody guesses: 256 random bits behind a prefix that scanners can look for."""
+    return f"sk-chatrpc-{secrets.token_urlsafe(32)}"
+
+
+def digest_of(secret: str) -> str:
+    """What stands in a file for the secret."""
+    return hashlib.sha256(secret.encode(errors="surrogateescape")).hexdigest()

@@ -1,0 +1,68 @@
+"""A file that may change while the process runs: keys, certificates, routes."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import structlog
+
+from chatrpc_process.settings import ConfigError
+
+Content = TypeVar("Content")
+
+_POLL_S = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+class Watched(Generic[Content]):
+    """What files hold, parsed. A change that cannot be read leaves what there was.
+
+    Files are looked at by their state, not by notification: those that Kubernetes mounts change by
+    a link elsewhere, and some file systems notify nobody.
+
+    Args:
+        parse: reads all of the files. It may raise ConfigError.
+
+    Raises:
+        ConfigError: what there is at first cannot be read.
+    """
+
+    def __init__(self, parse: Callable[[], Content], *paths: Path) -> None:
+        self._paths = paths
+        self._parse = parse
+        self._state = self._look()
+        self.value = parse()
+
+    def refresh(self) -> bool:
+        """Read the files again if they have changed; whether there is a new value."""
+        state = self._look()
+        if state == self._state:
+            return False
+        self._state = state  # whatever comes of it: what is wrong is said once
+        names = [str(path) for path in self._paths]
+        try:
+            self.value = self._parse()
+        except ConfigError as error:
+            log.error("reload failed", files=names, reason=str(error))  # noqa: TRY400
+            return False
+        log.info("reloaded", files=names)
+        return True
+
+    async def watch(self) -> None:
+        """Refresh for ever."""
+        while True:
+            await asyncio.sleep(_POLL_S)
+            self.refresh()
+
+    def _look(self) -> list[tuple[int, int, int] | None]:
+        return [_state(path) for path in self._paths]
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
