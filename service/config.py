@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ByteSize, Field, model_validator
 from pydantic_settings import CliImplicitFlag, SettingsConfigDict
 
-from chatrpc_process.settings import ProcessSettings
+from chatrpc_process.settings import ProcessSettings, is_loopback
 from service.cache import default_cache_dir
 
 
@@ -36,6 +36,22 @@ class ServiceSettings(ProcessSettings):
     host: str = Field("127.0.0.1", description="the address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         50051, description="the port to listen on; 0: any free one"
+    )
+    admin_host: str = Field("127.0.0.1", description="the address of the next two ports")
+    admin_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None, description="a port for health alone, never under TLS, for probes; default: none"
+    )
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None, description="a port for Prometheus' metrics over HTTP; default: none"
+    )
+    tls_certificate: Path | None = Field(None, description="a PEM file: serve under TLS")
+    tls_key: Path | None = Field(None, description="the certificate's key, a PEM file")
+    tls_client_ca: Path | None = Field(
+        None, description="a PEM file: take only clients whose certificates it has signed"
+    )
+    api_keys: Path | None = Field(None, description="a file of API keys: take only their owners")
+    insecure: CliImplicitFlag[bool] = Field(
+        False, description="listen beyond this machine without keys and TLS"
     )
     reflection: CliImplicitFlag[bool] = Field(True, description="let clients ask for the protos")
 
@@ -75,6 +91,9 @@ class ServiceSettings(ProcessSettings):
         8, description="the most tokens guessed at in a step of a sequence"
     )
 
+    step_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        120.0, description="seconds without a step, while there is work, after which all is lost"
+    )
     max_request_s: Annotated[float, Field(gt=0)] = Field(
         600.0, description="seconds a request may take, whatever its deadline"
     )
@@ -91,5 +110,23 @@ class ServiceSettings(ProcessSettings):
             raise ValueError(
                 "max_num_batched_tokens must be at least max_num_seqs: "
                 "each running sequence needs one token a step"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        return self
+
+    @model_validator(mode="after")
+    def _is_not_open_by_mistake(self) -> Self:
+        is_safe = self.api_keys is not None or self.tls_certificate is not None
+        if not (is_safe or self.insecure or is_loopback(self.host)):
+            raise ValueError(
+                f"host {self.host} can be reached from other machines: set api_keys or "
+                "tls_certificate, or insecure if something in front of it keeps others out"
             )
         return self

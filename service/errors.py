@@ -9,6 +9,9 @@
     │   ├── ContextLengthExceeded
     │   └── TemplateRefused
     ├── ModelNotFound
+    ├── Unauthenticated
+    ├── ModelForbidden
+    ├── LimitReached             of the caller's key, on any replica
     ├── Unavailable              another replica may take the request
     │   ├── QueueFull
     │   ├── Draining
@@ -75,6 +78,34 @@ class ModelNotFound(ChatrpcError):
             f"The model `{model}` does not exist. Served here: {', '.join(served) or 'none'}."
         )
         self.model = model
+
+
+class Unauthenticated(ChatrpcError):
+    """The call has no key, or one that is not known here."""
+
+    def __init__(self, *, is_missing: bool) -> None:
+        super().__init__(
+            "An API key is required: authorization: Bearer KEY."
+            if is_missing
+            else "The API key is not known here."
+        )
+
+
+class ModelForbidden(ChatrpcError):
+    """The caller's key is not for this model."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"This API key may not use the model `{model}`.")
+        self.model = model
+
+
+class LimitReached(ChatrpcError):
+    """The caller's key has used up what it may. `what`: requests, tokens, concurrent requests."""
+
+    def __init__(self, message: str, what: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.what = what
+        self.retry_after_s = retry_after_s
 
 
 class Unavailable(ChatrpcError):

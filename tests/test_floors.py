@@ -23,7 +23,13 @@ ALLOWED: dict[str, set[str]] = {
     "service.checkpoint": {"service.types", "service.errors", "service.gguf_conversion"},
     "service.text": {"service.types", "service.errors"},
     "service.engine": {"service.types", "service.errors", "service.cache"},
-    "service.rpc": {"chatrpc", "service.types", "service.errors", "service.text"},
+    "service.rpc": {
+        "chatrpc",
+        "chatrpc_process",
+        "service.types",
+        "service.errors",
+        "service.text",
+    },
     "service.model": {
         "service.types",
         "service.config",

@@ -15,6 +15,7 @@ from google.rpc import status_pb2
 
 from service.errors import InvalidField
 from service.rpc import status
+from service.rpc.access import Access
 
 REQUEST_ID_KEY = "x-request-id"
 
@@ -28,10 +29,13 @@ log = structlog.get_logger(__name__)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Names each call, turns its errors into statuses and logs its end.
+    """Names each call, asks for its key, turns its errors into statuses and logs its end.
 
     Health and reflection pass untouched: probes would flood the log, and `Watch` writes by itself.
     """
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
 
     async def intercept_service(
         self,
@@ -45,29 +49,37 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # Requests are parsed in here: grpc itself answers UNKNOWN to one that cannot be.
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _wrap_stream(handler, method), None, handler.response_serializer
+                _wrap_stream(handler, method, self._access), None, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
-            _wrap_unary(handler, method), None, handler.response_serializer
+            _wrap_unary(handler, method, self._access), None, handler.response_serializer
         )
 
 
-def _wrap_unary(handler: Any, method: str) -> Any:
+def _wrap_unary(handler: Any, method: str, access: Access) -> Any:
     async def call(request: bytes, context: Context) -> Any:
         async with _call(method, context):
-            return await handler.unary_unary(_parse(handler, request), context)
+            key = access.authenticate(context.invocation_metadata() or ())
+            message = _parse(handler, request)
+            with access.use(key, message) as use:
+                response = await handler.unary_unary(message, context)
+                if hasattr(response, "completion"):
+                    use.note_completion(response.completion)
+                return response
 
     return call
 
 
-def _wrap_stream(handler: Any, method: str) -> Any:
+def _wrap_stream(handler: Any, method: str, access: Access) -> Any:
     async def call(request: bytes, context: Context) -> AsyncGenerator[Any, None]:
-        async with (
-            _call(method, context),
-            aclosing(handler.unary_stream(_parse(handler, request), context)) as responses,
-        ):
-            async for response in responses:
-                yield response
+        async with _call(method, context):
+            key = access.authenticate(context.invocation_metadata() or ())
+            message = _parse(handler, request)
+            with access.use(key, message) as use:
+                async with aclosing(handler.unary_stream(message, context)) as responses:
+                    async for response in responses:
+                        use.note_chunk(response.chunk)
+                        yield response
 
     return call
 

@@ -1,5 +1,7 @@
 """The gRPC server: its options, its services, its end."""
 
+import asyncio
+
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -10,10 +12,12 @@ from chatrpc.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
 )
+from service.rpc.access import Access
 from service.rpc.chat_servicer import ChatServicer
 from service.rpc.interceptor import CallInterceptor
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.model_servicer import ModelServicer
+from service.rpc.tls import TlsFiles, server_credentials
 
 MAX_MESSAGE_BYTES = 32 << 20
 
@@ -56,13 +60,26 @@ class Server:
         lifecycle: what the services serve; started and drained by this server.
         max_request_s: the longest a request may take.
         has_reflection: whether clients may ask for the protos.
+        access: who may call.
+        tls: the server's certificate; None: none, all in the clear.
     """
 
     def __init__(
-        self, lifecycle: Lifecycle, *, max_request_s: float, has_reflection: bool = True
+        self,
+        lifecycle: Lifecycle,
+        *,
+        max_request_s: float,
+        has_reflection: bool = True,
+        access: Access | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
         self._lifecycle = lifecycle
-        self._server = grpc.aio.server(options=OPTIONS, interceptors=[CallInterceptor()])
+        self._credentials = None if tls is None else server_credentials(tls)
+        self._server = grpc.aio.server(
+            options=OPTIONS, interceptors=[CallInterceptor(access or Access())]
+        )
+        self._admin = grpc.aio.server(options=OPTIONS)
+        health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._admin)
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(
             ChatServicer(lifecycle, max_request_s), self._server
         )
@@ -83,13 +100,18 @@ class Server:
         Raises:
             OSError: the address cannot be bound.
         """
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            bound = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}") from error
+        bound = _bind(self._server, host, port, self._credentials)
         await self._lifecycle.start()
         await self._server.start()
+        return bound
+
+    async def start_admin(self, host: str, port: int) -> int:
+        """Listen for health checks alone, in the clear: probes have no certificates.
+
+        Returns and raises as `start`.
+        """
+        bound = _bind(self._admin, host, port, None)
+        await self._admin.start()
         return bound
 
     async def drain(self, delay_s: float, timeout_s: float) -> None:
@@ -98,4 +120,16 @@ class Server:
         await self.stop()
 
     async def stop(self) -> None:
-        await self._server.stop(_STOP_GRACE_S)
+        await asyncio.gather(self._server.stop(_STOP_GRACE_S), self._admin.stop(_STOP_GRACE_S))
+
+
+def _bind(
+    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None
+) -> int:
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}") from error

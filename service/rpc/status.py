@@ -32,6 +32,17 @@ _STATUSES: tuple[tuple[type[errors.ChatrpcError], int, errors_pb2.ErrorReason.Va
     (errors.MissingField, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_MISSING_FIELD),
     (errors.InvalidField, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_INVALID_FIELD),
     (errors.ModelNotFound, code_pb2.NOT_FOUND, errors_pb2.ERROR_REASON_MODEL_NOT_FOUND),
+    (
+        errors.Unauthenticated,
+        code_pb2.UNAUTHENTICATED,
+        errors_pb2.ERROR_REASON_UNAUTHENTICATED,
+    ),
+    (
+        errors.ModelForbidden,
+        code_pb2.PERMISSION_DENIED,
+        errors_pb2.ERROR_REASON_MODEL_FORBIDDEN,
+    ),
+    (errors.LimitReached, code_pb2.RESOURCE_EXHAUSTED, errors_pb2.ERROR_REASON_LIMIT_REACHED),
     (errors.QueueFull, code_pb2.UNAVAILABLE, errors_pb2.ERROR_REASON_QUEUE_FULL),
     (errors.Draining, code_pb2.UNAVAILABLE, errors_pb2.ERROR_REASON_DRAINING),
     (errors.Starting, code_pb2.UNAVAILABLE, errors_pb2.ERROR_REASON_STARTING),
@@ -83,22 +94,32 @@ def _info(
     if isinstance(error, errors.ContextLengthExceeded):
         info.metadata["prompt_tokens"] = str(error.prompt_tokens)
         info.metadata["max_model_len"] = str(error.max_model_len)
-    elif isinstance(error, errors.ModelNotFound):
+    elif isinstance(error, errors.ModelNotFound | errors.ModelForbidden):
         info.metadata["model"] = _short(error.model)
     return info
 
 
 def _details(error: errors.ChatrpcError) -> list[Message]:
     if isinstance(error, errors.InvalidField):
-        violation = error_details_pb2.BadRequest.FieldViolation(
+        field = error_details_pb2.BadRequest.FieldViolation(
             field=_short(error.field), description=_short(str(error))
         )
-        return [error_details_pb2.BadRequest(field_violations=[violation])]
+        return [error_details_pb2.BadRequest(field_violations=[field])]
+    if isinstance(error, errors.LimitReached):
+        violation = error_details_pb2.QuotaFailure.Violation(
+            subject=error.what, description=_short(str(error))
+        )
+        quota = error_details_pb2.QuotaFailure(violations=[violation])
+        return [quota, _retry_info(error.retry_after_s)]
     if isinstance(error, errors.Unavailable):
-        delay = Duration()
-        delay.FromMilliseconds(int(error.retry_after_s * 1000))
-        return [error_details_pb2.RetryInfo(retry_delay=delay)]
+        return [_retry_info(error.retry_after_s)]
     return []
+
+
+def _retry_info(after_s: float) -> error_details_pb2.RetryInfo:
+    delay = Duration()
+    delay.FromMilliseconds(int(after_s * 1000))
+    return error_details_pb2.RetryInfo(retry_delay=delay)
 
 
 def _short(text: str) -> str:

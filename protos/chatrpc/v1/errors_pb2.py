@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63hatrpc/v1/errors.proto\x12\nchatrpc.v1*\xc3\x03\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n\x1a\x45RROR_REASON_MISSING_FIELD\x10\x02\x12\"\n\x1e\x45RROR_REASON_UNSUPPORTED_FIELD\x10\x03\x12(\n$ERROR_REASON_CONTEXT_LENGTH_EXCEEDED\x10\x04\x12!\n\x1d\x45RROR_REASON_TEMPLATE_REFUSED\x10\x05\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_FOUND\x10\n\x12\x1b\n\x17\x45RROR_REASON_QUEUE_FULL\x10\x14\x12\x19\n\x15\x45RROR_REASON_DRAINING\x10\x15\x12\x19\n\x15\x45RROR_REASON_STARTING\x10\x16\x12\x19\n\x15\x45RROR_REASON_DEADLINE\x10\x1e\x12\x1c\n\x18\x45RROR_REASON_ENGINE_DEAD\x10(\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10)\x12\x1c\n\x18\x45RROR_REASON_STEP_FAILED\x10*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63hatrpc/v1/errors.proto\x12\nchatrpc.v1*\xa7\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n\x1a\x45RROR_REASON_MISSING_FIELD\x10\x02\x12\"\n\x1e\x45RROR_REASON_UNSUPPORTED_FIELD\x10\x03\x12(\n$ERROR_REASON_CONTEXT_LENGTH_EXCEEDED\x10\x04\x12!\n\x1d\x45RROR_REASON_TEMPLATE_REFUSED\x10\x05\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_FOUND\x10\n\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\x0b\x12 \n\x1c\x45RROR_REASON_MODEL_FORBIDDEN\x10\x0c\x12\x1e\n\x1a\x45RROR_REASON_LIMIT_REACHED\x10\r\x12\x1b\n\x17\x45RROR_REASON_QUEUE_FULL\x10\x14\x12\x19\n\x15\x45RROR_REASON_DRAINING\x10\x15\x12\x19\n\x15\x45RROR_REASON_STARTING\x10\x16\x12\x19\n\x15\x45RROR_REASON_DEADLINE\x10\x1e\x12\x1c\n\x18\x45RROR_REASON_ENGINE_DEAD\x10(\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10)\x12\x1c\n\x18\x45RROR_REASON_STEP_FAILED\x10*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chatrpc.v1.errors_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=40
-  _globals['_ERRORREASON']._serialized_end=491
+  _globals['_ERRORREASON']._serialized_end=591
 # @@protoc_insertion_point(module_scope)

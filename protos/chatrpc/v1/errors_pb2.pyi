@@ -50,6 +50,14 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     """The model's chat template refuses the conversation."""
     ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 10
     """NOT_FOUND. ErrorInfo.metadata: `model`."""
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 11
+    """UNAUTHENTICATED: no API key, or one that is not known."""
+    ERROR_REASON_MODEL_FORBIDDEN: _ErrorReason.ValueType  # 12
+    """PERMISSION_DENIED: the key is not for this model. ErrorInfo.metadata: `model`."""
+    ERROR_REASON_LIMIT_REACHED: _ErrorReason.ValueType  # 13
+    """RESOURCE_EXHAUSTED: the key has used up what it may, with a `google.rpc.QuotaFailure` and a
+    `google.rpc.RetryInfo`.
+    """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 20
     """UNAVAILABLE: another replica may take the request. With a `google.rpc.RetryInfo`."""
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 21
@@ -91,6 +99,14 @@ ERROR_REASON_TEMPLATE_REFUSED: ErrorReason.ValueType  # 5
 """The model's chat template refuses the conversation."""
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 10
 """NOT_FOUND. ErrorInfo.metadata: `model`."""
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 11
+"""UNAUTHENTICATED: no API key, or one that is not known."""
+ERROR_REASON_MODEL_FORBIDDEN: ErrorReason.ValueType  # 12
+"""PERMISSION_DENIED: the key is not for this model. ErrorInfo.metadata: `model`."""
+ERROR_REASON_LIMIT_REACHED: ErrorReason.ValueType  # 13
+"""RESOURCE_EXHAUSTED: the key has used up what it may, with a `google.rpc.QuotaFailure` and a
+`google.rpc.RetryInfo`.
+"""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 20
 """UNAVAILABLE: another replica may take the request. With a `google.rpc.RetryInfo`."""
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 21

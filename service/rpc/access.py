@@ -1,0 +1,106 @@
+"""Who calls, and what they may: the API key in a call's metadata.
+
+It travels as `authorization: Bearer KEY`, or as `x-api-key: KEY`. Health and reflection need none.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+
+from chatrpc_process.keys import Key, KeyRing
+from chatrpc_process.quotas import QuotaExceeded, Quotas
+from chatrpc_process.watched import Watched
+from service.errors import LimitReached, ModelForbidden, Unauthenticated
+
+_BEARER = "bearer "
+
+
+class Access:
+    """Lets calls in by their keys. Without a file of keys everybody may do everything."""
+
+    def __init__(self, keys: Watched[KeyRing] | None = None) -> None:
+        self._keys = keys
+        self._quotas = Quotas()
+
+    def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Key | None:
+        """The caller's key; None where none is needed.
+
+        Raises:
+            Unauthenticated
+        """
+        if self._keys is None:
+            return None
+        secret = _secret(metadata)
+        key = None if secret is None else self._keys.value.find(secret)
+        if key is None:
+            raise Unauthenticated(is_missing=secret is None)
+        structlog.contextvars.bind_contextvars(key=key.name)
+        return key
+
+    @contextmanager
+    def use(self, key: Key | None, request: Any) -> Iterator["Use"]:
+        """A call of the key, `request` its message; generations count against its limits.
+
+        Raises:
+            ModelForbidden, LimitReached
+        """
+        use = Use()
+        params = getattr(request, "params", None)  # which a generation's message has, and no other
+        if key is None or params is None:
+            _check_model(key, _model(request))
+            yield use
+            return
+        _check_model(key, params.model)
+        try:
+            with self._quotas.request(key):
+                try:
+                    yield use
+                finally:
+                    self._quotas.spend(key, use.num_tokens)
+        except QuotaExceeded as error:
+            raise LimitReached(str(error), error.what, error.retry_after_s) from error
+
+
+class Use:
+    """The tokens that a call has cost so far, as its responses tell."""
+
+    def __init__(self) -> None:
+        self._num_prompt_tokens = 0
+        self._num_completion_tokens = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return self._num_prompt_tokens + self._num_completion_tokens
+
+    def note_completion(self, completion: Any) -> None:
+        """A whole answer tells its usage."""
+        self._num_prompt_tokens = completion.usage.prompt_tokens
+        self._num_completion_tokens = completion.usage.completion_tokens
+
+    def note_chunk(self, chunk: Any) -> None:
+        """A chunk tells the tokens made for it; the first, those of the prompt."""
+        self._num_completion_tokens += sum(choice.num_tokens for choice in chunk.choices)
+        if chunk.HasField("usage"):
+            self._num_prompt_tokens = chunk.usage.prompt_tokens
+
+
+def _model(request: Any) -> str:
+    """The model that a call to ModelService is about; none if it is about all of them."""
+    return str(getattr(request, "model", "") or getattr(request, "id", ""))
+
+
+def _check_model(key: Key | None, model: str) -> None:
+    if key is not None and model and not key.may_use(model):
+        raise ModelForbidden(model)
+
+
+def _secret(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    for name, value in metadata:
+        if isinstance(value, str):
+            if name == "authorization" and value[: len(_BEARER)].lower() == _BEARER:
+                return value[len(_BEARER) :].strip()
+            if name == "x-api-key":
+                return value.strip()
+    return None
