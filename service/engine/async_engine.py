@@ -1,7 +1,7 @@
 """The engine as asyncio sees it: one thread owns the model, everything else posts to its inbox.
 
 Into the thread go commands, one `SimpleQueue`. Out of it comes one `call_soon_threadsafe` a step
-with the outputs of every sequence, however many run.
+with the outputs of every request, however many run.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import structlog
 
 from service.engine.admission import Admission
-from service.engine.core import EngineCore, SequenceOutput
+from service.engine.core import EngineCore, RequestOutput
 from service.errors import ChatrpcError, EngineDead
 from service.types import EngineStats, Request, TokenOutput
 
@@ -31,7 +31,7 @@ class AsyncEngine:
         load: makes the core and says its longest sequence; called on the engine's thread, so that
             the model is loaded, warmed up and run by one and the same thread.
         max_num_seqs: the most sequences that run at once.
-        max_queue_size: the most requests that wait besides those.
+        max_queue_size: the most sequences that wait besides those.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class AsyncEngine:
         self._admission = Admission(max_num_seqs, max_queue_size)
         self._max_model_len = 0
         self._stats = EngineStats()
-        self._sequence_ids = itertools.count()
+        self._request_ids = itertools.count()
         self._slots: dict[int, _Slot] = {}
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -94,11 +94,12 @@ class AsyncEngine:
     async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
         """See `service.types.Engine.generate`."""
         with self._inside(request) as slot:
-            output = TokenOutput()
-            while output.finish_reason is None:
-                yield output
+            yield TokenOutput()
+            num_unfinished = request.n
+            while num_unfinished:
                 output = await slot.take()
-            yield output
+                num_unfinished -= output.finish_reason is not None
+                yield output
 
     @contextmanager
     def _inside(self, request: Request) -> Iterator["_Slot"]:
@@ -106,19 +107,19 @@ class AsyncEngine:
         if self._is_closed:
             raise EngineDead
         self._admission.enter(request, self._max_model_len, time.monotonic())
-        sequence_id, slot = next(self._sequence_ids), _Slot()
-        self._slots[sequence_id] = slot
-        self._inbox.put(lambda core: core.add(sequence_id, request))
+        request_id, slot = next(self._request_ids), _Slot()
+        self._slots[request_id] = slot
+        self._inbox.put(lambda core: core.add(request_id, request))
         try:
             yield slot
         finally:
-            self._inbox.put(lambda core: core.abort(sequence_id))
-            del self._slots[sequence_id]
-            self._admission.leave(time.monotonic())
+            self._inbox.put(lambda core: core.abort(request_id))
+            del self._slots[request_id]
+            self._admission.leave(request, time.monotonic())
 
-    def _deliver(self, outputs: list[SequenceOutput]) -> None:
+    def _deliver(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:
-            if (slot := self._slots.get(output.sequence_id)) is not None:
+            if (slot := self._slots.get(output.request_id)) is not None:
                 slot.put(output.output)
 
     def _close(self) -> None:
@@ -178,31 +179,32 @@ class AsyncEngine:
 
 
 class _Slot:
-    """The pending output of one request. What its reader has not taken yet is merged into one."""
+    """The pending outputs of one request. What its reader has not taken yet of a sequence is merged
+    into one, but for an end without a token: behind tokens the end belongs to the last of them."""
 
     __slots__ = ("_error", "_pending", "_ready")
 
     def __init__(self) -> None:
-        self._pending: TokenOutput | None = None
+        self._pending: dict[tuple[int, bool], TokenOutput] = {}  # in the order of their first token
         self._error: ChatrpcError | None = None
         self._ready = asyncio.Event()
 
     def put(self, output: TokenOutput | ChatrpcError) -> None:
         if isinstance(output, ChatrpcError):
             self._error = output
-        elif self._pending is None:
-            self._pending = output
         else:
-            self._pending = self._pending.merged_with(output)
+            key = output.index, bool(output.token_ids)
+            before = self._pending.get(key)
+            self._pending[key] = output if before is None else before.merged_with(output)
         self._ready.set()
 
     async def take(self) -> TokenOutput:
-        """The pending output, waiting for one; raises the error once nothing is pending."""
+        """A pending output, waiting for one; raises the error once nothing is pending."""
         await self._ready.wait()
-        output, self._pending = self._pending, None
-        if output is None:
+        if not self._pending:
             assert self._error is not None  # noqa: S101  # the event is set with one of the two
             raise self._error
-        if self._error is None:
+        output = self._pending.pop(next(iter(self._pending)))
+        if not self._pending and self._error is None:
             self._ready.clear()
         return output

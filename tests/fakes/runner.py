@@ -4,7 +4,7 @@ import threading
 import zlib
 from collections.abc import Container
 
-from service.engine.core import EngineCore
+from service.engine.core import Computed, EngineCore
 from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
 from service.engine.sequence import Sequence
 from service.engine.speculation import accept
@@ -31,9 +31,9 @@ def next_token(token_ids: list[int], draw: float = 0.0) -> int:
     return choice % VOCAB_SIZE
 
 
-def answer(request: Request, max_model_len: int) -> list[int]:
+def answer(request: Request, max_model_len: int, index: int = 0) -> list[int]:
     """What an engine over a `FakeRunner` must answer, computed by itself: one token at a time."""
-    sequence = Sequence(0, request, max_model_len)
+    sequence = Sequence(0, request, max_model_len, index)
     while sequence.finish_reason is None:
         sequence.append(_sample(sequence, ()))
     return sequence.token_ids[sequence.num_prompt_tokens :]
@@ -67,7 +67,7 @@ class FakeRunner:
         self.num_runs = 0
         self.batches: list[Batch] = []  # those that did not fail
 
-    def run(self, batch: Batch) -> list[tuple[int, ...]]:
+    def run(self, batch: Batch) -> list[Computed]:
         if not self.gate.is_set():
             self.is_waiting.set()
             self.gate.wait()
@@ -85,12 +85,12 @@ class FakeRunner:
         self.batches.append(batch)
         for scheduled in batch.scheduled:
             self._check(scheduled)
-        return [self._sample(scheduled) for scheduled in batch.sampled]
+        return [self._sample(s) if s.is_sampled else Computed() for s in batch.scheduled]
 
-    def _sample(self, scheduled: ScheduledSequence) -> tuple[int, ...]:
+    def _sample(self, scheduled: ScheduledSequence) -> Computed:
         draft = scheduled.draft_token_ids
         token_ids = [_sample(scheduled.sequence, draft[:i]) for i in range(len(draft) + 1)]
-        return accept(token_ids, draft)
+        return Computed(accept(token_ids, draft))
 
     def _check(self, scheduled: ScheduledSequence) -> None:
         sequence = scheduled.sequence

@@ -44,11 +44,11 @@ def run(core: EngineCore) -> dict[int, list[TokenOutput]]:
     outputs: dict[int, list[TokenOutput]] = {}
     while core.has_unfinished:
         step = core.step()
-        ids = [o.sequence_id for o in step]
+        ids = [o.request_id for o in step]
         assert len(set(ids)) == len(ids)
         for output in step:
             assert isinstance(output.output, TokenOutput)
-            outputs.setdefault(output.sequence_id, []).append(output.output)
+            outputs.setdefault(output.request_id, []).append(output.output)
     return outputs
 
 
@@ -250,12 +250,12 @@ def test_whatever_happens_each_gets_its_own_tokens_or_its_own_end(
 
     def step() -> None:
         for output in core.step():
-            assert output.sequence_id not in ended
+            assert output.request_id not in ended
             if isinstance(output.output, TokenOutput):
-                got[output.sequence_id].append(output.output)
+                got[output.request_id].append(output.output)
             else:
                 assert isinstance(output.output, StepFailed)
-                ended.add(output.sequence_id)
+                ended.add(output.request_id)
 
     for i, arrival in enumerate(program):
         core.add(i, arrival.request())
@@ -290,7 +290,7 @@ def test_a_request_that_waits_past_its_deadline_gets_an_error_once() -> None:
     core.add(1, make_request(deadline=LONG_AGO))
     core.add(2, make_request(deadline=time.monotonic() + 1e6))
     outputs = core.step()
-    assert [o.sequence_id for o in outputs] == [1, 0]
+    assert [o.request_id for o in outputs] == [1, 0]
     assert isinstance(outputs[0].output, DeadlinePassed)
     assert set(run(core)) == {2}
     assert is_empty(core)
@@ -351,11 +351,11 @@ def test_an_aborted_neighbour_changes_no_token() -> None:
     core, kept = core_of(num_blocks=8), make_request(3, max_tokens=12)
     core.add(0, make_request(9, max_tokens=20))
     core.add(1, kept)
-    outputs = [o.output for _ in range(3) for o in core.step() if o.sequence_id == 1]
+    outputs = [o.output for _ in range(3) for o in core.step() if o.request_id == 1]
     core.abort(0)
     core.add(2, make_request(11, max_tokens=9))
     while core.has_unfinished:
-        outputs += [o.output for o in core.step() if o.sequence_id == 1]
+        outputs += [o.output for o in core.step() if o.request_id == 1]
     assert [o.token_ids[0] for o in outputs if isinstance(o, TokenOutput)] == answer(kept, 32)
 
 
@@ -385,7 +385,7 @@ def test_a_step_that_fails_ends_what_was_in_it_and_nothing_else() -> None:
     core.add(2, waiting)
     core.step()
     ends = core.step()
-    assert [(o.sequence_id, type(o.output)) for o in ends] == [(0, StepFailed), (1, StepFailed)]
+    assert [(o.request_id, type(o.output)) for o in ends] == [(0, StepFailed), (1, StepFailed)]
     assert (core.stats.num_running, core.stats.num_waiting) == (0, 1)
     assert (core.stats.num_steps, core.stats.num_failed_steps) == (2, 1)
     outputs = run(core)
@@ -400,7 +400,7 @@ def test_a_step_that_fails_spares_who_the_budget_left_out() -> None:
     spared = make_request(4, max_tokens=5)
     core.add(0, make_request(5))
     core.add(1, spared)
-    assert [o.sequence_id for o in core.step()] == [0]
+    assert [o.request_id for o in core.step()] == [0]
     assert tokens(run(core)[1]) == answer(spared, 200)
 
 

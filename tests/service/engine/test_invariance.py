@@ -105,13 +105,16 @@ def compute(
         layout = Layout.of(Batch(tuple(_scheduled(sequences[i], p) for i, p in parts.items())))
         asked: list[tuple[int, int, int]] = []  # whose, its position, its row
         for s in layout.sequences:
-            part, start = parts[s.scheduled.sequence.id], s.scheduled.sequence.num_computed_tokens
+            part, start = (
+                parts[s.scheduled.sequence.request_id],
+                s.scheduled.sequence.num_computed_tokens,
+            )
             first = part.num_tokens - part.num_accepted - 1 if is_last_only else 0
             asked += [
-                (s.scheduled.sequence.id, start + n, s.start + n)
+                (s.scheduled.sequence.request_id, start + n, s.start + n)
                 for n in range(first, part.num_tokens)
             ]
-        rows = model.forward(layout, [row for *_, row in asked])
+        rows = model.logits(model.forward(layout, [row for *_, row in asked]))
         for (i, position, _), row in zip(asked, rows, strict=True):
             logits[i][position] = row
         for i, part in parts.items():
@@ -266,7 +269,7 @@ def answers(core: EngineCore, requests: list[Request], *, steps_between: int = 0
     def step() -> None:
         for output in core.step():
             assert isinstance(output.output, TokenOutput)
-            answers[output.sequence_id] += output.output.token_ids
+            answers[output.request_id] += output.output.token_ids
 
     for i, request in enumerate(requests):
         core.add(i, request)

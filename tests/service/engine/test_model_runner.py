@@ -55,7 +55,7 @@ def run(core: EngineCore, requests: list[Request], *, steps_between: int = 2) ->
     def step() -> None:
         for output in core.step():
             assert isinstance(output.output, TokenOutput)
-            answers[output.sequence_id] += output.output.token_ids
+            answers[output.request_id] += output.output.token_ids
 
     for i, request in enumerate(requests):
         core.add(i, request)

@@ -52,7 +52,7 @@ def step(scheduler: Scheduler) -> Batch:
 
 
 def parts(batch: Batch) -> list[tuple[int, int, bool]]:
-    return [(s.sequence.id, s.num_new_tokens, s.is_sampled) for s in batch.scheduled]
+    return [(s.sequence.request_id, s.num_new_tokens, s.is_sampled) for s in batch.scheduled]
 
 
 def test_the_budget_must_cover_one_token_for_each_sequence() -> None:
@@ -85,7 +85,7 @@ def test_a_long_prompt_takes_what_the_streams_leave() -> None:
     add(scheduler, 3)
     step(scheduler)
     (long,) = add(scheduler, 20)
-    long.id = 9
+    long.request_id = 9
     assert parts(step(scheduler)) == [(0, 1, True), (9, 7, False)]
 
 
