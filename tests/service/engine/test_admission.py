@@ -121,3 +121,40 @@ def test_time_goes_on_for_a_queue_that_has_emptied() -> None:
     enter(admission, now=600.0)
     enter(admission, now=600.0)
     assert admission.estimated_wait_s <= 1.0
+
+
+def test_each_sequence_of_a_request_takes_a_place() -> None:
+    admission = Admission(max_num_seqs=2, max_queue_size=3)
+    request = make_request(n=4)
+    admission.enter(request, max_model_len=100, now=0.0)
+    with pytest.raises(QueueFull):
+        admission.enter(make_request(n=2), max_model_len=100, now=0.0)
+    enter(admission, now=0.0)
+    with pytest.raises(QueueFull):
+        admission.check_room()
+    admission.leave(request, now=0.0)
+    assert admission.num_inside == 1
+
+
+def test_a_request_for_more_than_there_are_places_comes_in_alone() -> None:
+    admission = Admission(max_num_seqs=2, max_queue_size=3)
+    enter(admission, now=0.0)
+    with pytest.raises(QueueFull):
+        admission.enter(make_request(n=9), max_model_len=100, now=0.0)
+    leave(admission, now=0.0)
+    admission.enter(make_request(n=9), max_model_len=100, now=0.0)
+    assert admission.num_inside == 5
+    admission.leave(make_request(n=9), now=0.0)
+    assert admission.num_inside == 0
+
+
+def test_places_that_become_free_together_are_as_many_gaps() -> None:
+    """Four that leave every 8 s are one every 2 s."""
+    admission, request = Admission(max_num_seqs=4, max_queue_size=10), make_request(n=4)
+    admission.enter(request, max_model_len=100, now=0.0)
+    now = 0.0
+    for _ in range(30):
+        now += 8.0
+        admission.leave(request, now)
+        admission.enter(request, max_model_len=100, now=now)
+    assert admission.estimated_wait_s == pytest.approx(2.0, rel=0.01)
