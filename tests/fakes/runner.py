@@ -53,7 +53,8 @@ class FakeRunner:
     hold the right token at the right position: a block that another sequence wrote to, a wrong
     prefix, or one that was not computed anew is found at once. While `gate` is clear a step waits
     for it, having set `is_waiting`. While `error` is set, and in the runs whose numbers are in
-    `failing_runs`, a step fails in the middle of its work.
+    `failing_runs`, a step fails in the middle of its work. Behind `dead_end` tokens of an answer
+    there is nothing left to say.
     """
 
     def __init__(self, block_size: int) -> None:
@@ -64,6 +65,7 @@ class FakeRunner:
         self.is_waiting = threading.Event()
         self.error: BaseException | None = None
         self.failing_runs: Container[int] = ()
+        self.dead_end: int | None = None
         self.num_runs = 0
         self.batches: list[Batch] = []  # those that did not fail
 
@@ -90,7 +92,10 @@ class FakeRunner:
     def _sample(self, scheduled: ScheduledSequence) -> Computed:
         draft = scheduled.draft_token_ids
         token_ids = [_sample(scheduled.sequence, draft[:i]) for i in range(len(draft) + 1)]
-        return Computed(accept(token_ids, draft))
+        end = (
+            None if self.dead_end is None else self.dead_end - scheduled.sequence.num_output_tokens
+        )
+        return Computed(accept(token_ids, draft)[:end])
 
     def _check(self, scheduled: ScheduledSequence) -> None:
         sequence = scheduled.sequence

@@ -76,7 +76,7 @@ def processed(logits: Tensor, asked: list[tuple[Request, list[int]]]) -> tuple[T
     return changed, apply_rules(changed, rules)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(requests, answers), min_size=1, max_size=5), st.integers(0, 2**32))
 def test_every_row_is_what_the_definitions_give(
     asked: list[tuple[Request, list[int]]], seed: int

@@ -101,3 +101,10 @@ def test_no_delta_ever_holds_half_a_character(text: str) -> None:
     deltas = [answering.push(TokenOutput((byte,))) for byte in text.encode()]
     assert "".join(d.text for d in deltas) == text
     assert not any("�" in d.text for d in deltas)
+
+
+def test_an_end_without_a_token_takes_no_text_back() -> None:
+    answer = AnswerText(ByteTokenizer(), SamplingParams(stop_token_ids=frozenset({98})))
+    assert answer.push(TokenOutput((97, 98))).text == "ab"
+    end = answer.push(TokenOutput((), FinishReason.STOP))
+    assert (end.text, end.finish_reason, end.matched_stop) == ("", FinishReason.STOP, None)
