@@ -94,17 +94,25 @@ class ChatRequest:
 
 
 class Matcher(Protocol):
-    """Where one answer stands in the grammar that it must follow. One thread at a time uses it."""
+    """Where one answer stands in the grammar that it must follow.
+
+    One thread at a time uses it, not always the same. While it computes, others should have the
+    interpreter: the model's next step is under way. What it raises ends its own request.
+    """
 
     def allowed_tokens(self) -> bytes:
         """A bit for each token id that may come next, the lowest bit of the first byte for 0.
 
-        Where the grammar is fulfilled, the tokens that end the answer are among them.
+        Where the grammar is fulfilled, the tokens that end the answer are among them. Behind such a
+        token there is none, and where there is none the answer ends.
         """
         ...
 
     def forced_tokens(self) -> tuple[int, ...]:
-        """What must come next, as far as there is no choice; it may be nothing."""
+        """What must come next, as far as there is no choice; it may be nothing.
+
+        A guess will do: it saves time where `allowed_tokens` agrees, and changes no answer.
+        """
         ...
 
     def advance(self, token_id: int) -> None:
@@ -132,11 +140,17 @@ class Request:
     `stop_token_ids` holds every token that ends the sequence, the model's own included.
     `deadline` is a time of `time.monotonic()`, in seconds; a request still waiting then is dropped.
     What is cached of a prompt is shared among requests with an equal `cache_salt` alone.
-    `n` sequences are generated from one computation of the prompt. Of requests that wait, those
-    with a lower `priority` go first.
+    `n` sequences are generated from one computation of the prompt, that of index `i` with draws of
+    its own, by the seed and `i`. Requests with a lower `priority` are admitted first and preempted
+    last.
     `num_logprobs` and `num_prompt_logprobs`: how many of the likeliest tokens to tell at each place
     beside the one that stands there; None: no log probabilities at all.
-    `bad_token_sequences` are never generated. `constraint` is the grammar of the answer.
+    `bad_token_sequences`, none of them empty, are never generated. `constraint` is the grammar of
+    the answer.
+
+    What may come and how likely it is goes by vLLM's order: allowed tokens, bad sequences, the
+    constraint and `min_tokens`, then bias, penalties, temperature, min-p, top-k and top-p. Log
+    probabilities are those of the model itself, before any of it.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -167,6 +181,9 @@ class TokenLogprobs:
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
     """What an engine answers: the next token ids of a sequence, and why it ended if it did.
+
+    Where `finish_reason` is STOP the last of `token_ids` is a stop token, or there are none: then
+    nothing was left that may come.
 
     `index` says which of the request's `n` sequences. `num_cached_tokens` of the prompt came from
     the prefix cache; every output with a token says so. `logprobs` has one for each of `token_ids`
@@ -231,17 +248,18 @@ class Engine(Protocol):
         """Raise QueueFull or EngineDead if a request that came now would be refused by it."""
         ...
 
-    def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
-        """Run one sequence to its end.
+    def generate(self, request: Request) -> AsyncGenerator[TokenOutput, int | None]:
+        """Run the sequences of one request to their ends.
 
         The first item is empty and says that the request has been admitted; every later one holds
-        at least one token or the finish reason, several where the consumer is slow. Closing the
-        generator aborts the sequence and frees what it held.
+        at least one token or the finish reason of one sequence, several tokens where the consumer
+        is slow. Sending the index of a sequence ends that one, and nothing more is heard of it.
+        Closing the generator aborts the request and frees what it held.
 
         Raises, at the first item:
             ContextLengthExceeded, QueueFull, DeadlinePassed: the request is refused.
         Raises, later:
-            DeadlinePassed: the deadline passed while the sequence waited for its turn.
+            DeadlinePassed: the deadline passed while a sequence waited for its turn.
             StepFailed: the engine has failed over this request, and goes on without it.
             EngineDead: the engine has failed.
         """

@@ -64,14 +64,15 @@ async def generate(model: ServedModel, request: Request) -> AsyncGenerator[TextD
         await anext(outputs)
         yield TextDelta()
         answers = {i: AnswerText(model.tokenizer, request.sampling) for i in range(request.n)}
+        ended = None
         while answers:
             async with _until(request.deadline):
-                output = await anext(outputs)
-            if output.index not in answers:  # a stop string has ended it, which engines know not
-                continue
+                output = await outputs.asend(ended)
             delta = answers[output.index].push(output)
+            ended = None
             if delta.finish_reason is not None:
-                del answers[output.index]
+                ended = output.index  # by a stop string perhaps, of which engines know nothing
+                del answers[ended]
             yield delta
 
 

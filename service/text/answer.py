@@ -64,8 +64,9 @@ class AnswerText:
                 text += self._stop_strings.push(self._detokenizer.flush())
             text += self._stop_strings.flush()
             matched_stop = self._stop_strings.matched
-            if matched_stop is None and is_stopped and token_ids[-1] in self._stop_token_ids:
-                matched_stop = token_ids[-1]
+            ended_by = token_ids[-1] if is_stopped and token_ids else None
+            if matched_stop is None and ended_by in self._stop_token_ids:
+                matched_stop = ended_by
         if self._stop_strings.matched is not None:
             finish_reason = FinishReason.STOP
         return TextDelta(
