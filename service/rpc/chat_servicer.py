@@ -57,10 +57,11 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
                 params.messages, model.tokenizer.max_token_chars, model.card.max_model_len
             )
             chat = convert.chat_request(params, model.sampling_defaults, model.vocab_size)
-            request = await generation.prepare(chat, model, deadline)
-            async with aclosing(generation.generate(model, request)) as deltas:
+            prepared = await generation.prepare(chat, model, deadline)
+            num_prompt_tokens = len(prepared.request.prompt_token_ids)
+            async with aclosing(generation.generate(model, prepared)) as deltas:
                 await anext(deltas)
-                yield answers.Heading(model.card, len(request.prompt_token_ids)), deltas
+                yield answers.Heading(model.card, num_prompt_tokens), deltas
 
     def _deadline(self, context: Context) -> float:
         """When the request must be complete, of `time.monotonic()`."""

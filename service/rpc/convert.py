@@ -19,6 +19,7 @@ from service.errors import (
     UnsupportedField,
 )
 from service.rpc.options import refuse_unserved
+from service.rpc.tools import response_format, tools_and_mode
 from service.types import (
     ChatRequest,
     FinishReason,
@@ -46,6 +47,7 @@ _ROLES = {
 _FINISH_REASONS = {
     FinishReason.STOP: chat_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: chat_pb2.FINISH_REASON_LENGTH,
+    FinishReason.TOOL_CALLS: chat_pb2.FINISH_REASON_TOOL_CALLS,
 }
 
 # The scalars of the wire's SamplingParams that are taken over as they are, by the domain's names.
@@ -71,12 +73,17 @@ def chat_request(
         InvalidField, or one of its kinds: the first mistake found.
     """
     refuse_unserved(params)
+    tools, tool_mode = tools_and_mode(params)
     return ChatRequest(
         model=params.model,
         messages=messages(params.messages),
         sampling=_sampling(params.sampling, defaults, vocab_size),
         prompt=prompt_options(params.prompt, params.reasoning_effort),
         cache_salt=_cache_salt(params.cache_salt),
+        tools=tools,
+        tool_mode=tool_mode,
+        has_parallel_calls=not params.HasField("parallel_tool_calls") or params.parallel_tool_calls,
+        response_format=response_format(params, tool_mode),
     )
 
 

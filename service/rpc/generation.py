@@ -5,12 +5,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from service.errors import DeadlinePassed, InvalidField
+from service.text import conversation as conversations
 from service.text.answer import AnswerText, TextDelta
-from service.text.chat_template import render_prompt
-from service.types import ChatRequest, Request, ServedModel
+from service.text.reading import Reading
+from service.types import AnswerConstraint, ChatRequest, Request, ServedModel
 
 # The caller's own deadline ends the call by itself, at its time; ours follows, for callers without
 # one, and the two never race.
@@ -20,7 +21,21 @@ _DEADLINE_SLACK_S = 0.5
 _tokenizing = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
 
 
-async def prepare(chat: ChatRequest, model: ServedModel, deadline: float) -> Request:
+# Nor the tokenizers' threads: a hostile grammar takes one of these for a second or two.
+_compiling = ThreadPoolExecutor(max_workers=2, thread_name_prefix="grammar")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the engine is asked, and how its answers are to be read."""
+
+    request: Request
+    reading: Reading
+    constraint: AnswerConstraint | None = None
+    constrained_field: str = ""  # where the request asks for the constraint
+
+
+async def prepare(chat: ChatRequest, model: ServedModel, deadline: float) -> Prepared:
     """Render and tokenize the conversation, off the event loop: a long one takes a while.
 
     Args:
@@ -28,41 +43,65 @@ async def prepare(chat: ChatRequest, model: ServedModel, deadline: float) -> Req
 
     Raises:
         TemplateRefused
-        InvalidField: the prompt holds a token that the model does not know.
+        InvalidField: the prompt holds a token that the model does not know, or the form that the
+            answer must take is none.
         DeadlinePassed
     """
+    loop = asyncio.get_running_loop()
+    constraint = None
     async with _until(deadline):
-        prompt = await asyncio.get_running_loop().run_in_executor(
-            _tokenizing, render_prompt, model.tokenizer, chat.messages, chat.prompt
-        )
+        conversation = await loop.run_in_executor(_tokenizing, conversations.prepare, chat, model)
+        grammar = conversation.grammar
+        if grammar is not None:
+            constraint = await loop.run_in_executor(
+                _compiling, conversations.compile_grammar, grammar, model
+            )
+    prompt = conversation.prompt_token_ids
     if prompt and max(prompt) >= model.vocab_size:
         raise InvalidField("messages", f"The model does not know the token {max(prompt)}.")
     sampling = chat.sampling
-    ends = frozenset() if sampling.ignore_eos else model.eos_token_ids
-    return Request(
+    # A grammar that is fulfilled allows nothing but an end.
+    ends = model.eos_token_ids if constraint or not sampling.ignore_eos else frozenset()
+    request = Request(
         prompt_token_ids=tuple(prompt),
         sampling=sampling,
         stop_token_ids=sampling.stop_token_ids | ends,
         deadline=deadline,
         cache_salt=chat.cache_salt,
+        constraint=constraint,
+    )
+    return Prepared(
+        request, conversation.reading, constraint, grammar.field if grammar is not None else ""
     )
 
 
-async def generate(model: ServedModel, request: Request) -> AsyncGenerator[TextDelta, None]:
+async def generate(model: ServedModel, prepared: Prepared) -> AsyncGenerator[TextDelta, None]:
     """The answer as it is generated. The first delta is empty: the request has been admitted.
 
     Raises:
         What `Engine.generate` raises, and DeadlinePassed when the deadline passes at any time.
+        InvalidField: to follow the request's grammar any further would take too much.
     """
+    request, reader = prepared.request, prepared.reading.reader()
     async with aclosing(model.engine.generate(request)) as outputs:
         await anext(outputs)
         yield TextDelta()
-        answer, delta = AnswerText(model.tokenizer, request.sampling), TextDelta()
-        while delta.finish_reason is None:
+        answer = AnswerText(model.tokenizer, request.sampling, prepared.reading.shown_tokens)
+        is_over = False
+        while not is_over:
             async with _until(request.deadline):
                 output = await anext(outputs)
-            delta = replace(answer.push(output), num_cached_tokens=output.num_cached_tokens)
-            yield delta
+            for piece in reader.pieces(output):
+                delta = reader.read(answer.push(piece))
+                is_over = delta.finish_reason is not None
+                if is_over and prepared.constraint and prepared.constraint.failure:
+                    raise InvalidField(
+                        prepared.constrained_field,
+                        f"No answer can be held to it: {prepared.constraint.failure}",
+                    )
+                yield replace(delta, num_cached_tokens=output.num_cached_tokens)
+                if is_over:
+                    break
 
 
 @asynccontextmanager

@@ -15,7 +15,14 @@ _SYSTEM_ROLES = ("system", "developer")
 def render_prompt(
     tokenizer: Tokenizer, messages: Sequence[Message], options: PromptOptions
 ) -> list[int]:
-    """The prompt's token ids.
+    """The prompt's token ids; see `render_text`."""
+    # Templates write the beginning-of-sequence token themselves; encoding must not add a second
+    # one.
+    return tokenizer.encode(render_text(tokenizer, messages, options), add_special_tokens=False)
+
+
+def render_text(tokenizer: Tokenizer, messages: Sequence[Message], options: PromptOptions) -> str:
+    """The prompt's text, to be encoded without special tokens.
 
     Many templates take a system message in the first place only. Where the template refuses the
     conversation as it stands, it is tried once more with all its system messages joined into a
@@ -27,12 +34,9 @@ def render_prompt(
     """
     chat = template_messages(messages)
     try:
-        text = tokenizer.render_chat(chat, options)
+        return tokenizer.render_chat(chat, options)
     except TemplateRefused as refusal:
-        text = _render_with_one_system(tokenizer, chat, options, refusal)
-    # Templates write the beginning-of-sequence token themselves; encoding must not add a second
-    # one.
-    return tokenizer.encode(text, add_special_tokens=False)
+        return _render_with_one_system(tokenizer, chat, options, refusal)
 
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

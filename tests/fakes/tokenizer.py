@@ -24,6 +24,9 @@ class ByteTokenizer:
         )
         return out.decode(errors="replace")
 
+    def special_token_id(self, text: str) -> int | None:
+        return None
+
     def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
         if any(m["content"] == "refuse me" for m in messages):
             raise TemplateRefused("no")
