@@ -110,9 +110,7 @@ def _choices(delta: chat_pb2.ChoiceDelta) -> list[openai.ChunkChoice]:
 
 
 def _deltas(said: chat_pb2.Delta) -> list[openai.Delta]:
-    """Text, if there is any, and each piece of a call by itself: clients that accumulate chunks take
-    one piece of a call at a time.
-    """
+    """Text, if there is any, and each piece of a call by itself, as clients accumulate them."""
     pieces = [piece for call in said.tool_calls for piece in _call_pieces(call)]
     deltas = [openai.Delta(tool_calls=[piece]) for piece in pieces]
     if said.content or said.reasoning_content or said.refusal or not deltas:

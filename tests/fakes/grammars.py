@@ -12,6 +12,9 @@ from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS
 
 
+_CLOSING = {*b'"]}<', EOS}
+
+
 class _Bytes:
     """What llguidance asks of a tokenizer."""
 
@@ -38,17 +41,19 @@ def allowed(matcher: Matcher) -> list[int]:
     return [i for i in range(len(mask) * 8) if mask[i // 8] >> i % 8 & 1]
 
 
+def choose_token(choose: random.Random, token_ids: list[int]) -> int:
+    """One of them, without any sense; but what closes something is chosen often."""
+    closing = [token_id for token_id in token_ids if token_id in _CLOSING]
+    return choose.choice(closing if closing and choose.random() < 0.4 else token_ids)
+
+
 class RandomEngine(FakeEngine):
-    """Answers each request with tokens chosen at random among those that its constraint allows.
+    """Answers each request with tokens chosen at random among those that its constraint allows."""
 
-    Unlike a model it has no sense of when to end: `end_bias` is how often it does where it may.
-    """
-
-    def __init__(self, seed: int, max_tokens: int = 400, end_bias: float = 0.5) -> None:
+    def __init__(self, seed: int, max_tokens: int = 2000) -> None:
         super().__init__()
-        self._random = random.Random(seed)
+        self._choose = random.Random(seed)
         self._max_tokens = max_tokens
-        self._end_bias = end_bias
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
         self.requests.append(request)
@@ -57,15 +62,10 @@ class RandomEngine(FakeEngine):
         yield TokenOutput()
         for _ in range(self._max_tokens):
             await asyncio.sleep(0)
-            token_id = self._choose(allowed(matcher))
+            token_id = choose_token(self._choose, allowed(matcher))
             matcher.advance(token_id)
             if token_id in request.stop_token_ids:
                 yield TokenOutput((token_id,), FinishReason.STOP)
                 return
             yield TokenOutput((token_id,))
         yield TokenOutput((), FinishReason.LENGTH)
-
-    def _choose(self, token_ids: list[int]) -> int:
-        if EOS in token_ids and self._random.random() < self._end_bias:
-            return EOS
-        return self._random.choice(token_ids)

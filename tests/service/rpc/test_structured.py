@@ -10,13 +10,11 @@ import grpc
 import jsonschema
 import pytest
 
-from chatrpc.v1 import chat_pb2, chat_service_pb2
+from chatrpc.v1 import chat_pb2
 from service.text.grammars import CompiledGrammars
-from service.types import ChatFormats, SamplingParams, ServedModel
 from tests.fakes.grammars import RandomEngine, byte_grammars
-from tests.fakes.tokenizer import EOS, ByteTokenizer
-from tests.service.rpc.conftest import CARD, Running, params
-from tests.service.rpc.details import refusal
+from tests.service.rpc.conftest import Running
+from tests.service.rpc.structured import complete, refused, serve
 
 SCHEMA = {
     "type": "object",
@@ -35,24 +33,7 @@ def grammars() -> CompiledGrammars:
 @pytest.fixture
 async def obedient(running: Running, grammars: CompiledGrammars) -> Running:
     """A server whose model answers with what its grammar allows."""
-    return await served(running, grammars, ChatFormats())
-
-
-async def served(running: Running, grammars: CompiledGrammars, formats: ChatFormats) -> Running:
-    engine = RandomEngine(seed=7)
-    model = ServedModel(
-        CARD,
-        ByteTokenizer(),
-        engine,
-        SamplingParams(),
-        frozenset({EOS}),
-        vocab_size=257,
-        formats=formats,
-        grammars=grammars,
-    )
-    running.engine = engine
-    await running.lifecycle.serve(model)
-    return running
+    return await serve(running, RandomEngine(seed=7), grammars)
 
 
 def schema_format(schema: object) -> Format:
@@ -61,15 +42,9 @@ def schema_format(schema: object) -> Format:
 
 
 async def content(running: Running, **fields: Any) -> str:
-    request = chat_service_pb2.CreateChatCompletionRequest(params=params(**fields))
-    [choice] = (await running.chat.CreateChatCompletion(request)).completion.choices
+    [choice] = (await complete(running, **fields)).choices
     assert choice.finish_reason == chat_pb2.FINISH_REASON_STOP
     return choice.message.content[0].text
-
-
-async def refused(running: Running, **fields: Any) -> Any:
-    request = chat_service_pb2.CreateChatCompletionRequest(params=params(**fields))
-    return await refusal(running.chat.CreateChatCompletion(request))
 
 
 @pytest.mark.parametrize("strict", [None, True, False])
@@ -101,8 +76,7 @@ async def test_the_other_forms(obedient: Running) -> None:
 async def test_free_text_has_no_constraint(running: Running) -> None:
     running.engine.answer("x")
     free = Format(text=chat_pb2.TextFormat())
-    request = chat_service_pb2.CreateChatCompletionRequest(params=params(response_format=free))
-    await running.chat.CreateChatCompletion(request)
+    await complete(running, response_format=free)
     assert running.engine.requests[0].constraint is None
 
 
@@ -185,6 +159,5 @@ async def test_others_go_on_while_a_hostile_grammar_is_compiled(obedient: Runnin
 
 async def finish(running: Running, wanted: Format) -> None:
     """Wait for the answer, or for a refusal."""
-    request = chat_service_pb2.CreateChatCompletionRequest(params=params(response_format=wanted))
     with suppress(grpc.aio.AioRpcError):
-        await running.chat.CreateChatCompletion(request)
+        await complete(running, response_format=wanted)

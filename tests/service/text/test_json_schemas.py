@@ -9,11 +9,9 @@ from service.errors import InvalidField, UnsupportedField
 from service.text import lark
 from service.text.grammars import CompiledGrammars
 from service.text.json_schemas import check_cost, check_exact, parse_schema
-from tests.fakes.grammars import allowed, byte_grammars
+from tests.fakes.grammars import allowed, byte_grammars, choose_token
 from tests.fakes.tokenizer import EOS
 from tests.service.text.random_schemas import random_schema
-
-CLOSING = {*b'"]}', EOS}
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +24,7 @@ def answer(grammars: CompiledGrammars, schema: dict[str, Any], choose: random.Ra
     matcher = grammars.compile(f"start: {lark.json_schema(schema)}").matcher()
     written = bytearray()
     for _ in range(400):
-        choices = allowed(matcher)
-        closing = [token_id for token_id in choices if token_id in CLOSING]
-        token_id = choose.choice(closing if closing and choose.random() < 0.4 else choices)
+        token_id = choose_token(choose, allowed(matcher))
         if token_id == EOS:
             return written.decode()
         matcher.advance(token_id)
