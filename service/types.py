@@ -169,6 +169,10 @@ class AnswerConstraint(Constraint, Protocol):
 
     failure: str | None  # why, once that has happened: the answer was ended for it
 
+    def is_fulfilled(self, token_ids: Sequence[int]) -> bool:
+        """Whether an answer of these tokens, without its end, is whole."""
+        ...
+
 
 class Grammars(Protocol):
     """Compiles grammars for one model's tokens. Safe to call from any thread."""

@@ -11,7 +11,14 @@ from service.errors import DeadlinePassed, InvalidField
 from service.text import conversation as conversations
 from service.text.answer import AnswerText, TextDelta
 from service.text.reading import Reading
-from service.types import AnswerConstraint, ChatRequest, Request, ServedModel
+from service.types import (
+    AnswerConstraint,
+    ChatRequest,
+    FinishReason,
+    Request,
+    ServedModel,
+    TokenOutput,
+)
 
 # The caller's own deadline ends the call by itself, at its time; ours follows, for callers without
 # one, and the two never race.
@@ -80,7 +87,7 @@ async def generate(model: ServedModel, prepared: Prepared) -> AsyncGenerator[Tex
 
     Raises:
         What `Engine.generate` raises, and DeadlinePassed when the deadline passes at any time.
-        InvalidField: to follow the request's grammar any further would take too much.
+        InvalidField: the request's grammar cannot be followed to the end of an answer.
     """
     request, reader = prepared.request, prepared.reading.reader()
     async with aclosing(model.engine.generate(request)) as outputs:
@@ -88,20 +95,34 @@ async def generate(model: ServedModel, prepared: Prepared) -> AsyncGenerator[Tex
         yield TextDelta()
         answer = AnswerText(model.tokenizer, request.sampling, prepared.reading.shown_tokens)
         is_over = False
+        token_ids: list[int] = []
         while not is_over:
             async with _until(request.deadline):
                 output = await anext(outputs)
+            token_ids += output.token_ids
             for piece in reader.pieces(output):
                 delta = reader.read(answer.push(piece))
                 is_over = delta.finish_reason is not None
-                if is_over and prepared.constraint and prepared.constraint.failure:
-                    raise InvalidField(
-                        prepared.constrained_field,
-                        f"No answer can be held to it: {prepared.constraint.failure}",
-                    )
+                if is_over:
+                    _check_form(prepared, token_ids, output)
                 yield replace(delta, num_cached_tokens=output.num_cached_tokens)
                 if is_over:
                     break
+
+
+def _check_form(prepared: Prepared, token_ids: list[int], last: TokenOutput) -> None:
+    """Raise InvalidField for an answer that ends, and not in its form, for want of a token."""
+    constraint = prepared.constraint
+    if constraint is None:
+        return
+    reason = constraint.failure
+    if last.finish_reason is FinishReason.STOP and not last.token_ids and reason is None:
+        # What the grammar allows, the request's other options forbid, its bad words say.
+        if constraint.is_fulfilled(token_ids):
+            return
+        reason = "the request's other options leave no token that may follow"
+    if reason is not None:
+        raise InvalidField(prepared.constrained_field, f"No answer can be held to it: {reason}")
 
 
 @asynccontextmanager

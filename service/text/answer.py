@@ -75,7 +75,7 @@ class AnswerText:
         if self._stop_strings.matched is not None:
             return TextDelta(text, len(token_ids), FinishReason.STOP, self._stop_strings.matched)
         text += self._stop_strings.flush()
-        last = token_ids[-1] if is_stopped else None
+        last = token_ids[-1] if is_stopped and token_ids else None
         return TextDelta(
             text,
             len(token_ids),

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -128,6 +128,11 @@ class GrammarConstraint:
     def matcher(self) -> "GrammarMatcher":
         """A matcher at the start of an answer."""
         return GrammarMatcher(self._start.deep_copy(), self._end, self)
+
+    def is_fulfilled(self, token_ids: Sequence[int]) -> bool:
+        """Whether an answer of these tokens, without its end, is whole."""
+        matcher = self._start.deep_copy()
+        return bool(matcher.consume_tokens(list(token_ids)) and matcher.is_accepting())
 
 
 class GrammarMatcher:

@@ -11,7 +11,6 @@ from service.types import FinishReason, Matcher, Request, TokenOutput
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS
 
-
 _CLOSING = {*b'"]}<', EOS}
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from chatrpc.v1 import chat_pb2
 from service.text.grammars import CompiledGrammars
+from service.types import FinishReason, TokenOutput
+from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import RandomEngine, byte_grammars
 from tests.service.rpc.conftest import Running
 from tests.service.rpc.structured import complete, refused, serve
@@ -142,6 +144,23 @@ async def test_a_grammar_that_costs_too_much_on_the_way_ends_the_stream_with_its
     assert error.code == grpc.StatusCode.INVALID_ARGUMENT
     assert error.fields == ["response_format.grammar"]
     assert len(obedient.engine.requests) == 1
+
+
+@pytest.mark.parametrize(("said", "is_whole"), [("ab", True), ("a", False)])
+async def test_an_answer_for_which_no_token_is_left_is_in_its_form_or_an_error(
+    running: Running, grammars: CompiledGrammars, said: str, is_whole: bool
+) -> None:
+    """So ends a sequence when the grammar and, say, the request's bad words agree on none."""
+    engine = FakeEngine()
+    engine.script = [TokenOutput((byte,)) for byte in said.encode()]
+    engine.script.append(TokenOutput((), FinishReason.STOP))
+    await serve(running, engine, grammars)
+    wanted = Format(regex="(ab)+")
+    if is_whole:
+        assert await content(running, response_format=wanted) == "ab"
+    else:
+        error = await refused(running, response_format=wanted)
+        assert error.fields == ["response_format.regex"]
 
 
 async def test_a_tokenizer_that_cannot_be_held_to_a_grammar(running: Running) -> None:

@@ -15,7 +15,7 @@ from service.types import ChatFormats, ReasoningFormat, ToolFormat
         ("{% if tools %}<tool_call>{% endif %}", ToolFormat.HERMES, True),
         ("{% if tools %}<|python_tag|>{% endif %}", ToolFormat.LLAMA3_JSON, True),
         (
-            """{% if not tools is defined %}{% set tools = none %}{% endif %}{{ '"parameters": ' }}""",
+            """{% if tools is not defined %}{% set tools = 0 %}{% endif %}{{ '"parameters": ' }}""",
             ToolFormat.LLAMA3_JSON,
             True,
         ),
@@ -52,7 +52,7 @@ def test_the_operator_has_the_last_word() -> None:
 
 def test_every_format_can_be_chosen() -> None:
     for form in ToolFormat:
-        assert ServiceSettings(tool_format=form.value).tool_format == form.value
+        assert ServiceSettings.load([f"--tool-format={form.value}"]).tool_format == form.value
     for thoughts in ReasoningFormat:
-        chosen = ServiceSettings(reasoning_format=thoughts.value)
+        chosen = ServiceSettings.load([f"--reasoning-format={thoughts.value}"])
         assert chosen.reasoning_format == thoughts.value

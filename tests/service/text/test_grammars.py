@@ -171,3 +171,11 @@ def test_an_engine_that_does_not_obey_is_found_out(grammars: CompiledGrammars) -
     constraint = grammars.compile('start: "yes"')
     constraint.matcher().advance(ord("x"))
     assert constraint.failure is not None
+
+
+def test_whether_an_answer_is_whole(grammars: CompiledGrammars) -> None:
+    constraint = grammars.compile("start: /(ab)+/")
+    fulfilled = [
+        text for text in (b"", b"a", b"ab", b"aba", b"abab", b"x") if constraint.is_fulfilled(text)
+    ]
+    assert fulfilled == [b"ab", b"abab"]

@@ -14,6 +14,13 @@ NAMES = frozenset({"f", "get_weather"})
 HERMES, LLAMA, MISTRAL = ToolFormat.HERMES, ToolFormat.LLAMA3_JSON, ToolFormat.MISTRAL
 JSON, GEMMA, GEMMA4 = ToolFormat.JSON, ToolFormat.GEMMA, ToolFormat.GEMMA4
 
+# What answers are cut from that are all but calls.
+PIECES = (
+    *("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call>", "<tool_call|>"),
+    *('{"name": "f", "arguments": ', '{"a": [1]}', "{", "}", "[", "]", ",", '"', "\\", " "),
+    *("<start_function_call>call:f", "<end_function_call>", "f", "text", "\n", "<", "é", ";"),
+)
+
 Call = tuple[str, str]
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": "}{\\""}}\n</tool_call>'
 
@@ -93,10 +100,9 @@ def cut(text: str, size: int) -> list[str]:
         ),
         (
             GEMMA,
-            "<start_function_call>call:f{a:<escape>Lon,}don<escape>,b:1.5,c:[true,{d:null}]}"
-            "<end_function_call>",
+            "<start_function_call>call:f{a:<escape>Lon,}d<escape>,b:1,c:[0,{d:null}]}<end_function_call>",
             "",
-            [("f", '{"a": "Lon,}don", "b": 1.5, "c": [true, {"d": null}]}')],
+            [("f", '{"a": "Lon,}d", "b": 1, "c": [0, {"d": null}]}')],
         ),
         (GEMMA4, '<|tool_call>call:f{a:<|"|>x<|"|>}<tool_call|>ok', "ok", [("f", '{"a": "x"}')]),
         (GEMMA4, '<|tool_call>call:f{"a":"x"}<tool_call|>', "", [("f", '{"a":"x"}')]),
@@ -142,30 +148,7 @@ def test_what_is_no_call_is_content_to_the_letter(form: ToolFormat, text: str, s
 @settings(deadline=None)
 @given(
     form=st.sampled_from(ToolFormat),
-    text=st.lists(
-        st.sampled_from(
-            [
-                "<tool_call>",
-                "</tool_call>",
-                "[TOOL_CALLS]",
-                "[ARGS]",
-                "<|tool_call>",
-                "<tool_call|>",
-            ]
-            + ['{"name": "f", "arguments": ', '{"a": [1]}', "{", "}", "[", "]", ",", '"', "\\", " "]
-            + [
-                "<start_function_call>call:f",
-                "<end_function_call>",
-                "f",
-                "text",
-                "\n",
-                "<",
-                "é",
-                ";",
-            ]
-        ),
-        max_size=14,
-    ).map("".join),
+    text=st.lists(st.sampled_from(PIECES), max_size=14).map("".join),
     seed=st.integers(0, 1000),
 )
 def test_how_an_answer_is_cut_makes_no_difference(form: ToolFormat, text: str, seed: int) -> None:
