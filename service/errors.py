@@ -131,3 +131,7 @@ class EngineDead(ChatrpcError):
 
 class ModelLoadError(ChatrpcError):
     """The model is missing, corrupt or of a kind that cannot be served."""
+
+
+class InvalidGrammar(Exception):
+    """A grammar that cannot be compiled; who asked for it says in which field it stood."""

@@ -11,6 +11,7 @@ class FinishReason(Enum):
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"  # of an answer; an engine knows nothing of calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +76,53 @@ class PromptOptions:
     add_generation_prompt: bool = True
     continue_final_message: bool = False  # the prompt ends inside the last message
     truncate_prompt_tokens: int | None = None  # keep the last so many; None: all
+    tools: tuple[dict[str, Any], ...] = ()  # as templates read them: as in OpenAI's API
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call; `index` is its place in the request."""
+
+    index: int
+    name: str
+    description: str
+    parameters: dict[str, Any]  # a JSON schema; empty where the request gives none
+    is_strict: bool = False
+
+
+class ToolMode(Enum):
+    """Whether an answer calls functions."""
+
+    AUTO = "auto"  # the model decides
+    REQUIRED = "required"
+    NAMED = "named"  # exactly one call, of the one tool there is
+
+
+class AnswerForm(Enum):
+    """The kinds of forms that an answer can be made to take."""
+
+    JSON_OBJECT = "json_object"
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    GRAMMAR = "grammar"
+    CHOICE = "choice"
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseFormat:
+    """The form that an answer must take."""
+
+    form: AnswerForm
+    text: str = ""  # the schema, the expression or the grammar
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A chat completion as the wire asked for it, checked, with the model's defaults filled in."""
+    """A chat completion as the wire asked for it, checked, with the model's defaults filled in.
+
+    `tools` are those that may be called, whatever others the wire held.
+    """
 
     model: str
     messages: tuple[Message, ...]
@@ -91,6 +134,10 @@ class ChatRequest:
     num_logprobs: int | None = None  # as in `Request`
     num_prompt_logprobs: int | None = None
     returns_token_ids: bool = False
+    tools: tuple[Tool, ...] = ()
+    tool_mode: ToolMode = ToolMode.AUTO
+    has_parallel_calls: bool = True
+    response_format: ResponseFormat | None = None
 
 
 class Matcher(Protocol):
@@ -129,6 +176,28 @@ class Constraint(Protocol):
 
     def matcher(self) -> Matcher:
         """A matcher at the start of an answer."""
+        ...
+
+
+class AnswerConstraint(Constraint, Protocol):
+    """A constraint of one request, which can turn out to cost too much to be followed further."""
+
+    failure: str | None  # why, once that has happened: the answer was ended for it
+
+    def is_fulfilled(self, token_ids: Sequence[int]) -> bool:
+        """Whether an answer of these tokens, without its end, is whole."""
+        ...
+
+
+class Grammars(Protocol):
+    """Compiles grammars for one model's tokens. Safe to call from any thread."""
+
+    def compile(self, grammar: str) -> AnswerConstraint:
+        """The grammar, in llguidance's notation, compiled or from the cache.
+
+        Raises:
+            InvalidGrammar: it is malformed, cannot be fulfilled or takes too much to compile.
+        """
         ...
 
 
@@ -300,6 +369,10 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def special_token_id(self, text: str) -> int | None:
+        """The id of the special token written so; None if there is none."""
+        ...
+
     def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
         """The conversation through the model's chat template.
 
@@ -307,6 +380,35 @@ class Tokenizer(Protocol):
             TemplateRefused: the template refuses the conversation.
         """
         ...
+
+
+class ToolFormat(Enum):
+    """How a model writes calls of functions."""
+
+    HERMES = "hermes"
+    LLAMA3_JSON = "llama3_json"
+    MISTRAL = "mistral"
+    MISTRAL_ARGS = "mistral_args"
+    GEMMA = "gemma"
+    GEMMA4 = "gemma4"
+    JSON = "json"
+
+
+class ReasoningFormat(Enum):
+    """How a model marks what it thinks before it answers."""
+
+    NONE = "none"
+    THINK = "think"
+    MISTRAL = "mistral"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormats:
+    """What a model writes beside plain text, and whether its template shows it tools."""
+
+    tools: ToolFormat = ToolFormat.HERMES
+    has_tool_template: bool = False
+    reasoning: ReasoningFormat = ReasoningFormat.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,3 +434,5 @@ class ServedModel:
     sampling_defaults: SamplingParams
     eos_token_ids: frozenset[int]
     vocab_size: int  # of the model: tokenizers may have more tokens than it knows
+    formats: ChatFormats = ChatFormats()
+    grammars: Grammars | None = None  # None: the tokenizer is of a kind that has none

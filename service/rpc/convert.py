@@ -19,6 +19,7 @@ from service.errors import (
 )
 from service.rpc.options import refuse_unserved
 from service.rpc.sampling import sampling_params
+from service.rpc.tools import response_format, tools_and_mode
 from service.types import (
     ChatRequest,
     FinishReason,
@@ -44,6 +45,7 @@ _ROLES = {
 _FINISH_REASONS = {
     FinishReason.STOP: chat_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: chat_pb2.FINISH_REASON_LENGTH,
+    FinishReason.TOOL_CALLS: chat_pb2.FINISH_REASON_TOOL_CALLS,
 }
 
 _PARTS = {"image": "image_url", "audio": "input_audio", "file": "file"}
@@ -58,6 +60,7 @@ def chat_request(
         InvalidField, or one of its kinds: the first mistake found.
     """
     refuse_unserved(params)
+    tools, tool_mode = tools_and_mode(params)
     return ChatRequest(
         model=params.model,
         messages=messages(params.messages),
@@ -69,6 +72,10 @@ def chat_request(
         num_logprobs=_num_logprobs(params),
         num_prompt_logprobs=_num_prompt_logprobs(params),
         returns_token_ids=params.return_token_ids,
+        tools=tools,
+        tool_mode=tool_mode,
+        has_parallel_calls=not params.HasField("parallel_tool_calls") or params.parallel_tool_calls,
+        response_format=response_format(params, tool_mode),
     )
 
 

@@ -1,6 +1,6 @@
 """The options of a request that this service does not serve, each refused by name.
 
-A value that asks for what happens anyway (`tool_choice` none) is served, not refused.
+A value that asks for what happens anyway (`modalities` of text) is served, not refused.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,6 @@ MAX_METADATA_KEY_LENGTH = 64
 MAX_METADATA_VALUE_LENGTH = 512
 
 
-# Without tools, both come to the same.
-_NO_TOOLS = (chat_pb2.ToolChoice.MODE_NONE, chat_pb2.ToolChoice.MODE_AUTO)
-
-
 class _Option(NamedTuple):
     """An option that is not served, and whether a request asks for it."""
 
@@ -26,15 +22,6 @@ class _Option(NamedTuple):
 
 
 _UNSERVED = (
-    _Option("tools", lambda p: bool(p.tools)),
-    _Option(
-        "tool_choice",
-        lambda p: p.HasField("tool_choice") and p.tool_choice.mode not in _NO_TOOLS,
-    ),
-    _Option(
-        "response_format",
-        lambda p: p.response_format.WhichOneof("format") not in {None, "text"},
-    ),
     _Option("modalities", lambda p: any(m != chat_pb2.MODALITY_TEXT for m in p.modalities)),
     _Option("audio", lambda p: p.HasField("audio")),
     _Option("prediction", lambda p: p.HasField("prediction")),
