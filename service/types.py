@@ -268,6 +268,10 @@ class Tokenizer(Protocol):
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for by itself, which need not be whole characters."""
+        ...
+
     def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
         """The conversation through the model's chat template.
 

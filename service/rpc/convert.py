@@ -74,9 +74,9 @@ def chat_request(
     return ChatRequest(
         model=params.model,
         messages=messages(params.messages),
-        sampling=_sampling(params.sampling, defaults, vocab_size),
+        sampling=sampling_params(params.sampling, defaults, vocab_size),
         prompt=prompt_options(params.prompt, params.reasoning_effort),
-        cache_salt=_cache_salt(params.cache_salt),
+        cache_salt=cache_salt(params.cache_salt),
     )
 
 
@@ -214,9 +214,14 @@ def _tool_call(proto: chat_pb2.ToolCall, path: str) -> ToolCall:
     return ToolCall(proto.id, proto.function.name, proto.function.arguments_json)
 
 
-def _sampling(
+def sampling_params(
     proto: chat_pb2.SamplingParams, defaults: SamplingParams, vocab_size: int
 ) -> SamplingParams:
+    """The sampling that a request asks for, the model's defaults where it says nothing.
+
+    Raises:
+        InvalidField
+    """
     given = {field.name: value for field, value in proto.ListFields()}
     for name, low, high in (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0)):
         _check_within(name, given.get(name, low), low, high)
@@ -249,7 +254,7 @@ def _stop_strings(strings: Sequence[str]) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def _cache_salt(salt: str) -> str:
+def cache_salt(salt: str) -> str:
     if len(salt) > MAX_CACHE_SALT_LENGTH:
         raise InvalidField(
             "cache_salt", f"A cache salt has at most {MAX_CACHE_SALT_LENGTH} characters."

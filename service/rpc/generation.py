@@ -1,23 +1,19 @@
 """From a checked request to text: the prompt, the engine's tokens, the answer's words."""
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import replace
 
-from service.errors import DeadlinePassed, InvalidField
+from service.errors import InvalidField
+from service.rpc.deadline import until
 from service.text.answer import AnswerText, TextDelta
 from service.text.chat_template import render_prompt
 from service.types import ChatRequest, Request, ServedModel
 
-# The caller's own deadline ends the call by itself, at its time; ours follows, for callers without
-# one, and the two never race.
-_DEADLINE_SLACK_S = 0.5
-
 # Not the event loop's own pool: that one is waited for at exit, however long a tokenization takes.
-_tokenizing = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
+tokenizing = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
 
 
 async def prepare(chat: ChatRequest, model: ServedModel, deadline: float) -> Request:
@@ -31,9 +27,9 @@ async def prepare(chat: ChatRequest, model: ServedModel, deadline: float) -> Req
         InvalidField: the prompt holds a token that the model does not know.
         DeadlinePassed
     """
-    async with _until(deadline):
+    async with until(deadline):
         prompt = await asyncio.get_running_loop().run_in_executor(
-            _tokenizing, render_prompt, model.tokenizer, chat.messages, chat.prompt
+            tokenizing, render_prompt, model.tokenizer, chat.messages, chat.prompt
         )
     if prompt and max(prompt) >= model.vocab_size:
         raise InvalidField("messages", f"The model does not know the token {max(prompt)}.")
@@ -59,21 +55,7 @@ async def generate(model: ServedModel, request: Request) -> AsyncGenerator[TextD
         yield TextDelta()
         answer, delta = AnswerText(model.tokenizer, request.sampling), TextDelta()
         while delta.finish_reason is None:
-            async with _until(request.deadline):
+            async with until(request.deadline):
                 output = await anext(outputs)
             delta = replace(answer.push(output), num_cached_tokens=output.num_cached_tokens)
             yield delta
-
-
-@asynccontextmanager
-async def _until(deadline: float | None) -> AsyncIterator[None]:
-    """Cancel the body and raise DeadlinePassed when the deadline, of `time.monotonic()`, passes."""
-    loop_time = None
-    if deadline is not None:
-        remaining_s = deadline - time.monotonic() + _DEADLINE_SLACK_S
-        loop_time = asyncio.get_running_loop().time() + remaining_s
-    try:
-        async with asyncio.timeout_at(loop_time):
-            yield
-    except TimeoutError as error:
-        raise DeadlinePassed("The deadline passed before the answer was complete.") from error

@@ -14,6 +14,7 @@ from service.errors import ModelLoadError, TemplateRefused, UnsupportedField
 from service.text import jinja_template
 from service.text.chat_template import with_known_roles
 from service.text.control_tokens import ControlTokens, encode
+from service.text.token_bytes import TokenBytes
 from service.types import PromptOptions
 
 
@@ -48,6 +49,7 @@ class HfTokenizer:
         self._special_tokens = dict(special_tokens)
         self._max_token_chars = max(map(len, backend.get_vocab(with_added_tokens=True)))
         self._control_tokens = ControlTokens(backend, template or "")
+        self._token_bytes = TokenBytes(backend)
 
     @property
     def vocab_size(self) -> int:
@@ -76,6 +78,10 @@ class HfTokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The ids' text, never tidied up. Ids outside the vocabulary have none."""
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for by itself, which need not be whole characters."""
+        return self._token_bytes(token_id)
 
     def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
         """The conversation through the model's chat template, to be encoded without special tokens.

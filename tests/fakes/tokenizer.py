@@ -24,6 +24,9 @@ class ByteTokenizer:
         )
         return out.decode(errors="replace")
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < EOS else b"<eos>"
+
     def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
         if any(m["content"] == "refuse me" for m in messages):
             raise TemplateRefused("no")

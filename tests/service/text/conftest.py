@@ -42,6 +42,9 @@ class LibraryTokenizer:
         assert token is not None
         return token
 
+    def token_bytes(self, token_id: int) -> bytes:
+        raise NotImplementedError
+
     def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
         raise NotImplementedError
 
