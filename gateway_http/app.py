@@ -16,8 +16,10 @@ from gateway_http.access import Access
 from gateway_http.config import Settings
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
-from gateway_http.routes import models, probes
-from gateway_http.routes.chat import ChatCompletions
+from gateway_http.routes import models, probes, tokens
+from gateway_http.routes.chat import CHAT
+from gateway_http.routes.completions import COMPLETIONS
+from gateway_http.routes.generation import Generation
 from gateway_http.upstreams import Upstream
 
 
@@ -30,6 +32,7 @@ def build_app(settings: Settings) -> Starlette:
         exception_handlers={HTTPException: _unrouted},
         lifespan=_lifespan(settings),
     )
+    app.state.settings = settings
     app.state.metrics = metrics
     app.state.stopping = stopping
     return app
@@ -37,12 +40,18 @@ def build_app(settings: Settings) -> Starlette:
 
 def _routes(settings: Settings, metrics: Metrics, stopping: asyncio.Event) -> list[Route]:
     """Each route of the API stands bare as well: some clients' base URL lacks the `/v1`."""
-    chat = ChatCompletions(settings, metrics, stopping)
     api: dict[str, tuple[str, Any]] = {
-        "/chat/completions": ("POST", chat),
+        "/chat/completions": ("POST", Generation(CHAT, settings, metrics, stopping)),
+        "/completions": ("POST", Generation(COMPLETIONS, settings, metrics, stopping)),
         "/models": ("GET", models.list_models),
         "/models/{model_id:path}": ("GET", models.retrieve_model),
+        "/tokenize": ("POST", tokens.tokenize),
+        "/detokenize": ("POST", tokens.detokenize),
         "/health": ("GET", probes.readyz),
+        "/ping": ("GET", probes.readyz),
+        "/ready": ("GET", probes.readyz),
+        "/live": ("GET", probes.healthz),
+        "/version": ("GET", probes.version),
     }
     return [
         *(

@@ -3,7 +3,7 @@
 import asyncio
 
 from chatrpc.v1 import chat_pb2, model_service_pb2, model_service_pb2_grpc
-from service.errors import InvalidField, MissingField
+from service.errors import InvalidField, MissingField, UnsupportedField
 from service.rpc import convert
 from service.rpc.interceptor import Context
 from service.rpc.lifecycle import Lifecycle
@@ -53,6 +53,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         if request.WhichOneof("input") is None:
             raise MissingField("input")
         if request.HasField("conversation"):
+            _refuse_unserved(request.conversation.prompt)
             convert.check_fits(
                 request.conversation.messages, tokenizer.max_token_chars, model.card.max_model_len
             )
@@ -70,7 +71,9 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
                 tokenizer.encode, request.text, add_special_tokens=adds_special
             )
         return model_service_pb2.TokenizeResponse(
-            token_ids=token_ids, max_model_len=model.card.max_model_len
+            token_ids=token_ids,
+            max_model_len=model.card.max_model_len,
+            token_bytes=map(tokenizer.token_bytes, token_ids) if request.return_token_bytes else (),
         )
 
     async def Detokenize(
@@ -86,3 +89,11 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             tokenizer.decode, list(request.token_ids), skip_special_tokens=False
         )
         return model_service_pb2.DetokenizeResponse(text=text)
+
+
+def _refuse_unserved(prompt: chat_pb2.PromptOptions) -> None:
+    for name in ("continue_final_message", "truncate_prompt_tokens"):
+        if getattr(prompt, name):
+            raise UnsupportedField(
+                f"conversation.prompt.{name}", f"{name} is not supported by this service."
+            )

@@ -194,9 +194,11 @@ async def test_a_prompt_of_one_token_has_no_log_probability(running: Running) ->
 async def test_token_ids_are_returned_where_they_are_asked_for(running: Running) -> None:
     running.engine.answer("x")
     [choice] = (await whole(running, [97, 98], return_token_ids=True)).choices
-    assert (choice.prompt_token_ids, choice.token_ids) == ([97, 98], [120])
+    assert list(choice.prompt_token_ids) == [97, 98]
+    assert list(choice.token_ids) == [120]
     [choice] = (await whole(running, [97, 98])).choices
-    assert (choice.prompt_token_ids, choice.token_ids) == ([], [])
+    assert not choice.prompt_token_ids
+    assert not choice.token_ids
 
 
 async def test_a_half_character_keeps_its_log_probabilities_with_it(running: Running) -> None:
