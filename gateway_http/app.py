@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from gateway_http.access import Access
 from gateway_http.config import Settings
+from gateway_http.cors import Cors
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
 from gateway_http.routes import models, probes, tokens
@@ -28,7 +29,10 @@ def build_app(settings: Settings) -> Starlette:
     metrics, stopping = Metrics(), asyncio.Event()
     app = Starlette(
         routes=_routes(settings, metrics, stopping),
-        middleware=[Middleware(Access, metrics=metrics)],
+        middleware=[
+            Middleware(Cors, allow_origins=settings.cors_allow_origins),
+            Middleware(Access, metrics=metrics),
+        ],
         exception_handlers={HTTPException: _unrouted},
         lifespan=_lifespan(settings),
     )
