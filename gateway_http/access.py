@@ -3,6 +3,7 @@
 import re
 import time
 import uuid
+from urllib.parse import unquote
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -40,7 +41,7 @@ class Access:
             return
         headers = Headers(scope=scope)
         exchange = Exchange(send, headers)
-        scope["path"] = "/" + "/".join(filter(None, scope["path"].split("/")))
+        scope["path"] = _path(scope)
         scope["state"]["exchange"] = exchange
         with (
             structlog.contextvars.bound_contextvars(request_id=exchange.request_id),
@@ -116,6 +117,12 @@ class Exchange:
             headers["x-request-id"] = self.request_id
             headers["openai-processing-ms"] = str(round(self.first_byte_s * 1000))
         await self._send(message)
+
+
+def _path(scope: Scope) -> str:
+    """Without slashes that say nothing; one that is written as %2F says something."""
+    raw: bytes = scope["raw_path"]
+    return unquote("/" + "/".join(filter(None, raw.decode("ascii").split("/"))))
 
 
 def _sent_id(headers: Headers) -> str:

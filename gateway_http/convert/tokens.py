@@ -57,7 +57,7 @@ def tokenize_answer(
     return openai.TokenizeAnswer(
         count=len(ids),
         max_model_len=answer.max_model_len,
-        tokens=pieces if request.with_pieces else ids,
+        tokens=[*pieces] if request.with_pieces else [*ids],
         token_strs=[token.decode(errors="replace") for token in told]
         if request.return_token_strs
         else UNSET,

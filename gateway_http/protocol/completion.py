@@ -8,17 +8,7 @@ from gateway_http.protocol.numbers import UInt32
 from gateway_http.protocol.response import FinishReason, PromptLogprobs, Usage
 from gateway_http.protocol.sampling import GenerationRequest, own_fields
 
-_TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 # Of one kind each, which a type cannot say.
-_PROMPT_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1},
-        _TOKENS,
-        {"type": "array", "items": _TOKENS, "minItems": 1},
-    ]
-}
-
 Prompts = Annotated[list[str | UInt32 | list[UInt32]], Meta(min_length=1)]
 
 
@@ -43,7 +33,7 @@ UNSERVED = own_fields(UnservedParameters)
 
 class CompletionRequest(UnservedParameters, forbid_unknown_fields=True, kw_only=True):
     # A text, texts, the tokens of one prompt, or those of several.
-    prompt: Annotated[str | Prompts, Meta(extra_json_schema=_PROMPT_SCHEMA)]
+    prompt: str | Prompts
     echo: bool | None = None
     logprobs: UInt32 | None = None
     suffix: str | None = None

@@ -43,7 +43,7 @@ class TokenPiece(Struct):
 class TokenizeAnswer(Struct, kw_only=True):
     count: int
     max_model_len: int
-    tokens: list[int] | list[TokenPiece]
+    tokens: list[int | TokenPiece]  # all of one kind
     token_strs: list[str] | UnsetType = UNSET
 
 

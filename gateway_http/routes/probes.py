@@ -16,7 +16,7 @@ from gateway_http.upstreams import Upstream
 # Less than the period of a probe; a service that takes longer to say so is not ready.
 _READY_TIMEOUT_S = 2
 
-_VERSION = version_of("chatrpc")
+VERSION = version_of("chatrpc")
 
 
 async def healthz(_: Request) -> Response:
@@ -48,4 +48,4 @@ async def metrics(request: Request) -> Response:
 
 
 async def version(_: Request) -> Response:
-    return json_response(Version(_VERSION))
+    return json_response(Version(VERSION))

@@ -45,7 +45,13 @@ async def _model(request: Request, named: str | None) -> str:
         return named
     served = await _upstream(request).list_models(_options(request))
     if not served:
-        raise ApiError(404, "No model is served.", param="model", code="model_not_found")
+        raise ApiError(
+            503,
+            "No model is served yet.",
+            kind="service_unavailable_error",
+            code="service_unavailable",
+            headers={"retry-after": "1"},
+        )
     return served[0].id
 
 

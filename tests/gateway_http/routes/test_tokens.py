@@ -98,7 +98,8 @@ async def test_detokenize(http: httpx.AsyncClient, path: str) -> None:
 async def test_no_model_to_tokenize_for(http: httpx.AsyncClient, service: FakeService) -> None:
     service.models = []
     answer = await http.post("/tokenize", json={"prompt": "a"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["error"]["code"] == "service_unavailable"
     service.models = [model("first"), model("second")]
     await http.post("/tokenize", json={"prompt": "a"})
     assert service.calls[-1].params.model == "first"
