@@ -48,9 +48,7 @@ FIELDS = {
         "Divides positive and multiplies negative logits of tokens already seen; 1 is none.",
         {"exclusiveMinimum": 0},
     ),
-    "repeat_penalty": Field(
-        "llama.cpp's name for repetition_penalty.", {"exclusiveMinimum": 0}
-    ),
+    "repeat_penalty": Field("llama.cpp's name for repetition_penalty.", {"exclusiveMinimum": 0}),
     "max_tokens": Field(
         "The longest answer, in tokens; clamped to what the context leaves. Absent: all of that in "
         "a chat, 16 in a text completion, where 0 scores an echoed prompt alone."
