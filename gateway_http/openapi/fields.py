@@ -23,6 +23,7 @@ _TOKENS: _Schema = {
     "items": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
     "minItems": 1,
 }
+_IDENTIFIER: _Schema = {"maxLength": 512}
 _STOP: _Schema = {"type": "string", "minLength": 1, "maxLength": 256}
 
 FIELDS = {
@@ -110,7 +111,10 @@ FIELDS = {
         "What is cached of a prompt is shared only among requests with an equal salt.",
         {"maxLength": 512},
     ),
-    "request_id": Field("The request's id, where the header X-Request-Id does not name it."),
+    "request_id": Field(
+        "The request's id, where the header X-Request-Id does not name it.",
+        {"pattern": "^[!-~]{1,128}$"},
+    ),
     "echo": Field("Put the prompt before the answer, and its tokens among the logprobs."),
     "suffix": Field("Text that is to follow the answer; for models trained to fill in."),
     "best_of": Field("No more than n."),
@@ -121,15 +125,15 @@ FIELDS = {
     "with_pieces": Field("As return_token_strs, in llama.cpp's form."),
     "parse_special": Field("Special tokens written out in a text are those tokens: true."),
     "tokens": Field("Token ids."),
-    "user": Field("Accepted, without effect on the answer."),
-    "safety_identifier": Field("Accepted, without effect on the answer."),
+    "user": Field("Accepted, without effect on the answer.", _IDENTIFIER),
+    "safety_identifier": Field("Accepted, without effect on the answer.", _IDENTIFIER),
     "metadata": Field(
         "Accepted, without effect on the answer: up to 16 pairs.",
         {"maxProperties": 16},
     ),
     "store": Field("Accepted. Nothing is ever stored."),
-    "prompt_cache_key": Field("Accepted, without effect on the answer."),
-    "service_tier": Field("Accepted. There is one tier."),
+    "prompt_cache_key": Field("Accepted, without effect on the answer.", _IDENTIFIER),
+    "service_tier": Field("Accepted. There is one tier.", _IDENTIFIER),
     "prompt_cache_options": Field("Accepted, without effect on the answer."),
     "prompt_cache_retention": Field("Accepted, without effect on the answer."),
 }

@@ -6,6 +6,7 @@ _RENAMED = [
     (r"^conversation\.", ""),
     (r"^(sampling|prompt)\.", ""),
     (r"^token_ids\b", "tokens"),
+    (r"^return_token_bytes$", "return_token_strs"),
     (r"^prompts\[(\d+)\](\.text|\.token_ids\.ids)?", r"prompt[\1]"),
     (r"^prompts\b", "prompt"),
     (r"^chat_template_kwargs_json", "chat_template_kwargs"),

@@ -81,7 +81,7 @@ def _refuse_unserved(params: completion_pb2.CompletionParams) -> None:
     """What a chat completion is refused for, a text completion is as well; but for `n`."""
     if params.suffix:
         raise UnsupportedField("suffix", "suffix is not supported by this service.")
-    chat = chat_pb2.ChatCompletionParams(sampling=params.sampling)
+    chat = chat_pb2.ChatCompletionParams(sampling=params.sampling, user=params.user)
     chat.sampling.ClearField("n")
     if params.HasField("response_format"):
         chat.response_format.CopyFrom(params.response_format)

@@ -33,6 +33,7 @@ MAX_STOP_STRINGS = 64
 MAX_STOP_STRING_LENGTH = 256  # characters
 MAX_STOP_TOKEN_IDS = 1024
 MAX_TEMPLATE_KWARGS_LENGTH = 65_536  # characters
+MAX_TEMPLATE_KWARGS_DEPTH = 32  # arrays and objects within one another
 MAX_CACHE_SALT_LENGTH = 512  # characters
 
 _ROLES = {
@@ -280,10 +281,25 @@ def _json_object(text: str, path: str) -> dict[str, Any]:
         raise InvalidField(path, "The template's arguments are not valid JSON.") from error
     if not isinstance(value, dict):
         raise InvalidField(path, "The template's arguments must be a JSON object.")
+    if _depth(value) > MAX_TEMPLATE_KWARGS_DEPTH:
+        raise InvalidField(
+            path, f"The template's arguments are nested deeper than {MAX_TEMPLATE_KWARGS_DEPTH}."
+        )
     for key in value:
         if not re.fullmatch(r"[A-Za-z_]\w*", key):
             raise InvalidField(path, f"{key!r} cannot be the name of a template argument.")
     return value
+
+
+def _depth(value: Any) -> int:
+    """How many arrays and objects stand within one another; no deeper than JSON can be parsed."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [
+            item for each in level for item in (each.values() if isinstance(each, dict) else each)
+        ]
+    return depth
 
 
 def _enum_name(enum: Any, value: int, path: str) -> str:

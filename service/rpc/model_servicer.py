@@ -12,6 +12,7 @@ from service.text.chat_template import render_prompt
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 MAX_DETOKENIZED = 100_000
+MAX_TOKENS_WITH_BYTES = 100_000
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
@@ -70,10 +71,18 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             token_ids = await asyncio.to_thread(
                 tokenizer.encode, request.text, add_special_tokens=adds_special
             )
+        token_bytes: list[bytes] = []
+        if request.return_token_bytes:
+            if len(token_ids) > MAX_TOKENS_WITH_BYTES:
+                raise InvalidField(
+                    "return_token_bytes",
+                    f"The bytes of at most {MAX_TOKENS_WITH_BYTES} tokens are returned.",
+                )
+            token_bytes = [tokenizer.token_bytes(token_id) for token_id in token_ids]
         return model_service_pb2.TokenizeResponse(
             token_ids=token_ids,
             max_model_len=model.card.max_model_len,
-            token_bytes=map(tokenizer.token_bytes, token_ids) if request.return_token_bytes else (),
+            token_bytes=token_bytes,
         )
 
     async def Detokenize(

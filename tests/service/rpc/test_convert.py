@@ -241,3 +241,16 @@ def test_the_generation_prompt_is_there_unless_refused() -> None:
 def test_every_finish_reason_has_a_place_on_the_wire(reason: FinishReason) -> None:
     name = chat_pb2.FinishReason.Name(convert.finish_reason(reason))
     assert name == f"FINISH_REASON_{reason.name}"
+
+
+@pytest.mark.parametrize(("depth", "is_fine"), [(32, True), (33, False), (900, False)])
+def test_the_templates_arguments_are_not_nested_without_end(depth: int, is_fine: bool) -> None:
+    """The object itself is one level."""
+    text = '{"a":' + "[" * (depth - 1) + "]" * (depth - 1) + "}"
+    options = chat_pb2.PromptOptions(chat_template_kwargs_json=text)
+    if is_fine:
+        convert.prompt_options(options, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
+        return
+    with pytest.raises(InvalidField) as caught:
+        convert.prompt_options(options, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
+    assert caught.value.field == "prompt.chat_template_kwargs_json"
