@@ -80,7 +80,7 @@ class GenerationRequest(SamplingParameters, kw_only=True):
     truncate_prompt_tokens: UInt32 | None = None
     priority: Int32 | None = None
     cache_salt: str | None = None
-    # The request's id, where the header X-Request-Id does not name it. Not `$`: a newline may follow.
+    # The request's id, where the header X-Request-Id names none. Not `$`: a newline may follow it.
     request_id: Annotated[str, Meta(pattern=r"^[!-~]{1,128}(?![\s\S])")] | None = None
     user: str | None = None  # accepted, without effect
 
