@@ -10,11 +10,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatrpc.v1 import chat_pb2
 from service.rpc.convert import finish_reason, matched_stop
+from service.rpc.logprobs import token_logprob
 from service.text.answer import TextDelta
 from service.types import ModelCard, Tokenizer, TokenLogprobs
-
-# JSON has no infinity; this is what OpenAI says of what cannot be.
-_LEAST_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +41,7 @@ class Heading:
         )
 
     def logprobs(self, logprobs: Iterable[TokenLogprobs]) -> Iterator[chat_pb2.TokenLogprob]:
-        return (self._token_logprob(token) for token in logprobs)
-
-    def _token_logprob(self, token: TokenLogprobs) -> chat_pb2.TokenLogprob:
-        proto = self._logprob(token.token_id, token.logprob)
-        proto.top.extend(self._logprob(token_id, logprob) for token_id, logprob in token.top)
-        return proto
-
-    def _logprob(self, token_id: int, logprob: float) -> chat_pb2.TokenLogprob:
-        token_bytes = self.tokenizer.token_bytes(token_id)
-        return chat_pb2.TokenLogprob(
-            token=_token_text(token_bytes),
-            token_bytes=token_bytes,
-            logprob=max(logprob, _LEAST_LOGPROB),
-            token_id=token_id,
-        )
+        return (token_logprob(token, self.tokenizer) for token in logprobs)
 
 
 def completion(heading: Heading, deltas: list[TextDelta]) -> chat_pb2.ChatCompletion:
@@ -195,11 +179,3 @@ def _says_something(delta: TextDelta) -> bool:
     return bool(
         delta.text or delta.reasoning or delta.calls or delta.logprobs or delta.prompt_logprobs
     )
-
-
-def _token_text(token_bytes: bytes) -> str:
-    """The token as OpenAI writes it: its text, or the bytes of what is no whole character."""
-    try:
-        return token_bytes.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token_bytes)

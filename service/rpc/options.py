@@ -12,6 +12,7 @@ from service.errors import InvalidField, UnsupportedField
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY_LENGTH = 64
 MAX_METADATA_VALUE_LENGTH = 512
+MAX_IDENTIFIER_LENGTH = 512
 
 
 class _Option(NamedTuple):
@@ -40,6 +41,14 @@ def refuse_unserved(params: chat_pb2.ChatCompletionParams) -> None:
             name = option.path.rpartition(".")[-1]
             raise UnsupportedField(option.path, f"{name} is not supported by this service.")
     _check_metadata(params)
+    for name in ("user", "safety_identifier", "prompt_cache_key", "service_tier"):
+        check_identifier(name, getattr(params, name))
+
+
+def check_identifier(name: str, value: str) -> None:
+    """What the caller tells for its own bookkeeping is short, though nothing is made of it."""
+    if len(value) > MAX_IDENTIFIER_LENGTH:
+        raise InvalidField(name, f"{name} has at most {MAX_IDENTIFIER_LENGTH} characters.")
 
 
 def _check_metadata(params: chat_pb2.ChatCompletionParams) -> None:

@@ -10,7 +10,8 @@ from service.types import EngineStats, FinishReason, Request, TokenLogprobs, Tok
 
 
 class FakeEngine:
-    """`service.types.Engine` that gives each sequence of a request the outputs of `script`.
+    """`service.types.Engine` that gives each sequence of a request the outputs of `script`; or to
+    each its own, where they have indices.
 
     A step of the script is an output, an error to raise or an event to wait for. Log probabilities
     that are asked for and not in the script are made up, by `logprobs_of`. `requests` are those
@@ -41,21 +42,21 @@ class FakeEngine:
         if self.refusal is not None:
             raise self.refusal
         self.requests.append(request)
-        first = next((step for step in self.script if isinstance(step, TokenOutput)), None)
+        outputs = [step for step in self.script if isinstance(step, TokenOutput)]
+        is_told_apart = any(output.index for output in outputs)
+        ended: set[int | None] = set()
         with self._running():
             yield TokenOutput()
-            unwanted: set[int | None] = set()
             for step in self.script:
                 if isinstance(step, asyncio.Event):
                     await step.wait()
                 elif isinstance(step, Exception):
                     raise step
                 else:
-                    for index in range(request.n):
-                        if index not in unwanted:
-                            unwanted.add(
-                                (yield _told(step, index, request, is_first=step is first))
-                            )
+                    for index in [step.index] if is_told_apart else range(request.n):
+                        if index not in ended:
+                            told = _told(step, index, request, is_first=step is outputs[0])
+                            ended.add((yield told))
 
     def stats(self) -> EngineStats:
         return EngineStats(num_running=self.num_running)
@@ -79,8 +80,9 @@ def _told(step: TokenOutput, index: int, request: Request, *, is_first: bool) ->
     output = replace(step, index=index)
     if request.num_logprobs is not None and not step.logprobs:
         output = replace(output, logprobs=logprobs_of(step.token_ids, request.num_logprobs))
-    if is_first and index == 0 and request.num_prompt_logprobs is not None:
-        prompt = logprobs_of(request.prompt_token_ids[1:], request.num_prompt_logprobs)
+    wants_prompt = request.num_prompt_logprobs is not None and not step.prompt_logprobs
+    if is_first and index == 0 and wants_prompt:
+        prompt = logprobs_of(request.prompt_token_ids[1:], request.num_prompt_logprobs or 0)
         output = replace(output, prompt_logprobs=prompt)
     return output
 

@@ -105,3 +105,11 @@ def test_metadata_is_bounded(metadata: dict[str, str]) -> None:
     with pytest.raises(InvalidField) as caught:
         refuse_unserved(params(metadata=metadata))
     assert caught.value.field == "metadata"
+
+
+@pytest.mark.parametrize("name", ["user", "safety_identifier", "prompt_cache_key", "service_tier"])
+def test_what_is_only_noted_is_bounded(name: str) -> None:
+    refuse_unserved(params(**{name: "x" * 512}))
+    with pytest.raises(InvalidField) as caught:
+        refuse_unserved(params(**{name: "x" * 513}))
+    assert caught.value.field == name
