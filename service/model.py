@@ -3,6 +3,8 @@
 from pathlib import Path
 from threading import Thread
 
+import structlog
+
 from service.checkpoint import (
     Checkpoint,
     load_generation_defaults,
@@ -12,8 +14,20 @@ from service.checkpoint import (
 from service.config import ServiceSettings
 from service.engine.core import EngineCore
 from service.fingerprint import fingerprint
+from service.text.formats import chat_formats
+from service.text.grammars import CompiledGrammars, load_token_trie
 from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
-from service.types import Engine, ModelCard, SamplingParams, ServedModel
+from service.types import (
+    ChatFormats,
+    Engine,
+    ModelCard,
+    ReasoningFormat,
+    SamplingParams,
+    ServedModel,
+    ToolFormat,
+)
+
+log = structlog.get_logger("service")
 
 
 class ModelLoader:
@@ -29,6 +43,8 @@ class ModelLoader:
         self._sampling_defaults: SamplingParams
         self._eos_token_ids: frozenset[int]
         self._vocab_size: int
+        self._formats: ChatFormats
+        self._grammars: CompiledGrammars | None
 
     def load(self) -> tuple[EngineCore, int]:
         """The engine core and its longest sequence.
@@ -46,6 +62,14 @@ class ModelLoader:
             self._checkpoint.path
         )
         self._vocab_size = load_vocab_size(self._checkpoint.path)
+        self._formats = chat_formats(
+            self._tokenizer.template,
+            None if settings.tool_format == "auto" else ToolFormat(settings.tool_format),
+            None
+            if settings.reasoning_format == "auto"
+            else ReasoningFormat(settings.reasoning_format),
+        )
+        self._grammars = self._load_grammars()
         compiling.join()
         from service.engine.load import EngineOptions, load_engine  # noqa: PLC0415  # see above
 
@@ -92,7 +116,19 @@ class ModelLoader:
             self._sampling_defaults,
             self._eos_token_ids,
             self._vocab_size,
+            self._formats,
+            self._grammars,
         )
+
+    def _load_grammars(self) -> CompiledGrammars | None:
+        """None for a tokenizer that llguidance does not know; requests that need it are refused."""
+        vocab_size = max(self._vocab_size, self._tokenizer.vocab_size)
+        try:
+            trie = load_token_trie(self._tokenizer.to_json(), vocab_size, self._eos_token_ids)
+        except ValueError as error:
+            log.warning("answers cannot be held to a grammar", reason=str(error).splitlines()[0])
+            return None
+        return CompiledGrammars(trie)
 
 
 def _compile_kernels(cache_dir: Path) -> None:

@@ -7,16 +7,17 @@ from service.types import TokenOutput
 
 
 class OutputSlot:
-    """The pending output of one request. What its reader has not taken yet is merged into one.
+    """The pending outputs of one request. What its reader has not taken yet of a sequence is merged
+    into one, but for an end without a token: behind tokens the end belongs to the last of them.
 
-    The reader gets it when it is released, so that not every token has to travel alone. The first
-    and the last are released at once.
+    The reader gets them when they are released, so that not every token has to travel alone. The
+    first and the ends are released at once.
     """
 
     __slots__ = ("_error", "_pending", "_ready", "_released_s")
 
     def __init__(self) -> None:
-        self._pending: TokenOutput | None = None
+        self._pending: dict[tuple[int, bool], TokenOutput] = {}  # in the order of their first token
         self._error: ChatrpcError | None = None
         self._ready = asyncio.Event()
         self._released_s = float("-inf")
@@ -26,23 +27,25 @@ class OutputSlot:
             self._error = output
             self._ready.set()
             return
-        self._pending = output if self._pending is None else self._pending.merged_with(output)
+        key = output.index, bool(output.token_ids)
+        before = self._pending.get(key)
+        self._pending[key] = output if before is None else before.merged_with(output)
         if output.finish_reason is not None:
             self._ready.set()
 
     def release(self, now_s: float, interval_s: float) -> None:
         """Let the reader have what is pending, if the last release was `interval_s` ago."""
-        if self._pending is not None and now_s - self._released_s >= interval_s:
+        if self._pending and now_s - self._released_s >= interval_s:
             self._released_s = now_s
             self._ready.set()
 
     async def take(self) -> TokenOutput:
-        """The pending output, waiting for one; raises the error once nothing is pending."""
+        """A pending output, waiting for one; raises the error once nothing is pending."""
         await self._ready.wait()
-        output, self._pending = self._pending, None
-        if output is None:
+        if not self._pending:
             assert self._error is not None  # noqa: S101  # the event is set with one of the two
             raise self._error
-        if self._error is None:
+        output = self._pending.pop(next(iter(self._pending)))
+        if not self._pending and self._error is None:
             self._ready.clear()
         return output

@@ -10,11 +10,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatrpc.v1 import chat_pb2
 from service.rpc.convert import finish_reason, matched_stop
+from service.rpc.logprobs import token_logprob
 from service.text.answer import TextDelta
 from service.types import ModelCard, Tokenizer, TokenLogprobs
-
-# JSON has no infinity; this is what OpenAI says of what cannot be.
-_LEAST_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,29 +30,18 @@ class Heading:
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def usage(self, num_completion_tokens: int, num_cached_tokens: int) -> chat_pb2.Usage:
+    def usage(
+        self, num_completion_tokens: int, num_cached_tokens: int, num_reasoning_tokens: int
+    ) -> chat_pb2.Usage:
         return chat_pb2.Usage(
             prompt_tokens=len(self.prompt_token_ids),
             completion_tokens=num_completion_tokens,
             cached_prompt_tokens=num_cached_tokens,
+            reasoning_tokens=num_reasoning_tokens,
         )
 
     def logprobs(self, logprobs: Iterable[TokenLogprobs]) -> Iterator[chat_pb2.TokenLogprob]:
-        return (self._token_logprob(token) for token in logprobs)
-
-    def _token_logprob(self, token: TokenLogprobs) -> chat_pb2.TokenLogprob:
-        proto = self._logprob(token.token_id, token.logprob)
-        proto.top.extend(self._logprob(token_id, logprob) for token_id, logprob in token.top)
-        return proto
-
-    def _logprob(self, token_id: int, logprob: float) -> chat_pb2.TokenLogprob:
-        token_bytes = self.tokenizer.token_bytes(token_id)
-        return chat_pb2.TokenLogprob(
-            token=_token_text(token_bytes),
-            token_bytes=token_bytes,
-            logprob=max(logprob, _LEAST_LOGPROB),
-            token_id=token_id,
-        )
+        return (token_logprob(token, self.tokenizer) for token in logprobs)
 
 
 def completion(heading: Heading, deltas: list[TextDelta]) -> chat_pb2.ChatCompletion:
@@ -68,7 +55,9 @@ def completion(heading: Heading, deltas: list[TextDelta]) -> chat_pb2.ChatComple
         model=heading.model.id,
         choices=[_choice(heading, index, deltas) for index, deltas in enumerate(said)],
         usage=heading.usage(
-            sum(delta.num_tokens for delta in deltas), deltas[-1].num_cached_tokens
+            sum(delta.num_tokens for delta in deltas),
+            deltas[-1].num_cached_tokens,
+            sum(choice[-1].num_reasoning_tokens for choice in said),
         ),
         system_fingerprint=heading.model.fingerprint,
         prompt_token_ids=heading.prompt_token_ids if heading.returns_token_ids else None,
@@ -79,9 +68,13 @@ def completion(heading: Heading, deltas: list[TextDelta]) -> chat_pb2.ChatComple
 
 
 def _choice(heading: Heading, index: int, deltas: list[TextDelta]) -> chat_pb2.Choice:
+    text = "".join(delta.text for delta in deltas)
+    calls = tool_calls(deltas)
     message = chat_pb2.ChatMessage(
         role=chat_pb2.ROLE_ASSISTANT,
-        content=[chat_pb2.ContentPart(text="".join(delta.text for delta in deltas))],
+        content=[] if calls and not text else [chat_pb2.ContentPart(text=text)],
+        reasoning_content="".join(delta.reasoning for delta in deltas),
+        tool_calls=calls,
     )
     token_ids = chain.from_iterable(delta.token_ids for delta in deltas)
     return chat_pb2.Choice(
@@ -94,6 +87,17 @@ def _choice(heading: Heading, index: int, deltas: list[TextDelta]) -> chat_pb2.C
     )
 
 
+def tool_calls(deltas: Iterable[TextDelta]) -> list[chat_pb2.ToolCall]:
+    """The calls that the pieces in `deltas` add up to, in order."""
+    calls: dict[int, chat_pb2.ToolCall] = {}
+    for piece in (piece for delta in deltas for piece in delta.calls):
+        call = calls.setdefault(piece.index, chat_pb2.ToolCall(index=piece.index))
+        call.id += piece.id
+        call.function.name += piece.name
+        call.function.arguments_json += piece.arguments
+    return list(calls.values())
+
+
 class ChunkBuilder:
     """The chunks of one streamed completion, in order."""
 
@@ -104,19 +108,25 @@ class ChunkBuilder:
         self._choices = [_ChoiceProgress() for _ in range(heading.n)]
 
     def push(self, delta: TextDelta) -> chat_pb2.ChatCompletionChunk | None:
-        """The chunk that `delta` makes; None while it has neither text nor an end."""
+        """The chunk that `delta` makes; None while it says nothing and is not the end."""
         self._num_tokens += delta.num_tokens
         progress = self._choices[delta.index]
         progress.num_tokens += delta.num_tokens
         if self._heading.returns_token_ids:
             progress.token_ids += delta.token_ids
-        is_worth_it = delta.text or delta.logprobs or delta.prompt_logprobs
-        if not is_worth_it and delta.finish_reason is None:
+        progress.num_reasoning_tokens = delta.num_reasoning_tokens
+        if not _says_something(delta) and delta.finish_reason is None:
             return None
         chunk = chat_pb2.ChatCompletionChunk(choices=[self._choice(delta, progress)])
         is_last = all(choice.is_finished for choice in self._choices)
         if self._is_first or is_last:
-            chunk.usage.CopyFrom(self._heading.usage(self._num_tokens, delta.num_cached_tokens))
+            chunk.usage.CopyFrom(
+                self._heading.usage(
+                    self._num_tokens,
+                    delta.num_cached_tokens,
+                    sum(choice.num_reasoning_tokens for choice in self._choices),
+                )
+            )
         if self._is_first:
             self._head(chunk)
         chunk.prompt_logprobs.extend(self._heading.logprobs(delta.prompt_logprobs))
@@ -125,7 +135,11 @@ class ChunkBuilder:
     def _choice(self, delta: TextDelta, progress: "_ChoiceProgress") -> chat_pb2.ChoiceDelta:
         choice = chat_pb2.ChoiceDelta(
             index=delta.index,
-            delta=chat_pb2.Delta(content=delta.text or None),
+            delta=chat_pb2.Delta(
+                content=delta.text or None,
+                reasoning_content=delta.reasoning or None,
+                tool_calls=tool_calls([delta]),
+            ),
             finish_reason=finish_reason(delta.finish_reason),
             num_tokens=progress.num_tokens,
             matched_stop=matched_stop(delta.matched_stop),
@@ -156,13 +170,12 @@ class _ChoiceProgress:
 
     num_tokens: int = 0
     token_ids: tuple[int, ...] = ()
+    num_reasoning_tokens: int = 0  # of all of it
     is_new: bool = True
     is_finished: bool = False
 
 
-def _token_text(token_bytes: bytes) -> str:
-    """The token as OpenAI writes it: its text, or the bytes of what is no whole character."""
-    try:
-        return token_bytes.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token_bytes)
+def _says_something(delta: TextDelta) -> bool:
+    return bool(
+        delta.text or delta.reasoning or delta.calls or delta.logprobs or delta.prompt_logprobs
+    )

@@ -19,6 +19,7 @@ from service.errors import (
 )
 from service.rpc.options import refuse_unserved
 from service.rpc.sampling import sampling_params
+from service.rpc.tools import response_format, tools_and_mode
 from service.types import (
     ChatRequest,
     FinishReason,
@@ -30,6 +31,7 @@ from service.types import (
 )
 
 MAX_TEMPLATE_KWARGS_LENGTH = 65_536  # characters
+MAX_TEMPLATE_KWARGS_DEPTH = 32  # arrays and objects within one another
 MAX_CACHE_SALT_LENGTH = 512  # characters
 MAX_TOP_LOGPROBS = 20
 
@@ -44,6 +46,7 @@ _ROLES = {
 _FINISH_REASONS = {
     FinishReason.STOP: chat_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: chat_pb2.FINISH_REASON_LENGTH,
+    FinishReason.TOOL_CALLS: chat_pb2.FINISH_REASON_TOOL_CALLS,
 }
 
 _PARTS = {"image": "image_url", "audio": "input_audio", "file": "file"}
@@ -58,17 +61,22 @@ def chat_request(
         InvalidField, or one of its kinds: the first mistake found.
     """
     refuse_unserved(params)
+    tools, tool_mode = tools_and_mode(params)
     return ChatRequest(
         model=params.model,
         messages=messages(params.messages),
         sampling=sampling_params(params.sampling, defaults, vocab_size),
         prompt=prompt_options(params.prompt, params.reasoning_effort),
-        cache_salt=_cache_salt(params.cache_salt),
+        cache_salt=cache_salt(params.cache_salt),
         n=params.sampling.n if params.sampling.HasField("n") else 1,
         priority=params.priority,
         num_logprobs=_num_logprobs(params),
         num_prompt_logprobs=_num_prompt_logprobs(params),
         returns_token_ids=params.return_token_ids,
+        tools=tools,
+        tool_mode=tool_mode,
+        has_parallel_calls=not params.HasField("parallel_tool_calls") or params.parallel_tool_calls,
+        response_format=response_format(params, tool_mode),
     )
 
 
@@ -235,7 +243,7 @@ def _check_alternatives(name: str, count: int) -> None:
         raise InvalidField(name, f"{name} must be at most {MAX_TOP_LOGPROBS}, not {count}.")
 
 
-def _cache_salt(salt: str) -> str:
+def cache_salt(salt: str) -> str:
     if len(salt) > MAX_CACHE_SALT_LENGTH:
         raise InvalidField(
             "cache_salt", f"A cache salt has at most {MAX_CACHE_SALT_LENGTH} characters."
@@ -254,10 +262,25 @@ def _json_object(text: str, path: str) -> dict[str, Any]:
         raise InvalidField(path, "The template's arguments are not valid JSON.") from error
     if not isinstance(value, dict):
         raise InvalidField(path, "The template's arguments must be a JSON object.")
+    if _depth(value) > MAX_TEMPLATE_KWARGS_DEPTH:
+        raise InvalidField(
+            path, f"The template's arguments are nested deeper than {MAX_TEMPLATE_KWARGS_DEPTH}."
+        )
     for key in value:
         if not re.fullmatch(r"[A-Za-z_]\w*", key):
             raise InvalidField(path, f"{key!r} cannot be the name of a template argument.")
     return value
+
+
+def _depth(value: Any) -> int:
+    """How many arrays and objects stand within one another; no deeper than JSON can be parsed."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [
+            item for each in level for item in (each.values() if isinstance(each, dict) else each)
+        ]
+    return depth
 
 
 def _enum_name(enum: Any, value: int, path: str) -> str:

@@ -1,6 +1,6 @@
 """The options of a request that this service does not serve, each refused by name.
 
-A value that asks for what happens anyway (`tool_choice` none) is served, not refused.
+A value that asks for what happens anyway (`modalities` of text) is served, not refused.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,7 @@ from service.errors import InvalidField, UnsupportedField
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY_LENGTH = 64
 MAX_METADATA_VALUE_LENGTH = 512
-
-
-# Without tools, both come to the same.
-_NO_TOOLS = (chat_pb2.ToolChoice.MODE_NONE, chat_pb2.ToolChoice.MODE_AUTO)
+MAX_IDENTIFIER_LENGTH = 512
 
 
 class _Option(NamedTuple):
@@ -26,15 +23,6 @@ class _Option(NamedTuple):
 
 
 _UNSERVED = (
-    _Option("tools", lambda p: bool(p.tools)),
-    _Option(
-        "tool_choice",
-        lambda p: p.HasField("tool_choice") and p.tool_choice.mode not in _NO_TOOLS,
-    ),
-    _Option(
-        "response_format",
-        lambda p: p.response_format.WhichOneof("format") not in {None, "text"},
-    ),
     _Option("modalities", lambda p: any(m != chat_pb2.MODALITY_TEXT for m in p.modalities)),
     _Option("audio", lambda p: p.HasField("audio")),
     _Option("prediction", lambda p: p.HasField("prediction")),
@@ -53,6 +41,14 @@ def refuse_unserved(params: chat_pb2.ChatCompletionParams) -> None:
             name = option.path.rpartition(".")[-1]
             raise UnsupportedField(option.path, f"{name} is not supported by this service.")
     _check_metadata(params)
+    for name in ("user", "safety_identifier", "prompt_cache_key", "service_tier"):
+        check_identifier(name, getattr(params, name))
+
+
+def check_identifier(name: str, value: str) -> None:
+    """What the caller tells for its own bookkeeping is short, though nothing is made of it."""
+    if len(value) > MAX_IDENTIFIER_LENGTH:
+        raise InvalidField(name, f"{name} has at most {MAX_IDENTIFIER_LENGTH} characters.")
 
 
 def _check_metadata(params: chat_pb2.ChatCompletionParams) -> None:

@@ -1,6 +1,7 @@
 """One choice's answer: the engine's tokens in, finished text out."""
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -10,10 +11,22 @@ from service.types import FinishReason, SamplingParams, Tokenizer, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
+class CallDelta:
+    """The next piece of a call. Its id and its name come with the first piece alone."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     """The next piece of an answer, of the choice `index`.
 
     `num_tokens` were generated for it, `token_ids`; their text may be held back for a later delta.
+    `reasoning` is text too, of the thoughts before the answer, and `num_reasoning_tokens` are those
+    of the whole answer so far that were spent on them. `calls` are pieces of calls of functions.
     `matched_stop` is the stop string or stop token of the request that ended the answer, if one of
     them did. `num_cached_tokens` of the prompt came from the prefix cache.
 
@@ -30,12 +43,22 @@ class TextDelta:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    reasoning: str = ""
+    num_reasoning_tokens: int = 0
+    calls: tuple[CallDelta, ...] = ()
 
 
 class AnswerText:
     """A sequence's outputs as text that holds no half character and no part of a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        sampling: SamplingParams,
+        markers: Mapping[int, str] | None = None,
+    ) -> None:
+        """`markers`: special tokens that do show in the text, as they are written, by their ids."""
+        self._markers = markers or {}
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
         self._stop_strings = StopStrings(
             sampling.stop, is_included=sampling.include_stop_str_in_output
@@ -64,8 +87,9 @@ class AnswerText:
                 text += self._stop_strings.push(self._detokenizer.flush())
             text += self._stop_strings.flush()
             matched_stop = self._stop_strings.matched
-            if matched_stop is None and is_stopped and token_ids[-1] in self._stop_token_ids:
-                matched_stop = token_ids[-1]
+            ended_by = token_ids[-1] if is_stopped and token_ids else None
+            if matched_stop is None and ended_by in self._stop_token_ids:
+                matched_stop = ended_by
         if self._stop_strings.matched is not None:
             finish_reason = FinishReason.STOP
         return TextDelta(
@@ -84,19 +108,25 @@ class AnswerText:
         self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]
     ) -> tuple[str, int]:
         """The text of the tokens up to a stop string's last, and how many they are."""
-        if not self._has_stop_strings and not logprobs:  # all at once is cheaper
+        if not (self._has_stop_strings or self._markers or logprobs):  # all at once is cheaper
             return self._detokenizer.push(token_ids), len(token_ids)
         text = ""
         for count, (token_id, token_logprobs) in enumerate(
             zip_longest(token_ids, logprobs[: len(token_ids)]), start=1
         ):
-            piece = self._detokenizer.push((token_id,))
+            piece = self._text_of(token_id)
             if token_logprobs is not None:
                 self._logprobs.add(token_logprobs, len(piece))
             text += self._stop_strings.push(piece)
             if self._stop_strings.matched is not None:
                 return text, count
         return text, len(token_ids)
+
+    def _text_of(self, token_id: int) -> str:
+        marker = self._markers.get(token_id)
+        if marker is None:
+            return self._detokenizer.push((token_id,))
+        return self._detokenizer.restart() + marker
 
 
 @dataclass(slots=True)

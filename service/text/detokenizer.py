@@ -77,6 +77,12 @@ class Detokenizer:
             self._halve_window()
         return ready
 
+    def restart(self) -> str:
+        """Return what was kept back, and forget all of it: what comes next is no part of it."""
+        rest = self.flush()
+        self._ids, self._text, self._num_sent, self._num_settled = [], "", 0, 0
+        return rest
+
     def flush(self) -> str:
         """Return what was kept back. The sequence is over; nothing may be pushed after it."""
         rest = self._text[self._num_sent :]

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway_http.app import build_app
 from gateway_http.config import Settings
+from gateway_http.http_protocol import HttpProtocol
 from tests.fakes.chat_service import FakeService
 
 
@@ -22,7 +23,7 @@ async def serving(**options: Any) -> AsyncIterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
             build_app(Settings(**options)),
-            http="httptools",
+            http=HttpProtocol,
             lifespan="on",
             ws="none",
             log_config=None,

@@ -238,7 +238,8 @@ class ChatCompletionParams(Message):
     characters. Absent: with all that have none.
     """
     verbosity: Verbosity.ValueType
-    """The rest is accepted, and without effect on the answer: bookkeeping of the caller, and hints.
+    """The rest is accepted, and without effect on the answer: bookkeeping of the caller, and hints, of
+    at most 512 characters each.
 
     How long an answer should be; for models trained to follow it.
     """

@@ -10,7 +10,7 @@ import pytest
 
 from chatrpc.v1 import chat_pb2, chat_service_pb2
 from service.errors import ContextLengthExceeded, EngineDead, QueueFull
-from service.types import FinishReason, TokenLogprobs, TokenOutput
+from service.types import FinishReason, TokenOutput
 from tests.fakes.tokenizer import EOS
 from tests.fakes.wait import until
 from tests.service.rpc.conftest import Running, params
@@ -55,43 +55,34 @@ async def test_usage_says_what_of_the_prompt_was_cached(running: Running) -> Non
     assert [usage.cached_prompt_tokens for usage in usages] == [16, 16, 16]
 
 
-async def test_several_choices_end_each_at_its_own_time(running: Running) -> None:
+async def test_each_choice_ends_by_itself(running: Running) -> None:
     running.engine.script = [
-        TokenOutput(tuple(b"one END"), index=1),
-        TokenOutput(tuple(b"more"), index=1),  # of which nobody wants to hear
-        TokenOutput(tuple(b"two"), FinishReason.LENGTH, index=0),
+        TokenOutput(tuple(b"one END")),
+        TokenOutput(tuple(b"more"), FinishReason.LENGTH),  # of which nobody wants to hear
     ]
     sampling = chat_pb2.SamplingParams(n=2, stop=["END"])
     whole = (await running.chat.CreateChatCompletion(unary(sampling=sampling))).completion
     assert running.engine.requests[0].n == 2
-    assert [choice.message.content[0].text for choice in whole.choices] == ["two", "one "]
-    assert [choice.finish_reason for choice in whole.choices] == [
-        chat_pb2.FINISH_REASON_LENGTH,
-        chat_pb2.FINISH_REASON_STOP,
-    ]
-    assert whole.usage.completion_tokens == 10
+    assert [choice.index for choice in whole.choices] == [0, 1]
+    assert [choice.message.content[0].text for choice in whole.choices] == ["one ", "one "]
+    assert {choice.finish_reason for choice in whole.choices} == {chat_pb2.FINISH_REASON_STOP}
+    assert whole.usage.completion_tokens == 14
 
 
 async def test_log_probabilities_and_token_ids_are_told_on_demand(running: Running) -> None:
-    logprobs = TokenLogprobs(ord("a"), -0.25, ((ord("a"), -0.25),))
-    running.engine.script = [
-        TokenOutput(
-            (ord("a"), EOS),
-            FinishReason.STOP,
-            logprobs=(logprobs, TokenLogprobs(EOS, -1.0)),
-            prompt_logprobs=(logprobs,),
-        )
-    ]
-    request = {"logprobs": True, "top_logprobs": 1, "prompt_logprobs": 1, "return_token_ids": True}
+    running.engine.script = [TokenOutput((ord("a"), EOS), FinishReason.STOP)]
+    request = {"logprobs": True, "top_logprobs": 2, "prompt_logprobs": 0, "return_token_ids": True}
     whole = (await running.chat.CreateChatCompletion(unary(**request))).completion
     asked = running.engine.requests[0]
-    assert (asked.num_logprobs, asked.num_prompt_logprobs) == (1, 1)
+    assert (asked.num_logprobs, asked.num_prompt_logprobs) == (2, 0)
     [choice] = whole.choices
     assert list(choice.token_ids) == [ord("a"), EOS]
     [token] = choice.logprobs
-    assert (token.token, token.logprob) == ("a", -0.25)
-    assert list(whole.prompt_logprobs) == [token]
-    assert bytes(whole.prompt_token_ids) == b"<user>hi<assistant>"
+    assert (token.token, token.logprob) == ("a", -0.5)
+    assert [top.token for top in token.top] == ["a", "b"]
+    prompt = "<user>hi<assistant>"
+    assert bytes(whole.prompt_token_ids) == prompt.encode()
+    assert "".join(logprob.token for logprob in whole.prompt_logprobs) == prompt[1:]
 
 
 async def test_bad_words_are_asked_for_with_and_without_a_space(running: Running) -> None:

@@ -210,3 +210,16 @@ def test_a_message_that_is_continued_is_not_answered() -> None:
         options(continue_final_message=True, add_generation_prompt=True)
     with pytest.raises(InvalidField, match="at least 1"):
         options(truncate_prompt_tokens=0)
+
+
+@pytest.mark.parametrize(("depth", "is_fine"), [(32, True), (33, False), (900, False)])
+def test_the_templates_arguments_are_not_nested_without_end(depth: int, is_fine: bool) -> None:
+    """The object itself is one level."""
+    text = '{"a":' + "[" * (depth - 1) + "]" * (depth - 1) + "}"
+    options = chat_pb2.PromptOptions(chat_template_kwargs_json=text)
+    if is_fine:
+        convert.prompt_options(options, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
+        return
+    with pytest.raises(InvalidField) as caught:
+        convert.prompt_options(options, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
+    assert caught.value.field == "prompt.chat_template_kwargs_json"

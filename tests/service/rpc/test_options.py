@@ -15,7 +15,10 @@ SERVED = {
     "messages",
     "reasoning_effort",
     "cache_salt",
+    "tools",
+    "tool_choice",
     "parallel_tool_calls",
+    "response_format",
     "user",
     "safety_identifier",
     "metadata",
@@ -55,11 +58,6 @@ SERVED = {
 
 # What asks for each of the others.
 ASKING: dict[str, chat_pb2.ChatCompletionParams] = {
-    "tools": params(tools=[chat_pb2.Tool()]),
-    "tool_choice": params(tool_choice=chat_pb2.ToolChoice(function_name="f")),
-    "response_format": params(
-        response_format=chat_pb2.ResponseFormat(json_object=chat_pb2.JsonObjectFormat())
-    ),
     "modalities": params(modalities=[chat_pb2.MODALITY_TEXT, chat_pb2.MODALITY_AUDIO]),
     "audio": params(audio=chat_pb2.AudioOutput()),
     "prediction": params(prediction=chat_pb2.Prediction()),
@@ -96,8 +94,6 @@ def test_a_value_that_asks_for_nothing_special_is_served() -> None:
             logprobs=False,
             priority=0,
             modalities=[chat_pb2.MODALITY_TEXT],
-            response_format=chat_pb2.ResponseFormat(text=chat_pb2.TextFormat()),
-            tool_choice=chat_pb2.ToolChoice(mode=chat_pb2.ToolChoice.MODE_AUTO),
         )
     )
 
@@ -109,3 +105,11 @@ def test_metadata_is_bounded(metadata: dict[str, str]) -> None:
     with pytest.raises(InvalidField) as caught:
         refuse_unserved(params(metadata=metadata))
     assert caught.value.field == "metadata"
+
+
+@pytest.mark.parametrize("name", ["user", "safety_identifier", "prompt_cache_key", "service_tier"])
+def test_what_is_only_noted_is_bounded(name: str) -> None:
+    refuse_unserved(params(**{name: "x" * 512}))
+    with pytest.raises(InvalidField) as caught:
+        refuse_unserved(params(**{name: "x" * 513}))
+    assert caught.value.field == name

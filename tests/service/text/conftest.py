@@ -46,6 +46,9 @@ class LibraryTokenizer:
         assert token is not None
         return token
 
+    def special_token_id(self, text: str) -> int | None:
+        return None
+
     def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
         raise NotImplementedError
 

@@ -171,3 +171,10 @@ def test_the_tokens_of_one_character_come_together() -> None:
 
 def test_what_the_limit_cuts_off_keeps_its_log_probability() -> None:
     assert said(answer().push(with_logprobs([ord("a"), 0xF0], FinishReason.LENGTH))) == b"a\xf0"
+
+
+def test_an_end_without_a_token_takes_no_text_back() -> None:
+    answer = AnswerText(ByteTokenizer(), SamplingParams(stop_token_ids=frozenset({98})))
+    assert answer.push(TokenOutput((97, 98))).text == "ab"
+    end = answer.push(TokenOutput((), FinishReason.STOP))
+    assert (end.text, end.finish_reason, end.matched_stop) == ("", FinishReason.STOP, None)
