@@ -17,11 +17,15 @@ import structlog
 import uvloop
 
 from chatrpc_process import logs
+from chatrpc_process.keys import KeyRing, load_keys
 from chatrpc_process.settings import ConfigError
+from chatrpc_process.tls import TlsFiles
+from chatrpc_process.watched import Watched
 from service.config import ServiceSettings
 from service.engine.async_engine import AsyncEngine
 from service.errors import ModelLoadError
 from service.model import ModelLoader
+from service.rpc.access import Access
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
 
@@ -44,7 +48,7 @@ def main() -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", _GOMP_SPINCOUNT)  # read when torch is imported
     try:
         return uvloop.run(serve(settings))
-    except (ModelLoadError, OSError) as error:
+    except (ConfigError, ModelLoadError, OSError) as error:
         log.error(str(error))  # noqa: TRY400  # the text is the whole story
         return 1
     except Exception:
@@ -56,19 +60,32 @@ async def serve(settings: ServiceSettings) -> int:
     """Serve until a signal comes or the engine dies; the exit code.
 
     Raises:
-        OSError: the address cannot be bound.
+        ConfigError: the files of keys or certificates cannot be read.
+        OSError: an address cannot be bound.
         ModelLoadError: the model cannot be served.
     """
     stop = _stop_signal()
     lifecycle = Lifecycle(SERVICE_NAMES)
+    keys = _keys(settings)
     server = Server(
-        lifecycle, max_request_s=settings.max_request_s, has_reflection=settings.reflection
+        lifecycle,
+        max_request_s=settings.max_request_s,
+        has_reflection=settings.reflection,
+        access=Access(keys),
+        tls=_tls(settings),
     )
+    watching = None if keys is None else asyncio.ensure_future(keys.watch())
     port = await server.start(settings.host, settings.port)
     log.info("listening", host=settings.host, port=port)
+    if settings.admin_port is not None:
+        admin_port = await server.start_admin(settings.admin_host, settings.admin_port)
+        log.info("listening for probes", host=settings.admin_host, port=admin_port)
     loader = ModelLoader(settings)
     engine = AsyncEngine(
-        loader.load, max_num_seqs=settings.max_num_seqs, max_queue_size=settings.max_queue_size
+        loader.load,
+        max_num_seqs=settings.max_num_seqs,
+        max_queue_size=settings.max_queue_size,
+        step_timeout_s=settings.step_timeout_s,
     )
     try:
         if await _first(engine.start(), stop.wait()) == 1:
@@ -85,9 +102,22 @@ async def serve(settings: ServiceSettings) -> int:
         drain = server.drain(settings.drain_delay_s, settings.drain_timeout_s)
         return await _first(drain, engine.wait_dead())  # 1 if the engine did not last so long
     finally:
+        if watching is not None:
+            watching.cancel()
         await server.stop()
         await engine.stop()
         log.info("stopped")
+
+
+def _keys(settings: ServiceSettings) -> Watched[KeyRing] | None:
+    path = settings.api_keys
+    return None if path is None else Watched(lambda: load_keys(path), path)
+
+
+def _tls(settings: ServiceSettings) -> TlsFiles | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
 
 
 def _stop_signal() -> asyncio.Event:

@@ -6,11 +6,12 @@ with the outputs of every request, however many run.
 
 import asyncio
 import itertools
+import math
 import queue
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import structlog
@@ -25,6 +26,7 @@ from service.types import EngineStats, Request, TokenOutput
 # So many a second are let go, of all streams together, as long as none is kept longer than that.
 _OUTPUTS_PER_S = 240
 _LONGEST_STAY_S = 0.15
+_WATCH_S = 1.0
 
 Command = Callable[[EngineCore], None]
 
@@ -39,6 +41,7 @@ class AsyncEngine:
             the model is loaded, warmed up and run by one and the same thread.
         max_num_seqs: the most sequences that run at once.
         max_queue_size: the most sequences that wait besides those.
+        step_timeout_s: a step that takes longer will not end any more: the engine has failed.
     """
 
     def __init__(
@@ -47,8 +50,10 @@ class AsyncEngine:
         *,
         max_num_seqs: int,
         max_queue_size: int,
+        step_timeout_s: float = math.inf,
     ) -> None:
         self._load = load
+        self._step_timeout_s = step_timeout_s
         self._admission = Admission(max_num_seqs, max_queue_size)
         self._max_model_len = 0
         self._stats = EngineStats()
@@ -58,6 +63,8 @@ class AsyncEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop
         self._started: asyncio.Future[int]
+        self._step_started_s: float | None = None  # of `time.monotonic()`; None between steps
+        self._is_hung = False
         self._is_closed = False
         self._dead = asyncio.Event()
 
@@ -82,15 +89,21 @@ class AsyncEngine:
     async def stop(self) -> None:
         """Fail what still runs and end the thread, after the step it is in.
 
-        A load under way cannot be interrupted and is not waited for; its thread ends after it.
+        A load under way cannot be interrupted and is not waited for; its thread ends after it. One
+        that hangs in a step is left there.
         """
         self._inbox.put(None)
-        if self._max_model_len:  # it is loaded
+        if self._max_model_len and not self._is_hung:  # it is loaded
             await asyncio.to_thread(self._thread.join)
         self._close()
 
     async def wait_dead(self) -> None:
-        await self._dead.wait()
+        """See `service.types.Engine.wait_dead`. Steps are watched for as long as somebody waits."""
+        while not self._dead.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_WATCH_S):
+                    await self._dead.wait()
+            self._check_step(time.monotonic())
 
     def check_room(self) -> None:
         """See `service.types.Engine.check_room`."""
@@ -140,6 +153,14 @@ class AsyncEngine:
         for slot in self._slots.values():
             slot.release(now_s, interval_s)
 
+    def _check_step(self, now_s: float) -> None:
+        """Give the engine up if its step has taken too long. Its thread cannot be ended."""
+        started_s = self._step_started_s
+        if started_s is not None and now_s - started_s > self._step_timeout_s:
+            log.error("engine hangs", step_s=round(now_s - started_s, 1))
+            self._is_hung = True
+            self._die()
+
     def _close(self) -> None:
         self._is_closed = True
         for slot in self._slots.values():
@@ -169,7 +190,9 @@ class AsyncEngine:
         self._post(self._settle_start, max_model_len, None)
         try:
             while self._obey(core):
+                self._step_started_s = time.monotonic()
                 outputs = core.step()
+                self._step_started_s = None
                 self._stats = core.stats
                 self._post(self._deliver, outputs)
         except BaseException:  # whatever it was, nothing can be said of the model's state after it

@@ -14,13 +14,14 @@ from chatrpc.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
 )
+from chatrpc_process.tls import TlsFiles
 from service.rpc.access import Access
 from service.rpc.chat_servicer import ChatServicer
 from service.rpc.completion_servicer import CompletionServicer
 from service.rpc.interceptor import CallInterceptor
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.model_servicer import ModelServicer
-from service.rpc.tls import TlsFiles, server_credentials
+from service.rpc.tls import server_credentials
 
 MAX_MESSAGE_BYTES = 32 << 20
 
