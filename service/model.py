@@ -124,7 +124,7 @@ class ModelLoader:
         except ValueError as error:
             log.warning("answers cannot be held to a grammar", reason=str(error).splitlines()[0])
             return None
-        return CompiledGrammars(trie)
+        return CompiledGrammars(trie, self._tokenizer.added_token_ids)
 
 
 def _fingerprint(path: Path, *precision: str) -> str:
