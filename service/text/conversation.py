@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from service.errors import InvalidField, InvalidGrammar, UnsupportedField
+from service.errors import InvalidField, InvalidGrammar, TemplateRefused, UnsupportedField
 from service.text.answer_grammar import AnswerGrammar
 from service.text.chat_template import render_text
 from service.text.reading import Reading
@@ -11,10 +11,7 @@ from service.text.tool_calls.prompt import template_tools, with_mistral_ids, wit
 from service.text.tool_calls.syntax import SYNTAXES
 from service.types import (
     AnswerConstraint,
-    ChatFormats,
     ChatRequest,
-    Message,
-    PromptOptions,
     ServedModel,
     ToolFormat,
     ToolMode,
@@ -37,8 +34,7 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
         TemplateRefused: the template refuses the conversation.
         InvalidField: what the answer is asked to be cannot be had.
     """
-    messages, options = _with_tools(chat, model.formats)
-    text = render_text(model.tokenizer, messages, options)
+    text = _prompt(chat, model)
     markers = MARKERS.get(model.formats.reasoning)
     thinking = Thinking.CLOSED if markers is None else thinking_after(text, markers)
     syntax = SYNTAXES[model.formats.tools] if chat.tools else None
@@ -93,17 +89,25 @@ def compile_grammar(grammar: AnswerGrammar, model: ServedModel) -> AnswerConstra
         raise InvalidField(grammar.field, f"No answer can be held to it: {error}") from error
 
 
-def _with_tools(
-    chat: ChatRequest, formats: ChatFormats
-) -> tuple[tuple[Message, ...], PromptOptions]:
-    """Messages and options that show the template the tools, in the way that it can take them."""
-    if not formats.has_tool_template:
-        messages = with_tools_in_text(chat.messages, chat.tools, SYNTAXES[formats.tools])
-        return messages, chat.prompt
-    messages = chat.messages
-    if formats.tools in (ToolFormat.MISTRAL, ToolFormat.MISTRAL_ARGS):
-        messages = with_mistral_ids(messages)
-    return messages, replace(chat.prompt, tools=template_tools(chat.tools))
+def _prompt(chat: ChatRequest, model: ServedModel) -> str:
+    """The prompt's text, its tools shown in the way that the template can take them."""
+    formats = model.formats
+    if formats.has_tool_template:
+        messages = chat.messages
+        if formats.tools in (ToolFormat.MISTRAL, ToolFormat.MISTRAL_ARGS):
+            messages = with_mistral_ids(messages)
+        options = replace(chat.prompt, tools=template_tools(chat.tools))
+        return render_text(model.tokenizer, messages, options)
+    syntax = SYNTAXES[formats.tools]
+    try:
+        messages = with_tools_in_text(chat.messages, chat.tools, syntax)
+        return render_text(model.tokenizer, messages, chat.prompt)
+    except TemplateRefused:
+        if not chat.tools:
+            raise
+    # Some templates, Gemma 2's among them, take no system message.
+    messages = with_tools_in_text(chat.messages, chat.tools, syntax, has_system=False)
+    return render_text(model.tokenizer, messages, chat.prompt)
 
 
 def _no_token(_: str) -> int | None:

@@ -274,6 +274,13 @@ async def test_tools_that_make_no_sense_are_refused_by_their_field(
     assert running.engine.requests == []
 
 
+async def test_tools_that_cannot_fit_are_not_even_tokenized(running: Running) -> None:
+    big = tool("f")
+    big.function.description = "x" * 6000
+    error = await refused(running, tools=[big])
+    assert error.reason == "CONTEXT_LENGTH_EXCEEDED"
+
+
 async def test_a_schema_that_cannot_be_enforced_is_no_matter_while_nobody_asks_for_it(
     running: Running, grammars: CompiledGrammars
 ) -> None:

@@ -191,6 +191,15 @@ def test_mistrals_templates_see_ids_of_their_own_kind() -> None:
     assert text.count("abcDEF123") == 2
 
 
+def test_a_template_that_takes_no_system_message_is_told_of_tools_by_the_user() -> None:
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    served = model(refusing + MESSAGES)
+    prompt = prepare(chat(tools=TOOLS), served).prompt_token_ids
+    text = served.tokenizer.decode(prompt, skip_special_tokens=False)
+    assert text.startswith("<user>You can call functions.")
+    assert text.endswith("\n\nHi")
+
+
 def test_a_form_and_free_calls_that_cannot_be_told_apart_are_refused() -> None:
     served = model(TEMPLATES[ToolFormat.LLAMA3_JSON] + MESSAGES)
     wanted = ResponseFormat(AnswerForm.JSON_OBJECT)

@@ -5,10 +5,11 @@ import pytest
 
 from service.errors import InvalidGrammar
 from service.text import grammars as grammars_module
-from service.text.grammars import CompiledGrammars
+from service.text.grammars import CompiledGrammars, load_token_trie
 from service.types import Matcher
 from tests.fakes.grammars import allowed, byte_grammars
 from tests.fakes.tokenizer import EOS
+from tests.service.text.conftest import metaspace
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +183,9 @@ def test_whether_an_answer_is_whole(grammars: CompiledGrammars) -> None:
         text for text in (b"", b"a", b"ab", b"aba", b"abab", b"x") if constraint.is_fulfilled(text)
     ]
     assert fulfilled == [b"ab", b"abab"]
+
+
+def test_a_tokenizer_that_llguidance_does_not_know_is_said_to_be_one() -> None:
+    backend = metaspace()
+    with pytest.raises(ValueError, match="decoder"):
+        load_token_trie(backend.to_str(), backend.get_vocab_size(), [1])
