@@ -50,7 +50,7 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
         syntax=syntax,
         markers=markers,
         thinking=thinking,
-        special_token_id=model.tokenizer.special_token_id,
+        control_token_id=model.grammars.control_token_id if model.grammars else _no_token,
     )
     reasoning = None if thinking is Thinking.CLOSED else markers
     shown = (*((reasoning.start, reasoning.end) if reasoning else ()),)
@@ -104,3 +104,7 @@ def _with_tools(
     if formats.tools in (ToolFormat.MISTRAL, ToolFormat.MISTRAL_ARGS):
         messages = with_mistral_ids(messages)
     return messages, replace(chat.prompt, tools=template_tools(chat.tools))
+
+
+def _no_token(_: str) -> int | None:
+    return None

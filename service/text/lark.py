@@ -13,7 +13,7 @@ _WHITE_SPACE = r"[ \n\t]{1,20}"
 # Any text at all, as a terminal; control tokens are not text.
 TEXT = "TEXT: /(?s:.*)/"
 
-SpecialTokens = Callable[[str], int | None]
+ControlTokens = Callable[[str], int | None]
 
 
 def literal(text: str) -> str:
@@ -21,14 +21,14 @@ def literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text else ""
 
 
-def marked(text: str, markers: tuple[str, ...], special_token_id: SpecialTokens) -> str:
+def marked(text: str, markers: tuple[str, ...], control_token_id: ControlTokens) -> str:
     """As `literal`, with those of `markers` that are control tokens as such."""
     if not markers:
         return literal(text)
     pieces = re.split(f"({'|'.join(map(re.escape, markers))})", text)
     parts = []
     for piece in pieces:
-        token_id = special_token_id(piece) if piece in markers else None
+        token_id = control_token_id(piece) if piece in markers else None
         if token_id is not None:
             parts.append(f"<[{token_id}]>")
         elif piece:
@@ -36,9 +36,9 @@ def marked(text: str, markers: tuple[str, ...], special_token_id: SpecialTokens)
     return " ".join(parts)
 
 
-def until(rule: str, marker: str, special_token_id: SpecialTokens) -> str:
+def until(rule: str, marker: str, control_token_id: ControlTokens) -> str:
     """Rules by which `rule` is any text up to the first `marker`, and the marker."""
-    token_id = special_token_id(marker)
+    token_id = control_token_id(marker)
     if token_id is not None:
         return f"{rule}: TEXT <[{token_id}]>"
     return f"{rule}[lazy]: TEXT {literal(marker)}"

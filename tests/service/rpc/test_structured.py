@@ -17,6 +17,7 @@ from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import RandomEngine, byte_grammars
 from tests.service.rpc.conftest import Running
 from tests.service.rpc.structured import complete, refused, serve
+from tests.service.text.test_grammars import COSTLY_LATER
 
 SCHEMA = {
     "type": "object",
@@ -139,7 +140,7 @@ async def test_a_form_that_cannot_be_had_is_refused_by_its_field(
 async def test_a_grammar_that_costs_too_much_on_the_way_ends_the_stream_with_its_reason(
     obedient: Running,
 ) -> None:
-    wanted = Format(grammar='start: /a/ start "x"')
+    wanted = Format(grammar=COSTLY_LATER)
     error = await refused(obedient, response_format=wanted)
     assert error.code == grpc.StatusCode.INVALID_ARGUMENT
     assert error.fields == ["response_format.grammar"]
