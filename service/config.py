@@ -39,6 +39,13 @@ class ServiceSettings(ProcessSettings):
     )
     reflection: CliImplicitFlag[bool] = Field(True, description="let clients ask for the protos")
 
+    tool_format: Literal[
+        "auto", "hermes", "llama3_json", "mistral", "mistral_args", "gemma", "gemma4", "json"
+    ] = Field("auto", description="how the model writes calls of functions; auto: by its template")
+    reasoning_format: Literal["auto", "none", "think", "mistral"] = Field(
+        "auto", description="how the model marks its thoughts; auto: by its template"
+    )
+
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of weights and cache; auto: bfloat16 if the hardware has it"

@@ -15,6 +15,7 @@
     │   └── Starting
     ├── DeadlinePassed
     ├── StepFailed               the engine goes on without the request
+    │   └── ConstraintFailed
     ├── EngineDead
     └── ModelLoadError           at start only; ends the process
 """
@@ -114,8 +115,17 @@ class DeadlinePassed(ChatrpcError):
 class StepFailed(ChatrpcError):
     """A step of the engine could not be computed, and with it the requests that were in it."""
 
+    def __init__(
+        self, message: str = "The model failed while it computed this request. Others go on."
+    ) -> None:
+        super().__init__(message)
+
+
+class ConstraintFailed(StepFailed):
+    """What follows a request's grammar has failed, and with it this request alone."""
+
     def __init__(self) -> None:
-        super().__init__("The model failed while it computed this request. Others go on.")
+        super().__init__("The grammar of the answer failed while it was followed. Others go on.")
 
 
 class EngineDead(ChatrpcError):
@@ -125,3 +135,7 @@ class EngineDead(ChatrpcError):
 
 class ModelLoadError(ChatrpcError):
     """The model is missing, corrupt or of a kind that cannot be served."""
+
+
+class InvalidGrammar(Exception):
+    """A grammar that cannot be compiled; who asked for it says in which field it stood."""

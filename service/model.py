@@ -1,8 +1,9 @@
 """From the settings to a model that is served: checkpoint, tokenizer, engine, card."""
 
-import hashlib
-from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
+
+import structlog
 
 from service.checkpoint import (
     Checkpoint,
@@ -12,8 +13,21 @@ from service.checkpoint import (
 )
 from service.config import ServiceSettings
 from service.engine.core import EngineCore
+from service.fingerprint import fingerprint
+from service.text.formats import chat_formats
+from service.text.grammars import CompiledGrammars, load_token_trie
 from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
-from service.types import Engine, ModelCard, SamplingParams, ServedModel
+from service.types import (
+    ChatFormats,
+    Engine,
+    ModelCard,
+    ReasoningFormat,
+    SamplingParams,
+    ServedModel,
+    ToolFormat,
+)
+
+log = structlog.get_logger("service")
 
 
 class ModelLoader:
@@ -29,6 +43,8 @@ class ModelLoader:
         self._sampling_defaults: SamplingParams
         self._eos_token_ids: frozenset[int]
         self._vocab_size: int
+        self._formats: ChatFormats
+        self._grammars: CompiledGrammars | None
 
     def load(self) -> tuple[EngineCore, int]:
         """The engine core and its longest sequence.
@@ -37,12 +53,24 @@ class ModelLoader:
             ModelLoadError: the model is missing, corrupt or of a kind that is not served.
         """
         settings = self._settings
+        # A first start converts and compiles at once. Nobody waits for it if the model is no good.
+        compiling = Thread(target=_compile_kernels, args=(settings.cache_dir,), daemon=True)
+        compiling.start()
         self._checkpoint = resolve(settings.model, settings.cache_dir)
         self._tokenizer = load_tokenizer(self._checkpoint.path)
         self._sampling_defaults, self._eos_token_ids = load_generation_defaults(
             self._checkpoint.path
         )
         self._vocab_size = load_vocab_size(self._checkpoint.path)
+        self._formats = chat_formats(
+            self._tokenizer.template,
+            None if settings.tool_format == "auto" else ToolFormat(settings.tool_format),
+            None
+            if settings.reasoning_format == "auto"
+            else ReasoningFormat(settings.reasoning_format),
+        )
+        self._grammars = self._load_grammars()
+        compiling.join()
         from service.engine.load import EngineOptions, load_engine  # noqa: PLC0415  # see above
 
         return load_engine(
@@ -79,7 +107,7 @@ class ModelLoader:
             owned_by="chatrpc",
             root=self._checkpoint.root,
             max_model_len=engine.max_model_len,
-            fingerprint=_fingerprint(path, self._settings.dtype, self._settings.quantization),
+            fingerprint=fingerprint(path, self._settings.dtype, self._settings.quantization),
         )
         return ServedModel(
             card,
@@ -88,11 +116,22 @@ class ModelLoader:
             self._sampling_defaults,
             self._eos_token_ids,
             self._vocab_size,
+            self._formats,
+            self._grammars,
         )
 
+    def _load_grammars(self) -> CompiledGrammars | None:
+        """None for a tokenizer that llguidance does not know; requests that need it are refused."""
+        vocab_size = max(self._vocab_size, self._tokenizer.vocab_size)
+        try:
+            trie = load_token_trie(self._tokenizer.to_json(), vocab_size, self._eos_token_ids)
+        except ValueError as error:
+            log.warning("answers cannot be held to a grammar", reason=str(error).splitlines()[0])
+            return None
+        return CompiledGrammars(trie)
 
-def _fingerprint(path: Path, *precision: str) -> str:
-    """Changes with the model's files, by name and size, the precision asked for and our version."""
-    files = sorted((file.name, file.stat().st_size) for file in path.iterdir() if file.is_file())
-    text = repr((files, precision, version("chatrpc")))
-    return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+def _compile_kernels(cache_dir: Path) -> None:
+    from service.engine.native.build import compile_kernels  # noqa: PLC0415  # as above
+
+    compile_kernels(cache_dir)

@@ -11,6 +11,7 @@ class FinishReason(Enum):
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"  # of an answer; an engine knows nothing of calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,31 +74,92 @@ class PromptOptions:
 
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
+    continue_final_message: bool = False  # the prompt ends inside the last message
+    truncate_prompt_tokens: int | None = None  # keep the last so many; None: all
+    tools: tuple[dict[str, Any], ...] = ()  # as templates read them: as in OpenAI's API
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call; `index` is its place in the request."""
+
+    index: int
+    name: str
+    description: str
+    parameters: dict[str, Any]  # a JSON schema; empty where the request gives none
+    is_strict: bool = False
+
+
+class ToolMode(Enum):
+    """Whether an answer calls functions."""
+
+    AUTO = "auto"  # the model decides
+    REQUIRED = "required"
+    NAMED = "named"  # exactly one call, of the one tool there is
+
+
+class AnswerForm(Enum):
+    """The kinds of forms that an answer can be made to take."""
+
+    JSON_OBJECT = "json_object"
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    GRAMMAR = "grammar"
+    CHOICE = "choice"
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseFormat:
+    """The form that an answer must take."""
+
+    form: AnswerForm
+    text: str = ""  # the schema, the expression or the grammar
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A chat completion as the wire asked for it, checked, with the model's defaults filled in."""
+    """A chat completion as the wire asked for it, checked, with the model's defaults filled in.
+
+    `tools` are those that may be called, whatever others the wire held.
+    """
 
     model: str
     messages: tuple[Message, ...]
     sampling: SamplingParams
     prompt: PromptOptions
     cache_salt: str = ""
+    n: int = 1
+    priority: int = 0
+    num_logprobs: int | None = None  # as in `Request`
+    num_prompt_logprobs: int | None = None
+    returns_token_ids: bool = False
+    tools: tuple[Tool, ...] = ()
+    tool_mode: ToolMode = ToolMode.AUTO
+    has_parallel_calls: bool = True
+    response_format: ResponseFormat | None = None
 
 
 class Matcher(Protocol):
-    """Where one answer stands in the grammar that it must follow. One thread at a time uses it."""
+    """Where one answer stands in the grammar that it must follow.
+
+    One thread at a time uses it, not always the same. While it computes, others should have the
+    interpreter: the model's next step is under way. What it raises ends its own request.
+    """
 
     def allowed_tokens(self) -> bytes:
         """A bit for each token id that may come next, the lowest bit of the first byte for 0.
 
-        Where the grammar is fulfilled, the tokens that end the answer are among them.
+        Where the grammar is fulfilled, the tokens that end the answer are among them. Behind such a
+        token there is none, and where there is none the answer ends.
         """
         ...
 
     def forced_tokens(self) -> tuple[int, ...]:
-        """What must come next, as far as there is no choice; it may be nothing."""
+        """What must come next, as far as there is no choice; it may be nothing.
+
+        A guess will do: it saves time where `allowed_tokens` agrees, and changes no answer.
+        """
         ...
 
     def advance(self, token_id: int) -> None:
@@ -117,6 +179,28 @@ class Constraint(Protocol):
         ...
 
 
+class AnswerConstraint(Constraint, Protocol):
+    """A constraint of one request, which can turn out to cost too much to be followed further."""
+
+    failure: str | None  # why, once that has happened: the answer was ended for it
+
+    def is_fulfilled(self, token_ids: Sequence[int]) -> bool:
+        """Whether an answer of these tokens, without its end, is whole."""
+        ...
+
+
+class Grammars(Protocol):
+    """Compiles grammars for one model's tokens. Safe to call from any thread."""
+
+    def compile(self, grammar: str) -> AnswerConstraint:
+        """The grammar, in llguidance's notation, compiled or from the cache.
+
+        Raises:
+            InvalidGrammar: it is malformed, cannot be fulfilled or takes too much to compile.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What an engine is asked: token ids in.
@@ -125,11 +209,17 @@ class Request:
     `stop_token_ids` holds every token that ends the sequence, the model's own included.
     `deadline` is a time of `time.monotonic()`, in seconds; a request still waiting then is dropped.
     What is cached of a prompt is shared among requests with an equal `cache_salt` alone.
-    `n` sequences are generated from one computation of the prompt. Of requests that wait, those
-    with a lower `priority` go first.
+    `n` sequences are generated from one computation of the prompt, that of index `i` with draws of
+    its own, by the seed and `i`. Requests with a lower `priority` are admitted first and preempted
+    last.
     `num_logprobs` and `num_prompt_logprobs`: how many of the likeliest tokens to tell at each place
     beside the one that stands there; None: no log probabilities at all.
-    `bad_token_sequences` are never generated. `constraint` is the grammar of the answer.
+    `bad_token_sequences`, none of them empty, are never generated. `constraint` is the grammar of
+    the answer.
+
+    What may come and how likely it is goes by vLLM's order: allowed tokens, bad sequences, the
+    constraint and `min_tokens`, then bias, penalties, temperature, min-p, top-k and top-p. Log
+    probabilities are those of the model itself, before any of it.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -160,6 +250,9 @@ class TokenLogprobs:
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
     """What an engine answers: the next token ids of a sequence, and why it ended if it did.
+
+    Where `finish_reason` is STOP the last of `token_ids` is a stop token, or there are none: then
+    nothing was left that may come.
 
     `index` says which of the request's `n` sequences. `num_cached_tokens` of the prompt came from
     the prefix cache; every output with a token says so. `logprobs` has one for each of `token_ids`
@@ -224,17 +317,18 @@ class Engine(Protocol):
         """Raise QueueFull or EngineDead if a request that came now would be refused by it."""
         ...
 
-    def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
-        """Run one sequence to its end.
+    def generate(self, request: Request) -> AsyncGenerator[TokenOutput, int | None]:
+        """Run the sequences of one request to their ends.
 
         The first item is empty and says that the request has been admitted; every later one holds
-        at least one token or the finish reason, several where the consumer is slow. Closing the
-        generator aborts the sequence and frees what it held.
+        at least one token or the finish reason of one sequence, several tokens where the consumer
+        is slow. Sending the index of a sequence ends that one, and nothing more is heard of it.
+        Closing the generator aborts the request and frees what it held.
 
         Raises, at the first item:
             ContextLengthExceeded, QueueFull, DeadlinePassed: the request is refused.
         Raises, later:
-            DeadlinePassed: the deadline passed while the sequence waited for its turn.
+            DeadlinePassed: the deadline passed while a sequence waited for its turn.
             StepFailed: the engine has failed over this request, and goes on without it.
             EngineDead: the engine has failed.
         """
@@ -269,7 +363,14 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What a token stands for by itself, which need not be whole characters."""
+        """What a token stands for in the middle of a text: pieces of UTF-8, whole or not.
+
+        Of a special token it is its name. An id outside the vocabulary has no bytes.
+        """
+        ...
+
+    def special_token_id(self, text: str) -> int | None:
+        """The id of the special token written so; None if there is none."""
         ...
 
     def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
@@ -279,6 +380,35 @@ class Tokenizer(Protocol):
             TemplateRefused: the template refuses the conversation.
         """
         ...
+
+
+class ToolFormat(Enum):
+    """How a model writes calls of functions."""
+
+    HERMES = "hermes"
+    LLAMA3_JSON = "llama3_json"
+    MISTRAL = "mistral"
+    MISTRAL_ARGS = "mistral_args"
+    GEMMA = "gemma"
+    GEMMA4 = "gemma4"
+    JSON = "json"
+
+
+class ReasoningFormat(Enum):
+    """How a model marks what it thinks before it answers."""
+
+    NONE = "none"
+    THINK = "think"
+    MISTRAL = "mistral"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormats:
+    """What a model writes beside plain text, and whether its template shows it tools."""
+
+    tools: ToolFormat = ToolFormat.HERMES
+    has_tool_template: bool = False
+    reasoning: ReasoningFormat = ReasoningFormat.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,3 +434,5 @@ class ServedModel:
     sampling_defaults: SamplingParams
     eos_token_ids: frozenset[int]
     vocab_size: int  # of the model: tokenizers may have more tokens than it knows
+    formats: ChatFormats = ChatFormats()
+    grammars: Grammars | None = None  # None: the tokenizer is of a kind that has none

@@ -99,14 +99,11 @@ def _choices(delta: chat_pb2.ChoiceDelta) -> list[openai.ChunkChoice]:
     """The content of a delta and its finish reason, which clients want apart."""
     choices = []
     if _has_content(delta):
-        choices.append(
-            openai.ChunkChoice(
-                index=delta.index,
-                delta=_delta(delta.delta),
-                logprobs=answers.logprobs(delta.logprobs),
-                token_ids=list(delta.token_ids) or UNSET,
-            )
-        )
+        choices = [
+            openai.ChunkChoice(index=delta.index, delta=said) for said in _deltas(delta.delta)
+        ]
+        choices[0].logprobs = answers.logprobs(delta.logprobs)
+        choices[0].token_ids = list(delta.token_ids) or UNSET
     if delta.finish_reason:
         choices.append(
             openai.ChunkChoice(
@@ -119,28 +116,40 @@ def _choices(delta: chat_pb2.ChoiceDelta) -> list[openai.ChunkChoice]:
     return choices
 
 
-def _delta(said: chat_pb2.Delta) -> openai.Delta:
-    is_text = not (said.reasoning_content or said.tool_calls or said.refusal)
+def _deltas(said: chat_pb2.Delta) -> list[openai.Delta]:
+    """Text, if there is any, and each piece of a call by itself, as clients accumulate them."""
+    pieces = [piece for call in said.tool_calls for piece in _call_pieces(call)]
+    deltas = [openai.Delta(tool_calls=[piece]) for piece in pieces]
+    if said.content or said.reasoning_content or said.refusal or not deltas:
+        deltas.insert(0, _text_delta(said))
+    return deltas
+
+
+def _text_delta(said: chat_pb2.Delta) -> openai.Delta:
+    is_content = not (said.reasoning_content or said.refusal)
     return openai.Delta(
         # Log probabilities of a token whose text is still held back come with an empty text.
-        content=said.content if said.content or is_text else UNSET,
+        content=said.content if said.content or is_content else UNSET,
         refusal=said.refusal or UNSET,
         reasoning_content=said.reasoning_content or UNSET,
-        tool_calls=[_tool_call(call) for call in said.tool_calls] or UNSET,
     )
 
 
-def _tool_call(call: chat_pb2.ToolCall) -> openai.ToolCall:
-    """The first piece of a call has its id, its type and its name; clients concatenate these, so
-    no later piece may repeat them.
+def _call_pieces(call: chat_pb2.ToolCall) -> list[openai.ToolCall]:
+    """The first piece of a call has its id, its type and its name, and no arguments yet; clients
+    concatenate these, so no later piece may repeat them.
     """
-    if not call.id:
-        return openai.ToolCall(
-            index=call.index, function=openai.FunctionCall(call.function.arguments_json)
+    pieces = []
+    if call.id:
+        pieces.append(
+            openai.ToolCall(
+                index=call.index,
+                id=call.id,
+                type="function",
+                function=openai.FunctionCall("", call.function.name),
+            )
         )
-    return openai.ToolCall(
-        index=call.index,
-        id=call.id,
-        type="function",
-        function=openai.FunctionCall(call.function.arguments_json, call.function.name),
-    )
+    if call.function.arguments_json or not call.id:
+        arguments = openai.FunctionCall(call.function.arguments_json)
+        pieces.append(openai.ToolCall(index=call.index, function=arguments))
+    return pieces

@@ -57,7 +57,14 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
                 params.messages, model.tokenizer.max_token_chars, model.card.max_model_len
             )
             chat = convert.chat_request(params, model.sampling_defaults, model.vocab_size)
-            request = await generation.prepare(chat, model, deadline)
-            async with aclosing(generation.generate(model, request)) as deltas:
+            prepared = await generation.prepare(chat, model, deadline)
+            async with aclosing(generation.generate(model, prepared)) as deltas:
                 await anext(deltas)
-                yield answers.Heading(model.card, len(request.prompt_token_ids)), deltas
+                heading = answers.Heading(
+                    model.card,
+                    model.tokenizer,
+                    prepared.request.prompt_token_ids,
+                    chat.n,
+                    chat.returns_token_ids,
+                )
+                yield heading, deltas

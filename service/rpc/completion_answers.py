@@ -1,14 +1,14 @@
 """A text completion's pieces as the wire's chunks, or as its whole answer."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from chatrpc.v1 import completion_pb2
-from service.rpc.answers import Heading
+from chatrpc.v1 import chat_pb2, completion_pb2
 from service.rpc.completion_generation import ChoiceDelta, Prompt
 from service.rpc.completion_request import CompletionRequest
 from service.rpc.convert import finish_reason, matched_stop
@@ -28,8 +28,10 @@ class CompletionBuilder:
         card: ModelCard,
         tokenizer: Tokenizer,
     ) -> None:
-        num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-        self._heading = Heading(card, num_prompt_tokens, id=f"cmpl-{uuid.uuid4().hex}")
+        self._card = card
+        self._id = f"cmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         self._prompts = [_PromptChoices(request, i, p, tokenizer) for i, p in enumerate(prompts)]
         self._num_open = len(prompts) * request.n
         self._num_tokens = 0
@@ -46,14 +48,13 @@ class CompletionBuilder:
         self._num_open -= sum(bool(choice.finish_reason) for choice in choices)
         chunk = completion_pb2.CompletionChunk(choices=choices)
         if self._is_first or not self._num_open:
-            usage = self._heading.usage(self._num_tokens, sum(self._num_cached_tokens))
-            chunk.usage.CopyFrom(usage)
+            chunk.usage.CopyFrom(self._usage())
         if self._is_first:
             self._is_first = False
-            chunk.id = self._heading.id
-            chunk.create_time.seconds = self._heading.created
-            chunk.model = self._heading.model.id
-            chunk.system_fingerprint = self._heading.model.fingerprint
+            chunk.id = self._id
+            chunk.create_time.seconds = self._created
+            chunk.model = self._card.id
+            chunk.system_fingerprint = self._card.fingerprint
         return chunk
 
     def whole(self, chunks: Iterable[completion_pb2.CompletionChunk]) -> completion_pb2.Completion:
@@ -70,12 +71,19 @@ class CompletionBuilder:
         for index, choice in choices.items():
             choice.text = "".join(texts[index])
         return completion_pb2.Completion(
-            id=self._heading.id,
-            create_time=Timestamp(seconds=self._heading.created),
-            model=self._heading.model.id,
+            id=self._id,
+            create_time=Timestamp(seconds=self._created),
+            model=self._card.id,
             choices=[choices[index] for index in sorted(choices)],
-            usage=self._heading.usage(self._num_tokens, sum(self._num_cached_tokens)),
-            system_fingerprint=self._heading.model.fingerprint,
+            usage=self._usage(),
+            system_fingerprint=self._card.fingerprint,
+        )
+
+    def _usage(self) -> chat_pb2.Usage:
+        return chat_pb2.Usage(
+            prompt_tokens=self._num_prompt_tokens,
+            completion_tokens=self._num_tokens,
+            cached_prompt_tokens=sum(self._num_cached_tokens),
         )
 
 

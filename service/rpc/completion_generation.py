@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 from service.errors import InvalidField
 from service.rpc.completion_request import CompletionRequest, context_length_exceeded
 from service.rpc.deadline import until
-from service.rpc.generation import tokenizing
+from service.rpc.generation import bad_token_sequences, check_form, compiling, tokenizing
 from service.rpc.merged import Merged
 from service.text.answer import AnswerText, TextDelta
+from service.text.answer_grammar import AnswerGrammar
+from service.text.conversation import compile_grammar
+from service.text.reasoning import Thinking
 from service.types import (
+    AnswerConstraint,
     FinishReason,
     Request,
     SamplingParams,
@@ -19,6 +23,7 @@ from service.types import (
     Tokenizer,
     TokenLogprobs,
     TokenOutput,
+    ToolMode,
 )
 
 # An answer has at most 32 MiB; a log probability with its token takes 20 to 60 bytes.
@@ -74,15 +79,48 @@ async def read_prompts(
     return prompts
 
 
+async def compile_form(
+    request: CompletionRequest, model: ServedModel, deadline: float
+) -> AnswerConstraint | None:
+    """The grammar that the answers must follow, compiled off the event loop; None if there is none.
+
+    Raises:
+        InvalidField: it cannot be compiled.
+        DeadlinePassed
+    """
+    if request.response_format is None:
+        return None
+    grammar = AnswerGrammar(
+        request.response_format,
+        tools=(),
+        tool_mode=ToolMode.AUTO,
+        is_parallel=False,
+        syntax=None,
+        markers=None,
+        thinking=Thinking.CLOSED,
+        special_token_id=model.tokenizer.special_token_id,
+    )
+    async with until(deadline):
+        return await asyncio.get_running_loop().run_in_executor(
+            compiling, compile_grammar, grammar, model
+        )
+
+
 def engine_requests(
-    request: CompletionRequest, prompts: Sequence[Prompt], model: ServedModel, deadline: float
+    request: CompletionRequest,
+    prompts: Sequence[Prompt],
+    model: ServedModel,
+    constraint: AnswerConstraint | None,
+    deadline: float,
 ) -> list[Request]:
     """What the engine is asked, for each prompt.
 
     An engine generates at least one token; where none is wanted, that one is thrown away.
     """
     sampling = request.sampling
-    ends = frozenset() if sampling.ignore_eos else model.eos_token_ids
+    # A grammar that is fulfilled allows nothing but an end.
+    ends = model.eos_token_ids if constraint or not sampling.ignore_eos else frozenset()
+    bad_words = tuple(bad_token_sequences(sampling.bad_words, model.tokenizer))
     return [
         Request(
             prompt_token_ids=prompt.token_ids,
@@ -94,35 +132,44 @@ def engine_requests(
             priority=request.priority,
             num_logprobs=request.num_logprobs,
             num_prompt_logprobs=request.num_prompt_logprobs,
+            bad_token_sequences=bad_words,
+            constraint=constraint,
         )
         for prompt in prompts
     ]
 
 
 async def generate(
-    model: ServedModel, requests: Sequence[Request], sampling: SamplingParams
+    model: ServedModel,
+    requests: Sequence[Request],
+    sampling: SamplingParams,
+    constraint: AnswerConstraint | None,
 ) -> AsyncGenerator[ChoiceDelta | None, None]:
     """The choices' pieces as they are generated. The first item is None: all are admitted.
 
     Raises:
         What `Engine.generate` raises, and DeadlinePassed when the deadline passes at any time.
+        InvalidField: the grammar cannot be followed to the end of an answer.
     """
     answers = [
-        _PromptAnswer(i, request.n, model.tokenizer, sampling) for i, request in enumerate(requests)
+        _PromptAnswer(i, request.n, model.tokenizer, sampling, constraint)
+        for i, request in enumerate(requests)
     ]
     sources = [model.engine.generate(request) for request in requests]
     async with aclosing(Merged(sources)) as outputs:
         for source in sources:
             await anext(source)
         yield None
+        ended = None
         while not all(answer.is_finished for answer in answers):
             async with until(requests[0].deadline):
-                place, output = await outputs.next()
-            delta = answers[place].push(output)
-            if answers[place].is_finished:  # by a stop string, perhaps, which no engine knows
+                place, output = await outputs.next(ended)
+            delta, ended = answers[place].push(output), None
+            if answers[place].is_finished:
                 await outputs.drop(place)
-            if delta is not None:
-                yield delta
+            elif delta.text.finish_reason is not None:
+                ended = output.index  # by a stop string, perhaps, which no engine knows
+            yield delta
 
 
 def _check_logprobs(request: CompletionRequest, prompts: Sequence[Prompt]) -> None:
@@ -167,9 +214,16 @@ class _PromptAnswer:
     """The choices of one prompt."""
 
     def __init__(
-        self, prompt_index: int, n: int, tokenizer: Tokenizer, sampling: SamplingParams
+        self,
+        prompt_index: int,
+        n: int,
+        tokenizer: Tokenizer,
+        sampling: SamplingParams,
+        constraint: AnswerConstraint | None,
     ) -> None:
         self._prompt_index = prompt_index
+        self._constraint = constraint
+        self._token_ids: dict[int, list[int]] = {index: [] for index in range(n)}
         self._is_scored_only = sampling.max_tokens == 0
         self._open = {index: AnswerText(tokenizer, sampling) for index in range(n)}
 
@@ -177,16 +231,14 @@ class _PromptAnswer:
     def is_finished(self) -> bool:
         return not self._open
 
-    def push(self, output: TokenOutput) -> ChoiceDelta | None:
-        """None for what the engine generated beyond the end of a choice."""
-        answer = self._open.get(output.index)
-        if answer is None:
-            return None
-        if self._is_scored_only:
-            text = TextDelta(finish_reason=FinishReason.LENGTH)
-        else:
-            text = answer.push(output)
+    def push(self, output: TokenOutput) -> ChoiceDelta:
+        text = TextDelta(finish_reason=FinishReason.LENGTH)
+        if not self._is_scored_only:
+            text = self._open[output.index].push(output)
+        token_ids = self._token_ids[output.index]
+        token_ids += output.token_ids
         if text.finish_reason is not None:
+            check_form(self._constraint, "response_format", token_ids, output)
             del self._open[output.index]
         return ChoiceDelta(
             self._prompt_index,

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 
 from chatrpc.v1 import chat_pb2, completion_pb2
 from service.errors import ContextLengthExceeded, InvalidField, MissingField, UnsupportedField
-from service.rpc.convert import cache_salt, check_token_ids, sampling_params
+from service.rpc.convert import cache_salt
 from service.rpc.options import refuse_unserved
-from service.types import SamplingParams, ServedModel
+from service.rpc.sampling import check_token_ids, sampling_params
+from service.rpc.tools import answer_form
+from service.types import ResponseFormat, SamplingParams, ServedModel
 
 # OpenAI's; chat completions have none.
 DEFAULT_MAX_TOKENS = 16
@@ -38,6 +40,7 @@ class CompletionRequest:
     truncate_prompt_tokens: int | None
     priority: int
     cache_salt: str
+    response_format: ResponseFormat | None
 
 
 def completion_request(
@@ -69,6 +72,7 @@ def completion_request(
         truncate_prompt_tokens=_truncation(params),
         priority=params.priority,
         cache_salt=cache_salt(params.cache_salt),
+        response_format=answer_form(params.response_format),
     )
 
 
@@ -83,8 +87,6 @@ def _refuse_unserved(params: completion_pb2.CompletionParams) -> None:
         raise UnsupportedField("suffix", "suffix is not supported by this service.")
     chat = chat_pb2.ChatCompletionParams(sampling=params.sampling, user=params.user)
     chat.sampling.ClearField("n")
-    if params.HasField("response_format"):
-        chat.response_format.CopyFrom(params.response_format)
     refuse_unserved(chat)
 
 

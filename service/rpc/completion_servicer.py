@@ -9,6 +9,7 @@ from service.rpc.chat_servicer import ADMITTED
 from service.rpc.completion_answers import CompletionBuilder
 from service.rpc.completion_generation import (
     ChoiceDelta,
+    compile_form,
     engine_requests,
     generate,
     read_prompts,
@@ -59,8 +60,9 @@ class CompletionServicer(completion_service_pb2_grpc.CompletionServiceServicer):
             model.engine.check_room()
             request = completion_request(params, model)
             prompts = await read_prompts(request, model, deadline)
-            asked = engine_requests(request, prompts, model, deadline)
-            async with aclosing(generate(model, asked, request.sampling)) as deltas:
+            form = await compile_form(request, model, deadline)
+            asked = engine_requests(request, prompts, model, form, deadline)
+            async with aclosing(generate(model, asked, request.sampling, form)) as deltas:
                 await anext(deltas)
                 builder = CompletionBuilder(request, prompts, model.card, model.tokenizer)
                 async with aclosing(_chunks(deltas, builder)) as chunks:

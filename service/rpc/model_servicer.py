@@ -7,6 +7,7 @@ from service.errors import InvalidField, MissingField, UnsupportedField
 from service.rpc import convert
 from service.rpc.interceptor import Context
 from service.rpc.lifecycle import Lifecycle
+from service.rpc.sampling import check_token_ids
 from service.text.chat_template import render_prompt
 
 DEFAULT_PAGE_SIZE = 100
@@ -93,7 +94,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         tokenizer = self._lifecycle.find(request.model).tokenizer
         if len(request.token_ids) > MAX_DETOKENIZED:
             raise InvalidField("token_ids", f"At most {MAX_DETOKENIZED} token ids are taken.")
-        convert.check_token_ids(request.token_ids, tokenizer.vocab_size, "token_ids")
+        check_token_ids(request.token_ids, tokenizer.vocab_size, "token_ids")
         text = await asyncio.to_thread(
             tokenizer.decode, list(request.token_ids), skip_special_tokens=False
         )

@@ -48,6 +48,11 @@ class HfTokenizer:
         self._template = template
         self._special_tokens = dict(special_tokens)
         self._max_token_chars = max(map(len, backend.get_vocab(with_added_tokens=True)))
+        self._special_token_ids = {
+            token.content: token_id
+            for token_id, token in backend.get_added_tokens_decoder().items()
+            if token.special
+        }
         self._control_tokens = ControlTokens(backend, template or "")
         self._token_bytes = TokenBytes(backend)
 
@@ -55,6 +60,11 @@ class HfTokenizer:
     def vocab_size(self) -> int:
         """The number of token ids, added tokens included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def template(self) -> str | None:
+        """The chat template's source; None where the model has none."""
+        return self._template
 
     @property
     def max_token_chars(self) -> int:
@@ -80,8 +90,16 @@ class HfTokenizer:
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What a token stands for by itself, which need not be whole characters."""
+        """See `service.types.Tokenizer.token_bytes`."""
         return self._token_bytes(token_id)
+
+    def special_token_id(self, text: str) -> int | None:
+        """The id of the special token written so; None if there is none."""
+        return self._special_token_ids.get(text)
+
+    def to_json(self) -> str:
+        """The tokenizer as tokenizer.json would have it, tokens added at load included."""
+        return self._backend.to_str()
 
     def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
         """The conversation through the model's chat template, to be encoded without special tokens.
@@ -108,6 +126,7 @@ class HfTokenizer:
                 self._template,
                 mark(with_known_roles(messages, self._template)),
                 self._special_tokens | mark(options.template_kwargs),
+                tools=mark(options.tools),
                 add_generation_prompt=options.add_generation_prompt,
             )
         except Exception as error:  # the template is a program that ran on the caller's data

@@ -32,6 +32,7 @@ def render(
     messages: list[dict[str, Any]],
     variables: dict[str, Any],
     *,
+    tools: list[dict[str, Any]] | None = None,
     add_generation_prompt: bool,
 ) -> str:
     """The conversation as `template` writes it. Values are what JSON can hold, nothing richer.
@@ -41,11 +42,21 @@ def render(
     """
     return _compiled(template).render(
         messages=[_with_thinking(message) for message in messages],
-        tools=None,
+        tools=tools or None,
         documents=None,
         add_generation_prompt=add_generation_prompt,
         **variables,
     )
+
+
+def reads_tools(template: str) -> bool:
+    """Whether the template looks at the tools it is given.
+
+    Raises:
+        jinja2.TemplateError: it cannot be compiled.
+    """
+    names = _environment().parse(template).find_all(nodes.Name)
+    return any(name.name == "tools" and name.ctx == "load" for name in names)
 
 
 def _with_thinking(message: dict[str, Any]) -> dict[str, Any]:

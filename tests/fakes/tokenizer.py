@@ -25,7 +25,10 @@ class ByteTokenizer:
         return out.decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        return bytes([token_id]) if token_id < EOS else b"<eos>"
+        return bytes([token_id]) if token_id < EOS else b"<eos>" if token_id == EOS else b""
+
+    def special_token_id(self, text: str) -> int | None:
+        return None
 
     def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
         if any(m["content"] == "refuse me" for m in messages):

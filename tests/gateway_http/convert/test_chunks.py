@@ -119,6 +119,28 @@ def test_tool_call_is_named_once() -> None:
     assert all("content" not in choice["delta"] for choice in stream[1:])
 
 
+def test_pieces_of_several_calls_and_the_text_before_them_come_one_by_one() -> None:
+    def call(index: int, arguments: str) -> chat_pb2.ToolCall:
+        function = chat_pb2.FunctionCall(name="f", arguments_json=arguments)
+        return chat_pb2.ToolCall(index=index, id=f"call_{index}", function=function)
+
+    both = delta(content="Wait.", tool_calls=[call(0, '{"a":1}'), call(1, "")], finish=True)
+    both.logprobs.add(token="W", token_bytes=b"W", logprob=-1)
+    stream = choices(run(plain(), both))[1:]
+    said = [choice["delta"] for choice in stream]
+    assert said[0] == {"content": "Wait."}
+    pieces = [each["tool_calls"] for each in said[1:4]]
+    assert [len(piece) for piece in pieces] == [1, 1, 1]
+    assert [piece[0]["index"] for piece in pieces] == [0, 0, 1]
+    assert [piece[0]["function"] for piece in pieces] == [
+        {"name": "f", "arguments": ""},
+        {"arguments": '{"a":1}'},
+        {"name": "f", "arguments": ""},
+    ]
+    assert said[4] == {}
+    assert [choice["logprobs"] is None for choice in stream] == [False, True, True, True, True]
+
+
 def test_logprobs_of_held_back_text_have_an_empty_text() -> None:
     held = delta()
     held.logprobs.add(token="a", token_bytes=b"a", logprob=-1)

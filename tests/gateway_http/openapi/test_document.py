@@ -14,7 +14,7 @@ from gateway_http.endpoints import ENDPOINTS
 from gateway_http.openapi.document import document
 from gateway_http.openapi.fields import FIELDS
 from service.errors import InvalidField
-from service.rpc.convert import sampling_params
+from service.rpc.sampling import sampling_params
 from service.types import SamplingParams
 
 DOCUMENT = document("1.0")

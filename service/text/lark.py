@@ -1,0 +1,75 @@
+"""Grammars put together, in llguidance's notation: Lark rules, with JSON schemas within."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llguidance import LLMatcher
+
+# White space in generated JSON, wherever JSON has it: as pretty printers write it, and never so
+# much that a model which has lost its way writes nothing else.
+_WHITE_SPACE = r"[ \n\t]{1,20}"
+# Any text at all, as a terminal; control tokens are not text.
+TEXT = "TEXT: /(?s:.*)/"
+
+SpecialTokens = Callable[[str], int | None]
+
+
+def literal(text: str) -> str:
+    """The text itself, as a rule's part."""
+    return json.dumps(text, ensure_ascii=False) if text else ""
+
+
+def marked(text: str, markers: tuple[str, ...], special_token_id: SpecialTokens) -> str:
+    """As `literal`, with those of `markers` that are control tokens as such."""
+    if not markers:
+        return literal(text)
+    pieces = re.split(f"({'|'.join(map(re.escape, markers))})", text)
+    parts = []
+    for piece in pieces:
+        token_id = special_token_id(piece) if piece in markers else None
+        if token_id is not None:
+            parts.append(f"<[{token_id}]>")
+        elif piece:
+            parts.append(literal(piece))
+    return " ".join(parts)
+
+
+def until(rule: str, marker: str, special_token_id: SpecialTokens) -> str:
+    """Rules by which `rule` is any text up to the first `marker`, and the marker."""
+    token_id = special_token_id(marker)
+    if token_id is not None:
+        return f"{rule}: TEXT <[{token_id}]>"
+    return f"{rule}[lazy]: TEXT {literal(marker)}"
+
+
+def json_schema(schema: dict[str, Any], *, is_lenient: bool = False) -> str:
+    """A rule's part: JSON that follows the schema.
+
+    `is_lenient`: what cannot be enforced of the schema is left out.
+    """
+    return f"%json {json.dumps(with_options(schema, is_lenient=is_lenient))}"
+
+
+def with_options(schema: dict[str, Any], *, is_lenient: bool = False) -> dict[str, Any]:
+    options = {"whitespace_pattern": _WHITE_SPACE, "lenient": is_lenient}
+    return {**schema, "x-guidance": options}
+
+
+def regex_rules(regex: str) -> str:
+    """Rules by which `start` is what the expression matches as a whole."""
+    rules: str = json.loads(LLMatcher.grammar_from_regex(regex))["grammars"][0]["lark_grammar"]
+    return rules
+
+
+def choice_rules(choices: tuple[str, ...]) -> str:
+    """Rules by which `start` is one of the strings; a terminal, which masks are quick for."""
+    return f"start: CHOICE\nCHOICE: {' | '.join(map(literal, choices))}"
+
+
+def composed(start: str, parts: Mapping[str, str]) -> str:
+    """Rules and the grammars they name, as `@answer` say, each with a `start` of its own."""
+    grammars = [{"name": "main", "lark_grammar": start}]
+    grammars += [{"name": name, "lark_grammar": rules} for name, rules in parts.items()]
+    return json.dumps({"grammars": grammars})

@@ -1,0 +1,1 @@
+"""Calls of functions: how models write them, shown in prompts, forced and read."""

@@ -1,0 +1,100 @@
+"""Tools in a conversation: for templates that show them, and for those that do not."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from service.text.tool_calls.syntax import CallSyntax
+from service.types import Message, Tool
+
+_INSTRUCTIONS = """\
+You can call functions. They are, as JSON:
+
+{tools}
+
+If a function helps with the request, call it: answer with nothing but the call, written exactly \
+like this, its arguments as the function's parameters demand:
+
+{example}
+
+What it returns comes in the next message. Otherwise answer as usual."""
+
+_RESULT = "<tool_response>\n{}\n</tool_response>"
+
+# Mistral's templates refuse any other.
+_MISTRAL_ID = re.compile(r"[A-Za-z0-9]{9}")
+
+
+def template_tools(tools: Sequence[Tool]) -> tuple[dict[str, Any], ...]:
+    """The tools as templates read them: dicts as in OpenAI's API, no key missing."""
+    return tuple({"type": "function", "function": _function(tool)} for tool in tools)
+
+
+def with_tools_in_text(
+    messages: Sequence[Message], tools: Sequence[Tool], syntax: CallSyntax
+) -> tuple[Message, ...]:
+    """The conversation for a template that knows no tools: as text in messages of other roles.
+
+    A system message says which functions there are and how one is called. Earlier calls are the
+    text that the assistant wrote, and what they returned comes from the user, results that follow
+    one another in one message.
+    """
+    shown: list[Message] = []
+    follows_result = False
+    for message in messages:
+        if message.role != "tool":
+            shown.append(_with_calls_in_text(message, syntax) if message.tool_calls else message)
+        elif follows_result:
+            results = f"{shown[-1].content}\n{_RESULT.format(message.content or '')}"
+            shown[-1] = replace(shown[-1], content=results)
+        else:
+            shown.append(Message("user", _RESULT.format(message.content or "")))
+        follows_result = message.role == "tool"
+    return tuple(_with_instructions(shown, tools, syntax) if tools else shown)
+
+
+def with_mistral_ids(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation, ids of calls as Mistral has them: nine letters and digits."""
+    return tuple(
+        replace(
+            message,
+            tool_calls=tuple(replace(call, id=_mistral_id(call.id)) for call in message.tool_calls),
+            tool_call_id=message.tool_call_id and _mistral_id(message.tool_call_id),
+        )
+        for message in messages
+    )
+
+
+def _mistral_id(call_id: str) -> str:
+    if _MISTRAL_ID.fullmatch(call_id):
+        return call_id
+    return hashlib.sha256(call_id.encode()).hexdigest()[:9]
+
+
+def _function(tool: Tool) -> dict[str, Any]:
+    return {
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": tool.parameters or {"type": "object", "properties": {}},
+    }
+
+
+def _with_calls_in_text(message: Message, syntax: CallSyntax) -> Message:
+    calls = syntax.written((call.name, call.arguments_json or "{}") for call in message.tool_calls)
+    content = f"{message.content}\n{calls}" if message.content else calls
+    return replace(message, content=content, tool_calls=())
+
+
+def _with_instructions(
+    messages: list[Message], tools: Sequence[Tool], syntax: CallSyntax
+) -> list[Message]:
+    listed = "\n".join(json.dumps(_function(tool), ensure_ascii=False) for tool in tools)
+    example = syntax.written([("NAME", '{"PARAMETER": "VALUE"}')])
+    text = _INSTRUCTIONS.format(tools=listed, example=example)
+    if messages and messages[0].role in ("system", "developer"):
+        first = replace(messages[0], content=f"{messages[0].content or ''}\n\n{text}".lstrip())
+        return [first, *messages[1:]]
+    return [Message("system", text), *messages]

@@ -1,0 +1,164 @@
+"""Forms and calls by the real OpenAI client and the real model, which is small and has never learnt
+to call anything.
+"""
+
+import json
+import re
+from typing import Any
+
+import jsonschema
+import openai
+import pytest
+from pydantic import BaseModel
+
+from tests.e2e.conftest import MODEL
+
+WEATHER: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 20},
+        "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+    },
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
+TOOLS: list[Any] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "The weather in a city",
+            "parameters": WEATHER,
+        },
+    }
+]
+QUESTION: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+def test_a_schema_is_followed_and_parsed(client: openai.OpenAI) -> None:
+    person = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 20},
+            "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        },
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    asked: list[Any] = [{"role": "user", "content": "Invent a person."}]
+    for seed in range(3):
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=asked,
+            seed=seed,
+            max_completion_tokens=200,
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "person", "schema": person, "strict": True},
+            },
+        )
+        assert answer.choices[0].finish_reason == "stop"
+        jsonschema.validate(json.loads(answer.choices[0].message.content or ""), person)
+
+
+def test_a_model_of_pydantics_comes_back(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.parse(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Ada is 36 years old. Who is she, as JSON?"}],
+        temperature=0,
+        max_completion_tokens=200,
+        response_format=Person,
+    )
+    assert isinstance(answer.choices[0].message.parsed, Person)
+
+
+def test_a_regex_and_a_choice(client: openai.OpenAI) -> None:
+    def ask(**form: Any) -> str:
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=QUESTION,
+            max_completion_tokens=60,
+            extra_body={"structured_outputs": form},
+        )
+        return answer.choices[0].message.content or ""
+
+    assert re.fullmatch(r"\d{2}-[a-f]{3}", ask(regex=r"\d{2}-[a-f]{3}"))
+    assert ask(choice=["sunny", "rainy"]) in ("sunny", "rainy")
+
+
+@pytest.mark.parametrize(
+    ("choice", "finish_reason"),
+    [
+        ("required", "tool_calls"),
+        ({"type": "function", "function": {"name": "get_weather"}}, "stop"),
+    ],
+)
+def test_a_forced_call_has_valid_arguments(
+    client: openai.OpenAI, choice: Any, finish_reason: str
+) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=QUESTION,
+        tools=TOOLS,
+        tool_choice=choice,
+        parallel_tool_calls=False,
+        max_completion_tokens=200,
+    )
+    [said] = answer.choices
+    assert said.finish_reason == finish_reason
+    assert said.message.content is None
+    [call] = said.message.tool_calls or []
+    assert call.type == "function"
+    assert call.function.name == "get_weather"
+    jsonschema.validate(json.loads(call.function.arguments), WEATHER)
+
+
+def test_a_forced_call_streamed_through_the_clients_own_helper(client: openai.OpenAI) -> None:
+    with client.chat.completions.stream(
+        model=MODEL,
+        messages=QUESTION,
+        tools=TOOLS,
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_completion_tokens=200,
+    ) as stream:
+        kinds = {event.type for event in stream}
+        completion = stream.get_final_completion()
+    assert "tool_calls.function.arguments.delta" in kinds
+    [call] = completion.choices[0].message.tool_calls or []
+    jsonschema.validate(json.loads(call.function.arguments), WEATHER)
+
+
+def test_a_conversation_with_a_call_and_its_result_goes_on(client: openai.OpenAI) -> None:
+    called = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'},
+    }
+    messages: list[Any] = [
+        *QUESTION,
+        {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "Sunny, 25 degrees"},
+    ]
+    answer = client.chat.completions.create(
+        model=MODEL, messages=messages, tools=TOOLS, tool_choice="none", max_completion_tokens=30
+    )
+    assert answer.choices[0].message.content
+    assert answer.choices[0].message.tool_calls is None
+
+
+def test_what_cannot_be_had_is_the_callers_mistake(client: openai.OpenAI) -> None:
+    schema = {"type": "array", "uniqueItems": True}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            model=MODEL,
+            messages=QUESTION,
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+        )
+    assert caught.value.param == "response_format.json_schema.schema"
+    assert "uniqueItems" in caught.value.message

@@ -1,0 +1,48 @@
+"""A served model that obeys grammars, for tests of what answers are made to be."""
+
+from typing import Any
+
+from chatrpc.v1 import chat_pb2, chat_service_pb2
+from service.text.grammars import CompiledGrammars
+from service.types import ChatFormats, SamplingParams, ServedModel
+from tests.fakes.engine import FakeEngine
+from tests.fakes.tokenizer import EOS, ByteTokenizer
+from tests.service.rpc.conftest import CARD, Running, params
+from tests.service.rpc.details import refusal
+
+
+async def serve(
+    running: Running,
+    engine: FakeEngine,
+    grammars: CompiledGrammars | None,
+    formats: ChatFormats | None = None,
+) -> Running:
+    """`running`, its model called `fake` replaced."""
+    model = ServedModel(
+        CARD,
+        ByteTokenizer(),
+        engine,
+        SamplingParams(),
+        frozenset({EOS}),
+        vocab_size=257,
+        formats=formats or ChatFormats(),
+        grammars=grammars,
+    )
+    running.engine = engine
+    await running.lifecycle.serve(model)
+    return running
+
+
+async def complete(running: Running, **fields: Any) -> chat_pb2.ChatCompletion:
+    request = chat_service_pb2.CreateChatCompletionRequest(params=params(**fields))
+    return (await running.chat.CreateChatCompletion(request)).completion
+
+
+async def stream(running: Running, **fields: Any) -> list[chat_pb2.ChatCompletionChunk]:
+    request = chat_service_pb2.StreamChatCompletionRequest(params=params(**fields))
+    return [response.chunk async for response in running.chat.StreamChatCompletion(request)]
+
+
+async def refused(running: Running, **fields: Any) -> Any:
+    request = chat_service_pb2.CreateChatCompletionRequest(params=params(**fields))
+    return await refusal(running.chat.CreateChatCompletion(request))

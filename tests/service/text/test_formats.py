@@ -1,0 +1,58 @@
+import pytest
+
+from service.config import ServiceSettings
+from service.text.formats import chat_formats
+from service.types import ChatFormats, ReasoningFormat, ToolFormat
+
+
+@pytest.mark.parametrize(
+    ("template", "tools", "is_shown"),
+    [
+        (None, ToolFormat.HERMES, False),
+        ("{{ messages }}", ToolFormat.HERMES, False),
+        ("{% broken", ToolFormat.HERMES, False),
+        ("tools <tool_call>", ToolFormat.HERMES, False),  # a word of the text is no variable
+        ("{% if tools %}<tool_call>{% endif %}", ToolFormat.HERMES, True),
+        ("{% if tools %}<|python_tag|>{% endif %}", ToolFormat.LLAMA3_JSON, True),
+        (
+            """{% if tools is not defined %}{% set tools = 0 %}{% endif %}{{ '"parameters": ' }}""",
+            ToolFormat.LLAMA3_JSON,
+            True,
+        ),
+        ("{{ tools }}[TOOL_CALLS]", ToolFormat.MISTRAL, True),
+        ("{{ tools }}[TOOL_CALLS][ARGS]", ToolFormat.MISTRAL_ARGS, True),
+        ("{{ tools }}<start_function_call>", ToolFormat.GEMMA, True),
+        ("{{ tools }}<|tool_call>", ToolFormat.GEMMA4, True),
+        ("{{ tools }}", ToolFormat.JSON, True),
+    ],
+)
+def test_a_template_says_how_its_model_calls(
+    template: str | None, tools: ToolFormat, is_shown: bool
+) -> None:
+    found = chat_formats(template)
+    assert (found.tools, found.has_tool_template) == (tools, is_shown)
+
+
+@pytest.mark.parametrize(
+    ("template", "reasoning"),
+    [
+        ("{{ messages }}", ReasoningFormat.NONE),
+        ("{% if enable_thinking %}{{ '</think>' }}{% endif %}", ReasoningFormat.THINK),
+        ("[THINK][/THINK]", ReasoningFormat.MISTRAL),
+    ],
+)
+def test_a_template_says_how_its_model_thinks(template: str, reasoning: ReasoningFormat) -> None:
+    assert chat_formats(template).reasoning is reasoning
+
+
+def test_the_operator_has_the_last_word() -> None:
+    found = chat_formats("{{ tools }}</think>", ToolFormat.GEMMA, ReasoningFormat.NONE)
+    assert found == ChatFormats(ToolFormat.GEMMA, True, ReasoningFormat.NONE)
+
+
+def test_every_format_can_be_chosen() -> None:
+    for form in ToolFormat:
+        assert ServiceSettings.load([f"--tool-format={form.value}"]).tool_format == form.value
+    for thoughts in ReasoningFormat:
+        chosen = ServiceSettings.load([f"--reasoning-format={thoughts.value}"])
+        assert chosen.reasoning_format == thoughts.value

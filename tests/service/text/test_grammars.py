@@ -1,0 +1,181 @@
+import threading
+import time
+
+import pytest
+
+from service.errors import InvalidGrammar
+from service.text import grammars as grammars_module
+from service.text.grammars import CompiledGrammars
+from service.types import Matcher
+from tests.fakes.grammars import allowed, byte_grammars
+from tests.fakes.tokenizer import EOS
+
+
+@pytest.fixture(scope="module")
+def grammars() -> CompiledGrammars:
+    return byte_grammars()
+
+
+def take(matcher: Matcher, text: bytes) -> None:
+    for byte in text:
+        assert byte in allowed(matcher)
+        matcher.advance(byte)
+
+
+def test_what_may_come_next_and_what_must(grammars: CompiledGrammars) -> None:
+    matcher = grammars.compile('start: "yes" | "no"').matcher()
+    assert allowed(matcher) == [ord("n"), ord("y")]
+    assert matcher.forced_tokens() == ()
+    take(matcher, b"y")
+    assert bytes(matcher.forced_tokens()) == b"es"
+    take(matcher, b"es")
+    assert allowed(matcher) == [EOS]
+
+
+def test_the_end_is_allowed_where_the_grammar_is_fulfilled_and_only_there(
+    grammars: CompiledGrammars,
+) -> None:
+    matcher = grammars.compile("start: /a+/").matcher()
+    assert allowed(matcher) == [ord("a")]
+    take(matcher, b"a")
+    assert allowed(matcher) == [ord("a"), EOS]
+
+
+@pytest.mark.parametrize("num_back", [1, 2, 3])
+def test_tokens_taken_back_were_never_there_the_end_among_them(
+    grammars: CompiledGrammars, num_back: int
+) -> None:
+    matcher = grammars.compile('start: "ab"').matcher()
+    before = []
+    for token_id in (*b"ab", EOS):
+        before.append((matcher.allowed_tokens(), matcher.forced_tokens()))
+        matcher.advance(token_id)
+    assert allowed(matcher) == [EOS]
+    matcher.rollback(num_back)
+    assert (matcher.allowed_tokens(), matcher.forced_tokens()) == before[-num_back]
+
+
+def test_matchers_of_one_constraint_are_apart(grammars: CompiledGrammars) -> None:
+    constraint = grammars.compile('start: "ab"')
+    first, second = constraint.matcher(), constraint.matcher()
+    take(first, b"a")
+    assert allowed(second) == [ord("a")]
+    assert allowed(first) == [ord("b")]
+
+
+def test_the_same_grammar_is_compiled_once_also_at_the_same_time() -> None:
+    grammars = byte_grammars()
+    compiled = []
+    real = grammars._compile
+    entered = threading.Barrier(2)
+
+    def slow(grammar: str) -> object:
+        compiled.append(grammar)
+        entered.wait()
+        return real(grammar)
+
+    grammars._compile = slow  # type: ignore[method-assign, assignment]
+    first = threading.Thread(target=grammars.compile, args=('start: "x"',))
+    first.start()
+    second = threading.Thread(target=grammars.compile, args=('start: "x"',))
+    second.start()
+    entered.wait()
+    first.join()
+    second.join()
+    grammars.compile('start: "x"')
+    assert compiled == ['start: "x"']
+
+
+def test_the_oldest_grammar_goes_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammars_module, "MAX_CACHED", 2)
+    grammars = byte_grammars()
+    for text in ("a", "b", "a", "c"):
+        grammars.compile(f'start: "{text}"')
+    assert list(grammars._cache) == ['start: "a"', 'start: "c"']
+    monkeypatch.setattr(grammars_module, "MAX_CACHED_LENGTH", 12)
+    grammars.compile('start: "d"')
+    assert list(grammars._cache) == ['start: "d"']
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        "",
+        "start: nowhere",
+        'start: "a',
+        "start: /(/",
+        "start: /(?=a)b/",
+        "start: %json {",
+        "start: " + "(" * 5000 + '"y"' + ")" * 5000,
+        "begin: /a/",
+        "start: /a/ & /b/",
+    ],
+)
+def test_what_is_no_grammar_is_said_to_be_none(grammars: CompiledGrammars, grammar: str) -> None:
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(InvalidGrammar) as caught:
+            grammars.compile(grammar)
+        assert 0 < len(str(caught.value)) < 400
+
+
+# Each would take long, or much memory, without limits.
+HOSTILE = {
+    "an expression of a million states": "start: /(((a{1,50}){1,50}){1,50}){1,50}/",
+    "one that has to remember": "start: /(.*a.{200}|.*b.{200}|.*c.{199})/",
+    "one that backtracks elsewhere": "start: /(x+x+)+y/",
+    "alternatives without end": "start: " + " | ".join(['"x"'] * 4000),
+    "options without end": "start: " + " ".join(['"x"?'] * 2000),
+    "an ambiguous grammar": 'start: s\ns: s s s | s s | "x" |',
+    "a grammar that recurses in its middle": 'start: /a/ start "x"',
+    "classes of Unicode": r"start: /\p{L}{1,5000}[\p{N}]{3,4000}/",
+}
+
+
+@pytest.mark.parametrize("grammar", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_grammar_is_refused_or_followed_and_blocks_nobody(
+    grammars: CompiledGrammars, grammar: str
+) -> None:
+    started = time.process_time()
+    try:
+        constraint = grammars.compile(grammar)
+    except InvalidGrammar:
+        return
+    matcher = constraint.matcher()
+    for _ in range(20):
+        choices = allowed(matcher)
+        assert choices
+        matcher.advance(choices[-1])
+    assert time.process_time() - started < 20  # seconds; 0.2 at the most, within the limits
+
+
+def test_a_grammar_that_costs_too_much_on_the_way_ends_the_answer_and_says_so(
+    grammars: CompiledGrammars,
+) -> None:
+    constraint = grammars.compile('start: /a/ start "x"')
+    matcher = constraint.matcher()
+    while constraint.failure is None:
+        choices = allowed(matcher)
+        matcher.advance(choices[-1])
+    assert "limit" in constraint.failure or "max" in constraint.failure
+    assert allowed(matcher) == [EOS]
+    matcher.advance(EOS)
+    matcher.rollback(1)
+    assert allowed(matcher) == [EOS]
+    assert matcher.forced_tokens() == ()
+
+
+def test_an_engine_that_does_not_obey_is_found_out(grammars: CompiledGrammars) -> None:
+    constraint = grammars.compile('start: "yes"')
+    constraint.matcher().advance(EOS)
+    assert constraint.failure == "the answer ended before the grammar was fulfilled"
+    constraint = grammars.compile('start: "yes"')
+    constraint.matcher().advance(ord("x"))
+    assert constraint.failure is not None
+
+
+def test_whether_an_answer_is_whole(grammars: CompiledGrammars) -> None:
+    constraint = grammars.compile("start: /(ab)+/")
+    fulfilled = [
+        text for text in (b"", b"a", b"ab", b"aba", b"abab", b"x") if constraint.is_fulfilled(text)
+    ]
+    assert fulfilled == [b"ab", b"abab"]
