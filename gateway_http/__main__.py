@@ -12,6 +12,7 @@ from chatrpc_process import logs
 from chatrpc_process.settings import ConfigError
 from gateway_http.app import build_app
 from gateway_http.config import Settings
+from gateway_http.http_protocol import HttpProtocol
 
 # How long the last answers may take to reach their clients, once the grace is over.
 _LAST_WORDS_S = 2
@@ -63,7 +64,7 @@ def _server(settings: Settings) -> uvicorn.Server:
         uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=HttpProtocol,
             ws="none",
             lifespan="on",
             log_config=None,

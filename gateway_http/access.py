@@ -3,6 +3,7 @@
 import re
 import time
 import uuid
+from urllib.parse import unquote
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,13 +21,14 @@ _MAX_REQUEST_ID = 128
 # https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 # Called every few seconds by machines that keep their own record.
-_QUIET_ROUTES = {"/healthz", "/readyz", "/health", "/v1/health", "/metrics"}
+_PROBES = ("/healthz", "/readyz", "/health", "/ping", "/ready", "/live", "/metrics")
+_QUIET_ROUTES = {prefix + path for path in _PROBES for prefix in ("", "/v1")}
 
 
 class Access:
     """ASGI middleware. Failures end here as OpenAI's error object, unless the answer has begun.
 
-    It leaves `call_metadata` in the request's state: what goes along with calls to the service.
+    It leaves the `exchange` in the request's state.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -38,12 +40,11 @@ class Access:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        request_id = _request_id(headers)
-        scope["path"] = "/" + "/".join(filter(None, scope["path"].split("/")))
-        scope["state"]["call_metadata"] = [("x-request-id", request_id), *_trace(headers)]
-        exchange = _Exchange(send, request_id)
+        exchange = Exchange(send, headers)
+        scope["path"] = _path(scope)
+        scope["state"]["exchange"] = exchange
         with (
-            structlog.contextvars.bound_contextvars(request_id=request_id),
+            structlog.contextvars.bound_contextvars(request_id=exchange.request_id),
             self._metrics.in_flight.track_inprogress(),
         ):
             try:
@@ -51,7 +52,7 @@ class Access:
             finally:
                 self._record(scope, exchange)
 
-    async def _serve(self, scope: Scope, receive: Receive, exchange: "_Exchange") -> None:
+    async def _serve(self, scope: Scope, receive: Receive, exchange: "Exchange") -> None:
         try:
             await self._app(scope, receive, exchange.send)
         except ClientDisconnect:
@@ -63,7 +64,7 @@ class Access:
             response = json_response(answer.body, answer.status, answer.headers)
             await response(scope, receive, exchange.send)
 
-    def _record(self, scope: Scope, exchange: "_Exchange") -> None:
+    def _record(self, scope: Scope, exchange: "Exchange") -> None:
         route, duration_s = _route(scope), exchange.elapsed_s()
         self._metrics.requests.labels(route, exchange.status).inc()
         self._metrics.duration_s.labels(route).observe(duration_s)
@@ -81,15 +82,29 @@ class Access:
         )
 
 
-class _Exchange:
-    """One request's answer on its way out."""
+class Exchange:
+    """One request, and its answer on its way out."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, headers: Headers) -> None:
         self._send = send
-        self._request_id = request_id
+        self._trace = _trace(headers)
+        sent = _sent_id(headers)
+        self._is_id_sent = bool(sent)
+        self.request_id = sent or f"req_{uuid.uuid4().hex}"
         self._started_at_s = time.perf_counter()
         self.first_byte_s: float | None = None
         self.status = _CLIENT_CLOSED_REQUEST  # until a head is sent
+
+    @property
+    def call_metadata(self) -> list[tuple[str, str]]:
+        """What goes along with calls to the service."""
+        return [("x-request-id", self.request_id), *self._trace]
+
+    def suggest_id(self, request_id: str) -> None:
+        """Take an id that stands in the body; one in a header comes before it."""
+        if not self._is_id_sent:
+            self.request_id = request_id
+            structlog.contextvars.bind_contextvars(request_id=request_id)
 
     def elapsed_s(self) -> float:
         return time.perf_counter() - self._started_at_s
@@ -99,18 +114,23 @@ class _Exchange:
             self.first_byte_s = self.elapsed_s()
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            headers["x-request-id"] = self._request_id
+            headers["x-request-id"] = self.request_id
             headers["openai-processing-ms"] = str(round(self.first_byte_s * 1000))
         await self._send(message)
 
 
-def _request_id(headers: Headers) -> str:
-    """The client's own, as far as it is fit for headers and logs; else a new one."""
+def _path(scope: Scope) -> str:
+    """Without slashes that say nothing; one that is written as %2F says something."""
+    raw: bytes = scope["raw_path"]
+    return unquote("/" + "/".join(filter(None, raw.decode("ascii").split("/"))))
+
+
+def _sent_id(headers: Headers) -> str:
+    """The client's own, as far as it is fit for headers and logs; empty where it sent none."""
     for name in ("x-request-id", "x-client-request-id"):
-        sent = re.sub(r"[^\x21-\x7e]", "", headers.get(name, ""))
-        if sent:
+        if sent := re.sub(r"[^\x21-\x7e]", "", headers.get(name, "")):
             return sent[:_MAX_REQUEST_ID]
-    return f"req_{uuid.uuid4().hex}"
+    return ""
 
 
 def _trace(headers: Headers) -> list[tuple[str, str]]:

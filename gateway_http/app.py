@@ -14,10 +14,14 @@ from starlette.routing import Route
 
 from gateway_http.access import Access
 from gateway_http.config import Settings
+from gateway_http.cors import Cors
+from gateway_http.endpoints import ENDPOINTS
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
-from gateway_http.routes import models, probes
-from gateway_http.routes.chat import ChatCompletions
+from gateway_http.routes import document, models, probes, tokens
+from gateway_http.routes.chat import CHAT
+from gateway_http.routes.completions import COMPLETIONS
+from gateway_http.routes.generation import Generation
 from gateway_http.upstreams import Upstream
 
 
@@ -26,33 +30,43 @@ def build_app(settings: Settings) -> Starlette:
     metrics, stopping = Metrics(), asyncio.Event()
     app = Starlette(
         routes=_routes(settings, metrics, stopping),
-        middleware=[Middleware(Access, metrics=metrics)],
+        middleware=[
+            Middleware(Cors, allow_origins=settings.cors_allow_origins),
+            Middleware(Access, metrics=metrics),
+        ],
         exception_handlers={HTTPException: _unrouted},
         lifespan=_lifespan(settings),
     )
+    app.state.settings = settings
     app.state.metrics = metrics
     app.state.stopping = stopping
     return app
 
 
 def _routes(settings: Settings, metrics: Metrics, stopping: asyncio.Event) -> list[Route]:
-    """Each route of the API stands bare as well: some clients' base URL lacks the `/v1`."""
-    chat = ChatCompletions(settings, metrics, stopping)
-    api: dict[str, tuple[str, Any]] = {
-        "/chat/completions": ("POST", chat),
-        "/models": ("GET", models.list_models),
-        "/models/{model_id:path}": ("GET", models.retrieve_model),
-        "/health": ("GET", probes.readyz),
+    """Each endpoint stands bare as well: some clients' base URL lacks the `/v1`."""
+    handlers: dict[str, Any] = {
+        "create_chat_completion": Generation(CHAT, settings, metrics, stopping),
+        "create_completion": Generation(COMPLETIONS, settings, metrics, stopping),
+        "list_models": models.list_models,
+        "retrieve_model": models.retrieve_model,
+        "tokenize": tokens.tokenize,
+        "detokenize": tokens.detokenize,
+        **dict.fromkeys(("readyz", "ready", "health", "ping"), probes.readyz),
+        **dict.fromkeys(("healthz", "live"), probes.healthz),
+        "metrics": probes.metrics,
+        "version": probes.version,
+        "openapi": document.openapi,
+        "docs": document.docs,
     }
     return [
-        *(
-            Route(prefix + path, endpoint, methods=[method])
-            for path, (method, endpoint) in api.items()
-            for prefix in ("/v1", "")
-        ),
-        Route("/healthz", probes.healthz),
-        Route("/readyz", probes.readyz),
-        Route("/metrics", probes.metrics),
+        Route(
+            prefix + endpoint.path.replace("}", ":path}"),
+            handlers[endpoint.name],
+            methods=[endpoint.method],
+        )
+        for endpoint in ENDPOINTS
+        for prefix in ("/v1", "")
     ]
 
 

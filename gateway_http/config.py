@@ -15,7 +15,9 @@ class Settings(ProcessSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="CHATRPC_GATEWAY_", cli_prog_name="python -m gateway_http"
+        env_prefix="CHATRPC_GATEWAY_",
+        cli_prog_name="python -m gateway_http",
+        cli_avoid_json=True,
     )
 
     host: Annotated[str, Field(description="the address to listen on")] = "127.0.0.1"
@@ -25,6 +27,10 @@ class Settings(ProcessSettings):
     upstream: Annotated[
         str, Field(min_length=1, description="the gRPC service: host:port or a gRPC target URI")
     ] = "127.0.0.1:50051"
+    cors_allow_origins: Annotated[
+        list[str],
+        Field(description="the origins whose pages may call the API from a browser; * is any"),
+    ] = ["*"]  # noqa: RUF012  # pydantic copies it
     max_body_bytes: Annotated[
         int, Field(gt=0, description="the largest request body that is read")
     ] = 8 << 20

@@ -4,6 +4,7 @@ The words of the service reach the client; those of the gRPC library, which name
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import grpc
@@ -64,6 +65,8 @@ _ANSWERS = {
     ),
 }
 
+_NO_NAMES: Mapping[str, str] = {}
+
 _CODES = {
     "MISSING_FIELD": "missing_required_parameter",
     "UNSUPPORTED_FIELD": "unsupported_parameter",
@@ -84,8 +87,11 @@ def from_exception(error: Exception) -> ApiError:
     return _api_error(_INTERNAL, {"x-should-retry": "false"})
 
 
-def from_rpc(error: grpc.aio.AioRpcError) -> ApiError:
-    """Read the status, and the `google.rpc` details that the service adds to it."""
+def from_rpc(error: grpc.aio.AioRpcError, names: Mapping[str, str] = _NO_NAMES) -> ApiError:
+    """Read the status, and the `google.rpc` details that the service adds to it.
+
+    `names`: what the client calls a parameter that has several names.
+    """
     details = _Details(error)
     answer = _ANSWERS.get(error.code(), _INTERNAL)
     answer = answer._replace(code=_CODES.get(details.reason, answer.code))
@@ -96,6 +102,11 @@ def from_rpc(error: grpc.aio.AioRpcError) -> ApiError:
     if details.field:
         param = param_of(details.field)
         message = message.replace(details.field, param)
+        for name, called in names.items():
+            if param.startswith(name):
+                param = called + param.removeprefix(name)
+                message = message.replace(name, called)
+                break
     return _api_error(answer._replace(message=message), _headers(answer.status, details), param)
 
 

@@ -7,8 +7,9 @@ itself for a call that is merely dropped, and the service would generate on for 
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -17,6 +18,9 @@ from chatrpc.v1 import (
     chat_pb2,
     chat_service_pb2,
     chat_service_pb2_grpc,
+    completion_pb2,
+    completion_service_pb2,
+    completion_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
 )
@@ -26,7 +30,11 @@ from chatrpc.v1 import (
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
-            "name": [{"service": "chatrpc.v1.ChatService"}, {"service": "chatrpc.v1.ModelService"}],
+            "name": [
+                {"service": "chatrpc.v1.ChatService"},
+                {"service": "chatrpc.v1.CompletionService"},
+                {"service": "chatrpc.v1.ModelService"},
+            ],
             "retryPolicy": {
                 "maxAttempts": 3,
                 "initialBackoff": "0.1s",
@@ -58,6 +66,9 @@ _ADMITTED_KEY = "chatrpc-admitted"
 # The most that ListModels gives at once.
 _PAGE_SIZE = 1000
 
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
 
 @dataclass(frozen=True)
 class CallOptions:
@@ -75,6 +86,9 @@ class Upstream:
         self._chat: chat_service_pb2_grpc.ChatServiceAsyncStub = (
             chat_service_pb2_grpc.ChatServiceStub(self._channel)
         )
+        self._completions: completion_service_pb2_grpc.CompletionServiceAsyncStub = (
+            completion_service_pb2_grpc.CompletionServiceStub(self._channel)
+        )
         self._models: model_service_pb2_grpc.ModelServiceAsyncStub = (
             model_service_pb2_grpc.ModelServiceStub(self._channel)
         )
@@ -87,15 +101,8 @@ class Upstream:
     async def create_chat(
         self, params: chat_pb2.ChatCompletionParams, options: CallOptions
     ) -> chat_pb2.ChatCompletion:
-        call = self._chat.CreateChatCompletion(
-            chat_service_pb2.CreateChatCompletionRequest(params=params),
-            timeout=options.timeout_s,
-            metadata=tuple(options.metadata),
-        )
-        try:
-            return (await call).completion
-        finally:
-            call.cancel()
+        request = chat_service_pb2.CreateChatCompletionRequest(params=params)
+        return (await _unary(self._chat.CreateChatCompletion, request, options)).completion
 
     async def stream_chat(
         self, params: chat_pb2.ChatCompletionParams, options: CallOptions, idle_s: float
@@ -104,30 +111,27 @@ class Upstream:
 
         The first item says that the request has been admitted; it is None where no token is ready.
         """
-        call = self._chat.StreamChatCompletion(
-            chat_service_pb2.StreamChatCompletionRequest(params=params),
-            timeout=options.timeout_s,
-            metadata=tuple(options.metadata),
-        )
-        read = asyncio.ensure_future(call.read())
-        try:
-            headers = await call.initial_metadata()
-            patience_s = 0.0 if _ADMITTED_KEY in dict(headers) else None
-            while True:
-                # Not wait_for: it would cancel the read, and with it the call.
-                await asyncio.wait({read}, timeout=patience_s)
-                patience_s = idle_s
-                if not read.done():
-                    yield None
-                    continue
-                response = read.result()
-                if not isinstance(response, chat_service_pb2.StreamChatCompletionResponse):
-                    return  # the end of the stream
-                yield response.chunk
-                read = asyncio.ensure_future(call.read())
-        finally:
-            call.cancel()
-            read.cancel()
+        request = chat_service_pb2.StreamChatCompletionRequest(params=params)
+        stream = _stream(self._chat.StreamChatCompletion, request, options, idle_s)
+        async with aclosing(stream) as responses:
+            async for response in responses:
+                yield None if response is None else response.chunk
+
+    async def create_completion(
+        self, params: completion_pb2.CompletionParams, options: CallOptions
+    ) -> completion_pb2.Completion:
+        request = completion_service_pb2.CreateCompletionRequest(params=params)
+        return (await _unary(self._completions.CreateCompletion, request, options)).completion
+
+    async def stream_completion(
+        self, params: completion_pb2.CompletionParams, options: CallOptions, idle_s: float
+    ) -> AsyncGenerator[completion_pb2.CompletionChunk | None, None]:
+        """As `stream_chat`."""
+        request = completion_service_pb2.StreamCompletionRequest(params=params)
+        stream = _stream(self._completions.StreamCompletion, request, options, idle_s)
+        async with aclosing(stream) as responses:
+            async for response in responses:
+                yield None if response is None else response.chunk
 
     async def list_models(self, options: CallOptions) -> list[model_service_pb2.Model]:
         models: list[model_service_pb2.Model] = []
@@ -142,15 +146,65 @@ class Upstream:
             request.page_token = page.next_page_token
 
     async def get_model(self, model_id: str, options: CallOptions) -> model_service_pb2.Model:
-        response = await self._models.GetModel(
-            model_service_pb2.GetModelRequest(id=model_id),
-            timeout=options.timeout_s,
-            metadata=tuple(options.metadata),
-        )
-        return response.model
+        request = model_service_pb2.GetModelRequest(id=model_id)
+        return (await _unary(self._models.GetModel, request, options)).model
+
+    async def tokenize(
+        self, request: model_service_pb2.TokenizeRequest, options: CallOptions
+    ) -> model_service_pb2.TokenizeResponse:
+        return await _unary(self._models.Tokenize, request, options)
+
+    async def detokenize(
+        self, request: model_service_pb2.DetokenizeRequest, options: CallOptions
+    ) -> model_service_pb2.DetokenizeResponse:
+        return await _unary(self._models.Detokenize, request, options)
 
     async def is_ready(self, timeout_s: float) -> bool:
         response = await self._health.Check(
             health_pb2.HealthCheckRequest(service="readiness"), timeout=timeout_s
         )
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _unary(
+    method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]",
+    request: _Request,
+    options: CallOptions,
+) -> _Response:
+    call = method(request, timeout=options.timeout_s, metadata=tuple(options.metadata))
+    try:
+        return await call
+    finally:
+        call.cancel()
+
+
+async def _stream(
+    method: "grpc.aio.UnaryStreamMultiCallable[_Request, _Response]",
+    request: _Request,
+    options: CallOptions,
+    idle_s: float,
+) -> AsyncGenerator[_Response | None, None]:
+    """The responses as they come, and None whenever none has come for `idle_s`.
+
+    The first item says that the request has been admitted; it is None where no response is ready.
+    """
+    call = method(request, timeout=options.timeout_s, metadata=tuple(options.metadata))
+    read = asyncio.ensure_future(call.read())
+    try:
+        headers = await call.initial_metadata()
+        patience_s = 0.0 if _ADMITTED_KEY in dict(headers) else None
+        while True:
+            # Not wait_for: it would cancel the read, and with it the call.
+            await asyncio.wait({read}, timeout=patience_s)
+            patience_s = idle_s
+            if not read.done():
+                yield None
+                continue
+            response = read.result()
+            if response is grpc.aio.EOF:
+                return
+            yield cast("_Response", response)
+            read = asyncio.ensure_future(call.read())
+    finally:
+        call.cancel()
+        read.cancel()

@@ -52,9 +52,10 @@ _SAMPLING_RANGES: dict[str, Callable[[float], bool]] = {
     "top_p": lambda value: 0 < value <= 1,
     "top_k": lambda value: value >= 0 and isinstance(value, int),
     "min_p": lambda value: 0 <= value <= 1,
+    "repetition_penalty": lambda value: 0 < value < math.inf,
 }
 # Defaults that change the choice of tokens and that `SamplingParams` has no place for.
-_NOT_SERVED = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "suppress_tokens": None}
+_NOT_SERVED = {"no_repeat_ngram_size": 0, "suppress_tokens": None}
 
 _log = structlog.get_logger()
 
@@ -97,27 +98,25 @@ def resolve(model: str | None, cache_dir: Path) -> Checkpoint:
 def load_generation_defaults(path: Path) -> tuple[SamplingParams, frozenset[int]]:
     """What the checkpoint in `path` says about sampling, and the ids that end its answers.
 
-    temperature, top_p, top_k and min_p come from generation_config.json. Where it says
-    `"do_sample": false` the model's default is greedy, and other values there have no effect. What
-    is not said keeps the default of `SamplingParams`. The ids come from generation_config.json,
-    else config.json, else the tokenizer's files; there may be none.
+    temperature, top_p, top_k, min_p and repetition_penalty come from generation_config.json. Where
+    it says `"do_sample": false` the model's default is greedy, and of the others only the last has
+    an effect. What is not said keeps the default of `SamplingParams`. The ids come from
+    generation_config.json, else config.json, else the tokenizer's files; there may be none.
 
     Raises:
         ModelLoadError: a file is not JSON, or a value in it is out of its range.
     """
     file = path / "generation_config.json"
     generation = _read_json(file)
-    sampling = SamplingParams()
-    if generation.get("do_sample") is False:
-        sampling = SamplingParams(temperature=0.0)
-    else:
-        for name, is_in_range in _SAMPLING_RANGES.items():
-            value = generation.get(name)
-            if value is None:
-                continue
-            if type(value) not in (int, float) or not is_in_range(value):
-                raise ModelLoadError(f"{file} has a {name} of {value!r}, which is out of range.")
-            sampling = replace(sampling, **{name: value})
+    is_greedy = generation.get("do_sample") is False
+    sampling = SamplingParams(temperature=0.0) if is_greedy else SamplingParams()
+    for name, is_in_range in _SAMPLING_RANGES.items():
+        value = generation.get(name)
+        if value is None or (is_greedy and name != "repetition_penalty"):
+            continue
+        if type(value) not in (int, float) or not is_in_range(value):
+            raise ModelLoadError(f"{file} has a {name} of {value!r}, which is out of range.")
+        sampling = replace(sampling, **{name: value})
     for name, neutral in _NOT_SERVED.items():
         if generation.get(name, neutral) not in (neutral, None):
             _log.warning("generation_default_not_served", name=name, value=generation[name])

@@ -15,6 +15,7 @@
     │   └── Starting
     ├── DeadlinePassed
     ├── StepFailed               the engine goes on without the request
+    │   └── ConstraintFailed
     ├── EngineDead
     └── ModelLoadError           at start only; ends the process
 """
@@ -47,14 +48,18 @@ class ContextLengthExceeded(InvalidField):
     """The prompt leaves no room for an answer.
 
     `prompt_tokens` is at least what the prompt has: hopeless ones are not tokenized to the end.
+    `words` say what `field` is, where its name does not.
     """
 
-    def __init__(self, prompt_tokens: int, max_model_len: int) -> None:
+    def __init__(
+        self, prompt_tokens: int, max_model_len: int, field: str = "messages", words: str = ""
+    ) -> None:
+        words = words or field
         super().__init__(
-            "messages",
+            field,
             f"This model's maximum context length is {max_model_len} tokens. "
-            f"However, your messages resulted in {prompt_tokens} tokens. "
-            "Please reduce the length of the messages.",
+            f"However, your {words} resulted in {prompt_tokens} tokens. "
+            f"Please reduce the length of the {words}.",
         )
         self.prompt_tokens = prompt_tokens
         self.max_model_len = max_model_len
@@ -110,8 +115,17 @@ class DeadlinePassed(ChatrpcError):
 class StepFailed(ChatrpcError):
     """A step of the engine could not be computed, and with it the requests that were in it."""
 
+    def __init__(
+        self, message: str = "The model failed while it computed this request. Others go on."
+    ) -> None:
+        super().__init__(message)
+
+
+class ConstraintFailed(StepFailed):
+    """What follows a request's grammar has failed, and with it this request alone."""
+
     def __init__(self) -> None:
-        super().__init__("The model failed while it computed this request. Others go on.")
+        super().__init__("The grammar of the answer failed while it was followed. Others go on.")
 
 
 class EngineDead(ChatrpcError):

@@ -1,8 +1,7 @@
 """From the settings to a model that is served: checkpoint, tokenizer, engine, card."""
 
-import hashlib
-from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 
 import structlog
 
@@ -14,6 +13,7 @@ from service.checkpoint import (
 )
 from service.config import ServiceSettings
 from service.engine.core import EngineCore
+from service.fingerprint import fingerprint
 from service.text.formats import chat_formats
 from service.text.grammars import CompiledGrammars, load_token_trie
 from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
@@ -53,6 +53,9 @@ class ModelLoader:
             ModelLoadError: the model is missing, corrupt or of a kind that is not served.
         """
         settings = self._settings
+        # A first start converts and compiles at once. Nobody waits for it if the model is no good.
+        compiling = Thread(target=_compile_kernels, args=(settings.cache_dir,), daemon=True)
+        compiling.start()
         self._checkpoint = resolve(settings.model, settings.cache_dir)
         self._tokenizer = load_tokenizer(self._checkpoint.path)
         self._sampling_defaults, self._eos_token_ids = load_generation_defaults(
@@ -67,6 +70,7 @@ class ModelLoader:
             else ReasoningFormat(settings.reasoning_format),
         )
         self._grammars = self._load_grammars()
+        compiling.join()
         from service.engine.load import EngineOptions, load_engine  # noqa: PLC0415  # see above
 
         return load_engine(
@@ -103,7 +107,7 @@ class ModelLoader:
             owned_by="chatrpc",
             root=self._checkpoint.root,
             max_model_len=engine.max_model_len,
-            fingerprint=_fingerprint(path, self._settings.dtype, self._settings.quantization),
+            fingerprint=fingerprint(path, self._settings.dtype, self._settings.quantization),
         )
         return ServedModel(
             card,
@@ -127,8 +131,7 @@ class ModelLoader:
         return CompiledGrammars(trie, self._tokenizer.added_token_ids)
 
 
-def _fingerprint(path: Path, *precision: str) -> str:
-    """Changes with the model's files, by name and size, the precision asked for and our version."""
-    files = sorted((file.name, file.stat().st_size) for file in path.iterdir() if file.is_file())
-    text = repr((files, precision, version("chatrpc")))
-    return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+def _compile_kernels(cache_dir: Path) -> None:
+    from service.engine.native.build import compile_kernels  # noqa: PLC0415  # as above
+
+    compile_kernels(cache_dir)

@@ -74,6 +74,8 @@ class PromptOptions:
 
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
+    continue_final_message: bool = False  # the prompt ends inside the last message
+    truncate_prompt_tokens: int | None = None  # keep the last so many; None: all
     tools: tuple[dict[str, Any], ...] = ()  # as templates read them: as in OpenAI's API
 
 
@@ -127,6 +129,11 @@ class ChatRequest:
     sampling: SamplingParams
     prompt: PromptOptions
     cache_salt: str = ""
+    n: int = 1
+    priority: int = 0
+    num_logprobs: int | None = None  # as in `Request`
+    num_prompt_logprobs: int | None = None
+    returns_token_ids: bool = False
     tools: tuple[Tool, ...] = ()
     tool_mode: ToolMode = ToolMode.AUTO
     has_parallel_calls: bool = True
@@ -134,17 +141,25 @@ class ChatRequest:
 
 
 class Matcher(Protocol):
-    """Where one answer stands in the grammar that it must follow. One thread at a time uses it."""
+    """Where one answer stands in the grammar that it must follow.
+
+    One thread at a time uses it, not always the same. While it computes, others should have the
+    interpreter: the model's next step is under way. What it raises ends its own request.
+    """
 
     def allowed_tokens(self) -> bytes:
         """A bit for each token id that may come next, the lowest bit of the first byte for 0.
 
-        Where the grammar is fulfilled, the tokens that end the answer are among them.
+        Where the grammar is fulfilled, the tokens that end the answer are among them. Behind such a
+        token there is none, and where there is none the answer ends.
         """
         ...
 
     def forced_tokens(self) -> tuple[int, ...]:
-        """What must come next, as far as there is no choice; it may be nothing."""
+        """What must come next, as far as there is no choice; it may be nothing.
+
+        A guess will do: it saves time where `allowed_tokens` agrees, and changes no answer.
+        """
         ...
 
     def advance(self, token_id: int) -> None:
@@ -201,11 +216,17 @@ class Request:
     `stop_token_ids` holds every token that ends the sequence, the model's own included.
     `deadline` is a time of `time.monotonic()`, in seconds; a request still waiting then is dropped.
     What is cached of a prompt is shared among requests with an equal `cache_salt` alone.
-    `n` sequences are generated from one computation of the prompt. Of requests that wait, those
-    with a lower `priority` go first.
+    `n` sequences are generated from one computation of the prompt, that of index `i` with draws of
+    its own, by the seed and `i`. Requests with a lower `priority` are admitted first and preempted
+    last.
     `num_logprobs` and `num_prompt_logprobs`: how many of the likeliest tokens to tell at each place
     beside the one that stands there; None: no log probabilities at all.
-    `bad_token_sequences` are never generated. `constraint` is the grammar of the answer.
+    `bad_token_sequences`, none of them empty, are never generated. `constraint` is the grammar of
+    the answer.
+
+    What may come and how likely it is goes by vLLM's order: allowed tokens, bad sequences, the
+    constraint and `min_tokens`, then bias, penalties, temperature, min-p, top-k and top-p. Log
+    probabilities are those of the model itself, before any of it.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -236,6 +257,9 @@ class TokenLogprobs:
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
     """What an engine answers: the next token ids of a sequence, and why it ended if it did.
+
+    Where `finish_reason` is STOP the last of `token_ids` is a stop token, or there are none: then
+    nothing was left that may come.
 
     `index` says which of the request's `n` sequences. `num_cached_tokens` of the prompt came from
     the prefix cache; every output with a token says so. `logprobs` has one for each of `token_ids`
@@ -300,17 +324,18 @@ class Engine(Protocol):
         """Raise QueueFull or EngineDead if a request that came now would be refused by it."""
         ...
 
-    def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
-        """Run one sequence to its end.
+    def generate(self, request: Request) -> AsyncGenerator[TokenOutput, int | None]:
+        """Run the sequences of one request to their ends.
 
         The first item is empty and says that the request has been admitted; every later one holds
-        at least one token or the finish reason, several where the consumer is slow. Closing the
-        generator aborts the sequence and frees what it held.
+        at least one token or the finish reason of one sequence, several tokens where the consumer
+        is slow. Sending the index of a sequence ends that one, and nothing more is heard of it.
+        Closing the generator aborts the request and frees what it held.
 
         Raises, at the first item:
             ContextLengthExceeded, QueueFull, DeadlinePassed: the request is refused.
         Raises, later:
-            DeadlinePassed: the deadline passed while the sequence waited for its turn.
+            DeadlinePassed: the deadline passed while a sequence waited for its turn.
             StepFailed: the engine has failed over this request, and goes on without it.
             EngineDead: the engine has failed.
         """
@@ -343,6 +368,13 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for in the middle of a text: pieces of UTF-8, whole or not.
+
+        Of a special token it is its name. An id outside the vocabulary has no bytes.
+        """
+        ...
 
     def special_token_id(self, text: str) -> int | None:
         """The id of the special token written so; None if there is none."""

@@ -17,6 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "service.types": set(),
     "service.errors": set(),
     "service.cache": set(),
+    "service.fingerprint": set(),
     "service.config": {"chatrpc_process", "service.cache"},
     "service.gguf_conversion": {"service.errors"},
     "service.checkpoint": {"service.types", "service.errors", "service.gguf_conversion"},
@@ -27,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
         "service.types",
         "service.config",
         "service.checkpoint",
+        "service.fingerprint",
         "service.text",
         "service.engine",
     },
@@ -44,6 +46,7 @@ OURS = {"chatrpc_process", "service", "gateway_http", "chatrpc_cli", "chatrpc", 
 # other things first.
 DEFERRED = {
     ("service.model", "service.engine.load"),
+    ("service.model", "service.engine.native.build"),
     ("service.engine.load", "service.engine.transformers_model"),
     ("service.engine.model_config", "service.engine.transformers_config"),
     ("service.checkpoint", "service.gguf_conversion"),

@@ -5,10 +5,8 @@ from collections.abc import Iterable
 from msgspec import UNSET, UnsetType
 
 from chatrpc.v1 import chat_pb2, model_service_pb2
+from gateway_http.convert.logprobs import LEAST_LOGPROB, prompt_logprobs
 from gateway_http.protocol import response as openai
-
-# What OpenAI says for a probability of zero: JSON knows no infinity.
-_LEAST_LOGPROB = -9999.0
 
 _FINISH_REASONS: dict[int, openai.FinishReason] = {
     chat_pb2.FINISH_REASON_STOP: "stop",
@@ -26,6 +24,8 @@ def completion(answer: chat_pb2.ChatCompletion) -> openai.ChatCompletion:
         choices=[_choice(choice) for choice in answer.choices],
         usage=usage(answer.usage),
         system_fingerprint=answer.system_fingerprint or UNSET,
+        prompt_token_ids=list(answer.prompt_token_ids) or UNSET,
+        prompt_logprobs=prompt_logprobs(answer.prompt_logprobs, has_first=False),
     )
 
 
@@ -68,12 +68,10 @@ def logprobs(tokens: Iterable[chat_pb2.TokenLogprob]) -> openai.Logprobs | None:
     content = [
         openai.TokenLogprob(
             token=token.token,
-            logprob=max(token.logprob, _LEAST_LOGPROB),
+            logprob=max(token.logprob, LEAST_LOGPROB),
             bytes=list(token.token_bytes),
             top_logprobs=[
-                openai.TopLogprob(
-                    top.token, max(top.logprob, _LEAST_LOGPROB), list(top.token_bytes)
-                )
+                openai.TopLogprob(top.token, max(top.logprob, LEAST_LOGPROB), list(top.token_bytes))
                 for top in token.top
             ],
         )

@@ -10,6 +10,7 @@ from msgspec import UNSET, UnsetType
 
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert import answers
+from gateway_http.convert.logprobs import prompt_logprobs
 from gateway_http.protocol import response as openai
 
 
@@ -25,6 +26,7 @@ class ChunkStream:
         self._running_usage = include_usage and running_usage
         self._head = chat_pb2.ChatCompletionChunk()
         self._usage = chat_pb2.Usage()
+        self._is_prompt_told = False
         self.is_started = False
 
     def push(self, chunk: chat_pb2.ChatCompletionChunk) -> list[openai.ChatCompletionChunk]:
@@ -39,7 +41,12 @@ class ChunkStream:
         if deltas and not self.is_started:
             self.is_started = True
             choices = [*_roles(self._n), *choices]
-        return [self._chunk([choice], self._usage_so_far()) for choice in choices]
+        chunks = [self._chunk([choice], self._usage_so_far()) for choice in choices]
+        if chunks and not self._is_prompt_told:
+            self._is_prompt_told = True
+            chunks[0].prompt_token_ids = list(self._head.prompt_token_ids) or UNSET
+            chunks[0].prompt_logprobs = prompt_logprobs(self._head.prompt_logprobs, has_first=False)
+        return chunks
 
     def finish(self) -> list[openai.ChatCompletionChunk]:
         """What follows the last of the wire's chunks."""

@@ -1,9 +1,13 @@
 """From OpenAI's request to the wire's parameters; what the wire has no place for ends here."""
 
 from chatrpc.v1 import chat_pb2
-from gateway_http.convert.messages import chat_message, content_parts, first, json_text
+from gateway_http.convert.messages import chat_message, content_parts, json_text
+from gateway_http.convert.sampling import (
+    refuse_unserved,
+    response_format,
+    sampling_params,
+)
 from gateway_http.protocol import request as openai
-from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 
 _TOOL_MODES = {
     "none": chat_pb2.ToolChoice.MODE_NONE,
@@ -28,28 +32,18 @@ _VERBOSITIES = {
 }
 _MODALITIES = {"text": chat_pb2.MODALITY_TEXT, "audio": chat_pb2.MODALITY_AUDIO}
 
-_INSTEAD = {
-    "functions": "Use 'tools'.",
-    "function_call": "Use 'tool_choice'.",
-    "guided_json": "Use 'structured_outputs' or 'response_format'.",
-    "guided_regex": "Use 'structured_outputs'.",
-    "guided_choice": "Use 'structured_outputs'.",
-    "guided_grammar": "Use 'structured_outputs'.",
-    "request_id": "Send the header 'X-Request-Id'.",
-}
-
 
 def params(request: openai.ChatCompletionRequest) -> chat_pb2.ChatCompletionParams:
     """Raises InvalidRequest for what the wire cannot say."""
-    _refuse_unserved(request)
+    refuse_unserved(request, openai.UNSERVED)
     return chat_pb2.ChatCompletionParams(
         model=request.model,
         messages=[chat_message(m, f"messages[{i}]") for i, m in enumerate(request.messages)],
-        sampling=_sampling(request),
+        sampling=sampling_params(request, request.max_completion_tokens),
         tools=[_tool(tool) for tool in request.tools or ()],
         tool_choice=_tool_choice(request.tool_choice),
         parallel_tool_calls=request.parallel_tool_calls,
-        response_format=_response_format(request),
+        response_format=response_format(request),
         logprobs=request.logprobs,
         top_logprobs=request.top_logprobs,
         prompt=_prompt(request),
@@ -68,42 +62,6 @@ def params(request: openai.ChatCompletionRequest) -> chat_pb2.ChatCompletionPara
         store=request.store,
         prompt_cache_key=request.prompt_cache_key,
         service_tier=request.service_tier,
-    )
-
-
-def _refuse_unserved(request: openai.ChatCompletionRequest) -> None:
-    for name in openai.UnservedParameters.__struct_fields__:
-        if getattr(request, name) is not None:
-            raise UnsupportedParameter(name, _INSTEAD.get(name, ""))
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequest(
-            "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
-            "stream_options",
-            "invalid_value",
-        )
-
-
-def _sampling(request: openai.ChatCompletionRequest) -> chat_pb2.SamplingParams:
-    return chat_pb2.SamplingParams(
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=0 if request.top_k == -1 else request.top_k,
-        min_p=request.min_p,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
-        repetition_penalty=first(request.repetition_penalty, request.repeat_penalty),
-        max_completion_tokens=first(request.max_completion_tokens, request.max_tokens),
-        min_tokens=request.min_tokens,
-        seed=request.seed,
-        n=request.n,
-        stop=[request.stop] if isinstance(request.stop, str) else request.stop,
-        stop_token_ids=request.stop_token_ids,
-        logit_bias=request.logit_bias,
-        ignore_eos=request.ignore_eos,
-        include_stop_str_in_output=request.include_stop_str_in_output,
-        skip_special_tokens=request.skip_special_tokens,
-        bad_words=request.bad_words,
-        allowed_token_ids=request.allowed_token_ids,
     )
 
 
@@ -156,54 +114,3 @@ def _tool_choice(choice: openai.ToolChoice | None) -> chat_pb2.ToolChoice | None
             )
         case mode:
             return chat_pb2.ToolChoice(mode=_TOOL_MODES[mode])
-
-
-def _response_format(request: openai.ChatCompletionRequest) -> chat_pb2.ResponseFormat | None:
-    if request.structured_outputs is not None:
-        if request.response_format is not None:
-            raise InvalidRequest(
-                "Send 'response_format' or 'structured_outputs', not both.",
-                "structured_outputs",
-                "invalid_value",
-            )
-        return _structured(request.structured_outputs)
-    match request.response_format:
-        case None:
-            return None
-        case openai.TextFormat():
-            return chat_pb2.ResponseFormat(text=chat_pb2.TextFormat())
-        case openai.JsonObjectFormat():
-            return chat_pb2.ResponseFormat(json_object=chat_pb2.JsonObjectFormat())
-        case openai.JsonSchemaFormat(json_schema=wanted):
-            return chat_pb2.ResponseFormat(
-                json_schema=chat_pb2.JsonSchemaFormat(
-                    name=wanted.name,
-                    description=wanted.description or "",
-                    schema_json=json_text(wanted.schema),
-                    strict=wanted.strict,
-                )
-            )
-
-
-def _structured(wanted: openai.StructuredOutputs) -> chat_pb2.ResponseFormat:
-    given = [
-        name for name in wanted.__struct_fields__ if getattr(wanted, name) not in (None, False)
-    ]
-    if len(given) != 1:
-        raise InvalidRequest(
-            "Exactly one field of 'structured_outputs' must be given.",
-            "structured_outputs",
-            "invalid_value",
-        )
-    if wanted.json is not None:
-        schema = wanted.json if isinstance(wanted.json, str) else json_text(wanted.json)
-        return chat_pb2.ResponseFormat(
-            json_schema=chat_pb2.JsonSchemaFormat(schema_json=schema, strict=True)
-        )
-    if wanted.regex is not None:
-        return chat_pb2.ResponseFormat(regex=wanted.regex)
-    if wanted.grammar is not None:
-        return chat_pb2.ResponseFormat(grammar=wanted.grammar)
-    if wanted.choice is not None:
-        return chat_pb2.ResponseFormat(choice=chat_pb2.ChoiceFormat(choices=wanted.choice))
-    return chat_pb2.ResponseFormat(json_object=chat_pb2.JsonObjectFormat())

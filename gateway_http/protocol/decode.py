@@ -2,13 +2,14 @@
 
 import json
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
 from gateway_http.protocol.error import InvalidRequest
-from gateway_http.protocol.request import ChatCompletionRequest
 
-_decoder = msgspec.json.Decoder(ChatCompletionRequest)
+_Body = TypeVar("_Body")
 
 # An error repeats what the client sent; this much of it is enough to recognise it by.
 _MAX_QUOTED = 200
@@ -74,25 +75,30 @@ _TYPE_NAMES = {
 }
 
 
-def decode(body: bytes) -> ChatCompletionRequest:
-    """Raises InvalidRequest, whatever the bytes are."""
-    try:
-        text = body.decode()
-        request = _decoder.decode(text)
-        # msgspec takes the last of equal keys. Another reader of the same body may take the first,
-        # so a second look refuses them.
-        json.loads(text, object_pairs_hook=_refuse_duplicates, parse_int=str)
-    except msgspec.ValidationError as error:
-        raise _mismatch(str(error)) from None
-    except (msgspec.DecodeError, ValueError) as error:
-        raise InvalidRequest(
-            f"We could not parse the JSON body of your request: {error}."
-        ) from None
-    except RecursionError:
-        raise InvalidRequest(
-            "We could not parse the JSON body of your request: it is nested too deeply."
-        ) from None
-    return request
+def decoder(kind: type[_Body]) -> Callable[[bytes], _Body]:
+    """The reader of bodies of one type. It raises InvalidRequest, whatever the bytes are."""
+    decode_text = msgspec.json.Decoder(kind).decode
+
+    def decode(body: bytes) -> _Body:
+        try:
+            text = body.decode()
+            request = decode_text(text)
+            # msgspec takes the last of equal keys. Another reader of the same body may take the
+            # first, so a second look refuses them.
+            json.loads(text, object_pairs_hook=_refuse_duplicates, parse_int=str)
+        except msgspec.ValidationError as error:
+            raise _mismatch(str(error)) from None
+        except (msgspec.DecodeError, ValueError) as error:
+            raise InvalidRequest(
+                f"We could not parse the JSON body of your request: {error}."
+            ) from None
+        except RecursionError:
+            raise InvalidRequest(
+                "We could not parse the JSON body of your request: it is nested too deeply."
+            ) from None
+        return request
+
+    return decode
 
 
 def _refuse_duplicates(pairs: list[tuple[str, object]]) -> None:

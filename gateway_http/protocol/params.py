@@ -1,9 +1,14 @@
-"""Where a field of the wire's ChatCompletionParams stands in OpenAI's JSON."""
+"""Where a field of the wire's parameters stands in OpenAI's JSON."""
 
 import re
 
 _RENAMED = [
+    (r"^conversation\.", ""),
     (r"^(sampling|prompt)\.", ""),
+    (r"^token_ids\b", "tokens"),
+    (r"^return_token_bytes$", "return_token_strs"),
+    (r"^prompts\[(\d+)\](\.text|\.token_ids\.ids)?", r"prompt[\1]"),
+    (r"^prompts\b", "prompt"),
     (r"^chat_template_kwargs_json", "chat_template_kwargs"),
     (r"^response_format\.(regex|grammar)$", r"structured_outputs.\1"),
     (r"^response_format\.choice(\.choices)?", "structured_outputs.choice"),

@@ -9,13 +9,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
-UInt32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-# The largest finite number of 32 bits: the wire would turn a larger one into infinity.
-Float32 = Annotated[float, Meta(ge=-3.4028234663852886e38, le=3.4028234663852886e38)]
-
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+from gateway_http.protocol.numbers import UInt32
+from gateway_http.protocol.sampling import Effort, GenerationRequest, own_fields
 
 
 class Part(Struct, tag_field="type", forbid_unknown_fields=True, kw_only=True):
@@ -122,41 +117,6 @@ class AllowedToolsChoice(Struct, tag_field="type", tag="allowed_tools", forbid_u
 ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice
 
 
-class TextFormat(Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
-    pass
-
-
-class JsonObjectFormat(Struct, tag_field="type", tag="json_object", forbid_unknown_fields=True):
-    pass
-
-
-class JsonSchema(Struct, forbid_unknown_fields=True, kw_only=True):
-    name: str
-    description: str | None = None
-    schema: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class JsonSchemaFormat(Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
-    json_schema: JsonSchema
-
-
-class StructuredOutputs(Struct, forbid_unknown_fields=True):
-    """vLLM's way to ask for a form; one field of it is given."""
-
-    json: str | dict[str, Any] | None = None
-    regex: str | None = None
-    choice: list[str] | None = None
-    grammar: str | None = None
-    json_object: bool | None = None
-
-
-class StreamOptions(Struct, forbid_unknown_fields=True):
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
-    include_obfuscation: bool | None = None  # accepted, without effect
-
-
 class AudioOutput(Struct, forbid_unknown_fields=True):
     voice: str
     format: str
@@ -167,7 +127,7 @@ class Prediction(Struct, forbid_unknown_fields=True):
     content: str | list[ContentPart]
 
 
-class UnservedParameters(Struct, kw_only=True):
+class UnservedParameters(GenerationRequest, kw_only=True):
     """Known from OpenAI or from other servers, and refused by name unless null."""
 
     web_search_options: Any = None
@@ -185,7 +145,6 @@ class UnservedParameters(Struct, kw_only=True):
     echo: Any = None
     logprob_token_ids: Any = None
     return_tokens_as_token_ids: Any = None
-    request_id: Any = None
     session_id: Any = None
     stream_interval: Any = None
     thinking_token_budget: Any = None
@@ -195,61 +154,31 @@ class UnservedParameters(Struct, kw_only=True):
     use_beam_search: Any = None
 
 
-class ChatCompletionRequest(UnservedParameters, forbid_unknown_fields=True, kw_only=True):
-    model: str
-    messages: Annotated[list[Message], Meta(min_length=1)]
+UNSERVED = own_fields(UnservedParameters)
 
-    # How tokens are chosen, and when generation ends.
-    temperature: Float32 | None = None
-    top_p: Float32 | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**32 - 1)] | None = None  # -1 is no limit, as 0
-    min_p: Float32 | None = None
-    presence_penalty: Float32 | None = None
-    frequency_penalty: Float32 | None = None
-    repetition_penalty: Float32 | None = None
-    repeat_penalty: Float32 | None = None  # llama.cpp's name for it
+
+class ChatCompletionRequest(UnservedParameters, forbid_unknown_fields=True, kw_only=True):
+    messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: UInt32 | None = None
-    max_tokens: UInt32 | None = None
-    min_tokens: UInt32 | None = None
-    seed: Int64 | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[UInt32] | None = None
-    logit_bias: dict[UInt32, Float32] | None = None
-    ignore_eos: bool | None = None
-    include_stop_str_in_output: bool | None = None
-    skip_special_tokens: bool | None = None
-    bad_words: list[str] | None = None
-    allowed_token_ids: list[UInt32] | None = None
 
     # What is answered, and how.
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     tools: list[FunctionTool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
     logprobs: bool | None = None
     top_logprobs: UInt32 | None = None
-    prompt_logprobs: UInt32 | None = None
-    return_token_ids: bool | None = None
     reasoning_effort: Effort | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     modalities: list[Literal["text", "audio"]] | None = None
     audio: AudioOutput | None = None
     prediction: Prediction | None = None
 
-    # How the conversation becomes a prompt, and when its turn comes.
+    # How the conversation becomes a prompt.
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    truncate_prompt_tokens: UInt32 | None = None
-    priority: Int32 | None = None
-    cache_salt: str | None = None
 
     # The caller's bookkeeping, accepted without effect on the answer.
-    user: str | None = None
     safety_identifier: str | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None

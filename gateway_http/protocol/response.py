@@ -28,6 +28,18 @@ class Logprobs(Struct):
     refusal: None = None
 
 
+class PromptLogprob(Struct):
+    """`rank` 1 is the likeliest token; left out where it is not among those that were asked for."""
+
+    logprob: float
+    decoded_token: str
+    rank: int | UnsetType = UNSET
+
+
+# Of each token of a prompt the likeliest ones and itself, by token id; the first has none.
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
 class FunctionCall(Struct):
     arguments: str
     name: str | UnsetType = UNSET
@@ -84,6 +96,8 @@ class ChatCompletion(Struct, kw_only=True):
     choices: list[Choice]
     usage: Usage
     system_fingerprint: str | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Delta(Struct, kw_only=True):
@@ -112,6 +126,9 @@ class ChatCompletionChunk(Struct, kw_only=True):
     # Null on every chunk but the last where the client asked for usage; left out where it did not.
     usage: Usage | UnsetType | None = UNSET
     system_fingerprint: str | UnsetType = UNSET
+    # On the first chunk.
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Model(Struct, kw_only=True):
@@ -126,3 +143,7 @@ class Model(Struct, kw_only=True):
 class ModelList(Struct, kw_only=True):
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class Version(Struct):
+    version: str

@@ -13,13 +13,15 @@ _TIMEOUT_S = 10
 
 async def list_models(request: Request) -> Response:
     upstream: Upstream = request.state.upstream
-    models = await upstream.list_models(CallOptions(_TIMEOUT_S, request.state.call_metadata))
+    models = await upstream.list_models(
+        CallOptions(_TIMEOUT_S, request.state.exchange.call_metadata)
+    )
     return json_response(ModelList(data=[answers.model(model) for model in models]))
 
 
 async def retrieve_model(request: Request) -> Response:
     """By id or alias. An id may contain slashes, as they are or as %2F."""
     upstream: Upstream = request.state.upstream
-    options = CallOptions(_TIMEOUT_S, request.state.call_metadata)
+    options = CallOptions(_TIMEOUT_S, request.state.exchange.call_metadata)
     model = await upstream.get_model(request.path_params["model_id"], options)
     return json_response(answers.model(model))

@@ -5,7 +5,7 @@ The tensors are elsewhere.
 
 from array import array
 from collections import OrderedDict
-from hashlib import sha256
+from hashlib import blake2b, sha256
 
 from service.engine.sequence import Sequence
 
@@ -20,7 +20,7 @@ class BlockPool:
     cached until it is given to somebody else.
 
     Args:
-        has_prefix_caching: False: nothing is shared.
+        has_prefix_caching: False: requests share nothing, but the sequences of one still do.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class BlockPool:
         """
         num_full = sequence.num_computed_tokens // self.block_size
         sequence.num_computed_tokens += num_tokens
-        if not self._has_prefix_caching:
+        if not self._is_shared(sequence):
             return
         for i in range(num_full, sequence.num_computed_tokens // self.block_size):
             prefix, block_id = self._prefix_hash(sequence, i + 1), sequence.block_ids[i]
@@ -98,9 +98,12 @@ class BlockPool:
     def _find_cached(self, sequence: Sequence) -> list[int]:
         """The cached blocks that `sequence` begins with, but for its last token.
 
-        That one is always computed: what follows it is sampled from what comes out.
+        That one is always computed: what follows it is sampled from what comes out. So is a whole
+        prompt whose log probabilities are asked for.
         """
-        block_ids = []
+        block_ids: list[int] = []
+        if not self._is_shared(sequence) or sequence.positions_without_logprobs:
+            return block_ids
         for num_blocks in range(1, (sequence.num_tokens - 1) // self.block_size + 1):
             block_id = self._cached.get(self._prefix_hash(sequence, num_blocks))
             if block_id is None:
@@ -111,11 +114,23 @@ class BlockPool:
     def _prefix_hash(self, sequence: Sequence, num_blocks: int) -> bytes:
         """What the first `num_blocks` blocks of `sequence` are known by."""
         hashes = sequence.prefix_hashes
+        if not hashes:
+            hashes.append(self._salt_hash(sequence))
         while len(hashes) <= num_blocks:
             end = len(hashes) * self.block_size
             token_ids = array("I", sequence.token_ids[end - self.block_size : end])
             hashes.append(sha256(hashes[-1] + token_ids.tobytes()).digest())
         return hashes[num_blocks]
+
+    def _salt_hash(self, sequence: Sequence) -> bytes:
+        """What comes before a prefix, the same for those that may share it."""
+        own = str(sequence.request_id)
+        salt = sequence.request.cache_salt if self._has_prefix_caching else own
+        # By another function than those of the blocks, so that no salt can pass for a prefix.
+        return blake2b(salt.encode()).digest()
+
+    def _is_shared(self, sequence: Sequence) -> bool:
+        return self._has_prefix_caching or sequence.request.n > 1
 
     def _hold(self, sequence: Sequence, block_id: int) -> None:
         sequence.block_ids.append(block_id)

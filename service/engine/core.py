@@ -1,6 +1,7 @@
 """One step of the engine: schedule, run, postprocess. Whoever calls it owns the model."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,8 +9,8 @@ import structlog
 
 from service.engine.scheduler import Batch, Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
-from service.errors import ChatrpcError, DeadlinePassed, StepFailed
-from service.types import EngineStats, Request, TokenOutput
+from service.errors import ChatrpcError, ConstraintFailed, DeadlinePassed, StepFailed
+from service.types import EngineStats, Request, TokenLogprobs, TokenOutput
 
 # One step may fail because of a request in it. When as many in a row do, it is not the requests.
 MAX_FAILED_STEPS = 3
@@ -21,14 +22,27 @@ class DeviceLost(Exception):
     """The device can compute nothing any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What a runner has made of one sequence's part of a batch.
+
+    `token_ids` are sampled: one, and for as long as the last one is also the draft's, another
+    behind it; each with the draw (`Sequence.draw`) of its own position in the answer. None where
+    there is none that may come, or `error` has befallen this sequence alone. `logprobs` has one
+    for each of them, `prompt_logprobs` the next of the prompt's; both where they are asked for.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    error: Exception | None = None
+
+
 class Runner(Protocol):
     """Computes batches. `ModelRunner` is the one with a model in it."""
 
-    def run(self, batch: Batch) -> list[tuple[int, ...]]:
-        """Compute the batch, and sample the next tokens of each of `batch.sampled`.
-
-        One, and for as long as the last one sampled is also the draft's, another behind it; each
-        with the draw (`Sequence.draw`) of its own position in the answer.
+    def run(self, batch: Batch) -> list[Computed]:
+        """Compute the batch: something for each of `batch.scheduled`, tokens if it `is_sampled`.
 
         Raises:
             DeviceLost: no other batch can be computed either.
@@ -38,10 +52,11 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceOutput:
-    """What a step made of one sequence: new tokens, or the error that ended it."""
+class RequestOutput:
+    """What a step made of a request: new tokens of one of its sequences, or the error that ended
+    it."""
 
-    sequence_id: int
+    request_id: int
     output: TokenOutput | ChatrpcError
 
 
@@ -63,7 +78,7 @@ class EngineCore:
         self._runner = runner
         self._max_model_len = max_model_len
         self._max_failed_steps = max_failed_steps
-        self._sequences: dict[int, Sequence] = {}
+        self._sequences: dict[int, list[Sequence]] = {}  # of each request that is not finished
         self._num_steps = 0
         self._num_failed_steps = 0
         self._num_failed_in_a_row = 0
@@ -77,7 +92,7 @@ class EngineCore:
         pool = self._scheduler.pool
         return EngineStats(
             num_running=len(self._scheduler.running),
-            num_waiting=len(self._scheduler.waiting),
+            num_waiting=self._scheduler.num_waiting,
             num_kv_blocks=pool.num_blocks,
             num_free_kv_blocks=pool.num_free,
             num_preemptions=self._scheduler.num_preemptions,
@@ -89,18 +104,28 @@ class EngineCore:
             num_failed_steps=self._num_failed_steps,
         )
 
-    def add(self, sequence_id: int, request: Request) -> None:
-        sequence = Sequence(sequence_id, request, self._max_model_len)
-        self._sequences[sequence_id] = sequence
-        self._scheduler.add(sequence)
+    def add(self, request_id: int, request: Request) -> None:
+        """Take in a request. Those of equal priority are served in the order of their ids."""
+        sequences = [
+            Sequence(request_id, request, self._max_model_len, index) for index in range(request.n)
+        ]
+        self._sequences[request_id] = sequences
+        self._scheduler.add(*sequences)
 
-    def abort(self, sequence_id: int) -> None:
-        """Free what a sequence holds. One that has finished already is left in peace."""
-        sequence = self._sequences.pop(sequence_id, None)
-        if sequence is not None:
+    def abort(self, request_id: int) -> None:
+        """Free what a request holds. One that has finished already is left in peace."""
+        for sequence in self._sequences.pop(request_id, ()):
             self._scheduler.finish(sequence)
 
-    def step(self) -> list[SequenceOutput]:
+    def finish(self, request_id: int, index: int) -> None:
+        """Free what one sequence of a request holds; the others go on. One that has finished
+        already is left in peace."""
+        for sequence in self._sequences.get(request_id, ()):
+            if sequence.index == index and sequence.status is not SequenceStatus.FINISHED:
+                self._scheduler.finish(sequence)
+        self._forget_if_finished(request_id)
+
+    def step(self) -> list[RequestOutput]:
         """Compute one batch; the outputs of every sequence that got a token or ended.
 
         Raises:
@@ -112,30 +137,55 @@ class EngineCore:
             return expired
         self._num_steps += 1
         try:
-            token_ids = self._runner.run(batch)
+            computed = self._runner.run(batch)
         except Exception as error:
             return expired + self._fail(batch, error)
         self._num_failed_in_a_row = 0
-        return expired + self._take_in(batch, token_ids)
+        return expired + self._take_in(batch, computed)
 
-    def _take_in(self, batch: Batch, token_ids: list[tuple[int, ...]]) -> list[SequenceOutput]:
-        counts = self._scheduler.postprocess(batch, token_ids)
-        return [
-            self._output(scheduled.sequence, num_new)
-            for scheduled, num_new in zip(batch.sampled, counts, strict=True)
+    def _take_in(self, batch: Batch, computed: list[Computed]) -> list[RequestOutput]:
+        pairs = list(zip(batch.scheduled, computed, strict=True))
+        for scheduled, c in pairs:
+            if scheduled.sequence.prompt_logprobs is not None:
+                scheduled.sequence.prompt_logprobs += c.prompt_logprobs
+        sampled = [(s.sequence, c) for s, c in pairs if s.is_sampled]
+        counts = self._scheduler.postprocess(batch, [c.token_ids for _, c in sampled])
+        failed = self._end_failed(sampled)
+        outputs = [
+            self._output(sequence, c, num_new)
+            for (sequence, c), num_new in zip(sampled, counts, strict=True)
+            if sequence.request_id in self._sequences
         ]
+        for request_id in {s.request_id for s, _ in sampled if s.finish_reason is not None}:
+            self._forget_if_finished(request_id)
+        return failed + outputs
 
-    def _output(self, sequence: Sequence, num_new: int) -> SequenceOutput:
-        if sequence.status is SequenceStatus.FINISHED:
-            del self._sequences[sequence.id]
+    def _end_failed(self, sampled: list[tuple[Sequence, Computed]]) -> list[RequestOutput]:
+        """End the requests of which a sequence has met with an error of its own."""
+        errors = {s.request_id: c.error for s, c in sampled if c.error is not None}
+        for error in errors.values():
+            log.error("constraint failed", exc_info=error)
+        return self._end(errors, ConstraintFailed())
+
+    def _output(self, sequence: Sequence, computed: Computed, num_new: int) -> RequestOutput:
+        first = self._sequences[sequence.request_id][0]
         output = TokenOutput(
-            tuple(sequence.token_ids[-num_new:]),
+            computed.token_ids[:num_new],
             sequence.finish_reason,
-            sequence.num_cached_tokens or 0,
+            first.num_cached_tokens or 0,
+            sequence.index,
+            computed.logprobs[:num_new],
+            tuple(sequence.prompt_logprobs or ()),
         )
-        return SequenceOutput(sequence.id, output)
+        sequence.prompt_logprobs = None  # they are told once
+        return RequestOutput(sequence.request_id, output)
 
-    def _fail(self, batch: Batch, error: Exception) -> list[SequenceOutput]:
+    def _forget_if_finished(self, request_id: int) -> None:
+        siblings = self._sequences.get(request_id, ())
+        if all(s.status is SequenceStatus.FINISHED for s in siblings):
+            self._sequences.pop(request_id, None)
+
+    def _fail(self, batch: Batch, error: Exception) -> list[RequestOutput]:
         """End the sequences of a batch that was not computed; raise if no other will be either.
 
         What they have written in it stands in blocks of their own, none of which is cached yet.
@@ -145,17 +195,21 @@ class EngineCore:
         if isinstance(error, DeviceLost) or self._num_failed_in_a_row >= self._max_failed_steps:
             raise error
         log.error("step failed", exc_info=error, num_sequences=len(batch.scheduled))
-        for scheduled in batch.scheduled:
-            self.abort(scheduled.sequence.id)
-        return [SequenceOutput(s.sequence.id, StepFailed()) for s in batch.scheduled]
+        return self._end({s.sequence.request_id for s in batch.scheduled}, StepFailed())
 
-    def _expire_waiting(self, now: float) -> list[SequenceOutput]:
-        late = [
-            s
+    def _expire_waiting(self, now: float) -> list[RequestOutput]:
+        late = {
+            s.request_id
             for s in self._scheduler.waiting
             if s.request.deadline is not None and s.request.deadline <= now
-        ]
-        for sequence in late:
-            self.abort(sequence.id)
-        error = DeadlinePassed("The deadline passed while the request waited for its turn.")
-        return [SequenceOutput(sequence.id, error) for sequence in late]
+        }
+        return self._end(
+            late, DeadlinePassed("The deadline passed while the request waited for its turn.")
+        )
+
+    def _end(self, request_ids: Iterable[int], error: ChatrpcError) -> list[RequestOutput]:
+        """End requests by an error, each once, however many sequences it has."""
+        ids = sorted(request_ids)
+        for request_id in ids:
+            self.abort(request_id)
+        return [RequestOutput(request_id, error) for request_id in ids]

@@ -24,6 +24,12 @@ class SequenceRows:
     def positions(self) -> range:
         return range(self.context_len - self.num_rows, self.context_len)
 
+    @property
+    def prompt_logprob_positions(self) -> range:
+        """Those of its positions behind which the prompt's log probabilities are to be found."""
+        wanted = self.scheduled.sequence.positions_without_logprobs
+        return range(max(self.positions.start, wanted.start), min(self.positions.stop, wanted.stop))
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -77,4 +83,21 @@ class Layout:
             for s in self.sequences
             if s.scheduled.is_sampled
             for row in range(s.end - 1 - len(s.scheduled.draft_token_ids), s.end)
+        ]
+
+    def prompt_logprob_rows(self) -> list[int]:
+        """The rows that log probabilities of prompts are computed from, sequence after sequence."""
+        return [
+            s.start + position - s.positions.start
+            for s in self.sequences
+            for position in s.prompt_logprob_positions
+        ]
+
+    def prompt_logprob_targets(self) -> list[tuple[int, int]]:
+        """For each of those rows the token behind it, and how many of the likeliest to tell."""
+        return [
+            (sequence.token_ids[position + 1], sequence.request.num_prompt_logprobs or 0)
+            for s in self.sequences
+            for sequence in [s.scheduled.sequence]
+            for position in s.prompt_logprob_positions
         ]

@@ -3,9 +3,6 @@
 Every row is computed by itself, with one uniform draw from its own sequence's generator, so what a
 sequence samples does not depend, to the last bit, on who else is in the batch. Everything here is
 an operation on rows that torch computes alike for one row and for many; tests hold it to that.
-
-A vocabulary is looked through in two levels, blocks first: the sums or maxima of blocks are cheap,
-and all that is slow (running sums, sorting, `argmax`) then sees hundreds of numbers, not 49152.
 """
 
 from collections import defaultdict
@@ -14,11 +11,10 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from service.engine.vocab_blocks import BLOCK, as_blocks, gather_block, top
 from service.types import SamplingParams
 
-_BLOCK = 128
 # Rows at once on a CPU. 8 of 49152 numbers are 1.6 MB, which a cache holds and malloc keeps for the
 # next; 32 at once take a softmax 17 ms instead of 4, most of it in page faults.
 _ROWS = 8
@@ -69,23 +65,23 @@ def _chooser(p: SamplingParams) -> Chooser:
 
 def _most_likely(logits: Tensor, params: list[SamplingParams], draws: list[float]) -> Tensor:  # noqa: ARG001
     """[B] token ids. torch's `argmax` is no vector code; on the maxima of blocks it need not be."""
-    blocks = _blocks(logits, padding=-torch.inf)
+    blocks = as_blocks(logits, padding=-torch.inf)
     block = blocks.amax(-1).argmax(-1, keepdim=True)
-    return (block * _BLOCK + _gather_block(blocks, block).argmax(-1, keepdim=True)).squeeze(-1)
+    return (block * BLOCK + gather_block(blocks, block).argmax(-1, keepdim=True)).squeeze(-1)
 
 
 def _sample_all(logits: Tensor, params: list[SamplingParams], draws: list[float]) -> Tensor:
     """[B] token ids from the whole vocabulary: the block by its share, then the token in it."""
-    blocks = _blocks(_probabilities(logits, params), padding=0.0)
+    blocks = as_blocks(_probabilities(logits, params), padding=0.0)
     block, rest = _invert(blocks.sum(-1), _column(draws, torch.float64, logits))
-    token, _ = _invert(_gather_block(blocks, block), rest)
-    return (block * _BLOCK + token).squeeze(-1)
+    token, _ = _invert(gather_block(blocks, block), rest)
+    return (block * BLOCK + token).squeeze(-1)
 
 
 def _sample_candidates(logits: Tensor, params: list[SamplingParams], draws: list[float]) -> Tensor:
     """[B] token ids from the candidates that top-k, top-p and min-p leave, in that order."""
-    blocks = _blocks(_probabilities(logits, params), padding=0.0)
-    size = blocks.shape[1] * _BLOCK
+    blocks = as_blocks(_probabilities(logits, params), padding=0.0)
+    size = blocks.shape[1] * BLOCK
     top_k = _column([min(p.top_k or size, size) for p in params], torch.long, logits)
     top_p = _column([p.top_p for p in params], torch.float32, logits)
     min_p = _column([p.min_p for p in params], torch.float32, logits)
@@ -94,19 +90,19 @@ def _sample_candidates(logits: Tensor, params: list[SamplingParams], draws: list
     rows = torch.arange(len(params), device=logits.device)  # those without a choice so far
     num_candidates = min(_FIRST_CANDIDATES, size)
     while True:
-        top, token_ids = _top(blocks, num_candidates)
+        best, token_ids = top(blocks, num_candidates)
         rank = torch.arange(num_candidates, device=logits.device)
         # top-p is a share of what top-k leaves: the sum of the first k, or 1 where there is no k.
-        cumulative = top.cumsum(-1)
+        cumulative = best.cumsum(-1)
         mass = cumulative.gather(-1, top_k.clamp(max=num_candidates) - 1)
         mass = torch.where(top_k < size, mass, 1.0)
-        is_nucleus = cumulative - top < top_p * mass
-        kept = (rank < top_k) & is_nucleus & (top >= min_p * top[:, :1]) | (rank == 0)
+        is_nucleus = cumulative - best < top_p * mass
+        kept = (rank < top_k) & is_nucleus & (best >= min_p * best[:, :1]) | (rank == 0)
         # A row whose last candidate is dropped has no more to find: each filter drops a tail. But
         # a nucleus is a share of all k.
         is_whole = ((top_k <= num_candidates) | (top_k == size)).squeeze(-1)
         is_final = ~kept[:, -1] & is_whole | (num_candidates == size)
-        index, _ = _invert(top * kept, uniform)
+        index, _ = _invert(best * kept, uniform)
         chosen[rows[is_final]] = token_ids.gather(-1, index).squeeze(-1)[is_final]
         if bool(is_final.all()):
             return chosen
@@ -127,32 +123,6 @@ def _rows(logits: Tensor, rows: list[int]) -> Tensor:
 def _probabilities(logits: Tensor, params: list[SamplingParams]) -> Tensor:
     temperature = _column([p.temperature for p in params], torch.float32, logits)
     return torch.softmax(logits / temperature, dim=-1)
-
-
-def _blocks(rows: Tensor, padding: float) -> Tensor:
-    """[B, vocab_size] as [B, blocks, _BLOCK]; copied only where there is a rest to be padded."""
-    rest = -rows.shape[-1] % _BLOCK
-    padded = F.pad(rows, (0, rest), value=padding) if rest else rows
-    return padded.reshape(rows.shape[0], -1, _BLOCK)
-
-
-def _gather_block(blocks: Tensor, index: Tensor) -> Tensor:
-    """[B, _BLOCK]: of each row the block that `index` [B, 1] names."""
-    return blocks.gather(1, index.unsqueeze(-1).expand(-1, -1, _BLOCK)).squeeze(1)
-
-
-def _top(blocks: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest and their token ids, [B, count] both, largest first.
-
-    No more than `count` blocks hold them: those whose largest are the largest.
-    """
-    if count >= blocks.shape[1]:
-        top, token_ids = blocks.flatten(1).topk(count, dim=-1)
-        return top, token_ids
-    _, best = blocks.amax(-1).topk(count, dim=-1, sorted=False)
-    candidates = blocks.gather(1, best.unsqueeze(-1).expand(-1, -1, _BLOCK)).flatten(1)
-    top, place = candidates.topk(count, dim=-1)
-    return top, best.gather(-1, place // _BLOCK) * _BLOCK + place % _BLOCK
 
 
 def _invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:

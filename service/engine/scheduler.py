@@ -1,8 +1,9 @@
 """Who runs in the next step, and with how many tokens. Plain Python: no torch, no clock."""
 
-from collections import deque
+from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from service.engine.block_pool import BlockPool
 from service.engine.sequence import Sequence, SequenceStatus
@@ -11,19 +12,23 @@ from service.engine.sequence import Sequence, SequenceStatus
 # its tokens, so the first few more hardly cost anything; from some number on each costs its share.
 _MAX_TOKENS_WITH_DRAFTS = 32
 
+_rank = attrgetter("rank")
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
     """A sequence's part of a batch: its next `num_new_tokens` uncomputed tokens.
 
     `is_sampled` says that they are all it has, so that the step can sample the token after them,
-    and more tokens behind a draft of them as long as that proves right.
+    and more tokens behind a draft of them as long as that proves right. `is_draft_forced` says that
+    the draft is no guess, but what the sequence's grammar leaves.
     """
 
     sequence: Sequence
     num_new_tokens: int
     is_sampled: bool
     draft_token_ids: tuple[int, ...] = ()
+    is_draft_forced: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -58,10 +63,15 @@ class Scheduler:
 
     Running sequences come before waiting ones and single tokens before chunks of prompts, so a long
     prompt takes what the token budget leaves and never stalls a stream. Waiting ones are admitted
-    first come, first served. When the cache is full the sequence admitted last is preempted: it
-    gives its blocks back and waits at the head of the queue to be computed anew, but for what is
-    still cached of it by then. The one admitted first is never preempted for another, so some
-    sequence always gets on, and every one finishes as long as none is longer than the whole cache.
+    by rank: those of a lower `priority` first, first come, first served among equals. When the
+    cache is full the running sequence that ranks last is preempted: it gives its blocks back and
+    waits, in its place by rank, to be computed anew, but for what is still cached of it by then.
+    The one that ranks first is never preempted for another, so some sequence always gets on, and
+    every one finishes as long as none is longer than the whole cache and those that rank before it
+    come to an end: a caller who never ceases to send requests of a lower priority starves others.
+
+    The sequences of one request share the computation of their prompt: while the first computes it
+    the others stand aside, then they join the queue and find it in the cache.
 
     Args:
         max_num_seqs: the most sequences that run at once.
@@ -82,8 +92,8 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.num_speculative_tokens = num_speculative_tokens
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # in the order of their admission
+        self.waiting: list[Sequence] = []  # by rank, as are those that run
+        self.running: list[Sequence] = []
         self.num_preemptions = 0
         self.num_prefix_cache_queries = 0  # tokens of prompts
         self.num_prefix_cache_hits = 0  # those of them that were in the cache
@@ -94,8 +104,15 @@ class Scheduler:
     def has_unfinished(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+    @property
+    def num_waiting(self) -> int:
+        """How many sequences wait, for a place or for the first of their request."""
+        return len(self.waiting) + sum(len(s.followers) for s in (*self.waiting, *self.running))
+
+    def add(self, sequence: Sequence, *followers: Sequence) -> None:
+        """Take in the sequences of one request."""
+        sequence.followers = list(followers)
+        insort(self.waiting, sequence, key=_rank)
 
     def schedule(self) -> Batch:
         """Choose the next batch. Empty only if nothing is unfinished."""
@@ -110,7 +127,8 @@ class Scheduler:
     def postprocess(self, batch: Batch, token_ids: list[tuple[int, ...]]) -> list[int]:
         """Take in what the model computed: `token_ids` are the next tokens of `batch.sampled`.
 
-        Returns how many of them each took: none behind its end.
+        A sequence that gets none has come to its end. Returns how many each took: none behind its
+        end.
         """
         for scheduled in batch.scheduled:
             self.pool.advance(scheduled.sequence, scheduled.num_new_tokens)
@@ -123,7 +141,7 @@ class Scheduler:
         """Let go of a sequence, finished or aborted, wherever it stands."""
         if sequence.status is SequenceStatus.RUNNING:
             self.running.remove(sequence)
-        elif sequence.status is SequenceStatus.WAITING:
+        elif sequence in self.waiting:  # or it stands aside
             self.waiting.remove(sequence)
         self.pool.free(sequence)
         sequence.status = SequenceStatus.FINISHED
@@ -141,13 +159,19 @@ class Scheduler:
             and len(self.running) < self.max_num_seqs
             and self.pool.allocate(self.waiting[0], num_spared=len(self.running))
         ):
-            sequence = self.waiting.popleft()
+            sequence = self.waiting.pop(0)
             sequence.status = SequenceStatus.RUNNING
-            self.running.append(sequence)
+            insort(self.running, sequence, key=_rank)
             if sequence.num_cached_tokens is None:
-                sequence.num_cached_tokens = sequence.num_computed_tokens
-                self.num_prefix_cache_queries += sequence.num_prompt_tokens
-                self.num_prefix_cache_hits += sequence.num_cached_tokens
+                self._count_cached(sequence)
+
+    def _count_cached(self, sequence: Sequence) -> None:
+        """Note what a sequence that is first admitted was saved. Its request's own does not count,
+        and one that has to compute its prompt has not looked for it."""
+        sequence.num_cached_tokens = sequence.num_computed_tokens
+        if sequence.index == 0 and not sequence.positions_without_logprobs:
+            self.num_prefix_cache_queries += sequence.num_prompt_tokens
+            self.num_prefix_cache_hits += sequence.num_cached_tokens
 
     def _share_budget(self) -> Iterator[ScheduledSequence]:
         budget = self.max_num_batched_tokens
@@ -164,37 +188,51 @@ class Scheduler:
         num_spare = limit - sum(s.num_tokens for s in scheduled)
         num_sharing = sum(s.is_sampled for s in scheduled)
         for s in scheduled:
-            draft = self._draft(s.sequence, num_spare // num_sharing) if s.is_sampled else ()
-            num_spare -= len(draft)
+            drafted = self._draft(s, num_spare // num_sharing) if s.is_sampled else s
+            num_spare -= len(drafted.draft_token_ids)
             num_sharing -= s.is_sampled
-            yield replace(s, draft_token_ids=draft) if draft else s
+            yield drafted
 
-    def _draft(self, sequence: Sequence, limit: int) -> tuple[int, ...]:
+    def _draft(self, scheduled: ScheduledSequence, limit: int) -> ScheduledSequence:
         """At most `limit` tokens. They preempt nobody and leave a block for each that runs."""
+        sequence = scheduled.sequence
         num_useful = sequence.max_tokens - sequence.num_output_tokens - 1  # one is sampled anyway
-        limit = min(limit, num_useful, self.num_speculative_tokens)
-        draft = sequence.lookup.propose(sequence.token_ids, limit)
-        has_room = self.pool.allocate(
+        limit = max(0, min(limit, num_useful, self.num_speculative_tokens))
+        grammar = sequence.grammar
+        forced = grammar.forced_tokens()[:limit] if grammar is not None and limit else ()
+        draft = forced or sequence.lookup.propose(sequence.token_ids, limit)
+        if draft and self.pool.allocate(
             sequence, num_draft_tokens=len(draft), num_spared=len(self.running)
-        )
-        return draft if has_room else ()
+        ):
+            return replace(scheduled, draft_token_ids=draft, is_draft_forced=bool(forced))
+        return scheduled
 
     def _extend(self, scheduled: ScheduledSequence, token_ids: tuple[int, ...]) -> int:
         """Append what was sampled. All but the last were in the draft, and so are computed."""
-        sequence, num_accepted = scheduled.sequence, len(token_ids) - 1
+        sequence, num_accepted = scheduled.sequence, max(0, len(token_ids) - 1)
         if scheduled.draft_token_ids:
-            sequence.lookup.record(num_accepted)
             self.num_draft_tokens += len(scheduled.draft_token_ids)
             self.num_accepted_tokens += num_accepted
+            if not scheduled.is_draft_forced:
+                sequence.lookup.record(num_accepted)
         num_taken = sequence.extend(token_ids)
-        self.pool.advance(sequence, num_taken - 1)
+        self.pool.advance(sequence, max(0, num_taken - 1))
+        if not token_ids:
+            sequence.end()
+        self._release_followers(sequence)
         if sequence.finish_reason is not None:
             self.finish(sequence)
         return num_taken
+
+    def _release_followers(self, sequence: Sequence) -> None:
+        """Its prompt has been computed."""
+        for follower in sequence.followers:
+            insort(self.waiting, follower, key=_rank)
+        sequence.followers = []
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.pool.free(sequence)
         sequence.status = SequenceStatus.WAITING
-        self.waiting.appendleft(sequence)
+        insort(self.waiting, sequence, key=_rank)
         self.num_preemptions += 1

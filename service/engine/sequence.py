@@ -1,12 +1,14 @@
-"""A request that lives: its tokens so far, how many the model has read, the cache it holds."""
+"""An answer in the making: its tokens so far, how many the model has read, the cache it holds."""
 
 import secrets
 from collections.abc import Iterable
 from enum import Enum
 from hashlib import blake2b
 
+from service.engine.grammar import AnswerGrammar
 from service.engine.speculation import PromptLookup
-from service.types import FinishReason, Request
+from service.engine.token_rules import TokenRules
+from service.types import FinishReason, Request, TokenLogprobs
 
 
 class SequenceStatus(Enum):
@@ -16,7 +18,10 @@ class SequenceStatus(Enum):
 
 
 class Sequence:
-    """One request in the engine.
+    """One of a request's `n` answers, in the engine.
+
+    `request_id` grows in the order of arrival, `index` tells the request's sequences apart. The
+    first of them computes the prompt, while the `followers` wait for it.
 
     `token_ids` is the prompt and, behind it, what has been generated. The keys and values of the
     first `num_computed_tokens` of them are in the cache, in the blocks `block_ids`. A running
@@ -27,42 +32,64 @@ class Sequence:
     admitted; None before that. What it finds there again after a preemption is no saving of its
     caller's and not counted. `prefix_hashes[n]` is what its first n blocks are known by in the
     prefix cache, as far as anybody has asked. `lookup` guesses at what comes next.
+
+    `rules` and `grammar` say which tokens may come: None where the request does not.
+    `prompt_logprobs` fills while the prompt is computed: None where they are not asked for, and
+    when they have been told.
     """
 
     __slots__ = (
         "_draw_key",
         "block_ids",
         "finish_reason",
-        "id",
+        "followers",
+        "grammar",
+        "index",
         "lookup",
         "max_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_prompt_tokens",
         "prefix_hashes",
+        "prompt_logprobs",
         "request",
+        "request_id",
+        "rules",
         "status",
         "token_ids",
     )
 
-    def __init__(self, sequence_id: int, request: Request, max_model_len: int) -> None:
+    def __init__(
+        self, request_id: int, request: Request, max_model_len: int, index: int = 0
+    ) -> None:
         """The prompt must be shorter than `max_model_len`, which admission has checked."""
         room = max_model_len - len(request.prompt_token_ids)
         wanted, seed = request.sampling.max_tokens, request.sampling.seed
-        self.id = sequence_id
+        self.request_id = request_id
+        self.index = index
         self.request = request
+        self.followers: list[Sequence] = []
         self.max_tokens = room if wanted is None else min(wanted, room)
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None
         self.block_ids: list[int] = []
-        # By another function than those of the blocks, so that no salt can pass for a prefix.
-        self.prefix_hashes = [blake2b(request.cache_salt.encode()).digest()]
+        self.prefix_hashes: list[bytes] = []
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.lookup = PromptLookup()
-        self._draw_key = secrets.token_bytes(16) if seed is None else str(seed).encode()
+        self.rules = TokenRules.of(request)
+        self.grammar = None if request.constraint is None else AnswerGrammar(request)
+        has_prompt_logprobs = index == 0 and request.num_prompt_logprobs is not None
+        self.prompt_logprobs: list[TokenLogprobs] | None = [] if has_prompt_logprobs else None
+        seed_of_index = f"{seed}/{index}" if index else f"{seed}"
+        self._draw_key = secrets.token_bytes(16) if seed is None else seed_of_index.encode()
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """Who is served first: by priority, then by arrival."""
+        return self.request.priority, self.request_id, self.index
 
     @property
     def num_tokens(self) -> int:
@@ -75,6 +102,13 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def positions_without_logprobs(self) -> range:
+        """The positions of the prompt behind which log probabilities are still to be found."""
+        if self.prompt_logprobs is None:
+            return range(0)
+        return range(len(self.prompt_logprobs), self.num_prompt_tokens - 1)
 
     def draw(self, position: int) -> float:
         """The uniform draw from [0, 1) that decides the answer's token at `position`.
@@ -97,7 +131,15 @@ class Sequence:
     def append(self, token_id: int) -> None:
         """Add a generated token, and finish if it is the last."""
         self.token_ids.append(token_id)
+        if self.rules is not None:
+            self.rules.append(token_id)
+        if self.grammar is not None:
+            self.grammar.append(token_id)
         if token_id in self.request.stop_token_ids:
             self.finish_reason = FinishReason.STOP
         elif self.num_output_tokens >= self.max_tokens:
             self.finish_reason = FinishReason.LENGTH
+
+    def end(self) -> None:
+        """Finish without another token: there is none that may come."""
+        self.finish_reason = FinishReason.STOP

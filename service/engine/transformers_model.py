@@ -48,7 +48,12 @@ class TransformersModel:
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def forward(self, layout: Layout, rows: list[int]) -> Tensor:
-        """Compute a step; see `service.engine.model_runner.Model`."""
+        """Compute a step; see `service.engine.model_runner.Model`.
+
+        Returns:
+            The logits already, in the model's precision: its modules do not part with what comes
+            before. A step's budget of tokens bounds what memory they take.
+        """
         self._attention.begin_step(layout)
         index = self._tensor(rows)
         logits: Tensor = self._model(
@@ -57,7 +62,11 @@ class TransformersModel:
             use_cache=False,
             **({"logits_to_keep": index} if self._keeps_logits else {}),
         ).logits[0]
-        return (logits if self._keeps_logits else logits[index]).float()
+        return logits if self._keeps_logits else logits[index]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Rows that `forward` returned, in float32."""
+        return hidden.float()
 
     def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._model.device)

@@ -6,7 +6,6 @@ A field path in an error is the field's place in `ChatCompletionParams`, such as
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -19,6 +18,7 @@ from service.errors import (
     UnsupportedField,
 )
 from service.rpc.options import refuse_unserved
+from service.rpc.sampling import sampling_params
 from service.rpc.tools import response_format, tools_and_mode
 from service.types import (
     ChatRequest,
@@ -30,11 +30,10 @@ from service.types import (
     ToolCall,
 )
 
-MAX_STOP_STRINGS = 64
-MAX_STOP_STRING_LENGTH = 256  # characters
-MAX_STOP_TOKEN_IDS = 1024
 MAX_TEMPLATE_KWARGS_LENGTH = 65_536  # characters
+MAX_TEMPLATE_KWARGS_DEPTH = 32  # arrays and objects within one another
 MAX_CACHE_SALT_LENGTH = 512  # characters
+MAX_TOP_LOGPROBS = 20
 
 _ROLES = {
     chat_pb2.ROLE_SYSTEM: "system",
@@ -48,17 +47,6 @@ _FINISH_REASONS = {
     FinishReason.STOP: chat_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: chat_pb2.FINISH_REASON_LENGTH,
     FinishReason.TOOL_CALLS: chat_pb2.FINISH_REASON_TOOL_CALLS,
-}
-
-# The scalars of the wire's SamplingParams that are taken over as they are, by the domain's names.
-_NAMES = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "seed": "seed",
-    "max_completion_tokens": "max_tokens",
-    "ignore_eos": "ignore_eos",
 }
 
 _PARTS = {"image": "image_url", "audio": "input_audio", "file": "file"}
@@ -77,9 +65,14 @@ def chat_request(
     return ChatRequest(
         model=params.model,
         messages=messages(params.messages),
-        sampling=_sampling(params.sampling, defaults, vocab_size),
+        sampling=sampling_params(params.sampling, defaults, vocab_size),
         prompt=prompt_options(params.prompt, params.reasoning_effort),
-        cache_salt=_cache_salt(params.cache_salt),
+        cache_salt=cache_salt(params.cache_salt),
+        n=params.sampling.n if params.sampling.HasField("n") else 1,
+        priority=params.priority,
+        num_logprobs=_num_logprobs(params),
+        num_prompt_logprobs=_num_prompt_logprobs(params),
+        returns_token_ids=params.return_token_ids,
         tools=tools,
         tool_mode=tool_mode,
         has_parallel_calls=not params.HasField("parallel_tool_calls") or params.parallel_tool_calls,
@@ -104,8 +97,18 @@ def prompt_options(
     """How to render the conversation. The effort reaches a reasoning model through its template.
 
     Raises:
-        InvalidField: the template's arguments are not a JSON object.
+        InvalidField: the template's arguments are not a JSON object, or options contradict.
     """
+    continues = proto.continue_final_message
+    if continues and proto.add_generation_prompt:
+        raise InvalidField(
+            "prompt.continue_final_message",
+            "continue_final_message and add_generation_prompt exclude one another.",
+        )
+    if proto.HasField("truncate_prompt_tokens") and proto.truncate_prompt_tokens < 1:
+        raise InvalidField(
+            "prompt.truncate_prompt_tokens", "truncate_prompt_tokens must be at least 1."
+        )
     kwargs: dict[str, Any] = {}
     if effort == chat_pb2.REASONING_EFFORT_NONE:
         kwargs["enable_thinking"] = False
@@ -117,8 +120,15 @@ def prompt_options(
         kwargs |= _json_object(proto.chat_template_kwargs_json, path)
     return PromptOptions(
         template_kwargs=kwargs,
-        add_generation_prompt=not proto.HasField("add_generation_prompt")
-        or proto.add_generation_prompt,
+        add_generation_prompt=(
+            proto.add_generation_prompt
+            if proto.HasField("add_generation_prompt")
+            else not continues
+        ),
+        continue_final_message=continues,
+        truncate_prompt_tokens=(
+            proto.truncate_prompt_tokens if proto.HasField("truncate_prompt_tokens") else None
+        ),
     )
 
 
@@ -169,15 +179,6 @@ def model_proto(card: ModelCard) -> model_service_pb2.Model:
     )
 
 
-def check_token_ids(token_ids: Sequence[int], vocab_size: int, path: str) -> None:
-    """Raise InvalidField for the first id that the vocabulary does not have."""
-    if token_ids and max(token_ids) >= vocab_size:
-        i = next(i for i, token_id in enumerate(token_ids) if token_id >= vocab_size)
-        raise InvalidField(
-            f"{path}[{i}]", f"{token_ids[i]} is not a token id; the vocabulary has {vocab_size}."
-        )
-
-
 def _message(proto: chat_pb2.ChatMessage, path: str) -> Message:
     role = _ROLES.get(proto.role)
     if role is None:
@@ -224,54 +225,33 @@ def _tool_call(proto: chat_pb2.ToolCall, path: str) -> ToolCall:
     return ToolCall(proto.id, proto.function.name, proto.function.arguments_json)
 
 
-def _sampling(
-    proto: chat_pb2.SamplingParams, defaults: SamplingParams, vocab_size: int
-) -> SamplingParams:
-    given = {field.name: value for field, value in proto.ListFields()}
-    for name, low, high in (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0)):
-        _check_within(name, given.get(name, low), low, high)
-    if given.get("max_completion_tokens", 1) < 1:
-        raise InvalidField(
-            "sampling.max_completion_tokens", "max_completion_tokens must be at least 1."
-        )
-    if len(proto.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-        raise InvalidField(
-            "sampling.stop_token_ids", f"At most {MAX_STOP_TOKEN_IDS} stop tokens are taken."
-        )
-    check_token_ids(proto.stop_token_ids, vocab_size, "sampling.stop_token_ids")
-    return replace(
-        defaults,
-        **{_NAMES[name]: value for name, value in given.items() if name in _NAMES},
-        stop=_stop_strings(proto.stop),
-        stop_token_ids=frozenset(proto.stop_token_ids),
-    )
+def _num_logprobs(params: chat_pb2.ChatCompletionParams) -> int | None:
+    """How many alternatives are wanted beside each token's log probability; None: not even that."""
+    if params.HasField("top_logprobs"):
+        if not params.logprobs:
+            raise InvalidField("top_logprobs", "top_logprobs needs logprobs to be true.")
+        _check_alternatives("top_logprobs", params.top_logprobs)
+    return params.top_logprobs if params.logprobs else None
 
 
-def _stop_strings(strings: Sequence[str]) -> tuple[str, ...]:
-    if len(strings) > MAX_STOP_STRINGS:
-        raise InvalidField("sampling.stop", f"At most {MAX_STOP_STRINGS} stop strings are taken.")
-    for i, string in enumerate(strings):
-        if not 1 <= len(string) <= MAX_STOP_STRING_LENGTH:
-            raise InvalidField(
-                f"sampling.stop[{i}]",
-                f"A stop string has 1 to {MAX_STOP_STRING_LENGTH} characters.",
-            )
-    return tuple(strings)
+def _num_prompt_logprobs(params: chat_pb2.ChatCompletionParams) -> int | None:
+    if not params.HasField("prompt_logprobs"):
+        return None
+    _check_alternatives("prompt_logprobs", params.prompt_logprobs)
+    return params.prompt_logprobs
 
 
-def _cache_salt(salt: str) -> str:
+def _check_alternatives(name: str, count: int) -> None:
+    if count > MAX_TOP_LOGPROBS:
+        raise InvalidField(name, f"{name} must be at most {MAX_TOP_LOGPROBS}, not {count}.")
+
+
+def cache_salt(salt: str) -> str:
     if len(salt) > MAX_CACHE_SALT_LENGTH:
         raise InvalidField(
             "cache_salt", f"A cache salt has at most {MAX_CACHE_SALT_LENGTH} characters."
         )
     return salt
-
-
-def _check_within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # true for NaN too
-        raise InvalidField(
-            f"sampling.{name}", f"{name} must be between {low:g} and {high:g}, not {value:g}."
-        )
 
 
 def _json_object(text: str, path: str) -> dict[str, Any]:
@@ -285,10 +265,25 @@ def _json_object(text: str, path: str) -> dict[str, Any]:
         raise InvalidField(path, "The template's arguments are not valid JSON.") from error
     if not isinstance(value, dict):
         raise InvalidField(path, "The template's arguments must be a JSON object.")
+    if _depth(value) > MAX_TEMPLATE_KWARGS_DEPTH:
+        raise InvalidField(
+            path, f"The template's arguments are nested deeper than {MAX_TEMPLATE_KWARGS_DEPTH}."
+        )
     for key in value:
         if not re.fullmatch(r"[A-Za-z_]\w*", key):
             raise InvalidField(path, f"{key!r} cannot be the name of a template argument.")
     return value
+
+
+def _depth(value: Any) -> int:
+    """How many arrays and objects stand within one another; no deeper than JSON can be parsed."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [
+            item for each in level for item in (each.values() if isinstance(each, dict) else each)
+        ]
+    return depth
 
 
 def _enum_name(enum: Any, value: int, path: str) -> str:

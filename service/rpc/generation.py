@@ -1,13 +1,13 @@
 """From a checked request to text: the prompt, the engine's tokens, the answer's words."""
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import aclosing
+from dataclasses import dataclass
 
-from service.errors import DeadlinePassed, InvalidField
+from service.errors import InvalidField
+from service.rpc.deadline import until
 from service.text import conversation as conversations
 from service.text.answer import AnswerText, TextDelta
 from service.text.reading import Reading
@@ -17,19 +17,14 @@ from service.types import (
     FinishReason,
     Request,
     ServedModel,
+    Tokenizer,
     TokenOutput,
 )
 
-# The caller's own deadline ends the call by itself, at its time; ours follows, for callers without
-# one, and the two never race.
-_DEADLINE_SLACK_S = 0.5
-
 # Not the event loop's own pool: that one is waited for at exit, however long a tokenization takes.
-_tokenizing = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
-
-
+tokenizing = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
 # Nor the tokenizers' threads: a hostile grammar takes one of these for a second or two.
-_compiling = ThreadPoolExecutor(max_workers=2, thread_name_prefix="grammar")
+compiling = ThreadPoolExecutor(max_workers=2, thread_name_prefix="grammar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +51,12 @@ async def prepare(chat: ChatRequest, model: ServedModel, deadline: float) -> Pre
     """
     loop = asyncio.get_running_loop()
     constraint = None
-    async with _until(deadline):
-        conversation = await loop.run_in_executor(_tokenizing, conversations.prepare, chat, model)
+    async with until(deadline):
+        conversation = await loop.run_in_executor(tokenizing, conversations.prepare, chat, model)
         grammar = conversation.grammar
         if grammar is not None:
             constraint = await loop.run_in_executor(
-                _compiling, conversations.compile_grammar, grammar, model
+                compiling, conversations.compile_grammar, grammar, model
             )
     prompt = conversation.prompt_token_ids
     if prompt and max(prompt) >= model.vocab_size:
@@ -75,6 +70,11 @@ async def prepare(chat: ChatRequest, model: ServedModel, deadline: float) -> Pre
         stop_token_ids=sampling.stop_token_ids | ends,
         deadline=deadline,
         cache_salt=chat.cache_salt,
+        n=chat.n,
+        priority=chat.priority,
+        num_logprobs=chat.num_logprobs,
+        num_prompt_logprobs=chat.num_prompt_logprobs,
+        bad_token_sequences=tuple(bad_token_sequences(sampling.bad_words, model.tokenizer)),
         constraint=constraint,
     )
     return Prepared(
@@ -83,36 +83,76 @@ async def prepare(chat: ChatRequest, model: ServedModel, deadline: float) -> Pre
 
 
 async def generate(model: ServedModel, prepared: Prepared) -> AsyncGenerator[TextDelta, None]:
-    """The answer as it is generated. The first delta is empty: the request has been admitted.
+    """The answers as they are generated, until the last of them has a finish reason.
+
+    The first delta is empty: the request has been admitted.
 
     Raises:
         What `Engine.generate` raises, and DeadlinePassed when the deadline passes at any time.
         InvalidField: the request's grammar cannot be followed to the end of an answer.
     """
-    request, reader = prepared.request, prepared.reading.reader()
+    request = prepared.request
     async with aclosing(model.engine.generate(request)) as outputs:
         await anext(outputs)
         yield TextDelta()
-        answer = AnswerText(model.tokenizer, request.sampling, prepared.reading.shown_tokens)
-        is_over = False
-        token_ids: list[int] = []
-        while not is_over:
-            async with _until(request.deadline):
-                output = await anext(outputs)
-            token_ids += output.token_ids
-            for piece in reader.pieces(output):
-                delta = reader.read(answer.push(piece))
-                is_over = delta.finish_reason is not None
-                if is_over:
-                    _check_form(prepared, token_ids, output)
-                yield replace(delta, num_cached_tokens=output.num_cached_tokens)
-                if is_over:
-                    break
+        answers = {i: _Answer(model, prepared) for i in range(request.n)}
+        ended = None
+        while answers:
+            async with until(request.deadline):
+                output = await outputs.asend(ended)
+            ended = None
+            for delta in answers[output.index].read(output):
+                if delta.finish_reason is not None:
+                    ended = output.index  # of which the engine may know nothing
+                    del answers[ended]
+                yield delta
 
 
-def _check_form(prepared: Prepared, token_ids: list[int], last: TokenOutput) -> None:
-    """Raise InvalidField for an answer that ends, and not in its form, for want of a token."""
-    constraint = prepared.constraint
+class _Answer:
+    """One of the answers to a request: from the engine's tokens to what they say."""
+
+    def __init__(self, model: ServedModel, prepared: Prepared) -> None:
+        self._prepared = prepared
+        self._text = AnswerText(
+            model.tokenizer, prepared.request.sampling, prepared.reading.shown_tokens
+        )
+        self._reader = prepared.reading.reader()
+        self._token_ids: list[int] = []
+
+    def read(self, output: TokenOutput) -> Iterator[TextDelta]:
+        """The deltas that `output` makes, up to the one that ends the answer."""
+        self._token_ids += output.token_ids
+        for piece in self._reader.pieces(output):
+            delta = self._reader.read(self._text.push(piece))
+            if delta.finish_reason is not None:
+                check_form(
+                    self._prepared.constraint,
+                    self._prepared.constrained_field,
+                    self._token_ids,
+                    output,
+                )
+                yield delta
+                return
+            yield delta
+
+
+def bad_token_sequences(words: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[int, ...]]:
+    """Each word as it is written at the start of a text and after a space."""
+    for word in words:
+        for text in {word, f" {word.lstrip()}"}:
+            if token_ids := tokenizer.encode(text, add_special_tokens=False):
+                yield tuple(token_ids)
+
+
+def check_form(
+    constraint: AnswerConstraint | None, field: str, token_ids: list[int], last: TokenOutput
+) -> None:
+    """Raise InvalidField for an answer that ends, and not in its form, for want of a token.
+
+    Args:
+        field: where the request asks for the form.
+        token_ids: the whole answer, which ends in `last`.
+    """
     if constraint is None:
         return
     reason = constraint.failure
@@ -122,18 +162,4 @@ def _check_form(prepared: Prepared, token_ids: list[int], last: TokenOutput) -> 
             return
         reason = "the request's other options leave no token that may follow"
     if reason is not None:
-        raise InvalidField(prepared.constrained_field, f"No answer can be held to it: {reason}")
-
-
-@asynccontextmanager
-async def _until(deadline: float | None) -> AsyncIterator[None]:
-    """Cancel the body and raise DeadlinePassed when the deadline, of `time.monotonic()`, passes."""
-    loop_time = None
-    if deadline is not None:
-        remaining_s = deadline - time.monotonic() + _DEADLINE_SLACK_S
-        loop_time = asyncio.get_running_loop().time() + remaining_s
-    try:
-        async with asyncio.timeout_at(loop_time):
-            yield
-    except TimeoutError as error:
-        raise DeadlinePassed("The deadline passed before the answer was complete.") from error
+        raise InvalidField(field, f"No answer can be held to it: {reason}")

@@ -3,15 +3,17 @@
 import asyncio
 
 from chatrpc.v1 import chat_pb2, model_service_pb2, model_service_pb2_grpc
-from service.errors import InvalidField, MissingField
+from service.errors import InvalidField, MissingField, UnsupportedField
 from service.rpc import convert
 from service.rpc.interceptor import Context
 from service.rpc.lifecycle import Lifecycle
+from service.rpc.sampling import check_token_ids
 from service.text.chat_template import render_prompt
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 MAX_DETOKENIZED = 100_000
+MAX_TOKENS_WITH_BYTES = 100_000
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
@@ -53,6 +55,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         if request.WhichOneof("input") is None:
             raise MissingField("input")
         if request.HasField("conversation"):
+            _refuse_unserved(request.conversation.prompt)
             convert.check_fits(
                 request.conversation.messages, tokenizer.max_token_chars, model.card.max_model_len
             )
@@ -69,8 +72,18 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             token_ids = await asyncio.to_thread(
                 tokenizer.encode, request.text, add_special_tokens=adds_special
             )
+        token_bytes: list[bytes] = []
+        if request.return_token_bytes:
+            if len(token_ids) > MAX_TOKENS_WITH_BYTES:
+                raise InvalidField(
+                    "return_token_bytes",
+                    f"The bytes of at most {MAX_TOKENS_WITH_BYTES} tokens are returned.",
+                )
+            token_bytes = [tokenizer.token_bytes(token_id) for token_id in token_ids]
         return model_service_pb2.TokenizeResponse(
-            token_ids=token_ids, max_model_len=model.card.max_model_len
+            token_ids=token_ids,
+            max_model_len=model.card.max_model_len,
+            token_bytes=token_bytes,
         )
 
     async def Detokenize(
@@ -81,8 +94,16 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         tokenizer = self._lifecycle.find(request.model).tokenizer
         if len(request.token_ids) > MAX_DETOKENIZED:
             raise InvalidField("token_ids", f"At most {MAX_DETOKENIZED} token ids are taken.")
-        convert.check_token_ids(request.token_ids, tokenizer.vocab_size, "token_ids")
+        check_token_ids(request.token_ids, tokenizer.vocab_size, "token_ids")
         text = await asyncio.to_thread(
             tokenizer.decode, list(request.token_ids), skip_special_tokens=False
         )
         return model_service_pb2.DetokenizeResponse(text=text)
+
+
+def _refuse_unserved(prompt: chat_pb2.PromptOptions) -> None:
+    for name in ("continue_final_message", "truncate_prompt_tokens"):
+        if getattr(prompt, name):
+            raise UnsupportedField(
+                f"conversation.prompt.{name}", f"{name} is not supported by this service."
+            )

@@ -1,6 +1,6 @@
 """The options of a request that this service does not serve, each refused by name.
 
-A value that asks for what happens anyway (`n` of 1, a penalty of 0) is served, not refused.
+A value that asks for what happens anyway (`modalities` of text) is served, not refused.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from service.errors import InvalidField, UnsupportedField
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY_LENGTH = 64
 MAX_METADATA_VALUE_LENGTH = 512
+MAX_IDENTIFIER_LENGTH = 512
 
 
 class _Option(NamedTuple):
@@ -22,32 +23,9 @@ class _Option(NamedTuple):
 
 
 _UNSERVED = (
-    _Option("logprobs", lambda p: p.logprobs),
-    _Option("top_logprobs", lambda p: p.HasField("top_logprobs")),
-    _Option("return_token_ids", lambda p: p.return_token_ids),
-    _Option("prompt_logprobs", lambda p: p.HasField("prompt_logprobs")),
-    _Option("priority", lambda p: p.priority != 0),
     _Option("modalities", lambda p: any(m != chat_pb2.MODALITY_TEXT for m in p.modalities)),
     _Option("audio", lambda p: p.HasField("audio")),
     _Option("prediction", lambda p: p.HasField("prediction")),
-    _Option("prompt.continue_final_message", lambda p: p.prompt.continue_final_message),
-    _Option("prompt.truncate_prompt_tokens", lambda p: p.prompt.HasField("truncate_prompt_tokens")),
-    _Option("sampling.presence_penalty", lambda p: p.sampling.presence_penalty != 0),
-    _Option("sampling.frequency_penalty", lambda p: p.sampling.frequency_penalty != 0),
-    _Option(
-        "sampling.repetition_penalty",
-        lambda p: p.sampling.HasField("repetition_penalty") and p.sampling.repetition_penalty != 1,
-    ),
-    _Option("sampling.min_tokens", lambda p: p.sampling.min_tokens > 0),
-    _Option("sampling.n", lambda p: p.sampling.n > 1),
-    _Option("sampling.logit_bias", lambda p: bool(p.sampling.logit_bias)),
-    _Option("sampling.include_stop_str_in_output", lambda p: p.sampling.include_stop_str_in_output),
-    _Option(
-        "sampling.skip_special_tokens",
-        lambda p: p.sampling.HasField("skip_special_tokens") and not p.sampling.skip_special_tokens,
-    ),
-    _Option("sampling.bad_words", lambda p: bool(p.sampling.bad_words)),
-    _Option("sampling.allowed_token_ids", lambda p: bool(p.sampling.allowed_token_ids)),
 )
 
 
@@ -56,15 +34,21 @@ def refuse_unserved(params: chat_pb2.ChatCompletionParams) -> None:
 
     Raises:
         UnsupportedField: the option is not served.
-        InvalidField: it could not be served by anybody.
+        InvalidField: metadata is too large.
     """
     for option in _UNSERVED:
         if option.is_asked(params):
             name = option.path.rpartition(".")[-1]
             raise UnsupportedField(option.path, f"{name} is not supported by this service.")
-    if params.sampling.HasField("n") and params.sampling.n < 1:
-        raise InvalidField("sampling.n", "n must be at least 1.")
     _check_metadata(params)
+    for name in ("user", "safety_identifier", "prompt_cache_key", "service_tier"):
+        check_identifier(name, getattr(params, name))
+
+
+def check_identifier(name: str, value: str) -> None:
+    """What the caller tells for its own bookkeeping is short, though nothing is made of it."""
+    if len(value) > MAX_IDENTIFIER_LENGTH:
+        raise InvalidField(name, f"{name} has at most {MAX_IDENTIFIER_LENGTH} characters.")
 
 
 def _check_metadata(params: chat_pb2.ChatCompletionParams) -> None:

@@ -7,10 +7,13 @@ from grpc_reflection.v1alpha import reflection
 from chatrpc.v1 import (
     chat_service_pb2,
     chat_service_pb2_grpc,
+    completion_service_pb2,
+    completion_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
 )
 from service.rpc.chat_servicer import ChatServicer
+from service.rpc.completion_servicer import CompletionServicer
 from service.rpc.interceptor import CallInterceptor
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.model_servicer import ModelServicer
@@ -42,6 +45,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 
 SERVICE_NAMES = [
     chat_service_pb2.DESCRIPTOR.services_by_name["ChatService"].full_name,
+    completion_service_pb2.DESCRIPTOR.services_by_name["CompletionService"].full_name,
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
 ]
 
@@ -65,6 +69,9 @@ class Server:
         self._server = grpc.aio.server(options=OPTIONS, interceptors=[CallInterceptor()])
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(
             ChatServicer(lifecycle, max_request_s), self._server
+        )
+        completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(
+            CompletionServicer(lifecycle, max_request_s), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(lifecycle), self._server

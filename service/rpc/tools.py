@@ -62,7 +62,7 @@ def response_format(params: chat_pb2.ChatCompletionParams, mode: ToolMode) -> Re
         InvalidField: it is malformed, or the answer must be a call instead.
     """
     proto = params.response_format
-    wanted = _form(proto)
+    wanted = answer_form(proto)
     if wanted is not None and mode is not ToolMode.AUTO:
         raise InvalidField(
             "response_format", "The tool choice forces a call, which has no form but its own."
@@ -70,7 +70,8 @@ def response_format(params: chat_pb2.ChatCompletionParams, mode: ToolMode) -> Re
     return wanted
 
 
-def _form(proto: chat_pb2.ResponseFormat) -> ResponseFormat | None:
+def answer_form(proto: chat_pb2.ResponseFormat) -> ResponseFormat | None:
+    """The form as it is written; None for free text."""
     match proto.WhichOneof("format"):
         case "json_object":
             return ResponseFormat(AnswerForm.JSON_OBJECT)

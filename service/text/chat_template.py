@@ -10,15 +10,23 @@ from service.errors import TemplateRefused
 from service.types import Message, PromptOptions, Tokenizer, ToolCall
 
 _SYSTEM_ROLES = ("system", "developer")
+# Stands behind a message that is to be continued, to find the place again in the rendered text.
+_END_OF_PROMPT = "\U000f0002"
 
 
 def render_prompt(
     tokenizer: Tokenizer, messages: Sequence[Message], options: PromptOptions
 ) -> list[int]:
     """The prompt's token ids; see `render_text`."""
+    return encode_prompt(tokenizer, render_text(tokenizer, messages, options), options)
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str, options: PromptOptions) -> list[int]:
+    """The token ids of a prompt's text, the last of them if there are too many."""
     # Templates write the beginning-of-sequence token themselves; encoding must not add a second
     # one.
-    return tokenizer.encode(render_text(tokenizer, messages, options), add_special_tokens=False)
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    return token_ids[-(options.truncate_prompt_tokens or 0) :]
 
 
 def render_text(tokenizer: Tokenizer, messages: Sequence[Message], options: PromptOptions) -> str:
@@ -33,10 +41,18 @@ def render_text(tokenizer: Tokenizer, messages: Sequence[Message], options: Prom
         UnsupportedField: the options hold a template variable that a request may not set.
     """
     chat = template_messages(messages)
+    if options.continue_final_message:
+        chat[-1]["content"] += _END_OF_PROMPT
     try:
-        return tokenizer.render_chat(chat, options)
+        text = tokenizer.render_chat(chat, options)
     except TemplateRefused as refusal:
-        return _render_with_one_system(tokenizer, chat, options, refusal)
+        text = _render_with_one_system(tokenizer, chat, options, refusal)
+    if not options.continue_final_message:
+        return text
+    text, mark, _ = text.rpartition(_END_OF_PROMPT)
+    if not mark:
+        raise TemplateRefused("it leaves the last message out, which was to be continued")
+    return text
 
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

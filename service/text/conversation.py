@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from service.errors import InvalidField, InvalidGrammar, TemplateRefused, UnsupportedField
 from service.text.answer_grammar import AnswerGrammar
-from service.text.chat_template import render_text
+from service.text.chat_template import encode_prompt, render_text
 from service.text.reading import Reading
 from service.text.reasoning import MARKERS, Thinking, thinking_after
 from service.text.tool_calls.prompt import template_tools, with_mistral_ids, with_tools_in_text
@@ -53,7 +53,7 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
     shown += syntax.markers if syntax else ()
     token_ids = {model.tokenizer.special_token_id(marker): marker for marker in shown}
     return Conversation(
-        prompt_token_ids=model.tokenizer.encode(text, add_special_tokens=False),
+        prompt_token_ids=encode_prompt(model.tokenizer, text, options),
         reading=Reading(
             reasoning=reasoning,
             is_thinking=thinking is Thinking.OPEN,

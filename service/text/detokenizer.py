@@ -1,4 +1,6 @@
-"""Token ids to text, one at a time."""
+"""Token ids to text, as they come."""
+
+from collections.abc import Sequence
 
 from service.types import Tokenizer
 
@@ -12,7 +14,9 @@ _MAX_WINDOW = 16
 
 
 class Detokenizer:
-    """The text of one sequence, delivered as its tokens come; special tokens leave no trace in it.
+    """The text of one sequence, delivered as its tokens come.
+
+    Special tokens leave no trace in it, unless they are not to be skipped.
 
     What `push` and `flush` return adds up to the tokenizer's `decode` of all the ids, and never
     holds half a character: bytes that a later token may complete are kept back. One case differs,
@@ -26,15 +30,28 @@ class Detokenizer:
     with every token; and it needs the library's own tokenizer where our `Tokenizer` is enough.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
         self._ids: list[int] = []  # the window: as many of the last ids as later text depends on
         self._text = ""  # of the window
         self._num_sent = 0  # characters of it that have been delivered
         self._num_settled = 0  # ids of it whose text is whole and delivered
 
-    def push(self, token_id: int) -> str:
-        """Take the next id; return the text that is now certain, possibly none."""
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Take the next ids; return the text that is now certain, possibly none.
+
+        It does not matter to the whole how the ids are cut into pieces.
+        """
+        if len(token_ids) > 1:
+            ids = [*self._ids, *token_ids]
+            text = self._decode(ids)
+            sent = self._text[: self._num_sent]
+            if _REPLACEMENT not in text and text != sent and text.startswith(sent):
+                return self._settle(ids, text)
+        return "".join(map(self._push_one, token_ids))
+
+    def _push_one(self, token_id: int) -> str:
         ids = [*self._ids, token_id]
         text = self._decode(ids)
         if text == self._text and not self._decode([token_id, token_id]):
@@ -46,8 +63,11 @@ class Detokenizer:
             ids = ids[self._num_settled :]
             text = self._decode(ids)
             self._num_sent = 0
-        self._ids, self._text = ids, text
+        return self._settle(ids, text)
 
+    def _settle(self, ids: list[int], text: str) -> str:
+        """Make these the window; return what of its text is certain and has not been delivered."""
+        self._ids, self._text = ids, text
         num_ready = max(self._num_sent, len(text) - _num_unfinished(text))
         ready = text[self._num_sent : num_ready]
         self._num_sent = num_ready
@@ -56,6 +76,12 @@ class Detokenizer:
         if len(ids) > _MAX_WINDOW:
             self._halve_window()
         return ready
+
+    def restart(self) -> str:
+        """Return what was kept back, and forget all of it: what comes next is no part of it."""
+        rest = self.flush()
+        self._ids, self._text, self._num_sent, self._num_settled = [], "", 0, 0
+        return rest
 
     def flush(self) -> str:
         """Return what was kept back. The sequence is over; nothing may be pushed after it."""
@@ -84,7 +110,7 @@ class Detokenizer:
         self._ids, self._text = ids, text
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        return self._tokenizer.decode(ids, skip_special_tokens=self._skip_special_tokens)
 
 
 def _num_unfinished(text: str) -> int:

@@ -14,6 +14,7 @@ from service.errors import ModelLoadError, TemplateRefused, UnsupportedField
 from service.text import jinja_template
 from service.text.chat_template import with_known_roles
 from service.text.control_tokens import ControlTokens, encode
+from service.text.token_bytes import TokenBytes
 from service.types import PromptOptions
 
 
@@ -53,6 +54,7 @@ class HfTokenizer:
             if token.special
         }
         self._control_tokens = ControlTokens(backend, template or "")
+        self._token_bytes = TokenBytes(backend)
 
     @property
     def vocab_size(self) -> int:
@@ -86,6 +88,10 @@ class HfTokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The ids' text, never tidied up. Ids outside the vocabulary have none."""
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See `service.types.Tokenizer.token_bytes`."""
+        return self._token_bytes(token_id)
 
     def special_token_id(self, text: str) -> int | None:
         """The id of the special token written so; None if there is none."""

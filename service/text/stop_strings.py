@@ -25,9 +25,13 @@ class StopStrings:
     stop strings, and the depth of the state reached is how much must be held back.
     """
 
-    def __init__(self, stop: tuple[str, ...]) -> None:
-        """`stop`: the strings, none of them empty. With no strings at all every text passes."""
+    def __init__(self, stop: tuple[str, ...], *, is_included: bool = False) -> None:
+        """`stop`: the strings, none of them empty. With no strings at all every text passes.
+
+        `is_included`: the text ends behind the match, not before it.
+        """
         self.matched: str | None = None  # the stop string that ended the text
+        self._is_included = is_included
         self._root = _build(stop)
         self._state = self._root
         self._held = ""
@@ -35,7 +39,7 @@ class StopStrings:
     def push(self, text: str) -> str:
         """Take the next piece; return what may be delivered now.
 
-        On a match `matched` is set, the text before it is returned, and nothing from then on.
+        On a match `matched` is set, the text up to it is returned, and nothing from then on.
         """
         if self.matched is not None:
             return ""
@@ -44,7 +48,7 @@ class StopStrings:
             self._state = self._step(self._state, char)
             if self._state.complete is not None:
                 self.matched, self._held = self._state.complete, ""
-                return seen[: end - len(self.matched)]
+                return seen[: end if self._is_included else end - len(self.matched)]
         num_ready = len(seen) - self._state.depth
         self._held = seen[num_ready:]
         return seen[:num_ready]

@@ -58,7 +58,7 @@ def generate_together(path: Path) -> list[list[int]]:
             core.add(i, Request(prompt, sampling))
         for step in core.step():
             assert not isinstance(step.output, Exception)
-            outputs[step.sequence_id].extend(step.output.token_ids)
+            outputs[step.request_id].extend(step.output.token_ids)
     assert core.stats.num_preemptions > 0
     assert core.stats.num_free_kv_blocks == core.stats.num_kv_blocks
     return outputs

@@ -26,6 +26,9 @@ from chatrpc.v1 import (
     chat_pb2,
     chat_service_pb2,
     chat_service_pb2_grpc,
+    completion_pb2,
+    completion_service_pb2,
+    completion_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
 )
@@ -33,6 +36,7 @@ from chatrpc.v1 import (
 MODEL = "org/tiny"
 CREATED = 1_700_000_000
 PROMPT_TOKENS = 7
+EOS = 7
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,13 @@ class Say:
     num_tokens: int = 1
     delta: chat_pb2.Delta | None = None
     logprobs: tuple[chat_pb2.TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Send a delta of a text completion, just as it is."""
+
+    delta: completion_pb2.CompletionChoiceDelta
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,7 @@ class Fail:
         await context.abort_with_status(rpc_status.to_status(status))
 
 
-Step = Admit | Say | Finish | Hold | Fail
+Step = Admit | Say | Piece | Finish | Hold | Fail
 
 HELLO: list[Step] = [Admit(), Say("Hello"), Say(" world"), Finish()]
 
@@ -105,7 +116,7 @@ HELLO: list[Step] = [Admit(), Say("Hello"), Say(" world"), Finish()]
 class Call:
     """One call the service has received."""
 
-    params: chat_pb2.ChatCompletionParams
+    params: Any  # ChatCompletionParams, CompletionParams, or the whole request of another method
     metadata: dict[str, str | bytes]
     time_remaining_s: float | None
     is_cancelled: bool = False
@@ -113,9 +124,11 @@ class Call:
 
 @dataclass
 class FakeService(
-    chat_service_pb2_grpc.ChatServiceServicer, model_service_pb2_grpc.ModelServiceServicer
+    chat_service_pb2_grpc.ChatServiceServicer,
+    completion_service_pb2_grpc.CompletionServiceServicer,
+    model_service_pb2_grpc.ModelServiceServicer,
 ):
-    """ChatService, ModelService and Health on a free port of 127.0.0.1."""
+    """ChatService, CompletionService, ModelService and Health on a free port of 127.0.0.1."""
 
     script: list[Step] = field(default_factory=lambda: list(HELLO))
     first_refusals: int = 0
@@ -132,6 +145,7 @@ class FakeService(
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self._health = health.aio.HealthServicer()
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(self, self._server)
+        completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(self, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         await self.set_ready(True)
@@ -183,6 +197,19 @@ class FakeService(
             async for chunk in chunks:
                 yield chat_service_pb2.StreamChatCompletionResponse(chunk=chunk)
 
+    async def CreateCompletion(  # noqa: N802
+        self, request: completion_service_pb2.CreateCompletionRequest, context: Any
+    ) -> completion_service_pb2.CreateCompletionResponse:
+        chunks = [_text(chunk) async for chunk in self._run(request.params, context)]
+        return completion_service_pb2.CreateCompletionResponse(completion=_whole_text(chunks))
+
+    async def StreamCompletion(  # noqa: N802
+        self, request: completion_service_pb2.StreamCompletionRequest, context: Any
+    ) -> AsyncIterator[completion_service_pb2.StreamCompletionResponse]:
+        async with aclosing(self._run(request.params, context)) as chunks:
+            async for chunk in chunks:
+                yield completion_service_pb2.StreamCompletionResponse(chunk=_text(chunk))
+
     async def ListModels(  # noqa: N802
         self, request: model_service_pb2.ListModelsRequest, context: Any
     ) -> model_service_pb2.ListModelsResponse:
@@ -203,18 +230,39 @@ class FakeService(
         await missing.abort(context)
         raise AssertionError("abort raises")
 
-    async def Tokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
+    async def Tokenize(  # noqa: N802
+        self, request: model_service_pb2.TokenizeRequest, context: Any
+    ) -> model_service_pb2.TokenizeResponse:
+        """A token is a byte; a conversation is its texts."""
+        self._note(request, context)
+        text = request.text or "".join(
+            part.text for message in request.conversation.messages for part in message.content
+        )
+        ids = [*text.encode(), *([EOS] if request.add_special_tokens else [])]
+        return model_service_pb2.TokenizeResponse(
+            token_ids=ids,
+            max_model_len=2048,
+            token_bytes=[bytes([i]) for i in ids] if request.return_token_bytes else [],
+        )
 
-    async def Detokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
+    async def Detokenize(  # noqa: N802
+        self, request: model_service_pb2.DetokenizeRequest, context: Any
+    ) -> model_service_pb2.DetokenizeResponse:
+        self._note(request, context)
+        if any(token_id > 255 for token_id in request.token_ids):
+            fail = Fail(grpc.StatusCode.INVALID_ARGUMENT, "No.", "INVALID_FIELD", "token_ids[0]")
+            await fail.abort(context)
+        text = bytes(request.token_ids).decode(errors="replace")
+        return model_service_pb2.DetokenizeResponse(text=text)
 
-    async def _run(
-        self, params: chat_pb2.ChatCompletionParams, context: Any
-    ) -> AsyncGenerator[chat_pb2.ChatCompletionChunk, None]:
+    def _note(self, params: Any, context: Any) -> Call:
         call = Call(params, dict(context.invocation_metadata()), context.time_remaining())
         self.calls.append(call)
         self._changed.set()
+        return call
+
+    async def _run(self, params: Any, context: Any) -> AsyncGenerator[Any, None]:
+        call = self._note(params, context)
         try:
             if len(self.calls) <= self.first_refusals:
                 await Fail(grpc.StatusCode.UNAVAILABLE, "Full.", "QUEUE_FULL").abort(context)
@@ -225,7 +273,7 @@ class FakeService(
             self._changed.set()
             raise
 
-    async def _steps(self, context: Any) -> AsyncIterator[chat_pb2.ChatCompletionChunk]:
+    async def _steps(self, context: Any) -> AsyncIterator[Any]:
         num_tokens = 0
         head = _head()
         for step in self.script:
@@ -236,6 +284,8 @@ class FakeService(
                     await self._released.wait()
                 case Fail():
                     await step.abort(context)
+                case Piece():
+                    yield step
                 case Say() | Finish():
                     num_tokens += step.num_tokens if isinstance(step, Say) else 0
                     head.choices.append(_choice(step))
@@ -301,6 +351,63 @@ def _whole(chunks: list[chat_pb2.ChatCompletionChunk]) -> chat_pb2.ChatCompletio
                 finish_reason=chat_pb2.FINISH_REASON_STOP,
             )
         ],
+        usage=chunks[-1].usage,
+    )
+
+
+def _text(chunk: chat_pb2.ChatCompletionChunk | Piece) -> completion_pb2.CompletionChunk:
+    """A chunk of a chat as one of a text."""
+    if isinstance(chunk, Piece):
+        return completion_pb2.CompletionChunk(
+            id="cmpl-1", create_time=Timestamp(seconds=CREATED), model=MODEL, choices=[chunk.delta]
+        )
+    return completion_pb2.CompletionChunk(
+        id=chunk.id and "cmpl-1",
+        create_time=chunk.create_time,
+        model=chunk.model,
+        choices=[
+            completion_pb2.CompletionChoiceDelta(
+                index=delta.index,
+                text=delta.delta.content,
+                finish_reason=delta.finish_reason,
+                logprobs=delta.logprobs,
+                num_tokens=delta.num_tokens,
+                matched_stop=delta.matched_stop if delta.HasField("matched_stop") else None,
+            )
+            for delta in chunk.choices
+        ],
+        usage=chunk.usage if chunk.HasField("usage") else None,
+        system_fingerprint=chunk.system_fingerprint,
+    )
+
+
+def _whole_text(chunks: list[completion_pb2.CompletionChunk]) -> completion_pb2.Completion:
+    """The pieces of each choice, added up."""
+    choices: dict[int, completion_pb2.CompletionChoice] = {}
+    for chunk in chunks:
+        for delta in chunk.choices:
+            choice = choices.setdefault(
+                delta.index, completion_pb2.CompletionChoice(index=delta.index)
+            )
+            text = choice.text + delta.text
+            choice.MergeFrom(
+                completion_pb2.CompletionChoice(
+                    index=delta.index,
+                    finish_reason=delta.finish_reason,
+                    logprobs=delta.logprobs,
+                    token_ids=delta.token_ids,
+                    prompt_token_ids=delta.prompt_token_ids,
+                    prompt_tokens=delta.prompt_tokens,
+                    text_offsets=delta.text_offsets,
+                )
+            )
+            choice.text = text
+    return completion_pb2.Completion(
+        id=chunks[0].id,
+        create_time=chunks[0].create_time,
+        model=chunks[0].model,
+        system_fingerprint=chunks[0].system_fingerprint,
+        choices=choices.values(),
         usage=chunks[-1].usage,
     )
 

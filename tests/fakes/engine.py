@@ -1,18 +1,21 @@
 """An engine that answers from a script."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from service.errors import ChatrpcError
-from service.types import EngineStats, FinishReason, Request, TokenOutput
+from service.types import EngineStats, FinishReason, Request, TokenLogprobs, TokenOutput
 
 
 class FakeEngine:
-    """`service.types.Engine` that gives each request the outputs of `script`.
+    """`service.types.Engine` that gives each sequence of a request the outputs of `script`; or to
+    each its own, where they have indices.
 
-    A step of the script is an output, an error to raise or an event to wait for. `requests` are
-    those that came, `num_running` those that have not ended.
+    A step of the script is an output, an error to raise or an event to wait for. Log probabilities
+    that are asked for and not in the script are made up, by `logprobs_of`. `requests` are those
+    that came, `num_running` those that have not ended.
     """
 
     max_model_len = 1000
@@ -35,10 +38,13 @@ class FakeEngine:
 
     async def start(self) -> None: ...
 
-    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, int | None]:
         if self.refusal is not None:
             raise self.refusal
         self.requests.append(request)
+        outputs = [step for step in self.script if isinstance(step, TokenOutput)]
+        is_told_apart = any(output.index for output in outputs)
+        ended: set[int | None] = set()
         with self._running():
             yield TokenOutput()
             for step in self.script:
@@ -47,7 +53,10 @@ class FakeEngine:
                 elif isinstance(step, Exception):
                     raise step
                 else:
-                    yield step
+                    for index in [step.index] if is_told_apart else range(request.n):
+                        if index not in ended:
+                            told = _told(step, index, request, is_first=step is outputs[0])
+                            ended.add((yield told))
 
     def stats(self) -> EngineStats:
         return EngineStats(num_running=self.num_running)
@@ -64,3 +73,22 @@ class FakeEngine:
             yield
         finally:
             self.num_running -= 1
+
+
+def _told(step: TokenOutput, index: int, request: Request, *, is_first: bool) -> TokenOutput:
+    """A step of the script for one sequence, with the log probabilities that the request wants."""
+    output = replace(step, index=index)
+    if request.num_logprobs is not None and not step.logprobs:
+        output = replace(output, logprobs=logprobs_of(step.token_ids, request.num_logprobs))
+    wants_prompt = request.num_prompt_logprobs is not None and not step.prompt_logprobs
+    if is_first and index == 0 and wants_prompt:
+        prompt = logprobs_of(request.prompt_token_ids[1:], request.num_prompt_logprobs or 0)
+        output = replace(output, prompt_logprobs=prompt)
+    return output
+
+
+def logprobs_of(token_ids: Sequence[int], num_top: int) -> tuple[TokenLogprobs, ...]:
+    """Each token is the likeliest, with -0.5; behind it come the ids after it, each 1 less."""
+    return tuple(
+        TokenLogprobs(t, -0.5, tuple((t + i, -0.5 - i) for i in range(num_top))) for t in token_ids
+    )

@@ -4,7 +4,7 @@ import os
 
 from service.__main__ import main
 from service.engine import load
-from service.engine.core import EngineCore
+from service.engine.core import Computed, EngineCore
 from service.engine.load import EngineOptions, load_engine
 from service.engine.scheduler import Batch
 
@@ -12,7 +12,7 @@ from service.engine.scheduler import Batch
 class FailingRunner:
     """Takes the place of the loaded model."""
 
-    def run(self, batch: Batch) -> list[tuple[int, ...]]:
+    def run(self, batch: Batch) -> list[Computed]:
         raise RuntimeError("the model is broken")
 
 

@@ -4,7 +4,7 @@ import threading
 import zlib
 from collections.abc import Container
 
-from service.engine.core import EngineCore
+from service.engine.core import Computed, EngineCore
 from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
 from service.engine.sequence import Sequence
 from service.engine.speculation import accept
@@ -31,9 +31,9 @@ def next_token(token_ids: list[int], draw: float = 0.0) -> int:
     return choice % VOCAB_SIZE
 
 
-def answer(request: Request, max_model_len: int) -> list[int]:
+def answer(request: Request, max_model_len: int, index: int = 0) -> list[int]:
     """What an engine over a `FakeRunner` must answer, computed by itself: one token at a time."""
-    sequence = Sequence(0, request, max_model_len)
+    sequence = Sequence(0, request, max_model_len, index)
     while sequence.finish_reason is None:
         sequence.append(_sample(sequence, ()))
     return sequence.token_ids[sequence.num_prompt_tokens :]
@@ -53,7 +53,8 @@ class FakeRunner:
     hold the right token at the right position: a block that another sequence wrote to, a wrong
     prefix, or one that was not computed anew is found at once. While `gate` is clear a step waits
     for it, having set `is_waiting`. While `error` is set, and in the runs whose numbers are in
-    `failing_runs`, a step fails in the middle of its work.
+    `failing_runs`, a step fails in the middle of its work. Behind `dead_end` tokens of an answer
+    there is nothing left to say.
     """
 
     def __init__(self, block_size: int) -> None:
@@ -64,10 +65,11 @@ class FakeRunner:
         self.is_waiting = threading.Event()
         self.error: BaseException | None = None
         self.failing_runs: Container[int] = ()
+        self.dead_end: int | None = None
         self.num_runs = 0
         self.batches: list[Batch] = []  # those that did not fail
 
-    def run(self, batch: Batch) -> list[tuple[int, ...]]:
+    def run(self, batch: Batch) -> list[Computed]:
         if not self.gate.is_set():
             self.is_waiting.set()
             self.gate.wait()
@@ -85,12 +87,15 @@ class FakeRunner:
         self.batches.append(batch)
         for scheduled in batch.scheduled:
             self._check(scheduled)
-        return [self._sample(scheduled) for scheduled in batch.sampled]
+        return [self._sample(s) if s.is_sampled else Computed() for s in batch.scheduled]
 
-    def _sample(self, scheduled: ScheduledSequence) -> tuple[int, ...]:
+    def _sample(self, scheduled: ScheduledSequence) -> Computed:
         draft = scheduled.draft_token_ids
         token_ids = [_sample(scheduled.sequence, draft[:i]) for i in range(len(draft) + 1)]
-        return accept(token_ids, draft)
+        end = (
+            None if self.dead_end is None else self.dead_end - scheduled.sequence.num_output_tokens
+        )
+        return Computed(accept(token_ids, draft)[:end])
 
     def _check(self, scheduled: ScheduledSequence) -> None:
         sequence = scheduled.sequence

@@ -24,6 +24,9 @@ class ByteTokenizer:
         )
         return out.decode(errors="replace")
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < EOS else b"<eos>" if token_id == EOS else b""
+
     def special_token_id(self, text: str) -> int | None:
         return None
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from tests.fakes.chat_service import FakeService
@@ -92,3 +93,29 @@ async def test_made_up_paths_make_no_new_labels(http: httpx.AsyncClient) -> None
     assert await metric(http, counted, {"route": "unmatched", "status": "404"}) == 2
     models = {"route": "/v1/models/{model_id}", "status": "404"}
     assert await metric(http, counted, models) == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "request_id"), [({}, "mine"), ({"x-request-id": "header"}, "header")]
+)
+async def test_an_id_in_the_body_stands_where_no_header_names_one(
+    http: httpx.AsyncClient,
+    service: FakeService,
+    body: dict[str, Any],
+    headers: dict[str, str],
+    request_id: str,
+) -> None:
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+        answer = await http.post(CHAT, json=body | {"request_id": "mine"}, headers=headers)
+        await metric(http, "chatrpc_gateway_requests_total", {"route": CHAT, "status": "200"})
+    assert answer.headers["x-request-id"] == request_id
+    assert service.calls[0].metadata["x-request-id"] == request_id
+    assert [line["request_id"] for line in logs if line.get("route") == CHAT] == [request_id]
+
+
+@pytest.mark.parametrize("request_id", ["", "x" * 129, "a b", "é", "a\n", 1])
+async def test_an_id_that_no_header_could_hold_is_refused(
+    http: httpx.AsyncClient, body: dict[str, Any], request_id: Any
+) -> None:
+    answer = await http.post(CHAT, json=body | {"request_id": request_id})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "request_id")

@@ -324,12 +324,19 @@ class TestGenerationDefaults:
         with pytest.raises(ModelLoadError, match=r"generation_config\.json is not"):
             load_generation_defaults(tmp_path)
 
+    def test_a_greedy_model_may_have_a_repetition_penalty(self, tmp_path: Path) -> None:
+        (tmp_path / "generation_config.json").write_text(
+            '{"do_sample": false, "top_p": 0.5, "repetition_penalty": 1.05}'
+        )
+        sampling, _ = load_generation_defaults(tmp_path)
+        assert sampling == SamplingParams(temperature=0.0, repetition_penalty=1.05)
+
     def test_a_default_that_is_not_served_is_said(self, tmp_path: Path) -> None:
-        (tmp_path / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
+        (tmp_path / "generation_config.json").write_text('{"no_repeat_ngram_size": 3}')
         with capture_logs() as logs:
             load_generation_defaults(tmp_path)
         assert [(log["event"], log["name"]) for log in logs] == [
-            ("generation_default_not_served", "repetition_penalty")
+            ("generation_default_not_served", "no_repeat_ngram_size")
         ]
 
     def test_end_tokens_come_from_the_first_file_that_names_them(self, tmp_path: Path) -> None:
@@ -381,7 +388,7 @@ class TestEmbeddedModel:
         )
         detokenizer = Detokenizer(tokenizer)
         ids = answer[0, prompt.shape[1] :].tolist()
-        text = "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+        text = "".join(detokenizer.push([i]) for i in ids) + detokenizer.flush()
         assert "Paris" in text
         assert ids[-1] == 2
 
@@ -397,7 +404,7 @@ class TestEmbeddedModel:
             ids = tokenizer.encode(text, add_special_tokens=False)
             assert tokenizer.decode(ids, skip_special_tokens=False) == text
             detokenizer = Detokenizer(tokenizer)
-            deltas = [*map(detokenizer.push, ids), detokenizer.flush()]
+            deltas = [*(detokenizer.push([i]) for i in ids), detokenizer.flush()]
             assert "".join(deltas) == text
 
         round_trip()
@@ -409,7 +416,7 @@ class TestEmbeddedModel:
         @settings(deadline=None)
         def add_up(ids: list[int]) -> None:
             detokenizer = Detokenizer(tokenizer)
-            deltas = [*map(detokenizer.push, ids), detokenizer.flush()]
+            deltas = [*(detokenizer.push([i]) for i in ids), detokenizer.flush()]
             assert "".join(deltas) == tokenizer.decode(ids, skip_special_tokens=True)
 
         add_up()

@@ -5,6 +5,7 @@ isort:skip_file
 
 from builtins import (
     bool,
+    bytes,
     int,
     str,
 )
@@ -143,10 +144,13 @@ class TokenizeRequest(Message):
     TEXT_FIELD_NUMBER: int
     CONVERSATION_FIELD_NUMBER: int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: int
+    RETURN_TOKEN_BYTES_FIELD_NUMBER: int
     model: str
     text: str
     add_special_tokens: bool
     """Put the model's own start and end tokens around `text`. Absent: true."""
+    return_token_bytes: bool
+    """Return each token's bytes beside its id."""
     @property
     def conversation(self) -> Conversation: ...
     def __init__(
@@ -156,11 +160,14 @@ class TokenizeRequest(Message):
         text: str = ...,
         conversation: Conversation | None = ...,
         add_special_tokens: bool | None = ...,
+        return_token_bytes: bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "conversation", b"conversation", "input", b"input", "text", b"text"]) -> bool: ...
-    def ClearField(self, field_name: Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "conversation", b"conversation", "input", b"input", "model", b"model", "text", b"text"]) -> None: ...
+    def HasField(self, field_name: Literal["_add_special_tokens", b"_add_special_tokens", "_return_token_bytes", b"_return_token_bytes", "add_special_tokens", b"add_special_tokens", "conversation", b"conversation", "input", b"input", "return_token_bytes", b"return_token_bytes", "text", b"text"]) -> bool: ...
+    def ClearField(self, field_name: Literal["_add_special_tokens", b"_add_special_tokens", "_return_token_bytes", b"_return_token_bytes", "add_special_tokens", b"add_special_tokens", "conversation", b"conversation", "input", b"input", "model", b"model", "return_token_bytes", b"return_token_bytes", "text", b"text"]) -> None: ...
     @overload
     def WhichOneof(self, oneof_group: Literal["_add_special_tokens", b"_add_special_tokens"]) -> Literal["add_special_tokens"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_return_token_bytes", b"_return_token_bytes"]) -> Literal["return_token_bytes"] | None: ...
     @overload
     def WhichOneof(self, oneof_group: Literal["input", b"input"]) -> Literal["text", "conversation"] | None: ...
 
@@ -189,16 +196,22 @@ class TokenizeResponse(Message):
 
     TOKEN_IDS_FIELD_NUMBER: int
     MAX_MODEL_LEN_FIELD_NUMBER: int
+    TOKEN_BYTES_FIELD_NUMBER: int
     max_model_len: int
     @property
     def token_ids(self) -> RepeatedScalarFieldContainer[int]: ...
+    @property
+    def token_bytes(self) -> RepeatedScalarFieldContainer[bytes]:
+        """For `return_token_bytes`. They need not be valid UTF-8, each by itself."""
+
     def __init__(
         self,
         *,
         token_ids: Iterable[int] | None = ...,
         max_model_len: int = ...,
+        token_bytes: Iterable[bytes] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: Literal["max_model_len", b"max_model_len", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: Literal["max_model_len", b"max_model_len", "token_bytes", b"token_bytes", "token_ids", b"token_ids"]) -> None: ...
 
 @final
 class DetokenizeRequest(Message):

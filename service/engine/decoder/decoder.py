@@ -64,7 +64,11 @@ class Decoder:
         self._hidden_dtype = hidden_dtype
 
     def forward(self, layout: Layout, rows: list[int]) -> Tensor:
-        """Compute a step; see `service.engine.model_runner.Model`."""
+        """Compute a step; see `service.engine.model_runner.Model`.
+
+        Returns:
+            The last layer's output in `rows`: [len(rows), hidden_size].
+        """
         positions = self._tensor(layout.positions())
         self._attention.begin_step(
             layout, {name: rope.at(positions) for name, rope in self._ropes.items()}
@@ -75,7 +79,11 @@ class Decoder:
             attended = self._attention.attend(layer.attention, layer.rope, layer.qkv(x))
             x = _add(layer.o, attended, x, layer.post_attention_norm)
             x = _add(layer.down, layer.gate_up(x), x, layer.post_mlp_norm)
-        logits = self._head(x[self._tensor(rows)]).float()
+        return x[self._tensor(rows)]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, vocab_size], float32: the logits of n rows that `forward` returned."""
+        logits = self._head(hidden).float()
         if self._logits_softcap is not None:
             logits = torch.tanh(logits / self._logits_softcap) * self._logits_softcap
         return logits

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -45,6 +46,15 @@ def load_library(cache_dir: Path) -> ctypes.CDLL | None:
     except (_Unavailable, OSError) as error:
         log.warning("native_kernels_unavailable", reason=str(error), effect="slower steps")
         return None
+
+
+def compile_kernels(cache_dir: Path) -> None:
+    """Compile them for a `load_library` to come, unless they are there.
+
+    Of what goes wrong nothing is said here: `load_library` meets it again.
+    """
+    with suppress(_Unavailable, OSError):
+        _load(cache_dir / "native")
 
 
 def _load(cache_dir: Path) -> ctypes.CDLL:

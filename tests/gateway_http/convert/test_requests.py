@@ -8,9 +8,11 @@ from google.protobuf import json_format
 
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert import requests
-from gateway_http.protocol.decode import decode
+from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.error import InvalidRequest
-from gateway_http.protocol.request import UnservedParameters
+from gateway_http.protocol.request import UNSERVED, ChatCompletionRequest
+
+decode = decoder(ChatCompletionRequest)
 
 
 def params(**fields: Any) -> chat_pb2.ChatCompletionParams:
@@ -132,7 +134,7 @@ def test_field_has_its_place(fields: dict[str, Any], wire: dict[str, Any]) -> No
     assert params(**fields) == expected
 
 
-@pytest.mark.parametrize("name", UnservedParameters.__struct_fields__)
+@pytest.mark.parametrize("name", UNSERVED)
 def test_unserved_is_refused_by_name(name: str) -> None:
     error = refused(**{name: "x"}).body.error
     assert (error.param, error.code) == (name, "unsupported_parameter")

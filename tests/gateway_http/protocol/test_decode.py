@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_http.protocol.decode import decode
+from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.error import InvalidRequest
+from gateway_http.protocol.request import ChatCompletionRequest
 
+decode = decoder(ChatCompletionRequest)
 HI = {"role": "user", "content": "Hi"}
 
 

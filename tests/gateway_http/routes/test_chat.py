@@ -203,3 +203,41 @@ async def test_time_to_first_token_is_counted(
 ) -> None:
     await http.post(PATH, json=body | {"stream": True})
     assert await metric(http, "chatrpc_gateway_time_to_first_token_seconds_count", {}) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 0}, "max_completion_tokens"),
+    ],
+)
+async def test_a_mistake_is_named_as_the_client_wrote_it(
+    http: httpx.AsyncClient,
+    service: FakeService,
+    body: dict[str, Any],
+    fields: dict[str, int],
+    param: str,
+) -> None:
+    path = "sampling.max_completion_tokens"
+    message = "max_completion_tokens must be at least 1."
+    service.script = [Fail(grpc.StatusCode.INVALID_ARGUMENT, message, "INVALID_FIELD", path)]
+    for stream in (False, True):
+        error = (await http.post(PATH, json=body | fields | {"stream": stream})).json()["error"]
+        assert error["param"] == param
+        assert error["message"] == f"{param} must be at least 1."
+
+
+async def test_what_is_told_of_the_prompt_comes_with_the_first_chunk(
+    http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
+) -> None:
+    told = chat_pb2.TokenLogprob(token="i", logprob=-0.5, token_id=105)
+    service.completion = chat_pb2.ChatCompletion(
+        id="x", choices=[], prompt_token_ids=[72, 105], prompt_logprobs=[told]
+    )
+    answer = (await http.post(PATH, json=body)).json()
+    assert answer["prompt_token_ids"] == [72, 105]
+    assert answer["prompt_logprobs"] == [None, {"105": {"logprob": -0.5, "decoded_token": "i"}}]
+    plain = events((await http.post(PATH, json=body | {"stream": True})).text)
+    assert not any("prompt_token_ids" in chunk for chunk in plain[:-1])

@@ -168,3 +168,14 @@ def reference(path: Path) -> Callable[[tuple[int, ...], int], list[int]]:
         return answer
 
     return generate
+
+
+def reference_logprobs(path: Path) -> Callable[[tuple[int, ...]], torch.Tensor]:
+    """[T, vocab_size]: the log probabilities behind each token, by transformers alone."""
+    model: Any = _AutoModel.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+
+    def logprobs(token_ids: tuple[int, ...]) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.log_softmax(model(torch.tensor([token_ids])).logits[0].float(), dim=-1)
+
+    return logprobs

@@ -61,7 +61,7 @@ def perplexity(model: Model, token_ids: Sequence[int], window: int = WINDOW) -> 
     total, num_predicted = 0.0, 0
     for piece in windows(token_ids, window):
         rows = range(len(piece) - 1)
-        logits = model.forward(_single(piece), list(rows))
+        logits = model.logits(model.forward(_single(piece), list(rows)))
         losses = F.cross_entropy(logits, torch.tensor(piece[1:]), reduction="none")
         total += losses.double().sum().item()
         num_predicted += len(rows)

@@ -12,8 +12,10 @@ def make_request(
     stop_token_ids: frozenset[int] = frozenset(),
     deadline: float | None = None,
     cache_salt: str = "",
+    n: int = 1,
+    priority: int = 0,
 ) -> Request:
     """A greedy request; a `prompt` that is a number stands for as many tokens."""
     token_ids = tuple(range(1, prompt + 1)) if isinstance(prompt, int) else tuple(prompt)
     sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens)
-    return Request(token_ids, sampling, stop_token_ids, deadline, cache_salt)
+    return Request(token_ids, sampling, stop_token_ids, deadline, cache_salt, n, priority)

@@ -9,6 +9,10 @@ def enter(admission: Admission, now: float, deadline: float | None = None) -> No
     admission.enter(make_request(deadline=deadline), max_model_len=100, now=now)
 
 
+def leave(admission: Admission, now: float) -> None:
+    admission.leave(make_request(), now)
+
+
 def test_a_prompt_must_leave_room_for_one_token() -> None:
     admission = Admission(max_num_seqs=1, max_queue_size=0)
     with pytest.raises(ContextLengthExceeded) as caught:
@@ -26,7 +30,7 @@ def test_as_many_come_in_as_may_run_and_wait() -> None:
     with pytest.raises(QueueFull) as caught:
         enter(admission, now=0.0)
     assert caught.value.retry_after_s == 1.0
-    admission.leave(now=0.0)
+    leave(admission, now=0.0)
     enter(admission, now=0.0)
 
 
@@ -55,7 +59,7 @@ def steady(admission: Admission, gap_s: float, times: int, now: float = 0.0) -> 
     """One leaves and one comes each `gap_s`; the time at the end."""
     for _ in range(times):
         now += gap_s
-        admission.leave(now)
+        leave(admission, now=now)
         enter(admission, now)
     return now
 
@@ -86,7 +90,7 @@ def test_time_without_work_is_no_gap() -> None:
     admission = Admission(max_num_seqs=1, max_queue_size=5)
     for hour in range(20):
         enter(admission, now=hour * 3600.0)
-        admission.leave(now=hour * 3600.0 + 1.0)
+        leave(admission, now=hour * 3600.0 + 1.0)
     enter(admission, now=1e6)
     assert admission.estimated_wait_s <= 1.0
 
@@ -97,12 +101,12 @@ def test_an_estimate_that_refuses_everyone_is_corrected() -> None:
     enter(admission, now=0.0)
     enter(admission, now=0.0)
     now = steady(admission, gap_s=60.0, times=40)
-    admission.leave(now)
-    admission.leave(now)
+    leave(admission, now=now)
+    leave(admission, now=now)
     for _ in range(40):  # quick ones now, and no queue
         enter(admission, now)
         now += 0.1
-        admission.leave(now)
+        leave(admission, now=now)
     enter(admission, now)
     enter(admission, now, deadline=now + 1.0)
 
@@ -112,8 +116,45 @@ def test_time_goes_on_for_a_queue_that_has_emptied() -> None:
     admission = Admission(max_num_seqs=2, max_queue_size=2)
     enter(admission, now=0.0)
     enter(admission, now=100.0)
-    admission.leave(now=101.0)
-    admission.leave(now=500.0)
+    leave(admission, now=101.0)
+    leave(admission, now=500.0)
     enter(admission, now=600.0)
     enter(admission, now=600.0)
     assert admission.estimated_wait_s <= 1.0
+
+
+def test_each_sequence_of_a_request_takes_a_place() -> None:
+    admission = Admission(max_num_seqs=2, max_queue_size=3)
+    request = make_request(n=4)
+    admission.enter(request, max_model_len=100, now=0.0)
+    with pytest.raises(QueueFull):
+        admission.enter(make_request(n=2), max_model_len=100, now=0.0)
+    enter(admission, now=0.0)
+    with pytest.raises(QueueFull):
+        admission.check_room()
+    admission.leave(request, now=0.0)
+    assert admission.num_inside == 1
+
+
+def test_a_request_for_more_than_there_are_places_comes_in_alone() -> None:
+    admission = Admission(max_num_seqs=2, max_queue_size=3)
+    enter(admission, now=0.0)
+    with pytest.raises(QueueFull):
+        admission.enter(make_request(n=9), max_model_len=100, now=0.0)
+    leave(admission, now=0.0)
+    admission.enter(make_request(n=9), max_model_len=100, now=0.0)
+    assert admission.num_inside == 5
+    admission.leave(make_request(n=9), now=0.0)
+    assert admission.num_inside == 0
+
+
+def test_places_that_become_free_together_are_as_many_gaps() -> None:
+    """Four that leave every 8 s are one every 2 s."""
+    admission, request = Admission(max_num_seqs=4, max_queue_size=10), make_request(n=4)
+    admission.enter(request, max_model_len=100, now=0.0)
+    now = 0.0
+    for _ in range(30):
+        now += 8.0
+        admission.leave(request, now)
+        admission.enter(request, max_model_len=100, now=now)
+    assert admission.estimated_wait_s == pytest.approx(2.0, rel=0.01)

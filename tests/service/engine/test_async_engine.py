@@ -3,7 +3,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +22,7 @@ from service.errors import (
     QueueFull,
     StepFailed,
 )
-from service.types import EngineStats, FinishReason, Request, TokenOutput
+from service.types import EngineStats, FinishReason, Request, SamplingParams, TokenOutput
 from tests.fakes.runner import FakeRunner, answer, make_core
 from tests.service.engine.requests import make_request
 
@@ -51,7 +51,7 @@ class Rig:
             max_queue_size=max_queue_size,
         )
 
-    def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+    def generate(self, request: Request) -> AsyncGenerator[TokenOutput, int | None]:
         return self.engine.generate(request)
 
     async def collect(self, request: Request) -> list[TokenOutput]:
@@ -104,7 +104,7 @@ def tokens(outputs: list[TokenOutput]) -> list[int]:
     return [token for output in outputs for token in output.token_ids]
 
 
-async def next_token_of(stream: AsyncGenerator[TokenOutput, None]) -> None:
+async def next_token_of(stream: AsyncGenerator[TokenOutput, int | None]) -> None:
     """Read from a stream until it has given a token."""
     while not (await anext(stream)).token_ids:
         pass
@@ -167,6 +167,74 @@ async def test_readers_of_any_speed_lose_nothing(rig: Rig) -> None:
     requests = [make_request([7, i], max_tokens=30) for i in range(4)]
     answers = await asyncio.gather(*(read(r, pause) for pause, r in enumerate(requests)))
     assert answers == [answer(r, rig.max_model_len) for r in requests]
+
+
+def of_index(outputs: list[TokenOutput], index: int) -> list[TokenOutput]:
+    return [output for output in outputs if output.index == index]
+
+
+async def test_the_sequences_of_a_request_are_told_apart(rig: Rig) -> None:
+    request = Request((1, 2, 3), SamplingParams(seed=2, max_tokens=6), n=7)
+    first, *outputs = await rig.collect(request)
+    assert first == EMPTY
+    for index in range(7):
+        own = of_index(outputs, index)
+        assert tokens(own) == answer(request, rig.max_model_len, index)
+        ends = [output.finish_reason for output in own]
+        assert ends == [None] * (len(own) - 1) + [FinishReason.LENGTH]
+    await rig.until_empty()
+
+
+async def test_a_slow_reader_gets_one_output_of_each_sequence(rig: Rig) -> None:
+    request = Request((1, 2, 3), SamplingParams(seed=2, max_tokens=9), n=3)
+    async with aclosing(rig.generate(request)) as slow:
+        assert await anext(slow) == EMPTY
+        await rig.until(lambda s: s.num_steps > 0 and s.num_running == s.num_waiting == 0)
+        await rig.collect(make_request(max_tokens=1))
+        outputs = [output async for output in slow]
+    assert [output.index for output in outputs] == [0, 1, 2]
+    assert [list(o.token_ids) for o in outputs] == [
+        answer(request, rig.max_model_len, i) for i in range(3)
+    ]
+
+
+async def test_an_end_without_a_token_stays_by_itself(rig: Rig) -> None:
+    """Merged with tokens, it would make a stop token of the last of them."""
+    rig.runner.dead_end = 3
+    request = make_request(5, max_tokens=9)
+    async with aclosing(rig.generate(request)) as slow:
+        assert await anext(slow) == EMPTY
+        await rig.until(lambda s: s.num_steps > 0 and s.num_running == s.num_waiting == 0)
+        rig.runner.dead_end = None
+        await rig.collect(make_request(max_tokens=1))
+        said, end = [output async for output in slow]
+    assert list(said.token_ids) == answer(request, rig.max_model_len)[:3]
+    assert (said.finish_reason, end.finish_reason) == (None, FinishReason.STOP)
+    assert end.token_ids == ()
+
+
+async def test_an_error_comes_behind_what_was_said_before_it(rig: Rig) -> None:
+    rig.runner.failing_runs = {4}
+    async with aclosing(rig.generate(make_request(5, max_tokens=9, n=2))) as slow:
+        assert await anext(slow) == EMPTY
+        await rig.until(lambda s: s.num_failed_steps == 1)
+        await rig.collect(make_request(max_tokens=1))
+        outputs = [await anext(slow), await anext(slow)]
+        with pytest.raises(StepFailed):
+            await anext(slow)
+    assert [(o.index, len(o.token_ids)) for o in outputs] == [(0, 3), (1, 2)]
+
+
+async def test_each_sequence_of_a_request_takes_a_place_in_the_queue() -> None:
+    async with started(Rig(max_num_seqs=2, max_queue_size=1)) as rig:
+        rig.block()
+        async with aclosing(rig.generate(make_request(n=3))) as inside:
+            await anext(inside)
+            with pytest.raises(QueueFull):
+                rig.engine.check_room()
+        rig.engine.check_room()
+        rig.runner.gate.set()
+        await rig.until_empty()
 
 
 async def test_closing_before_the_first_item(rig: Rig) -> None:
@@ -303,7 +371,7 @@ async def test_a_failed_step_ends_what_was_in_it_and_the_engine_goes_on(rig: Rig
     rig.runner.failing_runs = {1}
     rig.runner.gate.set()
 
-    async def read(stream: AsyncGenerator[TokenOutput, None]) -> str:
+    async def read(stream: AsyncGenerator[TokenOutput, int | None]) -> str:
         try:
             return str(tokens([output async for output in stream]))
         except StepFailed:
@@ -442,6 +510,8 @@ class Caller:
     prompt: int
     max_tokens: int | None
     cache_salt: str
+    n: int
+    priority: int
     pause: int  # turns of the event loop before it comes
     reads: int | None  # closes after so many items; None: reads to the end
     patience: int | None  # is cancelled after so many turns
@@ -454,6 +524,8 @@ class Caller:
             self.max_tokens,
             deadline=None if self.deadline_s is None else time.monotonic() + self.deadline_s,
             cache_salt=self.cache_salt,
+            n=self.n,
+            priority=self.priority,
         )
         task = asyncio.create_task(self._read(rig, request))
         if self.patience is not None:
@@ -473,13 +545,15 @@ class Caller:
                 got.append(output)
                 if len(got) == self.reads:
                     break
-        expected = answer(request, rig.max_model_len)
         assert got[0] == EMPTY
-        assert tokens(got) == expected[: len(tokens(got))]
-        if got[-1].finish_reason is None:
-            return "closed"
-        assert tokens(got) == expected
-        return "finished"
+        num_finished = 0
+        for index in range(request.n):
+            said = tokens(of_index(got, index))
+            expected = answer(request, rig.max_model_len, index)
+            is_finished = any(o.finish_reason is not None for o in of_index(got, index))
+            num_finished += is_finished
+            assert said == (expected if is_finished else expected[: len(said)])
+        return "finished" if num_finished == request.n else "closed"
 
 
 async def turns(count: int) -> None:
@@ -492,6 +566,8 @@ callers = st.builds(
     prompt=st.integers(1, 40),
     max_tokens=st.integers(1, 20) | st.none(),
     cache_salt=st.sampled_from(["", "", "salt"]),
+    n=st.sampled_from([1, 1, 1, 3]),
+    priority=st.sampled_from([0, 0, 1]),
     pause=st.integers(0, 30),
     reads=st.integers(1, 8) | st.none(),
     patience=st.integers(0, 60) | st.none(),
@@ -539,3 +615,24 @@ def test_whatever_callers_do_each_ends_by_name_and_nothing_stays(
         "StepFailed",
     }
     assert set(asyncio.run(main())) <= names
+
+
+async def test_one_sequence_of_several_can_be_ended(rig: Rig) -> None:
+    request = replace(make_request(5, max_tokens=40), n=2)
+    async with aclosing(rig.generate(request)) as outputs:
+        assert await anext(outputs) == EMPTY
+        first = await anext(outputs)
+        rest = [await outputs.asend(first.index)]
+        rest += [output async for output in outputs]
+    assert {output.index for output in rest} == {1 - first.index}
+    assert sum(len(output.token_ids) for output in rest) == 40
+    await rig.until_empty()
+
+
+async def test_ending_the_last_sequence_ends_the_request(rig: Rig) -> None:
+    async with aclosing(rig.generate(make_request(5, max_tokens=40))) as outputs:
+        assert await anext(outputs) == EMPTY
+        output = await anext(outputs)
+        with pytest.raises(StopAsyncIteration):
+            await outputs.asend(output.index)
+    await rig.until_empty()

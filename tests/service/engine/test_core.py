@@ -44,11 +44,12 @@ def run(core: EngineCore) -> dict[int, list[TokenOutput]]:
     outputs: dict[int, list[TokenOutput]] = {}
     while core.has_unfinished:
         step = core.step()
-        ids = [o.sequence_id for o in step]
-        assert len(set(ids)) == len(ids)
+        ids = []
         for output in step:
             assert isinstance(output.output, TokenOutput)
-            outputs.setdefault(output.sequence_id, []).append(output.output)
+            ids.append((output.request_id, output.output.index))
+            outputs.setdefault(output.request_id, []).append(output.output)
+        assert len(set(ids)) == len(ids)
     return outputs
 
 
@@ -197,12 +198,16 @@ class Arrival:
     max_tokens: int | None
     seed: int | None
     cache_salt: str
+    n: int
+    priority: int
     num_steps: int
     aborts: int | None  # the request of this number, if it has come
 
     def request(self) -> Request:
         prompt = [20 * self.text + i * i % 7 for i in range(self.num_prompt_tokens)]
-        request = make_request(prompt, self.max_tokens, cache_salt=self.cache_salt)
+        request = make_request(
+            prompt, self.max_tokens, cache_salt=self.cache_salt, n=self.n, priority=self.priority
+        )
         if self.seed is None:
             return request
         return replace(request, sampling=SamplingParams(seed=self.seed, max_tokens=self.max_tokens))
@@ -215,12 +220,14 @@ arrivals = st.builds(
     max_tokens=st.integers(1, 20) | st.none(),
     seed=st.integers(0, 3) | st.none(),
     cache_salt=st.sampled_from(["", "", "salt"]),
+    n=st.sampled_from([1, 1, 1, 2, 5]),
+    priority=st.sampled_from([0, 0, 0, -1, 7]),
     num_steps=st.integers(0, 4),
     aborts=st.none() | st.integers(0, 15),
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     program=st.lists(arrivals, min_size=1, max_size=16),
     failing_runs=st.sets(st.integers(1, 60), max_size=8),
@@ -250,12 +257,12 @@ def test_whatever_happens_each_gets_its_own_tokens_or_its_own_end(
 
     def step() -> None:
         for output in core.step():
-            assert output.sequence_id not in ended
+            assert output.request_id not in ended
             if isinstance(output.output, TokenOutput):
-                got[output.sequence_id].append(output.output)
+                got[output.request_id].append(output.output)
             else:
                 assert isinstance(output.output, StepFailed)
-                ended.add(output.sequence_id)
+                ended.add(output.request_id)
 
     for i, arrival in enumerate(program):
         core.add(i, arrival.request())
@@ -268,9 +275,11 @@ def test_whatever_happens_each_gets_its_own_tokens_or_its_own_end(
     while core.has_unfinished:
         step()
     for i, arrival in enumerate(program):
-        whole = answer(arrival.request(), num_blocks * BLOCK_SIZE)
-        said = tokens(got[i])
-        assert said == (whole[: len(said)] if i in ended else whole)
+        said = by_index(got[i])
+        for index in range(arrival.n):
+            whole = answer(arrival.request(), num_blocks * BLOCK_SIZE, index)
+            part = said.get(index, [])
+            assert part == (whole[: len(part)] if i in ended else whole)
     assert is_empty(core)
 
 
@@ -290,7 +299,7 @@ def test_a_request_that_waits_past_its_deadline_gets_an_error_once() -> None:
     core.add(1, make_request(deadline=LONG_AGO))
     core.add(2, make_request(deadline=time.monotonic() + 1e6))
     outputs = core.step()
-    assert [o.sequence_id for o in outputs] == [1, 0]
+    assert [o.request_id for o in outputs] == [1, 0]
     assert isinstance(outputs[0].output, DeadlinePassed)
     assert set(run(core)) == {2}
     assert is_empty(core)
@@ -351,11 +360,11 @@ def test_an_aborted_neighbour_changes_no_token() -> None:
     core, kept = core_of(num_blocks=8), make_request(3, max_tokens=12)
     core.add(0, make_request(9, max_tokens=20))
     core.add(1, kept)
-    outputs = [o.output for _ in range(3) for o in core.step() if o.sequence_id == 1]
+    outputs = [o.output for _ in range(3) for o in core.step() if o.request_id == 1]
     core.abort(0)
     core.add(2, make_request(11, max_tokens=9))
     while core.has_unfinished:
-        outputs += [o.output for o in core.step() if o.sequence_id == 1]
+        outputs += [o.output for o in core.step() if o.request_id == 1]
     assert [o.token_ids[0] for o in outputs if isinstance(o, TokenOutput)] == answer(kept, 32)
 
 
@@ -367,6 +376,99 @@ def test_stats_count() -> None:
     stats = core.stats
     assert (stats.num_running, stats.num_waiting, stats.num_steps) == (1, 1, 1)
     assert (stats.num_kv_blocks, stats.num_free_kv_blocks) == (50, 48)
+
+
+def by_index(outputs: list[TokenOutput]) -> dict[int, list[int]]:
+    return {i: tokens([o for o in outputs if o.index == i]) for i in {o.index for o in outputs}}
+
+
+def num_computed(core: EngineCore) -> int:
+    runner = core._runner
+    assert isinstance(runner, FakeRunner)
+    return sum(s.num_new_tokens for batch in runner.batches for s in batch.scheduled)
+
+
+@pytest.mark.parametrize("has_prefix_caching", [True, False])
+@pytest.mark.parametrize("max_tokens", [1, 6])
+@pytest.mark.parametrize("max_num_seqs", [2, 16])
+def test_the_sequences_of_a_request_share_one_computation_of_its_prompt(
+    has_prefix_caching: bool, max_tokens: int, max_num_seqs: int
+) -> None:
+    """Of 18 tokens, 16 lie in full blocks. More sequences than may run at once take turns."""
+    core = core_of(has_prefix_caching=has_prefix_caching, max_num_seqs=max_num_seqs)
+    sampling = SamplingParams(seed=3, max_tokens=max_tokens)
+    request = Request(tuple(range(18)), sampling, n=5)
+    core.add(0, request)
+    outputs = run(core)[0]
+    assert by_index(outputs) == {i: answer(request, 200, i) for i in range(5)}
+    assert len({tuple(said) for said in by_index(outputs).values()}) > 1
+    assert num_computed(core) == 18 + 4 * (18 - 16) + 5 * (max_tokens - 1)
+    assert {o.num_cached_tokens for o in outputs} == {0}
+    assert [o.finish_reason for o in outputs].count(FinishReason.LENGTH) == 5
+    assert core.stats.num_prefix_cache_queries == 18
+    assert is_empty(core)
+
+
+def test_the_first_of_several_sequences_is_the_one_of_a_single() -> None:
+    several = Request((1, 2, 3), SamplingParams(seed=8, max_tokens=9), n=3)
+    single = replace(several, n=1)
+    assert answer(several, 200, 0) == answer(single, 200)
+    core = core_of()
+    core.add(0, several)
+    core.add(1, single)
+    outputs = run(core)
+    assert by_index(outputs[0])[0] == tokens(outputs[1])
+
+
+def test_without_prefix_caching_requests_share_nothing() -> None:
+    core = core_of(has_prefix_caching=False)
+    for i in range(2):
+        core.add(i, make_request(18, max_tokens=1, n=2))
+        run(core)
+    assert num_computed(core) == 2 * (18 + 2)
+
+
+def test_the_others_stand_aside_while_the_prompt_is_computed() -> None:
+    core = core_of(max_num_batched_tokens=8)
+    core.add(0, make_request(20, n=3))
+    core.add(1, make_request(1))
+    core.step()
+    assert (core.stats.num_running, core.stats.num_waiting) == (2, 2)
+    run(core)
+    assert is_empty(core)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 3, 5])
+def test_an_abort_frees_all_sequences_of_a_request(num_steps: int) -> None:
+    core = core_of(max_num_batched_tokens=8, max_num_seqs=2)
+    core.add(0, make_request(14, max_tokens=20, n=4))
+    for _ in range(num_steps):
+        core.step()
+    core.abort(0)
+    assert is_empty(core)
+    assert not core.has_unfinished
+
+
+def test_an_error_of_one_sequence_ends_its_request_once() -> None:
+    core, runner = failing()
+    runner.failing_runs = {3}
+    core.add(0, make_request(5, max_tokens=9, n=5))
+    core.step()
+    core.step()
+    ends = core.step()
+    assert [(o.request_id, type(o.output)) for o in ends] == [(0, StepFailed)]
+    assert is_empty(core)
+
+
+def test_a_sequence_that_waits_past_the_deadline_ends_its_request_once() -> None:
+    core = core_of(max_num_seqs=1)
+    request = make_request(5, max_tokens=9, n=4, deadline=time.monotonic() + 1e6)
+    core.add(0, request)
+    core.step()
+    object.__setattr__(request, "deadline", LONG_AGO)
+    ends = core.step()
+    assert [(o.request_id, type(o.output)) for o in ends] == [(0, DeadlinePassed)]
+    assert is_empty(core)
 
 
 def failing(max_num_batched_tokens: int = 32) -> tuple[EngineCore, FakeRunner]:
@@ -385,7 +487,7 @@ def test_a_step_that_fails_ends_what_was_in_it_and_nothing_else() -> None:
     core.add(2, waiting)
     core.step()
     ends = core.step()
-    assert [(o.sequence_id, type(o.output)) for o in ends] == [(0, StepFailed), (1, StepFailed)]
+    assert [(o.request_id, type(o.output)) for o in ends] == [(0, StepFailed), (1, StepFailed)]
     assert (core.stats.num_running, core.stats.num_waiting) == (0, 1)
     assert (core.stats.num_steps, core.stats.num_failed_steps) == (2, 1)
     outputs = run(core)
@@ -400,7 +502,7 @@ def test_a_step_that_fails_spares_who_the_budget_left_out() -> None:
     spared = make_request(4, max_tokens=5)
     core.add(0, make_request(5))
     core.add(1, spared)
-    assert [o.sequence_id for o in core.step()] == [0]
+    assert [o.request_id for o in core.step()] == [0]
     assert tokens(run(core)[1]) == answer(spared, 200)
 
 

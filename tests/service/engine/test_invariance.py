@@ -6,6 +6,7 @@ by `torch.equal`, the other tests compare tokens that `EngineCore` samples.
 """
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -24,7 +25,8 @@ from service.engine.load import EngineOptions, load_engine, load_model
 from service.engine.model_runner import Model
 from service.engine.scheduler import Batch, ScheduledSequence
 from service.engine.sequence import Sequence
-from service.types import Request, SamplingParams, TokenOutput
+from service.types import Request, SamplingParams, TokenLogprobs, TokenOutput
+from tests.fakes.constraint import FakeConstraint
 from tests.service.engine.models import VOCAB_SIZE, make_config, save_model
 from tests.service.engine.perplexity import embedded_model, read_text
 
@@ -105,13 +107,13 @@ def compute(
         layout = Layout.of(Batch(tuple(_scheduled(sequences[i], p) for i, p in parts.items())))
         asked: list[tuple[int, int, int]] = []  # whose, its position, its row
         for s in layout.sequences:
-            part, start = parts[s.scheduled.sequence.id], s.scheduled.sequence.num_computed_tokens
+            sequence = s.scheduled.sequence
+            part, start = parts[sequence.request_id], sequence.num_computed_tokens
             first = part.num_tokens - part.num_accepted - 1 if is_last_only else 0
             asked += [
-                (s.scheduled.sequence.id, start + n, s.start + n)
-                for n in range(first, part.num_tokens)
+                (sequence.request_id, start + n, s.start + n) for n in range(first, part.num_tokens)
             ]
-        rows = model.forward(layout, [row for *_, row in asked])
+        rows = model.logits(model.forward(layout, [row for *_, row in asked]))
         for (i, position, _), row in zip(asked, rows, strict=True):
             logits[i][position] = row
         for i, part in parts.items():
@@ -266,7 +268,7 @@ def answers(core: EngineCore, requests: list[Request], *, steps_between: int = 0
     def step() -> None:
         for output in core.step():
             assert isinstance(output.output, TokenOutput)
-            answers[output.sequence_id] += output.output.token_ids
+            answers[output.request_id] += output.output.token_ids
 
     for i, request in enumerate(requests):
         core.add(i, request)
@@ -316,6 +318,90 @@ def test_scheduling_does_not_change_a_token_of_a_tiny_model(tiny: Path) -> None:
     for core in cores:
         assert answers(core, requests, steps_between=2) == expected
     assert cores[-1].stats.num_preemptions > 0
+
+
+Whole = tuple[list[int], list[TokenLogprobs], list[TokenLogprobs]]
+
+
+def whole_answers(
+    core: EngineCore, requests: list[Request], *, steps_between: int = 0
+) -> dict[tuple[int, int], Whole]:
+    """Tokens, their log probabilities and the prompt's, by request and sequence."""
+    wholes: dict[tuple[int, int], Whole] = defaultdict(lambda: ([], [], []))
+
+    def step() -> None:
+        for output in core.step():
+            assert isinstance(output.output, TokenOutput)
+            said, logprobs, prompt_logprobs = wholes[output.request_id, output.output.index]
+            said += output.output.token_ids
+            logprobs += output.output.logprobs
+            prompt_logprobs += output.output.prompt_logprobs
+
+    for i, request in enumerate(requests):
+        core.add(i, request)
+        for _ in range(steps_between):
+            step()
+    while core.has_unfinished:
+        step()
+    return dict(wholes)
+
+
+def requests_with_options() -> list[Request]:
+    """One for each option, and one with all of them."""
+    rng = random.Random(5)
+    quoted = FakeConstraint(tuple((i, 8, 8, 9, 7, i, *[6] * 20) for i in range(10, 60)), end=0)
+    options: list[dict[str, Any]] = [
+        {"presence_penalty": 1.5, "frequency_penalty": 0.5},
+        {"repetition_penalty": 1.3},
+        {"logit_bias": {3: 2.0, 5: -4.0}, "min_tokens": 30},
+        {"allowed_token_ids": frozenset(range(20, 40))},
+        {"bad_token_sequences": ((5,), (6, 7), (8,))},
+        {"constraint": quoted},
+        {"n": 3},
+        {"priority": -1},
+    ]
+    everything = {name: value for option in options[:3] for name, value in option.items()}
+    requests = []
+    for i, option in enumerate([*options, everything | {"n": 2, "priority": 1}]):
+        params = {k: v for k, v in option.items() if hasattr(SamplingParams(), k)}
+        rest = {k: v for k, v in option.items() if k not in params}
+        # Something to guess at: drafts must be right under every option.
+        prompt = tuple(rng.choices(range(VOCAB_SIZE), k=rng.randrange(3, 12)) * 2)
+        sampling = SamplingParams(temperature=i % 2 * 0.7, seed=i, max_tokens=60, **params)
+        requests.append(
+            Request(
+                prompt,
+                sampling,
+                frozenset({0}) if "min_tokens" in option or "constraint" in option else frozenset(),
+                num_logprobs=i % 4 or None,
+                num_prompt_logprobs=i % 3 or None,
+                **rest,
+            )
+        )
+    return requests
+
+
+def test_no_option_s_answer_depends_on_how_it_was_computed(tiny: Path) -> None:
+    """Tokens and log probabilities, these to the last bit."""
+    requests = requests_with_options()
+    options = EngineOptions(tiny, device="cpu", max_model_len=160, kv_cache_memory_bytes=2**26)
+    core, _ = load_engine(replace(options, num_speculative_tokens=0))
+    expected = {
+        (i, index): whole
+        for i, request in enumerate(requests)
+        for (_, index), whole in whole_answers(core, [request]).items()
+    }
+    ways = [
+        options,
+        replace(options, max_num_seqs=3, max_num_batched_tokens=5),
+        replace(options, max_num_batched_tokens=32, prefix_caching=False),
+        with_room_for(options, 160),
+    ]
+    cores = [load_engine(way)[0] for way in ways]
+    for core in (*cores, cores[0]):  # and again with what is cached
+        assert whole_answers(core, requests, steps_between=2) == expected
+    assert cores[-1].stats.num_preemptions > 0
+    assert all(core.stats.num_accepted_tokens > 0 for core in cores)
 
 
 NUM_CROWD = 32

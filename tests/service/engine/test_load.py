@@ -263,5 +263,5 @@ def test_two_engines_of_a_process_keep_apart(llama: Path) -> None:
     while first.has_unfinished or second.has_unfinished:
         for output in first.step() + second.step():
             assert isinstance(output.output, TokenOutput)
-            got[output.sequence_id] += output.output.token_ids
+            got[output.request_id] += output.output.token_ids
     assert got == {0: expected, 1: expected}

@@ -2,21 +2,29 @@
 
 import itertools
 import random
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from transformers import AutoConfig
 
+from service.engine.block_pool import BlockPool
 from service.engine.core import EngineCore
 from service.engine.load import EngineOptions, load_engine
-from service.types import Request, SamplingParams, TokenOutput
+from service.engine.model_runner import ModelRunner
+from service.engine.scheduler import Scheduler
+from service.errors import ConstraintFailed
+from service.types import FinishReason, Request, SamplingParams, TokenLogprobs, TokenOutput
+from tests.fakes.constraint import FakeConstraint, FakeMatcher
+from tests.fakes.model import FakeModel
 from tests.service.engine.models import (
     CONFIGS,
     VOCAB_SIZE,
     kv_bytes_per_token,
     make_config,
     reference,
+    reference_logprobs,
     save_model,
 )
 
@@ -55,7 +63,7 @@ def run(core: EngineCore, requests: list[Request], *, steps_between: int = 2) ->
     def step() -> None:
         for output in core.step():
             assert isinstance(output.output, TokenOutput)
-            answers[output.sequence_id] += output.output.token_ids
+            answers[output.request_id] += output.output.token_ids
 
     for i, request in enumerate(requests):
         core.add(i, request)
@@ -193,6 +201,143 @@ def test_a_seed_gives_the_same_answer_alone_and_in_a_crowd(llama: Path) -> None:
         for i, request in enumerate(requests)
     ]
     assert run(core, other_seeds) != together
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "granite", "gpt2"])
+def test_log_probabilities_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    """Of prompts and answers, in a crowd, in chunks, preempted; penalties do not touch them."""
+    model_type, fields = CONFIGS[name]
+    path = save_model(tmp_path, make_config(model_type, **fields))
+    core, _ = load_engine(with_small_cache(path))
+    sampling = SamplingParams(max_tokens=MAX_TOKENS, presence_penalty=1.0, repetition_penalty=1.2)
+    for i, prompt in enumerate(prompts()):
+        params = replace(sampling, seed=i)
+        core.add(i, Request(prompt, params, num_logprobs=4, num_prompt_logprobs=2))
+    told: list[list[TokenLogprobs]] = [[] for _ in prompts()]
+    while core.has_unfinished:
+        for output in core.step():
+            assert isinstance(output.output, TokenOutput)
+            told[output.request_id] += output.output.prompt_logprobs + output.output.logprobs
+    assert core.stats.num_preemptions > 0
+    logprobs_of = reference_logprobs(path)
+    for prompt, entries in zip(prompts(), told, strict=True):
+        token_ids = (prompt[0], *(entry.token_id for entry in entries))
+        assert token_ids[: len(prompt)] == prompt
+        assert len(token_ids) == len(prompt) + MAX_TOKENS
+        expected = logprobs_of(token_ids)
+        for position, entry in enumerate(entries):
+            row = expected[position]
+            assert entry.logprob == pytest.approx(row[entry.token_id].item(), abs=1e-4)
+            best = row.topk(2 if position < len(prompt) - 1 else 4)
+            assert [p for _, p in entry.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+            assert all(row[t].item() == pytest.approx(p, abs=1e-4) for t, p in entry.top)
+
+
+def core_over(model: FakeModel, num_speculative_tokens: int = 8) -> EngineCore:
+    scheduler = Scheduler(BlockPool(100, 4), 4, 512, num_speculative_tokens)
+    return EngineCore(scheduler, ModelRunner(model), 400)
+
+
+def outputs_of(core: EngineCore, request: Request, request_id: int = 0) -> list[TokenOutput]:
+    core.add(request_id, request)
+    outputs: list[TokenOutput] = []
+    while core.has_unfinished:
+        for output in core.step():
+            assert isinstance(output.output, TokenOutput)
+            outputs.append(output.output)
+    return outputs
+
+
+END = 0
+
+
+def test_an_answer_ends_where_nothing_may_come() -> None:
+    """Only the end is allowed, and it may not come yet."""
+    params = SamplingParams(allowed_token_ids=frozenset({END}), min_tokens=3)
+    request = Request((5,), params, frozenset({END}))
+    [output] = outputs_of(core_over(FakeModel(4)), request)
+    assert (output.token_ids, output.finish_reason) == ((), FinishReason.STOP)
+
+
+def test_an_answer_that_is_fulfilled_ends() -> None:
+    """By its stop token; without one, where the grammar leaves nothing."""
+    constraint = FakeConstraint(((3, 4),), END)
+    request = Request((5,), SamplingParams(), frozenset({END}), constraint=constraint)
+    for stop_token_ids in (frozenset({END}), frozenset[int]()):
+        outputs = outputs_of(
+            core_over(FakeModel(4)), replace(request, stop_token_ids=stop_token_ids)
+        )
+        assert [t for o in outputs for t in o.token_ids] == [3, 4, END]
+        assert outputs[-1].finish_reason is FinishReason.STOP
+        assert bool(outputs[-1].token_ids) is bool(stop_token_ids)
+
+
+def test_what_a_grammar_forces_takes_no_step_of_its_own() -> None:
+    constraint = FakeConstraint((tuple(range(1, 13)),), END)
+    request = Request((5,), SamplingParams(), frozenset({END}), constraint=constraint)
+    for num_speculative_tokens, num_steps in ((0, 13), (8, 2)):
+        core = core_over(FakeModel(4), num_speculative_tokens)
+        outputs = outputs_of(core, request)
+        assert [t for o in outputs for t in o.token_ids] == [*range(1, 13), END]
+        assert core.stats.num_steps == num_steps
+
+
+def test_a_grammar_that_fails_ends_its_own_request_and_no_other() -> None:
+    core = core_over(FakeModel(4))
+    failing = FakeConstraint(((3, 4, 5), (3, 4, 6)), END, fails_at=2)
+    plain = Request((5,), SamplingParams(temperature=0.0, max_tokens=9))
+    core.add(0, replace(plain, constraint=failing, n=2))
+    core.add(1, plain)
+    outputs = []
+    while core.has_unfinished:
+        outputs += core.step()
+    [error] = [o.output for o in outputs if o.request_id == 0 and not hasattr(o.output, "index")]
+    assert isinstance(error, ConstraintFailed)
+    said = [o.output for o in outputs if o.request_id == 1]
+    assert sum(len(o.token_ids) for o in said if isinstance(o, TokenOutput)) == 9
+    assert (core.stats.num_failed_steps, core.stats.num_running) == (0, 0)
+
+
+def test_a_grammar_is_asked_on_another_thread() -> None:
+    threads = set()
+
+    class Watching(FakeMatcher):
+        def allowed_tokens(self) -> bytes:
+            threads.add(threading.current_thread())
+            return super().allowed_tokens()
+
+    class WatchedConstraint(FakeConstraint):
+        def matcher(self) -> FakeMatcher:
+            return Watching(self)
+
+    constraint = WatchedConstraint(((3, 4),), END)
+    request = Request((5,), SamplingParams(), frozenset({END}), constraint=constraint)
+    outputs_of(core_over(FakeModel(4)), request)
+    assert threads
+    assert threading.current_thread() not in threads
+
+
+def test_the_logits_of_a_long_prompt_are_never_all_in_memory() -> None:
+    model = FakeModel(4)
+    prompt = tuple(i * i % 13 for i in range(200))
+    request = Request(prompt, SamplingParams(max_tokens=1), num_prompt_logprobs=3)
+    [output] = outputs_of(core_over(model), request)
+    assert len(output.prompt_logprobs) == 199
+    assert model.most_rows <= 32
+
+
+def test_a_prompt_whose_log_probabilities_are_asked_for_is_computed_and_cached() -> None:
+    core = core_over(FakeModel(4))
+    prompt = tuple(i * i % 13 for i in range(30))
+    plain = Request(prompt, SamplingParams(temperature=0.0, max_tokens=3))
+    asking = replace(plain, num_prompt_logprobs=0)
+    first = outputs_of(core, asking, 0)
+    again = outputs_of(core, asking, 1)
+    assert first == again
+    assert len(first[0].prompt_logprobs) == 29
+    assert not any(o.prompt_logprobs for o in first[1:])
+    assert {o.num_cached_tokens for o in outputs_of(core, plain, 2)} == {28}
+    assert core.stats.num_prefix_cache_queries == 30
 
 
 def test_long_rotary_embeddings_are_served_where_they_do_not_depend_on_neighbours(

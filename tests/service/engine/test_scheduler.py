@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -16,6 +17,7 @@ from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
 from service.engine.speculation import accept
 from service.types import FinishReason
+from tests.fakes.constraint import FakeConstraint
 from tests.service.engine.requests import make_request
 
 MAX_MODEL_LEN = 1000
@@ -52,7 +54,7 @@ def step(scheduler: Scheduler) -> Batch:
 
 
 def parts(batch: Batch) -> list[tuple[int, int, bool]]:
-    return [(s.sequence.id, s.num_new_tokens, s.is_sampled) for s in batch.scheduled]
+    return [(s.sequence.request_id, s.num_new_tokens, s.is_sampled) for s in batch.scheduled]
 
 
 def test_the_budget_must_cover_one_token_for_each_sequence() -> None:
@@ -85,7 +87,7 @@ def test_a_long_prompt_takes_what_the_streams_leave() -> None:
     add(scheduler, 3)
     step(scheduler)
     (long,) = add(scheduler, 20)
-    long.id = 9
+    long.request_id = 9
     assert parts(step(scheduler)) == [(0, 1, True), (9, 7, False)]
 
 
@@ -112,7 +114,7 @@ def test_a_large_prompt_at_the_head_is_not_overtaken() -> None:
     sequences = add(scheduler, 12, 20, 1)
     step(scheduler)
     assert scheduler.running == sequences[:1]
-    assert list(scheduler.waiting) == sequences[1:]
+    assert scheduler.waiting == sequences[1:]
 
 
 def test_admission_leaves_a_block_for_each_that_runs() -> None:
@@ -250,7 +252,84 @@ def test_preempted_sequences_wait_before_those_that_never_ran() -> None:
     sequences = add(scheduler, 4, 4, 4, 4)
     while scheduler.num_preemptions < 2:
         step(scheduler)
-    assert scheduler.running + list(scheduler.waiting) == sequences
+    assert scheduler.running + scheduler.waiting == sequences
+
+
+def with_priorities(scheduler: Scheduler, *priorities: int, prompt: int = 4) -> list[Sequence]:
+    sequences = [
+        Sequence(i, make_request(prompt, 50, priority=priority), MAX_MODEL_LEN)
+        for i, priority in enumerate(priorities)
+    ]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    return sequences
+
+
+def test_a_lower_priority_is_admitted_first_and_equals_as_they_came() -> None:
+    scheduler = make_scheduler(max_num_seqs=2)
+    normal, late, urgent, normal_too, urgent_too = with_priorities(scheduler, 0, 9, -1, 0, -1)
+    step(scheduler)
+    assert scheduler.running == [urgent, urgent_too]
+    assert scheduler.waiting == [normal, normal_too, late]
+
+
+def test_who_runs_makes_no_room_for_who_comes() -> None:
+    scheduler = make_scheduler(max_num_seqs=1)
+    (first,) = with_priorities(scheduler, 5)
+    step(scheduler)
+    urgent = Sequence(7, make_request(4, 50, priority=-5), MAX_MODEL_LEN)
+    scheduler.add(urgent)
+    step(scheduler)
+    assert scheduler.running == [first]
+    assert scheduler.num_preemptions == 0
+
+
+def test_the_highest_priority_is_preempted_first_and_of_equals_the_latest() -> None:
+    scheduler = make_scheduler(num_blocks=6, max_num_seqs=3)
+    patient, first, second = with_priorities(scheduler, 3, 0, 0)
+    while scheduler.num_preemptions < 1:
+        step(scheduler)
+    assert (scheduler.running, scheduler.waiting) == ([first, second], [patient])
+    while scheduler.num_preemptions < 2:
+        step(scheduler)
+    assert (scheduler.running, scheduler.waiting) == ([first], [second, patient])
+
+
+def test_followers_join_the_queue_in_their_request_s_place() -> None:
+    scheduler = make_scheduler(max_num_seqs=1, max_num_batched_tokens=4)
+    request = make_request(6, 3, n=3)
+    first, *followers = [Sequence(0, request, MAX_MODEL_LEN, i) for i in range(3)]
+    scheduler.add(first, *followers)
+    (other,) = add(scheduler, 3)
+    other.request_id = 1
+    step(scheduler)
+    assert (scheduler.running, scheduler.waiting) == ([first], [other])
+    assert scheduler.num_waiting == 3
+    step(scheduler)
+    assert scheduler.waiting == [*followers, other]
+    assert scheduler.num_waiting == 3
+
+
+def test_a_sequence_that_gets_no_token_is_at_its_end() -> None:
+    scheduler = make_scheduler()
+    (sequence,) = add(scheduler, 3)
+    assert scheduler.postprocess(scheduler.schedule(), [()]) == [0]
+    assert sequence.finish_reason is FinishReason.STOP
+    assert (sequence.status, sequence.num_output_tokens) == (SequenceStatus.FINISHED, 0)
+    assert scheduler.pool.num_free == scheduler.pool.num_blocks
+
+
+def test_what_a_grammar_forces_is_a_draft_and_no_guess() -> None:
+    scheduler = make_scheduler(num_speculative_tokens=3)
+    constraint = FakeConstraint(((5, 6, 7, 8, 9),), end=0)
+    request = replace(make_request((7,) * 6, 50), constraint=constraint)
+    scheduler.add(Sequence(0, request, MAX_MODEL_LEN))
+    batch = scheduler.schedule()
+    assert batch.scheduled[0].draft_token_ids == (5, 6, 7)
+    scheduler.postprocess(batch, [(5, 6, 7, 8)])
+    batch = scheduler.schedule()
+    assert batch.scheduled[0].draft_token_ids == (9, 0)
+    assert batch.scheduled[0].is_draft_forced
 
 
 def test_a_finished_sequence_leaves_in_the_step_that_ends_it() -> None:
@@ -302,22 +381,31 @@ class Schedules(RuleBasedStateMachine):
         self.num_added = 0
 
     @precondition(lambda self: self.pool.num_tokens > 1)
-    @rule(prompt=st.integers(1, 40), max_tokens=st.integers(1, 30))
-    def add(self, prompt: int, max_tokens: int) -> None:
+    @rule(
+        prompt=st.integers(1, 40),
+        max_tokens=st.integers(1, 30),
+        n=st.sampled_from([1, 1, 1, 3]),
+        priority=st.sampled_from([0, 0, 0, 1, -1]),
+    )
+    def add(self, prompt: int, max_tokens: int, n: int, priority: int) -> None:
         longest = self.pool.num_tokens
-        request = make_request(min(prompt, longest - 1), max_tokens)
-        sequence = Sequence(self.num_added, request, longest)
+        request = make_request(min(prompt, longest - 1), max_tokens, n=n, priority=priority)
+        sequences = [Sequence(self.num_added, request, longest, index) for index in range(n)]
         self.num_added += 1
-        self.unfinished.append(sequence)
-        self.scheduler.add(sequence)
+        self.unfinished += sequences
+        self.scheduler.add(*sequences)
 
     @precondition(lambda self: self.unfinished)
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
         sequence = data.draw(st.sampled_from(self.unfinished), label="aborted")
-        self.unfinished.remove(sequence)
-        self.scheduler.finish(sequence)
-        assert sequence.block_ids == []
+        self.finish_request(sequence)
+
+    def finish_request(self, sequence: Sequence) -> None:
+        for sibling in [s for s in self.unfinished if s.request is sequence.request]:
+            self.unfinished.remove(sibling)
+            self.scheduler.finish(sibling)
+            assert sibling.block_ids == []
 
     @rule(times=st.integers(1, 8))
     def run(self, times: int) -> None:
@@ -328,8 +416,7 @@ class Schedules(RuleBasedStateMachine):
     def fail(self) -> None:
         """A step whose batch cannot be computed: what was in it is ended."""
         for scheduled in self.scheduler.schedule().scheduled:
-            self.unfinished.remove(scheduled.sequence)
-            self.scheduler.finish(scheduled.sequence)
+            self.finish_request(scheduled.sequence)
 
     def step(self) -> None:
         scheduler = self.scheduler
@@ -338,7 +425,8 @@ class Schedules(RuleBasedStateMachine):
         self.blocks_are_free_or_held()
         assert bool(batch.scheduled) == bool(self.unfinished)
         if before:
-            assert scheduler.running[0] is before[0], "the one admitted first was preempted"
+            ranks = [s.rank for s in before]
+            assert before[ranks.index(min(ranks))] in scheduler.running, "the first was preempted"
         if batch.scheduled:
             assert scheduler.running[0] in [s.sequence for s in batch.scheduled]
         self.check(batch)
@@ -393,10 +481,22 @@ class Schedules(RuleBasedStateMachine):
         assert all(not s.block_ids for s in self.scheduler.waiting)
 
     @invariant()
-    def first_come_is_first_served(self) -> None:
-        if hasattr(self, "pool"):
-            assert self.scheduler.running + list(self.scheduler.waiting) == self.unfinished
-            assert len(self.scheduler.running) <= self.scheduler.max_num_seqs
+    def everyone_has_a_place_by_rank(self) -> None:
+        if not hasattr(self, "pool"):
+            return
+        scheduler = self.scheduler
+        for queue in (scheduler.running, scheduler.waiting):
+            assert queue == sorted(queue, key=lambda s: s.rank)
+        members = scheduler.running + scheduler.waiting
+        members += [follower for s in members for follower in s.followers]
+        assert sorted(s.rank for s in members) == sorted(s.rank for s in self.unfinished)
+        assert scheduler.num_waiting == len(members) - len(scheduler.running)
+        assert len(scheduler.running) <= scheduler.max_num_seqs
+        # Others may pass those that stand aside, and those of a lower priority pass others.
+        if len({s.request.priority for s in members}) == 1 and all(
+            s.request.n == 1 for s in members
+        ):
+            assert members == sorted(members, key=lambda s: s.rank), "first come, first served"
 
     def teardown(self) -> None:
         if not hasattr(self, "pool"):

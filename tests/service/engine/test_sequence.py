@@ -10,7 +10,7 @@ from tests.service.engine.requests import make_request
 
 def test_a_new_sequence_is_its_prompt() -> None:
     sequence = Sequence(7, make_request((3, 1, 4)), max_model_len=100)
-    assert sequence.id == 7
+    assert sequence.request_id == 7
     assert sequence.status is SequenceStatus.WAITING
     assert sequence.token_ids == [3, 1, 4]
     assert (sequence.num_tokens, sequence.num_prompt_tokens) == (3, 3)

@@ -8,7 +8,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2_grpc
 
-from chatrpc.v1 import chat_pb2, chat_service_pb2_grpc, model_service_pb2_grpc
+from chatrpc.v1 import (
+    chat_pb2,
+    chat_service_pb2_grpc,
+    completion_service_pb2_grpc,
+    model_service_pb2_grpc,
+)
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
 from service.types import ModelCard, SamplingParams, ServedModel
@@ -46,11 +51,13 @@ class Running:
     port: int
     model: ServedModel
     chat: "chat_service_pb2_grpc.ChatServiceAsyncStub" = field(init=False)
+    completions: "completion_service_pb2_grpc.CompletionServiceAsyncStub" = field(init=False)
     models: "model_service_pb2_grpc.ModelServiceAsyncStub" = field(init=False)
     health: Any = field(init=False)  # the type stubs do not know its methods
 
     def __post_init__(self) -> None:
         self.chat = chat_service_pb2_grpc.ChatServiceStub(self.channel)
+        self.completions = completion_service_pb2_grpc.CompletionServiceStub(self.channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
 

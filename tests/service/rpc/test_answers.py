@@ -1,12 +1,16 @@
 """Deltas to a completion and to chunks."""
 
+import math
+from dataclasses import replace
+
 from chatrpc.v1 import chat_pb2
 from service.rpc.answers import ChunkBuilder, Heading, completion
 from service.text.answer import TextDelta
-from service.types import FinishReason
+from service.types import FinishReason, TokenLogprobs
+from tests.fakes.tokenizer import ByteTokenizer
 from tests.service.rpc.conftest import CARD
 
-HEADING = Heading(CARD, num_prompt_tokens=7, id="chatcmpl-x", created=123)
+HEADING = Heading(CARD, ByteTokenizer(), b"prompt.", id="chatcmpl-x", created=123)
 DELTAS = [
     TextDelta("Pa", 1, num_cached_tokens=4),
     TextDelta("", 2, num_cached_tokens=4),
@@ -64,3 +68,66 @@ def test_an_answer_of_nothing_is_still_one_chunk() -> None:
     assert chunk.id == "chatcmpl-x"
     assert chunk.usage.completion_tokens == 1
     assert not chunk.choices[0].delta.HasField("content")
+
+
+TWO = replace(HEADING, n=2, returns_token_ids=True)
+
+
+def test_each_choice_has_its_own_deltas() -> None:
+    deltas = [
+        TextDelta("a", 1, index=0, token_ids=(1,)),
+        TextDelta("x", 1, index=1, token_ids=(2,)),
+        TextDelta("", 1, FinishReason.LENGTH, index=1, token_ids=(3,)),
+        TextDelta("b", 1, FinishReason.STOP, index=0, token_ids=(4,)),
+    ]
+    whole = completion(TWO, deltas)
+    assert [choice.index for choice in whole.choices] == [0, 1]
+    assert [choice.message.content[0].text for choice in whole.choices] == ["ab", "x"]
+    assert [list(choice.token_ids) for choice in whole.choices] == [[1, 4], [2, 3]]
+    assert list(whole.prompt_token_ids) == list(b"prompt.")
+    assert whole.usage.completion_tokens == 4
+
+    builder = ChunkBuilder(TWO)
+    chunks = [chunk for delta in deltas if (chunk := builder.push(delta)) is not None]
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    assert [choice.index for choice in choices] == [0, 1, 1, 0]
+    assert [bool(choice.delta.role) for choice in choices] == [True, True, False, False]
+    assert [list(choice.token_ids) for choice in choices] == [[1], [2], [3], [4]]
+    assert [chunk.HasField("usage") for chunk in chunks] == [True, False, False, True]
+    assert chunks[-1].usage.completion_tokens == 4
+    assert [list(chunk.prompt_token_ids) for chunk in chunks] == [list(b"prompt."), [], [], []]
+
+
+def test_token_ids_are_told_to_those_who_ask_alone() -> None:
+    delta = TextDelta("a", 1, FinishReason.STOP, token_ids=(1,))
+    whole = completion(HEADING, [delta])
+    assert (list(whole.prompt_token_ids), list(whole.choices[0].token_ids)) == ([], [])
+    chunk = ChunkBuilder(HEADING).push(delta)
+    assert chunk is not None
+    assert list(chunk.choices[0].token_ids) == []
+
+
+def test_token_ids_are_kept_back_with_their_text() -> None:
+    builder = ChunkBuilder(TWO)
+    assert builder.push(TextDelta("", 1, token_ids=(1,))) is None
+    chunk = builder.push(TextDelta("ab", 1, token_ids=(2,)))
+    assert chunk is not None
+    assert list(chunk.choices[0].token_ids) == [1, 2]
+
+
+def test_a_log_probability_names_its_token_by_text_bytes_and_id() -> None:
+    half = "🎉".encode()[0]
+    logprobs = TokenLogprobs(ord("a"), -0.5, ((ord("a"), -0.5), (half, -math.inf)))
+    delta = TextDelta("a", 1, FinishReason.STOP, logprobs=(logprobs,), prompt_logprobs=(logprobs,))
+    whole = completion(HEADING, [delta])
+    [proto] = whole.choices[0].logprobs
+    assert (proto.token, proto.token_bytes, proto.token_id) == ("a", b"a", ord("a"))
+    assert proto.logprob == -0.5
+    assert [top.token for top in proto.top] == ["a", "bytes:\\xf0"]
+    assert proto.top[1].token_bytes == bytes([half])
+    assert proto.top[1].logprob == -9999.0
+    assert list(whole.prompt_logprobs) == [proto]
+    chunk = ChunkBuilder(HEADING).push(delta)
+    assert chunk is not None
+    assert list(chunk.choices[0].logprobs) == [proto]
+    assert list(chunk.prompt_logprobs) == [proto]

@@ -55,6 +55,44 @@ async def test_usage_says_what_of_the_prompt_was_cached(running: Running) -> Non
     assert [usage.cached_prompt_tokens for usage in usages] == [16, 16, 16]
 
 
+async def test_each_choice_ends_by_itself(running: Running) -> None:
+    running.engine.script = [
+        TokenOutput(tuple(b"one END")),
+        TokenOutput(tuple(b"more"), FinishReason.LENGTH),  # of which nobody wants to hear
+    ]
+    sampling = chat_pb2.SamplingParams(n=2, stop=["END"])
+    whole = (await running.chat.CreateChatCompletion(unary(sampling=sampling))).completion
+    assert running.engine.requests[0].n == 2
+    assert [choice.index for choice in whole.choices] == [0, 1]
+    assert [choice.message.content[0].text for choice in whole.choices] == ["one ", "one "]
+    assert {choice.finish_reason for choice in whole.choices} == {chat_pb2.FINISH_REASON_STOP}
+    assert whole.usage.completion_tokens == 14
+
+
+async def test_log_probabilities_and_token_ids_are_told_on_demand(running: Running) -> None:
+    running.engine.script = [TokenOutput((ord("a"), EOS), FinishReason.STOP)]
+    request = {"logprobs": True, "top_logprobs": 2, "prompt_logprobs": 0, "return_token_ids": True}
+    whole = (await running.chat.CreateChatCompletion(unary(**request))).completion
+    asked = running.engine.requests[0]
+    assert (asked.num_logprobs, asked.num_prompt_logprobs) == (2, 0)
+    [choice] = whole.choices
+    assert list(choice.token_ids) == [ord("a"), EOS]
+    [token] = choice.logprobs
+    assert (token.token, token.logprob) == ("a", -0.5)
+    assert [top.token for top in token.top] == ["a", "b"]
+    prompt = "<user>hi<assistant>"
+    assert bytes(whole.prompt_token_ids) == prompt.encode()
+    assert "".join(logprob.token for logprob in whole.prompt_logprobs) == prompt[1:]
+
+
+async def test_bad_words_are_asked_for_with_and_without_a_space(running: Running) -> None:
+    running.engine.answer("x")
+    sampling = chat_pb2.SamplingParams(bad_words=["no"])
+    await running.chat.CreateChatCompletion(unary(sampling=sampling))
+    [request] = running.engine.requests
+    assert set(request.bad_token_sequences) == {tuple(b"no"), tuple(b" no")}
+
+
 async def test_the_engine_is_asked_what_the_request_says(running: Running) -> None:
     running.engine.answer("x")
     sampling = chat_pb2.SamplingParams(stop_token_ids=[7], seed=5)

@@ -1,6 +1,5 @@
 """What a request can get wrong, field by field, and what it becomes when it is right."""
 
-import math
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from service.errors import (
     UnsupportedField,
 )
 from service.rpc import convert
-from service.types import FinishReason, Message, SamplingParams, ToolCall
+from service.types import FinishReason, Message, PromptOptions, SamplingParams, ToolCall
 from tests.service.rpc.conftest import params
 
 DEFAULTS = SamplingParams(temperature=0.2, top_p=0.9)
@@ -27,80 +26,10 @@ def user(*parts: chat_pb2.ContentPart) -> chat_pb2.ChatMessage:
     return chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content=parts)
 
 
-def sampled(**fields: Any) -> SamplingParams:
-    sampling = chat_pb2.SamplingParams(**fields)
-    return convert.chat_request(params(sampling=sampling), DEFAULTS, vocab_size=100).sampling
-
-
 def refused(**fields: Any) -> InvalidField:
     with pytest.raises(InvalidField) as caught:
         convert.chat_request(params(**fields), DEFAULTS, vocab_size=100)
     return caught.value
-
-
-def test_absent_sampling_fields_are_the_models_defaults() -> None:
-    assert sampled() == DEFAULTS
-
-
-def test_zero_is_a_value_and_not_absent() -> None:
-    assert sampled(temperature=0.0, top_p=0.0, top_k=0, seed=0) == SamplingParams(
-        temperature=0.0, top_p=0.0, seed=0
-    )
-
-
-def test_given_sampling_fields_replace_the_defaults() -> None:
-    assert sampled(
-        temperature=1.5,
-        top_k=7,
-        min_p=0.5,
-        seed=-3,
-        max_completion_tokens=9,
-        stop=["a", "b"],
-        stop_token_ids=[4, 5],
-        ignore_eos=True,
-    ) == SamplingParams(
-        temperature=1.5,
-        top_p=0.9,
-        top_k=7,
-        min_p=0.5,
-        seed=-3,
-        max_tokens=9,
-        stop=("a", "b"),
-        stop_token_ids=frozenset({4, 5}),
-        ignore_eos=True,
-    )
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("temperature", -0.1),
-        ("temperature", 2.1),
-        ("temperature", math.nan),
-        ("temperature", math.inf),
-        ("top_p", 1.1),
-        ("top_p", -1),
-        ("min_p", 1.1),
-        ("max_completion_tokens", 0),
-        ("n", 0),
-    ],
-)
-def test_a_number_out_of_range_is_named(field: str, value: float) -> None:
-    error = refused(sampling=chat_pb2.SamplingParams(**{field: value}))  # type: ignore[arg-type]
-    assert error.field == f"sampling.{field}"
-
-
-def test_stop_strings_are_bounded_and_not_empty() -> None:
-    assert refused(sampling=chat_pb2.SamplingParams(stop=["a", ""])).field == "sampling.stop[1]"
-    many = ["a"] * (convert.MAX_STOP_STRINGS + 1)
-    assert refused(sampling=chat_pb2.SamplingParams(stop=many)).field == "sampling.stop"
-    long = ["a" * (convert.MAX_STOP_STRING_LENGTH + 1)]
-    assert refused(sampling=chat_pb2.SamplingParams(stop=long)).field == "sampling.stop[0]"
-
-
-def test_a_stop_token_must_be_in_the_vocabulary() -> None:
-    sampling = chat_pb2.SamplingParams(stop_token_ids=[1, 100])
-    assert refused(sampling=sampling).field == "sampling.stop_token_ids[1]"
 
 
 def test_every_role_is_read() -> None:
@@ -202,9 +131,6 @@ def test_more_messages_than_tokens_cannot_fit() -> None:
 
 
 def test_lists_and_texts_are_bounded() -> None:
-    ids = [1] * (convert.MAX_STOP_TOKEN_IDS + 1)
-    sampling = chat_pb2.SamplingParams(stop_token_ids=ids)
-    assert refused(sampling=sampling).field == "sampling.stop_token_ids"
     kwargs = '{"a": "' + "x" * convert.MAX_TEMPLATE_KWARGS_LENGTH + '"}'
     prompt = chat_pb2.PromptOptions(chat_template_kwargs_json=kwargs)
     assert refused(prompt=prompt).field == "prompt.chat_template_kwargs_json"
@@ -241,3 +167,59 @@ def test_the_generation_prompt_is_there_unless_refused() -> None:
 def test_every_finish_reason_has_a_place_on_the_wire(reason: FinishReason) -> None:
     name = chat_pb2.FinishReason.Name(convert.finish_reason(reason))
     assert name == f"FINISH_REASON_{reason.name}"
+
+
+def test_log_probabilities_are_asked_for_in_two_fields() -> None:
+    def num_logprobs(**fields: Any) -> int | None:
+        return convert.chat_request(params(**fields), DEFAULTS, vocab_size=100).num_logprobs
+
+    assert num_logprobs() is None
+    assert num_logprobs(logprobs=False) is None
+    assert num_logprobs(logprobs=True) == 0
+    assert num_logprobs(logprobs=True, top_logprobs=20) == 20
+    assert refused(top_logprobs=0).field == "top_logprobs"
+    assert refused(logprobs=True, top_logprobs=21).field == "top_logprobs"
+    assert refused(prompt_logprobs=21).field == "prompt_logprobs"
+
+
+def test_a_request_says_how_often_how_soon_and_what_else() -> None:
+    chat = convert.chat_request(
+        params(
+            sampling=chat_pb2.SamplingParams(n=3),
+            priority=-1,
+            prompt_logprobs=0,
+            return_token_ids=True,
+        ),
+        DEFAULTS,
+        vocab_size=100,
+    )
+    assert (chat.n, chat.priority, chat.num_prompt_logprobs) == (3, -1, 0)
+    assert chat.returns_token_ids
+
+
+def test_a_message_that_is_continued_is_not_answered() -> None:
+    def options(**fields: Any) -> PromptOptions:
+        proto = chat_pb2.PromptOptions(**fields)
+        return convert.prompt_options(proto, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
+
+    assert options(continue_final_message=True) == PromptOptions(
+        add_generation_prompt=False, continue_final_message=True
+    )
+    assert options(truncate_prompt_tokens=5).truncate_prompt_tokens == 5
+    with pytest.raises(InvalidField, match="exclude one another"):
+        options(continue_final_message=True, add_generation_prompt=True)
+    with pytest.raises(InvalidField, match="at least 1"):
+        options(truncate_prompt_tokens=0)
+
+
+@pytest.mark.parametrize(("depth", "is_fine"), [(32, True), (33, False), (900, False)])
+def test_the_templates_arguments_are_not_nested_without_end(depth: int, is_fine: bool) -> None:
+    """The object itself is one level."""
+    text = '{"a":' + "[" * (depth - 1) + "]" * (depth - 1) + "}"
+    options = chat_pb2.PromptOptions(chat_template_kwargs_json=text)
+    if is_fine:
+        convert.prompt_options(options, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
+        return
+    with pytest.raises(InvalidField) as caught:
+        convert.prompt_options(options, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
+    assert caught.value.field == "prompt.chat_template_kwargs_json"

@@ -4,6 +4,7 @@ import pytest
 import structlog
 
 from chatrpc.v1 import model_service_pb2
+from tests.fakes.wait import until
 from tests.service.rpc.conftest import Running
 from tests.service.rpc.details import refusal
 
@@ -38,6 +39,8 @@ async def test_every_call_leaves_one_line(running: Running) -> None:
     with structlog.testing.capture_logs() as lines:
         await running.models.ListModels(model_service_pb2.ListModelsRequest())
         await refusal(running.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
+        # A call's client may have its answer before the line is written.
+        await until(lambda: len(lines) >= 2)
     calls = [line for line in lines if line["event"] == "call"]
     assert [(line["method"], line["outcome"]) for line in calls] == [
         ("/chatrpc.v1.ModelService/ListModels", "OK"),

@@ -1,8 +1,10 @@
 """ModelService over a real socket."""
 
 from dataclasses import replace
+from typing import Any
 
 import grpc
+import pytest
 
 from chatrpc.v1 import chat_pb2, model_service_pb2
 from service.rpc.model_servicer import MAX_DETOKENIZED
@@ -95,3 +97,24 @@ async def test_what_cannot_be_tokenized_is_named(running: Running) -> None:
 async def test_what_is_too_much_to_detokenize_is_named(running: Running) -> None:
     many = model_service_pb2.DetokenizeRequest(model="fake", token_ids=[1] * (MAX_DETOKENIZED + 1))
     assert (await refusal(running.models.Detokenize(many))).fields == ["token_ids"]
+
+
+async def test_tokens_are_told_by_their_bytes_where_asked(running: Running) -> None:
+    request = model_service_pb2.TokenizeRequest(model="fake", text="é", add_special_tokens=False)
+    assert list((await running.models.Tokenize(request)).token_bytes) == []
+    request.return_token_bytes = True
+    assert list((await running.models.Tokenize(request)).token_bytes) == [b"\xc3", b"\xa9"]
+
+
+@pytest.mark.parametrize("name", ["continue_final_message", "truncate_prompt_tokens"])
+async def test_no_option_of_a_prompt_is_ignored(running: Running, name: str) -> None:
+    options: Any = {name: 1}
+    conversation = model_service_pb2.Conversation(
+        messages=[
+            chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text="x")])
+        ],
+        prompt=chat_pb2.PromptOptions(**options),
+    )
+    request = model_service_pb2.TokenizeRequest(model="fake", conversation=conversation)
+    refused = await refusal(running.models.Tokenize(request))
+    assert refused.fields == [f"conversation.prompt.{name}"]

@@ -7,6 +7,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from service.text.token_bytes import TokenBytes
 from service.types import PromptOptions
 
 TEXTS = (
@@ -36,6 +37,9 @@ class LibraryTokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return TokenBytes(self._backend)(token_id)
 
     def token(self, token_id: int) -> str:
         token = self._backend.id_to_token(token_id)

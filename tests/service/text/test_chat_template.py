@@ -48,6 +48,33 @@ def test_system_messages_are_joined_where_the_template_takes_a_leading_one_only(
     assert text == "developer: Be brief.\n\nRhyme.\nuser: Hi\n"
 
 
+def test_a_continued_message_is_the_end_of_the_prompt() -> None:
+    options = PromptOptions(add_generation_prompt=False, continue_final_message=True)
+    tokenizer = TemplatingTokenizer()
+    said = Message("assistant", "Once upon a ")
+    ids = render_prompt(tokenizer, (USER, said), options)
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    assert text == "user: Hi\nassistant: Once upon a "
+
+
+def test_a_template_that_drops_the_last_message_cannot_continue_it() -> None:
+    class Dropping(TemplatingTokenizer):
+        def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
+            return super().render_chat(messages[:-1], options)
+
+    options = PromptOptions(add_generation_prompt=False, continue_final_message=True)
+    with pytest.raises(TemplateRefused, match="leaves the last message out"):
+        render_prompt(Dropping(), (USER, Message("assistant", "Once")), options)
+
+
+def test_of_a_long_prompt_the_end_is_kept() -> None:
+    tokenizer = TemplatingTokenizer()
+    whole = render_prompt(tokenizer, (SYSTEM, USER), PromptOptions())
+    for count in (1, 3, len(whole), len(whole) + 1):
+        cut = render_prompt(tokenizer, (SYSTEM, USER), PromptOptions(truncate_prompt_tokens=count))
+        assert cut == whole[-count:]
+
+
 def test_a_refusal_is_about_the_messages_as_they_were_sent() -> None:
     tokenizer = TemplatingTokenizer("system", "late system")
     with pytest.raises(TemplateRefused, match="System message must be at the beginning"):

@@ -1,4 +1,4 @@
-from itertools import groupby
+from itertools import cycle, groupby
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +14,17 @@ pieces = st.lists(st.sampled_from(["Hello", " ", "é", "日", "你", "😀", "e\
 
 def detokenize(tokenizer: LibraryTokenizer, ids: list[int]) -> list[str]:
     detokenizer = Detokenizer(tokenizer)
-    return [*map(detokenizer.push, ids), detokenizer.flush()]
+    return [*(detokenizer.push([i]) for i in ids), detokenizer.flush()]
+
+
+def in_pieces(tokenizer: LibraryTokenizer, ids: list[int], sizes: list[int]) -> str:
+    detokenizer, text, rest = Detokenizer(tokenizer), "", ids
+    for size in cycle(sizes):
+        text += detokenizer.push(rest[:size])
+        rest = rest[size:]
+        if not rest:
+            return text + detokenizer.flush()
+    raise AssertionError
 
 
 def fallback_text(ids: list[int]) -> str:
@@ -84,6 +94,19 @@ def test_encoded_text_comes_back_whole_and_never_half_a_character(
     deltas = detokenize(tokenizer, ids)
     assert "".join(deltas) == tokenizer.decode(ids, skip_special_tokens=True)
     assert "\ufffd" not in "".join(deltas)
+
+
+@given(data=st.data(), sizes=st.lists(st.integers(1, 20), min_size=1))
+@settings(deadline=None, max_examples=300)
+def test_the_text_is_the_same_however_its_ids_are_cut(
+    data: st.DataObject, sizes: list[int]
+) -> None:
+    tokenizer = data.draw(st.sampled_from([BYTE_LEVEL, BYTE_FALLBACK, METASPACE]))
+    text = tokenizer.encode("".join(data.draw(pieces)), add_special_tokens=False)
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
+    where = data.draw(st.integers(0, len(text)))
+    ids = [*text[:where], *ids, *text[where:]]
+    assert in_pieces(tokenizer, ids, sizes) == "".join(detokenize(tokenizer, ids))
 
 
 def test_every_prefix_can_be_the_end() -> None:

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.engine.native import build
-from service.engine.native.build import load_library
+from service.engine.native.build import compile_kernels, load_library
 
 CPUINFO = Path("/proc/cpuinfo")
 HAS_VNNI = CPUINFO.exists() and "avx512_vnni" in CPUINFO.read_text()
@@ -216,3 +216,19 @@ def test_the_library_is_loaded_as_one_with_a_c_interface(
     tmp_path: Path, compiler: Compiler
 ) -> None:
     assert isinstance(load_library(tmp_path / "cache"), ctypes.CDLL)
+
+
+def test_what_was_compiled_before_is_not_compiled_again(tmp_path: Path, compiler: Compiler) -> None:
+    compile_kernels(tmp_path)
+    assert load_library(tmp_path) is not None
+    assert compiler.num_links == 1
+
+
+def test_compiling_beforehand_leaves_what_goes_wrong_to_the_load(
+    tmp_path: Path, compiler: Compiler
+) -> None:
+    compiler.behave("exit 1")
+    with capture_logs() as logs:
+        compile_kernels(tmp_path)
+    assert logs == []
+    assert "failed with status 1" in reason_for_none(tmp_path)

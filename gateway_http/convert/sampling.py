@@ -1,0 +1,124 @@
+"""From what chat and text completions have in common to the wire's messages."""
+
+from collections.abc import Iterable
+
+from chatrpc.v1 import chat_pb2
+from gateway_http.convert.messages import first, json_text
+from gateway_http.protocol import sampling as openai
+from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
+
+_INSTEAD = {
+    "functions": "Use 'tools'.",
+    "function_call": "Use 'tool_choice'.",
+    "guided_json": "Use 'structured_outputs' or 'response_format'.",
+    "guided_regex": "Use 'structured_outputs'.",
+    "guided_choice": "Use 'structured_outputs'.",
+    "guided_grammar": "Use 'structured_outputs'.",
+}
+
+
+def refuse_unserved(request: openai.GenerationRequest, unserved: Iterable[str]) -> None:
+    """Raise for the first of the parameters that are known and not served."""
+    for name in unserved:
+        if getattr(request, name) is not None:
+            raise UnsupportedParameter(name, _INSTEAD.get(name, ""))
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest(
+            "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+            "stream_options",
+            "invalid_value",
+        )
+
+
+def sampling_params(
+    request: openai.SamplingParameters, max_completion_tokens: int | None = None
+) -> chat_pb2.SamplingParams:
+    """`max_completion_tokens` is the newer name of `max_tokens`, and the one that counts."""
+    return chat_pb2.SamplingParams(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=0 if request.top_k == -1 else request.top_k,
+        min_p=request.min_p,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=first(request.repetition_penalty, request.repeat_penalty),
+        max_completion_tokens=first(max_completion_tokens, request.max_tokens),
+        min_tokens=request.min_tokens,
+        seed=request.seed,
+        n=request.n,
+        stop=[request.stop] if isinstance(request.stop, str) else request.stop,
+        stop_token_ids=request.stop_token_ids,
+        logit_bias=request.logit_bias,
+        ignore_eos=request.ignore_eos,
+        include_stop_str_in_output=request.include_stop_str_in_output,
+        skip_special_tokens=request.skip_special_tokens,
+        bad_words=request.bad_words,
+        allowed_token_ids=request.allowed_token_ids,
+    )
+
+
+def response_format(request: openai.GenerationRequest) -> chat_pb2.ResponseFormat | None:
+    if request.structured_outputs is not None:
+        if request.response_format is not None:
+            raise InvalidRequest(
+                "Send 'response_format' or 'structured_outputs', not both.",
+                "structured_outputs",
+                "invalid_value",
+            )
+        return _structured(request.structured_outputs)
+    match request.response_format:
+        case None:
+            return None
+        case openai.TextFormat():
+            return chat_pb2.ResponseFormat(text=chat_pb2.TextFormat())
+        case openai.JsonObjectFormat():
+            return chat_pb2.ResponseFormat(json_object=chat_pb2.JsonObjectFormat())
+        case openai.JsonSchemaFormat(json_schema=wanted):
+            return chat_pb2.ResponseFormat(
+                json_schema=chat_pb2.JsonSchemaFormat(
+                    name=wanted.name,
+                    description=wanted.description or "",
+                    schema_json=json_text(wanted.schema),
+                    strict=wanted.strict,
+                )
+            )
+
+
+def _structured(wanted: openai.StructuredOutputs) -> chat_pb2.ResponseFormat:
+    given = [
+        name for name in wanted.__struct_fields__ if getattr(wanted, name) not in (None, False)
+    ]
+    if len(given) != 1:
+        raise InvalidRequest(
+            "Exactly one field of 'structured_outputs' must be given.",
+            "structured_outputs",
+            "invalid_value",
+        )
+    if wanted.json is not None:
+        schema = wanted.json if isinstance(wanted.json, str) else json_text(wanted.json)
+        return chat_pb2.ResponseFormat(
+            json_schema=chat_pb2.JsonSchemaFormat(schema_json=schema, strict=True)
+        )
+    if wanted.regex is not None:
+        return chat_pb2.ResponseFormat(regex=wanted.regex)
+    if wanted.grammar is not None:
+        return chat_pb2.ResponseFormat(grammar=wanted.grammar)
+    if wanted.choice is not None:
+        return chat_pb2.ResponseFormat(choice=chat_pb2.ChoiceFormat(choices=wanted.choice))
+    return chat_pb2.ResponseFormat(json_object=chat_pb2.JsonObjectFormat())
+
+
+def spelling(request: openai.GenerationRequest) -> dict[str, str]:
+    """The parameters that this client called by another of their names.
+
+    What the service says of `max_completion_tokens` is about `max_tokens` where that was sent.
+    """
+    names = {}
+    if request.max_tokens is not None and getattr(request, "max_completion_tokens", None) is None:
+        names["max_completion_tokens"] = "max_tokens"
+    if request.repetition_penalty is None and request.repeat_penalty is not None:
+        names["repetition_penalty"] = "repeat_penalty"
+    if request.structured_outputs is not None:
+        names["response_format.json_schema.schema"] = "structured_outputs.json"
+        names["response_format"] = "structured_outputs"
+    return names

@@ -1,0 +1,171 @@
+"""The OpenAPI 3.1 document, made from the table of endpoints and the structs that it names."""
+
+import re
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from gateway_http.endpoints import ENDPOINTS, Endpoint
+from gateway_http.openapi.fields import FIELDS, LIMITS
+from gateway_http.protocol import completion, request, tokens
+from gateway_http.protocol.error import ErrorBody
+
+_REF = "#/components/schemas/{name}"
+_Schema = dict[str, Any]
+
+_DESCRIPTION = """\
+OpenAI's API over a chatrpc service. Every path stands under `/v1` and bare. `null` is the same as
+absent for every optional field; a field that is not described here is refused by its name, never
+ignored. Errors are OpenAI's error objects, whatever goes wrong."""
+
+# Known to the gateway and refused by name: a document of what is served leaves them out.
+_REFUSED: dict[type[msgspec.Struct], tuple[str, ...]] = {
+    request.ChatCompletionRequest: request.UNSERVED,
+    completion.CompletionRequest: completion.UNSERVED,
+    tokens.TokenizeRequest: ("chat_template", "tools", "mm_processor_kwargs"),
+}
+
+_HEADERS = {
+    "x-request-id": {
+        "description": "The request's id: the client's own, or a new one. The logs have it too.",
+        "schema": {"type": "string"},
+    },
+    "openai-processing-ms": {
+        "description": "Milliseconds to the first byte of the answer.",
+        "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    },
+}
+_RETRY_AFTER = {
+    "description": "Seconds to wait before another try.",
+    "schema": {"type": "string", "pattern": "^[0-9]+$"},
+}
+_STATUS_WORDS = {
+    400: "The request is malformed, or asks for what is not served; `param` says where.",
+    401: "Something before the service asks for credentials.",
+    403: "Something before the service does not permit this.",
+    404: "There is no such model.",
+    413: "The body is larger than the gateway reads.",
+    415: "The content type is not application/json.",
+    429: "A limit is exceeded.",
+    431: "The head of the request is too large.",
+    499: "The call to the service was cancelled.",
+    500: "The server had an error.",
+    503: "The service is full, is starting or cannot be reached.",
+    504: "The request took longer than it may.",
+}
+
+
+def document(version: str) -> _Schema:
+    schemas = _schemas()
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "chatrpc", "version": version, "description": _DESCRIPTION},
+        "servers": [{"url": "/v1"}, {"url": "/"}],
+        "paths": {endpoint.path: _path(endpoint) for endpoint in ENDPOINTS},
+        "components": {"schemas": schemas},
+    }
+
+
+def _path(endpoint: Endpoint) -> _Schema:
+    operation: _Schema = {
+        "operationId": endpoint.name,
+        "summary": endpoint.summary,
+        "tags": [endpoint.tag],
+        "responses": {"200": _success(endpoint)}
+        | {str(status): _failure(status) for status in sorted(endpoint.errors)},
+    }
+    if endpoint.body is not None:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": _ref(endpoint.body)}},
+        }
+    path: _Schema = {endpoint.method.lower(): operation}
+    if names := re.findall(r"{(\w+)}", endpoint.path):
+        path["parameters"] = [_parameter(name) for name in names]
+    return path
+
+
+def _parameter(name: str) -> _Schema:
+    schema = {"type": "string", "minLength": 1}
+    return {"name": name, "in": "path", "required": True, "schema": schema}
+
+
+def _success(endpoint: Endpoint) -> _Schema:
+    if isinstance(endpoint.answer, str):
+        content: _Schema = {endpoint.answer: {}}
+    else:
+        content = {"application/json": {"schema": _ref(endpoint.answer)}}
+    if endpoint.event is not None:
+        content["text/event-stream"] = {
+            "schema": {
+                "type": "string",
+                "description": "With `stream`: events `data: {...}`, `data: [DONE]` the last. What "
+                "fails after the first is an event with an error object.",
+            },
+            "x-event-schema": _ref(endpoint.event),
+        }
+    return {"description": "Success.", "headers": _HEADERS, "content": content}
+
+
+def _failure(status: int) -> _Schema:
+    headers = {} if status in {400, 431} else dict(_HEADERS)  # what is no HTTP has no id either
+    if status in {429, 503}:
+        headers["retry-after"] = _RETRY_AFTER
+    return {
+        "description": f"{_phrase(status)}. {_STATUS_WORDS[status]}",
+        "headers": headers,
+        "content": {"application/json": {"schema": _ref(ErrorBody)}},
+    }
+
+
+def _phrase(status: int) -> str:
+    return "Client Closed Request" if status == 499 else HTTPStatus(status).phrase
+
+
+def _schemas() -> _Schema:
+    """Every struct that the table names, and those within them."""
+    types = [*dict.fromkeys((ErrorBody, *_types()))]
+    _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
+    for kind, names in _REFUSED.items():
+        for name in names:
+            del schemas[kind.__name__]["properties"][name]
+    for endpoint in ENDPOINTS:
+        if endpoint.body is not None:
+            _describe(endpoint.body.__name__, schemas[endpoint.body.__name__])
+    text = msgspec.json.encode(schemas).decode()
+    # Two structs of one name are told apart by their modules.
+    text = re.sub(r"gateway_http\.protocol\.(\w+)\.(\w+)", lambda m: m[1].capitalize() + m[2], text)
+    named: _Schema = msgspec.json.decode(text)
+    return dict(sorted(named.items()))
+
+
+def _types() -> Iterator[type[msgspec.Struct]]:
+    for endpoint in ENDPOINTS:
+        for kind in (endpoint.body, endpoint.event, endpoint.answer):
+            if kind is not None and not isinstance(kind, str):
+                yield kind
+
+
+def _describe(struct: str, schema: _Schema) -> None:
+    for name, field in schema["properties"].items():
+        described = FIELDS[name]
+        limits = LIMITS.get((struct, name), described.limits)
+        if "anyOf" in limits:
+            field.clear()
+            field.update(limits)
+        elif limits:
+            _limited(field).update(limits)
+        field["description"] = described.text
+        field.pop("default", None)  # null, which is the same as absent
+
+
+def _limited(field: _Schema) -> _Schema:
+    """The part of a field's schema that is not about null."""
+    kinds: list[_Schema] = field.get("anyOf", [field])
+    return next(kind for kind in kinds if kind.get("type") != "null")
+
+
+def _ref(kind: type[msgspec.Struct]) -> _Schema:
+    return {"$ref": _REF.format(name=kind.__name__)}

@@ -1,0 +1,131 @@
+"""What chat and text completions have in common as HTTP: whole or as a stream of events."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import grpc
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from gateway_http import sse
+from gateway_http.clients import json_response, read_body, while_connected
+from gateway_http.config import Settings
+from gateway_http.errors import from_exception, from_rpc
+from gateway_http.metrics import Metrics
+from gateway_http.protocol.sampling import GenerationRequest
+from gateway_http.upstreams import CallOptions, Upstream
+
+_Body = TypeVar("_Body", bound=GenerationRequest)
+_Params = TypeVar("_Params")
+_Chunk = TypeVar("_Chunk")
+_Chunk_contra = TypeVar("_Chunk_contra", contravariant=True)
+
+
+class Events(Protocol[_Chunk_contra]):
+    """What a stream of the wire's chunks is to a client."""
+
+    is_started: bool  # a token has been sent
+
+    def push(self, chunk: _Chunk_contra, /) -> "list[Any]": ...
+
+    def finish(self) -> "list[Any]": ...
+
+
+@dataclass(frozen=True)
+class Operation(Generic[_Body, _Params, _Chunk]):
+    """A kind of completion: from the body to the wire and back.
+
+    `names` says how this client calls what the service may find wrong.
+    """
+
+    decode: Callable[[bytes], _Body]
+    params: Callable[[_Body], _Params]
+    names: Callable[[_Body], Mapping[str, str]]
+    create: Callable[[Upstream, _Params, CallOptions, _Body], Awaitable[msgspec.Struct]]
+    stream: Callable[[Upstream, _Params, CallOptions, float], AsyncGenerator[_Chunk | None, None]]
+    events: Callable[[_Body], Events[_Chunk]]
+
+
+class Generation(Generic[_Body, _Params, _Chunk]):
+    """An ASGI application rather than a function: it watches its client while it works.
+
+    When the client leaves, the work is cancelled, and with it the call to the service. When
+    `stopping` is set, so is the work, and the client is told.
+    """
+
+    def __init__(
+        self,
+        operation: Operation[_Body, _Params, _Chunk],
+        settings: Settings,
+        metrics: Metrics,
+        stopping: asyncio.Event,
+    ) -> None:
+        self._operation = operation
+        self._settings = settings
+        self._stopping = stopping
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        http = Request(scope)
+        body = self._operation.decode(
+            await read_body(http.headers, receive, self._settings.max_body_bytes)
+        )
+        if body.request_id is not None:
+            http.state.exchange.suggest_id(body.request_id)
+        params = self._operation.params(body)
+        try:
+            if body.stream:
+                await self._stream(http, body, params, receive, send)
+            else:
+                await while_connected(
+                    receive, self._stopping, self._create(http, body, params, send)
+                )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, self._operation.names(body)) from None
+
+    async def _create(self, http: Request, body: _Body, params: _Params, send: Send) -> None:
+        answer = await self._operation.create(
+            http.state.upstream, params, self._options(http), body
+        )
+        await json_response(answer)(http.scope, http.receive, send)
+
+    async def _stream(
+        self, http: Request, body: _Body, params: _Params, receive: Receive, send: Send
+    ) -> None:
+        events = sse.EventStream(send)
+        work = self._send_events(http, body, params, events)
+        try:
+            await while_connected(receive, self._stopping, work)
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            if not events.is_open:
+                raise
+            await events.write(sse.event(from_exception(error).body))
+        await events.close()
+
+    async def _send_events(
+        self, http: Request, body: _Body, params: _Params, events: sse.EventStream
+    ) -> None:
+        started_at_s = time.perf_counter()
+        answer = self._operation.events(body)
+        idle_s = self._settings.sse_ping_interval_s
+        stream = self._operation.stream(http.state.upstream, params, self._options(http), idle_s)
+        async with aclosing(stream) as chunks:
+            async for chunk in chunks:
+                if chunk is None:
+                    await events.write(sse.PING)
+                    continue
+                is_first = not answer.is_started
+                await events.write(b"".join(map(sse.event, answer.push(chunk))))
+                if is_first and answer.is_started:
+                    self._metrics.first_token_s.observe(time.perf_counter() - started_at_s)
+        await events.write(b"".join(map(sse.event, answer.finish())))
+
+    def _options(self, http: Request) -> CallOptions:
+        return CallOptions(self._settings.request_timeout_s, http.state.exchange.call_metadata)

@@ -1,0 +1,64 @@
+"""POST /tokenize and /detokenize."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from chatrpc.v1 import model_service_pb2
+from gateway_http.clients import json_response, read_body
+from gateway_http.config import Settings
+from gateway_http.convert import tokens
+from gateway_http.protocol.decode import decoder
+from gateway_http.protocol.error import ApiError
+from gateway_http.protocol.tokens import DetokenizeRequest, TokenizeRequest
+from gateway_http.upstreams import CallOptions, Upstream
+
+_TIMEOUT_S = 60
+
+_decode_tokenize = decoder(TokenizeRequest)
+_decode_detokenize = decoder(DetokenizeRequest)
+
+
+async def tokenize(request: Request) -> Response:
+    body = _decode_tokenize(await _read(request))
+    wanted = tokens.tokenize_request(body, await _model(request, body.model))
+    answer = await _upstream(request).tokenize(wanted, _options(request))
+    return json_response(tokens.tokenize_answer(answer, body))
+
+
+async def detokenize(request: Request) -> Response:
+    body = _decode_detokenize(await _read(request))
+    wanted = model_service_pb2.DetokenizeRequest(
+        model=await _model(request, body.model), token_ids=body.tokens
+    )
+    answer = await _upstream(request).detokenize(wanted, _options(request))
+    return json_response(tokens.detokenize_answer(answer))
+
+
+async def _read(request: Request) -> bytes:
+    settings: Settings = request.app.state.settings
+    return await read_body(request.headers, request.receive, settings.max_body_bytes)
+
+
+async def _model(request: Request, named: str | None) -> str:
+    """llama.cpp's clients name none: its server has but one."""
+    if named is not None:
+        return named
+    served = await _upstream(request).list_models(_options(request))
+    if not served:
+        raise ApiError(
+            503,
+            "No model is served yet.",
+            kind="service_unavailable_error",
+            code="service_unavailable",
+            headers={"retry-after": "1"},
+        )
+    return served[0].id
+
+
+def _upstream(request: Request) -> Upstream:
+    upstream: Upstream = request.state.upstream
+    return upstream
+
+
+def _options(request: Request) -> CallOptions:
+    return CallOptions(_TIMEOUT_S, request.state.exchange.call_metadata)

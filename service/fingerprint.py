@@ -1,0 +1,28 @@
+"""What a model's answers depend on beside the request, in a few characters."""
+
+import hashlib
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+_NUM_SAMPLES = 64
+_SAMPLE_BYTES = 4096
+
+
+def fingerprint(path: Path, *precision: str) -> str:
+    """Changes with the files in `path`, the precision asked for and our version."""
+    digest = hashlib.sha256(repr((precision, version("chatrpc"))).encode())
+    for file in sorted(file for file in path.iterdir() if file.is_file()):
+        digest.update(repr((file.name, file.stat().st_size)).encode())
+        for sample in _samples(file):
+            digest.update(sample)
+    return f"fp_{digest.hexdigest()[:12]}"
+
+
+def _samples(file: Path) -> Iterator[bytes]:
+    """Pieces from all over a file: other weights differ everywhere; to read all takes too long."""
+    last = max(0, file.stat().st_size - _SAMPLE_BYTES)
+    with file.open("rb") as opened:
+        for i in range(_NUM_SAMPLES):
+            opened.seek(last * i // (_NUM_SAMPLES - 1))
+            yield opened.read(_SAMPLE_BYTES)

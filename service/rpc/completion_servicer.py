@@ -1,0 +1,77 @@
+"""CompletionService: text completions, whole or streamed."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+
+from chatrpc.v1 import completion_pb2, completion_service_pb2, completion_service_pb2_grpc
+from service.errors import MissingField
+from service.rpc.chat_servicer import ADMITTED
+from service.rpc.completion_answers import CompletionBuilder
+from service.rpc.completion_generation import (
+    ChoiceDelta,
+    compile_form,
+    engine_requests,
+    generate,
+    read_prompts,
+)
+from service.rpc.completion_request import completion_request
+from service.rpc.deadline import deadline_of
+from service.rpc.interceptor import Context
+from service.rpc.lifecycle import Lifecycle
+
+
+class CompletionServicer(completion_service_pb2_grpc.CompletionServiceServicer):
+    """Answers what `lifecycle` admits. Leaving a call, however, ends its generation.
+
+    Args:
+        max_request_s: the longest a request may take, whatever its caller allows.
+    """
+
+    def __init__(self, lifecycle: Lifecycle, max_request_s: float) -> None:
+        self._lifecycle = lifecycle
+        self._max_request_s = max_request_s
+
+    async def CreateCompletion(
+        self, request: completion_service_pb2.CreateCompletionRequest, context: Context
+    ) -> completion_service_pb2.CreateCompletionResponse:
+        async with self._admitted(request.params, context) as (builder, chunks):
+            completion = builder.whole([chunk async for chunk in chunks])
+        return completion_service_pb2.CreateCompletionResponse(completion=completion)
+
+    async def StreamCompletion(
+        self, request: completion_service_pb2.StreamCompletionRequest, context: Context
+    ) -> AsyncGenerator[completion_service_pb2.StreamCompletionResponse, None]:
+        async with self._admitted(request.params, context) as (_, chunks):
+            await context.send_initial_metadata(ADMITTED)
+            async for chunk in chunks:
+                yield completion_service_pb2.StreamCompletionResponse(chunk=chunk)
+
+    @asynccontextmanager
+    async def _admitted(
+        self, params: completion_pb2.CompletionParams, context: Context
+    ) -> AsyncIterator[
+        tuple[CompletionBuilder, AsyncGenerator[completion_pb2.CompletionChunk, None]]
+    ]:
+        """A request that has passed everything that could refuse it, and its answer to come."""
+        if not params.model:
+            raise MissingField("model")
+        deadline = deadline_of(context, self._max_request_s)
+        with self._lifecycle.admit(params.model) as model:
+            model.engine.check_room()
+            request = completion_request(params, model)
+            prompts = await read_prompts(request, model, deadline)
+            form = await compile_form(request, model, deadline)
+            asked = engine_requests(request, prompts, model, form, deadline)
+            async with aclosing(generate(model, asked, request.sampling, form)) as deltas:
+                await anext(deltas)
+                builder = CompletionBuilder(request, prompts, model.card, model.tokenizer)
+                async with aclosing(_chunks(deltas, builder)) as chunks:
+                    yield builder, chunks
+
+
+async def _chunks(
+    deltas: AsyncIterator[ChoiceDelta | None], builder: CompletionBuilder
+) -> AsyncGenerator[completion_pb2.CompletionChunk, None]:
+    async for delta in deltas:
+        if delta is not None and (chunk := await builder.push(delta)) is not None:
+            yield chunk

@@ -1,0 +1,292 @@
+"""docs/parity.md: every field of the HTTP API has its row, and every field of the wire."""
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import pytest
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+
+from chatrpc.v1 import (
+    chat_pb2,
+    chat_service_pb2,
+    completion_pb2,
+    completion_service_pb2,
+    model_service_pb2,
+)
+from gateway_http.convert import completions, requests, tokens
+from gateway_http.protocol import completion, error, request, response, sampling
+from gateway_http.protocol import tokens as token_types
+from gateway_http.protocol.decode import decoder
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "parity.md"
+ROWS = re.findall(
+    r"^\| (?:`([\w.]+)`|none) \| (?:`([\w.]+)`|none) \| (.*) \|$", PAGE.read_text(), re.MULTILINE
+)
+
+STRUCTS = (request, sampling, completion, token_types, response, error)
+PROTOS = (chat_pb2, chat_service_pb2, completion_pb2, completion_service_pb2, model_service_pb2)
+
+# Their fields are those of the requests made from them.
+PARTS_OF_OTHERS = {"Part", "UnservedParameters", "SamplingParameters", "GenerationRequest"}
+
+
+def own_structs(module: ModuleType) -> dict[str, type[msgspec.Struct]]:
+    return {
+        name: kind
+        for name, kind in vars(module).items()
+        if isinstance(kind, type)
+        and issubclass(kind, msgspec.Struct)
+        and kind.__module__ == module.__name__
+        and name not in PARTS_OF_OTHERS
+    }
+
+
+TWICE = {"Message", "ToolCall", "FunctionCall"}  # in requests and in answers
+NAMES: dict[type[msgspec.Struct], str] = {
+    kind: f"{module.__name__.rpartition('.')[2].capitalize()}{name}" if name in TWICE else name
+    for module in STRUCTS
+    for name, kind in own_structs(module).items()
+}
+
+
+def struct_fields() -> set[str]:
+    return {f"{name}.{field}" for kind, name in NAMES.items() for field in kind.__struct_fields__}
+
+
+def messages(descriptor: Descriptor) -> Iterator[Descriptor]:
+    if not descriptor.GetOptions().map_entry:
+        yield descriptor
+        for nested in descriptor.nested_types:
+            yield from messages(nested)
+
+
+def wire_fields() -> set[str]:
+    return {
+        f"{descriptor.name}.{field.name}"
+        for module in PROTOS
+        for top in module.DESCRIPTOR.message_types_by_name.values()
+        for descriptor in messages(top)
+        for field in descriptor.fields
+    }
+
+
+def test_every_field_of_the_http_api_has_a_row_and_no_other_has() -> None:
+    assert {http for http, _, _ in ROWS if http} == struct_fields()
+
+
+def test_every_field_of_the_wire_has_a_row_and_no_other_has() -> None:
+    assert {wire for _, wire, _ in ROWS if wire} == wire_fields()
+
+
+def test_a_row_without_its_other_half_says_why() -> None:
+    plumbing = {"params", "completion", "chunk", "model"}  # of the RPCs' own messages
+    for http, wire, note in ROWS:
+        assert http or wire
+        assert (http and wire) or note or wire.rpartition(".")[2] in plumbing, (http, wire)
+
+
+# Bodies that have every field of a request somewhere. Each of the first is one optional field.
+HI = {"role": "user", "content": "Hi"}
+TOOL = {"type": "function", "function": {"name": "f"}}
+SAMPLING: dict[str, Any] = {
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "top_k": 5,
+    "min_p": 0.5,
+    "presence_penalty": 1,
+    "frequency_penalty": 1,
+    "repetition_penalty": 1.5,
+    "repeat_penalty": 1.5,
+    "max_tokens": 5,
+    "min_tokens": 1,
+    "seed": 5,
+    "n": 2,
+    "stop": "x",
+    "stop_token_ids": [1],
+    "logit_bias": {"5": 1.5},
+    "ignore_eos": True,
+    "include_stop_str_in_output": True,
+    "skip_special_tokens": False,
+    "bad_words": ["x"],
+    "allowed_token_ids": [1],
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {"name": "s", "description": "d", "schema": {"a": 1}, "strict": True},
+    },
+    "structured_outputs": {"regex": "a"},
+    "prompt_logprobs": 1,
+    "return_token_ids": True,
+    "truncate_prompt_tokens": 5,
+    "priority": 1,
+    "cache_salt": "s",
+    "user": "u",
+}
+CHAT = SAMPLING | {
+    "max_completion_tokens": 5,
+    "tools": [
+        {
+            "type": "function",
+            "function": {"name": "f", "description": "d", "parameters": {"a": 1}, "strict": True},
+        }
+    ],
+    "tool_choice": TOOL,
+    "parallel_tool_calls": False,
+    "logprobs": True,
+    "top_logprobs": 1,
+    "reasoning_effort": "low",
+    "verbosity": "low",
+    "modalities": ["text"],
+    "audio": {"voice": "alto", "format": "wav"},
+    "prediction": {"type": "content", "content": "x"},
+    "chat_template_kwargs": {"a": 1},
+    "add_generation_prompt": False,
+    "continue_final_message": True,
+    "safety_identifier": "i",
+    "metadata": {"a": "b"},
+    "store": True,
+    "prompt_cache_key": "k",
+    "service_tier": "auto",
+}
+TEXT = SAMPLING | {"echo": True, "logprobs": 1, "suffix": "x", "add_special_tokens": False}
+DATA = base64.b64encode(b"x").decode()
+CONVERSATION = [
+    HI | {"name": "n"},
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "t"},
+            {"type": "image_url", "image_url": {"url": "u", "detail": "low"}},
+            {"type": "input_audio", "input_audio": {"data": DATA, "format": "wav"}},
+            {"type": "file", "file": {"file_id": "i", "filename": "n"}},
+            {"type": "file", "file": {"file_data": DATA}},
+        ],
+    },
+    {
+        "role": "assistant",
+        "content": [{"type": "refusal", "refusal": "no"}],
+        "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        ],
+        "reasoning_content": "r",
+    },
+    {"role": "assistant", "content": "x", "refusal": "no", "reasoning": "r"},
+    {"role": "tool", "content": "x", "tool_call_id": "c"},
+]
+FORMS = (
+    {"structured_outputs": {"json": {"a": 1}}},
+    {"structured_outputs": {"choice": ["a"]}},
+    {"structured_outputs": {"grammar": "a"}},
+    {"structured_outputs": {"json_object": True}},
+)
+ALLOWED = {
+    "tool_choice": {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "auto", "tools": [TOOL]},
+    }
+}
+TOKENIZE = {
+    "add_special_tokens": True,
+    "add_special": True,
+    "return_token_strs": True,
+    "with_pieces": True,
+}
+OF_MESSAGES = {
+    "add_generation_prompt": False,
+    "continue_final_message": True,
+    "chat_template_kwargs": {"a": 1},
+}
+
+Case = tuple[type[msgspec.Struct], dict[str, Any], Callable[[Any], Message]]
+
+
+def cases() -> Iterator[Case]:
+    chat: dict[str, Any] = {"model": "m", "messages": [HI]}
+    text: dict[str, Any] = {"model": "m", "prompt": "x"}
+    yield request.ChatCompletionRequest, chat, requests.params
+    yield request.ChatCompletionRequest, chat | {"messages": CONVERSATION}, requests.params
+    for fields in (*({name: value} for name, value in CHAT.items()), *FORMS, ALLOWED):
+        yield request.ChatCompletionRequest, chat | fields, requests.params
+    yield completion.CompletionRequest, text, completions.params
+    yield completion.CompletionRequest, text | {"prompt": [1]}, completions.params
+    for name, value in TEXT.items():
+        yield completion.CompletionRequest, text | {name: value}, completions.params
+
+    def tokenize(body: token_types.TokenizeRequest) -> Message:
+        return tokens.tokenize_request(body, body.model or "first")
+
+    for given in ({"prompt": "x"}, {"content": "x"}):
+        yield token_types.TokenizeRequest, given | {"model": "m"}, tokenize
+        for name, value in TOKENIZE.items():
+            yield token_types.TokenizeRequest, given | {name: value}, tokenize
+    for name, value in OF_MESSAGES.items():
+        yield token_types.TokenizeRequest, {"messages": [HI], name: value}, tokenize
+
+
+def given_fields(value: Any) -> Iterator[str]:
+    """The fields of the structs in a request that are not null."""
+    if isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            held = getattr(value, name)
+            if held is not None:
+                yield f"{NAMES[type(value)]}.{name}"
+                yield from given_fields(held)
+    elif isinstance(value, list):
+        for item in value:
+            yield from given_fields(item)
+
+
+def set_fields(message: Message) -> Iterator[str]:
+    """The fields of the messages in a message that are set."""
+    for field, value in message.ListFields():
+        yield f"{message.DESCRIPTOR.name}.{field.name}"
+        kind = field.message_type
+        if kind is not None and not kind.GetOptions().map_entry:
+            for item in value if field.is_repeated else [value]:
+                yield from set_fields(item)
+
+
+def arrivals() -> list[tuple[set[str], set[str]]]:
+    """What was given over HTTP and what was set on the wire, for each case."""
+    found = []
+    for kind, body, convert in cases():
+        decoded = decoder(kind)(json.dumps(body).encode())
+        found.append((set(given_fields(decoded)), set(set_fields(convert(decoded)))))
+    return found
+
+
+ARRIVALS = arrivals()
+ASKED = {name for given, _ in ARRIVALS for name in given}
+
+
+@pytest.mark.parametrize(
+    ("http", "wire"), [(http, wire) for http, wire, _ in ROWS if http in ASKED and wire]
+)
+def test_a_field_of_a_request_arrives_where_its_row_says(http: str, wire: str) -> None:
+    assert any(http in given and wire in told for given, told in ARRIVALS)
+
+
+@pytest.mark.parametrize("http", sorted({*CHAT}))
+def test_nothing_but_its_field_sets_it(http: str) -> None:
+    """What a field of a chat is said to set is not set without it."""
+    rows = {wire for h, wire, _ in ROWS if h == f"ChatCompletionRequest.{http}"}
+    plain = next(told for given, told in ARRIVALS if "ChatCompletionRequest.messages" in given)
+    assert not rows & plain
+
+
+def test_every_field_that_has_a_place_is_among_the_cases() -> None:
+    requests_of_ours = {
+        name
+        for kind, name in NAMES.items()
+        if kind.__module__ in {request.__name__, sampling.__name__}
+    } | {"CompletionRequest", "TokenizeRequest"}
+    with_place = {
+        http for http, wire, _ in ROWS if wire and http and http.split(".")[0] in requests_of_ours
+    }
+    assert with_place <= ASKED

@@ -1,0 +1,81 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine.logprobs import token_logprobs
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 700),
+    st.integers(0, 2**32),
+    st.floats(0.0, 20.0),
+    st.integers(0, 30),
+    st.booleans(),
+)
+def test_they_are_what_the_definition_gives(
+    vocab_size: int, seed: int, spread: float, num_top: int, has_ties: bool
+) -> None:
+    """Against float64; with many logits alike too."""
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_normal(vocab_size) * spread).astype(np.float32)
+    if has_ties:
+        logits = np.rint(logits)
+    token_id = int(rng.integers(vocab_size))
+    [told] = token_logprobs(torch.from_numpy(logits)[None], [(0, token_id, num_top)])
+    exact = logits.astype(np.float64)
+    exact -= exact.max()
+    exact -= math.log(np.exp(exact).sum())
+    assert told.token_id == token_id
+    assert told.logprob == pytest.approx(exact[token_id], abs=1e-4)
+    assert [p for _, p in told.top] == pytest.approx(np.sort(exact)[::-1][:num_top], abs=1e-4)
+    assert len({t for t, _ in told.top}) == min(num_top, vocab_size)
+    assert list(told.top) == sorted(told.top, key=lambda pair: (-pair[1], pair[0]))
+    assert all(p == pytest.approx(exact[t], abs=1e-4) for t, p in told.top)
+
+
+def test_of_equals_the_lowest_are_taken() -> None:
+    logits = torch.zeros(1, 1000)
+    logits[0, 7::10] = 2.0
+    [told] = token_logprobs(logits, [(0, 3, 5)])
+    assert [t for t, _ in told.top] == [7, 17, 27, 37, 47]
+
+
+def test_each_row_tells_as_many_as_it_was_asked_for() -> None:
+    logits = torch.randn(3, 300, generator=torch.Generator().manual_seed(0))
+    told = token_logprobs(logits, [(0, 5, 0), (2, 6, 7), (1, 7, 1), (1, 8, 3)])
+    assert [len(t.top) for t in told] == [0, 7, 1, 3]
+    assert [t.token_id for t in told] == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("vocab_size", [49152, 50257])
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_row_alone_is_that_row_among_others_to_the_last_bit(
+    vocab_size: int, num_threads: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(40, vocab_size, generator=generator) * 4).to(torch.bfloat16).float()
+    wanted = [(row, row * 7, row % 6) for row in range(40)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    together = token_logprobs(logits, wanted)
+    alone = [token_logprobs(logits[r : r + 1].clone(), [(0, t, n)])[0] for r, t, n in wanted]
+    others = token_logprobs(logits[5:30], [(r, t, n) for r, (_, t, n) in enumerate(wanted[5:30])])
+    torch.set_num_threads(before)
+    assert together == alone
+    assert others == together[5:30]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_broken_row_has_no_probability_and_spoils_no_other(bad: float) -> None:
+    logits = torch.randn(2, 200, generator=torch.Generator().manual_seed(0))
+    [good] = token_logprobs(logits[1:].clone(), [(0, 4, 3)])
+    logits[0] = bad
+    broken, still_good = token_logprobs(logits, [(0, 4, 3), (1, 4, 3)])
+    assert broken.logprob == -math.inf
+    assert not any(math.isnan(p) for _, p in broken.top)
+    assert still_good == good

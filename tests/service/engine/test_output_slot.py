@@ -1,0 +1,62 @@
+import asyncio
+
+import pytest
+
+from service.engine.output_slot import OutputSlot
+from service.errors import StepFailed
+from service.types import FinishReason, TokenOutput
+
+INTERVAL_S = 1.0
+
+
+async def is_waiting(slot: OutputSlot) -> bool:
+    """Whether its reader would have to wait. What it would have got is lost."""
+    reader = asyncio.ensure_future(slot.take())
+    await asyncio.sleep(0)  # it runs until it waits or returns
+    is_done = reader.done()
+    reader.cancel()
+    return not is_done
+
+
+async def test_the_first_output_goes_at_once() -> None:
+    slot = OutputSlot()
+    slot.put(TokenOutput((1,)))
+    slot.release(100.0, INTERVAL_S)
+    assert await slot.take() == TokenOutput((1,))
+
+
+async def test_the_next_waits_for_the_interval_and_comes_in_one() -> None:
+    slot = OutputSlot()
+    slot.put(TokenOutput((1,)))
+    slot.release(100.0, INTERVAL_S)
+    await slot.take()
+    for token_id, now_s in ((2, 100.3), (3, 100.6)):
+        slot.put(TokenOutput((token_id,)))
+        slot.release(now_s, INTERVAL_S)
+        assert await is_waiting(slot)
+    slot.release(101.0, INTERVAL_S)
+    assert await slot.take() == TokenOutput((2, 3))
+
+
+async def test_nothing_is_released_where_nothing_is_pending() -> None:
+    slot = OutputSlot()
+    slot.release(100.0, INTERVAL_S)
+    assert await is_waiting(slot)
+
+
+async def test_the_end_does_not_wait() -> None:
+    slot = OutputSlot()
+    slot.put(TokenOutput((1,)))
+    slot.release(100.0, INTERVAL_S)
+    await slot.take()
+    slot.put(TokenOutput((2,), FinishReason.LENGTH))
+    assert await slot.take() == TokenOutput((2,), FinishReason.LENGTH)
+
+
+async def test_an_error_does_not_wait_and_comes_behind_what_is_pending() -> None:
+    slot = OutputSlot()
+    slot.put(TokenOutput((1,)))
+    slot.put(StepFailed())
+    assert await slot.take() == TokenOutput((1,))
+    with pytest.raises(StepFailed):
+        await slot.take()

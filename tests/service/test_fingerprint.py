@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+from service.fingerprint import fingerprint
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(bytes(1_000_000))
+    return tmp_path
+
+
+def test_the_same_files_and_precision_have_the_same_fingerprint(model: Path) -> None:
+    before = fingerprint(model, "auto", "int8")
+    (model / "config.json").touch()
+    assert fingerprint(model, "auto", "int8") == before
+    assert before.startswith("fp_")
+
+
+def test_another_precision_has_another(model: Path) -> None:
+    assert fingerprint(model, "auto", "int8") != fingerprint(model, "auto", "none")
+
+
+@pytest.mark.parametrize("place", [0, 999_999])
+def test_other_weights_have_another(model: Path, place: int) -> None:
+    before = fingerprint(model)
+    weights = bytearray(1_000_000)
+    weights[place] = 1
+    (model / "model.safetensors").write_bytes(weights)
+    assert fingerprint(model) != before
+
+
+def test_another_file_has_another(model: Path) -> None:
+    before = fingerprint(model)
+    (model / "chat_template.jinja").write_text("")
+    assert fingerprint(model) != before
