@@ -49,8 +49,9 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
         control_token_id=model.grammars.control_token_id if model.grammars else _no_token,
     )
     reasoning = None if thinking is Thinking.CLOSED else markers
-    shown = (*((reasoning.start, reasoning.end) if reasoning else ()),)
-    shown += syntax.markers if syntax else ()
+    shown = [*(syntax.markers if syntax else ())]
+    if reasoning is not None:
+        shown += [reasoning.start, reasoning.end]
     token_ids = {model.tokenizer.special_token_id(marker): marker for marker in shown}
     return Conversation(
         prompt_token_ids=encode_prompt(model.tokenizer, text, options),
