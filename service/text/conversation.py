@@ -54,7 +54,7 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
         shown += [reasoning.start, reasoning.end]
     token_ids = {model.tokenizer.special_token_id(marker): marker for marker in shown}
     return Conversation(
-        prompt_token_ids=encode_prompt(model.tokenizer, text, options),
+        prompt_token_ids=encode_prompt(model.tokenizer, text, chat.prompt),
         reading=Reading(
             reasoning=reasoning,
             is_thinking=thinking is Thinking.OPEN,
