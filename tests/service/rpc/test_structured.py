@@ -76,6 +76,15 @@ async def test_the_other_forms(obedient: Running) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "regex", [r"\d{8}", r"[\d]{8}", r"\w{8}", r"[^\W]{8}", r"\\d{8}", r"(?:\d|x){8}"]
+)
+async def test_digits_and_words_are_ascii(obedient: Running, regex: str) -> None:
+    for _ in range(3):
+        text = await content(obedient, response_format=Format(regex=regex))
+        assert re.fullmatch(regex, text, re.ASCII)
+
+
 async def test_a_text_completion_can_have_a_form_too(obedient: Running) -> None:
     form = Format(choice=chat_pb2.ChoiceFormat(choices=["red", "blue"]))
     params = completion_pb2.CompletionParams(
