@@ -12,6 +12,7 @@ from service.text.tool_calls.syntax import SYNTAXES
 from service.types import (
     AnswerConstraint,
     ChatRequest,
+    ResponseFormat,
     ServedModel,
     ToolFormat,
     ToolMode,
@@ -65,6 +66,20 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
             shown_tokens={i: marker for i, marker in token_ids.items() if i is not None},
         ),
         grammar=grammar if grammar.is_needed else None,
+    )
+
+
+def form_grammar(response_format: ResponseFormat, model: ServedModel) -> AnswerGrammar:
+    """The grammar of an answer that is nothing but the form."""
+    return AnswerGrammar(
+        response_format=response_format,
+        tools=(),
+        tool_mode=ToolMode.AUTO,
+        is_parallel=False,
+        syntax=None,
+        markers=None,
+        thinking=Thinking.CLOSED,
+        control_token_id=model.grammars.control_token_id if model.grammars else _no_token,
     )
 
 

@@ -13,6 +13,8 @@ _WHITE_SPACE = r"[ \n\t]{1,20}"
 # Any text at all, as a terminal; control tokens are not text.
 TEXT = "TEXT: /(?s:.*)/"
 
+_ASCII = {"d": "[0-9]", "D": "[^0-9]", "w": "[0-9A-Za-z_]", "W": "[^0-9A-Za-z_]"}
+
 ControlTokens = Callable[[str], int | None]
 
 
@@ -58,8 +60,15 @@ def with_options(schema: dict[str, Any], *, is_lenient: bool = False) -> dict[st
 
 
 def regex_rules(regex: str) -> str:
-    """Rules by which `start` is what the expression matches as a whole."""
-    rules: str = json.loads(LLMatcher.grammar_from_regex(regex))["grammars"][0]["lark_grammar"]
+    r"""Rules by which `start` is what the expression matches as a whole.
+
+    Digits and words are those of ASCII, as in the patterns of JSON Schema: llguidance's `\d` and
+    `\w` alone would have a model fill a date with digits of any script.
+    """
+    plain = re.sub(
+        r"\\(.)", lambda escape: _ASCII.get(escape[1], escape[0]), regex, flags=re.DOTALL
+    )
+    rules: str = json.loads(LLMatcher.grammar_from_regex(plain))["grammars"][0]["lark_grammar"]
     return rules
 
 

@@ -10,7 +10,7 @@ import grpc
 import jsonschema
 import pytest
 
-from chatrpc.v1 import chat_pb2
+from chatrpc.v1 import chat_pb2, completion_pb2, completion_service_pb2
 from service.text.grammars import CompiledGrammars
 from service.types import FinishReason, TokenOutput
 from tests.fakes.engine import FakeEngine
@@ -74,6 +74,26 @@ async def test_the_other_forms(obedient: Running) -> None:
     assert re.fullmatch(
         r"<[a-z]{2}>", await content(obedient, response_format=Format(grammar=gbnf))
     )
+
+
+@pytest.mark.parametrize(
+    "regex", [r"\d{8}", r"[\d]{8}", r"\w{8}", r"[^\W]{8}", r"\\d{8}", r"(?:\d|x){8}"]
+)
+async def test_digits_and_words_are_ascii(obedient: Running, regex: str) -> None:
+    for _ in range(3):
+        text = await content(obedient, response_format=Format(regex=regex))
+        assert re.fullmatch(regex, text, re.ASCII)
+
+
+async def test_a_text_completion_can_have_a_form_too(obedient: Running) -> None:
+    form = Format(choice=chat_pb2.ChoiceFormat(choices=["red", "blue"]))
+    params = completion_pb2.CompletionParams(
+        model="fake", prompts=[completion_pb2.CompletionPrompt(text="Sky:")], response_format=form
+    )
+    response = await obedient.completions.CreateCompletion(
+        completion_service_pb2.CreateCompletionRequest(params=params)
+    )
+    assert response.completion.choices[0].text in {"red", "blue"}
 
 
 async def test_free_text_has_no_constraint(running: Running) -> None:
