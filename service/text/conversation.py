@@ -63,6 +63,7 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
             call_names=frozenset(tool.name for tool in chat.tools),
             is_named=chat.tool_mode is ToolMode.NAMED,
             ends_after_call=not grammar.is_parallel,
+            ends_at_repetition=chat.tool_mode is ToolMode.REQUIRED,
             shown_tokens={i: marker for i, marker in token_ids.items() if i is not None},
         ),
         grammar=grammar if grammar.is_needed else None,
