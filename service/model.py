@@ -128,7 +128,7 @@ class ModelLoader:
         except ValueError as error:
             log.warning("answers cannot be held to a grammar", reason=str(error).splitlines()[0])
             return None
-        return CompiledGrammars(trie)
+        return CompiledGrammars(trie, self._tokenizer.added_token_ids)
 
 
 def _compile_kernels(cache_dir: Path) -> None:

@@ -192,6 +192,13 @@ class AnswerConstraint(Constraint, Protocol):
 class Grammars(Protocol):
     """Compiles grammars for one model's tokens. Safe to call from any thread."""
 
+    def control_token_id(self, text: str) -> int | None:
+        """The id of the token that a grammar can name by it alone; None where `text` is text.
+
+        Among them are special tokens, and others that look like one, `<tool_call>` say.
+        """
+        ...
+
     def compile(self, grammar: str) -> AnswerConstraint:
         """The grammar, in llguidance's notation, compiled or from the cache.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from service.engine.vocab_blocks import as_blocks, top
+from service.engine.vocab_blocks import BLOCK, as_blocks, top
 from service.types import TokenLogprobs
 
 # Rows at once on a CPU, for the sake of its caches.
@@ -42,13 +42,18 @@ def _top(logprobs: Tensor, num_top: Sequence[int]) -> list[tuple[tuple[int, floa
     if not most:
         return [()] * len(num_top)
     last = [min(max(n, 1), vocab_size) - 1 for n in num_top]
-    values, _ = top(as_blocks(logprobs, padding=-torch.inf), most)
+    blocks = as_blocks(logprobs, padding=-torch.inf)
+    values, _ = top(blocks, most)
     least = values.gather(-1, torch.tensor(last, device=logprobs.device)[:, None])
-    found_rows, found = (logprobs >= least).nonzero(as_tuple=True)
-    found_values = logprobs[found_rows, found]
+    in_row, in_block = (blocks.amax(-1) >= least).nonzero(as_tuple=True)
+    found = blocks[in_row, in_block]
+    place, offset = (found >= least[in_row]).nonzero(as_tuple=True)
     candidates: list[list[tuple[int, float]]] = [[] for _ in num_top]
     for row, token_id, value in zip(
-        found_rows.tolist(), found.tolist(), found_values.tolist(), strict=True
+        in_row[place].tolist(),
+        (in_block[place] * BLOCK + offset).tolist(),
+        found[place, offset].tolist(),
+        strict=True,
     ):
         candidates[row].append((token_id, value))
     # A stable sort: they come with rising ids.

@@ -54,7 +54,10 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
         with self._lifecycle.admit(params.model) as model:
             model.engine.check_room()
             convert.check_fits(
-                params.messages, model.tokenizer.max_token_chars, model.card.max_model_len
+                params.messages,
+                model.tokenizer.max_token_chars,
+                model.card.max_model_len,
+                params.tools,
             )
             chat = convert.chat_request(params, model.sampling_defaults, model.vocab_size)
             prepared = await generation.prepare(chat, model, deadline)

@@ -11,9 +11,7 @@ from service.rpc.deadline import until
 from service.rpc.generation import bad_token_sequences, check_form, compiling, tokenizing
 from service.rpc.merged import Merged
 from service.text.answer import AnswerText, TextDelta
-from service.text.answer_grammar import AnswerGrammar
-from service.text.conversation import compile_grammar
-from service.text.reasoning import Thinking
+from service.text.conversation import compile_grammar, form_grammar
 from service.types import (
     AnswerConstraint,
     FinishReason,
@@ -23,7 +21,6 @@ from service.types import (
     Tokenizer,
     TokenLogprobs,
     TokenOutput,
-    ToolMode,
 )
 
 # An answer has at most 32 MiB; a log probability with its token takes 20 to 60 bytes.
@@ -90,16 +87,7 @@ async def compile_form(
     """
     if request.response_format is None:
         return None
-    grammar = AnswerGrammar(
-        request.response_format,
-        tools=(),
-        tool_mode=ToolMode.AUTO,
-        is_parallel=False,
-        syntax=None,
-        markers=None,
-        thinking=Thinking.CLOSED,
-        special_token_id=model.tokenizer.special_token_id,
-    )
+    grammar = form_grammar(request.response_format, model)
     async with until(deadline):
         return await asyncio.get_running_loop().run_in_executor(
             compiling, compile_grammar, grammar, model

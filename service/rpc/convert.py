@@ -133,7 +133,10 @@ def prompt_options(
 
 
 def check_fits(
-    protos: Sequence[chat_pb2.ChatMessage], max_token_chars: int, max_model_len: int
+    protos: Sequence[chat_pb2.ChatMessage],
+    max_token_chars: int,
+    max_model_len: int,
+    tools: Sequence[chat_pb2.Tool] = (),
 ) -> None:
     """Refuse a conversation that cannot fit, by its size alone, before any work is done on it.
 
@@ -148,7 +151,7 @@ def check_fits(
         + len(proto.reasoning_content)
         + sum(len(call.function.arguments_json) for call in proto.tool_calls)
         for proto in protos
-    )
+    ) + sum(len(tool.function.description) for tool in tools)
     if num_chars >= max_token_chars * max_model_len:
         raise ContextLengthExceeded(num_chars // max_token_chars, max_model_len)
 

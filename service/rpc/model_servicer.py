@@ -3,7 +3,7 @@
 import asyncio
 
 from chatrpc.v1 import chat_pb2, model_service_pb2, model_service_pb2_grpc
-from service.errors import InvalidField, MissingField, UnsupportedField
+from service.errors import InvalidField, MissingField
 from service.rpc import convert
 from service.rpc.interceptor import Context
 from service.rpc.lifecycle import Lifecycle
@@ -55,7 +55,6 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         if request.WhichOneof("input") is None:
             raise MissingField("input")
         if request.HasField("conversation"):
-            _refuse_unserved(request.conversation.prompt)
             convert.check_fits(
                 request.conversation.messages, tokenizer.max_token_chars, model.card.max_model_len
             )
@@ -99,11 +98,3 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             tokenizer.decode, list(request.token_ids), skip_special_tokens=False
         )
         return model_service_pb2.DetokenizeResponse(text=text)
-
-
-def _refuse_unserved(prompt: chat_pb2.PromptOptions) -> None:
-    for name in ("continue_final_message", "truncate_prompt_tokens"):
-        if getattr(prompt, name):
-            raise UnsupportedField(
-                f"conversation.prompt.{name}", f"{name} is not supported by this service."
-            )

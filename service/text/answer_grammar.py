@@ -28,7 +28,7 @@ class AnswerGrammar:
     syntax: CallSyntax | None
     markers: ReasoningMarkers | None
     thinking: Thinking
-    special_token_id: lark.SpecialTokens
+    control_token_id: lark.ControlTokens
 
     @property
     def is_needed(self) -> bool:
@@ -79,7 +79,7 @@ class AnswerGrammar:
             check_cost(tool.parameters, _field(tool))
             if tool.is_strict:
                 check_exact(tool.parameters, _field(tool))
-        rules = CallRules(self.tools, syntax, self.is_parallel, self.special_token_id)
+        rules = CallRules(self.tools, syntax, self.is_parallel, self.control_token_id)
         if self.tool_mode is not ToolMode.AUTO:
             return rules.forced()
         if self.response_format is None:
@@ -95,10 +95,10 @@ class AnswerGrammar:
     def _thoughts(self, markers: ReasoningMarkers) -> list[str]:
         start = ""
         if self.thinking is Thinking.POSSIBLE:
-            start = lark.marked(markers.start, (markers.start,), self.special_token_id)
+            start = lark.marked(markers.start, (markers.start,), self.control_token_id)
         return [
             f"thoughts: {start} thinking gap",
-            lark.until("thinking", markers.end, self.special_token_id),
+            lark.until("thinking", markers.end, self.control_token_id),
             r"gap: /\n{0,2}/",
             lark.TEXT,
         ]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from service.errors import InvalidField, InvalidGrammar, UnsupportedField
+from service.errors import InvalidField, InvalidGrammar, TemplateRefused, UnsupportedField
 from service.text.answer_grammar import AnswerGrammar
 from service.text.chat_template import encode_prompt, render_text
 from service.text.reading import Reading
@@ -11,10 +11,8 @@ from service.text.tool_calls.prompt import template_tools, with_mistral_ids, wit
 from service.text.tool_calls.syntax import SYNTAXES
 from service.types import (
     AnswerConstraint,
-    ChatFormats,
     ChatRequest,
-    Message,
-    PromptOptions,
+    ResponseFormat,
     ServedModel,
     ToolFormat,
     ToolMode,
@@ -37,8 +35,7 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
         TemplateRefused: the template refuses the conversation.
         InvalidField: what the answer is asked to be cannot be had.
     """
-    messages, options = _with_tools(chat, model.formats)
-    text = render_text(model.tokenizer, messages, options)
+    text = _prompt(chat, model)
     markers = MARKERS.get(model.formats.reasoning)
     thinking = Thinking.CLOSED if markers is None else thinking_after(text, markers)
     syntax = SYNTAXES[model.formats.tools] if chat.tools else None
@@ -50,14 +47,15 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
         syntax=syntax,
         markers=markers,
         thinking=thinking,
-        special_token_id=model.tokenizer.special_token_id,
+        control_token_id=model.grammars.control_token_id if model.grammars else _no_token,
     )
     reasoning = None if thinking is Thinking.CLOSED else markers
-    shown = (*((reasoning.start, reasoning.end) if reasoning else ()),)
-    shown += syntax.markers if syntax else ()
+    shown = [*(syntax.markers if syntax else ())]
+    if reasoning is not None:
+        shown += [reasoning.start, reasoning.end]
     token_ids = {model.tokenizer.special_token_id(marker): marker for marker in shown}
     return Conversation(
-        prompt_token_ids=encode_prompt(model.tokenizer, text, options),
+        prompt_token_ids=encode_prompt(model.tokenizer, text, chat.prompt),
         reading=Reading(
             reasoning=reasoning,
             is_thinking=thinking is Thinking.OPEN,
@@ -65,9 +63,24 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
             call_names=frozenset(tool.name for tool in chat.tools),
             is_named=chat.tool_mode is ToolMode.NAMED,
             ends_after_call=not grammar.is_parallel,
+            ends_at_repetition=chat.tool_mode is ToolMode.REQUIRED,
             shown_tokens={i: marker for i, marker in token_ids.items() if i is not None},
         ),
         grammar=grammar if grammar.is_needed else None,
+    )
+
+
+def form_grammar(response_format: ResponseFormat, model: ServedModel) -> AnswerGrammar:
+    """The grammar of an answer that is nothing but the form."""
+    return AnswerGrammar(
+        response_format=response_format,
+        tools=(),
+        tool_mode=ToolMode.AUTO,
+        is_parallel=False,
+        syntax=None,
+        markers=None,
+        thinking=Thinking.CLOSED,
+        control_token_id=model.grammars.control_token_id if model.grammars else _no_token,
     )
 
 
@@ -93,14 +106,26 @@ def compile_grammar(grammar: AnswerGrammar, model: ServedModel) -> AnswerConstra
         raise InvalidField(grammar.field, f"No answer can be held to it: {error}") from error
 
 
-def _with_tools(
-    chat: ChatRequest, formats: ChatFormats
-) -> tuple[tuple[Message, ...], PromptOptions]:
-    """Messages and options that show the template the tools, in the way that it can take them."""
-    if not formats.has_tool_template:
-        messages = with_tools_in_text(chat.messages, chat.tools, SYNTAXES[formats.tools])
-        return messages, chat.prompt
-    messages = chat.messages
-    if formats.tools in (ToolFormat.MISTRAL, ToolFormat.MISTRAL_ARGS):
-        messages = with_mistral_ids(messages)
-    return messages, replace(chat.prompt, tools=template_tools(chat.tools))
+def _prompt(chat: ChatRequest, model: ServedModel) -> str:
+    """The prompt's text, its tools shown in the way that the template can take them."""
+    formats = model.formats
+    if formats.has_tool_template:
+        messages = chat.messages
+        if formats.tools in (ToolFormat.MISTRAL, ToolFormat.MISTRAL_ARGS):
+            messages = with_mistral_ids(messages)
+        options = replace(chat.prompt, tools=template_tools(chat.tools))
+        return render_text(model.tokenizer, messages, options)
+    syntax = SYNTAXES[formats.tools]
+    try:
+        messages = with_tools_in_text(chat.messages, chat.tools, syntax)
+        return render_text(model.tokenizer, messages, chat.prompt)
+    except TemplateRefused:
+        if not chat.tools:
+            raise
+    # Some templates, Gemma 2's among them, take no system message.
+    messages = with_tools_in_text(chat.messages, chat.tools, syntax, has_system=False)
+    return render_text(model.tokenizer, messages, chat.prompt)
+
+
+def _no_token(_: str) -> int | None:
+    return None

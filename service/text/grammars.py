@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -18,9 +18,9 @@ _MAX_REASON_LENGTH = 300
 
 _Compiled: TypeAlias = "Future[LLMatcher | str]"  # or why there is none
 
-# What one grammar may cost. On the 2-core machine that these were tried on, with 49 152 tokens,
-# hostile grammars compile in 1.5 s at the most, without the GIL, and a mask takes 0.5 s at the
-# very worst before its limit is noticed; common schemas take 1 to 50 ms and 0.05 to 5 ms.
+# What one grammar may cost. With these, on one core and for 49 152 tokens, the worst that hostile
+# grammars were found to take is 2.1 s to compile, without the GIL, and 53 ms for one mask. Common
+# schemas take 2 to 70 ms, and 0.1 ms for most masks, 1.8 ms for the longest.
 _LIMITS = LLParserLimits(
     max_items_in_row=2_000,
     initial_lexer_fuel=500_000,
@@ -37,9 +37,8 @@ def load_token_trie(
 ) -> LLTokenizer:
     """llguidance's view of a tokenizer, of the tokenizers library's JSON.
 
-    It takes 0.3 s for 49 152 tokens and holds the GIL all that time, so it is for a start alone.
-    "Slices" would make masks inside of strings faster, 0.2 instead of 0.7 ms, and this six times
-    slower.
+    It takes 0.5 s for 49 152 tokens and holds the GIL all that time, so it is for a start alone.
+    "Slices", which make the first masks inside of strings faster, would take four times as long.
 
     Raises:
         ValueError: llguidance does not know this kind of tokenizer.
@@ -56,13 +55,23 @@ class CompiledGrammars:
     once. Callers that ask for the same at the same time share one compilation.
     """
 
-    def __init__(self, tokenizer: LLTokenizer) -> None:
+    def __init__(self, tokenizer: LLTokenizer, added_token_ids: Mapping[str, int]) -> None:
+        """`added_token_ids`: the tokens that may be control tokens, by their text."""
         self._tokenizer = tokenizer
+        self._control_token_ids = {
+            text: token_id
+            for text, token_id in added_token_ids.items()
+            if tokenizer.is_special_token(token_id)
+        }
         token_ids = frozenset(tokenizer.eos_tokens)
         self._end = _End(token_ids, _bits(token_ids, tokenizer.vocab_size))
         self._lock = threading.Lock()
         self._cache: OrderedDict[str, _Compiled] = OrderedDict()
         self._cached_length = 0
+
+    def control_token_id(self, text: str) -> int | None:
+        """The id of the token that a grammar can name by it alone; None where `text` is text."""
+        return self._control_token_ids.get(text)
 
     def compile(self, grammar: str) -> "GrammarConstraint":
         """The grammar, in llguidance's notation. It takes a while: not for an event loop.
@@ -103,10 +112,13 @@ class CompiledGrammars:
         if matcher.is_error():
             return _reason(matcher.get_error())
         first = matcher.deep_copy()
-        mask = first.compute_bitmask()
-        if first.is_error():
-            return _reason(first.get_error())
-        return matcher if any(mask) else "no answer fulfils it"
+        if not any(first.compute_bitmask()) and not first.is_error():
+            return "no answer fulfils it"
+        # Many a grammar that costs too much does so behind its first bracket.
+        first.consume_tokens(first.compute_ff_tokens())
+        if not first.is_error() and not first.is_stopped():
+            first.compute_bitmask()
+        return _reason(first.get_error()) if first.is_error() else matcher
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,12 @@ class HfTokenizer:
         """The id of the special token written so; None if there is none."""
         return self._special_token_ids.get(text)
 
+    @property
+    def added_token_ids(self) -> dict[str, int]:
+        """The tokens beside the vocabulary of its model, special ones and others, by their text."""
+        added = self._backend.get_added_tokens_decoder().items()
+        return {token.content: token_id for token_id, token in added}
+
     def to_json(self) -> str:
         """The tokenizer as tokenizer.json would have it, tokens added at load included."""
         return self._backend.to_str()

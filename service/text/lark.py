@@ -13,7 +13,9 @@ _WHITE_SPACE = r"[ \n\t]{1,20}"
 # Any text at all, as a terminal; control tokens are not text.
 TEXT = "TEXT: /(?s:.*)/"
 
-SpecialTokens = Callable[[str], int | None]
+_ASCII = {"d": "[0-9]", "D": "[^0-9]", "w": "[0-9A-Za-z_]", "W": "[^0-9A-Za-z_]"}
+
+ControlTokens = Callable[[str], int | None]
 
 
 def literal(text: str) -> str:
@@ -21,14 +23,14 @@ def literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text else ""
 
 
-def marked(text: str, markers: tuple[str, ...], special_token_id: SpecialTokens) -> str:
+def marked(text: str, markers: tuple[str, ...], control_token_id: ControlTokens) -> str:
     """As `literal`, with those of `markers` that are control tokens as such."""
     if not markers:
         return literal(text)
     pieces = re.split(f"({'|'.join(map(re.escape, markers))})", text)
     parts = []
     for piece in pieces:
-        token_id = special_token_id(piece) if piece in markers else None
+        token_id = control_token_id(piece) if piece in markers else None
         if token_id is not None:
             parts.append(f"<[{token_id}]>")
         elif piece:
@@ -36,9 +38,9 @@ def marked(text: str, markers: tuple[str, ...], special_token_id: SpecialTokens)
     return " ".join(parts)
 
 
-def until(rule: str, marker: str, special_token_id: SpecialTokens) -> str:
+def until(rule: str, marker: str, control_token_id: ControlTokens) -> str:
     """Rules by which `rule` is any text up to the first `marker`, and the marker."""
-    token_id = special_token_id(marker)
+    token_id = control_token_id(marker)
     if token_id is not None:
         return f"{rule}: TEXT <[{token_id}]>"
     return f"{rule}[lazy]: TEXT {literal(marker)}"
@@ -58,8 +60,15 @@ def with_options(schema: dict[str, Any], *, is_lenient: bool = False) -> dict[st
 
 
 def regex_rules(regex: str) -> str:
-    """Rules by which `start` is what the expression matches as a whole."""
-    rules: str = json.loads(LLMatcher.grammar_from_regex(regex))["grammars"][0]["lark_grammar"]
+    r"""Rules by which `start` is what the expression matches as a whole.
+
+    Digits and words are those of ASCII, as in the patterns of JSON Schema: llguidance's `\d` and
+    `\w` alone would have a model fill a date with digits of any script.
+    """
+    plain = re.sub(
+        r"\\(.)", lambda escape: _ASCII.get(escape[1], escape[0]), regex, flags=re.DOTALL
+    )
+    rules: str = json.loads(LLMatcher.grammar_from_regex(plain))["grammars"][0]["lark_grammar"]
     return rules
 
 

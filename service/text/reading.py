@@ -16,8 +16,9 @@ class Reading:
     """How the answers to one request are to be read.
 
     `call_names` are the functions that may be called; with `ends_after_call` an answer ends with
-    its first call, and `is_named` says that the caller has chosen the function. `shown_tokens` are
-    special tokens that mark thoughts or calls, by their ids.
+    its first call, and with `ends_at_repetition` before a call that it has made already: a small
+    model that has to call does not know how to stop. `is_named` says that the caller has chosen the
+    function. `shown_tokens` are special tokens that mark thoughts or calls, by their ids.
     """
 
     reasoning: ReasoningMarkers | None = None
@@ -26,6 +27,7 @@ class Reading:
     call_names: frozenset[str] = frozenset()
     is_named: bool = False
     ends_after_call: bool = False
+    ends_at_repetition: bool = False
     shown_tokens: Mapping[int, str] = field(default_factory=dict)
 
     def reader(self) -> "AnswerReader":
@@ -44,8 +46,8 @@ class AnswerReader:
         self._parser: CallParser | None = None
         if reading.syntax is not None:
             self._parser = reading.syntax.parser(reading.call_names)
-        self._num_calls = 0
-        self._is_in_call = False
+        self._made: list[tuple[str, str]] = []  # calls that are complete
+        self._call: tuple[str, str] | None = None  # the one that is not: its name and arguments
         self._is_over = False
 
     def pieces(self, output: TokenOutput) -> Iterator[TokenOutput]:
@@ -79,6 +81,8 @@ class AnswerReader:
             if is_last:
                 events += self._parser.flush()
             text, calls = self._sorted(events)
+            if is_last and self._call is not None and self._holds_calls:
+                calls += (self._whole(self._call),)
         return replace(
             delta,
             text=text,
@@ -88,6 +92,11 @@ class AnswerReader:
             finish_reason=self._finish_reason(delta.finish_reason),
         )
 
+    @property
+    def _holds_calls(self) -> bool:
+        """Whether a call is only told when it is complete, since it may be a repetition."""
+        return self._reading.ends_at_repetition and bool(self._made)
+
     def _sorted(self, events: list[Event]) -> tuple[str, tuple[CallDelta, ...]]:
         """The content, and a piece of each call."""
         content = ""
@@ -95,25 +104,41 @@ class AnswerReader:
         for event in events:
             if self._is_over:
                 break
-            match event:
-                case Content(text):
+            index = len(self._made)
+            match event, self._call:
+                case Content(text), _:
                     content += text
-                case CallStart(name):
-                    index = self._num_calls
-                    pieces[index] = CallDelta(index, f"call_{secrets.token_hex(12)}", name)
-                    self._num_calls += 1
-                    self._is_in_call = True
-                case Arguments(text):
-                    index = self._num_calls - 1
-                    piece = pieces.get(index, CallDelta(index))
-                    pieces[index] = replace(piece, arguments=piece.arguments + text)
-                case CallEnd():
-                    self._is_in_call = False
-                    self._is_over = self._reading.ends_after_call
+                case CallStart(name), _:
+                    self._call = (name, "")
+                    if not self._holds_calls:
+                        pieces[index] = self._whole(self._call)
+                case Arguments(text), (name, arguments):
+                    self._call = (name, arguments + text)
+                    if not self._holds_calls:
+                        piece = pieces.get(index, CallDelta(index))
+                        pieces[index] = replace(piece, arguments=piece.arguments + text)
+                case CallEnd(), (name, arguments):
+                    self._end(name, arguments, pieces)
         return content, tuple(pieces.values())
+
+    def _end(self, name: str, arguments: str, pieces: dict[int, CallDelta]) -> None:
+        """A call is complete; one that was held back joins `pieces`, or ends the answer."""
+        call = (name, arguments)
+        self._call = None
+        if self._holds_calls:
+            if call in self._made:
+                self._is_over = True
+                return
+            pieces[len(self._made)] = self._whole(call)
+        self._made.append(call)
+        self._is_over = self._reading.ends_after_call
+
+    def _whole(self, call: tuple[str, str]) -> CallDelta:
+        """The call as far as it is known, in one piece."""
+        return CallDelta(len(self._made), f"call_{secrets.token_hex(12)}", *call)
 
     def _finish_reason(self, reason: FinishReason | None) -> FinishReason | None:
         if self._is_over:
             reason = FinishReason.STOP
-        has_calls = self._num_calls > 0 and not self._is_in_call and not self._reading.is_named
+        has_calls = bool(self._made) and self._call is None and not self._reading.is_named
         return FinishReason.TOOL_CALLS if reason is FinishReason.STOP and has_calls else reason

@@ -113,8 +113,8 @@ def test_errors_have_the_clients_own_classes(client: openai.OpenAI) -> None:
         create(model=MODEL, messages=[{"role": "user", "content": "word " * 9000}])
     assert too_long.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError) as not_served:
-        create(model=MODEL, messages=FRANCE, n=2)
-    assert not_served.value.param == "n"
+        create(model=MODEL, messages=FRANCE, prediction={"type": "content", "content": "Paris"})
+    assert not_served.value.param == "prediction"
     assert not_served.value.code == "unsupported_parameter"
 
 

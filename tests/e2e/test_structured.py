@@ -118,6 +118,24 @@ def test_a_forced_call_has_valid_arguments(
     jsonschema.validate(json.loads(call.function.arguments), WEATHER)
 
 
+def test_a_model_that_knows_no_end_of_calling_comes_to_one(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=QUESTION,
+        tools=TOOLS,
+        tool_choice="required",
+        n=2,
+        temperature=0,
+        max_completion_tokens=400,
+    )
+    for choice in answer.choices:
+        assert choice.finish_reason == "tool_calls"
+        calls = [call.to_json() for call in choice.message.tool_calls or []]
+        assert calls
+        functions = [json.dumps(json.loads(call)["function"]) for call in calls]
+        assert len(set(functions)) == len(functions)
+
+
 def test_a_forced_call_streamed_through_the_clients_own_helper(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(
         model=MODEL,

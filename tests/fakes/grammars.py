@@ -31,7 +31,7 @@ def byte_trie() -> LLTokenizer:
 
 
 def byte_grammars() -> CompiledGrammars:
-    return CompiledGrammars(byte_trie())
+    return CompiledGrammars(byte_trie(), {"<eos>": EOS})
 
 
 def allowed(matcher: Matcher) -> list[int]:

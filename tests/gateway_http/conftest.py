@@ -14,7 +14,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway_http.app import build_app
 from gateway_http.config import Settings
 from gateway_http.http_protocol import HttpProtocol
+from service.rpc.lifecycle import Lifecycle
+from service.rpc.server import SERVICE_NAMES, Server
+from service.types import SamplingParams, ServedModel
 from tests.fakes.chat_service import FakeService
+from tests.fakes.engine import FakeEngine
+from tests.fakes.tokenizer import EOS, ByteTokenizer
+from tests.service.rpc.conftest import CARD
 
 
 @asynccontextmanager
@@ -39,6 +45,25 @@ async def serving(**options: Any) -> AsyncIterator[str]:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             await server.shutdown(sockets=[listener])
+
+
+@asynccontextmanager
+async def checking_service() -> AsyncIterator[str]:
+    """The real gRPC surface, which checks what it is asked, over an engine that says "ok"; its
+    target. The model is called `fake`.
+    """
+    engine = FakeEngine()
+    engine.answer("ok")
+    lifecycle = Lifecycle(SERVICE_NAMES)
+    server = Server(lifecycle, max_request_s=60)
+    port = await server.start("127.0.0.1", 0)
+    await lifecycle.serve(
+        ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+    )
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop()
 
 
 @pytest.fixture

@@ -410,7 +410,8 @@ class SamplingParams(Message):
     """End-of-sequence is not chosen before this many tokens."""
     seed: int
     """The same seed with the same request gives the same answer, as far as the model's arithmetic does:
-    exactly in float32, and in lower precisions as long as the batch is the same.
+    whatever else is in the batch where it is int8 on a CPU with native kernels, elsewhere as long as
+    the batch is the same. Each of `n` choices draws by the seed and its index.
     """
     n: int
     """How many choices to return, from one prompt. Absent: 1."""

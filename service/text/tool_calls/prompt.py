@@ -34,13 +34,17 @@ def template_tools(tools: Sequence[Tool]) -> tuple[dict[str, Any], ...]:
 
 
 def with_tools_in_text(
-    messages: Sequence[Message], tools: Sequence[Tool], syntax: CallSyntax
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    syntax: CallSyntax,
+    *,
+    has_system: bool = True,
 ) -> tuple[Message, ...]:
     """The conversation for a template that knows no tools: as text in messages of other roles.
 
-    A system message says which functions there are and how one is called. Earlier calls are the
-    text that the assistant wrote, and what they returned comes from the user, results that follow
-    one another in one message.
+    A system message, or the first message where there is to be none, says which functions there are
+    and how one is called. Earlier calls are the text that the assistant wrote, and what they
+    returned comes from the user, results that follow one another in one message.
     """
     shown: list[Message] = []
     follows_result = False
@@ -53,7 +57,14 @@ def with_tools_in_text(
         else:
             shown.append(Message("user", _RESULT.format(message.content or "")))
         follows_result = message.role == "tool"
-    return tuple(_with_instructions(shown, tools, syntax) if tools else shown)
+    if not tools:
+        return tuple(shown)
+    text = _instructions(tools, syntax)
+    roles = ("system", "developer") if has_system else ("user", "system", "developer")
+    if shown and shown[0].role in roles:
+        content = f"{shown[0].content}\n\n{text}" if has_system else f"{text}\n\n{shown[0].content}"
+        return (replace(shown[0], content=content), *shown[1:])
+    return (Message("system" if has_system else "user", text), *shown)
 
 
 def with_mistral_ids(messages: Sequence[Message]) -> tuple[Message, ...]:
@@ -88,13 +99,7 @@ def _with_calls_in_text(message: Message, syntax: CallSyntax) -> Message:
     return replace(message, content=content, tool_calls=())
 
 
-def _with_instructions(
-    messages: list[Message], tools: Sequence[Tool], syntax: CallSyntax
-) -> list[Message]:
+def _instructions(tools: Sequence[Tool], syntax: CallSyntax) -> str:
     listed = "\n".join(json.dumps(_function(tool), ensure_ascii=False) for tool in tools)
     example = syntax.written([("NAME", '{"PARAMETER": "VALUE"}')])
-    text = _INSTRUCTIONS.format(tools=listed, example=example)
-    if messages and messages[0].role in ("system", "developer"):
-        first = replace(messages[0], content=f"{messages[0].content or ''}\n\n{text}".lstrip())
-        return [first, *messages[1:]]
-    return [Message("system", text), *messages]
+    return _INSTRUCTIONS.format(tools=listed, example=example)

@@ -39,7 +39,7 @@ class CallRules:
     tools: Sequence[Tool]
     syntax: CallSyntax
     is_parallel: bool
-    special_token_id: lark.SpecialTokens
+    control_token_id: lark.ControlTokens
 
     def forced(self) -> list[str]:
         """Rules by which `calls` is one or more calls, and nothing else."""
@@ -62,7 +62,7 @@ class CallRules:
         else:
             unit, before_name = "call", before_name.removeprefix(syntax.trigger)
         block = f"(head {unit})+ TEXT" if self.is_parallel else f"head {unit}"
-        head = lark.until("head", syntax.trigger, self.special_token_id)
+        head = lark.until("head", syntax.trigger, self.control_token_id)
         return [f"calls: TEXT | {block}", head, lark.TEXT, *self._call(before_name)]
 
     def _calls(self, opening: str) -> str:
@@ -83,4 +83,4 @@ class CallRules:
         return rules
 
     def _written(self, text: str) -> str:
-        return lark.marked(text, self.syntax.markers, self.special_token_id)
+        return lark.marked(text, self.syntax.markers, self.control_token_id)

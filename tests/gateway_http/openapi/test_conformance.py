@@ -14,18 +14,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
+from schemathesis.core.result import Ok
 
 from gateway_http.openapi.document import document
-from service.rpc.lifecycle import Lifecycle
-from service.rpc.server import SERVICE_NAMES, Server
-from service.types import SamplingParams, ServedModel
-from tests.fakes.engine import FakeEngine
-from tests.fakes.tokenizer import EOS, ByteTokenizer
-from tests.gateway_http.conftest import serving
+from tests.gateway_http.conftest import checking_service, serving
 from tests.service.rpc.conftest import CARD
 
 SCHEMA = schemathesis.openapi.from_dict(document("1.0"))
-OPERATIONS = [result.ok() for result in SCHEMA.get_all_operations()]
+OPERATIONS: list[Any] = [
+    result.ok()
+    for result in SCHEMA.get_all_operations()
+    if isinstance(result, Ok)  # the document has no other
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +36,10 @@ def url() -> Iterator[str]:
     loop = asyncio.new_event_loop()
 
     async def serve() -> None:
-        engine = FakeEngine()
-        engine.answer("ok")
-        lifecycle = Lifecycle(SERVICE_NAMES)
-        server = Server(lifecycle, max_request_s=60)
-        port = await server.start("127.0.0.1", 0)
-        await lifecycle.serve(
-            ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
-        )
-        async with serving(upstream=f"127.0.0.1:{port}") as address:
+        async with checking_service() as target, serving(upstream=target) as address:
             started.append(address)
             is_ready.set()
             await stop.wait()
-        await server.stop()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()

@@ -10,13 +10,14 @@ import grpc
 import jsonschema
 import pytest
 
-from chatrpc.v1 import chat_pb2
+from chatrpc.v1 import chat_pb2, completion_pb2, completion_service_pb2
 from service.text.grammars import CompiledGrammars
 from service.types import FinishReason, TokenOutput
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import RandomEngine, byte_grammars
 from tests.service.rpc.conftest import Running
 from tests.service.rpc.structured import complete, refused, serve
+from tests.service.text.test_grammars import COSTLY_LATER
 
 SCHEMA = {
     "type": "object",
@@ -73,6 +74,26 @@ async def test_the_other_forms(obedient: Running) -> None:
     assert re.fullmatch(
         r"<[a-z]{2}>", await content(obedient, response_format=Format(grammar=gbnf))
     )
+
+
+@pytest.mark.parametrize(
+    "regex", [r"\d{8}", r"[\d]{8}", r"\w{8}", r"[^\W]{8}", r"\\d{8}", r"(?:\d|x){8}"]
+)
+async def test_digits_and_words_are_ascii(obedient: Running, regex: str) -> None:
+    for _ in range(3):
+        text = await content(obedient, response_format=Format(regex=regex))
+        assert re.fullmatch(regex, text, re.ASCII)
+
+
+async def test_a_text_completion_can_have_a_form_too(obedient: Running) -> None:
+    form = Format(choice=chat_pb2.ChoiceFormat(choices=["red", "blue"]))
+    params = completion_pb2.CompletionParams(
+        model="fake", prompts=[completion_pb2.CompletionPrompt(text="Sky:")], response_format=form
+    )
+    response = await obedient.completions.CreateCompletion(
+        completion_service_pb2.CreateCompletionRequest(params=params)
+    )
+    assert response.completion.choices[0].text in {"red", "blue"}
 
 
 async def test_free_text_has_no_constraint(running: Running) -> None:
@@ -139,7 +160,7 @@ async def test_a_form_that_cannot_be_had_is_refused_by_its_field(
 async def test_a_grammar_that_costs_too_much_on_the_way_ends_the_stream_with_its_reason(
     obedient: Running,
 ) -> None:
-    wanted = Format(grammar='start: /a/ start "x"')
+    wanted = Format(grammar=COSTLY_LATER)
     error = await refused(obedient, response_format=wanted)
     assert error.code == grpc.StatusCode.INVALID_ARGUMENT
     assert error.fields == ["response_format.grammar"]

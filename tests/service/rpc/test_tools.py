@@ -174,6 +174,34 @@ async def test_one_call_at_a_time_ends_the_generation_with_it(running: Running) 
     assert running.engine.num_running == 0
 
 
+async def test_a_forced_answer_ends_before_it_repeats_a_call(running: Running) -> None:
+    """The engine here obeys no grammar, and would go on."""
+    other = CALL.replace("Rome", "Oslo")
+    await speaking(running, f"{CALL}\n{other}\n{CALL}\n{other}")
+    chunks = await stream(running, tools=TOOLS, tool_choice=REQUIRED)
+    assert chunks[-1].choices[0].finish_reason == chat_pb2.FINISH_REASON_TOOL_CALLS
+    pieces = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls]
+    told = [
+        "".join(piece.function.arguments_json for piece in pieces if piece.index == index)
+        for index in range(3)
+    ]
+    assert told == ['{"city": "Rome"}', '{"city": "Oslo"}', ""]
+    assert len({piece.id for piece in pieces if piece.id}) == 2
+    assert running.engine.num_running == 0
+
+
+async def test_a_forced_call_that_is_cut_off_keeps_what_it_has(running: Running) -> None:
+    await speaking(running, "")
+    other = CALL.replace("Rome", "Oslo")
+    running.engine.answer(f"{CALL}\n{other[:-20]}", finish_reason=FinishReason.LENGTH)
+    [choice] = (await complete(running, tools=TOOLS, tool_choice=REQUIRED)).choices
+    assert choice.finish_reason == chat_pb2.FINISH_REASON_LENGTH
+    assert [call.function.arguments_json for call in choice.message.tool_calls] == [
+        '{"city": "Rome"}',
+        '{"city": "',
+    ]
+
+
 async def test_what_is_no_call_is_content_and_no_finish_reason_says_otherwise(
     running: Running,
 ) -> None:
@@ -272,6 +300,13 @@ async def test_tools_that_make_no_sense_are_refused_by_their_field(
     assert error.code == grpc.StatusCode.INVALID_ARGUMENT
     assert error.fields == [field]
     assert running.engine.requests == []
+
+
+async def test_tools_that_cannot_fit_are_not_even_tokenized(running: Running) -> None:
+    big = tool("f")
+    big.function.description = "x" * 6000
+    error = await refused(running, tools=[big])
+    assert error.reason == "CONTEXT_LENGTH_EXCEEDED"
 
 
 async def test_a_schema_that_cannot_be_enforced_is_no_matter_while_nobody_asks_for_it(

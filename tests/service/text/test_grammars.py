@@ -5,10 +5,11 @@ import pytest
 
 from service.errors import InvalidGrammar
 from service.text import grammars as grammars_module
-from service.text.grammars import CompiledGrammars
+from service.text.grammars import CompiledGrammars, load_token_trie
 from service.types import Matcher
 from tests.fakes.grammars import allowed, byte_grammars
 from tests.fakes.tokenizer import EOS
+from tests.service.text.conftest import metaspace
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,9 @@ def test_what_is_no_grammar_is_said_to_be_none(grammars: CompiledGrammars, gramm
         assert 0 < len(str(caught.value)) < 400
 
 
+# It costs more than is allowed, but not at its beginning.
+COSTLY_LATER = 'start: ("a" | "b") rest\nrest: /a/ rest "x"'
+
 # Each would take long, or much memory, without limits.
 HOSTILE = {
     "an expression of a million states": "start: /(((a{1,50}){1,50}){1,50}){1,50}/",
@@ -151,11 +155,11 @@ def test_a_hostile_grammar_is_refused_or_followed_and_blocks_nobody(
 def test_a_grammar_that_costs_too_much_on_the_way_ends_the_answer_and_says_so(
     grammars: CompiledGrammars,
 ) -> None:
-    constraint = grammars.compile('start: /a/ start "x"')
+    constraint = grammars.compile(COSTLY_LATER)
     matcher = constraint.matcher()
-    while constraint.failure is None:
-        choices = allowed(matcher)
-        matcher.advance(choices[-1])
+    for _ in range(10):
+        matcher.advance(allowed(matcher)[0])
+    assert constraint.failure is not None
     assert "limit" in constraint.failure or "max" in constraint.failure
     assert allowed(matcher) == [EOS]
     matcher.advance(EOS)
@@ -179,3 +183,9 @@ def test_whether_an_answer_is_whole(grammars: CompiledGrammars) -> None:
         text for text in (b"", b"a", b"ab", b"aba", b"abab", b"x") if constraint.is_fulfilled(text)
     ]
     assert fulfilled == [b"ab", b"abab"]
+
+
+def test_a_tokenizer_that_llguidance_does_not_know_is_said_to_be_one() -> None:
+    backend = metaspace()
+    with pytest.raises(ValueError, match="decoder"):
+        load_token_trie(backend.to_str(), backend.get_vocab_size(), [1])
