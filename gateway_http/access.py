@@ -18,6 +18,7 @@ _log = structlog.get_logger(__name__)
 
 _CLIENT_CLOSED_REQUEST = 499
 _MAX_REQUEST_ID = 128
+_PRINTABLE = re.compile(r"[\x20-\x7e]{1,1024}")
 # https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 # Called every few seconds by machines that keep their own record.
@@ -87,7 +88,7 @@ class Exchange:
 
     def __init__(self, send: Send, headers: Headers) -> None:
         self._send = send
-        self._trace = _trace(headers)
+        self._passed_on = [*_trace(headers), *_credentials(headers)]
         sent = _sent_id(headers)
         self._is_id_sent = bool(sent)
         self.request_id = sent or f"req_{uuid.uuid4().hex}"
@@ -98,7 +99,7 @@ class Exchange:
     @property
     def call_metadata(self) -> list[tuple[str, str]]:
         """What goes along with calls to the service."""
-        return [("x-request-id", self.request_id), *self._trace]
+        return [("x-request-id", self.request_id), *self._passed_on]
 
     def suggest_id(self, request_id: str) -> None:
         """Take an id that stands in the body; one in a header comes before it."""
@@ -131,6 +132,15 @@ def _sent_id(headers: Headers) -> str:
         if sent := re.sub(r"[^\x21-\x7e]", "", headers.get(name, "")):
             return sent[:_MAX_REQUEST_ID]
     return ""
+
+
+def _credentials(headers: Headers) -> list[tuple[str, str]]:
+    """The caller's key: it is for the service to say whether it is one."""
+    return [
+        (name, value)
+        for name in ("authorization", "x-api-key")
+        if (value := headers.get(name)) is not None and _PRINTABLE.fullmatch(value)
+    ]
 
 
 def _trace(headers: Headers) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import grpc
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -70,12 +71,24 @@ def _routes(settings: Settings, metrics: Metrics, stopping: asyncio.Event) -> li
     ]
 
 
+def _credentials(settings: Settings) -> grpc.ChannelCredentials | None:
+    """What the service is called under; the files are read once, at the start."""
+    if settings.upstream_ca is None:
+        return None
+    certificate, key = settings.upstream_certificate, settings.upstream_key
+    return grpc.ssl_channel_credentials(
+        settings.upstream_ca.read_bytes(),
+        key.read_bytes() if key else None,
+        certificate.read_bytes() if certificate else None,
+    )
+
+
 def _lifespan(
     settings: Settings,
 ) -> Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
-        upstream = Upstream(settings.upstream)
+        upstream = Upstream(settings.upstream, _credentials(settings))
         try:
             yield {"upstream": upstream}
         finally:

@@ -1,8 +1,9 @@
 """The gateway's options: command line over environment over file over default."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from chatrpc_process.settings import ProcessSettings
@@ -27,6 +28,16 @@ class Settings(ProcessSettings):
     upstream: Annotated[
         str, Field(min_length=1, description="the gRPC service: host:port or a gRPC target URI")
     ] = "127.0.0.1:50051"
+    upstream_ca: Annotated[
+        Path | None,
+        Field(description="a PEM file: call the service under TLS, signed by it"),
+    ] = None
+    upstream_certificate: Annotated[
+        Path | None, Field(description="a PEM file: what the gateway shows the service")
+    ] = None
+    upstream_key: Annotated[Path | None, Field(description="the certificate's key, a PEM file")] = (
+        None
+    )
     cors_allow_origins: Annotated[
         list[str],
         Field(description="the origins whose pages may call the API from a browser; * is any"),
@@ -44,3 +55,11 @@ class Settings(ProcessSettings):
     shutdown_grace_s: Annotated[
         int, Field(ge=0, description="how long running requests may go on after SIGTERM")
     ] = 30
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.upstream_certificate is None) != (self.upstream_key is None):
+            raise ValueError("upstream_certificate and upstream_key go together")
+        if self.upstream_certificate is not None and self.upstream_ca is None:
+            raise ValueError("upstream_certificate needs upstream_ca")
+        return self

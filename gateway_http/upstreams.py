@@ -81,8 +81,11 @@ class CallOptions:
 class Upstream:
     """Made and closed inside the event loop that uses it. Every method raises AioRpcError."""
 
-    def __init__(self, target: str) -> None:
-        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
         self._chat: chat_service_pb2_grpc.ChatServiceAsyncStub = (
             chat_service_pb2_grpc.ChatServiceStub(self._channel)
         )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ByteSize, Field, model_validator
 from pydantic_settings import CliImplicitFlag, SettingsConfigDict
 
-from chatrpc_process.settings import ProcessSettings, is_loopback
+from chatrpc_process.settings import ProcessSettings
 from service.cache import default_cache_dir
 
 
@@ -37,12 +37,9 @@ class ServiceSettings(ProcessSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         50051, description="the port to listen on; 0: any free one"
     )
-    admin_host: str = Field("127.0.0.1", description="the address of the next two ports")
+    admin_host: str = Field("127.0.0.1", description="the address of ADMIN_PORT")
     admin_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         None, description="a port for health alone, never under TLS, for probes; default: none"
-    )
-    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
-        None, description="a port for Prometheus' metrics over HTTP; default: none"
     )
     tls_certificate: Path | None = Field(None, description="a PEM file: serve under TLS")
     tls_key: Path | None = Field(None, description="the certificate's key, a PEM file")
@@ -50,9 +47,6 @@ class ServiceSettings(ProcessSettings):
         None, description="a PEM file: take only clients whose certificates it has signed"
     )
     api_keys: Path | None = Field(None, description="a file of API keys: take only their owners")
-    insecure: CliImplicitFlag[bool] = Field(
-        False, description="listen beyond this machine without keys and TLS"
-    )
     reflection: CliImplicitFlag[bool] = Field(True, description="let clients ask for the protos")
 
     tool_format: Literal[
@@ -126,14 +120,4 @@ class ServiceSettings(ProcessSettings):
             raise ValueError("tls_certificate and tls_key go together")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca needs tls_certificate and tls_key")
-        return self
-
-    @model_validator(mode="after")
-    def _is_not_open_by_mistake(self) -> Self:
-        is_safe = self.api_keys is not None or self.tls_certificate is not None
-        if not (is_safe or self.insecure or is_loopback(self.host)):
-            raise ValueError(
-                f"host {self.host} can be reached from other machines: set api_keys or "
-                "tls_certificate, or insecure if something in front of it keeps others out"
-            )
         return self

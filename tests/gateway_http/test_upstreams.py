@@ -2,13 +2,24 @@
 
 import asyncio
 from contextlib import aclosing
+from pathlib import Path
 
 import grpc
+import httpx
 import pytest
+import trustme
 
 from chatrpc.v1 import chat_pb2
+from chatrpc_process.tls import TlsFiles
 from gateway_http.upstreams import CallOptions, Upstream
+from service.rpc.lifecycle import Lifecycle
+from service.rpc.server import SERVICE_NAMES, Server
+from service.types import SamplingParams, ServedModel
 from tests.fakes.chat_service import Admit, Fail, FakeService, Finish, Hold, Say
+from tests.fakes.engine import FakeEngine
+from tests.fakes.tokenizer import EOS, ByteTokenizer
+from tests.gateway_http.conftest import serving
+from tests.service.rpc.conftest import CARD
 
 PARAMS = chat_pb2.ChatCompletionParams(model="m")
 OPTIONS = CallOptions(timeout_s=30)
@@ -59,3 +70,35 @@ async def test_service_that_comes_back_is_found() -> None:
             else:
                 break
     await upstream.close()
+
+
+async def test_the_service_can_be_called_under_tls(tmp_path: Path) -> None:
+    ca = trustme.CA()
+    certificate, own = ca.issue_cert("localhost"), ca.issue_cert("gateway")
+    for name, blobs in (
+        ("tls.crt", certificate.cert_chain_pems),
+        ("tls.key", [certificate.private_key_pem]),
+        ("ca.crt", [ca.cert_pem]),
+        ("own.crt", own.cert_chain_pems),
+        ("own.key", [own.private_key_pem]),
+    ):
+        (tmp_path / name).write_bytes(b"".join(blob.bytes() for blob in blobs))
+    tls = TlsFiles(tmp_path / "tls.crt", tmp_path / "tls.key", tmp_path / "ca.crt")
+    lifecycle = Lifecycle(SERVICE_NAMES)
+    server = Server(lifecycle, max_request_s=60, tls=tls)
+    port = await server.start("127.0.0.1", 0)
+    await lifecycle.serve(
+        ServedModel(CARD, ByteTokenizer(), FakeEngine(), SamplingParams(), frozenset({EOS}), 257)
+    )
+    async with (
+        serving(
+            upstream=f"localhost:{port}",
+            upstream_ca=tmp_path / "ca.crt",
+            upstream_certificate=tmp_path / "own.crt",
+            upstream_key=tmp_path / "own.key",
+        ) as url,
+        httpx.AsyncClient() as client,
+    ):
+        assert (await client.get(f"{url}/readyz")).status_code == 200
+        assert (await client.get(f"{url}/v1/models")).json()["data"][0]["id"] == "fake"
+    await server.stop()

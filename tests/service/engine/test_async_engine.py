@@ -1,4 +1,5 @@
 import asyncio
+import math
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -39,6 +40,7 @@ class Rig:
         max_num_seqs: int = 4,
         max_queue_size: int = 100,
         num_speculative_tokens: int = 0,
+        step_timeout_s: float = math.inf,
     ) -> None:
         self.runner = FakeRunner(BLOCK_SIZE)
         self.max_model_len = num_blocks * BLOCK_SIZE
@@ -49,6 +51,7 @@ class Rig:
             lambda: (core, self.max_model_len),
             max_num_seqs=max_num_seqs,
             max_queue_size=max_queue_size,
+            step_timeout_s=step_timeout_s,
         )
 
     def generate(self, request: Request) -> AsyncGenerator[TokenOutput, int | None]:
@@ -636,3 +639,26 @@ async def test_ending_the_last_sequence_ends_the_request(rig: Rig) -> None:
         with pytest.raises(StopAsyncIteration):
             await outputs.asend(output.index)
     await rig.until_empty()
+
+
+async def test_a_step_that_never_ends_is_the_engines_end() -> None:
+    rig = Rig(step_timeout_s=1e-6)
+    await rig.engine.start()
+    dead = asyncio.ensure_future(rig.engine.wait_dead())
+    rig.runner.gate.clear()
+    with pytest.raises(EngineDead):
+        await rig.collect(make_request(5))
+    await dead
+    await rig.engine.stop()  # does not wait for the thread, which still hangs
+    rig.runner.gate.set()
+
+
+async def test_an_engine_at_work_or_at_rest_is_not_taken_for_dead() -> None:
+    rig = Rig(step_timeout_s=3600)
+    await rig.engine.start()
+    dead = asyncio.ensure_future(rig.engine.wait_dead())
+    await rig.collect(make_request(5, max_tokens=40))
+    rig.engine._check_step(time.monotonic() + 7200)  # as if it had rested for so long
+    assert not dead.done()
+    dead.cancel()
+    await rig.engine.stop()

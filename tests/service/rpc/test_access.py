@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
@@ -26,6 +27,7 @@ from service.types import SamplingParams, ServedModel
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.fakes.wait import until
+from tests.gateway_http.conftest import serving
 from tests.service.rpc.conftest import CARD, params
 from tests.service.rpc.details import refusal
 
@@ -53,8 +55,11 @@ def write(path: Path, text: str) -> None:
 class Guarded:
     """A server that asks for keys, and a client of it."""
 
-    def __init__(self, engine: FakeEngine, watched: Watched[Any], channel: grpc.aio.Channel):
+    def __init__(
+        self, engine: FakeEngine, watched: Watched[Any], channel: grpc.aio.Channel, port: int
+    ) -> None:
         self.engine = engine
+        self.port = port
         self.keys = watched
         self.chat: Any = chat_service_pb2_grpc.ChatServiceStub(channel)
         self.models: Any = model_service_pb2_grpc.ModelServiceStub(channel)
@@ -81,7 +86,7 @@ async def guarded(path: Path) -> AsyncIterator[Guarded]:
         ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
     )
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Guarded(engine, watched, channel)
+        yield Guarded(engine, watched, channel, port)
     await server.stop()
 
 
@@ -151,7 +156,7 @@ async def test_requests_are_limited(keys: Path) -> None:
         refused = await refusal(service.create())
         assert refused.code == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert refused.reason == "LIMIT_REACHED"
-        assert 0 < refused.retry_after_s <= 30
+        assert 0 < (refused.retry_after_s or 0) <= 30
         assert "2 requests a minute" in refused.message
 
 
@@ -211,3 +216,35 @@ async def test_logs_name_the_key_and_never_its_secret(keys: Path) -> None:
             await refusal(service.create((("x-api-key", OTHER),)))
             await until(lambda: len(lines) >= 2)
     assert not any(secret in repr(lines) for secret in (SECRET, OTHER))
+
+
+@pytest.mark.parametrize("name", ["authorization", "x-api-key"])
+async def test_the_gateway_passes_keys_on(keys: Path, name: str) -> None:
+    async with (
+        guarded(keys) as service,
+        serving(upstream=f"127.0.0.1:{service.port}") as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+        refused = await client.post("/v1/chat/completions", json=body)
+        assert refused.status_code == 401
+        assert refused.json()["error"]["code"] == "invalid_api_key"
+        secret = SECRET if name == "x-api-key" else f"Bearer {SECRET}"
+        answer = await client.post("/v1/chat/completions", json=body, headers={name: secret})
+        assert answer.status_code == 200
+        assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_a_limit_tells_an_http_client_when_to_come_back(keys: Path) -> None:
+    limit(keys, "requests_per_minute = 1")
+    async with (
+        guarded(keys) as service,
+        serving(upstream=f"127.0.0.1:{service.port}") as url,
+        httpx.AsyncClient(base_url=url, headers={"x-api-key": SECRET}) as client,
+    ):
+        body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+        await client.post("/v1/chat/completions", json=body)
+        refused = await client.post("/v1/chat/completions", json=body)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert 0 < int(refused.headers["retry-after"]) <= 60
