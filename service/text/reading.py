@@ -67,6 +67,8 @@ class AnswerReader:
 
     def read(self, delta: TextDelta) -> TextDelta:
         """The delta with its text sorted. It may be the last though the engine would go on."""
+        if self._reasoning is None and self._parser is None:
+            return delta
         reasoning, text, num_reasoning_tokens = "", delta.text, 0
         is_last = delta.finish_reason is not None
         if self._reasoning is not None:
