@@ -9,6 +9,7 @@ import grpc
 import typer
 
 from chatrpc.v1 import chat_pb2, chat_service_pb2, chat_service_pb2_grpc
+from chatrpc_cli.credentials import credentials
 from chatrpc_cli.errors import report
 
 
@@ -39,7 +40,8 @@ class Conversation:
         request = chat_service_pb2.StreamChatCompletionRequest(params=params)
         said: list[str] = []
         async with grpc.aio.insecure_channel(self.target) as channel:
-            call = chat_service_pb2_grpc.ChatServiceStub(channel).StreamChatCompletion(request)
+            stub = chat_service_pb2_grpc.ChatServiceStub(channel)
+            call = stub.StreamChatCompletion(request, metadata=credentials())
             try:
                 async for response in call:
                     for choice in response.chunk.choices:

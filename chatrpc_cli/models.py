@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chatrpc.v1 import model_service_pb2, model_service_pb2_grpc
+from chatrpc_cli.credentials import credentials
 
 
 def served(channel: grpc.Channel) -> Iterator[model_service_pb2.Model]:
@@ -17,7 +18,7 @@ def served(channel: grpc.Channel) -> Iterator[model_service_pb2.Model]:
     stub = model_service_pb2_grpc.ModelServiceStub(channel)
     request = model_service_pb2.ListModelsRequest()
     while True:
-        page = stub.ListModels(request)
+        page = stub.ListModels(request, metadata=credentials())
         yield from page.models
         if not page.next_page_token:
             return

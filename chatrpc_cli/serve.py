@@ -8,12 +8,14 @@ import socket
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chatrpc.v1 import model_service_pb2, model_service_pb2_grpc
+from chatrpc_cli.credentials import credentials
 from chatrpc_cli.supervisor import supervise
 
 POLL_S = 0.2
@@ -80,7 +82,9 @@ async def _announce(stack: Stack) -> None:
 
 
 async def _ready_model(target: str) -> str:
-    """Wait until the service is ready; returns the id of the first model it serves."""
+    """Wait until the service is ready; returns the id of the first model it serves, or what stands
+    for it where the service does not know our key.
+    """
     async with grpc.aio.insecure_channel(target, CHANNEL_OPTIONS) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         models = model_service_pb2_grpc.ModelServiceStub(channel)
@@ -90,9 +94,20 @@ async def _ready_model(target: str) -> str:
                     health_pb2.HealthCheckRequest(service="readiness")
                 )
                 if check.status == health_pb2.HealthCheckResponse.SERVING:
-                    page = await models.ListModels(model_service_pb2.ListModelsRequest())
-                    return str(page.models[0].id)
+                    return await _first_model(models)
             await asyncio.sleep(POLL_S)
+
+
+async def _first_model(models: Any) -> str:
+    try:
+        page = await models.ListModels(
+            model_service_pb2.ListModelsRequest(), metadata=credentials()
+        )
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            return "MODEL"
+        raise
+    return str(page.models[0].id)
 
 
 async def _gateway_ready(host: str, port: int) -> None:

@@ -3,9 +3,10 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
-from google.protobuf.any_pb2 import Any
+from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
@@ -28,14 +29,15 @@ MODELS = [
 
 
 class FakeService:
-    """Listens on a free port; keeps the chat requests, and counts the calls that were cancelled."""
+    """Listens on a free port; keeps chat requests and calls' keys, counts the calls cancelled."""
 
     def __init__(self) -> None:
         self.requests: list[chat_pb2.ChatCompletionParams] = []
+        self.keys: list[str | bytes | None] = []
         self.cancelled = threading.Semaphore(0)
         self.health = HealthServicer()
         self.models = FakeModels()  # type: ignore[abstract]  # one method is used
-        self._server = grpc.server(ThreadPoolExecutor(4))
+        self._server = grpc.server(ThreadPoolExecutor(4), interceptors=[_KeyNotes(self.keys)])
         chat = FakeChat(self)  # type: ignore[abstract]  # one method is used
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(chat, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self.models, self._server)
@@ -45,6 +47,15 @@ class FakeService:
 
     def stop(self) -> None:
         self._server.stop(None).wait()
+
+
+class _KeyNotes(grpc.ServerInterceptor):
+    def __init__(self, keys: list[str | bytes | None]) -> None:
+        self._keys = keys
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        self._keys.append(dict(handler_call_details.invocation_metadata).get("x-api-key"))
+        return continuation(handler_call_details)
 
 
 class FakeModels(model_service_pb2_grpc.ModelServiceServicer):
@@ -119,7 +130,7 @@ def _delta(
 
 
 def _packed(detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest) -> Any:
-    packed = Any()
+    packed = any_pb2.Any()
     packed.Pack(detail)
     return packed
 
