@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import structlog
 import uvloop
+from prometheus_client import start_http_server
 
 from chatrpc_process import logs
 from chatrpc_process.keys import KeyRing, load_keys
@@ -24,6 +25,7 @@ from chatrpc_process.watched import Watched
 from service.config import ServiceSettings
 from service.engine.async_engine import AsyncEngine
 from service.errors import ModelLoadError
+from service.metrics import Metrics
 from service.model import ModelLoader
 from service.rpc.access import Access
 from service.rpc.lifecycle import Lifecycle
@@ -66,12 +68,13 @@ async def serve(settings: ServiceSettings) -> int:
     """
     stop = _stop_signal()
     lifecycle = Lifecycle(SERVICE_NAMES)
-    keys = _keys(settings)
+    keys, metrics = _keys(settings), Metrics()
     server = Server(
         lifecycle,
         max_request_s=settings.max_request_s,
         has_reflection=settings.reflection,
         access=Access(keys),
+        metrics=metrics,
         tls=_tls(settings),
     )
     watching = None if keys is None else asyncio.ensure_future(keys.watch())
@@ -80,6 +83,11 @@ async def serve(settings: ServiceSettings) -> int:
     if settings.admin_port is not None:
         admin_port = await server.start_admin(settings.admin_host, settings.admin_port)
         log.info("listening for probes", host=settings.admin_host, port=admin_port)
+    if settings.metrics_port is not None:
+        exporter, _ = start_http_server(
+            settings.metrics_port, settings.admin_host, metrics.registry
+        )
+        log.info("listening for metrics", host=settings.admin_host, port=exporter.server_port)
     loader = ModelLoader(settings)
     engine = AsyncEngine(
         loader.load,
@@ -87,6 +95,7 @@ async def serve(settings: ServiceSettings) -> int:
         max_queue_size=settings.max_queue_size,
         step_timeout_s=settings.step_timeout_s,
     )
+    metrics.watch_engine(engine.stats)
     try:
         if await _first(engine.start(), stop.wait()) == 1:
             return 0

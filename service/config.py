@@ -37,9 +37,12 @@ class ServiceSettings(ProcessSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         50051, description="the port to listen on; 0: any free one"
     )
-    admin_host: str = Field("127.0.0.1", description="the address of ADMIN_PORT")
+    admin_host: str = Field("127.0.0.1", description="the address of the next two ports")
     admin_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         None, description="a port for health alone, never under TLS, for probes; default: none"
+    )
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None, description="a port for Prometheus' metrics over HTTP; default: none"
     )
     tls_certificate: Path | None = Field(None, description="a PEM file: serve under TLS")
     tls_key: Path | None = Field(None, description="the certificate's key, a PEM file")

@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "service.errors": set(),
     "service.cache": set(),
     "service.fingerprint": set(),
+    "service.metrics": {"service.types"},
     "service.config": {"chatrpc_process", "service.cache"},
     "service.gguf_conversion": {"service.errors"},
     "service.checkpoint": {"service.types", "service.errors", "service.gguf_conversion"},
@@ -28,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
         "chatrpc_process",
         "service.types",
         "service.errors",
+        "service.metrics",
         "service.text",
     },
     "service.model": {

@@ -14,8 +14,10 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from service.errors import InvalidField
+from service.metrics import Metrics
 from service.rpc import status
 from service.rpc.access import Access
+from service.rpc.telemetry import CallMetrics
 
 REQUEST_ID_KEY = "x-request-id"
 
@@ -29,13 +31,14 @@ log = structlog.get_logger(__name__)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Names each call, asks for its key, turns its errors into statuses and logs its end.
+    """Names each call, asks for its key, turns its errors into statuses, counts and logs its end.
 
     Health and reflection pass untouched: probes would flood the log, and `Watch` writes by itself.
     """
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, metrics: Metrics) -> None:
         self._access = access
+        self._metrics = metrics
 
     async def intercept_service(
         self,
@@ -49,39 +52,39 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # Requests are parsed in here: grpc itself answers UNKNOWN to one that cannot be.
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _wrap_stream(handler, method, self._access), None, handler.response_serializer
+                self._stream(handler, method), None, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
-            _wrap_unary(handler, method, self._access), None, handler.response_serializer
+            self._unary(handler, method), None, handler.response_serializer
         )
 
+    def _unary(self, handler: Any, method: str) -> Any:
+        async def call(request: bytes, context: Context) -> Any:
+            async with _call(method, context, self._metrics) as counting:
+                key = self._access.authenticate(context.invocation_metadata() or ())
+                message = _parse(handler, request)
+                with self._access.use(key, message) as use:
+                    response = await handler.unary_unary(message, context)
+                    if hasattr(response, "completion"):
+                        use.note_completion(response.completion)
+                        counting.note_completion(response.completion)
+                    return response
 
-def _wrap_unary(handler: Any, method: str, access: Access) -> Any:
-    async def call(request: bytes, context: Context) -> Any:
-        async with _call(method, context):
-            key = access.authenticate(context.invocation_metadata() or ())
-            message = _parse(handler, request)
-            with access.use(key, message) as use:
-                response = await handler.unary_unary(message, context)
-                if hasattr(response, "completion"):
-                    use.note_completion(response.completion)
-                return response
+        return call
 
-    return call
+    def _stream(self, handler: Any, method: str) -> Any:
+        async def call(request: bytes, context: Context) -> AsyncGenerator[Any, None]:
+            async with _call(method, context, self._metrics) as counting:
+                key = self._access.authenticate(context.invocation_metadata() or ())
+                message = _parse(handler, request)
+                with self._access.use(key, message) as use:
+                    async with aclosing(handler.unary_stream(message, context)) as responses:
+                        async for response in responses:
+                            use.note_chunk(response.chunk)
+                            counting.note_chunk(response.chunk)
+                            yield response
 
-
-def _wrap_stream(handler: Any, method: str, access: Access) -> Any:
-    async def call(request: bytes, context: Context) -> AsyncGenerator[Any, None]:
-        async with _call(method, context):
-            key = access.authenticate(context.invocation_metadata() or ())
-            message = _parse(handler, request)
-            with access.use(key, message) as use:
-                async with aclosing(handler.unary_stream(message, context)) as responses:
-                    async for response in responses:
-                        use.note_chunk(response.chunk)
-                        yield response
-
-    return call
+        return call
 
 
 def _parse(handler: Any, request: bytes) -> Any:
@@ -92,22 +95,24 @@ def _parse(handler: Any, request: bytes) -> Any:
 
 
 @asynccontextmanager
-async def _call(method: str, context: Context) -> AsyncIterator[None]:
+async def _call(method: str, context: Context, metrics: Metrics) -> AsyncIterator[CallMetrics]:
     request_id = _request_id(context)
     structlog.contextvars.bind_contextvars(request_id=request_id)
     context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
     started = time.monotonic()
-    outcome = "CANCELLED"  # unless it ends by itself
+    outcome = code = "CANCELLED"  # unless it ends by itself
+    counting = CallMetrics(metrics, method)
     try:
-        yield
-        outcome = "OK"
+        yield counting
+        outcome = code = "OK"
     except Exception as error:  # CancelledError and GeneratorExit are none: they go on untouched
         proto = status.status(error, request_id)
-        outcome = status.reason(proto)
+        outcome, code = status.reason(proto), status.code(proto).name
         if outcome == "INTERNAL":
             log.exception("call failed", method=method)
         await _abort(context, proto, ((REQUEST_ID_KEY, request_id),))
     finally:
+        counting.end(code)
         duration_ms = round((time.monotonic() - started) * 1000, 1)
         log.info("call", method=method, outcome=outcome, duration_ms=duration_ms)
 

@@ -15,6 +15,7 @@ from chatrpc.v1 import (
     model_service_pb2_grpc,
 )
 from chatrpc_process.tls import TlsFiles
+from service.metrics import Metrics
 from service.rpc.access import Access
 from service.rpc.chat_servicer import ChatServicer
 from service.rpc.completion_servicer import CompletionServicer
@@ -66,6 +67,7 @@ class Server:
         max_request_s: the longest a request may take.
         has_reflection: whether clients may ask for the protos.
         access: who may call.
+        metrics: where calls are counted.
         tls: the server's certificate; None: none, all in the clear.
     """
 
@@ -76,12 +78,14 @@ class Server:
         max_request_s: float,
         has_reflection: bool = True,
         access: Access | None = None,
+        metrics: Metrics | None = None,
         tls: TlsFiles | None = None,
     ) -> None:
         self._lifecycle = lifecycle
         self._credentials = None if tls is None else server_credentials(tls)
         self._server = grpc.aio.server(
-            options=OPTIONS, interceptors=[CallInterceptor(access or Access())]
+            options=OPTIONS,
+            interceptors=[CallInterceptor(access or Access(), metrics or Metrics())],
         )
         self._admin = grpc.aio.server(options=OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._admin)

@@ -1,0 +1,137 @@
+"""What is counted of real calls, and under which names."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from chatrpc.v1 import chat_pb2, chat_service_pb2, chat_service_pb2_grpc, model_service_pb2
+from chatrpc.v1.model_service_pb2_grpc import ModelServiceStub
+from service.metrics import Metrics
+from service.rpc.lifecycle import Lifecycle
+from service.rpc.server import SERVICE_NAMES, Server
+from service.types import EngineStats, FinishReason, SamplingParams, ServedModel, TokenOutput
+from tests.fakes.engine import FakeEngine
+from tests.fakes.tokenizer import EOS, ByteTokenizer
+from tests.fakes.wait import until
+from tests.service.rpc.conftest import CARD, params
+from tests.service.rpc.details import refusal
+
+CHAT = {"grpc_service": "chatrpc.v1.ChatService"}
+PROMPT = "<user>hi<assistant>"
+
+
+class Counted:
+    """A server, its metrics, and a client of it."""
+
+    def __init__(self, engine: FakeEngine, metrics: Metrics, channel: grpc.aio.Channel) -> None:
+        self.engine = engine
+        self._metrics = metrics
+        self.chat: Any = chat_service_pb2_grpc.ChatServiceStub(channel)
+        self.models: Any = ModelServiceStub(channel)
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self._metrics.registry.get_sample_value(name, labels)
+
+    async def ended(self, number: int = 1) -> None:
+        """A call's client may have its answer before it is counted."""
+
+        def handled() -> float:
+            families = self._metrics.registry.collect()
+            return sum(
+                sample.value
+                for family in families
+                for sample in family.samples
+                if sample.name == "grpc_server_handled_total"
+            )
+
+        await until(lambda: handled() >= number)
+
+    def create(self) -> Any:
+        request = chat_service_pb2.CreateChatCompletionRequest(params=params())
+        return self.chat.CreateChatCompletion(request)
+
+    def stream(self, **fields: Any) -> Any:
+        request = chat_service_pb2.StreamChatCompletionRequest(params=params(**fields))
+        return self.chat.StreamChatCompletion(request)
+
+
+@pytest.fixture
+async def counted() -> AsyncIterator[Counted]:
+    engine, metrics = FakeEngine(), Metrics()
+    engine.answer("abcd")
+    lifecycle = Lifecycle(SERVICE_NAMES)
+    server = Server(lifecycle, max_request_s=60, metrics=metrics)
+    port = await server.start("127.0.0.1", 0)
+    await lifecycle.serve(
+        ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+    )
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Counted(engine, metrics, channel)
+    await server.stop()
+
+
+@pytest.mark.parametrize("prefix", ["chatrpc_", "vllm:"])
+async def test_a_stream_is_counted_by_its_tokens_and_times(counted: Counted, prefix: str) -> None:
+    assert [response async for response in counted.stream()]
+    await counted.ended()
+    assert counted.value(f"{prefix}prompt_tokens_total") == len(PROMPT)
+    assert counted.value(f"{prefix}generation_tokens_total") == 4
+    assert counted.value(f"{prefix}time_to_first_token_seconds_count") == 1
+    assert counted.value(f"{prefix}inter_token_latency_seconds_count") == 3
+    assert counted.value(f"{prefix}e2e_request_latency_seconds_count") == 1
+    assert counted.value(f"{prefix}request_success_total", finished_reason="length") == 1
+
+
+async def test_a_whole_answer_is_counted_as_well(counted: Counted) -> None:
+    await counted.create()
+    await counted.ended()
+    assert counted.value("vllm:generation_tokens_total") == 4
+    assert counted.value("vllm:prompt_tokens_total") == len(PROMPT)
+    assert counted.value("vllm:e2e_request_latency_seconds_count") == 1
+
+
+async def test_each_choice_is_a_success(counted: Counted) -> None:
+    sampling = chat_pb2.SamplingParams(n=3)
+    assert [response async for response in counted.stream(sampling=sampling)]
+    await counted.ended()
+    assert counted.value("vllm:request_success_total", finished_reason="length") == 3
+    assert counted.value("vllm:generation_tokens_total") == 12
+
+
+async def test_calls_are_counted_by_their_code(counted: Counted) -> None:
+    await counted.create()
+    await refusal(counted.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
+    await counted.ended(2)
+    create = {**CHAT, "grpc_method": "CreateChatCompletion"}
+    assert counted.value("grpc_server_started_total", **create) == 1
+    assert counted.value("grpc_server_handled_total", **create, grpc_code="OK") == 1
+    get = {"grpc_service": "chatrpc.v1.ModelService", "grpc_method": "GetModel"}
+    assert counted.value("grpc_server_handled_total", **get, grpc_code="NOT_FOUND") == 1
+    assert counted.value("chatrpc_aborted_requests_total") == 0
+
+
+async def test_a_caller_that_leaves_is_counted(counted: Counted) -> None:
+    counted.engine.script = [TokenOutput((97,)), *[TokenOutput((98,))] * 10_000]
+    counted.engine.script.append(TokenOutput((99,), FinishReason.LENGTH))
+    call = counted.stream()
+    await call.read()
+    call.cancel()
+    await counted.ended()
+    assert counted.value("chatrpc_aborted_requests_total") == 1
+    assert counted.value("vllm:e2e_request_latency_seconds_count") == 0
+
+
+def test_the_engine_is_told_as_it_stands() -> None:
+    metrics, stats = Metrics(), [EngineStats()]
+    metrics.watch_engine(lambda: stats[0])
+    value = metrics.registry.get_sample_value
+    assert value("vllm:kv_cache_usage_perc") == 0
+    stats[0] = EngineStats(
+        num_running=3, num_waiting=2, num_kv_blocks=10, num_free_kv_blocks=4, num_preemptions=7
+    )
+    assert value("vllm:num_requests_running") == value("chatrpc_sequences_running") == 3
+    assert value("vllm:num_requests_waiting") == 2
+    assert value("vllm:kv_cache_usage_perc") == pytest.approx(0.6)
+    assert value("vllm:num_preemptions_total") == 7
