@@ -101,7 +101,8 @@ def from_rpc(error: grpc.aio.AioRpcError, names: Mapping[str, str] = _NO_NAMES) 
     param = "model" if details.reason == "MODEL_NOT_FOUND" else None
     if details.field:
         param = param_of(details.field)
-        message = message.replace(details.field, param)
+        if message.startswith(details.field) or not details.field.isalpha():
+            message = message.replace(details.field, param)
         for name, called in names.items():
             if param.startswith(name):
                 param = called + param.removeprefix(name)

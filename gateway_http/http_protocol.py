@@ -16,21 +16,22 @@ MAX_HEAD_BYTES = 64 << 10
 class HttpProtocol(HttpToolsProtocol):
     """One connection. It ends with a request that cannot be parsed or whose head is too large."""
 
-    _num_head_bytes = 0
+    _num_head_bytes = 0  # as the parser has told of them
+    _num_raw_bytes = 0  # as they came, those of an unfinished header too
     _is_in_head = True
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         # The parser keeps an unfinished header to itself, however long it gets.
         if self._is_in_head:
-            self._num_head_bytes += len(data)
-            if self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._num_raw_bytes += len(data)
+            if self._num_raw_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_in_head = True
-        self._num_head_bytes = 0
+        self._num_head_bytes = self._num_raw_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -42,12 +43,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
-        self._num_head_bytes = 0
+        self._num_head_bytes = self._num_raw_bytes = 0
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Whatever the parser stumbled over; the words for it are uvicorn's own."""
-        if self._num_head_bytes > MAX_HEAD_BYTES:
+        if max(self._num_head_bytes, self._num_raw_bytes) > MAX_HEAD_BYTES:
             status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             code = "headers_too_large"
             msg = f"The head of the request is too large: at most {MAX_HEAD_BYTES} bytes."

@@ -74,7 +74,7 @@ class ServiceSettings(ProcessSettings):
         512, description="tokens computed in one step; prompts are read in chunks of this size"
     )
     max_queue_size: Annotated[int, Field(ge=0)] = Field(
-        256, description="requests that wait besides those that run; more are refused"
+        256, description="sequences that wait besides those that run; more are refused"
     )
     kv_cache_memory_bytes: ByteSize | None = Field(
         None, description="memory for keys and values; default: 1 GiB or 4 full sequences"

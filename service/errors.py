@@ -124,7 +124,7 @@ class Unavailable(ChatrpcError):
 class QueueFull(Unavailable):
     def __init__(self, max_queue_size: int, retry_after_s: float) -> None:
         super().__init__(
-            f"The waiting queue is full ({max_queue_size} requests). Please retry later.",
+            f"The waiting queue is full ({max_queue_size} sequences). Please retry later.",
             retry_after_s,
         )
 

@@ -166,8 +166,11 @@ class Matcher(Protocol):
         """Take in a token that `allowed_tokens` allows."""
         ...
 
-    def rollback(self, num_tokens: int) -> None:
-        """Take the last tokens back."""
+    def ahead(self) -> "Matcher":
+        """A matcher at the same place, to look ahead with: this one does not hear of it.
+
+        It raises where this one would have to give up: what is only guessed ends no answer.
+        """
         ...
 
 

@@ -106,6 +106,8 @@ class Generation(Generic[_Body, _Params, _Chunk]):
         except Exception as error:
             if not events.is_open:
                 raise
+            if isinstance(error, grpc.aio.AioRpcError):
+                error = from_rpc(error, self._operation.names(body))
             await events.write(sse.event(from_exception(error).body))
         await events.close()
 

@@ -1,6 +1,7 @@
 """An answer's way through the grammar that it must follow. Plain numpy: no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class AnswerGrammar:
         """What cannot come next, and what cannot behind each token of a draft.
 
         There are none behind the first token of the draft that cannot come itself or that ends the
-        answer: nothing is going to be sampled there.
+        answer, nor where the matcher gives up: a draft is a guess, and must not end an answer.
 
         Raises:
             Exception: the matcher has failed.
@@ -49,14 +50,19 @@ class AnswerGrammar:
             raise self._error
         matcher = self._catch_up()
         masks = [_forbidden(matcher)]
-        for token_id in draft:
-            if token_id in self._request.stop_token_ids or not _allows(masks[-1], token_id):
-                break
-            matcher.advance(token_id)
-            masks.append(_forbidden(matcher))
-        if len(masks) > 1:
-            matcher.rollback(len(masks) - 1)
+        with suppress(Exception):
+            masks += self._masks_ahead(matcher.ahead(), draft, masks[0])
         return masks
+
+    def _masks_ahead(
+        self, matcher: Matcher, draft: Sequence[int], mask: Forbidden
+    ) -> Iterator[Forbidden]:
+        for token_id in draft:
+            if token_id in self._request.stop_token_ids or not _allows(mask, token_id):
+                return
+            matcher.advance(token_id)
+            mask = _forbidden(matcher)
+            yield mask
 
     def _catch_up(self) -> Matcher:
         if self._matcher is None:

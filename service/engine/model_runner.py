@@ -162,7 +162,11 @@ def _choices(sampled: list[_Sampled]) -> tuple[list[SamplingParams], list[float]
 
 def _accepted(token_ids: list[int], s: _Sampled) -> tuple[int, ...]:
     """What a sequence gets of the tokens sampled in its rows."""
-    accepted = accept(token_ids[s.rows.start : s.rows.stop], s.scheduled.draft_token_ids)
+    num_rows = len(s.rows)
+    if s.masks is not None and s.masks.exception() is None:
+        num_rows = len(s.masks.result())  # behind these nobody knows what may come
+    draft = s.scheduled.draft_token_ids[: num_rows - 1]
+    accepted = accept(token_ids[s.rows.start : s.rows.start + num_rows], draft)
     return accepted[:-1] if accepted[-1] == _NOTHING else accepted
 
 

@@ -1,7 +1,9 @@
 """ChatService: chat completions, whole or streamed."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeVar
 
 from chatrpc.v1 import chat_pb2, chat_service_pb2, chat_service_pb2_grpc
 from service.errors import MissingField
@@ -9,10 +11,13 @@ from service.rpc import answers, convert, generation
 from service.rpc.deadline import deadline_of
 from service.rpc.interceptor import Context
 from service.rpc.lifecycle import Lifecycle
+from service.rpc.logprobs import check_number
 from service.text.answer import TextDelta
 
 # Says "admitted" in so many words: a refused call has initial metadata too, though empty.
 ADMITTED = (("chatrpc-admitted", "1"),)
+
+Made = TypeVar("Made")
 
 
 class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
@@ -29,23 +34,29 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
     async def CreateChatCompletion(
         self, request: chat_service_pb2.CreateChatCompletionRequest, context: Context
     ) -> chat_service_pb2.CreateChatCompletionResponse:
-        async with self._admitted(request.params, context) as (heading, deltas):
-            completion = answers.completion(heading, [delta async for delta in deltas])
+        async with self._admitted(request.params, context, is_streamed=False) as answering:
+            heading, deltas = answering
+            said = [delta async for delta in deltas]
+            completion = await _made(
+                answers.completion, heading, said, is_long=any(d.logprobs for d in said)
+            )
         return chat_service_pb2.CreateChatCompletionResponse(completion=completion)
 
     async def StreamChatCompletion(
         self, request: chat_service_pb2.StreamChatCompletionRequest, context: Context
     ) -> AsyncGenerator[chat_service_pb2.StreamChatCompletionResponse, None]:
-        async with self._admitted(request.params, context) as (heading, deltas):
+        async with self._admitted(request.params, context, is_streamed=True) as answering:
+            heading, deltas = answering
             await context.send_initial_metadata(ADMITTED)
             chunks = answers.ChunkBuilder(heading)
             async for delta in deltas:
-                if (chunk := chunks.push(delta)) is not None:
+                is_long = bool(delta.prompt_logprobs)
+                if (chunk := await _made(chunks.push, delta, is_long=is_long)) is not None:
                     yield chat_service_pb2.StreamChatCompletionResponse(chunk=chunk)
 
     @asynccontextmanager
     async def _admitted(
-        self, params: chat_pb2.ChatCompletionParams, context: Context
+        self, params: chat_pb2.ChatCompletionParams, context: Context, *, is_streamed: bool
     ) -> AsyncIterator[tuple[answers.Heading, AsyncGenerator[TextDelta, None]]]:
         """A request that has passed everything that could refuse it, and its answer to come."""
         if not params.model:
@@ -61,6 +72,7 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
             )
             chat = convert.chat_request(params, model.sampling_defaults, model.vocab_size)
             prepared = await generation.prepare(chat, model, deadline)
+            check_number([prepared.request], model.card.max_model_len, is_streamed=is_streamed)
             async with aclosing(generation.generate(model, prepared)) as deltas:
                 await anext(deltas)
                 heading = answers.Heading(
@@ -71,3 +83,10 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
                     chat.returns_token_ids,
                 )
                 yield heading, deltas
+
+
+async def _made(make: Callable[..., Made], *arguments: Any, is_long: bool) -> Made:
+    """What `make` makes; off the event loop where it takes a while."""
+    if not is_long:
+        return make(*arguments)
+    return await asyncio.get_running_loop().run_in_executor(generation.tokenizing, make, *arguments)

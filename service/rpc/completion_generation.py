@@ -23,9 +23,6 @@ from service.types import (
     TokenOutput,
 )
 
-# An answer has at most 32 MiB; a log probability with its token takes 20 to 60 bytes.
-MAX_PROMPT_LOGPROBS = 400_000
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -72,7 +69,6 @@ async def read_prompts(
             raise InvalidField(path, f"The model does not know the token {max(ids)}.")
         if len(ids) >= model.card.max_model_len:
             raise context_length_exceeded(len(ids), model.card.max_model_len, path)
-    _check_logprobs(request, prompts)
     return prompts
 
 
@@ -158,18 +154,6 @@ async def generate(
             elif delta.text.finish_reason is not None:
                 ended = output.index  # by a stop string, perhaps, which no engine knows
             yield delta
-
-
-def _check_logprobs(request: CompletionRequest, prompts: Sequence[Prompt]) -> None:
-    if request.num_prompt_logprobs is None:
-        return
-    num_tokens = request.n * sum(len(prompt.token_ids) for prompt in prompts)
-    if num_tokens * (1 + request.num_prompt_logprobs) > MAX_PROMPT_LOGPROBS:
-        raise InvalidField(
-            "prompts",
-            f"At most {MAX_PROMPT_LOGPROBS} log probabilities of prompt tokens are returned at "
-            "once; send fewer prompts.",
-        )
 
 
 def _read_prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[Prompt]:

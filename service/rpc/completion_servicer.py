@@ -18,6 +18,7 @@ from service.rpc.completion_request import completion_request
 from service.rpc.deadline import deadline_of
 from service.rpc.interceptor import Context
 from service.rpc.lifecycle import Lifecycle
+from service.rpc.logprobs import check_number
 
 
 class CompletionServicer(completion_service_pb2_grpc.CompletionServiceServicer):
@@ -34,21 +35,22 @@ class CompletionServicer(completion_service_pb2_grpc.CompletionServiceServicer):
     async def CreateCompletion(
         self, request: completion_service_pb2.CreateCompletionRequest, context: Context
     ) -> completion_service_pb2.CreateCompletionResponse:
-        async with self._admitted(request.params, context) as (builder, chunks):
+        async with self._admitted(request.params, context, is_streamed=False) as answering:
+            builder, chunks = answering
             completion = builder.whole([chunk async for chunk in chunks])
         return completion_service_pb2.CreateCompletionResponse(completion=completion)
 
     async def StreamCompletion(
         self, request: completion_service_pb2.StreamCompletionRequest, context: Context
     ) -> AsyncGenerator[completion_service_pb2.StreamCompletionResponse, None]:
-        async with self._admitted(request.params, context) as (_, chunks):
+        async with self._admitted(request.params, context, is_streamed=True) as (_, chunks):
             await context.send_initial_metadata(ADMITTED)
             async for chunk in chunks:
                 yield completion_service_pb2.StreamCompletionResponse(chunk=chunk)
 
     @asynccontextmanager
     async def _admitted(
-        self, params: completion_pb2.CompletionParams, context: Context
+        self, params: completion_pb2.CompletionParams, context: Context, *, is_streamed: bool
     ) -> AsyncIterator[
         tuple[CompletionBuilder, AsyncGenerator[completion_pb2.CompletionChunk, None]]
     ]:
@@ -62,6 +64,7 @@ class CompletionServicer(completion_service_pb2_grpc.CompletionServiceServicer):
             prompts = await read_prompts(request, model, deadline)
             form = await compile_form(request, model, deadline)
             asked = engine_requests(request, prompts, model, form, deadline)
+            check_number(asked, model.card.max_model_len, is_streamed=is_streamed)
             async with aclosing(generate(model, asked, request.sampling, form)) as deltas:
                 await anext(deltas)
                 builder = CompletionBuilder(request, prompts, model.card, model.tokenizer)

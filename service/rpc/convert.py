@@ -151,7 +151,9 @@ def check_fits(
         + len(proto.reasoning_content)
         + sum(len(call.function.arguments_json) for call in proto.tool_calls)
         for proto in protos
-    ) + sum(len(tool.function.description) for tool in tools)
+    ) + sum(
+        len(tool.function.description) + len(tool.function.parameters_json_schema) for tool in tools
+    )
     if num_chars >= max_token_chars * max_model_len:
         raise ContextLengthExceeded(num_chars // max_token_chars, max_model_len)
 

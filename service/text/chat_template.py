@@ -23,6 +23,10 @@ def render_prompt(
 
 def encode_prompt(tokenizer: Tokenizer, text: str, options: PromptOptions) -> list[int]:
     """The token ids of a prompt's text, the last of them if there are too many."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON within a message can write one
+        raise TemplateRefused("they hold half of a surrogate pair") from error
     # Templates write the beginning-of-sequence token themselves; encoding must not add a second
     # one.
     token_ids = tokenizer.encode(text, add_special_tokens=False)

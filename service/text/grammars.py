@@ -150,11 +150,13 @@ class GrammarConstraint:
 class GrammarMatcher:
     """A `Matcher`; where a grammar's cost passes its limits, it ends the answer.
 
-    It never raises: an engine's step computes other requests too. Instead the constraint's
-    `failure` is set, and the tokens that end an answer are the only ones allowed from then on.
+    It never raises, except where it looks ahead: a step computes other requests too. Instead the
+    constraint's `failure` is set, and the tokens that end an answer are the only ones allowed from
+    then on.
     """
 
-    def __init__(self, matcher: LLMatcher, end: _End, constraint: GrammarConstraint) -> None:
+    def __init__(self, matcher: LLMatcher, end: _End, constraint: GrammarConstraint | None) -> None:
+        """`constraint`: where a failure is noted; None: nowhere, it is raised."""
         self._matcher = matcher
         self._end = end
         self._constraint = constraint
@@ -178,19 +180,17 @@ class GrammarMatcher:
     def advance(self, token_id: int) -> None:
         """Take in a token that `allowed_tokens` allows."""
         if self._num_after_end or token_id in self._end.token_ids:
-            # llguidance takes the end in, but does not count it when it rolls back.
             if not self._num_after_end and not self._matcher.is_accepting():
                 self._fail("the answer ended before the grammar was fulfilled")
             self._num_after_end += 1
         elif not self._matcher.consume_token(token_id):
             self._is_failed()
 
-    def rollback(self, num_tokens: int) -> None:
-        """Take the last tokens back."""
-        num_after_end = min(num_tokens, self._num_after_end)
-        self._num_after_end -= num_after_end
-        if num_tokens > num_after_end:
-            self._matcher.rollback(num_tokens - num_after_end)
+    def ahead(self) -> "GrammarMatcher":
+        """A matcher at the same place, to look ahead with; see `service.types.Matcher`."""
+        matcher = GrammarMatcher(self._matcher.deep_copy(), self._end, None)
+        matcher._num_after_end = self._num_after_end
+        return matcher
 
     def _is_failed(self) -> bool:
         if self._matcher.is_error():
@@ -199,6 +199,8 @@ class GrammarMatcher:
         return False
 
     def _fail(self, reason: str) -> None:
+        if self._constraint is None:
+            raise InvalidGrammar(reason)
         self._constraint.failure = self._constraint.failure or reason
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from decimal import Decimal
 from math import lcm
-from typing import Any
+from typing import Any, NoReturn
 
 from service.errors import InvalidField, UnsupportedField
 
@@ -25,7 +25,8 @@ def parse_schema(text: str, field: str) -> dict[str, Any]:
     if len(text) > MAX_SCHEMA_LENGTH:
         raise InvalidField(field, f"A JSON schema has at most {MAX_SCHEMA_LENGTH} characters.")
     try:
-        schema = json.loads(text)
+        schema = json.loads(text, parse_constant=_refuse_constant)
+        json.dumps(schema, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise InvalidField(field, f"The schema is not valid JSON: {error}") from error
     if schema is True:
@@ -75,6 +76,10 @@ def check_exact(schema: dict[str, Any], field: str) -> None:
             raise UnsupportedField(
                 field, "The schema's keyword minProperties is supported up to what is required."
             )
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _coefficient(number: float) -> int:

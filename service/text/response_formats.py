@@ -52,7 +52,7 @@ def answer_rules(wanted: ResponseFormat) -> str:
 
 def _lark_rules(text: str, field: str) -> str:
     """Lark as it is; GBNF, which names its rules with `::=`, as the Lark it comes to."""
-    if not re.search(r"^\s*[\w-]+\s*::=", text, re.MULTILINE):
+    if not re.search(r"^[ \t]*[\w-]+[ \t]*::=", text, re.MULTILINE):
         return text
     try:
         return gbnf_to_lark(text)

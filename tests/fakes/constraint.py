@@ -42,9 +42,10 @@ class FakeMatcher:
         if len(self._said) == self._constraint.fails_at:
             raise ValueError("the grammar is broken")
 
-    def rollback(self, num_tokens: int) -> None:
-        assert 0 < num_tokens <= len(self._said)
-        self._said = self._said[:-num_tokens]
+    def ahead(self) -> "FakeMatcher":
+        matcher = FakeMatcher(self._constraint)
+        matcher._said = self._said
+        return matcher
 
     def _next(self, ahead: tuple[int, ...] = ()) -> set[int]:
         said = self._said + ahead

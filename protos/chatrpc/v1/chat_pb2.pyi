@@ -407,7 +407,9 @@ class SamplingParams(Message):
     max_completion_tokens: int
     """At least 1; clamped to what the context leaves after the prompt. Absent: all it leaves."""
     min_tokens: int
-    """End-of-sequence is not chosen before this many tokens."""
+    """Neither end-of-sequence nor a stop token is chosen before this many tokens. A stop string ends the
+    answer whenever it appears.
+    """
     seed: int
     """The same seed with the same request gives the same answer, as far as the model's arithmetic does:
     whatever else is in the batch where it is int8 on a CPU with native kernels, elsewhere as long as

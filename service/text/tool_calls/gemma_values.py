@@ -23,7 +23,9 @@ def parse_gemma_arguments(text: str, quote: str) -> str | None:
         return None
     if reader.place != len(text) or not isinstance(value, dict):
         return None
-    return json.dumps(value, ensure_ascii=False)
+    with suppress(ValueError):  # a number too large to be one
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return None
 
 
 class _Reader:

@@ -3,7 +3,7 @@
 import json
 import re
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from service.text.tool_calls.events import Arguments, CallEnd, CallStart, Event
 
@@ -137,13 +137,20 @@ def parse_call(text: str) -> tuple[str, str] | None:
         return (value["name"], arguments) if isinstance(_loads(arguments), dict) else None
     if not isinstance(arguments, dict):
         return None
-    return value["name"], json.dumps(arguments, ensure_ascii=False)
+    try:
+        return value["name"], json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # a number too large to be one
+        return None
 
 
 def _loads(text: str) -> Any:
     with suppress(ValueError, RecursionError):
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse_constant)
     return None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 class CallList:

@@ -153,12 +153,12 @@ class NamedCall:
     def push(self, text: str) -> tuple[list[Event], str]:
         events: list[Event] = []
         if self._arguments is None:
-            self.text += text
+            self.text, rest = self._split(self.text + text)
             head = self._HEAD.match(self.text)
             if head is None or head[1] not in self._names:
                 self.is_failed = head is not None or len(self.text) > self._MAX_HEAD_LENGTH
-                return [], ""
-            text, self.text = self.text[head.end() :], ""
+                return [], rest
+            text, self.text = self.text[head.end() :] + rest, ""
             self._arguments = JsonSpan()
             events.append(CallStart(head[1]))
         num_taken = self._arguments.push(text)
@@ -168,6 +168,11 @@ class NamedCall:
             self.is_complete = True
             events.append(CallEnd())
         return events, text[num_taken:]
+
+    def _split(self, text: str) -> tuple[str, str]:
+        """What may be a head, and what follows it whatever becomes of that: it can be a call."""
+        end = text.find("{", 0, self._MAX_HEAD_LENGTH) + 1 or self._MAX_HEAD_LENGTH + 1
+        return text[:end], text[end:]
 
 
 class MistralBody:

@@ -10,6 +10,7 @@ import pytest
 
 from chatrpc.v1 import chat_pb2, chat_service_pb2
 from service.errors import ContextLengthExceeded, EngineDead, QueueFull
+from service.rpc import logprobs
 from service.types import FinishReason, TokenOutput
 from tests.fakes.tokenizer import EOS
 from tests.fakes.wait import until
@@ -273,3 +274,20 @@ async def test_bytes_that_are_no_message_are_the_callers_mistake(
         )
     running.engine.answer("fine")
     await running.chat.CreateChatCompletion(unary())
+
+
+async def test_log_probabilities_that_no_message_could_hold_are_refused(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "MAX_AT_ONCE", 100)
+    running.engine.answer("x")
+    sampling = chat_pb2.SamplingParams(max_completion_tokens=51)
+    request = unary(logprobs=True, top_logprobs=1, sampling=sampling)
+    refused = await refusal(running.chat.CreateChatCompletion(request))
+    assert refused.fields == ["logprobs"]
+    call = running.chat.StreamChatCompletion(
+        stream(logprobs=True, top_logprobs=1, sampling=sampling)
+    )
+    assert [response async for response in call]  # a piece at a time they fit
+    refused = await refusal(running.chat.CreateChatCompletion(unary(prompt_logprobs=20)))
+    assert refused.fields == ["prompt_logprobs"]

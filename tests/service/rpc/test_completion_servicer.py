@@ -8,7 +8,7 @@ import pytest
 
 from chatrpc.v1 import chat_pb2, completion_pb2, completion_service_pb2
 from service.errors import EngineDead, QueueFull
-from service.rpc import completion_generation
+from service.rpc import logprobs
 from service.types import FinishReason, TokenLogprobs, TokenOutput
 from tests.fakes.tokenizer import EOS
 from tests.fakes.wait import until
@@ -269,11 +269,11 @@ async def test_the_words_of_a_prompt_that_is_too_long(running: Running) -> None:
 async def test_an_answer_that_no_message_could_hold_is_refused(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(completion_generation, "MAX_PROMPT_LOGPROBS", 100)
+    monkeypatch.setattr(logprobs, "MAX_AT_ONCE", 100)
     running.engine.answer("x")
     request = unary([97] * 51, prompt_logprobs=1)
     refused = await refusal(running.completions.CreateCompletion(request))
-    assert refused.fields == ["prompts"]
+    assert refused.fields == ["prompt_logprobs"]
 
 
 async def test_all_prompts_are_admitted_or_none(running: Running) -> None:

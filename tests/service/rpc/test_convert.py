@@ -223,3 +223,9 @@ def test_the_templates_arguments_are_not_nested_without_end(depth: int, is_fine:
     with pytest.raises(InvalidField) as caught:
         convert.prompt_options(options, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
     assert caught.value.field == "prompt.chat_template_kwargs_json"
+
+
+def test_the_schemas_of_functions_count_before_they_are_read() -> None:
+    function = chat_pb2.FunctionDefinition(name="f", parameters_json_schema=" " * 1000)
+    with pytest.raises(ContextLengthExceeded):
+        convert.check_fits([user()], 10, 100, [chat_pb2.Tool(function=function)])

@@ -123,3 +123,8 @@ def test_developer_is_system_unless_the_template_knows_it() -> None:
     assert with_known_roles(chat, "{{ message.role == 'developer' }}") == chat
     for template in ("{{ message.role }}", "You are a developer. {{ message.role }}"):
         assert with_known_roles(chat, template) == template_messages([SYSTEM, USER])
+
+
+def test_half_a_surrogate_pair_that_json_wrote_is_refused() -> None:
+    with pytest.raises(TemplateRefused, match="surrogate"):
+        render_prompt(TemplatingTokenizer(), (Message("user", "\ud800"),), PromptOptions())

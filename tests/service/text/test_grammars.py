@@ -42,18 +42,32 @@ def test_the_end_is_allowed_where_the_grammar_is_fulfilled_and_only_there(
     assert allowed(matcher) == [ord("a"), EOS]
 
 
-@pytest.mark.parametrize("num_back", [1, 2, 3])
-def test_tokens_taken_back_were_never_there_the_end_among_them(
-    grammars: CompiledGrammars, num_back: int
+@pytest.mark.parametrize("num_taken", [0, 1, 2, 3])
+def test_a_look_ahead_leaves_the_matcher_where_it_is(
+    grammars: CompiledGrammars, num_taken: int
 ) -> None:
     matcher = grammars.compile('start: "ab"').matcher()
-    before = []
-    for token_id in (*b"ab", EOS):
-        before.append((matcher.allowed_tokens(), matcher.forced_tokens()))
+    tokens = (*b"ab", EOS, EOS)
+    for token_id in tokens[:num_taken]:
         matcher.advance(token_id)
-    assert allowed(matcher) == [EOS]
-    matcher.rollback(num_back)
-    assert (matcher.allowed_tokens(), matcher.forced_tokens()) == before[-num_back]
+    before = matcher.allowed_tokens(), matcher.forced_tokens()
+    ahead = matcher.ahead()
+    assert (ahead.allowed_tokens(), ahead.forced_tokens()) == before
+    for token_id in tokens[num_taken:]:
+        ahead.advance(token_id)
+    assert allowed(ahead) == [EOS]
+    assert (matcher.allowed_tokens(), matcher.forced_tokens()) == before
+
+
+def test_a_look_ahead_that_costs_too_much_fails_alone(grammars: CompiledGrammars) -> None:
+    constraint = grammars.compile(COSTLY_LATER)
+    matcher = constraint.matcher()
+    ahead = matcher.ahead()
+    with pytest.raises(InvalidGrammar, match=r"limit|max"):
+        for _ in range(10):
+            ahead.advance(allowed(ahead)[0])
+    assert constraint.failure is None
+    assert allowed(matcher) != [EOS]
 
 
 def test_matchers_of_one_constraint_are_apart(grammars: CompiledGrammars) -> None:
@@ -163,7 +177,6 @@ def test_a_grammar_that_costs_too_much_on_the_way_ends_the_answer_and_says_so(
     assert "limit" in constraint.failure or "max" in constraint.failure
     assert allowed(matcher) == [EOS]
     matcher.advance(EOS)
-    matcher.rollback(1)
     assert allowed(matcher) == [EOS]
     assert matcher.forced_tokens() == ()
 

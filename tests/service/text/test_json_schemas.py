@@ -103,3 +103,15 @@ def test_what_a_grammar_would_not_hold_an_answer_to_is_refused(schema: dict[str,
 
 def test_properties_that_are_required_anyway_may_be_demanded() -> None:
     check_exact({"minProperties": 2, "required": ["a", "b"], "properties": {"a": {}, "b": {}}}, "")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_what_json_has_no_numbers_for_is_refused(number: str) -> None:
+    with pytest.raises(InvalidField, match="no number of JSON"):
+        parse_schema('{"multipleOf": ' + number + "}", "field")
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(InvalidField) as caught:
+        parse_schema('{"description": "\\ud800"}', "field")
+    assert caught.value.field == "field"

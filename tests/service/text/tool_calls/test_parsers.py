@@ -64,6 +64,12 @@ def cut(text: str, size: int) -> list[str]:
         (HERMES, '<tool_call>{"name":"f"}</tool_call>', "", [("f", "{}")]),
         (HERMES, f"x<tool_call> {CALL}", "x<tool_call>", [("f", '{"a": "}{\\""}')]),
         (HERMES, '<tool_call>{"name":"f","arguments":{"a":1', "", [("f", '{"a":1')]),
+        (
+            MISTRAL,
+            "[TOOL_CALLS]h[ARGS]{}[TOOL_CALLS]f[ARGS]{}",
+            "[TOOL_CALLS]h[ARGS]{}",
+            [("f", "{}")],
+        ),
         (LLAMA, '{"name": "f", "parameters": {"a": 1}}', "", [("f", '{"a": 1}')]),
         (
             LLAMA,
@@ -133,6 +139,8 @@ def test_calls_and_content(
         (JSON, "[1,2]"),
         (JSON, '["{", {'),
         (MISTRAL, "[TOOL_CALLS] [1]"),
+        (HERMES, '<tool_call>{"arguments": {"a": NaN}, "name": "f"}</tool_call>'),
+        (HERMES, '<tool_call>{"arguments": {"a": 1e999}, "name": "f"}</tool_call>'),
         (MISTRAL, "[TOOL_CALLS]"),
         (MISTRAL, "x [TOOL_CALLS]zzz[ARGS]{} y"),
         (GEMMA, "<start_function_call>call:f{a"),
