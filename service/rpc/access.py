@@ -5,7 +5,7 @@ It travels as `authorization: Bearer KEY`, or as `x-api-key: KEY`. Health and re
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -15,6 +15,15 @@ from chatrpc_process.watched import Watched
 from service.errors import LimitReached, ModelForbidden, Unauthenticated
 
 _BEARER = "bearer "
+
+
+class Call(Protocol):
+    """A call under way."""
+
+    @property
+    def num_tokens(self) -> int:
+        """What it has cost so far, prompt and answer."""
+        ...
 
 
 class Access:
@@ -40,50 +49,26 @@ class Access:
         return key
 
     @contextmanager
-    def use(self, key: Key | None, request: Any) -> Iterator["Use"]:
+    def use(self, key: Key | None, request: Any, call: Call) -> Iterator[None]:
         """A call of the key, `request` its message; generations count against its limits.
 
         Raises:
             ModelForbidden, LimitReached
         """
-        use = Use()
         params = getattr(request, "params", None)  # which a generation's message has, and no other
         if key is None or params is None:
             _check_model(key, _model(request))
-            yield use
+            yield
             return
         _check_model(key, params.model)
         try:
             with self._quotas.request(key):
                 try:
-                    yield use
+                    yield
                 finally:
-                    self._quotas.spend(key, use.num_tokens)
+                    self._quotas.spend(key, call.num_tokens)
         except QuotaExceeded as error:
             raise LimitReached(str(error), error.what, error.retry_after_s) from error
-
-
-class Use:
-    """The tokens that a call has cost so far, as its responses tell."""
-
-    def __init__(self) -> None:
-        self._num_prompt_tokens = 0
-        self._num_completion_tokens = 0
-
-    @property
-    def num_tokens(self) -> int:
-        return self._num_prompt_tokens + self._num_completion_tokens
-
-    def note_completion(self, completion: Any) -> None:
-        """A whole answer tells its usage."""
-        self._num_prompt_tokens = completion.usage.prompt_tokens
-        self._num_completion_tokens = completion.usage.completion_tokens
-
-    def note_chunk(self, chunk: Any) -> None:
-        """A chunk tells the tokens made for it; the first, those of the prompt."""
-        self._num_completion_tokens += sum(choice.num_tokens for choice in chunk.choices)
-        if chunk.HasField("usage"):
-            self._num_prompt_tokens = chunk.usage.prompt_tokens
 
 
 def _model(request: Any) -> str:

@@ -114,12 +114,12 @@ class _PromptChoices:
 
     async def push(self, delta: ChoiceDelta) -> list[completion_pb2.CompletionChoiceDelta]:
         """What may be sent now."""
-        self._choices[delta.index].add(delta)
-        choices = [self._choices[delta.index]]
-        if self._told is None and delta.prompt_logprobs:
+        self._choices[delta.text.index].add(delta)
+        choices = [self._choices[delta.text.index]]
+        if self._told is None and delta.text.prompt_logprobs:
             # Off the event loop: a long prompt takes a while.
             self._told = await asyncio.get_running_loop().run_in_executor(
-                tokenizing, self._tell, delta.prompt_logprobs
+                tokenizing, self._tell, delta.text.prompt_logprobs
             )
             choices = self._choices
         if self._told is None:
@@ -165,10 +165,10 @@ class _Choice:
         if (matched := matched_stop(text.matched_stop)) is not None:
             pending.matched_stop.CopyFrom(matched)
         if self._request.returns_token_ids:
-            pending.token_ids.extend(delta.token_ids)
+            pending.token_ids.extend(text.token_ids)
         if self._request.num_logprobs is not None:
             pending.logprobs.extend(token_logprob(t, self._tokenizer) for t in delta.logprobs)
-            pending.text_offsets.extend(self._offsets.push(delta.token_ids))
+            pending.text_offsets.extend(self._offsets.push(text.token_ids))
 
     def take(
         self, prompt_tokens: Sequence[completion_pb2.PromptToken], prompt_offsets: Sequence[int]

@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 from service.errors import InvalidField
 from service.rpc.completion_request import CompletionRequest, context_length_exceeded
 from service.rpc.deadline import until
-from service.rpc.generation import bad_token_sequences, check_form, compiling, tokenizing
+from service.rpc.generation import (
+    bad_token_sequences,
+    check_form,
+    compiling,
+    stop_token_ids,
+    tokenizing,
+)
 from service.rpc.merged import Merged
 from service.text.answer import AnswerText, TextDelta
 from service.text.conversation import compile_grammar, form_grammar
@@ -34,18 +40,14 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDelta:
-    """The next piece of choice `index` of prompt `prompt_index`.
+    """The next piece of a choice of prompt `prompt_index`.
 
-    `token_ids` and `logprobs` are those of the `text.num_tokens` that were generated for it.
-    `prompt_logprobs` come with some delta of the prompt's choice 0, once.
+    `logprobs` are those of the `text.num_tokens` that were generated for it.
     """
 
     prompt_index: int
-    index: int
     text: TextDelta
-    token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 async def read_prompts(
@@ -102,14 +104,13 @@ def engine_requests(
     An engine generates at least one token; where none is wanted, that one is thrown away.
     """
     sampling = request.sampling
-    # A grammar that is fulfilled allows nothing but an end.
-    ends = model.eos_token_ids if constraint or not sampling.ignore_eos else frozenset()
+    ends = stop_token_ids(sampling, model, constraint)
     bad_words = tuple(bad_token_sequences(sampling.bad_words, model.tokenizer))
     return [
         Request(
             prompt_token_ids=prompt.token_ids,
             sampling=replace(sampling, max_tokens=sampling.max_tokens or 1),
-            stop_token_ids=sampling.stop_token_ids | ends,
+            stop_token_ids=ends,
             deadline=deadline,
             cache_salt=request.cache_salt,
             n=request.n,
@@ -204,19 +205,12 @@ class _PromptAnswer:
         return not self._open
 
     def push(self, output: TokenOutput) -> ChoiceDelta:
-        text = TextDelta(finish_reason=FinishReason.LENGTH)
-        if not self._is_scored_only:
-            text = self._open[output.index].push(output)
+        if self._is_scored_only:
+            output = replace(output, token_ids=(), finish_reason=FinishReason.LENGTH, logprobs=())
+        text = self._open[output.index].push(output)
         token_ids = self._token_ids[output.index]
         token_ids += output.token_ids
         if text.finish_reason is not None:
             check_form(self._constraint, "response_format", token_ids, output)
             del self._open[output.index]
-        return ChoiceDelta(
-            self._prompt_index,
-            output.index,
-            replace(text, num_cached_tokens=output.num_cached_tokens),
-            output.token_ids[: text.num_tokens],
-            output.logprobs[: text.num_tokens],
-            output.prompt_logprobs,
-        )
+        return ChoiceDelta(self._prompt_index, text, output.logprobs[: text.num_tokens])

@@ -16,6 +16,7 @@ from service.types import (
     ChatRequest,
     FinishReason,
     Request,
+    SamplingParams,
     ServedModel,
     Tokenizer,
     TokenOutput,
@@ -62,12 +63,10 @@ async def prepare(chat: ChatRequest, model: ServedModel, deadline: float) -> Pre
     if prompt and max(prompt) >= model.vocab_size:
         raise InvalidField("messages", f"The model does not know the token {max(prompt)}.")
     sampling = chat.sampling
-    # A grammar that is fulfilled allows nothing but an end.
-    ends = model.eos_token_ids if constraint or not sampling.ignore_eos else frozenset()
     request = Request(
         prompt_token_ids=tuple(prompt),
         sampling=sampling,
-        stop_token_ids=sampling.stop_token_ids | ends,
+        stop_token_ids=stop_token_ids(sampling, model, constraint),
         deadline=deadline,
         cache_salt=chat.cache_salt,
         n=chat.n,
@@ -134,6 +133,16 @@ class _Answer:
                 yield delta
                 return
             yield delta
+
+
+def stop_token_ids(
+    sampling: SamplingParams, model: ServedModel, constraint: AnswerConstraint | None
+) -> frozenset[int]:
+    """Every token that ends an answer, the model's own included unless they are to be ignored."""
+    if sampling.ignore_eos and constraint is None:
+        return sampling.stop_token_ids
+    # A grammar that is fulfilled allows nothing but an end.
+    return sampling.stop_token_ids | model.eos_token_ids
 
 
 def bad_token_sequences(words: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[int, ...]]:

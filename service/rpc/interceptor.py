@@ -63,10 +63,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async with _call(method, context, self._metrics) as counting:
                 key = self._access.authenticate(context.invocation_metadata() or ())
                 message = _parse(handler, request)
-                with self._access.use(key, message) as use:
+                with self._access.use(key, message, counting):
                     response = await handler.unary_unary(message, context)
                     if hasattr(response, "completion"):
-                        use.note_completion(response.completion)
                         counting.note_completion(response.completion)
                     return response
 
@@ -77,10 +76,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async with _call(method, context, self._metrics) as counting:
                 key = self._access.authenticate(context.invocation_metadata() or ())
                 message = _parse(handler, request)
-                with self._access.use(key, message) as use:
+                with self._access.use(key, message, counting):
                     async with aclosing(handler.unary_stream(message, context)) as responses:
                         async for response in responses:
-                            use.note_chunk(response.chunk)
                             counting.note_chunk(response.chunk)
                             yield response
 

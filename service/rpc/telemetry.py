@@ -21,25 +21,26 @@ class CallMetrics:
         _, self._service, self._method = full_method.split("/")
         self._started_s = time.perf_counter()
         self._last_chunk_s: float | None = None
+        self.num_tokens = 0  # of its prompt and its answer so far
         metrics.started.labels(self._service, self._method).inc()
 
     def note_chunk(self, chunk: Any) -> None:
         """A chunk of a stream is about to leave."""
         now_s = time.perf_counter()
         num_tokens = sum(choice.num_tokens for choice in chunk.choices)
-        self._metrics.generation_tokens.inc(num_tokens)
+        num_prompt_tokens = 0
         if self._last_chunk_s is None:
             self._metrics.first_token_s.observe(now_s - self._started_s)
-            self._metrics.prompt_tokens.inc(chunk.usage.prompt_tokens)
+            num_prompt_tokens = chunk.usage.prompt_tokens  # which the first chunk tells
         elif num_tokens:
             self._metrics.inter_token_s.observe((now_s - self._last_chunk_s) / num_tokens)
         self._last_chunk_s = now_s
+        self._note_tokens(num_prompt_tokens, num_tokens)
         self._note_finished(chunk.choices)
 
     def note_completion(self, completion: Any) -> None:
         """A whole answer is about to leave."""
-        self._metrics.generation_tokens.inc(completion.usage.completion_tokens)
-        self._metrics.prompt_tokens.inc(completion.usage.prompt_tokens)
+        self._note_tokens(completion.usage.prompt_tokens, completion.usage.completion_tokens)
         self._note_finished(completion.choices)
 
     def end(self, code: str) -> None:
@@ -53,6 +54,11 @@ class CallMetrics:
             self._metrics.request_s.observe(duration_s)
         elif code == "CANCELLED":
             self._metrics.aborted.inc()
+
+    def _note_tokens(self, num_prompt_tokens: int, num_generated: int) -> None:
+        self._metrics.prompt_tokens.inc(num_prompt_tokens)
+        self._metrics.generation_tokens.inc(num_generated)
+        self.num_tokens += num_prompt_tokens + num_generated
 
     def _note_finished(self, choices: Any) -> None:
         for choice in choices:
