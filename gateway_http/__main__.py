@@ -23,15 +23,17 @@ _log = structlog.get_logger("gateway_http")
 def main() -> None:
     try:
         settings = Settings.load(sys.argv[1:])
+        server = _server(settings)
         listener = _listen(settings)
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  # logs are not set up yet
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     logs.configure(settings.log_level, settings.log_format)
     host, port = listener.getsockname()[:2]
-    _log.info("listening", host=host, port=port, upstream=settings.upstream)
+    models = {"registry": str(settings.registry)} if settings.registry else None
+    _log.info("listening", host=host, port=port, **(models or {"upstream": settings.upstream}))
     _exit_zero_on_signals()
-    _server(settings).run(sockets=[listener])
+    server.run(sockets=[listener])
 
 
 def _listen(settings: Settings) -> socket.socket:

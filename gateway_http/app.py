@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-import grpc
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -15,19 +14,26 @@ from starlette.routing import Route
 
 from gateway_http.access import Access
 from gateway_http.config import Settings
+from gateway_http.connection import Connection, read_tls
 from gateway_http.cors import Cors
 from gateway_http.endpoints import ENDPOINTS
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
+from gateway_http.registry import Entry
+from gateway_http.registry_file import RegistryFile
 from gateway_http.routes import document, models, probes, tokens
 from gateway_http.routes.chat import CHAT
 from gateway_http.routes.completions import COMPLETIONS
 from gateway_http.routes.generation import Generation
-from gateway_http.upstreams import Upstream
+from gateway_http.routing import Router
 
 
 def build_app(settings: Settings) -> Starlette:
-    """The application. Setting its `state.stopping` ends whatever still runs."""
+    """The application. Setting its `state.stopping` ends whatever still runs.
+
+    Raises:
+        ConfigError: the registry cannot be read, or a file of certificates or keys.
+    """
     metrics, stopping = Metrics(), asyncio.Event()
     app = Starlette(
         routes=_routes(settings, metrics, stopping),
@@ -36,7 +42,7 @@ def build_app(settings: Settings) -> Starlette:
             Middleware(Access, metrics=metrics),
         ],
         exception_handlers={HTTPException: _unrouted},
-        lifespan=_lifespan(settings),
+        lifespan=_lifespan(settings, metrics),
     )
     app.state.settings = settings
     app.state.metrics = metrics
@@ -71,28 +77,32 @@ def _routes(settings: Settings, metrics: Metrics, stopping: asyncio.Event) -> li
     ]
 
 
-def _credentials(settings: Settings) -> grpc.ChannelCredentials | None:
-    """What the service is called under; the files are read once, at the start."""
-    if settings.upstream_ca is None:
-        return None
-    certificate, key = settings.upstream_certificate, settings.upstream_key
-    return grpc.ssl_channel_credentials(
-        settings.upstream_ca.read_bytes(),
-        key.read_bytes() if key else None,
-        certificate.read_bytes() if certificate else None,
+def _upstream(settings: Settings) -> Entry:
+    """The one service, where there is no registry."""
+    ca = settings.upstream_ca
+    own = settings.upstream_certificate, settings.upstream_key
+    return Entry(
+        Connection(settings.upstream, tls=None if ca is None else read_tls(ca, *own)),
     )
 
 
 def _lifespan(
-    settings: Settings,
+    settings: Settings, metrics: Metrics
 ) -> Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]:
+    registry = None if settings.registry is None else RegistryFile(settings.registry)
+    entries = [_upstream(settings)] if registry is None else registry.entries
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
-        upstream = Upstream(settings.upstream, _credentials(settings))
+        router = Router(entries, metrics)
+        watching = [registry.watch(router.adopt)] if registry is not None else []
+        tasks = [asyncio.ensure_future(watch) for watch in watching]
         try:
-            yield {"upstream": upstream}
+            yield {"router": router}
         finally:
-            await upstream.close()
+            for task in tasks:
+                task.cancel()
+            await router.close()
 
     return lifespan
 

@@ -43,6 +43,9 @@ ALLOWED: dict[str, set[str]] = {
     "service.__main__": {"chatrpc_process", "service"},
     "gateway_http": {"chatrpc"},
     "gateway_http.config": {"chatrpc_process"},
+    "gateway_http.connection": {"chatrpc_process", "gateway_http.service_config"},
+    "gateway_http.registry": {"chatrpc_process", "gateway_http"},
+    "gateway_http.registry_file": {"chatrpc_process", "gateway_http.registry"},
     "gateway_http.__main__": {"chatrpc_process", "gateway_http"},
     "chatrpc_cli": {"chatrpc"},
     # It measures all of it, and nothing of it knows that.

@@ -3,12 +3,11 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
-import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
@@ -17,12 +16,23 @@ from gateway_http.clients import json_response, read_body, while_connected
 from gateway_http.config import Settings
 from gateway_http.errors import from_exception, from_rpc
 from gateway_http.metrics import Metrics
+from gateway_http.protocol.completion import Completion
+from gateway_http.protocol.response import ChatCompletion
 from gateway_http.protocol.sampling import GenerationRequest
+from gateway_http.routing import Route, Router
 from gateway_http.upstreams import CallOptions, Upstream
 
 _Body = TypeVar("_Body", bound=GenerationRequest)
-_Params = TypeVar("_Params")
-_Chunk = TypeVar("_Chunk")
+
+
+class OfModel(Protocol):
+    """What names a model: a request, an answer, a piece of one."""
+
+    model: str
+
+
+_Params = TypeVar("_Params", bound=OfModel)
+_Chunk = TypeVar("_Chunk", bound=OfModel)
 _Chunk_contra = TypeVar("_Chunk_contra", contravariant=True)
 
 
@@ -46,7 +56,9 @@ class Operation(Generic[_Body, _Params, _Chunk]):
     decode: Callable[[bytes], _Body]
     params: Callable[[_Body], _Params]
     names: Callable[[_Body], Mapping[str, str]]
-    create: Callable[[Upstream, _Params, CallOptions, _Body], Awaitable[msgspec.Struct]]
+    create: Callable[
+        [Upstream, _Params, CallOptions, _Body], Awaitable[ChatCompletion | Completion]
+    ]
     stream: Callable[[Upstream, _Params, CallOptions, float], AsyncGenerator[_Chunk | None, None]]
     events: Callable[[_Body], Events[_Chunk]]
 
@@ -89,9 +101,10 @@ class Generation(Generic[_Body, _Params, _Chunk]):
             raise from_rpc(error, self._operation.names(body)) from None
 
     async def _create(self, http: Request, body: _Body, params: _Params, send: Send) -> None:
-        answer = await self._operation.create(
-            http.state.upstream, params, self._options(http), body
-        )
+        with self._route(http, body) as route:
+            options = self._options(http, route, params)
+            answer = await self._operation.create(route.upstream, params, options, body)
+            answer.model = route.told(answer.model)
         await json_response(answer)(http.scope, http.receive, send)
 
     async def _stream(
@@ -116,9 +129,7 @@ class Generation(Generic[_Body, _Params, _Chunk]):
     ) -> None:
         started_at_s = time.perf_counter()
         answer = self._operation.events(body)
-        idle_s = self._settings.sse_ping_interval_s
-        stream = self._operation.stream(http.state.upstream, params, self._options(http), idle_s)
-        async with aclosing(stream) as chunks:
+        async with aclosing(self._chunks(http, body, params)) as chunks:
             async for chunk in chunks:
                 if chunk is None:
                     await events.write(sse.PING)
@@ -129,5 +140,24 @@ class Generation(Generic[_Body, _Params, _Chunk]):
                     self._metrics.first_token_s.observe(time.perf_counter() - started_at_s)
         await events.write(b"".join(map(sse.event, answer.finish())))
 
-    def _options(self, http: Request) -> CallOptions:
-        return CallOptions(self._settings.request_timeout_s, http.state.exchange.call_metadata)
+    async def _chunks(
+        self, http: Request, body: _Body, params: _Params
+    ) -> AsyncGenerator[_Chunk | None, None]:
+        idle_s = self._settings.sse_ping_interval_s
+        with self._route(http, body) as route:
+            options = self._options(http, route, params)
+            stream = self._operation.stream(route.upstream, params, options, idle_s)
+            async with aclosing(stream) as chunks:
+                async for chunk in chunks:
+                    if chunk is not None:
+                        chunk.model = route.told(chunk.model)
+                    yield chunk
+
+    def _route(self, http: Request, body: _Body) -> AbstractContextManager[Route]:
+        router: Router = http.state.router
+        return router.route(body.model)
+
+    def _options(self, http: Request, route: Route, params: _Params) -> CallOptions:
+        params.model = route.model
+        metadata = http.state.exchange.call_metadata
+        return route.options(self._settings.request_timeout_s, metadata, http.headers, params)

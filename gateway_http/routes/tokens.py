@@ -10,7 +10,8 @@ from gateway_http.convert import tokens
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.error import ApiError
 from gateway_http.protocol.tokens import DetokenizeRequest, TokenizeRequest
-from gateway_http.upstreams import CallOptions, Upstream
+from gateway_http.routing import Route, Router
+from gateway_http.upstreams import CallOptions
 
 _TIMEOUT_S = 60
 
@@ -20,17 +21,20 @@ _decode_detokenize = decoder(DetokenizeRequest)
 
 async def tokenize(request: Request) -> Response:
     body = _decode_tokenize(await _read(request))
-    wanted = tokens.tokenize_request(body, await _model(request, body.model))
-    answer = await _upstream(request).tokenize(wanted, _options(request))
+    name = body.model if body.model is not None else await _first_model(request)
+    wanted = tokens.tokenize_request(body, name)
+    with _router(request).route(name) as route:
+        wanted.model = route.model
+        answer = await route.upstream.tokenize(wanted, _options(request, route))
     return json_response(tokens.tokenize_answer(answer, body))
 
 
 async def detokenize(request: Request) -> Response:
     body = _decode_detokenize(await _read(request))
-    wanted = model_service_pb2.DetokenizeRequest(
-        model=await _model(request, body.model), token_ids=body.tokens
-    )
-    answer = await _upstream(request).detokenize(wanted, _options(request))
+    name = body.model if body.model is not None else await _first_model(request)
+    with _router(request).route(name) as route:
+        wanted = model_service_pb2.DetokenizeRequest(model=route.model, token_ids=body.tokens)
+        answer = await route.upstream.detokenize(wanted, _options(request, route))
     return json_response(tokens.detokenize_answer(answer))
 
 
@@ -39,11 +43,13 @@ async def _read(request: Request) -> bytes:
     return await read_body(request.headers, request.receive, settings.max_body_bytes)
 
 
-async def _model(request: Request, named: str | None) -> str:
+async def _first_model(request: Request) -> str:
     """llama.cpp's clients name none: its server has but one."""
-    if named is not None:
-        return named
-    served = await _upstream(request).list_models(_options(request))
+    entry = _router(request).entries[0]
+    if entry.name is not None:
+        return entry.name
+    with _router(request).route_to(entry) as route:
+        served = await route.upstream.list_models(_options(request, route))
     if not served:
         raise ApiError(
             503,
@@ -55,10 +61,10 @@ async def _model(request: Request, named: str | None) -> str:
     return served[0].id
 
 
-def _upstream(request: Request) -> Upstream:
-    upstream: Upstream = request.state.upstream
-    return upstream
+def _router(request: Request) -> Router:
+    router: Router = request.state.router
+    return router
 
 
-def _options(request: Request) -> CallOptions:
-    return CallOptions(_TIMEOUT_S, request.state.exchange.call_metadata)
+def _options(request: Request, route: Route) -> CallOptions:
+    return route.options(_TIMEOUT_S, request.state.exchange.call_metadata, request.headers)
