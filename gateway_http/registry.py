@@ -56,11 +56,11 @@ def _checked_target(target: str) -> str:
 class _OutlierDetection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    interval_s: Annotated[float, Field(gt=0, le=3600)] = 10
+    interval_s: Annotated[float, Field(ge=0.01, le=3600)] = 10
     failure_percentage: Annotated[int, Field(ge=1, le=100)] = 85
     request_volume: Annotated[int, Field(ge=1, le=10**6)] = 10
     minimum_hosts: Annotated[int, Field(ge=1, le=1000)] = 2
-    base_ejection_time_s: Annotated[float, Field(gt=0, le=3600)] = 30
+    base_ejection_time_s: Annotated[float, Field(ge=0.01, le=3600)] = 30
     max_ejection_percent: Annotated[int, Field(ge=1, le=100)] = 50
 
 

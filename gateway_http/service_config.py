@@ -99,8 +99,8 @@ def service_config(
 def _outlier_detection(outliers: OutlierDetection, policy: dict[str, Any]) -> dict[str, Any]:
     return {
         "outlier_detection_experimental": {
-            "interval": f"{outliers.interval_s}s",
-            "baseEjectionTime": f"{outliers.base_ejection_time_s}s",
+            "interval": f"{outliers.interval_s:.3f}s",
+            "baseEjectionTime": f"{outliers.base_ejection_time_s:.3f}s",
             "maxEjectionPercent": outliers.max_ejection_percent,
             "failurePercentageEjection": {
                 "threshold": outliers.failure_percentage,
