@@ -1,7 +1,7 @@
 """Replicas of a model: the real gRPC surface over engines that do as they are told.
 
-Run as a module it is one of them in a process of its own, which can be killed: it prints its port and
-then the number of requests inside, whenever that changes.
+Run as a module it is one of them in a process of its own, which can be killed. It prints its port
+and how many requests have come, whenever there is something new.
 """
 
 import asyncio
@@ -94,14 +94,18 @@ def target(*replicas: Replica) -> str:
 
 
 async def _main(name: str) -> None:
+    """Hold requests until a line comes on the standard input."""
     async with replica(name) as running:
-        running.engine.hold()
-        print(running.port, flush=True)
-        inside = 0
+        engine = running.engine
+        engine.hold()
+        asyncio.get_running_loop().add_reader(sys.stdin, engine.go.set)
+        told: object = None
         while True:
-            if running.engine.num_asked != inside:
-                inside = running.engine.num_asked
-                print(inside, flush=True)
+            state = (running.port, engine.num_asked)
+            if state != told:
+                sys.stdout.write(f"{state[0]} {state[1]}\n")
+                sys.stdout.flush()
+                told = state
             await asyncio.sleep(0.005)
 
 
