@@ -65,6 +65,8 @@ class Upstream:
     def __init__(self, connection: Connection) -> None:
         self._health_name = connection.health_name
         self._channel = _channel(connection)
+        # Now: the first calls would all go to whichever replica connects first.
+        self._channel.get_state(try_to_connect=True)
         self._chat: chat_service_pb2_grpc.ChatServiceAsyncStub = (
             chat_service_pb2_grpc.ChatServiceStub(self._channel)
         )
