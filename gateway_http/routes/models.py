@@ -1,6 +1,7 @@
 """GET /v1/models and /v1/models/{model_id}."""
 
 import asyncio
+import time
 
 import grpc
 from starlette.requests import Request
@@ -15,7 +16,7 @@ from gateway_http.registry import Entry
 from gateway_http.routing import Route, Router
 from gateway_http.upstreams import CallOptions
 
-_TIMEOUT_S = 5
+_TIMEOUT_S = 5.0  # for all of it
 _MAX_CALLS = 32  # at once
 
 _UNKNOWN_OWNER = "unknown"
@@ -26,8 +27,8 @@ _REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 async def list_models(request: Request) -> Response:
     """What the services behind all names say of themselves; see `_card` for those that do not."""
     router: Router = request.state.router
-    limit = asyncio.Semaphore(_MAX_CALLS)
-    listing = [_models_of(entry, request, limit) for entry in router.entries]
+    limit, end_s = asyncio.Semaphore(_MAX_CALLS), time.monotonic() + _TIMEOUT_S
+    listing = [_models_of(entry, request, limit, end_s) for entry in router.entries]
     listed = await asyncio.gather(*listing, return_exceptions=True)
     models, refusals = [], []
     for found in listed:
@@ -45,17 +46,17 @@ async def retrieve_model(request: Request) -> Response:
     """By id or alias. An id may contain slashes, as they are or as %2F."""
     router: Router = request.state.router
     with router.route(request.path_params["model_id"]) as route:
-        model = await _card(route, _options(request, route))
+        model = await _card(route, _options(request, route, _TIMEOUT_S))
     return json_response(answers.model(model))
 
 
 async def _models_of(
-    entry: Entry, request: Request, limit: asyncio.Semaphore
+    entry: Entry, request: Request, limit: asyncio.Semaphore, end_s: float
 ) -> list[model_service_pb2.Model]:
     router: Router = request.state.router
     async with limit:
         with router.route_to(entry) as route:
-            options = _options(request, route)
+            options = _options(request, route, max(0.0, end_s - time.monotonic()))
             if entry.name is None:
                 return await route.upstream.list_models(options)
             return [await _card(route, options)]
@@ -84,5 +85,5 @@ def _is_refusal(error: BaseException) -> bool:
     return isinstance(error, grpc.aio.AioRpcError) and error.code() in _REFUSALS
 
 
-def _options(request: Request, route: Route) -> CallOptions:
-    return route.options(_TIMEOUT_S, request.state.exchange.call_metadata, request.headers)
+def _options(request: Request, route: Route, timeout_s: float) -> CallOptions:
+    return route.options(timeout_s, request.state.exchange.call_metadata, request.headers)

@@ -42,12 +42,13 @@ class FakeEngine:
         if self.refusal is not None:
             raise self.refusal
         self.requests.append(request)
-        outputs = [step for step in self.script if isinstance(step, TokenOutput)]
+        script = self.script  # as it is when the request comes
+        outputs = [step for step in script if isinstance(step, TokenOutput)]
         is_told_apart = any(output.index for output in outputs)
         ended: set[int | None] = set()
         with self._running():
             yield TokenOutput()
-            for step in self.script:
+            for step in script:
                 if isinstance(step, asyncio.Event):
                     await step.wait()
                 elif isinstance(step, Exception):
