@@ -20,8 +20,9 @@ _TIMEOUT_S = 5.0  # for all of it
 _MAX_CALLS = 32  # at once
 
 _UNKNOWN_OWNER = "unknown"
-_UNREACHED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+# That it is not for this caller, or not there; by any other the service says nothing of it.
+_ANSWERS = (*_REFUSALS, grpc.StatusCode.NOT_FOUND)
 
 
 async def list_models(request: Request) -> Response:
@@ -34,11 +35,12 @@ async def list_models(request: Request) -> Response:
     for found in listed:
         if isinstance(found, list):
             models.extend(found)
-        else:
+        elif isinstance(found, grpc.aio.AioRpcError) and found.code() in _REFUSALS:
             refusals.append(found)
-    for refusal in refusals:
-        if not models or not _is_refusal(refusal):
-            raise refusal
+        elif not isinstance(found, ApiError):  # which says that the service lacks the model
+            raise found
+    if refusals and not models:
+        raise refusals[0]
     return json_response(ModelList(data=[answers.model(model) for model in models]))
 
 
@@ -65,24 +67,18 @@ async def _models_of(
 async def _card(route: Route, options: CallOptions) -> model_service_pb2.Model:
     """What the service says of the model, under the name that it has here.
 
-    A service that cannot be reached does not make the model go away: clients keep such lists for
-    long. Then the registry alone speaks. One that refuses the caller, or lacks the model, raises.
+    A service that cannot be reached, or fails, does not make the model go away: clients keep such
+    lists for long. Then the registry alone speaks. One that refuses the caller, or lacks the model,
+    raises.
     """
     try:
         model = await route.upstream.get_model(route.model, options)
     except grpc.aio.AioRpcError as error:
-        if route.entry.name is None or error.code() not in _UNREACHED:
+        if route.entry.name is None or error.code() in _ANSWERS:
             raise
         model = model_service_pb2.Model(owned_by=_UNKNOWN_OWNER)
     model.id = route.told(model.id)
     return model
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether the service keeps its models from this caller, or has none."""
-    if isinstance(error, ApiError):
-        return error.status == 404
-    return isinstance(error, grpc.aio.AioRpcError) and error.code() in _REFUSALS
 
 
 def _options(request: Request, route: Route, timeout_s: float) -> CallOptions:

@@ -136,6 +136,8 @@ class FakeService(
     completion: chat_pb2.ChatCompletion | None = None
     """The unary answer; made from the script where there is none."""
     models: list[model_service_pb2.Model] = field(default_factory=lambda: [model()])
+    model_refusal: Fail | None = None
+    """How GetModel is answered, if not with a model."""
     calls: list[Call] = field(default_factory=list)
     port: int = 0
 
@@ -224,6 +226,8 @@ class FakeService(
     async def GetModel(  # noqa: N802
         self, request: model_service_pb2.GetModelRequest, context: Any
     ) -> model_service_pb2.GetModelResponse:
+        if self.model_refusal is not None:
+            await self.model_refusal.abort(context)
         for served in self.models:
             if request.id in {served.id, *served.aliases}:
                 return model_service_pb2.GetModelResponse(model=served)

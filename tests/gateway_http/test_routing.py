@@ -20,7 +20,7 @@ from gateway_http.metrics import Metrics
 from gateway_http.registry import Entry
 from gateway_http.routing import Router
 from gateway_http.upstreams import CallOptions
-from tests.fakes.chat_service import MODEL, FakeService, Finish, Hold, Say
+from tests.fakes.chat_service import MODEL, Fail, FakeService, Finish, Hold, Say
 from tests.fakes.wait import until
 from tests.gateway_http.conftest import metric, serving
 from tests.gateway_http.replicas import replica
@@ -212,8 +212,26 @@ async def test_a_service_that_lacks_its_model_is_told_in_the_registrys_names(
     async with gateway(file) as http:
         service.models = []
         answer = await http.get("/v1/models/one")
+        assert (await http.get("/v1/models")).json()["data"] == []
     assert answer.status_code == 404
     assert "`one`" in answer.json()["error"]["message"]
+
+
+async def test_models_that_are_not_for_a_caller_are_left_out(
+    tmp_path: Path, service: FakeService
+) -> None:
+    service.model_refusal = Fail(grpc.StatusCode.UNAUTHENTICATED, "A key.", "UNAUTHENTICATED")
+    guarded = entry("guarded", service.target, f'upstream_model = "{MODEL}"')
+    file = File(tmp_path, guarded, entry("away", NOWHERE))
+    async with gateway(file) as http:
+        listed = (await http.get("/v1/models")).json()["data"]
+        assert [model["id"] for model in listed] == ["away"]
+        file.write(guarded)
+        async with asyncio.timeout(120):
+            while (answer := await http.get("/v1/models")).status_code == 200:
+                await asyncio.sleep(0.01)
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
 async def test_a_model_is_exchanged_and_no_request_lost(tmp_path: Path) -> None:
