@@ -35,6 +35,10 @@ serve: $(VENV)/.runtime  ## Serve a model over gRPC and HTTP (MODEL=, HOST=, HTT
 bench: $(VENV)/.bench  ## Measure our own service (ARGS=--quick: only that it works)
 	@$(BIN)/python -m bench run $(ARGS)
 
+.PHONY: soak
+soak: $(VENV)/.bench  ## Run service and gateway under 256 streams for ten minutes
+	@$(BIN)/python -m bench soak $(ARGS)
+
 .PHONY: bench-peers
 bench-peers: $(VENV)/.bench  ## Install the peers, measure them beside us, write docs/benchmarks.md
 	@$(BIN)/python -m bench peers $(ARGS)
