@@ -11,7 +11,7 @@ import typer
 import uvloop
 from rich.console import Console
 
-from bench import loads, ours, report, results, server, table
+from bench import loads, ours, probes, report, results, server, table
 from bench.budgets import budgets
 from bench.client_grpc import GrpcClient
 from bench.client_http import HttpClient
@@ -104,6 +104,35 @@ async def _one_load(
             return await wanted.run(client, seed, progress.on_done)
     finally:
         await client.close()
+
+
+@app.command(name="probes")
+def probes_command(
+    *,
+    url: Annotated[str | None, typer.Option(help="A gateway, such as http://HOST:PORT.")] = None,
+    grpc: Annotated[
+        str | None, typer.Option(help="A chatrpc service's gRPC address.", metavar="HOST:PORT")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="How often each is asked.", min=1)] = 200,
+    interval: Annotated[float, typer.Option(help="Seconds between two.", min=0)] = 0.05,
+) -> None:
+    """Ask the probes of a stack that runs already how it is, while it has something to do.
+
+    The exit code is 1 if one of them failed.
+    """
+    wanted = {
+        **(probes.service_probes(grpc) if grpc else {}),
+        **(probes.gateway_probes(url.rstrip("/")) if url else {}),
+    }
+    if not wanted:
+        raise typer.BadParameter("--url or --grpc is needed, or both")
+    with (
+        Progress(Console(stderr=True)) as progress,
+        progress.load("probes", url or grpc or "", rounds),
+    ):
+        outcome = _run(probes.probe(wanted, rounds, interval, progress.on_done))
+    table.show(table.of_outcome(outcome))
+    raise typer.Exit(1 if outcome.fault else 0)
 
 
 @app.command()

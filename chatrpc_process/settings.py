@@ -30,6 +30,10 @@ class ProcessSettings(BaseSettings):
     config: Annotated[Path | None, Field(description="a TOML file with options")] = None
     log_level: Annotated[LogLevel, Field(description="the least level logged")] = "info"
     log_format: Annotated[LogFormat, Field(description="for people, or for machines")] = "text"
+    loop_timeout_s: Annotated[
+        float,
+        Field(gt=0, description="seconds the event loop may stand still before the process ends"),
+    ] = 60.0
 
     @classmethod
     def load(cls, arguments: list[str]) -> Self:

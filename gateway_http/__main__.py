@@ -7,15 +7,18 @@ import sys
 
 import structlog
 import uvicorn
+from starlette.applications import Starlette
 
 from chatrpc_process import logs
 from chatrpc_process.settings import ConfigError
+from chatrpc_process.watchdog import watched_loop
 from gateway_http.app import build_app
 from gateway_http.config import Settings
 from gateway_http.http_protocol import HttpProtocol
 
 # How long the last answers may take to reach their clients, once the grace is over.
 _LAST_WORDS_S = 2
+_TICK_S = 0.1
 
 _log = structlog.get_logger("gateway_http")
 
@@ -29,8 +32,8 @@ def main() -> None:
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     logs.configure(settings.log_level, settings.log_format)
     host, port = listener.getsockname()[:2]
-    _log.info("listening", host=host, port=port, upstream=settings.upstream)
     _exit_zero_on_signals()
+    _log.info("listening", host=host, port=port, upstream=settings.upstream)
     _server(settings).run(sockets=[listener])
 
 
@@ -46,15 +49,28 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Ends what outlasts the grace with an answer, where uvicorn would cancel without a word."""
+    """Tells who routes to it before it stops, and ends what outlasts the grace with an answer,
+    where uvicorn would close its door at once and cancel without a word.
+    """
 
-    def __init__(self, config: uvicorn.Config, stopping: asyncio.Event, grace_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, app: Starlette, settings: Settings) -> None:
         super().__init__(config)
-        self._stopping = stopping
-        self._grace_s = grace_s
+        self._state = app.state
+        self._settings = settings
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        with watched_loop(self._settings.loop_timeout_s):
+            await super().serve(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().call_later(self._grace_s, self._stopping.set)
+        loop, settings = asyncio.get_running_loop(), self._settings
+        _log.info("draining", delay_s=settings.drain_delay_s, grace_s=settings.shutdown_grace_s)
+        self._state.draining.set()
+        until_s = loop.time() + settings.drain_delay_s
+        # uvicorn's handler of a second SIGINT sets `force_exit`, and tells nobody.
+        while loop.time() < until_s and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(min(_TICK_S, until_s - loop.time()))
+        loop.call_later(settings.shutdown_grace_s, self._state.stopping.set)
         await super().shutdown(sockets)
 
 
@@ -73,8 +89,8 @@ def _server(settings: Settings) -> uvicorn.Server:
             server_header=False,
             timeout_graceful_shutdown=settings.shutdown_grace_s + _LAST_WORDS_S,
         ),
-        app.state.stopping,
-        settings.shutdown_grace_s,
+        app,
+        settings,
     )
 
 

@@ -27,7 +27,9 @@ from gateway_http.upstreams import Upstream
 
 
 def build_app(settings: Settings) -> Starlette:
-    """The application. Setting its `state.stopping` ends whatever still runs."""
+    """The application. Its `state.draining`, once set, makes it unready, and `state.stopping` ends
+    whatever still runs.
+    """
     metrics, stopping = Metrics(), asyncio.Event()
     app = Starlette(
         routes=_routes(settings, metrics, stopping),
@@ -41,6 +43,7 @@ def build_app(settings: Settings) -> Starlette:
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.stopping = stopping
+    app.state.draining = asyncio.Event()
     return app
 
 

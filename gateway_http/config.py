@@ -52,8 +52,12 @@ class Settings(ProcessSettings):
         float,
         Field(gt=0, description="how long a stream may be silent before a keep-alive comment"),
     ] = 15
+    drain_delay_s: Annotated[
+        float,
+        Field(ge=0, description="how long to go on taking requests after SIGTERM, not ready"),
+    ] = 0.0
     shutdown_grace_s: Annotated[
-        int, Field(ge=0, description="how long running requests may go on after SIGTERM")
+        int, Field(ge=0, description="how long running requests may go on after that")
     ] = 30
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from chatrpc_process import logs
 from chatrpc_process.keys import KeyRing, load_keys
 from chatrpc_process.settings import ConfigError
 from chatrpc_process.tls import TlsFiles
+from chatrpc_process.watchdog import watched_loop
 from chatrpc_process.watched import Watched
 from service.config import ServiceSettings
 from service.engine.async_engine import AsyncEngine
@@ -49,13 +50,18 @@ def main() -> int:
     logs.configure(settings.log_level, settings.log_format)
     os.environ.setdefault("GOMP_SPINCOUNT", _GOMP_SPINCOUNT)  # read when torch is imported
     try:
-        return uvloop.run(serve(settings))
+        return uvloop.run(_watched(settings))
     except (ConfigError, ModelLoadError, OSError) as error:
         log.error(str(error))  # noqa: TRY400  # the text is the whole story
         return 1
     except Exception:
         log.exception("unforeseen error")
         return 1
+
+
+async def _watched(settings: ServiceSettings) -> int:
+    with watched_loop(settings.loop_timeout_s):
+        return await serve(settings)
 
 
 async def serve(settings: ServiceSettings) -> int:
