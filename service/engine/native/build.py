@@ -40,7 +40,13 @@ def load_library(cache_dir: Path) -> ctypes.CDLL | None:
     compute what it should, one line in the log says so. Several processes may do this at once.
     """
     try:
-        return _load(cache_dir / "native")
+        cpu = _cpu()
+        try:
+            return _load(cache_dir / "native", cpu, find_compiler())
+        except NoCompiler:
+            if (library := open_prebuilt(set(cpu["flags"].split()))) is not None:
+                return library
+            raise
     except (Unavailable, OSError) as error:
         log.warning("native_kernels_unavailable", reason=str(error), effect="slower steps")
         return None
@@ -52,17 +58,10 @@ def compile_kernels(cache_dir: Path) -> None:
     Of what goes wrong nothing is said here: `load_library` meets it again.
     """
     with suppress(Unavailable, OSError):
-        _load(cache_dir / "native")
+        _load(cache_dir / "native", _cpu(), find_compiler())
 
 
-def _load(cache_dir: Path) -> ctypes.CDLL:
-    cpu = _cpu()
-    try:
-        compiler = find_compiler()
-    except NoCompiler:
-        if (library := open_prebuilt(set(cpu["flags"].split()))) is not None:
-            return library
-        raise
+def _load(cache_dir: Path, cpu: dict[str, str], compiler: tuple[str, ...]) -> ctypes.CDLL:
     key = sources_digest("\n".join(cpu.values()), repr((compiler, _FLAGS)), version(compiler))
     name = key + ".so"
     if (library := open_whole(cache_dir / name)) is not None:

@@ -65,7 +65,7 @@ def open_prebuilt(cpu_flags: set[str], directory: Path = _DIRECTORY) -> ctypes.C
         if cpu_flags >= level.cpu_flags:
             library = open_whole(directory / level.file_name)
             if library is not None:
-                log.info("native_kernels_prebuilt", level=level.name)
+                log.info("native_kernels_prebuilt", kernels=level.name)
                 return library
     return None
 
