@@ -49,6 +49,15 @@ bench-peers: $(VENV)/.bench  ## Install the peers, measure them beside us, write
 test: $(VENV)/.dev  ## Run the whole test suite (ARGS= goes to pytest)
 	@$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: test-deploy
+test-deploy: $(VENV)/.dev  ## Run the steps of the container files, and what they make (minutes)
+	@$(BIN)/python -m pytest -m images tests/deploy $(ARGS)
+
+.PHONY: constraints
+constraints: $(VENV)/.dev  ## Pin what images install to the versions of this environment
+	@$(BIN)/python deploy/docker/pin.py > deploy/docker/constraints.txt.new
+	@mv deploy/docker/constraints.txt.new deploy/docker/constraints.txt
+
 .PHONY: check
 check: $(VENV)/.dev $(PROTOC_VENV)/.installed  ## Lint, types, protos, floors
 	@$(BIN)/ruff check .

@@ -41,6 +41,12 @@ ALLOWED: dict[str, set[str]] = {
         "service.engine",
     },
     "service.__main__": {"chatrpc_process", "service"},
+    "service.prepare": {
+        "chatrpc_process",
+        "service.config",
+        "service.errors",
+        "service.model",
+    },
     "gateway_http": {"chatrpc"},
     "gateway_http.config": {"chatrpc_process"},
     "gateway_http.__main__": {"chatrpc_process", "gateway_http"},

@@ -1,0 +1,73 @@
+"""The Helm chart, rendered as Helm renders it, without a cluster."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+CHART = ROOT / "deploy" / "helm" / "chatrpc"
+NAMESPACE = "prod"
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Release:
+    """What an installation by the name `demo` makes."""
+
+    texts: dict[str, str]
+
+    @cached_property
+    def objects(self) -> list[Object]:
+        found = []
+        for name, text in self.texts.items():
+            if not name.endswith("NOTES.txt"):
+                found += [each for each in yaml.safe_load_all(text) if each]
+        return found
+
+    @property
+    def notes(self) -> str:
+        return next(text for name, text in self.texts.items() if name.endswith("NOTES.txt"))
+
+    def all(self, kind: str) -> list[Object]:
+        return [each for each in self.objects if each["kind"] == kind]
+
+    def one(self, kind: str, name: str) -> Object:
+        (found,) = (each for each in self.all(kind) if each["metadata"]["name"] == name)
+        return found
+
+    def pods(self) -> Iterator[Object]:
+        """Templates of Deployments' pods, and pods."""
+        for each in self.objects:
+            if each["kind"] == "Deployment":
+                yield each["spec"]["template"]
+            elif each["kind"] == "Pod":
+                yield each
+
+
+def render(values: Object) -> Release:
+    """Raises helm_python.HelmError: the values are refused, or a template refuses them."""
+    with helm_python.Chart.load(CHART) as chart:
+        return Release(chart.render(values, name="demo", namespace=NAMESPACE))
+
+
+def merged(*several: Object) -> Object:
+    """As Helm puts several `--values` together: maps by key, the later one wins."""
+    result: Object = {}
+    for values in several:
+        for key, value in values.items():
+            old = result.get(key)
+            both = isinstance(old, dict) and isinstance(value, dict)
+            result[key] = merged(old, value) if both and old is not None else value
+    return result
+
+
+def values_file(path: Path) -> Object:
+    values = yaml.safe_load(path.read_text())
+    assert isinstance(values, dict)
+    return values
