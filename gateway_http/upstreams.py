@@ -34,6 +34,8 @@ OPTIONS = [
     # And so is one that takes the place of another. Names are looked up when a connection ends.
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     ("grpc.max_receive_message_length", 32 << 20),
+    # Of a stream whose client does not read, 64 KiB wait here, and the service knows.
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.max_send_message_length", -1),  # max_body_bytes bounds it
     # What is larger is never retried; by default that is a long conversation.
     ("grpc.per_rpc_retry_buffer_size", 64 << 20),
