@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 
 from chatrpc_process import logs
 from chatrpc_process.settings import ConfigError
+from chatrpc_process.tracing import Tracer, make_tracer
 from chatrpc_process.watchdog import watched_loop
 from gateway_http.app import build_app
 from gateway_http.config import Settings
@@ -26,6 +27,7 @@ _log = structlog.get_logger("gateway_http")
 def main() -> None:
     try:
         settings = Settings.load(sys.argv[1:])
+        tracer = make_tracer(settings.otlp_endpoint, "chatrpc-gateway")
         listener = _listen(settings)
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  # logs are not set up yet
@@ -34,7 +36,10 @@ def main() -> None:
     host, port = listener.getsockname()[:2]
     _exit_zero_on_signals()
     _log.info("listening", host=host, port=port, upstream=settings.upstream)
-    _server(settings).run(sockets=[listener])
+    try:
+        _server(settings, tracer).run(sockets=[listener])
+    finally:
+        tracer.close()
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -74,8 +79,8 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _server(settings: Settings) -> uvicorn.Server:
-    app = build_app(settings)
+def _server(settings: Settings, tracer: Tracer) -> uvicorn.Server:
+    app = build_app(settings, tracer)
     return _Server(
         uvicorn.Config(
             app,

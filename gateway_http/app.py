@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from chatrpc_process.tracing import OFF, Tracer
 from gateway_http.access import Access
 from gateway_http.config import Settings
 from gateway_http.cors import Cors
@@ -26,7 +27,7 @@ from gateway_http.routes.generation import Generation
 from gateway_http.upstreams import Upstream
 
 
-def build_app(settings: Settings) -> Starlette:
+def build_app(settings: Settings, tracer: Tracer = OFF) -> Starlette:
     """The application. Its `state.draining`, once set, makes it unready, and `state.stopping` ends
     whatever still runs.
     """
@@ -35,7 +36,7 @@ def build_app(settings: Settings) -> Starlette:
         routes=_routes(settings, metrics, stopping),
         middleware=[
             Middleware(Cors, allow_origins=settings.cors_allow_origins),
-            Middleware(Access, metrics=metrics),
+            Middleware(Access, metrics=metrics, tracer=tracer),
         ],
         exception_handlers={HTTPException: _unrouted},
         lifespan=_lifespan(settings),

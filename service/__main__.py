@@ -21,6 +21,7 @@ from chatrpc_process import logs
 from chatrpc_process.keys import KeyRing, load_keys
 from chatrpc_process.settings import ConfigError
 from chatrpc_process.tls import TlsFiles
+from chatrpc_process.tracing import make_tracer
 from chatrpc_process.watchdog import watched_loop
 from chatrpc_process.watched import Watched
 from service.config import ServiceSettings
@@ -75,12 +76,14 @@ async def serve(settings: ServiceSettings) -> int:
     stop = _stop_signal()
     lifecycle = Lifecycle(SERVICE_NAMES)
     keys, metrics = _keys(settings), Metrics()
+    tracer = make_tracer(settings.otlp_endpoint, "chatrpc-service")
     server = Server(
         lifecycle,
         max_request_s=settings.max_request_s,
         has_reflection=settings.reflection,
         access=Access(keys),
         metrics=metrics,
+        tracer=tracer,
         tls=_tls(settings),
     )
     watching = None if keys is None else asyncio.ensure_future(keys.watch())
@@ -108,6 +111,7 @@ async def serve(settings: ServiceSettings) -> int:
         # torch alone leaves 200 000 objects behind: a full collection would look through them all,
         # and hold up every stream for 0.14 s. They live as long as the process does.
         gc.freeze()
+        metrics.name_model(loader.model_id)
         await lifecycle.serve(loader.served(engine))
         log.info("ready", model=loader.model_id)
         if await _first(engine.wait_dead(), stop.wait()) == 0:
@@ -121,6 +125,7 @@ async def serve(settings: ServiceSettings) -> int:
             watching.cancel()
         await server.stop()
         await engine.stop()
+        tracer.close()
         log.info("stopped")
 
 

@@ -1,7 +1,6 @@
 """What chat and text completions have in common as HTTP: whole or as a stream of events."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from gateway_http.config import Settings
 from gateway_http.errors import from_exception, from_rpc
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.sampling import GenerationRequest
+from gateway_http.telemetry import AnswerTelemetry
 from gateway_http.upstreams import CallOptions, Upstream
 
 _Body = TypeVar("_Body", bound=GenerationRequest)
@@ -92,6 +92,7 @@ class Generation(Generic[_Body, _Params, _Chunk]):
         answer = await self._operation.create(
             http.state.upstream, params, self._options(http), body
         )
+        AnswerTelemetry(self._metrics).note_answer(answer)
         await json_response(answer)(http.scope, http.receive, send)
 
     async def _stream(
@@ -114,7 +115,7 @@ class Generation(Generic[_Body, _Params, _Chunk]):
     async def _send_events(
         self, http: Request, body: _Body, params: _Params, events: sse.EventStream
     ) -> None:
-        started_at_s = time.perf_counter()
+        telemetry = AnswerTelemetry(self._metrics)
         answer = self._operation.events(body)
         idle_s = self._settings.sse_ping_interval_s
         stream = self._operation.stream(http.state.upstream, params, self._options(http), idle_s)
@@ -123,10 +124,8 @@ class Generation(Generic[_Body, _Params, _Chunk]):
                 if chunk is None:
                     await events.write(sse.PING)
                     continue
-                is_first = not answer.is_started
                 await events.write(b"".join(map(sse.event, answer.push(chunk))))
-                if is_first and answer.is_started:
-                    self._metrics.first_token_s.observe(time.perf_counter() - started_at_s)
+                telemetry.note_chunk(chunk, is_started=answer.is_started)
         await events.write(b"".join(map(sse.event, answer.finish())))
 
     def _options(self, http: Request) -> CallOptions:

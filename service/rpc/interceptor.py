@@ -13,11 +13,12 @@ import structlog
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
+from chatrpc_process.tracing import OFF, Tracer, log_fields
 from service.errors import InvalidField
 from service.metrics import Metrics
 from service.rpc import status
 from service.rpc.access import Access
-from service.rpc.telemetry import CallMetrics
+from service.rpc.telemetry import CallTelemetry
 
 REQUEST_ID_KEY = "x-request-id"
 
@@ -36,9 +37,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     Health and reflection pass untouched: probes would flood the log, and `Watch` writes by itself.
     """
 
-    def __init__(self, access: Access, metrics: Metrics) -> None:
+    def __init__(self, access: Access, metrics: Metrics, tracer: Tracer = OFF) -> None:
         self._access = access
         self._metrics = metrics
+        self._tracer = tracer
 
     async def intercept_service(
         self,
@@ -60,9 +62,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _unary(self, handler: Any, method: str) -> Any:
         async def call(request: bytes, context: Context) -> Any:
-            async with _call(method, context, self._metrics) as counting:
+            async with _call(method, context, self._metrics, self._tracer) as counting:
                 key = self._access.authenticate(context.invocation_metadata() or ())
                 message = _parse(handler, request)
+                counting.note_request(message)
                 with self._access.use(key, message, counting):
                     response = await handler.unary_unary(message, context)
                     if hasattr(response, "completion"):
@@ -73,9 +76,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _stream(self, handler: Any, method: str) -> Any:
         async def call(request: bytes, context: Context) -> AsyncGenerator[Any, None]:
-            async with _call(method, context, self._metrics) as counting:
+            async with _call(method, context, self._metrics, self._tracer) as counting:
                 key = self._access.authenticate(context.invocation_metadata() or ())
                 message = _parse(handler, request)
+                counting.note_request(message)
                 with self._access.use(key, message, counting):
                     async with aclosing(handler.unary_stream(message, context)) as responses:
                         async for response in responses:
@@ -93,13 +97,16 @@ def _parse(handler: Any, request: bytes) -> Any:
 
 
 @asynccontextmanager
-async def _call(method: str, context: Context, metrics: Metrics) -> AsyncIterator[CallMetrics]:
+async def _call(
+    method: str, context: Context, metrics: Metrics, tracer: Tracer
+) -> AsyncIterator[CallTelemetry]:
     request_id = _request_id(context)
-    structlog.contextvars.bind_contextvars(request_id=request_id)
+    metadata = context.invocation_metadata() or ()
+    counting = CallTelemetry(metrics, tracer, method, metadata, context.peer())
+    structlog.contextvars.bind_contextvars(request_id=request_id, **log_fields(counting.span))
     context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
     started = time.monotonic()
     outcome = code = "CANCELLED"  # unless it ends by itself
-    counting = CallMetrics(metrics, method)
     try:
         yield counting
         outcome = code = "OK"
@@ -110,7 +117,7 @@ async def _call(method: str, context: Context, metrics: Metrics) -> AsyncIterato
             log.exception("call failed", method=method)
         await _abort(context, proto, ((REQUEST_ID_KEY, request_id),))
     finally:
-        counting.end(code)
+        counting.end(code, outcome)
         duration_ms = round((time.monotonic() - started) * 1000, 1)
         log.info("call", method=method, outcome=outcome, duration_ms=duration_ms)
 

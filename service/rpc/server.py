@@ -15,6 +15,7 @@ from chatrpc.v1 import (
     model_service_pb2_grpc,
 )
 from chatrpc_process.tls import TlsFiles
+from chatrpc_process.tracing import OFF, Tracer
 from service.metrics import Metrics
 from service.rpc.access import Access
 from service.rpc.chat_servicer import ChatServicer
@@ -68,6 +69,7 @@ class Server:
         has_reflection: whether clients may ask for the protos.
         access: who may call.
         metrics: where calls are counted.
+        tracer: where their spans go.
         tls: the server's certificate; None: none, all in the clear.
     """
 
@@ -79,13 +81,14 @@ class Server:
         has_reflection: bool = True,
         access: Access | None = None,
         metrics: Metrics | None = None,
+        tracer: Tracer = OFF,
         tls: TlsFiles | None = None,
     ) -> None:
         self._lifecycle = lifecycle
         self._credentials = None if tls is None else server_credentials(tls)
         self._server = grpc.aio.server(
             options=OPTIONS,
-            interceptors=[CallInterceptor(access or Access(), metrics or Metrics())],
+            interceptors=[CallInterceptor(access or Access(), metrics or Metrics(), tracer)],
         )
         self._admin = grpc.aio.server(options=OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._admin)

@@ -11,6 +11,7 @@ import pytest
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
+from chatrpc_process.tracing import OFF, Tracer
 from gateway_http.app import build_app
 from gateway_http.config import Settings
 from gateway_http.http_protocol import HttpProtocol
@@ -24,11 +25,11 @@ from tests.service.rpc.conftest import CARD
 
 
 @asynccontextmanager
-async def serving(**options: Any) -> AsyncIterator[str]:
+async def serving(*, tracer: Tracer = OFF, **options: Any) -> AsyncIterator[str]:
     """A gateway with these options, as it runs in production but for signals; yields its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
-            build_app(Settings(**options)),
+            build_app(Settings(**options), tracer),
             http=HttpProtocol,
             lifespan="on",
             ws="none",
@@ -48,14 +49,14 @@ async def serving(**options: Any) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def checking_service() -> AsyncIterator[str]:
+async def checking_service(tracer: Tracer = OFF) -> AsyncIterator[str]:
     """The real gRPC surface, which checks what it is asked, over an engine that says "ok"; its
     target. The model is called `fake`.
     """
     engine = FakeEngine()
     engine.answer("ok")
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=60)
+    server = Server(lifecycle, max_request_s=60, tracer=tracer)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
         ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
