@@ -84,6 +84,7 @@ async def serve(settings: ServiceSettings) -> int:
         access=Access(keys),
         metrics=metrics,
         tracer=tracer,
+        has_channelz=settings.channelz,
         tls=_tls(settings),
     )
     watching = None if keys is None else asyncio.ensure_future(keys.watch())

@@ -39,7 +39,10 @@ class ServiceSettings(ProcessSettings):
     )
     admin_host: str = Field("127.0.0.1", description="the address of the next two ports")
     admin_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
-        None, description="a port for health alone, never under TLS, for probes; default: none"
+        None, description="a port for health, never under TLS, for probes; default: none"
+    )
+    channelz: CliImplicitFlag[bool] = Field(
+        False, description="let callers of that port see connections, and from where they are"
     )
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         None, description="a port for Prometheus' metrics over HTTP; default: none"
@@ -115,6 +118,12 @@ class ServiceSettings(ProcessSettings):
                 "max_num_batched_tokens must be at least max_num_seqs: "
                 "each running sequence needs one token a step"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _channelz_has_a_port(self) -> Self:
+        if self.channelz and self.admin_port is None:
+            raise ValueError("channelz needs admin_port")
         return self
 
     @model_validator(mode="after")
