@@ -34,6 +34,12 @@ class ProcessSettings(BaseSettings):
         float,
         Field(gt=0, description="seconds the event loop may stand still before the process ends"),
     ] = 60.0
+    otlp_endpoint: Annotated[
+        str | None,
+        Field(
+            pattern="^https?://.", description="the collector of traces, over OTLP; default: none"
+        ),
+    ] = None
 
     @classmethod
     def load(cls, arguments: list[str]) -> Self:

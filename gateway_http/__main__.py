@@ -7,6 +7,7 @@ import structlog
 
 from chatrpc_process import logs
 from chatrpc_process.settings import ConfigError
+from chatrpc_process.tracing import make_tracer
 from gateway_http.config import Settings
 from gateway_http.server import Server
 
@@ -16,7 +17,8 @@ _log = structlog.get_logger("gateway_http")
 def main() -> None:
     try:
         settings = Settings.load(sys.argv[1:])
-        server = Server(settings)
+        tracer = make_tracer(settings.otlp_endpoint, "chatrpc-gateway")
+        server = Server(settings, tracer)
         listener = server.bind()
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  # logs are not set up yet
@@ -29,7 +31,10 @@ def main() -> None:
     if server.admin_address is not None:
         admin_host, admin_port = server.admin_address
         _log.info("listening for probes", host=admin_host, port=admin_port)
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    finally:
+        tracer.close()
 
 
 def _exit_zero_on_signals() -> None:

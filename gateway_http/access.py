@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from chatrpc_process.tracing import OFF, Kind, Span, TraceContext, Tracer, Value, within
 from chatrpc_process.watched import Watched
 from gateway_http.clients import json_response
 from gateway_http.errors import from_exception
@@ -21,8 +22,6 @@ _log = structlog.get_logger(__name__)
 _CLIENT_CLOSED_REQUEST = 499
 _MAX_REQUEST_ID = 128
 _PRINTABLE = re.compile(r"[\x20-\x7e]{1,1024}")
-# https://www.w3.org/TR/trace-context/#traceparent-header
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 # Called every few seconds by machines that keep their own record.
 _PROBES = ("/healthz", "/readyz", "/health", "/ping", "/ready", "/live", "/metrics")
 _QUIET_ROUTES = {prefix + path for path in _PROBES for prefix in ("", "/v1")}
@@ -38,10 +37,15 @@ class Access:
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, upstream_secret: Watched[str] | None = None
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        tracer: Tracer = OFF,
+        upstream_secret: Watched[str] | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracer = tracer
         self._upstream_secret = upstream_secret
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,7 +57,9 @@ class Access:
         exchange = Exchange(send, headers, secret)
         scope["path"] = _path(scope)
         scope["state"]["exchange"] = exchange
+        span = self._start_span(scope, headers)
         with (
+            within(span),
             structlog.contextvars.bound_contextvars(request_id=exchange.request_id),
             self._metrics.in_flight.track_inprogress(),
         ):
@@ -61,6 +67,7 @@ class Access:
                 await self._serve(scope, receive, exchange)
             finally:
                 self._record(scope, exchange)
+                _end_span(span, scope, exchange)
 
     async def _serve(self, scope: Scope, receive: Receive, exchange: "Exchange") -> None:
         try:
@@ -73,6 +80,11 @@ class Access:
             answer = from_exception(error)
             response = json_response(answer.body, answer.status, answer.headers)
             await response(scope, receive, exchange.send)
+
+    def _start_span(self, scope: Scope, headers: Headers) -> Span:
+        tracer = OFF if scope["path"] in _QUIET_ROUTES else self._tracer
+        parent = TraceContext.read(headers.items())
+        return tracer.start(scope["method"], Kind.SERVER, parent, _request_attributes(scope))
 
     def _record(self, scope: Scope, exchange: "Exchange") -> None:
         route, duration_s = _route(scope), exchange.elapsed_s()
@@ -97,12 +109,11 @@ class Exchange:
 
     def __init__(self, send: Send, headers: Headers, upstream_secret: str | None = None) -> None:
         self._send = send
-        credentials = (
+        self._passed_on = (
             _credentials(headers)
             if upstream_secret is None
             else [("authorization", f"Bearer {upstream_secret}")]
         )
-        self._passed_on = [*_trace(headers), *credentials]
         sent = _sent_id(headers)
         self._is_id_sent = bool(sent)
         self.request_id = sent or f"req_{uuid.uuid4().hex}"
@@ -159,11 +170,6 @@ def _credentials(headers: Headers) -> list[tuple[str, str]]:
     ]
 
 
-def _trace(headers: Headers) -> list[tuple[str, str]]:
-    traceparent = headers.get("traceparent", "")
-    return [("traceparent", traceparent)] if _TRACEPARENT.fullmatch(traceparent) else []
-
-
 def _route(scope: Scope) -> str:
     """The route's pattern: what clients make up must not become label values."""
     if "endpoint" not in scope:
@@ -172,3 +178,28 @@ def _route(scope: Scope) -> str:
     for name, value in scope["path_params"].items():
         path = f"{path.removesuffix(value)}{{{name}}}"
     return path
+
+
+def _request_attributes(scope: Scope) -> dict[str, Value]:
+    """https://opentelemetry.io/docs/specs/semconv/http/http-spans/; the query is left out."""
+    found: dict[str, Value] = {
+        "http.request.method": scope["method"],
+        "url.scheme": scope["scheme"],
+        "url.path": scope["path"],
+        "network.protocol.version": scope["http_version"],
+    }
+    for name in ("client", "server"):
+        if scope.get(name) is not None:
+            host, port = scope[name]
+            found |= {f"{name}.address": host, f"{name}.port": port}
+    return found
+
+
+def _end_span(span: Span, scope: Scope, exchange: Exchange) -> None:
+    if span.is_recording:
+        route = _route(scope)
+        span.rename(f"{scope['method']} {route}")
+        span.tell({"http.route": route, "http.response.status_code": exchange.status})
+        if exchange.status >= 500:
+            span.fail(str(exchange.status))
+    span.end()

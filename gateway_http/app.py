@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from chatrpc_process.keys import load_keys, load_secret
+from chatrpc_process.tracing import OFF, Tracer
 from chatrpc_process.watched import Watched, watching
 from gateway_http.access import Access
 from gateway_http.authentication import Authentication
@@ -34,7 +35,7 @@ from gateway_http.routing import Router
 _Content = TypeVar("_Content")
 
 
-def build_app(settings: Settings) -> Starlette:
+def build_app(settings: Settings, tracer: Tracer = OFF) -> Starlette:
     """The application. Its `state.draining`, once set, makes it unready, and `state.stopping` ends
     whatever still runs.
 
@@ -48,7 +49,7 @@ def build_app(settings: Settings) -> Starlette:
         routes=_routes(settings, metrics, stopping),
         middleware=[
             Middleware(Cors, allow_origins=settings.cors_allow_origins),
-            Middleware(Access, metrics=metrics, upstream_secret=upstream_secret),
+            Middleware(Access, metrics=metrics, tracer=tracer, upstream_secret=upstream_secret),
             Middleware(Authentication, keys=keys),
         ],
         exception_handlers={HTTPException: _unrouted},

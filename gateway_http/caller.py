@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from chatrpc_process.keys import Key
 from chatrpc_process.quotas import QuotaExceeded, Quotas, Standing
@@ -71,18 +70,10 @@ class Spending:
     def __init__(self, key: Key | None, quotas: Quotas) -> None:
         self._key = key
         self._quotas = quotas
-        self._num_prompt_tokens = 0
         self._num_unsettled = 0
 
-    def note_chunk(self, chunk: Any) -> None:
-        """A chunk of the wire has come; the first tells what the prompt has."""
-        if not self._num_prompt_tokens:
-            self._num_prompt_tokens = chunk.usage.prompt_tokens
-            self._num_unsettled += self._num_prompt_tokens
-        self._num_unsettled += sum(choice.num_tokens for choice in chunk.choices)
-
-    def note_whole(self, num_tokens: int) -> None:
-        """A whole answer has come."""
+    def note(self, num_tokens: int) -> None:
+        """So many more have come."""
         self._num_unsettled += num_tokens
 
     def settle(self) -> None:

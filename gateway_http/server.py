@@ -12,6 +12,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.server import ServerState
 
 from chatrpc_process.tls import following_context
+from chatrpc_process.tracing import OFF, Tracer
 from chatrpc_process.watchdog import watched_loop
 from gateway_http.app import build_admin_app, build_app
 from gateway_http.config import Settings
@@ -35,9 +36,9 @@ class Server(uvicorn.Server):
         ConfigError: a file that the settings name cannot be read.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tracer: Tracer = OFF) -> None:
         self._settings = settings
-        self._app = build_app(settings)
+        self._app = build_app(settings, tracer)
         self._tls = None if settings.tls is None else following_context(settings.tls)
         super().__init__(_config(self._app, settings))
         self._admin_config = _config(build_admin_app(self._app), settings)

@@ -20,6 +20,7 @@ from prometheus_client import start_http_server
 from chatrpc_process import logs
 from chatrpc_process.keys import KeyRing, load_keys
 from chatrpc_process.settings import ConfigError
+from chatrpc_process.tracing import make_tracer
 from chatrpc_process.watchdog import watched_loop
 from chatrpc_process.watched import Watched
 from service.config import ServiceSettings
@@ -75,6 +76,7 @@ async def serve(settings: ServiceSettings) -> int:
     stop = _stop_signal()
     lifecycle = Lifecycle(SERVICE_NAMES)
     keys, metrics = _keys(settings), Metrics()
+    tracer = make_tracer(settings.otlp_endpoint, "chatrpc-service")
     server = Server(
         lifecycle,
         max_request_s=settings.max_request_s,
@@ -82,6 +84,8 @@ async def serve(settings: ServiceSettings) -> int:
         access=Access(keys),
         metrics=metrics,
         patience=Patience(settings.message_timeout_s, settings.write_timeout_s),
+        tracer=tracer,
+        has_channelz=settings.channelz,
         tls=settings.tls,
     )
     watching = None if keys is None else asyncio.ensure_future(keys.watch())
@@ -109,6 +113,7 @@ async def serve(settings: ServiceSettings) -> int:
         # torch alone leaves 200 000 objects behind: a full collection would look through them all,
         # and hold up every stream for 0.14 s. They live as long as the process does.
         gc.freeze()
+        metrics.name_model(loader.model_id)
         await lifecycle.serve(loader.served(engine))
         log.info("ready", model=loader.model_id)
         if await _first(engine.wait_dead(), stop.wait()) == 0:
@@ -122,6 +127,7 @@ async def serve(settings: ServiceSettings) -> int:
             watching.cancel()
         await server.stop()
         await engine.stop()
+        tracer.close()
         log.info("stopped")
 
 

@@ -37,6 +37,9 @@ class ServiceSettings(ListenerSettings):
     metrics_port: Port | None = Field(
         None, description="a port of ADMIN_HOST for Prometheus' metrics; default: none"
     )
+    channelz: CliImplicitFlag[bool] = Field(
+        False, description="let callers of ADMIN_PORT see connections, and from where they are"
+    )
     reflection: CliImplicitFlag[bool] = Field(True, description="let clients ask for the protos")
 
     tool_format: Literal[
@@ -108,4 +111,10 @@ class ServiceSettings(ListenerSettings):
                 "max_num_batched_tokens must be at least max_num_seqs: "
                 "each running sequence needs one token a step"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _channelz_has_a_port(self) -> Self:
+        if self.channelz and self.admin_port is None:
+            raise ValueError("channelz needs admin_port")
         return self

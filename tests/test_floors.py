@@ -18,7 +18,8 @@ ALLOWED: dict[str, set[str]] = {
     "service.errors": set(),
     "service.cache": set(),
     "service.fingerprint": set(),
-    "service.metrics": {"service.types"},
+    "service.vllm_names": {"service.types"},
+    "service.metrics": {"service.types", "service.vllm_names"},
     "service.config": {"chatrpc_process", "service.cache"},
     "service.gguf_conversion": {"service.errors"},
     "service.checkpoint": {"service.types", "service.errors", "service.gguf_conversion"},
@@ -63,6 +64,7 @@ DEFERRED = {
     ("service.engine.model_config", "service.engine.transformers_config"),
     ("service.checkpoint", "service.gguf_conversion"),
     ("service.checkpoint", "huggingface_hub"),
+    ("chatrpc_process.tracing", "chatrpc_process.otel"),
 }
 
 # These never import torch, whatever they import: policy is plain Python, and a start answers probes

@@ -1,7 +1,6 @@
 """What chat and text completions have in common as HTTP: whole or as a stream of events."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from gateway_http.config import Settings
 from gateway_http.errors import from_exception, from_rpc
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.completion import Completion
-from gateway_http.protocol.response import ChatCompletion, Usage
+from gateway_http.protocol.response import ChatCompletion
 from gateway_http.protocol.sampling import GenerationRequest
 from gateway_http.routing import Route, Router
+from gateway_http.telemetry import AnswerTelemetry
 from gateway_http.upstreams import CallOptions, Upstream
 
 _Body = TypeVar("_Body", bound=GenerationRequest)
@@ -112,13 +112,13 @@ class Generation(Generic[_Body, _Params, _Chunk]):
     async def _create(
         self, http: Request, body: _Body, params: _Params, spending: Spending, send: Send
     ) -> None:
+        telemetry = AnswerTelemetry(self._metrics, spending.note)
         with self._route(http, body) as route:
             options = self._options(http, route, params)
             answer = await self._operation.create(route.upstream, params, options, body)
             answer.model = route.told(answer.model)
-        if isinstance(answer.usage, Usage):
-            spending.note_whole(answer.usage.total_tokens)
-            spending.settle()  # before the head, which tells what is left
+        telemetry.note_answer(answer)
+        spending.settle()  # before the head, which tells what is left
         await json_response(answer)(http.scope, http.receive, send)
 
     async def _stream(
@@ -152,18 +152,16 @@ class Generation(Generic[_Body, _Params, _Chunk]):
         spending: Spending,
         events: sse.EventStream,
     ) -> None:
-        started_at_s = time.perf_counter()
+        telemetry = AnswerTelemetry(self._metrics, spending.note)
         answer = self._operation.events(body)
         async with aclosing(self._chunks(http, body, params)) as chunks:
             async for chunk in chunks:
                 if chunk is None:
                     await events.write(sse.PING)
                     continue
-                spending.note_chunk(chunk)
-                is_first = not answer.is_started
-                await events.write(b"".join(map(sse.event, answer.push(chunk))))
-                if is_first and answer.is_started:
-                    self._metrics.first_token_s.observe(time.perf_counter() - started_at_s)
+                pushed = b"".join(map(sse.event, answer.push(chunk)))
+                telemetry.note_chunk(chunk, is_started=answer.is_started)
+                await events.write(pushed)
         await events.write(b"".join(map(sse.event, answer.finish())))
 
     async def _chunks(

@@ -148,6 +148,7 @@ class AsyncEngine:
         if self._is_closed:
             raise EngineDead
         self._admission.enter(request, self._max_model_len, time.monotonic())
+        request.times.queued_s = time.monotonic()
         request_id, slot = next(self._request_ids), OutputSlot()
         self._slots[request_id] = slot
         self._inbox.put(lambda core: core.add(request_id, request))

@@ -14,11 +14,12 @@ import structlog
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
+from chatrpc_process.tracing import OFF, Tracer, log_fields
 from service.errors import DeadlinePassed, InvalidField, Unauthenticated
 from service.metrics import Metrics
 from service.rpc import status
 from service.rpc.access import Access
-from service.rpc.telemetry import CallMetrics
+from service.rpc.telemetry import CallTelemetry
 
 REQUEST_ID_KEY = "x-request-id"
 
@@ -57,10 +58,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     else, and what asks for them, kubelets and gRPC's own balancers, has none to show.
     """
 
-    def __init__(self, access: Access, metrics: Metrics, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        access: Access,
+        metrics: Metrics,
+        patience: Patience | None = None,
+        tracer: Tracer = OFF,
+    ) -> None:
         self._access = access
         self._metrics = metrics
         self._patience = patience or Patience()
+        self._tracer = tracer
 
     async def intercept_service(
         self,
@@ -98,9 +106,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _unary(self, handler: Any, method: str) -> Any:
         async def call(_: Any, context: Context) -> Any:
-            async with _call(method, context, self._metrics) as counting:
+            async with _call(method, context, self._metrics, self._tracer) as counting:
                 key = self._access.authenticate(context.invocation_metadata() or ())
                 message = _parse(handler, await self._read(context))
+                counting.note_request(message)
                 with self._access.use(key, message, counting):
                     response = await handler.unary_unary(message, context)
                     if hasattr(response, "completion"):
@@ -111,9 +120,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _stream(self, handler: Any, method: str) -> Any:
         async def call(_: Any, context: Context) -> None:
-            async with _call(method, context, self._metrics) as counting:
+            async with _call(method, context, self._metrics, self._tracer) as counting:
                 key = self._access.authenticate(context.invocation_metadata() or ())
                 message = _parse(handler, await self._read(context))
+                counting.note_request(message)
                 with self._access.use(key, message, counting):
                     async with aclosing(handler.unary_stream(message, context)) as responses:
                         async for response in responses:
@@ -149,13 +159,16 @@ def _parse(handler: Any, request: bytes) -> Any:
 
 
 @asynccontextmanager
-async def _call(method: str, context: Context, metrics: Metrics) -> AsyncIterator[CallMetrics]:
+async def _call(
+    method: str, context: Context, metrics: Metrics, tracer: Tracer
+) -> AsyncIterator[CallTelemetry]:
     request_id = _request_id(context)
-    structlog.contextvars.bind_contextvars(request_id=request_id)
+    metadata = context.invocation_metadata() or ()
+    counting = CallTelemetry(metrics, tracer, method, metadata, context.peer())
+    structlog.contextvars.bind_contextvars(request_id=request_id, **log_fields(counting.span))
     context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
     started = time.monotonic()
     outcome = code = "CANCELLED"  # unless it ends by itself
-    counting = CallMetrics(metrics, method)
     try:
         yield counting
         outcome = code = "OK"
@@ -164,10 +177,10 @@ async def _call(method: str, context: Context, metrics: Metrics) -> AsyncIterato
         outcome, code = status.reason(proto), status.code(proto).name
         if outcome == "INTERNAL":
             log.exception("call failed", method=method)
-        metadata = ((REQUEST_ID_KEY, request_id), *status.retry_pushback(error))
-        await _abort(context, proto, metadata)
+        trailing = ((REQUEST_ID_KEY, request_id), *status.retry_pushback(error))
+        await _abort(context, proto, trailing)
     finally:
-        counting.end(code)
+        counting.end(code, outcome)
         duration_ms = round((time.monotonic() - started) * 1000, 1)
         log.info("call", method=method, outcome=outcome, duration_ms=duration_ms)
 

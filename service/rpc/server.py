@@ -3,6 +3,7 @@
 import asyncio
 
 import grpc
+from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -15,6 +16,7 @@ from chatrpc.v1 import (
     model_service_pb2_grpc,
 )
 from chatrpc_process.tls import TlsFiles
+from chatrpc_process.tracing import OFF, Tracer
 from service.metrics import Metrics
 from service.rpc.access import Access
 from service.rpc.chat_servicer import ChatServicer
@@ -64,6 +66,8 @@ SERVICE_NAMES = [
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
 ]
 
+_CHANNELZ = "grpc.channelz.v1.Channelz"
+
 # What is left when every generation is done are health watches, which hold stop() for its grace.
 _STOP_GRACE_S = 0.5
 
@@ -78,7 +82,9 @@ class Server:
         access: who may call.
         metrics: where calls are counted.
         patience: how long calls wait for their clients.
+        tracer: where their spans go.
         tls: the server's certificate; None: none, all in the clear.
+        has_channelz: whether the admin port tells of connections, and of who is at their other end.
     """
 
     def __init__(
@@ -90,15 +96,20 @@ class Server:
         access: Access | None = None,
         metrics: Metrics | None = None,
         patience: Patience | None = None,
+        tracer: Tracer = OFF,
         tls: TlsFiles | None = None,
+        has_channelz: bool = False,
     ) -> None:
         self._lifecycle = lifecycle
         self._credentials = None if tls is None else server_credentials(tls)
+        options = (*OPTIONS, ("grpc.enable_channelz", int(has_channelz)))
         self._server = grpc.aio.server(
-            options=OPTIONS,
-            interceptors=[CallInterceptor(access or Access(), metrics or Metrics(), patience)],
+            options=options,
+            interceptors=[
+                CallInterceptor(access or Access(), metrics or Metrics(), patience, tracer)
+            ],
         )
-        self._admin = grpc.aio.server(options=OPTIONS)
+        self._admin = grpc.aio.server(options=options)
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._admin)
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(
             ChatServicer(lifecycle, max_request_s), self._server
@@ -111,9 +122,13 @@ class Server:
         )
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._server)
         LoadReports(lifecycle).add_to(self._server)
+        if has_channelz:
+            channelz.add_channelz_servicer(self._admin)
         if has_reflection:
-            names = (*SERVICE_NAMES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+            common = ("grpc.health.v1.Health", reflection.SERVICE_NAME)
+            reflection.enable_server_reflection((*SERVICE_NAMES, *common), self._server)
+            admin = (*common, _CHANNELZ) if has_channelz else common
+            reflection.enable_server_reflection(admin, self._admin)
 
     async def start(self, host: str, port: int) -> int:
         """Listen, alive but not ready.
@@ -130,7 +145,7 @@ class Server:
         return bound
 
     async def start_admin(self, host: str, port: int) -> int:
-        """Listen for health checks alone, in the clear: probes have no certificates.
+        """Listen for what operators ask, in the clear: probes have no certificates.
 
         Returns and raises as `start`.
         """

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from chatrpc_process.tracing import OFF, Tracer
 from gateway_http.config import Settings
 from gateway_http.server import Server as Gateway
 from service.rpc.lifecycle import Lifecycle
@@ -21,17 +22,17 @@ from tests.service.rpc.conftest import CARD
 
 
 @asynccontextmanager
-async def serving(**options: Any) -> AsyncIterator[str]:
+async def serving(*, tracer: Tracer = OFF, **options: Any) -> AsyncIterator[str]:
     """A gateway with these options, as it runs in production but for signals; yields its URL."""
-    async with started(**options) as (server, url):
+    async with started(tracer=tracer, **options) as (server, url):
         assert server.started
         yield url
 
 
 @asynccontextmanager
-async def started(**options: Any) -> AsyncIterator[tuple[Gateway, str]]:
+async def started(*, tracer: Tracer = OFF, **options: Any) -> AsyncIterator[tuple[Gateway, str]]:
     """As `serving`, with the server itself."""
-    server = Gateway(Settings(**{"port": 0, "shutdown_grace_s": 3} | options))
+    server = Gateway(Settings(**{"port": 0, "shutdown_grace_s": 3} | options), tracer)
     with server.bind() as listener:
         server.config.load()
         server.lifespan = server.config.lifespan_class(server.config)
@@ -44,14 +45,14 @@ async def started(**options: Any) -> AsyncIterator[tuple[Gateway, str]]:
 
 
 @asynccontextmanager
-async def checking_service() -> AsyncIterator[str]:
+async def checking_service(tracer: Tracer = OFF) -> AsyncIterator[str]:
     """The real gRPC surface, which checks what it is asked, over an engine that says "ok"; its
     target. The model is called `fake`.
     """
     engine = FakeEngine()
     engine.answer("ok")
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=60)
+    server = Server(lifecycle, max_request_s=60, tracer=tracer)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
         ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)

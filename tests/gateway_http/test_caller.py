@@ -12,7 +12,9 @@ from chatrpc_process.keys import Key
 from chatrpc_process.quotas import Quotas
 from chatrpc_process.secret import digest_of
 from gateway_http.caller import Caller, duration
+from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
+from gateway_http.telemetry import AnswerTelemetry
 
 QUOTAS = Quotas(clock=lambda: 0.0)
 
@@ -58,7 +60,7 @@ def test_no_duration_is_told_too_short(seconds: float) -> None:
 def test_nobody_is_anybody() -> None:
     anybody = Caller(None, QUOTAS)
     with anybody.generation("any") as spending:
-        spending.note_chunk(chunk(10**9, 10**9))
+        spending.note(10**9)
     assert anybody.limits() == {}
     assert anybody.may_use("any")
 
@@ -72,9 +74,10 @@ def test_a_model_of_others_is_refused() -> None:
 def test_what_a_stream_took_is_counted_whatever_ends_it() -> None:
     one = caller(tokens_per_minute=100)
     with pytest.raises(ConnectionError), one.generation("m") as spending:
-        spending.note_chunk(chunk(1, 30))
-        spending.note_chunk(chunk(2, 30))  # the prompt is told twice, and counted once
-        spending.note_chunk(chunk(3))
+        telemetry = AnswerTelemetry(Metrics(), spending.note)
+        telemetry.note_chunk(chunk(1, 30), is_started=True)
+        telemetry.note_chunk(chunk(2, 30), is_started=True)  # told twice, and counted once
+        telemetry.note_chunk(chunk(3), is_started=True)
         raise ConnectionError
     assert one.limits()["x-ratelimit-remaining-tokens"] == "64"
 
@@ -82,7 +85,7 @@ def test_what_a_stream_took_is_counted_whatever_ends_it() -> None:
 def test_a_whole_answer_is_counted_once() -> None:
     one = caller(tokens_per_minute=100)
     with one.generation("m") as spending:
-        spending.note_whole(40)
+        spending.note(40)
         spending.settle()
         assert one.limits() == {
             "x-ratelimit-limit-tokens": "100",

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
+from tests.fakes.collector import collecting
 from tests.gateway_http.raw_http import RawClient
 
 PYTHON = [sys.executable, "-m"]
@@ -105,6 +106,19 @@ async def test_a_loop_that_hangs_is_the_end() -> None:
         assert process.returncode == 1
         assert "event loop hangs" in said.decode()
         assert "hanging_gateway" in said.decode()  # and where
+
+
+async def test_the_last_spans_are_told_before_the_end() -> None:
+    with collecting() as collector:
+        async with running("--otlp-endpoint", collector.url) as (process, url):
+            async with httpx.AsyncClient() as http:
+                assert (await http.get(f"{url}/version")).status_code == 200
+            process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(120):
+                assert await process.wait() == 0
+        [request] = collector.requests
+    [span] = request.resource_spans[0].scope_spans[0].spans
+    assert span.name == "GET /version"
 
 
 async def test_grace_has_an_end(service: FakeService, body: dict[str, Any]) -> None:

@@ -174,6 +174,8 @@ def test_an_event_loop_that_hangs_ends_the_process(
         (["--model", "no-such-model"], 1, "There is no model 'no-such-model'"),
         (["--max-num-seqs", "0"], 2, "error: max_num_seqs"),
         (["--max-num-batched-tokens", "1"], 2, "error: "),
+        (["--channelz"], 2, "channelz needs admin_port"),
+        (["--otlp-endpoint", "collector:4317"], 2, "error: otlp_endpoint"),
         (["--config", "/nowhere.toml"], 2, "error: "),
         (["--nonsense"], 2, "--nonsense"),
     ],

@@ -696,3 +696,30 @@ async def test_a_command_that_never_ends_is_the_engines_end() -> None:
         await rig.collect(make_request(5))
     await rig.engine.stop()
     never.set()
+
+
+async def test_a_request_knows_when_it_got_how_far(rig: Rig) -> None:
+    request = make_request(5, max_tokens=3)
+    before_s = time.monotonic()
+    await rig.collect(request)
+    times = request.times
+    told = [times.queued_s, times.scheduled_s, times.first_token_s, times.last_token_s]
+    passed = [time_s for time_s in told if time_s is not None]
+    assert len(passed) == 4
+    assert before_s <= passed[0]
+    assert passed == sorted(passed)
+    assert passed[-1] <= time.monotonic()
+
+
+async def test_one_that_waits_has_not_been_scheduled() -> None:
+    async with started(Rig(max_num_seqs=1)) as rig:
+        rig.block()
+        first = asyncio.ensure_future(rig.collect(make_request(5)))
+        await rig.blocked()
+        waiting = make_request(5)
+        async with aclosing(rig.generate(waiting)) as outputs:
+            await anext(outputs)
+            assert waiting.times.queued_s is not None
+            assert waiting.times.scheduled_s is None
+        rig.runner.gate.set()
+        await first
