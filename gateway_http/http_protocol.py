@@ -11,7 +11,8 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ErrorBody, ErrorObject
@@ -53,6 +54,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._is_between_requests = True
         self._is_surplus = False
+        self._is_cut = False
+        self._answering: RequestResponseCycle | None = None
         self._arrival: asyncio.TimerHandle | None = None  # by when what is incomplete must be whole
         self._departure: asyncio.TimerHandle | None = None  # by when it must be read
 
@@ -68,6 +71,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._expect_nothing()
         self._unset_departure()
         super().connection_lost(exc)
+        # uvicorn tells the last request alone, which may be pipelined behind the one in progress.
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         if self._is_surplus:  # told now, since a client reads no answer before it has asked
@@ -119,6 +126,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_between_requests = True
         self._expect_nothing()
         super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -233,5 +244,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _cut(self, reason: str) -> None:
         """End the connection with whatever was on its way."""
+        if self._is_cut:
+            return
+        self._is_cut = True
         self._metrics.cut_connections.labels(reason).inc()
         self.transport.abort()
