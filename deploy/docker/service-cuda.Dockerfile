@@ -38,6 +38,8 @@ LABEL org.opencontainers.image.title="chatrpc-service-cuda" \
       org.opencontainers.image.description="Language models over gRPC, on NVIDIA GPUs" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
+# For a volume with weights. A named one takes this mode on, so that any user may write to it.
+RUN mkdir -m 1777 /var/lib/chatrpc
 COPY --from=build /opt/chatrpc /opt/chatrpc
 # HOME: whatever a library wants to keep goes where it may. NVIDIA_*: what the toolkit goes by.
 ENV PATH=/opt/chatrpc/bin:/usr/local/bin:/usr/bin:/bin \

@@ -27,6 +27,7 @@ class Image:
         # As in the base image: Python with pip, and none of the packages of this test's.
         self._tools = directory / "tools"
         self._tools.mkdir(parents=True)
+        self.path("/var/lib").mkdir(parents=True)
         base = Path(sys._base_executable)  # type: ignore[attr-defined]  # not in the stubs
         (self._tools / "python").symlink_to(base)
         self.steps: list[str] = []
@@ -61,7 +62,7 @@ class Image:
 
     def _placed(self, text: str) -> str:
         """Absolute paths of the container file, as this machine has them."""
-        for inside in ("/opt/chatrpc", "/src"):
+        for inside in ("/opt/chatrpc", "/var/lib/chatrpc", "/src"):
             text = text.replace(inside, str(self.path(inside)))
         return text
 

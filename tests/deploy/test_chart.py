@@ -14,6 +14,7 @@ from chatrpc_process.settings import ProcessSettings
 from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
 from tests.deploy.chart import CHART, NAMESPACE, ROOT, Object, Release, merged, render, values_file
+from tests.deploy.settings import PENDING, argument, options, parsed
 
 VALUES = {path.name.removesuffix("-values.yaml"): path for path in (CHART / "ci").iterdir()}
 # The first with native gRPC probes; the first with a sleep of its own in preStop; the newest.
@@ -72,31 +73,9 @@ def test_names_are_unique_and_in_the_namespace(release: Release) -> None:
 # Settings ---------------------------------------------------------------------------------------
 
 
-# Rendered, and not read by the processes as they stand.
-PENDING = {
-    ServiceSettings: {"insecure", "otlp-endpoint"},
-    GatewaySettings: {
-        "insecure", "otlp-endpoint", "registry", "admin-host", "admin-port", "drain-delay-s",
-        "api-keys", "tls-certificate", "tls-key", "tls-client-ca", "upstream-api-key-file",
-    },
-}  # fmt: skip
-
-
-def option(argument: str) -> str:
-    return argument.removeprefix("--").partition("=")[0]
-
-
-def argument(container: Object, name: str) -> str:
-    (found,) = (each for each in container["args"] if option(each) == name)
-    return str(found).partition("=")[2]
-
-
-def parsed(container: Object) -> ProcessSettings:
-    """What the process makes of its arguments; it refuses those that it does not know."""
+def settings_of(container: Object) -> ProcessSettings:
     kind = ServiceSettings if container["name"] == "service" else GatewaySettings
-    known = {name.replace("_", "-") for name in kind.model_fields}
-    pending = PENDING[kind] - known
-    return kind.load([a for a in container["args"] if option(a) not in pending])
+    return parsed(kind, container["args"])
 
 
 def containers(release: Release, name: str) -> list[Object]:
@@ -106,12 +85,12 @@ def containers(release: Release, name: str) -> list[Object]:
 
 def test_processes_take_their_arguments(release: Release) -> None:
     for container in (*containers(release, "service"), *containers(release, "gateway")):
-        assert parsed(container).model_dump()["host"] == "0.0.0.0"  # noqa: S104  # of a pod
+        assert settings_of(container).model_dump()["host"] == "0.0.0.0"  # noqa: S104  # of a pod
 
 
 def test_options_reach_the_settings(releases: dict[str, Release]) -> None:
     release = releases["full"]
-    small = parsed(deployment_container(release, "llm-small"))
+    small = settings_of(deployment_container(release, "llm-small"))
     assert isinstance(small, ServiceSettings)
     assert small.served_model_name == "small"
     assert small.model_aliases == ["gpt-4o-mini", "gpt-3.5-turbo"]
@@ -120,11 +99,11 @@ def test_options_reach_the_settings(releases: dict[str, Release]) -> None:
     assert small.max_request_s == 300.5
     assert small.num_threads == 2  # of 1500m
     assert (small.drain_delay_s, small.drain_timeout_s) == (0, 300)
-    (gateway,) = (parsed(container) for container in containers(release, "gateway"))
+    (gateway,) = (settings_of(container) for container in containers(release, "gateway"))
     assert isinstance(gateway, GatewaySettings)
     assert gateway.max_body_bytes == 16 << 20
     assert gateway.cors_allow_origins == ["https://chat.example.com", "https://docs.example.com"]
-    gpu = parsed(deployment_container(releases["gpu"], "demo-chatrpc-qwen3-8b"))
+    gpu = settings_of(deployment_container(releases["gpu"], "demo-chatrpc-qwen3-8b"))
     assert isinstance(gpu, ServiceSettings)
     assert (gpu.device, gpu.num_threads) == ("cuda", None)
     assert gpu.served_model_name == "Qwen/Qwen3-8B"
@@ -141,11 +120,11 @@ def test_every_option_of_the_documents_can_be_given() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     model = schema["definitions"]["model"]["properties"]["options"]
     gateway = schema["properties"]["gateway"]["properties"]["options"]
-    for options, kind in ((model, ServiceSettings), (gateway, GatewaySettings)):
-        names = {name.replace("_", "-") for name in kind.model_fields}
-        owned = set(options["propertyNames"]["not"]["enum"])
+    for part, kind in ((model, ServiceSettings), (gateway, GatewaySettings)):
+        names = options(kind)
+        owned = set(part["propertyNames"]["not"]["enum"])
         assert owned <= names | PENDING[kind]
-        assert all(re.match(options["propertyNames"]["pattern"], name) for name in names)
+        assert all(re.match(part["propertyNames"]["pattern"], name) for name in names)
 
 
 def test_no_secret_is_in_an_argument_or_the_environment(release: Release) -> None:
@@ -153,8 +132,8 @@ def test_no_secret_is_in_an_argument_or_the_environment(release: Release) -> Non
         for container in pod["spec"]["containers"]:
             for variable in container.get("env", []):
                 assert not re.search("KEY|TOKEN$|SECRET|PASSWORD", variable["name"])
-            for argument in container.get("args", []):
-                assert not re.search("sk-|BEGIN|sha256=", argument)
+            for word in container.get("args", []):
+                assert not re.search("sk-|BEGIN|sha256=", word)
     assert not release.all("Secret")
 
 
@@ -190,7 +169,7 @@ def test_the_registry_has_every_model_at_its_headless_service(release: Release) 
         if service["spec"].get("clusterIP") == "None":
             name = service["metadata"]["name"]
             model = targets.pop(f"dns:///{name}.{NAMESPACE}.svc:50051")
-            settings = parsed(deployment_container(release, name))
+            settings = settings_of(deployment_container(release, name))
             assert isinstance(settings, ServiceSettings)
             assert settings.served_model_name == model["name"]
             assert settings.model_aliases == model["aliases"]
@@ -252,13 +231,13 @@ def test_the_grace_outlasts_delay_and_drain(release: Release) -> None:
         pod = each["spec"]["template"]["spec"]
         (container,) = pod["containers"]
         sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-        settings = parsed(container)
+        settings = settings_of(container)
         if isinstance(settings, ServiceSettings):
             running = settings.drain_timeout_s
         else:
             assert isinstance(settings, GatewaySettings)
             running = settings.shutdown_grace_s + 2  # its last words
-        delay = float(argument(container, "drain-delay-s"))
+        delay = float(argument(container["args"], "drain-delay-s"))
         assert pod["terminationGracePeriodSeconds"] >= sleep + delay + running + 5
 
 
