@@ -26,14 +26,18 @@ BREAKING_BASE = $(shell git describe --tags --abbrev=0 2>/dev/null || echo HEAD)
 ##@ Use
 
 .PHONY: serve
-serve: $(VENV)/.runtime  ## Serve a model over gRPC and HTTP (MODEL=, HOST=, HTTP_PORT=, GRPC_PORT=)
-	@$(BIN)/chatrpc serve --model "$(MODEL)" --host "$(HOST)" --http-port "$(HTTP_PORT)" --grpc-port "$(GRPC_PORT)"
+serve: $(VENV)/.runtime  ## Serve a model over gRPC and HTTP (MODEL=, HOST=, HTTP_PORT=, GRPC_PORT=, ARGS=)
+	@$(BIN)/chatrpc serve --model "$(MODEL)" --host "$(HOST)" --http-port "$(HTTP_PORT)" --grpc-port "$(GRPC_PORT)" $(ARGS)
 
 ##@ Measure
 
 .PHONY: bench
 bench: $(VENV)/.bench  ## Measure our own service (ARGS=--quick: only that it works)
 	@$(BIN)/python -m bench run $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/.bench  ## Run service and gateway under 256 streams for ten minutes
+	@$(BIN)/python -m bench soak $(ARGS)
 
 .PHONY: bench-peers
 bench-peers: $(VENV)/.bench  ## Install the peers, measure them beside us, write docs/benchmarks.md

@@ -20,7 +20,7 @@ from prometheus_client import start_http_server
 from chatrpc_process import logs
 from chatrpc_process.keys import KeyRing, load_keys
 from chatrpc_process.settings import ConfigError
-from chatrpc_process.tls import TlsFiles
+from chatrpc_process.watchdog import watched_loop
 from chatrpc_process.watched import Watched
 from service.config import ServiceSettings
 from service.engine.async_engine import AsyncEngine
@@ -49,13 +49,18 @@ def main() -> int:
     logs.configure(settings.log_level, settings.log_format)
     os.environ.setdefault("GOMP_SPINCOUNT", _GOMP_SPINCOUNT)  # read when torch is imported
     try:
-        return uvloop.run(serve(settings))
+        return uvloop.run(_watched(settings))
     except (ConfigError, ModelLoadError, OSError) as error:
         log.error(str(error))  # noqa: TRY400  # the text is the whole story
         return 1
     except Exception:
         log.exception("unforeseen error")
         return 1
+
+
+async def _watched(settings: ServiceSettings) -> int:
+    with watched_loop(settings.loop_timeout_s):
+        return await serve(settings)
 
 
 async def serve(settings: ServiceSettings) -> int:
@@ -75,7 +80,7 @@ async def serve(settings: ServiceSettings) -> int:
         has_reflection=settings.reflection,
         access=Access(keys),
         metrics=metrics,
-        tls=_tls(settings),
+        tls=settings.tls,
     )
     watching = None if keys is None else asyncio.ensure_future(keys.watch())
     port = await server.start(settings.host, settings.port)
@@ -121,12 +126,6 @@ async def serve(settings: ServiceSettings) -> int:
 def _keys(settings: ServiceSettings) -> Watched[KeyRing] | None:
     path = settings.api_keys
     return None if path is None else Watched(lambda: load_keys(path), path)
-
-
-def _tls(settings: ServiceSettings) -> TlsFiles | None:
-    if settings.tls_certificate is None or settings.tls_key is None:
-        return None
-    return TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
 
 
 def _stop_signal() -> asyncio.Event:

@@ -25,7 +25,9 @@ async def healthz(_: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """The service behind the gateway takes requests."""
+    """The gateway stays, and the service behind it takes requests."""
+    if request.app.state.draining.is_set():
+        raise _unready("The gateway is shutting down.")
     upstream: Upstream = request.state.upstream
     try:
         is_ready = await upstream.is_ready(_READY_TIMEOUT_S)
@@ -33,13 +35,7 @@ async def readyz(request: Request) -> Response:
         is_ready = False
     if is_ready:
         return Response("ok\n", media_type="text/plain")
-    raise ApiError(
-        503,
-        "The model service is not ready.",
-        kind="service_unavailable_error",
-        code="service_unavailable",
-        headers={"retry-after": "1"},
-    )
+    raise _unready("The model service is not ready.")
 
 
 async def metrics(request: Request) -> Response:
@@ -49,3 +45,13 @@ async def metrics(request: Request) -> Response:
 
 async def version(_: Request) -> Response:
     return json_response(Version(VERSION))
+
+
+def _unready(message: str) -> ApiError:
+    return ApiError(
+        503,
+        message,
+        kind="service_unavailable_error",
+        code="service_unavailable",
+        headers={"retry-after": "1"},
+    )

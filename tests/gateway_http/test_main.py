@@ -17,12 +17,15 @@ import pytest
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.gateway_http.raw_http import RawClient
 
-COMMAND = [sys.executable, "-m", "gateway_http"]
+PYTHON = [sys.executable, "-m"]
+COMMAND = [*PYTHON, "gateway_http"]
 
 
 @asynccontextmanager
-async def running(*options: str) -> AsyncIterator[tuple[Process, str]]:
-    command = [*COMMAND, "--port", "0", "--log-format", "json", *options]
+async def running(
+    *options: str, module: str = "gateway_http"
+) -> AsyncIterator[tuple[Process, str]]:
+    command = [*PYTHON, module, "--port", "0", "--log-format", "json", *options]
     process = await asyncio.create_subprocess_exec(*command, stderr=PIPE)
     try:
         assert process.stderr
@@ -62,6 +65,46 @@ async def test_running_requests_finish_after_a_signal(
             assert b"world" in await client.read_until(b"[DONE]")
         async with asyncio.timeout(120):
             assert await process.wait() == 0
+
+
+async def test_requests_are_taken_while_routers_hear_of_the_end(
+    service: FakeService, body: dict[str, Any]
+) -> None:
+    options = ("--upstream", service.target, "--drain-delay-s", "3600")
+    async with running(*options) as (process, url), httpx.AsyncClient(base_url=url) as http:
+        assert (await http.get("/readyz")).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(120):
+            while (await http.get("/readyz")).status_code != 503:
+                pass
+        assert "shutting down" in (await http.get("/readyz")).text
+        assert (await http.get("/healthz")).status_code == 200
+        assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+        process.send_signal(signal.SIGINT)  # does not wait for the delay
+        async with asyncio.timeout(120):
+            assert await process.wait() == 0
+
+
+async def test_after_the_delay_nobody_is_let_in() -> None:
+    async with running("--drain-delay-s", "0.2") as (process, url):
+        async with httpx.AsyncClient() as http:
+            assert (await http.get(f"{url}/healthz")).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        await closed(url)
+        async with asyncio.timeout(120):
+            assert await process.wait() == 0
+
+
+async def test_a_loop_that_hangs_is_the_end() -> None:
+    options = ("--loop-timeout-s", "0.3")
+    async with running(*options, module="tests.fakes.hanging_gateway") as (process, url):
+        with pytest.raises(httpx.HTTPError):
+            async with httpx.AsyncClient(timeout=120) as http:
+                await http.get(f"{url}/v1/healthz")
+        _, said = await process.communicate()
+        assert process.returncode == 1
+        assert "event loop hangs" in said.decode()
+        assert "hanging_gateway" in said.decode()  # and where
 
 
 async def test_grace_has_an_end(service: FakeService, body: dict[str, Any]) -> None:

@@ -654,11 +654,45 @@ async def test_a_step_that_never_ends_is_the_engines_end() -> None:
 
 
 async def test_an_engine_at_work_or_at_rest_is_not_taken_for_dead() -> None:
-    rig = Rig(step_timeout_s=3600)
+    rig = Rig(step_timeout_s=0.4)
     await rig.engine.start()
     dead = asyncio.ensure_future(rig.engine.wait_dead())
     await rig.collect(make_request(5, max_tokens=40))
-    rig.engine._check_step(time.monotonic() + 7200)  # as if it had rested for so long
+    await asyncio.sleep(0.6)  # longer than a step may take: the time itself is what is tested
+    await rig.collect(make_request(5, max_tokens=40))
     assert not dead.done()
     dead.cancel()
     await rig.engine.stop()
+
+
+async def test_a_process_that_was_stopped_in_a_step_is_not_taken_for_dead() -> None:
+    rig = Rig(step_timeout_s=1.0)
+    await rig.engine.start()
+    rig.runner.gate.clear()
+    answering = asyncio.ensure_future(rig.collect(make_request(5, max_tokens=40)))
+    await rig.blocked()
+    dead = asyncio.ensure_future(rig.engine.wait_dead())
+    await asyncio.sleep(0)
+    time.sleep(1.5)  # noqa: ASYNC251  # nothing moves, as when the process is stopped
+    rig.runner.gate.set()
+    await answering
+    assert not dead.done()
+    dead.cancel()
+    await rig.engine.stop()
+
+
+async def test_a_command_that_never_ends_is_the_engines_end() -> None:
+    rig = Rig(step_timeout_s=0.05)
+    await rig.engine.start()
+    dead = asyncio.ensure_future(rig.engine.wait_dead())
+    never = threading.Event()
+
+    def hang() -> None:
+        never.wait(120)
+
+    rig.engine._inbox.put(lambda core: hang())
+    await dead
+    with pytest.raises(EngineDead):
+        await rig.collect(make_request(5))
+    await rig.engine.stop()
+    never.set()
