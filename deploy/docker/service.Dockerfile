@@ -59,8 +59,9 @@ ENV PATH=/opt/chatrpc/bin:/usr/local/bin:/usr/bin:/bin \
     CHATRPC_SERVICE_CACHE_DIR=/opt/chatrpc/cache \
     CHATRPC_SERVICE_LOG_FORMAT=json
 WORKDIR /opt/chatrpc
-# The embedded model, converted; it is also proof that all of the above can load one.
-RUN /opt/chatrpc/bin/python -m service.prepare
+# The embedded model, converted; it is also proof that all of the above can load one. It listens
+# nowhere, so the host is no matter.
+RUN /opt/chatrpc/bin/python -m service.prepare --host=127.0.0.1
 EXPOSE 50051 50052
 USER 65532:65532
 STOPSIGNAL SIGTERM

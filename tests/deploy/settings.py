@@ -13,12 +13,9 @@ PREFIXES: dict[type[ProcessSettings], str] = {
 
 # Deployed, and not read by the processes as they stand.
 PENDING: dict[type[ProcessSettings], set[str]] = {
-    ServiceSettings: {"insecure", "otlp-endpoint"},
-    GatewaySettings: {
-        "insecure", "otlp-endpoint", "registry", "admin-host", "admin-port", "drain-delay-s",
-        "api-keys", "tls-certificate", "tls-key", "tls-client-ca", "upstream-api-key-file",
-    },
-}  # fmt: skip
+    ServiceSettings: {"otlp-endpoint"},
+    GatewaySettings: {"otlp-endpoint", "registry"},
+}
 
 
 def options(kind: type[ProcessSettings]) -> set[str]:

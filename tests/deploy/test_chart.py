@@ -13,6 +13,7 @@ import pytest
 from chatrpc_process.settings import ProcessSettings
 from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
+from service.rpc.lifecycle import LIVENESS, READINESS, STARTUP
 from tests.deploy.chart import CHART, NAMESPACE, ROOT, Object, Release, merged, render, values_file
 from tests.deploy.settings import PENDING, argument, options, parsed
 
@@ -210,9 +211,9 @@ def test_probes_ask_for_what_they_are_about(release: Release) -> None:
             for probe in ("startupProbe", "readinessProbe", "livenessProbe")
         }
         assert names == {
-            "startupProbe": "readiness",
-            "readinessProbe": "readiness",
-            "livenessProbe": "liveness",
+            "startupProbe": STARTUP,
+            "readinessProbe": READINESS,
+            "livenessProbe": LIVENESS,
         }
     for container in containers(release, "gateway"):
         assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
