@@ -24,7 +24,8 @@ def main() -> None:
     logs.configure(settings.log_level, settings.log_format)
     _exit_zero_on_signals()
     host, port = listener.getsockname()[:2]
-    _log.info("listening", host=host, port=port, upstream=settings.upstream)
+    models = {"registry": str(settings.registry)} if settings.registry else None
+    _log.info("listening", host=host, port=port, **(models or {"upstream": settings.upstream}))
     if server.admin_address is not None:
         admin_host, admin_port = server.admin_address
         _log.info("listening for probes", host=admin_host, port=admin_port)

@@ -6,7 +6,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import grpc
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -19,15 +18,18 @@ from chatrpc_process.watched import Watched, watching
 from gateway_http.access import Access
 from gateway_http.authentication import Authentication
 from gateway_http.config import Settings
+from gateway_http.connection import Connection, read_tls
 from gateway_http.cors import Cors
 from gateway_http.endpoints import ENDPOINTS
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
+from gateway_http.registry import Entry
+from gateway_http.registry_file import RegistryFile
 from gateway_http.routes import document, models, probes, tokens
 from gateway_http.routes.chat import CHAT
 from gateway_http.routes.completions import COMPLETIONS
 from gateway_http.routes.generation import Generation
-from gateway_http.upstreams import Upstream
+from gateway_http.routing import Router
 
 _Content = TypeVar("_Content")
 
@@ -37,7 +39,7 @@ def build_app(settings: Settings) -> Starlette:
     whatever still runs.
 
     Raises:
-        ConfigError: the files of keys cannot be read.
+        ConfigError: the registry cannot be read, or a file of keys or certificates.
     """
     metrics, stopping = Metrics(), asyncio.Event()
     keys = _watched(load_keys, settings.api_keys)
@@ -50,7 +52,7 @@ def build_app(settings: Settings) -> Starlette:
             Middleware(Authentication, keys=keys),
         ],
         exception_handlers={HTTPException: _unrouted},
-        lifespan=_lifespan(settings, keys, upstream_secret),
+        lifespan=_lifespan(settings, metrics, keys, upstream_secret),
     )
     app.state.settings = settings
     app.state.metrics = metrics
@@ -109,15 +111,12 @@ def _routes(settings: Settings, metrics: Metrics, stopping: asyncio.Event) -> li
     ]
 
 
-def _credentials(settings: Settings) -> grpc.ChannelCredentials | None:
-    """What the service is called under; the files are read once, at the start."""
-    if settings.upstream_ca is None:
-        return None
-    certificate, key = settings.upstream_certificate, settings.upstream_key
-    return grpc.ssl_channel_credentials(
-        settings.upstream_ca.read_bytes(),
-        key.read_bytes() if key else None,
-        certificate.read_bytes() if certificate else None,
+def _upstream(settings: Settings) -> Entry:
+    """The one service, where there is no registry."""
+    ca = settings.upstream_ca
+    own = settings.upstream_certificate, settings.upstream_key
+    return Entry(
+        Connection(settings.upstream, tls=None if ca is None else read_tls(ca, *own)),
     )
 
 
@@ -126,16 +125,22 @@ def _watched(load: Callable[[Path], _Content], path: Path | None) -> Watched[_Co
 
 
 def _lifespan(
-    settings: Settings, *files: Watched[Any] | None
+    settings: Settings, metrics: Metrics, *files: Watched[Any] | None
 ) -> Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]:
+    registry = None if settings.registry is None else RegistryFile(settings.registry)
+    entries = [_upstream(settings)] if registry is None else registry.entries
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
-        upstream = Upstream(settings.upstream, _credentials(settings))
+        router = Router(entries, metrics)
+        adopting = [] if registry is None else [asyncio.ensure_future(registry.watch(router.adopt))]
         async with watching(*files):
             try:
-                yield {"upstream": upstream}
+                yield {"router": router}
             finally:
-                await upstream.close()
+                for task in adopting:
+                    task.cancel()
+                await router.close()
 
     return lifespan
 

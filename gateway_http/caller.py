@@ -21,9 +21,9 @@ class Caller:
         """Whether it may use the model that these are the names of."""
         return self._key is None or any(map(self._key.may_use, names))
 
-    def check_model(self, name: str) -> None:
-        """Raise ApiError for a model that it may not use."""
-        if not self.may_use(name):
+    def check_model(self, name: str, *others: str) -> None:
+        """Raise ApiError for a model that it may not use by this name, or by one of the others."""
+        if not self.may_use(name, *others):
             raise ApiError(
                 403,
                 f"This API key may not use the model `{name}`.",
@@ -32,13 +32,16 @@ class Caller:
             )
 
     @contextmanager
-    def generation(self, model: str) -> "Iterator[Spending]":
+    def generation(self, model: str, *others: str) -> "Iterator[Spending]":
         """A generation, which counts against its limits while in the context.
+
+        Args:
+            model: its name for the caller; `others`: those that it has besides.
 
         Raises:
             ApiError: the model is not for it, or a limit is reached.
         """
-        self.check_model(model)
+        self.check_model(model, *others)
         spending = Spending(self._key, self._quotas)
         if self._key is None:
             yield spending

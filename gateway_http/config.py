@@ -8,6 +8,8 @@ from pydantic_settings import SettingsConfigDict
 
 from chatrpc_process.listening import ListenerSettings, Port
 
+_UPSTREAM_FIELDS = {"upstream", "upstream_ca", "upstream_certificate", "upstream_key"}
+
 
 class Settings(ListenerSettings):
     """The OpenAI-compatible HTTP front of a chatrpc service.
@@ -25,6 +27,10 @@ class Settings(ListenerSettings):
     upstream: Annotated[
         str, Field(min_length=1, description="the gRPC service: host:port or a gRPC target URI")
     ] = "127.0.0.1:50051"
+    registry: Annotated[
+        Path | None,
+        Field(description="a TOML file of models and their services, in place of UPSTREAM"),
+    ] = None
     upstream_ca: Annotated[
         Path | None,
         Field(description="a PEM file: call the service under TLS, signed by it"),
@@ -76,6 +82,13 @@ class Settings(ListenerSettings):
     shutdown_grace_s: Annotated[
         int, Field(ge=0, description="how long running requests may go on after that")
     ] = 30
+
+    @model_validator(mode="after")
+    def _models_come_from_one_place(self) -> Self:
+        given = self.model_fields_set & _UPSTREAM_FIELDS
+        if self.registry is not None and given:
+            raise ValueError(f"registry and {min(given)} exclude each other")
+        return self
 
     @model_validator(mode="after")
     def _upstream_tls_is_whole(self) -> Self:

@@ -1,5 +1,7 @@
 """What the gateway counts, in a registry of its own."""
 
+from collections.abc import Callable, Iterable, Iterator
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -8,6 +10,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 # From a refusal in a millisecond to a long answer.
 _DURATION_BUCKETS_S = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -63,7 +67,34 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.upstream_requests = Counter(
+            "chatrpc_gateway_upstream_requests",
+            "Calls of services, retries not counted, by the registry's name and the status code.",
+            ["model", "code"],
+            registry=self.registry,
+        )
         ProcessCollector(registry=self.registry)
+
+    def watch_upstreams(self, connected: Callable[[], Iterable[tuple[str, bool]]]) -> None:
+        """Tell what `connected` says whenever somebody reads the metrics."""
+        self.registry.register(_Upstreams(connected))
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
+
+
+class _Upstreams(Collector):
+    """Read, not counted: models come and go with the registry."""
+
+    def __init__(self, connected: Callable[[], Iterable[tuple[str, bool]]]) -> None:
+        self._connected = connected
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        ready = GaugeMetricFamily(
+            "chatrpc_gateway_upstream_ready",
+            "Whether a replica of the model is connected and says it is ready.",
+            labels=["model"],
+        )
+        for model, is_connected in self._connected():
+            ready.add_metric([model], float(is_connected))
+        yield ready

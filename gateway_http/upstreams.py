@@ -5,7 +5,6 @@ itself for a call that is merely dropped, and the service would generate on for 
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -24,43 +23,25 @@ from chatrpc.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
 )
+from gateway_http.connection import Connection
 
-# A refusal by UNAVAILABLE is one replica's: try again, where that can be another. It is retried by
-# gRPC, and only as long as the service has sent nothing.
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [
-                {"service": "chatrpc.v1.ChatService"},
-                {"service": "chatrpc.v1.CompletionService"},
-                {"service": "chatrpc.v1.ModelService"},
-            ],
-            "retryPolicy": {
-                "maxAttempts": 3,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-    # With most calls failing, retries would only add to the load: they stop until calls succeed.
-    "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
-    "loadBalancingConfig": [{"round_robin": {}}],
-}
 _OPTIONS = [
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     # Not more often: servers drop a client that pings more than they like.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # A service that comes back is found within seconds; gRPC's own limit is two minutes.
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    # And so is one that takes the place of another. Names are looked up when a connection ends.
+    ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     ("grpc.max_receive_message_length", 32 << 20),
     ("grpc.max_send_message_length", -1),  # max_body_bytes bounds it
+    # What is larger is never retried; by default that is a long conversation.
+    ("grpc.per_rpc_retry_buffer_size", 64 << 20),
 ]
 
-# The service puts this into the initial metadata of a stream that it has admitted. A refused stream
-# has initial metadata too, empty, which may be here before its status is.
+# The service puts this into the initial metadata of a stream that it has admitted, and whose first
+# token takes its time. Other streams have initial metadata too, empty, which may be here before
+# their first chunk or their status is.
 _ADMITTED_KEY = "chatrpc-admitted"
 
 # The most that ListModels gives at once.
@@ -81,11 +62,9 @@ class CallOptions:
 class Upstream:
     """Made and closed inside the event loop that uses it. Every method raises AioRpcError."""
 
-    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None = None) -> None:
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        else:
-            self._channel = grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+    def __init__(self, connection: Connection) -> None:
+        self._health_name = connection.health_name
+        self._channel = _channel(connection)
         self._chat: chat_service_pb2_grpc.ChatServiceAsyncStub = (
             chat_service_pb2_grpc.ChatServiceStub(self._channel)
         )
@@ -97,6 +76,12 @@ class Upstream:
         )
         # The type stubs of this one do not know its methods.
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a replica is there that says it is ready. Asking has it looked for."""
+        state = self._channel.get_state(try_to_connect=True)
+        return state is grpc.ChannelConnectivity.READY
 
     async def close(self) -> None:
         await self._channel.close()
@@ -112,7 +97,8 @@ class Upstream:
     ) -> AsyncGenerator[chat_pb2.ChatCompletionChunk | None, None]:
         """The chunks as they come, and None whenever none has come for `idle_s`.
 
-        The first item says that the request has been admitted; it is None where no token is ready.
+        The first item says that the request will not be refused; it is None where it is still
+        waiting for its first token after some seconds.
         """
         request = chat_service_pb2.StreamChatCompletionRequest(params=params)
         stream = _stream(self._chat.StreamChatCompletion, request, options, idle_s)
@@ -164,9 +150,18 @@ class Upstream:
 
     async def is_ready(self, timeout_s: float) -> bool:
         response = await self._health.Check(
-            health_pb2.HealthCheckRequest(service="readiness"), timeout=timeout_s
+            health_pb2.HealthCheckRequest(service=self._health_name), timeout=timeout_s
         )
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _channel(connection: Connection) -> grpc.aio.Channel:
+    options = [*_OPTIONS, ("grpc.service_config", connection.service_config)]
+    tls = connection.tls
+    if tls is None:
+        return grpc.aio.insecure_channel(connection.target, options=options)
+    credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.certificate)
+    return grpc.aio.secure_channel(connection.target, credentials, options=options)
 
 
 async def _unary(
@@ -189,7 +184,8 @@ async def _stream(
 ) -> AsyncGenerator[_Response | None, None]:
     """The responses as they come, and None whenever none has come for `idle_s`.
 
-    The first item says that the request has been admitted; it is None where no response is ready.
+    The first item says that the request will not be refused; it is None where the service says so
+    before it has a response.
     """
     call = method(request, timeout=options.timeout_s, metadata=tuple(options.metadata))
     read = asyncio.ensure_future(call.read())

@@ -114,7 +114,12 @@ class LimitReached(ChatrpcError):
 
 
 class Unavailable(ChatrpcError):
-    """Not now, not here. `retry_after_s` is how long to wait before trying this replica again."""
+    """Not now, not here. `retry_after_s` is how long to wait before trying this replica again.
+
+    Another may be tried after `elsewhere_after_s`.
+    """
+
+    elsewhere_after_s = 0.0
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -122,6 +127,8 @@ class Unavailable(ChatrpcError):
 
 
 class QueueFull(Unavailable):
+    elsewhere_after_s = 0.2  # the others are not idle either, most likely
+
     def __init__(self, max_queue_size: int, retry_after_s: float) -> None:
         super().__init__(
             f"The waiting queue is full ({max_queue_size} sequences). Please retry later.",

@@ -293,6 +293,7 @@ class TokenOutput:
 class EngineStats:
     """The engine's load, as of its last step."""
 
+    max_num_seqs: int = 0  # the most that run at once
     num_running: int = 0
     num_waiting: int = 0
     num_kv_blocks: int = 0

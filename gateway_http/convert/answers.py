@@ -34,7 +34,7 @@ def model(served: model_service_pb2.Model) -> openai.Model:
         id=served.id,
         created=served.create_time.seconds,
         owned_by=served.owned_by,
-        max_model_len=served.max_model_len,
+        max_model_len=served.max_model_len or UNSET,
         root=served.root or UNSET,
     )
 

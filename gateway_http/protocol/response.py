@@ -136,7 +136,7 @@ class Model(Struct, kw_only=True):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
-    max_model_len: int
+    max_model_len: int | UnsetType = UNSET  # of a model whose service cannot be reached
     root: str | UnsetType = UNSET
 
 

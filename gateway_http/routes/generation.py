@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -20,11 +20,20 @@ from gateway_http.metrics import Metrics
 from gateway_http.protocol.completion import Completion
 from gateway_http.protocol.response import ChatCompletion, Usage
 from gateway_http.protocol.sampling import GenerationRequest
+from gateway_http.routing import Route, Router
 from gateway_http.upstreams import CallOptions, Upstream
 
 _Body = TypeVar("_Body", bound=GenerationRequest)
-_Params = TypeVar("_Params")
-_Chunk = TypeVar("_Chunk")
+
+
+class OfModel(Protocol):
+    """What names a model: a request, an answer, a piece of one."""
+
+    model: str
+
+
+_Params = TypeVar("_Params", bound=OfModel)
+_Chunk = TypeVar("_Chunk", bound=OfModel)
 _Chunk_contra = TypeVar("_Chunk_contra", contravariant=True)
 
 
@@ -89,7 +98,8 @@ class Generation(Generic[_Body, _Params, _Chunk]):
         if body.request_id is not None:
             http.state.exchange.suggest_id(body.request_id)
         params = self._operation.params(body)
-        with caller.generation(body.model) as spending:
+        router: Router = http.state.router
+        with caller.generation(body.model, *router.names(body.model)) as spending:
             try:
                 if body.stream:
                     await self._stream(http, body, params, spending, receive, send)
@@ -102,9 +112,10 @@ class Generation(Generic[_Body, _Params, _Chunk]):
     async def _create(
         self, http: Request, body: _Body, params: _Params, spending: Spending, send: Send
     ) -> None:
-        answer = await self._operation.create(
-            http.state.upstream, params, self._options(http), body
-        )
+        with self._route(http, body) as route:
+            options = self._options(http, route, params)
+            answer = await self._operation.create(route.upstream, params, options, body)
+            answer.model = route.told(answer.model)
         if isinstance(answer.usage, Usage):
             spending.note_whole(answer.usage.total_tokens)
             spending.settle()  # before the head, which tells what is left
@@ -143,9 +154,7 @@ class Generation(Generic[_Body, _Params, _Chunk]):
     ) -> None:
         started_at_s = time.perf_counter()
         answer = self._operation.events(body)
-        idle_s = self._settings.sse_ping_interval_s
-        stream = self._operation.stream(http.state.upstream, params, self._options(http), idle_s)
-        async with aclosing(stream) as chunks:
+        async with aclosing(self._chunks(http, body, params)) as chunks:
             async for chunk in chunks:
                 if chunk is None:
                     await events.write(sse.PING)
@@ -157,5 +166,24 @@ class Generation(Generic[_Body, _Params, _Chunk]):
                     self._metrics.first_token_s.observe(time.perf_counter() - started_at_s)
         await events.write(b"".join(map(sse.event, answer.finish())))
 
-    def _options(self, http: Request) -> CallOptions:
-        return CallOptions(self._settings.request_timeout_s, http.state.exchange.call_metadata)
+    async def _chunks(
+        self, http: Request, body: _Body, params: _Params
+    ) -> AsyncGenerator[_Chunk | None, None]:
+        idle_s = self._settings.sse_ping_interval_s
+        with self._route(http, body) as route:
+            options = self._options(http, route, params)
+            stream = self._operation.stream(route.upstream, params, options, idle_s)
+            async with aclosing(stream) as chunks:
+                async for chunk in chunks:
+                    if chunk is not None:
+                        chunk.model = route.told(chunk.model)
+                    yield chunk
+
+    def _route(self, http: Request, body: _Body) -> AbstractContextManager[Route]:
+        router: Router = http.state.router
+        return router.route(body.model)
+
+    def _options(self, http: Request, route: Route, params: _Params) -> CallOptions:
+        params.model = route.model
+        metadata = http.state.exchange.call_metadata
+        return route.options(self._settings.request_timeout_s, metadata, http.headers, params)

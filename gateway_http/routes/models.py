@@ -1,34 +1,103 @@
 """GET /v1/models and /v1/models/{model_id}."""
 
+import asyncio
+
+import grpc
 from starlette.requests import Request
 from starlette.responses import Response
 
+from chatrpc.v1 import model_service_pb2
 from gateway_http.caller import Caller
 from gateway_http.clients import json_response
 from gateway_http.convert import answers
+from gateway_http.protocol.error import ApiError
 from gateway_http.protocol.response import ModelList
-from gateway_http.upstreams import CallOptions, Upstream
+from gateway_http.registry import Entry
+from gateway_http.routing import Route, Router
+from gateway_http.upstreams import CallOptions
 
-_TIMEOUT_S = 10
+_TIMEOUT_S = 5
+_MAX_CALLS = 32  # at once
+
+_UNKNOWN_OWNER = "unknown"
+_UNREACHED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 
 async def list_models(request: Request) -> Response:
-    """Those that the caller may use."""
-    upstream: Upstream = request.state.upstream
-    models = await upstream.list_models(
-        CallOptions(_TIMEOUT_S, request.state.exchange.call_metadata)
-    )
+    """What the services behind all names say of themselves; see `_card` for those that do not.
+
+    Of those alone that the caller may use.
+    """
+    router: Router = request.state.router
     caller: Caller = request.state.caller
-    usable = [model for model in models if caller.may_use(model.id, *model.aliases)]
-    return json_response(ModelList(data=[answers.model(model) for model in usable]))
+    limit = asyncio.Semaphore(_MAX_CALLS)
+    usable = [
+        entry
+        for entry in router.entries
+        if entry.name is None or caller.may_use(entry.name, *entry.aliases)
+    ]
+    listing = [_models_of(entry, request, limit) for entry in usable]
+    listed = await asyncio.gather(*listing, return_exceptions=True)
+    models, refusals = [], []
+    for found in listed:
+        if isinstance(found, list):
+            models.extend(found)
+        else:
+            refusals.append(found)
+    for refusal in refusals:
+        if not models or not _is_refusal(refusal):
+            raise refusal
+    return json_response(ModelList(data=[answers.model(model) for model in models]))
 
 
 async def retrieve_model(request: Request) -> Response:
     """By id or alias. An id may contain slashes, as they are or as %2F."""
-    upstream: Upstream = request.state.upstream
+    router: Router = request.state.router
     caller: Caller = request.state.caller
     name = request.path_params["model_id"]
-    caller.check_model(name)
-    options = CallOptions(_TIMEOUT_S, request.state.exchange.call_metadata)
-    model = await upstream.get_model(name, options)
+    caller.check_model(name, *router.names(name))
+    with router.route(name) as route:
+        model = await _card(route, _options(request, route))
     return json_response(answers.model(model))
+
+
+async def _models_of(
+    entry: Entry, request: Request, limit: asyncio.Semaphore
+) -> list[model_service_pb2.Model]:
+    router: Router = request.state.router
+    async with limit:
+        with router.route_to(entry) as route:
+            options = _options(request, route)
+            if entry.name is None:
+                models = await route.upstream.list_models(options)
+                caller: Caller = request.state.caller
+                return [model for model in models if caller.may_use(model.id, *model.aliases)]
+            return [await _card(route, options)]
+
+
+async def _card(route: Route, options: CallOptions) -> model_service_pb2.Model:
+    """What the service says of the model, under the name that it has here.
+
+    A service that cannot be reached does not make the model go away: clients keep such lists for
+    long. Then the registry alone speaks. One that refuses the caller, or lacks the model, raises.
+    """
+    try:
+        model = await route.upstream.get_model(route.model, options)
+    except grpc.aio.AioRpcError as error:
+        if route.entry.name is None or error.code() not in _UNREACHED:
+            raise
+        model = model_service_pb2.Model(owned_by=_UNKNOWN_OWNER)
+    model.id = route.told(model.id)
+    return model
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the service keeps its models from this caller, or has none."""
+    if isinstance(error, ApiError):
+        return error.status == 404
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() in _REFUSALS
+
+
+def _options(request: Request, route: Route) -> CallOptions:
+    return route.options(_TIMEOUT_S, request.state.exchange.call_metadata, request.headers)

@@ -2,7 +2,6 @@
 
 from importlib.metadata import version as version_of
 
-import grpc
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,7 +10,7 @@ from gateway_http.clients import json_response
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
 from gateway_http.protocol.response import Version
-from gateway_http.upstreams import Upstream
+from gateway_http.routing import Router
 
 # Less than the period of a probe; a service that takes longer to say so is not ready.
 _READY_TIMEOUT_S = 2
@@ -25,15 +24,11 @@ async def healthz(_: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """The gateway stays, and the service behind it takes requests."""
+    """The gateway stays, and the service behind it takes requests; of several, one does."""
     if request.app.state.draining.is_set():
         raise _unready("The gateway is shutting down.")
-    upstream: Upstream = request.state.upstream
-    try:
-        is_ready = await upstream.is_ready(_READY_TIMEOUT_S)
-    except grpc.aio.AioRpcError:
-        is_ready = False
-    if is_ready:
+    router: Router = request.state.router
+    if await router.is_ready(_READY_TIMEOUT_S):
         return Response("ok\n", media_type="text/plain")
     raise _unready("The model service is not ready.")
 

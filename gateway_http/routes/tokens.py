@@ -11,7 +11,8 @@ from gateway_http.convert import tokens
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.error import ApiError
 from gateway_http.protocol.tokens import DetokenizeRequest, TokenizeRequest
-from gateway_http.upstreams import CallOptions, Upstream
+from gateway_http.routing import Route, Router
+from gateway_http.upstreams import CallOptions
 
 _TIMEOUT_S = 60
 
@@ -21,17 +22,20 @@ _decode_detokenize = decoder(DetokenizeRequest)
 
 async def tokenize(request: Request) -> Response:
     body = _decode_tokenize(await _read(request))
-    wanted = tokens.tokenize_request(body, await _model(request, body.model))
-    answer = await _upstream(request).tokenize(wanted, _options(request))
+    name = await _name(request, body.model)
+    wanted = tokens.tokenize_request(body, name)
+    with _router(request).route(name) as route:
+        wanted.model = route.model
+        answer = await route.upstream.tokenize(wanted, _options(request, route))
     return json_response(tokens.tokenize_answer(answer, body))
 
 
 async def detokenize(request: Request) -> Response:
     body = _decode_detokenize(await _read(request))
-    wanted = model_service_pb2.DetokenizeRequest(
-        model=await _model(request, body.model), token_ids=body.tokens
-    )
-    answer = await _upstream(request).detokenize(wanted, _options(request))
+    name = await _name(request, body.model)
+    with _router(request).route(name) as route:
+        wanted = model_service_pb2.DetokenizeRequest(model=route.model, token_ids=body.tokens)
+        answer = await route.upstream.detokenize(wanted, _options(request, route))
     return json_response(tokens.detokenize_answer(answer))
 
 
@@ -42,17 +46,19 @@ async def _read(request: Request) -> bytes:
     )
 
 
-async def _model(request: Request, named: str | None) -> str:
+async def _name(request: Request, named: str | None) -> str:
     """llama.cpp's clients name none: its server has but one."""
     caller: Caller = request.state.caller
     if named is not None:
-        caller.check_model(named)
+        caller.check_model(named, *_router(request).names(named))
         return named
-    served = [
-        model
-        for model in await _upstream(request).list_models(_options(request))
-        if caller.may_use(model.id, *model.aliases)
-    ]
+    entry = _router(request).entries[0]
+    if entry.name is not None:
+        caller.check_model(entry.name, *entry.aliases)
+        return entry.name
+    with _router(request).route_to(entry) as route:
+        listed = await route.upstream.list_models(_options(request, route))
+    served = [model for model in listed if caller.may_use(model.id, *model.aliases)]
     if not served:
         raise ApiError(
             503,
@@ -64,10 +70,10 @@ async def _model(request: Request, named: str | None) -> str:
     return served[0].id
 
 
-def _upstream(request: Request) -> Upstream:
-    upstream: Upstream = request.state.upstream
-    return upstream
+def _router(request: Request) -> Router:
+    router: Router = request.state.router
+    return router
 
 
-def _options(request: Request) -> CallOptions:
-    return CallOptions(_TIMEOUT_S, request.state.exchange.call_metadata)
+def _options(request: Request, route: Route) -> CallOptions:
+    return route.options(_TIMEOUT_S, request.state.exchange.call_metadata, request.headers)

@@ -91,6 +91,7 @@ class EngineCore:
     def stats(self) -> EngineStats:
         pool = self._scheduler.pool
         return EngineStats(
+            max_num_seqs=self._scheduler.max_num_seqs,
             num_running=len(self._scheduler.running),
             num_waiting=self._scheduler.num_waiting,
             num_kv_blocks=pool.num_blocks,

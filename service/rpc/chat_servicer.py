@@ -9,13 +9,11 @@ from chatrpc.v1 import chat_pb2, chat_service_pb2, chat_service_pb2_grpc
 from service.errors import MissingField
 from service.rpc import answers, convert, generation
 from service.rpc.deadline import deadline_of
+from service.rpc.initial_metadata import announced
 from service.rpc.interceptor import Context
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.logprobs import check_number
 from service.text.answer import TextDelta
-
-# Says "admitted" in so many words: a refused call has initial metadata too, though empty.
-ADMITTED = (("chatrpc-admitted", "1"),)
 
 Made = TypeVar("Made")
 
@@ -45,14 +43,12 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
     async def StreamChatCompletion(
         self, request: chat_service_pb2.StreamChatCompletionRequest, context: Context
     ) -> AsyncGenerator[chat_service_pb2.StreamChatCompletionResponse, None]:
-        async with self._admitted(request.params, context, is_streamed=True) as answering:
-            heading, deltas = answering
-            await context.send_initial_metadata(ADMITTED)
-            chunks = answers.ChunkBuilder(heading)
-            async for delta in deltas:
-                is_long = bool(delta.prompt_logprobs)
-                if (chunk := await _made(chunks.push, delta, is_long=is_long)) is not None:
-                    yield chat_service_pb2.StreamChatCompletionResponse(chunk=chunk)
+        async with (
+            self._admitted(request.params, context, is_streamed=True) as answering,
+            aclosing(announced(_chunks(*answering), context)) as chunks,
+        ):
+            async for chunk in chunks:
+                yield chat_service_pb2.StreamChatCompletionResponse(chunk=chunk)
 
     @asynccontextmanager
     async def _admitted(
@@ -83,6 +79,16 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
                     chat.returns_token_ids,
                 )
                 yield heading, deltas
+
+
+async def _chunks(
+    heading: answers.Heading, deltas: AsyncGenerator[TextDelta, None]
+) -> AsyncGenerator[chat_pb2.ChatCompletionChunk, None]:
+    builder = answers.ChunkBuilder(heading)
+    async for delta in deltas:
+        is_long = bool(delta.prompt_logprobs)
+        if (chunk := await _made(builder.push, delta, is_long=is_long)) is not None:
+            yield chunk
 
 
 async def _made(make: Callable[..., Made], *arguments: Any, is_long: bool) -> Made:

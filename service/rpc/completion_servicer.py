@@ -5,7 +5,6 @@ from contextlib import aclosing, asynccontextmanager
 
 from chatrpc.v1 import completion_pb2, completion_service_pb2, completion_service_pb2_grpc
 from service.errors import MissingField
-from service.rpc.chat_servicer import ADMITTED
 from service.rpc.completion_answers import CompletionBuilder
 from service.rpc.completion_generation import (
     ChoiceDelta,
@@ -16,6 +15,7 @@ from service.rpc.completion_generation import (
 )
 from service.rpc.completion_request import completion_request
 from service.rpc.deadline import deadline_of
+from service.rpc.initial_metadata import announced
 from service.rpc.interceptor import Context
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.logprobs import check_number
@@ -43,8 +43,10 @@ class CompletionServicer(completion_service_pb2_grpc.CompletionServiceServicer):
     async def StreamCompletion(
         self, request: completion_service_pb2.StreamCompletionRequest, context: Context
     ) -> AsyncGenerator[completion_service_pb2.StreamCompletionResponse, None]:
-        async with self._admitted(request.params, context, is_streamed=True) as (_, chunks):
-            await context.send_initial_metadata(ADMITTED)
+        async with (
+            self._admitted(request.params, context, is_streamed=True) as (_, answer),
+            aclosing(announced(answer, context)) as chunks,
+        ):
             async for chunk in chunks:
                 yield completion_service_pb2.StreamCompletionResponse(chunk=chunk)
 

@@ -108,7 +108,8 @@ async def _call(method: str, context: Context, metrics: Metrics) -> AsyncIterato
         outcome, code = status.reason(proto), status.code(proto).name
         if outcome == "INTERNAL":
             log.exception("call failed", method=method)
-        await _abort(context, proto, ((REQUEST_ID_KEY, request_id),))
+        metadata = ((REQUEST_ID_KEY, request_id), *status.retry_pushback(error))
+        await _abort(context, proto, metadata)
     finally:
         counting.end(code)
         duration_ms = round((time.monotonic() - started) * 1000, 1)

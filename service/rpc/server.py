@@ -22,6 +22,7 @@ from service.rpc.completion_servicer import CompletionServicer
 from service.rpc.interceptor import CallInterceptor
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.model_servicer import ModelServicer
+from service.rpc.orca import LoadReports
 from service.rpc.tls import server_credentials
 
 MAX_MESSAGE_BYTES = 32 << 20
@@ -99,6 +100,7 @@ class Server:
             ModelServicer(lifecycle), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._server)
+        LoadReports(lifecycle).add_to(self._server)
         if has_reflection:
             names = (*SERVICE_NAMES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)

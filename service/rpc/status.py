@@ -20,6 +20,9 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 # and outside ASCII each byte becomes three.
 _MAX_TEXT_BYTES = 500
 
+# https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
+_PUSHBACK_KEY = "grpc-retry-pushback-ms"
+
 # The first class that an error is an instance of decides, so the special ones come first.
 _STATUSES: tuple[tuple[type[errors.ChatrpcError], int, errors_pb2.ErrorReason.ValueType], ...] = (
     (
@@ -66,6 +69,16 @@ def trailing_metadata(proto: status_pb2.Status) -> Metadata:
     """The details of a status, as a client's `grpc_status` reads them."""
     packed = rpc_status.to_status(proto).trailing_metadata
     return tuple(packed or ())
+
+
+def retry_pushback(error: Exception) -> Metadata:
+    """When gRPC is to try the call again, which it does on another replica where there is one.
+
+    So this is less than what `RetryInfo` says of this one.
+    """
+    if not isinstance(error, errors.Unavailable):
+        return ()
+    return ((_PUSHBACK_KEY, str(int(error.elsewhere_after_s * 1000))),)
 
 
 def code(proto: status_pb2.Status) -> grpc.StatusCode:

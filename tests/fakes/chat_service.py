@@ -170,7 +170,8 @@ class FakeService(
 
     async def set_ready(self, ready: bool) -> None:
         status = health_pb2.HealthCheckResponse
-        await self._health.set("readiness", status.SERVING if ready else status.NOT_SERVING)
+        for name in ("readiness", MODEL):
+            await self._health.set(name, status.SERVING if ready else status.NOT_SERVING)
 
     def release(self) -> None:
         self._released.set()

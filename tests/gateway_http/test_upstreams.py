@@ -11,6 +11,7 @@ import trustme
 
 from chatrpc.v1 import chat_pb2
 from chatrpc_process.tls import TlsFiles
+from gateway_http.connection import Connection
 from gateway_http.upstreams import CallOptions, Upstream
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
@@ -27,7 +28,7 @@ OPTIONS = CallOptions(timeout_s=30)
 
 async def test_silence_is_told_and_ends_nothing(service: FakeService) -> None:
     service.script = [Admit(), Hold(), Say("Hello"), Finish()]
-    upstream = Upstream(service.target)
+    upstream = Upstream(Connection(service.target))
     async with aclosing(upstream.stream_chat(PARAMS, OPTIONS, idle_s=0.01)) as chunks:
         assert [await anext(chunks) for _ in range(3)] == [None] * 3
         service.release()
@@ -38,7 +39,7 @@ async def test_silence_is_told_and_ends_nothing(service: FakeService) -> None:
 
 async def test_refusal_comes_before_the_first_item(service: FakeService) -> None:
     service.script = [Fail(grpc.StatusCode.INVALID_ARGUMENT)]
-    upstream = Upstream(service.target)
+    upstream = Upstream(Connection(service.target))
     for _ in range(50):
         with pytest.raises(grpc.aio.AioRpcError):
             await anext(upstream.stream_chat(PARAMS, OPTIONS, idle_s=10))
@@ -47,7 +48,7 @@ async def test_refusal_comes_before_the_first_item(service: FakeService) -> None
 
 async def test_closing_the_generator_cancels_the_call(service: FakeService) -> None:
     service.script = [Say("Hello"), Hold()]
-    upstream = Upstream(service.target)
+    upstream = Upstream(Connection(service.target))
     chunks = upstream.stream_chat(PARAMS, OPTIONS, idle_s=10)
     await anext(chunks)
     await chunks.aclose()
@@ -58,7 +59,7 @@ async def test_closing_the_generator_cancels_the_call(service: FakeService) -> N
 async def test_service_that_comes_back_is_found() -> None:
     async with FakeService() as service:
         port = service.port
-    upstream = Upstream(service.target)
+    upstream = Upstream(Connection(service.target))
     with pytest.raises(grpc.aio.AioRpcError):
         await upstream.is_ready(timeout_s=5)
     async with FakeService(port=port), asyncio.timeout(120):

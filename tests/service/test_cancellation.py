@@ -1,6 +1,5 @@
 """Server, engine and a model together: whoever leaves, and whenever, leaves nothing behind."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +26,22 @@ class Stack:
     chat: Any
     target: str
 
+    def num_inside(self) -> int:
+        stats = self.engine.stats()
+        return stats.num_running + stats.num_waiting
+
+    async def inside(self, number: int) -> None:
+        """Return when so many run or wait."""
+        await until(lambda: self.num_inside() == number)
+
     async def empty(self) -> None:
         """Return when nothing runs or waits and the whole cache is free."""
 
-        def is_empty() -> bool:
+        def is_free() -> bool:
             stats = self.engine.stats()
-            inside = stats.num_running + stats.num_waiting
-            return inside == 0 and stats.num_free_kv_blocks == stats.num_kv_blocks
+            return stats.num_free_kv_blocks == stats.num_kv_blocks
 
-        await until(is_empty)
+        await until(lambda: self.num_inside() == 0 and is_free())
 
 
 @pytest.fixture
@@ -64,7 +70,7 @@ async def test_cancelled_while_streaming(stack: Stack) -> None:
 
 async def test_cancelled_before_the_first_token(stack: Stack) -> None:
     call = stack.chat.StreamChatCompletion(request(num_tokens=4000))
-    await call.initial_metadata()
+    await stack.inside(1)
     call.cancel()
     await stack.empty()
 
@@ -79,8 +85,7 @@ async def test_cancelled_while_waiting_for_the_whole_answer(stack: Stack) -> Non
 
 async def test_cancelled_while_queued(stack: Stack) -> None:
     calls = [stack.chat.StreamChatCompletion(request(num_tokens=4000)) for _ in range(6)]
-    for call in calls:
-        await call.initial_metadata()
+    await stack.inside(6)
     for call in reversed(calls):  # those that wait first
         call.cancel()
     await stack.empty()
@@ -99,14 +104,16 @@ async def test_a_client_that_vanishes(stack: Stack) -> None:
     async with grpc.aio.insecure_channel(stack.target) as channel:
         chat: Any = chat_service_pb2_grpc.ChatServiceStub(channel)
         calls = [chat.StreamChatCompletion(request(num_tokens=4000)) for _ in range(4)]
-        await asyncio.gather(*(call.initial_metadata() for call in calls))
+        await stack.inside(4)
+        assert len(calls) == 4  # and held until now
     await stack.empty()
 
 
 async def test_those_who_stay_get_their_answers(stack: Stack) -> None:
-    staying = [stack.chat.StreamChatCompletion(request(num_tokens=40)) for _ in range(3)]
     leaving = [stack.chat.StreamChatCompletion(request(num_tokens=4000)) for _ in range(3)]
-    await asyncio.gather(*(call.initial_metadata() for call in staying + leaving))
+    await stack.inside(3)
+    staying = [stack.chat.StreamChatCompletion(request(num_tokens=40)) for _ in range(3)]
+    await stack.inside(6)
     for call in leaving:
         call.cancel()
     for call in staying:

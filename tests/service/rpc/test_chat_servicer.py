@@ -8,9 +8,9 @@ from typing import Any
 import grpc
 import pytest
 
-from chatrpc.v1 import chat_pb2, chat_service_pb2
+from chatrpc.v1 import chat_pb2, chat_service_pb2, model_service_pb2
 from service.errors import ContextLengthExceeded, EngineDead, QueueFull
-from service.rpc import logprobs
+from service.rpc import initial_metadata, logprobs
 from service.types import FinishReason, TokenOutput
 from tests.fakes.tokenizer import EOS
 from tests.fakes.wait import until
@@ -135,10 +135,41 @@ async def test_a_stop_token_is_named_and_the_models_own_end_is_not(running: Runn
             assert choice.matched_stop == matched
 
 
-async def test_headers_come_with_admission_and_before_the_first_token(running: Running) -> None:
-    running.engine.script = [asyncio.Event()]
+async def test_headers_come_with_the_first_token(running: Running) -> None:
+    go = asyncio.Event()
+    running.engine.answer("ok")
+    running.engine.script.insert(0, go)
+    call = running.chat.StreamChatCompletion(stream())
+    headers = asyncio.ensure_future(call.initial_metadata())
+    await until(lambda: running.engine.num_running == 1)
+    for _ in range(3):  # on the same connection: what was sent before has come before
+        await running.models.ListModels(model_service_pb2.ListModelsRequest())
+    assert not headers.done()
+    go.set()
+    assert "chatrpc-admitted" not in dict(await headers)
+    assert len([response async for response in call]) == 2
+
+
+async def test_a_first_token_that_takes_long_is_announced(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(initial_metadata, "PATIENCE_S", 0.01)
+    go = asyncio.Event()
+    running.engine.answer("ok")
+    running.engine.script.insert(0, go)
     call = running.chat.StreamChatCompletion(stream())
     assert dict(await call.initial_metadata())["chatrpc-admitted"] == "1"
+    go.set()
+    assert len([response async for response in call]) == 2
+
+
+async def test_leaving_after_the_announcement_frees_the_generation(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(initial_metadata, "PATIENCE_S", 0.01)
+    running.engine.script = [asyncio.Event()]
+    call = running.chat.StreamChatCompletion(stream())
+    await call.initial_metadata()
     assert running.engine.num_running == 1
     call.cancel()
     await until(lambda: running.engine.num_running == 0)
@@ -205,7 +236,8 @@ async def test_a_vanished_client_frees_its_generation(running: Running) -> None:
     running.engine.script = [asyncio.Event()]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
         call = type(running.chat)(channel).StreamChatCompletion(stream())
-        await call.initial_metadata()
+        await until(lambda: running.engine.num_running == 1)
+        assert not call.done()
     await until(lambda: running.engine.num_running == 0)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from chatrpc.v1 import chat_pb2, completion_pb2, completion_service_pb2
 from service.errors import EngineDead, QueueFull
-from service.rpc import logprobs
+from service.rpc import initial_metadata, logprobs
 from service.types import FinishReason, TokenLogprobs, TokenOutput
 from tests.fakes.tokenizer import EOS
 from tests.fakes.wait import until
@@ -285,7 +285,10 @@ async def test_all_prompts_are_admitted_or_none(running: Running) -> None:
     assert running.engine.num_running == 0
 
 
-async def test_headers_come_with_admission_and_leaving_frees_all(running: Running) -> None:
+async def test_a_long_wait_is_announced_and_leaving_frees_all(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(initial_metadata, "PATIENCE_S", 0.01)
     running.engine.script = [asyncio.Event()]
     call = running.completions.StreamCompletion(stream("a", "b", "c"))
     assert dict(await call.initial_metadata())["chatrpc-admitted"] == "1"

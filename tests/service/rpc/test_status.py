@@ -52,6 +52,14 @@ def test_a_field_violation_names_the_field() -> None:
     assert [(v.field, v.description) for v in bad.field_violations] == [("a.b", "bad")]
 
 
+def test_another_replica_may_be_tried_before_this_one() -> None:
+    for error, _, _ in EXAMPLES:
+        pushback = dict(status.retry_pushback(error))
+        assert bool(pushback) == isinstance(error, errors.Unavailable)
+        if isinstance(error, errors.Unavailable):
+            assert 0 <= int(pushback["grpc-retry-pushback-ms"]) <= error.retry_after_s * 1000
+
+
 def test_a_full_queue_says_when_to_come_back() -> None:
     proto = status.status(errors.QueueFull(1, 1.5), "id")
     retry = error_details_pb2.RetryInfo()

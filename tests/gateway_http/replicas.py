@@ -1,0 +1,113 @@
+"""Replicas of a model: the real gRPC surface over engines that do as they are told.
+
+Run as a module it is one of them in a process of its own, which can be killed. It prints its port
+and how many requests have come, whenever there is something new.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from service.rpc.lifecycle import Lifecycle
+from service.rpc.server import SERVICE_NAMES, Server
+from service.types import EngineStats, FinishReason, SamplingParams, ServedModel, TokenOutput
+from tests.fakes.engine import FakeEngine
+from tests.fakes.tokenizer import EOS, ByteTokenizer
+from tests.service.rpc.conftest import CARD
+
+
+class ReplicaEngine(FakeEngine):
+    """Says its name. Answers wait for `go` where it is clear; `num_asked` are all that came."""
+
+    def __init__(self, name: str, max_num_seqs: int = 8) -> None:
+        super().__init__()
+        self.name = name
+        self.max_num_seqs = max_num_seqs
+        self.load: int | None = None
+        """What it says of its load, if not the truth."""
+        self.go = asyncio.Event()
+        self.go.set()
+        self.answer(name)
+
+    def hold(self) -> None:
+        """Say nothing until `go`."""
+        self.go.clear()
+        self.script = [self.go, *self.script]
+
+    def hold_after_first(self) -> None:
+        """Say one token, and the rest after `go`."""
+        self.go.clear()
+        self.script = [TokenOutput((ord(">"),)), self.go, TokenOutput((ord("."),), _END)]
+
+    @property
+    def num_asked(self) -> int:
+        return len(self.requests)
+
+    def stats(self) -> EngineStats:
+        load = self.num_running if self.load is None else self.load
+        return EngineStats(max_num_seqs=self.max_num_seqs, num_running=load)
+
+
+_END = FinishReason.LENGTH
+
+
+@dataclass
+class Replica:
+    engine: ReplicaEngine
+    lifecycle: Lifecycle
+    server: Server
+    model: ServedModel
+    port: int
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+@asynccontextmanager
+async def replica(name: str, model: str = "fake", **options: Any) -> AsyncIterator[Replica]:
+    """A running one, which serves `model`."""
+    engine = ReplicaEngine(name, **options)
+    lifecycle = Lifecycle(SERVICE_NAMES)
+    server = Server(lifecycle, max_request_s=600)
+    port = await server.start("127.0.0.1", 0)
+    served = ServedModel(
+        replace(CARD, id=model, aliases=()),
+        ByteTokenizer(),
+        engine,
+        SamplingParams(),
+        frozenset({EOS}),
+        257,
+    )
+    await lifecycle.serve(served)
+    try:
+        yield Replica(engine, lifecycle, server, served, port)
+    finally:
+        await server.stop()
+
+
+def target(*replicas: Replica) -> str:
+    return "ipv4:" + ",".join(each.address for each in replicas)
+
+
+async def _main(name: str) -> None:
+    """Hold requests until a line comes on the standard input."""
+    async with replica(name) as running:
+        engine = running.engine
+        engine.hold()
+        asyncio.get_running_loop().add_reader(sys.stdin, engine.go.set)
+        told: object = None
+        while True:
+            state = (running.port, engine.num_asked)
+            if state != told:
+                sys.stdout.write(f"{state[0]} {state[1]}\n")
+                sys.stdout.flush()
+                told = state
+            await asyncio.sleep(0.005)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(sys.argv[1]))
