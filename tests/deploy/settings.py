@@ -14,7 +14,7 @@ PREFIXES: dict[type[ProcessSettings], str] = {
 # Deployed, and not read by the processes as they stand.
 PENDING: dict[type[ProcessSettings], set[str]] = {
     ServiceSettings: {"otlp-endpoint"},
-    GatewaySettings: {"otlp-endpoint", "registry"},
+    GatewaySettings: {"otlp-endpoint"},
 }
 
 

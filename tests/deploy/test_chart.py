@@ -4,14 +4,17 @@ import copy
 import json
 import re
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import helm_python
 import kubernetes_validate
 import pytest
+import trustme
 
 from chatrpc_process.settings import ProcessSettings
 from gateway_http.config import Settings as GatewaySettings
+from gateway_http.registry import load_registry
 from service.config import ServiceSettings
 from service.rpc.lifecycle import LIVENESS, READINESS, STARTUP
 from tests.deploy.chart import CHART, NAMESPACE, ROOT, Object, Release, merged, render, values_file
@@ -157,11 +160,35 @@ def test_files_that_arguments_name_are_mounted(release: Release) -> None:
 # The registry -----------------------------------------------------------------------------------
 
 
-def registry(release: Release) -> list[dict[str, Any]]:
+def registry_file(release: Release) -> str:
     (found,) = (m for m in release.all("ConfigMap") if m["metadata"]["name"].endswith("-registry"))
-    models = tomllib.loads(found["data"]["registry.toml"])["model"]
+    text = found["data"]["registry.toml"]
+    assert isinstance(text, str)
+    return text
+
+
+def registry(release: Release) -> list[dict[str, Any]]:
+    models = tomllib.loads(registry_file(release))["model"]
     assert isinstance(models, list)
     return models
+
+
+def test_the_gateway_reads_the_registry(release: Release, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    client = authority.issue_cert("gateway")
+    files = {
+        "upstream-tls/ca.crt": authority.cert_pem.bytes(),
+        "upstream-client-tls/tls.crt": client.cert_chain_pems[0].bytes(),
+        "upstream-client-tls/tls.key": client.private_key_pem.bytes(),
+        "upstream-key/api-key": b"sk-chatrpc-test\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    path = tmp_path / "registry.toml"
+    path.write_text(registry_file(release).replace("/etc/chatrpc", str(tmp_path)))
+    names = [entry.name for entry in load_registry(path).entries]
+    assert names == [model["name"] for model in registry(release)]
 
 
 def test_the_registry_has_every_model_at_its_headless_service(release: Release) -> None:
@@ -406,6 +433,19 @@ def test_metrics_that_scaling_asks_for_exist() -> None:
     source = (ROOT / "service" / "metrics.py").read_text()
     assert '"sequences_waiting"' in source
     assert '"sequences_running"' in source
+
+
+def test_dashboards_are_those_of_the_repository() -> None:
+    values = merged(INSECURE, {"monitoring": {"dashboard": {"enabled": True}}})
+    files = {path.name: path.read_text() for path in (ROOT / "deploy" / "grafana").glob("*.json")}
+    if not files:
+        assert "without its dashboards" in refusal(values)
+        return
+    dashboards = render(values).one("ConfigMap", "demo-chatrpc-dashboards")
+    assert dashboards["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert {name: json.loads(text) for name, text in dashboards["data"].items()} == {
+        name: json.loads(text) for name, text in files.items()
+    }
 
 
 def test_only_the_gateway_reaches_a_service(releases: dict[str, Release]) -> None:
