@@ -98,7 +98,7 @@ class _Model(BaseModel):
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    model: Annotated[tuple[_Model, ...], Field(min_length=1, max_length=10_000)]
+    model: Annotated[tuple[_Model, ...], Field(min_length=1, max_length=1000)]
 
 
 @dataclass(frozen=True)

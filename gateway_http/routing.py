@@ -120,8 +120,11 @@ class Router:
     @contextmanager
     def route_to(self, entry: Entry, name: str = "") -> Iterator[Route]:
         """As `route`, for one of `entries`."""
-        outcome = "CANCELLED"  # unless it ends by itself
-        with self._channels[entry.connection].use() as upstream:
+        channel = self._channels.get(entry.connection)
+        if channel is None:  # since it was among `entries`
+            raise _not_found(entry.name or name)
+        with channel.use() as upstream:
+            outcome = "CANCELLED"  # unless it ends by itself
             try:
                 yield Route(entry, upstream, entry.upstream_model or name)
                 outcome = "OK"

@@ -25,7 +25,7 @@ from chatrpc.v1 import (
 )
 from gateway_http.connection import Connection
 
-_OPTIONS = [
+OPTIONS = [
     # Not more often: servers drop a client that pings more than they like.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -34,6 +34,8 @@ _OPTIONS = [
     # And so is one that takes the place of another. Names are looked up when a connection ends.
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     ("grpc.max_receive_message_length", 32 << 20),
+    # Of a stream whose client does not read, 64 KiB wait here, and the service knows.
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.max_send_message_length", -1),  # max_body_bytes bounds it
     # What is larger is never retried; by default that is a long conversation.
     ("grpc.per_rpc_retry_buffer_size", 64 << 20),
@@ -65,6 +67,8 @@ class Upstream:
     def __init__(self, connection: Connection) -> None:
         self._health_name = connection.health_name
         self._channel = _channel(connection)
+        # Now: the first calls would all go to whichever replica connects first.
+        self._channel.get_state(try_to_connect=True)
         self._chat: chat_service_pb2_grpc.ChatServiceAsyncStub = (
             chat_service_pb2_grpc.ChatServiceStub(self._channel)
         )
@@ -156,7 +160,7 @@ class Upstream:
 
 
 def _channel(connection: Connection) -> grpc.aio.Channel:
-    options = [*_OPTIONS, ("grpc.service_config", connection.service_config)]
+    options = [*OPTIONS, ("grpc.service_config", connection.service_config)]
     tls = connection.tls
     if tls is None:
         return grpc.aio.insecure_channel(connection.target, options=options)

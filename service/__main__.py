@@ -28,6 +28,7 @@ from service.errors import ModelLoadError
 from service.metrics import Metrics
 from service.model import ModelLoader
 from service.rpc.access import Access
+from service.rpc.interceptor import Patience
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
 
@@ -80,6 +81,7 @@ async def serve(settings: ServiceSettings) -> int:
         has_reflection=settings.reflection,
         access=Access(keys),
         metrics=metrics,
+        patience=Patience(settings.message_timeout_s, settings.write_timeout_s),
         tls=settings.tls,
     )
     watching = None if keys is None else asyncio.ensure_future(keys.watch())

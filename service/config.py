@@ -88,6 +88,12 @@ class ServiceSettings(ListenerSettings):
     max_request_s: Annotated[float, Field(gt=0)] = Field(
         600.0, description="seconds a request may take, whatever its deadline"
     )
+    message_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="seconds that a request's message may take to arrive"
+    )
+    write_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="seconds that a client may leave unread what it is sent"
+    )
     drain_delay_s: Annotated[float, Field(ge=0)] = Field(
         0.0, description="seconds to go on taking requests after SIGTERM, while routers notice"
     )

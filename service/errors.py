@@ -119,7 +119,7 @@ class Unavailable(ChatrpcError):
     Another may be tried after `elsewhere_after_s`.
     """
 
-    elsewhere_after_s = 0.0
+    elsewhere_after_s = 0.1  # by then those who balance by its health know of its draining
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -127,8 +127,6 @@ class Unavailable(ChatrpcError):
 
 
 class QueueFull(Unavailable):
-    elsewhere_after_s = 0.2  # the others are not idle either, most likely
-
     def __init__(self, max_queue_size: int, retry_after_s: float) -> None:
         super().__init__(
             f"The waiting queue is full ({max_queue_size} sequences). Please retry later.",

@@ -132,9 +132,8 @@ def _success(endpoint: Endpoint) -> _Schema:
 
 
 def _failure(status: int) -> _Schema:
-    headers = (
-        {} if status in {400, 408, 431, 503} else dict(_HEADERS)
-    )  # what is no HTTP has no id either
+    # What never reached the application has no id.
+    headers = {} if status in {400, 408, 431, 503} else dict(_HEADERS)
     if status in {429, 503}:
         headers["retry-after"] = _RETRY_AFTER
     return {

@@ -1,6 +1,6 @@
 """Who calls, and what they may: the API key in a call's metadata.
 
-It travels as `authorization: Bearer KEY`, or as `x-api-key: KEY`. Health and reflection need none.
+It travels as `authorization: Bearer KEY`, or as `x-api-key: KEY`. Health needs none.
 """
 
 from collections.abc import Iterable, Iterator

@@ -543,6 +543,7 @@ def test_nothing_is_open_by_accident() -> None:
         ({"tls": {"grpc": {"clientSecret": "client"}}}, "secret"),
         ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
         ({"listen": "10.0.0.1"}, "listen"),
+        ({"monitoring": {"otlpEndpoint": "collector:4318"}}, "otlpEndpoint"),
     ],
 )
 def test_nonsense_is_refused_by_name(values: Object, expected: str) -> None:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from chatrpc_process import logs
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
 from service.types import EngineStats, FinishReason, SamplingParams, ServedModel, TokenOutput
@@ -110,4 +111,5 @@ async def _main(name: str) -> None:
 
 
 if __name__ == "__main__":
+    logs.configure("error", "text")  # what is written to standard output is read
     asyncio.run(_main(sys.argv[1]))

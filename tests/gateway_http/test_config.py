@@ -37,6 +37,14 @@ def test_command_line_over_environment_over_file(
     assert (settings.port, settings.host, settings.upstream) == (3, "127.0.0.3", "file:1")
 
 
+@pytest.mark.parametrize("other", ["upstream", "upstream_ca"])
+def test_models_come_from_one_place(monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+    assert Settings.load(["--registry", "r.toml"]).registry == Path("r.toml")
+    monkeypatch.setenv(f"CHATRPC_GATEWAY_{other.upper()}", "x")
+    with pytest.raises(ConfigError, match=f"registry and {other} exclude each other"):
+        Settings.load(["--registry", "r.toml"])
+
+
 def test_file_named_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text("shutdown_grace_s = 3\n")

@@ -157,7 +157,9 @@ def test_port_in_use_is_one_line() -> None:
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("options", [("--port", "99999"), ("--config", "/none.toml")])
+@pytest.mark.parametrize(
+    "options", [("--port", "99999"), ("--config", "/none.toml"), ("--registry", "/none.toml")]
+)
 def test_bad_config_is_one_line(options: tuple[str, str]) -> None:
     result = failed(*options)
     assert result.returncode == 2

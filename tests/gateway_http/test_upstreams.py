@@ -1,6 +1,7 @@
 """The gateway's side of a call, against a real gRPC server."""
 
 import asyncio
+import re
 from contextlib import aclosing
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import grpc
 import httpx
 import pytest
 import trustme
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # core itself
 
 from chatrpc.v1 import chat_pb2
 from chatrpc_process.tls import TlsFiles
 from gateway_http.connection import Connection
+from gateway_http.upstreams import OPTIONS as CHANNEL_OPTIONS
 from gateway_http.upstreams import CallOptions, Upstream
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
@@ -24,6 +27,13 @@ from tests.service.rpc.conftest import CARD
 
 PARAMS = chat_pb2.ChatCompletionParams(model="m")
 OPTIONS = CallOptions(timeout_s=30)
+
+
+def test_core_knows_every_option_key() -> None:
+    """An unknown key is ignored in silence: the key must stand, whole, in the binary."""
+    binary = Path(cygrpc.__file__).read_bytes()
+    for key, _ in CHANNEL_OPTIONS:
+        assert re.search(rb"[^A-Za-z_.]" + re.escape(key.encode()) + rb"\0", binary), key
 
 
 async def test_silence_is_told_and_ends_nothing(service: FakeService) -> None:

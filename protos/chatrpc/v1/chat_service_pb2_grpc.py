@@ -65,9 +65,10 @@ class ChatServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamChatCompletion(self, request, context):
-        """Answers with the completion as it is generated. The initial metadata is sent when the request has
-        been admitted, and says so with the key `chatrpc-admitted`: a refusal comes before it, and can be
-        retried elsewhere.
+        """Answers with the completion as it is generated. The initial metadata comes with the first chunk:
+        until then there may be a refusal, and gRPC can retry the call on another replica. Where the first
+        chunk takes more than ten seconds it comes ahead, and says with the key `chatrpc-admitted` that the
+        request will not be refused any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -92,9 +92,10 @@ class ChatServiceStub(typing.Generic[_ChatServiceCreateChatCompletionType, _Chat
     """Answers with the whole completion."""
 
     StreamChatCompletion: _ChatServiceStreamChatCompletionType
-    """Answers with the completion as it is generated. The initial metadata is sent when the request has
-    been admitted, and says so with the key `chatrpc-admitted`: a refusal comes before it, and can be
-    retried elsewhere.
+    """Answers with the completion as it is generated. The initial metadata comes with the first chunk:
+    until then there may be a refusal, and gRPC can retry the call on another replica. Where the first
+    chunk takes more than ten seconds it comes ahead, and says with the key `chatrpc-admitted` that the
+    request will not be refused any more.
     """
 
 ChatServiceAsyncStub: typing_extensions.TypeAlias = ChatServiceStub[
@@ -129,9 +130,10 @@ class ChatServiceServicer(metaclass=abc.ABCMeta):
         request: chatrpc.v1.chat_service_pb2.StreamChatCompletionRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[chatrpc.v1.chat_service_pb2.StreamChatCompletionResponse], collections.abc.AsyncIterator[chatrpc.v1.chat_service_pb2.StreamChatCompletionResponse]]:
-        """Answers with the completion as it is generated. The initial metadata is sent when the request has
-        been admitted, and says so with the key `chatrpc-admitted`: a refusal comes before it, and can be
-        retried elsewhere.
+        """Answers with the completion as it is generated. The initial metadata comes with the first chunk:
+        until then there may be a refusal, and gRPC can retry the call on another replica. Where the first
+        chunk takes more than ten seconds it comes ahead, and says with the key `chatrpc-admitted` that the
+        request will not be refused any more.
         """
 
 def add_ChatServiceServicer_to_server(servicer: ChatServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

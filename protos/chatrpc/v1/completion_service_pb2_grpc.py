@@ -61,8 +61,8 @@ class CompletionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamCompletion(self, request, context):
-        """Answers with the completion as it is generated. The initial metadata is sent when the request,
-        with all its prompts, has been admitted, and says so with the key `chatrpc-admitted`.
+        """Answers with the completion as it is generated. The initial metadata is as that of
+        ChatService.StreamChatCompletion, for all the prompts of the request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

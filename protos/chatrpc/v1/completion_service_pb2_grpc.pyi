@@ -90,8 +90,8 @@ class CompletionServiceStub(typing.Generic[_CompletionServiceCreateCompletionTyp
     """Answers with the whole completion."""
 
     StreamCompletion: _CompletionServiceStreamCompletionType
-    """Answers with the completion as it is generated. The initial metadata is sent when the request,
-    with all its prompts, has been admitted, and says so with the key `chatrpc-admitted`.
+    """Answers with the completion as it is generated. The initial metadata is as that of
+    ChatService.StreamChatCompletion, for all the prompts of the request.
     """
 
 CompletionServiceAsyncStub: typing_extensions.TypeAlias = CompletionServiceStub[
@@ -124,8 +124,8 @@ class CompletionServiceServicer(metaclass=abc.ABCMeta):
         request: chatrpc.v1.completion_service_pb2.StreamCompletionRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[chatrpc.v1.completion_service_pb2.StreamCompletionResponse], collections.abc.AsyncIterator[chatrpc.v1.completion_service_pb2.StreamCompletionResponse]]:
-        """Answers with the completion as it is generated. The initial metadata is sent when the request,
-        with all its prompts, has been admitted, and says so with the key `chatrpc-admitted`.
+        """Answers with the completion as it is generated. The initial metadata is as that of
+        ChatService.StreamChatCompletion, for all the prompts of the request.
         """
 
 def add_CompletionServiceServicer_to_server(servicer: CompletionServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

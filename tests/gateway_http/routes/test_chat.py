@@ -153,6 +153,17 @@ async def test_a_full_replica_is_tried_again(
 
 
 @pytest.mark.parametrize("stream", [False, True])
+async def test_a_long_request_is_tried_again_too(
+    http: httpx.AsyncClient, service: FakeService, body: dict[str, Any], stream: bool
+) -> None:
+    service.first_refusals = 2
+    long = [{"role": "user", "content": "word " * 400_000}]
+    answer = await http.post(PATH, json=body | {"stream": stream, "messages": long})
+    assert answer.status_code == 200
+    assert len(service.calls) == 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
 async def test_no_service_at_all(body: dict[str, Any], stream: bool) -> None:
     async with (
         serving(upstream="127.0.0.1:1") as url,
