@@ -38,6 +38,8 @@ LABEL org.opencontainers.image.title="chatrpc-service-cuda" \
       org.opencontainers.image.description="Language models over gRPC, on NVIDIA GPUs" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
+# For a volume with weights. A named one takes this mode on, so that any user may write to it.
+RUN mkdir -m 1777 /var/lib/chatrpc
 COPY --from=build /opt/chatrpc /opt/chatrpc
 # HOME: whatever a library wants to keep goes where it may. NVIDIA_*: what the toolkit goes by.
 ENV PATH=/opt/chatrpc/bin:/usr/local/bin:/usr/bin:/bin \
@@ -53,8 +55,9 @@ ENV PATH=/opt/chatrpc/bin:/usr/local/bin:/usr/bin:/bin \
     CHATRPC_SERVICE_CACHE_DIR=/opt/chatrpc/cache \
     CHATRPC_SERVICE_LOG_FORMAT=json
 WORKDIR /opt/chatrpc
-# The embedded model, converted; there is no GPU while an image is built.
-RUN /opt/chatrpc/bin/python -m service.prepare --device cpu
+# The embedded model, converted; there is no GPU while an image is built. It listens nowhere, so
+# the host is no matter.
+RUN /opt/chatrpc/bin/python -m service.prepare --host=127.0.0.1 --device=cpu
 EXPOSE 50051 50052
 USER 65532:65532
 STOPSIGNAL SIGTERM

@@ -2,9 +2,9 @@
 #
 #   docker build -f deploy/docker/service.Dockerfile -t chatrpc-service:0.1.0 .
 #
-# Runs with a read-only root filesystem. /tmp must be writable where the model is not the embedded
-# one: what is downloaded goes there, and so does what is made of it, unless a volume is named with
-# CHATRPC_SERVICE_CACHE_DIR and HF_HOME. Any user id will do.
+# Runs with a read-only root filesystem, and with the embedded model writes nothing at all. Weights
+# that are downloaded go to HF_HOME, below /tmp unless a volume is named, and what is made of a GGUF
+# file to CHATRPC_SERVICE_CACHE_DIR. Any user id will do.
 
 # Name it with its digest to have the very same bytes each time.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11.15-slim-bookworm
@@ -44,6 +44,8 @@ LABEL org.opencontainers.image.title="chatrpc-service" \
       org.opencontainers.image.description="Language models over gRPC, on CPUs" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
+# For a volume with weights. A named one takes this mode on, so that any user may write to it.
+RUN mkdir -m 1777 /var/lib/chatrpc
 COPY --from=build /opt/chatrpc /opt/chatrpc
 # HOME: whatever a library wants to keep goes where it may.
 ENV PATH=/opt/chatrpc/bin:/usr/local/bin:/usr/bin:/bin \
@@ -57,8 +59,9 @@ ENV PATH=/opt/chatrpc/bin:/usr/local/bin:/usr/bin:/bin \
     CHATRPC_SERVICE_CACHE_DIR=/opt/chatrpc/cache \
     CHATRPC_SERVICE_LOG_FORMAT=json
 WORKDIR /opt/chatrpc
-# The embedded model, converted; it is also proof that all of the above can load one.
-RUN /opt/chatrpc/bin/python -m service.prepare
+# The embedded model, converted; it is also proof that all of the above can load one. It listens
+# nowhere, so the host is no matter.
+RUN /opt/chatrpc/bin/python -m service.prepare --host=127.0.0.1
 EXPOSE 50051 50052
 USER 65532:65532
 STOPSIGNAL SIGTERM

@@ -7,13 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import helm_python
+import pytest
 import yaml
+
+from chatrpc_process.settings import ProcessSettings
+from gateway_http.config import Settings as GatewaySettings
+from service.config import ServiceSettings
+from tests.deploy.settings import parsed
 
 ROOT = Path(__file__).parent.parent.parent
 CHART = ROOT / "deploy" / "helm" / "chatrpc"
+VALUES = {path.name.removesuffix("-values.yaml"): path for path in (CHART / "ci").iterdir()}
 NAMESPACE = "prod"
 
 Object = dict[str, Any]
+
+INSECURE: Object = {"access": {"insecure": True}}
 
 
 @dataclass(frozen=True)
@@ -71,3 +80,25 @@ def values_file(path: Path) -> Object:
     values = yaml.safe_load(path.read_text())
     assert isinstance(values, dict)
     return values
+
+
+def containers(release: Release, name: str) -> list[Object]:
+    found = [container for pod in release.pods() for container in pod["spec"]["containers"]]
+    return [container for container in found if container["name"] == name]
+
+
+def deployment_container(release: Release, name: str) -> Object:
+    (container,) = release.one("Deployment", name)["spec"]["template"]["spec"]["containers"]
+    assert isinstance(container, dict)
+    return container
+
+
+def settings_of(container: Object) -> ProcessSettings:
+    kind = ServiceSettings if container["name"] == "service" else GatewaySettings
+    return parsed(kind, container["args"])
+
+
+def refusal(values: Object) -> str:
+    with pytest.raises(helm_python.HelmError) as caught:
+        render(values)
+    return str(caught.value)

@@ -27,8 +27,11 @@ class Image:
         # As in the base image: Python with pip, and none of the packages of this test's.
         self._tools = directory / "tools"
         self._tools.mkdir(parents=True)
+        self.path("/var/lib").mkdir(parents=True)
         base = Path(sys._base_executable)  # type: ignore[attr-defined]  # not in the stubs
         (self._tools / "python").symlink_to(base)
+        for name in ("sh", "mkdir"):
+            (self._tools / name).symlink_to(str(shutil.which(name)))
         self.steps: list[str] = []
 
     def build(self) -> None:
@@ -61,7 +64,7 @@ class Image:
 
     def _placed(self, text: str) -> str:
         """Absolute paths of the container file, as this machine has them."""
-        for inside in ("/opt/chatrpc", "/src"):
+        for inside in ("/opt/chatrpc", "/var/lib/chatrpc", "/src"):
             text = text.replace(inside, str(self.path(inside)))
         return text
 
@@ -94,7 +97,11 @@ class Image:
                     *sources, target = instruction.words
                     self._copy(sources, self.path(work) / target)
                 case "RUN":
-                    self._run(instruction.text, self.path(work), {**environment, **arguments})
+                    # The base image alone has no compiler.
+                    beyond = "" if stage is self._file.final else ":/usr/local/bin:/usr/bin:/bin"
+                    path = f"{self._tools}{beyond}"
+                    variables = {**environment, **arguments, "PATH": path}
+                    self._run(instruction.text, self.path(work), variables)
 
     def _copy(self, sources: list[str], target: Path) -> None:
         for source in sources:
@@ -120,11 +127,7 @@ class Image:
         done = subprocess.run(
             ["sh", "-euc", command],
             cwd=work,
-            env={
-                **here,
-                **environment,
-                "PATH": f"{self._tools}:/usr/local/bin:/usr/bin:/bin",
-            },
+            env={**here, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,35 +1,37 @@
-"""The Helm chart: what it makes is valid, fits together, and is understood by our processes."""
+"""The Helm chart: what it makes is valid, and fits together."""
 
 import copy
 import json
 import re
-import tomllib
-from typing import Any
 
 import helm_python
 import kubernetes_validate
 import pytest
 
-from chatrpc_process.settings import ProcessSettings
 from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
-from tests.deploy.chart import CHART, NAMESPACE, ROOT, Object, Release, merged, render, values_file
+from service.rpc.lifecycle import LIVENESS, READINESS, STARTUP
+from tests.deploy.chart import (
+    CHART,
+    INSECURE,
+    NAMESPACE,
+    ROOT,
+    VALUES,
+    Object,
+    Release,
+    containers,
+    deployment_container,
+    merged,
+    refusal,
+    render,
+    settings_of,
+    values_file,
+)
+from tests.deploy.settings import argument
 
-VALUES = {path.name.removesuffix("-values.yaml"): path for path in (CHART / "ci").iterdir()}
 # The first with native gRPC probes; the first with a sleep of its own in preStop; the newest.
 KUBERNETES = ("1.27", "1.30", "1.34", "1.37")
 CUSTOM = {"ScaledObject", "PodMonitor", "HTTPRoute", "GRPCRoute"}
-INSECURE: Object = {"access": {"insecure": True}}
-
-
-@pytest.fixture(scope="module")
-def releases() -> dict[str, Release]:
-    return {name: render(values_file(path)) for name, path in VALUES.items()}
-
-
-@pytest.fixture(params=sorted(VALUES))
-def release(request: pytest.FixtureRequest, releases: dict[str, Release]) -> Release:
-    return releases[request.param]
 
 
 def test_it_lints() -> None:
@@ -69,148 +71,6 @@ def test_names_are_unique_and_in_the_namespace(release: Release) -> None:
         assert len(each["metadata"]["name"]) <= 63
 
 
-# Settings ---------------------------------------------------------------------------------------
-
-
-# Rendered, and not read by the processes as they stand.
-PENDING = {
-    ServiceSettings: {"insecure", "otlp-endpoint"},
-    GatewaySettings: {
-        "insecure", "otlp-endpoint", "registry", "admin-host", "admin-port", "drain-delay-s",
-        "api-keys", "tls-certificate", "tls-key", "tls-client-ca", "upstream-api-key-file",
-    },
-}  # fmt: skip
-
-
-def option(argument: str) -> str:
-    return argument.removeprefix("--").partition("=")[0]
-
-
-def argument(container: Object, name: str) -> str:
-    (found,) = (each for each in container["args"] if option(each) == name)
-    return str(found).partition("=")[2]
-
-
-def parsed(container: Object) -> ProcessSettings:
-    """What the process makes of its arguments; it refuses those that it does not know."""
-    kind = ServiceSettings if container["name"] == "service" else GatewaySettings
-    known = {name.replace("_", "-") for name in kind.model_fields}
-    pending = PENDING[kind] - known
-    return kind.load([a for a in container["args"] if option(a) not in pending])
-
-
-def containers(release: Release, name: str) -> list[Object]:
-    found = [container for pod in release.pods() for container in pod["spec"]["containers"]]
-    return [container for container in found if container["name"] == name]
-
-
-def test_processes_take_their_arguments(release: Release) -> None:
-    for container in (*containers(release, "service"), *containers(release, "gateway")):
-        assert parsed(container).model_dump()["host"] == "0.0.0.0"  # noqa: S104  # of a pod
-
-
-def test_options_reach_the_settings(releases: dict[str, Release]) -> None:
-    release = releases["full"]
-    small = parsed(deployment_container(release, "llm-small"))
-    assert isinstance(small, ServiceSettings)
-    assert small.served_model_name == "small"
-    assert small.model_aliases == ["gpt-4o-mini", "gpt-3.5-turbo"]
-    assert (small.max_num_seqs, small.max_model_len, small.prefix_caching) == (64, 4096, False)
-    assert small.kv_cache_memory_bytes == 2 << 30
-    assert small.max_request_s == 300.5
-    assert small.num_threads == 2  # of 1500m
-    assert (small.drain_delay_s, small.drain_timeout_s) == (0, 300)
-    (gateway,) = (parsed(container) for container in containers(release, "gateway"))
-    assert isinstance(gateway, GatewaySettings)
-    assert gateway.max_body_bytes == 16 << 20
-    assert gateway.cors_allow_origins == ["https://chat.example.com", "https://docs.example.com"]
-    gpu = parsed(deployment_container(releases["gpu"], "demo-chatrpc-qwen3-8b"))
-    assert isinstance(gpu, ServiceSettings)
-    assert (gpu.device, gpu.num_threads) == ("cuda", None)
-    assert gpu.served_model_name == "Qwen/Qwen3-8B"
-
-
-def deployment_container(release: Release, name: str) -> Object:
-    (container,) = release.one("Deployment", name)["spec"]["template"]["spec"]["containers"]
-    assert isinstance(container, dict)
-    return container
-
-
-def test_every_option_of_the_documents_can_be_given() -> None:
-    """The schema refuses the chart's own options, and only names that exist are its own."""
-    schema = json.loads((CHART / "values.schema.json").read_text())
-    model = schema["definitions"]["model"]["properties"]["options"]
-    gateway = schema["properties"]["gateway"]["properties"]["options"]
-    for options, kind in ((model, ServiceSettings), (gateway, GatewaySettings)):
-        names = {name.replace("_", "-") for name in kind.model_fields}
-        owned = set(options["propertyNames"]["not"]["enum"])
-        assert owned <= names | PENDING[kind]
-        assert all(re.match(options["propertyNames"]["pattern"], name) for name in names)
-
-
-def test_no_secret_is_in_an_argument_or_the_environment(release: Release) -> None:
-    for pod in release.pods():
-        for container in pod["spec"]["containers"]:
-            for variable in container.get("env", []):
-                assert not re.search("KEY|TOKEN$|SECRET|PASSWORD", variable["name"])
-            for argument in container.get("args", []):
-                assert not re.search("sk-|BEGIN|sha256=", argument)
-    assert not release.all("Secret")
-
-
-def test_files_that_arguments_name_are_mounted(release: Release) -> None:
-    for pod in release.pods():
-        (container,) = pod["spec"]["containers"]
-        mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-        volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
-        assert set(mounted.values()) == set(volumes)
-        environment = [str(variable.get("value")) for variable in container.get("env", [])]
-        words = [*container.get("args", []), *container.get("command", []), *environment]
-        for word in words:
-            for path in re.findall(r"/etc/chatrpc/\S+", word):
-                directory, _, file = path.rpartition("/")
-                volume = volumes[mounted[directory]]
-                if "secret" in volume:
-                    assert file in [item["path"] for item in volume["secret"]["items"]]
-
-
-# The registry -----------------------------------------------------------------------------------
-
-
-def registry(release: Release) -> list[dict[str, Any]]:
-    (found,) = (m for m in release.all("ConfigMap") if m["metadata"]["name"].endswith("-registry"))
-    models = tomllib.loads(found["data"]["registry.toml"])["model"]
-    assert isinstance(models, list)
-    return models
-
-
-def test_the_registry_has_every_model_at_its_headless_service(release: Release) -> None:
-    targets = {model["target"]: model for model in registry(release)}
-    for service in release.all("Service"):
-        if service["spec"].get("clusterIP") == "None":
-            name = service["metadata"]["name"]
-            model = targets.pop(f"dns:///{name}.{NAMESPACE}.svc:50051")
-            settings = parsed(deployment_container(release, name))
-            assert isinstance(settings, ServiceSettings)
-            assert settings.served_model_name == model["name"]
-            assert settings.model_aliases == model["aliases"]
-    assert set(targets) <= {"dns:///elsewhere.example.com:50051"}
-
-
-def test_the_registry_names_the_files_of_tls_and_the_key(releases: dict[str, Release]) -> None:
-    release = releases["keys-and-tls"]
-    (model,) = registry(release)
-    pod = release.one("Deployment", "demo-chatrpc-gateway")["spec"]["template"]["spec"]
-    mounts = {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
-    for field in ("ca", "certificate", "key", "api_key_file"):
-        assert model[field].rpartition("/")[0] in mounts
-    (trusted,) = (volume for volume in pod["volumes"] if volume["name"] == "upstream-tls")
-    assert trusted["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]  # not its key
-
-
-# Kubernetes -------------------------------------------------------------------------------------
-
-
 def test_probes_ask_ports_of_the_container_in_the_clear(release: Release) -> None:
     for name, port in (("service", 50052), ("gateway", 8001)):
         for container in containers(release, name):
@@ -231,9 +91,9 @@ def test_probes_ask_for_what_they_are_about(release: Release) -> None:
             for probe in ("startupProbe", "readinessProbe", "livenessProbe")
         }
         assert names == {
-            "startupProbe": "readiness",
-            "readinessProbe": "readiness",
-            "livenessProbe": "liveness",
+            "startupProbe": STARTUP,
+            "readinessProbe": READINESS,
+            "livenessProbe": LIVENESS,
         }
     for container in containers(release, "gateway"):
         assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
@@ -252,13 +112,13 @@ def test_the_grace_outlasts_delay_and_drain(release: Release) -> None:
         pod = each["spec"]["template"]["spec"]
         (container,) = pod["containers"]
         sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-        settings = parsed(container)
+        settings = settings_of(container)
         if isinstance(settings, ServiceSettings):
             running = settings.drain_timeout_s
         else:
             assert isinstance(settings, GatewaySettings)
             running = settings.shutdown_grace_s + 2  # its last words
-        delay = float(argument(container, "drain-delay-s"))
+        delay = float(argument(container["args"], "drain-delay-s"))
         assert pod["terminationGracePeriodSeconds"] >= sleep + delay + running + 5
 
 
@@ -428,6 +288,19 @@ def test_metrics_that_scaling_asks_for_exist() -> None:
     assert '"sequences_running"' in source
 
 
+def test_dashboards_are_those_of_the_repository() -> None:
+    values = merged(INSECURE, {"monitoring": {"dashboard": {"enabled": True}}})
+    files = {path.name: path.read_text() for path in (ROOT / "deploy" / "grafana").glob("*.json")}
+    if not files:
+        assert "without its dashboards" in refusal(values)
+        return
+    dashboards = render(values).one("ConfigMap", "demo-chatrpc-dashboards")
+    assert dashboards["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert {name: json.loads(text) for name, text in dashboards["data"].items()} == {
+        name: json.loads(text) for name, text in files.items()
+    }
+
+
 def test_only_the_gateway_reaches_a_service(releases: dict[str, Release]) -> None:
     policy = releases["minimal"].one("NetworkPolicy", "demo-chatrpc-services")["spec"]
     (rule,) = policy["ingress"]
@@ -439,132 +312,3 @@ def test_only_the_gateway_reaches_a_service(releases: dict[str, Release]) -> Non
     assert policy["policyTypes"] == ["Ingress"]
     full = releases["full"].one("NetworkPolicy", "llm-services")["spec"]
     assert full["policyTypes"] == ["Ingress", "Egress"]
-
-
-# What is refused --------------------------------------------------------------------------------
-
-
-def refusal(values: Object) -> str:
-    with pytest.raises(helm_python.HelmError) as caught:
-        render(values)
-    return str(caught.value)
-
-
-def test_nothing_is_open_by_accident() -> None:
-    assert "access.gatewayKeys.secret" in refusal({})
-    keys: Object = {"access": {"gatewayKeys": {"secret": "keys"}}}
-    behind = render(keys)
-    (gateway,) = containers(behind, "gateway")
-    assert "--insecure" not in gateway["args"]
-    (service,) = containers(behind, "service")  # behind a network policy
-    assert "--insecure" in service["args"]
-    open_inside = merged(keys, {"networkPolicy": {"enabled": False}})
-    assert "networkPolicy.enabled" in refusal(open_inside)
-    guarded = render(merged(open_inside, {"access": {"serviceKeys": {"secret": "keys"}}}))
-    (service,) = containers(guarded, "service")
-    assert "--insecure" not in service["args"]
-    certificates: Object = {"tls": {"gateway": {"secret": "tls", "clientCertificates": True}}}
-    (gateway,) = containers(render(certificates), "gateway")
-    assert "--insecure" not in gateway["args"]
-    assert "access" in refusal({"tls": {"gateway": {"secret": "tls"}}})
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({"modles": []}, "modles"),
-        ({"models": [{"model": "m"}]}, "name"),
-        ({"models": [{"name": "Not_A_Label", "model": "m"}]}, "name"),
-        ({"models": [{"name": "gateway", "model": "m"}]}, "name"),
-        ({"models": [{"name": "m"}]}, "model is missing"),
-        ({"models": [{"name": "m", "model": "m", "replica": 2}]}, "replica"),
-        ({"models": [{"name": "m", "model": "m", "options": {"port": 1}}]}, "port"),
-        ({"models": [{"name": "m", "model": "m", "options": {"max_num_seqs": 1}}]}, "max_num_seqs"),
-        ({"models": [{"name": "m", "model": "m", "resources": {"memory": "lots"}}]}, "memory"),
-        ({"models": [{"name": "m", "model": "m", "aliases": ["a,b"]}]}, "aliases"),
-        ({"models": [{"name": "m", "model": "m", "storage": {"kind": "nfs"}}]}, "kind"),
-        ({"models": [{"name": "m", "model": "m", "storage": {"kind": "image"}}]}, "reference"),
-        ({"models": [{"name": "m", "model": "m", "autoscaling": {"kind": "both"}}]}, "kind"),
-        ({"models": [{"name": "m", "model": "m", "autoscaling": {"kind": "keda"}}]}, "prometheus"),
-        (
-            {"models": [{"name": "m", "model": "m", "env": [{"name": "CHATRPC_SERVICE_PORT"}]}]},
-            "env",
-        ),
-        (
-            {
-                "models": [
-                    {"name": "m", "model": "m", "strategy": {"maxSurge": 0, "maxUnavailable": 0}}
-                ]
-            },
-            "strategy",
-        ),
-        (
-            {"models": [{"name": "m", "model": "a"}, {"name": "m", "model": "b"}]},
-            "two models are called m",
-        ),
-        (
-            {
-                "models": [
-                    {"name": "m", "model": "a", "aliases": ["n"]},
-                    {"name": "n", "model": "b"},
-                ]
-            },
-            "two models are called n",
-        ),
-        (
-            {"models": [{"name": "m", "model": "m", "routing": {"balance": "ring_hash"}}]},
-            "affinity",
-        ),
-        ({"modelDefaults": {"name": "m"}}, "modelDefaults"),
-        ({"gateway": {"options": {"registry": "x"}}}, "registry"),
-        ({"gateway": {"service": {"port": 0}}}, "port"),
-        ({"gateway": {"replicas": "two"}}, "replicas"),
-        ({"access": {"gatewayKeys": {"secret": 1}}}, "secret"),
-        ({"tls": {"grpc": {"clientSecret": "client"}}}, "secret"),
-        ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
-        ({"listen": "10.0.0.1"}, "listen"),
-    ],
-)
-def test_nonsense_is_refused_by_name(values: Object, expected: str) -> None:
-    assert expected in refusal(merged(INSECURE, values))
-
-
-def test_every_value_has_its_place_in_the_schema() -> None:
-    """And none is allowed that the chart does not have."""
-    schema = json.loads((CHART / "values.schema.json").read_text())
-    definitions = schema["definitions"]
-
-    def properties(part: Object) -> Object | None:
-        if "$ref" in part:
-            return properties(definitions[part["$ref"].rpartition("/")[2]])
-        for each in (part, *part.get("allOf", [])):
-            if "properties" in each:
-                return dict(each["properties"])
-            if "$ref" in each and each is not part:
-                return properties(each)
-        return None
-
-    def compare(values: Object, part: Object, path: str) -> None:
-        known = properties(part)
-        if known is None:  # a map of the operator's own
-            return
-        own = {"name", "global"} if path in {".modelDefaults", ""} else set()
-        assert values.keys() == known.keys() - (own - values.keys()), path
-        for key, value in values.items():
-            if isinstance(value, dict):
-                compare(value, known[key], f"{path}.{key}")
-
-    compare(values_file(CHART / "values.yaml"), schema, "")
-
-
-def test_the_chart_is_of_the_projects_version() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    metadata = values_file(CHART / "Chart.yaml")
-    assert metadata["appVersion"] == metadata["version"] == project["version"]
-
-
-def test_the_notes_say_how_to_reach_it(releases: dict[str, Release]) -> None:
-    assert "dns:///demo-chatrpc-smollm2.prod.svc:50051" in releases["minimal"].notes
-    assert "access.insecure is on" in releases["minimal"].notes
-    assert "access.insecure" not in releases["keys-and-tls"].notes
-    assert "https://demo-chatrpc-gateway.prod.svc" in releases["keys-and-tls"].notes

@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 from deploy.docker.pin import installed, requirements
 from tests.deploy.dockerfile import Dockerfile, exec_form, in_context, parse
 from tests.deploy.image import IGNORE, ROOT
+from tests.deploy.settings import unknown_variables
 
 DIRECTORY = ROOT / "deploy" / "docker"
 NAMES = ("gateway", "service", "service-cuda")
@@ -74,6 +75,12 @@ def test_labels_name_the_version_of_the_project(file: Dockerfile) -> None:
     labels = file.final.one("LABEL").pairs
     assert labels["org.opencontainers.image.version"] == "${VERSION}"
     assert {"title", "description", "revision"} <= {name.rsplit(".", 1)[1] for name in labels}
+
+
+def test_every_variable_that_looks_like_a_setting_is_one(file: Dockerfile) -> None:
+    environment = file.final.environment
+    assert any(name.startswith("CHATRPC_") for name in environment)
+    assert not unknown_variables(environment)
 
 
 def test_only_the_cpu_image_asks_for_torch_without_cuda() -> None:

@@ -8,8 +8,8 @@ import stat
 import subprocess
 import threading
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -57,9 +57,20 @@ class Container:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
         self.log: list[str] = []
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.popen.kill()
+        self.popen.wait()
+        self._reading.join()
+        if self.popen.stderr is not None:
+            self.popen.stderr.close()
 
     def _read(self) -> None:
         assert self.popen.stderr is not None
@@ -83,9 +94,13 @@ class Container:
 
     def is_healthy(self) -> bool:
         """What the health check says, asked of the port that stands in for the image's."""
-        port = self.environment["CHATRPC_SERVICE_ADMIN_PORT"]
-        command = [word.replace("50052", port) for word in self.image.health_check]
-        return subprocess.run(command, env=self.environment, cwd="/", check=False).returncode == 0
+        (name,) = (name for name in self.environment if name.endswith("_ADMIN_PORT"))
+        ports = self.image.environment[name], self.environment[name]
+        command = [word.replace(*ports) for word in self.image.health_check]
+        done = subprocess.run(
+            command, env=self.environment, cwd="/", capture_output=True, check=False
+        )
+        return done.returncode == 0
 
 
 def snapshot(root: Path) -> dict[str, tuple[int, int]]:
@@ -101,17 +116,8 @@ def assert_readable_by_anybody(image: Image) -> None:
             assert path.is_file() or mode & stat.S_IXOTH, path
 
 
-@pytest.fixture
-def running_service(service: Image) -> Iterator[Container]:
-    ports = {
-        "CHATRPC_SERVICE_PORT": str(free_port()),
-        "CHATRPC_SERVICE_ADMIN_PORT": str(free_port()),
-        "HOME": "/nowhere",
-    }
-    container = Container(service, "--insecure", environment=ports)
-    yield container
-    container.popen.kill()
-    container.popen.wait()
+def ports(prefix: str) -> dict[str, str]:
+    return {f"{prefix}_{name}": str(free_port()) for name in ("PORT", "ADMIN_PORT")}
 
 
 def packages(image: Image) -> set[str]:
@@ -135,43 +141,44 @@ def test_the_services_image_compiled_its_kernels_and_converted_its_model(service
     assert not service.path("/opt/chatrpc/cache/native").exists()
 
 
-def test_gateway_and_service_answer_write_nothing_and_stop_on_sigterm(
-    running_service: Container, gateway: Image
+def test_they_answer_write_nothing_and_stop_on_sigterm(
+    service: Image, gateway: Image, tmp_path: Path
 ) -> None:
-    before = snapshot(running_service.image.path("/")), snapshot(gateway.path("/"))
-    service_port = running_service.environment["CHATRPC_SERVICE_PORT"]
-    assert not running_service.is_healthy()
-    running_service.until("ready")
-    assert running_service.is_healthy()
-    ports = {
-        "CHATRPC_GATEWAY_PORT": str(free_port()),
-        "CHATRPC_GATEWAY_ADMIN_PORT": str(free_port()),
-        "HOME": "/nowhere",
-    }
-    front = Container(
-        gateway, f"--upstream=127.0.0.1:{service_port}", "--insecure", environment=ports
+    before = snapshot(service.path("/")), snapshot(gateway.path("/"))
+    nowhere = {"HOME": "/nowhere", "TMPDIR": "/nowhere"}
+    back_ports, front_ports = ports("CHATRPC_SERVICE"), ports("CHATRPC_GATEWAY")
+    registry = tmp_path / "registry.toml"
+    registry.write_text(
+        '[[model]]\nname = "small"\nupstream_model = "smollm2-135m-instruct"\n'
+        f'target = "dns:///localhost:{back_ports["CHATRPC_SERVICE_PORT"]}"\n'
     )
-    try:
+    with (
+        Container(service, "--insecure", environment=back_ports | nowhere) as back,
+        Container(
+            gateway, f"--registry={registry}", "--insecure", environment=front_ports | nowhere
+        ) as front,
+    ):
+        assert not back.is_healthy()
+        back.until("ready")
+        assert back.is_healthy()
         front.until("listening")
+        url = f"http://127.0.0.1:{front_ports['CHATRPC_GATEWAY_PORT']}"
+        while not front.is_healthy():
+            assert front.popen.poll() is None, front.log
         body = {
-            "model": "smollm2-135m-instruct",
+            "model": "small",
             "messages": [{"role": "user", "content": "What is the capital of France?"}],
         }
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{ports['CHATRPC_GATEWAY_PORT']}/v1/chat/completions",
-            json.dumps(body).encode(),
-            {"content-type": "application/json"},
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(  # noqa: S310
+            f"{url}/v1/chat/completions", json.dumps(body).encode(), headers
         )
         with urllib.request.urlopen(request) as response:  # noqa: S310
             assert "Paris" in json.load(response)["choices"][0]["message"]["content"]
         assert front.stop() == 0
-        assert running_service.stop() == 0
-        log = running_service.log
-        assert any("native_kernels_prebuilt" in line for line in log) or not has_vnni()
-        assert (snapshot(running_service.image.path("/")), snapshot(gateway.path("/"))) == before
-    finally:
-        front.popen.kill()
-        front.popen.wait()
+        assert back.stop() == 0
+    assert any("native_kernels_prebuilt" in line for line in back.log) or not has_vnni()
+    assert (snapshot(service.path("/")), snapshot(gateway.path("/"))) == before
 
 
 def has_vnni() -> bool:

@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Any
 
 
-def call(url: str, key: str | None, body: dict[str, Any] | None = None) -> tuple[int, Any]:
-    """Status and JSON. The certificate is not looked at: this asks what answers, not who."""
+def call(url: str, key: str | None, body: dict[str, Any] | None = None) -> tuple[int, bytes]:
+    """Status and body. The certificate is not looked at: this asks what answers, not who.
+
+    Raises:
+        OSError: nobody answers.
+    """
     data = None if body is None else json.dumps(body).encode()
     headers = {"content-type": "application/json"}
     if key is not None:
@@ -26,9 +30,10 @@ def call(url: str, key: str | None, body: dict[str, Any] | None = None) -> tuple
     request = urllib.request.Request(url, data, headers)  # noqa: S310  # the chart names the URL
     try:
         with urllib.request.urlopen(request, timeout=60, context=context) as response:  # noqa: S310
-            return response.status, json.load(response)
+            return response.status, response.read()
     except urllib.error.HTTPError as error:
-        return error.code, None
+        with error:
+            return error.code, error.read()
 
 
 def complaint(base: str, key: str | None, models: list[str]) -> str | None:
@@ -41,7 +46,7 @@ def complaint(base: str, key: str | None, models: list[str]) -> str | None:
         return None
     if status != 200:
         return f"/v1/models answers {status}"
-    served = {model["id"] for model in listed["data"]}
+    served = {model["id"] for model in json.loads(listed)["data"]}
     if missing := sorted(set(models) - served):
         return f"/v1/models lacks {', '.join(missing)}"
     body = {
@@ -52,7 +57,8 @@ def complaint(base: str, key: str | None, models: list[str]) -> str | None:
     status, answer = call(f"{base}/v1/chat/completions", key, body)
     if status != 200:
         return f"{models[0]} answers {status}"
-    return None if answer["usage"]["completion_tokens"] == 1 else f"{models[0]} says {answer}"
+    usage = json.loads(answer)["usage"]
+    return None if usage["completion_tokens"] else f"{models[0]} says nothing"
 
 
 def main() -> int:
@@ -62,7 +68,10 @@ def main() -> int:
     parser.add_argument("--key-file", type=Path)
     arguments = parser.parse_args()
     key = arguments.key_file.read_text().strip() if arguments.key_file else None
-    wrong = complaint(arguments.url, key, arguments.models)
+    try:
+        wrong = complaint(arguments.url, key, arguments.models)
+    except OSError as error:
+        wrong = f"{arguments.url} does not answer: {error}"
     print(wrong or "ok")  # noqa: T201
     return 0 if wrong is None else 1
 
