@@ -22,6 +22,7 @@ from service.rpc.completion_servicer import CompletionServicer
 from service.rpc.interceptor import CallInterceptor
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.model_servicer import ModelServicer
+from service.rpc.standard_services import StandardServiceInterceptor
 from service.rpc.tls import server_credentials
 
 MAX_MESSAGE_BYTES = 32 << 20
@@ -83,11 +84,13 @@ class Server:
     ) -> None:
         self._lifecycle = lifecycle
         self._credentials = None if tls is None else server_credentials(tls)
+        access = access or Access()
+        standard = StandardServiceInterceptor(access)
         self._server = grpc.aio.server(
             options=OPTIONS,
-            interceptors=[CallInterceptor(access or Access(), metrics or Metrics())],
+            interceptors=[CallInterceptor(access, metrics or Metrics()), standard],
         )
-        self._admin = grpc.aio.server(options=OPTIONS)
+        self._admin = grpc.aio.server(options=OPTIONS, interceptors=[standard])
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._admin)
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(
             ChatServicer(lifecycle, max_request_s), self._server

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import httpx
@@ -98,15 +98,17 @@ class Program:
             self.lines.append(line)
 
 
-class Service(Program):
-    """`tests.fakes.quick_service`, which is the service but for its model."""
+class RealService(Program):
+    """`python -m service`."""
 
-    def __init__(self, *options: str, port: int = 0, step_s: float = 0.002) -> None:
-        self._given = "--port", str(port), "--metrics-port", "0", *options
-        super().__init__("tests.fakes.quick_service", *self._given, env={"STEP_S": str(step_s)})
+    module = "service"
+
+    def __init__(self, *options: str, port: int = 0, env: Mapping[str, str] | None = None) -> None:
+        given = "--port", str(port), "--metrics-port", "0", *options
+        super().__init__(self.module, *given, env=env)
         self.port = port
 
-    async def ready(self) -> "Service":
+    async def ready(self) -> Self:
         self.port = (await self.logged("listening"))["port"]
         self._metrics_port = (await self.logged("listening for metrics"))["port"]
         await self.logged("ready")
@@ -135,6 +137,15 @@ class Service(Program):
                 await asyncio.sleep(0.02)
 
 
+class Service(RealService):
+    """The same but for its model, with which it is ready at once."""
+
+    module = "tests.fakes.quick_service"
+
+    def __init__(self, *options: str, port: int = 0, step_s: float = 0.002) -> None:
+        super().__init__(*options, port=port, env={"STEP_S": str(step_s)})
+
+
 class Gateway(Program):
     """`python -m gateway_http`."""
 
@@ -143,7 +154,7 @@ class Gateway(Program):
         super().__init__("gateway_http", *given)
         self.url = ""
 
-    async def ready(self) -> "Gateway":
+    async def ready(self) -> Self:
         """Listening, and before a service that is ready."""
         line = await self.logged("listening")
         self.url = f"http://{line['host']}:{line['port']}"
@@ -173,7 +184,7 @@ class Client:
         self.models: Any = model_service_pb2_grpc.ModelServiceStub(self.channel)
         self.health: Any = health_pb2_grpc.HealthStub(self.channel)
 
-    async def __aenter__(self) -> "Client":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
