@@ -26,8 +26,8 @@ BREAKING_BASE = $(shell git describe --tags --abbrev=0 2>/dev/null || echo HEAD)
 ##@ Use
 
 .PHONY: serve
-serve: $(VENV)/.runtime  ## Serve a model over gRPC and HTTP (MODEL=, HOST=, HTTP_PORT=, GRPC_PORT=)
-	@$(BIN)/chatrpc serve --model "$(MODEL)" --host "$(HOST)" --http-port "$(HTTP_PORT)" --grpc-port "$(GRPC_PORT)"
+serve: $(VENV)/.runtime  ## Serve a model over gRPC and HTTP (MODEL=, HOST=, HTTP_PORT=, GRPC_PORT=, ARGS=)
+	@$(BIN)/chatrpc serve --model "$(MODEL)" --host "$(HOST)" --http-port "$(HTTP_PORT)" --grpc-port "$(GRPC_PORT)" $(ARGS)
 
 ##@ Measure
 

@@ -3,6 +3,7 @@
 import re
 import time
 import uuid
+from collections.abc import Callable, Mapping
 from urllib.parse import unquote
 
 import structlog
@@ -10,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from chatrpc_process.watched import Watched
 from gateway_http.clients import json_response
 from gateway_http.errors import from_exception
 from gateway_http.metrics import Metrics
@@ -30,18 +32,25 @@ class Access:
     """ASGI middleware. Failures end here as OpenAI's error object, unless the answer has begun.
 
     It leaves the `exchange` in the request's state.
+
+    Args:
+        upstream_secret: the key that the service is shown; None: the caller's own.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, upstream_secret: Watched[str] | None = None
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._upstream_secret = upstream_secret
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        exchange = Exchange(send, headers)
+        secret = None if self._upstream_secret is None else self._upstream_secret.value
+        exchange = Exchange(send, headers, secret)
         scope["path"] = _path(scope)
         scope["state"]["exchange"] = exchange
         with (
@@ -86,15 +95,21 @@ class Access:
 class Exchange:
     """One request, and its answer on its way out."""
 
-    def __init__(self, send: Send, headers: Headers) -> None:
+    def __init__(self, send: Send, headers: Headers, upstream_secret: str | None = None) -> None:
         self._send = send
-        self._passed_on = [*_trace(headers), *_credentials(headers)]
+        credentials = (
+            _credentials(headers)
+            if upstream_secret is None
+            else [("authorization", f"Bearer {upstream_secret}")]
+        )
+        self._passed_on = [*_trace(headers), *credentials]
         sent = _sent_id(headers)
         self._is_id_sent = bool(sent)
         self.request_id = sent or f"req_{uuid.uuid4().hex}"
         self._started_at_s = time.perf_counter()
         self.first_byte_s: float | None = None
         self.status = _CLIENT_CLOSED_REQUEST  # until a head is sent
+        self.limits: Callable[[], Mapping[str, str]] = dict  # asked when the head is sent
 
     @property
     def call_metadata(self) -> list[tuple[str, str]]:
@@ -116,6 +131,7 @@ class Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.request_id
+            headers.update(self.limits())
             headers["openai-processing-ms"] = str(round(self.first_byte_s * 1000))
         await self._send(message)
 

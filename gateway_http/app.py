@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import grpc
 from starlette.applications import Starlette
@@ -13,7 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from chatrpc_process.keys import load_keys, load_secret
+from chatrpc_process.watched import Watched, watching
 from gateway_http.access import Access
+from gateway_http.authentication import Authentication
 from gateway_http.config import Settings
 from gateway_http.cors import Cors
 from gateway_http.endpoints import ENDPOINTS
@@ -25,23 +29,59 @@ from gateway_http.routes.completions import COMPLETIONS
 from gateway_http.routes.generation import Generation
 from gateway_http.upstreams import Upstream
 
+_Content = TypeVar("_Content")
+
 
 def build_app(settings: Settings) -> Starlette:
-    """The application. Setting its `state.stopping` ends whatever still runs."""
+    """The application. Setting its `state.stopping` ends whatever still runs, and
+    `state.is_draining` turns its readiness.
+
+    Raises:
+        ConfigError: the files of keys cannot be read.
+    """
     metrics, stopping = Metrics(), asyncio.Event()
+    keys = _watched(load_keys, settings.api_keys)
+    upstream_secret = _watched(load_secret, settings.upstream_api_key_file)
     app = Starlette(
         routes=_routes(settings, metrics, stopping),
         middleware=[
             Middleware(Cors, allow_origins=settings.cors_allow_origins),
-            Middleware(Access, metrics=metrics),
+            Middleware(Access, metrics=metrics, upstream_secret=upstream_secret),
+            Middleware(Authentication, keys=keys),
         ],
         exception_handlers={HTTPException: _unrouted},
-        lifespan=_lifespan(settings),
+        lifespan=_lifespan(settings, keys, upstream_secret),
     )
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.stopping = stopping
+    app.state.is_draining = asyncio.Event()
     return app
+
+
+def build_admin_app(app: Starlette) -> Starlette:
+    """Probes and metrics of `app` alone: on a port of their own they need neither key nor TLS."""
+    handlers = _probes()
+    admin = Starlette(
+        routes=[
+            Route(prefix + endpoint.path, handlers[endpoint.name])
+            for endpoint in ENDPOINTS
+            if endpoint.name in handlers
+            for prefix in ("/v1", "")
+        ],
+        middleware=[Middleware(Access, metrics=app.state.metrics)],
+        exception_handlers={HTTPException: _unrouted},
+    )
+    admin.state = app.state
+    return admin
+
+
+def _probes() -> dict[str, Any]:
+    return {
+        **dict.fromkeys(("readyz", "ready", "health", "ping"), probes.readyz),
+        **dict.fromkeys(("healthz", "live"), probes.healthz),
+        "metrics": probes.metrics,
+    }
 
 
 def _routes(settings: Settings, metrics: Metrics, stopping: asyncio.Event) -> list[Route]:
@@ -53,9 +93,7 @@ def _routes(settings: Settings, metrics: Metrics, stopping: asyncio.Event) -> li
         "retrieve_model": models.retrieve_model,
         "tokenize": tokens.tokenize,
         "detokenize": tokens.detokenize,
-        **dict.fromkeys(("readyz", "ready", "health", "ping"), probes.readyz),
-        **dict.fromkeys(("healthz", "live"), probes.healthz),
-        "metrics": probes.metrics,
+        **_probes(),
         "version": probes.version,
         "openapi": document.openapi,
         "docs": document.docs,
@@ -83,16 +121,21 @@ def _credentials(settings: Settings) -> grpc.ChannelCredentials | None:
     )
 
 
+def _watched(load: Callable[[Path], _Content], path: Path | None) -> Watched[_Content] | None:
+    return None if path is None else Watched(lambda: load(path), path)
+
+
 def _lifespan(
-    settings: Settings,
+    settings: Settings, *files: Watched[Any] | None
 ) -> Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         upstream = Upstream(settings.upstream, _credentials(settings))
-        try:
-            yield {"upstream": upstream}
-        finally:
-            await upstream.close()
+        async with watching(*files):
+            try:
+                yield {"upstream": upstream}
+            finally:
+                await upstream.close()
 
     return lifespan
 

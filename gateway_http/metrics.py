@@ -56,6 +56,13 @@ class Metrics:
             ["route"],
             registry=self.registry,
         )
+        self.cut_connections = Counter(
+            "chatrpc_gateway_cut_connections",
+            "Connections ended by a limit: of their number, or of the time for a head, for a body "
+            "or until what was written is read.",
+            ["reason"],
+            registry=self.registry,
+        )
         ProcessCollector(registry=self.registry)
 
     def render(self) -> bytes:

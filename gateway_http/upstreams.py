@@ -56,6 +56,8 @@ _OPTIONS = [
     # A service that comes back is found within seconds; gRPC's own limit is two minutes.
     ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.max_receive_message_length", 32 << 20),
+    # Of a stream whose client does not read, 64 KiB wait here, and the service knows.
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.max_send_message_length", -1),  # max_body_bytes bounds it
 ]
 

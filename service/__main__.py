@@ -20,7 +20,6 @@ from prometheus_client import start_http_server
 from chatrpc_process import logs
 from chatrpc_process.keys import KeyRing, load_keys
 from chatrpc_process.settings import ConfigError
-from chatrpc_process.tls import TlsFiles
 from chatrpc_process.watched import Watched
 from service.config import ServiceSettings
 from service.engine.async_engine import AsyncEngine
@@ -28,6 +27,7 @@ from service.errors import ModelLoadError
 from service.metrics import Metrics
 from service.model import ModelLoader
 from service.rpc.access import Access
+from service.rpc.interceptor import Patience
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
 
@@ -75,7 +75,8 @@ async def serve(settings: ServiceSettings) -> int:
         has_reflection=settings.reflection,
         access=Access(keys),
         metrics=metrics,
-        tls=_tls(settings),
+        patience=Patience(settings.message_timeout_s, settings.write_timeout_s),
+        tls=settings.tls,
     )
     watching = None if keys is None else asyncio.ensure_future(keys.watch())
     port = await server.start(settings.host, settings.port)
@@ -121,12 +122,6 @@ async def serve(settings: ServiceSettings) -> int:
 def _keys(settings: ServiceSettings) -> Watched[KeyRing] | None:
     path = settings.api_keys
     return None if path is None else Watched(lambda: load_keys(path), path)
-
-
-def _tls(settings: ServiceSettings) -> TlsFiles | None:
-    if settings.tls_certificate is None or settings.tls_key is None:
-        return None
-    return TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
 
 
 def _stop_signal() -> asyncio.Event:

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
-import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from gateway_http import sse
+from gateway_http.caller import Caller, Spending
 from gateway_http.clients import json_response, read_body, while_connected
 from gateway_http.config import Settings
 from gateway_http.errors import from_exception, from_rpc
 from gateway_http.metrics import Metrics
+from gateway_http.protocol.completion import Completion
+from gateway_http.protocol.response import ChatCompletion, Usage
 from gateway_http.protocol.sampling import GenerationRequest
 from gateway_http.upstreams import CallOptions, Upstream
 
@@ -46,7 +48,9 @@ class Operation(Generic[_Body, _Params, _Chunk]):
     decode: Callable[[bytes], _Body]
     params: Callable[[_Body], _Params]
     names: Callable[[_Body], Mapping[str, str]]
-    create: Callable[[Upstream, _Params, CallOptions, _Body], Awaitable[msgspec.Struct]]
+    create: Callable[
+        [Upstream, _Params, CallOptions, _Body], Awaitable[ChatCompletion | Completion]
+    ]
     stream: Callable[[Upstream, _Params, CallOptions, float], AsyncGenerator[_Chunk | None, None]]
     events: Callable[[_Body], Events[_Chunk]]
 
@@ -72,33 +76,51 @@ class Generation(Generic[_Body, _Params, _Chunk]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         http = Request(scope)
+        caller: Caller = http.state.caller
+        http.state.exchange.limits = caller.limits
         body = self._operation.decode(
-            await read_body(http.headers, receive, self._settings.max_body_bytes)
+            await read_body(
+                http.headers,
+                receive,
+                self._settings.max_body_bytes,
+                self._settings.body_timeout_s,
+            )
         )
         if body.request_id is not None:
             http.state.exchange.suggest_id(body.request_id)
         params = self._operation.params(body)
-        try:
-            if body.stream:
-                await self._stream(http, body, params, receive, send)
-            else:
-                await while_connected(
-                    receive, self._stopping, self._create(http, body, params, send)
-                )
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error, self._operation.names(body)) from None
+        with caller.generation(body.model) as spending:
+            try:
+                if body.stream:
+                    await self._stream(http, body, params, spending, receive, send)
+                else:
+                    work = self._create(http, body, params, spending, send)
+                    await while_connected(receive, self._stopping, work)
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc(error, self._operation.names(body)) from None
 
-    async def _create(self, http: Request, body: _Body, params: _Params, send: Send) -> None:
+    async def _create(
+        self, http: Request, body: _Body, params: _Params, spending: Spending, send: Send
+    ) -> None:
         answer = await self._operation.create(
             http.state.upstream, params, self._options(http), body
         )
+        if isinstance(answer.usage, Usage):
+            spending.note_whole(answer.usage.total_tokens)
+            spending.settle()  # before the head, which tells what is left
         await json_response(answer)(http.scope, http.receive, send)
 
     async def _stream(
-        self, http: Request, body: _Body, params: _Params, receive: Receive, send: Send
+        self,
+        http: Request,
+        body: _Body,
+        params: _Params,
+        spending: Spending,
+        receive: Receive,
+        send: Send,
     ) -> None:
         events = sse.EventStream(send)
-        work = self._send_events(http, body, params, events)
+        work = self._send_events(http, body, params, spending, events)
         try:
             await while_connected(receive, self._stopping, work)
         except ClientDisconnect:
@@ -112,7 +134,12 @@ class Generation(Generic[_Body, _Params, _Chunk]):
         await events.close()
 
     async def _send_events(
-        self, http: Request, body: _Body, params: _Params, events: sse.EventStream
+        self,
+        http: Request,
+        body: _Body,
+        params: _Params,
+        spending: Spending,
+        events: sse.EventStream,
     ) -> None:
         started_at_s = time.perf_counter()
         answer = self._operation.events(body)
@@ -123,6 +150,7 @@ class Generation(Generic[_Body, _Params, _Chunk]):
                 if chunk is None:
                     await events.write(sse.PING)
                     continue
+                spending.note_chunk(chunk)
                 is_first = not answer.is_started
                 await events.write(b"".join(map(sse.event, answer.push(chunk))))
                 if is_first and answer.is_started:

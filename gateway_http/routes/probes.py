@@ -1,5 +1,6 @@
 """What machines ask: is it alive, is it ready, what has it counted."""
 
+import asyncio
 from importlib.metadata import version as version_of
 
 import grpc
@@ -25,10 +26,11 @@ async def healthz(_: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """The service behind the gateway takes requests."""
+    """The service behind the gateway takes requests, and so does the gateway."""
     upstream: Upstream = request.state.upstream
+    draining: asyncio.Event = request.app.state.is_draining
     try:
-        is_ready = await upstream.is_ready(_READY_TIMEOUT_S)
+        is_ready = not draining.is_set() and await upstream.is_ready(_READY_TIMEOUT_S)
     except grpc.aio.AioRpcError:
         is_ready = False
     if is_ready:

@@ -4,6 +4,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chatrpc.v1 import model_service_pb2
+from gateway_http.caller import Caller
 from gateway_http.clients import json_response, read_body
 from gateway_http.config import Settings
 from gateway_http.convert import tokens
@@ -36,14 +37,22 @@ async def detokenize(request: Request) -> Response:
 
 async def _read(request: Request) -> bytes:
     settings: Settings = request.app.state.settings
-    return await read_body(request.headers, request.receive, settings.max_body_bytes)
+    return await read_body(
+        request.headers, request.receive, settings.max_body_bytes, settings.body_timeout_s
+    )
 
 
 async def _model(request: Request, named: str | None) -> str:
     """llama.cpp's clients name none: its server has but one."""
+    caller: Caller = request.state.caller
     if named is not None:
+        caller.check_model(named)
         return named
-    served = await _upstream(request).list_models(_options(request))
+    served = [
+        model
+        for model in await _upstream(request).list_models(_options(request))
+        if caller.may_use(model.id, *model.aliases)
+    ]
     if not served:
         raise ApiError(
             503,

@@ -19,13 +19,14 @@ from service.metrics import Metrics
 from service.rpc.access import Access
 from service.rpc.chat_servicer import ChatServicer
 from service.rpc.completion_servicer import CompletionServicer
-from service.rpc.interceptor import CallInterceptor
+from service.rpc.interceptor import CallInterceptor, Patience
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.model_servicer import ModelServicer
 from service.rpc.standard_services import StandardServiceInterceptor
 from service.rpc.tls import server_credentials
 
 MAX_MESSAGE_BYTES = 32 << 20
+MAX_METADATA_BYTES = 16 << 10
 
 # Core ignores a key that it does not know, so a test compares these with the keys in its binary.
 # There is no maximum_concurrent_rpcs: it would refuse health checks too and get a busy service
@@ -33,10 +34,10 @@ MAX_MESSAGE_BYTES = 32 << 20
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # Clients may ping each 10 s, also during a long unary call. The default of 300 s ends their
-    # connection with too_many_pings.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.max_ping_strikes", 0),
+    # Clients may ping each 10 s, also during a long unary call: the default of 300 s ends their
+    # connection with too_many_pings. Those who ping in floods shall have just that.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 2),
     ("grpc.keepalive_permit_without_calls", 1),
     # Ping clients too: one that died without a word still holds a generation. The default is 2 h.
     ("grpc.keepalive_time_ms", 60_000),
@@ -45,7 +46,14 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # grace.
     ("grpc.max_connection_age_ms", 600_000),
     ("grpc.max_connection_age_grace_ms", 3_600_000),
+    # Of one connection. More than a full queue, so that a client is refused what exceeds that, and
+    # does not wait in silence for a stream of its own.
     ("grpc.max_concurrent_streams", 1024),
+    # One number where core has two: between them it refuses at random.
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    # Of what a client sends and nobody reads 64 KiB a stream are kept; by measure it was megabytes.
+    ("grpc.http2.bdp_probe", 0),
     # On by default: a second server would bind the same port in silence and take half the calls.
     ("grpc.so_reuseport", 0),
 )
@@ -69,6 +77,7 @@ class Server:
         has_reflection: whether clients may ask for the protos.
         access: who may call.
         metrics: where calls are counted.
+        patience: how long calls wait for their clients.
         tls: the server's certificate; None: none, all in the clear.
     """
 
@@ -80,15 +89,18 @@ class Server:
         has_reflection: bool = True,
         access: Access | None = None,
         metrics: Metrics | None = None,
+        patience: Patience | None = None,
         tls: TlsFiles | None = None,
     ) -> None:
         self._lifecycle = lifecycle
         self._credentials = None if tls is None else server_credentials(tls)
-        access = access or Access()
-        standard = StandardServiceInterceptor(access)
+        standard = StandardServiceInterceptor()
         self._server = grpc.aio.server(
             options=OPTIONS,
-            interceptors=[CallInterceptor(access, metrics or Metrics()), standard],
+            interceptors=[
+                CallInterceptor(access or Access(), metrics or Metrics(), patience),
+                standard,
+            ],
         )
         self._admin = grpc.aio.server(options=OPTIONS, interceptors=[standard])
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._admin)

@@ -1,4 +1,4 @@
-"""Calls to the standard services beside our own: health, for everybody, and reflection.
+"""Calls to the standard services beside our own: health and reflection.
 
 Their servicers are gRPC's. What those do not foresee, such as bytes that are no message, gRPC itself
 answers with UNKNOWN and the words of the exception; here it gets a status of ours.
@@ -15,20 +15,15 @@ from google.protobuf.message import DecodeError
 
 from service.errors import InvalidField
 from service.rpc import status
-from service.rpc.access import Access
 from service.rpc.interceptor import Context, Handler
 
-_HEALTH = "/grpc.health."
 _OURS = "/chatrpc."
 
 log = structlog.get_logger(__name__)
 
 
 class StandardServiceInterceptor(grpc.aio.ServerInterceptor):
-    """Parses the requests of what is not ours, and asks callers of all but health for their key."""
-
-    def __init__(self, access: Access) -> None:
-        self._access = access
+    """Turns the errors of what is not ours into statuses. It stands behind `CallInterceptor`."""
 
     async def intercept_service(
         self,
@@ -36,36 +31,32 @@ class StandardServiceInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         handler: Any = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or method.startswith(_OURS):
+        if handler is None or handler_call_details.method.startswith(_OURS):
             return handler  # type: ignore[no-any-return]
-        access = None if method.startswith(_HEALTH) else self._access
         if handler.request_streaming:  # reflection, both ways
             return grpc.stream_stream_rpc_method_handler(
-                _conversation(handler, access), None, handler.response_serializer
+                _conversation(handler), None, handler.response_serializer
             )
         if handler.response_streaming:  # Health.Watch, which writes by itself
             return grpc.unary_stream_rpc_method_handler(
-                _answer(handler, handler.unary_stream, access), None, handler.response_serializer
+                _answer(handler, handler.unary_stream), None, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
-            _answer(handler, handler.unary_unary, access), None, handler.response_serializer
+            _answer(handler, handler.unary_unary), None, handler.response_serializer
         )
 
 
-def _answer(handler: Any, behavior: Any, access: Access | None) -> Any:
+def _answer(handler: Any, behavior: Any) -> Any:
     async def call(request: bytes, context: Context) -> Any:
-        async with _refusing(context, access):
+        async with _refusing(context):
             return await behavior(_parse(handler, request), context)
 
     return call
 
 
-def _conversation(handler: Any, access: Access | None) -> Any:
-    async def call(
-        requests: AsyncIterator[bytes], context: Context
-    ) -> AsyncGenerator[Any, None]:
-        async with _refusing(context, access):
+def _conversation(handler: Any) -> Any:
+    async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncGenerator[Any, None]:
+        async with _refusing(context):
             messages = (_parse(handler, request) async for request in requests)
             async for response in handler.stream_stream(messages, context):
                 yield response
@@ -74,17 +65,15 @@ def _conversation(handler: Any, access: Access | None) -> Any:
 
 
 @asynccontextmanager
-async def _refusing(context: Context, access: Access | None) -> AsyncIterator[None]:
-    request_id = uuid.uuid4().hex
+async def _refusing(context: Context) -> AsyncIterator[None]:
     try:
-        if access is not None:
-            access.authenticate(context.invocation_metadata() or ())
         yield
     except grpc.aio.AbortError:
         raise
     except NotImplementedError:  # a method of the proto that gRPC's own servicer lacks
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "The method is not implemented.")
     except Exception as error:
+        request_id = uuid.uuid4().hex
         proto = status.status(error, request_id)
         if status.reason(proto) == "INTERNAL":
             log.exception("call failed", request_id=request_id)

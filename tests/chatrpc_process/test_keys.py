@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from chatrpc_process.keys import KeyRing, digest_of, load_keys, new_secret
+from chatrpc_process.keys import KeyRing, load_keys
+from chatrpc_process.secret import digest_of, new_secret
 from chatrpc_process.settings import ConfigError
 
 

@@ -12,7 +12,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pool import Default
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from chatrpc_process.keys import digest_of
+from chatrpc_process.secret import digest_of
 from gateway_http.endpoints import ENDPOINTS, Endpoint
 from service.rpc.server import SERVICE_NAMES
 from tests.faults.program import Client, Gateway, Service, body, http_client

@@ -1,19 +1,16 @@
 """The real gateway on a free port, before a fake service that does as it is told."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway_http.app import build_app
 from gateway_http.config import Settings
-from gateway_http.http_protocol import HttpProtocol
+from gateway_http.server import Server as Gateway
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
 from service.types import SamplingParams, ServedModel
@@ -26,23 +23,22 @@ from tests.service.rpc.conftest import CARD
 @asynccontextmanager
 async def serving(**options: Any) -> AsyncIterator[str]:
     """A gateway with these options, as it runs in production but for signals; yields its URL."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(
-            build_app(Settings(**options)),
-            http=HttpProtocol,
-            lifespan="on",
-            ws="none",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=5,
-        )
-        config.load()
-        server = uvicorn.Server(config)
-        server.lifespan = config.lifespan_class(config)
+    async with started(**options) as (server, url):
+        assert server.started
+        yield url
+
+
+@asynccontextmanager
+async def started(**options: Any) -> AsyncIterator[tuple[Gateway, str]]:
+    """As `serving`, with the server itself."""
+    server = Gateway(Settings(**{"port": 0, "shutdown_grace_s": 3} | options))
+    with server.bind() as listener:
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
         await server.startup(sockets=[listener])
+        scheme = "https" if "tls_certificate" in options else "http"
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield server, f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             await server.shutdown(sockets=[listener])
 

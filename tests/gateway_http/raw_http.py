@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import struct
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -29,10 +30,16 @@ class RawClient:
     ) -> None:
         await self.close()
 
-    async def post(self, body: dict[str, Any], path: str = "/v1/chat/completions") -> None:
+    async def post(
+        self,
+        body: dict[str, Any],
+        path: str = "/v1/chat/completions",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         content = json.dumps(body).encode()
+        more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         await self.send(
-            f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n{more}"
             f"Content-Length: {len(content)}\r\n\r\n".encode()
             + content
         )
