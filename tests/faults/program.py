@@ -176,9 +176,18 @@ class Gateway(Program):
 class Client:
     """Stubs on a channel of its own to a service. Leaving the `async with` closes it."""
 
-    def __init__(self, target: str, *options: tuple[str, Any]) -> None:
-        local = ("grpc.use_local_subchannel_pool", 1)  # one connection each
-        self.channel = grpc.aio.insecure_channel(target, options=[local, *options])
+    def __init__(
+        self,
+        target: str,
+        *options: tuple[str, Any],
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        given = ("grpc.use_local_subchannel_pool", 1), *options  # one connection each
+        self.channel = (
+            grpc.aio.insecure_channel(target, options=given)
+            if credentials is None
+            else grpc.aio.secure_channel(target, credentials, options=given)
+        )
         self.chat: Any = chat_service_pb2_grpc.ChatServiceStub(self.channel)
         self.completions: Any = completion_service_pb2_grpc.CompletionServiceStub(self.channel)
         self.models: Any = model_service_pb2_grpc.ModelServiceStub(self.channel)

@@ -77,7 +77,9 @@ async def _random_frames(connection: RawHttp2) -> None:
     await connection.open()
     for _ in range(300):
         content = choose.randbytes(choose.randrange(64))
-        head = len(content).to_bytes(3, "big") + bytes([choose.randrange(12), choose.randrange(256)])
+        head = len(content).to_bytes(3, "big") + bytes(
+            [choose.randrange(12), choose.randrange(256)]
+        )
         await connection.send(head + choose.randrange(9).to_bytes(4, "big") + content)
 
 

@@ -77,7 +77,9 @@ DOCUMENTED = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.UNIMPLEMENTED,
 }
-_LEAKS = re.compile(r"Traceback|Unexpected <class|Exception|Error:|\.py\b|/site-packages/|0x[0-9a-f]{6}")
+_LEAKS = re.compile(
+    r"Traceback|Unexpected <class|Exception|Error:|\.py\b|/site-packages/|0x[0-9a-f]{6}"
+)
 
 
 @pytest.fixture(scope="module")
