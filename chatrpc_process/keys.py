@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chatrpc_process.secret import digest_of
 from chatrpc_process.settings import ConfigError
+from chatrpc_process.small_file import read_small
 
 # What an option can be called. What stands where one should, and is none, may be a secret.
 _OPTION = re.compile(r"[a-z_]{1,40}|sha256")
@@ -79,10 +80,11 @@ def load_keys(path: Path) -> KeyRing:
         ConfigError: it cannot be read, or two keys share a name or a secret. The words quote
             nothing of the file: there may be secrets in it, by mistake.
     """
+    content = read_small(path)
+    if not content.strip():  # whoever writes it has only just begun
+        raise ConfigError(f"{path}: it is empty; that nobody has a key is written `key = []`")
     try:
-        keys = _File.model_validate(tomllib.loads(path.read_text())).key
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+        keys = _File.model_validate(tomllib.loads(content.decode())).key
     except tomllib.TOMLDecodeError as error:
         place = re.search(r"\(at [a-z0-9, ]+\)$", str(error))
         raise ConfigError(f"{path}: this is no TOML {place[0] if place else ''}".rstrip()) from None
@@ -106,9 +108,7 @@ def load_secret(path: Path) -> str:
         ConfigError: it cannot be read, or holds what no header can.
     """
     try:
-        secret = path.read_text().strip()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+        secret = read_small(path).decode().strip()
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: this is no text") from None
     if not _SECRET.fullmatch(secret):

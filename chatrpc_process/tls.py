@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatrpc_process.settings import ConfigError
+from chatrpc_process.small_file import read_small
 from chatrpc_process.watched import Watched
 
 
@@ -26,16 +27,18 @@ class TlsFiles:
         Raises:
             ConfigError: one of them cannot be read, or is no PEM file, or the key is another's.
         """
-        contents = []
-        for path in self.paths:
-            try:
-                contents.append(path.read_bytes())
-            except OSError as error:
-                raise ConfigError(f"{path}: {error.strerror}") from None
-            if b"-----BEGIN " not in contents[-1]:
-                raise ConfigError(f"{path}: this is no PEM file.")
+        contents = self._contents()
         self.context()  # of two files that change one after the other, a pair is needed
+        if self._contents() != contents:  # and they may have changed between the two readings
+            raise ConfigError(f"{', '.join(map(str, self.paths))}: they are being written.")
         return Identity(contents[1], contents[0], contents[2] if self.client_ca else None)
+
+    def _contents(self) -> list[bytes]:
+        contents = [read_small(path) for path in self.paths]
+        for path, content in zip(self.paths, contents, strict=True):
+            if b"-----BEGIN " not in content:
+                raise ConfigError(f"{path}: this is no PEM file.")
+        return contents
 
     def context(self) -> ssl.SSLContext:
         """What is in the files, for a server of Python's.

@@ -25,6 +25,7 @@ from service.rpc.interceptor import CallInterceptor, Patience
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.model_servicer import ModelServicer
 from service.rpc.orca import LoadReports
+from service.rpc.standard_services import StandardServiceInterceptor
 from service.rpc.tls import server_credentials
 
 MAX_MESSAGE_BYTES = 32 << 20
@@ -103,13 +104,15 @@ class Server:
         self._lifecycle = lifecycle
         self._credentials = None if tls is None else server_credentials(tls)
         options = (*OPTIONS, ("grpc.enable_channelz", int(has_channelz)))
+        standard = StandardServiceInterceptor()
         self._server = grpc.aio.server(
             options=options,
             interceptors=[
-                CallInterceptor(access or Access(), metrics or Metrics(), patience, tracer)
+                CallInterceptor(access or Access(), metrics or Metrics(), patience, tracer),
+                standard,
             ],
         )
-        self._admin = grpc.aio.server(options=options)
+        self._admin = grpc.aio.server(options=options, interceptors=[standard])
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._admin)
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(
             ChatServicer(lifecycle, max_request_s), self._server

@@ -4,7 +4,6 @@ import asyncio
 import json
 import signal
 
-from tests.fakes.wait import until
 from tests.faults.conftest import Launch
 from tests.faults.program import Client, Gateway, Service, body, http_client
 from tests.gateway_http.raw_http import RawClient
@@ -47,7 +46,7 @@ async def test_the_gateway_outlives_the_service_and_finds_the_next_one(launch: L
                 await asyncio.sleep(0.02)
         assert (await http.post("/v1/chat/completions", json=body())).status_code == 200
         await gateway.idle()
-        await until(lambda: gateway.num_fds <= num_fds)
+        await gateway.has_fds(num_fds)
 
 
 async def test_the_service_frees_what_a_killed_gateway_was_asked(launch: Launch) -> None:
@@ -71,4 +70,4 @@ async def test_the_service_frees_what_a_killed_gateway_was_asked(launch: Launch)
         await service.idle()
         assert (await service.metrics())["chatrpc_aborted_requests_total"] == 3
         assert (await client.create()).completion.usage.completion_tokens == 3
-    await until(lambda: service.num_fds <= num_fds)
+    await service.has_fds(num_fds)
