@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,21 @@ def test_secrets_come_from_files_beside_it_and_show_nowhere(tmp_path: Path) -> N
     with pytest.raises(ConfigError) as caught:
         entry(tmp_path, 'api_key_file = "api.key"')
     assert "two secrets" not in str(caught.value)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/routing.md"])
+def test_what_the_documentation_shows_is_a_registry(tmp_path: Path, page: str) -> None:
+    text = (Path(__file__).parents[2] / page).read_text()
+    (tmp_path / "tls").mkdir()
+    (tmp_path / "tls/ca.crt").write_bytes(trustme.CA().cert_pem.bytes())
+    (tmp_path / "large.key").write_text("sk-large")
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    shown = [block for block in blocks if "[[model]]" in block]
+    assert shown
+    for block in shown:
+        assert load_registry(written(tmp_path, block)).entries
+    for defaults in (block for block in blocks if block.startswith("outlier_detection.")):
+        assert entry(tmp_path, defaults) == entry(tmp_path, "outlier_detection = {}")
 
 
 def touch(path: Path, text: str) -> None:
