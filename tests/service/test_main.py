@@ -153,6 +153,20 @@ def test_an_engine_that_fails_time_and_again_ends_the_process(
     assert "engine failed" in process.log
 
 
+def test_an_engine_that_hangs_ends_the_process(start: Callable[..., Process], model: Path) -> None:
+    arguments = ("--model", str(model), "--step-timeout-s", "0.5")
+    process = start(*arguments, module="tests.fakes.wedged_service")
+    port = process.until("listening")["port"]
+    process.until("ready")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = chat_service_pb2_grpc.ChatServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stub.StreamChatCompletion(request(num_tokens=3)))
+        assert caught.value.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE}
+    assert "wedged_service" in process.until("engine hangs")["stack"]
+    assert process.wait() == 1
+
+
 def test_an_event_loop_that_hangs_ends_the_process(
     start: Callable[..., Process], model: Path
 ) -> None:
