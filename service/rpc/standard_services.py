@@ -59,7 +59,8 @@ def _stream(handler: Any) -> Any:
         async with _refusing(context):
             answer = handler.unary_stream(_parse(handler, request), context)
             if not isinstance(answer, AsyncGenerator):
-                return await answer  # Health.Watch, which writes by itself
+                await answer  # Health.Watch, which writes by itself
+                return
             async with aclosing(answer) as responses:
                 async for response in responses:
                     await context.write(response)
