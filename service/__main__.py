@@ -52,7 +52,7 @@ def main() -> int:
         return uvloop.run(serve(settings))
     except (ConfigError, ModelLoadError, OSError) as error:
         log.error(str(error))  # noqa: TRY400  # the text is the whole story
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     except Exception:
         log.exception("unforeseen error")
         return 1

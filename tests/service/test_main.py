@@ -161,6 +161,8 @@ def test_an_engine_that_fails_time_and_again_ends_the_process(
         (["--max-num-batched-tokens", "1"], 2, "error: "),
         (["--config", "/nowhere.toml"], 2, "error: "),
         (["--nonsense"], 2, "--nonsense"),
+        (["--host", "0.0.0.0"], 2, "--insecure"),  # noqa: S104
+        (["--api-keys", "/nowhere.toml"], 2, "/nowhere.toml: No such file"),
     ],
 )
 def test_what_cannot_start_says_why_in_one_line(
