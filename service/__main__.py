@@ -54,7 +54,7 @@ def main() -> int:
         return uvloop.run(_watched(settings))
     except (ConfigError, ModelLoadError, OSError) as error:
         log.error(str(error))  # noqa: TRY400  # the text is the whole story
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     except Exception:
         log.exception("unforeseen error")
         return 1

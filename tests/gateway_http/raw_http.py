@@ -24,7 +24,11 @@ class RawClient:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
         raw.setblocking(False)
         address = self._address.hostname, self._address.port
-        await asyncio.get_running_loop().sock_connect(raw, address)
+        try:
+            await asyncio.get_running_loop().sock_connect(raw, address)
+        except BaseException:
+            raw.close()
+            raise
         limit = self._receive_buffer or 1 << 16
         self._reader, self._writer = await asyncio.open_connection(sock=raw, limit=limit)
         return self

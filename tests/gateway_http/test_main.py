@@ -148,6 +148,19 @@ async def test_a_whole_answer_that_outlasts_the_grace_is_an_error(
             assert await process.wait() == 0
 
 
+async def test_the_admin_port_is_told_and_answers() -> None:
+    async with running("--admin-port", "0") as (process, _):
+        assert process.stderr
+        line = json.loads(await process.stderr.readline())
+        assert line["event"] == "listening for probes"
+        async with httpx.AsyncClient() as http:
+            answer = await http.get(f"http://{line['host']}:{line['port']}/healthz", timeout=60)
+            assert answer.status_code == 200
+            process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(120):
+            assert await process.wait() == 0
+
+
 async def test_idle_gateway_stops_at_once() -> None:
     async with running() as (process, url):
         async with httpx.AsyncClient() as http:
@@ -172,9 +185,18 @@ def test_port_in_use_is_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [("--port", "99999"), ("--config", "/none.toml"), ("--registry", "/none.toml")]
+    "options",
+    [
+        ("--port", "99999"),
+        ("--config", "/none.toml"),
+        ("--registry", "/none.toml"),
+        ("--host", "0.0.0.0"),  # noqa: S104
+        ("--api-keys", "/none.toml"),
+        ("--upstream-api-key-file", "/none"),
+        ("--tls-certificate", "/none.crt", "--tls-key", "/none.key"),
+    ],
 )
-def test_bad_config_is_one_line(options: tuple[str, str]) -> None:
+def test_bad_config_is_one_line(options: tuple[str, ...]) -> None:
     result = failed(*options)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")

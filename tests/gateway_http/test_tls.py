@@ -23,6 +23,7 @@ from gateway_http.server import Server
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.gateway_http.api_keys import SECRET, key, write
 from tests.gateway_http.conftest import started
+from tests.gateway_http.raw_http import RawClient
 from tests.tls_files import issue
 from tests.tls_files import write as write_bytes
 
@@ -117,6 +118,14 @@ async def test_new_connections_see_a_new_certificate_and_old_ones_go_on(
         await refused(url, trusting(ca))
         service.release()
         assert "[DONE]" in "".join([piece async for piece in pieces])
+
+
+async def test_a_handshake_that_is_not_begun_ends(
+    ca: trustme.CA, tmp_path: Path, service: FakeService
+) -> None:
+    files = issue(ca, tmp_path)
+    async with under(files, service, head_timeout_s=0.05) as url, RawClient(url) as client:
+        assert await client.ended()
 
 
 async def test_half_a_pair_or_nonsense_leaves_the_old_one(

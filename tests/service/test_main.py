@@ -192,6 +192,8 @@ def test_an_event_loop_that_hangs_ends_the_process(
         (["--otlp-endpoint", "collector:4317"], 2, "error: otlp_endpoint"),
         (["--config", "/nowhere.toml"], 2, "error: "),
         (["--nonsense"], 2, "--nonsense"),
+        (["--host", "0.0.0.0"], 2, "--insecure"),  # noqa: S104
+        (["--api-keys", "/nowhere.toml"], 2, "/nowhere.toml: No such file"),
     ],
 )
 def test_what_cannot_start_says_why_in_one_line(
