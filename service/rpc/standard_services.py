@@ -1,12 +1,12 @@
-"""Calls to the standard services beside our own: health and reflection.
+"""Calls to the standard services beside our own: health, reflection, load reports, channelz.
 
-Their servicers are gRPC's. What those do not foresee, such as bytes that are no message, gRPC itself
-answers with UNKNOWN and the words of the exception; here it gets a status of ours.
+What their servicers do not foresee, such as bytes that are no message, gRPC itself answers with
+UNKNOWN and the words of the exception; here it gets a status of ours.
 """
 
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -37,19 +37,33 @@ class StandardServiceInterceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(
                 _conversation(handler), None, handler.response_serializer
             )
-        if handler.response_streaming:  # Health.Watch, which writes by itself
+        if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _answer(handler, handler.unary_stream), None, handler.response_serializer
+                _stream(handler), None, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
-            _answer(handler, handler.unary_unary), None, handler.response_serializer
+            _answer(handler), None, handler.response_serializer
         )
 
 
-def _answer(handler: Any, behavior: Any) -> Any:
+def _answer(handler: Any) -> Any:
     async def call(request: bytes, context: Context) -> Any:
         async with _refusing(context):
-            return await behavior(_parse(handler, request), context)
+            return await handler.unary_unary(_parse(handler, request), context)
+
+    return call
+
+
+def _stream(handler: Any) -> Any:
+    async def call(request: bytes, context: Context) -> None:
+        async with _refusing(context):
+            answer = handler.unary_stream(_parse(handler, request), context)
+            if not isinstance(answer, AsyncGenerator):
+                await answer  # Health.Watch, which writes by itself
+                return
+            async with aclosing(answer) as responses:
+                async for response in responses:
+                    await context.write(response)
 
     return call
 
