@@ -19,7 +19,7 @@ COPY service ./service
 COPY gateway_http ./gateway_http
 COPY chatrpc_cli ./chatrpc_cli
 COPY chatrpc_process ./chatrpc_process
-RUN python -m pip --python /opt/chatrpc/bin/python install --constraint constraints.txt '.[gateway,cli]'
+RUN python -m pip --python /opt/chatrpc/bin/python install --constraint constraints.txt '.[gateway,cli,otel]'
 
 FROM ${PYTHON_IMAGE}
 ARG VERSION=0.1.0

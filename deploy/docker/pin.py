@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent.parent
-IN_IMAGES = ("service", "gateway", "cli")
+IN_IMAGES = ("service", "gateway", "cli", "otel")
 
 
 def requirements() -> list[Requirement]:

@@ -11,12 +11,6 @@ PREFIXES: dict[type[ProcessSettings], str] = {
     GatewaySettings: "CHATRPC_GATEWAY_",
 }
 
-# Deployed, and not read by the processes as they stand.
-PENDING: dict[type[ProcessSettings], set[str]] = {
-    ServiceSettings: {"otlp-endpoint"},
-    GatewaySettings: {"otlp-endpoint"},
-}
-
 
 def options(kind: type[ProcessSettings]) -> set[str]:
     """Every option that there is, by its name on the command line."""
@@ -36,8 +30,7 @@ def argument(arguments: list[str], name: str) -> str:
 
 def parsed(kind: type[ProcessSettings], arguments: list[str]) -> ProcessSettings:
     """What the process makes of its arguments; it refuses those that it does not know."""
-    pending = PENDING[kind] - options(kind)
-    return kind.load([each for each in arguments if option(each) not in pending])
+    return kind.load(arguments)
 
 
 def unknown_variables(environment: Mapping[str, str]) -> set[str]:
@@ -45,6 +38,6 @@ def unknown_variables(environment: Mapping[str, str]) -> set[str]:
     known = {
         prefix + name.replace("-", "_").upper()
         for kind, prefix in PREFIXES.items()
-        for name in options(kind) | PENDING[kind]
+        for name in options(kind)
     }
     return {name for name in environment if name.startswith("CHATRPC_")} - known

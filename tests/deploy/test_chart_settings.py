@@ -19,7 +19,7 @@ from tests.deploy.chart import (
     deployment_container,
     settings_of,
 )
-from tests.deploy.settings import PENDING, options
+from tests.deploy.settings import options
 
 
 def test_processes_take_their_arguments(release: Release) -> None:
@@ -56,7 +56,7 @@ def test_every_option_of_the_documents_can_be_given() -> None:
     for part, kind in ((model, ServiceSettings), (gateway, GatewaySettings)):
         names = options(kind)
         owned = set(part["propertyNames"]["not"]["enum"])
-        assert owned <= names | PENDING[kind]
+        assert owned <= names
         assert all(re.match(part["propertyNames"]["pattern"], name) for name in names)
 
 

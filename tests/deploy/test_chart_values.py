@@ -84,6 +84,26 @@ def test_nothing_is_open_by_accident() -> None:
             {"models": [{"name": "m", "model": "m", "routing": {"balance": "ring_hash"}}]},
             "affinity",
         ),
+        (
+            {
+                "models": [
+                    {
+                        "name": "m",
+                        "model": "m",
+                        "autoscaling": {"kind": "hpa", "minReplicas": 5, "maxReplicas": 4},
+                    }
+                ]
+            },
+            "minReplicas is more",
+        ),
+        (
+            {
+                "models": [
+                    {"name": "m", "model": "m", "autoscaling": {"kind": "hpa", "minReplicas": 0}}
+                ]
+            },
+            "keda",
+        ),
         ({"modelDefaults": {"name": "m"}}, "modelDefaults"),
         ({"gateway": {"options": {"registry": "x"}}}, "registry"),
         ({"gateway": {"service": {"port": 0}}}, "port"),

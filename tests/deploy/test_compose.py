@@ -105,7 +105,7 @@ def test_files_that_are_mounted_exist() -> None:
         for volume in service.get("volumes", []):
             source = volume.partition(":")[0]
             if source.startswith("."):
-                assert (DEPLOY / source).exists() or source == "./grafana"
+                assert (DEPLOY / source).exists()
 
 
 def test_prometheus_asks_the_ports_of_the_metrics() -> None:

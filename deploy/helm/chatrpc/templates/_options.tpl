@@ -45,7 +45,7 @@ Everything that processes are told on their command lines. Secrets never are: on
 - --metrics-port={{ include "chatrpc.metricsPort" $root }}
 - --drain-delay-s={{ include "chatrpc.number" $model.drain.delaySeconds }}
 - --drain-timeout-s={{ include "chatrpc.number" $model.drain.timeoutSeconds }}
-{{- if and (has $model.storage.kind (list "emptyDir" "pvc")) (not $model.storage.readOnly) }}
+{{- if has $model.storage.kind (list "emptyDir" "pvc") }}
 - {{ printf "--cache-dir=%s/cache" $model.storage.mountPath | quote }}
 {{- end }}
 {{- if gt (int $model.gpu.count) 0 }}
