@@ -1,6 +1,7 @@
 """GET /v1/models and /v1/models/{model_id}."""
 
 import asyncio
+import time
 
 import grpc
 from starlette.requests import Request
@@ -16,7 +17,7 @@ from gateway_http.registry import Entry
 from gateway_http.routing import Route, Router
 from gateway_http.upstreams import CallOptions
 
-_TIMEOUT_S = 5
+_TIMEOUT_S = 5.0  # for all of it
 _MAX_CALLS = 32  # at once
 
 _UNKNOWN_OWNER = "unknown"
@@ -31,13 +32,13 @@ async def list_models(request: Request) -> Response:
     """
     router: Router = request.state.router
     caller: Caller = request.state.caller
-    limit = asyncio.Semaphore(_MAX_CALLS)
+    limit, end_s = asyncio.Semaphore(_MAX_CALLS), time.monotonic() + _TIMEOUT_S
     usable = [
         entry
         for entry in router.entries
         if entry.name is None or caller.may_use(entry.name, *entry.aliases)
     ]
-    listing = [_models_of(entry, request, limit) for entry in usable]
+    listing = [_models_of(entry, request, limit, end_s) for entry in usable]
     listed = await asyncio.gather(*listing, return_exceptions=True)
     models, refusals = [], []
     for found in listed:
@@ -58,17 +59,17 @@ async def retrieve_model(request: Request) -> Response:
     name = request.path_params["model_id"]
     caller.check_model(name, *router.names(name))
     with router.route(name) as route:
-        model = await _card(route, _options(request, route))
+        model = await _card(route, _options(request, route, _TIMEOUT_S))
     return json_response(answers.model(model))
 
 
 async def _models_of(
-    entry: Entry, request: Request, limit: asyncio.Semaphore
+    entry: Entry, request: Request, limit: asyncio.Semaphore, end_s: float
 ) -> list[model_service_pb2.Model]:
     router: Router = request.state.router
     async with limit:
         with router.route_to(entry) as route:
-            options = _options(request, route)
+            options = _options(request, route, max(0.0, end_s - time.monotonic()))
             if entry.name is None:
                 models = await route.upstream.list_models(options)
                 caller: Caller = request.state.caller
@@ -99,5 +100,5 @@ def _is_refusal(error: BaseException) -> bool:
     return isinstance(error, grpc.aio.AioRpcError) and error.code() in _REFUSALS
 
 
-def _options(request: Request, route: Route) -> CallOptions:
-    return route.options(_TIMEOUT_S, request.state.exchange.call_metadata, request.headers)
+def _options(request: Request, route: Route, timeout_s: float) -> CallOptions:
+    return route.options(timeout_s, request.state.exchange.call_metadata, request.headers)

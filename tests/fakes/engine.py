@@ -45,12 +45,13 @@ class FakeEngine:
         self.requests.append(request)
         times = request.times
         times.queued_s = times.scheduled_s = time.monotonic()
-        outputs = [step for step in self.script if isinstance(step, TokenOutput)]
+        script = self.script  # as it is when the request comes
+        outputs = [step for step in script if isinstance(step, TokenOutput)]
         is_told_apart = any(output.index for output in outputs)
         ended: set[int | None] = set()
         with self._running():
             yield TokenOutput()
-            for step in self.script:
+            for step in script:
                 if isinstance(step, asyncio.Event):
                     await step.wait()
                 elif isinstance(step, Exception):

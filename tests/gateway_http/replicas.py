@@ -94,14 +94,23 @@ def target(*replicas: Replica) -> str:
     return "ipv4:" + ",".join(each.address for each in replicas)
 
 
+async def _obey(commands: asyncio.StreamReader, engine: ReplicaEngine) -> None:
+    while await commands.readline():
+        engine.go.set()
+
+
 async def _main(name: str) -> None:
-    """Hold requests until a line comes on the standard input."""
+    """Hold requests until a line comes on the standard input; end where that does."""
     async with replica(name) as running:
         engine = running.engine
         engine.hold()
-        asyncio.get_running_loop().add_reader(sys.stdin, engine.go.set)
+        commands = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(commands), sys.stdin
+        )
+        obeying = asyncio.ensure_future(_obey(commands, engine))
         told: object = None
-        while True:
+        while not obeying.done():
             state = (running.port, engine.num_asked)
             if state != told:
                 sys.stdout.write(f"{state[0]} {state[1]}\n")

@@ -25,7 +25,8 @@ async def gateway(directory: Path, upstream: str, fields: str = "") -> AsyncIter
     """Before one model called `fake`."""
     path = directory / "registry.toml"
     path.write_text(f'[[model]]\nname = "fake"\ntarget = "{upstream}"\n{fields}\n')
-    limits = httpx.Limits(max_connections=200)
+    # An idle connection may end just when it is used again.
+    limits = httpx.Limits(max_connections=200, max_keepalive_connections=0)
     async with (
         serving(registry=path, sse_ping_interval_s=600) as url,
         httpx.AsyncClient(base_url=url, timeout=120, limits=limits, verify=False) as http,  # noqa: S501  # plain
@@ -100,8 +101,20 @@ async def test_a_replica_with_more_places_takes_more(tmp_path: Path) -> None:
         await eventually(follows)
 
 
-async def test_one_that_is_not_serving_gets_nothing(tmp_path: Path, three: list[Replica]) -> None:
-    async with gateway(tmp_path, target(*three), 'balance = "round_robin"') as http:
+POLICIES = {
+    "round_robin": 'balance = "round_robin"',
+    "weighted_round_robin": 'balance = "weighted_round_robin"',
+    "ring_hash": 'balance = "ring_hash"\naffinity = "session"',
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_one_that_is_not_serving_gets_nothing(
+    tmp_path: Path, three: list[Replica], policy: str
+) -> None:
+    """Under any policy, inside outlier detection too."""
+    fields = POLICIES[policy] + "\noutlier_detection = {}"
+    async with gateway(tmp_path, target(*three), fields) as http:
         await all_known(http)
         draining = asyncio.ensure_future(three[0].lifecycle.drain(3600, 0))
 

@@ -50,9 +50,10 @@ class File:
 
 @asynccontextmanager
 async def gateway(file: File, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    fresh = httpx.Limits(max_keepalive_connections=0)  # idle ones may end just when they are used
     async with (
         serving(registry=file.path, **options) as url,
-        httpx.AsyncClient(base_url=url, timeout=60, verify=False) as http,  # noqa: S501  # plain
+        httpx.AsyncClient(base_url=url, timeout=60, limits=fresh, verify=False) as http,  # noqa: S501  # plain
     ):
         yield http
 
@@ -167,6 +168,19 @@ async def test_calls_are_counted_by_name_and_outcome(tmp_path: Path) -> None:
             assert await metric(http, name, {"model": "one", "code": "OK"}) == 1
             assert await metric(http, name, {"model": "away", "code": "UNAVAILABLE"}) == 1
             assert '"none"' not in (await http.get("/metrics")).text
+
+
+async def test_a_caller_that_leaves_is_counted(tmp_path: Path) -> None:
+    async with replica("a", "one") as a, gateway(File(tmp_path, entry("one", a.address))) as http:
+        a.engine.hold()
+        for stream in (False, True):
+            call = http.post("/v1/chat/completions", json=chat("one", stream=stream))
+            asking = asyncio.ensure_future(call)
+            await until(lambda: a.engine.num_running == 1)
+            asking.cancel()
+            await until(lambda: a.engine.num_running == 0)
+        counted = {"model": "one", "code": "CANCELLED"}
+        assert await metric(http, "chatrpc_gateway_upstream_requests_total", counted) == 2
 
 
 async def test_an_upstreams_own_key_takes_the_place_of_the_callers(
