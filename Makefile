@@ -45,6 +45,11 @@ bench-peers: $(VENV)/.bench  ## Install the peers, measure them beside us, write
 test: $(VENV)/.dev  ## Run the whole test suite (ARGS= goes to pytest)
 	@$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.dev  ## Send CASES damaged requests over gRPC, and as many over HTTP (SEED= chooses them)
+	@FUZZ_CASES=$(or $(CASES),10000) FUZZ_SEED=$(or $(SEED),$$RANDOM) $(BIN)/python -m pytest -q -s \
+	  tests/faults/test_fuzz_grpc.py tests/faults/test_fuzz_http.py
+
 .PHONY: check
 check: $(VENV)/.dev $(PROTOC_VENV)/.installed  ## Lint, types, protos, floors
 	@$(BIN)/ruff check .

@@ -40,8 +40,10 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_ping_strikes", 2),
     ("grpc.keepalive_permit_without_calls", 1),
     # Ping clients too: one that died without a word still holds a generation. The default is 2 h.
+    # While nobody waits for data from them it is the ping's own timeout that counts, of 60 s.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),
     # Makes clients look the name up again, and so find new replicas. Streams outlive it by the
     # grace.
     ("grpc.max_connection_age_ms", 600_000),
@@ -79,6 +81,7 @@ class Server:
         metrics: where calls are counted.
         patience: how long calls wait for their clients.
         tls: the server's certificate; None: none, all in the clear.
+        options: of gRPC's core.
     """
 
     def __init__(
@@ -91,18 +94,19 @@ class Server:
         metrics: Metrics | None = None,
         patience: Patience | None = None,
         tls: TlsFiles | None = None,
+        options: tuple[tuple[str, int], ...] = OPTIONS,
     ) -> None:
         self._lifecycle = lifecycle
         self._credentials = None if tls is None else server_credentials(tls)
         standard = StandardServiceInterceptor()
         self._server = grpc.aio.server(
-            options=OPTIONS,
+            options=options,
             interceptors=[
                 CallInterceptor(access or Access(), metrics or Metrics(), patience),
                 standard,
             ],
         )
-        self._admin = grpc.aio.server(options=OPTIONS, interceptors=[standard])
+        self._admin = grpc.aio.server(options=options, interceptors=[standard])
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._admin)
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(
             ChatServicer(lifecycle, max_request_s), self._server

@@ -1,7 +1,7 @@
 """Calls to the standard services beside our own: health and reflection.
 
-Their servicers are gRPC's. What those do not foresee, such as bytes that are no message, gRPC itself
-answers with UNKNOWN and the words of the exception; here it gets a status of ours.
+Their servicers are gRPC's. What those do not foresee, such as bytes that are no message, gRPC
+itself answers with UNKNOWN and the words of the exception; here it gets a status of ours.
 """
 
 import uuid
