@@ -58,6 +58,11 @@ constraints: $(VENV)/.dev  ## Pin what images install to the versions of this en
 	@$(BIN)/python deploy/docker/pin.py > deploy/docker/constraints.txt.new
 	@mv deploy/docker/constraints.txt.new deploy/docker/constraints.txt
 
+.PHONY: fuzz
+fuzz: $(VENV)/.dev  ## Send CASES damaged requests over gRPC, and as many over HTTP (SEED= chooses them)
+	@FUZZ_CASES=$(or $(CASES),10000) FUZZ_SEED=$(or $(SEED),$$RANDOM) $(BIN)/python -m pytest -q -s \
+	  tests/faults/test_fuzz_grpc.py tests/faults/test_fuzz_http.py
+
 .PHONY: check
 check: $(VENV)/.dev $(PROTOC_VENV)/.installed  ## Lint, types, protos, floors
 	@$(BIN)/ruff check .

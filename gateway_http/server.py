@@ -23,6 +23,16 @@ _LAST_WORDS_S = 2
 _TICK_S = 0.1
 _BACKLOG = 2048
 
+# A client whose host has vanished says nothing. After half a minute of silence it is asked whether
+# it is there; half a minute later it is given up, as is one that acknowledges nothing for a minute.
+# Connections have these from their listener. macOS has but a few of them.
+_TCP_OPTIONS = {
+    "TCP_KEEPIDLE": 30,
+    "TCP_KEEPINTVL": 10,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 60_000,
+}
+
 _log = structlog.get_logger("gateway_http")
 
 
@@ -155,6 +165,11 @@ def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _TCP_OPTIONS.items():
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return listener

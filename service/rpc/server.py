@@ -43,8 +43,10 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_ping_strikes", 2),
     ("grpc.keepalive_permit_without_calls", 1),
     # Ping clients too: one that died without a word still holds a generation. The default is 2 h.
+    # While nobody waits for data from them it is the ping's own timeout that counts, of 60 s.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),
     # Makes clients look the name up again, and so find new replicas. Streams outlive it by the
     # grace.
     ("grpc.max_connection_age_ms", 600_000),
@@ -86,6 +88,7 @@ class Server:
         tracer: where their spans go.
         tls: the server's certificate; None: none, all in the clear.
         has_channelz: whether the admin port tells of connections, and of who is at their other end.
+        options: of gRPC's core.
     """
 
     def __init__(
@@ -100,10 +103,11 @@ class Server:
         tracer: Tracer = OFF,
         tls: TlsFiles | None = None,
         has_channelz: bool = False,
+        options: tuple[tuple[str, int], ...] = OPTIONS,
     ) -> None:
         self._lifecycle = lifecycle
         self._credentials = None if tls is None else server_credentials(tls)
-        options = (*OPTIONS, ("grpc.enable_channelz", int(has_channelz)))
+        options = (*options, ("grpc.enable_channelz", int(has_channelz)))
         standard = StandardServiceInterceptor()
         self._server = grpc.aio.server(
             options=options,

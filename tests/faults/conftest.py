@@ -1,10 +1,11 @@
 """Processes for a test, ended with it."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Protocol, TypeVar
 
 import pytest
 
+from tests.fakes.chat_service import FakeService
 from tests.faults.program import Program
 
 _Program = TypeVar("_Program", bound=Program)
@@ -27,3 +28,9 @@ def launch() -> Iterator[Launch]:
     yield launch
     for program in launched:
         program.close()
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[FakeService]:
+    async with FakeService() as service:
+        yield service

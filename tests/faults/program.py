@@ -26,12 +26,26 @@ from chatrpc.v1 import (
 from tests.fakes.wait import until
 from tests.service.rpc.conftest import params
 
+# Root may write everywhere, unless it gives up CAP_DAC_OVERRIDE, by PR_CAPBSET_DROP.
+_AS_ANYBODY = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 1, 0, 0, 0);"
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
 
 class Program:
     """A process, its log read on a thread. Nothing here belongs to an event loop."""
 
-    def __init__(self, module: str, *options: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        module: str,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        is_privileged: bool = True,
+    ) -> None:
         command = [sys.executable, "-m", module, "--log-format", "json", *options]
+        if not is_privileged:
+            command = [sys.executable, "-c", _AS_ANYBODY, *command]
         self._popen = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
         )
@@ -103,9 +117,15 @@ class RealService(Program):
 
     module = "service"
 
-    def __init__(self, *options: str, port: int = 0, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *options: str,
+        port: int = 0,
+        env: Mapping[str, str] | None = None,
+        is_privileged: bool = True,
+    ) -> None:
         given = "--port", str(port), "--metrics-port", "0", *options
-        super().__init__(self.module, *given, env=env)
+        super().__init__(self.module, *given, env=env, is_privileged=is_privileged)
         self.port = port
 
     async def ready(self) -> Self:

@@ -34,6 +34,15 @@ _TEXTS = (
 _INTEGERS = (0, 1, 2, 3, 7, 20, 21, 64, 299, 300, 1000, 2**31 - 1)
 _SIGNED = (-1, -2, -(2**31))
 _FLOATS = (0.0, 1.0, -1.0, 0.5, 2.0, 2.1, 1e-40, 1e38, float("inf"), float("-inf"), float("nan"))
+_SCALARS: dict[int, tuple[Any, ...]] = {
+    FieldDescriptor.CPPTYPE_STRING: _TEXTS,
+    FieldDescriptor.CPPTYPE_BOOL: (False, True),
+    FieldDescriptor.CPPTYPE_FLOAT: _FLOATS,
+    FieldDescriptor.CPPTYPE_DOUBLE: _FLOATS,
+    FieldDescriptor.CPPTYPE_ENUM: (*range(6), 99, -1),
+    FieldDescriptor.CPPTYPE_UINT32: _INTEGERS,
+    FieldDescriptor.CPPTYPE_UINT64: _INTEGERS,
+}
 _MAX_DEPTH = 5
 
 
@@ -71,24 +80,13 @@ def _fill(choose: random.Random, message: Any, field: FieldDescriptor, depth: in
 
 
 def _scalar(choose: random.Random, field: FieldDescriptor) -> Any:
-    match field.cpp_type:
-        case FieldDescriptor.CPPTYPE_STRING if field.type == FieldDescriptor.TYPE_BYTES:
-            return choose.randbytes(choose.randrange(20))
-        case FieldDescriptor.CPPTYPE_STRING:
-            return choose.choice(_TEXTS)
-        case FieldDescriptor.CPPTYPE_BOOL:
-            return choose.random() < 0.5
-        case FieldDescriptor.CPPTYPE_FLOAT | FieldDescriptor.CPPTYPE_DOUBLE:
-            return choose.choice(_FLOATS)
-        case FieldDescriptor.CPPTYPE_ENUM:
-            return choose.choice((*range(6), 99, -1))
-        case FieldDescriptor.CPPTYPE_UINT32 | FieldDescriptor.CPPTYPE_UINT64:
-            return choose.choice(_INTEGERS)
-    return choose.choice(_INTEGERS + _SIGNED)
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return choose.randbytes(choose.randrange(20))
+    return choose.choice(_SCALARS.get(field.cpp_type, _INTEGERS + _SIGNED))
 
 
 def random_case(choose: random.Random, sensible: Message) -> bytes:
-    """A request as bytes: what makes sense but for a field or two, or no sense; whole or damaged."""
+    """A request as bytes, whole or damaged: it makes sense but for a few fields, or none at all."""
     if choose.random() < 0.5:
         message = _altered(choose, sensible)
     else:

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from service.types import FinishReason, SamplingParams, ServedModel, TokenOutput
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.fakes.wait import until
-from tests.faults.program import Client, chat
+from tests.faults.program import Client
 from tests.gateway_http.api_keys import OTHER, SECRET, key
 from tests.service.rpc.conftest import CARD
 from tests.service.rpc.details import refusal
 from tests.service.rpc.test_access import Guarded, guarded
-from tests.service.rpc.test_tls import check, issue, trusting, write
+from tests.service.rpc.test_tls import check, issue, read, trusting, write
 
 
 @asynccontextmanager
@@ -96,6 +96,14 @@ def _of(content: bytes) -> Callable[[Path], None]:
     return damage
 
 
+def _remove(path: Path) -> None:
+    """Whatever it is by now."""
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
+
+
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "gone": _gone,
     "directory": _directory,
@@ -134,8 +142,7 @@ async def test_a_damaged_file_of_keys_leaves_the_old_ones(
 
             whole = keys.with_name("whole")
             whole.write_text(key() + key(OTHER, name="two"))
-            if keys.is_dir() and not keys.is_symlink():
-                keys.rmdir()
+            _remove(keys)
             whole.rename(keys)
             await until(lambda: any(line["event"] == "reloaded" for line in lines))
             await service.create((("x-api-key", OTHER),))
@@ -177,8 +184,8 @@ def ca() -> trustme.CA:
 
 
 @pytest.fixture
-def certificates(ca: trustme.CA, tmp_path: Path) -> Iterator[TlsFiles]:
-    yield issue(ca, tmp_path)
+def certificates(ca: trustme.CA, tmp_path: Path) -> TlsFiles:
+    return issue(ca, tmp_path)
 
 
 @asynccontextmanager
@@ -193,6 +200,12 @@ async def secured(files: TlsFiles) -> AsyncIterator[tuple[FakeEngine, int]]:
     )
     yield engine, port
     await server.stop()
+
+
+def written(files: TlsFiles) -> bytes:
+    """The first certificate in the file."""
+    first = files.certificate.read_text().partition("-----END")[0]
+    return base64.b64decode(first.partition("CERTIFICATE-----")[2])
 
 
 async def shown(ca: trustme.CA, port: int) -> bytes:
@@ -223,9 +236,7 @@ async def test_certificates_change_under_load_and_no_call_fails(
             async with load(new_connection):
                 for _ in range(6):
                     issue(ca, tmp_path)  # one file after the other, and neither at once
-                    written = certificates.certificate.read_text().partition("-----END")[0]
-                    expected = base64.b64decode(written.partition("CERTIFICATE-----")[2])
-                    assert await shown(ca, port) == expected
+                    assert await shown(ca, port) == written(certificates)
             go_on.set()
             assert [r async for r in stream][-1].chunk.usage.completion_tokens == 2
 
@@ -236,7 +247,7 @@ async def test_a_damaged_pair_leaves_the_old_one(
     ca: trustme.CA, certificates: TlsFiles, which: str, damage: str
 ) -> None:
     path: Path = getattr(certificates, which)
-    content = path.read_bytes()
+    content = read(path)
     damages = DAMAGES | {
         "cut": _of(content[: len(content) // 2]),
         "other": _of(trustme.CA().issue_cert("x").private_key_pem.bytes()),
@@ -250,9 +261,6 @@ async def test_a_damaged_pair_leaves_the_old_one(
                 await check(port, trusting(ca))
         assert [line["event"] for line in lines] == ["reload failed"]
         assert "PRIVATE" not in repr(lines)
-        if path.is_dir():
-            path.rmdir()
-        elif path.exists():
-            path.unlink()
+        _remove(path)
         write(path, content)
         await check(port, trusting(ca))
