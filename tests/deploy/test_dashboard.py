@@ -42,7 +42,13 @@ def names() -> set[str]:
     service = ServiceMetrics()
     service.watch_engine(EngineStats)
     service.name_model("m")
-    return {*_names(service.registry), *_names(GatewayMetrics().registry)}
+    return {*_names(service.registry), *_names(_gateway().registry)}
+
+
+def _gateway() -> GatewayMetrics:
+    gateway = GatewayMetrics()
+    gateway.watch_upstreams(lambda: [("m", True)])
+    return gateway
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
@@ -58,11 +64,11 @@ def test_a_metric_that_is_not_there_would_be_found(names: set[str]) -> None:
 
 def test_what_is_grouped_by_is_a_label_of_some_metric() -> None:
     service, gateway = ServiceMetrics(), GatewayMetrics()
-    labels = {
-        label
-        for metric in (service.handled, service.finished, gateway.requests, gateway.disconnects)
-        for label in metric._labelnames
-    }
+    metrics = (
+        *(service.handled, service.finished, gateway.requests, gateway.disconnects),
+        *(gateway.upstream_requests, gateway.cut_connections),
+    )
+    labels = {label for metric in metrics for label in metric._labelnames}
     for expression in EXPRESSIONS:
         for group in _BY.findall(expression):
             assert set(group.split(", ")) <= labels | _ADDED | {"version"}

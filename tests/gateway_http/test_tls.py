@@ -196,7 +196,7 @@ async def test_the_admin_port_needs_neither_key_nor_tls_and_has_no_more_than_pro
     ca: trustme.CA, tmp_path: Path, service: FakeService
 ) -> None:
     keys = write(tmp_path / "keys.toml", key())
-    more = {"api_keys": keys, "admin_port": 0, "upstream": service.target}
+    more: dict[str, Any] = {"api_keys": keys, "admin_port": 0, "upstream": service.target}
     async with started(**options(issue(ca, tmp_path)), **more) as (server, url):
         assert server.admin_address
         admin = f"http://127.0.0.1:{server.admin_address[1]}"
