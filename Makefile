@@ -26,14 +26,18 @@ BREAKING_BASE = $(shell git describe --tags --abbrev=0 2>/dev/null || echo HEAD)
 ##@ Use
 
 .PHONY: serve
-serve: $(VENV)/.runtime  ## Serve a model over gRPC and HTTP (MODEL=, HOST=, HTTP_PORT=, GRPC_PORT=)
-	@$(BIN)/chatrpc serve --model "$(MODEL)" --host "$(HOST)" --http-port "$(HTTP_PORT)" --grpc-port "$(GRPC_PORT)"
+serve: $(VENV)/.runtime  ## Serve a model over gRPC and HTTP (MODEL=, HOST=, HTTP_PORT=, GRPC_PORT=, ARGS=)
+	@$(BIN)/chatrpc serve --model "$(MODEL)" --host "$(HOST)" --http-port "$(HTTP_PORT)" --grpc-port "$(GRPC_PORT)" $(ARGS)
 
 ##@ Measure
 
 .PHONY: bench
 bench: $(VENV)/.bench  ## Measure our own service (ARGS=--quick: only that it works)
 	@$(BIN)/python -m bench run $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/.bench  ## Run service and gateway under 256 streams for ten minutes
+	@$(BIN)/python -m bench soak $(ARGS)
 
 .PHONY: bench-peers
 bench-peers: $(VENV)/.bench  ## Install the peers, measure them beside us, write docs/benchmarks.md
@@ -44,6 +48,20 @@ bench-peers: $(VENV)/.bench  ## Install the peers, measure them beside us, write
 .PHONY: test
 test: $(VENV)/.dev  ## Run the whole test suite (ARGS= goes to pytest)
 	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-deploy
+test-deploy: $(VENV)/.dev  ## Run the steps of the container files, and what they make (minutes)
+	@$(BIN)/python -m pytest -m images tests/deploy $(ARGS)
+
+.PHONY: constraints
+constraints: $(VENV)/.dev  ## Pin what images install to the versions of this environment
+	@$(BIN)/python deploy/docker/pin.py > deploy/docker/constraints.txt.new
+	@mv deploy/docker/constraints.txt.new deploy/docker/constraints.txt
+
+.PHONY: fuzz
+fuzz: $(VENV)/.dev  ## Send CASES damaged requests over gRPC, and as many over HTTP (SEED= chooses them)
+	@FUZZ_CASES=$(or $(CASES),10000) FUZZ_SEED=$(or $(SEED),$$RANDOM) $(BIN)/python -m pytest -q -s \
+	  tests/faults/test_fuzz_grpc.py tests/faults/test_fuzz_http.py
 
 .PHONY: check
 check: $(VENV)/.dev $(PROTOC_VENV)/.installed  ## Lint, types, protos, floors

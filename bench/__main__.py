@@ -11,7 +11,7 @@ import typer
 import uvloop
 from rich.console import Console
 
-from bench import loads, report, results, table
+from bench import loads, ours, probes, report, results, server, table
 from bench.budgets import budgets
 from bench.client_grpc import GrpcClient
 from bench.client_http import HttpClient
@@ -22,6 +22,8 @@ from bench.progress import Progress
 from bench.request import Client
 from bench.results import Results
 from bench.roster import COMMON, OURS_ALONE, PEERS, our_entries, peer_entries
+from bench.soak import Soak
+from bench.soak import soak as run_soak
 from bench.summary import Summary
 
 app = typer.Typer(
@@ -104,6 +106,35 @@ async def _one_load(
         await client.close()
 
 
+@app.command(name="probes")
+def probes_command(
+    *,
+    url: Annotated[str | None, typer.Option(help="A gateway, such as http://HOST:PORT.")] = None,
+    grpc: Annotated[
+        str | None, typer.Option(help="A chatrpc service's gRPC address.", metavar="HOST:PORT")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="How often each is asked.", min=1)] = 200,
+    interval: Annotated[float, typer.Option(help="Seconds between two.", min=0)] = 0.05,
+) -> None:
+    """Ask the probes of a stack that runs already how it is, while it has something to do.
+
+    The exit code is 1 if one of them failed.
+    """
+    wanted = {
+        **(probes.service_probes(grpc) if grpc else {}),
+        **(probes.gateway_probes(url.rstrip("/")) if url else {}),
+    }
+    if not wanted:
+        raise typer.BadParameter("--url or --grpc is needed, or both")
+    with (
+        Progress(Console(stderr=True)) as progress,
+        progress.load("probes", url or grpc or "", rounds),
+    ):
+        outcome = _run(probes.probe(wanted, rounds, interval, progress.on_done))
+    table.show(table.of_outcome(outcome))
+    raise typer.Exit(1 if outcome.fault else 0)
+
+
 @app.command()
 def run(
     *,
@@ -151,6 +182,45 @@ def peers(
     table.show(table.of_results(found))
     if publish and not quick:
         report.publish(found, DOCS)
+
+
+@app.command()
+def soak(
+    *,
+    clients: Annotated[int, typer.Option(help="Streams at a time.", min=1)] = 256,
+    minutes: Annotated[float, typer.Option(help="How long, after the warm-up.", min=0)] = 10.0,
+    warm_up_minutes: Annotated[
+        float, typer.Option(help="How long until it counts: the cache fills.", min=0)
+    ] = 4.0,
+) -> None:
+    """Run our service and gateway under many clients for a long time.
+
+    The exit code is 1 if a request failed or a process grew by more than 5 %.
+    """
+    logs = OUT / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+
+    async def soaked(progress: Progress) -> Soak:
+        running = await server.start(ours.server("chatrpc"), logs)
+        try:
+            async with running.awake():
+                with progress.load(f"{clients} clients", "chatrpc", None):
+                    return await run_soak(
+                        running.clients["http"],
+                        running.group,
+                        num_clients=clients,
+                        warm_up_s=60 * warm_up_minutes,
+                        duration_s=60 * minutes,
+                        on_done=progress.on_done,
+                    )
+        finally:
+            await running.end()
+
+    with Progress(Console(stderr=True)) as progress:
+        found = _run(soaked(progress))
+    (OUT / "soak.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)))
+    table.show(table.of_outcome(found.outcome))
+    raise typer.Exit(1 if found.outcome.fault else 0)
 
 
 @app.command(name="report")

@@ -28,6 +28,7 @@ class ProcessGroup:
     def __init__(self, log: Path) -> None:
         self._log = log
         self._leaders: list[asyncio.subprocess.Process] = []
+        self._names: list[str] = []
 
     @classmethod
     async def start(
@@ -57,6 +58,7 @@ class ProcessGroup:
                 limit=1 << 24,
             )
         self._leaders.append(leader)
+        self._names.append(_name(command))
         return leader
 
     @property
@@ -79,6 +81,13 @@ class ProcessGroup:
         """Proportional set size, shared pages counted in part, of all processes together."""
         return sum(_pss(process) for process in self.tree())
 
+    def pss_by_command(self) -> dict[str, int]:
+        """The same of each command that was started, with what it started, by its name."""
+        return {
+            name: sum(map(_pss, _family(leader)))
+            for name, leader in zip(self._names, self._leaders, strict=True)
+        }
+
     def cpu_s(self) -> float:
         """CPU time of all processes so far."""
         return sum(_cpu(process) for process in self.tree())
@@ -99,12 +108,7 @@ class ProcessGroup:
             await leader.wait()
 
     def tree(self) -> list[psutil.Process]:
-        found: list[psutil.Process] = []
-        for leader in self._leaders:
-            with suppress(psutil.NoSuchProcess):
-                process = psutil.Process(leader.pid)
-                found += [process, *process.children(recursive=True)]
-        return found
+        return [process for leader in self._leaders for process in _family(leader)]
 
     def _signal(self, signum: signal.Signals) -> None:
         for leader in self._leaders:
@@ -123,6 +127,20 @@ async def idle_cpu(group: ProcessGroup, seconds: float = 2.0) -> float:
     before_s, start_s = group.cpu_s(), time.perf_counter()
     await asyncio.sleep(seconds)
     return (group.cpu_s() - before_s) / (time.perf_counter() - start_s)
+
+
+def _name(command: Sequence[str]) -> str:
+    """What a command line runs: a module, or a program."""
+    _, *arguments = command
+    return arguments[1] if arguments[:1] == ["-m"] else Path(command[0]).name
+
+
+def _family(leader: asyncio.subprocess.Process) -> list[psutil.Process]:
+    """It and everything it has started."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(leader.pid)
+        return [process, *process.children(recursive=True)]
+    return []
 
 
 def _pss(process: psutil.Process) -> int:

@@ -44,8 +44,8 @@ class Progress:
         self._bars.stop()
 
     @contextmanager
-    def load(self, title: str, target: str, num_requests: int) -> Iterator[None]:
-        """A load is under way."""
+    def load(self, title: str, target: str, num_requests: int | None) -> Iterator[None]:
+        """A load is under way; None: of nobody knows how many requests."""
         self._bars.reset(
             self._task, description=f"{title}, {target}", total=num_requests, visible=True
         )

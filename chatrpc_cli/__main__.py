@@ -2,6 +2,7 @@
 
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated
 
 import grpc
@@ -10,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 
 from chatrpc.v1 import chat_pb2
+from chatrpc_cli import keys
 from chatrpc_cli.chat import Conversation, answer, converse
 from chatrpc_cli.errors import reporting
 from chatrpc_cli.models import as_json, as_table, served
@@ -21,6 +23,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(keys.app, name="keys")
 
 Target = Annotated[
     str,
@@ -141,13 +145,20 @@ def serve(
     grpc_port: Annotated[
         int, typer.Option(help="The service's port.", min=1, max=65535, metavar="PORT")
     ] = 50051,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="A file of API keys: take only their owners.")
+    ] = None,
+    is_insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Listen beyond this machine and ask for no keys."),
+    ] = False,
 ) -> None:
     """Run a service and an OpenAI-compatible HTTP gateway on this machine.
 
     Ctrl-C stops them in order, a second one kills them. If one dies, the other is stopped and its
     exit code is returned.
     """
-    raise typer.Exit(run(Stack(host, http_port, grpc_port, model)))
+    raise typer.Exit(run(Stack(host, http_port, grpc_port, model, api_keys, is_insecure)))
 
 
 if __name__ == "__main__":

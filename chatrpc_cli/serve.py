@@ -8,6 +8,7 @@ import socket
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,8 +16,9 @@ import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chatrpc.v1 import model_service_pb2, model_service_pb2_grpc
-from chatrpc_cli.credentials import credentials
+from chatrpc_cli.credentials import KEY_VARIABLE, credentials
 from chatrpc_cli.supervisor import supervise
+from chatrpc_process.loopback import is_loopback
 
 POLL_S = 0.2
 # How long running requests may go on after Ctrl-C: somebody sits at the terminal and waits.
@@ -34,6 +36,8 @@ class Stack:
     http_port: int
     grpc_port: int
     model: str | None
+    api_keys: Path | None = None
+    is_insecure: bool = False
 
     @property
     def local_host(self) -> str:
@@ -52,16 +56,31 @@ class Stack:
         model = ["--model", self.model] if self.model else []
         listen = ["--host", self.host, "--port", str(self.grpc_port)]
         drain = ["--drain-timeout-s", str(GRACE_S)]
-        return [sys.executable, "-m", "service", *model, *listen, *drain]
+        return [sys.executable, "-m", "service", *model, *listen, *drain, *self._access()]
 
     def gateway_command(self) -> list[str]:
         listen = ["--host", self.host, "--port", str(self.http_port)]
         upstream = ["--upstream", self.grpc_address, "--shutdown-grace-s", str(GRACE_S)]
-        return [sys.executable, "-m", "gateway_http", *listen, *upstream]
+        return [sys.executable, "-m", "gateway_http", *listen, *upstream, *self._access()]
+
+    def is_open_by_accident(self) -> bool:
+        """Whether it would listen for other machines, and neither process would."""
+        return not (self.api_keys or self.is_insecure or is_loopback(self.host))
+
+    def _access(self) -> list[str]:
+        keys = [] if self.api_keys is None else ["--api-keys", str(self.api_keys)]
+        return [*keys, *(["--insecure"] if self.is_insecure else [])]
 
 
 def run(stack: Stack) -> int:
     """Serve until a signal comes or a process dies; returns the exit code."""
+    if stack.is_open_by_accident():
+        typer.echo(
+            f"error: host {stack.host} can be reached from other machines: give --api-keys FILE "
+            "to ask them for keys, or --insecure to let everybody in",
+            err=True,
+        )
+        return 2
     # Whoever has a port already could pass for the process we start there, and be announced.
     for port in (stack.http_port, stack.grpc_port):
         try:
@@ -132,12 +151,14 @@ def _is_gateway_ready(host: str, port: int) -> bool:
 def _banner(stack: Stack, model: str) -> str:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
     url = f"http://{stack.http_address}/v1"
+    key = f' -H "x-api-key: ${KEY_VARIABLE}"' if stack.api_keys else ""
+    kind = f"-H 'content-type: application/json'{key}"
     return (
         f"{model} is ready\n"
         f"  HTTP  {url}\n"
         f"  gRPC  {stack.grpc_address}\n"
         f"Try it:\n"
-        f"  curl {url}/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}"
+        f"  curl {url}/chat/completions {kind} -d {shlex.quote(body)}"
     )
 
 

@@ -10,12 +10,11 @@ A file in TOML names them by the hashes of their secrets::
     tokens_per_minute = 100000
     max_concurrent_requests = 16
 
-Secrets are random and long (`new_secret`), so a plain hash is as good as a slow one.
+Secrets are random and long (`secret.py`), so a plain hash is as good as a slow one.
 """
 
-import hashlib
 import hmac
-import secrets
+import re
 import tomllib
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,7 +22,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from chatrpc_process.secret import digest_of
 from chatrpc_process.settings import ConfigError
+from chatrpc_process.small_file import read_small
+
+# What an option can be called. What stands where one should, and is none, may be a secret.
+_OPTION = re.compile(r"[a-z_]{1,40}|sha256")
+
+_SECRET = re.compile(r"[\x21-\x7e]{1,1024}")
 
 Limit = Annotated[int, Field(ge=1, le=10**12)]
 
@@ -71,15 +77,22 @@ def load_keys(path: Path) -> KeyRing:
     """The keys in the file at `path`.
 
     Raises:
-        ConfigError: it cannot be read, or two keys share a name or a secret.
+        ConfigError: it cannot be read, or two keys share a name or a secret. The words quote
+            nothing of the file: there may be secrets in it, by mistake.
     """
+    content = read_small(path)
+    if not content.strip():  # whoever writes it has only just begun
+        raise ConfigError(f"{path}: it is empty; that nobody has a key is written `key = []`")
     try:
-        keys = _File.model_validate(tomllib.loads(path.read_text())).key
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+        keys = _File.model_validate(tomllib.loads(content.decode())).key
+    except tomllib.TOMLDecodeError as error:
+        place = re.search(r"\(at [a-z0-9, ]+\)$", str(error))
+        raise ConfigError(f"{path}: this is no TOML {place[0] if place else ''}".rstrip()) from None
+    except (UnicodeDecodeError, RecursionError):
+        raise ConfigError(f"{path}: this is no TOML") from None
     except ValidationError as error:
-        first = error.errors(include_input=False)[0]  # an input may be a secret by mistake
-        where = ".".join(map(str, first["loc"]))
+        first = error.errors(include_input=False)[0]
+        where = ".".join(_shown(part) for part in first["loc"])
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
     for what in ("name", "sha256"):
         values = [getattr(key, what) for key in keys]
@@ -88,11 +101,20 @@ def load_keys(path: Path) -> KeyRing:
     return KeyRing(keys)
 
 
-def new_secret() -> str:
-    """A secret that nobody guesses: 256 random bits behind a prefix that scanners can look for."""
-    return f"sk-chatrpc-{secrets.token_urlsafe(32)}"
+def load_secret(path: Path) -> str:
+    """The one secret in the file at `path`, which a process shows where it is the caller.
+
+    Raises:
+        ConfigError: it cannot be read, or holds what no header can.
+    """
+    try:
+        secret = read_small(path).decode().strip()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: this is no text") from None
+    if not _SECRET.fullmatch(secret):
+        raise ConfigError(f"{path}: this is not one key of printable characters on one line")
+    return secret
 
 
-def digest_of(secret: str) -> str:
-    """What stands in a file for the secret."""
-    return hashlib.sha256(secret.encode(errors="surrogateescape")).hexdigest()
+def _shown(part: int | str) -> str:
+    return str(part) if isinstance(part, int) or _OPTION.fullmatch(part) else "(not shown)"

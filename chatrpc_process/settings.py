@@ -30,6 +30,16 @@ class ProcessSettings(BaseSettings):
     config: Annotated[Path | None, Field(description="a TOML file with options")] = None
     log_level: Annotated[LogLevel, Field(description="the least level logged")] = "info"
     log_format: Annotated[LogFormat, Field(description="for people, or for machines")] = "text"
+    loop_timeout_s: Annotated[
+        float,
+        Field(gt=0, description="seconds the event loop may stand still before the process ends"),
+    ] = 60.0
+    otlp_endpoint: Annotated[
+        str | None,
+        Field(
+            pattern="^https?://.", description="the collector of traces, over OTLP; default: none"
+        ),
+    ] = None
 
     @classmethod
     def load(cls, arguments: list[str]) -> Self:
@@ -42,7 +52,7 @@ class ProcessSettings(BaseSettings):
         try:
             return cls(_cli_parse_args=arguments)  # type: ignore[call-arg]  # see BaseSettings
         except ValidationError as error:
-            wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            wrong = [_words(each["loc"], each["msg"]) for each in error.errors()]
             raise ConfigError("; ".join(wrong)) from None
         except (SettingsError, OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(str(error)) from None
@@ -57,6 +67,12 @@ class ProcessSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _TomlFile(settings_cls)
+
+
+def _words(place: tuple[int | str, ...], message: str) -> str:
+    """What is wrong where; pydantic's words quote no value, which may be a secret by mistake."""
+    said = message.removeprefix("Value error, ")
+    return f"{'.'.join(map(str, place))}: {said}" if place else said
 
 
 class _TomlFile(PydanticBaseSettingsSource):

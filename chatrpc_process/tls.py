@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatrpc_process.settings import ConfigError
+from chatrpc_process.small_file import read_small
+from chatrpc_process.watched import Watched
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +27,63 @@ class TlsFiles:
         Raises:
             ConfigError: one of them cannot be read, or is no PEM file, or the key is another's.
         """
-        contents = []
-        for path in self.paths:
-            try:
-                contents.append(path.read_bytes())
-            except OSError as error:
-                raise ConfigError(f"{path}: {error.strerror}") from None
-            if b"-----BEGIN " not in contents[-1]:
-                raise ConfigError(f"{path}: this is no PEM file.")
-        try:  # of two files that change one after the other, a pair is needed
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
-        except ssl.SSLError as error:
-            raise ConfigError(f"{self.certificate}, {self.key}: {error}") from None
+        contents = self._contents()
+        self.context()  # of two files that change one after the other, a pair is needed
+        if self._contents() != contents:  # and they may have changed between the two readings
+            raise ConfigError(f"{', '.join(map(str, self.paths))}: they are being written.")
         return Identity(contents[1], contents[0], contents[2] if self.client_ca else None)
+
+    def _contents(self) -> list[bytes]:
+        contents = [read_small(path) for path in self.paths]
+        for path, content in zip(self.paths, contents, strict=True):
+            if b"-----BEGIN " not in content:
+                raise ConfigError(f"{path}: this is no PEM file.")
+        return contents
+
+    def context(self) -> ssl.SSLContext:
+        """What is in the files, for a server of Python's.
+
+        Raises:
+            ConfigError: as `read`, or the key has a passphrase.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # A session resumed is asked for no certificate, and is shown none that is new.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
+        context.set_alpn_protocols(["http/1.1"])
+        try:
+            # Without a passphrase at hand OpenSSL would ask the terminal for one, and wait.
+            context.load_cert_chain(self.certificate, self.key, password="")
+            if self.client_ca is not None:
+                context.load_verify_locations(self.client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigError(f"{', '.join(map(str, self.paths))}: {error}") from None
+        return context
+
+
+def following_context(files: TlsFiles) -> ssl.SSLContext:
+    """A context that follows the files: each handshake is by what they hold then.
+
+    Raises:
+        ConfigError: they cannot be read at first.
+    """
+
+    def read() -> ssl.SSLContext:
+        files.read()  # for its words
+        return files.context()
+
+    watched = Watched(read, *files.paths)
+    first = watched.value
+
+    def choose(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        """Called at the first message of every handshake, whether it names a server or not."""
+        watched.refresh()
+        connection.context = watched.value
+
+    first.sni_callback = choose
+    return first
 
 
 @dataclass(frozen=True, slots=True)

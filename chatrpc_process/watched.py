@@ -1,9 +1,10 @@
 """A file that may change while the process runs: keys, certificates, routes."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -58,6 +59,17 @@ class Watched(Generic[Content]):
 
     def _look(self) -> list[tuple[int, int, int] | None]:
         return [_state(path) for path in self._paths]
+
+
+@asynccontextmanager
+async def watching(*files: Watched[Any] | None) -> AsyncIterator[None]:
+    """Refresh them, those that there are, for as long as the body runs."""
+    tasks = [asyncio.ensure_future(each.watch()) for each in files if each is not None]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:

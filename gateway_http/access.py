@@ -3,6 +3,7 @@
 import re
 import time
 import uuid
+from collections.abc import Callable, Mapping
 from urllib.parse import unquote
 
 import structlog
@@ -10,6 +11,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from chatrpc_process.tracing import OFF, Kind, Span, TraceContext, Tracer, Value, within
+from chatrpc_process.watched import Watched
 from gateway_http.clients import json_response
 from gateway_http.errors import from_exception
 from gateway_http.metrics import Metrics
@@ -19,8 +22,6 @@ _log = structlog.get_logger(__name__)
 _CLIENT_CLOSED_REQUEST = 499
 _MAX_REQUEST_ID = 128
 _PRINTABLE = re.compile(r"[\x20-\x7e]{1,1024}")
-# https://www.w3.org/TR/trace-context/#traceparent-header
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 # Called every few seconds by machines that keep their own record.
 _PROBES = ("/healthz", "/readyz", "/health", "/ping", "/ready", "/live", "/metrics")
 _QUIET_ROUTES = {prefix + path for path in _PROBES for prefix in ("", "/v1")}
@@ -30,21 +31,35 @@ class Access:
     """ASGI middleware. Failures end here as OpenAI's error object, unless the answer has begun.
 
     It leaves the `exchange` in the request's state.
+
+    Args:
+        upstream_secret: the key that the service is shown; None: the caller's own.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        tracer: Tracer = OFF,
+        upstream_secret: Watched[str] | None = None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracer = tracer
+        self._upstream_secret = upstream_secret
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        exchange = Exchange(send, headers)
+        secret = None if self._upstream_secret is None else self._upstream_secret.value
+        exchange = Exchange(send, headers, secret)
         scope["path"] = _path(scope)
         scope["state"]["exchange"] = exchange
+        span = self._start_span(scope, headers)
         with (
+            within(span),
             structlog.contextvars.bound_contextvars(request_id=exchange.request_id),
             self._metrics.in_flight.track_inprogress(),
         ):
@@ -52,6 +67,7 @@ class Access:
                 await self._serve(scope, receive, exchange)
             finally:
                 self._record(scope, exchange)
+                _end_span(span, scope, exchange)
 
     async def _serve(self, scope: Scope, receive: Receive, exchange: "Exchange") -> None:
         try:
@@ -64,6 +80,11 @@ class Access:
             answer = from_exception(error)
             response = json_response(answer.body, answer.status, answer.headers)
             await response(scope, receive, exchange.send)
+
+    def _start_span(self, scope: Scope, headers: Headers) -> Span:
+        tracer = OFF if scope["path"] in _QUIET_ROUTES else self._tracer
+        parent = TraceContext.read(headers.items())
+        return tracer.start(scope["method"], Kind.SERVER, parent, _request_attributes(scope))
 
     def _record(self, scope: Scope, exchange: "Exchange") -> None:
         route, duration_s = _route(scope), exchange.elapsed_s()
@@ -86,15 +107,20 @@ class Access:
 class Exchange:
     """One request, and its answer on its way out."""
 
-    def __init__(self, send: Send, headers: Headers) -> None:
+    def __init__(self, send: Send, headers: Headers, upstream_secret: str | None = None) -> None:
         self._send = send
-        self._passed_on = [*_trace(headers), *_credentials(headers)]
+        self._passed_on = (
+            _credentials(headers)
+            if upstream_secret is None
+            else [("authorization", f"Bearer {upstream_secret}")]
+        )
         sent = _sent_id(headers)
         self._is_id_sent = bool(sent)
         self.request_id = sent or f"req_{uuid.uuid4().hex}"
         self._started_at_s = time.perf_counter()
         self.first_byte_s: float | None = None
         self.status = _CLIENT_CLOSED_REQUEST  # until a head is sent
+        self.limits: Callable[[], Mapping[str, str]] = dict  # asked when the head is sent
 
     @property
     def call_metadata(self) -> list[tuple[str, str]]:
@@ -116,6 +142,7 @@ class Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.request_id
+            headers.update(self.limits())
             headers["openai-processing-ms"] = str(round(self.first_byte_s * 1000))
         await self._send(message)
 
@@ -143,11 +170,6 @@ def _credentials(headers: Headers) -> list[tuple[str, str]]:
     ]
 
 
-def _trace(headers: Headers) -> list[tuple[str, str]]:
-    traceparent = headers.get("traceparent", "")
-    return [("traceparent", traceparent)] if _TRACEPARENT.fullmatch(traceparent) else []
-
-
 def _route(scope: Scope) -> str:
     """The route's pattern: what clients make up must not become label values."""
     if "endpoint" not in scope:
@@ -156,3 +178,28 @@ def _route(scope: Scope) -> str:
     for name, value in scope["path_params"].items():
         path = f"{path.removesuffix(value)}{{{name}}}"
     return path
+
+
+def _request_attributes(scope: Scope) -> dict[str, Value]:
+    """https://opentelemetry.io/docs/specs/semconv/http/http-spans/; the query is left out."""
+    found: dict[str, Value] = {
+        "http.request.method": scope["method"],
+        "url.scheme": scope["scheme"],
+        "url.path": scope["path"],
+        "network.protocol.version": scope["http_version"],
+    }
+    for name in ("client", "server"):
+        if scope.get(name) is not None:
+            host, port = scope[name]
+            found |= {f"{name}.address": host, f"{name}.port": port}
+    return found
+
+
+def _end_span(span: Span, scope: Scope, exchange: Exchange) -> None:
+    if span.is_recording:
+        route = _route(scope)
+        span.rename(f"{scope['method']} {route}")
+        span.tell({"http.route": route, "http.response.status_code": exchange.status})
+        if exchange.status >= 500:
+            span.fail(str(exchange.status))
+    span.end()

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -12,7 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from chatrpc_process.keys import load_keys, load_secret
+from chatrpc_process.tracing import OFF, Tracer
+from chatrpc_process.watched import Watched, watching
 from gateway_http.access import Access
+from gateway_http.authentication import Authentication
 from gateway_http.config import Settings
 from gateway_http.connection import Connection, read_tls
 from gateway_http.cors import Cors
@@ -27,27 +32,59 @@ from gateway_http.routes.completions import COMPLETIONS
 from gateway_http.routes.generation import Generation
 from gateway_http.routing import Router
 
+_Content = TypeVar("_Content")
 
-def build_app(settings: Settings) -> Starlette:
-    """The application. Setting its `state.stopping` ends whatever still runs.
+
+def build_app(settings: Settings, tracer: Tracer = OFF) -> Starlette:
+    """The application. Its `state.draining`, once set, makes it unready, and `state.stopping` ends
+    whatever still runs.
 
     Raises:
-        ConfigError: the registry cannot be read, or a file of certificates or keys.
+        ConfigError: the registry cannot be read, or a file of keys or certificates.
     """
     metrics, stopping = Metrics(), asyncio.Event()
+    keys = _watched(load_keys, settings.api_keys)
+    upstream_secret = _watched(load_secret, settings.upstream_api_key_file)
     app = Starlette(
         routes=_routes(settings, metrics, stopping),
         middleware=[
             Middleware(Cors, allow_origins=settings.cors_allow_origins),
-            Middleware(Access, metrics=metrics),
+            Middleware(Access, metrics=metrics, tracer=tracer, upstream_secret=upstream_secret),
+            Middleware(Authentication, keys=keys),
         ],
         exception_handlers={HTTPException: _unrouted},
-        lifespan=_lifespan(settings, metrics),
+        lifespan=_lifespan(settings, metrics, keys, upstream_secret),
     )
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.stopping = stopping
+    app.state.draining = asyncio.Event()
     return app
+
+
+def build_admin_app(app: Starlette) -> Starlette:
+    """Probes and metrics of `app` alone: on a port of their own they need neither key nor TLS."""
+    handlers = _probes()
+    admin = Starlette(
+        routes=[
+            Route(prefix + endpoint.path, handlers[endpoint.name])
+            for endpoint in ENDPOINTS
+            if endpoint.name in handlers
+            for prefix in ("/v1", "")
+        ],
+        middleware=[Middleware(Access, metrics=app.state.metrics)],
+        exception_handlers={HTTPException: _unrouted},
+    )
+    admin.state = app.state
+    return admin
+
+
+def _probes() -> dict[str, Any]:
+    return {
+        **dict.fromkeys(("readyz", "ready", "health", "ping"), probes.readyz),
+        **dict.fromkeys(("healthz", "live"), probes.healthz),
+        "metrics": probes.metrics,
+    }
 
 
 def _routes(settings: Settings, metrics: Metrics, stopping: asyncio.Event) -> list[Route]:
@@ -59,9 +96,7 @@ def _routes(settings: Settings, metrics: Metrics, stopping: asyncio.Event) -> li
         "retrieve_model": models.retrieve_model,
         "tokenize": tokens.tokenize,
         "detokenize": tokens.detokenize,
-        **dict.fromkeys(("readyz", "ready", "health", "ping"), probes.readyz),
-        **dict.fromkeys(("healthz", "live"), probes.healthz),
-        "metrics": probes.metrics,
+        **_probes(),
         "version": probes.version,
         "openapi": document.openapi,
         "docs": document.docs,
@@ -86,8 +121,12 @@ def _upstream(settings: Settings) -> Entry:
     )
 
 
+def _watched(load: Callable[[Path], _Content], path: Path | None) -> Watched[_Content] | None:
+    return None if path is None else Watched(lambda: load(path), path)
+
+
 def _lifespan(
-    settings: Settings, metrics: Metrics
+    settings: Settings, metrics: Metrics, *files: Watched[Any] | None
 ) -> Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]:
     registry = None if settings.registry is None else RegistryFile(settings.registry)
     entries = [_upstream(settings)] if registry is None else registry.entries
@@ -95,14 +134,14 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         router = Router(entries, metrics)
-        watching = [registry.watch(router.adopt)] if registry is not None else []
-        tasks = [asyncio.ensure_future(watch) for watch in watching]
-        try:
-            yield {"router": router}
-        finally:
-            for task in tasks:
-                task.cancel()
-            await router.close()
+        adopting = [] if registry is None else [asyncio.ensure_future(registry.watch(router.adopt))]
+        async with watching(*files):
+            try:
+                yield {"router": router}
+            finally:
+                for task in adopting:
+                    task.cancel()
+                await router.close()
 
     return lifespan
 

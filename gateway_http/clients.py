@@ -14,12 +14,27 @@ from gateway_http.protocol.error import ApiError
 _encode = msgspec.json.Encoder().encode
 
 
-async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
-    """Raises ApiError for a wrong content type and, before it has read it all, for a large body."""
+async def read_body(headers: Headers, receive: Receive, max_bytes: int, timeout_s: float) -> bytes:
+    """Raises ApiError for a wrong content type, for a body that takes longer than `timeout_s` and,
+    before it has read it all, for a large one.
+    """
     _check_content_type(headers.get("content-type", ""))
     length = headers.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > max_bytes:
         raise _too_large(max_bytes)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _read(receive, max_bytes)
+    except TimeoutError:
+        raise ApiError(
+            408,
+            f"The body took longer than {timeout_s:g} s.",
+            code="request_timeout",
+            headers={"connection": "close"},
+        ) from None
+
+
+async def _read(receive: Receive, max_bytes: int) -> bytes:
     body = bytearray()
     while True:
         message = await receive()

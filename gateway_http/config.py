@@ -6,12 +6,12 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from chatrpc_process.settings import ProcessSettings
+from chatrpc_process.listening import ListenerSettings, Port
 
 _UPSTREAM_FIELDS = {"upstream", "upstream_ca", "upstream_certificate", "upstream_key"}
 
 
-class Settings(ProcessSettings):
+class Settings(ListenerSettings):
     """The OpenAI-compatible HTTP front of a chatrpc service.
 
     Every option can also be set in the environment, as CHATRPC_GATEWAY_<NAME>, or in a TOML file.
@@ -23,10 +23,7 @@ class Settings(ProcessSettings):
         cli_avoid_json=True,
     )
 
-    host: Annotated[str, Field(description="the address to listen on")] = "127.0.0.1"
-    port: Annotated[
-        int, Field(ge=0, le=65535, description="the port to listen on; 0 picks a free one")
-    ] = 8000
+    port: Annotated[Port, Field(description="the port to listen on; 0: any free one")] = 8000
     upstream: Annotated[
         str, Field(min_length=1, description="the gRPC service: host:port or a gRPC target URI")
     ] = "127.0.0.1:50051"
@@ -44,6 +41,10 @@ class Settings(ProcessSettings):
     upstream_key: Annotated[Path | None, Field(description="the certificate's key, a PEM file")] = (
         None
     )
+    upstream_api_key_file: Annotated[
+        Path | None,
+        Field(description="a file with the key to call the service with; default: the caller's"),
+    ] = None
     cors_allow_origins: Annotated[
         list[str],
         Field(description="the origins whose pages may call the API from a browser; * is any"),
@@ -51,6 +52,22 @@ class Settings(ProcessSettings):
     max_body_bytes: Annotated[
         int, Field(gt=0, description="the largest request body that is read")
     ] = 8 << 20
+    max_connections: Annotated[
+        int, Field(gt=0, description="connections at once; more are answered with 503")
+    ] = 1000
+    head_timeout_s: Annotated[
+        float, Field(gt=0, description="how long the head of a request may take to arrive")
+    ] = 10
+    body_timeout_s: Annotated[
+        float, Field(gt=0, description="how long the body of a request may take to arrive")
+    ] = 60
+    write_timeout_s: Annotated[
+        float,
+        Field(gt=0, description="how long a client may leave unread what it is sent"),
+    ] = 30
+    keep_alive_timeout_s: Annotated[
+        int, Field(ge=0, description="how long an idle connection is kept for another request")
+    ] = 75
     request_timeout_s: Annotated[
         float, Field(gt=0, le=86_400, description="how long one completion may take")
     ] = 600
@@ -58,8 +75,12 @@ class Settings(ProcessSettings):
         float,
         Field(gt=0, description="how long a stream may be silent before a keep-alive comment"),
     ] = 15
+    drain_delay_s: Annotated[
+        float,
+        Field(ge=0, description="how long to go on taking requests after SIGTERM, not ready"),
+    ] = 0.0
     shutdown_grace_s: Annotated[
-        int, Field(ge=0, description="how long running requests may go on after SIGTERM")
+        int, Field(ge=0, description="how long running requests may go on after that")
     ] = 30
 
     @model_validator(mode="after")
@@ -70,7 +91,7 @@ class Settings(ProcessSettings):
         return self
 
     @model_validator(mode="after")
-    def _tls_is_whole(self) -> Self:
+    def _upstream_tls_is_whole(self) -> Self:
         if (self.upstream_certificate is None) != (self.upstream_key is None):
             raise ValueError("upstream_certificate and upstream_key go together")
         if self.upstream_certificate is not None and self.upstream_ca is None:

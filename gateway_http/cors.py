@@ -11,7 +11,18 @@ from gateway_http.clients import json_response
 from gateway_http.protocol.error import ErrorBody, ErrorObject
 
 # What a page may read of an answer beside its body.
-_EXPOSED = ("x-request-id", "openai-processing-ms", "retry-after", "x-should-retry")
+_EXPOSED = (
+    "x-request-id",
+    "openai-processing-ms",
+    "retry-after",
+    "x-should-retry",
+    "www-authenticate",
+    *(
+        f"x-ratelimit-{part}-{what}"
+        for part in ("limit", "remaining", "reset")
+        for what in ("requests", "tokens")
+    ),
+)
 
 
 class Cors(CORSMiddleware):

@@ -7,10 +7,11 @@ from msgspec import Struct
 
 from gateway_http.protocol import completion, request, response, tokens
 
-# What any request may be answered with: its head is too large, or nobody foresaw what happened.
-_ANY = (400, 431, 500)
+# What any request may be answered with: its head is too large or too slow, there are too many
+# connections, or nobody foresaw what happened.
+_ANY = (400, 408, 431, 500, 503)
 # What goes with a call to the service, besides: its statuses, and those of what stands before it.
-_CALL = (*_ANY, 401, 403, 429, 499, 503, 504)
+_CALL = (*_ANY, 401, 403, 429, 499, 504)
 _BODY = (413, 415)
 
 
@@ -26,7 +27,8 @@ class Endpoint:
     answer: type[Struct] | str
     body: type[Struct] | None = None
     event: type[Struct] | None = None
-    errors: tuple[int, ...] = _ANY
+    errors: tuple[int, ...] = (*_ANY, 401)
+    is_probe: bool = False  # health: it needs no key
 
 
 ENDPOINTS = (
@@ -98,13 +100,21 @@ ENDPOINTS = (
             "Whether requests are taken: the service is reached and ready.",
             "Operate",
             "text/plain",
-            errors=(*_ANY, 503),
+            errors=_ANY,
+            is_probe=True,
         )
         for name in ("readyz", "ready", "health", "ping")
     ),
     *(
         Endpoint(
-            name, "GET", f"/{name}", "Whether the gateway runs at all.", "Operate", "text/plain"
+            name,
+            "GET",
+            f"/{name}",
+            "Whether the gateway runs at all.",
+            "Operate",
+            "text/plain",
+            errors=_ANY,
+            is_probe=True,
         )
         for name in ("healthz", "live")
     ),

@@ -149,6 +149,8 @@ def _headers(status: int, details: _Details) -> dict[str, str]:
         return {"retry-after": str(details.retry_after_s)}
     if status == 503:
         return {"retry-after": "1"}
+    if status == 401:
+        return {"www-authenticate": 'Bearer realm="chatrpc"'}
     if status == 500 and details.reason != "ENGINE_DEAD":  # another replica lives
         return {"x-should-retry": "false"}
     return {}

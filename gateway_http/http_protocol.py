@@ -1,26 +1,94 @@
 """HTTP/1.1 as uvicorn speaks it, but for what never reaches the application: it is refused in
-OpenAI's form, and the head of a request is bounded.
+OpenAI's form, and bounded in size, number and time.
+
+Of an incomplete body the application keeps the time, since it is there already and can answer.
 """
 
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ErrorBody, ErrorObject
 
 # What most servers and proxies take; the API needs about one.
 MAX_HEAD_BYTES = 64 << 10
+MAX_HEADERS = 100
+# Requests that one connection has sent before their turn. Clients of today send none.
+MAX_PIPELINED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one listener; the times are of one connection.
+
+    Args:
+        head_timeout_s: for the head of a request, from its first byte, or the connection's.
+        body_timeout_s: for the rest of a body whose request has been answered already.
+        write_timeout_s: that a client may leave unread what would be sent on.
+        max_connections: more are answered with 503, and twice as many not at all.
+    """
+
+    head_timeout_s: float
+    body_timeout_s: float
+    write_timeout_s: float
+    max_connections: int
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. It ends with a request that cannot be parsed or whose head is too large."""
+    """One connection. It ends with a request that cannot be parsed or exceeds a limit."""
 
-    _num_head_bytes = 0  # as the parser has told of them
-    _num_raw_bytes = 0  # as they came, those of an unfinished header too
-    _is_in_head = True
+    def __init__(self, limits: Limits, metrics: Metrics, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._limits = limits
+        self._metrics = metrics
+        self._num_head_bytes = 0  # as the parser has told of them
+        self._num_raw_bytes = 0  # as they came, those of an unfinished header too
+        self._num_headers = 0
+        self._is_in_head = False
+        self._is_between_requests = True
+        self._is_surplus = False
+        self._is_cut = False
+        self._answering: RequestResponseCycle | None = None
+        self._arrival: asyncio.TimerHandle | None = None  # by when what is incomplete must be whole
+        self._departure: asyncio.TimerHandle | None = None  # by when it must be read
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        num_connections = len(self.connections)
+        self._is_surplus = num_connections > self._limits.max_connections
+        self._expect(self._limits.head_timeout_s, self._on_late_head)
+        if num_connections > 2 * self._limits.max_connections:
+            self._cut("limit")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect_nothing()
+        self._unset_departure()
+        super().connection_lost(exc)
+        # uvicorn tells the last request alone, which may be pipelined behind the one in progress.
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_surplus:  # told now, since a client reads no answer before it has asked
+            self._metrics.cut_connections.labels("limit").inc()
+            self._refuse(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "There are too many connections. Please retry later.",
+                "server_is_overloaded",
+                kind="service_unavailable_error",
+                headers="retry-after: 1\r\n",
+            )
+            return
+        if self._arrival is None and self._is_between_requests:
+            self._expect(self._limits.head_timeout_s, self._on_late_head)
         super().data_received(data)
         # The parser keeps an unfinished header to itself, however long it gets.
         if self._is_in_head:
@@ -30,42 +98,154 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._is_between_requests = False
         self._is_in_head = True
-        self._num_head_bytes = self._num_raw_bytes = 0
+        self._num_head_bytes = self._num_raw_bytes = self._num_headers = 0
+        if self._arrival is None:
+            self._expect(self._limits.head_timeout_s, self._on_late_head)
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._num_headers += 1
         self._count(len(name) + len(value))
-        super().on_header(name, value)
+        if self._is_in_head:  # what follows a body is a trailer, and nobody asks for one
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
-        self._num_head_bytes = self._num_raw_bytes = 0
+        self._num_head_bytes = self._num_raw_bytes = self._num_headers = 0
+        self._expect(self._limits.body_timeout_s, self._on_late_body)
         super().on_headers_complete()
+        if len(self.pipeline) > MAX_PIPELINED:
+            self._cut("limit")
+
+    def on_message_complete(self) -> None:
+        self._is_between_requests = True
+        self._expect_nothing()
+        super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._bound_closing()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._bound_writing()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._unset_departure()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._bound_closing()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._bound_closing()
 
     def send_400_response(self, msg: str) -> None:
         """Whatever the parser stumbled over; the words for it are uvicorn's own."""
-        if max(self._num_head_bytes, self._num_raw_bytes) > MAX_HEAD_BYTES:
-            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            code = "headers_too_large"
-            msg = f"The head of the request is too large: at most {MAX_HEAD_BYTES} bytes."
+        if self._is_head_too_large():
+            self._refuse(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                f"The head of the request is too large: at most {MAX_HEAD_BYTES} bytes and "
+                f"{MAX_HEADERS} headers.",
+                "headers_too_large",
+            )
         else:
-            status, code = HTTPStatus.BAD_REQUEST, "invalid_http"
-        error = ErrorObject(msg, "invalid_request_error", None, code)
-        body = msgspec.json.encode(ErrorBody(error))
+            self._refuse(HTTPStatus.BAD_REQUEST, msg, "invalid_http")
+
+    def _refuse(
+        self,
+        status: HTTPStatus,
+        message: str,
+        code: str,
+        *,
+        kind: str = "invalid_request_error",
+        headers: str = "",
+    ) -> None:
+        body = msgspec.json.encode(ErrorBody(ErrorObject(message, kind, None, code)))
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\n"
             "content-type: application/json\r\n"
             f"content-length: {len(body)}\r\n"
+            f"{headers}"
             "connection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+        self._bound_closing()
 
     def _count(self, num_bytes: int) -> None:
         self._num_head_bytes += num_bytes
-        if self._num_head_bytes > MAX_HEAD_BYTES:
+        if self._is_head_too_large():
             raise ValueError  # inside the parser, which ends with it
+
+    def _is_head_too_large(self) -> bool:
+        num_bytes = max(self._num_head_bytes, self._num_raw_bytes)
+        return num_bytes > MAX_HEAD_BYTES or self._num_headers > MAX_HEADERS
+
+    def _expect(self, timeout_s: float, on_late: Callable[[], None]) -> None:
+        self._expect_nothing()
+        self._arrival = self.loop.call_later(timeout_s, on_late)
+
+    def _expect_nothing(self) -> None:
+        if self._arrival is not None:
+            self._arrival.cancel()
+            self._arrival = None
+
+    def _on_late_head(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            # It is pipelined behind a request that is being answered.
+            self._expect(self._limits.head_timeout_s, self._on_late_head)
+            return
+        self._metrics.cut_connections.labels("head").inc()
+        if self._is_between_requests:  # nothing has been asked, and so nobody reads an answer
+            self.transport.close()
+            self._bound_closing()
+            return
+        self._refuse(
+            HTTPStatus.REQUEST_TIMEOUT,
+            f"The head of the request took longer than {self._limits.head_timeout_s:g} s.",
+            "request_timeout",
+        )
+
+    def _on_late_body(self) -> None:
+        if not self.cycle.response_complete:  # the application will see to it
+            self._expect(self._limits.body_timeout_s, self._on_late_body)
+            return
+        self._metrics.cut_connections.labels("body").inc()
+        self.transport.close()
+        self._bound_closing()
+
+    def _bound_closing(self) -> None:
+        """A closed transport flushes first, for as long as that takes."""
+        if self.transport.is_closing():
+            self._bound_writing()
+
+    def _bound_writing(self) -> None:
+        if self._departure is None:
+            timeout_s = self._limits.write_timeout_s
+            self._departure = self.loop.call_later(timeout_s, self._cut, "write")
+
+    def _unset_departure(self) -> None:
+        if self._departure is not None:
+            self._departure.cancel()
+            self._departure = None
+
+    def _cut(self, reason: str) -> None:
+        """End the connection with whatever was on its way."""
+        if self._is_cut:
+            return
+        self._is_cut = True
+        self._metrics.cut_connections.labels(reason).inc()
+        self.transport.abort()

@@ -1,6 +1,8 @@
 """What the gateway counts, in a registry of its own."""
 
+import platform
 from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,6 +18,7 @@ from prometheus_client.registry import Collector
 # From a refusal in a millisecond to a long answer.
 _DURATION_BUCKETS_S = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _FIRST_TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 
 
 class Metrics:
@@ -49,6 +52,18 @@ class Metrics:
             buckets=_FIRST_TOKEN_BUCKETS_S,
             registry=self.registry,
         )
+        self.inter_token_s = Histogram(
+            "chatrpc_gateway_inter_token_latency_seconds",
+            "From event to event of a stream, each as it is written, by the later one's tokens.",
+            buckets=_TOKEN_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.prompt_tokens = Counter(
+            "chatrpc_gateway_prompt_tokens", "Tokens of prompts answered.", registry=self.registry
+        )
+        self.generation_tokens = Counter(
+            "chatrpc_gateway_generation_tokens", "Tokens of answers.", registry=self.registry
+        )
         self.in_flight = Gauge(
             "chatrpc_gateway_requests_in_flight",
             "Requests being answered.",
@@ -60,12 +75,25 @@ class Metrics:
             ["route"],
             registry=self.registry,
         )
+        self.cut_connections = Counter(
+            "chatrpc_gateway_cut_connections",
+            "Connections ended by a limit: of their number, or of the time for a head, for a body "
+            "or until what was written is read.",
+            ["reason"],
+            registry=self.registry,
+        )
         self.upstream_requests = Counter(
             "chatrpc_gateway_upstream_requests",
             "Calls of services, retries not counted, by the registry's name and the status code.",
             ["model", "code"],
             registry=self.registry,
         )
+        Gauge(
+            "chatrpc_build_info",
+            "What runs here; always 1.",
+            ["version", "python"],
+            registry=self.registry,
+        ).labels(version("chatrpc"), platform.python_version()).set(1)
         ProcessCollector(registry=self.registry)
 
     def watch_upstreams(self, connected: Callable[[], Iterable[tuple[str, bool]]]) -> None:

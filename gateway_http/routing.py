@@ -99,6 +99,11 @@ class Router:
             await channel.upstream.close()
         await asyncio.gather(*self._closing, return_exceptions=True)
 
+    def names(self, name: str) -> tuple[str, ...]:
+        """All names that the registry has for the model of this one."""
+        entry = self._by_name.get(name)
+        return () if entry is None or entry.name is None else (entry.name, *entry.aliases)
+
     @contextmanager
     def route(self, name: str) -> Iterator[Route]:
         """The model of this name or alias, for one call, which is counted.

@@ -24,6 +24,7 @@ from chatrpc.v1 import (
     model_service_pb2_grpc,
 )
 from gateway_http.connection import Connection
+from gateway_http.tracing import called
 
 OPTIONS = [
     # Not more often: servers drop a client that pings more than they like.
@@ -34,6 +35,8 @@ OPTIONS = [
     # And so is one that takes the place of another. Names are looked up when a connection ends.
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     ("grpc.max_receive_message_length", 32 << 20),
+    # Of a stream whose client does not read, 64 KiB wait here, and the service knows.
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.max_send_message_length", -1),  # max_body_bytes bounds it
     # What is larger is never retried; by default that is a long conversation.
     ("grpc.per_rpc_retry_buffer_size", 64 << 20),
@@ -128,9 +131,7 @@ class Upstream:
         models: list[model_service_pb2.Model] = []
         request = model_service_pb2.ListModelsRequest(page_size=_PAGE_SIZE)
         while True:
-            page = await self._models.ListModels(
-                request, timeout=options.timeout_s, metadata=tuple(options.metadata)
-            )
+            page = await _unary(self._models.ListModels, request, options)
             models.extend(page.models)
             if not page.next_page_token:
                 return models
@@ -171,11 +172,13 @@ async def _unary(
     request: _Request,
     options: CallOptions,
 ) -> _Response:
-    call = method(request, timeout=options.timeout_s, metadata=tuple(options.metadata))
-    try:
-        return await call
-    finally:
-        call.cancel()
+    with called(request) as trace:
+        metadata = (*options.metadata, *trace)
+        call = method(request, timeout=options.timeout_s, metadata=metadata)
+        try:
+            return await call
+        finally:
+            call.cancel()
 
 
 async def _stream(
@@ -189,23 +192,25 @@ async def _stream(
     The first item says that the request will not be refused; it is None where the service says so
     before it has a response.
     """
-    call = method(request, timeout=options.timeout_s, metadata=tuple(options.metadata))
-    read = asyncio.ensure_future(call.read())
-    try:
-        headers = await call.initial_metadata()
-        patience_s = 0.0 if _ADMITTED_KEY in dict(headers) else None
-        while True:
-            # Not wait_for: it would cancel the read, and with it the call.
-            await asyncio.wait({read}, timeout=patience_s)
-            patience_s = idle_s
-            if not read.done():
-                yield None
-                continue
-            response = read.result()
-            if response is grpc.aio.EOF:
-                return
-            yield cast("_Response", response)
-            read = asyncio.ensure_future(call.read())
-    finally:
-        call.cancel()
-        read.cancel()
+    with called(request) as trace:
+        metadata = (*options.metadata, *trace)
+        call = method(request, timeout=options.timeout_s, metadata=metadata)
+        read = asyncio.ensure_future(call.read())
+        try:
+            headers = await call.initial_metadata()
+            patience_s = 0.0 if _ADMITTED_KEY in dict(headers) else None
+            while True:
+                # Not wait_for: it would cancel the read, and with it the call.
+                await asyncio.wait({read}, timeout=patience_s)
+                patience_s = idle_s
+                if not read.done():
+                    yield None
+                    continue
+                response = read.result()
+                if response is grpc.aio.EOF:
+                    return
+                yield cast("_Response", response)
+                read = asyncio.ensure_future(call.read())
+        finally:
+            call.cancel()
+            read.cancel()

@@ -20,7 +20,8 @@ from prometheus_client import start_http_server
 from chatrpc_process import logs
 from chatrpc_process.keys import KeyRing, load_keys
 from chatrpc_process.settings import ConfigError
-from chatrpc_process.tls import TlsFiles
+from chatrpc_process.tracing import make_tracer
+from chatrpc_process.watchdog import watched_loop
 from chatrpc_process.watched import Watched
 from service.config import ServiceSettings
 from service.engine.async_engine import AsyncEngine
@@ -28,6 +29,7 @@ from service.errors import ModelLoadError
 from service.metrics import Metrics
 from service.model import ModelLoader
 from service.rpc.access import Access
+from service.rpc.interceptor import Patience
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
 
@@ -49,13 +51,18 @@ def main() -> int:
     logs.configure(settings.log_level, settings.log_format)
     os.environ.setdefault("GOMP_SPINCOUNT", _GOMP_SPINCOUNT)  # read when torch is imported
     try:
-        return uvloop.run(serve(settings))
+        return uvloop.run(_watched(settings))
     except (ConfigError, ModelLoadError, OSError) as error:
         log.error(str(error))  # noqa: TRY400  # the text is the whole story
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     except Exception:
         log.exception("unforeseen error")
         return 1
+
+
+async def _watched(settings: ServiceSettings) -> int:
+    with watched_loop(settings.loop_timeout_s):
+        return await serve(settings)
 
 
 async def serve(settings: ServiceSettings) -> int:
@@ -69,13 +76,17 @@ async def serve(settings: ServiceSettings) -> int:
     stop = _stop_signal()
     lifecycle = Lifecycle(SERVICE_NAMES)
     keys, metrics = _keys(settings), Metrics()
+    tracer = make_tracer(settings.otlp_endpoint, "chatrpc-service")
     server = Server(
         lifecycle,
         max_request_s=settings.max_request_s,
         has_reflection=settings.reflection,
         access=Access(keys),
         metrics=metrics,
-        tls=_tls(settings),
+        patience=Patience(settings.message_timeout_s, settings.write_timeout_s),
+        tracer=tracer,
+        has_channelz=settings.channelz,
+        tls=settings.tls,
     )
     watching = None if keys is None else asyncio.ensure_future(keys.watch())
     port = await server.start(settings.host, settings.port)
@@ -102,6 +113,7 @@ async def serve(settings: ServiceSettings) -> int:
         # torch alone leaves 200 000 objects behind: a full collection would look through them all,
         # and hold up every stream for 0.14 s. They live as long as the process does.
         gc.freeze()
+        metrics.name_model(loader.model_id)
         await lifecycle.serve(loader.served(engine))
         log.info("ready", model=loader.model_id)
         if await _first(engine.wait_dead(), stop.wait()) == 0:
@@ -115,18 +127,13 @@ async def serve(settings: ServiceSettings) -> int:
             watching.cancel()
         await server.stop()
         await engine.stop()
+        tracer.close()
         log.info("stopped")
 
 
 def _keys(settings: ServiceSettings) -> Watched[KeyRing] | None:
     path = settings.api_keys
     return None if path is None else Watched(lambda: load_keys(path), path)
-
-
-def _tls(settings: ServiceSettings) -> TlsFiles | None:
-    if settings.tls_certificate is None or settings.tls_key is None:
-        return None
-    return TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
 
 
 def _stop_signal() -> asyncio.Event:

@@ -6,11 +6,11 @@ from typing import Annotated, Literal, Self
 from pydantic import ByteSize, Field, model_validator
 from pydantic_settings import CliImplicitFlag, SettingsConfigDict
 
-from chatrpc_process.settings import ProcessSettings
+from chatrpc_process.listening import ListenerSettings, Port
 from service.cache import default_cache_dir
 
 
-class ServiceSettings(ProcessSettings):
+class ServiceSettings(ListenerSettings):
     """chatrpc inference service: chat completions over gRPC.
 
     Each option can also be set in the environment, as CHATRPC_SERVICE_<NAME>, or in a TOML file.
@@ -33,23 +33,13 @@ class ServiceSettings(ProcessSettings):
     model_aliases: list[str] = Field([], description="further names that clients may use")
     cache_dir: Path = Field(default_cache_dir(), description="where converted models are kept")
 
-    host: str = Field("127.0.0.1", description="the address to listen on")
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        50051, description="the port to listen on; 0: any free one"
+    port: Port = Field(50051, description="the port to listen on; 0: any free one")
+    metrics_port: Port | None = Field(
+        None, description="a port of ADMIN_HOST for Prometheus' metrics; default: none"
     )
-    admin_host: str = Field("127.0.0.1", description="the address of the next two ports")
-    admin_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
-        None, description="a port for health alone, never under TLS, for probes; default: none"
+    channelz: CliImplicitFlag[bool] = Field(
+        False, description="let callers of ADMIN_PORT see connections, and from where they are"
     )
-    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
-        None, description="a port for Prometheus' metrics over HTTP; default: none"
-    )
-    tls_certificate: Path | None = Field(None, description="a PEM file: serve under TLS")
-    tls_key: Path | None = Field(None, description="the certificate's key, a PEM file")
-    tls_client_ca: Path | None = Field(
-        None, description="a PEM file: take only clients whose certificates it has signed"
-    )
-    api_keys: Path | None = Field(None, description="a file of API keys: take only their owners")
     reflection: CliImplicitFlag[bool] = Field(True, description="let clients ask for the protos")
 
     tool_format: Literal[
@@ -101,6 +91,12 @@ class ServiceSettings(ProcessSettings):
     max_request_s: Annotated[float, Field(gt=0)] = Field(
         600.0, description="seconds a request may take, whatever its deadline"
     )
+    message_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="seconds that a request's message may take to arrive"
+    )
+    write_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="seconds that a client may leave unread what it is sent"
+    )
     drain_delay_s: Annotated[float, Field(ge=0)] = Field(
         0.0, description="seconds to go on taking requests after SIGTERM, while routers notice"
     )
@@ -118,9 +114,7 @@ class ServiceSettings(ProcessSettings):
         return self
 
     @model_validator(mode="after")
-    def _tls_is_whole(self) -> Self:
-        if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key go together")
-        if self.tls_client_ca is not None and self.tls_certificate is None:
-            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+    def _channelz_has_a_port(self) -> Self:
+        if self.channelz and self.admin_port is None:
+            raise ValueError("channelz needs admin_port")
         return self

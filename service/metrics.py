@@ -1,24 +1,29 @@
 """What the service counts, for Prometheus.
 
 Where vLLM counts the same thing it stands there under vLLM's name as well, such as
-`vllm:num_requests_running`: dashboards, autoscalers and inference gateways read those.
+`vllm:num_requests_running`, with vLLM's labels `model_name` and `engine`: dashboards, autoscalers
+and inference gateways read those. They are there as soon as the model's name is known.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 
 from service.types import EngineStats
+from service.vllm_names import Aliased, CacheConfig
 
-_PREFIX, _ALIAS_PREFIX = "chatrpc_", "vllm:"
+_PREFIX = "chatrpc_"
 
 _FIRST_TOKEN_BUCKETS_S = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 _REQUEST_BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_REQUEST_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
+_CHOICE_BUCKETS = (1, 2, 5, 10, 20)
 
 # name, what vLLM calls it ("" for nothing), what it is
 _GAUGES: tuple[tuple[str, str, str, Callable[[EngineStats], float]], ...] = (
@@ -119,6 +124,34 @@ class Metrics:
             buckets=_REQUEST_BUCKETS_S,
             registry=None,
         )
+        self.phase_s = {
+            name: _histogram(f"request_{name}_time_seconds", text, _REQUEST_BUCKETS_S)
+            for name, text in (
+                ("queue", "How long whole generations waited for their first step."),
+                ("prefill", "From there to their first token."),
+                ("decode", "From there to their last token."),
+            )
+        }
+        self.inference_s = _histogram(
+            "request_inference_time_seconds", "From the first step to the end.", _REQUEST_BUCKETS_S
+        )
+        self.per_token_s = _histogram(
+            "request_time_per_output_token_seconds",
+            "The time of decode, by the tokens behind the first.",
+            _TOKEN_BUCKETS_S,
+        )
+        self.request_prompt_tokens = _histogram(
+            "request_prompt_tokens", "Tokens of the prompts of a generation.", _REQUEST_BUCKETS
+        )
+        self.request_generation_tokens = _histogram(
+            "request_generation_tokens", "Tokens of all its answers.", _REQUEST_BUCKETS
+        )
+        self.request_n = _histogram(
+            "request_params_n", "Answers asked for to a prompt.", _CHOICE_BUCKETS
+        )
+        self.request_max_tokens = _histogram(
+            "request_params_max_tokens", "Tokens that an answer may have.", _REQUEST_BUCKETS
+        )
         self.prompt_tokens = Counter(
             "chatrpc_prompt_tokens", "Tokens of prompts answered.", registry=None
         )
@@ -134,62 +167,61 @@ class Metrics:
         self.aborted = Counter(
             "chatrpc_aborted_requests",
             "Generations that their callers left before their end.",
-            registry=None,
+            registry=self.registry,
         )
+        self._model_labels: dict[str, str] = {}
         for metric in (
             self.first_token_s,
             self.inter_token_s,
             self.request_s,
+            *self.phase_s.values(),
+            self.inference_s,
+            self.per_token_s,
+            self.request_prompt_tokens,
+            self.request_generation_tokens,
+            self.request_n,
+            self.request_max_tokens,
             self.prompt_tokens,
             self.generation_tokens,
             self.finished,
         ):
-            self.registry.register(_Aliased(metric))
-        self.registry.register(self.aborted)
+            self.registry.register(Aliased(metric, self._model_labels))
+        Gauge(
+            "chatrpc_build_info",
+            "What runs here; always 1.",
+            ["version", "python"],
+            registry=self.registry,
+        ).labels(version("chatrpc"), platform.python_version()).set(1)
         ProcessCollector(registry=self.registry)
+
+    def name_model(self, model_id: str) -> None:
+        """The model is loaded, and this is what it is called."""
+        self._model_labels.update(model_name=model_id, engine="0")
 
     def watch_engine(self, stats: Callable[[], EngineStats]) -> None:
         """Tell what `stats` says whenever somebody reads the metrics."""
-        self.registry.register(_EngineCollector(stats))
+        engine = _Engine(stats)
+        self.registry.register(Aliased(engine, self._model_labels, engine.aliases))
+        self.registry.register(CacheConfig(stats, self._model_labels))
 
 
-class _EngineCollector(Collector):
+class _Engine(Collector):
+    """What the engine counts itself."""
+
+    aliases: Mapping[str, str] = {
+        _PREFIX + name: alias for name, alias, _, _ in (*_GAUGES, *_COUNTERS)
+    }
+
     def __init__(self, stats: Callable[[], EngineStats]) -> None:
         self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
-        for name, alias, text, read in _GAUGES:
-            for full_name in _names(name, alias):
-                yield GaugeMetricFamily(full_name, text, value=read(stats))
-        for name, alias, text, read in _COUNTERS:
-            for full_name in _names(name, alias):
-                yield CounterMetricFamily(full_name, text, value=read(stats))
+        for name, _, text, read in _GAUGES:
+            yield GaugeMetricFamily(_PREFIX + name, text, value=read(stats))
+        for name, _, text, read in _COUNTERS:
+            yield CounterMetricFamily(_PREFIX + name, text, value=read(stats))
 
 
-class _Aliased(Collector):
-    """A metric of ours under its own name and under vLLM's."""
-
-    def __init__(self, metric: Collector) -> None:
-        self._metric = metric
-
-    def collect(self) -> Iterator[Metric]:
-        metrics: Iterable[Metric] = self._metric.collect()
-        for metric in metrics:
-            yield metric
-            alias = Metric(_aliased(metric.name), metric.documentation, metric.type, metric.unit)
-            alias.samples = [
-                Sample(_aliased(s.name), s.labels, s.value, s.timestamp, s.exemplar)
-                for s in metric.samples
-            ]
-            yield alias
-
-
-def _names(name: str, alias: str) -> Iterator[str]:
-    yield _PREFIX + name
-    if alias:
-        yield _ALIAS_PREFIX + alias
-
-
-def _aliased(name: str) -> str:
-    return _ALIAS_PREFIX + name.removeprefix(_PREFIX)
+def _histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+    return Histogram(_PREFIX + name, text, buckets=buckets, registry=None)

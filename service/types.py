@@ -211,6 +211,19 @@ class Grammars(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class RequestTimes:
+    """When a request got how far, of `time.monotonic()`, in seconds; None: not so far yet.
+
+    The engine writes it, each place once but the last, and whoever has asked may read it.
+    """
+
+    queued_s: float | None = None
+    scheduled_s: float | None = None  # the first of its sequences
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What an engine is asked: token ids in.
@@ -225,7 +238,7 @@ class Request:
     `num_logprobs` and `num_prompt_logprobs`: how many of the likeliest tokens to tell at each place
     beside the one that stands there; None: no log probabilities at all.
     `bad_token_sequences`, none of them empty, are never generated. `constraint` is the grammar of
-    the answer.
+    the answer. `times` is where the engine notes how far it has come with the request.
 
     What may come and how likely it is goes by vLLM's order: allowed tokens, bad sequences, the
     constraint and `min_tokens`, then bias, penalties, temperature, min-p, top-k and top-p. Log
@@ -243,6 +256,7 @@ class Request:
     num_prompt_logprobs: int | None = None
     bad_token_sequences: tuple[tuple[int, ...], ...] = ()
     constraint: Constraint | None = None
+    times: RequestTimes = field(default_factory=RequestTimes, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +311,7 @@ class EngineStats:
     num_running: int = 0
     num_waiting: int = 0
     num_kv_blocks: int = 0
+    kv_block_size: int = 0  # tokens in a block
     num_free_kv_blocks: int = 0  # held by no sequence, whether they are cached or not
     # Since start:
     num_preemptions: int = 0

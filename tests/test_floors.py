@@ -18,7 +18,8 @@ ALLOWED: dict[str, set[str]] = {
     "service.errors": set(),
     "service.cache": set(),
     "service.fingerprint": set(),
-    "service.metrics": {"service.types"},
+    "service.vllm_names": {"service.types"},
+    "service.metrics": {"service.types", "service.vllm_names"},
     "service.config": {"chatrpc_process", "service.cache"},
     "service.gguf_conversion": {"service.errors"},
     "service.checkpoint": {"service.types", "service.errors", "service.gguf_conversion"},
@@ -41,13 +42,14 @@ ALLOWED: dict[str, set[str]] = {
         "service.engine",
     },
     "service.__main__": {"chatrpc_process", "service"},
-    "gateway_http": {"chatrpc"},
-    "gateway_http.config": {"chatrpc_process"},
-    "gateway_http.connection": {"chatrpc_process", "gateway_http.service_config"},
-    "gateway_http.registry": {"chatrpc_process", "gateway_http"},
-    "gateway_http.registry_file": {"chatrpc_process", "gateway_http.registry"},
-    "gateway_http.__main__": {"chatrpc_process", "gateway_http"},
-    "chatrpc_cli": {"chatrpc"},
+    "service.prepare": {
+        "chatrpc_process",
+        "service.config",
+        "service.errors",
+        "service.model",
+    },
+    "gateway_http": {"chatrpc", "chatrpc_process"},
+    "chatrpc_cli": {"chatrpc", "chatrpc_process.loopback", "chatrpc_process.secret"},
     # It measures all of it, and nothing of it knows that.
     "bench": {"chatrpc", "chatrpc_cli", "service"},
 }
@@ -62,6 +64,7 @@ DEFERRED = {
     ("service.engine.model_config", "service.engine.transformers_config"),
     ("service.checkpoint", "service.gguf_conversion"),
     ("service.checkpoint", "huggingface_hub"),
+    ("chatrpc_process.tracing", "chatrpc_process.otel"),
 }
 
 # These never import torch, whatever they import: policy is plain Python, and a start answers probes

@@ -41,11 +41,28 @@ _RETRY_AFTER = {
     "description": "Seconds to wait before another try.",
     "schema": {"type": "string", "pattern": "^[0-9]+$"},
 }
+_LIMITS = {
+    f"x-ratelimit-{part}-{what}": {
+        "description": f"{words} {what}; left out where the caller's key has no such limit.",
+        "schema": {"type": "string"},
+    }
+    for what in ("requests", "tokens")
+    for part, words in (
+        ("limit", "What a minute allows of"),
+        ("remaining", "What is left of"),
+        ("reset", "How long until all is there again of"),
+    )
+}
+_SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
 _STATUS_WORDS = {
     400: "The request is malformed, or asks for what is not served; `param` says where.",
-    401: "Something before the service asks for credentials.",
-    403: "Something before the service does not permit this.",
+    401: "An API key is asked for, and there is none or it is not known.",
+    403: "The API key is not for this model.",
     404: "There is no such model.",
+    408: "The head or the body of the request took too long to arrive.",
     413: "The body is larger than the gateway reads.",
     415: "The content type is not application/json.",
     429: "A limit is exceeded.",
@@ -64,7 +81,9 @@ def document(version: str) -> _Schema:
         "info": {"title": "chatrpc", "version": version, "description": _DESCRIPTION},
         "servers": [{"url": "/v1"}, {"url": "/"}],
         "paths": {endpoint.path: _path(endpoint) for endpoint in ENDPOINTS},
-        "components": {"schemas": schemas},
+        # A gateway without a file of keys, before a service without one, asks for nothing.
+        "security": [{}, *({name: []} for name in _SECURITY)],
+        "components": {"schemas": schemas, "securitySchemes": _SECURITY},
     }
 
 
@@ -76,6 +95,8 @@ def _path(endpoint: Endpoint) -> _Schema:
         "responses": {"200": _success(endpoint)}
         | {str(status): _failure(status) for status in sorted(endpoint.errors)},
     }
+    if endpoint.is_probe:
+        operation["security"] = []
     if endpoint.body is not None:
         operation["requestBody"] = {
             "required": True,
@@ -106,11 +127,13 @@ def _success(endpoint: Endpoint) -> _Schema:
             },
             "x-event-schema": _ref(endpoint.event),
         }
-    return {"description": "Success.", "headers": _HEADERS, "content": content}
+    headers = _HEADERS | (_LIMITS if endpoint.event is not None else {})
+    return {"description": "Success.", "headers": headers, "content": content}
 
 
 def _failure(status: int) -> _Schema:
-    headers = {} if status in {400, 431} else dict(_HEADERS)  # what is no HTTP has no id either
+    # What never reached the application has no id.
+    headers = {} if status in {400, 408, 431, 503} else dict(_HEADERS)
     if status in {429, 503}:
         headers["retry-after"] = _RETRY_AFTER
     return {

@@ -1,7 +1,6 @@
 """What chat and text completions have in common as HTTP: whole or as a stream of events."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from gateway_http import sse
+from gateway_http.caller import Caller, Spending
 from gateway_http.clients import json_response, read_body, while_connected
 from gateway_http.config import Settings
 from gateway_http.errors import from_exception, from_rpc
@@ -20,6 +20,7 @@ from gateway_http.protocol.completion import Completion
 from gateway_http.protocol.response import ChatCompletion
 from gateway_http.protocol.sampling import GenerationRequest
 from gateway_http.routing import Route, Router
+from gateway_http.telemetry import AnswerTelemetry
 from gateway_http.upstreams import CallOptions, Upstream
 
 _Body = TypeVar("_Body", bound=GenerationRequest)
@@ -84,34 +85,53 @@ class Generation(Generic[_Body, _Params, _Chunk]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         http = Request(scope)
+        caller: Caller = http.state.caller
+        http.state.exchange.limits = caller.limits
         body = self._operation.decode(
-            await read_body(http.headers, receive, self._settings.max_body_bytes)
+            await read_body(
+                http.headers,
+                receive,
+                self._settings.max_body_bytes,
+                self._settings.body_timeout_s,
+            )
         )
         if body.request_id is not None:
             http.state.exchange.suggest_id(body.request_id)
         params = self._operation.params(body)
-        try:
-            if body.stream:
-                await self._stream(http, body, params, receive, send)
-            else:
-                await while_connected(
-                    receive, self._stopping, self._create(http, body, params, send)
-                )
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error, self._operation.names(body)) from None
+        router: Router = http.state.router
+        with caller.generation(body.model, *router.names(body.model)) as spending:
+            try:
+                if body.stream:
+                    await self._stream(http, body, params, spending, receive, send)
+                else:
+                    work = self._create(http, body, params, spending, send)
+                    await while_connected(receive, self._stopping, work)
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc(error, self._operation.names(body)) from None
 
-    async def _create(self, http: Request, body: _Body, params: _Params, send: Send) -> None:
+    async def _create(
+        self, http: Request, body: _Body, params: _Params, spending: Spending, send: Send
+    ) -> None:
+        telemetry = AnswerTelemetry(self._metrics, spending.note)
         with self._route(http, body) as route:
             options = self._options(http, route, params)
             answer = await self._operation.create(route.upstream, params, options, body)
             answer.model = route.told(answer.model)
+        telemetry.note_answer(answer)
+        spending.settle()  # before the head, which tells what is left
         await json_response(answer)(http.scope, http.receive, send)
 
     async def _stream(
-        self, http: Request, body: _Body, params: _Params, receive: Receive, send: Send
+        self,
+        http: Request,
+        body: _Body,
+        params: _Params,
+        spending: Spending,
+        receive: Receive,
+        send: Send,
     ) -> None:
         events = sse.EventStream(send)
-        work = self._send_events(http, body, params, events)
+        work = self._send_events(http, body, params, spending, events)
         try:
             await while_connected(receive, self._stopping, work)
         except ClientDisconnect:
@@ -125,19 +145,23 @@ class Generation(Generic[_Body, _Params, _Chunk]):
         await events.close()
 
     async def _send_events(
-        self, http: Request, body: _Body, params: _Params, events: sse.EventStream
+        self,
+        http: Request,
+        body: _Body,
+        params: _Params,
+        spending: Spending,
+        events: sse.EventStream,
     ) -> None:
-        started_at_s = time.perf_counter()
+        telemetry = AnswerTelemetry(self._metrics, spending.note)
         answer = self._operation.events(body)
         async with aclosing(self._chunks(http, body, params)) as chunks:
             async for chunk in chunks:
                 if chunk is None:
                     await events.write(sse.PING)
                     continue
-                is_first = not answer.is_started
-                await events.write(b"".join(map(sse.event, answer.push(chunk))))
-                if is_first and answer.is_started:
-                    self._metrics.first_token_s.observe(time.perf_counter() - started_at_s)
+                pushed = b"".join(map(sse.event, answer.push(chunk)))
+                telemetry.note_chunk(chunk, is_started=answer.is_started)
+                await events.write(pushed)
         await events.write(b"".join(map(sse.event, answer.finish())))
 
     async def _chunks(

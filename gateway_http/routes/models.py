@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chatrpc.v1 import model_service_pb2
+from gateway_http.caller import Caller
 from gateway_http.clients import json_response
 from gateway_http.convert import answers
 from gateway_http.protocol.error import ApiError
@@ -26,10 +27,19 @@ _ANSWERS = (*_REFUSALS, grpc.StatusCode.NOT_FOUND)
 
 
 async def list_models(request: Request) -> Response:
-    """What the services behind all names say of themselves; see `_card` for those that do not."""
+    """What the services behind all names say of themselves; see `_card` for those that do not.
+
+    Of those alone that the caller may use.
+    """
     router: Router = request.state.router
+    caller: Caller = request.state.caller
     limit, end_s = asyncio.Semaphore(_MAX_CALLS), time.monotonic() + _TIMEOUT_S
-    listing = [_models_of(entry, request, limit, end_s) for entry in router.entries]
+    usable = [
+        entry
+        for entry in router.entries
+        if entry.name is None or caller.may_use(entry.name, *entry.aliases)
+    ]
+    listing = [_models_of(entry, request, limit, end_s) for entry in usable]
     listed = await asyncio.gather(*listing, return_exceptions=True)
     models, refusals = [], []
     for found in listed:
@@ -47,7 +57,10 @@ async def list_models(request: Request) -> Response:
 async def retrieve_model(request: Request) -> Response:
     """By id or alias. An id may contain slashes, as they are or as %2F."""
     router: Router = request.state.router
-    with router.route(request.path_params["model_id"]) as route:
+    caller: Caller = request.state.caller
+    name = request.path_params["model_id"]
+    caller.check_model(name, *router.names(name))
+    with router.route(name) as route:
         model = await _card(route, _options(request, route, _TIMEOUT_S))
     return json_response(answers.model(model))
 
@@ -60,7 +73,9 @@ async def _models_of(
         with router.route_to(entry) as route:
             options = _options(request, route, max(0.0, end_s - time.monotonic()))
             if entry.name is None:
-                return await route.upstream.list_models(options)
+                models = await route.upstream.list_models(options)
+                caller: Caller = request.state.caller
+                return [model for model in models if caller.may_use(model.id, *model.aliases)]
             return [await _card(route, options)]
 
 

@@ -24,17 +24,13 @@ async def healthz(_: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """The service behind the gateway takes requests; of several, one does."""
+    """The gateway stays, and the service behind it takes requests; of several, one does."""
+    if request.app.state.draining.is_set():
+        raise _unready("The gateway is shutting down.")
     router: Router = request.state.router
     if await router.is_ready(_READY_TIMEOUT_S):
         return Response("ok\n", media_type="text/plain")
-    raise ApiError(
-        503,
-        "The model service is not ready.",
-        kind="service_unavailable_error",
-        code="service_unavailable",
-        headers={"retry-after": "1"},
-    )
+    raise _unready("The model service is not ready.")
 
 
 async def metrics(request: Request) -> Response:
@@ -44,3 +40,13 @@ async def metrics(request: Request) -> Response:
 
 async def version(_: Request) -> Response:
     return json_response(Version(VERSION))
+
+
+def _unready(message: str) -> ApiError:
+    return ApiError(
+        503,
+        message,
+        kind="service_unavailable_error",
+        code="service_unavailable",
+        headers={"retry-after": "1"},
+    )

@@ -4,6 +4,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chatrpc.v1 import model_service_pb2
+from gateway_http.caller import Caller
 from gateway_http.clients import json_response, read_body
 from gateway_http.config import Settings
 from gateway_http.convert import tokens
@@ -21,7 +22,7 @@ _decode_detokenize = decoder(DetokenizeRequest)
 
 async def tokenize(request: Request) -> Response:
     body = _decode_tokenize(await _read(request))
-    name = body.model if body.model is not None else await _first_model(request)
+    name = await _name(request, body.model)
     wanted = tokens.tokenize_request(body, name)
     with _router(request).route(name) as route:
         wanted.model = route.model
@@ -31,7 +32,7 @@ async def tokenize(request: Request) -> Response:
 
 async def detokenize(request: Request) -> Response:
     body = _decode_detokenize(await _read(request))
-    name = body.model if body.model is not None else await _first_model(request)
+    name = await _name(request, body.model)
     with _router(request).route(name) as route:
         wanted = model_service_pb2.DetokenizeRequest(model=route.model, token_ids=body.tokens)
         answer = await route.upstream.detokenize(wanted, _options(request, route))
@@ -40,16 +41,24 @@ async def detokenize(request: Request) -> Response:
 
 async def _read(request: Request) -> bytes:
     settings: Settings = request.app.state.settings
-    return await read_body(request.headers, request.receive, settings.max_body_bytes)
+    return await read_body(
+        request.headers, request.receive, settings.max_body_bytes, settings.body_timeout_s
+    )
 
 
-async def _first_model(request: Request) -> str:
+async def _name(request: Request, named: str | None) -> str:
     """llama.cpp's clients name none: its server has but one."""
+    caller: Caller = request.state.caller
+    if named is not None:
+        caller.check_model(named, *_router(request).names(named))
+        return named
     entry = _router(request).entries[0]
     if entry.name is not None:
+        caller.check_model(entry.name, *entry.aliases)
         return entry.name
     with _router(request).route_to(entry) as route:
-        served = await route.upstream.list_models(_options(request, route))
+        listed = await route.upstream.list_models(_options(request, route))
+    served = [model for model in listed if caller.may_use(model.id, *model.aliases)]
     if not served:
         raise ApiError(
             503,

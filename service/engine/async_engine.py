@@ -8,8 +8,10 @@ import asyncio
 import itertools
 import math
 import queue
+import sys
 import threading
 import time
+import traceback
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -26,7 +28,9 @@ from service.types import EngineStats, Request, TokenOutput
 # So many a second are let go, of all streams together, as long as none is kept longer than that.
 _OUTPUTS_PER_S = 240
 _LONGEST_STAY_S = 0.15
-_WATCH_S = 1.0
+# How often the engine's thread is looked at; a step is given up after some such looks.
+_LONGEST_TICK_S = 1.0
+_LEAST_TICKS = 4
 
 Command = Callable[[EngineCore], None]
 
@@ -41,7 +45,8 @@ class AsyncEngine:
             the model is loaded, warmed up and run by one and the same thread.
         max_num_seqs: the most sequences that run at once.
         max_queue_size: the most sequences that wait besides those.
-        step_timeout_s: a step that takes longer will not end any more: the engine has failed.
+        step_timeout_s: what takes longer, a step or a command, will not end any more: the engine
+            has failed.
     """
 
     def __init__(
@@ -63,7 +68,8 @@ class AsyncEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop
         self._started: asyncio.Future[int]
-        self._step_started_s: float | None = None  # of `time.monotonic()`; None between steps
+        self._num_turns = 0  # of the engine's thread, through its loop
+        self._is_idle = True  # it waits for a command
         self._is_hung = False
         self._is_closed = False
         self._dead = asyncio.Event()
@@ -99,11 +105,19 @@ class AsyncEngine:
 
     async def wait_dead(self) -> None:
         """See `service.types.Engine.wait_dead`. Steps are watched for as long as somebody waits."""
+        tick_s = min(_LONGEST_TICK_S, self._step_timeout_s / _LEAST_TICKS)
+        stuck_s, num_turns = 0.0, -1
         while not self._dead.is_set():
             with suppress(TimeoutError):
-                async with asyncio.timeout(_WATCH_S):
+                async with asyncio.timeout(tick_s):
                     await self._dead.wait()
-            self._check_step(time.monotonic())
+            # Counted in looks, not read from a clock: a process that was stopped for an hour, or
+            # whose machine was, has missed one of them.
+            is_stuck = self._num_turns == num_turns and not self._is_idle
+            stuck_s = stuck_s + tick_s if is_stuck else 0.0
+            num_turns = self._num_turns
+            if stuck_s >= self._step_timeout_s:
+                self._give_up(stuck_s)
 
     def check_room(self) -> None:
         """See `service.types.Engine.check_room`."""
@@ -134,6 +148,7 @@ class AsyncEngine:
         if self._is_closed:
             raise EngineDead
         self._admission.enter(request, self._max_model_len, time.monotonic())
+        request.times.queued_s = time.monotonic()
         request_id, slot = next(self._request_ids), OutputSlot()
         self._slots[request_id] = slot
         self._inbox.put(lambda core: core.add(request_id, request))
@@ -153,13 +168,13 @@ class AsyncEngine:
         for slot in self._slots.values():
             slot.release(now_s, interval_s)
 
-    def _check_step(self, now_s: float) -> None:
-        """Give the engine up if its step has taken too long. Its thread cannot be ended."""
-        started_s = self._step_started_s
-        if started_s is not None and now_s - started_s > self._step_timeout_s:
-            log.error("engine hangs", step_s=round(now_s - started_s, 1))
-            self._is_hung = True
-            self._die()
+    def _give_up(self, stuck_s: float) -> None:
+        """The engine's thread will not come back. It cannot be ended, only left."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+        log.error("engine hangs", step_s=round(stuck_s, 1), stack=stack)
+        self._is_hung = True
+        self._die()
 
     def _close(self) -> None:
         self._is_closed = True
@@ -190,9 +205,8 @@ class AsyncEngine:
         self._post(self._settle_start, max_model_len, None)
         try:
             while self._obey(core):
-                self._step_started_s = time.monotonic()
                 outputs = core.step()
-                self._step_started_s = None
+                self._num_turns += 1
                 self._stats = core.stats
                 self._post(self._deliver, outputs)
         except BaseException:  # whatever it was, nothing can be said of the model's state after it
@@ -202,12 +216,16 @@ class AsyncEngine:
     def _obey(self, core: EngineCore) -> bool:
         """Carry out what is in the inbox, waiting if there is nothing else to do; False to stop."""
         while True:
+            self._is_idle = not core.has_unfinished
             try:
-                command = self._inbox.get(block=not core.has_unfinished)
+                command = self._inbox.get(block=self._is_idle)
             except queue.Empty:
                 return True
             if command is None:
+                self._is_idle = True
                 return False
+            self._is_idle = False
+            self._num_turns += 1
             command(core)
             self._stats = core.stats
 

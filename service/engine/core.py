@@ -10,7 +10,7 @@ import structlog
 from service.engine.scheduler import Batch, Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
 from service.errors import ChatrpcError, ConstraintFailed, DeadlinePassed, StepFailed
-from service.types import EngineStats, Request, TokenLogprobs, TokenOutput
+from service.types import EngineStats, Request, RequestTimes, TokenLogprobs, TokenOutput
 
 # One step may fail because of a request in it. When as many in a row do, it is not the requests.
 MAX_FAILED_STEPS = 3
@@ -95,6 +95,7 @@ class EngineCore:
             num_running=len(self._scheduler.running),
             num_waiting=self._scheduler.num_waiting,
             num_kv_blocks=pool.num_blocks,
+            kv_block_size=pool.block_size,
             num_free_kv_blocks=pool.num_free,
             num_preemptions=self._scheduler.num_preemptions,
             num_prefix_cache_queries=self._scheduler.num_prefix_cache_queries,
@@ -137,6 +138,7 @@ class EngineCore:
         if not batch.scheduled:
             return expired
         self._num_steps += 1
+        _note_scheduled(batch, time.monotonic())
         try:
             computed = self._runner.run(batch)
         except Exception as error:
@@ -151,6 +153,7 @@ class EngineCore:
                 scheduled.sequence.prompt_logprobs += c.prompt_logprobs
         sampled = [(s.sequence, c) for s, c in pairs if s.is_sampled]
         counts = self._scheduler.postprocess(batch, [c.token_ids for _, c in sampled])
+        _note_tokens([s.request.times for s, _ in sampled], time.monotonic())
         failed = self._end_failed(sampled)
         outputs = [
             self._output(sequence, c, num_new)
@@ -214,3 +217,17 @@ class EngineCore:
         for request_id in ids:
             self.abort(request_id)
         return [RequestOutput(request_id, error) for request_id in ids]
+
+
+def _note_scheduled(batch: Batch, now_s: float) -> None:
+    for scheduled in batch.scheduled:
+        times = scheduled.sequence.request.times
+        if times.scheduled_s is None:
+            times.scheduled_s = now_s
+
+
+def _note_tokens(sampled: Iterable[RequestTimes], now_s: float) -> None:
+    for times in sampled:
+        times.last_token_s = now_s
+        if times.first_token_s is None:
+            times.first_token_s = now_s

@@ -43,4 +43,5 @@ def _write(entry: Path, text: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=entry.parent)
     with os.fdopen(handle, "w") as file:
         file.write(text)
+        os.fchmod(handle, 0o644)  # an image's cache is written by root and read by somebody else
     Path(temporary).rename(entry)

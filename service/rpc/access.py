@@ -1,6 +1,6 @@
 """Who calls, and what they may: the API key in a call's metadata.
 
-It travels as `authorization: Bearer KEY`, or as `x-api-key: KEY`. Health and reflection need none.
+It travels as `authorization: Bearer KEY`, or as `x-api-key: KEY`. Health needs none.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,10 +11,9 @@ import structlog
 
 from chatrpc_process.keys import Key, KeyRing
 from chatrpc_process.quotas import QuotaExceeded, Quotas
+from chatrpc_process.secret import sent_secret
 from chatrpc_process.watched import Watched
 from service.errors import LimitReached, ModelForbidden, Unauthenticated
-
-_BEARER = "bearer "
 
 
 class Call(Protocol):
@@ -41,7 +40,7 @@ class Access:
         """
         if self._keys is None:
             return None
-        secret = _secret(metadata)
+        secret = sent_secret(metadata)
         key = None if secret is None else self._keys.value.find(secret)
         if key is None:
             raise Unauthenticated(is_missing=secret is None)
@@ -79,13 +78,3 @@ def _model(request: Any) -> str:
 def _check_model(key: Key | None, model: str) -> None:
     if key is not None and model and not key.may_use(model):
         raise ModelForbidden(model)
-
-
-def _secret(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
-    for name, value in metadata:
-        if isinstance(value, str):
-            if name == "authorization" and value[: len(_BEARER)].lower() == _BEARER:
-                return value[len(_BEARER) :].strip()
-            if name == "x-api-key":
-                return value.strip()
-    return None

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from service.errors import InvalidField
+from service.rpc import phases
 from service.rpc.completion_request import CompletionRequest, context_length_exceeded
 from service.rpc.deadline import until
 from service.rpc.generation import (
@@ -140,6 +141,7 @@ async def generate(
         _PromptAnswer(i, request.n, model.tokenizer, sampling, constraint)
         for i, request in enumerate(requests)
     ]
+    phases.ask(*requests)
     sources = [model.engine.generate(request) for request in requests]
     async with aclosing(Merged(sources)) as outputs:
         for source in sources:

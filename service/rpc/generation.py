@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from service.errors import InvalidField
+from service.rpc import phases
 from service.rpc.deadline import until
 from service.text import conversation as conversations
 from service.text.answer import AnswerText, TextDelta
@@ -91,6 +92,7 @@ async def generate(model: ServedModel, prepared: Prepared) -> AsyncGenerator[Tex
         InvalidField: the request's grammar cannot be followed to the end of an answer.
     """
     request = prepared.request
+    phases.ask(request)
     async with aclosing(model.engine.generate(request)) as outputs:
         await anext(outputs)
         yield TextDelta()

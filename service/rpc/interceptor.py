@@ -4,8 +4,9 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -13,13 +14,19 @@ import structlog
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
-from service.errors import InvalidField
+from chatrpc_process.tracing import OFF, Tracer, log_fields
+from service.errors import DeadlinePassed, InvalidField, Unauthenticated
 from service.metrics import Metrics
 from service.rpc import status
 from service.rpc.access import Access
-from service.rpc.telemetry import CallMetrics
+from service.rpc.telemetry import CallTelemetry
 
 REQUEST_ID_KEY = "x-request-id"
+
+# Services that need no key.
+_OPEN = ("/grpc.health.v1.Health/", "/xds.service.orca.v3.OpenRcaService/")
+
+_LAST_WORDS_S = 5
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -30,15 +37,38 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a call waits for its client.
+
+    Args:
+        message_s: for the request to arrive.
+        write_s: for a part of the answer to be read, or to fit what the client will buffer.
+    """
+
+    message_s: float = 60.0
+    write_s: float = 60.0
+
+
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Names each call, asks for its key, turns its errors into statuses, counts and logs its end.
 
-    Health and reflection pass untouched: probes would flood the log, and `Watch` writes by itself.
+    What is not ours is asked for its key alone, and passes untouched otherwise: probes would flood
+    the log, and `Watch` writes by itself. Health and the load report need no key: they tell nothing
+    else, and what asks for them, kubelets and gRPC's own balancers, has none to show.
     """
 
-    def __init__(self, access: Access, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        access: Access,
+        metrics: Metrics,
+        patience: Patience | None = None,
+        tracer: Tracer = OFF,
+    ) -> None:
         self._access = access
         self._metrics = metrics
+        self._patience = patience or Patience()
+        self._tracer = tracer
 
     async def intercept_service(
         self,
@@ -47,22 +77,39 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith("/chatrpc."):
+        if handler is None or method.startswith(_OPEN):
             return handler
-        # Requests are parsed in here: grpc itself answers UNKNOWN to one that cannot be.
+        if not method.startswith("/chatrpc."):
+            return self._with_key(handler, handler_call_details)
+        # Requests are read and parsed in here: grpc itself would wait for one without end, before
+        # anybody has asked for a key, and answers UNKNOWN to one that cannot be parsed. To the
+        # wire a stream of one request is that request.
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
+            return grpc.stream_stream_rpc_method_handler(
                 self._stream(handler, method), None, handler.response_serializer
             )
-        return grpc.unary_unary_rpc_method_handler(
+        return grpc.stream_unary_rpc_method_handler(
             self._unary(handler, method), None, handler.response_serializer
         )
 
+    def _with_key(self, handler: Any, details: grpc.HandlerCallDetails) -> Handler:
+        try:
+            self._access.authenticate(details.invocation_metadata or ())
+        except Unauthenticated as error:
+            proto = status.status(error, "")
+
+            async def refuse(_: Any, context: Context) -> None:
+                await _abort(context, proto, ())
+
+            return grpc.stream_stream_rpc_method_handler(refuse)
+        return handler  # type: ignore[no-any-return]
+
     def _unary(self, handler: Any, method: str) -> Any:
-        async def call(request: bytes, context: Context) -> Any:
-            async with _call(method, context, self._metrics) as counting:
+        async def call(_: Any, context: Context) -> Any:
+            async with _call(method, context, self._metrics, self._tracer) as counting:
                 key = self._access.authenticate(context.invocation_metadata() or ())
-                message = _parse(handler, request)
+                message = _parse(handler, await self._read(context))
+                counting.note_request(message)
                 with self._access.use(key, message, counting):
                     response = await handler.unary_unary(message, context)
                     if hasattr(response, "completion"):
@@ -72,17 +119,36 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return call
 
     def _stream(self, handler: Any, method: str) -> Any:
-        async def call(request: bytes, context: Context) -> AsyncGenerator[Any, None]:
-            async with _call(method, context, self._metrics) as counting:
+        async def call(_: Any, context: Context) -> None:
+            async with _call(method, context, self._metrics, self._tracer) as counting:
                 key = self._access.authenticate(context.invocation_metadata() or ())
-                message = _parse(handler, request)
+                message = _parse(handler, await self._read(context))
+                counting.note_request(message)
                 with self._access.use(key, message, counting):
                     async with aclosing(handler.unary_stream(message, context)) as responses:
                         async for response in responses:
                             counting.note_chunk(response.chunk)
-                            yield response
+                            await self._write(context, response)
 
         return call
+
+    async def _read(self, context: Context) -> bytes:
+        """The one message of a request, as it came."""
+        try:
+            async with asyncio.timeout(self._patience.message_s):
+                request = await context.read()
+        except TimeoutError:
+            raise DeadlinePassed("The request took too long to arrive.") from None
+        if not isinstance(request, bytes):
+            raise InvalidField("request", "There is no request.")
+        return request
+
+    async def _write(self, context: Context, response: Any) -> None:
+        try:
+            async with asyncio.timeout(self._patience.write_s):
+                await context.write(response)
+        except TimeoutError:
+            raise DeadlinePassed("The answer was not read for too long.") from None
 
 
 def _parse(handler: Any, request: bytes) -> Any:
@@ -93,13 +159,16 @@ def _parse(handler: Any, request: bytes) -> Any:
 
 
 @asynccontextmanager
-async def _call(method: str, context: Context, metrics: Metrics) -> AsyncIterator[CallMetrics]:
+async def _call(
+    method: str, context: Context, metrics: Metrics, tracer: Tracer
+) -> AsyncIterator[CallTelemetry]:
     request_id = _request_id(context)
-    structlog.contextvars.bind_contextvars(request_id=request_id)
+    metadata = context.invocation_metadata() or ()
+    counting = CallTelemetry(metrics, tracer, method, metadata, context.peer())
+    structlog.contextvars.bind_contextvars(request_id=request_id, **log_fields(counting.span))
     context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
     started = time.monotonic()
     outcome = code = "CANCELLED"  # unless it ends by itself
-    counting = CallMetrics(metrics, method)
     try:
         yield counting
         outcome = code = "OK"
@@ -108,24 +177,30 @@ async def _call(method: str, context: Context, metrics: Metrics) -> AsyncIterato
         outcome, code = status.reason(proto), status.code(proto).name
         if outcome == "INTERNAL":
             log.exception("call failed", method=method)
-        metadata = ((REQUEST_ID_KEY, request_id), *status.retry_pushback(error))
-        await _abort(context, proto, metadata)
+        trailing = ((REQUEST_ID_KEY, request_id), *status.retry_pushback(error))
+        await _abort(context, proto, trailing)
     finally:
-        counting.end(code)
+        counting.end(code, outcome)
         duration_ms = round((time.monotonic() - started) * 1000, 1)
         log.info("call", method=method, outcome=outcome, duration_ms=duration_ms)
 
 
 async def _abort(context: Context, proto: status_pb2.Status, metadata: status.Metadata) -> NoReturn:
-    """End the call with a status. One that has ended meanwhile, core refuses to end again."""
+    """End the call with a status. One that has ended meanwhile, core refuses to end again.
+
+    A status comes after all that was written before it. Where that is not read it is left to core,
+    which sends it once there is room, and all that the call held is free by then.
+    """
     try:
-        await context.abort(
-            status.code(proto), proto.message, metadata + status.trailing_metadata(proto)
-        )
+        async with asyncio.timeout(_LAST_WORDS_S):
+            await context.abort(
+                status.code(proto), proto.message, metadata + status.trailing_metadata(proto)
+            )
     except grpc.aio.AbortError:
         raise
     except Exception as error:  # the deadline of the call, most often, at the same moment as ours
         raise asyncio.CancelledError from error
+    raise AssertionError("abort raises")
 
 
 def _request_id(context: Context) -> str:

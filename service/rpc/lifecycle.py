@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2
 
 from service.errors import Draining, ModelNotFound, Starting
+from service.rpc.health import HealthServicer
 from service.types import ServedModel
 
 LIVENESS = "liveness"
 READINESS = "readiness"
+STARTUP = "startup"
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -26,15 +28,16 @@ class State(Enum):
 class Lifecycle:
     """Which models are served, how many generations run, and what `grpc.health.v1` says of it all.
 
-    Health has the names "" and `readiness` (can answer), `liveness` (need not be restarted), the
-    full name of each service and the id of each model. All but `liveness` go together.
+    Health has the names "" and `readiness` (can answer), `liveness` (need not be restarted),
+    `startup` (has been ready once), the full name of each service and the id of each model. All but
+    `liveness` and `startup` go together.
 
     Args:
         service_names: the full names of the gRPC services that need a model.
     """
 
     def __init__(self, service_names: list[str]) -> None:
-        self.health = health.aio.HealthServicer()
+        self.health = HealthServicer()
         self._ready_names = ["", READINESS, *service_names]
         self._models: dict[str, ServedModel] = {}  # by id and by alias
         self._state = State.STARTING
@@ -54,6 +57,7 @@ class Lifecycle:
     async def start(self) -> None:
         """Alive, not ready. To be called before the server is, whose health is born as SERVING."""
         await self._set_ready(is_ready=False)
+        await self.health.set(STARTUP, NOT_SERVING)
         await self.health.set(LIVENESS, SERVING)
 
     async def serve(self, model: ServedModel) -> None:
@@ -63,6 +67,7 @@ class Lifecycle:
             self._ready_names.append(name)
         self._state = State.SERVING
         await self._set_ready(is_ready=True)
+        await self.health.set(STARTUP, SERVING)
 
     async def die(self) -> None:
         """The engine has failed: neither ready nor alive."""

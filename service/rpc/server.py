@@ -3,6 +3,7 @@
 import asyncio
 
 import grpc
+from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -15,17 +16,20 @@ from chatrpc.v1 import (
     model_service_pb2_grpc,
 )
 from chatrpc_process.tls import TlsFiles
+from chatrpc_process.tracing import OFF, Tracer
 from service.metrics import Metrics
 from service.rpc.access import Access
 from service.rpc.chat_servicer import ChatServicer
 from service.rpc.completion_servicer import CompletionServicer
-from service.rpc.interceptor import CallInterceptor
+from service.rpc.interceptor import CallInterceptor, Patience
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.model_servicer import ModelServicer
 from service.rpc.orca import LoadReports
+from service.rpc.standard_services import StandardServiceInterceptor
 from service.rpc.tls import server_credentials
 
 MAX_MESSAGE_BYTES = 32 << 20
+MAX_METADATA_BYTES = 16 << 10
 
 # Core ignores a key that it does not know, so a test compares these with the keys in its binary.
 # There is no maximum_concurrent_rpcs: it would refuse health checks too and get a busy service
@@ -33,19 +37,28 @@ MAX_MESSAGE_BYTES = 32 << 20
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # Clients may ping each 10 s, also during a long unary call. The default of 300 s ends their
-    # connection with too_many_pings.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.max_ping_strikes", 0),
+    # Clients may ping each 10 s, also during a long unary call: the default of 300 s ends their
+    # connection with too_many_pings. Those who ping in floods shall have just that.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 2),
     ("grpc.keepalive_permit_without_calls", 1),
     # Ping clients too: one that died without a word still holds a generation. The default is 2 h.
+    # While nobody waits for data from them it is the ping's own timeout that counts, of 60 s.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),
     # Makes clients look the name up again, and so find new replicas. Streams outlive it by the
     # grace.
     ("grpc.max_connection_age_ms", 600_000),
     ("grpc.max_connection_age_grace_ms", 3_600_000),
+    # Of one connection. More than a full queue, so that a client is refused what exceeds that, and
+    # does not wait in silence for a stream of its own.
     ("grpc.max_concurrent_streams", 1024),
+    # One number where core has two: between them it refuses at random.
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    # Of what a client sends and nobody reads 64 KiB a stream are kept; by measure it was megabytes.
+    ("grpc.http2.bdp_probe", 0),
     # On by default: a second server would bind the same port in silence and take half the calls.
     ("grpc.so_reuseport", 0),
 )
@@ -55,6 +68,8 @@ SERVICE_NAMES = [
     completion_service_pb2.DESCRIPTOR.services_by_name["CompletionService"].full_name,
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
 ]
+
+_CHANNELZ = "grpc.channelz.v1.Channelz"
 
 # What is left when every generation is done are health watches, which hold stop() for its grace.
 _STOP_GRACE_S = 0.5
@@ -69,7 +84,11 @@ class Server:
         has_reflection: whether clients may ask for the protos.
         access: who may call.
         metrics: where calls are counted.
+        patience: how long calls wait for their clients.
+        tracer: where their spans go.
         tls: the server's certificate; None: none, all in the clear.
+        has_channelz: whether the admin port tells of connections, and of who is at their other end.
+        options: of gRPC's core.
     """
 
     def __init__(
@@ -80,15 +99,24 @@ class Server:
         has_reflection: bool = True,
         access: Access | None = None,
         metrics: Metrics | None = None,
+        patience: Patience | None = None,
+        tracer: Tracer = OFF,
         tls: TlsFiles | None = None,
+        has_channelz: bool = False,
+        options: tuple[tuple[str, int], ...] = OPTIONS,
     ) -> None:
         self._lifecycle = lifecycle
         self._credentials = None if tls is None else server_credentials(tls)
+        options = (*options, ("grpc.enable_channelz", int(has_channelz)))
+        standard = StandardServiceInterceptor()
         self._server = grpc.aio.server(
-            options=OPTIONS,
-            interceptors=[CallInterceptor(access or Access(), metrics or Metrics())],
+            options=options,
+            interceptors=[
+                CallInterceptor(access or Access(), metrics or Metrics(), patience, tracer),
+                standard,
+            ],
         )
-        self._admin = grpc.aio.server(options=OPTIONS)
+        self._admin = grpc.aio.server(options=options, interceptors=[standard])
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._admin)
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(
             ChatServicer(lifecycle, max_request_s), self._server
@@ -101,9 +129,13 @@ class Server:
         )
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._server)
         LoadReports(lifecycle).add_to(self._server)
+        if has_channelz:
+            channelz.add_channelz_servicer(self._admin)
         if has_reflection:
-            names = (*SERVICE_NAMES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+            common = ("grpc.health.v1.Health", reflection.SERVICE_NAME)
+            reflection.enable_server_reflection((*SERVICE_NAMES, *common), self._server)
+            admin = (*common, _CHANNELZ) if has_channelz else common
+            reflection.enable_server_reflection(admin, self._admin)
 
     async def start(self, host: str, port: int) -> int:
         """Listen, alive but not ready.
@@ -120,7 +152,7 @@ class Server:
         return bound
 
     async def start_admin(self, host: str, port: int) -> int:
-        """Listen for health checks alone, in the clear: probes have no certificates.
+        """Listen for what operators ask, in the clear: probes have no certificates.
 
         Returns and raises as `start`.
         """

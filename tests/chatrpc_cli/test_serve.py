@@ -124,7 +124,7 @@ def test_the_banner_has_both_addresses_and_a_curl_line_that_works(
 
 
 def test_a_wildcard_host_is_reached_through_loopback(start: Callable[..., Serve]) -> None:
-    serve = start("--host", "0.0.0.0", "--model", "tiny")  # noqa: S104
+    serve = start("--host", "0.0.0.0", "--model", "tiny", "--insecure")  # noqa: S104
     banner = serve.banner()
     assert banner.startswith("tiny is ready\n")
     assert "0.0.0.0" not in banner  # noqa: S104
@@ -215,9 +215,23 @@ def test_a_port_in_use_is_named_before_anything_starts(start: Callable[..., Serv
 
 
 def test_a_host_that_is_not_ours_is_an_error(start: Callable[..., Serve]) -> None:
-    code, _, stderr = start("--host", "192.0.2.1").end()
+    code, _, stderr = start("--host", "192.0.2.1", "--insecure").end()
     assert code == 1
     assert re.fullmatch(r"error: 192\.0\.2\.1:\d+: .+\n", stderr)
+
+
+def test_nothing_is_open_by_accident(start: Callable[..., Serve]) -> None:
+    code, _, stderr = start("--host", "0.0.0.0").end()  # noqa: S104
+    assert code == 2
+    assert "--api-keys" in stderr
+    assert "--insecure" in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_keys_are_for_both(start: Callable[..., Serve]) -> None:
+    serve = start("--host", "0.0.0.0", "--api-keys", "keys.toml")  # noqa: S104
+    serve.banner()
+    assert {"service keys keys.toml", "gateway keys keys.toml"} <= set(serve.events)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a parent's death is announced by Linux alone")

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from chatrpc_process.keys import KeyRing, digest_of, load_keys, new_secret
+from chatrpc_process.keys import KeyRing, load_keys, load_secret
+from chatrpc_process.secret import digest_of, new_secret
 from chatrpc_process.settings import ConfigError
 
 
@@ -25,8 +26,49 @@ def test_a_key_is_found_by_its_secret_alone(tmp_path: Path) -> None:
         assert ring.find(wrong) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SECRET = SECRET",
+        "'SECRET' = 1",
+        "[[SECRET]]\nSECRET = 1\n[[SECRET]]\nSECRET = 2\nSECRET = 3",
+        "[SECRET]\n[SECRET]",
+        "a = {SECRET = 1, SECRET = 2}",
+        "[[key]]\nname = 'SECRET",
+        "[[key]]\nsha256 = 'SECRET'",
+        "[[key]]\nname = ['SECRET']",
+        "[[key]]\nSECRET = 'x'",
+        "[[key]]\nmodels = 'SECRET'",
+        "[[key]]\nrequests_per_minute = 'SECRET'",
+        "SECRET\0",
+        "key = [" * 5000 + "'SECRET'",
+    ],
+)
+def test_what_is_wrong_with_a_file_quotes_nothing_of_it(tmp_path: Path, text: str) -> None:
+    secret = new_secret()
+    path = write(tmp_path, text.replace("SECRET", secret))
+    with pytest.raises(ConfigError) as caught:
+        load_keys(path)
+    assert secret not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "a b", "a\nb", "ü", "x" * 1025])
+def test_one_secret_in_a_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "secret"
+    path.write_text(" sk-1 \n")
+    assert load_secret(path) == "sk-1"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_secret(path)
+    assert not text.strip() or text not in str(caught.value)
+    with pytest.raises(ConfigError, match="No such file"):
+        load_secret(tmp_path / "none")
+
+
 def test_a_file_without_keys_lets_nobody_in(tmp_path: Path) -> None:
-    assert load_keys(write(tmp_path, "")).find("x") is None
+    assert load_keys(write(tmp_path, "key = []\n")).find("x") is None
     assert KeyRing(()).find("") is None
 
 

@@ -1,6 +1,7 @@
 """An engine that answers from a script."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,6 +43,8 @@ class FakeEngine:
         if self.refusal is not None:
             raise self.refusal
         self.requests.append(request)
+        times = request.times
+        times.queued_s = times.scheduled_s = time.monotonic()
         script = self.script  # as it is when the request comes
         outputs = [step for step in script if isinstance(step, TokenOutput)]
         is_told_apart = any(output.index for output in outputs)
@@ -54,6 +57,8 @@ class FakeEngine:
                 elif isinstance(step, Exception):
                     raise step
                 else:
+                    times.last_token_s = time.monotonic()
+                    times.first_token_s = times.first_token_s or times.last_token_s
                     for index in [step.index] if is_told_apart else range(request.n):
                         if index not in ended:
                             told = _told(step, index, request, is_first=step is outputs[0])

@@ -1,19 +1,17 @@
 """The real gateway on a free port, before a fake service that does as it is told."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway_http.app import build_app
+from chatrpc_process.tracing import OFF, Tracer
 from gateway_http.config import Settings
-from gateway_http.http_protocol import HttpProtocol
+from gateway_http.server import Server as Gateway
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
 from service.types import SamplingParams, ServedModel
@@ -24,38 +22,37 @@ from tests.service.rpc.conftest import CARD
 
 
 @asynccontextmanager
-async def serving(**options: Any) -> AsyncIterator[str]:
+async def serving(*, tracer: Tracer = OFF, **options: Any) -> AsyncIterator[str]:
     """A gateway with these options, as it runs in production but for signals; yields its URL."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(
-            build_app(Settings(**options)),
-            http=HttpProtocol,
-            lifespan="on",
-            ws="none",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=5,
-        )
-        config.load()
-        server = uvicorn.Server(config)
-        server.lifespan = config.lifespan_class(config)
+    async with started(tracer=tracer, **options) as (server, url):
+        assert server.started
+        yield url
+
+
+@asynccontextmanager
+async def started(*, tracer: Tracer = OFF, **options: Any) -> AsyncIterator[tuple[Gateway, str]]:
+    """As `serving`, with the server itself."""
+    server = Gateway(Settings(**{"port": 0, "shutdown_grace_s": 3} | options), tracer)
+    with server.bind() as listener:
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
         await server.startup(sockets=[listener])
+        scheme = "https" if "tls_certificate" in options else "http"
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield server, f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             await server.shutdown(sockets=[listener])
 
 
 @asynccontextmanager
-async def checking_service() -> AsyncIterator[str]:
+async def checking_service(tracer: Tracer = OFF) -> AsyncIterator[str]:
     """The real gRPC surface, which checks what it is asked, over an engine that says "ok"; its
     target. The model is called `fake`.
     """
     engine = FakeEngine()
     engine.answer("ok")
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=60)
+    server = Server(lifecycle, max_request_s=60, tracer=tracer)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
         ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)

@@ -4,6 +4,8 @@ import asyncio
 import json
 import socket
 import struct
+from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -12,13 +14,23 @@ from urllib.parse import urlsplit
 class RawClient:
     """One connection. Leaving the `async with` closes it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, receive_buffer: int | None = None) -> None:
         self._address = urlsplit(url)
+        self._receive_buffer = receive_buffer
 
     async def __aenter__(self) -> Self:
-        self._reader, self._writer = await asyncio.open_connection(
-            self._address.hostname, self._address.port
-        )
+        raw = socket.socket()
+        if self._receive_buffer is not None:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
+        raw.setblocking(False)
+        address = self._address.hostname, self._address.port
+        try:
+            await asyncio.get_running_loop().sock_connect(raw, address)
+        except BaseException:
+            raw.close()
+            raise
+        limit = self._receive_buffer or 1 << 16
+        self._reader, self._writer = await asyncio.open_connection(sock=raw, limit=limit)
         return self
 
     async def __aexit__(
@@ -29,10 +41,16 @@ class RawClient:
     ) -> None:
         await self.close()
 
-    async def post(self, body: dict[str, Any], path: str = "/v1/chat/completions") -> None:
+    async def post(
+        self,
+        body: dict[str, Any],
+        path: str = "/v1/chat/completions",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         content = json.dumps(body).encode()
+        more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         await self.send(
-            f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n{more}"
             f"Content-Length: {len(content)}\r\n\r\n".encode()
             + content
         )
@@ -45,9 +63,25 @@ class RawClient:
         async with asyncio.timeout(120):
             return await self._reader.readuntil(separator)
 
+    async def trickle(self, data: bytes) -> None:
+        """Send a byte at a time, without haste."""
+        with suppress(ConnectionError):  # until the peer has enough of it
+            for byte in data:
+                await self.send(bytes([byte]))
+                await asyncio.sleep(0.001)
+
+    async def ended(self) -> bool:
+        """Whether the peer has ended the connection, and said nothing more; waits until it has."""
+        try:
+            async with asyncio.timeout(120):
+                return not await self._reader.read(1)
+        except ConnectionError:
+            return True
+
     async def close(self) -> None:
         self._writer.close()
-        await self._writer.wait_closed()
+        with suppress(ConnectionError):  # the peer may have been first
+            await self._writer.wait_closed()
 
     async def reset(self) -> None:
         """Vanish without a goodbye: the peer gets a RST."""

@@ -1,9 +1,23 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from chatrpc_process.settings import ConfigError
 from gateway_http.config import Settings
+
+README = (Path(__file__).parent.parent.parent / "README.md").read_text()
+
+
+def test_every_setting_has_a_row_in_the_table() -> None:
+    table = README.split("The gateway, `python -m gateway_http`")[1].split("Install one")[0]
+    options = {
+        option.replace("-", "_")
+        for row in table.splitlines()
+        if row.startswith("| `--")
+        for option in re.findall(r"`--([a-z-]+)`", row.split("|")[1])
+    }
+    assert options == set(Settings.model_fields) - {"config"}
 
 
 def test_defaults() -> None:
@@ -16,11 +30,11 @@ def test_command_line_over_environment_over_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "gateway.toml"
-    file.write_text('port = 1\nhost = "file"\nupstream = "file:1"\n')
+    file.write_text('port = 1\nhost = "127.0.0.2"\nupstream = "file:1"\n')
     monkeypatch.setenv("CHATRPC_GATEWAY_PORT", "2")
-    monkeypatch.setenv("CHATRPC_GATEWAY_HOST", "environment")
+    monkeypatch.setenv("CHATRPC_GATEWAY_HOST", "127.0.0.3")
     settings = Settings.load(["--config", str(file), "--port", "3"])
-    assert (settings.port, settings.host, settings.upstream) == (3, "environment", "file:1")
+    assert (settings.port, settings.host, settings.upstream) == (3, "127.0.0.3", "file:1")
 
 
 @pytest.mark.parametrize("other", ["upstream", "upstream_ca"])

@@ -15,14 +15,18 @@ import httpx
 import pytest
 
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
+from tests.fakes.collector import collecting
 from tests.gateway_http.raw_http import RawClient
 
-COMMAND = [sys.executable, "-m", "gateway_http"]
+PYTHON = [sys.executable, "-m"]
+COMMAND = [*PYTHON, "gateway_http"]
 
 
 @asynccontextmanager
-async def running(*options: str) -> AsyncIterator[tuple[Process, str]]:
-    command = [*COMMAND, "--port", "0", "--log-format", "json", *options]
+async def running(
+    *options: str, module: str = "gateway_http"
+) -> AsyncIterator[tuple[Process, str]]:
+    command = [*PYTHON, module, "--port", "0", "--log-format", "json", *options]
     process = await asyncio.create_subprocess_exec(*command, stderr=PIPE)
     try:
         assert process.stderr
@@ -64,6 +68,59 @@ async def test_running_requests_finish_after_a_signal(
             assert await process.wait() == 0
 
 
+async def test_requests_are_taken_while_routers_hear_of_the_end(
+    service: FakeService, body: dict[str, Any]
+) -> None:
+    options = ("--upstream", service.target, "--drain-delay-s", "3600")
+    async with running(*options) as (process, url), httpx.AsyncClient(base_url=url) as http:
+        assert (await http.get("/readyz")).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(120):
+            while (await http.get("/readyz")).status_code != 503:
+                pass
+        assert "shutting down" in (await http.get("/readyz")).text
+        assert (await http.get("/healthz")).status_code == 200
+        assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+        process.send_signal(signal.SIGINT)  # does not wait for the delay
+        async with asyncio.timeout(120):
+            assert await process.wait() == 0
+
+
+async def test_after_the_delay_nobody_is_let_in() -> None:
+    async with running("--drain-delay-s", "0.2") as (process, url):
+        async with httpx.AsyncClient() as http:
+            assert (await http.get(f"{url}/healthz")).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        await closed(url)
+        async with asyncio.timeout(120):
+            assert await process.wait() == 0
+
+
+async def test_a_loop_that_hangs_is_the_end() -> None:
+    options = ("--loop-timeout-s", "0.3")
+    async with running(*options, module="tests.fakes.hanging_gateway") as (process, url):
+        with pytest.raises(httpx.HTTPError):
+            async with httpx.AsyncClient(timeout=120) as http:
+                await http.get(f"{url}/v1/healthz")
+        _, said = await process.communicate()
+        assert process.returncode == 1
+        assert "event loop hangs" in said.decode()
+        assert "hanging_gateway" in said.decode()  # and where
+
+
+async def test_the_last_spans_are_told_before_the_end() -> None:
+    with collecting() as collector:
+        async with running("--otlp-endpoint", collector.url) as (process, url):
+            async with httpx.AsyncClient() as http:
+                assert (await http.get(f"{url}/version")).status_code == 200
+            process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(120):
+                assert await process.wait() == 0
+        [request] = collector.requests
+    [span] = request.resource_spans[0].scope_spans[0].spans
+    assert span.name == "GET /version"
+
+
 async def test_grace_has_an_end(service: FakeService, body: dict[str, Any]) -> None:
     service.script = [Admit(), Say("Hello"), Hold()]
     options = ("--upstream", service.target, "--shutdown-grace-s", "0")
@@ -87,6 +144,19 @@ async def test_a_whole_answer_that_outlasts_the_grace_is_an_error(
         await service.called()
         process.send_signal(signal.SIGTERM)
         assert b"503" in await client.read_until(b"shutting down")
+        async with asyncio.timeout(120):
+            assert await process.wait() == 0
+
+
+async def test_the_admin_port_is_told_and_answers() -> None:
+    async with running("--admin-port", "0") as (process, _):
+        assert process.stderr
+        line = json.loads(await process.stderr.readline())
+        assert line["event"] == "listening for probes"
+        async with httpx.AsyncClient() as http:
+            answer = await http.get(f"http://{line['host']}:{line['port']}/healthz", timeout=60)
+            assert answer.status_code == 200
+            process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(120):
             assert await process.wait() == 0
 
@@ -115,9 +185,18 @@ def test_port_in_use_is_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [("--port", "99999"), ("--config", "/none.toml"), ("--registry", "/none.toml")]
+    "options",
+    [
+        ("--port", "99999"),
+        ("--config", "/none.toml"),
+        ("--registry", "/none.toml"),
+        ("--host", "0.0.0.0"),  # noqa: S104
+        ("--api-keys", "/none.toml"),
+        ("--upstream-api-key-file", "/none"),
+        ("--tls-certificate", "/none.crt", "--tls-key", "/none.key"),
+    ],
 )
-def test_bad_config_is_one_line(options: tuple[str, str]) -> None:
+def test_bad_config_is_one_line(options: tuple[str, ...]) -> None:
     result = failed(*options)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")

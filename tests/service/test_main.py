@@ -153,14 +153,47 @@ def test_an_engine_that_fails_time_and_again_ends_the_process(
     assert "engine failed" in process.log
 
 
+def test_an_engine_that_hangs_ends_the_process(start: Callable[..., Process], model: Path) -> None:
+    arguments = ("--model", str(model), "--step-timeout-s", "0.5")
+    process = start(*arguments, module="tests.fakes.wedged_service")
+    port = process.until("listening")["port"]
+    process.until("ready")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = chat_service_pb2_grpc.ChatServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stub.StreamChatCompletion(request(num_tokens=3)))
+        assert caught.value.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE}
+    assert "wedged_service" in process.until("engine hangs")["stack"]
+    assert process.wait() == 1
+
+
+def test_an_event_loop_that_hangs_ends_the_process(
+    start: Callable[..., Process], model: Path
+) -> None:
+    arguments = ("--model", str(model), "--loop-timeout-s", "0.5")
+    process = start(*arguments, module="tests.fakes.hanging_service")
+    port = process.until("listening")["port"]
+    process.until("ready")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = chat_service_pb2_grpc.ChatServiceStub(channel)
+        with pytest.raises(grpc.RpcError):
+            next(stub.StreamChatCompletion(request(num_tokens=3)))
+    assert "hanging_service" in process.until("event loop hangs")["stack"]
+    assert process.wait() == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [
         (["--model", "no-such-model"], 1, "There is no model 'no-such-model'"),
         (["--max-num-seqs", "0"], 2, "error: max_num_seqs"),
         (["--max-num-batched-tokens", "1"], 2, "error: "),
+        (["--channelz"], 2, "channelz needs admin_port"),
+        (["--otlp-endpoint", "collector:4317"], 2, "error: otlp_endpoint"),
         (["--config", "/nowhere.toml"], 2, "error: "),
         (["--nonsense"], 2, "--nonsense"),
+        (["--host", "0.0.0.0"], 2, "--insecure"),  # noqa: S104
+        (["--api-keys", "/nowhere.toml"], 2, "/nowhere.toml: No such file"),
     ],
 )
 def test_what_cannot_start_says_why_in_one_line(

@@ -71,3 +71,16 @@ async def test_staying_to_the_end_is_no_disconnect(
         assert answer.status_code == 200
     assert await metric(http, "chatrpc_gateway_requests_total", ROUTE | {"status": "200"}) == 2
     assert not any(call.is_cancelled for call in service.calls)
+
+
+async def test_what_is_pipelined_hides_no_disconnect(
+    url: str, service: FakeService, body: dict[str, Any]
+) -> None:
+    service.script = MID_STREAM
+    async with RawClient(url) as client:
+        await client.post(body | {"stream": True})
+        await client.read_until(b"Hello")
+        await client.send(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
+        await client.read_until(b": ping")
+        await client.close()
+        await service.cancelled()

@@ -654,11 +654,72 @@ async def test_a_step_that_never_ends_is_the_engines_end() -> None:
 
 
 async def test_an_engine_at_work_or_at_rest_is_not_taken_for_dead() -> None:
-    rig = Rig(step_timeout_s=3600)
+    rig = Rig(step_timeout_s=0.4)
     await rig.engine.start()
     dead = asyncio.ensure_future(rig.engine.wait_dead())
     await rig.collect(make_request(5, max_tokens=40))
-    rig.engine._check_step(time.monotonic() + 7200)  # as if it had rested for so long
+    await asyncio.sleep(0.6)  # longer than a step may take: the time itself is what is tested
+    await rig.collect(make_request(5, max_tokens=40))
     assert not dead.done()
     dead.cancel()
     await rig.engine.stop()
+
+
+async def test_a_process_that_was_stopped_in_a_step_is_not_taken_for_dead() -> None:
+    rig = Rig(step_timeout_s=1.0)
+    await rig.engine.start()
+    rig.runner.gate.clear()
+    answering = asyncio.ensure_future(rig.collect(make_request(5, max_tokens=40)))
+    await rig.blocked()
+    dead = asyncio.ensure_future(rig.engine.wait_dead())
+    await asyncio.sleep(0)
+    time.sleep(1.5)  # noqa: ASYNC251  # nothing moves, as when the process is stopped
+    rig.runner.gate.set()
+    await answering
+    assert not dead.done()
+    dead.cancel()
+    await rig.engine.stop()
+
+
+async def test_a_command_that_never_ends_is_the_engines_end() -> None:
+    rig = Rig(step_timeout_s=0.05)
+    await rig.engine.start()
+    dead = asyncio.ensure_future(rig.engine.wait_dead())
+    never = threading.Event()
+
+    def hang() -> None:
+        never.wait(120)
+
+    rig.engine._inbox.put(lambda core: hang())
+    await dead
+    with pytest.raises(EngineDead):
+        await rig.collect(make_request(5))
+    await rig.engine.stop()
+    never.set()
+
+
+async def test_a_request_knows_when_it_got_how_far(rig: Rig) -> None:
+    request = make_request(5, max_tokens=3)
+    before_s = time.monotonic()
+    await rig.collect(request)
+    times = request.times
+    told = [times.queued_s, times.scheduled_s, times.first_token_s, times.last_token_s]
+    passed = [time_s for time_s in told if time_s is not None]
+    assert len(passed) == 4
+    assert before_s <= passed[0]
+    assert passed == sorted(passed)
+    assert passed[-1] <= time.monotonic()
+
+
+async def test_one_that_waits_has_not_been_scheduled() -> None:
+    async with started(Rig(max_num_seqs=1)) as rig:
+        rig.block()
+        first = asyncio.ensure_future(rig.collect(make_request(5)))
+        await rig.blocked()
+        waiting = make_request(5)
+        async with aclosing(rig.generate(waiting)) as outputs:
+            await anext(outputs)
+            assert waiting.times.queued_s is not None
+            assert waiting.times.scheduled_s is None
+        rig.runner.gate.set()
+        await first

@@ -18,7 +18,8 @@ from chatrpc.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
 )
-from chatrpc_process.keys import digest_of, load_keys
+from chatrpc_process.keys import load_keys
+from chatrpc_process.secret import digest_of
 from chatrpc_process.watched import Watched
 from service.rpc.access import Access
 from service.rpc.lifecycle import Lifecycle

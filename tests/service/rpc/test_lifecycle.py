@@ -1,6 +1,7 @@
 """Health, admission and drain as callers and probes see them."""
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
@@ -8,6 +9,7 @@ from grpc_health.v1 import health_pb2
 
 from chatrpc.v1 import chat_service_pb2, model_service_pb2
 from service.rpc.lifecycle import State
+from service.rpc.server import SERVICE_NAMES
 from service.types import FinishReason, TokenOutput
 from tests.fakes.wait import until
 from tests.service.rpc.conftest import Running, params
@@ -45,6 +47,29 @@ async def test_while_the_model_loads_it_is_alive_and_not_ready(starting: Running
 async def test_when_the_model_is_loaded_every_name_serves(running: Running) -> None:
     for name in [*READY_NAMES, "liveness", "fake", "alias"]:
         assert await check(running, name) == SERVING
+
+
+async def test_startup_is_told_once_and_for_all(starting: Running) -> None:
+    assert await check(starting, "startup") == NOT_SERVING
+    await starting.lifecycle.serve(starting.model)
+    assert await check(starting, "startup") == SERVING
+    await starting.lifecycle.drain(delay_s=0, timeout_s=0)
+    assert await check(starting, "readiness") == NOT_SERVING
+    assert await check(starting, "startup") == SERVING
+
+
+async def test_every_name_is_listed(starting: Running) -> None:
+    async def listed() -> dict[str, int]:
+        messages: Any = health_pb2  # its type stubs do not know this method
+        answer = await starting.health.List(messages.HealthListRequest())
+        return {name: status.status for name, status in answer.statuses.items()}
+
+    names = {"", "liveness", "readiness", "startup", *SERVICE_NAMES}
+    before = await listed()
+    assert before.keys() == names
+    assert {name for name in names if before[name] == SERVING} == {"liveness"}
+    await starting.lifecycle.serve(starting.model)
+    assert await listed() == dict.fromkeys(names | {"fake", "alias"}, SERVING)
 
 
 async def test_a_name_nobody_knows_is_not_found(running: Running) -> None:

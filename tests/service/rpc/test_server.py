@@ -1,12 +1,16 @@
 """The server's options, and what it does with an address."""
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # core itself
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from service.rpc.lifecycle import Lifecycle
@@ -17,7 +21,7 @@ from tests.service.rpc.conftest import Running
 def test_core_knows_every_option_key() -> None:
     """An unknown key is ignored in silence: the key must stand, whole, in the binary."""
     binary = Path(cygrpc.__file__).read_bytes()
-    for key, _ in OPTIONS:
+    for key in [*dict(OPTIONS), "grpc.enable_channelz"]:
         assert re.search(rb"[^A-Za-z_.]" + re.escape(key.encode()) + rb"\0", binary), key
     # The name that many servers copy from one another; were it real, this test would prove nothing.
     assert b"grpc.http2.min_recv_ping_interval_without_data_ms\0" not in binary
@@ -38,6 +42,10 @@ def _reflection(channel: grpc.aio.Channel) -> Any:
     return reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]
 
 
+def _channelz(channel: grpc.aio.Channel) -> Any:
+    return channelz_pb2_grpc.ChannelzStub(channel)  # type: ignore[arg-type]  # as above
+
+
 async def test_reflection_lists_the_services(running: Running) -> None:
     stub = _reflection(running.channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
@@ -56,3 +64,55 @@ async def test_without_reflection_there_is_none() -> None:
                 pass
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
     await server.stop()
+
+
+@asynccontextmanager
+async def administered(**options: Any) -> AsyncIterator[tuple[int, grpc.aio.Channel]]:
+    """A server's main port, and a channel to its admin port."""
+    server = Server(Lifecycle(SERVICE_NAMES), max_request_s=1, **options)
+    port = await server.start("127.0.0.1", 0)
+    admin_port = await server.start_admin("127.0.0.1", 0)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{admin_port}") as channel:
+        yield port, channel
+    await server.stop()
+
+
+async def test_the_admin_port_tells_of_connections_and_who_is_there() -> None:
+    async with (
+        administered(has_channelz=True) as (port, channel),
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as client,
+    ):
+        check: Any = health_pb2_grpc.HealthStub(client).Check  # type: ignore[attr-defined]  # as above
+        await check(health_pb2.HealthCheckRequest(service="liveness"))
+        stub = _channelz(channel)
+        servers = (await stub.GetServers(channelz_pb2.GetServersRequest())).server
+        ports = []
+        for server in servers:
+            of_server = channelz_pb2.GetServerSocketsRequest(server_id=server.ref.server_id)
+            for ref in (await stub.GetServerSockets(of_server)).socket_ref:
+                asked = channelz_pb2.GetSocketRequest(socket_id=ref.socket_id)
+                ports.append((await stub.GetSocket(asked)).socket.local.tcpip_address.port)
+        assert len(servers) == 2
+        assert port in ports
+        with pytest.raises(grpc.aio.AioRpcError) as caught:  # not for clients
+            await _channelz(client).GetServers(channelz_pb2.GetServersRequest())
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_it_does_so_only_if_told_to() -> None:
+    async with administered() as (_, channel):
+        stub = _channelz(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetServers(channelz_pb2.GetServersRequest())
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("has_channelz", [False, True])
+async def test_the_admin_port_says_what_it_serves(has_channelz: bool) -> None:
+    async with administered(has_channelz=has_channelz) as (_, channel):
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        stub = _reflection(channel)
+        [answer] = [r async for r in stub.ServerReflectionInfo(iter([request]))]
+    names = {service.name for service in answer.list_services_response.service}
+    assert not names & set(SERVICE_NAMES)
+    assert ("grpc.channelz.v1.Channelz" in names) is has_channelz

@@ -1,10 +1,13 @@
 """What is counted of real calls, and under which names."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from chatrpc.v1 import chat_pb2, chat_service_pb2, chat_service_pb2_grpc, model_service_pb2
 from chatrpc.v1.model_service_pb2_grpc import ModelServiceStub
@@ -32,7 +35,9 @@ class Counted:
         self.models: Any = ModelServiceStub(channel)
 
     def value(self, name: str, **labels: str) -> float | None:
-        return self._metrics.registry.get_sample_value(name, labels)
+        """A sample's; those under vLLM's names have its labels as well."""
+        model = {"model_name": "fake", "engine": "0"} if name.startswith("vllm:") else {}
+        return self._metrics.registry.get_sample_value(name, {**model, **labels})
 
     async def ended(self, number: int = 1) -> None:
         """A call's client may have its answer before it is counted."""
@@ -64,6 +69,7 @@ async def counted() -> AsyncIterator[Counted]:
     lifecycle = Lifecycle(SERVICE_NAMES)
     server = Server(lifecycle, max_request_s=60, metrics=metrics)
     port = await server.start("127.0.0.1", 0)
+    metrics.name_model("fake")
     await lifecycle.serve(
         ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
     )
@@ -126,12 +132,62 @@ async def test_a_caller_that_leaves_is_counted(counted: Counted) -> None:
 def test_the_engine_is_told_as_it_stands() -> None:
     metrics, stats = Metrics(), [EngineStats()]
     metrics.watch_engine(lambda: stats[0])
-    value = metrics.registry.get_sample_value
-    assert value("vllm:kv_cache_usage_perc") == 0
+    value, model = metrics.registry.get_sample_value, {"model_name": "m", "engine": "0"}
+    assert value("chatrpc_kv_cache_usage_ratio") == 0
+    assert value("vllm:kv_cache_usage_perc", model) is None  # of no model yet
+    metrics.name_model("m")
     stats[0] = EngineStats(
-        num_running=3, num_waiting=2, num_kv_blocks=10, num_free_kv_blocks=4, num_preemptions=7
+        num_running=3,
+        num_waiting=2,
+        num_kv_blocks=10,
+        kv_block_size=16,
+        num_free_kv_blocks=4,
+        num_preemptions=7,
+        num_steps=9,
     )
-    assert value("vllm:num_requests_running") == value("chatrpc_sequences_running") == 3
-    assert value("vllm:num_requests_waiting") == 2
-    assert value("vllm:kv_cache_usage_perc") == pytest.approx(0.6)
-    assert value("vllm:num_preemptions_total") == 7
+    assert value("vllm:num_requests_running", model) == value("chatrpc_sequences_running") == 3
+    assert value("vllm:num_requests_waiting", model) == 2
+    assert value("vllm:kv_cache_usage_perc", model) == pytest.approx(0.6)
+    assert value("vllm:num_preemptions_total", model) == 7
+    assert value("chatrpc_steps_total") == 9  # which vLLM does not count
+    assert value("vllm:cache_config_info", {"block_size": "16", "num_gpu_blocks": "10", **model})
+
+
+def test_the_page_is_one_that_prometheus_reads() -> None:
+    metrics = Metrics()
+    metrics.watch_engine(EngineStats)
+    metrics.name_model('a "quoted" \\ name')
+    families = list(text_string_to_metric_families(generate_latest(metrics.registry).decode()))
+    names = [family.name for family in families]
+    assert len(names) == len(set(names))
+    told = {s.labels["model_name"] for f in families for s in f.samples if "vllm:" in s.name}
+    assert told == {'a "quoted" \\ name'}
+    assert "chatrpc_build_info" in names
+
+
+PHASES = ("queue_time_seconds", "prefill_time_seconds", "decode_time_seconds")
+
+
+@pytest.mark.parametrize("prefix", ["chatrpc_", "vllm:"])
+async def test_a_generation_is_counted_by_what_it_asked_and_how_long_it_took(
+    counted: Counted, prefix: str
+) -> None:
+    sampling = chat_pb2.SamplingParams(n=2, max_completion_tokens=9)
+    assert [response async for response in counted.stream(sampling=sampling)]
+    await counted.ended()
+    assert counted.value(f"{prefix}request_prompt_tokens_sum") == len(PROMPT)
+    assert counted.value(f"{prefix}request_generation_tokens_sum") == 8
+    assert counted.value(f"{prefix}request_params_n_sum") == 2
+    assert counted.value(f"{prefix}request_params_max_tokens_sum") == 9
+    for name in (*PHASES, "inference_time_seconds", "time_per_output_token_seconds"):
+        assert counted.value(f"{prefix}request_{name}_count") == 1
+
+
+async def test_one_that_its_caller_left_has_no_such_times(counted: Counted) -> None:
+    counted.engine.script = [TokenOutput((97,)), asyncio.Event()]
+    call = counted.stream()
+    await call.read()
+    call.cancel()
+    await counted.ended()
+    for name in PHASES:
+        assert counted.value(f"chatrpc_request_{name}_count") == 0

@@ -1,6 +1,5 @@
 """A server under TLS: whom it takes, and certificates that change."""
 
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,11 @@ from chatrpc_process.settings import ConfigError
 from chatrpc_process.tls import TlsFiles
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
-
-
-def write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    os.utime(path, ns=(0, int.from_bytes(os.urandom(6), "big")))  # another time for certain
+from tests.tls_files import issue, write
 
 
 def read(path: Path) -> bytes:
     return path.read_bytes()
-
-
-def issue(ca: trustme.CA, directory: Path) -> TlsFiles:
-    certificate = ca.issue_cert("localhost")
-    files = TlsFiles(directory / "tls.crt", directory / "tls.key")
-    write(files.certificate, b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
-    write(files.key, certificate.private_key_pem.bytes())
-    return files
 
 
 async def check(port: int, credentials: grpc.ChannelCredentials | None) -> Any:

@@ -42,11 +42,15 @@ class Gateway(BaseHTTPRequestHandler):
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--host", required=True)
+    parser.add_argument("--api-keys")
+    parser.add_argument("--insecure", action="store_true")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--upstream", required=True)
     parser.add_argument("--shutdown-grace-s", type=int, required=True)
     options = parser.parse_args()
     note(f"started {os.getpid()}")
+    if options.api_keys is not None:
+        note(f"keys {options.api_keys}")
 
     stop = threading.Event()
 

@@ -56,9 +56,13 @@ def main() -> None:
     parser.add_argument("--model", default="it's default")
     parser.add_argument("--drain-timeout-s", type=float, required=True)
     parser.add_argument("--host", required=True)
+    parser.add_argument("--api-keys")
+    parser.add_argument("--insecure", action="store_true")
     parser.add_argument("--port", type=int, required=True)
     options = parser.parse_args()
     note(f"started {os.getpid()}")
+    if options.api_keys is not None:
+        note(f"keys {options.api_keys}")
     if MODE == "dies":
         sys.stderr.write(f"error: no model {options.model}\n")
         sys.exit(3)

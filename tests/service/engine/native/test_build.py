@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.engine.native import build
+from service.engine.native import compiler as compiler_module
 from service.engine.native.build import compile_kernels, load_library
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -162,7 +163,7 @@ def test_a_compiler_that_fails(tmp_path: Path, compiler: Compiler) -> None:
 def test_a_compiler_that_hangs(
     tmp_path: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "_COMPILE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(compiler_module, "_COMPILE_TIMEOUT_S", 0.2)
     compiler.behave("exec sleep 60")
     assert "timed out" in reason_for_none(tmp_path / "cache")
 

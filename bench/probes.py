@@ -1,0 +1,72 @@
+"""How long probes take to be answered, each on a connection of its own as kubelet's are."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import aiohttp
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from bench.loadgen import OnDone
+from bench.metrics import Outcome, percentiles
+
+_TIMEOUT_S = 10.0
+
+# Every connection is a new one: gRPC would share those of one process, and a kubelet has none.
+_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+
+Probe = Callable[[], Awaitable[bool]]
+
+
+def service_probes(target: str) -> dict[str, Probe]:
+    """Those of the service at `target`, by name."""
+    return {f"grpc_{name}_ms": _grpc(target, name) for name in ("liveness", "readiness")}
+
+
+def gateway_probes(base_url: str) -> dict[str, Probe]:
+    """Those of the gateway at `base_url`, which stands before any path."""
+    return {f"http_{path}_ms": _http(f"{base_url}/{path}") for path in ("healthz", "readyz")}
+
+
+async def probe(
+    probes: Mapping[str, Probe], num_rounds: int, interval_s: float, on_done: OnDone
+) -> Outcome:
+    """Ask each in turn, `num_rounds` times; the times, or which one said no."""
+    times_s: dict[str, list[float]] = {name: [] for name in probes}
+    for _ in range(num_rounds):
+        for name, ask in probes.items():
+            start_s = time.perf_counter()
+            try:
+                async with asyncio.timeout(_TIMEOUT_S):
+                    is_well = await ask()
+            except (TimeoutError, OSError, aiohttp.ClientError, grpc.aio.AioRpcError) as error:
+                return Outcome({}, f"{name}: {type(error).__name__}")
+            if not is_well:
+                return Outcome({}, f"{name}: not well")
+            times_s[name].append(time.perf_counter() - start_s)
+            await asyncio.sleep(interval_s)
+        on_done()
+    figures: dict[str, float] = {}
+    for name, values in times_s.items():
+        figures |= percentiles(name, values)
+    return Outcome(figures)
+
+
+def _grpc(target: str, name: str) -> Probe:
+    async def ask() -> bool:
+        async with grpc.aio.insecure_channel(target, _OPTIONS) as channel:
+            # The type stubs of this one do not know its methods.
+            check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]
+            answer = await check(health_pb2.HealthCheckRequest(service=name))
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    return ask
+
+
+def _http(url: str) -> Probe:
+    async def ask() -> bool:
+        async with aiohttp.ClientSession() as session, session.get(url) as answer:
+            return answer.status == 200
+
+    return ask

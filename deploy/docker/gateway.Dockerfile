@@ -1,0 +1,47 @@
+# The OpenAI-compatible HTTP gateway, without torch. From the repository's root:
+#
+#   docker build -f deploy/docker/gateway.Dockerfile -t chatrpc-gateway:0.1.0 .
+#
+# Writes nothing: runs with a read-only root filesystem and no volume. Any user id will do.
+
+# Name it with its digest to have the very same bytes each time.
+ARG PYTHON_IMAGE=docker.io/library/python:3.11.15-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+# Where packages come from, if not from PyPI.
+ARG PIP_INDEX_URL
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /src
+RUN python -m venv --without-pip /opt/chatrpc
+COPY pyproject.toml README.md deploy/docker/constraints.txt ./
+COPY protos/chatrpc ./protos/chatrpc
+COPY service ./service
+COPY gateway_http ./gateway_http
+COPY chatrpc_cli ./chatrpc_cli
+COPY chatrpc_process ./chatrpc_process
+RUN python -m pip --python /opt/chatrpc/bin/python install --constraint constraints.txt '.[gateway,cli,otel]'
+
+FROM ${PYTHON_IMAGE}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="chatrpc-gateway" \
+      org.opencontainers.image.description="The OpenAI-compatible HTTP front of chatrpc" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=build /opt/chatrpc /opt/chatrpc
+# HOME: whatever a library wants to keep goes where it may.
+ENV PATH=/opt/chatrpc/bin:/usr/local/bin:/usr/bin:/bin \
+    HOME=/tmp \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    CHATRPC_GATEWAY_HOST=0.0.0.0 \
+    CHATRPC_GATEWAY_PORT=8000 \
+    CHATRPC_GATEWAY_ADMIN_PORT=8001 \
+    CHATRPC_GATEWAY_LOG_FORMAT=json
+EXPOSE 8000 8001
+USER 65532:65532
+STOPSIGNAL SIGTERM
+# Kubernetes has probes of its own. The admin port is in the clear also where the other is not.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15s --retries=3 \
+    CMD ["/opt/chatrpc/bin/python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8001/healthz', timeout=3)"]
+ENTRYPOINT ["/opt/chatrpc/bin/python", "-m", "gateway_http"]

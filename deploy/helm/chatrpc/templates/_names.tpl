@@ -1,0 +1,74 @@
+{{- define "chatrpc.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 32 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "chatrpc.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride }}
+{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) }}
+{{- default $full .Values.fullnameOverride | trunc 32 | trimSuffix "-" }}
+{{- end }}
+
+{{/* Takes (list root model): the name of a model's Deployment, Service and all else of its own. */}}
+{{- define "chatrpc.model.fullname" -}}
+{{- printf "%s-%s" (include "chatrpc.fullname" (first .)) (last .).name }}
+{{- end }}
+
+{{- define "chatrpc.gateway.fullname" -}}
+{{- printf "%s-gateway" (include "chatrpc.fullname" .) }}
+{{- end }}
+
+{{- define "chatrpc.serviceAccountName" -}}
+{{- $made := ternary (include "chatrpc.fullname" .) "default" .Values.serviceAccount.create }}
+{{- default $made .Values.serviceAccount.name }}
+{{- end }}
+
+{{/* Takes (list root image): repository and tag; one whose tag is a digest has it after an @. */}}
+{{- define "chatrpc.image" -}}
+{{- $root := first . }}
+{{- $tag := coalesce (last .).tag $root.Values.image.tag $root.Chart.AppVersion | toString }}
+{{- $separator := ternary "@" ":" (hasPrefix "sha256:" $tag) }}
+{{- with $root.Values.image.registry }}{{ trimSuffix "/" . }}/{{ end }}{{ (last .).repository }}{{ $separator }}{{ $tag }}
+{{- end }}
+
+{{/* Takes (list root component): component is gateway, or the name of a model. */}}
+{{- define "chatrpc.selectorLabels" -}}
+{{- $root := first . -}}
+app.kubernetes.io/name: {{ include "chatrpc.name" $root }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+{{- if eq (last .) "gateway" }}
+app.kubernetes.io/component: gateway
+{{- else }}
+app.kubernetes.io/component: service
+chatrpc/model: {{ last . }}
+{{- end }}
+{{- end }}
+
+{{- define "chatrpc.labels" -}}
+{{- $root := first . -}}
+{{ include "chatrpc.selectorLabels" . }}
+{{ include "chatrpc.commonLabels" $root }}
+{{- end }}
+
+{{- define "chatrpc.commonLabels" -}}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* What belongs to no component. */}}
+{{- define "chatrpc.releaseLabels" -}}
+app.kubernetes.io/name: {{ include "chatrpc.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{ include "chatrpc.commonLabels" . }}
+{{- end }}
+
+{{/* Takes (list root annotations). */}}
+{{- define "chatrpc.annotations" -}}
+{{- with merge (dict) (last .) (first .).Values.commonAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,56 @@
+"""API keys over HTTP: every request but a probe shows one, where the gateway has a file of them."""
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from chatrpc_process.keys import Key, KeyRing
+from chatrpc_process.quotas import Quotas
+from chatrpc_process.secret import sent_secret
+from chatrpc_process.watched import Watched
+from gateway_http.caller import Caller
+from gateway_http.endpoints import ENDPOINTS
+from gateway_http.protocol.error import ApiError
+
+_OPEN = {
+    prefix + endpoint.path for endpoint in ENDPOINTS if endpoint.is_probe for prefix in ("", "/v1")
+}
+
+
+class Authentication:
+    """ASGI middleware, within `Access`. It leaves the `caller` in the request's state.
+
+    Args:
+        keys: those that are let in; None: everybody is.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Watched[KeyRing] | None) -> None:
+        self._app = app
+        self._keys = keys
+        self._quotas = Quotas()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            key = None
+            # A pipelined request begins in the context of the one before.
+            structlog.contextvars.unbind_contextvars("key")
+            if self._keys is not None and scope["path"] not in _OPEN:
+                key = _authenticate(Headers(scope=scope), self._keys.value)
+                structlog.contextvars.bind_contextvars(key=key.name)
+            scope["state"]["caller"] = Caller(key, self._quotas)
+        await self._app(scope, receive, send)
+
+
+def _authenticate(headers: Headers, keys: KeyRing) -> Key:
+    """https://www.rfc-editor.org/rfc/rfc6750#section-3 has what a refusal must say."""
+    secret = sent_secret(headers.items())
+    key = None if secret is None else keys.find(secret)
+    if key is not None:
+        return key
+    if secret is None:
+        words = "An API key is required: Authorization: Bearer KEY."
+        challenge = 'Bearer realm="chatrpc"'
+    else:
+        words = "The API key is not known here."
+        challenge = 'Bearer realm="chatrpc", error="invalid_token"'
+    raise ApiError(401, words, code="invalid_api_key", headers={"www-authenticate": challenge})

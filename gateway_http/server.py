@@ -1,0 +1,175 @@
+"""uvicorn as the gateway runs it: its listeners, its limits, its end."""
+
+import asyncio
+import socket
+import ssl
+import sys
+
+import structlog
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.server import ServerState
+
+from chatrpc_process.tls import following_context
+from chatrpc_process.tracing import OFF, Tracer
+from chatrpc_process.watchdog import watched_loop
+from gateway_http.app import build_admin_app, build_app
+from gateway_http.config import Settings
+from gateway_http.http_protocol import HttpProtocol, Limits
+
+# How long the last answers may take to reach their clients, once the grace is over.
+_LAST_WORDS_S = 2
+_TICK_S = 0.1
+_BACKLOG = 2048
+
+# A client whose host has vanished says nothing. After half a minute of silence it is asked whether
+# it is there; half a minute later it is given up, as is one that acknowledges nothing for a minute.
+# Connections have these from their listener. macOS has but a few of them.
+_TCP_OPTIONS = {
+    "TCP_KEEPIDLE": 30,
+    "TCP_KEEPINTVL": 10,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 60_000,
+}
+
+_log = structlog.get_logger("gateway_http")
+
+
+class Server(uvicorn.Server):
+    """The API on one port and, where there is one, probes and metrics on the admin port.
+
+    It tells who routes to it before it stops, and ends what outlasts the grace with an answer:
+    uvicorn would close its door at once and cancel without a word.
+
+    Raises:
+        ConfigError: a file that the settings name cannot be read.
+    """
+
+    def __init__(self, settings: Settings, tracer: Tracer = OFF) -> None:
+        self._settings = settings
+        self._app = build_app(settings, tracer)
+        self._tls = None if settings.tls is None else following_context(settings.tls)
+        super().__init__(_config(self._app, settings))
+        self._admin_config = _config(build_admin_app(self._app), settings)
+        self._admin_state = ServerState()
+        self._admin_server: asyncio.Server | None = None
+        self._admin_listener: socket.socket | None = None
+        self._limits = Limits(
+            head_timeout_s=settings.head_timeout_s,
+            body_timeout_s=settings.body_timeout_s,
+            write_timeout_s=settings.write_timeout_s,
+            max_connections=settings.max_connections,
+        )
+
+    def bind(self) -> socket.socket:
+        """Take the addresses before anything starts: a taken port is one line, no half-start.
+
+        Returns:
+            What `run` and `startup` want.
+
+        Raises:
+            OSError: an address cannot be bound.
+        """
+        settings = self._settings
+        listener = _listen(settings.host, settings.port)
+        if settings.admin_port is not None:
+            self._admin_listener = _listen(settings.admin_host, settings.admin_port)
+        return listener
+
+    @property
+    def admin_address(self) -> tuple[str, int] | None:
+        """The address of the admin port, once it is bound."""
+        if self._admin_listener is None:
+            return None
+        host, port = self._admin_listener.getsockname()[:2]
+        return host, port
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        with watched_loop(self._settings.loop_timeout_s):
+            await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
+        self.servers = [
+            await self._serve_on(listener, self.config, self.server_state, self._tls)
+            for listener in sockets or ()
+        ]
+        if self._admin_listener is not None:
+            self._admin_config.load()
+            self._admin_server = await self._serve_on(
+                self._admin_listener, self._admin_config, self._admin_state, None
+            )
+        self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """The admin port goes last: while requests finish, it says that no new ones are taken."""
+        loop, settings = asyncio.get_running_loop(), self._settings
+        _log.info("draining", delay_s=settings.drain_delay_s, grace_s=settings.shutdown_grace_s)
+        self._app.state.draining.set()
+        until_s = loop.time() + settings.drain_delay_s
+        # uvicorn's handler of a second SIGINT sets `force_exit`, and tells nobody.
+        while loop.time() < until_s and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(min(_TICK_S, until_s - loop.time()))
+        loop.call_later(settings.shutdown_grace_s, self._app.state.stopping.set)
+        await super().shutdown(sockets)
+        if self._admin_server is not None:
+            self._admin_server.close()
+            for connection in list(self._admin_state.connections):
+                connection.shutdown()
+
+    async def _serve_on(
+        self,
+        listener: socket.socket,
+        config: uvicorn.Config,
+        state: ServerState,
+        tls: ssl.SSLContext | None,
+    ) -> asyncio.Server:
+        def protocol() -> HttpProtocol:
+            return HttpProtocol(
+                self._limits,
+                self._app.state.metrics,
+                config=config,
+                server_state=state,
+                app_state=self.lifespan.state,
+            )
+
+        return await asyncio.get_running_loop().create_server(
+            protocol,
+            sock=listener,
+            backlog=_BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else self._limits.head_timeout_s,
+            ssl_shutdown_timeout=None if tls is None else self._limits.write_timeout_s,
+        )
+
+
+def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=HttpProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_timeout_s,
+        timeout_graceful_shutdown=settings.shutdown_grace_s + _LAST_WORDS_S,
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _TCP_OPTIONS.items():
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return listener

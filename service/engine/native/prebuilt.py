@@ -1,0 +1,102 @@
+"""Kernels compiled beforehand, for any CPU that can run them: what a container image brings.
+
+`python -m service.engine.native.prebuilt` compiles them into this package, on any x86-64 machine
+with GCC: the machine that compiles need not be able to run what it makes. An image then needs no
+compiler, and may be built on another kind of CPU than it serves on.
+"""
+
+import ctypes
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from service.engine.native.compiler import (
+    COMMON_FLAGS,
+    SOURCES,
+    Unavailable,
+    compile_library,
+    find_compiler,
+    open_whole,
+    sources_digest,
+)
+
+NEEDED_CPU_FLAGS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"})
+
+_DIRECTORY = SOURCES / "prebuilt"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """What the sources tell apart: instructions that some CPUs have beyond those needed."""
+
+    name: str
+    flags: tuple[str, ...]
+    cpu_flags: frozenset[str]  # as /proc/cpuinfo calls them, beyond x86-64-v4
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.name}-{sources_digest(repr((COMMON_FLAGS, self.flags)))}.so"
+
+
+_VNNI = ("-march=x86-64-v4", "-mavx512vnni", "-mtune=icelake-server")
+_BF16 = (*_VNNI, "-mavx512bf16")
+_AMX = (*_BF16, "-mamx-tile", "-mamx-int8", "-mamx-bf16")
+_V4_CPU_FLAGS = NEEDED_CPU_FLAGS | {"avx512cd", "avx2", "bmi1", "bmi2", "fma", "f16c", "movbe"}
+_BF16_CPU_FLAGS = _V4_CPU_FLAGS | {"avx512_bf16"}
+_LEVELS = (  # the most capable first
+    _Level("amx", _AMX, _BF16_CPU_FLAGS | {"amx_tile", "amx_int8", "amx_bf16"}),
+    _Level("bf16", _BF16, _BF16_CPU_FLAGS),
+    _Level("vnni", _VNNI, _V4_CPU_FLAGS),
+)
+
+
+def open_prebuilt(cpu_flags: set[str], directory: Path = _DIRECTORY) -> ctypes.CDLL | None:
+    """The most capable library in `directory` that a CPU with these flags runs, if there is one.
+
+    Raises:
+        Unavailable: it computes something else.
+    """
+    for level in _LEVELS:
+        if cpu_flags >= level.cpu_flags:
+            library = open_whole(directory / level.file_name)
+            if library is not None:
+                log.info("native_kernels_prebuilt", kernels=level.name)
+                return library
+    return None
+
+
+def compile_all(directory: Path = _DIRECTORY) -> list[Path]:
+    """Compile a library for each level into `directory`.
+
+    Raises:
+        Unavailable: there is no compiler, or it fails.
+        OSError: the directory cannot be written to.
+    """
+    compiler = find_compiler()
+    directory.mkdir(parents=True, exist_ok=True)
+    made = []
+    for level in _LEVELS:
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=directory) as space:
+            path = compile_library(compiler, (*COMMON_FLAGS, *level.flags), Path(space))
+            made.append(path.replace(directory / level.file_name))
+    return made
+
+
+def main() -> int:
+    try:
+        made = compile_all()
+    except (Unavailable, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # a command of its own
+        return 1
+    for path in made:
+        print(path)  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

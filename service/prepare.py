@@ -1,0 +1,43 @@
+"""Everything that a first start of the service makes once, made now: `python -m service.prepare`.
+
+It takes the service's options, loads the model as the service would, into the same cache directory,
+and ends: while an image is built, or on a volume before the first replica starts. Exit codes are
+those of the service.
+"""
+
+import logging
+import os
+import sys
+
+import structlog
+
+from chatrpc_process import logs
+from chatrpc_process.settings import ConfigError
+from service.config import ServiceSettings
+from service.errors import ModelLoadError
+from service.model import ModelLoader
+
+log = structlog.get_logger("service.prepare")
+
+
+def main() -> int:
+    try:
+        settings = ServiceSettings.load(sys.argv[1:])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # logs are not set up yet
+        return 2
+    logs.configure(settings.log_level, settings.log_format)
+    loader = ModelLoader(settings)
+    try:
+        _, max_model_len = loader.load()
+    except ModelLoadError as error:
+        log.error(str(error))  # noqa: TRY400  # the text is the whole story
+        return 1
+    log.info("prepared", model=loader.model_id, max_model_len=max_model_len)
+    return 0
+
+
+if __name__ == "__main__":
+    exit_code = main()
+    logging.shutdown()
+    os._exit(exit_code)  # as the service does: torch's threads outlive the interpreter badly

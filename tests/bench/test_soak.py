@@ -1,0 +1,72 @@
+"""A soak of a small server of our own, and what is made of its figures."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import server, soak
+from bench.soak import MAX_GROWTH, Soak
+from tests.bench.test_contest import echo
+
+GOOD = Soak(2, 1.0, {"num_requests": 2.0}, {"service": 0.0}, {}, [])
+
+
+async def soaked(tmp_path: Path, *arguments: str) -> Soak:
+    running = await server.start(echo("a", *arguments), tmp_path)
+    try:
+        async with running.awake():
+            return await soak.soak(
+                running.clients["http"],
+                running.group,
+                num_clients=4,
+                warm_up_s=0.2,
+                duration_s=0.5,
+            )
+    finally:
+        await running.end()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(soak, "_SAMPLE_S", 0.05)
+
+
+async def test_every_client_is_served_and_every_process_weighed(tmp_path: Path) -> None:
+    found = await soaked(tmp_path)
+    assert found.faults == []
+    assert found.figures["least_tokens"] > 0
+    assert found.figures["num_requests"] >= 4
+    assert 0.25 <= found.figures["fairness"] <= 1
+    [(name, samples)] = found.pss_mib.items()
+    assert name.startswith("python")
+    assert all(sample > 1 for sample in samples)
+
+
+async def test_a_wrong_answer_fails_the_soak(tmp_path: Path) -> None:
+    found = await soaked(tmp_path, "short")
+    assert "instead of" in (found.outcome.fault or "")
+
+
+def test_growth_beyond_the_bound_fails_the_soak() -> None:
+    assert GOOD.outcome.fault is None
+    grown = Soak(2, 1.0, GOOD.figures, {"service": MAX_GROWTH + 0.01}, {}, [])
+    assert "service grew" in (grown.outcome.fault or "")
+    assert Soak(2, 1.0, {"num_requests": 0.0}, {}, {}, []).outcome.fault is not None
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1))
+def test_fairness_lies_between_all_for_one_and_the_same_for_all(shares: list[float]) -> None:
+    assert 1 / len(shares) - 1e-9 <= soak.fairness(shares) <= 1 + 1e-9
+
+
+def test_fairness_at_its_ends() -> None:
+    assert soak.fairness([3, 3, 3]) == pytest.approx(1)
+    assert soak.fairness([9, 0, 0]) == pytest.approx(1 / 3)
+
+
+def test_growth_compares_the_first_quarter_with_the_last() -> None:
+    assert soak.growth([100.0]) == 0
+    assert soak.growth([100, 100, 500, 100, 100, 100, 110, 110]) == pytest.approx(0.1)

@@ -1,0 +1,104 @@
+"""The Helm chart, rendered as Helm renders it, without a cluster."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import pytest
+import yaml
+
+from chatrpc_process.settings import ProcessSettings
+from gateway_http.config import Settings as GatewaySettings
+from service.config import ServiceSettings
+from tests.deploy.settings import parsed
+
+ROOT = Path(__file__).parent.parent.parent
+CHART = ROOT / "deploy" / "helm" / "chatrpc"
+VALUES = {path.name.removesuffix("-values.yaml"): path for path in (CHART / "ci").iterdir()}
+NAMESPACE = "prod"
+
+Object = dict[str, Any]
+
+INSECURE: Object = {"access": {"insecure": True}}
+
+
+@dataclass(frozen=True)
+class Release:
+    """What an installation by the name `demo` makes."""
+
+    texts: dict[str, str]
+
+    @cached_property
+    def objects(self) -> list[Object]:
+        found = []
+        for name, text in self.texts.items():
+            if not name.endswith("NOTES.txt"):
+                found += [each for each in yaml.safe_load_all(text) if each]
+        return found
+
+    @property
+    def notes(self) -> str:
+        return next(text for name, text in self.texts.items() if name.endswith("NOTES.txt"))
+
+    def all(self, kind: str) -> list[Object]:
+        return [each for each in self.objects if each["kind"] == kind]
+
+    def one(self, kind: str, name: str) -> Object:
+        (found,) = (each for each in self.all(kind) if each["metadata"]["name"] == name)
+        return found
+
+    def pods(self) -> Iterator[Object]:
+        """Templates of Deployments' pods, and pods."""
+        for each in self.objects:
+            if each["kind"] == "Deployment":
+                yield each["spec"]["template"]
+            elif each["kind"] == "Pod":
+                yield each
+
+
+def render(values: Object) -> Release:
+    """Raises helm_python.HelmError: the values are refused, or a template refuses them."""
+    with helm_python.Chart.load(CHART) as chart:
+        return Release(chart.render(values, name="demo", namespace=NAMESPACE))
+
+
+def merged(*several: Object) -> Object:
+    """As Helm puts several `--values` together: maps by key, the later one wins."""
+    result: Object = {}
+    for values in several:
+        for key, value in values.items():
+            old = result.get(key)
+            both = isinstance(old, dict) and isinstance(value, dict)
+            result[key] = merged(old, value) if both and old is not None else value
+    return result
+
+
+def values_file(path: Path) -> Object:
+    values = yaml.safe_load(path.read_text())
+    assert isinstance(values, dict)
+    return values
+
+
+def containers(release: Release, name: str) -> list[Object]:
+    found = [container for pod in release.pods() for container in pod["spec"]["containers"]]
+    return [container for container in found if container["name"] == name]
+
+
+def deployment_container(release: Release, name: str) -> Object:
+    (container,) = release.one("Deployment", name)["spec"]["template"]["spec"]["containers"]
+    assert isinstance(container, dict)
+    return container
+
+
+def settings_of(container: Object) -> ProcessSettings:
+    kind = ServiceSettings if container["name"] == "service" else GatewaySettings
+    return parsed(kind, container["args"])
+
+
+def refusal(values: Object) -> str:
+    with pytest.raises(helm_python.HelmError) as caught:
+        render(values)
+    return str(caught.value)

@@ -1,0 +1,16 @@
+"""The chart's releases, each rendered once."""
+
+import pytest
+
+from tests.deploy.chart import VALUES, Release, render, values_file
+
+
+@pytest.fixture(scope="session")
+def releases() -> dict[str, Release]:
+    """One for each of the chart's own examples of values, by its name."""
+    return {name: render(values_file(path)) for name, path in VALUES.items()}
+
+
+@pytest.fixture(params=sorted(VALUES))
+def release(request: pytest.FixtureRequest, releases: dict[str, Release]) -> Release:
+    return releases[request.param]

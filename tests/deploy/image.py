@@ -1,0 +1,136 @@
+"""An image without a container engine: a container file's steps, run in a directory of their own.
+
+What is missing of the real thing: the base image (this machine's Python and libraries stand in), a
+root of its own (the few absolute paths of the files are put into a directory), layers, and the
+user. `apt-get` steps are left out: what they install must be here.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.deploy.dockerfile import Dockerfile, Stage, exec_form, expanded, in_context
+
+ROOT = Path(__file__).parent.parent.parent
+IGNORE = ROOT / ".dockerignore"
+
+
+class Image:
+    """What `build` leaves: a tree, and how its process is started."""
+
+    def __init__(self, directory: Path, file: Dockerfile, build_arguments: dict[str, str]) -> None:
+        self._directory = directory
+        self._file = file
+        self._build_arguments = build_arguments
+        # As in the base image: Python with pip, and none of the packages of this test's.
+        self._tools = directory / "tools"
+        self._tools.mkdir(parents=True)
+        self.path("/var/lib").mkdir(parents=True)
+        base = Path(sys._base_executable)  # type: ignore[attr-defined]  # not in the stubs
+        (self._tools / "python").symlink_to(base)
+        for name in ("sh", "mkdir"):
+            (self._tools / name).symlink_to(str(shutil.which(name)))
+        self.steps: list[str] = []
+
+    def build(self) -> None:
+        kept: list[Path] = []
+        for stage in self._file.stages:
+            self._forget_all_but(kept, stage)
+            self._run_stage(stage)
+            kept = [Path(name) for name in ("/opt/chatrpc",)]
+
+    def path(self, inside: str) -> Path:
+        """Where an absolute path of the image lies."""
+        return self._directory / "root" / inside.lstrip("/")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of the image's process: nothing of this test's own."""
+        return {
+            **{name: self._placed(value) for name, value in self._file.final.environment.items()},
+            "PATH": f"{self.path('/opt/chatrpc')}/bin",
+        }
+
+    @property
+    def entrypoint(self) -> list[str]:
+        return [self._placed(word) for word in exec_form(self._file.final.one("ENTRYPOINT").text)]
+
+    @property
+    def health_check(self) -> list[str]:
+        text = self._file.final.one("HEALTHCHECK").text.partition(" CMD ")[2]
+        return [self._placed(word) for word in exec_form(text)]
+
+    def _placed(self, text: str) -> str:
+        """Absolute paths of the container file, as this machine has them."""
+        for inside in ("/opt/chatrpc", "/var/lib/chatrpc", "/src"):
+            text = text.replace(inside, str(self.path(inside)))
+        return text
+
+    def _forget_all_but(self, kept: list[Path], stage: Stage) -> None:
+        """A stage sees of those before it what it copies, and that at the same path."""
+        copies = [copy.words for copy in stage.all("COPY") if copy.text.startswith("--from=")]
+        assert [Path(words[1]) for words in copies] == kept
+        assert all(words[1] == words[2] for words in copies)
+        shutil.rmtree(self.path("/src"), ignore_errors=True)
+
+    def _run_stage(self, stage: Stage) -> None:
+        arguments: dict[str, str] = {}
+        environment: dict[str, str] = {}
+        work = "/"
+        for instruction in stage.instructions:
+            match instruction.name:
+                case "ARG":
+                    name = instruction.text.partition("=")[0]
+                    arguments |= instruction.pairs
+                    if name in self._build_arguments:
+                        arguments[name] = self._build_arguments[name]
+                case "ENV":
+                    environment |= {k: self._placed(v) for k, v in instruction.pairs.items()}
+                case "LABEL":
+                    expanded(instruction.text, arguments)
+                case "WORKDIR":
+                    work = instruction.text
+                    self.path(work).mkdir(parents=True, exist_ok=True)
+                case "COPY" if not instruction.text.startswith("--from="):
+                    *sources, target = instruction.words
+                    self._copy(sources, self.path(work) / target)
+                case "RUN":
+                    # The base image alone has no compiler.
+                    beyond = "" if stage is self._file.final else ":/usr/local/bin:/usr/bin:/bin"
+                    path = f"{self._tools}{beyond}"
+                    variables = {**environment, **arguments, "PATH": path}
+                    self._run(instruction.text, self.path(work), variables)
+
+    def _copy(self, sources: list[str], target: Path) -> None:
+        for source in sources:
+            files = [p for p in sorted((ROOT / source).rglob("*")) if p.is_file()]
+            taken = [
+                file
+                for file in files or [ROOT / source]
+                if in_context(str(file.relative_to(ROOT)), IGNORE)
+            ]
+            assert taken, f".dockerignore leaves nothing of {source}"
+            for file in taken:
+                place = target / file.relative_to(ROOT / source) if files else target / file.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, place)
+
+    def _run(self, command: str, work: Path, environment: dict[str, str]) -> None:
+        if command.startswith("apt-get update && apt-get install"):
+            assert shutil.which("g++"), "the image installs g++; this machine lacks it"
+            return
+        command = self._placed(command)
+        self.steps.append(command)
+        here = {k: v for k, v in os.environ.items() if k.startswith("PIP_") or k == "HOME"}
+        done = subprocess.run(
+            ["sh", "-euc", command],
+            cwd=work,
+            env={**here, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}"

@@ -1,0 +1,160 @@
+"""What the chart can be told, and what it refuses."""
+
+import json
+import tomllib
+
+import pytest
+
+from tests.deploy.chart import (
+    CHART,
+    INSECURE,
+    ROOT,
+    Object,
+    Release,
+    containers,
+    merged,
+    refusal,
+    render,
+    values_file,
+)
+
+
+def test_nothing_is_open_by_accident() -> None:
+    assert "access.gatewayKeys.secret" in refusal({})
+    keys: Object = {"access": {"gatewayKeys": {"secret": "keys"}}}
+    behind = render(keys)
+    (gateway,) = containers(behind, "gateway")
+    assert "--insecure" not in gateway["args"]
+    (service,) = containers(behind, "service")  # behind a network policy
+    assert "--insecure" in service["args"]
+    open_inside = merged(keys, {"networkPolicy": {"enabled": False}})
+    assert "networkPolicy.enabled" in refusal(open_inside)
+    guarded = render(merged(open_inside, {"access": {"serviceKeys": {"secret": "keys"}}}))
+    (service,) = containers(guarded, "service")
+    assert "--insecure" not in service["args"]
+    certificates: Object = {"tls": {"gateway": {"secret": "tls", "clientCertificates": True}}}
+    (gateway,) = containers(render(certificates), "gateway")
+    assert "--insecure" not in gateway["args"]
+    assert "access" in refusal({"tls": {"gateway": {"secret": "tls"}}})
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"modles": []}, "modles"),
+        ({"models": [{"model": "m"}]}, "name"),
+        ({"models": [{"name": "Not_A_Label", "model": "m"}]}, "name"),
+        ({"models": [{"name": "gateway", "model": "m"}]}, "name"),
+        ({"models": [{"name": "m"}]}, "model is missing"),
+        ({"models": [{"name": "m", "model": "m", "replica": 2}]}, "replica"),
+        ({"models": [{"name": "m", "model": "m", "options": {"port": 1}}]}, "port"),
+        ({"models": [{"name": "m", "model": "m", "options": {"max_num_seqs": 1}}]}, "max_num_seqs"),
+        ({"models": [{"name": "m", "model": "m", "resources": {"memory": "lots"}}]}, "memory"),
+        ({"models": [{"name": "m", "model": "m", "aliases": ["a,b"]}]}, "aliases"),
+        ({"models": [{"name": "m", "model": "m", "storage": {"kind": "nfs"}}]}, "kind"),
+        ({"models": [{"name": "m", "model": "m", "storage": {"kind": "image"}}]}, "reference"),
+        ({"models": [{"name": "m", "model": "m", "autoscaling": {"kind": "both"}}]}, "kind"),
+        ({"models": [{"name": "m", "model": "m", "autoscaling": {"kind": "keda"}}]}, "prometheus"),
+        (
+            {"models": [{"name": "m", "model": "m", "env": [{"name": "CHATRPC_SERVICE_PORT"}]}]},
+            "env",
+        ),
+        (
+            {
+                "models": [
+                    {"name": "m", "model": "m", "strategy": {"maxSurge": 0, "maxUnavailable": 0}}
+                ]
+            },
+            "strategy",
+        ),
+        (
+            {"models": [{"name": "m", "model": "a"}, {"name": "m", "model": "b"}]},
+            "two models are called m",
+        ),
+        (
+            {
+                "models": [
+                    {"name": "m", "model": "a", "aliases": ["n"]},
+                    {"name": "n", "model": "b"},
+                ]
+            },
+            "two models are called n",
+        ),
+        (
+            {"models": [{"name": "m", "model": "m", "routing": {"balance": "ring_hash"}}]},
+            "affinity",
+        ),
+        (
+            {
+                "models": [
+                    {
+                        "name": "m",
+                        "model": "m",
+                        "autoscaling": {"kind": "hpa", "minReplicas": 5, "maxReplicas": 4},
+                    }
+                ]
+            },
+            "minReplicas is more",
+        ),
+        (
+            {
+                "models": [
+                    {"name": "m", "model": "m", "autoscaling": {"kind": "hpa", "minReplicas": 0}}
+                ]
+            },
+            "keda",
+        ),
+        ({"modelDefaults": {"name": "m"}}, "modelDefaults"),
+        ({"gateway": {"options": {"registry": "x"}}}, "registry"),
+        ({"gateway": {"service": {"port": 0}}}, "port"),
+        ({"gateway": {"replicas": "two"}}, "replicas"),
+        ({"access": {"gatewayKeys": {"secret": 1}}}, "secret"),
+        ({"tls": {"grpc": {"clientSecret": "client"}}}, "secret"),
+        ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
+        ({"listen": "10.0.0.1"}, "listen"),
+        ({"monitoring": {"otlpEndpoint": "collector:4318"}}, "otlpEndpoint"),
+    ],
+)
+def test_nonsense_is_refused_by_name(values: Object, expected: str) -> None:
+    assert expected in refusal(merged(INSECURE, values))
+
+
+def test_every_value_has_its_place_in_the_schema() -> None:
+    """And none is allowed that the chart does not have."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    definitions = schema["definitions"]
+
+    def properties(part: Object) -> Object | None:
+        if "$ref" in part:
+            return properties(definitions[part["$ref"].rpartition("/")[2]])
+        for each in (part, *part.get("allOf", [])):
+            if "properties" in each:
+                return dict(each["properties"])
+            if "$ref" in each and each is not part:
+                return properties(each)
+        return None
+
+    def compare(values: Object, part: Object, path: str) -> None:
+        known = properties(part)
+        if known is None:  # a map of the operator's own
+            return
+        own = {"name", "global"} if path in {".modelDefaults", ""} else set()
+        assert values.keys() == known.keys() - (own - values.keys()), path
+        for key, value in values.items():
+            if isinstance(value, dict):
+                compare(value, known[key], f"{path}.{key}")
+
+    compare(values_file(CHART / "values.yaml"), schema, "")
+
+
+def test_the_chart_is_of_the_projects_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    metadata = values_file(CHART / "Chart.yaml")
+    assert metadata["appVersion"] == metadata["version"] == project["version"]
+
+
+def test_the_notes_say_how_to_reach_it(releases: dict[str, Release]) -> None:
+    assert "dns:///demo-chatrpc-smollm2.prod.svc:50051" in releases["minimal"].notes
+    assert "access.insecure is on" in releases["minimal"].notes
+    assert "access.insecure" not in releases["keys-and-tls"].notes
+    assert "https://demo-chatrpc-gateway.prod.svc" in releases["keys-and-tls"].notes

@@ -1,0 +1,137 @@
+"""The compose file, by the compose specification's own reader and by ours."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from compose_spec import PyCompose
+
+from chatrpc_process.settings import ProcessSettings
+from gateway_http.config import Settings as GatewaySettings
+from service.config import ServiceSettings
+from tests.deploy.chart import ROOT, merged
+from tests.deploy.dockerfile import parse
+from tests.deploy.settings import argument, options, parsed, unknown_variables
+
+DEPLOY = ROOT / "deploy"
+KINDS: dict[str, type[ProcessSettings]] = {"service": ServiceSettings, "gateway": GatewaySettings}
+
+
+def services(*names: str) -> dict[str, Any]:
+    """Of several files, the later ones over those before."""
+    files = [yaml.safe_load((DEPLOY / name).read_text()) for name in names]
+    found: dict[str, Any] = merged(*files)["services"]
+    return found
+
+
+SERVICES = services("compose.yaml")
+
+
+def read(name: str) -> PyCompose:
+    """Its variables without values, as with none set: the specification knows no expressions."""
+    text = yaml.safe_dump(yaml.safe_load((DEPLOY / name).read_text()))
+    for variable, default in (
+        ("LISTEN", "127.0.0.1"),
+        ("HTTP_PORT", "8000"),
+        ("CPUS", "2.0"),
+        ("MEMORY", "3g"),
+        ("MODEL", "smollm2-135m-instruct"),
+    ):
+        text = text.replace(f"${{{variable}:-{default}}}", default)
+    assert "${" not in text
+    # The specification knows the number of attempts, this reader of it does not.
+    text = text.replace("on-failure:5", "on-failure")
+    compose = PyCompose.from_yaml(text)
+    compose.validate()
+    return compose
+
+
+def test_it_is_a_compose_file() -> None:
+    assert set(read("compose.yaml").service_names()) == set(SERVICES)
+    assert read("compose.keys.yaml").service_names() == ["gateway"]
+
+
+def test_a_compose_file_with_a_typing_error_is_none() -> None:
+    with pytest.raises(ValueError, match="imagee"):
+        PyCompose.from_yaml("services: {a: {imagee: b}}")
+
+
+@pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "compose.keys.yaml"]])
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_processes_take_their_arguments(files: list[str], name: str) -> None:
+    service = services(*files)[name]
+    settings = parsed(KINDS[name], service["command"])
+    assert argument(service["command"], "admin-host") == "0.0.0.0"  # noqa: S104  # of a container
+    assert not unknown_variables(service.get("environment", {}))
+    if isinstance(settings, GatewaySettings):
+        assert settings.upstream == "dns:///service:50051"
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_what_is_built_is_the_image_of_that_name(name: str) -> None:
+    service = SERVICES[name]
+    context = DEPLOY / service["build"]["context"]
+    file = parse(context / service["build"]["dockerfile"])
+    title = file.final.one("LABEL").pairs["org.opencontainers.image.title"]
+    arguments = {k: v for argument in file.final.all("ARG") for k, v in argument.pairs.items()}
+    assert service["image"] == f"{title}:{arguments['VERSION']}"
+
+
+def test_only_this_machine_reaches_them() -> None:
+    for service in SERVICES.values():
+        for port in service.get("ports", []):
+            assert port.startswith(("127.0.0.1:", "${LISTEN:-127.0.0.1}:"))
+    assert "ports" not in SERVICES["service"]
+
+
+def test_they_may_do_nothing_that_they_need_not() -> None:
+    for service in SERVICES.values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["restart"].startswith("on-failure:")  # exit code 2 would recur for ever
+
+
+def test_the_grace_outlasts_the_drain() -> None:
+    service, gateway = SERVICES["service"], SERVICES["gateway"]
+    for each, name in ((service, "drain-timeout-s"), (gateway, "shutdown-grace-s")):
+        grace = float(each["stop_grace_period"].removesuffix("s"))
+        assert grace >= float(argument(each["command"], name)) + 10
+
+
+def test_files_that_are_mounted_exist() -> None:
+    for service in SERVICES.values():
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            if source.startswith("."):
+                assert (DEPLOY / source).exists()
+
+
+def test_prometheus_asks_the_ports_of_the_metrics() -> None:
+    jobs = yaml.safe_load((DEPLOY / "monitoring" / "prometheus.yml").read_text())["scrape_configs"]
+    asked = {}
+    for job in jobs:
+        (lookup,) = job["dns_sd_configs"]
+        (name,) = lookup["names"]
+        asked[name] = lookup["port"]
+    image = parse(DEPLOY / "docker" / "gateway.Dockerfile").final.environment
+    assert asked == {
+        "service": int(argument(SERVICES["service"]["command"], "metrics-port")),
+        "gateway": int(image["CHATRPC_GATEWAY_ADMIN_PORT"]),
+    }
+
+
+def test_keys_take_the_place_of_insecure() -> None:
+    command = services("compose.yaml", "compose.keys.yaml")["gateway"]["command"]
+    assert "--insecure" not in command
+    assert argument(command, "api-keys") == "/run/secrets/keys.toml"
+    others = {a for a in SERVICES["gateway"]["command"] if a != "--insecure"}
+    assert others <= set(command)
+    assert "api-keys" in options(ServiceSettings)  # the same name on both
+
+
+def test_no_secret_is_in_the_files() -> None:
+    for path in (*DEPLOY.rglob("*.yaml"), *DEPLOY.rglob("*.yml"), *DEPLOY.rglob("*.service")):
+        assert isinstance(path, Path)
+        assert "sk-" not in path.read_text().replace("sk-chatrpc-test", "")

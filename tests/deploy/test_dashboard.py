@@ -1,0 +1,98 @@
+"""The dashboard asks for metrics that there are, by labels that they have."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from gateway_http.metrics import Metrics as GatewayMetrics
+from service.metrics import Metrics as ServiceMetrics
+from service.types import EngineStats
+
+DASHBOARD: dict[str, Any] = json.loads(
+    (Path(__file__).parents[2] / "deploy" / "grafana" / "chatrpc.json").read_text()
+)
+PANELS: list[dict[str, Any]] = [p for p in DASHBOARD["panels"] if p["type"] != "row"]
+VARIABLES: list[dict[str, Any]] = DASHBOARD["templating"]["list"]
+EXPRESSIONS: list[str] = [
+    *(target["expr"] for panel in PANELS for target in panel["targets"]),
+    *(variable["definition"] for variable in VARIABLES if variable["type"] == "query"),
+]
+
+_SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+_NAME = re.compile(r"\b(?:chatrpc|grpc|process|vllm)[_:]\w+(?=[{,])")
+_BY = re.compile(r"by \(([^)]*)\)")
+# What Prometheus adds, and a histogram's own.
+_ADDED = {"instance", "le"}
+
+
+def _names(registry: CollectorRegistry) -> Iterator[str]:
+    for family in registry.collect():
+        for suffix in _SUFFIXES.get(family.type, ("",)):
+            yield family.name + suffix
+
+
+@pytest.fixture(scope="module")
+def names() -> set[str]:
+    """Every sample that the pages of both processes can have."""
+    service = ServiceMetrics()
+    service.watch_engine(EngineStats)
+    service.name_model("m")
+    return {*_names(service.registry), *_names(_gateway().registry)}
+
+
+def _gateway() -> GatewayMetrics:
+    gateway = GatewayMetrics()
+    gateway.watch_upstreams(lambda: [("m", True)])
+    return gateway
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_each_metric_exists(expression: str, names: set[str]) -> None:
+    asked = set(_NAME.findall(expression))
+    assert asked
+    assert asked <= names
+
+
+def test_a_metric_that_is_not_there_would_be_found(names: set[str]) -> None:
+    assert not set(_NAME.findall('rate(chatrpc_nothing_total{instance="a"}[1m])')) <= names
+
+
+def test_what_is_grouped_by_is_a_label_of_some_metric() -> None:
+    service, gateway = ServiceMetrics(), GatewayMetrics()
+    metrics = (
+        *(service.handled, service.finished, gateway.requests, gateway.disconnects),
+        *(gateway.upstream_requests, gateway.cut_connections),
+    )
+    labels = {label for metric in metrics for label in metric._labelnames}
+    for expression in EXPRESSIONS:
+        for group in _BY.findall(expression):
+            assert set(group.split(", ")) <= labels | _ADDED | {"version"}
+
+
+def test_panels_have_places_and_names_of_their_own() -> None:
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert max(x for x, _ in cells) < 24
+        assert not cells & taken
+        taken |= cells
+
+
+def test_expressions_use_the_variables_that_there_are() -> None:
+    known = {variable["name"] for variable in VARIABLES} | {"__rate_interval"}
+    for expression in EXPRESSIONS:
+        assert set(re.findall(r"\$(\w+)", expression)) <= known
+        for opening, closing in ("()", "{}", "[]"):
+            assert expression.count(opening) == expression.count(closing)

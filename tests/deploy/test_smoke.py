@@ -1,0 +1,54 @@
+"""What `helm test` runs, against a real gateway."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from tests.deploy.chart import CHART
+from tests.fakes.chat_service import FakeService
+from tests.gateway_http.api_keys import SECRET, key, write
+from tests.gateway_http.conftest import checking_service, serving
+
+
+async def smoke(*arguments: str) -> tuple[int | None, str]:
+    """Exit code and output, on an interpreter without any of our packages in reach."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-S", CHART / "files" / "smoke.py", *arguments,
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    output, _ = await process.communicate()
+    return process.returncode, output.decode().strip()
+
+
+async def test_a_gateway_that_answers_passes() -> None:
+    async with checking_service() as target, serving(upstream=target) as url:
+        assert await smoke(url, "fake") == (0, "ok")
+
+
+async def test_a_model_that_is_not_there_does_not() -> None:
+    async with checking_service() as target, serving(upstream=target) as url:
+        assert await smoke(url, "fake", "other") == (1, "/v1/models lacks other")
+
+
+async def test_a_gateway_that_is_not_ready_does_not() -> None:
+    async with FakeService() as service, serving(upstream=service.target) as url:
+        await service.set_ready(False)
+        assert await smoke(url, "fake") == (1, "/readyz answers 503")
+
+
+async def test_a_gateway_that_is_not_there_does_not() -> None:
+    async with checking_service() as target, serving(upstream=target) as url:
+        pass
+    code, words = await smoke(url, "fake")
+    assert (code, words.partition(":")[0]) == (1, "http")
+    assert "refused" in words
+
+
+async def test_with_a_key_it_asks_and_without_it_is_content_to_be_refused(tmp_path: Path) -> None:
+    keys = write(tmp_path / "keys.toml", key())
+    secret = write(tmp_path / "secret", SECRET + "\n")
+    wrong = write(tmp_path / "wrong", "sk-chatrpc-wrong")
+    async with checking_service() as target, serving(upstream=target, api_keys=keys) as url:
+        assert await smoke(url, "fake") == (0, "ok")
+        assert await smoke(url, f"--key-file={secret}", "fake") == (0, "ok")
+        assert await smoke(url, f"--key-file={wrong}", "fake") == (1, "/v1/models answers 401")

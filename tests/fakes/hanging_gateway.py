@@ -1,0 +1,19 @@
+"""The gateway with a probe that blocks the event loop; run it as a module."""
+
+import time
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway_http.__main__ import main
+from gateway_http.routes import probes
+
+
+async def healthz(_: Request) -> Response:
+    time.sleep(3600)  # noqa: ASYNC251  # this is what it is for
+    return Response("ok")
+
+
+if __name__ == "__main__":
+    probes.healthz = healthz
+    main()

@@ -1,0 +1,17 @@
+"""The service with a call that blocks the event loop; run it as a module."""
+
+import os
+import time
+from typing import Any
+
+from service.__main__ import main
+from service.rpc import convert
+
+
+def hang(*_: Any, **__: Any) -> None:
+    time.sleep(3600)
+
+
+if __name__ == "__main__":
+    convert.check_fits = hang
+    os._exit(main())

@@ -1,0 +1,80 @@
+"""The service as a process with everything that it has but a model; run it as a module.
+
+Without torch it starts in a second. What its model does is in the prompts: see `TestModel`.
+"""
+
+import os
+import threading
+import time
+
+from service import __main__ as service_main
+from service.config import ServiceSettings
+from service.engine.block_pool import BlockPool
+from service.engine.core import Computed, DeviceLost, EngineCore
+from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
+from service.types import Engine, ModelCard, SamplingParams, ServedModel
+from tests.fakes.tokenizer import EOS, ByteTokenizer
+
+MODEL_ID = "fake"
+
+_MAX_MODEL_LEN = 1 << 16
+_NUM_BLOCKS = 4096
+
+
+class TestModel:
+    """`service.engine.core.Runner` whose every token is an "a", and which its prompts can break.
+
+    The step that reads a prompt with `!fail` in it fails, `!lose` loses the device, and `!hang`
+    never returns. Others take `step_s`.
+    """
+
+    __test__ = False  # pytest's business it is not
+
+    def __init__(self, step_s: float) -> None:
+        self._step_s = step_s
+
+    def run(self, batch: Batch) -> list[Computed]:
+        told = b"".join(_prompt(scheduled) for scheduled in batch.scheduled)
+        if b"!fail" in told:
+            raise RuntimeError("secret words of the model")
+        if b"!lose" in told:
+            raise DeviceLost("secret words of the device")
+        if b"!hang" in told:
+            threading.Event().wait()
+        time.sleep(self._step_s)
+        return [Computed((ord("a"),)) if s.is_sampled else Computed() for s in batch.scheduled]
+
+
+def _prompt(scheduled: ScheduledSequence) -> bytes:
+    """What a step reads of a prompt, while it reads the last of it."""
+    sequence = scheduled.sequence
+    if not scheduled.is_sampled or sequence.num_output_tokens:
+        return b""
+    return bytes(token_id for token_id in sequence.token_ids if token_id < EOS)
+
+
+class QuickLoader:
+    """Takes the place of `service.model.ModelLoader`. Of the settings it has the limits alone."""
+
+    model_id = MODEL_ID
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._settings = settings
+
+    def load(self) -> tuple[EngineCore, int]:
+        settings = self._settings
+        pool = BlockPool(_NUM_BLOCKS, settings.block_size)
+        scheduler = Scheduler(pool, settings.max_num_seqs, settings.max_num_batched_tokens)
+        model = TestModel(float(os.environ.get("STEP_S", "0.002")))
+        max_model_len = settings.max_model_len or _MAX_MODEL_LEN
+        return EngineCore(scheduler, model, max_model_len), max_model_len
+
+    def served(self, engine: Engine) -> ServedModel:
+        created, max_model_len = 1_700_000_000, engine.max_model_len
+        card = ModelCard(MODEL_ID, ("alias",), created, "tests", "nowhere", max_model_len, "fp")
+        return ServedModel(card, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+
+
+if __name__ == "__main__":
+    service_main.ModelLoader = QuickLoader  # type: ignore[assignment,attr-defined]  # all that is not real
+    os._exit(service_main.main())

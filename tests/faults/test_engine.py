@@ -1,0 +1,84 @@
+"""A model that fails, is lost or hangs: what callers are told on both wires, and what goes on."""
+
+import asyncio
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+
+from tests.faults.conftest import Launch
+from tests.faults.program import Client, Gateway, Service, body, http_client
+from tests.gateway_http.raw_http import RawClient
+from tests.service.rpc.details import refusal
+
+LONG = 50_000  # tokens; at 2 ms each nobody waits for the last
+UNTOLD = "secret words"
+
+
+async def test_a_step_that_fails_ends_those_in_it_and_nothing_else(launch: Launch) -> None:
+    service = launch(Service())
+    await service.ready()
+    gateway = await launch(Gateway(upstream=service.target)).ready()
+    async with Client(service.target) as client, RawClient(gateway.url) as http:
+        stream = client.stream(num_tokens=LONG)
+        await anext(aiter(stream))
+        await http.post(body(num_tokens=LONG, stream=True))
+        await http.read_until(b'"content":"a')
+
+        culprit = await refusal(client.create("!fail"))
+        beside = await refusal(stream)
+        told = await http.read_until(b"[DONE]")
+        for refused in (culprit, beside):
+            assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "STEP_FAILED")
+            assert UNTOLD not in repr(refused)
+        assert b'"error":{' in told
+        assert b'"server_error"' in told
+        assert UNTOLD.encode() not in told
+
+        assert (await client.create()).completion.usage.completion_tokens == 3
+        await service.idle()
+    assert service.is_running
+    assert len(service.events("step failed")) == 1
+    assert UNTOLD in service.log  # for those who run it
+
+
+@pytest.mark.parametrize("fault", ["!lose", "!hang"])
+async def test_an_engine_that_is_lost_or_hangs_tells_everybody_and_ends_the_process(
+    launch: Launch, fault: str
+) -> None:
+    service = launch(Service("--step-timeout-s", "1"))
+    await service.ready()
+    gateway = await launch(Gateway(upstream=service.target)).ready()
+    async with (
+        Client(service.target) as client,
+        RawClient(gateway.url) as http,
+        http_client(gateway.url) as whole,
+    ):
+        watch = client.health.Watch(health_pb2.HealthCheckRequest(service="liveness"))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        stream = client.stream(num_tokens=LONG)
+        await anext(aiter(stream))
+        await http.post(body(num_tokens=LONG, stream=True))
+        await http.read_until(b'"content":"a')
+        waiting = asyncio.create_task(
+            whole.post("/v1/chat/completions", json=body(num_tokens=LONG))
+        )
+        async with asyncio.timeout(120):
+            while (await service.metrics())["chatrpc_sequences_running"] < 3:
+                await asyncio.sleep(0.01)
+
+        culprit = client.create(fault)
+        for refused in (await refusal(culprit), await refusal(stream)):
+            assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_DEAD")
+            assert UNTOLD not in repr(refused)
+        told = await http.read_until(b"[DONE]")
+        assert b'"server_error"' in told
+        assert UNTOLD.encode() not in told
+        assert (await waiting).status_code == 500
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+        assert await service.ended() == 1
+        after = await whole.post("/v1/chat/completions", json=body())
+        assert after.status_code == 503
+        assert "retry-after" in after.headers
+    assert len(service.events("engine hangs" if fault == "!hang" else "engine failed")) == 1

@@ -1,0 +1,266 @@
+"""Files of keys and certificates that change while calls go on, in every way in which they can."""
+
+import asyncio
+import base64
+import os
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+from structlog.testing import capture_logs
+
+from chatrpc_process.small_file import MAX_BYTES
+from chatrpc_process.tls import TlsFiles
+from service.rpc.lifecycle import Lifecycle
+from service.rpc.server import SERVICE_NAMES, Server
+from service.types import FinishReason, SamplingParams, ServedModel, TokenOutput
+from tests.fakes.engine import FakeEngine
+from tests.fakes.tokenizer import EOS, ByteTokenizer
+from tests.fakes.wait import until
+from tests.faults.program import Client
+from tests.gateway_http.api_keys import OTHER, SECRET, key
+from tests.service.rpc.conftest import CARD
+from tests.service.rpc.details import refusal
+from tests.service.rpc.test_access import Guarded, guarded
+from tests.service.rpc.test_tls import check, issue, read, trusting, write
+
+
+@asynccontextmanager
+async def load(call: Callable[[], Any], num_tasks: int = 4) -> AsyncIterator[None]:
+    """Calls one after the other while the body runs, of which none may fail."""
+    ended = False
+
+    async def go_on() -> int:
+        num_calls = 0
+        while not ended or not num_calls:
+            await call()
+            num_calls += 1
+        return num_calls
+
+    tasks = [asyncio.create_task(go_on()) for _ in range(num_tasks)]
+    try:
+        yield
+    finally:
+        ended = True
+        await asyncio.gather(*tasks)
+
+
+@asynccontextmanager
+async def watched(service: Guarded) -> AsyncIterator[None]:
+    """The file of keys is looked at all the time, where a service does so every two seconds."""
+
+    async def look() -> None:
+        while True:
+            service.keys.refresh()
+            await asyncio.sleep(0.001)
+
+    looking = asyncio.create_task(look())
+    yield
+    assert not looking.done(), looking.exception()
+    looking.cancel()
+
+
+def _gone(path: Path) -> None:
+    path.unlink()
+
+
+def _directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+def _dangling(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.with_name("nothing"))
+
+
+def _of(content: bytes) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        path.write_bytes(content)
+
+    return damage
+
+
+def _remove(path: Path) -> None:
+    """Whatever it is by now."""
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "gone": _gone,
+    "directory": _directory,
+    "pipe": _pipe,
+    "loop": _loop,
+    "dangling": _dangling,
+    "emptied": _of(b""),
+    "cut": _of(key()[: len(key()) // 2].encode()),
+    "noise": _of(bytes(range(256)) * 8),
+    "nested": _of(b"key = " + b"[" * 100_000),
+    "huge": _of(b"# " + b"x" * (8 * MAX_BYTES)),
+    "secret": _of(f'[[key]]\nname = "one"\nsha256 = "{SECRET}"\n'.encode()),
+    "secret as option": _of(f'[[key]]\nname = "one"\n"{SECRET}" = 1\n'.encode()),
+    "secret alone": _of(SECRET.encode()),
+    "twice": _of((key() + key()).encode()),
+}
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.toml"
+    path.write_text(key())
+    return path
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+async def test_a_damaged_file_of_keys_leaves_the_old_ones(
+    keys: Path, damage: Callable[[Path], None]
+) -> None:
+    with capture_logs() as lines:
+        async with guarded(keys) as service, watched(service), load(service.create):
+            damage(keys)
+            await until(lambda: any(line["event"] == "reload failed" for line in lines))
+            refused = await refusal(service.create((("x-api-key", OTHER),)))
+            assert refused.code == grpc.StatusCode.UNAUTHENTICATED
+
+            whole = keys.with_name("whole")
+            whole.write_text(key() + key(OTHER, name="two"))
+            _remove(keys)
+            whole.rename(keys)
+            await until(lambda: any(line["event"] == "reloaded" for line in lines))
+            await service.create((("x-api-key", OTHER),))
+    told = [line for line in lines if line["event"] == "reload failed"]
+    assert 1 <= len(told) <= 2  # a file that is removed and made anew changes twice
+    assert str(keys) in told[0]["reason"]
+    assert SECRET not in repr(lines)
+
+
+async def test_files_of_keys_swapped_by_name_and_by_link(tmp_path: Path) -> None:
+    """As editors do it, and as Kubernetes does: a link to a link to a directory that changes."""
+    first = tmp_path / "..1"
+    first.mkdir()
+    (first / "keys.toml").write_text(key())
+    (tmp_path / "..data").symlink_to("..1")
+    keys = tmp_path / "keys.toml"
+    keys.symlink_to("..data/keys.toml")
+    with capture_logs() as lines:
+        async with guarded(keys) as service, watched(service), load(service.create):
+            for number in range(2, 6):
+                directory = tmp_path / f"..{number}"
+                directory.mkdir()
+                other = f"sk-chatrpc-{number}"
+                (directory / "keys.toml").write_text(key() + key(other, name="two"))
+                (tmp_path / "..new").symlink_to(directory.name)
+                (tmp_path / "..new").rename(tmp_path / "..data")
+                await until(lambda n=number: _num_reloads(lines) == n - 1)  # type: ignore[misc]
+                await service.create((("x-api-key", other),))
+    assert not any(line["event"] == "reload failed" for line in lines)
+
+
+def _num_reloads(lines: Any) -> int:
+    return sum(line["event"] == "reloaded" for line in lines)
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def certificates(ca: trustme.CA, tmp_path: Path) -> TlsFiles:
+    return issue(ca, tmp_path)
+
+
+@asynccontextmanager
+async def secured(files: TlsFiles) -> AsyncIterator[tuple[FakeEngine, int]]:
+    """A server under TLS over an engine that is told what to say."""
+    engine = FakeEngine()
+    lifecycle = Lifecycle(SERVICE_NAMES)
+    server = Server(lifecycle, max_request_s=600, tls=files)
+    port = await server.start("127.0.0.1", 0)
+    await lifecycle.serve(
+        ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+    )
+    yield engine, port
+    await server.stop()
+
+
+def written(files: TlsFiles) -> bytes:
+    """The first certificate in the file."""
+    first = files.certificate.read_text().partition("-----END")[0]
+    return base64.b64decode(first.partition("CERTIFICATE-----")[2])
+
+
+async def shown(ca: trustme.CA, port: int) -> bytes:
+    """The certificate that a new connection sees."""
+    context = ssl.create_default_context(cadata=ca.cert_pem.bytes().decode())
+    context.set_alpn_protocols(["h2"])
+    _, writer = await asyncio.open_connection(
+        "127.0.0.1", port, ssl=context, server_hostname="localhost"
+    )
+    certificate: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    return certificate
+
+
+async def test_certificates_change_under_load_and_no_call_fails(
+    ca: trustme.CA, certificates: TlsFiles, tmp_path: Path
+) -> None:
+    async with secured(certificates) as (engine, port):
+        go_on = asyncio.Event()
+        engine.script = [TokenOutput((97,)), go_on, TokenOutput((98,), FinishReason.LENGTH)]
+
+        async def new_connection() -> None:
+            await check(port, trusting(ca))
+
+        async with Client(f"localhost:{port}", credentials=trusting(ca)) as client:
+            stream = client.stream()
+            await anext(aiter(stream))
+            async with load(new_connection):
+                for _ in range(6):
+                    issue(ca, tmp_path)  # one file after the other, and neither at once
+                    assert await shown(ca, port) == written(certificates)
+            go_on.set()
+            assert [r async for r in stream][-1].chunk.usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize("damage", ["gone", "directory", "pipe", "emptied", "cut", "huge", "other"])
+@pytest.mark.parametrize("which", ["certificate", "key"])
+async def test_a_damaged_pair_leaves_the_old_one(
+    ca: trustme.CA, certificates: TlsFiles, which: str, damage: str
+) -> None:
+    path: Path = getattr(certificates, which)
+    content = read(path)
+    damages = DAMAGES | {
+        "cut": _of(content[: len(content) // 2]),
+        "other": _of(trustme.CA().issue_cert("x").private_key_pem.bytes()),
+    }
+    async with secured(certificates) as (_, port):
+        await check(port, trusting(ca))
+        with capture_logs() as lines:
+            damages[damage](path)
+            os.utime(path.parent)
+            for _ in range(3):
+                await check(port, trusting(ca))
+        assert [line["event"] for line in lines] == ["reload failed"]
+        assert "PRIVATE" not in repr(lines)
+        _remove(path)
+        write(path, content)
+        await check(port, trusting(ca))

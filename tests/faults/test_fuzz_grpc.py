@@ -1,0 +1,154 @@
+"""Whatever bytes a call carries, it ends in a documented status, and the service is as before.
+
+`make fuzz` runs many more cases than the suite does; see FUZZ_CASES and FUZZ_SEED.
+"""
+
+import asyncio
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from chatrpc.v1 import chat_service_pb2, completion_service_pb2, model_service_pb2
+from tests.faults.program import Client, RealService, chat
+from tests.faults.protobuf_cases import random_case
+from tests.service.test_main import save_model
+
+NUM_CASES = int(os.environ.get("FUZZ_CASES", "1200"))
+SEED = int(os.environ.get("FUZZ_SEED", "1"))
+# The first cases load and cache things that stay.
+_NUM_WARM_UP = 400
+_NUM_AT_ONCE = 16
+
+METHODS: list[MethodDescriptor] = [
+    method
+    for module in (
+        chat_service_pb2,
+        completion_service_pb2,
+        model_service_pb2,
+        health_pb2,
+        reflection_pb2,
+    )
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+
+
+def _sensible(method: MethodDescriptor) -> Message:
+    """A request that is answered, by which others are only a little off."""
+    request: Any = GetMessageClass(method.input_type)()
+    match method.input_type.full_name.split(".")[-1]:
+        case "CreateChatCompletionRequest" | "StreamChatCompletionRequest":
+            request.params.CopyFrom(chat("hi", 3))
+            request.params.model = "tiny"
+        case "CreateCompletionRequest" | "StreamCompletionRequest":
+            request.params.model = "tiny"
+            request.params.prompts.add().text = "hi"
+        case "GetModelRequest":
+            request.id = "tiny"
+        case "TokenizeRequest":
+            request.model, request.text = "tiny", "hi"
+        case "DetokenizeRequest":
+            request.model = "tiny"
+            request.token_ids.extend([1, 2, 3])
+        case "ServerReflectionRequest":
+            request.file_containing_symbol = "chatrpc.v1.ChatService"
+    return request  # type: ignore[no-any-return]
+
+
+SENSIBLE = {method: _sensible(method) for method in METHODS}
+# What docs/errors.md has, but for what would be the service's own fault.
+DOCUMENTED = {
+    grpc.StatusCode.OK,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+}
+LEAKS = re.compile(
+    r"Traceback|Unexpected <class|Exception|Error:|\.py\b|/site-packages/|0x[0-9a-f]{6}"
+)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealService]:
+    """The whole of it, with a model of random weights."""
+    model = save_model(tmp_path_factory.mktemp("fuzz") / "tiny", vocab_size=300)
+    service = RealService("--model", str(model), "--max-model-len", "64", "--max-request-s", "20")
+    yield service
+    service.close()
+
+
+async def outcome(channel: grpc.aio.Channel, method: MethodDescriptor, request: bytes) -> Any:
+    """The status and the words that a call ends with. Of one that never ends, OK."""
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    call: Any
+    if method.client_streaming:
+        call = channel.stream_stream(path)(iter([request]), timeout=60)
+    elif method.server_streaming:
+        call = channel.unary_stream(path)(request, timeout=60)
+    else:
+        call = channel.unary_unary(path)(request, timeout=60)
+    try:
+        if not method.server_streaming:
+            await call
+        else:
+            async for _ in call:
+                if method.name == "Watch":
+                    break
+    except grpc.aio.AioRpcError as error:
+        return error.code(), error.details() or ""
+    finally:
+        call.cancel()
+    return grpc.StatusCode.OK, ""
+
+
+async def test_no_bytes_are_an_error_of_the_services_own(service: RealService) -> None:
+    await service.ready()
+    choose = random.Random(SEED)
+    statuses: Counter[str] = Counter()
+    rss_bytes = num_fds = 0
+    async with Client(service.target) as client:
+        await client.chat.CreateChatCompletion(usual())
+        for done in range(0, NUM_CASES, _NUM_AT_ONCE):
+            methods = choose.choices(METHODS, k=_NUM_AT_ONCE)
+            cases = [(method, random_case(choose, SENSIBLE[method])) for method in methods]
+            outcomes = await asyncio.gather(*(outcome(client.channel, *case) for case in cases))
+            for (method, request), (code, words) in zip(cases, outcomes, strict=True):
+                case = f"{method.full_name} {request[:2000]!r}: {code} {words}"
+                assert code in DOCUMENTED, case
+                assert not LEAKS.search(words), case
+                statuses[code.name] += 1
+            if done <= _NUM_WARM_UP:
+                await service.idle()
+                rss_bytes, num_fds = service.rss_bytes, service.num_fds
+        await service.idle()
+        answer = await client.chat.CreateChatCompletion(usual())
+        assert answer.completion.usage.completion_tokens == 3
+        await service.has_fds(num_fds)
+    grown = service.rss_bytes - rss_bytes
+    print(f"{sum(statuses.values())} cases, {dict(statuses)}, {grown / 2**20:.1f} MiB more")  # noqa: T201
+    assert grown < 48 << 20
+    assert statuses["OK"] > NUM_CASES / 20  # not all of it was refused at the door
+    assert statuses["INVALID_ARGUMENT"] > NUM_CASES / 20
+    assert not service.events("call failed")
+    assert "Traceback" not in service.log
+
+
+def usual() -> chat_service_pb2.CreateChatCompletionRequest:
+    params = chat("hi", 3)
+    params.model = "tiny"
+    params.sampling.ignore_eos = True
+    return chat_service_pb2.CreateChatCompletionRequest(params=params)

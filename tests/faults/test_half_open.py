@@ -1,0 +1,98 @@
+"""A peer that vanishes without a word: its host has lost its power, or the network its route."""
+
+import asyncio
+import socket
+
+import httpx
+import pytest
+
+from service.rpc.lifecycle import Lifecycle
+from service.rpc.server import OPTIONS, SERVICE_NAMES, Server
+from service.types import FinishReason, SamplingParams, ServedModel, TokenOutput
+from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
+from tests.fakes.engine import FakeEngine
+from tests.fakes.tokenizer import EOS, ByteTokenizer
+from tests.fakes.wait import until
+from tests.faults.program import Client, http_client
+from tests.faults.tcp_proxy import TcpProxy
+from tests.gateway_http.conftest import serving, started
+from tests.gateway_http.raw_http import RawClient
+from tests.service.rpc.conftest import CARD
+
+# As the service pings its clients, but for the patience.
+_PATIENCE = {
+    "grpc.keepalive_time_ms": 200,
+    "grpc.keepalive_timeout_ms": 300,
+    "grpc.http2.ping_timeout_ms": 300,
+}
+IMPATIENT = tuple((name, _PATIENCE.get(name, value)) for name, value in OPTIONS)
+
+
+@pytest.mark.parametrize("is_answered", [False, True], ids=["silent", "streaming"])
+async def test_a_grpc_client_that_vanishes_frees_its_generation(is_answered: bool) -> None:
+    engine = FakeEngine()
+    never = asyncio.Event()
+    engine.script = [*([TokenOutput((97,))] if is_answered else []), never]
+    lifecycle = Lifecycle(SERVICE_NAMES)
+    server = Server(lifecycle, max_request_s=600, options=IMPATIENT)
+    port = await server.start("127.0.0.1", 0)
+    await lifecycle.serve(
+        ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+    )
+    async with TcpProxy(port) as proxy, Client(proxy.target) as gone:
+        stream = gone.stream()
+        await stream.initial_metadata()
+        await until(lambda: engine.num_running == 1)
+        proxy.freeze()
+        await until(lambda: engine.num_running == 0)
+        async with Client(f"127.0.0.1:{port}") as client:  # and nobody else is
+            engine.script = [TokenOutput((97,), FinishReason.LENGTH)]
+            assert (await client.create()).completion.usage.completion_tokens == 1
+    await server.stop()
+
+
+BODY = {"model": "org/tiny", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+async def test_a_service_that_vanishes_is_an_error_when_the_time_is_up(
+    service: FakeService,
+) -> None:
+    service.script = [Admit(), Say("Hello"), Hold(), Finish()]
+    async with (
+        TcpProxy(service.port) as proxy,
+        serving(upstream=proxy.target, request_timeout_s=1) as url,
+        http_client(url) as http,
+        RawClient(url) as stream,
+    ):
+        await stream.post(BODY | {"stream": True})
+        await stream.read_until(b"Hello")
+        proxy.freeze()
+        whole = await http.post("/v1/chat/completions", json=BODY)
+        assert whole.status_code == 504
+        assert whole.json()["error"]["code"] == "timeout"
+        assert b'"code":"timeout"' in await stream.read_until(b"[DONE]")
+        await service.cancelled()  # it knows the deadline, and needs nobody to tell it
+
+        proxy.thaw()
+        service.script = [Admit(), Say("Hello"), Finish()]
+        proxy.cut()
+        async with asyncio.timeout(120):
+            while (await http.post("/v1/chat/completions", json=BODY)).status_code != 200:
+                await asyncio.sleep(0.02)
+
+
+async def test_the_system_looks_for_http_clients_that_say_nothing(service: FakeService) -> None:
+    """A test cannot make a host vanish; that the connections are asked for is what it can see."""
+    async with started(upstream=service.target) as (server, url), httpx.AsyncClient() as http:
+        assert (await http.get(f"{url}/healthz")).status_code == 200
+        [connection] = server.server_state.connections
+        connected: socket.socket = connection.transport.get_extra_info("socket")  # type: ignore[union-attr]
+        assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            idle_s, interval_s, count = (
+                connected.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            )
+            assert idle_s + interval_s * count <= 120
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            assert 0 < connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 120_000

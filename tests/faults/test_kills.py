@@ -1,0 +1,73 @@
+"""A process that is killed in the middle of its work: what the other one does."""
+
+import asyncio
+import json
+import signal
+
+from tests.faults.conftest import Launch
+from tests.faults.program import Client, Gateway, Service, body, http_client
+from tests.gateway_http.raw_http import RawClient
+
+LONG = 50_000
+
+
+async def test_the_gateway_outlives_the_service_and_finds_the_next_one(launch: Launch) -> None:
+    service = await launch(Service()).ready()
+    gateway = await launch(Gateway(upstream=service.target)).ready()
+    async with http_client(gateway.url) as http:
+        assert (await http.post("/v1/chat/completions", json=body())).status_code == 200
+        num_fds = gateway.num_fds
+        async with RawClient(gateway.url) as stream:
+            await stream.post(body(num_tokens=LONG, stream=True))
+            await stream.read_until(b'"content":"a')
+            whole = asyncio.create_task(
+                http.post("/v1/chat/completions", json=body(num_tokens=LONG))
+            )
+            async with asyncio.timeout(120):
+                while (await service.metrics())["chatrpc_sequences_running"] < 2:
+                    await asyncio.sleep(0.01)
+            service.send(signal.SIGKILL)
+            told = await stream.read_until(b"data: [DONE]\n\n")
+        event = told.decode().split("data: ")[-2].partition("\n")[0]
+        assert json.loads(event)["error"]["code"] == "service_unavailable"
+        assert "127.0.0.1" not in event
+
+        for answer in (await whole, await http.post("/v1/chat/completions", json=body())):
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "1"
+            assert answer.json()["error"]["code"] == "service_unavailable"
+        assert (await http.get("/readyz")).status_code == 503
+        assert (await http.get("/healthz")).status_code == 200
+
+        again = launch(Service(port=service.port))
+        await again.ready()
+        async with asyncio.timeout(120):
+            while (await http.get("/readyz")).status_code != 200:
+                await asyncio.sleep(0.02)
+        assert (await http.post("/v1/chat/completions", json=body())).status_code == 200
+        await gateway.idle()
+        await gateway.has_fds(num_fds)
+
+
+async def test_the_service_frees_what_a_killed_gateway_was_asked(launch: Launch) -> None:
+    service = await launch(Service("--max-num-seqs", "2")).ready()
+    gateway = await launch(Gateway(upstream=service.target)).ready()
+    num_fds = service.num_fds
+    async with (
+        RawClient(gateway.url) as running,
+        RawClient(gateway.url) as beside,
+        RawClient(gateway.url) as queued,
+        Client(service.target) as client,
+    ):
+        for stream in (running, beside):
+            await stream.post(body(num_tokens=LONG, stream=True))
+            await stream.read_until(b'"content":"a')
+        await queued.post(body(num_tokens=LONG, stream=True))
+        async with asyncio.timeout(120):
+            while not (await service.metrics())["chatrpc_sequences_waiting"]:
+                await asyncio.sleep(0.01)
+        gateway.send(signal.SIGKILL)
+        await service.idle()
+        assert (await service.metrics())["chatrpc_aborted_requests_total"] == 3
+        assert (await client.create()).completion.usage.completion_tokens == 3
+    await service.has_fds(num_fds)

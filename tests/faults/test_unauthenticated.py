@@ -1,0 +1,165 @@
+"""A service and a gateway that ask for keys: without one, nothing but health is answered."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor_pool import Default
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from chatrpc_process.secret import digest_of
+from gateway_http.endpoints import ENDPOINTS, Endpoint
+from service.rpc.server import SERVICE_NAMES
+from tests.faults.program import Client, Gateway, Service, body, http_client
+
+KEY = "sk-chatrpc-of-somebody"
+MINE = (("authorization", f"Bearer {KEY}"),)
+OPEN = {"grpc.health.v1.Health"}
+
+WRONG: dict[str, Any] = {
+    "none": (),
+    "wrong": (("authorization", "Bearer sk-chatrpc-of-nobody"),),
+    "empty": (("authorization", ""), ("x-api-key", "")),
+    "bare": (("authorization", "Bearer"),),
+    "spaces": (("authorization", "Bearer    "),),
+    "prefix": (("authorization", f"Bearer {KEY[:-1]}"),),
+    "longer": (("authorization", f"Bearer {KEY}x"),),
+    "hash": (("x-api-key", digest_of(KEY)),),
+    "basic": (("authorization", f"Basic {KEY}"),),
+    "huge": (("x-api-key", "x" * 6000),),
+    "binary": (("authorization-bin", f"Bearer {KEY}".encode()), ("x-api-key-bin", KEY.encode())),
+    "several": tuple(("x-api-key", f"sk-{i}") for i in range(30)),
+    "wrong before right": (("authorization", "Bearer sk-chatrpc-of-nobody"), ("x-api-key", KEY)),
+    "other names": (("api-key", KEY), ("cookie", f"authorization={KEY}")),
+}
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    keys = tmp_path_factory.mktemp("keys") / "keys.toml"
+    keys.write_text(f'[[key]]\nname = "somebody"\nsha256 = "{digest_of(KEY)}"\n')
+    service = Service("--api-keys", str(keys), "--max-model-len", "64")
+    yield service
+    service.close()
+
+
+@pytest.fixture
+async def service(launched: Service) -> Service:
+    return await launched.ready()
+
+
+@pytest.fixture(scope="module")
+def launched_gateway(launched: Service) -> Iterator[Gateway]:
+    asyncio.run(launched.ready())
+    gateway = Gateway(upstream=launched.target)
+    yield gateway
+    gateway.close()
+
+
+@pytest.fixture
+async def http(launched_gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
+    await launched_gateway.ready()
+    async with http_client(launched_gateway.url) as http:
+        yield http
+
+
+async def registered(client: Client) -> list[MethodDescriptor]:
+    """Every method of every service that the server says it has."""
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(client.channel)
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    call = stub.ServerReflectionInfo(iter([asked]), metadata=MINE)
+    names = [each.name for each in (await call.read()).list_services_response.service]
+    call.cancel()
+    return [method for name in names for method in Default().FindServiceByName(name).methods]
+
+
+async def status(client: Client, method: MethodDescriptor, metadata: Any) -> grpc.StatusCode:
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    try:
+        if method.client_streaming:
+            call: Any = client.channel.stream_stream(path)(iter([b""]), metadata=metadata)
+            await call.read()
+        elif method.server_streaming:
+            call = client.channel.unary_stream(path)(b"", metadata=metadata)
+            await call.read()
+        else:
+            call = client.channel.unary_unary(path)(b"", metadata=metadata)
+            await call
+        call.cancel()
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+async def test_no_method_but_health_answers_those_who_have_no_key(service: Service) -> None:
+    async with Client(service.target) as client:
+        methods = await registered(client)
+        names = {method.containing_service.full_name for method in methods}
+        assert names == {*SERVICE_NAMES, *OPEN, "grpc.reflection.v1alpha.ServerReflection"}
+        for method in methods:
+            is_open = method.containing_service.full_name in OPEN
+            with_key = await status(client, method, MINE)
+            assert with_key is not grpc.StatusCode.UNAUTHENTICATED, method.full_name
+            for label, metadata in WRONG.items():
+                code = await status(client, method, metadata)
+                if is_open:
+                    assert code is with_key, (method.full_name, label)
+                else:
+                    assert code is grpc.StatusCode.UNAUTHENTICATED, (method.full_name, label)
+    assert (await service.metrics())["chatrpc_steps_total"] == 0
+    assert KEY not in service.log
+
+
+async def test_a_method_that_there_is_not_says_so_to_anybody(service: Service) -> None:
+    async with Client(service.target) as client:
+        for path in ("/chatrpc.v1.ChatService/Nothing", "/chatrpc.v2.ChatService/X", "/x", "/", ""):
+            with pytest.raises((grpc.aio.AioRpcError, ValueError)) as caught:
+                await client.channel.unary_unary(path)(b"")
+            if isinstance(caught.value, grpc.aio.AioRpcError):
+                assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+HTTP_WRONG: dict[str, list[tuple[str, str]]] = {
+    "none": [],
+    "wrong": [("authorization", "Bearer sk-chatrpc-of-nobody")],
+    "empty": [("authorization", ""), ("x-api-key", "")],
+    "prefix": [("authorization", f"Bearer {KEY[:-1]}")],
+    "hash": [("x-api-key", digest_of(KEY))],
+    "huge": [("authorization", "Bearer " + "x" * 6000)],
+    "binary": [("authorization", "Bearer \xff\xfe\x80")],
+    "several": [("authorization", f"Bearer {i}") for i in range(30)],
+    "other names": [("api-key", KEY), ("cookie", f"authorization={KEY}")],
+}
+# What tells nothing of models and makes no call for its caller.
+HTTP_OPEN = {"Operate"}
+BODIES = {
+    "create_chat_completion": body(),
+    "create_completion": {"model": "fake", "prompt": "hi"},
+    "tokenize": {"model": "fake", "prompt": "hi"},
+    "detokenize": {"model": "fake", "tokens": [1]},
+}
+
+
+@pytest.mark.parametrize("prefix", ["/v1", ""])
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.name)
+async def test_no_route_but_those_of_operations_answers_those_who_have_no_key(
+    http: httpx.AsyncClient, endpoint: Endpoint, prefix: str
+) -> None:
+    path = prefix + endpoint.path.replace("{model_id}", "fake")
+    sent = BODIES.get(endpoint.name)
+    for headers in ([("authorization", f"Bearer {KEY}")], [("x-api-key", KEY)]):
+        answer = await http.request(endpoint.method, path, json=sent, headers=headers)
+        assert answer.status_code == 200
+    for label, wrong in HTTP_WRONG.items():
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in wrong]
+        answer = await http.request(endpoint.method, path, json=sent, headers=raw)
+        if endpoint.tag in HTTP_OPEN:
+            assert answer.status_code == 200, label
+        else:
+            assert answer.status_code == 401, label
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+            assert KEY not in answer.text

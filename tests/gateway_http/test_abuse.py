@@ -1,0 +1,244 @@
+"""Clients that take much and give nothing: each ends as documented, and others notice nothing."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway_http.http_protocol import MAX_HEADERS, MAX_PIPELINED
+from gateway_http.metrics import Metrics
+from tests.fakes.chat_service import Admit, FakeService, Hold, Say
+from tests.fakes.wait import until
+from tests.gateway_http.conftest import serving, started
+from tests.gateway_http.raw_http import RawClient
+
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: test\r\n"
+POST = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+)
+CHAT = "/v1/chat/completions"
+# Of a whole request; of a head it must be longer than a busy machine takes to send one.
+SOON, SOON_ENOUGH = 0.05, 0.5
+
+
+@asynccontextmanager
+async def gateway(service: FakeService, **options: Any) -> AsyncIterator[tuple[str, Metrics]]:
+    """Its URL, and what it counts: to ask for that over HTTP takes a client that is quick."""
+    async with started(upstream=service.target, **options) as (server, url):
+        app: Any = server.config.app
+        yield url, app.state.metrics
+
+
+async def cut(metrics: Metrics, reason: str) -> None:
+    """Wait until one connection has been cut for this reason."""
+    counter = metrics.cut_connections.labels(reason)
+    await until(lambda: counter._value.get() == 1)
+
+
+async def answered(metrics: Metrics, status: int) -> None:
+    """Wait until one chat has been answered with this status."""
+    counter = metrics.requests.labels(CHAT, status)
+    await until(lambda: counter._value.get() == 1)
+
+
+async def error(client: RawClient) -> tuple[int, str]:
+    """The status and the code of the error that ends the connection."""
+    head = await client.read_until(b"\r\n\r\n")
+    assert b"connection: close" in head
+    body = json.loads(await client.read_until(b"}}"))
+    assert await client.ended()
+    return int(head.split()[1]), body["error"]["code"]
+
+
+@pytest.mark.parametrize("sent", [b"G", HEAD, HEAD + b"X: ", HEAD + b"\r\n" + HEAD])
+async def test_a_head_that_does_not_come_to_its_end(service: FakeService, sent: bytes) -> None:
+    async with (
+        gateway(service, head_timeout_s=SOON_ENOUGH) as (url, metrics),
+        RawClient(url) as client,
+    ):
+        await client.send(sent)
+        if sent.count(b"GET") == 2:
+            await client.read_until(b"ok\n")
+        assert await error(client) == (408, "request_timeout")
+        await cut(metrics, "head")
+
+
+async def test_a_head_that_comes_drop_by_drop(service: FakeService) -> None:
+    """Every byte in time, and never all of them."""
+    async with gateway(service, head_timeout_s=SOON_ENOUGH) as (url, _), RawClient(url) as client:
+        trickle = asyncio.ensure_future(client.trickle(HEAD + b"X: " + b"x" * 10**5))
+        assert await error(client) == (408, "request_timeout")
+        trickle.cancel()
+
+
+@pytest.mark.parametrize("sent", [b"", b"\r\n"])
+async def test_a_connection_that_asks_nothing_is_closed_without_a_word(
+    service: FakeService, sent: bytes
+) -> None:
+    async with gateway(service, head_timeout_s=SOON_ENOUGH) as (url, _), RawClient(url) as client:
+        await client.send(sent)
+        assert await client.ended()
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_a_body_that_does_not_come_to_its_end(service: FakeService, is_chunked: bool) -> None:
+    async with gateway(service, body_timeout_s=SOON) as (url, metrics), RawClient(url) as client:
+        sent = POST.replace(b"Content-Length: 100", b"Transfer-Encoding: chunked")
+        await client.send(sent + b"1\r\n{\r\n" if is_chunked else POST + b"{")
+        assert await error(client) == (408, "request_timeout")
+        await answered(metrics, 408)
+    assert service.calls == []
+
+
+async def test_the_rest_of_a_body_that_was_refused_is_not_waited_for(
+    service: FakeService,
+) -> None:
+    async with gateway(service, body_timeout_s=SOON) as (url, metrics), RawClient(url) as client:
+        await client.send(POST.replace(b"application/json", b"text/plain") + b"{")
+        assert b" 415 " in await client.read_until(b"\r\n\r\n")
+        await client.read_until(b"}}")
+        assert await client.ended()
+        await cut(metrics, "body")
+
+
+async def test_an_answer_may_take_longer_than_its_request(
+    service: FakeService, body: dict[str, Any]
+) -> None:
+    """Timers of the request end with it."""
+    service.script = [Admit(), Hold(), Say("late")]
+    soon = {"head_timeout_s": SOON_ENOUGH, "body_timeout_s": SOON, "write_timeout_s": SOON}
+    async with (
+        gateway(service, sse_ping_interval_s=SOON, **soon) as (url, _),
+        RawClient(url) as client,
+    ):
+        await client.post(body | {"stream": True})
+        for _ in range(15):
+            await client.read_until(b": ping")
+        # What is pipelined behind it has time as well.
+        await client.send(HEAD)
+        for _ in range(15):
+            await client.read_until(b": ping")
+        service.release()
+        await client.read_until(b"[DONE]")
+
+
+async def test_headers_are_counted(service: FakeService) -> None:
+    async with gateway(service) as (url, _):
+        async with RawClient(url) as client:
+            await client.send(HEAD + b"X: y\r\n" * (MAX_HEADERS - 1) + b"\r\n")
+            assert b" 200 " in await client.read_until(b"ok\n")
+        async with RawClient(url) as client:
+            await client.send(HEAD + b"X: y\r\n" * MAX_HEADERS + b"\r\n")
+            assert await error(client) == (431, "headers_too_large")
+
+
+async def test_trailers_are_no_headers_and_bounded(service: FakeService) -> None:
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}]}).encode()
+    sent = POST.replace(b"Content-Length: 100", b"Transfer-Encoding: chunked")
+    sent += b"%x\r\n%s\r\n0\r\n" % (len(body), body)
+    async with gateway(service) as (url, _):
+        async with RawClient(url) as client:
+            await client.send(sent + b"x-api-key: late\r\n\r\n")
+            assert b" 200 " in await client.read_until(b"\r\n\r\n")
+            await service.called()
+            assert "x-api-key" not in service.calls[0].metadata
+        async with RawClient(url) as client:
+            await client.send(sent + b"X: y\r\n" * (MAX_HEADERS + 1) + b"\r\n")
+            assert b" 431 " in await client.read_until(b"headers_too_large")
+
+
+async def test_idle_connections_are_closed(service: FakeService) -> None:
+    async with gateway(service, keep_alive_timeout_s=0) as (url, _), RawClient(url) as client:
+        await client.send(HEAD + b"\r\n")
+        await client.read_until(b"ok\n")
+        assert await client.ended()
+
+
+async def test_connections_are_bounded(service: FakeService) -> None:
+    async with started(upstream=service.target, max_connections=3) as (server, url):
+        connections = server.server_state.connections
+        idle = [RawClient(url) for _ in range(3)]
+        for client in idle:
+            await client.__aenter__()
+        await until(lambda: len(connections) == 3)
+        async with RawClient(url) as surplus:
+            await surplus.send(HEAD + b"\r\n")
+            assert await error(surplus) == (503, "server_is_overloaded")
+        await until(lambda: len(connections) == 3)
+        silent = [RawClient(url) for _ in range(3)]
+        for client in silent:
+            await client.__aenter__()
+        await until(lambda: len(connections) == 6)
+        async with RawClient(url) as hopeless:
+            assert await hopeless.ended()
+        for client in silent + idle[:1]:
+            await client.close()
+        await until(lambda: len(connections) == 2)
+        await idle[1].send(HEAD + b"\r\n")
+        await idle[1].read_until(b"ok\n")
+        async with RawClient(url) as next_one:
+            await next_one.send(HEAD + b"\r\n")
+            await next_one.read_until(b"ok\n")
+        for client in idle[1:]:
+            await client.close()
+
+
+async def test_pipelined_requests_are_bounded(service: FakeService, body: dict[str, Any]) -> None:
+    service.script = [Admit(), Say("Hello"), Hold()]
+    async with gateway(service) as (url, metrics), RawClient(url) as client:
+        await client.post(body | {"stream": True})
+        await client.read_until(b"\n\n\r\n")
+        await client.send((HEAD + b"\r\n") * (MAX_PIPELINED + 2))
+        assert await client.ended()
+        await service.cancelled()
+        await cut(metrics, "limit")
+
+
+async def test_a_stream_that_is_not_read_ends_and_its_generation_with_it(
+    service: FakeService, body: dict[str, Any]
+) -> None:
+    service.script = [Admit(), *([Say("x" * 60_000)] * 400), Hold()]
+    async with (
+        gateway(service, write_timeout_s=0.2) as (url, metrics),
+        RawClient(url, receive_buffer=4096) as client,
+    ):
+        await client.post(body | {"stream": True})
+        await service.cancelled()
+        await cut(metrics, "write")
+        await answered(metrics, 499)
+
+
+async def test_a_whole_answer_that_is_not_read_does_not_stay(
+    service: FakeService, body: dict[str, Any]
+) -> None:
+    service.script = [Admit(), *([Say("x" * 60_000)] * 200)]
+    async with (
+        started(upstream=service.target, write_timeout_s=0.2) as (server, url),
+        RawClient(url, receive_buffer=4096) as client,
+    ):
+        await client.post(body, headers={"connection": "close"})
+        await service.called()
+        await until(lambda: not server.server_state.connections)
+
+
+async def test_slow_readers_hold_up_nobody_else(service: FakeService, body: dict[str, Any]) -> None:
+    service.script = [Admit(), *([Say("x" * 60_000)] * 200)]
+    async with (
+        serving(upstream=service.target) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as http,
+    ):
+        idle = [RawClient(url, receive_buffer=4096) for _ in range(10)]
+        for client in idle:
+            await client.__aenter__()
+            await client.post(body | {"stream": True})
+        await service.called(10)
+        answer = await http.post("/v1/chat/completions", json=body | {"stream": True})
+        assert answer.text.endswith("data: [DONE]\n\n")
+        for client in idle:
+            await client.reset()
+        await service.cancelled(10)

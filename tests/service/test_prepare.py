@@ -1,0 +1,44 @@
+"""What a first start makes, made beforehand."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.service.test_main import save_model
+
+
+def prepare(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "service.prepare", "--log-format", "json", *arguments]
+    environment = {**os.environ, "CXX": "/nothing"}  # kernels have tests of their own
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_a_model_is_loaded_and_what_that_makes_is_kept(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "tiny", vocab_size=300)
+    cache = tmp_path / "cache"
+    done = prepare("--model", str(model), "--cache-dir", str(cache), "--quantization", "none")
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stderr.splitlines()[-1])
+    assert (last["event"], last["model"], last["max_model_len"]) == ("prepared", "tiny", 4096)
+    (config,) = (cache / "configs").iterdir()
+    assert config.stat().st_mode & 0o777 == 0o644  # root prepares an image, and somebody else reads
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["--model", "no-such-model"], 1, "There is no model 'no-such-model'"),
+        (["--max-num-seqs", "none"], 2, "max_num_seqs"),
+    ],
+)
+def test_what_is_wrong_is_said_as_the_service_says_it(
+    arguments: list[str], code: int, complaint: str
+) -> None:
+    done = prepare(*arguments)
+    assert done.returncode == code
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,22 @@
+"""Certificates in files, for tests of whatever serves under them."""
+
+import os
+from pathlib import Path
+
+import trustme
+
+from chatrpc_process.tls import TlsFiles
+
+
+def write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    os.utime(path, ns=(0, int.from_bytes(os.urandom(6), "big")))  # another time for certain
+
+
+def issue(ca: trustme.CA, directory: Path) -> TlsFiles:
+    """A new certificate for `localhost` and its key, in the place of what was there."""
+    certificate = ca.issue_cert("localhost", "127.0.0.1")
+    files = TlsFiles(directory / "tls.crt", directory / "tls.key")
+    write(files.certificate, b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    write(files.key, certificate.private_key_pem.bytes())
+    return files
