@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from uvicorn._types import ASGI3Application
@@ -41,6 +41,21 @@ class Limits:
     max_connections: int
 
 
+class _OpenTransport:
+    """A transport that, once it is closed, is written to in vain. uvloop's own raises at that, and
+    whoever writes hears of an end only a moment after it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+
 class HttpProtocol(HttpToolsProtocol):
     """One connection. It ends with a request that cannot be parsed or exceeds a limit."""
 
@@ -60,7 +75,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._departure: asyncio.TimerHandle | None = None  # by when it must be read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", _OpenTransport(transport)))
         num_connections = len(self.connections)
         self._is_surplus = num_connections > self._limits.max_connections
         self._expect(self._limits.head_timeout_s, self._on_late_head)

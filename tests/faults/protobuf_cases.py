@@ -7,7 +7,7 @@ import copy
 import random
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -90,7 +90,7 @@ def random_case(choose: random.Random, sensible: Message) -> bytes:
     if choose.random() < 0.5:
         message = _altered(choose, sensible)
     else:
-        message = random_message(choose, sensible.DESCRIPTOR)
+        message = random_message(choose, cast("Descriptor", sensible.DESCRIPTOR))
     return choose.choice(_DAMAGES)(choose, message.SerializeToString())
 
 

@@ -1,20 +1,16 @@
-"""What runs out: places in the queue, file descriptors, a disk that may be written to."""
+"""What runs out: places in the queue, memory for those who do not read, file descriptors."""
 
 import asyncio
 import resource
-import shutil
-from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 
-from service.cache import default_cache_dir
+from tests.fakes.chat_service import HELLO, MODEL, Admit, FakeService, Say
 from tests.faults.conftest import Launch
-from tests.faults.program import Client, Gateway, RealService, Service, body, http_client
+from tests.faults.program import Client, Gateway, Service, body, http_client
 from tests.gateway_http.raw_http import RawClient
 from tests.service.rpc.details import refusal
-from tests.service.test_main import save_model
 
 LONG = 50_000
 
@@ -54,6 +50,26 @@ async def test_a_full_queue_refuses_on_both_wires_and_harms_nobody_in_it(launch:
         await stream.close()
         await service.idle()
         assert (await http.post("/v1/chat/completions", json=body())).status_code == 200
+
+
+async def test_a_client_that_reads_nothing_costs_the_gateway_no_memory_to_speak_of(
+    launch: Launch, service: FakeService
+) -> None:
+    gateway = await launch(Gateway(upstream=service.target)).ready()
+    request = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
+    async with http_client(gateway.url) as http, RawClient(gateway.url) as deaf:
+        assert (await http.post("/v1/chat/completions", json=request)).status_code == 200
+        rss_bytes = gateway.rss_bytes
+        service.script = [Admit(), *([Say("x" * (16 << 10))] * 8192)]  # 128 MiB
+        await deaf.post(request | {"stream": True})
+        await deaf.read_until(b"xxx")
+        service.script = HELLO
+        for _ in range(20):
+            assert (await http.post("/v1/chat/completions", json=request)).status_code == 200
+        assert gateway.rss_bytes - rss_bytes < 48 << 20
+        assert not any(call.is_cancelled for call in service.calls)
+        await deaf.close()
+        await service.cancelled()
 
 
 async def test_without_file_descriptors_connections_wait_and_are_served_when_there_are_some(
@@ -112,46 +128,3 @@ async def _ask_anew(target: str) -> Any:
     """A call on a connection of its own, however long that takes."""
     async with Client(target) as client:
         return await client.create(wait_for_ready=True)
-
-
-@pytest.fixture
-def read_only(tmp_path: Path) -> Path:
-    directory = tmp_path / "cache"
-    directory.mkdir()
-    return directory
-
-
-async def test_a_model_that_is_not_converted_needs_a_place_to_write_to_and_says_so(
-    launch: Launch, read_only: Path
-) -> None:
-    _lock(read_only)
-    service = launch(
-        RealService("--cache-dir", str(read_only), env={"CXX": "/nowhere/c++"}, is_privileged=False)
-    )
-    assert await service.ended() == 1
-    [line] = [line for line in service.lines if '"level": "error"' in line]
-    assert "cannot be converted" in line
-    assert str(read_only) in line
-    assert "Permission denied" in line
-    assert "Traceback" not in service.log
-
-
-async def test_what_is_cached_is_read_from_where_nothing_can_be_written(
-    launch: Launch, read_only: Path, tmp_path: Path
-) -> None:
-    native = default_cache_dir() / "native"
-    if not native.is_dir():
-        pytest.skip("no kernels have been compiled here yet")
-    shutil.copytree(native, read_only / "native")
-    _lock(read_only)
-    model = save_model(tmp_path / "tiny", vocab_size=300)
-    service = launch(
-        RealService("--model", str(model), "--cache-dir", str(read_only), is_privileged=False)
-    )
-    await service.ready()
-    assert not service.events("native_kernels_not_cached")
-
-
-def _lock(directory: Path) -> None:
-    for path in (directory, *directory.rglob("*")):
-        path.chmod(0o555 if path.is_dir() else 0o444)

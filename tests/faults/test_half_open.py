@@ -86,7 +86,7 @@ async def test_the_system_looks_for_http_clients_that_say_nothing(service: FakeS
     async with started(upstream=service.target) as (server, url), httpx.AsyncClient() as http:
         assert (await http.get(f"{url}/healthz")).status_code == 200
         [connection] = server.server_state.connections
-        connected: socket.socket = connection.transport.get_extra_info("socket")  # type: ignore[union-attr]
+        connected: socket.socket = connection.transport.get_extra_info("socket")
         assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         if hasattr(socket, "TCP_KEEPIDLE"):
             idle_s, interval_s, count = (
