@@ -208,12 +208,12 @@ async def test_the_admin_port_needs_neither_key_nor_tls_and_has_no_more_than_pro
                     is_there = endpoint.is_probe or endpoint.name == "metrics"
                     assert answer.status_code == (200 if is_there else 404), path
             assert "chatrpc_gateway_requests_total" in (await http.get(f"{admin}/metrics")).text
-            await service.set_ready(False)
-            assert (await http.get(f"{admin}/readyz")).status_code == 503
         headers = {"x-api-key": SECRET}
         async with httpx.AsyncClient(verify=trusting(ca), timeout=60, headers=headers) as http:
             assert (await http.get(f"{url}/v1/models")).status_code == 200
-            assert (await http.get(f"{url}/readyz")).status_code == 503
+            await service.set_ready(False)
+            for readyz in (f"{admin}/readyz", f"{url}/readyz"):
+                assert (await http.get(readyz)).status_code == 503
 
 
 async def test_the_admin_port_says_when_the_gateway_goes(

@@ -56,7 +56,7 @@ async def test_deadline_and_request_reach_the_service(
     assert service.calls[0].params.sampling.HasField("temperature")
     assert not service.calls[0].params.sampling.HasField("top_p")
     assert service.calls[0].time_remaining_s
-    assert 40 < service.calls[0].time_remaining_s <= 50
+    assert 40 < service.calls[0].time_remaining_s < 52  # gRPC rounds it up on the wire
 
 
 async def test_nothing_is_sent_before_admission(
