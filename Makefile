@@ -47,7 +47,7 @@ bench-peers: $(VENV)/.bench  ## Install the peers, measure them beside us, write
 
 .PHONY: test
 test: $(VENV)/.dev  ## Run the whole test suite (ARGS= goes to pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 .PHONY: test-deploy
 test-deploy: $(VENV)/.dev  ## Run the steps of the container files, and what they make (minutes)
