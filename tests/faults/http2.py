@@ -46,6 +46,7 @@ class RawHttp2:
         self._is_deaf = is_deaf
         self._encoder = hpack.Encoder()
         self._next_stream = 1
+        self._is_cut = False
 
     async def __aenter__(self) -> Self:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
@@ -74,7 +75,7 @@ class RawHttp2:
             self._writer.write(data)
             await self._writer.drain()
         except ConnectionError:
-            await self.ended()
+            self._is_cut = True
 
     async def send_frames(self, frames: Iterable[Frame]) -> None:
         await self.send(b"".join(frame.serialize() for frame in frames))
@@ -86,7 +87,7 @@ class RawHttp2:
 
     @property
     def has_ended(self) -> bool:
-        return self._reading.done()
+        return self._is_cut or self._reading.done()
 
     def call(self, path: str, message: bytes | None = None) -> list[Frame]:
         """The frames of a call. Without a message it is never complete."""

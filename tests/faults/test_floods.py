@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -118,9 +119,9 @@ async def test_frames_that_cost_nothing_to_send(
         for is_deaf in (False, True):
             async with RawHttp2(service.port, is_deaf=is_deaf) as connection:
                 await connection.open()
-                for _ in range(20):
-                    if not connection.has_ended:
-                        async with asyncio.timeout(0.2 if is_deaf else 120):
+                with suppress(TimeoutError):  # nobody reads what it says, nor it what it is sent
+                    async with asyncio.timeout(0.5 if is_deaf else 120):
+                        for _ in range(20):
                             await connection.send_frames(frames(1000))
         assert service.rss_bytes - rss_bytes < 32 << 20
 
