@@ -27,7 +27,8 @@ from tests.gateway_http.api_keys import OTHER, SECRET, key
 from tests.service.rpc.conftest import CARD
 from tests.service.rpc.details import refusal
 from tests.service.rpc.test_access import Guarded, guarded
-from tests.service.rpc.test_tls import check, issue, read, trusting, write
+from tests.service.rpc.test_tls import check, read, trusting
+from tests.tls_files import issue, write
 
 
 @asynccontextmanager

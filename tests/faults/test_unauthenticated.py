@@ -81,7 +81,9 @@ async def status(client: Client, method: MethodDescriptor, metadata: Any) -> grp
     path = f"/{method.containing_service.full_name}/{method.name}"
     try:
         if method.client_streaming:
-            call: Any = client.channel.stream_stream(path)(iter([b""]), metadata=metadata)
+            call: Any = client.channel.stream_stream(path)(metadata=metadata)
+            if metadata is MINE:  # the others are refused before: a write would fail by itself
+                await call.write(b"")
             await call.read()
         elif method.server_streaming:
             call = client.channel.unary_stream(path)(b"", metadata=metadata)
