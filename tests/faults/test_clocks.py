@@ -15,6 +15,7 @@ from tests.test_floors import ROOT, sources
 WALL_CLOCK = {
     ("service.rpc.answers", "time.time"),  # `create_time` of an answer
     ("service.rpc.completion_answers", "time.time"),
+    ("service.rpc.phases", "time.time_ns"),  # when a span began, of what was measured otherwise
     ("service.text.jinja_template", "datetime.now"),  # templates may ask for the date
     ("bench.contest", "datetime.now"),  # when it was measured
     ("service.rpc.phases", "time.time_ns"),  # when a span was, for who reads the trace
