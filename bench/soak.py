@@ -23,6 +23,7 @@ from bench.request import Client, Transcript, ask
 from bench.words import words
 
 MAX_GROWTH = 0.05
+LEAST_FAIRNESS = 0.8
 
 _SAMPLE_S = 5.0
 _LEAVING_SHARE = 0.05
@@ -53,8 +54,10 @@ class Soak(msgspec.Struct, frozen=True):
     def _fault(self) -> str | None:
         if self.faults:
             return f"{len(self.faults)} requests: {self.faults[0]}"
-        if not self.figures["num_requests"]:
-            return "no request was answered"
+        if not self.figures["num_requests"] or not self.growth:
+            return "nothing was measured"
+        if self.figures["fairness"] < LEAST_FAIRNESS or not self.figures["least_tokens"]:
+            return f"some got much less than others: fairness {self.figures['fairness']:.2f}"
         for name, growth in self.growth.items():
             if growth > MAX_GROWTH:
                 return f"the memory of {name} grew by {growth:.1%}"

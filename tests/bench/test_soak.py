@@ -10,7 +10,8 @@ from bench import server, soak
 from bench.soak import MAX_GROWTH, Soak
 from tests.bench.test_contest import echo
 
-GOOD = Soak(2, 1.0, {"num_requests": 2.0}, {"service": 0.0}, {}, [])
+FIGURES = {"num_requests": 2.0, "fairness": 1.0, "least_tokens": 5.0}
+GOOD = Soak(2, 1.0, FIGURES, {"service": 0.0}, {}, [])
 
 
 async def soaked(tmp_path: Path, *arguments: str) -> Soak:
@@ -54,7 +55,18 @@ def test_growth_beyond_the_bound_fails_the_soak() -> None:
     assert GOOD.outcome.fault is None
     grown = Soak(2, 1.0, GOOD.figures, {"service": MAX_GROWTH + 0.01}, {}, [])
     assert "service grew" in (grown.outcome.fault or "")
-    assert Soak(2, 1.0, {"num_requests": 0.0}, {}, {}, []).outcome.fault is not None
+
+
+@pytest.mark.parametrize(
+    "figures", [{"num_requests": 0.0}, {"fairness": 0.79}, {"least_tokens": 0.0}]
+)
+def test_a_soak_that_serves_nobody_or_some_alone_fails(figures: dict[str, float]) -> None:
+    unfair = Soak(2, 1.0, FIGURES | figures, GOOD.growth, {}, [])
+    assert unfair.outcome.fault is not None
+
+
+def test_a_soak_without_a_look_at_the_memory_fails() -> None:
+    assert Soak(2, 1.0, FIGURES, {}, {}, []).outcome.fault is not None
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1))
