@@ -99,10 +99,10 @@ def test_nothing_is_open_by_accident() -> None:
         (
             {
                 "models": [
-                    {"name": "m", "model": "m", "autoscaling": {"kind": "hpa", "minReplicas": 0}}
+                    {"name": "m", "model": "m", "autoscaling": {"kind": "keda", "minReplicas": 0}}
                 ]
             },
-            "keda",
+            "minReplicas",
         ),
         ({"modelDefaults": {"name": "m"}}, "modelDefaults"),
         ({"gateway": {"options": {"registry": "x"}}}, "registry"),
