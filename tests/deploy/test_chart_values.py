@@ -110,6 +110,7 @@ def test_nothing_is_open_by_accident() -> None:
         ({"gateway": {"replicas": "two"}}, "replicas"),
         ({"access": {"gatewayKeys": {"secret": 1}}}, "secret"),
         ({"tls": {"grpc": {"clientSecret": "client"}}}, "secret"),
+        ({"tls": {"gateway": {"clientCertificates": True}}}, "secret"),
         ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
         ({"listen": "10.0.0.1"}, "listen"),
         ({"monitoring": {"otlpEndpoint": "collector:4318"}}, "otlpEndpoint"),
@@ -117,6 +118,18 @@ def test_nothing_is_open_by_accident() -> None:
 )
 def test_nonsense_is_refused_by_name(values: Object, expected: str) -> None:
     assert expected in refusal(merged(INSECURE, values))
+
+
+def test_a_test_that_would_be_refused_is_not_made(releases: dict[str, Release]) -> None:
+    values: Object = {"tls": {"gateway": {"secret": "tls", "clientCertificates": True}}}
+    without = render(values)
+    assert not without.all("Pod")
+    assert "helm test" not in without.notes
+    for release in (render(merged(values, {"tests": {"certificateSecret": "test"}})),
+                    releases["minimal"], releases["keys-and-tls"]):  # fmt: skip
+        assert release.one("Pod", "demo-chatrpc-test")
+        assert "helm test demo" in release.notes
+    assert "--certificate=" not in " ".join(containers(releases["minimal"], "smoke")[0]["args"])
 
 
 def test_every_value_has_its_place_in_the_schema() -> None:
