@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from pathlib import Path
+from typing import Any
 
 import trustme
 
@@ -63,7 +64,7 @@ async def test_to_a_gateway_that_asks_for_certificates_it_shows_one(tmp_path: Pa
     authority.cert_pem.write_to_path(tmp_path / "ca.crt")
     (tmp_path / "own").mkdir()
     own = issue(authority, tmp_path / "own")
-    options = {
+    options: dict[str, Any] = {
         "tls_certificate": gateway.certificate,
         "tls_key": gateway.key,
         "tls_client_ca": tmp_path / "ca.crt",
