@@ -49,6 +49,9 @@ def test_nothing_is_open_by_accident() -> None:
         ({"models": [{"name": "m", "model": "m", "replica": 2}]}, "replica"),
         ({"models": [{"name": "m", "model": "m", "options": {"port": 1}}]}, "port"),
         ({"models": [{"name": "m", "model": "m", "options": {"max_num_seqs": 1}}]}, "max_num_seqs"),
+        ({"models": [{"name": "m", "model": "m", "options": {"max-num-seq": 1}}]}, "max-num-seq'"),
+        ({"gateway": {"options": {"max-connection": 1}}}, "max-connection'"),
+        ({"gateway": {"enabled": False}}, "networkPolicy.grpcFrom"),
         ({"models": [{"name": "m", "model": "m", "resources": {"memory": "lots"}}]}, "memory"),
         ({"models": [{"name": "m", "model": "m", "aliases": ["a,b"]}]}, "aliases"),
         ({"models": [{"name": "m", "model": "m", "storage": {"kind": "nfs"}}]}, "kind"),
@@ -118,6 +121,16 @@ def test_nothing_is_open_by_accident() -> None:
 )
 def test_nonsense_is_refused_by_name(values: Object, expected: str) -> None:
     assert expected in refusal(merged(INSECURE, values))
+
+
+def test_without_a_gateway_somebody_else_has_to_reach_the_services() -> None:
+    alone: Object = {"gateway": {"enabled": False}}
+    peers: Object = {"grpcFrom": [{"podSelector": {"matchLabels": {"app": "backend"}}}]}
+    for policy in (peers, {"enabled": False}):
+        release = render(merged(INSECURE, alone, {"networkPolicy": policy}))
+        assert [each["metadata"]["name"] for each in release.all("Deployment")] == [
+            "demo-chatrpc-smollm2"
+        ]
 
 
 def test_a_test_that_would_be_refused_is_not_made(releases: dict[str, Release]) -> None:
