@@ -135,9 +135,13 @@ def test_without_a_gateway_somebody_else_has_to_reach_the_services() -> None:
 
 def test_a_test_that_would_be_refused_is_not_made(releases: dict[str, Release]) -> None:
     values: Object = {"tls": {"gateway": {"secret": "tls", "clientCertificates": True}}}
-    without = render(values)
-    assert not without.all("Pod")
-    assert "helm test" not in without.notes
+    elsewhere: Object = {
+        "models": [],
+        "gateway": {"registryExtra": '[[model]]\nname = "a"\ntarget = "dns:///a:50051"\n'},
+    }
+    for without in (render(values), render(merged(INSECURE, elsewhere))):
+        assert not without.all("Pod")
+        assert "helm test" not in without.notes
     for release in (render(merged(values, {"tests": {"certificateSecret": "test"}})),
                     releases["minimal"], releases["keys-and-tls"]):  # fmt: skip
         assert release.one("Pod", "demo-chatrpc-test")
