@@ -37,6 +37,7 @@ def read(name: str) -> PyCompose:
         ("CPUS", "2.0"),
         ("MEMORY", "3g"),
         ("MODEL", "smollm2-135m-instruct"),
+        ("CACHE_DIR", "/opt/chatrpc/cache"),
     ):
         text = text.replace(f"${{{variable}:-{default}}}", default)
     assert "${" not in text
@@ -74,6 +75,12 @@ def test_what_is_built_is_the_image_of_that_name(name: str) -> None:
     title = file.final.one("LABEL").pairs["org.opencontainers.image.title"]
     arguments = {k: v for argument in file.final.all("ARG") for k, v in argument.pairs.items()}
     assert service["image"] == f"{title}:{arguments['VERSION']}"
+
+
+def test_what_is_converted_goes_where_the_image_has_it_unless_another_place_is_named() -> None:
+    place = SERVICES["service"]["environment"]["CHATRPC_SERVICE_CACHE_DIR"]
+    image = parse(DEPLOY / "docker" / "service.Dockerfile").final.environment
+    assert place == f"${{CACHE_DIR:-{image['CHATRPC_SERVICE_CACHE_DIR']}}}"
 
 
 def test_only_this_machine_reaches_them() -> None:
