@@ -32,7 +32,7 @@ COPY gateway_http ./gateway_http
 COPY chatrpc_cli ./chatrpc_cli
 COPY chatrpc_process ./chatrpc_process
 RUN python -m pip --python /opt/chatrpc/bin/python install --constraint constraints.txt '.[service,cli,otel]'
-# For every kind of CPU that they can run on, whatever this machine's is. /src holds the sources
+# For every kind of CPU that they can run on, whatever this machine's is (x86-64; elsewhere none). /src holds the sources
 # too: outside of it, the installed package compiles itself.
 WORKDIR /opt/chatrpc
 RUN /opt/chatrpc/bin/python -m service.engine.native.prebuilt

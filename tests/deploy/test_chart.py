@@ -246,6 +246,15 @@ def test_volumes_of_models(releases: dict[str, Release]) -> None:
         "llm-shared": ["--cache-dir=/weights/cache"],
         "llm-fetched": ["--cache-dir=/var/lib/chatrpc/cache"],
     }
+    # Of a GGUF file a checkpoint is made, and the image's own directory is read-only.
+    for kind, path in (("none", "/models/phi.gguf"), ("image", "/var/lib/chatrpc/phi.gguf")):
+        storage = {"kind": kind, "reference": "registry.example.com/models/phi:1"}
+        model: Object = {"name": "phi", "model": path, "storage": storage}
+        container = deployment_container(
+            render(merged(INSECURE, {"models": [model]})), "demo-chatrpc-phi"
+        )
+        assert argument(container["args"], "cache-dir") == "/tmp/cache"  # noqa: S108  # of a pod
+        assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]  # noqa: S108
     (claim,) = releases["gpu"].all("PersistentVolumeClaim")
     assert claim["metadata"]["name"] == "demo-chatrpc-qwen3-8b"
     assert claim["spec"]["storageClassName"] == "shared"

@@ -6,8 +6,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trustme
 
+from chatrpc_process.settings import ProcessSettings
 from gateway_http.config import Settings as GatewaySettings
 from gateway_http.registry import load_registry
 from service.config import ServiceSettings
@@ -19,7 +21,7 @@ from tests.deploy.chart import (
     deployment_container,
     settings_of,
 )
-from tests.deploy.settings import options
+from tests.deploy.settings import option, options
 
 
 def test_processes_take_their_arguments(release: Release) -> None:
@@ -48,16 +50,35 @@ def test_options_reach_the_settings(releases: dict[str, Release]) -> None:
     assert gpu.served_model_name == "Qwen/Qwen3-8B"
 
 
-def test_every_option_of_the_documents_can_be_given() -> None:
-    """The schema refuses the chart's own options, and only names that exist are its own."""
+# The chart never says these: a registry stands in place of one upstream, values in place of a file.
+NEVER = {
+    "config",
+    *("upstream", "upstream-ca", "upstream-certificate", "upstream-key", "upstream-api-key-file"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("service", ServiceSettings), ("gateway", GatewaySettings)]
+)
+def test_every_option_can_be_given_and_no_other(
+    releases: dict[str, Release], name: str, kind: type[ProcessSettings]
+) -> None:
+    """By its name, or by a value of the chart's own, which the examples give between them."""
     schema = json.loads((CHART / "values.schema.json").read_text())
-    model = schema["definitions"]["model"]["properties"]["options"]
-    gateway = schema["properties"]["gateway"]["properties"]["options"]
-    for part, kind in ((model, ServiceSettings), (gateway, GatewaySettings)):
-        names = options(kind)
-        owned = set(part["propertyNames"]["not"]["enum"])
-        assert owned <= names
-        assert all(re.match(part["propertyNames"]["pattern"], name) for name in names)
+    parts = {"service": schema["definitions"]["model"], "gateway": schema["properties"]["gateway"]}
+    by_name = set(parts[name]["properties"]["options"]["propertyNames"]["enum"])
+    given = {
+        example: {
+            option(argument)
+            for container in containers(release, name)
+            for argument in container["args"]
+        }
+        for example, release in releases.items()
+    }
+    assert by_name.union(NEVER, *given.values()) >= options(kind)
+    assert by_name <= options(kind) - NEVER
+    # The chart's own, and not twice; its threads give way to those of the options.
+    assert (given["minimal"] | given["keys-and-tls"]) & by_name <= {"num-threads"}
 
 
 def test_no_secret_is_in_an_argument_or_the_environment(release: Release) -> None:

@@ -49,6 +49,9 @@ def test_nothing_is_open_by_accident() -> None:
         ({"models": [{"name": "m", "model": "m", "replica": 2}]}, "replica"),
         ({"models": [{"name": "m", "model": "m", "options": {"port": 1}}]}, "port"),
         ({"models": [{"name": "m", "model": "m", "options": {"max_num_seqs": 1}}]}, "max_num_seqs"),
+        ({"models": [{"name": "m", "model": "m", "options": {"max-num-seq": 1}}]}, "max-num-seq'"),
+        ({"gateway": {"options": {"max-connection": 1}}}, "max-connection'"),
+        ({"gateway": {"enabled": False}}, "networkPolicy.grpcFrom"),
         ({"models": [{"name": "m", "model": "m", "resources": {"memory": "lots"}}]}, "memory"),
         ({"models": [{"name": "m", "model": "m", "aliases": ["a,b"]}]}, "aliases"),
         ({"models": [{"name": "m", "model": "m", "storage": {"kind": "nfs"}}]}, "kind"),
@@ -99,10 +102,10 @@ def test_nothing_is_open_by_accident() -> None:
         (
             {
                 "models": [
-                    {"name": "m", "model": "m", "autoscaling": {"kind": "hpa", "minReplicas": 0}}
+                    {"name": "m", "model": "m", "autoscaling": {"kind": "keda", "minReplicas": 0}}
                 ]
             },
-            "keda",
+            "minReplicas",
         ),
         ({"modelDefaults": {"name": "m"}}, "modelDefaults"),
         ({"gateway": {"options": {"registry": "x"}}}, "registry"),
@@ -110,6 +113,7 @@ def test_nothing_is_open_by_accident() -> None:
         ({"gateway": {"replicas": "two"}}, "replicas"),
         ({"access": {"gatewayKeys": {"secret": 1}}}, "secret"),
         ({"tls": {"grpc": {"clientSecret": "client"}}}, "secret"),
+        ({"tls": {"gateway": {"clientCertificates": True}}}, "secret"),
         ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
         ({"listen": "10.0.0.1"}, "listen"),
         ({"monitoring": {"otlpEndpoint": "collector:4318"}}, "otlpEndpoint"),
@@ -117,6 +121,32 @@ def test_nothing_is_open_by_accident() -> None:
 )
 def test_nonsense_is_refused_by_name(values: Object, expected: str) -> None:
     assert expected in refusal(merged(INSECURE, values))
+
+
+def test_without_a_gateway_somebody_else_has_to_reach_the_services() -> None:
+    alone: Object = {"gateway": {"enabled": False}}
+    peers: Object = {"grpcFrom": [{"podSelector": {"matchLabels": {"app": "backend"}}}]}
+    for policy in (peers, {"enabled": False}):
+        release = render(merged(INSECURE, alone, {"networkPolicy": policy}))
+        assert [each["metadata"]["name"] for each in release.all("Deployment")] == [
+            "demo-chatrpc-smollm2"
+        ]
+
+
+def test_a_test_that_would_be_refused_is_not_made(releases: dict[str, Release]) -> None:
+    values: Object = {"tls": {"gateway": {"secret": "tls", "clientCertificates": True}}}
+    elsewhere: Object = {
+        "models": [],
+        "gateway": {"registryExtra": '[[model]]\nname = "a"\ntarget = "dns:///a:50051"\n'},
+    }
+    for without in (render(values), render(merged(INSECURE, elsewhere))):
+        assert not without.all("Pod")
+        assert "helm test" not in without.notes
+    for release in (render(merged(values, {"tests": {"certificateSecret": "test"}})),
+                    releases["minimal"], releases["keys-and-tls"]):  # fmt: skip
+        assert release.one("Pod", "demo-chatrpc-test")
+        assert "helm test demo" in release.notes
+    assert "--certificate=" not in " ".join(containers(releases["minimal"], "smoke")[0]["args"])
 
 
 def test_every_value_has_its_place_in_the_schema() -> None:

@@ -37,11 +37,10 @@ def read(name: str) -> PyCompose:
         ("CPUS", "2.0"),
         ("MEMORY", "3g"),
         ("MODEL", "smollm2-135m-instruct"),
+        ("CACHE_DIR", "/opt/chatrpc/cache"),
     ):
         text = text.replace(f"${{{variable}:-{default}}}", default)
     assert "${" not in text
-    # The specification knows the number of attempts, this reader of it does not.
-    text = text.replace("on-failure:5", "on-failure")
     compose = PyCompose.from_yaml(text)
     compose.validate()
     return compose
@@ -78,6 +77,12 @@ def test_what_is_built_is_the_image_of_that_name(name: str) -> None:
     assert service["image"] == f"{title}:{arguments['VERSION']}"
 
 
+def test_what_is_converted_goes_where_the_image_has_it_unless_another_place_is_named() -> None:
+    place = SERVICES["service"]["environment"]["CHATRPC_SERVICE_CACHE_DIR"]
+    image = parse(DEPLOY / "docker" / "service.Dockerfile").final.environment
+    assert place == f"${{CACHE_DIR:-{image['CHATRPC_SERVICE_CACHE_DIR']}}}"
+
+
 def test_only_this_machine_reaches_them() -> None:
     for service in SERVICES.values():
         for port in service.get("ports", []):
@@ -90,7 +95,14 @@ def test_they_may_do_nothing_that_they_need_not() -> None:
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
-        assert service["restart"].startswith("on-failure:")  # exit code 2 would recur for ever
+
+
+def test_they_come_back_after_the_machine_does_and_wait_for_nobody() -> None:
+    for service in SERVICES.values():
+        assert service["restart"] == "unless-stopped"
+        assert service["init"] is True  # SIGTERM ends a process that has no handler for it yet
+    # One that never gets ready, for the want of a model, say, leaves a gateway that tells so.
+    assert SERVICES["gateway"]["depends_on"] == ["service"]
 
 
 def test_the_grace_outlasts_the_drain() -> None:
@@ -123,9 +135,14 @@ def test_prometheus_asks_the_ports_of_the_metrics() -> None:
 
 
 def test_keys_take_the_place_of_insecure() -> None:
-    command = services("compose.yaml", "compose.keys.yaml")["gateway"]["command"]
+    gateway = services("compose.yaml", "compose.keys.yaml")["gateway"]
+    command = gateway["command"]
     assert "--insecure" not in command
-    assert argument(command, "api-keys") == "/run/secrets/keys.toml"
+    # A directory, so that what is put in the file's place is seen; and one that must be there.
+    (mount,) = gateway["volumes"]
+    assert argument(command, "api-keys") == f"{mount['target']}/keys.toml"
+    assert mount["source"] == "./keys"
+    assert mount["bind"] == {"create_host_path": False}
     others = {a for a in SERVICES["gateway"]["command"] if a != "--insecure"}
     assert others <= set(command)
     assert "api-keys" in options(ServiceSettings)  # the same name on both

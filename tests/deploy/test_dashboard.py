@@ -96,3 +96,14 @@ def test_expressions_use_the_variables_that_there_are() -> None:
         assert set(re.findall(r"\$(\w+)", expression)) <= known
         for opening, closing in ("()", "{}", "[]"):
             assert expression.count(opening) == expression.count(closing)
+
+
+def test_all_means_all_that_are_known() -> None:
+    """Not every instance of whatever else has a metric of that name, such as `process_`."""
+    instances = [variable for variable in VARIABLES if variable.get("includeAll")]
+    assert {variable["name"] for variable in instances} == {"service", "gateway"}
+    for variable in instances:
+        assert "allValue" not in variable
+        assert variable["multi"]
+    for expression in EXPRESSIONS:
+        assert not re.search(r'[^~]"\$(service|gateway)"', expression)  # a list wants =~

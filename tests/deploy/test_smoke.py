@@ -3,11 +3,15 @@
 import asyncio
 import sys
 from pathlib import Path
+from typing import Any
+
+import trustme
 
 from tests.deploy.chart import CHART
 from tests.fakes.chat_service import FakeService
 from tests.gateway_http.api_keys import SECRET, key, write
 from tests.gateway_http.conftest import checking_service, serving
+from tests.tls_files import issue
 
 
 async def smoke(*arguments: str) -> tuple[int | None, str]:
@@ -52,3 +56,22 @@ async def test_with_a_key_it_asks_and_without_it_is_content_to_be_refused(tmp_pa
         assert await smoke(url, "fake") == (0, "ok")
         assert await smoke(url, f"--key-file={secret}", "fake") == (0, "ok")
         assert await smoke(url, f"--key-file={wrong}", "fake") == (1, "/v1/models answers 401")
+
+
+async def test_to_a_gateway_that_asks_for_certificates_it_shows_one(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    gateway = issue(authority, tmp_path)
+    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
+    (tmp_path / "own").mkdir()
+    own = issue(authority, tmp_path / "own")
+    options: dict[str, Any] = {
+        "tls_certificate": gateway.certificate,
+        "tls_key": gateway.key,
+        "tls_client_ca": tmp_path / "ca.crt",
+    }
+    shown = (f"--certificate={own.certificate}", f"--certificate-key={own.key}")
+    async with checking_service() as target, serving(upstream=target, **options) as url:
+        assert await smoke(url, *shown, "fake") == (0, "ok")
+        code, words = await smoke(url, "fake")
+        assert code == 1
+        assert words.startswith(f"{url} does not answer")

@@ -2,10 +2,12 @@
 
 `python -m service.engine.native.prebuilt` compiles them into this package, on any x86-64 machine
 with GCC: the machine that compiles need not be able to run what it makes. An image then needs no
-compiler, and may be built on another kind of CPU than it serves on.
+compiler, and may be built on another kind of CPU than it serves on. On other machines it makes
+none, says so and ends with 0: their images do without.
 """
 
 import ctypes
+import platform
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -88,6 +90,9 @@ def compile_all(directory: Path = _DIRECTORY) -> list[Path]:
 
 
 def main() -> int:
+    if platform.machine().lower() not in {"x86_64", "amd64"}:
+        print(f"no kernels for {platform.machine()}: there are some for x86-64 alone")  # noqa: T201
+        return 0
     try:
         made = compile_all()
     except (Unavailable, OSError) as error:

@@ -1,9 +1,9 @@
 """Whether a gateway is ready, serves the models named and answers: what `helm test` runs.
 
-    smoke.py URL [--key-file FILE] MODEL...
+    smoke.py URL [--key-file FILE] [--certificate FILE --certificate-key FILE] MODEL...
 
 Needs nothing but Python. Without a key, a gateway that asks for one passes if it is ready and
-refuses.
+refuses. One that asks for certificates answers nobody without.
 """
 
 import argparse
@@ -12,37 +12,60 @@ import ssl
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 
-def call(url: str, key: str | None, body: dict[str, Any] | None = None) -> tuple[int, bytes]:
-    """Status and body. The certificate is not looked at: this asks what answers, not who.
+@dataclass(frozen=True)
+class Gateway:
+    """Where it is, and what it is shown."""
+
+    url: str
+    key: str | None
+    tls: ssl.SSLContext
+
+
+def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext:
+    """The gateway's own certificate is not looked at: this asks what answers, not who.
+
+    Raises:
+        OSError: the files are no pair.
+    """
+    context = ssl._create_unverified_context()  # noqa: S323
+    if certificate is not None:
+        context.load_cert_chain(certificate, key)
+    return context
+
+
+def call(gateway: Gateway, path: str, body: dict[str, Any] | None = None) -> tuple[int, bytes]:
+    """Status and body.
 
     Raises:
         OSError: nobody answers.
     """
     data = None if body is None else json.dumps(body).encode()
     headers = {"content-type": "application/json"}
-    if key is not None:
-        headers["authorization"] = f"Bearer {key}"
-    context = ssl._create_unverified_context() if url.startswith("https:") else None  # noqa: S323
-    request = urllib.request.Request(url, data, headers)  # noqa: S310  # the chart names the URL
+    if gateway.key is not None:
+        headers["authorization"] = f"Bearer {gateway.key}"
+    request = urllib.request.Request(gateway.url + path, data, headers)  # noqa: S310  # the chart's
     try:
-        with urllib.request.urlopen(request, timeout=60, context=context) as response:  # noqa: S310
+        with urllib.request.urlopen(  # noqa: S310
+            request, timeout=60, context=gateway.tls
+        ) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read()
 
 
-def complaint(base: str, key: str | None, models: list[str]) -> str | None:
+def complaint(gateway: Gateway, models: list[str]) -> str | None:
     """What is wrong, if something is."""
-    status, _ = call(f"{base}/readyz", None)
+    status, _ = call(gateway, "/readyz")
     if status != 200:
         return f"/readyz answers {status}"
-    status, listed = call(f"{base}/v1/models", key)
-    if status == 401 and key is None:
+    status, listed = call(gateway, "/v1/models")
+    if status == 401 and gateway.key is None:
         return None
     if status != 200:
         return f"/v1/models answers {status}"
@@ -54,7 +77,7 @@ def complaint(base: str, key: str | None, models: list[str]) -> str | None:
         "messages": [{"role": "user", "content": "Hello"}],
         "max_completion_tokens": 1,
     }
-    status, answer = call(f"{base}/v1/chat/completions", key, body)
+    status, answer = call(gateway, "/v1/chat/completions", body)
     if status != 200:
         return f"{models[0]} answers {status}"
     usage = json.loads(answer)["usage"]
@@ -66,10 +89,13 @@ def main() -> int:
     parser.add_argument("url")
     parser.add_argument("models", nargs="+")
     parser.add_argument("--key-file", type=Path)
+    parser.add_argument("--certificate", type=Path)
+    parser.add_argument("--certificate-key", type=Path)
     arguments = parser.parse_args()
     key = arguments.key_file.read_text().strip() if arguments.key_file else None
     try:
-        wrong = complaint(arguments.url, key, arguments.models)
+        tls = tls_context(arguments.certificate, arguments.certificate_key)
+        wrong = complaint(Gateway(arguments.url, key, tls), arguments.models)
     except OSError as error:
         wrong = f"{arguments.url} does not answer: {error}"
     print(wrong or "ok")  # noqa: T201

@@ -47,6 +47,9 @@ Everything that processes are told on their command lines. Secrets never are: on
 - --drain-timeout-s={{ include "chatrpc.number" $model.drain.timeoutSeconds }}
 {{- if has $model.storage.kind (list "emptyDir" "pvc") }}
 - {{ printf "--cache-dir=%s/cache" $model.storage.mountPath | quote }}
+{{- else if hasSuffix ".gguf" $model.model }}
+{{- /* Converted at each start: the image's own directory is read-only. */}}
+- --cache-dir=/tmp/cache
 {{- end }}
 {{- if gt (int $model.gpu.count) 0 }}
 - --device=cuda
