@@ -1,14 +1,13 @@
 """The service's life as callers and probes see it: starting, serving, draining, dead."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 
 from grpc_health.v1 import health_pb2
 
 from service.errors import Draining, ModelNotFound, Starting
 from service.rpc.health import HealthServicer
+from service.rpc.interceptor import Context
 from service.types import ServedModel
 
 LIVENESS = "liveness"
@@ -78,7 +77,8 @@ class Lifecycle:
         """Let the service run empty.
 
         Says NOT_SERVING at once; for `delay_s` still takes requests, since those who route to it
-        hear of it late; then refuses new ones and waits until none runs, `timeout_s` at the most.
+        hear of it late; then refuses new ones and waits until the last answer has left, `timeout_s`
+        at the most.
         """
         await self._set_ready(is_ready=False)
         await asyncio.sleep(delay_s)
@@ -89,9 +89,8 @@ class Lifecycle:
         except TimeoutError:
             return
 
-    @contextmanager
-    def admit(self, name: str) -> Iterator[ServedModel]:
-        """The model called `name`, counted as active while in the context.
+    def admit(self, name: str, context: Context) -> ServedModel:
+        """The model called `name`; the call counts as active until its answer has left as well.
 
         Raises:
             Starting, Draining, ModelNotFound
@@ -101,12 +100,8 @@ class Lifecycle:
         model = self.find(name)
         self._num_active += 1
         self._idle.clear()
-        try:
-            yield model
-        finally:
-            self._num_active -= 1
-            if self._num_active == 0:
-                self._idle.set()
+        context.add_done_callback(self._note_done)
+        return model
 
     def find(self, name: str) -> ServedModel:
         """The model called `name`.
@@ -119,6 +114,11 @@ class Lifecycle:
         if name not in self._models:
             raise ModelNotFound(name, [model.card.id for model in self.models])
         return self._models[name]
+
+    def _note_done(self, _: Context) -> None:
+        self._num_active -= 1
+        if self._num_active == 0:
+            self._idle.set()
 
     async def _set_ready(self, *, is_ready: bool) -> None:
         for name in self._ready_names:

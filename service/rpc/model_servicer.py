@@ -57,7 +57,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     ) -> model_service_pb2.TokenizeResponse:
         if not request.model:
             raise MissingField("model")
-        model = self._lifecycle.find(request.model)
+        model = self._lifecycle.admit(request.model, context)
         tokenizer = model.tokenizer
         if request.WhichOneof("input") is None:
             raise MissingField("input")
@@ -95,7 +95,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     ) -> model_service_pb2.DetokenizeResponse:
         if not request.model:
             raise MissingField("model")
-        tokenizer = self._lifecycle.find(request.model).tokenizer
+        tokenizer = self._lifecycle.admit(request.model, context).tokenizer
         if len(request.token_ids) > MAX_DETOKENIZED:
             raise InvalidField("token_ids", f"At most {MAX_DETOKENIZED} token ids are taken.")
         check_token_ids(request.token_ids, tokenizer.vocab_size, "token_ids")
