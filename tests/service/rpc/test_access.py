@@ -24,7 +24,7 @@ from chatrpc_process.watched import Watched
 from service.rpc.access import Access
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
-from service.types import SamplingParams, ServedModel
+from service.types import SamplingParams, ServedModel, TokenOutput
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.fakes.wait import until
@@ -187,6 +187,19 @@ async def test_tokens_are_counted_at_the_end(keys: Path, is_streamed: bool) -> N
             assert [r async for r in service.stream()]
         else:
             await service.create()
+        refused = await refusal(service.create())
+        assert refused.reason == "LIMIT_REACHED"
+        assert "tokens a minute" in refused.message
+
+
+async def test_who_leaves_before_the_answer_pays_for_what_was_computed(keys: Path) -> None:
+    limit(keys, "tokens_per_minute = 10")
+    async with guarded(keys) as service:
+        service.engine.script = [TokenOutput((97,)), asyncio.Event()]
+        call = service.create()
+        await until(lambda: service.engine.num_running == 1)
+        call.cancel()
+        await until(lambda: service.engine.num_running == 0)
         refused = await refusal(service.create())
         assert refused.reason == "LIMIT_REACHED"
         assert "tokens a minute" in refused.message
