@@ -368,8 +368,8 @@ class Engine(Protocol):
         """Return when the engine has failed. Never returns for one that is well or was stopped."""
         ...
 
-    async def stop(self) -> None:
-        """Fail what still runs and free the model."""
+    async def stop(self) -> bool:
+        """Fail what still runs and free the model; whether the engine was well to the end."""
         ...
 
 
