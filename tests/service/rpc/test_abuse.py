@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,14 @@ from tests.service.rpc.serving import served
 
 STREAM = "/chatrpc.v1.ChatService/StreamChatCompletion"
 CREATE = "/chatrpc.v1.ChatService/CreateChatCompletion"
-NOBODY = Patience(message_s=0.05, write_s=0.05)
+
+
+@dataclass
+class Nerves:
+    """A `Patience` that may change: with those who misbehave it is short, with others long."""
+
+    message_s: float = 60.0
+    write_s: float = 60.0
 
 
 async def nothing() -> AsyncIterator[bytes]:
@@ -53,10 +61,12 @@ async def answers(running: Running) -> None:
 
 @pytest.mark.parametrize("method", [STREAM, CREATE])
 async def test_a_request_that_never_comes_ends(method: str) -> None:
-    async with served(patience=NOBODY) as running:
+    nerves = Nerves(message_s=0.05)
+    async with served(patience=nerves) as running:
         refused = await refusal(begin(running, method, nothing))
         assert refused.code == grpc.StatusCode.DEADLINE_EXCEEDED
         assert refused.reason == "DEADLINE"
+        nerves.message_s = 60
         await answers(running)
 
 
@@ -86,7 +96,7 @@ async def test_reflection_is_asked_for_a_key_too(tmp_path: Path) -> None:
 
 
 async def test_a_stream_that_is_not_read_ends_and_frees_what_it_held() -> None:
-    async with served(patience=NOBODY) as running:
+    async with served(patience=Patience(write_s=0.05)) as running:
         running.engine.script = [TokenOutput((97,) * 100) for _ in range(5000)]
         running.engine.script.append(TokenOutput((97,), FinishReason.LENGTH))
         request = chat_service_pb2.StreamChatCompletionRequest(params=params())
@@ -131,14 +141,17 @@ async def test_metadata_is_bounded(running: Running) -> None:
 
 
 async def test_streams_opened_in_a_flood_and_never_asked_on() -> None:
-    metrics = Metrics()
-    labels = "chatrpc.v1.ChatService", "StreamChatCompletion", "DEADLINE_EXCEEDED"
-    async with served(patience=NOBODY, metrics=metrics) as running:
+    metrics, nerves = Metrics(), Nerves(message_s=0.05)
+    method = "chatrpc.v1.ChatService", "StreamChatCompletion"
+    begun = metrics.started.labels(*method)
+    ended = metrics.handled.labels(*method, "DEADLINE_EXCEEDED")
+    async with served(patience=nerves, metrics=metrics) as running:
         async with RawH2(running.port) as client:
             for stream in range(1, 2001, 2):
                 await client.open(stream, STREAM)
+            await until(lambda: begun._value.get() == 1000)
+            nerves.message_s = 60
             await answers(running)
-            ended = metrics.handled.labels(*labels)
             await until(lambda: ended._value.get() == 1000)
         assert len(running.engine.requests) == 1
 
