@@ -4,6 +4,9 @@ Exit code 0 after an orderly stop, 1 if the model or the address cannot be had o
 failed, 2 if the settings make no sense.
 """
 
+from chatrpc_process import first_process  # noqa: F401  # before all that takes a while
+
+# isort: split
 import asyncio
 import gc
 import logging
