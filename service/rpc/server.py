@@ -71,10 +71,7 @@ SERVICE_NAMES = [
 
 _CHANNELZ = "grpc.channelz.v1.Channelz"
 
-# Calls that are on their way when the server stops, core ends with CANCELLED. So for this long
-# those whose clients have not heard yet that there are better places get DRAINING.
-_LAST_REFUSALS_S = 0.25
-# What is left then are health watches, which hold stop() for its grace.
+# What is left when a drain is over are health watches, which hold stop() for its grace.
 _STOP_GRACE_S = 0.5
 
 
@@ -166,7 +163,6 @@ class Server:
     async def drain(self, delay_s: float, timeout_s: float) -> None:
         """Let generations finish, `timeout_s` at the most, then end what is left and stop."""
         await self._lifecycle.drain(delay_s, timeout_s)
-        await asyncio.sleep(_LAST_REFUSALS_S)
         await self.stop()
 
     async def stop(self) -> None:
