@@ -54,8 +54,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Names each call, asks for its key, turns its errors into statuses, counts and logs its end.
 
     What is not ours is asked for its key alone, and passes untouched otherwise: probes would flood
-    the log, and `Watch` writes by itself. Health and the load report need no key: they tell nothing
-    else, and what asks for them, kubelets and gRPC's own balancers, has none to show.
+    the log. Health and the load report need no key: they tell nothing else, and what asks for them,
+    kubelets and gRPC's own balancers, has none to show.
     """
 
     def __init__(

@@ -55,11 +55,8 @@ def _answer(handler: Any) -> Any:
 def _stream(handler: Any) -> Any:
     async def call(request: bytes, context: Context) -> None:
         async with _refusing(context):
-            answer = handler.unary_stream(parse(handler, request), context)
-            if not isinstance(answer, AsyncGenerator):
-                await answer  # Health.Watch, which writes by itself
-                return
-            async with aclosing(answer) as responses:
+            message = parse(handler, request)
+            async with aclosing(handler.unary_stream(message, context)) as responses:
                 async for response in responses:
                     await context.write(response)
 

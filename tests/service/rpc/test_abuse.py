@@ -1,6 +1,7 @@
 """Clients that take much and give nothing: each ends as documented, and others notice nothing."""
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,16 @@ from tests.fakes.wait import until
 from tests.gateway_http.api_keys import SECRET, key, write
 from tests.service.rpc.conftest import Running, params
 from tests.service.rpc.details import refusal
-from tests.service.rpc.raw_h2 import GOAWAY, PING, RawH2
+from tests.service.rpc.raw_h2 import (
+    DATA,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    PING,
+    SETTINGS,
+    RawH2,
+)
 from tests.service.rpc.serving import served
 
 STREAM = "/chatrpc.v1.ChatService/StreamChatCompletion"
@@ -154,6 +164,20 @@ async def test_streams_opened_in_a_flood_and_never_asked_on() -> None:
             await answers(running)
             await until(lambda: ended._value.get() == 1000)
         assert len(running.engine.requests) == 1
+
+
+async def test_a_health_watch_that_is_not_read_holds_up_nobody(running: Running) -> None:
+    """Its client may well leave no window for the five bytes of a status."""
+    async with RawH2(running.port) as client, asyncio.timeout(60):
+        await client.send(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, 0))
+        await client.open(1, "/grpc.health.v1.Health/Watch")
+        await client.send(DATA, END_STREAM, 1, bytes(5))
+        await client.until(HEADERS)
+        watch = running.health.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        await running.lifecycle.drain(0, 0)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
 
 
 async def test_rapid_reset() -> None:
