@@ -4,6 +4,9 @@ Exit code 0 after an orderly stop, 1 if the model or the address cannot be had o
 failed, 2 if the settings make no sense.
 """
 
+from chatrpc_process import first_process  # noqa: F401  # before all that takes a while
+
+# isort: split
 import asyncio
 import gc
 import logging
@@ -108,27 +111,45 @@ async def serve(settings: ServiceSettings) -> int:
     )
     metrics.watch_engine(engine.stats)
     try:
-        if await _first(engine.start(), stop.wait()) == 1:
-            return 0
-        # torch alone leaves 200 000 objects behind: a full collection would look through them all,
-        # and hold up every stream for 0.14 s. They live as long as the process does.
-        gc.freeze()
-        metrics.name_model(loader.model_id)
-        await lifecycle.serve(loader.served(engine))
-        log.info("ready", model=loader.model_id)
-        if await _first(engine.wait_dead(), stop.wait()) == 0:
-            await lifecycle.die()
-            return 1
-        log.info("draining", timeout_s=settings.drain_timeout_s)
-        drain = server.drain(settings.drain_delay_s, settings.drain_timeout_s)
-        return await _first(drain, engine.wait_dead())  # 1 if the engine did not last so long
+        code = await _live(settings, stop, lifecycle, server, metrics, loader, engine)
     finally:
         if watching is not None:
             watching.cancel()
         await server.stop()
-        await engine.stop()
+        was_well = await engine.stop()
         tracer.close()
         log.info("stopped")
+    return code if was_well else 1
+
+
+async def _live(
+    settings: ServiceSettings,
+    stop: asyncio.Event,
+    lifecycle: Lifecycle,
+    server: Server,
+    metrics: Metrics,
+    loader: ModelLoader,
+    engine: AsyncEngine,
+) -> int:
+    """Load the model and answer with it, until `stop` and a drain or until it dies; the exit code.
+
+    Raises:
+        ModelLoadError
+    """
+    if await _first(engine.start(), stop.wait()) == 1:
+        return 0
+    # torch alone leaves 200 000 objects behind: a full collection would look through them all, and
+    # hold up every stream for 0.14 s. They live as long as the process does.
+    gc.freeze()
+    metrics.name_model(loader.model_id)
+    await lifecycle.serve(loader.served(engine))
+    log.info("ready", model=loader.model_id)
+    if await _first(engine.wait_dead(), stop.wait()) == 0:
+        await lifecycle.die()
+        return 1
+    log.info("draining", timeout_s=settings.drain_timeout_s)
+    drain = server.drain(settings.drain_delay_s, settings.drain_timeout_s)
+    return await _first(drain, engine.wait_dead())  # 1 if the engine did not last so long
 
 
 def _keys(settings: ServiceSettings) -> Watched[KeyRing] | None:

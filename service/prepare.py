@@ -8,8 +8,11 @@ those of the service.
 import logging
 import os
 import sys
+from typing import Self
 
 import structlog
+from pydantic import model_validator
+from pydantic_settings import SettingsConfigDict
 
 from chatrpc_process import logs
 from chatrpc_process.settings import ConfigError
@@ -20,9 +23,22 @@ from service.model import ModelLoader
 log = structlog.get_logger("service.prepare")
 
 
+class PrepareSettings(ServiceSettings):
+    """chatrpc inference service: what a first start makes, made beforehand.
+
+    It takes all options of the service, and listens nowhere.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m service.prepare")
+
+    @model_validator(mode="after")
+    def _is_not_open_by_accident(self) -> Self:
+        return self
+
+
 def main() -> int:
     try:
-        settings = ServiceSettings.load(sys.argv[1:])
+        settings = PrepareSettings.load(sys.argv[1:])
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  # logs are not set up yet
         return 2

@@ -215,13 +215,15 @@ class Grammars(Protocol):
 class RequestTimes:
     """When a request got how far, of `time.monotonic()`, in seconds; None: not so far yet.
 
-    The engine writes it, each place once but the last, and whoever has asked may read it.
+    The engine writes it, the first three once and the others with each token, and whoever has asked
+    may read it.
     """
 
     queued_s: float | None = None
     scheduled_s: float | None = None  # the first of its sequences
     first_token_s: float | None = None
     last_token_s: float | None = None
+    num_tokens: int = 0  # generated, of all its sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,8 +368,8 @@ class Engine(Protocol):
         """Return when the engine has failed. Never returns for one that is well or was stopped."""
         ...
 
-    async def stop(self) -> None:
-        """Fail what still runs and free the model."""
+    async def stop(self) -> bool:
+        """Fail what still runs and free the model; whether the engine was well to the end."""
         ...
 
 

@@ -31,6 +31,8 @@ _LONGEST_STAY_S = 0.15
 # How often the engine's thread is looked at; a step is given up after some such looks.
 _LONGEST_TICK_S = 1.0
 _LEAST_TICKS = 4
+# How long the end of the process waits for the step that the engine is in.
+_LAST_STEP_S = 5.0
 
 Command = Callable[[EngineCore], None]
 
@@ -92,16 +94,22 @@ class AsyncEngine:
         self._thread.start()
         self._max_model_len = await self._started
 
-    async def stop(self) -> None:
+    async def stop(self) -> bool:
         """Fail what still runs and end the thread, after the step it is in.
 
         A load under way cannot be interrupted and is not waited for; its thread ends after it. One
         that hangs in a step is left there.
+
+        Returns:
+            Whether the engine was well to the end.
         """
         self._inbox.put(None)
         if self._max_model_len and not self._is_hung:  # it is loaded
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._thread.join, _LAST_STEP_S)
+            if self._thread.is_alive():
+                self._give_up(_LAST_STEP_S)
         self._close()
+        return not self._dead.is_set()
 
     async def wait_dead(self) -> None:
         """See `service.types.Engine.wait_dead`. Steps are watched for as long as somebody waits."""

@@ -153,7 +153,8 @@ class EngineCore:
                 scheduled.sequence.prompt_logprobs += c.prompt_logprobs
         sampled = [(s.sequence, c) for s, c in pairs if s.is_sampled]
         counts = self._scheduler.postprocess(batch, [c.token_ids for _, c in sampled])
-        _note_tokens([s.request.times for s, _ in sampled], time.monotonic())
+        times = [s.request.times for s, _ in sampled]
+        _note_tokens(zip(times, counts, strict=True), time.monotonic())
         failed = self._end_failed(sampled)
         outputs = [
             self._output(sequence, c, num_new)
@@ -226,8 +227,9 @@ def _note_scheduled(batch: Batch, now_s: float) -> None:
             times.scheduled_s = now_s
 
 
-def _note_tokens(sampled: Iterable[RequestTimes], now_s: float) -> None:
-    for times in sampled:
+def _note_tokens(sampled: Iterable[tuple[RequestTimes, int]], now_s: float) -> None:
+    for times, num_new in sampled:
+        times.num_tokens += num_new
         times.last_token_s = now_s
         if times.first_token_s is None:
             times.first_token_s = now_s

@@ -9,11 +9,15 @@ from typing import Any, Protocol
 
 import structlog
 
+from chatrpc.v1 import model_service_pb2
 from chatrpc_process.keys import Key, KeyRing
 from chatrpc_process.quotas import QuotaExceeded, Quotas
 from chatrpc_process.secret import sent_secret
 from chatrpc_process.watched import Watched
 from service.errors import LimitReached, ModelForbidden, Unauthenticated
+
+# What costs nothing: it counts against no limit.
+_FREE = (model_service_pb2.ListModelsRequest, model_service_pb2.GetModelRequest)
 
 
 class Call(Protocol):
@@ -49,17 +53,17 @@ class Access:
 
     @contextmanager
     def use(self, key: Key | None, request: Any, call: Call) -> Iterator[None]:
-        """A call of the key, `request` its message; generations count against its limits.
+        """A call of the key, `request` its message.
+
+        It counts against the key's limits, unless it only asks what models there are.
 
         Raises:
             ModelForbidden, LimitReached
         """
-        params = getattr(request, "params", None)  # which a generation's message has, and no other
-        if key is None or params is None:
-            _check_model(key, _model(request))
+        _check_model(key, _model(request))
+        if key is None or isinstance(request, _FREE):
             yield
             return
-        _check_model(key, params.model)
         try:
             with self._quotas.request(key):
                 try:
@@ -71,8 +75,9 @@ class Access:
 
 
 def _model(request: Any) -> str:
-    """The model that a call to ModelService is about; none if it is about all of them."""
-    return str(getattr(request, "model", "") or getattr(request, "id", ""))
+    """The model that a call is about; none if it is about all of them."""
+    named = getattr(request, "params", request)  # which a generation's message has, and no other
+    return str(getattr(named, "model", "") or getattr(named, "id", ""))
 
 
 def _check_model(key: Key | None, model: str) -> None:

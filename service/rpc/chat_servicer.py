@@ -58,27 +58,27 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
         if not params.model:
             raise MissingField("model")
         deadline = deadline_of(context, self._max_request_s)
-        with self._lifecycle.admit(params.model) as model:
-            model.engine.check_room()
-            convert.check_fits(
-                params.messages,
-                model.tokenizer.max_token_chars,
-                model.card.max_model_len,
-                params.tools,
+        model = self._lifecycle.admit(params.model, context)
+        model.engine.check_room()
+        convert.check_fits(
+            params.messages,
+            model.tokenizer.max_token_chars,
+            model.card.max_model_len,
+            params.tools,
+        )
+        chat = convert.chat_request(params, model.sampling_defaults, model.vocab_size)
+        prepared = await generation.prepare(chat, model, deadline)
+        check_number([prepared.request], model.card.max_model_len, is_streamed=is_streamed)
+        async with aclosing(generation.generate(model, prepared)) as deltas:
+            await anext(deltas)
+            heading = answers.Heading(
+                model.card,
+                model.tokenizer,
+                prepared.request.prompt_token_ids,
+                chat.n,
+                chat.returns_token_ids,
             )
-            chat = convert.chat_request(params, model.sampling_defaults, model.vocab_size)
-            prepared = await generation.prepare(chat, model, deadline)
-            check_number([prepared.request], model.card.max_model_len, is_streamed=is_streamed)
-            async with aclosing(generation.generate(model, prepared)) as deltas:
-                await anext(deltas)
-                heading = answers.Heading(
-                    model.card,
-                    model.tokenizer,
-                    prepared.request.prompt_token_ids,
-                    chat.n,
-                    chat.returns_token_ids,
-                )
-                yield heading, deltas
+            yield heading, deltas
 
 
 async def _chunks(

@@ -60,18 +60,18 @@ class CompletionServicer(completion_service_pb2_grpc.CompletionServiceServicer):
         if not params.model:
             raise MissingField("model")
         deadline = deadline_of(context, self._max_request_s)
-        with self._lifecycle.admit(params.model) as model:
-            model.engine.check_room()
-            request = completion_request(params, model)
-            prompts = await read_prompts(request, model, deadline)
-            form = await compile_form(request, model, deadline)
-            asked = engine_requests(request, prompts, model, form, deadline)
-            check_number(asked, model.card.max_model_len, is_streamed=is_streamed)
-            async with aclosing(generate(model, asked, request.sampling, form)) as deltas:
-                await anext(deltas)
-                builder = CompletionBuilder(request, prompts, model.card, model.tokenizer)
-                async with aclosing(_chunks(deltas, builder)) as chunks:
-                    yield builder, chunks
+        model = self._lifecycle.admit(params.model, context)
+        model.engine.check_room()
+        request = completion_request(params, model)
+        prompts = await read_prompts(request, model, deadline)
+        form = await compile_form(request, model, deadline)
+        asked = engine_requests(request, prompts, model, form, deadline)
+        check_number(asked, model.card.max_model_len, is_streamed=is_streamed)
+        async with aclosing(generate(model, asked, request.sampling, form)) as deltas:
+            await anext(deltas)
+            builder = CompletionBuilder(request, prompts, model.card, model.tokenizer)
+            async with aclosing(_chunks(deltas, builder)) as chunks:
+                yield builder, chunks
 
 
 async def _chunks(

@@ -54,8 +54,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Names each call, asks for its key, turns its errors into statuses, counts and logs its end.
 
     What is not ours is asked for its key alone, and passes untouched otherwise: probes would flood
-    the log, and `Watch` writes by itself. Health and the load report need no key: they tell nothing
-    else, and what asks for them, kubelets and gRPC's own balancers, has none to show.
+    the log. Health and the load report need no key: they tell nothing else, and what asks for them,
+    kubelets and gRPC's own balancers, has none to show.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def call(_: Any, context: Context) -> Any:
             async with _call(method, context, self._metrics, self._tracer) as counting:
                 key = self._access.authenticate(context.invocation_metadata() or ())
-                message = _parse(handler, await self._read(context))
+                message = parse(handler, await self._read(context))
                 counting.note_request(message)
                 with self._access.use(key, message, counting):
                     response = await handler.unary_unary(message, context)
@@ -122,7 +122,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def call(_: Any, context: Context) -> None:
             async with _call(method, context, self._metrics, self._tracer) as counting:
                 key = self._access.authenticate(context.invocation_metadata() or ())
-                message = _parse(handler, await self._read(context))
+                message = parse(handler, await self._read(context))
                 counting.note_request(message)
                 with self._access.use(key, message, counting):
                     async with aclosing(handler.unary_stream(message, context)) as responses:
@@ -151,7 +151,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise DeadlinePassed("The answer was not read for too long.") from None
 
 
-def _parse(handler: Any, request: bytes) -> Any:
+def parse(handler: Any, request: bytes) -> Any:
+    """The message that came as `request`.
+
+    Raises:
+        InvalidField
+    """
     try:
         return handler.request_deserializer(request)
     except DecodeError as error:

@@ -1,14 +1,15 @@
 """The service's life as callers and probes see it: starting, serving, draining, dead."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from enum import Enum
+from typing import Any
 
 from grpc_health.v1 import health_pb2
 
 from service.errors import Draining, ModelNotFound, Starting
 from service.rpc.health import HealthServicer
+from service.rpc.interceptor import Context
 from service.types import ServedModel
 
 LIVENESS = "liveness"
@@ -17,6 +18,12 @@ STARTUP = "startup"
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+# Calls that are on their way when the server stops, core ends with CANCELLED. So clients that have
+# not heard yet of better places are refused by name, until none has come for this long. Some never
+# hear.
+_QUIET_S = 0.25
+_MOST_LOOKS = 8
 
 
 class State(Enum):
@@ -42,6 +49,7 @@ class Lifecycle:
         self._models: dict[str, ServedModel] = {}  # by id and by alias
         self._state = State.STARTING
         self._num_active = 0
+        self._num_refused = 0  # because of the drain
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -78,35 +86,36 @@ class Lifecycle:
         """Let the service run empty.
 
         Says NOT_SERVING at once; for `delay_s` still takes requests, since those who route to it
-        hear of it late; then refuses new ones and waits until none runs, `timeout_s` at the most.
+        hear of it late; then refuses new ones and waits until the last answer has left, `timeout_s`
+        at the most, and, for two seconds at the most, until no new ones come.
         """
         await self._set_ready(is_ready=False)
         await asyncio.sleep(delay_s)
         self._state = State.DRAINING
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
-        except TimeoutError:
-            return
+        for _ in range(_MOST_LOOKS):
+            num_refused = self._num_refused
+            await asyncio.sleep(_QUIET_S)
+            if self._num_refused == num_refused:
+                return
 
-    @contextmanager
-    def admit(self, name: str) -> Iterator[ServedModel]:
-        """The model called `name`, counted as active while in the context.
+    def admit(self, name: str, context: Context) -> ServedModel:
+        """The model called `name`; the call counts as active until its answer has left as well.
 
         Raises:
             Starting, Draining, ModelNotFound
         """
         if self._state is State.DRAINING:
+            self._num_refused += 1
             raise Draining
         model = self.find(name)
         self._num_active += 1
         self._idle.clear()
-        try:
-            yield model
-        finally:
-            self._num_active -= 1
-            if self._num_active == 0:
-                self._idle.set()
+        done: Any = self._note_done  # the type stubs know no plain function
+        context.add_done_callback(done)
+        return model
 
     def find(self, name: str) -> ServedModel:
         """The model called `name`.
@@ -119,6 +128,11 @@ class Lifecycle:
         if name not in self._models:
             raise ModelNotFound(name, [model.card.id for model in self.models])
         return self._models[name]
+
+    def _note_done(self, _: Context) -> None:
+        self._num_active -= 1
+        if self._num_active == 0:
+            self._idle.set()
 
     async def _set_ready(self, *, is_ready: bool) -> None:
         for name in self._ready_names:

@@ -1,19 +1,26 @@
 """ModelService: which models are served, and their tokenizers."""
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 from chatrpc.v1 import chat_pb2, model_service_pb2, model_service_pb2_grpc
-from service.errors import InvalidField, MissingField
-from service.rpc import convert
+from service.errors import ContextLengthExceeded, InvalidField, MissingField
+from service.rpc import convert, generation
 from service.rpc.interceptor import Context
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.sampling import check_token_ids
 from service.text.chat_template import render_prompt
+from service.types import ServedModel
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
+MAX_TEXT_BYTES = 1 << 20  # of which a core has enough for a second or so
 MAX_DETOKENIZED = 100_000
 MAX_TOKENS_WITH_BYTES = 100_000
+
+Made = TypeVar("Made")
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
@@ -50,7 +57,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     ) -> model_service_pb2.TokenizeResponse:
         if not request.model:
             raise MissingField("model")
-        model = self._lifecycle.find(request.model)
+        model = self._lifecycle.admit(request.model, context)
         tokenizer = model.tokenizer
         if request.WhichOneof("input") is None:
             raise MissingField("input")
@@ -58,18 +65,16 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             convert.check_fits(
                 request.conversation.messages, tokenizer.max_token_chars, model.card.max_model_len
             )
-            token_ids = await asyncio.to_thread(
-                render_prompt,
-                tokenizer,
-                convert.messages(request.conversation.messages, "conversation.messages"),
-                convert.prompt_options(
-                    request.conversation.prompt, chat_pb2.REASONING_EFFORT_UNSPECIFIED
-                ),
+            messages = convert.messages(request.conversation.messages, "conversation.messages")
+            options = convert.prompt_options(
+                request.conversation.prompt, chat_pb2.REASONING_EFFORT_UNSPECIFIED
             )
+            token_ids = await _made(partial(render_prompt, tokenizer, messages, options))
         else:
+            _check_text(request.text, model)
             adds_special = not request.HasField("add_special_tokens") or request.add_special_tokens
-            token_ids = await asyncio.to_thread(
-                tokenizer.encode, request.text, add_special_tokens=adds_special
+            token_ids = await _made(
+                partial(tokenizer.encode, request.text, add_special_tokens=adds_special)
             )
         token_bytes: list[bytes] = []
         if request.return_token_bytes:
@@ -90,11 +95,25 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     ) -> model_service_pb2.DetokenizeResponse:
         if not request.model:
             raise MissingField("model")
-        tokenizer = self._lifecycle.find(request.model).tokenizer
+        tokenizer = self._lifecycle.admit(request.model, context).tokenizer
         if len(request.token_ids) > MAX_DETOKENIZED:
             raise InvalidField("token_ids", f"At most {MAX_DETOKENIZED} token ids are taken.")
         check_token_ids(request.token_ids, tokenizer.vocab_size, "token_ids")
-        text = await asyncio.to_thread(
-            tokenizer.decode, list(request.token_ids), skip_special_tokens=False
+        text = await _made(
+            partial(tokenizer.decode, list(request.token_ids), skip_special_tokens=False)
         )
         return model_service_pb2.DetokenizeResponse(text=text)
+
+
+def _check_text(text: str, model: ServedModel) -> None:
+    """Refuse a text by its size alone, before any work is done on it."""
+    longest, max_model_len = model.tokenizer.max_token_chars, model.card.max_model_len
+    if len(text) >= longest * max_model_len:
+        raise ContextLengthExceeded(len(text) // longest, max_model_len, "text", "text")
+    if len(text.encode()) > MAX_TEXT_BYTES:
+        raise InvalidField("text", f"At most {MAX_TEXT_BYTES} bytes of text are tokenized at once.")
+
+
+async def _made(make: Callable[[], Made]) -> Made:
+    """What `make` makes, off the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(generation.tokenizing, make)

@@ -49,7 +49,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.ping_timeout_ms", 20_000),
     # Makes clients look the name up again, and so find new replicas. Streams outlive it by the
     # grace.
-    ("grpc.max_connection_age_ms", 600_000),
+    ("grpc.max_connection_age_ms", 120_000),
     ("grpc.max_connection_age_grace_ms", 3_600_000),
     # Of one connection. More than a full queue, so that a client is refused what exceeds that, and
     # does not wait in silence for a stream of its own.
@@ -71,7 +71,7 @@ SERVICE_NAMES = [
 
 _CHANNELZ = "grpc.channelz.v1.Channelz"
 
-# What is left when every generation is done are health watches, which hold stop() for its grace.
+# What is left when a drain is over are health watches, which hold stop() for its grace.
 _STOP_GRACE_S = 0.5
 
 

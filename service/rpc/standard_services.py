@@ -11,11 +11,9 @@ from typing import Any
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
 
-from service.errors import InvalidField
 from service.rpc import status
-from service.rpc.interceptor import Context, Handler
+from service.rpc.interceptor import Context, Handler, parse
 
 _OURS = "/chatrpc."
 
@@ -49,7 +47,7 @@ class StandardServiceInterceptor(grpc.aio.ServerInterceptor):
 def _answer(handler: Any) -> Any:
     async def call(request: bytes, context: Context) -> Any:
         async with _refusing(context):
-            return await handler.unary_unary(_parse(handler, request), context)
+            return await handler.unary_unary(parse(handler, request), context)
 
     return call
 
@@ -57,11 +55,8 @@ def _answer(handler: Any) -> Any:
 def _stream(handler: Any) -> Any:
     async def call(request: bytes, context: Context) -> None:
         async with _refusing(context):
-            answer = handler.unary_stream(_parse(handler, request), context)
-            if not isinstance(answer, AsyncGenerator):
-                await answer  # Health.Watch, which writes by itself
-                return
-            async with aclosing(answer) as responses:
+            message = parse(handler, request)
+            async with aclosing(handler.unary_stream(message, context)) as responses:
                 async for response in responses:
                     await context.write(response)
 
@@ -71,7 +66,7 @@ def _stream(handler: Any) -> Any:
 def _conversation(handler: Any) -> Any:
     async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncGenerator[Any, None]:
         async with _refusing(context):
-            messages = (_parse(handler, request) async for request in requests)
+            messages = (parse(handler, request) async for request in requests)
             async for response in handler.stream_stream(messages, context):
                 yield response
 
@@ -92,10 +87,3 @@ async def _refusing(context: Context) -> AsyncIterator[None]:
         if status.reason(proto) == "INTERNAL":
             log.exception("call failed", request_id=request_id)
         await context.abort(status.code(proto), proto.message, status.trailing_metadata(proto))
-
-
-def _parse(handler: Any, request: bytes) -> Any:
-    try:
-        return handler.request_deserializer(request)
-    except DecodeError as error:
-        raise InvalidField("request", "The request is not a valid protobuf message.") from error

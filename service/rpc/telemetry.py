@@ -42,13 +42,18 @@ class CallTelemetry:
         self._last_chunk_s: float | None = None
         self._asked = phases.begin()
         self._response = Response()
-        self.num_tokens = 0  # of its prompt and its answer so far
-        self._num_prompt_tokens = 0
+        # As the answer has told them:
+        self._num_prompt_tokens = self._num_generated = self._num_finished = 0
         name = f"{self._service}/{self._method}"
         self.span = tracer.start(
             name, Kind.SERVER, TraceContext.read(metadata), _call_attributes(name, peer)
         )
         metrics.started.labels(self._service, self._method).inc()
+
+    @property
+    def num_tokens(self) -> int:
+        """What it has cost so far, prompt and answer."""
+        return self._num_prompt_tokens + self._num_generated + sum(self._untold())
 
     def note_request(self, message: Any) -> None:
         """The call's message has been read."""
@@ -82,6 +87,9 @@ class CallTelemetry:
         duration_s = time.perf_counter() - self._started_s
         self._metrics.handled.labels(self._service, self._method, code).inc()
         self._metrics.handling_s.labels(self._service, self._method).observe(duration_s)
+        num_prompt_tokens, num_generated = self._untold()
+        self._metrics.prompt_tokens.inc(num_prompt_tokens)
+        self._metrics.generation_tokens.inc(num_generated)
         stay = Phases.of(self._asked)
         if self._is_generation and code == "OK":
             self._metrics.request_s.observe(duration_s)
@@ -96,14 +104,30 @@ class CallTelemetry:
         self._metrics.prompt_tokens.inc(num_prompt_tokens)
         self._metrics.generation_tokens.inc(num_generated)
         self._num_prompt_tokens += num_prompt_tokens
-        self.num_tokens += num_prompt_tokens + num_generated
+        self._num_generated += num_generated
         for name in finish_reasons(piece.choices):
+            self._num_finished += 1
             self._metrics.finished.labels(name).inc()
         if self.span.is_recording:
             self._response.add(piece)
 
+    def _untold(self) -> tuple[int, int]:
+        """Tokens of prompts and of answers that have been computed for callers who did not stay.
+
+        A whole answer has told all, but for what stood behind its end.
+        """
+        if self._num_finished == sum(request.n for request in self._asked):
+            return 0, 0
+        begun = [request for request in self._asked if request.times.scheduled_s is not None]
+        num_prompt_tokens = sum(len(request.prompt_token_ids) for request in begun)
+        num_generated = sum(request.times.num_tokens for request in begun)
+        return (
+            max(0, num_prompt_tokens - self._num_prompt_tokens),
+            max(0, num_generated - self._num_generated),
+        )
+
     def _note_finished(self, stay: Phases) -> None:
-        metrics, num_generated = self._metrics, self.num_tokens - self._num_prompt_tokens
+        metrics, num_generated = self._metrics, self._num_generated
         metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
         metrics.request_generation_tokens.observe(num_generated)
         for request in self._asked:

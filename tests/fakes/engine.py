@@ -61,6 +61,7 @@ class FakeEngine:
                     times.first_token_s = times.first_token_s or times.last_token_s
                     for index in [step.index] if is_told_apart else range(request.n):
                         if index not in ended:
+                            times.num_tokens += len(step.token_ids)
                             told = _told(step, index, request, is_first=step is outputs[0])
                             ended.add((yield told))
 
@@ -70,7 +71,8 @@ class FakeEngine:
     async def wait_dead(self) -> None:
         await asyncio.Event().wait()
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> bool:
+        return True
 
     @contextmanager
     def _running(self):  # type: ignore[no-untyped-def]  # a generator of nothing

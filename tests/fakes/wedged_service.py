@@ -3,6 +3,8 @@
 import os
 import threading
 
+import structlog
+
 from service.__main__ import main
 from service.engine import load
 from service.engine.core import Computed, EngineCore
@@ -14,6 +16,7 @@ class WedgedRunner:
     """Takes the place of the loaded model."""
 
     def run(self, batch: Batch) -> list[Computed]:
+        structlog.get_logger("wedged").info("wedged")
         threading.Event().wait()
         raise AssertionError
 

@@ -1,24 +1,22 @@
-"""A service and a gateway that ask for keys: without one, nothing but health is answered."""
+"""A service and a gateway that ask for keys: without one, nothing but probes is answered."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import grpc
 import httpx
 import pytest
-from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.descriptor_pool import Default
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from chatrpc_process.secret import digest_of
 from gateway_http.endpoints import ENDPOINTS, Endpoint
-from service.rpc.server import SERVICE_NAMES
+from service.rpc.lifecycle import Lifecycle
+from service.rpc.server import SERVICE_NAMES, Server
 from tests.faults.program import Client, Gateway, Service, body, http_client
 
 KEY = "sk-chatrpc-of-somebody"
 MINE = (("authorization", f"Bearer {KEY}"),)
-OPEN = {"grpc.health.v1.Health"}
+OPEN = {"grpc.health.v1.Health", "xds.service.orca.v3.OpenRcaService"}
 
 WRONG: dict[str, Any] = {
     "none": (),
@@ -67,25 +65,37 @@ async def http(launched_gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
         yield http
 
 
-async def registered(client: Client) -> list[MethodDescriptor]:
-    """Every method of every service that the server says it has."""
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(client.channel)
-    asked = reflection_pb2.ServerReflectionRequest(list_services="")
-    call = stub.ServerReflectionInfo(iter([asked]), metadata=MINE)
-    names = [each.name for each in (await call.read()).list_services_response.service]
-    call.cancel()
-    return [method for name in names for method in Default().FindServiceByName(name).methods]
+class Recorder:
+    """Takes the place of a `grpc.aio.Server`, and keeps what it is told to answer, by path."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, Any] = {}
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[Any]) -> None:
+        for each in handlers:
+            self.handlers |= each._method_handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        self.handlers |= {f"/{service}/{name}": handler for name, handler in handlers.items()}
 
 
-async def status(client: Client, method: MethodDescriptor, metadata: Any) -> grpc.StatusCode:
-    path = f"/{method.containing_service.full_name}/{method.name}"
+@pytest.fixture
+def handlers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Every method that clients can call, whether reflection tells of it or not."""
+    monkeypatch.setattr(grpc.aio, "server", lambda **_: Recorder())
+    server: Any = Server(Lifecycle(SERVICE_NAMES), max_request_s=1)
+    found: dict[str, Any] = server._server.handlers
+    return found
+
+
+async def status(client: Client, path: str, handler: Any, metadata: Any) -> grpc.StatusCode:
     try:
-        if method.client_streaming:
+        if handler.request_streaming:
             call: Any = client.channel.stream_stream(path)(metadata=metadata)
             if metadata is MINE:  # the others are refused before: a write would fail by itself
                 await call.write(b"")
             await call.read()
-        elif method.server_streaming:
+        elif handler.response_streaming:
             call = client.channel.unary_stream(path)(b"", metadata=metadata)
             await call.read()
         else:
@@ -97,21 +107,20 @@ async def status(client: Client, method: MethodDescriptor, metadata: Any) -> grp
     return grpc.StatusCode.OK
 
 
-async def test_no_method_but_health_answers_those_who_have_no_key(service: Service) -> None:
+async def test_no_method_but_probes_answers_those_who_have_no_key(
+    service: Service, handlers: dict[str, Any]
+) -> None:
+    names = {path.split("/")[1] for path in handlers}
+    assert names == {*SERVICE_NAMES, *OPEN, "grpc.reflection.v1alpha.ServerReflection"}
     async with Client(service.target) as client:
-        methods = await registered(client)
-        names = {method.containing_service.full_name for method in methods}
-        assert names == {*SERVICE_NAMES, *OPEN, "grpc.reflection.v1alpha.ServerReflection"}
-        for method in methods:
-            is_open = method.containing_service.full_name in OPEN
-            with_key = await status(client, method, MINE)
-            assert with_key is not grpc.StatusCode.UNAUTHENTICATED, method.full_name
+        for path, handler in handlers.items():
+            is_open = path.split("/")[1] in OPEN
+            with_key = await status(client, path, handler, MINE)
+            assert with_key is not grpc.StatusCode.UNAUTHENTICATED, path
             for label, metadata in WRONG.items():
-                code = await status(client, method, metadata)
-                if is_open:
-                    assert code is with_key, (method.full_name, label)
-                else:
-                    assert code is grpc.StatusCode.UNAUTHENTICATED, (method.full_name, label)
+                code = await status(client, path, handler, metadata)
+                expected = with_key if is_open else grpc.StatusCode.UNAUTHENTICATED
+                assert code is expected, (path, label)
     assert (await service.metrics())["chatrpc_steps_total"] == 0
     assert KEY not in service.log
 

@@ -167,6 +167,25 @@ def test_an_engine_that_hangs_ends_the_process(start: Callable[..., Process], mo
     assert process.wait() == 1
 
 
+def test_a_signal_ends_the_process_though_the_engine_hangs(
+    start: Callable[..., Process], model: Path
+) -> None:
+    arguments = ("--model", str(model), "--step-timeout-s", "3600", "--drain-timeout-s", "0.1")
+    process = start(*arguments, module="tests.fakes.wedged_service")
+    port = process.until("listening")["port"]
+    process.until("ready")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = chat_service_pb2_grpc.ChatServiceStub(channel)
+        stream = stub.StreamChatCompletion(request(num_tokens=3))
+        process.until("wedged")
+        process.popen.send_signal(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError):
+            next(stream)
+    assert "wedged_service" in process.until("engine hangs")["stack"]
+    assert process.wait() == 1
+    assert '"event": "stopped"' in process.log
+
+
 def test_an_event_loop_that_hangs_ends_the_process(
     start: Callable[..., Process], model: Path
 ) -> None:

@@ -11,16 +11,17 @@ import pytest
 from tests.service.test_main import save_model
 
 
-def prepare(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def prepare(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "service.prepare", "--log-format", "json", *arguments]
-    environment = {**os.environ, "CXX": "/nothing"}  # kernels have tests of their own
+    environment = {**os.environ, "CXX": "/nothing", **variables}  # kernels have tests of their own
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_a_model_is_loaded_and_what_that_makes_is_kept(tmp_path: Path) -> None:
     model = save_model(tmp_path / "tiny", vocab_size=300)
     cache = tmp_path / "cache"
-    done = prepare("--model", str(model), "--cache-dir", str(cache), "--quantization", "none")
+    arguments = "--model", str(model), "--cache-dir", str(cache), "--quantization", "none"
+    done = prepare(*arguments, CHATRPC_SERVICE_HOST="0.0.0.0")  # noqa: S104  # it listens nowhere
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stderr.splitlines()[-1])
     assert (last["event"], last["model"], last["max_model_len"]) == ("prepared", "tiny", 4096)

@@ -709,6 +709,7 @@ async def test_a_request_knows_when_it_got_how_far(rig: Rig) -> None:
     assert before_s <= passed[0]
     assert passed == sorted(passed)
     assert passed[-1] <= time.monotonic()
+    assert times.num_tokens == 3
 
 
 async def test_one_that_waits_has_not_been_scheduled() -> None:

@@ -5,8 +5,9 @@ import struct
 from types import TracebackType
 from typing import Self
 
-HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 1, 3, 4, 6, 7
-END_HEADERS = 0x4
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
+END_STREAM, END_HEADERS = 0x1, 0x4
+INITIAL_WINDOW_SIZE = 4
 CANCEL = 8
 
 

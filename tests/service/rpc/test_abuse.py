@@ -1,7 +1,9 @@
 """Clients that take much and give nothing: each ends as documented, and others notice nothing."""
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,28 @@ from tests.fakes.wait import until
 from tests.gateway_http.api_keys import SECRET, key, write
 from tests.service.rpc.conftest import Running, params
 from tests.service.rpc.details import refusal
-from tests.service.rpc.raw_h2 import GOAWAY, PING, RawH2
+from tests.service.rpc.raw_h2 import (
+    DATA,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    PING,
+    SETTINGS,
+    RawH2,
+)
 from tests.service.rpc.serving import served
 
 STREAM = "/chatrpc.v1.ChatService/StreamChatCompletion"
 CREATE = "/chatrpc.v1.ChatService/CreateChatCompletion"
-NOBODY = Patience(message_s=0.05, write_s=0.05)
+
+
+@dataclass
+class Nerves:
+    """A `Patience` that may change: with those who misbehave it is short, with others long."""
+
+    message_s: float = 60.0
+    write_s: float = 60.0
 
 
 async def nothing() -> AsyncIterator[bytes]:
@@ -53,10 +71,12 @@ async def answers(running: Running) -> None:
 
 @pytest.mark.parametrize("method", [STREAM, CREATE])
 async def test_a_request_that_never_comes_ends(method: str) -> None:
-    async with served(patience=NOBODY) as running:
+    nerves = Nerves(message_s=0.05)
+    async with served(patience=nerves) as running:
         refused = await refusal(begin(running, method, nothing))
         assert refused.code == grpc.StatusCode.DEADLINE_EXCEEDED
         assert refused.reason == "DEADLINE"
+        nerves.message_s = 60
         await answers(running)
 
 
@@ -86,7 +106,7 @@ async def test_reflection_is_asked_for_a_key_too(tmp_path: Path) -> None:
 
 
 async def test_a_stream_that_is_not_read_ends_and_frees_what_it_held() -> None:
-    async with served(patience=NOBODY) as running:
+    async with served(patience=Patience(write_s=0.05)) as running:
         running.engine.script = [TokenOutput((97,) * 100) for _ in range(5000)]
         running.engine.script.append(TokenOutput((97,), FinishReason.LENGTH))
         request = chat_service_pb2.StreamChatCompletionRequest(params=params())
@@ -131,16 +151,33 @@ async def test_metadata_is_bounded(running: Running) -> None:
 
 
 async def test_streams_opened_in_a_flood_and_never_asked_on() -> None:
-    metrics = Metrics()
-    labels = "chatrpc.v1.ChatService", "StreamChatCompletion", "DEADLINE_EXCEEDED"
-    async with served(patience=NOBODY, metrics=metrics) as running:
+    metrics, nerves = Metrics(), Nerves(message_s=0.05)
+    method = "chatrpc.v1.ChatService", "StreamChatCompletion"
+    begun = metrics.started.labels(*method)
+    ended = metrics.handled.labels(*method, "DEADLINE_EXCEEDED")
+    async with served(patience=nerves, metrics=metrics) as running:
         async with RawH2(running.port) as client:
             for stream in range(1, 2001, 2):
                 await client.open(stream, STREAM)
+            await until(lambda: begun._value.get() == 1000)
+            nerves.message_s = 60
             await answers(running)
-            ended = metrics.handled.labels(*labels)
             await until(lambda: ended._value.get() == 1000)
         assert len(running.engine.requests) == 1
+
+
+async def test_a_health_watch_that_is_not_read_holds_up_nobody(running: Running) -> None:
+    """Its client may well leave no window for the five bytes of a status."""
+    async with RawH2(running.port) as client, asyncio.timeout(60):
+        await client.send(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, 0))
+        await client.open(1, "/grpc.health.v1.Health/Watch")
+        await client.send(DATA, END_STREAM, 1, bytes(5))
+        await client.until(HEADERS)
+        watch = running.health.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        await running.lifecycle.drain(0, 0)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
 
 
 async def test_rapid_reset() -> None:

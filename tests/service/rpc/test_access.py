@@ -24,7 +24,7 @@ from chatrpc_process.watched import Watched
 from service.rpc.access import Access
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
-from service.types import SamplingParams, ServedModel
+from service.types import SamplingParams, ServedModel, TokenOutput
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.fakes.wait import until
@@ -161,6 +161,23 @@ async def test_requests_are_limited(keys: Path) -> None:
         assert "2 requests a minute" in refused.message
 
 
+@pytest.mark.parametrize("method", ["Tokenize", "Detokenize"])
+async def test_what_works_on_text_counts_as_a_request(keys: Path, method: str) -> None:
+    limit(keys, "requests_per_minute = 1")
+    async with guarded(keys) as service:
+        await service.models.ListModels(model_service_pb2.ListModelsRequest(), metadata=MINE)
+        requests: dict[str, Any] = {
+            "Tokenize": model_service_pb2.TokenizeRequest(model="fake", text="hi"),
+            "Detokenize": model_service_pb2.DetokenizeRequest(model="fake", token_ids=[97]),
+        }
+        call = getattr(service.models, method)
+        await call(requests[method], metadata=MINE)
+        refused = await refusal(call(requests[method], metadata=MINE))
+        assert refused.reason == "LIMIT_REACHED"
+        assert (await refusal(service.create())).reason == "LIMIT_REACHED"
+        await service.models.ListModels(model_service_pb2.ListModelsRequest(), metadata=MINE)
+
+
 @pytest.mark.parametrize("is_streamed", [False, True])
 async def test_tokens_are_counted_at_the_end(keys: Path, is_streamed: bool) -> None:
     num_tokens = len("<user>hi<assistant>") + 2
@@ -170,6 +187,19 @@ async def test_tokens_are_counted_at_the_end(keys: Path, is_streamed: bool) -> N
             assert [r async for r in service.stream()]
         else:
             await service.create()
+        refused = await refusal(service.create())
+        assert refused.reason == "LIMIT_REACHED"
+        assert "tokens a minute" in refused.message
+
+
+async def test_who_leaves_before_the_answer_pays_for_what_was_computed(keys: Path) -> None:
+    limit(keys, "tokens_per_minute = 10")
+    async with guarded(keys) as service:
+        service.engine.script = [TokenOutput((97,)), asyncio.Event()]
+        call = service.create()
+        await until(lambda: service.engine.num_running == 1)
+        call.cancel()
+        await until(lambda: service.engine.num_running == 0)
         refused = await refusal(service.create())
         assert refused.reason == "LIMIT_REACHED"
         assert "tokens a minute" in refused.message

@@ -12,6 +12,8 @@ from service.rpc.lifecycle import State
 from service.rpc.server import SERVICE_NAMES
 from service.types import FinishReason, TokenOutput
 from tests.fakes.wait import until
+from tests.faults.program import Client
+from tests.faults.tcp_proxy import TcpProxy
 from tests.service.rpc.conftest import Running, params
 from tests.service.rpc.details import refusal
 
@@ -116,6 +118,36 @@ async def test_a_drain_finishes_what_runs_and_refuses_what_comes(running: Runnin
     assert refused.retry_after_s is not None
     go_on.set()
     assert (await call).completion.choices[0].message.content[0].text == "a"
+    await drain
+
+
+async def test_a_drain_waits_until_a_whole_answer_has_left(running: Running) -> None:
+    go_on = asyncio.Event()
+    running.engine.script = [go_on, TokenOutput((97,) * 300_000, FinishReason.LENGTH)]
+    small = ("grpc.http2.bdp_probe", 0)  # so that the answer does not fit what is taken unread
+    async with TcpProxy(running.port) as proxy, Client(proxy.target, small) as client:
+        call = client.create(num_tokens=300_000)
+        await until(lambda: running.engine.num_running == 1)
+        proxy.freeze()
+        go_on.set()
+        await until(lambda: running.engine.num_running == 0)
+        drain = asyncio.create_task(running.server.drain(delay_s=0, timeout_s=3600))
+        await until(lambda: running.lifecycle.state is State.DRAINING)
+        for _ in range(2):
+            refused = await refusal(running.chat.CreateChatCompletion(request()))
+            assert refused.reason == "DRAINING"
+        proxy.thaw()
+        assert (await call).completion.usage.completion_tokens == 300_000
+    await drain
+
+
+async def test_calls_that_come_at_the_very_end_of_a_drain_are_refused_by_name(
+    running: Running,
+) -> None:
+    drain = asyncio.create_task(running.server.drain(delay_s=0, timeout_s=0))
+    await until(lambda: running.lifecycle.state is State.DRAINING)
+    refused = await refusal(running.chat.CreateChatCompletion(request()))
+    assert refused.reason == "DRAINING"
     await drain
 
 

@@ -1,5 +1,6 @@
 """ModelService over a real socket."""
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -7,9 +8,34 @@ import grpc
 import pytest
 
 from chatrpc.v1 import chat_pb2, model_service_pb2
-from service.rpc.model_servicer import MAX_DETOKENIZED
+from service.metrics import Metrics
+from service.rpc.model_servicer import MAX_DETOKENIZED, MAX_TEXT_BYTES
+from tests.fakes.tokenizer import ByteTokenizer
+from tests.fakes.wait import until
 from tests.service.rpc.conftest import CARD, Running
 from tests.service.rpc.details import refusal
+from tests.service.rpc.serving import served
+
+
+class Unused(ByteTokenizer):
+    """One that nobody may ask to encode."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        raise AssertionError
+
+
+class Slow(ByteTokenizer):
+    """One that does not come to an end until it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_begun = 0
+        self.go_on = threading.Event()
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        self.num_begun += 1
+        self.go_on.wait(60)
+        return super().encode(text, add_special_tokens=add_special_tokens)
 
 
 async def test_a_model_is_listed_with_what_is_known_of_it(running: Running) -> None:
@@ -92,6 +118,35 @@ async def test_what_cannot_be_tokenized_is_named(running: Running) -> None:
     assert (await refusal(running.models.Tokenize(no_input))).fields == ["input"]
     no_token = model_service_pb2.DetokenizeRequest(model="fake", token_ids=[1, 999])
     assert (await refusal(running.models.Detokenize(no_token))).fields == ["token_ids[1]"]
+
+
+async def test_what_is_too_much_to_tokenize_is_refused_by_its_size(running: Running) -> None:
+    long = model_service_pb2.TokenizeRequest(model="fake", text="x" * MAX_TEXT_BYTES)
+    refused = await refusal(running.models.Tokenize(long))
+    assert (refused.reason, refused.fields) == ("CONTEXT_LENGTH_EXCEEDED", ["text"])
+    card = replace(CARD, id="wide", aliases=(), max_model_len=1 << 30)
+    await running.lifecycle.serve(replace(running.model, card=card, tokenizer=Unused()))
+    for text in ("x" * (MAX_TEXT_BYTES + 1), "é" * (MAX_TEXT_BYTES // 2 + 1)):
+        wide = model_service_pb2.TokenizeRequest(model="wide", text=text)
+        refused = await refusal(running.models.Tokenize(wide))
+        assert (refused.reason, refused.fields) == ("INVALID_FIELD", ["text"])
+
+
+async def test_a_tokenization_that_its_caller_has_left_is_not_begun() -> None:
+    metrics, tokenizer = Metrics(), Slow()
+    method = "chatrpc.v1.ModelService", "Tokenize"
+    started, left = metrics.started.labels(*method), metrics.handled.labels(*method, "CANCELLED")
+    request = model_service_pb2.TokenizeRequest(model="fake", text="x")
+    async with served(metrics=metrics) as running:
+        await running.lifecycle.serve(replace(running.model, tokenizer=tokenizer))
+        calls: list[Any] = [running.models.Tokenize(request) for _ in range(20)]
+        await until(lambda: started._value.get() == 20 and tokenizer.num_begun > 0)
+        for call in calls:
+            call.cancel()
+        await until(lambda: left._value.get() == 20)
+        tokenizer.go_on.set()
+        assert (await running.models.Tokenize(request)).token_ids
+    assert tokenizer.num_begun <= 3  # of two threads, and the last one
 
 
 async def test_what_is_too_much_to_detokenize_is_named(running: Running) -> None:

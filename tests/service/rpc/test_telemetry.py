@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from chatrpc.v1 import chat_pb2, chat_service_pb2, chat_service_pb2_grpc, model_service_pb2
 from chatrpc.v1.model_service_pb2_grpc import ModelServiceStub
+from service.errors import QueueFull
 from service.metrics import Metrics
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
@@ -116,6 +117,28 @@ async def test_calls_are_counted_by_their_code(counted: Counted) -> None:
     get = {"grpc_service": "chatrpc.v1.ModelService", "grpc_method": "GetModel"}
     assert counted.value("grpc_server_handled_total", **get, grpc_code="NOT_FOUND") == 1
     assert counted.value("chatrpc_aborted_requests_total") == 0
+
+
+@pytest.mark.parametrize("num_generated", [0, 3])
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_what_was_computed_for_a_caller_that_has_left_is_counted(
+    counted: Counted, is_streamed: bool, num_generated: int
+) -> None:
+    counted.engine.script = [*[TokenOutput((97,))] * num_generated, asyncio.Event()]
+    call = counted.stream() if is_streamed else counted.create()
+    requests = counted.engine.requests
+    await until(lambda: bool(requests) and requests[0].times.num_tokens == num_generated)
+    call.cancel()
+    await counted.ended()
+    assert counted.value("vllm:prompt_tokens_total") == len(PROMPT)
+    assert counted.value("vllm:generation_tokens_total") == num_generated
+
+
+async def test_a_request_that_was_refused_cost_no_tokens(counted: Counted) -> None:
+    counted.engine.refusal = QueueFull(1, 1.0)
+    await refusal(counted.create())
+    await counted.ended()
+    assert counted.value("vllm:prompt_tokens_total") == 0
 
 
 async def test_a_caller_that_leaves_is_counted(counted: Counted) -> None:
