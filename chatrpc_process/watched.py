@@ -51,7 +51,7 @@ class Watched(Generic[Content]):
         except ConfigError as error:
             self._fail(str(error))
             return False
-        except Exception as error:  # noqa: BLE001  # nobody would follow the files any more
+        except Exception as error:  # nobody would follow the files any more
             self._fail(type(error).__name__)  # its words may quote a secret
             return False
         self._failure = None
