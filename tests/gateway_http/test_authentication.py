@@ -43,9 +43,9 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def client(keys: Path, service: FakeService, **options: Any) -> AsyncIterator[Any]:
+async def client(keys: Path | None, service: FakeService, **options: Any) -> AsyncIterator[Any]:
     async with (
-        serving(**{"upstream": service.target, "api_keys": keys} | options) as url,
+        serving(upstream=service.target, api_keys=keys, **options) as url,
         httpx.AsyncClient(base_url=url, timeout=60, headers=BEARER) as http,
     ):
         yield http
@@ -250,8 +250,7 @@ async def test_the_service_is_shown_the_callers_key(
     asks: bool,
 ) -> None:
     """The one that has been looked at, and none beside it."""
-    more: dict[str, Any] = {} if asks else {"api_keys": None}
-    async with client(keys, service, **more) as http:
+    async with client(keys if asks else None, service) as http:
         answer = await without_key(http).post(CHAT, json=body, headers=given)
         assert answer.status_code == 200
     shown = service.calls[0].metadata

@@ -323,12 +323,16 @@ async def test_readiness_is_asked_of_services_that_go() -> None:
         here, there = (Entry(Connection(f"127.0.0.1:{silent.getsockname()[1]}"), n) for n in "ab")
         here = replace(here, connection=replace(here.connection, health_name="a"))
         router = Router([here, there], Metrics())
-        for timeout_s, change in ((0.5, lambda: router.adopt([there])), (60, None)):
-            asking = asyncio.ensure_future(router.is_ready(timeout_s))
+
+        async def asking(timeout_s: float) -> "asyncio.Task[bool]":
+            task = asyncio.ensure_future(router.is_ready(timeout_s))
             for _ in range(3):  # the calls are on their way
                 await asyncio.sleep(0)
-            if change is None:
-                await router.close()
-            else:
-                change()
-            assert await asking is False
+            return task
+
+        answer = await asking(0.5)
+        router.adopt([there])
+        assert await answer is False
+        answer = await asking(60)
+        await router.close()
+        assert await answer is False
