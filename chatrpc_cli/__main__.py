@@ -5,13 +5,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-import grpc
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 
 from chatrpc.v1 import chat_pb2
 from chatrpc_cli import keys
+from chatrpc_cli.channels import channel
 from chatrpc_cli.chat import Conversation, answer, converse
 from chatrpc_cli.errors import reporting
 from chatrpc_cli.models import as_json, as_table, served
@@ -31,6 +31,16 @@ Target = Annotated[
     typer.Option(help="The service's gRPC address.", metavar="HOST:PORT", envvar="CHATRPC_TARGET"),
 ]
 DEFAULT_TARGET = "127.0.0.1:50051"
+Ca = Annotated[
+    Path | None,
+    typer.Option(
+        help="A PEM file: call it under TLS, its certificate signed by this one.",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        envvar="CHATRPC_CA",
+    ),
+]
 
 
 def _show_version(wanted: bool) -> None:
@@ -57,6 +67,7 @@ def chat(
     ] = None,
     *,
     target: Target = DEFAULT_TARGET,
+    ca: Ca = None,
     model: Annotated[
         str | None, typer.Option(help="A model id or alias. Absent: the first one served.")
     ] = None,
@@ -83,16 +94,16 @@ def chat(
     except ValueError as error:  # not UTF-8, or a number that does not fit its field
         raise typer.BadParameter(str(error)) from None
     with reporting(target):
-        conversation = Conversation(target, model or _first_model(target), sampling, system)
+        conversation = Conversation(target, model or _first_model(target, ca), sampling, system, ca)
         if prompt is None:
             converse(conversation)
         else:
             answer(conversation, prompt)
 
 
-def _first_model(target: str) -> str:
-    with grpc.insecure_channel(target) as channel:
-        for model in served(channel):
+def _first_model(target: str, ca: Path | None) -> str:
+    with channel(target, ca) as to:
+        for model in served(to):
             return model.id
     typer.echo(f"error: no model is served at {target}", err=True)
     raise typer.Exit(1)
@@ -101,11 +112,12 @@ def _first_model(target: str) -> str:
 @app.command()
 def models(
     target: Target = DEFAULT_TARGET,
+    ca: Ca = None,
     wants_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """List the models served."""
-    with reporting(target), grpc.insecure_channel(target) as channel:
-        found = list(served(channel))
+    with reporting(target), channel(target, ca) as to:
+        found = list(served(to))
     if wants_json:
         typer.echo(as_json(found))
     else:
@@ -122,10 +134,11 @@ def health(
         ),
     ] = "",
     target: Target = DEFAULT_TARGET,
+    ca: Ca = None,
 ) -> None:
     """Print the health status; exit with 0 only if it is SERVING."""
-    with reporting(target), grpc.insecure_channel(target) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+    with reporting(target), channel(target, ca) as to:
+        stub = health_pb2_grpc.HealthStub(to)
         status = stub.Check(  # type: ignore[attr-defined]  # not in the stubs
             health_pb2.HealthCheckRequest(service=service)
         ).status

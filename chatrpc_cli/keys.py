@@ -29,10 +29,13 @@ def new(
 ) -> None:
     """Make a key: its entry goes to stdout, its secret to stderr, this once.
 
-    `chatrpc keys new --name checkout >> keys.toml` adds it to a file.
+    `chatrpc keys new --name checkout >> keys.toml` adds it to a file, or begins one; in a file that
+    says `key = []` it takes the place of that.
     """
     if not 1 <= len(name) <= 128 or not name.isprintable():
         raise typer.BadParameter("1 to 128 printable characters", param_hint="--name")
+    if not all(pattern.isprintable() for pattern in model or ()):
+        raise typer.BadParameter("printable characters", param_hint="--model")
     secret = new_secret()
     options = {
         "name": name,
@@ -42,7 +45,11 @@ def new(
         "tokens_per_minute": tokens_per_minute,
         "max_concurrent_requests": max_concurrent_requests,
     }
-    # Of strings, numbers and lists of strings, JSON is TOML.
-    lines = [f"{name} = {json.dumps(value)}" for name, value in options.items() if value]
+    # Of printable strings, numbers and lists of strings, JSON is TOML, but for escapes in pairs.
+    lines = [
+        f"{name} = {json.dumps(value, ensure_ascii=False)}"
+        for name, value in options.items()
+        if value
+    ]
     typer.echo("\n".join(["[[key]]", *lines, ""]))
     typer.echo(f"The secret, which is stored nowhere: {secret}", err=True)

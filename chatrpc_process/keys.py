@@ -88,12 +88,12 @@ def load_keys(path: Path) -> KeyRing:
     except tomllib.TOMLDecodeError as error:
         place = re.search(r"\(at [a-z0-9, ]+\)$", str(error))
         raise ConfigError(f"{path}: this is no TOML {place[0] if place else ''}".rstrip()) from None
-    except (UnicodeDecodeError, RecursionError):
-        raise ConfigError(f"{path}: this is no TOML") from None
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         where = ".".join(_shown(part) for part in first["loc"])
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+    except (ValueError, RecursionError):  # not UTF-8, nested deeply, a number of 5000 digits
+        raise ConfigError(f"{path}: this is no TOML") from None
     for what in ("name", "sha256"):
         values = [getattr(key, what) for key in keys]
         if len(set(values)) < len(values):

@@ -22,6 +22,8 @@ def read_small(path: Path) -> bytes:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError(f"{path}: no file can be called that") from None
     if len(content) > MAX_BYTES:
         raise ConfigError(f"{path}: it has more than {MAX_BYTES} bytes")
     return content

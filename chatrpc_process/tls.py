@@ -3,6 +3,7 @@
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from chatrpc_process.settings import ConfigError
 from chatrpc_process.small_file import read_small
@@ -64,7 +65,7 @@ class TlsFiles:
 
 
 def following_context(files: TlsFiles) -> ssl.SSLContext:
-    """A context that follows the files: each handshake is by what they hold then.
+    """A context that follows the files: each connection is under what they hold when it comes.
 
     Raises:
         ConfigError: they cannot be read at first.
@@ -74,16 +75,22 @@ def following_context(files: TlsFiles) -> ssl.SSLContext:
         files.read()  # for its words
         return files.context()
 
-    watched = Watched(read, *files.paths)
-    first = watched.value
+    return _Following(ssl.PROTOCOL_TLS_SERVER, Watched(read, *files.paths))
 
-    def choose(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        """Called at the first message of every handshake, whether it names a server or not."""
-        watched.refresh()
-        connection.context = watched.value
 
-    first.sni_callback = choose
-    return first
+class _Following(ssl.SSLContext):
+    """Has servers of asyncio and uvloop wrap each connection in the context of the day.
+
+    Not by `sni_callback`: sessions are looked for in the context that a connection begins with, so
+    one that is resumed would be known by the certificates of an earlier day.
+    """
+
+    def __init__(self, _protocol: int, watched: Watched[ssl.SSLContext]) -> None:
+        self._watched = watched
+
+    def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+        self._watched.refresh()
+        return self._watched.value.wrap_bio(*args, **kwargs)
 
 
 @dataclass(frozen=True, slots=True)

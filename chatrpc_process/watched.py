@@ -18,7 +18,8 @@ log = structlog.get_logger(__name__)
 
 
 class Watched(Generic[Content]):
-    """What files hold, parsed. A change that cannot be read leaves what there was.
+    """What files hold, parsed. A change that cannot be read leaves what there was, and is tried
+    again: what it waits for may be in other files.
 
     Files are looked at by their state, not by notification: those that Kubernetes mounts change by
     a link elsewhere, and some file systems notify nobody.
@@ -34,28 +35,43 @@ class Watched(Generic[Content]):
         self._paths = paths
         self._parse = parse
         self._state = self._look()
+        self._failure: str | None = None
         self.value = parse()
 
     def refresh(self) -> bool:
-        """Read the files again if they have changed; whether there is a new value."""
+        """Read the files again if they have changed, or could not be read; whether there is a new
+        value.
+        """
         state = self._look()
-        if state == self._state:
+        if state == self._state and self._failure is None:
             return False
-        self._state = state  # whatever comes of it: what is wrong is said once
-        names = [str(path) for path in self._paths]
+        self._state = state
         try:
             self.value = self._parse()
         except ConfigError as error:
-            log.error("reload failed", files=names, reason=str(error))  # noqa: TRY400
+            self._fail(str(error))
             return False
-        log.info("reloaded", files=names)
+        except Exception as error:  # nobody would follow the files any more
+            self._fail(type(error).__name__)  # its words may quote a secret
+            return False
+        self._failure = None
+        log.info("reloaded", files=self._names())
         return True
+
+    def _fail(self, reason: str) -> None:
+        """What is wrong is said once."""
+        if reason != self._failure:
+            log.error("reload failed", files=self._names(), reason=reason)
+        self._failure = reason
 
     async def watch(self) -> None:
         """Refresh for ever."""
         while True:
             await asyncio.sleep(_POLL_S)
             self.refresh()
+
+    def _names(self) -> list[str]:
+        return [str(path) for path in self._paths]
 
     def _look(self) -> list[tuple[int, int, int] | None]:
         return [_state(path) for path in self._paths]

@@ -1,5 +1,6 @@
 """What every request gets, whatever its route: an id, a clean path, a log line and its counts."""
 
+import asyncio
 import re
 import time
 import uuid
@@ -11,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from chatrpc_process.secret import sent_secret
 from chatrpc_process.tracing import OFF, Kind, Span, TraceContext, Tracer, Value, within
 from chatrpc_process.watched import Watched
 from gateway_http.clients import json_response
@@ -33,6 +35,7 @@ class Access:
     It leaves the `exchange` in the request's state.
 
     Args:
+        draining: once set, clients are told with each answer to connect anew, elsewhere.
         upstream_secret: the key that the service is shown; None: the caller's own.
     """
 
@@ -40,11 +43,13 @@ class Access:
         self,
         app: ASGIApp,
         metrics: Metrics,
+        draining: asyncio.Event,
         tracer: Tracer = OFF,
         upstream_secret: Watched[str] | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
+        self._draining = draining
         self._tracer = tracer
         self._upstream_secret = upstream_secret
 
@@ -54,7 +59,7 @@ class Access:
             return
         headers = Headers(scope=scope)
         secret = None if self._upstream_secret is None else self._upstream_secret.value
-        exchange = Exchange(send, headers, secret)
+        exchange = Exchange(send, headers, self._draining, secret)
         scope["path"] = _path(scope)
         scope["state"]["exchange"] = exchange
         span = self._start_span(scope, headers)
@@ -107,12 +112,17 @@ class Access:
 class Exchange:
     """One request, and its answer on its way out."""
 
-    def __init__(self, send: Send, headers: Headers, upstream_secret: str | None = None) -> None:
+    def __init__(
+        self,
+        send: Send,
+        headers: Headers,
+        draining: asyncio.Event,
+        upstream_secret: str | None = None,
+    ) -> None:
         self._send = send
+        self._draining = draining
         self._passed_on = (
-            _credentials(headers)
-            if upstream_secret is None
-            else [("authorization", f"Bearer {upstream_secret}")]
+            _credentials(headers) if upstream_secret is None else _bearer(upstream_secret)
         )
         sent = _sent_id(headers)
         self._is_id_sent = bool(sent)
@@ -144,6 +154,9 @@ class Exchange:
             headers["x-request-id"] = self.request_id
             headers.update(self.limits())
             headers["openai-processing-ms"] = str(round(self.first_byte_s * 1000))
+            if self._draining.is_set():
+                # A request on a connection that is closed just then would be lost.
+                headers["connection"] = "close"
         await self._send(message)
 
 
@@ -162,12 +175,17 @@ def _sent_id(headers: Headers) -> str:
 
 
 def _credentials(headers: Headers) -> list[tuple[str, str]]:
-    """The caller's key: it is for the service to say whether it is one."""
-    return [
-        (name, value)
-        for name in ("authorization", "x-api-key")
-        if (value := headers.get(name)) is not None and _PRINTABLE.fullmatch(value)
-    ]
+    """The caller's key: it is for the service to say whether it is one.
+
+    Of several the one that the gateway goes by, so that nobody is let in by one and known to the
+    service by another.
+    """
+    secret = sent_secret(headers.items())
+    return _bearer(secret) if secret and _PRINTABLE.fullmatch(secret) else []
+
+
+def _bearer(secret: str) -> list[tuple[str, str]]:
+    return [("authorization", f"Bearer {secret}")]
 
 
 def _route(scope: Scope) -> str:

@@ -36,20 +36,26 @@ _Content = TypeVar("_Content")
 
 
 def build_app(settings: Settings, tracer: Tracer = OFF) -> Starlette:
-    """The application. Its `state.draining`, once set, makes it unready, and `state.stopping` ends
-    whatever still runs.
+    """The application. Its `state.draining`, once set, makes it unready and its answers the last of
+    their connections; `state.stopping` ends whatever still runs.
 
     Raises:
         ConfigError: the registry cannot be read, or a file of keys or certificates.
     """
-    metrics, stopping = Metrics(), asyncio.Event()
+    metrics, draining, stopping = Metrics(), asyncio.Event(), asyncio.Event()
     keys = _watched(load_keys, settings.api_keys)
     upstream_secret = _watched(load_secret, settings.upstream_api_key_file)
     app = Starlette(
         routes=_routes(settings, metrics, stopping),
         middleware=[
             Middleware(Cors, allow_origins=settings.cors_allow_origins),
-            Middleware(Access, metrics=metrics, tracer=tracer, upstream_secret=upstream_secret),
+            Middleware(
+                Access,
+                metrics=metrics,
+                draining=draining,
+                tracer=tracer,
+                upstream_secret=upstream_secret,
+            ),
             Middleware(Authentication, keys=keys),
         ],
         exception_handlers={HTTPException: _unrouted},
@@ -58,7 +64,7 @@ def build_app(settings: Settings, tracer: Tracer = OFF) -> Starlette:
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.stopping = stopping
-    app.state.draining = asyncio.Event()
+    app.state.draining = draining
     return app
 
 
@@ -72,7 +78,9 @@ def build_admin_app(app: Starlette) -> Starlette:
             if endpoint.name in handlers
             for prefix in ("/v1", "")
         ],
-        middleware=[Middleware(Access, metrics=app.state.metrics)],
+        middleware=[
+            Middleware(Access, metrics=app.state.metrics, draining=app.state.draining),
+        ],
         exception_handlers={HTTPException: _unrouted},
     )
     admin.state = app.state

@@ -91,6 +91,12 @@ class Settings(ListenerSettings):
         return self
 
     @model_validator(mode="after")
+    def _admin_address_is_whole(self) -> Self:
+        if "admin_host" in self.model_fields_set and self.admin_port is None:
+            raise ValueError("admin_host needs admin_port")
+        return self
+
+    @model_validator(mode="after")
     def _upstream_tls_is_whole(self) -> Self:
         if (self.upstream_certificate is None) != (self.upstream_key is None):
             raise ValueError("upstream_certificate and upstream_key go together")

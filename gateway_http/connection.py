@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chatrpc_process.settings import ConfigError
+from chatrpc_process.small_file import read_small
 from gateway_http.service_config import DEFAULT_BALANCE, service_config
 
 # What our service calls its readiness as a whole; each of its models has a name besides.
@@ -44,25 +45,18 @@ def read_tls(ca: Path, certificate: Path | None, key: Path | None) -> Tls:
         ConfigError: one cannot be read, or is no PEM file, or the key is another's.
     """
     paths = [path for path in (ca, certificate, key) if path is not None]
-    contents = {path: read_file(path) for path in paths}
+    contents = {path: read_small(path) for path in paths}
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(ca)
         if certificate is not None:
-            context.load_cert_chain(certificate, key)
-    except ssl.SSLError as error:
+            # Without a passphrase at hand OpenSSL would ask the terminal for one, and wait.
+            context.load_cert_chain(certificate, key, password="")
+    except OSError as error:  # ssl.SSLError is one
         names = ", ".join(map(str, paths))
-        raise ConfigError(f"{names}: {error.reason or error}") from None
+        raise ConfigError(f"{names}: {getattr(error, 'reason', None) or error}") from None
     return Tls(
         contents[ca],
         contents[certificate] if certificate is not None else None,
         contents[key] if key is not None else None,
     )
-
-
-def read_file(path: Path) -> bytes:
-    """Raises ConfigError."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None

@@ -11,7 +11,7 @@ from gateway_http.protocol import completion, request, response, tokens
 # connections, or nobody foresaw what happened.
 _ANY = (400, 408, 431, 500, 503)
 # What goes with a call to the service, besides: its statuses, and those of what stands before it.
-_CALL = (*_ANY, 401, 403, 429, 499, 504)
+_CALL = (*_ANY, 401, 403, 429, 504)
 _BODY = (413, 415)
 
 

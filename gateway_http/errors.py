@@ -32,6 +32,12 @@ class _Answer(NamedTuple):
 
 _INVALID = _Answer(400, "invalid_request_error", "invalid_value", "The request is invalid.")
 _INTERNAL = _Answer(500, "server_error", "server_error", "The server had an error.")
+_UNAVAILABLE = _Answer(
+    503,
+    "service_unavailable_error",
+    "service_unavailable",
+    "The model service cannot be reached. Please retry later.",
+)
 _ANSWERS = {
     grpc.StatusCode.INVALID_ARGUMENT: _INVALID,
     grpc.StatusCode.OUT_OF_RANGE: _INVALID,
@@ -51,18 +57,12 @@ _ANSWERS = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: _Answer(
         429, "rate_limit_error", "rate_limit_exceeded", "A limit is exceeded. Please retry later."
     ),
-    grpc.StatusCode.CANCELLED: _Answer(
-        499, "server_error", "cancelled", "The request was cancelled."
-    ),
+    # By the service, which stops: a client that leaves is told nothing.
+    grpc.StatusCode.CANCELLED: _UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED: _Answer(
         504, "server_error", "timeout", "The request took longer than it may."
     ),
-    grpc.StatusCode.UNAVAILABLE: _Answer(
-        503,
-        "service_unavailable_error",
-        "service_unavailable",
-        "The model service cannot be reached. Please retry later.",
-    ),
+    grpc.StatusCode.UNAVAILABLE: _UNAVAILABLE,
 }
 
 _NO_NAMES: Mapping[str, str] = {}

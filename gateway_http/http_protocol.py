@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, cast
 
+import httptools
 import msgspec
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -67,6 +68,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._num_raw_bytes = 0  # as they came, those of an unfinished header too
         self._num_headers = 0
         self._is_in_head = False
+        self._is_head_known = False
         self._is_between_requests = True
         self._is_surplus = False
         self._is_cut = False
@@ -104,14 +106,51 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if self._arrival is None and self._is_between_requests:
             self._expect(self._limits.head_timeout_s, self._on_late_head)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
         # The parser keeps an unfinished header to itself, however long it gets.
         if self._is_in_head:
             self._num_raw_bytes += len(data)
             if self._num_raw_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("")
 
+    def _feed(self, data: bytes) -> None:
+        """As uvicorn does, but that a request for another protocol is one for this.
+
+        Java's HTTP client asks for HTTP/2 (`Upgrade: h2c`) with its first request, body and all.
+        The parser takes what follows the head for the other protocol, so another one goes on.
+        """
+        rest = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+                self._begin_body_anew()
+            else:
+                return
+
+    def _begin_body_anew(self) -> None:
+        framing = [
+            b"%s: %s\r\n" % (name, value)
+            for name, value in self.headers
+            if name in {b"content-length", b"transfer-encoding"}
+        ]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self._is_head_known = True
+        try:
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % b"".join(framing))
+        finally:
+            self._is_head_known = False
+
     def on_message_begin(self) -> None:
+        if self._is_head_known:
+            return
         super().on_message_begin()
         self._is_between_requests = False
         self._is_in_head = True
@@ -120,16 +159,22 @@ class HttpProtocol(HttpToolsProtocol):
             self._expect(self._limits.head_timeout_s, self._on_late_head)
 
     def on_url(self, url: bytes) -> None:
+        if self._is_head_known:
+            return
         self._count(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_head_known:
+            return
         self._num_headers += 1
         self._count(len(name) + len(value))
         if self._is_in_head:  # what follows a body is a trailer, and nobody asks for one
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._is_head_known:
+            return
         self._is_in_head = False
         self._num_head_bytes = self._num_raw_bytes = self._num_headers = 0
         self._expect(self._limits.body_timeout_s, self._on_late_body)
@@ -138,6 +183,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._cut("limit")
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():  # it has a body yet
+            return
         self._is_between_requests = True
         self._expect_nothing()
         super().on_message_complete()

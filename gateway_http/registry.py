@@ -12,7 +12,6 @@ docs/routing.md has all of its fields.
 """
 
 import ipaddress
-import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +20,11 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from chatrpc_process.keys import load_secret
 from chatrpc_process.settings import ConfigError
+from chatrpc_process.small_file import read_small
 from gateway_http.affinity import Affinity, Prefix, Session
-from gateway_http.connection import Connection, Tls, read_file, read_tls
+from gateway_http.connection import Connection, Tls, read_tls
 from gateway_http.service_config import (
     DEFAULT_BALANCE,
     Balance,
@@ -35,7 +36,6 @@ from gateway_http.service_config import (
 _Name = Annotated[
     str, Field(max_length=256, pattern=r"^[^\s\x00-\x1f\x7f/]+(/[^\s\x00-\x1f\x7f/]+)*$")
 ]
-_KEY = re.compile(r"[\x21-\x7e]{1,1024}")
 
 
 def _checked_target(target: str) -> str:
@@ -130,13 +130,15 @@ def load_registry(path: Path) -> Registry:
         ConfigError: it cannot be read, or a file that it names, or two models share a name.
     """
     try:
-        models = _File.model_validate(tomllib.loads(path.read_text())).model
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+        models = _File.model_validate(tomllib.loads(read_small(path).decode())).model
     except ValidationError as error:
         first = error.errors(include_input=False)[0]  # an input may be a secret by mistake
         where = ".".join(map(str, first["loc"]))
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: it is nested too deeply") from None
+    except ValueError as error:  # no UTF-8, no TOML, a number of 5000 digits
+        raise ConfigError(f"{path}: {error}") from None
     _check_names(path, models)
     files = tuple(file for model in models for file in _files(model, path.parent))
     return Registry(tuple(_entry(path, model) for model in models), files)
@@ -197,12 +199,7 @@ def _tls(path: Path, model: _Model) -> Tls | None:
 def _api_key(path: Path, model: _Model) -> str | None:
     if model.api_key_file is None:
         return None
-    file = path.parent / model.api_key_file
-    where = f"{path}: model '{model.name}': api_key_file"
     try:
-        secret = read_file(file).decode(errors="replace").strip()
+        return load_secret(path.parent / model.api_key_file)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    if not _KEY.fullmatch(secret):
-        raise ConfigError(f"{where}: {file}: this is no key of printable characters.")
-    return secret
+        raise ConfigError(f"{path}: model '{model.name}': api_key_file: {error}") from None

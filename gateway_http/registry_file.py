@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from chatrpc_process.settings import ConfigError
 from chatrpc_process.watched import Watched
 from gateway_http.registry import Entry, Registry, load_registry
 
@@ -31,7 +30,8 @@ class RegistryFile:
         """Read it again if it has changed, or what it names has; whether there is something new."""
         if not self._watched.refresh():
             return False
-        with suppress(ConfigError):  # changed once more; what was read just now holds
+        # What fails now has changed once more: what was read just now holds until the next time.
+        with suppress(Exception):
             self._watched = self._watch()
         return True
 

@@ -24,7 +24,7 @@ _log = structlog.get_logger(__name__)
 
 # What a call counts as that could be for any model.
 _ANY = "*"
-_CALLER_KEYS = ("authorization", "x-api-key")
+_KEY = "authorization"
 _MAX_TOLD_NAME = 200
 
 
@@ -55,8 +55,8 @@ class Route:
         metadata = list(metadata)
         api_key, affinity = self.entry.connection.api_key, self.entry.affinity
         if api_key is not None:
-            metadata = [pair for pair in metadata if pair[0] not in _CALLER_KEYS]
-            metadata.append(("authorization", f"Bearer {api_key}"))
+            metadata = [pair for pair in metadata if pair[0] != _KEY]
+            metadata.append((_KEY, f"Bearer {api_key}"))
         if affinity is not None and (key := affinity.of(headers, params)) is not None:
             metadata.append((AFFINITY_KEY, key))
         return CallOptions(timeout_s, metadata)
@@ -140,16 +140,16 @@ class Router:
     async def is_ready(self, timeout_s: float) -> bool:
         """Whether any of the services takes requests."""
         checks = [
-            asyncio.ensure_future(channel.upstream.is_ready(timeout_s))
+            asyncio.ensure_future(channel.is_ready(timeout_s))
             for channel in self._channels.values()
         ]
+        waiting = set(checks)
         try:
-            for check in asyncio.as_completed(checks):
-                try:
-                    if await check:
-                        return True
-                except grpc.aio.AioRpcError:
-                    continue
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                # A check whose channel is closed at the gateway's end is cancelled, and not we.
+                if any(not check.cancelled() and check.result() for check in done):
+                    return True
             return False
         finally:
             for task in checks:
@@ -180,6 +180,13 @@ class _Channel:
             self._num_calls -= 1
             if self._num_calls == 0:
                 self._idle.set()
+
+    async def is_ready(self, timeout_s: float) -> bool:
+        with self.use() as upstream:
+            try:
+                return await upstream.is_ready(timeout_s)
+            except grpc.aio.AioRpcError:
+                return False
 
     async def retire(self) -> None:
         """Close it when its last call is over. No call may begin on it any more."""

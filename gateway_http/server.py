@@ -24,14 +24,12 @@ _TICK_S = 0.1
 _BACKLOG = 2048
 
 # A client whose host has vanished says nothing. After half a minute of silence it is asked whether
-# it is there; half a minute later it is given up, as is one that acknowledges nothing for a minute.
-# Connections have these from their listener. macOS has but a few of them.
-_TCP_OPTIONS = {
-    "TCP_KEEPIDLE": 30,
-    "TCP_KEEPINTVL": 10,
-    "TCP_KEEPCNT": 3,
-    "TCP_USER_TIMEOUT": 60_000,
-}
+# it is there; half a minute later it is given up, as is one that acknowledges nothing for a minute,
+# or for longer where it may leave unread for longer what it is sent. Connections have these from
+# their listener. macOS has but a few of them.
+_TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+_SHORTEST_USER_TIMEOUT_S = 60
+_LONGEST_USER_TIMEOUT_S = 86_400  # its milliseconds fit an int
 
 _log = structlog.get_logger("gateway_http")
 
@@ -72,9 +70,11 @@ class Server(uvicorn.Server):
             OSError: an address cannot be bound.
         """
         settings = self._settings
-        listener = _listen(settings.host, settings.port)
+        listener = _listen(settings.host, settings.port, settings.write_timeout_s)
         if settings.admin_port is not None:
-            self._admin_listener = _listen(settings.admin_host, settings.admin_port)
+            self._admin_listener = _listen(
+                settings.admin_host, settings.admin_port, settings.write_timeout_s
+            )
         return listener
 
     @property
@@ -162,14 +162,16 @@ def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, write_timeout_s: float) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _TCP_OPTIONS.items():
+    user_timeout_s = min(max(_SHORTEST_USER_TIMEOUT_S, write_timeout_s), _LONGEST_USER_TIMEOUT_S)
+    options = _TCP_OPTIONS | {"TCP_USER_TIMEOUT": int(user_timeout_s * 1000)}
+    for name, value in options.items():
         if hasattr(socket, name):
             listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return listener

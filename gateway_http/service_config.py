@@ -47,14 +47,16 @@ _METHODS = {
         {"service": "chatrpc.v1.CompletionService"},
         {"service": "chatrpc.v1.ModelService"},
     ],
-    # UNAVAILABLE is one replica's answer: try again, where that can be another. gRPC does so as
-    # long as nothing has come back, which a service that waits for the first token sees to.
+    # UNAVAILABLE is one replica's answer: try again, where that can be another. CANCELLED is one's
+    # end: its server has stopped with the call on the wire. (A call that is cancelled on this side
+    # ends here, and is over.) gRPC does so as long as nothing has come back, which a service that
+    # waits for the first token sees to.
     "retryPolicy": {
         "maxAttempts": 3,
         "initialBackoff": "0.1s",
         "maxBackoff": "1s",
         "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
+        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
     },
 }
 # A replica that dies takes its whole queue along, and all of that is worth another try: 500

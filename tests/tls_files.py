@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import trustme
+from cryptography.hazmat.primitives import serialization
 
 from chatrpc_process.tls import TlsFiles
 
@@ -20,3 +21,13 @@ def issue(ca: trustme.CA, directory: Path) -> TlsFiles:
     write(files.certificate, b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
     write(files.key, certificate.private_key_pem.bytes())
     return files
+
+
+def lock(key: Path) -> None:
+    """Put a passphrase on it."""
+    locked = serialization.load_pem_private_key(key.read_bytes(), None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+    write(key, locked)

@@ -67,7 +67,6 @@ _STATUS_WORDS = {
     415: "The content type is not application/json.",
     429: "A limit is exceeded.",
     431: "The head of the request is too large.",
-    499: "The call to the service was cancelled.",
     500: "The server had an error.",
     503: "The service is full, is starting or cannot be reached.",
     504: "The request took longer than it may.",
@@ -137,14 +136,10 @@ def _failure(status: int) -> _Schema:
     if status in {429, 503}:
         headers["retry-after"] = _RETRY_AFTER
     return {
-        "description": f"{_phrase(status)}. {_STATUS_WORDS[status]}",
+        "description": f"{HTTPStatus(status).phrase}. {_STATUS_WORDS[status]}",
         "headers": headers,
         "content": {"application/json": {"schema": _ref(ErrorBody)}},
     }
-
-
-def _phrase(status: int) -> str:
-    return "Client Closed Request" if status == 499 else HTTPStatus(status).phrase
 
 
 def _schemas() -> _Schema:

@@ -31,7 +31,7 @@ MODELS = [
 class FakeService:
     """Listens on a free port; keeps chat requests and calls' keys, counts the calls cancelled."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: grpc.ServerCredentials | None = None) -> None:
         self.requests: list[chat_pb2.ChatCompletionParams] = []
         self.keys: list[str | bytes | None] = []
         self.cancelled = threading.Semaphore(0)
@@ -42,7 +42,12 @@ class FakeService:
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(chat, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self.models, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        address = "127.0.0.1:0"
+        if tls is None:
+            port = self._server.add_insecure_port(address)
+        else:
+            port = self._server.add_secure_port(address, tls)
+        self.target = f"127.0.0.1:{port}"
         self._server.start()
 
     def stop(self) -> None:

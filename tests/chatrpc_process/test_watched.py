@@ -59,6 +59,37 @@ def test_what_cannot_be_read_leaves_what_there_was(
     assert watched.value == 3
 
 
+def test_what_it_waits_for_may_be_in_another_file(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "1").write_text("1")
+    watched = Watched(lambda: read_number(tmp_path / path.read_text()), path)
+    replace(path, "later")
+    with capture_logs() as logs:
+        assert not watched.refresh()
+        assert not watched.refresh()
+        (tmp_path / "later").write_text("2")
+        assert watched.refresh()
+    assert watched.value == 2
+    assert not watched.refresh()
+    assert [entry["event"] for entry in logs] == ["reload failed", "reloaded"]
+
+
+def test_what_nobody_foresaw_ends_nothing_and_is_not_quoted(path: Path) -> None:
+    def read() -> int:
+        if path.read_text() == "2":
+            raise RuntimeError("sk-secret")
+        return read_number(path)
+
+    watched = Watched(read, path)
+    replace(path, "2")
+    with capture_logs() as logs:
+        assert not watched.refresh()
+    [entry] = logs
+    assert (entry["reason"], entry["files"]) == ("RuntimeError", [str(path)])
+    replace(path, "3")
+    assert watched.refresh()
+    assert watched.value == 3
+
+
 def test_at_first_it_must_be_readable(tmp_path: Path) -> None:
     path = tmp_path / "none"
     with pytest.raises(ConfigError):

@@ -58,7 +58,10 @@ def test_a_compose_file_with_a_typing_error_is_none() -> None:
 
 @pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "compose.keys.yaml"]])
 @pytest.mark.parametrize("name", sorted(KINDS))
-def test_processes_take_their_arguments(files: list[str], name: str) -> None:
+def test_processes_take_their_arguments(
+    files: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHATRPC_GATEWAY_ADMIN_PORT", "8001")  # as its image does
     service = services(*files)[name]
     settings = parsed(KINDS[name], service["command"])
     assert argument(service["command"], "admin-host") == "0.0.0.0"  # noqa: S104  # of a container

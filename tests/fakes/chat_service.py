@@ -132,7 +132,8 @@ class FakeService(
 
     script: list[Step] = field(default_factory=lambda: list(HELLO))
     first_refusals: int = 0
-    """This many calls are refused as UNAVAILABLE before the script begins to count."""
+    """This many calls get the refusal before the script begins to count."""
+    refusal: Fail = Fail(grpc.StatusCode.UNAVAILABLE, "Full.", "QUEUE_FULL")
     completion: chat_pb2.ChatCompletion | None = None
     """The unary answer; made from the script where there is none."""
     models: list[model_service_pb2.Model] = field(default_factory=lambda: [model()])
@@ -270,7 +271,7 @@ class FakeService(
         call = self._note(params, context)
         try:
             if len(self.calls) <= self.first_refusals:
-                await Fail(grpc.StatusCode.UNAVAILABLE, "Full.", "QUEUE_FULL").abort(context)
+                await self.refusal.abort(context)
             async for chunk in self._steps(context):
                 yield chunk
         except (asyncio.CancelledError, GeneratorExit):  # the latter if cancelled in a write

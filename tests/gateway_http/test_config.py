@@ -45,6 +45,12 @@ def test_models_come_from_one_place(monkeypatch: pytest.MonkeyPatch, other: str)
         Settings.load(["--registry", "r.toml"])
 
 
+def test_an_admin_address_needs_a_port() -> None:
+    assert Settings.load(["--admin-host", "::1", "--admin-port", "1"]).admin_host == "::1"
+    with pytest.raises(ConfigError, match="admin_host needs admin_port"):
+        Settings.load(["--admin-host", "::1"])
+
+
 def test_file_named_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text("shutdown_grace_s = 3\n")

@@ -53,7 +53,7 @@ UNAVAILABLE = "service_unavailable_error"
         (Fail(S.UNAUTHENTICATED), (401, INVALID, "invalid_api_key", None)),
         (Fail(S.PERMISSION_DENIED), (403, INVALID, "permission_denied", None)),
         (Fail(S.RESOURCE_EXHAUSTED), (429, "rate_limit_error", "rate_limit_exceeded", None)),
-        (Fail(S.CANCELLED), (499, "server_error", "cancelled", None)),
+        (Fail(S.CANCELLED), (503, UNAVAILABLE, "service_unavailable", None)),
         (Fail(S.UNKNOWN), (500, "server_error", "server_error", None)),
         (Fail(S.DATA_LOSS), (500, "server_error", "server_error", None)),
     ],
@@ -106,6 +106,7 @@ async def test_message_speaks_of_the_parameter_and_not_of_the_wire(
     [
         (Fail(S.UNAVAILABLE, reason="QUEUE_FULL", retry_after_s=1.2), "retry-after", "2"),
         (Fail(S.UNAVAILABLE), "retry-after", "1"),
+        (Fail(S.CANCELLED), "retry-after", "1"),
         (Fail(S.INTERNAL, reason="INTERNAL"), "x-should-retry", "false"),
         (Fail(S.INTERNAL, reason="STEP_FAILED"), "x-should-retry", "false"),
         (Fail(S.INTERNAL, reason="INTERNAL", retry_after_s=3), "retry-after", "3"),

@@ -1,10 +1,14 @@
 """Bytes that are no request, and heads without end."""
 
+import asyncio
 import json
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
 from gateway_http.http_protocol import MAX_HEAD_BYTES
+from tests.fakes.chat_service import FakeService
 from tests.gateway_http.raw_http import RawClient
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: test\r\n"
@@ -65,3 +69,47 @@ async def test_a_large_head_and_a_large_body_are_fine(url: str) -> None:
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         )
         assert b"parse the JSON body" in await client.read_until(b"}}")
+
+
+UPGRADE = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABk"}
+
+
+async def test_another_protocol_is_declined_and_the_request_answered(
+    url: str, service: FakeService, body: dict[str, Any]
+) -> None:
+    """Java's client asks for HTTP/2 with each first request."""
+    async with RawClient(url) as client:
+        for _ in range(2):
+            await client.post(body, headers=UPGRADE)
+            assert b" 200 " in await client.read_until(b"\r\n\r\n")
+            await client.read_until(b"}}")
+        # In pieces, in chunks, and with others behind it.
+        head = "".join(f"{name}: {value}\r\n" for name, value in UPGRADE.items()).encode()
+        content = json.dumps(body).encode()
+        post = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n"
+        )
+        chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content)
+        get = GET + head + b"\r\n"
+        await client.trickle(post + head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks[:9])
+        await client.send(chunks[9:] + get + get)
+        for _ in range(3):
+            assert b" 200 " in await client.read_until(b"\r\n\r\n")
+    assert len(service.calls) == 3
+    assert all(call.params.messages[0].content[0].text == "Hi" for call in service.calls)
+
+
+async def test_a_body_behind_an_upgrade_is_parsed_as_any(url: str) -> None:
+    head = b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n"
+    status, error = await answer(url, b"POST /v1/none HTTP/1.1\r\nHost: t\r\n" + head)
+    assert (status, error["code"]) == (400, "invalid_http")
+
+
+async def test_many_upgrades_at_once_are_cut_as_any(url: str) -> None:
+    get = GET + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    async with RawClient(url) as client:
+        with suppress(ConnectionError):
+            await client.send(get * 10_000)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            while True:
+                await client.read_until(b"\r\n\r\n")

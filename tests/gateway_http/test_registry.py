@@ -17,6 +17,7 @@ from chatrpc_process.settings import ConfigError
 from gateway_http.affinity import Prefix, Session
 from gateway_http.registry import Entry, load_registry
 from gateway_http.registry_file import RegistryFile
+from tests.tls_files import issue, lock
 
 LEAST = '[[model]]\nname = "m"\ntarget = "127.0.0.1:1"\n'
 
@@ -107,6 +108,10 @@ def test_outlier_detection_surrounds_the_policy(tmp_path: Path) -> None:
         (LEAST + 'certificate = "a"\nkey = "b"', "certificate needs ca"),
         (LEAST + 'ca = "none.pem"', "model 'm': "),
         (LEAST + 'api_key_file = "none"', "model 'm': api_key_file: "),
+        (LEAST + 'api_key_file = "\\u0000"', "model 'm': api_key_file: "),
+        (LEAST + 'api_key_file = "."', "this is no file"),
+        (LEAST + "prefix_chars = " + "[" * 20_000, "nested too deeply"),
+        (LEAST + "prefix_chars = " + "1" * 5_000, "5000 digits"),
         (
             LEAST + "outlier_detection = {interval_s = 0}",
             "model.0.outlier_detection.interval_s: Input should be greater than or equal to 0.01",
@@ -167,6 +172,22 @@ def test_secrets_come_from_files_beside_it_and_show_nowhere(tmp_path: Path) -> N
     assert "two secrets" not in str(caught.value)
 
 
+def test_nothing_is_waited_for(tmp_path: Path) -> None:
+    """Neither whoever writes to a pipe, nor whoever knows a passphrase."""
+    ca = trustme.CA()
+    (tmp_path / "ca.crt").write_bytes(ca.cert_pem.bytes())
+    files = issue(ca, tmp_path)
+    lock(files.key)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=r"tls\.key"):
+        entry(tmp_path, 'ca = "ca.crt"\ncertificate = "tls.crt"\nkey = "tls.key"')
+    for fields in ('ca = "pipe"', 'api_key_file = "pipe"'):
+        with pytest.raises(ConfigError, match="pipe: this is no file"):
+            entry(tmp_path, fields)
+    with pytest.raises(ConfigError, match="pipe: this is no file"):
+        load_registry(tmp_path / "pipe")
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/routing.md"])
 def test_what_the_documentation_shows_is_a_registry(tmp_path: Path, page: str) -> None:
     text = (Path(__file__).parents[2] / page).read_text()
@@ -206,6 +227,23 @@ def test_a_change_is_read_and_a_corrupt_one_is_not(tmp_path: Path) -> None:
     path.unlink()
     assert not file.refresh()
     assert [entry.name for entry in file.entries] == ["other"]
+
+
+def test_a_file_that_comes_later_is_found(tmp_path: Path) -> None:
+    key = tmp_path / "api.key"
+    path = written(tmp_path, LEAST)
+    file = RegistryFile(path)
+    touch(path, LEAST + 'api_key_file = "api.key"')
+    with structlog.testing.capture_logs() as logs:
+        assert not file.refresh()
+        assert not file.refresh()
+    assert [log["event"] for log in logs] == ["reload failed"]
+    key.write_text("first")
+    assert file.refresh()
+    assert file.entries[0].connection.api_key == "first"
+    touch(key, "second")
+    assert file.refresh()
+    assert file.entries[0].connection.api_key == "second"
 
 
 def test_a_key_that_changes_is_read_too(tmp_path: Path) -> None:

@@ -194,6 +194,7 @@ async def test_one_that_fails_is_ejected(tmp_path: Path, three: list[Replica]) -
 async def test_a_session_stays_where_it_is(tmp_path: Path, three: list[Replica]) -> None:
     fields = 'balance = "ring_hash"\naffinity = "session"'
     async with gateway(tmp_path, target(*three), fields) as http:
+        await all_known(http)
         sessions = [f"session-{i}" for i in range(24)]
         homes = {each: await ask(http, **{"x-session-id": each}) for each in sessions}
         assert set(homes.values()) == set("abc")
@@ -202,6 +203,13 @@ async def test_a_session_stays_where_it_is(tmp_path: Path, three: list[Replica])
         assert set(await batch(http)) == set("abc")  # without one, any replica will do
 
         await three[0].server.drain(0, 600)  # and its sessions move, and no others
+
+        async def have_heard() -> bool:
+            """All attempts of a call go to one replica, until that is known to be gone."""
+            asked = [http.post(PATH, json=body(), headers={"x-session-id": s}) for s in sessions]
+            return all(answer.status_code == 200 for answer in await asyncio.gather(*asked))
+
+        await eventually(have_heard)
         for each in sessions:
             home = await ask(http, **{"x-session-id": each})
             assert home == homes[each] if homes[each] != "a" else home in "bc"

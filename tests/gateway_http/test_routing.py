@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,15 +196,12 @@ async def test_an_upstreams_own_key_takes_the_place_of_the_callers(
     )
     async with gateway(file) as http:
         for name in (MODEL, "plain"):
-            for header in ("authorization", "x-api-key"):
-                await http.post(
-                    "/v1/chat/completions", json=chat(name), headers={header: "Bearer sk-caller"}
-                )
+            for shown in ({"authorization": "Bearer sk-caller"}, {"x-api-key": "sk-caller"}):
+                await http.post("/v1/chat/completions", json=chat(name), headers=shown)
     first, second, third, fourth = (call.metadata for call in service.calls)
     assert first["authorization"] == second["authorization"] == "Bearer sk-upstream"
-    assert "x-api-key" not in second
-    assert third["authorization"] == "Bearer sk-caller"
-    assert fourth["x-api-key"] == "Bearer sk-caller"
+    assert third["authorization"] == fourth["authorization"] == "Bearer sk-caller"
+    assert "x-api-key" not in {*second, *fourth}
 
 
 async def test_a_service_that_lacks_its_model_is_told_in_the_registrys_names(
@@ -316,3 +315,24 @@ async def test_a_channel_is_closed_when_its_last_call_is_over(service: FakeServi
         while True:
             await route.upstream.is_ready(10)
     await router.close()
+
+
+async def test_readiness_is_asked_of_services_that_go() -> None:
+    """They say nothing for as long as they are asked, and are taken out, or closed, meanwhile."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        here, there = (Entry(Connection(f"127.0.0.1:{silent.getsockname()[1]}"), n) for n in "ab")
+        here = replace(here, connection=replace(here.connection, health_name="a"))
+        router = Router([here, there], Metrics())
+
+        async def asking(timeout_s: float) -> "asyncio.Task[bool]":
+            task = asyncio.ensure_future(router.is_ready(timeout_s))
+            for _ in range(3):  # the calls are on their way
+                await asyncio.sleep(0)
+            return task
+
+        answer = await asking(0.5)
+        router.adopt([there])
+        assert await answer is False
+        answer = await asking(60)
+        await router.close()
+        assert await answer is False

@@ -13,7 +13,6 @@ import httpx
 import pytest
 import trustme
 import uvloop
-from cryptography.hazmat.primitives import serialization
 
 from chatrpc_process.settings import ConfigError
 from chatrpc_process.tls import TlsFiles, following_context
@@ -24,7 +23,7 @@ from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.gateway_http.api_keys import SECRET, key, write
 from tests.gateway_http.conftest import started
 from tests.gateway_http.raw_http import RawClient
-from tests.tls_files import issue
+from tests.tls_files import issue, lock
 from tests.tls_files import write as write_bytes
 
 END = "-----END CERTIFICATE-----"
@@ -192,6 +191,39 @@ def test_certificates_change_under_load_as_the_gateway_runs(ca: trustme.CA, tmp_
     assert loops == ["uvloop"]
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_ends_with_the_client_ca_that_it_began_under(
+    ca: trustme.CA, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    """Resumed, it shows no certificate. On uvloop, as the gateway runs."""
+    files, clients = issue(ca, tmp_path), trustme.CA()
+    write_bytes(tmp_path / "clients.crt", clients.cert_pem.bytes())
+    files = TlsFiles(files.certificate, files.key, tmp_path / "clients.crt")
+    context = trusting(ca, clients.issue_cert("client"))
+    context.maximum_version = version
+
+    def ask(port: int, session: ssl.SSLSession | None = None) -> ssl.SSLSession | None:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=60) as raw,
+            context.wrap_socket(raw, server_hostname="localhost", session=session) as connection,
+        ):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+            if not connection.recv(1):
+                raise ConnectionResetError
+            return connection.session
+
+    async def exchange() -> None:
+        async with started(**options(files)) as (_, url):
+            port = int(url.rpartition(":")[2])
+            session = await asyncio.to_thread(ask, port)
+            await asyncio.to_thread(ask, port, session)
+            write_bytes(tmp_path / "clients.crt", trustme.CA().cert_pem.bytes())
+            with pytest.raises(OSError):  # noqa: PT011  # of TLS or of TCP, now or when it reads
+                await asyncio.to_thread(ask, port, session)
+
+    uvloop.run(exchange())
+
+
 async def test_the_admin_port_needs_neither_key_nor_tls_and_has_no_more_than_probes(
     ca: trustme.CA, tmp_path: Path, service: FakeService
 ) -> None:
@@ -246,11 +278,6 @@ async def test_the_admin_port_says_when_the_gateway_goes(
 
 def test_a_key_with_a_passphrase_asks_nobody(tmp_path: Path, ca: trustme.CA) -> None:
     files = issue(ca, tmp_path)
-    locked = serialization.load_pem_private_key(files.key.read_bytes(), None).private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.BestAvailableEncryption(b"secret"),
-    )
-    write_bytes(files.key, locked)
+    lock(files.key)
     with pytest.raises(ConfigError, match=r"tls\.key"):
         following_context(files)
