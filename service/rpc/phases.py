@@ -72,9 +72,10 @@ class Phases:
                 yield Phase(name, start_s, now_s if end_s is None else end_s)
 
 
-def unix_ns(monotonic_s: float) -> int:
-    """A time of `time.monotonic()` as wall-clock time."""
-    return time.time_ns() - int((time.monotonic() - monotonic_s) * 1e9)
+def wall_clock() -> Callable[[float], int]:
+    """From times of `time.monotonic()` to nanoseconds since 1970, as the two clocks stand now."""
+    now_ns, now_s = time.time_ns(), time.monotonic()
+    return lambda monotonic_s: now_ns - int((now_s - monotonic_s) * 1e9)
 
 
 def _fold(

@@ -163,6 +163,6 @@ def _call_attributes(name: str, peer: str) -> dict[str, Value]:
 
 
 def _end_phases(span: Span, stay: Phases) -> None:
+    unix_ns = phases.wall_clock()
     for phase in stay.until(time.monotonic()):
-        start_ns, end_ns = phases.unix_ns(phase.start_s), phases.unix_ns(phase.end_s)
-        span.phase(f"engine.{phase.name}", start_ns, end_ns)
+        span.phase(f"engine.{phase.name}", unix_ns(phase.start_s), unix_ns(phase.end_s))
