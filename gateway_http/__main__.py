@@ -1,5 +1,8 @@
 """Run the gateway: `python -m gateway_http --upstream host:port`."""
 
+from chatrpc_process import first_process  # noqa: F401  # before all that takes a while
+
+# isort: split
 import signal
 import sys
 
