@@ -92,16 +92,7 @@ async def serve(settings: ServiceSettings) -> int:
         tls=settings.tls,
     )
     watching = None if keys is None else asyncio.ensure_future(keys.watch())
-    port = await server.start(settings.host, settings.port)
-    log.info("listening", host=settings.host, port=port)
-    if settings.admin_port is not None:
-        admin_port = await server.start_admin(settings.admin_host, settings.admin_port)
-        log.info("listening for probes", host=settings.admin_host, port=admin_port)
-    if settings.metrics_port is not None:
-        exporter, _ = start_http_server(
-            settings.metrics_port, settings.admin_host, metrics.registry
-        )
-        log.info("listening for metrics", host=settings.admin_host, port=exporter.server_port)
+    await _listen(settings, server, metrics)
     loader = ModelLoader(settings)
     engine = AsyncEngine(
         loader.load,
@@ -120,6 +111,20 @@ async def serve(settings: ServiceSettings) -> int:
         tracer.close()
         log.info("stopped")
     return code if was_well else 1
+
+
+async def _listen(settings: ServiceSettings, server: Server, metrics: Metrics) -> None:
+    """On every port that is asked for. Raises OSError."""
+    port = await server.start(settings.host, settings.port)
+    log.info("listening", host=settings.host, port=port)
+    if settings.admin_port is not None:
+        admin_port = await server.start_admin(settings.admin_host, settings.admin_port)
+        log.info("listening for probes", host=settings.admin_host, port=admin_port)
+    if settings.metrics_port is not None:
+        exporter, _ = start_http_server(
+            settings.metrics_port, settings.admin_host, metrics.registry
+        )
+        log.info("listening for metrics", host=settings.admin_host, port=exporter.server_port)
 
 
 async def _live(
