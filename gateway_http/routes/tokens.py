@@ -1,5 +1,6 @@
 """POST /tokenize and /detokenize."""
 
+import grpc
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -8,6 +9,7 @@ from gateway_http.caller import Caller
 from gateway_http.clients import json_response, read_body
 from gateway_http.config import Settings
 from gateway_http.convert import tokens
+from gateway_http.errors import from_rpc
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.error import ApiError
 from gateway_http.protocol.tokens import DetokenizeRequest, TokenizeRequest
@@ -15,6 +17,9 @@ from gateway_http.routing import Route, Router
 from gateway_http.upstreams import CallOptions
 
 _TIMEOUT_S = 60
+
+# What clients call it that is a text on the wire.
+_NAMES = {"text": "prompt"}
 
 _decode_tokenize = decoder(TokenizeRequest)
 _decode_detokenize = decoder(DetokenizeRequest)
@@ -26,7 +31,10 @@ async def tokenize(request: Request) -> Response:
     wanted = tokens.tokenize_request(body, name)
     with _router(request).route(name) as route:
         wanted.model = route.model
-        answer = await route.upstream.tokenize(wanted, _options(request, route))
+        try:
+            answer = await route.upstream.tokenize(wanted, _options(request, route))
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, _NAMES) from None
     return json_response(tokens.tokenize_answer(answer, body))
 
 
