@@ -16,6 +16,7 @@ from chatrpc_process.secret import sent_secret
 from chatrpc_process.tracing import OFF, Kind, Span, TraceContext, Tracer, Value, within
 from chatrpc_process.watched import Watched
 from gateway_http.clients import json_response
+from gateway_http.endpoints import ENDPOINTS
 from gateway_http.errors import from_exception
 from gateway_http.metrics import Metrics
 
@@ -25,8 +26,12 @@ _CLIENT_CLOSED_REQUEST = 499
 _MAX_REQUEST_ID = 128
 _PRINTABLE = re.compile(r"[\x20-\x7e]{1,1024}")
 # Called every few seconds by machines that keep their own record.
-_PROBES = ("/healthz", "/readyz", "/health", "/ping", "/ready", "/live", "/metrics")
-_QUIET_ROUTES = {prefix + path for path in _PROBES for prefix in ("", "/v1")}
+_QUIET_ROUTES = {
+    path
+    for endpoint in ENDPOINTS
+    if endpoint.is_probe or endpoint.name == "metrics"
+    for path in endpoint.paths
+}
 
 
 class Access:

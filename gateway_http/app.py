@@ -73,10 +73,10 @@ def build_admin_app(app: Starlette) -> Starlette:
     handlers = _probes()
     admin = Starlette(
         routes=[
-            Route(prefix + endpoint.path, handlers[endpoint.name])
+            Route(path, handlers[endpoint.name])
             for endpoint in ENDPOINTS
             if endpoint.name in handlers
-            for prefix in ("/v1", "")
+            for path in endpoint.paths
         ],
         middleware=[
             Middleware(Access, metrics=app.state.metrics, draining=app.state.draining),
@@ -96,7 +96,6 @@ def _probes() -> dict[str, Any]:
 
 
 def _routes(settings: Settings, metrics: Metrics, stopping: asyncio.Event) -> list[Route]:
-    """Each endpoint stands bare as well: some clients' base URL lacks the `/v1`."""
     handlers: dict[str, Any] = {
         "create_chat_completion": Generation(CHAT, settings, metrics, stopping),
         "create_completion": Generation(COMPLETIONS, settings, metrics, stopping),
@@ -111,12 +110,12 @@ def _routes(settings: Settings, metrics: Metrics, stopping: asyncio.Event) -> li
     }
     return [
         Route(
-            prefix + endpoint.path.replace("}", ":path}"),
+            path.replace("}", ":path}"),
             handlers[endpoint.name],
             methods=[endpoint.method],
         )
         for endpoint in ENDPOINTS
-        for prefix in ("/v1", "")
+        for path in endpoint.paths
     ]
 
 

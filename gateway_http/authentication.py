@@ -12,9 +12,7 @@ from gateway_http.caller import Caller
 from gateway_http.endpoints import ENDPOINTS
 from gateway_http.protocol.error import ApiError
 
-_OPEN = {
-    prefix + endpoint.path for endpoint in ENDPOINTS if endpoint.is_probe for prefix in ("", "/v1")
-}
+_OPEN = {path for endpoint in ENDPOINTS if endpoint.is_probe for path in endpoint.paths}
 
 
 class Authentication:

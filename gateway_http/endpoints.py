@@ -30,6 +30,11 @@ class Endpoint:
     errors: tuple[int, ...] = (*_ANY, 401)
     is_probe: bool = False  # health: it needs no key
 
+    @property
+    def paths(self) -> tuple[str, str]:
+        """Where it stands: bare as well, since some clients' base URL lacks the `/v1`."""
+        return "/v1" + self.path, self.path
+
 
 ENDPOINTS = (
     Endpoint(

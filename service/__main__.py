@@ -25,7 +25,7 @@ from chatrpc_process.keys import KeyRing, load_keys
 from chatrpc_process.settings import ConfigError
 from chatrpc_process.tracing import make_tracer
 from chatrpc_process.watchdog import watched_loop
-from chatrpc_process.watched import Watched
+from chatrpc_process.watched import Watched, watching
 from service.config import ServiceSettings
 from service.engine.async_engine import AsyncEngine
 from service.errors import ModelLoadError
@@ -91,7 +91,6 @@ async def serve(settings: ServiceSettings) -> int:
         has_channelz=settings.channelz,
         tls=settings.tls,
     )
-    watching = None if keys is None else asyncio.ensure_future(keys.watch())
     await _listen(settings, server, metrics)
     loader = ModelLoader(settings)
     engine = AsyncEngine(
@@ -102,10 +101,9 @@ async def serve(settings: ServiceSettings) -> int:
     )
     metrics.watch_engine(engine.stats)
     try:
-        code = await _live(settings, stop, lifecycle, server, metrics, loader, engine)
+        async with watching(keys):
+            code = await _live(settings, stop, lifecycle, server, metrics, loader, engine)
     finally:
-        if watching is not None:
-            watching.cancel()
         await server.stop()
         was_well = await engine.stop()
         tracer.close()

@@ -99,7 +99,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             proto = status.status(error, "")
 
             async def refuse(_: Any, context: Context) -> None:
-                await _abort(context, proto, ())
+                await abort(context, proto, ())
 
             return grpc.stream_stream_rpc_method_handler(refuse)
         return handler  # type: ignore[no-any-return]
@@ -183,14 +183,14 @@ async def _call(
         if outcome == "INTERNAL":
             log.exception("call failed", method=method)
         trailing = ((REQUEST_ID_KEY, request_id), *status.retry_pushback(error))
-        await _abort(context, proto, trailing)
+        await abort(context, proto, trailing)
     finally:
         counting.end(code, outcome)
         duration_ms = round((time.monotonic() - started) * 1000, 1)
         log.info("call", method=method, outcome=outcome, duration_ms=duration_ms)
 
 
-async def _abort(context: Context, proto: status_pb2.Status, metadata: status.Metadata) -> NoReturn:
+async def abort(context: Context, proto: status_pb2.Status, metadata: status.Metadata) -> NoReturn:
     """End the call with a status. One that has ended meanwhile, core refuses to end again.
 
     A status comes after all that was written before it. Where that is not read it is left to core,

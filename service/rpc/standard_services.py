@@ -13,7 +13,7 @@ import grpc
 import structlog
 
 from service.rpc import status
-from service.rpc.interceptor import Context, Handler, parse
+from service.rpc.interceptor import Context, Handler, abort, parse
 
 _OURS = "/chatrpc."
 
@@ -86,4 +86,4 @@ async def _refusing(context: Context) -> AsyncIterator[None]:
         proto = status.status(error, request_id)
         if status.reason(proto) == "INTERNAL":
             log.exception("call failed", request_id=request_id)
-        await context.abort(status.code(proto), proto.message, status.trailing_metadata(proto))
+        await abort(context, proto, ())
