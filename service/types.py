@@ -211,6 +211,26 @@ class Grammars(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The caller of a request, as scheduling and caching know it.
+
+    Requests of one caller wait behind one another; different callers take turns.
+
+    Attributes:
+        name: Identifies the caller. Empty for requests without an identity, which share one queue.
+        weight: Number of turns that the caller gets in a round; at least 1.
+        cache_namespace: Only callers with an equal namespace share cached prompt prefixes.
+        min_priority: The lowest value, so the most urgent one, that its requests may set as
+            `priority`.
+    """
+
+    name: str = ""
+    weight: int = 1
+    cache_namespace: str = ""
+    min_priority: int = -(2**31)
+
+
 @dataclass(slots=True)
 class RequestTimes:
     """When a request got how far, of `time.monotonic()`, in seconds; None: not so far yet.
@@ -258,6 +278,7 @@ class Request:
     num_prompt_logprobs: int | None = None
     bad_token_sequences: tuple[tuple[int, ...], ...] = ()
     constraint: Constraint | None = None
+    caller: Caller = Caller()
     times: RequestTimes = field(default_factory=RequestTimes, compare=False)
 
 

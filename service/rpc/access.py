@@ -15,6 +15,8 @@ from chatrpc_process.quotas import QuotaExceeded, Quotas
 from chatrpc_process.secret import sent_secret
 from chatrpc_process.watched import Watched
 from service.errors import LimitReached, ModelForbidden, Unauthenticated
+from service.rpc.caller import acting_for
+from service.types import Caller
 
 # What costs nothing: it counts against no limit.
 _FREE = (model_service_pb2.ListModelsRequest, model_service_pb2.GetModelRequest)
@@ -65,7 +67,7 @@ class Access:
             yield
             return
         try:
-            with self._quotas.request(key):
+            with acting_for(Caller(key.name)), self._quotas.request(key):
                 try:
                     yield
                 finally:

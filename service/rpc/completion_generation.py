@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from service.errors import InvalidField
 from service.rpc import phases
+from service.rpc.caller import current_caller
 from service.rpc.completion_request import CompletionRequest, context_length_exceeded
 from service.rpc.deadline import until
 from service.rpc.generation import (
@@ -120,6 +121,7 @@ def engine_requests(
             num_prompt_logprobs=request.num_prompt_logprobs,
             bad_token_sequences=bad_words,
             constraint=constraint,
+            caller=current_caller(),
         )
         for prompt in prompts
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from service.errors import InvalidField
 from service.rpc import phases
+from service.rpc.caller import current_caller
 from service.rpc.deadline import until
 from service.text import conversation as conversations
 from service.text.answer import AnswerText, TextDelta
@@ -76,6 +77,7 @@ async def prepare(chat: ChatRequest, model: ServedModel, deadline: float) -> Pre
         num_prompt_logprobs=chat.num_prompt_logprobs,
         bad_token_sequences=tuple(bad_token_sequences(sampling.bad_words, model.tokenizer)),
         constraint=constraint,
+        caller=current_caller(),
     )
     return Prepared(
         request, conversation.reading, constraint, grammar.field if grammar is not None else ""
