@@ -1,0 +1,147 @@
+"""A queue in which callers take turns, so that nobody's backlog delays another caller's first item.
+
+Weighted round robin over the callers (Katevenis et al., 1991): a caller joins the rotation at its
+end, takes as many items in a turn as its weight says, and goes to the end again. With N other
+callers of weight 1 its first item therefore waits for at most N items, however many they have
+queued.
+"""
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any, Generic, Protocol, TypeVar
+
+
+class Queued(Protocol):
+    """What can stand in the queue."""
+
+    @property
+    def rank(self) -> Any:
+        """Order among the items of one caller, lowest first. No two items are equal in it."""
+        ...
+
+    @property
+    def arrival(self) -> Any:
+        """Order of arrival. No two items are equal in it."""
+        ...
+
+
+Item = TypeVar("Item", bound=Queued)
+
+_rank, _arrival = attrgetter("rank"), attrgetter("arrival")
+
+
+class FairQueue(Generic[Item]):
+    """Items of several callers.
+
+    Within a caller the item of the lowest rank comes first, but the one that arrived first is
+    overtaken at most `max_overtakes` times in a row: waiting raises an item's rank.
+
+    Args:
+        max_overtakes: How many items of a caller may pass its oldest one.
+    """
+
+    def __init__(self, max_overtakes: int) -> None:
+        self._max_overtakes = max_overtakes
+        self._lines: dict[str, _Line[Item]] = {}
+        self._rotation: deque[str] = deque()
+        self._num_taken = 0  # in the turn of the caller at the head of the rotation
+
+    def __len__(self) -> int:
+        return sum(len(line.by_rank) for line in self._lines.values())
+
+    def __iter__(self) -> Iterator[Item]:
+        """All items: caller by caller in the order of their turns, and by rank within a caller."""
+        for caller in self._rotation:
+            yield from self._lines[caller].by_rank
+
+    def __contains__(self, item: Item) -> bool:
+        return any(item in line for line in self._lines.values())
+
+    @property
+    def callers(self) -> list[str]:
+        """The callers that have an item here, in the order of their turns."""
+        return list(self._rotation)
+
+    def push(self, caller: str, weight: int, item: Item) -> None:
+        """Add an item of `caller`. The caller's latest `weight` holds for all of its items."""
+        line = self._lines.get(caller)
+        if line is None:
+            line = self._lines[caller] = _Line()
+            self._rotation.append(caller)
+        line.weight = weight
+        line.add(item)
+
+    def first(self) -> Item | None:
+        """The item that `pop` would return; None if the queue is empty."""
+        if not self._rotation:
+            return None
+        return self._lines[self._rotation[0]].first(self._max_overtakes)
+
+    def pop(self) -> Item:
+        """Remove and return the next item.
+
+        Raises:
+            IndexError: The queue is empty.
+        """
+        caller = self._rotation[0]
+        line = self._lines[caller]
+        item = line.first(self._max_overtakes)
+        line.num_overtakes = 0 if item is line.by_arrival[0] else line.num_overtakes + 1
+        self._num_taken += 1
+        self._remove(caller, item)
+        if self._num_taken >= line.weight and self._rotation and self._rotation[0] == caller:
+            self._rotation.rotate(-1)
+            self._num_taken = 0
+        return item
+
+    def remove(self, item: Item) -> None:
+        """Remove an item, wherever it stands.
+
+        Raises:
+            ValueError: It is not in the queue.
+        """
+        for caller, line in self._lines.items():
+            if item in line:
+                self._remove(caller, item)
+                return
+        raise ValueError("The item is not in the queue.")
+
+    def _remove(self, caller: str, item: Item) -> None:
+        line = self._lines[caller]
+        line.discard(item)
+        if not line.by_rank:
+            if self._rotation[0] == caller:
+                self._num_taken = 0
+            self._rotation.remove(caller)
+            del self._lines[caller]
+
+
+@dataclass(slots=True)
+class _Line(Generic[Item]):
+    """The items of one caller."""
+
+    weight: int = 1
+    num_overtakes: int = 0  # of the oldest item
+    by_rank: list[Item] = field(default_factory=list)
+    by_arrival: list[Item] = field(default_factory=list)
+
+    def __contains__(self, item: Item) -> bool:
+        at = bisect_left(self.by_rank, item.rank, key=_rank)
+        return at < len(self.by_rank) and self.by_rank[at] is item
+
+    def add(self, item: Item) -> None:
+        insort(self.by_rank, item, key=_rank)
+        insort(self.by_arrival, item, key=_arrival)
+
+    def discard(self, item: Item) -> None:
+        if item is self.by_arrival[0]:
+            self.num_overtakes = 0
+        del self.by_rank[bisect_left(self.by_rank, item.rank, key=_rank)]
+        del self.by_arrival[bisect_left(self.by_arrival, item.arrival, key=_arrival)]
+
+    def first(self, max_overtakes: int) -> Item:
+        oldest = self.by_arrival[0]
+        return oldest if self.num_overtakes >= max_overtakes else self.by_rank[0]
