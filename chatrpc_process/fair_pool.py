@@ -4,12 +4,14 @@ import asyncio
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from chatrpc_process.fair_queue import FairQueue
 from chatrpc_process.shared_capacity import SharedCapacity
 
+_NUM_THREADS = 2  # of each kind
 # A caller's small jobs may pass its oldest one so many times.
 _MAX_OVERTAKES = 8
 
@@ -24,6 +26,7 @@ class PoolFull(Exception):
 class _Job:
     """A call of `function` and the future that waits for it."""
 
+    caller: str
     size: int
     arrival: int
     function: Callable[..., Any]
@@ -36,11 +39,12 @@ class _Job:
 
 
 class FairPool:
-    """Two threads: one for small jobs, one for large ones, so that the former never wait for these.
+    """Two threads for small jobs and two for large ones.
 
-    Callers take turns at each of them (`FairQueue`). Of one caller's jobs the smallest comes first.
-    A job whose caller has stopped waiting is dropped before it starts; one that has started runs to
-    its end.
+    So small jobs never wait for large ones. Of each kind a caller runs one job at a time, so one
+    caller's jobs never occupy both threads, and callers take turns (`FairQueue`). Of one caller's
+    jobs the smallest comes first. A job that nobody waits for any more is dropped before it starts;
+    one that has started runs to its end.
 
     Use it from one event loop at a time.
 
@@ -84,11 +88,11 @@ class FairPool:
         if not self._jobs.has_room(caller, 1, weight):
             raise PoolFull
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        job = _Job(size, next(self._arrivals), function, arguments, result)
+        job = _Job(caller, size, next(self._arrivals), function, arguments, result)
         lane = self._small if size <= self._small_size else self._large
         self._jobs.take(caller, 1)
         try:
-            lane.add(caller, weight, job)
+            lane.add(job, weight)
             return await result
         finally:
             lane.drop(job)
@@ -101,16 +105,16 @@ class FairPool:
 
 
 class _Lane:
-    """One thread and the jobs that wait for it."""
+    """Threads of one kind, and the jobs that wait for them."""
 
     def __init__(self, name: str) -> None:
         self._queue: FairQueue[_Job] = FairQueue(_MAX_OVERTAKES)
-        self._is_busy = False
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._busy: set[str] = set()  # callers whose job runs
+        self._executor = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix=name)
 
-    def add(self, caller: str, weight: int, job: _Job) -> None:
-        self._queue.push(caller, weight, job)
-        self._start_next()
+    def add(self, job: _Job, weight: int) -> None:
+        self._queue.push(job.caller, weight, job)
+        self._start()
 
     def drop(self, job: _Job) -> None:
         """Remove the job if it still waits."""
@@ -120,30 +124,30 @@ class _Lane:
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _start_next(self) -> None:
-        if not self._is_busy and len(self._queue):
-            self._is_busy = True
-            job = self._queue.pop()
-            loop = job.result.get_loop()
-            self._executor.submit(self._run, job, loop)
+    def _start(self) -> None:
+        """Start the jobs whose turn it is, as far as there are threads."""
+        while len(self._busy) < _NUM_THREADS:
+            caller = next((name for name in self._queue.weights if name not in self._busy), None)
+            if caller is None:
+                return
+            self._busy.add(caller)
+            self._executor.submit(self._run, self._queue.pop(caller))
 
-    def _run(self, job: _Job, loop: asyncio.AbstractEventLoop) -> None:
-        """Runs on the lane's thread."""
+    def _run(self, job: _Job) -> None:
+        """Runs on a thread of the lane."""
         result, error = None, None
         try:
             result = job.function(*job.arguments)
         except BaseException as raised:  # whoever waits for the job raises it
             error = raised
-        try:
-            loop.call_soon_threadsafe(self._settle, job, result, error)
-        except RuntimeError:  # the loop is closed: the process ends
-            self._is_busy = False
+        with suppress(RuntimeError):  # the loop is closed: the process ends
+            job.result.get_loop().call_soon_threadsafe(self._settle, job, result, error)
 
     def _settle(self, job: _Job, result: Any, error: BaseException | None) -> None:
-        self._is_busy = False
+        self._busy.discard(job.caller)
         if not job.result.done():
             if error is None:
                 job.result.set_result(result)
             else:
                 job.result.set_exception(error)
-        self._start_next()
+        self._start()

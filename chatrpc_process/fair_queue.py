@@ -61,9 +61,9 @@ class FairQueue(Generic[Item]):
         return any(item in line for line in self._lines.values())
 
     @property
-    def callers(self) -> list[str]:
-        """The callers that have an item here, in the order of their turns."""
-        return list(self._rotation)
+    def weights(self) -> dict[str, int]:
+        """The weights of the callers that have an item here, in the order of their turns."""
+        return {caller: self._lines[caller].weight for caller in self._rotation}
 
     def push(self, caller: str, weight: int, item: Item) -> None:
         """Add an item of `caller`. The caller's latest `weight` holds for all of its items."""
@@ -74,27 +74,35 @@ class FairQueue(Generic[Item]):
         line.weight = weight
         line.add(item)
 
-    def first(self) -> Item | None:
-        """The item that `pop` would return; None if the queue is empty."""
-        if not self._rotation:
-            return None
-        return self._lines[self._rotation[0]].first(self._max_overtakes)
+    def first(self, caller: str | None = None) -> Item | None:
+        """The item that `pop` would return; None if there is none."""
+        if caller is None and self._rotation:
+            caller = self._rotation[0]
+        line = None if caller is None else self._lines.get(caller)
+        return None if line is None else line.first(self._max_overtakes)
 
-    def pop(self) -> Item:
+    def pop(self, caller: str | None = None) -> Item:
         """Remove and return the next item.
+
+        Args:
+            caller: Whose; it takes its turn now and goes to the end of the rotation. None: that of
+                the caller whose turn it is.
 
         Raises:
             IndexError: The queue is empty.
         """
-        caller = self._rotation[0]
+        turn = self._rotation[0]
+        caller = turn if caller is None else caller
         line = self._lines[caller]
         item = line.first(self._max_overtakes)
         line.num_overtakes = 0 if item is line.by_arrival[0] else line.num_overtakes + 1
-        self._num_taken += 1
+        self._num_taken += caller == turn
+        is_over = caller != turn or self._num_taken >= line.weight
         self._remove(caller, item)
-        if self._num_taken >= line.weight and self._rotation and self._rotation[0] == caller:
-            self._rotation.rotate(-1)
-            self._num_taken = 0
+        if is_over and caller in self._lines:
+            self._rotation.remove(caller)
+            self._rotation.append(caller)
+            self._num_taken = 0 if caller == turn else self._num_taken
         return item
 
     def remove(self, item: Item) -> None:

@@ -24,7 +24,13 @@ ALLOWED: dict[str, set[str]] = {
     "service.gguf_conversion": {"service.errors"},
     "service.checkpoint": {"service.types", "service.errors", "service.gguf_conversion"},
     "service.text": {"service.types", "service.errors"},
-    "service.engine": {"service.types", "service.errors", "service.cache"},
+    "service.engine": {
+        "chatrpc_process.fair_queue",
+        "chatrpc_process.shared_capacity",
+        "service.types",
+        "service.errors",
+        "service.cache",
+    },
     "service.rpc": {
         "chatrpc",
         "chatrpc_process",

@@ -14,10 +14,10 @@ class BlockPool:
     """`num_blocks` blocks of `block_size` tokens each, every one free or held.
 
     A full block is cached when it has been computed: a sequence that begins with the same tokens,
-    all the way up to the block's end, and has the same cache salt, holds the block too instead of
-    computing it again. What such a prefix is known by is a SHA-256 over all of that, so two that
-    differ are never taken for one another. A cached block that nobody holds is free; it stays
-    cached until it is given to somebody else.
+    all the way up to the block's end, has the same cache salt and a caller of the same cache
+    namespace, holds the block too instead of computing it again. What such a prefix is known by is
+    a SHA-256 over all of that, so two that differ are never taken for one another. A cached block
+    that nobody holds is free; it stays cached until it is given to somebody else.
 
     Args:
         has_prefix_caching: False: requests share nothing, but the sequences of one still do.
@@ -123,11 +123,13 @@ class BlockPool:
         return hashes[num_blocks]
 
     def _salt_hash(self, sequence: Sequence) -> bytes:
-        """What comes before a prefix, the same for those that may share it."""
-        own = str(sequence.request_id)
-        salt = sequence.request.cache_salt if self._has_prefix_caching else own
-        # By another function than those of the blocks, so that no salt can pass for a prefix.
-        return blake2b(salt.encode()).digest()
+        """The hash before a prefix: equal for the requests that may share it."""
+        request, own = sequence.request, str(sequence.request_id)
+        namespace = request.caller.cache_namespace
+        salt = request.cache_salt if self._has_prefix_caching else own
+        # By another function than those of the blocks, so that no salt can pass for a prefix. The
+        # length keeps a namespace apart from the salt that follows it.
+        return blake2b(f"{len(namespace)}:{namespace}{salt}".encode()).digest()
 
     def _is_shared(self, sequence: Sequence) -> bool:
         return self._has_prefix_caching or sequence.request.n > 1

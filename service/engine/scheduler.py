@@ -5,12 +5,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
+from chatrpc_process.fair_queue import FairQueue
 from service.engine.block_pool import BlockPool
+from service.engine.fairness import furthest_above_share, last_to_keep, split, use_by_caller
 from service.engine.sequence import Sequence, SequenceStatus
 
 # Drafts fill a step up to so many tokens and no further. A step reads all the weights, however few
 # its tokens, so the first few more hardly cost anything; from some number on each costs its share.
 _MAX_TOKENS_WITH_DRAFTS = 32
+
+# A sequence waits for no more than so many of its caller's that came later and are more urgent.
+_MAX_OVERTAKES = 16
 
 _rank = attrgetter("rank")
 
@@ -62,16 +67,21 @@ class Scheduler:
     """Continuous batching: sequences join and leave the running set at every step.
 
     Running sequences come before waiting ones and single tokens before chunks of prompts, so a long
-    prompt takes what the token budget leaves and never stalls a stream. Waiting ones are admitted
-    by rank: those of a lower `priority` first, first come, first served among equals. When the
-    cache is full the running sequence that ranks last is preempted: it gives its blocks back and
-    waits, in its place by rank, to be computed anew, but for what is still cached of it by then.
-    The one that ranks first is never preempted for another, so some sequence always gets on, and
-    every one finishes as long as none is longer than the whole cache and those that rank before it
-    come to an end: a caller who never ceases to send requests of a lower priority starves others.
+    prompt takes what the token budget leaves and never stalls a stream.
+
+    Callers take turns at joining the running set (`FairQueue`), and share the budget for prompts
+    equally. Within a caller the sequence of the lowest `priority` comes first, among equals the one
+    that arrived first; it is overtaken `_MAX_OVERTAKES` times at most. When all slots or blocks are
+    taken and a caller whose turn it is has less than its share of them, the last sequence of a
+    caller that has more than its own is preempted. A caller that is alone has everything.
+
+    When the cache is full the last sequence of the caller that holds most of it is preempted: it
+    frees its blocks and waits, to be computed anew but for what is still cached of it by then. The
+    first sequence of each caller, or at least the oldest of these, is never preempted, so some
+    sequence always gets on, and every one finishes as long as none is longer than the whole cache.
 
     The sequences of one request share the computation of their prompt: while the first computes it
-    the others stand aside, then they join the queue and find it in the cache.
+    the others do not join the queue, and then they find it in the cache.
 
     Args:
         max_num_seqs: the most sequences that run at once.
@@ -92,8 +102,9 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.num_speculative_tokens = num_speculative_tokens
-        self.waiting: list[Sequence] = []  # by rank, as are those that run
-        self.running: list[Sequence] = []
+        self.waiting: FairQueue[Sequence] = FairQueue(_MAX_OVERTAKES)
+        self.running: list[Sequence] = []  # by rank
+        self._num_passed = 0  # sequences that were admitted before the one whose turn it is
         self.num_preemptions = 0
         self.num_prefix_cache_queries = 0  # tokens of prompts
         self.num_prefix_cache_hits = 0  # those of them that were in the cache
@@ -102,17 +113,17 @@ class Scheduler:
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(len(self.waiting) or self.running)
 
     @property
     def num_waiting(self) -> int:
-        """How many sequences wait, for a place or for the first of their request."""
+        """The number of sequences that wait, for a slot or for the first of their request."""
         return len(self.waiting) + sum(len(s.followers) for s in (*self.waiting, *self.running))
 
     def add(self, sequence: Sequence, *followers: Sequence) -> None:
-        """Take in the sequences of one request."""
+        """Add the sequences of one request."""
         sequence.followers = list(followers)
-        insort(self.waiting, sequence, key=_rank)
+        self._enqueue(sequence)
 
     def schedule(self) -> Batch:
         """Choose the next batch. Empty only if nothing is unfinished."""
@@ -138,32 +149,90 @@ class Scheduler:
         ]
 
     def finish(self, sequence: Sequence) -> None:
-        """Let go of a sequence, finished or aborted, wherever it stands."""
+        """Remove a sequence, finished or aborted, wherever it stands."""
         if sequence.status is SequenceStatus.RUNNING:
             self.running.remove(sequence)
-        elif sequence in self.waiting:  # or it stands aside
+        elif sequence in self.waiting:  # a follower may not have joined it yet
             self.waiting.remove(sequence)
         self.pool.free(sequence)
         sequence.status = SequenceStatus.FINISHED
 
+    def _enqueue(self, sequence: Sequence) -> None:
+        caller = sequence.request.caller
+        self.waiting.push(caller.name, caller.weight, sequence)
+
     def _grow_running(self) -> None:
-        """Make room for each running sequence's next tokens, preempting the last where needed."""
+        """Make room for each running sequence's next tokens, preempting others where needed."""
         for sequence in list(self.running):
             while sequence.status is SequenceStatus.RUNNING and not self.pool.allocate(sequence):
-                self._preempt(self.running[-1])
+                self._preempt(last_to_keep(use_by_caller(self.running, {})))
 
     def _admit_waiting(self) -> None:
-        """Admit while there is room for a prompt and one more block for each that runs already."""
-        while (
-            self.waiting
-            and len(self.running) < self.max_num_seqs
-            and self.pool.allocate(self.waiting[0], num_spared=len(self.running))
+        """Admit while there is room for a prompt and one more block for each that runs already.
+
+        Once there is none for the sequence whose turn it is, callers below their share take what
+        they lack from those above their own.
+        """
+        while (sequence := self.waiting.first()) is not None:
+            if self._allocate(sequence):
+                self._num_passed = 0
+                self._start(self.waiting.pop())
+            elif (caller := self._claimant()) is not None:
+                self._num_passed += 1
+                self._start(self.waiting.pop(caller))
+            else:
+                return
+
+    def _start(self, sequence: Sequence) -> None:
+        sequence.status = SequenceStatus.RUNNING
+        insort(self.running, sequence, key=_rank)
+        if sequence.num_cached_tokens is None:
+            self._count_cached(sequence)
+
+    def _allocate(self, sequence: Sequence) -> bool:
+        """Allocate the blocks of a sequence that waits, if there is a slot for it too."""
+        has_slot = len(self.running) < self.max_num_seqs
+        return has_slot and self.pool.allocate(sequence, num_spared=len(self.running))
+
+    def _claimant(self) -> str | None:
+        """The caller whose next sequence got its blocks by the caller's share; None if none did.
+
+        The callers that wait are tried in the order of their turns. The sequence whose turn it is
+        lets others pass `_MAX_OVERTAKES` times.
+        """
+        if self._num_passed >= _MAX_OVERTAKES:
+            return None
+        for caller in self.waiting.weights:
+            sequence = self.waiting.first(caller)
+            if sequence is not None and self._claim(sequence):
+                return caller
+        return None
+
+    def _claim(self, sequence: Sequence) -> bool:
+        """Allocate the blocks of a sequence that waits, if that is within its caller's share.
+
+        Preempts sequences of callers above theirs as far as it takes.
+        """
+        num_slots, num_blocks = self.max_num_seqs, self.pool.num_blocks
+        num_wanted = -(-sequence.num_tokens // self.pool.block_size)
+        uses = use_by_caller(self.running, self.waiting.weights)
+        own = uses[sequence.request.caller.name]
+        if not (
+            len(uses) > 1
+            and own.is_within_share(own.num_running + 1, num_slots)
+            and own.is_within_share(own.num_blocks + num_wanted, num_blocks)
         ):
-            sequence = self.waiting.pop(0)
-            sequence.status = SequenceStatus.RUNNING
-            insort(self.running, sequence, key=_rank)
-            if sequence.num_cached_tokens is None:
-                self._count_cached(sequence)
+            return False
+        while not self._allocate(sequence):
+            if len(self.running) < num_slots:
+                victim = furthest_above_share(uses, lambda use: use.num_blocks, num_blocks)
+            else:
+                victim = furthest_above_share(uses, lambda use: use.num_running, num_slots)
+            if victim is None:
+                return False
+            self._preempt(victim)
+            uses = use_by_caller(self.running, self.waiting.weights)
+        return True
 
     def _count_cached(self, sequence: Sequence) -> None:
         """Note what a sequence that is first admitted was saved. Its request's own does not count,
@@ -174,12 +243,25 @@ class Scheduler:
             self.num_prefix_cache_hits += sequence.num_cached_tokens
 
     def _share_budget(self) -> Iterator[ScheduledSequence]:
-        budget = self.max_num_batched_tokens
-        for sequence in sorted(self.running, key=lambda s: s.num_uncomputed_tokens > 1):
-            num_uncomputed = sequence.num_uncomputed_tokens
-            num_new_tokens = min(num_uncomputed, budget)
+        """Give each sequence that decodes its token, and divide the rest among prompts by caller.
+
+        Of a caller's prompts the first gets all that it can use before the next gets any.
+        """
+        decoding = [s for s in self.running if s.num_uncomputed_tokens == 1]
+        yield from (ScheduledSequence(s, 1, is_sampled=True) for s in decoding)
+        prefilling = [s for s in self.running if s.num_uncomputed_tokens > 1]
+        uses = use_by_caller(prefilling, {})
+        grants = split(
+            self.max_num_batched_tokens - len(decoding),
+            [sum(s.num_uncomputed_tokens for s in use.running) for use in uses.values()],
+            [use.weight for use in uses.values()],
+        )
+        budgets = dict(zip(uses, grants, strict=True))
+        for sequence in prefilling:
+            caller, num_uncomputed = sequence.request.caller.name, sequence.num_uncomputed_tokens
+            num_new_tokens = min(num_uncomputed, budgets[caller])
             if num_new_tokens:
-                budget -= num_new_tokens
+                budgets[caller] -= num_new_tokens
                 yield ScheduledSequence(sequence, num_new_tokens, num_new_tokens == num_uncomputed)
 
     def _add_drafts(self, scheduled: list[ScheduledSequence]) -> Iterator[ScheduledSequence]:
@@ -227,12 +309,12 @@ class Scheduler:
     def _release_followers(self, sequence: Sequence) -> None:
         """Its prompt has been computed."""
         for follower in sequence.followers:
-            insort(self.waiting, follower, key=_rank)
+            self._enqueue(follower)
         sequence.followers = []
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.pool.free(sequence)
         sequence.status = SequenceStatus.WAITING
-        insort(self.waiting, sequence, key=_rank)
+        self._enqueue(sequence)
         self.num_preemptions += 1

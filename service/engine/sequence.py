@@ -88,8 +88,13 @@ class Sequence:
 
     @property
     def rank(self) -> tuple[int, int, int]:
-        """Who is served first: by priority, then by arrival."""
+        """The order among the sequences of one caller: by priority, then by arrival."""
         return self.request.priority, self.request_id, self.index
+
+    @property
+    def arrival(self) -> tuple[int, int]:
+        """The order of arrival among all sequences."""
+        return self.request_id, self.index
 
     @property
     def num_tokens(self) -> int:

@@ -35,9 +35,9 @@ class Gate:
         assert await asyncio.to_thread(self._has_begun.wait, 60)
 
 
-async def occupied(pool: FairPool, size: int) -> tuple[Gate, "asyncio.Task[None]"]:
+async def occupied(pool: FairPool, size: int, caller: str) -> tuple[Gate, "asyncio.Task[None]"]:
     gate = Gate()
-    task = asyncio.ensure_future(pool.run("occupier", size, gate))
+    task = asyncio.ensure_future(pool.run(caller, size, gate))
     await gate.begun()
     return gate, task
 
@@ -50,7 +50,7 @@ async def test_result_and_error_of_the_function_reach_the_caller(pool: FairPool)
 
 
 async def test_callers_take_turns_and_small_jobs_of_a_caller_come_first(pool: FairPool) -> None:
-    gate, occupier = await occupied(pool, LARGE)
+    gates = [await occupied(pool, LARGE, name) for name in ("x", "y")]
     order: list[str] = []
     jobs = [
         pool.run("a", 90, order.append, "a, large"),
@@ -59,20 +59,34 @@ async def test_callers_take_turns_and_small_jobs_of_a_caller_come_first(pool: Fa
     ]
     waiting = [asyncio.ensure_future(job) for job in jobs]
     await asyncio.sleep(0)
-    gate.open()
-    await asyncio.gather(occupier, *waiting)
+    gates[0][0].open()  # one thread is left, so the order is that of the queue
+    await asyncio.gather(*waiting)
     assert order == ["a, less large", "b", "a, large"]
+    gates[1][0].open()
+    await asyncio.gather(*(task for _, task in gates))
 
 
 async def test_small_job_does_not_wait_for_large_ones(pool: FairPool) -> None:
-    gate, occupier = await occupied(pool, LARGE)
-    assert await pool.run("b", SMALL, str, 1) == "1"
+    gates = [await occupied(pool, LARGE, name) for name in ("x", "y")]
+    assert await pool.run("", SMALL, str, 1) == "1"
+    for gate, task in gates:
+        gate.open()
+        await task
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+async def test_caller_with_a_long_job_leaves_a_thread_to_others(pool: FairPool, size: int) -> None:
+    gate, occupier = await occupied(pool, size, "a")
+    own = asyncio.ensure_future(pool.run("a", size, str, 1))
+    assert await pool.run("b", size, str, 2) == "2"
+    assert not own.done()
     gate.open()
+    assert await own == "1"
     await occupier
 
 
 async def test_cancelled_job_is_dropped_before_it_starts(pool: FairPool) -> None:
-    gate, occupier = await occupied(pool, SMALL)
+    gate, occupier = await occupied(pool, SMALL, "a")
     calls: list[int] = []
     abandoned = asyncio.ensure_future(pool.run("a", SMALL, calls.append, 1))
     kept = asyncio.ensure_future(pool.run("a", SMALL, calls.append, 2))
@@ -85,8 +99,8 @@ async def test_cancelled_job_is_dropped_before_it_starts(pool: FairPool) -> None
     assert calls == [2]
 
 
-async def test_cancelled_job_that_runs_ends_before_the_next(pool: FairPool) -> None:
-    gate, occupier = await occupied(pool, SMALL)
+async def test_cancelled_job_that_runs_ends_before_the_callers_next(pool: FairPool) -> None:
+    gate, occupier = await occupied(pool, SMALL, "a")
     occupier.cancel()
     with pytest.raises(asyncio.CancelledError):
         await occupier
@@ -98,7 +112,7 @@ async def test_cancelled_job_that_runs_ends_before_the_next(pool: FairPool) -> N
 
 
 async def test_full_pool_refuses_and_keeps_room_for_another_caller(pool: FairPool) -> None:
-    gate, occupier = await occupied(pool, SMALL)
+    gate, occupier = await occupied(pool, SMALL, "a")
     waiting = [asyncio.ensure_future(pool.run("a", SMALL, str, i)) for i in range(12)]
     await asyncio.sleep(0)
     num_refused = sum(task.done() and isinstance(task.exception(), PoolFull) for task in waiting)

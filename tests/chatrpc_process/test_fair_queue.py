@@ -82,9 +82,16 @@ def test_removed_item_is_never_returned() -> None:
 def test_caller_whose_last_item_is_removed_leaves_the_rotation() -> None:
     queue = queue_of(only := Item("a", 0), Item("b", 1))
     queue.remove(only)
-    assert queue.callers == ["b"]
+    assert list(queue.weights) == ["b"]
     queue.push("a", 1, Item("a", 2))
-    assert queue.callers == ["b", "a"]
+    assert list(queue.weights) == ["b", "a"]
+
+
+def test_caller_that_is_served_out_of_turn_goes_to_the_end() -> None:
+    queue = queue_of(Item("a", 0), Item("a", 1), Item("b", 2), Item("b", 3), Item("c", 4))
+    assert queue.first("b") == queue.pop("b") == Item("b", 2)
+    assert queue.first("d") is None
+    assert [item.arrival for item in drained(queue)] == [0, 4, 3, 1]
 
 
 _operations = st.lists(
@@ -111,13 +118,13 @@ def test_queue_returns_each_item_once_and_starves_no_caller(
         elif operation == "remove" and inside:
             item = inside.pop(number % len(inside))
             queue.remove(item)
-            if item.caller not in queue.callers:
+            if item.caller not in queue.weights:
                 del turns_without[item.caller]
         elif operation == "pop" and inside:
             item = queue.pop()
             inside.remove(item)
             del turns_without[item.caller]
-            for other in queue.callers:
+            for other in queue.weights:
                 turns_without[other] += other != item.caller
                 # At most three other callers, each with one turn.
                 assert turns_without[other] <= 3 * weight

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from service.types import Request, SamplingParams
+from service.types import Caller, Request, SamplingParams
+
+_ANONYMOUS = Caller()
 
 
 def make_request(
@@ -14,8 +16,11 @@ def make_request(
     cache_salt: str = "",
     n: int = 1,
     priority: int = 0,
+    caller: Caller = _ANONYMOUS,
 ) -> Request:
     """A greedy request; a `prompt` that is a number stands for as many tokens."""
     token_ids = tuple(range(1, prompt + 1)) if isinstance(prompt, int) else tuple(prompt)
     sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens)
-    return Request(token_ids, sampling, stop_token_ids, deadline, cache_salt, n, priority)
+    return Request(
+        token_ids, sampling, stop_token_ids, deadline, cache_salt, n, priority, caller=caller
+    )

@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from service.engine.block_pool import BlockPool
 from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
 from service.engine.speculation import accept
-from service.types import FinishReason
+from service.types import Caller, FinishReason
 from tests.fakes.constraint import FakeConstraint
 from tests.service.engine.requests import make_request
 
@@ -114,7 +115,7 @@ def test_a_large_prompt_at_the_head_is_not_overtaken() -> None:
     sequences = add(scheduler, 12, 20, 1)
     step(scheduler)
     assert scheduler.running == sequences[:1]
-    assert scheduler.waiting == sequences[1:]
+    assert list(scheduler.waiting) == sequences[1:]
 
 
 def test_admission_leaves_a_block_for_each_that_runs() -> None:
@@ -252,7 +253,7 @@ def test_preempted_sequences_wait_before_those_that_never_ran() -> None:
     sequences = add(scheduler, 4, 4, 4, 4)
     while scheduler.num_preemptions < 2:
         step(scheduler)
-    assert scheduler.running + scheduler.waiting == sequences
+    assert [*scheduler.running, *scheduler.waiting] == sequences
 
 
 def with_priorities(scheduler: Scheduler, *priorities: int, prompt: int = 4) -> list[Sequence]:
@@ -270,7 +271,7 @@ def test_a_lower_priority_is_admitted_first_and_equals_as_they_came() -> None:
     normal, late, urgent, normal_too, urgent_too = with_priorities(scheduler, 0, 9, -1, 0, -1)
     step(scheduler)
     assert scheduler.running == [urgent, urgent_too]
-    assert scheduler.waiting == [normal, normal_too, late]
+    assert list(scheduler.waiting) == [normal, normal_too, late]
 
 
 def test_who_runs_makes_no_room_for_who_comes() -> None:
@@ -289,10 +290,10 @@ def test_the_highest_priority_is_preempted_first_and_of_equals_the_latest() -> N
     patient, first, second = with_priorities(scheduler, 3, 0, 0)
     while scheduler.num_preemptions < 1:
         step(scheduler)
-    assert (scheduler.running, scheduler.waiting) == ([first, second], [patient])
+    assert (scheduler.running, list(scheduler.waiting)) == ([first, second], [patient])
     while scheduler.num_preemptions < 2:
         step(scheduler)
-    assert (scheduler.running, scheduler.waiting) == ([first], [second, patient])
+    assert (scheduler.running, list(scheduler.waiting)) == ([first], [second, patient])
 
 
 def test_followers_join_the_queue_in_their_request_s_place() -> None:
@@ -303,10 +304,10 @@ def test_followers_join_the_queue_in_their_request_s_place() -> None:
     (other,) = add(scheduler, 3)
     other.request_id = 1
     step(scheduler)
-    assert (scheduler.running, scheduler.waiting) == ([first], [other])
+    assert (scheduler.running, list(scheduler.waiting)) == ([first], [other])
     assert scheduler.num_waiting == 3
     step(scheduler)
-    assert scheduler.waiting == [*followers, other]
+    assert list(scheduler.waiting) == [*followers, other]
     assert scheduler.num_waiting == 3
 
 
@@ -353,6 +354,128 @@ def test_aborting_is_finishing_wherever_it_stands() -> None:
     assert scheduler.pool.num_free == scheduler.pool.num_blocks
 
 
+def by_caller(sequences: Iterable[Sequence]) -> dict[str, list[Sequence]]:
+    lines: dict[str, list[Sequence]] = {}
+    for sequence in sequences:
+        lines.setdefault(sequence.request.caller.name, []).append(sequence)
+    return lines
+
+
+A, B, C = Caller("a"), Caller("b"), Caller("c")
+
+
+def add_for(
+    scheduler: Scheduler, caller: Caller, *priorities: int, prompt: int = 4, first_id: int = 0
+) -> list[Sequence]:
+    sequences = [
+        Sequence(i, make_request(prompt, 50, priority=priority, caller=caller), MAX_MODEL_LEN)
+        for i, priority in enumerate(priorities, first_id)
+    ]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    return sequences
+
+
+def test_callers_take_turns_at_free_slots() -> None:
+    scheduler = make_scheduler(max_num_seqs=4)
+    many = add_for(scheduler, A, *[0] * 10)
+    (one,) = add_for(scheduler, B, 0, first_id=10)
+    step(scheduler)
+    assert scheduler.running == [*many[:3], one]
+
+
+def test_caller_below_its_share_takes_a_slot_of_one_above_its_own() -> None:
+    scheduler = make_scheduler(max_num_seqs=4)
+    many = add_for(scheduler, A, *[0] * 10)
+    step(scheduler)
+    assert scheduler.running == many[:4]
+    late = add_for(scheduler, B, 0, 0, 0, first_id=10)
+    step(scheduler)
+    assert scheduler.running == [*many[:2], *late[:2]]
+    step(scheduler)  # both have their share
+    assert scheduler.running == [*many[:2], *late[:2]]
+    assert scheduler.num_preemptions == 2
+
+
+def test_priority_counts_for_nothing_among_different_callers() -> None:
+    scheduler = make_scheduler(max_num_seqs=2)
+    urgent = add_for(scheduler, A, *[-1000] * 6)
+    (modest,) = add_for(scheduler, B, 1000, first_id=6)
+    step(scheduler)
+    assert scheduler.running == [urgent[0], modest]
+
+
+def test_share_of_slots_follows_the_weights() -> None:
+    scheduler = make_scheduler(max_num_seqs=8)
+    light = add_for(scheduler, A, *[0] * 8)
+    step(scheduler)
+    heavy = add_for(scheduler, Caller("b", weight=3), *[0] * 8, first_id=8)
+    step(scheduler)
+    assert scheduler.running == [*light[:2], *heavy[:6]]
+
+
+def test_callers_without_a_whole_slot_as_their_share_wait_for_a_turn() -> None:
+    scheduler = make_scheduler(max_num_seqs=1)
+    (first,) = add_for(scheduler, A, 0)
+    step(scheduler)
+    (second,) = add_for(scheduler, B, 0, first_id=1)
+    step(scheduler)
+    assert (scheduler.running, scheduler.num_preemptions) == ([first], 0)
+    scheduler.finish(first)
+    step(scheduler)
+    assert scheduler.running == [second]
+
+
+def test_caller_below_its_share_of_the_cache_takes_blocks_of_one_above_its_own() -> None:
+    scheduler = make_scheduler(num_blocks=20, has_prefix_caching=False, max_num_seqs=8)
+    large = add_for(scheduler, A, 0, 0, 0, prompt=20)  # 6 blocks each, its first token included
+    step(scheduler)
+    assert scheduler.running == large
+    (small,) = add_for(scheduler, B, 0, prompt=16, first_id=3)
+    step(scheduler)
+    assert scheduler.running == [*large[:2], small]
+
+
+def test_only_running_sequence_of_a_caller_is_not_preempted_for_another() -> None:
+    scheduler = make_scheduler(num_blocks=20, has_prefix_caching=False, max_num_seqs=8)
+    (large,) = add_for(scheduler, A, 0, prompt=72)
+    step(scheduler)
+    add_for(scheduler, B, 0, prompt=16, first_id=1)
+    step(scheduler)
+    assert scheduler.running == [large]
+
+
+def test_full_cache_preempts_the_caller_that_holds_most_of_it() -> None:
+    scheduler = make_scheduler(num_blocks=13, has_prefix_caching=False, max_num_seqs=8)
+    (small,) = add_for(scheduler, B, 0, prompt=4)
+    large = add_for(scheduler, A, 0, 0, prompt=14, first_id=1)
+    while scheduler.num_preemptions == 0:
+        step(scheduler)
+    assert scheduler.running == [small, large[0]]
+
+
+def test_budget_for_prompts_is_divided_among_callers() -> None:
+    scheduler = make_scheduler(max_num_seqs=8, max_num_batched_tokens=90)
+    add_for(scheduler, A, 0, 0, 0, prompt=100)
+    add_for(scheduler, B, 0, prompt=20, first_id=3)
+    add_for(scheduler, C, 0, prompt=60, first_id=4)
+    assert parts(step(scheduler)) == [(0, 35, False), (3, 20, True), (4, 35, False)]
+
+
+def test_more_urgent_sequences_of_a_caller_overtake_another_so_many_times_only() -> None:
+    scheduler = make_scheduler(max_num_seqs=1)
+    (patient,) = add_for(scheduler, A, 7)
+    for i in range(1, 100):
+        add_for(scheduler, A, -7, first_id=i)
+    served = 0
+    while patient.status is SequenceStatus.WAITING:
+        step(scheduler)
+        for sequence in list(scheduler.running):
+            scheduler.finish(sequence)
+            served += 1
+    assert served == 17
+
+
 class Schedules(RuleBasedStateMachine):
     """Any arrivals, aborts and steps over a small cache, with all that must hold at any time."""
 
@@ -386,10 +509,13 @@ class Schedules(RuleBasedStateMachine):
         max_tokens=st.integers(1, 30),
         n=st.sampled_from([1, 1, 1, 3]),
         priority=st.sampled_from([0, 0, 0, 1, -1]),
+        caller=st.sampled_from([Caller(), Caller(), Caller("a"), Caller("b", weight=3)]),
     )
-    def add(self, prompt: int, max_tokens: int, n: int, priority: int) -> None:
+    def add(self, prompt: int, max_tokens: int, n: int, priority: int, caller: Caller) -> None:
         longest = self.pool.num_tokens
-        request = make_request(min(prompt, longest - 1), max_tokens, n=n, priority=priority)
+        request = make_request(
+            min(prompt, longest - 1), max_tokens, n=n, priority=priority, caller=caller
+        )
         sequences = [Sequence(self.num_added, request, longest, index) for index in range(n)]
         self.num_added += 1
         self.unfinished += sequences
@@ -425,8 +551,9 @@ class Schedules(RuleBasedStateMachine):
         self.blocks_are_free_or_held()
         assert bool(batch.scheduled) == bool(self.unfinished)
         if before:
-            ranks = [s.rank for s in before]
-            assert before[ranks.index(min(ranks))] in scheduler.running, "the first was preempted"
+            firsts = [line[0] for line in by_caller(before).values()]
+            oldest = min(firsts, key=lambda s: s.arrival)
+            assert oldest in scheduler.running, "the oldest of the first ones was preempted"
         if batch.scheduled:
             assert scheduler.running[0] in [s.sequence for s in batch.scheduled]
         self.check(batch)
@@ -485,18 +612,17 @@ class Schedules(RuleBasedStateMachine):
         if not hasattr(self, "pool"):
             return
         scheduler = self.scheduler
-        for queue in (scheduler.running, scheduler.waiting):
+        for queue in (scheduler.running, *by_caller(scheduler.waiting).values()):
             assert queue == sorted(queue, key=lambda s: s.rank)
-        members = scheduler.running + scheduler.waiting
+        members = [*scheduler.running, *scheduler.waiting]
         members += [follower for s in members for follower in s.followers]
         assert sorted(s.rank for s in members) == sorted(s.rank for s in self.unfinished)
         assert scheduler.num_waiting == len(members) - len(scheduler.running)
         assert len(scheduler.running) <= scheduler.max_num_seqs
-        # Others may pass those that stand aside, and those of a lower priority pass others.
-        if len({s.request.priority for s in members}) == 1 and all(
-            s.request.n == 1 for s in members
-        ):
-            assert members == sorted(members, key=lambda s: s.rank), "first come, first served"
+        # A sequence passes followers that have not joined yet, and those that are less urgent.
+        for line in by_caller(members).values():
+            if all(s.request.priority == 0 and s.request.n == 1 for s in line):
+                assert line == sorted(line, key=lambda s: s.rank), "first come, first served"
 
     def teardown(self) -> None:
         if not hasattr(self, "pool"):
