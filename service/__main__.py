@@ -32,8 +32,8 @@ from service.errors import ModelLoadError
 from service.metrics import Metrics
 from service.model import ModelLoader
 from service.rpc.access import Access
-from service.rpc.interceptor import Patience
 from service.rpc.lifecycle import Lifecycle
+from service.rpc.messages import Patience
 from service.rpc.server import SERVICE_NAMES, Server
 
 # How often the OpenMP threads that wait for their next piece of work look for it before they sleep.

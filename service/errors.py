@@ -14,6 +14,8 @@
     ├── LimitReached             of the caller's key, on any replica
     ├── Unavailable              another replica may take the request
     │   ├── QueueFull
+    │   │   ├── PreparationFull
+    │   │   └── TooManyStreams
     │   ├── Draining
     │   └── Starting
     ├── DeadlinePassed
@@ -127,10 +129,34 @@ class Unavailable(ChatrpcError):
 
 
 class QueueFull(Unavailable):
-    def __init__(self, max_queue_size: int, retry_after_s: float) -> None:
-        super().__init__(
-            f"The waiting queue is full ({max_queue_size} sequences). Please retry later.",
-            retry_after_s,
+    """As many sequences wait as may, or the caller has its share of them (`is_share`)."""
+
+    def __init__(
+        self, max_queue_size: int, retry_after_s: float, *, is_share: bool = False
+    ) -> None:
+        what = (
+            f"This caller has its share of the waiting queue ({max_queue_size} sequences)"
+            if is_share
+            else f"The waiting queue is full ({max_queue_size} sequences)"
+        )
+        super().__init__(f"{what}. Please retry later.", retry_after_s)
+
+
+class PreparationFull(QueueFull):
+    """As many requests are being read, tokenized and checked as may be at once."""
+
+    def __init__(self) -> None:
+        Unavailable.__init__(
+            self, "Too many requests are being prepared. Please retry later.", retry_after_s=1.0
+        )
+
+
+class TooManyStreams(QueueFull):
+    """A stream without a key was ended to make room for another client's."""
+
+    def __init__(self) -> None:
+        Unavailable.__init__(
+            self, "Too many streams are open. This one was the oldest of its client.", 1.0
         )
 
 

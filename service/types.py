@@ -1,6 +1,7 @@
 """What the layers hand to one another: plain values, parsed at the edge and trusted inside."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -362,12 +363,29 @@ class Engine(Protocol):
         """
         ...
 
-    def check_room(self) -> None:
-        """Raise QueueFull or EngineDead if a request that came now would be refused by it."""
+    @property
+    def max_request_sequences(self) -> int:
+        """The most sequences that one request can have, all its prompts together."""
         ...
 
-    def generate(self, request: Request) -> AsyncGenerator[TokenOutput, int | None]:
+    def reserve(self, caller: Caller, num_sequences: int) -> AbstractContextManager[None]:
+        """Hold places in the queue, while in the context, for a request that is being prepared.
+
+        So a request that has no room is refused before any work is done on it, and requests that
+        are being prepared count like those that wait.
+
+        Raises:
+            QueueFull: The queue is full, or the caller has its share of it.
+            EngineDead: The engine has failed.
+        """
+        ...
+
+    def generate(
+        self, request: Request, *, is_reserved: bool = False
+    ) -> AsyncGenerator[TokenOutput, int | None]:
         """Run the sequences of one request to their ends.
+
+        `is_reserved` says that a reservation is held for them; otherwise they take places here.
 
         The first item is empty and says that the request has been admitted; every later one holds
         at least one token or the finish reason of one sequence, several tokens where the consumer

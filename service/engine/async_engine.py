@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 
 import structlog
@@ -21,8 +21,8 @@ import structlog
 from service.engine.admission import Admission
 from service.engine.core import EngineCore, RequestOutput
 from service.engine.output_slot import OutputSlot
-from service.errors import EngineDead
-from service.types import EngineStats, Request, TokenOutput
+from service.errors import ContextLengthExceeded, EngineDead
+from service.types import Caller, EngineStats, Request, TokenOutput
 
 # An output costs 0.3 ms of a core on its way to the client, and hardly more if it has more tokens.
 # So many a second are let go, of all streams together, as long as none is kept longer than that.
@@ -127,15 +127,27 @@ class AsyncEngine:
             if stuck_s >= self._step_timeout_s:
                 self._give_up(stuck_s)
 
-    def check_room(self) -> None:
-        """See `service.types.Engine.check_room`."""
+    @property
+    def max_request_sequences(self) -> int:
+        return self._admission.capacity
+
+    @contextmanager
+    def reserve(self, caller: Caller, num_sequences: int) -> Iterator[None]:
+        """See `service.types.Engine.reserve`."""
         if self._is_closed:
             raise EngineDead
-        self._admission.check_room()
+        self._admission.enter(caller, num_sequences, time.monotonic())
+        try:
+            yield
+        finally:
+            self._admission.leave(caller, num_sequences)
 
-    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, int | None]:
+    async def generate(
+        self, request: Request, *, is_reserved: bool = False
+    ) -> AsyncGenerator[TokenOutput, int | None]:
         """See `service.types.Engine.generate`."""
-        with self._inside(request) as (request_id, slot):
+        places = nullcontext() if is_reserved else self.reserve(request.caller, request.n)
+        with places, self._inside(request) as (request_id, slot):
             yield TokenOutput()
             unfinished = set(range(request.n))
             while unfinished:
@@ -155,8 +167,11 @@ class AsyncEngine:
         """A request's stay in the engine: added when it is admitted, aborted if it leaves early."""
         if self._is_closed:
             raise EngineDead
-        self._admission.enter(request, self._max_model_len, time.monotonic())
-        request.times.queued_s = time.monotonic()
+        if len(request.prompt_token_ids) >= self._max_model_len:
+            raise ContextLengthExceeded(len(request.prompt_token_ids), self._max_model_len)
+        now = time.monotonic()
+        self._admission.check_deadline(request.caller, request.n, request.deadline, now)
+        request.times.queued_s = now
         request_id, slot = next(self._request_ids), OutputSlot()
         self._slots[request_id] = slot
         self._inbox.put(lambda core: core.add(request_id, request))
@@ -165,7 +180,7 @@ class AsyncEngine:
         finally:
             self._inbox.put(lambda core: core.abort(request_id))
             del self._slots[request_id]
-            self._admission.leave(request, time.monotonic())
+            self._admission.note_end(request.n, time.monotonic())
 
     def _deliver(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:

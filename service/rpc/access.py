@@ -15,7 +15,6 @@ from chatrpc_process.quotas import QuotaExceeded, Quotas
 from chatrpc_process.secret import sent_secret
 from chatrpc_process.watched import Watched
 from service.errors import LimitReached, ModelForbidden, Unauthenticated
-from service.rpc.caller import acting_for
 from service.types import Caller
 
 # What costs nothing: it counts against no limit.
@@ -53,6 +52,10 @@ class Access:
         structlog.contextvars.bind_contextvars(key=key.name)
         return key
 
+    def caller(self, key: Key | None) -> Caller:
+        """The caller that calls with `key`, as scheduling and caching know it."""
+        return Caller() if key is None else Caller(key.name)
+
     @contextmanager
     def use(self, key: Key | None, request: Any, call: Call) -> Iterator[None]:
         """A call of the key, `request` its message.
@@ -67,7 +70,7 @@ class Access:
             yield
             return
         try:
-            with acting_for(Caller(key.name)), self._quotas.request(key):
+            with self._quotas.request(key):
                 try:
                     yield
                 finally:

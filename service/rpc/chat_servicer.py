@@ -1,6 +1,5 @@
 """ChatService: chat completions, whole or streamed."""
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
@@ -8,11 +7,13 @@ from typing import Any, TypeVar
 from chatrpc.v1 import chat_pb2, chat_service_pb2, chat_service_pb2_grpc
 from service.errors import MissingField
 from service.rpc import answers, convert, generation
+from service.rpc.caller import current_caller
+from service.rpc.context import Context
 from service.rpc.deadline import deadline_of
 from service.rpc.initial_metadata import announced
-from service.rpc.interceptor import Context
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.logprobs import check_number
+from service.rpc.work_pools import WorkPools
 from service.text.answer import TextDelta
 
 Made = TypeVar("Made")
@@ -22,11 +23,13 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
     """Answers what `lifecycle` admits. Leaving a call, however, ends its generation.
 
     Args:
+        pools: Where requests are prepared.
         max_request_s: the longest a request may take, whatever its caller allows.
     """
 
-    def __init__(self, lifecycle: Lifecycle, max_request_s: float) -> None:
+    def __init__(self, lifecycle: Lifecycle, pools: WorkPools, max_request_s: float) -> None:
         self._lifecycle = lifecycle
+        self._pools = pools
         self._max_request_s = max_request_s
 
     async def CreateChatCompletion(
@@ -35,7 +38,7 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
         async with self._admitted(request.params, context, is_streamed=False) as answering:
             heading, deltas = answering
             said = [delta async for delta in deltas]
-            completion = await _made(
+            completion = await self._made(
                 answers.completion, heading, said, is_long=any(d.logprobs for d in said)
             )
         return chat_service_pb2.CreateChatCompletionResponse(completion=completion)
@@ -45,7 +48,7 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
     ) -> AsyncGenerator[chat_service_pb2.StreamChatCompletionResponse, None]:
         async with (
             self._admitted(request.params, context, is_streamed=True) as answering,
-            aclosing(announced(_chunks(*answering), context)) as chunks,
+            aclosing(announced(self._chunks(*answering), context)) as chunks,
         ):
             async for chunk in chunks:
                 yield chat_service_pb2.StreamChatCompletionResponse(chunk=chunk)
@@ -59,40 +62,30 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
             raise MissingField("model")
         deadline = deadline_of(context, self._max_request_s)
         model = self._lifecycle.admit(params.model, context)
-        model.engine.check_room()
-        convert.check_fits(
-            params.messages,
-            model.tokenizer.max_token_chars,
-            model.card.max_model_len,
-            params.tools,
-        )
-        chat = convert.chat_request(params, model.sampling_defaults, model.vocab_size)
-        prepared = await generation.prepare(chat, model, deadline)
-        check_number([prepared.request], model.card.max_model_len, is_streamed=is_streamed)
-        async with aclosing(generation.generate(model, prepared)) as deltas:
-            await anext(deltas)
-            heading = answers.Heading(
-                model.card,
-                model.tokenizer,
-                prepared.request.prompt_token_ids,
-                chat.n,
-                chat.returns_token_ids,
-            )
-            yield heading, deltas
+        num_choices = convert.num_choices(params.sampling, model.engine.max_request_sequences)
+        with model.engine.reserve(current_caller(), num_choices):
+            prepared = await generation.prepare(params, model, deadline, self._pools)
+            check_number([prepared.request], model.card.max_model_len, is_streamed=is_streamed)
+            async with aclosing(generation.generate(model, prepared)) as deltas:
+                await anext(deltas)
+                heading = answers.Heading(
+                    model.card,
+                    model.tokenizer,
+                    prepared.request.prompt_token_ids,
+                    num_choices,
+                    prepared.chat.returns_token_ids,
+                )
+                yield heading, deltas
 
+    async def _chunks(
+        self, heading: answers.Heading, deltas: AsyncGenerator[TextDelta, None]
+    ) -> AsyncGenerator[chat_pb2.ChatCompletionChunk, None]:
+        builder = answers.ChunkBuilder(heading)
+        async for delta in deltas:
+            is_long = bool(delta.prompt_logprobs)
+            if (chunk := await self._made(builder.push, delta, is_long=is_long)) is not None:
+                yield chunk
 
-async def _chunks(
-    heading: answers.Heading, deltas: AsyncGenerator[TextDelta, None]
-) -> AsyncGenerator[chat_pb2.ChatCompletionChunk, None]:
-    builder = answers.ChunkBuilder(heading)
-    async for delta in deltas:
-        is_long = bool(delta.prompt_logprobs)
-        if (chunk := await _made(builder.push, delta, is_long=is_long)) is not None:
-            yield chunk
-
-
-async def _made(make: Callable[..., Made], *arguments: Any, is_long: bool) -> Made:
-    """What `make` makes; off the event loop where it takes a while."""
-    if not is_long:
-        return make(*arguments)
-    return await asyncio.get_running_loop().run_in_executor(generation.tokenizing, make, *arguments)
+    async def _made(self, make: Callable[..., Made], *arguments: Any, is_long: bool) -> Made:
+        """The result of `make`, called off the event loop where it takes a while."""
+        return await self._pools.text(make, *arguments) if is_long else make(*arguments)

@@ -1,6 +1,5 @@
 """A text completion's pieces as the wire's chunks, or as its whole answer."""
 
-import asyncio
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -12,9 +11,9 @@ from chatrpc.v1 import chat_pb2, completion_pb2
 from service.rpc.completion_generation import ChoiceDelta, Prompt
 from service.rpc.completion_request import CompletionRequest
 from service.rpc.convert import finish_reason, matched_stop
-from service.rpc.generation import tokenizing
 from service.rpc.logprobs import prompt_tokens, token_logprob
 from service.rpc.text_offsets import TextOffsets, prompt_offsets
+from service.rpc.work_pools import WorkPools
 from service.types import ModelCard, Tokenizer, TokenLogprobs
 
 
@@ -27,12 +26,15 @@ class CompletionBuilder:
         prompts: Sequence[Prompt],
         card: ModelCard,
         tokenizer: Tokenizer,
+        pools: WorkPools,
     ) -> None:
         self._card = card
         self._id = f"cmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-        self._prompts = [_PromptChoices(request, i, p, tokenizer) for i, p in enumerate(prompts)]
+        self._prompts = [
+            _PromptChoices(request, i, p, tokenizer, pools) for i, p in enumerate(prompts)
+        ]
         self._num_open = len(prompts) * request.n
         self._num_tokens = 0
         self._num_cached_tokens = [0] * len(prompts)
@@ -99,9 +101,15 @@ class _PromptChoices:
     """The choices made of one prompt; nothing is sent before their prompt can be told of."""
 
     def __init__(
-        self, request: CompletionRequest, place: int, prompt: Prompt, tokenizer: Tokenizer
+        self,
+        request: CompletionRequest,
+        place: int,
+        prompt: Prompt,
+        tokenizer: Tokenizer,
+        pools: WorkPools,
     ) -> None:
         self._request = request
+        self._pools = pools
         self._prompt = prompt
         self._tokenizer = tokenizer
         first = place * request.n
@@ -118,9 +126,7 @@ class _PromptChoices:
         choices = [self._choices[delta.text.index]]
         if self._told is None and delta.text.prompt_logprobs:
             # Off the event loop: a long prompt takes a while.
-            self._told = await asyncio.get_running_loop().run_in_executor(
-                tokenizing, self._tell, delta.text.prompt_logprobs
-            )
+            self._told = await self._pools.text(self._tell, delta.text.prompt_logprobs)
             choices = self._choices
         if self._told is None:
             return []

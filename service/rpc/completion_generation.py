@@ -1,25 +1,27 @@
 """From a checked completion request to the pieces of its choices: prompts, tokens, text."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from chatrpc.v1 import completion_pb2
 from service.errors import InvalidField
 from service.rpc import phases
 from service.rpc.caller import current_caller
-from service.rpc.completion_request import CompletionRequest, context_length_exceeded
-from service.rpc.deadline import until
-from service.rpc.generation import (
-    bad_token_sequences,
-    check_form,
-    compiling,
-    stop_token_ids,
-    tokenizing,
+from service.rpc.completion_request import (
+    CompletionRequest,
+    completion_request,
+    context_length_exceeded,
 )
+from service.rpc.convert import check_priority
+from service.rpc.deadline import until
+from service.rpc.generation import bad_token_sequences, check_form, stop_token_ids
 from service.rpc.merged import Merged
+from service.rpc.work_pools import WorkPools
 from service.text.answer import AnswerText, TextDelta
+from service.text.answer_grammar import AnswerGrammar
 from service.text.conversation import compile_grammar, form_grammar
+from service.text.prompt_length import least_num_tokens
 from service.types import (
     AnswerConstraint,
     FinishReason,
@@ -52,49 +54,57 @@ class ChoiceDelta:
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
-async def read_prompts(
-    request: CompletionRequest, model: ServedModel, deadline: float
-) -> list[Prompt]:
-    """Tokenize what is text, off the event loop: a long one takes a while.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A text completion that is ready for the engine: a request for each of its prompts."""
+
+    completion: CompletionRequest
+    prompts: list[Prompt]
+    constraint: AnswerConstraint | None
+    requests: list[Request]
+
+
+async def prepare(
+    params: completion_pb2.CompletionParams, model: ServedModel, deadline: float, pools: WorkPools
+) -> Prepared:
+    """Check a request, tokenize its prompts, compile its grammar.
+
+    Args:
+        deadline: Of `time.monotonic()`; the caller does not wait any longer.
 
     Raises:
-        InvalidField: a prompt is empty or too long, or holds a token that the model does not know.
-        DeadlinePassed
+        InvalidField, or one of its kinds: The first mistake found.
+        DeadlinePassed, PreparationFull
     """
+    check_priority(params.priority, current_caller())
     async with until(deadline):
-        prompts = await asyncio.get_running_loop().run_in_executor(
-            tokenizing, _read_prompts, request, model.tokenizer
-        )
-    for i, prompt in enumerate(prompts):
-        ids, path = prompt.token_ids, f"prompts[{i}]"
-        if not ids:
-            raise InvalidField(path, "The prompt is empty.")
-        if max(ids) >= model.vocab_size:
-            raise InvalidField(path, f"The model does not know the token {max(ids)}.")
-        if len(ids) >= model.card.max_model_len:
-            raise context_length_exceeded(len(ids), model.card.max_model_len, path)
-    return prompts
+        completion, prompts, grammar, length = await pools.text(_read, params, model)
+        constraint = None
+        if grammar is not None:
+            constraint = await pools.grammar(length, compile_grammar, grammar, model)
+    requests = _engine_requests(completion, prompts, model, constraint, deadline)
+    return Prepared(completion, prompts, constraint, requests)
 
 
-async def compile_form(
-    request: CompletionRequest, model: ServedModel, deadline: float
-) -> AnswerConstraint | None:
-    """The grammar that the answers must follow, compiled off the event loop; None if there is none.
+def _read(
+    params: completion_pb2.CompletionParams, model: ServedModel
+) -> tuple[CompletionRequest, list[Prompt], AnswerGrammar | None, int]:
+    """The request checked, its prompts, its grammar and the length of that in characters.
 
-    Raises:
-        InvalidField: it cannot be compiled.
-        DeadlinePassed
+    Runs on a thread: long prompts take a while.
     """
-    if request.response_format is None:
-        return None
-    grammar = form_grammar(request.response_format, model)
-    async with until(deadline):
-        return await asyncio.get_running_loop().run_in_executor(
-            compiling, compile_grammar, grammar, model
-        )
+    completion = completion_request(params, model)
+    prompts = [
+        _read_prompt(prompt, f"prompts[{i}]", completion, model)
+        for i, prompt in enumerate(completion.prompts)
+    ]
+    if completion.response_format is None:
+        return completion, prompts, None, 0
+    grammar = form_grammar(completion.response_format, model)
+    return completion, prompts, grammar, len(grammar.rules())
 
 
-def engine_requests(
+def _engine_requests(
     request: CompletionRequest,
     prompts: Sequence[Prompt],
     model: ServedModel,
@@ -128,10 +138,7 @@ def engine_requests(
 
 
 async def generate(
-    model: ServedModel,
-    requests: Sequence[Request],
-    sampling: SamplingParams,
-    constraint: AnswerConstraint | None,
+    model: ServedModel, prepared: Prepared
 ) -> AsyncGenerator[ChoiceDelta | None, None]:
     """The choices' pieces as they are generated. The first item is None: all are admitted.
 
@@ -139,12 +146,13 @@ async def generate(
         What `Engine.generate` raises, and DeadlinePassed when the deadline passes at any time.
         InvalidField: the grammar cannot be followed to the end of an answer.
     """
+    requests, sampling = prepared.requests, prepared.completion.sampling
     answers = [
-        _PromptAnswer(i, request.n, model.tokenizer, sampling, constraint)
+        _PromptAnswer(i, request.n, model.tokenizer, sampling, prepared.constraint)
         for i, request in enumerate(requests)
     ]
     phases.ask(*requests)
-    sources = [model.engine.generate(request) for request in requests]
+    sources = [model.engine.generate(request, is_reserved=True) for request in requests]
     async with aclosing(Merged(sources)) as outputs:
         for source in sources:
             await anext(source)
@@ -161,26 +169,33 @@ async def generate(
             yield delta
 
 
-def _read_prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[Prompt]:
-    prompts = [_read_prompt(prompt, request, tokenizer) for prompt in request.prompts]
-    length = request.truncate_prompt_tokens
-    if length is None:
-        return prompts
-    return [
-        _of_tokens(prompt.token_ids[-length:], tokenizer)
-        if len(prompt.token_ids) > length
-        else prompt
-        for prompt in prompts
-    ]
-
-
 def _read_prompt(
-    prompt: str | tuple[int, ...], request: CompletionRequest, tokenizer: Tokenizer
+    prompt: str | tuple[int, ...], path: str, completion: CompletionRequest, model: ServedModel
 ) -> Prompt:
+    """A prompt, tokenized and cut off if need be.
+
+    Raises:
+        InvalidField: It is empty, too long, or has a token that the model does not know.
+    """
+    tokenizer, max_model_len = model.tokenizer, model.card.max_model_len
+    length = completion.truncate_prompt_tokens
     if isinstance(prompt, str):
-        ids = tokenizer.encode(prompt, add_special_tokens=request.adds_special_tokens)
-        return Prompt(prompt, tuple(ids))
-    return _of_tokens(prompt, tokenizer)
+        num_tokens = least_num_tokens(tokenizer, prompt, max_model_len) if length is None else 0
+        if num_tokens:
+            raise context_length_exceeded(num_tokens, max_model_len, path)
+        ids = tokenizer.encode(prompt, add_special_tokens=completion.adds_special_tokens)
+        read = Prompt(prompt, tuple(ids))
+    else:
+        read = _of_tokens(prompt, tokenizer)
+    if length is not None and len(read.token_ids) > length:
+        read = _of_tokens(read.token_ids[-length:], tokenizer)
+    if not read.token_ids:
+        raise InvalidField(path, "The prompt is empty.")
+    if max(read.token_ids) >= model.vocab_size:
+        raise InvalidField(path, f"The model does not know the token {max(read.token_ids)}.")
+    if len(read.token_ids) >= max_model_len:
+        raise context_length_exceeded(len(read.token_ids), max_model_len, path)
+    return read
 
 
 def _of_tokens(token_ids: tuple[int, ...], tokenizer: Tokenizer) -> Prompt:

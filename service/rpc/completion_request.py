@@ -3,12 +3,11 @@
 A field path in an error is the field's place in `CompletionParams`, such as `prompts[0].text`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from chatrpc.v1 import chat_pb2, completion_pb2
 from service.errors import ContextLengthExceeded, InvalidField, MissingField, UnsupportedField
-from service.rpc.convert import cache_salt
+from service.rpc.convert import cache_salt, num_choices
 from service.rpc.options import refuse_unserved
 from service.rpc.sampling import check_token_ids, sampling_params
 from service.rpc.tools import answer_form
@@ -52,18 +51,20 @@ def completion_request(
         InvalidField, or one of its kinds: the first mistake found.
     """
     _refuse_unserved(params)
-    n = params.sampling.n if params.sampling.HasField("n") else 1
-    _check_number(params.prompts, n)
+    num_sequences(params)
     num_logprobs = _num_logprobs(params, "logprobs")
     num_prompt_logprobs = _num_logprobs(params, "prompt_logprobs")
     if params.echo and num_prompt_logprobs is None:
         num_prompt_logprobs = num_logprobs
     return CompletionRequest(
         prompts=tuple(
-            _prompt(prompt, f"prompts[{i}]", model) for i, prompt in enumerate(params.prompts)
+            _prompt(
+                prompt, f"prompts[{i}]", model, is_cut=params.HasField("truncate_prompt_tokens")
+            )
+            for i, prompt in enumerate(params.prompts)
         ),
         sampling=_sampling(params, model),
-        n=n,
+        n=params.sampling.n if params.sampling.HasField("n") else 1,
         is_echoed=params.echo,
         num_logprobs=num_logprobs,
         num_prompt_logprobs=num_prompt_logprobs,
@@ -74,6 +75,25 @@ def completion_request(
         cache_salt=cache_salt(params.cache_salt),
         response_format=answer_form(params.response_format),
     )
+
+
+def num_sequences(params: completion_pb2.CompletionParams, max_sequences: int = MAX_CHOICES) -> int:
+    """How many sequences a request asks for: its prompts times its choices.
+
+    Args:
+        max_sequences: How many the service has room for.
+
+    Raises:
+        MissingField: There is no prompt.
+        InvalidField: There are more sequences than may be.
+    """
+    if not params.prompts:
+        raise MissingField("prompts")
+    most = min(max_sequences, MAX_CHOICES)
+    n = num_choices(params.sampling, most)
+    if len(params.prompts) * n > most:
+        raise InvalidField("prompts", f"At most {most} choices are made at once: prompts times n.")
+    return len(params.prompts) * n
 
 
 def context_length_exceeded(num_tokens: int, max_model_len: int, path: str) -> Exception:
@@ -90,21 +110,13 @@ def _refuse_unserved(params: completion_pb2.CompletionParams) -> None:
     refuse_unserved(chat)
 
 
-def _check_number(prompts: Sequence[completion_pb2.CompletionPrompt], n: int) -> None:
-    if not prompts:
-        raise MissingField("prompts")
-    if not 1 <= n <= MAX_CHOICES:
-        raise InvalidField("sampling.n", f"n must be between 1 and {MAX_CHOICES}.")
-    if len(prompts) * n > MAX_CHOICES:
-        raise InvalidField(
-            "prompts", f"At most {MAX_CHOICES} choices are made at once: prompts times n."
-        )
-
-
 def _prompt(
-    proto: completion_pb2.CompletionPrompt, path: str, model: ServedModel
+    proto: completion_pb2.CompletionPrompt, path: str, model: ServedModel, *, is_cut: bool
 ) -> str | tuple[int, ...]:
-    """The prompt, if its size alone does not refuse it; a text's tokens are counted later."""
+    """The prompt, unless its size says that it is too long; a text's tokens are counted later.
+
+    `is_cut`: Token ids beyond the context are cut off, so there may be as many as there are.
+    """
     max_model_len = model.card.max_model_len
     match proto.WhichOneof("prompt"):
         case "text":
@@ -117,6 +129,8 @@ def _prompt(
             ids = proto.token_ids.ids
             if not ids:
                 raise InvalidField(f"{path}.token_ids.ids", "A prompt has at least one token.")
+            if len(ids) >= max_model_len and not is_cut:
+                raise context_length_exceeded(len(ids), max_model_len, f"{path}.token_ids.ids")
             check_token_ids(ids, model.vocab_size, f"{path}.token_ids.ids")
             return tuple(ids)
         case None:

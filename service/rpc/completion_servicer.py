@@ -5,31 +5,29 @@ from contextlib import aclosing, asynccontextmanager
 
 from chatrpc.v1 import completion_pb2, completion_service_pb2, completion_service_pb2_grpc
 from service.errors import MissingField
+from service.rpc.caller import current_caller
 from service.rpc.completion_answers import CompletionBuilder
-from service.rpc.completion_generation import (
-    ChoiceDelta,
-    compile_form,
-    engine_requests,
-    generate,
-    read_prompts,
-)
-from service.rpc.completion_request import completion_request
+from service.rpc.completion_generation import ChoiceDelta, generate, prepare
+from service.rpc.completion_request import num_sequences
+from service.rpc.context import Context
 from service.rpc.deadline import deadline_of
 from service.rpc.initial_metadata import announced
-from service.rpc.interceptor import Context
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.logprobs import check_number
+from service.rpc.work_pools import WorkPools
 
 
 class CompletionServicer(completion_service_pb2_grpc.CompletionServiceServicer):
     """Answers what `lifecycle` admits. Leaving a call, however, ends its generation.
 
     Args:
+        pools: Where requests are prepared.
         max_request_s: the longest a request may take, whatever its caller allows.
     """
 
-    def __init__(self, lifecycle: Lifecycle, max_request_s: float) -> None:
+    def __init__(self, lifecycle: Lifecycle, pools: WorkPools, max_request_s: float) -> None:
         self._lifecycle = lifecycle
+        self._pools = pools
         self._max_request_s = max_request_s
 
     async def CreateCompletion(
@@ -61,17 +59,17 @@ class CompletionServicer(completion_service_pb2_grpc.CompletionServiceServicer):
             raise MissingField("model")
         deadline = deadline_of(context, self._max_request_s)
         model = self._lifecycle.admit(params.model, context)
-        model.engine.check_room()
-        request = completion_request(params, model)
-        prompts = await read_prompts(request, model, deadline)
-        form = await compile_form(request, model, deadline)
-        asked = engine_requests(request, prompts, model, form, deadline)
-        check_number(asked, model.card.max_model_len, is_streamed=is_streamed)
-        async with aclosing(generate(model, asked, request.sampling, form)) as deltas:
-            await anext(deltas)
-            builder = CompletionBuilder(request, prompts, model.card, model.tokenizer)
-            async with aclosing(_chunks(deltas, builder)) as chunks:
-                yield builder, chunks
+        num_choices = num_sequences(params, model.engine.max_request_sequences)
+        with model.engine.reserve(current_caller(), num_choices):
+            prepared = await prepare(params, model, deadline, self._pools)
+            check_number(prepared.requests, model.card.max_model_len, is_streamed=is_streamed)
+            async with aclosing(generate(model, prepared)) as deltas:
+                await anext(deltas)
+                builder = CompletionBuilder(
+                    prepared.completion, prepared.prompts, model.card, model.tokenizer, self._pools
+                )
+                async with aclosing(_chunks(deltas, builder)) as chunks:
+                    yield builder, chunks
 
 
 async def _chunks(

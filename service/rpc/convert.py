@@ -18,9 +18,10 @@ from service.errors import (
     UnsupportedField,
 )
 from service.rpc.options import refuse_unserved
-from service.rpc.sampling import sampling_params
-from service.rpc.tools import response_format, tools_and_mode
+from service.rpc.sampling import MAX_N, sampling_params
+from service.rpc.tools import check_num_tools, response_format, tools_and_mode
 from service.types import (
+    Caller,
     ChatRequest,
     FinishReason,
     Message,
@@ -68,7 +69,7 @@ def chat_request(
         sampling=sampling_params(params.sampling, defaults, vocab_size),
         prompt=prompt_options(params.prompt, params.reasoning_effort),
         cache_salt=cache_salt(params.cache_salt),
-        n=params.sampling.n if params.sampling.HasField("n") else 1,
+        n=num_choices(params.sampling),
         priority=params.priority,
         num_logprobs=_num_logprobs(params),
         num_prompt_logprobs=_num_prompt_logprobs(params),
@@ -78,6 +79,31 @@ def chat_request(
         has_parallel_calls=not params.HasField("parallel_tool_calls") or params.parallel_tool_calls,
         response_format=response_format(params, tool_mode),
     )
+
+
+def num_choices(sampling: chat_pb2.SamplingParams, max_choices: int = MAX_N) -> int:
+    """How many choices a request asks for.
+
+    Args:
+        max_choices: How many the service has room for.
+
+    Raises:
+        InvalidField: There are none, or more than may be.
+    """
+    n = sampling.n if sampling.HasField("n") else 1
+    most = min(max_choices, MAX_N)
+    if not 1 <= n <= most:
+        raise InvalidField("sampling.n", f"n must be between 1 and {most}, not {n}.")
+    return n
+
+
+def check_priority(priority: int, caller: Caller) -> None:
+    """Raise InvalidField for a priority that is more urgent than the caller may set."""
+    if priority < caller.min_priority:
+        raise InvalidField(
+            "priority",
+            f"This API key may not set a priority below {caller.min_priority}, such as {priority}.",
+        )
 
 
 def messages(protos: Sequence[chat_pb2.ChatMessage], path: str = "messages") -> tuple[Message, ...]:
@@ -137,14 +163,25 @@ def check_fits(
     max_token_chars: int,
     max_model_len: int,
     tools: Sequence[chat_pb2.Tool] = (),
+    path: str = "messages",
 ) -> None:
-    """Refuse a conversation that cannot fit, by its size alone, before any work is done on it.
+    """Refuse a conversation that cannot fit, by its size only, before any work is done on it.
 
     Raises:
         ContextLengthExceeded: with a number of tokens that the prompt has at the least.
+        InvalidField: A message has more parts or calls than a prompt can have tokens.
     """
     if len(protos) >= max_model_len:  # each is a token, at the least
         raise ContextLengthExceeded(len(protos), max_model_len)
+    for i, proto in enumerate(protos):
+        for name in ("content", "tool_calls"):
+            if len(getattr(proto, name)) > max_model_len:
+                raise InvalidField(
+                    f"{path}[{i}].{name}",
+                    f"A message has at most as many parts and calls as the model's context has "
+                    f"tokens, {max_model_len}.",
+                )
+    check_num_tools(tools)
     num_chars = sum(
         sum(len(part.text) for part in proto.content)
         + len(proto.refusal)
@@ -190,7 +227,9 @@ def _message(proto: chat_pb2.ChatMessage, path: str) -> Message:
     content = _text(proto.content, f"{path}.content")
     if proto.refusal:  # templates know no refusals: it is what the assistant said
         content = f"{content}\n{proto.refusal}" if content else proto.refusal
-    if content is None and not (role == "assistant" and proto.tool_calls):
+    # An assistant that called functions, or that was cut off while it reasoned, has said nothing.
+    is_silent = role == "assistant" and (proto.tool_calls or proto.reasoning_content)
+    if content is None and not is_silent:
         raise MissingField(f"{path}.content")
     if role == "tool" and not proto.tool_call_id:
         raise MissingField(f"{path}.tool_call_id")

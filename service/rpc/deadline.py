@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from service.errors import DeadlinePassed
-from service.rpc.interceptor import Context
+from service.rpc.context import Context
 
 # The caller's own deadline ends the call by itself, at its time; ours follows, for callers without
 # one, and the two never race.

@@ -1,17 +1,18 @@
-"""From a checked request to text: the prompt, the engine's tokens, the answer's words."""
+"""From a request to text: the prompt, the engine's tokens, the text of the answer."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from chatrpc.v1 import chat_pb2
 from service.errors import InvalidField
-from service.rpc import phases
+from service.rpc import convert, phases
 from service.rpc.caller import current_caller
 from service.rpc.deadline import until
+from service.rpc.work_pools import WorkPools
 from service.text import conversation as conversations
 from service.text.answer import AnswerText, TextDelta
+from service.text.conversation import Conversation
 from service.text.reading import Reading
 from service.types import (
     AnswerConstraint,
@@ -24,49 +25,41 @@ from service.types import (
     TokenOutput,
 )
 
-# Not the event loop's own pool: that one is waited for at exit, however long a tokenization takes.
-tokenizing = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
-# Nor the tokenizers' threads: a hostile grammar takes one of these for a second or two.
-compiling = ThreadPoolExecutor(max_workers=2, thread_name_prefix="grammar")
-
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What the engine is asked, and how its answers are to be read."""
+    """A chat completion that is ready for the engine, and how its answers are to be read."""
 
+    chat: ChatRequest
     request: Request
     reading: Reading
     constraint: AnswerConstraint | None = None
     constrained_field: str = ""  # where the request asks for the constraint
 
 
-async def prepare(chat: ChatRequest, model: ServedModel, deadline: float) -> Prepared:
-    """Render and tokenize the conversation, off the event loop: a long one takes a while.
+async def prepare(
+    params: chat_pb2.ChatCompletionParams, model: ServedModel, deadline: float, pools: WorkPools
+) -> Prepared:
+    """Check a request, render and tokenize its conversation, compile its grammar.
 
     Args:
-        deadline: of `time.monotonic()`; when the caller will not wait any longer.
+        deadline: Of `time.monotonic()`; the caller does not wait any longer.
 
     Raises:
-        TemplateRefused
-        InvalidField: the prompt holds a token that the model does not know, or the form that the
-            answer must take is none.
-        DeadlinePassed
+        InvalidField, or one of its kinds: The first mistake found.
+        DeadlinePassed, PreparationFull
     """
-    loop = asyncio.get_running_loop()
-    constraint = None
+    caller = current_caller()
+    convert.check_priority(params.priority, caller)
     async with until(deadline):
-        conversation = await loop.run_in_executor(tokenizing, conversations.prepare, chat, model)
+        chat, conversation, length = await pools.text(_read, params, model)
         grammar = conversation.grammar
+        constraint = None
         if grammar is not None:
-            constraint = await loop.run_in_executor(
-                compiling, conversations.compile_grammar, grammar, model
-            )
-    prompt = conversation.prompt_token_ids
-    if prompt and max(prompt) >= model.vocab_size:
-        raise InvalidField("messages", f"The model does not know the token {max(prompt)}.")
+            constraint = await pools.grammar(length, conversations.compile_grammar, grammar, model)
     sampling = chat.sampling
     request = Request(
-        prompt_token_ids=tuple(prompt),
+        prompt_token_ids=tuple(conversation.prompt_token_ids),
         sampling=sampling,
         stop_token_ids=stop_token_ids(sampling, model, constraint),
         deadline=deadline,
@@ -77,11 +70,35 @@ async def prepare(chat: ChatRequest, model: ServedModel, deadline: float) -> Pre
         num_prompt_logprobs=chat.num_prompt_logprobs,
         bad_token_sequences=tuple(bad_token_sequences(sampling.bad_words, model.tokenizer)),
         constraint=constraint,
-        caller=current_caller(),
+        caller=caller,
     )
     return Prepared(
-        request, conversation.reading, constraint, grammar.field if grammar is not None else ""
+        chat,
+        request,
+        conversation.reading,
+        constraint,
+        grammar.field if grammar is not None else "",
     )
+
+
+def _read(
+    params: chat_pb2.ChatCompletionParams, model: ServedModel
+) -> tuple[ChatRequest, Conversation, int]:
+    """The request checked, its conversation, and the length of its grammar in characters.
+
+    Runs on a thread: a long conversation takes a while.
+    """
+    max_model_len = model.card.max_model_len
+    convert.check_fits(
+        params.messages, model.tokenizer.max_token_chars, max_model_len, params.tools
+    )
+    chat = convert.chat_request(params, model.sampling_defaults, model.vocab_size)
+    conversation = conversations.prepare(chat, model)
+    prompt = conversation.prompt_token_ids
+    if prompt and max(prompt) >= model.vocab_size:
+        raise InvalidField("messages", f"The model does not know the token {max(prompt)}.")
+    grammar = conversation.grammar
+    return chat, conversation, 0 if grammar is None else len(grammar.rules())
 
 
 async def generate(model: ServedModel, prepared: Prepared) -> AsyncGenerator[TextDelta, None]:
@@ -95,7 +112,7 @@ async def generate(model: ServedModel, prepared: Prepared) -> AsyncGenerator[Tex
     """
     request = prepared.request
     phases.ask(request)
-    async with aclosing(model.engine.generate(request)) as outputs:
+    async with aclosing(model.engine.generate(request, is_reserved=True)) as outputs:
         await anext(outputs)
         yield TextDelta()
         answers = {i: _Answer(model, prepared) for i in range(request.n)}

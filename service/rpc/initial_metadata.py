@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TypeVar
 
-from service.rpc.interceptor import Context
+from service.rpc.context import Context
 
 # Says "admitted" in so many words: a refused call has initial metadata too, though empty.
 ADMITTED = (("chatrpc-admitted", "1"),)

@@ -6,20 +6,22 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from chatrpc_process.tracing import OFF, Tracer, log_fields
-from service.errors import DeadlinePassed, InvalidField, Unauthenticated
+from service.errors import DeadlinePassed, Unauthenticated
 from service.metrics import Metrics
 from service.rpc import status
 from service.rpc.access import Access
+from service.rpc.caller import acting_for
+from service.rpc.context import Context, Handler
+from service.rpc.messages import MessageReader, Patience
 from service.rpc.telemetry import CallTelemetry
+from service.rpc.work_pools import WorkPools
 
 REQUEST_ID_KEY = "x-request-id"
 
@@ -30,24 +32,7 @@ _LAST_WORDS_S = 5
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
-# Quoted: these are generic in their type stubs alone.
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
-
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a call waits for its client.
-
-    Args:
-        message_s: for the request to arrive.
-        write_s: for a part of the answer to be read, or to fit what the client will buffer.
-    """
-
-    message_s: float = 60.0
-    write_s: float = 60.0
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -62,12 +47,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self,
         access: Access,
         metrics: Metrics,
+        pools: WorkPools,
         patience: Patience | None = None,
         tracer: Tracer = OFF,
     ) -> None:
         self._access = access
         self._metrics = metrics
         self._patience = patience or Patience()
+        self._messages = MessageReader(pools, self._patience)
         self._tracer = tracer
 
     async def intercept_service(
@@ -106,42 +93,41 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _unary(self, handler: Any, method: str) -> Any:
         async def call(_: Any, context: Context) -> Any:
-            async with _call(method, context, self._metrics, self._tracer) as counting:
-                key = self._access.authenticate(context.invocation_metadata() or ())
-                message = parse(handler, await self._read(context))
-                counting.note_request(message)
-                with self._access.use(key, message, counting):
-                    response = await handler.unary_unary(message, context)
-                    if hasattr(response, "completion"):
-                        counting.note_completion(response.completion)
-                    return response
+            async with (
+                _call(method, context, self._metrics, self._tracer) as counting,
+                self._message(handler, method, context, counting) as message,
+            ):
+                response = await handler.unary_unary(message, context)
+                if hasattr(response, "completion"):
+                    counting.note_completion(response.completion)
+                return response
 
         return call
 
     def _stream(self, handler: Any, method: str) -> Any:
         async def call(_: Any, context: Context) -> None:
-            async with _call(method, context, self._metrics, self._tracer) as counting:
-                key = self._access.authenticate(context.invocation_metadata() or ())
-                message = parse(handler, await self._read(context))
-                counting.note_request(message)
-                with self._access.use(key, message, counting):
-                    async with aclosing(handler.unary_stream(message, context)) as responses:
-                        async for response in responses:
-                            counting.note_chunk(response.chunk)
-                            await self._write(context, response)
+            async with (
+                _call(method, context, self._metrics, self._tracer) as counting,
+                self._message(handler, method, context, counting) as message,
+                aclosing(handler.unary_stream(message, context)) as responses,
+            ):
+                async for response in responses:
+                    counting.note_chunk(response.chunk)
+                    await self._write(context, response)
 
         return call
 
-    async def _read(self, context: Context) -> bytes:
-        """The one message of a request, as it came."""
-        try:
-            async with asyncio.timeout(self._patience.message_s):
-                request = await context.read()
-        except TimeoutError:
-            raise DeadlinePassed("The request took too long to arrive.") from None
-        if not isinstance(request, bytes):
-            raise InvalidField("request", "There is no request.")
-        return request
+    @asynccontextmanager
+    async def _message(
+        self, handler: Any, method: str, context: Context, counting: CallTelemetry
+    ) -> AsyncIterator[Any]:
+        """The message of a call whose key may send it."""
+        key = self._access.authenticate(context.invocation_metadata() or ())
+        with acting_for(self._access.caller(key)):
+            async with self._messages.message(handler, method, context) as message:
+                counting.note_request(message)
+                with self._access.use(key, message, counting):
+                    yield message
 
     async def _write(self, context: Context, response: Any) -> None:
         try:
@@ -149,18 +135,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 await context.write(response)
         except TimeoutError:
             raise DeadlinePassed("The answer was not read for too long.") from None
-
-
-def parse(handler: Any, request: bytes) -> Any:
-    """The message that came as `request`.
-
-    Raises:
-        InvalidField
-    """
-    try:
-        return handler.request_deserializer(request)
-    except DecodeError as error:
-        raise InvalidField("request", "The request is not a valid protobuf message.") from error
 
 
 @asynccontextmanager

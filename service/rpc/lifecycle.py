@@ -8,8 +8,8 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 
 from service.errors import Draining, ModelNotFound, Starting
+from service.rpc.context import Context
 from service.rpc.health import HealthServicer
-from service.rpc.interceptor import Context
 from service.types import ServedModel
 
 LIVENESS = "liveness"

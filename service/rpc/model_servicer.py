@@ -1,18 +1,14 @@
 """ModelService: which models are served, and their tokenizers."""
 
-import asyncio
-from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
-
 from chatrpc.v1 import chat_pb2, model_service_pb2, model_service_pb2_grpc
 from service.errors import ContextLengthExceeded, InvalidField, MissingField
-from service.rpc import convert, generation
-from service.rpc.interceptor import Context
+from service.rpc import convert
+from service.rpc.context import Context
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.sampling import check_token_ids
+from service.rpc.work_pools import WorkPools
 from service.text.chat_template import render_prompt
-from service.types import ServedModel
+from service.types import ServedModel, Tokenizer
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
@@ -20,14 +16,17 @@ MAX_TEXT_BYTES = 1 << 20  # of which a core has enough for a second or so
 MAX_DETOKENIZED = 100_000
 MAX_TOKENS_WITH_BYTES = 100_000
 
-Made = TypeVar("Made")
-
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
-    """Reads what `lifecycle` serves."""
+    """Reads what `lifecycle` serves.
 
-    def __init__(self, lifecycle: Lifecycle) -> None:
+    Args:
+        pools: Where texts are tokenized.
+    """
+
+    def __init__(self, lifecycle: Lifecycle, pools: WorkPools) -> None:
         self._lifecycle = lifecycle
+        self._pools = pools
 
     async def ListModels(
         self, request: model_service_pb2.ListModelsRequest, context: Context
@@ -58,37 +57,9 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         if not request.model:
             raise MissingField("model")
         model = self._lifecycle.admit(request.model, context)
-        tokenizer = model.tokenizer
         if request.WhichOneof("input") is None:
             raise MissingField("input")
-        if request.HasField("conversation"):
-            convert.check_fits(
-                request.conversation.messages, tokenizer.max_token_chars, model.card.max_model_len
-            )
-            messages = convert.messages(request.conversation.messages, "conversation.messages")
-            options = convert.prompt_options(
-                request.conversation.prompt, chat_pb2.REASONING_EFFORT_UNSPECIFIED
-            )
-            token_ids = await _made(partial(render_prompt, tokenizer, messages, options))
-        else:
-            _check_text(request.text, model)
-            adds_special = not request.HasField("add_special_tokens") or request.add_special_tokens
-            token_ids = await _made(
-                partial(tokenizer.encode, request.text, add_special_tokens=adds_special)
-            )
-        token_bytes: list[bytes] = []
-        if request.return_token_bytes:
-            if len(token_ids) > MAX_TOKENS_WITH_BYTES:
-                raise InvalidField(
-                    "return_token_bytes",
-                    f"The bytes of at most {MAX_TOKENS_WITH_BYTES} tokens are returned.",
-                )
-            token_bytes = [tokenizer.token_bytes(token_id) for token_id in token_ids]
-        return model_service_pb2.TokenizeResponse(
-            token_ids=token_ids,
-            max_model_len=model.card.max_model_len,
-            token_bytes=token_bytes,
-        )
+        return await self._pools.text(_tokenized, request, model)
 
     async def Detokenize(
         self, request: model_service_pb2.DetokenizeRequest, context: Context
@@ -98,11 +69,47 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         tokenizer = self._lifecycle.admit(request.model, context).tokenizer
         if len(request.token_ids) > MAX_DETOKENIZED:
             raise InvalidField("token_ids", f"At most {MAX_DETOKENIZED} token ids are taken.")
-        check_token_ids(request.token_ids, tokenizer.vocab_size, "token_ids")
-        text = await _made(
-            partial(tokenizer.decode, list(request.token_ids), skip_special_tokens=False)
+        return await self._pools.text(_detokenized, request, tokenizer)
+
+
+def _tokenized(
+    request: model_service_pb2.TokenizeRequest, model: ServedModel
+) -> model_service_pb2.TokenizeResponse:
+    """Runs on a thread: a long text takes a while."""
+    tokenizer, max_model_len = model.tokenizer, model.card.max_model_len
+    if request.HasField("conversation"):
+        path = "conversation.messages"
+        protos = request.conversation.messages
+        convert.check_fits(protos, tokenizer.max_token_chars, max_model_len, path=path)
+        messages = convert.messages(protos, path)
+        options = convert.prompt_options(
+            request.conversation.prompt, chat_pb2.REASONING_EFFORT_UNSPECIFIED
         )
-        return model_service_pb2.DetokenizeResponse(text=text)
+        token_ids = render_prompt(tokenizer, messages, options)
+    else:
+        _check_text(request.text, model)
+        adds_special = not request.HasField("add_special_tokens") or request.add_special_tokens
+        token_ids = tokenizer.encode(request.text, add_special_tokens=adds_special)
+    token_bytes: list[bytes] = []
+    if request.return_token_bytes:
+        if len(token_ids) > MAX_TOKENS_WITH_BYTES:
+            raise InvalidField(
+                "return_token_bytes",
+                f"The bytes of at most {MAX_TOKENS_WITH_BYTES} tokens are returned.",
+            )
+        token_bytes = [tokenizer.token_bytes(token_id) for token_id in token_ids]
+    return model_service_pb2.TokenizeResponse(
+        token_ids=token_ids, max_model_len=max_model_len, token_bytes=token_bytes
+    )
+
+
+def _detokenized(
+    request: model_service_pb2.DetokenizeRequest, tokenizer: Tokenizer
+) -> model_service_pb2.DetokenizeResponse:
+    """Runs on a thread: many tokens take a while."""
+    check_token_ids(request.token_ids, tokenizer.vocab_size, "token_ids")
+    text = tokenizer.decode(list(request.token_ids), skip_special_tokens=False)
+    return model_service_pb2.DetokenizeResponse(text=text)
 
 
 def _check_text(text: str, model: ServedModel) -> None:
@@ -112,8 +119,3 @@ def _check_text(text: str, model: ServedModel) -> None:
         raise ContextLengthExceeded(len(text) // longest, max_model_len, "text", "text")
     if len(text.encode()) > MAX_TEXT_BYTES:
         raise InvalidField("text", f"At most {MAX_TEXT_BYTES} bytes of text are tokenized at once.")
-
-
-async def _made(make: Callable[[], Made]) -> Made:
-    """What `make` makes, off the event loop."""
-    return await asyncio.get_running_loop().run_in_executor(generation.tokenizing, make)

@@ -15,7 +15,7 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from service.errors import Draining
-from service.rpc.interceptor import Context
+from service.rpc.context import Context
 from service.rpc.lifecycle import Lifecycle, State
 
 METHOD = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics"

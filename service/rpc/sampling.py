@@ -59,9 +59,7 @@ def sampling_params(
         f"above 0 and at most {_LARGEST_REPETITION_PENALTY:g}",
         given,
     )
-    for name in ("max_completion_tokens", "n"):
-        _check(name, given.get(name, 1) >= 1, "at least 1", given)
-    _check("n", given.get("n", 1) <= MAX_N, f"at most {MAX_N}", given)
+    _check("max_completion_tokens", given.get("max_completion_tokens", 1) >= 1, "at least 1", given)
     if proto.HasField("max_completion_tokens"):
         limit = proto.max_completion_tokens
         text = f"at most max_completion_tokens, which is {limit}"

@@ -5,7 +5,6 @@ import asyncio
 import grpc
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from chatrpc.v1 import (
     chat_service_pb2,
@@ -21,22 +20,27 @@ from service.metrics import Metrics
 from service.rpc.access import Access
 from service.rpc.chat_servicer import ChatServicer
 from service.rpc.completion_servicer import CompletionServicer
-from service.rpc.interceptor import CallInterceptor, Patience
+from service.rpc.interceptor import CallInterceptor
 from service.rpc.lifecycle import Lifecycle
+from service.rpc.messages import Patience
 from service.rpc.model_servicer import ModelServicer
 from service.rpc.orca import LoadReports
+from service.rpc.reflection import enable_reflection
 from service.rpc.standard_services import StandardServiceInterceptor
 from service.rpc.tls import server_credentials
+from service.rpc.work_pools import WorkPools
 
-MAX_MESSAGE_BYTES = 32 << 20
+# As the gateway's limit of a body. Answers may be longer: log probabilities take much room.
+MAX_RECEIVED_BYTES = 8 << 20
+MAX_SENT_BYTES = 32 << 20
 MAX_METADATA_BYTES = 16 << 10
 
 # Core ignores a key that it does not know, so a test compares these with the keys in its binary.
 # There is no maximum_concurrent_rpcs: it would refuse health checks too and get a busy service
 # killed.
 OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_RECEIVED_BYTES),
+    ("grpc.max_send_message_length", MAX_SENT_BYTES),
     # Clients may ping each 10 s, also during a long unary call: the default of 300 s ends their
     # connection with too_many_pings. Those who ping in floods shall have just that.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -69,6 +73,7 @@ SERVICE_NAMES = [
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
 ]
 
+_HEALTH = "grpc.health.v1.Health"
 _CHANNELZ = "grpc.channelz.v1.Channelz"
 
 # What is left when a drain is over are health watches, which hold stop() for its grace.
@@ -109,33 +114,39 @@ class Server:
         self._credentials = None if tls is None else server_credentials(tls)
         options = (*options, ("grpc.enable_channelz", int(has_channelz)))
         standard = StandardServiceInterceptor()
+        self._pools = WorkPools()
         self._server = grpc.aio.server(
             options=options,
             interceptors=[
-                CallInterceptor(access or Access(), metrics or Metrics(), patience, tracer),
+                CallInterceptor(
+                    access or Access(), metrics or Metrics(), self._pools, patience, tracer
+                ),
                 standard,
             ],
         )
         self._admin = grpc.aio.server(options=options, interceptors=[standard])
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._admin)
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(
-            ChatServicer(lifecycle, max_request_s), self._server
+            ChatServicer(lifecycle, self._pools, max_request_s), self._server
         )
         completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(
-            CompletionServicer(lifecycle, max_request_s), self._server
+            CompletionServicer(lifecycle, self._pools, max_request_s), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(lifecycle), self._server
+            ModelServicer(lifecycle, self._pools), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._server)
         LoadReports(lifecycle).add_to(self._server)
         if has_channelz:
             channelz.add_channelz_servicer(self._admin)
         if has_reflection:
-            common = ("grpc.health.v1.Health", reflection.SERVICE_NAME)
-            reflection.enable_server_reflection((*SERVICE_NAMES, *common), self._server)
-            admin = (*common, _CHANNELZ) if has_channelz else common
-            reflection.enable_server_reflection(admin, self._admin)
+            enable_reflection(self._server, (*SERVICE_NAMES, _HEALTH))
+            enable_reflection(self._admin, (_HEALTH, _CHANNELZ) if has_channelz else (_HEALTH,))
+
+    @property
+    def num_jobs(self) -> int:
+        """The number of requests that are being parsed, tokenized or compiled, or wait for it."""
+        return self._pools.num_jobs
 
     async def start(self, host: str, port: int) -> int:
         """Listen, alive but not ready.
@@ -167,6 +178,7 @@ class Server:
 
     async def stop(self) -> None:
         await asyncio.gather(self._server.stop(_STOP_GRACE_S), self._admin.stop(_STOP_GRACE_S))
+        self._pools.close()
 
 
 def _bind(

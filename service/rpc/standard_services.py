@@ -1,7 +1,8 @@
 """Calls to the standard services beside our own: health, reflection, load reports, channelz.
 
 What their servicers do not foresee, such as bytes that are no message, gRPC itself answers with
-UNKNOWN and the words of the exception; here it gets a status of ours.
+UNKNOWN and the words of the exception; here it gets a status of ours. Most of them need no key, so
+what they take is bounded.
 """
 
 import uuid
@@ -12,8 +13,17 @@ from typing import Any
 import grpc
 import structlog
 
+from service.errors import InvalidField
 from service.rpc import status
-from service.rpc.interceptor import Context, Handler, abort, parse
+from service.rpc.context import Context, Handler
+from service.rpc.interceptor import abort
+from service.rpc.messages import parse
+from service.rpc.open_streams import OpenStreams
+
+# Names of services and symbols. Answers are not bounded by it.
+MAX_REQUEST_BYTES = 4 << 10
+# A gateway opens one for each replica and model; each takes some 25 KB.
+MAX_OPEN_STREAMS = 1024
 
 _OURS = "/chatrpc."
 
@@ -21,7 +31,14 @@ log = structlog.get_logger(__name__)
 
 
 class StandardServiceInterceptor(grpc.aio.ServerInterceptor):
-    """Turns the errors of what is not ours into statuses. It stands behind `CallInterceptor`."""
+    """Bounds what is not ours, and turns its errors into statuses. It follows `CallInterceptor`.
+
+    Args:
+        max_open_streams: How many streams may be open at once.
+    """
+
+    def __init__(self, max_open_streams: int = MAX_OPEN_STREAMS) -> None:
+        self._streams = OpenStreams(max_open_streams)
 
     async def intercept_service(
         self,
@@ -33,44 +50,54 @@ class StandardServiceInterceptor(grpc.aio.ServerInterceptor):
             return handler  # type: ignore[no-any-return]
         if handler.request_streaming:  # reflection, both ways
             return grpc.stream_stream_rpc_method_handler(
-                _conversation(handler), None, handler.response_serializer
+                self._conversation(handler), None, handler.response_serializer
             )
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                _stream(handler), None, handler.response_serializer
+            # gRPC would keep the request of a unary call for as long as its stream is open.
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream(handler), None, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
             _answer(handler), None, handler.response_serializer
         )
 
+    def _stream(self, handler: Any) -> Any:
+        async def call(requests: AsyncIterator[bytes], context: Context) -> None:
+            async with _refusing(context), self._streams.opened(context.peer()):
+                message = _small(handler, await anext(requests, b""))
+                async with aclosing(handler.unary_stream(message, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+
+        return call
+
+    def _conversation(self, handler: Any) -> Any:
+        async def call(
+            requests: AsyncIterator[bytes], context: Context
+        ) -> AsyncGenerator[Any, None]:
+            async with _refusing(context), self._streams.opened(context.peer()):
+                messages = (_small(handler, request) async for request in requests)
+                async for response in handler.stream_stream(messages, context):
+                    yield response
+
+        return call
+
 
 def _answer(handler: Any) -> Any:
     async def call(request: bytes, context: Context) -> Any:
         async with _refusing(context):
-            return await handler.unary_unary(parse(handler, request), context)
+            return await handler.unary_unary(_small(handler, request), context)
 
     return call
 
 
-def _stream(handler: Any) -> Any:
-    async def call(request: bytes, context: Context) -> None:
-        async with _refusing(context):
-            message = parse(handler, request)
-            async with aclosing(handler.unary_stream(message, context)) as responses:
-                async for response in responses:
-                    await context.write(response)
-
-    return call
-
-
-def _conversation(handler: Any) -> Any:
-    async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncGenerator[Any, None]:
-        async with _refusing(context):
-            messages = (parse(handler, request) async for request in requests)
-            async for response in handler.stream_stream(messages, context):
-                yield response
-
-    return call
+def _small(handler: Any, request: bytes) -> Any:
+    """The message that came as `request`. Raises InvalidField."""
+    if len(request) > MAX_REQUEST_BYTES:
+        raise InvalidField(
+            "request", f"A request to this service has at most {MAX_REQUEST_BYTES} bytes."
+        )
+    return parse(handler, request)
 
 
 @asynccontextmanager

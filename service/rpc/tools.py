@@ -23,8 +23,7 @@ def tools_and_mode(params: chat_pb2.ChatCompletionParams) -> tuple[tuple[Tool, .
     Raises:
         InvalidField, or one of its kinds.
     """
-    if len(params.tools) > MAX_TOOLS:
-        raise InvalidField("tools", f"At most {MAX_TOOLS} tools are taken.")
+    check_num_tools(params.tools)
     tools = tuple(_tool(proto, i) for i, proto in enumerate(params.tools))
     by_name: dict[str, Tool] = {}
     for tool in tools:
@@ -44,6 +43,8 @@ def tools_and_mode(params: chat_pb2.ChatCompletionParams) -> tuple[tuple[Tool, .
             field = "tool_choice.allowed_tools.function_names"
             if not choice.allowed_tools.function_names:
                 raise MissingField(field)
+            if len(choice.allowed_tools.function_names) > MAX_TOOLS:
+                raise InvalidField(field, f"At most {MAX_TOOLS} tools are taken.")
             mode = _mode(choice.allowed_tools.mode, "tool_choice.allowed_tools.mode")
             return _named(choice.allowed_tools.function_names, by_name, field), mode
         case _:
@@ -53,6 +54,12 @@ def tools_and_mode(params: chat_pb2.ChatCompletionParams) -> tuple[tuple[Tool, .
             if mode is ToolMode.REQUIRED and not tools:
                 raise InvalidField("tool_choice.mode", "A call is required, and there is no tool.")
             return tools, mode
+
+
+def check_num_tools(tools: Sequence[chat_pb2.Tool]) -> None:
+    """Raise InvalidField if there are more tools than a request may have."""
+    if len(tools) > MAX_TOOLS:
+        raise InvalidField("tools", f"At most {MAX_TOOLS} tools are taken.")
 
 
 def response_format(params: chat_pb2.ChatCompletionParams, mode: ToolMode) -> ResponseFormat | None:

@@ -2,9 +2,16 @@
 
 from dataclasses import dataclass, replace
 
-from service.errors import InvalidField, InvalidGrammar, TemplateRefused, UnsupportedField
+from service.errors import (
+    ContextLengthExceeded,
+    InvalidField,
+    InvalidGrammar,
+    TemplateRefused,
+    UnsupportedField,
+)
 from service.text.answer_grammar import AnswerGrammar
 from service.text.chat_template import encode_prompt, render_text
+from service.text.prompt_length import least_num_tokens
 from service.text.reading import Reading
 from service.text.reasoning import MARKERS, Thinking, thinking_after
 from service.text.tool_calls.prompt import template_tools, with_mistral_ids, with_tools_in_text
@@ -33,9 +40,15 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
 
     Raises:
         TemplateRefused: the template refuses the conversation.
+        ContextLengthExceeded: the prompt is far too long.
         InvalidField: what the answer is asked to be cannot be had.
     """
     text = _prompt(chat, model)
+    max_model_len = model.card.max_model_len
+    if chat.prompt.truncate_prompt_tokens is None and (
+        num_tokens := least_num_tokens(model.tokenizer, text, max_model_len)
+    ):
+        raise ContextLengthExceeded(num_tokens, max_model_len)
     markers = MARKERS.get(model.formats.reasoning)
     thinking = Thinking.CLOSED if markers is None else thinking_after(text, markers)
     syntax = SYNTAXES[model.formats.tools] if chat.tools else None

@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 from service.errors import ChatrpcError
-from service.types import EngineStats, FinishReason, Request, TokenLogprobs, TokenOutput
+from service.types import Caller, EngineStats, FinishReason, Request, TokenLogprobs, TokenOutput
 
 
 class FakeEngine:
@@ -16,17 +16,20 @@ class FakeEngine:
 
     A step of the script is an output, an error to raise or an event to wait for. Log probabilities
     that are asked for and not in the script are made up, by `logprobs_of`. `requests` are those
-    that came, `num_running` those that have not ended.
+    that came, `num_running` those that have not ended, `reserved` the places that are held.
     """
 
     max_model_len = 1000
+    max_request_sequences = 300
 
     def __init__(self) -> None:
         self.script: list[TokenOutput | Exception | asyncio.Event] = []
         self.refusal: ChatrpcError | None = None
         self.requests: list[Request] = []
         self.num_running = 0
-        self.num_room_checks = 0
+        self.no_room: ChatrpcError | None = None
+        self.reserved: list[tuple[Caller, int]] = []
+        self.num_reservations = 0
 
     def answer(self, text: str, *, finish_reason: FinishReason = FinishReason.LENGTH) -> None:
         """Answer with the bytes of `text`, one token a step."""
@@ -34,12 +37,24 @@ class FakeEngine:
         self.script = [TokenOutput((byte,)) for byte in head]
         self.script.append(TokenOutput((last,), finish_reason))
 
-    def check_room(self) -> None:
-        self.num_room_checks += 1
+    @contextmanager
+    def reserve(self, caller: Caller, num_sequences: int) -> Iterator[None]:
+        self.num_reservations += 1
+        if self.no_room is not None:
+            raise self.no_room
+        place = caller, num_sequences
+        self.reserved.append(place)
+        try:
+            yield
+        finally:
+            self.reserved.remove(place)
 
     async def start(self) -> None: ...
 
-    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, int | None]:
+    async def generate(
+        self, request: Request, *, is_reserved: bool = False
+    ) -> AsyncGenerator[TokenOutput, int | None]:
+        assert is_reserved, "servicers reserve places before they prepare a request"
         if self.refusal is not None:
             raise self.refusal
         self.requests.append(request)

@@ -54,7 +54,9 @@ class RandomEngine(FakeEngine):
         self._choose = random.Random(seed)
         self._max_tokens = max_tokens
 
-    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, int | None]:
+    async def generate(
+        self, request: Request, *, is_reserved: bool = False
+    ) -> AsyncGenerator[TokenOutput, int | None]:
         self.requests.append(request)
         assert request.constraint is not None
         matcher = request.constraint.matcher()

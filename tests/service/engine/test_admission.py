@@ -1,26 +1,37 @@
 import pytest
 
 from service.engine.admission import Admission
-from service.errors import ContextLengthExceeded, DeadlinePassed, QueueFull
-from tests.service.engine.requests import make_request
+from service.errors import DeadlinePassed, QueueFull
+from service.types import Caller
+
+ANYBODY = Caller()
 
 
-def enter(admission: Admission, now: float, deadline: float | None = None) -> None:
-    admission.enter(make_request(deadline=deadline), max_model_len=100, now=now)
+def enter(
+    admission: Admission, now: float, deadline: float | None = None, caller: Caller = ANYBODY
+) -> None:
+    admission.enter(caller, 1, now)
+    try:
+        admission.check_deadline(caller, 1, deadline, now)
+    except DeadlinePassed:
+        admission.leave(caller, 1)
+        raise
 
 
-def leave(admission: Admission, now: float) -> None:
-    admission.leave(make_request(), now)
+def leave(admission: Admission, now: float, caller: Caller = ANYBODY) -> None:
+    admission.note_end(1, now)
+    admission.leave(caller, 1)
 
 
-def test_a_prompt_must_leave_room_for_one_token() -> None:
-    admission = Admission(max_num_seqs=1, max_queue_size=0)
-    with pytest.raises(ContextLengthExceeded) as caught:
-        admission.enter(make_request(10), max_model_len=10, now=0.0)
-    assert (caught.value.prompt_tokens, caught.value.max_model_len) == (10, 10)
-    assert admission.num_inside == 0
-    admission.enter(make_request(9), max_model_len=10, now=0.0)
-    assert admission.num_inside == 1
+def fill(admission: Admission, caller: Caller) -> int:
+    """Enter until there is no room; how many came in."""
+    num_inside = 0
+    while True:
+        try:
+            enter(admission, now=0.0, caller=caller)
+        except QueueFull:
+            return num_inside
+        num_inside += 1
 
 
 def test_as_many_come_in_as_may_run_and_wait() -> None:
@@ -50,9 +61,9 @@ def test_a_deadline_that_has_passed_is_refused() -> None:
 
 def test_nobody_waits_while_a_place_is_free() -> None:
     admission = Admission(max_num_seqs=2, max_queue_size=2)
-    assert admission.estimated_wait_s == 0.0
+    assert admission.estimated_wait_s(ANYBODY) == 0.0
     enter(admission, now=0.0)
-    assert admission.estimated_wait_s == 0.0
+    assert admission.estimated_wait_s(ANYBODY) == 0.0
 
 
 def steady(admission: Admission, gap_s: float, times: int, now: float = 0.0) -> float:
@@ -69,11 +80,11 @@ def test_the_wait_is_the_places_ahead_times_the_gap_between_leavings() -> None:
     for _ in range(5):  # 2 run, 3 wait
         enter(admission, now=0.0)
     now = steady(admission, gap_s=2.0, times=60)
-    assert admission.estimated_wait_s == pytest.approx(8.0, rel=0.01)
+    assert admission.estimated_wait_s(ANYBODY) == pytest.approx(8.0, rel=0.01)
     with pytest.raises(DeadlinePassed):
         enter(admission, now, deadline=now + 7.5)
     enter(admission, now, deadline=now + 8.5)
-    assert admission.estimated_wait_s == pytest.approx(10.0, rel=0.01)
+    assert admission.estimated_wait_s(ANYBODY) == pytest.approx(10.0, rel=0.01)
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
@@ -92,7 +103,7 @@ def test_time_without_work_is_no_gap() -> None:
         enter(admission, now=hour * 3600.0)
         leave(admission, now=hour * 3600.0 + 1.0)
     enter(admission, now=1e6)
-    assert admission.estimated_wait_s <= 1.0
+    assert admission.estimated_wait_s(ANYBODY) <= 1.0
 
 
 def test_an_estimate_that_refuses_everyone_is_corrected() -> None:
@@ -120,41 +131,67 @@ def test_time_goes_on_for_a_queue_that_has_emptied() -> None:
     leave(admission, now=500.0)
     enter(admission, now=600.0)
     enter(admission, now=600.0)
-    assert admission.estimated_wait_s <= 1.0
+    assert admission.estimated_wait_s(ANYBODY) <= 1.0
 
 
 def test_each_sequence_of_a_request_takes_a_place() -> None:
     admission = Admission(max_num_seqs=2, max_queue_size=3)
-    request = make_request(n=4)
-    admission.enter(request, max_model_len=100, now=0.0)
+    admission.enter(ANYBODY, 4, now=0.0)
     with pytest.raises(QueueFull):
-        admission.enter(make_request(n=2), max_model_len=100, now=0.0)
+        admission.enter(ANYBODY, 2, now=0.0)
     enter(admission, now=0.0)
     with pytest.raises(QueueFull):
-        admission.check_room()
-    admission.leave(request, now=0.0)
+        enter(admission, now=0.0)
+    admission.leave(ANYBODY, 4)
     assert admission.num_inside == 1
-
-
-def test_a_request_for_more_than_there_are_places_comes_in_alone() -> None:
-    admission = Admission(max_num_seqs=2, max_queue_size=3)
-    enter(admission, now=0.0)
-    with pytest.raises(QueueFull):
-        admission.enter(make_request(n=9), max_model_len=100, now=0.0)
-    leave(admission, now=0.0)
-    admission.enter(make_request(n=9), max_model_len=100, now=0.0)
-    assert admission.num_inside == 5
-    admission.leave(make_request(n=9), now=0.0)
-    assert admission.num_inside == 0
 
 
 def test_places_that_become_free_together_are_as_many_gaps() -> None:
     """Four that leave every 8 s are one every 2 s."""
-    admission, request = Admission(max_num_seqs=4, max_queue_size=10), make_request(n=4)
-    admission.enter(request, max_model_len=100, now=0.0)
+    admission = Admission(max_num_seqs=4, max_queue_size=10)
+    admission.enter(ANYBODY, 4, now=0.0)
     now = 0.0
     for _ in range(30):
         now += 8.0
-        admission.leave(request, now)
-        admission.enter(request, max_model_len=100, now=now)
-    assert admission.estimated_wait_s == pytest.approx(2.0, rel=0.01)
+        admission.note_end(4, now)
+        admission.leave(ANYBODY, 4)
+        admission.enter(ANYBODY, 4, now)
+    assert admission.estimated_wait_s(ANYBODY) == pytest.approx(2.0, rel=0.01)
+
+
+def test_one_caller_fills_half_of_the_queue_and_another_still_gets_in() -> None:
+    admission = Admission(max_num_seqs=32, max_queue_size=256)
+    assert fill(admission, Caller("a")) == 160  # 32 slots and 128 places
+    assert fill(admission, Caller("b")) > 64
+    enter(admission, now=0.0, caller=Caller("c"))
+
+
+def test_caller_without_a_queue_has_all_slots() -> None:
+    assert fill(Admission(max_num_seqs=32, max_queue_size=0), Caller("a")) == 32
+
+
+def test_refusal_says_whether_the_queue_or_the_share_is_full() -> None:
+    admission = Admission(max_num_seqs=2, max_queue_size=6)
+    fill(admission, Caller("a"))
+    with pytest.raises(QueueFull, match="This caller has its share"):
+        enter(admission, now=0.0, caller=Caller("a"))
+    fill(admission, ANYBODY)
+    with pytest.raises(QueueFull, match="The waiting queue is full"):
+        enter(admission, now=0.0, caller=Caller("b"))
+
+
+def test_wait_of_a_caller_below_its_share_is_none() -> None:
+    admission = Admission(max_num_seqs=4, max_queue_size=100)
+    busy, other = Caller("a"), Caller("b")
+    for _ in range(40):
+        enter(admission, now=0.0, caller=busy)
+    now = 0.0
+    for _ in range(60):
+        now += 2.0
+        leave(admission, now, busy)
+        enter(admission, now, caller=busy)
+    assert admission.estimated_wait_s(busy) == pytest.approx(74.0, rel=0.01)
+    enter(admission, now, deadline=now + 0.1, caller=other)
+    enter(admission, now, deadline=now + 0.1, caller=other)  # its share is two of the slots
+    # Two of its own are ahead of the third, and one of the other caller's comes in between.
+    assert admission.estimated_wait_s(other) == pytest.approx(4.0, rel=0.01)

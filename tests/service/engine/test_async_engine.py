@@ -23,7 +23,7 @@ from service.errors import (
     QueueFull,
     StepFailed,
 )
-from service.types import EngineStats, FinishReason, Request, SamplingParams, TokenOutput
+from service.types import Caller, EngineStats, FinishReason, Request, SamplingParams, TokenOutput
 from tests.fakes.runner import FakeRunner, answer, make_core
 from tests.service.engine.requests import make_request
 
@@ -233,10 +233,23 @@ async def test_each_sequence_of_a_request_takes_a_place_in_the_queue() -> None:
         rig.block()
         async with aclosing(rig.generate(make_request(n=3))) as inside:
             await anext(inside)
-            with pytest.raises(QueueFull):
-                rig.engine.check_room()
-        rig.engine.check_room()
+            with pytest.raises(QueueFull), rig.engine.reserve(Caller(), 1):
+                pass
+        with rig.engine.reserve(Caller(), 1):
+            pass
         rig.runner.gate.set()
+        await rig.until_empty()
+
+
+async def test_reserved_places_count_while_a_request_is_prepared() -> None:
+    async with started(Rig(max_num_seqs=1, max_queue_size=1)) as rig:
+        request = make_request(max_tokens=3)
+        with rig.engine.reserve(Caller(), 2):
+            with pytest.raises(QueueFull):
+                await anext(rig.generate(make_request()))
+            async with aclosing(rig.engine.generate(request, is_reserved=True)) as outputs:
+                assert tokens([output async for output in outputs])
+        assert tokens(await rig.collect(make_request()))
         await rig.until_empty()
 
 
@@ -507,7 +520,7 @@ def test_a_loop_that_ends_during_a_load_leaves_no_error() -> None:
 
 
 @dataclass(frozen=True)
-class Caller:
+class Client:
     """One client: how it asks and when it goes away."""
 
     prompt: int
@@ -565,7 +578,7 @@ async def turns(count: int) -> None:
 
 
 callers = st.builds(
-    Caller,
+    Client,
     prompt=st.integers(1, 40),
     max_tokens=st.integers(1, 20) | st.none(),
     cache_salt=st.sampled_from(["", "", "salt"]),
@@ -588,7 +601,7 @@ callers = st.builds(
     failing_runs=st.sets(st.integers(1, 60), max_size=6),
 )
 def test_whatever_callers_do_each_ends_by_name_and_nothing_stays(
-    crowd: list[Caller],
+    crowd: list[Client],
     num_blocks: int,
     max_num_seqs: int,
     max_queue_size: int,

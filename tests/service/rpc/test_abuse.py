@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from chatrpc.v1 import chat_service_pb2, model_service_pb2
 from service.metrics import Metrics
-from service.rpc.interceptor import Patience
+from service.rpc.messages import Patience
 from service.rpc.server import MAX_METADATA_BYTES
 from service.types import FinishReason, TokenOutput
 from tests.fakes.wait import until

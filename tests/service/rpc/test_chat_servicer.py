@@ -273,10 +273,12 @@ async def test_a_prompt_that_cannot_fit_is_not_even_tokenized(running: Running) 
     assert refused.metadata == {"prompt_tokens": "1000", "max_model_len": "1000"}
 
 
-async def test_room_is_asked_for_before_the_work_of_tokenizing(running: Running) -> None:
-    running.engine.answer("x")
-    await running.chat.CreateChatCompletion(unary())
-    assert running.engine.num_room_checks == 1
+async def test_request_without_room_is_not_even_tokenized(running: Running) -> None:
+    running.engine.no_room = QueueFull(3, 2.5)
+    running.model.tokenizer.encode = None  # type: ignore[method-assign, assignment]  # never called
+    refused = await refusal(running.chat.CreateChatCompletion(unary()))
+    assert refused.reason == "QUEUE_FULL"
+    assert running.engine.reserved == []
 
 
 async def test_a_token_that_the_model_does_not_know_is_the_callers_mistake(

@@ -12,7 +12,7 @@ from service.errors import (
     UnsupportedField,
 )
 from service.rpc import convert
-from service.types import FinishReason, Message, PromptOptions, SamplingParams, ToolCall
+from service.types import Caller, FinishReason, Message, PromptOptions, SamplingParams, ToolCall
 from tests.service.rpc.conftest import params
 
 DEFAULTS = SamplingParams(temperature=0.2, top_p=0.9)
@@ -210,6 +210,37 @@ def test_a_message_that_is_continued_is_not_answered() -> None:
         options(continue_final_message=True, add_generation_prompt=True)
     with pytest.raises(InvalidField, match="at least 1"):
         options(truncate_prompt_tokens=0)
+
+
+@pytest.mark.parametrize(("n", "room"), [(0, 128), (129, 200), (5, 4)])
+def test_number_of_choices_outside_of_its_range_is_named(n: int, room: int) -> None:
+    with pytest.raises(InvalidField, match="n must be between 1 and") as caught:
+        convert.num_choices(chat_pb2.SamplingParams(n=n), room)
+    assert caught.value.field == "sampling.n"
+
+
+def test_priority_below_that_of_the_key_is_rejected() -> None:
+    convert.check_priority(-(2**31), Caller())
+    convert.check_priority(3, Caller("a", min_priority=3))
+    with pytest.raises(InvalidField, match="may not set a priority below 3") as caught:
+        convert.check_priority(2, Caller("a", min_priority=3))
+    assert caught.value.field == "priority"
+
+
+def test_assistant_message_with_reasoning_only_is_taken() -> None:
+    """An answer that was cut off while the model reasoned looks so, and clients send it back."""
+    proto = chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, reasoning_content="hm")
+    assert convert.messages([proto]) == (Message("assistant", None, reasoning_content="hm"),)
+
+
+@pytest.mark.parametrize("name", ["content", "tool_calls"])
+def test_message_with_more_parts_than_the_context_has_tokens_is_rejected(name: str) -> None:
+    kinds: dict[str, Any] = {"content": chat_pb2.ContentPart(), "tool_calls": chat_pb2.ToolCall()}
+    fields: dict[str, Any] = {name: [kinds[name]] * 101}
+    protos = [user(text("hi")), chat_pb2.ChatMessage(**fields)]
+    with pytest.raises(InvalidField, match="at most as many parts and calls") as caught:
+        convert.check_fits(protos, max_token_chars=9, max_model_len=100)
+    assert caught.value.field == f"messages[1].{name}"
 
 
 @pytest.mark.parametrize(("depth", "is_fine"), [(32, True), (33, False), (900, False)])

@@ -75,8 +75,6 @@ def test_given_sampling_fields_replace_the_defaults() -> None:
         ("top_p", -1),
         ("min_p", 1.1),
         ("max_completion_tokens", 0),
-        ("n", 0),
-        ("n", 129),
         ("presence_penalty", 2.1),
         ("frequency_penalty", -2.1),
         ("frequency_penalty", math.nan),

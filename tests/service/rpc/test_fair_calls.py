@@ -1,0 +1,140 @@
+"""Calls of one key while another key floods the service with work."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from chatrpc.v1 import chat_pb2, chat_service_pb2, model_service_pb2
+from tests.fakes.tokenizer import ByteTokenizer
+from tests.fakes.wait import until
+from tests.gateway_http.api_keys import OTHER, SECRET, key, write
+from tests.service.rpc.conftest import Running, params
+from tests.service.rpc.details import refusal
+from tests.service.rpc.serving import served
+
+FLOODER: Any = (("x-api-key", SECRET),)
+HONEST: Any = (("x-api-key", OTHER),)
+
+
+class SlowTokenizer(ByteTokenizer):
+    """Takes as long for a text that begins with "slow" as the test wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.num_slow = 0
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if text.startswith("slow"):
+            self.num_slow += 1
+            assert self.gate.wait(60)
+        return super().encode(text, add_special_tokens=add_special_tokens)
+
+
+@pytest.fixture
+def tokenizer() -> Iterator[SlowTokenizer]:
+    tokenizer = SlowTokenizer()
+    yield tokenizer
+    tokenizer.gate.set()
+
+
+@pytest.fixture
+async def shared(tmp_path: Path, tokenizer: SlowTokenizer) -> AsyncIterator[Running]:
+    """A service with two keys."""
+    keys = write(tmp_path / "keys.toml", key() + key(OTHER, name="two"))
+    async with served(keys) as running:
+        model = replace(running.model, tokenizer=tokenizer)
+        await running.lifecycle.serve(model)
+        yield running
+
+
+def chat() -> chat_service_pb2.CreateChatCompletionRequest:
+    return chat_service_pb2.CreateChatCompletionRequest(params=params())
+
+
+def flood(running: Running, num_calls: int, *, length: int = 1) -> list["asyncio.Task[Any]"]:
+    """Texts to tokenize, each of which occupies a thread until the gate opens."""
+    request = model_service_pb2.TokenizeRequest(model="fake", text="slow".ljust(length))
+    calls = [running.models.Tokenize(request, metadata=FLOODER) for _ in range(num_calls)]
+    return [asyncio.ensure_future(_ended(call)) for call in calls]
+
+
+async def _ended(call: Any) -> Any:
+    return await call
+
+
+@pytest.mark.parametrize("length", [4, 4000], ids=["small", "large"])
+async def test_texts_of_one_key_do_not_delay_the_chat_of_another(
+    shared: Running, tokenizer: SlowTokenizer, length: int
+) -> None:
+    calls = flood(shared, 60, length=length)
+    await until(lambda: tokenizer.num_slow == 1)
+    for _ in range(3):
+        answer = await shared.chat.CreateChatCompletion(chat(), metadata=HONEST)
+        assert answer.completion.choices
+    assert tokenizer.num_slow == 1  # they wait behind one another
+    tokenizer.gate.set()
+    assert all(answer.token_ids for answer in await asyncio.gather(*calls))
+
+
+async def test_texts_that_nobody_waits_for_are_not_tokenized(
+    shared: Running, tokenizer: SlowTokenizer
+) -> None:
+    calls = flood(shared, 40)
+    await until(lambda: tokenizer.num_slow == 1)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    # Once the calls have ended at the service, only the one that had begun is left of them.
+    await until(lambda: shared.server.num_jobs == 0)
+    tokenizer.gate.set()
+    await shared.models.Tokenize(
+        model_service_pb2.TokenizeRequest(model="fake", text="x"), metadata=FLOODER
+    )
+    assert tokenizer.num_slow == 1
+
+
+async def test_call_of_a_key_reaches_the_engine_with_its_caller(shared: Running) -> None:
+    await shared.chat.CreateChatCompletion(chat(), metadata=HONEST)
+    assert shared.engine.requests[-1].caller.name == "two"
+
+
+async def test_request_beyond_the_capacity_is_no_matter_of_waiting(shared: Running) -> None:
+    shared.engine.max_request_sequences = 4
+    request = chat()
+    request.params.sampling.n = 5
+    refused = await refusal(shared.chat.CreateChatCompletion(request, metadata=HONEST))
+    assert (refused.reason, refused.fields) == ("INVALID_FIELD", ["sampling.n"])
+    assert refused.retry_after_s is None
+
+
+def of_many_elements() -> chat_service_pb2.CreateChatCompletionRequest:
+    message = chat_pb2.ChatMessage(
+        role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text="")] * 2_000_000
+    )
+    return chat_service_pb2.CreateChatCompletionRequest(params=params(messages=[message]))
+
+
+async def test_small_message_that_unpacks_to_many_elements_is_rejected_unparsed(
+    running: Running,
+) -> None:
+    running.engine.answer("ok")
+    refused = await refusal(
+        running.chat.CreateChatCompletion(of_many_elements(), compression=grpc.Compression.Gzip)
+    )
+    assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.fields == ["messages.content"]
+    assert (await running.chat.CreateChatCompletion(chat())).completion.choices
+
+
+async def test_message_above_the_limit_is_refused(running: Running) -> None:
+    request = chat_service_pb2.CreateChatCompletionRequest(params=params("x" * (8 << 20)))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.chat.CreateChatCompletion(request, compression=grpc.Compression.Gzip)
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
