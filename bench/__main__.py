@@ -12,6 +12,7 @@ import uvloop
 from rich.console import Console
 
 from bench import loads, ours, probes, report, results, server, table
+from bench.attacks import ATTACKS
 from bench.budgets import budgets
 from bench.client_grpc import GrpcClient
 from bench.client_http import HttpClient
@@ -22,6 +23,7 @@ from bench.progress import Progress
 from bench.request import Client
 from bench.results import Results
 from bench.roster import COMMON, OURS_ALONE, PEERS, our_entries, peer_entries
+from bench.siege import siege
 from bench.soak import Soak
 from bench.soak import soak as run_soak
 from bench.summary import Summary
@@ -221,6 +223,27 @@ def soak(
     (OUT / "soak.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)))
     table.show(table.of_outcome(found.outcome))
     raise typer.Exit(1 if found.outcome.fault else 0)
+
+
+@app.command(name="siege")
+def siege_command(
+    *,
+    names: Annotated[
+        str, typer.Option("--attacks", help="The attacks wanted, separated by commas.")
+    ] = ",".join(ATTACKS),
+    seconds: Annotated[float, typer.Option(help="How long each is measured.", min=0)] = 10.0,
+) -> None:
+    """Measure how one caller is served while another one attacks.
+
+    The exit code is 1 if a time to first token or a probe took longer than allowed.
+    """
+    logs = OUT / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    with Progress(Console(stderr=True)) as progress:
+        found = _run(siege(_names(names, ATTACKS), seconds, logs, progress))
+    (OUT / "siege.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)))
+    table.show(table.of_siege(found))
+    raise typer.Exit(1 if any(map(found.fault, found.attacked)) else 0)
 
 
 @app.command(name="report")

@@ -20,8 +20,9 @@ _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 
 class GrpcClient:
     """A `bench.request.Client`. Messages are kept as bytes and parsed when the load is over."""
 
-    def __init__(self, target: str, model: str) -> None:
+    def __init__(self, target: str, model: str, key: str = "") -> None:
         self._model = model
+        self._metadata = (("x-api-key", key),) if key else ()
         self._channel = grpc.aio.insecure_channel(target, _OPTIONS)
         self._stream: grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
         self._stream = self._channel.unary_stream(_METHOD)
@@ -29,7 +30,7 @@ class GrpcClient:
     async def send(self, transcript: Transcript) -> None:
         request = _proto(self._model, transcript.request).SerializeToString()
         note, clock = transcript.pieces.append, time.perf_counter
-        call = self._stream(request)
+        call = self._stream(request, metadata=self._metadata)
         try:
             async for message in call:
                 note((clock(), message))

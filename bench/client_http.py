@@ -64,7 +64,9 @@ class HttpClient:
     least from the cores that it shares with the server.
     """
 
-    def __init__(self, base_url: str, model: str, dialect: Dialect = openai_body) -> None:
+    def __init__(
+        self, base_url: str, model: str, dialect: Dialect = openai_body, key: str = ""
+    ) -> None:
         self._url = base_url.rstrip("/") + "/chat/completions"
         self._model = model
         self._dialect = dialect
@@ -73,7 +75,8 @@ class HttpClient:
             # having promised to keep it, and what is fair for one is fair for all.
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None),
-            headers={"content-type": "application/json"},
+            headers={"content-type": "application/json"}
+            | ({"authorization": f"Bearer {key}"} if key else {}),
         )
 
     async def send(self, transcript: Transcript) -> None:

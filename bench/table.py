@@ -8,9 +8,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bench.attacks import ATTACKS
 from bench.budgets import Budget
 from bench.metrics import Outcome
 from bench.results import Results
+from bench.siege import Siege
 from bench.summary import Summary
 
 _PERCENTILES = ("p50", "p90", "p99", "max")
@@ -41,6 +43,28 @@ def of_outcome(outcome: Outcome) -> RenderableType:
         spread = (outcome.figures.get(f"{name}.{p}") for p in _PERCENTILES)
         table.add_row(name, *(_number(value) for value in (alone, *spread)))
     return _with_faults(table, [outcome.fault] if outcome.fault else [])
+
+
+def of_siege(found: Siege) -> RenderableType:
+    """A row for each attack: how the ordinary caller was served meanwhile."""
+    table = _table(
+        ["attack", "chats", "TTFT p50", "TTFT max", "probe max", "memory, MiB", "verdict"],
+        num_names=1,
+    )
+    rows = {"none": found.calm, **found.attacked}
+    for name, served in rows.items():
+        title = ATTACKS[name].title if name in ATTACKS else "none"
+        figures = [
+            len(served.ttft_ms),
+            served.median_ttft_ms,
+            max(served.ttft_ms, default=None),
+            served.longest_probe_ms,
+            found.peak_mib.get(name),
+        ]
+        verdict = (found.fault(name) or "held") if name in ATTACKS else ""
+        table.add_row(title, *map(_number, figures), verdict)
+    bound = Text(f"Bound of the median TTFT: {found.bound_ms:.0f} ms")
+    return Group(table, bound)
 
 
 def of_results(found: Results) -> RenderableType:

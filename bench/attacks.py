@@ -1,0 +1,338 @@
+"""Attacks of one caller on the others: requests that are cheap to send and dear to handle.
+
+Each runs until it is cancelled. What they get back is of no interest; how others are served
+meanwhile is measured by `bench.siege`.
+"""
+
+import asyncio
+import io
+import json
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import grpc
+from google.protobuf.message import Message
+
+from bench.words import words
+from chatrpc.v1 import chat_pb2, chat_service_pb2, completion_pb2, model_service_pb2
+from chatrpc.v1 import completion_service_pb2 as completions
+
+_JSON = {"content-type": "application/json"}
+_MIB = 1 << 20
+_FOUR_MILLION = 4 * _MIB - 100  # of two bytes each, so that a message has less than 8 MiB
+# Between two requests of one client: a server that refuses at once is not asked ten thousand times
+# a second, which would measure this machine's loopback.
+_PAUSE_S = 0.02
+_CREATE = "/chatrpc.v1.ChatService/CreateChatCompletion"
+_COMPLETE = "/chatrpc.v1.CompletionService/CreateCompletion"
+_TOKENIZE = "/chatrpc.v1.ModelService/Tokenize"
+
+Send = Callable[[], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is attacked, and with which key.
+
+    Attributes:
+        url: The gateway, without a path.
+        grpc: The service's address.
+    """
+
+    url: str
+    grpc: str
+    model: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """A kind of attack: what it does, in words and as a coroutine."""
+
+    title: str
+    run: Callable[[Target], Awaitable[None]]
+
+
+def _http(title: str, path: str, body: Callable[[str], object], num_clients: int = 20) -> Attack:
+    """`num_clients` that post a body again and again; it is made once, from the model's name."""
+
+    async def run(target: Target) -> None:
+        data = json.dumps(body(target.model)).encode()
+        headers = _JSON | {"authorization": f"Bearer {target.key}"}
+        timeout = aiohttp.ClientTimeout(total=None)
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+
+            async def send() -> None:
+                body = io.BytesIO(data)
+                async with session.post(target.url + path, data=body, headers=headers) as answer:
+                    await answer.read()
+
+            await _flood(send, num_clients)
+
+    return Attack(title, run)
+
+
+def _grpc(
+    title: str, method: str, message: Callable[[str], bytes], num_clients: int = 12
+) -> Attack:
+    """`num_clients` that send a message again and again, compressed; it is made once."""
+
+    async def run(target: Target) -> None:
+        data, metadata = message(target.model), (("x-api-key", target.key),)
+        async with _channel(target) as channel:
+            call: Any = channel.unary_unary(method)
+            await _flood(lambda: _answered(call(data, metadata=metadata)), num_clients)
+
+    return Attack(title, run)
+
+
+def _grpc_texts(title: str, method: str, make: Callable[[str, str], Message]) -> Attack:
+    """60 clients, each with another text of 660 KB; half of them hang up after half a second."""
+
+    async def run(target: Target) -> None:
+        metadata = (("x-api-key", target.key),)
+        text = words(120_000, random.Random(0))
+        async with _channel(target, grpc.Compression.NoCompression) as channel:
+            call: Any = channel.unary_unary(method)
+            numbers = iter(range(10**9))
+
+            async def send() -> None:
+                number = next(numbers)
+                data = make(target.model, f"{number} {text}").SerializeToString()
+                timeout_s = 0.5 if number % 2 else None
+                await _answered(call(data, metadata=metadata, timeout=timeout_s))
+
+            await _flood(send, 60)
+
+    return Attack(title, run)
+
+
+async def _schemas(target: Target) -> None:
+    """40 clients, each with another union of 900 objects to compile."""
+    numbers = iter(range(10**9))
+    metadata = (("x-api-key", target.key),)
+    async with _channel(target) as channel:
+        call: Any = channel.unary_unary(_CREATE)
+
+        async def send() -> None:
+            number = next(numbers)
+            parts = [
+                {"type": "object", "properties": {f"p{number}_{i}": {"type": "integer"}}}
+                for i in range(900)
+            ]
+            params = _chat(target.model, "hi")
+            params.response_format.json_schema.schema_json = json.dumps({"anyOf": parts})
+            data = chat_service_pb2.CreateChatCompletionRequest(params=params)
+            await _answered(call(data.SerializeToString(), metadata=metadata))
+
+        await _flood(send, 40)
+
+
+async def _generations(target: Target, *, priority: int = 0, n: int = 1) -> None:
+    """200 clients with long answers."""
+    metadata = (("x-api-key", target.key),)
+    rng = random.Random(0)
+    async with _channel(target) as channel:
+        call: Any = channel.unary_unary(_CREATE)
+
+        async def send() -> None:
+            params = _chat(target.model, words(200, rng))
+            params.sampling.n = n
+            params.sampling.max_completion_tokens = 400
+            params.sampling.ignore_eos = True
+            params.priority = priority
+            data = chat_service_pb2.CreateChatCompletionRequest(params=params)
+            await _answered(call(data.SerializeToString(), metadata=metadata))
+
+        await _flood(send, 200)
+
+
+async def _idle_connections(target: Target) -> None:
+    """1000 connections that have asked for a probe once and say nothing more."""
+    address = urlsplit(target.url)
+
+    async def hold() -> None:
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        try:
+            writer.write(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            while await reader.read(4096):
+                pass
+        finally:
+            writer.close()
+
+    await _flood(hold, 1000)
+
+
+async def _watches(target: Target) -> None:
+    """Streams that need no key: health watches and load reports, opened without end."""
+    async with _channel(target) as channel:
+        watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        report: Any = channel.unary_stream("/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics")
+
+        async def send() -> None:
+            await _answered(watch(bytes(7 * _MIB)))  # many unknown fields
+            await _answered(report(bytes(7 * _MIB)))
+            async for _ in watch(b""):
+                pass
+
+        await _flood(send, 40)
+
+
+def _chat(model: str, text: str) -> chat_pb2.ChatCompletionParams:
+    message = chat_pb2.ChatMessage(
+        role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text=text)]
+    )
+    return chat_pb2.ChatCompletionParams(model=model, messages=[message])
+
+
+def _chat_with(fields: Callable[[], bytes]) -> Callable[[str], bytes]:
+    """A request of a chat that ends in encoded fields of its parameters, made when it is sent."""
+    return lambda model: _encoded(1, _chat(model, "hi").SerializeToString() + fields())
+
+
+def _encoded(number: int, value: bytes) -> bytes:
+    """A length-delimited field: https://protobuf.dev/programming-guides/encoding/#structure.
+
+    Messages of millions of elements are written as bytes, which takes no time.
+    """
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
+
+
+def _ids(model: str) -> bytes:
+    params = completion_pb2.CompletionParams(model=model).SerializeToString()
+    prompt = _encoded(2, _encoded(1, b"\x01" * 8_000_000))
+    return _encoded(1, params + _encoded(2, prompt))
+
+
+def _tokenized(model: str, text: str) -> Message:
+    return model_service_pb2.TokenizeRequest(model=model, text=text)
+
+
+def _too_long(model: str, text: str) -> Message:
+    return chat_service_pb2.CreateChatCompletionRequest(params=_chat(model, text))
+
+
+def _many_prompts(model: str, text: str) -> Message:
+    prompt = completion_pb2.CompletionPrompt(text=text[:50_000])
+    params = completion_pb2.CompletionParams(model=model, prompts=[prompt] * 100)
+    return completions.CreateCompletionRequest(params=params)
+
+
+def _body(name: str, make: Callable[[], object]) -> Callable[[str], object]:
+    """A chat with one field that is made when it is wanted: some take a while."""
+    message = {"role": "user", "content": "hi"}
+    return lambda model: {"model": model, "messages": [message], name: make()}
+
+
+_CHAT, _TEXT = "/v1/chat/completions", "/v1/completions"
+
+ATTACKS = {
+    "http-metadata": _http(
+        "bodies with 400 000 keys in `metadata`",
+        _CHAT,
+        _body("metadata", lambda: {str(i): "" for i in range(400_000)}),
+    ),
+    "http-messages": _http(
+        "bodies of 200 000 messages", _CHAT, _body("messages", lambda: [{"role": "user"}] * 200_000)
+    ),
+    "http-parts": _http(
+        "bodies with 240 000 empty parts",
+        _CHAT,
+        _body(
+            "messages",
+            lambda: [{"role": "user", "content": [{"type": "text", "text": ""}] * 240_000}],
+        ),
+    ),
+    "http-arrays": _http(
+        "bodies with 1.9 million arrays in `chat_template_kwargs`",
+        _CHAT,
+        _body("chat_template_kwargs", lambda: {"x": [[]] * 1_900_000}),
+    ),
+    "http-ids": _http(
+        "bodies with 1.9 million token ids",
+        _TEXT,
+        lambda model: {"model": model, "prompt": [1] * 1_900_000},
+    ),
+    "grpc-parts": _grpc(
+        "messages of 2 million parts",
+        _CREATE,
+        _chat_with(lambda: _encoded(2, _encoded(2, _encoded(1, b"")) * (2 * _MIB - 100))),
+    ),
+    "grpc-tools": _grpc(
+        "messages of 4 million tools",
+        _CREATE,
+        _chat_with(lambda: _encoded(4, b"") * _FOUR_MILLION),
+    ),
+    "grpc-calls": _grpc(
+        "messages of 4 million tool calls",
+        _CREATE,
+        _chat_with(lambda: _encoded(2, _encoded(4, b"") * _FOUR_MILLION)),
+    ),
+    "grpc-modalities": _grpc(
+        "messages of 8 million modalities",
+        _CREATE,
+        _chat_with(lambda: _encoded(16, b"\x01" * 8_000_000)),
+    ),
+    "grpc-ids": _grpc("messages of 8 million token ids", _COMPLETE, _ids),
+    "tokenize": _grpc_texts("texts of 660 KB to tokenize", _TOKENIZE, _tokenized),
+    "too-long": _grpc_texts("chats of 660 KB, far too long", _CREATE, _too_long),
+    "prompts": _grpc_texts("completions of 100 long prompts", _COMPLETE, _many_prompts),
+    "schemas": Attack("distinct schemas of 900 alternatives", _schemas),
+    "generations": Attack("200 clients with long answers", _generations),
+    "priority": Attack(
+        "the same with a priority of -1000", lambda target: _generations(target, priority=-1000)
+    ),
+    "choices": Attack("the same with n = 96", lambda target: _generations(target, n=96)),
+    "idle": Attack("1000 idle connections", _idle_connections),
+    "watches": Attack("40 clients with streams that need no key", _watches),
+}
+
+
+async def _flood(send: Send, num_clients: int) -> None:
+    """Send for ever, each client its next request when its last has ended, however it ended."""
+
+    async def client() -> None:
+        while True:
+            with suppress(aiohttp.ClientError, grpc.aio.AioRpcError, OSError):
+                await send()
+            await asyncio.sleep(_PAUSE_S)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(num_clients):
+            group.create_task(client())
+
+
+async def _answered(call: object) -> None:
+    """Read a call to its end."""
+    if hasattr(call, "__aiter__"):
+        async for _ in call:
+            pass
+    else:
+        await call  # type: ignore[misc]  # it is unary
+
+
+@asynccontextmanager
+async def _channel(
+    target: Target, compression: grpc.Compression = grpc.Compression.Gzip
+) -> AsyncIterator[grpc.aio.Channel]:
+    options = [
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+    ]
+    async with grpc.aio.insecure_channel(target.grpc, options, compression=compression) as channel:
+        yield channel
