@@ -111,7 +111,8 @@ async def test_no_method_but_probes_answers_those_who_have_no_key(
     service: Service, handlers: dict[str, Any]
 ) -> None:
     names = {path.split("/")[1] for path in handlers}
-    assert names == {*SERVICE_NAMES, *OPEN, "grpc.reflection.v1alpha.ServerReflection"}
+    reflection = {f"grpc.reflection.{version}.ServerReflection" for version in ("v1", "v1alpha")}
+    assert names == {*SERVICE_NAMES, *OPEN, *reflection}
     async with Client(service.target) as client:
         for path, handler in handlers.items():
             is_open = path.split("/")[1] in OPEN
