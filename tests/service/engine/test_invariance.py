@@ -25,7 +25,7 @@ from service.engine.load import EngineOptions, load_engine, load_model
 from service.engine.model_runner import Model
 from service.engine.scheduler import Batch, ScheduledSequence
 from service.engine.sequence import Sequence
-from service.types import Request, SamplingParams, TokenLogprobs, TokenOutput
+from service.types import Caller, Request, SamplingParams, TokenLogprobs, TokenOutput
 from tests.fakes.constraint import FakeConstraint
 from tests.service.engine.models import VOCAB_SIZE, make_config, save_model
 from tests.service.engine.perplexity import embedded_model, read_text
@@ -375,6 +375,7 @@ def requests_with_options() -> list[Request]:
                 frozenset({0}) if "min_tokens" in option or "constraint" in option else frozenset(),
                 num_logprobs=i % 4 or None,
                 num_prompt_logprobs=i % 3 or None,
+                caller=Caller(str(i % 4)),
                 **rest,
             )
         )

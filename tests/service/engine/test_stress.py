@@ -12,7 +12,14 @@ from service.engine.core import EngineCore
 from service.engine.model_runner import ModelRunner
 from service.engine.scheduler import Scheduler
 from service.errors import ChatrpcError, ConstraintFailed, StepFailed
-from service.types import FinishReason, Request, SamplingParams, TokenLogprobs, TokenOutput
+from service.types import (
+    Caller,
+    FinishReason,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+    TokenOutput,
+)
 from tests.fakes.constraint import FakeConstraint
 from tests.fakes.model import VOCAB_SIZE, FakeModel
 from tests.fakes.written_out import write_out, write_out_prompt
@@ -65,6 +72,7 @@ requests = st.builds(
     bad_token_sequences=st.just(())
     | st.lists(st.lists(tokens, min_size=1, max_size=3).map(tuple), max_size=4).map(tuple),
     constraint=st.none() | constraints,
+    caller=st.sampled_from([Caller(), Caller(), Caller("a"), Caller("b", weight=2)]),
 )
 
 
