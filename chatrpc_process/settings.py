@@ -13,11 +13,10 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from chatrpc_process.errors import ConfigError
 from chatrpc_process.logs import LogFormat, LogLevel
 
-
-class ConfigError(Exception):
-    """The settings make no sense; the text says which, in one line."""
+__all__ = ["ConfigError", "ProcessSettings"]
 
 
 class ProcessSettings(BaseSettings):

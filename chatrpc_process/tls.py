@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chatrpc_process.settings import ConfigError
+from chatrpc_process.errors import ConfigError
 from chatrpc_process.small_file import read_small
 from chatrpc_process.watched import Watched
 

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from chatrpc_process.settings import ConfigError
+from chatrpc_process.errors import ConfigError
 
 Content = TypeVar("Content")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from service.errors import InvalidField
 from service.rpc import phases
-from service.rpc.caller import current_caller
+from service.rpc.caller import current_caller, reserve_exactly
 from service.rpc.completion_request import CompletionRequest, context_length_exceeded
 from service.rpc.deadline import until
 from service.rpc.generation import (
@@ -144,6 +144,7 @@ async def generate(
         for i, request in enumerate(requests)
     ]
     phases.ask(*requests)
+    reserve_exactly(requests, model.card.max_model_len)
     sources = [model.engine.generate(request) for request in requests]
     async with aclosing(Merged(sources)) as outputs:
         for source in sources:

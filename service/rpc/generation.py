@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from service.errors import InvalidField
 from service.rpc import phases
-from service.rpc.caller import current_caller
+from service.rpc.caller import current_caller, reserve_exactly
 from service.rpc.deadline import until
 from service.text import conversation as conversations
 from service.text.answer import AnswerText, TextDelta
@@ -95,6 +95,7 @@ async def generate(model: ServedModel, prepared: Prepared) -> AsyncGenerator[Tex
     """
     request = prepared.request
     phases.ask(request)
+    reserve_exactly([request], model.card.max_model_len)
     async with aclosing(model.engine.generate(request)) as outputs:
         await anext(outputs)
         yield TextDelta()

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from chatrpc_process.tracing import OFF, Tracer, log_fields
-from service.errors import DeadlinePassed, InvalidField, Unauthenticated
+from service.errors import ChatrpcError, DeadlinePassed, InvalidField
 from service.metrics import Metrics
 from service.rpc import status
 from service.rpc.access import Access
@@ -95,7 +95,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _with_key(self, handler: Any, details: grpc.HandlerCallDetails) -> Handler:
         try:
             self._access.authenticate(details.invocation_metadata or ())
-        except Unauthenticated as error:
+        except ChatrpcError as error:
             proto = status.status(error, "")
 
             async def refuse(_: Any, context: Context) -> None:
@@ -107,10 +107,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _unary(self, handler: Any, method: str) -> Any:
         async def call(_: Any, context: Context) -> Any:
             async with _call(method, context, self._metrics, self._tracer) as counting:
-                key = self._access.authenticate(context.invocation_metadata() or ())
-                message = parse(handler, await self._read(context))
+                identity = self._access.authenticate(context.invocation_metadata() or ())
+                request = await self._read(context)
+                message = parse(handler, request)
                 counting.note_request(message)
-                with self._access.use(key, message, counting):
+                with self._access.use(identity, message, len(request), counting):
                     response = await handler.unary_unary(message, context)
                     if hasattr(response, "completion"):
                         counting.note_completion(response.completion)
@@ -121,10 +122,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _stream(self, handler: Any, method: str) -> Any:
         async def call(_: Any, context: Context) -> None:
             async with _call(method, context, self._metrics, self._tracer) as counting:
-                key = self._access.authenticate(context.invocation_metadata() or ())
-                message = parse(handler, await self._read(context))
+                identity = self._access.authenticate(context.invocation_metadata() or ())
+                request = await self._read(context)
+                message = parse(handler, request)
                 counting.note_request(message)
-                with self._access.use(key, message, counting):
+                with self._access.use(identity, message, len(request), counting):
                     async with aclosing(handler.unary_stream(message, context)) as responses:
                         async for response in responses:
                             counting.note_chunk(response.chunk)
@@ -182,7 +184,11 @@ async def _call(
         outcome, code = status.reason(proto), status.code(proto).name
         if outcome == "INTERNAL":
             log.exception("call failed", method=method)
-        trailing = ((REQUEST_ID_KEY, request_id), *status.retry_pushback(error))
+        trailing = (
+            (REQUEST_ID_KEY, request_id),
+            *status.retry_pushback(error),
+            *status.tokens_computed(counting.num_tokens),
+        )
         await abort(context, proto, trailing)
     finally:
         counting.end(code, outcome)
