@@ -116,6 +116,9 @@ def _routes(settings: Settings, metrics: Metrics, stopping: asyncio.Event) -> li
         "tokenize": tokens.tokenize,
         "detokenize": tokens.detokenize,
         **_probes(),
+        "metrics": probes.metrics_elsewhere
+        if settings.admin_port is not None
+        else probes.metrics_for_operators,
         "version": probes.version,
         "openapi": document.openapi,
         "docs": document.docs,

@@ -30,7 +30,7 @@ from tests.fakes.chat_service import (
 )
 from tests.fakes.wait import until
 from tests.gateway_http.api_keys import OTHER, SECRET, key, write
-from tests.gateway_http.conftest import serving
+from tests.gateway_http.conftest import serving, started
 from tests.gateway_http.raw_http import RawClient
 
 CHAT = "/v1/chat/completions"
@@ -447,6 +447,33 @@ async def test_keys_are_read_again_and_a_broken_file_leaves_the_old_ones(
         assert (await http.post(CHAT, json=body)).status_code == 401
         known = await http.post(CHAT, json=body, headers={"authorization": f"Bearer {OTHER}"})
         assert known.status_code == 200
+
+
+async def test_metrics_need_a_key_for_all_models(keys: Path, service: FakeService) -> None:
+    write(keys, key(SECRET, 'models = ["nothing-*"]') + key(OTHER, name="operator"))
+    async with client(keys, service) as http:
+        for path in ("/metrics", "/v1/metrics"):
+            refused = await http.get(path)
+            assert refused.status_code == 403
+            assert refused.json()["error"]["code"] == "permission_denied"
+            answer = await http.get(path, headers={"authorization": f"Bearer {OTHER}"})
+            assert answer.status_code == 200
+            name = "chatrpc_config_last_reload_successful"
+            assert f'{name}{{file="{keys}"}} 1.0' in answer.text
+
+
+async def test_metrics_are_served_only_on_the_admin_port_if_there_is_one(
+    keys: Path, service: FakeService
+) -> None:
+    options: dict[str, Any] = {"api_keys": keys, "admin_port": 0}
+    async with (
+        started(upstream=service.target, **options) as (server, url),
+        httpx.AsyncClient(headers=BEARER) as http,
+    ):
+        assert server.admin_address is not None
+        admin = "http://{}:{}/metrics".format(*server.admin_address)
+        assert (await http.get(admin)).status_code == 200
+        assert (await http.get(f"{url}/metrics")).status_code == 404
 
 
 async def test_pipelined_requests_are_each_asked(keys: Path, service: FakeService) -> None:
