@@ -57,6 +57,7 @@ def _digest(text: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
+Pattern = Annotated[str, AfterValidator(_printable)]
 Limit = Annotated[int, Field(ge=1, le=10**12)]
 Weight = Annotated[int, Field(ge=1, le=100)]
 Priority = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
@@ -81,7 +82,7 @@ class Key(BaseModel):
     name: Name
     sha256: Annotated[str, AfterValidator(_digest)]
     owner: Name | None = None
-    models: Annotated[tuple[str, ...], Field(strict=False)] = ("*",)  # a list in TOML
+    models: Annotated[tuple[Pattern, ...], Field(strict=False)] = ("*",)  # a list in TOML
     requests_per_minute: Limit | None = None
     tokens_per_minute: Limit | None = None
     default_max_tokens: Limit | None = None
