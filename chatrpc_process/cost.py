@@ -69,7 +69,7 @@ def limit_output(params: Any, key: Key) -> None:
 def cost_of(params: Any, num_bytes: int) -> Cost:
     """Return what a generation may cost.
 
-    A token has at least one byte, so the size of the request is an upper bound of its prompt. It is
+    A token has at least one byte, so the size of a prompt is an upper bound of its tokens. It is
     about four times too high for English. That restricts how many requests may begin at once, and
     no rate: what has been reserved in excess is given back. A lower estimate would let many
     requests overdraw the limit at once.
@@ -84,6 +84,8 @@ def cost_of(params: Any, num_bytes: int) -> Cost:
     if sampling.HasField("max_completion_tokens"):
         max_tokens = sampling.max_completion_tokens
     num_output_tokens = num_sequences * max_tokens
+    # Schemas and biases can be long, and are not in the prompt.
+    num_bytes = max(0, num_bytes - params.response_format.ByteSize() - sampling.ByteSize())
     least_prompt_tokens = num_bytes // _MOST_BYTES_PER_TOKEN
     prompt_field = "prompts" if has_prompts else "messages"
     return Cost(

@@ -100,7 +100,8 @@ class Watched(Generic[Content]):
         """Refresh until cancelled."""
         while True:
             await asyncio.sleep(_POLL_S)
-            self.refresh()
+            # A file of 10,000 keys takes most of a second to parse, each time while it is invalid.
+            await asyncio.to_thread(self.refresh)
 
     def _names(self) -> list[str]:
         return [str(path) for path in self.paths]

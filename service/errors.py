@@ -89,7 +89,7 @@ class ModelNotFound(ChatrpcError):
 
     def __init__(self, model: str) -> None:
         super().__init__(
-            f"The model `{model}` does not exist. ListModels lists the models that you may use."
+            f"The model `{model}` does not exist. The list of models has those that you may use."
         )
         self.model = model
 

@@ -174,7 +174,11 @@ def test_check_prints_all_problems_and_warnings(path: Path) -> None:
 def test_check_of_a_valid_file_succeeds(path: Path) -> None:
     path.write_text(key("x", "requests_per_minute = 1"))
     result = check(path)
-    assert (result.exit_code, result.stderr, result.stdout) == (0, "", "The file is valid. Keys: 1\n")
+    assert (result.exit_code, result.stderr, result.stdout) == (
+        0,
+        "",
+        "The file is valid. Keys: 1\n",
+    )
 
 
 def test_check_of_a_file_that_cannot_be_read_fails(path: Path) -> None:

@@ -28,11 +28,11 @@ def completion(num_prompts: int = 1, **sampling: Any) -> completion_pb2.Completi
 
 
 def test_each_choice_of_a_chat_counts_as_a_sequence() -> None:
-    cost = cost_of(chat(n=96, max_completion_tokens=10), 100)
+    cost = cost_of(chat(n=96, max_completion_tokens=10), 804)
     assert cost.num_sequences == 96
     assert cost.num_output_tokens == 960
-    assert 100 <= cost.num_prompt_tokens <= 200
-    assert cost.least_tokens == 960 + 100 // 8
+    assert 800 <= cost.num_prompt_tokens <= 900
+    assert cost.least_tokens == 960 + 800 // 8
 
 
 def test_each_choice_of_each_prompt_counts_as_a_sequence() -> None:
@@ -40,6 +40,14 @@ def test_each_choice_of_each_prompt_counts_as_a_sequence() -> None:
     assert cost.num_sequences == 15
     assert cost.num_output_tokens == 15 * COMPLETION_MAX_TOKENS
     assert cost_of(completion(2, max_completion_tokens=0), 100).num_output_tokens == 0
+
+
+def test_schemas_and_biases_are_no_part_of_the_prompt() -> None:
+    params = chat(max_completion_tokens=1, logit_bias=dict.fromkeys(range(1000), -100.0))
+    params.response_format.json_schema.schema_json = "x" * 10_000
+    cost = cost_of(params, params.ByteSize())
+    assert cost.num_prompt_tokens < 100
+    assert cost.least_tokens < 10
 
 
 def test_completions_have_the_default_that_the_service_gives_them() -> None:
