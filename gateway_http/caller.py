@@ -143,8 +143,8 @@ class Spending:
         self._num_noted = 0
 
     def note(self, num_tokens: int) -> None:
-        """Count tokens of the prompt and the output. The first call includes the whole prompt."""
-        if not self._num_noted:
+        """Count tokens of the prompt and the output. The first ones include the whole prompt."""
+        if num_tokens and not self._num_noted:
             self._resize(num_tokens + self._cost.num_output_tokens)
         self._num_noted += num_tokens
 

@@ -81,6 +81,7 @@ def generation(
 ) -> Iterator[Spending]:
     """Its prompt has at most 100 tokens, and its output 10."""
     params = chat() if params is None else params
+    num_bytes += params.sampling.ByteSize()  # which is no part of the prompt
     with caller.generation(params, num_bytes, {}, is_streamed=is_streamed) as spending:
         yield spending
 
@@ -136,6 +137,8 @@ def test_stream_is_charged_what_has_been_sent_however_it_ends() -> None:
     with pytest.raises(ConnectionError), generation(one) as spending:
         assert left(one) == 1000 - 110
         telemetry = AnswerTelemetry(Metrics(), spending.note)
+        telemetry.note_chunk(chunk(0), is_started=False)
+        assert left(one) == 1000 - 110
         telemetry.note_chunk(chunk(1, 30), is_started=True)
         assert left(one) == 1000 - 41  # its prompt is known
         telemetry.note_chunk(chunk(2, 30), is_started=True)  # reported twice, and counted once
