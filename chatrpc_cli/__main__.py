@@ -3,7 +3,7 @@
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -11,7 +11,7 @@ from rich.console import Console
 
 from chatrpc.v1 import chat_pb2
 from chatrpc_cli import keys
-from chatrpc_cli.channels import channel
+from chatrpc_cli.channels import Tls, channel
 from chatrpc_cli.chat import Conversation, answer, converse
 from chatrpc_cli.errors import reporting
 from chatrpc_cli.models import as_json, as_table, served
@@ -31,16 +31,44 @@ Target = Annotated[
     typer.Option(help="The service's gRPC address.", metavar="HOST:PORT", envvar="CHATRPC_TARGET"),
 ]
 DEFAULT_TARGET = "127.0.0.1:50051"
+
+
+def _pem(variable: str, text: str) -> Any:
+    return typer.Option(
+        help=text, exists=True, dir_okay=False, readable=True, envvar=variable, metavar="FILE"
+    )
+
+
 Ca = Annotated[
     Path | None,
-    typer.Option(
-        help="A PEM file: call it under TLS, its certificate signed by this one.",
-        exists=True,
-        dir_okay=False,
-        readable=True,
-        envvar="CHATRPC_CA",
-    ),
+    _pem("CHATRPC_CA", "A PEM file: call it under TLS, its certificate signed by this one."),
 ]
+Certificate = Annotated[
+    Path | None,
+    _pem("CHATRPC_CERTIFICATE", "A PEM file: the client's own certificate. It needs --ca."),
+]
+CertificateKey = Annotated[
+    Path | None,
+    _pem("CHATRPC_CERTIFICATE_KEY", "A PEM file: the key of the client's certificate."),
+]
+
+
+def _tls(ca: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:
+    """Return what the options ask for; None: a connection in the clear."""
+    if (certificate is None) != (key is None):
+        raise typer.BadParameter("--certificate and --key go together", param_hint="--certificate")
+    if ca is None:
+        if certificate is not None:
+            raise typer.BadParameter("it needs --ca", param_hint="--certificate")
+        return None
+    tls = Tls(ca, certificate, key)
+    try:
+        tls.check()
+    except OSError as error:
+        names = ", ".join(str(path) for path in (ca, certificate, key) if path is not None)
+        reason = getattr(error, "reason", None) or error
+        raise typer.BadParameter(f"{names}: {reason}", param_hint="--ca") from None
+    return tls
 
 
 def _show_version(wanted: bool) -> None:
@@ -68,6 +96,8 @@ def chat(
     *,
     target: Target = DEFAULT_TARGET,
     ca: Ca = None,
+    certificate: Certificate = None,
+    key: CertificateKey = None,
     model: Annotated[
         str | None, typer.Option(help="A model id or alias. Absent: the first one served.")
     ] = None,
@@ -93,16 +123,18 @@ def chat(
         )
     except ValueError as error:  # not UTF-8, or a number that does not fit its field
         raise typer.BadParameter(str(error)) from None
+    tls = _tls(ca, certificate, key)
     with reporting(target):
-        conversation = Conversation(target, model or _first_model(target, ca), sampling, system, ca)
+        model = model or _first_model(target, tls)
+        conversation = Conversation(target, model, sampling, system, tls)
         if prompt is None:
             converse(conversation)
         else:
             answer(conversation, prompt)
 
 
-def _first_model(target: str, ca: Path | None) -> str:
-    with channel(target, ca) as to:
+def _first_model(target: str, tls: Tls | None) -> str:
+    with channel(target, tls) as to:
         for model in served(to):
             return model.id
     typer.echo(f"error: no model is served at {target}", err=True)
@@ -113,10 +145,13 @@ def _first_model(target: str, ca: Path | None) -> str:
 def models(
     target: Target = DEFAULT_TARGET,
     ca: Ca = None,
+    certificate: Certificate = None,
+    key: CertificateKey = None,
     wants_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """List the models served."""
-    with reporting(target), channel(target, ca) as to:
+    tls = _tls(ca, certificate, key)
+    with reporting(target), channel(target, tls) as to:
         found = list(served(to))
     if wants_json:
         typer.echo(as_json(found))
@@ -135,9 +170,12 @@ def health(
     ] = "",
     target: Target = DEFAULT_TARGET,
     ca: Ca = None,
+    certificate: Certificate = None,
+    key: CertificateKey = None,
 ) -> None:
     """Print the health status; exit with 0 only if it is SERVING."""
-    with reporting(target), channel(target, ca) as to:
+    tls = _tls(ca, certificate, key)
+    with reporting(target), channel(target, tls) as to:
         stub = health_pb2_grpc.HealthStub(to)
         status = stub.Check(  # type: ignore[attr-defined]  # not in the stubs
             health_pb2.HealthCheckRequest(service=service)

@@ -4,13 +4,12 @@ import asyncio
 import readline  # noqa: F401  gives `input` line editing and a history
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from pathlib import Path
 
 import grpc
 import typer
 
 from chatrpc.v1 import chat_pb2, chat_service_pb2, chat_service_pb2_grpc
-from chatrpc_cli.channels import aio_channel
+from chatrpc_cli.channels import Tls, aio_channel
 from chatrpc_cli.credentials import credentials
 from chatrpc_cli.errors import report
 
@@ -24,10 +23,10 @@ class Conversation:
         model: str,
         sampling: chat_pb2.SamplingParams,
         system: str | None = None,
-        ca: Path | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.target = target
-        self._ca = ca
+        self._tls = tls
         self.model = model
         self._sampling = sampling
         self._messages = [_message(chat_pb2.ROLE_SYSTEM, system)] if system else []
@@ -43,7 +42,7 @@ class Conversation:
         )
         request = chat_service_pb2.StreamChatCompletionRequest(params=params)
         said: list[str] = []
-        async with aio_channel(self.target, self._ca) as channel:
+        async with aio_channel(self.target, self._tls) as channel:
             stub = chat_service_pb2_grpc.ChatServiceStub(channel)
             call = stub.StreamChatCompletion(request, metadata=credentials())
             try:

@@ -3,7 +3,7 @@
 import stat
 from pathlib import Path
 
-from chatrpc_process.settings import ConfigError
+from chatrpc_process.errors import ConfigError
 
 # Thousands of keys, or a long chain of certificates. Parsed in a fraction of a second.
 MAX_BYTES = 1 << 20

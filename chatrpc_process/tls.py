@@ -1,18 +1,59 @@
-"""A server's certificate, its key, and whose certificates it asks for, in files."""
+"""A server's certificate, its key, and the CA of its clients, in files."""
 
+import _ssl
 import ssl
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from chatrpc_process.settings import ConfigError
+import structlog
+
+from chatrpc_process.errors import ConfigError
 from chatrpc_process.small_file import read_small
 from chatrpc_process.watched import Watched
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """When the certificate in a file is valid, in seconds since 1970."""
+
+    path: Path
+    not_before_s: float
+    not_after_s: float
+
+    def problem(self) -> str | None:
+        """Return what is wrong with the certificate now; None: it is valid."""
+        now_s = time.time()
+        if now_s > self.not_after_s:
+            return f"{self.path}: the certificate expired on {_date(self.not_after_s)}"
+        if now_s < self.not_before_s:
+            return f"{self.path}: the certificate is not valid before {_date(self.not_before_s)}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The content of a server's TLS files, and a context for servers of Python made from it."""
+
+    key: bytes = field(repr=False)
+    certificate: bytes
+    client_ca: bytes | None
+    context: ssl.SSLContext
+    validities: tuple[Validity, ...]
+
+    def problem(self) -> str | None:
+        """Return which certificate is not valid now, and why; None: all are."""
+        return next((said for each in self.validities if (said := each.problem())), None)
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files. With `client_ca`, callers need a certificate that it has signed."""
+    """PEM files. With `client_ca`, clients need a certificate that it has signed."""
 
     certificate: Path
     key: Path
@@ -22,17 +63,20 @@ class TlsFiles:
     def paths(self) -> tuple[Path, ...]:
         return tuple(p for p in (self.certificate, self.key, self.client_ca) if p is not None)
 
-    def read(self) -> "Identity":
-        """What is in the files.
+    def read(self) -> Identity:
+        """Read the files. The dates of the certificates are not checked.
 
         Raises:
-            ConfigError: one of them cannot be read, or is no PEM file, or the key is another's.
+            ConfigError: A file cannot be read or is not PEM, or the key is that of another
+                certificate or has a passphrase.
         """
         contents = self._contents()
-        self.context()  # of two files that change one after the other, a pair is needed
-        if self._contents() != contents:  # and they may have changed between the two readings
+        context = self._context()
+        validities = tuple(self._validities())
+        if self._contents() != contents:  # a file has changed between two readings of it
             raise ConfigError(f"{', '.join(map(str, self.paths))}: they are being written.")
-        return Identity(contents[1], contents[0], contents[2] if self.client_ca else None)
+        client_ca = contents[2] if self.client_ca else None
+        return Identity(contents[1], contents[0], client_ca, context, validities)
 
     def _contents(self) -> list[bytes]:
         contents = [read_small(path) for path in self.paths]
@@ -41,15 +85,10 @@ class TlsFiles:
                 raise ConfigError(f"{path}: this is no PEM file.")
         return contents
 
-    def context(self) -> ssl.SSLContext:
-        """What is in the files, for a server of Python's.
-
-        Raises:
-            ConfigError: as `read`, or the key has a passphrase.
-        """
+    def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # A session resumed is asked for no certificate, and is shown none that is new.
+        # A resumed session would neither ask for a client's certificate nor show a new one.
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
         context.set_alpn_protocols(["http/1.1"])
@@ -63,40 +102,98 @@ class TlsFiles:
             raise ConfigError(f"{', '.join(map(str, self.paths))}: {error}") from None
         return context
 
+    def _validities(self) -> Iterator[Validity]:
+        yield certificate_validity(self.certificate)
+        if self.client_ca is not None:
+            yield ca_validity(self.client_ca)
 
-def following_context(files: TlsFiles) -> ssl.SSLContext:
-    """A context that follows the files: each connection is under what they hold when it comes.
+
+def certificate_validity(path: Path) -> Validity:
+    """Return the dates of the first certificate of a PEM file.
 
     Raises:
-        ConfigError: they cannot be read at first.
+        ConfigError: There is none.
     """
+    try:
+        # `ssl` has a public function only for certificates of peers. This one is private, and has
+        # been in every CPython since 2.6; reading ASN.1 here would be worse.
+        decoded = _ssl._test_decode_cert(path)  # type: ignore[attr-defined]  # not in the stubs
+    except OSError as error:
+        raise ConfigError(f"{path}: {getattr(error, 'reason', None) or error}") from None
+    return _validity(path, [decoded])
 
-    def read() -> ssl.SSLContext:
-        files.read()  # for its words
-        return files.context()
 
-    return _Following(ssl.PROTOCOL_TLS_SERVER, Watched(read, *files.paths))
+def ca_validity(path: Path) -> Validity:
+    """Return the dates of that CA of a PEM file which is valid for longest.
+
+    Raises:
+        ConfigError: There is no certificate.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: {getattr(error, 'reason', None) or error}") from None
+    found = context.get_ca_certs()
+    # Without a CA there is a certificate that is trusted by itself.
+    return _validity(path, found) if found else certificate_validity(path)
+
+
+def watch_tls(files: TlsFiles) -> Watched[Identity]:
+    """Watch a server's TLS files.
+
+    Certificates that are expired, or not valid yet, do not replace valid ones. They are tried again
+    at each look. Where there are no others they are used, and an error is logged: at the start of a
+    machine its clock may be wrong.
+
+    Raises:
+        ConfigError: The files cannot be read at first.
+    """
+    current: Identity | None = None
+
+    def read() -> Identity:
+        nonlocal current
+        identity = files.read()
+        problem = identity.problem()
+        if problem is not None:
+            if current is not None and current.problem() is None:
+                raise ConfigError(problem)
+            log.error("certificate_not_valid", reason=problem)
+        current = identity
+        return identity
+
+    return Watched(read, *files.paths)
+
+
+def following_context(watched: Watched[Identity]) -> ssl.SSLContext:
+    """Return a context for servers that shows each new connection what the files contain then."""
+    return _Following(ssl.PROTOCOL_TLS_SERVER, watched)
 
 
 class _Following(ssl.SSLContext):
-    """Has servers of asyncio and uvloop wrap each connection in the context of the day.
+    """Makes servers of asyncio and uvloop wrap each connection in the newest context.
 
-    Not by `sni_callback`: sessions are looked for in the context that a connection begins with, so
-    one that is resumed would be known by the certificates of an earlier day.
+    `sni_callback` would not do: sessions are looked up in the context that a connection begins
+    with, so a resumed one would be known by the certificates of an earlier time.
     """
 
-    def __init__(self, _protocol: int, watched: Watched[ssl.SSLContext]) -> None:
+    def __init__(self, _protocol: int, watched: Watched[Identity]) -> None:
         self._watched = watched
 
     def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
         self._watched.refresh()
-        return self._watched.value.wrap_bio(*args, **kwargs)
+        return self._watched.value.context.wrap_bio(*args, **kwargs)
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a server shows, and whose callers it takes."""
+def _validity(path: Path, certificates: list[Any]) -> Validity:
+    """Return the dates of the certificate that is valid for longest."""
+    last = max(certificates, key=lambda each: ssl.cert_time_to_seconds(each["notAfter"]))
+    return Validity(
+        path,
+        ssl.cert_time_to_seconds(last["notBefore"]),
+        ssl.cert_time_to_seconds(last["notAfter"]),
+    )
 
-    key: bytes
-    certificate: bytes
-    client_ca: bytes | None
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

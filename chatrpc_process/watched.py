@@ -1,14 +1,16 @@
-"""A file that may change while the process runs: keys, certificates, routes."""
+"""Files that may change while the process runs: keys, certificates, routes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
-from chatrpc_process.settings import ConfigError
+from chatrpc_process.errors import ConfigError
 
 Content = TypeVar("Content")
 
@@ -17,69 +19,100 @@ _POLL_S = 2.0
 log = structlog.get_logger(__name__)
 
 
-class Watched(Generic[Content]):
-    """What files hold, parsed. A change that cannot be read leaves what there was, and is tried
-    again: what it waits for may be in other files.
+class Reloaded(Protocol):
+    """Files that are read again when they change."""
 
-    Files are looked at by their state, not by notification: those that Kubernetes mounts change by
-    a link elsewhere, and some file systems notify nobody.
+    @property
+    def paths(self) -> Sequence[Path]: ...
+
+    @property
+    def is_current(self) -> bool:
+        """Whether what is in use is what the files contained when they were last looked at."""
+        ...
+
+    @property
+    def loaded_at_s(self) -> float:
+        """When what is in use was read, in seconds since 1970."""
+        ...
+
+
+class Watched(Generic[Content]):
+    """The parsed content of files. A change that cannot be parsed leaves the value as it was, and
+    is tried again: what is missing may be in other files.
+
+    Files are polled for their state. Notifications would miss the files that Kubernetes mounts,
+    which change by a symbolic link elsewhere, and some file systems have none.
+
+    It may be refreshed by any thread.
 
     Args:
-        parse: reads all of the files. It may raise ConfigError.
+        parse: Reads all of the files. It may raise ConfigError.
 
     Raises:
-        ConfigError: what there is at first cannot be read.
+        ConfigError: The files cannot be parsed at first.
     """
 
     def __init__(self, parse: Callable[[], Content], *paths: Path) -> None:
-        self._paths = paths
+        self.paths: Sequence[Path] = paths
         self._parse = parse
+        self._lock = threading.Lock()
         self._state = self._look()
         self._failure: str | None = None
         self.value = parse()
+        self.loaded_at_s = time.time()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the last change, if there was one, has been taken."""
+        return self._failure is None
 
     def refresh(self) -> bool:
-        """Read the files again if they have changed, or could not be read; whether there is a new
-        value.
+        """Read the files again if they have changed or could not be parsed.
+
+        Returns:
+            Whether there is a new value.
         """
-        state = self._look()
-        if state == self._state and self._failure is None:
-            return False
-        self._state = state
-        try:
-            self.value = self._parse()
-        except ConfigError as error:
-            self._fail(str(error))
-            return False
-        except Exception as error:  # nobody would follow the files any more
-            self._fail(type(error).__name__)  # its words may quote a secret
-            return False
-        self._failure = None
-        log.info("reloaded", files=self._names())
-        return True
+        with self._lock:
+            state = self._look()
+            if state == self._state and self._failure is None:
+                return False
+            self._state = state
+            try:
+                self.value = self._parse()
+            except ConfigError as error:
+                self._fail(str(error))
+                return False
+            except Exception as error:  # it must not end the watching
+                self._fail(type(error).__name__)  # its text may quote a secret
+                return False
+            self._failure = None
+            self.loaded_at_s = time.time()
+            log.info("reloaded", files=self._names())
+            return True
 
     def _fail(self, reason: str) -> None:
-        """What is wrong is said once."""
+        """Log each reason once."""
         if reason != self._failure:
             log.error("reload failed", files=self._names(), reason=reason)
         self._failure = reason
 
     async def watch(self) -> None:
-        """Refresh for ever."""
+        """Refresh until cancelled."""
         while True:
             await asyncio.sleep(_POLL_S)
-            self.refresh()
+            # A file of 10,000 keys takes most of a second to parse, each time while it is invalid.
+            await asyncio.to_thread(self.refresh)
 
     def _names(self) -> list[str]:
-        return [str(path) for path in self._paths]
+        return [str(path) for path in self.paths]
 
     def _look(self) -> list[tuple[int, int, int] | None]:
-        return [_state(path) for path in self._paths]
+        return [_state(path) for path in self.paths]
 
 
 @asynccontextmanager
 async def watching(*files: Watched[Any] | None) -> AsyncIterator[None]:
-    """Refresh them, those that there are, for as long as the body runs."""
+    """Refresh those that are not None while in the context."""
     tasks = [asyncio.ensure_future(each.watch()) for each in files if each is not None]
     try:
         yield

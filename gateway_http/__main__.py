@@ -11,6 +11,7 @@ import structlog
 from chatrpc_process import logs
 from chatrpc_process.settings import ConfigError
 from chatrpc_process.tracing import make_tracer
+from gateway_http.check import check
 from gateway_http.config import Settings
 from gateway_http.server import Server
 
@@ -20,13 +21,16 @@ _log = structlog.get_logger("gateway_http")
 def main() -> None:
     try:
         settings = Settings.load(sys.argv[1:])
+        if settings.check:
+            sys.exit(check(settings).report())
+        logs.configure(settings.log_level, settings.log_format)
+        settings.warn_of_ignored_variables()
         tracer = make_tracer(settings.otlp_endpoint, "chatrpc-gateway")
         server = Server(settings, tracer)
         listener = server.bind()
     except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # logs are not set up yet
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # logs may not be set up yet
         sys.exit(2 if isinstance(error, ConfigError) else 1)
-    logs.configure(settings.log_level, settings.log_format)
     _exit_zero_on_signals()
     host, port = listener.getsockname()[:2]
     models = {"registry": str(settings.registry)} if settings.registry else None

@@ -15,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from chatrpc_process.secret import sent_secret
 from chatrpc_process.tracing import OFF, Kind, Span, TraceContext, Tracer, Value, within
 from chatrpc_process.watched import Watched
+from gateway_http.call_metadata import CallMetadata
+from gateway_http.caller import Caller
 from gateway_http.clients import json_response
 from gateway_http.endpoints import ENDPOINTS
 from gateway_http.errors import from_exception
@@ -126,9 +128,9 @@ class Exchange:
     ) -> None:
         self._send = send
         self._draining = draining
-        self._passed_on = (
-            _credentials(headers) if upstream_secret is None else _bearer(upstream_secret)
-        )
+        self._upstream_secret = upstream_secret
+        self._sent_secret = _passable_secret(headers)
+        self.caller: Caller | None = None  # known after authentication
         sent = _sent_id(headers)
         self._is_id_sent = bool(sent)
         self.request_id = sent or f"req_{uuid.uuid4().hex}"
@@ -138,9 +140,15 @@ class Exchange:
         self.limits: Callable[[], Mapping[str, str]] = dict  # asked when the head is sent
 
     @property
-    def call_metadata(self) -> list[tuple[str, str]]:
-        """What goes along with calls to the service."""
-        return [("x-request-id", self.request_id), *self._passed_on]
+    def call_metadata(self) -> CallMetadata:
+        """The metadata of calls to services that this request makes."""
+        own = self._upstream_secret
+        return CallMetadata(
+            self.request_id,
+            secret=self._sent_secret if own is None else own,
+            is_own_secret=own is not None,
+            caller=None if self.caller is None else self.caller.info,
+        )
 
     def suggest_id(self, request_id: str) -> None:
         """Take an id that stands in the body; one in a header comes before it."""
@@ -179,18 +187,14 @@ def _sent_id(headers: Headers) -> str:
     return ""
 
 
-def _credentials(headers: Headers) -> list[tuple[str, str]]:
-    """The caller's key: it is for the service to say whether it is one.
+def _passable_secret(headers: Headers) -> str | None:
+    """Return the caller's key, which the service checks; None without a key that metadata can hold.
 
-    Of several the one that the gateway goes by, so that nobody is let in by one and known to the
-    service by another.
+    Of several keys it is the one that the gateway itself checks, so that nobody is admitted with
+    one and known to the service by another.
     """
     secret = sent_secret(headers.items())
-    return _bearer(secret) if secret and _PRINTABLE.fullmatch(secret) else []
-
-
-def _bearer(secret: str) -> list[tuple[str, str]]:
-    return [("authorization", f"Bearer {secret}")]
+    return secret if secret and _PRINTABLE.fullmatch(secret) else None
 
 
 def _route(scope: Scope) -> str:

@@ -1,7 +1,7 @@
 """The application: routes, what surrounds them, and the service behind them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,12 +14,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from chatrpc_process.keys import load_keys, load_secret
+from chatrpc_process.reload_metrics import ReloadMetrics
+from chatrpc_process.tls import Validity, watch_tls
 from chatrpc_process.tracing import OFF, Tracer
 from chatrpc_process.watched import Watched, watching
 from gateway_http.access import Access
 from gateway_http.authentication import Authentication
 from gateway_http.config import Settings
-from gateway_http.connection import Connection, read_tls
+from gateway_http.connection import Connection, read_tls, tls_validities
 from gateway_http.cors import Cors
 from gateway_http.endpoints import ENDPOINTS
 from gateway_http.metrics import Metrics
@@ -36,15 +38,24 @@ _Content = TypeVar("_Content")
 
 
 def build_app(settings: Settings, tracer: Tracer = OFF) -> Starlette:
-    """The application. Its `state.draining`, once set, makes it unready and its answers the last of
-    their connections; `state.stopping` ends whatever still runs.
+    """Return the application. Its `state` has
+
+    - `draining`: once set, it is not ready, and each response is the last of its connection;
+    - `stopping`: once set, all running requests are ended;
+    - `identity`: the server's certificate, if it serves under TLS.
 
     Raises:
-        ConfigError: the registry cannot be read, or a file of keys or certificates.
+        ConfigError: The registry or a file of keys or certificates cannot be read.
     """
     metrics, draining, stopping = Metrics(), asyncio.Event(), asyncio.Event()
     keys = _watched(load_keys, settings.api_keys)
     upstream_secret = _watched(load_secret, settings.upstream_api_key_file)
+    identity = None if settings.tls is None else watch_tls(settings.tls)
+    registry = None if settings.registry is None else RegistryFile(settings.registry)
+    validities = _upstream_validities(settings, registry)
+    metrics.registry.register(
+        ReloadMetrics(keys, upstream_secret, registry, identity=identity, others=validities)
+    )
     app = Starlette(
         routes=_routes(settings, metrics, stopping),
         middleware=[
@@ -59,12 +70,13 @@ def build_app(settings: Settings, tracer: Tracer = OFF) -> Starlette:
             Middleware(Authentication, keys=keys),
         ],
         exception_handlers={HTTPException: _unrouted},
-        lifespan=_lifespan(settings, metrics, keys, upstream_secret),
+        lifespan=_lifespan(settings, metrics, registry, keys, upstream_secret, identity),
     )
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.stopping = stopping
     app.state.draining = draining
+    app.state.identity = identity
     return app
 
 
@@ -104,6 +116,9 @@ def _routes(settings: Settings, metrics: Metrics, stopping: asyncio.Event) -> li
         "tokenize": tokens.tokenize,
         "detokenize": tokens.detokenize,
         **_probes(),
+        "metrics": probes.metrics_elsewhere
+        if settings.admin_port is not None
+        else probes.metrics_for_operators,
         "version": probes.version,
         "openapi": document.openapi,
         "docs": document.docs,
@@ -128,14 +143,28 @@ def _upstream(settings: Settings) -> Entry:
     )
 
 
+def _upstream_validities(
+    settings: Settings, registry: RegistryFile | None
+) -> Callable[[], Sequence[Validity]]:
+    """Return a function that says when the certificates of calls to services are valid."""
+    if registry is not None:
+        return lambda: registry.validities
+    if settings.upstream_ca is None:
+        return tuple
+    validities = tls_validities(settings.upstream_ca, settings.upstream_certificate)
+    return lambda: validities
+
+
 def _watched(load: Callable[[Path], _Content], path: Path | None) -> Watched[_Content] | None:
     return None if path is None else Watched(lambda: load(path), path)
 
 
 def _lifespan(
-    settings: Settings, metrics: Metrics, *files: Watched[Any] | None
+    settings: Settings,
+    metrics: Metrics,
+    registry: RegistryFile | None,
+    *files: Watched[Any] | None,
 ) -> Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]:
-    registry = None if settings.registry is None else RegistryFile(settings.registry)
     entries = [_upstream(settings)] if registry is None else registry.entries
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""API keys over HTTP: every request but a probe shows one, where the gateway has a file of them."""
+"""API keys over HTTP: if the gateway has a file of keys, every request but a probe needs one."""
 
 import structlog
 from starlette.datastructures import Headers
@@ -16,10 +16,10 @@ _OPEN = {path for endpoint in ENDPOINTS if endpoint.is_probe for path in endpoin
 
 
 class Authentication:
-    """ASGI middleware, within `Access`. It leaves the `caller` in the request's state.
+    """ASGI middleware inside `Access`. It puts the `caller` into the request's state.
 
     Args:
-        keys: those that are let in; None: everybody is.
+        keys: The keys that are accepted; None: no key is needed.
     """
 
     def __init__(self, app: ASGIApp, keys: Watched[KeyRing] | None) -> None:
@@ -35,12 +35,16 @@ class Authentication:
             if self._keys is not None and scope["path"] not in _OPEN:
                 key = _authenticate(Headers(scope=scope), self._keys.value)
                 structlog.contextvars.bind_contextvars(key=key.name)
-            scope["state"]["caller"] = Caller(key, self._quotas)
+            caller = Caller(key, self._quotas)
+            scope["state"]["caller"] = scope["state"]["exchange"].caller = caller
         await self._app(scope, receive, send)
 
 
 def _authenticate(headers: Headers, keys: KeyRing) -> Key:
-    """https://www.rfc-editor.org/rfc/rfc6750#section-3 has what a refusal must say."""
+    """Return the request's key, or raise ApiError.
+
+    https://www.rfc-editor.org/rfc/rfc6750#section-3 says what the rejection contains.
+    """
     secret = sent_secret(headers.items())
     key = None if secret is None else keys.find(secret)
     if key is not None:

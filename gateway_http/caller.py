@@ -1,27 +1,53 @@
-"""Who sent a request, and what it may do: the owner of an API key, or anybody."""
+"""The caller of a request: the owner of an API key, or anybody where the gateway has no keys."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import grpc
+
+from chatrpc.v1 import caller_pb2
+from chatrpc_process.cost import Cost, cost_of, limit_output
 from chatrpc_process.keys import Key
-from chatrpc_process.quotas import QuotaExceeded, Quotas, Standing
-from gateway_http.protocol.error import ApiError
+from chatrpc_process.quotas import NeverAdmitted, QuotaExceeded, Quotas, Reservation, Standing
+from gateway_http.protocol.error import ApiError, InvalidRequest
+from gateway_http.protocol.params import param_of
+
+# Trailing metadata of a failed call: the tokens that the service has computed for it.
+_NUM_TOKENS_KEY = "chatrpc-num-tokens"
 
 
 class Caller:
-    """Without a key, where none is asked for, everything is permitted and nothing counted."""
+    """What a caller may do. Without a key everything is permitted and nothing is counted."""
 
     def __init__(self, key: Key | None, quotas: Quotas) -> None:
         self._key = key
         self._quotas = quotas
 
+    @property
+    def info(self) -> caller_pb2.CallerInfo | None:
+        """Describe the caller to a service; None: it has no identity."""
+        key = self._key
+        if key is None:
+            return None
+        return caller_pb2.CallerInfo(
+            name=key.owner_name,
+            weight=key.weight,
+            cache_namespace=key.owner_name if key.cache_scope == "key" else "",
+            min_priority=key.min_priority,
+        )
+
+    @property
+    def may_use_all_models(self) -> bool:
+        return self._key is None or self._key.may_use_all_models
+
     def may_use(self, *names: str) -> bool:
-        """Whether it may use the model that these are the names of."""
+        """Whether it may use the model with these names."""
         return self._key is None or any(map(self._key.may_use, names))
 
     def check_model(self, name: str, *others: str) -> None:
-        """Raise ApiError for a model that it may not use by this name, or by one of the others."""
+        """Raise ApiError unless it may use the model by this name or by one of the others."""
         if not self.may_use(name, *others):
             raise ApiError(
                 403,
@@ -31,31 +57,56 @@ class Caller:
             )
 
     @contextmanager
-    def generation(self, model: str, *others: str) -> "Iterator[Spending]":
-        """A generation, which counts against its limits while in the context.
+    def generation(
+        self, params: Any, num_bytes: int, names: Mapping[str, str], *, is_streamed: bool
+    ) -> "Iterator[Spending]":
+        """Count a generation against the caller's limits while in the context.
 
         Args:
-            model: its name for the caller; `others`: those that it has besides.
+            params: The parameters of the call. A missing output limit is set if the caller has a
+                limit of tokens.
+            num_bytes: The size of the request's body.
+            names: The client's own names of parameters, where they differ.
 
         Raises:
-            ApiError: the model is not for it, or a limit is reached.
+            ApiError: A limit is reached, or the request alone exceeds it.
         """
-        self.check_model(model, *others)
-        spending = Spending(self._key, self._quotas)
         if self._key is None:
-            yield spending
+            yield Spending()
             return
-        try:
-            with self._quotas.request(self._key):
-                try:
-                    yield spending
-                finally:
-                    spending.settle()
-        except QuotaExceeded as error:
-            raise _limit_reached(error) from None
+        limit_output(params, self._key)
+        cost = cost_of(params, num_bytes)
+        with self._admitted(self._key, cost, names) as reservation:
+            spending = Spending(reservation, cost, is_streamed=is_streamed)
+            try:
+                yield spending
+            except grpc.aio.AioRpcError as error:
+                spending.fail(error)
+                raise
+            except ApiError:
+                spending.settle()  # the gateway's own error, at the cost of what has been noted
+                raise
+            except BaseException:
+                spending.abandon()
+                raise
+            else:
+                spending.settle()
+
+    @contextmanager
+    def tokenization(self) -> Iterator[None]:
+        """Count a request that generates nothing against the caller's limits while in the context.
+
+        Raises:
+            ApiError: A limit is reached.
+        """
+        if self._key is None:
+            yield
+            return
+        with self._admitted(self._key, Cost(), {}):
+            yield
 
     def limits(self) -> dict[str, str]:
-        """What is left of its limits, as the headers of an answer; nothing without limits."""
+        """Return what is left of its limits, as headers of a response; none without limits."""
         if self._key is None:
             return {}
         return {
@@ -63,28 +114,76 @@ class Caller:
             **_headers("tokens", self._quotas.tokens(self._key)),
         }
 
+    @contextmanager
+    def _admitted(self, key: Key, cost: Cost, names: Mapping[str, str]) -> Iterator[Reservation]:
+        try:
+            with self._quotas.admit(key, cost) as reservation:
+                yield reservation
+        except QuotaExceeded as error:
+            raise _limit_reached(error) from None
+        except NeverAdmitted as error:
+            param = param_of(error.field)
+            param = names.get(param, param)
+            raise InvalidRequest(str(error), param, "request_exceeds_limit") from None
+
 
 class Spending:
-    """The tokens that one generation takes, of its prompt and its answer."""
+    """The tokens that one generation has reserved and used of its caller's limit."""
 
-    def __init__(self, key: Key | None, quotas: Quotas) -> None:
-        self._key = key
-        self._quotas = quotas
-        self._num_unsettled = 0
+    def __init__(
+        self,
+        reservation: Reservation | None = None,
+        cost: Cost = Cost(),  # noqa: B008  # it is immutable
+        *,
+        is_streamed: bool = False,
+    ) -> None:
+        self._reservation = reservation
+        self._cost = cost
+        self._is_streamed = is_streamed
+        self._num_noted = 0
 
     def note(self, num_tokens: int) -> None:
-        """So many more have come."""
-        self._num_unsettled += num_tokens
+        """Count tokens of the prompt and the output. The first ones include the whole prompt."""
+        if num_tokens and not self._num_noted:
+            self._resize(num_tokens + self._cost.num_output_tokens)
+        self._num_noted += num_tokens
 
     def settle(self) -> None:
-        """Take what has been noted since the last time off the caller's limit."""
-        if self._key is not None:
-            self._quotas.spend(self._key, self._num_unsettled)
-        self._num_unsettled = 0
+        """Charge what has been noted, and give the rest back."""
+        self._resize(self._num_noted)
+
+    def fail(self, error: grpc.aio.AioRpcError) -> None:
+        """Charge what the service says it has computed, at least what has been noted.
+
+        A service that has died says nothing, and its callers are not charged. Neither does a call
+        whose time is up; its caller may have had the service compute all that it has reserved.
+        """
+        trailing = dict(error.trailing_metadata() or ())
+        said = trailing.get(_NUM_TOKENS_KEY, "")
+        if isinstance(said, str) and said.isdecimal():
+            self._resize(max(self._num_noted, int(said)))
+        elif error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or self._num_noted:
+            self.settle()
+
+    def abandon(self) -> None:
+        """Charge a generation whose client has left before its end.
+
+        Of a stream, the output so far is known; before the first token, the prompt may have been
+        computed. Of a response that is not streamed nothing is known, so that the whole reservation
+        is charged.
+        """
+        if self._num_noted:
+            self.settle()
+        elif self._is_streamed:
+            self._resize(self._cost.num_prompt_tokens)
+
+    def _resize(self, num_tokens: int) -> None:
+        if self._reservation is not None:
+            self._reservation.resize(num_tokens)
 
 
 def duration(seconds: float) -> str:
-    """As OpenAI's headers have it: `0s`, `12ms`, `1.5s`, `6m0s`."""
+    """Write a duration as OpenAI's headers do: `0s`, `12ms`, `1.5s`, `6m0s`."""
     ms = math.ceil(seconds * 1000)
     if ms < 1000:
         return f"{ms}ms" if ms else "0s"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from chatrpc_process.settings import ConfigError
 from chatrpc_process.small_file import read_small
+from chatrpc_process.tls import Validity, ca_validity, certificate_validity
 from gateway_http.service_config import DEFAULT_BALANCE, service_config
 
 # What our service calls its readiness as a whole; each of its models has a name besides.
@@ -36,6 +37,16 @@ class Connection:
     service_config: str = service_config(DEFAULT_BALANCE, READINESS)
     tls: Tls | None = None
     api_key: str | None = field(default=None, repr=False)
+
+
+def tls_validities(ca: Path, certificate: Path | None) -> tuple[Validity, ...]:
+    """Return when the certificates of the service's CA and of the gateway are valid.
+
+    Raises:
+        ConfigError: A file has no certificate.
+    """
+    own = () if certificate is None else (certificate_validity(certificate),)
+    return (ca_validity(ca), *own)
 
 
 def read_tls(ca: Path, certificate: Path | None, key: Path | None) -> Tls:

@@ -123,7 +123,16 @@ ENDPOINTS = (
         )
         for name in ("healthz", "live")
     ),
-    Endpoint("metrics", "GET", "/metrics", "Counters, for Prometheus.", "Operate", "text/plain"),
+    Endpoint(
+        "metrics",
+        "GET",
+        "/metrics",
+        "Counters, for Prometheus. With an admin port they are served only there; with keys they "
+        "need one that may use all models.",
+        "Operate",
+        "text/plain",
+        errors=(*_ANY, 401, 403, 404),
+    ),
     Endpoint("version", "GET", "/version", "The gateway's version.", "Operate", response.Version),
     Endpoint("openapi", "GET", "/openapi.json", "This document.", "Operate", "application/json"),
     Endpoint("docs", "GET", "/docs", "This document as a page.", "Operate", "text/html"),

@@ -71,6 +71,7 @@ _CODES = {
     "MISSING_FIELD": "missing_required_parameter",
     "UNSUPPORTED_FIELD": "unsupported_parameter",
     "CONTEXT_LENGTH_EXCEEDED": "context_length_exceeded",
+    "EXCEEDS_LIMIT": "request_exceeds_limit",
     "MODEL_NOT_FOUND": "model_not_found",
     "QUEUE_FULL": "server_is_overloaded",
 }
@@ -93,6 +94,10 @@ def from_rpc(error: grpc.aio.AioRpcError, names: Mapping[str, str] = _NO_NAMES) 
     `names`: what the client calls a parameter that has several names.
     """
     details = _Details(error)
+    if details.reason == "ACTING_FORBIDDEN":
+        # It is about the gateway's own key, which the client can neither know nor change.
+        _log.error("acting_forbidden_by_service", reason=error.details())
+        return _api_error(_INTERNAL, {"x-should-retry": "false"})
     answer = _ANSWERS.get(error.code(), _INTERNAL)
     answer = answer._replace(code=_CODES.get(details.reason, answer.code))
     if not details.reason:

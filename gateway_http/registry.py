@@ -23,8 +23,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from chatrpc_process.keys import load_secret
 from chatrpc_process.settings import ConfigError
 from chatrpc_process.small_file import read_small
+from chatrpc_process.tls import Validity
 from gateway_http.affinity import Affinity, Prefix, Session
-from gateway_http.connection import Connection, Tls, read_tls
+from gateway_http.connection import Connection, Tls, read_tls, tls_validities
 from gateway_http.service_config import (
     DEFAULT_BALANCE,
     Balance,
@@ -117,10 +118,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Registry:
-    """`files` are those that the registry names: certificates and keys."""
+    """The models, and what the registry names besides.
+
+    Attributes:
+        files: The files of certificates and keys.
+        validities: When the certificates among them are valid.
+    """
 
     entries: tuple[Entry, ...]
     files: tuple[Path, ...] = ()
+    validities: tuple[Validity, ...] = ()
 
 
 def load_registry(path: Path) -> Registry:
@@ -141,7 +148,8 @@ def load_registry(path: Path) -> Registry:
         raise ConfigError(f"{path}: {error}") from None
     _check_names(path, models)
     files = tuple(file for model in models for file in _files(model, path.parent))
-    return Registry(tuple(_entry(path, model) for model in models), files)
+    entries = tuple(_entry(path, model) for model in models)
+    return Registry(entries, files, tuple(_validities(path, models)))
 
 
 def _check_names(path: Path, models: tuple[_Model, ...]) -> None:
@@ -157,6 +165,13 @@ def _files(model: _Model, directory: Path) -> Iterator[Path]:
     for file in (model.ca, model.certificate, model.key, model.api_key_file):
         if file is not None:
             yield directory / file
+
+
+def _validities(path: Path, models: tuple[_Model, ...]) -> Iterator[Validity]:
+    for model in models:
+        if model.ca is not None:
+            own = None if model.certificate is None else path.parent / model.certificate
+            yield from tls_validities(path.parent / model.ca, own)
 
 
 def _entry(path: Path, model: _Model) -> Entry:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from chatrpc_process.tls import Validity
 from chatrpc_process.watched import Watched
 from gateway_http.registry import Entry, Registry, load_registry
 
@@ -25,6 +26,24 @@ class RegistryFile:
     @property
     def entries(self) -> Sequence[Entry]:
         return self._watched.value.entries
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        """The registry's file, and those that it names."""
+        return self._watched.paths
+
+    @property
+    def is_current(self) -> bool:
+        return self._watched.is_current
+
+    @property
+    def loaded_at_s(self) -> float:
+        return self._watched.loaded_at_s
+
+    @property
+    def validities(self) -> Sequence[Validity]:
+        """When the certificates are valid that the registry names."""
+        return self._watched.value.validities
 
     def refresh(self) -> bool:
         """Read it again if it has changed, or what it names has; whether there is something new."""

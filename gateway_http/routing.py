@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import structlog
 
+from gateway_http.call_metadata import CallMetadata
 from gateway_http.connection import Connection
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
@@ -24,7 +25,6 @@ _log = structlog.get_logger(__name__)
 
 # What a call counts as that could be for any model.
 _ANY = "*"
-_KEY = "authorization"
 _MAX_TOLD_NAME = 200
 
 
@@ -43,23 +43,21 @@ class Route:
     def options(
         self,
         timeout_s: float,
-        metadata: Sequence[tuple[str, str]],
+        metadata: CallMetadata,
         headers: Mapping[str, str],
         params: Any = None,
     ) -> CallOptions:
-        """What goes with a call: the caller's own metadata, and what the registry says.
+        """Return the options of a call to the model's service.
 
         Args:
-            headers, params: of the request, by which its replica may be chosen.
+            metadata: That of the request.
+            headers, params: Those of the request, by which its replica may be chosen.
         """
-        metadata = list(metadata)
-        api_key, affinity = self.entry.connection.api_key, self.entry.affinity
-        if api_key is not None:
-            metadata = [pair for pair in metadata if pair[0] != _KEY]
-            metadata.append((_KEY, f"Bearer {api_key}"))
+        pairs = metadata.with_key(self.entry.connection.api_key)
+        affinity = self.entry.affinity
         if affinity is not None and (key := affinity.of(headers, params)) is not None:
-            metadata.append((AFFINITY_KEY, key))
-        return CallOptions(timeout_s, metadata)
+            pairs.append((AFFINITY_KEY, key))
+        return CallOptions(timeout_s, pairs)
 
 
 class Router:

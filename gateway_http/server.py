@@ -47,7 +47,8 @@ class Server(uvicorn.Server):
     def __init__(self, settings: Settings, tracer: Tracer = OFF) -> None:
         self._settings = settings
         self._app = build_app(settings, tracer)
-        self._tls = None if settings.tls is None else following_context(settings.tls)
+        identity = self._app.state.identity
+        self._tls = None if identity is None else following_context(identity)
         super().__init__(_config(self._app, settings))
         self._admin_config = _config(build_admin_app(self._app), settings)
         self._admin_state = ServerState()

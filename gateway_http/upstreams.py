@@ -59,7 +59,7 @@ class CallOptions:
     """What goes with a call beside its message."""
 
     timeout_s: float
-    metadata: Sequence[tuple[str, str]] = ()
+    metadata: Sequence[tuple[str, str | bytes]] = ()
 
 
 class Upstream:

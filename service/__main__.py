@@ -21,7 +21,9 @@ import uvloop
 from prometheus_client import start_http_server
 
 from chatrpc_process import logs
+from chatrpc_process.check import check_listener
 from chatrpc_process.keys import KeyRing, load_keys
+from chatrpc_process.reload_metrics import ReloadMetrics
 from chatrpc_process.settings import ConfigError
 from chatrpc_process.tracing import make_tracer
 from chatrpc_process.watchdog import watched_loop
@@ -51,7 +53,10 @@ def main() -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  # logs are not set up yet
         return 2
+    if settings.check:
+        return check_listener(settings).report()
     logs.configure(settings.log_level, settings.log_format)
+    settings.warn_of_ignored_variables()
     os.environ.setdefault("GOMP_SPINCOUNT", _GOMP_SPINCOUNT)  # read when torch is imported
     try:
         return uvloop.run(_watched(settings))
@@ -91,6 +96,7 @@ async def serve(settings: ServiceSettings) -> int:
         has_channelz=settings.channelz,
         tls=settings.tls,
     )
+    metrics.registry.register(ReloadMetrics(keys, identity=server.identity))
     await _listen(settings, server, metrics)
     loader = ModelLoader(settings)
     engine = AsyncEngine(
@@ -101,7 +107,7 @@ async def serve(settings: ServiceSettings) -> int:
     )
     metrics.watch_engine(engine.stats)
     try:
-        async with watching(keys):
+        async with watching(keys, server.identity):
             code = await _live(settings, stop, lifecycle, server, metrics, loader, engine)
     finally:
         await server.stop()

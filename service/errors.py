@@ -7,9 +7,11 @@
     │   ├── MissingField
     │   ├── UnsupportedField     an option that is not served
     │   ├── ContextLengthExceeded
+    │   ├── ExceedsLimit         of the caller's key, by itself
     │   └── TemplateRefused
     ├── ModelNotFound
     ├── Unauthenticated
+    ├── ActingForbidden
     ├── ModelForbidden
     ├── LimitReached             of the caller's key, on any replica
     ├── Unavailable              another replica may take the request
@@ -70,6 +72,10 @@ class ContextLengthExceeded(InvalidField):
         self.max_model_len = max_model_len
 
 
+class ExceedsLimit(InvalidField):
+    """The request alone exceeds a limit of its key, so it can never be admitted."""
+
+
 class TemplateRefused(InvalidField):
     """The model's chat template raised on the conversation; the text is the template's."""
 
@@ -78,11 +84,14 @@ class TemplateRefused(InvalidField):
 
 
 class ModelNotFound(ChatrpcError):
-    """No model of that name is served."""
+    """No model with this name is served.
 
-    def __init__(self, model: str, served: list[str]) -> None:
+    The message names no other model: the caller may not be permitted to know of it.
+    """
+
+    def __init__(self, model: str) -> None:
         super().__init__(
-            f"The model `{model}` does not exist. Served here: {', '.join(served) or 'none'}."
+            f"The model `{model}` does not exist. The list of models has those that you may use."
         )
         self.model = model
 
@@ -95,6 +104,16 @@ class Unauthenticated(ChatrpcError):
             "An API key is required: authorization: Bearer KEY."
             if is_missing
             else "The API key is not known here."
+        )
+
+
+class ActingForbidden(ChatrpcError):
+    """The call names another caller, and its key may not act for others."""
+
+    def __init__(self, metadata_key: str) -> None:
+        super().__init__(
+            f"This API key may not act for other callers, as {metadata_key} asks for. Its entry in "
+            "the service's file of keys needs `may_act_for_others = true`."
         )
 
 

@@ -15,6 +15,7 @@ from pydantic import model_validator
 from pydantic_settings import SettingsConfigDict
 
 from chatrpc_process import logs
+from chatrpc_process.check import check_listener
 from chatrpc_process.settings import ConfigError
 from service.config import ServiceSettings
 from service.errors import ModelLoadError
@@ -42,7 +43,10 @@ def main() -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  # logs are not set up yet
         return 2
+    if settings.check:
+        return check_listener(settings).report()
     logs.configure(settings.log_level, settings.log_format)
+    settings.warn_of_ignored_variables()
     loader = ModelLoader(settings)
     try:
         _, max_model_len = loader.load()

@@ -71,7 +71,7 @@ def call_gateway(http: httpx.Client) -> Iterator[httpx.Response]:
 
 def test_no_secret_is_told(start: Callable[..., Process], model: Path, tmp_path: Path) -> None:
     keys = write(tmp_path / "keys.toml", key(KNOWN))
-    service_keys = write(tmp_path / "service.toml", key(UPSTREAM))
+    service_keys = write(tmp_path / "service.toml", key(UPSTREAM, "may_act_for_others = true"))
     own = write(tmp_path / "own", UPSTREAM)
     service = start(
         *("--model", str(model), "--api-keys", str(service_keys), "--metrics-port", "0"),

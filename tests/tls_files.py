@@ -1,6 +1,7 @@
 """Certificates in files, for tests of whatever serves under them."""
 
 import os
+from datetime import datetime
 from pathlib import Path
 
 import trustme
@@ -14,9 +15,17 @@ def write(path: Path, content: bytes) -> None:
     os.utime(path, ns=(0, int.from_bytes(os.urandom(6), "big")))  # another time for certain
 
 
-def issue(ca: trustme.CA, directory: Path) -> TlsFiles:
-    """A new certificate for `localhost` and its key, in the place of what was there."""
-    certificate = ca.issue_cert("localhost", "127.0.0.1")
+def issue(
+    ca: trustme.CA,
+    directory: Path,
+    *,
+    not_before: datetime | None = None,
+    not_after: datetime | None = None,
+) -> TlsFiles:
+    """Write a new certificate for `localhost` and its key; return where."""
+    certificate = ca.issue_cert(
+        "localhost", "127.0.0.1", not_before=not_before, not_after=not_after
+    )
     files = TlsFiles(directory / "tls.crt", directory / "tls.key")
     write(files.certificate, b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
     write(files.key, certificate.private_key_pem.bytes())

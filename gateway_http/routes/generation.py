@@ -87,27 +87,27 @@ class Generation(Generic[_Body, _Params, _Chunk]):
         http = Request(scope)
         caller: Caller = http.state.caller
         http.state.exchange.limits = caller.limits
-        body = self._operation.decode(
-            await read_body(
-                http.headers,
-                receive,
-                self._settings.max_body_bytes,
-                self._settings.body_timeout_s,
-            )
+        content = await read_body(
+            http.headers, receive, self._settings.max_body_bytes, self._settings.body_timeout_s
         )
+        body = self._operation.decode(content)
         if body.request_id is not None:
             http.state.exchange.suggest_id(body.request_id)
         params = self._operation.params(body)
         router: Router = http.state.router
-        with caller.generation(body.model, *router.names(body.model)) as spending:
-            try:
-                if body.stream:
+        caller.check_model(body.model, *router.names(body.model))
+        names, is_streamed = self._operation.names(body), bool(body.stream)
+        try:
+            with caller.generation(
+                params, len(content), names, is_streamed=is_streamed
+            ) as spending:
+                if is_streamed:
                     await self._stream(http, body, params, spending, receive, send)
                 else:
                     work = self._create(http, body, params, spending, send)
                     await while_connected(receive, self._stopping, work)
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc(error, self._operation.names(body)) from None
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, names) from None
 
     async def _create(
         self, http: Request, body: _Body, params: _Params, spending: Spending, send: Send

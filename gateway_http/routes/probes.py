@@ -6,6 +6,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway_http.caller import Caller
 from gateway_http.clients import json_response
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
@@ -36,6 +37,21 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     counted: Metrics = request.app.state.metrics
     return Response(counted.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def metrics_for_operators(request: Request) -> Response:
+    """On the port of the API. The page names all models, and so needs a key that permits them."""
+    caller: Caller = request.state.caller
+    if not caller.may_use_all_models:
+        raise ApiError(
+            403, "Metrics need an API key that may use all models.", code="permission_denied"
+        )
+    return await metrics(request)
+
+
+async def metrics_elsewhere(_: Request) -> Response:
+    """On the port of the API, if there is an admin port."""
+    raise ApiError(404, "Metrics are served on the admin port.")
 
 
 async def version(_: Request) -> Response:

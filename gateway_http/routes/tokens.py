@@ -1,5 +1,7 @@
 """POST /tokenize and /detokenize."""
 
+from contextlib import AbstractContextManager
+
 import grpc
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,23 +29,25 @@ _decode_detokenize = decoder(DetokenizeRequest)
 
 async def tokenize(request: Request) -> Response:
     body = _decode_tokenize(await _read(request))
-    name = await _name(request, body.model)
-    wanted = tokens.tokenize_request(body, name)
-    with _router(request).route(name) as route:
-        wanted.model = route.model
-        try:
-            answer = await route.upstream.tokenize(wanted, _options(request, route))
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error, _NAMES) from None
+    with _counted(request):
+        name = await _name(request, body.model)
+        wanted = tokens.tokenize_request(body, name)
+        with _router(request).route(name) as route:
+            wanted.model = route.model
+            try:
+                answer = await route.upstream.tokenize(wanted, _options(request, route))
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc(error, _NAMES) from None
     return json_response(tokens.tokenize_answer(answer, body))
 
 
 async def detokenize(request: Request) -> Response:
     body = _decode_detokenize(await _read(request))
-    name = await _name(request, body.model)
-    with _router(request).route(name) as route:
-        wanted = model_service_pb2.DetokenizeRequest(model=route.model, token_ids=body.tokens)
-        answer = await route.upstream.detokenize(wanted, _options(request, route))
+    with _counted(request):
+        name = await _name(request, body.model)
+        with _router(request).route(name) as route:
+            wanted = model_service_pb2.DetokenizeRequest(model=route.model, token_ids=body.tokens)
+            answer = await route.upstream.detokenize(wanted, _options(request, route))
     return json_response(tokens.detokenize_answer(answer))
 
 
@@ -76,6 +80,13 @@ async def _name(request: Request, named: str | None) -> str:
             headers={"retry-after": "1"},
         )
     return served[0].id
+
+
+def _counted(request: Request) -> AbstractContextManager[None]:
+    """Count the request against its caller's limits, and report what is left of them."""
+    caller: Caller = request.state.caller
+    request.state.exchange.limits = caller.limits
+    return caller.tokenization()
 
 
 def _router(request: Request) -> Router:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from chatrpc.v1 import completion_pb2
 from service.errors import InvalidField
 from service.rpc import phases
-from service.rpc.caller import current_caller
+from service.rpc.caller import current_caller, reserve_exactly
 from service.rpc.completion_request import (
     CompletionRequest,
     completion_request,
@@ -152,6 +152,7 @@ async def generate(
         for i, request in enumerate(requests)
     ]
     phases.ask(*requests)
+    reserve_exactly(requests, model.card.max_model_len)
     sources = [model.engine.generate(request, is_reserved=True) for request in requests]
     async with aclosing(Merged(sources)) as outputs:
         for source in sources:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from chatrpc.v1 import chat_pb2
 from service.errors import InvalidField
 from service.rpc import convert, phases
-from service.rpc.caller import current_caller
+from service.rpc.caller import current_caller, reserve_exactly
 from service.rpc.deadline import until
 from service.rpc.work_pools import WorkPools
 from service.text import conversation as conversations
@@ -112,6 +112,7 @@ async def generate(model: ServedModel, prepared: Prepared) -> AsyncGenerator[Tex
     """
     request = prepared.request
     phases.ask(request)
+    reserve_exactly([request], model.card.max_model_len)
     async with aclosing(model.engine.generate(request, is_reserved=True)) as outputs:
         await anext(outputs)
         yield TextDelta()

@@ -13,11 +13,11 @@ import structlog
 from google.rpc import status_pb2
 
 from chatrpc_process.tracing import OFF, Tracer, log_fields
-from service.errors import DeadlinePassed, Unauthenticated
+from service.errors import ChatrpcError, DeadlinePassed
 from service.metrics import Metrics
 from service.rpc import status
 from service.rpc.access import Access
-from service.rpc.caller import acting_for
+from service.rpc.caller import acting_for, received_bytes
 from service.rpc.context import Context, Handler
 from service.rpc.messages import MessageReader, Patience
 from service.rpc.telemetry import CallTelemetry
@@ -82,7 +82,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _with_key(self, handler: Any, details: grpc.HandlerCallDetails) -> Handler:
         try:
             self._access.authenticate(details.invocation_metadata or ())
-        except Unauthenticated as error:
+        except ChatrpcError as error:
             proto = status.status(error, "")
 
             async def refuse(_: Any, context: Context) -> None:
@@ -122,11 +122,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self, handler: Any, method: str, context: Context, counting: CallTelemetry
     ) -> AsyncIterator[Any]:
         """The message of a call whose key may send it."""
-        key = self._access.authenticate(context.invocation_metadata() or ())
-        with acting_for(self._access.caller(key)):
+        identity = self._access.authenticate(context.invocation_metadata() or ())
+        with acting_for(identity.caller):
             async with self._messages.message(handler, method, context) as message:
                 counting.note_request(message)
-                with self._access.use(key, message, counting):
+                with self._access.use(identity, message, received_bytes(), counting):
                     yield message
 
     async def _write(self, context: Context, response: Any) -> None:
@@ -156,7 +156,11 @@ async def _call(
         outcome, code = status.reason(proto), status.code(proto).name
         if outcome == "INTERNAL":
             log.exception("call failed", method=method)
-        trailing = ((REQUEST_ID_KEY, request_id), *status.retry_pushback(error))
+        trailing = (
+            (REQUEST_ID_KEY, request_id),
+            *status.retry_pushback(error),
+            *status.tokens_computed(counting.num_tokens),
+        )
         await abort(context, proto, trailing)
     finally:
         counting.end(code, outcome)

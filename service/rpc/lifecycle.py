@@ -126,7 +126,7 @@ class Lifecycle:
         if self._state is State.STARTING:
             raise Starting
         if name not in self._models:
-            raise ModelNotFound(name, [model.card.id for model in self.models])
+            raise ModelNotFound(name)
         return self._models[name]
 
     def _note_done(self, _: Context) -> None:

@@ -3,6 +3,7 @@
 from chatrpc.v1 import chat_pb2, model_service_pb2, model_service_pb2_grpc
 from service.errors import ContextLengthExceeded, InvalidField, MissingField
 from service.rpc import convert
+from service.rpc.caller import may_use_model
 from service.rpc.context import Context
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.sampling import check_token_ids
@@ -32,7 +33,11 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         self, request: model_service_pb2.ListModelsRequest, context: Context
     ) -> model_service_pb2.ListModelsResponse:
         """A page token is the id of the last model of the page before (https://google.aip.dev/158)."""
-        cards = [model.card for model in self._lifecycle.models]
+        cards = [
+            model.card
+            for model in self._lifecycle.models
+            if may_use_model(model.card.id, *model.card.aliases)
+        ]
         ids = [card.id for card in cards]
         if request.page_token and request.page_token not in ids:
             raise InvalidField("page_token", "It is not the token of a page.")

@@ -14,7 +14,7 @@ from chatrpc.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
 )
-from chatrpc_process.tls import TlsFiles
+from chatrpc_process.tls import TlsFiles, watch_tls
 from chatrpc_process.tracing import OFF, Tracer
 from service.metrics import Metrics
 from service.rpc.access import Access
@@ -111,7 +111,8 @@ class Server:
         options: tuple[tuple[str, int], ...] = OPTIONS,
     ) -> None:
         self._lifecycle = lifecycle
-        self._credentials = None if tls is None else server_credentials(tls)
+        self.identity = None if tls is None else watch_tls(tls)
+        self._credentials = None if self.identity is None else server_credentials(self.identity)
         options = (*options, ("grpc.enable_channelz", int(has_channelz)))
         standard = StandardServiceInterceptor()
         self._pools = WorkPools()

@@ -22,6 +22,7 @@ _MAX_TEXT_BYTES = 500
 
 # https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
+_NUM_TOKENS_KEY = "chatrpc-num-tokens"
 
 # The first class that an error is an instance of decides, so the special ones come first.
 _STATUSES: tuple[tuple[type[errors.ChatrpcError], int, errors_pb2.ErrorReason.ValueType], ...] = (
@@ -30,6 +31,7 @@ _STATUSES: tuple[tuple[type[errors.ChatrpcError], int, errors_pb2.ErrorReason.Va
         code_pb2.INVALID_ARGUMENT,
         errors_pb2.ERROR_REASON_CONTEXT_LENGTH_EXCEEDED,
     ),
+    (errors.ExceedsLimit, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_EXCEEDS_LIMIT),
     (errors.TemplateRefused, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_TEMPLATE_REFUSED),
     (errors.UnsupportedField, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_UNSUPPORTED_FIELD),
     (errors.MissingField, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_MISSING_FIELD),
@@ -39,6 +41,11 @@ _STATUSES: tuple[tuple[type[errors.ChatrpcError], int, errors_pb2.ErrorReason.Va
         errors.Unauthenticated,
         code_pb2.UNAUTHENTICATED,
         errors_pb2.ERROR_REASON_UNAUTHENTICATED,
+    ),
+    (
+        errors.ActingForbidden,
+        code_pb2.PERMISSION_DENIED,
+        errors_pb2.ERROR_REASON_ACTING_FORBIDDEN,
     ),
     (
         errors.ModelForbidden,
@@ -79,6 +86,11 @@ def retry_pushback(error: Exception) -> Metadata:
     if not isinstance(error, errors.Unavailable):
         return ()
     return ((_PUSHBACK_KEY, str(int(error.elsewhere_after_s * 1000))),)
+
+
+def tokens_computed(num_tokens: int) -> Metadata:
+    """Tell a gateway what a call that fails has cost; one that succeeds has usage to tell it."""
+    return ((_NUM_TOKENS_KEY, str(num_tokens)),)
 
 
 def code(proto: status_pb2.Status) -> grpc.StatusCode:

@@ -1,27 +1,31 @@
-"""TLS credentials of the gRPC server. They follow their files, for every new connection."""
+"""TLS credentials of the gRPC server, which follow their files for every new connection."""
 
 import grpc
 
-from chatrpc_process.tls import Identity, TlsFiles
+from chatrpc_process.tls import Identity
 from chatrpc_process.watched import Watched
 
 
-def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Credentials that follow the files.
-
-    Raises:
-        ConfigError: the files cannot be read at first.
-    """
-    watched = Watched(files.read, *files.paths)
+def server_credentials(watched: Watched[Identity]) -> grpc.ServerCredentials:
+    """Return credentials that show each new connection what the files contain then."""
+    shown = watched.value
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
-        """Called for every new connection, on a thread of gRPC's; None: as before."""
-        return _configuration(watched.value) if watched.refresh() else None
+        """Return the new configuration, or None: the same as before.
+
+        gRPC calls it for every new connection, on a thread of its own.
+        """
+        nonlocal shown
+        watched.refresh()
+        if watched.value is shown:
+            return None
+        shown = watched.value
+        return _configuration(shown)
 
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(watched.value),
+        _configuration(shown),
         fetch,  # type: ignore[arg-type]  # the stubs do not know that it may return None
-        files.client_ca is not None,
+        shown.client_ca is not None,
     )
 
 

@@ -1,16 +1,16 @@
 """Services under TLS, from a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 import trustme
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from chatrpc_cli.__main__ import app
 from tests.chatrpc_cli.fake_service import FakeService
-from tests.tls_files import issue
+from tests.tls_files import issue, lock
 
 COMMANDS = (["models"], ["health"], ["chat", "hello"])
 
@@ -22,31 +22,96 @@ def ca(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def target(ca: Path) -> Iterator[str]:
+def issuer(ca: Path) -> trustme.CA:
     issuer = trustme.CA()
     issuer.cert_pem.write_to_path(ca)
+    return issuer
+
+
+@pytest.fixture(params=[False, True], ids=["tls", "mutual"])
+def is_mutual(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture
+def target(issuer: trustme.CA, ca: Path, is_mutual: bool) -> Iterator[str]:
     files = issue(issuer, ca.parent)
     pair = files.key.read_bytes(), files.certificate.read_bytes()
-    service = FakeService(grpc.ssl_server_credentials([pair]))
+    roots = issuer.cert_pem.bytes() if is_mutual else None
+    service = FakeService(grpc.ssl_server_credentials([pair], roots, is_mutual))
     yield service.target
     service.stop()
 
 
+@pytest.fixture
+def own(issuer: trustme.CA, tmp_path: Path) -> tuple[str, str]:
+    """The certificate of a client, and its key."""
+    certificate = issuer.issue_cert("client")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "client.crt")
+    certificate.private_key_pem.write_to_path(tmp_path / "client.key")
+    return str(tmp_path / "client.crt"), str(tmp_path / "client.key")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_who_has_signed_the_certificate_is_told_or_it_is_not_trusted(
-    target: str, ca: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+def test_command_reaches_a_service_whose_ca_and_clients_it_knows(
+    target: str,
+    ca: Path,
+    own: tuple[str, str],
+    command: list[str],
+    is_mutual: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def run(*options: str) -> int:
         return CliRunner().invoke(app, [*command, "--target", target, *options]).exit_code
 
-    assert run("--ca", str(ca)) == 0
-    assert run("--ca", str(ca.with_name("other.crt"))) == 1
+    certificate, key = own
+    shown = ("--certificate", certificate, "--key", key)
+    assert run("--ca", str(ca), *shown) == 0
+    assert run("--ca", str(ca)) == int(is_mutual)
+    assert run("--ca", str(ca.with_name("other.crt")), *shown) == 1
     assert run() == 1
     monkeypatch.setenv("CHATRPC_CA", str(ca))
+    monkeypatch.setenv("CHATRPC_CERTIFICATE", certificate)
+    monkeypatch.setenv("CHATRPC_CERTIFICATE_KEY", key)
     assert run() == 0
 
 
-def test_a_file_that_is_none_is_named() -> None:
-    result = CliRunner().invoke(app, ["models", "--ca", "/none.crt"])
+@pytest.fixture
+def run_models() -> Callable[..., Result]:
+    return lambda *options: CliRunner().invoke(app, ["models", *options])
+
+
+def test_missing_file_is_named(run_models: Callable[..., Result]) -> None:
+    for option in ("--ca", "--certificate", "--key"):
+        result = run_models(option, "/none.crt")
+        assert result.exit_code == 2
+        assert option in result.output
+
+
+def test_half_of_a_pair_or_a_missing_ca_is_named(
+    run_models: Callable[..., Result], ca: Path, own: tuple[str, str]
+) -> None:
+    certificate, key = own
+    for options in (
+        ("--ca", str(ca), "--certificate", certificate),
+        ("--ca", str(ca), "--key", key),
+        ("--certificate", certificate, "--key", key),
+    ):
+        result = run_models(*options)
+        assert result.exit_code == 2
+        assert "--certificate" in result.output
+
+
+def test_files_that_do_not_match_are_named(
+    run_models: Callable[..., Result], ca: Path, own: tuple[str, str], issuer: trustme.CA
+) -> None:
+    certificate, key = own
+    issuer.issue_cert("other").private_key_pem.write_to_path(key)
+    result = run_models("--ca", str(ca), "--certificate", certificate, "--key", key)
+    assert result.exit_code == 2
+    lock(Path(key))
+    result = run_models("--ca", str(ca), "--certificate", certificate, "--key", key)
+    assert result.exit_code == 2
+    result = run_models("--ca", key)
     assert result.exit_code == 2
     assert "--ca" in result.output

@@ -1,16 +1,40 @@
-"""`chatrpc keys new`: what it prints is a key that files of keys take."""
+"""`chatrpc keys`: keys that files of keys take, and what is wrong with a file."""
 
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from chatrpc_cli.__main__ import app
-from chatrpc_process.keys import load_keys
+from chatrpc_cli.key_file import add_key
+from chatrpc_process.keys import Key, check_keys, load_keys
+from tests.gateway_http.api_keys import key
 
 
-def test_the_entry_is_for_the_file_and_the_secret_for_its_owner(tmp_path: Path) -> None:
-    path = tmp_path / "keys.toml"
+def new(*options: str) -> Result:
+    return CliRunner().invoke(app, ["keys", "new", *options])
+
+
+def check(path: Path) -> Result:
+    return CliRunner().invoke(app, ["keys", "check", str(path)])
+
+
+def find(path: Path, result: Result) -> Key:
+    """Return the key whose secret the command has printed."""
+    found = load_keys(path).find(result.stderr.split()[-1])
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "keys.toml"
+
+
+def test_entry_goes_to_stdout_and_secret_to_stderr(path: Path) -> None:
     secrets = []
     with path.open("w") as file:
         for name, *options in (
@@ -19,7 +43,7 @@ def test_the_entry_is_for_the_file_and_the_secret_for_its_owner(tmp_path: Path) 
             ("limited", "--requests-per-minute", "5", "--tokens-per-minute", "7"),
             ("single", "--max-concurrent-requests", "1"),
         ):
-            result = CliRunner().invoke(app, ["keys", "new", "--name", name, *options])
+            result = new("--name", name, *options)
             assert result.exit_code == 0
             secrets.append(result.stderr.split()[-1])
             assert secrets[-1] not in result.stdout
@@ -34,14 +58,130 @@ def test_the_entry_is_for_the_file_and_the_secret_for_its_owner(tmp_path: Path) 
     assert single.max_concurrent_requests == 1
 
 
-@pytest.mark.parametrize("name", ["", "x" * 129, "two\nlines"])
-def test_a_name_that_no_file_takes_is_refused(name: str) -> None:
-    result = CliRunner().invoke(app, ["keys", "new", "--name", name])
-    assert result.exit_code == 2
-    assert "--name" in result.output
+def test_every_option_of_a_key_can_be_given(path: Path) -> None:
+    options = ["--owner", "shop", "--tokens-per-minute", "9", "--default-max-tokens", "3"]
+    options += ["--weight", "7", "--min-priority", "-2", "--cache-scope", "shared"]
+    result = new("--name", "a", "--file", str(path), *options, "--may-act-for-others")
+    assert result.exit_code == 0, result.output
+    found = find(path, result)
+    assert (found.owner, found.tokens_per_minute, found.default_max_tokens) == ("shop", 9, 3)
+    assert (found.weight, found.min_priority, found.cache_scope) == (7, -2, "shared")
+    assert found.may_act_for_others
 
 
-def test_so_is_a_pattern_that_no_file_takes() -> None:
-    result = CliRunner().invoke(app, ["keys", "new", "--name", "a", "--model", "two\nlines"])
-    assert result.exit_code == 2
-    assert "--model" in result.output
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--name", ""), "--name"),
+        (("--name", "x" * 129), "--name"),
+        (("--name", "two\nlines"), "--name"),
+        (("--name", "a", "--owner", "two\nlines"), "--owner"),
+        (("--name", "a", "--model", "two\nlines"), "--model"),
+        (("--name", "a", "--weight", "0"), "--weight"),
+        (("--name", "a", "--requests-per-minute", "0"), "--requests-per-minute"),
+        (("--name", "a", "--cache-scope", "all"), "--cache-scope"),
+        (("--name", "a", "--default-max-tokens", "5"), "--default-max-tokens"),
+    ],
+)
+def test_option_that_no_file_could_contain_is_rejected_by_name(
+    path: Path, options: tuple[str, ...], named: str
+) -> None:
+    for result in (new(*options), new("--file", str(path), *options)):
+        assert result.exit_code == 2
+        assert named in result.output
+        assert "sk-chatrpc" not in result.output
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        None,
+        "",
+        "key = []",
+        "# nobody yet\nkey = [ ]  # for now\n",
+        key("x", name="first"),
+        "# a comment\n" + key("x", name="first").rstrip("\n"),
+    ],
+)
+def test_key_is_added_to_a_file_whatever_it_contains(path: Path, before: str | None) -> None:
+    if before is not None:
+        path.write_text(before)
+    result = new("--name", "second", "--file", str(path))
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    assert find(path, result).name == "second"
+    names = [each.name for each in check_keys(path).keys]
+    assert names == (["first", "second"] if before and "first" in before else ["second"])
+    assert ("# a comment" in path.read_text()) == ("# a comment" in (before or ""))
+    assert os.listdir(path.parent) == [path.name]  # noqa: PTH208  # names are all that is compared
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ("[[key]", "not valid TOML"),
+        (key("x", "weight = 0"), "weight"),
+        (key("x", name="taken"), "name: key 1 (line 1) has the same"),
+        (f'key = [{{name = "a", sha256 = "{"0" * 64}"}}]\n', "not in an array"),
+        (key("x", 'owner = "taken"', "weight = 5"), "weight"),
+    ],
+)
+def test_file_that_would_be_invalid_stays_as_it_is(path: Path, before: str, said: str) -> None:
+    path.write_text(before)
+    result = new("--name", "taken", "--file", str(path))
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert "nothing is written" in result.stderr
+    assert "sk-chatrpc" not in result.output
+    assert path.read_text() == before
+
+
+def test_file_keeps_its_mode_and_a_link_stays_one(path: Path) -> None:
+    target = path.with_name("real.toml")
+    target.write_text(key("x", name="first"))
+    target.chmod(0o640)
+    path.symlink_to(target)
+    assert new("--name", "second", "--file", str(path)).exit_code == 0
+    assert path.is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+    assert len(check_keys(path).keys) == 2
+
+
+def test_directory_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    result = new("--name", "a", "--file", str(tmp_path / "none" / "keys.toml"))
+    assert result.exit_code == 1
+    assert "No such file" in result.stderr
+
+
+def test_keys_that_are_added_at_once_are_all_there(path: Path) -> None:
+    """Each command runs in a process of its own in practice; threads exclude each other, too."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: add_key(path, key(f"secret {i}", name=f"key {i}")), range(24)))
+    assert {each.name for each in check_keys(path).keys} == {f"key {i}" for i in range(24)}
+
+
+def test_check_prints_all_problems_and_warnings(path: Path) -> None:
+    path.write_text(key("x", "rpm = 5", "weight = 0") + key("y", name="other"))
+    result = check(path)
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["error", "error", "warning"]
+    assert f"{path}: key 1 (line 1): rpm: unknown option" in lines[1] + lines[0]
+    assert result.stdout == ""
+
+
+def test_check_of_a_valid_file_succeeds(path: Path) -> None:
+    path.write_text(key("x", "requests_per_minute = 1"))
+    result = check(path)
+    assert (result.exit_code, result.stderr, result.stdout) == (
+        0,
+        "",
+        "The file is valid. Keys: 1\n",
+    )
+
+
+def test_check_of_a_file_that_cannot_be_read_fails(path: Path) -> None:
+    result = check(path)
+    assert result.exit_code == 1
+    assert "No such file" in result.stderr

@@ -50,9 +50,11 @@ def test_options_reach_the_settings(releases: dict[str, Release]) -> None:
     assert gpu.served_model_name == "Qwen/Qwen3-8B"
 
 
-# The chart never says these: a registry stands in place of one upstream, values in place of a file.
+# The chart never gives these: a registry replaces the one upstream, values replace a file, and pods
+# are to start.
 NEVER = {
     "config",
+    "check",
     *("upstream", "upstream-ca", "upstream-certificate", "upstream-key", "upstream-api-key-file"),
 }
 

@@ -13,6 +13,8 @@ from tests.test_floors import ROOT, sources
 
 # What reads the clock on the wall, which is set and jumps: only what tells somebody the date.
 WALL_CLOCK = {
+    ("chatrpc_process.tls", "time.time"),  # whether a certificate is valid today
+    ("chatrpc_process.watched", "time.time"),  # when a file was read, as a metric
     ("service.rpc.answers", "time.time"),  # `create_time` of an answer
     ("service.rpc.completion_answers", "time.time"),
     ("service.rpc.phases", "time.time_ns"),  # when a span began, of what was measured otherwise

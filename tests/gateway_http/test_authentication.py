@@ -1,6 +1,7 @@
 """The gateway's own keys: who gets in, and what the service is shown."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -12,14 +13,24 @@ import openai
 import pytest
 from structlog.testing import capture_logs
 
+from chatrpc.v1 import caller_pb2
 from chatrpc_process import watched
 from chatrpc_process.quotas import Quotas
 from gateway_http import authentication
 from gateway_http.endpoints import ENDPOINTS
-from tests.fakes.chat_service import PROMPT_TOKENS, Admit, FakeService, Hold, Say, model
+from tests.fakes.chat_service import (
+    PROMPT_TOKENS,
+    Admit,
+    Call,
+    FakeService,
+    Finish,
+    Hold,
+    Say,
+    model,
+)
 from tests.fakes.wait import until
 from tests.gateway_http.api_keys import OTHER, SECRET, key, write
-from tests.gateway_http.conftest import serving
+from tests.gateway_http.conftest import serving, started
 from tests.gateway_http.raw_http import RawClient
 
 CHAT = "/v1/chat/completions"
@@ -185,8 +196,8 @@ async def test_answers_tell_what_is_left(
         reset_s = answer.headers["x-ratelimit-reset-requests"].removesuffix("s")
         assert 0 < float(reset_s) <= 30
         assert answer.headers["x-ratelimit-limit-tokens"] == "9"
-        # A stream's head goes out before there is an answer to count.
-        left = 9 if is_streamed else 9 - PROMPT_TOKENS - 2
+        # A stream's head is sent while all that the request may cost is reserved.
+        left = 0 if is_streamed else 9 - PROMPT_TOKENS - 2
         assert int(answer.headers["x-ratelimit-remaining-tokens"]) == left
         refused = await http.post(path, json=body)
         assert refused.status_code == 429
@@ -195,31 +206,132 @@ async def test_answers_tell_what_is_left(
         assert "x-ratelimit-limit-tokens" not in (await http.get("/v1/models")).headers
 
 
-async def test_a_client_that_leaves_pays_for_what_was_generated(
+async def tokens_left(http: httpx.AsyncClient) -> int:
+    answer = await http.post("/tokenize", json={"content": "Hi"})
+    return int(answer.headers["x-ratelimit-remaining-tokens"])
+
+
+async def test_client_that_leaves_a_stream_is_charged_what_was_generated(
     keys: Path, service: FakeService, body: dict[str, Any]
 ) -> None:
     write(keys, key(SECRET, "tokens_per_minute = 100", "max_concurrent_requests = 1"))
     service.script = [Admit(), Say("Hello", num_tokens=90), Hold()]
-    async with serving(upstream=service.target, api_keys=keys) as url:
-        async with RawClient(url) as raw:
+    async with client(keys, service) as http:
+        async with RawClient(str(http.base_url)) as raw:
             await raw.post(body | {"stream": True}, headers=BEARER)
             await raw.read_until(b"Hello")
-            async with httpx.AsyncClient(base_url=url, headers=BEARER) as http:
-                refused = await http.post(CHAT, json=body)
-                assert refused.status_code == 429
-                assert "1 concurrent requests" in refused.json()["error"]["message"]
+            refused = await http.post(CHAT, json=body)
+            assert refused.status_code == 429
+            assert "1 concurrent requests" in refused.json()["error"]["message"]
             await raw.reset()
         await service.cancelled()
-        service.script = [Admit(), Say("x"), Hold()]
-        async with RawClient(url) as raw:
-            while True:  # until the first one's end has been noted
-                await raw.post(body | {"stream": True}, headers=BEARER)
-                head = await raw.read_until(b"\r\n\r\n")
-                if b" 200 " in head:
-                    break
-                await raw.read_until(b"}}")
-            [left] = [line for line in head.decode().splitlines() if "remaining-tokens" in line]
-            assert 10 <= int(left.split()[1]) <= 20
+        async with asyncio.timeout(120):
+            while (await http.post("/tokenize", json={"content": "Hi"})).status_code != 200:
+                pass  # until the first one's end has been noted
+        assert await tokens_left(http) == 100 - 90  # this service reports its prompt at the end
+
+
+async def test_client_that_leaves_a_whole_response_is_charged_its_reservation(
+    keys: Path, service: FakeService, body: dict[str, Any]
+) -> None:
+    """Ten requests, each left before its end, where the limit is of one."""
+    write(keys, key(SECRET, "tokens_per_minute = 100"))
+    service.script = [Admit(), Hold()]
+    async with client(keys, service) as http:
+        async with RawClient(str(http.base_url)) as raw:
+            await raw.post(body | {"max_tokens": 90}, headers=BEARER)
+            await service.called()
+            await raw.reset()
+        await service.cancelled()
+        for _ in range(9):
+            assert (await http.post(CHAT, json=body)).status_code == 429
+        assert await tokens_left(http) == 0
+    assert len(service.calls) == 2  # the other one is that of /tokenize
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_requests_at_once_use_no_more_than_the_limit_and_one_request(
+    keys: Path, service: FakeService, body: dict[str, Any], is_streamed: bool
+) -> None:
+    write(keys, key(SECRET, "tokens_per_minute = 50"))
+    service.script = [Admit(), Hold(), Say("x", num_tokens=93), Finish()]
+    async with client(keys, service) as http:
+        asked = body | {"max_tokens": 93, "stream": is_streamed}
+        answers = [asyncio.ensure_future(http.post(CHAT, json=asked)) for _ in range(24)]
+        await until(lambda: sum(task.done() for task in answers) == 23)
+        service.release()
+        statuses = sorted([(await answer).status_code for answer in answers])
+        assert statuses == [200, *[429] * 23]
+        waits_s = [int((await a).headers.get("retry-after", "0")) for a in answers]
+        assert 60 <= max(waits_s) <= 180
+    assert len(service.calls) == 1
+
+
+async def test_requests_below_the_limit_are_served_at_once(
+    keys: Path, service: FakeService, body: dict[str, Any]
+) -> None:
+    """Sixteen workers that set no output limit."""
+    write(keys, key(SECRET, "tokens_per_minute = 20000"))
+    service.script = [Admit(), Hold(), Say("x"), Finish()]
+    async with client(keys, service) as http:
+        answers = [asyncio.ensure_future(http.post(CHAT, json=body)) for _ in range(16)]
+        await service.called(16)
+        service.release()
+        assert {answer.status_code for answer in await asyncio.gather(*answers)} == {200}
+        assert await tokens_left(http) == 20_000 - 16 * (PROMPT_TOKENS + 1)
+    [granted] = {call.params.sampling.max_completion_tokens for call in service.calls[:16]}
+    assert granted == 1024
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "param"),
+    [
+        (CHAT, {"n": 96}, "n"),
+        ("/v1/completions", {"prompt": ["a", "b", "c", "d"]}, "prompt"),
+        ("/v1/completions", {"prompt": "a", "n": 4}, "n"),
+    ],
+)
+async def test_request_of_more_sequences_than_its_limit_is_never_admitted(
+    keys: Path,
+    service: FakeService,
+    body: dict[str, Any],
+    path: str,
+    asked: dict[str, Any],
+    param: str,
+) -> None:
+    write(keys, key(SECRET, "max_concurrent_requests = 3"))
+    async with client(keys, service) as http:
+        given = body | asked if path == CHAT else {"model": body["model"], **asked}
+        refused = await http.post(path, json=given)
+        assert refused.status_code == 400
+        error = refused.json()["error"]
+        assert (error["param"], error["code"]) == (param, "request_exceeds_limit")
+        assert "retry-after" not in refused.headers
+    assert service.calls == []
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
+async def test_tokenizing_counts_as_a_request(keys: Path, service: FakeService, path: str) -> None:
+    write(keys, key(SECRET, "requests_per_minute = 1"))
+    asked = {"prompt": "Hi"} if path == "/tokenize" else {"tokens": [72]}
+    async with client(keys, service) as http:
+        answer = await http.post(path, json={"model": "org/tiny", **asked})
+        assert (answer.status_code, answer.headers["x-ratelimit-remaining-requests"]) == (200, "0")
+        refused = await http.post(path, json={"model": "org/tiny", **asked})
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "60"
+    assert len(service.calls) == 1
+
+
+async def test_keys_of_one_owner_share_their_limits(
+    keys: Path, service: FakeService, body: dict[str, Any]
+) -> None:
+    limit = "requests_per_minute = 1"
+    write(keys, key(SECRET, limit) + key(OTHER, 'owner = "one"', limit, name="one-2"))
+    async with client(keys, service) as http:
+        assert (await http.post(CHAT, json=body)).status_code == 200
+        other = {"authorization": f"Bearer {OTHER}"}
+        assert (await http.post(CHAT, json=body, headers=other)).status_code == 429
 
 
 async def test_what_is_no_request_counts_for_nothing(
@@ -276,6 +388,43 @@ async def test_or_the_gateways_own(
         assert SECRET not in str([call.metadata for call in service.calls])
 
 
+def caller_info(call: Call) -> caller_pb2.CallerInfo:
+    value = call.metadata["chatrpc-caller-bin"]
+    assert isinstance(value, bytes)
+    return caller_pb2.CallerInfo.FromString(value)
+
+
+@pytest.mark.parametrize("has_own_key", [True, False])
+async def test_service_is_told_the_owner_of_the_key(
+    keys: Path, service: FakeService, body: dict[str, Any], tmp_path: Path, has_own_key: bool
+) -> None:
+    write(keys, key(SECRET, 'owner = "team"', "weight = 3", "min_priority = -1"))
+    own = write(tmp_path / "own", "sk-own-1\n") if has_own_key else None
+    async with client(keys, service, upstream_api_key_file=own) as http:
+        forged = caller_pb2.CallerInfo(name="other").SerializeToString()
+        headers = {"chatrpc-caller-bin": base64.b64encode(forged).decode()}
+        await http.post(CHAT, json=body, headers=headers)
+        await http.post(CHAT, json=body | {"stream": True})
+        await http.post("/tokenize", json={"content": "Hi"})
+    assert len(service.calls) == 3
+    for call in service.calls:
+        assert caller_info(call) == caller_pb2.CallerInfo(
+            name="team",
+            weight=3,
+            cache_namespace="team",
+            min_priority=-1,
+            only_without_keys=not has_own_key,
+        )
+
+
+async def test_callers_without_keys_have_no_identity(
+    service: FakeService, body: dict[str, Any]
+) -> None:
+    async with client(None, service) as http:
+        await http.post(CHAT, json=body)
+    assert "chatrpc-caller-bin" not in service.calls[0].metadata
+
+
 @contextmanager
 def reloads() -> Iterator[list[Any]]:
     with capture_logs() as lines:
@@ -298,6 +447,33 @@ async def test_keys_are_read_again_and_a_broken_file_leaves_the_old_ones(
         assert (await http.post(CHAT, json=body)).status_code == 401
         known = await http.post(CHAT, json=body, headers={"authorization": f"Bearer {OTHER}"})
         assert known.status_code == 200
+
+
+async def test_metrics_need_a_key_for_all_models(keys: Path, service: FakeService) -> None:
+    write(keys, key(SECRET, 'models = ["nothing-*"]') + key(OTHER, name="operator"))
+    async with client(keys, service) as http:
+        for path in ("/metrics", "/v1/metrics"):
+            refused = await http.get(path)
+            assert refused.status_code == 403
+            assert refused.json()["error"]["code"] == "permission_denied"
+            answer = await http.get(path, headers={"authorization": f"Bearer {OTHER}"})
+            assert answer.status_code == 200
+            name = "chatrpc_config_last_reload_successful"
+            assert f'{name}{{file="{keys}"}} 1.0' in answer.text
+
+
+async def test_metrics_are_served_only_on_the_admin_port_if_there_is_one(
+    keys: Path, service: FakeService
+) -> None:
+    options: dict[str, Any] = {"api_keys": keys, "admin_port": 0}
+    async with (
+        started(upstream=service.target, **options) as (server, url),
+        httpx.AsyncClient(headers=BEARER) as http,
+    ):
+        assert server.admin_address is not None
+        admin = "http://{}:{}/metrics".format(*server.admin_address)
+        assert (await http.get(admin)).status_code == 200
+        assert (await http.get(f"{url}/metrics")).status_code == 404
 
 
 async def test_pipelined_requests_are_each_asked(keys: Path, service: FakeService) -> None:

@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -16,6 +19,7 @@ import pytest
 
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.fakes.collector import collecting
+from tests.gateway_http.api_keys import key, write
 from tests.gateway_http.raw_http import RawClient
 
 PYTHON = [sys.executable, "-m"]
@@ -170,10 +174,72 @@ async def test_idle_gateway_stops_at_once() -> None:
             assert await process.wait() == 0
 
 
-def failed(*options: str) -> subprocess.CompletedProcess[str]:
+def failed(
+    *options: str, environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *options], capture_output=True, text=True, timeout=120, check=False
+        [*COMMAND, *options],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | environment,
     )
+
+
+def test_check_starts_nothing_and_names_every_problem(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text("[[key]]\nname = 1\nweight = 0\n")
+    options = ("--api-keys", str(keys), "--upstream-api-key-file", "/none", "--registry", "/none")
+    result = failed("--check", *options)
+    assert result.returncode == 2
+    lines = result.stderr.splitlines()
+    assert len(lines) == 5  # three of the only key: its name, its weight and its missing digest
+    assert all(line.startswith("error: ") for line in lines)
+    assert result.stdout == ""
+
+
+def test_check_of_valid_files_succeeds(tmp_path: Path) -> None:
+    keys = write(tmp_path / "keys.toml", key())
+    result = failed("--check", "--api-keys", str(keys))
+    assert result.returncode == 0
+    assert "are valid" in result.stdout
+    assert result.stderr == f"warning: {keys}: key 1 (line 1): the key has no limit\n"
+
+
+def test_unknown_environment_variable_is_one_line() -> None:
+    result = failed(environment={"CHATRPC_GATEWAY_BODY_TIMEOUT": "3"})
+    assert result.returncode == 2
+    assert "CHATRPC_GATEWAY_BODY_TIMEOUT is not an option; did you mean" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+async def test_variables_of_kubernetes_services_do_not_disturb_the_start() -> None:
+    """Those of Services called chatrpc-gateway and chatrpc."""
+    links = {
+        "CHATRPC_GATEWAY_SERVICE_HOST": "10.0.0.1",
+        "CHATRPC_GATEWAY_SERVICE_PORT": "8000",
+        "CHATRPC_GATEWAY_SERVICE_PORT_HTTP": "8000",
+        "CHATRPC_GATEWAY_PORT": "tcp://10.0.0.1:8000",
+        "CHATRPC_GATEWAY_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "CHATRPC_GATEWAY_PORT_8000_TCP_PROTO": "tcp",
+        "CHATRPC_GATEWAY_PORT_8000_TCP_PORT": "8000",
+        "CHATRPC_GATEWAY_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "CHATRPC_PORT": "tcp://10.0.0.2:50051",
+        "CHATRPC_SERVICE_HOST": "10.0.0.2",
+        "CHATRPC_SERVICE_PORT": "50051",
+    }
+    command = [*COMMAND, "--port", "0", "--log-format", "json"]
+    process = await asyncio.create_subprocess_exec(*command, stderr=PIPE, env=os.environ | links)
+    assert process.stderr
+    async with asyncio.timeout(120):
+        warning = json.loads(await process.stderr.readline())
+        listening = json.loads(await process.stderr.readline())
+        process.terminate()
+        await process.communicate()
+    assert warning["event"] == "environment_variables_ignored"
+    assert set(warning["names"]) == {name for name in links if "GATEWAY" in name}
+    assert (listening["event"], listening["host"]) == ("listening", "127.0.0.1")
 
 
 def test_port_in_use_is_one_line() -> None:

@@ -15,7 +15,7 @@ import trustme
 import uvloop
 
 from chatrpc_process.settings import ConfigError
-from chatrpc_process.tls import TlsFiles, following_context
+from chatrpc_process.tls import TlsFiles, watch_tls
 from gateway_http.config import Settings
 from gateway_http.endpoints import ENDPOINTS
 from gateway_http.server import Server
@@ -280,4 +280,4 @@ def test_a_key_with_a_passphrase_asks_nobody(tmp_path: Path, ca: trustme.CA) -> 
     files = issue(ca, tmp_path)
     lock(files.key)
     with pytest.raises(ConfigError, match=r"tls\.key"):
-        following_context(files)
+        watch_tls(files)

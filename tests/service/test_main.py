@@ -213,6 +213,7 @@ def test_an_event_loop_that_hangs_ends_the_process(
         (["--nonsense"], 2, "--nonsense"),
         (["--host", "0.0.0.0"], 2, "--insecure"),  # noqa: S104
         (["--api-keys", "/nowhere.toml"], 2, "/nowhere.toml: No such file"),
+        (["--api-keys", "/nowhere.toml", "--check"], 2, "error: /nowhere.toml: No such file"),
     ],
 )
 def test_what_cannot_start_says_why_in_one_line(
@@ -222,6 +223,24 @@ def test_what_cannot_start_says_why_in_one_line(
     assert process.wait() == code
     assert complaint in process.log
     assert "Traceback" not in process.log
+
+
+def test_check_of_valid_settings_starts_nothing(start: Callable[..., Process]) -> None:
+    process = start("--check")
+    assert process.wait() == 0
+    assert process.log == ""
+
+
+def test_unknown_environment_variable_ends_the_start(
+    start: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHATRPC_SERVICE_MAX_NUM_SEQ", "3")
+    process = start()
+    assert process.wait() == 2
+    assert process.log == (
+        "error: CHATRPC_SERVICE_MAX_NUM_SEQ is not an option; "
+        "did you mean CHATRPC_SERVICE_MAX_NUM_SEQS?\n"
+    )
 
 
 def test_a_port_in_use_is_an_error(start: Callable[..., Process], model: Path) -> None:

@@ -405,7 +405,9 @@ class SamplingParams(Message):
     repetition_penalty: float
     """Above 0: divides positive and multiplies negative logits of tokens already seen; 1 is none."""
     max_completion_tokens: int
-    """At least 1; clamped to what the context leaves after the prompt. Absent: all it leaves."""
+    """At least 1; clamped to what the context leaves after the prompt. Absent: all it leaves, or for an
+    API key with a limit of tokens the key's default.
+    """
     min_tokens: int
     """Neither end-of-sequence nor a stop token is chosen before this many tokens. A stop string ends the
     answer whenever it appears.

@@ -48,6 +48,8 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     """
     ERROR_REASON_TEMPLATE_REFUSED: _ErrorReason.ValueType  # 5
     """The model's chat template refuses the conversation."""
+    ERROR_REASON_EXCEEDS_LIMIT: _ErrorReason.ValueType  # 6
+    """The request alone exceeds a limit of its API key, so it can never be admitted."""
     ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 10
     """NOT_FOUND. ErrorInfo.metadata: `model`."""
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 11
@@ -57,6 +59,10 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     ERROR_REASON_LIMIT_REACHED: _ErrorReason.ValueType  # 13
     """RESOURCE_EXHAUSTED: the key has used up what it may, with a `google.rpc.QuotaFailure` and a
     `google.rpc.RetryInfo`.
+    """
+    ERROR_REASON_ACTING_FORBIDDEN: _ErrorReason.ValueType  # 14
+    """PERMISSION_DENIED: the call names another caller (`chatrpc.v1.CallerInfo`), and its key may not act
+    for others.
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 20
     """UNAVAILABLE: another replica may take the request. With a `google.rpc.RetryInfo`."""
@@ -97,6 +103,8 @@ ERROR_REASON_CONTEXT_LENGTH_EXCEEDED: ErrorReason.ValueType  # 4
 """
 ERROR_REASON_TEMPLATE_REFUSED: ErrorReason.ValueType  # 5
 """The model's chat template refuses the conversation."""
+ERROR_REASON_EXCEEDS_LIMIT: ErrorReason.ValueType  # 6
+"""The request alone exceeds a limit of its API key, so it can never be admitted."""
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 10
 """NOT_FOUND. ErrorInfo.metadata: `model`."""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 11
@@ -106,6 +114,10 @@ ERROR_REASON_MODEL_FORBIDDEN: ErrorReason.ValueType  # 12
 ERROR_REASON_LIMIT_REACHED: ErrorReason.ValueType  # 13
 """RESOURCE_EXHAUSTED: the key has used up what it may, with a `google.rpc.QuotaFailure` and a
 `google.rpc.RetryInfo`.
+"""
+ERROR_REASON_ACTING_FORBIDDEN: ErrorReason.ValueType  # 14
+"""PERMISSION_DENIED: the call names another caller (`chatrpc.v1.CallerInfo`), and its key may not act
+for others.
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 20
 """UNAVAILABLE: another replica may take the request. With a `google.rpc.RetryInfo`."""

@@ -16,9 +16,11 @@ EXAMPLES: list[tuple[errors.ChatrpcError, int, str]] = [
         code_pb2.INVALID_ARGUMENT,
         "CONTEXT_LENGTH_EXCEEDED",
     ),
+    (errors.ExceedsLimit("sampling.n", "no"), code_pb2.INVALID_ARGUMENT, "EXCEEDS_LIMIT"),
     (errors.TemplateRefused("no"), code_pb2.INVALID_ARGUMENT, "TEMPLATE_REFUSED"),
-    (errors.ModelNotFound("m", ["n"]), code_pb2.NOT_FOUND, "MODEL_NOT_FOUND"),
+    (errors.ModelNotFound("m"), code_pb2.NOT_FOUND, "MODEL_NOT_FOUND"),
     (errors.Unauthenticated(is_missing=True), code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    (errors.ActingForbidden("x-bin"), code_pb2.PERMISSION_DENIED, "ACTING_FORBIDDEN"),
     (errors.ModelForbidden("m"), code_pb2.PERMISSION_DENIED, "MODEL_FORBIDDEN"),
     (errors.LimitReached("over", "tokens", 3), code_pb2.RESOURCE_EXHAUSTED, "LIMIT_REACHED"),
     (errors.QueueFull(1, 1.5), code_pb2.UNAVAILABLE, "QUEUE_FULL"),
@@ -83,6 +85,6 @@ def test_an_unforeseen_error_keeps_its_text_to_itself() -> None:
 
 def test_a_callers_long_text_does_not_outgrow_the_trailers() -> None:
     name = "日" * 10_000
-    proto = status.status(errors.ModelNotFound(name, []), "id")
+    proto = status.status(errors.ModelNotFound(name), "id")
     assert sum(len(value) for _, value in status.trailing_metadata(proto)) < 4096
     assert len(proto.message.encode()) <= 500

@@ -1,0 +1,61 @@
+"""`--check`: the files that options name, checked without starting anything."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from chatrpc_process.errors import ConfigError
+from chatrpc_process.keys import check_keys
+from chatrpc_process.listening import ListenerSettings
+
+_INVALID = 2  # the exit code of a start with invalid settings
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What checks have found, one line each. Problems would prevent a start or be an outage."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def attempt(self, check: Callable[[], object]) -> None:
+        """Note the ConfigError that `check` raises, if it does."""
+        try:
+            check()
+        except ConfigError as error:
+            self.problems.append(str(error))
+
+    def report(self) -> int:
+        """Print the findings; return the exit code, 0 or 2."""
+        for line in self._lines():
+            print(line, file=sys.stderr)  # noqa: T201  # it is the output of a command
+        if self.problems:
+            return _INVALID
+        print("The options and the files that they name are valid.")  # noqa: T201  # as above
+        return 0
+
+    def _lines(self) -> Iterator[str]:
+        yield from (f"error: {problem}" for problem in self.problems)
+        yield from (f"warning: {warning}" for warning in self.warnings)
+
+
+def check_listener(settings: ListenerSettings) -> Findings:
+    """Check the files of API keys and of the server's certificate."""
+    findings = Findings()
+    path, tls = settings.api_keys, settings.tls
+    if path is not None:
+
+        def keys() -> None:
+            file = check_keys(path)
+            findings.problems.extend(f"{path}: {problem}" for problem in file.problems)
+            findings.warnings.extend(f"{path}: {warning}" for warning in file.warnings)
+
+        findings.attempt(keys)
+    if tls is not None:
+
+        def certificates() -> None:
+            if problem := tls.read().problem():
+                raise ConfigError(problem)
+
+        findings.attempt(certificates)
+    return findings

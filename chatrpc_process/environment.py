@@ -1,0 +1,77 @@
+"""The environment variables of a process: its options, and what Kubernetes puts beside them."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables. A pod has
+# them for each Service of its namespace; one that is called chatrpc-service begins with the prefix
+# of the service's options.
+_LINK_URL = re.compile(r"(tcp|udp|sctp)://(?P<host>.+):(?P<port>[0-9]+)", re.ASCII)
+_LINK_NAME = re.compile(
+    r"(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SERVICE = "_SERVICE_"
+
+
+@dataclass(frozen=True, slots=True)
+class Variables:
+    """Variables that begin like options and set none.
+
+    Attributes:
+        links: Variables that describe Services of Kubernetes.
+        unknown: All others.
+    """
+
+    links: frozenset[str]
+    unknown: frozenset[str]
+
+
+def classify(environment: Mapping[str, str], prefix: str, options: Collection[str]) -> Variables:
+    """Return the variables that begin with `prefix` and set no option.
+
+    Args:
+        prefix: In capitals, as the variables of options are written; case does not matter.
+        options: Their names, in lower case.
+    """
+    upper = {name.upper(): value for name, value in environment.items()}
+    links = frozenset(_links(upper, prefix))
+    return Variables(
+        links,
+        frozenset(
+            name
+            for name in upper
+            if name.startswith(prefix)
+            and name not in links
+            and name.removeprefix(prefix).lower() not in options
+        ),
+    )
+
+
+def _links(environment: Mapping[str, str], prefix: str) -> Iterator[str]:
+    for name, value in environment.items():
+        rest = name.removeprefix(prefix)
+        if rest == name:
+            continue
+        if _LINK_NAME.fullmatch(rest) or (rest.endswith("PORT") and _LINK_URL.fullmatch(value)):
+            yield name
+    if prefix.endswith(_SERVICE):
+        yield from _links_of_namesake(environment, prefix)
+
+
+def _links_of_namesake(environment: Mapping[str, str], prefix: str) -> Iterator[str]:
+    """Find the variables of a Service called `chatrpc`, such as CHATRPC_SERVICE_HOST.
+
+    CHATRPC_PORT has the same address. Where it has another one, host and port are options: a
+    container's own variables take precedence over links.
+    """
+    url = _LINK_URL.fullmatch(environment.get(prefix.removesuffix(_SERVICE) + "_PORT", ""))
+    if url is None:
+        return
+    for name, value in environment.items():
+        if name.startswith(f"{prefix}PORT_") and value.isdecimal():
+            yield name
+    host, port = f"{prefix}HOST", f"{prefix}PORT"
+    linked = url["host"].strip("[]"), url["port"]
+    if (environment.get(host), environment.get(port)) == linked:
+        yield from (host, port)
