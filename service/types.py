@@ -131,7 +131,6 @@ class ChatRequest:
     prompt: PromptOptions
     cache_salt: str = ""
     n: int = 1
-    priority: int = 0
     num_logprobs: int | None = None  # as in `Request`
     num_prompt_logprobs: int | None = None
     returns_token_ids: bool = False

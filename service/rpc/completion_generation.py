@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 
 from chatrpc.v1 import completion_pb2
 from service.errors import InvalidField
-from service.rpc import phases
+from service.rpc import convert, phases
 from service.rpc.caller import current_caller, reserve_exactly
 from service.rpc.completion_request import (
     CompletionRequest,
     completion_request,
     context_length_exceeded,
 )
-from service.rpc.convert import check_priority
 from service.rpc.deadline import until
 from service.rpc.generation import bad_token_sequences, check_form, stop_token_ids
 from service.rpc.merged import Merged
@@ -76,13 +75,13 @@ async def prepare(
         InvalidField, or one of its kinds: The first mistake found.
         DeadlinePassed, PreparationFull
     """
-    check_priority(params.priority, current_caller())
+    priority = convert.priority(params, current_caller())
     async with until(deadline):
         completion, prompts, grammar, length = await pools.text(_read, params, model)
         constraint = None
         if grammar is not None:
             constraint = await pools.grammar(length, compile_grammar, grammar, model)
-    requests = _engine_requests(completion, prompts, model, constraint, deadline)
+    requests = _engine_requests(completion, prompts, model, constraint, priority, deadline)
     return Prepared(completion, prompts, constraint, requests)
 
 
@@ -109,6 +108,7 @@ def _engine_requests(
     prompts: Sequence[Prompt],
     model: ServedModel,
     constraint: AnswerConstraint | None,
+    priority: int,
     deadline: float,
 ) -> list[Request]:
     """What the engine is asked, for each prompt.
@@ -126,7 +126,7 @@ def _engine_requests(
             deadline=deadline,
             cache_salt=request.cache_salt,
             n=request.n,
-            priority=request.priority,
+            priority=priority,
             num_logprobs=request.num_logprobs,
             num_prompt_logprobs=request.num_prompt_logprobs,
             bad_token_sequences=bad_words,

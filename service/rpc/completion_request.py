@@ -37,7 +37,6 @@ class CompletionRequest:
     returns_token_ids: bool
     adds_special_tokens: bool
     truncate_prompt_tokens: int | None
-    priority: int
     cache_salt: str
     response_format: ResponseFormat | None
 
@@ -71,7 +70,6 @@ def completion_request(
         returns_token_ids=params.return_token_ids,
         adds_special_tokens=params.add_special_tokens or not params.HasField("add_special_tokens"),
         truncate_prompt_tokens=_truncation(params),
-        priority=params.priority,
         cache_salt=cache_salt(params.cache_salt),
         response_format=answer_form(params.response_format),
     )

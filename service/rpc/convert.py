@@ -10,7 +10,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from chatrpc.v1 import chat_pb2, model_service_pb2
+from chatrpc.v1 import chat_pb2, completion_pb2, model_service_pb2
 from service.errors import (
     ContextLengthExceeded,
     InvalidField,
@@ -70,7 +70,6 @@ def chat_request(
         prompt=prompt_options(params.prompt, params.reasoning_effort),
         cache_salt=cache_salt(params.cache_salt),
         n=num_choices(params.sampling),
-        priority=params.priority,
         num_logprobs=_num_logprobs(params),
         num_prompt_logprobs=_num_prompt_logprobs(params),
         returns_token_ids=params.return_token_ids,
@@ -97,13 +96,23 @@ def num_choices(sampling: chat_pb2.SamplingParams, max_choices: int = MAX_N) -> 
     return n
 
 
-def check_priority(priority: int, caller: Caller) -> None:
-    """Raise InvalidField for a priority that is more urgent than the caller may set."""
-    if priority < caller.min_priority:
+def priority(
+    params: chat_pb2.ChatCompletionParams | completion_pb2.CompletionParams, caller: Caller
+) -> int:
+    """The priority of a request: its own, or 0, or the most urgent one that its caller may set.
+
+    Raises:
+        InvalidField: It is more urgent than the caller may set.
+    """
+    if not params.HasField("priority"):
+        return max(0, caller.min_priority)
+    if params.priority < caller.min_priority:
         raise InvalidField(
             "priority",
-            f"This API key may not set a priority below {caller.min_priority}, such as {priority}.",
+            f"This API key may not set a priority below {caller.min_priority}, such as "
+            f"{params.priority}.",
         )
+    return params.priority
 
 
 def messages(protos: Sequence[chat_pb2.ChatMessage], path: str = "messages") -> tuple[Message, ...]:

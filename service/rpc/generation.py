@@ -50,7 +50,7 @@ async def prepare(
         DeadlinePassed, PreparationFull
     """
     caller = current_caller()
-    convert.check_priority(params.priority, caller)
+    priority = convert.priority(params, caller)
     async with until(deadline):
         chat, conversation, length = await pools.text(_read, params, model)
         grammar = conversation.grammar
@@ -65,7 +65,7 @@ async def prepare(
         deadline=deadline,
         cache_salt=chat.cache_salt,
         n=chat.n,
-        priority=chat.priority,
+        priority=priority,
         num_logprobs=chat.num_logprobs,
         num_prompt_logprobs=chat.num_prompt_logprobs,
         bad_token_sequences=tuple(bad_token_sequences(sampling.bad_words, model.tokenizer)),

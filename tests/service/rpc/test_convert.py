@@ -186,14 +186,13 @@ def test_a_request_says_how_often_how_soon_and_what_else() -> None:
     chat = convert.chat_request(
         params(
             sampling=chat_pb2.SamplingParams(n=3),
-            priority=-1,
             prompt_logprobs=0,
             return_token_ids=True,
         ),
         DEFAULTS,
         vocab_size=100,
     )
-    assert (chat.n, chat.priority, chat.num_prompt_logprobs) == (3, -1, 0)
+    assert (chat.n, chat.num_prompt_logprobs) == (3, 0)
     assert chat.returns_token_ids
 
 
@@ -220,11 +219,17 @@ def test_number_of_choices_outside_of_its_range_is_named(n: int, room: int) -> N
 
 
 def test_priority_below_that_of_the_key_is_rejected() -> None:
-    convert.check_priority(-(2**31), Caller())
-    convert.check_priority(3, Caller("a", min_priority=3))
+    low, limited = -(2**31), Caller("a", min_priority=3)
+    assert convert.priority(params(priority=low), Caller()) == low
+    assert convert.priority(params(priority=3), limited) == 3
     with pytest.raises(InvalidField, match="may not set a priority below 3") as caught:
-        convert.check_priority(2, Caller("a", min_priority=3))
+        convert.priority(params(priority=2), limited)
     assert caught.value.field == "priority"
+
+
+def test_absent_priority_is_zero_or_what_the_key_may_set() -> None:
+    assert convert.priority(params(), Caller("a", min_priority=-5)) == 0
+    assert convert.priority(params(), Caller("a", min_priority=3)) == 3
 
 
 def test_assistant_message_with_reasoning_only_is_taken() -> None:
