@@ -49,6 +49,14 @@ class ServiceSettings(ListenerSettings):
         "auto", description="how the model marks its thoughts; auto: by its template"
     )
 
+    json_whitespace: Literal["flexible", "compact"] = Field(
+        "flexible",
+        description=(
+            "White space in generated JSON. `flexible`: one space, or a line break with "
+            "indentation, as the model chooses. `compact`: none."
+        ),
+    )
+
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of weights and cache; auto: bfloat16 if the hardware has it"

@@ -20,6 +20,7 @@ from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
 from service.types import (
     ChatFormats,
     Engine,
+    JsonLayout,
     ModelCard,
     ReasoningFormat,
     SamplingParams,
@@ -118,6 +119,7 @@ class ModelLoader:
             self._vocab_size,
             self._formats,
             self._grammars,
+            JsonLayout(self._settings.json_whitespace),
         )
 
     def _load_grammars(self) -> CompiledGrammars | None:

@@ -87,7 +87,7 @@ class Tool:
     index: int
     name: str
     description: str
-    parameters: dict[str, Any]  # a JSON schema; empty where the request gives none
+    schema: str  # a JSON schema for the arguments; empty where the request gives none
     is_strict: bool = False
 
 
@@ -97,6 +97,15 @@ class ToolMode(Enum):
     AUTO = "auto"  # the model decides
     REQUIRED = "required"
     NAMED = "named"  # exactly one call, of the one tool there is
+
+
+class JsonLayout(Enum):
+    """Where generated JSON may have white space."""
+
+    # One space, or a line break and the next line's indentation. Nothing else: a small model that
+    # may write blank lines writes nothing else until it runs into its limit.
+    FLEXIBLE = "flexible"
+    COMPACT = "compact"  # nowhere
 
 
 class AnswerForm(Enum):
@@ -115,6 +124,7 @@ class ResponseFormat:
 
     form: AnswerForm
     text: str = ""  # the schema, the expression or the grammar
+    is_strict: bool = False  # the schema is followed exactly, or rejected
     choices: tuple[str, ...] = ()
 
 
@@ -191,6 +201,14 @@ class AnswerConstraint(Constraint, Protocol):
         """Whether an answer of these tokens, without its end, is whole."""
         ...
 
+    def after(self, text: str) -> "AnswerConstraint":
+        """Return the constraint of what follows `text`, with which the answer begins.
+
+        Raises:
+            InvalidGrammar: no answer begins so.
+        """
+        ...
+
 
 class Grammars(Protocol):
     """Compiles grammars for one model's tokens. Safe to call from any thread."""
@@ -207,6 +225,14 @@ class Grammars(Protocol):
 
         Raises:
             InvalidGrammar: it is malformed, cannot be fulfilled or takes too much to compile.
+        """
+        ...
+
+    def cached(self, grammar: str) -> AnswerConstraint | None:
+        """Return the grammar if it has been compiled, without any wait. None: it has not been.
+
+        Raises:
+            InvalidGrammar: it could not be compiled.
         """
         ...
 
@@ -502,3 +528,4 @@ class ServedModel:
     vocab_size: int  # of the model: tokenizers may have more tokens than it knows
     formats: ChatFormats = ChatFormats()
     grammars: Grammars | None = None  # None: the tokenizer is of a kind that has none
+    json_layout: JsonLayout = JsonLayout.FLEXIBLE

@@ -110,6 +110,12 @@ def _tool_call(call: openai.ToolCall, index: int) -> chat_pb2.ToolCall:
     )
 
 
+def raw_text(value: msgspec.Raw) -> str:
+    """JSON as it was sent; empty where it is absent or null."""
+    text = bytes(value).decode()
+    return "" if text == "null" else text
+
+
 def json_text(value: dict[str, Any] | None) -> str:
     """JSON as text, with its order of keys and its large integers; empty for none."""
     return "" if value is None else msgspec.json.encode(value).decode()

@@ -1,7 +1,7 @@
 """From OpenAI's request to the wire's parameters; what the wire has no place for ends here."""
 
 from chatrpc.v1 import chat_pb2
-from gateway_http.convert.messages import chat_message, content_parts, json_text
+from gateway_http.convert.messages import chat_message, content_parts, json_text, raw_text
 from gateway_http.convert.sampling import (
     refuse_unserved,
     response_format,
@@ -93,7 +93,7 @@ def _tool(tool: openai.FunctionTool) -> chat_pb2.Tool:
         function=chat_pb2.FunctionDefinition(
             name=function.name,
             description=function.description or "",
-            parameters_json_schema=json_text(function.parameters),
+            parameters_json_schema=raw_text(function.parameters),
             strict=function.strict,
         )
     )

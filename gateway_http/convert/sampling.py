@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 
+import msgspec
+
 from chatrpc.v1 import chat_pb2
-from gateway_http.convert.messages import first, json_text
+from gateway_http.convert.messages import first, raw_text
 from gateway_http.protocol import sampling as openai
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 
@@ -78,27 +80,30 @@ def response_format(request: openai.GenerationRequest) -> chat_pb2.ResponseForma
                 json_schema=chat_pb2.JsonSchemaFormat(
                     name=wanted.name,
                     description=wanted.description or "",
-                    schema_json=json_text(wanted.schema),
+                    schema_json=raw_text(wanted.schema),
                     strict=wanted.strict,
                 )
             )
 
 
 def _structured(wanted: openai.StructuredOutputs) -> chat_pb2.ResponseFormat:
+    schema = raw_text(wanted.json)
+    if schema.startswith('"'):
+        schema = msgspec.json.decode(schema, type=str)
     given = [
-        name for name in wanted.__struct_fields__ if getattr(wanted, name) not in (None, False)
+        name
+        for name in wanted.__struct_fields__
+        if name != "json" and getattr(wanted, name) not in (None, False)
     ]
+    given += ["json"] if schema else []
     if len(given) != 1:
         raise InvalidRequest(
             "Exactly one field of 'structured_outputs' must be given.",
             "structured_outputs",
             "invalid_value",
         )
-    if wanted.json is not None:
-        schema = wanted.json if isinstance(wanted.json, str) else json_text(wanted.json)
-        return chat_pb2.ResponseFormat(
-            json_schema=chat_pb2.JsonSchemaFormat(schema_json=schema, strict=True)
-        )
+    if schema:
+        return chat_pb2.ResponseFormat(json_schema=chat_pb2.JsonSchemaFormat(schema_json=schema))
     if wanted.regex is not None:
         return chat_pb2.ResponseFormat(regex=wanted.regex)
     if wanted.grammar is not None:

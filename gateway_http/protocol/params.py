@@ -10,20 +10,28 @@ _RENAMED = [
     (r"^prompts\[(\d+)\](\.text|\.token_ids\.ids)?", r"prompt[\1]"),
     (r"^prompts\b", "prompt"),
     (r"^chat_template_kwargs_json", "chat_template_kwargs"),
-    (r"^response_format\.(regex|grammar)$", r"structured_outputs.\1"),
+    (r"^response_format\.(regex|grammar)\b", r"structured_outputs.\1"),
     (r"^response_format\.choice(\.choices)?", "structured_outputs.choice"),
     (r"^tool_choice\.(mode|function_name)$", "tool_choice"),
     (r"\.allowed_tools\.function_names", ".allowed_tools.tools"),
     (r"(content\[\d+\])\.image", r"\1.image_url"),
     (r"(content\[\d+\])\.audio", r"\1.input_audio"),
     (r"\.arguments_json\b", ".arguments"),
-    (r"\.parameters_json_schema\b", ".parameters"),
-    (r"\.schema_json\b", ".schema"),
 ]
+# A path may go on within a JSON schema, whose keys are the client's own.
+_SCHEMA = re.compile(
+    r"(?:conversation\.)?(?:(?P<before>response_format\.json_schema)\.schema_json(?P<within>.*)"
+    r"|(?P<tool>tools\[\d+\]\.function)\.parameters_json_schema(?P<inside>.*))",
+    re.DOTALL,
+)
 
 
 def param_of(field: str) -> str:
     """The OpenAI name of a wire path: `sampling.temperature` is `temperature`."""
+    if schema := _SCHEMA.fullmatch(field):
+        if schema["tool"]:
+            return f"{schema['tool']}.parameters{schema['inside']}"
+        return f"{schema['before']}.schema{schema['within']}"
     for pattern, replacement in _RENAMED:
         field = re.sub(pattern, replacement, field)
     return field

@@ -7,9 +7,10 @@ not declared is refused by its name.
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct, field
 
 from gateway_http.protocol.numbers import UInt32
+from gateway_http.protocol.raw_json import RawObject
 from gateway_http.protocol.sampling import Effort, GenerationRequest, own_fields
 
 
@@ -89,7 +90,7 @@ class Message(Struct, forbid_unknown_fields=True, kw_only=True):
 class FunctionDefinition(Struct, forbid_unknown_fields=True):
     name: str
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: RawObject = field(default_factory=Raw)
     strict: bool | None = None
 
 

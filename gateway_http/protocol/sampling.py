@@ -1,10 +1,11 @@
 """What chat and text completions have in common: how tokens are chosen, and how they are sent."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct, field
 
 from gateway_http.protocol.numbers import Float32, Int32, Int64, UInt32
+from gateway_http.protocol.raw_json import RawObject, RawObjectOrText
 
 
 class SamplingParameters(Struct, kw_only=True):
@@ -43,7 +44,7 @@ class JsonObjectFormat(Struct, tag_field="type", tag="json_object", forbid_unkno
 class JsonSchema(Struct, forbid_unknown_fields=True, kw_only=True):
     name: str
     description: str | None = None
-    schema: dict[str, Any] | None = None
+    schema: RawObject = field(default_factory=Raw)
     strict: bool | None = None
 
 
@@ -54,7 +55,7 @@ class JsonSchemaFormat(Struct, tag_field="type", tag="json_schema", forbid_unkno
 class StructuredOutputs(Struct, forbid_unknown_fields=True):
     """vLLM's way to ask for a form; one field of it is given."""
 
-    json: str | dict[str, Any] | None = None
+    json: RawObjectOrText = field(default_factory=Raw)  # a schema, or a string that holds one
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None

@@ -19,7 +19,7 @@ from service.rpc.merged import Merged
 from service.rpc.work_pools import WorkPools
 from service.text.answer import AnswerText, TextDelta
 from service.text.answer_grammar import AnswerGrammar
-from service.text.conversation import compile_grammar, form_grammar
+from service.text.conversation import cached_grammar, compile_grammar, form_grammar
 from service.text.prompt_length import least_num_tokens
 from service.types import (
     AnswerConstraint,
@@ -77,18 +77,17 @@ async def prepare(
     """
     priority = convert.priority(params, current_caller())
     async with until(deadline):
-        completion, prompts, grammar, length = await pools.text(_read, params, model)
-        constraint = None
-        if grammar is not None:
-            constraint = await pools.grammar(length, compile_grammar, grammar, model)
+        completion, prompts, grammar, constraint = await pools.text(_read, params, model)
+        if grammar is not None and constraint is None:
+            constraint = await pools.grammar(grammar.length, compile_grammar, grammar, model)
     requests = _engine_requests(completion, prompts, model, constraint, priority, deadline)
     return Prepared(completion, prompts, constraint, requests)
 
 
 def _read(
     params: completion_pb2.CompletionParams, model: ServedModel
-) -> tuple[CompletionRequest, list[Prompt], AnswerGrammar | None, int]:
-    """The request checked, its prompts, its grammar and the length of that in characters.
+) -> tuple[CompletionRequest, list[Prompt], AnswerGrammar | None, AnswerConstraint | None]:
+    """The request checked, its prompts, its grammar, and its constraint if that is cached.
 
     Runs on a thread: long prompts take a while.
     """
@@ -98,9 +97,9 @@ def _read(
         for i, prompt in enumerate(completion.prompts)
     ]
     if completion.response_format is None:
-        return completion, prompts, None, 0
+        return completion, prompts, None, None
     grammar = form_grammar(completion.response_format, model)
-    return completion, prompts, grammar, len(grammar.rules())
+    return completion, prompts, grammar, cached_grammar(grammar, model)
 
 
 def _engine_requests(

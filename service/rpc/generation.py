@@ -52,11 +52,11 @@ async def prepare(
     caller = current_caller()
     priority = convert.priority(params, caller)
     async with until(deadline):
-        chat, conversation, length = await pools.text(_read, params, model)
+        chat, conversation, constraint = await pools.text(_read, params, model)
         grammar = conversation.grammar
-        constraint = None
-        if grammar is not None:
-            constraint = await pools.grammar(length, conversations.compile_grammar, grammar, model)
+        if grammar is not None and constraint is None:
+            compile_grammar = conversations.compile_grammar
+            constraint = await pools.grammar(grammar.length, compile_grammar, grammar, model)
     sampling = chat.sampling
     request = Request(
         prompt_token_ids=tuple(conversation.prompt_token_ids),
@@ -83,8 +83,8 @@ async def prepare(
 
 def _read(
     params: chat_pb2.ChatCompletionParams, model: ServedModel
-) -> tuple[ChatRequest, Conversation, int]:
-    """The request checked, its conversation, and the length of its grammar in characters.
+) -> tuple[ChatRequest, Conversation, AnswerConstraint | None]:
+    """The request checked, its conversation, and its constraint if that is cached.
 
     Runs on a thread: a long conversation takes a while.
     """
@@ -98,7 +98,8 @@ def _read(
     if prompt and max(prompt) >= model.vocab_size:
         raise InvalidField("messages", f"The model does not know the token {max(prompt)}.")
     grammar = conversation.grammar
-    return chat, conversation, 0 if grammar is None else len(grammar.rules())
+    cached = None if grammar is None else conversations.cached_grammar(grammar, model)
+    return chat, conversation, cached
 
 
 async def generate(model: ServedModel, prepared: Prepared) -> AsyncGenerator[TextDelta, None]:

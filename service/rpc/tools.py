@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from chatrpc.v1 import chat_pb2
 from service.errors import InvalidField, MissingField
-from service.text.json_schemas import parse_schema
 from service.types import AnswerForm, ResponseFormat, Tool, ToolMode
 
 MAX_TOOLS = 128
@@ -84,7 +83,8 @@ def answer_form(proto: chat_pb2.ResponseFormat) -> ResponseFormat | None:
             return ResponseFormat(AnswerForm.JSON_OBJECT)
         case "json_schema":
             # Some clients send none where any JSON object will do.
-            return ResponseFormat(AnswerForm.JSON_SCHEMA, proto.json_schema.schema_json or "{}")
+            wanted = proto.json_schema
+            return ResponseFormat(AnswerForm.JSON_SCHEMA, wanted.schema_json or "{}", wanted.strict)
         case "regex":
             return ResponseFormat(AnswerForm.REGEX, proto.regex)
         case "grammar":
@@ -107,13 +107,8 @@ def _tool(proto: chat_pb2.Tool, index: int) -> Tool:
             f"{field}.name",
             "A function's name has 1 to 64 letters, digits, underscores and dashes.",
         )
-    parameters = {}
-    if function.parameters_json_schema:
-        path = f"{field}.parameters_json_schema"
-        parameters = parse_schema(function.parameters_json_schema, path)
-        if parameters.get("type", "object") != "object":
-            raise InvalidField(path, "A function's parameters are an object.")
-    return Tool(index, function.name, function.description, parameters, function.strict)
+    schema = function.parameters_json_schema
+    return Tool(index, function.name, function.description, schema, function.strict)
 
 
 def _named(names: Sequence[str], by_name: dict[str, Tool], field: str) -> tuple[Tool, ...]:

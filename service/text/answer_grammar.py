@@ -1,24 +1,25 @@
-"""The grammar of a whole answer: thoughts first, then calls, or the form that was asked for."""
+"""The grammar of a whole answer: reasoning first, then tool calls or the response format."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from service.errors import UnsupportedField
 from service.text import lark
-from service.text.json_schemas import check_cost, check_exact
+from service.text.json_schemas import JsonSchema
 from service.text.reasoning import ReasoningMarkers, Thinking
-from service.text.response_formats import FIELDS, answer_rules
-from service.text.tool_calls.rules import CallRules, arguments_rule
+from service.text.response_formats import FIELDS, text_rules
+from service.text.tool_calls.rules import CallRules
 from service.text.tool_calls.syntax import CallSyntax
-from service.types import ResponseFormat, Tool, ToolMode
+from service.types import AnswerForm, JsonLayout, ResponseFormat, Tool, ToolMode
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerGrammar:
     """What an answer must look like.
 
-    An answer in a form may call functions instead, where the model decides. In free text, calls of
-    strict functions are held to their schemas from the moment they begin.
+    An answer with a response format may call functions instead, if the model decides. In free
+    text, calls of strict functions follow their schemas from the moment they begin. `begun` is the
+    answer's beginning, which the prompt has already.
     """
 
     response_format: ResponseFormat | None
@@ -29,6 +30,9 @@ class AnswerGrammar:
     markers: ReasoningMarkers | None
     thinking: Thinking
     control_token_id: lark.ControlTokens
+    json_layout: JsonLayout = JsonLayout.FLEXIBLE
+    begun: str = ""
+    begun_field: str = ""
 
     @property
     def is_needed(self) -> bool:
@@ -45,41 +49,79 @@ class AnswerGrammar:
             return FIELDS[self.response_format.form]
         return "tools"
 
+    @property
+    def length(self) -> int:
+        """The number of characters that the request describes it with."""
+        wanted = self.response_format
+        own = 0 if wanted is None else len(wanted.text) + sum(map(len, wanted.choices))
+        return own + sum(len(tool.schema) for tool in self.tools)
+
+    def schemas(self) -> Iterator[JsonSchema]:
+        """The schemas that the grammar is made of."""
+        schema = self._response_schema()
+        if schema is not None:
+            yield schema
+        yield from map(self._arguments, self.tools)
+
     def rules(self) -> str:
-        """The grammar, in llguidance's notation.
+        """The grammar, in llguidance's notation. Long work where a schema of it is new.
 
         Raises:
             InvalidField, or one of its kinds: what can be seen to be wrong.
         """
         lines: list[str] = []
         bodies: list[str] = []
-        answer: dict[str, str] = {}
+        parts: dict[str, str] = {}
         if self.syntax is not None:
             bodies.append("calls")
-            lines += self._calls(self.syntax)
+            lines += self._calls(self.syntax, parts)
         if self.response_format is not None:
             bodies.append("@answer")
-            answer["answer"] = answer_rules(self.response_format)
-        thoughts = ""
+            parts["answer"], further = self._response_rules(self.response_format)
+            parts |= further
+        reasoning = ""
         if self.markers is not None and self.thinking is not Thinking.CLOSED:
-            thoughts = "thoughts" if self.thinking is Thinking.OPEN else "thoughts?"
-            lines += self._thoughts(self.markers)
-        start = [f"start: {thoughts} body", f"body: {' | '.join(bodies)}"]
-        return lark.composed("\n".join(dict.fromkeys([*start, *lines])), answer)
+            reasoning = "reasoning" if self.thinking is Thinking.OPEN else "reasoning?"
+            lines += self._reasoning(self.markers)
+        start = [f"start: {reasoning} body", f"body: {' | '.join(bodies)}"]
+        return lark.composed("\n".join(dict.fromkeys([*start, *lines])), parts)
 
     def parts(self) -> Iterator[tuple[str, str]]:
         """What the caller sent of it: each field with a grammar of it alone."""
         if self.response_format is not None:
-            yield FIELDS[self.response_format.form], answer_rules(self.response_format)
+            rules, further = self._response_rules(self.response_format)
+            yield self.field, lark.composed(rules, further) if further else rules
         for tool in self.tools:
-            yield _field(tool), f"start: {arguments_rule(tool)}"
+            yield parameters_field(tool), self._arguments(tool).rules()
 
-    def _calls(self, syntax: CallSyntax) -> list[str]:
-        for tool in self.tools:
-            check_cost(tool.parameters, _field(tool))
-            if tool.is_strict:
-                check_exact(tool.parameters, _field(tool))
-        rules = CallRules(self.tools, syntax, self.is_parallel, self.control_token_id)
+    def _response_schema(self) -> JsonSchema | None:
+        wanted = self.response_format
+        if wanted is None or wanted.form not in (AnswerForm.JSON_OBJECT, AnswerForm.JSON_SCHEMA):
+            return None
+        text = wanted.text if wanted.form is AnswerForm.JSON_SCHEMA else '{"type": "object"}'
+        return JsonSchema(text, self.field, self.json_layout, wanted.is_strict)
+
+    def _response_rules(self, wanted: ResponseFormat) -> tuple[str, dict[str, str]]:
+        schema = self._response_schema()
+        return text_rules(wanted, self.json_layout) if schema is None else (schema.rules(), {})
+
+    def _arguments(self, tool: Tool) -> JsonSchema:
+        return JsonSchema(
+            tool.schema or "{}",
+            parameters_field(tool),
+            self.json_layout,
+            tool.is_strict,
+            is_arguments=True,
+        )
+
+    def _calls(self, syntax: CallSyntax, parts: dict[str, str]) -> list[str]:
+        """The rules of calls; those of their arguments go into `parts`, equal ones once."""
+        names: dict[str, str] = {}
+        for i, tool in enumerate(self.tools):
+            names.setdefault(self._arguments(tool).rules(), f"arguments_{i}")
+        parts.update((name, rules) for rules, name in names.items())
+        arguments = [names[self._arguments(tool).rules()] for tool in self.tools]
+        rules = CallRules(self.tools, arguments, syntax, self.is_parallel, self.control_token_id)
         if self.tool_mode is not ToolMode.AUTO:
             return rules.forced()
         if self.response_format is None:
@@ -87,22 +129,23 @@ class AnswerGrammar:
         if not syntax.trigger:
             raise UnsupportedField(
                 "response_format",
-                "This model's calls of functions cannot be told from an answer in JSON: ask for "
-                "one of the two.",
+                "This model's tool calls cannot be told from an answer in JSON. Ask for one of the "
+                "two.",
             )
         return rules.forced()
 
-    def _thoughts(self, markers: ReasoningMarkers) -> list[str]:
+    def _reasoning(self, markers: ReasoningMarkers) -> list[str]:
         start = ""
         if self.thinking is Thinking.POSSIBLE:
             start = lark.marked(markers.start, (markers.start,), self.control_token_id)
         return [
-            f"thoughts: {start} thinking gap",
+            f"reasoning: {start} thinking gap",
             lark.until("thinking", markers.end, self.control_token_id),
             r"gap: /\n{0,2}/",
             lark.TEXT,
         ]
 
 
-def _field(tool: Tool) -> str:
+def parameters_field(tool: Tool) -> str:
+    """Where the request has the schema of a tool's arguments."""
     return f"tools[{tool.index}].function.parameters_json_schema"

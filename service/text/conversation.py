@@ -9,11 +9,12 @@ from service.errors import (
     TemplateRefused,
     UnsupportedField,
 )
-from service.text.answer_grammar import AnswerGrammar
+from service.text.answer_grammar import AnswerGrammar, parameters_field
 from service.text.chat_template import encode_prompt, render_text
+from service.text.json_schemas import check_parameters
 from service.text.prompt_length import least_num_tokens
 from service.text.reading import Reading
-from service.text.reasoning import MARKERS, Thinking, thinking_after
+from service.text.reasoning import MARKERS, ReasoningMarkers, Thinking, thinking_after
 from service.text.tool_calls.prompt import template_tools, with_mistral_ids, with_tools_in_text
 from service.text.tool_calls.syntax import SYNTAXES
 from service.types import (
@@ -43,6 +44,9 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
         ContextLengthExceeded: the prompt is far too long.
         InvalidField: what the answer is asked to be cannot be had.
     """
+    for tool in chat.tools:
+        if tool.schema:
+            check_parameters(tool.schema, parameters_field(tool))
     text = _prompt(chat, model)
     max_model_len = model.card.max_model_len
     if chat.prompt.truncate_prompt_tokens is None and (
@@ -52,6 +56,7 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
     markers = MARKERS.get(model.formats.reasoning)
     thinking = Thinking.CLOSED if markers is None else thinking_after(text, markers)
     syntax = SYNTAXES[model.formats.tools] if chat.tools else None
+    begun, begun_field = _begun(chat, markers)
     grammar = AnswerGrammar(
         response_format=chat.response_format,
         tools=chat.tools,
@@ -61,6 +66,9 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
         markers=markers,
         thinking=thinking,
         control_token_id=model.grammars.control_token_id if model.grammars else _no_token,
+        json_layout=model.json_layout,
+        begun=begun,
+        begun_field=begun_field,
     )
     reasoning = None if thinking is Thinking.CLOSED else markers
     shown = [*(syntax.markers if syntax else ())]
@@ -77,6 +85,7 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
             is_named=chat.tool_mode is ToolMode.NAMED,
             ends_after_call=not grammar.is_parallel,
             ends_at_repetition=chat.tool_mode is ToolMode.REQUIRED,
+            has_only_calls=bool(chat.tools) and chat.tool_mode is not ToolMode.AUTO,
             shown_tokens={i: marker for i, marker in token_ids.items() if i is not None},
         ),
         grammar=grammar if grammar.is_needed else None,
@@ -94,6 +103,7 @@ def form_grammar(response_format: ResponseFormat, model: ServedModel) -> AnswerG
         markers=None,
         thinking=Thinking.CLOSED,
         control_token_id=model.grammars.control_token_id if model.grammars else _no_token,
+        json_layout=model.json_layout,
     )
 
 
@@ -109,14 +119,51 @@ def compile_grammar(grammar: AnswerGrammar, model: ServedModel) -> AnswerConstra
         )
     rules = grammar.rules()
     try:
-        return model.grammars.compile(rules)
+        constraint = model.grammars.compile(rules)
     except InvalidGrammar as error:
         for field, part in grammar.parts():
             try:
                 model.grammars.compile(part)
             except InvalidGrammar as reason:
-                raise InvalidField(field, f"No answer can be held to it: {reason}") from reason
-        raise InvalidField(grammar.field, f"No answer can be held to it: {error}") from error
+                raise InvalidField(field, f"It cannot be enforced: {reason}.") from reason
+        raise InvalidField(grammar.field, f"It cannot be enforced: {error}.") from error
+    if not grammar.begun:
+        return constraint
+    try:
+        return constraint.after(grammar.begun)
+    except InvalidGrammar as error:
+        raise InvalidField(
+            grammar.begun_field,
+            "The message to be continued is not the beginning of an answer that the request asks "
+            "for.",
+        ) from error
+
+
+def cached_grammar(grammar: AnswerGrammar, model: ServedModel) -> AnswerConstraint | None:
+    """Return the constraint of an answer if it is there without a wait.
+
+    Raises:
+        What `compile_grammar` raises, where that is known.
+    """
+    if grammar.begun or model.grammars is None:
+        return None
+    if not all(schema.is_known() for schema in grammar.schemas()):
+        return None
+    try:
+        return model.grammars.cached(grammar.rules())
+    except InvalidGrammar:
+        return None  # `compile_grammar` finds the part that is to blame
+
+
+def _begun(chat: ChatRequest, markers: ReasoningMarkers | None) -> tuple[str, str]:
+    """The beginning of the answer that a final message is, after its reasoning; and its field."""
+    if not chat.prompt.continue_final_message:
+        return "", ""
+    text = chat.messages[-1].content or ""
+    if markers is not None:
+        for marker in (markers.start, markers.end):
+            text = text.rpartition(marker)[2]
+    return text, f"messages[{len(chat.messages) - 1}].content"
 
 
 def _prompt(chat: ChatRequest, model: ServedModel) -> str:

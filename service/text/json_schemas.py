@@ -1,104 +1,126 @@
-"""JSON schemas as callers send them: refused here is what llguidance would not refuse itself."""
+"""JSON schemas as callers send them, and the rules of a grammar that they come to."""
 
-import json
-from collections.abc import Iterator
-from decimal import Decimal
-from math import lcm
-from typing import Any, NoReturn
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import structlog
 
 from service.errors import InvalidField, UnsupportedField
+from service.text.schema.documents import Document
+from service.text.schema.errors import SchemaError, UnsupportedKeyword
+from service.text.schema.rules import JsonRules, json_rules
+from service.types import JsonLayout
 
-MAX_SCHEMA_LENGTH = 131_072  # characters
-MAX_SCHEMA_DEPTH = 64  # of nested objects and arrays
-MAX_PROPERTIES = 1_000  # of one object
-# Multiples of a number are told apart by an automaton of as many states: 80 s for 999 983.
-_MAX_MULTIPLE = 1_000
-_MAX_MULTIPLES = 10_000  # what several of them come to where they meet
+_MAX_KEPT = 4_194_304  # characters, of schemas and their rules
+_MAX_LOGGED = 20  # keywords of one schema
+
+_log = structlog.get_logger(__name__)
 
 
-def parse_schema(text: str, field: str) -> dict[str, Any]:
-    """The schema that stands in `field`, within limits. True is the schema without any demand.
+@dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """A schema that an answer, or the arguments of a call, must follow.
 
-    Raises:
-        InvalidField, UnsupportedField
+    `field` is where the request has it. A schema that is not strict is followed as far as a grammar
+    can. Arguments are an object without properties that the schema does not declare.
     """
-    if len(text) > MAX_SCHEMA_LENGTH:
-        raise InvalidField(field, f"A JSON schema has at most {MAX_SCHEMA_LENGTH} characters.")
-    try:
-        schema = json.loads(text, parse_constant=_refuse_constant)
-        json.dumps(schema, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise InvalidField(field, f"The schema is not valid JSON: {error}") from error
-    if schema is True:
-        return {}
-    if not isinstance(schema, dict):
-        raise InvalidField(field, "A JSON schema is an object.")
-    for _ in _objects(schema, field):
-        pass  # it is not too deep
-    return schema
 
+    text: str
+    field: str
+    layout: JsonLayout
+    is_strict: bool = False
+    is_arguments: bool = False
 
-def check_cost(schema: dict[str, Any], field: str) -> None:
-    """Refuse what would take too long to compile.
+    def rules(self) -> str:
+        """Rules by which `start` is JSON that follows the schema. Long work where they are new.
 
-    Raises:
-        InvalidField, UnsupportedField
-    """
-    multiples = set()
-    for node in _objects(schema, field):
-        multiple = node.get("multipleOf")
-        if isinstance(multiple, int | float) and not isinstance(multiple, bool):
-            multiples.add(_coefficient(multiple))
-        properties = node.get("properties")
-        if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
-            raise InvalidField(field, f"An object has at most {MAX_PROPERTIES} properties.")
-    if any(multiple > _MAX_MULTIPLE for multiple in multiples) or lcm(*multiples) > _MAX_MULTIPLES:
-        raise UnsupportedField(
-            field,
-            f"The schema's keyword multipleOf is supported for up to {_MAX_MULTIPLE}, "
-            f"and for several whose common multiple is at most {_MAX_MULTIPLES}.",
-        )
+        Raises:
+            InvalidField: the schema is malformed, or nothing fulfils it. The error's field is that
+                of the keyword.
+            UnsupportedField: it is strict, and a grammar cannot enforce one of its keywords.
+        """
+        found = _kept.get(self)
+        if found is None:
+            found = self._read()
+            _kept.put(self, found)
+        if isinstance(found, UnsupportedKeyword):
+            raise UnsupportedField(f"{self.field}{found.path}", str(found))
+        if isinstance(found, SchemaError):
+            raise InvalidField(f"{self.field}{found.path}", str(found))
+        return found.text
 
+    def is_known(self) -> bool:
+        """Whether `rules` returns, or raises, at once."""
+        return _kept.get(self) is not None
 
-def check_exact(schema: dict[str, Any], field: str) -> None:
-    """Refuse what a grammar would be lenient about.
-
-    Raises:
-        UnsupportedField
-    """
-    if "x-guidance" in schema:
-        raise UnsupportedField(field, "The schema's keyword x-guidance is not supported.")
-    for node in _objects(schema, field):
-        at_least, required = node.get("minProperties"), node.get("required")
-        num_certain = len(set(map(str, required))) if isinstance(required, list) else 0
-        if isinstance(at_least, int | float) and at_least > max(1, num_certain):
-            # A grammar cannot tell a name from the same again, and JSON keeps one of the two.
-            raise UnsupportedField(
-                field, "The schema's keyword minProperties is supported up to what is required."
+    def _read(self) -> JsonRules | SchemaError:
+        try:
+            rules = json_rules(
+                self.text, self.layout, is_strict=self.is_strict, is_arguments=self.is_arguments
             )
+        except SchemaError as error:
+            return error.with_traceback(None)
+        if rules.weakenings:
+            _log.info(
+                "schema_weakened",
+                field=self.field,
+                keywords=[each.path for each in rules.weakenings[:_MAX_LOGGED]],
+                num_keywords=len(rules.weakenings),
+            )
+        return rules
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+def check_parameters(text: str, field: str) -> None:
+    """Check that a text is a schema document of objects. Its keywords are not looked at.
+
+    Raises:
+        InvalidField
+    """
+    try:
+        root = Document(text).root
+    except SchemaError as error:
+        raise InvalidField(f"{field}{error.path}", str(error)) from error
+    types = root.get("type", "object") if isinstance(root, dict) else root and "object"
+    if types != "object" and not (isinstance(types, list) and "object" in types):
+        raise InvalidField(field, "A function's parameters are an object.")
 
 
-def _coefficient(number: float) -> int:
-    """The number without its power of ten."""
-    digits = Decimal(str(number)).normalize().as_tuple().digits
-    return int("".join(map(str, digits))) or 1
+class _Kept:
+    """What schemas came to: those that were asked for last, up to a number of characters."""
+
+    def __init__(self, max_length: int) -> None:
+        self._max_length = max_length
+        self._length = 0
+        self._lock = threading.Lock()
+        self._found: OrderedDict[tuple[object, ...], JsonRules | SchemaError] = OrderedDict()
+
+    def get(self, schema: JsonSchema) -> JsonRules | SchemaError | None:
+        key = _key(schema)
+        with self._lock:
+            found = self._found.get(key)
+            if found is not None:
+                self._found.move_to_end(key)
+            return found
+
+    def put(self, schema: JsonSchema, found: JsonRules | SchemaError) -> None:
+        key = _key(schema)
+        with self._lock:
+            if key in self._found:
+                return
+            self._found[key] = found
+            self._length += _length(key, found)
+            while self._length > self._max_length:
+                self._length -= _length(*self._found.popitem(last=False))
 
 
-def _objects(schema: Any, field: str) -> Iterator[dict[str, Any]]:
-    """Every object of the document: more than the schemas in it, which is on the safe side."""
-    level: list[Any] = [schema]
-    for _ in range(MAX_SCHEMA_DEPTH):
-        yield from (node for node in level if isinstance(node, dict))
-        level = [
-            child
-            for node in level
-            if isinstance(node, dict | list)
-            for child in (node.values() if isinstance(node, dict) else node)
-        ]
-        if not level:
-            return
-    raise InvalidField(field, f"A JSON schema nests at most {MAX_SCHEMA_DEPTH} levels deep.")
+def _key(schema: JsonSchema) -> tuple[object, ...]:
+    return schema.text, schema.layout, schema.is_strict, schema.is_arguments
+
+
+def _length(key: tuple[object, ...], found: JsonRules | SchemaError) -> int:
+    length = len(str(key[0]))
+    return length + (len(found.text) if isinstance(found, JsonRules) else 1_000)
+
+
+_kept = _Kept(_MAX_KEPT)

@@ -1,15 +1,11 @@
-"""Grammars put together, in llguidance's notation: Lark rules, with JSON schemas within."""
+"""Grammars put together, in llguidance's notation: Lark rules."""
 
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from llguidance import LLMatcher
 
-# White space in generated JSON, wherever JSON has it: as pretty printers write it, and never so
-# much that a model which has lost its way writes nothing else.
-_WHITE_SPACE = r"[ \n\t]{1,20}"
 # Any text at all, as a terminal; control tokens are not text.
 TEXT = "TEXT: /(?s:.*)/"
 
@@ -44,19 +40,6 @@ def until(rule: str, marker: str, control_token_id: ControlTokens) -> str:
     if token_id is not None:
         return f"{rule}: TEXT <[{token_id}]>"
     return f"{rule}[lazy]: TEXT {literal(marker)}"
-
-
-def json_schema(schema: dict[str, Any], *, is_lenient: bool = False) -> str:
-    """A rule's part: JSON that follows the schema.
-
-    `is_lenient`: what cannot be enforced of the schema is left out.
-    """
-    return f"%json {json.dumps(with_options(schema, is_lenient=is_lenient))}"
-
-
-def with_options(schema: dict[str, Any], *, is_lenient: bool = False) -> dict[str, Any]:
-    options = {"whitespace_pattern": _WHITE_SPACE, "lenient": is_lenient}
-    return {**schema, "x-guidance": options}
 
 
 def regex_rules(regex: str) -> str:

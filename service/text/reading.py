@@ -18,7 +18,9 @@ class Reading:
     `call_names` are the functions that may be called; with `ends_after_call` an answer ends with
     its first call, and with `ends_at_repetition` before a call that it has made already: a small
     model that has to call does not know how to stop. `is_named` says that the caller has chosen the
-    function. `shown_tokens` are special tokens that mark thoughts or calls, by their ids.
+    function. With `has_only_calls` the answer has no content, and its tokens no log probabilities:
+    those of a message are about its content. `shown_tokens` are special tokens that mark reasoning
+    or calls, by their ids.
     """
 
     reasoning: ReasoningMarkers | None = None
@@ -29,6 +31,7 @@ class Reading:
     ends_after_call: bool = False
     ends_at_repetition: bool = False
     shown_tokens: Mapping[int, str] = field(default_factory=dict)
+    has_only_calls: bool = False  # after its reasoning, if it has any
 
     def reader(self) -> "AnswerReader":
         """For one answer."""
@@ -78,6 +81,8 @@ class AnswerReader:
                 reasoning, text = reasoning + held_reasoning, text + held
             num_reasoning_tokens = self._reasoning.num_tokens
         calls: tuple[CallDelta, ...] = ()
+        if self._reading.has_only_calls:
+            delta = replace(delta, logprobs=())
         if self._parser is not None:
             events = self._parser.push(text)
             if is_last:

@@ -1,13 +1,14 @@
-"""The form that an answer must take, as rules of a grammar."""
+"""Response formats other than JSON schemas, as rules of a grammar."""
 
+import json
 import re
 
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from service.errors import InvalidField, MissingField
 from service.text import lark
-from service.text.json_schemas import check_cost, check_exact, parse_schema
-from service.types import AnswerForm, ResponseFormat
+from service.text.json_schemas import JsonSchema
+from service.types import AnswerForm, JsonLayout, ResponseFormat
 
 MAX_REGEX_LENGTH = 8_192  # characters
 MAX_RULES_LENGTH = 16_384  # characters
@@ -24,30 +25,55 @@ FIELDS = {
 }
 
 
-def answer_rules(wanted: ResponseFormat) -> str:
-    """Rules by which `start` is the answer.
+# A grammar's intersections are computed with all their parts at once: 200 took 490 MB to compile.
+_MAX_INTERSECTIONS = 16
+# What a grammar in Lark's notation has beside names and operators: strings, expressions, comments.
+_LARK_TEXT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|#[^\n]*|/(?:[^/\\\n]|\\.)+/|%json\b|&')
+
+
+def text_rules(wanted: ResponseFormat, layout: JsonLayout) -> tuple[str, dict[str, str]]:
+    """Rules by which `start` is the text that a regex, a grammar or choices ask for.
+
+    The second is grammars that the rules refer to, by their names.
 
     Raises:
         InvalidField, or one of its kinds: what can be seen to be wrong before it is compiled.
     """
     field = FIELDS[wanted.form]
     match wanted.form:
-        case AnswerForm.JSON_OBJECT:
-            return f"start: {lark.json_schema({'type': 'object'})}"
-        case AnswerForm.JSON_SCHEMA:
-            schema = parse_schema(wanted.text, field)
-            check_cost(schema, field)
-            check_exact(schema, field)
-            return f"start: {lark.json_schema(schema)}"
         case AnswerForm.REGEX:
             _check_length(wanted.text, MAX_REGEX_LENGTH, field)
-            return lark.regex_rules(wanted.text)
+            return lark.regex_rules(wanted.text), {}
         case AnswerForm.GRAMMAR:
             _check_length(wanted.text, MAX_RULES_LENGTH, field)
-            return _lark_rules(wanted.text, field)
-        case AnswerForm.CHOICE:
-            _check_choices(wanted.choices, field)
-            return lark.choice_rules(wanted.choices)
+            return _with_schemas(_lark_rules(wanted.text, field), field, layout)
+    _check_choices(wanted.choices, field)
+    return lark.choice_rules(wanted.choices), {}
+
+
+def _with_schemas(text: str, field: str, layout: JsonLayout) -> tuple[str, dict[str, str]]:
+    """A Lark grammar, its `%json {...}` as references to the grammars that the schemas come to."""
+    parts: dict[str, str] = {}
+    written, start, num_intersections = "", 0, 0
+    for match in _LARK_TEXT.finditer(text):
+        num_intersections += match[0] == "&"
+        if match[0] != "%json" or match.start() < start:
+            continue
+        begin = re.compile(r"\s*").match(text, match.end())
+        try:
+            _, end = json.JSONDecoder().raw_decode(text, begin.end() if begin else match.end())
+        except (ValueError, RecursionError) as error:
+            raise InvalidField(
+                field, f"A schema behind %json is not valid JSON: {error}."
+            ) from error
+        name = f"json_{len(parts)}"
+        schema = JsonSchema(text[match.end() : end], field, layout, is_strict=True)
+        parts[name] = schema.rules()
+        written += f"{text[start : match.start()]} @{name} "
+        start = end
+    if num_intersections > _MAX_INTERSECTIONS:
+        raise InvalidField(field, f"At most {_MAX_INTERSECTIONS} intersections (&) are taken.")
+    return written + text[start:], parts
 
 
 def _lark_rules(text: str, field: str) -> str:

@@ -171,12 +171,17 @@ def test_a_conversation_with_a_call_and_its_result_goes_on(client: openai.OpenAI
 
 
 def test_what_cannot_be_had_is_the_callers_mistake(client: openai.OpenAI) -> None:
-    schema = {"type": "array", "uniqueItems": True}
+    schema: dict[str, Any] = {
+        "properties": {"x": {"items": {"type": "string"}, "uniqueItems": True}}
+    }
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(
             model=MODEL,
             messages=QUESTION,
-            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": schema, "strict": True},
+            },
         )
-    assert caught.value.param == "response_format.json_schema.schema"
-    assert "uniqueItems" in caught.value.message
+    assert caught.value.param == "response_format.json_schema.schema.properties.x.uniqueItems"
+    assert "cannot tell items apart" in caught.value.message

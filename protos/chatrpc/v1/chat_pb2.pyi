@@ -728,7 +728,9 @@ class FunctionDefinition(Message):
     parameters_json_schema: str
     """A JSON Schema for the arguments object. Empty: no parameters."""
     strict: bool
-    """Make the arguments follow the schema exactly."""
+    """Make the arguments follow the schema exactly, or reject the request where a grammar cannot. Absent or false: what
+    a grammar cannot enforce is left out.
+    """
     def __init__(
         self,
         *,
@@ -850,7 +852,7 @@ class ResponseFormat(Message):
     regex: str
     """A regular expression that the whole answer matches."""
     grammar: str
-    """A context-free grammar in Lark's notation."""
+    """A context-free grammar in Lark's notation. `%json {...}` in it is a strict JSON schema."""
     @property
     def text(self) -> TextFormat: ...
     @property
@@ -900,7 +902,11 @@ class JsonSchemaFormat(Message):
     name: str
     description: str
     schema_json: str
+    """A JSON Schema as text. Empty: any JSON."""
     strict: bool
+    """Follow the schema exactly, or reject the request where a grammar cannot. Absent or false: what a grammar cannot
+    enforce is left out.
+    """
     def __init__(
         self,
         *,

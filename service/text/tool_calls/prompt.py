@@ -89,8 +89,13 @@ def _function(tool: Tool) -> dict[str, Any]:
     return {
         "name": tool.name,
         "description": tool.description,
-        "parameters": tool.parameters or {"type": "object", "properties": {}},
+        "parameters": _parameters(tool.schema) or {"type": "object", "properties": {}},
     }
+
+
+def _parameters(schema: str) -> dict[str, Any] | None:
+    parameters = json.loads(schema) if schema else None
+    return parameters if isinstance(parameters, dict) else None
 
 
 def _with_calls_in_text(message: Message, syntax: CallSyntax) -> Message:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from service.text import lark
 from service.text.tool_calls.syntax import CallSyntax
@@ -15,28 +14,15 @@ _MAX_FORCED_CALLS = 32
 _CONTENT = r"CONTENT: /[^\s{\[](?s:.*)/"
 
 
-def arguments_schema(tool: Tool) -> dict[str, Any]:
-    """What the arguments must be: an object, of the parameters that are declared."""
-    schema: dict[str, Any] = {"type": "object", **tool.parameters}
-    has_others = schema.keys() & {"additionalProperties", "patternProperties", "allOf", "$ref"}
-    has_choice = schema.keys() & {"anyOf", "oneOf"}
-    if "properties" not in schema and not tool.parameters:
-        return schema | {"properties": {}, "additionalProperties": False}
-    if "properties" in schema and not has_others and not has_choice:
-        schema["additionalProperties"] = False
-    return schema
-
-
-def arguments_rule(tool: Tool) -> str:
-    """A rule's part: the arguments. Of a function that is not strict, as far as can be enforced."""
-    return lark.json_schema(arguments_schema(tool), is_lenient=not tool.is_strict)
-
-
 @dataclass(frozen=True, slots=True)
 class CallRules:
-    """Calls of `tools`, written in `syntax`, as rules."""
+    """Calls of `tools`, written in `syntax`, as rules.
+
+    `arguments` names the grammar of each tool's arguments.
+    """
 
     tools: Sequence[Tool]
+    arguments: Sequence[str]
     syntax: CallSyntax
     is_parallel: bool
     control_token_id: lark.ControlTokens
@@ -76,10 +62,7 @@ class CallRules:
         for i, tool in enumerate(self.tools):
             head = self._written(f"{before_name}{tool.name}{self.syntax.after_name}")
             end = self._written(self.syntax.after_arguments)
-            rules += [
-                f"call_{i}: {head} arguments_{i} {end}",
-                f"arguments_{i}: {arguments_rule(tool)}",
-            ]
+            rules.append(f"call_{i}: {head} @{self.arguments[i]} {end}")
         return rules
 
     def _written(self, text: str) -> str:

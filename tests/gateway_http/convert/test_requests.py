@@ -88,7 +88,7 @@ def test_smallest_request_sets_nothing_else() -> None:
             },
             {
                 "responseFormat": {
-                    "jsonSchema": {"name": "s", "schemaJson": '{"b":1,"a":2}', "strict": True}
+                    "jsonSchema": {"name": "s", "schemaJson": '{"b": 1, "a": 2}', "strict": True}
                 }
             },
         ),
@@ -99,7 +99,7 @@ def test_smallest_request_sets_nothing_else() -> None:
         ),
         (
             {"structured_outputs": {"json": {"type": "object"}}},
-            {"responseFormat": {"jsonSchema": {"schemaJson": '{"type":"object"}', "strict": True}}},
+            {"responseFormat": {"jsonSchema": {"schemaJson": '{"type": "object"}'}}},
         ),
         ({"structured_outputs": {"grammar": "x"}}, {"responseFormat": {"grammar": "x"}}),
         ({"structured_outputs": {"json_object": True}}, {"responseFormat": {"jsonObject": {}}}),

@@ -15,6 +15,7 @@ from service.text.grammars import CompiledGrammars
 from service.types import FinishReason, TokenOutput
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import RandomEngine, byte_grammars
+from tests.fakes.tokenizer import EOS
 from tests.service.rpc.conftest import Running
 from tests.service.rpc.structured import complete, refused, serve
 from tests.service.text.test_grammars import COSTLY_LATER
@@ -25,6 +26,7 @@ SCHEMA = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+SET = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
 Format = chat_pb2.ResponseFormat
 
 
@@ -39,9 +41,10 @@ async def obedient(running: Running, grammars: CompiledGrammars) -> Running:
     return await serve(running, RandomEngine(seed=7), grammars)
 
 
-def schema_format(schema: object) -> Format:
+def schema_format(schema: object, *, strict: bool | None = None) -> Format:
     text = schema if isinstance(schema, str) else json.dumps(schema)
-    return Format(json_schema=chat_pb2.JsonSchemaFormat(name="x", schema_json=text))
+    wanted = chat_pb2.JsonSchemaFormat(name="x", schema_json=text, strict=strict)
+    return Format(json_schema=wanted)
 
 
 async def content(running: Running, **fields: Any) -> str:
@@ -117,19 +120,24 @@ SCHEMA_FIELD = "response_format.json_schema.schema_json"
     [
         (schema_format("{"), SCHEMA_FIELD),
         (schema_format("[]"), SCHEMA_FIELD),
-        (schema_format({"type": "nothing"}), SCHEMA_FIELD),
+        (schema_format({"type": "nothing"}), f"{SCHEMA_FIELD}.type"),
         (schema_format({"type": "integer", "minimum": 5, "maximum": 3}), SCHEMA_FIELD),
         (
             schema_format({"type": "object", "required": ["a"], "properties": {"a": False}}),
             SCHEMA_FIELD,
         ),
-        (schema_format({"type": "array", "uniqueItems": True}), SCHEMA_FIELD),
+        (
+            schema_format({"properties": {"a.b": SET}}, strict=True),
+            f'{SCHEMA_FIELD}.properties["a.b"].uniqueItems',
+        ),
         (schema_format({"not": {}}), SCHEMA_FIELD),
-        (schema_format({"$ref": "#/nowhere"}), SCHEMA_FIELD),
-        (schema_format({"$ref": "http://127.0.0.1:9/schema"}), SCHEMA_FIELD),
-        (schema_format({"$ref": "file:///etc/passwd"}), SCHEMA_FIELD),
-        (schema_format({"type": "string", "format": "phone"}), SCHEMA_FIELD),
-        (schema_format({"type": "string", "pattern": "("}), SCHEMA_FIELD),
+        (schema_format({"$ref": "#/nowhere"}), f"{SCHEMA_FIELD}.$ref"),
+        (schema_format({"$ref": "http://127.0.0.1:9/schema"}), f"{SCHEMA_FIELD}.$ref"),
+        (
+            schema_format({"anyOf": [{"$ref": "file:///etc/passwd"}]}),
+            f"{SCHEMA_FIELD}.anyOf[0].$ref",
+        ),
+        (schema_format({"type": "string", "pattern": "("}), f"{SCHEMA_FIELD}.pattern"),
         (schema_format({"enum": [f"value {i}" for i in range(50_000)]}), SCHEMA_FIELD),
         (Format(regex="("), "response_format.regex"),
         (Format(regex=""), "response_format.regex"),
@@ -154,7 +162,114 @@ async def test_a_form_that_cannot_be_had_is_refused_by_its_field(
     error = await refused(obedient, response_format=wanted)
     assert error.code == grpc.StatusCode.INVALID_ARGUMENT
     assert error.fields == [field]
+    assert not re.search("x-guidance|whitespace|start:|%json|T0", error.message)
     assert obedient.engine.requests == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Format(regex="a("), "It cannot be enforced: an expression is invalid: unclosed group."),
+        (Format(regex="a(?=b)"),
+         ("It cannot be enforced: an expression is invalid: look-around, including look-ahead and "
+          "look-behind, is not supported.")),
+        (Format(grammar="start: nowhere"),
+         'It cannot be enforced: line 1, column 8: unknown name: "nowhere".'),
+        (Format(regex="a{1000000000}"),
+         "It cannot be enforced: it takes more than is allowed to compile or to follow."),
+        (schema_format({"minimum": "x"}), "It is not a number."),
+        (schema_format({"enum": []}), "No answer can fulfil the schema."),
+    ],
+)  # fmt: skip
+async def test_error_says_in_one_sentence_what_is_wrong(
+    obedient: Running, wanted: Format, message: str
+) -> None:
+    assert (await refused(obedient, response_format=wanted)).message == message
+
+
+async def test_schema_that_is_not_strict_is_followed_as_far_as_a_grammar_can(
+    obedient: Running,
+) -> None:
+    schema = {"type": "object", "properties": {"a": SET}, "required": ["a"]}
+    text = await content(obedient, response_format=schema_format(schema))
+    assert all(isinstance(item, str) for item in json.loads(text)["a"])
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'start: %json {"enum": [9007199254740993], "minimum": 9007199254740993}',
+        'start: x\nx: %json{"const": 9007199254740993} // %json {',
+    ],
+)
+async def test_schemas_in_a_grammar_are_exact(obedient: Running, grammar: str) -> None:
+    assert await content(obedient, response_format=Format(grammar=grammar)) in (
+        "9007199254740993",
+        " 9007199254740993",
+        "\n9007199254740993",
+    )
+
+
+@pytest.mark.parametrize(
+    ("grammar", "field"),
+    [
+        (
+            'start: %json {"type": "array", "uniqueItems": true}',
+            "response_format.grammar.uniqueItems",
+        ),
+        ('start: %json {"multipleOf": 999983}', "response_format.grammar.multipleOf"),
+        ("start: %json {", "response_format.grammar"),
+        ("start: A\nA: /a/" + " & /a/" * 17, "response_format.grammar"),
+    ],
+)
+async def test_grammar_with_a_costly_part_is_rejected(
+    obedient: Running, grammar: str, field: str
+) -> None:
+    error = await refused(obedient, response_format=Format(grammar=grammar))
+    assert error.fields == [field]
+
+
+@pytest.mark.parametrize(
+    ("begun", "rest"),
+    [
+        ('{"name": "A', 'da", "age": 7}'),
+        ("", '{"name":"Ada","age":7}'),
+        ('{"name": "Ada", "age": 7}', ""),
+    ],
+)
+async def test_message_to_be_continued_is_the_beginning_of_the_answer(
+    running: Running, grammars: CompiledGrammars, begun: str, rest: str
+) -> None:
+    engine = FakeEngine()
+    engine.script = [*(TokenOutput((byte,)) for byte in rest.encode())]
+    engine.script.append(TokenOutput((EOS,), FinishReason.STOP))
+    await serve(running, engine, grammars)
+    assert await content(running, **continued(begun)) == rest
+    [request] = engine.requests
+    assert request.constraint is not None
+    matcher = request.constraint.matcher()
+    for byte in rest.encode():
+        assert matcher.allowed_tokens()[byte // 8] >> byte % 8 & 1
+        matcher.advance(byte)
+    assert matcher.allowed_tokens()[EOS // 8] >> EOS % 8 & 1
+
+
+async def test_message_that_begins_no_answer_is_rejected(obedient: Running) -> None:
+    error = await refused(obedient, **continued("Sure: {"))
+    assert error.fields == ["messages[1].content"]
+    assert obedient.engine.requests == []
+
+
+def continued(begun: str) -> dict[str, Any]:
+    part = chat_pb2.ContentPart
+    return {
+        "messages": [
+            chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content=[part(text="Who?")]),
+            chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, content=[part(text=begun)]),
+        ],
+        "prompt": chat_pb2.PromptOptions(continue_final_message=True, add_generation_prompt=False),
+        "response_format": schema_format(SCHEMA),
+    }
 
 
 async def test_a_grammar_that_costs_too_much_on_the_way_ends_the_stream_with_its_reason(

@@ -11,7 +11,14 @@ import pytest
 from chatrpc.v1 import chat_pb2
 from service.text.grammars import CompiledGrammars
 from service.text.tool_calls.syntax import SYNTAXES
-from service.types import ChatFormats, FinishReason, ReasoningFormat, TokenOutput, ToolFormat
+from service.types import (
+    ChatFormats,
+    FinishReason,
+    ReasoningFormat,
+    TokenLogprobs,
+    TokenOutput,
+    ToolFormat,
+)
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import RandomEngine, byte_grammars
 from tests.fakes.tokenizer import EOS
@@ -23,6 +30,7 @@ AUTO = Choice(mode=Choice.MODE_AUTO)
 REQUIRED = Choice(mode=Choice.MODE_REQUIRED)
 NONE = Choice(mode=Choice.MODE_NONE)
 
+SET = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
 WEATHER = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 8}, "days": {"enum": [1, 2, 3]}},
@@ -265,8 +273,8 @@ async def test_a_template_without_tools_is_told_of_them_and_of_their_results(
         ({"tools": [tool("f", "{")]}, "tools[0].function.parameters_json_schema"),
         ({"tools": [tool("f", {"type": "array"})]}, "tools[0].function.parameters_json_schema"),
         (
-            {"tools": [tool("f"), tool("g", {"properties": {"a": {"not": {}}}}, strict=True)]},
-            "tools[1].function.parameters_json_schema",
+            {"tools": [tool("f"), tool("g", {"properties": {"a": SET}}, strict=True)]},
+            "tools[1].function.parameters_json_schema.properties.a.uniqueItems",
         ),
         ({"tool_choice": REQUIRED}, "tool_choice.mode"),
         ({"tool_choice": Choice(function_name="f")}, "tool_choice.function_name"),
@@ -312,12 +320,34 @@ async def test_tools_that_cannot_fit_are_not_even_tokenized(running: Running) ->
 async def test_a_schema_that_cannot_be_enforced_is_no_matter_while_nobody_asks_for_it(
     running: Running, grammars: CompiledGrammars
 ) -> None:
-    odd = {"properties": {"a": {"type": "array", "uniqueItems": True}}, "required": ["a"]}
+    odd = {
+        "properties": {
+            "a": SET,
+            "b": {"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?\d*$", "maxLength": 9},
+            "c": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+            "d": {"type": "string", "pattern": r"\bx"},
+        },
+        "required": ["a"],
+    }
     await speaking(running, "ok")
     await complete(running, tools=[tool("f", odd)])
     await serve(running, RandomEngine(seed=1), grammars)
     [choice] = (await complete(running, tools=[tool("f", odd)], tool_choice=REQUIRED)).choices
     assert isinstance(json.loads(choice.message.tool_calls[0].function.arguments_json)["a"], list)
+    await speaking(running, "ok")  # the neighbour's strictness is no matter
+    await complete(running, tools=[tool("f", odd), tool("g", WEATHER, strict=True)])
+
+
+@pytest.mark.parametrize("mode", [AUTO, REQUIRED])
+async def test_log_probabilities_are_those_of_content(running: Running, mode: Choice) -> None:
+    engine = FakeEngine()
+    logprob = TokenLogprobs(65, -0.5)
+    engine.script = [TokenOutput((byte,), logprobs=(logprob,)) for byte in CALL.encode()]
+    engine.script.append(TokenOutput((EOS,), FinishReason.STOP, logprobs=(logprob,)))
+    await serve(running, engine, byte_grammars())
+    [choice] = (await complete(running, tools=TOOLS, tool_choice=mode, logprobs=True)).choices
+    assert len(choice.message.tool_calls) == 1
+    assert len(choice.logprobs) == (0 if mode is REQUIRED else len(CALL))
 
 
 async def test_an_answer_in_a_form_may_call_instead(

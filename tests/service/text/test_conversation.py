@@ -54,7 +54,10 @@ THINKING = "{% if enable_thinking is defined %}<think></think>{% else %}<think>{
 
 CITY = {"enum": ["Rome", "Köln"]}
 WEATHER = {"type": "object", "properties": {"city": CITY}, "required": ["city"]}
-TOOLS = (Tool(0, "get_weather", "About it", WEATHER), Tool(1, "now", "", {}, is_strict=True))
+TOOLS = (
+    Tool(0, "get_weather", "About it", json.dumps(WEATHER)),
+    Tool(1, "now", "", "", is_strict=True),
+)
 
 
 def model(template: str, *, is_special: bool = True, kind: Any = byte_level) -> ServedModel:
@@ -171,7 +174,7 @@ def test_a_template_is_given_the_tools_as_openai_has_them() -> None:
 
 def test_what_a_tool_says_of_itself_writes_no_control_token() -> None:
     served = model(TEMPLATES[ToolFormat.HERMES] + MESSAGES)
-    tools = (Tool(0, "f", "Says <|end|> a lot", {}),)
+    tools = (Tool(0, "f", "Says <|end|> a lot", ""),)
     prompt = prepare(chat(tools=tools), served).prompt_token_ids
     assert not served.eos_token_ids.intersection(prompt)
 

@@ -63,7 +63,7 @@ def test_a_look_ahead_that_costs_too_much_fails_alone(grammars: CompiledGrammars
     constraint = grammars.compile(COSTLY_LATER)
     matcher = constraint.matcher()
     ahead = matcher.ahead()
-    with pytest.raises(InvalidGrammar, match=r"limit|max"):
+    with pytest.raises(InvalidGrammar, match="takes more than is allowed"):
         for _ in range(10):
             ahead.advance(allowed(ahead)[0])
     assert constraint.failure is None
@@ -101,15 +101,65 @@ def test_the_same_grammar_is_compiled_once_also_at_the_same_time() -> None:
     assert compiled == ['start: "x"']
 
 
-def test_the_oldest_grammar_goes_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grammars_module, "MAX_CACHED", 2)
+def test_oldest_grammar_goes_when_all_may_take_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = grammars_module._most_bytes('start: "a"')
+    monkeypatch.setattr(grammars_module, "MAX_CACHED_BYTES", 2 * most)
     grammars = byte_grammars()
     for text in ("a", "b", "a", "c"):
         grammars.compile(f'start: "{text}"')
     assert list(grammars._cache) == ['start: "a"', 'start: "c"']
-    monkeypatch.setattr(grammars_module, "MAX_CACHED_LENGTH", 12)
-    grammars.compile('start: "d"')
-    assert list(grammars._cache) == ['start: "d"']
+    grammars.compile("start: /a{0,5000}/")
+    assert list(grammars._cache) == ["start: /a{0,5000}/"]
+    assert grammars._cached_bytes == grammars._cache["start: /a{0,5000}/"].num_bytes
+
+
+def test_failures_take_no_more_than_their_text() -> None:
+    grammars = byte_grammars()
+    for _ in range(2):
+        with pytest.raises(InvalidGrammar):
+            grammars.compile("start: nowhere")
+    assert grammars._cached_bytes == len("start: nowhere")
+
+
+def test_cached_grammar_is_found_without_compiling(grammars: CompiledGrammars) -> None:
+    assert grammars.cached('start: "cached"') is None
+    grammars.compile('start: "cached"')
+    constraint = grammars.cached('start: "cached"')
+    assert constraint is not None
+    assert constraint.is_fulfilled(b"cached")
+    with pytest.raises(InvalidGrammar):
+        grammars.compile("start: nobody")
+    with pytest.raises(InvalidGrammar):
+        grammars.cached("start: nobody")
+
+
+def test_constraint_begins_after_a_text(grammars: CompiledGrammars) -> None:
+    constraint = grammars.compile('start: "yes" | "no"')
+    after = constraint.after("ye")
+    assert allowed(after.matcher()) == [ord("s")]
+    assert after.is_fulfilled(b"s")
+    assert constraint.is_fulfilled(b"yes")
+    for text in ("x", "yes!"):
+        with pytest.raises(InvalidGrammar, match="no answer begins"):
+            constraint.after(text)
+
+
+def test_lexer_that_came_to_its_limit_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All answers share it: without that, none that follows could get further."""
+    monkeypatch.setattr(grammars_module, "_MIN_STATES", 500)
+    monkeypatch.setattr(grammars_module, "_STATES_PER_COUNT", 0)
+    grammars = byte_grammars()
+    grammar = "start: /[a-z]{0,5000}/"
+    for _ in range(2):
+        constraint = grammars.compile(grammar)
+        matcher = constraint.matcher()
+        for _ in range(100):
+            matcher.advance(ord("a"))
+            assert allowed(matcher) != [EOS]
+        while constraint.failure is None:
+            matcher.advance(ord("a"))
+            matcher.allowed_tokens()
+        assert grammars.cached(grammar) is None
 
 
 @pytest.mark.parametrize(
@@ -174,7 +224,7 @@ def test_a_grammar_that_costs_too_much_on_the_way_ends_the_answer_and_says_so(
     for _ in range(10):
         matcher.advance(allowed(matcher)[0])
     assert constraint.failure is not None
-    assert "limit" in constraint.failure or "max" in constraint.failure
+    assert "takes more than is allowed" in constraint.failure
     assert allowed(matcher) == [EOS]
     matcher.advance(EOS)
     assert allowed(matcher) == [EOS]

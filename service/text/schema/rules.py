@@ -1,0 +1,315 @@
+"""The shapes of a schema's values as the rules of a grammar."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from service.text.schema.claims import Contains
+from service.text.schema.documents import Document
+from service.text.schema.enforcement import Enforcement, Weakening
+from service.text.schema.errors import SchemaError
+from service.text.schema.fulfilled import fulfilled, reachable
+from service.text.schema.graph import Graph
+from service.text.schema.places import Places
+from service.text.schema.shapes import Array, Node, Object, Property, Scalars
+from service.text.schema.values import quoted
+from service.types import JsonLayout
+
+# Rules refer to one another; beyond this depth they are written one after the other, not within.
+_MAX_NESTED = 20
+_SYMBOL = re.compile(r"[rT]\d+|EMPTY_OBJECT|EMPTY_ARRAY")
+_NO_SPACE = '{"whitespace_flexible": false}'
+
+_FLEXIBLE = r"""
+LEAD: / |\n/
+OPEN_OBJECT: /\{(?: |\n {0,32}|\n\t{1,8})?/
+CLOSE_OBJECT: /(?: |\n {0,32}|\n\t{1,8})?\}/
+EMPTY_OBJECT: /\{ ?\}/
+OPEN_ARRAY: /\[(?: |\n {0,32}|\n\t{1,8})?/
+CLOSE_ARRAY: /(?: |\n {0,32}|\n\t{1,8})?\]/
+EMPTY_ARRAY: /\[ ?\]/
+COMMA: /,(?: |\n {0,32}|\n\t{1,8})?/
+COLON: / ?: ?/
+"""
+_COMPACT = """
+OPEN_OBJECT: "{"
+CLOSE_OBJECT: "}"
+EMPTY_OBJECT: "{}"
+OPEN_ARRAY: "["
+CLOSE_ARRAY: "]"
+EMPTY_ARRAY: "[]"
+COMMA: ","
+COLON: ":"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonRules:
+    """Rules by which `start` is a value of a schema, and what of the schema they leave out."""
+
+    text: str
+    weakenings: tuple[Weakening, ...] = ()
+
+
+def json_rules(
+    schema: str, layout: JsonLayout, *, is_strict: bool, is_arguments: bool = False
+) -> JsonRules:
+    """Write the grammar of the JSON that follows a schema.
+
+    Args:
+        is_strict: the schema is followed exactly, or rejected.
+        is_arguments: the value is an object, without properties that the schema does not declare.
+
+    Raises:
+        SchemaError: the schema is malformed, or no value fulfils it.
+        UnsupportedKeyword: it must be followed exactly and cannot be.
+    """
+    enforcement = Enforcement(is_strict=is_strict)
+    try:
+        writer = _Writer(Graph(Document(schema), enforcement, is_closed=is_arguments))
+        text = writer.written()
+    except RecursionError as error:
+        raise SchemaError("", "The schema nests too deeply.") from error
+    lead = "LEAD? " if layout is JsonLayout.FLEXIBLE and not is_arguments else ""
+    terminals = _FLEXIBLE if layout is JsonLayout.FLEXIBLE else _COMPACT
+    return JsonRules(f"start: {lead}{text}{terminals}", enforcement.weakenings)
+
+
+class _Writer:
+    """Writes the rules of one graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        """
+        Raises:
+            SchemaError
+        """
+        self._shapes = fulfilled(reachable(graph))
+        self._root = graph.root
+        if not self._shapes[self._root]:
+            raise SchemaError("", "No answer can fulfil the schema.")
+        self._known_values = graph.known_values
+        self._symbols: dict[Node, str] = {}
+        self._open: dict[Node, str] = {}  # being written, and the name they need for it
+        self._pending: list[Node] = []
+        self._names: dict[str, str] = {}  # by what they stand for
+        self._lines: list[str] = []
+
+    def written(self) -> str:
+        """The start symbol, and a line for each rule and terminal."""
+        start = self._symbol(self._root)
+        while self._pending:
+            node = self._pending.pop()
+            self._define(self._open[node], self._options(node))
+        return "\n".join([start, *self._lines])
+
+    def _symbol(self, node: Node) -> str:
+        """The name of a node's rule or terminal."""
+        if node in self._symbols:
+            return self._symbols[node]
+        if node in self._open:
+            self._open[node] = self._open[node] or self._new_name()
+            return self._open[node]
+        if len(self._open) - len(self._pending) > _MAX_NESTED:
+            self._open[node] = self._symbols[node] = self._new_name()
+            self._pending.append(node)
+            return self._symbols[node]
+        self._open[node] = ""
+        options = self._options(node)
+        name = self._open.pop(node)
+        if name:
+            self._define(name, options)
+        else:
+            name = self._rule(options)
+        self._symbols[node] = name
+        return name
+
+    def _options(self, node: Node) -> list[str]:
+        terminals, options = [], []
+        for shape in self._shapes[node]:
+            match shape:
+                case Scalars(terminal, schema) if schema:
+                    options.append(f'%json {{"x-guidance": {_NO_SPACE}, {schema[1:]}')
+                case Scalars(terminal):
+                    terminals.append(terminal)
+                case Array():
+                    options.append(self._array(shape))
+                case Object():
+                    options.append(self._object(shape))
+        if terminals:
+            options.insert(0, self._terminal(" | ".join(f"({each})" for each in terminals)))
+        return options
+
+    def _new_name(self) -> str:
+        name = f"r{len(self._lines)}"
+        self._lines.append("")
+        return name
+
+    def _define(self, name: str, options: Iterable[str]) -> None:
+        self._lines[int(name[1:])] = f"{name}: {' | '.join(options)}"
+
+    def _rule(self, options: list[str]) -> str:
+        """A rule for the options: the one that there is, or a new one."""
+        body = " | ".join(dict.fromkeys(options))
+        if _SYMBOL.fullmatch(body):
+            return body
+        if body not in self._names:
+            self._names[body] = name = self._new_name()
+            self._define(name, [body])
+        return self._names[body]
+
+    def _terminal(self, expression: str) -> str:
+        if expression not in self._names:
+            name = f"T{len(self._lines)}"
+            self._names[expression] = name
+            self._lines.append(f"{name}: {expression}")
+        return self._names[expression]
+
+    def _object(self, shape: Object) -> str:
+        members = [
+            f"{self._terminal(f'{quoted(quoted(each.name))} COLON')} {self._symbol(each.node)}"
+            for each in shape.properties
+        ]
+        other = ""
+        if shape.others:
+            other = self._rule(
+                [
+                    f"{self._terminal(f'({key}) COLON')} {self._symbol(node)}"
+                    for key, node in shape.others
+                ]
+            )
+        if shape.least or shape.most is not None:
+            options = self._counted_members(shape, members, other)
+        else:
+            options = self._members(shape.properties, members, other)
+        if not options:
+            return "EMPTY_OBJECT"
+        is_empty = not shape.least and not any(map(_is_required, shape.properties))
+        filled = f"OPEN_OBJECT ({' | '.join(options)}) CLOSE_OBJECT"
+        return self._rule(["EMPTY_OBJECT", filled] if is_empty else [filled])
+
+    def _members(
+        self, properties: tuple[Property, ...], members: list[str], other: str
+    ) -> list[str]:
+        """Ways to begin the members of an object, each with how it goes on."""
+        first_required = next(
+            (i for i, each in enumerate(properties) if each.is_required), len(properties) - 1
+        )
+        tail = f"(COMMA {other})*" if other else ""
+        options = []
+        if other and not any(map(_is_required, properties)):
+            options.append(f"{other} {tail}")
+        for index in reversed(range(len(properties))):
+            if index <= first_required:
+                tail = self._rule([tail]) if tail else ""
+                options.append(f"{members[index]} {tail}")
+            member = f"COMMA {members[index]}"
+            tail = f"{member if properties[index].is_required else f'({member})?'} {tail}"
+        return options[::-1]
+
+    def _counted_members(self, shape: Object, members: list[str], other: str) -> list[str]:
+        """As `_members`, where their number has limits: it is the parameter of the rules."""
+        properties, least = shape.properties, shape.least
+        most = 2**31 if shape.most is None else shape.most
+        if most == 0:
+            return []
+        certain, required = int(bool(other)), 0  # properties that can still come, and that must
+        tail = self._counted_others(other, least, most, len(members))
+        options = []
+        are_certain = least <= len(members) + 1
+        if other and not any(map(_is_required, properties)) and (least <= 1 or not are_certain):
+            options.append(f"{other} {tail.replace('::_', '::1')}")
+        for index in reversed(range(len(properties))):
+            is_required = properties[index].is_required
+            can_begin = not any(map(_is_required, properties[:index])) and most > required
+            if can_begin and (least <= 1 + certain or not are_certain):
+                options.append(f"{members[index]} {tail.replace('::_', '::1')}")
+            taken = tail.replace("::_", "::incr(_)")
+            ways = [f"COMMA {members[index]} {taken} %if lt(_, {max(most - required, 0)})"]
+            if not is_required:
+                ways.append(f"{tail} %if ge(_, {max(least - certain, 0)})")
+            tail = self._counted_rule(ways)
+            certain += 1
+            required += is_required
+        return options[::-1]
+
+    def _counted_others(self, other: str, least: int, most: int, num_members: int) -> str:
+        """What follows the declared members: properties of other names."""
+        if not other:
+            return self._counted_rule([f'"" %if ge(_, {least})'])
+        end = f'"" %if ge(_, {least})'
+        more = f"COMMA {other} SELF::incr(_) %if lt(_, {most})"
+        if least > num_members + 1:
+            return self._counted_rule([end, more])
+        # Only the first of them is certain to have a name of its own.
+        last = self._counted_rule(['""', more]).removesuffix("::_")
+        needed = f"and(lt(_, {most}), ge(_, {max(least - 1, 0)}))"
+        return self._counted_rule([end, f"COMMA {other} {last}::incr(_) %if {needed}"])
+
+    def _counted_rule(self, ways: list[str]) -> str:
+        """A rule with a parameter, which may go on with itself; how it is called."""
+        name = self._new_name()
+        body = " | ".join(ways).replace("SELF::", f"{name}::")
+        self._lines[int(name[1:])] = f"{name}::_ : {body}"
+        return f"{name}::_"
+
+    def _array(self, shape: Array) -> str:
+        if shape.contains is not None:
+            options = self._containing(shape, shape.contains)
+        elif shape.is_unique and shape.rest is not None:
+            options = self._distinct(self._known_values(shape.rest) or (), shape)
+        else:
+            options = self._items(shape)
+        filled = [f"OPEN_ARRAY {option} CLOSE_ARRAY" for option in options if option]
+        is_empty = shape.least == 0 and (shape.contains is None or shape.contains.least == 0)
+        return self._rule([*(["EMPTY_ARRAY"] if is_empty else []), *filled])
+
+    def _items(self, shape: Array) -> list[str]:
+        symbols = [self._symbol(node) for node in shape.prefix]
+        num_certain = len(symbols)
+        tail = ""
+        if shape.rest is not None:
+            rest = self._symbol(shape.rest)
+            if not symbols:
+                symbols, num_certain = [rest], 1
+            least = max(shape.least - num_certain, 0)
+            most = None if shape.most is None else shape.most - num_certain
+            if most != 0:
+                tail = f"(COMMA {rest}){{{least},{'' if most is None else most}}}"
+        for index in reversed(range(1, len(symbols))):
+            tail = f"COMMA {symbols[index]} {tail}"
+            if index >= shape.least:
+                tail = f"({self._rule([tail])})?"
+        return [f"{symbols[0]} {tail}"] if symbols else []
+
+    def _distinct(self, values: tuple[str, ...], shape: Array) -> list[str]:
+        """Items that are values of an enumeration: the rule's parameter has a bit for each."""
+        terminals = [self._terminal(quoted(value)) for value in values]
+        ways = [f'"" %if bit_count_ge(_, {shape.least})']
+        ways += (
+            f"COMMA {terminal} SELF::set_bit({bit}) "
+            f"%if and(bit_clear({bit}), bit_count_lt(_, {shape.most}))"
+            for bit, terminal in enumerate(terminals)
+        )
+        name = self._counted_rule(ways).removesuffix("::_")
+        return [f"{terminal} {name}::{1 << bit}" for bit, terminal in enumerate(terminals)]
+
+    def _containing(self, shape: Array, contains: Contains) -> list[str]:
+        """Items of which some fulfil `contains`: a rule for each place and number of them."""
+        places = Places(shape, contains, self._shapes)
+        names: dict[tuple[int, int], str] = {}
+
+        def follow(at: tuple[int, int]) -> list[str]:
+            return [f"{self._symbol(node)} {rule(after)}" for node, after in places.steps(at)]
+
+        def rule(at: tuple[int, int]) -> str:
+            if at not in names:
+                names[at] = self._new_name()
+                ways = ['""'] if places.is_end(at) else []
+                self._define(names[at], [*ways, *(f"COMMA {way}" for way in follow(at))])
+            return names[at]
+
+        return follow((0, 0))
+
+
+def _is_required(member: Property) -> bool:
+    return member.is_required
