@@ -1,6 +1,7 @@
 """A server's certificate, its key, and whose certificates it asks for, in files."""
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,13 @@ class TlsFiles:
         return context
 
 
-def following_context(files: TlsFiles) -> ssl.SSLContext:
+def following_context(
+    files: TlsFiles, on_failed_handshake: Callable[[ssl.SSLError], object] = lambda _: None
+) -> ssl.SSLContext:
     """A context that follows the files: each connection is under what they hold when it comes.
+
+    Servers of asyncio and uvloop close a connection whose handshake fails without a word; here
+    `on_failed_handshake` is called with the error first.
 
     Raises:
         ConfigError: they cannot be read at first.
@@ -73,7 +79,19 @@ def following_context(files: TlsFiles) -> ssl.SSLContext:
 
     def read() -> ssl.SSLContext:
         files.read()  # for its words
-        return files.context()
+        context = files.context()
+        context.sslobject_class = ReportedConnection
+        return context
+
+    class ReportedConnection(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            try:
+                super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError as error:
+                on_failed_handshake(error)
+                raise
 
     return _Following(ssl.PROTOCOL_TLS_SERVER, Watched(read, *files.paths))
 

@@ -55,13 +55,13 @@ class Watched(Generic[Content]):
             self._fail(type(error).__name__)  # its words may quote a secret
             return False
         self._failure = None
-        log.info("reloaded", files=self._names())
+        log.info("file_reloaded", files=self._names())
         return True
 
     def _fail(self, reason: str) -> None:
         """What is wrong is said once."""
         if reason != self._failure:
-            log.error("reload failed", files=self._names(), reason=reason)
+            log.error("file_reload_failed", files=self._names(), reason=reason)
         self._failure = reason
 
     async def watch(self) -> None:

@@ -89,6 +89,9 @@ class Router:
             if entry.name is not None
             for name in (entry.name, *entry.aliases)
         }
+        self._metrics.models.register(
+            {name: entry.name for name, entry in self._by_name.items() if entry.name is not None}
+        )
         self._other = next((entry for entry in entries if entry.name is None), None)
 
     async def close(self) -> None:
@@ -132,10 +135,12 @@ class Router:
                 outcome = error.code().name
                 if entry.name is None or error.code() is not grpc.StatusCode.NOT_FOUND:
                     raise
-                _log.warning("upstream lacks the model", model=entry.name, reason=error.details())
+                _log.warning("upstream_model_not_found", model=entry.name, reason=error.details())
                 raise _not_found(entry.name) from None
             finally:
                 self._metrics.upstream_requests.labels(entry.name or _ANY, outcome).inc()
+                target = entry.connection.target
+                _log.debug("upstream_call_finished", model=entry.name, target=target, code=outcome)
 
     async def is_ready(self, timeout_s: float) -> bool:
         """Whether any of the services takes requests."""

@@ -126,7 +126,7 @@ class ModelLoader:
         try:
             trie = load_token_trie(self._tokenizer.to_json(), vocab_size, self._eos_token_ids)
         except ValueError as error:
-            log.warning("answers cannot be held to a grammar", reason=str(error).splitlines()[0])
+            log.warning("structured_outputs_unavailable", reason=str(error).splitlines()[0])
             return None
         return CompiledGrammars(trie, self._tokenizer.added_token_ids)
 

@@ -42,7 +42,7 @@ def start() -> Iterator[Callable[..., Process]]:
 
 
 def metrics_port(service: Process) -> int:
-    return int(service.until("listening for metrics")["port"])
+    return int(service.until("listening_for_metrics")["port"])
 
 
 def call_gateway(http: httpx.Client) -> Iterator[httpx.Response]:
@@ -103,7 +103,7 @@ def test_no_secret_is_told(start: Callable[..., Process], model: Path, tmp_path:
     write(service_keys, f'[[key]]\n"{MISPLACED}" = "{MISPLACED}"')
     for process, reloads in ((gateway, 2), (service, 1)):
         for _ in range(reloads):
-            process.until("reload failed")
+            process.until("file_reload_failed")
         told.append(Path(f"/proc/{process.popen.pid}/cmdline").read_text())
         told.append(Path(f"/proc/{process.popen.pid}/environ").read_text())
         process.popen.terminate()

@@ -289,12 +289,12 @@ async def test_keys_are_read_again_and_a_broken_file_leaves_the_old_ones(
     async with client(keys, service) as http:
         with reloads() as lines:
             write(keys, f"[[key]]\nname = {SECRET}")
-            await until(lambda: any(line["event"] == "reload failed" for line in lines))
+            await until(lambda: any(line["event"] == "file_reload_failed" for line in lines))
         assert SECRET not in repr(lines)
         assert (await http.post(CHAT, json=body)).status_code == 200
         with reloads() as lines:
             write(keys, key(OTHER))
-            await until(lambda: any(line["event"] == "reloaded" for line in lines))
+            await until(lambda: any(line["event"] == "file_reloaded" for line in lines))
         assert (await http.post(CHAT, json=body)).status_code == 401
         known = await http.post(CHAT, json=body, headers={"authorization": f"Bearer {OTHER}"})
         assert known.status_code == 200

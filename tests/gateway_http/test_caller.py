@@ -1,19 +1,20 @@
 """What a caller may, and what its answers say of its limits."""
 
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatrpc.v1 import chat_pb2
 from chatrpc_process.keys import Key
 from chatrpc_process.quotas import Quotas
 from chatrpc_process.secret import digest_of
 from gateway_http.caller import Caller, duration
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
+from gateway_http.request_log import RequestRecord
 from gateway_http.telemetry import AnswerTelemetry
 
 QUOTAS = Quotas(clock=lambda: 0.0)
@@ -24,9 +25,9 @@ def caller(**limits: Any) -> Caller:
 
 
 def chunk(num_tokens: int, num_prompt_tokens: int = 0) -> Any:
-    return SimpleNamespace(
-        usage=SimpleNamespace(prompt_tokens=num_prompt_tokens),
-        choices=[SimpleNamespace(num_tokens=num_tokens)],
+    return chat_pb2.ChatCompletionChunk(
+        usage=chat_pb2.Usage(prompt_tokens=num_prompt_tokens),
+        choices=[chat_pb2.ChoiceDelta(num_tokens=num_tokens)],
     )
 
 
@@ -74,7 +75,7 @@ def test_a_model_of_others_is_refused() -> None:
 def test_what_a_stream_took_is_counted_whatever_ends_it() -> None:
     one = caller(tokens_per_minute=100)
     with pytest.raises(ConnectionError), one.generation("m") as spending:
-        telemetry = AnswerTelemetry(Metrics(), spending.note)
+        telemetry = AnswerTelemetry(Metrics(), spending.note, RequestRecord())
         telemetry.note_chunk(chunk(1, 30), is_started=True)
         telemetry.note_chunk(chunk(2, 30), is_started=True)  # told twice, and counted once
         telemetry.note_chunk(chunk(3), is_started=True)
