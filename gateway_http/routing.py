@@ -138,9 +138,9 @@ class Router:
                 _log.warning("upstream_model_not_found", model=entry.name, reason=error.details())
                 raise _not_found(entry.name) from None
             finally:
-                self._metrics.upstream_requests.labels(entry.name or _ANY, outcome).inc()
-                target = entry.connection.target
-                _log.debug("upstream_call_finished", model=entry.name, target=target, code=outcome)
+                model, target = entry.name or _ANY, entry.connection.target
+                self._metrics.upstream_requests.labels(model, outcome).inc()
+                _log.debug("upstream_call_finished", model=model, target=target, code=outcome)
 
     async def is_ready(self, timeout_s: float) -> bool:
         """Whether any of the services takes requests."""
