@@ -81,6 +81,7 @@ class Access:
             structlog.contextvars.bound_contextvars(request_id=exchange.request_id),
             self._in_flight(scope),
         ):
+            _log.debug("request_started", method=scope["method"], route=route_of(scope["path"]))
             try:
                 await self._serve(scope, receive, exchange)
             finally:
