@@ -21,12 +21,12 @@ _SERVER_ERRORS = frozenset(
 
 
 class CallTelemetry:
-    """One call, from when this is made.
+    """One call, which starts when this is made.
 
     Args:
         full_method: `/package.Service/Method`.
-        metadata: the call's, for the trace that it belongs to.
-        peer: who calls, as gRPC writes it.
+        metadata: the call's metadata, for the trace that it belongs to.
+        peer: the client's address as gRPC writes it, such as `ipv4:127.0.0.1:4711`.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class CallTelemetry:
         self._last_chunk_s: float | None = None
         self._client = _address(peer)
         self._model = ""  # as the request names it
-        self._asked = phases.begin()
+        self._requests = phases.begin()
         self._response = Response()
-        # As the answer has told them:
+        # As the response has reported them:
         self._num_prompt_tokens = self._num_generated = self._num_cached = 0
         self._finish_reasons: list[str] = []
         name = f"{self._service}/{self._method}"
@@ -57,17 +57,17 @@ class CallTelemetry:
 
     @property
     def num_tokens(self) -> int:
-        """What it has cost so far, prompt and answer."""
-        return self._num_prompt_tokens + self._num_generated + sum(self._untold())
+        """Tokens computed so far, of prompts and completions."""
+        return self._num_prompt_tokens + self._num_generated + sum(self._unreported_tokens())
 
     def note_request(self, message: Any) -> None:
-        """The call's message has been read."""
+        """The request message has been read."""
         self._model = requested_model(message)[:_MAX_MODEL_CHARS]
         if self._is_generation and self.span.is_recording:
             self.span.tell(request_attributes(message.params, is_streamed=self._is_streamed))
 
     def note_chunk(self, chunk: Any) -> None:
-        """A chunk of a stream is about to leave."""
+        """A chunk of a stream is about to be sent."""
         now_s = time.monotonic()
         num_tokens = sum(choice.num_tokens for choice in chunk.choices)
         num_prompt_tokens = 0
@@ -76,26 +76,31 @@ class CallTelemetry:
             self._metrics.first_token_s.observe(first_chunk_s)
             if self.span.is_recording:
                 self.span.tell({"gen_ai.response.time_to_first_chunk": first_chunk_s})
-            num_prompt_tokens = chunk.usage.prompt_tokens  # which the first chunk tells
+            num_prompt_tokens = chunk.usage.prompt_tokens  # which the first chunk reports
         elif num_tokens:
             self._metrics.inter_token_s.observe((now_s - self._last_chunk_s) / num_tokens)
         self._last_chunk_s = now_s
         self._note(chunk, num_prompt_tokens, num_tokens)
 
     def note_completion(self, completion: Any) -> None:
-        """A whole answer is about to leave."""
+        """A whole completion is about to be sent."""
         usage = completion.usage
         self._note(completion, usage.prompt_tokens, usage.completion_tokens)
 
     def end(self, code: str, reason: str) -> None:
-        """The call is over, with the gRPC status code of this name and, if it failed, a reason."""
+        """The call has ended.
+
+        Args:
+            code: name of the gRPC status code.
+            reason: of `chatrpc.v1.ErrorReason`, if the call failed.
+        """
         duration_s = time.monotonic() - self._started_s
         self._metrics.handled.labels(self._service, self._method, code).inc()
         self._metrics.handling_s.labels(self._service, self._method).observe(duration_s)
-        num_prompt_tokens, num_generated = self._untold()
+        num_prompt_tokens, num_generated = self._unreported_tokens()
         self._metrics.prompt_tokens.inc(num_prompt_tokens)
         self._metrics.generation_tokens.inc(num_generated)
-        stay = Phases.of(self._asked)
+        stay = Phases.of(self._requests)
         if self._is_generation and code == "OK":
             self._metrics.request_s.observe(duration_s)
             self._note_finished(stay)
@@ -106,9 +111,9 @@ class CallTelemetry:
         self.span.end()
 
     def log_fields(self) -> dict[str, Any]:
-        """What the call's log line says of it, as far as it is known: times in milliseconds.
+        """Return what is known of the call for its log line, times in milliseconds.
 
-        Neither a part of a prompt nor of an answer is among it.
+        No part of a prompt or of a completion is among it.
         """
         fields: dict[str, Any] = {"client": self._client}
         if self._model:
@@ -120,12 +125,12 @@ class CallTelemetry:
 
     def _generation_fields(self) -> dict[str, Any]:
         fields: dict[str, Any] = {"is_streamed": self._is_streamed}
-        num_prompt_tokens, num_generated = self._untold()
-        if self._asked:
+        num_prompt_tokens, num_generated = self._unreported_tokens()
+        if self._requests:
             fields["prompt_tokens"] = self._num_prompt_tokens + num_prompt_tokens
             fields["completion_tokens"] = self._num_generated + num_generated
             fields["cached_tokens"] = self._num_cached
-        stay = Phases.of(self._asked)
+        stay = Phases.of(self._requests)
         for phase in stay.until(time.monotonic()):
             fields[f"{phase.name}_ms"] = _ms(phase.duration_s)
         if stay.first_token_s is not None:
@@ -150,14 +155,14 @@ class CallTelemetry:
         if self.span.is_recording:
             self._response.add(piece)
 
-    def _untold(self) -> tuple[int, int]:
-        """Tokens of prompts and of answers that have been computed for callers who did not stay.
+    def _unreported_tokens(self) -> tuple[int, int]:
+        """Return the prompt and completion tokens that were computed and not sent.
 
-        A whole answer has told all, but for what stood behind its end.
+        There are none if the response was complete, apart from tokens after a stop string.
         """
-        if len(self._finish_reasons) == sum(request.n for request in self._asked):
+        if len(self._finish_reasons) == sum(request.n for request in self._requests):
             return 0, 0
-        begun = [request for request in self._asked if request.times.scheduled_s is not None]
+        begun = [request for request in self._requests if request.times.scheduled_s is not None]
         num_prompt_tokens = sum(len(request.prompt_token_ids) for request in begun)
         num_generated = sum(request.times.num_tokens for request in begun)
         return (
@@ -169,7 +174,7 @@ class CallTelemetry:
         metrics, num_generated = self._metrics, self._num_generated
         metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
         metrics.request_generation_tokens.observe(num_generated)
-        for request in self._asked:
+        for request in self._requests:
             metrics.request_n.observe(request.n)
             if request.sampling.max_tokens is not None:
                 metrics.request_max_tokens.observe(request.sampling.max_tokens)
