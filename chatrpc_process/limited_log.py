@@ -1,5 +1,6 @@
 """Log lines that clients can cause in any number, such as those of rejected connections."""
 
+import asyncio
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -42,9 +43,15 @@ class LimitedLog:
         self._end_interval_later(event, kind)
 
     def _end_interval_later(self, event: str, kind: Hashable) -> None:
-        timer = threading.Timer(self._interval_s, self._end_interval, (event, kind))
-        timer.daemon = True
-        timer.start()
+        """On the running event loop, with which it ends; or on a thread, where there is none."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            timer = threading.Timer(self._interval_s, self._end_interval, (event, kind))
+            timer.daemon = True
+            timer.start()
+        else:
+            loop.call_later(self._interval_s, self._end_interval, event, kind)
 
     def _end_interval(self, event: str, kind: Hashable) -> None:
         with self._lock:

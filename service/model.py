@@ -27,7 +27,7 @@ from service.types import (
     ToolFormat,
 )
 
-log = structlog.get_logger("service")
+log = structlog.get_logger(__name__)
 
 
 class ModelLoader:

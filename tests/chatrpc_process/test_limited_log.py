@@ -1,5 +1,6 @@
 """Log lines alike: the first is written, the others are counted, and none is forgotten."""
 
+import asyncio
 import threading
 from typing import Any
 
@@ -44,6 +45,22 @@ async def test_suppressed_lines_become_one_with_their_number() -> None:
     assert lines.written[0] == {"event": "rejected", "number": 0}
     assert lines.written[-1]["number"] == 9
     assert len(lines.written) <= 3
+
+
+async def test_suppressed_lines_of_a_loop_end_with_it() -> None:
+    lines, limited = Lines(), LimitedLog(0.05)
+
+    def run_a_loop() -> None:
+        async def write() -> None:
+            for _ in range(10):
+                limited.write(lines, "rejected", kind="a")
+
+        asyncio.run(write())
+
+    num_threads = threading.active_count()
+    await asyncio.to_thread(run_a_loop)
+    assert lines.written == [{"event": "rejected"}]
+    assert threading.active_count() <= num_threads + 1  # which has run the loop
 
 
 async def test_line_after_a_quiet_interval_is_written_at_once() -> None:

@@ -308,7 +308,8 @@ async def test_pipelined_requests_are_each_asked(keys: Path, service: FakeServic
             await raw.send(head.encode() + b"GET /version HTTP/1.1\r\nHost: t\r\n\r\n")
             assert b" 200 " in await raw.read_until(b"\r\n\r\n")
             assert b" 401 " in await raw.read_until(b"is required")
-            await until(lambda: len(lines) == 2)
+            finished = "request_finished"
+            await until(lambda: sum(line["event"] == finished for line in lines) == 2)
 
 
 async def test_limits_hold_for_all_of_a_keys_requests_together(

@@ -130,9 +130,9 @@ async def test_service_whose_certificate_is_not_trusted_is_named_in_the_log(
             httpx.AsyncClient(base_url=url, timeout=60) as http,
         ):
             assert (await http.post(CHAT, json=body)).status_code == 503
-        await until(lambda: any(each.get("route") == CHAT for each in logs))
+        await until(lambda: any(each["event"] == "request_finished" for each in logs))
     await server.stop()
-    (logged,) = (each for each in logs if each.get("route") == CHAT)
+    (logged,) = (each for each in logs if each["event"] == "request_finished")
     assert logged["reason"] == ("UPSTREAM_NOT_READY" if is_known else "UPSTREAM_TLS_FAILED")
 
 
@@ -147,9 +147,9 @@ async def test_service_under_tls_that_is_called_in_the_clear_is_unavailable(
             httpx.AsyncClient(base_url=url, timeout=60) as http,
         ):
             assert (await http.post(CHAT, json=body)).status_code == 503
-        await until(lambda: any(each.get("route") == CHAT for each in logs))
+        await until(lambda: any(each["event"] == "request_finished" for each in logs))
     await server.stop()
-    (logged,) = (each for each in logs if each.get("route") == CHAT)
+    (logged,) = (each for each in logs if each["event"] == "request_finished")
     assert logged["reason"] == "UPSTREAM_CONNECTION_LOST"
     assert logged["cause"]
 
@@ -162,8 +162,8 @@ async def test_service_that_does_not_answer_in_time_is_a_timeout(body: dict[str,
             httpx.AsyncClient(base_url=url, timeout=60) as http,
         ):
             assert (await http.post(CHAT, json=body)).status_code in (503, 504)
-        await until(lambda: any(each.get("route") == CHAT for each in logs))
-    (logged,) = (each for each in logs if each.get("route") == CHAT)
+        await until(lambda: any(each["event"] == "request_finished" for each in logs))
+    (logged,) = (each for each in logs if each["event"] == "request_finished")
     assert logged["reason"] == "UPSTREAM_TIMEOUT"
 
 
