@@ -3,7 +3,7 @@
 import _ssl
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -165,9 +165,27 @@ def watch_tls(files: TlsFiles) -> Watched[Identity]:
     return Watched(read, *files.paths)
 
 
-def following_context(watched: Watched[Identity]) -> ssl.SSLContext:
-    """Return a context for servers that shows each new connection what the files contain then."""
-    return _Following(ssl.PROTOCOL_TLS_SERVER, watched)
+def following_context(
+    watched: Watched[Identity],
+    on_failed_handshake: Callable[[ssl.SSLError], object] = lambda _: None,
+) -> ssl.SSLContext:
+    """Return a context for servers that shows each new connection what the files contain then.
+
+    Servers of asyncio and uvloop close a connection whose handshake fails without a word; here
+    `on_failed_handshake` is called with the error first.
+    """
+
+    class ReportedConnection(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            try:
+                super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError as error:
+                on_failed_handshake(error)
+                raise
+
+    return _Following(ssl.PROTOCOL_TLS_SERVER, watched, ReportedConnection)
 
 
 class _Following(ssl.SSLContext):
@@ -177,12 +195,17 @@ class _Following(ssl.SSLContext):
     with, so a resumed one would be known by the certificates of an earlier time.
     """
 
-    def __init__(self, _protocol: int, watched: Watched[Identity]) -> None:
+    def __init__(
+        self, _protocol: int, watched: Watched[Identity], connection: type[ssl.SSLObject]
+    ) -> None:
         self._watched = watched
+        self._connection = connection
 
     def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
         self._watched.refresh()
-        return self._watched.value.context.wrap_bio(*args, **kwargs)
+        context = self._watched.value.context
+        context.sslobject_class = self._connection
+        return context.wrap_bio(*args, **kwargs)
 
 
 def _validity(path: Path, certificates: list[Any]) -> Validity:

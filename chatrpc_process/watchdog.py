@@ -1,7 +1,7 @@
-"""Ends a process whose event loop has stopped turning.
+"""Ends a process whose event loop is blocked.
 
-Everything else a process knows of its health it says through that loop, so a call that blocks it
-silences all of it: probes time out, and where nobody probes it would hang for ever.
+Probes, metrics and the shutdown all need the loop. While a call blocks it, probes time out; where
+nothing probes the process, it would hang for ever.
 """
 
 import asyncio
@@ -16,23 +16,22 @@ import structlog
 
 EXIT_CODE = 1
 
-# Each tick costs a wake-up of the process, and a loop is given up after some of them.
+# Each tick wakes the process; a loop counts as blocked only after several missed ticks.
 _LONGEST_TICK_S = 1.0
 _LEAST_TICKS = 4
-# Whoever reads the log may be what the loop waits for: the last words must not hang as well.
-_LAST_WORDS_S = 2.0
+# Whatever reads the log may be what the loop waits for, so that writing to it blocks as well.
+_LOG_TIMEOUT_S = 2.0
 
 log = structlog.get_logger(__name__)
 
 
 @contextmanager
 def watched_loop(timeout_s: float, end: Callable[[int], object] = os._exit) -> Iterator[None]:
-    """While in here, call `end` with EXIT_CODE if the running loop does not turn for `timeout_s`.
+    """While in the context, call `end` with EXIT_CODE if the running loop is blocked for so long.
 
-    The time is counted in ticks of the watching thread, not read from a clock: a process that was
-    stopped, or whose machine was, has missed one tick when it wakes, however long that took. A
-    thread that keeps the interpreter's lock for ever keeps this one from running too; that is for
-    probes from outside to find.
+    A thread counts ticks of its own and reads no clock: a process that was stopped, or whose
+    machine was, has missed one tick when it continues, however long that took. A thread that holds
+    the interpreter's lock for ever keeps this one from running too; a probe from outside finds it.
     """
     stopped = threading.Event()
     watching = threading.Thread(
@@ -56,31 +55,31 @@ def _watch(
     end: Callable[[int], object],
 ) -> None:
     tick_s = min(_LONGEST_TICK_S, timeout_s / _LEAST_TICKS)
-    has_turned = threading.Event()
-    has_turned.set()
+    has_run = threading.Event()
+    has_run.set()
     missed_s = 0.0
     while not stopped.wait(tick_s):
-        if has_turned.is_set():
-            has_turned.clear()
+        if has_run.is_set():
+            has_run.clear()
             missed_s = 0.0
             try:
-                loop.call_soon_threadsafe(has_turned.set)
+                loop.call_soon_threadsafe(has_run.set)
             except RuntimeError:  # the loop is closed
                 return
             continue
         missed_s += tick_s
         if missed_s >= timeout_s:
-            _say(thread_id, missed_s)
+            _log_stack(thread_id, missed_s)
             end(EXIT_CODE)
             return
 
 
-def _say(thread_id: int, missed_s: float) -> None:
+def _log_stack(thread_id: int, missed_s: float) -> None:
     frame = sys._current_frames().get(thread_id)
     stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-    saying = threading.Thread(
-        target=lambda: log.critical("event loop hangs", missed_s=round(missed_s, 1), stack=stack),
+    writing = threading.Thread(
+        target=lambda: log.critical("event_loop_hangs", missed_s=round(missed_s, 1), stack=stack),
         daemon=True,
     )
-    saying.start()
-    saying.join(_LAST_WORDS_S)
+    writing.start()
+    writing.join(_LOG_TIMEOUT_S)

@@ -87,13 +87,13 @@ class Watched(Generic[Content]):
                 return False
             self._failure = None
             self.loaded_at_s = time.time()
-            log.info("reloaded", files=self._names())
+            log.info("file_reloaded", files=self._names())
             return True
 
     def _fail(self, reason: str) -> None:
         """Log each reason once."""
         if reason != self._failure:
-            log.error("reload failed", files=self._names(), reason=reason)
+            log.error("file_reload_failed", files=self._names(), reason=reason)
         self._failure = reason
 
     async def watch(self) -> None:

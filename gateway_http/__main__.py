@@ -9,13 +9,14 @@ import sys
 import structlog
 
 from chatrpc_process import logs
+from chatrpc_process.native_log import capture_native_log
 from chatrpc_process.settings import ConfigError
 from chatrpc_process.tracing import make_tracer
 from gateway_http.check import check
 from gateway_http.config import Settings
 from gateway_http.server import Server
 
-_log = structlog.get_logger("gateway_http")
+_log = structlog.get_logger("gateway_http.__main__")  # where `__name__` is "__main__"
 
 
 def main() -> None:
@@ -31,13 +32,14 @@ def main() -> None:
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  # logs may not be set up yet
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    capture_native_log()
     _exit_zero_on_signals()
     host, port = listener.getsockname()[:2]
     models = {"registry": str(settings.registry)} if settings.registry else None
     _log.info("listening", host=host, port=port, **(models or {"upstream": settings.upstream}))
     if server.admin_address is not None:
         admin_host, admin_port = server.admin_address
-        _log.info("listening for probes", host=admin_host, port=admin_port)
+        _log.info("listening_for_probes", host=admin_host, port=admin_port)
     try:
         server.run(sockets=[listener])
     finally:

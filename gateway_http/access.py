@@ -1,10 +1,11 @@
-"""What every request gets, whatever its route: an id, a clean path, a log line and its counts."""
+"""What every request gets, whatever its route: an id, a clean path, a log line and metrics."""
 
 import asyncio
 import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from urllib.parse import unquote
 
 import structlog
@@ -12,22 +13,26 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from chatrpc_process.limited_log import LimitedLog
 from chatrpc_process.secret import sent_secret
 from chatrpc_process.tracing import OFF, Kind, Span, TraceContext, Tracer, Value, within
 from chatrpc_process.watched import Watched
 from gateway_http.call_metadata import CallMetadata
 from gateway_http.caller import Caller
 from gateway_http.clients import json_response
-from gateway_http.endpoints import ENDPOINTS
+from gateway_http.endpoints import ENDPOINTS, route_of
 from gateway_http.errors import from_exception
 from gateway_http.metrics import Metrics
+from gateway_http.request_log import RequestRecord, address, milliseconds
 
 _log = structlog.get_logger(__name__)
 
 _CLIENT_CLOSED_REQUEST = 499
+_CLIENT_DISCONNECTED = "CLIENT_DISCONNECTED"
 _MAX_REQUEST_ID = 128
 _PRINTABLE = re.compile(r"[\x20-\x7e]{1,1024}")
-# Called every few seconds by machines that keep their own record.
+# Called every few seconds, by machines that keep their own record: beside them a few requests of
+# clients would be lost in every rate and percentile.
 _QUIET_ROUTES = {
     path
     for endpoint in ENDPOINTS
@@ -59,6 +64,7 @@ class Access:
         self._draining = draining
         self._tracer = tracer
         self._upstream_secret = upstream_secret
+        self._limited_log = LimitedLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,55 +75,80 @@ class Access:
         exchange = Exchange(send, headers, self._draining, secret)
         scope["path"] = _path(scope)
         scope["state"]["exchange"] = exchange
+        exchange.record.client = address(scope.get("client"))
+        exchange.record.user_agent = headers.get("user-agent", "")
         span = self._start_span(scope, headers)
         with (
             within(span),
             structlog.contextvars.bound_contextvars(request_id=exchange.request_id),
-            self._metrics.in_flight.track_inprogress(),
+            self._in_flight(scope),
         ):
+            _log.debug("request_started", method=scope["method"], route=route_of(scope["path"]))
             try:
                 await self._serve(scope, receive, exchange)
             finally:
                 self._record(scope, exchange)
                 _end_span(span, scope, exchange)
 
+    def _in_flight(self, scope: Scope) -> AbstractContextManager[object]:
+        if _is_quiet(scope):
+            return nullcontext()
+        return self._metrics.in_flight.track_inprogress()
+
     async def _serve(self, scope: Scope, receive: Receive, exchange: "Exchange") -> None:
         try:
             await self._app(scope, receive, exchange.send)
         except ClientDisconnect:
             exchange.status = _CLIENT_CLOSED_REQUEST
+            exchange.record.reason = _CLIENT_DISCONNECTED
         except Exception as error:
             if exchange.first_byte_s is not None:
+                exchange.record.reason = "INTERNAL"
                 raise
             answer = from_exception(error)
+            exchange.record.fail(answer)
             response = json_response(answer.body, answer.status, answer.headers)
             await response(scope, receive, exchange.send)
 
     def _start_span(self, scope: Scope, headers: Headers) -> Span:
-        tracer = OFF if scope["path"] in _QUIET_ROUTES else self._tracer
+        tracer = OFF if _is_quiet(scope) else self._tracer
         parent = TraceContext.read(headers.items())
         return tracer.start(scope["method"], Kind.SERVER, parent, _request_attributes(scope))
 
     def _record(self, scope: Scope, exchange: "Exchange") -> None:
-        route, duration_s = _route(scope), exchange.elapsed_s()
-        self._metrics.requests.labels(route, exchange.status).inc()
-        self._metrics.duration_s.labels(route).observe(duration_s)
+        route, record = route_of(scope["path"]), exchange.record
+        fields = {
+            "method": scope["method"],
+            "route": route,
+            "status": exchange.status,
+            "duration_ms": milliseconds(exchange.elapsed_s()),
+            **record.log_fields(),
+        }
+        if _is_quiet(scope):
+            self._metrics.probes.labels(route, exchange.status).inc()
+            _log.debug("request_finished", **fields)
+            return
+        self._count(route, exchange)
+        if record.reason == "UNAUTHENTICATED":  # of which anybody can make any number
+            self._limited_log.write(_log.info, "request_finished", kind=route, **fields)
+        else:
+            _log.info("request_finished", **fields)
+
+    def _count(self, route: str, exchange: "Exchange") -> None:
+        metrics, reason = self._metrics, exchange.record.reason
+        model = metrics.models.of(exchange.record.model)
+        metrics.requests.labels(route, model, exchange.status).inc()
+        metrics.duration_s.labels(route, model).observe(exchange.elapsed_s())
         if exchange.first_byte_s is not None:
-            self._metrics.first_byte_s.labels(route).observe(exchange.first_byte_s)
+            metrics.first_byte_s.labels(route, model).observe(exchange.first_byte_s)
         if exchange.status == _CLIENT_CLOSED_REQUEST:
-            self._metrics.disconnects.labels(route).inc()
-        log = _log.debug if route in _QUIET_ROUTES else _log.info
-        log(
-            "request",
-            method=scope["method"],
-            route=route,
-            status=exchange.status,
-            duration_ms=round(duration_s * 1000, 1),
-        )
+            metrics.disconnects.labels(route, model).inc()
+        elif reason:
+            metrics.failures.labels(route, model, reason).inc()
 
 
 class Exchange:
-    """One request, and its answer on its way out."""
+    """One request, and its response on its way out; `record` is what the log will tell of it."""
 
     def __init__(
         self,
@@ -128,6 +159,7 @@ class Exchange:
     ) -> None:
         self._send = send
         self._draining = draining
+        self.record = RequestRecord()
         self._upstream_secret = upstream_secret
         self._sent_secret = _passable_secret(headers)
         self.caller: Caller | None = None  # known after authentication
@@ -197,14 +229,8 @@ def _passable_secret(headers: Headers) -> str | None:
     return secret if secret and _PRINTABLE.fullmatch(secret) else None
 
 
-def _route(scope: Scope) -> str:
-    """The route's pattern: what clients make up must not become label values."""
-    if "endpoint" not in scope:
-        return "unmatched"
-    path: str = scope["path"]
-    for name, value in scope["path_params"].items():
-        path = f"{path.removesuffix(value)}{{{name}}}"
-    return path
+def _is_quiet(scope: Scope) -> bool:
+    return scope["path"] in _QUIET_ROUTES
 
 
 def _request_attributes(scope: Scope) -> dict[str, Value]:
@@ -224,7 +250,7 @@ def _request_attributes(scope: Scope) -> dict[str, Value]:
 
 def _end_span(span: Span, scope: Scope, exchange: Exchange) -> None:
     if span.is_recording:
-        route = _route(scope)
+        route = route_of(scope["path"])
         span.rename(f"{scope['method']} {route}")
         span.tell({"http.route": route, "http.response.status_code": exchange.status})
         if exchange.status >= 500:

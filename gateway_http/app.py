@@ -187,7 +187,8 @@ async def _unrouted(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     if error.status_code != 405:
-        raise ApiError(404, f"Invalid URL ({request.method} {request.url.path})")
+        message = f"Invalid URL ({request.method} {request.url.path})"
+        raise ApiError(404, message, reason="UNKNOWN_PATH")
     if request.method == "OPTIONS":
         return Response(status_code=204, headers=error.headers)
     raise ApiError(

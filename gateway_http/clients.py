@@ -111,4 +111,5 @@ def _shutting_down() -> ApiError:
         "The gateway is shutting down. Please retry.",
         kind="service_unavailable_error",
         code="service_unavailable",
+        reason="DRAINING",
     )

@@ -36,6 +36,8 @@ class Endpoint:
         return "/v1" + self.path, self.path
 
 
+UNMATCHED = "unmatched"  # what a request counts as that is for none of the endpoints
+
 ENDPOINTS = (
     Endpoint(
         "create_chat_completion",
@@ -137,3 +139,17 @@ ENDPOINTS = (
     Endpoint("openapi", "GET", "/openapi.json", "This document.", "Operate", "application/json"),
     Endpoint("docs", "GET", "/docs", "This document as a page.", "Operate", "text/html"),
 )
+
+_PATHS = {path for endpoint in ENDPOINTS for path in endpoint.paths}
+# From what stands before a parameter, which is the last part of a path, to the whole pattern.
+_PREFIXES = {path.partition("{")[0]: path for path in _PATHS if "{" in path}
+
+
+def route_of(path: str) -> str:
+    """Return the pattern of the endpoint at a path: what clients make up becomes no label."""
+    if path in _PATHS:
+        return path
+    for prefix, pattern in _PREFIXES.items():
+        if path.startswith(prefix) and path != prefix:
+            return pattern
+    return UNMATCHED

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from chatrpc.v1 import errors_pb2
 from gateway_http.protocol.error import ApiError
 from gateway_http.protocol.params import param_of
 
@@ -65,6 +66,11 @@ _ANSWERS = {
     grpc.StatusCode.UNAVAILABLE: _UNAVAILABLE,
 }
 
+_SERVICE_REASONS = {
+    value.name.removeprefix("ERROR_REASON_")
+    for value in errors_pb2.DESCRIPTOR.enum_types_by_name["ErrorReason"].values
+}
+
 _NO_NAMES: Mapping[str, str] = {}
 
 _CODES = {
@@ -84,8 +90,8 @@ def from_exception(error: Exception) -> ApiError:
             return error
         case grpc.aio.AioRpcError():
             return from_rpc(error)
-    _log.error("unforeseen error", exc_info=error)
-    return _api_error(_INTERNAL, {"x-should-retry": "false"})
+    _log.error("unexpected_error", exc_info=error)
+    return _api_error(_INTERNAL, {"x-should-retry": "false"}, reason="INTERNAL")
 
 
 def from_rpc(error: grpc.aio.AioRpcError, names: Mapping[str, str] = _NO_NAMES) -> ApiError:
@@ -98,10 +104,12 @@ def from_rpc(error: grpc.aio.AioRpcError, names: Mapping[str, str] = _NO_NAMES) 
         # It is about the gateway's own key, which the client can neither know nor change.
         _log.error("acting_forbidden_by_service", reason=error.details())
         return _api_error(_INTERNAL, {"x-should-retry": "false"})
+    reason, cause = _failure(error, details)
     answer = _ANSWERS.get(error.code(), _INTERNAL)
     answer = answer._replace(code=_CODES.get(details.reason, answer.code))
     if not details.reason:
-        return _api_error(answer, _headers(answer.status, details))
+        headers = _headers(answer.status, details)
+        return _api_error(answer, headers, reason=reason, cause=cause)
     message = error.details() or answer.message
     param = "model" if details.reason == "MODEL_NOT_FOUND" else None
     if details.field:
@@ -113,7 +121,8 @@ def from_rpc(error: grpc.aio.AioRpcError, names: Mapping[str, str] = _NO_NAMES) 
                 param = called + param.removeprefix(name)
                 message = message.replace(name, called)
                 break
-    return _api_error(answer._replace(message=message), _headers(answer.status, details), param)
+    answer = answer._replace(message=message)
+    return _api_error(answer, _headers(answer.status, details), param, reason)
 
 
 class _Details:
@@ -161,7 +170,41 @@ def _headers(status: int, details: _Details) -> dict[str, str]:
     return {}
 
 
-def _api_error(answer: _Answer, headers: dict[str, str], param: str | None = None) -> ApiError:
+# Words in gRPC's own messages about a service that cannot be called. The first that fits decides.
+_UPSTREAM_FAILURES = (
+    (("unhealthy",), "UPSTREAM_NOT_READY"),
+    (("handshake", "SSL", "certificate"), "UPSTREAM_TLS_FAILED"),
+    (("DNS", "resolution", "Domain name"), "UPSTREAM_NAME_UNRESOLVED"),
+    (("connect to", "refused", "unreachable"), "UPSTREAM_UNREACHABLE"),
+    (("closed", "reset", "GOAWAY", "ping timeout", "Broken pipe"), "UPSTREAM_CONNECTION_LOST"),
+)
+
+
+def _failure(error: grpc.aio.AioRpcError, details: _Details) -> tuple[str, str]:
+    """Return the reason of a failed call, and gRPC's message if the service was not reached.
+
+    The message of a service is not returned: it may quote the request.
+    """
+    if details.reason:
+        return details.reason if details.reason in _SERVICE_REASONS else "OTHER", ""
+    code, message = error.code(), error.details() or ""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "UPSTREAM_TIMEOUT", message
+    if code is not grpc.StatusCode.UNAVAILABLE:
+        return f"UPSTREAM_{code.name}", ""
+    for words, reason in _UPSTREAM_FAILURES:
+        if any(word in message for word in words):
+            return reason, message
+    return "UPSTREAM_UNAVAILABLE", message
+
+
+def _api_error(
+    answer: _Answer,
+    headers: dict[str, str],
+    param: str | None = None,
+    reason: str = "",
+    cause: str = "",
+) -> ApiError:
     return ApiError(
         answer.status,
         answer.message,
@@ -169,4 +212,6 @@ def _api_error(answer: _Answer, headers: dict[str, str], param: str | None = Non
         param=param,
         code=answer.code,
         headers=headers,
+        reason=reason,
+        cause=cause,
     )

@@ -15,8 +15,8 @@ import msgspec
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ErrorBody, ErrorObject
+from gateway_http.request_log import EarlyRejections, address
 
 # What most servers and proxies take; the API needs about one.
 MAX_HEAD_BYTES = 64 << 10
@@ -60,10 +60,10 @@ class _OpenTransport:
 class HttpProtocol(HttpToolsProtocol):
     """One connection. It ends with a request that cannot be parsed or exceeds a limit."""
 
-    def __init__(self, limits: Limits, metrics: Metrics, **uvicorns: Any) -> None:
+    def __init__(self, limits: Limits, rejections: EarlyRejections, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
         self._limits = limits
-        self._metrics = metrics
+        self._rejections = rejections
         self._num_head_bytes = 0  # as the parser has told of them
         self._num_raw_bytes = 0  # as they came, those of an unfinished header too
         self._num_headers = 0
@@ -95,13 +95,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_surplus:  # told now, since a client reads no answer before it has asked
-            self._metrics.cut_connections.labels("limit").inc()
+            self._rejections.count_cut("limit")
             self._refuse(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "There are too many connections. Please retry later.",
                 "server_is_overloaded",
                 kind="service_unavailable_error",
                 headers="retry-after: 1\r\n",
+                reason="TOO_MANY_CONNECTIONS",
             )
             return
         if self._arrival is None and self._is_between_requests:
@@ -234,7 +235,9 @@ class HttpProtocol(HttpToolsProtocol):
         *,
         kind: str = "invalid_request_error",
         headers: str = "",
+        reason: str = "",
     ) -> None:
+        self._rejections.note_rejected(status.value, reason or code.upper(), address(self.client))
         body = msgspec.json.encode(ErrorBody(ErrorObject(message, kind, None, code)))
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\n"
@@ -270,11 +273,12 @@ class HttpProtocol(HttpToolsProtocol):
             # It is pipelined behind a request that is being answered.
             self._expect(self._limits.head_timeout_s, self._on_late_head)
             return
-        self._metrics.cut_connections.labels("head").inc()
         if self._is_between_requests:  # nothing has been asked, and so nobody reads an answer
+            self._note_cut("head")
             self.transport.close()
             self._bound_closing()
             return
+        self._rejections.count_cut("head")
         self._refuse(
             HTTPStatus.REQUEST_TIMEOUT,
             f"The head of the request took longer than {self._limits.head_timeout_s:g} s.",
@@ -285,7 +289,7 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.cycle.response_complete:  # the application will see to it
             self._expect(self._limits.body_timeout_s, self._on_late_body)
             return
-        self._metrics.cut_connections.labels("body").inc()
+        self._note_cut("body")
         self.transport.close()
         self._bound_closing()
 
@@ -304,10 +308,13 @@ class HttpProtocol(HttpToolsProtocol):
             self._departure.cancel()
             self._departure = None
 
+    def _note_cut(self, reason: str) -> None:
+        self._rejections.note_cut(reason, address(self.client))
+
     def _cut(self, reason: str) -> None:
         """End the connection with whatever was on its way."""
         if self._is_cut:
             return
         self._is_cut = True
-        self._metrics.cut_connections.labels(reason).inc()
+        self._note_cut(reason)
         self.transport.abort()

@@ -87,6 +87,9 @@ class Router:
             if entry.name is not None
             for name in (entry.name, *entry.aliases)
         }
+        self._metrics.models.register(
+            {name: entry.name for name, entry in self._by_name.items() if entry.name is not None}
+        )
         self._other = next((entry for entry in entries if entry.name is None), None)
 
     async def close(self) -> None:
@@ -130,10 +133,12 @@ class Router:
                 outcome = error.code().name
                 if entry.name is None or error.code() is not grpc.StatusCode.NOT_FOUND:
                     raise
-                _log.warning("upstream lacks the model", model=entry.name, reason=error.details())
+                _log.warning("upstream_model_not_found", model=entry.name, reason=error.details())
                 raise _not_found(entry.name) from None
             finally:
-                self._metrics.upstream_requests.labels(entry.name or _ANY, outcome).inc()
+                model, target = entry.name or _ANY, entry.connection.target
+                self._metrics.upstream_requests.labels(model, outcome).inc()
+                _log.debug("upstream_call_finished", model=model, target=target, code=outcome)
 
     async def is_ready(self, timeout_s: float) -> bool:
         """Whether any of the services takes requests."""

@@ -17,6 +17,7 @@ from chatrpc_process.watchdog import watched_loop
 from gateway_http.app import build_admin_app, build_app
 from gateway_http.config import Settings
 from gateway_http.http_protocol import HttpProtocol, Limits
+from gateway_http.request_log import EarlyRejections
 
 # How long the last answers may take to reach their clients, once the grace is over.
 _LAST_WORDS_S = 2
@@ -31,7 +32,7 @@ _TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 _SHORTEST_USER_TIMEOUT_S = 60
 _LONGEST_USER_TIMEOUT_S = 86_400  # its milliseconds fit an int
 
-_log = structlog.get_logger("gateway_http")
+_log = structlog.get_logger(__name__)
 
 
 class Server(uvicorn.Server):
@@ -47,8 +48,10 @@ class Server(uvicorn.Server):
     def __init__(self, settings: Settings, tracer: Tracer = OFF) -> None:
         self._settings = settings
         self._app = build_app(settings, tracer)
+        self._rejections = EarlyRejections(self._app.state.metrics)
         identity = self._app.state.identity
-        self._tls = None if identity is None else following_context(identity)
+        on_failed_handshake = self._rejections.note_failed_handshake
+        self._tls = None if identity is None else following_context(identity, on_failed_handshake)
         super().__init__(_config(self._app, settings))
         self._admin_config = _config(build_admin_app(self._app), settings)
         self._admin_state = ServerState()
@@ -131,7 +134,7 @@ class Server(uvicorn.Server):
         def protocol() -> HttpProtocol:
             return HttpProtocol(
                 self._limits,
-                self._app.state.metrics,
+                self._rejections,
                 config=config,
                 server_state=state,
                 app_state=self.lifespan.state,

@@ -18,11 +18,11 @@ from contextlib import suppress
 
 import structlog
 import uvloop
-from prometheus_client import start_http_server
 
 from chatrpc_process import logs
 from chatrpc_process.check import check_listener
 from chatrpc_process.keys import KeyRing, load_keys
+from chatrpc_process.native_log import capture_native_log
 from chatrpc_process.reload_metrics import ReloadMetrics
 from chatrpc_process.settings import ConfigError
 from chatrpc_process.tracing import make_tracer
@@ -32,6 +32,7 @@ from service.config import ServiceSettings
 from service.engine.async_engine import AsyncEngine
 from service.errors import ModelLoadError
 from service.metrics import Metrics
+from service.metrics_port import MetricsPort
 from service.model import ModelLoader
 from service.rpc.access import Access
 from service.rpc.lifecycle import Lifecycle
@@ -44,7 +45,7 @@ from service.rpc.server import SERVICE_NAMES, Server
 # is woken for, and 1000 makes a step twice as long.
 _GOMP_SPINCOUNT = "100000"
 
-log = structlog.get_logger("service")
+log = structlog.get_logger("service.__main__")  # where `__name__` is "__main__"
 
 
 def main() -> int:
@@ -56,15 +57,16 @@ def main() -> int:
     if settings.check:
         return check_listener(settings).report()
     logs.configure(settings.log_level, settings.log_format)
+    capture_native_log()
     settings.warn_of_ignored_variables()
     os.environ.setdefault("GOMP_SPINCOUNT", _GOMP_SPINCOUNT)  # read when torch is imported
     try:
         return uvloop.run(_watched(settings))
     except (ConfigError, ModelLoadError, OSError) as error:
-        log.error(str(error))  # noqa: TRY400  # the text is the whole story
+        log.error("start_failed", reason=str(error))  # noqa: TRY400  # the text is the whole story
         return 2 if isinstance(error, ConfigError) else 1
     except Exception:
-        log.exception("unforeseen error")
+        log.exception("unexpected_error")
         return 1
 
 
@@ -97,7 +99,8 @@ async def serve(settings: ServiceSettings) -> int:
         tls=settings.tls,
     )
     metrics.registry.register(ReloadMetrics(keys, identity=server.identity))
-    await _listen(settings, server, metrics)
+    metrics_port = MetricsPort(metrics.registry)
+    await _listen(settings, server, metrics_port)
     loader = ModelLoader(settings)
     engine = AsyncEngine(
         loader.load,
@@ -105,30 +108,33 @@ async def serve(settings: ServiceSettings) -> int:
         max_queue_size=settings.max_queue_size,
         step_timeout_s=settings.step_timeout_s,
     )
-    metrics.watch_engine(engine.stats)
+    metrics.watch_engine(engine.stats, settings.max_queue_size)
     try:
         async with watching(keys, server.identity):
             code = await _live(settings, stop, lifecycle, server, metrics, loader, engine)
     finally:
         await server.stop()
+        await metrics_port.stop()
         was_well = await engine.stop()
         tracer.close()
         log.info("stopped")
     return code if was_well else 1
 
 
-async def _listen(settings: ServiceSettings, server: Server, metrics: Metrics) -> None:
-    """On every port that is asked for. Raises OSError."""
+async def _listen(settings: ServiceSettings, server: Server, metrics_port: MetricsPort) -> None:
+    """Listen on every port that the settings ask for.
+
+    Raises:
+        OSError: an address cannot be bound.
+    """
     port = await server.start(settings.host, settings.port)
     log.info("listening", host=settings.host, port=port)
     if settings.admin_port is not None:
         admin_port = await server.start_admin(settings.admin_host, settings.admin_port)
-        log.info("listening for probes", host=settings.admin_host, port=admin_port)
+        log.info("listening_for_probes", host=settings.admin_host, port=admin_port)
     if settings.metrics_port is not None:
-        exporter, _ = start_http_server(
-            settings.metrics_port, settings.admin_host, metrics.registry
-        )
-        log.info("listening for metrics", host=settings.admin_host, port=exporter.server_port)
+        bound = await metrics_port.start(settings.admin_host, settings.metrics_port)
+        log.info("listening_for_metrics", host=settings.admin_host, port=bound)
 
 
 async def _live(

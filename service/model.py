@@ -28,7 +28,7 @@ from service.types import (
     ToolFormat,
 )
 
-log = structlog.get_logger("service")
+log = structlog.get_logger(__name__)
 
 
 class ModelLoader:
@@ -128,7 +128,7 @@ class ModelLoader:
         try:
             trie = load_token_trie(self._tokenizer.to_json(), vocab_size, self._eos_token_ids)
         except ValueError as error:
-            log.warning("answers cannot be held to a grammar", reason=str(error).splitlines()[0])
+            log.warning("structured_outputs_unavailable", reason=str(error).splitlines()[0])
             return None
         return CompiledGrammars(trie, self._tokenizer.added_token_ids)
 

@@ -51,7 +51,7 @@ def main() -> int:
     try:
         _, max_model_len = loader.load()
     except ModelLoadError as error:
-        log.error(str(error))  # noqa: TRY400  # the text is the whole story
+        log.error("prepare_failed", reason=str(error))  # noqa: TRY400  # the text is the whole story
         return 1
     log.info("prepared", model=loader.model_id, max_model_len=max_model_len)
     return 0

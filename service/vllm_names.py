@@ -9,11 +9,11 @@ from prometheus_client.samples import Sample
 
 from service.types import EngineStats
 
-_OURS, _VLLMS = "chatrpc_", "vllm:"
+_PREFIX = "vllm:"
 
 
 class CacheConfig(Collector):
-    """vLLM's `cache_config_info`, as far as inference gateways read it: the cache's blocks."""
+    """vLLM's `cache_config_info`: of it, the blocks of the cache, which inference gateways read."""
 
     def __init__(self, stats: Callable[[], EngineStats], model_labels: Mapping[str, str]) -> None:
         self._stats = stats
@@ -29,42 +29,39 @@ class CacheConfig(Collector):
             **self._model_labels,
         }
         info = GaugeMetricFamily(
-            _VLLMS + "cache_config_info", "The KV cache; always 1.", labels=list(labels)
+            _PREFIX + "cache_config_info",
+            "Blocks of the KV cache; the value is always 1.",
+            labels=list(labels),
         )
         info.add_metric(list(labels.values()), 1)
         yield info
 
 
 class Aliased(Collector):
-    """Metrics of ours under their own names and, once the model has one, under vLLM's.
+    """The metrics of a collector and, once there are labels of a model, copies under vLLM's names.
 
     Args:
-        aliases: by our names what vLLM calls it, "" for nothing; None: the same.
+        aliases: vLLM's names without their prefix, by ours. Other metrics have no copy.
+        model_labels: added to the copies. Empty until the model is loaded.
     """
 
     def __init__(
-        self,
-        metrics: Collector,
-        model_labels: Mapping[str, str],
-        aliases: Mapping[str, str] | None = None,
+        self, metrics: Collector, aliases: Mapping[str, str], model_labels: Mapping[str, str]
     ) -> None:
         self._metrics = metrics
-        self._model_labels = model_labels
         self._aliases = aliases
+        self._model_labels = model_labels
 
     def collect(self) -> Iterator[Metric]:
         for metric in self._metrics.collect():
             yield metric
-            alias = self._alias(metric.name)
-            if alias and self._model_labels:
-                yield self._renamed(metric, _VLLMS + alias)
+            alias = self._aliases.get(metric.name)
+            if alias is not None and self._model_labels:
+                yield self._copied(metric, _PREFIX + alias)
 
-    def _alias(self, name: str) -> str:
-        return name.removeprefix(_OURS) if self._aliases is None else self._aliases[name]
-
-    def _renamed(self, metric: Metric, alias: str) -> Metric:
-        renamed = Metric(alias, metric.documentation, metric.type, metric.unit)
-        renamed.samples = [
+    def _copied(self, metric: Metric, alias: str) -> Metric:
+        copy = Metric(alias, metric.documentation, metric.type, metric.unit)
+        copy.samples = [
             Sample(
                 alias + sample.name.removeprefix(metric.name),
                 {**self._model_labels, **sample.labels},
@@ -74,4 +71,4 @@ class Aliased(Collector):
             )
             for sample in metric.samples
         ]
-        return renamed
+        return copy

@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "service.cache": set(),
     "service.fingerprint": set(),
     "service.vllm_names": {"service.types"},
+    "service.metrics_port": set(),
     "service.metrics": {"service.types", "service.vllm_names"},
     "service.config": {"chatrpc_process", "service.cache"},
     "service.gguf_conversion": {"service.errors"},

@@ -1,5 +1,6 @@
-"""Keys in every place where a caller or an operator may put one, right or wrong: none of them is to
-be found in the logs, the answers, the metrics or the command lines of either process.
+"""Keys in every place where a caller or an operator may put one, right or wrong: none of them is in
+the logs, the responses, the metrics or the command lines of either process. Nor is a prompt in the
+logs.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ KNOWN, WRONG, UPSTREAM, MISPLACED = (
     f"sk-chatrpc-{word}-{'0123456789abcdef' * 2}"
     for word in ("known", "wrong", "upstream", "misplaced")
 )
+PROMPT = "what only the caller may read"
 SECRETS = (KNOWN, WRONG, UPSTREAM, MISPLACED)
 
 
@@ -42,13 +44,13 @@ def start() -> Iterator[Callable[..., Process]]:
 
 
 def metrics_port(service: Process) -> int:
-    return int(service.until("listening for metrics")["port"])
+    return int(service.until("listening_for_metrics")["port"])
 
 
 def call_gateway(http: httpx.Client) -> Iterator[httpx.Response]:
     """Every way to send a key, and every way to fail with one."""
     chat = "/v1/chat/completions"
-    body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+    body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": PROMPT}]}
     good = {"authorization": f"Bearer {KNOWN}"}
     for headers in (
         good,
@@ -61,6 +63,8 @@ def call_gateway(http: httpx.Client) -> Iterator[httpx.Response]:
         yield http.get("/v1/models", headers=headers)
         yield http.post(chat, json=body | {"model": "none"}, headers=headers)
         yield http.post(chat, content=b'{"', headers=headers)
+        yield http.post(chat, json=body | {"stop": [PROMPT] * 99}, headers=headers)
+        yield http.post(chat, json=body | {"n": PROMPT}, headers=headers)
         yield http.get(f"/none?api_key={MISPLACED}", headers=headers)
     yield http.post(f"{chat}?api_key={MISPLACED}&access_token={MISPLACED}", json=body)
     yield http.post(chat, json=body, headers=good)  # the model fails, with a traceback
@@ -103,7 +107,7 @@ def test_no_secret_is_told(start: Callable[..., Process], model: Path, tmp_path:
     write(service_keys, f'[[key]]\n"{MISPLACED}" = "{MISPLACED}"')
     for process, reloads in ((gateway, 2), (service, 1)):
         for _ in range(reloads):
-            process.until("reload failed")
+            process.until("file_reload_failed")
         told.append(Path(f"/proc/{process.popen.pid}/cmdline").read_text())
         told.append(Path(f"/proc/{process.popen.pid}/environ").read_text())
         process.popen.terminate()
@@ -113,6 +117,9 @@ def test_no_secret_is_told(start: Callable[..., Process], model: Path, tmp_path:
     assert '"key": "one"' in gateway.log
     for secret in SECRETS:
         assert not [text for text in told if secret in text]
+    for log in (service.log, gateway.log):
+        assert PROMPT not in log
+        assert "request_finished" in log
 
 
 @pytest.mark.parametrize("text", ["port = 'SECRET'", "SECRET", "host = ['SECRET']", "a = 'SECRET"])

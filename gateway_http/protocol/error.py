@@ -16,8 +16,26 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: ErrorObject
 
 
+# OpenAI's codes that stand for a reason of `chatrpc.v1.ErrorReason`.
+_REASONS = {
+    "invalid_value": "INVALID_FIELD",
+    "missing_required_parameter": "MISSING_FIELD",
+    "unsupported_parameter": "UNSUPPORTED_FIELD",
+    "invalid_api_key": "UNAUTHENTICATED",
+    "permission_denied": "MODEL_FORBIDDEN",
+    "rate_limit_exceeded": "LIMIT_REACHED",
+    "timeout": "DEADLINE",
+}
+
+
 class ApiError(Exception):
-    """An answer other than success: an HTTP status, OpenAI's error object, and extra headers."""
+    """A response other than success: an HTTP status, OpenAI's error object, and extra headers.
+
+    Args:
+        reason: why, for logs and metrics, in capitals: one of `chatrpc.v1.ErrorReason` where one
+            fits. There is a bounded number of these. Absent: made from `code`.
+        cause: what is known besides and meant for the operator only.
+    """
 
     def __init__(
         self,
@@ -28,9 +46,13 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        reason: str = "",
+        cause: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.reason = reason or _REASONS.get(code or "", (code or f"HTTP_{status}").upper())
+        self.cause = cause
         self.body = ErrorBody(ErrorObject(message, kind, param, code))
         self.headers = headers or {}
 

@@ -19,6 +19,7 @@ from gateway_http.metrics import Metrics
 from gateway_http.protocol.completion import Completion
 from gateway_http.protocol.response import ChatCompletion
 from gateway_http.protocol.sampling import GenerationRequest
+from gateway_http.request_log import RequestRecord
 from gateway_http.routing import Route, Router
 from gateway_http.telemetry import AnswerTelemetry
 from gateway_http.upstreams import CallOptions, Upstream
@@ -93,6 +94,8 @@ class Generation(Generic[_Body, _Params, _Chunk]):
         body = self._operation.decode(content)
         if body.request_id is not None:
             http.state.exchange.suggest_id(body.request_id)
+        record: RequestRecord = http.state.exchange.record
+        record.model, record.is_streamed = body.model, bool(body.stream)
         params = self._operation.params(body)
         router: Router = http.state.router
         caller.check_model(body.model, *router.names(body.model))
@@ -112,7 +115,7 @@ class Generation(Generic[_Body, _Params, _Chunk]):
     async def _create(
         self, http: Request, body: _Body, params: _Params, spending: Spending, send: Send
     ) -> None:
-        telemetry = AnswerTelemetry(self._metrics, spending.note)
+        telemetry = AnswerTelemetry(self._metrics, spending.note, http.state.exchange.record)
         with self._route(http, body) as route:
             options = self._options(http, route, params)
             answer = await self._operation.create(route.upstream, params, options, body)
@@ -141,7 +144,9 @@ class Generation(Generic[_Body, _Params, _Chunk]):
                 raise
             if isinstance(error, grpc.aio.AioRpcError):
                 error = from_rpc(error, self._operation.names(body))
-            await events.write(sse.event(from_exception(error).body))
+            answer = from_exception(error)
+            http.state.exchange.record.fail(answer)
+            await events.write(sse.event(answer.body))
         await events.close()
 
     async def _send_events(
@@ -152,7 +157,7 @@ class Generation(Generic[_Body, _Params, _Chunk]):
         spending: Spending,
         events: sse.EventStream,
     ) -> None:
-        telemetry = AnswerTelemetry(self._metrics, spending.note)
+        telemetry = AnswerTelemetry(self._metrics, spending.note, http.state.exchange.record)
         answer = self._operation.events(body)
         async with aclosing(self._chunks(http, body, params)) as chunks:
             async for chunk in chunks:

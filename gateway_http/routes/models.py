@@ -59,6 +59,7 @@ async def retrieve_model(request: Request) -> Response:
     router: Router = request.state.router
     caller: Caller = request.state.caller
     name = request.path_params["model_id"]
+    request.state.exchange.record.model = name
     caller.check_model(name, *router.names(name))
     with router.route(name) as route:
         model = await _card(route, _options(request, route, _TIMEOUT_S))

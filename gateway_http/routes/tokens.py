@@ -61,6 +61,7 @@ async def _read(request: Request) -> bytes:
 async def _name(request: Request, named: str | None) -> str:
     """llama.cpp's clients name none: its server has but one."""
     caller: Caller = request.state.caller
+    request.state.exchange.record.model = named or ""
     if named is not None:
         caller.check_model(named, *_router(request).names(named))
         return named

@@ -195,7 +195,7 @@ class AsyncEngine:
         """The engine's thread will not come back. It cannot be ended, only left."""
         frame = sys._current_frames().get(self._thread.ident or 0)
         stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-        log.error("engine hangs", step_s=round(stuck_s, 1), stack=stack)
+        log.error("engine_hangs", step_s=round(stuck_s, 1), stack=stack)
         self._is_hung = True
         self._die()
 
@@ -233,7 +233,7 @@ class AsyncEngine:
                 self._stats = core.stats
                 self._post(self._deliver, outputs)
         except BaseException:  # whatever it was, nothing can be said of the model's state after it
-            log.exception("engine failed")
+            log.exception("engine_failed")
             self._post(self._die)
 
     def _obey(self, core: EngineCore) -> bool:
@@ -257,4 +257,4 @@ class AsyncEngine:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
             # The loop is closed: the process is on its way out and nobody is left to tell.
-            log.debug("event loop closed before the engine's thread ended")
+            log.debug("engine_thread_outlived_event_loop")

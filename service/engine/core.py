@@ -169,7 +169,7 @@ class EngineCore:
         """End the requests of which a sequence has met with an error of its own."""
         errors = {s.request_id: c.error for s, c in sampled if c.error is not None}
         for error in errors.values():
-            log.error("constraint failed", exc_info=error)
+            log.error("constraint_failed", exc_info=error)
         return self._end(errors, ConstraintFailed())
 
     def _output(self, sequence: Sequence, computed: Computed, num_new: int) -> RequestOutput:
@@ -199,7 +199,7 @@ class EngineCore:
         self._num_failed_in_a_row += 1
         if isinstance(error, DeviceLost) or self._num_failed_in_a_row >= self._max_failed_steps:
             raise error
-        log.error("step failed", exc_info=error, num_sequences=len(batch.scheduled))
+        log.error("step_failed", exc_info=error, num_sequences=len(batch.scheduled))
         return self._end({s.sequence.request_id for s in batch.scheduled}, StepFailed())
 
     def _expire_waiting(self, now: float) -> list[RequestOutput]:

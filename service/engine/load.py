@@ -111,7 +111,7 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
             f"{first_line(error)}"
         ) from error
     log.info(
-        "model loaded",
+        "model_loaded",
         device=str(device),
         **model.description,
         max_model_len=max_model_len,
@@ -169,7 +169,7 @@ def _load_model(options: EngineOptions, config: Any, device: torch.device) -> Lo
     # Imported here: it takes transformers' model classes seconds to load.
     from service.engine.transformers_model import load_transformers_model  # noqa: PLC0415
 
-    log.info("no lean decoder for this model: slower", model_type=config.model_type)
+    log.info("native_decoder_unavailable", model_type=config.model_type)
     return load_transformers_model(options.path, device, dtype)
 
 
@@ -222,7 +222,7 @@ def _count_blocks(
     num_blocks = min(budget // bytes_per_block, blocks_per_sequence * options.max_num_seqs)
     if num_blocks < blocks_per_sequence:
         log.warning(
-            "KV cache smaller than the context",
+            "kv_cache_smaller_than_context",
             max_model_len=max_model_len,
             kv_cache_tokens=num_blocks * options.block_size,
         )

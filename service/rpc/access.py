@@ -26,6 +26,7 @@ from service.errors import (
     Unauthenticated,
 )
 from service.rpc.caller import acting_for
+from service.rpc.messages import requested_model
 from service.types import Caller
 
 CALLER_KEY = "chatrpc-caller-bin"
@@ -103,7 +104,7 @@ class Access:
             LimitReached: A limit of the key is used up for now.
             ExceedsLimit: The request alone exceeds a limit of the key.
         """
-        key, model = identity.key, _model(message)
+        key, model = identity.key, requested_model(message)
         if model and not identity.may_use(model):
             raise ModelForbidden(model)
         if key is None or isinstance(message, _FREE):
@@ -132,12 +133,6 @@ class Access:
             raise LimitReached(str(error), error.what, error.retry_after_s) from error
         except NeverAdmitted as error:
             raise ExceedsLimit(error.field, str(error)) from error
-
-
-def _model(message: Any) -> str:
-    """Return the model that a request names; empty if it is about all of them."""
-    named = getattr(message, "params", message)
-    return str(getattr(named, "model", "") or getattr(named, "id", ""))
 
 
 def _caller_info(metadata: Sequence[tuple[str, str | bytes]]) -> caller_pb2.CallerInfo | None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -12,8 +11,9 @@ import grpc
 import structlog
 from google.rpc import status_pb2
 
+from chatrpc_process.limited_log import LimitedLog
 from chatrpc_process.tracing import OFF, Tracer, log_fields
-from service.errors import ChatrpcError, DeadlinePassed
+from service.errors import ChatrpcError, DeadlinePassed, InvalidField
 from service.metrics import Metrics
 from service.rpc import status
 from service.rpc.access import Access
@@ -56,6 +56,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._patience = patience or Patience()
         self._messages = MessageReader(pools, self._patience)
         self._tracer = tracer
+        self._limited_log = LimitedLog()
 
     async def intercept_service(
         self,
@@ -64,7 +65,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith(_OPEN):
+        if handler is None:
+            self._log_rejected(method, "UNIMPLEMENTED", kind="")
+            return None
+        if method.startswith(_OPEN):
             return handler
         if not method.startswith("/chatrpc."):
             return self._with_key(handler, handler_call_details)
@@ -84,6 +88,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._access.authenticate(details.invocation_metadata or ())
         except ChatrpcError as error:
             proto = status.status(error, "")
+            self._log_rejected(details.method, status.reason(proto), kind=details.method)
 
             async def refuse(_: Any, context: Context) -> None:
                 await abort(context, proto, ())
@@ -94,7 +99,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _unary(self, handler: Any, method: str) -> Any:
         async def call(_: Any, context: Context) -> Any:
             async with (
-                _call(method, context, self._metrics, self._tracer) as counting,
+                _call(method, context, self._metrics, self._tracer, self._limited_log) as counting,
                 self._message(handler, method, context, counting) as message,
             ):
                 response = await handler.unary_unary(message, context)
@@ -107,7 +112,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _stream(self, handler: Any, method: str) -> Any:
         async def call(_: Any, context: Context) -> None:
             async with (
-                _call(method, context, self._metrics, self._tracer) as counting,
+                _call(method, context, self._metrics, self._tracer, self._limited_log) as counting,
                 self._message(handler, method, context, counting) as message,
                 aclosing(handler.unary_stream(message, context)) as responses,
             ):
@@ -129,6 +134,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 with self._access.use(identity, message, received_bytes(), counting):
                     yield message
 
+    def _log_rejected(self, method: str, reason: str, kind: str) -> None:
+        """Log a call that none of our services gets. Clients can make any number of these."""
+        fields = {"method": method, "reason": reason}
+        self._limited_log.write(log.info, "request_rejected", kind=(reason, kind), **fields)
+
     async def _write(self, context: Context, response: Any) -> None:
         try:
             async with asyncio.timeout(self._patience.write_s):
@@ -139,23 +149,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 @asynccontextmanager
 async def _call(
-    method: str, context: Context, metrics: Metrics, tracer: Tracer
+    method: str, context: Context, metrics: Metrics, tracer: Tracer, limited_log: LimitedLog
 ) -> AsyncIterator[CallTelemetry]:
     request_id = _request_id(context)
     metadata = context.invocation_metadata() or ()
     counting = CallTelemetry(metrics, tracer, method, metadata, context.peer())
     structlog.contextvars.bind_contextvars(request_id=request_id, **log_fields(counting.span))
     context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
-    started = time.monotonic()
     outcome = code = "CANCELLED"  # unless it ends by itself
+    field = ""
+    log.debug("request_started", method=method)
     try:
         yield counting
         outcome = code = "OK"
     except Exception as error:  # CancelledError and GeneratorExit are none: they go on untouched
         proto = status.status(error, request_id)
         outcome, code = status.reason(proto), status.code(proto).name
+        field = error.field if isinstance(error, InvalidField) else ""
         if outcome == "INTERNAL":
-            log.exception("call failed", method=method)
+            log.exception("unexpected_error", method=method)
         trailing = (
             (REQUEST_ID_KEY, request_id),
             *status.retry_pushback(error),
@@ -163,9 +175,19 @@ async def _call(
         )
         await abort(context, proto, trailing)
     finally:
+        if code == "CANCELLED" and context.time_remaining() == 0:
+            outcome = "DEADLINE"  # the caller's own, at which core cancels the call
+        fields = counting.log_fields()
         counting.end(code, outcome)
-        duration_ms = round((time.monotonic() - started) * 1000, 1)
-        log.info("call", method=method, outcome=outcome, duration_ms=duration_ms)
+        fields |= {"method": method, "code": code}
+        if code != "OK":
+            fields["reason"] = outcome
+        if field:
+            fields["field"] = field
+        if code == "UNAUTHENTICATED":  # of which anybody can make any number
+            limited_log.write(log.info, "request_finished", kind=(method, code), **fields)
+        else:
+            log.info("request_finished", **fields)
 
 
 async def abort(context: Context, proto: status_pb2.Status, metadata: status.Metadata) -> NoReturn:

@@ -119,6 +119,12 @@ def parse(handler: Any, request: bytes) -> Any:
         raise InvalidField("request", "The request is not a valid protobuf message.") from error
 
 
+def requested_model(message: Any) -> str:
+    """Return the name of the model that a request is about; "" if it is about all of them."""
+    named = getattr(message, "params", message)  # only the messages of generations have params
+    return str(getattr(named, "model", "") or getattr(named, "id", ""))
+
+
 def _parse(handler: Any, method: str, request: bytes) -> Any:
     _, service, name = method.split("/")
     methods = descriptor_pool.Default().FindServiceByName(service).methods_by_name

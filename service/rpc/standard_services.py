@@ -112,5 +112,5 @@ async def _refusing(context: Context) -> AsyncIterator[None]:
         request_id = uuid.uuid4().hex
         proto = status.status(error, request_id)
         if status.reason(proto) == "INTERNAL":
-            log.exception("call failed", request_id=request_id)
+            log.exception("unexpected_error", request_id=request_id)
         await abort(context, proto, ())

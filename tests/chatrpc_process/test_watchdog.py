@@ -29,7 +29,7 @@ async def test_a_call_that_blocks_the_loop_is_its_end() -> None:
         block_the_loop()
     assert codes == [EXIT_CODE]
     [entry] = logs
-    assert entry["event"] == "event loop hangs"
+    assert entry["event"] == "event_loop_hangs"
     assert "block_the_loop" in entry["stack"]
 
 
@@ -117,7 +117,7 @@ def test_the_process_ends_and_says_where_it_hung() -> None:
     )
     assert done.returncode == EXIT_CODE
     said = json.loads(done.stderr)
-    assert said["event"] == "event loop hangs"
+    assert said["event"] == "event_loop_hangs"
     assert "time.sleep(600)" in said["stack"] or "in main" in said["stack"]
 
 

@@ -53,7 +53,7 @@ def test_what_cannot_be_read_leaves_what_there_was(
         assert not watched.refresh()
         assert not watched.refresh()
     assert watched.value == 1
-    assert [entry["event"] for entry in logs] == ["reload failed"]  # once for each change
+    assert [entry["event"] for entry in logs] == ["file_reload_failed"]  # once for each change
     replace(path, "3")
     assert watched.refresh()
     assert watched.value == 3
@@ -70,7 +70,7 @@ def test_what_it_waits_for_may_be_in_another_file(path: Path, tmp_path: Path) ->
         assert watched.refresh()
     assert watched.value == 2
     assert not watched.refresh()
-    assert [entry["event"] for entry in logs] == ["reload failed", "reloaded"]
+    assert [entry["event"] for entry in logs] == ["file_reload_failed", "file_reloaded"]
 
 
 def test_what_nobody_foresaw_ends_nothing_and_is_not_quoted(path: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from hashlib import sha256
 
 import helm_python
 import kubernetes_validate
@@ -13,6 +14,7 @@ from service.config import ServiceSettings
 from service.rpc.lifecycle import LIVENESS, READINESS, STARTUP
 from tests.deploy.chart import (
     CHART,
+    CUSTOM,
     INSECURE,
     NAMESPACE,
     ROOT,
@@ -21,16 +23,17 @@ from tests.deploy.chart import (
     Release,
     containers,
     deployment_container,
+    main_container,
     merged,
     render,
     settings_of,
     values_file,
 )
+from tests.deploy.metrics import exported
 from tests.deploy.settings import argument
 
 # The first with native gRPC probes; the first with a sleep of its own in preStop; the newest.
 KUBERNETES = ("1.27", "1.30", "1.34", "1.37")
-CUSTOM = {"ScaledObject", "PodMonitor", "HTTPRoute", "GRPCRoute"}
 
 
 def test_it_lints() -> None:
@@ -109,7 +112,7 @@ def test_a_start_may_take_as_long_as_the_values_say(releases: dict[str, Release]
 def test_the_grace_outlasts_delay_and_drain(release: Release) -> None:
     for each in release.all("Deployment"):
         pod = each["spec"]["template"]["spec"]
-        (container,) = pod["containers"]
+        container = main_container(each["spec"]["template"])
         sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         settings = settings_of(container)
         if isinstance(settings, ServiceSettings):
@@ -142,7 +145,10 @@ def test_selectors_find_their_pods_and_no_others(release: Release) -> None:
         else:
             continue
         found = [label for label in labels if selector.items() <= label.items()]
-        assert len(found) == 1, each["metadata"]["name"]
+        if each["metadata"]["name"].endswith("-services-metrics"):
+            assert {label["app.kubernetes.io/component"] for label in found} == {"service"}
+        else:
+            assert len(found) == 1, each["metadata"]["name"]
 
 
 def test_ports_of_services_and_policies_exist(release: Release) -> None:
@@ -158,6 +164,13 @@ def test_ports_of_services_and_policies_exist(release: Release) -> None:
         component = policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
         for rule in policy["spec"]["ingress"]:
             assert all((component, port["port"]) in names for port in rule["ports"])
+    for monitor in release.all("ServiceMonitor"):
+        wanted = monitor["spec"]["selector"]["matchLabels"]
+        (service,) = (
+            s for s in release.all("Service") if wanted.items() <= s["metadata"]["labels"].items()
+        )
+        ports = {port["name"] for port in service["spec"]["ports"]}
+        assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= ports
     for monitor in release.all("PodMonitor"):
         component = monitor["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"]
         for endpoint in monitor["spec"]["podMetricsEndpoints"]:
@@ -165,14 +178,27 @@ def test_ports_of_services_and_policies_exist(release: Release) -> None:
 
 
 def test_models_have_headless_services_of_http_2(release: Release) -> None:
-    (gateway,) = (s for s in release.all("Service") if s["metadata"]["name"].endswith("-gateway"))
+    services = [s for s in release.all("Service") if not is_for_metrics(s)]
+    (gateway,) = (s for s in services if s["metadata"]["name"].endswith("-gateway"))
     assert gateway["spec"].get("clusterIP") is None
-    models = [service for service in release.all("Service") if service is not gateway]
+    models = [service for service in services if service is not gateway]
     assert len(models) == len(release.all("Deployment")) - 1
     for service in models:
         assert service["spec"]["clusterIP"] == "None"
         (port,) = service["spec"]["ports"]
         assert port["appProtocol"] in {"kubernetes.io/h2c", "https"}
+
+
+def is_for_metrics(service: Object) -> bool:
+    return bool(service["metadata"]["name"].endswith("-metrics"))
+
+
+def test_ports_of_probes_and_metrics_are_on_no_service_of_the_api(release: Release) -> None:
+    for service in release.all("Service"):
+        ports = {port["targetPort"] for port in service["spec"]["ports"]}
+        assert bool(ports & {"admin", "metrics"}) is is_for_metrics(service)
+        if is_for_metrics(service):
+            assert service["spec"]["clusterIP"] == "None"
 
 
 def test_pods_may_do_nothing_that_they_need_not(release: Release) -> None:
@@ -183,22 +209,44 @@ def test_pods_may_do_nothing_that_they_need_not(release: Release) -> None:
         assert spec["enableServiceLinks"] is False
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        (container,) = spec["containers"]
-        assert container["securityContext"] == {
+        restrictions = {
             "allowPrivilegeEscalation": False,
             "privileged": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         }
+        assert restrictions.items() <= main_container(pod)["securityContext"].items()
     for account in release.all("ServiceAccount"):
         assert account["automountServiceAccountToken"] is False
 
 
 def test_memory_that_is_asked_for_is_the_limit(release: Release) -> None:
     for pod in release.pods():
-        resources = pod["spec"]["containers"][0]["resources"]
+        resources = main_container(pod)["resources"]
         assert resources["requests"]["memory"] == resources["limits"]["memory"]
         assert "cpu" in resources["requests"]
+
+
+def test_volumes_on_the_disk_of_the_node_have_a_size_that_the_pod_asks_for(
+    release: Release,
+) -> None:
+    for each in release.all("Deployment"):
+        pod = each["spec"]["template"]
+        resources = main_container(pod)["resources"]
+        asked = resources["requests"]["ephemeral-storage"]
+        assert resources["limits"]["ephemeral-storage"] == asked
+        sizes = [
+            volume["emptyDir"]["sizeLimit"]
+            for volume in pod["spec"]["volumes"]
+            if "emptyDir" in volume and volume["name"] != "scratch"  # the operator's own
+        ]
+        if each["metadata"]["name"] != "llm-small":  # which says itself what it asks for
+            assert mebibytes(asked) == sum(map(mebibytes, sizes)) + 512  # for logs
+
+
+def mebibytes(quantity: str) -> int:
+    number, unit = int(quantity[:-2]), quantity[-2:]
+    return number * {"Mi": 1, "Gi": 1024}[unit]
 
 
 def test_gpus_are_limits_of_their_pods_alone(releases: dict[str, Release]) -> None:
@@ -218,6 +266,70 @@ def test_an_image_may_be_named_by_its_digest(releases: dict[str, Release]) -> No
 def test_a_roll_out_takes_nobody_away_first(releases: dict[str, Release]) -> None:
     for each in releases["minimal"].all("Deployment"):
         assert each["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_a_claim_of_one_node_is_released_before_a_new_replica_mounts_it(
+    releases: dict[str, Release],
+) -> None:
+    tied = releases["full"].one("Deployment", "llm-qwen3-5-8b-instruct")["spec"]
+    assert tied["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    claim = releases["full"].one("PersistentVolumeClaim", "llm-qwen3-5-8b-instruct")["spec"]
+    assert claim["accessModes"] == ["ReadWriteOnce"]
+
+
+@pytest.mark.parametrize(
+    ("name", "resource_name"),
+    [
+        ("smollm2", "smollm2"),
+        ("qwen3.5-8b", "qwen3-5-8b"),
+        ("Llama_3.1", "llama-3-1"),
+        ("a" * 30, "a" * 30),
+        ("b" * 63, "b" * 21 + "-" + sha256(b"b" * 63).hexdigest()[:8]),
+        ("7", "7"),
+    ],
+)
+def test_names_of_models_become_names_of_objects(name: str, resource_name: str) -> None:
+    models: Object = {"models": [{"name": name, "model": "m"}]}
+    release = render(merged(INSECURE, models))
+    full_name = f"demo-chatrpc-{resource_name}"
+    pod = release.one("Deployment", full_name)["spec"]["template"]
+    assert pod["metadata"]["labels"]["chatrpc/model"] == name
+    assert argument(main_container(pod)["args"], "served-model-name") == name
+    assert release.one("Service", full_name)
+    for each in release.objects:
+        kubernetes_validate.validate(each, KUBERNETES[-1], strict=True)
+
+
+def test_a_model_may_name_its_objects_itself() -> None:
+    models = [{"name": "a.b", "model": "m"}, {"name": "a-b", "model": "m", "resourceName": "ab"}]
+    release = render(merged(INSECURE, {"models": models}))
+    assert release.one("Deployment", "demo-chatrpc-a-b")
+    assert release.one("Deployment", "demo-chatrpc-ab")
+
+
+def test_operators_own_parts_are_in_the_pods(releases: dict[str, Release]) -> None:
+    for name in ("llm-small", "llm-gateway"):
+        deployment = releases["full"].one("Deployment", name)["spec"]
+        pod = deployment["template"]["spec"]
+        ours, theirs = pod["containers"]
+        assert deployment["minReadySeconds"] > 0
+        assert deployment["progressDeadlineSeconds"] > deployment["minReadySeconds"]
+        assert [each["name"] for each in pod["initContainers"]] == ["wait"]
+        assert theirs["name"] == "mesh"
+        assert ours["envFrom"]
+        assert {"name": "scratch", "mountPath": "/scratch"} in ours["volumeMounts"]
+        assert {"name": "scratch", "emptyDir": {"sizeLimit": "1Mi"}} in pod["volumes"]
+        assert ours["securityContext"]["runAsUser"] == 1000
+    small = releases["full"].one("Deployment", "llm-small")["spec"]["template"]["spec"]
+    assert small["securityContext"]["fsGroup"] == 1000
+    probe = main_container({"spec": small})["readinessProbe"]
+    assert (probe["failureThreshold"], probe["periodSeconds"]) == (4, 2)  # one is its own
+
+
+def test_paths_of_an_ingress_are_those_of_the_values(releases: dict[str, Release]) -> None:
+    (rule,) = releases["full"].one("Ingress", "llm-gateway")["spec"]["rules"]
+    paths = [(path["path"], path["pathType"]) for path in rule["http"]["paths"]]
+    assert paths == [("/v1", "Prefix"), ("/healthz", "Exact")]
 
 
 def test_volumes_of_models(releases: dict[str, Release]) -> None:
@@ -248,7 +360,8 @@ def test_volumes_of_models(releases: dict[str, Release]) -> None:
     }
     # Of a GGUF file a checkpoint is made, and the image's own directory is read-only.
     for kind, path in (("none", "/models/phi.gguf"), ("image", "/var/lib/chatrpc/phi.gguf")):
-        storage = {"kind": kind, "reference": "registry.example.com/models/phi:1"}
+        reference = "registry.example.com/models/phi:1" if kind == "image" else ""
+        storage = {"kind": kind, "reference": reference}
         model: Object = {"name": "phi", "model": path, "storage": storage}
         container = deployment_container(
             render(merged(INSECURE, {"models": [model]})), "demo-chatrpc-phi"
@@ -291,9 +404,15 @@ def test_scaling_goes_by_who_waits_and_who_runs(releases: dict[str, Release]) ->
 
 
 def test_metrics_that_scaling_asks_for_exist() -> None:
-    source = (ROOT / "service" / "metrics.py").read_text()
-    assert '"sequences_waiting"' in source
-    assert '"sequences_running"' in source
+    assert {"chatrpc_sequences_waiting", "chatrpc_sequences_running"} <= exported()
+
+
+def test_metrics_of_the_operator_take_the_place_of_the_charts(
+    releases: dict[str, Release],
+) -> None:
+    name = "llm-qwen3-5-8b-instruct"
+    (metric,) = releases["full"].one("HorizontalPodAutoscaler", name)["spec"]["metrics"]
+    assert metric["type"] == "External"
 
 
 def test_dashboards_are_those_of_the_repository() -> None:

@@ -19,6 +19,7 @@ from tests.deploy.chart import (
     Release,
     containers,
     deployment_container,
+    main_container,
     settings_of,
 )
 from tests.deploy.settings import option, options
@@ -95,7 +96,7 @@ def test_no_secret_is_in_an_argument_or_the_environment(release: Release) -> Non
 
 def test_files_that_arguments_name_are_mounted(release: Release) -> None:
     for pod in release.pods():
-        (container,) = pod["spec"]["containers"]
+        container = main_container(pod)
         mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
         assert set(mounted.values()) == set(volumes)
@@ -143,8 +144,8 @@ def test_the_gateway_reads_the_registry(release: Release, tmp_path: Path) -> Non
 def test_the_registry_has_every_model_at_its_headless_service(release: Release) -> None:
     targets = {model["target"]: model for model in registry(release)}
     for service in release.all("Service"):
-        if service["spec"].get("clusterIP") == "None":
-            name = service["metadata"]["name"]
+        name = service["metadata"]["name"]
+        if service["spec"].get("clusterIP") == "None" and not name.endswith("-metrics"):
             model = targets.pop(f"dns:///{name}.{NAMESPACE}.svc:50051")
             settings = settings_of(deployment_container(release, name))
             assert isinstance(settings, ServiceSettings)

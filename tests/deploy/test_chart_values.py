@@ -1,12 +1,16 @@
 """What the chart can be told, and what it refuses."""
 
+import itertools
 import json
+import math
 import tomllib
 
+import kubernetes_validate
 import pytest
 
 from tests.deploy.chart import (
     CHART,
+    CUSTOM,
     INSECURE,
     ROOT,
     Object,
@@ -38,13 +42,74 @@ def test_nothing_is_open_by_accident() -> None:
     assert "access" in refusal({"tls": {"gateway": {"secret": "tls"}}})
 
 
+def one(**values: object) -> Object:
+    """Values with one model."""
+    return {"models": [{"name": "m", "model": "m"} | values]}
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
         ({"modles": []}, "modles"),
         ({"models": [{"model": "m"}]}, "name"),
-        ({"models": [{"name": "Not_A_Label", "model": "m"}]}, "name"),
-        ({"models": [{"name": "gateway", "model": "m"}]}, "name"),
+        ({"models": [{"name": "-m-", "model": "m"}]}, "name"),
+        ({"models": [{"name": "org/m", "model": "m"}]}, "name"),
+        ({"models": [{"name": "m" * 64, "model": "m"}]}, "name"),
+        ({"models": [{"name": "gateway", "model": "m"}]}, "set resourceName"),
+        ({"models": [{"name": "Gateway", "model": "m"}]}, "set resourceName"),
+        ({"models": [{"name": "m", "resourceName": "M_1", "model": "m"}]}, "resourceName"),
+        ({"models": [{"name": "m", "resourceName": "gateway", "model": "m"}]}, "resourceName"),
+        (
+            {"models": [{"name": "a.b", "model": "m"}, {"name": "A-b", "model": "m"}]},
+            "the objects of a.b and A-b would both be called a-b",
+        ),
+        *((one(model=url), "model") for url in ("s3://b/m", "https://h/m", "hf://m", "a b")),
+        (one(model="org/m"), "set storage.kind to emptyDir or pvc"),
+        (
+            one(model="org/m", storage={"kind": "image", "reference": "r:1"}),
+            "set storage.kind to emptyDir or pvc",
+        ),
+        (one(replicas=3, storage={"kind": "pvc"}), "set storage.accessModes to [ReadWriteMany]"),
+        (
+            one(storage={"kind": "pvc"}, autoscaling={"kind": "hpa"}),
+            "ReadWriteOnce is for one replica, and there can be 4",
+        ),
+        (
+            one(replicas=2, storage={"kind": "pvc", "accessModes": ["ReadWriteOncePod"]}),
+            "ReadWriteOncePod is for one replica",
+        ),
+        (one(storage={"kind": "pvc"}, strategy={"maxSurge": 1}), "strategy.maxSurge has to be 0"),
+        (one(storage={"kind": "pvc", "readOnly": True}), "readOnly needs storage.existingClaim"),
+        (
+            one(storage={"kind": "pvc", "accessModes": ["ReadOnlyMany"]}),
+            "ReadOnlyMany needs storage.existingClaim",
+        ),
+        (one(storage={"existingClaim": "c"}), "need storage.kind pvc"),
+        (one(storage={"reference": "r"}), "storage.reference needs storage.kind image"),
+        (one(drain={"timeoutSeconds": 121}), "set gateway.drain.timeoutSeconds to 121 or more"),
+        (one(autoscaling={"metrics": [{"type": "Resource"}]}), "needs autoscaling.kind hpa"),
+        (one(grpcRoute={"enabled": True}), "grpcRoute.parentRefs"),
+        (one(probes={"startup": {"failureThreshold": 1}}), "failureThreshold"),
+        (one(initContainers=[{"image": "x"}]), "name"),
+        (one(resources={"tmpSize": "big"}), "tmpSize"),
+        ({"gateway": {"ingress": {"enabled": True}}}, "ingress.hosts"),
+        ({"gateway": {"ingress": {"paths": [{"path": "x", "pathType": "Prefix"}]}}}, "path"),
+        ({"gateway": {"httpRoute": {"enabled": True}}}, "httpRoute.parentRefs"),
+        (
+            {"gateway": {"autoscaling": {"enabled": True, "minReplicas": 9}}},
+            "minReplicas is more than maxReplicas",
+        ),
+        (
+            {
+                "gateway": {"enabled": False, "autoscaling": {"enabled": True}},
+                "networkPolicy": {"enabled": False},
+            },
+            "need gateway.enabled",
+        ),
+        (
+            {"monitoring": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}},
+            "enable one",
+        ),
         ({"models": [{"name": "m"}]}, "model is missing"),
         ({"models": [{"name": "m", "model": "m", "replica": 2}]}, "replica"),
         ({"models": [{"name": "m", "model": "m", "options": {"port": 1}}]}, "port"),
@@ -188,3 +253,60 @@ def test_the_notes_say_how_to_reach_it(releases: dict[str, Release]) -> None:
     assert "access.insecure is on" in releases["minimal"].notes
     assert "access.insecure" not in releases["keys-and-tls"].notes
     assert "https://demo-chatrpc-gateway.prod.svc" in releases["keys-and-tls"].notes
+
+
+def test_the_notes_say_that_limits_of_keys_are_of_each_gateway() -> None:
+    keys: Object = {"access": {"gatewayKeys": {"secret": "keys"}}}
+    assert "with 2 gateways, a key may do 2 times" in render(keys).notes
+    scaled: Object = {"gateway": {"autoscaling": {"enabled": True}}}
+    assert "with 6 gateways, a key may do 6 times" in render(merged(keys, scaled)).notes
+    for values in (merged(keys, {"gateway": {"replicas": 1}}), INSECURE):
+        assert "Limits of API keys" not in render(values).notes
+
+
+def test_the_notes_say_that_nobody_may_scrape() -> None:
+    monitored: Object = merged(INSECURE, {"monitoring": {"podMonitor": {"enabled": True}}})
+    peers: list[Object] = [{"podSelector": {}}]
+    assert "networkPolicy.metricsFrom" in render(monitored).notes
+    for policy in ({"metricsFrom": peers}, {"enabled": False}):
+        notes = render(merged(monitored, {"networkPolicy": policy})).notes
+        assert "metricsFrom" not in notes
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        {"kind": "pvc", "accessModes": ["ReadWriteMany"]},
+        {"kind": "pvc", "accessModes": ["ReadWriteOnce", "ReadWriteMany"]},
+        {"kind": "pvc", "existingClaim": "weights", "readOnly": True},
+        {"kind": "emptyDir"},
+    ],
+)
+def test_several_replicas_have_storage_that_several_can_have(storage: Object) -> None:
+    release = render(merged(INSECURE, one(model="org/m", replicas=3, storage=storage)))
+    assert release.one("Deployment", "demo-chatrpc-m")["spec"]["replicas"] == 3
+
+
+# Each value set alone is allowed, and so has to be any mix of them.
+_MIXES: dict[str, list[Object]] = {
+    "model": [one(), one(name="Q.w_e"), one(model="org/m", storage={"kind": "emptyDir"})],
+    "gateway": [{}, {"gateway": {"autoscaling": {"enabled": True}, "minReadySeconds": 5}}],
+    "access": [INSECURE, {"access": {"gatewayKeys": {"secret": "keys"}}}],
+    "tls": [{}, {"tls": {"grpc": {"secret": "g"}, "gateway": {"secret": "h"}}}],
+    "monitoring": [
+        {},
+        {"monitoring": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}}},
+        {"monitoring": {"serviceMonitor": {"enabled": True}, "annotations": True}},
+    ],
+}
+
+
+@pytest.mark.parametrize("number", range(math.prod(len(each) for each in _MIXES.values())))
+def test_mixes_of_values_make_valid_objects(number: int) -> None:
+    values = list(itertools.product(*_MIXES.values()))[number]
+    release = render(merged(*values))
+    for each in release.objects:
+        if each["kind"] not in CUSTOM:
+            kubernetes_validate.validate(each, "1.37", strict=True)
+    names = [(each["kind"], each["metadata"]["name"]) for each in release.objects]
+    assert len(names) == len(set(names))

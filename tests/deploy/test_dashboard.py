@@ -2,16 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from gateway_http.metrics import Metrics as GatewayMetrics
 from service.metrics import Metrics as ServiceMetrics
-from service.types import EngineStats
+from tests.deploy.metrics import asked_for, exported
 
 DASHBOARD: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "deploy" / "grafana" / "chatrpc.json").read_text()
@@ -23,50 +21,27 @@ EXPRESSIONS: list[str] = [
     *(variable["definition"] for variable in VARIABLES if variable["type"] == "query"),
 ]
 
-_SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
-_NAME = re.compile(r"\b(?:chatrpc|grpc|process|vllm)[_:]\w+(?=[{,])")
 _BY = re.compile(r"by \(([^)]*)\)")
 # What Prometheus adds, and a histogram's own.
 _ADDED = {"instance", "le"}
 
 
-def _names(registry: CollectorRegistry) -> Iterator[str]:
-    for family in registry.collect():
-        for suffix in _SUFFIXES.get(family.type, ("",)):
-            yield family.name + suffix
-
-
-@pytest.fixture(scope="module")
-def names() -> set[str]:
-    """Every sample that the pages of both processes can have."""
-    service = ServiceMetrics()
-    service.watch_engine(EngineStats)
-    service.name_model("m")
-    return {*_names(service.registry), *_names(_gateway().registry)}
-
-
-def _gateway() -> GatewayMetrics:
-    gateway = GatewayMetrics()
-    gateway.watch_upstreams(lambda: [("m", True)])
-    return gateway
-
-
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_each_metric_exists(expression: str, names: set[str]) -> None:
-    asked = set(_NAME.findall(expression))
+def test_each_metric_exists(expression: str) -> None:
+    asked = asked_for(expression)
     assert asked
-    assert asked <= names
+    assert asked <= exported()
 
 
-def test_a_metric_that_is_not_there_would_be_found(names: set[str]) -> None:
-    assert not set(_NAME.findall('rate(chatrpc_nothing_total{instance="a"}[1m])')) <= names
+def test_a_metric_that_is_not_there_would_be_found() -> None:
+    assert not asked_for('rate(chatrpc_nothing_total{instance="a"}[1m])') <= exported()
 
 
 def test_what_is_grouped_by_is_a_label_of_some_metric() -> None:
     service, gateway = ServiceMetrics(), GatewayMetrics()
     metrics = (
         *(service.handled, service.finished, gateway.requests, gateway.disconnects),
-        *(gateway.upstream_requests, gateway.cut_connections),
+        *(gateway.upstream_requests, gateway.cut_connections, gateway.failures),
     )
     labels = {label for metric in metrics for label in metric._labelnames}
     for expression in EXPRESSIONS:
@@ -99,11 +74,49 @@ def test_expressions_use_the_variables_that_there_are() -> None:
 
 
 def test_all_means_all_that_are_known() -> None:
-    """Not every instance of whatever else has a metric of that name, such as `process_`."""
-    instances = [variable for variable in VARIABLES if variable.get("includeAll")]
-    assert {variable["name"] for variable in instances} == {"service", "gateway"}
-    for variable in instances:
+    """Not every instance of whatever else has a metric of that name, such as `process_`.
+
+    All models, however, are those included that have no name, such as a list of models.
+    """
+    choices = {v["name"]: v for v in VARIABLES if v.get("includeAll")}
+    assert set(choices) == {"model", "service", "gateway"}
+    assert choices["model"].pop("allValue") == ".*"
+    for variable in choices.values():
         assert "allValue" not in variable
         assert variable["multi"]
     for expression in EXPRESSIONS:
-        assert not re.search(r'[^~]"\$(service|gateway)"', expression)  # a list wants =~
+        assert not re.search(r'[^~]"\$(model|service|gateway)"', expression)  # a list wants =~
+
+
+def test_panels_have_a_unit_that_fits_what_they_show() -> None:
+    for panel in PANELS:
+        unit = panel["fieldConfig"]["defaults"]["unit"]
+        for target in panel["targets"]:
+            expression = target["expr"]
+            if "_seconds_bucket" in expression:
+                assert unit == "s", panel["title"]
+            elif " / " in expression or "_ratio" in expression:
+                assert unit == "percentunit", panel["title"]
+            elif "_bytes" in expression:
+                assert unit == "bytes", panel["title"]
+            else:
+                is_rate = "rate(" in expression and "_bucket" not in expression
+                is_cpu = "process_cpu_seconds" in expression
+                assert (unit in {"reqps", "cps", "ops"}) is (is_rate and not is_cpu), panel["title"]
+
+
+def test_gateway_panels_follow_the_chosen_model() -> None:
+    """Those of requests; connections and services that are called are of no one model."""
+    about_all = ("in_flight", "cut_connections", "tls_handshake", "upstream_")
+    for expression in EXPRESSIONS:
+        if "chatrpc_gateway_" in expression and expression.startswith(("sum", "hist")):
+            is_about_all = any(name in expression for name in about_all)
+            assert ('model=~"$model"' in expression) is not is_about_all, expression
+
+
+def test_saturation_and_failures_by_reason_are_shown() -> None:
+    shown = " ".join(EXPRESSIONS)
+    for state in ("running", "waiting"):
+        assert re.search(f"chatrpc_sequences_{state}{{.*/.*chatrpc_sequences_{state}_limit", shown)
+    assert "by (reason) (rate(chatrpc_gateway_request_failures_total" in shown
+    assert "probes" not in shown

@@ -130,7 +130,7 @@ class RealService(Program):
 
     async def ready(self) -> Self:
         self.port = (await self.logged("listening"))["port"]
-        self._metrics_port = (await self.logged("listening for metrics"))["port"]
+        self._metrics_port = (await self.logged("listening_for_metrics"))["port"]
         await self.logged("ready")
         return self
 
@@ -187,9 +187,9 @@ class Gateway(Program):
         return await _metrics(f"{self.url}/metrics")
 
     async def idle(self) -> None:
-        """Wait until no request is under way but the one that asks."""
+        """Wait until no request is under way; scrapes are none."""
         async with asyncio.timeout(120):
-            while (await self.metrics())["chatrpc_gateway_requests_in_flight"] > 1:
+            while (await self.metrics())["chatrpc_gateway_requests_in_flight"] > 0:
                 await asyncio.sleep(0.02)
 
 

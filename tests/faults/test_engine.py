@@ -38,7 +38,7 @@ async def test_a_step_that_fails_ends_those_in_it_and_nothing_else(launch: Launc
         assert (await client.create()).completion.usage.completion_tokens == 3
         await service.idle()
     assert service.is_running
-    assert len(service.events("step failed")) == 1
+    assert len(service.events("step_failed")) == 1
     assert UNTOLD in service.log  # for those who run it
 
 
@@ -81,4 +81,4 @@ async def test_an_engine_that_is_lost_or_hangs_tells_everybody_and_ends_the_proc
         after = await whole.post("/v1/chat/completions", json=body())
         assert after.status_code == 503
         assert "retry-after" in after.headers
-    assert len(service.events("engine hangs" if fault == "!hang" else "engine failed")) == 1
+    assert len(service.events("engine_hangs" if fault == "!hang" else "engine_failed")) == 1

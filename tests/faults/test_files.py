@@ -137,7 +137,7 @@ async def test_a_damaged_file_of_keys_leaves_the_old_ones(
     with capture_logs() as lines:
         async with guarded(keys) as service, watched(service), load(service.create):
             damage(keys)
-            await until(lambda: any(line["event"] == "reload failed" for line in lines))
+            await until(lambda: any(line["event"] == "file_reload_failed" for line in lines))
             refused = await refusal(service.create((("x-api-key", OTHER),)))
             assert refused.code == grpc.StatusCode.UNAUTHENTICATED
 
@@ -145,9 +145,9 @@ async def test_a_damaged_file_of_keys_leaves_the_old_ones(
             whole.write_text(key() + key(OTHER, name="two"))
             _remove(keys)
             whole.rename(keys)
-            await until(lambda: any(line["event"] == "reloaded" for line in lines))
+            await until(lambda: any(line["event"] == "file_reloaded" for line in lines))
             await service.create((("x-api-key", OTHER),))
-    told = [line for line in lines if line["event"] == "reload failed"]
+    told = [line for line in lines if line["event"] == "file_reload_failed"]
     assert 1 <= len(told) <= 2  # a file that is removed and made anew changes twice
     assert str(keys) in told[0]["reason"]
     assert SECRET not in repr(lines)
@@ -172,11 +172,11 @@ async def test_files_of_keys_swapped_by_name_and_by_link(tmp_path: Path) -> None
                 (tmp_path / "..new").rename(tmp_path / "..data")
                 await until(lambda n=number: _num_reloads(lines) == n - 1)  # type: ignore[misc]
                 await service.create((("x-api-key", other),))
-    assert not any(line["event"] == "reload failed" for line in lines)
+    assert not any(line["event"] == "file_reload_failed" for line in lines)
 
 
 def _num_reloads(lines: Any) -> int:
-    return sum(line["event"] == "reloaded" for line in lines)
+    return sum(line["event"] == "file_reloaded" for line in lines)
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +260,7 @@ async def test_a_damaged_pair_leaves_the_old_one(
             os.utime(path.parent)
             for _ in range(3):
                 await check(port, trusting(ca))
-        assert [line["event"] for line in lines] == ["reload failed"]
+        assert [line["event"] for line in lines] == ["file_reload_failed"]
         assert "PRIVATE" not in repr(lines)
         _remove(path)
         write(path, content)

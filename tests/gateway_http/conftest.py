@@ -92,12 +92,18 @@ def body() -> dict[str, Any]:
 
 
 async def metric(http: httpx.AsyncClient, name: str, labels: dict[str, str]) -> float:
-    """The value of one sample of /metrics, once it is there: it is counted after the answer."""
+    """The sum of the samples of /metrics that have these labels, and maybe others, once there are
+    any: a request is counted after its response.
+    """
     async with asyncio.timeout(120):
         while True:
             page = (await http.get("/metrics")).text
-            for family in text_string_to_metric_families(page):
-                for sample in family.samples:
-                    if sample.name == name and sample.labels == labels:
-                        return sample.value
+            found = [
+                sample.value
+                for family in text_string_to_metric_families(page)
+                for sample in family.samples
+                if sample.name == name and labels.items() <= sample.labels.items()
+            ]
+            if found:
+                return sum(found)
             await asyncio.sleep(0.01)

@@ -1,15 +1,20 @@
 """What every request gets: an id, a trace, a line in the log, and counts under a bounded name."""
 
 import re
+from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from tests.fakes.chat_service import FakeService
-from tests.gateway_http.conftest import metric
+from tests.fakes.chat_service import Admit, Fail, FakeService, Hold, Say
+from tests.fakes.wait import until
+from tests.gateway_http.api_keys import key, write
+from tests.gateway_http.conftest import checking_service, metric, serving
+from tests.gateway_http.raw_http import RawClient
 
 CHAT = "/v1/chat/completions"
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -71,19 +76,144 @@ async def test_trace(
     assert service.calls[0].metadata.get("traceparent") == passed
 
 
-async def test_log_line(http: httpx.AsyncClient, body: dict[str, Any]) -> None:
+async def finished(logs: list[Any], number: int = 1) -> list[Any]:
+    """Wait for so many requests to be logged: the line follows the response."""
+
+    def found() -> list[Any]:
+        return [line for line in logs if line["event"] == "request_finished"]
+
+    await until(lambda: len(found()) >= number)
+    return found()
+
+
+async def test_each_request_leaves_one_log_line(
+    http: httpx.AsyncClient, body: dict[str, Any]
+) -> None:
     with capture_logs() as logs:
-        await http.post(CHAT, json=body)
+        await http.post(CHAT, json=body, headers={"user-agent": "tests/1"})
         await http.get("/healthz")
-        # The line follows the answer: wait until it has been counted.
-        await metric(http, "chatrpc_gateway_requests_total", {"route": "/healthz", "status": "200"})
-    lines = [line for line in logs if line["event"] == "request"]
-    assert {
-        key: value for key, value in lines[0].items() if key in {"method", "route", "status"}
-    } == {"method": "POST", "route": CHAT, "status": 200}
-    assert lines[0]["log_level"] == "info"
-    assert lines[0]["duration_ms"] > 0
-    assert {line["log_level"] for line in lines[1:]} == {"debug"}
+        chat, probe = await finished(logs, 2)
+    assert (chat["method"], chat["route"], chat["status"]) == ("POST", CHAT, 200)
+    assert chat["log_level"] == "info"
+    assert chat["duration_ms"] > 0
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", chat["client"])
+    assert chat["user_agent"] == "tests/1"
+    assert "reason" not in chat
+    assert (probe["route"], probe["log_level"]) == ("/healthz", "debug")
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_log_line_of_a_completion_tells_its_model_and_tokens(is_streamed: bool) -> None:
+    async with (
+        checking_service() as target,  # which says "ok", in two tokens
+        serving(upstream=target) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as http,
+    ):
+        with capture_logs() as logs:
+            chat = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+            await http.post(CHAT, json=chat | {"stream": is_streamed})
+            at_gateway, at_service = sorted(await finished(logs, 2), key=lambda e: "code" in e)
+    for line in (at_gateway, at_service):
+        assert line["model"] == "fake"
+        assert line["is_streamed"] is is_streamed
+        assert line["prompt_tokens"] == len("<user>hi<assistant>")
+        assert (line["completion_tokens"], line["cached_tokens"]) == (2, 0)
+        assert line["finish_reasons"] == ["length"]
+    assert ("ttft_ms" in at_gateway) is is_streamed
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_log_line_of_a_refused_request_has_the_reason_of_the_service(
+    http: httpx.AsyncClient, service: FakeService, body: dict[str, Any], is_streamed: bool
+) -> None:
+    service.script = [Fail(grpc.StatusCode.UNAVAILABLE, "Full: secret words.", "QUEUE_FULL")]
+    with capture_logs() as logs:
+        await http.post(CHAT, json=body | {"stream": is_streamed})
+        (line,) = await finished(logs)
+    assert (line["status"], line["reason"], line["model"]) == (503, "QUEUE_FULL", "org/tiny")
+    assert "secret words" not in str(line)  # an error's message may quote the prompt
+    labels = {"route": CHAT, "model": "other", "reason": "QUEUE_FULL"}
+    assert await metric(http, "chatrpc_gateway_request_failures_total", labels) == 1
+
+
+async def test_log_line_of_an_invalid_request_names_the_parameter(
+    http: httpx.AsyncClient, body: dict[str, Any]
+) -> None:
+    with capture_logs() as logs:
+        await http.post(CHAT, json=body | {"n": "many"})
+        (line,) = await finished(logs)
+    assert (line["status"], line["reason"], line["field"]) == (400, "INVALID_TYPE", "n")
+
+
+async def test_log_line_of_a_stream_that_fails_tells_why(
+    http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
+) -> None:
+    fail = Fail(grpc.StatusCode.INTERNAL, reason="STEP_FAILED")
+    service.script = [Admit(), Say("Hello"), fail]
+    with capture_logs() as logs:
+        await http.post(CHAT, json=body | {"stream": True})
+        (line,) = await finished(logs)
+    assert (line["status"], line["reason"]) == (200, "STEP_FAILED")
+
+
+async def test_log_line_of_a_client_that_left_says_so(
+    url: str, service: FakeService, body: dict[str, Any]
+) -> None:
+    service.script = [Admit(), Say("Hello"), Hold()]
+    with capture_logs() as logs:
+        async with RawClient(url) as client:
+            await client.post(body | {"stream": True})
+            await client.read_until(b"Hello")
+        (line,) = await finished(logs)
+    assert (line["status"], line["reason"]) == (499, "CLIENT_DISCONNECTED")
+
+
+async def test_log_line_without_a_service_says_that_it_is_unreachable(
+    body: dict[str, Any],
+) -> None:
+    async with (
+        serving(upstream="127.0.0.1:1") as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as http,
+    ):
+        with capture_logs() as logs:
+            assert (await http.post(CHAT, json=body)).status_code == 503
+            (line,) = await finished(logs)
+    assert line["reason"] == "UPSTREAM_UNREACHABLE"
+    assert "127.0.0.1:1" in line["cause"]
+
+
+async def test_words_of_clients_are_bounded_and_escaped_in_the_log(
+    http: httpx.AsyncClient, body: dict[str, Any]
+) -> None:
+    with capture_logs() as logs:
+        agent = b"\x9b31mred " + b"x" * 1000  # which some terminals obey
+        await http.post(
+            CHAT, json=body | {"model": "a\nb" + "m" * 1000}, headers=[(b"user-agent", agent)]
+        )
+        (line,) = await finished(logs)
+    for name in ("user_agent", "model"):
+        assert line[name].isprintable()
+        assert len(line[name]) < 250
+    assert line["user_agent"].startswith("\\x9b31mred ")
+    assert line["model"].startswith("a\\nb")
+
+
+async def test_a_key_that_is_missing_is_logged_with_the_route(tmp_path: Path) -> None:
+    keys = write(tmp_path / "keys.toml", key("sk-chatrpc-test"))
+    async with (
+        serving(api_keys=keys) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as http,
+    ):
+        with capture_logs() as logs:
+            for _ in range(50):
+                assert (await http.post(CHAT)).status_code == 401
+            (line,) = await finished(logs)  # of a flood the first, and a number later
+        admitted = {"authorization": "Bearer sk-chatrpc-test"}
+        page = (await http.get("/metrics", headers=admitted)).text
+    assert (line["route"], line["status"]) == (CHAT, 401)
+    assert line["reason"] == "UNAUTHENTICATED"
+    counted = f'{{model="",reason="UNAUTHENTICATED",route="{CHAT}"}} 50.0'
+    assert f"chatrpc_gateway_request_failures_total{counted}" in page
 
 
 async def test_made_up_paths_make_no_new_labels(http: httpx.AsyncClient) -> None:
@@ -110,7 +240,7 @@ async def test_an_id_in_the_body_stands_where_no_header_names_one(
         await metric(http, "chatrpc_gateway_requests_total", {"route": CHAT, "status": "200"})
     assert answer.headers["x-request-id"] == request_id
     assert service.calls[0].metadata["x-request-id"] == request_id
-    assert [line["request_id"] for line in logs if line.get("route") == CHAT] == [request_id]
+    assert (await finished(logs))[0]["request_id"] == request_id
 
 
 @pytest.mark.parametrize("request_id", ["", "x" * 129, "a b", "é", "a\n", 1])

@@ -438,12 +438,12 @@ async def test_keys_are_read_again_and_a_broken_file_leaves_the_old_ones(
     async with client(keys, service) as http:
         with reloads() as lines:
             write(keys, f"[[key]]\nname = {SECRET}")
-            await until(lambda: any(line["event"] == "reload failed" for line in lines))
+            await until(lambda: any(line["event"] == "file_reload_failed" for line in lines))
         assert SECRET not in repr(lines)
         assert (await http.post(CHAT, json=body)).status_code == 200
         with reloads() as lines:
             write(keys, key(OTHER))
-            await until(lambda: any(line["event"] == "reloaded" for line in lines))
+            await until(lambda: any(line["event"] == "file_reloaded" for line in lines))
         assert (await http.post(CHAT, json=body)).status_code == 401
         known = await http.post(CHAT, json=body, headers={"authorization": f"Bearer {OTHER}"})
         assert known.status_code == 200
@@ -484,7 +484,8 @@ async def test_pipelined_requests_are_each_asked(keys: Path, service: FakeServic
             await raw.send(head.encode() + b"GET /version HTTP/1.1\r\nHost: t\r\n\r\n")
             assert b" 200 " in await raw.read_until(b"\r\n\r\n")
             assert b" 401 " in await raw.read_until(b"is required")
-            await until(lambda: len(lines) == 2)
+            finished = "request_finished"
+            await until(lambda: sum(line["event"] == finished for line in lines) == 2)
 
 
 async def test_limits_hold_for_all_of_a_keys_requests_together(

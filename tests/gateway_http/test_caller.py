@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -19,6 +18,7 @@ from chatrpc_process.secret import digest_of
 from gateway_http.caller import Caller, Spending, duration
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
+from gateway_http.request_log import RequestRecord
 from gateway_http.telemetry import AnswerTelemetry
 
 QUOTAS = Quotas(clock=lambda: 0.0)
@@ -29,9 +29,9 @@ def caller(**limits: Any) -> Caller:
 
 
 def chunk(num_tokens: int, num_prompt_tokens: int = 0) -> Any:
-    return SimpleNamespace(
-        usage=SimpleNamespace(prompt_tokens=num_prompt_tokens),
-        choices=[SimpleNamespace(num_tokens=num_tokens)],
+    return chat_pb2.ChatCompletionChunk(
+        usage=chat_pb2.Usage(prompt_tokens=num_prompt_tokens),
+        choices=[chat_pb2.ChoiceDelta(num_tokens=num_tokens)],
     )
 
 
@@ -136,7 +136,7 @@ def test_stream_is_charged_what_has_been_sent_however_it_ends() -> None:
     one = caller(tokens_per_minute=1000)
     with pytest.raises(ConnectionError), generation(one) as spending:
         assert left(one) == 1000 - 110
-        telemetry = AnswerTelemetry(Metrics(), spending.note)
+        telemetry = AnswerTelemetry(Metrics(), spending.note, RequestRecord())
         telemetry.note_chunk(chunk(0), is_started=False)
         assert left(one) == 1000 - 110
         telemetry.note_chunk(chunk(1, 30), is_started=True)

@@ -224,7 +224,7 @@ def test_a_change_is_read_and_a_corrupt_one_is_not(tmp_path: Path) -> None:
         with structlog.testing.capture_logs() as logs:
             assert not file.refresh()
         assert [entry.name for entry in file.entries] == ["other"]
-        assert [log["event"] for log in logs] == ["reload failed"]
+        assert [log["event"] for log in logs] == ["file_reload_failed"]
     path.unlink()
     assert not file.refresh()
     assert [entry.name for entry in file.entries] == ["other"]
@@ -238,7 +238,7 @@ def test_a_file_that_comes_later_is_found(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as logs:
         assert not file.refresh()
         assert not file.refresh()
-    assert [log["event"] for log in logs] == ["reload failed"]
+    assert [log["event"] for log in logs] == ["file_reload_failed"]
     key.write_text("first")
     assert file.refresh()
     assert file.entries[0].connection.api_key == "first"

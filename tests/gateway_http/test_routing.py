@@ -273,7 +273,7 @@ async def test_a_model_is_exchanged_and_no_request_lost(tmp_path: Path) -> None:
 
 
 def has_failed(logs: list[Any]) -> bool:
-    return any(log["event"] == "reload failed" for log in logs)
+    return any(log["event"] == "file_reload_failed" for log in logs)
 
 
 async def test_a_corrupt_change_leaves_what_there_was(tmp_path: Path) -> None:

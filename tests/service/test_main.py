@@ -147,10 +147,10 @@ def test_an_engine_that_fails_time_and_again_ends_the_process(
             assert caught.value.code() == grpc.StatusCode.INTERNAL
     assert process.wait() == 1
     lines = [json.loads(line) for line in process.lines if line.startswith("{")]
-    outcomes = [line["outcome"] for line in lines if line["event"] == "call"]
-    assert outcomes == ["STEP_FAILED", "STEP_FAILED", "ENGINE_DEAD"]
+    reasons = [line["reason"] for line in lines if line["event"] == "request_finished"]
+    assert reasons == ["STEP_FAILED", "STEP_FAILED", "ENGINE_DEAD"]
     assert "the model is broken" in process.log
-    assert "engine failed" in process.log
+    assert "engine_failed" in process.log
 
 
 def test_an_engine_that_hangs_ends_the_process(start: Callable[..., Process], model: Path) -> None:
@@ -163,7 +163,7 @@ def test_an_engine_that_hangs_ends_the_process(start: Callable[..., Process], mo
         with pytest.raises(grpc.RpcError) as caught:
             next(stub.StreamChatCompletion(request(num_tokens=3)))
         assert caught.value.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE}
-    assert "wedged_service" in process.until("engine hangs")["stack"]
+    assert "wedged_service" in process.until("engine_hangs")["stack"]
     assert process.wait() == 1
 
 
@@ -181,7 +181,7 @@ def test_a_signal_ends_the_process_though_the_engine_hangs(
         process.popen.send_signal(signal.SIGTERM)
         with pytest.raises(grpc.RpcError):
             next(stream)
-    assert "wedged_service" in process.until("engine hangs")["stack"]
+    assert "wedged_service" in process.until("engine_hangs")["stack"]
     assert process.wait() == 1
     assert '"event": "stopped"' in process.log
 
@@ -197,7 +197,7 @@ def test_an_event_loop_that_hangs_ends_the_process(
         stub = chat_service_pb2_grpc.ChatServiceStub(channel)
         with pytest.raises(grpc.RpcError):
             next(stub.StreamChatCompletion(request(num_tokens=3)))
-    assert "hanging_service" in process.until("event loop hangs")["stack"]
+    assert "hanging_service" in process.until("event_loop_hangs")["stack"]
     assert process.wait() == 1
 
 

@@ -58,7 +58,7 @@ def load_decoder(
                 )
                 return NativeDecoderAttention(library, a, [x.attention for x in layers], store)
             except ValueError as error:
-                log.info("attention without native kernels: slower", reason=str(error))
+                log.info("native_attention_unavailable", reason=str(error))
         return TorchAttention(a, KVStore(shapes, num_blocks, block_size, device), dtype)
 
     def finish(num_blocks: int, block_size: int, max_model_len: int) -> Decoder:

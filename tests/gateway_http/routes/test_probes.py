@@ -1,3 +1,5 @@
+import re
+
 import httpx
 import pytest
 
@@ -26,10 +28,20 @@ async def test_alive_and_not_ready_without_a_service() -> None:
         assert (await http.get("/readyz")).status_code == 503
 
 
+async def test_probes_and_scrapes_are_no_requests(http: httpx.AsyncClient) -> None:
+    for path in ("/healthz", "/readyz", "/metrics"):
+        await http.get(path)
+    await http.get("/version")
+    page = (await http.get("/metrics")).text
+    assert 'chatrpc_gateway_requests_total{model="",route="/version",status="200"} 1.0' in page
+    for family in ("requests_total", "request_duration_seconds", "time_to_first_byte_seconds"):
+        assert not re.search(f"chatrpc_gateway_{family}.*(healthz|readyz|metrics)", page)
+    assert "chatrpc_gateway_requests_in_flight 0.0" in page
+
+
 async def test_metrics_page(http: httpx.AsyncClient) -> None:
     await http.get("/healthz")
     page = await http.get("/metrics")
     assert page.headers["content-type"].startswith("text/plain")
-    assert 'chatrpc_gateway_requests_total{route="/healthz",status="200"} 1.0' in page.text
-    assert "chatrpc_gateway_requests_in_flight 1.0" in page.text
+    assert 'chatrpc_gateway_probes_total{route="/healthz",status="200"} 1.0' in page.text
     assert "process_resident_memory_bytes" in page.text

@@ -154,12 +154,13 @@ async def test_a_caller_that_leaves_is_counted(counted: Counted) -> None:
 
 def test_the_engine_is_told_as_it_stands() -> None:
     metrics, stats = Metrics(), [EngineStats()]
-    metrics.watch_engine(lambda: stats[0])
+    metrics.watch_engine(lambda: stats[0], 256)
     value, model = metrics.registry.get_sample_value, {"model_name": "m", "engine": "0"}
     assert value("chatrpc_kv_cache_usage_ratio") == 0
     assert value("vllm:kv_cache_usage_perc", model) is None  # of no model yet
     metrics.name_model("m")
     stats[0] = EngineStats(
+        max_num_seqs=32,
         num_running=3,
         num_waiting=2,
         num_kv_blocks=10,
@@ -173,12 +174,14 @@ def test_the_engine_is_told_as_it_stands() -> None:
     assert value("vllm:kv_cache_usage_perc", model) == pytest.approx(0.6)
     assert value("vllm:num_preemptions_total", model) == 7
     assert value("chatrpc_steps_total") == 9  # which vLLM does not count
+    assert value("chatrpc_sequences_running_limit") == 32
+    assert value("chatrpc_sequences_waiting_limit") == 256
     assert value("vllm:cache_config_info", {"block_size": "16", "num_gpu_blocks": "10", **model})
 
 
 def test_the_page_is_one_that_prometheus_reads() -> None:
     metrics = Metrics()
-    metrics.watch_engine(EngineStats)
+    metrics.watch_engine(EngineStats, 256)
     metrics.name_model('a "quoted" \\ name')
     families = list(text_string_to_metric_families(generate_latest(metrics.registry).decode()))
     names = [family.name for family in families]
@@ -191,19 +194,16 @@ def test_the_page_is_one_that_prometheus_reads() -> None:
 PHASES = ("queue_time_seconds", "prefill_time_seconds", "decode_time_seconds")
 
 
-@pytest.mark.parametrize("prefix", ["chatrpc_", "vllm:"])
-async def test_a_generation_is_counted_by_what_it_asked_and_how_long_it_took(
-    counted: Counted, prefix: str
-) -> None:
+async def test_generation_is_counted_by_its_parameters_and_times(counted: Counted) -> None:
     sampling = chat_pb2.SamplingParams(n=2, max_completion_tokens=9)
     assert [response async for response in counted.stream(sampling=sampling)]
     await counted.ended()
-    assert counted.value(f"{prefix}request_prompt_tokens_sum") == len(PROMPT)
-    assert counted.value(f"{prefix}request_generation_tokens_sum") == 8
-    assert counted.value(f"{prefix}request_params_n_sum") == 2
-    assert counted.value(f"{prefix}request_params_max_tokens_sum") == 9
+    assert counted.value("chatrpc_request_prompt_tokens_sum") == len(PROMPT)
+    assert counted.value("chatrpc_request_generation_tokens_sum") == 8
+    assert counted.value("chatrpc_request_params_n_sum") == 2
+    assert counted.value("chatrpc_request_params_max_tokens_sum") == 9
     for name in (*PHASES, "inference_time_seconds", "time_per_output_token_seconds"):
-        assert counted.value(f"{prefix}request_{name}_count") == 1
+        assert counted.value(f"chatrpc_request_{name}_count") == 1
 
 
 async def test_one_that_its_caller_left_has_no_such_times(counted: Counted) -> None:

@@ -10,7 +10,19 @@
 
 {{/* Takes (list root model): the name of a model's Deployment, Service and all else of its own. */}}
 {{- define "chatrpc.model.fullname" -}}
-{{- printf "%s-%s" (include "chatrpc.fullname" (first .)) (last .).name }}
+{{- printf "%s-%s" (include "chatrpc.fullname" (first .)) (include "chatrpc.model.resourceName" (last .)) }}
+{{- end }}
+
+{{/*
+Takes a model: its name as a part of a DNS label, of 30 characters at most. A longer name keeps its beginning and gets
+a hash, so that two of them differ.
+*/}}
+{{- define "chatrpc.model.resourceName" -}}
+{{- $label := regexReplaceAll "[^a-z0-9]+" (lower .name) "-" }}
+{{- if gt (len $label) 30 }}
+{{- $label = printf "%s-%s" (trunc 21 $label | trimSuffix "-") (sha256sum .name | trunc 8) }}
+{{- end }}
+{{- default $label .resourceName }}
 {{- end }}
 
 {{- define "chatrpc.gateway.fullname" -}}
@@ -39,7 +51,7 @@ app.kubernetes.io/instance: {{ $root.Release.Name }}
 app.kubernetes.io/component: gateway
 {{- else }}
 app.kubernetes.io/component: service
-chatrpc/model: {{ last . }}
+chatrpc/model: {{ last . | quote }}
 {{- end }}
 {{- end }}
 

@@ -8,7 +8,7 @@ automountServiceAccountToken: false
 # Off: the links of a Service named after this chart would be environment variables of our settings.
 enableServiceLinks: false
 securityContext:
-  {{- toYaml $root.Values.podSecurityContext | nindent 2 }}
+  {{- toYaml (mergeOverwrite (deepCopy $root.Values.podSecurityContext) $own.podSecurityContext) | nindent 2 }}
 terminationGracePeriodSeconds: {{ include "chatrpc.gracePeriod" $own.drain }}
 {{- with $root.Values.image.pullSecrets }}
 imagePullSecrets:
@@ -47,6 +47,27 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
+{{/* Takes (list root values): what every main container has last. */}}
+{{- define "chatrpc.containerSecurityContext" -}}
+{{- toYaml (mergeOverwrite (deepCopy (first .).Values.containerSecurityContext) (last .).containerSecurityContext) }}
+{{- end }}
+
+{{/* Takes (list values label): a list of values as it is, under its label; nothing if it is empty. */}}
+{{- define "chatrpc.list" -}}
+{{- with first . }}
+{{ last $ }}:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Takes a quantity such as 20Gi: its number of bytes. */}}
+{{- define "chatrpc.bytes" -}}
+{{- $units := dict "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 }}
+{{- $number := regexFind "^[0-9.]+" . }}
+{{- $unit := trimPrefix $number . }}
+{{- mulf (float64 $number) (ternary 1.0 (get $units $unit) (eq $unit "")) | ceil | int64 }}
+{{- end }}
+
 {{/* Seconds from the first notice to the last: sleep, delay, what may still run, and some to leave. */}}
 {{- define "chatrpc.gracePeriod" -}}
 {{- add (ceil .preStopSeconds) (ceil .delaySeconds) (ceil .timeoutSeconds) 10 }}
@@ -67,22 +88,27 @@ lifecycle:
 {{- end }}
 {{- end }}
 
-{{/* Memory is not shared: what was asked for is what there is. CPU may be had beyond, if nobody else wants it. */}}
+{{/*
+Takes (list resources quantities): quantities are the sizes of the volumes on the node's disk. Requests of memory and of
+disk are limits too. CPU is only requested, unless cpuLimit says otherwise.
+*/}}
 {{- define "chatrpc.resources" -}}
+{{- $resources := first . }}
+{{- $mebibytes := 512 }}
+{{- range last . }}
+{{- $mebibytes = add $mebibytes (ceil (divf (include "chatrpc.bytes" . | float64) 1048576)) }}
+{{- end }}
+{{- $disk := default (printf "%dMi" (int64 $mebibytes)) $resources.ephemeralStorage }}
 requests:
-  cpu: {{ .cpu | quote }}
-  memory: {{ .memory | quote }}
-  {{- with .ephemeralStorage }}
-  ephemeral-storage: {{ . | quote }}
-  {{- end }}
+  cpu: {{ $resources.cpu | quote }}
+  memory: {{ $resources.memory | quote }}
+  ephemeral-storage: {{ $disk | quote }}
 limits:
-  {{- with .cpuLimit }}
+  {{- with $resources.cpuLimit }}
   cpu: {{ . | quote }}
   {{- end }}
-  memory: {{ .memory | quote }}
-  {{- with .ephemeralStorage }}
-  ephemeral-storage: {{ . | quote }}
-  {{- end }}
+  memory: {{ $resources.memory | quote }}
+  ephemeral-storage: {{ $disk | quote }}
 {{- end }}
 
 {{/* Takes (list root port): annotations for Prometheuses that look for them. */}}

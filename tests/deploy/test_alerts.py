@@ -1,0 +1,71 @@
+"""The alert rules: they ask for metrics that there are, and each has its page in the runbook."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from gateway_http.metrics import Metrics as GatewayMetrics
+from service.metrics import Metrics as ServiceMetrics
+from tests.deploy.chart import INSECURE, ROOT, merged, render
+from tests.deploy.metrics import asked_for, exported
+
+ALERTS = ROOT / "deploy" / "monitoring" / "alerts.yaml"
+GROUPS: list[dict[str, Any]] = yaml.safe_load(ALERTS.read_text())["groups"]
+RULES: list[dict[str, Any]] = [rule for group in GROUPS for rule in group["rules"]]
+# What Prometheus and its operator add, and a histogram's own.
+_ADDED = {"namespace", "instance", "le"}
+_DURATION = re.compile(r"\d+(s|m|h)")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_rule_is_whole(rule: dict[str, Any]) -> None:
+    assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+    assert re.fullmatch("Chatrpc[A-Z][A-Za-z]+", rule["alert"])
+    assert rule["labels"]["severity"] in {"critical", "warning"}
+    assert _DURATION.fullmatch(rule.get("for", "1m"))
+    for text in (rule["annotations"]["summary"], rule["annotations"]["description"]):
+        assert text.endswith(".")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_rule_asks_for_metrics_that_there_are(rule: dict[str, Any]) -> None:
+    expression = rule["expr"]
+    asked = asked_for(expression)
+    assert asked
+    assert asked <= exported()
+    for opening, closing in ("()", "{}", "[]"):
+        assert expression.count(opening) == expression.count(closing)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_rule_uses_labels_that_its_metrics_have(rule: dict[str, Any]) -> None:
+    metrics = [*vars(GatewayMetrics()).values(), *vars(ServiceMetrics()).values()]
+    labels = {label for metric in metrics for label in getattr(metric, "_labelnames", ())}
+    grouped = [group.split(", ") for group in re.findall(r"by \(([^)]*)\)", rule["expr"])]
+    used = {label for group in grouped for label in group}
+    matched = set(re.findall(r"[{,](\w+)=", rule["expr"]))
+    assert used | matched <= labels | _ADDED
+    told = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
+    assert told <= (used or _ADDED | labels)
+
+
+def test_names_are_unique() -> None:
+    names = [rule["alert"] for rule in RULES]
+    assert len(names) == len(set(names))
+
+
+def test_chart_has_the_same_rules() -> None:
+    values = {"monitoring": {"prometheusRule": {"enabled": True, "labels": {"release": "p"}}}}
+    rule = render(merged(INSECURE, values)).one("PrometheusRule", "demo-chatrpc")
+    assert rule["spec"]["groups"] == GROUPS
+    assert rule["metadata"]["labels"]["release"] == "p"
+
+
+def test_prometheus_of_the_compose_file_has_them() -> None:
+    prometheus = yaml.safe_load((ALERTS.parent / "prometheus.yml").read_text())
+    assert prometheus["rule_files"] == [ALERTS.name]
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+    mounts = compose["services"]["prometheus"]["volumes"]
+    assert f"./monitoring/{ALERTS.name}:/etc/prometheus/{ALERTS.name}:ro" in mounts

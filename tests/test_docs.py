@@ -1,0 +1,139 @@
+"""What the pages name is there: options, metrics, variables, events, alerts and reasons."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from chatrpc.v1 import errors_pb2
+from chatrpc_cli.__main__ import app
+from gateway_http.config import Settings as GatewaySettings
+from service.config import ServiceSettings
+from tests.deploy.metrics import asked_for, exported
+from tests.deploy.settings import options, unknown_variables
+from tests.log_events import log_events
+
+ROOT = Path(__file__).parent.parent
+# Of parity and conformance the tests stand elsewhere; the benchmarks name options of other servers.
+_OTHERS = {"parity", "conformance", "benchmarks"}
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for page in (ROOT / "docs").glob("*.md") if page.stem not in _OTHERS),
+]
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+# Of docker, kubectl and our own benchmarks.
+_OF_OTHERS = {"build-arg", "platform", "profile", "scale", "raw", "grpc", "url", "help"}
+_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]+)")
+_VARIABLE = re.compile(r"\bCHATRPC_(?:SERVICE|GATEWAY)_[A-Z][A-Z0-9_]+\b")
+_CODE = re.compile(r"`([^`\n]+)`")
+
+
+def of_the_terminal() -> set[str]:
+    """Every option of `chatrpc` and of its commands."""
+
+    def found(command: Any) -> Iterator[str]:
+        for parameter in command.params:
+            yield from (name.removeprefix("--") for name in parameter.opts)
+        for each in getattr(command, "commands", {}).values():
+            yield from found(each)
+
+    return set(found(typer.main.get_command(app)))
+
+
+def page_ids(page: Path) -> str:
+    return page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_ids)
+def test_options_that_pages_name_exist(page: Path) -> None:
+    processes = options(ServiceSettings) | options(GatewaySettings)
+    known = processes | {f"no-{name}" for name in processes} | of_the_terminal() | _OF_OTHERS
+    named = {name for code in _CODE.findall(page.read_text()) for name in _OPTION.findall(code)}
+    assert named <= known
+
+
+# The page of profiling names functions of the kernels.
+@pytest.mark.parametrize("page", [p for p in PAGES if p.stem != "profiling"], ids=page_ids)
+def test_metrics_that_pages_name_exist(page: Path) -> None:
+    names = exported()
+    families = {re.sub("_(bucket|sum|count|total)$", "", name) for name in names}
+    named = {
+        name
+        for code in _CODE.findall(page.read_text())
+        for name in asked_for(code)
+        if not re.match("chatrpc_(process|cli)", name)  # packages
+    }
+    assert named <= names | families | {"process_"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_ids)
+def test_variables_that_pages_name_are_settings(page: Path) -> None:
+    assert not unknown_variables(dict.fromkeys(_VARIABLE.findall(page.read_text()), ""))
+
+
+def section(title: str) -> str:
+    """A section of docs/operations.md, with those below it."""
+    _, _, rest = OPERATIONS.partition(f"\n## {title}\n")
+    assert rest
+    return rest.partition("\n## ")[0]
+
+
+def first_column(text: str) -> set[str]:
+    return {name for line in text.splitlines() if line.startswith("| `")
+            for name in _CODE.findall(line.split("|")[1])}  # fmt: skip
+
+
+def test_runbook_has_each_event_that_asks_for_attention() -> None:
+    serious = {event.name for event in log_events() if event.level not in {"debug", "info"}} | {
+        "native_message"
+    }
+    assert first_column(section("Runbook")) == serious
+
+
+@pytest.mark.parametrize("title", ["Runbook", "Logs"])
+def test_events_that_are_named_are_logged(title: str) -> None:
+    logged = {event.name for event in log_events()} | {"native_message"}
+    endings = ("_failed", "_finished", "_started", "_rejected", "_cut", "_unavailable", "_message")
+    named = {code for code in _CODE.findall(section(title)) if code.endswith(endings)}
+    assert named <= logged
+
+
+def test_alerts_have_their_row() -> None:
+    rules = yaml.safe_load((ROOT / "deploy" / "monitoring" / "alerts.yaml").read_text())
+    names = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
+    assert first_column(section("Alerts")) == names
+
+
+def test_every_reason_of_the_wire_is_explained() -> None:
+    text = (ROOT / "docs" / "errors.md").read_text()
+    for value in errors_pb2.DESCRIPTOR.enum_types_by_name["ErrorReason"].values:
+        reason = value.name.removeprefix("ERROR_REASON_")
+        assert reason == "UNSPECIFIED" or f"`{reason}`" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_ids)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]*)(?:#[^)]*)?\)", page.read_text()):
+        if target and not target.startswith(("http:", "https:")):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_ids)
+def test_anchors_that_pages_link_to_are_headings(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)]*)\)", page.read_text()):
+        if not target.startswith(("http:", "https:")):
+            other = (page.parent / target) if target else page
+            assert anchor in {slug(line) for line in headings(other)}, f"{target}#{anchor}"
+
+
+def headings(page: Path) -> list[str]:
+    return re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+
+
+def slug(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
