@@ -102,6 +102,16 @@ class Metrics:
                 ("decode", "Seconds from the first token of a generation to its last."),
             )
         }
+        self.prepare_s = self._histogram(
+            "chatrpc_request_prepare_time_seconds",
+            "Seconds from the start of a call until its request entered the engine's queue.",
+            _REQUEST_BUCKETS_S,
+        )
+        self.preparing = Gauge(
+            "chatrpc_requests_preparing",
+            "Requests that are being parsed, tokenized or compiled, or that wait for it.",
+            registry=self.registry,
+        )
         self.inference_s = self._histogram(
             "chatrpc_request_inference_time_seconds",
             "Seconds from the first step of a generation to its last token.",

@@ -116,12 +116,12 @@ class Server:
         options = (*options, ("grpc.enable_channelz", int(has_channelz)))
         standard = StandardServiceInterceptor()
         self._pools = WorkPools()
+        metrics = metrics or Metrics()
+        metrics.preparing.set_function(lambda: self._pools.num_jobs)
         self._server = grpc.aio.server(
             options=options,
             interceptors=[
-                CallInterceptor(
-                    access or Access(), metrics or Metrics(), self._pools, patience, tracer
-                ),
+                CallInterceptor(access or Access(), metrics, self._pools, patience, tracer),
                 standard,
             ],
         )

@@ -132,6 +132,8 @@ class CallTelemetry:
             fields["completion_tokens"] = self._num_generated + num_generated
             fields["cached_tokens"] = self._num_cached
         stay = Phases.of(self._requests)
+        if stay.queued_s is not None:
+            fields["prepare_ms"] = _ms(stay.queued_s - self._started_s)
         for phase in stay.until(time.monotonic()):
             fields[f"{phase.name}_ms"] = _ms(phase.duration_s)
         if stay.first_token_s is not None:
@@ -179,6 +181,8 @@ class CallTelemetry:
             metrics.request_n.observe(request.n)
             if request.sampling.max_tokens is not None:
                 metrics.request_max_tokens.observe(request.sampling.max_tokens)
+        if stay.queued_s is not None:
+            metrics.prepare_s.observe(stay.queued_s - self._started_s)
         for phase in stay.until(time.monotonic()):
             metrics.phase_s[phase.name].observe(phase.duration_s)
             if phase.name == "decode" and num_generated > 1:

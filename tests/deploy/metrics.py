@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry
 
+from chatrpc_process.reload_metrics import ReloadMetrics
 from gateway_http.metrics import Metrics as GatewayMetrics
 from service.metrics import Metrics as ServiceMetrics
 from service.types import EngineStats
@@ -19,7 +20,9 @@ def exported() -> set[str]:
     service.watch_engine(EngineStats, 256)
     service.name_model("m")
     gateway.watch_upstreams(lambda: [("m", True)])
-    return {*_names(service.registry), *_names(gateway.registry)}
+    files = CollectorRegistry()
+    files.register(ReloadMetrics())
+    return {*_names(service.registry), *_names(gateway.registry), *_names(files)}
 
 
 def asked_for(expression: str) -> set[str]:

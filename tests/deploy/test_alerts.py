@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from chatrpc_process.reload_metrics import ReloadMetrics
 from gateway_http.metrics import Metrics as GatewayMetrics
 from service.metrics import Metrics as ServiceMetrics
 from tests.deploy.chart import INSECURE, ROOT, merged, render
@@ -41,7 +42,8 @@ def test_rule_asks_for_metrics_that_there_are(rule: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_rule_uses_labels_that_its_metrics_have(rule: dict[str, Any]) -> None:
-    metrics = [*vars(GatewayMetrics()).values(), *vars(ServiceMetrics()).values()]
+    own = [*vars(GatewayMetrics()).values(), *vars(ServiceMetrics()).values()]
+    metrics: list[Any] = [*own, *ReloadMetrics().collect()]
     labels = {label for metric in metrics for label in getattr(metric, "_labelnames", ())}
     grouped = [group.split(", ") for group in re.findall(r"by \(([^)]*)\)", rule["expr"])]
     used = {label for group in grouped for label in group}
