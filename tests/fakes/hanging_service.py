@@ -1,4 +1,4 @@
-"""The service with a call that blocks the event loop; run it as a module."""
+"""The service with a call that blocks the event loop. Run it as a module."""
 
 import os
 import time
@@ -13,5 +13,5 @@ def hang(*_: Any, **__: Any) -> None:
 
 
 if __name__ == "__main__":
-    convert.check_fits = hang
+    convert.num_choices = hang
     os._exit(main())
