@@ -22,9 +22,6 @@ from gateway_http.upstreams import CallOptions
 
 _TIMEOUT_S = 60
 
-# What clients call it that is a text on the wire.
-_NAMES = {"text": "prompt"}
-
 _decode_tokenize = decoder(TokenizeRequest)
 _decode_detokenize = decoder(DetokenizeRequest)
 
@@ -50,7 +47,7 @@ async def _tokenized(request: Request, body: TokenizeRequest, num_bytes: int) ->
             try:
                 answer = await route.upstream.tokenize(wanted, _options(request, route))
             except grpc.aio.AioRpcError as error:
-                raise from_rpc(error, _NAMES) from None
+                raise from_rpc(error, tokens.names(body)) from None
     return await bodies.run(request, answer.ByteSize(), _tokenize_response, answer, body)
 
 
