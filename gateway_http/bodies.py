@@ -17,8 +17,9 @@ from gateway_http.content_coding import decompress, too_large
 from gateway_http.content_type import check_content_type, content_codings
 from gateway_http.protocol.error import ApiError
 
-# A decoded body takes a few times its size, and lasts as long as its request.
-MAX_BYTES_IN_PROGRESS = 128 << 20
+# A body takes three to five times its size, as long as its request lasts: with the default of
+# `--max-body-bytes`, which makes this 64 MiB, the gateway stays within 512 MiB.
+_MAX_LARGEST_BODIES = 8
 # Larger ones are decoded on a thread, and count as in progress. Decoding this much takes some
 # milliseconds, whatever it contains.
 SMALL_BYTES = 32 << 10
@@ -47,20 +48,14 @@ class Bodies:
     Use it from one event loop at a time.
 
     Args:
+        settings: `max_body_bytes` for each, and eight times that for all large ones together.
         stopping: Once set, bodies that wait are not decoded any more.
-        max_bytes: The most bytes that the large bodies in progress may have; two bodies of the
-            largest size always have room.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        stopping: asyncio.Event,
-        max_bytes: int = MAX_BYTES_IN_PROGRESS,
-    ) -> None:
+    def __init__(self, settings: Settings, stopping: asyncio.Event) -> None:
         self._settings = settings
         self._stopping = stopping
-        self._in_progress = SharedCapacity(max(max_bytes, 2 * settings.max_body_bytes))
+        self._in_progress = SharedCapacity(_MAX_LARGEST_BODIES * settings.max_body_bytes)
         self._pool = FairPool("body", small_size=_MEDIUM_BYTES, max_jobs=_MAX_JOBS)
 
     @property

@@ -97,20 +97,28 @@ class Generation(Generic[_Body, _Params, _Chunk]):
                 http.state.exchange.suggest_id(body.request_id)
             record: RequestRecord = http.state.exchange.record
             record.model, record.is_streamed = body.model, bool(body.stream)
+            names = self._operation.names(body)
             params = await self._bodies.run(http, num_bytes, self._operation.params, body)
-            await self._answer(http, body, params, num_bytes, send)
+            body.drop_input()
+            await self._answer(http, body, params, names, num_bytes, send)
 
     async def _answer(
-        self, http: Request, body: _Body, params: _Params, num_bytes: int, send: Send
+        self,
+        http: Request,
+        body: _Body,
+        params: _Params,
+        names: Mapping[str, str],
+        num_bytes: int,
+        send: Send,
     ) -> None:
         caller: Caller = http.state.caller
         router: Router = http.state.router
         caller.check_model(body.model, *router.names(body.model))
-        names, is_streamed = self._operation.names(body), bool(body.stream)
+        is_streamed = bool(body.stream)
         try:
             with caller.generation(params, num_bytes, names, is_streamed=is_streamed) as spending:
                 if is_streamed:
-                    await self._stream(http, body, params, spending, send)
+                    await self._stream(http, body, params, names, spending, send)
                 else:
                     work = self._create(http, body, params, spending, send)
                     await while_connected(http.receive, self._stopping, work)
@@ -134,6 +142,7 @@ class Generation(Generic[_Body, _Params, _Chunk]):
         http: Request,
         body: _Body,
         params: _Params,
+        names: Mapping[str, str],
         spending: Spending,
         send: Send,
     ) -> None:
@@ -147,7 +156,7 @@ class Generation(Generic[_Body, _Params, _Chunk]):
             if not events.is_open:
                 raise
             if isinstance(error, grpc.aio.AioRpcError):
-                error = from_rpc(error, self._operation.names(body))
+                error = from_rpc(error, names)
             answer = from_exception(error)
             http.state.exchange.record.fail(answer)
             await events.write(sse.event(answer.body))

@@ -82,7 +82,8 @@ async def bodies() -> AsyncIterator[Bodies]:
 
 
 def make(**options: Any) -> Bodies:
-    return Bodies(Settings(**options), asyncio.Event(), max_bytes=16 * MIB)
+    """With room for 16 MiB in all."""
+    return Bodies(Settings(**{"max_body_bytes": 2 * MIB} | options), asyncio.Event())
 
 
 async def decoded(bodies: Bodies, client: Client, decode: Callable[[bytes], Any] = bytes) -> Any:
