@@ -64,7 +64,7 @@ _STATUS_WORDS = {
     404: "There is no such model.",
     408: "The head or the body of the request took too long to arrive.",
     413: "The body is larger than the gateway reads.",
-    415: "The content type is not application/json.",
+    415: "The content type is not application/json in UTF-8, or the content encoding is unknown.",
     429: "A limit is exceeded.",
     431: "The head of the request is too large.",
     500: "The server had an error.",

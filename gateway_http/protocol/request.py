@@ -187,3 +187,7 @@ class ChatCompletionRequest(UnservedParameters, forbid_unknown_fields=True, kw_o
     service_tier: str | None = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
+
+    def drop_input(self) -> None:
+        super().drop_input()
+        self.messages, self.tools, self.chat_template_kwargs = [], None, None

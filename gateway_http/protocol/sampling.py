@@ -85,6 +85,13 @@ class GenerationRequest(SamplingParameters, kw_only=True):
     request_id: Annotated[str, Meta(pattern=r"^[!-~]{1,128}(?![\s\S])")] | None = None
     user: str | None = None  # accepted, without effect
 
+    def drop_input(self) -> None:
+        """Free what the model is given, once it has been converted: no response depends on it.
+
+        That is most of a large request, which lasts as long as its response.
+        """
+        self.response_format = self.structured_outputs = None
+
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
