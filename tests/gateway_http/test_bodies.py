@@ -96,12 +96,16 @@ def on_the_loop(_: bytes) -> bool:
 
 
 async def test_small_body_is_decoded_at_once(bodies: Bodies) -> None:
-    assert await decoded(bodies, Client(b"x" * SMALL_BYTES), on_the_loop)
+    assert await decoded(bodies, Client(b"x" * (SMALL_BYTES - 100)), on_the_loop)
     assert await decoded(bodies, Client(b"{", b"", b"}")) == b"{}"
 
 
 async def test_large_body_is_decoded_on_a_thread(bodies: Bodies) -> None:
     assert not await decoded(bodies, Client(b"x" * (SMALL_BYTES + 1)), on_the_loop)
+
+
+async def test_small_body_of_many_elements_is_decoded_on_a_thread(bodies: Bodies) -> None:
+    assert not await decoded(bodies, Client(b"[]," * 1000), on_the_loop)
 
 
 async def test_error_of_a_decoder_on_a_thread_reaches_the_request(bodies: Bodies) -> None:
