@@ -110,8 +110,9 @@ class Metrics:
         )
         self.cut_connections = Counter(
             "chatrpc_gateway_cut_connections",
-            "Connections closed by a limit: `limit` of their number, `head`, `body` and `write` of "
-            "the time to receive a head or a body and to send a response.",
+            "Connections closed by a limit: `limit` of their number, `idle` of their number while "
+            "they were idle, `head`, `body` and `write` of the time to receive a head or a body "
+            "and to send a response.",
             ["reason"],
             registry=self.registry,
         )
