@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import pytest_asyncio
 from backports import zstd
@@ -21,6 +22,9 @@ from gateway_http.bodies import SMALL_BYTES, Bodies
 from gateway_http.caller import Caller
 from gateway_http.config import Settings
 from gateway_http.protocol.error import ApiError
+from gateway_http.routes.chat import CHAT as CHAT_OPERATION
+from gateway_http.routes.completions import COMPLETIONS
+from gateway_http.routes.generation import Operation
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.fakes.wait import until
 from tests.gateway_http.api_keys import SECRET, key, write
@@ -245,6 +249,24 @@ async def test_body_that_has_not_come_to_its_end_counts_as_far_as_it_came(bodies
     client.leave()
     with pytest.raises(ClientDisconnect):
         await reading
+
+
+@pytest.mark.parametrize(
+    ("operation", "fields"),
+    [
+        (CHAT_OPERATION, {"messages": [{"role": "user", "content": "x" * MIB}]}),
+        (COMPLETIONS, {"prompt": "x" * MIB}),
+    ],
+)
+def test_body_is_kept_without_its_input_once_it_is_converted(
+    operation: Operation[Any, Any, Any], fields: dict[str, Any]
+) -> None:
+    received = operation.receive(json.dumps({"model": "m", "max_tokens": 1} | fields).encode())
+    assert received.params.ByteSize() > MIB
+    assert received.names == {"max_completion_tokens": "max_tokens"} | (
+        {"prompt[0]": "prompt"} if "prompt" in fields else {}
+    )
+    assert len(msgspec.json.encode(received.body)) < 4096
 
 
 # What follows is about the whole gateway.
