@@ -5,6 +5,7 @@ Slower than the lean decoder, which serves fewer architectures.
 
 import inspect
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,10 @@ def _read(path: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedMod
             output_loading_info=True,  # makes it a pair
         )
     except Exception as error:  # whatever a file may hold, transformers has a different error for
-        raise ModelLoadError(
-            f"The model at {path} cannot be loaded: {first_line(error)}"
-        ) from error
+        reason = first_line(error)
+        if kind := re.match(r"Unrecognized configuration class .*?(\w+)Config'", reason):
+            reason = f"{kind[1]} is not a language model by itself, and is not served."
+        raise ModelLoadError(f"The model at {path} cannot be loaded: {reason}") from error
     model: PreTrainedModel
     model, report = loaded
     reject_foreign(path, report["unexpected_keys"])

@@ -286,6 +286,7 @@ def test_the_order_of_a_gpu_is_rejected(copy: Path) -> None:
         None,
         {},
         {"quant_method": "modelopt", "quant_algo": None, "kv_cache_quant_algo": "FP8"},
+        {"quant_method": "modelopt", "quant_algo": None},
         {"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8}},
     ],
 )
