@@ -181,11 +181,6 @@ def _load_model(
         return load_decoder(
             options.path, config, architecture, stored, dtype, quantization, device, library
         )
-    if stored is not None:
-        raise ModelLoadError(
-            f"The model at {options.path} is quantized by {stored.method}, which is not served for "
-            f"models of the type {config.model_type}. Use the checkpoint before its quantization."
-        )
     if options.quantization == "int8":
         raise ModelLoadError(
             f"A model of the type {config.model_type} is not served with quantization=int8."
@@ -194,7 +189,7 @@ def _load_model(
     from service.engine.transformers_model import load_transformers_model  # noqa: PLC0415
 
     log.info("native_decoder_unavailable", model_type=config.model_type)
-    return load_transformers_model(options.path, device, dtype)
+    return load_transformers_model(options.path, stored, device, dtype)
 
 
 def _check_parts(path: Path, config: Any) -> None:
