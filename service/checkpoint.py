@@ -286,7 +286,8 @@ def _instead(path: Path, names: list[str]) -> str:
 
 
 def _eos_token_ids(path: Path, generation: dict[str, Any]) -> frozenset[int]:
-    for source in (generation, _read_json(path / "config.json")):
+    config = _read_json(path / "config.json")
+    for source in (generation, config, config.get("text_config") or {}):
         ids = source.get("eos_token_id")
         if ids is None:
             continue
