@@ -12,7 +12,12 @@ from typing import Any
 from service.errors import ModelLoadError
 from service.gguf.file import GgufFile
 from service.gguf.metadata import Metadata
-from service.gguf.rope import FREQUENCY_FACTORS, read_rope, with_frequency_factors
+from service.gguf.rope import (
+    FREQUENCY_FACTORS,
+    read_factors,
+    read_rope,
+    with_frequency_factors,
+)
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
@@ -268,12 +273,7 @@ def _long_factors(
     for tensor, name in ((_LONG, "long_factor"), (_SHORT, "short_factor")):
         if tensor not in present:
             raise ModelLoadError(f"It lacks the tensor {tensor}.")
-        factors[name] = [float(f"{value:.8g}") for value in file.vector(tensor)]
-        if len(factors[name]) != num_rotated // 2 or min(factors[name]) <= 0:
-            raise ModelLoadError(
-                f"The tensor {tensor} has not {num_rotated // 2} factors above 0, one for each "
-                "pair of rotated dimensions."
-            )
+        factors[name] = read_factors(file, tensor, num_rotated // 2)
     scale = sizes.context / original
     usual = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 < original else 1.0
     factor = metadata.positive("rope.scaling.attn_factor", usual)

@@ -9,7 +9,7 @@ from service.errors import ModelLoadError
 from service.gguf.architectures import ARCHITECTURES, EMBEDDING, Sizes
 from service.gguf.file import open_gguf
 from service.gguf.header import Header
-from service.gguf.metadata import Metadata
+from service.gguf.metadata import Metadata, shortened
 from service.gguf.tokenizer import GgufTokenizer
 from service.gguf.weights import pair_up, write_weights
 
@@ -52,18 +52,19 @@ def _architecture(header: Header) -> str:
     """The file's architecture, which is one that is served."""
     kind = header.metadata.get("general.type", "model")
     if kind != "model":
-        raise ModelLoadError(f"It holds no model but is of the general.type {kind!r}.")
+        raise ModelLoadError(f"It holds no model but is of the general.type {shortened(kind)}.")
     parts = header.metadata.get("split.count", 0)
     if type(parts) is int and parts > 1:
         raise ModelLoadError(
             f"It is one of {parts} parts of a model. Merge them with llama-gguf-split --merge."
         )
     name = header.metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ModelLoadError(
-            f"Its architecture {name!r} is not served. Served are {', '.join(ARCHITECTURES)}."
+            f"Its architecture {shortened(name)} is not served. Served are "
+            f"{', '.join(ARCHITECTURES)}."
         )
-    return str(name)
+    return name
 
 
 def _sizes(metadata: Metadata, header: Header) -> Sizes:

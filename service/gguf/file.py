@@ -51,13 +51,9 @@ class GgufFile:
             )
         return values.reshape(number, tensor.shape[-1])
 
-    def vector(self, name: str) -> list[float]:
-        """All values of a tensor of one dimension."""
-        tensor = self.header.tensors[name]
-        if len(tensor.shape) != 1:
-            raise ModelLoadError(f"The tensor {name} has the shape {list(tensor.shape)}.")
-        values: list[float] = self.rows(tensor, 0, 1)[0].tolist()
-        return values
+    def vector(self, tensor: TensorInfo) -> list[float]:
+        """A tensor of one dimension, as the shortest decimals that round to its values."""
+        return [float(str(value)) for value in self.rows(tensor, 0, 1)[0]]
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class Metadata:
         value = self.value(name, _MISSING)
         if value is not _MISSING and value not in allowed:
             raise ModelLoadError(
-                f"{self._prefix}{name} is {_short(value)}, which is not served for this "
+                f"{self._prefix}{name} is {shortened(value)}, which is not served for this "
                 "architecture."
             )
 
@@ -92,7 +92,7 @@ class Metadata:
                 name = key.removeprefix(self._prefix)
                 if name not in self._read and value:
                     raise ModelLoadError(
-                        f"It has the metadata key {key} = {_short(value)}, which is not served "
+                        f"It has the metadata key {key} = {shortened(value)}, which is not served "
                         "for this architecture."
                     )
 
@@ -103,16 +103,17 @@ class Metadata:
         if isinstance(value, list):
             if len(set(value)) != 1:
                 raise ModelLoadError(
-                    f"{self._prefix}{name} differs between layers: {_short(value)}. That is not "
+                    f"{self._prefix}{name} differs between layers: {shortened(value)}. That is not "
                     "served for this architecture."
                 )
             return value[0]
         return value
 
     def _invalid(self, name: str, value: Any, wanted: str) -> ModelLoadError:
-        return ModelLoadError(f"{self._prefix}{name} is {_short(value)}; it must be {wanted}.")
+        return ModelLoadError(f"{self._prefix}{name} is {shortened(value)}; it must be {wanted}.")
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """A value of the file for a message: printable, on one line, of at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -6,7 +6,7 @@ from typing import Any
 
 from service.errors import ModelLoadError
 from service.gguf.file import GgufFile
-from service.gguf.metadata import Metadata
+from service.gguf.metadata import Metadata, shortened
 
 FREQUENCY_FACTORS = "rope_freqs.weight"
 
@@ -36,8 +36,8 @@ def read_rope(metadata: Metadata, theta: float = 10000.0) -> dict[str, Any]:
     if kind == "linear":
         return rope | {"rope_type": "linear", "factor": factor}
     raise ModelLoadError(
-        f"It scales rotary positions by {kind!r} (rope.scaling.type), which is not served for this "
-        "architecture."
+        f"It scales rotary positions by {shortened(kind)} (rope.scaling.type), which is not served "
+        "for this architecture."
     )
 
 
@@ -69,12 +69,7 @@ def with_frequency_factors(
     """
     if FREQUENCY_FACTORS not in file.header.tensors:
         return rope
-    factors = file.vector(FREQUENCY_FACTORS)
-    if len(factors) != head_dim // 2 or min(factors) <= 0:
-        raise ModelLoadError(
-            f"The tensor {FREQUENCY_FACTORS} has not {head_dim // 2} factors above 0, one for each "
-            "pair of rotated dimensions."
-        )
+    factors = read_factors(file, FREQUENCY_FACTORS, head_dim // 2)
     if max(factors) == min(factors) == 1:
         return rope
     if rope["rope_type"] != "default":
@@ -83,6 +78,22 @@ def with_frequency_factors(
             f"{rope['rope_type']!r}, which is not served."
         )
     return rope | (_as_llama3(rope["rope_theta"], factors) or _as_longrope(factors, max_length))
+
+
+def read_factors(file: GgufFile, name: str, num_pairs: int) -> list[float]:
+    """The tensor's factors, one for each pair of rotated dimensions.
+
+    Raises:
+        ModelLoadError: it is of another shape, or has a factor that is not above 0.
+    """
+    tensor = file.header.tensors[name]
+    factors = file.vector(tensor) if tensor.shape == (num_pairs,) else []
+    if not factors or min(factors) <= 0:
+        raise ModelLoadError(
+            f"The tensor {name} has not {num_pairs} factors above 0, one for each pair of rotated "
+            "dimensions."
+        )
+    return factors
 
 
 def _as_llama3(theta: float, factors: Sequence[float]) -> dict[str, Any] | None:

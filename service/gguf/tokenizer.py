@@ -21,6 +21,7 @@ from tokenizers import (
 from tokenizers.models import BPE
 
 from service.errors import ModelLoadError
+from service.gguf.metadata import shortened
 
 _BYTE_LEVEL, _SENTENCE_PIECE = "gpt2", "llama"
 _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
@@ -93,14 +94,14 @@ class GgufTokenizer:
         self._kind = self._value("model", str, None)
         if self._kind not in (_BYTE_LEVEL, _SENTENCE_PIECE):
             raise ModelLoadError(
-                f"Its tokenizer is of the kind {self._kind!r} (tokenizer.ggml.model); served are "
-                f"{_BYTE_LEVEL!r} and {_SENTENCE_PIECE!r}."
+                f"Its tokenizer is of the kind {shortened(self._kind)} (tokenizer.ggml.model); "
+                f"served are {_BYTE_LEVEL!r} and {_SENTENCE_PIECE!r}."
             )
         self._pre = self._value("pre", str, "default")
         if self._kind == _BYTE_LEVEL and self._pre not in _SPLITS.keys() | _DIGITS_APART | _GPT2:
             raise ModelLoadError(
-                f"Its tokenizer splits text by the rule {self._pre!r} (tokenizer.ggml.pre), which "
-                "is not known."
+                f"Its tokenizer splits text by the rule {shortened(self._pre)} "
+                "(tokenizer.ggml.pre), which is not known."
             )
         self._tokens: list[str] = self._value("tokens", list, None)
         if len(self._tokens) > vocab_size:
@@ -127,8 +128,8 @@ class GgufTokenizer:
             type(token_id) is not int or not 0 <= token_id < len(self._tokens)
         ):
             raise ModelLoadError(
-                f"tokenizer.ggml.{name} is {token_id}, which is none of the {len(self._tokens)} "
-                "tokens."
+                f"tokenizer.ggml.{name} is {shortened(token_id)}, which is none of the "
+                f"{len(self._tokens)} tokens."
             )
         return token_id
 
