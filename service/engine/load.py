@@ -20,6 +20,7 @@ from service.engine.memory import available_memory
 from service.engine.model_config import read_config
 from service.engine.model_runner import ModelRunner
 from service.engine.native.build import load_library
+from service.engine.quantized_checkpoint import QuantizedWeights, read_quantized_weights
 from service.engine.scheduler import Scheduler
 from service.errors import ModelLoadError
 from service.types import Request, SamplingParams
@@ -73,7 +74,8 @@ def load_model(options: EngineOptions) -> LoadedModel:
     Raises:
         ModelLoadError: the model cannot be read or is of a kind that is not served.
     """
-    return _load_model(options, _read_config(options), _resolve_device(options.device))
+    stored = read_quantized_weights(options.path)
+    return _load_model(options, _read_config(options), stored, _resolve_device(options.device))
 
 
 def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
@@ -87,8 +89,9 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
     """
     torch.set_num_threads(options.num_threads or available_cpus())
     device = _resolve_device(options.device)
+    stored = read_quantized_weights(options.path)
     config = _read_config(options)
-    model = _load_model(options, config, device)
+    model = _load_model(options, config, stored, device)
     max_model_len = _resolve_max_model_len(options, config)
     num_blocks = _count_blocks(options, model.kv_shapes, max_model_len, device)
     num_cached_tokens = num_blocks * options.block_size
@@ -149,7 +152,9 @@ def _read_config(options: EngineOptions) -> Any:
         ) from error
 
 
-def _load_model(options: EngineOptions, config: Any, device: torch.device) -> LoadedModel:
+def _load_model(
+    options: EngineOptions, config: Any, stored: QuantizedWeights | None, device: torch.device
+) -> LoadedModel:
     """The model by the lean decoder if that serves it, else by transformers' own modules."""
     dtype = _resolve_dtype(options.dtype, device)
     architecture = read_architecture(config)
@@ -160,7 +165,12 @@ def _load_model(options: EngineOptions, config: Any, device: torch.device) -> Lo
             quantization = "int8" if has_int8 else "none"
         library = load_library(options.cache_dir) if device.type == "cpu" else None
         return load_decoder(
-            options.path, config, architecture, dtype, quantization, device, library
+            options.path, config, architecture, stored, dtype, quantization, device, library
+        )
+    if stored is not None:
+        raise ModelLoadError(
+            f"The model at {options.path} is quantized by {stored.method}, which is not served for "
+            f"models of the type {config.model_type}. Use the checkpoint before its quantization."
         )
     if options.quantization == "int8":
         raise ModelLoadError(

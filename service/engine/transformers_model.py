@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from service.engine.attention import PagedAttention
+from service.engine.checkpoint_tensors import open_tensors, reject_foreign, unusable_weight
 from service.engine.kv_store import KVShape, KVStore
 from service.engine.layout import Layout
 from service.engine.loaded_model import LoadedModel, first_line
@@ -89,6 +90,7 @@ def load_transformers_model(path: Path, device: torch.device, dtype: torch.dtype
 
 
 def _read(path: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    _check_stored_dtypes(path)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -103,6 +105,7 @@ def _read(path: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedMod
         ) from error
     model: PreTrainedModel
     model, report = loaded
+    reject_foreign(path, report["unexpected_keys"])
     if missing := report["missing_keys"]:  # transformers only warns, and makes up random numbers
         raise ModelLoadError(
             f"The model at {path} is not complete: it has no {min(missing)}, one of {len(missing)} "
@@ -117,6 +120,21 @@ def _read(path: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedMod
             f"{type(model).__name__} has layers that are not served: {', '.join(sorted(kinds))}."
         )
     return model
+
+
+def _check_stored_dtypes(path: Path) -> None:
+    """Check that no weight is stored as numbers that transformers would cast without a scale.
+
+    Raises:
+        ModelLoadError: there is such a weight. The message names it.
+    """
+    for name, file in open_tensors(path).items():
+        dtype: str = file.get_slice(name).get_dtype()
+        is_weight = name.endswith(("weight", "_proj", "_packed", "_blocks"))
+        if dtype.startswith(("F8", "F4", "F6", "I8")) or (
+            is_weight and not dtype.startswith(("F", "BF"))
+        ):
+            raise unusable_weight(path, name, dtype)
 
 
 @torch.inference_mode()

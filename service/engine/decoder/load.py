@@ -18,6 +18,7 @@ from service.engine.decoder.weights import Weights
 from service.engine.kv_store import KVShape, KVStore
 from service.engine.loaded_model import LoadedModel
 from service.engine.native.attention import NativeKVStore
+from service.engine.quantized_checkpoint import QuantizedWeights
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +27,7 @@ def load_decoder(
     path: Path,
     config: Any,
     architecture: Architecture,
+    stored: QuantizedWeights | None,
     dtype: torch.dtype,
     quantization: Literal["none", "int8"],
     device: torch.device,
@@ -34,19 +36,22 @@ def load_decoder(
     """The decoder in `path`, whose transformers config describes `architecture`.
 
     Args:
+        stored: how the checkpoint's weights are quantized; None: not at all.
         dtype: of the cache and of every weight that is not quantized.
         library: the native kernels; None: torch's own operators.
 
     Raises:
-        ModelLoadError: a tensor is missing or of the wrong shape, a file is damaged.
+        ModelLoadError: a tensor is missing or of the wrong shape, a file is damaged, or
+            the weights are stored in a way that is not served.
     """
     a = architecture
     is_int8 = quantization == "int8"
     hidden_dtype = torch.float32 if is_int8 else dtype
     make_linear = partial(QuantizedLinear, library) if is_int8 else FloatLinear
-    with Weights(path, hidden_dtype, device) as weights:
+    with Weights(path, hidden_dtype, device, stored) as weights:
         layers = read_layers(weights, a, make_linear, hidden_dtype)
         embedding, head = read_head(weights, a, make_linear, hidden_dtype)
+        weights.check_unread()
     embedding = embedding.to(dtype)
     shapes = [KVShape(a.num_kv_heads, a.head_dim, a.head_dim, dtype)] * len(layers)
 
@@ -72,4 +77,6 @@ def load_decoder(
         "quantization": quantization,
         "kernels": "torch" if library is None else "native",
     }
+    if stored is not None:
+        description["checkpoint_quantization"] = stored.method
     return LoadedModel(shapes, finish, description)
