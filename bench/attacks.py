@@ -134,6 +134,23 @@ async def _schemas(target: Target) -> None:
         await _flood(send, 40)
 
 
+async def _prompt_logprobs(target: Target) -> None:
+    """60 clients that ask for the log probabilities of each token of a long prompt."""
+    metadata = (("x-api-key", target.key),)
+    rng = random.Random(0)
+    async with _channel(target) as channel:
+        call: Any = channel.unary_unary(_CREATE)
+
+        async def send() -> None:
+            params = _chat(target.model, words(2000, rng))
+            params.prompt_logprobs = 20
+            params.sampling.max_completion_tokens = 1
+            data = chat_service_pb2.CreateChatCompletionRequest(params=params)
+            await _answered(call(data.SerializeToString(), metadata=metadata))
+
+        await _flood(send, 60)
+
+
 async def _generations(target: Target, *, priority: int = 0, n: int = 1) -> None:
     """200 clients with long answers."""
     metadata = (("x-api-key", target.key),)
@@ -297,6 +314,7 @@ ATTACKS = {
         "the same with a priority of -1000", lambda target: _generations(target, priority=-1000)
     ),
     "choices": Attack("the same with n = 96", lambda target: _generations(target, n=96)),
+    "prompt-logprobs": Attack("log probabilities of 2000-word prompts", _prompt_logprobs),
     "idle": Attack("1000 idle connections", _idle_connections),
     "watches": Attack("40 clients with streams that need no key", _watches),
 }

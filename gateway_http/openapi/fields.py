@@ -106,7 +106,10 @@ FIELDS = {
     "add_generation_prompt": Field("End the prompt where the assistant is to speak. Absent: true."),
     "continue_final_message": Field("Continue the last message instead of answering it."),
     "truncate_prompt_tokens": Field("Keep only the last tokens of a longer prompt."),
-    "priority": Field("Requests with a lower value are scheduled first. Absent: 0."),
+    "priority": Field(
+        "Among the requests of one caller, those with a lower value run first. Absent: 0, or the "
+        "lowest that the key may set if that is higher."
+    ),
     "cache_salt": Field(
         "What is cached of a prompt is shared only among requests with an equal salt.",
         {"maxLength": 512},

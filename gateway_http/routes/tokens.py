@@ -20,9 +20,6 @@ from gateway_http.upstreams import CallOptions
 
 _TIMEOUT_S = 60
 
-# What clients call it that is a text on the wire.
-_NAMES = {"text": "prompt"}
-
 _decode_tokenize = decoder(TokenizeRequest)
 _decode_detokenize = decoder(DetokenizeRequest)
 
@@ -37,7 +34,7 @@ async def tokenize(request: Request) -> Response:
             try:
                 answer = await route.upstream.tokenize(wanted, _options(request, route))
             except grpc.aio.AioRpcError as error:
-                raise from_rpc(error, _NAMES) from None
+                raise from_rpc(error, tokens.names(body)) from None
     return json_response(tokens.tokenize_answer(answer, body))
 
 

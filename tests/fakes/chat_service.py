@@ -78,13 +78,17 @@ class Hold:
 
 @dataclass(frozen=True)
 class Fail:
-    """End the call with a status, and the details that the service adds to one."""
+    """End the call with a status, and the details that the service adds to one.
+
+    `words`: the description of the field, where it is not the message.
+    """
 
     code: grpc.StatusCode
     message: str = "The service says no."
     reason: str = ""
     field: str = ""
     retry_after_s: float | None = None
+    words: str = ""
 
     async def abort(self, context: Any) -> None:
         details: list[Message] = []
@@ -92,7 +96,7 @@ class Fail:
             details.append(error_details_pb2.ErrorInfo(reason=self.reason, domain="chatrpc"))
         if self.field:
             violation = error_details_pb2.BadRequest.FieldViolation(
-                field=self.field, description=self.message
+                field=self.field, description=self.words or self.message
             )
             details.append(error_details_pb2.BadRequest(field_violations=[violation]))
         if self.retry_after_s is not None:

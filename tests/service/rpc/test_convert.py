@@ -205,7 +205,7 @@ def test_a_message_that_is_continued_is_not_answered() -> None:
         add_generation_prompt=False, continue_final_message=True
     )
     assert options(truncate_prompt_tokens=5).truncate_prompt_tokens == 5
-    with pytest.raises(InvalidField, match="exclude one another"):
+    with pytest.raises(InvalidField, match="excludes add_generation_prompt"):
         options(continue_final_message=True, add_generation_prompt=True)
     with pytest.raises(InvalidField, match="at least 1"):
         options(truncate_prompt_tokens=0)
