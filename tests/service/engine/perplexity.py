@@ -1,7 +1,7 @@
 """What a precision costs: the model's perplexity on a text that was written for this measurement.
 
-`python -m tests.service.engine.perplexity [DIRECTORY]` prints it for the precisions of a checkpoint,
-by default those of the embedded model.
+`python -m tests.service.engine.perplexity [DIRECTORY]` prints it for each precision of a
+checkpoint, by default the embedded model's.
 """
 
 import math

@@ -18,6 +18,7 @@ from service.engine.native.linear import (
     TorchInt8Linear,
     quantize,
 )
+from tests.service.engine.native.required import loaded, must_exist
 
 EPS = 1e-5
 VNNI, AMX = 1, 2
@@ -31,9 +32,7 @@ def _same_numbers_every_time() -> None:
 
 @pytest.fixture
 def library(kernels: ctypes.CDLL | None) -> ctypes.CDLL:
-    if kernels is None:
-        pytest.skip("the native kernels cannot be built or used on this machine")
-    return kernels
+    return loaded(kernels)
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -190,6 +189,7 @@ def test_a_row_has_the_same_bits_in_any_batch(
     x = torch.randn(total, width(in_features, prologue), generator=generator)
     residual = torch.randn(total, out_features, generator=generator)
     layers: list[Linear] = [TorchInt8Linear(weight, bias, norm)]
+    assert kernels is not None or not must_exist()
     if kernels is not None:
         layers.append(Int8Linear(kernels, weight, bias, norm))
     for layer in layers:
