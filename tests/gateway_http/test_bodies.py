@@ -262,6 +262,7 @@ def test_body_is_kept_without_its_input_once_it_is_converted(
     operation: Operation[Any, Any, Any], fields: dict[str, Any]
 ) -> None:
     received = operation.receive(json.dumps({"model": "m", "max_tokens": 1} | fields).encode())
+    assert not isinstance(received.params, ApiError)
     assert received.params.ByteSize() > MIB
     assert received.names == {"max_completion_tokens": "max_tokens"} | (
         {"prompt[0]": "prompt"} if "prompt" in fields else {}

@@ -102,8 +102,8 @@ void quantize_rows(const Call& call, const Activations& activations, int64_t fir
     const int64_t size = call.layer.in_features;
     auto* space = reinterpret_cast<float*>(kept_space<0>(call.num_blocks * kBlock * 4));
     for (int64_t r = first; r < last; ++r) {
-        activations.scales[r] = call.quantize(call.x + r * call.row_width, size, call.eps, space,
-                                              activations.row(r), fetch);
+        activations.scales[r] = call.quantize(call.x + r * call.row_width, call.layer.norm, size,
+                                              call.eps, space, activations.row(r), fetch);
     }
 }
 
@@ -214,8 +214,8 @@ void chatrpc_linear(const chatrpc_linear_layer* layer, const float* x, int64_t r
     }
 }
 
-void chatrpc_linear_quantize(const float* x, int64_t rows, int64_t in_features, int32_t prologue,
-                             float eps, int8_t* q, float* scales) {
+void chatrpc_linear_quantize(const float* x, const float* norm, int64_t rows, int64_t in_features,
+                             int32_t prologue, float eps, int8_t* q, float* scales) {
     const int64_t num_blocks = (in_features + kBlock - 1) / kBlock;
     const bool is_gated = prologue == kSiluGate || prologue == kGeluTanhGate;
     const QuantizeRow quantize = quantize_row_for(prologue);
@@ -223,8 +223,8 @@ void chatrpc_linear_quantize(const float* x, int64_t rows, int64_t in_features, 
     auto* tiles = reinterpret_cast<int8_t*>(kept_space<1>(num_blocks * kTileBytes));
     Fetch fetch(nullptr, nullptr);
     for (int64_t r = 0; r < rows; ++r) {
-        scales[r] = quantize(x + r * in_features * (is_gated ? 2 : 1), in_features, eps, space,
-                             tiles, fetch).scale;
+        scales[r] = quantize(x + r * in_features * (is_gated ? 2 : 1), norm, in_features, eps,
+                             space, tiles, fetch).scale;
         for (int64_t b = 0; b < num_blocks; ++b) {
             std::memcpy(q + (r * num_blocks + b) * kBlock, tiles + b * kTileBytes, kBlock);
         }
