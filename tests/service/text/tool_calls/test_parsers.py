@@ -143,6 +143,8 @@ def test_calls_and_content(
         (HERMES, '<tool_call>{"arguments": {"a": 1e999}, "name": "f"}</tool_call>'),
         (MISTRAL, "[TOOL_CALLS]"),
         (MISTRAL, "x [TOOL_CALLS]zzz[ARGS]{} y"),
+        (MISTRAL, "[TOOL_CALLS]no head{ y"),
+        (MISTRAL, '[TOOL_CALLS],}{"n'),
         (GEMMA, "<start_function_call>call:f{a"),
         (GEMMA, "<start_function_call>call:f{a:}<end_function_call>"),
         (GEMMA4, "<|tool_call>call:other{}<tool_call|> y"),
