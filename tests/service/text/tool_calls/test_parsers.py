@@ -1,4 +1,3 @@
-import json
 import random
 
 import pytest
@@ -43,7 +42,7 @@ def told(form: ToolFormat, pieces: list[str]) -> tuple[str, list[Call]]:
             case Arguments(text):
                 calls[-1] = (calls[-1][0], calls[-1][1] + text)
             case CallEnd():
-                json.loads(calls[-1][1])
+                pass
     return content, calls
 
 
