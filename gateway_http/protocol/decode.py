@@ -10,6 +10,7 @@ import msgspec
 
 from gateway_http.protocol.elements import check_elements
 from gateway_http.protocol.error import InvalidRequest
+from gateway_http.protocol.unknown_nulls import null_tolerant_decoder
 
 _Body = TypeVar("_Body")
 
@@ -58,6 +59,11 @@ _MISMATCHES = [
         "Invalid '{param}': empty array. Expected an array with minimum length {limit}.",
     ),
     (
+        r"Expected `str` matching regex .*",  # `request_id` alone has one
+        "invalid_value",
+        "Invalid '{param}': expected 1 to 128 printable ASCII characters without spaces.",
+    ),
+    (
         r"Expected `(?P<expected>.*)`, got `(?P<got>.*)`",
         "invalid_type",
         "Invalid type for '{param}': expected {expected}, but got {got} instead.",
@@ -87,7 +93,7 @@ def decoder(kind: type[_Body]) -> Callable[[bytes], _Body]:
     It raises InvalidRequest, whatever the bytes are. Of a body of 8 MiB it holds the interpreter's
     lock for a few times 50 ms, so large ones are for a thread.
     """
-    decode_json = msgspec.json.Decoder(kind).decode
+    decode_json = null_tolerant_decoder(kind)
 
     def decode(body: bytes) -> _Body:
         content = body.removeprefix(codecs.BOM_UTF8)

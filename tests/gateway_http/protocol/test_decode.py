@@ -48,7 +48,9 @@ def refusal(body: bytes) -> InvalidRequest:
         ({"n": 129}, "n", "integer_above_max_value"),
         ({"n": 1.5}, "n", "invalid_type"),
         ({"n": True}, "n", "invalid_type"),
-        ({"max_tokens": -1}, "max_tokens", "integer_below_min_value"),
+        ({"max_tokens": -2}, "max_tokens", "integer_below_min_value"),
+        ({"truncate_prompt_tokens": -1}, "truncate_prompt_tokens", "integer_below_min_value"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs", "integer_below_min_value"),
         ({"max_tokens": 2**32}, "max_tokens", "integer_above_max_value"),
         ({"seed": 2**63}, "seed", "integer_above_max_value"),
         ({"seed": -(2**63) - 1}, "seed", "integer_below_min_value"),
@@ -195,3 +197,13 @@ def test_numbers_in_a_schema_are_passed_on_as_they_were_sent(number: str) -> Non
 def test_bytes_are_refused_or_decoded(body: bytes) -> None:
     with contextlib.suppress(InvalidRequest):
         decode(body)
+
+
+@pytest.mark.parametrize("request_id", ["", "a b", "é", "x" * 129, "a\n"])
+def test_error_of_a_request_id_is_in_plain_words(request_id: str) -> None:
+    body = json.dumps({"model": "m", "messages": [HI], "request_id": request_id}).encode()
+    error = refusal(body).body.error
+    assert (error.param, error.code) == ("request_id", "invalid_value")
+    assert error.message == (
+        "Invalid 'request_id': expected 1 to 128 printable ASCII characters without spaces."
+    )
