@@ -62,6 +62,11 @@ class Bodies:
         self._pool = FairPool("body", small_size=_MEDIUM_BYTES, max_jobs=_MAX_JOBS)
 
     @property
+    def max_bytes(self) -> int:
+        """The most bytes that the large bodies in progress may have."""
+        return self._in_progress.capacity
+
+    @property
     def num_bytes(self) -> int:
         """The bytes of the large bodies in progress."""
         return self._in_progress.num_used

@@ -29,7 +29,7 @@ from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.fakes.wait import until
 from tests.gateway_http.api_keys import SECRET, key, write
 from tests.gateway_http.compression import COMPRESS
-from tests.gateway_http.conftest import started
+from tests.gateway_http.conftest import metric, started
 from tests.gateway_http.raw_http import RawClient
 
 CHAT = "/v1/chat/completions"
@@ -383,6 +383,9 @@ async def test_probes_are_answered_while_a_large_body_waits(
             assert (await http.get("/healthz")).status_code == 200
             assert (await http.post(CHAT, json=body)).status_code == 200
             assert not waiting.done()
+            assert await metric(http, "chatrpc_gateway_bodies_preparing", {}) == 2
+            assert await metric(http, "chatrpc_gateway_body_bytes", {}) == bodies.num_bytes
+            assert await metric(http, "chatrpc_gateway_body_bytes_capacity", {}) == 64 * MIB
             gate.open()
             assert (await waiting).status_code == 200
         await occupied
