@@ -53,6 +53,9 @@ def build_app(settings: Settings, tracer: Tracer = OFF) -> Starlette:
     """
     metrics, draining, stopping = Metrics(), asyncio.Event(), asyncio.Event()
     bodies = Bodies(settings, stopping)
+    metrics.body_bytes_capacity.set(bodies.max_bytes)
+    metrics.body_bytes.set_function(lambda: bodies.num_bytes)
+    metrics.bodies_preparing.set_function(lambda: bodies.num_jobs)
     keys = _watched(load_keys, settings.api_keys)
     upstream_secret = _watched(load_secret, settings.upstream_api_key_file)
     identity = None if settings.tls is None else watch_tls(settings.tls)

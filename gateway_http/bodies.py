@@ -15,16 +15,19 @@ from gateway_http.clients import while_connected
 from gateway_http.config import Settings
 from gateway_http.content_coding import decompress, too_large
 from gateway_http.content_type import check_content_type, content_codings
+from gateway_http.protocol.elements import most_elements
 from gateway_http.protocol.error import ApiError
 
 # A body takes three to five times its size, as long as its request lasts: with the default of
 # `--max-body-bytes`, which makes this 64 MiB, the gateway stays within 512 MiB.
 _MAX_LARGEST_BODIES = 8
-# Larger ones are decoded on a thread, and count as in progress. Decoding this much takes some
-# milliseconds, whatever it contains.
+# Larger ones are decoded on a thread, and count as in progress.
 SMALL_BYTES = 32 << 10
-# On the threads for small bodies.
+# The largest that the threads for small ones decode.
 _MEDIUM_BYTES = 256 << 10
+# Decoding a key or a value takes longer than so many bytes of text. So what is decoded on the event
+# loop takes a millisecond or two, whatever it contains.
+_BYTES_PER_ELEMENT = 16
 # Each has been read whole.
 _MAX_JOBS = 512
 
@@ -57,6 +60,11 @@ class Bodies:
         self._stopping = stopping
         self._in_progress = SharedCapacity(_MAX_LARGEST_BODIES * settings.max_body_bytes)
         self._pool = FairPool("body", small_size=_MEDIUM_BYTES, max_jobs=_MAX_JOBS)
+
+    @property
+    def max_bytes(self) -> int:
+        """The most bytes that the large bodies in progress may have."""
+        return self._in_progress.capacity
 
     @property
     def num_bytes(self) -> int:
@@ -92,7 +100,7 @@ class Bodies:
                 content = await self._run(request, len(content), decompress, content, codings, most)
                 held.resize(len(content))
             num_bytes = len(content)
-            value = await self.run(request, num_bytes, decode, content)
+            value = await self.run(request, _effort(content), decode, content)
             del content
             yield Decoded(value, num_bytes)
         finally:
@@ -101,7 +109,10 @@ class Bodies:
     async def run(
         self, request: Request, size: int, function: Callable[..., Result], *arguments: Any
     ) -> Result:
-        """Return `function(*arguments)`, called on a thread if `size`, in bytes, is large.
+        """Return `function(*arguments)`, called on a thread if it takes long.
+
+        Args:
+            size: What it takes, in bytes of text that could be decoded meanwhile.
 
         Raises:
             ApiError: Too many jobs wait.
@@ -150,6 +161,13 @@ class Bodies:
             return await while_connected(request.receive, self._stopping, job)
         except PoolFull:
             raise _full() from None
+
+
+def _effort(content: bytes) -> int:
+    """What decoding takes, in bytes of text that could be decoded meanwhile."""
+    if len(content) > _MEDIUM_BYTES:  # whatever is in it, it is large
+        return len(content)
+    return len(content) + _BYTES_PER_ELEMENT * most_elements(content)
 
 
 class _HeldBytes:

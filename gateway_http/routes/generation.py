@@ -18,6 +18,7 @@ from gateway_http.config import Settings
 from gateway_http.errors import from_exception, from_rpc
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.completion import Completion
+from gateway_http.protocol.error import ApiError
 from gateway_http.protocol.response import ChatCompletion
 from gateway_http.protocol.sampling import GenerationRequest
 from gateway_http.request_log import RequestRecord
@@ -50,11 +51,21 @@ class Events(Protocol[_Chunk_contra]):
 
 
 @dataclass(frozen=True)
-class Operation(Generic[_Body, _Params, _Chunk]):
-    """A kind of completion: from the body to the wire and back.
+class Received(Generic[_Body, _Params]):
+    """A request's body, and what it is converted to: parameters, or why they cannot be made.
 
-    `names` says how this client calls what the service may find wrong.
+    The body no longer has the model's input. `names` says how this client calls what the service
+    may find wrong.
     """
+
+    body: _Body
+    params: _Params | ApiError
+    names: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Operation(Generic[_Body, _Params, _Chunk]):
+    """A kind of completion: from the body to the wire and back."""
 
     decode: Callable[[bytes], _Body]
     params: Callable[[_Body], _Params]
@@ -64,6 +75,22 @@ class Operation(Generic[_Body, _Params, _Chunk]):
     ]
     stream: Callable[[Upstream, _Params, CallOptions, float], AsyncGenerator[_Chunk | None, None]]
     events: Callable[[_Body], Events[_Chunk]]
+
+    def receive(self, content: bytes) -> Received[_Body, _Params]:
+        """Decode and convert a body. Raises ApiError if it cannot be decoded.
+
+        Both are done at once, so that large bodies do not wait half converted, with all that they
+        take then.
+        """
+        body = self.decode(content)
+        names = self.names(body)
+        params: _Params | ApiError
+        try:
+            params = self.params(body)
+        except ApiError as error:
+            params = error
+        body.drop_input()
+        return Received(body, params, names)
 
 
 class Generation(Generic[_Body, _Params, _Chunk]):
@@ -91,16 +118,16 @@ class Generation(Generic[_Body, _Params, _Chunk]):
         http = Request(scope, receive)
         caller: Caller = http.state.caller
         http.state.exchange.limits = caller.limits
-        async with self._bodies.decoded(http, self._operation.decode) as decoded:
-            body, num_bytes = decoded.value, decoded.num_bytes
+        async with self._bodies.decoded(http, self._operation.receive) as decoded:
+            body, params = decoded.value.body, decoded.value.params
             if body.request_id is not None:
                 http.state.exchange.suggest_id(body.request_id)
             record: RequestRecord = http.state.exchange.record
             record.model, record.is_streamed = body.model, bool(body.stream)
-            names = self._operation.names(body)
-            params = await self._bodies.run(http, num_bytes, self._operation.params, body)
-            body.drop_input()
-            await self._answer(http, body, params, names, num_bytes, send)
+            if isinstance(params, ApiError):
+                raise params
+            names = decoded.value.names
+            await self._answer(http, body, params, names, decoded.num_bytes, send)
 
     async def _answer(
         self,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import pytest_asyncio
 from backports import zstd
@@ -21,11 +22,14 @@ from gateway_http.bodies import SMALL_BYTES, Bodies
 from gateway_http.caller import Caller
 from gateway_http.config import Settings
 from gateway_http.protocol.error import ApiError
+from gateway_http.routes.chat import CHAT as CHAT_OPERATION
+from gateway_http.routes.completions import COMPLETIONS
+from gateway_http.routes.generation import Operation
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.fakes.wait import until
 from tests.gateway_http.api_keys import SECRET, key, write
 from tests.gateway_http.compression import COMPRESS
-from tests.gateway_http.conftest import started
+from tests.gateway_http.conftest import metric, started
 from tests.gateway_http.raw_http import RawClient
 
 CHAT = "/v1/chat/completions"
@@ -96,12 +100,16 @@ def on_the_loop(_: bytes) -> bool:
 
 
 async def test_small_body_is_decoded_at_once(bodies: Bodies) -> None:
-    assert await decoded(bodies, Client(b"x" * SMALL_BYTES), on_the_loop)
+    assert await decoded(bodies, Client(b"x" * (SMALL_BYTES - 100)), on_the_loop)
     assert await decoded(bodies, Client(b"{", b"", b"}")) == b"{}"
 
 
 async def test_large_body_is_decoded_on_a_thread(bodies: Bodies) -> None:
     assert not await decoded(bodies, Client(b"x" * (SMALL_BYTES + 1)), on_the_loop)
+
+
+async def test_small_body_of_many_elements_is_decoded_on_a_thread(bodies: Bodies) -> None:
+    assert not await decoded(bodies, Client(b"[]," * 1000), on_the_loop)
 
 
 async def test_error_of_a_decoder_on_a_thread_reaches_the_request(bodies: Bodies) -> None:
@@ -243,6 +251,25 @@ async def test_body_that_has_not_come_to_its_end_counts_as_far_as_it_came(bodies
         await reading
 
 
+@pytest.mark.parametrize(
+    ("operation", "fields"),
+    [
+        (CHAT_OPERATION, {"messages": [{"role": "user", "content": "x" * MIB}]}),
+        (COMPLETIONS, {"prompt": "x" * MIB}),
+    ],
+)
+def test_body_is_kept_without_its_input_once_it_is_converted(
+    operation: Operation[Any, Any, Any], fields: dict[str, Any]
+) -> None:
+    received = operation.receive(json.dumps({"model": "m", "max_tokens": 1} | fields).encode())
+    assert not isinstance(received.params, ApiError)
+    assert received.params.ByteSize() > MIB
+    assert received.names == {"max_completion_tokens": "max_tokens"} | (
+        {"prompt[0]": "prompt"} if "prompt" in fields else {}
+    )
+    assert len(msgspec.json.encode(received.body)) < 4096
+
+
 # What follows is about the whole gateway.
 
 
@@ -356,6 +383,9 @@ async def test_probes_are_answered_while_a_large_body_waits(
             assert (await http.get("/healthz")).status_code == 200
             assert (await http.post(CHAT, json=body)).status_code == 200
             assert not waiting.done()
+            assert await metric(http, "chatrpc_gateway_bodies_preparing", {}) == 2
+            assert await metric(http, "chatrpc_gateway_body_bytes", {}) == bodies.num_bytes
+            assert await metric(http, "chatrpc_gateway_body_bytes_capacity", {}) == 64 * MIB
             gate.open()
             assert (await waiting).status_code == 200
         await occupied

@@ -1,6 +1,10 @@
 """Headers that describe a body: types, charsets, codings."""
 
+from contextlib import suppress
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from gateway_http.content_type import check_content_type, content_codings
@@ -72,3 +76,16 @@ def test_number_of_codings_is_bounded() -> None:
     with pytest.raises(ApiError) as caught:
         content_codings(headers(content_encoding="gzip, gzip, gzip"))
     assert caught.value.status == 415
+
+
+# What may stand in a header's value: https://www.rfc-editor.org/rfc/rfc9110#section-5.5.
+VALUES = st.text(st.characters(max_codepoint=0xFF, exclude_characters="\r\n\0"), max_size=40)
+
+
+@given(st.sampled_from(["", "application/json;", "application/json; charset"]), VALUES, VALUES)
+def test_headers_are_accepted_or_rejected(start: str, rest: str, coding: str) -> None:
+    raw = [(b"content-type", (start + rest).encode("latin-1"))]
+    with suppress(ApiError):
+        check_content_type(Headers(raw=raw))
+    with suppress(ApiError):
+        content_codings(Headers(raw=[(b"content-encoding", coding.encode("latin-1"))]))

@@ -52,7 +52,6 @@ def write_gguf(
     pre: str = "smollm",
     without: str = "",
     eot_token_id: int | None = None,
-    rope_scaling: gguf.RopeScalingType | None = None,
 ) -> Path:
     """A llama of random weights with the byte-level tokenizer of these tests."""
     writer = gguf.GGUFWriter(path, "llama")
@@ -77,8 +76,6 @@ def write_gguf(
     writer.add_eos_token_id(1)
     if eot_token_id is not None:
         writer.add_eot_token_id(eot_token_id)
-    if rope_scaling is not None:
-        writer.add_rope_scaling_type(rope_scaling)
     rng = np.random.default_rng(0)
     for name, shape in tensor_shapes().items():
         if name != without:
@@ -344,15 +341,33 @@ class TestConversion:
         path = write_gguf(tmp_path / "chat.gguf", eot_token_id=5)
         assert load_generation_defaults(resolve(str(path), tmp_path).path)[1] == {1, 5}
 
-    def test_what_the_conversion_loses_is_said(self, tmp_path: Path) -> None:
-        path = tmp_path / "odd.gguf"
-        write_gguf(path, pre="unheard-of", rope_scaling=gguf.RopeScalingType.YARN)
+    @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+    @pytest.mark.parametrize("damage", ["cut", "missing"])
+    def test_damaged_conversion_is_made_anew(
+        self, name: str, damage: str, tiny_gguf: Path, tmp_path: Path
+    ) -> None:
+        path = resolve(str(tiny_gguf), tmp_path).path
+        whole = (path / name).read_bytes()
+        if damage == "cut":
+            (path / name).write_bytes(whole[:-1])
+        else:
+            (path / name).unlink()
         with capture_logs() as logs:
-            resolve(str(path), tmp_path)
-        assert [log["event"] for log in logs if log["log_level"] == "warning"] == [
-            "gguf_rope_scaling_lost",
-            "gguf_pre_tokenizer_unknown",
-        ]
+            assert resolve(str(tiny_gguf), tmp_path).path == path
+        assert (path / name).read_bytes() == whole
+        assert "gguf_conversion_damaged" in [log["event"] for log in logs]
+
+    def test_full_disk_is_named(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        """Its limit on a file's size stands for a disk that is full: a test cannot fill one."""
+        code = (
+            "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+            "from pathlib import Path; from service.gguf.convert import convert;"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16));"
+            "convert(Path(sys.argv[1]), Path(sys.argv[2]), {})"
+        )
+        command = [sys.executable, "-c", code, str(tiny_gguf), str(tmp_path / "out")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stderr.splitlines()[-1] == "OSError: [Errno 27] File too large"
 
     def test_a_file_found_again_costs_nothing(self, tiny_gguf: Path, tmp_path: Path) -> None:
         resolve(str(tiny_gguf), tmp_path)
@@ -378,7 +393,7 @@ class TestConversion:
 
     def test_a_file_without_all_weights_is_refused(self, tmp_path: Path) -> None:
         path = write_gguf(tmp_path / "part.gguf", without="blk.1.ffn_up.weight")
-        with pytest.raises(ModelLoadError, match=r"lacks 1 of its weights, .*up_proj.* first"):
+        with pytest.raises(ModelLoadError, match=r"lacks 1 of its tensors, .*ffn_up.* first"):
             resolve(str(path), tmp_path)
 
     def test_a_cache_that_cannot_be_written(self, tiny_gguf: Path, tmp_path: Path) -> None:
