@@ -80,7 +80,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._client_transport = ClientTransport(
-            transport, self._limits.write_timeout_s, lambda: self._cut("write")
+            transport, self._limits.write_timeout_s, lambda: self._cut("write"), self.loop
         )
         super().connection_made(cast("asyncio.Transport", self._client_transport))
         self._is_surplus = not self._counted.add(self, self.client[0] if self.client else "")

@@ -32,12 +32,16 @@ class ClientTransport:
     """
 
     def __init__(
-        self, transport: asyncio.Transport, timeout_s: float, on_unread: Callable[[], None]
+        self,
+        transport: asyncio.Transport,
+        timeout_s: float,
+        on_unread: Callable[[], None],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._transport = transport
         self._timeout_s = timeout_s
         self._on_unread = on_unread
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._num_written = 0
         self._check: asyncio.TimerHandle | None = None
         # While bytes wait: since when, and how many must have been sent for that to begin anew.

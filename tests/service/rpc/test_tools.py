@@ -113,6 +113,39 @@ async def test_a_named_call_is_of_that_function_and_ends_with_stop(
     check(choice.message.tool_calls)
 
 
+USER = chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text="Hi")])
+
+
+@pytest.mark.parametrize("form", ToolFormat)
+async def test_call_that_was_returned_can_be_sent_back_as_it_is(
+    running: Running, grammars: CompiledGrammars, form: ToolFormat
+) -> None:
+    await serve(running, RandomEngine(seed=5), grammars, ChatFormats(form))
+    named = Choice(function_name="get_weather")
+    [called] = (await complete(running, tools=TOOLS, tool_choice=named)).choices
+    [call] = called.message.tool_calls
+    result = chat_pb2.ChatMessage(
+        role=chat_pb2.ROLE_TOOL,
+        tool_call_id=call.id,
+        content=[chat_pb2.ContentPart(text="21 degrees")],
+    )
+    await speaking(running, "ok", tools=form)
+    await complete(running, messages=[USER, called.message, result])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<think>Hm", "[THINK]Hm", "<think>Hm</think>4", CALL, CALL[:-20]]
+)
+@pytest.mark.parametrize("reasoning", ReasoningFormat)
+async def test_message_that_was_returned_can_be_sent_back_as_it_is(
+    running: Running, text: str, reasoning: ReasoningFormat
+) -> None:
+    """Reasoning that is cut off and an empty answer, too."""
+    await speaking(running, text, reasoning=reasoning)
+    [choice] = (await complete(running, tools=TOOLS)).choices
+    await complete(running, messages=[USER, choice.message, USER])
+
+
 async def test_allowed_tools_are_the_ones_that_are_called(
     running: Running, grammars: CompiledGrammars
 ) -> None:
