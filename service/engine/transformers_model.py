@@ -6,11 +6,12 @@ Slower than the lean decoder, which serves fewer architectures.
 import inspect
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -33,6 +34,13 @@ from service.errors import ModelLoadError
 
 # Layer kinds, as transformers' configs name them, whose whole state is keys and values by position.
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
+
+# What a tensor's name has in it that belongs to another part of a model than the one for text.
+_OTHER_PARTS = re.compile(
+    r"(^|[._])(vision|visual|image|audio|speech|multi_modal|projector|mm)[._]"
+)
+
+log = structlog.get_logger(__name__)
 
 _names = (f"chatrpc-{n}" for n in itertools.count())
 
@@ -124,7 +132,7 @@ def _read(
         raise ModelLoadError(f"The model at {path} cannot be loaded: {reason}") from error
     model: PreTrainedModel
     model, report = loaded
-    reject_foreign(path, report["unexpected_keys"])
+    _check_unexpected(path, report["unexpected_keys"])
     if mismatched := report["mismatched_keys"]:
         name, stored_shape, shape = min(mismatched)
         raise ModelLoadError(
@@ -145,6 +153,18 @@ def _read(
             f"{type(model).__name__} has layers that are not served: {', '.join(sorted(kinds))}."
         )
     return model
+
+
+def _check_unexpected(path: Path, names: Collection[str]) -> None:
+    """Check the tensors of the checkpoint that the model has no place for.
+
+    Raises:
+        ModelLoadError: one of them belongs to a quantization or an adapter.
+    """
+    unread = {name for name in names if not _OTHER_PARTS.search(name)}
+    reject_foreign(path, unread)
+    if unread:
+        log.warning("checkpoint_tensors_not_used", first=min(unread), count=len(unread))
 
 
 class _LazyTensor:

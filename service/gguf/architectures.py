@@ -34,16 +34,27 @@ class Sizes:
     kv_heads: int
     head_dim: int
     context: int
+    experts: int = 0  # in a layer
+    expert_mlp: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What a tensor of the file becomes in the checkpoint."""
+    """What a tensor of the file becomes in the checkpoint.
+
+    A tensor of three dimensions holds those of all experts; its `name` has a place for theirs.
+    """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # as in the file
     num_heads: int | None = None  # its rows are pairs, head by head, and become halves
     offset: float = 0.0  # added by llama.cpp's converter, to be subtracted
+
+    def outputs(self) -> list[tuple[str, tuple[int, ...]]]:
+        """The names and shapes of its tensors in the checkpoint."""
+        if len(self.shape) < 3:
+            return [(self.name, self.shape)]
+        return [(self.name.format(expert), self.shape[1:]) for expert in range(self.shape[0])]
 
 
 # By a layer's tensor in the file: the module in the checkpoint's layer, and its weight's shape.
@@ -77,6 +88,15 @@ _MLP: _Modules = {
     "ffn_gate": ("mlp.gate_proj", lambda s: (s.mlp, s.hidden)),
     "ffn_up": ("mlp.up_proj", lambda s: (s.mlp, s.hidden)),
     "ffn_down": ("mlp.down_proj", lambda s: (s.hidden, s.mlp)),
+}
+_EXPERTS: _Modules = {
+    "ffn_gate_inp": ("mlp.gate", lambda s: (s.experts, s.hidden)),
+    "ffn_gate_exps": (
+        "mlp.experts.{}.gate_proj",
+        lambda s: (s.experts, s.expert_mlp, s.hidden),
+    ),
+    "ffn_up_exps": ("mlp.experts.{}.up_proj", lambda s: (s.experts, s.expert_mlp, s.hidden)),
+    "ffn_down_exps": ("mlp.experts.{}.down_proj", lambda s: (s.experts, s.hidden, s.expert_mlp)),
 }
 _FUSED: _Modules = {
     "attn_qkv": (
@@ -124,6 +144,7 @@ class Architecture:
     biases: tuple[str, ...] = ()  # modules of a layer that have a bias always
     optional_biases: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by a config's field
     is_permuted: bool = False  # rotated pairs lie side by side: llama.cpp permutes q and k
+    has_experts: bool = False
     is_partly_rotated: bool = False  # rope.dimension_count may be less than a head's width
     norm_offset: float = 0.0
     harmless: tuple[str, ...] = ()  # tensors that the config takes up, or that change nothing
@@ -206,6 +227,34 @@ def _qwen(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:  # noqa:
         "rope_parameters": read_rope(metadata),
         "hidden_act": "silu",
         "use_sliding_window": False,
+    }
+
+
+def _qwen3_moe(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:
+    metadata.require("expert_gating_func", 1)  # softmax
+    metadata.require("expert_weights_norm", True)
+    metadata.require("expert_weights_scale", 0.0, 1.0)
+    return _qwen(metadata, file, sizes) | {
+        "num_experts": sizes.experts,
+        "num_experts_per_tok": metadata.integer("expert_used_count"),
+        "moe_intermediate_size": sizes.expert_mlp,
+        "norm_topk_prob": True,  # llama.cpp's code has it so
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+
+
+def _mistral3(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:  # noqa: ARG001
+    log_multiplier = metadata.number("rope.scaling.yarn_log_multiplier", 0.0)
+    rope = read_rope(metadata)
+    if rope["rope_type"] != "yarn":
+        raise ModelLoadError("It has no rope.scaling.type of 'yarn', which mistral3 requires.")
+    scales = {"mscale": 1.0, "mscale_all_dim": log_multiplier} if log_multiplier else {}
+    beta = metadata.number("attention.temperature_scale", 0.0)
+    return {
+        "rope_parameters": rope | scales | {"llama_4_scaling_beta": beta},
+        "hidden_act": "silu",
+        "sliding_window": None,
     }
 
 
@@ -380,6 +429,21 @@ ARCHITECTURES = {
         _PRE_NORMS | _ATTENTION | _HEAD_NORMS | _MLP,
         _qwen,
         optional_biases={"attention_bias": _ALL_ATTENTION},
+    ),
+    "qwen3moe": Architecture(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        _PRE_NORMS | _ATTENTION | _HEAD_NORMS | _EXPERTS,
+        _qwen3_moe,
+        optional_biases={"attention_bias": _ALL_ATTENTION},
+        has_experts=True,
+    ),
+    "mistral3": Architecture(
+        "ministral3",
+        "Ministral3ForCausalLM",
+        _PRE_NORMS | _ATTENTION | _MLP,
+        _mistral3,
+        is_permuted=True,
     ),
     "phi3": Architecture(
         "phi3",

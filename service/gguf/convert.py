@@ -30,7 +30,7 @@ def convert(path: Path, directory: Path, generation: Mapping[str, Any]) -> None:
         name = _architecture(file.header)
         architecture = ARCHITECTURES[name]
         metadata = Metadata(file.header.metadata, name)
-        sizes = _sizes(metadata, file.header)
+        sizes = _sizes(metadata, file.header, has_experts=architecture.has_experts)
         config = architecture.config(metadata, file, sizes)
         metadata.check_all_read()
         weights = architecture.weights(config, sizes)
@@ -67,7 +67,7 @@ def _architecture(header: Header) -> str:
     return name
 
 
-def _sizes(metadata: Metadata, header: Header) -> Sizes:
+def _sizes(metadata: Metadata, header: Header, *, has_experts: bool) -> Sizes:
     embedding = header.tensors.get(EMBEDDING)
     if embedding is None:
         raise ModelLoadError(f"It lacks the tensor {EMBEDDING}.")
@@ -101,6 +101,8 @@ def _sizes(metadata: Metadata, header: Header) -> Sizes:
         kv_heads=kv_heads,
         head_dim=head_dim,
         context=metadata.integer("context_length"),
+        experts=metadata.integer("expert_count") if has_experts else 0,
+        expert_mlp=metadata.integer("expert_feed_forward_length") if has_experts else 0,
     )
 
 

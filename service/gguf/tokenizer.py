@@ -5,10 +5,12 @@ before is what llama.cpp's code says a name means.
 """
 
 import json
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import (
     AddedToken,
     Regex,
@@ -181,7 +183,7 @@ class GgufTokenizer:
             return self._gemma()
         scores = self._list("scores", float)
         vocab = self._vocab(self._tokens)
-        merges = self._merges() if self._has("merges") else _implied_merges(vocab, scores)
+        merges = self._merges() if self._has("merges") else implied_merges(vocab, scores)
         backend = Tokenizer(BPE(vocab=vocab, merges=merges, fuse_unk=True, byte_fallback=True))
         has_prefix = self._value("add_space_prefix", bool, True)
         if self._architecture == "phi3":
@@ -202,7 +204,7 @@ class GgufTokenizer:
         tokens = [_SPACE * len(t) if " " in t and not t.strip() else t for t in self._tokens]
         vocab = self._vocab(tokens)
         order = [-index for index in range(len(tokens))]
-        merges = self._merges() if self._has("merges") else _implied_merges(vocab, order)
+        merges = self._merges() if self._has("merges") else implied_merges(vocab, order)
         unknown = self.token_id("unknown_token_id")
         backend = Tokenizer(
             BPE(
@@ -223,10 +225,9 @@ class GgufTokenizer:
     def _add_tokens(self, backend: Tokenizer, special: Mapping[str, str]) -> None:
         """Keep control tokens, and those that the file calls the user's, whole in any text."""
         kinds = self._list("token_type", int) if self._has("token_type") else []
-        vocab = backend.get_vocab(with_added_tokens=False)
         by_kind: dict[int, list[str]] = {_CONTROL: [], _USER_DEFINED: []}
         for token, kind in zip(self._tokens, kinds, strict=False):
-            if kind in by_kind and token in vocab:
+            if kind in by_kind and backend.token_to_id(token) is not None:
                 by_kind[kind].append(token)
         control = dict.fromkeys([*by_kind[_CONTROL], *special.values()])
         user_defined = [token for token in by_kind[_USER_DEFINED] if token not in control]
@@ -258,10 +259,10 @@ class GgufTokenizer:
 
     def _merges(self) -> list[tuple[str, str]]:
         merges = self._list("merges", str, None)
-        pairs = [tuple(merge.split(" ")) for merge in merges]
+        pairs = [merge.split(" ") for merge in merges]
         if any(len(pair) != 2 for pair in pairs):
             raise ModelLoadError("tokenizer.ggml.merges has an element that is not two tokens.")
-        return pairs  # type: ignore[return-value]  # checked above
+        return [(first, second) for first, second in pairs]
 
     def _has(self, name: str) -> bool:
         return f"tokenizer.ggml.{name}" in self._metadata
@@ -285,15 +286,25 @@ class GgufTokenizer:
         return values
 
 
-def _implied_merges(
+def implied_merges(
     vocab: Mapping[str, int], scores: list[float] | list[int]
 ) -> list[tuple[str, str]]:
-    """The merges of a SentencePiece vocabulary, best first: each split of a token into two."""
-    merges = []
-    for (token, _), score in zip(vocab.items(), scores, strict=True):
-        splits = [(token[:i], token[i:]) for i in range(1, len(token))]
-        pairs = [(a, b) for a, b in splits if a in vocab and b in vocab]
-        pairs.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
-        merges += [(score, len(a), len(b), a, b) for a, b in pairs]
-    merges.sort(key=lambda merge: merge[:3], reverse=True)
-    return [(a, b) for _, _, _, a, b in merges]
+    """The merges of a SentencePiece vocabulary, best first: each split of a token into two.
+
+    Ids count the tokens of `vocab` in their order; each has one of `scores`.
+    """
+    ids = array("q")  # of the halves; there are half a million merges in a large vocabulary
+    keys = array("d")  # the score of the whole and the lengths of the halves
+    for token, score in zip(vocab, scores, strict=True):
+        pairs = []
+        for i in range(1, len(token)):
+            first, second = vocab.get(token[:i]), vocab.get(token[i:])
+            if first is not None and second is not None:
+                pairs.append((first, second, i))
+        for first, second, i in sorted(pairs):
+            ids.extend((first, second))
+            keys.extend((-score, -i, i - len(token)))
+    by_score, by_first, by_second = np.frombuffer(keys).reshape(-1, 3).T
+    order = np.lexsort((by_second, by_first, by_score)).tolist() if keys else []
+    tokens = list(vocab)
+    return [(tokens[ids[2 * index]], tokens[ids[2 * index + 1]]) for index in order]

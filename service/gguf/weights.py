@@ -68,13 +68,9 @@ def write_weights(path: Path, file: GgufFile, pairs: list[tuple[TensorInfo, Weig
 def _write_header(output: BinaryIO, weights: list[Weight]) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
-    for weight in weights:
-        end = start + math.prod(weight.shape) * _BF16_BYTES
-        header[weight.name] = {
-            "dtype": "BF16",
-            "shape": list(weight.shape),
-            "data_offsets": [start, end],
-        }
+    for name, shape in (output for weight in weights for output in weight.outputs()):
+        end = start + math.prod(shape) * _BF16_BYTES
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // _HEADER_ALIGNMENT) * _HEADER_ALIGNMENT)
@@ -90,7 +86,7 @@ def _chunks(file: GgufFile, tensor: TensorInfo, weight: Weight) -> Iterator[Valu
             values = _unpermuted(values, values.shape[0] // weight.num_heads)
         yield values - np.float32(weight.offset) if weight.offset else values
         return
-    num_rows, num_columns = tensor.shape
+    num_rows, num_columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
     head_dim = num_rows // weight.num_heads if weight.num_heads is not None else 1
     step = max(1, _CHUNK_VALUES // (num_columns * head_dim)) * head_dim
     for first in range(0, num_rows, step):

@@ -1,6 +1,6 @@
 """GGUF files of tiny models, written as llama.cpp's `convert_hf_to_gguf.py` writes them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,7 @@ from gguf.constants import MODEL_ARCH, GGMLQuantizationType
 from gguf.quants import quantize
 from tokenizers import pre_tokenizers
 
-PERMUTED = {
-    "llama",
-    "smollm3",
-    "granite",
-}  # rotated pairs are neighbours
+PERMUTED = {"llama", "mistral3", "smollm3", "granite"}  # rotated pairs are neighbours
 GEMMA = {"gemma", "gemma2", "gemma3"}
 _ARCHITECTURES = {arch: gguf.MODEL_ARCH_NAMES[arch] for arch in MODEL_ARCH}
 
@@ -74,11 +70,11 @@ def tensors_of(model: torch.nn.Module, architecture: str) -> dict[str, npt.NDArr
     (arch,) = [key for key, name in _ARCHITECTURES.items() if name == architecture]
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tensors = {}
-    for full_name, parameter in model.state_dict().items():
+    for full_name, parameter in _separated(model.state_dict()):
         if full_name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         name, suffix = full_name.rsplit(".", 1)
-        values = parameter.float()
+        values = parameter
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
         module = name.rsplit(".", 1)[-1]
         if architecture in PERMUTED and module in heads:
@@ -87,6 +83,18 @@ def tensors_of(model: torch.nn.Module, architecture: str) -> dict[str, npt.NDArr
             values = values + 1
         tensors[f"{names.get_name(name)}.{suffix}"] = values.numpy()
     return tensors
+
+
+def _separated(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Float32 weights, those of experts' gates apart from those of their other halves."""
+    for name, values in state.items():
+        if name.endswith("experts.gate_up_proj"):
+            gate, up = values.float().chunk(2, dim=1)
+            yield name.replace("gate_up_proj", "gate_proj.weight"), gate
+            yield name.replace("gate_up_proj", "up_proj.weight"), up
+        else:
+            suffix = ".weight" if name.endswith("experts.down_proj") else ""
+            yield name + suffix, values.float()
 
 
 def _permuted(values: torch.Tensor, num_heads: int) -> torch.Tensor:

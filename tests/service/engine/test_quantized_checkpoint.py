@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from structlog.testing import capture_logs
 from torch import Tensor
 
 from service.engine.load import EngineOptions, load_engine
@@ -245,6 +246,21 @@ def test_a_tensor_of_a_quantization_that_nobody_reads_is_rejected_by_its_name(
     path = save_model(tmp_path, make_config(model_type, **fields))
     add_tensors(path, **{f"model.layers.1.{name}": torch.ones(3)})
     assert f"model.layers.1.{name}" in rejection(path)
+
+
+def test_tensors_of_other_parts_are_ignored_on_the_transformers_backend(tmp_path: Path) -> None:
+    model_type, fields = CONFIGS["granite"]
+    path = save_model(tmp_path, make_config(model_type, **fields))
+    add_tensors(path, **{"model.vision_tower.std_scale": torch.ones(3)})
+    with capture_logs() as logs:
+        load_engine(options(path))
+    assert "checkpoint_tensors_not_used" not in {entry["event"] for entry in logs}
+    add_tensors(path, **{"model.layers.0.self_attn.q_proj.bias": torch.ones(3)})
+    with capture_logs() as logs:
+        load_engine(options(path))
+    assert [entry["first"] for entry in logs if entry["log_level"] == "warning"] == [
+        "model.layers.0.self_attn.q_proj.bias"
+    ]
 
 
 def test_packed_weights_are_named_before_those_that_are_missing(copy: Path) -> None:

@@ -203,6 +203,46 @@ CASES = {
         {"rope_parameters": DEFAULT, "head_dim": 32, "tie_word_embeddings": True},
         {"attention.key_length": 32, "attention.value_length": 32},
     ),
+    "qwen3moe": Case(
+        "qwen3moe",
+        "qwen3_moe",
+        {
+            "rope_parameters": DEFAULT,
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "norm_topk_prob": True,
+        },
+        {
+            "attention.key_length": 16,
+            "attention.value_length": 16,
+            "expert_count": 4,
+            "expert_used_count": 2,
+            "expert_feed_forward_length": 48,
+        },
+    ),
+    "ministral 3": Case(
+        "mistral3",
+        "ministral3",
+        {
+            "head_dim": 16,
+            "sliding_window": None,
+            "rope_parameters": YARN
+            | {
+                "original_max_position_embeddings": 16,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.5,
+                "llama_4_scaling_beta": 0.2,
+            },
+        },
+        YARN_KEYS
+        | {
+            "rope.scaling.original_context_length": 16,
+            "rope.scaling.yarn_log_multiplier": 0.5,
+            "attention.temperature_scale": 0.2,
+        },
+    ),
     "phi3": Case("phi3", "phi3", {"rope_parameters": DEFAULT}, PHI3_KEYS),
     "phi3 with a window": Case(
         "phi3",

@@ -3,9 +3,12 @@ from typing import Any
 
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.tokenization_utils_base import generate_merges
 
 from service.errors import ModelLoadError
-from service.gguf.tokenizer import GgufTokenizer
+from service.gguf.tokenizer import GgufTokenizer, implied_merges
 from tests.fakes.gguf_files import byte_level_vocab, sentence_piece_vocab
 
 SIZE = 320
@@ -101,6 +104,17 @@ class TestSentencePiece:
             del vocab[name]
         tokenizer = make(vocab)
         assert (tokenizer.token_id("bos_token_id"), tokenizer.end_token_ids) == (1, [2])
+
+
+@given(
+    tokens=st.lists(st.text("ab\u2581", min_size=1, max_size=5), unique=True, max_size=30),
+    scores=st.lists(st.integers(-3, 0), min_size=30, max_size=30),
+)
+def test_implied_merges_are_those_of_transformers(tokens: list[str], scores: list[int]) -> None:
+    vocab = {token: index for index, token in enumerate(tokens)}
+    scores = scores[: len(tokens)]
+    expected = generate_merges(vocab, dict(zip(tokens, scores, strict=True)))
+    assert implied_merges(vocab, scores) == expected
 
 
 class TestInvalid:
