@@ -180,7 +180,7 @@ def _convert_into(target: Path, gguf: Path, generation: Mapping[str, Any]) -> No
     try:
         convert(gguf, partial, generation)
         _write_manifest(partial)
-        for file in (*partial.iterdir(), partial):
+        for file in (*partial.rglob("*"), partial):
             _sync(file)
         partial.rename(target)
         _sync(target.parent)
@@ -190,7 +190,8 @@ def _convert_into(target: Path, gguf: Path, generation: Mapping[str, Any]) -> No
 
 
 def _write_manifest(directory: Path) -> None:
-    sizes = {file.name: file.stat().st_size for file in sorted(directory.iterdir())}
+    files = sorted(file for file in directory.rglob("*") if file.is_file())
+    sizes = {str(file.relative_to(directory)): file.stat().st_size for file in files}
     (directory / _MANIFEST).write_text(json.dumps(sizes, indent=2) + "\n")
 
 

@@ -270,8 +270,21 @@ def _smollm3(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:
     }
 
 
+_UNUSED_GRANITE_KEYS = (
+    "expert_shared_feed_forward_length",
+    "ssm.conv_kernel",
+    "ssm.group_count",
+    "ssm.inner_size",
+    "ssm.state_size",
+    "ssm.time_step_rank",
+)
+
+
 def _granite(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:
     metadata.require("rope.scaling.finetuned", True)  # false: a model without positions
+    # Granite 4 without state-space layers still has their sizes; llama.cpp does not read them.
+    for name in _UNUSED_GRANITE_KEYS:
+        metadata.value(name)
     rope = with_frequency_factors(read_rope(metadata), file, sizes.head_dim, sizes.context)
     return {
         "rope_parameters": rope,
@@ -366,10 +379,14 @@ def _gemma2(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:  # noq
 
 def _gemma3(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:  # noqa: ARG001
     window = metadata.integer("attention.sliding_window", 0, minimum=0)
-    local_theta = metadata.positive("rope.freq_base_swa", 10000.0)
+    # Files of Google's and Ollama's have other names for the two bases.
+    theta = metadata.positive("rope.global.freq_base", 1_000_000.0)
+    local_theta = metadata.positive("rope.local.freq_base", 10000.0)
+    local_theta = metadata.positive("rope.freq_base_swa", local_theta)
+    metadata.value("mm.tokens_per_image")  # of the part for images, which is another file
     return {
         "rope_parameters": {
-            "full_attention": read_rope(metadata, 1_000_000.0),
+            "full_attention": read_rope(metadata, theta),
             "sliding_attention": {"rope_type": "default", "rope_theta": local_theta},
         },
         "hidden_activation": "gelu_pytorch_tanh",

@@ -5,6 +5,7 @@ before is what llama.cpp's code says a name means.
 """
 
 import json
+import re
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,6 +80,7 @@ _SPECIAL_TOKENS = {
 }
 # Which ids SentencePiece gives them where the file does not say, as in llama.cpp.
 _SENTENCE_PIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+_TEMPLATE_NAME = re.compile(r"\w[\w-]{0,63}")
 _END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -112,6 +114,8 @@ class GgufTokenizer:
             )
         if not self._tokens or not all(type(token) is str for token in self._tokens):
             raise ModelLoadError("tokenizer.ggml.tokens is not a list of strings.")
+        # As llama.cpp calls them: several may be empty, and none of them is ever used.
+        self._tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(self._tokens)]
         if len(set(self._tokens)) != len(self._tokens):
             raise ModelLoadError("The file is damaged: a token occurs twice in its vocabulary.")
 
@@ -136,7 +140,7 @@ class GgufTokenizer:
         return token_id
 
     def write(self, directory: Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and, if there is one, chat_template.jinja.
+        """Write tokenizer.json, tokenizer_config.json and the chat templates.
 
         Raises:
             ModelLoadError: see the constructor.
@@ -153,9 +157,24 @@ class GgufTokenizer:
         backend.save(str(directory / "tokenizer.json"))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        template = self._metadata.get("tokenizer.chat_template")
-        if isinstance(template, str):
-            (directory / "chat_template.jinja").write_text(template)
+        self._write_templates(directory)
+
+    def _write_templates(self, directory: Path) -> None:
+        """The chat template, and others by their names, such as `tool_use`."""
+        prefix = "tokenizer.chat_template"
+        for key, template in self._metadata.items():
+            path = directory / "chat_template.jinja"
+            if key.startswith(f"{prefix}."):
+                name = key.removeprefix(f"{prefix}.")
+                if not _TEMPLATE_NAME.fullmatch(name):
+                    raise ModelLoadError(f"It has the chat template {shortened(name)}.")
+                path = directory / "additional_chat_templates" / f"{name}.jinja"
+            elif key != prefix:
+                continue
+            if type(template) is not str:
+                raise ModelLoadError(f"{key} is not a string.")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(template, encoding="utf-8")
 
     def _byte_level(self) -> Tokenizer:
         model = BPE(

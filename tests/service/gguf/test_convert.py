@@ -279,6 +279,12 @@ CASES = {
     "gemma2 27b": gemma2_case(46, 16),
     "gemma3": gemma3_case(8, 32, None),
     "gemma3 4b": gemma3_case(8, 32, 8.0),
+    "gemma3 by Google": gemma3_case(
+        8,
+        32,
+        None,
+        **{"rope.freq_base": None, "rope.global.freq_base": 1e6, "rope.local.freq_base": 1e4},
+    ),
     "gemma3 27b": gemma3_case(62, 16, 8.0, **{"rope.freq_base_swa": 10000.0}),
     "smollm3": Case(
         "smollm3", "smollm3", {"rope_parameters": DEFAULT, "num_hidden_layers": 8}, ROPE_DIM
@@ -298,6 +304,8 @@ CASES = {
             "embedding_scale": 12.0,
             "residual_scale": 0.22,
             "logit_scale": 8.0,
+            "rope.scaling.finetuned": True,
+            "ssm.conv_kernel": 4,
         },
     ),
     "olmo2": Case("olmo2", "olmo2", {"rope_parameters": DEFAULT}),
