@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 from tokenizers import (
     AddedToken,
     Regex,
@@ -54,19 +55,19 @@ _GPT4O_SPLIT = (
 # whatever the merges say, and begin a text with the token for that unless the file says otherwise.
 _WHOLE_WORDS = {
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1"), _LLAMA3_SPLIT),
-    **dict.fromkeys(("pixtral", "midm-2.0", "lfm2"), _LLAMA3_SPLIT),
+    **dict.fromkeys(("pixtral", "midm-2.0", "lfm2", "jina-v5-nano"), _LLAMA3_SPLIT),
     "tekken": _TEKKEN_SPLIT,
 }
 _SPLITS = {
     **_WHOLE_WORDS,
-    **dict.fromkeys(("dbrx", "smaug-bpe"), _LLAMA3_SPLIT),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), _LLAMA3_SPLIT),
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "kormo"), _QWEN2_SPLIT),
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), _GPT4O_SPLIT),
 }
 # Every digit apart, then GPT-2's pattern.
 _DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 # GPT-2's pattern alone.
-_GPT2 = {"default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling"} | {
+_GPT2 = {"default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4"} | {
     "jina-v1-en", "jina-v2-code", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat",
     "roberta-bpe", "a.x-4.0", "mellum", "modern-bert",
 }  # fmt: skip
@@ -80,8 +81,12 @@ _SPECIAL_TOKENS = {
 }
 # Which ids SentencePiece gives them where the file does not say, as in llama.cpp.
 _SENTENCE_PIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+_UNKNOWN_SPLIT = "default"  # what files of before May 2024 are taken to say
 _TEMPLATE_NAME = re.compile(r"\w[\w-]{0,63}")
 _END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+
+_log = structlog.get_logger(__name__)
 
 
 class GgufTokenizer:
@@ -101,7 +106,9 @@ class GgufTokenizer:
                 f"Its tokenizer is of the kind {shortened(self._kind)} (tokenizer.ggml.model); "
                 f"served are {_BYTE_LEVEL!r} and {_SENTENCE_PIECE!r}."
             )
-        self._pre = self._value("pre", str, "default")
+        self._pre = self._value("pre", str, _UNKNOWN_SPLIT)
+        if self._kind == _BYTE_LEVEL and self._pre == _UNKNOWN_SPLIT:
+            _log.warning("gguf_pre_tokenizer_missing", used="gpt-2")
         if self._kind == _BYTE_LEVEL and self._pre not in _SPLITS.keys() | _DIGITS_APART | _GPT2:
             raise ModelLoadError(
                 f"Its tokenizer splits text by the rule {shortened(self._pre)} "

@@ -308,6 +308,26 @@ CASES = {
             "ssm.conv_kernel": 4,
         },
     ),
+    "glm4": Case(
+        "glm4",
+        "glm4",
+        {
+            "rope_parameters": DEFAULT | {"partial_rotary_factor": 0.5},
+            "head_dim": 16,
+            "attention_bias": True,
+        },
+        {"rope.dimension_count": 8},
+    ),
+    "glm4 without biases": Case(
+        "glm4",
+        "glm4",
+        {
+            "rope_parameters": DEFAULT | {"partial_rotary_factor": 0.5},
+            "head_dim": 16,
+            "attention_bias": False,
+        },
+        {"rope.dimension_count": 8},
+    ),
     "olmo2": Case("olmo2", "olmo2", {"rope_parameters": DEFAULT}),
 }
 
@@ -452,7 +472,7 @@ class TestRejected:
         path = write_case(tmp_path / "model.gguf", *tiny, change=_set("unheard_of", value))
         convert(path, tmp_path / "out", {})
 
-    @pytest.mark.parametrize("name", ["gpt-oss", "minimax-m2", "qwen35", "glm4", "unheard-of"])
+    @pytest.mark.parametrize("name", ["gpt-oss", "minimax-m2", "qwen35", "gemma4", "unheard-of"])
     def test_unknown_architecture_is_named_with_those_served(
         self, name: str, tmp_path: Path
     ) -> None:

@@ -5,6 +5,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from transformers.tokenization_utils_base import generate_merges
 
 from service.errors import ModelLoadError
@@ -43,6 +44,13 @@ class TestByteLevel:
         self, pre: str, text: str, expected: list[str], tmp_path: Path
     ) -> None:
         assert pieces(make(byte_level_vocab(SIZE) | {"pre": pre}), tmp_path, text) == expected
+
+    @pytest.mark.parametrize("pre", ["default", None])
+    def test_file_without_a_rule_is_warned_of(self, pre: str | None) -> None:
+        vocab = {k: v for k, v in (byte_level_vocab(SIZE) | {"pre": pre}).items() if v is not None}
+        with capture_logs() as logs:
+            make(vocab)
+        assert [log["event"] for log in logs] == ["gguf_pre_tokenizer_missing"]
 
     def test_unknown_rule_is_rejected(self) -> None:
         with pytest.raises(ModelLoadError, match=r"the rule 'unheard-of' \(tokenizer\.ggml\.pre\)"):
