@@ -67,9 +67,9 @@ _SPLITS = {
 # Every digit apart, then GPT-2's pattern.
 _DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 # GPT-2's pattern alone.
-_GPT2 = {"default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4"} | {
+_GPT2 = {"default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling"} | {
     "jina-v1-en", "jina-v2-code", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat",
-    "roberta-bpe", "a.x-4.0", "mellum", "modern-bert",
+    "roberta-bpe", "a.x-4.0", "mellum", "modern-bert", "exaone4",
 }  # fmt: skip
 
 _GEMMA = {"gemma", "gemma2", "gemma3"}
