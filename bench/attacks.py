@@ -5,6 +5,7 @@ meanwhile is measured by `bench.siege`.
 """
 
 import asyncio
+import gzip
 import io
 import json
 import random
@@ -58,12 +59,22 @@ class Attack:
     run: Callable[[Target], Awaitable[None]]
 
 
-def _http(title: str, path: str, body: Callable[[str], object], num_clients: int = 20) -> Attack:
+def _http(
+    title: str,
+    path: str,
+    body: Callable[[str], object],
+    num_clients: int = 20,
+    *,
+    is_compressed: bool = False,
+) -> Attack:
     """`num_clients` that post a body again and again; it is made once, from the model's name."""
 
     async def run(target: Target) -> None:
         data = json.dumps(body(target.model)).encode()
         headers = _JSON | {"authorization": f"Bearer {target.key}"}
+        if is_compressed:
+            data = gzip.compress(data)
+            headers["content-encoding"] = "gzip"
         timeout = aiohttp.ClientTimeout(total=None)
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
@@ -132,6 +143,23 @@ async def _schemas(target: Target) -> None:
             await _answered(call(data.SerializeToString(), metadata=metadata))
 
         await _flood(send, 40)
+
+
+async def _prompt_logprobs(target: Target) -> None:
+    """60 clients that ask for the log probabilities of each token of a long prompt."""
+    metadata = (("x-api-key", target.key),)
+    rng = random.Random(0)
+    async with _channel(target) as channel:
+        call: Any = channel.unary_unary(_CREATE)
+
+        async def send() -> None:
+            params = _chat(target.model, words(2000, rng))
+            params.prompt_logprobs = 20
+            params.sampling.max_completion_tokens = 1
+            data = chat_service_pb2.CreateChatCompletionRequest(params=params)
+            await _answered(call(data.SerializeToString(), metadata=metadata))
+
+        await _flood(send, 60)
 
 
 async def _generations(target: Target, *, priority: int = 0, n: int = 1) -> None:
@@ -267,6 +295,23 @@ ATTACKS = {
         _TEXT,
         lambda model: {"model": model, "prompt": [1] * 1_900_000},
     ),
+    "http-bomb": _http(
+        "compressed bodies that expand to 100 MiB",
+        _CHAT,
+        lambda _: " " * (100 * _MIB),
+        is_compressed=True,
+    ),
+    "http-gzip": _http(
+        "compressed bodies of 400 000 messages",
+        _CHAT,
+        _body("messages", lambda: [{"role": "user"}] * 400_000),
+        is_compressed=True,
+    ),
+    "http-text": _http(
+        "bodies of one text of 8 MB",
+        _CHAT,
+        _body("messages", lambda: [{"role": "user", "content": "a, " * 2_700_000}]),
+    ),
     "grpc-parts": _grpc(
         "messages of 2 million parts",
         _CREATE,
@@ -297,6 +342,7 @@ ATTACKS = {
         "the same with a priority of -1000", lambda target: _generations(target, priority=-1000)
     ),
     "choices": Attack("the same with n = 96", lambda target: _generations(target, n=96)),
+    "prompt-logprobs": Attack("log probabilities of 2000-word prompts", _prompt_logprobs),
     "idle": Attack("1000 idle connections", _idle_connections),
     "watches": Attack("40 clients with streams that need no key", _watches),
 }

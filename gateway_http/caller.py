@@ -122,8 +122,7 @@ class Caller:
         except QuotaExceeded as error:
             raise _limit_reached(error) from None
         except NeverAdmitted as error:
-            param = param_of(error.field)
-            param = names.get(param, param)
+            param = param_of(error.field, names)
             raise InvalidRequest(str(error), param, "request_exceeds_limit") from None
 
 

@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from chatrpc.v1 import errors_pb2
 from gateway_http.protocol.error import ApiError
-from gateway_http.protocol.params import param_of
+from gateway_http.protocol.params import NO_NAMES, param_of
 
 _log = structlog.get_logger(__name__)
 
@@ -71,8 +71,6 @@ _SERVICE_REASONS = {
     for value in errors_pb2.DESCRIPTOR.enum_types_by_name["ErrorReason"].values
 }
 
-_NO_NAMES: Mapping[str, str] = {}
-
 _CODES = {
     "MISSING_FIELD": "missing_required_parameter",
     "UNSUPPORTED_FIELD": "unsupported_parameter",
@@ -94,10 +92,11 @@ def from_exception(error: Exception) -> ApiError:
     return _api_error(_INTERNAL, {"x-should-retry": "false"}, reason="INTERNAL")
 
 
-def from_rpc(error: grpc.aio.AioRpcError, names: Mapping[str, str] = _NO_NAMES) -> ApiError:
+def from_rpc(error: grpc.aio.AioRpcError, names: Mapping[str, str] = NO_NAMES) -> ApiError:
     """Read the status, and the `google.rpc` details that the service adds to it.
 
-    `names`: what the client calls a parameter that has several names.
+    `names`: what the client calls a parameter that has several names. The service's sentences never
+    contain the names of fields, except as their subject, so none is edited.
     """
     details = _Details(error)
     if details.reason == "ACTING_FORBIDDEN":
@@ -113,14 +112,9 @@ def from_rpc(error: grpc.aio.AioRpcError, names: Mapping[str, str] = _NO_NAMES) 
     message = error.details() or answer.message
     param = "model" if details.reason == "MODEL_NOT_FOUND" else None
     if details.field:
-        param = param_of(details.field)
-        if message.startswith(details.field) or not details.field.isalpha():
-            message = message.replace(details.field, param)
-        for name, called in names.items():
-            if param.startswith(name):
-                param = called + param.removeprefix(name)
-                message = message.replace(name, called)
-                break
+        param = param_of(details.field, names)
+        # Otherwise the field is the subject of the sentence, and the description is the rest.
+        message = details.words if details.words == message else f"{param} {details.words}"
     answer = answer._replace(message=message)
     return _api_error(answer, _headers(answer.status, details), param, reason)
 
@@ -131,6 +125,7 @@ class _Details:
     def __init__(self, error: grpc.aio.AioRpcError) -> None:
         self.reason = ""
         self.field = ""
+        self.words = ""  # about the field
         self.retry_after_s: int | None = None
         status = _rich_status(error)
         for detail in status.details if status else ():
@@ -142,7 +137,9 @@ class _Details:
             self.reason = info.reason if info.domain == _DOMAIN else ""
         elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
             bad = error_details_pb2.BadRequest.FromString(detail.value)
-            self.field = bad.field_violations[0].field if bad.field_violations else ""
+            if bad.field_violations:
+                self.field = bad.field_violations[0].field
+                self.words = bad.field_violations[0].description
         elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
             delay = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay
             self.retry_after_s = math.ceil(delay.seconds + delay.nanos / 1e9)

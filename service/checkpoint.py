@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from service.converted_directory import is_complete, reason, seal
 from service.errors import ModelLoadError
 from service.types import SamplingParams
 
@@ -29,10 +29,14 @@ _EMBEDDED_SAMPLING = {"do_sample": False}
 
 # Raise it when the same GGUF should become other files.
 _CONVERSION_FORMAT = 3
-_MANIFEST = "conversion.json"  # the names and sizes of a conversion's other files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]  # never pickled weights: loading them runs code
+# Never pickled weights: loading them runs code.
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
+# Folders hold copies in other formats, and Mistral's repositories the same weights once more.
+_HUB_LEFT_OUT = ["*/*", "consolidated*.safetensors"]
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_HUB_TEMPLATES = "additional_chat_templates/*.jinja"
 
 
 def load_vocab_size(path: Path) -> int:
@@ -85,7 +89,7 @@ def resolve(model: str | None, cache_dir: Path) -> Checkpoint:
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
         return Checkpoint(_converted(path, cache_dir / "gguf", {}), path.stem, path.name)
-    if path.is_dir():
+    if _is_directory(path):
         name = path.resolve().name
         return Checkpoint(_checked(path), name, name)
     if _HUB_ID.fullmatch(model):
@@ -155,14 +159,13 @@ def _converted(gguf: Path, cache_dir: Path, generation: Mapping[str, Any]) -> Pa
     try:
         digest = _digest(gguf, cache_dir / "digests")
         target = cache_dir / f"{gguf.stem}-{digest[:16]}-{_CONVERSION_FORMAT}"
-        if not _is_complete(target):
+        if not is_complete(target):
             cache_dir.mkdir(parents=True, exist_ok=True)
             with _locked(cache_dir / "lock"):
-                if not _is_complete(target):
+                if not is_complete(target):
                     _convert_into(target, gguf.resolve(), generation)
     except Exception as error:  # of the disk, of the file, of the tokenizers library
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        message = f"{gguf} cannot be converted into a checkpoint in {cache_dir}: {reason}"
+        message = f"{gguf} cannot be converted into a checkpoint in {cache_dir}: {reason(error)}"
         raise ModelLoadError(message) from error
     return target
 
@@ -179,38 +182,11 @@ def _convert_into(target: Path, gguf: Path, generation: Mapping[str, Any]) -> No
     partial = target.with_name(target.name + ".partial")
     try:
         convert(gguf, partial, generation)
-        _write_manifest(partial)
-        for file in (*partial.rglob("*"), partial):
-            _sync(file)
+        seal(partial)
         partial.rename(target)
-        _sync(target.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     _log.info("gguf_conversion_finished", directory=str(target))
-
-
-def _write_manifest(directory: Path) -> None:
-    files = sorted(file for file in directory.rglob("*") if file.is_file())
-    sizes = {str(file.relative_to(directory)): file.stat().st_size for file in files}
-    (directory / _MANIFEST).write_text(json.dumps(sizes, indent=2) + "\n")
-
-
-def _is_complete(directory: Path) -> bool:
-    """Whether all files of a conversion are there with all their bytes."""
-    try:
-        sizes = json.loads((directory / _MANIFEST).read_bytes())
-        return all((directory / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold what a file or directory holds, whatever happens to the machine."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(gguf: Path, digests: Path) -> str:
@@ -245,26 +221,69 @@ def _fetched(model: str) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415  # 0.4 s, and mostly of no use
 
     try:
-        # Only the files at the top: folders hold copies in other formats.
-        path = snapshot_download(model, allow_patterns=_HUB_FILES, ignore_patterns="*/*")
+        path = snapshot_download(model, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_LEFT_OUT)
+        snapshot_download(model, revision=Path(path).name, allow_patterns=_HUB_TEMPLATES)
     except Exception as error:  # of the network, of HTTP, of the hub's cache: three trees
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelLoadError(
             f"The model {model!r} is no directory here and cannot be fetched from the Hugging Face "
-            f"hub: {reason}"
+            f"hub: {reason(error)}"
         ) from error
     return Path(path)
 
 
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a directory above it may not be entered
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def _checked(path: Path) -> Path:
-    for pattern in ("config.json", "*.safetensors"):
-        if not any(path.glob(pattern)):
-            raise ModelLoadError(f"The directory {path} holds no model: it has no {pattern}.")
-    return path
+    """`path`, which holds a config and weights in safetensors, and nothing that changes them.
+
+    Raises:
+        ModelLoadError: it does not. The message says what it holds instead.
+    """
+    try:
+        names = sorted(file.name for file in path.iterdir())
+    except OSError as error:
+        raise ModelLoadError(f"The directory {path} cannot be read: {error.strerror}") from error
+    adapters = [name for name in names if name.startswith(("adapter_config.", "adapter_model."))]
+    if adapters:
+        raise ModelLoadError(
+            f"The directory {path} holds an adapter, {adapters[0]}, and adapters are not served: "
+            "merge it into its model, by merge_and_unload() of the package peft for example."
+        )
+    if "config.json" not in names:
+        raise ModelLoadError(f"The directory {path} holds no model: it has no config.json.")
+    weights = [name for name in names if name.endswith(".safetensors")]
+    if not all(name.startswith("consolidated") for name in weights):
+        return path
+    raise ModelLoadError(
+        f"The directory {path} holds no model: it has no *.safetensors{_instead(path, names)}."
+    )
+
+
+def _instead(path: Path, names: list[str]) -> str:
+    """What a directory without weights that are served holds instead, and what to do about it."""
+    pickled = [name for name in names if name.endswith(_PICKLED)]
+    if pickled:
+        return (
+            f". {pickled[0]} is pickled, and reading it may run code. If you trust it, convert it: "
+            'python -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained({str(path)!r}, dtype='auto').save_pretrained({str(path)!r})\""
+        )
+    if any(name.endswith(".safetensors") for name in names):
+        return " but those in Mistral's own format (consolidated)"
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if ggufs:
+        return f". To serve a GGUF file, name the file itself: {path / ggufs[0]}"
+    return ""
 
 
 def _eos_token_ids(path: Path, generation: dict[str, Any]) -> frozenset[int]:
-    for source in (generation, _read_json(path / "config.json")):
+    config = _read_json(path / "config.json")
+    for source in (generation, config, config.get("text_config") or {}):
         ids = source.get("eos_token_id")
         if ids is None:
             continue
@@ -286,6 +305,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except ValueError as error:
         raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(content, dict):
         raise ModelLoadError(f"{path} is not a JSON object.")
     return content

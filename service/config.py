@@ -122,6 +122,12 @@ class ServiceSettings(ListenerSettings):
         return self
 
     @model_validator(mode="after")
+    def _quantization_fits_the_device(self) -> Self:
+        if self.device == "cuda" and self.quantization == "int8":
+            raise ValueError("quantization=int8 is served on CPUs only, and device=cuda is set")
+        return self
+
+    @model_validator(mode="after")
     def _channelz_has_a_port(self) -> Self:
         if self.channelz and self.admin_port is None:
             raise ValueError("channelz needs admin_port")

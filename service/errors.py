@@ -33,18 +33,27 @@ class ChatrpcError(Exception):
 
 
 class InvalidField(ChatrpcError):
-    """A field is malformed or out of range. `field` is its path in the request's parameters."""
+    """A field is malformed or out of range.
 
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
+    Clients of the gateway know some fields by other names. So `words` do not name the field.
+
+    Args:
+        field: Its path in the request's parameters.
+        words: A sentence, or what follows the field in one. The latter begins with a small letter,
+            such as "must be at least 1.".
+    """
+
+    def __init__(self, field: str, words: str) -> None:
+        super().__init__(f"{field} {words}" if words[:1].islower() else words)
         self.field = field
+        self.words = words
 
 
 class MissingField(InvalidField):
     """A required field is absent."""
 
     def __init__(self, field: str) -> None:
-        super().__init__(field, f"{field} is required.")
+        super().__init__(field, "is required.")
 
 
 class UnsupportedField(InvalidField):

@@ -1,6 +1,5 @@
 """From the settings to a model that is served: checkpoint, tokenizer, engine, card."""
 
-from pathlib import Path
 from threading import Thread
 
 import structlog
@@ -27,6 +26,17 @@ from service.types import (
     ServedModel,
     ToolFormat,
 )
+
+# What int8 costs a model is measured on this text when it is loaded.
+_CHECK_TEXT = """\
+The river rises in the hills to the north and runs for about two hundred miles before it reaches \
+the sea. In spring, when the snow melts, the water is high and fast, and the people who live on \
+its banks move their animals to higher ground. By the end of the summer it is shallow enough to \
+cross on foot. For hundreds of years the river was the only road in this part of the land. Boats \
+carried grain, wood and stone down to the port, and came back with salt, cloth and letters. The \
+first railway was built in 1864, and within twenty years most boats had gone. Today the old \
+harbour is a park, where children play and their parents sit in the sun and drink coffee.
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +65,7 @@ class ModelLoader:
         """
         settings = self._settings
         # A first start converts and compiles at once. Nobody waits for it if the model is no good.
-        compiling = Thread(target=_compile_kernels, args=(settings.cache_dir,), daemon=True)
+        compiling = Thread(target=_compile_kernels, args=(settings,), daemon=True)
         compiling.start()
         self._checkpoint = resolve(settings.model, settings.cache_dir)
         self._tokenizer = load_tokenizer(self._checkpoint.path)
@@ -69,6 +79,7 @@ class ModelLoader:
             None
             if settings.reasoning_format == "auto"
             else ReasoningFormat(settings.reasoning_format),
+            tool_template=self._tokenizer.tool_template,
         )
         self._grammars = self._load_grammars()
         compiling.join()
@@ -91,6 +102,7 @@ class ModelLoader:
                 num_speculative_tokens=(
                     settings.num_speculative_tokens if settings.speculation == "ngram" else 0
                 ),
+                check_token_ids=tuple(self._tokenizer.encode(_CHECK_TEXT, add_special_tokens=True)),
             )
         )
 
@@ -133,7 +145,10 @@ class ModelLoader:
         return CompiledGrammars(trie, self._tokenizer.added_token_ids)
 
 
-def _compile_kernels(cache_dir: Path) -> None:
+def _compile_kernels(settings: ServiceSettings) -> None:
+    """Compile the CPU kernels, unless the model will run on a GPU."""
+    if settings.device == "cuda":
+        return
     from service.engine.native.build import compile_kernels  # noqa: PLC0415  # as above
 
-    compile_kernels(cache_dir)
+    compile_kernels(settings.cache_dir, may_use_gpu=settings.device == "auto")

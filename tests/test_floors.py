@@ -23,7 +23,13 @@ ALLOWED: dict[str, set[str]] = {
     "service.metrics": {"service.types", "service.vllm_names"},
     "service.config": {"chatrpc_process", "service.cache"},
     "service.gguf": {"service.errors"},
-    "service.checkpoint": {"service.types", "service.errors", "service.gguf"},
+    "service.converted_directory": set(),
+    "service.checkpoint": {
+        "service.types",
+        "service.errors",
+        "service.converted_directory",
+        "service.gguf",
+    },
     "service.text": {"service.types", "service.errors"},
     "service.engine": {
         "chatrpc_process.fair_queue",

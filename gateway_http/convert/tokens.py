@@ -49,6 +49,11 @@ def tokenize_request(
     )
 
 
+def names(request: openai.TokenizeRequest) -> dict[str, str]:
+    """How this client calls what is a text on the wire."""
+    return {"text": "content" if request.prompt is None else "prompt"}
+
+
 def tokenize_answer(
     answer: model_service_pb2.TokenizeResponse, request: openai.TokenizeRequest
 ) -> openai.TokenizeAnswer:

@@ -52,9 +52,10 @@ FIELDS = {
     "repeat_penalty": Field("llama.cpp's name for repetition_penalty.", {"exclusiveMinimum": 0}),
     "max_tokens": Field(
         "The longest answer, in tokens; clamped to what the context leaves. Absent: all of that in "
-        "a chat, 16 in a text completion, where 0 scores an echoed prompt alone."
+        "a chat, 16 in a text completion, where 0 scores an echoed prompt alone. -1 is all "
+        "of that in both."
     ),
-    "max_completion_tokens": Field("The newer name of max_tokens.", {"minimum": 1}),
+    "max_completion_tokens": Field("The newer name of max_tokens.", {"minimum": -1}),
     "min_tokens": Field("End-of-sequence is not chosen before this many tokens."),
     "seed": Field("The same seed with the same request gives the same answer."),
     "n": Field("How many choices to make of one prompt. Absent: 1."),
@@ -106,7 +107,10 @@ FIELDS = {
     "add_generation_prompt": Field("End the prompt where the assistant is to speak. Absent: true."),
     "continue_final_message": Field("Continue the last message instead of answering it."),
     "truncate_prompt_tokens": Field("Keep only the last tokens of a longer prompt."),
-    "priority": Field("Requests with a lower value are scheduled first. Absent: 0."),
+    "priority": Field(
+        "Among the requests of one caller, those with a lower value run first. Absent: 0, or the "
+        "lowest that the key may set if that is higher."
+    ),
     "cache_salt": Field(
         "What is cached of a prompt is shared only among requests with an equal salt.",
         {"maxLength": 512},
@@ -140,7 +144,7 @@ FIELDS = {
 
 # Where a field has other limits in one kind of request.
 LIMITS: dict[tuple[str, str], _Schema] = {
-    ("ChatCompletionRequest", "max_tokens"): {"minimum": 1},
+    ("ChatCompletionRequest", "max_tokens"): {"minimum": -1},
     ("CompletionRequest", "logprobs"): _within(0, 20),
     ("CompletionRequest", "truncate_prompt_tokens"): {"minimum": 1},
     ("CompletionRequest", "prompt"): {

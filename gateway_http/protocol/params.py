@@ -1,6 +1,9 @@
 """Where a field of the wire's parameters stands in OpenAI's JSON."""
 
 import re
+from collections.abc import Mapping
+
+NO_NAMES: Mapping[str, str] = {}
 
 _RENAMED = [
     (r"^conversation\.", ""),
@@ -26,8 +29,20 @@ _SCHEMA = re.compile(
 )
 
 
-def param_of(field: str) -> str:
-    """The OpenAI name of a wire path: `sampling.temperature` is `temperature`."""
+def param_of(field: str, names: Mapping[str, str] = NO_NAMES) -> str:
+    """Return the OpenAI name of a wire path: `sampling.temperature` is `temperature`.
+
+    Args:
+        names: What a client calls parameters that have several names, by the first of these.
+    """
+    param = _param(field)
+    for name, called in names.items():
+        if param == name or param.startswith((f"{name}.", f"{name}[")):
+            return called + param.removeprefix(name)
+    return param
+
+
+def _param(field: str) -> str:
     if schema := _SCHEMA.fullmatch(field):
         if schema["tool"]:
             return f"{schema['tool']}.parameters{schema['inside']}"

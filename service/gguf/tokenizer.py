@@ -285,10 +285,10 @@ class GgufTokenizer:
 
     def _merges(self) -> list[tuple[str, str]]:
         merges = self._list("merges", str, None)
-        pairs = [tuple(merge.split(" ")) for merge in merges]
+        pairs = [merge.split(" ") for merge in merges]
         if any(len(pair) != 2 for pair in pairs):
             raise ModelLoadError("tokenizer.ggml.merges has an element that is not two tokens.")
-        return pairs  # type: ignore[return-value]  # checked above
+        return [(first, second) for first, second in pairs]
 
     def _has(self, name: str) -> bool:
         return f"tokenizer.ggml.{name}" in self._metadata

@@ -141,26 +141,26 @@ def _caller_info(metadata: Sequence[tuple[str, str | bytes]]) -> caller_pb2.Call
     if not values:
         return None
     if len(values) > 1:
-        raise InvalidField(CALLER_KEY, f"{CALLER_KEY} occurs more than once.")
+        raise InvalidField(CALLER_KEY, "occurs more than once.")
     if len(values[0]) > MAX_CALLER_BYTES:
-        raise InvalidField(CALLER_KEY, f"{CALLER_KEY} has more than {MAX_CALLER_BYTES} bytes.")
+        raise InvalidField(CALLER_KEY, f"has more than {MAX_CALLER_BYTES} bytes.")
     try:
         info = caller_pb2.CallerInfo.FromString(values[0])
     except DecodeError:
-        raise InvalidField(CALLER_KEY, f"{CALLER_KEY} is not a valid CallerInfo.") from None
+        raise InvalidField(CALLER_KEY, "is not a valid CallerInfo.") from None
     if not 1 <= len(info.name) <= _MAX_NAME_LENGTH or not info.name.isprintable():
         raise InvalidField(
-            f"{CALLER_KEY}.name", f"name must have 1 to {_MAX_NAME_LENGTH} printable characters."
+            f"{CALLER_KEY}.name", f"must have 1 to {_MAX_NAME_LENGTH} printable characters."
         )
     if len(info.cache_namespace) > _MAX_NAME_LENGTH:
         raise InvalidField(
             f"{CALLER_KEY}.cache_namespace",
-            f"cache_namespace must have at most {_MAX_NAME_LENGTH} characters.",
+            f"must have at most {_MAX_NAME_LENGTH} characters.",
         )
     if info.HasField("weight") and not 1 <= info.weight <= _MAX_WEIGHT:
         raise InvalidField(
             f"{CALLER_KEY}.weight",
-            f"weight must be between 1 and {_MAX_WEIGHT}, not {info.weight}.",
+            f"must be between 1 and {_MAX_WEIGHT}, not {info.weight}.",
         )
     return info
 

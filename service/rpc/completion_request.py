@@ -102,7 +102,7 @@ def context_length_exceeded(num_tokens: int, max_model_len: int, path: str) -> E
 def _refuse_unserved(params: completion_pb2.CompletionParams) -> None:
     """What a chat completion is refused for, a text completion is as well; but for `n`."""
     if params.suffix:
-        raise UnsupportedField("suffix", "suffix is not supported by this service.")
+        raise UnsupportedField("suffix", "is not supported by this service.")
     chat = chat_pb2.ChatCompletionParams(sampling=params.sampling, user=params.user)
     chat.sampling.ClearField("n")
     refuse_unserved(chat)
@@ -145,7 +145,7 @@ def _sampling(params: completion_pb2.CompletionParams, model: ServedModel) -> Sa
         if not params.echo:
             raise InvalidField(
                 "sampling.max_completion_tokens",
-                "max_completion_tokens must be at least 1 without echo.",
+                "must be at least 1 without echo.",
             )
         wanted.max_completion_tokens = 1
     sampling = sampling_params(wanted, model.sampling_defaults, model.vocab_size)
@@ -157,7 +157,7 @@ def _num_logprobs(params: completion_pb2.CompletionParams, name: str) -> int | N
         return None
     number = int(getattr(params, name))
     if number > MAX_LOGPROBS:
-        raise InvalidField(name, f"{name} must be between 0 and {MAX_LOGPROBS}.")
+        raise InvalidField(name, f"must be between 0 and {MAX_LOGPROBS}.")
     return number
 
 
@@ -165,5 +165,5 @@ def _truncation(params: completion_pb2.CompletionParams) -> int | None:
     if not params.HasField("truncate_prompt_tokens"):
         return None
     if params.truncate_prompt_tokens < 1:
-        raise InvalidField("truncate_prompt_tokens", "truncate_prompt_tokens must be at least 1.")
+        raise InvalidField("truncate_prompt_tokens", "must be at least 1.")
     return params.truncate_prompt_tokens

@@ -92,7 +92,7 @@ def num_choices(sampling: chat_pb2.SamplingParams, max_choices: int = MAX_N) -> 
     n = sampling.n if sampling.HasField("n") else 1
     most = min(max_choices, MAX_N)
     if not 1 <= n <= most:
-        raise InvalidField("sampling.n", f"n must be between 1 and {most}, not {n}.")
+        raise InvalidField("sampling.n", f"must be between 1 and {most}, not {n}.")
     return n
 
 
@@ -138,12 +138,10 @@ def prompt_options(
     if continues and proto.add_generation_prompt:
         raise InvalidField(
             "prompt.continue_final_message",
-            "continue_final_message and add_generation_prompt exclude one another.",
+            "excludes add_generation_prompt.",
         )
     if proto.HasField("truncate_prompt_tokens") and proto.truncate_prompt_tokens < 1:
-        raise InvalidField(
-            "prompt.truncate_prompt_tokens", "truncate_prompt_tokens must be at least 1."
-        )
+        raise InvalidField("prompt.truncate_prompt_tokens", "must be at least 1.")
     kwargs: dict[str, Any] = {}
     if effort == chat_pb2.REASONING_EFFORT_NONE:
         kwargs["enable_thinking"] = False
@@ -279,7 +277,7 @@ def _num_logprobs(params: chat_pb2.ChatCompletionParams) -> int | None:
     """How many alternatives are wanted beside each token's log probability; None: not even that."""
     if params.HasField("top_logprobs"):
         if not params.logprobs:
-            raise InvalidField("top_logprobs", "top_logprobs needs logprobs to be true.")
+            raise InvalidField("top_logprobs", "needs logprobs to be true.")
         _check_alternatives("top_logprobs", params.top_logprobs)
     return params.top_logprobs if params.logprobs else None
 
@@ -293,7 +291,7 @@ def _num_prompt_logprobs(params: chat_pb2.ChatCompletionParams) -> int | None:
 
 def _check_alternatives(name: str, count: int) -> None:
     if count > MAX_TOP_LOGPROBS:
-        raise InvalidField(name, f"{name} must be at most {MAX_TOP_LOGPROBS}, not {count}.")
+        raise InvalidField(name, f"must be at most {MAX_TOP_LOGPROBS}, not {count}.")
 
 
 def cache_salt(salt: str) -> str:

@@ -38,8 +38,7 @@ def refuse_unserved(params: chat_pb2.ChatCompletionParams) -> None:
     """
     for option in _UNSERVED:
         if option.is_asked(params):
-            name = option.path.rpartition(".")[-1]
-            raise UnsupportedField(option.path, f"{name} is not supported by this service.")
+            raise UnsupportedField(option.path, "is not supported by this service.")
     _check_metadata(params)
     for name in ("user", "safety_identifier", "prompt_cache_key", "service_tier"):
         check_identifier(name, getattr(params, name))
@@ -48,16 +47,16 @@ def refuse_unserved(params: chat_pb2.ChatCompletionParams) -> None:
 def check_identifier(name: str, value: str) -> None:
     """What the caller tells for its own bookkeeping is short, though nothing is made of it."""
     if len(value) > MAX_IDENTIFIER_LENGTH:
-        raise InvalidField(name, f"{name} has at most {MAX_IDENTIFIER_LENGTH} characters.")
+        raise InvalidField(name, f"has at most {MAX_IDENTIFIER_LENGTH} characters.")
 
 
 def _check_metadata(params: chat_pb2.ChatCompletionParams) -> None:
     if len(params.metadata) > MAX_METADATA_PAIRS:
-        raise InvalidField("metadata", f"metadata has at most {MAX_METADATA_PAIRS} pairs.")
+        raise InvalidField("metadata", f"has at most {MAX_METADATA_PAIRS} pairs.")
     for key, value in params.metadata.items():
         if len(key) > MAX_METADATA_KEY_LENGTH or len(value) > MAX_METADATA_VALUE_LENGTH:
             raise InvalidField(
                 "metadata",
-                f"metadata's keys have at most {MAX_METADATA_KEY_LENGTH} characters and values "
+                f"Its keys have at most {MAX_METADATA_KEY_LENGTH} characters and values "
                 f"{MAX_METADATA_VALUE_LENGTH}.",
             )

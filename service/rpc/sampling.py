@@ -62,7 +62,7 @@ def sampling_params(
     _check("max_completion_tokens", given.get("max_completion_tokens", 1) >= 1, "at least 1", given)
     if proto.HasField("max_completion_tokens"):
         limit = proto.max_completion_tokens
-        text = f"at most max_completion_tokens, which is {limit}"
+        text = f"at most the limit of generated tokens, which is {limit}"
         _check("min_tokens", proto.min_tokens <= limit, text, given)
     return replace(
         defaults,
@@ -87,14 +87,12 @@ def check_token_ids(token_ids: Sequence[int], vocab_size: int, path: str) -> Non
 def _check(name: str, is_right: bool, expected: str, given: dict[str, float]) -> None:
     """`is_right` has been computed so that it is false for NaN."""
     if not is_right:
-        raise InvalidField(f"sampling.{name}", f"{name} must be {expected}, not {given[name]:g}.")
+        raise InvalidField(f"sampling.{name}", f"must be {expected}, not {given[name]:g}.")
 
 
 def _logit_bias(proto: chat_pb2.SamplingParams, vocab_size: int) -> dict[int, float]:
     if len(proto.logit_bias) > MAX_LOGIT_BIASES:
-        raise InvalidField(
-            "sampling.logit_bias", f"logit_bias names at most {MAX_LOGIT_BIASES} tokens."
-        )
+        raise InvalidField("sampling.logit_bias", f"has at most {MAX_LOGIT_BIASES} tokens.")
     for token_id, bias in proto.logit_bias.items():
         if token_id >= vocab_size:
             raise InvalidField(
@@ -129,7 +127,7 @@ def _stop_token_ids(proto: chat_pb2.SamplingParams, vocab_size: int) -> frozense
 
 def _strings(strings: Sequence[str], name: str, max_strings: int) -> tuple[str, ...]:
     if len(strings) > max_strings:
-        raise InvalidField(f"sampling.{name}", f"{name} takes at most {max_strings} strings.")
+        raise InvalidField(f"sampling.{name}", f"has at most {max_strings} strings.")
     for i, string in enumerate(strings):
         if not 1 <= len(string) <= MAX_STOP_STRING_LENGTH:
             raise InvalidField(

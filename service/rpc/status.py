@@ -127,7 +127,7 @@ def _info(
 def _details(error: errors.ChatrpcError) -> list[Message]:
     if isinstance(error, errors.InvalidField):
         field = error_details_pb2.BadRequest.FieldViolation(
-            field=_short(error.field), description=_short(str(error))
+            field=_short(error.field), description=_short(error.words)
         )
         return [error_details_pb2.BadRequest(field_violations=[field])]
     if isinstance(error, errors.LimitReached):

@@ -63,7 +63,7 @@ def test_invalid_certificate_does_not_replace_a_valid_one(
         assert not watched.refresh()
     assert watched.value is valid
     assert not watched.is_current
-    assert [line["event"] for line in logs] == ["reload failed"]
+    assert [line["event"] for line in logs] == ["file_reload_failed"]
     assert said in logs[0]["reason"]
     issue(ca, tmp_path)
     assert watched.refresh()

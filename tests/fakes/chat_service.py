@@ -78,13 +78,17 @@ class Hold:
 
 @dataclass(frozen=True)
 class Fail:
-    """End the call with a status, and the details that the service adds to one."""
+    """End the call with a status, and the details that the service adds to one.
+
+    `words`: the description of the field, where it is not the message.
+    """
 
     code: grpc.StatusCode
     message: str = "The service says no."
     reason: str = ""
     field: str = ""
     retry_after_s: float | None = None
+    words: str = ""
 
     async def abort(self, context: Any) -> None:
         details: list[Message] = []
@@ -92,7 +96,7 @@ class Fail:
             details.append(error_details_pb2.ErrorInfo(reason=self.reason, domain="chatrpc"))
         if self.field:
             violation = error_details_pb2.BadRequest.FieldViolation(
-                field=self.field, description=self.message
+                field=self.field, description=self.words or self.message
             )
             details.append(error_details_pb2.BadRequest(field_violations=[violation]))
         if self.retry_after_s is not None:
@@ -139,6 +143,8 @@ class FakeService(
     models: list[model_service_pb2.Model] = field(default_factory=lambda: [model()])
     model_refusal: Fail | None = None
     """How GetModel is answered, if not with a model."""
+    holds_tokens: bool = False
+    """Whether Tokenize and Detokenize wait until released, or cancelled."""
     calls: list[Call] = field(default_factory=list)
     port: int = 0
 
@@ -240,7 +246,7 @@ class FakeService(
         self, request: model_service_pb2.TokenizeRequest, context: Any
     ) -> model_service_pb2.TokenizeResponse:
         """A token is a byte; a conversation is its texts."""
-        self._note(request, context)
+        await self._hold_tokens(self._note(request, context))
         text = request.text or "".join(
             part.text for message in request.conversation.messages for part in message.content
         )
@@ -254,12 +260,22 @@ class FakeService(
     async def Detokenize(  # noqa: N802
         self, request: model_service_pb2.DetokenizeRequest, context: Any
     ) -> model_service_pb2.DetokenizeResponse:
-        self._note(request, context)
+        await self._hold_tokens(self._note(request, context))
         if any(token_id > 255 for token_id in request.token_ids):
             fail = Fail(grpc.StatusCode.INVALID_ARGUMENT, "No.", "INVALID_FIELD", "token_ids[0]")
             await fail.abort(context)
         text = bytes(request.token_ids).decode(errors="replace")
         return model_service_pb2.DetokenizeResponse(text=text)
+
+    async def _hold_tokens(self, call: Call) -> None:
+        if not self.holds_tokens:
+            return
+        try:
+            await self._released.wait()
+        except asyncio.CancelledError:
+            call.is_cancelled = True
+            self._changed.set()
+            raise
 
     def _note(self, params: Any, context: Any) -> Call:
         call = Call(params, dict(context.invocation_metadata()), context.time_remaining())

@@ -8,6 +8,7 @@ import pytest
 
 from gateway_http.errors import from_exception
 from tests.fakes.chat_service import Fail, FakeService
+from tests.gateway_http.conftest import checking_service, serving
 
 S = grpc.StatusCode
 INVALID = "invalid_request_error"
@@ -92,13 +93,33 @@ async def test_context_length_message_is_exact(
     assert answer.json()["error"]["message"] == message
 
 
-async def test_message_speaks_of_the_parameter_and_not_of_the_wire(
+async def test_field_that_is_the_subject_has_the_clients_name(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
 ) -> None:
-    message = "sampling.temperature must be between 0 and 2."
-    service.script = [Fail(S.INVALID_ARGUMENT, message, "INVALID_FIELD", "sampling.temperature")]
-    answer = await http.post("/v1/chat/completions", json=body)
-    assert answer.json()["error"]["message"] == "temperature must be between 0 and 2."
+    words = "must be at least 1."
+    field = "sampling.max_completion_tokens"
+    service.script = [
+        Fail(S.INVALID_ARGUMENT, f"{field} {words}", "INVALID_FIELD", field, words=words)
+    ]
+    for name in ("max_tokens", "max_completion_tokens"):
+        answer = await http.post("/v1/chat/completions", json=body | {name: 0})
+        error = answer.json()["error"]
+        assert (error["message"], error["param"]) == (f"{name} {words}", name)
+
+
+@pytest.mark.parametrize("field", ["text", "prompts[0].text", "sampling.stop[0]", "messages"])
+async def test_sentence_of_the_service_is_not_edited(
+    http: httpx.AsyncClient, service: FakeService, body: dict[str, Any], field: str
+) -> None:
+    """It may contain the names of fields, as parts of other words or in what it quotes."""
+    message = f"This context, {field} and prompts of max_completion_tokens stay as they are."
+    service.script = [Fail(S.INVALID_ARGUMENT, message, "INVALID_FIELD", field)]
+    for path, request in (
+        ("/v1/chat/completions", body | {"max_tokens": 1}),
+        ("/v1/completions", {"model": body["model"], "prompt": "Hi", "max_tokens": 1}),
+    ):
+        answer = await http.post(path, json=request)
+        assert answer.json()["error"]["message"] == message
 
 
 @pytest.mark.parametrize(
@@ -149,3 +170,85 @@ def test_unforeseen_error_tells_nothing() -> None:
     assert answer.status == 500
     assert "1234" not in answer.body.error.message
     assert answer.headers == {"x-should-retry": "false"}
+
+
+CHAT, TEXT, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
+MESSAGES = [{"role": "user", "content": "Hi"}]
+LONG = "text prompts " * 100_000
+TOO_LONG = (
+    "This model's maximum context length is 1000 tokens. However, your {0} resulted in 260000 "
+    "tokens. Please reduce the length of the {0}."
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "message"),
+    [
+        (CHAT, {"temperature": 3}, "temperature", "temperature must be between 0 and 2, not 3."),
+        (CHAT, {"max_tokens": 0}, "max_tokens", "max_tokens must be at least 1, not 0."),
+        (
+            CHAT,
+            {"max_tokens": 2, "min_tokens": 3},
+            "min_tokens",
+            "min_tokens must be at most the limit of generated tokens, which is 2, not 3.",
+        ),
+        (
+            CHAT,
+            {"repeat_penalty": 0},
+            "repeat_penalty",
+            "repeat_penalty must be above 0 and at most 1000, not 0.",
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "messages[0].tool_call_id",
+            "messages[0].tool_call_id is required.",
+        ),
+        (
+            CHAT,
+            {"structured_outputs": {"regex": "("}},
+            "structured_outputs.regex",
+            None,
+        ),
+        (
+            CHAT,
+            {"structured_outputs": {"json": {"type": "object"}}},
+            "structured_outputs.json",
+            None,
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": LONG}]},
+            "messages",
+            TOO_LONG.format("messages"),
+        ),
+        (
+            TEXT,
+            {"prompt": LONG},
+            "prompt",
+            TOO_LONG.format("prompt"),
+        ),
+        (TEXT, {"prompt": ["a", LONG]}, "prompt[1]", None),
+        (TEXT, {"prompt": [[1], [999_999]]}, "prompt[1][0]", None),
+        (TEXT, {"prompt": "a", "max_tokens": 0}, "max_tokens", None),
+        (TOKENIZE, {"prompt": LONG}, "prompt", None),
+        (TOKENIZE, {"content": LONG}, "content", None),
+        (TOKENIZE, {"messages": [{"role": "user", "content": LONG}]}, "messages", None),
+        ("/detokenize", {"tokens": [999_999]}, "tokens[0]", None),
+    ],
+)
+async def test_sentences_of_the_real_service_have_the_clients_names(
+    path: str, body: dict[str, Any], param: str, message: str | None
+) -> None:
+    request = {"model": "fake"} | ({"messages": MESSAGES} if path == CHAT else {}) | body
+    async with (
+        checking_service() as target,
+        serving(upstream=target) as url,
+        httpx.AsyncClient(base_url=url, timeout=60, verify=False) as http,  # noqa: S501  # plain HTTP
+    ):
+        error = (await http.post(path, json=request)).json()["error"]
+    assert error["param"] == param
+    if message is not None:
+        assert error["message"] == message
+    for garbled in ("conprompt", "prompts", "sampling", "conversation.", "_json", "token_ids."):
+        assert garbled not in error["message"]

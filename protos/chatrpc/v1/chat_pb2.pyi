@@ -232,7 +232,9 @@ class ChatCompletionParams(Message):
     prompt_logprobs: int
     """Return the log probability of each prompt token, with this many alternatives: 0 to 20."""
     priority: int
-    """Requests with a lower value are scheduled first. Absent: 0."""
+    """Among the requests of one caller, those with a lower value run first. Absent: 0, or the lowest
+    that the key may set if that is higher.
+    """
     cache_salt: str
     """What is cached of a prompt is shared only among requests with an equal salt, of at most 512
     characters. Absent: with all that have none.

@@ -84,7 +84,9 @@ class CompletionParams(Message):
     truncate_prompt_tokens: int
     """Keep only the last tokens of a longer prompt: at least 1."""
     priority: int
-    """Requests with a lower value are scheduled first. Absent: 0."""
+    """Among the requests of one caller, those with a lower value run first. Absent: 0, or the lowest
+    that the key may set if that is higher.
+    """
     cache_salt: str
     """As in ChatCompletionParams."""
     suffix: str

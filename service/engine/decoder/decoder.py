@@ -51,10 +51,7 @@ class Decoder:
         ropes: dict[str, Rope],
         hidden_dtype: torch.dtype,
     ) -> None:
-        # In the weights' precision, as transformers has it.
-        self._embedding_scale = float(
-            torch.tensor(architecture.embedding_scale).to(embedding.dtype)
-        )
+        self._embedding_scale = rounded_embedding_scale(architecture, embedding.dtype)
         self._logits_softcap = architecture.logits_softcap
         self._embedding = embedding
         self._layers = layers
@@ -76,20 +73,31 @@ class Decoder:
         x = F.embedding(self._tensor(layout.token_ids()), self._embedding)
         x = x.to(self._hidden_dtype) * self._embedding_scale
         for layer in self._layers:
-            attended = self._attention.attend(layer.attention, layer.rope, layer.qkv(x))
-            x = _add(layer.o, attended, x, layer.post_attention_norm)
-            x = _add(layer.down, layer.gate_up(x), x, layer.post_mlp_norm)
+            x = run_layer(layer, x, self._attention)
         return x[self._tensor(rows)]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, vocab_size], float32: the logits of n rows that `forward` returned."""
-        logits = self._head(hidden).float()
-        if self._logits_softcap is not None:
-            logits = torch.tanh(logits / self._logits_softcap) * self._logits_softcap
-        return logits
+        return soft_capped(self._head(hidden).float(), self._logits_softcap)
 
     def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._embedding.device)
+
+
+def run_layer(layer: DecoderLayer, x: Tensor, attention: Attention) -> Tensor:
+    """The layer's output [T, hidden_size] for the rows `x` of the step that `attention` began."""
+    attended = attention.attend(layer.attention, layer.rope, layer.qkv(x))
+    x = _add(layer.o, attended, x, layer.post_attention_norm)
+    return _add(layer.down, layer.gate_up(x), x, layer.post_mlp_norm)
+
+
+def rounded_embedding_scale(architecture: Architecture, dtype: torch.dtype) -> float:
+    """What embeddings are multiplied by: in the weights' precision, as transformers has it."""
+    return float(torch.tensor(architecture.embedding_scale).to(dtype))
+
+
+def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def _add(linear: Linear, x: Tensor, residual: Tensor, post_norm: RmsNorm | None) -> Tensor:
@@ -99,10 +107,10 @@ def _add(linear: Linear, x: Tensor, residual: Tensor, post_norm: RmsNorm | None)
     return residual + post_norm(linear(x))
 
 
-def read_layers(
-    weights: Weights, a: Architecture, make_linear: MakeLinear, norm_dtype: torch.dtype
-) -> list[DecoderLayer]:
-    """The decoder's layers, read from a checkpoint in the layout of transformers.
+def read_layer(
+    index: int, weights: Weights, a: Architecture, make_linear: MakeLinear, norm_dtype: torch.dtype
+) -> DecoderLayer:
+    """Layer `index` of the decoder, read from a checkpoint in the layout of transformers.
 
     Raises:
         ModelLoadError: a tensor is missing or of the wrong shape.
@@ -135,34 +143,29 @@ def read_layers(
     # one behind attention.
     mlp_norm = "pre_feedforward_layernorm" if a.has_post_norms else "post_attention_layernorm"
 
-    def layer(index: int) -> DecoderLayer:
-        name = f"model.layers.{index}"
-        attn, mlp = f"{name}.self_attn", f"{name}.mlp"
-        return DecoderLayer(
-            qkv=linear(attn, qkv, a.hidden_size, a.has_qkv_bias, norm(f"{name}.input_layernorm")),
-            attention=LayerAttention(
-                index,
-                a.layers[index].window,
-                norm(f"{attn}.q_norm", a.head_dim) if a.has_qk_norm else None,
-                norm(f"{attn}.k_norm", a.head_dim) if a.has_qk_norm else None,
-            ),
-            rope=a.layers[index].rope,
-            o=linear(attn, {"o_proj": a.hidden_size}, num_queries, a.has_o_bias, None),
-            gate_up=linear(mlp, gate_up, a.hidden_size, a.has_mlp_bias, norm(f"{name}.{mlp_norm}")),
-            down=linear(
-                mlp,
-                {"down_proj": a.hidden_size},
-                a.intermediate_size,
-                a.has_mlp_bias,
-                Gate(a.activation),
-            ),
-            post_attention_norm=norm(f"{name}.post_attention_layernorm")
-            if a.has_post_norms
-            else None,
-            post_mlp_norm=norm(f"{name}.post_feedforward_layernorm") if a.has_post_norms else None,
-        )
-
-    return [layer(index) for index in range(len(a.layers))]
+    name = f"model.layers.{index}"
+    attn, mlp = f"{name}.self_attn", f"{name}.mlp"
+    return DecoderLayer(
+        qkv=linear(attn, qkv, a.hidden_size, a.has_qkv_bias, norm(f"{name}.input_layernorm")),
+        attention=LayerAttention(
+            index,
+            a.layers[index].window,
+            norm(f"{attn}.q_norm", a.head_dim) if a.has_qk_norm else None,
+            norm(f"{attn}.k_norm", a.head_dim) if a.has_qk_norm else None,
+        ),
+        rope=a.layers[index].rope,
+        o=linear(attn, {"o_proj": a.hidden_size}, num_queries, a.has_o_bias, None),
+        gate_up=linear(mlp, gate_up, a.hidden_size, a.has_mlp_bias, norm(f"{name}.{mlp_norm}")),
+        down=linear(
+            mlp,
+            {"down_proj": a.hidden_size},
+            a.intermediate_size,
+            a.has_mlp_bias,
+            Gate(a.activation),
+        ),
+        post_attention_norm=norm(f"{name}.post_attention_layernorm") if a.has_post_norms else None,
+        post_mlp_norm=norm(f"{name}.post_feedforward_layernorm") if a.has_post_norms else None,
+    )
 
 
 def read_head(

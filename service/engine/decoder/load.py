@@ -10,14 +10,21 @@ import torch
 
 from service.engine.decoder.architecture import Architecture
 from service.engine.decoder.attention import Attention, NativeDecoderAttention, TorchAttention
-from service.engine.decoder.decoder import Decoder, read_head, read_layers
+from service.engine.decoder.decoder import Decoder, read_head, read_layer
 from service.engine.decoder.linear import FloatLinear
+from service.engine.decoder.quantization_loss import (
+    BLOCK_SIZE,
+    ReferenceRun,
+    loss_of,
+    num_blocks,
+)
 from service.engine.decoder.quantized import QuantizedLinear
 from service.engine.decoder.rope import make_ropes
 from service.engine.decoder.weights import Weights
 from service.engine.kv_store import KVShape, KVStore
-from service.engine.loaded_model import LoadedModel
+from service.engine.loaded_model import LoadedModel, QuantizationLoss
 from service.engine.native.attention import NativeKVStore
+from service.engine.quantized_checkpoint import QuantizedWeights
 
 log = structlog.get_logger(__name__)
 
@@ -26,27 +33,44 @@ def load_decoder(
     path: Path,
     config: Any,
     architecture: Architecture,
+    stored: QuantizedWeights | None,
     dtype: torch.dtype,
     quantization: Literal["none", "int8"],
     device: torch.device,
     library: ctypes.CDLL | None,
+    check_token_ids: tuple[int, ...] = (),
 ) -> LoadedModel:
     """The decoder in `path`, whose transformers config describes `architecture`.
 
     Args:
+        stored: how the checkpoint's weights are quantized; None: not at all.
         dtype: of the cache and of every weight that is not quantized.
         library: the native kernels; None: torch's own operators.
+        check_token_ids: a text on which the loss by int8 is measured; fewer than two: none is.
 
     Raises:
-        ModelLoadError: a tensor is missing or of the wrong shape, a file is damaged.
+        ModelLoadError: a tensor is missing or of the wrong shape, a file is damaged, or
+            the weights are stored in a way that is not served.
     """
     a = architecture
     is_int8 = quantization == "int8"
     hidden_dtype = torch.float32 if is_int8 else dtype
     make_linear = partial(QuantizedLinear, library) if is_int8 else FloatLinear
-    with Weights(path, hidden_dtype, device) as weights:
-        layers = read_layers(weights, a, make_linear, hidden_dtype)
+    with (
+        Weights(path, hidden_dtype, device, stored) as weights,
+        Weights(path, dtype, device, stored) as exact,
+    ):
+        reference = None
+        if is_int8 and len(check_token_ids) > 1:
+            reference = ReferenceRun(check_token_ids, exact, config, a, dtype, device)
+        layers = []
+        for index in range(len(a.layers)):
+            layers.append(read_layer(index, weights, a, make_linear, hidden_dtype))
+            if reference is not None:
+                reference.pass_layer(index)
+        reference_loss = None if reference is None else reference.loss()
         embedding, head = read_head(weights, a, make_linear, hidden_dtype)
+        weights.check_unread()
     embedding = embedding.to(dtype)
     shapes = [KVShape(a.num_kv_heads, a.head_dim, a.head_dim, dtype)] * len(layers)
 
@@ -72,4 +96,11 @@ def load_decoder(
         "quantization": quantization,
         "kernels": "torch" if library is None else "native",
     }
-    return LoadedModel(shapes, finish, description)
+    if stored is not None:
+        description["checkpoint_quantization"] = stored.method
+    loss = None
+    if reference_loss is not None:
+        # A cache of its own: that of the service is not made yet.
+        decoder = finish(num_blocks(check_token_ids), BLOCK_SIZE, len(check_token_ids))
+        loss = QuantizationLoss(loss_of(decoder, check_token_ids), reference_loss)
+    return LoadedModel(shapes, finish, description, loss)

@@ -27,15 +27,18 @@ class QuantizedLinear:
     ) -> None:
         self._prologue = Kind.NONE
         self._eps = 0.0
+        norm = None
         match prologue:
             case RmsNorm():
                 self._prologue = Kind.RMS_NORM
                 self._eps = prologue.eps
-                weight = weight.float() * prologue.weight.float()  # a scale of each input
+                norm = prologue.weight
             case Gate():
                 self._prologue = _GATES[prologue.activation]
         self._product = (
-            TorchInt8Linear(weight, bias) if library is None else Int8Linear(library, weight, bias)
+            TorchInt8Linear(weight, bias, norm)
+            if library is None
+            else Int8Linear(library, weight, bias, norm)
         )
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:

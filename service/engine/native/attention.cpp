@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "attention_kernels.h"
+#include "threads.h"
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
 #define CHATRPC_AMX
 #include "attention_amx.h"
@@ -535,29 +536,6 @@ void attend_share(const Call& call, Work& work, const Share& share) {
     finish_or_separate<Kernel>(call, tile);
 }
 
-// One thread's part of a step, or all of it outside of a parallel region.
-template <typename Kernel>
-void attend_units(const Call& call, Work& work, int64_t units, bool writes) {
-    const Plan& plan = call.plan;
-    if (writes) {
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < plan.row_starts[plan.num_sequences]; ++row) {
-            const int32_t* ends = plan.row_starts + 1;
-            write_token(call, std::upper_bound(ends, ends + plan.num_sequences, row) - ends, row);
-        }
-    }
-    Kernel::prepare();
-#pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t i = 0; i < units; ++i) {
-        if (work.shares.empty()) {
-            attend_tile<Kernel>(call, work.tiles[i]);
-        } else {
-            attend_share<Kernel>(call, work, work.shares[i]);
-        }
-    }
-    Kernel::release();
-}
-
 template <typename Kernel>
 void attend_step(const Call& call) {
     const Plan& plan = call.plan;
@@ -570,20 +548,31 @@ void attend_step(const Call& call) {
         lay_shares(call, shared);
         units = static_cast<int64_t>(shared.shares.size());
     }
-    const bool writes_first = plan.row_starts[plan.num_sequences] <= 16;  // cheaper than a barrier
-    if (writes_first) {
-        for (int64_t s = 0; s < plan.num_sequences; ++s) {
-            for (int row = plan.row_starts[s]; row < plan.row_starts[s + 1]; ++row) {
-                write_token(call, s, row);
+    const int32_t* const ends = plan.row_starts + 1;
+    const int64_t rows = plan.row_starts[plan.num_sequences];
+    // A few rows are written sooner than other threads are called.
+    in_parallel(rows <= 16 ? 1 : threads, rows, 4, threads, [&](int thread, Parts& parts) {
+        for (int64_t row, last; parts.take(thread, row, last);) {
+            for (; row < last; ++row) {
+                write_token(call, std::upper_bound(ends, ends + plan.num_sequences, row) - ends,
+                            row);
             }
         }
-    }
-    if (threads > 1 && units > 1) {
-#pragma omp parallel num_threads(threads)
-        attend_units<Kernel>(call, shared, units, !writes_first);
-    } else {
-        attend_units<Kernel>(call, shared, units, !writes_first);
-    }
+    });
+    // From the front: the costly ones come first.
+    in_parallel(threads, units, 1, 1, [&](int thread, Parts& parts) {
+        Kernel::prepare();
+        for (int64_t i, last; parts.take(thread, i, last);) {
+            for (; i < last; ++i) {
+                if (shared.shares.empty()) {
+                    attend_tile<Kernel>(call, shared.tiles[i]);
+                } else {
+                    attend_share<Kernel>(call, shared, shared.shares[i]);
+                }
+            }
+        }
+        Kernel::release();
+    });
 }
 
 }  // namespace

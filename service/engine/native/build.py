@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import structlog
-import torch  # noqa: F401  # its OpenMP runtime has to be there before the library asks for one
+import torch  # its OpenMP runtime has to be there before the library asks for one
 
 from service.engine.native.compiler import (
     COMMON_FLAGS,
@@ -52,11 +52,15 @@ def load_library(cache_dir: Path) -> ctypes.CDLL | None:
         return None
 
 
-def compile_kernels(cache_dir: Path) -> None:
+def compile_kernels(cache_dir: Path, *, may_use_gpu: bool = False) -> None:
     """Compile them for a `load_library` to come, unless they are there.
+
+    With `may_use_gpu`, nothing is compiled where torch finds a GPU.
 
     Of what goes wrong nothing is said here: `load_library` meets it again.
     """
+    if may_use_gpu and torch.cuda.is_available():
+        return
     with suppress(Unavailable, OSError):
         _load(cache_dir / "native", _cpu(), find_compiler())
 

@@ -11,6 +11,7 @@
 
 #include "product.h"
 #include "quantize.h"
+#include "threads.h"
 
 #ifndef __AVX512VNNI__
 #error "this CPU lacks AVX-512 VNNI"
@@ -30,6 +31,9 @@ constexpr int64_t kMaxCachedWeightBytes = 1 << 20;
 constexpr int64_t kMaxFetchedWeightBytes = 1 << 19;
 // Below, both wait for memory alike and VNNI has less to set up. Measured with cold weights.
 constexpr int64_t kFewestRowsForAmx = 9;
+// Into how many parts each thread's share is cut, and the least that is worth taking by itself.
+constexpr int64_t kPartsPerThread = 8;
+constexpr int64_t kLeastPartBytes = 1 << 15;
 
 bool request_amx() {
 #ifdef __AMX_INT8__
@@ -102,8 +106,8 @@ void quantize_rows(const Call& call, const Activations& activations, int64_t fir
     const int64_t size = call.layer.in_features;
     auto* space = reinterpret_cast<float*>(kept_space<0>(call.num_blocks * kBlock * 4));
     for (int64_t r = first; r < last; ++r) {
-        activations.scales[r] = call.quantize(call.x + r * call.row_width, size, call.eps, space,
-                                              activations.row(r), fetch);
+        activations.scales[r] = call.quantize(call.x + r * call.row_width, call.layer.norm, size,
+                                              call.eps, space, activations.row(r), fetch);
     }
 }
 
@@ -138,49 +142,59 @@ void multiply_panels(const Call& call, const Activations& activations, int64_t f
     }
 }
 
-void multiply(const Call& call, const Activations& activations, int64_t first, int64_t last) {
+void multiply(const Call& call, const Activations& activations, int thread, Parts& panels) {
+    int64_t first, last;
 #ifdef __AMX_INT8__
     if (call.uses_amx) {
         const TileScope tiles;
-        return multiply_panels<AmxProduct>(call, activations, first, last);
+        while (panels.take(thread, first, last)) {
+            multiply_panels<AmxProduct>(call, activations, first, last);
+        }
+        return;
     }
 #endif
-    multiply_panels<VnniProduct>(call, activations, first, last);
+    while (panels.take(thread, first, last)) {
+        multiply_panels<VnniProduct>(call, activations, first, last);
+    }
 }
 
-// Part `index` of `count` of [0, size), in whole units.
-struct Share {
-    int64_t first, last;
-    Share(int64_t size, int64_t index, int64_t count)
-        : first(size * index / count), last(size * (index + 1) / count) {}
-};
+// The first of the weights that a thread's share of the panels begins with.
+Fetch fetch_share(const Call& call, int64_t thread, int64_t num_threads) {
+    const int64_t panel_bytes = call.num_blocks * kPanelBlockBytes;
+    const int64_t first = call.num_panels * thread / num_threads;
+    const int64_t last = call.num_panels * (thread + 1) / num_threads;
+    const uint8_t* const weights = call.layer.weights + first * panel_bytes;
+    return {weights, weights + std::min((last - first) * panel_bytes, kMaxFetchedWeightBytes)};
+}
 
 void run(const Call& call) {
     const int64_t bytes = Activations::bytes(call.rows, call.num_blocks);
-    char* const shared = call.rows > 1 ? kept_space<1>(bytes) : nullptr;
-    const auto limit = static_cast<int64_t>(omp_get_max_threads());
-#pragma omp parallel num_threads(static_cast<int>(std::min(limit, call.num_panels)))
-    {
-        const int64_t thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
-        const Share panels(call.num_panels, thread, num_threads);
-        const uint8_t* const weights =
-            call.layer.weights + panels.first * call.num_blocks * kPanelBlockBytes;
-        const int64_t weight_bytes =
-            (panels.last - panels.first) * call.num_blocks * kPanelBlockBytes;
-        const Fetch fetch(weights, weights + std::min(weight_bytes, kMaxFetchedWeightBytes));
-        if (call.rows == 1) {
-            // Every thread quantizes the row for itself: that is sooner done than waited for.
-            const Activations own(kept_space<1>(bytes), 1, call.num_blocks);
-            quantize_rows(call, own, 0, 1, fetch);
-            multiply(call, own, panels.first, panels.last);
-        } else {
-            const Activations activations(shared, call.rows, call.num_blocks);
-            const Share rows(call.rows, thread, num_threads);
-            quantize_rows(call, activations, rows.first, rows.last, fetch);
-#pragma omp barrier
-            multiply(call, activations, panels.first, panels.last);
-        }
+    const auto limit = std::min(static_cast<int64_t>(omp_get_max_threads()), call.num_panels);
+    const auto num_threads = static_cast<int>(std::min(limit, int64_t{kMaxThreads}));
+    const int64_t panel_bytes = call.num_blocks * kPanelBlockBytes;
+    const int64_t panels_at_once = std::max(call.num_panels / (num_threads * kPartsPerThread),
+                                            (kLeastPartBytes + panel_bytes - 1) / panel_bytes);
+    if (call.rows == 1) {
+        // Every thread quantizes the row for itself: that is sooner done than waited for.
+        in_parallel(num_threads, call.num_panels, panels_at_once, num_threads,
+                    [&](int thread, Parts& panels) {
+                        const Activations own(kept_space<1>(bytes), 1, call.num_blocks);
+                        quantize_rows(call, own, 0, 1, fetch_share(call, thread, num_threads));
+                        multiply(call, own, thread, panels);
+                    });
+        return;
     }
+    const Activations shared(kept_space<1>(bytes), call.rows, call.num_blocks);
+    in_parallel(num_threads, call.rows, call.rows / (num_threads * kPartsPerThread), num_threads,
+                [&](int thread, Parts& rows) {
+                    int64_t first, last;
+                    while (rows.take(thread, first, last)) {
+                        quantize_rows(call, shared, first, last,
+                                      fetch_share(call, thread, num_threads));
+                    }
+                });
+    in_parallel(num_threads, call.num_panels, panels_at_once, num_threads,
+                [&](int thread, Parts& panels) { multiply(call, shared, thread, panels); });
 }
 
 }  // namespace
@@ -214,8 +228,8 @@ void chatrpc_linear(const chatrpc_linear_layer* layer, const float* x, int64_t r
     }
 }
 
-void chatrpc_linear_quantize(const float* x, int64_t rows, int64_t in_features, int32_t prologue,
-                             float eps, int8_t* q, float* scales) {
+void chatrpc_linear_quantize(const float* x, const float* norm, int64_t rows, int64_t in_features,
+                             int32_t prologue, float eps, int8_t* q, float* scales) {
     const int64_t num_blocks = (in_features + kBlock - 1) / kBlock;
     const bool is_gated = prologue == kSiluGate || prologue == kGeluTanhGate;
     const QuantizeRow quantize = quantize_row_for(prologue);
@@ -223,8 +237,8 @@ void chatrpc_linear_quantize(const float* x, int64_t rows, int64_t in_features, 
     auto* tiles = reinterpret_cast<int8_t*>(kept_space<1>(num_blocks * kTileBytes));
     Fetch fetch(nullptr, nullptr);
     for (int64_t r = 0; r < rows; ++r) {
-        scales[r] = quantize(x + r * in_features * (is_gated ? 2 : 1), in_features, eps, space,
-                             tiles, fetch).scale;
+        scales[r] = quantize(x + r * in_features * (is_gated ? 2 : 1), norm, in_features, eps,
+                             space, tiles, fetch).scale;
         for (int64_t b = 0; b < num_blocks; ++b) {
             std::memcpy(q + (r * num_blocks + b) * kBlock, tiles + b * kTileBytes, kBlock);
         }

@@ -17,6 +17,7 @@ struct chatrpc_linear_layer {
     const uint8_t* weights;  // 64-byte aligned
     const float* scales;     // padded to whole panels, as is the bias
     const float* bias;       // zeros for none
+    const float* norm;       // the RMS norm's weights [in_features]; read with that prologue only
     int32_t path;            // 0: the faster for the number of rows; 1: VNNI; 2: AMX
 };
 
@@ -25,9 +26,9 @@ struct chatrpc_linear_layer {
 void chatrpc_linear(const chatrpc_linear_layer* layer, const float* x, int64_t rows,
                     int32_t prologue, float eps, const float* residual, float* out);
 
-// The first half of it alone: q [rows, padded in_features], scales [rows].
-void chatrpc_linear_quantize(const float* x, int64_t rows, int64_t in_features, int32_t prologue,
-                             float eps, int8_t* q, float* scales);
+// The first half of it alone: q [rows, padded in_features], scales [rows]. `norm` as in the layer.
+void chatrpc_linear_quantize(const float* x, const float* norm, int64_t rows, int64_t in_features,
+                             int32_t prologue, float eps, int8_t* q, float* scales);
 
 // 1 where the CPU and the kernel grant the AMX tiles.
 int32_t chatrpc_linear_has_amx();

@@ -8,6 +8,10 @@ the product stays what it was and an activation's outliers are spread over 64 va
 (https://arxiv.org/abs/2404.00456). Measured on SmolLM2-135M: 3.5 % of perplexity lost without,
 0.07 % with it.
 
+The weight of an RMS norm is applied to the activations. Folded into the weight matrix, it would be
+quantized with it, and where a few of its values are far larger than the rest, they take the int8
+steps of all other inputs: Gemma 3 270M had a perplexity of 430 instead of 19.
+
 Each row is computed by itself and integer sums are exact: a row's bits do not depend on the batch.
 """
 
@@ -33,7 +37,7 @@ class Prologue(IntEnum):
     """What happens to a row before it is quantized. The numbers are the kernel's."""
 
     NONE = 0
-    RMS_NORM = 1  # x / sqrt(mean(x^2) + eps); the norm's own weight belongs into the layer's
+    RMS_NORM = 1  # x / sqrt(mean(x^2) + eps) * norm, the norm's weight [K] that the layer holds
     SILU_GATE = 2  # x is [gate | up]: silu(gate) * up
     GELU_TANH_GATE = 3
 
@@ -46,7 +50,7 @@ class Linear(Protocol):
     """x [rows, K], or [rows, 2K] with a gate, to [rows, N]. Contiguous float32 throughout.
 
     `residual` [rows, N] is added at the end; `out` may be the same tensor. A row that holds NaN or
-    infinity gives NaN and leaves the others alone.
+    infinity gives NaN and leaves the others alone. The weight of the RMS norm [K] is the layer's.
     """
 
     in_features: int
@@ -107,6 +111,7 @@ class _Layer(ctypes.Structure):
         ("weights", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
         ("path", ctypes.c_int32),
     )
 
@@ -115,7 +120,11 @@ class Int8Linear:
     """A `Linear` on the native kernels, with its weight packed for them."""
 
     def __init__(
-        self, library: ctypes.CDLL, weight: Tensor | QuantizedWeight, bias: Tensor | None = None
+        self,
+        library: ctypes.CDLL,
+        weight: Tensor | QuantizedWeight,
+        bias: Tensor | None = None,
+        norm: Tensor | None = None,
     ) -> None:
         quantized = weight if isinstance(weight, QuantizedWeight) else quantize(weight)
         self.out_features = len(quantized.scale)
@@ -126,12 +135,14 @@ class Int8Linear:
         self._bias = torch.zeros_like(self._scales)
         if bias is not None:
             self._bias[: self.out_features] = bias
+        self._norm = _norm_weight(norm, self.in_features)
         self._layer = _Layer(
             self.out_features,
             self.in_features,
             self._weights.data_ptr(),
             self._scales.data_ptr(),
             self._bias.data_ptr(),
+            self._norm.data_ptr(),
             0,
         )
         self._address = ctypes.addressof(self._layer)
@@ -195,6 +206,10 @@ class _Arena:
 _arena = _Arena()
 
 
+def _norm_weight(norm: Tensor | None, in_features: int) -> Tensor:
+    return torch.ones(in_features) if norm is None else norm.float().contiguous()
+
+
 def _pack(values: Tensor) -> Tensor:
     """int8 [N, K] in the order of linear.h: panels, blocks, tiles, lines, channels, four inputs."""
     panels = F.pad(values, (0, 0, 0, -len(values) % _PANEL)).view(torch.int32)
@@ -219,6 +234,7 @@ class TorchInt8Linear:
         self,
         weight: Tensor | QuantizedWeight,
         bias: Tensor | None = None,
+        norm: Tensor | None = None,
         *,
         levels: int = _LEVELS,
     ) -> None:
@@ -226,6 +242,7 @@ class TorchInt8Linear:
         self.out_features = len(quantized.scale)
         self.in_features = quantized.in_features
         self._bias = bias
+        self._norm = _norm_weight(norm, self.in_features)
         self._levels = levels
         self._packed = _prepack(quantized)
 
@@ -238,7 +255,7 @@ class TorchInt8Linear:
         residual: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        rotated, scale = _rotate(_prepared(x, prologue, eps))
+        rotated, scale = _rotate(_prepared(x, prologue, eps, self._norm))
         y: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             rotated, 1 / self._levels, self._levels + 1, self._packed
         )
@@ -262,7 +279,7 @@ def _prepack(weight: QuantizedWeight) -> torch.ScriptObject:
     return packed
 
 
-def _prepared(x: Tensor, prologue: Prologue, eps: float) -> Tensor:
+def _prepared(x: Tensor, prologue: Prologue, eps: float, norm: Tensor) -> Tensor:
     """The row that is quantized, in floats, padded to whole blocks.
 
     The gates are padded first: a vector's bits may differ from those of a remainder, which would
@@ -274,7 +291,7 @@ def _prepared(x: Tensor, prologue: Prologue, eps: float) -> Tensor:
         gated = F.silu(gate) if prologue is Prologue.SILU_GATE else F.gelu(gate, approximate="tanh")
         return gated * up
     if prologue is Prologue.RMS_NORM:
-        x = F.rms_norm(x, x.shape[-1:], eps=eps)
+        x = F.rms_norm(x, x.shape[-1:], eps=eps) * norm
     return F.pad(x, (0, padding))
 
 

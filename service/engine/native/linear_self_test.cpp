@@ -36,13 +36,13 @@ double gate(int32_t prologue, double x) {
     return 0.5 * x * (1.0 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
 }
 
-std::vector<double> prologue_of(int32_t prologue, const float* x) {
+std::vector<double> prologue_of(int32_t prologue, const float* x, const float* norm) {
     std::vector<double> z(kIn);
     double squares = 0;
     for (int64_t k = 0; k < kIn; ++k) squares += static_cast<double>(x[k]) * x[k];
     for (int64_t k = 0; k < kIn; ++k) {
         z[k] = x[k];
-        if (prologue == kRmsNorm) z[k] /= std::sqrt(squares / kIn + kEps);
+        if (prologue == kRmsNorm) z[k] *= norm[k] / std::sqrt(squares / kIn + kEps);
         if (prologue == kSiluGate || prologue == kGeluTanhGate) {
             z[k] = gate(prologue, x[k]) * x[kIn + k];
         }
@@ -72,9 +72,10 @@ int32_t chatrpc_linear_self_test() {
             }
         }
     }
-    std::vector<float> scales(64), bias(64), x(kRows * 2 * kIn), residual(kRows * kOut);
+    std::vector<float> scales(64), bias(64), norm(kIn), x(kRows * 2 * kIn), residual(kRows * kOut);
     for (auto& value : scales) value = 0.01f + 0.001f * random.unit();
     for (auto& value : bias) value = random.unit();
+    for (auto& value : norm) value = 1.0f + random.unit();
     for (auto& value : x) value = 3.0f * random.unit();
     for (auto& value : residual) value = random.unit();
 
@@ -83,7 +84,8 @@ int32_t chatrpc_linear_self_test() {
     for (int32_t prologue = kNone; prologue <= kGeluTanhGate; ++prologue) {
         std::vector<double> exact(kRows * kOut), bound(kRows);
         for (int64_t r = 0; r < kRows; ++r) {
-            const auto z = prologue_of(prologue, x.data() + r * (prologue >= kSiluGate ? 2 : 1) * kIn);
+            const auto z = prologue_of(
+                prologue, x.data() + r * (prologue >= kSiluGate ? 2 : 1) * kIn, norm.data());
             // Errors of up to half a step of int8 (2 * the largest / 127 once the transform has mixed
             // the values) add up over 128 inputs like random ones, not like their worst case.
             for (const double value : z) bound[r] = std::max(bound[r], 0.5 * std::abs(value));
@@ -95,7 +97,8 @@ int32_t chatrpc_linear_self_test() {
         }
         std::vector<float> first;  // what the first path gave for all rows: the same bits always
         for (int32_t path = 1; path <= last_path; ++path) {
-            const chatrpc_linear_layer layer{kOut, kIn, packed, scales.data(), bias.data(), path};
+            const chatrpc_linear_layer layer{
+                kOut, kIn, packed, scales.data(), bias.data(), norm.data(), path};
             for (const int64_t rows : {kRows, int64_t{16}, int64_t{7}, int64_t{2}, int64_t{1}}) {
                 ++check;
                 std::vector<float> y(rows * kOut);

@@ -131,10 +131,11 @@ inline __m512i to_int8(const float* x, __m512 factor) {
 }
 
 // Row `x` of `size` values (of twice as many with a gate: gate, then up) as int8, 64 values to
-// each of the tiles that start at `tiles`, 1024 bytes apart. `space` holds the padded row.
+// each of the tiles that start at `tiles`, 1024 bytes apart. `space` holds the padded row, `norm`
+// the `size` weights of the RMS norm; the other prologues do not read it.
 template <Prologue P>
-inline RowScale quantize_row(const float* x, int64_t size, float eps, float* space, int8_t* tiles,
-                             Fetch& fetch) {
+inline RowScale quantize_row(const float* x, const float* norm, int64_t size, float eps,
+                             float* space, int8_t* tiles, Fetch& fetch) {
     constexpr int kLines = P >= kSiluGate ? 12 : 5;
     constexpr int kLargerMagnitude = 0b1011;  // of vrangeps: |a| or |b|; NaN only if both are
     const int64_t num_blocks = (size + kBlock - 1) / kBlock;
@@ -151,7 +152,10 @@ inline RowScale quantize_row(const float* x, int64_t size, float eps, float* spa
         for (int i = 0; i < 4; ++i) {
             const auto part = static_cast<__mmask16>(mask >> (16 * i));
             v[i] = load_gated<P>(x, size, b * kBlock + 16 * i, part);
-            if constexpr (P == kRmsNorm) squares[i] = _mm512_fmadd_ps(v[i], v[i], squares[i]);
+            if constexpr (P == kRmsNorm) {
+                squares[i] = _mm512_fmadd_ps(v[i], v[i], squares[i]);
+                v[i] = _mm512_mul_ps(v[i], _mm512_maskz_loadu_ps(part, norm + b * kBlock + 16 * i));
+            }
         }
         fetch.step<kLines>();
         hadamard(v);
@@ -180,7 +184,7 @@ inline RowScale quantize_row(const float* x, int64_t size, float eps, float* spa
 
     float scale = amax * (1.0f / (127.0f * 8.0f));  // the transform's 1/8 is taken here
     if constexpr (P == kRmsNorm) {
-        // A factor of the whole row: its scale takes it, and the values go through once.
+        // 1 / rms is a factor of the whole row: its scale takes it, and the values go through once.
         const __m512 all = _mm512_add_ps(_mm512_add_ps(squares[0], squares[1]),
                                          _mm512_add_ps(squares[2], squares[3]));
         const float mean = _mm512_reduce_add_ps(all) / static_cast<float>(size);
@@ -191,7 +195,8 @@ inline RowScale quantize_row(const float* x, int64_t size, float eps, float* spa
     return {scale, 128 * _mm512_reduce_add_epi32(sum)};
 }
 
-using QuantizeRow = RowScale (*)(const float*, int64_t, float, float*, int8_t*, Fetch&);
+using QuantizeRow = RowScale (*)(const float*, const float*, int64_t, float, float*, int8_t*,
+                                 Fetch&);
 
 inline QuantizeRow quantize_row_for(int32_t prologue) {
     switch (prologue) {

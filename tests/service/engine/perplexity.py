@@ -1,9 +1,11 @@
 """What a precision costs: the model's perplexity on a text that was written for this measurement.
 
-`python -m tests.service.engine.perplexity` prints it for the precisions of the embedded model.
+`python -m tests.service.engine.perplexity [DIRECTORY]` prints it for each precision of a
+checkpoint, by default the embedded model's.
 """
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -40,9 +42,17 @@ def precisions(path: Path) -> dict[str, EngineOptions]:
 
 
 def read_text(path: Path) -> list[int]:
-    """The text as token ids of the model in `path`: about 4000."""
+    """The text as token ids of the model in `path`: about 4000.
+
+    A tokenizer that begins every text with a token has it at the start of every window.
+    """
     text = _TEXT.read_text(encoding="utf-8")
-    return load_tokenizer(path).encode(text, add_special_tokens=False)
+    tokenizer = load_tokenizer(path)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    opening = tokenizer.encode("", add_special_tokens=True)
+    length = WINDOW - len(opening)
+    starts = range(0, len(ids), length)
+    return [token for start in starts for token in (*opening, *ids[start : start + length])]
 
 
 def windows(token_ids: Sequence[int], length: int) -> Iterator[Sequence[int]]:
@@ -95,7 +105,7 @@ def _single(token_ids: Sequence[int]) -> Layout:
 
 
 def main() -> None:
-    path = embedded_model()
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else embedded_model()
     token_ids = read_text(path)
     figures = {name: measure(options, token_ids) for name, options in precisions(path).items()}
     print(f"{path.name}, {len(token_ids)} tokens in windows of {WINDOW}")  # noqa: T201  # a command

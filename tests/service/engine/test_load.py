@@ -5,10 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import torch
 from safetensors.torch import load_file, save_file
 
-from service.engine.load import EngineOptions, load_engine
+from service.engine.load import (
+    EngineOptions,
+    Quantization,
+    check_quantization,
+    load_engine,
+    load_model,
+)
 from service.errors import ModelLoadError
 from service.types import Request, SamplingParams, TokenOutput
 from tests.service.engine.models import (
@@ -179,7 +186,15 @@ def test_missing_tensors_are_not_made_up(copy: Path) -> None:
 def test_tensors_of_another_shape(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
-    refusal(options(copy))
+    assert "mlp.gate_proj.weight has the shape [48, 32]" in refusal(options(copy))
+
+
+def test_tensors_of_another_shape_are_named_on_the_transformers_backend(tmp_path: Path) -> None:
+    model_type, fields = CONFIGS["granite"]
+    path = save_model(tmp_path, make_config(model_type, **fields))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+    assert "mlp.down_proj.weight has the shape [32, 48]" in refusal(options(path))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -265,3 +280,51 @@ def test_two_engines_of_a_process_keep_apart(llama: Path) -> None:
             assert isinstance(output.output, TokenOutput)
             got[output.request_id] += output.output.token_ids
     assert got == {0: expected, 1: expected}
+
+
+_CHECKED = tuple(range(1, 60))
+
+
+@pytest.mark.parametrize(
+    ("quantization", "loaded", "effect"),
+    [
+        ("auto", "none", "loaded without quantization"),
+        ("int8", "int8", "worse responses"),
+    ],
+)
+def test_quantization_that_costs_too_much_is_logged_and_by_default_not_used(
+    llama: Path, tmp_path: Path, quantization: Quantization, loaded: str, effect: str
+) -> None:
+    asked = EngineOptions(
+        llama,
+        device="cpu",
+        quantization=quantization,
+        cache_dir=tmp_path,
+        check_token_ids=_CHECKED,
+        max_quantization_cost=-1.0,
+    )
+    with structlog.testing.capture_logs() as logs:
+        model = load_model(asked)
+    assert model.description["quantization"] == loaded
+    (line,) = [entry for entry in logs if entry["event"] == "quantization_costs_too_much"]
+    assert line["log_level"] == "warning"
+    assert line["effect"] == effect
+    assert line["perplexity"] == pytest.approx(line["perplexity_without"], rel=0.2)
+
+
+def test_quantization_within_its_bound_is_used_without_a_word(llama: Path, tmp_path: Path) -> None:
+    asked = EngineOptions(llama, device="cpu", cache_dir=tmp_path, check_token_ids=_CHECKED)
+    with structlog.testing.capture_logs() as logs:
+        model = load_model(asked)
+    assert model.description["quantization"] == "int8"
+    assert not [entry for entry in logs if entry["event"] == "quantization_costs_too_much"]
+
+
+def test_a_text_that_the_model_cannot_read_is_not_checked(llama: Path, tmp_path: Path) -> None:
+    asked = EngineOptions(llama, device="cpu", cache_dir=tmp_path, check_token_ids=(10**6, 10**6))
+    assert load_model(asked).quantization_loss is None
+
+
+def test_int8_on_a_device_that_is_no_cpu_is_refused_in_one_line() -> None:
+    with pytest.raises(ModelLoadError, match="quantization=int8 is served on CPUs only"):
+        check_quantization("int8", torch.device("cuda"))

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from structlog.testing import capture_logs
 
 from service.engine.decoder.weights import Weights
 from service.errors import ModelLoadError
@@ -45,3 +46,23 @@ def test_a_damaged_file(checkpoint: Path) -> None:
     (checkpoint / "model-00002-of-00002.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ModelLoadError, match="cannot be loaded"):
         Weights(checkpoint, torch.float32, CPU)
+
+
+def test_a_tensor_that_nobody_reads_is_reported(checkpoint: Path) -> None:
+    with Weights(checkpoint, torch.float32, CPU) as weights, capture_logs() as logs:
+        weights["a"]
+        weights.check_unread()
+    assert logs == [
+        {"event": "checkpoint_tensors_not_used", "first": "b", "count": 1, "log_level": "warning"}
+    ]
+
+
+def test_positions_that_are_computed_are_not_reported(checkpoint: Path) -> None:
+    save_file(
+        {"x.rotary_emb.inv_freq": torch.ones(2)}, checkpoint / "model-00003-of-00003.safetensors"
+    )
+    with Weights(checkpoint, torch.float32, CPU) as weights, capture_logs() as logs:
+        weights["a"]
+        weights["b"]
+        weights.check_unread()
+    assert logs == []

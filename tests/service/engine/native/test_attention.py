@@ -20,6 +20,7 @@ from service.engine.native.attention import (
     RotaryRows,
 )
 from service.engine.native.build import load_library
+from tests.service.engine.native.required import loaded
 
 EXACT, ROUNDED = torch.float32, torch.bfloat16
 DTYPES = [EXACT, ROUNDED]
@@ -52,10 +53,7 @@ class Shape:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    loaded = load_library(tmp_path_factory.mktemp("kernels"))
-    if loaded is None:
-        pytest.skip("the native kernels cannot be built or run on this machine")
-    return loaded
+    return loaded(load_library(tmp_path_factory.mktemp("kernels")))
 
 
 class Layer:

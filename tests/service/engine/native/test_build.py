@@ -1,5 +1,4 @@
 import ctypes
-import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +10,10 @@ from structlog.testing import capture_logs
 from service.engine.native import build
 from service.engine.native import compiler as compiler_module
 from service.engine.native.build import compile_kernels, load_library
-
-CPUINFO = Path("/proc/cpuinfo")
-HAS_VNNI = CPUINFO.exists() and "avx512_vnni" in CPUINFO.read_text()
-HAS_GCC = shutil.which("g++") is not None
+from tests.service.engine.native.required import HAS_COMPILER, HAS_VNNI
 
 pytestmark = pytest.mark.skipif(
-    not (HAS_VNNI and HAS_GCC), reason="needs a CPU with AVX-512 VNNI and GCC"
+    not (HAS_VNNI and HAS_COMPILER), reason="needs a CPU with AVX-512 VNNI and GCC"
 )
 
 

@@ -18,6 +18,7 @@ from service.engine.native.linear import (
     TorchInt8Linear,
     quantize,
 )
+from tests.service.engine.native.required import loaded, must_exist
 
 EPS = 1e-5
 VNNI, AMX = 1, 2
@@ -31,9 +32,7 @@ def _same_numbers_every_time() -> None:
 
 @pytest.fixture
 def library(kernels: ctypes.CDLL | None) -> ctypes.CDLL:
-    if kernels is None:
-        pytest.skip("the native kernels cannot be built or used on this machine")
-    return kernels
+    return loaded(kernels)
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -57,13 +56,14 @@ def width(in_features: int, prologue: Prologue) -> int:
     return in_features * (2 if prologue.is_gated else 1)
 
 
-def prepared(x: Tensor, prologue: Prologue) -> Tensor:
-    """What the layer's weight is multiplied with, in float64."""
+def prepared(x: Tensor, prologue: Prologue, norm: Tensor | None = None) -> Tensor:
+    """What the layer's weight is multiplied with, in float64. `norm` is the RMS norm's weight."""
     x = x.double()
     gate, up = x.chunk(2, -1) if prologue.is_gated else (x, x)
     match prologue:
         case Prologue.RMS_NORM:
-            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS)
+            normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS)
+            return normed if norm is None else normed * norm.double()
         case Prologue.SILU_GATE:
             return F.silu(gate) * up
         case Prologue.GELU_TANH_GATE:
@@ -82,13 +82,14 @@ def hadamard(x: Tensor) -> Tensor:
 
 
 def quantized_rows(
-    library: ctypes.CDLL, x: Tensor, in_features: int, prologue: Prologue
+    library: ctypes.CDLL, x: Tensor, in_features: int, prologue: Prologue, norm: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The kernel's own int8 rows and their scales."""
     q = torch.empty(len(x), -(-in_features // BLOCK) * BLOCK, dtype=torch.int8)
     scale = torch.empty(len(x))
     library.chatrpc_linear_quantize(
         ctypes.c_void_p(x.data_ptr()),
+        ctypes.c_void_p(norm.data_ptr()),
         ctypes.c_int64(len(x)),
         ctypes.c_int64(in_features),
         ctypes.c_int32(prologue),
@@ -132,13 +133,13 @@ def test_the_answer_is_right_to_the_error_of_int8(
 ) -> None:
     weight = torch.randn(out_features, in_features) / math.sqrt(in_features)
     bias, x = torch.randn(out_features), torch.randn(41, width(in_features, prologue))
-    residual = torch.randn(41, out_features)
-    layer = make(weight, bias)
+    residual, norm = torch.randn(41, out_features), 0.1 + torch.rand(in_features)
+    layer = make(weight, bias, norm)
     assert (layer.in_features, layer.out_features) == (in_features, out_features)
 
     y = layer(x, prologue=prologue, eps=EPS, residual=residual)
 
-    product = prepared(x, prologue) @ weight.double().T
+    product = prepared(x, prologue, norm) @ weight.double().T
     assert (y - bias - residual - product).norm() < 0.02 * product.norm()
 
 
@@ -147,9 +148,9 @@ def test_the_answer_is_right_to_the_error_of_int8(
 def test_rows_are_quantized_as_the_contract_says(
     library: ctypes.CDLL, in_features: int, prologue: Prologue
 ) -> None:
-    x = torch.randn(9, width(in_features, prologue))
-    q, scale = quantized_rows(library, x, in_features, prologue)
-    exact = hadamard(prepared(x, prologue))
+    x, norm = torch.randn(9, width(in_features, prologue)), 5 * torch.randn(in_features)
+    q, scale = quantized_rows(library, x, in_features, prologue, norm)
+    exact = hadamard(prepared(x, prologue, norm))
     assert torch.allclose(scale.double(), exact.abs().amax(1) / 127, rtol=1e-5)
     # Half a step, and what the prologue's own float32 may move.
     assert (q - exact / scale[:, None]).abs().max() <= 0.5 + 1e-3
@@ -161,11 +162,11 @@ def test_every_path_gives_the_bits_of_the_integer_sums(
     library: ctypes.CDLL, out_features: int, in_features: int, prologue: Prologue
 ) -> None:
     weight = quantize(torch.randn(out_features, in_features))
-    x = torch.randn(70, width(in_features, prologue))
-    q, scale = quantized_rows(library, x, in_features, prologue)
+    x, norm = torch.randn(70, width(in_features, prologue)), torch.randn(in_features)
+    q, scale = quantized_rows(library, x, in_features, prologue, norm)
     sums = (q.long() @ weight.values.long().T).float()
     expected = sums * (scale[:, None] * weight.scale)
-    layer = Int8Linear(library, weight)
+    layer = Int8Linear(library, weight, norm=norm)
     for path in paths(library):
         for rows in BATCHES:
             y = forced(layer, path)(x[:rows], prologue=prologue, eps=EPS)
@@ -184,11 +185,13 @@ def test_a_row_has_the_same_bits_in_any_batch(
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     weight = quantize(torch.randn(out_features, in_features, generator=generator))
     bias = torch.randn(out_features, generator=generator)
+    norm = torch.randn(in_features, generator=generator)
     x = torch.randn(total, width(in_features, prologue), generator=generator)
     residual = torch.randn(total, out_features, generator=generator)
-    layers: list[Linear] = [TorchInt8Linear(weight, bias)]
+    layers: list[Linear] = [TorchInt8Linear(weight, bias, norm)]
+    assert kernels is not None or not must_exist()
     if kernels is not None:
-        layers.append(Int8Linear(kernels, weight, bias))
+        layers.append(Int8Linear(kernels, weight, bias, norm))
     for layer in layers:
         whole = layer(x, prologue=prologue, eps=EPS, residual=residual)
         for _ in range(5):
@@ -269,7 +272,7 @@ def test_a_row_that_is_not_finite_gives_nan_and_leaves_the_others(
 def test_gates_are_right_over_their_whole_range(library: ctypes.CDLL, prologue: Prologue) -> None:
     gate = torch.cat([torch.linspace(-120, 120, 4001), torch.linspace(-6, 6, 4001)])
     x = torch.stack([gate, torch.ones_like(gate)], 1)
-    q, scale = quantized_rows(library, x, 1, prologue)
+    q, scale = quantized_rows(library, x, 1, prologue, torch.ones(1))
     # A row of one value: the transform spreads it over 64 equal ones, each 127 steps of its scale.
     value = q[:, 0] * scale * 8
     exact = prepared(x, prologue)[:, 0]
@@ -287,14 +290,32 @@ def test_outliers_cost_little(make: Callable[..., Linear]) -> None:
     assert (make(weight)(x) - exact).norm() < 0.6 * without
 
 
+def test_a_norm_with_large_weights_costs_the_other_inputs_nothing(
+    make: Callable[..., Linear],
+) -> None:
+    """Folded into the weight matrix, the norm's large weights would take its int8 steps."""
+    weight, x = torch.randn(64, 576) / 24, torch.randn(20, 576)
+    norm = torch.ones(576)
+    norm[::64] = 500
+    x[:, ::64] /= 500  # so that the product is made of all inputs alike
+    exact = prepared(x, Prologue.RMS_NORM, norm) @ weight.double().T
+
+    y = make(weight, None, norm)(x, prologue=Prologue.RMS_NORM, eps=EPS)
+    folded = make(weight * norm)(x, prologue=Prologue.RMS_NORM, eps=EPS)
+
+    assert (y - exact).norm() < 0.02 * exact.norm()
+    assert (folded - exact).norm() > 0.2 * exact.norm()
+
+
 def test_the_native_layer_and_torchs_agree(library: ctypes.CDLL) -> None:
     weight = QuantizedWeight(
         torch.randint(-127, 128, (96, 192), dtype=torch.int8), torch.rand(96) + 0.1, 180
     )
+    norm = torch.randn(180)
     for prologue in Prologue:
         x = torch.randn(20, width(180, prologue))
-        native = Int8Linear(library, weight)(x, prologue=prologue, eps=EPS)
-        twin = TorchInt8Linear(weight, levels=127)(x, prologue=prologue, eps=EPS)
+        native = Int8Linear(library, weight, norm=norm)(x, prologue=prologue, eps=EPS)
+        twin = TorchInt8Linear(weight, norm=norm, levels=127)(x, prologue=prologue, eps=EPS)
         assert (native - twin).norm() < 2e-3 * twin.norm()  # a value at a tie may round otherwise
 
 

@@ -10,6 +10,7 @@ from service.engine.native import prebuilt
 from service.engine.native.build import load_library
 from service.engine.native.compiler import SOURCES, Unavailable
 from service.engine.native.prebuilt import _LEVELS, compile_all, open_prebuilt
+from tests.service.engine.native.required import HAS_COMPILER
 
 CPUINFO = Path("/proc/cpuinfo")
 FLAGS = next(
@@ -17,7 +18,7 @@ FLAGS = next(
     set(),
 )
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs GCC")
+pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="needs GCC")
 on_vnni = pytest.mark.skipif("avx512_vnni" not in FLAGS, reason="needs a CPU with AVX-512 VNNI")
 
 

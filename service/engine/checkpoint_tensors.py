@@ -1,0 +1,92 @@
+"""The tensors of a checkpoint by name, and which of them only a quantized model has."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from service.errors import ModelLoadError
+
+# Last parts of names with which quantizers and adapters store what a plain model does not have.
+_FOREIGN = re.compile(
+    r"""(^|[._])(
+        \w*scales?(_\w+)? | scb | weight_format | \w*zero_?points? | \w*zeros | \w*amax
+        | qweight\w* | weight_packed | packed_weight | weight_shape | \w*g_idx | q_perm | perm
+        | \w*blocks | \w*codes | \w*codebooks? | codebook_\w+ | absmax | \w*quant_(map|state)\w*
+        | nested_\w+ | bitmask | compressed | row_offsets | w_q | qdata | \w*qidxs | s[uv]
+        | trellis | suh | svh | \w*meta(data)? | \w*hadamard\w* | \w*rotation\w*
+        | bitsandbytes__\w+ | lora_\w+ | base_layer | original\d*
+    )(\.default)?(\.weight)?$""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def open_tensors(path: Path) -> dict[str, Any]:
+    """Every tensor of the checkpoint in the directory `path`: its name, and its open file.
+
+    The files are those of the index if there is one, else model.safetensors, else all shards, as
+    transformers chooses them. Copies of the weights in Mistral's own format are left out.
+
+    Raises:
+        ModelLoadError: a file is missing, may not be read, or is no safetensors file.
+    """
+    tensors: dict[str, Any] = {}
+    for file in _weight_files(path):
+        try:
+            with file.open("rb"):  # safe_open calls every error of the file system a missing file
+                pass
+            opened: Any = safe_open(file, framework="pt")
+            tensors |= dict.fromkeys(opened.keys(), opened)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ModelLoadError(f"{file} cannot be read: {reason}") from error
+        except SafetensorError as error:
+            raise ModelLoadError(f"{file} cannot be loaded: {error}") from error
+    return tensors
+
+
+def _weight_files(path: Path) -> list[Path]:
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_bytes())["weight_map"].values())
+            return sorted(path / name for name in names)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ModelLoadError(f"{index} is not an index of safetensors files.") from error
+        except OSError as error:
+            raise ModelLoadError(f"{index} cannot be read: {error.strerror}") from error
+    whole = path / "model.safetensors"
+    if whole.is_file() or whole.is_symlink():
+        return [whole]
+    return sorted(
+        file for file in path.glob("*.safetensors") if not file.name.startswith("consolidated")
+    )
+
+
+def reject_foreign(path: Path, unread: Iterable[str]) -> None:
+    """Reject a checkpoint by the name of a tensor that a quantizer or an adapter has left in it.
+
+    Args:
+        unread: names of tensors that the model does not use.
+
+    Raises:
+        ModelLoadError: there is such a tensor among them. Without it the weights mean something
+            else.
+    """
+    foreign = sorted(name for name in unread if _FOREIGN.search(name))
+    if foreign:
+        raise ModelLoadError(
+            f"The model at {path} has {foreign[0]}, one of {len(foreign)} tensors of a "
+            "quantization or an adapter that is not served."
+        )
+
+
+def unusable_weight(path: Path, name: str, dtype: str) -> ModelLoadError:
+    """The error for a weight whose numbers mean nothing without a scale."""
+    return ModelLoadError(
+        f"The model at {path} cannot be loaded: {name} is stored as {dtype}, and no scale that is "
+        "served belongs to it."
+    )

@@ -1,0 +1,122 @@
+"""What int8 costs a model: its loss on a short text, beside that of its own weights.
+
+The reference runs layer by layer while the model is loaded, so that no more than one layer is in
+memory in both precisions.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from service.engine.decoder.architecture import Architecture
+from service.engine.decoder.attention import TorchAttention
+from service.engine.decoder.decoder import (
+    Decoder,
+    read_head,
+    read_layer,
+    rounded_embedding_scale,
+    run_layer,
+    soft_capped,
+)
+from service.engine.decoder.linear import FloatLinear
+from service.engine.decoder.rope import make_ropes
+from service.engine.decoder.weights import Weights
+from service.engine.kv_store import KVShape, KVStore
+from service.engine.layout import Layout, SequenceRows
+from service.engine.scheduler import ScheduledSequence
+from service.engine.sequence import Sequence
+from service.types import Request, SamplingParams
+
+BLOCK_SIZE = 16
+
+_ROWS = 32  # whose logits are in memory at once
+
+
+class ReferenceRun:
+    """A text on its way through the layers of a checkpoint, in floating point.
+
+    Args:
+        token_ids: the text.
+        weights: of the checkpoint, in the precision `dtype`.
+    """
+
+    def __init__(
+        self,
+        token_ids: tuple[int, ...],
+        weights: Weights,
+        config: Any,
+        architecture: Architecture,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        a = architecture
+        self._token_ids = token_ids
+        self._weights = weights
+        self._architecture = a
+        self._dtype = dtype
+        shapes = [KVShape(a.num_kv_heads, a.head_dim, a.head_dim, dtype)] * len(a.layers)
+        store = KVStore(shapes, num_blocks(token_ids), BLOCK_SIZE, device)
+        self._attention = TorchAttention(a, store, dtype)
+        positions = torch.arange(len(token_ids), device=device)
+        ropes = make_ropes(config, a, len(token_ids), device)
+        self._attention.begin_step(
+            _whole(token_ids), {name: rope.at(positions) for name, rope in ropes.items()}
+        )
+        embedding = weights.shaped("model.embed_tokens.weight", a.vocab_size, a.hidden_size)
+        rows = F.embedding(torch.tensor(token_ids, device=device), embedding)
+        self._x = rows * rounded_embedding_scale(a, dtype)
+
+    @torch.inference_mode()
+    def pass_layer(self, index: int) -> None:
+        """Compute layer `index`; the layers come in order."""
+        layer = read_layer(index, self._weights, self._architecture, FloatLinear, self._dtype)
+        self._x = run_layer(layer, self._x, self._attention)
+
+    @torch.inference_mode()
+    def loss(self) -> float:
+        """The text's loss, when it has passed all layers."""
+        a = self._architecture
+        _, head = read_head(self._weights, a, FloatLinear, self._dtype)
+        targets = self._token_ids[1:]
+        total = sum(
+            _summed_loss(soft_capped(head(rows).float(), a.logits_softcap), targets, start)
+            for start, rows in _parts(self._x[:-1])
+        )
+        return total / len(targets)
+
+
+@torch.inference_mode()
+def loss_of(decoder: Decoder, token_ids: tuple[int, ...]) -> float:
+    """The text's loss in a decoder whose cache has `num_blocks` of BLOCK_SIZE tokens."""
+    targets = token_ids[1:]
+    hidden = decoder.forward(_whole(token_ids), list(range(len(targets))))
+    total = sum(
+        _summed_loss(decoder.logits(rows), targets, start) for start, rows in _parts(hidden)
+    )
+    return total / len(targets)
+
+
+def num_blocks(token_ids: tuple[int, ...]) -> int:
+    """How many blocks the text fills."""
+    return -(-len(token_ids) // BLOCK_SIZE)
+
+
+def _parts(hidden: Tensor) -> list[tuple[int, Tensor]]:
+    """Some rows at a time, each with the index of the first."""
+    return [(start, hidden[start : start + _ROWS]) for start in range(0, len(hidden), _ROWS)]
+
+
+def _summed_loss(logits: Tensor, targets: tuple[int, ...], start: int) -> float:
+    wanted = torch.tensor(targets[start : start + len(logits)], device=logits.device)
+    return F.cross_entropy(logits, wanted, reduction="sum").double().item()
+
+
+def _whole(token_ids: tuple[int, ...]) -> Layout:
+    """A step of one sequence, none of whose tokens has been computed before."""
+    num_tokens = len(token_ids)
+    sequence = Sequence(0, Request(token_ids, SamplingParams()), num_tokens + 1)
+    sequence.block_ids = list(range(num_blocks(token_ids)))
+    scheduled = ScheduledSequence(sequence, num_tokens, is_sampled=True)
+    return Layout((SequenceRows(scheduled, 0, num_tokens, num_tokens),))

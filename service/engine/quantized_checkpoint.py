@@ -1,0 +1,240 @@
+"""How the weights of a checkpoint are quantized, read from its JSON files.
+
+Each kind of method has one reader here. A method without a reader is rejected by its name: weights
+that are cast without their scales give meaningless responses and no error.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from service.errors import ModelLoadError
+
+# Files in which quantizers describe their work beside config.json, by the method's name. Only that
+# of ModelOpt is read.
+_OTHER_FILES = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "quant_model_description.json": "msmodelslim",
+    "smash_config.json": "pruna",
+}
+_MODELOPT_FILE = "hf_quant_config.json"
+_PARTS = ("text_config", "llm_config", "language_config")  # of a multimodal config
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeights:
+    """How to compute a float weight [N, K] from the tensors of a checkpoint.
+
+    The weight is `(stored - zero point) * scale`. The scale is one number, one for each row, or one
+    for each block of `block` rows and columns.
+    """
+
+    method: str  # for messages and the log
+    dtype: Literal["float8", "int8"]
+    scale_names: tuple[str, ...]  # the last part of a scale's name; the first that exists counts
+    block: tuple[int | None, int] | None = None  # rows and columns; None rows: one
+    divisor: float = 1.0  # the stored scale is divided by it
+    has_quantized_cache: bool = False  # the checkpoint also holds scales for a quantized KV cache
+
+
+def read_quantized_weights(path: Path) -> QuantizedWeights | None:
+    """How the checkpoint in the directory `path` is quantized; None if its weights are plain.
+
+    Raises:
+        ModelLoadError: the method is not served; the message names it.
+    """
+    for file, method in _OTHER_FILES.items():
+        if (path / file).is_file():
+            raise _not_served(path, f"{method} ({file})")
+    found = [_read(path, fields) for fields in _descriptions(path)]
+    schemes = [scheme for scheme in found if scheme is not None]
+    if any(scheme.method != schemes[0].method for scheme in schemes):
+        methods = " and ".join(scheme.method for scheme in schemes)
+        raise ModelLoadError(f"The model at {path} says that it is quantized by {methods}.")
+    return schemes[0] if schemes else None
+
+
+def _descriptions(path: Path) -> list[dict[str, Any]]:
+    """Every description of a quantization that the checkpoint's files hold."""
+    config = _read_json(path / "config.json")
+    owners = [config, *(config[part] for part in _PARTS if isinstance(config.get(part), dict))]
+    names = ("quantization_config", "compression_config", "quantization")
+    found = [owner[name] for owner in owners for name in names if owner.get(name)]
+    modelopt = _read_json(path / _MODELOPT_FILE)
+    if modelopt:
+        found.append({"quant_method": "modelopt"} | modelopt)
+    for fields in found:
+        if not isinstance(fields, dict):
+            raise _not_served(path, repr(fields))
+    return found
+
+
+def _read(path: Path, fields: dict[str, Any]) -> QuantizedWeights | None:
+    method = _method(fields)
+    reader = _READERS.get(method)
+    if reader is None:
+        raise _not_served(path, method)
+    try:
+        return reader(fields)
+    except _NotServed as error:
+        raise _not_served(path, str(error)) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _not_served(path, f"{method}, with a description that cannot be read") from error
+
+
+def _method(fields: dict[str, Any]) -> str:
+    method = fields.get("quant_method")
+    if method is None and (fields.get("load_in_8bit") or fields.get("load_in_4bit")):
+        method = "bitsandbytes"
+    producer = fields.get("producer")
+    if method is None and isinstance(producer, dict):
+        method = producer.get("name")
+    if method is None and "config_groups" in fields:
+        method = "compressed-tensors"
+    if method is None and {"bits", "group_size"} <= fields.keys():
+        method = "mlx"
+    return str(method or "an unnamed method")
+
+
+class _NotServed(Exception):
+    """A variant of a method that is not served; the text names it."""
+
+
+def _fp8(fields: dict[str, Any]) -> QuantizedWeights:
+    """FP8 of DeepSeek, Qwen and Mistral; without blocks also that of vLLM and AutoFP8."""
+    size = fields.get("weight_block_size")
+    return QuantizedWeights(
+        method="fp8",
+        dtype="float8",
+        scale_names=("weight_scale_inv", "weight_scale"),
+        block=_block(size) if size else None,
+        has_quantized_cache=bool(fields.get("kv_cache_scheme")),
+    )
+
+
+def _fbgemm_fp8(_: dict[str, Any]) -> QuantizedWeights:
+    return QuantizedWeights("fbgemm_fp8", "float8", ("weight_scale",))
+
+
+def _bitsandbytes(fields: dict[str, Any]) -> QuantizedWeights:
+    """LLM.int8 (arXiv 2208.07339): `SCB` is the greatest magnitude of each row."""
+    if fields.get("load_in_4bit") or not fields.get("load_in_8bit"):
+        raise _NotServed("bitsandbytes in 4 bits")
+    return QuantizedWeights("bitsandbytes int8", "int8", ("SCB",), divisor=127.0)
+
+
+def _modelopt(fields: dict[str, Any]) -> QuantizedWeights | None:
+    inner = fields.get("quantization") or fields
+    algorithm = inner.get("quant_algo")
+    has_quantized_cache = bool(inner.get("kv_cache_quant_algo") or inner.get("kv_cache_scheme"))
+    if algorithm is None and not inner.get("config_groups"):
+        return None  # the weights are plain
+    blocks = {"FP8": None, "FP8_PER_CHANNEL_PER_TOKEN": None, "FP8_PB_WO": (128, 128)}
+    if algorithm not in blocks:
+        raise _NotServed(f"modelopt {algorithm}")
+    return QuantizedWeights(
+        method=f"modelopt {algorithm}",
+        dtype="float8",
+        scale_names=("weight_scale",),
+        block=blocks[algorithm],
+        has_quantized_cache=has_quantized_cache,
+    )
+
+
+def _compressed_tensors(fields: dict[str, Any]) -> QuantizedWeights | None:
+    """compressed-tensors, where all groups store their weights in the same way."""
+    # Older files hold the description one level deeper.
+    fields = fields | (fields.get("quantization_config") or {})
+    sparsity = fields.get("sparsity_config") or {}
+    if sparsity.get("format", "dense") != "dense":
+        raise _NotServed(f"compressed-tensors {sparsity['format']}")
+    if (fields.get("transform_config") or {}).get("config_groups"):
+        raise _NotServed("compressed-tensors with transforms")
+    groups = list((fields.get("config_groups") or {}).values())
+    stored_as = fields.get("format", "dense")
+    kinds = {kind for group in groups if (kind := _compressed_group(group, stored_as)) is not None}
+    if len(kinds) > 1:
+        raise _NotServed("compressed-tensors with several kinds of weights")
+    if not kinds:
+        return None  # a quantized cache or activations alone
+    dtype, block = kinds.pop()
+    return QuantizedWeights(
+        method=f"compressed-tensors {dtype}",
+        dtype=dtype,
+        scale_names=("weight_scale",),
+        block=block,
+        has_quantized_cache=bool(fields.get("kv_cache_scheme")),
+    )
+
+
+_Kind = tuple[Literal["float8", "int8"], tuple[int | None, int] | None]
+
+
+def _compressed_group(group: Mapping[str, Any], default_format: str) -> _Kind | None:
+    weights = group.get("weights")
+    if weights is None:
+        return None
+    stored_as = group.get("format") or default_format
+    kind, num_bits = weights.get("type", "int"), weights.get("num_bits", 8)
+    formats = {"float": "float-quantized", "int": "int-quantized"}
+    if stored_as not in {formats.get(kind), "naive-quantized"}:
+        raise _NotServed(f"compressed-tensors {stored_as}")
+    if num_bits != 8:
+        raise _NotServed(f"compressed-tensors {stored_as} with {num_bits} bits")
+    if weights.get("actorder"):
+        raise _NotServed(f"compressed-tensors {stored_as} with reordered columns (actorder)")
+    strategy = weights.get("strategy") or ("group" if weights.get("group_size") else "tensor")
+    block: tuple[int | None, int] | None = None
+    match strategy:
+        case "tensor" | "channel":
+            pass
+        case "block":
+            block = _block(weights["block_structure"])
+        case "group":
+            block = (None, int(weights["group_size"]))
+        case _:
+            raise _NotServed(f"compressed-tensors {stored_as} with the strategy {strategy}")
+    return ("float8" if kind == "float" else "int8"), block
+
+
+def _block(size: Any) -> tuple[int, int]:
+    """Two sizes, from a list of them or a text such as "128x128"."""
+    num_rows, num_columns = size.split("x") if isinstance(size, str) else size
+    block = int(num_rows), int(num_columns)
+    if min(block) < 1:
+        raise ValueError(size)
+    return block
+
+
+_READERS: dict[str, Callable[[dict[str, Any]], QuantizedWeights | None]] = {
+    "fp8": _fp8,
+    "fbgemm_fp8": _fbgemm_fp8,
+    "bitsandbytes": _bitsandbytes,
+    "modelopt": _modelopt,
+    "compressed-tensors": _compressed_tensors,
+}
+
+
+def _not_served(path: Path, method: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"The model at {path} is quantized by {method}, which is not served. Use the checkpoint "
+        "before its quantization, or one in FP8 or 8-bit integers."
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in the file; an empty one if there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ModelLoadError(
+            f"The model at {path.parent} cannot be loaded: {path.name} is not valid JSON: {error}"
+        ) from error
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
+    return content if isinstance(content, dict) else {}
