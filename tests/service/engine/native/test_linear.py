@@ -116,6 +116,34 @@ def test_a_large_weight_is_quantized_in_parts_like_a_small_one() -> None:
     assert torch.equal(whole.scale[20_000:20_010], part.scale)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("out_features", "in_features"), [(1, 1), (33, 65), (70, 576)])
+def test_a_weight_packed_by_the_kernel_is_the_quantized_one(
+    library: ctypes.CDLL, out_features: int, in_features: int, dtype: torch.dtype
+) -> None:
+    weight = torch.randn(out_features, in_features).to(dtype)
+    weight[0] *= 0 if out_features > 1 else 1
+    quantized = quantize(weight)
+    ours, twin = Int8Linear(library, weight), Int8Linear(library, quantized)
+    assert torch.allclose(ours._scales, twin._scales, rtol=1e-6)
+    steps = (ours._weights.view(-1).int() - twin._weights.view(torch.uint8).view(-1).int()).abs()
+    assert steps.max() <= 1  # where a value is at a tie
+    assert (steps > 0).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_channel_that_is_not_finite_gives_nan_and_leaves_the_others(
+    library: ctypes.CDLL, value: float
+) -> None:
+    weight = torch.randn(40, 100)
+    clean = Int8Linear(library, weight)(x := torch.randn(3, 100))
+    weight[7, 99] = value
+    y = Int8Linear(library, weight)(x)
+    assert y[:, 7].isnan().all()
+    others = torch.arange(40) != 7
+    assert torch.equal(y[:, others], clean[:, others])
+
+
 def test_a_channel_of_zeros_is_zeros() -> None:
     weight = torch.randn(3, 64)
     weight[1] = 0
