@@ -1,6 +1,7 @@
 import ctypes
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -352,6 +353,39 @@ def test_torchs_layer_with_seven_bits_is_right_to_its_error() -> None:
     exact = x.double() @ weight.double().T
     y = TorchInt8Linear(weight, levels=63)(x)
     assert (y - exact).norm() < 0.03 * exact.norm()
+
+
+def test_any_number_of_threads_gives_the_same_bits(library: ctypes.CDLL) -> None:
+    weight = torch.randn(1000, 576)
+    x = {rows: torch.randn(rows, 576) for rows in (1, 5, 40)}
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        layer = Int8Linear(library, weight)
+        expected = {rows: layer(part) for rows, part in x.items()}
+        for num_threads in (2, 3, 5):
+            torch.set_num_threads(num_threads)
+            again = Int8Linear(library, weight)
+            for _ in range(20):
+                assert all(torch.equal(again(x[rows]), y) for rows, y in expected.items())
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_calls_from_several_threads_at_once_give_the_same_bits(library: ctypes.CDLL) -> None:
+    layer, x = Int8Linear(library, torch.randn(1000, 576)), torch.randn(9, 576)
+    expected = layer(x)
+
+    def is_right(_: int) -> bool:
+        torch.set_num_threads(3)
+        return all(torch.equal(layer(x), expected) for _ in range(20))
+
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(4) as callers:
+            assert all(callers.map(is_right, range(4)))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_packed_weights_share_memory_but_no_byte(library: ctypes.CDLL) -> None:
