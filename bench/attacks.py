@@ -5,6 +5,7 @@ meanwhile is measured by `bench.siege`.
 """
 
 import asyncio
+import gzip
 import io
 import json
 import random
@@ -58,12 +59,22 @@ class Attack:
     run: Callable[[Target], Awaitable[None]]
 
 
-def _http(title: str, path: str, body: Callable[[str], object], num_clients: int = 20) -> Attack:
+def _http(
+    title: str,
+    path: str,
+    body: Callable[[str], object],
+    num_clients: int = 20,
+    *,
+    is_compressed: bool = False,
+) -> Attack:
     """`num_clients` that post a body again and again; it is made once, from the model's name."""
 
     async def run(target: Target) -> None:
         data = json.dumps(body(target.model)).encode()
         headers = _JSON | {"authorization": f"Bearer {target.key}"}
+        if is_compressed:
+            data = gzip.compress(data)
+            headers["content-encoding"] = "gzip"
         timeout = aiohttp.ClientTimeout(total=None)
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
@@ -283,6 +294,23 @@ ATTACKS = {
         "bodies with 1.9 million token ids",
         _TEXT,
         lambda model: {"model": model, "prompt": [1] * 1_900_000},
+    ),
+    "http-bomb": _http(
+        "compressed bodies that expand to 100 MiB",
+        _CHAT,
+        lambda _: " " * (100 * _MIB),
+        is_compressed=True,
+    ),
+    "http-gzip": _http(
+        "compressed bodies of 400 000 messages",
+        _CHAT,
+        _body("messages", lambda: [{"role": "user"}] * 400_000),
+        is_compressed=True,
+    ),
+    "http-text": _http(
+        "bodies of one text of 8 MB",
+        _CHAT,
+        _body("messages", lambda: [{"role": "user", "content": "a, " * 2_700_000}]),
     ),
     "grpc-parts": _grpc(
         "messages of 2 million parts",

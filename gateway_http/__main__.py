@@ -16,10 +16,16 @@ from gateway_http.check import check
 from gateway_http.config import Settings
 from gateway_http.server import Server
 
+# Reading an integer takes a time that grows with the square of its length, and holds the
+# interpreter's lock. No integer of a request needs more digits; these are the fewest that Python
+# allows as a limit. Those in JSON schemas are passed on as text.
+_MAX_INTEGER_DIGITS = 640
+
 _log = structlog.get_logger("gateway_http.__main__")  # where `__name__` is "__main__"
 
 
 def main() -> None:
+    sys.set_int_max_str_digits(_MAX_INTEGER_DIGITS)
     try:
         settings = Settings.load(sys.argv[1:])
         if settings.check:

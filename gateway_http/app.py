@@ -20,6 +20,7 @@ from chatrpc_process.tracing import OFF, Tracer
 from chatrpc_process.watched import Watched, watching
 from gateway_http.access import Access
 from gateway_http.authentication import Authentication
+from gateway_http.bodies import Bodies
 from gateway_http.config import Settings
 from gateway_http.connection import Connection, read_tls, tls_validities
 from gateway_http.cors import Cors
@@ -42,12 +43,17 @@ def build_app(settings: Settings, tracer: Tracer = OFF) -> Starlette:
 
     - `draining`: once set, it is not ready, and each response is the last of its connection;
     - `stopping`: once set, all running requests are ended;
+    - `bodies`: the bodies of requests in progress;
     - `identity`: the server's certificate, if it serves under TLS.
 
     Raises:
         ConfigError: The registry or a file of keys or certificates cannot be read.
     """
     metrics, draining, stopping = Metrics(), asyncio.Event(), asyncio.Event()
+    bodies = Bodies(settings, stopping)
+    metrics.body_bytes_capacity.set(bodies.max_bytes)
+    metrics.body_bytes.set_function(lambda: bodies.num_bytes)
+    metrics.bodies_preparing.set_function(lambda: bodies.num_jobs)
     keys = _watched(load_keys, settings.api_keys)
     upstream_secret = _watched(load_secret, settings.upstream_api_key_file)
     identity = None if settings.tls is None else watch_tls(settings.tls)
@@ -57,7 +63,7 @@ def build_app(settings: Settings, tracer: Tracer = OFF) -> Starlette:
         ReloadMetrics(keys, upstream_secret, registry, identity=identity, others=validities)
     )
     app = Starlette(
-        routes=_routes(settings, metrics, stopping),
+        routes=_routes(settings, metrics, stopping, bodies),
         middleware=[
             Middleware(Cors, allow_origins=settings.cors_allow_origins),
             Middleware(
@@ -70,10 +76,11 @@ def build_app(settings: Settings, tracer: Tracer = OFF) -> Starlette:
             Middleware(Authentication, keys=keys),
         ],
         exception_handlers={HTTPException: _unrouted},
-        lifespan=_lifespan(settings, metrics, registry, keys, upstream_secret, identity),
+        lifespan=_lifespan(settings, metrics, bodies, registry, keys, upstream_secret, identity),
     )
     app.state.settings = settings
     app.state.metrics = metrics
+    app.state.bodies = bodies
     app.state.stopping = stopping
     app.state.draining = draining
     app.state.identity = identity
@@ -107,10 +114,12 @@ def _probes() -> dict[str, Any]:
     }
 
 
-def _routes(settings: Settings, metrics: Metrics, stopping: asyncio.Event) -> list[Route]:
+def _routes(
+    settings: Settings, metrics: Metrics, stopping: asyncio.Event, bodies: Bodies
+) -> list[Route]:
     handlers: dict[str, Any] = {
-        "create_chat_completion": Generation(CHAT, settings, metrics, stopping),
-        "create_completion": Generation(COMPLETIONS, settings, metrics, stopping),
+        "create_chat_completion": Generation(CHAT, settings, metrics, stopping, bodies),
+        "create_completion": Generation(COMPLETIONS, settings, metrics, stopping, bodies),
         "list_models": models.list_models,
         "retrieve_model": models.retrieve_model,
         "tokenize": tokens.tokenize,
@@ -162,6 +171,7 @@ def _watched(load: Callable[[Path], _Content], path: Path | None) -> Watched[_Co
 def _lifespan(
     settings: Settings,
     metrics: Metrics,
+    bodies: Bodies,
     registry: RegistryFile | None,
     *files: Watched[Any] | None,
 ) -> Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]:
@@ -177,6 +187,7 @@ def _lifespan(
             finally:
                 for task in adopting:
                     task.cancel()
+                bodies.close()
                 await router.close()
 
     return lifespan

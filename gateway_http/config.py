@@ -53,8 +53,21 @@ class Settings(ListenerSettings):
         int, Field(gt=0, description="the largest request body that is read")
     ] = 8 << 20
     max_connections: Annotated[
-        int, Field(gt=0, description="connections at once; more are answered with 503")
+        int,
+        Field(
+            gt=0,
+            description="connections at once; for more, idle ones are closed, and if none is idle, "
+            "requests on further ones are rejected with 503",
+        ),
     ] = 1000
+    max_connections_per_address: Annotated[
+        int | None,
+        Field(
+            gt=0,
+            description="connections at once of one client address, which may be a proxy's; "
+            "default: no limit of their own",
+        ),
+    ] = None
     head_timeout_s: Annotated[
         float, Field(gt=0, description="how long the head of a request may take to arrive")
     ] = 10
@@ -63,7 +76,11 @@ class Settings(ListenerSettings):
     ] = 60
     write_timeout_s: Annotated[
         float,
-        Field(gt=0, description="how long a client may leave unread what it is sent"),
+        Field(
+            gt=0,
+            description="how long a client may leave unread what it is sent: its connection is cut "
+            "if neither all that waited for it nor 64 KiB could be sent in this time",
+        ),
     ] = 30
     keep_alive_timeout_s: Annotated[
         int, Field(ge=0, description="how long an idle connection is kept for another request")

@@ -12,17 +12,23 @@ from typing import Any, cast
 
 import httptools
 import msgspec
+from starlette.types import ASGIApp
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from gateway_http.connections import Connections
 from gateway_http.protocol.error import ErrorBody, ErrorObject
+from gateway_http.request_head import HeadFault, head_fault, without_chunks
 from gateway_http.request_log import EarlyRejections, address
+from gateway_http.transport import ClientTransport
 
 # What most servers and proxies take; the API needs about one.
 MAX_HEAD_BYTES = 64 << 10
 MAX_HEADERS = 100
 # Requests that one connection has sent before their turn. Clients of today send none.
 MAX_PIPELINED = 16
+# The head of a chunk as clients write it: two line ends and a length of up to eight digits.
+_CHUNK_HEAD_BYTES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,8 @@ class Limits:
         head_timeout_s: for the head of a request, from its first byte, or the connection's.
         body_timeout_s: for the rest of a body whose request has been answered already.
         write_timeout_s: that a client may leave unread what would be sent on.
-        max_connections: more are answered with 503, and twice as many not at all.
+        max_connections: for more, idle ones are closed. If none is idle, further ones are answered
+            with 503, and twice as many not at all.
     """
 
     head_timeout_s: float
@@ -42,31 +49,27 @@ class Limits:
     max_connections: int
 
 
-class _OpenTransport:
-    """A transport that, once it is closed, is written to in vain. uvloop's own raises at that, and
-    whoever writes hears of an end only a moment after it."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(data)
-
-
 class HttpProtocol(HttpToolsProtocol):
     """One connection. It ends with a request that cannot be parsed or exceeds a limit."""
 
-    def __init__(self, limits: Limits, rejections: EarlyRejections, **uvicorns: Any) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        rejections: EarlyRejections,
+        counted: Connections,
+        **uvicorns: Any,
+    ) -> None:
         super().__init__(**uvicorns)
         self._limits = limits
         self._rejections = rejections
+        self._counted = counted
+        self._fault: HeadFault | None = None
         self._num_head_bytes = 0  # as the parser has told of them
         self._num_raw_bytes = 0  # as they came, those of an unfinished header too
         self._num_headers = 0
+        self._num_messages = 0
+        self._num_body_bytes = 0  # of chunked bodies: of what they carry
+        self._num_chunk_bytes = 0  # and of what they are carried in
         self._is_in_head = False
         self._is_head_known = False
         self._is_between_requests = True
@@ -74,19 +77,22 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_cut = False
         self._answering: RequestResponseCycle | None = None
         self._arrival: asyncio.TimerHandle | None = None  # by when what is incomplete must be whole
-        self._departure: asyncio.TimerHandle | None = None  # by when it must be read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast("asyncio.Transport", _OpenTransport(transport)))
-        num_connections = len(self.connections)
-        self._is_surplus = num_connections > self._limits.max_connections
+        self._client_transport = ClientTransport(
+            transport, self._limits.write_timeout_s, lambda: self._cut("write")
+        )
+        super().connection_made(cast("asyncio.Transport", self._client_transport))
+        self._is_surplus = not self._counted.add(self, self.client[0] if self.client else "")
         self._expect(self._limits.head_timeout_s, self._on_late_head)
-        if num_connections > 2 * self._limits.max_connections:
+        if len(self.connections) > 2 * self._limits.max_connections:
             self._cut("limit")
+        self._note_whether_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._counted.remove(self)
         self._expect_nothing()
-        self._unset_departure()
+        self._client_transport.stop_watching()
         super().connection_lost(exc)
         # uvicorn tells the last request alone, which may be pipelined behind the one in progress.
         if self._answering is not None and not self._answering.response_complete:
@@ -108,11 +114,15 @@ class HttpProtocol(HttpToolsProtocol):
         if self._arrival is None and self._is_between_requests:
             self._expect(self._limits.head_timeout_s, self._on_late_head)
         self._unset_keepalive_if_required()
+        message = None if self._is_in_head or self._is_between_requests else self._num_messages
+        self._num_body_bytes = 0
         try:
             self._feed(data)
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
             return
+        if message == self._num_messages and not self._is_between_requests:
+            self._count_chunk_bytes(len(data) - self._num_body_bytes)
         # The parser keeps an unfinished header to itself, however long it gets.
         if self._is_in_head:
             self._num_raw_bytes += len(data)
@@ -153,6 +163,9 @@ class HttpProtocol(HttpToolsProtocol):
         if self._is_head_known:
             return
         super().on_message_begin()
+        self._counted.note_busy(self)
+        self._num_messages += 1
+        self._num_chunk_bytes = 0
         self._is_between_requests = False
         self._is_in_head = True
         self._num_head_bytes = self._num_raw_bytes = self._num_headers = 0
@@ -179,6 +192,12 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._num_head_bytes = self._num_raw_bytes = self._num_headers = 0
         self._expect(self._limits.body_timeout_s, self._on_late_body)
+        version = self.parser.get_http_version()
+        self._fault = head_fault(self.headers, version)
+        if self._fault is not None:
+            raise ValueError  # inside the parser, which ends with it
+        if version == "1.0":
+            self.expect_100_continue = False
         super().on_headers_complete()
         if len(self.pipeline) > MAX_PIPELINED:
             self._cut("limit")
@@ -189,35 +208,40 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_between_requests = True
         self._expect_nothing()
         super().on_message_complete()
+        self._note_whether_idle()
+
+    def on_body(self, body: bytes) -> None:
+        self._num_body_bytes += len(body)
+        super().on_body(body)
+
+    def on_chunk_header(self) -> None:
+        self._num_body_bytes += _CHUNK_HEAD_BYTES
+
+    def give_way(self) -> None:
+        """End the connection, which is idle, to make room for another one."""
+        self.connections.discard(self)
+        self._cut("idle")
+
+    def _note_whether_idle(self) -> None:
+        is_answered = self.cycle is None or self.cycle.response_complete
+        if self._is_between_requests and is_answered and not self.transport.is_closing():
+            self._counted.note_idle(self)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
+        if cycle.scope["http_version"] == "1.0":
+            app = cast("ASGI3Application", without_chunks(cast("ASGIApp", app), cycle))
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._bound_closing()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._bound_writing()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if not self.transport.is_closing():
-            self._unset_departure()
-
-    def timeout_keep_alive_handler(self) -> None:
-        super().timeout_keep_alive_handler()
-        self._bound_closing()
-
-    def shutdown(self) -> None:
-        super().shutdown()
-        self._bound_closing()
+        self._note_whether_idle()
 
     def send_400_response(self, msg: str) -> None:
         """Whatever the parser stumbled over; the words for it are uvicorn's own."""
-        if self._is_head_too_large():
+        if self._fault is not None:
+            self._refuse(self._fault.status, self._fault.message, self._fault.code)
+        elif self._is_head_too_large():
             self._refuse(
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
                 f"The head of the request is too large: at most {MAX_HEAD_BYTES} bytes and "
@@ -238,6 +262,10 @@ class HttpProtocol(HttpToolsProtocol):
         reason: str = "",
     ) -> None:
         self._rejections.note_rejected(status.value, reason or code.upper(), address(self.client))
+        self._counted.note_busy(self)
+        if self._is_answering():  # what is written now would become a part of that response
+            self.transport.close()
+            return
         body = msgspec.json.encode(ErrorBody(ErrorObject(message, kind, None, code)))
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\n"
@@ -248,7 +276,20 @@ class HttpProtocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
-        self._bound_closing()
+
+    def _is_answering(self) -> bool:
+        cycle = self._answering
+        return cycle is not None and cycle.response_started and not cycle.response_complete
+
+    def _count_chunk_bytes(self, num_bytes: int) -> None:
+        """Count bytes of a body that are not its content, beyond a few for each chunk."""
+        self._num_chunk_bytes += max(0, num_bytes)
+        if self._num_chunk_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(
+                HTTPStatus.BAD_REQUEST,
+                f"The chunks of the body have more than {MAX_HEAD_BYTES} bytes of extensions.",
+                "invalid_http",
+            )
 
     def _count(self, num_bytes: int) -> None:
         self._num_head_bytes += num_bytes
@@ -276,7 +317,6 @@ class HttpProtocol(HttpToolsProtocol):
         if self._is_between_requests:  # nothing has been asked, and so nobody reads an answer
             self._note_cut("head")
             self.transport.close()
-            self._bound_closing()
             return
         self._rejections.count_cut("head")
         self._refuse(
@@ -291,22 +331,6 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._note_cut("body")
         self.transport.close()
-        self._bound_closing()
-
-    def _bound_closing(self) -> None:
-        """A closed transport flushes first, for as long as that takes."""
-        if self.transport.is_closing():
-            self._bound_writing()
-
-    def _bound_writing(self) -> None:
-        if self._departure is None:
-            timeout_s = self._limits.write_timeout_s
-            self._departure = self.loop.call_later(timeout_s, self._cut, "write")
-
-    def _unset_departure(self) -> None:
-        if self._departure is not None:
-            self._departure.cancel()
-            self._departure = None
 
     def _note_cut(self, reason: str) -> None:
         self._rejections.note_cut(reason, address(self.client))

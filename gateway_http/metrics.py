@@ -102,6 +102,21 @@ class Metrics:
             "HTTP requests in progress, without probes and scrapes.",
             registry=self.registry,
         )
+        self.body_bytes = Gauge(
+            "chatrpc_gateway_body_bytes",
+            "Bytes of the large request bodies in progress.",
+            registry=self.registry,
+        )
+        self.body_bytes_capacity = Gauge(
+            "chatrpc_gateway_body_bytes_capacity",
+            "The most bytes that the large request bodies in progress may have.",
+            registry=self.registry,
+        )
+        self.bodies_preparing = Gauge(
+            "chatrpc_gateway_bodies_preparing",
+            "Request bodies that wait for a thread to be decoded, or are being decoded on one.",
+            registry=self.registry,
+        )
         self.disconnects = Counter(
             "chatrpc_gateway_client_disconnects",
             "Requests whose client disconnected before the response was complete.",
@@ -110,8 +125,9 @@ class Metrics:
         )
         self.cut_connections = Counter(
             "chatrpc_gateway_cut_connections",
-            "Connections closed by a limit: `limit` of their number, `head`, `body` and `write` of "
-            "the time to receive a head or a body and to send a response.",
+            "Connections closed by a limit: `limit` of their number, `idle` of their number while "
+            "they were idle, `head`, `body` and `write` of the time to receive a head or a body "
+            "and to send a response.",
             ["reason"],
             registry=self.registry,
         )

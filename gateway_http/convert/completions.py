@@ -18,6 +18,9 @@ from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 from gateway_http.protocol.response import Usage
 from gateway_http.protocol.sampling import StreamOptions
 
+# An absent limit is 16 in a text completion. A larger one than fits is lowered by the service.
+_UNLIMITED = 2**32 - 1
+
 
 def params(request: openai.CompletionRequest) -> completion_pb2.CompletionParams:
     """Raises InvalidRequest for what the wire cannot say."""
@@ -27,7 +30,7 @@ def params(request: openai.CompletionRequest) -> completion_pb2.CompletionParams
     return completion_pb2.CompletionParams(
         model=request.model,
         prompts=prompts(request.prompt),
-        sampling=sampling_params(request),
+        sampling=sampling_params(request, unlimited=_UNLIMITED),
         echo=request.echo,
         logprobs=request.logprobs,
         prompt_logprobs=request.prompt_logprobs,

@@ -33,9 +33,17 @@ def refuse_unserved(request: openai.GenerationRequest, unserved: Iterable[str]) 
 
 
 def sampling_params(
-    request: openai.SamplingParameters, max_completion_tokens: int | None = None
+    request: openai.SamplingParameters,
+    max_completion_tokens: int | None = None,
+    unlimited: int | None = None,
 ) -> chat_pb2.SamplingParams:
-    """`max_completion_tokens` is the newer name of `max_tokens`, and the one that counts."""
+    """Convert them.
+
+    Args:
+        max_completion_tokens: The newer name of `max_tokens`, and the one that counts.
+        unlimited: What the wire has for an output that only the context limits.
+    """
+    limit = first(max_completion_tokens, request.max_tokens)
     return chat_pb2.SamplingParams(
         temperature=request.temperature,
         top_p=request.top_p,
@@ -44,11 +52,11 @@ def sampling_params(
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
         repetition_penalty=first(request.repetition_penalty, request.repeat_penalty),
-        max_completion_tokens=first(max_completion_tokens, request.max_tokens),
+        max_completion_tokens=unlimited if limit == -1 else limit,
         min_tokens=request.min_tokens,
         seed=request.seed,
         n=request.n,
-        stop=[request.stop] if isinstance(request.stop, str) else request.stop,
+        stop=_stop(request.stop),
         stop_token_ids=request.stop_token_ids,
         logit_bias=request.logit_bias,
         ignore_eos=request.ignore_eos,
@@ -57,6 +65,13 @@ def sampling_params(
         bad_words=request.bad_words,
         allowed_token_ids=request.allowed_token_ids,
     )
+
+
+def _stop(stop: str | list[str] | None) -> list[str] | None:
+    """An empty string asks for nothing: interfaces send the content of an empty field."""
+    if isinstance(stop, str):
+        return [stop] if stop else None
+    return stop
 
 
 def response_format(request: openai.GenerationRequest) -> chat_pb2.ResponseFormat | None:

@@ -18,7 +18,8 @@ _Schema = dict[str, Any]
 _DESCRIPTION = """\
 OpenAI's API over a chatrpc service. Every path stands under `/v1` and bare. `null` is the same as
 absent for every optional field; a field that is not described here is refused by its name, never
-ignored. Errors are OpenAI's error objects, whatever goes wrong."""
+ignored. Errors are OpenAI's error objects, whatever goes wrong. Bodies are JSON in UTF-8, as it is
+or compressed (`Content-Encoding`: gzip, deflate or zstd), of at most 100 000 keys and values."""
 
 # Known to the gateway and refused by name: a document of what is served leaves them out.
 _REFUSED: dict[type[msgspec.Struct], tuple[str, ...]] = {
@@ -64,7 +65,7 @@ _STATUS_WORDS = {
     404: "There is no such model.",
     408: "The head or the body of the request took too long to arrive.",
     413: "The body is larger than the gateway reads.",
-    415: "The content type is not application/json.",
+    415: "The content type is not application/json in UTF-8, or the content encoding is unknown.",
     429: "A limit is exceeded.",
     431: "The head of the request is too large.",
     500: "The server had an error.",

@@ -52,9 +52,10 @@ FIELDS = {
     "repeat_penalty": Field("llama.cpp's name for repetition_penalty.", {"exclusiveMinimum": 0}),
     "max_tokens": Field(
         "The longest answer, in tokens; clamped to what the context leaves. Absent: all of that in "
-        "a chat, 16 in a text completion, where 0 scores an echoed prompt alone."
+        "a chat, 16 in a text completion, where 0 scores an echoed prompt alone. -1 is all "
+        "of that in both."
     ),
-    "max_completion_tokens": Field("The newer name of max_tokens.", {"minimum": 1}),
+    "max_completion_tokens": Field("The newer name of max_tokens.", {"minimum": -1}),
     "min_tokens": Field("End-of-sequence is not chosen before this many tokens."),
     "seed": Field("The same seed with the same request gives the same answer."),
     "n": Field("How many choices to make of one prompt. Absent: 1."),
@@ -143,7 +144,7 @@ FIELDS = {
 
 # Where a field has other limits in one kind of request.
 LIMITS: dict[tuple[str, str], _Schema] = {
-    ("ChatCompletionRequest", "max_tokens"): {"minimum": 1},
+    ("ChatCompletionRequest", "max_tokens"): {"minimum": -1},
     ("CompletionRequest", "logprobs"): _within(0, 20),
     ("CompletionRequest", "truncate_prompt_tokens"): {"minimum": 1},
     ("CompletionRequest", "prompt"): {

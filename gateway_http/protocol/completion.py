@@ -40,6 +40,10 @@ class CompletionRequest(UnservedParameters, forbid_unknown_fields=True, kw_only=
     best_of: UInt32 | None = None  # no more than `n`
     add_special_tokens: bool | None = None
 
+    def drop_input(self) -> None:
+        super().drop_input()
+        self.prompt = ""
+
 
 class CompletionLogprobs(Struct):
     """OpenAI's older form: a list for each thing, all of one length."""

@@ -1,5 +1,6 @@
 """From the bytes of a body to a typed request, or to OpenAI's words for what is wrong with them."""
 
+import codecs
 import json
 import re
 from collections.abc import Callable
@@ -7,12 +8,18 @@ from typing import TypeVar
 
 import msgspec
 
+from gateway_http.protocol.elements import check_elements
 from gateway_http.protocol.error import InvalidRequest
+from gateway_http.protocol.unknown_nulls import null_tolerant_decoder
 
 _Body = TypeVar("_Body")
 
 # An error repeats what the client sent; this much of it is enough to recognise it by.
 _MAX_QUOTED = 200
+
+# Lists of integers have no keys, and are most of some bodies.
+_LONG_LISTS = re.compile(r"\[\s*\d[\d\s,]{512,}\d")
+_MANY_CHARS = 32 << 10
 
 # msgspec's words for a mismatch, and OpenAI's code and words for the same.
 _MISMATCHES = [
@@ -52,6 +59,11 @@ _MISMATCHES = [
         "Invalid '{param}': empty array. Expected an array with minimum length {limit}.",
     ),
     (
+        r"Expected `str` matching regex .*",  # `request_id` alone has one
+        "invalid_value",
+        "Invalid '{param}': expected 1 to 128 printable ASCII characters without spaces.",
+    ),
+    (
         r"Expected `(?P<expected>.*)`, got `(?P<got>.*)`",
         "invalid_type",
         "Invalid type for '{param}': expected {expected}, but got {got} instead.",
@@ -76,32 +88,63 @@ _TYPE_NAMES = {
 
 
 def decoder(kind: type[_Body]) -> Callable[[bytes], _Body]:
-    """The reader of bodies of one type. It raises InvalidRequest, whatever the bytes are."""
-    decode_text = msgspec.json.Decoder(kind).decode
+    """Return a function that decodes a body of this type.
+
+    It raises InvalidRequest, whatever the bytes are. Of a body of 8 MiB it holds the interpreter's
+    lock for a few times 50 ms, so large ones are for a thread.
+    """
+    decode_json = null_tolerant_decoder(kind)
 
     def decode(body: bytes) -> _Body:
+        content = body.removeprefix(codecs.BOM_UTF8)
         try:
-            text = body.decode()
-            request = decode_text(text)
-            # msgspec takes the last of equal keys. Another reader of the same body may take the
-            # first, so a second look refuses them.
-            json.loads(text, object_pairs_hook=_refuse_duplicates, parse_int=str)
+            text = content.decode()
+            check_elements(content)
+            request = decode_json(content)
+            _refuse_duplicates(text)
         except msgspec.ValidationError as error:
             raise _mismatch(str(error)) from None
+        except UnicodeDecodeError as error:
+            raise _malformed(f"it is not valid UTF-8 (byte {error.start})") from None
         except (msgspec.DecodeError, ValueError) as error:
-            raise InvalidRequest(
-                f"We could not parse the JSON body of your request: {error}."
-            ) from None
-        except RecursionError:
-            raise InvalidRequest(
-                "We could not parse the JSON body of your request: it is nested too deeply."
-            ) from None
+            raise _malformed(_reason(content, str(error))) from None
         return request
 
     return decode
 
 
-def _refuse_duplicates(pairs: list[tuple[str, object]]) -> None:
+def _malformed(reason: str) -> InvalidRequest:
+    return InvalidRequest(f"We could not parse the JSON body of your request: {reason}.")
+
+
+def _reason(body: bytes, error: str) -> str:
+    """Say in plain words why a body is not JSON; `error` is what msgspec says."""
+    if not body.strip():
+        return "it is empty"
+    if error == "Input data was truncated":
+        return f"it ends in the middle of a value (byte {len(body)})"
+    return error.removeprefix("JSON is malformed: ").rstrip(".")
+
+
+def _refuse_duplicates(text: str) -> None:
+    """Raise InvalidRequest if a key occurs twice in one object.
+
+    msgspec takes the last of equal keys. Another reader of the same body may take the first.
+    """
+    shorter = _LONG_LISTS.sub("[0", text) if len(text) > _MANY_CHARS else text
+    try:
+        _decode_keys(shorter)
+    except InvalidRequest:
+        if shorter is text:
+            raise
+        _decode_keys(text)  # keys that are long lists of integers themselves are alike no more
+
+
+def _decode_keys(text: str) -> None:
+    json.loads(text, object_pairs_hook=_check_keys, parse_int=str)
+
+
+def _check_keys(pairs: list[tuple[str, object]]) -> None:
     names = set()
     for name, _ in pairs:
         if name in names:

@@ -11,13 +11,14 @@ from msgspec import Meta, Raw, Struct, field
 
 from gateway_http.protocol.numbers import UInt32
 from gateway_http.protocol.raw_json import RawObject
-from gateway_http.protocol.sampling import Effort, GenerationRequest, own_fields
+from gateway_http.protocol.sampling import Effort, GenerationRequest, OutputLimit, own_fields
 
 
 class Part(Struct, tag_field="type", forbid_unknown_fields=True, kw_only=True):
     """One piece of a message's content."""
 
     prompt_cache_breakpoint: Any = None  # accepted, without effect
+    cache_control: Any = None  # Anthropic's, which clients of several servers send; without effect
 
 
 class TextPart(Part, tag="text"):
@@ -62,6 +63,7 @@ ContentPart = TextPart | RefusalPart | ImagePart | AudioPart | FilePart
 class FunctionCall(Struct, forbid_unknown_fields=True):
     name: str
     arguments: str | dict[str, Any]  # JSON as text; some clients send it unwrapped
+    parsed_arguments: Any = None  # what `parse()` of OpenAI's SDK adds; without effect
 
 
 class ToolCall(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -69,6 +71,8 @@ class ToolCall(Struct, forbid_unknown_fields=True, kw_only=True):
     type: Literal["function"] = "function"
     function: FunctionCall
     index: UInt32 | None = None  # left over where a client echoes what was streamed to it
+    extra_content: Any = None  # what Google's servers add; without effect
+    cache_control: Any = None
 
 
 class Message(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -85,6 +89,10 @@ class Message(Struct, forbid_unknown_fields=True, kw_only=True):
     annotations: Any = None  # accepted, without effect
     audio: Any = None
     function_call: Any = None
+    # What clients add to a message that they keep; without effect. `parsed` is of OpenAI's SDK.
+    id: str | None = None
+    parsed: Any = None
+    cache_control: Any = None
 
 
 class FunctionDefinition(Struct, forbid_unknown_fields=True):
@@ -92,10 +100,12 @@ class FunctionDefinition(Struct, forbid_unknown_fields=True):
     description: str | None = None
     parameters: RawObject = field(default_factory=Raw)
     strict: bool | None = None
+    cache_control: Any = None  # accepted, without effect
 
 
 class FunctionTool(Struct, tag_field="type", tag="function", forbid_unknown_fields=True):
     function: FunctionDefinition
+    cache_control: Any = None  # accepted, without effect
 
 
 class FunctionName(Struct, forbid_unknown_fields=True):
@@ -160,7 +170,7 @@ UNSERVED = own_fields(UnservedParameters)
 
 class ChatCompletionRequest(UnservedParameters, forbid_unknown_fields=True, kw_only=True):
     messages: Annotated[list[Message], Meta(min_length=1)]
-    max_completion_tokens: UInt32 | None = None
+    max_completion_tokens: OutputLimit | None = None
 
     # What is answered, and how.
     tools: list[FunctionTool] | None = None
@@ -187,3 +197,7 @@ class ChatCompletionRequest(UnservedParameters, forbid_unknown_fields=True, kw_o
     service_tier: str | None = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
+
+    def drop_input(self) -> None:
+        super().drop_input()
+        self.messages, self.tools, self.chat_template_kwargs = [], None, None

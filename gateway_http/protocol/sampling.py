@@ -7,6 +7,9 @@ from msgspec import Meta, Raw, Struct, field
 from gateway_http.protocol.numbers import Float32, Int32, Int64, UInt32
 from gateway_http.protocol.raw_json import RawObject, RawObjectOrText
 
+# -1 is llama.cpp's for as many as fit the context.
+OutputLimit = Annotated[int, Meta(ge=-1, le=2**32 - 1)]
+
 
 class SamplingParameters(Struct, kw_only=True):
     """How tokens are chosen, and when generation ends."""
@@ -19,11 +22,11 @@ class SamplingParameters(Struct, kw_only=True):
     frequency_penalty: Float32 | None = None
     repetition_penalty: Float32 | None = None
     repeat_penalty: Float32 | None = None  # llama.cpp's name for it
-    max_tokens: UInt32 | None = None
+    max_tokens: OutputLimit | None = None
     min_tokens: UInt32 | None = None
     seed: Int64 | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | list[str] | None = None  # "" is none
     stop_token_ids: list[UInt32] | None = None
     logit_bias: dict[UInt32, Float32] | None = None
     ignore_eos: bool | None = None
@@ -84,6 +87,13 @@ class GenerationRequest(SamplingParameters, kw_only=True):
     # The request's id, where the header X-Request-Id names none. Not `$`: a newline may follow it.
     request_id: Annotated[str, Meta(pattern=r"^[!-~]{1,128}(?![\s\S])")] | None = None
     user: str | None = None  # accepted, without effect
+
+    def drop_input(self) -> None:
+        """Free what the model is given, once it has been converted: no response depends on it.
+
+        That is most of a large request, which lasts as long as its response.
+        """
+        self.response_format = self.structured_outputs = None
 
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]

@@ -11,12 +11,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from gateway_http import sse
+from gateway_http.bodies import Bodies
 from gateway_http.caller import Caller, Spending
-from gateway_http.clients import json_response, read_body, while_connected
+from gateway_http.clients import json_response, while_connected
 from gateway_http.config import Settings
 from gateway_http.errors import from_exception, from_rpc
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.completion import Completion
+from gateway_http.protocol.error import ApiError
 from gateway_http.protocol.response import ChatCompletion
 from gateway_http.protocol.sampling import GenerationRequest
 from gateway_http.request_log import RequestRecord
@@ -49,11 +51,21 @@ class Events(Protocol[_Chunk_contra]):
 
 
 @dataclass(frozen=True)
-class Operation(Generic[_Body, _Params, _Chunk]):
-    """A kind of completion: from the body to the wire and back.
+class Received(Generic[_Body, _Params]):
+    """A request's body, and what it is converted to: parameters, or why they cannot be made.
 
-    `names` says how this client calls what the service may find wrong.
+    The body no longer has the model's input. `names` says how this client calls what the service
+    may find wrong.
     """
+
+    body: _Body
+    params: _Params | ApiError
+    names: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Operation(Generic[_Body, _Params, _Chunk]):
+    """A kind of completion: from the body to the wire and back."""
 
     decode: Callable[[bytes], _Body]
     params: Callable[[_Body], _Params]
@@ -63,6 +75,22 @@ class Operation(Generic[_Body, _Params, _Chunk]):
     ]
     stream: Callable[[Upstream, _Params, CallOptions, float], AsyncGenerator[_Chunk | None, None]]
     events: Callable[[_Body], Events[_Chunk]]
+
+    def receive(self, content: bytes) -> Received[_Body, _Params]:
+        """Decode and convert a body. Raises ApiError if it cannot be decoded.
+
+        Both are done at once, so that large bodies do not wait half converted, with all that they
+        take then.
+        """
+        body = self.decode(content)
+        names = self.names(body)
+        params: _Params | ApiError
+        try:
+            params = self.params(body)
+        except ApiError as error:
+            params = error
+        body.drop_input()
+        return Received(body, params, names)
 
 
 class Generation(Generic[_Body, _Params, _Chunk]):
@@ -78,37 +106,49 @@ class Generation(Generic[_Body, _Params, _Chunk]):
         settings: Settings,
         metrics: Metrics,
         stopping: asyncio.Event,
+        bodies: Bodies,
     ) -> None:
         self._operation = operation
+        self._bodies = bodies
         self._settings = settings
         self._stopping = stopping
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        http = Request(scope)
+        http = Request(scope, receive)
         caller: Caller = http.state.caller
         http.state.exchange.limits = caller.limits
-        content = await read_body(
-            http.headers, receive, self._settings.max_body_bytes, self._settings.body_timeout_s
-        )
-        body = self._operation.decode(content)
-        if body.request_id is not None:
-            http.state.exchange.suggest_id(body.request_id)
-        record: RequestRecord = http.state.exchange.record
-        record.model, record.is_streamed = body.model, bool(body.stream)
-        params = self._operation.params(body)
+        async with self._bodies.decoded(http, self._operation.receive) as decoded:
+            body, params = decoded.value.body, decoded.value.params
+            if body.request_id is not None:
+                http.state.exchange.suggest_id(body.request_id)
+            record: RequestRecord = http.state.exchange.record
+            record.model, record.is_streamed = body.model, bool(body.stream)
+            if isinstance(params, ApiError):
+                raise params
+            names = decoded.value.names
+            await self._answer(http, body, params, names, decoded.num_bytes, send)
+
+    async def _answer(
+        self,
+        http: Request,
+        body: _Body,
+        params: _Params,
+        names: Mapping[str, str],
+        num_bytes: int,
+        send: Send,
+    ) -> None:
+        caller: Caller = http.state.caller
         router: Router = http.state.router
         caller.check_model(body.model, *router.names(body.model))
-        names, is_streamed = self._operation.names(body), bool(body.stream)
+        is_streamed = bool(body.stream)
         try:
-            with caller.generation(
-                params, len(content), names, is_streamed=is_streamed
-            ) as spending:
+            with caller.generation(params, num_bytes, names, is_streamed=is_streamed) as spending:
                 if is_streamed:
-                    await self._stream(http, body, params, spending, receive, send)
+                    await self._stream(http, body, params, names, spending, send)
                 else:
                     work = self._create(http, body, params, spending, send)
-                    await while_connected(receive, self._stopping, work)
+                    await while_connected(http.receive, self._stopping, work)
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error, names) from None
 
@@ -129,21 +169,21 @@ class Generation(Generic[_Body, _Params, _Chunk]):
         http: Request,
         body: _Body,
         params: _Params,
+        names: Mapping[str, str],
         spending: Spending,
-        receive: Receive,
         send: Send,
     ) -> None:
         events = sse.EventStream(send)
         work = self._send_events(http, body, params, spending, events)
         try:
-            await while_connected(receive, self._stopping, work)
+            await while_connected(http.receive, self._stopping, work)
         except ClientDisconnect:
             raise
         except Exception as error:
             if not events.is_open:
                 raise
             if isinstance(error, grpc.aio.AioRpcError):
-                error = from_rpc(error, self._operation.names(body))
+                error = from_rpc(error, names)
             answer = from_exception(error)
             http.state.exchange.record.fail(answer)
             await events.write(sse.event(answer.body))

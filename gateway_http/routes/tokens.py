@@ -1,15 +1,17 @@
 """POST /tokenize and /detokenize."""
 
+from collections.abc import Coroutine
 from contextlib import AbstractContextManager
+from typing import Any
 
 import grpc
 from starlette.requests import Request
 from starlette.responses import Response
 
 from chatrpc.v1 import model_service_pb2
+from gateway_http.bodies import Bodies
 from gateway_http.caller import Caller
-from gateway_http.clients import json_response, read_body
-from gateway_http.config import Settings
+from gateway_http.clients import json_response, while_connected
 from gateway_http.convert import tokens
 from gateway_http.errors import from_rpc
 from gateway_http.protocol.decode import decoder
@@ -25,21 +27,37 @@ _decode_detokenize = decoder(DetokenizeRequest)
 
 
 async def tokenize(request: Request) -> Response:
-    body = _decode_tokenize(await _read(request))
+    async with _bodies(request).decoded(request, _decode_tokenize) as decoded:
+        work = _tokenized(request, decoded.value, decoded.num_bytes)
+        return await _while_connected(request, work)
+
+
+async def detokenize(request: Request) -> Response:
+    async with _bodies(request).decoded(request, _decode_detokenize) as decoded:
+        return await _while_connected(request, _detokenized(request, decoded.value))
+
+
+async def _tokenized(request: Request, body: TokenizeRequest, num_bytes: int) -> Response:
+    bodies = _bodies(request)
     with _counted(request):
         name = await _name(request, body.model)
-        wanted = tokens.tokenize_request(body, name)
+        wanted = await bodies.run(request, num_bytes, tokens.tokenize_request, body, name)
         with _router(request).route(name) as route:
             wanted.model = route.model
             try:
                 answer = await route.upstream.tokenize(wanted, _options(request, route))
             except grpc.aio.AioRpcError as error:
                 raise from_rpc(error, tokens.names(body)) from None
+    return await bodies.run(request, answer.ByteSize(), _tokenize_response, answer, body)
+
+
+def _tokenize_response(
+    answer: model_service_pb2.TokenizeResponse, body: TokenizeRequest
+) -> Response:
     return json_response(tokens.tokenize_answer(answer, body))
 
 
-async def detokenize(request: Request) -> Response:
-    body = _decode_detokenize(await _read(request))
+async def _detokenized(request: Request, body: DetokenizeRequest) -> Response:
     with _counted(request):
         name = await _name(request, body.model)
         with _router(request).route(name) as route:
@@ -48,11 +66,14 @@ async def detokenize(request: Request) -> Response:
     return json_response(tokens.detokenize_answer(answer))
 
 
-async def _read(request: Request) -> bytes:
-    settings: Settings = request.app.state.settings
-    return await read_body(
-        request.headers, request.receive, settings.max_body_bytes, settings.body_timeout_s
-    )
+async def _while_connected(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """Return the work's result; cancel it if the client leaves, or the gateway stops."""
+    return await while_connected(request.receive, request.app.state.stopping, work)
+
+
+def _bodies(request: Request) -> Bodies:
+    bodies: Bodies = request.app.state.bodies
+    return bodies
 
 
 async def _name(request: Request, named: str | None) -> str:

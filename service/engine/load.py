@@ -40,6 +40,19 @@ _CACHE_SHARE = 0.5
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+# Multimodal models whose language model reads text as it would by itself. Others see a prompt both
+# ways (PaliGemma), or change their layers.
+_SERVED_FOR_TEXT = {
+    "gemma3",
+    "mistral3",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "idefics3",
+    "smolvlm",
+    "internvl",
+}
+
 log = structlog.get_logger(__name__)
 
 
@@ -177,12 +190,8 @@ def _load_model(
     dtype = _resolve_dtype(options.dtype, device)
     architecture = read_architecture(config)
     if architecture is not None and is_served(config):
+        _check_parts(options.path, config)
         return _load_decoder(options, config, architecture, stored, device, dtype)
-    if stored is not None:
-        raise ModelLoadError(
-            f"The model at {options.path} is quantized by {stored.method}, which is not served for "
-            f"models of the type {config.model_type}. Use the checkpoint before its quantization."
-        )
     if options.quantization == "int8":
         raise ModelLoadError(
             f"A model of the type {config.model_type} is not served with quantization=int8."
@@ -191,7 +200,24 @@ def _load_model(
     from service.engine.transformers_model import load_transformers_model  # noqa: PLC0415
 
     log.info("native_decoder_unavailable", model_type=config.model_type)
-    return load_transformers_model(options.path, device, dtype)
+    return load_transformers_model(options.path, stored, device, dtype)
+
+
+def _check_parts(path: Path, config: Any) -> None:
+    """Check that the language model of a model of several parts may be served by itself.
+
+    Raises:
+        ModelLoadError: it may not.
+    """
+    whole = config.whole_model_type
+    if whole == config.model_type:
+        return
+    if whole not in _SERVED_FOR_TEXT:
+        raise ModelLoadError(
+            f"The model at {path} is a multimodal model of the type {whole}. Its language model, "
+            f"of the type {config.model_type}, is not served by itself."
+        )
+    log.info("multimodal_model_served_for_text", model_type=whole)
 
 
 def _load_decoder(

@@ -14,18 +14,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+_FORMAT = b"2"  # raise it when the same config.json should give other fields
+
 
 def read_config(path: Path, cache_dir: Path) -> Any:
     """The config of the model in `path`; of one of several parts, of the part for text.
 
     It has the attributes of transformers' config, and `rope_frequencies`: by the kind of layer,
     "" for all, the inverse frequencies of a scaled rotary embedding and the scale of its angles'
-    cosines and sines.
+    cosines and sines. `whole_model_type` is the type of the model of several parts, else its own.
 
     Raises:
         Exception: whatever a file may hold, transformers has a different error for.
     """
-    content = (path / "config.json").read_bytes() + version("transformers").encode()
+    content = (path / "config.json").read_bytes() + version("transformers").encode() + _FORMAT
     entry = cache_dir / "configs" / f"{hashlib.sha256(content).hexdigest()}.json"
     with suppress(OSError, ValueError):
         return SimpleNamespace(**json.loads(entry.read_bytes()))

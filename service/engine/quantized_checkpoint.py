@@ -130,7 +130,7 @@ def _modelopt(fields: dict[str, Any]) -> QuantizedWeights | None:
     inner = fields.get("quantization") or fields
     algorithm = inner.get("quant_algo")
     has_quantized_cache = bool(inner.get("kv_cache_quant_algo") or inner.get("kv_cache_scheme"))
-    if algorithm is None and has_quantized_cache and not inner.get("config_groups"):
+    if algorithm is None and not inner.get("config_groups"):
         return None  # the weights are plain
     blocks = {"FP8": None, "FP8_PER_CHANNEL_PER_TOKEN": None, "FP8_PB_WO": (128, 128)}
     if algorithm not in blocks:
@@ -235,4 +235,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ModelLoadError(
             f"The model at {path.parent} cannot be loaded: {path.name} is not valid JSON: {error}"
         ) from error
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
     return content if isinstance(content, dict) else {}

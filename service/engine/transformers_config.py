@@ -12,7 +12,11 @@ from service.engine.decoder.rope import SERVED
 def describe(path: Path) -> dict[str, Any]:
     """The fields of `service.engine.model_config.read_config`, which JSON can hold."""
     config: Any = AutoConfig.from_pretrained(path, local_files_only=True)
-    return fields_of(config.get_text_config())
+    text_config = config.get_text_config()
+    fields = fields_of(text_config) | {"whole_model_type": config.model_type}
+    if text_config is not config:  # the whole model decides whether the head is the embedding
+        fields["tie_word_embeddings"] = bool(getattr(config, "tie_word_embeddings", False))
+    return fields
 
 
 def fields_of(config: Any) -> dict[str, Any]:

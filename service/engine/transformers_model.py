@@ -5,14 +5,18 @@ Slower than the lean decoder, which serves fewer architectures.
 
 import inspect
 import itertools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
+    AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
@@ -24,10 +28,19 @@ from service.engine.checkpoint_tensors import open_tensors, reject_foreign, unus
 from service.engine.kv_store import KVShape, KVStore
 from service.engine.layout import Layout
 from service.engine.loaded_model import LoadedModel, first_line
+from service.engine.quantized_checkpoint import QuantizedWeights
+from service.engine.stored_weights import StoredWeights
 from service.errors import ModelLoadError
 
 # Layer kinds, as transformers' configs name them, whose whole state is keys and values by position.
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
+
+# What a tensor's name has in it that belongs to another part of a model than the one for text.
+_OTHER_PARTS = re.compile(
+    r"(^|[._])(vision|visual|image|audio|speech|multi_modal|projector|mm)[._]"
+)
+
+log = structlog.get_logger(__name__)
 
 _names = (f"chatrpc-{n}" for n in itertools.count())
 
@@ -73,13 +86,18 @@ class TransformersModel:
         return torch.tensor(values, dtype=torch.long, device=self._model.device)
 
 
-def load_transformers_model(path: Path, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+def load_transformers_model(
+    path: Path, stored: QuantizedWeights | None, device: torch.device, dtype: torch.dtype
+) -> LoadedModel:
     """The model in `path`, through transformers' own modules.
+
+    Args:
+        stored: how the checkpoint's weights are quantized; None: not at all.
 
     Raises:
         ModelLoadError: it cannot be read, is not complete, or is of a kind that is not served.
     """
-    model = _read(path, device, dtype)
+    model = _read(path, stored, device, dtype)
     shapes = _probe(model)
 
     def finish(num_blocks: int, block_size: int, _max_model_len: int) -> TransformersModel:
@@ -89,23 +107,38 @@ def load_transformers_model(path: Path, device: torch.device, dtype: torch.dtype
     return LoadedModel(shapes, finish, description)
 
 
-def _read(path: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    _check_stored_dtypes(path)
+def _read(
+    path: Path, stored: QuantizedWeights | None, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    options = {
+        "dtype": dtype,
+        "device_map": {"": device},
+        "output_loading_info": True,  # makes it a pair
+        "ignore_mismatched_sizes": True,  # they are in the report, and rejected by name below
+    }
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            device_map={"": device},
-            local_files_only=True,
-            output_loading_info=True,  # makes it a pair
-        )
+        loaded: Any
+        if stored is None:
+            _check_stored_dtypes(path)
+            loaded = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options)
+        else:
+            loaded = _read_quantized(path, stored, device, options)
+    except ModelLoadError:
+        raise
     except Exception as error:  # whatever a file may hold, transformers has a different error for
-        raise ModelLoadError(
-            f"The model at {path} cannot be loaded: {first_line(error)}"
-        ) from error
+        reason = first_line(error)
+        if kind := re.match(r"Unrecognized configuration class .*?(\w+)Config'", reason):
+            reason = f"{kind[1]} is not a language model by itself, and is not served."
+        raise ModelLoadError(f"The model at {path} cannot be loaded: {reason}") from error
     model: PreTrainedModel
     model, report = loaded
-    reject_foreign(path, report["unexpected_keys"])
+    _check_unexpected(path, report["unexpected_keys"])
+    if mismatched := report["mismatched_keys"]:
+        name, stored_shape, shape = min(mismatched)
+        raise ModelLoadError(
+            f"The model at {path} cannot be loaded: {name} has the shape {list(stored_shape)} "
+            f"where its config makes it {list(shape)}."
+        )
     if missing := report["missing_keys"]:  # transformers only warns, and makes up random numbers
         raise ModelLoadError(
             f"The model at {path} is not complete: it has no {min(missing)}, one of {len(missing)} "
@@ -120,6 +153,63 @@ def _read(path: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedMod
             f"{type(model).__name__} has layers that are not served: {', '.join(sorted(kinds))}."
         )
     return model
+
+
+def _check_unexpected(path: Path, names: Collection[str]) -> None:
+    """Check the tensors of the checkpoint that the model has no place for.
+
+    Raises:
+        ModelLoadError: one of them belongs to a quantization or an adapter.
+    """
+    unread = {name for name in names if not _OTHER_PARTS.search(name)}
+    reject_foreign(path, unread)
+    if unread:
+        log.warning("checkpoint_tensors_not_used", first=min(unread), count=len(unread))
+
+
+class _LazyTensor:
+    """A tensor that transformers reads once it has a place for it."""
+
+    def __init__(self, read: Callable[[], Tensor]) -> None:
+        self._read = read
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self._read()[index]
+
+
+def _read_quantized(
+    path: Path, stored: QuantizedWeights, device: torch.device, options: dict[str, Any]
+) -> Any:
+    """The model of a quantized checkpoint, and what transformers reports of loading it.
+
+    transformers gets the weights in float32, one by one, and hears nothing of their quantization.
+    """
+    config: Any = AutoConfig.from_pretrained(path, local_files_only=True)
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    with torch.device("meta"):  # its class, and the part of the config that it takes
+        make_model: Any = AutoModelForCausalLM.from_config  # which is not typed
+        empty = make_model(config)
+    weights = StoredWeights(path, device, stored)
+    failures: list[ModelLoadError] = []
+
+    def read(name: str) -> Tensor:
+        try:
+            return weights.read(name)
+        except ModelLoadError as error:  # transformers would make a report of its own of it
+            failures.append(error)
+            raise
+
+    try:
+        tensors = {name: _LazyTensor(partial(read, name)) for name in weights.names}
+        return type(empty).from_pretrained(None, config=empty.config, state_dict=tensors, **options)
+    except Exception:
+        if failures:
+            raise failures[0] from None
+        raise
+    finally:
+        weights.close()
 
 
 def _check_stored_dtypes(path: Path) -> None:

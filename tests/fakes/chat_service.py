@@ -143,6 +143,8 @@ class FakeService(
     models: list[model_service_pb2.Model] = field(default_factory=lambda: [model()])
     model_refusal: Fail | None = None
     """How GetModel is answered, if not with a model."""
+    holds_tokens: bool = False
+    """Whether Tokenize and Detokenize wait until released, or cancelled."""
     calls: list[Call] = field(default_factory=list)
     port: int = 0
 
@@ -244,7 +246,7 @@ class FakeService(
         self, request: model_service_pb2.TokenizeRequest, context: Any
     ) -> model_service_pb2.TokenizeResponse:
         """A token is a byte; a conversation is its texts."""
-        self._note(request, context)
+        await self._hold_tokens(self._note(request, context))
         text = request.text or "".join(
             part.text for message in request.conversation.messages for part in message.content
         )
@@ -258,12 +260,22 @@ class FakeService(
     async def Detokenize(  # noqa: N802
         self, request: model_service_pb2.DetokenizeRequest, context: Any
     ) -> model_service_pb2.DetokenizeResponse:
-        self._note(request, context)
+        await self._hold_tokens(self._note(request, context))
         if any(token_id > 255 for token_id in request.token_ids):
             fail = Fail(grpc.StatusCode.INVALID_ARGUMENT, "No.", "INVALID_FIELD", "token_ids[0]")
             await fail.abort(context)
         text = bytes(request.token_ids).decode(errors="replace")
         return model_service_pb2.DetokenizeResponse(text=text)
+
+    async def _hold_tokens(self, call: Call) -> None:
+        if not self.holds_tokens:
+            return
+        try:
+            await self._released.wait()
+        except asyncio.CancelledError:
+            call.is_cancelled = True
+            self._changed.set()
+            raise
 
     def _note(self, params: Any, context: Any) -> Call:
         call = Call(params, dict(context.invocation_metadata()), context.time_remaining())

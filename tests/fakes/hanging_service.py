@@ -8,7 +8,7 @@ from service.__main__ import main
 from service.rpc import convert
 
 
-def hang(*_: Any, **__: Any) -> None:
+def hang(*_: Any, **__: Any) -> Any:
     time.sleep(3600)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import ssl
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,8 +15,11 @@ from urllib.parse import urlsplit
 class RawClient:
     """One connection. Leaving the `async with` closes it."""
 
-    def __init__(self, url: str, receive_buffer: int | None = None) -> None:
+    def __init__(
+        self, url: str, receive_buffer: int | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._address = urlsplit(url)
+        self._tls = tls
         self._receive_buffer = receive_buffer
 
     async def __aenter__(self) -> Self:
@@ -30,7 +34,12 @@ class RawClient:
             raw.close()
             raise
         limit = self._receive_buffer or 1 << 16
-        self._reader, self._writer = await asyncio.open_connection(sock=raw, limit=limit)
+        self._reader, self._writer = await asyncio.open_connection(
+            sock=raw,
+            limit=limit,
+            ssl=self._tls,
+            server_hostname=None if self._tls is None else self._address.hostname,
+        )
         return self
 
     async def __aexit__(
@@ -63,6 +72,19 @@ class RawClient:
         async with asyncio.timeout(120):
             return await self._reader.readuntil(separator)
 
+    async def read(self, num_bytes: int) -> bytes:
+        """Return up to this many bytes; none at the end."""
+        async with asyncio.timeout(120):
+            return await self._reader.read(num_bytes)
+
+    async def read_all(self) -> bytes:
+        """Return what comes until the end of the connection."""
+        content = b""
+        with suppress(ConnectionError):
+            while piece := await self.read(1 << 16):
+                content += piece
+        return content
+
     async def trickle(self, data: bytes) -> None:
         """Send a byte at a time, without haste."""
         with suppress(ConnectionError):  # until the peer has enough of it
@@ -80,7 +102,7 @@ class RawClient:
 
     async def close(self) -> None:
         self._writer.close()
-        with suppress(ConnectionError):  # the peer may have been first
+        with suppress(ConnectionError, ssl.SSLError):  # the peer may have been first
             await self._writer.wait_closed()
 
     async def reset(self) -> None:

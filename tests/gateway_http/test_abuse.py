@@ -2,19 +2,24 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import trustme
 
 from gateway_http.http_protocol import MAX_HEADERS, MAX_PIPELINED
 from gateway_http.metrics import Metrics
+from gateway_http.server import Server
 from tests.fakes.chat_service import Admit, FakeService, Hold, Say
 from tests.fakes.wait import until
 from tests.gateway_http.conftest import serving, started
 from tests.gateway_http.raw_http import RawClient
+from tests.tls_files import issue
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: test\r\n"
 POST = (
@@ -49,6 +54,21 @@ async def answered(metrics: Metrics, status: int) -> None:
         return sum(s.value for s in family.samples if labels.items() <= s.labels.items())
 
     await until(lambda: number() == 1)
+
+
+def tls(directory: Path) -> tuple[dict[str, Any], ssl.SSLContext]:
+    """The options of a gateway under TLS, and what a client of it needs."""
+    ca = trustme.CA()
+    files = issue(ca, directory)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    ca.configure_trust(context)
+    return {"tls_certificate": files.certificate, "tls_key": files.key}, context
+
+
+def num_busy(server: Server) -> int:
+    """The number of connections on which a request has begun to arrive, or is answered."""
+    connections: Any = server.server_state.connections
+    return sum(not connection._is_between_requests for connection in connections)
 
 
 async def error(client: RawClient) -> tuple[int, str]:
@@ -164,13 +184,71 @@ async def test_idle_connections_are_closed(service: FakeService) -> None:
         assert await client.ended()
 
 
+async def test_connection_idle_longest_is_closed_for_a_new_one(service: FakeService) -> None:
+    async with (
+        started(upstream=service.target, max_connections=3) as (server, url),
+        RawClient(url) as busy,
+        RawClient(url) as first,
+        RawClient(url) as second,
+    ):
+        await busy.send(POST)
+        await until(lambda: num_busy(server) == 1)
+        for client in (second, first, second):
+            await client.send(HEAD + b"\r\n")
+            await client.read_until(b"ok\n")
+        async with RawClient(url) as third:
+            await third.send(HEAD + b"\r\n")
+            assert b" 200 " in await third.read_until(b"ok\n")
+            assert await first.ended()
+            await cut(server.config.app.state.metrics, "idle")  # type: ignore[union-attr]  # the app
+            await second.send(HEAD + b"\r\n")
+            assert b" 200 " in await second.read_until(b"ok\n")
+            await busy.send(b"{" + b" " * 99)
+            assert b" 400 " in await busy.read_until(b"\r\n\r\n")
+
+
+async def test_many_idle_connections_reject_nobody(service: FakeService) -> None:
+    async with (
+        started(upstream=service.target, max_connections=20) as (server, url),
+        AsyncExitStack() as stack,
+    ):
+        for _ in range(60):
+            client = await stack.enter_async_context(RawClient(url))
+            await client.send(HEAD + b"\r\n")
+            assert b" 200 " in await client.read_until(b"ok\n")
+        assert len(server.server_state.connections) <= 20
+
+
+async def test_connections_of_one_address_are_bounded(service: FakeService) -> None:
+    async with (
+        started(upstream=service.target, max_connections=9, max_connections_per_address=2) as (
+            server,
+            url,
+        ),
+        RawClient(url) as first,
+        RawClient(url) as second,
+    ):
+        for client in (first, second):
+            await client.send(HEAD + b"\r\n")
+            await client.read_until(b"ok\n")
+        async with RawClient(url) as third:
+            await third.send(HEAD)
+            assert await first.ended()
+            await second.send(HEAD)
+            await until(lambda: num_busy(server) == 2)
+            async with RawClient(url) as surplus:
+                await surplus.send(HEAD)
+                assert await error(surplus) == (503, "server_is_overloaded")
+
+
 async def test_connections_are_bounded(service: FakeService) -> None:
     async with started(upstream=service.target, max_connections=3) as (server, url):
         connections = server.server_state.connections
         idle = [RawClient(url) for _ in range(3)]
         for client in idle:
             await client.__aenter__()
-        await until(lambda: len(connections) == 3)
+            await client.send(HEAD)  # not idle: it has begun
+        await until(lambda: num_busy(server) == 3)
         async with RawClient(url) as surplus:
             await surplus.send(HEAD + b"\r\n")
             assert await error(surplus) == (503, "server_is_overloaded")
@@ -184,7 +262,7 @@ async def test_connections_are_bounded(service: FakeService) -> None:
         for client in silent + idle[:1]:
             await client.close()
         await until(lambda: len(connections) == 2)
-        await idle[1].send(HEAD + b"\r\n")
+        await idle[1].send(b"\r\n")
         await idle[1].read_until(b"ok\n")
         async with RawClient(url) as next_one:
             await next_one.send(HEAD + b"\r\n")
@@ -229,6 +307,46 @@ async def test_a_whole_answer_that_is_not_read_does_not_stay(
         await client.post(body, headers={"connection": "close"})
         await service.called()
         await until(lambda: not server.server_state.connections)
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_small_stream_that_is_not_read_is_cut_in_time(
+    service: FakeService, body: dict[str, Any], tmp_path: Path, is_tls: bool
+) -> None:
+    """What is unsent fits the kernel's buffer many times: nothing but its queue tells of it."""
+    num_bytes = 300_000
+    service.script = [Admit(), *([Say("x" * 1000)] * (num_bytes // 1000)), Hold()]
+    options, context = tls(tmp_path) if is_tls else ({}, None)
+    async with (
+        gateway(service, write_timeout_s=0.5, **options) as (url, metrics),
+        RawClient(url, receive_buffer=4096, tls=context) as client,
+    ):
+        await client.post(body | {"stream": True})
+        await service.cancelled()
+        await cut(metrics, "write")
+        await answered(metrics, 499)
+
+
+async def test_stream_that_is_read_slowly_goes_on(
+    service: FakeService, body: dict[str, Any]
+) -> None:
+    """Something waits at each look, but never the same for the time of the timeout."""
+    service.script = [Admit(), *([Say("x" * 1000)] * 1000)]
+    async with (
+        gateway(service, write_timeout_s=0.5) as (url, metrics),
+        RawClient(url, receive_buffer=4096) as client,
+    ):
+        await client.post(body | {"stream": True})
+        await client.read_until(b"\r\n\r\n")
+        for _ in range(40):
+            await client.read(20_000)
+            await asyncio.sleep(0.05)
+        rest = b""
+        while b"[DONE]" not in rest[-100:]:
+            piece = await client.read(1 << 20)
+            assert piece
+            rest += piece
+        await answered(metrics, 200)
 
 
 async def test_slow_readers_hold_up_nobody_else(service: FakeService, body: dict[str, Any]) -> None:

@@ -100,6 +100,20 @@ async def test_after_the_delay_nobody_is_let_in() -> None:
             assert await process.wait() == 0
 
 
+async def test_integers_of_thousands_of_digits_are_not_read(
+    service: FakeService, body: dict[str, Any]
+) -> None:
+    content = json.dumps(body | {"chat_template_kwargs": {"x": 0}}).replace("0", "9" * 1000)
+    headers = {"content-type": "application/json"}
+    async with (
+        running("--upstream", service.target) as (_, url),
+        httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as http,
+    ):
+        answer = await http.post("/v1/chat/completions", content=content)
+        param = answer.json()["error"]["param"]
+        assert (answer.status_code, param) == (400, "chat_template_kwargs[...]")
+
+
 async def test_a_loop_that_hangs_is_the_end() -> None:
     options = ("--loop-timeout-s", "0.3")
     async with running(*options, module="tests.fakes.hanging_gateway") as (process, url):

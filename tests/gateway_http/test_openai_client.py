@@ -1,11 +1,13 @@
 """The real OpenAI client, plain, async and with its stream helper."""
 
 import asyncio
+from typing import Any
 
 import grpc
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
+from pydantic import BaseModel
 
 from chatrpc.v1 import chat_pb2
 from tests.fakes.chat_service import MODEL, Admit, Fail, FakeService, Finish, Hold, Say
@@ -136,3 +138,72 @@ async def test_leaving_a_stream_cancels_the_call(url: str, service: FakeService)
             break
         await stream.close()
         await service.cancelled()
+
+
+def assistant(content: str | None, **fields: Any) -> chat_pb2.ChatMessage:
+    return chat_pb2.ChatMessage(
+        role=chat_pb2.ROLE_ASSISTANT,
+        content=[] if content is None else [chat_pb2.ContentPart(text=content)],
+        **fields,
+    )
+
+
+def call(arguments: str, name: str = "Weather") -> chat_pb2.ToolCall:
+    return chat_pb2.ToolCall(
+        id="call_1", function=chat_pb2.FunctionCall(name=name, arguments_json=arguments)
+    )
+
+
+class Weather(BaseModel):
+    """The weather somewhere."""
+
+    city: str
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        assistant('{"city": "Rome"}'),
+        assistant(""),
+        assistant("", reasoning_content="So ..."),
+        assistant('{"city": "Rome"}', reasoning_content="So ..."),
+        assistant(None, tool_calls=[call('{"city": "Rome"}')]),
+        assistant(None, tool_calls=[call('{"city": "Rome"}')], reasoning_content="So ..."),
+        assistant('{"city": "Rome"}', tool_calls=[call('{"city": "Rome"}')]),
+        assistant(None, refusal="No."),
+    ],
+)
+async def test_message_that_was_returned_can_be_sent_back_as_it_is(
+    url: str, service: FakeService, message: chat_pb2.ChatMessage
+) -> None:
+    """What `parse()` adds to it included, and the nulls of all that the SDK knows."""
+    has_calls = bool(message.tool_calls)
+    reason = chat_pb2.FINISH_REASON_TOOL_CALLS if has_calls else chat_pb2.FINISH_REASON_STOP
+    service.completion = chat_pb2.ChatCompletion(
+        model=MODEL, choices=[chat_pb2.Choice(message=message, finish_reason=reason)]
+    )
+    is_json = any(part.text.startswith("{") for part in message.content)
+    async with client(url) as openai_client:
+        completions = openai_client.chat.completions
+        parsed = await completions.parse(
+            model=MODEL,
+            messages=MESSAGES,
+            tools=[openai.pydantic_function_tool(Weather)],
+            **({"response_format": Weather} if is_json else {}),  # type: ignore[arg-type]
+        )
+        returned = parsed.choices[0].message
+        if is_json:
+            assert returned.parsed == Weather(city="Rome")
+        if has_calls:
+            assert returned.tool_calls
+            assert returned.tool_calls[0].function.parsed_arguments == Weather(city="Rome")
+        # Its own serializer does not expect what `parse()` has put into the message.
+        python = returned.model_dump(warnings=False)
+        json_form = returned.model_dump(mode="json", warnings=False)
+        for sent in (python, json_form):
+            await completions.create(model=MODEL, messages=[*MESSAGES, sent])  # type: ignore[list-item]
+            got = service.calls[-1].params.messages[1]
+            text = "".join(part.text for part in got.content)
+            assert text == "".join(part.text for part in message.content)
+            for name in ("role", "reasoning_content", "refusal", "tool_calls"):
+                assert getattr(got, name) == getattr(message, name)

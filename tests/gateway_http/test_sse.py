@@ -1,3 +1,5 @@
+import json
+
 from starlette.types import Message
 
 from gateway_http import sse
@@ -8,6 +10,16 @@ def test_event_is_one_line_whatever_it_says() -> None:
     event = sse.event(ErrorObject("a\nb\n\ndata: c", "t", None, None))
     assert event.startswith(b'data: {"message":"a\\nb')
     assert event.count(b"\n") == 2
+
+
+def test_event_is_one_line_to_pythons_splitlines() -> None:
+    """It is what `httpx.Response.iter_lines` splits by, and others."""
+    line_ends = "".join(c for c in map(chr, range(0x3000)) if len(f"a{c}b".splitlines()) == 2)
+    assert {"\u0085", "\u2028", "\u2029", "\x0b", "\x1c"} <= set(line_ends)
+    message = f"é{line_ends}中"
+    event = sse.event(ErrorObject(message, "t", None, None)).decode()
+    assert event.splitlines() == [event.removesuffix("\n\n"), ""]
+    assert json.loads(event.removeprefix("data: "))["message"] == message
 
 
 async def test_head_goes_out_with_the_first_event() -> None:

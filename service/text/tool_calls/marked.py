@@ -156,7 +156,8 @@ class NamedCall:
             self.text, rest = self._split(self.text + text)
             head = self._HEAD.match(self.text)
             if head is None or head[1] not in self._names:
-                self.is_failed = head is not None or len(self.text) > self._MAX_HEAD_LENGTH
+                is_whole = self.text.endswith("{") or len(self.text) > self._MAX_HEAD_LENGTH
+                self.is_failed = head is not None or is_whole
                 return [], rest
             text, self.text = self.text[head.end() :] + rest, ""
             self._arguments = JsonSpan()

@@ -44,6 +44,10 @@ def test_smallest_request_sets_nothing_else() -> None:
         ({"top_p": 0.5, "min_p": 0.25}, {"sampling": {"topP": 0.5, "minP": 0.25}}),
         ({"top_k": -1}, {"sampling": {"topK": 0}}),
         ({"repeat_penalty": 1.5}, {"sampling": {"repetitionPenalty": 1.5}}),
+        ({"max_tokens": -1}, {}),
+        ({"max_completion_tokens": -1, "max_tokens": 5}, {}),
+        ({"stop": ""}, {}),
+        ({"stop": [""]}, {"sampling": {"stop": [""]}}),
         ({"max_tokens": 5}, {"sampling": {"maxCompletionTokens": 5}}),
         (
             {"max_tokens": 5, "max_completion_tokens": 0},

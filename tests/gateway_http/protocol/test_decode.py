@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway_http.protocol.completion import CompletionRequest
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.error import InvalidRequest
 from gateway_http.protocol.request import ChatCompletionRequest
@@ -47,7 +48,9 @@ def refusal(body: bytes) -> InvalidRequest:
         ({"n": 129}, "n", "integer_above_max_value"),
         ({"n": 1.5}, "n", "invalid_type"),
         ({"n": True}, "n", "invalid_type"),
-        ({"max_tokens": -1}, "max_tokens", "integer_below_min_value"),
+        ({"max_tokens": -2}, "max_tokens", "integer_below_min_value"),
+        ({"truncate_prompt_tokens": -1}, "truncate_prompt_tokens", "integer_below_min_value"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs", "integer_below_min_value"),
         ({"max_tokens": 2**32}, "max_tokens", "integer_above_max_value"),
         ({"seed": 2**63}, "seed", "integer_above_max_value"),
         ({"seed": -(2**63) - 1}, "seed", "integer_below_min_value"),
@@ -127,6 +130,46 @@ def test_keys_occur_once(body: bytes, key: str) -> None:
     assert "twice" in error.message
 
 
+@pytest.mark.parametrize(
+    "ids", ["[" + "7, " * 20_000 + "7]", "[[ " + "1," * 20_000 + "1 ], [10, 2]]"]
+)
+def test_keys_beside_long_lists_of_numbers_occur_once(ids: str) -> None:
+    body = f'{{"model":"m","prompt":{ids},"user":"a","user":"b"}}'
+    with pytest.raises(InvalidRequest) as caught:
+        decoder(CompletionRequest)(body.encode())
+    assert caught.value.body.error.param == "user"
+
+
+def test_keys_that_are_long_lists_of_numbers_are_told_apart() -> None:
+    keys = ["[" + "1," * 20_000 + f"{last}]" for last in (1, 2)]
+    kwargs = json.dumps(dict.fromkeys(keys, 0))
+    hi = json.dumps(HI)
+    decode(f'{{"model":"m","messages":[{hi}],"chat_template_kwargs":{kwargs}}}'.encode())
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"\xef\xbb\xbf \n", "it is empty"),
+        (b'{"model": "m"', "it ends in the middle of a value (byte 13)"),
+        (b'{"model": "\xff"}', "it is not valid UTF-8 (byte 11)"),
+        ('{"model": "m"}'.encode("utf-16"), "it is not valid UTF-8 (byte 0)"),
+        (b'{"model":"m","messages":[{"role":"user"}]} {}', "trailing characters (byte 44)"),
+        (b"{'model': 'm'}", "object keys must be strings (byte 1)"),
+        (b'{"model" "m"}', "expected ':' (byte 9)"),
+    ],
+)
+def test_error_says_why_a_body_is_not_json(body: bytes, reason: str) -> None:
+    message = refusal(body).body.error.message
+    assert message == f"We could not parse the JSON body of your request: {reason}."
+
+
+def test_byte_order_mark_is_skipped() -> None:
+    body = json.dumps({"model": "é", "messages": [HI]}, ensure_ascii=False).encode("utf-8-sig")
+    assert decode(body).model == "é"
+
+
 def test_errors_quote_no_more_than_helps() -> None:
     error = refusal(json.dumps({"model": "m", "messages": [HI], "x" * 100_000: 1}).encode())
     assert len(error.body.error.message) < 1000
@@ -154,3 +197,13 @@ def test_numbers_in_a_schema_are_passed_on_as_they_were_sent(number: str) -> Non
 def test_bytes_are_refused_or_decoded(body: bytes) -> None:
     with contextlib.suppress(InvalidRequest):
         decode(body)
+
+
+@pytest.mark.parametrize("request_id", ["", "a b", "é", "x" * 129, "a\n"])
+def test_error_of_a_request_id_is_in_plain_words(request_id: str) -> None:
+    body = json.dumps({"model": "m", "messages": [HI], "request_id": request_id}).encode()
+    error = refusal(body).body.error
+    assert (error.param, error.code) == ("request_id", "invalid_value")
+    assert error.message == (
+        "Invalid 'request_id': expected 1 to 128 printable ASCII characters without spaces."
+    )

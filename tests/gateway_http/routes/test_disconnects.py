@@ -51,6 +51,30 @@ async def test_leaving_cancels_the_call(
     assert len(service.calls) == 1
 
 
+@pytest.mark.parametrize("farewell", ["close", "reset"])
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [("/v1/tokenize", {"prompt": "Hi"}), ("/v1/detokenize", {"tokens": [72, 105]})],
+)
+async def test_leaving_cancels_a_tokenization(
+    url: str,
+    http: httpx.AsyncClient,
+    service: FakeService,
+    path: str,
+    content: dict[str, Any],
+    farewell: str,
+) -> None:
+    service.holds_tokens = True
+    async with RawClient(url) as client:
+        await client.post(content, path)
+        await service.called()
+        await getattr(client, farewell)()
+        await service.cancelled()
+
+    labels = {"route": path, "status": "499"}
+    assert await metric(http, "chatrpc_gateway_requests_total", labels) == 1
+
+
 async def test_leaving_mid_body_calls_nobody(
     url: str, http: httpx.AsyncClient, service: FakeService
 ) -> None:

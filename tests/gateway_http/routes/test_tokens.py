@@ -60,6 +60,14 @@ async def test_llama_cpps_pieces(http: httpx.AsyncClient) -> None:
     ]
 
 
+async def test_long_text(http: httpx.AsyncClient) -> None:
+    """Of such a size that neither the body nor the response is converted on the event loop."""
+    asked = {"content": "a" * 100_000, "with_pieces": True}
+    answer = (await http.post("/tokenize", json=asked)).json()
+    assert answer["count"] == 100_000
+    assert answer["tokens"] == [{"id": 97, "piece": "a"}] * 100_000
+
+
 @pytest.mark.parametrize(
     ("body", "param", "code"),
     [

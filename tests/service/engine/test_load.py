@@ -186,7 +186,15 @@ def test_missing_tensors_are_not_made_up(copy: Path) -> None:
 def test_tensors_of_another_shape(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
-    refusal(options(copy))
+    assert "mlp.gate_proj.weight has the shape [48, 32]" in refusal(options(copy))
+
+
+def test_tensors_of_another_shape_are_named_on_the_transformers_backend(tmp_path: Path) -> None:
+    model_type, fields = CONFIGS["granite"]
+    path = save_model(tmp_path, make_config(model_type, **fields))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+    assert "mlp.down_proj.weight has the shape [32, 48]" in refusal(options(path))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from structlog.testing import capture_logs
 from torch import Tensor
 
 from service.engine.load import EngineOptions, load_engine
@@ -42,7 +43,7 @@ def rejection(path: Path) -> str:
     return str(caught.value)
 
 
-@pytest.fixture(scope="module", params=["llama", "phi3"])
+@pytest.fixture(scope="module", params=["llama", "phi3", "granite"])
 def any_family(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     model_type, fields = CONFIGS[request.param]
     return save_model(tmp_path_factory.mktemp("model"), make_config(model_type, **fields))
@@ -66,6 +67,21 @@ def test_quantized_weights_give_the_logits_of_the_float_weights_they_stand_for(
     description, quantize = METHODS[name]
     path = Path(shutil.copytree(any_family, tmp_path / "quantized"))
     meant = Path(shutil.copytree(any_family, tmp_path / "meant"))
+    quantize_checkpoint(path, quantize, meant)
+    change_config(path, quantization_config=description)
+    expected = reference_logprobs(meant)(TOKENS)
+    torch.testing.assert_close(logprobs_of(options(path), TOKENS), expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["fp8 blocks", "compressed-tensors int8 with zero points"])
+@pytest.mark.parametrize("family", ["deepseek_v3", "mixtral", "qwen3-moe"])
+def test_experts_that_are_quantized_one_by_one_are_read(
+    family: str, name: str, tmp_path: Path
+) -> None:
+    description, quantize = METHODS[name]
+    model_type, fields = CONFIGS[family]
+    path = save_model(tmp_path / "quantized", make_config(model_type, **fields))
+    meant = Path(shutil.copytree(path, tmp_path / "meant"))
     quantize_checkpoint(path, quantize, meant)
     change_config(path, quantization_config=description)
     expected = reference_logprobs(meant)(TOKENS)
@@ -178,8 +194,8 @@ def test_a_quantizers_own_file_is_rejected_by_its_name(file: str, named: str, co
     assert f"is quantized by {named} ({file})" in rejection(copy)
 
 
-@pytest.mark.parametrize("method", ["never-heard-of", "fp8"])
-def test_a_quantized_model_of_the_transformers_backend_is_rejected_by_its_method(
+@pytest.mark.parametrize("method", ["never-heard-of", "mxfp4"])
+def test_a_method_that_is_not_served_is_rejected_on_the_transformers_backend(
     method: str, tmp_path: Path
 ) -> None:
     model_type, fields = CONFIGS["granite"]
@@ -232,6 +248,21 @@ def test_a_tensor_of_a_quantization_that_nobody_reads_is_rejected_by_its_name(
     assert f"model.layers.1.{name}" in rejection(path)
 
 
+def test_tensors_of_other_parts_are_ignored_on_the_transformers_backend(tmp_path: Path) -> None:
+    model_type, fields = CONFIGS["granite"]
+    path = save_model(tmp_path, make_config(model_type, **fields))
+    add_tensors(path, **{"model.vision_tower.std_scale": torch.ones(3)})
+    with capture_logs() as logs:
+        load_engine(options(path))
+    assert "checkpoint_tensors_not_used" not in {entry["event"] for entry in logs}
+    add_tensors(path, **{"model.layers.0.self_attn.q_proj.bias": torch.ones(3)})
+    with capture_logs() as logs:
+        load_engine(options(path))
+    assert [entry["first"] for entry in logs if entry["log_level"] == "warning"] == [
+        "model.layers.0.self_attn.q_proj.bias"
+    ]
+
+
 def test_packed_weights_are_named_before_those_that_are_missing(copy: Path) -> None:
     weights = load_file(copy / "model.safetensors")
     packed = weights.pop("model.layers.0.self_attn.q_proj.weight")
@@ -262,9 +293,12 @@ def _spoilt(change: dict[str, Tensor]) -> Any:
         {"weight_g_idx": torch.ones(32, dtype=torch.int32)},
     ],
 )
+@pytest.mark.parametrize("family", ["llama", "granite"])
 def test_tensors_that_contradict_the_description_are_rejected_by_name(
-    change: dict[str, Tensor], copy: Path
+    family: str, change: dict[str, Tensor], tmp_path: Path
 ) -> None:
+    model_type, fields = CONFIGS[family]
+    copy = save_model(tmp_path, make_config(model_type, **fields))
     quantize_checkpoint(copy, _spoilt(change))
     description = compressed_tensors({"type": "int", "strategy": "channel"}, format="int-quantized")
     change_config(copy, quantization_config=description)
@@ -286,6 +320,7 @@ def test_the_order_of_a_gpu_is_rejected(copy: Path) -> None:
         None,
         {},
         {"quant_method": "modelopt", "quant_algo": None, "kv_cache_quant_algo": "FP8"},
+        {"quant_method": "modelopt", "quant_algo": None},
         {"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8}},
     ],
 )

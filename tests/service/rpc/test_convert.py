@@ -265,3 +265,32 @@ def test_the_schemas_of_functions_count_before_they_are_read() -> None:
     function = chat_pb2.FunctionDefinition(name="f", parameters_json_schema=" " * 1000)
     with pytest.raises(ContextLengthExceeded):
         convert.check_fits([user()], 10, 100, [chat_pb2.Tool(function=function)])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"content": [""]},
+        {"content": ["a"]},
+        {"content": [""], "reasoning": "r"},
+        {"content": ["a"], "reasoning": "r"},
+        {"content": [], "calls": True},
+        {"content": ["a"], "calls": True},
+        {"content": [], "calls": True, "reasoning": "r"},
+    ],
+)
+def test_message_that_was_returned_can_be_sent_back_as_it_is(fields: dict[str, Any]) -> None:
+    """These are the messages that `service.rpc.answers` makes."""
+    call = chat_pb2.ToolCall(
+        id="call_1", function=chat_pb2.FunctionCall(name="f", arguments_json="{}")
+    )
+    proto = chat_pb2.ChatMessage(
+        role=chat_pb2.ROLE_ASSISTANT,
+        content=[chat_pb2.ContentPart(text=text) for text in fields["content"]],
+        reasoning_content=fields.get("reasoning", ""),
+        tool_calls=[call] if "calls" in fields else [],
+    )
+    (message,) = convert.messages([proto])
+    assert message.content == ("".join(fields["content"]) if fields["content"] else None)
+    assert message.reasoning_content == fields.get("reasoning")
+    assert len(message.tool_calls) == len(proto.tool_calls)

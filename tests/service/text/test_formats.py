@@ -45,6 +45,12 @@ def test_a_template_says_how_its_model_thinks(template: str, reasoning: Reasonin
     assert chat_formats(template).reasoning is reasoning
 
 
+def test_a_template_for_tools_says_how_its_model_calls() -> None:
+    found = chat_formats("</think>", tool_template="{{ tools }}<|python_tag|>")
+    assert found == ChatFormats(ToolFormat.LLAMA3_JSON, True, ReasoningFormat.THINK)
+    assert chat_formats("", tool_template="</think>").reasoning is ReasoningFormat.THINK
+
+
 def test_the_operator_has_the_last_word() -> None:
     found = chat_formats("{{ tools }}</think>", ToolFormat.GEMMA, ReasoningFormat.NONE)
     assert found == ChatFormats(ToolFormat.GEMMA, True, ReasoningFormat.NONE)

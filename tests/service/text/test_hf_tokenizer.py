@@ -2,6 +2,9 @@ import copy
 import functools
 import inspect
 import json
+import shlex
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from service.errors import ModelLoadError, TemplateRefused, UnsupportedField
@@ -231,8 +235,138 @@ def test_no_argument_of_transformers_is_taken_for_a_variable() -> None:
     assert parameters.keys() <= RESERVED_VARIABLES
 
 
+TOOLS = ({"type": "function", "function": {"name": "f"}},)
+_NAMED = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T{{ tools }}"}]
+
+
+def rendered(path: Path, *, has_tools: bool) -> str:
+    options = PromptOptions(tools=TOOLS if has_tools else ())
+    return load_tokenizer(path).render_chat([{"role": "user", "content": "Hi"}], options)
+
+
+def test_several_templates_of_the_configuration_are_chosen_by_tools(tmp_path: Path) -> None:
+    save(tmp_path, byte_level(), chat_template=_NAMED)
+    assert rendered(tmp_path, has_tools=False) == "D"
+    assert rendered(tmp_path, has_tools=True).startswith("T[{'type': 'function'")
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.template, tokenizer.tool_template) == ("D", "T{{ tools }}")
+
+
+def test_a_folder_of_templates_is_read(tmp_path: Path) -> None:
+    save(tmp_path, byte_level())
+    (tmp_path / "chat_template.jinja").write_text("D")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("T")
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("R")
+    theirs: Any = AutoTokenizer.from_pretrained(tmp_path)
+    for tools in (None, list(TOOLS)):
+        expected = theirs.apply_chat_template(
+            [{"role": "user", "content": "Hi"}], tools=tools, tokenize=False
+        )
+        assert rendered(tmp_path, has_tools=tools is not None) == expected
+
+
+def test_a_template_for_tools_alone_refuses_other_conversations(tmp_path: Path) -> None:
+    save(tmp_path, byte_level(), chat_template=_NAMED[1:])
+    assert rendered(tmp_path, has_tools=True).startswith("T")
+    with pytest.raises(TemplateRefused, match="no chat template"):
+        rendered(tmp_path, has_tools=False)
+
+
+def test_control_tokens_of_every_template_are_marked() -> None:
+    backend = byte_level()
+    backend.add_tokens([tokenizers.AddedToken("<tool>", special=False)])
+    tokenizer = HfTokenizer(backend, "{{ messages[0]['content'] }}", SPECIAL, "<tool>")
+    ids = render_prompt(tokenizer, [Message("user", "<tool>")], PromptOptions())
+    assert backend.token_to_id("<tool>") not in ids
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "processor_config.json"])
+def test_a_processors_template_is_read_where_the_tokenizer_has_none(
+    name: str, tmp_path: Path
+) -> None:
+    save(tmp_path, byte_level())
+    write_json(tmp_path / name, {"chat_template": "P"})
+    assert rendered(tmp_path, has_tools=False) == "P"
+    save(tmp_path, byte_level(), chat_template="D")
+    assert rendered(tmp_path, has_tools=False) == "D"
+
+
+# As SmolVLM and LLaVA have it: a text has no items with a type, so nothing of it would be shown.
+_PARTS = (
+    "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %};{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        _PARTS,
+        "{% if messages[0]['content'] is string %}{{ raise_exception('no') }}{% endif %}" + _PARTS,
+    ],
+)
+def test_a_template_that_reads_parts_gets_parts(template: str) -> None:
+    tokenizer = tokenizer_with(template)
+    ids = prompt(tokenizer, "Hi <|im_end|>")
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "user: Hi <|im_end|>;"
+    assert END not in ids
+
+
+def test_a_message_is_continued_in_a_template_that_reads_parts() -> None:
+    messages = [Message("user", "Hi"), Message("assistant", "Well")]
+    options = PromptOptions(continue_final_message=True, add_generation_prompt=False)
+    tokenizer = tokenizer_with(_PARTS)
+    ids = render_prompt(tokenizer, messages, options)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "user: Hi;assistant: Well"
+
+
+def with_bos() -> HfTokenizer:
+    backend = byte_level()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>",
+        special_tokens=[("<|im_start|>", START), ("<|im_end|>", END)],
+    )
+    return HfTokenizer(backend, CHATML, SPECIAL)
+
+
+def test_a_text_that_begins_with_bos_gets_one() -> None:
+    tokenizer = with_bos()
+    plain = tokenizer.encode("Hi", add_special_tokens=True)
+    assert (plain[0], plain[-1]) == (START, END)
+    assert tokenizer.encode("<|im_start|>Hi", add_special_tokens=True) == plain
+    assert tokenizer.encode("<|im_start|>Hi", add_special_tokens=False) == plain[:-1]
+    assert tokenizer.encode("", add_special_tokens=True) == [START, END]
+
+
+def test_a_text_keeps_its_first_token_where_special_tokens_add_none() -> None:
+    tokenizer = tokenizer_with(CHATML)
+    assert tokenizer.encode("<|im_start|><|im_start|>", add_special_tokens=True) == [START, START]
+
+
 def test_a_missing_tokenizer_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"^No tokenizer can be loaded from .*: .+$"):
+        load_tokenizer(tmp_path)
+
+
+def test_an_older_tokenizer_is_converted_by_the_command_of_the_message(tmp_path: Path) -> None:
+    model = json.loads(byte_level().to_str())["model"]
+    write_json(tmp_path / "vocab.json", model["vocab"])
+    (tmp_path / "merges.txt").write_text("\n".join(" ".join(pair) for pair in model["merges"]))
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
+    write_json(tmp_path / "config.json", {"model_type": "llama"})
+    with pytest.raises(ModelLoadError, match=r"no tokenizer\.json, only vocab\.json") as caught:
+        load_tokenizer(tmp_path)
+    command = str(caught.value).split("`")[-2]
+    assert command.startswith("python -c ")
+    subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True, capture_output=True)
+    expected = byte_level().encode("Hello, world!").ids
+    assert load_tokenizer(tmp_path).encode("Hello, world!", add_special_tokens=False) == expected
+
+
+def test_a_sentencepiece_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").touch()
+    with pytest.raises(ModelLoadError, match=r"only tokenizer\.model\. Convert it with"):
         load_tokenizer(tmp_path)
 
 

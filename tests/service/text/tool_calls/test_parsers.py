@@ -1,4 +1,3 @@
-import json
 import random
 
 import pytest
@@ -43,7 +42,7 @@ def told(form: ToolFormat, pieces: list[str]) -> tuple[str, list[Call]]:
             case Arguments(text):
                 calls[-1] = (calls[-1][0], calls[-1][1] + text)
             case CallEnd():
-                json.loads(calls[-1][1])
+                pass
     return content, calls
 
 
@@ -143,6 +142,8 @@ def test_calls_and_content(
         (HERMES, '<tool_call>{"arguments": {"a": 1e999}, "name": "f"}</tool_call>'),
         (MISTRAL, "[TOOL_CALLS]"),
         (MISTRAL, "x [TOOL_CALLS]zzz[ARGS]{} y"),
+        (MISTRAL, "[TOOL_CALLS]no head{ y"),
+        (MISTRAL, '[TOOL_CALLS],}{"n'),
         (GEMMA, "<start_function_call>call:f{a"),
         (GEMMA, "<start_function_call>call:f{a:}<end_function_call>"),
         (GEMMA4, "<|tool_call>call:other{}<tool_call|> y"),

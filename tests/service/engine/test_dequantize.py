@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from service.engine.decoder.dequantize import dequantize
+from service.engine.dequantize import dequantize
 
 STORED = torch.tensor([[1, 2, 3], [-4, 5, -6]], dtype=torch.int8)
 

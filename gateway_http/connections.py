@@ -1,0 +1,75 @@
+"""The connections of one listener: which of them may stay if there are too many."""
+
+from collections import Counter
+from typing import Protocol
+
+
+class Connection(Protocol):
+    """A connection, as far as it can be closed to make room for another."""
+
+    def give_way(self) -> None: ...
+
+
+class Connections:
+    """Counts connections, in total and by the client's address, and keeps the idle ones in order.
+
+    A connection is idle before its first request and between two requests.
+
+    Args:
+        max_connections: The most that may be open.
+        max_per_address: The most that may be open from one address; None: no limit.
+    """
+
+    def __init__(self, max_connections: int, max_per_address: int | None = None) -> None:
+        self._max_connections = max_connections
+        self._max_per_address = max_per_address
+        self._hosts: dict[Connection, str] = {}
+        self._num_by_host: Counter[str] = Counter()
+        self._idle: dict[Connection, None] = {}  # idle longest first
+
+    def add(self, connection: Connection, host: str) -> bool:
+        """Return whether there is room for a new connection, which is counted if there is.
+
+        If a limit is reached, the connection that has been idle longest is closed to make room; if
+        it is the limit of an address, one of that address.
+        """
+        if not (self._make_room_of(host) and self._make_room()):
+            return False
+        self._hosts[connection] = host
+        self._num_by_host[host] += 1
+        return True
+
+    def remove(self, connection: Connection) -> None:
+        """Do nothing if the connection is not counted."""
+        self._idle.pop(connection, None)
+        host = self._hosts.pop(connection, None)
+        if host is not None:
+            self._num_by_host[host] -= 1
+            if not self._num_by_host[host]:
+                del self._num_by_host[host]
+
+    def note_idle(self, connection: Connection) -> None:
+        """Do nothing if the connection is idle already, or is not counted."""
+        if connection in self._hosts:
+            self._idle.setdefault(connection)
+
+    def note_busy(self, connection: Connection) -> None:
+        self._idle.pop(connection, None)
+
+    def _make_room(self) -> bool:
+        if len(self._hosts) < self._max_connections:
+            return True
+        return self._close(next(iter(self._idle), None))
+
+    def _make_room_of(self, host: str) -> bool:
+        most = self._max_per_address
+        if most is None or self._num_by_host[host] < most:
+            return True
+        return self._close(next((one for one in self._idle if self._hosts[one] == host), None))
+
+    def _close(self, connection: Connection | None) -> bool:
+        if connection is None:
+            return False
+        self.remove(connection)
+        connection.give_way()
+        return True

@@ -1,0 +1,131 @@
+"""The weights of a checkpoint by their names in its files, read one by one, with their scales."""
+
+from pathlib import Path
+
+import torch
+
+from service.engine.checkpoint_tensors import open_tensors, unusable_weight
+from service.engine.dequantize import dequantize
+from service.engine.quantized_checkpoint import QuantizedWeights
+from service.errors import ModelLoadError
+
+_FLOAT8 = {
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+}
+# Of a quantized layer: what its activations were quantized with. They are not quantized here.
+_ACTIVATION_SCALES = (
+    "input_scale",
+    "input_zero_point",
+    "input_scale_ub",
+    "activation_scale",
+    "activation_scale_ub",
+    "output_scale",
+)
+# Of a layer's attention: what its keys and values were quantized with. The cache is not quantized.
+_CACHE_SCALES = (".k_scale", ".v_scale", ".q_scale", ".prob_output_scale", ".kv_scale")
+_ORDER = "weight_format"  # of bitsandbytes; 0 is row by row
+_ZERO_POINT = "weight_zero_point"
+
+
+class StoredWeights:
+    """The tensors of the checkpoint in a directory. Quantized weights are dequantized.
+
+    Args:
+        device: where tensors are put.
+        quantization: how weights are stored that are FP8 or integers; None: there are none.
+
+    Raises:
+        ModelLoadError: a file cannot be read.
+    """
+
+    def __init__(
+        self, path: Path, device: torch.device, quantization: QuantizedWeights | None
+    ) -> None:
+        self._path = path
+        self._device = device
+        self._quantization = quantization
+        self._files = open_tensors(path)
+
+    def close(self) -> None:
+        """Close the files. Nothing can be read after it."""
+        self._files.clear()
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all tensors, but for those that only serve to read a quantized weight, or a
+        quantized cache that the checkpoint's description declares."""
+        serving: set[str] = set()
+        if self._quantization is not None and self._quantization.has_quantized_cache:
+            serving.update(name for name in self._files if name.endswith(_CACHE_SCALES))
+        for name in self._files:
+            if self._is_quantized(name):
+                serving.update(self._serving(name.removesuffix(".weight")))
+        return self._files.keys() - serving
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor called `name`, which there is: as it is stored, or float32 if quantized.
+
+        Raises:
+            ModelLoadError: it is quantized in a way that is not served.
+        """
+        tensor = self._stored(name)
+        if tensor.is_floating_point() and tensor.dtype not in _FLOAT8:
+            return tensor
+        return self._dequantized(name, tensor)
+
+    def _is_quantized(self, name: str) -> bool:
+        """Whether `name` is a weight that the checkpoint's description speaks of."""
+        scheme = self._quantization
+        if scheme is None or not name.endswith(".weight"):
+            return False
+        dtype: str = self._files[name].get_slice(name).get_dtype()
+        return dtype.startswith("F8" if scheme.dtype == "float8" else "I8")
+
+    def _serving(self, layer: str) -> list[str]:
+        """The names of the tensors with which a quantized layer's weight is read."""
+        if self._quantization is None:
+            return []
+        parts = [*_ACTIVATION_SCALES]
+        if self._quantization.dtype == "int8":
+            parts += [_ORDER, _ZERO_POINT]
+        scale = self._scale_name(layer)
+        return [f"{layer}.{part}" for part in parts] + ([scale] if scale else [])
+
+    def _scale_name(self, layer: str) -> str | None:
+        parts = self._quantization.scale_names if self._quantization is not None else ()
+        return next((f"{layer}.{part}" for part in parts if f"{layer}.{part}" in self._files), None)
+
+    def _stored(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        return tensor.to(self._device)
+
+    def _optional(self, name: str) -> torch.Tensor | None:
+        return self._stored(name) if name in self._files else None
+
+    def _dequantized(self, name: str, stored: torch.Tensor) -> torch.Tensor:
+        """`stored`, the content of a layer's weight, with its layer's scale; float32."""
+        scheme, layer = self._quantization, name.removesuffix(".weight")
+        scale_name = self._scale_name(layer)
+        if scheme is None or scale_name is None or not self._is_quantized(name):
+            raise unusable_weight(self._path, name, str(stored.dtype).removeprefix("torch."))
+        scale = self._stored(scale_name)
+        if not scale.is_floating_point() or stored.dim() != 2:
+            raise unusable_weight(self._path, name, str(stored.dtype).removeprefix("torch."))
+        is_int8 = scheme.dtype == "int8"
+        order = self._optional(f"{layer}.{_ORDER}") if is_int8 else None
+        if order is not None and order.item() != 0:
+            raise ModelLoadError(
+                f"The model at {self._path} cannot be loaded: {name} is stored in the order of a "
+                f"kind of GPU, {layer}.{_ORDER} {order.item()}, which is not served."
+            )
+        zero_point = self._optional(f"{layer}.{_ZERO_POINT}") if is_int8 else None
+        try:
+            return dequantize(stored, scale.float() / scheme.divisor, zero_point, scheme.block)
+        except ValueError as error:
+            raise ModelLoadError(
+                f"The model at {self._path} cannot be loaded: the scale of {name}: {error}."
+            ) from error

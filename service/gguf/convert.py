@@ -1,0 +1,110 @@
+"""A GGUF file to a directory that is ready to load: bf16 weights, configs, tokenizer."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from service.errors import ModelLoadError
+from service.gguf.architectures import ARCHITECTURES, EMBEDDING, Sizes
+from service.gguf.file import open_gguf
+from service.gguf.header import Header
+from service.gguf.metadata import Metadata, shortened
+from service.gguf.tokenizer import GgufTokenizer
+from service.gguf.weights import pair_up, write_weights
+
+
+def convert(path: Path, directory: Path, generation: Mapping[str, Any]) -> None:
+    """Write the model of the GGUF file `path` into `directory`, which is created.
+
+    The weights are dequantised, since engines here bring their own arithmetic. `generation` goes
+    into generation_config.json beside the tokens that end an answer. Whatever the file says about
+    the model's arithmetic is followed, or the file is rejected.
+
+    Raises:
+        ModelLoadError: the file is damaged, or says what is not served. The message is one line.
+        OSError: a file cannot be read or written.
+        Exception: the tokenizers library does not take the file's vocabulary.
+    """
+    with open_gguf(path) as file:
+        name = _architecture(file.header)
+        architecture = ARCHITECTURES[name]
+        metadata = Metadata(file.header.metadata, name)
+        sizes = _sizes(metadata, file.header, has_experts=architecture.has_experts)
+        config = architecture.config(metadata, file, sizes)
+        metadata.check_all_read()
+        weights = architecture.weights(config, sizes)
+        pairs = pair_up(file.header.tensors, weights, architecture.harmless)
+        tokenizer = GgufTokenizer(file.header.metadata, name, sizes.vocab)
+        token_ids = {
+            "bos_token_id": tokenizer.token_id("bos_token_id"),
+            "eos_token_id": tokenizer.end_token_ids or None,
+            "pad_token_id": tokenizer.token_id("padding_token_id"),
+        }
+        directory.mkdir()
+        tokenizer.write(directory)
+        _write_json(directory / "config.json", config | token_ids)
+        _write_json(directory / "generation_config.json", token_ids | dict(generation))
+        write_weights(directory / "model.safetensors", file, pairs)
+
+
+def _architecture(header: Header) -> str:
+    """The file's architecture, which is one that is served."""
+    kind = header.metadata.get("general.type", "model")
+    if kind != "model":
+        raise ModelLoadError(f"It holds no model but is of the general.type {shortened(kind)}.")
+    parts = header.metadata.get("split.count", 0)
+    if type(parts) is int and parts > 1:
+        raise ModelLoadError(
+            f"It is one of {parts} parts of a model. Merge them with llama-gguf-split --merge."
+        )
+    name = header.metadata.get("general.architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise ModelLoadError(
+            f"Its architecture {shortened(name)} is not served. Served are "
+            f"{', '.join(ARCHITECTURES)}."
+        )
+    return name
+
+
+def _sizes(metadata: Metadata, header: Header, *, has_experts: bool) -> Sizes:
+    embedding = header.tensors.get(EMBEDDING)
+    if embedding is None:
+        raise ModelLoadError(f"It lacks the tensor {EMBEDDING}.")
+    vocab, hidden = embedding.shape[0], metadata.integer("embedding_length")
+    metadata.require("vocab_size", vocab)
+    heads = metadata.integer("attention.head_count")
+    kv_heads = metadata.integer("attention.head_count_kv", heads)
+    if heads % kv_heads:
+        raise ModelLoadError(
+            f"It has {heads} attention heads, which do not divide into groups for its {kv_heads} "
+            "key and value heads."
+        )
+    head_dim = metadata.integer("attention.key_length", max(1, hidden // heads))
+    if head_dim % 2:
+        raise ModelLoadError(f"Its attention heads have an odd width of {head_dim}.")
+    metadata.require("attention.value_length", head_dim)
+    metadata.require("attention.causal", True)
+    metadata.value("tensor_data_layout")  # of the checkpoint that the file was made from
+    metadata.value("attention.layer_norm_epsilon")  # no architecture here has such norms
+    layers = metadata.integer("block_count")
+    if layers > len(header.tensors):
+        raise ModelLoadError(
+            f"It claims {layers} layers, but has {len(header.tensors)} tensors in all."
+        )
+    return Sizes(
+        vocab=vocab,
+        hidden=hidden,
+        mlp=metadata.integer("feed_forward_length"),
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        context=metadata.integer("context_length"),
+        experts=metadata.integer("expert_count") if has_experts else 0,
+        expert_mlp=metadata.integer("expert_feed_forward_length") if has_experts else 0,
+    )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

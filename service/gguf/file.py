@@ -1,0 +1,83 @@
+"""An open GGUF file: its header, and its tensors' values a few rows at a time."""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
+
+from service.errors import ModelLoadError
+from service.gguf.header import Header, TensorInfo, read_header
+
+Values = npt.NDArray[np.float32]
+
+_FLOATS = {
+    GGMLQuantizationType.F32: "<f4",
+    GGMLQuantizationType.F16: "<f2",
+}
+
+
+class GgufFile:
+    """Reads values with plain reads: pages of a mapped file would count as memory in use."""
+
+    def __init__(self, file: BinaryIO, header: Header) -> None:
+        self._file = file
+        self.header = header
+
+    def rows(self, tensor: TensorInfo, first: int, number: int) -> Values:
+        """`number` rows of a tensor from row `first` on, dequantised: float32 [number, columns].
+
+        A row runs along the last dimension; of a tensor of one dimension there is one row.
+
+        Raises:
+            ModelLoadError: the file ends within them, or a value is not finite.
+            OSError: the file cannot be read.
+        """
+        row_bytes = tensor.num_bytes // math.prod(tensor.shape[:-1])
+        start, size = tensor.offset + first * row_bytes, number * row_bytes
+        raw = os.pread(self._file.fileno(), size, start)
+        if len(raw) != size:
+            raise ModelLoadError(f"The file is cut off: it ends within the tensor {tensor.name}.")
+        values = _dequantised(tensor, np.frombuffer(raw, np.uint8))
+        if not np.isfinite(values).all():
+            raise ModelLoadError(
+                f"The file is damaged: the tensor {tensor.name} has values that are not finite."
+            )
+        return values.reshape(number, tensor.shape[-1])
+
+    def vector(self, tensor: TensorInfo) -> list[float]:
+        """A tensor of one dimension, as the shortest decimals that round to its values."""
+        return [float(str(value)) for value in self.rows(tensor, 0, 1)[0]]
+
+
+@contextmanager
+def open_gguf(path: Path) -> Iterator[GgufFile]:
+    """Open the file and read its header.
+
+    Raises:
+        ModelLoadError: see `read_header`.
+        OSError: the file cannot be read.
+    """
+    header = read_header(path)
+    with path.open("rb") as file:
+        yield GgufFile(file, header)
+
+
+def _dequantised(tensor: TensorInfo, raw: npt.NDArray[np.uint8]) -> Values:
+    """Float32 values in the order of the file, one after the other."""
+    if tensor.type in _FLOATS:
+        return np.asarray(raw.view(_FLOATS[tensor.type]), np.float32)
+    try:
+        with np.errstate(all="ignore"):  # scales of a damaged file; the caller looks at the values
+            # As one row: blocks know nothing of rows, and gguf loops over rows in Python.
+            return dequantize(raw.reshape(1, -1), tensor.type).reshape(-1)
+    except NotImplementedError:
+        raise ModelLoadError(
+            f"The tensor {tensor.name} is stored as {tensor.type.name}, which is not served."
+        ) from None

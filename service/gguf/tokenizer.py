@@ -1,0 +1,310 @@
+"""The tokenizer that a GGUF file describes, as the files of a checkpoint.
+
+A file holds a vocabulary, the merges of a byte-level one, and names for the rest: how text is split
+before is what llama.cpp's code says a name means.
+"""
+
+import json
+from array import array
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+from tokenizers.models import BPE
+
+from service.errors import ModelLoadError
+from service.gguf.metadata import shortened
+
+_BYTE_LEVEL, _SENTENCE_PIECE = "gpt2", "llama"
+_CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+_SPACE = "\u2581"  # how SentencePiece writes a space
+
+_LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN_SPLIT = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_GPT4O_SPLIT = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTION}"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTION}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# By values of tokenizer.ggml.pre. The first ones also take a word that is a token as it is,
+# whatever the merges say, and begin a text with the token for that unless the file says otherwise.
+_WHOLE_WORDS = {
+    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1"), _LLAMA3_SPLIT),
+    **dict.fromkeys(("pixtral", "midm-2.0", "lfm2"), _LLAMA3_SPLIT),
+    "tekken": _TEKKEN_SPLIT,
+}
+_SPLITS = {
+    **_WHOLE_WORDS,
+    **dict.fromkeys(("dbrx", "smaug-bpe"), _LLAMA3_SPLIT),
+    **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "kormo"), _QWEN2_SPLIT),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), _GPT4O_SPLIT),
+}
+# Every digit apart, then GPT-2's pattern.
+_DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
+# GPT-2's pattern alone.
+_GPT2 = {"default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling"} | {
+    "jina-v1-en", "jina-v2-code", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat",
+    "roberta-bpe", "a.x-4.0", "mellum", "modern-bert",
+}  # fmt: skip
+
+_GEMMA = {"gemma", "gemma2", "gemma3"}
+_SPECIAL_TOKENS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
+# Which ids SentencePiece gives them where the file does not say, as in llama.cpp.
+_SENTENCE_PIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+_END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+
+class GgufTokenizer:
+    """The keys of a file below `tokenizer.`, checked."""
+
+    def __init__(self, metadata: Mapping[str, Any], architecture: str, vocab_size: int) -> None:
+        """Read the vocabulary; `vocab_size` is how many tokens the model's embedding has.
+
+        Raises:
+            ModelLoadError: a key is missing or invalid, or says what is not served.
+        """
+        self._metadata = metadata
+        self._architecture = architecture
+        self._kind = self._value("model", str, None)
+        if self._kind not in (_BYTE_LEVEL, _SENTENCE_PIECE):
+            raise ModelLoadError(
+                f"Its tokenizer is of the kind {shortened(self._kind)} (tokenizer.ggml.model); "
+                f"served are {_BYTE_LEVEL!r} and {_SENTENCE_PIECE!r}."
+            )
+        self._pre = self._value("pre", str, "default")
+        if self._kind == _BYTE_LEVEL and self._pre not in _SPLITS.keys() | _DIGITS_APART | _GPT2:
+            raise ModelLoadError(
+                f"Its tokenizer splits text by the rule {shortened(self._pre)} "
+                "(tokenizer.ggml.pre), which is not known."
+            )
+        self._tokens: list[str] = self._value("tokens", list, None)
+        if len(self._tokens) > vocab_size:
+            raise ModelLoadError(
+                f"It has {len(self._tokens)} tokens, but the model embeds {vocab_size}."
+            )
+        if not self._tokens or not all(type(token) is str for token in self._tokens):
+            raise ModelLoadError("tokenizer.ggml.tokens is not a list of strings.")
+        if len(set(self._tokens)) != len(self._tokens):
+            raise ModelLoadError("The file is damaged: a token occurs twice in its vocabulary.")
+
+    @property
+    def end_token_ids(self) -> list[int]:
+        """Every token that ends an answer: chat models often end a turn (eot) with another token
+        than a text (eos)."""
+        ids = {self.token_id(name) for name in _END_TOKENS}
+        return sorted(token_id for token_id in ids if token_id is not None)
+
+    def token_id(self, name: str) -> int | None:
+        """The id under the key `name`; None if there is none."""
+        default = _SENTENCE_PIECE_IDS.get(name) if self._kind == _SENTENCE_PIECE else None
+        token_id = self._metadata.get(f"tokenizer.ggml.{name}", default)
+        if token_id is not None and (
+            type(token_id) is not int or not 0 <= token_id < len(self._tokens)
+        ):
+            raise ModelLoadError(
+                f"tokenizer.ggml.{name} is {shortened(token_id)}, which is none of the "
+                f"{len(self._tokens)} tokens."
+            )
+        return token_id
+
+    def write(self, directory: Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json and, if there is one, chat_template.jinja.
+
+        Raises:
+            ModelLoadError: see the constructor.
+            Exception: the tokenizers library finds that merges and vocabulary do not agree.
+        """
+        backend = self._byte_level() if self._kind == _BYTE_LEVEL else self._sentence_piece()
+        special = {
+            name: self._tokens[token_id]
+            for name, key in _SPECIAL_TOKENS.items()
+            if (token_id := self.token_id(key)) is not None
+        }
+        self._add_tokens(backend, special)
+        backend.post_processor = self._post_processor(special)
+        backend.save(str(directory / "tokenizer.json"))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        template = self._metadata.get("tokenizer.chat_template")
+        if isinstance(template, str):
+            (directory / "chat_template.jinja").write_text(template)
+
+    def _byte_level(self) -> Tokenizer:
+        model = BPE(
+            vocab=self._vocab(self._tokens),
+            merges=self._merges(),
+            continuing_subword_prefix="",
+            end_of_word_suffix="",
+            ignore_merges=self._pre in _WHOLE_WORDS,
+        )
+        backend = Tokenizer(model)
+        backend.decoder = decoders.ByteLevel()
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.pre_tokenizer = byte_level
+        if self._pre in _DIGITS_APART:
+            digits = pre_tokenizers.Digits(individual_digits=True)
+            backend.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+        elif self._pre in _SPLITS:
+            split = pre_tokenizers.Split(Regex(_SPLITS[self._pre]), behavior="isolated")
+            mapped = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+            backend.pre_tokenizer = pre_tokenizers.Sequence([split, mapped])
+        return backend
+
+    def _sentence_piece(self) -> Tokenizer:
+        if self._architecture in _GEMMA:
+            return self._gemma()
+        scores = self._list("scores", float)
+        vocab = self._vocab(self._tokens)
+        merges = self._merges() if self._has("merges") else implied_merges(vocab, scores)
+        backend = Tokenizer(BPE(vocab=vocab, merges=merges, fuse_unk=True, byte_fallback=True))
+        has_prefix = self._value("add_space_prefix", bool, True)
+        if self._architecture == "phi3":
+            prefix = [normalizers.Prepend(_SPACE)] if has_prefix else []
+            backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
+        else:
+            backend.pre_tokenizer = pre_tokenizers.Metaspace(
+                replacement=_SPACE, prepend_scheme="first" if has_prefix else "never", split=False
+            )
+        strip = [decoders.Strip(content=" ", left=1)] if has_prefix else []
+        backend.decoder = decoders.Sequence(
+            [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+        )
+        return backend
+
+    def _gemma(self) -> Tokenizer:
+        """Gemma's tokens of spaces are written as spaces, and their order is that of the merges."""
+        tokens = [_SPACE * len(t) if " " in t and not t.strip() else t for t in self._tokens]
+        vocab = self._vocab(tokens)
+        order = [-index for index in range(len(tokens))]
+        merges = self._merges() if self._has("merges") else implied_merges(vocab, order)
+        unknown = self.token_id("unknown_token_id")
+        backend = Tokenizer(
+            BPE(
+                vocab=vocab,
+                merges=merges,
+                fuse_unk=True,
+                byte_fallback=True,
+                unk_token=None if unknown is None else tokens[unknown],
+            )
+        )
+        backend.normalizer = normalizers.Replace(" ", _SPACE)
+        backend.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
+        backend.decoder = decoders.Sequence(
+            [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
+        return backend
+
+    def _add_tokens(self, backend: Tokenizer, special: Mapping[str, str]) -> None:
+        """Keep control tokens, and those that the file calls the user's, whole in any text."""
+        kinds = self._list("token_type", int) if self._has("token_type") else []
+        by_kind: dict[int, list[str]] = {_CONTROL: [], _USER_DEFINED: []}
+        for token, kind in zip(self._tokens, kinds, strict=False):
+            if kind in by_kind and backend.token_to_id(token) is not None:
+                by_kind[kind].append(token)
+        control = dict.fromkeys([*by_kind[_CONTROL], *special.values()])
+        user_defined = [token for token in by_kind[_USER_DEFINED] if token not in control]
+        backend.add_special_tokens([AddedToken(token, normalized=False) for token in control])
+        backend.add_tokens([AddedToken(token, normalized=False) for token in user_defined])
+        if backend.get_vocab_size(with_added_tokens=True) != len(self._tokens):
+            raise ModelLoadError(
+                "The file is damaged: its special tokens are not in its vocabulary."
+            )
+
+    def _post_processor(self, special: Mapping[str, str]) -> processors.PostProcessor:
+        """What begins and ends a text."""
+        begins = self._kind == _SENTENCE_PIECE or self._pre in _WHOLE_WORDS
+        added = {
+            "bos_token": self._value("add_bos_token", bool, begins),
+            "eos_token": self._value("add_eos_token", bool, False),
+        }
+        bos, eos = (special.get(name) if is_added else None for name, is_added in added.items())
+        first = [bos, "$A", eos]
+        second = [f"{bos}:1" if bos else None, "$B:1", f"{eos}:1" if eos else None]
+        return processors.TemplateProcessing(
+            single=[piece for piece in first if piece],
+            pair=[piece for piece in first + second if piece],
+            special_tokens=[(text, self._tokens.index(text)) for text in {bos, eos} if text],
+        )
+
+    def _vocab(self, tokens: list[str]) -> dict[str, int]:
+        return {token: token_id for token_id, token in enumerate(tokens)}
+
+    def _merges(self) -> list[tuple[str, str]]:
+        merges = self._list("merges", str, None)
+        pairs = [merge.split(" ") for merge in merges]
+        if any(len(pair) != 2 for pair in pairs):
+            raise ModelLoadError("tokenizer.ggml.merges has an element that is not two tokens.")
+        return [(first, second) for first, second in pairs]
+
+    def _has(self, name: str) -> bool:
+        return f"tokenizer.ggml.{name}" in self._metadata
+
+    def _value(self, name: str, kind: type, default: Any) -> Any:
+        value = self._metadata.get(f"tokenizer.ggml.{name}", default)
+        if value is None:
+            raise ModelLoadError(f"It lacks the metadata key tokenizer.ggml.{name}.")
+        if type(value) is not kind:
+            raise ModelLoadError(f"tokenizer.ggml.{name} is of another type than {kind.__name__}.")
+        return value
+
+    def _list(self, name: str, kind: type, number: int | None = -1) -> list[Any]:
+        """A list of `kind` with `number` elements: one for each token, any number with None."""
+        values: list[Any] = self._value(name, list, None)
+        number = len(self._tokens) if number == -1 else number
+        if not all(type(value) is kind for value in values) or number not in (None, len(values)):
+            raise ModelLoadError(
+                f"tokenizer.ggml.{name} is not a list of {number or ''} {kind.__name__}."
+            )
+        return values
+
+
+def implied_merges(
+    vocab: Mapping[str, int], scores: list[float] | list[int]
+) -> list[tuple[str, str]]:
+    """The merges of a SentencePiece vocabulary, best first: each split of a token into two.
+
+    Ids count the tokens of `vocab` in their order; each has one of `scores`.
+    """
+    ids = array("q")  # of the halves; there are half a million merges in a large vocabulary
+    keys = array("d")  # the score of the whole and the lengths of the halves
+    for token, score in zip(vocab, scores, strict=True):
+        pairs = []
+        for i in range(1, len(token)):
+            first, second = vocab.get(token[:i]), vocab.get(token[i:])
+            if first is not None and second is not None:
+                pairs.append((first, second, i))
+        for first, second, i in sorted(pairs):
+            ids.extend((first, second))
+            keys.extend((-score, -i, i - len(token)))
+    by_score, by_first, by_second = np.frombuffer(keys).reshape(-1, 3).T
+    order = np.lexsort((by_second, by_first, by_score)).tolist() if keys else []
+    tokens = list(vocab)
+    return [(tokens[ids[2 * index]], tokens[ids[2 * index + 1]]) for index in order]

@@ -1,0 +1,149 @@
+"""GGUF files of tiny models, written as llama.cpp's `convert_hf_to_gguf.py` writes them."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import torch
+from gguf.constants import MODEL_ARCH, GGMLQuantizationType
+from gguf.quants import quantize
+from tokenizers import pre_tokenizers
+
+PERMUTED = {"llama", "mistral3", "smollm3", "granite"}  # rotated pairs are neighbours
+GEMMA = {"gemma", "gemma2", "gemma3"}
+_ARCHITECTURES = {arch: gguf.MODEL_ARCH_NAMES[arch] for arch in MODEL_ARCH}
+
+
+def write_gguf(
+    path: Path,
+    architecture: str,
+    keys: Mapping[str, Any],
+    tensors: Mapping[str, npt.NDArray[np.float32]],
+    *,
+    kind: GGMLQuantizationType = GGMLQuantizationType.F32,
+    tokenizer: Mapping[str, Any] | None = None,
+    general: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the file. `keys` lack the architecture's prefix, those of `tokenizer` tokenizer.ggml's.
+
+    Matrices are stored as `kind`, all else as float32. A key of the value None is left out.
+    """
+    writer = gguf.GGUFWriter(path, architecture)
+    vocab = {} if tokenizer is None else {f"tokenizer.ggml.{k}": v for k, v in tokenizer.items()}
+    own = {f"{architecture}.{name}": value for name, value in keys.items()}
+    for name, value in {**(general or {}), **own, **vocab}.items():
+        _add(writer, name, value)
+    for name, values in tensors.items():
+        if values.ndim == 1:
+            writer.add_tensor(name, np.ascontiguousarray(values, np.float32))
+        else:
+            writer.add_tensor(name, quantize(np.ascontiguousarray(values), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
+    match value:
+        case None:
+            pass
+        case bool():
+            writer.add_bool(name, value)
+        case int():
+            writer.add_uint32(name, value)
+        case float():
+            writer.add_float32(name, value)
+        case str():
+            writer.add_string(name, value)
+        case _:
+            writer.add_array(name, value)
+
+
+def tensors_of(model: torch.nn.Module, architecture: str) -> dict[str, npt.NDArray[np.float32]]:
+    """The weights of a transformers model under the names and in the layout of GGUF."""
+    config: Any = model.config
+    (arch,) = [key for key, name in _ARCHITECTURES.items() if name == architecture]
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    tensors = {}
+    for full_name, parameter in _separated(model.state_dict()):
+        if full_name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        name, suffix = full_name.rsplit(".", 1)
+        values = parameter
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        module = name.rsplit(".", 1)[-1]
+        if architecture in PERMUTED and module in heads:
+            values = _permuted(values, heads[module])
+        if architecture in GEMMA and name.endswith("norm"):
+            values = values + 1
+        tensors[f"{names.get_name(name)}.{suffix}"] = values.numpy()
+    return tensors
+
+
+def _separated(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Float32 weights, those of experts' gates apart from those of their other halves."""
+    for name, values in state.items():
+        if name.endswith("experts.gate_up_proj"):
+            gate, up = values.float().chunk(2, dim=1)
+            yield name.replace("gate_up_proj", "gate_proj.weight"), gate
+            yield name.replace("gate_up_proj", "up_proj.weight"), up
+        else:
+            suffix = ".weight" if name.endswith("experts.down_proj") else ""
+            yield name + suffix, values.float()
+
+
+def _permuted(values: torch.Tensor, num_heads: int) -> torch.Tensor:
+    halves = values.reshape(num_heads, 2, values.shape[0] // num_heads // 2, *values.shape[1:])
+    return halves.swapaxes(1, 2).reshape(values.shape)
+
+
+def keys_of(config: Any) -> dict[str, Any]:
+    """What the converter writes for every model."""
+    return {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+    }
+
+
+def byte_level_vocab(size: int) -> dict[str, Any]:
+    """GPT-2's kind: two control tokens, every byte, and what fills the vocabulary up."""
+    tokens = ["<|begin|>", "<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokens += [f"[PAD{index}]" for index in range(size - len(tokens))]
+    return {
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": tokens,
+        "token_type": [3, 3] + [1] * (size - 2),
+        "merges": ["a b"],
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    } | {"tokens": [*tokens[:-1], "ab"]}
+
+
+def sentence_piece_vocab(size: int) -> dict[str, Any]:
+    """SentencePiece's kind: three control tokens, every byte, single letters, and two merges."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens += ["\u2581", *"abcdefgh", "ab", "\u2581ab"]
+    kinds = [2, 3, 3] + [6] * 256 + [1] * (len(tokens) - 259)
+    tokens += [f"[PAD{index}]" for index in range(size - len(tokens))]
+    kinds += [5] * (size - len(kinds))
+    return {
+        "model": "llama",
+        "pre": "default",
+        "tokens": tokens,
+        "token_type": kinds,
+        "scores": [-float(index) for index in range(size)],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "unknown_token_id": 0,
+    }
