@@ -16,9 +16,10 @@ def seal(directory: Path) -> None:
     Raises:
         OSError: the disk is full, for example.
     """
-    sizes = {file.name: file.stat().st_size for file in directory.iterdir()}
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    sizes = {str(file.relative_to(directory)): file.stat().st_size for file in files}
     (directory / _SIZES).write_text(json.dumps(sizes))
-    for path in (*directory.iterdir(), directory):
+    for path in (*directory.rglob("*"), directory):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

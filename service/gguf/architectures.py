@@ -98,12 +98,14 @@ _EXPERTS: _Modules = {
     "ffn_up_exps": ("mlp.experts.{}.up_proj", lambda s: (s.experts, s.expert_mlp, s.hidden)),
     "ffn_down_exps": ("mlp.experts.{}.down_proj", lambda s: (s.experts, s.hidden, s.expert_mlp)),
 }
-_FUSED: _Modules = {
+_FUSED_ATTENTION: _Modules = {
     "attn_qkv": (
         "self_attn.qkv_proj",
         lambda s: ((s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden),
     ),
     "attn_output": _ATTENTION["attn_output"],
+}
+_FUSED_MLP: _Modules = {
     "ffn_up": ("mlp.gate_up_proj", lambda s: (2 * s.mlp, s.hidden)),
     "ffn_down": _MLP["ffn_down"],
 }
@@ -119,6 +121,12 @@ _GEMMA_NORMS: _Modules = {
     "attn_norm": ("input_layernorm", _hidden),
     "ffn_norm": ("pre_feedforward_layernorm", _hidden),
     **_POST_NORMS,
+}
+_GLM_NORMS: _Modules = {
+    "attn_norm": ("input_layernorm", _hidden),
+    "post_attention_norm": ("post_self_attn_layernorm", _hidden),
+    "ffn_norm": ("post_attention_layernorm", _hidden),
+    "post_ffw_norm": ("post_mlp_layernorm", _hidden),
 }
 _HEAD_NORMS: _Modules = {
     "attn_q_norm": ("self_attn.q_norm", _head_dim),
@@ -270,8 +278,21 @@ def _smollm3(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:
     }
 
 
+_UNUSED_GRANITE_KEYS = (
+    "expert_shared_feed_forward_length",
+    "ssm.conv_kernel",
+    "ssm.group_count",
+    "ssm.inner_size",
+    "ssm.state_size",
+    "ssm.time_step_rank",
+)
+
+
 def _granite(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:
     metadata.require("rope.scaling.finetuned", True)  # false: a model without positions
+    # Granite 4 without state-space layers still has their sizes; llama.cpp does not read them.
+    for name in _UNUSED_GRANITE_KEYS:
+        metadata.value(name)
     rope = with_frequency_factors(read_rope(metadata), file, sizes.head_dim, sizes.context)
     return {
         "rope_parameters": rope,
@@ -285,6 +306,12 @@ def _granite(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:
 
 def _olmo2(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:  # noqa: ARG001
     return {"rope_parameters": read_rope(metadata), "hidden_act": "silu"}
+
+
+def _glm4(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:  # noqa: ARG001
+    num_rotated = metadata.integer("rope.dimension_count", sizes.head_dim // 2)
+    partial = {"partial_rotary_factor": num_rotated / sizes.head_dim}
+    return {"rope_parameters": read_rope(metadata) | partial, "hidden_act": "silu"}
 
 
 def _phi3(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:
@@ -366,10 +393,14 @@ def _gemma2(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:  # noq
 
 def _gemma3(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:  # noqa: ARG001
     window = metadata.integer("attention.sliding_window", 0, minimum=0)
-    local_theta = metadata.positive("rope.freq_base_swa", 10000.0)
+    # Files of Google's and Ollama's have other names for the two bases.
+    theta = metadata.positive("rope.global.freq_base", 1_000_000.0)
+    local_theta = metadata.positive("rope.local.freq_base", 10000.0)
+    local_theta = metadata.positive("rope.freq_base_swa", local_theta)
+    metadata.value("mm.tokens_per_image")  # of the part for images, which is another file
     return {
         "rope_parameters": {
-            "full_attention": read_rope(metadata, 1_000_000.0),
+            "full_attention": read_rope(metadata, theta),
             "sliding_attention": {"rope_type": "default", "rope_theta": local_theta},
         },
         "hidden_activation": "gelu_pytorch_tanh",
@@ -448,7 +479,7 @@ ARCHITECTURES = {
     "phi3": Architecture(
         "phi3",
         "Phi3ForCausalLM",
-        _PRE_NORMS | _FUSED,
+        _PRE_NORMS | _FUSED_ATTENTION | _FUSED_MLP,
         _phi3,
         is_partly_rotated=True,
         harmless=(_LONG, _SHORT),
@@ -491,6 +522,14 @@ ARCHITECTURES = {
         optional_biases={"attention_bias": _ALL_ATTENTION, "mlp_bias": tuple(_MLP)},
         is_permuted=True,
         harmless=(FREQUENCY_FACTORS,),
+    ),
+    "glm4": Architecture(
+        "glm4",
+        "Glm4ForCausalLM",
+        _GLM_NORMS | _ATTENTION | _FUSED_MLP,
+        _glm4,
+        optional_biases={"attention_bias": _QKV},
+        is_partly_rotated=True,
     ),
     "olmo2": Architecture(
         "olmo2",

@@ -5,12 +5,14 @@ before is what llama.cpp's code says a name means.
 """
 
 import json
+import re
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 from tokenizers import (
     AddedToken,
     Regex,
@@ -53,12 +55,12 @@ _GPT4O_SPLIT = (
 # whatever the merges say, and begin a text with the token for that unless the file says otherwise.
 _WHOLE_WORDS = {
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1"), _LLAMA3_SPLIT),
-    **dict.fromkeys(("pixtral", "midm-2.0", "lfm2"), _LLAMA3_SPLIT),
+    **dict.fromkeys(("pixtral", "midm-2.0", "lfm2", "jina-v5-nano"), _LLAMA3_SPLIT),
     "tekken": _TEKKEN_SPLIT,
 }
 _SPLITS = {
     **_WHOLE_WORDS,
-    **dict.fromkeys(("dbrx", "smaug-bpe"), _LLAMA3_SPLIT),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), _LLAMA3_SPLIT),
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "kormo"), _QWEN2_SPLIT),
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), _GPT4O_SPLIT),
 }
@@ -67,7 +69,7 @@ _DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exa
 # GPT-2's pattern alone.
 _GPT2 = {"default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling"} | {
     "jina-v1-en", "jina-v2-code", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat",
-    "roberta-bpe", "a.x-4.0", "mellum", "modern-bert",
+    "roberta-bpe", "a.x-4.0", "mellum", "modern-bert", "exaone4",
 }  # fmt: skip
 
 _GEMMA = {"gemma", "gemma2", "gemma3"}
@@ -79,7 +81,12 @@ _SPECIAL_TOKENS = {
 }
 # Which ids SentencePiece gives them where the file does not say, as in llama.cpp.
 _SENTENCE_PIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+_UNKNOWN_SPLIT = "default"  # what files of before May 2024 are taken to say
+_TEMPLATE_NAME = re.compile(r"\w[\w-]{0,63}")
 _END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+
+_log = structlog.get_logger(__name__)
 
 
 class GgufTokenizer:
@@ -99,7 +106,9 @@ class GgufTokenizer:
                 f"Its tokenizer is of the kind {shortened(self._kind)} (tokenizer.ggml.model); "
                 f"served are {_BYTE_LEVEL!r} and {_SENTENCE_PIECE!r}."
             )
-        self._pre = self._value("pre", str, "default")
+        self._pre = self._value("pre", str, _UNKNOWN_SPLIT)
+        if self._kind == _BYTE_LEVEL and self._pre == _UNKNOWN_SPLIT:
+            _log.warning("gguf_pre_tokenizer_missing", used="gpt-2")
         if self._kind == _BYTE_LEVEL and self._pre not in _SPLITS.keys() | _DIGITS_APART | _GPT2:
             raise ModelLoadError(
                 f"Its tokenizer splits text by the rule {shortened(self._pre)} "
@@ -112,6 +121,8 @@ class GgufTokenizer:
             )
         if not self._tokens or not all(type(token) is str for token in self._tokens):
             raise ModelLoadError("tokenizer.ggml.tokens is not a list of strings.")
+        # As llama.cpp calls them: several may be empty, and none of them is ever used.
+        self._tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(self._tokens)]
         if len(set(self._tokens)) != len(self._tokens):
             raise ModelLoadError("The file is damaged: a token occurs twice in its vocabulary.")
 
@@ -136,7 +147,7 @@ class GgufTokenizer:
         return token_id
 
     def write(self, directory: Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and, if there is one, chat_template.jinja.
+        """Write tokenizer.json, tokenizer_config.json and the chat templates.
 
         Raises:
             ModelLoadError: see the constructor.
@@ -153,9 +164,24 @@ class GgufTokenizer:
         backend.save(str(directory / "tokenizer.json"))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        template = self._metadata.get("tokenizer.chat_template")
-        if isinstance(template, str):
-            (directory / "chat_template.jinja").write_text(template)
+        self._write_templates(directory)
+
+    def _write_templates(self, directory: Path) -> None:
+        """The chat template, and others by their names, such as `tool_use`."""
+        prefix = "tokenizer.chat_template"
+        for key, template in self._metadata.items():
+            path = directory / "chat_template.jinja"
+            if key.startswith(f"{prefix}."):
+                name = key.removeprefix(f"{prefix}.")
+                if not _TEMPLATE_NAME.fullmatch(name):
+                    raise ModelLoadError(f"It has the chat template {shortened(name)}.")
+                path = directory / "additional_chat_templates" / f"{name}.jinja"
+            elif key != prefix:
+                continue
+            if type(template) is not str:
+                raise ModelLoadError(f"{key} is not a string.")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(template, encoding="utf-8")
 
     def _byte_level(self) -> Tokenizer:
         model = BPE(

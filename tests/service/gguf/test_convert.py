@@ -279,6 +279,12 @@ CASES = {
     "gemma2 27b": gemma2_case(46, 16),
     "gemma3": gemma3_case(8, 32, None),
     "gemma3 4b": gemma3_case(8, 32, 8.0),
+    "gemma3 by Google": gemma3_case(
+        8,
+        32,
+        None,
+        **{"rope.freq_base": None, "rope.global.freq_base": 1e6, "rope.local.freq_base": 1e4},
+    ),
     "gemma3 27b": gemma3_case(62, 16, 8.0, **{"rope.freq_base_swa": 10000.0}),
     "smollm3": Case(
         "smollm3", "smollm3", {"rope_parameters": DEFAULT, "num_hidden_layers": 8}, ROPE_DIM
@@ -298,7 +304,29 @@ CASES = {
             "embedding_scale": 12.0,
             "residual_scale": 0.22,
             "logit_scale": 8.0,
+            "rope.scaling.finetuned": True,
+            "ssm.conv_kernel": 4,
         },
+    ),
+    "glm4": Case(
+        "glm4",
+        "glm4",
+        {
+            "rope_parameters": DEFAULT | {"partial_rotary_factor": 0.5},
+            "head_dim": 16,
+            "attention_bias": True,
+        },
+        {"rope.dimension_count": 8},
+    ),
+    "glm4 without biases": Case(
+        "glm4",
+        "glm4",
+        {
+            "rope_parameters": DEFAULT | {"partial_rotary_factor": 0.5},
+            "head_dim": 16,
+            "attention_bias": False,
+        },
+        {"rope.dimension_count": 8},
     ),
     "olmo2": Case("olmo2", "olmo2", {"rope_parameters": DEFAULT}),
 }
@@ -444,7 +472,7 @@ class TestRejected:
         path = write_case(tmp_path / "model.gguf", *tiny, change=_set("unheard_of", value))
         convert(path, tmp_path / "out", {})
 
-    @pytest.mark.parametrize("name", ["gpt-oss", "minimax-m2", "qwen35", "glm4", "unheard-of"])
+    @pytest.mark.parametrize("name", ["gpt-oss", "minimax-m2", "qwen35", "gemma4", "unheard-of"])
     def test_unknown_architecture_is_named_with_those_served(
         self, name: str, tmp_path: Path
     ) -> None:

@@ -5,6 +5,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from transformers.tokenization_utils_base import generate_merges
 
 from service.errors import ModelLoadError
@@ -43,6 +44,13 @@ class TestByteLevel:
         self, pre: str, text: str, expected: list[str], tmp_path: Path
     ) -> None:
         assert pieces(make(byte_level_vocab(SIZE) | {"pre": pre}), tmp_path, text) == expected
+
+    @pytest.mark.parametrize("pre", ["default", None])
+    def test_file_without_a_rule_is_warned_of(self, pre: str | None) -> None:
+        vocab = {k: v for k, v in (byte_level_vocab(SIZE) | {"pre": pre}).items() if v is not None}
+        with capture_logs() as logs:
+            make(vocab)
+        assert [log["event"] for log in logs] == ["gguf_pre_tokenizer_missing"]
 
     def test_unknown_rule_is_rejected(self) -> None:
         with pytest.raises(ModelLoadError, match=r"the rule 'unheard-of' \(tokenizer\.ggml\.pre\)"):
@@ -145,6 +153,26 @@ class TestInvalid:
     def test_rest_is_rejected(self, keys: dict[str, Any], message: str, tmp_path: Path) -> None:
         with pytest.raises(ModelLoadError, match=message):
             make(byte_level_vocab(SIZE) | keys).write(tmp_path)
+
+    def test_several_empty_tokens_keep_their_ids(self, tmp_path: Path) -> None:
+        vocab = byte_level_vocab(SIZE)
+        vocab["tokens"][-3:-1] = ["", ""]
+        assert pieces(make(vocab), tmp_path, "ab") == ["ab"]
+
+    def test_named_chat_templates_are_kept(self, tmp_path: Path) -> None:
+        templates = {"": "plain", ".tool_use": "tools"}
+        vocab = {f"tokenizer.ggml.{k}": v for k, v in byte_level_vocab(SIZE).items()}
+        keys = {f"tokenizer.chat_template{k}": v for k, v in templates.items()}
+        GgufTokenizer(vocab | keys, "llama", SIZE).write(tmp_path)
+        assert (tmp_path / "chat_template.jinja").read_text() == "plain"
+        assert (tmp_path / "additional_chat_templates/tool_use.jinja").read_text() == "tools"
+
+    @pytest.mark.parametrize("name", ["../x", "", "a/b", "a" * 65])
+    def test_odd_name_of_a_chat_template_is_rejected(self, name: str, tmp_path: Path) -> None:
+        vocab = {f"tokenizer.ggml.{k}": v for k, v in byte_level_vocab(SIZE).items()}
+        vocab[f"tokenizer.chat_template.{name}"] = "x"
+        with pytest.raises(ModelLoadError, match="It has the chat template"):
+            GgufTokenizer(vocab, "llama", SIZE).write(tmp_path)
 
     def test_every_end_of_turn_token_ends_an_answer(self) -> None:
         vocab = byte_level_vocab(SIZE) | {"eot_token_id": 7, "eom_token_id": 5}
