@@ -24,7 +24,6 @@ def convert(path: Path, directory: Path, generation: Mapping[str, Any]) -> None:
     Raises:
         ModelLoadError: the file is damaged, or says what is not served. The message is one line.
         OSError: a file cannot be read or written.
-        Exception: the tokenizers library does not take the file's vocabulary.
     """
     with open_gguf(path) as file:
         name = _architecture(file.header)
