@@ -305,7 +305,32 @@ def _granite(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:
 
 
 def _olmo2(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:  # noqa: ARG001
-    return {"rope_parameters": read_rope(metadata), "hidden_act": "silu"}
+    rope = read_rope(metadata)
+    window = metadata.integer("attention.sliding_window", 0, minimum=0)
+    if not window:
+        return {"rope_parameters": rope, "hidden_act": "silu"}
+    local_theta = metadata.positive("rope.freq_base_swa", rope["rope_theta"])
+    local = {"rope_type": "default", "rope_theta": local_theta}
+    return {
+        "model_type": "olmo3",
+        "architectures": ["Olmo3ForCausalLM"],
+        "rope_parameters": {"full_attention": rope, "sliding_attention": local},
+        "hidden_act": "silu",
+        "sliding_window": window,
+        "layer_types": _layer_types(metadata, sizes, period=4),
+    }
+
+
+def _exaone4(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:
+    rope = with_frequency_factors(read_rope(metadata), file, sizes.head_dim, sizes.context)
+    window = metadata.integer("attention.sliding_window", 0, minimum=0)
+    return {
+        "rope_parameters": rope,
+        "hidden_act": "silu",
+        # With a window, layers without one have no positions, in transformers as in llama.cpp.
+        "sliding_window": window or None,
+        "layer_types": _layer_types(metadata, sizes, period=4 if window else 1),
+    }
 
 
 def _glm4(metadata: Metadata, file: GgufFile, sizes: Sizes) -> _Fields:  # noqa: ARG001
@@ -530,6 +555,13 @@ ARCHITECTURES = {
         _glm4,
         optional_biases={"attention_bias": _QKV},
         is_partly_rotated=True,
+    ),
+    "exaone4": Architecture(
+        "exaone4",
+        "Exaone4ForCausalLM",
+        _POST_NORMS | _ATTENTION | _HEAD_NORMS | _MLP,
+        _exaone4,
+        harmless=(FREQUENCY_FACTORS,),
     ),
     "olmo2": Architecture(
         "olmo2",
