@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import ModelLoadError
-from service.gguf.architectures import ARCHITECTURES, EMBEDDING, Sizes
+from service.gguf.architectures import ARCHITECTURES
 from service.gguf.file import open_gguf
 from service.gguf.header import Header
 from service.gguf.metadata import Metadata, shortened
+from service.gguf.modules import EMBEDDING, Sizes
 from service.gguf.tokenizer import GgufTokenizer
 from service.gguf.weights import pair_up, write_weights
 
