@@ -11,7 +11,7 @@ import typer
 import uvloop
 from rich.console import Console
 
-from bench import loads, ours, probes, report, results, server, table
+from bench import loads, neighbour, ours, probes, report, results, server, table
 from bench.attacks import ATTACKS
 from bench.budgets import budgets
 from bench.client_grpc import GrpcClient
@@ -135,6 +135,17 @@ def probes_command(
         outcome = _run(probes.probe(wanted, rounds, interval, progress.on_done))
     table.show(table.of_outcome(outcome))
     raise typer.Exit(1 if outcome.fault else 0)
+
+
+@app.command(name="neighbour")
+def neighbour_command(
+    *,
+    rounds: Annotated[int, typer.Option(help="How often each setting is measured.", min=1)] = 3,
+    tokens: Annotated[int, typer.Option(help="Tokens of the stream.", min=2)] = 64,
+) -> None:
+    """Measure one stream alone and beside a process that keeps a core busy."""
+    rates = _run(neighbour.measure(neighbour.SETTINGS, rounds, tokens))
+    typer.echo(neighbour.table(rates))
 
 
 @app.command()

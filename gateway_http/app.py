@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from chatrpc_process.keys import load_keys, load_secret
+from chatrpc_process.loopback import is_loopback
 from chatrpc_process.reload_metrics import ReloadMetrics
 from chatrpc_process.tls import Validity, watch_tls
 from chatrpc_process.tracing import OFF, Tracer
@@ -25,11 +26,12 @@ from gateway_http.config import Settings
 from gateway_http.connection import Connection, read_tls, tls_validities
 from gateway_http.cors import Cors
 from gateway_http.endpoints import ENDPOINTS
+from gateway_http.hosts import HostCheck
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
 from gateway_http.registry import Entry
 from gateway_http.registry_file import RegistryFile
-from gateway_http.routes import document, models, probes, tokens
+from gateway_http.routes import document, index, models, probes, tokens
 from gateway_http.routes.chat import CHAT
 from gateway_http.routes.completions import COMPLETIONS
 from gateway_http.routes.generation import Generation
@@ -65,7 +67,7 @@ def build_app(settings: Settings, tracer: Tracer = OFF) -> Starlette:
     app = Starlette(
         routes=_routes(settings, metrics, stopping, bodies),
         middleware=[
-            Middleware(Cors, allow_origins=settings.cors_allow_origins),
+            Middleware(Cors, allow_origins=_allowed_origins(settings)),
             Middleware(
                 Access,
                 metrics=metrics,
@@ -73,6 +75,7 @@ def build_app(settings: Settings, tracer: Tracer = OFF) -> Starlette:
                 tracer=tracer,
                 upstream_secret=upstream_secret,
             ),
+            *_host_check(settings, settings.host, asks=keys is not None or identity is not None),
             Middleware(Authentication, keys=keys),
         ],
         exception_handlers={HTTPException: _unrouted},
@@ -90,6 +93,7 @@ def build_app(settings: Settings, tracer: Tracer = OFF) -> Starlette:
 def build_admin_app(app: Starlette) -> Starlette:
     """Probes and metrics of `app` alone: on a port of their own they need neither key nor TLS."""
     handlers = _probes()
+    settings: Settings = app.state.settings
     admin = Starlette(
         routes=[
             Route(path, handlers[endpoint.name])
@@ -99,11 +103,30 @@ def build_admin_app(app: Starlette) -> Starlette:
         ],
         middleware=[
             Middleware(Access, metrics=app.state.metrics, draining=app.state.draining),
+            *_host_check(settings, settings.admin_host, asks=False),
         ],
         exception_handlers={HTTPException: _unrouted},
     )
     admin.state = app.state
     return admin
+
+
+def _allowed_origins(settings: Settings) -> list[str] | None:
+    """Any page may call a gateway with keys: a page that has a key could call it from anywhere."""
+    if settings.cors_allow_origins is None and settings.api_keys is not None:
+        return ["*"]
+    return settings.cors_allow_origins
+
+
+def _host_check(settings: Settings, host: str, *, asks: bool) -> list[Middleware]:
+    """The check of a listener at `host`: only where a browser on this machine is all it needs.
+
+    Args:
+        asks: Whether the listener asks for keys or has a certificate, which other names do not fit.
+    """
+    if asks or not is_loopback(host):
+        return []
+    return [Middleware(HostCheck, allowed_hosts=settings.allowed_hosts)]
 
 
 def _probes() -> dict[str, Any]:
@@ -128,6 +151,7 @@ def _routes(
         "metrics": probes.metrics_elsewhere
         if settings.admin_port is not None
         else probes.metrics_for_operators,
+        "index": index.index,
         "version": probes.version,
         "openapi": document.openapi,
         "docs": document.docs,

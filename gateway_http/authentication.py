@@ -1,4 +1,4 @@
-"""API keys over HTTP: if the gateway has a file of keys, every request but a probe needs one."""
+"""API keys over HTTP. With a file of keys, all requests but probes and `/` need one."""
 
 import structlog
 from starlette.datastructures import Headers
@@ -12,7 +12,7 @@ from gateway_http.caller import Caller
 from gateway_http.endpoints import ENDPOINTS
 from gateway_http.protocol.error import ApiError
 
-_OPEN = {path for endpoint in ENDPOINTS if endpoint.is_probe for path in endpoint.paths}
+_OPEN = {path for endpoint in ENDPOINTS if not endpoint.needs_key for path in endpoint.paths}
 
 
 class Authentication:

@@ -1,7 +1,9 @@
-"""The bodies of requests, read and decoded within bounds on what all of them take together."""
+"""The bodies of requests, read and decoded within bounds on what all of them take together; and
+large responses, converted off the event loop.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -30,6 +32,11 @@ _MEDIUM_BYTES = 256 << 10
 _BYTES_PER_ELEMENT = 16
 # Each has been read whole.
 _MAX_JOBS = 512
+# Converting a response takes longer than decoding so many times its bytes: log probabilities, of
+# which large ones consist, are 20 bytes each.
+_EFFORT_OF_RESPONSES = 4
+# What has been computed is sent: there are as many at most as requests.
+_MAX_RESPONSES = 1 << 30
 
 Result = TypeVar("Result")
 
@@ -60,6 +67,7 @@ class Bodies:
         self._stopping = stopping
         self._in_progress = SharedCapacity(_MAX_LARGEST_BODIES * settings.max_body_bytes)
         self._pool = FairPool("body", small_size=_MEDIUM_BYTES, max_jobs=_MAX_JOBS)
+        self._responses = FairPool("response", small_size=_MEDIUM_BYTES, max_jobs=_MAX_RESPONSES)
 
     @property
     def max_bytes(self) -> int:
@@ -97,34 +105,39 @@ class Bodies:
             content = await self._read(request, held)
             if codings:
                 most = self._settings.max_body_bytes
-                content = await self._run(request, len(content), decompress, content, codings, most)
+                inflating = self._run(request, len(content), decompress, content, codings, most)
+                content = await self._while_connected(request, inflating)
                 held.resize(len(content))
             num_bytes = len(content)
-            value = await self.run(request, _effort(content), decode, content)
+            effort = _effort(content)
+            if effort <= SMALL_BYTES:
+                value = decode(content)
+            else:
+                decoding = self._run(request, effort, decode, content)
+                value = await self._while_connected(request, decoding)
             del content
             yield Decoded(value, num_bytes)
         finally:
             held.resize(0)
 
-    async def run(
-        self, request: Request, size: int, function: Callable[..., Result], *arguments: Any
+    async def converted(
+        self, request: Request, num_bytes: int, function: Callable[..., Result], *arguments: Any
     ) -> Result:
-        """Return `function(*arguments)`, called on a thread if it takes long.
+        """Return `function(*arguments)`, called on a thread if `num_bytes` is large.
 
         Args:
-            size: What it takes, in bytes of text that could be decoded meanwhile.
-
-        Raises:
-            ApiError: Too many jobs wait.
-            ClientDisconnect: The client is gone.
+            num_bytes: The size of the service's response that the function converts.
         """
-        if size <= SMALL_BYTES:
+        effort = _EFFORT_OF_RESPONSES * num_bytes
+        if effort <= SMALL_BYTES:
             return function(*arguments)
-        return await self._run(request, size, function, *arguments)
+        name, weight = _share(request.state.caller)
+        return await self._responses.run(name, effort, function, *arguments, weight=weight)
 
     def close(self) -> None:
         """End the threads once they are idle."""
         self._pool.close()
+        self._responses.close()
 
     async def _read(self, request: Request, held: "_HeldBytes") -> bytes:
         max_bytes, timeout_s = self._settings.max_body_bytes, self._settings.body_timeout_s
@@ -155,12 +168,15 @@ class Bodies:
     async def _run(
         self, request: Request, size: int, function: Callable[..., Result], *arguments: Any
     ) -> Result:
+        """Return `function(*arguments)`, called on a thread. Raises ApiError if too many wait."""
         name, weight = _share(request.state.caller)
-        job = self._pool.run(name, size, function, *arguments, weight=weight)
         try:
-            return await while_connected(request.receive, self._stopping, job)
+            return await self._pool.run(name, size, function, *arguments, weight=weight)
         except PoolFull:
             raise _full() from None
+
+    async def _while_connected(self, request: Request, job: Coroutine[Any, Any, Result]) -> Result:
+        return await while_connected(request.receive, self._stopping, job)
 
 
 def _effort(content: bytes) -> int:

@@ -46,9 +46,19 @@ class Settings(ListenerSettings):
         Field(description="a file with the key to call the service with; default: the caller's"),
     ] = None
     cors_allow_origins: Annotated[
+        list[str] | None,
+        Field(
+            description="the origins whose pages may call the API from a browser; * is any; "
+            "default: any with --api-keys, otherwise those of localhost"
+        ),
+    ] = None
+    allowed_hosts: Annotated[
         list[str],
-        Field(description="the origins whose pages may call the API from a browser; * is any"),
-    ] = ["*"]  # noqa: RUF012  # pydantic copies it
+        Field(
+            description="further names under which a gateway that only this machine can reach may "
+            "be called without keys; * is any; default: localhost and IP addresses only"
+        ),
+    ] = []  # noqa: RUF012  # pydantic copies it
     max_body_bytes: Annotated[
         int, Field(gt=0, description="the largest request body that is read")
     ] = 8 << 20

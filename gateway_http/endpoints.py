@@ -7,11 +7,11 @@ from msgspec import Struct
 
 from gateway_http.protocol import completion, request, response, tokens
 
-# What any request may be answered with: its head is too large or too slow, there are too many
-# connections, or nobody foresaw what happened.
-_ANY = (400, 408, 431, 500, 503)
+# What any request may be answered with: its head is invalid, too large or too slow, its host is not
+# allowed, there are too many connections, or nobody foresaw what happened.
+_ANY = (400, 403, 408, 417, 431, 500, 503)
 # What goes with a call to the service, besides: its statuses, and those of what stands before it.
-_CALL = (*_ANY, 401, 403, 429, 504)
+_CALL = (*_ANY, 401, 429, 504)
 _BODY = (413, 415)
 
 
@@ -28,12 +28,18 @@ class Endpoint:
     body: type[Struct] | None = None
     event: type[Struct] | None = None
     errors: tuple[int, ...] = (*_ANY, 401)
-    is_probe: bool = False  # health: it needs no key
+    is_probe: bool = False  # health
+    is_public: bool = False
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether a gateway with keys asks for one."""
+        return not (self.is_probe or self.is_public)
 
     @property
     def paths(self) -> tuple[str, str]:
         """Where it stands: bare as well, since some clients' base URL lacks the `/v1`."""
-        return "/v1" + self.path, self.path
+        return "/v1" + self.path.rstrip("/"), self.path
 
 
 UNMATCHED = "unmatched"  # what a request counts as that is for none of the endpoints
@@ -133,7 +139,17 @@ ENDPOINTS = (
         "need one that may use all models.",
         "Operate",
         "text/plain",
-        errors=(*_ANY, 401, 403, 404),
+        errors=(*_ANY, 401, 404),
+    ),
+    Endpoint(
+        "index",
+        "GET",
+        "/",
+        "What this server is, as JSON or as a page. It needs no key.",
+        "Operate",
+        "application/json",
+        errors=_ANY,
+        is_public=True,
     ),
     Endpoint("version", "GET", "/version", "The gateway's version.", "Operate", response.Version),
     Endpoint("openapi", "GET", "/openapi.json", "This document.", "Operate", "application/json"),

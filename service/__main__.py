@@ -34,16 +34,11 @@ from service.errors import ModelLoadError
 from service.metrics import Metrics
 from service.metrics_port import MetricsPort
 from service.model import ModelLoader
+from service.openmp import bound_spinning
 from service.rpc.access import Access
 from service.rpc.lifecycle import Lifecycle
 from service.rpc.messages import Patience
 from service.rpc.server import SERVICE_NAMES, Server
-
-# How often the OpenMP threads that wait for their next piece of work look for it before they sleep.
-# A third of the default, some milliseconds: on a core that others want as well they look in vain,
-# and for that long. Far less is no good: to wake a sleeping thread costs more than the work that it
-# is woken for, and 1000 makes a step twice as long.
-_GOMP_SPINCOUNT = "100000"
 
 log = structlog.get_logger("service.__main__")  # where `__name__` is "__main__"
 
@@ -59,7 +54,7 @@ def main() -> int:
     logs.configure(settings.log_level, settings.log_format)
     capture_native_log()
     settings.warn_of_ignored_variables()
-    os.environ.setdefault("GOMP_SPINCOUNT", _GOMP_SPINCOUNT)  # read when torch is imported
+    bound_spinning()
     try:
         return uvloop.run(_watched(settings))
     except (ConfigError, ModelLoadError, OSError) as error:

@@ -20,6 +20,7 @@ from chatrpc_process.settings import ConfigError
 from service.config import ServiceSettings
 from service.errors import ModelLoadError
 from service.model import ModelLoader
+from service.openmp import bound_spinning
 
 log = structlog.get_logger("service.prepare")
 
@@ -47,6 +48,7 @@ def main() -> int:
         return check_listener(settings).report()
     logs.configure(settings.log_level, settings.log_format)
     settings.warn_of_ignored_variables()
+    bound_spinning()
     loader = ModelLoader(settings)
     try:
         _, max_model_len = loader.load()

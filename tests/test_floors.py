@@ -17,6 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "service.types": set(),
     "service.errors": set(),
     "service.cache": set(),
+    "service.openmp": set(),
     "service.fingerprint": set(),
     "service.vllm_names": {"service.types"},
     "service.metrics_port": set(),
@@ -60,6 +61,7 @@ ALLOWED: dict[str, set[str]] = {
         "service.config",
         "service.errors",
         "service.model",
+        "service.openmp",
     },
     "gateway_http": {"chatrpc", "chatrpc_process"},
     "chatrpc_cli": {

@@ -61,11 +61,12 @@ _SECURITY = {
 _STATUS_WORDS = {
     400: "The request is malformed, or asks for what is not served; `param` says where.",
     401: "An API key is asked for, and there is none or it is not known.",
-    403: "The API key is not for this model.",
+    403: "The API key is not for this model, or the Host header has a name that is not allowed.",
     404: "There is no such model.",
     408: "The head or the body of the request took too long to arrive.",
     413: "The body is larger than the gateway reads.",
     415: "The content type is not application/json in UTF-8, or the content encoding is unknown.",
+    417: "The Expect header asks for what is not offered.",
     429: "A limit is exceeded.",
     431: "The head of the request is too large.",
     500: "The server had an error.",
@@ -95,7 +96,7 @@ def _path(endpoint: Endpoint) -> _Schema:
         "responses": {"200": _success(endpoint)}
         | {str(status): _failure(status) for status in sorted(endpoint.errors)},
     }
-    if endpoint.is_probe:
+    if not endpoint.needs_key:
         operation["security"] = []
     if endpoint.body is not None:
         operation["requestBody"] = {

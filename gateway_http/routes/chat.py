@@ -9,16 +9,11 @@ from gateway_http.protocol.request import ChatCompletionRequest
 from gateway_http.protocol.response import ChatCompletion
 from gateway_http.protocol.sampling import StreamOptions
 from gateway_http.routes.generation import Operation
-from gateway_http.upstreams import CallOptions, Upstream
+from gateway_http.upstreams import Upstream
 
 
-async def _create(
-    upstream: Upstream,
-    params: chat_pb2.ChatCompletionParams,
-    options: CallOptions,
-    _: ChatCompletionRequest,
-) -> ChatCompletion:
-    return answers.completion(await upstream.create_chat(params, options))
+def _answer(whole: chat_pb2.ChatCompletion, _: ChatCompletionRequest) -> ChatCompletion:
+    return answers.completion(whole)
 
 
 def _events(request: ChatCompletionRequest) -> ChunkStream:
@@ -31,12 +26,16 @@ def _events(request: ChatCompletionRequest) -> ChunkStream:
 
 
 CHAT: Operation[
-    ChatCompletionRequest, chat_pb2.ChatCompletionParams, chat_pb2.ChatCompletionChunk
+    ChatCompletionRequest,
+    chat_pb2.ChatCompletionParams,
+    chat_pb2.ChatCompletion,
+    chat_pb2.ChatCompletionChunk,
 ] = Operation(
     decode=decoder(ChatCompletionRequest),
     params=requests.params,
     names=spelling,
-    create=_create,
+    create=Upstream.create_chat,
+    answer=_answer,
     stream=Upstream.stream_chat,
     events=_events,
 )

@@ -2,28 +2,22 @@
 
 from chatrpc.v1 import completion_pb2
 from gateway_http.convert import completions
-from gateway_http.protocol.completion import Completion, CompletionRequest
+from gateway_http.protocol.completion import CompletionRequest
 from gateway_http.protocol.decode import decoder
 from gateway_http.routes.generation import Operation
-from gateway_http.upstreams import CallOptions, Upstream
-
-
-async def _create(
-    upstream: Upstream,
-    params: completion_pb2.CompletionParams,
-    options: CallOptions,
-    request: CompletionRequest,
-) -> Completion:
-    return completions.completion(await upstream.create_completion(params, options), request)
-
+from gateway_http.upstreams import Upstream
 
 COMPLETIONS: Operation[
-    CompletionRequest, completion_pb2.CompletionParams, completion_pb2.CompletionChunk
+    CompletionRequest,
+    completion_pb2.CompletionParams,
+    completion_pb2.Completion,
+    completion_pb2.CompletionChunk,
 ] = Operation(
     decode=decoder(CompletionRequest),
     params=completions.params,
     names=completions.names,
-    create=_create,
+    create=Upstream.create_completion,
+    answer=completions.completion,
     stream=Upstream.stream_completion,
     events=completions.CompletionStream,
 )

@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway_http import sse
@@ -34,8 +35,11 @@ class OfModel(Protocol):
 
     model: str
 
+    def ByteSize(self) -> int: ...  # noqa: N802  # protobuf's name
+
 
 _Params = TypeVar("_Params", bound=OfModel)
+_Whole = TypeVar("_Whole", bound=OfModel)
 _Chunk = TypeVar("_Chunk", bound=OfModel)
 _Chunk_contra = TypeVar("_Chunk_contra", contravariant=True)
 
@@ -64,15 +68,14 @@ class Received(Generic[_Body, _Params]):
 
 
 @dataclass(frozen=True)
-class Operation(Generic[_Body, _Params, _Chunk]):
+class Operation(Generic[_Body, _Params, _Whole, _Chunk]):
     """A kind of completion: from the body to the wire and back."""
 
     decode: Callable[[bytes], _Body]
     params: Callable[[_Body], _Params]
     names: Callable[[_Body], Mapping[str, str]]
-    create: Callable[
-        [Upstream, _Params, CallOptions, _Body], Awaitable[ChatCompletion | Completion]
-    ]
+    create: Callable[[Upstream, _Params, CallOptions], Awaitable[_Whole]]
+    answer: Callable[[_Whole, _Body], ChatCompletion | Completion]
     stream: Callable[[Upstream, _Params, CallOptions, float], AsyncGenerator[_Chunk | None, None]]
     events: Callable[[_Body], Events[_Chunk]]
 
@@ -92,8 +95,13 @@ class Operation(Generic[_Body, _Params, _Chunk]):
         body.drop_input()
         return Received(body, params, names)
 
+    def respond(self, whole: _Whole, body: _Body) -> tuple[ChatCompletion | Completion, Response]:
+        """Convert and encode a whole completion."""
+        answer = self.answer(whole, body)
+        return answer, json_response(answer)
 
-class Generation(Generic[_Body, _Params, _Chunk]):
+
+class Generation(Generic[_Body, _Params, _Whole, _Chunk]):
     """An ASGI application rather than a function: it watches its client while it works.
 
     When the client leaves, the work is cancelled, and with it the call to the service. When
@@ -102,7 +110,7 @@ class Generation(Generic[_Body, _Params, _Chunk]):
 
     def __init__(
         self,
-        operation: Operation[_Body, _Params, _Chunk],
+        operation: Operation[_Body, _Params, _Whole, _Chunk],
         settings: Settings,
         metrics: Metrics,
         stopping: asyncio.Event,
@@ -158,11 +166,14 @@ class Generation(Generic[_Body, _Params, _Chunk]):
         telemetry = AnswerTelemetry(self._metrics, spending.note, http.state.exchange.record)
         with self._route(http, body) as route:
             options = self._options(http, route, params)
-            answer = await self._operation.create(route.upstream, params, options, body)
-            answer.model = route.told(answer.model)
+            whole = await self._operation.create(route.upstream, params, options)
+            whole.model = route.told(whole.model)
+        answer, response = await self._bodies.converted(
+            http, whole.ByteSize(), self._operation.respond, whole, body
+        )
         telemetry.note_answer(answer)
         spending.settle()  # before the head, which tells what is left
-        await json_response(answer)(http.scope, http.receive, send)
+        await response(http.scope, http.receive, send)
 
     async def _stream(
         self,
@@ -204,7 +215,8 @@ class Generation(Generic[_Body, _Params, _Chunk]):
                 if chunk is None:
                     await events.write(sse.PING)
                     continue
-                pushed = b"".join(map(sse.event, answer.push(chunk)))
+                size = chunk.ByteSize()
+                pushed = await self._bodies.converted(http, size, _pushed, answer, chunk)
                 telemetry.note_chunk(chunk, is_started=answer.is_started)
                 await events.write(pushed)
         await events.write(b"".join(map(sse.event, answer.finish())))
@@ -230,3 +242,8 @@ class Generation(Generic[_Body, _Params, _Chunk]):
         params.model = route.model
         metadata = http.state.exchange.call_metadata
         return route.options(self._settings.request_timeout_s, metadata, http.headers, params)
+
+
+def _pushed(events: Events[_Chunk], chunk: _Chunk) -> bytes:
+    """The events of a chunk, encoded."""
+    return b"".join(map(sse.event, events.push(chunk)))

@@ -27,9 +27,8 @@ _decode_detokenize = decoder(DetokenizeRequest)
 
 
 async def tokenize(request: Request) -> Response:
-    async with _bodies(request).decoded(request, _decode_tokenize) as decoded:
-        work = _tokenized(request, decoded.value, decoded.num_bytes)
-        return await _while_connected(request, work)
+    async with _bodies(request).decoded(request, _receive_tokenize) as decoded:
+        return await _while_connected(request, _tokenized(request, *decoded.value))
 
 
 async def detokenize(request: Request) -> Response:
@@ -37,18 +36,37 @@ async def detokenize(request: Request) -> Response:
         return await _while_connected(request, _detokenized(request, decoded.value))
 
 
-async def _tokenized(request: Request, body: TokenizeRequest, num_bytes: int) -> Response:
-    bodies = _bodies(request)
+def _receive_tokenize(
+    content: bytes,
+) -> tuple[TokenizeRequest, model_service_pb2.TokenizeRequest | ApiError]:
+    """Decode and convert a body: to a request without a model, or to why it cannot be made.
+
+    Raises ApiError if the body cannot be decoded.
+    """
+    body = _decode_tokenize(content)
+    try:
+        return body, tokens.tokenize_request(body, model="")
+    except ApiError as error:
+        return body, error
+
+
+async def _tokenized(
+    request: Request,
+    body: TokenizeRequest,
+    wanted: model_service_pb2.TokenizeRequest | ApiError,
+) -> Response:
     with _counted(request):
         name = await _name(request, body.model)
-        wanted = await bodies.run(request, num_bytes, tokens.tokenize_request, body, name)
+        if isinstance(wanted, ApiError):
+            raise wanted
         with _router(request).route(name) as route:
             wanted.model = route.model
             try:
                 answer = await route.upstream.tokenize(wanted, _options(request, route))
             except grpc.aio.AioRpcError as error:
                 raise from_rpc(error, tokens.names(body)) from None
-    return await bodies.run(request, answer.ByteSize(), _tokenize_response, answer, body)
+    size = answer.ByteSize()
+    return await _bodies(request).converted(request, size, _tokenize_response, answer, body)
 
 
 def _tokenize_response(

@@ -80,7 +80,7 @@ class Hold:
 class Fail:
     """End the call with a status, and the details that the service adds to one.
 
-    `words`: the description of the field, where it is not the message.
+    If the message begins with the field, the field's description is the rest of it.
     """
 
     code: grpc.StatusCode
@@ -88,7 +88,6 @@ class Fail:
     reason: str = ""
     field: str = ""
     retry_after_s: float | None = None
-    words: str = ""
 
     async def abort(self, context: Any) -> None:
         details: list[Message] = []
@@ -96,7 +95,7 @@ class Fail:
             details.append(error_details_pb2.ErrorInfo(reason=self.reason, domain="chatrpc"))
         if self.field:
             violation = error_details_pb2.BadRequest.FieldViolation(
-                field=self.field, description=self.words or self.message
+                field=self.field, description=self.message.removeprefix(f"{self.field} ")
             )
             details.append(error_details_pb2.BadRequest(field_violations=[violation]))
         if self.retry_after_s is not None:

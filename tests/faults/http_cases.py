@@ -106,7 +106,7 @@ def random_case(choose: random.Random) -> bytes:
         body = choose.choice(_BODY_DAMAGES)(choose, dict(_BODIES[endpoint.name]))
     head = [
         f"{endpoint.method} {path} HTTP/1.1".encode(),
-        b"Host: test",
+        b"Host: localhost",
         b"Content-Type: application/json",
         b"Content-Length: %d" % len(body),
     ]

@@ -77,7 +77,7 @@ async def _tls(connection: RawHttp2) -> None:
 
 
 async def _http1(connection: RawHttp2) -> None:
-    await connection.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    await connection.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
 
 
 async def _bad_preface(connection: RawHttp2) -> None:

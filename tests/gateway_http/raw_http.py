@@ -59,7 +59,7 @@ class RawClient:
         content = json.dumps(body).encode()
         more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         await self.send(
-            f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n{more}"
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{more}"
             f"Content-Length: {len(content)}\r\n\r\n".encode()
             + content
         )

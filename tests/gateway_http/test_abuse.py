@@ -21,9 +21,9 @@ from tests.gateway_http.conftest import serving, started
 from tests.gateway_http.raw_http import RawClient
 from tests.tls_files import issue
 
-HEAD = b"GET /healthz HTTP/1.1\r\nHost: test\r\n"
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 POST = (
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\n"
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
     b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
 )
 CHAT = "/v1/chat/completions"

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 async def test_unknown_path(http: httpx.AsyncClient, method: str) -> None:
-    for path in ("/", "/v1", "/v1/none", "/v1/chat"):
+    for path in ("/none", "/v1/none", "/v1/chat"):
         answer = await http.request(method, path)
         assert answer.status_code == 404
         assert answer.json() == {

@@ -259,7 +259,7 @@ async def test_body_that_has_not_come_to_its_end_counts_as_far_as_it_came(bodies
     ],
 )
 def test_body_is_kept_without_its_input_once_it_is_converted(
-    operation: Operation[Any, Any, Any], fields: dict[str, Any]
+    operation: Operation[Any, Any, Any, Any], fields: dict[str, Any]
 ) -> None:
     received = operation.receive(json.dumps({"model": "m", "max_tokens": 1} | fields).encode())
     assert not isinstance(received.params, ApiError)
@@ -268,6 +268,20 @@ def test_body_is_kept_without_its_input_once_it_is_converted(
         {"prompt[0]": "prompt"} if "prompt" in fields else {}
     )
     assert len(msgspec.json.encode(received.body)) < 4096
+
+
+async def test_small_response_is_converted_at_once(bodies: Bodies) -> None:
+    assert await bodies.converted(Client().request, 1000, on_the_loop, b"")
+
+
+async def test_large_response_is_converted_on_a_thread_even_if_many_bodies_wait() -> None:
+    bodies, gate = make(), Gate()
+    waiting = [asyncio.ensure_future(decoded(bodies, Client(LARGE), gate)) for _ in range(15)]
+    await until(lambda: bodies.num_jobs == 15)
+    assert not await bodies.converted(Client().request, MIB, on_the_loop, b"")
+    gate.open()
+    await asyncio.gather(*waiting)
+    bodies.close()
 
 
 # What follows is about the whole gateway.

@@ -54,7 +54,7 @@ async def test_size_is_limited(service: FakeService, body: dict[str, Any]) -> No
 async def test_large_body_is_refused_before_it_is_sent(url: str) -> None:
     async with RawClient(url) as client:
         await client.send(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\n"
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Type: application/json\r\nContent-Length: 1000000000\r\n"
             b"Expect: 100-continue\r\n\r\n"
         )

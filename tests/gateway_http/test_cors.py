@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,9 +10,11 @@ import openai
 import pytest
 
 from tests.fakes.chat_service import MODEL, FakeService
+from tests.gateway_http.api_keys import key, write
 from tests.gateway_http.conftest import serving
 
 ORIGIN = "https://app.example"
+PAGE = "http://localhost:3000"
 CHAT = "/v1/chat/completions"
 
 
@@ -47,10 +50,10 @@ async def test_whatever_the_sdk_sends_may_be_sent(url: str, http: httpx.AsyncCli
     names = ", ".join(sorted({name.lower() for name in sent[0].headers}))
     assert "x-stainless-retry-count" in names
     answer = await http.options(
-        CHAT, headers=preflight(**{"access-control-request-headers": names})
+        CHAT, headers=preflight(origin=PAGE, **{"access-control-request-headers": names})
     )
     assert (answer.status_code, answer.content) == (204, b"")
-    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["access-control-allow-origin"] == PAGE
     assert answer.headers["access-control-allow-headers"] == names
     assert "POST" in answer.headers["access-control-allow-methods"]
     assert "access-control-allow-credentials" not in answer.headers
@@ -63,16 +66,16 @@ async def test_whatever_the_sdk_sends_may_be_sent(url: str, http: httpx.AsyncCli
 async def test_answers_and_errors_may_be_read(
     http: httpx.AsyncClient, body: dict[str, Any], method: str, path: str, status: int
 ) -> None:
-    answer = await http.request(method, path, json=body, headers={"origin": ORIGIN})
+    answer = await http.request(method, path, json=body, headers={"origin": PAGE})
     assert answer.status_code == status
-    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["access-control-allow-origin"] == PAGE
     exposed = re.split(", *", answer.headers["access-control-expose-headers"])
     assert {"x-request-id", "retry-after"} <= set(exposed)
 
 
 async def test_streams_may_be_read(http: httpx.AsyncClient, body: dict[str, Any]) -> None:
-    answer = await http.post(CHAT, json=body | {"stream": True}, headers={"origin": ORIGIN})
-    assert answer.headers["access-control-allow-origin"] == "*"
+    answer = await http.post(CHAT, json=body | {"stream": True}, headers={"origin": PAGE})
+    assert answer.headers["access-control-allow-origin"] == PAGE
 
 
 async def test_without_an_origin_nothing_is_said(http: httpx.AsyncClient) -> None:
@@ -91,6 +94,55 @@ async def test_known_origins_alone(strict: httpx.AsyncClient) -> None:
     assert "access-control-allow-origin" not in refused.headers
     read = await strict.get("/v1/models", headers={"origin": "https://evil.example"})
     assert "access-control-allow-origin" not in read.headers
+
+
+LOCAL = ["http://localhost", "https://localhost:3000", "http://127.0.0.1:5173", "http://[::1]:1"]
+FOREIGN = [
+    "https://evil.example",
+    "http://localhost.evil.example",
+    "http://127.0.0.1.evil.example",
+    "http://127.0.0.1@evil.example",
+    "http://10.0.0.1",
+    "null",
+]
+
+
+@pytest.mark.parametrize("origin", [*LOCAL, "http://ui.localhost:80"])
+async def test_page_of_this_machine_may_call_a_gateway_without_keys(
+    http: httpx.AsyncClient, origin: str
+) -> None:
+    wanted = {"access-control-request-private-network": "true"}
+    answer = await http.options(CHAT, headers=preflight(origin=origin, **wanted))
+    assert answer.status_code == 204
+    assert answer.headers["access-control-allow-origin"] == origin
+    assert answer.headers["access-control-allow-private-network"] == "true"
+    read = await http.get("/v1/models", headers={"origin": origin})
+    assert read.headers["access-control-allow-origin"] == origin
+
+
+@pytest.mark.parametrize("origin", FOREIGN)
+async def test_page_of_another_site_may_not_call_a_gateway_without_keys(
+    http: httpx.AsyncClient, origin: str
+) -> None:
+    wanted = {"access-control-request-private-network": "true"}
+    answer = await http.options(CHAT, headers=preflight(origin=origin, **wanted))
+    assert answer.status_code == 400
+    assert not {"access-control-allow-origin", "access-control-allow-private-network"} & set(
+        answer.headers
+    )
+    read = await http.get("/v1/models", headers={"origin": origin})
+    assert "access-control-allow-origin" not in read.headers
+
+
+async def test_any_page_may_call_a_gateway_with_keys(service: FakeService, tmp_path: Path) -> None:
+    keys = write(tmp_path / "keys.toml", key())
+    async with (
+        serving(upstream=service.target, api_keys=keys) as url,
+        httpx.AsyncClient(base_url=url, verify=False) as http,  # noqa: S501  # plain HTTP
+    ):
+        answer = await http.options(CHAT, headers=preflight())
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert "access-control-allow-credentials" not in answer.headers
 
 
 async def test_methods_that_nothing_here_has(http: httpx.AsyncClient) -> None:

@@ -20,7 +20,7 @@ def app_metrics(server: Server) -> Metrics:
     return metrics
 
 
-GET = b"GET /healthz HTTP/1.1\r\nHost: test\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 
 async def answer(url: str, data: bytes) -> tuple[int, dict[str, str | None]]:
@@ -74,7 +74,7 @@ async def test_a_large_head_and_a_large_body_are_fine(url: str) -> None:
             assert b" 200 " in await client.read_until(b"ok\n")
         body = b" " * (2 * MAX_HEAD_BYTES)
         await client.send(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\n"
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         )
         assert b"parse the JSON body" in await client.read_until(b"}}")
@@ -96,7 +96,8 @@ async def test_another_protocol_is_declined_and_the_request_answered(
         head = "".join(f"{name}: {value}\r\n" for name, value in UPGRADE.items()).encode()
         content = json.dumps(body).encode()
         post = (
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n"
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\n"
         )
         chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content)
         get = GET + head + b"\r\n"
@@ -110,7 +111,7 @@ async def test_another_protocol_is_declined_and_the_request_answered(
 
 async def test_a_body_behind_an_upgrade_is_parsed_as_any(url: str) -> None:
     head = b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n"
-    status, error = await answer(url, b"POST /v1/none HTTP/1.1\r\nHost: t\r\n" + head)
+    status, error = await answer(url, b"POST /v1/none HTTP/1.1\r\nHost: localhost\r\n" + head)
     assert (status, error["code"]) == (400, "invalid_http")
 
 
@@ -150,7 +151,7 @@ async def test_head_that_http_forbids_is_rejected(
         b"GET /healthz HTTP/1.0\r\nExpect: foo\r\n\r\n",
         b"GET /healthz HTTP/1.1\r\nHost:\r\n\r\n",
         b"GET /healthz HTTP/1.1\r\nHost: [::1]:8000\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: a.example:80\r\nExpect: 100-Continue\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a.localhost:80\r\nExpect: 100-Continue\r\n\r\n",
     ],
 )
 async def test_head_that_http_permits_is_accepted(url: str, head: bytes) -> None:
@@ -185,7 +186,8 @@ async def test_response_to_http_1_0_ends_with_its_connection(
 def chunked(*chunks: tuple[bytes, bytes]) -> bytes:
     """A chat request in chunks, each of its content and its extension."""
     head = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n"
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\n"
         b"Transfer-Encoding: chunked\r\n\r\n"
     )
     return head + b"".join(

@@ -25,7 +25,7 @@ from tests.tls_files import issue
 from tests.tls_files import write as write_bytes
 
 CHAT = "/v1/chat/completions"
-HEAD = b"GET /healthz HTTP/1.1\r\nHost: test\r\n"
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 
 def value(server: Server, name: str, **labels: str) -> float:
@@ -70,7 +70,10 @@ async def test_early_rejections_are_counted_and_logged_once(
 
 async def test_surplus_connections_are_counted_and_logged() -> None:
     with capture_logs() as logs:
-        async with started(max_connections=1) as (server, url), RawClient(url):
+        async with started(max_connections=1) as (server, url), RawClient(url) as busy:
+            await busy.send(HEAD)  # it has begun, so it is not idle
+            connections: Any = server.server_state.connections
+            await until(lambda: any(one._is_in_head for one in connections))
             async with RawClient(url) as surplus:
                 await surplus.send(HEAD)
                 assert b"503" in await surplus.read_until(b"\r\n")

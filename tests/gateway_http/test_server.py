@@ -10,7 +10,7 @@ from tests.fakes.chat_service import FakeService
 from tests.gateway_http.conftest import started
 from tests.gateway_http.raw_http import RawClient
 
-GET = b"GET /version HTTP/1.1\r\nHost: test\r\n\r\n"
+GET = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 async def test_answers_while_it_drains_are_the_last_of_their_connections(

@@ -207,7 +207,9 @@ def test_a_session_ends_with_the_client_ca_that_it_began_under(
             socket.create_connection(("127.0.0.1", port), timeout=60) as raw,
             context.wrap_socket(raw, server_hostname="localhost", session=session) as connection,
         ):
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+            connection.sendall(
+                b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            )
             if not connection.recv(1):
                 raise ConnectionResetError
             return connection.session

@@ -1,8 +1,9 @@
 """The kernels of this package as a shared library, compiled once per machine, and loaded.
 
 The sources know nothing of torch, so a system C++ compiler takes seconds, and the library serves
-every version of Python and torch. It shares torch's OpenMP runtime and so its pool of threads: the
-loader finds `libgomp.so.1` already in the process, since torch is imported first.
+every version of Python and torch. It asks torch's OpenMP runtime how many threads to use, and has
+threads of its own: the loader finds `libgomp.so.1` already in the process, since torch is imported
+first.
 """
 
 import ctypes

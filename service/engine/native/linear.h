@@ -30,6 +30,11 @@ void chatrpc_linear(const chatrpc_linear_layer* layer, const float* x, int64_t r
 void chatrpc_linear_quantize(const float* x, const float* norm, int64_t rows, int64_t in_features,
                              int32_t prologue, float eps, int8_t* q, float* scales);
 
+// A weight [out_features, in_features] of float32 (type 0), bfloat16 (1) or float16 (2) to the int8 of
+// a layer: rotated, and quantized by channel. `packed` and `scales` are whole panels.
+void chatrpc_linear_pack(const void* weight, int32_t type, int64_t out_features,
+                         int64_t in_features, uint8_t* packed, float* scales);
+
 // 1 where the CPU and the kernel grant the AMX tiles.
 int32_t chatrpc_linear_has_amx();
 

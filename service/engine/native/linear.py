@@ -126,12 +126,13 @@ class Int8Linear:
         bias: Tensor | None = None,
         norm: Tensor | None = None,
     ) -> None:
-        quantized = weight if isinstance(weight, QuantizedWeight) else quantize(weight)
-        self.out_features = len(quantized.scale)
-        self.in_features = quantized.in_features
-        padding = -self.out_features % _PANEL
-        self._weights = _pack(quantized.values)
-        self._scales = F.pad(quantized.scale, (0, padding))
+        if isinstance(weight, QuantizedWeight):
+            self.out_features, self.in_features = len(weight.scale), weight.in_features
+            self._weights = _pack(weight.values)
+            self._scales = F.pad(weight.scale, (0, -self.out_features % _PANEL))
+        else:
+            self.out_features, self.in_features = weight.shape
+            self._weights, self._scales = _quantize_packed(library, weight)
         self._bias = torch.zeros_like(self._scales)
         if bias is not None:
             self._bias[: self.out_features] = bias
@@ -218,6 +219,29 @@ def _pack(values: Tensor) -> Tensor:
     packed = _arena.allocate(4 * lines.numel()).view(torch.int32).view(lines.shape)
     # 128 added to every byte: exclusive or with 0x80808080, as a signed number.
     return torch.bitwise_xor(lines, -0x7F7F7F80, out=packed)
+
+
+_PACKED_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the kernel's numbers
+
+
+def _quantize_packed(library: ctypes.CDLL, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`quantize` and `_pack` in one pass on all threads: packed values, scales of whole panels."""
+    if weight.dtype not in _PACKED_TYPES:
+        weight = weight.float()
+    weight = weight.contiguous()
+    out_features, in_features = weight.shape
+    channels = -(-out_features // _PANEL) * _PANEL
+    packed = _arena.allocate(channels * -(-in_features // BLOCK) * BLOCK)
+    scales = torch.empty(channels)
+    library.chatrpc_linear_pack(
+        ctypes.c_void_p(weight.data_ptr()),
+        ctypes.c_int32(_PACKED_TYPES[weight.dtype]),
+        ctypes.c_int64(out_features),
+        ctypes.c_int64(in_features),
+        ctypes.c_void_p(packed.data_ptr()),
+        ctypes.c_void_p(scales.data_ptr()),
+    )
+    return packed, scales
 
 
 # Without VNNI, torch's x86 kernels add pairs of products in 16 bits, too few for activations of 8.

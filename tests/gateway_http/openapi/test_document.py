@@ -39,7 +39,7 @@ def test_every_route_is_described_under_both_servers_and_nothing_else_is() -> No
         for method in route.methods - {"HEAD"}
     }
     described = {
-        (method.upper(), server["url"].rstrip("/") + path)
+        (method.upper(), (server["url"].rstrip("/") + path).rstrip("/") or "/")
         for path, methods in DOCUMENT["paths"].items()
         for method in methods
         if method != "parameters"

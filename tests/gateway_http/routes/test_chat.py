@@ -243,7 +243,7 @@ async def test_a_mistake_is_named_as_the_client_wrote_it(
     param: str,
 ) -> None:
     path = "sampling.max_completion_tokens"
-    message = "max_completion_tokens must be at least 1."
+    message = f"{path} must be at least 1."
     service.script = [Fail(grpc.StatusCode.INVALID_ARGUMENT, message, "INVALID_FIELD", path)]
     for stream in (False, True):
         error = (await http.post(PATH, json=body | fields | {"stream": stream})).json()["error"]

@@ -80,7 +80,7 @@ async def test_leaving_mid_body_calls_nobody(
 ) -> None:
     async with RawClient(url) as client:
         await client.send(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\n"
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
         )
     assert await metric(http, "chatrpc_gateway_requests_total", ROUTE | {"status": "499"}) == 1
@@ -104,7 +104,7 @@ async def test_what_is_pipelined_hides_no_disconnect(
     async with RawClient(url) as client:
         await client.post(body | {"stream": True})
         await client.read_until(b"Hello")
-        await client.send(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
+        await client.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await client.read_until(b": ping")
         await client.close()
         await service.cancelled()

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from structlog.testing import capture_logs
 
 from service.engine.native import build
@@ -229,3 +230,9 @@ def test_compiling_beforehand_leaves_what_goes_wrong_to_the_load(
         compile_kernels(tmp_path)
     assert logs == []
     assert "failed with status 1" in reason_for_none(tmp_path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_kernels_are_not_compiled_where_a_gpu_will_be_used(tmp_path: Path) -> None:
+    compile_kernels(tmp_path, may_use_gpu=True)
+    assert not list(tmp_path.rglob("*.so"))

@@ -1,6 +1,7 @@
 import ctypes
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -114,6 +115,34 @@ def test_a_large_weight_is_quantized_in_parts_like_a_small_one() -> None:
     whole, part = quantize(weight), quantize(weight[20_000:20_010])
     assert torch.equal(whole.values[20_000:20_010], part.values)
     assert torch.equal(whole.scale[20_000:20_010], part.scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("out_features", "in_features"), [(1, 1), (33, 65), (70, 576)])
+def test_a_weight_packed_by_the_kernel_is_the_quantized_one(
+    library: ctypes.CDLL, out_features: int, in_features: int, dtype: torch.dtype
+) -> None:
+    weight = torch.randn(out_features, in_features).to(dtype)
+    weight[0] *= 0 if out_features > 1 else 1
+    quantized = quantize(weight)
+    ours, twin = Int8Linear(library, weight), Int8Linear(library, quantized)
+    assert torch.allclose(ours._scales, twin._scales, rtol=1e-6)
+    steps = (ours._weights.view(-1).int() - twin._weights.view(torch.uint8).view(-1).int()).abs()
+    assert steps.max() <= 1  # where a value is at a tie
+    assert (steps > 0).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_channel_that_is_not_finite_gives_nan_and_leaves_the_others(
+    library: ctypes.CDLL, value: float
+) -> None:
+    weight = torch.randn(40, 100)
+    clean = Int8Linear(library, weight)(x := torch.randn(3, 100))
+    weight[7, 99] = value
+    y = Int8Linear(library, weight)(x)
+    assert y[:, 7].isnan().all()
+    others = torch.arange(40) != 7
+    assert torch.equal(y[:, others], clean[:, others])
 
 
 def test_a_channel_of_zeros_is_zeros() -> None:
@@ -324,6 +353,39 @@ def test_torchs_layer_with_seven_bits_is_right_to_its_error() -> None:
     exact = x.double() @ weight.double().T
     y = TorchInt8Linear(weight, levels=63)(x)
     assert (y - exact).norm() < 0.03 * exact.norm()
+
+
+def test_any_number_of_threads_gives_the_same_bits(library: ctypes.CDLL) -> None:
+    weight = torch.randn(1000, 576)
+    x = {rows: torch.randn(rows, 576) for rows in (1, 5, 40)}
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        layer = Int8Linear(library, weight)
+        expected = {rows: layer(part) for rows, part in x.items()}
+        for num_threads in (2, 3, 5):
+            torch.set_num_threads(num_threads)
+            again = Int8Linear(library, weight)
+            for _ in range(20):
+                assert all(torch.equal(again(x[rows]), y) for rows, y in expected.items())
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_calls_from_several_threads_at_once_give_the_same_bits(library: ctypes.CDLL) -> None:
+    layer, x = Int8Linear(library, torch.randn(1000, 576)), torch.randn(9, 576)
+    expected = layer(x)
+
+    def is_right(_: int) -> bool:
+        torch.set_num_threads(3)
+        return all(torch.equal(layer(x), expected) for _ in range(20))
+
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(4) as callers:
+            assert all(callers.map(is_right, range(4)))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_packed_weights_share_memory_but_no_byte(library: ctypes.CDLL) -> None:
