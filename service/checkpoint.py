@@ -89,7 +89,7 @@ def resolve(model: str | None, cache_dir: Path) -> Checkpoint:
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
         return Checkpoint(_converted(path, cache_dir / "gguf", {}), path.stem, path.name)
-    if _is_directory(path):
+    if _is(Path.is_dir, path):
         name = path.resolve().name
         return Checkpoint(_checked(path), name, name)
     if _HUB_ID.fullmatch(model):
@@ -154,7 +154,7 @@ def _converted(gguf: Path, cache_dir: Path, generation: Mapping[str, Any]) -> Pa
     is never used and swept away by the next one, and of several processes one converts while the
     others wait. A directory whose files have lost some of their bytes since is converted anew.
     """
-    if not gguf.is_file():
+    if not _is(Path.is_file, gguf):
         raise ModelLoadError(f"There is no file {gguf}.")
     try:
         digest = _digest(gguf, cache_dir / "digests")
@@ -231,9 +231,10 @@ def _fetched(model: str) -> Path:
     return Path(path)
 
 
-def _is_directory(path: Path) -> bool:
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    """Whether `path` is of a `kind`, such as `Path.is_dir`."""
     try:
-        return path.is_dir()
+        return kind(path)
     except OSError as error:  # a directory above it may not be entered
         raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,8 +15,9 @@ def fingerprint(path: Path, *precision: str) -> str:
     digest = hashlib.sha256(repr((precision, version("chatrpc"))).encode())
     for file in sorted(file for file in path.iterdir() if file.is_file()):
         digest.update(repr((file.name, file.stat().st_size)).encode())
-        for sample in _samples(file):
-            digest.update(sample)
+        with suppress(PermissionError):  # notes beside the model, which the service does not need
+            for sample in _samples(file):
+                digest.update(sample)
     return f"fp_{digest.hexdigest()[:12]}"
 
 

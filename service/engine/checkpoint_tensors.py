@@ -27,8 +27,8 @@ _FOREIGN = re.compile(
 def open_tensors(path: Path) -> dict[str, Any]:
     """Every tensor of the checkpoint in the directory `path`: its name, and its open file.
 
-    The files are those of the index if there is one, else model.safetensors, else all shards, as
-    transformers chooses them. Copies of the weights in Mistral's own format are left out.
+    The file is model.safetensors if there is one, else the files are those of the index, else all
+    shards, as transformers chooses them. Copies in Mistral's own format are left out.
 
     Raises:
         ModelLoadError: a file is missing, may not be read, or is no safetensors file.
@@ -49,6 +49,9 @@ def open_tensors(path: Path) -> dict[str, Any]:
 
 
 def _weight_files(path: Path) -> list[Path]:
+    whole = path / "model.safetensors"
+    if whole.is_file() or whole.is_symlink():
+        return [whole]
     index = path / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -58,9 +61,6 @@ def _weight_files(path: Path) -> list[Path]:
             raise ModelLoadError(f"{index} is not an index of safetensors files.") from error
         except OSError as error:
             raise ModelLoadError(f"{index} cannot be read: {error.strerror}") from error
-    whole = path / "model.safetensors"
-    if whole.is_file() or whole.is_symlink():
-        return [whole]
     return sorted(
         file for file in path.glob("*.safetensors") if not file.name.startswith("consolidated")
     )

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import ModelLoadError
-from service.gguf.architectures import ARCHITECTURES, EMBEDDING, Sizes
+from service.gguf.architectures import ARCHITECTURES
 from service.gguf.file import open_gguf
 from service.gguf.header import Header
 from service.gguf.metadata import Metadata, shortened
+from service.gguf.modules import EMBEDDING, Sizes
 from service.gguf.tokenizer import GgufTokenizer
 from service.gguf.weights import pair_up, write_weights
 
@@ -24,7 +25,6 @@ def convert(path: Path, directory: Path, generation: Mapping[str, Any]) -> None:
     Raises:
         ModelLoadError: the file is damaged, or says what is not served. The message is one line.
         OSError: a file cannot be read or written.
-        Exception: the tokenizers library does not take the file's vocabulary.
     """
     with open_gguf(path) as file:
         name = _architecture(file.header)

@@ -151,7 +151,6 @@ class GgufTokenizer:
 
         Raises:
             ModelLoadError: see the constructor.
-            Exception: the tokenizers library finds that merges and vocabulary do not agree.
         """
         backend = self._byte_level() if self._kind == _BYTE_LEVEL else self._sentence_piece()
         special = {
@@ -184,7 +183,7 @@ class GgufTokenizer:
             path.write_text(template, encoding="utf-8")
 
     def _byte_level(self) -> Tokenizer:
-        model = BPE(
+        model = _bpe(
             vocab=self._vocab(self._tokens),
             merges=self._merges(),
             continuing_subword_prefix="",
@@ -210,7 +209,7 @@ class GgufTokenizer:
         scores = self._list("scores", float)
         vocab = self._vocab(self._tokens)
         merges = self._merges() if self._has("merges") else implied_merges(vocab, scores)
-        backend = Tokenizer(BPE(vocab=vocab, merges=merges, fuse_unk=True, byte_fallback=True))
+        backend = Tokenizer(_bpe(vocab=vocab, merges=merges, fuse_unk=True, byte_fallback=True))
         has_prefix = self._value("add_space_prefix", bool, True)
         if self._architecture == "phi3":
             prefix = [normalizers.Prepend(_SPACE)] if has_prefix else []
@@ -233,7 +232,7 @@ class GgufTokenizer:
         merges = self._merges() if self._has("merges") else implied_merges(vocab, order)
         unknown = self.token_id("unknown_token_id")
         backend = Tokenizer(
-            BPE(
+            _bpe(
                 vocab=vocab,
                 merges=merges,
                 fuse_unk=True,
@@ -310,6 +309,14 @@ class GgufTokenizer:
                 f"tokenizer.ggml.{name} is not a list of {number or ''} {kind.__name__}."
             )
         return values
+
+
+def _bpe(**options: Any) -> BPE:
+    try:
+        return BPE(**options)
+    except Exception as error:  # the library raises nothing narrower
+        reason = shortened(str(error))
+        raise ModelLoadError(f"Its merges and its vocabulary do not agree: {reason}") from error
 
 
 def implied_merges(

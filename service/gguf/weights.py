@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import ModelLoadError
-from service.gguf.architectures import Weight
 from service.gguf.file import GgufFile, Values
 from service.gguf.header import TensorInfo
+from service.gguf.modules import Weight
 
 _CHUNK_VALUES = 2**17  # converted at once: what fits into a core's cache
 _BF16_BYTES = 2

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,10 @@ def test_another_file_has_another(model: Path) -> None:
     before = fingerprint(model)
     (model / "chat_template.jinja").write_text("")
     assert fingerprint(model) != before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read_counts_by_its_size(model: Path) -> None:
+    (model / "notes").write_text("private")
+    (model / "notes").chmod(0)
+    assert fingerprint(model).startswith("fp_")

@@ -49,6 +49,8 @@ def test_a_file_of_the_index_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_the_whole_file_counts_before_shards(tmp_path: Path) -> None:
     save(tmp_path, "model.safetensors", "a")
     save(tmp_path, "model-00001-of-00001.safetensors", "b")
+    index = {"weight_map": {"b": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert open_tensors(tmp_path).keys() == {"a"}
 
 

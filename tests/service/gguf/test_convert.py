@@ -328,6 +328,45 @@ CASES = {
         },
         {"rope.dimension_count": 8},
     ),
+    "exaone4": Case(
+        "exaone4",
+        "exaone4",
+        {
+            "rope_parameters": DEFAULT,
+            "sliding_window": None,
+            "sliding_window_pattern": None,
+            "layer_types": ["full_attention"] * 4,
+        },
+    ),
+    "exaone4 with a window": Case(
+        "exaone4",
+        "exaone4",
+        {
+            "rope_parameters": DEFAULT,
+            "sliding_window": 7,
+            "sliding_window_pattern": 4,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+        },
+        {
+            "attention.sliding_window": 7,
+            "attention.sliding_window_pattern": [True, True, True, False],
+        },
+    ),
+    "olmo3": Case(
+        "olmo2",
+        "olmo3",
+        {
+            "rope_parameters": {"full_attention": YARN, "sliding_attention": DEFAULT},
+            "sliding_window": 7,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+        },
+        YARN_KEYS
+        | {
+            "rope.freq_base_swa": 10000.0,
+            "attention.sliding_window": 7,
+            "attention.sliding_window_pattern": [True, True, True, False],
+        },
+    ),
     "olmo2": Case("olmo2", "olmo2", {"rope_parameters": DEFAULT}),
 }
 

@@ -144,6 +144,7 @@ class TestInvalid:
         ("keys", "message"),
         [
             ({"merges": None}, r"lacks the metadata key tokenizer\.ggml\.merges"),
+            ({"merges": ["a xyz"]}, r"merges and its vocabulary do not agree: .*xyz.* out of voc"),
             ({"merges": ["ab"]}, r"an element that is not two tokens"),
             ({"token_type": [1]}, r"token_type is not a list of 320 int"),
             ({"eos_token_id": 320}, r"eos_token_id is 320, which is none of the 320 tokens"),

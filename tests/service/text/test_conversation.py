@@ -60,13 +60,19 @@ TOOLS = (
 )
 
 
-def model(template: str, *, is_special: bool = True, kind: Any = byte_level) -> ServedModel:
+def model(
+    template: str,
+    *,
+    is_special: bool = True,
+    kind: Any = byte_level,
+    tool_template: str | None = None,
+) -> ServedModel:
     """A model with such a template, whose tokenizer has all the markers."""
     backend: tokenizers.Tokenizer = kind()
     added = [tokenizers.AddedToken(m, special=is_special, normalized=False) for m in MARKERS[:-1]]
     backend.add_tokens(added)
     backend.add_special_tokens(["<|end|>"])
-    tokenizer = HfTokenizer(backend, template, {})
+    tokenizer = HfTokenizer(backend, template, {}, tool_template)
     end = backend.token_to_id("<|end|>")
     assert end is not None
     trie = load_token_trie(tokenizer.to_json(), tokenizer.vocab_size, [end])
@@ -77,7 +83,7 @@ def model(template: str, *, is_special: bool = True, kind: Any = byte_level) -> 
         SamplingParams(),
         frozenset({end}),
         tokenizer.vocab_size,
-        chat_formats(template),
+        chat_formats(template, tool_template=tool_template),
         CompiledGrammars(trie, tokenizer.added_token_ids),
     )
 
@@ -106,6 +112,20 @@ def answer(request: ChatRequest, served: ServedModel, seed: int) -> list[TextDel
         if deltas[-1].finish_reason is not None:
             return deltas
     return deltas
+
+
+def test_a_template_for_tools_is_used_for_requests_with_tools_only() -> None:
+    served = model("plain " + MESSAGES, tool_template=TEMPLATES[ToolFormat.MISTRAL] + MESSAGES)
+    assert served.formats.tools is ToolFormat.MISTRAL
+    texts = [
+        served.tokenizer.decode(
+            prepare(request, served).prompt_token_ids, skip_special_tokens=False
+        )
+        for request in (chat(), chat(tools=TOOLS))
+    ]
+    assert texts[0] == "plain <user>Hi"
+    assert "get_weather" in texts[1]
+    assert texts[1].endswith("[TOOL_CALLS]<user>Hi")
 
 
 @pytest.mark.parametrize("is_special", [True, False])
