@@ -107,6 +107,8 @@ def from_rpc(error: grpc.aio.AioRpcError, names: Mapping[str, str] = NO_NAMES) -
     answer = _ANSWERS.get(error.code(), _INTERNAL)
     answer = answer._replace(code=_CODES.get(details.reason, answer.code))
     if not details.reason:
+        if reason == "UPSTREAM_NOT_READY":
+            answer = answer._replace(message="The model is not ready. Please retry later.")
         headers = _headers(answer.status, details)
         return _api_error(answer, headers, reason=reason, cause=cause)
     message = error.details() or answer.message

@@ -132,11 +132,14 @@ async def test_service_whose_certificate_is_not_trusted_is_named_in_the_log(
             serving(upstream=f"localhost:{port}", upstream_ca=trusted) as url,
             httpx.AsyncClient(base_url=url, timeout=60) as http,
         ):
-            assert (await http.post(CHAT, json=body)).status_code == 503
+            answer = await http.post(CHAT, json=body)
         await until(lambda: any(each["event"] == "request_finished" for each in logs))
     await server.stop()
     (logged,) = (each for each in logs if each["event"] == "request_finished")
     assert logged["reason"] == ("UPSTREAM_NOT_READY" if is_known else "UPSTREAM_TLS_FAILED")
+    assert answer.status_code == 503
+    told = "The model is not ready." if is_known else "The model service cannot be reached."
+    assert answer.json()["error"]["message"] == f"{told} Please retry later."
 
 
 async def test_service_under_tls_that_is_called_in_the_clear_is_unavailable(
