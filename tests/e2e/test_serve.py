@@ -37,7 +37,7 @@ def test_ctrl_c_in_the_middle_of_a_stream_stops_both(own_stack: Served, tmp_path
         interrupt(own_stack)
     log = (tmp_path / "stderr.log").read_text()
     assert "Traceback" not in log
-    assert re.search(r"stopped +\[service\]", log)
+    assert re.search(r"stopped +\[service\.__main__\]", log)
     for port in (own_stack.http_port, own_stack.grpc_port):
         with pytest.raises(ConnectionRefusedError):
             http.client.HTTPConnection("127.0.0.1", port).connect()

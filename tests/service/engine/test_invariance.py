@@ -1,4 +1,4 @@
-"""With the default options on a CPU a request's answer does not depend on how it was computed.
+"""With the native kernels a request's answer does not depend on how it was computed.
 
 Not on its neighbours, not on the chunks that its prompt was read in, not on a preemption, not on
 the blocks that it lay in, and to the last bit: `test_*_logits` compare what `Model.forward` returns
@@ -28,7 +28,12 @@ from service.engine.sequence import Sequence
 from service.types import Caller, Request, SamplingParams, TokenLogprobs, TokenOutput
 from tests.fakes.constraint import FakeConstraint
 from tests.service.engine.models import VOCAB_SIZE, make_config, save_model
+from tests.service.engine.native.required import HAS_COMPILER, HAS_VNNI
 from tests.service.engine.perplexity import embedded_model, read_text
+
+pytestmark = pytest.mark.skipif(
+    not (HAS_VNNI and HAS_COMPILER), reason="holds with the native kernels: AVX-512 VNNI and GCC"
+)
 
 BLOCK_SIZE = 16
 

@@ -436,8 +436,9 @@ async def test_logs_name_the_key_and_the_caller(keys: Path) -> None:
     async with guarded(keys) as service:
         with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
             await service.create((*MINE, acting(name="x")))
-            await until(lambda: bool(lines))
-    assert [(line["key"], line["caller"]) for line in lines] == [("one", "x")]
+            await until(lambda: any(line["event"] == "request_finished" for line in lines))
+    finished = [line for line in lines if line["event"] == "request_finished"]
+    assert [(line["key"], line["caller"]) for line in finished] == [("one", "x")]
 
 
 @pytest.mark.parametrize(
