@@ -9,6 +9,7 @@ import sys
 import structlog
 
 from chatrpc_process import logs
+from chatrpc_process.interpreter import take_short_turns
 from chatrpc_process.native_log import capture_native_log
 from chatrpc_process.settings import ConfigError
 from chatrpc_process.tracing import make_tracer
@@ -39,6 +40,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  # logs may not be set up yet
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     capture_native_log()
+    take_short_turns()
     _exit_zero_on_signals()
     host, port = listener.getsockname()[:2]
     models = {"registry": str(settings.registry)} if settings.registry else None

@@ -21,6 +21,7 @@ import uvloop
 
 from chatrpc_process import logs
 from chatrpc_process.check import check_listener
+from chatrpc_process.interpreter import take_short_turns
 from chatrpc_process.keys import KeyRing, load_keys
 from chatrpc_process.native_log import capture_native_log
 from chatrpc_process.reload_metrics import ReloadMetrics
@@ -55,6 +56,7 @@ def main() -> int:
     capture_native_log()
     settings.warn_of_ignored_variables()
     bound_spinning()
+    take_short_turns()
     try:
         return uvloop.run(_watched(settings))
     except (ConfigError, ModelLoadError, OSError) as error:

@@ -20,6 +20,7 @@ from service.rpc.access import Access
 from service.rpc.caller import acting_for, received_bytes
 from service.rpc.context import Context, Handler
 from service.rpc.messages import MessageReader, Patience
+from service.rpc.refusals import RefusalPace
 from service.rpc.telemetry import CallTelemetry
 from service.rpc.work_pools import WorkPools
 
@@ -54,6 +55,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._access = access
         self._metrics = metrics
         self._patience = patience or Patience()
+        self._refusals = RefusalPace()
         self._messages = MessageReader(pools, self._patience)
         self._tracer = tracer
         self._limited_log = LimitedLog()
@@ -127,12 +129,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self, handler: Any, method: str, context: Context, counting: CallTelemetry
     ) -> AsyncIterator[Any]:
         """The message of a call whose key may send it."""
-        identity = self._access.authenticate(context.invocation_metadata() or ())
-        with acting_for(identity.caller):
-            async with self._messages.message(handler, method, context) as message:
-                counting.note_request(message)
-                with self._access.use(identity, message, received_bytes(), counting):
-                    yield message
+        name = ""  # until it is known
+        try:
+            identity = self._access.authenticate(context.invocation_metadata() or ())
+            name = identity.caller.name
+            with acting_for(identity.caller):
+                async with self._messages.message(handler, method, context) as message:
+                    counting.note_request(message)
+                    with self._access.use(identity, message, received_bytes(), counting):
+                        yield message
+        except ChatrpcError:
+            # By now the call holds nothing of what it has taken.
+            await asyncio.sleep(self._refusals.delay_s(name))
+            raise
 
     def _log_rejected(self, method: str, reason: str, kind: str) -> None:
         """Log a call that none of our services gets. Clients can make any number of these."""

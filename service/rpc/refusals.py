@@ -1,0 +1,33 @@
+"""How fast one caller is told that its requests are refused."""
+
+import time
+from collections.abc import Callable
+
+# Refusals a second, and as many more after a second without any.
+RATE = 50
+MAX_DELAY_S = 1.0
+# Callers that are remembered. Those whose time is over are forgotten beyond it.
+_MAX_CALLERS = 1024
+
+
+class RefusalPace:
+    """Delays the refusals of a caller that asks again at once after each.
+
+    A refusal costs the event loop most of a millisecond, and whoever repeats its requests without a
+    pause would have all of its time: https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next_s: dict[str, float] = {}  # when the next refusal of a caller is due
+
+    def delay_s(self, caller: str) -> float:
+        """Count a refusal of a caller, and return how long to wait before it is sent."""
+        now_s = self._clock()
+        due_s = max(self._next_s.get(caller, 0.0), now_s - 1.0)
+        self._next_s[caller] = min(due_s + 1.0 / RATE, now_s + MAX_DELAY_S)
+        if len(self._next_s) > _MAX_CALLERS:
+            self._next_s = {
+                name: next_s for name, next_s in self._next_s.items() if next_s > now_s - 1.0
+            }
+        return max(due_s - now_s, 0.0)

@@ -1,0 +1,12 @@
+import sys
+
+from chatrpc_process.interpreter import SWITCH_INTERVAL_S, take_short_turns
+
+
+def test_threads_take_short_turns() -> None:
+    before_s = sys.getswitchinterval()
+    try:
+        take_short_turns()
+        assert sys.getswitchinterval() == SWITCH_INTERVAL_S
+    finally:
+        sys.setswitchinterval(before_s)
