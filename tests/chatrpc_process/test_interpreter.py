@@ -1,5 +1,7 @@
 import sys
 
+import pytest
+
 from chatrpc_process.interpreter import SWITCH_INTERVAL_S, take_short_turns
 
 
@@ -7,6 +9,6 @@ def test_threads_take_short_turns() -> None:
     before_s = sys.getswitchinterval()
     try:
         take_short_turns()
-        assert sys.getswitchinterval() == SWITCH_INTERVAL_S
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL_S)
     finally:
         sys.setswitchinterval(before_s)
