@@ -77,8 +77,9 @@ class Scheduler:
 
     When the cache is full the last sequence of the caller that holds most of it is preempted: it
     frees its blocks and waits, to be computed anew but for what is still cached of it by then. The
-    first sequence of each caller, or at least the oldest of these, is never preempted, so some
-    sequence always gets on, and every one finishes as long as none is longer than the whole cache.
+    first sequence of each caller, or at least the oldest of these, is preempted for a more urgent
+    one of its caller alone, so some sequence always gets on, and every one finishes as long as none
+    is longer than the whole cache.
 
     The sequences of one request share the computation of their prompt: while the first computes it
     the others do not join the queue, and then they find it in the cache.
