@@ -145,40 +145,36 @@ async def _schemas(target: Target) -> None:
         await _flood(send, 40)
 
 
-async def _prompt_logprobs(target: Target) -> None:
-    """60 clients that ask for the log probabilities of each token of a long prompt."""
+async def _chats(
+    target: Target, num_clients: int, num_words: int, options: chat_pb2.ChatCompletionParams
+) -> None:
+    """Send chats of so many random words, each with the fields that `options` has."""
     metadata = (("x-api-key", target.key),)
     rng = random.Random(0)
     async with _channel(target) as channel:
         call: Any = channel.unary_unary(_CREATE)
 
         async def send() -> None:
-            params = _chat(target.model, words(2000, rng))
-            params.prompt_logprobs = 20
-            params.sampling.max_completion_tokens = 1
+            params = _chat(target.model, words(num_words, rng))
+            params.MergeFrom(options)
             data = chat_service_pb2.CreateChatCompletionRequest(params=params)
             await _answered(call(data.SerializeToString(), metadata=metadata))
 
-        await _flood(send, 60)
+        await _flood(send, num_clients)
 
 
 async def _generations(target: Target, *, priority: int = 0, n: int = 1) -> None:
     """200 clients with long answers."""
-    metadata = (("x-api-key", target.key),)
-    rng = random.Random(0)
-    async with _channel(target) as channel:
-        call: Any = channel.unary_unary(_CREATE)
+    sampling = chat_pb2.SamplingParams(n=n, max_completion_tokens=400, ignore_eos=True)
+    options = chat_pb2.ChatCompletionParams(sampling=sampling, priority=priority)
+    await _chats(target, 200, 200, options)
 
-        async def send() -> None:
-            params = _chat(target.model, words(200, rng))
-            params.sampling.n = n
-            params.sampling.max_completion_tokens = 400
-            params.sampling.ignore_eos = True
-            params.priority = priority
-            data = chat_service_pb2.CreateChatCompletionRequest(params=params)
-            await _answered(call(data.SerializeToString(), metadata=metadata))
 
-        await _flood(send, 200)
+async def _prompt_logprobs(target: Target) -> None:
+    """60 clients that ask for the log probabilities of each token of a long prompt."""
+    sampling = chat_pb2.SamplingParams(max_completion_tokens=1)
+    options = chat_pb2.ChatCompletionParams(sampling=sampling, prompt_logprobs=20)
+    await _chats(target, 60, 2000, options)
 
 
 async def _idle_connections(target: Target) -> None:

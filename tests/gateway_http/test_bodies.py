@@ -5,7 +5,7 @@ import gzip
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -380,47 +380,50 @@ async def test_compressed_body_costs_what_it_expands_to(
     assert service.calls == []
 
 
-async def test_probes_are_answered_while_a_large_body_waits(
-    service: FakeService, body: dict[str, Any]
-) -> None:
-    """The threads are occupied, and the event loop is not."""
+@asynccontextmanager
+async def occupied(service: FakeService) -> AsyncIterator[tuple[Bodies, Gate, str]]:
+    """A gateway whose thread for large bodies is occupied until the gate is open."""
     async with started(upstream=service.target) as (server, url):
         app: Any = server.config.app
         bodies: Bodies = app.state.bodies
         gate = Gate()
-        occupied = asyncio.ensure_future(decoded(bodies, Client(LARGE), gate))
+        first = asyncio.ensure_future(decoded(bodies, Client(LARGE), gate))
         await until(lambda: bool(gate.bodies))
-        async with httpx.AsyncClient(base_url=url, timeout=120) as http:
-            large = body | {"user": "x", "messages": [{"role": "user", "content": "x" * MIB}]}
-            waiting = asyncio.ensure_future(http.post(CHAT, json=large))
-            await until(lambda: bodies.num_jobs == 2)
-            assert (await http.get("/healthz")).status_code == 200
-            assert (await http.post(CHAT, json=body)).status_code == 200
-            assert not waiting.done()
-            assert await metric(http, "chatrpc_gateway_bodies_preparing", {}) == 2
-            assert await metric(http, "chatrpc_gateway_body_bytes", {}) == bodies.num_bytes
-            assert await metric(http, "chatrpc_gateway_body_bytes_capacity", {}) == 64 * MIB
-            gate.open()
-            assert (await waiting).status_code == 200
-        await occupied
+        yield bodies, gate, url
+        await first
+
+
+async def test_probes_are_answered_while_a_large_body_waits(
+    service: FakeService, body: dict[str, Any]
+) -> None:
+    """The threads are occupied, and the event loop is not."""
+    async with (
+        occupied(service) as (bodies, gate, url),
+        httpx.AsyncClient(base_url=url, timeout=120) as http,
+    ):
+        large = body | {"user": "x", "messages": [{"role": "user", "content": "x" * MIB}]}
+        waiting = asyncio.ensure_future(http.post(CHAT, json=large))
+        await until(lambda: bodies.num_jobs == 2)
+        assert (await http.get("/healthz")).status_code == 200
+        assert (await http.post(CHAT, json=body)).status_code == 200
+        assert not waiting.done()
+        assert await metric(http, "chatrpc_gateway_bodies_preparing", {}) == 2
+        assert await metric(http, "chatrpc_gateway_body_bytes", {}) == bodies.num_bytes
+        assert await metric(http, "chatrpc_gateway_body_bytes_capacity", {}) == 64 * MIB
+        gate.open()
+        assert (await waiting).status_code == 200
 
 
 async def test_large_body_of_a_client_that_hangs_up_calls_nobody(
     service: FakeService, body: dict[str, Any]
 ) -> None:
-    async with started(upstream=service.target) as (server, url):
-        app: Any = server.config.app
-        bodies: Bodies = app.state.bodies
-        gate = Gate()
-        occupied = asyncio.ensure_future(decoded(bodies, Client(LARGE), gate))
-        await until(lambda: bool(gate.bodies))
+    async with occupied(service) as (bodies, gate, url):
         async with RawClient(url) as client:
             await client.post(body | {"messages": [{"role": "user", "content": "x" * MIB}]})
             await until(lambda: bodies.num_jobs == 2)
             await client.reset()
         await until(lambda: bodies.num_jobs == 1)
         gate.open()
-        await occupied
     assert service.calls == []
 
 
