@@ -71,6 +71,15 @@ async def service() -> AsyncIterator[FakeService]:
 
 @pytest.fixture
 async def url(service: FakeService) -> AsyncIterator[str]:
+    async with serving(upstream=service.target, sse_ping_interval_s=600) as url:
+        yield url
+
+
+@pytest.fixture
+async def pinging_url(service: FakeService) -> AsyncIterator[str]:
+    """The URL of a gateway that sends a ping as soon as a stream waits. On a slow machine every
+    stream waits, so pings may come anywhere in its streams.
+    """
     async with serving(upstream=service.target, sse_ping_interval_s=0.05) as url:
         yield url
 
