@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from chatrpc_process.listening import ListenerSettings, Port
+from chatrpc_process.settings.listener import ListenerSettings, Port
 
 _UPSTREAM_FIELDS = {"upstream", "upstream_ca", "upstream_certificate", "upstream_key"}
 

@@ -12,13 +12,13 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.server import ServerState
 
 from chatrpc_process.tls import following_context
-from chatrpc_process.tracing import OFF, Tracer
+from chatrpc_process.tracing.api import OFF, Tracer
 from chatrpc_process.watchdog import watched_loop
 from gateway_http.app import build_admin_app, build_app
 from gateway_http.config import Settings
-from gateway_http.connections import Connections
-from gateway_http.http_protocol import HttpProtocol, Limits
-from gateway_http.request_log import EarlyRejections
+from gateway_http.http.connections import Connections
+from gateway_http.http.http11 import HttpProtocol, Limits
+from gateway_http.http.request_record import EarlyRejections
 
 # How long the last answers may take to reach their clients, once the grace is over.
 _LAST_WORDS_S = 2

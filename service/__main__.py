@@ -19,16 +19,16 @@ from contextlib import suppress
 import structlog
 import uvloop
 
-from chatrpc_process import logs
+from chatrpc_process.access.keys import KeyRing, load_keys
 from chatrpc_process.check import check_listener
+from chatrpc_process.errors import ConfigError
+from chatrpc_process.files.reload_metrics import ReloadMetrics
+from chatrpc_process.files.watched import Watched, watching
 from chatrpc_process.interpreter import take_short_turns
-from chatrpc_process.keys import KeyRing, load_keys
-from chatrpc_process.native_log import capture_native_log
-from chatrpc_process.reload_metrics import ReloadMetrics
-from chatrpc_process.settings import ConfigError
-from chatrpc_process.tracing import make_tracer
+from chatrpc_process.logs import configuration
+from chatrpc_process.logs.native import capture_native_log
+from chatrpc_process.tracing.api import make_tracer
 from chatrpc_process.watchdog import watched_loop
-from chatrpc_process.watched import Watched, watching
 from service.config import ServiceSettings
 from service.engine.async_engine import AsyncEngine
 from service.errors import ModelLoadError
@@ -36,10 +36,10 @@ from service.metrics import Metrics
 from service.metrics_port import MetricsPort
 from service.model import ModelLoader
 from service.openmp import bound_spinning
-from service.rpc.access import Access
-from service.rpc.lifecycle import Lifecycle
-from service.rpc.messages import Patience
+from service.rpc.calls.authorization import Access
+from service.rpc.calls.message_reader import Patience
 from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.serving.lifecycle import Lifecycle
 
 log = structlog.get_logger("service.__main__")  # where `__name__` is "__main__"
 
@@ -52,7 +52,7 @@ def main() -> int:
         return 2
     if settings.check:
         return check_listener(settings).report()
-    logs.configure(settings.log_level, settings.log_format)
+    configuration.configure(settings.log_level, settings.log_format)
     capture_native_log()
     settings.warn_of_ignored_variables()
     bound_spinning()

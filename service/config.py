@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ByteSize, Field, model_validator
 from pydantic_settings import CliImplicitFlag, SettingsConfigDict
 
-from chatrpc_process.listening import ListenerSettings, Port
+from chatrpc_process.settings.listener import ListenerSettings, Port
 from service.cache import default_cache_dir
 
 

@@ -18,11 +18,11 @@ from functools import partial
 
 import structlog
 
+from service.domain.engine import Caller, EngineStats, Request, TokenOutput
 from service.engine.admission import Admission
 from service.engine.core import EngineCore, RequestOutput
 from service.engine.output_slot import OutputSlot
 from service.errors import ContextLengthExceeded, EngineDead
-from service.types import Caller, EngineStats, Request, TokenOutput
 
 # An output costs 0.3 ms of a core on its way to the client, and hardly more if it has more tokens.
 # So many a second are let go, of all streams together, as long as none is kept longer than that.

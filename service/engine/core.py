@@ -7,10 +7,10 @@ from typing import Protocol
 
 import structlog
 
+from service.domain.engine import EngineStats, Request, RequestTimes, TokenLogprobs, TokenOutput
 from service.engine.scheduler import Batch, Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
 from service.errors import ChatrpcError, ConstraintFailed, DeadlinePassed, StepFailed
-from service.types import EngineStats, Request, RequestTimes, TokenLogprobs, TokenOutput
 
 # One step may fail because of a request in it. When as many in a row do, it is not the requests.
 MAX_FAILED_STEPS = 3

@@ -2,8 +2,8 @@
 
 import asyncio
 
+from service.domain.engine import TokenOutput
 from service.errors import ChatrpcError
-from service.types import TokenOutput
 
 
 class OutputSlot:

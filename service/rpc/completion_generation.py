@@ -5,32 +5,27 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from chatrpc.v1 import completion_pb2
+from service.domain.engine import FinishReason, Request, TokenLogprobs, TokenOutput
+from service.domain.grammar import AnswerConstraint
+from service.domain.model import ServedModel, Tokenizer
+from service.domain.sampling import SamplingParams
 from service.errors import InvalidField
-from service.rpc import convert, phases
-from service.rpc.caller import current_caller, reserve_exactly
-from service.rpc.completion_request import (
+from service.rpc.calls import engine_timings
+from service.rpc.calls.caller import current_caller, reserve_exactly
+from service.rpc.calls.deadline import until
+from service.rpc.calls.work_pools import WorkPools
+from service.rpc.decode import chat
+from service.rpc.decode.completion import (
     CompletionRequest,
     completion_request,
     context_length_exceeded,
 )
-from service.rpc.deadline import until
 from service.rpc.generation import bad_token_sequences, check_form, stop_token_ids
-from service.rpc.merged import Merged
-from service.rpc.work_pools import WorkPools
-from service.text.answer import AnswerText, TextDelta
-from service.text.answer_grammar import AnswerGrammar
+from service.rpc.merged_streams import Merged
 from service.text.conversation import cached_grammar, compile_grammar, form_grammar
+from service.text.grammar_spec import AnswerGrammar
+from service.text.output_text import AnswerText, TextDelta
 from service.text.prompt_length import least_num_tokens
-from service.types import (
-    AnswerConstraint,
-    FinishReason,
-    Request,
-    SamplingParams,
-    ServedModel,
-    Tokenizer,
-    TokenLogprobs,
-    TokenOutput,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +70,7 @@ async def prepare(
         InvalidField, or one of its kinds: The first mistake found.
         DeadlinePassed, PreparationFull
     """
-    priority = convert.priority(params, current_caller())
+    priority = chat.priority(params, current_caller())
     async with until(deadline):
         completion, prompts, grammar, constraint = await pools.text(_read, params, model)
         if grammar is not None and constraint is None:
@@ -150,7 +145,7 @@ async def generate(
         _PromptAnswer(i, request.n, model.tokenizer, sampling, prepared.constraint)
         for i, request in enumerate(requests)
     ]
-    phases.ask(*requests)
+    engine_timings.ask(*requests)
     reserve_exactly(requests, model.card.max_model_len)
     sources = [model.engine.generate(request, is_reserved=True) for request in requests]
     async with aclosing(Merged(sources)) as outputs:

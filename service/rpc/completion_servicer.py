@@ -5,16 +5,16 @@ from contextlib import aclosing, asynccontextmanager
 
 from chatrpc.v1 import completion_pb2, completion_service_pb2, completion_service_pb2_grpc
 from service.errors import MissingField
-from service.rpc.caller import current_caller
-from service.rpc.completion_answers import CompletionBuilder
+from service.rpc.calls.caller import current_caller
+from service.rpc.calls.context import Context
+from service.rpc.calls.deadline import deadline_of
+from service.rpc.calls.initial_metadata import announced
+from service.rpc.calls.work_pools import WorkPools
 from service.rpc.completion_generation import ChoiceDelta, generate, prepare
-from service.rpc.completion_request import num_sequences
-from service.rpc.context import Context
-from service.rpc.deadline import deadline_of
-from service.rpc.initial_metadata import announced
-from service.rpc.lifecycle import Lifecycle
-from service.rpc.logprobs import check_number
-from service.rpc.work_pools import WorkPools
+from service.rpc.decode.completion import num_sequences
+from service.rpc.encode.completion import CompletionBuilder
+from service.rpc.encode.logprobs import check_number
+from service.rpc.serving.lifecycle import Lifecycle
 
 
 class CompletionServicer(completion_service_pb2_grpc.CompletionServiceServicer):

@@ -15,20 +15,20 @@ from chatrpc.v1 import (
     model_service_pb2_grpc,
 )
 from chatrpc_process.tls import TlsFiles, watch_tls
-from chatrpc_process.tracing import OFF, Tracer
+from chatrpc_process.tracing.api import OFF, Tracer
 from service.metrics import Metrics
-from service.rpc.access import Access
+from service.rpc.calls.authorization import Access
+from service.rpc.calls.interceptor import CallInterceptor
+from service.rpc.calls.message_reader import Patience
+from service.rpc.calls.standard_services import StandardServiceInterceptor
+from service.rpc.calls.work_pools import WorkPools
 from service.rpc.chat_servicer import ChatServicer
 from service.rpc.completion_servicer import CompletionServicer
-from service.rpc.interceptor import CallInterceptor
-from service.rpc.lifecycle import Lifecycle
-from service.rpc.messages import Patience
 from service.rpc.model_servicer import ModelServicer
-from service.rpc.orca import LoadReports
-from service.rpc.reflection import enable_reflection
-from service.rpc.standard_services import StandardServiceInterceptor
-from service.rpc.tls import server_credentials
-from service.rpc.work_pools import WorkPools
+from service.rpc.serving.lifecycle import Lifecycle
+from service.rpc.serving.load_reports import LoadReports
+from service.rpc.serving.reflection import enable_reflection
+from service.rpc.serving.tls import server_credentials
 
 # As the gateway's limit of a body. Answers may be longer: log probabilities take much room.
 MAX_RECEIVED_BYTES = 8 << 20

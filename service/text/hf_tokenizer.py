@@ -11,12 +11,12 @@ from typing import Any
 
 import tokenizers
 
+from service.domain.chat import PromptOptions
 from service.errors import ModelLoadError, TemplateRefused, UnsupportedField
 from service.text import jinja_template
 from service.text.chat_template import with_known_roles
 from service.text.control_tokens import ControlTokens, encode
 from service.text.token_bytes import TokenBytes
-from service.types import PromptOptions
 
 # Tokenizers of other libraries, which transformers converts.
 _OLDER_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")

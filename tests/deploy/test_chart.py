@@ -11,7 +11,7 @@ import pytest
 
 from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
-from service.rpc.lifecycle import LIVENESS, READINESS, STARTUP
+from service.rpc.serving.lifecycle import LIVENESS, READINESS, STARTUP
 from tests.deploy.chart import (
     CHART,
     CUSTOM,

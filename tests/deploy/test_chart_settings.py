@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import trustme
 
-from chatrpc_process.settings import ProcessSettings
+from chatrpc_process.settings.process import ProcessSettings
 from gateway_http.config import Settings as GatewaySettings
-from gateway_http.registry import load_registry
+from gateway_http.upstream.registry import load_registry
 from service.config import ServiceSettings
 from tests.deploy.chart import (
     CHART,

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from chatrpc_process.settings import ProcessSettings
+from chatrpc_process.settings.process import ProcessSettings
 from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
 from tests.deploy.chart import ROOT, merged

@@ -6,8 +6,15 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from service.domain.engine import (
+    Caller,
+    EngineStats,
+    FinishReason,
+    Request,
+    TokenLogprobs,
+    TokenOutput,
+)
 from service.errors import ChatrpcError
-from service.types import Caller, EngineStats, FinishReason, Request, TokenLogprobs, TokenOutput
 
 
 class FakeEngine:

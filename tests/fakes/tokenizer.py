@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from service.domain.chat import PromptOptions
 from service.errors import TemplateRefused
-from service.types import PromptOptions
 
 EOS = 256
 

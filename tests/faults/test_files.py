@@ -14,20 +14,22 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from chatrpc_process.small_file import MAX_BYTES
+from chatrpc_process.files.small_file import MAX_BYTES
 from chatrpc_process.tls import TlsFiles
-from service.rpc.lifecycle import Lifecycle
+from service.domain.engine import FinishReason, TokenOutput
+from service.domain.model import ServedModel
+from service.domain.sampling import SamplingParams
 from service.rpc.server import SERVICE_NAMES, Server
-from service.types import FinishReason, SamplingParams, ServedModel, TokenOutput
+from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.fakes.wait import until
 from tests.faults.program import Client
 from tests.gateway_http.api_keys import OTHER, SECRET, key
+from tests.service.rpc.calls.test_authorization import Guarded, guarded
 from tests.service.rpc.conftest import CARD
 from tests.service.rpc.details import refusal
-from tests.service.rpc.test_access import Guarded, guarded
-from tests.service.rpc.test_tls import check, read, trusting
+from tests.service.rpc.serving.test_tls import check, read, trusting
 from tests.tls_files import issue, write
 
 

@@ -6,9 +6,11 @@ import socket
 import httpx
 import pytest
 
-from service.rpc.lifecycle import Lifecycle
+from service.domain.engine import FinishReason, TokenOutput
+from service.domain.model import ServedModel
+from service.domain.sampling import SamplingParams
 from service.rpc.server import OPTIONS, SERVICE_NAMES, Server
-from service.types import FinishReason, SamplingParams, ServedModel, TokenOutput
+from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer

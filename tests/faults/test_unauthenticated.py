@@ -8,10 +8,10 @@ import grpc
 import httpx
 import pytest
 
-from chatrpc_process.secret import digest_of
+from chatrpc_process.access.secret import digest_of
 from gateway_http.endpoints import ENDPOINTS, Endpoint
-from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.serving.lifecycle import Lifecycle
 from tests.faults.program import Client, Gateway, Service, body, http_client
 
 KEY = "sk-chatrpc-of-somebody"

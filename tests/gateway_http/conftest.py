@@ -9,12 +9,13 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from chatrpc_process.tracing import OFF, Tracer
+from chatrpc_process.tracing.api import OFF, Tracer
 from gateway_http.config import Settings
 from gateway_http.server import Server as Gateway
-from service.rpc.lifecycle import Lifecycle
+from service.domain.model import ServedModel
+from service.domain.sampling import SamplingParams
 from service.rpc.server import SERVICE_NAMES, Server
-from service.types import SamplingParams, ServedModel
+from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.chat_service import FakeService
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer

@@ -11,10 +11,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chatrpc_process import logs
-from service.rpc.lifecycle import Lifecycle
+from chatrpc_process.logs import configuration
+from service.domain.engine import EngineStats, FinishReason, TokenOutput
+from service.domain.model import ServedModel
+from service.domain.sampling import SamplingParams
 from service.rpc.server import SERVICE_NAMES, Server
-from service.types import EngineStats, FinishReason, SamplingParams, ServedModel, TokenOutput
+from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.service.rpc.conftest import CARD
@@ -120,5 +122,5 @@ async def _main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    logs.configure("error", "text")  # what is written to standard output is read
+    configuration.configure("error", "text")  # what is written to standard output is read
     asyncio.run(_main(sys.argv[1]))

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from chatrpc_process.settings import ConfigError
+from chatrpc_process.errors import ConfigError
 from gateway_http.config import Settings
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text()

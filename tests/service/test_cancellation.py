@@ -12,8 +12,8 @@ from chatrpc.v1 import chat_service_pb2, chat_service_pb2_grpc
 from service.config import ServiceSettings
 from service.engine.async_engine import AsyncEngine
 from service.model import ModelLoader
-from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.wait import until
 from tests.service.test_main import request, save_model
 

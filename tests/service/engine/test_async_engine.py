@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.domain.engine import Caller, EngineStats, FinishReason, Request, TokenOutput
+from service.domain.sampling import SamplingParams
 from service.engine.async_engine import AsyncEngine
 from service.engine.block_pool import BlockPool
 from service.engine.core import DeviceLost, EngineCore
@@ -23,7 +25,6 @@ from service.errors import (
     QueueFull,
     StepFailed,
 )
-from service.types import Caller, EngineStats, FinishReason, Request, SamplingParams, TokenOutput
 from tests.fakes.runner import FakeRunner, answer, make_core
 from tests.service.engine.requests import make_request
 

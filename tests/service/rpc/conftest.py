@@ -14,9 +14,10 @@ from chatrpc.v1 import (
     completion_service_pb2_grpc,
     model_service_pb2_grpc,
 )
-from service.rpc.lifecycle import Lifecycle
+from service.domain.model import ModelCard, ServedModel
+from service.domain.sampling import SamplingParams
 from service.rpc.server import SERVICE_NAMES, Server
-from service.types import ModelCard, SamplingParams, ServedModel
+from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 

@@ -14,7 +14,7 @@ from tests.fakes.tokenizer import ByteTokenizer
 from tests.fakes.wait import until
 from tests.service.rpc.conftest import CARD, Running
 from tests.service.rpc.details import refusal
-from tests.service.rpc.serving import served
+from tests.service.rpc.running_server import served
 
 
 class Unused(ByteTokenizer):

@@ -13,8 +13,8 @@ from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from service.rpc.lifecycle import Lifecycle
 from service.rpc.server import OPTIONS, SERVICE_NAMES, Server
+from service.rpc.serving.lifecycle import Lifecycle
 from tests.service.rpc.conftest import Running
 
 
