@@ -10,7 +10,7 @@ import structlog
 
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.interpreter import take_short_turns
-from chatrpc_process.logs import configuration
+from chatrpc_process.logs.configuration import configure_logging
 from chatrpc_process.logs.native import capture_native_log
 from chatrpc_process.tracing.api import make_tracer
 from gateway_http.check import check
@@ -31,7 +31,7 @@ def main() -> None:
         settings = Settings.load(sys.argv[1:])
         if settings.check:
             sys.exit(check(settings).report())
-        configuration.configure(settings.log_level, settings.log_format)
+        configure_logging(settings.log_level, settings.log_format)
         settings.warn_of_ignored_variables()
         tracer = make_tracer(settings.otlp_endpoint, "chatrpc-gateway")
         server = Server(settings, tracer)

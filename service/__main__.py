@@ -25,7 +25,7 @@ from chatrpc_process.errors import ConfigError
 from chatrpc_process.files.reload_metrics import ReloadMetrics
 from chatrpc_process.files.watched import Watched, watching
 from chatrpc_process.interpreter import take_short_turns
-from chatrpc_process.logs import configuration
+from chatrpc_process.logs.configuration import configure_logging
 from chatrpc_process.logs.native import capture_native_log
 from chatrpc_process.tracing.api import make_tracer
 from chatrpc_process.watchdog import watched_loop
@@ -52,7 +52,7 @@ def main() -> int:
         return 2
     if settings.check:
         return check_listener(settings).report()
-    configuration.configure(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format)
     capture_native_log()
     settings.warn_of_ignored_variables()
     bound_spinning()

@@ -16,7 +16,7 @@ from pydantic_settings import SettingsConfigDict
 
 from chatrpc_process.check import check_listener
 from chatrpc_process.errors import ConfigError
-from chatrpc_process.logs import configuration
+from chatrpc_process.logs.configuration import configure_logging
 from service.config import ServiceSettings
 from service.errors import ModelLoadError
 from service.model import ModelLoader
@@ -46,7 +46,7 @@ def main() -> int:
         return 2
     if settings.check:
         return check_listener(settings).report()
-    configuration.configure(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format)
     settings.warn_of_ignored_variables()
     bound_spinning()
     loader = ModelLoader(settings)

@@ -27,7 +27,7 @@ _MAX_VALUE_CHARS = 2000
 _MULTILINE = frozenset({"exception", "stack"})
 
 
-def configure(level: LogLevel, log_format: LogFormat) -> None:
+def configure_logging(level: LogLevel, log_format: LogFormat) -> None:
     """Send every log line of this process to stderr, at `level` and above."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,

@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 
 class AsyncEngine:
-    """`service.types.Engine` over an `EngineCore` that lives on a thread of its own.
+    """`service.domain.engine.Engine` over an `EngineCore` that lives on a thread of its own.
 
     Args:
         load: makes the core and says its longest sequence; called on the engine's thread, so that
@@ -112,7 +112,7 @@ class AsyncEngine:
         return not self._dead.is_set()
 
     async def wait_dead(self) -> None:
-        """See `service.types.Engine.wait_dead`. Steps are watched for as long as somebody waits."""
+        """See `service.domain.engine.Engine.wait_dead`. Steps are watched for as long as somebody waits."""
         tick_s = min(_LONGEST_TICK_S, self._step_timeout_s / _LEAST_TICKS)
         stuck_s, num_turns = 0.0, -1
         while not self._dead.is_set():
@@ -133,7 +133,7 @@ class AsyncEngine:
 
     @contextmanager
     def reserve(self, caller: Caller, num_sequences: int) -> Iterator[None]:
-        """See `service.types.Engine.reserve`."""
+        """See `service.domain.engine.Engine.reserve`."""
         if self._is_closed:
             raise EngineDead
         self._admission.enter(caller, num_sequences, time.monotonic())
@@ -145,7 +145,7 @@ class AsyncEngine:
     async def generate(
         self, request: Request, *, is_reserved: bool = False
     ) -> AsyncGenerator[TokenOutput, int | None]:
-        """See `service.types.Engine.generate`."""
+        """See `service.domain.engine.Engine.generate`."""
         places = nullcontext() if is_reserved else self.reserve(request.caller, request.n)
         with places, self._inside(request) as (request_id, slot):
             yield TokenOutput()

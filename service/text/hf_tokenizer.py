@@ -116,7 +116,7 @@ class HfTokenizer:
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """See `service.types.Tokenizer.token_bytes`."""
+        """See `service.domain.model.Tokenizer.token_bytes`."""
         return self._token_bytes(token_id)
 
     def special_token_id(self, text: str) -> int | None:

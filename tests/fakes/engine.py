@@ -18,7 +18,7 @@ from service.errors import ChatrpcError
 
 
 class FakeEngine:
-    """`service.types.Engine` that gives each sequence of a request the outputs of `script`; or to
+    """`service.domain.engine.Engine` that gives each sequence of a request the outputs of `script`; or to
     each its own, where they have indices.
 
     A step of the script is an output, an error to raise or an event to wait for. Log probabilities

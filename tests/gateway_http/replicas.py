@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chatrpc_process.logs import configuration
+from chatrpc_process.logs.configuration import configure_logging
 from service.domain.engine import EngineStats, FinishReason, TokenOutput
 from service.domain.model import ServedModel
 from service.domain.sampling import SamplingParams
@@ -122,5 +122,5 @@ async def _main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    configuration.configure("error", "text")  # what is written to standard output is read
+    configure_logging("error", "text")  # what is written to standard output is read
     asyncio.run(_main(sys.argv[1]))

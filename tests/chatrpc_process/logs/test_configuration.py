@@ -12,8 +12,8 @@ from chatrpc_process.logs.configuration import printable
 _SCRIPT = """
 import logging, sys, warnings
 import structlog
-from chatrpc_process import logs
-logs.configure(sys.argv[1], sys.argv[2])
+from chatrpc_process.logs.configuration import configure_logging
+configure_logging(sys.argv[1], sys.argv[2])
 """
 
 

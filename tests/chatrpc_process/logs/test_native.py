@@ -18,9 +18,9 @@ from tests.tls_files import issue
 
 _SCRIPT = """
 import ctypes, os, sys, threading, time
-from chatrpc_process import logs
-from chatrpc_process.native_log import capture_native_log
-logs.configure("info", "json")
+from chatrpc_process.logs.configuration import configure_logging
+from chatrpc_process.logs.native import capture_native_log
+configure_logging("info", "json")
 capture_native_log()
 libc = ctypes.CDLL(None)
 stderr = ctypes.c_void_p.in_dll(libc, "stderr")

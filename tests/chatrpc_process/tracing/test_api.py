@@ -87,8 +87,8 @@ def test_a_collector_without_the_extra_is_an_error_that_names_it() -> None:
     code = """
 import sys
 sys.modules["opentelemetry"] = None
-from chatrpc_process.settings import ConfigError
-from chatrpc_process.tracing import make_tracer
+from chatrpc_process.errors import ConfigError
+from chatrpc_process.tracing.api import make_tracer
 try:
     make_tracer("http://localhost:4318", "test")
 except ConfigError as error:
@@ -101,7 +101,7 @@ except ConfigError as error:
 def test_without_a_collector_the_library_is_not_even_imported() -> None:
     code = """
 import sys
-from chatrpc_process.tracing import make_tracer
+from chatrpc_process.tracing.api import make_tracer
 import gateway_http.app, service.rpc.server
 make_tracer(None, "test")
 sys.exit(any(name.startswith("opentelemetry") for name in sys.modules))

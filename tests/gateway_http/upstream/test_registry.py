@@ -191,7 +191,7 @@ def test_nothing_is_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/routing.md"])
 def test_what_the_documentation_shows_is_a_registry(tmp_path: Path, page: str) -> None:
-    text = (Path(__file__).parents[2] / page).read_text()
+    text = (Path(__file__).parents[3] / page).read_text()
     (tmp_path / "tls").mkdir()
     (tmp_path / "tls/ca.crt").write_bytes(trustme.CA().cert_pem.bytes())
     (tmp_path / "large.key").write_text("sk-large")
