@@ -112,7 +112,7 @@ class AsyncEngine:
         return not self._dead.is_set()
 
     async def wait_dead(self) -> None:
-        """See `service.domain.engine.Engine.wait_dead`. Steps are watched for as long as somebody waits."""
+        """See `service.domain.engine.Engine.wait_dead`. Steps are watched while somebody waits."""
         tick_s = min(_LONGEST_TICK_S, self._step_timeout_s / _LEAST_TICKS)
         stuck_s, num_turns = 0.0, -1
         while not self._dead.is_set():

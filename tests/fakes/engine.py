@@ -18,8 +18,8 @@ from service.errors import ChatrpcError
 
 
 class FakeEngine:
-    """`service.domain.engine.Engine` that gives each sequence of a request the outputs of `script`; or to
-    each its own, where they have indices.
+    """An `Engine` that gives each sequence of a request the outputs of `script`, or the sequence's
+    own outputs where they have indices.
 
     A step of the script is an output, an error to raise or an event to wait for. Log probabilities
     that are asked for and not in the script are made up, by `logprobs_of`. `requests` are those
