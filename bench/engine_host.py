@@ -36,7 +36,7 @@ async def serve(variant: str, table: Mapping[str, Load], ask: Ask, say: Say) -> 
         loader.load, max_num_seqs=settings.max_num_seqs, max_queue_size=settings.max_queue_size
     )
     await engine.start()
-    await obey(EngineClient(engine, loader.served(engine).tokenizer), table, ask, say)
+    await obey(EngineClient(engine, loader.local_model(engine).tokenizer), table, ask, say)
     await engine.stop()
 
 

@@ -11,12 +11,14 @@ from service.checkpoint import (
     resolve,
 )
 from service.config import ServiceSettings
+from service.domain.backend import ServedModel
 from service.domain.chat import JsonLayout
 from service.domain.engine import Engine
-from service.domain.model import ChatFormats, ModelCard, ReasoningFormat, ServedModel, ToolFormat
+from service.domain.model import ChatFormats, LocalModel, ModelCard, ReasoningFormat, ToolFormat
 from service.domain.sampling import SamplingParams
 from service.engine.core import EngineCore
 from service.fingerprint import fingerprint
+from service.generation.local_backend import locally_served
 from service.text.formats import chat_formats
 from service.text.grammars import CompiledGrammars, load_token_trie
 from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
@@ -105,7 +107,11 @@ class ModelLoader:
         return self._settings.served_model_name or self._checkpoint.id
 
     def served(self, engine: Engine) -> ServedModel:
-        """The loaded model, answering through `engine`."""
+        """Return the loaded model as requests find it."""
+        return locally_served(self.local_model(engine))
+
+    def local_model(self, engine: Engine) -> LocalModel:
+        """Return the loaded model, served by `engine`."""
         path = self._checkpoint.path
         card = ModelCard(
             id=self.model_id,
@@ -116,7 +122,7 @@ class ModelLoader:
             max_model_len=engine.max_model_len,
             fingerprint=fingerprint(path, self._settings.dtype, self._settings.quantization),
         )
-        return ServedModel(
+        return LocalModel(
             card,
             self._tokenizer,
             engine,

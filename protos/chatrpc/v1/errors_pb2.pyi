@@ -64,6 +64,10 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     """PERMISSION_DENIED: the call names another caller (`chatrpc.v1.CallerInfo`), and its key may not act
     for others.
     """
+    ERROR_REASON_UNSUPPORTED_METHOD: _ErrorReason.ValueType  # 15
+    """The model's backend does not implement the method (UNIMPLEMENTED). A model without a tokenizer
+    does not support Tokenize and Detokenize.
+    """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 20
     """UNAVAILABLE: another replica may take the request. With a `google.rpc.RetryInfo`."""
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 21
@@ -118,6 +122,10 @@ ERROR_REASON_LIMIT_REACHED: ErrorReason.ValueType  # 13
 ERROR_REASON_ACTING_FORBIDDEN: ErrorReason.ValueType  # 14
 """PERMISSION_DENIED: the call names another caller (`chatrpc.v1.CallerInfo`), and its key may not act
 for others.
+"""
+ERROR_REASON_UNSUPPORTED_METHOD: ErrorReason.ValueType  # 15
+"""The model's backend does not implement the method (UNIMPLEMENTED). A model without a tokenizer
+does not support Tokenize and Detokenize.
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 20
 """UNAVAILABLE: another replica may take the request. With a `google.rpc.RetryInfo`."""

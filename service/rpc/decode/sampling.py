@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from chatrpc.v1 import chat_pb2
+from service.domain.backend import ModelSpec
 from service.domain.sampling import SamplingParams
 from service.errors import InvalidField
 
@@ -42,9 +43,7 @@ _LARGEST_BIAS = 100.0
 _LARGEST_REPETITION_PENALTY = 1000.0
 
 
-def sampling_params(
-    proto: chat_pb2.SamplingParams, defaults: SamplingParams, vocab_size: int
-) -> SamplingParams:
+def sampling_params(proto: chat_pb2.SamplingParams, spec: ModelSpec) -> SamplingParams:
     """The parameters, the model's defaults where the request says nothing.
 
     Raises:
@@ -65,19 +64,35 @@ def sampling_params(
         text = f"at most the limit of generated tokens, which is {limit}"
         _check("min_tokens", proto.min_tokens <= limit, text, given)
     return replace(
-        defaults,
+        spec.sampling_defaults,
         **{_NAMES[name]: value for name, value in given.items() if name in _NAMES},
-        logit_bias=_logit_bias(proto, vocab_size),
-        allowed_token_ids=_allowed_token_ids(proto, vocab_size),
+        logit_bias=_logit_bias(proto, spec.vocab_size),
+        allowed_token_ids=_allowed_token_ids(proto, spec.vocab_size),
         bad_words=_strings(proto.bad_words, "bad_words", MAX_BAD_WORDS),
         stop=_strings(proto.stop, "stop", MAX_STOP_STRINGS),
-        stop_token_ids=_stop_token_ids(proto, vocab_size),
+        stop_token_ids=_stop_token_ids(proto, spec.vocab_size),
     )
 
 
-def check_token_ids(token_ids: Sequence[int], vocab_size: int, path: str) -> None:
+def num_choices(sampling: chat_pb2.SamplingParams, max_choices: int = MAX_N) -> int:
+    """How many choices a request asks for.
+
+    Args:
+        max_choices: How many the service has room for.
+
+    Raises:
+        InvalidField: There are none, or more than may be.
+    """
+    n = sampling.n if sampling.HasField("n") else 1
+    most = min(max_choices, MAX_N)
+    if not 1 <= n <= most:
+        raise InvalidField("sampling.n", f"must be between 1 and {most}, not {n}.")
+    return n
+
+
+def check_token_ids(token_ids: Sequence[int], vocab_size: int | None, path: str) -> None:
     """Raise InvalidField for the first id that the vocabulary does not have."""
-    if token_ids and max(token_ids) >= vocab_size:
+    if vocab_size is not None and token_ids and max(token_ids) >= vocab_size:
         i = next(i for i, token_id in enumerate(token_ids) if token_id >= vocab_size)
         raise InvalidField(
             f"{path}[{i}]", f"{token_ids[i]} is not a token id; the vocabulary has {vocab_size}."
@@ -90,11 +105,11 @@ def _check(name: str, is_right: bool, expected: str, given: dict[str, float]) ->
         raise InvalidField(f"sampling.{name}", f"must be {expected}, not {given[name]:g}.")
 
 
-def _logit_bias(proto: chat_pb2.SamplingParams, vocab_size: int) -> dict[int, float]:
+def _logit_bias(proto: chat_pb2.SamplingParams, vocab_size: int | None) -> dict[int, float]:
     if len(proto.logit_bias) > MAX_LOGIT_BIASES:
         raise InvalidField("sampling.logit_bias", f"has at most {MAX_LOGIT_BIASES} tokens.")
     for token_id, bias in proto.logit_bias.items():
-        if token_id >= vocab_size:
+        if vocab_size is not None and token_id >= vocab_size:
             raise InvalidField(
                 "sampling.logit_bias",
                 f"{token_id} is not a token id; the vocabulary has {vocab_size}.",
@@ -107,8 +122,10 @@ def _logit_bias(proto: chat_pb2.SamplingParams, vocab_size: int) -> dict[int, fl
     return dict(proto.logit_bias)
 
 
-def _allowed_token_ids(proto: chat_pb2.SamplingParams, vocab_size: int) -> frozenset[int] | None:
-    if len(proto.allowed_token_ids) > vocab_size:
+def _allowed_token_ids(
+    proto: chat_pb2.SamplingParams, vocab_size: int | None
+) -> frozenset[int] | None:
+    if vocab_size is not None and len(proto.allowed_token_ids) > vocab_size:
         raise InvalidField(
             "sampling.allowed_token_ids", f"The vocabulary has {vocab_size} tokens alone."
         )
@@ -116,7 +133,7 @@ def _allowed_token_ids(proto: chat_pb2.SamplingParams, vocab_size: int) -> froze
     return frozenset(proto.allowed_token_ids) or None
 
 
-def _stop_token_ids(proto: chat_pb2.SamplingParams, vocab_size: int) -> frozenset[int]:
+def _stop_token_ids(proto: chat_pb2.SamplingParams, vocab_size: int | None) -> frozenset[int]:
     if len(proto.stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise InvalidField(
             "sampling.stop_token_ids", f"At most {MAX_STOP_TOKEN_IDS} stop tokens are taken."

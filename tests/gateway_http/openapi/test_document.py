@@ -13,12 +13,14 @@ from gateway_http.config import Settings
 from gateway_http.endpoints import ENDPOINTS
 from gateway_http.openapi.document import document
 from gateway_http.openapi.fields import FIELDS
+from service.domain.backend import ModelSpec
 from service.domain.sampling import SamplingParams
 from service.errors import InvalidField
 from service.rpc.decode.sampling import sampling_params
 
 DOCUMENT = document("1.0")
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
+SPEC = ModelSpec(1000, 128, SamplingParams(), vocab_size=100)
 BODIES = [endpoint.body.__name__ for endpoint in ENDPOINTS if endpoint.body]
 
 
@@ -72,11 +74,11 @@ def test_what_is_refused_by_name_is_not_described(body: str) -> None:
 def test_limits_are_those_of_the_service(name: str) -> None:
     limits = FIELDS[name].limits
     for value in (limits["minimum"], limits["maximum"]):
-        sampling_params(chat_pb2.SamplingParams(**{name: value}), SamplingParams(), 100)
+        sampling_params(chat_pb2.SamplingParams(**{name: value}), SPEC)
     for value in (limits["minimum"] - 0.01, limits["maximum"] + 0.01):
         wrong = chat_pb2.SamplingParams(**{name: value})
         with pytest.raises(InvalidField):
-            sampling_params(wrong, SamplingParams(), 100)
+            sampling_params(wrong, SPEC)
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])

@@ -14,8 +14,9 @@ from chatrpc.v1 import (
     completion_service_pb2_grpc,
     model_service_pb2_grpc,
 )
-from service.domain.model import ModelCard, ServedModel
+from service.domain.model import LocalModel, ModelCard
 from service.domain.sampling import SamplingParams
+from service.generation.local_backend import locally_served
 from service.rpc.server import SERVICE_NAMES, Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
@@ -50,7 +51,7 @@ class Running:
     server: Server
     channel: grpc.aio.Channel
     port: int
-    model: ServedModel
+    model: LocalModel
     chat: "chat_service_pb2_grpc.ChatServiceAsyncStub" = field(init=False)
     completions: "completion_service_pb2_grpc.CompletionServiceAsyncStub" = field(init=False)
     models: "model_service_pb2_grpc.ModelServiceAsyncStub" = field(init=False)
@@ -67,9 +68,7 @@ class Running:
 async def starting() -> AsyncIterator[Running]:
     """A server whose model is not loaded yet."""
     engine = FakeEngine()
-    model = ServedModel(
-        CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), vocab_size=257
-    )
+    model = LocalModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
     lifecycle = Lifecycle(SERVICE_NAMES)
     server = Server(lifecycle, request_timeout_s=60)
     port = await server.start("127.0.0.1", 0)
@@ -81,5 +80,5 @@ async def starting() -> AsyncIterator[Running]:
 @pytest.fixture
 async def running(starting: Running) -> Running:
     """A server that serves the model `fake`, also called `alias`."""
-    await starting.lifecycle.serve(starting.model)
+    await starting.lifecycle.serve(locally_served(starting.model))
     return starting
