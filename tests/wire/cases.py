@@ -36,6 +36,7 @@ class Setup:
         has_grammars: Whether the model can follow grammars.
         has_keys: Whether the service and the gateway ask for the API key `SECRET`, which may use
             the model `fake` only.
+        key_limits: Further lines of the key's entry in the file of keys, which is TOML.
         gateway: Options of the gateway.
     """
 
@@ -50,6 +51,7 @@ class Setup:
     reasoning: str = "none"
     has_grammars: bool = True
     has_keys: bool = False
+    key_limits: tuple[str, ...] = ()
     gateway: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -124,6 +124,12 @@ _CHATS = [
     *_chat("service_draining", Setup(state="draining")),
     *_chat("without_key", Setup(has_keys=True)),
     *_chat("wrong_key", Setup(has_keys=True), (("x-api-key", "other"),)),
+    *_chat(
+        "exceeds_limit",
+        Setup(has_keys=True, key_limits=("tokens_per_minute = 10",)),
+        (("x-api-key", SECRET),),
+        messages=[{"role": "ROLE_USER", "content": [{"text": "x" * 500}]}],
+    ),
     *_chat("model_forbidden", Setup(has_keys=True), (("x-api-key", SECRET),), model="secret"),
     GrpcCall("chat_request_malformed", f"{_CHAT}/CreateChatCompletion", b"\xff\xff"),
     GrpcCall("chat_request_empty", f"{_CHAT}/StreamChatCompletion", b""),

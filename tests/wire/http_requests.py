@@ -347,6 +347,12 @@ _CHAT_ERRORS = [
     _chat("without_key", Setup(has_keys=True)),
     _chat("wrong_key", Setup(has_keys=True), {"authorization": "Bearer other"}),
     _chat("right_key", Setup(has_keys=True), {"authorization": f"Bearer {SECRET}"}),
+    _chat(
+        "exceeds_limit",
+        Setup(has_keys=True, key_limits=("tokens_per_minute = 10",)),
+        {"authorization": f"Bearer {SECRET}"},
+        messages=[{"role": "user", "content": "x" * 500}],
+    ),
     _chat("model_forbidden", Setup(has_keys=True), {"x-api-key": SECRET}, model="secret"),
 ]
 

@@ -229,9 +229,9 @@ def _keys_file(setup: Setup) -> Iterator[Path | None]:
         return
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "keys.toml"
-        path.write_text(
-            f'[[key]]\nname = "one"\nsha256 = "{digest_of(SECRET)}"\nmodels = ["fake"]\n'
-        )
+        digest = digest_of(SECRET)
+        entry = ["[[key]]", 'name = "one"', f'sha256 = "{digest}"', 'models = ["fake"]']
+        path.write_text("\n".join([*entry, *setup.key_limits, ""]))
         yield path
 
 
