@@ -70,7 +70,7 @@ async def counted() -> AsyncIterator[Counted]:
     engine, metrics = FakeEngine(), Metrics()
     engine.answer("abcd")
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=60, metrics=metrics)
+    server = Server(lifecycle, request_timeout_s=60, metrics=metrics)
     port = await server.start("127.0.0.1", 0)
     metrics.name_model("fake")
     await lifecycle.serve(
