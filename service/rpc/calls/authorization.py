@@ -27,7 +27,7 @@ from service.errors import (
     ModelForbidden,
     Unauthenticated,
 )
-from service.rpc.calls.caller import acting_for
+from service.rpc.calls.caller import GenerationObserver, acting_for
 from service.rpc.calls.message_reader import requested_model
 
 CALLER_KEY = "chatrpc-caller-bin"
@@ -39,7 +39,7 @@ _FREE = (model_service_pb2.ListModelsRequest, model_service_pb2.GetModelRequest)
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
-class Call(Protocol):
+class Call(GenerationObserver, Protocol):
     """A call that is being served."""
 
     @property
@@ -107,12 +107,12 @@ class Access:
         if model and not identity.may_use(model):
             raise ModelForbidden(model)
         if key is None or isinstance(message, _FREE):
-            with acting_for(identity.caller, identity.may_use):
+            with acting_for(identity.caller, identity.may_use, observer=call):
                 yield
             return
         with (
             self._admitted(key, message, num_bytes) as reservation,
-            acting_for(identity.caller, identity.may_use, reservation.resize),
+            acting_for(identity.caller, identity.may_use, reservation.resize, call),
         ):
             try:
                 yield
