@@ -5,9 +5,12 @@ from contextlib import aclosing
 from dataclasses import asdict
 
 from bench.request import Record, Request, Transcript
+from service.domain.chat import PromptOptions
+from service.domain.engine import Engine
+from service.domain.engine import Request as EngineRequest
+from service.domain.model import Tokenizer
+from service.domain.sampling import SamplingParams
 from service.errors import ChatrpcError
-from service.types import Engine, PromptOptions, SamplingParams, Tokenizer
-from service.types import Request as EngineRequest
 
 
 class EngineClient:

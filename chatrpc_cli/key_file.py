@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from chatrpc_process.access.keys import parse_keys
 from chatrpc_process.errors import ConfigError
-from chatrpc_process.keys import parse_keys
-from chatrpc_process.small_file import MAX_BYTES, read_small
+from chatrpc_process.files.small_file import MAX_BYTES, read_small
 
 _NO_KEYS = re.compile(r"^[ \t]*key[ \t]*=[ \t]*\[\s*\][ \t]*(#.*)?$\n?", re.MULTILINE)
 

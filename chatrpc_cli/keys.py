@@ -9,9 +9,9 @@ import typer
 from pydantic import ValidationError
 
 from chatrpc_cli.key_file import add_key
+from chatrpc_process.access.keys import Key, check_keys
+from chatrpc_process.access.secret import digest_of, new_secret
 from chatrpc_process.errors import ConfigError
-from chatrpc_process.keys import Key, check_keys
-from chatrpc_process.secret import digest_of, new_secret
 
 app = typer.Typer(help="Make and check API keys.", no_args_is_help=True)
 

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from chatrpc.v1 import model_service_pb2, model_service_pb2_grpc
 from chatrpc_cli.credentials import KEY_VARIABLE, credentials
 from chatrpc_cli.supervisor import supervise
-from chatrpc_process.loopback import is_loopback
+from chatrpc_process.settings.loopback import is_loopback
 
 POLL_S = 0.2
 # How long running requests may go on after Ctrl-C: somebody sits at the terminal and waits.
@@ -60,7 +60,7 @@ class Stack:
 
     def gateway_command(self) -> list[str]:
         listen = ["--host", self.host, "--port", str(self.http_port)]
-        upstream = ["--upstream", self.grpc_address, "--shutdown-grace-s", str(GRACE_S)]
+        upstream = ["--upstream", self.grpc_address, "--drain-timeout-s", str(GRACE_S)]
         return [sys.executable, "-m", "gateway_http", *listen, *upstream, *self._access()]
 
     def is_open_by_accident(self) -> bool:

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from chatrpc_process.access.keys import check_keys
 from chatrpc_process.errors import ConfigError
-from chatrpc_process.keys import check_keys
-from chatrpc_process.listening import ListenerSettings
+from chatrpc_process.settings.listener import ListenerSettings
 
 _INVALID = 2  # the exit code of a start with invalid settings
 

@@ -12,8 +12,8 @@ from typing import Any
 import structlog
 
 from chatrpc_process.errors import ConfigError
-from chatrpc_process.small_file import read_small
-from chatrpc_process.watched import Watched
+from chatrpc_process.files.small_file import read_small
+from chatrpc_process.files.watched import Watched
 
 log = structlog.get_logger(__name__)
 

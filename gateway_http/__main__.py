@@ -8,11 +8,11 @@ import sys
 
 import structlog
 
-from chatrpc_process import logs
+from chatrpc_process.errors import ConfigError
 from chatrpc_process.interpreter import take_short_turns
-from chatrpc_process.native_log import capture_native_log
-from chatrpc_process.settings import ConfigError
-from chatrpc_process.tracing import make_tracer
+from chatrpc_process.logs.configuration import configure_logging
+from chatrpc_process.logs.native import capture_native_log
+from chatrpc_process.tracing.api import make_tracer
 from gateway_http.check import check
 from gateway_http.config import Settings
 from gateway_http.server import Server
@@ -31,8 +31,8 @@ def main() -> None:
         settings = Settings.load(sys.argv[1:])
         if settings.check:
             sys.exit(check(settings).report())
-        logs.configure(settings.log_level, settings.log_format)
-        settings.warn_of_ignored_variables()
+        configure_logging(settings.log_level, settings.log_format)
+        settings.log_warnings()
         tracer = make_tracer(settings.otlp_endpoint, "chatrpc-gateway")
         server = Server(settings, tracer)
         listener = server.bind()

@@ -13,29 +13,29 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from chatrpc_process.keys import load_keys, load_secret
-from chatrpc_process.loopback import is_loopback
-from chatrpc_process.reload_metrics import ReloadMetrics
+from chatrpc_process.access.keys import load_keys, load_secret
+from chatrpc_process.files.reload_metrics import ReloadMetrics
+from chatrpc_process.files.watched import Watched, watching
+from chatrpc_process.settings.loopback import is_loopback
 from chatrpc_process.tls import Validity, watch_tls
-from chatrpc_process.tracing import OFF, Tracer
-from chatrpc_process.watched import Watched, watching
-from gateway_http.access import Access
-from gateway_http.authentication import Authentication
-from gateway_http.bodies import Bodies
+from chatrpc_process.tracing.api import OFF, Tracer
+from gateway_http.auth.middleware import Authentication
 from gateway_http.config import Settings
-from gateway_http.connection import Connection, read_tls, tls_validities
-from gateway_http.cors import Cors
 from gateway_http.endpoints import ENDPOINTS
-from gateway_http.hosts import HostCheck
+from gateway_http.http.bodies import Bodies
+from gateway_http.http.cors import Cors
+from gateway_http.http.host_check import HostCheck
+from gateway_http.http.request_log import Access
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
-from gateway_http.registry import Entry
-from gateway_http.registry_file import RegistryFile
 from gateway_http.routes import document, index, models, probes, tokens
 from gateway_http.routes.chat import CHAT
 from gateway_http.routes.completions import COMPLETIONS
 from gateway_http.routes.generation import Generation
-from gateway_http.routing import Router
+from gateway_http.upstream.connection import Connection, read_tls, tls_validities
+from gateway_http.upstream.registry import Entry
+from gateway_http.upstream.registry_file import RegistryFile
+from gateway_http.upstream.router import Router
 
 _Content = TypeVar("_Content")
 

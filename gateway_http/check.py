@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 
+from chatrpc_process.access.keys import load_secret
 from chatrpc_process.check import Findings, check_listener
 from chatrpc_process.errors import ConfigError
-from chatrpc_process.keys import load_secret
 from chatrpc_process.tls import Validity
 from gateway_http.config import Settings
-from gateway_http.connection import read_tls, tls_validities
-from gateway_http.registry import load_registry
+from gateway_http.upstream.connection import read_tls, tls_validities
+from gateway_http.upstream.registry import load_registry
 
 
 def check(settings: Settings) -> Findings:

@@ -19,16 +19,16 @@ from contextlib import suppress
 import structlog
 import uvloop
 
-from chatrpc_process import logs
+from chatrpc_process.access.keys import KeyRing, load_keys
 from chatrpc_process.check import check_listener
+from chatrpc_process.errors import ConfigError
+from chatrpc_process.files.reload_metrics import ReloadMetrics
+from chatrpc_process.files.watched import Watched, watching
 from chatrpc_process.interpreter import take_short_turns
-from chatrpc_process.keys import KeyRing, load_keys
-from chatrpc_process.native_log import capture_native_log
-from chatrpc_process.reload_metrics import ReloadMetrics
-from chatrpc_process.settings import ConfigError
-from chatrpc_process.tracing import make_tracer
+from chatrpc_process.logs.configuration import configure_logging
+from chatrpc_process.logs.native import capture_native_log
+from chatrpc_process.tracing.api import make_tracer
 from chatrpc_process.watchdog import watched_loop
-from chatrpc_process.watched import Watched, watching
 from service.config import ServiceSettings
 from service.engine.async_engine import AsyncEngine
 from service.errors import ModelLoadError
@@ -36,10 +36,10 @@ from service.metrics import Metrics
 from service.metrics_port import MetricsPort
 from service.model import ModelLoader
 from service.openmp import bound_spinning
-from service.rpc.access import Access
-from service.rpc.lifecycle import Lifecycle
-from service.rpc.messages import Patience
+from service.rpc.calls.authorization import Access
+from service.rpc.calls.message_reader import Patience
 from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.serving.lifecycle import Lifecycle
 
 log = structlog.get_logger("service.__main__")  # where `__name__` is "__main__"
 
@@ -52,9 +52,9 @@ def main() -> int:
         return 2
     if settings.check:
         return check_listener(settings).report()
-    logs.configure(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format)
     capture_native_log()
-    settings.warn_of_ignored_variables()
+    settings.log_warnings()
     bound_spinning()
     take_short_turns()
     try:
@@ -86,11 +86,11 @@ async def serve(settings: ServiceSettings) -> int:
     tracer = make_tracer(settings.otlp_endpoint, "chatrpc-service")
     server = Server(
         lifecycle,
-        max_request_s=settings.max_request_s,
+        request_timeout_s=settings.request_timeout_s,
         has_reflection=settings.reflection,
         access=Access(keys),
         metrics=metrics,
-        patience=Patience(settings.message_timeout_s, settings.write_timeout_s),
+        patience=Patience(settings.body_timeout_s, settings.write_timeout_s),
         tracer=tracer,
         has_channelz=settings.channelz,
         tls=settings.tls,

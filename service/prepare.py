@@ -14,9 +14,9 @@ import structlog
 from pydantic import model_validator
 from pydantic_settings import SettingsConfigDict
 
-from chatrpc_process import logs
 from chatrpc_process.check import check_listener
-from chatrpc_process.settings import ConfigError
+from chatrpc_process.errors import ConfigError
+from chatrpc_process.logs.configuration import configure_logging
 from service.config import ServiceSettings
 from service.errors import ModelLoadError
 from service.model import ModelLoader
@@ -46,8 +46,8 @@ def main() -> int:
         return 2
     if settings.check:
         return check_listener(settings).report()
-    logs.configure(settings.log_level, settings.log_format)
-    settings.warn_of_ignored_variables()
+    configure_logging(settings.log_level, settings.log_format)
+    settings.log_warnings()
     bound_spinning()
     loader = ModelLoader(settings)
     try:

@@ -7,7 +7,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from service.types import EngineStats
+from service.domain.engine import EngineStats
 
 _PREFIX = "vllm:"
 

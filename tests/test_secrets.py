@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from chatrpc.v1 import chat_service_pb2_grpc
-from chatrpc_process.settings import ConfigError
+from chatrpc_process.errors import ConfigError
 from gateway_http.config import Settings
 from tests.gateway_http.api_keys import key, write
 from tests.service.test_main import Process, request, save_model

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from msgspec import UNSET, UnsetType
 
 from chatrpc.v1 import chat_pb2, completion_pb2
-from gateway_http.convert import answers
+from gateway_http.convert import chat_completions
 from gateway_http.convert.logprobs import Token, completion_logprobs, prompt_logprobs
 from gateway_http.convert.sampling import (
     refuse_unserved,
@@ -79,7 +79,7 @@ def completion(
         created=answer.create_time.seconds,
         model=answer.model,
         choices=[_choice(choice, request) for choice in answer.choices],
-        usage=answers.usage(answer.usage),
+        usage=chat_completions.usage(answer.usage),
         system_fingerprint=answer.system_fingerprint or UNSET,
     )
 
@@ -105,12 +105,12 @@ class CompletionStream:
         self.is_started = self.is_started or bool(chunk.choices)
         usage: Usage | UnsetType | None = None if self._include_usage else UNSET
         if self._running_usage:
-            usage = answers.usage(self._usage)
+            usage = chat_completions.usage(self._usage)
         return [self._piece([_choice(delta, self._request)], usage) for delta in chunk.choices]
 
     def finish(self) -> list[openai.Completion]:
         """What follows the last of the wire's chunks."""
-        return [self._piece([], answers.usage(self._usage))] if self._include_usage else []
+        return [self._piece([], chat_completions.usage(self._usage))] if self._include_usage else []
 
     def _piece(
         self, choices: list[openai.CompletionChoice], usage: Usage | UnsetType | None
@@ -134,9 +134,11 @@ def _choice(
     return openai.CompletionChoice(
         index=choice.index,
         text=choice.text,
-        finish_reason=answers.finish_reason(choice.finish_reason) if choice.finish_reason else None,
+        finish_reason=chat_completions.finish_reason(choice.finish_reason)
+        if choice.finish_reason
+        else None,
         logprobs=completion_logprobs(told, choice.text_offsets),
-        stop_reason=answers.stop_reason(choice.matched_stop),
+        stop_reason=chat_completions.stop_reason(choice.matched_stop),
         token_ids=list(choice.token_ids) or UNSET,
         prompt_token_ids=list(choice.prompt_token_ids) or UNSET,
         prompt_logprobs=prompt_logprobs(choice.prompt_tokens, has_first=True)

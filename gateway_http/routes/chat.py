@@ -1,19 +1,19 @@
 """POST /v1/chat/completions."""
 
 from chatrpc.v1 import chat_pb2
-from gateway_http.convert import answers, requests
-from gateway_http.convert.chunks import ChunkStream
+from gateway_http.convert import chat_completions, requests
+from gateway_http.convert.chat_chunks import ChunkStream
 from gateway_http.convert.sampling import spelling
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.request import ChatCompletionRequest
 from gateway_http.protocol.response import ChatCompletion
 from gateway_http.protocol.sampling import StreamOptions
 from gateway_http.routes.generation import Operation
-from gateway_http.upstreams import Upstream
+from gateway_http.upstream.client import Upstream
 
 
 def _answer(whole: chat_pb2.ChatCompletion, _: ChatCompletionRequest) -> ChatCompletion:
-    return answers.completion(whole)
+    return chat_completions.completion(whole)
 
 
 def _events(request: ChatCompletionRequest) -> ChunkStream:

@@ -5,7 +5,7 @@ from gateway_http.convert import completions
 from gateway_http.protocol.completion import CompletionRequest
 from gateway_http.protocol.decode import decoder
 from gateway_http.routes.generation import Operation
-from gateway_http.upstreams import Upstream
+from gateway_http.upstream.client import Upstream
 
 COMPLETIONS: Operation[
     CompletionRequest,

@@ -11,21 +11,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway_http import sse
-from gateway_http.bodies import Bodies
-from gateway_http.caller import Caller, Spending
-from gateway_http.clients import json_response, while_connected
+from gateway_http.auth.caller import Caller, Spending
 from gateway_http.config import Settings
 from gateway_http.errors import from_exception, from_rpc
+from gateway_http.http import sse
+from gateway_http.http.bodies import Bodies
+from gateway_http.http.completion_metrics import AnswerTelemetry
+from gateway_http.http.request_io import json_response, while_connected
+from gateway_http.http.request_record import RequestRecord
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.completion import Completion
 from gateway_http.protocol.error import ApiError
 from gateway_http.protocol.response import ChatCompletion
 from gateway_http.protocol.sampling import GenerationRequest
-from gateway_http.request_log import RequestRecord
-from gateway_http.routing import Route, Router
-from gateway_http.telemetry import AnswerTelemetry
-from gateway_http.upstreams import CallOptions, Upstream
+from gateway_http.upstream.client import CallOptions, Upstream
+from gateway_http.upstream.router import Route, Router
 
 _Body = TypeVar("_Body", bound=GenerationRequest)
 

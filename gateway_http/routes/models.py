@@ -8,14 +8,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chatrpc.v1 import model_service_pb2
-from gateway_http.caller import Caller
-from gateway_http.clients import json_response
-from gateway_http.convert import answers
+from gateway_http.auth.caller import Caller
+from gateway_http.convert import chat_completions
+from gateway_http.http.request_io import json_response
 from gateway_http.protocol.error import ApiError
 from gateway_http.protocol.response import ModelList
-from gateway_http.registry import Entry
-from gateway_http.routing import Route, Router
-from gateway_http.upstreams import CallOptions
+from gateway_http.upstream.client import CallOptions
+from gateway_http.upstream.registry import Entry
+from gateway_http.upstream.router import Route, Router
 
 _TIMEOUT_S = 5.0  # for all of it
 _MAX_CALLS = 32  # at once
@@ -51,7 +51,7 @@ async def list_models(request: Request) -> Response:
             raise found
     if refusals and not models:
         raise refusals[0]
-    return json_response(ModelList(data=[answers.model(model) for model in models]))
+    return json_response(ModelList(data=[chat_completions.model(model) for model in models]))
 
 
 async def retrieve_model(request: Request) -> Response:
@@ -63,7 +63,7 @@ async def retrieve_model(request: Request) -> Response:
     caller.check_model(name, *router.names(name))
     with router.route(name) as route:
         model = await _card(route, _options(request, route, _TIMEOUT_S))
-    return json_response(answers.model(model))
+    return json_response(chat_completions.model(model))
 
 
 async def _models_of(

@@ -6,12 +6,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway_http.caller import Caller
-from gateway_http.clients import json_response
+from gateway_http.auth.caller import Caller
+from gateway_http.http.request_io import json_response
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
 from gateway_http.protocol.response import Version
-from gateway_http.routing import Router
+from gateway_http.upstream.router import Router
 
 # Less than the period of a probe; a service that takes longer to say so is not ready.
 _READY_TIMEOUT_S = 2

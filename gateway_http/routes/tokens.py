@@ -9,16 +9,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chatrpc.v1 import model_service_pb2
-from gateway_http.bodies import Bodies
-from gateway_http.caller import Caller
-from gateway_http.clients import json_response, while_connected
+from gateway_http.auth.caller import Caller
 from gateway_http.convert import tokens
 from gateway_http.errors import from_rpc
+from gateway_http.http.bodies import Bodies
+from gateway_http.http.request_io import json_response, while_connected
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.error import ApiError
 from gateway_http.protocol.tokens import DetokenizeRequest, TokenizeRequest
-from gateway_http.routing import Route, Router
-from gateway_http.upstreams import CallOptions
+from gateway_http.upstream.client import CallOptions
+from gateway_http.upstream.router import Route, Router
 
 _TIMEOUT_S = 60
 

@@ -1,8 +1,8 @@
 """Whether a request may join the queue. Plain arithmetic on counts and times."""
 
-from chatrpc_process.shared_capacity import SharedCapacity
+from chatrpc_process.fairness.capacity import SharedCapacity
+from service.domain.engine import Caller
 from service.errors import DeadlinePassed, QueueFull
-from service.types import Caller
 
 _SMOOTHING = 0.2  # the weight of the newest gap in the running mean
 

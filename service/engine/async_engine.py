@@ -1,7 +1,8 @@
 """The engine as asyncio sees it: one thread owns the model, everything else posts to its inbox.
 
 Into the thread go commands, one `SimpleQueue`. Out of it comes one `call_soon_threadsafe` a step
-with the outputs of every request, however many run.
+with the outputs of every request, however many run, and another one before a step in which requests
+begin.
 """
 
 import asyncio
@@ -18,11 +19,11 @@ from functools import partial
 
 import structlog
 
+from service.domain.engine import Caller, EngineStats, EngineTimings, Request, TokenOutput
 from service.engine.admission import Admission
 from service.engine.core import EngineCore, RequestOutput
 from service.engine.output_slot import OutputSlot
 from service.errors import ContextLengthExceeded, EngineDead
-from service.types import Caller, EngineStats, Request, TokenOutput
 
 # An output costs 0.3 ms of a core on its way to the client, and hardly more if it has more tokens.
 # So many a second are let go, of all streams together, as long as none is kept longer than that.
@@ -40,7 +41,7 @@ log = structlog.get_logger(__name__)
 
 
 class AsyncEngine:
-    """`service.types.Engine` over an `EngineCore` that lives on a thread of its own.
+    """`service.domain.engine.Engine` over an `EngineCore` that lives on a thread of its own.
 
     Args:
         load: makes the core and says its longest sequence; called on the engine's thread, so that
@@ -112,7 +113,7 @@ class AsyncEngine:
         return not self._dead.is_set()
 
     async def wait_dead(self) -> None:
-        """See `service.types.Engine.wait_dead`. Steps are watched for as long as somebody waits."""
+        """See `service.domain.engine.Engine.wait_dead`. Steps are watched while somebody waits."""
         tick_s = min(_LONGEST_TICK_S, self._step_timeout_s / _LEAST_TICKS)
         stuck_s, num_turns = 0.0, -1
         while not self._dead.is_set():
@@ -133,7 +134,7 @@ class AsyncEngine:
 
     @contextmanager
     def reserve(self, caller: Caller, num_sequences: int) -> Iterator[None]:
-        """See `service.types.Engine.reserve`."""
+        """See `service.domain.engine.Engine.reserve`."""
         if self._is_closed:
             raise EngineDead
         self._admission.enter(caller, num_sequences, time.monotonic())
@@ -145,10 +146,10 @@ class AsyncEngine:
     async def generate(
         self, request: Request, *, is_reserved: bool = False
     ) -> AsyncGenerator[TokenOutput, int | None]:
-        """See `service.types.Engine.generate`."""
+        """See `service.domain.engine.Engine.generate`."""
         places = nullcontext() if is_reserved else self.reserve(request.caller, request.n)
-        with places, self._inside(request) as (request_id, slot):
-            yield TokenOutput()
+        with places, self._inside(request) as (request_id, slot, queued_s):
+            yield TokenOutput(timings=EngineTimings(queued_s))
             unfinished = set(range(request.n))
             while unfinished:
                 output = await slot.take()
@@ -163,7 +164,7 @@ class AsyncEngine:
                     self._inbox.put(finish)
 
     @contextmanager
-    def _inside(self, request: Request) -> Iterator[tuple[int, OutputSlot]]:
+    def _inside(self, request: Request) -> Iterator[tuple[int, OutputSlot, float]]:
         """A request's stay in the engine: added when it is admitted, aborted if it leaves early."""
         if self._is_closed:
             raise EngineDead
@@ -171,12 +172,11 @@ class AsyncEngine:
             raise ContextLengthExceeded(len(request.prompt_token_ids), self._max_model_len)
         now = time.monotonic()
         self._admission.check_deadline(request.caller, request.n, request.deadline, now)
-        request.times.queued_s = now
         request_id, slot = next(self._request_ids), OutputSlot()
         self._slots[request_id] = slot
-        self._inbox.put(lambda core: core.add(request_id, request))
+        self._inbox.put(lambda core: core.add(request_id, request, now))
         try:
-            yield request_id, slot
+            yield request_id, slot, now
         finally:
             self._inbox.put(lambda core: core.abort(request_id))
             del self._slots[request_id]
@@ -228,7 +228,7 @@ class AsyncEngine:
         self._post(self._settle_start, max_model_len, None)
         try:
             while self._obey(core):
-                outputs = core.step()
+                outputs = core.step(partial(self._post, self._deliver))
                 self._num_turns += 1
                 self._stats = core.stats
                 self._post(self._deliver, outputs)

@@ -10,6 +10,8 @@ import structlog
 import torch
 
 from service.cache import default_cache_dir
+from service.domain.engine import Request
+from service.domain.sampling import SamplingParams
 from service.engine.block_pool import BlockPool
 from service.engine.core import EngineCore
 from service.engine.cpus import available_cpus
@@ -25,7 +27,6 @@ from service.engine.native.build import load_library
 from service.engine.quantized_checkpoint import QuantizedWeights, read_quantized_weights
 from service.engine.scheduler import Scheduler
 from service.errors import ModelLoadError
-from service.types import Request, SamplingParams
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]

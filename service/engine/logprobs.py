@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from service.domain.engine import TokenLogprobs
 from service.engine.vocab_blocks import BLOCK, as_blocks, top
-from service.types import TokenLogprobs
 
 # Rows at once on a CPU, for the sake of its caches.
 _ROWS = 8

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from service.domain.engine import TokenLogprobs
+from service.domain.sampling import SamplingParams
 from service.engine.core import Computed, DeviceLost
 from service.engine.layout import Layout
 from service.engine.logits_processors import apply_rules
@@ -18,7 +20,6 @@ from service.engine.scheduler import Batch, ScheduledSequence
 from service.engine.sequence import Sequence
 from service.engine.speculation import accept
 from service.engine.token_rules import Forbidden, RowRules
-from service.types import SamplingParams, TokenLogprobs
 
 # Rows of a prompt whose logits are in memory at once: 32 of 49152 numbers are 6 MB.
 _PROMPT_ROWS = 32

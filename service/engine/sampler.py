@@ -12,8 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from service.domain.sampling import SamplingParams
 from service.engine.vocab_blocks import BLOCK, as_blocks, gather_block, top
-from service.types import SamplingParams
 
 # Rows at once on a CPU. 8 of 49152 numbers are 1.6 MB, which a cache holds and malloc keeps for the
 # next; 32 at once take a softmax 17 ms instead of 4, most of it in page faults.

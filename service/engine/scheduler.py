@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
-from chatrpc_process.fair_queue import FairQueue
+from chatrpc_process.fairness.queue import FairQueue
 from service.engine.block_pool import BlockPool
 from service.engine.fairness import furthest_above_share, last_to_keep, split, use_by_caller
 from service.engine.sequence import Sequence, SequenceStatus

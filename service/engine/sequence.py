@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from enum import Enum
 from hashlib import blake2b
 
-from service.engine.grammar import AnswerGrammar
+from service.domain.engine import FinishReason, Request, TokenLogprobs
+from service.engine.grammar_state import AnswerGrammar
 from service.engine.speculation import PromptLookup
 from service.engine.token_rules import TokenRules
-from service.types import FinishReason, Request, TokenLogprobs
 
 
 class SequenceStatus(Enum):

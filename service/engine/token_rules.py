@@ -12,8 +12,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from service.domain.engine import Request
+from service.domain.sampling import SamplingParams
 from service.engine.token_counts import CountedTokens, TokenCounts
-from service.types import Request, SamplingParams
 
 # By token id: whether it cannot come. None can that a mask is too short for.
 Forbidden = NDArray[np.bool_]

@@ -6,15 +6,17 @@ from typing import Any, TypeVar
 
 from chatrpc.v1 import chat_pb2, chat_service_pb2, chat_service_pb2_grpc
 from service.errors import MissingField
-from service.rpc import answers, convert, generation
-from service.rpc.caller import current_caller
-from service.rpc.context import Context
-from service.rpc.deadline import deadline_of
-from service.rpc.initial_metadata import announced
-from service.rpc.lifecycle import Lifecycle
-from service.rpc.logprobs import check_number
-from service.rpc.work_pools import WorkPools
-from service.text.answer import TextDelta
+from service.rpc import generation
+from service.rpc.calls.caller import current_caller
+from service.rpc.calls.context import Context
+from service.rpc.calls.deadline import deadline_of
+from service.rpc.calls.initial_metadata import announced
+from service.rpc.calls.work_pools import WorkPools
+from service.rpc.decode import chat as decode
+from service.rpc.encode import chat as encode
+from service.rpc.encode.logprobs import check_number
+from service.rpc.serving.lifecycle import Lifecycle
+from service.text.output_text import TextDelta
 
 Made = TypeVar("Made")
 
@@ -24,13 +26,13 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
 
     Args:
         pools: Where requests are prepared.
-        max_request_s: the longest a request may take, whatever its caller allows.
+        request_timeout_s: the longest a request may take, whatever its caller allows.
     """
 
-    def __init__(self, lifecycle: Lifecycle, pools: WorkPools, max_request_s: float) -> None:
+    def __init__(self, lifecycle: Lifecycle, pools: WorkPools, request_timeout_s: float) -> None:
         self._lifecycle = lifecycle
         self._pools = pools
-        self._max_request_s = max_request_s
+        self._max_request_s = request_timeout_s
 
     async def CreateChatCompletion(
         self, request: chat_service_pb2.CreateChatCompletionRequest, context: Context
@@ -39,7 +41,7 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
             heading, deltas = answering
             said = [delta async for delta in deltas]
             completion = await self._made(
-                answers.completion, heading, said, is_long=any(d.logprobs for d in said)
+                encode.completion, heading, said, is_long=any(d.logprobs for d in said)
             )
         return chat_service_pb2.CreateChatCompletionResponse(completion=completion)
 
@@ -56,19 +58,19 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
     @asynccontextmanager
     async def _admitted(
         self, params: chat_pb2.ChatCompletionParams, context: Context, *, is_streamed: bool
-    ) -> AsyncIterator[tuple[answers.Heading, AsyncGenerator[TextDelta, None]]]:
+    ) -> AsyncIterator[tuple[encode.Heading, AsyncGenerator[TextDelta, None]]]:
         """A request that has passed everything that could refuse it, and its answer to come."""
         if not params.model:
             raise MissingField("model")
         deadline = deadline_of(context, self._max_request_s)
         model = self._lifecycle.admit(params.model, context)
-        num_choices = convert.num_choices(params.sampling, model.engine.max_request_sequences)
+        num_choices = decode.num_choices(params.sampling, model.engine.max_request_sequences)
         with model.engine.reserve(current_caller(), num_choices):
             prepared = await generation.prepare(params, model, deadline, self._pools)
             check_number([prepared.request], model.card.max_model_len, is_streamed=is_streamed)
             async with aclosing(generation.generate(model, prepared)) as deltas:
                 await anext(deltas)
-                heading = answers.Heading(
+                heading = encode.Heading(
                     model.card,
                     model.tokenizer,
                     prepared.request.prompt_token_ids,
@@ -78,9 +80,9 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
                 yield heading, deltas
 
     async def _chunks(
-        self, heading: answers.Heading, deltas: AsyncGenerator[TextDelta, None]
+        self, heading: encode.Heading, deltas: AsyncGenerator[TextDelta, None]
     ) -> AsyncGenerator[chat_pb2.ChatCompletionChunk, None]:
-        builder = answers.ChunkBuilder(heading)
+        builder = encode.ChunkBuilder(heading)
         async for delta in deltas:
             is_long = bool(delta.prompt_logprobs)
             if (chunk := await self._made(builder.push, delta, is_long=is_long)) is not None:

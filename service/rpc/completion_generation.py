@@ -5,32 +5,31 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from chatrpc.v1 import completion_pb2
+from service.domain.engine import FinishReason, Request, TokenLogprobs, TokenOutput
+from service.domain.grammar import AnswerConstraint
+from service.domain.model import ServedModel, Tokenizer
+from service.domain.sampling import SamplingParams
 from service.errors import InvalidField
-from service.rpc import convert, phases
-from service.rpc.caller import current_caller, reserve_exactly
-from service.rpc.completion_request import (
+from service.rpc.calls.caller import (
+    current_caller,
+    note_requests,
+    note_timings,
+    reserve_exactly,
+)
+from service.rpc.calls.deadline import until
+from service.rpc.calls.work_pools import WorkPools
+from service.rpc.decode import chat
+from service.rpc.decode.completion import (
     CompletionRequest,
     completion_request,
     context_length_exceeded,
 )
-from service.rpc.deadline import until
 from service.rpc.generation import bad_token_sequences, check_form, stop_token_ids
-from service.rpc.merged import Merged
-from service.rpc.work_pools import WorkPools
-from service.text.answer import AnswerText, TextDelta
-from service.text.answer_grammar import AnswerGrammar
+from service.rpc.merged_streams import Merged
 from service.text.conversation import cached_grammar, compile_grammar, form_grammar
+from service.text.grammar_spec import AnswerGrammar
+from service.text.output_text import AnswerText, TextDelta
 from service.text.prompt_length import least_num_tokens
-from service.types import (
-    AnswerConstraint,
-    FinishReason,
-    Request,
-    SamplingParams,
-    ServedModel,
-    Tokenizer,
-    TokenLogprobs,
-    TokenOutput,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ async def prepare(
         InvalidField, or one of its kinds: The first mistake found.
         DeadlinePassed, PreparationFull
     """
-    priority = convert.priority(params, current_caller())
+    priority = chat.priority(params, current_caller())
     async with until(deadline):
         completion, prompts, grammar, constraint = await pools.text(_read, params, model)
         if grammar is not None and constraint is None:
@@ -150,18 +149,22 @@ async def generate(
         _PromptAnswer(i, request.n, model.tokenizer, sampling, prepared.constraint)
         for i, request in enumerate(requests)
     ]
-    phases.ask(*requests)
+    note_requests(requests)
     reserve_exactly(requests, model.card.max_model_len)
     sources = [model.engine.generate(request, is_reserved=True) for request in requests]
     async with aclosing(Merged(sources)) as outputs:
-        for source in sources:
-            await anext(source)
+        for place, source in enumerate(sources):
+            note_timings(place, (await anext(source)).timings)
         yield None
         ended = None
         while not all(answer.is_finished for answer in answers):
             async with until(requests[0].deadline):
                 place, output = await outputs.next(ended)
-            delta, ended = answers[place].push(output), None
+            ended = None
+            note_timings(place, output.timings)
+            if output.is_progress:
+                continue
+            delta = answers[place].push(output)
             if answers[place].is_finished:
                 await outputs.drop(place)
             elif delta.text.finish_reason is not None:

@@ -5,16 +5,16 @@ from contextlib import aclosing, asynccontextmanager
 
 from chatrpc.v1 import completion_pb2, completion_service_pb2, completion_service_pb2_grpc
 from service.errors import MissingField
-from service.rpc.caller import current_caller
-from service.rpc.completion_answers import CompletionBuilder
+from service.rpc.calls.caller import current_caller
+from service.rpc.calls.context import Context
+from service.rpc.calls.deadline import deadline_of
+from service.rpc.calls.initial_metadata import announced
+from service.rpc.calls.work_pools import WorkPools
 from service.rpc.completion_generation import ChoiceDelta, generate, prepare
-from service.rpc.completion_request import num_sequences
-from service.rpc.context import Context
-from service.rpc.deadline import deadline_of
-from service.rpc.initial_metadata import announced
-from service.rpc.lifecycle import Lifecycle
-from service.rpc.logprobs import check_number
-from service.rpc.work_pools import WorkPools
+from service.rpc.decode.completion import num_sequences
+from service.rpc.encode.completion import CompletionBuilder
+from service.rpc.encode.logprobs import check_number
+from service.rpc.serving.lifecycle import Lifecycle
 
 
 class CompletionServicer(completion_service_pb2_grpc.CompletionServiceServicer):
@@ -22,13 +22,13 @@ class CompletionServicer(completion_service_pb2_grpc.CompletionServiceServicer):
 
     Args:
         pools: Where requests are prepared.
-        max_request_s: the longest a request may take, whatever its caller allows.
+        request_timeout_s: the longest a request may take, whatever its caller allows.
     """
 
-    def __init__(self, lifecycle: Lifecycle, pools: WorkPools, max_request_s: float) -> None:
+    def __init__(self, lifecycle: Lifecycle, pools: WorkPools, request_timeout_s: float) -> None:
         self._lifecycle = lifecycle
         self._pools = pools
-        self._max_request_s = max_request_s
+        self._max_request_s = request_timeout_s
 
     async def CreateCompletion(
         self, request: completion_service_pb2.CreateCompletionRequest, context: Context

@@ -5,25 +5,25 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from chatrpc.v1 import chat_pb2
+from service.domain.chat import ChatRequest
+from service.domain.engine import FinishReason, Request, TokenOutput
+from service.domain.grammar import AnswerConstraint
+from service.domain.model import ServedModel, Tokenizer
+from service.domain.sampling import SamplingParams
 from service.errors import InvalidField
-from service.rpc import convert, phases
-from service.rpc.caller import current_caller, reserve_exactly
-from service.rpc.deadline import until
-from service.rpc.work_pools import WorkPools
-from service.text import conversation as conversations
-from service.text.answer import AnswerText, TextDelta
-from service.text.conversation import Conversation
-from service.text.reading import Reading
-from service.types import (
-    AnswerConstraint,
-    ChatRequest,
-    FinishReason,
-    Request,
-    SamplingParams,
-    ServedModel,
-    Tokenizer,
-    TokenOutput,
+from service.rpc.calls.caller import (
+    current_caller,
+    note_requests,
+    note_timings,
+    reserve_exactly,
 )
+from service.rpc.calls.deadline import until
+from service.rpc.calls.work_pools import WorkPools
+from service.rpc.decode import chat as decode
+from service.text import conversation as conversations
+from service.text.conversation import Conversation
+from service.text.output_parser import Reading
+from service.text.output_text import AnswerText, TextDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ async def prepare(
         DeadlinePassed, PreparationFull
     """
     caller = current_caller()
-    priority = convert.priority(params, caller)
+    priority = decode.priority(params, caller)
     async with until(deadline):
         chat, conversation, constraint = await pools.text(_read, params, model)
         grammar = conversation.grammar
@@ -89,10 +89,8 @@ def _read(
     Runs on a thread: a long conversation takes a while.
     """
     max_model_len = model.card.max_model_len
-    convert.check_fits(
-        params.messages, model.tokenizer.max_token_chars, max_model_len, params.tools
-    )
-    chat = convert.chat_request(params, model.sampling_defaults, model.vocab_size)
+    decode.check_fits(params.messages, model.tokenizer.max_token_chars, max_model_len, params.tools)
+    chat = decode.chat_request(params, model.sampling_defaults, model.vocab_size)
     conversation = conversations.prepare(chat, model)
     prompt = conversation.prompt_token_ids
     if prompt and max(prompt) >= model.vocab_size:
@@ -112,17 +110,20 @@ async def generate(model: ServedModel, prepared: Prepared) -> AsyncGenerator[Tex
         InvalidField: the request's grammar cannot be followed to the end of an answer.
     """
     request = prepared.request
-    phases.ask(request)
+    note_requests([request])
     reserve_exactly([request], model.card.max_model_len)
     async with aclosing(model.engine.generate(request, is_reserved=True)) as outputs:
-        await anext(outputs)
+        note_timings(0, (await anext(outputs)).timings)
         yield TextDelta()
         answers = {i: _Answer(model, prepared) for i in range(request.n)}
         ended = None
         while answers:
             async with until(request.deadline):
                 output = await outputs.asend(ended)
+            note_timings(0, output.timings)
             ended = None
+            if output.is_progress:
+                continue
             for delta in answers[output.index].read(output):
                 if delta.finish_reason is not None:
                     ended = output.index  # of which the engine may know nothing

@@ -1,20 +1,20 @@
 """ModelService: which models are served, and their tokenizers."""
 
 from chatrpc.v1 import chat_pb2, model_service_pb2, model_service_pb2_grpc
+from chatrpc.v1.limits import LIMITS
+from service.domain.model import ServedModel, Tokenizer
 from service.errors import ContextLengthExceeded, InvalidField, MissingField
-from service.rpc import convert
-from service.rpc.caller import may_use_model
-from service.rpc.context import Context
-from service.rpc.lifecycle import Lifecycle
-from service.rpc.sampling import check_token_ids
-from service.rpc.work_pools import WorkPools
+from service.rpc.calls.caller import may_use_model
+from service.rpc.calls.context import Context
+from service.rpc.calls.work_pools import WorkPools
+from service.rpc.decode import chat
+from service.rpc.decode.sampling import check_token_ids
+from service.rpc.serving.lifecycle import Lifecycle
 from service.text.chat_template import render_prompt
-from service.types import ServedModel, Tokenizer
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 MAX_TEXT_BYTES = 1 << 20  # of which a core has enough for a second or so
-MAX_DETOKENIZED = 100_000
 MAX_TOKENS_WITH_BYTES = 100_000
 
 
@@ -44,7 +44,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         start = ids.index(request.page_token) + 1 if request.page_token else 0
         end = start + min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         return model_service_pb2.ListModelsResponse(
-            models=[convert.model_proto(card) for card in cards[start:end]],
+            models=[chat.model_proto(card) for card in cards[start:end]],
             next_page_token=ids[end - 1] if end < len(ids) else "",
         )
 
@@ -54,7 +54,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         if not request.id:
             raise MissingField("id")
         card = self._lifecycle.find(request.id).card
-        return model_service_pb2.GetModelResponse(model=convert.model_proto(card))
+        return model_service_pb2.GetModelResponse(model=chat.model_proto(card))
 
     async def Tokenize(
         self, request: model_service_pb2.TokenizeRequest, context: Context
@@ -72,8 +72,9 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         if not request.model:
             raise MissingField("model")
         tokenizer = self._lifecycle.admit(request.model, context).tokenizer
-        if len(request.token_ids) > MAX_DETOKENIZED:
-            raise InvalidField("token_ids", f"At most {MAX_DETOKENIZED} token ids are taken.")
+        max_size = LIMITS["DetokenizeRequest.token_ids"].max_size
+        if len(request.token_ids) > max_size:
+            raise InvalidField("token_ids", f"At most {max_size} token ids are taken.")
         return await self._pools.text(_detokenized, request, tokenizer)
 
 
@@ -85,9 +86,9 @@ def _tokenized(
     if request.HasField("conversation"):
         path = "conversation.messages"
         protos = request.conversation.messages
-        convert.check_fits(protos, tokenizer.max_token_chars, max_model_len, path=path)
-        messages = convert.messages(protos, path)
-        options = convert.prompt_options(
+        chat.check_fits(protos, tokenizer.max_token_chars, max_model_len, path=path)
+        messages = chat.messages(protos, path)
+        options = chat.prompt_options(
             request.conversation.prompt, chat_pb2.REASONING_EFFORT_UNSPECIFIED
         )
         token_ids = render_prompt(tokenizer, messages, options)

@@ -15,20 +15,20 @@ from chatrpc.v1 import (
     model_service_pb2_grpc,
 )
 from chatrpc_process.tls import TlsFiles, watch_tls
-from chatrpc_process.tracing import OFF, Tracer
+from chatrpc_process.tracing.api import OFF, Tracer
 from service.metrics import Metrics
-from service.rpc.access import Access
+from service.rpc.calls.authorization import Access
+from service.rpc.calls.interceptor import CallInterceptor
+from service.rpc.calls.message_reader import Patience
+from service.rpc.calls.standard_services import StandardServiceInterceptor
+from service.rpc.calls.work_pools import WorkPools
 from service.rpc.chat_servicer import ChatServicer
 from service.rpc.completion_servicer import CompletionServicer
-from service.rpc.interceptor import CallInterceptor
-from service.rpc.lifecycle import Lifecycle
-from service.rpc.messages import Patience
 from service.rpc.model_servicer import ModelServicer
-from service.rpc.orca import LoadReports
-from service.rpc.reflection import enable_reflection
-from service.rpc.standard_services import StandardServiceInterceptor
-from service.rpc.tls import server_credentials
-from service.rpc.work_pools import WorkPools
+from service.rpc.serving.lifecycle import Lifecycle
+from service.rpc.serving.load_reports import LoadReports
+from service.rpc.serving.reflection import enable_reflection
+from service.rpc.serving.tls import server_credentials
 
 # As the gateway's limit of a body. Answers may be longer: log probabilities take much room.
 MAX_RECEIVED_BYTES = 8 << 20
@@ -85,7 +85,7 @@ class Server:
 
     Args:
         lifecycle: what the services serve; started and drained by this server.
-        max_request_s: the longest a request may take.
+        request_timeout_s: the longest a request may take.
         has_reflection: whether clients may ask for the protos.
         access: who may call.
         metrics: where calls are counted.
@@ -100,7 +100,7 @@ class Server:
         self,
         lifecycle: Lifecycle,
         *,
-        max_request_s: float,
+        request_timeout_s: float,
         has_reflection: bool = True,
         access: Access | None = None,
         metrics: Metrics | None = None,
@@ -128,10 +128,10 @@ class Server:
         self._admin = grpc.aio.server(options=options, interceptors=[standard])
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._admin)
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(
-            ChatServicer(lifecycle, self._pools, max_request_s), self._server
+            ChatServicer(lifecycle, self._pools, request_timeout_s), self._server
         )
         completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(
-            CompletionServicer(lifecycle, self._pools, max_request_s), self._server
+            CompletionServicer(lifecycle, self._pools, request_timeout_s), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(lifecycle, self._pools), self._server

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from service.domain.chat import Message, PromptOptions, ToolCall
+from service.domain.model import Tokenizer
 from service.errors import TemplateRefused
-from service.types import Message, PromptOptions, Tokenizer, ToolCall
 
 _SYSTEM_ROLES = ("system", "developer")
 # Stands behind a message that is to be continued, to find the place again in the rendered text.

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, replace
 
+from service.domain.chat import ChatRequest, ResponseFormat, ToolMode
+from service.domain.grammar import AnswerConstraint
+from service.domain.model import ServedModel, ToolFormat
 from service.errors import (
     ContextLengthExceeded,
     InvalidField,
@@ -9,22 +12,14 @@ from service.errors import (
     TemplateRefused,
     UnsupportedField,
 )
-from service.text.answer_grammar import AnswerGrammar, parameters_field
 from service.text.chat_template import encode_prompt, render_text
+from service.text.grammar_spec import AnswerGrammar, parameters_field
 from service.text.json_schemas import check_parameters
+from service.text.output_parser import Reading
 from service.text.prompt_length import least_num_tokens
-from service.text.reading import Reading
 from service.text.reasoning import MARKERS, ReasoningMarkers, Thinking, thinking_after
 from service.text.tool_calls.prompt import template_tools, with_mistral_ids, with_tools_in_text
 from service.text.tool_calls.syntax import SYNTAXES
-from service.types import (
-    AnswerConstraint,
-    ChatRequest,
-    ResponseFormat,
-    ServedModel,
-    ToolFormat,
-    ToolMode,
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from service.types import Tokenizer
+from service.domain.model import Tokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # UTF-8 spends at most four bytes on a character, so an unfinished one is three bytes at most, which

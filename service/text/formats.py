@@ -4,8 +4,8 @@ from contextlib import suppress
 
 import jinja2
 
+from service.domain.model import ChatFormats, ReasoningFormat, ToolFormat
 from service.text import jinja_template
-from service.types import ChatFormats, ReasoningFormat, ToolFormat
 
 # Looked for in a template in this order: Mistral's newer ones also hold what the older ones do.
 _TOOL_SIGNS = (

@@ -228,7 +228,7 @@ class GrammarMatcher:
         self._num_after_end = 0  # tokens taken in since the answer ended, its end included
 
     def allowed_tokens(self) -> bytes:
-        """A bit for each token id that may come next; see `service.types.Matcher`."""
+        """A bit for each token id that may come next; see `service.domain.grammar.Matcher`."""
         if not self._num_after_end and not self._is_failed():
             mask: bytes = self._matcher.compute_bitmask()
             if not self._is_failed() and any(mask):
@@ -252,7 +252,7 @@ class GrammarMatcher:
             self._is_failed()
 
     def ahead(self) -> "GrammarMatcher":
-        """A matcher at the same place, to look ahead with; see `service.types.Matcher`."""
+        """A matcher at the same place, to look ahead with; see `service.domain.grammar.Matcher`."""
         matcher = GrammarMatcher(self._matcher.deep_copy(), self._end, None)
         matcher._num_after_end = self._num_after_end
         return matcher

@@ -11,12 +11,12 @@ from typing import Any
 
 import tokenizers
 
+from service.domain.chat import PromptOptions
 from service.errors import ModelLoadError, TemplateRefused, UnsupportedField
 from service.text import jinja_template
 from service.text.chat_template import with_known_roles
 from service.text.control_tokens import ControlTokens, encode
 from service.text.token_bytes import TokenBytes
-from service.types import PromptOptions
 
 # Tokenizers of other libraries, which transformers converts.
 _OLDER_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
@@ -116,7 +116,7 @@ class HfTokenizer:
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """See `service.types.Tokenizer.token_bytes`."""
+        """See `service.domain.model.Tokenizer.token_bytes`."""
         return self._token_bytes(token_id)
 
     def special_token_id(self, text: str) -> int | None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import structlog
 
+from service.domain.chat import JsonLayout
 from service.errors import InvalidField, UnsupportedField
 from service.text.schema.documents import Document
 from service.text.schema.errors import SchemaError, UnsupportedKeyword
 from service.text.schema.rules import JsonRules, json_rules
-from service.types import JsonLayout
 
 _MAX_KEPT = 4_194_304  # characters, of schemas and their rules
 _MAX_LOGGED = 20  # keywords of one schema

@@ -1,6 +1,6 @@
 """Whether a text can fit the model's context, found out without tokenizing all of it."""
 
-from service.types import Tokenizer
+from service.domain.model import Tokenizer
 
 # A text of more characters is looked at in parts. Few texts have so many characters a token.
 _CHARS_PER_TOKEN = 8

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from service.domain.model import ReasoningFormat
 from service.text.markers import overlap
-from service.types import ReasoningFormat
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ import re
 
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
+from service.domain.chat import AnswerForm, JsonLayout, ResponseFormat
 from service.errors import InvalidField, MissingField
 from service.text import lark
 from service.text.json_schemas import JsonSchema
-from service.types import AnswerForm, JsonLayout, ResponseFormat
 
 MAX_REGEX_LENGTH = 8_192  # characters
 MAX_RULES_LENGTH = 16_384  # characters

@@ -10,7 +10,7 @@ from bench.client_grpc import GrpcClient
 from bench.client_http import HttpClient
 from bench.loadgen import exchange
 from bench.request import Client, Record, Request, Transcript, ask
-from service.types import TokenOutput
+from service.domain.engine import TokenOutput
 from tests.fakes.chat_service import MODEL, PROMPT_TOKENS, Admit, Finish, Say
 from tests.fakes.chat_service import FakeService as Service
 from tests.fakes.engine import FakeEngine

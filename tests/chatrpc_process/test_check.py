@@ -8,7 +8,7 @@ import pytest
 import trustme
 
 from chatrpc_process.check import check_listener
-from chatrpc_process.listening import ListenerSettings
+from chatrpc_process.settings.listener import ListenerSettings
 from tests.gateway_http.api_keys import key, write
 from tests.tls_files import issue
 

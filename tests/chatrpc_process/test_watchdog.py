@@ -98,7 +98,7 @@ def test_a_process_that_was_stopped_goes_on() -> None:
 
 _HANGING = """
 import asyncio, time
-from chatrpc_process import logs
+from chatrpc_process.logs.configuration import configure_logging
 from chatrpc_process.watchdog import watched_loop
 
 async def main():
@@ -106,7 +106,7 @@ async def main():
         await asyncio.sleep(0)
         time.sleep(600)
 
-logs.configure("info", "json")
+configure_logging("info", "json")
 asyncio.run(main())
 """
 

@@ -10,7 +10,7 @@ import helm_python
 import pytest
 import yaml
 
-from chatrpc_process.settings import ProcessSettings
+from chatrpc_process.settings.process import ProcessSettings
 from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
 from tests.deploy.settings import parsed

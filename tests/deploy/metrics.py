@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry
 
-from chatrpc_process.reload_metrics import ReloadMetrics
+from chatrpc_process.files.reload_metrics import ReloadMetrics
 from gateway_http.metrics import Metrics as GatewayMetrics
+from service.domain.engine import EngineStats
 from service.metrics import Metrics as ServiceMetrics
-from service.types import EngineStats
 
 _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 _NAME = re.compile(r"\b(?:chatrpc|grpc_server|process|vllm)[_:]\w+(?![\w-])")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from chatrpc_process.settings import ProcessSettings
+from chatrpc_process.settings.process import ProcessSettings
 from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
 
@@ -15,6 +15,11 @@ PREFIXES: dict[type[ProcessSettings], str] = {
 def options(kind: type[ProcessSettings]) -> set[str]:
     """Every option that there is, by its name on the command line."""
     return {name.replace("_", "-") for name in kind.model_fields}
+
+
+def old_options(kind: type[ProcessSettings]) -> set[str]:
+    """Return the old names of renamed options on the command line."""
+    return {name.replace("_", "-") for name in kind.new_names}
 
 
 def option(argument: str) -> str:

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from service.checkpoint import resolve
 from service.config import ServiceSettings
+from service.domain.engine import Request
+from service.domain.sampling import SamplingParams
 from service.engine.load import EngineOptions, load_engine
-from service.types import Request, SamplingParams
 
 PROMPT_LENGTHS = [15, 15, 14, 40]
 NUM_TOKENS = 24

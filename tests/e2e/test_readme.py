@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from chatrpc_process.settings import ProcessSettings
+from chatrpc_process.settings.process import ProcessSettings
 from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
 from tests.e2e.conftest import ROOT, Served

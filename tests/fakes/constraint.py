@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FakeConstraint:
-    """`service.types.Constraint` that allows these answers, each ended by `end`.
+    """`service.domain.grammar.Constraint` that allows these answers, each ended by `end`.
 
     Args:
         fails_at: the matcher fails when it is told of the answer's token of this number.
@@ -20,7 +20,7 @@ class FakeConstraint:
 
 
 class FakeMatcher:
-    """`service.types.Matcher`."""
+    """`service.domain.grammar.Matcher`."""
 
     def __init__(self, constraint: FakeConstraint) -> None:
         self._constraint = constraint

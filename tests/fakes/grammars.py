@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator
 
 from llguidance import LLTokenizer, TokenizerWrapper
 
+from service.domain.engine import FinishReason, Request, TokenOutput
+from service.domain.grammar import Matcher
 from service.text.grammars import CompiledGrammars
-from service.types import FinishReason, Matcher, Request, TokenOutput
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS
 

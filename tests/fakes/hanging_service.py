@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from service.__main__ import main
-from service.rpc import convert
+from service.rpc.decode import chat
 
 
 def hang(*_: Any, **__: Any) -> Any:
@@ -13,5 +13,5 @@ def hang(*_: Any, **__: Any) -> Any:
 
 
 if __name__ == "__main__":
-    convert.num_choices = hang
+    chat.num_choices = hang
     os._exit(main())

@@ -9,10 +9,12 @@ import time
 
 from service import __main__ as service_main
 from service.config import ServiceSettings
+from service.domain.engine import Engine
+from service.domain.model import ModelCard, ServedModel
+from service.domain.sampling import SamplingParams
 from service.engine.block_pool import BlockPool
 from service.engine.core import Computed, DeviceLost, EngineCore
 from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
-from service.types import Engine, ModelCard, SamplingParams, ServedModel
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 
 MODEL_ID = "fake"

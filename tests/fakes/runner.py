@@ -4,11 +4,11 @@ import threading
 import zlib
 from collections.abc import Container
 
+from service.domain.engine import Request
 from service.engine.core import Computed, EngineCore
 from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
 from service.engine.sequence import Sequence
 from service.engine.speculation import accept
-from service.types import Request
 
 VOCAB_SIZE = 30
 RUBBISH = (-1, -1)

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from service.domain.chat import PromptOptions
 from service.errors import TemplateRefused
-from service.types import PromptOptions
 
 EOS = 256
 
 
 class ByteTokenizer:
-    """`service.types.Tokenizer`: ids 0-255 are bytes, 256 is the end of a turn."""
+    """`service.domain.model.Tokenizer`: ids 0-255 are bytes, 256 is the end of a turn."""
 
     vocab_size = 257
     max_token_chars = 5

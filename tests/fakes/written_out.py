@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from service.domain.engine import FinishReason, Request, TokenLogprobs
 from service.engine.sampler import sample
 from service.engine.sequence import Sequence
-from service.types import FinishReason, Request, TokenLogprobs
 from tests.fakes.model import VOCAB_SIZE, logits_after
 
 

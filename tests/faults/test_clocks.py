@@ -14,13 +14,12 @@ from tests.test_floors import ROOT, sources
 # What reads the clock on the wall, which is set and jumps: only what tells somebody the date.
 WALL_CLOCK = {
     ("chatrpc_process.tls", "time.time"),  # whether a certificate is valid today
-    ("chatrpc_process.watched", "time.time"),  # when a file was read, as a metric
-    ("service.rpc.answers", "time.time"),  # `create_time` of an answer
-    ("service.rpc.completion_answers", "time.time"),
-    ("service.rpc.phases", "time.time_ns"),  # when a span began, of what was measured otherwise
+    ("chatrpc_process.files.watched", "time.time"),  # when a file was read, as a metric
+    ("service.rpc.encode.chat", "time.time"),  # `create_time` of an answer
+    ("service.rpc.encode.completion", "time.time"),
+    ("service.rpc.calls.engine_timings", "time.time_ns"),  # when the spans of a trace began
     ("service.text.jinja_template", "datetime.now"),  # templates may ask for the date
     ("bench.contest", "datetime.now"),  # when it was measured
-    ("service.rpc.phases", "time.time_ns"),  # when a span was, for who reads the trace
 }
 _WALL_CLOCKS = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime", "ctime"}
 _MODULES = {"time", "datetime", "date"}

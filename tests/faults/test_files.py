@@ -14,20 +14,22 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from chatrpc_process.small_file import MAX_BYTES
+from chatrpc_process.files.small_file import MAX_BYTES
 from chatrpc_process.tls import TlsFiles
-from service.rpc.lifecycle import Lifecycle
+from service.domain.engine import FinishReason, TokenOutput
+from service.domain.model import ServedModel
+from service.domain.sampling import SamplingParams
 from service.rpc.server import SERVICE_NAMES, Server
-from service.types import FinishReason, SamplingParams, ServedModel, TokenOutput
+from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.fakes.wait import until
 from tests.faults.program import Client
 from tests.gateway_http.api_keys import OTHER, SECRET, key
+from tests.service.rpc.calls.test_authorization import Guarded, guarded
 from tests.service.rpc.conftest import CARD
 from tests.service.rpc.details import refusal
-from tests.service.rpc.test_access import Guarded, guarded
-from tests.service.rpc.test_tls import check, read, trusting
+from tests.service.rpc.serving.test_tls import check, read, trusting
 from tests.tls_files import issue, write
 
 
@@ -194,7 +196,7 @@ async def secured(files: TlsFiles) -> AsyncIterator[tuple[FakeEngine, int]]:
     """A server under TLS over an engine that is told what to say."""
     engine = FakeEngine()
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=600, tls=files)
+    server = Server(lifecycle, request_timeout_s=600, tls=files)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
         ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)

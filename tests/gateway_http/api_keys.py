@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from chatrpc_process.secret import digest_of
+from chatrpc_process.access.secret import digest_of
 
 SECRET, OTHER = "sk-chatrpc-one", "sk-chatrpc-two"
 

@@ -9,12 +9,13 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from chatrpc_process.tracing import OFF, Tracer
+from chatrpc_process.tracing.api import OFF, Tracer
 from gateway_http.config import Settings
 from gateway_http.server import Server as Gateway
-from service.rpc.lifecycle import Lifecycle
+from service.domain.model import ServedModel
+from service.domain.sampling import SamplingParams
 from service.rpc.server import SERVICE_NAMES, Server
-from service.types import SamplingParams, ServedModel
+from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.chat_service import FakeService
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
@@ -32,7 +33,7 @@ async def serving(*, tracer: Tracer = OFF, **options: Any) -> AsyncIterator[str]
 @asynccontextmanager
 async def started(*, tracer: Tracer = OFF, **options: Any) -> AsyncIterator[tuple[Gateway, str]]:
     """As `serving`, with the server itself."""
-    server = Gateway(Settings(**{"port": 0, "shutdown_grace_s": 3} | options), tracer)
+    server = Gateway(Settings(**{"port": 0, "drain_timeout_s": 3} | options), tracer)
     with server.bind() as listener:
         server.config.load()
         server.lifespan = server.config.lifespan_class(server.config)
@@ -52,7 +53,7 @@ async def checking_service(tracer: Tracer = OFF) -> AsyncIterator[str]:
     engine = FakeEngine()
     engine.answer("ok")
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=60, tracer=tracer)
+    server = Server(lifecycle, request_timeout_s=60, tracer=tracer)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
         ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
@@ -71,6 +72,15 @@ async def service() -> AsyncIterator[FakeService]:
 
 @pytest.fixture
 async def url(service: FakeService) -> AsyncIterator[str]:
+    async with serving(upstream=service.target, sse_ping_interval_s=600) as url:
+        yield url
+
+
+@pytest.fixture
+async def pinging_url(service: FakeService) -> AsyncIterator[str]:
+    """The URL of a gateway that sends a ping as soon as a stream waits. On a slow machine every
+    stream waits, so pings may come anywhere in its streams.
+    """
     async with serving(upstream=service.target, sse_ping_interval_s=0.05) as url:
         yield url
 

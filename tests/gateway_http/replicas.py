@@ -11,10 +11,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chatrpc_process import logs
-from service.rpc.lifecycle import Lifecycle
+from chatrpc_process.logs.configuration import configure_logging
+from service.domain.engine import EngineStats, FinishReason, TokenOutput
+from service.domain.model import ServedModel
+from service.domain.sampling import SamplingParams
 from service.rpc.server import SERVICE_NAMES, Server
-from service.types import EngineStats, FinishReason, SamplingParams, ServedModel, TokenOutput
+from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.service.rpc.conftest import CARD
@@ -73,7 +75,7 @@ async def replica(name: str, model: str = "fake", **options: Any) -> AsyncIterat
     """A running one, which serves `model`."""
     engine = ReplicaEngine(name, **options)
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=600)
+    server = Server(lifecycle, request_timeout_s=600)
     port = await server.start("127.0.0.1", 0)
     served = ServedModel(
         replace(CARD, id=model, aliases=()),
@@ -120,5 +122,5 @@ async def _main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    logs.configure("error", "text")  # what is written to standard output is read
+    configure_logging("error", "text")  # what is written to standard output is read
     asyncio.run(_main(sys.argv[1]))

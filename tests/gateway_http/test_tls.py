@@ -14,7 +14,7 @@ import pytest
 import trustme
 import uvloop
 
-from chatrpc_process.settings import ConfigError
+from chatrpc_process.errors import ConfigError
 from chatrpc_process.tls import TlsFiles, watch_tls
 from gateway_http.config import Settings
 from gateway_http.endpoints import ENDPOINTS

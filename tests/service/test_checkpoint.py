@@ -23,11 +23,12 @@ from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from service.checkpoint import Checkpoint, load_generation_defaults, resolve
+from service.domain.chat import Message, PromptOptions
+from service.domain.sampling import SamplingParams
 from service.errors import ModelLoadError
 from service.text.chat_template import render_prompt
 from service.text.detokenizer import Detokenizer
 from service.text.hf_tokenizer import load_tokenizer
-from service.types import Message, PromptOptions, SamplingParams
 from tests.service.text.conftest import byte_level
 
 NUM_KV_HEADS, HEAD_DIM = 2, 8

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chatrpc_process.settings import ConfigError
+from chatrpc_process.errors import ConfigError
 from service.config import ServiceSettings
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text()

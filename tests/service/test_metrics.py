@@ -8,8 +8,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway_http.metrics import Metrics as GatewayMetrics
+from service.domain.engine import EngineStats
 from service.metrics import Metrics as ServiceMetrics
-from service.types import EngineStats
 
 # What begins a phrase that only makes sense below the one before.
 _DANGLING = re.compile(r"(Those|These|They|Them|It|Its|From there|Of|And|How|What|Whether|Which)\b")

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from service.domain.engine import Request
+from service.domain.sampling import SamplingParams
 from service.engine.decoder.architecture import Architecture
 from service.engine.decoder.attention import TorchAttention
 from service.engine.decoder.decoder import (
@@ -27,7 +29,6 @@ from service.engine.kv_store import KVShape, KVStore
 from service.engine.layout import Layout, SequenceRows
 from service.engine.scheduler import ScheduledSequence
 from service.engine.sequence import Sequence
-from service.types import Request, SamplingParams
 
 BLOCK_SIZE = 16
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from service.domain.chat import JsonLayout
 from service.text.schema.claims import Contains
 from service.text.schema.documents import Document
 from service.text.schema.enforcement import Enforcement, Weakening
@@ -13,7 +14,6 @@ from service.text.schema.graph import Graph
 from service.text.schema.places import Places
 from service.text.schema.shapes import Array, Node, Object, Property, Scalars
 from service.text.schema.values import quoted
-from service.types import JsonLayout
 
 # Rules refer to one another; beyond this depth they are written one after the other, not within.
 _MAX_NESTED = 20

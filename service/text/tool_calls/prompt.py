@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from service.domain.chat import Message, Tool
 from service.text.tool_calls.syntax import CallSyntax
-from service.types import Message, Tool
 
 _INSTRUCTIONS = """\
 You can call functions. They are, as JSON:

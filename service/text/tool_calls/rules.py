@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from service.domain.chat import Tool
 from service.text import lark
 from service.text.tool_calls.syntax import CallSyntax
-from service.types import Tool
 
 # So that a model which has lost its way does not call until its context is full.
 _MAX_FORCED_CALLS = 32

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from service.domain.model import ToolFormat
 from service.text.tool_calls.events import CallParser
 from service.text.tool_calls.leading import LeadingParser
 from service.text.tool_calls.marked import GemmaBody, HermesBody, MarkedParser, MistralBody
-from service.types import ToolFormat
 
 _Parser = Callable[[frozenset[str]], CallParser]
 

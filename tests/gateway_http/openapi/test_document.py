@@ -13,9 +13,9 @@ from gateway_http.config import Settings
 from gateway_http.endpoints import ENDPOINTS
 from gateway_http.openapi.document import document
 from gateway_http.openapi.fields import FIELDS
+from service.domain.sampling import SamplingParams
 from service.errors import InvalidField
-from service.rpc.sampling import sampling_params
-from service.types import SamplingParams
+from service.rpc.decode.sampling import sampling_params
 
 DOCUMENT = document("1.0")
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]

@@ -60,10 +60,10 @@ async def test_deadline_and_request_reach_the_service(
 
 
 async def test_nothing_is_sent_before_admission(
-    url: str, service: FakeService, body: dict[str, Any]
+    pinging_url: str, service: FakeService, body: dict[str, Any]
 ) -> None:
     service.script = [Hold(), Admit(), Say("Hello"), Finish()]
-    async with RawClient(url) as client:
+    async with RawClient(pinging_url) as client:
         await client.post(body | {"stream": True})
         await service.called()
         head = asyncio.create_task(client.read_until(b"\r\n\r\n"))
@@ -74,10 +74,10 @@ async def test_nothing_is_sent_before_admission(
 
 
 async def test_pings_until_the_first_token_and_between_tokens(
-    url: str, service: FakeService, body: dict[str, Any]
+    pinging_url: str, service: FakeService, body: dict[str, Any]
 ) -> None:
     service.script = [Admit(), Hold(), Say("Hello"), Finish()]
-    async with RawClient(url) as client:
+    async with RawClient(pinging_url) as client:
         await client.post(body | {"stream": True})
         head = await client.read_until(b"\r\n\r\n")
         assert b" 200 " in head

@@ -23,7 +23,7 @@ ROUTE = {"route": "/v1/chat/completions"}
         pytest.param(False, WAITING_IN_THE_QUEUE, b"", id="whole-queued"),
         pytest.param(False, MID_STREAM, b"", id="whole-generating"),
         pytest.param(True, WAITING_IN_THE_QUEUE, b"", id="stream-queued"),
-        pytest.param(True, BEFORE_THE_FIRST_TOKEN, b": ping", id="stream-prefill"),
+        pytest.param(True, BEFORE_THE_FIRST_TOKEN, b" 200 ", id="stream-prefill"),
         pytest.param(True, MID_STREAM, b"Hello", id="stream-generating"),
     ],
 )
@@ -98,10 +98,10 @@ async def test_staying_to_the_end_is_no_disconnect(
 
 
 async def test_what_is_pipelined_hides_no_disconnect(
-    url: str, service: FakeService, body: dict[str, Any]
+    pinging_url: str, service: FakeService, body: dict[str, Any]
 ) -> None:
     service.script = MID_STREAM
-    async with RawClient(url) as client:
+    async with RawClient(pinging_url) as client:
         await client.post(body | {"stream": True})
         await client.read_until(b"Hello")
         await client.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import torch
 
+from service.domain.engine import Request
+from service.domain.sampling import SamplingParams
 from service.engine.layout import Layout, SequenceRows
 from service.engine.load import EngineOptions, load_model
 from service.engine.scheduler import ScheduledSequence
 from service.engine.sequence import Sequence as EngineSequence
-from service.types import Request, SamplingParams
 
 _BLOCK_SIZE = 16
 

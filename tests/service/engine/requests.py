@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from service.types import Caller, Request, SamplingParams
+from service.domain.engine import Caller, Request
+from service.domain.sampling import SamplingParams
 
 _ANONYMOUS = Caller()
 

@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.domain.engine import FinishReason, Request, TokenOutput
+from service.domain.sampling import SamplingParams
 from service.engine.block_pool import BlockPool
 from service.engine.core import DeviceLost, EngineCore
 from service.engine.scheduler import Scheduler
 from service.errors import DeadlinePassed, StepFailed
-from service.types import FinishReason, Request, SamplingParams, TokenOutput
 from tests.fakes.runner import FakeRunner, answer, make_core
 from tests.service.engine.requests import make_request
 

@@ -19,13 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from service.domain.engine import Caller, Request, TokenLogprobs, TokenOutput
+from service.domain.sampling import SamplingParams
 from service.engine.core import EngineCore
 from service.engine.layout import Layout
 from service.engine.load import EngineOptions, load_engine, load_model
 from service.engine.model_runner import Model
 from service.engine.scheduler import Batch, ScheduledSequence
 from service.engine.sequence import Sequence
-from service.types import Caller, Request, SamplingParams, TokenLogprobs, TokenOutput
 from tests.fakes.constraint import FakeConstraint
 from tests.service.engine.models import VOCAB_SIZE, make_config, save_model
 from tests.service.engine.native.required import HAS_COMPILER, HAS_VNNI

@@ -9,6 +9,8 @@ import structlog
 import torch
 from safetensors.torch import load_file, save_file
 
+from service.domain.engine import Request, TokenOutput
+from service.domain.sampling import SamplingParams
 from service.engine.load import (
     EngineOptions,
     Quantization,
@@ -17,7 +19,6 @@ from service.engine.load import (
     load_model,
 )
 from service.errors import ModelLoadError
-from service.types import Request, SamplingParams, TokenOutput
 from tests.service.engine.models import (
     CONFIGS,
     kv_bytes_per_token,

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from service.domain.engine import Request
+from service.domain.sampling import SamplingParams
 from service.engine.logits_processors import apply_rules
 from service.engine.token_rules import RowRules, TokenRules
-from service.types import Request, SamplingParams
 
 VOCAB_SIZE = 40
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
+from service.domain.engine import FinishReason, Request, TokenLogprobs, TokenOutput
+from service.domain.sampling import SamplingParams
 from service.engine.block_pool import BlockPool
 from service.engine.core import EngineCore
 from service.engine.load import EngineOptions, load_engine
 from service.engine.model_runner import ModelRunner
 from service.engine.scheduler import Scheduler
 from service.errors import ConstraintFailed
-from service.types import FinishReason, Request, SamplingParams, TokenLogprobs, TokenOutput
 from tests.fakes.constraint import FakeConstraint, FakeMatcher
 from tests.fakes.model import FakeModel
 from tests.service.engine.models import (

@@ -2,9 +2,9 @@ import asyncio
 
 import pytest
 
+from service.domain.engine import FinishReason, TokenOutput
 from service.engine.output_slot import OutputSlot
 from service.errors import StepFailed
-from service.types import FinishReason, TokenOutput
 
 INTERVAL_S = 1.0
 

@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from service.domain.sampling import SamplingParams
 from service.engine.sampler import sample
-from service.types import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
 LARGEST_DRAW = 1 - 2**-53

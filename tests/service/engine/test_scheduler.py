@@ -13,11 +13,11 @@ from hypothesis.stateful import (
     rule,
 )
 
+from service.domain.engine import Caller, FinishReason
 from service.engine.block_pool import BlockPool
 from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
 from service.engine.speculation import accept
-from service.types import Caller, FinishReason
 from tests.fakes.constraint import FakeConstraint
 from tests.service.engine.requests import make_request
 

@@ -3,8 +3,9 @@ from collections import Counter
 
 import pytest
 
+from service.domain.engine import FinishReason, Request
+from service.domain.sampling import SamplingParams
 from service.engine.sequence import Sequence, SequenceStatus
-from service.types import FinishReason, Request, SamplingParams
 from tests.service.engine.requests import make_request
 
 

@@ -7,19 +7,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.domain.engine import Caller, FinishReason, Request, TokenLogprobs, TokenOutput
+from service.domain.sampling import SamplingParams
 from service.engine.block_pool import BlockPool
 from service.engine.core import EngineCore
 from service.engine.model_runner import ModelRunner
 from service.engine.scheduler import Scheduler
 from service.errors import ChatrpcError, ConstraintFailed, StepFailed
-from service.types import (
-    Caller,
-    FinishReason,
-    Request,
-    SamplingParams,
-    TokenLogprobs,
-    TokenOutput,
-)
 from tests.fakes.constraint import FakeConstraint
 from tests.fakes.model import VOCAB_SIZE, FakeModel
 from tests.fakes.written_out import write_out, write_out_prompt

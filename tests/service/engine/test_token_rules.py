@@ -3,8 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from service.domain.engine import Request
+from service.domain.sampling import SamplingParams
 from service.engine.token_rules import RowRules, TokenRules
-from service.types import Request, SamplingParams
 from tests.fakes.constraint import FakeConstraint
 from tests.service.engine.requests import make_request
 

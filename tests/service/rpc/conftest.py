@@ -14,9 +14,10 @@ from chatrpc.v1 import (
     completion_service_pb2_grpc,
     model_service_pb2_grpc,
 )
-from service.rpc.lifecycle import Lifecycle
+from service.domain.model import ModelCard, ServedModel
+from service.domain.sampling import SamplingParams
 from service.rpc.server import SERVICE_NAMES, Server
-from service.types import ModelCard, SamplingParams, ServedModel
+from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 
@@ -70,7 +71,7 @@ async def starting() -> AsyncIterator[Running]:
         CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), vocab_size=257
     )
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=60)
+    server = Server(lifecycle, request_timeout_s=60)
     port = await server.start("127.0.0.1", 0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Running(engine, lifecycle, server, channel, port, model)

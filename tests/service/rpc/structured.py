@@ -3,8 +3,9 @@
 from typing import Any
 
 from chatrpc.v1 import chat_pb2, chat_service_pb2
+from service.domain.model import ChatFormats, ServedModel
+from service.domain.sampling import SamplingParams
 from service.text.grammars import CompiledGrammars
-from service.types import ChatFormats, SamplingParams, ServedModel
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.service.rpc.conftest import CARD, Running, params

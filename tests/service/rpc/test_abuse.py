@@ -14,10 +14,10 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from chatrpc.v1 import chat_service_pb2, model_service_pb2
+from service.domain.engine import FinishReason, TokenOutput
 from service.metrics import Metrics
-from service.rpc.messages import Patience
+from service.rpc.calls.message_reader import Patience
 from service.rpc.server import MAX_METADATA_BYTES
-from service.types import FinishReason, TokenOutput
 from tests.fakes.wait import until
 from tests.gateway_http.api_keys import SECRET, key, write
 from tests.service.rpc.conftest import Running, params
@@ -32,7 +32,7 @@ from tests.service.rpc.raw_h2 import (
     SETTINGS,
     RawH2,
 )
-from tests.service.rpc.serving import served
+from tests.service.rpc.running_server import served
 
 STREAM = "/chatrpc.v1.ChatService/StreamChatCompletion"
 CREATE = "/chatrpc.v1.ChatService/CreateChatCompletion"

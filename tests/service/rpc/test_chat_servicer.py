@@ -9,9 +9,10 @@ import grpc
 import pytest
 
 from chatrpc.v1 import chat_pb2, chat_service_pb2, model_service_pb2
+from service.domain.engine import FinishReason, TokenOutput
 from service.errors import ContextLengthExceeded, EngineDead, QueueFull
-from service.rpc import initial_metadata, logprobs
-from service.types import FinishReason, TokenOutput
+from service.rpc.calls import initial_metadata
+from service.rpc.encode import logprobs
 from tests.fakes.tokenizer import EOS
 from tests.fakes.wait import until
 from tests.service.rpc.conftest import Running, params

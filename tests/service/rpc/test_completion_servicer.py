@@ -7,9 +7,10 @@ import grpc
 import pytest
 
 from chatrpc.v1 import chat_pb2, completion_pb2, completion_service_pb2
+from service.domain.engine import FinishReason, TokenLogprobs, TokenOutput
 from service.errors import EngineDead, QueueFull
-from service.rpc import initial_metadata, logprobs
-from service.types import FinishReason, TokenLogprobs, TokenOutput
+from service.rpc.calls import initial_metadata
+from service.rpc.encode import logprobs
 from tests.fakes.tokenizer import EOS
 from tests.fakes.wait import until
 from tests.service.rpc.conftest import Running

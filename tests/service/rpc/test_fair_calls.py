@@ -16,7 +16,7 @@ from tests.fakes.wait import until
 from tests.gateway_http.api_keys import OTHER, SECRET, key, write
 from tests.service.rpc.conftest import Running, params
 from tests.service.rpc.details import refusal
-from tests.service.rpc.serving import served
+from tests.service.rpc.running_server import served
 
 FLOODER: Any = (("x-api-key", SECRET),)
 HONEST: Any = (("x-api-key", OTHER),)

@@ -11,8 +11,8 @@ import jsonschema
 import pytest
 
 from chatrpc.v1 import chat_pb2, completion_pb2, completion_service_pb2
+from service.domain.engine import FinishReason, TokenOutput
 from service.text.grammars import CompiledGrammars
-from service.types import FinishReason, TokenOutput
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import RandomEngine, byte_grammars
 from tests.fakes.tokenizer import EOS

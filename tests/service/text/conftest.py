@@ -7,8 +7,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from service.domain.chat import PromptOptions
 from service.text.token_bytes import TokenBytes
-from service.types import PromptOptions
 
 TEXTS = (
     "Hello, world! It's 2026 and the café is open: 12345 guests.",

@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
+from service.domain.chat import Message, PromptOptions, ToolCall
 from service.errors import TemplateRefused
 from service.text.chat_template import render_prompt, template_messages, with_known_roles
-from service.types import Message, PromptOptions, ToolCall
 from tests.service.text.conftest import LibraryTokenizer, byte_level
 
 SYSTEM, USER, OTHER = (

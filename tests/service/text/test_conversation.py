@@ -7,27 +7,25 @@ from typing import Any
 import pytest
 import tokenizers
 
+from service.domain.chat import (
+    AnswerForm,
+    ChatRequest,
+    Message,
+    PromptOptions,
+    ResponseFormat,
+    Tool,
+    ToolCall,
+    ToolMode,
+)
+from service.domain.engine import FinishReason, TokenOutput
+from service.domain.model import ServedModel, ToolFormat
+from service.domain.sampling import SamplingParams
 from service.errors import UnsupportedField
-from service.text.answer import AnswerText, TextDelta
 from service.text.conversation import compile_grammar, prepare
 from service.text.formats import chat_formats
 from service.text.grammars import CompiledGrammars, load_token_trie
 from service.text.hf_tokenizer import HfTokenizer
-from service.types import (
-    AnswerForm,
-    ChatRequest,
-    FinishReason,
-    Message,
-    PromptOptions,
-    ResponseFormat,
-    SamplingParams,
-    ServedModel,
-    TokenOutput,
-    Tool,
-    ToolCall,
-    ToolFormat,
-    ToolMode,
-)
+from service.text.output_text import AnswerText, TextDelta
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import allowed, choose_token
 from tests.service.rpc.conftest import CARD

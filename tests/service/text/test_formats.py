@@ -1,8 +1,8 @@
 import pytest
 
 from service.config import ServiceSettings
+from service.domain.model import ChatFormats, ReasoningFormat, ToolFormat
 from service.text.formats import chat_formats
-from service.types import ChatFormats, ReasoningFormat, ToolFormat
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@ import time
 
 import pytest
 
+from service.domain.grammar import Matcher
 from service.errors import InvalidGrammar
 from service.text import grammars as grammars_module
 from service.text.grammars import CompiledGrammars, load_token_trie
-from service.types import Matcher
 from tests.fakes.grammars import allowed, byte_grammars
 from tests.fakes.tokenizer import EOS
 from tests.service.text.conftest import metaspace

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from service.domain.chat import Message, PromptOptions
 from service.errors import ModelLoadError, TemplateRefused, UnsupportedField
 from service.text.chat_template import render_prompt
 from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
 from service.text.jinja_template import RESERVED_VARIABLES
-from service.types import Message, PromptOptions
 from tests.service.text.conftest import KINDS, TEXTS, byte_level
 
 CHATML = (

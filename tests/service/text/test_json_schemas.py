@@ -3,10 +3,10 @@ import json
 import pytest
 import structlog
 
+from service.domain.chat import JsonLayout
 from service.errors import InvalidField, UnsupportedField
 from service.text import json_schemas
 from service.text.json_schemas import JsonSchema, check_parameters
-from service.types import JsonLayout
 
 SET = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
 

@@ -1,7 +1,7 @@
 import pytest
 
+from service.domain.model import ReasoningFormat
 from service.text.reasoning import MARKERS, ReasoningText, Thinking, thinking_after
-from service.types import ReasoningFormat
 
 THINK = MARKERS[ReasoningFormat.THINK]
 

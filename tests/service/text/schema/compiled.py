@@ -5,10 +5,11 @@ import random
 from decimal import Decimal
 from typing import Any
 
+from service.domain.chat import JsonLayout
+from service.domain.grammar import AnswerConstraint
 from service.text.grammars import CompiledGrammars
 from service.text.schema.rules import JsonRules, json_rules
 from service.text.schema.values import dumps
-from service.types import AnswerConstraint, JsonLayout
 from tests.fakes.grammars import allowed, byte_grammars, choose_token
 from tests.fakes.tokenizer import EOS
 

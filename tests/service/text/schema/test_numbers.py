@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.domain.grammar import AnswerConstraint
 from service.errors import InvalidGrammar
 from service.text.schema import numbers
 from service.text.schema.errors import SchemaError
 from service.text.schema.numbers import Bounds
 from service.text.schema.values import Number
-from service.types import AnswerConstraint
 from tests.service.text.schema.compiled import GRAMMARS, compiled, takes
 
 EDGES = (0, 1, 9, 10, 99, 100, 2**53, 2**53 + 1, 2**63, 2**64, 10**18, 10**19, 10**30)

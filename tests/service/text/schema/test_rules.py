@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from service.domain.chat import JsonLayout
 from service.text.schema.errors import SchemaError, UnsupportedKeyword
-from service.types import JsonLayout
 from tests.service.text.schema.compiled import compiled, rules, takes
 
 OBJECT = {"type": "object"}

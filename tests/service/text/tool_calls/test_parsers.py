@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.domain.model import ToolFormat
 from service.text.tool_calls.events import Arguments, CallEnd, CallStart, Content, Event
 from service.text.tool_calls.gemma_values import parse_gemma_arguments
 from service.text.tool_calls.syntax import SYNTAXES
-from service.types import ToolFormat
 
 NAMES = frozenset({"f", "get_weather"})
 HERMES, LLAMA, MISTRAL = ToolFormat.HERMES, ToolFormat.LLAMA3_JSON, ToolFormat.MISTRAL

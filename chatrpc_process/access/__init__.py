@@ -1,0 +1,1 @@
+"""API keys, their secrets, their limits and what a request costs."""

@@ -1,0 +1,106 @@
+"""The most that a generation may cost, known before its prompt has been tokenized.
+
+The functions take `chatrpc.v1.ChatCompletionParams` or `chatrpc.v1.CompletionParams`; this package
+does not import the protos.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from chatrpc_process.access.keys import Key
+
+# `CompletionParams.sampling` documents it. A chat completion has no such default.
+COMPLETION_MAX_TOKENS = 16
+
+# What a chat template adds: role markers, a system prompt of its own, the introduction of tools.
+_TEMPLATE_TOKENS = 64
+# Texts of natural languages, code and JSON have 1 to 6 bytes a token.
+_MOST_BYTES_PER_TOKEN = 8
+
+# The default of `default_max_tokens`: short enough for several requests at once, and long enough
+# for most responses.
+_CONCURRENCY = 32
+_LEAST_DEFAULT, _MOST_DEFAULT = 1024, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one request may cost.
+
+    Attributes:
+        num_sequences: Sequences that are generated: prompts times `n`.
+        num_prompt_tokens: The most tokens that its prompts may have.
+        num_output_tokens: The most tokens that all of its sequences may have.
+        least_tokens: Prompt and output together, if the prompt has long tokens and the output
+            uses its limit.
+        sequences_field: The field of the parameters to lower for fewer sequences.
+        tokens_field: The field of the parameters to lower for fewer tokens.
+    """
+
+    num_sequences: int = 1
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    least_tokens: int = 0
+    sequences_field: str = ""
+    tokens_field: str = ""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_prompt_tokens + self.num_output_tokens
+
+
+def limit_output(params: Any, key: Key) -> None:
+    """Set the output limit of a chat completion that has none, if its key has a token limit.
+
+    Otherwise nothing but the context would limit what the request may cost, and reserving that
+    much for each request would reject clients that stay far below their limit. All choices together
+    get no more than the key may use in a minute.
+    """
+    sampling, limit = params.sampling, key.tokens_per_minute
+    is_limited = sampling.HasField("max_completion_tokens") or hasattr(params, "prompts")
+    if limit is None or is_limited:
+        return
+    default = key.default_max_tokens
+    if default is None:
+        default = min(max(limit // _CONCURRENCY, _LEAST_DEFAULT), _MOST_DEFAULT)
+    sampling.max_completion_tokens = max(1, min(default, limit // _num_sequences(params)))
+
+
+def cost_of(params: Any, num_bytes: int) -> Cost:
+    """Return what a generation may cost.
+
+    A token has at least one byte, so the size of a prompt is an upper bound of its tokens. It is
+    about four times too high for English. That restricts how many requests may begin at once, and
+    no rate: what has been reserved in excess is given back. A lower estimate would let many
+    requests overdraw the limit at once.
+
+    Args:
+        params: The generation's parameters, after `limit_output`.
+        num_bytes: The size of the request, as protobuf or JSON, without compression.
+    """
+    num_sequences, has_prompts = _num_sequences(params), hasattr(params, "prompts")
+    sampling = params.sampling
+    max_tokens = COMPLETION_MAX_TOKENS if has_prompts else 0
+    if sampling.HasField("max_completion_tokens"):
+        max_tokens = sampling.max_completion_tokens
+    num_output_tokens = num_sequences * max_tokens
+    # Schemas and biases can be long, and are not in the prompt.
+    num_bytes = max(0, num_bytes - params.response_format.ByteSize() - sampling.ByteSize())
+    least_prompt_tokens = num_bytes // _MOST_BYTES_PER_TOKEN
+    prompt_field = "prompts" if has_prompts else "messages"
+    return Cost(
+        num_sequences,
+        num_bytes + _TEMPLATE_TOKENS,
+        num_output_tokens,
+        least_prompt_tokens + num_output_tokens,
+        sequences_field="sampling.n" if sampling.n > 1 else prompt_field,
+        tokens_field="sampling.max_completion_tokens"
+        if num_output_tokens > least_prompt_tokens
+        else prompt_field,
+    )
+
+
+def _num_sequences(params: Any) -> int:
+    """Prompts times `n`. A number that is invalid is checked later, so it counts as 1 here."""
+    num_prompts = len(params.prompts) if hasattr(params, "prompts") else 1
+    return max(1, num_prompts) * max(1, int(params.sampling.n))

@@ -1,0 +1,1 @@
+"""Small files that are read again when they change."""

@@ -1,0 +1,57 @@
+"""Metrics of files that are read again when they change."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from chatrpc_process.files.watched import Reloaded, Watched
+from chatrpc_process.tls import Identity, Validity
+
+
+class ReloadMetrics(Collector):
+    """Whether each file is in use as it is, and until when certificates are valid.
+
+    Args:
+        files: Those that are watched; None: there is none.
+        identity: The server's certificate.
+        others: Returns when certificates are valid that this process shows, or trusts, as a client.
+    """
+
+    def __init__(
+        self,
+        *files: Reloaded | None,
+        identity: Watched[Identity] | None = None,
+        others: Callable[[], Iterable[Validity]] = tuple,
+    ) -> None:
+        self._files = [file for file in (*files, identity) if file is not None]
+        self._identity = identity
+        self._others = others
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        successful = GaugeMetricFamily(
+            "chatrpc_config_last_reload_successful",
+            "Whether the file is in use as it is. 0 means that an earlier content is in use, since "
+            "the present one is invalid.",
+            labels=["file"],
+        )
+        loaded_at = GaugeMetricFamily(
+            "chatrpc_config_last_reload_success_timestamp_seconds",
+            "When the content of the file that is in use was read, in seconds since 1970.",
+            labels=["file"],
+        )
+        not_after = GaugeMetricFamily(
+            "chatrpc_tls_certificate_not_after_seconds",
+            "When the certificate in use expires, in seconds since 1970; of a file of several CAs, "
+            "the last one.",
+            labels=["file"],
+        )
+        # A file may have several uses. Samples have each path once.
+        by_path = {path: file for file in self._files for path in file.paths}
+        for path, file in by_path.items():
+            successful.add_metric([str(path)], float(file.is_current))
+            loaded_at.add_metric([str(path)], file.loaded_at_s)
+        own = () if self._identity is None else self._identity.value.validities
+        for path, validity in {each.path: each for each in (*own, *self._others())}.items():
+            not_after.add_metric([str(path)], validity.not_after_s)
+        yield from (successful, loaded_at, not_after)

@@ -1,0 +1,1 @@
+"""Structured logs, of our own and of native libraries."""

@@ -1,0 +1,101 @@
+"""Structured logs: one line an event on stderr, as text for people or as JSON for machines.
+
+Our own loggers come from `structlog.get_logger(__name__)`, those of libraries from the standard
+library; both end in the same handler. Values bound to `structlog.contextvars` (the request id) are
+in every line. The names of our events are constants in snake_case; alerts may search for them.
+"""
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+# `log_level` is the level of these. Libraries are never more talkative than info: at debug, gRPC
+# writes a line or two a call that say nothing of it.
+_OUR_LOGGERS = ("__main__", "chatrpc_cli", "chatrpc_process", "gateway_http", "service")
+# Libraries whose info is a line a request or a connection.
+_NOISY_LOGGERS = ("asyncio", "httpx", "huggingface_hub", "urllib3", "uvicorn")
+
+# A value in a line can be a client's: a model's name, a user agent, part of an error's text.
+_MAX_VALUE_CHARS = 2000
+# Of several lines by nature, and ours.
+_MULTILINE = frozenset({"exception", "stack"})
+
+
+def configure_logging(level: LogLevel, log_format: LogFormat) -> None:
+    """Send every log line of this process to stderr, at `level` and above."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    renderers: list[Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if log_format == "json"
+        else [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _one_line,
+                *renderers,
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    _set_levels(logging.getLevelNamesMapping()[level.upper()])
+    logging.captureWarnings(capture=True)
+
+
+def printable(text: str, max_chars: int) -> str:
+    """The first `max_chars` characters of a text, with escapes for those that are not printable.
+
+    So a line feed begins no second line, and no escape sequence reaches a terminal.
+    """
+    short = text if len(text) <= max_chars else text[:max_chars] + "..."
+    if short.isprintable():
+        return short
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in short
+    )
+
+
+def _set_levels(level: int) -> None:
+    logging.getLogger().setLevel(max(level, logging.INFO))
+    for name in _OUR_LOGGERS:
+        logging.getLogger(name).setLevel(level)
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+
+def _one_line(_: WrappedLogger, __: str, fields: EventDict) -> EventDict:
+    """Escape and shorten each text in a line."""
+    for name, value in fields.items():
+        if isinstance(value, str) and name not in _MULTILINE:
+            fields[name] = printable(value, _MAX_VALUE_CHARS)
+    return fields

@@ -1,0 +1,1 @@
+"""Trace contexts, and spans exported through OpenTelemetry."""

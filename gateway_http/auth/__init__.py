@@ -1,0 +1,1 @@
+"""Authentication and the limits of API keys."""

@@ -1,0 +1,220 @@
+"""The registry: which models there are, by which names, and who answers for each.
+
+A file in TOML::
+
+    [[model]]
+    name = "smollm2"                               # what clients say, and are told
+    aliases = ["gpt-4o-mini"]                      # what else they may say
+    target = "dns:///smollm2.chatrpc.svc:50051"    # any gRPC target
+    upstream_model = "smollm2-135m-instruct"       # what the service calls it; absent: the name
+
+docs/routing.md has all of its fields.
+"""
+
+import ipaddress
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from chatrpc_process.access.keys import load_secret
+from chatrpc_process.errors import ConfigError
+from chatrpc_process.files.small_file import read_small
+from chatrpc_process.tls import Validity
+from gateway_http.upstream.affinity import Affinity, Prefix, Session
+from gateway_http.upstream.connection import Connection, Tls, read_tls, tls_validities
+from gateway_http.upstream.service_config import (
+    DEFAULT_BALANCE,
+    Balance,
+    OutlierDetection,
+    service_config,
+)
+
+# Of any script; slashes stand inside, as in the ids of hubs.
+_Name = Annotated[
+    str, Field(max_length=256, pattern=r"^[^\s\x00-\x1f\x7f/]+(/[^\s\x00-\x1f\x7f/]+)*$")
+]
+
+
+def _checked_target(target: str) -> str:
+    """gRPC answers UNKNOWN to every call on a target that it cannot parse."""
+    scheme, _, addresses = target.partition(":")
+    if scheme in {"ipv4", "ipv6"}:
+        for address in addresses.split(","):
+            host, _, port = address.strip("/").rpartition(":")
+            try:
+                known = ipaddress.ip_address(host.strip("[]"))
+            except ValueError:
+                raise ValueError(f"'{address}' has no address of {scheme}") from None
+            if f"ipv{known.version}" != scheme or not port.isdecimal() or int(port) > 65535:
+                raise ValueError(f"'{address}' is not an address of {scheme} and a port")
+    return target
+
+
+class _OutlierDetection(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    interval_s: Annotated[float, Field(ge=0.01, le=3600)] = 10
+    failure_percentage: Annotated[int, Field(ge=1, le=100)] = 85
+    request_volume: Annotated[int, Field(ge=1, le=10**6)] = 10
+    minimum_hosts: Annotated[int, Field(ge=1, le=1000)] = 2
+    base_ejection_time_s: Annotated[float, Field(ge=0.01, le=3600)] = 30
+    max_ejection_percent: Annotated[int, Field(ge=1, le=100)] = 50
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: _Name
+    aliases: tuple[_Name, ...] = ()
+    target: Annotated[
+        str, Field(pattern=r"^[\x21-\x7e]+$", max_length=4096), AfterValidator(_checked_target)
+    ]
+    upstream_model: _Name | None = None
+    balance: Balance = DEFAULT_BALANCE
+    affinity: Affinity | None = None
+    prefix_chars: Annotated[int, Field(ge=1, le=10**6)] | None = None
+    outlier_detection: _OutlierDetection | None = None
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    api_key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _fields_go_together(self) -> Self:
+        if (self.balance == "ring_hash") != (self.affinity is not None):
+            raise ValueError("balance = 'ring_hash' and affinity go together")
+        if self.prefix_chars is not None and self.affinity != "prefix":
+            raise ValueError("prefix_chars needs affinity = 'prefix'")
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together")
+        if self.certificate is not None and self.ca is None:
+            raise ValueError("certificate needs ca")
+        return self
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model: Annotated[tuple[_Model, ...], Field(min_length=1, max_length=1000)]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model, and who answers for it.
+
+    Without a name it stands for every model that the service has, by the names of the service.
+    """
+
+    connection: Connection
+    name: str | None = None
+    aliases: tuple[str, ...] = ()
+    upstream_model: str = ""
+    affinity: Session | Prefix | None = None
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The models, and what the registry names besides.
+
+    Attributes:
+        files: The files of certificates and keys.
+        validities: When the certificates among them are valid.
+    """
+
+    entries: tuple[Entry, ...]
+    files: tuple[Path, ...] = ()
+    validities: tuple[Validity, ...] = ()
+
+
+def load_registry(path: Path) -> Registry:
+    """The registry in the file at `path`; the files that it names are looked for beside it.
+
+    Raises:
+        ConfigError: it cannot be read, or a file that it names, or two models share a name.
+    """
+    try:
+        models = _File.model_validate(tomllib.loads(read_small(path).decode())).model
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]  # an input may be a secret by mistake
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: it is nested too deeply") from None
+    except ValueError as error:  # no UTF-8, no TOML, a number of 5000 digits
+        raise ConfigError(f"{path}: {error}") from None
+    _check_names(path, models)
+    files = tuple(file for model in models for file in _files(model, path.parent))
+    entries = tuple(_entry(path, model) for model in models)
+    return Registry(entries, files, tuple(_validities(path, models)))
+
+
+def _check_names(path: Path, models: tuple[_Model, ...]) -> None:
+    owners: dict[str, int] = {}
+    for i, model in enumerate(models):
+        for name in (model.name, *model.aliases):
+            if name in owners:
+                raise ConfigError(f"{path}: model.{i}: '{name}' is model.{owners[name]}'s already.")
+            owners[name] = i
+
+
+def _files(model: _Model, directory: Path) -> Iterator[Path]:
+    for file in (model.ca, model.certificate, model.key, model.api_key_file):
+        if file is not None:
+            yield directory / file
+
+
+def _validities(path: Path, models: tuple[_Model, ...]) -> Iterator[Validity]:
+    for model in models:
+        if model.ca is not None:
+            own = None if model.certificate is None else path.parent / model.certificate
+            yield from tls_validities(path.parent / model.ca, own)
+
+
+def _entry(path: Path, model: _Model) -> Entry:
+    upstream_model = model.upstream_model or model.name
+    outliers = model.outlier_detection
+    config = service_config(
+        model.balance,
+        upstream_model,
+        None if outliers is None else OutlierDetection(**outliers.model_dump()),
+    )
+    return Entry(
+        Connection(model.target, upstream_model, config, _tls(path, model), _api_key(path, model)),
+        model.name,
+        model.aliases,
+        upstream_model,
+        _affinity(model),
+    )
+
+
+def _affinity(model: _Model) -> Session | Prefix | None:
+    match model.affinity:
+        case None:
+            return None
+        case "session":
+            return Session()
+        case "prefix":
+            return Prefix() if model.prefix_chars is None else Prefix(model.prefix_chars)
+
+
+def _tls(path: Path, model: _Model) -> Tls | None:
+    if model.ca is None:
+        return None
+    ca, *own = [path.parent / file for file in (model.ca, model.certificate, model.key) if file]
+    try:
+        return read_tls(ca, *own) if own else read_tls(ca, None, None)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: model '{model.name}': {error}") from None
+
+
+def _api_key(path: Path, model: _Model) -> str | None:
+    if model.api_key_file is None:
+        return None
+    try:
+        return load_secret(path.parent / model.api_key_file)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: model '{model.name}': api_key_file: {error}") from None

@@ -1,0 +1,1 @@
+"""The values and protocols that the layers of the service exchange."""

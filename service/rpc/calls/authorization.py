@@ -1,0 +1,191 @@
+"""Who calls, and what they may do: the API key in a call's metadata, and `CallerInfo` beside it.
+
+The key is sent as `authorization: Bearer KEY` or as `x-api-key: KEY`. Health checks need none.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+from google.protobuf.message import DecodeError
+
+from chatrpc.v1 import caller_pb2, model_service_pb2
+from chatrpc.v1.limits import LIMITS
+from chatrpc_process.access.cost import Cost, cost_of, limit_output
+from chatrpc_process.access.keys import Key, KeyRing
+from chatrpc_process.access.quotas import NeverAdmitted, QuotaExceeded, Quotas, Reservation
+from chatrpc_process.access.secret import sent_secret
+from chatrpc_process.files.watched import Watched
+from service.domain.engine import Caller
+from service.errors import (
+    ActingForbidden,
+    ExceedsLimit,
+    InvalidField,
+    LimitReached,
+    ModelForbidden,
+    Unauthenticated,
+)
+from service.rpc.calls.caller import GenerationObserver, acting_for
+from service.rpc.calls.message_reader import requested_model
+
+CALLER_KEY = "chatrpc-caller-bin"
+MAX_CALLER_BYTES = 4096
+
+# Calls that cost nothing count against no limit.
+_FREE = (model_service_pb2.ListModelsRequest, model_service_pb2.GetModelRequest)
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+class Call(GenerationObserver, Protocol):
+    """A call that is being served."""
+
+    @property
+    def num_tokens(self) -> int:
+        """The tokens that have been computed for it so far, prompt and output."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who sends a call, by its key, and the caller that it is for."""
+
+    key: Key | None
+    caller: Caller
+
+    def may_use(self, model: str) -> bool:
+        return self.key is None or self.key.may_use(model)
+
+
+class Access:
+    """Admits calls by their keys. Without a file of keys every call is admitted."""
+
+    def __init__(self, keys: Watched[KeyRing] | None = None) -> None:
+        self._keys = keys
+        self._quotas = Quotas()
+
+    def authenticate(self, metadata: Metadata) -> Identity:
+        """Return whose call it is.
+
+        Raises:
+            Unauthenticated: A key is needed, and missing or unknown.
+            ActingForbidden: The call names another caller, and its key may not do that.
+            InvalidField: What it says of the other caller is invalid.
+        """
+        metadata = list(metadata)
+        key = None
+        if self._keys is not None:
+            secret = sent_secret(metadata)
+            key = None if secret is None else self._keys.value.find(secret)
+            if key is None:
+                raise Unauthenticated(is_missing=secret is None)
+            structlog.contextvars.bind_contextvars(key=key.name)
+        info = _caller_info(metadata)
+        if info is None or (key is not None and info.only_without_keys):
+            return Identity(key, _own_caller(key))
+        if key is not None and not key.may_act_for_others:
+            raise ActingForbidden(CALLER_KEY)
+        structlog.contextvars.bind_contextvars(caller=info.name)
+        return Identity(key, _other_caller(key, info))
+
+    @contextmanager
+    def use(self, identity: Identity, message: Any, num_bytes: int, call: Call) -> Iterator[None]:
+        """Serve a call while in the context. It counts against the limits of its key.
+
+        Args:
+            message: The request. A missing output limit is set if the key has a limit of tokens.
+            num_bytes: The size of the request.
+
+        Raises:
+            ModelForbidden: The key does not permit the model.
+            LimitReached: A limit of the key is used up for now.
+            ExceedsLimit: The request alone exceeds a limit of the key.
+        """
+        key, model = identity.key, requested_model(message)
+        if model and not identity.may_use(model):
+            raise ModelForbidden(model)
+        if key is None or isinstance(message, _FREE):
+            with acting_for(identity.caller, identity.may_use, observer=call):
+                yield
+            return
+        with (
+            self._admitted(key, message, num_bytes) as reservation,
+            acting_for(identity.caller, identity.may_use, reservation.resize, call),
+        ):
+            try:
+                yield
+            finally:
+                reservation.resize(call.num_tokens)
+
+    @contextmanager
+    def _admitted(self, key: Key, message: Any, num_bytes: int) -> Iterator[Reservation]:
+        cost = Cost()
+        if hasattr(message, "params"):  # only generations have them
+            limit_output(message.params, key)
+            cost = cost_of(message.params, num_bytes)
+        try:
+            with self._quotas.admit(key, cost) as reservation:
+                yield reservation
+        except QuotaExceeded as error:
+            raise LimitReached(str(error), error.what, error.retry_after_s) from error
+        except NeverAdmitted as error:
+            raise ExceedsLimit(error.field, str(error)) from error
+
+
+def _caller_info(metadata: Sequence[tuple[str, str | bytes]]) -> caller_pb2.CallerInfo | None:
+    """Read and check the description of the caller in a call's metadata; None without one."""
+    values = [value for name, value in metadata if name == CALLER_KEY and isinstance(value, bytes)]
+    if not values:
+        return None
+    if len(values) > 1:
+        raise InvalidField(CALLER_KEY, "occurs more than once.")
+    if len(values[0]) > MAX_CALLER_BYTES:
+        raise InvalidField(CALLER_KEY, f"has more than {MAX_CALLER_BYTES} bytes.")
+    try:
+        info = caller_pb2.CallerInfo.FromString(values[0])
+    except DecodeError:
+        raise InvalidField(CALLER_KEY, "is not a valid CallerInfo.") from None
+    name = LIMITS["CallerInfo.name"]
+    if not name.min_size <= len(info.name) <= name.max_size or not info.name.isprintable():
+        raise InvalidField(
+            f"{CALLER_KEY}.name",
+            f"must have {name.min_size} to {name.max_size} printable characters.",
+        )
+    max_size = LIMITS["CallerInfo.cache_namespace"].max_size
+    if len(info.cache_namespace) > max_size:
+        raise InvalidField(
+            f"{CALLER_KEY}.cache_namespace", f"must have at most {max_size} characters."
+        )
+    weight = LIMITS["CallerInfo.weight"]
+    if info.HasField("weight") and not weight.allow(info.weight):
+        raise InvalidField(f"{CALLER_KEY}.weight", f"must be {weight.range}, not {info.weight}.")
+    return info
+
+
+def _own_caller(key: Key | None) -> Caller:
+    if key is None:
+        return Caller()
+    name = _escaped(key.owner_name)
+    return Caller(name, key.weight, "" if key.cache_scope == "shared" else name, key.min_priority)
+
+
+def _other_caller(key: Key | None, info: caller_pb2.CallerInfo) -> Caller:
+    """Return the caller that `info` describes, apart from all callers of other senders."""
+    sender = _own_caller(key)
+    namespace = info.cache_namespace
+    min_priority = sender.min_priority
+    if info.HasField("min_priority"):
+        min_priority = max(min_priority, info.min_priority)
+    return Caller(
+        f"{sender.name}/{info.name}",
+        info.weight if info.HasField("weight") else 1,
+        f"{sender.name}/{namespace}" if namespace else sender.cache_namespace,
+        min_priority,
+    )
+
+
+def _escaped(name: str) -> str:
+    """Leave the slash to names of other callers."""
+    return name.replace("%", "%25").replace("/", "%2F")

@@ -1,0 +1,110 @@
+"""The caller of the call that the current task serves, and what its key permits."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.domain.engine import Caller, EngineTimings, Request
+
+
+def _everything(_: str) -> bool:
+    return True
+
+
+class GenerationObserver(Protocol):
+    """Receives the progress of a call's generation."""
+
+    def note_requests(self, requests: Sequence[Request]) -> None:
+        """Note the engine requests that the call is about to make, one for each prompt."""
+        ...
+
+    def note_timings(self, prompt_index: int, timings: EngineTimings) -> None:
+        """Note the timings of a prompt's request, as its last output reports them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    caller: Caller
+    may_use: Callable[[str], bool]
+    reserve: Callable[[int], None] | None
+    observer: GenerationObserver | None
+
+
+_OUTSIDE = _Call(Caller(), _everything, None, None)
+_current: ContextVar[_Call] = ContextVar("chatrpc_call", default=_OUTSIDE)
+_received_bytes: ContextVar[int] = ContextVar("chatrpc_received_bytes", default=0)
+
+
+def current_caller() -> Caller:
+    """Return the caller of this task's call; one without a name outside of a call."""
+    return _current.get().caller
+
+
+def received_bytes() -> int:
+    """Return the size of this task's request message on the wire, in bytes; 0 outside of a call."""
+    return _received_bytes.get()
+
+
+def note_received(num_bytes: int) -> None:
+    """Set the size of this task's request message."""
+    _received_bytes.set(num_bytes)
+
+
+def may_use_model(*names: str) -> bool:
+    """Whether the caller's key permits the model with these names, its id and its aliases."""
+    return any(map(_current.get().may_use, names))
+
+
+def reserve_exactly(requests: Sequence[Request], max_model_len: int) -> None:
+    """Correct the estimate of the tokens that the call may cost, once its prompts are tokenized.
+
+    Does nothing if the caller's key has no limit of tokens.
+    """
+    reserve = _current.get().reserve
+    if reserve is not None:
+        reserve(sum(_most_tokens(request, max_model_len) for request in requests))
+
+
+def note_requests(requests: Sequence[Request]) -> None:
+    """Report engine requests to the observer of this task's call, if there is one."""
+    observer = _current.get().observer
+    if observer is not None:
+        observer.note_requests(requests)
+
+
+def note_timings(prompt_index: int, timings: EngineTimings | None) -> None:
+    """Report timings to the observer of this task's call, if there is one."""
+    observer = _current.get().observer
+    if observer is not None and timings is not None:
+        observer.note_timings(prompt_index, timings)
+
+
+@contextmanager
+def acting_for(
+    caller: Caller,
+    may_use: Callable[[str], bool] = _everything,
+    reserve: Callable[[int], None] | None = None,
+    observer: GenerationObserver | None = None,
+) -> Iterator[None]:
+    """Make `caller` the current caller while in the context.
+
+    Args:
+        may_use: Whether its key permits a model, by id or alias.
+        reserve: Called with the number of tokens that the call may cost.
+        observer: Receives the progress of the call's generation.
+    """
+    token = _current.set(_Call(caller, may_use, reserve, observer))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def _most_tokens(request: Request, max_model_len: int) -> int:
+    num_prompt_tokens = len(request.prompt_token_ids)
+    room = max(0, max_model_len - num_prompt_tokens)
+    max_tokens = request.sampling.max_tokens
+    return num_prompt_tokens + request.n * (room if max_tokens is None else min(max_tokens, room))

@@ -1,0 +1,83 @@
+"""What a span says of a generation, by OpenTelemetry's conventions for generative AI. Pure.
+
+https://github.com/open-telemetry/semantic-conventions-genai. Nothing of what was asked or answered
+is in it, stop strings included.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from chatrpc.v1 import chat_pb2
+from chatrpc_process.tracing.api import Value
+
+_OPERATIONS = {"ChatCompletionParams": "chat", "CompletionParams": "text_completion"}
+# What a request may say of its sampling, and what that is called.
+_SAMPLING = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "max_completion_tokens": "max_tokens",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "seed": "seed",
+    "n": "choice.count",
+}
+
+
+def request_attributes(params: Any, *, is_streamed: bool) -> dict[str, Value]:
+    """Of a chat's or a text completion's parameters: what they say, and no defaults."""
+    found: dict[str, Value] = {
+        "gen_ai.operation.name": _OPERATIONS[params.DESCRIPTOR.name],
+        "gen_ai.provider.name": "chatrpc",
+        "gen_ai.request.model": params.model,
+    }
+    if is_streamed:
+        found["gen_ai.request.stream"] = True
+    for field, name in _SAMPLING.items():
+        if params.sampling.HasField(field):
+            found[f"gen_ai.request.{name}"] = getattr(params.sampling, field)
+    return found
+
+
+class Response:
+    """What an answer says of itself, put together from its pieces."""
+
+    def __init__(self) -> None:
+        self._head: dict[str, Value] = {}
+        self._usage = chat_pb2.Usage()
+        self._reasons: dict[int, str] = {}
+
+    def add(self, piece: Any) -> None:
+        """A completion, or a chunk of one."""
+        if piece.id and not self._head:
+            self._head = {"gen_ai.response.id": piece.id, "gen_ai.response.model": piece.model}
+        if piece.HasField("usage"):
+            self._usage = piece.usage
+        for choice in piece.choices:
+            if choice.finish_reason:
+                self._reasons[choice.index] = finish_reason(choice.finish_reason)
+
+    @property
+    def attributes(self) -> dict[str, Value]:
+        if not self._head:
+            return {}
+        usage = self._usage
+        return {
+            **self._head,
+            "gen_ai.response.finish_reasons": tuple(
+                self._reasons[i] for i in sorted(self._reasons)
+            ),
+            "gen_ai.usage.input_tokens": usage.prompt_tokens,
+            "gen_ai.usage.output_tokens": usage.completion_tokens,
+            "gen_ai.usage.cache_read.input_tokens": usage.cached_prompt_tokens,
+            "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens,
+        }
+
+
+def finish_reason(number: "chat_pb2.FinishReason.ValueType") -> str:
+    """As OpenAI's API calls it."""
+    return chat_pb2.FinishReason.Name(number).removeprefix("FINISH_REASON_").lower()
+
+
+def finish_reasons(choices: Iterable[Any]) -> list[str]:
+    return [finish_reason(choice.finish_reason) for choice in choices if choice.finish_reason]

@@ -1,0 +1,225 @@
+"""The outermost layer of every call to a chatrpc service: request id, errors, log line."""
+
+import asyncio
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from google.rpc import status_pb2
+
+from chatrpc_process.logs.limited import LimitedLog
+from chatrpc_process.tracing.api import OFF, Tracer, log_fields
+from service.errors import ChatrpcError, DeadlinePassed, InvalidField
+from service.metrics import Metrics
+from service.rpc.calls import status
+from service.rpc.calls.authorization import Access
+from service.rpc.calls.caller import acting_for, received_bytes
+from service.rpc.calls.context import Context, Handler
+from service.rpc.calls.message_reader import MessageReader, Patience
+from service.rpc.calls.rejection_pace import RefusalPace
+from service.rpc.calls.telemetry import CallTelemetry
+from service.rpc.calls.work_pools import WorkPools
+
+REQUEST_ID_KEY = "x-request-id"
+
+# Services that need no key.
+_OPEN = ("/grpc.health.v1.Health/", "/xds.service.orca.v3.OpenRcaService/")
+
+_LAST_WORDS_S = 5
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+log = structlog.get_logger(__name__)
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Names each call, asks for its key, turns its errors into statuses, counts and logs its end.
+
+    What is not ours is asked for its key alone, and passes untouched otherwise: probes would flood
+    the log. Health and the load report need no key: they tell nothing else, and what asks for them,
+    kubelets and gRPC's own balancers, has none to show.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        metrics: Metrics,
+        pools: WorkPools,
+        patience: Patience | None = None,
+        tracer: Tracer = OFF,
+    ) -> None:
+        self._access = access
+        self._metrics = metrics
+        self._patience = patience or Patience()
+        self._refusals = RefusalPace()
+        self._messages = MessageReader(pools, self._patience)
+        self._tracer = tracer
+        self._limited_log = LimitedLog()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None:
+            self._log_rejected(method, "UNIMPLEMENTED", kind="")
+            return None
+        if method.startswith(_OPEN):
+            return handler
+        if not method.startswith("/chatrpc."):
+            return self._with_key(handler, handler_call_details)
+        # Requests are read and parsed in here: grpc itself would wait for one without end, before
+        # anybody has asked for a key, and answers UNKNOWN to one that cannot be parsed. To the
+        # wire a stream of one request is that request.
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream(handler, method), None, handler.response_serializer
+            )
+        return grpc.stream_unary_rpc_method_handler(
+            self._unary(handler, method), None, handler.response_serializer
+        )
+
+    def _with_key(self, handler: Any, details: grpc.HandlerCallDetails) -> Handler:
+        try:
+            self._access.authenticate(details.invocation_metadata or ())
+        except ChatrpcError as error:
+            proto = status.status(error, "")
+            self._log_rejected(details.method, status.reason(proto), kind=details.method)
+
+            async def refuse(_: Any, context: Context) -> None:
+                await abort(context, proto, ())
+
+            return grpc.stream_stream_rpc_method_handler(refuse)
+        return handler  # type: ignore[no-any-return]
+
+    def _unary(self, handler: Any, method: str) -> Any:
+        async def call(_: Any, context: Context) -> Any:
+            async with (
+                _call(method, context, self._metrics, self._tracer, self._limited_log) as counting,
+                self._message(handler, method, context, counting) as message,
+            ):
+                response = await handler.unary_unary(message, context)
+                if hasattr(response, "completion"):
+                    counting.note_completion(response.completion)
+                return response
+
+        return call
+
+    def _stream(self, handler: Any, method: str) -> Any:
+        async def call(_: Any, context: Context) -> None:
+            async with (
+                _call(method, context, self._metrics, self._tracer, self._limited_log) as counting,
+                self._message(handler, method, context, counting) as message,
+                aclosing(handler.unary_stream(message, context)) as responses,
+            ):
+                async for response in responses:
+                    counting.note_chunk(response.chunk)
+                    await self._write(context, response)
+
+        return call
+
+    @asynccontextmanager
+    async def _message(
+        self, handler: Any, method: str, context: Context, counting: CallTelemetry
+    ) -> AsyncIterator[Any]:
+        """The message of a call whose key may send it."""
+        name = ""  # until it is known
+        try:
+            identity = self._access.authenticate(context.invocation_metadata() or ())
+            name = identity.caller.name
+            with acting_for(identity.caller):
+                async with self._messages.message(handler, method, context) as message:
+                    counting.note_request(message)
+                    with self._access.use(identity, message, received_bytes(), counting):
+                        yield message
+        except ChatrpcError:
+            # By now the call holds nothing of what it has taken.
+            await asyncio.sleep(self._refusals.delay_s(name))
+            raise
+
+    def _log_rejected(self, method: str, reason: str, kind: str) -> None:
+        """Log a call that none of our services gets. Clients can make any number of these."""
+        fields = {"method": method, "reason": reason}
+        self._limited_log.write(log.info, "request_rejected", kind=(reason, kind), **fields)
+
+    async def _write(self, context: Context, response: Any) -> None:
+        try:
+            async with asyncio.timeout(self._patience.write_s):
+                await context.write(response)
+        except TimeoutError:
+            raise DeadlinePassed("The answer was not read for too long.") from None
+
+
+@asynccontextmanager
+async def _call(
+    method: str, context: Context, metrics: Metrics, tracer: Tracer, limited_log: LimitedLog
+) -> AsyncIterator[CallTelemetry]:
+    request_id = _request_id(context)
+    metadata = context.invocation_metadata() or ()
+    counting = CallTelemetry(metrics, tracer, method, metadata, context.peer())
+    structlog.contextvars.bind_contextvars(request_id=request_id, **log_fields(counting.span))
+    context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+    outcome = code = "CANCELLED"  # unless it ends by itself
+    field = ""
+    log.debug("request_started", method=method)
+    try:
+        yield counting
+        outcome = code = "OK"
+    except Exception as error:  # CancelledError and GeneratorExit are none: they go on untouched
+        proto = status.status(error, request_id)
+        outcome, code = status.reason(proto), status.code(proto).name
+        field = error.field if isinstance(error, InvalidField) else ""
+        if outcome == "INTERNAL":
+            log.exception("unexpected_error", method=method)
+        trailing = (
+            (REQUEST_ID_KEY, request_id),
+            *status.retry_pushback(error),
+            *status.tokens_computed(counting.num_tokens),
+        )
+        await abort(context, proto, trailing)
+    finally:
+        if code == "CANCELLED" and context.time_remaining() == 0:
+            outcome = "DEADLINE"  # the caller's own, at which core cancels the call
+        fields = counting.log_fields()
+        counting.end(code, outcome)
+        fields |= {"method": method, "code": code}
+        if code != "OK":
+            fields["reason"] = outcome
+        if field:
+            fields["field"] = field
+        if code == "UNAUTHENTICATED":  # of which anybody can make any number
+            limited_log.write(log.info, "request_finished", kind=(method, code), **fields)
+        else:
+            log.info("request_finished", **fields)
+
+
+async def abort(context: Context, proto: status_pb2.Status, metadata: status.Metadata) -> NoReturn:
+    """End the call with a status. One that has ended meanwhile, core refuses to end again.
+
+    A status comes after all that was written before it. Where that is not read it is left to core,
+    which sends it once there is room, and all that the call held is free by then.
+    """
+    try:
+        async with asyncio.timeout(_LAST_WORDS_S):
+            await context.abort(
+                status.code(proto), proto.message, metadata + status.trailing_metadata(proto)
+            )
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:  # the deadline of the call, most often, at the same moment as ours
+        raise asyncio.CancelledError from error
+    raise AssertionError("abort raises")
+
+
+def _request_id(context: Context) -> str:
+    """The caller's own, if it is short and printable, else a new one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return uuid.uuid4().hex

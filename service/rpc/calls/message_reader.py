@@ -1,0 +1,132 @@
+"""The one message of a call: read within a time, and within bounds on what all calls hold."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+from google.protobuf import descriptor_pool
+from google.protobuf.message import DecodeError
+
+from chatrpc_process.fairness.capacity import SharedCapacity
+from service.domain.engine import Caller
+from service.errors import DeadlinePassed, InvalidField, PreparationFull
+from service.rpc.calls.caller import current_caller, note_received
+from service.rpc.calls.context import Context
+from service.rpc.calls.message_elements import check_num_elements
+from service.rpc.calls.work_pools import WorkPools
+
+# A parsed message takes a few times its size, and lasts as long as its call.
+MAX_BYTES_IN_PROGRESS = 256 << 20
+# Each may be of the largest size, and compressed ones come in a moment. A small one takes none.
+_MAX_READS_OF_CALLER = 16
+# Larger ones are counted and parsed on a thread.
+_SMALL_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a call waits for its client.
+
+    Args:
+        message_s: for the request to arrive.
+        write_s: for a part of the answer to be read, or to fit what the client will buffer.
+    """
+
+    message_s: float = 60.0
+    write_s: float = 60.0
+
+
+class MessageReader:
+    """Reads the messages of all calls.
+
+    The bytes of the messages in progress are bounded in total, and shared by callers
+    (`SharedCapacity`). A caller that is known by its name has a bounded number of messages on their
+    way at once; further ones wait.
+
+    Args:
+        patience: `message_s` is the time in which a message must arrive.
+        max_bytes: The most that the messages in progress may have.
+    """
+
+    def __init__(
+        self, pools: WorkPools, patience: Patience, max_bytes: int = MAX_BYTES_IN_PROGRESS
+    ) -> None:
+        self._pools = pools
+        self._patience = patience
+        self._in_progress = SharedCapacity(max_bytes)
+        self._reading: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def message(self, handler: Any, method: str, context: Context) -> AsyncIterator[Any]:
+        """The message of a call of `method`, which counts as in progress while in the context.
+
+        Args:
+            handler: What grpc calls for the method.
+            method: `/package.Service/Method`.
+
+        Raises:
+            InvalidField: It is missing, is no message of the method, or has too many elements.
+            DeadlinePassed: It took too long to arrive.
+            PreparationFull: Too many large messages are in progress.
+        """
+        caller = current_caller()
+        async with self._place(caller):
+            data = await self._read(context)
+        num_bytes = len(data)
+        if not self._in_progress.has_room(caller.name, num_bytes, caller.weight):
+            raise PreparationFull
+        self._in_progress.take(caller.name, num_bytes)
+        note_received(num_bytes)
+        try:
+            if num_bytes <= _SMALL_BYTES:
+                message = _parse(handler, method, data)
+            else:
+                message = await self._pools.text(_parse, handler, method, data)
+            del data
+            yield message
+        finally:
+            self._in_progress.give_back(caller.name, num_bytes)
+
+    def _place(self, caller: Caller) -> AbstractAsyncContextManager[None]:
+        if not caller.name:
+            return nullcontext()
+        return self._reading.setdefault(caller.name, asyncio.Semaphore(_MAX_READS_OF_CALLER))
+
+    async def _read(self, context: Context) -> bytes:
+        """The message as it came."""
+        try:
+            async with asyncio.timeout(self._patience.message_s):
+                request = await context.read()
+        except TimeoutError:
+            raise DeadlinePassed("The request took too long to arrive.") from None
+        if not isinstance(request, bytes):
+            raise InvalidField("request", "There is no request.")
+        return request
+
+
+def parse(handler: Any, request: bytes) -> Any:
+    """The message that came as `request`.
+
+    Raises:
+        InvalidField
+    """
+    try:
+        return handler.request_deserializer(request)
+    except DecodeError as error:
+        raise InvalidField("request", "The request is not a valid protobuf message.") from error
+
+
+def requested_model(message: Any) -> str:
+    """Return the name of the model that a request is about; "" if it is about all of them."""
+    named = getattr(message, "params", message)  # only the messages of generations have params
+    return str(getattr(named, "model", "") or getattr(named, "id", ""))
+
+
+def _parse(handler: Any, method: str, request: bytes) -> Any:
+    _, service, name = method.split("/")
+    methods = descriptor_pool.Default().FindServiceByName(service).methods_by_name
+    check_num_elements(request, methods[name].input_type)
+    return parse(handler, request)

@@ -1,0 +1,116 @@
+"""Calls to the standard services beside our own: health, reflection, load reports, channelz.
+
+What their servicers do not foresee, such as bytes that are no message, gRPC itself answers with
+UNKNOWN and the words of the exception; here it gets a status of ours. Most of them need no key, so
+what they take is bounded.
+"""
+
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import grpc
+import structlog
+
+from service.errors import InvalidField
+from service.rpc.calls import status
+from service.rpc.calls.context import Context, Handler
+from service.rpc.calls.interceptor import abort
+from service.rpc.calls.message_reader import parse
+from service.rpc.calls.open_streams import OpenStreams
+
+# Names of services and symbols. Answers are not bounded by it.
+MAX_REQUEST_BYTES = 4 << 10
+# A gateway opens one for each replica and model; each takes some 25 KB.
+MAX_OPEN_STREAMS = 1024
+
+_OURS = "/chatrpc."
+
+log = structlog.get_logger(__name__)
+
+
+class StandardServiceInterceptor(grpc.aio.ServerInterceptor):
+    """Bounds what is not ours, and turns its errors into statuses. It follows `CallInterceptor`.
+
+    Args:
+        max_open_streams: How many streams may be open at once.
+    """
+
+    def __init__(self, max_open_streams: int = MAX_OPEN_STREAMS) -> None:
+        self._streams = OpenStreams(max_open_streams)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith(_OURS):
+            return handler  # type: ignore[no-any-return]
+        if handler.request_streaming:  # reflection, both ways
+            return grpc.stream_stream_rpc_method_handler(
+                self._conversation(handler), None, handler.response_serializer
+            )
+        if handler.response_streaming:
+            # gRPC would keep the request of a unary call for as long as its stream is open.
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream(handler), None, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            _answer(handler), None, handler.response_serializer
+        )
+
+    def _stream(self, handler: Any) -> Any:
+        async def call(requests: AsyncIterator[bytes], context: Context) -> None:
+            async with _refusing(context), self._streams.opened(context.peer()):
+                message = _small(handler, await anext(requests, b""))
+                async with aclosing(handler.unary_stream(message, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+
+        return call
+
+    def _conversation(self, handler: Any) -> Any:
+        async def call(
+            requests: AsyncIterator[bytes], context: Context
+        ) -> AsyncGenerator[Any, None]:
+            async with _refusing(context), self._streams.opened(context.peer()):
+                messages = (_small(handler, request) async for request in requests)
+                async for response in handler.stream_stream(messages, context):
+                    yield response
+
+        return call
+
+
+def _answer(handler: Any) -> Any:
+    async def call(request: bytes, context: Context) -> Any:
+        async with _refusing(context):
+            return await handler.unary_unary(_small(handler, request), context)
+
+    return call
+
+
+def _small(handler: Any, request: bytes) -> Any:
+    """The message that came as `request`. Raises InvalidField."""
+    if len(request) > MAX_REQUEST_BYTES:
+        raise InvalidField(
+            "request", f"A request to this service has at most {MAX_REQUEST_BYTES} bytes."
+        )
+    return parse(handler, request)
+
+
+@asynccontextmanager
+async def _refusing(context: Context) -> AsyncIterator[None]:
+    try:
+        yield
+    except grpc.aio.AbortError:
+        raise
+    except NotImplementedError:  # a method of the proto that gRPC's own servicer lacks
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "The method is not implemented.")
+    except Exception as error:
+        request_id = uuid.uuid4().hex
+        proto = status.status(error, request_id)
+        if status.reason(proto) == "INTERNAL":
+            log.exception("unexpected_error", request_id=request_id)
+        await abort(context, proto, ())

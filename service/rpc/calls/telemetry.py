@@ -1,0 +1,237 @@
+"""The metrics, the span and the log fields of one call, collected while it runs."""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from chatrpc_process.tracing.api import Kind, Span, TraceContext, Tracer, Value
+from service.domain.engine import EngineTimings, Request
+from service.metrics import Metrics
+from service.rpc.calls import engine_timings
+from service.rpc.calls.genai_attributes import Response, finish_reasons, request_attributes
+from service.rpc.calls.message_reader import requested_model
+
+_GENERATIONS = ("ChatService", "CompletionService")
+# A request, or a part of one, names no longer model in the log.
+_MAX_MODEL_CHARS = 200
+# The others are the caller's errors, not those of a server.
+# https://opentelemetry.io/docs/specs/semconv/rpc/grpc/
+_SERVER_ERRORS = frozenset(
+    ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
+)
+
+
+class CallTelemetry:
+    """One call, which starts when this is made.
+
+    Args:
+        full_method: `/package.Service/Method`.
+        metadata: the call's metadata, for the trace that it belongs to.
+        peer: the client's address as gRPC writes it, such as `ipv4:127.0.0.1:4711`.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        tracer: Tracer,
+        full_method: str,
+        metadata: Iterable[tuple[str, str | bytes]] = (),
+        peer: str = "",
+    ) -> None:
+        self._metrics = metrics
+        _, self._service, self._method = full_method.split("/")
+        self._is_generation = self._service.endswith(_GENERATIONS)
+        self._started_s = time.monotonic()
+        self._last_chunk_s: float | None = None
+        self._client = _address(peer)
+        self._model = ""  # as the request names it
+        self._requests: Sequence[Request] = ()
+        self._timings: dict[int, EngineTimings] = {}  # of each request, by its index
+        self._response = Response()
+        # As the response has reported them:
+        self._num_prompt_tokens = self._num_generated = self._num_cached = 0
+        self._finish_reasons: list[str] = []
+        name = f"{self._service}/{self._method}"
+        self.span = tracer.start(
+            name, Kind.SERVER, TraceContext.read(metadata), _call_attributes(name, peer)
+        )
+        metrics.started.labels(self._service, self._method).inc()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed so far, of prompts and completions."""
+        return self._num_prompt_tokens + self._num_generated + sum(self._unreported_tokens())
+
+    def note_request(self, message: Any) -> None:
+        """The request message has been read."""
+        self._model = requested_model(message)[:_MAX_MODEL_CHARS]
+        if self._is_generation and self.span.is_recording:
+            self.span.tell(request_attributes(message.params, is_streamed=self._is_streamed))
+
+    def note_requests(self, requests: Sequence[Request]) -> None:
+        """Note the engine requests that the call is about to make, one for each prompt."""
+        self._requests = requests
+
+    def note_timings(self, prompt_index: int, timings: EngineTimings) -> None:
+        """Note the timings of a prompt's request, as its last output reports them."""
+        self._timings[prompt_index] = timings
+
+    def note_chunk(self, chunk: Any) -> None:
+        """A chunk of a stream is about to be sent."""
+        now_s = time.monotonic()
+        num_tokens = sum(choice.num_tokens for choice in chunk.choices)
+        num_prompt_tokens = 0
+        if self._last_chunk_s is None:
+            first_chunk_s = now_s - self._started_s
+            self._metrics.first_token_s.observe(first_chunk_s)
+            if self.span.is_recording:
+                self.span.tell({"gen_ai.response.time_to_first_chunk": first_chunk_s})
+            num_prompt_tokens = chunk.usage.prompt_tokens  # which the first chunk reports
+        elif num_tokens:
+            self._metrics.inter_token_s.observe((now_s - self._last_chunk_s) / num_tokens)
+        self._last_chunk_s = now_s
+        self._note(chunk, num_prompt_tokens, num_tokens)
+
+    def note_completion(self, completion: Any) -> None:
+        """A whole completion is about to be sent."""
+        usage = completion.usage
+        self._note(completion, usage.prompt_tokens, usage.completion_tokens)
+
+    def end(self, code: str, reason: str) -> None:
+        """The call has ended.
+
+        Args:
+            code: name of the gRPC status code.
+            reason: of `chatrpc.v1.ErrorReason`, if the call failed.
+        """
+        duration_s = time.monotonic() - self._started_s
+        self._metrics.handled.labels(self._service, self._method, code).inc()
+        self._metrics.handling_s.labels(self._service, self._method).observe(duration_s)
+        num_prompt_tokens, num_generated = self._unreported_tokens()
+        self._metrics.prompt_tokens.inc(num_prompt_tokens)
+        self._metrics.generation_tokens.inc(num_generated)
+        timings = engine_timings.merged(self._timings.values())
+        if self._is_generation and code == "OK":
+            self._metrics.request_s.observe(duration_s)
+            self._note_finished(timings)
+        elif self._is_generation and code == "CANCELLED":
+            self._metrics.aborted.inc()
+        if self.span.is_recording:
+            self._end_span(code, reason, timings)
+        self.span.end()
+
+    def log_fields(self) -> dict[str, Any]:
+        """Return what is known of the call for its log line, times in milliseconds.
+
+        No part of a prompt or of a completion is among it.
+        """
+        fields: dict[str, Any] = {"client": self._client}
+        if self._model:
+            fields["model"] = self._model
+        if self._is_generation:
+            fields |= self._generation_fields()
+        fields["duration_ms"] = _ms(time.monotonic() - self._started_s)
+        return fields
+
+    def _generation_fields(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {"is_streamed": self._is_streamed}
+        num_prompt_tokens, num_generated = self._unreported_tokens()
+        if self._requests:
+            fields["prompt_tokens"] = self._num_prompt_tokens + num_prompt_tokens
+            fields["completion_tokens"] = self._num_generated + num_generated
+            fields["cached_tokens"] = self._num_cached
+        timings = engine_timings.merged(self._timings.values())
+        if timings.queued_s is not None:
+            fields["prepare_ms"] = _ms(timings.queued_s - self._started_s)
+        for phase in engine_timings.phases(timings, time.monotonic()):
+            fields[f"{phase.name}_ms"] = _ms(phase.duration_s)
+        if timings.first_token_s is not None:
+            fields["ttft_ms"] = _ms(timings.first_token_s - self._started_s)
+        if self._finish_reasons:
+            fields["finish_reasons"] = self._finish_reasons
+        return fields
+
+    @property
+    def _is_streamed(self) -> bool:
+        return self._method.startswith("Stream")
+
+    def _note(self, piece: Any, num_prompt_tokens: int, num_generated: int) -> None:
+        self._metrics.prompt_tokens.inc(num_prompt_tokens)
+        self._metrics.generation_tokens.inc(num_generated)
+        self._num_prompt_tokens += num_prompt_tokens
+        self._num_generated += num_generated
+        self._num_cached = max(self._num_cached, piece.usage.cached_prompt_tokens)
+        for name in finish_reasons(piece.choices):
+            self._finish_reasons.append(name)
+            self._metrics.finished.labels(name).inc()
+        if self.span.is_recording:
+            self._response.add(piece)
+
+    def _unreported_tokens(self) -> tuple[int, int]:
+        """Return the prompt and completion tokens that were computed and not sent.
+
+        There are none if the response was complete, apart from tokens after a stop string.
+        """
+        if len(self._finish_reasons) == sum(request.n for request in self._requests):
+            return 0, 0
+        scheduled = {i: t for i, t in self._timings.items() if t.scheduled_s is not None}
+        num_prompt_tokens = sum(len(self._requests[i].prompt_token_ids) for i in scheduled)
+        num_generated = sum(timings.num_tokens for timings in scheduled.values())
+        return (
+            max(0, num_prompt_tokens - self._num_prompt_tokens),
+            max(0, num_generated - self._num_generated),
+        )
+
+    def _note_finished(self, timings: EngineTimings) -> None:
+        metrics, num_generated = self._metrics, self._num_generated
+        metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
+        metrics.request_generation_tokens.observe(num_generated)
+        for request in self._requests:
+            metrics.request_n.observe(request.n)
+            if request.sampling.max_tokens is not None:
+                metrics.request_max_tokens.observe(request.sampling.max_tokens)
+        if timings.queued_s is not None:
+            metrics.prepare_s.observe(timings.queued_s - self._started_s)
+        for phase in engine_timings.phases(timings, time.monotonic()):
+            metrics.phase_s[phase.name].observe(phase.duration_s)
+            if phase.name == "decode" and num_generated > 1:
+                metrics.per_token_s.observe(phase.duration_s / (num_generated - 1))
+        if timings.scheduled_s is not None and timings.last_token_s is not None:
+            metrics.inference_s.observe(timings.last_token_s - timings.scheduled_s)
+
+    def _end_span(self, code: str, reason: str, timings: EngineTimings) -> None:
+        _end_phases(self.span, timings)
+        self.span.tell({"rpc.response.status_code": code, **self._response.attributes})
+        if code not in ("OK", "CANCELLED"):
+            self.span.tell({"chatrpc.error.reason": reason})
+        if code in _SERVER_ERRORS:
+            self.span.fail(code)
+
+
+def _call_attributes(name: str, peer: str) -> dict[str, Value]:
+    """`peer` is such as `ipv4:127.0.0.1:4711`."""
+    found: dict[str, Value] = {"rpc.system.name": "grpc", "rpc.method": name}
+    host, _, port = _address(peer).rpartition(":")
+    if host:
+        found["network.peer.address"] = host.strip("[]")
+        if port.isdigit():
+            found["network.peer.port"] = int(port)
+    return found
+
+
+def _address(peer: str) -> str:
+    """Return `127.0.0.1:4711` for `ipv4:127.0.0.1:4711`; "" for a peer that has no address."""
+    kind, _, address = peer.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return ""
+    return address.replace("%5B", "[").replace("%5D", "]")
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)
+
+
+def _end_phases(span: Span, timings: EngineTimings) -> None:
+    unix_ns = engine_timings.wall_clock()
+    for phase in engine_timings.phases(timings, time.monotonic()):
+        span.phase(f"engine.{phase.name}", unix_ns(phase.start_s), unix_ns(phase.end_s))

@@ -1,0 +1,1 @@
+"""From protobuf messages to the domain: every field is checked here."""

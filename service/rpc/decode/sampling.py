@@ -1,0 +1,115 @@
+"""The wire's sampling parameters to the domain's. Pure; an error's field begins `sampling.`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from chatrpc.v1 import chat_pb2
+from chatrpc.v1.limits import LIMITS, Limits
+from service.domain.sampling import SamplingParams
+from service.errors import InvalidField
+
+# The scalars that are taken over as they are, by the domain's names.
+_NAMES = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "repetition_penalty": "repetition_penalty",
+    "seed": "seed",
+    "max_completion_tokens": "max_tokens",
+    "min_tokens": "min_tokens",
+    "ignore_eos": "ignore_eos",
+    "include_stop_str_in_output": "include_stop_str_in_output",
+    "skip_special_tokens": "skip_special_tokens",
+}
+
+
+def sampling_params(
+    proto: chat_pb2.SamplingParams, defaults: SamplingParams, vocab_size: int
+) -> SamplingParams:
+    """The parameters, the model's defaults where the request says nothing.
+
+    Raises:
+        InvalidField: the first mistake found.
+    """
+    given = {field.name: value for field, value in proto.ListFields()}
+    for name, value in given.items():
+        limits = LIMITS.get(f"SamplingParams.{name}")
+        if name in _NAMES and limits is not None and not limits.allow(value):
+            raise InvalidField(f"sampling.{name}", f"must be {limits.range}, not {value:g}.")
+    if proto.HasField("max_completion_tokens") and proto.min_tokens > proto.max_completion_tokens:
+        raise InvalidField(
+            "sampling.min_tokens",
+            f"must be at most the limit of generated tokens, which is "
+            f"{proto.max_completion_tokens}, not {proto.min_tokens}.",
+        )
+    return replace(
+        defaults,
+        **{_NAMES[name]: value for name, value in given.items() if name in _NAMES},
+        logit_bias=_logit_bias(proto, vocab_size),
+        allowed_token_ids=_allowed_token_ids(proto, vocab_size),
+        bad_words=_strings(proto.bad_words, "bad_words"),
+        stop=_strings(proto.stop, "stop"),
+        stop_token_ids=_stop_token_ids(proto, vocab_size),
+    )
+
+
+def check_token_ids(token_ids: Sequence[int], vocab_size: int, path: str) -> None:
+    """Raise InvalidField for the first id that the vocabulary does not have."""
+    if token_ids and max(token_ids) >= vocab_size:
+        i = next(i for i, token_id in enumerate(token_ids) if token_id >= vocab_size)
+        raise InvalidField(
+            f"{path}[{i}]", f"{token_ids[i]} is not a token id; the vocabulary has {vocab_size}."
+        )
+
+
+def _logit_bias(proto: chat_pb2.SamplingParams, vocab_size: int) -> dict[int, float]:
+    limits = LIMITS["SamplingParams.logit_bias"]
+    each = limits.element or Limits()
+    if len(proto.logit_bias) > limits.max_size:
+        raise InvalidField("sampling.logit_bias", f"has at most {limits.max_size} tokens.")
+    for token_id, bias in proto.logit_bias.items():
+        if token_id >= vocab_size:
+            raise InvalidField(
+                "sampling.logit_bias",
+                f"{token_id} is not a token id; the vocabulary has {vocab_size}.",
+            )
+        if not each.allow(bias):
+            raise InvalidField(
+                "sampling.logit_bias",
+                f"A bias must be {each.range}; that of the token {token_id} is {bias:g}.",
+            )
+    return dict(proto.logit_bias)
+
+
+def _allowed_token_ids(proto: chat_pb2.SamplingParams, vocab_size: int) -> frozenset[int] | None:
+    if len(proto.allowed_token_ids) > vocab_size:
+        raise InvalidField(
+            "sampling.allowed_token_ids", f"The vocabulary has {vocab_size} tokens alone."
+        )
+    check_token_ids(proto.allowed_token_ids, vocab_size, "sampling.allowed_token_ids")
+    return frozenset(proto.allowed_token_ids) or None
+
+
+def _stop_token_ids(proto: chat_pb2.SamplingParams, vocab_size: int) -> frozenset[int]:
+    max_size = LIMITS["SamplingParams.stop_token_ids"].max_size
+    if len(proto.stop_token_ids) > max_size:
+        raise InvalidField("sampling.stop_token_ids", f"At most {max_size} stop tokens are taken.")
+    check_token_ids(proto.stop_token_ids, vocab_size, "sampling.stop_token_ids")
+    return frozenset(proto.stop_token_ids)
+
+
+def _strings(strings: Sequence[str], name: str) -> tuple[str, ...]:
+    limits = LIMITS[f"SamplingParams.{name}"]
+    each = limits.element or Limits()
+    if len(strings) > limits.max_size:
+        raise InvalidField(f"sampling.{name}", f"has at most {limits.max_size} strings.")
+    for i, string in enumerate(strings):
+        if not each.min_size <= len(string) <= each.max_size:
+            raise InvalidField(
+                f"sampling.{name}[{i}]",
+                f"Each string has {each.min_size} to {each.max_size} characters.",
+            )
+    return tuple(strings)

@@ -1,0 +1,127 @@
+"""Tools and response formats from the wire to the domain. Pure, as `convert`."""
+
+import re
+from collections.abc import Sequence
+
+from chatrpc.v1 import chat_pb2
+from chatrpc.v1.limits import LIMITS
+from service.domain.chat import AnswerForm, ResponseFormat, Tool, ToolMode
+from service.errors import InvalidField, MissingField
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_NAME_LIMITS = LIMITS["FunctionDefinition.name"]
+_MODES = {
+    chat_pb2.ToolChoice.MODE_AUTO: ToolMode.AUTO,
+    chat_pb2.ToolChoice.MODE_REQUIRED: ToolMode.REQUIRED,
+}
+
+
+def tools_and_mode(params: chat_pb2.ChatCompletionParams) -> tuple[tuple[Tool, ...], ToolMode]:
+    """The functions that may be called, and whether one must be.
+
+    Raises:
+        InvalidField, or one of its kinds.
+    """
+    check_num_tools(params.tools)
+    tools = tuple(_tool(proto, i) for i, proto in enumerate(params.tools))
+    by_name: dict[str, Tool] = {}
+    for tool in tools:
+        if tool.name in by_name:
+            raise InvalidField(
+                f"tools[{tool.index}].function.name", f"There are two functions {tool.name!r}."
+            )
+        by_name[tool.name] = tool
+    choice = params.tool_choice
+    match choice.WhichOneof("choice"):
+        case None:
+            return tools, ToolMode.AUTO
+        case "function_name":
+            field = "tool_choice.function_name"
+            return _named([choice.function_name], by_name, field), ToolMode.NAMED
+        case "allowed_tools":
+            field = "tool_choice.allowed_tools.function_names"
+            if not choice.allowed_tools.function_names:
+                raise MissingField(field)
+            max_size = LIMITS["AllowedTools.function_names"].max_size
+            if len(choice.allowed_tools.function_names) > max_size:
+                raise InvalidField(field, f"At most {max_size} tools are taken.")
+            mode = _mode(choice.allowed_tools.mode, "tool_choice.allowed_tools.mode")
+            return _named(choice.allowed_tools.function_names, by_name, field), mode
+        case _:
+            if choice.mode == chat_pb2.ToolChoice.MODE_NONE:
+                return (), ToolMode.AUTO
+            mode = _mode(choice.mode, "tool_choice.mode")
+            if mode is ToolMode.REQUIRED and not tools:
+                raise InvalidField("tool_choice.mode", "A call is required, and there is no tool.")
+            return tools, mode
+
+
+def check_num_tools(tools: Sequence[chat_pb2.Tool]) -> None:
+    """Raise InvalidField if there are more tools than a request may have."""
+    max_size = LIMITS["ChatCompletionParams.tools"].max_size
+    if len(tools) > max_size:
+        raise InvalidField("tools", f"At most {max_size} tools are taken.")
+
+
+def response_format(params: chat_pb2.ChatCompletionParams, mode: ToolMode) -> ResponseFormat | None:
+    """The form the answer must take; None for free text.
+
+    Raises:
+        InvalidField: it is malformed, or the answer must be a call instead.
+    """
+    proto = params.response_format
+    wanted = answer_form(proto)
+    if wanted is not None and mode is not ToolMode.AUTO:
+        raise InvalidField(
+            "response_format", "The tool choice forces a call, which has no form but its own."
+        )
+    return wanted
+
+
+def answer_form(proto: chat_pb2.ResponseFormat) -> ResponseFormat | None:
+    """The form as it is written; None for free text."""
+    match proto.WhichOneof("format"):
+        case "json_object":
+            return ResponseFormat(AnswerForm.JSON_OBJECT)
+        case "json_schema":
+            # Some clients send none where any JSON object will do.
+            wanted = proto.json_schema
+            return ResponseFormat(AnswerForm.JSON_SCHEMA, wanted.schema_json or "{}", wanted.strict)
+        case "regex":
+            return ResponseFormat(AnswerForm.REGEX, proto.regex)
+        case "grammar":
+            return ResponseFormat(AnswerForm.GRAMMAR, proto.grammar)
+        case "choice":
+            return ResponseFormat(AnswerForm.CHOICE, choices=tuple(proto.choice.choices))
+        case _:
+            return None
+
+
+def _tool(proto: chat_pb2.Tool, index: int) -> Tool:
+    field = f"tools[{index}].function"
+    if not proto.HasField("function"):
+        raise MissingField(field)
+    function = proto.function
+    if not function.name:
+        raise MissingField(f"{field}.name")
+    if len(function.name) > _NAME_LIMITS.max_size or not _NAME.fullmatch(function.name):
+        raise InvalidField(
+            f"{field}.name",
+            f"A function's name has {_NAME_LIMITS.min_size} to {_NAME_LIMITS.max_size} letters, "
+            "digits, underscores and dashes.",
+        )
+    schema = function.parameters_json_schema
+    return Tool(index, function.name, function.description, schema, function.strict)
+
+
+def _named(names: Sequence[str], by_name: dict[str, Tool], field: str) -> tuple[Tool, ...]:
+    for name in names:
+        if name not in by_name:
+            raise InvalidField(field, f"There is no tool {name!r}.")
+    return tuple(tool for tool in by_name.values() if tool.name in set(names))
+
+
+def _mode(mode: chat_pb2.ToolChoice.Mode.ValueType, field: str) -> ToolMode:
+    if mode not in _MODES:
+        raise InvalidField(field, "It is auto or required.")
+    return _MODES[mode]

@@ -1,0 +1,1 @@
+"""From the domain to protobuf messages."""

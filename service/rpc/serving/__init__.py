@@ -1,0 +1,1 @@
+"""The life of the server: health, drain, load reports, TLS."""

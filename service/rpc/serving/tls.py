@@ -1,0 +1,35 @@
+"""TLS credentials of the gRPC server, which follow their files for every new connection."""
+
+import grpc
+
+from chatrpc_process.files.watched import Watched
+from chatrpc_process.tls import Identity
+
+
+def server_credentials(watched: Watched[Identity]) -> grpc.ServerCredentials:
+    """Return credentials that show each new connection what the files contain then."""
+    shown = watched.value
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        """Return the new configuration, or None: the same as before.
+
+        gRPC calls it for every new connection, on a thread of its own.
+        """
+        nonlocal shown
+        watched.refresh()
+        if watched.value is shown:
+            return None
+        shown = watched.value
+        return _configuration(shown)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(shown),
+        fetch,  # type: ignore[arg-type]  # the stubs do not know that it may return None
+        shown.client_ca is not None,
+    )
+
+
+def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(identity.key, identity.certificate)], identity.client_ca
+    )

@@ -1,0 +1,151 @@
+"""The grammar of a whole answer: reasoning first, then tool calls or the response format."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from service.domain.chat import AnswerForm, JsonLayout, ResponseFormat, Tool, ToolMode
+from service.errors import UnsupportedField
+from service.text import lark
+from service.text.json_schemas import JsonSchema
+from service.text.reasoning import ReasoningMarkers, Thinking
+from service.text.response_formats import FIELDS, text_rules
+from service.text.tool_calls.rules import CallRules
+from service.text.tool_calls.syntax import CallSyntax
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerGrammar:
+    """What an answer must look like.
+
+    An answer with a response format may call functions instead, if the model decides. In free
+    text, calls of strict functions follow their schemas from the moment they begin. `begun` is the
+    answer's beginning, which the prompt has already.
+    """
+
+    response_format: ResponseFormat | None
+    tools: Sequence[Tool]
+    tool_mode: ToolMode
+    is_parallel: bool
+    syntax: CallSyntax | None
+    markers: ReasoningMarkers | None
+    thinking: Thinking
+    control_token_id: lark.ControlTokens
+    json_layout: JsonLayout = JsonLayout.FLEXIBLE
+    begun: str = ""
+    begun_field: str = ""
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything that an answer must look like."""
+        if self.response_format is not None:
+            return True
+        is_forced = bool(self.tools) and self.tool_mode is not ToolMode.AUTO
+        return is_forced or any(tool.is_strict for tool in self.tools)
+
+    @property
+    def field(self) -> str:
+        """Where the request asks for it."""
+        if self.response_format is not None:
+            return FIELDS[self.response_format.form]
+        return "tools"
+
+    @property
+    def length(self) -> int:
+        """The number of characters that the request describes it with."""
+        wanted = self.response_format
+        own = 0 if wanted is None else len(wanted.text) + sum(map(len, wanted.choices))
+        return own + sum(len(tool.schema) for tool in self.tools)
+
+    def schemas(self) -> Iterator[JsonSchema]:
+        """The schemas that the grammar is made of."""
+        schema = self._response_schema()
+        if schema is not None:
+            yield schema
+        yield from map(self._arguments, self.tools)
+
+    def rules(self) -> str:
+        """The grammar, in llguidance's notation. Long work where a schema of it is new.
+
+        Raises:
+            InvalidField, or one of its kinds: what can be seen to be wrong.
+        """
+        lines: list[str] = []
+        bodies: list[str] = []
+        parts: dict[str, str] = {}
+        if self.syntax is not None:
+            bodies.append("calls")
+            lines += self._calls(self.syntax, parts)
+        if self.response_format is not None:
+            bodies.append("@answer")
+            parts["answer"], further = self._response_rules(self.response_format)
+            parts |= further
+        reasoning = ""
+        if self.markers is not None and self.thinking is not Thinking.CLOSED:
+            reasoning = "reasoning" if self.thinking is Thinking.OPEN else "reasoning?"
+            lines += self._reasoning(self.markers)
+        start = [f"start: {reasoning} body", f"body: {' | '.join(bodies)}"]
+        return lark.composed("\n".join(dict.fromkeys([*start, *lines])), parts)
+
+    def parts(self) -> Iterator[tuple[str, str]]:
+        """What the caller sent of it: each field with a grammar of it alone."""
+        if self.response_format is not None:
+            rules, further = self._response_rules(self.response_format)
+            yield self.field, lark.composed(rules, further) if further else rules
+        for tool in self.tools:
+            yield parameters_field(tool), self._arguments(tool).rules()
+
+    def _response_schema(self) -> JsonSchema | None:
+        wanted = self.response_format
+        if wanted is None or wanted.form not in (AnswerForm.JSON_OBJECT, AnswerForm.JSON_SCHEMA):
+            return None
+        text = wanted.text if wanted.form is AnswerForm.JSON_SCHEMA else '{"type": "object"}'
+        return JsonSchema(text, self.field, self.json_layout, wanted.is_strict)
+
+    def _response_rules(self, wanted: ResponseFormat) -> tuple[str, dict[str, str]]:
+        schema = self._response_schema()
+        return text_rules(wanted, self.json_layout) if schema is None else (schema.rules(), {})
+
+    def _arguments(self, tool: Tool) -> JsonSchema:
+        return JsonSchema(
+            tool.schema or "{}",
+            parameters_field(tool),
+            self.json_layout,
+            tool.is_strict,
+            is_arguments=True,
+        )
+
+    def _calls(self, syntax: CallSyntax, parts: dict[str, str]) -> list[str]:
+        """The rules of calls; those of their arguments go into `parts`, equal ones once."""
+        names: dict[str, str] = {}
+        for i, tool in enumerate(self.tools):
+            names.setdefault(self._arguments(tool).rules(), f"arguments_{i}")
+        parts.update((name, rules) for rules, name in names.items())
+        arguments = [names[self._arguments(tool).rules()] for tool in self.tools]
+        rules = CallRules(self.tools, arguments, syntax, self.is_parallel, self.control_token_id)
+        if self.tool_mode is not ToolMode.AUTO:
+            return rules.forced()
+        if self.response_format is None:
+            return rules.free()
+        if not syntax.trigger:
+            raise UnsupportedField(
+                "response_format",
+                "This model's tool calls cannot be told from an answer in JSON. Ask for one of the "
+                "two.",
+            )
+        return rules.forced()
+
+    def _reasoning(self, markers: ReasoningMarkers) -> list[str]:
+        start = ""
+        if self.thinking is Thinking.POSSIBLE:
+            start = lark.marked(markers.start, (markers.start,), self.control_token_id)
+        return [
+            f"reasoning: {start} thinking gap",
+            lark.until("thinking", markers.end, self.control_token_id),
+            r"gap: /\n{0,2}/",
+            lark.TEXT,
+        ]
+
+
+def parameters_field(tool: Tool) -> str:
+    """Where the request has the schema of a tool's arguments."""
+    return f"tools[{tool.index}].function.parameters_json_schema"

@@ -1,0 +1,116 @@
+"""The gateway's side of a call, against a real gRPC server."""
+
+import asyncio
+import re
+from contextlib import aclosing
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+import trustme
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # core itself
+
+from chatrpc.v1 import chat_pb2
+from chatrpc_process.tls import TlsFiles
+from gateway_http.upstream.client import OPTIONS as CHANNEL_OPTIONS
+from gateway_http.upstream.client import CallOptions, Upstream
+from gateway_http.upstream.connection import Connection
+from service.domain.model import ServedModel
+from service.domain.sampling import SamplingParams
+from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.serving.lifecycle import Lifecycle
+from tests.fakes.chat_service import Admit, Fail, FakeService, Finish, Hold, Say
+from tests.fakes.engine import FakeEngine
+from tests.fakes.tokenizer import EOS, ByteTokenizer
+from tests.gateway_http.conftest import serving
+from tests.service.rpc.conftest import CARD
+
+PARAMS = chat_pb2.ChatCompletionParams(model="m")
+OPTIONS = CallOptions(timeout_s=30)
+
+
+def test_core_knows_every_option_key() -> None:
+    """An unknown key is ignored in silence: the key must stand, whole, in the binary."""
+    binary = Path(cygrpc.__file__).read_bytes()
+    for key, _ in CHANNEL_OPTIONS:
+        assert re.search(rb"[^A-Za-z_.]" + re.escape(key.encode()) + rb"\0", binary), key
+
+
+async def test_silence_is_told_and_ends_nothing(service: FakeService) -> None:
+    service.script = [Admit(), Hold(), Say("Hello"), Finish()]
+    upstream = Upstream(Connection(service.target))
+    async with aclosing(upstream.stream_chat(PARAMS, OPTIONS, idle_s=0.01)) as chunks:
+        assert [await anext(chunks) for _ in range(3)] == [None] * 3
+        service.release()
+        texts = [c.choices[0].delta.content async for c in chunks if c is not None and c.choices]
+    assert texts == ["Hello", ""]
+    await upstream.close()
+
+
+async def test_refusal_comes_before_the_first_item(service: FakeService) -> None:
+    service.script = [Fail(grpc.StatusCode.INVALID_ARGUMENT)]
+    upstream = Upstream(Connection(service.target))
+    for _ in range(50):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await anext(upstream.stream_chat(PARAMS, OPTIONS, idle_s=10))
+    await upstream.close()
+
+
+async def test_closing_the_generator_cancels_the_call(service: FakeService) -> None:
+    service.script = [Say("Hello"), Hold()]
+    upstream = Upstream(Connection(service.target))
+    chunks = upstream.stream_chat(PARAMS, OPTIONS, idle_s=10)
+    await anext(chunks)
+    await chunks.aclose()
+    await service.cancelled()
+    await upstream.close()
+
+
+async def test_service_that_comes_back_is_found() -> None:
+    async with FakeService() as service:
+        port = service.port
+    upstream = Upstream(Connection(service.target))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await upstream.is_ready(timeout_s=5)
+    async with FakeService(port=port), asyncio.timeout(120):
+        while True:
+            try:
+                assert await upstream.is_ready(timeout_s=1)
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.05)
+            else:
+                break
+    await upstream.close()
+
+
+async def test_the_service_can_be_called_under_tls(tmp_path: Path) -> None:
+    ca = trustme.CA()
+    certificate, own = ca.issue_cert("localhost"), ca.issue_cert("gateway")
+    for name, blobs in (
+        ("tls.crt", certificate.cert_chain_pems),
+        ("tls.key", [certificate.private_key_pem]),
+        ("ca.crt", [ca.cert_pem]),
+        ("own.crt", own.cert_chain_pems),
+        ("own.key", [own.private_key_pem]),
+    ):
+        (tmp_path / name).write_bytes(b"".join(blob.bytes() for blob in blobs))
+    tls = TlsFiles(tmp_path / "tls.crt", tmp_path / "tls.key", tmp_path / "ca.crt")
+    lifecycle = Lifecycle(SERVICE_NAMES)
+    server = Server(lifecycle, request_timeout_s=60, tls=tls)
+    port = await server.start("127.0.0.1", 0)
+    await lifecycle.serve(
+        ServedModel(CARD, ByteTokenizer(), FakeEngine(), SamplingParams(), frozenset({EOS}), 257)
+    )
+    async with (
+        serving(
+            upstream=f"localhost:{port}",
+            upstream_ca=tmp_path / "ca.crt",
+            upstream_certificate=tmp_path / "own.crt",
+            upstream_key=tmp_path / "own.key",
+        ) as url,
+        httpx.AsyncClient() as client,
+    ):
+        assert (await client.get(f"{url}/readyz")).status_code == 200
+        assert (await client.get(f"{url}/v1/models")).json()["data"][0]["id"] == "fake"
+    await server.stop()

@@ -1,0 +1,262 @@
+"""The registry's file: what it says, and what is wrong with it."""
+
+import json
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chatrpc_process.errors import ConfigError
+from gateway_http.upstream.affinity import Prefix, Session
+from gateway_http.upstream.registry import Entry, load_registry
+from gateway_http.upstream.registry_file import RegistryFile
+from tests.tls_files import issue, lock
+
+LEAST = '[[model]]\nname = "m"\ntarget = "127.0.0.1:1"\n'
+
+
+def written(directory: Path, text: str) -> Path:
+    path = directory / "registry.toml"
+    path.write_text(text)
+    return path
+
+
+def entry(directory: Path, fields: str = "") -> Entry:
+    [only] = load_registry(written(directory, LEAST + fields)).entries
+    return only
+
+
+def config(of: Entry) -> Any:
+    return json.loads(of.connection.service_config)
+
+
+def test_the_least_that_a_model_needs(tmp_path: Path) -> None:
+    found = entry(tmp_path)
+    assert (found.name, found.aliases, found.upstream_model) == ("m", (), "m")
+    assert (found.connection.target, found.connection.health_name) == ("127.0.0.1:1", "m")
+    assert found.connection.tls is None
+    assert found.connection.api_key is None
+    [policy] = config(found)["loadBalancingConfig"]
+    assert policy["weighted_round_robin"]["enableOobLoadReport"]
+    assert config(found)["healthCheckConfig"] == {"serviceName": "m"}
+
+
+def test_names_of_both_sides(tmp_path: Path) -> None:
+    found = entry(tmp_path, 'aliases = ["org/m:8b", "größer"]\nupstream_model = "m-instruct"')
+    assert found.aliases == ("org/m:8b", "größer")
+    assert (found.upstream_model, found.connection.health_name) == ("m-instruct", "m-instruct")
+
+
+@pytest.mark.parametrize(
+    ("fields", "affinity"),
+    [
+        ('affinity = "session"', Session()),
+        ('affinity = "prefix"', Prefix(1024)),
+        ('affinity = "prefix"\nprefix_chars = 10', Prefix(10)),
+    ],
+)
+def test_affinity(tmp_path: Path, fields: str, affinity: Session | Prefix) -> None:
+    found = entry(tmp_path, 'balance = "ring_hash"\n' + fields)
+    assert found.affinity == affinity
+    assert "ring_hash_experimental" in config(found)["loadBalancingConfig"][0]
+
+
+def test_outlier_detection_surrounds_the_policy(tmp_path: Path) -> None:
+    found = entry(
+        tmp_path, 'balance = "round_robin"\noutlier_detection = {failure_percentage = 50}'
+    )
+    [policy] = config(found)["loadBalancingConfig"]
+    outer = policy["outlier_detection_experimental"]
+    assert outer["failurePercentageEjection"]["threshold"] == 50
+    assert outer["interval"] == "10.000s"
+    assert outer["childPolicy"] == [{"round_robin": {}}]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "model: Field required"),
+        ("model = []", "model: Tuple should have at least 1 item"),
+        ("[[model]", "Expected ']]'"),
+        ('[[model]]\nname = "m"', "model.0.target: Field required"),
+        ('[[model]]\ntarget = "a:1"', "model.0.name: Field required"),
+        (LEAST + "targets = 1", "model.0.targets: Extra inputs are not permitted"),
+        (LEAST + 'aliases = ["a b"]', "model.0.aliases.0: String should match"),
+        (LEAST + 'aliases = ["/m"]', "model.0.aliases.0: String should match"),
+        (LEAST + 'aliases = ["\\u0007"]', "model.0.aliases.0: String should match"),
+        (LEAST + 'aliases = ["m"]', "model.0: 'm' is model.0's already"),
+        (LEAST + LEAST, "model.1: 'm' is model.0's already"),
+        (LEAST.replace("127.0.0.1:1", "a b"), "model.0.target: String should match"),
+        (LEAST.replace("127", "ipv4:999"), "has no address of ipv4"),
+        (LEAST.replace("127.0.0.1:1", "ipv4:127.0.0.1:99999"), "not an address of ipv4 and a port"),
+        (LEAST.replace("127.0.0.1:1", "ipv6:127.0.0.1:1"), "not an address of ipv6 and a port"),
+        (LEAST + 'balance = "least_request"', "model.0.balance: Input should be"),
+        (LEAST + 'balance = "ring_hash"', "'ring_hash' and affinity go together"),
+        (LEAST + 'affinity = "session"', "'ring_hash' and affinity go together"),
+        (
+            LEAST + 'balance = "ring_hash"\naffinity = "session"\nprefix_chars = 5',
+            "prefix_chars needs affinity = 'prefix'",
+        ),
+        (LEAST + 'certificate = "a"', "certificate and key go together"),
+        (LEAST + 'certificate = "a"\nkey = "b"', "certificate needs ca"),
+        (LEAST + 'ca = "none.pem"', "model 'm': "),
+        (LEAST + 'api_key_file = "none"', "model 'm': api_key_file: "),
+        (LEAST + 'api_key_file = "\\u0000"', "model 'm': api_key_file: "),
+        (LEAST + 'api_key_file = "."', "this is no file"),
+        (LEAST + "prefix_chars = " + "[" * 20_000, "nested too deeply"),
+        (LEAST + "prefix_chars = " + "1" * 5_000, "5000 digits"),
+        (
+            LEAST + "outlier_detection = {interval_s = 0}",
+            "model.0.outlier_detection.interval_s: Input should be greater than or equal to 0.01",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, told: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_registry(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert told in message
+    assert "\n" not in message
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(ConfigError, match=str(path)):
+            load_registry(path)
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"bytes\.toml"):
+        load_registry(tmp_path / "bytes.toml")
+
+
+@settings(deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_is_a_registry_or_an_error(tmp_path_factory: Any, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_text(LEAST + text, newline="", errors="surrogatepass")
+    with suppress(ConfigError):
+        load_registry(path)
+
+
+def test_secrets_come_from_files_beside_it_and_show_nowhere(tmp_path: Path) -> None:
+    ca, own = trustme.CA(), trustme.CA().issue_cert("gateway")
+    (tmp_path / "ca.crt").write_bytes(ca.cert_pem.bytes())
+    (tmp_path / "own.crt").write_bytes(own.cert_chain_pems[0].bytes())
+    (tmp_path / "own.key").write_bytes(own.private_key_pem.bytes())
+    (tmp_path / "api.key").write_text("sk-secret\n")
+    fields = 'ca = "ca.crt"\ncertificate = "own.crt"\nkey = "own.key"\napi_key_file = "api.key"\n'
+    found = entry(tmp_path, fields)
+    assert found.connection.tls is not None
+    assert found.connection.tls.ca == ca.cert_pem.bytes()
+    assert found.connection.api_key == "sk-secret"
+    assert "sk-secret" not in repr(found)
+    assert "PRIVATE" not in repr(found)
+
+    other = trustme.CA().issue_cert("gateway")
+    (tmp_path / "own.key").write_bytes(other.private_key_pem.bytes())
+    with pytest.raises(ConfigError, match=r"model 'm': .*own\.key"):
+        entry(tmp_path, fields)
+    (tmp_path / "ca.crt").write_text("no PEM")
+    with pytest.raises(ConfigError, match=r"ca\.crt"):
+        entry(tmp_path, 'ca = "ca.crt"')
+    (tmp_path / "api.key").write_text("two secrets\n")
+    with pytest.raises(ConfigError) as caught:
+        entry(tmp_path, 'api_key_file = "api.key"')
+    assert "two secrets" not in str(caught.value)
+
+
+def test_nothing_is_waited_for(tmp_path: Path) -> None:
+    """Neither whoever writes to a pipe, nor whoever knows a passphrase."""
+    ca = trustme.CA()
+    (tmp_path / "ca.crt").write_bytes(ca.cert_pem.bytes())
+    files = issue(ca, tmp_path)
+    lock(files.key)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=r"tls\.key"):
+        entry(tmp_path, 'ca = "ca.crt"\ncertificate = "tls.crt"\nkey = "tls.key"')
+    for fields in ('ca = "pipe"', 'api_key_file = "pipe"'):
+        with pytest.raises(ConfigError, match="pipe: this is no file"):
+            entry(tmp_path, fields)
+    with pytest.raises(ConfigError, match="pipe: this is no file"):
+        load_registry(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/routing.md"])
+def test_what_the_documentation_shows_is_a_registry(tmp_path: Path, page: str) -> None:
+    text = (Path(__file__).parents[3] / page).read_text()
+    (tmp_path / "tls").mkdir()
+    (tmp_path / "tls/ca.crt").write_bytes(trustme.CA().cert_pem.bytes())
+    (tmp_path / "large.key").write_text("sk-large")
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    shown = [block for block in blocks if "[[model]]" in block]
+    assert shown
+    for block in shown:
+        assert load_registry(written(tmp_path, block)).entries
+    for defaults in (block for block in blocks if block.startswith("outlier_detection.")):
+        assert entry(tmp_path, defaults) == entry(tmp_path, "outlier_detection = {}")
+
+
+def touch(path: Path, text: str) -> None:
+    """Write it, later than before by any clock of a file system."""
+    before = path.stat()
+    path.write_text(text)
+    later = max(before.st_mtime_ns, path.stat().st_mtime_ns) + 1_000_000
+    os.utime(path, ns=(later, later))
+
+
+def test_a_change_is_read_and_a_corrupt_one_is_not(tmp_path: Path) -> None:
+    path = written(tmp_path, LEAST)
+    file = RegistryFile(path)
+    assert not file.refresh()
+    touch(path, LEAST.replace('"m"', '"other"'))
+    assert file.refresh()
+    assert [entry.name for entry in file.entries] == ["other"]
+    for corrupt in ("", "[[model", LEAST + LEAST):
+        touch(path, corrupt)
+        with structlog.testing.capture_logs() as logs:
+            assert not file.refresh()
+        assert [entry.name for entry in file.entries] == ["other"]
+        assert [log["event"] for log in logs] == ["file_reload_failed"]
+    path.unlink()
+    assert not file.refresh()
+    assert [entry.name for entry in file.entries] == ["other"]
+
+
+def test_a_file_that_comes_later_is_found(tmp_path: Path) -> None:
+    key = tmp_path / "api.key"
+    path = written(tmp_path, LEAST)
+    file = RegistryFile(path)
+    touch(path, LEAST + 'api_key_file = "api.key"')
+    with structlog.testing.capture_logs() as logs:
+        assert not file.refresh()
+        assert not file.refresh()
+    assert [log["event"] for log in logs] == ["file_reload_failed"]
+    key.write_text("first")
+    assert file.refresh()
+    assert file.entries[0].connection.api_key == "first"
+    touch(key, "second")
+    assert file.refresh()
+    assert file.entries[0].connection.api_key == "second"
+
+
+def test_a_key_that_changes_is_read_too(tmp_path: Path) -> None:
+    key = tmp_path / "api.key"
+    key.write_text("first")
+    path = written(tmp_path, LEAST)
+    file = RegistryFile(path)
+    touch(path, LEAST + 'api_key_file = "api.key"')
+    assert file.refresh()
+    touch(key, "second")
+    assert file.refresh()
+    assert file.entries[0].connection.api_key == "second"
+    touch(key, "")
+    assert not file.refresh()
+    assert file.entries[0].connection.api_key == "second"

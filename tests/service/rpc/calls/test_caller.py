@@ -1,0 +1,44 @@
+"""The caller of the current task, and what its call may cost."""
+
+from dataclasses import replace
+
+import pytest
+
+from service.domain.engine import Caller, Request
+from service.domain.sampling import SamplingParams
+from service.rpc.calls.caller import acting_for, current_caller, may_use_model, reserve_exactly
+
+ONE, OTHER = Caller("one", 2, "one", 0), Caller("other")
+
+
+def test_outside_of_a_call_the_caller_has_no_name_and_may_use_every_model() -> None:
+    assert current_caller() == Caller()
+    assert may_use_model("any")
+    reserve_exactly([Request((1, 2), SamplingParams())], 100)
+
+
+def test_caller_is_current_only_in_its_context() -> None:
+    with acting_for(ONE, lambda name: name == "alias"):
+        with acting_for(OTHER):
+            assert current_caller() == OTHER
+            assert may_use_model("any")
+        assert current_caller() == ONE
+        assert may_use_model("id", "alias")
+        assert not may_use_model("id")
+    assert current_caller() == Caller()
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "n", "num_tokens"),
+    [(5, 1, 10 + 5), (5, 3, 10 + 15), (None, 1, 100), (1000, 2, 10 + 2 * 90)],
+)
+def test_reservation_is_of_the_prompt_and_all_that_may_be_generated(
+    max_tokens: int | None, n: int, num_tokens: int
+) -> None:
+    reserved: list[int] = []
+    sampling = replace(SamplingParams(), max_tokens=max_tokens)
+    request = Request(tuple(range(10)), sampling, n=n)
+    with acting_for(ONE, reserve=reserved.append):
+        reserve_exactly([request], 100)
+        reserve_exactly([request, request], 100)
+    assert reserved == [num_tokens, 2 * num_tokens]

@@ -1,0 +1,155 @@
+"""Request ids and what a call leaves in the log."""
+
+import asyncio
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+
+from chatrpc.v1 import chat_pb2, chat_service_pb2, model_service_pb2
+from service.domain.engine import FinishReason, TokenOutput
+from tests.fakes.wait import until
+from tests.service.rpc.conftest import Running, params
+from tests.service.rpc.details import refusal
+
+
+async def test_a_callers_request_id_comes_back(running: Running) -> None:
+    call = running.models.ListModels(
+        model_service_pb2.ListModelsRequest(), metadata=(("x-request-id", "mine-1"),)
+    )
+    await call
+    assert dict(await call.trailing_metadata())["x-request-id"] == "mine-1"
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "x" * 129])
+async def test_a_request_id_that_is_no_id_is_replaced(running: Running, bad: str) -> None:
+    call = running.models.ListModels(
+        model_service_pb2.ListModelsRequest(), metadata=(("x-request-id", bad),)
+    )
+    await call
+    assert len(str(dict(await call.trailing_metadata())["x-request-id"])) == 32
+
+
+async def test_an_error_carries_the_request_id_too(running: Running) -> None:
+    refused = await refusal(
+        running.models.GetModel(
+            model_service_pb2.GetModelRequest(id="x"), metadata=(("x-request-id", "mine-2"),)
+        )
+    )
+    assert refused.trailing["x-request-id"] == "mine-2"
+
+
+def create(running: Running, timeout: float = 60, **fields: Any) -> Any:
+    request = chat_service_pb2.CreateChatCompletionRequest(params=params(**fields))
+    return running.chat.CreateChatCompletion(request, timeout=timeout)
+
+
+def stream(running: Running) -> Any:
+    request = chat_service_pb2.StreamChatCompletionRequest(params=params())
+    return running.chat.StreamChatCompletion(request)
+
+
+class Lines:
+    """The log lines of calls that have ended."""
+
+    def __init__(self, captured: list[Any]) -> None:
+        self._captured = captured
+
+    async def finished(self, number: int = 1) -> list[Any]:
+        """Wait for so many: a call's client may have its response before the line is written."""
+        await until(lambda: len(self._found()) >= number)
+        return self._found()
+
+    def _found(self) -> list[Any]:
+        return [line for line in self._captured if line["event"] == "request_finished"]
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    with structlog.testing.capture_logs() as captured:
+        yield Lines(captured)
+
+
+async def test_each_call_leaves_one_log_line(running: Running, lines: Lines) -> None:
+    await running.models.ListModels(model_service_pb2.ListModelsRequest())
+    await refusal(running.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
+    listed, refused = await lines.finished(2)
+    assert listed["method"] == "/chatrpc.v1.ModelService/ListModels"
+    assert listed["code"] == "OK"
+    assert "reason" not in listed
+    assert refused["method"] == "/chatrpc.v1.ModelService/GetModel"
+    assert (refused["code"], refused["reason"]) == ("NOT_FOUND", "MODEL_NOT_FOUND")
+    assert refused["model"] == "x"
+    for line in (listed, refused):
+        assert re.fullmatch(r"127\.0\.0\.1:\d+", line["client"])
+        assert line["duration_ms"] > 0
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_log_line_of_a_generation_tells_its_tokens_and_times(
+    running: Running, lines: Lines, is_streamed: bool
+) -> None:
+    running.engine.script = [
+        TokenOutput((97,), num_cached_tokens=7),
+        TokenOutput((98,), FinishReason.LENGTH, num_cached_tokens=7),
+    ]
+    if is_streamed:
+        assert [response async for response in stream(running)]
+    else:
+        await create(running)
+    (line,) = await lines.finished()
+    assert line["is_streamed"] is is_streamed
+    assert line["model"] == "fake"
+    assert line["prompt_tokens"] == len("<user>hi<assistant>")
+    assert (line["completion_tokens"], line["cached_tokens"]) == (2, 7)
+    assert line["finish_reasons"] == ["length"]
+    assert 0 <= line["queue_ms"] <= line["ttft_ms"] <= line["duration_ms"]
+    assert line["prefill_ms"] >= 0
+    assert line["decode_ms"] >= 0
+
+
+async def test_log_line_of_a_refused_request_names_the_field(
+    running: Running, lines: Lines
+) -> None:
+    bad = chat_pb2.SamplingParams(temperature=-1)
+    await refusal(create(running, sampling=bad))
+    (line,) = await lines.finished()
+    assert (line["code"], line["reason"]) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+    assert line["field"] == "sampling.temperature"
+    assert "completion_tokens" not in line
+
+
+async def test_log_line_of_a_call_that_was_left_tells_what_was_computed(
+    running: Running, lines: Lines
+) -> None:
+    running.engine.script = [TokenOutput((97,)), asyncio.Event()]
+    call = stream(running)
+    await call.read()
+    call.cancel()
+    (line,) = await lines.finished()
+    assert (line["code"], line["reason"]) == ("CANCELLED", "CANCELLED")
+    assert line["completion_tokens"] == 1
+
+
+async def test_log_line_of_a_call_whose_deadline_passed_says_so(
+    running: Running, lines: Lines
+) -> None:
+    running.engine.script = [asyncio.Event()]
+    with pytest.raises(grpc.aio.AioRpcError):
+        await create(running, timeout=0.3)
+    (line,) = await lines.finished()
+    assert line["reason"] == "DEADLINE"
+
+
+async def test_unknown_methods_are_logged_once_with_their_number(running: Running) -> None:
+    call: Any = running.channel.unary_unary("/chatrpc.v1.ChatService/Nothing")
+    with structlog.testing.capture_logs() as captured:
+        for _ in range(20):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call(b"")
+    (line,) = [line for line in captured if line["event"] == "request_rejected"]
+    assert line["method"] == "/chatrpc.v1.ChatService/Nothing"
+    assert line["reason"] == "UNIMPLEMENTED"

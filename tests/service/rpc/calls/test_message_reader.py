@@ -1,0 +1,109 @@
+import asyncio
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from chatrpc.v1 import model_service_pb2
+from service.domain.engine import Caller
+from service.errors import InvalidField, PreparationFull
+from service.rpc.calls.caller import acting_for, received_bytes
+from service.rpc.calls.message_reader import MessageReader, Patience
+from service.rpc.calls.work_pools import WorkPools
+
+METHOD = "/chatrpc.v1.ModelService/Tokenize"
+
+
+class Handler:
+    request_deserializer = model_service_pb2.TokenizeRequest.FromString
+
+
+class Context:
+    """A call whose message arrives when the test says so."""
+
+    def __init__(self, message: bytes) -> None:
+        self._message = message
+        self.arrived = asyncio.Event()
+        self.is_read = False
+
+    async def read(self) -> bytes:
+        self.is_read = True
+        await self.arrived.wait()
+        return self._message
+
+
+@pytest.fixture
+def pools() -> Iterator[WorkPools]:
+    pools = WorkPools()
+    yield pools
+    pools.close()
+
+
+def request(num_bytes: int) -> Any:
+    data = model_service_pb2.TokenizeRequest(text="x" * (num_bytes - 4)).SerializeToString()
+    context = Context(data)
+    context.arrived.set()
+    return context
+
+
+async def test_messages_in_progress_are_bounded_and_their_bytes_given_back(
+    pools: WorkPools,
+) -> None:
+    reader = MessageReader(pools, Patience(), max_bytes=1000)
+    async with reader.message(Handler, METHOD, request(700)) as message:
+        assert message.text
+        assert received_bytes() > 690
+        with pytest.raises(PreparationFull):
+            async with reader.message(Handler, METHOD, request(700)):
+                pass
+    async with reader.message(Handler, METHOD, request(700)):
+        pass
+
+
+async def test_one_caller_leaves_room_for_the_messages_of_another(pools: WorkPools) -> None:
+    reader = MessageReader(pools, Patience(), max_bytes=1000)
+    async with AsyncExitStack() as open_messages:
+        with acting_for(Caller("a")), pytest.raises(PreparationFull):
+            for _ in range(9):
+                await open_messages.enter_async_context(
+                    reader.message(Handler, METHOD, request(150))
+                )
+        with acting_for(Caller("b")):
+            async with reader.message(Handler, METHOD, request(150)):
+                pass
+
+
+async def test_large_message_is_parsed_on_a_thread(pools: WorkPools) -> None:
+    reader = MessageReader(pools, Patience())
+    async with reader.message(Handler, METHOD, request(500_000)) as message:
+        assert len(message.text) == 500_000 - 4
+
+
+async def test_message_that_is_none_is_rejected(pools: WorkPools) -> None:
+    reader = MessageReader(pools, Patience())
+    context: Any = Context(b"\xff\xff")
+    context.arrived.set()
+    with pytest.raises(InvalidField):
+        async with reader.message(Handler, METHOD, context):
+            pass
+
+
+async def test_messages_of_a_caller_arrive_a_few_at_a_time(pools: WorkPools) -> None:
+    reader = MessageReader(pools, Patience())
+    contexts: list[Any] = [Context(b"") for _ in range(40)]
+
+    async def call(context: Any, name: str) -> None:
+        with acting_for(Caller(name)):
+            async with reader.message(Handler, METHOD, context):
+                pass
+
+    calls = [asyncio.ensure_future(call(context, "a")) for context in contexts]
+    other: Any = Context(b"")
+    calls.append(asyncio.ensure_future(call(other, "b")))
+    await asyncio.sleep(0)
+    assert sum(context.is_read for context in contexts) == 16
+    assert other.is_read
+    for context in [*contexts, other]:
+        context.arrived.set()
+    await asyncio.gather(*calls)

@@ -1,0 +1,63 @@
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from service.rpc.calls.standard_services import MAX_REQUEST_BYTES
+from service.rpc.serving.load_reports import METHOD as LOAD_REPORTS
+from service.rpc.serving.reflection import V1
+from tests.service.rpc.conftest import Running
+from tests.service.rpc.details import refusal
+
+WATCH = "/grpc.health.v1.Health/Watch"
+CHECK = "/grpc.health.v1.Health/Check"
+
+
+@pytest.mark.parametrize("method", [WATCH, LOAD_REPORTS])
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+async def test_large_request_to_a_stream_without_a_key_is_refused(
+    running: Running, method: str, compression: grpc.Compression
+) -> None:
+    call: Any = running.channel.unary_stream(method)
+    refused = await refusal(call(bytes(7 << 20), compression=compression))
+    assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert str(MAX_REQUEST_BYTES) in refused.message
+
+
+async def test_large_request_to_a_health_check_is_refused(running: Running) -> None:
+    name = "x" * (MAX_REQUEST_BYTES + 1)
+    refused = await refusal(running.health.Check(health_pb2.HealthCheckRequest(service=name)))
+    assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_stream_without_a_request_is_answered_as_an_empty_one(running: Running) -> None:
+    async def nothing() -> Any:
+        return
+        yield
+
+    call: Any = running.channel.stream_stream(WATCH)
+    answer = await call(nothing()).read()
+    status = health_pb2.HealthCheckResponse.FromString(answer)
+    assert status.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("package", ["v1", "v1alpha"])
+async def test_reflection_answers_under_both_of_its_names(running: Running, package: str) -> None:
+    method = f"/grpc.reflection.{package}.ServerReflection/ServerReflectionInfo"
+    call: Any = running.channel.stream_stream(
+        method,
+        reflection_pb2.ServerReflectionRequest.SerializeToString,
+        reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    requests = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=V1),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="chatrpc.v1.ChatService"),
+    ]
+    listed, own, chat = [answer async for answer in call(iter(requests))]
+    names = {service.name for service in listed.list_services_response.service}
+    assert {V1, "grpc.reflection.v1alpha.ServerReflection", "chatrpc.v1.ChatService"} <= names
+    assert own.file_descriptor_response.file_descriptor_proto
+    assert chat.file_descriptor_response.file_descriptor_proto

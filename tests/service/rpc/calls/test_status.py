@@ -1,0 +1,90 @@
+"""Every error of the domain has a code, a reason and the details that go with it."""
+
+import pytest
+from google.rpc import code_pb2, error_details_pb2
+
+from chatrpc.v1 import errors_pb2
+from service import errors
+from service.rpc.calls import status
+
+EXAMPLES: list[tuple[errors.ChatrpcError, int, str]] = [
+    (errors.InvalidField("a.b", "bad"), code_pb2.INVALID_ARGUMENT, "INVALID_FIELD"),
+    (errors.MissingField("a"), code_pb2.INVALID_ARGUMENT, "MISSING_FIELD"),
+    (errors.UnsupportedField("a", "no"), code_pb2.INVALID_ARGUMENT, "UNSUPPORTED_FIELD"),
+    (
+        errors.ContextLengthExceeded(9, 8),
+        code_pb2.INVALID_ARGUMENT,
+        "CONTEXT_LENGTH_EXCEEDED",
+    ),
+    (errors.ExceedsLimit("sampling.n", "no"), code_pb2.INVALID_ARGUMENT, "EXCEEDS_LIMIT"),
+    (errors.TemplateRefused("no"), code_pb2.INVALID_ARGUMENT, "TEMPLATE_REFUSED"),
+    (errors.ModelNotFound("m"), code_pb2.NOT_FOUND, "MODEL_NOT_FOUND"),
+    (errors.Unauthenticated(is_missing=True), code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    (errors.ActingForbidden("x-bin"), code_pb2.PERMISSION_DENIED, "ACTING_FORBIDDEN"),
+    (errors.ModelForbidden("m"), code_pb2.PERMISSION_DENIED, "MODEL_FORBIDDEN"),
+    (errors.LimitReached("over", "tokens", 3), code_pb2.RESOURCE_EXHAUSTED, "LIMIT_REACHED"),
+    (errors.QueueFull(1, 1.5), code_pb2.UNAVAILABLE, "QUEUE_FULL"),
+    (errors.Draining(), code_pb2.UNAVAILABLE, "DRAINING"),
+    (errors.Starting(), code_pb2.UNAVAILABLE, "STARTING"),
+    (errors.DeadlinePassed("late"), code_pb2.DEADLINE_EXCEEDED, "DEADLINE"),
+    (errors.StepFailed(), code_pb2.INTERNAL, "STEP_FAILED"),
+    (errors.EngineDead(), code_pb2.INTERNAL, "ENGINE_DEAD"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "reason"), EXAMPLES, ids=lambda v: str(v)[:20])
+def test_an_error_has_its_code_and_reason(
+    error: errors.ChatrpcError, code: int, reason: str
+) -> None:
+    proto = status.status(error, "id")
+    assert proto.code == code
+    assert status.reason(proto) == reason
+    assert proto.message == str(error)
+
+
+def test_every_reason_of_the_wire_is_used() -> None:
+    used = {reason for _, _, reason in EXAMPLES} | {"INTERNAL", "UNSPECIFIED"}
+    assert used == {n.removeprefix("ERROR_REASON_") for n in errors_pb2.ErrorReason.keys()}  # noqa: SIM118
+
+
+def test_a_field_violation_names_the_field() -> None:
+    proto = status.status(errors.InvalidField("a.b", "bad"), "id")
+    bad = error_details_pb2.BadRequest()
+    assert proto.details[1].Unpack(bad)
+    assert [(v.field, v.description) for v in bad.field_violations] == [("a.b", "bad")]
+
+
+def test_another_replica_may_be_tried_before_this_one() -> None:
+    for error, _, _ in EXAMPLES:
+        pushback = dict(status.retry_pushback(error))
+        assert bool(pushback) == isinstance(error, errors.Unavailable)
+        if isinstance(error, errors.Unavailable):
+            assert 0 <= int(pushback["grpc-retry-pushback-ms"]) <= error.retry_after_s * 1000
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    proto = status.status(errors.QueueFull(1, 1.5), "id")
+    retry = error_details_pb2.RetryInfo()
+    assert proto.details[1].Unpack(retry)
+    assert retry.retry_delay.ToTimedelta().total_seconds() == 1.5
+
+
+def test_the_context_length_error_has_its_numbers() -> None:
+    proto = status.status(errors.ContextLengthExceeded(9, 8), "id")
+    info = error_details_pb2.ErrorInfo()
+    assert proto.details[0].Unpack(info)
+    assert dict(info.metadata) == {"prompt_tokens": "9", "max_model_len": "8"}
+
+
+def test_an_unforeseen_error_keeps_its_text_to_itself() -> None:
+    proto = status.status(KeyError("secret"), "req-1")
+    assert proto.code == code_pb2.INTERNAL
+    assert "secret" not in str(proto)
+    assert "req-1" in proto.message
+
+
+def test_a_callers_long_text_does_not_outgrow_the_trailers() -> None:
+    name = "日" * 10_000
+    proto = status.status(errors.ModelNotFound(name), "id")
+    assert sum(len(value) for _, value in status.trailing_metadata(proto)) < 4096
+    assert len(proto.message.encode()) <= 500

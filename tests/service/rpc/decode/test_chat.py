@@ -1,0 +1,298 @@
+"""What a request can get wrong, field by field, and what it becomes when it is right."""
+
+from typing import Any
+
+import pytest
+
+from chatrpc.v1 import chat_pb2
+from service.domain.chat import Message, PromptOptions, ToolCall
+from service.domain.engine import Caller, FinishReason
+from service.domain.sampling import SamplingParams
+from service.errors import (
+    ContextLengthExceeded,
+    InvalidField,
+    MissingField,
+    UnsupportedField,
+)
+from service.rpc.decode import chat as decode
+from tests.service.rpc.conftest import params
+
+DEFAULTS = SamplingParams(temperature=0.2, top_p=0.9)
+
+
+def text(value: str) -> chat_pb2.ContentPart:
+    return chat_pb2.ContentPart(text=value)
+
+
+def user(*parts: chat_pb2.ContentPart) -> chat_pb2.ChatMessage:
+    return chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content=parts)
+
+
+def refused(**fields: Any) -> InvalidField:
+    with pytest.raises(InvalidField) as caught:
+        decode.chat_request(params(**fields), DEFAULTS, vocab_size=100)
+    return caught.value
+
+
+def test_every_role_is_read() -> None:
+    call = chat_pb2.ToolCall(
+        id="c1", function=chat_pb2.FunctionCall(name="f", arguments_json='{"a": 1}')
+    )
+    protos = [
+        chat_pb2.ChatMessage(role=chat_pb2.ROLE_SYSTEM, content=[text("s")]),
+        chat_pb2.ChatMessage(role=chat_pb2.ROLE_DEVELOPER, content=[text("d")]),
+        chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content=[text("u"), text("v")], name="bob"),
+        chat_pb2.ChatMessage(
+            role=chat_pb2.ROLE_ASSISTANT, tool_calls=[call], reasoning_content="hm"
+        ),
+        chat_pb2.ChatMessage(role=chat_pb2.ROLE_TOOL, content=[text("t")], tool_call_id="c1"),
+    ]
+    assert decode.messages(protos) == (
+        Message("system", "s"),
+        Message("developer", "d"),
+        Message("user", "uv", name="bob"),
+        Message(
+            "assistant",
+            None,
+            tool_calls=(ToolCall("c1", "f", '{"a": 1}'),),
+            reasoning_content="hm",
+        ),
+        Message("tool", "t", tool_call_id="c1"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "field"),
+    [
+        (chat_pb2.ChatMessage(content=[text("x")]), MissingField, "role"),
+        (chat_pb2.ChatMessage(role=99, content=[text("x")]), InvalidField, "role"),  # type: ignore[arg-type]
+        (user(), MissingField, "content"),
+        (chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT), MissingField, "content"),
+        (user(chat_pb2.ContentPart()), MissingField, "content[0]"),
+        (
+            user(text("x"), chat_pb2.ContentPart(image=chat_pb2.ImageContent(url="u"))),
+            UnsupportedField,
+            "content[1]",
+        ),
+        (
+            chat_pb2.ChatMessage(role=chat_pb2.ROLE_TOOL, content=[text("x")]),
+            MissingField,
+            "tool_call_id",
+        ),
+        (
+            chat_pb2.ChatMessage(
+                role=chat_pb2.ROLE_USER, content=[text("x")], tool_calls=[chat_pb2.ToolCall()]
+            ),
+            InvalidField,
+            "tool_calls",
+        ),
+        (
+            chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, tool_calls=[chat_pb2.ToolCall()]),
+            MissingField,
+            "tool_calls[0].function.name",
+        ),
+    ],
+)
+def test_a_malformed_message_is_named(
+    message: chat_pb2.ChatMessage, kind: type[InvalidField], field: str
+) -> None:
+    error = refused(messages=[user(text("fine")), message])
+    assert type(error) is kind
+    assert error.field == f"messages[1].{field}"
+
+
+def test_a_refusal_in_the_history_is_what_the_assistant_said() -> None:
+    refusal = chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, refusal="no")
+    both = chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, content=[text("a")], refusal="no")
+    assert [m.content for m in decode.messages([refusal, both])] == ["no", "a\nno"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        user(text("x" * 500), text("x" * 500)),
+        chat_pb2.ChatMessage(refusal="x" * 1000),
+        chat_pb2.ChatMessage(reasoning_content="x" * 1000),
+        chat_pb2.ChatMessage(
+            tool_calls=[
+                chat_pb2.ToolCall(function=chat_pb2.FunctionCall(arguments_json="x" * 1000))
+            ]
+        ),
+    ],
+)
+def test_what_cannot_fit_is_refused_by_its_size_alone(message: chat_pb2.ChatMessage) -> None:
+    decode.check_fits([message], max_token_chars=10, max_model_len=101)
+    with pytest.raises(ContextLengthExceeded) as caught:
+        decode.check_fits([message], max_token_chars=10, max_model_len=100)
+    assert caught.value.prompt_tokens == 100
+
+
+def test_more_messages_than_tokens_cannot_fit() -> None:
+    with pytest.raises(ContextLengthExceeded):
+        decode.check_fits([user()] * 100, max_token_chars=10, max_model_len=100)
+
+
+def test_lists_and_texts_are_bounded() -> None:
+    kwargs = '{"a": "' + "x" * 65_536 + '"}'
+    prompt = chat_pb2.PromptOptions(chat_template_kwargs_json=kwargs)
+    assert refused(prompt=prompt).field == "prompt.chat_template_kwargs_json"
+    assert refused(cache_salt="x" * 513).field == "cache_salt"
+
+
+def test_no_messages_are_refused() -> None:
+    assert refused(messages=[]).field == "messages"
+
+
+def test_template_arguments_must_be_a_json_object_of_names() -> None:
+    for bad in ("[1]", "{", '{"a b": 1}', "[" * 100_000):
+        error = refused(prompt=chat_pb2.PromptOptions(chat_template_kwargs_json=bad))
+        assert error.field == "prompt.chat_template_kwargs_json"
+
+
+def test_the_reasoning_effort_reaches_the_template() -> None:
+    prompt = chat_pb2.PromptOptions(chat_template_kwargs_json='{"a": 1}')
+    high = decode.prompt_options(prompt, chat_pb2.REASONING_EFFORT_HIGH)
+    assert high.template_kwargs == {"reasoning_effort": "high", "a": 1}
+    none = decode.prompt_options(chat_pb2.PromptOptions(), chat_pb2.REASONING_EFFORT_NONE)
+    assert none.template_kwargs == {"enable_thinking": False}
+    assert refused(reasoning_effort=77).field == "reasoning_effort"
+
+
+def test_the_generation_prompt_is_there_unless_refused() -> None:
+    effort = chat_pb2.REASONING_EFFORT_UNSPECIFIED
+    assert decode.prompt_options(chat_pb2.PromptOptions(), effort).add_generation_prompt
+    without = chat_pb2.PromptOptions(add_generation_prompt=False)
+    assert not decode.prompt_options(without, effort).add_generation_prompt
+
+
+@pytest.mark.parametrize("reason", FinishReason)
+def test_every_finish_reason_has_a_place_on_the_wire(reason: FinishReason) -> None:
+    name = chat_pb2.FinishReason.Name(decode.finish_reason(reason))
+    assert name == f"FINISH_REASON_{reason.name}"
+
+
+def test_log_probabilities_are_asked_for_in_two_fields() -> None:
+    def num_logprobs(**fields: Any) -> int | None:
+        return decode.chat_request(params(**fields), DEFAULTS, vocab_size=100).num_logprobs
+
+    assert num_logprobs() is None
+    assert num_logprobs(logprobs=False) is None
+    assert num_logprobs(logprobs=True) == 0
+    assert num_logprobs(logprobs=True, top_logprobs=20) == 20
+    assert refused(top_logprobs=0).field == "top_logprobs"
+    assert refused(logprobs=True, top_logprobs=21).field == "top_logprobs"
+    assert refused(prompt_logprobs=21).field == "prompt_logprobs"
+
+
+def test_a_request_says_how_often_how_soon_and_what_else() -> None:
+    chat = decode.chat_request(
+        params(
+            sampling=chat_pb2.SamplingParams(n=3),
+            prompt_logprobs=0,
+            return_token_ids=True,
+        ),
+        DEFAULTS,
+        vocab_size=100,
+    )
+    assert (chat.n, chat.num_prompt_logprobs) == (3, 0)
+    assert chat.returns_token_ids
+
+
+def test_a_message_that_is_continued_is_not_answered() -> None:
+    def options(**fields: Any) -> PromptOptions:
+        proto = chat_pb2.PromptOptions(**fields)
+        return decode.prompt_options(proto, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
+
+    assert options(continue_final_message=True) == PromptOptions(
+        add_generation_prompt=False, continue_final_message=True
+    )
+    assert options(truncate_prompt_tokens=5).truncate_prompt_tokens == 5
+    with pytest.raises(InvalidField, match="excludes add_generation_prompt"):
+        options(continue_final_message=True, add_generation_prompt=True)
+    with pytest.raises(InvalidField, match="at least 1"):
+        options(truncate_prompt_tokens=0)
+
+
+@pytest.mark.parametrize(("n", "room"), [(0, 128), (129, 200), (5, 4)])
+def test_number_of_choices_outside_of_its_range_is_named(n: int, room: int) -> None:
+    with pytest.raises(InvalidField, match="n must be between 1 and") as caught:
+        decode.num_choices(chat_pb2.SamplingParams(n=n), room)
+    assert caught.value.field == "sampling.n"
+
+
+def test_priority_below_that_of_the_key_is_rejected() -> None:
+    low, limited = -(2**31), Caller("a", min_priority=3)
+    assert decode.priority(params(priority=low), Caller()) == low
+    assert decode.priority(params(priority=3), limited) == 3
+    with pytest.raises(InvalidField, match="may not set a priority below 3") as caught:
+        decode.priority(params(priority=2), limited)
+    assert caught.value.field == "priority"
+
+
+def test_absent_priority_is_zero_or_what_the_key_may_set() -> None:
+    assert decode.priority(params(), Caller("a", min_priority=-5)) == 0
+    assert decode.priority(params(), Caller("a", min_priority=3)) == 3
+
+
+def test_assistant_message_with_reasoning_only_is_taken() -> None:
+    """An answer that was cut off while the model reasoned looks so, and clients send it back."""
+    proto = chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, reasoning_content="hm")
+    assert decode.messages([proto]) == (Message("assistant", None, reasoning_content="hm"),)
+
+
+@pytest.mark.parametrize("name", ["content", "tool_calls"])
+def test_message_with_more_parts_than_the_context_has_tokens_is_rejected(name: str) -> None:
+    kinds: dict[str, Any] = {"content": chat_pb2.ContentPart(), "tool_calls": chat_pb2.ToolCall()}
+    fields: dict[str, Any] = {name: [kinds[name]] * 101}
+    protos = [user(text("hi")), chat_pb2.ChatMessage(**fields)]
+    with pytest.raises(InvalidField, match="at most as many parts and calls") as caught:
+        decode.check_fits(protos, max_token_chars=9, max_model_len=100)
+    assert caught.value.field == f"messages[1].{name}"
+
+
+@pytest.mark.parametrize(("depth", "is_fine"), [(32, True), (33, False), (900, False)])
+def test_the_templates_arguments_are_not_nested_without_end(depth: int, is_fine: bool) -> None:
+    """The object itself is one level."""
+    text = '{"a":' + "[" * (depth - 1) + "]" * (depth - 1) + "}"
+    options = chat_pb2.PromptOptions(chat_template_kwargs_json=text)
+    if is_fine:
+        decode.prompt_options(options, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
+        return
+    with pytest.raises(InvalidField) as caught:
+        decode.prompt_options(options, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
+    assert caught.value.field == "prompt.chat_template_kwargs_json"
+
+
+def test_the_schemas_of_functions_count_before_they_are_read() -> None:
+    function = chat_pb2.FunctionDefinition(name="f", parameters_json_schema=" " * 1000)
+    with pytest.raises(ContextLengthExceeded):
+        decode.check_fits([user()], 10, 100, [chat_pb2.Tool(function=function)])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"content": [""]},
+        {"content": ["a"]},
+        {"content": [""], "reasoning": "r"},
+        {"content": ["a"], "reasoning": "r"},
+        {"content": [], "calls": True},
+        {"content": ["a"], "calls": True},
+        {"content": [], "calls": True, "reasoning": "r"},
+    ],
+)
+def test_message_that_was_returned_can_be_sent_back_as_it_is(fields: dict[str, Any]) -> None:
+    """These are the messages that `service.rpc.encode.chat` makes."""
+    call = chat_pb2.ToolCall(
+        id="call_1", function=chat_pb2.FunctionCall(name="f", arguments_json="{}")
+    )
+    proto = chat_pb2.ChatMessage(
+        role=chat_pb2.ROLE_ASSISTANT,
+        content=[chat_pb2.ContentPart(text=text) for text in fields["content"]],
+        reasoning_content=fields.get("reasoning", ""),
+        tool_calls=[call] if "calls" in fields else [],
+    )
+    (message,) = decode.messages([proto])
+    assert message.content == ("".join(fields["content"]) if fields["content"] else None)
+    assert message.reasoning_content == fields.get("reasoning")
+    assert len(message.tool_calls) == len(proto.tool_calls)

@@ -1,0 +1,142 @@
+"""A server under TLS: whom it takes, and certificates that change."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from chatrpc_process.errors import ConfigError
+from chatrpc_process.tls import TlsFiles
+from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.serving.lifecycle import Lifecycle
+from tests.tls_files import issue, write
+
+
+def read(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+async def check(port: int, credentials: grpc.ChannelCredentials | None) -> Any:
+    address = f"localhost:{port}"
+    channel = (
+        grpc.aio.insecure_channel(address)
+        if credentials is None
+        else grpc.aio.secure_channel(address, credentials)
+    )
+    async with channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        return await health.Check(health_pb2.HealthCheckRequest(service="liveness"), timeout=60)
+
+
+def trusting(ca: trustme.CA, own: trustme.LeafCert | None = None) -> grpc.ChannelCredentials:
+    root = ca.cert_pem.bytes()
+    if own is None:
+        return grpc.ssl_channel_credentials(root)
+    chain = b"".join(blob.bytes() for blob in own.cert_chain_pems)
+    return grpc.ssl_channel_credentials(root, own.private_key_pem.bytes(), chain)
+
+
+class Started:
+    def __init__(self, server: Server, port: int, admin_port: int) -> None:
+        self.server = server
+        self.port = port
+        self.admin_port = admin_port
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Any]:
+    servers = []
+
+    async def start(tls: TlsFiles) -> Started:
+        server = Server(Lifecycle(SERVICE_NAMES), request_timeout_s=60, tls=tls)
+        servers.append(server)
+        port = await server.start("127.0.0.1", 0)
+        return Started(server, port, await server.start_admin("127.0.0.1", 0))
+
+    yield start
+    for server in servers:
+        await server.stop()
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+async def test_clients_that_trust_it_get_in_and_no_others(
+    start: Any, ca: trustme.CA, tmp_path: Path
+) -> None:
+    started = await start(issue(ca, tmp_path))
+    await check(started.port, trusting(ca))
+    for credentials in (None, trusting(trustme.CA())):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await check(started.port, credentials)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_probes_need_no_certificate(start: Any, ca: trustme.CA, tmp_path: Path) -> None:
+    started = await start(issue(ca, tmp_path))
+    answer = await check(started.admin_port, None)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_clients_show_a_certificate_where_they_must(
+    start: Any, ca: trustme.CA, tmp_path: Path
+) -> None:
+    files = issue(ca, tmp_path)
+    clients = trustme.CA()
+    write(tmp_path / "clients.crt", clients.cert_pem.bytes())
+    started = await start(TlsFiles(files.certificate, files.key, tmp_path / "clients.crt"))
+    await check(started.port, trusting(ca, clients.issue_cert("client")))
+    for own in (None, ca.issue_cert("client")):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await check(started.port, trusting(ca, own))
+
+
+async def test_new_connections_see_a_new_certificate(
+    start: Any, ca: trustme.CA, tmp_path: Path
+) -> None:
+    started = await start(issue(ca, tmp_path))
+    await check(started.port, trusting(ca))
+    other = trustme.CA()
+    issue(other, tmp_path)
+    await check(started.port, trusting(other))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await check(started.port, trusting(ca))
+
+
+async def test_a_broken_certificate_leaves_the_old_one(
+    start: Any, ca: trustme.CA, tmp_path: Path
+) -> None:
+    files = issue(ca, tmp_path)
+    started = await start(files)
+    write(files.certificate, b"nonsense")
+    await check(started.port, trusting(ca))
+
+
+async def test_half_a_pair_leaves_the_old_one_until_the_other_half_is_there(
+    start: Any, ca: trustme.CA, tmp_path: Path
+) -> None:
+    files = issue(ca, tmp_path)
+    started = await start(files)
+    old_key = read(files.key)
+    other = trustme.CA()
+    issue(other, tmp_path)
+    new_key = read(files.key)
+    write(files.key, old_key)
+    await check(started.port, trusting(ca))
+    write(files.key, new_key)
+    await check(started.port, trusting(other))
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, ca: trustme.CA) -> None:
+    files = issue(ca, tmp_path)
+    with pytest.raises(ConfigError, match="none"):
+        TlsFiles(tmp_path / "none", files.key).read()
+    write(files.key, b"no key")
+    with pytest.raises(ConfigError, match=r"tls\.key"):
+        files.read()
