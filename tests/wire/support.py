@@ -11,11 +11,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 
-from chatrpc_process.keys import load_keys
-from chatrpc_process.secret import digest_of
-from chatrpc_process.watched import Watched
+from chatrpc_process.access.keys import load_keys
+from chatrpc_process.access.secret import digest_of
+from chatrpc_process.files.watched import Watched
 from gateway_http.config import Settings
 from gateway_http.server import Server as Gateway
+from service.domain.engine import FinishReason, Request, TokenOutput
+from service.domain.model import ChatFormats, ModelCard, ReasoningFormat, ServedModel, ToolFormat
+from service.domain.sampling import SamplingParams
 from service.errors import (
     ChatrpcError,
     ConstraintFailed,
@@ -25,20 +28,9 @@ from service.errors import (
     QueueFull,
     StepFailed,
 )
-from service.rpc.access import Access
-from service.rpc.lifecycle import Lifecycle
+from service.rpc.calls.authorization import Access
 from service.rpc.server import SERVICE_NAMES, Server
-from service.types import (
-    ChatFormats,
-    FinishReason,
-    ModelCard,
-    ReasoningFormat,
-    Request,
-    SamplingParams,
-    ServedModel,
-    TokenOutput,
-    ToolFormat,
-)
+from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import byte_grammars
 from tests.fakes.tokenizer import EOS, ByteTokenizer
@@ -78,7 +70,7 @@ async def running_service(setup: Setup) -> AsyncIterator[str]:
     lifecycle = Lifecycle(SERVICE_NAMES)
     with _keys_file(setup) as keys:
         access = None if keys is None else Access(Watched(lambda: load_keys(keys), keys))
-        server = Server(lifecycle, max_request_s=600, access=access)
+        server = Server(lifecycle, request_timeout_s=600, access=access)
         port = await server.start("127.0.0.1", 0)
         if setup.state != "starting":
             await lifecycle.serve(_model(setup))
@@ -98,7 +90,7 @@ async def running_gateway(setup: Setup, upstream: str) -> AsyncIterator[str]:
             **{
                 "port": 0,
                 "upstream": upstream,
-                "shutdown_grace_s": 3,
+                "drain_timeout_s": 3,
                 "sse_ping_interval_s": 600,
                 "api_keys": keys,
                 **setup.gateway,
@@ -147,11 +139,12 @@ class _ScriptedEngine(FakeEngine):
         async with aclosing(super().generate(request, is_reserved=is_reserved)) as outputs:
             self.script = [*self._steps(request)]
             self._num_sequences += request.n
-            self._waiting.append(request.times)
+            turn = object()
+            self._waiting.append(turn)
             try:
                 ended = yield await anext(outputs)
                 while True:
-                    await self._turn(request)
+                    await self._wait_for(turn)
                     try:
                         ended = yield await outputs.asend(ended)
                     except StopAsyncIteration:
@@ -159,11 +152,11 @@ class _ScriptedEngine(FakeEngine):
                     self._waiting.append(self._waiting.pop(0))
                     self._turn_changed.set()
             finally:
-                self._waiting.remove(request.times)
+                self._waiting.remove(turn)
                 self._turn_changed.set()
 
-    async def _turn(self, request: Request) -> None:
-        while self._waiting[0] is not request.times:
+    async def _wait_for(self, turn: object) -> None:
+        while self._waiting[0] is not turn:
             self._turn_changed.clear()
             await self._turn_changed.wait()
 
