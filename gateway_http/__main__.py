@@ -37,7 +37,7 @@ def main(endpoints: Sequence[Endpoint] = ENDPOINTS) -> None:
         if settings.check:
             sys.exit(check(settings).report())
         configure_logging(settings.log_level, settings.log_format)
-        settings.warn_of_ignored_variables()
+        settings.log_warnings()
         tracer = make_tracer(settings.otlp_endpoint, "chatrpc-gateway")
         server = Server(settings, Environment(tracer=tracer, endpoints=endpoints))
         listener = server.bind()

@@ -38,7 +38,7 @@ async def started(
     *, tracer: Tracer = OFF, environment: Environment | None = None, **options: Any
 ) -> AsyncIterator[tuple[Gateway, str]]:
     """Run a gateway as `serving` does; yield the server and its URL."""
-    settings = Settings(**{"port": 0, "shutdown_grace_s": 3} | options)
+    settings = Settings(**{"port": 0, "drain_timeout_s": 3} | options)
     server = Gateway(settings, environment or Environment(tracer=tracer))
     with server.bind() as listener:
         server.config.load()
@@ -59,7 +59,7 @@ async def checking_service(tracer: Tracer = OFF) -> AsyncIterator[str]:
     engine = FakeEngine()
     engine.answer("ok")
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=60, tracer=tracer)
+    server = Server(lifecycle, request_timeout_s=60, tracer=tracer)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
         ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
