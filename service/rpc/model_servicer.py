@@ -1,6 +1,7 @@
 """ModelService: which models are served, and their tokenizers."""
 
 from chatrpc.v1 import chat_pb2, model_service_pb2, model_service_pb2_grpc
+from chatrpc.v1.limits import LIMITS
 from service.domain.backend import ModelSpec, ServedModel
 from service.domain.model import Tokenizer
 from service.errors import ContextLengthExceeded, InvalidField, MissingField, UnsupportedMethod
@@ -18,7 +19,6 @@ from service.text.chat_template import render_prompt
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 MAX_TEXT_BYTES = 1 << 20  # of which a core has enough for a second or so
-MAX_DETOKENIZED = 100_000
 MAX_TOKENS_WITH_BYTES = 100_000
 
 
@@ -77,8 +77,9 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         if not request.model:
             raise MissingField("model")
         tokenizer = _tokenizer(self._lifecycle.admit(request.model, context), "Detokenize")
-        if len(request.token_ids) > MAX_DETOKENIZED:
-            raise InvalidField("token_ids", f"At most {MAX_DETOKENIZED} token ids are taken.")
+        max_size = LIMITS["DetokenizeRequest.token_ids"].max_size
+        if len(request.token_ids) > max_size:
+            raise InvalidField("token_ids", f"At most {max_size} token ids are taken.")
         return await self._pools.text(_detokenized, request, tokenizer)
 
 

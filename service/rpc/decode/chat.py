@@ -6,6 +6,7 @@ The field of an error is a path in `ChatCompletionParams`, such as `messages[0].
 from collections.abc import Sequence
 
 from chatrpc.v1 import chat_pb2
+from chatrpc.v1.limits import LIMITS
 from service.domain.backend import ModelSpec
 from service.domain.chat import ChatRequest, Message, ToolCall
 from service.errors import (
@@ -19,8 +20,6 @@ from service.rpc.decode.prompt import prompt_options
 from service.rpc.decode.sampling import num_choices, sampling_params
 from service.rpc.decode.tools import check_num_tools, response_format, tools_and_mode
 from service.rpc.decode.unsupported import refuse_unserved
-
-MAX_TOP_LOGPROBS = 20
 
 _ROLES = {
     chat_pb2.ROLE_SYSTEM: "system",
@@ -174,5 +173,6 @@ def _num_prompt_logprobs(params: chat_pb2.ChatCompletionParams) -> int | None:
 
 
 def _check_alternatives(name: str, count: int) -> None:
-    if count > MAX_TOP_LOGPROBS:
-        raise InvalidField(name, f"must be at most {MAX_TOP_LOGPROBS}, not {count}.")
+    limits = LIMITS[f"ChatCompletionParams.{name}"]
+    if not limits.allow(count):
+        raise InvalidField(name, f"must be {limits.range}, not {count}.")

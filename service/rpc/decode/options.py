@@ -1,10 +1,9 @@
 """Options of chat and text completions alike, from protobuf to the domain. Pure."""
 
 from chatrpc.v1 import chat_pb2, completion_pb2
+from chatrpc.v1.limits import LIMITS
 from service.domain.engine import Caller
 from service.errors import InvalidField
-
-MAX_CACHE_SALT_LENGTH = 512  # characters
 
 
 def priority(
@@ -27,8 +26,7 @@ def priority(
 
 
 def cache_salt(salt: str) -> str:
-    if len(salt) > MAX_CACHE_SALT_LENGTH:
-        raise InvalidField(
-            "cache_salt", f"A cache salt has at most {MAX_CACHE_SALT_LENGTH} characters."
-        )
+    max_size = LIMITS["ChatCompletionParams.cache_salt"].max_size
+    if len(salt) > max_size:
+        raise InvalidField("cache_salt", f"A cache salt has at most {max_size} characters.")
     return salt

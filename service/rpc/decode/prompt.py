@@ -5,10 +5,10 @@ import re
 from typing import Any
 
 from chatrpc.v1 import chat_pb2
+from chatrpc.v1.limits import LIMITS
 from service.domain.chat import PromptOptions
 from service.errors import InvalidField
 
-MAX_TEMPLATE_KWARGS_LENGTH = 65_536  # characters
 MAX_TEMPLATE_KWARGS_DEPTH = 32  # nested arrays and objects
 
 
@@ -26,8 +26,9 @@ def prompt_options(
             "prompt.continue_final_message",
             "excludes add_generation_prompt.",
         )
-    if proto.HasField("truncate_prompt_tokens") and proto.truncate_prompt_tokens < 1:
-        raise InvalidField("prompt.truncate_prompt_tokens", "must be at least 1.")
+    limits = LIMITS["PromptOptions.truncate_prompt_tokens"]
+    if proto.HasField("truncate_prompt_tokens") and not limits.allow(proto.truncate_prompt_tokens):
+        raise InvalidField("prompt.truncate_prompt_tokens", f"must be {limits.range}.")
     kwargs: dict[str, Any] = {}
     if effort == chat_pb2.REASONING_EFFORT_NONE:
         kwargs["enable_thinking"] = False
@@ -52,10 +53,9 @@ def prompt_options(
 
 
 def _json_object(text: str, path: str) -> dict[str, Any]:
-    if len(text) > MAX_TEMPLATE_KWARGS_LENGTH:
-        raise InvalidField(
-            path, f"The template's arguments have at most {MAX_TEMPLATE_KWARGS_LENGTH} characters."
-        )
+    max_size = LIMITS["PromptOptions.chat_template_kwargs_json"].max_size
+    if len(text) > max_size:
+        raise InvalidField(path, f"The template's arguments have at most {max_size} characters.")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -18,7 +18,7 @@ from service.domain.sampling import SamplingParams
 from service.errors import InvalidField
 from service.rpc.decode.sampling import sampling_params
 
-DOCUMENT = document("1.0")
+DOCUMENT = document(ENDPOINTS, "1.0")
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 SPEC = ModelSpec(1000, 128, SamplingParams(), vocab_size=100)
 BODIES = [endpoint.body.__name__ for endpoint in ENDPOINTS if endpoint.body]

@@ -16,8 +16,8 @@ from service.errors import (
     UnsupportedField,
 )
 from service.rpc.decode import chat as decode
-from service.rpc.decode.options import MAX_CACHE_SALT_LENGTH, priority
-from service.rpc.decode.prompt import MAX_TEMPLATE_KWARGS_LENGTH, prompt_options
+from service.rpc.decode.options import priority
+from service.rpc.decode.prompt import prompt_options
 from service.rpc.decode.sampling import num_choices
 from service.rpc.encode.finish import finish_reason
 from tests.service.rpc.conftest import params
@@ -143,10 +143,10 @@ def test_more_messages_than_tokens_cannot_fit() -> None:
 
 
 def test_lists_and_texts_are_bounded() -> None:
-    kwargs = '{"a": "' + "x" * MAX_TEMPLATE_KWARGS_LENGTH + '"}'
+    kwargs = '{"a": "' + "x" * 65_536 + '"}'
     prompt = chat_pb2.PromptOptions(chat_template_kwargs_json=kwargs)
     assert refused(prompt=prompt).field == "prompt.chat_template_kwargs_json"
-    assert refused(cache_salt="x" * (MAX_CACHE_SALT_LENGTH + 1)).field == "cache_salt"
+    assert refused(cache_salt="x" * 513).field == "cache_salt"
 
 
 def test_no_messages_are_refused() -> None:
