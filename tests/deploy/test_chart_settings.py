@@ -22,7 +22,7 @@ from tests.deploy.chart import (
     main_container,
     settings_of,
 )
-from tests.deploy.settings import option, options
+from tests.support.process_options import option, options
 
 
 def test_processes_take_their_arguments(release: Release) -> None:

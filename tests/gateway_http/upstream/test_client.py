@@ -23,8 +23,8 @@ from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.chat_service import Admit, Fail, FakeService, Finish, Hold, Say
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
-from tests.gateway_http.conftest import serving
-from tests.service.rpc.conftest import CARD
+from tests.support.gateway import serving
+from tests.support.grpc_server import CARD
 
 PARAMS = chat_pb2.ChatCompletionParams(model="m")
 OPTIONS = CallOptions(timeout_s=30)
