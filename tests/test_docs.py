@@ -15,7 +15,7 @@ from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
 from tests.support.exported_metrics import asked_for, exported
 from tests.support.log_events import log_events
-from tests.support.process_options import options, unknown_variables
+from tests.support.process_options import old_options, options, unknown_variables
 
 ROOT = Path(__file__).parent.parent
 # Of parity and conformance the tests stand elsewhere; the benchmarks name options of other servers.
@@ -50,7 +50,8 @@ def page_ids(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_ids)
 def test_options_that_pages_name_exist(page: Path) -> None:
-    processes = options(ServiceSettings) | options(GatewaySettings)
+    kinds = (ServiceSettings, GatewaySettings)
+    processes = {name for kind in kinds for name in options(kind) | old_options(kind)}
     known = processes | {f"no-{name}" for name in processes} | of_the_terminal() | _OF_OTHERS
     named = {name for code in _CODE.findall(page.read_text()) for name in _OPTION.findall(code)}
     assert named <= known

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from chatrpc_process.access.secret import digest_of
-from gateway_http.endpoints import ENDPOINTS, Endpoint
+from gateway_http.endpoints import ENDPOINTS
+from gateway_http.http.endpoint import Endpoint
 from service.rpc.server import SERVICE_NAMES, Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.support.programs import Client, Gateway, Service, body, http_client
@@ -83,7 +84,7 @@ class Recorder:
 def handlers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Every method that clients can call, whether reflection tells of it or not."""
     monkeypatch.setattr(grpc.aio, "server", lambda **_: Recorder())
-    server: Any = Server(Lifecycle(SERVICE_NAMES), max_request_s=1)
+    server: Any = Server(Lifecycle(SERVICE_NAMES), request_timeout_s=1)
     found: dict[str, Any] = server._server.handlers
     return found
 
