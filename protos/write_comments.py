@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """A plugin of protoc that writes the comments of .proto files to `chatrpc/v1/comments.py`.
 
-protoc leaves comments out of the generated stubs. `make protos` runs this plugin with the others, and
-`make check` compares its output with the committed file.
+protoc leaves comments out of the generated stubs. `make protos` runs this plugin with the others,
+and `make check` compares its output with the committed file.
 """
 
 import json
@@ -31,7 +31,9 @@ def main() -> None:
     request = plugin_pb2.CodeGeneratorRequest.FromString(sys.stdin.buffer.read())
     files = [file for file in request.proto_file if file.name in request.file_to_generate]
     comments = dict(pair for file in files for pair in comments_of(file))
-    lines = [f"    {json.dumps(name)}: {json.dumps(text)},\n" for name, text in sorted(comments.items())]
+    lines = [
+        f"    {json.dumps(name)}: {json.dumps(text)},\n" for name, text in sorted(comments.items())
+    ]
     response = plugin_pb2.CodeGeneratorResponse(
         supported_features=plugin_pb2.CodeGeneratorResponse.FEATURE_PROTO3_OPTIONAL,
         file=[

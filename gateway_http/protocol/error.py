@@ -1,19 +1,33 @@
 """OpenAI's error object, and the exceptions that become one."""
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 
+from gateway_http.protocol.field_notes import http_only
+
 
 class ErrorObject(msgspec.Struct, frozen=True):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
+    """An error in OpenAI's form. Over gRPC it is a status with `google.rpc` details."""
+
+    message: Annotated[str, http_only("The cause, for people. Over gRPC: the status's message.")]
+    type: Annotated[str, http_only("The kind of the error. Over gRPC: the status's code.")]
+    param: Annotated[
+        str | None,
+        http_only(
+            "The path of the field that caused it. Over gRPC: `BadRequest.FieldViolation.field`."
+        ),
+    ]
+    code: Annotated[
+        str | None, http_only("The cause, for programs. Over gRPC: `ErrorInfo.reason`.")
+    ]
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
-    error: ErrorObject
+    """The body of every response that is not a success."""
+
+    error: Annotated[ErrorObject, http_only("The error.")]
 
 
 # OpenAI's codes that stand for a reason of `chatrpc.v1.ErrorReason`.
