@@ -118,7 +118,8 @@ def _http_rows(names: list[str]) -> Iterator[Row]:
             field for base in struct.__bases__ for field in getattr(base, "__struct_fields__", ())
         }
         is_shared = issubclass(struct, sampling.SamplingParameters)
-        for field_name, field in fields_of(struct).items():
+        by_name = sorted(fields_of(struct).items(), key=lambda item: item[1].is_rejected)
+        for field_name, field in by_name:
             is_own = field_name not in inherited or field.is_rejected
             if is_own or not is_shared:
                 yield Row(f"{_shown(module, struct_name)}.{field_name}", field)

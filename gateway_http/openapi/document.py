@@ -1,13 +1,14 @@
 """The OpenAPI 3.1 document, made from the table of endpoints and the structs that it names."""
 
 import re
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
 
 from chatrpc.v1.limits import LIMITS, Limits
-from gateway_http.endpoints import ENDPOINTS, Endpoint
+from gateway_http.http.endpoint import Endpoint
 from gateway_http.openapi.fields import fields_of, structs_within
 from gateway_http.protocol.completion import CompletionRequest
 from gateway_http.protocol.error import ErrorBody
@@ -98,14 +99,14 @@ _PRECISE_SCHEMAS: dict[tuple[type[msgspec.Struct], str], _Schema] = {
 }
 
 
-def document(version: str) -> _Schema:
-    """Return the OpenAPI document as JSON values."""
-    schemas = _schemas()
+def document(endpoints: Sequence[Endpoint], version: str) -> _Schema:
+    """Return the document of these endpoints as JSON values."""
+    schemas = _schemas(endpoints)
     return {
         "openapi": "3.1.0",
         "info": {"title": "chatrpc", "version": version, "description": _DESCRIPTION},
         "servers": [{"url": "/v1"}, {"url": "/"}],
-        "paths": {endpoint.path: _path(endpoint) for endpoint in ENDPOINTS},
+        "paths": {endpoint.path: _path(endpoint) for endpoint in endpoints},
         # A key is optional if neither the gateway nor the service has a file of keys.
         "security": [{}, *({name: []} for name in _SECURITY)],
         "components": {"schemas": schemas, "securitySchemes": _SECURITY},
@@ -139,10 +140,10 @@ def _parameter(name: str) -> _Schema:
 
 
 def _success(endpoint: Endpoint) -> _Schema:
-    if isinstance(endpoint.answer, str):
-        content: _Schema = {endpoint.answer: {}}
+    if isinstance(endpoint.response, str):
+        content: _Schema = {endpoint.response: {}}
     else:
-        content = {"application/json": {"schema": _ref(endpoint.answer)}}
+        content = {"application/json": {"schema": _ref(endpoint.response)}}
     if endpoint.event is not None:
         content["text/event-stream"] = {
             "schema": {
@@ -169,11 +170,11 @@ def _failure(status: int) -> _Schema:
     }
 
 
-def _schemas() -> _Schema:
-    """Return the schemas of all structs that the table names, and of those within them, by name."""
-    roots = _types()
+def _schemas(endpoints: Sequence[Endpoint]) -> _Schema:
+    """Return the schemas of the structs of these endpoints, and of those within them, by name."""
+    roots = _types(endpoints)
     _, schemas = msgspec.json.schema_components(roots, ref_template=_REF)
-    bodies = {endpoint.body for endpoint in ENDPOINTS}
+    bodies = {endpoint.body for endpoint in endpoints}
     for struct in structs_within(roots):
         # msgspec names structs that have the same name by their modules, too.
         full_name = f"{struct.__module__}.{struct.__qualname__}"
@@ -185,11 +186,11 @@ def _schemas() -> _Schema:
     return dict(sorted(named.items()))
 
 
-def _types() -> list[type[msgspec.Struct]]:
-    """Return the structs that the table of endpoints names, and that of errors."""
+def _types(endpoints: Sequence[Endpoint]) -> list[type[msgspec.Struct]]:
+    """Return the structs that endpoints name, and that of errors."""
     types: list[type[msgspec.Struct]] = [ErrorBody]
-    for endpoint in ENDPOINTS:
-        for kind in (endpoint.body, endpoint.event, endpoint.answer):
+    for endpoint in endpoints:
+        for kind in (endpoint.body, endpoint.event, endpoint.response):
             if kind is not None and not isinstance(kind, str) and kind not in types:
                 types.append(kind)
     return types

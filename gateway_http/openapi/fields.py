@@ -44,7 +44,6 @@ _MESSAGES: Mapping[type[Struct], tuple[str, ...]] = {
     response.PromptLogprob: ("TokenLogprob", "PromptToken"),
     response.CompletionTokensDetails: ("Usage",),
     tokens.TokenizeRequest: ("TokenizeRequest", "PromptOptions"),
-    tokens.TokenizeAnswer: ("TokenizeResponse",),
 }
 
 
@@ -83,11 +82,10 @@ def _field(struct: type[Struct], name: str, hint: Any) -> Field:
         proto_fields = [m + "." + name for m in messages if m + "." + name in COMMENTS]
         if not proto_fields:
             raise KeyError(f"{struct.__name__}.{name} has neither a proto field nor a note.")
-    sentences = [COMMENTS[each].removeprefix("Required. ") for each in proto_fields]
-    sentences += [meta.description for meta in notes if meta.description]
-    return Field(
-        tuple(proto_fields), " ".join(dict.fromkeys(sentences)), extra.get("is_rejected", False)
-    )
+    sentences = [meta.description for meta in notes if meta.description]
+    if extra.get("has_comment", True):
+        sentences.insert(0, COMMENTS[proto_fields[0]].removeprefix("Required. "))
+    return Field(tuple(proto_fields), " ".join(sentences), extra.get("is_rejected", False))
 
 
 def structs_within(roots: Iterable[type[Struct]]) -> Iterator[type[Struct]]:

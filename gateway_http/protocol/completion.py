@@ -13,7 +13,7 @@ from gateway_http.protocol.sampling import GenerationRequest, own_fields
 Prompts = Annotated[list[str | UInt32 | list[UInt32]], Meta(min_length=1)]
 
 
-class UnservedParameters(GenerationRequest, kw_only=True):
+class UnsupportedParameters(GenerationRequest, kw_only=True):
     """Parameters of OpenAI or of other servers that are rejected by name unless they are null."""
 
     prompt_embeds: Rejected = None
@@ -29,17 +29,18 @@ class UnservedParameters(GenerationRequest, kw_only=True):
     vllm_xargs: Rejected = None
 
 
-UNSERVED = own_fields(UnservedParameters)
+UNSUPPORTED = own_fields(UnsupportedParameters)
 
 
-class CompletionRequest(UnservedParameters, forbid_unknown_fields=True, kw_only=True):
+class CompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, kw_only=True):
     """The parameters of a text completion."""
 
     prompt: Annotated[
         str | Prompts,
         proto_field(
             "CompletionParams.prompts",
-            text="One text, several texts, the token ids of one prompt or those of several.",
+            description="One text, several texts, the token ids of one prompt or those of several. "
+            "At most 128 prompts; prompts times `n` are at most 128, too.",
         ),
     ]
     echo: bool | None = None
@@ -61,14 +62,24 @@ class CompletionLogprobs(Struct):
         proto_field(
             "TokenLogprob.token_bytes",
             "PromptToken.token_bytes",
-            text="As text, or as `bytes:\\xe2` if they are not valid UTF-8.",
+            description="Each token as text, or as `bytes:\\xe2` if it is not valid UTF-8.",
         ),
     ]
     token_logprobs: Annotated[
-        list[float | None], proto_field("TokenLogprob.logprob", "PromptToken.logprob")
+        list[float | None],
+        proto_field(
+            "TokenLogprob.logprob",
+            "PromptToken.logprob",
+            description="The log probability of each token. Null for the first token of a prompt.",
+        ),
     ]
     top_logprobs: Annotated[
-        list[dict[str, float] | None], proto_field("TokenLogprob.top", "PromptToken.top")
+        list[dict[str, float] | None],
+        proto_field(
+            "TokenLogprob.top",
+            "PromptToken.top",
+            description="The most likely tokens at each position, with their log probabilities.",
+        ),
     ]
     text_offset: Annotated[
         list[int],
@@ -103,7 +114,7 @@ class Completion(Struct, kw_only=True):
     created: Annotated[
         int,
         proto_field(
-            "Completion.create_time", "CompletionChunk.create_time", text="In seconds since 1970."
+            "Completion.create_time", "CompletionChunk.create_time", note="In seconds since 1970."
         ),
     ]
     model: str

@@ -15,15 +15,17 @@ def note(text: str) -> Meta:
     return Meta(description=text)
 
 
-def proto_field(*names: str, text: str = "") -> Meta:
+def proto_field(*names: str, note: str = "", description: str = "") -> Meta:
     """Return a note on a field whose proto field has another name.
 
     Args:
         names: The proto field, such as `SamplingParams.temperature`. Several, if the HTTP field
             stands for all of them, or for each in another message.
-        text: Follows the comment of the proto field.
+        note: Follows the comment of the first proto field.
+        description: Replaces the comment.
     """
-    return Meta(description=text, extra={"proto_fields": names})
+    extra = {"proto_fields": names, "has_comment": not description}
+    return Meta(description=note or description, extra=extra)
 
 
 def http_only(text: str, *, is_rejected: bool = False) -> Meta:
@@ -34,7 +36,8 @@ def http_only(text: str, *, is_rejected: bool = False) -> Meta:
         is_rejected: True if every value except null is rejected. The OpenAPI document leaves the
             field out.
     """
-    return Meta(description=text, extra={"proto_fields": (), "is_rejected": is_rejected})
+    extra = {"proto_fields": (), "has_comment": False, "is_rejected": is_rejected}
+    return Meta(description=text, extra=extra)
 
 
 Accepted = Annotated[Any, http_only("Accepted, without effect.")]

@@ -50,7 +50,9 @@ class ImagePart(Part, tag="image_url"):
 class InputAudio(Struct, forbid_unknown_fields=True):
     """Audio as base64."""
 
-    data: Annotated[bytes, note("In base64.")]
+    data: Annotated[
+        bytes, proto_field("AudioContent.data", description="The bytes of the audio in base64.")
+    ]
     format: str
 
 
@@ -66,7 +68,9 @@ class InputFile(Struct, forbid_unknown_fields=True):
     file_id: str | None = None
     file_data: Annotated[
         str | None,
-        proto_field("FileContent.data", text="In base64, or a `data:` URL with it."),
+        proto_field(
+            "FileContent.data", description="The bytes of the file in base64, or in a `data:` URL."
+        ),
     ] = None
     filename: str | None = None
 
@@ -86,7 +90,10 @@ class FunctionCall(Struct, forbid_unknown_fields=True):
     name: str
     arguments: Annotated[
         str | dict[str, Any],
-        proto_field("FunctionCall.arguments_json", text="An object itself is accepted as well."),
+        proto_field(
+            "FunctionCall.arguments_json",
+            description="The arguments: a JSON object as text. The object itself is accepted, too.",
+        ),
     ]
     parsed_arguments: Accepted = None  # `parse()` of OpenAI's SDK adds it
 
@@ -96,12 +103,12 @@ class ToolCall(Struct, forbid_unknown_fields=True, kw_only=True):
 
     id: str
     type: Annotated[
-        Literal["function"], proto_field("ToolCall.function", text="Only functions are served.")
+        Literal["function"], proto_field("ToolCall.function", description="Always `function`.")
     ] = "function"
     function: FunctionCall
     index: Annotated[
         UInt32 | None,
-        http_only("Accepted, without effect: calls are numbered by their order. Streams have it."),
+        http_only("Accepted, without effect, since streams have it: the order of calls counts."),
     ] = None
     extra_content: Accepted = None  # Google's servers add it
     cache_control: Accepted = None
@@ -119,7 +126,7 @@ class Message(Struct, forbid_unknown_fields=True, kw_only=True):
     reasoning_content: str | None = None
     reasoning: Annotated[
         str | None,
-        proto_field("ChatMessage.reasoning_content", text="Another name of `reasoning_content`."),
+        proto_field("ChatMessage.reasoning_content", note="Another name of `reasoning_content`."),
     ] = None
     # OpenAI's own responses have them.
     annotations: Accepted = None
@@ -136,9 +143,13 @@ class FunctionDefinition(Struct, forbid_unknown_fields=True):
 
     name: str
     description: str | None = None
-    parameters: Annotated[RawObject, proto_field("FunctionDefinition.parameters_json_schema")] = (
-        field(default_factory=Raw)
-    )
+    parameters: Annotated[
+        RawObject,
+        proto_field(
+            "FunctionDefinition.parameters_json_schema",
+            description="A JSON Schema for the arguments object. Absent: no parameters.",
+        ),
+    ] = field(default_factory=Raw)
     strict: bool | None = None
     cache_control: Accepted = None
 
@@ -154,21 +165,26 @@ class FunctionName(Struct, forbid_unknown_fields=True):
     """A function by its name."""
 
     name: Annotated[
-        str, proto_field("ToolChoice.function_name", text="In `allowed_tools`: one of several.")
+        str, proto_field("ToolChoice.function_name", description="The name of the function.")
     ]
 
 
 class NamedTool(Struct, tag_field="type", tag="function", forbid_unknown_fields=True):
     """The one function that the model must call."""
 
-    function: Annotated[FunctionName, proto_field("ToolChoice.function_name")]
+    function: Annotated[
+        FunctionName, proto_field("ToolChoice.function_name", description="The function.")
+    ]
 
 
 class AllowedTools(Struct, forbid_unknown_fields=True):
     """A choice among some tools of the request."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], proto_field("AllowedTools.function_names")]
+    tools: Annotated[
+        list[NamedTool],
+        proto_field("AllowedTools.function_names", description="The functions: 1 to 128."),
+    ]
 
 
 class AllowedToolsChoice(Struct, tag_field="type", tag="allowed_tools", forbid_unknown_fields=True):
@@ -194,7 +210,7 @@ class Prediction(Struct, forbid_unknown_fields=True):
     content: Annotated[str | list[ContentPart], note("A string is one part of text.")]
 
 
-class UnservedParameters(GenerationRequest, kw_only=True):
+class UnsupportedParameters(GenerationRequest, kw_only=True):
     """Parameters of OpenAI or of other servers that are rejected by name unless they are null."""
 
     web_search_options: Rejected = None
@@ -221,10 +237,10 @@ class UnservedParameters(GenerationRequest, kw_only=True):
     use_beam_search: Rejected = None
 
 
-UNSERVED = own_fields(UnservedParameters)
+UNSUPPORTED = own_fields(UnsupportedParameters)
 
 
-class ChatCompletionRequest(UnservedParameters, forbid_unknown_fields=True, kw_only=True):
+class ChatCompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, kw_only=True):
     """The parameters of a chat completion."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -246,7 +262,11 @@ class ChatCompletionRequest(UnservedParameters, forbid_unknown_fields=True, kw_o
 
     # How the conversation becomes a prompt.
     chat_template_kwargs: Annotated[
-        dict[str, Any] | None, proto_field("PromptOptions.chat_template_kwargs_json")
+        dict[str, Any] | None,
+        proto_field(
+            "PromptOptions.chat_template_kwargs_json",
+            description="Variables for the model's chat template.",
+        ),
     ] = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

@@ -123,7 +123,7 @@ class ChatCompletion(Struct, kw_only=True):
     id: str
     object: Annotated[Literal["chat.completion"], http_only("A constant.")] = "chat.completion"
     created: Annotated[
-        int, proto_field("ChatCompletion.create_time", text="In seconds since 1970.")
+        int, proto_field("ChatCompletion.create_time", note="In seconds since 1970.")
     ]
     model: str
     choices: list[Choice]
@@ -162,7 +162,7 @@ class ChatCompletionChunk(Struct, kw_only=True):
         "chat.completion.chunk"
     )
     created: Annotated[
-        int, proto_field("ChatCompletionChunk.create_time", text="In seconds since 1970.")
+        int, proto_field("ChatCompletionChunk.create_time", note="In seconds since 1970.")
     ]
     model: str
     choices: list[ChunkChoice]
@@ -180,7 +180,7 @@ class Model(Struct, kw_only=True):
 
     id: str
     object: Annotated[Literal["model"], http_only("A constant.")] = "model"
-    created: Annotated[int, proto_field("Model.create_time", text="In seconds since 1970.")]
+    created: Annotated[int, proto_field("Model.create_time", note="In seconds since 1970.")]
     owned_by: str
     max_model_len: Annotated[
         int | UnsetType, note("Absent if the model's service cannot be reached.")

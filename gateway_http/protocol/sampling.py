@@ -31,14 +31,14 @@ class SamplingParameters(Struct, kw_only=True):
     repeat_penalty: Annotated[
         Float32 | None,
         proto_field(
-            "SamplingParams.repetition_penalty", text="llama.cpp's name of `repetition_penalty`."
+            "SamplingParams.repetition_penalty", note="llama.cpp's name of `repetition_penalty`."
         ),
     ] = None
     max_tokens: Annotated[
         OutputLimit | None,
         proto_field(
             "SamplingParams.max_completion_tokens",
-            text="The older name of `max_completion_tokens`. -1 is all that the context leaves. In "
+            note="The older name of `max_completion_tokens`. -1 is all that the context leaves. In "
             "a text completion absent is 16, and 0 with `echo` scores only the prompt.",
         ),
     ] = None
@@ -71,9 +71,12 @@ class JsonSchema(Struct, forbid_unknown_fields=True, kw_only=True):
 
     name: str
     description: str | None = None
-    schema: Annotated[RawObject, proto_field("JsonSchemaFormat.schema_json")] = field(
-        default_factory=Raw
-    )
+    schema: Annotated[
+        RawObject,
+        proto_field(
+            "JsonSchemaFormat.schema_json", description="The JSON Schema. Absent: any JSON."
+        ),
+    ] = field(default_factory=Raw)
     strict: bool | None = None
 
 
@@ -88,11 +91,11 @@ class StructuredOutputs(Struct, forbid_unknown_fields=True):
 
     json: Annotated[
         RawObjectOrText,
-        proto_field("JsonSchemaFormat.schema_json", text="The schema itself is accepted as well."),
+        proto_field("JsonSchemaFormat.schema_json", description="A JSON Schema, also as text."),
     ] = field(default_factory=Raw)
     regex: str | None = None
     choice: Annotated[
-        list[str] | None, proto_field("ResponseFormat.choice", "ChoiceFormat.choices")
+        list[str] | None, proto_field("ChoiceFormat.choices", "ResponseFormat.choice")
     ] = None
     grammar: str | None = None
     json_object: bool | None = None
@@ -124,7 +127,7 @@ class GenerationRequest(SamplingParameters, kw_only=True):
         proto_field(
             "ChatCompletionParams.response_format",
             "CompletionParams.response_format",
-            text="vLLM's form of `response_format`; only one of the two may be set.",
+            note="vLLM's form of `response_format`; only one of the two may be set.",
         ),
     ] = None
     prompt_logprobs: UInt32 | None = None

@@ -24,7 +24,7 @@ class TokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
         proto_field("TokenizeRequest.conversation", "Conversation.messages"),
     ] = None
     content: Annotated[
-        str | None, proto_field("TokenizeRequest.text", text="llama.cpp's name of `prompt`.")
+        str | None, proto_field("TokenizeRequest.text", note="llama.cpp's name of `prompt`.")
     ] = None
     add_special_tokens: Annotated[
         bool | None, note("Absent with `content`: false. Rejected if it is true with `messages`.")
@@ -32,21 +32,31 @@ class TokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     add_special: Annotated[
         bool | None,
         proto_field(
-            "TokenizeRequest.add_special_tokens", text="llama.cpp's name of `add_special_tokens`."
+            "TokenizeRequest.add_special_tokens", note="llama.cpp's name of `add_special_tokens`."
         ),
     ] = None
     return_token_strs: Annotated[
         bool | None,
-        proto_field("TokenizeRequest.return_token_bytes", text="As text, in `token_strs`."),
+        proto_field(
+            "TokenizeRequest.return_token_bytes",
+            description="Return each token as text, in `token_strs`.",
+        ),
     ] = None
     with_pieces: Annotated[
         bool | None,
-        proto_field("TokenizeRequest.return_token_bytes", text="In llama.cpp's form, in `tokens`."),
+        proto_field(
+            "TokenizeRequest.return_token_bytes",
+            description="Return each token as text beside its id, in `tokens`. From llama.cpp.",
+        ),
     ] = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: Annotated[
-        dict[str, Any] | None, proto_field("PromptOptions.chat_template_kwargs_json")
+        dict[str, Any] | None,
+        proto_field(
+            "PromptOptions.chat_template_kwargs_json",
+            description="Variables for the model's chat template.",
+        ),
     ] = None
     parse_special: Annotated[
         bool | None,
@@ -60,28 +70,31 @@ class TokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
 class TokenPiece(Struct):
     """A token in llama.cpp's form."""
 
-    id: Annotated[int, proto_field("TokenizeResponse.token_ids", text="One of them.")]
+    id: Annotated[int, proto_field("TokenizeResponse.token_ids", description="The token's id.")]
     piece: Annotated[
         str | list[int],
         proto_field(
             "TokenizeResponse.token_bytes",
-            text="One of them: as text, or as bytes if it is not valid.",
+            description="The token as text, or as bytes if it is not valid UTF-8.",
         ),
     ]
 
 
-class TokenizeAnswer(Struct, kw_only=True):
+class TokenizeResponse(Struct, kw_only=True):
     """The tokens of a text or a conversation."""
 
     count: Annotated[int, http_only("The number of tokens.")]
     max_model_len: int
     tokens: Annotated[
         list[int | TokenPiece],
-        proto_field("TokenizeResponse.token_ids", text="With `with_pieces`: objects with text."),
+        proto_field("TokenizeResponse.token_ids", note="With `with_pieces`: objects."),
     ]
     token_strs: Annotated[
         list[str] | UnsetType,
-        proto_field("TokenizeResponse.token_bytes", text="As text, with `return_token_strs`."),
+        proto_field(
+            "TokenizeResponse.token_bytes",
+            description="With `return_token_strs`: each token as text.",
+        ),
     ] = UNSET
 
 
@@ -92,10 +105,10 @@ class DetokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     tokens: Annotated[list[UInt32], proto_field("DetokenizeRequest.token_ids")]
 
 
-class DetokenizeAnswer(Struct, kw_only=True):
+class DetokenizeResponse(Struct, kw_only=True):
     """The text of the tokens, under vLLM's name and llama.cpp's."""
 
     prompt: Annotated[str, proto_field("DetokenizeResponse.text")]
     content: Annotated[
-        str, proto_field("DetokenizeResponse.text", text="llama.cpp's name of `prompt`.")
+        str, proto_field("DetokenizeResponse.text", note="llama.cpp's name of `prompt`.")
     ]

@@ -15,7 +15,7 @@ from gateway_http.endpoints import ENDPOINTS
 from gateway_http.openapi.document import document
 from gateway_http.openapi.fields import fields_of
 
-DOCUMENT = document("1.0")
+DOCUMENT = document(ENDPOINTS, "1.0")
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 BODIES = [endpoint.body.__name__ for endpoint in ENDPOINTS if endpoint.body]
 

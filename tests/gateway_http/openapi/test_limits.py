@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gateway_http.convert import completions, requests
+from gateway_http.endpoints import ENDPOINTS
 from gateway_http.openapi.document import document
 from gateway_http.protocol.completion import CompletionRequest
 from gateway_http.protocol.decode import decoder
@@ -21,7 +22,7 @@ from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.service.rpc.conftest import CARD
 
-SCHEMAS = document("1.0")["components"]["schemas"]
+SCHEMAS = document(ENDPOINTS, "1.0")["components"]["schemas"]
 VOCAB_SIZE = 2**32  # so that every token id of the document is one of the vocabulary
 MODEL = ServedModel(
     CARD, ByteTokenizer(), FakeEngine(), SamplingParams(), frozenset({EOS}), VOCAB_SIZE
