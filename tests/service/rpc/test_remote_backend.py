@@ -14,8 +14,8 @@ from chatrpc.v1 import (
 )
 from service.domain.backend import ServedModel
 from tests.fakes.remote_backend import RemoteBackend
-from tests.service.rpc.conftest import CARD, Running, params
-from tests.service.rpc.details import refusal
+from tests.support.grpc_server import CARD, Running, params
+from tests.support.rpc_errors import refusal
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from service.rpc.decode.options import priority
 from service.rpc.decode.prompt import prompt_options
 from service.rpc.decode.sampling import num_choices
 from service.rpc.encode.finish import finish_reason
-from tests.service.rpc.conftest import params
+from tests.support.grpc_server import params
 
 DEFAULTS = SamplingParams(temperature=0.2, top_p=0.9)
 SPEC = ModelSpec(1000, 128, DEFAULTS, vocab_size=100)

@@ -10,7 +10,7 @@ from service.domain.chat import ChatRequest, PromptOptions
 from service.domain.engine import FinishReason
 from service.domain.sampling import SamplingParams
 from service.rpc.encode.chat import ChatEncoder
-from tests.service.rpc.conftest import CARD
+from tests.support.grpc_server import CARD
 
 REQUEST = ChatRequest("fake", (), SamplingParams(), PromptOptions())
 TWO = replace(REQUEST, n=2, returns_token_ids=True)
