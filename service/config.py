@@ -1,13 +1,27 @@
 """The service's settings."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import ByteSize, Field, model_validator
+from pydantic import AfterValidator, ByteSize, Field, model_validator
 from pydantic_settings import CliImplicitFlag, SettingsConfigDict
 
+from chatrpc_process.errors import ConfigError
 from chatrpc_process.settings.listener import ListenerSettings, Port
-from service.cache import default_cache_dir
+from service.domain.engine_settings import Device, DType, EngineSettings, Quantization
+from service.engines import check_engine_name
+
+# The defaults of the options that the engine gets.
+_ENGINE = EngineSettings()
+
+
+def _checked_engine(name: str) -> str:
+    try:
+        check_engine_name(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return name
 
 
 class ServiceSettings(ListenerSettings):
@@ -36,7 +50,7 @@ class ServiceSettings(ListenerSettings):
         None, description="the model's id for clients; default: made from MODEL"
     )
     model_aliases: list[str] = Field([], description="further names that clients may use")
-    cache_dir: Path = Field(default_cache_dir(), description="where converted models are kept")
+    cache_dir: Path = Field(_ENGINE.cache_dir, description="where converted models are kept")
 
     port: Port = Field(50051, description="the port to listen on; 0: any free one")
     metrics_port: Port | None = Field(
@@ -62,44 +76,62 @@ class ServiceSettings(ListenerSettings):
         ),
     )
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of weights and cache; auto: bfloat16 if the hardware has it"
+    engine: Annotated[str, AfterValidator(_checked_engine)] = Field(
+        "auto",
+        description=(
+            "The engine that generates tokens. `auto` and `local`: this project's own. An import "
+            "string such as my_package.engine:make_engine: the engine that this factory makes."
+        ),
     )
-    quantization: Literal["auto", "none", "int8"] = Field(
-        "auto", description="of weights and activations; auto: int8 on a CPU unless DTYPE is set"
+    device: Device = Field(_ENGINE.device, description="where the model runs")
+    dtype: DType = Field(
+        _ENGINE.dtype, description="of weights and cache; auto: bfloat16 if the hardware has it"
+    )
+    quantization: Quantization = Field(
+        _ENGINE.quantization,
+        description="of weights and activations; auto: int8 on a CPU unless DTYPE is set",
     )
     max_model_len: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="longest prompt and answer together, in tokens; default: the model's own"
+        _ENGINE.max_model_len,
+        description="longest prompt and answer together, in tokens; default: the model's own",
     )
-    max_num_seqs: Annotated[int, Field(ge=1)] = Field(32, description="sequences that run at once")
+    max_num_seqs: Annotated[int, Field(ge=1)] = Field(
+        _ENGINE.max_num_seqs, description="sequences that run at once"
+    )
     max_num_batched_tokens: Annotated[int, Field(ge=1)] = Field(
-        512, description="tokens computed in one step; prompts are read in chunks of this size"
+        _ENGINE.max_num_batched_tokens,
+        description="tokens computed in one step; prompts are read in chunks of this size",
     )
     max_queue_size: Annotated[int, Field(ge=0)] = Field(
-        256, description="sequences that wait besides those that run; more are refused"
+        _ENGINE.max_queue_size,
+        description="sequences that wait besides those that run; more are refused",
     )
     kv_cache_memory_bytes: ByteSize | None = Field(
-        None, description="memory for keys and values; default: 1 GiB or 4 full sequences"
+        None,
+        description="memory for keys and values; default: 1 GiB or 4 full sequences",
     )
     num_threads: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="CPU threads of the engine; default: the CPUs the process may use"
+        _ENGINE.num_threads,
+        description="CPU threads of the engine; default: the CPUs the process may use",
     )
     block_size: Annotated[int, Field(ge=1, le=1024)] = Field(
-        32, description="tokens in a block of the KV cache"
+        _ENGINE.block_size, description="tokens in a block of the KV cache"
     )
     prefix_caching: CliImplicitFlag[bool] = Field(
-        True, description="share the cache of prompts that begin alike, a block at a time"
+        _ENGINE.prefix_caching,
+        description="share the cache of prompts that begin alike, a block at a time",
     )
     speculation: Literal["none", "ngram"] = Field(
         "ngram", description="guess at tokens by what followed the last ones before"
     )
     num_speculative_tokens: Annotated[int, Field(ge=1, le=64)] = Field(
-        8, description="the most tokens guessed at in a step of a sequence"
+        _ENGINE.num_speculative_tokens,
+        description="the most tokens guessed at in a step of a sequence",
     )
 
     step_timeout_s: Annotated[float, Field(gt=0)] = Field(
-        120.0, description="seconds without a step, while there is work, after which all is lost"
+        _ENGINE.step_timeout_s,
+        description="seconds without a step, while there is work, after which all is lost",
     )
     request_timeout_s: Annotated[float, Field(gt=0)] = Field(
         600.0, description="seconds a request may take, whatever its deadline"
@@ -116,6 +148,14 @@ class ServiceSettings(ListenerSettings):
     drain_timeout_s: Annotated[float, Field(ge=0)] = Field(
         30.0, description="seconds that running requests have to finish after that"
     )
+
+    @property
+    def engine_settings(self) -> EngineSettings:
+        """The options that the engine gets."""
+        chosen = {each.name: getattr(self, each.name) for each in fields(EngineSettings)}
+        if self.speculation == "none":
+            chosen["num_speculative_tokens"] = 0
+        return EngineSettings(**chosen)
 
     @model_validator(mode="after")
     def _budget_covers_a_step(self) -> Self:

@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "chatrpc_process.first_process": set(),
     "chatrpc_process.interpreter": set(),
     "chatrpc_process.logs": set(),
+    "chatrpc_process.threads": set(),
     "chatrpc_process.watchdog": set(),
     # Certificates are files that are watched, and watched files have certificates' dates.
     "chatrpc_process.tls": {"chatrpc_process.errors", "chatrpc_process.files"},
@@ -41,10 +42,11 @@ ALLOWED: dict[str, set[str]] = {
     "service.fingerprint": set(),
     "service.metrics_port": set(),
     "service.converted_directory": set(),
-    "service.domain": set(),
+    "service.domain": {"service.cache"},
+    "service.engines": {"chatrpc_process.errors", "service.domain"},
     "service.vllm_names": {"service.domain"},
     "service.metrics": {"service.domain", "service.vllm_names"},
-    "service.config": {"chatrpc_process", "service.cache"},
+    "service.config": {"chatrpc_process", "service.domain", "service.engines"},
     "service.gguf": {"service.errors"},
     "service.checkpoint": {
         "service.domain",
@@ -101,12 +103,12 @@ ALLOWED: dict[str, set[str]] = {
         "service.checkpoint",
         "service.fingerprint",
         "service.text",
-        "service.engine",
     },
     "service.__main__": {"chatrpc_process", "service"},
     "service.prepare": {
         "chatrpc_process",
         "service.config",
+        "service.engines",
         "service.errors",
         "service.model",
         "service.openmp",
@@ -184,8 +186,8 @@ OURS = {"chatrpc_process", "service", "gateway_http", "chatrpc_cli", "chatrpc", 
 # What a module imports inside a function, since it takes long and a start does without it, or does
 # other things first.
 DEFERRED = {
-    ("service.model", "service.engine.load"),
-    ("service.model", "service.engine.native.build"),
+    ("service.engine.local", "service.engine.load"),
+    ("service.engine.local", "service.engine.native.build"),
     ("service.engine.load", "service.engine.transformers_model"),
     ("service.engine.model_config", "service.engine.transformers_config"),
     ("service.checkpoint", "service.gguf.convert"),
