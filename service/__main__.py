@@ -24,13 +24,13 @@ import uvloop
 from chatrpc_process.access.keys import KeyRing, load_keys
 from chatrpc_process.check import check_listener
 from chatrpc_process.errors import ConfigError
-from chatrpc_process.files.reload_metrics import ReloadMetrics
 from chatrpc_process.files.watched import Watched, watching
 from chatrpc_process.interpreter import take_short_turns
 from chatrpc_process.logs.configuration import configure_logging
 from chatrpc_process.logs.native import capture_native_log
+from chatrpc_process.reload_metrics import ReloadMetrics
 from chatrpc_process.threads import run_in_daemon_thread
-from chatrpc_process.tracing.api import make_tracer
+from chatrpc_process.tracing.exporter import make_tracer
 from chatrpc_process.watchdog import watched_loop
 from service.config import ServiceSettings
 from service.domain.engine import Engine

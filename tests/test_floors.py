@@ -21,9 +21,9 @@ ALLOWED: dict[str, set[str]] = {
     "chatrpc_process.logs": set(),
     "chatrpc_process.threads": set(),
     "chatrpc_process.watchdog": set(),
-    # Certificates are files that are watched, and watched files have certificates' dates.
     "chatrpc_process.tls": {"chatrpc_process.errors", "chatrpc_process.files"},
-    "chatrpc_process.files": {"chatrpc_process.errors", "chatrpc_process.tls"},
+    "chatrpc_process.files": {"chatrpc_process.errors"},
+    "chatrpc_process.reload_metrics": {"chatrpc_process.files", "chatrpc_process.tls"},
     "chatrpc_process.tracing": {"chatrpc_process.errors"},
     "chatrpc_process.access": {"chatrpc_process.errors", "chatrpc_process.files"},
     "chatrpc_process.settings": {
@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "service.errors": set(),
     "service.cache": set(),
+    "service.json_file": {"service.errors"},
     "service.openmp": set(),
     "service.fingerprint": set(),
     "service.metrics_port": set(),
@@ -51,15 +52,17 @@ ALLOWED: dict[str, set[str]] = {
     "service.checkpoint": {
         "service.domain",
         "service.errors",
+        "service.json_file",
         "service.converted_directory",
         "service.gguf",
     },
-    "service.text": {"service.domain", "service.errors"},
+    "service.text": {"service.domain", "service.errors", "service.json_file"},
     "service.engine": {
         "chatrpc_process.fairness",
         "service.domain",
         "service.errors",
         "service.cache",
+        "service.json_file",
     },
     "service.engine.native": set(),
     "service.rpc": {
@@ -192,7 +195,7 @@ DEFERRED = {
     ("service.engine.model_config", "service.engine.transformers_config"),
     ("service.checkpoint", "service.gguf.convert"),
     ("service.checkpoint", "huggingface_hub"),
-    ("chatrpc_process.tracing.api", "chatrpc_process.tracing.otel"),
+    ("chatrpc_process.tracing.exporter", "chatrpc_process.tracing.otel"),
 }
 
 # These never import torch, whatever they import: policy is plain Python, and a start answers probes

@@ -252,7 +252,7 @@ def _end_span(span: Span, scope: Scope, exchange: Exchange) -> None:
     if span.is_recording:
         route = route_of(scope["path"])
         span.rename(f"{scope['method']} {route}")
-        span.tell({"http.route": route, "http.response.status_code": exchange.status})
+        span.set_attributes({"http.route": route, "http.response.status_code": exchange.status})
         if exchange.status >= 500:
             span.fail(str(exchange.status))
     span.end()

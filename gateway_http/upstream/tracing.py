@@ -19,7 +19,7 @@ def called(request: Any) -> Iterator[Sequence[tuple[str, str]]]:
     code = "CANCELLED"  # unless it ends by itself: then its caller has left, which is no error
     try:
         if span.is_recording:
-            span.tell(_generation(request))
+            span.set_attributes(_generation(request))
         yield () if span.context is None else span.context.fields
         code = "OK"
     except grpc.aio.AioRpcError as error:
@@ -27,7 +27,7 @@ def called(request: Any) -> Iterator[Sequence[tuple[str, str]]]:
         span.fail(code)
         raise
     finally:
-        span.tell({"rpc.response.status_code": code})
+        span.set_attributes({"rpc.response.status_code": code})
         span.end()
 
 
