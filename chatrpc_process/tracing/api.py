@@ -1,7 +1,7 @@
 """Trace contexts and spans.
 
 A client's trace context (W3C Trace Context) is forwarded whether or not spans are recorded. Spans
-are recorded by `chatrpc_process.tracing.otel`, which needs the extra `otel`. The spans of `OFF` only
+are recorded by `chatrpc_process.tracing.otel`, which needs the extra `otel`. Spans of `OFF` only
 have the context and cost next to nothing.
 """
 

@@ -1,4 +1,4 @@
-"""What an engine is made from: the operator's options, and the model to load."""
+"""The operator's options for an engine, and the model that an engine loads."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
