@@ -1,13 +1,13 @@
 """The OpenAPI 3.1 document, made from the table of endpoints and the structs that it names."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
 
-from gateway_http.endpoints import ENDPOINTS, Endpoint
+from gateway_http.http.endpoint import Endpoint
 from gateway_http.openapi.fields import FIELDS, LIMITS
 from gateway_http.protocol import completion, request, tokens
 from gateway_http.protocol.error import ErrorBody
@@ -23,8 +23,8 @@ or compressed (`Content-Encoding`: gzip, deflate or zstd), of at most 100 000 ke
 
 # Known to the gateway and refused by name: a document of what is served leaves them out.
 _REFUSED: dict[type[msgspec.Struct], tuple[str, ...]] = {
-    request.ChatCompletionRequest: request.UNSERVED,
-    completion.CompletionRequest: completion.UNSERVED,
+    request.ChatCompletionRequest: request.UNSUPPORTED,
+    completion.CompletionRequest: completion.UNSUPPORTED,
     tokens.TokenizeRequest: ("chat_template", "tools", "mm_processor_kwargs"),
 }
 
@@ -75,13 +75,14 @@ _STATUS_WORDS = {
 }
 
 
-def document(version: str) -> _Schema:
-    schemas = _schemas()
+def document(endpoints: Sequence[Endpoint], version: str) -> _Schema:
+    """Return the document of these endpoints."""
+    schemas = _schemas(endpoints)
     return {
         "openapi": "3.1.0",
         "info": {"title": "chatrpc", "version": version, "description": _DESCRIPTION},
         "servers": [{"url": "/v1"}, {"url": "/"}],
-        "paths": {endpoint.path: _path(endpoint) for endpoint in ENDPOINTS},
+        "paths": {endpoint.path: _path(endpoint) for endpoint in endpoints},
         # A gateway without a file of keys, before a service without one, asks for nothing.
         "security": [{}, *({name: []} for name in _SECURITY)],
         "components": {"schemas": schemas, "securitySchemes": _SECURITY},
@@ -115,10 +116,10 @@ def _parameter(name: str) -> _Schema:
 
 
 def _success(endpoint: Endpoint) -> _Schema:
-    if isinstance(endpoint.answer, str):
-        content: _Schema = {endpoint.answer: {}}
+    if isinstance(endpoint.response, str):
+        content: _Schema = {endpoint.response: {}}
     else:
-        content = {"application/json": {"schema": _ref(endpoint.answer)}}
+        content = {"application/json": {"schema": _ref(endpoint.response)}}
     if endpoint.event is not None:
         content["text/event-stream"] = {
             "schema": {
@@ -144,14 +145,14 @@ def _failure(status: int) -> _Schema:
     }
 
 
-def _schemas() -> _Schema:
+def _schemas(endpoints: Sequence[Endpoint]) -> _Schema:
     """Every struct that the table names, and those within them."""
-    types = [*dict.fromkeys((ErrorBody, *_types()))]
+    types = [*dict.fromkeys((ErrorBody, *_types(endpoints)))]
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
     for kind, names in _REFUSED.items():
         for name in names:
             del schemas[kind.__name__]["properties"][name]
-    for endpoint in ENDPOINTS:
+    for endpoint in endpoints:
         if endpoint.body is not None:
             _describe(endpoint.body.__name__, schemas[endpoint.body.__name__])
     text = msgspec.json.encode(schemas).decode()
@@ -161,9 +162,9 @@ def _schemas() -> _Schema:
     return dict(sorted(named.items()))
 
 
-def _types() -> Iterator[type[msgspec.Struct]]:
-    for endpoint in ENDPOINTS:
-        for kind in (endpoint.body, endpoint.event, endpoint.answer):
+def _types(endpoints: Sequence[Endpoint]) -> Iterator[type[msgspec.Struct]]:
+    for endpoint in endpoints:
+        for kind in (endpoint.body, endpoint.event, endpoint.response):
             if kind is not None and not isinstance(kind, str):
                 yield kind
 

@@ -12,7 +12,7 @@ from gateway_http.protocol.sampling import GenerationRequest, own_fields
 Prompts = Annotated[list[str | UInt32 | list[UInt32]], Meta(min_length=1)]
 
 
-class UnservedParameters(GenerationRequest, kw_only=True):
+class UnsupportedParameters(GenerationRequest, kw_only=True):
     """Known from OpenAI or from other servers, and refused by name unless null."""
 
     prompt_embeds: Any = None
@@ -28,10 +28,10 @@ class UnservedParameters(GenerationRequest, kw_only=True):
     vllm_xargs: Any = None
 
 
-UNSERVED = own_fields(UnservedParameters)
+UNSUPPORTED = own_fields(UnsupportedParameters)
 
 
-class CompletionRequest(UnservedParameters, forbid_unknown_fields=True, kw_only=True):
+class CompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, kw_only=True):
     # A text, texts, the tokens of one prompt, or those of several.
     prompt: str | Prompts
     echo: bool | None = None

@@ -138,7 +138,7 @@ class Prediction(Struct, forbid_unknown_fields=True):
     content: str | list[ContentPart]
 
 
-class UnservedParameters(GenerationRequest, kw_only=True):
+class UnsupportedParameters(GenerationRequest, kw_only=True):
     """Known from OpenAI or from other servers, and refused by name unless null."""
 
     web_search_options: Any = None
@@ -165,10 +165,10 @@ class UnservedParameters(GenerationRequest, kw_only=True):
     use_beam_search: Any = None
 
 
-UNSERVED = own_fields(UnservedParameters)
+UNSUPPORTED = own_fields(UnsupportedParameters)
 
 
-class ChatCompletionRequest(UnservedParameters, forbid_unknown_fields=True, kw_only=True):
+class ChatCompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, kw_only=True):
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: OutputLimit | None = None
 

@@ -40,7 +40,7 @@ class TokenPiece(Struct):
     piece: str | list[int]
 
 
-class TokenizeAnswer(Struct, kw_only=True):
+class TokenizeResponse(Struct, kw_only=True):
     count: int
     max_model_len: int
     tokens: list[int | TokenPiece]  # all of one kind
@@ -52,7 +52,7 @@ class DetokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     tokens: list[UInt32]
 
 
-class DetokenizeAnswer(Struct, kw_only=True):
+class DetokenizeResponse(Struct, kw_only=True):
     """The same text under vLLM's name and llama.cpp's."""
 
     prompt: str

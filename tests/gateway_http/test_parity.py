@@ -34,7 +34,7 @@ STRUCTS = (request, sampling, completion, token_types, response, error)
 PROTOS = (chat_pb2, chat_service_pb2, completion_pb2, completion_service_pb2, model_service_pb2)
 
 # Their fields are those of the requests made from them.
-PARTS_OF_OTHERS = {"Part", "UnservedParameters", "SamplingParameters", "GenerationRequest"}
+PARTS_OF_OTHERS = {"Part", "UnsupportedParameters", "SamplingParameters", "GenerationRequest"}
 
 
 def own_structs(module: ModuleType) -> dict[str, type[msgspec.Struct]]:
@@ -203,30 +203,46 @@ OF_MESSAGES = {
     "chat_template_kwargs": {"a": 1},
 }
 
+
+def with_model(convert: Callable[[Any], Message]) -> Callable[[Any], Message]:
+    """As `convert`, with the model, which is set when the call is made."""
+
+    def converted(body: Any) -> Message:
+        message: Any = convert(body)
+        message.model = body.model or "first"
+        return message  # type: ignore[no-any-return]
+
+    return converted
+
+
 Case = tuple[type[msgspec.Struct], dict[str, Any], Callable[[Any], Message]]
 
 
 def cases() -> Iterator[Case]:
     chat: dict[str, Any] = {"model": "m", "messages": [HI]}
     text: dict[str, Any] = {"model": "m", "prompt": "x"}
-    yield request.ChatCompletionRequest, chat, requests.params
-    yield request.ChatCompletionRequest, chat | {"messages": CONVERSATION}, requests.params
+    yield request.ChatCompletionRequest, chat, with_model(requests.params)
+    yield (
+        request.ChatCompletionRequest,
+        chat | {"messages": CONVERSATION},
+        with_model(requests.params),
+    )
     for fields in (*({name: value} for name, value in CHAT.items()), *FORMS, ALLOWED):
-        yield request.ChatCompletionRequest, chat | fields, requests.params
-    yield completion.CompletionRequest, text, completions.params
-    yield completion.CompletionRequest, text | {"prompt": [1]}, completions.params
+        yield request.ChatCompletionRequest, chat | fields, with_model(requests.params)
+    yield completion.CompletionRequest, text, with_model(completions.params)
+    yield completion.CompletionRequest, text | {"prompt": [1]}, with_model(completions.params)
     for name, value in TEXT.items():
-        yield completion.CompletionRequest, text | {name: value}, completions.params
+        yield completion.CompletionRequest, text | {name: value}, with_model(completions.params)
 
     def tokenize(body: token_types.TokenizeRequest) -> Message:
-        return tokens.tokenize_request(body, body.model or "first")
+        return tokens.tokenize_request(body)
 
     for given in ({"prompt": "x"}, {"content": "x"}):
-        yield token_types.TokenizeRequest, given | {"model": "m"}, tokenize
+        yield token_types.TokenizeRequest, given | {"model": "m"}, with_model(tokenize)
         for name, value in TOKENIZE.items():
-            yield token_types.TokenizeRequest, given | {name: value}, tokenize
+            yield token_types.TokenizeRequest, given | {name: value}, with_model(tokenize)
     for name, value in OF_MESSAGES.items():
-        yield token_types.TokenizeRequest, {"messages": [HI], name: value}, tokenize
+        yield token_types.TokenizeRequest, {"messages": [HI], name: value}, with_model(tokenize)
 
 
 def given_fields(value: Any) -> Iterator[str]:

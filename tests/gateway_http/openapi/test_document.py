@@ -17,7 +17,7 @@ from service.domain.sampling import SamplingParams
 from service.errors import InvalidField
 from service.rpc.decode.sampling import sampling_params
 
-DOCUMENT = document("1.0")
+DOCUMENT = document(ENDPOINTS, "1.0")
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 BODIES = [endpoint.body.__name__ for endpoint in ENDPOINTS if endpoint.body]
 
