@@ -21,8 +21,8 @@ This page is generated from the settings by `python -m tests.options_page`.
 Each option can be given in three places. The command line takes precedence over the environment,
 and the environment over a TOML file (`--config`). The environment variable has the prefix below and
 the name in capitals: `--max-num-seqs` of the service is `CHATRPC_SERVICE_MAX_NUM_SEQS`. In the file
-the option is called `max_num_seqs`. An option that is on by default is turned off by its name with
-`--no-` in front. Lists are separated by commas.
+the option is called `max_num_seqs`. Options that are on by default are turned off as in
+`--no-reflection`. Lists are separated by commas.
 
 [Old names](operations.md#renamed-options) of renamed options still work.
 """
