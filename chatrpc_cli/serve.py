@@ -60,7 +60,7 @@ class Stack:
 
     def gateway_command(self) -> list[str]:
         listen = ["--host", self.host, "--port", str(self.http_port)]
-        upstream = ["--upstream", self.grpc_address, "--shutdown-grace-s", str(GRACE_S)]
+        upstream = ["--upstream", self.grpc_address, "--drain-timeout-s", str(GRACE_S)]
         return [sys.executable, "-m", "gateway_http", *listen, *upstream, *self._access()]
 
     def is_open_by_accident(self) -> bool:

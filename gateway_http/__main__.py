@@ -32,7 +32,7 @@ def main() -> None:
         if settings.check:
             sys.exit(check(settings).report())
         configure_logging(settings.log_level, settings.log_format)
-        settings.warn_of_ignored_variables()
+        settings.log_warnings()
         tracer = make_tracer(settings.otlp_endpoint, "chatrpc-gateway")
         server = Server(settings, tracer)
         listener = server.bind()

@@ -1,7 +1,7 @@
 """The gateway's options: command line over environment over file over default."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -22,6 +22,8 @@ class Settings(ListenerSettings):
         cli_prog_name="python -m gateway_http",
         cli_avoid_json=True,
     )
+
+    new_names: ClassVar = {"shutdown_grace_s": "drain_timeout_s"}
 
     port: Annotated[Port, Field(description="the port to listen on; 0: any free one")] = 8000
     upstream: Annotated[
@@ -106,9 +108,9 @@ class Settings(ListenerSettings):
         float,
         Field(ge=0, description="how long to go on taking requests after SIGTERM, not ready"),
     ] = 0.0
-    shutdown_grace_s: Annotated[
-        int, Field(ge=0, description="how long running requests may go on after that")
-    ] = 30
+    drain_timeout_s: Annotated[
+        float, Field(ge=0, description="how long running requests may go on after that")
+    ] = 30.0
 
     @model_validator(mode="after")
     def _models_come_from_one_place(self) -> Self:

@@ -1,6 +1,7 @@
 """uvicorn as the gateway runs it: its listeners, its limits, its end."""
 
 import asyncio
+import math
 import socket
 import ssl
 import sys
@@ -112,13 +113,13 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """The admin port goes last: while requests finish, it says that no new ones are taken."""
         loop, settings = asyncio.get_running_loop(), self._settings
-        _log.info("draining", delay_s=settings.drain_delay_s, grace_s=settings.shutdown_grace_s)
+        _log.info("draining", delay_s=settings.drain_delay_s, timeout_s=settings.drain_timeout_s)
         self._app.state.draining.set()
         until_s = loop.time() + settings.drain_delay_s
         # uvicorn's handler of a second SIGINT sets `force_exit`, and tells nobody.
         while loop.time() < until_s and not self.force_exit:  # noqa: ASYNC110
             await asyncio.sleep(min(_TICK_S, until_s - loop.time()))
-        loop.call_later(settings.shutdown_grace_s, self._app.state.stopping.set)
+        loop.call_later(settings.drain_timeout_s, self._app.state.stopping.set)
         await super().shutdown(sockets)
         if self._admin_server is not None:
             self._admin_server.close()
@@ -168,7 +169,7 @@ def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keep_alive_timeout_s,
-        timeout_graceful_shutdown=settings.shutdown_grace_s + _LAST_WORDS_S,
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + _LAST_WORDS_S,
     )
 
 

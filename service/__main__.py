@@ -54,7 +54,7 @@ def main() -> int:
         return check_listener(settings).report()
     configure_logging(settings.log_level, settings.log_format)
     capture_native_log()
-    settings.warn_of_ignored_variables()
+    settings.log_warnings()
     bound_spinning()
     take_short_turns()
     try:
@@ -86,11 +86,11 @@ async def serve(settings: ServiceSettings) -> int:
     tracer = make_tracer(settings.otlp_endpoint, "chatrpc-service")
     server = Server(
         lifecycle,
-        max_request_s=settings.max_request_s,
+        request_timeout_s=settings.request_timeout_s,
         has_reflection=settings.reflection,
         access=Access(keys),
         metrics=metrics,
-        patience=Patience(settings.message_timeout_s, settings.write_timeout_s),
+        patience=Patience(settings.body_timeout_s, settings.write_timeout_s),
         tracer=tracer,
         has_channelz=settings.channelz,
         tls=settings.tls,

@@ -1,7 +1,7 @@
 """The service's settings."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import ByteSize, Field, model_validator
 from pydantic_settings import CliImplicitFlag, SettingsConfigDict
@@ -22,6 +22,11 @@ class ServiceSettings(ListenerSettings):
         cli_avoid_json=True,
         protected_namespaces=(),  # `model_aliases` is about a model, not about pydantic
     )
+
+    new_names: ClassVar = {
+        "max_request_s": "request_timeout_s",
+        "message_timeout_s": "body_timeout_s",
+    }
 
     model: str = Field(
         "smollm2-135m-instruct",
@@ -96,10 +101,10 @@ class ServiceSettings(ListenerSettings):
     step_timeout_s: Annotated[float, Field(gt=0)] = Field(
         120.0, description="seconds without a step, while there is work, after which all is lost"
     )
-    max_request_s: Annotated[float, Field(gt=0)] = Field(
+    request_timeout_s: Annotated[float, Field(gt=0)] = Field(
         600.0, description="seconds a request may take, whatever its deadline"
     )
-    message_timeout_s: Annotated[float, Field(gt=0)] = Field(
+    body_timeout_s: Annotated[float, Field(gt=0)] = Field(
         60.0, description="seconds that a request's message may take to arrive"
     )
     write_timeout_s: Annotated[float, Field(gt=0)] = Field(

@@ -47,7 +47,7 @@ def main() -> int:
     if settings.check:
         return check_listener(settings).report()
     configure_logging(settings.log_level, settings.log_format)
-    settings.warn_of_ignored_variables()
+    settings.log_warnings()
     bound_spinning()
     loader = ModelLoader(settings)
     try:

@@ -14,7 +14,7 @@ from chatrpc_cli.__main__ import app
 from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
 from tests.deploy.metrics import asked_for, exported
-from tests.deploy.settings import options, unknown_variables
+from tests.deploy.settings import old_options, options, unknown_variables
 from tests.log_events import log_events
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +50,8 @@ def page_ids(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_ids)
 def test_options_that_pages_name_exist(page: Path) -> None:
-    processes = options(ServiceSettings) | options(GatewaySettings)
+    kinds = (ServiceSettings, GatewaySettings)
+    processes = {name for kind in kinds for name in options(kind) | old_options(kind)}
     known = processes | {f"no-{name}" for name in processes} | of_the_terminal() | _OF_OTHERS
     named = {name for code in _CODE.findall(page.read_text()) for name in _OPTION.findall(code)}
     assert named <= known

@@ -3,8 +3,9 @@
 import difflib
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import structlog
 from pydantic import Field, PrivateAttr, ValidationError
@@ -21,6 +22,7 @@ from pydantic_settings import (
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.logs.configuration import LogFormat, LogLevel
 from chatrpc_process.settings.environment import Variables, classify
+from chatrpc_process.settings.renamed import old_names_in, rename_arguments, rename_keys
 
 __all__ = ["ConfigError", "ProcessSettings"]
 
@@ -53,7 +55,10 @@ class ProcessSettings(BaseSettings):
             pattern="^https?://.", description="the collector of traces, over OTLP; default: none"
         ),
     ] = None
+    # The new names of options by their old ones, which still set them. Subclasses fill it.
+    new_names: ClassVar[Mapping[str, str]] = {}
     _links: frozenset[str] = PrivateAttr(frozenset())
+    _old_names: frozenset[str] = PrivateAttr(frozenset())
 
     @classmethod
     def load(cls, arguments: list[str]) -> Self:
@@ -65,7 +70,9 @@ class ProcessSettings(BaseSettings):
             SystemExit: The arguments ask for help or cannot be parsed.
         """
         try:
-            settings = cls(_cli_parse_args=arguments)  # type: ignore[call-arg]  # see BaseSettings
+            renamed = rename_arguments(arguments, cls.new_names)
+            settings = cls(_cli_parse_args=renamed)  # type: ignore[call-arg]  # see BaseSettings
+            old_names = cls._old_names_in_use(arguments, settings.config)
         except ValidationError as error:
             wrong = [_words(each["loc"], each["msg"]) for each in error.errors()]
             raise ConfigError("; ".join(wrong)) from None
@@ -75,12 +82,18 @@ class ProcessSettings(BaseSettings):
         if variables.unknown:
             raise ConfigError("; ".join(map(cls._unknown, sorted(variables.unknown))))
         settings._links = variables.links
+        settings._old_names = frozenset(old_names)
         return settings
 
-    def warn_of_ignored_variables(self) -> None:
-        """Log the environment variables that could be options and belong to Kubernetes."""
+    def log_warnings(self) -> None:
+        """Log a warning for ignored environment variables and one for each old name of an option.
+
+        Ignored are the variables that Kubernetes sets and that are called like options.
+        """
         if self._links:
             log.warning("environment_variables_ignored", names=sorted(self._links))
+        for old in sorted(self._old_names):
+            log.warning("option_name_deprecated", name=old, new_name=self.new_names[old])
 
     @classmethod
     def settings_customise_sources(
@@ -93,23 +106,38 @@ class ProcessSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         links = cls._variables().links
         if isinstance(env_settings, EnvSettingsSource):
-            env_settings.env_vars = {
+            options = {
                 name: value
                 for name, value in env_settings.env_vars.items()
                 if name.upper() not in links
             }
-        return init_settings, env_settings, _TomlFile(settings_cls)
+            env_settings.env_vars = rename_keys(options, cls.new_names, cls._variable)
+        return init_settings, env_settings, _TomlFile(settings_cls, cls.new_names)
 
     @classmethod
     def _variables(cls) -> Variables:
-        return classify(os.environ, cls.model_config["env_prefix"], cls.model_fields)
+        options = {*cls.model_fields, *cls.new_names}
+        return classify(os.environ, cls.model_config["env_prefix"], options)
+
+    @classmethod
+    def _variable(cls, option: str) -> str:
+        """Return the environment variable of an option."""
+        return cls.model_config["env_prefix"] + option.upper()
+
+    @classmethod
+    def _old_names_in_use(cls, arguments: list[str], config: Path | None) -> set[str]:
+        """Return the old names of options that the command line, environment or file uses."""
+        variables = {name.upper() for name in os.environ}
+        file = _read_toml(config) if config else {}
+        return old_names_in(arguments, cls.new_names) | {
+            old for old in cls.new_names if cls._variable(old) in variables or old in file
+        }
 
     @classmethod
     def _unknown(cls, variable: str) -> str:
-        prefix = cls.model_config["env_prefix"]
-        name = variable.removeprefix(prefix).lower()
+        name = variable.removeprefix(cls.model_config["env_prefix"]).lower()
         similar = difflib.get_close_matches(name, cls.model_fields, n=1)
-        hint = f"; did you mean {prefix}{similar[0].upper()}?" if similar else ""
+        hint = f"; did you mean {cls._variable(similar[0])}?" if similar else ""
         return f"{variable} is not an option{hint}"
 
 
@@ -119,12 +147,20 @@ def _words(place: tuple[int | str, ...], message: str) -> str:
     return f"{'.'.join(map(str, place))}: {said}" if place else said
 
 
+def _read_toml(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text())
+
+
 class _TomlFile(PydanticBaseSettingsSource):
     """The file that the command line or the environment names."""
 
+    def __init__(self, settings_cls: type[BaseSettings], new_names: Mapping[str, str]) -> None:
+        super().__init__(settings_cls)
+        self._new_names = new_names
+
     def __call__(self) -> dict[str, Any]:
         path = self.current_state.get("config")
-        return tomllib.loads(Path(path).read_text()) if path else {}
+        return rename_keys(_read_toml(Path(path)), self._new_names) if path else {}
 
     def get_field_value(
         self,

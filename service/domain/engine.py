@@ -38,19 +38,25 @@ class Caller:
     min_priority: int = -(2**31)
 
 
-@dataclass(slots=True)
-class RequestTimes:
-    """When a request got how far, of `time.monotonic()`, in seconds; None: not so far yet.
+@dataclass(frozen=True, slots=True)
+class EngineTimings:
+    """The progress of one request in the engine, all its sequences together.
 
-    The engine writes it, the first three once and the others with each token, and whoever has asked
-    may read it.
+    Times are of `time.monotonic()`, in seconds. None: the request has not come so far.
+
+    Attributes:
+        queued_s: When the request was admitted.
+        scheduled_s: When the first step with one of its sequences began.
+        first_token_s: When its first token was generated.
+        last_token_s: When its last token so far was generated.
+        num_tokens: Number of tokens generated so far.
     """
 
     queued_s: float | None = None
-    scheduled_s: float | None = None  # the first of its sequences
+    scheduled_s: float | None = None
     first_token_s: float | None = None
     last_token_s: float | None = None
-    num_tokens: int = 0  # generated, of all its sequences
+    num_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,7 @@ class Request:
     `num_logprobs` and `num_prompt_logprobs`: how many of the likeliest tokens to tell at each place
     beside the one that stands there; None: no log probabilities at all.
     `bad_token_sequences`, none of them empty, are never generated. `constraint` is the grammar of
-    the answer. `times` is where the engine notes how far it has come with the request.
+    the output.
 
     What may come and how likely it is goes by vLLM's order: allowed tokens, bad sequences, the
     constraint and `min_tokens`, then bias, penalties, temperature, min-p, top-k and top-p. Log
@@ -86,7 +92,6 @@ class Request:
     bad_token_sequences: tuple[tuple[int, ...], ...] = ()
     constraint: Constraint | None = None
     caller: Caller = Caller()
-    times: RequestTimes = field(default_factory=RequestTimes, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,7 @@ class TokenOutput:
     `index` says which of the request's `n` sequences. `num_cached_tokens` of the prompt came from
     the prefix cache; every output with a token says so. `logprobs` has one for each of `token_ids`
     where they were asked for; `prompt_logprobs`, one for each token of the prompt but the first,
-    comes with the first output of sequence 0.
+    comes with the first output of sequence 0. `timings` are those of the request at this output.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -120,6 +125,12 @@ class TokenOutput:
     index: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    timings: EngineTimings | None = field(default=None, compare=False)
+
+    @property
+    def is_progress(self) -> bool:
+        """True if the output has nothing but `timings`."""
+        return not self.token_ids and self.finish_reason is None
 
     def merged_with(self, later: "TokenOutput") -> "TokenOutput":
         """This output and the one that follows it, as one."""
@@ -130,6 +141,7 @@ class TokenOutput:
             self.index,
             self.logprobs + later.logprobs,
             self.prompt_logprobs,
+            later.timings,
         )
 
 
@@ -193,10 +205,13 @@ class Engine(Protocol):
 
         `is_reserved` says that a reservation is held for them; otherwise they take places here.
 
-        The first item is empty and says that the request has been admitted; every later one holds
-        at least one token or the finish reason of one sequence, several tokens where the consumer
-        is slow. Sending the index of a sequence ends that one, and nothing more is heard of it.
-        Closing the generator aborts the request and frees what it held.
+        The first item has no token: the request has been admitted. When the first step with one of
+        its sequences begins, another item without a token follows, unless its first token comes
+        before the consumer asks for the item. Every later item has at least one token or the finish
+        reason of one sequence, several tokens if the consumer is slow. Every item has `timings`.
+
+        Sending the index of a sequence ends that sequence, and no more items of it follow. Closing
+        the generator aborts the request and frees what it held.
 
         Raises, at the first item:
             ContextLengthExceeded, QueueFull, DeadlinePassed: the request is refused.

@@ -1,7 +1,8 @@
 """The engine as asyncio sees it: one thread owns the model, everything else posts to its inbox.
 
 Into the thread go commands, one `SimpleQueue`. Out of it comes one `call_soon_threadsafe` a step
-with the outputs of every request, however many run.
+with the outputs of every request, however many run, and another one before a step in which requests
+begin.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from functools import partial
 
 import structlog
 
-from service.domain.engine import Caller, EngineStats, Request, TokenOutput
+from service.domain.engine import Caller, EngineStats, EngineTimings, Request, TokenOutput
 from service.engine.admission import Admission
 from service.engine.core import EngineCore, RequestOutput
 from service.engine.output_slot import OutputSlot
@@ -147,8 +148,8 @@ class AsyncEngine:
     ) -> AsyncGenerator[TokenOutput, int | None]:
         """See `service.domain.engine.Engine.generate`."""
         places = nullcontext() if is_reserved else self.reserve(request.caller, request.n)
-        with places, self._inside(request) as (request_id, slot):
-            yield TokenOutput()
+        with places, self._inside(request) as (request_id, slot, queued_s):
+            yield TokenOutput(timings=EngineTimings(queued_s))
             unfinished = set(range(request.n))
             while unfinished:
                 output = await slot.take()
@@ -163,7 +164,7 @@ class AsyncEngine:
                     self._inbox.put(finish)
 
     @contextmanager
-    def _inside(self, request: Request) -> Iterator[tuple[int, OutputSlot]]:
+    def _inside(self, request: Request) -> Iterator[tuple[int, OutputSlot, float]]:
         """A request's stay in the engine: added when it is admitted, aborted if it leaves early."""
         if self._is_closed:
             raise EngineDead
@@ -171,12 +172,11 @@ class AsyncEngine:
             raise ContextLengthExceeded(len(request.prompt_token_ids), self._max_model_len)
         now = time.monotonic()
         self._admission.check_deadline(request.caller, request.n, request.deadline, now)
-        request.times.queued_s = now
         request_id, slot = next(self._request_ids), OutputSlot()
         self._slots[request_id] = slot
-        self._inbox.put(lambda core: core.add(request_id, request))
+        self._inbox.put(lambda core: core.add(request_id, request, now))
         try:
-            yield request_id, slot
+            yield request_id, slot, now
         finally:
             self._inbox.put(lambda core: core.abort(request_id))
             del self._slots[request_id]
@@ -228,7 +228,7 @@ class AsyncEngine:
         self._post(self._settle_start, max_model_len, None)
         try:
             while self._obey(core):
-                outputs = core.step()
+                outputs = core.step(partial(self._post, self._deliver))
                 self._num_turns += 1
                 self._stats = core.stats
                 self._post(self._deliver, outputs)

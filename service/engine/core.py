@@ -1,13 +1,13 @@
 """One step of the engine: schedule, run, postprocess. Whoever calls it owns the model."""
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
 
-from service.domain.engine import EngineStats, Request, RequestTimes, TokenLogprobs, TokenOutput
+from service.domain.engine import EngineStats, EngineTimings, Request, TokenLogprobs, TokenOutput
 from service.engine.scheduler import Batch, Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
 from service.errors import ChatrpcError, ConstraintFailed, DeadlinePassed, StepFailed
@@ -79,6 +79,7 @@ class EngineCore:
         self._max_model_len = max_model_len
         self._max_failed_steps = max_failed_steps
         self._sequences: dict[int, list[Sequence]] = {}  # of each request that is not finished
+        self._timings: dict[int, EngineTimings] = {}  # of the same requests
         self._num_steps = 0
         self._num_failed_steps = 0
         self._num_failed_in_a_row = 0
@@ -106,16 +107,22 @@ class EngineCore:
             num_failed_steps=self._num_failed_steps,
         )
 
-    def add(self, request_id: int, request: Request) -> None:
-        """Take in a request. Those of equal priority are served in the order of their ids."""
+    def add(self, request_id: int, request: Request, queued_s: float | None = None) -> None:
+        """Add a request. Requests of equal priority are served in the order of their ids.
+
+        Args:
+            queued_s: When the request was admitted, of `time.monotonic()`.
+        """
         sequences = [
             Sequence(request_id, request, self._max_model_len, index) for index in range(request.n)
         ]
         self._sequences[request_id] = sequences
+        self._timings[request_id] = EngineTimings(queued_s)
         self._scheduler.add(*sequences)
 
     def abort(self, request_id: int) -> None:
         """Free what a request holds. One that has finished already is left in peace."""
+        self._timings.pop(request_id, None)
         for sequence in self._sequences.pop(request_id, ()):
             self._scheduler.finish(sequence)
 
@@ -127,8 +134,14 @@ class EngineCore:
                 self._scheduler.finish(sequence)
         self._forget_if_finished(request_id)
 
-    def step(self) -> list[RequestOutput]:
+    def step(
+        self, report: Callable[[list[RequestOutput]], None] | None = None
+    ) -> list[RequestOutput]:
         """Compute one batch; the outputs of every sequence that got a token or ended.
+
+        Args:
+            report: Called before the batch is computed, with an output without tokens for each
+                request of which no sequence was scheduled before. Not called if there is none.
 
         Raises:
             What the runner raises, if nothing can be computed any more.
@@ -138,7 +151,9 @@ class EngineCore:
         if not batch.scheduled:
             return expired
         self._num_steps += 1
-        _note_scheduled(batch, time.monotonic())
+        started = self._note_scheduled(batch, time.monotonic())
+        if started and report is not None:
+            report(started)
         try:
             computed = self._runner.run(batch)
         except Exception as error:
@@ -153,8 +168,9 @@ class EngineCore:
                 scheduled.sequence.prompt_logprobs += c.prompt_logprobs
         sampled = [(s.sequence, c) for s, c in pairs if s.is_sampled]
         counts = self._scheduler.postprocess(batch, [c.token_ids for _, c in sampled])
-        times = [s.request.times for s, _ in sampled]
-        _note_tokens(zip(times, counts, strict=True), time.monotonic())
+        now_s = time.monotonic()
+        for (sequence, _), num_new in zip(sampled, counts, strict=True):
+            self._note_tokens(sequence.request_id, num_new, now_s)
         failed = self._end_failed(sampled)
         outputs = [
             self._output(sequence, c, num_new)
@@ -181,6 +197,7 @@ class EngineCore:
             sequence.index,
             computed.logprobs[:num_new],
             tuple(sequence.prompt_logprobs or ()),
+            self._timings[sequence.request_id],
         )
         sequence.prompt_logprobs = None  # they are told once
         return RequestOutput(sequence.request_id, output)
@@ -189,6 +206,7 @@ class EngineCore:
         siblings = self._sequences.get(request_id, ())
         if all(s.status is SequenceStatus.FINISHED for s in siblings):
             self._sequences.pop(request_id, None)
+            self._timings.pop(request_id, None)
 
     def _fail(self, batch: Batch, error: Exception) -> list[RequestOutput]:
         """End the sequences of a batch that was not computed; raise if no other will be either.
@@ -219,17 +237,19 @@ class EngineCore:
             self.abort(request_id)
         return [RequestOutput(request_id, error) for request_id in ids]
 
+    def _note_scheduled(self, batch: Batch, now_s: float) -> list[RequestOutput]:
+        """Set `scheduled_s` of the requests that are scheduled for the first time; return these."""
+        started = []
+        for request_id in dict.fromkeys(s.sequence.request_id for s in batch.scheduled):
+            if self._timings[request_id].scheduled_s is None:
+                timings = replace(self._timings[request_id], scheduled_s=now_s)
+                self._timings[request_id] = timings
+                started.append(RequestOutput(request_id, TokenOutput(timings=timings)))
+        return started
 
-def _note_scheduled(batch: Batch, now_s: float) -> None:
-    for scheduled in batch.scheduled:
-        times = scheduled.sequence.request.times
-        if times.scheduled_s is None:
-            times.scheduled_s = now_s
-
-
-def _note_tokens(sampled: Iterable[tuple[RequestTimes, int]], now_s: float) -> None:
-    for times, num_new in sampled:
-        times.num_tokens += num_new
-        times.last_token_s = now_s
-        if times.first_token_s is None:
-            times.first_token_s = now_s
+    def _note_tokens(self, request_id: int, num_new: int, now_s: float) -> None:
+        before = self._timings[request_id]
+        first_s = now_s if before.first_token_s is None else before.first_token_s
+        self._timings[request_id] = EngineTimings(
+            before.queued_s, before.scheduled_s, first_s, now_s, before.num_tokens + num_new
+        )

@@ -11,13 +11,15 @@ class OutputSlot:
     into one, but for an end without a token: behind tokens the end belongs to the last of them.
 
     The reader gets them when they are released, so that not every token has to travel alone. The
-    first and the ends are released at once.
+    first and the ends are released at once. An output without a token or an end is dropped if the
+    reader has not taken it when another one comes.
     """
 
-    __slots__ = ("_error", "_pending", "_ready", "_released_s")
+    __slots__ = ("_error", "_pending", "_progress", "_ready", "_released_s")
 
     def __init__(self) -> None:
         self._pending: dict[tuple[int, bool], TokenOutput] = {}  # in the order of their first token
+        self._progress: TokenOutput | None = None
         self._error: ChatrpcError | None = None
         self._ready = asyncio.Event()
         self._released_s = float("-inf")
@@ -27,6 +29,14 @@ class OutputSlot:
             self._error = output
             self._ready.set()
             return
+        if output.is_progress:
+            self._progress = output
+            self._ready.set()
+            return
+        if self._progress is not None:
+            self._progress = None
+            if self._error is None:
+                self._ready.clear()
         key = output.index, bool(output.token_ids)
         before = self._pending.get(key)
         self._pending[key] = output if before is None else before.merged_with(output)
@@ -42,6 +52,11 @@ class OutputSlot:
     async def take(self) -> TokenOutput:
         """A pending output, waiting for one; raises the error once nothing is pending."""
         await self._ready.wait()
+        if self._progress is not None:
+            progress, self._progress = self._progress, None
+            if not self._pending and self._error is None:
+                self._ready.clear()
+            return progress
         if not self._pending:
             assert self._error is not None  # noqa: S101  # the event is set with one of the two
             raise self._error

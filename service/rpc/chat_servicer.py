@@ -26,13 +26,13 @@ class ChatServicer(chat_service_pb2_grpc.ChatServiceServicer):
 
     Args:
         pools: Where requests are prepared.
-        max_request_s: the longest a request may take, whatever its caller allows.
+        request_timeout_s: the longest a request may take, whatever its caller allows.
     """
 
-    def __init__(self, lifecycle: Lifecycle, pools: WorkPools, max_request_s: float) -> None:
+    def __init__(self, lifecycle: Lifecycle, pools: WorkPools, request_timeout_s: float) -> None:
         self._lifecycle = lifecycle
         self._pools = pools
-        self._max_request_s = max_request_s
+        self._max_request_s = request_timeout_s
 
     async def CreateChatCompletion(
         self, request: chat_service_pb2.CreateChatCompletionRequest, context: Context

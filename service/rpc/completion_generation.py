@@ -10,8 +10,12 @@ from service.domain.grammar import AnswerConstraint
 from service.domain.model import ServedModel, Tokenizer
 from service.domain.sampling import SamplingParams
 from service.errors import InvalidField
-from service.rpc.calls import engine_timings
-from service.rpc.calls.caller import current_caller, reserve_exactly
+from service.rpc.calls.caller import (
+    current_caller,
+    note_requests,
+    note_timings,
+    reserve_exactly,
+)
 from service.rpc.calls.deadline import until
 from service.rpc.calls.work_pools import WorkPools
 from service.rpc.decode import chat
@@ -145,18 +149,22 @@ async def generate(
         _PromptAnswer(i, request.n, model.tokenizer, sampling, prepared.constraint)
         for i, request in enumerate(requests)
     ]
-    engine_timings.ask(*requests)
+    note_requests(requests)
     reserve_exactly(requests, model.card.max_model_len)
     sources = [model.engine.generate(request, is_reserved=True) for request in requests]
     async with aclosing(Merged(sources)) as outputs:
-        for source in sources:
-            await anext(source)
+        for place, source in enumerate(sources):
+            note_timings(place, (await anext(source)).timings)
         yield None
         ended = None
         while not all(answer.is_finished for answer in answers):
             async with until(requests[0].deadline):
                 place, output = await outputs.next(ended)
-            delta, ended = answers[place].push(output), None
+            ended = None
+            note_timings(place, output.timings)
+            if output.is_progress:
+                continue
+            delta = answers[place].push(output)
             if answers[place].is_finished:
                 await outputs.drop(place)
             elif delta.text.finish_reason is not None:

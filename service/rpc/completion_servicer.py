@@ -22,13 +22,13 @@ class CompletionServicer(completion_service_pb2_grpc.CompletionServiceServicer):
 
     Args:
         pools: Where requests are prepared.
-        max_request_s: the longest a request may take, whatever its caller allows.
+        request_timeout_s: the longest a request may take, whatever its caller allows.
     """
 
-    def __init__(self, lifecycle: Lifecycle, pools: WorkPools, max_request_s: float) -> None:
+    def __init__(self, lifecycle: Lifecycle, pools: WorkPools, request_timeout_s: float) -> None:
         self._lifecycle = lifecycle
         self._pools = pools
-        self._max_request_s = max_request_s
+        self._max_request_s = request_timeout_s
 
     async def CreateCompletion(
         self, request: completion_service_pb2.CreateCompletionRequest, context: Context

@@ -11,8 +11,12 @@ from service.domain.grammar import AnswerConstraint
 from service.domain.model import ServedModel, Tokenizer
 from service.domain.sampling import SamplingParams
 from service.errors import InvalidField
-from service.rpc.calls import engine_timings
-from service.rpc.calls.caller import current_caller, reserve_exactly
+from service.rpc.calls.caller import (
+    current_caller,
+    note_requests,
+    note_timings,
+    reserve_exactly,
+)
 from service.rpc.calls.deadline import until
 from service.rpc.calls.work_pools import WorkPools
 from service.rpc.decode import chat as decode
@@ -106,17 +110,20 @@ async def generate(model: ServedModel, prepared: Prepared) -> AsyncGenerator[Tex
         InvalidField: the request's grammar cannot be followed to the end of an answer.
     """
     request = prepared.request
-    engine_timings.ask(request)
+    note_requests([request])
     reserve_exactly([request], model.card.max_model_len)
     async with aclosing(model.engine.generate(request, is_reserved=True)) as outputs:
-        await anext(outputs)
+        note_timings(0, (await anext(outputs)).timings)
         yield TextDelta()
         answers = {i: _Answer(model, prepared) for i in range(request.n)}
         ended = None
         while answers:
             async with until(request.deadline):
                 output = await outputs.asend(ended)
+            note_timings(0, output.timings)
             ended = None
+            if output.is_progress:
+                continue
             for delta in answers[output.index].read(output):
                 if delta.finish_reason is not None:
                     ended = output.index  # of which the engine may know nothing

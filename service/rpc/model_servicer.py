@@ -1,6 +1,7 @@
 """ModelService: which models are served, and their tokenizers."""
 
 from chatrpc.v1 import chat_pb2, model_service_pb2, model_service_pb2_grpc
+from chatrpc.v1.limits import LIMITS
 from service.domain.model import ServedModel, Tokenizer
 from service.errors import ContextLengthExceeded, InvalidField, MissingField
 from service.rpc.calls.caller import may_use_model
@@ -14,7 +15,6 @@ from service.text.chat_template import render_prompt
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 MAX_TEXT_BYTES = 1 << 20  # of which a core has enough for a second or so
-MAX_DETOKENIZED = 100_000
 MAX_TOKENS_WITH_BYTES = 100_000
 
 
@@ -72,8 +72,9 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         if not request.model:
             raise MissingField("model")
         tokenizer = self._lifecycle.admit(request.model, context).tokenizer
-        if len(request.token_ids) > MAX_DETOKENIZED:
-            raise InvalidField("token_ids", f"At most {MAX_DETOKENIZED} token ids are taken.")
+        max_size = LIMITS["DetokenizeRequest.token_ids"].max_size
+        if len(request.token_ids) > max_size:
+            raise InvalidField("token_ids", f"At most {max_size} token ids are taken.")
         return await self._pools.text(_detokenized, request, tokenizer)
 
 

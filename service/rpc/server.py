@@ -85,7 +85,7 @@ class Server:
 
     Args:
         lifecycle: what the services serve; started and drained by this server.
-        max_request_s: the longest a request may take.
+        request_timeout_s: the longest a request may take.
         has_reflection: whether clients may ask for the protos.
         access: who may call.
         metrics: where calls are counted.
@@ -100,7 +100,7 @@ class Server:
         self,
         lifecycle: Lifecycle,
         *,
-        max_request_s: float,
+        request_timeout_s: float,
         has_reflection: bool = True,
         access: Access | None = None,
         metrics: Metrics | None = None,
@@ -128,10 +128,10 @@ class Server:
         self._admin = grpc.aio.server(options=options, interceptors=[standard])
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._admin)
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(
-            ChatServicer(lifecycle, self._pools, max_request_s), self._server
+            ChatServicer(lifecycle, self._pools, request_timeout_s), self._server
         )
         completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(
-            CompletionServicer(lifecycle, self._pools, max_request_s), self._server
+            CompletionServicer(lifecycle, self._pools, request_timeout_s), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(lifecycle, self._pools), self._server

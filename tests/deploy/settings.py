@@ -17,6 +17,11 @@ def options(kind: type[ProcessSettings]) -> set[str]:
     return {name.replace("_", "-") for name in kind.model_fields}
 
 
+def old_options(kind: type[ProcessSettings]) -> set[str]:
+    """Return the old names of renamed options on the command line."""
+    return {name.replace("_", "-") for name in kind.new_names}
+
+
 def option(argument: str) -> str:
     name = argument.removeprefix("--").partition("=")[0]
     return name.removeprefix("no-") if "=" not in argument else name

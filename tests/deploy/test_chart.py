@@ -119,7 +119,7 @@ def test_the_grace_outlasts_delay_and_drain(release: Release) -> None:
             running = settings.drain_timeout_s
         else:
             assert isinstance(settings, GatewaySettings)
-            running = settings.shutdown_grace_s + 2  # its last words
+            running = settings.drain_timeout_s + 2  # its last words
         delay = float(argument(container["args"], "drain-delay-s"))
         assert pod["terminationGracePeriodSeconds"] >= sleep + delay + running + 5
 

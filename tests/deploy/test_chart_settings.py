@@ -16,13 +16,17 @@ from service.config import ServiceSettings
 from tests.deploy.chart import (
     CHART,
     NAMESPACE,
+    VALUES,
     Release,
     containers,
     deployment_container,
     main_container,
+    merged,
+    render,
     settings_of,
+    values_file,
 )
-from tests.deploy.settings import option, options
+from tests.deploy.settings import old_options, option, options
 
 
 def test_processes_take_their_arguments(release: Release) -> None:
@@ -38,7 +42,7 @@ def test_options_reach_the_settings(releases: dict[str, Release]) -> None:
     assert small.model_aliases == ["gpt-4o-mini", "gpt-3.5-turbo"]
     assert (small.max_num_seqs, small.max_model_len, small.prefix_caching) == (64, 4096, False)
     assert small.kv_cache_memory_bytes == 2 << 30
-    assert small.max_request_s == 300.5
+    assert small.request_timeout_s == 300.5
     assert small.num_threads == 2  # of 1500m
     assert (small.drain_delay_s, small.drain_timeout_s) == (0, 300)
     (gateway,) = (settings_of(container) for container in containers(release, "gateway"))
@@ -79,9 +83,19 @@ def test_every_option_can_be_given_and_no_other(
         for example, release in releases.items()
     }
     assert by_name.union(NEVER, *given.values()) >= options(kind)
-    assert by_name <= options(kind) - NEVER
+    assert by_name <= (options(kind) | old_options(kind)) - NEVER
     # The chart's own, and not twice; its threads give way to those of the options.
     assert (given["minimal"] | given["keys-and-tls"]) & by_name <= {"num-threads"}
+
+
+def test_old_name_of_an_option_sets_the_option() -> None:
+    values = merged(
+        values_file(VALUES["minimal"]),
+        {"modelDefaults": {"options": {"max-request-s": 7, "message-timeout-s": 2.5}}},
+    )
+    (service,) = (settings_of(container) for container in containers(render(values), "service"))
+    assert isinstance(service, ServiceSettings)
+    assert (service.request_timeout_s, service.body_timeout_s) == (7, 2.5)
 
 
 def test_no_secret_is_in_an_argument_or_the_environment(release: Release) -> None:

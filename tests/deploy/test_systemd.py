@@ -92,7 +92,7 @@ def test_it_restarts_by_the_exit_codes_of_the_process(unit: Unit) -> None:
 def test_it_waits_for_the_drain(unit: Unit) -> None:
     defaults = (
         ServiceSettings.model_fields["drain_timeout_s"].default,
-        (GatewaySettings.model_fields["shutdown_grace_s"].default),
+        (GatewaySettings.model_fields["drain_timeout_s"].default),
     )
     assert int(unit["Service"]["TimeoutStopSec"]) >= max(defaults) + 10
     assert unit["Service"]["KillMode"] == "mixed"

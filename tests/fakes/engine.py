@@ -9,6 +9,7 @@ from dataclasses import replace
 from service.domain.engine import (
     Caller,
     EngineStats,
+    EngineTimings,
     FinishReason,
     Request,
     TokenLogprobs,
@@ -37,6 +38,7 @@ class FakeEngine:
         self.no_room: ChatrpcError | None = None
         self.reserved: list[tuple[Caller, int]] = []
         self.num_reservations = 0
+        self.num_waited = 0  # events of scripts that have been reached
 
     def answer(self, text: str, *, finish_reason: FinishReason = FinishReason.LENGTH) -> None:
         """Answer with the bytes of `text`, one token a step."""
@@ -64,27 +66,32 @@ class FakeEngine:
         if self.refusal is not None:
             raise self.refusal
         self.requests.append(request)
-        times = request.times
-        times.queued_s = times.scheduled_s = time.monotonic()
+        timings = EngineTimings(queued_s=time.monotonic())
         script = self.script  # as it is when the request comes
         outputs = [step for step in script if isinstance(step, TokenOutput)]
         is_told_apart = any(output.index for output in outputs)
         ended: set[int | None] = set()
         with self._running():
-            yield TokenOutput()
+            yield TokenOutput(timings=timings)
+            timings = replace(timings, scheduled_s=time.monotonic())
+            yield TokenOutput(timings=timings)
             for step in script:
                 if isinstance(step, asyncio.Event):
+                    self.num_waited += 1
                     await step.wait()
                 elif isinstance(step, Exception):
                     raise step
                 else:
-                    times.last_token_s = time.monotonic()
-                    times.first_token_s = times.first_token_s or times.last_token_s
+                    now_s = time.monotonic()
+                    timings = replace(
+                        timings, first_token_s=timings.first_token_s or now_s, last_token_s=now_s
+                    )
                     for index in [step.index] if is_told_apart else range(request.n):
                         if index not in ended:
-                            times.num_tokens += len(step.token_ids)
+                            num_tokens = timings.num_tokens + len(step.token_ids)
+                            timings = replace(timings, num_tokens=num_tokens)
                             told = _told(step, index, request, is_first=step is outputs[0])
-                            ended.add((yield told))
+                            ended.add((yield replace(told, timings=timings)))
 
     def stats(self) -> EngineStats:
         return EngineStats(num_running=self.num_running)

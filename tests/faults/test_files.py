@@ -196,7 +196,7 @@ async def secured(files: TlsFiles) -> AsyncIterator[tuple[FakeEngine, int]]:
     """A server under TLS over an engine that is told what to say."""
     engine = FakeEngine()
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=600, tls=files)
+    server = Server(lifecycle, request_timeout_s=600, tls=files)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
         ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)

@@ -75,7 +75,9 @@ DOCUMENTED = {
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealService]:
     """The whole of it, with a model of random weights."""
     model = save_model(tmp_path_factory.mktemp("fuzz") / "tiny", vocab_size=300)
-    service = RealService("--model", str(model), "--max-model-len", "64", "--max-request-s", "20")
+    service = RealService(
+        "--model", str(model), "--max-model-len", "64", "--request-timeout-s", "20"
+    )
     yield service
     service.close()
 

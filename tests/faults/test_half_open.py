@@ -36,7 +36,7 @@ async def test_a_grpc_client_that_vanishes_frees_its_generation(is_answered: boo
     never = asyncio.Event()
     engine.script = [*([TokenOutput((97,))] if is_answered else []), never]
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=600, options=IMPATIENT)
+    server = Server(lifecycle, request_timeout_s=600, options=IMPATIENT)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
         ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)

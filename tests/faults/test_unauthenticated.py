@@ -83,7 +83,7 @@ class Recorder:
 def handlers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Every method that clients can call, whether reflection tells of it or not."""
     monkeypatch.setattr(grpc.aio, "server", lambda **_: Recorder())
-    server: Any = Server(Lifecycle(SERVICE_NAMES), max_request_s=1)
+    server: Any = Server(Lifecycle(SERVICE_NAMES), request_timeout_s=1)
     found: dict[str, Any] = server._server.handlers
     return found
 

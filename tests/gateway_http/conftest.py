@@ -33,7 +33,7 @@ async def serving(*, tracer: Tracer = OFF, **options: Any) -> AsyncIterator[str]
 @asynccontextmanager
 async def started(*, tracer: Tracer = OFF, **options: Any) -> AsyncIterator[tuple[Gateway, str]]:
     """As `serving`, with the server itself."""
-    server = Gateway(Settings(**{"port": 0, "shutdown_grace_s": 3} | options), tracer)
+    server = Gateway(Settings(**{"port": 0, "drain_timeout_s": 3} | options), tracer)
     with server.bind() as listener:
         server.config.load()
         server.lifespan = server.config.lifespan_class(server.config)
@@ -53,7 +53,7 @@ async def checking_service(tracer: Tracer = OFF) -> AsyncIterator[str]:
     engine = FakeEngine()
     engine.answer("ok")
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=60, tracer=tracer)
+    server = Server(lifecycle, request_timeout_s=60, tracer=tracer)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
         ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)

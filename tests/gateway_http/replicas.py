@@ -75,7 +75,7 @@ async def replica(name: str, model: str = "fake", **options: Any) -> AsyncIterat
     """A running one, which serves `model`."""
     engine = ReplicaEngine(name, **options)
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=600)
+    server = Server(lifecycle, request_timeout_s=600)
     port = await server.start("127.0.0.1", 0)
     served = ServedModel(
         replace(CARD, id=model, aliases=()),

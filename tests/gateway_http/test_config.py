@@ -53,9 +53,9 @@ def test_an_admin_address_needs_a_port() -> None:
 
 def test_file_named_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "gateway.toml"
-    file.write_text("shutdown_grace_s = 3\n")
+    file.write_text("drain_timeout_s = 3\n")
     monkeypatch.setenv("CHATRPC_GATEWAY_CONFIG", str(file))
-    assert Settings.load([]).shutdown_grace_s == 3
+    assert Settings.load([]).drain_timeout_s == 3
 
 
 @pytest.mark.parametrize(

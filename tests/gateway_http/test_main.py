@@ -141,7 +141,7 @@ async def test_the_last_spans_are_told_before_the_end() -> None:
 
 async def test_grace_has_an_end(service: FakeService, body: dict[str, Any]) -> None:
     service.script = [Admit(), Say("Hello"), Hold()]
-    options = ("--upstream", service.target, "--shutdown-grace-s", "0")
+    options = ("--upstream", service.target, "--drain-timeout-s", "0")
     async with running(*options) as (process, url), RawClient(url) as client:
         await client.post(body | {"stream": True})
         await client.read_until(b"Hello")
@@ -156,7 +156,7 @@ async def test_a_whole_answer_that_outlasts_the_grace_is_an_error(
     service: FakeService, body: dict[str, Any]
 ) -> None:
     service.script = [Admit(), Hold()]
-    options = ("--upstream", service.target, "--shutdown-grace-s", "0")
+    options = ("--upstream", service.target, "--drain-timeout-s", "0")
     async with running(*options) as (process, url), RawClient(url) as client:
         await client.post(body)
         await service.called()

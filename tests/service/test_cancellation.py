@@ -51,7 +51,7 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     engine = AsyncEngine(loader.load, max_num_seqs=2, max_queue_size=8)
     await engine.start()
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=3600)
+    server = Server(lifecycle, request_timeout_s=3600)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(loader.served(engine))
     target = f"127.0.0.1:{port}"

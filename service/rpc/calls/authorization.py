@@ -12,6 +12,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from chatrpc.v1 import caller_pb2, model_service_pb2
+from chatrpc.v1.limits import LIMITS
 from chatrpc_process.access.cost import Cost, cost_of, limit_output
 from chatrpc_process.access.keys import Key, KeyRing
 from chatrpc_process.access.quotas import NeverAdmitted, QuotaExceeded, Quotas, Reservation
@@ -26,13 +27,11 @@ from service.errors import (
     ModelForbidden,
     Unauthenticated,
 )
-from service.rpc.calls.caller import acting_for
+from service.rpc.calls.caller import GenerationObserver, acting_for
 from service.rpc.calls.message_reader import requested_model
 
 CALLER_KEY = "chatrpc-caller-bin"
 MAX_CALLER_BYTES = 4096
-_MAX_NAME_LENGTH = 128
-_MAX_WEIGHT = 100
 
 # Calls that cost nothing count against no limit.
 _FREE = (model_service_pb2.ListModelsRequest, model_service_pb2.GetModelRequest)
@@ -40,7 +39,7 @@ _FREE = (model_service_pb2.ListModelsRequest, model_service_pb2.GetModelRequest)
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
-class Call(Protocol):
+class Call(GenerationObserver, Protocol):
     """A call that is being served."""
 
     @property
@@ -108,12 +107,12 @@ class Access:
         if model and not identity.may_use(model):
             raise ModelForbidden(model)
         if key is None or isinstance(message, _FREE):
-            with acting_for(identity.caller, identity.may_use):
+            with acting_for(identity.caller, identity.may_use, observer=call):
                 yield
             return
         with (
             self._admitted(key, message, num_bytes) as reservation,
-            acting_for(identity.caller, identity.may_use, reservation.resize),
+            acting_for(identity.caller, identity.may_use, reservation.resize, call),
         ):
             try:
                 yield
@@ -148,20 +147,20 @@ def _caller_info(metadata: Sequence[tuple[str, str | bytes]]) -> caller_pb2.Call
         info = caller_pb2.CallerInfo.FromString(values[0])
     except DecodeError:
         raise InvalidField(CALLER_KEY, "is not a valid CallerInfo.") from None
-    if not 1 <= len(info.name) <= _MAX_NAME_LENGTH or not info.name.isprintable():
+    name = LIMITS["CallerInfo.name"]
+    if not name.min_size <= len(info.name) <= name.max_size or not info.name.isprintable():
         raise InvalidField(
-            f"{CALLER_KEY}.name", f"must have 1 to {_MAX_NAME_LENGTH} printable characters."
+            f"{CALLER_KEY}.name",
+            f"must have {name.min_size} to {name.max_size} printable characters.",
         )
-    if len(info.cache_namespace) > _MAX_NAME_LENGTH:
+    max_size = LIMITS["CallerInfo.cache_namespace"].max_size
+    if len(info.cache_namespace) > max_size:
         raise InvalidField(
-            f"{CALLER_KEY}.cache_namespace",
-            f"must have at most {_MAX_NAME_LENGTH} characters.",
+            f"{CALLER_KEY}.cache_namespace", f"must have at most {max_size} characters."
         )
-    if info.HasField("weight") and not 1 <= info.weight <= _MAX_WEIGHT:
-        raise InvalidField(
-            f"{CALLER_KEY}.weight",
-            f"must be between 1 and {_MAX_WEIGHT}, not {info.weight}.",
-        )
+    weight = LIMITS["CallerInfo.weight"]
+    if info.HasField("weight") and not weight.allow(info.weight):
+        raise InvalidField(f"{CALLER_KEY}.weight", f"must be {weight.range}, not {info.weight}.")
     return info
 
 

@@ -4,12 +4,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Protocol
 
-from service.domain.engine import Caller, Request
+from service.domain.engine import Caller, EngineTimings, Request
 
 
 def _everything(_: str) -> bool:
     return True
+
+
+class GenerationObserver(Protocol):
+    """Receives the progress of a call's generation."""
+
+    def note_requests(self, requests: Sequence[Request]) -> None:
+        """Note the engine requests that the call is about to make, one for each prompt."""
+        ...
+
+    def note_timings(self, prompt_index: int, timings: EngineTimings) -> None:
+        """Note the timings of a prompt's request, as its last output reports them."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +30,10 @@ class _Call:
     caller: Caller
     may_use: Callable[[str], bool]
     reserve: Callable[[int], None] | None
+    observer: GenerationObserver | None
 
 
-_OUTSIDE = _Call(Caller(), _everything, None)
+_OUTSIDE = _Call(Caller(), _everything, None, None)
 _current: ContextVar[_Call] = ContextVar("chatrpc_call", default=_OUTSIDE)
 _received_bytes: ContextVar[int] = ContextVar("chatrpc_received_bytes", default=0)
 
@@ -54,19 +68,35 @@ def reserve_exactly(requests: Sequence[Request], max_model_len: int) -> None:
         reserve(sum(_most_tokens(request, max_model_len) for request in requests))
 
 
+def note_requests(requests: Sequence[Request]) -> None:
+    """Report engine requests to the observer of this task's call, if there is one."""
+    observer = _current.get().observer
+    if observer is not None:
+        observer.note_requests(requests)
+
+
+def note_timings(prompt_index: int, timings: EngineTimings | None) -> None:
+    """Report timings to the observer of this task's call, if there is one."""
+    observer = _current.get().observer
+    if observer is not None and timings is not None:
+        observer.note_timings(prompt_index, timings)
+
+
 @contextmanager
 def acting_for(
     caller: Caller,
     may_use: Callable[[str], bool] = _everything,
     reserve: Callable[[int], None] | None = None,
+    observer: GenerationObserver | None = None,
 ) -> Iterator[None]:
     """Make `caller` the current caller while in the context.
 
     Args:
         may_use: Whether its key permits a model, by id or alias.
         reserve: Called with the number of tokens that the call may cost.
+        observer: Receives the progress of the call's generation.
     """
-    token = _current.set(_Call(caller, may_use, reserve))
+    token = _current.set(_Call(caller, may_use, reserve, observer))
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from service.rpc.calls.context import Context
 _SLACK_S = 0.5
 
 
-def deadline_of(context: Context, max_request_s: float) -> float:
+def deadline_of(context: Context, request_timeout_s: float) -> float:
     """When the request must be complete, of `time.monotonic()`.
 
     Raises:
@@ -22,7 +22,7 @@ def deadline_of(context: Context, max_request_s: float) -> float:
     remaining = context.time_remaining()
     if remaining is not None and remaining <= 0:
         raise DeadlinePassed("The deadline has passed.")
-    allowed = max_request_s if remaining is None else min(remaining, max_request_s)
+    allowed = request_timeout_s if remaining is None else min(remaining, request_timeout_s)
     return time.monotonic() + allowed
 
 

@@ -1,13 +1,13 @@
 """The metrics, the span and the log fields of one call, collected while it runs."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from chatrpc_process.tracing.api import Kind, Span, TraceContext, Tracer, Value
+from service.domain.engine import EngineTimings, Request
 from service.metrics import Metrics
 from service.rpc.calls import engine_timings
-from service.rpc.calls.engine_timings import Phases
 from service.rpc.calls.genai_attributes import Response, finish_reasons, request_attributes
 from service.rpc.calls.message_reader import requested_model
 
@@ -45,7 +45,8 @@ class CallTelemetry:
         self._last_chunk_s: float | None = None
         self._client = _address(peer)
         self._model = ""  # as the request names it
-        self._requests = engine_timings.begin()
+        self._requests: Sequence[Request] = ()
+        self._timings: dict[int, EngineTimings] = {}  # of each request, by its index
         self._response = Response()
         # As the response has reported them:
         self._num_prompt_tokens = self._num_generated = self._num_cached = 0
@@ -66,6 +67,14 @@ class CallTelemetry:
         self._model = requested_model(message)[:_MAX_MODEL_CHARS]
         if self._is_generation and self.span.is_recording:
             self.span.tell(request_attributes(message.params, is_streamed=self._is_streamed))
+
+    def note_requests(self, requests: Sequence[Request]) -> None:
+        """Note the engine requests that the call is about to make, one for each prompt."""
+        self._requests = requests
+
+    def note_timings(self, prompt_index: int, timings: EngineTimings) -> None:
+        """Note the timings of a prompt's request, as its last output reports them."""
+        self._timings[prompt_index] = timings
 
     def note_chunk(self, chunk: Any) -> None:
         """A chunk of a stream is about to be sent."""
@@ -101,14 +110,14 @@ class CallTelemetry:
         num_prompt_tokens, num_generated = self._unreported_tokens()
         self._metrics.prompt_tokens.inc(num_prompt_tokens)
         self._metrics.generation_tokens.inc(num_generated)
-        stay = Phases.of(self._requests)
+        timings = engine_timings.merged(self._timings.values())
         if self._is_generation and code == "OK":
             self._metrics.request_s.observe(duration_s)
-            self._note_finished(stay)
+            self._note_finished(timings)
         elif self._is_generation and code == "CANCELLED":
             self._metrics.aborted.inc()
         if self.span.is_recording:
-            self._end_span(code, reason, stay)
+            self._end_span(code, reason, timings)
         self.span.end()
 
     def log_fields(self) -> dict[str, Any]:
@@ -131,13 +140,13 @@ class CallTelemetry:
             fields["prompt_tokens"] = self._num_prompt_tokens + num_prompt_tokens
             fields["completion_tokens"] = self._num_generated + num_generated
             fields["cached_tokens"] = self._num_cached
-        stay = Phases.of(self._requests)
-        if stay.queued_s is not None:
-            fields["prepare_ms"] = _ms(stay.queued_s - self._started_s)
-        for phase in stay.until(time.monotonic()):
+        timings = engine_timings.merged(self._timings.values())
+        if timings.queued_s is not None:
+            fields["prepare_ms"] = _ms(timings.queued_s - self._started_s)
+        for phase in engine_timings.phases(timings, time.monotonic()):
             fields[f"{phase.name}_ms"] = _ms(phase.duration_s)
-        if stay.first_token_s is not None:
-            fields["ttft_ms"] = _ms(stay.first_token_s - self._started_s)
+        if timings.first_token_s is not None:
+            fields["ttft_ms"] = _ms(timings.first_token_s - self._started_s)
         if self._finish_reasons:
             fields["finish_reasons"] = self._finish_reasons
         return fields
@@ -165,15 +174,15 @@ class CallTelemetry:
         """
         if len(self._finish_reasons) == sum(request.n for request in self._requests):
             return 0, 0
-        begun = [request for request in self._requests if request.times.scheduled_s is not None]
-        num_prompt_tokens = sum(len(request.prompt_token_ids) for request in begun)
-        num_generated = sum(request.times.num_tokens for request in begun)
+        scheduled = {i: t for i, t in self._timings.items() if t.scheduled_s is not None}
+        num_prompt_tokens = sum(len(self._requests[i].prompt_token_ids) for i in scheduled)
+        num_generated = sum(timings.num_tokens for timings in scheduled.values())
         return (
             max(0, num_prompt_tokens - self._num_prompt_tokens),
             max(0, num_generated - self._num_generated),
         )
 
-    def _note_finished(self, stay: Phases) -> None:
+    def _note_finished(self, timings: EngineTimings) -> None:
         metrics, num_generated = self._metrics, self._num_generated
         metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
         metrics.request_generation_tokens.observe(num_generated)
@@ -181,17 +190,17 @@ class CallTelemetry:
             metrics.request_n.observe(request.n)
             if request.sampling.max_tokens is not None:
                 metrics.request_max_tokens.observe(request.sampling.max_tokens)
-        if stay.queued_s is not None:
-            metrics.prepare_s.observe(stay.queued_s - self._started_s)
-        for phase in stay.until(time.monotonic()):
+        if timings.queued_s is not None:
+            metrics.prepare_s.observe(timings.queued_s - self._started_s)
+        for phase in engine_timings.phases(timings, time.monotonic()):
             metrics.phase_s[phase.name].observe(phase.duration_s)
             if phase.name == "decode" and num_generated > 1:
                 metrics.per_token_s.observe(phase.duration_s / (num_generated - 1))
-        if stay.scheduled_s is not None and stay.last_token_s is not None:
-            metrics.inference_s.observe(stay.last_token_s - stay.scheduled_s)
+        if timings.scheduled_s is not None and timings.last_token_s is not None:
+            metrics.inference_s.observe(timings.last_token_s - timings.scheduled_s)
 
-    def _end_span(self, code: str, reason: str, stay: Phases) -> None:
-        _end_phases(self.span, stay)
+    def _end_span(self, code: str, reason: str, timings: EngineTimings) -> None:
+        _end_phases(self.span, timings)
         self.span.tell({"rpc.response.status_code": code, **self._response.attributes})
         if code not in ("OK", "CANCELLED"):
             self.span.tell({"chatrpc.error.reason": reason})
@@ -222,7 +231,7 @@ def _ms(seconds: float) -> float:
     return round(seconds * 1000, 1)
 
 
-def _end_phases(span: Span, stay: Phases) -> None:
+def _end_phases(span: Span, timings: EngineTimings) -> None:
     unix_ns = engine_timings.wall_clock()
-    for phase in stay.until(time.monotonic()):
+    for phase in engine_timings.phases(timings, time.monotonic()):
         span.phase(f"engine.{phase.name}", unix_ns(phase.start_s), unix_ns(phase.end_s))

@@ -11,6 +11,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatrpc.v1 import chat_pb2, completion_pb2, model_service_pb2
+from chatrpc.v1.limits import LIMITS
 from service.domain.chat import ChatRequest, Message, PromptOptions, ToolCall
 from service.domain.engine import Caller, FinishReason
 from service.domain.model import ModelCard
@@ -21,14 +22,13 @@ from service.errors import (
     MissingField,
     UnsupportedField,
 )
-from service.rpc.decode.sampling import MAX_N, sampling_params
+from service.rpc.decode.sampling import sampling_params
 from service.rpc.decode.tools import check_num_tools, response_format, tools_and_mode
 from service.rpc.decode.unsupported import refuse_unserved
 
-MAX_TEMPLATE_KWARGS_LENGTH = 65_536  # characters
 MAX_TEMPLATE_KWARGS_DEPTH = 32  # arrays and objects within one another
-MAX_CACHE_SALT_LENGTH = 512  # characters
-MAX_TOP_LOGPROBS = 20
+
+_MAX_N = int(LIMITS["SamplingParams.n"].maximum)
 
 _ROLES = {
     chat_pb2.ROLE_SYSTEM: "system",
@@ -74,7 +74,7 @@ def chat_request(
     )
 
 
-def num_choices(sampling: chat_pb2.SamplingParams, max_choices: int = MAX_N) -> int:
+def num_choices(sampling: chat_pb2.SamplingParams, max_choices: int = _MAX_N) -> int:
     """How many choices a request asks for.
 
     Args:
@@ -84,7 +84,7 @@ def num_choices(sampling: chat_pb2.SamplingParams, max_choices: int = MAX_N) -> 
         InvalidField: There are none, or more than may be.
     """
     n = sampling.n if sampling.HasField("n") else 1
-    most = min(max_choices, MAX_N)
+    most = min(max_choices, _MAX_N)
     if not 1 <= n <= most:
         raise InvalidField("sampling.n", f"must be between 1 and {most}, not {n}.")
     return n
@@ -134,8 +134,9 @@ def prompt_options(
             "prompt.continue_final_message",
             "excludes add_generation_prompt.",
         )
-    if proto.HasField("truncate_prompt_tokens") and proto.truncate_prompt_tokens < 1:
-        raise InvalidField("prompt.truncate_prompt_tokens", "must be at least 1.")
+    limits = LIMITS["PromptOptions.truncate_prompt_tokens"]
+    if proto.HasField("truncate_prompt_tokens") and not limits.allow(proto.truncate_prompt_tokens):
+        raise InvalidField("prompt.truncate_prompt_tokens", f"must be {limits.range}.")
     kwargs: dict[str, Any] = {}
     if effort == chat_pb2.REASONING_EFFORT_NONE:
         kwargs["enable_thinking"] = False
@@ -284,23 +285,22 @@ def _num_prompt_logprobs(params: chat_pb2.ChatCompletionParams) -> int | None:
 
 
 def _check_alternatives(name: str, count: int) -> None:
-    if count > MAX_TOP_LOGPROBS:
-        raise InvalidField(name, f"must be at most {MAX_TOP_LOGPROBS}, not {count}.")
+    limits = LIMITS[f"ChatCompletionParams.{name}"]
+    if not limits.allow(count):
+        raise InvalidField(name, f"must be {limits.range}, not {count}.")
 
 
 def cache_salt(salt: str) -> str:
-    if len(salt) > MAX_CACHE_SALT_LENGTH:
-        raise InvalidField(
-            "cache_salt", f"A cache salt has at most {MAX_CACHE_SALT_LENGTH} characters."
-        )
+    max_size = LIMITS["ChatCompletionParams.cache_salt"].max_size
+    if len(salt) > max_size:
+        raise InvalidField("cache_salt", f"A cache salt has at most {max_size} characters.")
     return salt
 
 
 def _json_object(text: str, path: str) -> dict[str, Any]:
-    if len(text) > MAX_TEMPLATE_KWARGS_LENGTH:
-        raise InvalidField(
-            path, f"The template's arguments have at most {MAX_TEMPLATE_KWARGS_LENGTH} characters."
-        )
+    max_size = LIMITS["PromptOptions.chat_template_kwargs_json"].max_size
+    if len(text) > max_size:
+        raise InvalidField(path, f"The template's arguments have at most {max_size} characters.")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

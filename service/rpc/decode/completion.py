@@ -6,6 +6,7 @@ A field path in an error is the field's place in `CompletionParams`, such as `pr
 from dataclasses import dataclass, replace
 
 from chatrpc.v1 import chat_pb2, completion_pb2
+from chatrpc.v1.limits import LIMITS
 from service.domain.chat import ResponseFormat
 from service.domain.model import ServedModel
 from service.domain.sampling import SamplingParams
@@ -17,9 +18,8 @@ from service.rpc.decode.unsupported import refuse_unserved
 
 # OpenAI's; chat completions have none.
 DEFAULT_MAX_TOKENS = 16
-MAX_CHOICES = 128
-MAX_LOGPROBS = 20
 
+_MAX_CHOICES = LIMITS["CompletionParams.prompts"].max_size
 _PROMPT = "prompt"
 
 
@@ -77,7 +77,9 @@ def completion_request(
     )
 
 
-def num_sequences(params: completion_pb2.CompletionParams, max_sequences: int = MAX_CHOICES) -> int:
+def num_sequences(
+    params: completion_pb2.CompletionParams, max_sequences: int = _MAX_CHOICES
+) -> int:
     """How many sequences a request asks for: its prompts times its choices.
 
     Args:
@@ -89,7 +91,7 @@ def num_sequences(params: completion_pb2.CompletionParams, max_sequences: int = 
     """
     if not params.prompts:
         raise MissingField("prompts")
-    most = min(max_sequences, MAX_CHOICES)
+    most = min(max_sequences, _MAX_CHOICES)
     n = num_choices(params.sampling, most)
     if len(params.prompts) * n > most:
         raise InvalidField("prompts", f"At most {most} choices are made at once: prompts times n.")
@@ -158,14 +160,16 @@ def _num_logprobs(params: completion_pb2.CompletionParams, name: str) -> int | N
     if not params.HasField(name):  # type: ignore[arg-type]  # one of the names it knows
         return None
     number = int(getattr(params, name))
-    if number > MAX_LOGPROBS:
-        raise InvalidField(name, f"must be between 0 and {MAX_LOGPROBS}.")
+    limits = LIMITS[f"CompletionParams.{name}"]
+    if not limits.allow(number):
+        raise InvalidField(name, f"must be {limits.range}.")
     return number
 
 
 def _truncation(params: completion_pb2.CompletionParams) -> int | None:
     if not params.HasField("truncate_prompt_tokens"):
         return None
-    if params.truncate_prompt_tokens < 1:
-        raise InvalidField("truncate_prompt_tokens", "must be at least 1.")
+    limits = LIMITS["CompletionParams.truncate_prompt_tokens"]
+    if not limits.allow(params.truncate_prompt_tokens):
+        raise InvalidField("truncate_prompt_tokens", f"must be {limits.range}.")
     return params.truncate_prompt_tokens

@@ -4,15 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from chatrpc.v1 import chat_pb2
+from chatrpc.v1.limits import LIMITS, Limits
 from service.domain.sampling import SamplingParams
 from service.errors import InvalidField
-
-MAX_N = 128
-MAX_STOP_STRINGS = 64
-MAX_STOP_STRING_LENGTH = 256  # characters
-MAX_STOP_TOKEN_IDS = 1024
-MAX_LOGIT_BIASES = 1024
-MAX_BAD_WORDS = 64
 
 # The scalars that are taken over as they are, by the domain's names.
 _NAMES = {
@@ -30,16 +24,6 @@ _NAMES = {
     "include_stop_str_in_output": "include_stop_str_in_output",
     "skip_special_tokens": "skip_special_tokens",
 }
-_RANGES = {
-    "temperature": (0.0, 2.0),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
-}
-_LARGEST_BIAS = 100.0
-# A logit times more than this could leave the range of a float.
-_LARGEST_REPETITION_PENALTY = 1000.0
 
 
 def sampling_params(
@@ -51,26 +35,23 @@ def sampling_params(
         InvalidField: the first mistake found.
     """
     given = {field.name: value for field, value in proto.ListFields()}
-    for name, (low, high) in _RANGES.items():
-        _check(name, low <= given.get(name, low) <= high, f"between {low:g} and {high:g}", given)
-    _check(
-        "repetition_penalty",
-        0.0 < given.get("repetition_penalty", 1.0) <= _LARGEST_REPETITION_PENALTY,
-        f"above 0 and at most {_LARGEST_REPETITION_PENALTY:g}",
-        given,
-    )
-    _check("max_completion_tokens", given.get("max_completion_tokens", 1) >= 1, "at least 1", given)
-    if proto.HasField("max_completion_tokens"):
-        limit = proto.max_completion_tokens
-        text = f"at most the limit of generated tokens, which is {limit}"
-        _check("min_tokens", proto.min_tokens <= limit, text, given)
+    for name, value in given.items():
+        limits = LIMITS.get(f"SamplingParams.{name}")
+        if name in _NAMES and limits is not None and not limits.allow(value):
+            raise InvalidField(f"sampling.{name}", f"must be {limits.range}, not {value:g}.")
+    if proto.HasField("max_completion_tokens") and proto.min_tokens > proto.max_completion_tokens:
+        raise InvalidField(
+            "sampling.min_tokens",
+            f"must be at most the limit of generated tokens, which is "
+            f"{proto.max_completion_tokens}, not {proto.min_tokens}.",
+        )
     return replace(
         defaults,
         **{_NAMES[name]: value for name, value in given.items() if name in _NAMES},
         logit_bias=_logit_bias(proto, vocab_size),
         allowed_token_ids=_allowed_token_ids(proto, vocab_size),
-        bad_words=_strings(proto.bad_words, "bad_words", MAX_BAD_WORDS),
-        stop=_strings(proto.stop, "stop", MAX_STOP_STRINGS),
+        bad_words=_strings(proto.bad_words, "bad_words"),
+        stop=_strings(proto.stop, "stop"),
         stop_token_ids=_stop_token_ids(proto, vocab_size),
     )
 
@@ -84,25 +65,21 @@ def check_token_ids(token_ids: Sequence[int], vocab_size: int, path: str) -> Non
         )
 
 
-def _check(name: str, is_right: bool, expected: str, given: dict[str, float]) -> None:
-    """`is_right` has been computed so that it is false for NaN."""
-    if not is_right:
-        raise InvalidField(f"sampling.{name}", f"must be {expected}, not {given[name]:g}.")
-
-
 def _logit_bias(proto: chat_pb2.SamplingParams, vocab_size: int) -> dict[int, float]:
-    if len(proto.logit_bias) > MAX_LOGIT_BIASES:
-        raise InvalidField("sampling.logit_bias", f"has at most {MAX_LOGIT_BIASES} tokens.")
+    limits = LIMITS["SamplingParams.logit_bias"]
+    each = limits.element or Limits()
+    if len(proto.logit_bias) > limits.max_size:
+        raise InvalidField("sampling.logit_bias", f"has at most {limits.max_size} tokens.")
     for token_id, bias in proto.logit_bias.items():
         if token_id >= vocab_size:
             raise InvalidField(
                 "sampling.logit_bias",
                 f"{token_id} is not a token id; the vocabulary has {vocab_size}.",
             )
-        if not -_LARGEST_BIAS <= bias <= _LARGEST_BIAS:
+        if not each.allow(bias):
             raise InvalidField(
                 "sampling.logit_bias",
-                f"A bias must be between -100 and 100; that of the token {token_id} is {bias:g}.",
+                f"A bias must be {each.range}; that of the token {token_id} is {bias:g}.",
             )
     return dict(proto.logit_bias)
 
@@ -117,21 +94,22 @@ def _allowed_token_ids(proto: chat_pb2.SamplingParams, vocab_size: int) -> froze
 
 
 def _stop_token_ids(proto: chat_pb2.SamplingParams, vocab_size: int) -> frozenset[int]:
-    if len(proto.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-        raise InvalidField(
-            "sampling.stop_token_ids", f"At most {MAX_STOP_TOKEN_IDS} stop tokens are taken."
-        )
+    max_size = LIMITS["SamplingParams.stop_token_ids"].max_size
+    if len(proto.stop_token_ids) > max_size:
+        raise InvalidField("sampling.stop_token_ids", f"At most {max_size} stop tokens are taken.")
     check_token_ids(proto.stop_token_ids, vocab_size, "sampling.stop_token_ids")
     return frozenset(proto.stop_token_ids)
 
 
-def _strings(strings: Sequence[str], name: str, max_strings: int) -> tuple[str, ...]:
-    if len(strings) > max_strings:
-        raise InvalidField(f"sampling.{name}", f"has at most {max_strings} strings.")
+def _strings(strings: Sequence[str], name: str) -> tuple[str, ...]:
+    limits = LIMITS[f"SamplingParams.{name}"]
+    each = limits.element or Limits()
+    if len(strings) > limits.max_size:
+        raise InvalidField(f"sampling.{name}", f"has at most {limits.max_size} strings.")
     for i, string in enumerate(strings):
-        if not 1 <= len(string) <= MAX_STOP_STRING_LENGTH:
+        if not each.min_size <= len(string) <= each.max_size:
             raise InvalidField(
                 f"sampling.{name}[{i}]",
-                f"Each string has 1 to {MAX_STOP_STRING_LENGTH} characters.",
+                f"Each string has {each.min_size} to {each.max_size} characters.",
             )
     return tuple(strings)

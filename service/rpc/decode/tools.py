@@ -4,12 +4,12 @@ import re
 from collections.abc import Sequence
 
 from chatrpc.v1 import chat_pb2
+from chatrpc.v1.limits import LIMITS
 from service.domain.chat import AnswerForm, ResponseFormat, Tool, ToolMode
 from service.errors import InvalidField, MissingField
 
-MAX_TOOLS = 128
-
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_NAME_LIMITS = LIMITS["FunctionDefinition.name"]
 _MODES = {
     chat_pb2.ToolChoice.MODE_AUTO: ToolMode.AUTO,
     chat_pb2.ToolChoice.MODE_REQUIRED: ToolMode.REQUIRED,
@@ -42,8 +42,9 @@ def tools_and_mode(params: chat_pb2.ChatCompletionParams) -> tuple[tuple[Tool, .
             field = "tool_choice.allowed_tools.function_names"
             if not choice.allowed_tools.function_names:
                 raise MissingField(field)
-            if len(choice.allowed_tools.function_names) > MAX_TOOLS:
-                raise InvalidField(field, f"At most {MAX_TOOLS} tools are taken.")
+            max_size = LIMITS["AllowedTools.function_names"].max_size
+            if len(choice.allowed_tools.function_names) > max_size:
+                raise InvalidField(field, f"At most {max_size} tools are taken.")
             mode = _mode(choice.allowed_tools.mode, "tool_choice.allowed_tools.mode")
             return _named(choice.allowed_tools.function_names, by_name, field), mode
         case _:
@@ -57,8 +58,9 @@ def tools_and_mode(params: chat_pb2.ChatCompletionParams) -> tuple[tuple[Tool, .
 
 def check_num_tools(tools: Sequence[chat_pb2.Tool]) -> None:
     """Raise InvalidField if there are more tools than a request may have."""
-    if len(tools) > MAX_TOOLS:
-        raise InvalidField("tools", f"At most {MAX_TOOLS} tools are taken.")
+    max_size = LIMITS["ChatCompletionParams.tools"].max_size
+    if len(tools) > max_size:
+        raise InvalidField("tools", f"At most {max_size} tools are taken.")
 
 
 def response_format(params: chat_pb2.ChatCompletionParams, mode: ToolMode) -> ResponseFormat | None:
@@ -102,10 +104,11 @@ def _tool(proto: chat_pb2.Tool, index: int) -> Tool:
     function = proto.function
     if not function.name:
         raise MissingField(f"{field}.name")
-    if not _NAME.fullmatch(function.name):
+    if len(function.name) > _NAME_LIMITS.max_size or not _NAME.fullmatch(function.name):
         raise InvalidField(
             f"{field}.name",
-            "A function's name has 1 to 64 letters, digits, underscores and dashes.",
+            f"A function's name has {_NAME_LIMITS.min_size} to {_NAME_LIMITS.max_size} letters, "
+            "digits, underscores and dashes.",
         )
     schema = function.parameters_json_schema
     return Tool(index, function.name, function.description, schema, function.strict)

@@ -7,12 +7,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from chatrpc.v1 import chat_pb2
+from chatrpc.v1.limits import LIMITS, Limits
 from service.errors import InvalidField, UnsupportedField
-
-MAX_METADATA_PAIRS = 16
-MAX_METADATA_KEY_LENGTH = 64
-MAX_METADATA_VALUE_LENGTH = 512
-MAX_IDENTIFIER_LENGTH = 512
 
 
 class _Option(NamedTuple):
@@ -46,17 +42,19 @@ def refuse_unserved(params: chat_pb2.ChatCompletionParams) -> None:
 
 def check_identifier(name: str, value: str) -> None:
     """What the caller tells for its own bookkeeping is short, though nothing is made of it."""
-    if len(value) > MAX_IDENTIFIER_LENGTH:
-        raise InvalidField(name, f"has at most {MAX_IDENTIFIER_LENGTH} characters.")
+    max_size = LIMITS[f"ChatCompletionParams.{name}"].max_size
+    if len(value) > max_size:
+        raise InvalidField(name, f"has at most {max_size} characters.")
 
 
 def _check_metadata(params: chat_pb2.ChatCompletionParams) -> None:
-    if len(params.metadata) > MAX_METADATA_PAIRS:
-        raise InvalidField("metadata", f"has at most {MAX_METADATA_PAIRS} pairs.")
+    limits = LIMITS["ChatCompletionParams.metadata"]
+    if len(params.metadata) > limits.max_size:
+        raise InvalidField("metadata", f"has at most {limits.max_size} pairs.")
+    keys, values = limits.key or Limits(), limits.element or Limits()
     for key, value in params.metadata.items():
-        if len(key) > MAX_METADATA_KEY_LENGTH or len(value) > MAX_METADATA_VALUE_LENGTH:
+        if len(key) > keys.max_size or len(value) > values.max_size:
             raise InvalidField(
                 "metadata",
-                f"Its keys have at most {MAX_METADATA_KEY_LENGTH} characters and values "
-                f"{MAX_METADATA_VALUE_LENGTH}.",
+                f"Its keys have at most {keys.max_size} characters and values {values.max_size}.",
             )

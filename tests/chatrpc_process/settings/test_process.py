@@ -36,7 +36,7 @@ def test_variable_of_a_kubernetes_service_is_ignored_with_a_warning(
     settings = Settings.load([])
     assert settings.admin_port == 7
     with capture_logs() as logs:
-        settings.warn_of_ignored_variables()
+        settings.log_warnings()
     assert [(line["event"], line["names"]) for line in logs] == [
         ("environment_variables_ignored", ["CHATRPC_TEST_ADMIN_PORT"])
     ]
@@ -47,5 +47,5 @@ def test_environment_without_links_gives_no_warning(monkeypatch: pytest.MonkeyPa
     settings = Settings.load([])
     assert settings.admin_port == 8001
     with capture_logs() as logs:
-        settings.warn_of_ignored_variables()
+        settings.log_warnings()
     assert logs == []

@@ -123,7 +123,7 @@ async def test_service_whose_certificate_is_not_trusted_is_named_in_the_log(
     tmp_path: Path, body: dict[str, Any], is_known: bool
 ) -> None:
     ca = trustme.CA()
-    server = Service(Lifecycle(SERVICE_NAMES), max_request_s=60, tls=issue(ca, tmp_path))
+    server = Service(Lifecycle(SERVICE_NAMES), request_timeout_s=60, tls=issue(ca, tmp_path))
     port = await server.start("127.0.0.1", 0)
     trusted = tmp_path / "ca.pem"
     write_bytes(trusted, (ca if is_known else trustme.CA()).cert_pem.bytes())
@@ -145,7 +145,9 @@ async def test_service_whose_certificate_is_not_trusted_is_named_in_the_log(
 async def test_service_under_tls_that_is_called_in_the_clear_is_unavailable(
     tmp_path: Path, body: dict[str, Any]
 ) -> None:
-    server = Service(Lifecycle(SERVICE_NAMES), max_request_s=60, tls=issue(trustme.CA(), tmp_path))
+    server = Service(
+        Lifecycle(SERVICE_NAMES), request_timeout_s=60, tls=issue(trustme.CA(), tmp_path)
+    )
     port = await server.start("127.0.0.1", 0)
     with capture_logs() as logs:
         async with (

@@ -97,7 +97,7 @@ async def test_the_service_can_be_called_under_tls(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"".join(blob.bytes() for blob in blobs))
     tls = TlsFiles(tmp_path / "tls.crt", tmp_path / "tls.key", tmp_path / "ca.crt")
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=60, tls=tls)
+    server = Server(lifecycle, request_timeout_s=60, tls=tls)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
         ServedModel(CARD, ByteTokenizer(), FakeEngine(), SamplingParams(), frozenset({EOS}), 257)

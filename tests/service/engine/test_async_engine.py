@@ -59,8 +59,9 @@ class Rig:
         return self.engine.generate(request)
 
     async def collect(self, request: Request) -> list[TokenOutput]:
+        """The outputs of a request: the first, and those with a token or an end."""
         async with aclosing(self.generate(request)) as outputs:
-            return [output async for output in outputs]
+            return [await anext(outputs)] + [o async for o in outputs if not o.is_progress]
 
     async def until(self, condition: Callable[[EngineStats], bool]) -> None:
         while not condition(self.engine.stats()):
@@ -143,7 +144,7 @@ async def test_the_first_item_is_empty_and_says_admitted(rig: Rig) -> None:
         await rig.blocked()
         assert rig.engine.stats().num_running == 0  # the step that admits it has not ended
         rig.runner.gate.set()
-        assert (await anext(outputs)).token_ids
+        await next_token_of(outputs)
 
 
 async def test_a_slow_reader_gets_everything_in_one(rig: Rig) -> None:
@@ -712,29 +713,46 @@ async def test_a_command_that_never_ends_is_the_engines_end() -> None:
     never.set()
 
 
-async def test_a_request_knows_when_it_got_how_far(rig: Rig) -> None:
-    request = make_request(5, max_tokens=3)
+async def test_output_reports_the_timings_of_its_request(rig: Rig) -> None:
     before_s = time.monotonic()
-    await rig.collect(request)
-    times = request.times
-    told = [times.queued_s, times.scheduled_s, times.first_token_s, times.last_token_s]
-    passed = [time_s for time_s in told if time_s is not None]
-    assert len(passed) == 4
-    assert before_s <= passed[0]
-    assert passed == sorted(passed)
-    assert passed[-1] <= time.monotonic()
-    assert times.num_tokens == 3
+    outputs = await rig.collect(make_request(5, max_tokens=3))
+    timings = outputs[-1].timings
+    assert timings is not None
+    found = [timings.queued_s, timings.scheduled_s, timings.first_token_s, timings.last_token_s]
+    times_s = [time_s for time_s in found if time_s is not None]
+    assert len(times_s) == 4
+    assert before_s <= times_s[0]
+    assert times_s == sorted(times_s)
+    assert times_s[-1] <= time.monotonic()
+    assert timings.num_tokens == 3
 
 
-async def test_one_that_waits_has_not_been_scheduled() -> None:
+async def test_start_of_the_first_step_is_reported_before_the_step_ends(rig: Rig) -> None:
+    rig.block()
+    async with aclosing(rig.engine.generate(make_request(5))) as outputs:
+        admitted, scheduled = await anext(outputs), await anext(outputs)
+        assert admitted.timings is not None
+        assert admitted.timings.scheduled_s is None
+        assert scheduled.is_progress
+        assert scheduled.timings is not None
+        assert scheduled.timings.scheduled_s is not None
+        rig.runner.gate.set()
+
+
+async def test_waiting_request_is_reported_as_queued_only() -> None:
     async with started(Rig(max_num_seqs=1)) as rig:
         rig.block()
         first = asyncio.ensure_future(rig.collect(make_request(5)))
         await rig.blocked()
-        waiting = make_request(5)
-        async with aclosing(rig.generate(waiting)) as outputs:
-            await anext(outputs)
-            assert waiting.times.queued_s is not None
-            assert waiting.times.scheduled_s is None
+        async with aclosing(rig.engine.generate(make_request(5))) as outputs:
+            timings = (await anext(outputs)).timings
+            assert timings is not None
+            assert timings.queued_s is not None
+            assert timings.scheduled_s is None
+            next_output = asyncio.ensure_future(anext(outputs))
+            await asyncio.sleep(0)
+            assert not next_output.done()
+            next_output.cancel()
+            await asyncio.gather(next_output, return_exceptions=True)
         rig.runner.gate.set()
         await first

@@ -71,7 +71,7 @@ async def starting() -> AsyncIterator[Running]:
         CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), vocab_size=257
     )
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=60)
+    server = Server(lifecycle, request_timeout_s=60)
     port = await server.start("127.0.0.1", 0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Running(engine, lifecycle, server, channel, port, model)

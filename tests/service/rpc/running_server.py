@@ -27,7 +27,7 @@ async def served(keys: Path | None = None, **options: Any) -> AsyncIterator[Runn
     model = ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
     lifecycle = Lifecycle(SERVICE_NAMES)
     access = None if keys is None else Access(Watched(lambda: load_keys(keys), keys))
-    server = Server(lifecycle, max_request_s=60, access=access, **options)
+    server = Server(lifecycle, request_timeout_s=60, access=access, **options)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(model)
     # Its window stays as small as it begins: who does not read is soon not written to.

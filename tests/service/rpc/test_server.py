@@ -32,7 +32,7 @@ def test_health_checks_are_never_refused_for_load() -> None:
 
 
 async def test_a_port_in_use_is_an_error_and_not_shared(running: Running) -> None:
-    second = Server(Lifecycle(SERVICE_NAMES), max_request_s=1)
+    second = Server(Lifecycle(SERVICE_NAMES), request_timeout_s=1)
     with pytest.raises(OSError, match=f"127.0.0.1:{running.port}"):
         await second.start("127.0.0.1", running.port)
 
@@ -55,7 +55,7 @@ async def test_reflection_lists_the_services(running: Running) -> None:
 
 
 async def test_without_reflection_there_is_none() -> None:
-    server = Server(Lifecycle(SERVICE_NAMES), max_request_s=1, has_reflection=False)
+    server = Server(Lifecycle(SERVICE_NAMES), request_timeout_s=1, has_reflection=False)
     port = await server.start("127.0.0.1", 0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = _reflection(channel)
@@ -69,7 +69,7 @@ async def test_without_reflection_there_is_none() -> None:
 @asynccontextmanager
 async def administered(**options: Any) -> AsyncIterator[tuple[int, grpc.aio.Channel]]:
     """A server's main port, and a channel to its admin port."""
-    server = Server(Lifecycle(SERVICE_NAMES), max_request_s=1, **options)
+    server = Server(Lifecycle(SERVICE_NAMES), request_timeout_s=1, **options)
     port = await server.start("127.0.0.1", 0)
     admin_port = await server.start_admin("127.0.0.1", 0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{admin_port}") as channel:

@@ -89,7 +89,7 @@ Everything that processes are told on their command lines. Secrets never are: on
 - {{ printf "--admin-host=%s" .Values.listen | quote }}
 - --admin-port={{ include "chatrpc.gatewayAdminPort" . }}
 - --drain-delay-s={{ include "chatrpc.number" $gateway.drain.delaySeconds }}
-- --shutdown-grace-s={{ include "chatrpc.number" $gateway.drain.timeoutSeconds }}
+- --drain-timeout-s={{ include "chatrpc.number" $gateway.drain.timeoutSeconds }}
 {{- if .Values.access.gatewayKeys.secret }}
 - --api-keys=/etc/chatrpc/keys/keys.toml
 {{- end }}

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--insecure", action="store_true")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--upstream", required=True)
-    parser.add_argument("--shutdown-grace-s", type=int, required=True)
+    parser.add_argument("--drain-timeout-s", type=int, required=True)
     options = parser.parse_args()
     note(f"started {os.getpid()}")
     if options.api_keys is not None:

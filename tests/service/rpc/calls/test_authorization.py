@@ -88,7 +88,7 @@ async def guarded(path: Path | None) -> AsyncIterator[Guarded]:
     engine.answer("ok")
     watched = None if path is None else Watched(lambda: load_keys(path), path)
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=60, access=Access(watched))
+    server = Server(lifecycle, request_timeout_s=60, access=Access(watched))
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
         ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)

@@ -70,7 +70,7 @@ async def counted() -> AsyncIterator[Counted]:
     engine, metrics = FakeEngine(), Metrics()
     engine.answer("abcd")
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, max_request_s=60, metrics=metrics)
+    server = Server(lifecycle, request_timeout_s=60, metrics=metrics)
     port = await server.start("127.0.0.1", 0)
     metrics.name_model("fake")
     await lifecycle.serve(
@@ -128,8 +128,7 @@ async def test_what_was_computed_for_a_caller_that_has_left_is_counted(
 ) -> None:
     counted.engine.script = [*[TokenOutput((97,))] * num_generated, asyncio.Event()]
     call = counted.stream() if is_streamed else counted.create()
-    requests = counted.engine.requests
-    await until(lambda: bool(requests) and requests[0].times.num_tokens == num_generated)
+    await until(lambda: counted.engine.num_waited > 0)
     call.cancel()
     await counted.ended()
     assert counted.value("vllm:prompt_tokens_total") == len(PROMPT)

@@ -133,10 +133,10 @@ def test_more_messages_than_tokens_cannot_fit() -> None:
 
 
 def test_lists_and_texts_are_bounded() -> None:
-    kwargs = '{"a": "' + "x" * decode.MAX_TEMPLATE_KWARGS_LENGTH + '"}'
+    kwargs = '{"a": "' + "x" * 65_536 + '"}'
     prompt = chat_pb2.PromptOptions(chat_template_kwargs_json=kwargs)
     assert refused(prompt=prompt).field == "prompt.chat_template_kwargs_json"
-    assert refused(cache_salt="x" * (decode.MAX_CACHE_SALT_LENGTH + 1)).field == "cache_salt"
+    assert refused(cache_salt="x" * 513).field == "cache_salt"
 
 
 def test_no_messages_are_refused() -> None:

@@ -52,7 +52,7 @@ async def start() -> AsyncIterator[Any]:
     servers = []
 
     async def start(tls: TlsFiles) -> Started:
-        server = Server(Lifecycle(SERVICE_NAMES), max_request_s=60, tls=tls)
+        server = Server(Lifecycle(SERVICE_NAMES), request_timeout_s=60, tls=tls)
         servers.append(server)
         port = await server.start("127.0.0.1", 0)
         return Started(server, port, await server.start_admin("127.0.0.1", 0))
