@@ -19,6 +19,7 @@ from functools import partial
 import structlog
 
 from service.domain.engine import Caller, EngineStats, EngineTimings, Request, TokenOutput
+from service.domain.engine_settings import EngineModel
 from service.engine.admission import Admission
 from service.engine.core import EngineCore, RequestOutput
 from service.engine.output_slot import OutputSlot
@@ -45,8 +46,8 @@ class AsyncEngine:
     """`service.domain.engine.Engine` over an `EngineCore` that runs on a thread of its own.
 
     Args:
-        load: Returns the core and the maximum length of a sequence in tokens. It is called on the
-            engine's thread, so one thread loads, warms up and runs the model.
+        load: Returns the core of a model and the maximum length of a sequence in tokens. Called
+            on the engine's thread, so one thread loads, warms up and runs the model.
         max_num_seqs: Maximum number of sequences that run at once.
         max_queue_size: Maximum number of sequences that wait.
         step_timeout_s: Maximum duration of a step or command, in seconds. If one takes longer, the
@@ -55,7 +56,7 @@ class AsyncEngine:
 
     def __init__(
         self,
-        load: Callable[[], tuple[EngineCore, int]],
+        load: Callable[[EngineModel], tuple[EngineCore, int]],
         *,
         max_num_seqs: int,
         max_queue_size: int,
@@ -69,7 +70,7 @@ class AsyncEngine:
         self._request_ids = itertools.count()
         self._slots: dict[int, OutputSlot] = {}
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread: threading.Thread
         self._loop: asyncio.AbstractEventLoop
         self._started: asyncio.Future[int]
         self._num_iterations = 0  # steps and commands that the engine's thread has completed
@@ -85,7 +86,7 @@ class AsyncEngine:
     def stats(self) -> EngineStats:
         return self._stats
 
-    async def start(self) -> None:
+    async def start(self, model: EngineModel) -> None:
         """Load the model on the engine's thread.
 
         Raises:
@@ -94,6 +95,7 @@ class AsyncEngine:
         """
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, args=(model,), name="engine", daemon=True)
         self._thread.start()
         self._max_model_len = await self._started
 
@@ -226,9 +228,9 @@ class AsyncEngine:
 
     # The methods below run on the engine's thread.
 
-    def _run(self) -> None:
+    def _run(self, model: EngineModel) -> None:
         try:
-            core, max_model_len = self._load()
+            core, max_model_len = self._load(model)
         except BaseException as error:  # start() raises it
             self._post(self._settle_start, None, error)
             return

@@ -1,7 +1,7 @@
 """Two-level search in a vocabulary: first among blocks of tokens, then within a block.
 
-Sums or maxima of blocks are cheap. The slow operations (running sums, sorting, `argmax`) then run on
-hundreds of numbers instead of 49152.
+Sums or maxima of blocks are cheap. The slow operations (running sums, sorting, `argmax`) then run
+on hundreds of numbers instead of 49152.
 """
 
 from torch import Tensor
