@@ -20,7 +20,7 @@ from service.rpc.decode.chat import chat_request
 from service.rpc.decode.completion import completion_request
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
-from tests.service.rpc.conftest import CARD
+from tests.support.grpc_server import CARD
 
 SCHEMAS = document(ENDPOINTS, "1.0")["components"]["schemas"]
 VOCAB_SIZE = 2**32  # so that every token id of the document is one of the vocabulary

@@ -24,8 +24,8 @@ from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.chat_service import Admit, Fail, FakeService, Finish, Hold, Say
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
-from tests.gateway_http.conftest import serving
-from tests.service.rpc.conftest import CARD
+from tests.support.gateway import serving
+from tests.support.grpc_server import CARD
 
 REQUEST = chat_service_pb2.StreamChatCompletionRequest(
     params=chat_pb2.ChatCompletionParams(model="m")

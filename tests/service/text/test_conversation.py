@@ -28,8 +28,8 @@ from service.text.hf_tokenizer import HfTokenizer
 from service.text.output_text import AnswerText, TextDelta
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import allowed, choose_token
-from tests.service.rpc.conftest import CARD
-from tests.service.text.conftest import byte_fallback, byte_level
+from tests.support.grpc_server import CARD
+from tests.support.library_tokenizers import byte_fallback, byte_level
 
 # What the templates of these families say, cut down to what matters here.
 TEMPLATES = {

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("chatrpc_process", "service", "gateway_http", "chatrpc_cli")
 _METHODS = {"debug", "info", "warning", "error", "critical", "exception"}
 _LOGGERS = {"log", "_log"}

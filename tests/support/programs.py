@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import grpc
 import httpx
@@ -24,7 +24,7 @@ from chatrpc.v1 import (
     model_service_pb2_grpc,
 )
 from tests.fakes.wait import until
-from tests.service.rpc.conftest import params
+from tests.support.grpc_server import params
 
 # Root may write everywhere, unless it gives up CAP_DAC_OVERRIDE, by PR_CAPBSET_DROP.
 _AS_ANYBODY = (
@@ -110,6 +110,15 @@ class Program:
         assert self._popen.stderr is not None
         for line in self._popen.stderr:
             self.lines.append(line)
+
+
+_Program = TypeVar("_Program", bound=Program)
+
+
+class Launch(Protocol):
+    """`await launch(Service()).ready()`: the process ends with the test, whatever comes of it."""
+
+    def __call__(self, program: _Program, /) -> _Program: ...
 
 
 class RealService(Program):
