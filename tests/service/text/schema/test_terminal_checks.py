@@ -1,6 +1,6 @@
 import pytest
 
-from service.text.schema.terminals import Terminals, TooCostly
+from service.text.schema.terminal_checks import TerminalChecker, TerminalTooComplex
 
 
 @pytest.mark.parametrize(
@@ -15,20 +15,20 @@ from service.text.schema.terminals import Terminals, TooCostly
         ("/a{3,5}/ & ~(/a*/)", True),
     ],
 )
-def test_terminal_that_matches_nothing_is_known(terminal: str, is_empty: bool) -> None:
-    assert Terminals().is_empty(terminal) == is_empty
+def test_empty_terminal_is_recognized(terminal: str, is_empty: bool) -> None:
+    assert TerminalChecker().is_empty(terminal) == is_empty
 
 
-def test_strings_are_matched_without_a_limit_on_time() -> None:
-    terminals = Terminals()
+def test_long_strings_are_matched_in_linear_time() -> None:
+    terminals = TerminalChecker()
     terminal = '/"(a+a+)+b"/'
     assert terminals.matches(terminal, "aab")
     assert not terminals.matches(terminal, "a" * 200)
     assert terminals.matches(terminal, "a" * 200 + "b")
 
 
-def test_terminal_that_takes_too_much_is_an_error() -> None:
-    with pytest.raises(TooCostly):
-        Terminals().matches(
+def test_too_complex_terminal_raises() -> None:
+    with pytest.raises(TerminalTooComplex):
+        TerminalChecker().matches(
             '/"(((a{1,50}){1,50}){1,50}x?){1,50}(b|c)*.{900}"/ & /".*.{800}a"/', "a"
         )

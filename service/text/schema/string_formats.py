@@ -1,9 +1,9 @@
-"""The formats of strings that a grammar enforces. Any other `format` is an annotation."""
+"""The string formats that a grammar enforces. Any other `format` is an annotation."""
 
 from service.text.schema import patterns
 
-# Days of months, and of February in the years of the Gregorian calendar that are leap years. Years
-# begin with 0001, as in most languages' types.
+# Valid days of each month, with leap years of the Gregorian calendar. The first year is 0001, as in
+# the date types of most languages.
 _YEAR = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
 _LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
 _DATE = (
@@ -32,11 +32,11 @@ _UUID = f"{_HEX}{{8}}(?:-{_HEX}{{4}}){{3}}-{_HEX}{{12}}"
 
 
 def _ipv6() -> str:
-    """RFC 4291, section 2.2: `::` stands for one group of zeros or more."""
+    """Return the regex of RFC 4291, section 2.2: `::` stands for one or more groups of zeros."""
     group = f"{_HEX}{{1,4}}"
     tail = f"(?:{group}:{group}|{_IPV4})"  # the last two groups
     options = [f"(?:{group}:){{6}}{tail}"]
-    for after in range(6):  # groups behind `::`, before the tail
+    for after in range(6):  # groups between `::` and the tail
         before = 5 - after
         lead = f"(?:(?:{group}:){{0,{before - 1}}}{group})?" if before else ""
         options.append(f"{lead}::(?:{group}:){{{after}}}{tail}")
@@ -46,7 +46,7 @@ def _ipv6() -> str:
 
 
 def _uri() -> str:
-    """RFC 3986, absolute; hosts are names or addresses of version 4."""
+    """Return the regex of absolute URIs (RFC 3986). Hosts are names or IPv4 addresses."""
     escaped = f"%{_HEX}{{2}}"
     free = r"[0-9A-Za-z\x2d._~!$&'()*+,;=:@]"
     segment = f"(?:{free}|{escaped})"

@@ -7,8 +7,8 @@ import uuid
 import jsonschema
 import pytest
 
-from service.text.schema import formats
-from tests.service.text.schema.compiled import compiled, random_answer, takes
+from service.text.schema import string_formats
+from tests.service.text.schema.grammar_checks import accepts, compile_schema, random_output
 
 VALID = {
     "date-time": ["2024-02-29T23:59:59Z", "2025-01-31T00:00:00.123+05:30"],
@@ -49,19 +49,19 @@ PARSERS = {
 }
 
 
-@pytest.mark.parametrize("name", formats.TERMINALS)
-def test_format_is_neither_laxer_nor_stricter_than_it_should_be(name: str) -> None:
-    constraint = compiled({"type": "string", "format": name})
-    assert [text for text in VALID[name] if not takes(constraint, f'"{text}"')] == []
-    assert [text for text in INVALID[name] if takes(constraint, f'"{text}"')] == []
+@pytest.mark.parametrize("name", string_formats.TERMINALS)
+def test_format_accepts_valid_and_rejects_invalid_strings(name: str) -> None:
+    constraint = compile_schema({"type": "string", "format": name})
+    assert [text for text in VALID[name] if not accepts(constraint, f'"{text}"')] == []
+    assert [text for text in INVALID[name] if accepts(constraint, f'"{text}"')] == []
 
 
-@pytest.mark.parametrize("name", formats.TERMINALS)
-def test_whatever_is_generated_is_read_by_others(name: str) -> None:
-    constraint = compiled({"type": "string", "format": name, "maxLength": 60})
+@pytest.mark.parametrize("name", string_formats.TERMINALS)
+def test_generated_string_is_accepted_by_other_validators(name: str) -> None:
+    constraint = compile_schema({"type": "string", "format": name, "maxLength": 60})
     choose = random.Random(7)
     for _ in range(60):
-        text = random_answer(constraint, choose)
+        text = random_output(constraint, choose)
         assert text is not None
         value = json.loads(text)
         jsonschema.validate(

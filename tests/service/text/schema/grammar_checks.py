@@ -1,4 +1,4 @@
-"""Schemas compiled over bytes, for tests of what the grammars allow."""
+"""Schemas compiled for a tokenizer of bytes, to test what their grammars allow."""
 
 import json
 import random
@@ -8,34 +8,34 @@ from typing import Any
 from service.domain.chat import JsonLayout
 from service.domain.grammar import AnswerConstraint
 from service.text.grammars import CompiledGrammars
+from service.text.schema.json_values import dumps
 from service.text.schema.rules import JsonRules, json_rules
-from service.text.schema.values import dumps
 from tests.fakes.grammars import allowed, byte_grammars, choose_token
 from tests.fakes.tokenizer import EOS
 
 GRAMMARS: CompiledGrammars = byte_grammars()
 
 
-def rules(schema: Any, **options: Any) -> JsonRules:
-    """The rules of a schema, given as JSON text or as a value; strict unless `options` say not."""
+def schema_rules(schema: Any, **options: Any) -> JsonRules:
+    """Return the rules of a schema, given as JSON text or as a value. It is strict by default."""
     text = schema if isinstance(schema, str) else dumps(schema)
     layout = options.pop("layout", JsonLayout.FLEXIBLE)
     return json_rules(text, layout, **{"is_strict": True, **options})
 
 
-def compiled(schema: Any, **options: Any) -> AnswerConstraint:
-    return GRAMMARS.compile(rules(schema, **options).text)
+def compile_schema(schema: Any, **options: Any) -> AnswerConstraint:
+    return GRAMMARS.compile(schema_rules(schema, **options).text)
 
 
-def takes(constraint: AnswerConstraint, text: str) -> bool:
-    """Whether the text is a whole answer."""
+def accepts(constraint: AnswerConstraint, text: str) -> bool:
+    """Return True if the text is a complete output."""
     return constraint.is_fulfilled(text.encode())
 
 
-def random_answer(
+def random_output(
     constraint: AnswerConstraint, choose: random.Random, max_tokens: int = 600
 ) -> str | None:
-    """An answer chosen without any sense among all that are allowed; None if it does not end."""
+    """Return an output chosen at random among all that are allowed, or None if it does not end."""
     matcher = constraint.matcher()
     written = bytearray()
     for _ in range(max_tokens):
@@ -48,6 +48,6 @@ def random_answer(
     return None
 
 
-def exact(text: str) -> Any:
-    """JSON with its numbers as they are written."""
+def load_exact(text: str) -> Any:
+    """Parse JSON without rounding its numbers."""
     return json.loads(text, parse_float=Decimal)

@@ -1,4 +1,4 @@
-"""JSON values with exact numbers: integers as `int`, all others as `Decimal`."""
+"""JSON values with exact numbers: integers are `int`, all other numbers `Decimal`."""
 
 import json
 import re
@@ -9,8 +9,8 @@ from typing import Any, NoReturn, TypeAlias
 Json: TypeAlias = Any  # None, bool, int, Decimal, str, list of Json or dict of str to Json
 Number: TypeAlias = int | Decimal
 
-# Expressions that compare numbers grow with their digits.
-MAX_DIGITS = 80  # without zeros at the ends
+# The regular expressions that compare numbers grow with the number of digits.
+MAX_DIGITS = 80  # not counting leading and trailing zeros
 MAX_EXPONENT = 1_000
 
 _TYPES = {
@@ -25,12 +25,12 @@ _NAME = re.compile(r"[A-Za-z_$][A-Za-z0-9_$-]*")
 
 
 def loads(text: str) -> Json:
-    """Read JSON without loss.
+    """Parse JSON without losing precision.
 
     Raises:
-        ValueError: `text` is not JSON, has a key twice in one object, half a surrogate pair or a
+        ValueError: `text` is not JSON, has a key twice in one object, an unpaired surrogate or a
             number that is too long.
-        RecursionError: it nests too deeply.
+        RecursionError: The text is nested too deeply.
     """
     value = json.loads(
         text,
@@ -45,7 +45,7 @@ def loads(text: str) -> Json:
 
 
 def dumps(value: Json) -> str:
-    """Write JSON on one line. Strings are written as `quoted` does; numbers keep their digits."""
+    """Return a value as JSON on one line. Numbers keep their digits; strings are as in `quoted`."""
     match value:
         case dict():
             pairs = (f"{quoted(name)}: {dumps(item)}" for name, item in value.items())
@@ -60,29 +60,29 @@ def dumps(value: Json) -> str:
 
 
 def quoted(text: str) -> str:
-    """Write a string in the one way that grammars allow: only what must be escaped is."""
+    """Return a string as JSON text in the one form that grammars allow, with the fewest escapes."""
     return json.dumps(text, ensure_ascii=False)
 
 
-def identity(value: Json) -> Hashable:
-    """Return a key that is equal for equal JSON values: 1 equals 1.0, and not `true`."""
+def comparison_key(value: Json) -> Hashable:
+    """Return a key that is equal for equal JSON values: 1 equals 1.0, but not `true`."""
     match value:
         case dict():
-            return "object", frozenset((name, identity(item)) for name, item in value.items())
+            return "object", frozenset((name, comparison_key(item)) for name, item in value.items())
         case list():
-            return "array", tuple(map(identity, value))
+            return "array", tuple(map(comparison_key, value))
     return type_of(value) in ("integer", "fraction"), value
 
 
 def type_of(value: Json) -> str:
-    """Return the JSON type; a number is of the type `integer` or `fraction`."""
+    """Return the name of the JSON type. A number has the type `integer` or `fraction`."""
     if isinstance(value, Decimal):
         return "integer" if value == value.to_integral_value() else "fraction"
     return _TYPES[type(value)]
 
 
-def step(path: str, key: str | int) -> str:
-    """Extend the path of a schema by a key or an index, quoting keys that are not plain names."""
+def extend_path(path: str, key: str | int) -> str:
+    """Return the path of a schema, extended by a key or an index. Unusual keys are quoted."""
     if isinstance(key, int):
         return f"{path}[{key}]"
     return f"{path}.{key}" if _NAME.fullmatch(key) else f"{path}[{quoted(key)}]"
@@ -95,7 +95,7 @@ def _integer(text: str) -> Number:
 
 
 def _decimal(text: str) -> Decimal:
-    # The exponent alone may be longer than a Decimal takes.
+    # The exponent may be longer than a Decimal can hold.
     exponent = re.search(r"[eE][+-]?0*(\d+)$", text)
     if len(text) > 2 * MAX_EXPONENT or (exponent is not None and len(exponent[1]) > 6):
         raise ValueError("a number is too long")
@@ -121,4 +121,4 @@ def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 
 def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number of JSON")
+    raise ValueError(f"{name} is not a JSON number")

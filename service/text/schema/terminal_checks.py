@@ -1,20 +1,20 @@
-"""Whether a terminal matches anything, and what. The grammar compiler itself tells."""
+"""Checks of what a terminal matches. The grammar compiler itself makes them."""
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from service.text.schema.values import quoted
+from service.text.schema.json_values import quoted
 
 _END = 256
 _LIMITS = LLParserLimits(initial_lexer_fuel=500_000, step_lexer_fuel=100_000, verbose_errors=False)
-_EMPTY = "NoExtension"  # in llguidance's error where nothing can be matched
+_EMPTY = "NoExtension"  # in llguidance's error message if nothing can match
 
 
-class TooCostly(Exception):
-    """A terminal takes too much to compile."""
+class TerminalTooComplex(Exception):
+    """A terminal costs too much to compile."""
 
 
 class _Bytes:
-    """What llguidance asks of a tokenizer: here each byte is a token."""
+    """A tokenizer for llguidance in which each byte is a token."""
 
     eos_token_id = _END
     bos_token_id = None
@@ -28,16 +28,16 @@ class _Bytes:
 _TOKENIZER = LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=_END + 1, slices=[])
 
 
-class Terminals:
-    """Answers questions about terminals."""
+class TerminalChecker:
+    """Checks terminals, and remembers the results."""
 
     def __init__(self) -> None:
         self._is_empty: dict[str, bool] = {}
         self._matchers: dict[str, LLMatcher] = {}
 
     def is_empty(self, terminal: str) -> bool:
-        """Whether it is certain that a terminal matches nothing."""
-        if " & " not in terminal:  # all others are made of parts that match something
+        """Return True if the terminal certainly matches nothing."""
+        if " & " not in terminal:  # without an intersection, every part matches something
             return not terminal
         if terminal not in self._is_empty:
             matcher = _matcher(terminal)
@@ -46,10 +46,10 @@ class Terminals:
         return self._is_empty[terminal]
 
     def matches(self, terminal: str, text: str) -> bool:
-        """Whether a terminal matches a string, given without its quotes.
+        """Return True if the terminal matches a string, which is given without its quotes.
 
         Raises:
-            TooCostly
+            TerminalTooComplex: The terminal costs too much to compile or to match.
         """
         if terminal not in self._matchers:
             self._matchers[terminal] = _matcher(terminal)
@@ -57,7 +57,7 @@ class Terminals:
         tokens = list(quoted(text).encode())
         is_match = matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
         if matcher.is_error() and _EMPTY not in matcher.get_error():
-            raise TooCostly
+            raise TerminalTooComplex
         return is_match
 
 
