@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from gateway_http.http.http11 import MAX_HEAD_BYTES
+from gateway_http.http.head_limits import MAX_HEAD_BYTES
 from gateway_http.metrics import Metrics
 from gateway_http.server import Server
 from tests.fakes.chat_service import Admit, FakeService, Hold, Say
