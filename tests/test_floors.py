@@ -112,7 +112,7 @@ ALLOWED: dict[str, set[str]] = {
         "service.openmp",
     },
     # The gateway, from the bottom to the top.
-    "gateway_http.protocol": set(),
+    "gateway_http.protocol": {"chatrpc.v1.limits"},
     "gateway_http.metrics": set(),
     "gateway_http.config": {"chatrpc_process"},
     "gateway_http.errors": {"chatrpc", "gateway_http.protocol"},
@@ -124,7 +124,12 @@ ALLOWED: dict[str, set[str]] = {
         "gateway_http.metrics",
         "gateway_http.protocol",
     },
-    "gateway_http.openapi": {"gateway_http.http.endpoint", "gateway_http.protocol"},
+    "gateway_http.openapi": {
+        "chatrpc.v1.comments",
+        "chatrpc.v1.limits",
+        "gateway_http.http.endpoint",
+        "gateway_http.protocol",
+    },
     "gateway_http.upstream": {
         "chatrpc",
         "chatrpc_process",

@@ -1,27 +1,33 @@
 """OpenAI's error object, and the exceptions that are sent as one."""
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 
+from gateway_http.protocol.field_notes import http_only
+
 
 class ErrorObject(msgspec.Struct, frozen=True):
-    """The error object of a response.
+    """An error in OpenAI's form. Over gRPC it is a status with `google.rpc` details."""
 
-    Attributes:
-        param: The parameter that the error is about; None: it is about none.
-    """
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
+    message: Annotated[str, http_only("The cause, for people. Over gRPC: the status's message.")]
+    type: Annotated[str, http_only("The kind of the error. Over gRPC: the status's code.")]
+    param: Annotated[
+        str | None,
+        http_only(
+            "The path of the field that caused it. Over gRPC: `BadRequest.FieldViolation.field`."
+        ),
+    ]
+    code: Annotated[
+        str | None, http_only("The cause, for programs. Over gRPC: `ErrorInfo.reason`.")
+    ]
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
-    """The body of a response with an error."""
+    """The body of every response that is not a success."""
 
-    error: ErrorObject
+    error: Annotated[ErrorObject, http_only("The error.")]
 
 
 # OpenAI's codes, and the reasons of `chatrpc.v1.ErrorReason` that they stand for.
