@@ -177,6 +177,7 @@ async def test_response_to_http_1_0_ends_with_its_connection(
         assert (b"content-length" in head.lower()) == (not is_streamed)
         text = await client.read_all()
     if is_streamed:
+        text = text.replace(b": ping\n\n", b"")  # sent if the first token is late
         assert text.startswith(b"data: {")
         assert text.endswith(b"}\n\ndata: [DONE]\n\n")
     else:
