@@ -14,19 +14,17 @@ from service.domain.engine import Request
 from service.domain.sampling import SamplingParams
 from service.engine.block_pool import BlockPool
 from service.engine.core import EngineCore
-from service.engine.cpus import available_cpus
 from service.engine.decoder.architecture import Architecture, read_architecture
 from service.engine.decoder.load import load_decoder
 from service.engine.decoder.rope import is_served
+from service.engine.host_resources import available_cpus, available_memory
 from service.engine.kv_store import KVShape
-from service.engine.loaded_model import LoadedModel, first_line
-from service.engine.memory import available_memory
 from service.engine.model_config import read_config
-from service.engine.model_runner import ModelRunner
+from service.engine.model_runner import LoadedModel, ModelRunner
 from service.engine.native.build import load_library
 from service.engine.quantized_checkpoint import QuantizedWeights, read_quantized_weights
 from service.engine.scheduler import Scheduler
-from service.errors import ModelLoadError
+from service.errors import ModelLoadError, first_line
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]

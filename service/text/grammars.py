@@ -251,7 +251,7 @@ class GrammarMatcher:
         elif not self._matcher.consume_token(token_id):
             self._is_failed()
 
-    def ahead(self) -> "GrammarMatcher":
+    def fork(self) -> "GrammarMatcher":
         """A matcher at the same place, to look ahead with; see `service.domain.grammar.Matcher`."""
         matcher = GrammarMatcher(self._matcher.deep_copy(), self._end, None)
         matcher._num_after_end = self._num_after_end

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from chatrpc_process.tracing.api import OFF, Tracer
+from gateway_http.app import Environment
 from gateway_http.config import Settings
 from gateway_http.server import Server as Gateway
 from service.domain.model import ServedModel
@@ -23,17 +24,22 @@ from tests.service.rpc.conftest import CARD
 
 
 @asynccontextmanager
-async def serving(*, tracer: Tracer = OFF, **options: Any) -> AsyncIterator[str]:
-    """A gateway with these options, as it runs in production but for signals; yields its URL."""
-    async with started(tracer=tracer, **options) as (server, url):
+async def serving(
+    *, tracer: Tracer = OFF, environment: Environment | None = None, **options: Any
+) -> AsyncIterator[str]:
+    """Run a gateway with these options, as in production but for signals; yield its URL."""
+    async with started(tracer=tracer, environment=environment, **options) as (server, url):
         assert server.started
         yield url
 
 
 @asynccontextmanager
-async def started(*, tracer: Tracer = OFF, **options: Any) -> AsyncIterator[tuple[Gateway, str]]:
-    """As `serving`, with the server itself."""
-    server = Gateway(Settings(**{"port": 0, "drain_timeout_s": 3} | options), tracer)
+async def started(
+    *, tracer: Tracer = OFF, environment: Environment | None = None, **options: Any
+) -> AsyncIterator[tuple[Gateway, str]]:
+    """Run a gateway as `serving` does; yield the server and its URL."""
+    settings = Settings(**{"port": 0, "drain_timeout_s": 3} | options)
+    server = Gateway(settings, environment or Environment(tracer=tracer))
     with server.bind() as listener:
         server.config.load()
         server.lifespan = server.config.lifespan_class(server.config)

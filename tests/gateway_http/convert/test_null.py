@@ -18,7 +18,7 @@ from tests.gateway_http.test_parity import CHAT, CONVERSATION, HI, TEXT
 
 
 def tokenize(body: TokenizeRequest) -> Message:
-    return tokens.tokenize_request(body, body.model or "first")
+    return tokens.tokenize_request(body)
 
 
 Kind = tuple[type[Any], dict[str, Any], dict[str, Any], Callable[[Any], Message]]

@@ -51,7 +51,7 @@ def test_a_look_ahead_leaves_the_matcher_where_it_is(
     for token_id in tokens[:num_taken]:
         matcher.advance(token_id)
     before = matcher.allowed_tokens(), matcher.forced_tokens()
-    ahead = matcher.ahead()
+    ahead = matcher.fork()
     assert (ahead.allowed_tokens(), ahead.forced_tokens()) == before
     for token_id in tokens[num_taken:]:
         ahead.advance(token_id)
@@ -62,7 +62,7 @@ def test_a_look_ahead_leaves_the_matcher_where_it_is(
 def test_a_look_ahead_that_costs_too_much_fails_alone(grammars: CompiledGrammars) -> None:
     constraint = grammars.compile(COSTLY_LATER)
     matcher = constraint.matcher()
-    ahead = matcher.ahead()
+    ahead = matcher.fork()
     with pytest.raises(InvalidGrammar, match="takes more than is allowed"):
         for _ in range(10):
             ahead.advance(allowed(ahead)[0])
