@@ -10,13 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-FAILSAFE_S = 60  # long enough for any machine; only a failing test waits it out
+from tests.fakes.wait import FAILSAFE_S, block_until, killed_after_failsafe
+
 STACK = Path(__file__).with_name("stack")
 ORDERLY = ["gateway stopping", "gateway stopped", "service stopping", "service stopped"]
 
@@ -55,11 +55,11 @@ class Serve:
         return self._journal.read_text().splitlines() if self._journal.exists() else []
 
     def wait_for(self, event: str, times: int = 1) -> None:
-        deadline = time.monotonic() + FAILSAFE_S
-        while self.events.count(event) < times:
+        def is_there() -> bool:
             assert self.process.poll() is None, self.end()
-            assert time.monotonic() < deadline, f"no {event!r} in {self.events}"
-            time.sleep(0.01)
+            return self.events.count(event) >= times
+
+        block_until(is_there)
 
     def pid(self, name: str) -> int:
         """The process id of `service` or `gateway`."""
@@ -70,9 +70,10 @@ class Serve:
         """Waits for its last line."""
         assert self.process.stdout
         lines: list[str] = []
-        while not lines or "curl" not in lines[-1]:
-            lines.append(self.process.stdout.readline())
-            assert lines[-1], self.process.communicate()
+        with killed_after_failsafe(self.process):
+            while not lines or "curl" not in lines[-1]:
+                lines.append(self.process.stdout.readline())
+                assert lines[-1], self.process.communicate()
         return "".join(lines)
 
     def ctrl_c(self) -> None:

@@ -29,6 +29,7 @@ from service.errors import ModelLoadError
 from service.text.chat_template import render_prompt
 from service.text.detokenizer import Detokenizer
 from service.text.hf_tokenizer import load_tokenizer
+from tests.fakes.wait import block_until
 from tests.support.library_tokenizers import byte_level
 
 NUM_KV_HEADS, HEAD_DIM = 2, 8
@@ -408,8 +409,7 @@ class TestConversion:
     ) -> None:
         cache_dir = tmp_path / "gguf"
         process = in_new_process(tiny_gguf, tmp_path)
-        while not (cache_dir / "lock").exists():
-            time.sleep(0.01)
+        block_until((cache_dir / "lock").exists)
         process.kill()
         process.communicate()
         assert not list(cache_dir.glob("tiny-*"))

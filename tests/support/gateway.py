@@ -18,6 +18,7 @@ from service.rpc.server import SERVICE_NAMES, Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
+from tests.fakes.wait import failsafe
 from tests.support.grpc_server import CARD
 
 
@@ -72,7 +73,7 @@ async def metric(http: httpx.AsyncClient, name: str, labels: dict[str, str]) -> 
     """The sum of the samples of /metrics that have these labels, and maybe others, once there are
     any: a request is counted after its response.
     """
-    async with asyncio.timeout(120):
+    async with failsafe():
         while True:
             page = (await http.get("/metrics")).text
             found = [
