@@ -124,6 +124,7 @@ def test_the_banner_has_both_addresses_and_a_curl_line_that_works(
     assert f"gateway upstream 127.0.0.1:{serve.grpc_port}" in serve.events
 
 
+@pytest.mark.slow
 def test_a_wildcard_host_is_reached_through_loopback(start: Callable[..., Serve]) -> None:
     serve = start("--host", "0.0.0.0", "--model", "tiny", "--insecure")  # noqa: S104
     banner = serve.banner()
@@ -132,6 +133,7 @@ def test_a_wildcard_host_is_reached_through_loopback(start: Callable[..., Serve]
     assert f"gateway upstream 127.0.0.1:{serve.grpc_port}" in serve.events
 
 
+@pytest.mark.slow
 def test_the_banner_waits_for_readiness(start: Callable[..., Serve]) -> None:
     serve = start(is_ready=False)
     serve.wait_for("service asked for readiness", times=2)
@@ -158,6 +160,7 @@ def test_ctrl_c_stops_the_gateway_then_the_service(
     assert serve.events[-4:] == ORDERLY
 
 
+@pytest.mark.slow
 def test_sigterm_is_as_good_as_ctrl_c(start: Callable[..., Serve]) -> None:
     serve = start()
     serve.banner()
@@ -166,6 +169,7 @@ def test_sigterm_is_as_good_as_ctrl_c(start: Callable[..., Serve]) -> None:
     assert serve.events[-4:] == ORDERLY
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_kills_both(start: Callable[..., Serve]) -> None:
     serve = start(FAKE_SERVICE="stubborn", FAKE_GATEWAY="stubborn")
     serve.banner()
@@ -185,6 +189,7 @@ def test_a_service_that_cannot_start_ends_the_gateway(start: Callable[..., Serve
     assert ours == "error: the service ended with exit code 3"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "other"), [("service", "gateway"), ("gateway", "service")])
 def test_a_death_ends_the_other_in_order(
     start: Callable[..., Serve], name: str, other: str
@@ -198,6 +203,7 @@ def test_a_death_ends_the_other_in_order(
     assert serve.events[-2:] == [f"{other} stopping", f"{other} stopped"]
 
 
+@pytest.mark.slow
 def test_a_child_that_leaves_without_an_error_is_an_error(start: Callable[..., Serve]) -> None:
     serve = start()
     serve.banner()
@@ -215,6 +221,7 @@ def test_a_port_in_use_is_named_before_anything_starts(start: Callable[..., Serv
     assert not serve.events
 
 
+@pytest.mark.slow
 def test_a_host_that_is_not_ours_is_an_error(start: Callable[..., Serve]) -> None:
     code, _, stderr = start("--host", "192.0.2.1", "--insecure").end()
     assert code == 1
@@ -229,12 +236,14 @@ def test_nothing_is_open_by_accident(start: Callable[..., Serve]) -> None:
     assert stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_keys_are_for_both(start: Callable[..., Serve]) -> None:
     serve = start("--host", "0.0.0.0", "--api-keys", "keys.toml")  # noqa: S104
     serve.banner()
     assert {"service keys keys.toml", "gateway keys keys.toml"} <= set(serve.events)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a parent's death is announced by Linux alone")
 def test_a_killed_parent_takes_even_stubborn_children_along(start: Callable[..., Serve]) -> None:
     serve = start(FAKE_SERVICE="stubborn", FAKE_GATEWAY="stubborn")

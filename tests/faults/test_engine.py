@@ -42,6 +42,7 @@ async def test_a_step_that_fails_ends_those_in_it_and_nothing_else(launch: Launc
     assert UNTOLD in service.log  # for those who run it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["!lose", "!hang"])
 async def test_an_engine_that_is_lost_or_hangs_tells_everybody_and_ends_the_process(
     launch: Launch, fault: str

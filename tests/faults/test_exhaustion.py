@@ -5,12 +5,15 @@ import resource
 from typing import Any
 
 import grpc
+import pytest
 
 from tests.fakes.chat_service import HELLO, MODEL, Admit, FakeService, Say
 from tests.fakes.wait import failsafe
 from tests.support.programs import Client, Gateway, Launch, Service, body, http_client
 from tests.support.raw_http import RawClient
 from tests.support.rpc_errors import refusal
+
+pytestmark = pytest.mark.slow
 
 LONG = 50_000
 

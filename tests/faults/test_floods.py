@@ -17,6 +17,8 @@ from tests.faults.http2 import PREFACE, RawHttp2
 from tests.support.programs import Client, Service, chat
 from tests.support.rpc_errors import refusal
 
+pytestmark = pytest.mark.slow
+
 STREAM = "/chatrpc.v1.ChatService/StreamChatCompletion"
 LONG = chat_service_pb2.StreamChatCompletionRequest(params=chat("hi", 50_000)).SerializeToString()
 SHORT = chat_service_pb2.StreamChatCompletionRequest(params=chat("hi", 2)).SerializeToString()

@@ -20,6 +20,8 @@ from tests.faults.fuzzing import LEAKS, NUM_CASES, NUM_WARM_UP, SEED
 from tests.faults.http_cases import random_case
 from tests.support.programs import Gateway, Service, body, http_client
 
+pytestmark = pytest.mark.slow
+
 # An engine that is full, or a client that leaves, is what happens to anybody here.
 _ERRORS = {status for endpoint in ENDPOINTS for status in endpoint.errors} - {500, 499, 504}
 DOCUMENTED = {100, 200, 204, 404, 405, 408, *_ERRORS}

@@ -21,6 +21,8 @@ from tests.support.programs import Client, http_client
 from tests.support.raw_http import RawClient
 from tests.support.tcp_proxy import TcpProxy
 
+pytestmark = pytest.mark.slow
+
 # As the service pings its clients, but for the patience.
 _PATIENCE = {
     "grpc.keepalive_time_ms": 200,

@@ -4,9 +4,13 @@ import asyncio
 import json
 import signal
 
+import pytest
+
 from tests.fakes.wait import failsafe
 from tests.support.programs import Client, Gateway, Launch, Service, body, http_client
 from tests.support.raw_http import RawClient
+
+pytestmark = pytest.mark.slow
 
 LONG = 50_000
 

@@ -50,6 +50,7 @@ def test_a_signal_lets_a_running_answer_finish(start: Callable[..., Process], mo
     assert '"event": "stopped"' in process.log
 
 
+@pytest.mark.slow
 def test_a_signal_during_the_load_is_an_orderly_end(
     start: Callable[..., Process], model: Path
 ) -> None:
@@ -60,6 +61,7 @@ def test_a_signal_during_the_load_is_an_orderly_end(
     assert "Traceback" not in process.log
 
 
+@pytest.mark.slow
 def test_an_engine_that_fails_time_and_again_ends_the_process(
     start: Callable[..., Process], model: Path
 ) -> None:
@@ -80,6 +82,7 @@ def test_an_engine_that_fails_time_and_again_ends_the_process(
     assert "engine_failed" in process.log
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_ends_the_process(start: Callable[..., Process], model: Path) -> None:
     arguments = ("--model", str(model), "--step-timeout-s", "0.5")
     process = start(*arguments, module="tests.fakes.wedged_service")
@@ -94,6 +97,7 @@ def test_an_engine_that_hangs_ends_the_process(start: Callable[..., Process], mo
     assert process.wait() == 1
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_process_though_the_engine_hangs(
     start: Callable[..., Process], model: Path
 ) -> None:
@@ -113,6 +117,7 @@ def test_a_signal_ends_the_process_though_the_engine_hangs(
     assert '"event": "stopped"' in process.log
 
 
+@pytest.mark.slow
 def test_an_event_loop_that_hangs_ends_the_process(
     start: Callable[..., Process], model: Path
 ) -> None:
@@ -152,6 +157,7 @@ def test_what_cannot_start_says_why_in_one_line(
     assert "Traceback" not in process.log
 
 
+@pytest.mark.slow
 def test_check_of_valid_settings_starts_nothing(start: Callable[..., Process]) -> None:
     process = start("--check")
     assert process.wait() == 0
@@ -170,6 +176,7 @@ def test_unknown_environment_variable_ends_the_start(
     )
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_an_error(start: Callable[..., Process], model: Path) -> None:
     first = start("--model", str(model))
     port = first.until("listening")["port"]

@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.engine import Caller, EngineStats, FinishReason, Request, TokenOutput
@@ -593,7 +593,6 @@ callers = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     crowd=st.lists(callers, min_size=1, max_size=25),
     num_blocks=st.integers(3, 9),

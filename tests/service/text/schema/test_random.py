@@ -48,6 +48,7 @@ def test_every_answer_to_a_strict_schema_fulfils_it(hundred: int) -> None:
     assert set(impossible) <= {IMPOSSIBLE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hundred", range(3))
 def test_every_answer_to_a_weakened_schema_fulfils_all_that_is_not_named(hundred: int) -> None:
     num_weakened = 0

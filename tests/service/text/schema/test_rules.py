@@ -555,6 +555,7 @@ def tagged(kind: str) -> dict[str, Any]:
     return {"if": {"properties": {"k": {"const": kind}}}, "then": {"required": [f"{kind}_x"]}}
 
 
+@pytest.mark.slow
 def test_conditions_on_a_tag_are_as_many_as_there_are_kinds() -> None:
     kinds = [f"v{i}" for i in range(40)]
     constraint = compiled(
@@ -595,6 +596,7 @@ TOO_MANY: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOO_MANY)
 def test_alternatives_that_are_too_many_together_are_left_out_and_named(name: str) -> None:
     schema, path = TOO_MANY[name]
