@@ -138,14 +138,26 @@ def test_an_event_loop_that_hangs_ends_the_process(
     [
         (["--model", "no-such-model"], 1, "There is no model 'no-such-model'"),
         (["--max-num-seqs", "0"], 2, "error: max_num_seqs"),
-        (["--max-num-batched-tokens", "1"], 2, "error: "),
-        (["--channelz"], 2, "channelz needs admin_port"),
-        (["--otlp-endpoint", "collector:4317"], 2, "error: otlp_endpoint"),
-        (["--config", "/nowhere.toml"], 2, "error: "),
-        (["--nonsense"], 2, "--nonsense"),
-        (["--host", "0.0.0.0"], 2, "--insecure"),  # noqa: S104
-        (["--api-keys", "/nowhere.toml"], 2, "/nowhere.toml: No such file"),
-        (["--api-keys", "/nowhere.toml", "--check"], 2, "error: /nowhere.toml: No such file"),
+        pytest.param(["--max-num-batched-tokens", "1"], 2, "error: ", marks=pytest.mark.slow),
+        pytest.param(["--channelz"], 2, "channelz needs admin_port", marks=pytest.mark.slow),
+        pytest.param(
+            ["--otlp-endpoint", "collector:4317"], 2, "error: otlp_endpoint", marks=pytest.mark.slow
+        ),
+        pytest.param(["--config", "/nowhere.toml"], 2, "error: ", marks=pytest.mark.slow),
+        pytest.param(["--nonsense"], 2, "--nonsense", marks=pytest.mark.slow),
+        pytest.param(["--host", "0.0.0.0"], 2, "--insecure", marks=pytest.mark.slow),  # noqa: S104
+        pytest.param(
+            ["--api-keys", "/nowhere.toml"],
+            2,
+            "/nowhere.toml: No such file",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--api-keys", "/nowhere.toml", "--check"],
+            2,
+            "error: /nowhere.toml: No such file",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_cannot_start_says_why_in_one_line(
