@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from chatrpc_process.logs.configuration import printable
+from tests.support.params import slow_but
 
 _SCRIPT = """
 import logging, sys, warnings
@@ -15,7 +16,6 @@ import structlog
 from chatrpc_process.logs.configuration import configure_logging
 configure_logging(sys.argv[1], sys.argv[2])
 """
-from tests.support.params import slow_but
 
 
 def written(code: str, level: str = "info", log_format: str = "json") -> str:
