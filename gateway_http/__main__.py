@@ -13,7 +13,7 @@ from chatrpc_process.errors import ConfigError
 from chatrpc_process.interpreter import take_short_turns
 from chatrpc_process.logs.configuration import configure_logging
 from chatrpc_process.logs.native import capture_native_log
-from chatrpc_process.tracing.api import make_tracer
+from chatrpc_process.tracing.exporter import make_tracer
 from gateway_http.app import Environment
 from gateway_http.check import check
 from gateway_http.config import Settings

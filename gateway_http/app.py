@@ -16,8 +16,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from chatrpc_process.access.keys import load_keys, load_secret
-from chatrpc_process.files.reload_metrics import ReloadMetrics
 from chatrpc_process.files.watched import POLL_S, Watched, watching
+from chatrpc_process.reload_metrics import ReloadMetrics
 from chatrpc_process.settings.loopback import is_loopback
 from chatrpc_process.tls import Validity, watch_tls
 from chatrpc_process.tracing.api import OFF, Tracer

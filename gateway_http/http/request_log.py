@@ -226,7 +226,7 @@ def _request_attributes(scope: Scope) -> dict[str, Value]:
 def _end_span(span: Span, method: str, route: str, context: RequestContext) -> None:
     if span.is_recording:
         span.rename(f"{method} {route}")
-        span.tell({"http.route": route, "http.response.status_code": context.status})
+        span.set_attributes({"http.route": route, "http.response.status_code": context.status})
         if context.status >= 500:
             span.fail(str(context.status))
     span.end()

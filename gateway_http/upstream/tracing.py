@@ -17,7 +17,7 @@ def call_span(rpc: Rpc[Request, Response], request: Request) -> Iterator[Sequenc
     code = "CANCELLED"  # unless the call ends: then its client has left, which is no error
     try:
         if span.is_recording:
-            span.tell(_generation_attributes(rpc, request))
+            span.set_attributes(_generation_attributes(rpc, request))
         yield () if span.context is None else span.context.fields
         code = "OK"
     except grpc.aio.AioRpcError as error:
@@ -25,7 +25,7 @@ def call_span(rpc: Rpc[Request, Response], request: Request) -> Iterator[Sequenc
         span.fail(code)
         raise
     finally:
-        span.tell({"rpc.response.status_code": code})
+        span.set_attributes({"rpc.response.status_code": code})
         span.end()
 
 

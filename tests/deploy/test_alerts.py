@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from chatrpc_process.files.reload_metrics import ReloadMetrics
+from chatrpc_process.reload_metrics import ReloadMetrics
 from gateway_http.metrics import Metrics as GatewayMetrics
 from service.metrics import Metrics as ServiceMetrics
 from tests.deploy.chart import INSECURE, ROOT, merged, render

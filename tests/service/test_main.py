@@ -61,6 +61,21 @@ def test_a_signal_during_the_load_is_an_orderly_end(
     assert "Traceback" not in process.log
 
 
+def test_engine_by_import_string_serves_requests(
+    start: Callable[..., Process], model: Path
+) -> None:
+    engine = ("--engine", "tests.fakes.engine:scripted_engine")
+    process = start("--model", str(model), *engine)
+    port = process.until("listening")["port"]
+    process.until("ready")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = chat_service_pb2_grpc.ChatServiceStub(channel)
+        *_, last = stub.StreamChatCompletion(request(num_tokens=300))
+    assert last.chunk.usage.completion_tokens == 2
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+
+
 @pytest.mark.slow
 def test_an_engine_that_fails_time_and_again_ends_the_process(
     start: Callable[..., Process], model: Path
@@ -133,31 +148,28 @@ def test_an_event_loop_that_hangs_ends_the_process(
     assert process.wait() == 1
 
 
+# Arguments, exit code, and a part of the error.
+BAD_OPTIONS: list[tuple[list[str], int, str]] = [
+    (["--max-num-batched-tokens", "1"], 2, "error: "),
+    (["--engine", "vllm"], 2, "error: engine: There is no engine 'vllm'"),
+    (["--engine", "no_such:make"], 2, "engine=no_such:make: the module no_such cannot be"),
+    (["--engine", "no_such:make", "--check"], 2, "error: engine=no_such:make: the module"),
+    (["--channelz"], 2, "channelz needs admin_port"),
+    (["--otlp-endpoint", "collector:4317"], 2, "error: otlp_endpoint"),
+    (["--config", "/nowhere.toml"], 2, "error: "),
+    (["--nonsense"], 2, "--nonsense"),
+    (["--host", "0.0.0.0"], 2, "--insecure"),  # noqa: S104
+    (["--api-keys", "/nowhere.toml"], 2, "/nowhere.toml: No such file"),
+    (["--api-keys", "/nowhere.toml", "--check"], 2, "error: /nowhere.toml: No such file"),
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [
         (["--model", "no-such-model"], 1, "There is no model 'no-such-model'"),
         (["--max-num-seqs", "0"], 2, "error: max_num_seqs"),
-        pytest.param(["--max-num-batched-tokens", "1"], 2, "error: ", marks=pytest.mark.slow),
-        pytest.param(["--channelz"], 2, "channelz needs admin_port", marks=pytest.mark.slow),
-        pytest.param(
-            ["--otlp-endpoint", "collector:4317"], 2, "error: otlp_endpoint", marks=pytest.mark.slow
-        ),
-        pytest.param(["--config", "/nowhere.toml"], 2, "error: ", marks=pytest.mark.slow),
-        pytest.param(["--nonsense"], 2, "--nonsense", marks=pytest.mark.slow),
-        pytest.param(["--host", "0.0.0.0"], 2, "--insecure", marks=pytest.mark.slow),  # noqa: S104
-        pytest.param(
-            ["--api-keys", "/nowhere.toml"],
-            2,
-            "/nowhere.toml: No such file",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["--api-keys", "/nowhere.toml", "--check"],
-            2,
-            "error: /nowhere.toml: No such file",
-            marks=pytest.mark.slow,
-        ),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in BAD_OPTIONS),
     ],
 )
 def test_what_cannot_start_says_why_in_one_line(

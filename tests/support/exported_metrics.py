@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry
 
-from chatrpc_process.files.reload_metrics import ReloadMetrics
+from chatrpc_process.reload_metrics import ReloadMetrics
 from gateway_http.metrics import Metrics as GatewayMetrics
 from service.domain.engine import EngineStats
 from service.metrics import Metrics as ServiceMetrics
