@@ -10,7 +10,8 @@ from service.domain.engine import FinishReason, TokenOutput
 from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
 from service.generation.local_backend import locally_served
-from service.rpc.server import OPTIONS, SERVICE_NAMES, Server
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import OPTIONS, Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.fakes.engine import FakeEngine
