@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from chatrpc.v1 import caller_pb2, model_service_pb2
 from chatrpc.v1.limits import LIMITS
-from chatrpc_process.access.cost import Cost, cost_of, limit_output
+from chatrpc_process.access.cost import Cost, cost_of, default_output_limit
 from chatrpc_process.access.keys import Key, KeyRing
 from chatrpc_process.access.quotas import NeverAdmitted, QuotaExceeded, Quotas, Reservation
 from chatrpc_process.access.secret import sent_secret
@@ -123,8 +123,10 @@ class Access:
     def _admitted(self, key: Key, message: Any, num_bytes: int) -> Iterator[Reservation]:
         cost = Cost()
         if hasattr(message, "params"):  # only generations have them
-            limit_output(message.params, key)
-            cost = cost_of(message.params, num_bytes)
+            limit = default_output_limit(message.params, key)
+            cost = cost_of(message.params, num_bytes, limit)
+            if limit is not None:
+                message.params.sampling.max_completion_tokens = limit
         try:
             with self._quotas.admit(key, cost) as reservation:
                 yield reservation
