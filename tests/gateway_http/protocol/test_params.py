@@ -53,5 +53,5 @@ from gateway_http.protocol.params import param_of
         ("modalities[0]", "modalities[0]"),
     ],
 )
-def test_wire_path_becomes_openais_name(field: str, param: str) -> None:
+def test_proto_path_has_openais_name(field: str, param: str) -> None:
     assert param_of(field) == param
