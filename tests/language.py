@@ -32,10 +32,7 @@ DOCS = ("README.md", "ARCHITECTURE.md", "docs")
 # Folders whose texts are not reworded yet. "x/*" is the files of x without its folders. An entry is
 # removed when `python -m tests.language` prints nothing for its files.
 UNCLEAN = (
-    # Domain
-    "service/domain",
     # Calls
-    "service/rpc",
     "tests/service/rpc",
     "tests/gateway_http",
     # Settings and what is common to both processes
