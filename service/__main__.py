@@ -121,7 +121,7 @@ async def serve(settings: ServiceSettings) -> int:
 
 
 class _Outcome(Enum):
-    """Why the service ends. The value is the exit code."""
+    """The reason why the service ends. Its value is the exit code."""
 
     STOPPED = 0
     ENGINE_FAILED = 1
@@ -155,7 +155,7 @@ class _Service:
     async def _load(self) -> None:
         loader = ModelLoader(self.settings)
         await self.engine.start(await run_in_daemon_thread(loader.load))
-        # torch leaves 200 000 objects behind. A full collection would visit them all and delay
+        # torch creates 200 000 objects. A full collection would visit them all and delay
         # every stream by 0.14 s. They live as long as the process does.
         gc.freeze()
         self.metrics.name_model(loader.model_id)

@@ -50,9 +50,7 @@ UNCLEAN = (
     "gateway_http/openapi",
     "protos",
     # Settings and what is common to both processes
-    "service/*",
     "tests/service/*",
-    "chatrpc_process",
     "tests/chatrpc_process",
     # Whole processes
     "tests/*",

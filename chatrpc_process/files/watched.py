@@ -1,4 +1,4 @@
-"""Files that may change while the process runs: keys, certificates, routes."""
+"""Files that may change while the process runs, such as keys, certificates and registries."""
 
 import asyncio
 import threading
@@ -27,12 +27,12 @@ class Reloaded(Protocol):
 
     @property
     def is_current(self) -> bool:
-        """Whether what is in use is what the files contained when they were last looked at."""
+        """True if the content in use is that of the files when they were last checked."""
         ...
 
     @property
     def loaded_at_s(self) -> float:
-        """When what is in use was read, in seconds since 1970."""
+        """The time at which the content in use was read, in seconds since 1970."""
         ...
 
 
@@ -63,14 +63,14 @@ class Watched(Generic[Content]):
 
     @property
     def is_current(self) -> bool:
-        """Whether the last change, if there was one, has been taken."""
+        """True if the content in use is that of the files when they were last checked."""
         return self._failure is None
 
     def refresh(self) -> bool:
         """Read the files again if they have changed or could not be parsed.
 
         Returns:
-            Whether there is a new value.
+            True if there is a new value.
         """
         with self._lock:
             state = self._look()

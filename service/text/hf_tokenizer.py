@@ -11,7 +11,7 @@ from typing import Any
 import tokenizers
 
 from service.domain.chat import PromptOptions
-from service.errors import ModelLoadError, TemplateRefused, UnsupportedField
+from service.errors import ModelLoadError, TemplateRejected, UnsupportedField
 from service.json_file import read_json_object
 from service.text import jinja_template
 from service.text.chat_template import with_known_roles
@@ -97,8 +97,8 @@ class HfTokenizer:
         have that token once.
 
         Raises:
-            TemplateRefused: `text` is from `render_chat`, and a message holds the text of a control
-                token that this tokenizer knows in no other way than as that token.
+            TemplateRejected: `text` is from `render_chat`, and a message contains the text of a
+                control token that this tokenizer cannot encode in another way.
         """
         if add_special_tokens:
             ids = encode(self._backend, text, add_special_tokens=True)
@@ -109,7 +109,7 @@ class HfTokenizer:
         try:
             return self._control_tokens.encode(text)
         except ValueError as error:
-            raise TemplateRefused(str(error)) from error
+            raise TemplateRejected(str(error)) from error
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The ids' text, never tidied up. Ids outside the vocabulary have none."""
@@ -141,13 +141,13 @@ class HfTokenizer:
         reads nothing else. The template runs in jinja's sandbox.
 
         Raises:
-            TemplateRefused: the template raised, whatever the error, or the model has none. A
+            TemplateRejected: the template raised, whatever the error, or the model has none. A
                 made-up format instead would get poor answers that nobody could explain.
             UnsupportedField: `options.template_kwargs` holds a name that a request may not set.
         """
         template = self._tool_template if options.tools else self._template
         if template is None:
-            raise TemplateRefused("the model has no chat template")
+            raise TemplateRejected("the model has no chat template")
         reserved = jinja_template.RESERVED_VARIABLES | self._special_tokens.keys()
         for name in sorted(reserved & options.template_kwargs.keys()):
             raise UnsupportedField(
@@ -167,7 +167,7 @@ class HfTokenizer:
                 add_generation_prompt=options.add_generation_prompt,
             )
         except Exception as error:  # the template is a program that ran on the caller's data
-            raise TemplateRefused(str(error) or type(error).__name__) from error
+            raise TemplateRejected(str(error) or type(error).__name__) from error
 
 
 def load_tokenizer(path: Path) -> HfTokenizer:

@@ -147,13 +147,13 @@ class TestNames:
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
     def test_a_directory_without_a_model(self, tiny_directory: Path, name: str) -> None:
         (tiny_directory / name).unlink()
-        with pytest.raises(ModelLoadError, match=r"holds no model: it has no"):
+        with pytest.raises(ModelLoadError, match=r"has no model: there is no"):
             resolve(str(tiny_directory), tiny_directory)
 
     @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
     def test_an_adapter_beside_a_model_is_rejected(self, tiny_directory: Path, name: str) -> None:
         (tiny_directory / name).write_text("{}")
-        with pytest.raises(ModelLoadError, match=rf"holds an adapter, {name}, .* merge it"):
+        with pytest.raises(ModelLoadError, match=rf"has an adapter, {name}, .* Merge it"):
             resolve(str(tiny_directory), tiny_directory)
 
     def test_pickled_weights_are_converted_by_the_command_of_the_message(
@@ -193,7 +193,7 @@ class TestNames:
             resolve(name, tmp_path)
 
     def test_no_gguf_of_that_name(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelLoadError, match=r"There is no file .*missing\.gguf"):
+        with pytest.raises(ModelLoadError, match=r"The file .*missing\.gguf does not exist"):
             resolve(str(tmp_path / "missing.gguf"), tmp_path)
 
     def test_a_hub_id_that_cannot_be_fetched(
@@ -201,7 +201,7 @@ class TestNames:
     ) -> None:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         with pytest.raises(
-            ModelLoadError, match=r"cannot be fetched from the Hugging Face hub: .+"
+            ModelLoadError, match=r"cannot be downloaded from the Hugging Face hub: .+"
         ):
             resolve("no-such-org/no-such-model", tmp_path)
 
@@ -497,7 +497,7 @@ class TestGenerationDefaults:
         assert write("tokenizer_config.json", {"eos_token": "<|im_end|>"}) == {7}
         assert write("config.json", {"eos_token_id": 3}) == {3}
         assert write("generation_config.json", {"eos_token_id": [2, 0]}) == {2, 0}
-        with pytest.raises(ModelLoadError, match=r"eos_token_id of .*, which are no token ids"):
+        with pytest.raises(ModelLoadError, match=r"eos_token_id of .*, which is not a list of ids"):
             write("generation_config.json", {"eos_token_id": "</s>"})
 
 

@@ -88,7 +88,7 @@ class MessageReader:
             del data
             yield message
         finally:
-            self._in_progress.give_back(caller.name, num_bytes)
+            self._in_progress.release(caller.name, num_bytes)
 
     def _place(self, caller: Caller) -> AbstractAsyncContextManager[None]:
         if not caller.name:

@@ -55,7 +55,7 @@ def test_count_is_what_was_taken_and_never_above_the_capacity(
             shared.take(caller, amount)
             held[caller] += amount
         elif amount < 0 and held[caller] >= -amount:
-            shared.give_back(caller, -amount)
+            shared.release(caller, -amount)
             held[caller] += amount
         assert {name: shared.held_by(name) for name in held} == held
         assert shared.num_used == sum(held.values()) <= 20

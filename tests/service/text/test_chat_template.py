@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from service.domain.chat import Message, PromptOptions, ToolCall
-from service.errors import TemplateRefused
+from service.errors import TemplateRejected
 from service.text.chat_template import render_prompt, template_messages, with_known_roles
 from tests.service.text.conftest import LibraryTokenizer, byte_level
 
@@ -24,9 +24,9 @@ class TemplatingTokenizer(LibraryTokenizer):
     def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
         roles = [message["role"] for message in messages]
         if "system" in roles[1:] and "late system" in self._refuses:
-            raise TemplateRefused("System message must be at the beginning")
+            raise TemplateRejected("System message must be at the beginning")
         if "system" in roles and "system" in self._refuses:
-            raise TemplateRefused("System role not supported")
+            raise TemplateRejected("System role not supported")
         return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
 
 
@@ -63,7 +63,7 @@ def test_a_template_that_drops_the_last_message_cannot_continue_it() -> None:
             return super().render_chat(messages[:-1], options)
 
     options = PromptOptions(add_generation_prompt=False, continue_final_message=True)
-    with pytest.raises(TemplateRefused, match="leaves the last message out"):
+    with pytest.raises(TemplateRejected, match="leaves the last message out"):
         render_prompt(Dropping(), (USER, Message("assistant", "Once")), options)
 
 
@@ -77,9 +77,9 @@ def test_of_a_long_prompt_the_end_is_kept() -> None:
 
 def test_a_refusal_is_about_the_messages_as_they_were_sent() -> None:
     tokenizer = TemplatingTokenizer("system", "late system")
-    with pytest.raises(TemplateRefused, match="System message must be at the beginning"):
+    with pytest.raises(TemplateRejected, match="System message must be at the beginning"):
         rendered(tokenizer, USER, OTHER)
-    with pytest.raises(TemplateRefused, match="System role not supported"):
+    with pytest.raises(TemplateRejected, match="System role not supported"):
         rendered(tokenizer, SYSTEM, USER)
 
 
@@ -126,5 +126,5 @@ def test_developer_is_system_unless_the_template_knows_it() -> None:
 
 
 def test_half_a_surrogate_pair_that_json_wrote_is_refused() -> None:
-    with pytest.raises(TemplateRefused, match="surrogate"):
+    with pytest.raises(TemplateRejected, match="surrogate"):
         render_prompt(TemplatingTokenizer(), (Message("user", "\ud800"),), PromptOptions())
