@@ -1,4 +1,4 @@
-"""Where a field of the wire's parameters stands in OpenAI's JSON."""
+"""The names of proto fields in OpenAI's JSON, for errors."""
 
 import re
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _RENAMED = [
     (r"(content\[\d+\])\.audio", r"\1.input_audio"),
     (r"\.arguments_json\b", ".arguments"),
 ]
-# A path may go on within a JSON schema, whose keys are the client's own.
+# A path may continue within a JSON schema, whose keys are the client's.
 _SCHEMA = re.compile(
     r"(?:conversation\.)?(?:(?P<before>response_format\.json_schema)\.schema_json(?P<within>.*)"
     r"|(?P<tool>tools\[\d+\]\.function)\.parameters_json_schema(?P<inside>.*))",
@@ -30,10 +30,10 @@ _SCHEMA = re.compile(
 
 
 def param_of(field: str, names: Mapping[str, str] = NO_NAMES) -> str:
-    """Return the OpenAI name of a wire path: `sampling.temperature` is `temperature`.
+    """Return the OpenAI name of a path of proto fields: `sampling.temperature` is `temperature`.
 
     Args:
-        names: What a client calls parameters that have several names, by the first of these.
+        names: The names that the client uses for parameters with several names, by the first.
     """
     param = _param(field)
     for name, called in names.items():

@@ -24,6 +24,7 @@ from service.rpc.calls.standard_services import StandardServiceInterceptor
 from service.rpc.calls.work_pools import WorkPools
 from service.rpc.chat_servicer import ChatServicer
 from service.rpc.completion_servicer import CompletionServicer
+from service.rpc.generation_calls import GenerationCalls
 from service.rpc.model_servicer import ModelServicer
 from service.rpc.serving.lifecycle import Lifecycle
 from service.rpc.serving.load_reports import LoadReports
@@ -127,11 +128,12 @@ class Server:
         )
         self._admin = grpc.aio.server(options=options, interceptors=[standard])
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._admin)
+        generations = GenerationCalls(lifecycle, self._pools, request_timeout_s)
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(
-            ChatServicer(lifecycle, self._pools, request_timeout_s), self._server
+            ChatServicer(generations), self._server
         )
         completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(
-            CompletionServicer(lifecycle, self._pools, request_timeout_s), self._server
+            CompletionServicer(generations), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(lifecycle, self._pools), self._server

@@ -61,12 +61,12 @@ class JsonSchema:
             )
         except SchemaError as error:
             return error.with_traceback(None)
-        if rules.weakenings:
+        if rules.unenforced:
             _log.info(
                 "schema_weakened",
                 field=self.field,
-                keywords=[each.path for each in rules.weakenings[:_MAX_LOGGED]],
-                num_keywords=len(rules.weakenings),
+                keywords=[each.path for each in rules.unenforced[:_MAX_LOGGED]],
+                num_keywords=len(rules.unenforced),
             )
         return rules
 

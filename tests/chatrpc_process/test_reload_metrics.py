@@ -9,8 +9,8 @@ from chatrpc_process.access.keys import load_keys
 from chatrpc_process.files.watched import Watched
 from chatrpc_process.reload_metrics import ReloadMetrics
 from chatrpc_process.tls import watch_tls
-from tests.gateway_http.api_keys import key, write
-from tests.tls_files import issue
+from tests.support.api_keys import key, write
+from tests.support.tls_files import issue
 
 SUCCESSFUL = "chatrpc_config_last_reload_successful"
 LOADED_AT = "chatrpc_config_last_reload_success_timestamp_seconds"

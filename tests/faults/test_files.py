@@ -17,20 +17,21 @@ from structlog.testing import capture_logs
 from chatrpc_process.files.small_file import MAX_BYTES
 from chatrpc_process.tls import TlsFiles
 from service.domain.engine import FinishReason, TokenOutput
-from service.domain.model import ServedModel
+from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
+from service.generation.local_backend import locally_served
 from service.rpc.server import SERVICE_NAMES, Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.fakes.wait import until
-from tests.faults.program import Client
-from tests.gateway_http.api_keys import OTHER, SECRET, key
-from tests.service.rpc.calls.test_authorization import Guarded, guarded
-from tests.service.rpc.conftest import CARD
-from tests.service.rpc.details import refusal
-from tests.service.rpc.serving.test_tls import check, read, trusting
-from tests.tls_files import issue, write
+from tests.support.api_keys import OTHER, SECRET, key
+from tests.support.grpc_server import CARD
+from tests.support.guarded_server import Guarded, guarded
+from tests.support.programs import Client
+from tests.support.rpc_errors import refusal
+from tests.support.tls_client import check, read, trusting
+from tests.support.tls_files import issue, write
 
 
 @asynccontextmanager
@@ -199,7 +200,9 @@ async def secured(files: TlsFiles) -> AsyncIterator[tuple[FakeEngine, int]]:
     server = Server(lifecycle, request_timeout_s=600, tls=files)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
-        ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        locally_served(
+            LocalModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        )
     )
     yield engine, port
     await server.stop()

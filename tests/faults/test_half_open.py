@@ -7,19 +7,20 @@ import httpx
 import pytest
 
 from service.domain.engine import FinishReason, TokenOutput
-from service.domain.model import ServedModel
+from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
+from service.generation.local_backend import locally_served
 from service.rpc.server import OPTIONS, SERVICE_NAMES, Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.fakes.wait import until
-from tests.faults.program import Client, http_client
-from tests.faults.tcp_proxy import TcpProxy
-from tests.gateway_http.conftest import serving, started
-from tests.gateway_http.raw_http import RawClient
-from tests.service.rpc.conftest import CARD
+from tests.support.gateway import serving, started
+from tests.support.grpc_server import CARD
+from tests.support.programs import Client, http_client
+from tests.support.raw_http import RawClient
+from tests.support.tcp_proxy import TcpProxy
 
 # As the service pings its clients, but for the patience.
 _PATIENCE = {
@@ -39,7 +40,9 @@ async def test_a_grpc_client_that_vanishes_frees_its_generation(is_answered: boo
     server = Server(lifecycle, request_timeout_s=600, options=IMPATIENT)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
-        ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        locally_served(
+            LocalModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        )
     )
     async with TcpProxy(port) as proxy, Client(proxy.target) as gone:
         stream = gone.stream()

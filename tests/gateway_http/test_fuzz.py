@@ -16,7 +16,7 @@ from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.error import ErrorObject, InvalidRequest
 from gateway_http.protocol.request import ChatCompletionRequest
 from gateway_http.protocol.tokens import DetokenizeRequest, TokenizeRequest
-from tests.gateway_http.conftest import checking_service, serving
+from tests.support.gateway import checking_service, serving
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -1,6 +1,5 @@
 """docs/parity.md lists every field of both APIs, and each HTTP field sets its proto fields."""
 
-import base64
 import json
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -23,6 +22,8 @@ from gateway_http.convert import completions, requests, tokens
 from gateway_http.protocol import completion, error, request, response, sampling
 from gateway_http.protocol import tokens as token_types
 from gateway_http.protocol.decode import decoder
+from gateway_http.protocol.params import param_of
+from tests.gateway_http.sample_bodies import CHAT, CONVERSATION, HI, TEXT, TOOL
 
 ROWS = parity.rows()
 # Each HTTP field with each of its proto fields.
@@ -48,7 +49,7 @@ def own_structs(module: ModuleType) -> dict[str, type[msgspec.Struct]]:
     }
 
 
-TWICE = {"Message", "ToolCall", "FunctionCall"}  # in requests and in answers
+TWICE = {"Message", "ToolCall", "FunctionCall"}  # in requests and in responses
 NAMES: dict[type[msgspec.Struct], str] = {
     kind: f"{module.__name__.rpartition('.')[2].capitalize()}{name}" if name in TWICE else name
     for module in STRUCTS
@@ -96,93 +97,6 @@ def test_rows_are_the_fields_of_the_protos() -> None:
     assert {wire for row in ROWS for wire in row.field.proto_fields} == wire_fields()
 
 
-# Bodies that have every field of a request somewhere. Each of the first is one optional field.
-HI = {"role": "user", "content": "Hi"}
-TOOL = {"type": "function", "function": {"name": "f"}}
-SAMPLING: dict[str, Any] = {
-    "temperature": 0.5,
-    "top_p": 0.5,
-    "top_k": 5,
-    "min_p": 0.5,
-    "presence_penalty": 1,
-    "frequency_penalty": 1,
-    "repetition_penalty": 1.5,
-    "repeat_penalty": 1.5,
-    "max_tokens": 5,
-    "min_tokens": 1,
-    "seed": 5,
-    "n": 2,
-    "stop": "x",
-    "stop_token_ids": [1],
-    "logit_bias": {"5": 1.5},
-    "ignore_eos": True,
-    "include_stop_str_in_output": True,
-    "skip_special_tokens": False,
-    "bad_words": ["x"],
-    "allowed_token_ids": [1],
-    "response_format": {
-        "type": "json_schema",
-        "json_schema": {"name": "s", "description": "d", "schema": {"a": 1}, "strict": True},
-    },
-    "structured_outputs": {"regex": "a"},
-    "prompt_logprobs": 1,
-    "return_token_ids": True,
-    "truncate_prompt_tokens": 5,
-    "priority": 1,
-    "cache_salt": "s",
-    "user": "u",
-}
-CHAT = SAMPLING | {
-    "max_completion_tokens": 5,
-    "tools": [
-        {
-            "type": "function",
-            "function": {"name": "f", "description": "d", "parameters": {"a": 1}, "strict": True},
-        }
-    ],
-    "tool_choice": TOOL,
-    "parallel_tool_calls": False,
-    "logprobs": True,
-    "top_logprobs": 1,
-    "reasoning_effort": "low",
-    "verbosity": "low",
-    "modalities": ["text"],
-    "audio": {"voice": "alto", "format": "wav"},
-    "prediction": {"type": "content", "content": "x"},
-    "chat_template_kwargs": {"a": 1},
-    "add_generation_prompt": False,
-    "continue_final_message": True,
-    "safety_identifier": "i",
-    "metadata": {"a": "b"},
-    "store": True,
-    "prompt_cache_key": "k",
-    "service_tier": "auto",
-}
-TEXT = SAMPLING | {"echo": True, "logprobs": 1, "suffix": "x", "add_special_tokens": False}
-DATA = base64.b64encode(b"x").decode()
-CONVERSATION = [
-    HI | {"name": "n"},
-    {
-        "role": "user",
-        "content": [
-            {"type": "text", "text": "t"},
-            {"type": "image_url", "image_url": {"url": "u", "detail": "low"}},
-            {"type": "input_audio", "input_audio": {"data": DATA, "format": "wav"}},
-            {"type": "file", "file": {"file_id": "i", "filename": "n"}},
-            {"type": "file", "file": {"file_data": DATA}},
-        ],
-    },
-    {
-        "role": "assistant",
-        "content": [{"type": "refusal", "refusal": "no"}],
-        "tool_calls": [
-            {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-        ],
-        "reasoning_content": "r",
-    },
-    {"role": "assistant", "content": "x", "refusal": "no", "reasoning": "r"},
-    {"role": "tool", "content": "x", "tool_call_id": "c"},
-]
 FORMS = (
     {"structured_outputs": {"json": {"a": 1}}},
     {"structured_outputs": {"choice": ["a"]}},
@@ -209,7 +123,7 @@ OF_MESSAGES = {
 
 
 def with_model(convert: Callable[[Any], Message]) -> Callable[[Any], Message]:
-    """As `convert`, with the model, which is set when the call is made."""
+    """Return a conversion that sets the model, too, as the gateway does when it makes the call."""
 
     def converted(body: Any) -> Message:
         message: Any = convert(body)
@@ -250,7 +164,7 @@ def cases() -> Iterator[Case]:
 
 
 def given_fields(value: Any) -> Iterator[str]:
-    """The fields of the structs in a request that are not null."""
+    """Yield the fields of the structs in a request that are not null."""
     if isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
             held = getattr(value, name)
@@ -263,7 +177,7 @@ def given_fields(value: Any) -> Iterator[str]:
 
 
 def set_fields(message: Message) -> Iterator[str]:
-    """The fields of the messages in a message that are set."""
+    """Yield the fields of the messages in a message that are set."""
     for field, value in message.ListFields():
         yield f"{message.DESCRIPTOR.name}.{field.name}"
         kind = field.message_type
@@ -273,7 +187,7 @@ def set_fields(message: Message) -> Iterator[str]:
 
 
 def arrivals() -> list[tuple[set[str], set[str]]]:
-    """What was given over HTTP and what was set on the wire, for each case."""
+    """Return the HTTP fields that are set and the proto fields that are set, for each case."""
     found = []
     for kind, body, convert in cases():
         decoded = decoder(kind)(json.dumps(body).encode())
@@ -304,3 +218,20 @@ def test_cases_have_every_field_of_requests_that_has_a_proto_field() -> None:
         if kind.__module__ in {request.__name__, sampling.__name__}
     } | {"CompletionRequest", "TokenizeRequest"}
     assert {http for http, _ in PAIRS if http.split(".")[0] in requests_of_ours} <= ASKED
+
+
+# Where a message's fields are in a request, in the paths of errors.
+PATHS = {
+    "ChatCompletionParams": "",
+    "CompletionParams": "",
+    "SamplingParams": "sampling.",
+    "PromptOptions": "prompt.",
+    "DetokenizeRequest": "",
+}
+
+
+@pytest.mark.parametrize("wire", sorted({wire for _, wire in PAIRS if wire.split(".")[0] in PATHS}))
+def test_error_names_an_http_field_of_the_proto_field(wire: str) -> None:
+    message, _, field = wire.partition(".")
+    names = {http.rpartition(".")[2] for http, each in PAIRS if each == wire}
+    assert param_of(PATHS[message] + field) in names

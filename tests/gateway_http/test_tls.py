@@ -20,11 +20,11 @@ from gateway_http.config import Settings
 from gateway_http.endpoints import ENDPOINTS
 from gateway_http.server import Server
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
-from tests.gateway_http.api_keys import SECRET, key, write
-from tests.gateway_http.conftest import started
-from tests.gateway_http.raw_http import RawClient
-from tests.tls_files import issue, lock
-from tests.tls_files import write as write_bytes
+from tests.support.api_keys import SECRET, key, write
+from tests.support.gateway import started
+from tests.support.raw_http import RawClient
+from tests.support.tls_files import issue, lock
+from tests.support.tls_files import write as write_bytes
 
 END = "-----END CERTIFICATE-----"
 

@@ -16,7 +16,8 @@ from service.model import ModelLoader
 from service.rpc.server import SERVICE_NAMES, Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.wait import until
-from tests.service.test_main import request, save_model
+from tests.support.service_process import request
+from tests.support.tiny_model import save_model
 
 
 @dataclass

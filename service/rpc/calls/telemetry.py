@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from chatrpc_process.tracing.api import Kind, Span, TraceContext, Tracer, Value
-from service.domain.engine import EngineTimings, Request
+from service.domain.backend import Prompt
+from service.domain.engine import EngineTimings
 from service.metrics import Metrics
 from service.rpc.calls import engine_timings
 from service.rpc.calls.genai_attributes import Response, finish_reasons, request_attributes
@@ -45,8 +46,10 @@ class CallTelemetry:
         self._last_chunk_s: float | None = None
         self._client = _address(peer)
         self._model = ""  # as the request names it
-        self._requests: Sequence[Request] = ()
-        self._timings: dict[int, EngineTimings] = {}  # of each request, by its index
+        self._prompts: Sequence[Prompt] = ()
+        self._n = 0  # choices for each prompt
+        self._max_tokens: int | None = None
+        self._timings: dict[int, EngineTimings] = {}  # of each prompt, by its index
         self._response = Response()
         # As the response has reported them:
         self._num_prompt_tokens = self._num_generated = self._num_cached = 0
@@ -70,9 +73,14 @@ class CallTelemetry:
                 request_attributes(message.params, is_streamed=self._is_streamed)
             )
 
-    def note_requests(self, requests: Sequence[Request]) -> None:
-        """Note the engine requests that the call is about to make, one for each prompt."""
-        self._requests = requests
+    def note_prompts(self, prompts: Sequence[Prompt], n: int, max_tokens: int | None) -> None:
+        """Note the prompts of a generation that is about to be admitted.
+
+        Args:
+            n: Number of choices for each prompt.
+            max_tokens: Maximum tokens of a choice; None: no maximum.
+        """
+        self._prompts, self._n, self._max_tokens = prompts, n, max_tokens
 
     def note_timings(self, prompt_index: int, timings: EngineTimings) -> None:
         """Note the timings of a prompt's request, as its last output reports them."""
@@ -138,7 +146,7 @@ class CallTelemetry:
     def _generation_fields(self) -> dict[str, Any]:
         fields: dict[str, Any] = {"is_streamed": self._is_streamed}
         num_prompt_tokens, num_generated = self._unreported_tokens()
-        if self._requests:
+        if self._prompts:
             fields["prompt_tokens"] = self._num_prompt_tokens + num_prompt_tokens
             fields["completion_tokens"] = self._num_generated + num_generated
             fields["cached_tokens"] = self._num_cached
@@ -174,10 +182,10 @@ class CallTelemetry:
 
         There are none if the response was complete, apart from tokens after a stop string.
         """
-        if len(self._finish_reasons) == sum(request.n for request in self._requests):
+        if len(self._finish_reasons) == len(self._prompts) * self._n:
             return 0, 0
         scheduled = {i: t for i, t in self._timings.items() if t.scheduled_s is not None}
-        num_prompt_tokens = sum(len(self._requests[i].prompt_token_ids) for i in scheduled)
+        num_prompt_tokens = sum(self._prompts[i].num_tokens or 0 for i in scheduled)
         num_generated = sum(timings.num_tokens for timings in scheduled.values())
         return (
             max(0, num_prompt_tokens - self._num_prompt_tokens),
@@ -188,10 +196,10 @@ class CallTelemetry:
         metrics, num_generated = self._metrics, self._num_generated
         metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
         metrics.request_generation_tokens.observe(num_generated)
-        for request in self._requests:
-            metrics.request_n.observe(request.n)
-            if request.sampling.max_tokens is not None:
-                metrics.request_max_tokens.observe(request.sampling.max_tokens)
+        for _ in self._prompts:
+            metrics.request_n.observe(self._n)
+            if self._max_tokens is not None:
+                metrics.request_max_tokens.observe(self._max_tokens)
         if timings.queued_s is not None:
             metrics.prepare_s.observe(timings.queued_s - self._started_s)
         for phase in engine_timings.phases(timings, time.monotonic()):

@@ -1,150 +1,177 @@
-"""The simple assertions that the keywords of a schema make, those about parts of it apart."""
+"""Subschemas, and the simple assertions that their keywords make about a value.
 
-from collections.abc import Iterator
+A subschema is equivalent to a list of clauses (a conjunctive normal form). A value matches the
+subschema if it satisfies every clause. It satisfies a clause if it satisfies at least one of its
+alternatives: all assertions and all further subschemas of that alternative.
+"""
 
-from service.text.schema import formats, patterns
-from service.text.schema.claims import (
-    TYPES,
-    Atom,
-    Claim,
-    Count,
-    Multiple,
-    Names,
-    Presence,
-    Properties,
-    Text,
-    Types,
-    Unevaluated,
-    Unique,
-)
-from service.text.schema.enforcement import Enforcement
-from service.text.schema.errors import SchemaError
-from service.text.schema.keywords import Keywords
-from service.text.schema.pattern_syntax import InvalidPattern, UnsupportedPattern
-from service.text.schema.values import Json, quoted, step
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
-_MAX_PATTERNS = 8  # of the names of one object
-_NEVER = "(/a/ & /b/)"
+from service.text.schema.json_values import Json, Number
+
+NUMBERS = frozenset({"integer", "fraction"})
+TYPES = frozenset({"null", "boolean", "string", "array", "object"}) | NUMBERS
 
 
-def assertions(keywords: Keywords, enforcement: Enforcement) -> Iterator[Atom]:
-    """Each assertion, in the order in which the types are written here.
+@dataclass(frozen=True, slots=True)
+class Subschema:
+    """A schema in the document that a value must match, or must not match if `is_negated`.
 
-    Raises:
-        SchemaError: a keyword is malformed, or must be followed and cannot be enforced.
+    Attributes:
+        path: The path of the schema in the document.
+        scopes: The paths of the enclosing schemas whose `unevaluatedProperties` or
+            `unevaluatedItems` take into account what this schema evaluates.
+        negated_by: The path of the keyword that negates the schema.
     """
-    yield from _type_atoms(keywords)
-    yield from _number_atoms(keywords)
-    yield from _string_atoms(keywords, enforcement)
-    yield from _array_atoms(keywords)
-    yield from _property_atoms(keywords, enforcement)
-    yield from _object_atoms(keywords, enforcement)
 
+    schema: Json = field(compare=False)
+    path: str
+    is_negated: bool = False
+    scopes: frozenset[str] = frozenset()
+    negated_by: str = field(default="", compare=False)
 
-def _type_atoms(keywords: Keywords) -> Iterator[Atom]:
-    if (types := keywords.types()) != TYPES:
-        yield Types(types)
-
-
-def _number_atoms(keywords: Keywords) -> Iterator[Atom]:
-    yield from keywords.limits()
-    multiple = keywords.number("multipleOf")
-    if multiple is not None:
-        if multiple <= 0:
-            raise SchemaError(keywords.where("multipleOf"), "It is not above 0.")
-        yield Multiple(multiple, keywords.where("multipleOf"))
-
-
-def _string_atoms(keywords: Keywords, enforcement: Enforcement) -> Iterator[Atom]:
-    least, most = keywords.count("minLength") or 0, keywords.count("maxLength")
-    if least or most is not None:
-        yield Text(patterns.lengths(least, most) if most is None or least <= most else _NEVER)
-    if "pattern" in keywords.schema:
-        path = keywords.where("pattern")
-        terminal = _terminal(keywords.schema["pattern"], path, enforcement)
-        if terminal is not None:
-            yield Text(terminal)
-    form = keywords.schema.get("format")
-    if isinstance(form, str) and form in formats.TERMINALS:
-        yield Text(formats.TERMINALS[form])
-
-
-def _array_atoms(keywords: Keywords) -> Iterator[Atom]:
-    items = keywords.items()
-    if items.prefix or items.rest is not None:
-        yield items
-    least, most = keywords.count("minItems") or 0, keywords.count("maxItems")
-    if least or most is not None:
-        yield Count(least, most, True, keywords.where("minItems" if least else "maxItems"))
-    contains = keywords.contains()
-    if contains is not None and (contains.least or contains.most is not None):
-        yield contains
-    if _boolean(keywords, "uniqueItems"):
-        yield Unique(keywords.where("uniqueItems"))
-    if "unevaluatedItems" in keywords.schema:
-        inner = keywords.inner("unevaluatedItems", keywords.schema["unevaluatedItems"])
-        yield Unevaluated(keywords.path, inner, True)
-
-
-def _property_atoms(keywords: Keywords, enforcement: Enforcement) -> Iterator[Atom]:
-    names = tuple(
-        (name, keywords.inner("properties", schema, name))
-        for name, schema in keywords.map_of_schemas("properties").items()
-    )
-    by_pattern: list[tuple[str, str, Claim]] = []
-    for pattern, schema in keywords.map_of_schemas("patternProperties").items():
-        if len(by_pattern) == _MAX_PATTERNS:
-            reason = f"More than {_MAX_PATTERNS} patterns of names are not supported."
-            enforcement.give_up(keywords.where("patternProperties"), reason)
-            break
-        path = step(keywords.where("patternProperties"), pattern)
-        terminal = _terminal(pattern, path, enforcement)
-        if terminal is not None:
-            opposite = patterns.terminal(pattern, is_negated=True)
-            inner = keywords.inner("patternProperties", schema, pattern)
-            by_pattern.append((terminal, opposite, inner))
-    rest = None
-    if "additionalProperties" in keywords.schema:
-        schema = keywords.schema["additionalProperties"]
-        rest = keywords.inner("additionalProperties", schema)
-    if names or by_pattern or rest is not None:
-        yield Properties(names, tuple(by_pattern), rest, keywords.owners)
-
-
-def _object_atoms(keywords: Keywords, enforcement: Enforcement) -> Iterator[Atom]:
-    if isinstance(keywords.schema.get("required"), bool):
-        # Draft 3 wrote it into the schema of the property itself.
-        enforcement.give_up(
-            keywords.where("required"), "It is not a list of names, as all drafts from 4 on say."
+    def negated(self, negated_by: str = "") -> "Subschema":
+        """Return the negation: values that match it do not match this subschema."""
+        return Subschema(
+            self.schema, self.path, not self.is_negated, negated_by=negated_by or self.negated_by
         )
-    elif required := keywords.required():
-        yield Presence(required)
-    least, most = keywords.count("minProperties") or 0, keywords.count("maxProperties")
-    if least or most is not None:
-        path = keywords.where("minProperties" if least else "maxProperties")
-        yield Count(least, most, False, path)
-    if "propertyNames" in keywords.schema:
-        yield Names(keywords.inner("propertyNames", keywords.schema["propertyNames"]))
-    if "unevaluatedProperties" in keywords.schema:
-        inner = keywords.inner("unevaluatedProperties", keywords.schema["unevaluatedProperties"])
-        yield Unevaluated(keywords.path, inner, False)
 
 
-def _boolean(keywords: Keywords, keyword: str) -> bool:
-    value = keywords.schema.get(keyword, False)
-    if not isinstance(value, bool):
-        raise SchemaError(keywords.where(keyword), "It is not a boolean.")
-    return value
+# Subschemas that are in no document. No path in a document begins with `#`.
+ANYTHING = Subschema(True, "#anything")
+NOTHING = Subschema(False, "#nothing")
+OBJECT = Subschema({"type": "object"}, "#object")
+STRING = Subschema({"type": "string"}, "#string")
 
 
-def _terminal(pattern: Json, path: str, enforcement: Enforcement) -> str | None:
-    """The terminal of a pattern; None where it cannot be enforced."""
-    if not isinstance(pattern, str):
-        raise SchemaError(path, "A pattern is a string.")
-    try:
-        return patterns.terminal(pattern)
-    except InvalidPattern as error:
-        raise SchemaError(path, f"The pattern is not a regular expression: {error}.") from error
-    except UnsupportedPattern as error:
-        enforcement.give_up(path, f"The pattern's part {quoted(str(error))} is not supported.")
-        return None
+@dataclass(frozen=True, slots=True)
+class Types:
+    """The value has one of these types. All other assertions apply to values of one type only."""
+
+    types: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Literals:
+    """The value is one of `values`, or none of them if `is_excluded`. All are scalars."""
+
+    values: tuple[Json, ...]
+    is_excluded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NumberLimit:
+    """A number is at least, or at most, `number`."""
+
+    number: Number
+    is_lower: bool
+    is_exclusive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MultipleOf:
+    """A number is a multiple of `number`."""
+
+    number: Number
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class StringTerminal:
+    """The terminal matches a string as JSON writes it."""
+
+    terminal: str
+    is_negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Subschemas of an array's items: the first ones, and the rest (None: no subschema)."""
+
+    prefix: tuple[Subschema, ...]
+    rest: Subschema | None
+    scopes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Contains:
+    """An array has `least` to `most` items that match `subschema`."""
+
+    subschema: Subschema
+    opposite: Subschema
+    least: int
+    most: int | None
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRange:
+    """The number of an array's items, or of an object's properties, is in a range."""
+
+    least: int
+    most: int | None
+    is_of_items: bool
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class UniqueItems:
+    """No two items of an array are equal."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """Subschemas of an object's properties: by name, by pattern, and the rest (None: no subschema).
+
+    A pattern is a pair of terminals over the JSON text of the name: one to match, and a wider one
+    to use with `~`.
+    """
+
+    names: tuple[tuple[str, Subschema], ...] = ()
+    patterns: tuple[tuple[str, str, Subschema], ...] = ()
+    rest: Subschema | None = None
+    scopes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class PropertyNames:
+    """The name of every property of an object matches the subschema."""
+
+    subschema: Subschema
+
+
+@dataclass(frozen=True, slots=True)
+class PropertyPresence:
+    """An object has all these properties, or none of them if `is_forbidden`."""
+
+    names: tuple[str, ...]
+    is_forbidden: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unevaluated:
+    """The parts that no schema within `scope` evaluates match the subschema."""
+
+    scope: str
+    subschema: Subschema
+    is_of_items: bool
+
+
+Assertion: TypeAlias = (
+    Types | Literals | NumberLimit | MultipleOf | StringTerminal | Items | Contains | SizeRange
+    | UniqueItems | Properties | PropertyNames | PropertyPresence | Unevaluated
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """Assertions and subschemas that a value must all satisfy."""
+
+    assertions: tuple[Assertion, ...] = ()
+    subschemas: tuple[Subschema, ...] = ()
+
+
+Clause: TypeAlias = tuple[Alternative, ...]

@@ -1,4 +1,4 @@
-"""What becomes of keywords that a grammar cannot enforce."""
+"""The handling of keywords that a grammar cannot enforce."""
 
 from dataclasses import dataclass
 
@@ -6,18 +6,18 @@ from service.text.schema.errors import UnsupportedKeyword
 
 
 @dataclass(frozen=True, slots=True)
-class Weakening:
-    """A keyword that is not enforced, or not as far as it goes."""
+class UnenforcedKeyword:
+    """A keyword that the grammar does not enforce, or enforces only in part."""
 
     path: str
     reason: str
 
 
 class Enforcement:
-    """What becomes of a keyword that a grammar cannot enforce.
+    """Handles keywords that a grammar cannot enforce.
 
-    In a schema that must be followed exactly it is an error. In any other it is left out, and
-    noted in `weakenings`.
+    If the schema is strict, such a keyword is an error. Otherwise the keyword is left out and
+    recorded in `unenforced`.
     """
 
     def __init__(self, *, is_strict: bool) -> None:
@@ -25,13 +25,15 @@ class Enforcement:
         self._reasons: dict[str, str] = {}
 
     @property
-    def weakenings(self) -> tuple[Weakening, ...]:
-        return tuple(Weakening(path, reason) for path, reason in self._reasons.items())
+    def unenforced(self) -> tuple[UnenforcedKeyword, ...]:
+        """The recorded keywords, each path once."""
+        return tuple(UnenforcedKeyword(path, reason) for path, reason in self._reasons.items())
 
-    def give_up(self, path: str, reason: str) -> None:
-        """
+    def cannot_enforce(self, path: str, reason: str) -> None:
+        """Record the keyword at `path` as not enforced.
+
         Raises:
-            UnsupportedKeyword: the schema must be followed exactly.
+            UnsupportedKeyword: The schema is strict.
         """
         if self._is_strict:
             raise UnsupportedKeyword(path, reason)

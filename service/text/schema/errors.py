@@ -1,10 +1,10 @@
-"""The ways in which a schema can fail, by the path of the keyword."""
+"""The errors of a schema, each with the path of the keyword."""
 
 
 class SchemaError(Exception):
-    """A schema, or a keyword of it, is malformed or no value can fulfil it.
+    """The schema or one of its keywords is malformed, or no value can match the schema.
 
-    `path` is where the keyword stands, as `.properties.x.minimum`; empty for the whole schema.
+    `path` locates the keyword, such as `.properties.x.minimum`. It is empty for the whole schema.
     """
 
     def __init__(self, path: str, message: str) -> None:
@@ -13,4 +13,4 @@ class SchemaError(Exception):
 
 
 class UnsupportedKeyword(SchemaError):
-    """A keyword that a grammar cannot enforce, in a schema that must be followed exactly."""
+    """A grammar cannot enforce a keyword of a strict schema."""

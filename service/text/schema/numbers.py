@@ -9,54 +9,66 @@ from decimal import Decimal
 from fractions import Fraction
 from math import ceil, floor, gcd, lcm
 
-from service.text.schema.values import Number
+from service.text.schema.json_values import Number
 
 _INTEGER = "/0|-?[1-9][0-9]*/"
 PLAIN = r"/-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?/"
-# A double ends at 1.8e308, and a reader of JSON makes infinity of larger numbers.
+# The largest double is 1.8e308. A JSON parser turns larger numbers into infinity.
 _NUMBER = r"/-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?/"
-_FRACTION = r"/-?[0-9]+\.[0-9]*[1-9][0-9]*/"  # what is no integer
+_FRACTION = r"/-?[0-9]+\.[0-9]*[1-9][0-9]*/"  # any number that is not an integer
 
-# Multiples of other numbers are listed one by one where there are no more than this.
+# If an interval has at most this many multiples of a number, they are listed one by one.
 _MAX_LISTED = 1_000
-# Multiples are told apart by an automaton with as many states: 80 s to compile for 999 983.
+# Multiples of n are matched by an automaton with n states, which takes 80 s to compile for 999 983.
 MAX_MULTIPLE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """An interval of numbers; None: without an end."""
+    """An interval of numbers. None: no bound on this side."""
 
     lower: Number | None = None
-    is_above: bool = False  # the lower bound itself is outside
+    is_lower_exclusive: bool = False
     upper: Number | None = None
-    is_below: bool = False
+    is_upper_exclusive: bool = False
 
-    def from_(self, limit: Number, *, is_exclusive: bool) -> "Bounds":
-        """The part of the interval from `limit` on."""
-        if self.lower is not None and (self.lower, self.is_above) >= (limit, is_exclusive):
+    def at_least(self, limit: Number, *, is_exclusive: bool) -> "Bounds":
+        """Return the part of the interval from `limit` upwards."""
+        if self.lower is not None and (self.lower, self.is_lower_exclusive) >= (
+            limit,
+            is_exclusive,
+        ):
             return self
-        return replace(self, lower=limit, is_above=is_exclusive)
+        return replace(self, lower=limit, is_lower_exclusive=is_exclusive)
 
-    def to(self, limit: Number, *, is_exclusive: bool) -> "Bounds":
-        """The part of the interval up to `limit`."""
-        if self.upper is not None and (self.upper, not self.is_below) <= (limit, not is_exclusive):
+    def at_most(self, limit: Number, *, is_exclusive: bool) -> "Bounds":
+        """Return the part of the interval up to `limit`."""
+        if self.upper is not None and (self.upper, not self.is_upper_exclusive) <= (
+            limit,
+            not is_exclusive,
+        ):
             return self
-        return replace(self, upper=limit, is_below=is_exclusive)
+        return replace(self, upper=limit, is_upper_exclusive=is_exclusive)
 
-    def holds(self, number: Number) -> bool:
-        """Whether the number is in the interval."""
-        is_below = self.lower is not None and (number, not self.is_above) <= (self.lower, False)
-        is_above = self.upper is not None and (number, self.is_below) >= (self.upper, True)
-        return not is_below and not is_above
+    def contains(self, number: Number) -> bool:
+        """Return True if the number is in the interval."""
+        is_upper_exclusive = self.lower is not None and (number, not self.is_lower_exclusive) <= (
+            self.lower,
+            False,
+        )
+        is_lower_exclusive = self.upper is not None and (number, self.is_upper_exclusive) >= (
+            self.upper,
+            True,
+        )
+        return not is_upper_exclusive and not is_lower_exclusive
 
     def integers(self) -> tuple[int | None, int | None]:
-        """The least and the greatest integer of the interval; the first may be the greater."""
+        """Return the least and the greatest integer. If there is none, the least is larger."""
         least = greatest = None
         if self.lower is not None:
-            least = floor(self.lower) + 1 if self.is_above else ceil(self.lower)
+            least = floor(self.lower) + 1 if self.is_lower_exclusive else ceil(self.lower)
         if self.upper is not None:
-            greatest = ceil(self.upper) - 1 if self.is_below else floor(self.upper)
+            greatest = ceil(self.upper) - 1 if self.is_upper_exclusive else floor(self.upper)
         return least, greatest
 
 
@@ -80,19 +92,23 @@ def decimals(bounds: Bounds, *, is_fraction: bool = False) -> str:
     """Return the terminal of the numbers in an interval, or "" if there are none.
 
     Args:
-        is_fraction: integers, however they are written, are left out.
+        is_fraction: Leave out integers in any notation.
     """
     lower, upper = bounds.lower, bounds.upper
     if lower is None and upper is None:
         return f"{PLAIN} & {_FRACTION}" if is_fraction else _NUMBER
     options = []
-    if upper is None or (upper, not bounds.is_below) > (0, False):
-        floor_ = (lower, bounds.is_above) if lower is not None and lower >= 0 else None
-        ceiling = None if upper is None else (upper, bounds.is_below)
+    if upper is None or (upper, not bounds.is_upper_exclusive) > (0, False):
+        floor_ = (lower, bounds.is_lower_exclusive) if lower is not None and lower >= 0 else None
+        ceiling = None if upper is None else (upper, bounds.is_upper_exclusive)
         options.append(_distance(floor_, ceiling))
     if lower is None or lower < 0:
-        floor_ = (_negative(upper), bounds.is_below) if upper is not None and upper <= 0 else None
-        ceiling = None if lower is None else (_negative(lower), bounds.is_above)
+        floor_ = (
+            (_negative(upper), bounds.is_upper_exclusive)
+            if upper is not None and upper <= 0
+            else None
+        )
+        ceiling = None if lower is None else (_negative(lower), bounds.is_lower_exclusive)
         options.append(f'"-" ({_distance(floor_, ceiling)})')
     if not options:
         return ""
@@ -101,7 +117,7 @@ def decimals(bounds: Bounds, *, is_fraction: bool = False) -> str:
 
 
 def equals(number: Number) -> str:
-    """Return the terminal of all ways to write a number, but for exponents."""
+    """Return the terminal of all ways to write a number without an exponent."""
     whole, fraction = _parts(_negative(number) if number < 0 else number)
     sign = "-?" if number == 0 else "-" if number < 0 else ""
     rest = rf"\.{fraction}0*" if fraction else r"(?:\.0+)?"
@@ -109,11 +125,12 @@ def equals(number: Number) -> str:
 
 
 def is_multiple(number: Number, of: Number) -> bool:
+    """Return True if `number` is an integer multiple of `of`."""
     return (Fraction(number) / Fraction(of)).denominator == 1
 
 
 def common_multiple(of: Iterable[Number]) -> Number:
-    """Return the least number that is a multiple of all."""
+    """Return the least number that is a multiple of all numbers."""
     result = Fraction(0)
     for each in map(Fraction, of):
         if result == 0:
@@ -127,13 +144,14 @@ def common_multiple(of: Iterable[Number]) -> Number:
 def multiples(
     of: Number, bounds: Bounds, *, is_integer: bool
 ) -> str | dict[str, Number | str] | None:
-    """Return what allows the multiples of a number in an interval.
+    """Return a terminal or schema for the multiples of a number in an interval.
 
-    That is a terminal, "" if there are none; or a JSON schema that the grammar compiler takes and
-    follows exactly; or None if neither can be.
+    Returns:
+        A terminal, "" if there are no multiples. Or a JSON schema that the grammar compiler
+        accepts and follows exactly. Or None if neither is possible.
 
     Args:
-        is_integer: only those that are integers.
+        is_integer: Only integers.
     """
     unit = Fraction(of)
     if is_integer or unit.denominator == 1:
@@ -144,7 +162,7 @@ def multiples(
     if least is not None and greatest is not None and greatest - least < _MAX_LISTED:
         listed = (unit * factor for factor in range(least, greatest + 1))
         exact = [_number(value) for value in listed]
-        return " | ".join(f'"{value}"' for value in exact if bounds.holds(value))
+        return " | ".join(f'"{value}"' for value in exact if bounds.contains(value))
     power = len(str(unit)) - 1
     if is_integer and unit == 10**power:
         zeros = f" & /0|-?[1-9][0-9]*0{{{power}}}/" if power else ""
@@ -163,10 +181,10 @@ def _compiled_multiples(
     schema: dict[str, Number | str] = {"type": "integer" if is_integer else "number"}
     schema["multipleOf"] = of
     # The compiler's numbers are doubles. Beyond these bounds they are not exact.
-    bounds = bounds.from_(-(2**53), is_exclusive=False).to(2**53, is_exclusive=False)
+    bounds = bounds.at_least(-(2**53), is_exclusive=False).at_most(2**53, is_exclusive=False)
     for keyword, limit, is_exclusive in (
-        ("Minimum", bounds.lower, bounds.is_above),
-        ("Maximum", bounds.upper, bounds.is_below),
+        ("Minimum", bounds.lower, bounds.is_lower_exclusive),
+        ("Maximum", bounds.upper, bounds.is_upper_exclusive),
     ):
         if limit is None or not -(2**53) <= limit <= 2**53:
             return None
@@ -177,7 +195,7 @@ def _compiled_multiples(
 
 
 def _number(value: Fraction) -> Number:
-    """The fraction as a decimal, exactly: its denominator divides a power of ten."""
+    """Return the fraction as an exact decimal. Its denominator must divide a power of ten."""
     if value.denominator == 1:
         return value.numerator
     power = 0
@@ -188,7 +206,7 @@ def _number(value: Fraction) -> Number:
 
 
 def _fractions(unit: Fraction) -> str:
-    """The terminal of decimals whose part after the point is a multiple of 1/n."""
+    """Return the terminal of decimals whose fractional part is a multiple of `unit` (1/n)."""
     parts = [_parts(_number(unit * factor))[1] for factor in range(1, int(1 / unit))]
     return rf"/-?[0-9]+(?:\.(?:{'|'.join(['0', *parts])})0*)?/"
 
@@ -199,7 +217,7 @@ def _negative(number: Number) -> Number:
 
 
 def _distance(least: tuple[Number, bool] | None, most: tuple[Number, bool] | None) -> str:
-    """A terminal's part: decimals without a sign, each bound with whether it is excluded."""
+    """Return a terminal of unsigned decimals. Each bound is a number and whether it is excluded."""
     parts = [] if least is None and most is not None else [_from(least[0] if least else 0)]
     parts += [] if most is None else [_to(most[0])]
     parts += (f"~{equals(bound[0])}" for bound in (least, most) if bound is not None and bound[1])
@@ -207,7 +225,7 @@ def _distance(least: tuple[Number, bool] | None, most: tuple[Number, bool] | Non
 
 
 def _from(limit: Number) -> str:
-    """The terminal of decimals from `limit` on."""
+    """Return the terminal of unsigned decimals that are at least `limit`."""
     whole, fraction = _parts(limit)
     if not fraction:
         return rf"/(?:{'|'.join(_magnitudes(int(whole), None))})(?:\.[0-9]+)?/"
@@ -218,7 +236,7 @@ def _from(limit: Number) -> str:
 
 
 def _to(limit: Number) -> str:
-    """The terminal of decimals up to `limit`."""
+    """Return the terminal of unsigned decimals that are at most `limit`."""
     whole, fraction = _parts(limit)
     options = []
     if int(whole) > 0:
@@ -233,14 +251,14 @@ def _to(limit: Number) -> str:
 
 
 def _parts(number: Number) -> tuple[str, str]:
-    """The digits before and after the point, without zeros at the end."""
+    """Return the digits before and after the decimal point, without trailing zeros."""
     text = str(number) if isinstance(number, int) else f"{number:f}"
     whole, _, fraction = text.partition(".")
     return whole, fraction.rstrip("0")
 
 
 def _magnitudes(least: int, greatest: int | None) -> list[str]:
-    """Alternatives: integers without a sign."""
+    """Return regexes of the unsigned integers from `least` to `greatest`."""
     options = []
     if least == 0:
         options.append("0")
@@ -260,7 +278,7 @@ def _magnitudes(least: int, greatest: int | None) -> list[str]:
 
 
 def _between(low: str, high: str) -> Iterator[str]:
-    """Alternatives: numerals of as many digits, from one to the other."""
+    """Yield regexes of the numerals from `low` to `high`, which have the same number of digits."""
     same = 0
     while same < len(low) and low[same] == high[same]:
         same += 1
@@ -282,7 +300,7 @@ def _between(low: str, high: str) -> Iterator[str]:
 
 
 def _at_least(low: str) -> Iterator[str]:
-    """Alternatives: numerals of as many digits that are not below `low`."""
+    """Yield regexes of the numerals with as many digits as `low` that are not less."""
     for same, digit in _digits(low, "9"):
         rest = len(low) - len(same) - 1
         if low[len(same) :].strip("0"):
@@ -292,7 +310,7 @@ def _at_least(low: str) -> Iterator[str]:
 
 
 def _at_most(high: str) -> Iterator[str]:
-    """Alternatives: numerals of as many digits that are not above `high`."""
+    """Yield regexes of the numerals with as many digits as `high` that are not greater."""
     for same, digit in _digits(high, "0"):
         rest = len(high) - len(same) - 1
         if high[len(same) :].strip("9"):
@@ -302,7 +320,7 @@ def _at_most(high: str) -> Iterator[str]:
 
 
 def _digits(text: str, but: str) -> Iterable[tuple[str, str]]:
-    """Each digit but those that are `but`, with what stands before it."""
+    """Return each digit that is not `but`, with the digits before it."""
     return ((text[:i], digit) for i, digit in enumerate(text) if digit != but)
 
 

@@ -1,4 +1,4 @@
-"""The syntax of regular expressions of JSON Schema, which are those of ECMA-262."""
+"""The syntax of regular expressions of JSON Schema (ECMA-262)."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from llguidance import LLMatcher
 _MAX_LENGTH = 8_192  # characters
 _MAX_LOOKS = 8
 _MAX_DEPTH = 50  # of groups
-_MAX_COUNT = 1_000_000  # what `{n}` may repeat; the compiler's limits are on what comes of it
+_MAX_COUNT = 1_000_000  # of `{n}`; the compiler has its own limits
 
 _LINE_ENDS = ("\n", "\r", "\u2028", "\u2029")
 _SPACES = "\t\n\v\f\r \u00a0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff"
@@ -28,9 +28,9 @@ _LONG_CATEGORIES = {
     "Other_Symbol": "So", "Separator": "Z", "Space_Separator": "Zs", "Line_Separator": "Zl",
     "Paragraph_Separator": "Zp", "Other": "C", "Control": "Cc", "Format": "Cf",
 }  # fmt: skip
-# Scripts have no characters that JSON escapes, but for these two.
+# Only these two scripts have characters that JSON escapes.
 _SHARED_SCRIPTS = frozenset({"Common", "Inherited", "Zyyy", "Zinh", "Qaai"})
-# Nor do these properties have any.
+# These properties have no characters that JSON escapes.
 _PLAIN_PROPERTIES = frozenset(
     {
         "Alphabetic", "Alpha", "Lowercase", "Lower", "Uppercase", "Upper", "Ideographic",
@@ -42,16 +42,16 @@ _PLAIN_PROPERTIES = frozenset(
 
 
 class InvalidPattern(Exception):
-    """It is not a regular expression."""
+    """The pattern is not a regular expression."""
 
 
 class UnsupportedPattern(Exception):
-    """A part of it is not supported; the text says which, as it was written."""
+    """A part of the pattern is not supported. The message is that part."""
 
 
 @dataclass(frozen=True, slots=True)
-class Chars:
-    """One character: of these ranges or properties, or none of them."""
+class CharClass:
+    """One character in these ranges or properties, or in none of them if `is_negated`."""
 
     ranges: tuple[tuple[str, str], ...]
     properties: tuple[str, ...] = ()  # as `\\p{L}`
@@ -81,24 +81,25 @@ class Anchor:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class LookAround:
     node: "Node"
     is_ahead: bool
     is_negated: bool
     text: str
 
 
-Node = Chars | Concat | Choice | Repeat | Anchor | Look
+Node = CharClass | Concat | Choice | Repeat | Anchor | LookAround
 
 
 def parse(pattern: str, *, is_wide: bool) -> Node:
-    """Read a pattern.
+    """Parse a pattern.
 
     Args:
-        is_wide: where dialects differ in what a class matches, take the larger set.
+        is_wide: If dialects differ in what a class matches, take the larger set.
 
     Raises:
-        InvalidPattern, UnsupportedPattern
+        InvalidPattern: The pattern is not a regular expression.
+        UnsupportedPattern: A part of it is not supported.
     """
     if len(pattern) > _MAX_LENGTH:
         raise UnsupportedPattern(f"{pattern[:20]}... of more than {_MAX_LENGTH} characters")
@@ -106,7 +107,7 @@ def parse(pattern: str, *, is_wide: bool) -> Node:
 
 
 class _Parser:
-    """Reads one pattern. `is_wide`: where dialects differ, take the larger set."""
+    """A parser of one pattern. If `is_wide`, classes are the largest of all dialects."""
 
     def __init__(self, pattern: str, *, is_wide: bool) -> None:
         self._text = pattern
@@ -118,7 +119,7 @@ class _Parser:
     def parse(self) -> Node:
         node = self._choice()
         if self._at < len(self._text):
-            raise InvalidPattern("it closes a group that is not open")
+            raise InvalidPattern("it has an unmatched `)`")
         return node
 
     def _peek(self, text: str) -> bool:
@@ -126,7 +127,7 @@ class _Parser:
 
     def _take(self) -> str:
         if self._at >= len(self._text):
-            raise InvalidPattern("it ends too early")
+            raise InvalidPattern("it ends unexpectedly")
         self._at += 1
         return self._text[self._at - 1]
 
@@ -155,18 +156,18 @@ class _Parser:
             least = int(match[1])
             most = least if match[2] is None else int(match[3]) if match[3] else None
             if most is not None and most < least:
-                raise InvalidPattern(f"{match[0]} has its bounds in the wrong order")
+                raise InvalidPattern(f"the bounds of {match[0]} are in the wrong order")
             if max(least, most or 0) > _MAX_COUNT:
                 raise UnsupportedPattern(match[0])
             bounds = least, most
         else:
             return node
-        if isinstance(node, Anchor | Look) or self._peek("+"):
+        if isinstance(node, Anchor | LookAround) or self._peek("+"):
             raise UnsupportedPattern(self._text[start : self._at + 1])
         if self._peek("?"):  # a lazy quantifier matches the same strings
             self._at += 1
         if self._at < len(self._text) and self._text[self._at] in "*+?":
-            raise InvalidPattern(f"{self._text[start : self._at + 1]} repeats a repetition")
+            raise InvalidPattern(f"{self._text[start : self._at + 1]} follows another quantifier")
         return Repeat(node, *bounds)
 
     def _atom(self) -> Node:
@@ -175,7 +176,7 @@ class _Parser:
             case "^" | "$":
                 return Anchor(char == "^")
             case ".":
-                return Chars(tuple((end, end) for end in _LINE_ENDS), is_negated=True)
+                return CharClass(tuple((end, end) for end in _LINE_ENDS), is_negated=True)
             case "[":
                 return self._class()
             case "(":
@@ -183,14 +184,14 @@ class _Parser:
             case "\\":
                 return self._escape()
             case "*" | "+" | "?":
-                raise InvalidPattern(f"{char} repeats nothing")
-        return Chars(((char, char),))
+                raise InvalidPattern(f"{char} has nothing to repeat")
+        return CharClass(((char, char),))
 
     def _group(self) -> Node:
         start = self._at - 1
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise UnsupportedPattern(f"more than {_MAX_DEPTH} groups in one another")
+            raise UnsupportedPattern(f"more than {_MAX_DEPTH} nested groups")
         look = next((opening for opening in _LOOKS if self._text.startswith(opening, start)), None)
         was_wide = self._is_wide
         if look is not None:
@@ -203,7 +204,7 @@ class _Parser:
             self._at = named.end()
         node = self._choice()
         if self._at >= len(self._text):
-            raise InvalidPattern("it opens a group that is not closed")
+            raise InvalidPattern("it has an unmatched `(`")
         self._at += 1
         self._depth -= 1
         self._is_wide = was_wide
@@ -212,7 +213,7 @@ class _Parser:
         self._num_looks += 1
         if self._num_looks > _MAX_LOOKS:
             raise UnsupportedPattern(self._text[start : self._at])
-        return Look(node, *_LOOKS[look], self._text[start : self._at])
+        return LookAround(node, *_LOOKS[look], self._text[start : self._at])
 
     def _escape(self) -> Node:
         start = self._at - 1
@@ -226,9 +227,9 @@ class _Parser:
         if char in "bBk" or char in "123456789":
             raise UnsupportedPattern(self._text[start : self._at])
         char = self._character(char, start)
-        return Chars(((char, char),))
+        return CharClass(((char, char),))
 
-    def _property(self, start: int) -> Chars:
+    def _property(self, start: int) -> CharClass:
         match = _PROPERTY.match(self._text, start + 1)
         if match is None:
             raise UnsupportedPattern(self._text[start : start + 3])
@@ -244,15 +245,15 @@ class _Parser:
         elif not kind and name in _PLAIN_PROPERTIES:
             written = rf"\p{{{name}}}"
         elif not kind and name == "Any":
-            return Chars((), is_negated=match[1] == "p")
+            return CharClass((), is_negated=match[1] == "p")
         else:
             written = ""
         if not written or not _is_known(written):
             raise UnsupportedPattern(f"\\{match[0]}")
-        return Chars((), (written,), match[1] == "P")
+        return CharClass((), (written,), match[1] == "P")
 
     def _character(self, char: str, start: int) -> str:
-        """The character of an escape that begins at `start` and goes on with `char`."""
+        """Return the character of an escape that begins at `start` and continues with `char`."""
         if char in _CONTROLS:
             return _CONTROLS[char]
         rest = self._text[self._at :]
@@ -288,7 +289,7 @@ class _Parser:
         is_wide = self._is_wide ^ is_negated
         ranges: list[tuple[str, str]] = []
         properties: list[str] = []
-        inner: list[Chars] = []
+        inner: list[CharClass] = []
         while not self._peek("]"):
             first = self._member(is_wide=is_wide)
             if self._peek("-") and not self._peek("-]") and isinstance(first, str):
@@ -296,7 +297,7 @@ class _Parser:
                 last = self._member(is_wide=is_wide)
                 if isinstance(last, str):
                     if last < first:
-                        raise InvalidPattern(f"{first}-{last} has its bounds in the wrong order")
+                        raise InvalidPattern(f"the bounds of {first}-{last} are in the wrong order")
                     ranges.append((first, last))
                     continue
                 ranges.append(("-", "-"))
@@ -311,14 +312,14 @@ class _Parser:
                 properties += first.properties
         self._at += 1
         if not inner:
-            return Chars(tuple(ranges), tuple(properties), is_negated)
+            return CharClass(tuple(ranges), tuple(properties), is_negated)
         if is_negated:
             if len(inner) == 1 and not ranges and not properties:
-                return Chars(inner[0].ranges, inner[0].properties)
-            raise UnsupportedPattern("[^...] around a class in capitals")
-        return Choice((Chars(tuple(ranges), tuple(properties)), *inner))
+                return CharClass(inner[0].ranges, inner[0].properties)
+            raise UnsupportedPattern("[^...] with a negated class in it")
+        return Choice((CharClass(tuple(ranges), tuple(properties)), *inner))
 
-    def _member(self, *, is_wide: bool) -> "str | Chars":
+    def _member(self, *, is_wide: bool) -> "str | CharClass":
         start = self._at
         char = self._take()
         if char != "\\":
@@ -336,8 +337,8 @@ def _is_known(unicode_property: str) -> bool:
     return not LLMatcher.validate_grammar(f"start: /{unicode_property}/")
 
 
-def _kind(char: str, *, is_wide: bool) -> Chars:
-    r"""The set of `\d`, `\w` or `\s`, or its complement for a capital.
+def _kind(char: str, *, is_wide: bool) -> CharClass:
+    r"""Return the set of `\d`, `\w` or `\s`, or its complement for a capital.
 
     The complement of the wider set is the narrower complement.
     """
@@ -355,4 +356,4 @@ def _kind(char: str, *, is_wide: bool) -> Chars:
             ranges = [(space, space) for space in _SPACES] + [("\u2000", "\u200a")]
             if is_wide:
                 ranges += [("\x1c", "\x1f"), ("\x85", "\x85")]
-    return Chars(tuple(ranges), properties if is_wide else (), is_negated)
+    return CharClass(tuple(ranges), properties if is_wide else (), is_negated)

@@ -1,8 +1,8 @@
 """Regular expressions of JSON Schema (ECMA-262) as terminals of a grammar, over JSON strings.
 
-A terminal matches a string as JSON writes it, with its quotes. Every string has one such form: the
-characters that must be escaped are, in their short form where there is one, and no others. So
-terminals can be combined with `&` (both match) and `~` (it does not match).
+A terminal matches a string as JSON writes it, with its quotes. Every string has only one form: only
+the characters that must be escaped are, in their short form if there is one. So terminals can be
+combined with `&` (both match) and `~` (does not match).
 """
 
 import unicodedata
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from service.text.schema.pattern_syntax import (
     Anchor,
-    Chars,
+    CharClass,
     Choice,
     Concat,
-    Look,
+    LookAround,
     Node,
     Repeat,
     UnsupportedPattern,
@@ -33,7 +33,12 @@ _MAX_VARIANTS = 64
 
 @dataclass(frozen=True, slots=True)
 class _Variant:
-    """A way to match: nodes without anchors, from the string's start or to its end if so said."""
+    """One way to match: nodes without anchors.
+
+    Attributes:
+        has_start: The match begins at the start of the string.
+        has_end: The match ends at the end of the string.
+    """
 
     nodes: tuple[Node, ...] = ()
     has_start: bool = False
@@ -44,33 +49,38 @@ class _Variant:
 
 
 def terminal(pattern: str, *, is_negated: bool = False) -> str:
-    """Return the terminal of the strings that the pattern matches somewhere.
+    r"""Return the terminal of the strings that contain a match of the pattern.
 
-    `\\d`, `\\w`, `\\s` and their opposites mean different sets in ECMA-262, Python and Rust. The
-    terminal holds what all of them match. With `is_negated` it holds what any of them matches, to
-    be used with `~`.
+    `\d`, `\w`, `\s` and their complements mean different sets in ECMA-262, Python and Rust. The
+    terminal contains what matches in all of them. With `is_negated` it contains what matches in any
+    of them, for use with `~`.
 
     Raises:
-        InvalidPattern, UnsupportedPattern
+        InvalidPattern: The pattern is not a regular expression.
+        UnsupportedPattern: A part of it is not supported.
     """
     node = parse(pattern, is_wide=is_negated)
-    return _either(_written(variant) for variant in _variants(node, at_start=True))
+    return _either(_variant_terminal(variant) for variant in _variants(node, at_start=True))
 
 
 def lengths(least: int, most: int | None) -> str:
-    """Return the terminal of the strings with so many characters (code points)."""
+    """Return the terminal of the strings with `least` to `most` characters (code points)."""
     return f'/"{CHARACTER}{{{least},{"" if most is None else most}}}"/'
 
 
 def matching(regex: str) -> str:
-    """Return the terminal of the strings that a regex of ours, without escapes, matches wholly."""
+    """Return the terminal of the strings that match a regex as a whole.
+
+    The regex is ours. It matches no character that JSON escapes.
+    """
     return f'/"(?:{regex})"/'
 
 
-def _variants(node: Node, *, at_start: bool) -> list[_Variant]:  # noqa: PLR0911  # one a kind
-    """The ways to match, with anchors moved out of the nodes.
+def _variants(node: Node, *, at_start: bool) -> list[_Variant]:  # noqa: PLR0911  # one for each kind
+    """Return the ways to match a node, with anchors moved out of the nodes.
 
-    `at_start`: the node may begin where the string does.
+    Args:
+        at_start: The node may begin at the start of the string.
     """
     if not _has_anchor(node):
         return [_Variant((node,))]
@@ -79,7 +89,7 @@ def _variants(node: Node, *, at_start: bool) -> list[_Variant]:  # noqa: PLR0911
             return [_Variant(has_start=True)] if at_start else []
         case Anchor():
             return [_Variant(has_end=True)]
-        case Look():
+        case LookAround():
             return [_Variant((node,))]
         case Choice(nodes):
             return [variant for each in nodes for variant in _variants(each, at_start=at_start)]
@@ -102,7 +112,7 @@ def _variants(node: Node, *, at_start: bool) -> list[_Variant]:  # noqa: PLR0911
 
 
 def _joined(before: _Variant, after: _Variant) -> _Variant | None:
-    """One variant and then another; None where nothing can match so."""
+    """Return one variant followed by another, or None if they cannot match together."""
     if before.has_end:  # what comes after the end is empty
         if not all(map(_is_nullable, after.nodes)):
             return None
@@ -110,7 +120,7 @@ def _joined(before: _Variant, after: _Variant) -> _Variant | None:
     if after.has_start:  # what comes before the start is empty
         if not all(map(_is_nullable, before.nodes)):
             return None
-        before = _Variant(tuple(n for n in before.nodes if isinstance(n, Look)), True)
+        before = _Variant(tuple(n for n in before.nodes if isinstance(n, LookAround)), True)
     return _Variant(
         before.nodes + after.nodes,
         before.has_start or after.has_start,
@@ -120,7 +130,7 @@ def _joined(before: _Variant, after: _Variant) -> _Variant | None:
 
 def _has_anchor(node: Node) -> bool:
     match node:
-        case Anchor() | Look():
+        case Anchor() | LookAround():
             return True
         case Concat(nodes) | Choice(nodes):
             return any(map(_has_anchor, nodes))
@@ -137,27 +147,30 @@ def _is_nullable(node: Node) -> bool:
             return any(map(_is_nullable, nodes))
         case Repeat(inner, least):
             return least == 0 or _is_nullable(inner)
-    return isinstance(node, Anchor | Look)
+    return isinstance(node, Anchor | LookAround)
 
 
 def _matches_nothing(node: Node) -> bool:
-    """Whether the node takes no character whatever the string is."""
+    """Return True if the node matches only the empty string."""
     match node:
         case Concat(nodes) | Choice(nodes):
             return all(map(_matches_nothing, nodes))
         case Repeat(inner, _, most):
             return most == 0 or _matches_nothing(inner)
-    return isinstance(node, Anchor | Look)
+    return isinstance(node, Anchor | LookAround)
 
 
-def _written(variant: _Variant) -> str:
-    """The terminal of one variant, put together from its end: look-ahead is about all the rest."""
+def _variant_terminal(variant: _Variant) -> str:
+    """Return the terminal of one variant.
+
+    It is composed from the end, as a look-ahead applies to all of the rest.
+    """
     free = f"{CHARACTER}*"
     rest = '"' if variant.has_end else f'{free}"'
-    expression = ""  # of what follows `rest`, where there is more than a regex can say
+    expression = ""  # what follows `rest`, if it cannot be written as a regex
     for index in reversed(range(len(variant.nodes))):
         node = variant.nodes[index]
-        if not isinstance(node, Look):
+        if not isinstance(node, LookAround):
             rest = _regex(node) + rest
             continue
         if not node.is_ahead:
@@ -175,9 +188,9 @@ def _written(variant: _Variant) -> str:
     return f"{_literal(start + rest)} ({expression})"
 
 
-def _plain_variants(look: Look, *, at_start: bool) -> Iterator[_Variant]:
+def _plain_variants(look: LookAround, *, at_start: bool) -> Iterator[_Variant]:
     for variant in _variants(look.node, at_start=at_start):
-        if any(isinstance(node, Look) for node in variant.nodes):
+        if any(isinstance(node, LookAround) for node in variant.nodes):
             raise UnsupportedPattern(look.text)
         yield variant
 
@@ -187,7 +200,7 @@ def _literal(regex: str) -> str:
 
 
 def _either(terminals: Iterable[str]) -> str:
-    """Any of the terminals; with none of them, one that matches nothing."""
+    """Return a terminal that matches what any of these matches. Without any it matches nothing."""
     found = list(dict.fromkeys(terminals))
     if not found:
         return "(/a/ & /b/)"
@@ -195,9 +208,9 @@ def _either(terminals: Iterable[str]) -> str:
 
 
 def _regex(node: Node) -> str:
-    """The node as a regex over the text of a JSON string."""
+    """Return the node as a regex over the text of a JSON string."""
     match node:
-        case Chars():
+        case CharClass():
             return _chars_regex(node)
         case Concat(nodes):
             return "".join(map(_regex, nodes))
@@ -208,7 +221,7 @@ def _regex(node: Node) -> str:
     raise UnsupportedPattern("an anchor or a look-around in a repetition")
 
 
-def _chars_regex(chars: Chars) -> str:
+def _chars_regex(chars: CharClass) -> str:
     items = "".join(_range_text(*bounds) for bounds in chars.ranges) + "".join(chars.properties)
     options = []
     if chars.is_negated:
@@ -229,18 +242,19 @@ def _chars_regex(chars: Chars) -> str:
     return f"(?:{'|'.join(options)})" if options else "[a&&b]"
 
 
-def _contains(chars: Chars, char: str) -> bool:
-    """Whether a character that JSON escapes, all of ASCII, is in the set."""
+def _contains(chars: CharClass, char: str) -> bool:
+    """Return True if a character that JSON escapes, which is ASCII, is in the set."""
     category = unicodedata.category(char)
     is_in = any(low <= char <= high for low, high in chars.ranges) or any(
         category.startswith(name[3:-1])
-        for name in chars.properties  # of others it is in none
+        for name in chars.properties  # other properties contain no such character
     )
     return is_in != chars.is_negated
 
 
 def _has_plain(low: str, high: str) -> bool:
-    """Whether a range has a character that is not escaped; no more than 33 stand side by side."""
+    """Return True if a range has a character that JSON does not escape."""
+    # At most 33 adjacent characters are escaped, so only the first ones need a look.
     codes = range(ord(low), min(ord(high), ord(low) + len(_SPECIAL)) + 1)
     return any(chr(code) not in _SPECIAL for code in codes)
 

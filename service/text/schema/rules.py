@@ -1,21 +1,21 @@
-"""The shapes of a schema's values as the rules of a grammar."""
+"""Writes the shapes of a schema's values as grammar rules."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from service.domain.chat import JsonLayout
-from service.text.schema.claims import Contains
+from service.text.schema.assertions import Contains
+from service.text.schema.contains_automaton import ContainsAutomaton, State
 from service.text.schema.documents import Document
-from service.text.schema.enforcement import Enforcement, Weakening
+from service.text.schema.enforcement import Enforcement, UnenforcedKeyword
 from service.text.schema.errors import SchemaError
-from service.text.schema.fulfilled import fulfilled, reachable
-from service.text.schema.graph import Graph
-from service.text.schema.places import Places
-from service.text.schema.shapes import Array, Node, Object, Property, Scalars
-from service.text.schema.values import quoted
+from service.text.schema.json_values import quoted
+from service.text.schema.pruning import reachable_shapes, satisfiable_shapes
+from service.text.schema.schema_graph import SchemaGraph
+from service.text.schema.shapes import ArrayShape, Node, ObjectShape, PropertyShape, ScalarShape
 
-# Rules refer to one another; beyond this depth they are written one after the other, not within.
+# Rules are written recursively up to this depth. Deeper ones are queued, for chains of any length.
 _MAX_NESTED = 20
 _SYMBOL = re.compile(r"[rT]\d+|EMPTY_OBJECT|EMPTY_ARRAY")
 _NO_SPACE = '{"whitespace_flexible": false}'
@@ -45,77 +45,80 @@ COLON: ":"
 
 @dataclass(frozen=True, slots=True)
 class JsonRules:
-    """Rules by which `start` is a value of a schema, and what of the schema they leave out."""
+    """Grammar rules for the values of a schema, and the keywords that they do not enforce."""
 
     text: str
-    weakenings: tuple[Weakening, ...] = ()
+    unenforced: tuple[UnenforcedKeyword, ...] = ()
 
 
 def json_rules(
     schema: str, layout: JsonLayout, *, is_strict: bool, is_arguments: bool = False
 ) -> JsonRules:
-    """Write the grammar of the JSON that follows a schema.
+    """Write the grammar of the JSON values that match a schema.
 
     Args:
-        is_strict: the schema is followed exactly, or rejected.
-        is_arguments: the value is an object, without properties that the schema does not declare.
+        schema: The schema, as JSON text.
+        layout: The white space that the values may contain.
+        is_strict: Reject the schema if a keyword cannot be enforced.
+        is_arguments: The value is an object without properties that the schema does not declare.
 
     Raises:
-        SchemaError: the schema is malformed, or no value fulfils it.
-        UnsupportedKeyword: it must be followed exactly and cannot be.
+        SchemaError: The schema is malformed, or no value matches it.
+        UnsupportedKeyword: The schema is strict, and a keyword cannot be enforced.
     """
     enforcement = Enforcement(is_strict=is_strict)
     try:
-        writer = _Writer(Graph(Document(schema), enforcement, is_closed=is_arguments))
-        text = writer.written()
+        writer = _RuleWriter(SchemaGraph(Document(schema), enforcement, is_closed=is_arguments))
+        text = writer.write()
     except RecursionError as error:
-        raise SchemaError("", "The schema nests too deeply.") from error
+        raise SchemaError("", "The schema is nested too deeply.") from error
     lead = "LEAD? " if layout is JsonLayout.FLEXIBLE and not is_arguments else ""
     terminals = _FLEXIBLE if layout is JsonLayout.FLEXIBLE else _COMPACT
-    return JsonRules(f"start: {lead}{text}{terminals}", enforcement.weakenings)
+    return JsonRules(f"start: {lead}{text}{terminals}", enforcement.unenforced)
 
 
-class _Writer:
+class _RuleWriter:
     """Writes the rules of one graph."""
 
-    def __init__(self, graph: Graph) -> None:
-        """
+    def __init__(self, graph: SchemaGraph) -> None:
+        """Find the shapes to write.
+
         Raises:
-            SchemaError
+            SchemaError: The schema cannot be translated, or no value matches it.
         """
-        self._shapes = fulfilled(reachable(graph))
+        self._shapes = satisfiable_shapes(reachable_shapes(graph))
         self._root = graph.root
         if not self._shapes[self._root]:
-            raise SchemaError("", "No answer can fulfil the schema.")
-        self._known_values = graph.known_values
+            raise SchemaError("", "No JSON value can match the schema.")
+        self._enumerated_values = graph.enumerated_values
         self._symbols: dict[Node, str] = {}
-        self._open: dict[Node, str] = {}  # being written, and the name they need for it
+        self._in_progress: dict[Node, str] = {}  # the rule's name; "" until it is referred to
         self._pending: list[Node] = []
-        self._names: dict[str, str] = {}  # by what they stand for
+        self._names: dict[str, str] = {}  # of rules and terminals, by their text
         self._lines: list[str] = []
 
-    def written(self) -> str:
-        """The start symbol, and a line for each rule and terminal."""
+    def write(self) -> str:
+        """Return the start symbol, and a line for each rule and terminal."""
         start = self._symbol(self._root)
         while self._pending:
             node = self._pending.pop()
-            self._define(self._open[node], self._options(node))
+            self._define(self._in_progress[node], self._options(node))
         return "\n".join([start, *self._lines])
 
     def _symbol(self, node: Node) -> str:
-        """The name of a node's rule or terminal."""
+        """Return the name of a node's rule or terminal."""
         if node in self._symbols:
             return self._symbols[node]
-        if node in self._open:
-            self._open[node] = self._open[node] or self._new_name()
-            return self._open[node]
-        if len(self._open) - len(self._pending) > _MAX_NESTED:
-            self._open[node] = self._symbols[node] = self._new_name()
+        if node in self._in_progress:
+            self._in_progress[node] = self._in_progress[node] or self._new_name()
+            return self._in_progress[node]
+        if len(self._in_progress) - len(self._pending) > _MAX_NESTED:
+            self._in_progress[node] = self._symbols[node] = self._new_name()
             self._pending.append(node)
             return self._symbols[node]
-        self._open[node] = ""
+        self._in_progress[node] = ""
         options = self._options(node)
-        name = self._open.pop(node)
+        name = self._in_progress.pop(node)
         if name:
             self._define(name, options)
         else:
@@ -127,13 +130,13 @@ class _Writer:
         terminals, options = [], []
         for shape in self._shapes[node]:
             match shape:
-                case Scalars(terminal, schema) if schema:
+                case ScalarShape(terminal, schema) if schema:
                     options.append(f'%json {{"x-guidance": {_NO_SPACE}, {schema[1:]}')
-                case Scalars(terminal):
+                case ScalarShape(terminal):
                     terminals.append(terminal)
-                case Array():
+                case ArrayShape():
                     options.append(self._array(shape))
-                case Object():
+                case ObjectShape():
                     options.append(self._object(shape))
         if terminals:
             options.insert(0, self._terminal(" | ".join(f"({each})" for each in terminals)))
@@ -148,7 +151,7 @@ class _Writer:
         self._lines[int(name[1:])] = f"{name}: {' | '.join(options)}"
 
     def _rule(self, options: list[str]) -> str:
-        """A rule for the options: the one that there is, or a new one."""
+        """Return the name of the rule for these alternatives, which is added if it is new."""
         body = " | ".join(dict.fromkeys(options))
         if _SYMBOL.fullmatch(body):
             return body
@@ -164,7 +167,7 @@ class _Writer:
             self._lines.append(f"{name}: {expression}")
         return self._names[expression]
 
-    def _object(self, shape: Object) -> str:
+    def _object(self, shape: ObjectShape) -> str:
         members = [
             f"{self._terminal(f'{quoted(quoted(each.name))} COLON')} {self._symbol(each.node)}"
             for each in shape.properties
@@ -188,9 +191,9 @@ class _Writer:
         return self._rule(["EMPTY_OBJECT", filled] if is_empty else [filled])
 
     def _members(
-        self, properties: tuple[Property, ...], members: list[str], other: str
+        self, properties: tuple[PropertyShape, ...], members: list[str], other: str
     ) -> list[str]:
-        """Ways to begin the members of an object, each with how it goes on."""
+        """Return the alternatives for an object's members: one for each possible first member."""
         first_required = next(
             (i for i, each in enumerate(properties) if each.is_required), len(properties) - 1
         )
@@ -206,13 +209,16 @@ class _Writer:
             tail = f"{member if properties[index].is_required else f'({member})?'} {tail}"
         return options[::-1]
 
-    def _counted_members(self, shape: Object, members: list[str], other: str) -> list[str]:
-        """As `_members`, where their number has limits: it is the parameter of the rules."""
+    def _counted_members(self, shape: ObjectShape, members: list[str], other: str) -> list[str]:
+        """Return the same as `_members` for an object with `minProperties` or `maxProperties`.
+
+        The number of properties so far is the parameter of the rules.
+        """
         properties, least = shape.properties, shape.least
         most = 2**31 if shape.most is None else shape.most
         if most == 0:
             return []
-        certain, required = int(bool(other)), 0  # properties that can still come, and that must
+        certain, required = int(bool(other)), 0  # properties that can, and that must, still follow
         tail = self._counted_others(other, least, most, len(members))
         options = []
         are_certain = least <= len(members) + 1
@@ -233,37 +239,37 @@ class _Writer:
         return options[::-1]
 
     def _counted_others(self, other: str, least: int, most: int, num_members: int) -> str:
-        """What follows the declared members: properties of other names."""
+        """Return the rule for undeclared properties, which follow the declared ones."""
         if not other:
             return self._counted_rule([f'"" %if ge(_, {least})'])
         end = f'"" %if ge(_, {least})'
         more = f"COMMA {other} SELF::incr(_) %if lt(_, {most})"
         if least > num_members + 1:
             return self._counted_rule([end, more])
-        # Only the first of them is certain to have a name of its own.
+        # Only the first undeclared property certainly differs in name from all others.
         last = self._counted_rule(['""', more]).removesuffix("::_")
         needed = f"and(lt(_, {most}), ge(_, {max(least - 1, 0)}))"
         return self._counted_rule([end, f"COMMA {other} {last}::incr(_) %if {needed}"])
 
     def _counted_rule(self, ways: list[str]) -> str:
-        """A rule with a parameter, which may go on with itself; how it is called."""
+        """Add a rule with a parameter, which may refer to itself as `SELF`. Return a call of it."""
         name = self._new_name()
         body = " | ".join(ways).replace("SELF::", f"{name}::")
         self._lines[int(name[1:])] = f"{name}::_ : {body}"
         return f"{name}::_"
 
-    def _array(self, shape: Array) -> str:
+    def _array(self, shape: ArrayShape) -> str:
         if shape.contains is not None:
             options = self._containing(shape, shape.contains)
         elif shape.is_unique and shape.rest is not None:
-            options = self._distinct(self._known_values(shape.rest) or (), shape)
+            options = self._distinct(self._enumerated_values(shape.rest) or (), shape)
         else:
             options = self._items(shape)
         filled = [f"OPEN_ARRAY {option} CLOSE_ARRAY" for option in options if option]
         is_empty = shape.least == 0 and (shape.contains is None or shape.contains.least == 0)
         return self._rule([*(["EMPTY_ARRAY"] if is_empty else []), *filled])
 
-    def _items(self, shape: Array) -> list[str]:
+    def _items(self, shape: ArrayShape) -> list[str]:
         symbols = [self._symbol(node) for node in shape.prefix]
         num_certain = len(symbols)
         tail = ""
@@ -281,8 +287,11 @@ class _Writer:
                 tail = f"({self._rule([tail])})?"
         return [f"{symbols[0]} {tail}"] if symbols else []
 
-    def _distinct(self, values: tuple[str, ...], shape: Array) -> list[str]:
-        """Items that are values of an enumeration: the rule's parameter has a bit for each."""
+    def _distinct(self, values: tuple[str, ...], shape: ArrayShape) -> list[str]:
+        """Return the alternatives for unique items of an enumeration.
+
+        The rule's parameter has a bit for each value.
+        """
         terminals = [self._terminal(quoted(value)) for value in values]
         ways = [f'"" %if bit_count_ge(_, {shape.least})']
         ways += (
@@ -293,23 +302,26 @@ class _Writer:
         name = self._counted_rule(ways).removesuffix("::_")
         return [f"{terminal} {name}::{1 << bit}" for bit, terminal in enumerate(terminals)]
 
-    def _containing(self, shape: Array, contains: Contains) -> list[str]:
-        """Items of which some fulfil `contains`: a rule for each place and number of them."""
-        places = Places(shape, contains, self._shapes)
-        names: dict[tuple[int, int], str] = {}
+    def _containing(self, shape: ArrayShape, contains: Contains) -> list[str]:
+        """Return the alternatives for items with `contains`: one rule for each automaton state."""
+        automaton = ContainsAutomaton(shape, contains, self._shapes)
+        names: dict[State, str] = {}
 
-        def follow(at: tuple[int, int]) -> list[str]:
-            return [f"{self._symbol(node)} {rule(after)}" for node, after in places.steps(at)]
+        def follow(state: State) -> list[str]:
+            return [
+                f"{self._symbol(node)} {rule(after)}"
+                for node, after in automaton.transitions(state)
+            ]
 
-        def rule(at: tuple[int, int]) -> str:
-            if at not in names:
-                names[at] = self._new_name()
-                ways = ['""'] if places.is_end(at) else []
-                self._define(names[at], [*ways, *(f"COMMA {way}" for way in follow(at))])
-            return names[at]
+        def rule(state: State) -> str:
+            if state not in names:
+                names[state] = self._new_name()
+                ways = ['""'] if automaton.is_accepting(state) else []
+                self._define(names[state], [*ways, *(f"COMMA {way}" for way in follow(state))])
+            return names[state]
 
         return follow((0, 0))
 
 
-def _is_required(member: Property) -> bool:
+def _is_required(member: PropertyShape) -> bool:
     return member.is_required

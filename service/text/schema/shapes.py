@@ -1,23 +1,23 @@
-"""The shapes of values: scalars, arrays and objects, whose parts are nodes.
+"""Shapes: sets of scalars, arrays or objects whose parts are nodes.
 
-A node stands for a set of claims about one value. Its shapes are alternatives.
+A node is the set of subschemas that apply to one value. Its shapes are alternatives.
 """
 
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from service.text.schema.claims import Claim, Contains
+from service.text.schema.assertions import Contains, Subschema
 from service.text.schema.enforcement import Enforcement
-from service.text.schema.terminals import Terminals
+from service.text.schema.terminal_checks import TerminalChecker
 
-Node: TypeAlias = frozenset[Claim]
+Node: TypeAlias = frozenset[Subschema]
 
 
 @dataclass(frozen=True, slots=True)
-class Scalars:
-    """A terminal, or a JSON schema of the grammar compiler's, for values that hold no others.
+class ScalarShape:
+    """A set of values without parts: a terminal, or a JSON schema for the grammar compiler.
 
-    `values` are all of them, as JSON texts, where they are known.
+    `values` are all of them as JSON texts, if they are known.
     """
 
     terminal: str = ""
@@ -26,10 +26,10 @@ class Scalars:
 
 
 @dataclass(frozen=True, slots=True)
-class Array:
-    """Arrays whose items are `prefix`, then `rest`; None: no further items.
+class ArrayShape:
+    """Arrays whose first items match `prefix`, and all others `rest` (None: no other items).
 
-    `is_unique`: all are of one enumeration, `rest`, each at most once.
+    If `is_unique`, all items match `rest`, an enumeration, and each value occurs at most once.
     """
 
     prefix: tuple[Node, ...]
@@ -41,51 +41,55 @@ class Array:
 
 
 @dataclass(frozen=True, slots=True)
-class Property:
+class PropertyShape:
+    """A declared property of an object."""
+
     name: str
     node: Node
     is_required: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Object:
-    """Objects with these properties, in this order, and then others.
+class ObjectShape:
+    """Objects with `properties`, in this order, and then `others`.
 
-    `others` are terminals of names, as JSON, and what such properties hold.
+    `others` are pairs of a terminal for the name, as JSON text, and the node of the value.
     """
 
-    properties: tuple[Property, ...]
+    properties: tuple[PropertyShape, ...]
     others: tuple[tuple[str, Node], ...]
     least: int
     most: int | None
     count_path: str = ""
 
 
-Shape: TypeAlias = Scalars | Array | Object
+Shape: TypeAlias = ScalarShape | ArrayShape | ObjectShape
 
 
-class Nodes(Protocol):
-    """What the shapes of one node need to know of others."""
+class ShapeGraph(Protocol):
+    """The operations of `SchemaGraph` that build the shapes of a node."""
 
-    terminals: Terminals
+    terminals: TerminalChecker
     enforcement: Enforcement
 
     def shapes(self, node: Node) -> tuple[Shape, ...]:
-        """The alternatives of a node; none where no value fulfils its claims."""
+        """Return the alternatives of a node. There are none if no value matches its subschemas."""
         ...
 
     def is_empty(self, node: Node) -> bool:
-        """Whether it is certain, without looking deep, that no value fulfils a node's claims."""
+        """Return True if certainly no value matches the node. Deeply nested parts are not
+        considered.
+        """
         ...
 
-    def are_disjoint(self, *claims: Claim) -> bool:
-        """Whether it is certain that no value fulfils all of the claims."""
+    def are_disjoint(self, *subschemas: Subschema) -> bool:
+        """Return True if certainly no value matches all of the subschemas."""
         ...
 
-    def known_values(self, node: Node) -> tuple[str, ...] | None:
-        """All values of a node, as JSON texts, if it is an enumeration of scalars."""
+    def enumerated_values(self, node: Node) -> tuple[str, ...] | None:
+        """Return all values of a node as JSON texts, or None if it is no enumeration of scalars."""
         ...
 
-    def grow(self, count: int) -> None:
-        """Count something that takes time and memory; see `graph`."""
+    def add_size(self, count: int) -> None:
+        """Count conjunctions or properties, which cost time and memory."""
         ...

@@ -26,9 +26,9 @@ from tests.fakes.chat_service import (
     model,
 )
 from tests.fakes.wait import until
-from tests.gateway_http.api_keys import OTHER, SECRET, key, write
-from tests.gateway_http.conftest import serving, started
-from tests.gateway_http.raw_http import RawClient
+from tests.support.api_keys import OTHER, SECRET, key, write
+from tests.support.gateway import serving, started
+from tests.support.raw_http import RawClient
 
 # No time passes for limits: nothing is refilled, however slow the machine is.
 ENVIRONMENT = Environment(poll_s=0.005, clock=lambda: 0.0)

@@ -26,10 +26,10 @@ from gateway_http.routes.completions import COMPLETIONS
 from gateway_http.routes.generation import Operation
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.fakes.wait import until
-from tests.gateway_http.api_keys import SECRET, key, write
 from tests.gateway_http.compression import COMPRESS
-from tests.gateway_http.conftest import metric, started
-from tests.gateway_http.raw_http import RawClient
+from tests.support.api_keys import SECRET, key, write
+from tests.support.gateway import metric, started
+from tests.support.raw_http import RawClient
 
 CHAT = "/v1/chat/completions"
 UNSUPPORTED = "unsupported_content_type"

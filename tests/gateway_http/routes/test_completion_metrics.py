@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from gateway_http.metrics import ModelLabels
-from tests.gateway_http.conftest import checking_service, metric, serving
+from tests.support.gateway import checking_service, metric, serving
 
 CHAT: dict[str, Any] = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
 TEXT: dict[str, Any] = {"model": "fake", "prompt": "hi"}

@@ -17,7 +17,7 @@ from chatrpc_process.errors import ConfigError
 from gateway_http.upstream.affinity import PrefixAffinity, SessionAffinity
 from gateway_http.upstream.registry import RegisteredModel, load_registry
 from gateway_http.upstream.registry_file import RegistryFile
-from tests.tls_files import issue, lock
+from tests.support.tls_files import issue, lock
 
 LEAST = '[[model]]\nname = "m"\ntarget = "127.0.0.1:1"\n'
 

@@ -25,8 +25,8 @@ from gateway_http.upstream.router import Router
 from gateway_http.upstream.rpcs import STREAM_CHAT_COMPLETION
 from tests.fakes.chat_service import MODEL, Fail, FakeService, Finish, Hold, Say
 from tests.fakes.wait import until
-from tests.gateway_http.conftest import metric, serving
 from tests.gateway_http.replicas import replica
+from tests.support.gateway import metric, serving
 
 NOWHERE = "127.0.0.1:1"
 

@@ -14,11 +14,10 @@ from chatrpc.v1 import chat_pb2, completion_pb2, completion_service_pb2
 from service.domain.engine import FinishReason, TokenOutput
 from service.text.grammars import CompiledGrammars
 from tests.fakes.engine import FakeEngine
-from tests.fakes.grammars import RandomEngine, byte_grammars
+from tests.fakes.grammars import COSTLY_LATER, RandomEngine, byte_grammars
 from tests.fakes.tokenizer import EOS
-from tests.service.rpc.conftest import Running
 from tests.service.rpc.structured import complete, refused, serve
-from tests.service.text.test_grammars import COSTLY_LATER
+from tests.support.grpc_server import Running
 
 SCHEMA = {
     "type": "object",
@@ -177,8 +176,8 @@ async def test_a_form_that_cannot_be_had_is_refused_by_its_field(
          'It cannot be enforced: line 1, column 8: unknown name: "nowhere".'),
         (Format(regex="a{1000000000}"),
          "It cannot be enforced: it takes more than is allowed to compile or to follow."),
-        (schema_format({"minimum": "x"}), "It is not a number."),
-        (schema_format({"enum": []}), "No answer can fulfil the schema."),
+        (schema_format({"minimum": "x"}), "The value must be a number."),
+        (schema_format({"enum": []}), "No JSON value can match the schema."),
     ],
 )  # fmt: skip
 async def test_error_says_in_one_sentence_what_is_wrong(

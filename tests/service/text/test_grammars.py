@@ -7,9 +7,9 @@ from service.domain.grammar import Matcher
 from service.errors import InvalidGrammar
 from service.text import grammars as grammars_module
 from service.text.grammars import CompiledGrammars, load_token_trie
-from tests.fakes.grammars import allowed, byte_grammars
+from tests.fakes.grammars import COSTLY_LATER, allowed, byte_grammars
 from tests.fakes.tokenizer import EOS
-from tests.service.text.conftest import metaspace
+from tests.support.library_tokenizers import metaspace
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +182,6 @@ def test_what_is_no_grammar_is_said_to_be_none(grammars: CompiledGrammars, gramm
             grammars.compile(grammar)
         assert 0 < len(str(caught.value)) < 400
 
-
-# It costs more than is allowed, but not at its beginning.
-COSTLY_LATER = 'start: ("a" | "b") rest\nrest: /a/ rest "x"'
 
 # Each would take long, or much memory, without limits.
 HOSTILE = {

@@ -19,7 +19,7 @@ from service.engine.native.linear import (
     TorchInt8Linear,
     quantize,
 )
-from tests.service.engine.native.required import loaded, must_exist
+from tests.support.native_kernels import loaded, must_exist
 
 EPS = 1e-5
 VNNI, AMX = 1, 2

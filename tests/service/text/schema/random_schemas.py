@@ -1,4 +1,4 @@
-"""JSON schemas made up at random, of all the keywords that mean anything."""
+"""Random JSON schemas with all keywords that constrain values."""
 
 import random
 from decimal import Decimal
@@ -14,12 +14,12 @@ _DECIMALS = ("0.1", "1e-7", "-0.25", "1e19", "99.5", "1E400", "-1e400", "0.30000
 
 
 def random_schema(choose: random.Random) -> Schema:
-    """A schema of keywords that a grammar can enforce, or most of them."""
+    """Return a schema of keywords that a grammar can enforce, at least most of them."""
     return _recursive(choose) if choose.random() < 0.05 else _schema(choose, 3)
 
 
 def unenforceable_schema(choose: random.Random) -> Schema:
-    """A schema, mostly of keywords that no grammar can enforce, beside others that it can."""
+    """Return a schema of which most keywords cannot be enforced by a grammar, and some can."""
     odd: list[Schema] = [
         {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "maxItems": 3},
         {"type": "string", "pattern": r"\bx", "maxLength": 5},
@@ -201,7 +201,7 @@ def _array(choose: random.Random, depth: int) -> Schema:
 
 
 def _listed(choose: random.Random, depth: int) -> Schema:
-    """A set of enumerated values."""
+    """Return a schema of a set of enumerated values."""
     values = choose.sample(["a", "b", 1, None, True, Decimal("1.5")], choose.randrange(2, 6))
     schema = {"type": "array", "items": {"enum": values}, "uniqueItems": True}
     if choose.random() < 0.5:
@@ -229,7 +229,7 @@ def _any_of(choose: random.Random, depth: int) -> Schema:
 
 
 def _one_of(choose: random.Random, depth: int) -> Schema:
-    """Told apart by a tag, as libraries write their unions."""
+    """Return a union with a tag, as libraries write it."""
     return {
         "oneOf": [
             {
@@ -293,7 +293,7 @@ def _unevaluated(choose: random.Random, depth: int) -> Schema:
 
 
 def _merged(choose: random.Random, depth: int) -> Schema:
-    """What libraries make of a class and the one it derives from."""
+    """Return the schema that libraries write for a class and its base class."""
     return {
         "allOf": [
             {"type": "object", "properties": {"a": _schema(choose, depth)}},

@@ -5,23 +5,23 @@ from service.text.schema.errors import SchemaError
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "not valid JSON"),
         ("{", "not valid JSON"),
-        ("[" * 100_000, "nests too deeply"),
+        ("[" * 100_000, "nested too deeply"),
         ("[]", "an object or a boolean"),
         ('"x"', "an object or a boolean"),
         ('{"const": "\\ud800"}', "surrogate"),
         ('{"a": 1, "a": 2}', "occurs twice"),
-        (" " * 131_073, "at most 131072 characters"),
+        (" " * 131_073, "may have at most 131072 characters"),
         ('{"a":' * 70 + "1" + "}" * 70, "at most 64 levels"),
         ('{"enum": [' + "[" * 70 + "]" * 70 + "]}", "at most 64 levels"),
-        ('{"$defs": {"a": {"$anchor": "x"}, "b": {"$anchor": "x"}}}', "two anchors"),
+        ('{"$defs": {"a": {"$anchor": "x"}, "b": {"$anchor": "x"}}}', "two anchors named"),
     ],
 )
-def test_what_is_no_schema_document_is_rejected(text: str, says: str) -> None:
-    with pytest.raises(SchemaError, match=says):
+def test_malformed_document_is_rejected(text: str, message: str) -> None:
+    with pytest.raises(SchemaError, match=message):
         Document(text)
 
 
@@ -61,14 +61,14 @@ def test_reference_is_resolved_within_the_document(reference: str, path: str) ->
 @pytest.mark.parametrize(
     "reference", ["#/nowhere", "#nobody", "other.json", "no.json", "#/prefixItems/1", "#/$id", 5]
 )
-def test_reference_to_nothing_is_rejected_by_its_path(reference: object) -> None:
+def test_unresolvable_reference_is_rejected_with_its_path(reference: object) -> None:
     document = Document(NESTED)
     with pytest.raises(SchemaError) as caught:
         document.resolve(reference, document.root, ".x.$ref")
     assert caught.value.path == ".x.$ref"
 
 
-def test_id_is_an_identifier_in_draft_4_alone() -> None:
+def test_keyword_id_is_an_identifier_only_in_draft_4() -> None:
     nested = '"definitions": {"a": {"id": "b.json", "x": {}}}, "properties": {"id": {"id": "c"}}'
     old = Document(f'{{"$schema": "http://json-schema.org/draft-04/schema#", {nested}}}')
     assert old.resolve("b.json#/x", old.root, "")[1] == ".definitions.a.x"
@@ -77,7 +77,7 @@ def test_id_is_an_identifier_in_draft_4_alone() -> None:
         new.resolve("b.json#/x", new.root, "")
 
 
-def test_reference_in_an_embedded_schema_is_relative_to_it() -> None:
+def test_reference_in_an_embedded_schema_is_relative_to_that_schema() -> None:
     document = Document(NESTED)
     embedded = document.root["$defs"]["two"]
     assert document.resolve("#/$defs/x", embedded, "")[1] == ".$defs.two.$defs.x"

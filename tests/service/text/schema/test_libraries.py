@@ -1,4 +1,4 @@
-"""Schemas as people's libraries write them: all are taken, and what is generated is read again."""
+"""Schemas as common libraries write them are accepted, and what they generate can be parsed."""
 
 import datetime as dt
 import decimal
@@ -17,7 +17,13 @@ from pydantic import AnyUrl, BaseModel, Field, SecretStr, TypeAdapter, create_mo
 from typing_extensions import TypedDict
 
 from service.text.schema.errors import UnsupportedKeyword
-from tests.service.text.schema.compiled import compiled, exact, random_answer, rules, takes
+from tests.service.text.schema.grammar_checks import (
+    accepts,
+    compile_schema,
+    load_exact,
+    random_output,
+    schema_rules,
+)
 
 ZOD = pathlib.Path(__file__).parents[3] / "data" / "schemas" / "zod.json"
 
@@ -91,39 +97,39 @@ TYPES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_what_pydantic_asks_for_is_what_it_reads(name: str) -> None:
+def test_pydantic_schema_generates_json_that_pydantic_accepts(name: str) -> None:
     model = create_model("Answer", field=(TYPES[name], ...))
-    constraint = compiled(json.dumps(model.model_json_schema()))
+    constraint = compile_schema(json.dumps(model.model_json_schema()))
     num_read = 0
     for seed in range(12):
-        text = random_answer(constraint, random.Random(seed), max_tokens=400)
+        text = random_output(constraint, random.Random(seed), max_tokens=400)
         if text is not None:
             num_read += 1
-            if "decimal" not in name:  # whose patterns allow more than pydantic reads
+            if "decimal" not in name:  # its patterns allow more than pydantic accepts
                 model.model_validate_json(text)
     assert num_read > 3
 
 
 @pytest.mark.parametrize("value", [set[str], frozenset[int], list[set[float]]])
-def test_set_of_pydantic_is_taken_without_the_demand_for_unique_items(value: Any) -> None:
+def test_pydantic_set_is_accepted_without_enforcing_unique_items(value: Any) -> None:
     schema = json.dumps(TypeAdapter(value).json_schema())
-    [weakening] = rules(schema, is_strict=False).weakenings
-    assert weakening.path.endswith(".uniqueItems")
+    [unenforced] = schema_rules(schema, is_strict=False).unenforced
+    assert unenforced.path.endswith(".uniqueItems")
     with pytest.raises(UnsupportedKeyword):
-        rules(schema)
+        schema_rules(schema)
 
 
 @pytest.mark.parametrize("name", json.loads(ZOD.read_text()))
-def test_what_zod_asks_for_is_followed(name: str) -> None:
+def test_zod_schema_is_followed(name: str) -> None:
     schema = json.loads(ZOD.read_text())[name]
-    constraint = compiled(json.dumps(schema))
+    constraint = compile_schema(json.dumps(schema))
     # Draft 7 and OpenAPI have `items` as a list; pydantic and zod 4 write draft 2020.
     is_old = "draft-07" in schema.get("$schema", "draft-07")
     validate = (jsonschema.Draft7Validator if is_old else jsonschema.Draft202012Validator)(schema)
     for seed in range(3):
-        text = random_answer(constraint, random.Random(seed), max_tokens=400)
-        if text is not None and ".openai" not in name:  # whose bounds are those of draft 4
-            validate.validate(exact(text))
+        text = random_output(constraint, random.Random(seed), max_tokens=400)
+        if text is not None and ".openai" not in name:  # its bounds are those of draft 4
+            validate.validate(load_exact(text))
 
 
 PROTOBUF = {
@@ -142,18 +148,18 @@ PROTOBUF = {
 }  # fmt: skip
 
 
-def test_integers_of_protobuf_and_go_are_exact() -> None:
-    constraint = compiled(PROTOBUF)
+def test_protobuf_and_go_integers_are_exact() -> None:
+    constraint = compile_schema(PROTOBUF)
     for text in ('{"id":9223372036854775807,"count":18446744073709551615}', '{"id":0,"text":null}'):
-        assert takes(constraint, text)
+        assert accepts(constraint, text)
     for text in (
         '{"id":9223372036854775808}',
         '{"id":0,"count":18446744073709551616}',
         '{"id":0,"size":4294967296}',
         '{"id":0,"count":"x"}',
     ):
-        assert not takes(constraint, text)
-    assert takes(constraint, '{"id":0,"count":"-5"}')
+        assert not accepts(constraint, text)
+    assert accepts(constraint, '{"id":0,"count":"-5"}')
 
 
 OPENAPI: dict[str, Any] = {
@@ -187,18 +193,18 @@ OPENAPI: dict[str, Any] = {
             ],
             "discriminator": {"propertyName": "petType"},
         },
-        "owner": {"oneOf": [{"type": "string"}, {"type": "null"}]},
+        "scope": {"oneOf": [{"type": "string"}, {"type": "null"}]},
         "age": {"type": "integer", "format": "int32", "nullable": True, "example": 3},
         "price": {"type": "number", "format": "double", "maximum": 1e19},
     },
-    "required": ["pet", "owner"],
+    "required": ["pet", "scope"],
 }
 
 
-def test_unions_of_openapi_are_told_apart_through_references() -> None:
-    constraint = compiled(OPENAPI)
-    assert takes(constraint, '{"pet":{"petType":"Cat"},"owner":null}')
-    assert takes(constraint, '{"pet":{"petType":"Dog","bark":"x"},"owner":"me","age":3}')
-    assert not takes(constraint, '{"pet":{"petType":"Cow"},"owner":null}')
-    assert not takes(constraint, '{"pet":{"bark":"x"},"owner":null}')
-    assert not takes(constraint, '{"pet":{"petType":"Cat"},"owner":1}')
+def test_openapi_unions_are_distinguished_through_references() -> None:
+    constraint = compile_schema(OPENAPI)
+    assert accepts(constraint, '{"pet":{"petType":"Cat"},"scope":null}')
+    assert accepts(constraint, '{"pet":{"petType":"Dog","bark":"x"},"scope":"me","age":3}')
+    assert not accepts(constraint, '{"pet":{"petType":"Cow"},"scope":null}')
+    assert not accepts(constraint, '{"pet":{"bark":"x"},"scope":null}')
+    assert not accepts(constraint, '{"pet":{"petType":"Cat"},"scope":1}')

@@ -10,9 +10,9 @@ from service.domain.grammar import AnswerConstraint
 from service.errors import InvalidGrammar
 from service.text.schema import numbers
 from service.text.schema.errors import SchemaError
+from service.text.schema.json_values import Number
 from service.text.schema.numbers import Bounds
-from service.text.schema.values import Number
-from tests.service.text.schema.compiled import GRAMMARS, compiled, takes
+from tests.service.text.schema.grammar_checks import GRAMMARS, accepts, compile_schema
 
 EDGES = (0, 1, 9, 10, 99, 100, 2**53, 2**53 + 1, 2**63, 2**64, 10**18, 10**19, 10**30)
 DECIMALS = ("0.1", "1e-7", "1e19", "1e400", "99.5", "0.25", "1.05", "0.909", "0.30000000000000004")
@@ -33,7 +33,7 @@ intervals = st.builds(
 
 
 def terminal(text: str) -> AnswerConstraint | None:
-    """The terminal compiled; None where it matches nothing."""
+    """Compile a terminal. Return None if it matches nothing."""
     try:
         return GRAMMARS.compile(f"start: T\nT: {text}") if text else None
     except InvalidGrammar:
@@ -41,7 +41,7 @@ def terminal(text: str) -> AnswerConstraint | None:
 
 
 def near(limit: Number | None) -> list[str]:
-    """The limit and its neighbours, as JSON writes them."""
+    """Return the limit and its neighbours as JSON writes them."""
     if limit is None:
         return []
     exact = Fraction(limit)
@@ -53,35 +53,35 @@ def near(limit: Number | None) -> list[str]:
 
 
 def is_within(text: str, bounds: Bounds) -> bool:
-    """By exact arithmetic."""
+    """Return True if the number is within the bounds, by exact arithmetic."""
     value = Fraction(text)
     if bounds.lower is not None:
         lower = Fraction(bounds.lower)
-        if value < lower or (value == lower and bounds.is_above):
+        if value < lower or (value == lower and bounds.is_lower_exclusive):
             return False
     if bounds.upper is not None:
         upper = Fraction(bounds.upper)
-        if value > upper or (value == upper and bounds.is_below):
+        if value > upper or (value == upper and bounds.is_upper_exclusive):
             return False
     return True
 
 
 @settings(deadline=None, max_examples=150)
 @given(intervals)
-def test_numbers_at_the_bounds_are_told_apart_exactly(bounds: Bounds) -> None:
+def test_terminal_matches_exactly_the_numbers_within_bounds(bounds: Bounds) -> None:
     integers = terminal(numbers.integers(*bounds.integers()))
     decimals = terminal(numbers.decimals(bounds))
     fractions = terminal(numbers.decimals(bounds, is_fraction=True))
     for text in [*near(bounds.lower), *near(bounds.upper), *near(0), "5", "-5", "0.5", "-0.5"]:
         value = Fraction(text)
         is_in = is_within(text, bounds)
-        assert bounds.holds(Decimal(text)) == is_in
+        assert bounds.contains(Decimal(text)) == is_in
         if text.lstrip("-").isdecimal() and text != "-0":
-            assert bool(integers and takes(integers, text)) == is_in, (text, bounds)
-        if not (value == 0 and text.startswith("-")):  # which JSON need not write so
-            assert bool(decimals and takes(decimals, text)) == is_in, (text, bounds)
+            assert bool(integers and accepts(integers, text)) == is_in, (text, bounds)
+        if not (value == 0 and text.startswith("-")):  # JSON need not write -0
+            assert bool(decimals and accepts(decimals, text)) == is_in, (text, bounds)
         is_fraction = is_in and value.denominator != 1
-        assert bool(fractions and takes(fractions, text)) == is_fraction, (text, bounds)
+        assert bool(fractions and accepts(fractions, text)) == is_fraction, (text, bounds)
 
 
 MULTIPLES = ("1", "2", "3", "7", "12", "100", "1000", "0.1", "0.01", "0.25", "0.5", "2.5", "7.5")
@@ -95,7 +95,7 @@ MULTIPLES = ("1", "2", "3", "7", "12", "100", "1000", "0.1", "0.01", "0.25", "0.
     st.booleans(),
     st.data(),
 )
-def test_multiples_are_told_apart_exactly(
+def test_schema_accepts_exactly_the_multiples_of_a_number(
     of: str, lower: Number | None, upper: Number | None, is_integer: bool, data: st.DataObject
 ) -> None:
     unit = Decimal(of)
@@ -108,36 +108,36 @@ def test_multiples_are_told_apart_exactly(
     if None not in (lower, upper) and ceil(Fraction(lower or 0) / step) > floor(
         Fraction(upper or 0) / step
     ):
-        with pytest.raises(SchemaError, match="No answer"):
-            compiled(schema)
+        with pytest.raises(SchemaError, match="No JSON value"):
+            compile_schema(schema)
         return
-    constraint = compiled(schema)
+    constraint = compile_schema(schema)
     bounds = Bounds(lower=lower, upper=upper)
     factor = data.draw(st.integers(-2000, 2000))
     for text in (f"{unit * factor:f}", f"{unit * factor + Decimal('0.001'):f}", str(factor)):
         value = Fraction(text)
         is_right = is_within(text, bounds) and (value / Fraction(of)).denominator == 1
         if is_integer and "." in text:
-            assert not takes(constraint, text) or value.denominator == 1
+            assert not accepts(constraint, text) or value.denominator == 1
         elif not (value == 0 and text.startswith("-")):
-            assert not takes(constraint, text) or is_right, (text, schema)
+            assert not accepts(constraint, text) or is_right, (text, schema)
             if "." not in text:
-                assert takes(constraint, text) == is_right, (text, schema)
+                assert accepts(constraint, text) == is_right, (text, schema)
 
 
 @pytest.mark.parametrize(
     ("of", "least"),
     [([6, 4], 12), ([Decimal("0.5"), Decimal("0.75")], Decimal("1.5")), ([Decimal("0.1"), 3], 3)],
 )
-def test_common_multiple(of: list[Number], least: Number) -> None:
+def test_common_multiple_is_the_least_one(of: list[Number], least: Number) -> None:
     assert numbers.common_multiple(of) == least
 
 
 @pytest.mark.parametrize("number", [5, -5, 0, Decimal("2.50"), Decimal("-1e-7"), 2**64 + 1])
-def test_all_ways_to_write_a_number_are_found(number: Number) -> None:
+def test_equals_terminal_matches_all_notations_of_a_number(number: Number) -> None:
     constraint = terminal(numbers.equals(number))
     assert constraint is not None
     written = f"{Decimal(number):f}"
-    assert takes(constraint, written)
-    assert takes(constraint, f"{written}00" if "." in written else f"{written}.00")
-    assert not takes(constraint, f"{written}1" if "." in written else f"{written}.01")
+    assert accepts(constraint, written)
+    assert accepts(constraint, f"{written}00" if "." in written else f"{written}.00")
+    assert not accepts(constraint, f"{written}1" if "." in written else f"{written}.01")

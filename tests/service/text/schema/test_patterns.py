@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from service.errors import InvalidGrammar
 from service.text.schema import patterns
+from service.text.schema.json_values import quoted
 from service.text.schema.pattern_syntax import InvalidPattern, UnsupportedPattern
-from service.text.schema.values import quoted
-from tests.service.text.schema.compiled import GRAMMARS, takes
+from tests.service.text.schema.grammar_checks import GRAMMARS, accepts
 
 TEXTS = (
     "", "a", "ab", "abc", "foo", "barfoo", "foobar", '"', "\\", "a\nb", 'x"y', "\x01", "1", "12",
@@ -30,24 +30,24 @@ def matched(pattern: str) -> list[str]:
     try:
         constraint = GRAMMARS.compile(f"start: T\nT: {patterns.terminal(pattern)}")
     except InvalidGrammar:
-        return []  # it matches nothing
-    return [text for text in TEXTS if takes(constraint, quoted(text))]
+        return []  # the terminal matches nothing
+    return [text for text in TEXTS if accepts(constraint, quoted(text))]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_terminal_matches_what_the_pattern_matches(pattern: str) -> None:
+def test_terminal_matches_the_same_strings_as_the_pattern(pattern: str) -> None:
     in_python = pattern.replace("(?<name>", "(?P<name>").replace(r"\cA", r"\x01")
-    in_python = in_python.replace("$", r"\Z")  # which in Python goes before a line's end as well
+    in_python = in_python.replace("$", r"\Z")  # in Python, $ also matches before a final newline
     expected = [text for text in TEXTS if re.search(in_python, text, re.ASCII)]
     assert matched(pattern) == expected
 
 
-def test_sets_that_dialects_read_differently_hold_what_all_of_them_match() -> None:
+def test_class_that_differs_between_dialects_matches_their_intersection() -> None:
     for pattern, text in ((r"^\W$", "é"), (r"^\d$", "٣"), (r"^\w$", "é"), (r"^[^\w]$", "é")):
         constraint = GRAMMARS.compile(f"start: T\nT: {patterns.terminal(pattern)}")
-        assert not takes(constraint, quoted(text))
+        assert not accepts(constraint, quoted(text))
     wide = patterns.terminal(r"^\d$", is_negated=True)
-    assert takes(GRAMMARS.compile(f"start: T\nT: {wide}"), quoted("٣"))
+    assert accepts(GRAMMARS.compile(f"start: T\nT: {wide}"), quoted("٣"))
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,10 @@ def test_sets_that_dialects_read_differently_hold_what_all_of_them_match() -> No
         ("^.{1,2}$", "😀😀", "😀😀😀"),
     ],
 )
-def test_unicode_is_matched_by_code_points(pattern: str, text: str, other: str) -> None:
+def test_pattern_matches_unicode_by_code_points(pattern: str, text: str, other: str) -> None:
     constraint = GRAMMARS.compile(f"start: T\nT: {patterns.terminal(pattern)}")
-    assert takes(constraint, quoted(text))
-    assert not takes(constraint, quoted(other))
+    assert accepts(constraint, quoted(text))
+    assert not accepts(constraint, quoted(other))
 
 
 @pytest.mark.parametrize(
@@ -85,25 +85,25 @@ def test_unicode_is_matched_by_code_points(pattern: str, text: str, other: str) 
         ("a++", "++"),
         ("a{2000000}", "{2000000}"),
         ("(^a)*", "an anchor or a look-around in a repetition"),
-        ("(" * 60 + "a" + ")" * 60, "more than 50 groups in one another"),
+        ("(" * 60 + "a" + ")" * 60, "more than 50 nested groups"),
         ("^" + "(?=a)" * 9, "(?=a)"),
     ],
 )
-def test_part_that_is_not_supported_is_named(pattern: str, part: str) -> None:
+def test_unsupported_part_is_in_the_error(pattern: str, part: str) -> None:
     with pytest.raises(UnsupportedPattern) as caught:
         patterns.terminal(pattern)
     assert str(caught.value) == part
 
 
 @pytest.mark.parametrize("pattern", ["(", ")", "[a", "a{3,2}", "*a", "a**", "[b-a]", "\\", "(?:a"])
-def test_what_is_no_expression_is_invalid(pattern: str) -> None:
+def test_malformed_pattern_is_invalid(pattern: str) -> None:
     with pytest.raises(InvalidPattern):
         patterns.terminal(pattern)
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.text(alphabet=r"ab01.^$|()[]{}?*+\-,:=!dDwWsSpPux\"<", max_size=12))
-def test_any_text_is_a_pattern_or_an_error_of_ours(pattern: str) -> None:
+def test_any_text_is_a_pattern_or_raises_our_error(pattern: str) -> None:
     try:
         terminal = patterns.terminal(pattern)
     except (InvalidPattern, UnsupportedPattern):
@@ -115,8 +115,8 @@ def test_any_text_is_a_pattern_or_an_error_of_ours(pattern: str) -> None:
 
 
 @pytest.mark.parametrize(("least", "most"), [(0, 0), (0, 2), (2, None), (1, 1)])
-def test_lengths_count_code_points(least: int, most: int | None) -> None:
+def test_length_limit_counts_code_points(least: int, most: int | None) -> None:
     constraint = GRAMMARS.compile(f"start: T\nT: {patterns.lengths(least, most)}")
     for text in ("", "a", "😀", '"', "\n\x01", "aé", "abc"):
         expected = least <= len(text) and (most is None or len(text) <= most)
-        assert takes(constraint, quoted(text)) == expected
+        assert accepts(constraint, quoted(text)) == expected

@@ -1,4 +1,4 @@
-"""Random schemas: whatever a grammar allows fulfils its schema, checked by another validator."""
+"""Random schemas: another validator confirms that every output matches its schema."""
 
 import decimal
 import random
@@ -9,38 +9,45 @@ from typing import Any
 import jsonschema
 import pytest
 
-from service.text.schema.enforcement import Weakening
+from service.text.schema.enforcement import UnenforcedKeyword
 from service.text.schema.errors import SchemaError, UnsupportedKeyword
-from service.text.schema.values import dumps, loads
-from tests.service.text.schema.compiled import compiled, exact, random_answer, rules
+from service.text.schema.json_values import dumps, loads
+from tests.service.text.schema.grammar_checks import (
+    compile_schema,
+    load_exact,
+    random_output,
+    schema_rules,
+)
 from tests.service.text.schema.random_schemas import random_schema, unenforceable_schema
 
-IMPOSSIBLE = "No answer can fulfil the schema."
+IMPOSSIBLE = "No JSON value can match the schema."
 FORMATS = jsonschema.Draft202012Validator.FORMAT_CHECKER
 
 
 def check(schema: Any, text: str) -> None:
-    """The text is JSON that fulfils the schema, in exact arithmetic."""
+    """Check that the text is JSON that matches the schema, in exact arithmetic."""
     with decimal.localcontext(decimal.Context(prec=2_000)):
-        validator = jsonschema.Draft202012Validator(exact(dumps(schema)), format_checker=FORMATS)
-        validator.validate(exact(text))
+        validator = jsonschema.Draft202012Validator(
+            load_exact(dumps(schema)), format_checker=FORMATS
+        )
+        validator.validate(load_exact(text))
 
 
 @pytest.mark.parametrize("hundred", range(10))
-def test_every_answer_to_a_strict_schema_fulfils_it(hundred: int) -> None:
+def test_output_of_a_strict_schema_matches_it(hundred: int) -> None:
     num_finished = 0
     impossible: list[str] = []
     for seed in range(100 * hundred, 100 * hundred + 100):
         choose = random.Random(seed)
         schema = random_schema(choose)
         try:
-            constraint = compiled(schema)
+            constraint = compile_schema(schema)
         except UnsupportedKeyword:
             continue
         except SchemaError as error:
             impossible.append(str(error))
             continue
-        text = random_answer(constraint, choose)
+        text = random_output(constraint, choose)
         if text is not None:
             num_finished += 1
             check(schema, text)
@@ -49,38 +56,38 @@ def test_every_answer_to_a_strict_schema_fulfils_it(hundred: int) -> None:
 
 
 @pytest.mark.parametrize("hundred", range(3))
-def test_every_answer_to_a_weakened_schema_fulfils_all_that_is_not_named(hundred: int) -> None:
-    num_weakened = 0
+def test_output_of_a_lenient_schema_matches_all_enforced_keywords(hundred: int) -> None:
+    num_lenient = 0
     impossible: list[str] = []
     for seed in range(100 * hundred, 100 * hundred + 100):
         choose = random.Random(seed)
         schema = unenforceable_schema(choose)
         try:
-            weakenings = rules(schema, is_strict=False).weakenings
+            unenforced = schema_rules(schema, is_strict=False).unenforced
         except SchemaError as error:
             impossible.append(str(error))
             continue
-        num_weakened += bool(weakenings)
-        text = random_answer(compiled(schema, is_strict=False), choose)
+        num_lenient += bool(unenforced)
+        text = random_output(compile_schema(schema, is_strict=False), choose)
         if text is not None:
-            check(without(schema, weakenings), text)
-    assert num_weakened > 30
+            check(without(schema, unenforced), text)
+    assert num_lenient > 30
     assert set(impossible) <= {IMPOSSIBLE}
 
 
-def without(schema: Any, weakenings: tuple[Weakening, ...]) -> Any:
-    """The schema without the keywords at these paths."""
+def without(schema: Any, unenforced: tuple[UnenforcedKeyword, ...]) -> Any:
+    """Return the schema without the keywords at these paths."""
     schema = loads(dumps(schema))
-    for each in weakenings:
+    for each in unenforced:
         *steps, last = [
             loads(quoted) if quoted else int(index) if index else name
             for name, index, quoted in re.findall(
                 r'\.([^.\[]+)|\[(\d+)\]|\[("(?:[^"\\]|\\.)*")\]', each.path
             )
         ]
-        place = schema
-        with suppress(KeyError, IndexError):  # it may be within one that is left out already
+        parent = schema
+        with suppress(KeyError, IndexError):  # it may be inside a keyword that is already removed
             for key in steps:
-                place = place[key]
-            place.pop(last, None)
+                parent = parent[key]
+            parent.pop(last, None)
     return schema

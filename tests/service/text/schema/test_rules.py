@@ -1,4 +1,4 @@
-"""What is enforced of each keyword: values that must be allowed, and others that must not."""
+"""The effect of each keyword: values that must be allowed, and values that must not."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import pytest
 
 from service.domain.chat import JsonLayout
 from service.text.schema.errors import SchemaError, UnsupportedKeyword
-from tests.service.text.schema.compiled import compiled, rules, takes
+from tests.service.text.schema.grammar_checks import accepts, compile_schema, schema_rules
 
 OBJECT = {"type": "object"}
 
-# Schema, texts that follow it, texts that do not.
+# Schema, texts that match it, texts that do not.
 CASES: dict[str, tuple[Any, list[str], list[str]]] = {
     "true": (True, ["1", "[null]", '{"a": {}}', '"x"'], ["", "nul"]),
     "type": ({"type": "integer"}, ["0", "-7", "12"], ["1.5", '"1"', "01", "-0", "null"]),
@@ -112,7 +112,7 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
         ['{"b":1}', '{"a":1,"b":1}', '{"b":1,"c":1}'],
         ["{}", '{"a":1}'],
     ),
-    "required of nothing declared": ({**OBJECT, "required": ["x"]}, ['{"x":1}'], ["{}", '{"y":1}']),
+    "required undeclared": ({**OBJECT, "required": ["x"]}, ['{"x":1}'], ["{}", '{"y":1}']),
     "additionalProperties": (
         {**OBJECT, "properties": {"a": {}}, "additionalProperties": {"type": "integer"}},
         ['{"a":"x","b":1}'],
@@ -206,7 +206,7 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
         ["[1,2,1]", "[2,1,1]"],
         ["[1]", "[1,1,1]", "[]"],
     ),
-    "minContains alone": ({"type": "array", "minContains": 2}, ["[]"], ["1"]),
+    "minContains without others": ({"type": "array", "minContains": 2}, ["[]"], ["1"]),
     "contains in a tuple": (
         {"prefixItems": [{"const": 1}, {"enum": [2, 3]}], "items": False, "type": "array",
          "contains": {"const": 3}},
@@ -231,7 +231,7 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
         ["[2]", "[2,1.0]"],
         ["[1,1.0]", "[1.0,1.0]"],
     ),
-    "oneOf whose combination no grammar could enforce": (
+    "oneOf whose combination cannot be enforced": (
         {
             "oneOf": [
                 {"type": "array", "contains": {"const": 1}, "items": {"const": 1}},
@@ -295,7 +295,7 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
         ['{"a":1,"b":1}', "{}"],
     ),
     "not const": ({"type": "integer", "not": {"const": 5}}, ["4", "55"], ["5"]),
-    "not a number however it is written": (
+    "not a number in any notation": (
         {"type": "number", "not": {"const": 5}}, ["4", "5.5"], ["5", "5.0", "5.00"],
     ),
     "not enum": ({"type": "string", "not": {"enum": ["a", "b"]}}, ['"c"', '"ab"'], ['"a"', '"b"']),
@@ -319,8 +319,8 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
         ['{"kind":"a","x":1}', '{"kind":"b"}'],
         ['{"kind":"a"}', '{"kind":"b","x":1}'],
     ),
-    "if alone": ({"type": "null", "if": {"type": "string"}}, ["null"], ["1"]),
-    "then alone": ({"type": "null", "then": False}, ["null"], ["1"]),
+    "if without others": ({"type": "null", "if": {"type": "string"}}, ["null"], ["1"]),
+    "then without others": ({"type": "null", "then": False}, ["null"], ["1"]),
     "reference to the root": (
         {**OBJECT, "properties": {"next": {"$ref": "#"}}, "additionalProperties": False},
         ["{}", '{"next":{"next":{}}}'],
@@ -381,12 +381,12 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
 def test_keyword_is_enforced(name: str) -> None:
     schema, valid, invalid = CASES[name]
     if not valid:
-        with pytest.raises(SchemaError, match="No answer can fulfil"):
-            rules(schema)
+        with pytest.raises(SchemaError, match="No JSON value can match"):
+            schema_rules(schema)
         return
-    constraint = compiled(schema)
-    assert [text for text in valid if not takes(constraint, text)] == []
-    assert [text for text in invalid if takes(constraint, text)] == []
+    constraint = compile_schema(schema)
+    assert [text for text in valid if not accepts(constraint, text)] == []
+    assert [text for text in invalid if accepts(constraint, text)] == []
 
 
 REJECTED: dict[str, tuple[Any, str]] = {
@@ -408,16 +408,16 @@ REJECTED: dict[str, tuple[Any, str]] = {
     "remote reference": ({"$ref": "http://127.0.0.1:9/schema"}, ".$ref"),
     "reference to a file": ({"anyOf": [{"$ref": "file:///etc/passwd"}]}, ".anyOf[0].$ref"),
     "uniqueItems": ({"uniqueItems": "yes"}, ".uniqueItems"),
-    "no answer": ({"type": "integer", "minimum": 5, "maximum": 3}, ""),
+    "no integer in range": ({"type": "integer", "minimum": 5, "maximum": 3}, ""),
     "no value": ({"enum": []}, ""),
     "not anything": ({"not": {}}, ""),
     "required and forbidden": ({**OBJECT, "required": ["a"], "properties": {"a": False}}, ""),
-    "an object without end": (
+    "endless object": (
         {"$defs": {"n": {**OBJECT, "properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"]}},
          "$ref": "#/$defs/n"},
         "",
     ),
-    "too many of an enumeration": (
+    "more unique items than values": (
         {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True, "minItems": 3}, "",
     ),
 }  # fmt: skip
@@ -425,18 +425,16 @@ REJECTED: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("is_strict", [True, False])
 @pytest.mark.parametrize("name", REJECTED)
-def test_schema_without_meaning_is_rejected_by_the_path_of_the_keyword(
-    name: str, is_strict: bool
-) -> None:
+def test_malformed_schema_is_rejected_with_the_keyword_path(name: str, is_strict: bool) -> None:
     schema, path = REJECTED[name]
     with pytest.raises(SchemaError) as caught:
-        rules(schema, is_strict=is_strict)
+        schema_rules(schema, is_strict=is_strict)
     assert not isinstance(caught.value, UnsupportedKeyword)
     assert caught.value.path == path
 
 
-# Schema, path of what cannot be enforced, a text that follows all the rest.
-WEAKENED: dict[str, tuple[Any, str, str]] = {
+# Schema, path of the unenforceable keyword, a text that matches all other keywords.
+UNENFORCEABLE: dict[str, tuple[Any, str, str]] = {
     "uniqueItems": (
         {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
         ".uniqueItems",
@@ -460,10 +458,10 @@ WEAKENED: dict[str, tuple[Any, str, str]] = {
         ".allOf[1].contains",
         "[1]",
     ),
-    "not of what cannot be negated": (
+    "not of an unenforceable negation": (
         {"type": "array", "not": {"uniqueItems": True}}, ".not", "[1]",
     ),
-    "if of what cannot be negated": (
+    "if of an unenforceable negation": (
         {"type": "array", "if": {"uniqueItems": True}, "then": {"maxItems": 1}}, ".if", "[]",
     ),
     "required of draft 3": (
@@ -472,14 +470,14 @@ WEAKENED: dict[str, tuple[Any, str, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WEAKENED)
-def test_what_cannot_be_enforced_is_left_out_and_named_or_rejected_if_strict(name: str) -> None:
-    schema, path, text = WEAKENED[name]
-    weakened = rules(schema, is_strict=False)
-    assert path in [each.path for each in weakened.weakenings]
-    assert takes(compiled(schema, is_strict=False), text)
+@pytest.mark.parametrize("name", UNENFORCEABLE)
+def test_unenforceable_keyword_is_reported_or_rejected_if_strict(name: str) -> None:
+    schema, path, text = UNENFORCEABLE[name]
+    lenient = schema_rules(schema, is_strict=False)
+    assert path in [each.path for each in lenient.unenforced]
+    assert accepts(compile_schema(schema, is_strict=False), text)
     with pytest.raises(UnsupportedKeyword) as caught:
-        rules(schema)
+        schema_rules(schema)
     assert caught.value.path == path
 
 
@@ -518,11 +516,11 @@ ARGUMENTS: dict[str, tuple[Any, list[str], list[str]]] = {
 
 @pytest.mark.parametrize("is_strict", [True, False])
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_arguments_have_no_properties_that_are_not_declared(name: str, is_strict: bool) -> None:
+def test_arguments_have_only_declared_properties(name: str, is_strict: bool) -> None:
     schema, valid, invalid = ARGUMENTS[name]
-    constraint = compiled(schema, is_strict=is_strict, is_arguments=True)
-    assert [text for text in valid if not takes(constraint, text)] == []
-    assert [text for text in invalid if takes(constraint, text)] == []
+    constraint = compile_schema(schema, is_strict=is_strict, is_arguments=True)
+    assert [text for text in valid if not accepts(constraint, text)] == []
+    assert [text for text in invalid if accepts(constraint, text)] == []
 
 
 PRETTY = '{\n  "a": [\n    1,\n    2\n  ],\n  "b": {}\n}'
@@ -546,18 +544,18 @@ PRETTY = '{\n  "a": [\n    1,\n    2\n  ],\n  "b": {}\n}'
         ('\n\n{"a":[1,2],"b":{}}', False, False),
     ],
 )
-def test_white_space_is_bounded(text: str, is_flexible: bool, is_compact: bool) -> None:
-    assert takes(compiled(OBJECT), text) == is_flexible
-    assert takes(compiled(OBJECT, layout=JsonLayout.COMPACT), text) == is_compact
+def test_white_space_is_limited(text: str, is_flexible: bool, is_compact: bool) -> None:
+    assert accepts(compile_schema(OBJECT), text) == is_flexible
+    assert accepts(compile_schema(OBJECT, layout=JsonLayout.COMPACT), text) == is_compact
 
 
 def tagged(kind: str) -> dict[str, Any]:
     return {"if": {"properties": {"k": {"const": kind}}}, "then": {"required": [f"{kind}_x"]}}
 
 
-def test_conditions_on_a_tag_are_as_many_as_there_are_kinds() -> None:
+def test_many_conditions_on_a_tag_are_enforced() -> None:
     kinds = [f"v{i}" for i in range(40)]
-    constraint = compiled(
+    constraint = compile_schema(
         {
             **OBJECT,
             "properties": {"k": {"enum": kinds}},
@@ -565,9 +563,9 @@ def test_conditions_on_a_tag_are_as_many_as_there_are_kinds() -> None:
             "allOf": [tagged(kind) for kind in kinds],
         }
     )
-    assert takes(constraint, '{"k":"v7","v7_x":1}')
-    assert not takes(constraint, '{"k":"v7","v8_x":1}')
-    assert not takes(constraint, '{"k":"v7"}')
+    assert accepts(constraint, '{"k":"v7","v7_x":1}')
+    assert not accepts(constraint, '{"k":"v7","v8_x":1}')
+    assert not accepts(constraint, '{"k":"v7"}')
 
 
 TOO_MANY: dict[str, tuple[Any, str]] = {
@@ -596,12 +594,12 @@ TOO_MANY: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", TOO_MANY)
-def test_alternatives_that_are_too_many_together_are_left_out_and_named(name: str) -> None:
+def test_too_many_combined_alternatives_are_reported_or_rejected_if_strict(name: str) -> None:
     schema, path = TOO_MANY[name]
-    assert path in [each.path for each in rules(schema, is_strict=False).weakenings]
-    compiled(schema, is_strict=False)
+    assert path in [each.path for each in schema_rules(schema, is_strict=False).unenforced]
+    compile_schema(schema, is_strict=False)
     with pytest.raises(UnsupportedKeyword) as caught:
-        rules(schema)
+        schema_rules(schema)
     assert caught.value.path == path
 
 
@@ -619,14 +617,14 @@ def test_alternatives_that_are_too_many_together_are_left_out_and_named(name: st
         ),
     ],
 )
-def test_schema_that_comes_to_too_much_is_rejected(schema: Any, path: str | None) -> None:
+def test_too_large_schema_is_rejected(schema: Any, path: str | None) -> None:
     with pytest.raises(SchemaError) as caught:
-        rules(schema, is_strict=False)
+        schema_rules(schema, is_strict=False)
     assert path is None or caught.value.path == path
 
 
-def test_properties_are_written_in_the_order_of_the_schema() -> None:
-    constraint = compiled(
+def test_properties_follow_the_order_of_the_schema() -> None:
+    constraint = compile_schema(
         {
             "allOf": [{"properties": {"c": {}}}, {"properties": {"d": {}}}],
             "type": "object",
@@ -634,11 +632,11 @@ def test_properties_are_written_in_the_order_of_the_schema() -> None:
             "required": ["a", "b", "c", "d"],
         }
     )
-    assert takes(constraint, '{"b":1,"a":1,"c":1,"d":1}')
-    assert not takes(constraint, '{"a":1,"b":1,"c":1,"d":1}')
+    assert accepts(constraint, '{"b":1,"a":1,"c":1,"d":1}')
+    assert not accepts(constraint, '{"a":1,"b":1,"c":1,"d":1}')
 
 
-def test_chain_of_references_of_any_length_is_followed() -> None:
+def test_long_chain_of_references_is_followed() -> None:
     names = {f"n{i}": {"type": "array", "items": {"$ref": f"#/$defs/n{i + 1}"}} for i in range(900)}
-    constraint = compiled({"$defs": names | {"n900": {"const": 1}}, "$ref": "#/$defs/n0"})
-    assert takes(constraint, "[" * 50 + "]" * 50)
+    constraint = compile_schema({"$defs": names | {"n900": {"const": 1}}, "$ref": "#/$defs/n0"})
+    assert accepts(constraint, "[" * 50 + "]" * 50)

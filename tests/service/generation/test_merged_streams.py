@@ -1,0 +1,77 @@
+"""Several generators read as one."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import pytest
+
+from service.generation.merged_streams import MergedStreams
+
+
+class Source:
+    """Gives what is put into it; knows whether it has been closed."""
+
+    def __init__(self) -> None:
+        self.items: asyncio.Queue[int | Exception] = asyncio.Queue()
+        self.is_closed = False
+
+    async def read(self) -> AsyncGenerator[int, None]:
+        try:
+            while True:
+                item = await self.items.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            self.is_closed = True
+
+
+async def test_items_come_as_they_come() -> None:
+    a, b = Source(), Source()
+    async with aclosing(MergedStreams([a.read(), b.read()])) as merged:
+        b.items.put_nowait(1)
+        assert await merged.next() == (1, 1)
+        a.items.put_nowait(2)
+        a.items.put_nowait(3)
+        assert [await merged.next(), await merged.next()] == [(0, 2), (0, 3)]
+    assert a.is_closed
+    assert b.is_closed
+
+
+async def test_a_dropped_source_is_closed_and_the_others_go_on() -> None:
+    a, b = Source(), Source()
+    async with aclosing(MergedStreams([a.read(), b.read()])) as merged:
+        a.items.put_nowait(1)
+        await merged.next()
+        await merged.drop(0)
+        assert a.is_closed
+        assert not b.is_closed
+        b.items.put_nowait(2)
+        assert await merged.next() == (1, 2)
+
+
+async def test_an_error_is_raised_and_closes_all() -> None:
+    a, b = Source(), Source()
+    b.items.put_nowait(ValueError("b"))
+    with pytest.raises(ValueError, match="b"):
+        async with aclosing(MergedStreams([a.read(), b.read()])) as merged:
+            await merged.next()
+    assert a.is_closed
+    assert b.is_closed
+
+
+async def test_cancelled_while_it_waits_it_closes_all() -> None:
+    sources = [Source(), Source()]
+
+    async def wait() -> None:
+        async with aclosing(MergedStreams([source.read() for source in sources])) as merged:
+            await merged.next()
+
+    waiting = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert waiting.cancelled()
+    # One that was never begun has nothing to free.
+    assert all(source.is_closed for source in sources)
