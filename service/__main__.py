@@ -34,6 +34,7 @@ from chatrpc_process.tracing.exporter import make_tracer
 from chatrpc_process.watchdog import watched_loop
 from service.config import ServiceSettings
 from service.domain.engine import Engine
+from service.domain.timeouts import ClientTimeouts
 from service.engines import load_engine_factory, make_engine
 from service.errors import ModelLoadError
 from service.metrics import Metrics
@@ -41,7 +42,6 @@ from service.metrics_port import MetricsPort
 from service.model import ModelLoader
 from service.openmp import bound_spinning
 from service.rpc.calls.authorization import Access
-from service.rpc.calls.message_reader import Patience
 from service.rpc.server import SERVICE_NAMES, Server
 from service.rpc.serving.lifecycle import Lifecycle
 
@@ -97,7 +97,7 @@ async def serve(settings: ServiceSettings) -> int:
         has_reflection=settings.reflection,
         access=Access(keys),
         metrics=metrics,
-        patience=Patience(settings.body_timeout_s, settings.write_timeout_s),
+        client_timeouts=ClientTimeouts(settings.body_timeout_s, settings.write_timeout_s),
         tracer=tracer,
         has_channelz=settings.channelz,
         tls=settings.tls,

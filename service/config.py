@@ -10,10 +10,12 @@ from pydantic_settings import CliImplicitFlag, SettingsConfigDict
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.settings.listener import ListenerSettings, Port
 from service.domain.engine_settings import Device, DType, EngineSettings, Quantization
+from service.domain.timeouts import ClientTimeouts
 from service.engines import check_engine_name
 
-# The defaults of the options that the engine gets.
+# The defaults of options stand in these classes.
 _ENGINE = EngineSettings()
+_CLIENT = ClientTimeouts()
 
 
 def _checked_engine(name: str) -> str:
@@ -169,12 +171,12 @@ class ServiceSettings(ListenerSettings):
         "DEADLINE_EXCEEDED, even if its own deadline is later.",
     )
     body_timeout_s: Annotated[float, Field(gt=0)] = Field(
-        60.0,
+        _CLIENT.receive_s,
         description="Maximum time to receive the message of a request, in seconds. After that, the "
         "request fails with DEADLINE_EXCEEDED.",
     )
     write_timeout_s: Annotated[float, Field(gt=0)] = Field(
-        60.0,
+        _CLIENT.write_s,
         description="Maximum time in seconds for which a client may leave a response unread. After "
         "that, the request fails with DEADLINE_EXCEEDED.",
     )

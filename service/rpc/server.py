@@ -16,10 +16,10 @@ from chatrpc.v1 import (
 )
 from chatrpc_process.tls import TlsFiles, watch_tls
 from chatrpc_process.tracing.api import OFF, Tracer
+from service.domain.timeouts import ClientTimeouts
 from service.metrics import Metrics
 from service.rpc.calls.authorization import Access
 from service.rpc.calls.interceptor import CallInterceptor
-from service.rpc.calls.message_reader import Patience
 from service.rpc.calls.standard_services import StandardServiceInterceptor
 from service.rpc.calls.work_pools import WorkPools
 from service.rpc.chat_servicer import ChatServicer
@@ -90,7 +90,7 @@ class Server:
         has_reflection: whether clients may ask for the protos.
         access: who may call.
         metrics: where calls are counted.
-        patience: how long calls wait for their clients.
+        client_timeouts: Timeouts for receiving requests and for blocked writes.
         tracer: where their spans go.
         tls: the server's certificate; None: none, all in the clear.
         has_channelz: whether the admin port tells of connections, and of who is at their other end.
@@ -105,7 +105,7 @@ class Server:
         has_reflection: bool = True,
         access: Access | None = None,
         metrics: Metrics | None = None,
-        patience: Patience | None = None,
+        client_timeouts: ClientTimeouts | None = None,
         tracer: Tracer = OFF,
         tls: TlsFiles | None = None,
         has_channelz: bool = False,
@@ -122,7 +122,7 @@ class Server:
         self._server = grpc.aio.server(
             options=options,
             interceptors=[
-                CallInterceptor(access or Access(), metrics, self._pools, patience, tracer),
+                CallInterceptor(access or Access(), metrics, self._pools, client_timeouts, tracer),
                 standard,
             ],
         )

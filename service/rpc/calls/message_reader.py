@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -12,6 +11,7 @@ from google.protobuf.message import DecodeError
 
 from chatrpc_process.fairness.capacity import SharedCapacity
 from service.domain.engine import Caller
+from service.domain.timeouts import ClientTimeouts
 from service.errors import DeadlinePassed, InvalidField, PreparationFull
 from service.rpc.calls.caller import current_caller, note_received
 from service.rpc.calls.context import Context
@@ -26,19 +26,6 @@ _MAX_READS_OF_CALLER = 16
 _SMALL_BYTES = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a call waits for its client.
-
-    Args:
-        message_s: for the request to arrive.
-        write_s: for a part of the answer to be read, or to fit what the client will buffer.
-    """
-
-    message_s: float = 60.0
-    write_s: float = 60.0
-
-
 class MessageReader:
     """Reads the messages of all calls.
 
@@ -47,15 +34,15 @@ class MessageReader:
     way at once; further ones wait.
 
     Args:
-        patience: `message_s` is the time in which a message must arrive.
+        timeouts: `receive_s` limits the time to receive a message.
         max_bytes: The most that the messages in progress may have.
     """
 
     def __init__(
-        self, pools: WorkPools, patience: Patience, max_bytes: int = MAX_BYTES_IN_PROGRESS
+        self, pools: WorkPools, timeouts: ClientTimeouts, max_bytes: int = MAX_BYTES_IN_PROGRESS
     ) -> None:
         self._pools = pools
-        self._patience = patience
+        self._timeouts = timeouts
         self._in_progress = SharedCapacity(max_bytes)
         self._reading: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
@@ -98,7 +85,7 @@ class MessageReader:
     async def _read(self, context: Context) -> bytes:
         """The message as it came."""
         try:
-            async with asyncio.timeout(self._patience.message_s):
+            async with asyncio.timeout(self._timeouts.receive_s):
                 request = await context.read()
         except TimeoutError:
             raise DeadlinePassed("The request took too long to arrive.") from None
