@@ -35,6 +35,7 @@ UNCLEAN = (
     # Domain
     "service/domain",
     # Calls
+    "service/generation",
     "service/rpc",
     "tests/service/rpc",
     # Gateway
@@ -45,9 +46,6 @@ UNCLEAN = (
     "gateway_http/routes",
     "gateway_http/upstream",
     "tests/gateway_http",
-    # Settings and what is common to both processes
-    "tests/service/*",
-    "tests/chatrpc_process",
     # Whole processes
     "tests/*",
     "tests/bench",

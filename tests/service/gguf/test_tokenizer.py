@@ -175,6 +175,6 @@ class TestInvalid:
         with pytest.raises(ModelLoadError, match="It has the chat template"):
             GgufTokenizer(vocab, "llama", SIZE).write(tmp_path)
 
-    def test_every_end_of_turn_token_ends_an_answer(self) -> None:
+    def test_every_end_of_turn_token_ends_a_completion(self) -> None:
         vocab = byte_level_vocab(SIZE) | {"eot_token_id": 7, "eom_token_id": 5}
         assert make(vocab).end_token_ids == [1, 5, 7]
