@@ -17,6 +17,7 @@ def prepare(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 def test_prepared_model_leaves_its_files_in_the_cache(tmp_path: Path) -> None:
     model = save_model(tmp_path / "tiny", vocab_size=300)
     cache = tmp_path / "cache"
