@@ -7,9 +7,6 @@ import sys
 
 import pytest
 
-from chatrpc_process.settings.process import ProcessSettings
-from gateway_http.config import Settings as GatewaySettings
-from service.config import ServiceSettings
 from tests.support.make_serve import ROOT, Served
 
 README = (ROOT / "README.md").read_text()
@@ -20,13 +17,6 @@ NOT_AGAIN = {"make serve\n", "make test\n"}
 
 def test_the_two_commands_are_there() -> None:
     assert {text for _, text in BLOCKS} >= NOT_AGAIN
-
-
-@pytest.mark.parametrize("settings", [ServiceSettings, GatewaySettings])
-def test_every_option_is_in_a_table(settings: type[ProcessSettings]) -> None:
-    options = {name.replace("_", "-") for name in settings.model_fields}
-    missing = {o for o in options if f"`--{o}`" not in README and f"`--no-{o}`" not in README}
-    assert not missing
 
 
 @pytest.mark.slow
