@@ -38,6 +38,7 @@ UNCLEAN = (
     "service/generation",
     "service/rpc",
     "tests/service/rpc",
+    "tests/service/generation",
     # Gateway
     "gateway_http/*",
     "gateway_http/auth",
@@ -53,6 +54,8 @@ UNCLEAN = (
     "tests/e2e",
     "tests/fakes",
     "tests/faults",
+    "tests/support",
+    "tests/wire",
     # Engine
     "service/engine",
     "tests/service/engine",
