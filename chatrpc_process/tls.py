@@ -62,6 +62,7 @@ class TlsFiles:
 
     @property
     def paths(self) -> tuple[Path, ...]:
+        """The paths of the files that are given."""
         return tuple(p for p in (self.certificate, self.key, self.client_ca) if p is not None)
 
     def read(self) -> Identity:

@@ -200,7 +200,7 @@ class ServiceSettings(ListenerSettings):
         return EngineSettings(**chosen)
 
     @model_validator(mode="after")
-    def _budget_covers_a_step(self) -> Self:
+    def _step_has_a_token_for_each_sequence(self) -> Self:
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 "max_num_batched_tokens must be at least max_num_seqs, because each running "
@@ -209,13 +209,13 @@ class ServiceSettings(ListenerSettings):
         return self
 
     @model_validator(mode="after")
-    def _quantization_fits_the_device(self) -> Self:
+    def _device_supports_the_quantization(self) -> Self:
         if self.device == "cuda" and self.quantization == "int8":
             raise ValueError("quantization=int8 is served on CPUs only, and device=cuda is set")
         return self
 
     @model_validator(mode="after")
-    def _channelz_has_a_port(self) -> Self:
+    def _channelz_has_an_admin_port(self) -> Self:
         if self.channelz and self.admin_port is None:
             raise ValueError("channelz needs admin_port")
         return self
