@@ -39,13 +39,6 @@ UNCLEAN = (
     "service/rpc",
     "tests/service/rpc",
     "tests/service/generation",
-    # Gateway
-    "gateway_http/*",
-    "gateway_http/auth",
-    "gateway_http/convert",
-    "gateway_http/http",
-    "gateway_http/routes",
-    "gateway_http/upstream",
     "tests/gateway_http",
     # Whole processes
     "tests/*",

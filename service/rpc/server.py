@@ -82,7 +82,7 @@ class Server:
         has_reflection: whether clients may ask for the protos.
         access: who may call.
         metrics: where calls are counted.
-        client_timeouts: Timeouts for receiving requests and for blocked writes.
+        client_timeouts: how long calls wait for their clients.
         tracer: where their spans go.
         tls: the server's certificate; None: none, all in the clear.
         has_channelz: whether the admin port tells of connections, and of who is at their other end.

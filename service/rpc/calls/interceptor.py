@@ -22,7 +22,7 @@ from service.rpc.calls.authorization import Access
 from service.rpc.calls.caller import acting_for, received_bytes
 from service.rpc.calls.context import Context, Handler
 from service.rpc.calls.message_reader import MessageReader
-from service.rpc.calls.rejection_pace import RefusalPace
+from service.rpc.calls.rejection_pace import RejectionPace
 from service.rpc.calls.rpcs import BY_PATH, Rpc
 from service.rpc.calls.telemetry import CallTelemetry
 from service.rpc.calls.work_pools import WorkPools
@@ -52,13 +52,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         access: Access,
         metrics: Metrics,
         pools: WorkPools,
-        timeouts: ClientTimeouts | None = None,
+        client_timeouts: ClientTimeouts | None = None,
         tracer: Tracer = OFF,
     ) -> None:
         self._access = access
         self._metrics = metrics
-        self._timeouts = timeouts or ClientTimeouts()
-        self._refusals = RefusalPace()
+        self._timeouts = client_timeouts or ClientTimeouts()
+        self._refusals = RejectionPace()
         self._messages = MessageReader(pools, self._timeouts)
         self._tracer = tracer
         self._limited_log = LimitedLog()

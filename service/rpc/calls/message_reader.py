@@ -34,7 +34,7 @@ class MessageReader:
     way at once; further ones wait.
 
     Args:
-        timeouts: `receive_s` limits the time to receive a message.
+        timeouts: A message must arrive within `receive_s`.
         max_bytes: The most that the messages in progress may have.
     """
 

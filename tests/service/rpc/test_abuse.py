@@ -38,8 +38,8 @@ CREATE = "/chatrpc.v1.ChatService/CreateChatCompletion"
 
 
 @dataclass
-class MutableTimeouts:
-    """`ClientTimeouts` that a test changes."""
+class VariableTimeouts:
+    """`ClientTimeouts` that a test may change: short for misbehaving clients, then long."""
 
     receive_s: float = 60.0
     write_s: float = 60.0
@@ -71,7 +71,7 @@ async def answers(running: Running) -> None:
 
 @pytest.mark.parametrize("method", [STREAM, CREATE])
 async def test_a_request_that_never_comes_ends(method: str) -> None:
-    timeouts = MutableTimeouts(receive_s=0.05)
+    timeouts = VariableTimeouts(receive_s=0.05)
     async with served(client_timeouts=timeouts) as running:
         refused = await refusal(begin(running, method, nothing))
         assert refused.code == grpc.StatusCode.DEADLINE_EXCEEDED
@@ -151,7 +151,7 @@ async def test_metadata_is_bounded(running: Running) -> None:
 
 
 async def test_streams_opened_in_a_flood_and_never_asked_on() -> None:
-    metrics, timeouts = Metrics(), MutableTimeouts(receive_s=0.05)
+    metrics, timeouts = Metrics(), VariableTimeouts(receive_s=0.05)
     method = "chatrpc.v1.ChatService", "StreamChatCompletion"
     begun = metrics.started.labels(*method)
     ended = metrics.handled.labels(*method, "DEADLINE_EXCEEDED")
