@@ -17,9 +17,9 @@ from service.domain.model import ChatFormats, ModelCard, ReasoningFormat, Served
 from service.domain.sampling import SamplingParams
 from service.engine.core import EngineCore
 from service.fingerprint import fingerprint
-from service.text.formats import chat_formats
 from service.text.grammars import CompiledGrammars, load_token_trie
 from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
+from service.text.tool_calls.syntax import chat_formats
 
 # What int8 costs a model is measured on this text when it is loaded.
 _CHECK_TEXT = """\
