@@ -226,7 +226,7 @@ def test_grammar_too_costly_during_output_ends_it_with_a_failure(
     for _ in range(10):
         matcher.advance(allowed(matcher)[0])
     assert constraint.failure is not None
-    assert "takes more than is allowed" in constraint.failure
+    assert "costs more than is allowed" in constraint.failure
     assert allowed(matcher) == [EOS]
     matcher.advance(EOS)
     assert allowed(matcher) == [EOS]
@@ -236,7 +236,7 @@ def test_grammar_too_costly_during_output_ends_it_with_a_failure(
 def test_token_that_is_not_allowed_sets_the_failure(grammars: CompiledGrammars) -> None:
     constraint = grammars.compile('start: "yes"')
     constraint.matcher().advance(EOS)
-    assert constraint.failure == "the answer ended before the grammar was fulfilled"
+    assert constraint.failure == "the output ended before the grammar was satisfied"
     constraint = grammars.compile('start: "yes"')
     constraint.matcher().advance(ord("x"))
     assert constraint.failure is not None
