@@ -17,7 +17,8 @@ GRPC_PORT ?= 50051
 # support and lives apart from the newest of everything else.
 PROTOC_VENV := .venv-protos
 PROTOC := ../$(PROTOC_VENV)/bin/python -m grpc_tools.protoc
-STUBS = --python_out=$(1) --mypy_out=readable_stubs,quiet:$(1)
+STUBS = --python_out=$(1) --mypy_out=readable_stubs,quiet:$(1) \
+  --plugin=protoc-gen-comments=write_comments.py --comments_out=$(1)
 GRPC_STUBS = --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1)
 PROTOC_PATH = PATH="$(CURDIR)/$(PROTOC_VENV)/bin:$$PATH"
 # What clients of the last release rely on; before the first one, what is committed.
@@ -85,9 +86,13 @@ check-stubs: $(PROTOC_VENV)/.installed
 
 .PHONY: protos
 protos: $(PROTOC_VENV)/.installed  ## Generate the stubs from protos/chatrpc/v1/*.proto
-	@cd protos && rm -f chatrpc/v1/*_pb2*.py* \
+	@cd protos && rm -f chatrpc/v1/*_pb2*.py* chatrpc/v1/comments.py \
 	&& $(PROTOC_PATH) $(PROTOC) -I. $(call STUBS,.) chatrpc/v1/*.proto \
 	&& $(PROTOC_PATH) $(PROTOC) -I. $(call GRPC_STUBS,.) chatrpc/v1/*_service.proto
+
+.PHONY: docs
+docs: $(VENV)/.dev  ## Generate docs/parity.md from the comments of the protos and the HTTP types
+	@$(BIN)/python -m docs.parity
 
 .PHONY: fmt
 fmt: $(VENV)/.dev  ## Format code and protos, and fix what ruff can fix

@@ -17,9 +17,10 @@ bound_spinning()
 from service.checkpoint import resolve  # noqa: E402  # may import torch, which reads the settings
 from service.config import ServiceSettings  # noqa: E402
 from service.domain.engine import Request  # noqa: E402
+from service.domain.engine_settings import Quantization  # noqa: E402
 from service.domain.sampling import SamplingParams  # noqa: E402
 from service.engine.core import EngineCore  # noqa: E402
-from service.engine.load import EngineOptions, Quantization, load_engine  # noqa: E402
+from service.engine.load import EngineOptions, load_engine  # noqa: E402
 
 _PROMPT = tuple(range(1000, 1032))
 _CACHE_BYTES = 2**26

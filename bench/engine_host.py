@@ -21,7 +21,7 @@ from bench.loads import Load
 from bench.ours import service_options
 from bench.request import Client
 from service.config import ServiceSettings
-from service.engine.async_engine import AsyncEngine
+from service.engines import make_engine
 from service.model import ModelLoader
 
 Ask = Callable[[], str]
@@ -32,10 +32,8 @@ async def serve(variant: str, table: Mapping[str, Load], ask: Ask, say: Say) -> 
     """Start the engine as the service does, and obey until `ask` returns an empty line."""
     settings = ServiceSettings.load(service_options(variant))
     loader = ModelLoader(settings)
-    engine = AsyncEngine(
-        loader.load, max_num_seqs=settings.max_num_seqs, max_queue_size=settings.max_queue_size
-    )
-    await engine.start()
+    engine = make_engine(settings.engine, settings.engine_settings)
+    await engine.start(loader.load())
     await obey(EngineClient(engine, loader.served(engine).tokenizer), table, ask, say)
     await engine.stop()
 

@@ -5,6 +5,7 @@ from chatrpc_process import first_process  # noqa: F401  # before all that takes
 # isort: split
 import signal
 import sys
+from collections.abc import Sequence
 
 import structlog
 
@@ -12,20 +13,24 @@ from chatrpc_process.errors import ConfigError
 from chatrpc_process.interpreter import take_short_turns
 from chatrpc_process.logs.configuration import configure_logging
 from chatrpc_process.logs.native import capture_native_log
-from chatrpc_process.tracing.api import make_tracer
+from chatrpc_process.tracing.exporter import make_tracer
+from gateway_http.app import Environment
 from gateway_http.check import check
 from gateway_http.config import Settings
+from gateway_http.endpoints import ENDPOINTS
+from gateway_http.http.endpoint import Endpoint
 from gateway_http.server import Server
 
-# Reading an integer takes a time that grows with the square of its length, and holds the
-# interpreter's lock. No integer of a request needs more digits; these are the fewest that Python
-# allows as a limit. Those in JSON schemas are passed on as text.
+# Parsing an integer takes time that grows with the square of its length, under the interpreter's
+# lock. No integer of a request needs more digits; Python allows no smaller limit. Integers in JSON
+# schemas are passed on as text.
 _MAX_INTEGER_DIGITS = 640
 
 _log = structlog.get_logger("gateway_http.__main__")  # where `__name__` is "__main__"
 
 
-def main() -> None:
+def main(endpoints: Sequence[Endpoint] = ENDPOINTS) -> None:
+    """Run the gateway until a signal. Exit with 2 for invalid settings, 1 for a port in use."""
     sys.set_int_max_str_digits(_MAX_INTEGER_DIGITS)
     try:
         settings = Settings.load(sys.argv[1:])
@@ -34,7 +39,7 @@ def main() -> None:
         configure_logging(settings.log_level, settings.log_format)
         settings.log_warnings()
         tracer = make_tracer(settings.otlp_endpoint, "chatrpc-gateway")
-        server = Server(settings, tracer)
+        server = Server(settings, Environment(tracer=tracer, endpoints=endpoints))
         listener = server.bind()
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  # logs may not be set up yet
@@ -55,7 +60,7 @@ def main() -> None:
 
 
 def _exit_zero_on_signals() -> None:
-    """uvicorn drains on a signal and then raises it again, for whoever had handled it before."""
+    """Exit with 0 on a signal. uvicorn drains on it, and then raises it again for this handler."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
 

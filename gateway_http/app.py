@@ -1,8 +1,10 @@
-"""The application: routes, what surrounds them, and the service behind them."""
+"""The application: its routes, its middleware, and the resources that they use."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +16,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from chatrpc_process.access.keys import load_keys, load_secret
-from chatrpc_process.files.reload_metrics import ReloadMetrics
-from chatrpc_process.files.watched import Watched, watching
+from chatrpc_process.files.watched import POLL_S, Watched, watching
+from chatrpc_process.reload_metrics import ReloadMetrics
 from chatrpc_process.settings.loopback import is_loopback
 from chatrpc_process.tls import Validity, watch_tls
 from chatrpc_process.tracing.api import OFF, Tracer
@@ -24,66 +26,100 @@ from gateway_http.config import Settings
 from gateway_http.endpoints import ENDPOINTS
 from gateway_http.http.bodies import Bodies
 from gateway_http.http.cors import Cors
+from gateway_http.http.endpoint import Endpoint, Handler, PathLabels
 from gateway_http.http.host_check import HostCheck
-from gateway_http.http.request_log import Access
+from gateway_http.http.request_log import RequestLog
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
-from gateway_http.routes import document, index, models, probes, tokens
-from gateway_http.routes.chat import CHAT
-from gateway_http.routes.completions import COMPLETIONS
-from gateway_http.routes.generation import Generation
 from gateway_http.upstream.connection import Connection, read_tls, tls_validities
-from gateway_http.upstream.registry import Entry
+from gateway_http.upstream.registry import Entry, WholeService
 from gateway_http.upstream.registry_file import RegistryFile
 from gateway_http.upstream.router import Router
 
 _Content = TypeVar("_Content")
 
 
-def build_app(settings: Settings, tracer: Tracer = OFF) -> Starlette:
-    """Return the application. Its `state` has
+@dataclass(frozen=True)
+class Environment:
+    """What a test may replace in an application.
 
-    - `draining`: once set, it is not ready, and each response is the last of its connection;
-    - `stopping`: once set, all running requests are ended;
-    - `bodies`: the bodies of requests in progress;
-    - `identity`: the server's certificate, if it serves under TLS.
+    Attributes:
+        tracer: Records the spans of requests.
+        endpoints: The endpoints that are served.
+        poll_s: The interval in seconds at which files are checked for changes.
+        clock: Returns seconds since an arbitrary time; limits per minute are measured by it.
+    """
+
+    tracer: Tracer = OFF
+    endpoints: Sequence[Endpoint] = ENDPOINTS
+    poll_s: float = POLL_S
+    clock: Callable[[], float] = time.monotonic
+
+
+def build_app(settings: Settings, environment: Environment | None = None) -> Starlette:
+    """Return the application.
+
+    The attributes of its `state` are what `gateway_http.routes.request_state` reads, and
+
+    - `draining`: once set, the gateway is not ready, and each response is the last of its
+      connection;
+    - `stopping`: once set, running requests are cancelled;
+    - `identity`: the server's certificate; None without TLS.
 
     Raises:
         ConfigError: The registry or a file of keys or certificates cannot be read.
     """
+    environment = environment or Environment()
     metrics, draining, stopping = Metrics(), asyncio.Event(), asyncio.Event()
-    bodies = Bodies(settings, stopping)
+    bodies = Bodies(settings.max_body_bytes, settings.body_timeout_s, stopping)
     metrics.body_bytes_capacity.set(bodies.max_bytes)
     metrics.body_bytes.set_function(lambda: bodies.num_bytes)
     metrics.bodies_preparing.set_function(lambda: bodies.num_jobs)
     keys = _watched(load_keys, settings.api_keys)
     upstream_secret = _watched(load_secret, settings.upstream_api_key_file)
     identity = None if settings.tls is None else watch_tls(settings.tls)
-    registry = None if settings.registry is None else RegistryFile(settings.registry)
+    registry = None
+    if settings.registry is not None:
+        registry = RegistryFile(settings.registry, environment.poll_s)
     validities = _upstream_validities(settings, registry)
     metrics.registry.register(
         ReloadMetrics(keys, upstream_secret, registry, identity=identity, others=validities)
     )
+    endpoints = tuple(environment.endpoints)
+    has_guard = keys is not None or identity is not None
     app = Starlette(
-        routes=_routes(settings, metrics, stopping, bodies),
+        routes=_routes((endpoint, endpoint.handler) for endpoint in endpoints),
         middleware=[
             Middleware(Cors, allow_origins=_allowed_origins(settings)),
             Middleware(
-                Access,
+                RequestLog,
                 metrics=metrics,
+                labels=PathLabels(endpoints),
                 draining=draining,
-                tracer=tracer,
-                upstream_secret=upstream_secret,
+                tracer=environment.tracer,
             ),
-            *_host_check(settings, settings.host, asks=keys is not None or identity is not None),
-            Middleware(Authentication, keys=keys),
+            *_host_check(settings, settings.host, has_guard=has_guard),
+            Middleware(
+                Authentication,
+                keys=keys,
+                public_paths=_public_paths(endpoints),
+                clock=environment.clock,
+            ),
         ],
         exception_handlers={HTTPException: _unrouted},
-        lifespan=_lifespan(settings, metrics, bodies, registry, keys, upstream_secret, identity),
+        lifespan=_lifespan(
+            [_whole_service(settings)] if registry is None else registry.entries,
+            metrics,
+            bodies,
+            registry,
+            lambda: watching(keys, upstream_secret, identity, poll_s=environment.poll_s),
+        ),
     )
     app.state.settings = settings
     app.state.metrics = metrics
+    app.state.endpoints = endpoints
     app.state.bodies = bodies
+    app.state.upstream_secret = upstream_secret
     app.state.stopping = stopping
     app.state.draining = draining
     app.state.identity = identity
@@ -91,19 +127,18 @@ def build_app(settings: Settings, tracer: Tracer = OFF) -> Starlette:
 
 
 def build_admin_app(app: Starlette) -> Starlette:
-    """Probes and metrics of `app` alone: on a port of their own they need neither key nor TLS."""
-    handlers = _probes()
+    """Return the application of the admin port of `app`, which needs neither keys nor TLS."""
     settings: Settings = app.state.settings
     admin = Starlette(
-        routes=[
-            Route(path, handlers[endpoint.name])
-            for endpoint in ENDPOINTS
-            if endpoint.name in handlers
-            for path in endpoint.paths
-        ],
+        routes=_routes((endpoint, endpoint.admin_handler) for endpoint in app.state.endpoints),
         middleware=[
-            Middleware(Access, metrics=app.state.metrics, draining=app.state.draining),
-            *_host_check(settings, settings.admin_host, asks=False),
+            Middleware(
+                RequestLog,
+                metrics=app.state.metrics,
+                labels=PathLabels(app.state.endpoints),
+                draining=app.state.draining,
+            ),
+            *_host_check(settings, settings.admin_host, has_guard=False),
         ],
         exception_handlers={HTTPException: _unrouted},
     )
@@ -111,75 +146,59 @@ def build_admin_app(app: Starlette) -> Starlette:
     return admin
 
 
+def _routes(handlers: Iterable[tuple[Endpoint, Handler | None]]) -> list[Route]:
+    """Return the routes of the endpoints that have a handler. The last parameter takes slashes."""
+    return [
+        Route(path.replace("}", ":path}"), handler, methods=[endpoint.method])
+        for endpoint, handler in handlers
+        if handler is not None
+        for path in endpoint.paths
+    ]
+
+
+def _public_paths(endpoints: Iterable[Endpoint]) -> frozenset[str]:
+    return frozenset(
+        path for endpoint in endpoints if not endpoint.needs_key for path in endpoint.paths
+    )
+
+
 def _allowed_origins(settings: Settings) -> list[str] | None:
-    """Any page may call a gateway with keys: a page that has a key could call it from anywhere."""
+    """Return the allowed origins; None for those of localhost.
+
+    By default, a gateway with keys allows all: a page that has a key could use it from anywhere.
+    """
     if settings.cors_allow_origins is None and settings.api_keys is not None:
         return ["*"]
     return settings.cors_allow_origins
 
 
-def _host_check(settings: Settings, host: str, *, asks: bool) -> list[Middleware]:
-    """The check of a listener at `host`: only where a browser on this machine is all it needs.
+def _host_check(settings: Settings, host: str, *, has_guard: bool) -> list[Middleware]:
+    """Return the check of Host headers, if a browser on this machine needs nothing but an address.
 
     Args:
-        asks: Whether the listener asks for keys or has a certificate, which other names do not fit.
+        settings: The settings.
+        host: The address of the listener.
+        has_guard: True if the listener requires keys, or has a certificate, which other names do
+            not match.
     """
-    if asks or not is_loopback(host):
+    if has_guard or not is_loopback(host):
         return []
     return [Middleware(HostCheck, allowed_hosts=settings.allowed_hosts)]
 
 
-def _probes() -> dict[str, Any]:
-    return {
-        **dict.fromkeys(("readyz", "ready", "health", "ping"), probes.readyz),
-        **dict.fromkeys(("healthz", "live"), probes.healthz),
-        "metrics": probes.metrics,
-    }
-
-
-def _routes(
-    settings: Settings, metrics: Metrics, stopping: asyncio.Event, bodies: Bodies
-) -> list[Route]:
-    handlers: dict[str, Any] = {
-        "create_chat_completion": Generation(CHAT, settings, metrics, stopping, bodies),
-        "create_completion": Generation(COMPLETIONS, settings, metrics, stopping, bodies),
-        "list_models": models.list_models,
-        "retrieve_model": models.retrieve_model,
-        "tokenize": tokens.tokenize,
-        "detokenize": tokens.detokenize,
-        **_probes(),
-        "metrics": probes.metrics_elsewhere
-        if settings.admin_port is not None
-        else probes.metrics_for_operators,
-        "index": index.index,
-        "version": probes.version,
-        "openapi": document.openapi,
-        "docs": document.docs,
-    }
-    return [
-        Route(
-            path.replace("}", ":path}"),
-            handlers[endpoint.name],
-            methods=[endpoint.method],
-        )
-        for endpoint in ENDPOINTS
-        for path in endpoint.paths
-    ]
-
-
-def _upstream(settings: Settings) -> Entry:
-    """The one service, where there is no registry."""
+def _whole_service(settings: Settings) -> WholeService:
+    """Return the only service, if there is no registry."""
     ca = settings.upstream_ca
     own = settings.upstream_certificate, settings.upstream_key
-    return Entry(
-        Connection(settings.upstream, tls=None if ca is None else read_tls(ca, *own)),
+    return WholeService(
+        Connection(settings.upstream, tls=None if ca is None else read_tls(ca, *own))
     )
 
 
 def _upstream_validities(
     settings: Settings, registry: RegistryFile | None
 ) -> Callable[[], Sequence[Validity]]:
-    """Return a function that says when the certificates of calls to services are valid."""
+    """Return a function that returns the validity periods of the certificates of services."""
     if registry is not None:
         return lambda: registry.validities
     if settings.upstream_ca is None:
@@ -193,19 +212,17 @@ def _watched(load: Callable[[Path], _Content], path: Path | None) -> Watched[_Co
 
 
 def _lifespan(
-    settings: Settings,
+    entries: Sequence[Entry],
     metrics: Metrics,
     bodies: Bodies,
     registry: RegistryFile | None,
-    *files: Watched[Any] | None,
+    watching_files: Callable[[], AbstractAsyncContextManager[None]],
 ) -> Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]:
-    entries = [_upstream(settings)] if registry is None else registry.entries
-
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         router = Router(entries, metrics)
         adopting = [] if registry is None else [asyncio.ensure_future(registry.watch(router.adopt))]
-        async with watching(*files):
+        async with watching_files():
             try:
                 yield {"router": router}
             finally:
@@ -218,7 +235,7 @@ def _lifespan(
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
-    """No such path, or not with this method."""
+    """Handle Starlette's error for an unknown path, or for a method that a path lacks."""
     if not isinstance(error, HTTPException):
         raise error
     if error.status_code != 405:

@@ -1,4 +1,4 @@
-"""`python -m gateway_http --check`: the files that the gateway's options name."""
+"""`python -m gateway_http --check`: checks the files that the gateway's options name."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from gateway_http.upstream.registry import load_registry
 
 
 def check(settings: Settings) -> Findings:
-    """Check every file that the settings name, and those that the registry names."""
+    """Check every file that the settings name, and every file that the registry names."""
     findings = check_listener(settings)
     secret, registry, ca = (
         settings.upstream_api_key_file,

@@ -1,4 +1,4 @@
-"""The gateway's options: command line over environment over file over default."""
+"""The gateway's options."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
@@ -12,9 +12,9 @@ _UPSTREAM_FIELDS = {"upstream", "upstream_ca", "upstream_certificate", "upstream
 
 
 class Settings(ListenerSettings):
-    """The OpenAI-compatible HTTP front of a chatrpc service.
+    """Serve the models of chatrpc services over an OpenAI-compatible HTTP API.
 
-    Every option can also be set in the environment, as CHATRPC_GATEWAY_<NAME>, or in a TOML file.
+    Each option can also be set in the environment, as CHATRPC_GATEWAY_<NAME>, or in a TOML file.
     """
 
     model_config = SettingsConfigDict(
@@ -25,98 +25,153 @@ class Settings(ListenerSettings):
 
     new_names: ClassVar = {"shutdown_grace_s": "drain_timeout_s"}
 
-    port: Annotated[Port, Field(description="the port to listen on; 0: any free one")] = 8000
+    port: Annotated[Port, Field(description="Port to listen on. 0 chooses a free port.")] = 8000
     upstream: Annotated[
-        str, Field(min_length=1, description="the gRPC service: host:port or a gRPC target URI")
+        str,
+        Field(
+            min_length=1,
+            description="The gRPC service: host:port, or a gRPC target such as `dns:///name:50051`.",
+        ),
     ] = "127.0.0.1:50051"
     registry: Annotated[
         Path | None,
-        Field(description="a TOML file of models and their services, in place of UPSTREAM"),
+        Field(
+            description="Path of a TOML file with models and their services, which replaces "
+            "`upstream`. The file is read again when it changes."
+        ),
     ] = None
     upstream_ca: Annotated[
         Path | None,
-        Field(description="a PEM file: call the service under TLS, signed by it"),
+        Field(
+            description="Path of a PEM file with the certificate authority of the service. The "
+            "gateway then calls the service under TLS."
+        ),
     ] = None
     upstream_certificate: Annotated[
-        Path | None, Field(description="a PEM file: what the gateway shows the service")
+        Path | None,
+        Field(
+            description="Path of a PEM file with the gateway's own certificate, for a service that "
+            "requires one. It needs `upstream_key` and `upstream_ca`."
+        ),
     ] = None
-    upstream_key: Annotated[Path | None, Field(description="the certificate's key, a PEM file")] = (
-        None
-    )
+    upstream_key: Annotated[
+        Path | None, Field(description="Path of a PEM file with the key of `upstream_certificate`.")
+    ] = None
     upstream_api_key_file: Annotated[
         Path | None,
-        Field(description="a file with the key to call the service with; default: the caller's"),
+        Field(
+            description="Path of a file with the API key for all calls to the service. By default "
+            "the gateway forwards the client's key."
+        ),
     ] = None
     cors_allow_origins: Annotated[
         list[str] | None,
         Field(
-            description="the origins whose pages may call the API from a browser; * is any; "
-            "default: any with --api-keys, otherwise those of localhost"
+            description="Origins whose pages may call the API from a browser, separated by commas; "
+            "`*` is any origin. The default is any origin with `api_keys`, and otherwise those of "
+            "localhost."
         ),
     ] = None
     allowed_hosts: Annotated[
         list[str],
         Field(
-            description="further names under which a gateway that only this machine can reach may "
-            "be called without keys; * is any; default: localhost and IP addresses only"
+            description="Further host names in URLs, separated by commas, under which clients may "
+            "call a gateway on a loopback address without keys; `*` is any name. By default only "
+            "localhost and IP addresses are accepted."
         ),
     ] = []  # noqa: RUF012  # pydantic copies it
     max_body_bytes: Annotated[
-        int, Field(gt=0, description="the largest request body that is read")
+        int,
+        Field(
+            gt=0,
+            description="Maximum size of a request body, in bytes. Larger bodies are rejected with "
+            "413.",
+        ),
     ] = 8 << 20
     max_connections: Annotated[
         int,
         Field(
             gt=0,
-            description="connections at once; for more, idle ones are closed, and if none is idle, "
-            "requests on further ones are rejected with 503",
+            description="Maximum number of connections. If there are more, idle connections are "
+            "closed; if none is idle, requests on the new connections are rejected with 503.",
         ),
     ] = 1000
     max_connections_per_address: Annotated[
         int | None,
         Field(
             gt=0,
-            description="connections at once of one client address, which may be a proxy's; "
-            "default: no limit of their own",
+            description="Maximum number of connections of one client address, which may be a "
+            "proxy's. By default there is no such limit.",
         ),
     ] = None
     head_timeout_s: Annotated[
-        float, Field(gt=0, description="how long the head of a request may take to arrive")
+        float,
+        Field(
+            gt=0,
+            description="Maximum time to receive the head of a request, in seconds. After that, "
+            "the request fails with 408.",
+        ),
     ] = 10
     body_timeout_s: Annotated[
-        float, Field(gt=0, description="how long the body of a request may take to arrive")
+        float,
+        Field(
+            gt=0,
+            description="Maximum time to receive the body of a request, in seconds. After that, "
+            "the request fails with 408.",
+        ),
     ] = 60
     write_timeout_s: Annotated[
         float,
         Field(
             gt=0,
-            description="how long a client may leave unread what it is sent: its connection is cut "
-            "if neither all that waited for it nor 64 KiB could be sent in this time",
+            description="Maximum time in seconds for which a client may leave a response unread. "
+            "The connection is closed if neither all waiting data nor 64 KiB could be sent in this "
+            "time.",
         ),
     ] = 30
     keep_alive_timeout_s: Annotated[
-        int, Field(ge=0, description="how long an idle connection is kept for another request")
+        int,
+        Field(ge=0, description="Time in seconds after which an idle connection is closed."),
     ] = 75
     request_timeout_s: Annotated[
-        float, Field(gt=0, le=86_400, description="how long one completion may take")
+        float,
+        Field(
+            gt=0,
+            le=86_400,
+            description="Maximum duration of a completion, in seconds. A longer one fails with "
+            "504.",
+        ),
     ] = 600
     sse_ping_interval_s: Annotated[
         float,
-        Field(gt=0, description="how long a stream may be silent before a keep-alive comment"),
+        Field(
+            gt=0,
+            description="Time in seconds without data after which a stream sends a keep-alive "
+            "comment.",
+        ),
     ] = 15
     drain_delay_s: Annotated[
         float,
-        Field(ge=0, description="how long to go on taking requests after SIGTERM, not ready"),
+        Field(
+            ge=0,
+            description="Time in seconds after SIGTERM during which the gateway reports that it is "
+            "not ready and still accepts requests, so that routers can react.",
+        ),
     ] = 0.0
     drain_timeout_s: Annotated[
-        float, Field(ge=0, description="how long running requests may go on after that")
+        float,
+        Field(
+            ge=0,
+            description="Maximum time in seconds, after the drain delay, for running requests to "
+            "finish. Those that remain are aborted.",
+        ),
     ] = 30.0
 
     @model_validator(mode="after")
     def _models_come_from_one_place(self) -> Self:
         given = self.model_fields_set & _UPSTREAM_FIELDS
         if self.registry is not None and given:
-            raise ValueError(f"registry and {min(given)} exclude each other")
+            raise ValueError(f"registry and {min(given)} cannot be given together")
         return self
 
     @model_validator(mode="after")
@@ -128,7 +183,7 @@ class Settings(ListenerSettings):
     @model_validator(mode="after")
     def _upstream_tls_is_whole(self) -> Self:
         if (self.upstream_certificate is None) != (self.upstream_key is None):
-            raise ValueError("upstream_certificate and upstream_key go together")
+            raise ValueError("upstream_certificate and upstream_key must be given together")
         if self.upstream_certificate is not None and self.upstream_ca is None:
             raise ValueError("upstream_certificate needs upstream_ca")
         return self

@@ -1,171 +1,174 @@
-"""What is served, as one table: the routes and the OpenAPI document are both made from it."""
+"""All endpoints of the HTTP API, as one table.
 
-from dataclasses import dataclass
-from typing import Literal
+The application's routes, the open paths, the labels of metrics and the OpenAPI document are all
+made from it. A new endpoint is a row here, and its handler in `routes`.
+"""
 
-from msgspec import Struct
-
+from gateway_http.http.endpoint import Endpoint
 from gateway_http.protocol import completion, request, response, tokens
+from gateway_http.routes import chat, completions, document, index, models, probes
+from gateway_http.routes import tokens as token_routes
 
-# What any request may be answered with: its head is invalid, too large or too slow, its host is not
-# allowed, there are too many connections, or nobody foresaw what happened.
+# Statuses of every endpoint: the head is invalid, too large or too slow, the host is not allowed,
+# there are too many connections, or an unexpected error occurred.
 _ANY = (400, 403, 408, 417, 431, 500, 503)
-# What goes with a call to the service, besides: its statuses, and those of what stands before it.
-_CALL = (*_ANY, 401, 429, 504)
-_BODY = (413, 415)
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """`answer` is a type of JSON or a media type; `event` what a stream's events hold."""
-
-    name: str
-    method: Literal["GET", "POST"]
-    path: str
-    summary: str
-    tag: str
-    answer: type[Struct] | str
-    body: type[Struct] | None = None
-    event: type[Struct] | None = None
-    errors: tuple[int, ...] = (*_ANY, 401)
-    is_probe: bool = False  # health
-    is_public: bool = False
-
-    @property
-    def needs_key(self) -> bool:
-        """Whether a gateway with keys asks for one."""
-        return not (self.is_probe or self.is_public)
-
-    @property
-    def paths(self) -> tuple[str, str]:
-        """Where it stands: bare as well, since some clients' base URL lacks the `/v1`."""
-        return "/v1" + self.path.rstrip("/"), self.path
-
-
-UNMATCHED = "unmatched"  # what a request counts as that is for none of the endpoints
+_WITH_KEY = (*_ANY, 401)
+# Statuses of endpoints that call the service.
+_CALL = (*_WITH_KEY, 429, 504)
+# Statuses of endpoints with a body that names a model.
+_BODY = (*_CALL, 404, 413, 415)
 
 ENDPOINTS = (
     Endpoint(
-        "create_chat_completion",
-        "POST",
-        "/chat/completions",
-        "Answer a conversation.",
-        "Generate",
-        response.ChatCompletion,
-        request.ChatCompletionRequest,
-        response.ChatCompletionChunk,
-        (*_CALL, *_BODY, 404),
+        name="create_chat_completion",
+        method="POST",
+        path="/chat/completions",
+        summary="Answer a conversation.",
+        tag="Generate",
+        handler=chat.create_chat_completion,
+        response=response.ChatCompletion,
+        body=request.ChatCompletionRequest,
+        event=response.ChatCompletionChunk,
+        errors=_BODY,
     ),
     Endpoint(
-        "create_completion",
-        "POST",
-        "/completions",
-        "Continue prompts as they stand, or score them.",
-        "Generate",
-        completion.Completion,
-        completion.CompletionRequest,
-        completion.Completion,
-        (*_CALL, *_BODY, 404),
+        name="create_completion",
+        method="POST",
+        path="/completions",
+        summary="Continue prompts as they stand, or score them.",
+        tag="Generate",
+        handler=completions.create_completion,
+        response=completion.Completion,
+        body=completion.CompletionRequest,
+        event=completion.Completion,
+        errors=_BODY,
     ),
     Endpoint(
-        "list_models",
-        "GET",
-        "/models",
-        "The models served.",
-        "Models",
-        response.ModelList,
+        name="list_models",
+        method="GET",
+        path="/models",
+        summary="The models served.",
+        tag="Models",
+        handler=models.list_models,
+        response=response.ModelList,
         errors=_CALL,
     ),
     Endpoint(
-        "retrieve_model",
-        "GET",
-        "/models/{model_id}",
-        "One model, by id or alias; a slash in it may stand as it is or as %2F.",
-        "Models",
-        response.Model,
+        name="retrieve_model",
+        method="GET",
+        path="/models/{model_id}",
+        summary="One model, by id or alias; a slash in it may stand as it is or as %2F.",
+        tag="Models",
+        handler=models.retrieve_model,
+        response=response.Model,
         errors=(*_CALL, 404),
     ),
     Endpoint(
-        "tokenize",
-        "POST",
-        "/tokenize",
-        "A text, or a conversation through the chat template, as token ids.",
-        "Tokens",
-        tokens.TokenizeAnswer,
-        tokens.TokenizeRequest,
-        errors=(*_CALL, *_BODY, 404),
+        name="tokenize",
+        method="POST",
+        path="/tokenize",
+        summary="A text, or a conversation through the chat template, as token ids.",
+        tag="Tokens",
+        handler=token_routes.tokenize,
+        response=tokens.TokenizeResponse,
+        body=tokens.TokenizeRequest,
+        errors=_BODY,
     ),
     Endpoint(
-        "detokenize",
-        "POST",
-        "/detokenize",
-        "Token ids as text.",
-        "Tokens",
-        tokens.DetokenizeAnswer,
-        tokens.DetokenizeRequest,
-        errors=(*_CALL, *_BODY, 404),
+        name="detokenize",
+        method="POST",
+        path="/detokenize",
+        summary="Token ids as text.",
+        tag="Tokens",
+        handler=token_routes.detokenize,
+        response=tokens.DetokenizeResponse,
+        body=tokens.DetokenizeRequest,
+        errors=_BODY,
     ),
     *(
         Endpoint(
-            name,
-            "GET",
-            f"/{name}",
-            "Whether requests are taken: the service is reached and ready.",
-            "Operate",
-            "text/plain",
+            name=name,
+            method="GET",
+            path=f"/{name}",
+            summary="Whether requests are taken: the service is reached and ready.",
+            tag="Operate",
+            handler=probes.readyz,
+            admin_handler=probes.readyz,
+            response="text/plain",
             errors=_ANY,
             is_probe=True,
+            is_public=True,
         )
         for name in ("readyz", "ready", "health", "ping")
     ),
     *(
         Endpoint(
-            name,
-            "GET",
-            f"/{name}",
-            "Whether the gateway runs at all.",
-            "Operate",
-            "text/plain",
+            name=name,
+            method="GET",
+            path=f"/{name}",
+            summary="Whether the gateway runs at all.",
+            tag="Operate",
+            handler=probes.healthz,
+            admin_handler=probes.healthz,
+            response="text/plain",
             errors=_ANY,
             is_probe=True,
+            is_public=True,
         )
         for name in ("healthz", "live")
     ),
     Endpoint(
-        "metrics",
-        "GET",
-        "/metrics",
-        "Counters, for Prometheus. With an admin port they are served only there; with keys they "
-        "need one that may use all models.",
-        "Operate",
-        "text/plain",
-        errors=(*_ANY, 401, 404),
+        name="metrics",
+        method="GET",
+        path="/metrics",
+        summary="Counters, for Prometheus. With an admin port they are served only there; with "
+        "keys they need one that may use all models.",
+        tag="Operate",
+        handler=probes.metrics_for_operators,
+        admin_handler=probes.metrics,
+        response="text/plain",
+        errors=(*_WITH_KEY, 404),
+        is_probe=True,
     ),
     Endpoint(
-        "index",
-        "GET",
-        "/",
-        "What this server is, as JSON or as a page. It needs no key.",
-        "Operate",
-        "application/json",
+        name="index",
+        method="GET",
+        path="/",
+        summary="What this server is, as JSON or as a page. It needs no key.",
+        tag="Operate",
+        handler=index.index,
+        response="application/json",
         errors=_ANY,
         is_public=True,
     ),
-    Endpoint("version", "GET", "/version", "The gateway's version.", "Operate", response.Version),
-    Endpoint("openapi", "GET", "/openapi.json", "This document.", "Operate", "application/json"),
-    Endpoint("docs", "GET", "/docs", "This document as a page.", "Operate", "text/html"),
+    Endpoint(
+        name="version",
+        method="GET",
+        path="/version",
+        summary="The gateway's version.",
+        tag="Operate",
+        handler=probes.version,
+        response=response.Version,
+        errors=_WITH_KEY,
+    ),
+    Endpoint(
+        name="openapi",
+        method="GET",
+        path="/openapi.json",
+        summary="This document.",
+        tag="Operate",
+        handler=document.openapi,
+        response="application/json",
+        errors=_WITH_KEY,
+    ),
+    Endpoint(
+        name="docs",
+        method="GET",
+        path="/docs",
+        summary="This document as a page.",
+        tag="Operate",
+        handler=document.docs,
+        response="text/html",
+        errors=_WITH_KEY,
+    ),
 )
-
-_PATHS = {path for endpoint in ENDPOINTS for path in endpoint.paths}
-# From what stands before a parameter, which is the last part of a path, to the whole pattern.
-_PREFIXES = {path.partition("{")[0]: path for path in _PATHS if "{" in path}
-
-
-def route_of(path: str) -> str:
-    """Return the pattern of the endpoint at a path: what clients make up becomes no label."""
-    if path in _PATHS:
-        return path
-    for prefix, pattern in _PREFIXES.items():
-        if path.startswith(prefix) and path != prefix:
-            return pattern
-    return UNMATCHED

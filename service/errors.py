@@ -229,3 +229,9 @@ class ModelLoadError(ChatrpcError):
 
 class InvalidGrammar(Exception):
     """A grammar that cannot be compiled; who asked for it says in which field it stood."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of its type if it has no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,28 +1,20 @@
 """The service's metrics, for Prometheus.
 
-Those that autoscalers, load balancers and service level objectives of inference platforms read are
-there under vLLM's names as well, such as `vllm:num_requests_running`, with vLLM's labels
-`model_name` and `engine`. They appear when the model's name is known.
+The metrics that autoscalers, load balancers and service level objectives of inference platforms
+read are exported under vLLM's names as well, such as `vllm:num_requests_running`, with vLLM's
+labels `model_name` and `engine`. These copies appear when the model's name is known.
 """
 
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TypeVar
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-)
+from prometheus_client import Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from chatrpc_process.metrics import ProcessMetrics
 from service.domain.engine import EngineStats
 from service.vllm_names import Aliased, CacheConfig
 
@@ -38,142 +30,127 @@ _METHOD = ["grpc_service", "grpc_method"]
 
 _AnyCollector = TypeVar("_AnyCollector", bound=Collector)
 
-# A time of creation beside each counter doubles the page, and no query of ours reads it.
-disable_created_metrics()  # type: ignore[no-untyped-call]  # theirs
 
-
-class Metrics:
-    """The metrics of one service. An exporter renders `registry`."""
+class Metrics(ProcessMetrics):
+    """The metrics of one service."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        super().__init__()
         self._model_labels: dict[str, str] = {}
-        self.started = self._counter("grpc_server_started", "gRPC calls that started.", _METHOD)
-        self.handled = self._counter(
+        self.started = self.counter("grpc_server_started", "gRPC calls that started.", _METHOD)
+        self.handled = self.counter(
             "grpc_server_handled",
             "gRPC calls that ended, by status code.",
             [*_METHOD, "grpc_code"],
         )
-        self.handling_s = self._histogram(
+        self.handling_s = self.histogram(
             "grpc_server_handling_seconds", "Duration of gRPC calls.", _REQUEST_BUCKETS_S, _METHOD
         )
-        self.aborted = self._counter(
+        self.aborted = self.counter(
             "chatrpc_aborted_requests", "Generations that were cancelled before their end."
         )
-        self.finished = self._counter(
+        self.finished = self.counter(
             "chatrpc_request_success",
             "Choices that were generated to their end, by finish reason.",
             ["finished_reason"],
             alias="request_success",
         )
-        self.prompt_tokens = self._counter(
+        self.prompt_tokens = self.counter(
             "chatrpc_prompt_tokens",
             "Prompt tokens of generations that were computed.",
             alias="prompt_tokens",
         )
-        self.generation_tokens = self._counter(
+        self.generation_tokens = self.counter(
             "chatrpc_generation_tokens", "Tokens that were generated.", alias="generation_tokens"
         )
-        self.first_token_s = self._histogram(
+        self.first_token_s = self.histogram(
             "chatrpc_time_to_first_token_seconds",
             "Seconds from the start of a streamed call to its first chunk.",
             _FIRST_TOKEN_BUCKETS_S,
             alias="time_to_first_token_seconds",
         )
-        self.inter_token_s = self._histogram(
+        self.inter_token_s = self.histogram(
             "chatrpc_inter_token_latency_seconds",
             "Seconds between two chunks of a stream, divided by the tokens of the later chunk.",
             _TOKEN_BUCKETS_S,
             alias="inter_token_latency_seconds",
         )
-        self.request_s = self._histogram(
+        self.request_s = self.histogram(
             "chatrpc_e2e_request_latency_seconds",
             "Duration of generations that completed, from the start of the call.",
             _REQUEST_BUCKETS_S,
             alias="e2e_request_latency_seconds",
         )
         self.phase_s = {
-            phase: self._histogram(
-                f"chatrpc_request_{phase}_time_seconds", text, _REQUEST_BUCKETS_S
-            )
+            phase: self.histogram(f"chatrpc_request_{phase}_time_seconds", text, _REQUEST_BUCKETS_S)
             for phase, text in (
                 ("queue", "Seconds that a completed generation waited for its first step."),
                 ("prefill", "Seconds from the first step of a generation to its first token."),
                 ("decode", "Seconds from the first token of a generation to its last."),
             )
         }
-        self.prepare_s = self._histogram(
+        self.prepare_s = self.histogram(
             "chatrpc_request_prepare_time_seconds",
             "Seconds from the start of a call until its request entered the engine's queue.",
             _REQUEST_BUCKETS_S,
         )
-        self.preparing = Gauge(
+        self.preparing = self.gauge(
             "chatrpc_requests_preparing",
             "Requests that are being parsed, tokenized or compiled, or that wait for it.",
-            registry=self.registry,
         )
-        self.inference_s = self._histogram(
+        self.inference_s = self.histogram(
             "chatrpc_request_inference_time_seconds",
             "Seconds from the first step of a generation to its last token.",
             _REQUEST_BUCKETS_S,
         )
-        self.per_token_s = self._histogram(
+        self.per_token_s = self.histogram(
             "chatrpc_request_time_per_output_token_seconds",
             "Decode time of a generation, divided by its tokens after the first.",
             _TOKEN_BUCKETS_S,
         )
-        self.request_prompt_tokens = self._histogram(
+        self.request_prompt_tokens = self.histogram(
             "chatrpc_request_prompt_tokens", "Prompt tokens of a generation.", _TOKEN_COUNT_BUCKETS
         )
-        self.request_generation_tokens = self._histogram(
+        self.request_generation_tokens = self.histogram(
             "chatrpc_request_generation_tokens",
             "Tokens generated for all choices of a generation.",
             _TOKEN_COUNT_BUCKETS,
         )
-        self.request_n = self._histogram(
+        self.request_n = self.histogram(
             "chatrpc_request_params_n", "Choices requested for a prompt.", _CHOICE_BUCKETS
         )
-        self.request_max_tokens = self._histogram(
+        self.request_max_tokens = self.histogram(
             "chatrpc_request_params_max_tokens",
             "Maximum tokens of a choice, where the request sets it.",
             _TOKEN_COUNT_BUCKETS,
         )
-        build = Gauge(
-            "chatrpc_build_info",
-            "Version of chatrpc and of Python; the value is always 1.",
-            ["version", "python"],
-            registry=self.registry,
-        )
-        build.labels(version("chatrpc"), platform.python_version()).set(1)
-        ProcessCollector(registry=self.registry)
 
     def name_model(self, model_id: str) -> None:
-        """The model is loaded: export its name, and metrics under vLLM's names with it."""
+        """Export the id of the loaded model, and the copies of metrics under vLLM's names."""
         self._model_labels.update(model_name=model_id, engine="0")
-        info = Gauge(
-            "chatrpc_model_info",
-            "Id of the loaded model; the value is always 1.",
-            ["model"],
-            registry=self.registry,
+        info = self.gauge(
+            "chatrpc_model_info", "Id of the loaded model; the value is always 1.", ["model"]
         )
         info.labels(model_id).set(1)
 
     def watch_engine(self, stats: Callable[[], EngineStats], max_queue_size: int) -> None:
-        """Export what `stats` returns at each scrape.
+        """Export the engine's statistics.
 
         Args:
-            max_queue_size: the capacity of the queue, in sequences.
+            stats: Called at each scrape.
+            max_queue_size: The capacity of the queue, in sequences.
         """
         engine = _Engine(stats, max_queue_size)
-        self.registry.register(Aliased(engine, engine.aliases, self._model_labels))
-        self.registry.register(CacheConfig(stats, self._model_labels))
+        self.export(Aliased(engine, engine.aliases, self._model_labels))
+        self.export(CacheConfig(stats, self._model_labels))
 
-    def _counter(
+    def counter(
         self, name: str, text: str, labels: Iterable[str] = (), *, alias: str = ""
     ) -> Counter:
-        return self._registered(Counter(name, text, labels, registry=None), name, alias)
+        """Create and export a counter; also under vLLM's name `alias` unless that is ""."""
+        return self._aliased(Counter(name, text, labels, registry=None), name, alias)
 
-    def _histogram(
+    def histogram(
         self,
         name: str,
         text: str,
@@ -182,19 +159,22 @@ class Metrics:
         *,
         alias: str = "",
     ) -> Histogram:
-        made = Histogram(name, text, labels, buckets=buckets, registry=None)
-        return self._registered(made, name, alias)
+        """Create and export a histogram; also under vLLM's name `alias` unless that is ""."""
+        created = Histogram(name, text, labels, buckets=buckets, registry=None)
+        return self._aliased(created, name, alias)
 
-    def _registered(self, metric: _AnyCollector, name: str, alias: str) -> _AnyCollector:
-        """Register a metric, under vLLM's name `alias` as well unless that is ""."""
-        aliases = {name: alias} if alias else {}
-        self.registry.register(Aliased(metric, aliases, self._model_labels))
+    def _aliased(self, metric: _AnyCollector, name: str, alias: str) -> _AnyCollector:
+        self.export(Aliased(metric, {name: alias} if alias else {}, self._model_labels))
         return metric
 
 
 @dataclass(frozen=True, slots=True)
 class _EngineMetric:
-    """A metric that is read from the engine's statistics. `alias`: vLLM's name, or ""."""
+    """A metric that is read from the engine's statistics.
+
+    Attributes:
+        alias: The metric's name in vLLM without the prefix `vllm:`; "" if vLLM does not have it.
+    """
 
     name: str
     text: str
@@ -264,7 +244,7 @@ _COUNTERS = (
 
 
 class _Engine(Collector):
-    """What the engine counts itself, and the capacity of its queue."""
+    """Collects the engine's statistics and the capacity of its queue."""
 
     aliases: Mapping[str, str] = {m.name: m.alias for m in (*_GAUGES, *_COUNTERS) if m.alias}
 

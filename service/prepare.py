@@ -1,10 +1,11 @@
-"""Everything that a first start of the service makes once, made now: `python -m service.prepare`.
+"""`python -m service.prepare` makes the files that a first start of the service would make.
 
-It takes the service's options, loads the model as the service would, into the same cache directory,
-and ends: while an image is built, or on a volume before the first replica starts. Exit codes are
-those of the service.
+It takes the service's options, loads the model as the service does, into the same cache directory,
+and ends. Run it while an image is built, or on a volume before the first replica starts. Exit codes
+are those of the service.
 """
 
+import asyncio
 import logging
 import os
 import sys
@@ -18,6 +19,7 @@ from chatrpc_process.check import check_listener
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.logs.configuration import configure_logging
 from service.config import ServiceSettings
+from service.engines import make_engine
 from service.errors import ModelLoadError
 from service.model import ModelLoader
 from service.openmp import bound_spinning
@@ -26,9 +28,9 @@ log = structlog.get_logger("service.prepare")
 
 
 class PrepareSettings(ServiceSettings):
-    """chatrpc inference service: what a first start makes, made beforehand.
+    """Make the files that a first start of the chatrpc inference service would make, and exit.
 
-    It takes all options of the service, and listens nowhere.
+    It takes all options of the service and listens on no port.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="python -m service.prepare")
@@ -49,17 +51,29 @@ def main() -> int:
     configure_logging(settings.log_level, settings.log_format)
     settings.log_warnings()
     bound_spinning()
-    loader = ModelLoader(settings)
     try:
-        _, max_model_len = loader.load()
-    except ModelLoadError as error:
-        log.error("prepare_failed", reason=str(error))  # noqa: TRY400  # the text is the whole story
-        return 1
-    log.info("prepared", model=loader.model_id, max_model_len=max_model_len)
+        asyncio.run(_prepare(settings))
+    except (ConfigError, ModelLoadError) as error:
+        log.error("prepare_failed", reason=str(error))  # noqa: TRY400  # the text is enough
+        return 2 if isinstance(error, ConfigError) else 1
     return 0
+
+
+async def _prepare(settings: ServiceSettings) -> None:
+    """Load the model and drop it.
+
+    Raises:
+        ConfigError: The engine cannot be imported.
+        ModelLoadError: The model cannot be served.
+    """
+    engine = make_engine(settings.engine, settings.engine_settings)
+    loader = ModelLoader(settings)
+    await engine.start(loader.load())
+    log.info("prepared", model=loader.model_id, max_model_len=engine.max_model_len)
+    await engine.stop()
 
 
 if __name__ == "__main__":
     exit_code = main()
     logging.shutdown()
-    os._exit(exit_code)  # as the service does: torch's threads outlive the interpreter badly
+    os._exit(exit_code)  # as in service/__main__.py

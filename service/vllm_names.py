@@ -1,4 +1,4 @@
-"""Metrics under the names and labels that vLLM gives them."""
+"""Copies of metrics under the names and labels of vLLM."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -13,7 +13,7 @@ _PREFIX = "vllm:"
 
 
 class CacheConfig(Collector):
-    """vLLM's `cache_config_info`: of it, the blocks of the cache, which inference gateways read."""
+    """Collects vLLM's `cache_config_info`, reduced to the labels that inference gateways read."""
 
     def __init__(self, stats: Callable[[], EngineStats], model_labels: Mapping[str, str]) -> None:
         self._stats = stats
@@ -38,11 +38,13 @@ class CacheConfig(Collector):
 
 
 class Aliased(Collector):
-    """The metrics of a collector and, once there are labels of a model, copies under vLLM's names.
+    """Collects the metrics of a collector, and copies of them under vLLM's names.
 
     Args:
-        aliases: vLLM's names without their prefix, by ours. Other metrics have no copy.
-        model_labels: added to the copies. Empty until the model is loaded.
+        metrics: The collector.
+        aliases: vLLM's names without their prefix, by our names. Other metrics have no copy.
+        model_labels: Labels that are added to the copies. While it is empty, because the model is
+            not loaded yet, there are no copies.
     """
 
     def __init__(

@@ -13,9 +13,9 @@ from chatrpc.v1 import errors_pb2
 from chatrpc_cli.__main__ import app
 from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
-from tests.deploy.metrics import asked_for, exported
-from tests.deploy.settings import old_options, options, unknown_variables
-from tests.log_events import log_events
+from tests.support.exported_metrics import asked_for, exported
+from tests.support.log_events import log_events
+from tests.support.process_options import old_options, options, unknown_variables
 
 ROOT = Path(__file__).parent.parent
 # Of parity and conformance the tests stand elsewhere; the benchmarks name options of other servers.

@@ -1,4 +1,4 @@
-"""The floors of ARCHITECTURE.md: who may import whom."""
+"""The floors of ARCHITECTURE.md: which module may import which."""
 
 import ast
 import subprocess
@@ -6,9 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).parent.parent
+from tests.support.sources import ROOT, imports, parse, sources
 
 # Each folder or module of ours, by the longest prefix that matches, may import those named here,
 # its own modules and libraries. A folder's rule holds for those of its folders that have no rule of
@@ -19,10 +17,12 @@ ALLOWED: dict[str, set[str]] = {
     "chatrpc_process.first_process": set(),
     "chatrpc_process.interpreter": set(),
     "chatrpc_process.logs": set(),
+    "chatrpc_process.metrics": set(),
+    "chatrpc_process.threads": set(),
     "chatrpc_process.watchdog": set(),
-    # Certificates are files that are watched, and watched files have certificates' dates.
     "chatrpc_process.tls": {"chatrpc_process.errors", "chatrpc_process.files"},
-    "chatrpc_process.files": {"chatrpc_process.errors", "chatrpc_process.tls"},
+    "chatrpc_process.files": {"chatrpc_process.errors"},
+    "chatrpc_process.reload_metrics": {"chatrpc_process.files", "chatrpc_process.tls"},
     "chatrpc_process.tracing": {"chatrpc_process.errors"},
     "chatrpc_process.access": {"chatrpc_process.errors", "chatrpc_process.files"},
     "chatrpc_process.settings": {
@@ -37,27 +37,31 @@ ALLOWED: dict[str, set[str]] = {
     },
     "service.errors": set(),
     "service.cache": set(),
+    "service.json_file": {"service.errors"},
     "service.openmp": set(),
     "service.fingerprint": set(),
     "service.metrics_port": set(),
     "service.converted_directory": set(),
-    "service.domain": set(),
+    "service.domain": {"service.cache"},
+    "service.engines": {"chatrpc_process.errors", "service.domain"},
     "service.vllm_names": {"service.domain"},
-    "service.metrics": {"service.domain", "service.vllm_names"},
-    "service.config": {"chatrpc_process", "service.cache"},
+    "service.metrics": {"chatrpc_process.metrics", "service.domain", "service.vllm_names"},
+    "service.config": {"chatrpc_process", "service.domain", "service.engines"},
     "service.gguf": {"service.errors"},
     "service.checkpoint": {
         "service.domain",
         "service.errors",
+        "service.json_file",
         "service.converted_directory",
         "service.gguf",
     },
-    "service.text": {"service.domain", "service.errors"},
+    "service.text": {"service.domain", "service.errors", "service.json_file"},
     "service.engine": {
         "chatrpc_process.fairness",
         "service.domain",
         "service.errors",
         "service.cache",
+        "service.json_file",
     },
     "service.engine.native": set(),
     "service.rpc": {
@@ -101,48 +105,44 @@ ALLOWED: dict[str, set[str]] = {
         "service.checkpoint",
         "service.fingerprint",
         "service.text",
-        "service.engine",
     },
     "service.__main__": {"chatrpc_process", "service"},
     "service.prepare": {
         "chatrpc_process",
         "service.config",
+        "service.engines",
         "service.errors",
         "service.model",
         "service.openmp",
     },
-    "gateway_http.protocol": set(),
-    "gateway_http.endpoints": {"gateway_http.protocol"},
-    "gateway_http.metrics": set(),
+    # The gateway, from the bottom to the top.
+    "gateway_http.protocol": {"chatrpc.v1.limits"},
+    "gateway_http.metrics": {"chatrpc_process.metrics"},
     "gateway_http.config": {"chatrpc_process"},
     "gateway_http.errors": {"chatrpc", "gateway_http.protocol"},
     "gateway_http.convert": {"chatrpc", "gateway_http.protocol"},
-    "gateway_http.openapi": {"gateway_http.endpoints", "gateway_http.protocol"},
+    "gateway_http.auth": {"chatrpc", "chatrpc_process", "gateway_http.protocol"},
+    "gateway_http.http": {
+        "chatrpc_process",
+        "gateway_http.errors",
+        "gateway_http.metrics",
+        "gateway_http.protocol",
+    },
+    "gateway_http.openapi": {
+        "chatrpc.v1.comments",
+        "chatrpc.v1.limits",
+        "gateway_http.http.endpoint",
+        "gateway_http.protocol",
+    },
     "gateway_http.upstream": {
         "chatrpc",
         "chatrpc_process",
         "gateway_http.metrics",
         "gateway_http.protocol",
     },
-    "gateway_http.auth": {
-        "chatrpc",
-        "chatrpc_process",
-        "gateway_http.endpoints",
-        "gateway_http.protocol",
-    },
-    "gateway_http.http": {
-        "chatrpc_process",
-        "gateway_http.auth",
-        "gateway_http.config",
-        "gateway_http.convert",
-        "gateway_http.endpoints",
-        "gateway_http.errors",
-        "gateway_http.metrics",
-        "gateway_http.protocol",
-        "gateway_http.upstream",
-    },
     "gateway_http.routes": {
         "chatrpc",
+        "chatrpc_process.files",
         "gateway_http.auth",
         "gateway_http.config",
         "gateway_http.convert",
@@ -152,6 +152,11 @@ ALLOWED: dict[str, set[str]] = {
         "gateway_http.openapi",
         "gateway_http.protocol",
         "gateway_http.upstream",
+    },
+    "gateway_http.endpoints": {
+        "gateway_http.http.endpoint",
+        "gateway_http.protocol",
+        "gateway_http.routes",
     },
     "gateway_http.app": {"chatrpc_process", "gateway_http"},
     "gateway_http.check": {"chatrpc_process", "gateway_http.config", "gateway_http.upstream"},
@@ -163,8 +168,11 @@ ALLOWED: dict[str, set[str]] = {
     },
     "gateway_http.__main__": {
         "chatrpc_process",
+        "gateway_http.app",
         "gateway_http.check",
         "gateway_http.config",
+        "gateway_http.endpoints",
+        "gateway_http.http.endpoint",
         "gateway_http.server",
     },
     "chatrpc_cli": {
@@ -184,13 +192,13 @@ OURS = {"chatrpc_process", "service", "gateway_http", "chatrpc_cli", "chatrpc", 
 # What a module imports inside a function, since it takes long and a start does without it, or does
 # other things first.
 DEFERRED = {
-    ("service.model", "service.engine.load"),
-    ("service.model", "service.engine.native.build"),
+    ("service.engine.local", "service.engine.load"),
+    ("service.engine.local", "service.engine.native.build"),
     ("service.engine.load", "service.engine.transformers_model"),
     ("service.engine.model_config", "service.engine.transformers_config"),
     ("service.checkpoint", "service.gguf.convert"),
     ("service.checkpoint", "huggingface_hub"),
-    ("chatrpc_process.tracing.api", "chatrpc_process.tracing.otel"),
+    ("chatrpc_process.tracing.exporter", "chatrpc_process.tracing.otel"),
 }
 
 # These never import torch, whatever they import: policy is plain Python, and a start answers probes
@@ -214,66 +222,86 @@ WITHOUT_TORCH = (
 )
 
 
-def sources() -> Iterator[tuple[str, Path]]:
-    for package in ("chatrpc_process", "service", "gateway_http", "chatrpc_cli", "bench"):
-        for path in (ROOT / package).rglob("*.py"):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            yield ".".join(parts).removesuffix(".__init__"), path
-
-
-def imported(path: Path) -> Iterator[tuple[int, str]]:
-    """Every module that a file imports, with the line."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, alias.name
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
-            for alias in node.names:
-                yield node.lineno, f"{node.module}.{alias.name}"
-
-
 def is_within(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
 def rule(module: str) -> str:
-    return max((name for name in ALLOWED if is_within(module, name)), key=len)
+    rules = [name for name in ALLOWED if is_within(module, name)]
+    assert rules, f"{module} has no rule in ALLOWED"
+    return max(rules, key=len)
 
 
-@pytest.mark.parametrize(("module", "path"), sorted(sources()))
-def test_a_module_imports_only_from_its_own_floor_or_below(module: str, path: Path) -> None:
-    if module in EMPTY:
-        return
-    allowed = ALLOWED[rule(module)] | {rule(module)}
-    for line, name in imported(path):
-        if name.split(".")[0] in OURS:
-            assert any(is_within(name, a) for a in allowed), f"{path}:{line}: {module} -> {name}"
-
-
-@pytest.mark.parametrize(("module", "path"), sorted(sources()))
-def test_no_module_hides_an_import_from_the_reader(module: str, path: Path) -> None:
-    text = path.read_text()
-    assert "TYPE_CHECKING" not in text
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            for hidden in ast.walk(node):
-                if isinstance(hidden, ast.Import | ast.ImportFrom):
-                    name = getattr(hidden, "module", None)
-                    assert (module, name) in DEFERRED, f"{path}:{hidden.lineno}: {name} is hidden"
-
-
-@pytest.mark.parametrize("module", WITHOUT_TORCH)
-def test_a_fresh_interpreter_that_imports_it_has_no_torch(module: str) -> None:
-    code = (
-        f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
-    assert done.returncode == 0
-
-
-def test_the_gateway_and_the_service_do_not_know_each_other() -> None:
+def test_module_imports_only_what_its_rule_allows() -> None:
+    wrong = []
     for module, path in sources():
-        for line, name in imported(path):
-            other = {"gateway_http": "service", "service": "gateway_http"}.get(module.split(".")[0])
-            assert name.split(".")[0] != other, f"{path}:{line}"
+        if module not in EMPTY:
+            allowed = ALLOWED[rule(module)] | {rule(module)}
+            wrong += [
+                f"{path.relative_to(ROOT)}:{line}: {module} imports {name}"
+                for line, name in imports(path)
+                if name.split(".")[0] in OURS and not any(is_within(name, a) for a in allowed)
+            ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_module_imports_at_its_top_unless_deferred() -> None:
+    wrong = []
+    for module, path in sources():
+        if "TYPE_CHECKING" in path.read_text():
+            wrong.append(f"{path.relative_to(ROOT)}: {module} uses TYPE_CHECKING")
+        wrong += [
+            f"{path.relative_to(ROOT)}:{line}: {module} imports {name} inside a function"
+            for line, name in _imports_in_functions(path)
+            if (module, name) not in DEFERRED
+        ]
+    assert not wrong, "\n".join(wrong)
+
+
+def _imports_in_functions(path: Path) -> Iterator[tuple[int, str | None]]:
+    for function in ast.walk(parse(path)):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    yield node.lineno, getattr(node, "module", None)
+
+
+def test_modules_of_without_torch_do_not_import_torch() -> None:
+    """One interpreter imports all of them; the first after which torch is loaded is reported."""
+    code = (
+        "import importlib, sys\n"
+        "for module in sys.argv[1:]:\n"
+        "    importlib.import_module(module)\n"
+        "    if {'torch', 'transformers'} & sys.modules.keys(): sys.exit(module)\n"
+    )
+    command = [sys.executable, "-c", code, *WITHOUT_TORCH]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_gateway_and_service_do_not_import_each_other() -> None:
+    other = {"gateway_http": "service", "service": "gateway_http"}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {module} imports {name}"
+        for module, path in sources(*other)
+        for line, name in imports(path)
+        if name.split(".")[0] == other[module.split(".")[0]]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_test_module_imports_no_test_module_and_no_helper_of_another_folder() -> None:
+    """Helpers are in tests/support, in tests/fakes, or beside the tests that use them."""
+    wrong = []
+    for module, path in sources("tests"):
+        for line, name in imports(path):
+            if is_within(name, "tests"):
+                # `from tests.bench import runs`, or `from tests.bench.runs import results`
+                is_module = (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()
+                helper = name if is_module else name.rpartition(".")[0]
+                folder, _, last = helper.rpartition(".")
+                is_shared = folder in {"tests.support", "tests.fakes"}
+                is_test = last == "conftest" or last.startswith("test_")
+                if is_test or not (is_shared or is_within(module, folder)):
+                    wrong.append(f"{path.relative_to(ROOT)}:{line}: imports {name}")
+    assert not wrong, "\n".join(wrong)

@@ -2,7 +2,7 @@
 
 import re
 
-from tests.log_events import log_events
+from tests.support.log_events import log_events
 
 
 def test_events_are_snake_case_constants() -> None:

@@ -14,8 +14,9 @@ import pytest
 from chatrpc.v1 import chat_service_pb2_grpc
 from chatrpc_process.errors import ConfigError
 from gateway_http.config import Settings
-from tests.gateway_http.api_keys import key, write
-from tests.service.test_main import Process, request, save_model
+from tests.support.api_keys import key, write
+from tests.support.service_process import Process, request
+from tests.support.tiny_model import save_model
 
 KNOWN, WRONG, UPSTREAM, MISPLACED = (
     f"sk-chatrpc-{word}-{'0123456789abcdef' * 2}"

@@ -14,7 +14,7 @@ from chatrpc_process.errors import ConfigError
 
 Content = TypeVar("Content")
 
-_POLL_S = 2.0
+POLL_S = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -96,10 +96,10 @@ class Watched(Generic[Content]):
             log.error("file_reload_failed", files=self._names(), reason=reason)
         self._failure = reason
 
-    async def watch(self) -> None:
-        """Refresh until cancelled."""
+    async def watch(self, poll_s: float = POLL_S) -> None:
+        """Refresh every `poll_s` seconds until cancelled."""
         while True:
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(poll_s)
             # A file of 10,000 keys takes most of a second to parse, each time while it is invalid.
             await asyncio.to_thread(self.refresh)
 
@@ -111,9 +111,9 @@ class Watched(Generic[Content]):
 
 
 @asynccontextmanager
-async def watching(*files: Watched[Any] | None) -> AsyncIterator[None]:
-    """Refresh those that are not None while in the context."""
-    tasks = [asyncio.ensure_future(each.watch()) for each in files if each is not None]
+async def watching(*files: Watched[Any] | None, poll_s: float = POLL_S) -> AsyncIterator[None]:
+    """Refresh those that are not None, every `poll_s` seconds, while in the context."""
+    tasks = [asyncio.ensure_future(each.watch(poll_s)) for each in files if each is not None]
     try:
         yield
     finally:

@@ -1,12 +1,12 @@
-"""The environment variables of a process: its options, and what Kubernetes puts beside them."""
+"""Distinguishes environment variables that set options from those that Kubernetes sets."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables. A pod has
-# them for each Service of its namespace; one that is called chatrpc-service begins with the prefix
-# of the service's options.
+# such variables for each Service of its namespace. Those of a Service called chatrpc-service begin
+# with the prefix of the service's options.
 _LINK_URL = re.compile(r"(tcp|udp|sctp)://(?P<host>.+):(?P<port>[0-9]+)", re.ASCII)
 _LINK_NAME = re.compile(
     r"(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
@@ -16,11 +16,11 @@ _SERVICE = "_SERVICE_"
 
 @dataclass(frozen=True, slots=True)
 class Variables:
-    """Variables that begin like options and set none.
+    """Variables that begin with the prefix of options and set no option.
 
     Attributes:
-        links: Variables that describe Services of Kubernetes.
-        unknown: All others.
+        links: Variables that Kubernetes sets to describe a Service.
+        unknown: All other variables.
     """
 
     links: frozenset[str]
@@ -31,8 +31,9 @@ def classify(environment: Mapping[str, str], prefix: str, options: Collection[st
     """Return the variables that begin with `prefix` and set no option.
 
     Args:
-        prefix: In capitals, as the variables of options are written; case does not matter.
-        options: Their names, in lower case.
+        prefix: The prefix of options' variables, in capitals. The case of variables does not
+            matter.
+        options: The names of options, in lower case.
     """
     upper = {name.upper(): value for name, value in environment.items()}
     links = frozenset(_links(upper, prefix))
@@ -62,8 +63,8 @@ def _links(environment: Mapping[str, str], prefix: str) -> Iterator[str]:
 def _links_of_namesake(environment: Mapping[str, str], prefix: str) -> Iterator[str]:
     """Find the variables of a Service called `chatrpc`, such as CHATRPC_SERVICE_HOST.
 
-    CHATRPC_PORT has the same address. Where it has another one, host and port are options: a
-    container's own variables take precedence over links.
+    They have the same address as CHATRPC_PORT. If host and port have another address, they are
+    options: the variables of a container take precedence over those of Kubernetes.
     """
     url = _LINK_URL.fullmatch(environment.get(prefix.removesuffix(_SERVICE) + "_PORT", ""))
     if url is None:

@@ -1,4 +1,4 @@
-"""Settings of a process that listens: where, for whom, under which certificate."""
+"""Settings of a process that listens: address, authentication and certificates."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -14,36 +14,64 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class ListenerSettings(ProcessSettings):
-    """What a process that listens can be told. Subclasses add the port.
+    """The options of a process that listens. A subclass adds the port.
 
-    It is refused to listen for other machines and ask nobody who it is, unless told to.
+    A process that listens on an address other than loopback needs API keys, client certificates or
+    `insecure`.
     """
 
-    host: Annotated[str, Field(description="the address to listen on")] = "127.0.0.1"
+    host: Annotated[
+        str,
+        Field(
+            description="Address to listen on. An address that other machines can reach needs "
+            "`api_keys`, `tls_client_ca` or `insecure`."
+        ),
+    ] = "127.0.0.1"
     insecure: Annotated[
         CliImplicitFlag[bool],
-        Field(description="listen beyond this machine and ask for neither keys nor certificates"),
+        Field(
+            description="Accept remote connections without authentication. Without this option, a "
+            "process with neither `api_keys` nor `tls_client_ca` only starts on a loopback address."
+        ),
     ] = False
     api_keys: Annotated[
-        Path | None, Field(description="a file of API keys: take only their owners")
+        Path | None,
+        Field(
+            description="Path of a file of API keys. Every request then needs one of them. The "
+            "file is read again when it changes."
+        ),
     ] = None
-    tls_certificate: Annotated[Path | None, Field(description="a PEM file: serve under TLS")] = None
-    tls_key: Annotated[Path | None, Field(description="the certificate's key, a PEM file")] = None
+    tls_certificate: Annotated[
+        Path | None,
+        Field(
+            description="Path of a PEM file with the server's certificate. The process then serves "
+            "under TLS only; it needs `tls_key`. The file is read again when it changes."
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None, Field(description="Path of a PEM file with the key of `tls_certificate`.")
+    ] = None
     tls_client_ca: Annotated[
         Path | None,
-        Field(description="a PEM file: take only clients whose certificates it has signed"),
+        Field(
+            description="Path of a PEM file with a certificate authority. Clients then need a "
+            "certificate that this authority has signed."
+        ),
     ] = None
     admin_host: Annotated[
-        str, Field(description="the address of the ports for probes and metrics")
+        str, Field(description="Address to listen on for probes and metrics.")
     ] = "127.0.0.1"
     admin_port: Annotated[
         Port | None,
-        Field(description="a port for probes, without keys and never under TLS; default: none"),
+        Field(
+            description="Port for probes, which needs no keys and never uses TLS. By default there "
+            "is no such port."
+        ),
     ] = None
 
     @property
     def tls(self) -> TlsFiles | None:
-        """The files to serve under; None: in the clear."""
+        """The files of the server's certificate; None if the process serves without TLS."""
         if self.tls_certificate is None or self.tls_key is None:
             return None
         return TlsFiles(self.tls_certificate, self.tls_key, self.tls_client_ca)
@@ -51,18 +79,18 @@ class ListenerSettings(ProcessSettings):
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key go together")
+            raise ValueError("tls_certificate and tls_key must be given together")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca needs tls_certificate and tls_key")
         return self
 
     @model_validator(mode="after")
     def _is_not_open_by_accident(self) -> Self:
-        asks = self.api_keys is not None or self.tls_client_ca is not None
-        if not (asks or self.insecure or is_loopback(self.host)):
+        authenticates = self.api_keys is not None or self.tls_client_ca is not None
+        if not (authenticates or self.insecure or is_loopback(self.host)):
             raise ValueError(
-                f"host {self.host} can be reached from other machines and nothing asks them who "
-                "they are: give --api-keys, or --tls-client-ca with --tls-certificate and "
-                "--tls-key, or listen on 127.0.0.1; --insecure listens all the same"
+                f"other machines can reach host {self.host}, and clients are not authenticated. "
+                "Give --api-keys, or --tls-client-ca with --tls-certificate and --tls-key, or "
+                "listen on 127.0.0.1. With --insecure the process starts nevertheless."
             )
         return self

@@ -1,10 +1,10 @@
-"""Which addresses only this machine can reach."""
+"""Checks whether an address is a loopback address."""
 
 import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine can reach it; of names, `localhost` alone is trusted."""
+    """Return True if only this machine can reach `host`. The only such name is `localhost`."""
     if host == "localhost":
         return True
     try:

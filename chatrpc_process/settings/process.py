@@ -1,4 +1,8 @@
-"""Settings of a process, declared once: command line over environment over file over default."""
+"""Settings that both processes have, and how settings are read.
+
+The command line takes precedence over the environment, the environment over a TOML file, and the
+file over the defaults.
+"""
 
 import difflib
 import os
@@ -30,32 +34,45 @@ log = structlog.get_logger(__name__)
 
 
 class ProcessSettings(BaseSettings):
-    """The options of every process. Subclasses add their own, and their `env_prefix`."""
+    """The options of every process. A subclass adds its own options and its `env_prefix`."""
 
     model_config = SettingsConfigDict(
         cli_kebab_case=True, cli_hide_none_type=True, extra="forbid", frozen=True
     )
 
-    config: Annotated[Path | None, Field(description="a TOML file with options")] = None
+    config: Annotated[Path | None, Field(description="Path of a TOML file with options.")] = None
     check: Annotated[
         CliImplicitFlag[bool],
         Field(
-            description="only check the options and the files that they name, and exit with 0 or 2"
+            description="Only check the options and the files that they name. The process exits "
+            "with code 0 if they are valid, and with 2 otherwise."
         ),
     ] = False
-    log_level: Annotated[LogLevel, Field(description="the least level logged")] = "info"
-    log_format: Annotated[LogFormat, Field(description="for people, or for machines")] = "text"
+    log_level: Annotated[
+        LogLevel, Field(description="Lowest level of the log lines that are written.")
+    ] = "info"
+    log_format: Annotated[
+        LogFormat,
+        Field(description="Format of log lines: `text` for people or `json` for machines."),
+    ] = "text"
     loop_timeout_s: Annotated[
         float,
-        Field(gt=0, description="seconds the event loop may stand still before the process ends"),
+        Field(
+            gt=0,
+            description="Maximum time in seconds for which the event loop may be blocked. After "
+            "that, the process logs a stack and exits with code 1.",
+        ),
     ] = 60.0
     otlp_endpoint: Annotated[
         str | None,
         Field(
-            pattern="^https?://.", description="the collector of traces, over OTLP; default: none"
+            pattern="^https?://.",
+            description="Base URL of an OpenTelemetry collector that receives traces over OTLP, "
+            "such as `http://collector:4318`. It needs the extra `otel`. Without it, no spans are "
+            "recorded.",
         ),
     ] = None
-    # The new names of options by their old ones, which still set them. Subclasses fill it.
+    # The new name of each renamed option by its old name, which still sets the option.
     new_names: ClassVar[Mapping[str, str]] = {}
     _links: frozenset[str] = PrivateAttr(frozenset())
     _old_names: frozenset[str] = PrivateAttr(frozenset())
@@ -74,7 +91,7 @@ class ProcessSettings(BaseSettings):
             settings = cls(_cli_parse_args=renamed)  # type: ignore[call-arg]  # see BaseSettings
             old_names = cls._old_names_in_use(arguments, settings.config)
         except ValidationError as error:
-            wrong = [_words(each["loc"], each["msg"]) for each in error.errors()]
+            wrong = [_described(each["loc"], each["msg"]) for each in error.errors()]
             raise ConfigError("; ".join(wrong)) from None
         except (SettingsError, OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(str(error)) from None
@@ -141,10 +158,13 @@ class ProcessSettings(BaseSettings):
         return f"{variable} is not an option{hint}"
 
 
-def _words(place: tuple[int | str, ...], message: str) -> str:
-    """What is wrong where; pydantic's words quote no value, which may be a secret by mistake."""
-    said = message.removeprefix("Value error, ")
-    return f"{'.'.join(map(str, place))}: {said}" if place else said
+def _described(location: tuple[int | str, ...], message: str) -> str:
+    """Return the name of the option and what is wrong with its value.
+
+    pydantic's messages quote no value, which may be a secret.
+    """
+    reason = message.removeprefix("Value error, ")
+    return f"{'.'.join(map(str, location))}: {reason}" if location else reason
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

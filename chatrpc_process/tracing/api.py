@@ -1,8 +1,8 @@
-"""Traces: which one a request belongs to, and what is told of it.
+"""Trace contexts and spans.
 
-A caller's trace context is passed on whether or not anything is recorded (W3C Trace Context). Spans
-are recorded by `chatrpc_process.tracing.otel`, which needs the extra `otel`; without it they cost
-next to nothing: those of `OFF` only hold the context.
+A client's trace context (W3C Trace Context) is forwarded whether or not spans are recorded. Spans
+are recorded by `chatrpc_process.tracing.otel`, which needs the extra `otel`. Spans of `OFF` only
+have the context and cost next to nothing.
 """
 
 import re
@@ -14,8 +14,6 @@ from enum import Enum
 from typing import Protocol, Self
 
 import structlog
-
-from chatrpc_process.errors import ConfigError
 
 # https://www.w3.org/TR/trace-context/#traceparent-header: version ff and ids of zeros are invalid.
 _TRACEPARENT = re.compile(
@@ -29,7 +27,7 @@ NOTHING: Attributes = {}
 
 
 class Kind(Enum):
-    """A span's part in a call, if it is one."""
+    """The role of a span's process in a call; INTERNAL if the span is no call."""
 
     INTERNAL = "internal"
     SERVER = "server"
@@ -38,18 +36,21 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TraceContext:
-    """A place in a trace, as it travels in headers and metadata."""
+    """The identity of a span, as HTTP headers and gRPC metadata carry it."""
 
     traceparent: str
     tracestate: str = ""
 
     @classmethod
     def read(cls, fields: Iterable[tuple[str, str | bytes]]) -> Self | None:
-        """From headers or metadata, names in lower case; None without a valid `traceparent`."""
+        """Read the context from headers or metadata, whose names are in lower case.
+
+        Returns None if there is no valid `traceparent`.
+        """
         found = dict[str, str]()
         for name, value in fields:
             if name in ("traceparent", "tracestate") and isinstance(value, str):
-                # A list may come in several fields; of two parents none can be right.
+                # A list may come in several fields. Two parents make an invalid one.
                 before = found.get(name)
                 found[name] = value if before is None else f"{before},{value}"
         parent, state = found.get("traceparent", ""), found.get("tracestate", "")
@@ -63,29 +64,30 @@ class TraceContext:
 
     @property
     def fields(self) -> list[tuple[str, str]]:
+        """The headers or metadata that carry this context."""
         state = [("tracestate", self.tracestate)] if self.tracestate else []
         return [("traceparent", self.traceparent), *state]
 
 
 class Span(Protocol):
-    """A piece of work. Whoever has started it ends it, once."""
+    """A piece of work in a trace. The code that starts it calls `end` once."""
 
     @property
     def context(self) -> TraceContext | None:
-        """What goes along with calls made in it."""
+        """The context to send with calls that belong to this span."""
         ...
 
     @property
     def is_recording(self) -> bool:
-        """Whether anything told to it is kept."""
+        """True if attributes of this span are exported."""
         ...
 
     def rename(self, name: str) -> None: ...
 
-    def tell(self, attributes: Attributes) -> None: ...
+    def set_attributes(self, attributes: Attributes) -> None: ...
 
     def fail(self, error_type: str) -> None:
-        """It is an error, of this kind. No words: they might be the caller's."""
+        """Mark the span as an error of this type. Messages may quote a client: leave them out."""
         ...
 
     def child(self, name: str, kind: Kind, attributes: Attributes = NOTHING) -> "Span": ...
@@ -93,14 +95,14 @@ class Span(Protocol):
     def phase(
         self, name: str, start_ns: int, end_ns: int, attributes: Attributes = NOTHING
     ) -> None:
-        """A child that is over already; Unix times."""
+        """Add a child that has ended already; times are Unix times in nanoseconds."""
         ...
 
     def end(self) -> None: ...
 
 
 class Unrecorded:
-    """A span of which nothing is kept but where it stands."""
+    """A span that is not exported and only has a context."""
 
     def __init__(self, context: TraceContext | None = None) -> None:
         self.context = context
@@ -108,7 +110,7 @@ class Unrecorded:
 
     def rename(self, name: str) -> None: ...
 
-    def tell(self, attributes: Attributes) -> None: ...
+    def set_attributes(self, attributes: Attributes) -> None: ...
 
     def fail(self, error_type: str) -> None: ...
 
@@ -123,21 +125,21 @@ class Unrecorded:
 
 
 class Tracer(Protocol):
-    """Where spans begin."""
+    """Starts spans and exports them."""
 
     def start(
         self, name: str, kind: Kind, parent: TraceContext | None, attributes: Attributes = NOTHING
     ) -> Span:
-        """A span that somebody else's work, `parent`, has led to; None: nobody's."""
+        """Start a span as a child of the client's span `parent`, or a new trace if it is None."""
         ...
 
     def close(self) -> None:
-        """Let go of what is not exported yet, after a short while; blocks for so long at most."""
+        """Export the remaining spans. After a few seconds this returns and drops the rest."""
         ...
 
 
 class _Off:
-    """Keeps nothing."""
+    """Starts spans that are not exported."""
 
     def start(
         self,
@@ -156,31 +158,14 @@ _NO_SPAN: Span = Unrecorded()
 _current: ContextVar[Span] = ContextVar("chatrpc_span", default=_NO_SPAN)
 
 
-def make_tracer(endpoint: str | None, service_name: str) -> Tracer:
-    """One that exports to the collector at `endpoint`; None: one that records nothing.
-
-    Raises:
-        ConfigError: what it takes is not installed.
-    """
-    if endpoint is None:
-        return OFF
-    try:
-        from chatrpc_process.tracing.otel import OtelTracer  # noqa: PLC0415  # an extra, and slow to import
-    except ImportError as error:
-        raise ConfigError(
-            f"otlp_endpoint needs the extra chatrpc[otel], which is not installed: {error}"
-        ) from None
-    return OtelTracer.exporting(endpoint, service_name)
-
-
 def current() -> Span:
-    """The span that this task's work belongs to."""
+    """Return the span that the current task belongs to."""
     return _current.get()
 
 
 @contextmanager
 def within(span: Span) -> Iterator[None]:
-    """What is done in here belongs to `span`, and log lines say which trace that is of."""
+    """While in the context, make `span` the current one and add its trace id to log lines."""
     token = _current.set(span)
     try:
         with structlog.contextvars.bound_contextvars(**log_fields(span)):
@@ -190,5 +175,5 @@ def within(span: Span) -> Iterator[None]:
 
 
 def log_fields(span: Span) -> dict[str, str]:
-    """What a log line says of the trace it belongs to."""
+    """Return the fields of log lines that belong to `span`."""
     return {} if span.context is None else {"trace_id": span.context.trace_id}

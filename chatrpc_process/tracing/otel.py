@@ -1,6 +1,6 @@
-"""Traces through OpenTelemetry's SDK, exported over OTLP; the extra `otel`.
+"""Spans of OpenTelemetry's SDK, exported over OTLP. This needs the extra `otel`.
 
-What the SDK reads of the environment holds: OTEL_TRACES_SAMPLER, OTEL_RESOURCE_ATTRIBUTES,
+The SDK's environment variables apply: OTEL_TRACES_SAMPLER, OTEL_RESOURCE_ATTRIBUTES,
 OTEL_SERVICE_NAME, OTEL_EXPORTER_OTLP_HEADERS, OTEL_BSP_* and others.
 """
 
@@ -18,8 +18,8 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from chatrpc_process.tracing.api import NOTHING, Attributes, Kind, Span, TraceContext
 
 _PATH = "/v1/traces"
-# A collector that does not answer holds the process up for no longer at its end.
-_LAST_EXPORT_S = 3.0
+# A collector that does not respond delays the end of the process by no more.
+_EXPORT_TIMEOUT_S = 3.0
 _KINDS = {
     Kind.INTERNAL: SpanKind.INTERNAL,
     Kind.SERVER: SpanKind.SERVER,
@@ -28,11 +28,13 @@ _KINDS = {
 
 
 class OtelTracer:
-    """Keeps spans that are sampled: those of sampled parents, and all without a parent, unless the
-    environment says otherwise.
+    """Records the spans that are sampled.
+
+    By default these are the children of sampled parents and all spans without a parent. The
+    environment variable OTEL_TRACES_SAMPLER changes that.
 
     Args:
-        processor: what becomes of spans that have ended.
+        processor: Receives spans that have ended.
     """
 
     def __init__(self, processor: SpanProcessor, service_name: str) -> None:
@@ -44,10 +46,10 @@ class OtelTracer:
 
     @classmethod
     def exporting(cls, endpoint: str, service_name: str) -> "OtelTracer":
-        """To the collector whose base URL is `endpoint`, in batches, on a thread of its own.
+        """Return a tracer that exports to the collector with the base URL `endpoint`.
 
-        A queue of bounded length lies between: where the collector is slow or away, spans are
-        dropped and nothing waits.
+        A thread sends batches from a bounded queue. If the collector is slow or unreachable, spans
+        are dropped and requests do not wait.
         """
         url = endpoint.rstrip("/")
         exporter = OTLPSpanExporter(url if url.endswith(_PATH) else url + _PATH)
@@ -62,7 +64,7 @@ class OtelTracer:
         span = self._tracer.start_span(name, context, _KINDS[kind], dict(attributes))
         return OtelSpan(self._tracer, span)
 
-    def close(self, timeout_s: float = _LAST_EXPORT_S) -> None:
+    def close(self, timeout_s: float = _EXPORT_TIMEOUT_S) -> None:
         # The SDK's own limit is 30 s.
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
@@ -70,7 +72,7 @@ class OtelTracer:
 
 
 class OtelSpan:
-    """`chatrpc_process.tracing.api.Span` over one of OpenTelemetry's."""
+    """A `chatrpc_process.tracing.api.Span` that wraps a span of OpenTelemetry."""
 
     def __init__(self, tracer: trace.Tracer, span: trace.Span) -> None:
         self._tracer = tracer
@@ -81,7 +83,7 @@ class OtelSpan:
     def rename(self, name: str) -> None:
         self._span.update_name(name)
 
-    def tell(self, attributes: Attributes) -> None:
+    def set_attributes(self, attributes: Attributes) -> None:
         self._span.set_attributes(dict(attributes))
 
     def fail(self, error_type: str) -> None:

@@ -1,1 +1,1 @@
-"""Authentication and the limits of API keys."""
+"""Authentication, and the limits of API keys."""

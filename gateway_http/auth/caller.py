@@ -1,4 +1,4 @@
-"""The caller of a request: the owner of an API key, or anybody where the gateway has no keys."""
+"""The caller of a request: its permissions, its limits, and the tokens that it is charged."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -17,19 +17,34 @@ from chatrpc_process.access.quotas import (
     Reservation,
     Standing,
 )
-from gateway_http.protocol.error import ApiError, InvalidRequest
+from gateway_http.protocol.error import ApiError, InvalidRequest, PermissionDenied
 from gateway_http.protocol.params import param_of
 
-# Trailing metadata of a failed call: the tokens that the service has computed for it.
+# The key in the trailing metadata of a failed call: the tokens that the service has computed.
 _NUM_TOKENS_KEY = "chatrpc-num-tokens"
 
 
 class Caller:
-    """What a caller may do. Without a key everything is permitted and nothing is counted."""
+    """The caller of a request. Without a key everything is permitted and nothing is counted.
+
+    Args:
+        key: The request's API key; None: the gateway has no keys, or the path needs none.
+        quotas: The use of all keys' limits so far.
+    """
 
     def __init__(self, key: Key | None, quotas: Quotas) -> None:
         self._key = key
         self._quotas = quotas
+
+    @property
+    def name(self) -> str:
+        """The name of the key's owner; "" without a key."""
+        return "" if self._key is None else self._key.owner_name
+
+    @property
+    def weight(self) -> int:
+        """The caller's share of capacity relative to that of other callers."""
+        return 1 if self._key is None else self._key.weight
 
     @property
     def info(self) -> caller_pb2.CallerInfo | None:
@@ -49,23 +64,26 @@ class Caller:
         return self._key is None or self._key.may_use_all_models
 
     def may_use(self, *names: str) -> bool:
-        """Whether it may use the model with these names."""
+        """Return whether the caller may use the model that has these names."""
         return self._key is None or any(map(self._key.may_use, names))
 
     def check_model(self, name: str, *others: str) -> None:
-        """Raise ApiError unless it may use the model by this name or by one of the others."""
+        """Check that the caller may use a model, by one of its names.
+
+        Args:
+            name: The name in the request.
+            others: The other names of the model.
+
+        Raises:
+            PermissionDenied: It may not.
+        """
         if not self.may_use(name, *others):
-            raise ApiError(
-                403,
-                f"This API key may not use the model `{name}`.",
-                param="model",
-                code="permission_denied",
-            )
+            raise PermissionDenied(f"This API key may not use the model `{name}`.", "model")
 
     @contextmanager
     def generation(
         self, params: Any, num_bytes: int, names: Mapping[str, str], *, is_streamed: bool
-    ) -> "Iterator[Spending]":
+    ) -> "Iterator[TokenCharge]":
         """Count a generation against the caller's limits while in the context.
 
         Args:
@@ -78,25 +96,25 @@ class Caller:
             ApiError: A limit is reached, or the request alone exceeds it.
         """
         if self._key is None:
-            yield Spending()
+            yield TokenCharge()
             return
         limit_output(params, self._key)
         cost = cost_of(params, num_bytes)
         with self._admitted(self._key, cost, names) as reservation:
-            spending = Spending(reservation, cost, is_streamed=is_streamed)
+            charge = TokenCharge(reservation, cost, is_streamed=is_streamed)
             try:
-                yield spending
+                yield charge
             except grpc.aio.AioRpcError as error:
-                spending.fail(error)
+                charge.charge_failed(error)
                 raise
             except ApiError:
-                spending.settle()  # the gateway's own error, at the cost of what has been noted
+                charge.charge_used()  # the gateway's own error
                 raise
             except BaseException:
-                spending.abandon()
+                charge.charge_disconnected()
                 raise
             else:
-                spending.settle()
+                charge.charge_used()
 
     @contextmanager
     def tokenization(self) -> Iterator[None]:
@@ -112,7 +130,7 @@ class Caller:
             yield
 
     def limits(self) -> dict[str, str]:
-        """Return what is left of its limits, as headers of a response; none without limits."""
+        """Return the headers of a response that report the caller's limits; none without limits."""
         if self._key is None:
             return {}
         return {
@@ -132,8 +150,14 @@ class Caller:
             raise InvalidRequest(str(error), param, "request_exceeds_limit") from None
 
 
-class Spending:
-    """The tokens that one generation has reserved and used of its caller's limit."""
+class TokenCharge:
+    """Charges the tokens of one generation to its caller's limit, from which it has reserved some.
+
+    Args:
+        reservation: The reserved tokens; None: the caller has no limit.
+        cost: The most that the generation may cost.
+        is_streamed: True if the response is streamed.
+    """
 
     def __init__(
         self,
@@ -148,37 +172,38 @@ class Spending:
         self._num_noted = 0
 
     def note(self, num_tokens: int) -> None:
-        """Count tokens of the prompt and the output. The first ones include the whole prompt."""
+        """Count tokens of the prompt and the output. The first call includes the whole prompt."""
         if num_tokens and not self._num_noted:
             self._resize(num_tokens + self._cost.num_output_tokens)
         self._num_noted += num_tokens
 
-    def settle(self) -> None:
-        """Charge what has been noted, and give the rest back."""
+    def charge_used(self) -> None:
+        """Charge the counted tokens, and free the rest of the reservation."""
         self._resize(self._num_noted)
 
-    def fail(self, error: grpc.aio.AioRpcError) -> None:
-        """Charge what the service says it has computed, at least what has been noted.
+    def charge_failed(self, error: grpc.aio.AioRpcError) -> None:
+        """Charge the tokens that the service reports as computed, at least the counted ones.
 
-        A service that has died says nothing, and its callers are not charged. Neither does a call
-        whose time is up; its caller may have had the service compute all that it has reserved.
+        If the service reports nothing because it has died, only counted tokens are charged. If it
+        reports nothing because the deadline has passed and no token was counted, the whole
+        reservation is charged, since all of it may have been computed.
         """
         trailing = dict(error.trailing_metadata() or ())
-        said = trailing.get(_NUM_TOKENS_KEY, "")
-        if isinstance(said, str) and said.isdecimal():
-            self._resize(max(self._num_noted, int(said)))
+        reported = trailing.get(_NUM_TOKENS_KEY, "")
+        if isinstance(reported, str) and reported.isdecimal():
+            self._resize(max(self._num_noted, int(reported)))
         elif error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or self._num_noted:
-            self.settle()
+            self.charge_used()
 
-    def abandon(self) -> None:
+    def charge_disconnected(self) -> None:
         """Charge a generation whose client has left before its end.
 
-        Of a stream, the output so far is known; before the first token, the prompt may have been
-        computed. Of a response that is not streamed nothing is known, so that the whole reservation
-        is charged.
+        The output of a stream so far is known. Before the first token of a stream, the prompt is
+        charged, since it may have been computed. Nothing is known of a response that is not
+        streamed, so the whole reservation is charged.
         """
         if self._num_noted:
-            self.settle()
+            self.charge_used()
         elif self._is_streamed:
             self._resize(self._cost.num_prompt_tokens)
 
@@ -188,7 +213,7 @@ class Spending:
 
 
 def duration(seconds: float) -> str:
-    """Write a duration as OpenAI's headers do: `0s`, `12ms`, `1.5s`, `6m0s`."""
+    """Return a duration as OpenAI's headers have it: `0s`, `12ms`, `1.5s`, `6m0s`."""
     ms = math.ceil(seconds * 1000)
     if ms < 1000:
         return f"{ms}ms" if ms else "0s"

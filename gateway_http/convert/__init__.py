@@ -1,1 +1,1 @@
-"""Pure functions between OpenAI's JSON and the wire."""
+"""Pure functions that convert between OpenAI's JSON and the proto."""

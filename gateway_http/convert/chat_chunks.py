@@ -1,9 +1,9 @@
-"""From the wire's stream of chunks to OpenAI's, in the order that its clients rely on.
+"""Converts streamed chat completions to OpenAI's chunks, in the order that its clients rely on.
 
-role of choice 0, role of choice 1, ...    with the first token of any choice
-content of the choices, as it comes
-a finish reason with an empty delta        one for each choice
-usage without choices                      where it was asked for
+1. the roles of all choices, with the first token of any choice
+2. the content of the choices
+3. for each choice, a finish reason with an empty delta
+4. the usage without choices, if requested
 """
 
 from msgspec import UNSET, UnsetType
@@ -12,27 +12,39 @@ from chatrpc.v1 import chat_pb2
 from gateway_http.convert import chat_completions
 from gateway_http.convert.logprobs import prompt_logprobs
 from gateway_http.protocol import response as openai
+from gateway_http.protocol.request import ChatCompletionRequest
+from gateway_http.protocol.sampling import StreamOptions
 
 
 class ChunkStream:
-    """The chunks of one streamed completion.
+    """Converts the chunks of one streamed completion.
 
-    With `running_usage`, every chunk tells the tokens counted so far.
+    Attributes:
+        is_started: True once a chunk with a token has been returned.
     """
 
-    def __init__(self, n: int, include_usage: bool, running_usage: bool) -> None:
-        self._n = n
-        self._include_usage = include_usage
-        self._running_usage = include_usage and running_usage
-        self._head = chat_pb2.ChatCompletionChunk()
+    def __init__(self, request: ChatCompletionRequest) -> None:
+        options = request.stream_options or StreamOptions()
+        self._n = request.n or 1
+        self._include_usage = bool(options.include_usage)
+        self._running_usage = self._include_usage and bool(options.continuous_usage_stats)
+        self._head = chat_pb2.ChatCompletionChunk()  # the first chunk, once it has arrived
+        self._model = ""
         self._usage = chat_pb2.Usage()
-        self._is_prompt_told = False
+        self._is_prompt_sent = False
         self.is_started = False
 
-    def push(self, chunk: chat_pb2.ChatCompletionChunk) -> list[openai.ChatCompletionChunk]:
-        """OpenAI's chunks for one of the wire's; none while no token has been generated."""
+    def push(
+        self, chunk: chat_pb2.ChatCompletionChunk, model: str
+    ) -> list[openai.ChatCompletionChunk]:
+        """Convert a chunk to OpenAI's chunks. There are none before the first token.
+
+        Args:
+            chunk: The service's chunk.
+            model: The name of its model for clients; used of the first chunk.
+        """
         if chunk.id:
-            self._head = chunk
+            self._head, self._model = chunk, model
         deltas = [delta for delta in chunk.choices if _has_output(delta)]
         self._usage.completion_tokens += sum(delta.num_tokens for delta in deltas)
         if chunk.HasField("usage"):
@@ -42,14 +54,14 @@ class ChunkStream:
             self.is_started = True
             choices = [*_roles(self._n), *choices]
         chunks = [self._chunk([choice], self._usage_so_far()) for choice in choices]
-        if chunks and not self._is_prompt_told:
-            self._is_prompt_told = True
+        if chunks and not self._is_prompt_sent:
+            self._is_prompt_sent = True
             chunks[0].prompt_token_ids = list(self._head.prompt_token_ids) or UNSET
             chunks[0].prompt_logprobs = prompt_logprobs(self._head.prompt_logprobs, has_first=False)
         return chunks
 
     def finish(self) -> list[openai.ChatCompletionChunk]:
-        """What follows the last of the wire's chunks."""
+        """Return what follows the last chunk."""
         return [self._chunk([], chat_completions.usage(self._usage))] if self._include_usage else []
 
     def _usage_so_far(self) -> openai.Usage | UnsetType | None:
@@ -63,7 +75,7 @@ class ChunkStream:
         return openai.ChatCompletionChunk(
             id=self._head.id,
             created=self._head.create_time.seconds,
-            model=self._head.model,
+            model=self._model,
             choices=choices,
             usage=usage,
             system_fingerprint=self._head.system_fingerprint or UNSET,
@@ -75,12 +87,12 @@ def _has_output(delta: chat_pb2.ChoiceDelta) -> bool:
 
 
 def _has_content(delta: chat_pb2.ChoiceDelta) -> bool:
-    said = delta.delta
+    message = delta.delta
     return bool(
-        said.content
-        or said.reasoning_content
-        or said.tool_calls
-        or said.refusal
+        message.content
+        or message.reasoning_content
+        or message.tool_calls
+        or message.refusal
         or delta.logprobs
         or delta.token_ids
     )
@@ -96,11 +108,11 @@ def _roles(n: int) -> list[openai.ChunkChoice]:
 
 
 def _choices(delta: chat_pb2.ChoiceDelta) -> list[openai.ChunkChoice]:
-    """The content of a delta and its finish reason, which clients want apart."""
+    """Return the choices of a delta. Clients expect content and finish reason in separate ones."""
     choices = []
     if _has_content(delta):
         choices = [
-            openai.ChunkChoice(index=delta.index, delta=said) for said in _deltas(delta.delta)
+            openai.ChunkChoice(index=delta.index, delta=each) for each in _deltas(delta.delta)
         ]
         choices[0].logprobs = chat_completions.logprobs(delta.logprobs)
         choices[0].token_ids = list(delta.token_ids) or UNSET
@@ -116,28 +128,33 @@ def _choices(delta: chat_pb2.ChoiceDelta) -> list[openai.ChunkChoice]:
     return choices
 
 
-def _deltas(said: chat_pb2.Delta) -> list[openai.Delta]:
-    """Text, if there is any, and each piece of a call by itself, as clients accumulate them."""
-    pieces = [piece for call in said.tool_calls for piece in _call_pieces(call)]
+def _deltas(delta: chat_pb2.Delta) -> list[openai.Delta]:
+    """Return deltas with the text, if any, and with each piece of a tool call by itself.
+
+    Clients accumulate them in this form.
+    """
+    pieces = [piece for call in delta.tool_calls for piece in _call_pieces(call)]
     deltas = [openai.Delta(tool_calls=[piece]) for piece in pieces]
-    if said.content or said.reasoning_content or said.refusal or not deltas:
-        deltas.insert(0, _text_delta(said))
+    if delta.content or delta.reasoning_content or delta.refusal or not deltas:
+        deltas.insert(0, _text_delta(delta))
     return deltas
 
 
-def _text_delta(said: chat_pb2.Delta) -> openai.Delta:
-    is_content = not (said.reasoning_content or said.refusal)
+def _text_delta(delta: chat_pb2.Delta) -> openai.Delta:
+    is_content = not (delta.reasoning_content or delta.refusal)
     return openai.Delta(
-        # Log probabilities of a token whose text is still held back come with an empty text.
-        content=said.content if said.content or is_content else UNSET,
-        refusal=said.refusal or UNSET,
-        reasoning_content=said.reasoning_content or UNSET,
+        # Log probabilities of a token whose text is not complete yet come with an empty text.
+        content=delta.content if delta.content or is_content else UNSET,
+        refusal=delta.refusal or UNSET,
+        reasoning_content=delta.reasoning_content or UNSET,
     )
 
 
 def _call_pieces(call: chat_pb2.ToolCall) -> list[openai.ToolCall]:
-    """The first piece of a call has its id, its type and its name, and no arguments yet; clients
-    concatenate these, so no later piece may repeat them.
+    """Return the pieces of a tool call.
+
+    The first piece has the id, the type and the name, and no arguments. Clients concatenate these
+    fields, so no later piece repeats them.
     """
     pieces = []
     if call.id:

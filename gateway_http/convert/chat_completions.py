@@ -1,4 +1,4 @@
-"""From the wire's whole answers to OpenAI's, and the parts that chunks share with them."""
+"""Converts whole chat completions to OpenAI's JSON, and the parts that chunks share with them."""
 
 from collections.abc import Iterable
 
@@ -16,30 +16,33 @@ _FINISH_REASONS: dict[int, openai.FinishReason] = {
 }
 
 
-def completion(answer: chat_pb2.ChatCompletion) -> openai.ChatCompletion:
+def completion(whole: chat_pb2.ChatCompletion, model: str) -> openai.ChatCompletion:
+    """Convert a completion; `model` is the name of its model for clients."""
     return openai.ChatCompletion(
-        id=answer.id,
-        created=answer.create_time.seconds,
-        model=answer.model,
-        choices=[_choice(choice) for choice in answer.choices],
-        usage=usage(answer.usage),
-        system_fingerprint=answer.system_fingerprint or UNSET,
-        prompt_token_ids=list(answer.prompt_token_ids) or UNSET,
-        prompt_logprobs=prompt_logprobs(answer.prompt_logprobs, has_first=False),
+        id=whole.id,
+        created=whole.create_time.seconds,
+        model=model,
+        choices=[_choice(choice) for choice in whole.choices],
+        usage=usage(whole.usage),
+        system_fingerprint=whole.system_fingerprint or UNSET,
+        prompt_token_ids=list(whole.prompt_token_ids) or UNSET,
+        prompt_logprobs=prompt_logprobs(whole.prompt_logprobs, has_first=False),
     )
 
 
-def model(served: model_service_pb2.Model) -> openai.Model:
+def model(description: model_service_pb2.Model, name: str) -> openai.Model:
+    """Convert the description of a model; `name` is its name for clients."""
     return openai.Model(
-        id=served.id,
-        created=served.create_time.seconds,
-        owned_by=served.owned_by,
-        max_model_len=served.max_model_len or UNSET,
-        root=served.root or UNSET,
+        id=name,
+        created=description.create_time.seconds,
+        owned_by=description.owned_by,
+        max_model_len=description.max_model_len or UNSET,
+        root=description.root or UNSET,
     )
 
 
 def usage(counted: chat_pb2.Usage) -> openai.Usage:
+    """Convert the numbers of tokens."""
     return openai.Usage(
         prompt_tokens=counted.prompt_tokens,
         completion_tokens=counted.completion_tokens,
@@ -50,10 +53,12 @@ def usage(counted: chat_pb2.Usage) -> openai.Usage:
 
 
 def finish_reason(reason: int) -> openai.FinishReason:
+    """Convert a `FinishReason`, which must not be the unspecified one."""
     return _FINISH_REASONS[reason]
 
 
 def stop_reason(matched: chat_pb2.MatchedStop) -> str | int | UnsetType:
+    """Return the stop string or the stop token that ended the output, as vLLM does."""
     match matched.WhichOneof("stop"):
         case "text":
             return matched.text
@@ -64,7 +69,7 @@ def stop_reason(matched: chat_pb2.MatchedStop) -> str | int | UnsetType:
 
 
 def logprobs(tokens: Iterable[chat_pb2.TokenLogprob]) -> openai.Logprobs | None:
-    """None where there are none: the service returns one for each token when they are asked for."""
+    """Convert log probabilities; None if there are none, because the client did not request any."""
     content = [
         openai.TokenLogprob(
             token=token.token,

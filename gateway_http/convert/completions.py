@@ -1,40 +1,37 @@
-"""Between OpenAI's text completions and the wire's."""
+"""Converts text completions between OpenAI's JSON and the proto."""
 
 from collections.abc import Sequence
 
 from msgspec import UNSET, UnsetType
 
 from chatrpc.v1 import chat_pb2, completion_pb2
-from gateway_http.convert import chat_completions
+from gateway_http.convert import chat_completions, sampling
 from gateway_http.convert.logprobs import Token, completion_logprobs, prompt_logprobs
-from gateway_http.convert.sampling import (
-    refuse_unserved,
-    response_format,
-    sampling_params,
-    spelling,
-)
 from gateway_http.protocol import completion as openai
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 from gateway_http.protocol.response import Usage
 from gateway_http.protocol.sampling import StreamOptions
 
-# An absent limit is 16 in a text completion. A larger one than fits is lowered by the service.
+# In a text completion, the default limit is 16. The service lowers one that exceeds the context.
 _UNLIMITED = 2**32 - 1
 
 
 def params(request: openai.CompletionRequest) -> completion_pb2.CompletionParams:
-    """Raises InvalidRequest for what the wire cannot say."""
-    refuse_unserved(request, openai.UNSERVED)
+    """Convert a body, without the model, whose name the service may know differently.
+
+    Raises:
+        InvalidRequest: The proto has no equivalent of a field.
+    """
+    sampling.check_supported(request, openai.UNSUPPORTED)
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise UnsupportedParameter("best_of", "Send 'n' and choose among the choices.")
     return completion_pb2.CompletionParams(
-        model=request.model,
         prompts=prompts(request.prompt),
-        sampling=sampling_params(request, unlimited=_UNLIMITED),
+        sampling=sampling.sampling_params(request, unlimited=_UNLIMITED),
         echo=request.echo,
         logprobs=request.logprobs,
         prompt_logprobs=request.prompt_logprobs,
-        response_format=response_format(request),
+        response_format=sampling.response_format(request),
         return_token_ids=request.return_token_ids,
         add_special_tokens=request.add_special_tokens,
         truncate_prompt_tokens=request.truncate_prompt_tokens,
@@ -45,19 +42,23 @@ def params(request: openai.CompletionRequest) -> completion_pb2.CompletionParams
     )
 
 
-def names(request: openai.CompletionRequest) -> dict[str, str]:
-    """How this client calls what the service may find wrong."""
-    single = isinstance(request.prompt, str) or isinstance(request.prompt[0], int)
-    return spelling(request) | ({"prompt[0]": "prompt"} if single else {})
+def sent_names(request: openai.CompletionRequest) -> dict[str, str]:
+    """Return the names under which a client sent parameters, as `sampling.sent_names` does.
+
+    A single prompt is not in an array.
+    """
+    is_single = isinstance(request.prompt, str) or isinstance(request.prompt[0], int)
+    return sampling.sent_names(request) | ({"prompt[0]": "prompt"} if is_single else {})
 
 
 def prompts(prompt: str | openai.Prompts) -> list[completion_pb2.CompletionPrompt]:
+    """Convert `prompt`. Raises InvalidRequest if it mixes texts, token ids and lists of them."""
     if isinstance(prompt, str):
         return [completion_pb2.CompletionPrompt(text=prompt)]
     texts = [item for item in prompt if isinstance(item, str)]
-    tokens = [item for item in prompt if isinstance(item, int)]
+    ids = [item for item in prompt if isinstance(item, int)]
     lists = [item for item in prompt if isinstance(item, list)]
-    if len(prompt) not in {len(texts), len(tokens), len(lists)}:
+    if len(prompt) not in {len(texts), len(ids), len(lists)}:
         raise InvalidRequest(
             "Invalid 'prompt': send strings, token ids or lists of token ids, not a mixture.",
             "prompt",
@@ -66,39 +67,53 @@ def prompts(prompt: str | openai.Prompts) -> list[completion_pb2.CompletionPromp
     if texts:
         return [completion_pb2.CompletionPrompt(text=text) for text in texts]
     return [
-        completion_pb2.CompletionPrompt(token_ids=completion_pb2.TokenIds(ids=ids))
-        for ids in ([tokens] if tokens else lists)
+        completion_pb2.CompletionPrompt(token_ids=completion_pb2.TokenIds(ids=prompt_ids))
+        for prompt_ids in ([ids] if ids else lists)
     ]
 
 
 def completion(
-    answer: completion_pb2.Completion, request: openai.CompletionRequest
+    whole: completion_pb2.Completion, model: str, request: openai.CompletionRequest
 ) -> openai.Completion:
+    """Convert a completion.
+
+    Args:
+        whole: The completion.
+        model: The name of its model for clients.
+        request: The body of its request.
+    """
     return openai.Completion(
-        id=answer.id,
-        created=answer.create_time.seconds,
-        model=answer.model,
-        choices=[_choice(choice, request) for choice in answer.choices],
-        usage=chat_completions.usage(answer.usage),
-        system_fingerprint=answer.system_fingerprint or UNSET,
+        id=whole.id,
+        created=whole.create_time.seconds,
+        model=model,
+        choices=[_choice(choice, request) for choice in whole.choices],
+        usage=chat_completions.usage(whole.usage),
+        system_fingerprint=whole.system_fingerprint or UNSET,
     )
 
 
 class CompletionStream:
-    """The pieces of one streamed text completion; usage comes last, where it was asked for."""
+    """Converts the chunks of one streamed text completion. Usage comes last, if requested."""
 
     def __init__(self, request: openai.CompletionRequest) -> None:
-        wanted = request.stream_options or StreamOptions()
+        options = request.stream_options or StreamOptions()
         self._request = request
-        self._include_usage = bool(wanted.include_usage)
-        self._running_usage = self._include_usage and bool(wanted.continuous_usage_stats)
-        self._head = completion_pb2.CompletionChunk()
+        self._include_usage = bool(options.include_usage)
+        self._running_usage = self._include_usage and bool(options.continuous_usage_stats)
+        self._head = completion_pb2.CompletionChunk()  # the first chunk, once it has arrived
+        self._model = ""
         self._usage = chat_pb2.Usage()
         self.is_started = False
 
-    def push(self, chunk: completion_pb2.CompletionChunk) -> list[openai.Completion]:
+    def push(self, chunk: completion_pb2.CompletionChunk, model: str) -> list[openai.Completion]:
+        """Convert a chunk.
+
+        Args:
+            chunk: The chunk.
+            model: The name of its model for clients; used of the first chunk.
+        """
         if chunk.id:
-            self._head = chunk
+            self._head, self._model = chunk, model
         self._usage.completion_tokens += sum(delta.num_tokens for delta in chunk.choices)
         if chunk.HasField("usage"):
             self._usage = chunk.usage
@@ -106,19 +121,19 @@ class CompletionStream:
         usage: Usage | UnsetType | None = None if self._include_usage else UNSET
         if self._running_usage:
             usage = chat_completions.usage(self._usage)
-        return [self._piece([_choice(delta, self._request)], usage) for delta in chunk.choices]
+        return [self._chunk([_choice(delta, self._request)], usage) for delta in chunk.choices]
 
     def finish(self) -> list[openai.Completion]:
-        """What follows the last of the wire's chunks."""
-        return [self._piece([], chat_completions.usage(self._usage))] if self._include_usage else []
+        """Return what follows the last chunk."""
+        return [self._chunk([], chat_completions.usage(self._usage))] if self._include_usage else []
 
-    def _piece(
+    def _chunk(
         self, choices: list[openai.CompletionChoice], usage: Usage | UnsetType | None
     ) -> openai.Completion:
         return openai.Completion(
             id=self._head.id,
             created=self._head.create_time.seconds,
-            model=self._head.model,
+            model=self._model,
             choices=choices,
             usage=usage,
             system_fingerprint=self._head.system_fingerprint or UNSET,
@@ -130,14 +145,14 @@ def _choice(
     request: openai.CompletionRequest,
 ) -> openai.CompletionChoice:
     prompt_tokens = choice.prompt_tokens if request.echo and request.logprobs is not None else ()
-    told: Sequence[Token] = [*prompt_tokens, *choice.logprobs]
+    tokens: Sequence[Token] = [*prompt_tokens, *choice.logprobs]
     return openai.CompletionChoice(
         index=choice.index,
         text=choice.text,
         finish_reason=chat_completions.finish_reason(choice.finish_reason)
         if choice.finish_reason
         else None,
-        logprobs=completion_logprobs(told, choice.text_offsets),
+        logprobs=completion_logprobs(tokens, choice.text_offsets),
         stop_reason=chat_completions.stop_reason(choice.matched_stop),
         token_ids=list(choice.token_ids) or UNSET,
         prompt_token_ids=list(choice.prompt_token_ids) or UNSET,

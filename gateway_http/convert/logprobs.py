@@ -1,4 +1,4 @@
-"""Log probabilities in the forms of OpenAI's older API and of vLLM."""
+"""Converts log probabilities to the forms of OpenAI's text completions and of vLLM."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +8,7 @@ from chatrpc.v1 import chat_pb2, completion_pb2
 from gateway_http.protocol import completion as openai
 from gateway_http.protocol.response import PromptLogprob, PromptLogprobs
 
-# What OpenAI says for a probability of zero: JSON knows no infinity.
+# OpenAI's value for a probability of zero: JSON has no infinity.
 LEAST_LOGPROB = -9999.0
 
 Token = chat_pb2.TokenLogprob | completion_pb2.PromptToken
@@ -17,7 +17,10 @@ Token = chat_pb2.TokenLogprob | completion_pb2.PromptToken
 def completion_logprobs(
     tokens: Sequence[Token], text_offset: Iterable[int]
 ) -> openai.CompletionLogprobs | None:
-    """Of the tokens of a text completion; the first of a prompt has null for its probabilities."""
+    """Convert the log probabilities of a text completion; None if there are none.
+
+    The first token of a prompt has none: its values are null.
+    """
     if not tokens:
         return None
     return openai.CompletionLogprobs(
@@ -29,7 +32,12 @@ def completion_logprobs(
 
 
 def prompt_logprobs(tokens: Sequence[Token], *, has_first: bool) -> PromptLogprobs | UnsetType:
-    """vLLM's form: of each token by its id. The first one has none, and may be missing."""
+    """Convert the log probabilities of a prompt to vLLM's form, which is keyed by token id.
+
+    Args:
+        tokens: The tokens of the prompt.
+        has_first: True if the first token, which has no log probability, is among them.
+    """
     if not tokens:
         return UNSET
     rest = tokens[1:] if has_first else tokens
@@ -37,16 +45,17 @@ def prompt_logprobs(tokens: Sequence[Token], *, has_first: bool) -> PromptLogpro
 
 
 def _by_id(token: Token) -> dict[str, PromptLogprob]:
-    told = {
+    likeliest = {
         str(top.token_id): PromptLogprob(_floored(top.logprob), top.token, rank)
         for rank, top in enumerate(token.top, start=1)
     }
     own = PromptLogprob(_floored(token.logprob), token.token)
-    return told if str(token.token_id) in told else {str(token.token_id): own, **told}
+    key = str(token.token_id)
+    return likeliest if key in likeliest else {key: own, **likeliest}
 
 
 def _top(token: Token) -> dict[str, float] | None:
-    """The likeliest tokens, and always the one that stands there."""
+    """Return the likeliest tokens and the token itself; None if it has no log probability."""
     own = _logprob(token)
     if own is None:
         return None
@@ -60,7 +69,7 @@ def _logprob(token: Token) -> float | None:
 
 
 def _name(token: Token) -> str:
-    """A token that is a part of a character is told by its bytes, as OpenAI does it."""
+    """Return the text of a token, or its bytes in OpenAI's form if it is not whole characters."""
     try:
         return token.token_bytes.decode()
     except UnicodeDecodeError:

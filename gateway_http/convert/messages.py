@@ -1,15 +1,12 @@
-"""From OpenAI's messages to the wire's."""
+"""Converts OpenAI's messages to the proto's."""
 
 import base64
-from typing import Any, TypeVar
-
-import msgspec
 
 from chatrpc.v1 import chat_pb2
+from gateway_http.convert.aliases import first_given
+from gateway_http.convert.json_text import json_text
 from gateway_http.protocol import request as openai
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
-
-_T = TypeVar("_T")
 
 _ROLES = {
     "system": chat_pb2.ROLE_SYSTEM,
@@ -21,6 +18,15 @@ _ROLES = {
 
 
 def chat_message(message: openai.Message, param: str) -> chat_pb2.ChatMessage:
+    """Convert a message.
+
+    Args:
+        message: The message.
+        param: Its path in the body, for errors.
+
+    Raises:
+        InvalidRequest: The proto has no equivalent.
+    """
     if message.role == "function":
         raise InvalidRequest(
             "Unsupported value: 'function' messages are not supported. Use the role 'tool'.",
@@ -42,7 +48,7 @@ def chat_message(message: openai.Message, param: str) -> chat_pb2.ChatMessage:
         name=message.name or "",
         tool_calls=[_tool_call(call, i) for i, call in enumerate(message.tool_calls or ())],
         tool_call_id=message.tool_call_id or "",
-        reasoning_content=first(message.reasoning_content, message.reasoning) or "",
+        reasoning_content=first_given(message.reasoning_content, message.reasoning) or "",
         refusal=message.refusal or _refusal(message.content),
     )
 
@@ -50,6 +56,15 @@ def chat_message(message: openai.Message, param: str) -> chat_pb2.ChatMessage:
 def content_parts(
     content: str | list[openai.ContentPart] | None, param: str
 ) -> list[chat_pb2.ContentPart]:
+    """Convert the content of a message, without its refusals.
+
+    Args:
+        content: The content.
+        param: Its path in the body, for errors.
+
+    Raises:
+        InvalidRequest: A part is malformed.
+    """
     if content is None:
         return []
     if isinstance(content, str):
@@ -108,18 +123,3 @@ def _tool_call(call: openai.ToolCall, index: int) -> chat_pb2.ToolCall:
             arguments_json=arguments if isinstance(arguments, str) else json_text(arguments),
         ),
     )
-
-
-def raw_text(value: msgspec.Raw) -> str:
-    """JSON as it was sent; empty where it is absent or null."""
-    text = bytes(value).decode()
-    return "" if text == "null" else text
-
-
-def json_text(value: dict[str, Any] | None) -> str:
-    """JSON as text, with its order of keys and its large integers; empty for none."""
-    return "" if value is None else msgspec.json.encode(value).decode()
-
-
-def first(*values: _T | None) -> _T | None:
-    return next((value for value in values if value is not None), None)

@@ -1,9 +1,10 @@
-"""From OpenAI's request to the wire's parameters; what the wire has no place for ends here."""
+"""Converts the body of a chat completion to the proto's parameters."""
 
 from chatrpc.v1 import chat_pb2
-from gateway_http.convert.messages import chat_message, content_parts, json_text, raw_text
+from gateway_http.convert.json_text import json_text, raw_text
+from gateway_http.convert.messages import chat_message, content_parts
 from gateway_http.convert.sampling import (
-    refuse_unserved,
+    check_supported,
     response_format,
     sampling_params,
 )
@@ -34,10 +35,13 @@ _MODALITIES = {"text": chat_pb2.MODALITY_TEXT, "audio": chat_pb2.MODALITY_AUDIO}
 
 
 def params(request: openai.ChatCompletionRequest) -> chat_pb2.ChatCompletionParams:
-    """Raises InvalidRequest for what the wire cannot say."""
-    refuse_unserved(request, openai.UNSERVED)
+    """Convert a body, without the model, whose name the service may know differently.
+
+    Raises:
+        InvalidRequest: The proto has no equivalent of a field.
+    """
+    check_supported(request, openai.UNSUPPORTED)
     return chat_pb2.ChatCompletionParams(
-        model=request.model,
         messages=[chat_message(m, f"messages[{i}]") for i, m in enumerate(request.messages)],
         sampling=sampling_params(request, request.max_completion_tokens),
         tools=[_tool(tool) for tool in request.tools or ()],

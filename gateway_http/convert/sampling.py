@@ -1,15 +1,17 @@
-"""From what chat and text completions have in common to the wire's messages."""
+"""Converts the fields that chat and text completions share to the proto's messages."""
 
 from collections.abc import Iterable
 
 import msgspec
 
 from chatrpc.v1 import chat_pb2
-from gateway_http.convert.messages import first, raw_text
+from gateway_http.convert.aliases import first_given
+from gateway_http.convert.json_text import raw_text
 from gateway_http.protocol import sampling as openai
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 
-_INSTEAD = {
+# What to do instead of using an unsupported parameter.
+_HINTS = {
     "functions": "Use 'tools'.",
     "function_call": "Use 'tool_choice'.",
     "guided_json": "Use 'structured_outputs' or 'response_format'.",
@@ -19,11 +21,19 @@ _INSTEAD = {
 }
 
 
-def refuse_unserved(request: openai.GenerationRequest, unserved: Iterable[str]) -> None:
-    """Raise for the first of the parameters that are known and not served."""
-    for name in unserved:
+def check_supported(request: openai.GenerationRequest, unsupported: Iterable[str]) -> None:
+    """Check that a request has no unsupported parameter, and stream options only for a stream.
+
+    Args:
+        request: The request.
+        unsupported: The names of known parameters that are not supported.
+
+    Raises:
+        InvalidRequest: It has one.
+    """
+    for name in unsupported:
         if getattr(request, name) is not None:
-            raise UnsupportedParameter(name, _INSTEAD.get(name, ""))
+            raise UnsupportedParameter(name, _HINTS.get(name, ""))
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
@@ -37,13 +47,14 @@ def sampling_params(
     max_completion_tokens: int | None = None,
     unlimited: int | None = None,
 ) -> chat_pb2.SamplingParams:
-    """Convert them.
+    """Convert sampling parameters.
 
     Args:
-        max_completion_tokens: The newer name of `max_tokens`, and the one that counts.
-        unlimited: What the wire has for an output that only the context limits.
+        request: The request.
+        max_completion_tokens: The newer name of `max_tokens`, which takes precedence.
+        unlimited: The value for an output that only the context length limits.
     """
-    limit = first(max_completion_tokens, request.max_tokens)
+    limit = first_given(max_completion_tokens, request.max_tokens)
     return chat_pb2.SamplingParams(
         temperature=request.temperature,
         top_p=request.top_p,
@@ -51,7 +62,7 @@ def sampling_params(
         min_p=request.min_p,
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
-        repetition_penalty=first(request.repetition_penalty, request.repeat_penalty),
+        repetition_penalty=first_given(request.repetition_penalty, request.repeat_penalty),
         max_completion_tokens=unlimited if limit == -1 else limit,
         min_tokens=request.min_tokens,
         seed=request.seed,
@@ -68,13 +79,18 @@ def sampling_params(
 
 
 def _stop(stop: str | list[str] | None) -> list[str] | None:
-    """An empty string asks for nothing: interfaces send the content of an empty field."""
+    """Return the stop strings. An empty string is none: user interfaces send empty fields."""
     if isinstance(stop, str):
         return [stop] if stop else None
     return stop
 
 
 def response_format(request: openai.GenerationRequest) -> chat_pb2.ResponseFormat | None:
+    """Convert `response_format` or `structured_outputs`; None if there is none.
+
+    Raises:
+        InvalidRequest: There are both, or `structured_outputs` has not exactly one field.
+    """
     if request.structured_outputs is not None:
         if request.response_format is not None:
             raise InvalidRequest(
@@ -128,10 +144,11 @@ def _structured(wanted: openai.StructuredOutputs) -> chat_pb2.ResponseFormat:
     return chat_pb2.ResponseFormat(json_object=chat_pb2.JsonObjectFormat())
 
 
-def spelling(request: openai.GenerationRequest) -> dict[str, str]:
-    """The parameters that this client called by another of their names.
+def sent_names(request: openai.GenerationRequest) -> dict[str, str]:
+    """Return the names under which a client sent parameters that have several names.
 
-    What the service says of `max_completion_tokens` is about `max_tokens` where that was sent.
+    An error about `max_completion_tokens` is about `max_tokens` if the client sent that. See
+    `gateway_http.protocol.params.param_of`.
     """
     names = {}
     if request.max_tokens is not None and getattr(request, "max_completion_tokens", None) is None:

@@ -1,49 +1,57 @@
-"""The bodies of requests, read and decoded within bounds on what all of them take together; and
-large responses, converted off the event loop.
+"""Reads and decodes request bodies, and converts large responses, within bounds that all requests
+share.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from chatrpc_process.fairness.capacity import SharedCapacity
 from chatrpc_process.fairness.pool import FairPool, PoolFull
-from gateway_http.auth.caller import Caller
-from gateway_http.config import Settings
 from gateway_http.http.content_coding import decompress, too_large
 from gateway_http.http.content_type import check_content_type, content_codings
 from gateway_http.http.request_io import while_connected
 from gateway_http.protocol.elements import most_elements
-from gateway_http.protocol.error import ApiError
+from gateway_http.protocol.error import ApiError, ServiceUnavailable
 
-# A body takes three to five times its size, as long as its request lasts: with the default of
-# `--max-body-bytes`, which makes this 64 MiB, the gateway stays within 512 MiB.
+# A body takes three to five times its size while its request lasts: with the default of
+# `--max-body-bytes`, this limits all large bodies to 64 MiB, and the gateway needs 512 MiB at most.
 _MAX_LARGEST_BODIES = 8
-# Larger ones are decoded on a thread, and count as in progress.
+# Larger bodies are decoded on a thread, and count as in progress.
 SMALL_BYTES = 32 << 10
-# The largest that the threads for small ones decode.
+# The largest body that the threads for small ones decode.
 _MEDIUM_BYTES = 256 << 10
-# Decoding a key or a value takes longer than so many bytes of text. So what is decoded on the event
-# loop takes a millisecond or two, whatever it contains.
+# Decoding a key or a value takes longer than decoding this many bytes of text. With it, decoding on
+# the event loop takes a millisecond or two, whatever the body contains.
 _BYTES_PER_ELEMENT = 16
-# Each has been read whole.
+# The most bodies that wait for a thread or are being decoded. Each has been read completely.
 _MAX_JOBS = 512
-# Converting a response takes longer than decoding so many times its bytes: log probabilities, of
-# which large ones consist, are 20 bytes each.
-_EFFORT_OF_RESPONSES = 4
-# What has been computed is sent: there are as many at most as requests.
+# Converting a byte of a response takes as long as decoding this many bytes of a request: large
+# responses consist of log probabilities, which have 20 bytes each.
+_BYTES_PER_RESPONSE_BYTE = 4
+# There is no limit: a response is always sent, and there are no more responses than requests.
 _MAX_RESPONSES = 1 << 30
 
 Result = TypeVar("Result")
 
 
+class CapacityShare(Protocol):
+    """The caller that capacity is used for: its name, and its share relative to other callers."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weight(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded(Generic[Result]):
-    """A body as its decoder returned it, and its number of bytes without compression."""
+    """A decoded body, and its number of bytes without compression."""
 
     value: Result
     num_bytes: int
@@ -52,26 +60,29 @@ class Decoded(Generic[Result]):
 class Bodies:
     """Reads and decodes the bodies of all requests.
 
-    What is large is decoded on threads that callers share fairly (`FairPool`). The bytes of the
-    large bodies in progress are bounded in total, and shared by callers (`SharedCapacity`).
+    Large bodies are decoded on threads that callers share fairly (`FairPool`). The bytes of the
+    large bodies in progress are limited in total, and shared by callers (`SharedCapacity`).
 
     Use it from one event loop at a time.
 
     Args:
-        settings: `max_body_bytes` for each, and eight times that for all large ones together.
-        stopping: Once set, bodies that wait are not decoded any more.
+        max_body_bytes: The most bytes of one body. Eight times as many is the most for all large
+            bodies in progress.
+        timeout_s: The maximum duration in seconds of receiving a body.
+        stopping: Once set, waiting bodies are not decoded.
     """
 
-    def __init__(self, settings: Settings, stopping: asyncio.Event) -> None:
-        self._settings = settings
+    def __init__(self, max_body_bytes: int, timeout_s: float, stopping: asyncio.Event) -> None:
+        self._max_body_bytes = max_body_bytes
+        self._timeout_s = timeout_s
         self._stopping = stopping
-        self._in_progress = SharedCapacity(_MAX_LARGEST_BODIES * settings.max_body_bytes)
+        self._in_progress = SharedCapacity(_MAX_LARGEST_BODIES * max_body_bytes)
         self._pool = FairPool("body", small_size=_MEDIUM_BYTES, max_jobs=_MAX_JOBS)
         self._responses = FairPool("response", small_size=_MEDIUM_BYTES, max_jobs=_MAX_RESPONSES)
 
     @property
     def max_bytes(self) -> int:
-        """The most bytes that the large bodies in progress may have."""
+        """The most bytes of all large bodies in progress."""
         return self._in_progress.capacity
 
     @property
@@ -86,34 +97,36 @@ class Bodies:
 
     @asynccontextmanager
     async def decoded(
-        self, request: Request, decode: Callable[[bytes], Result]
+        self, request: Request, caller: CapacityShare, decode: Callable[[bytes], Result]
     ) -> AsyncIterator[Decoded[Result]]:
-        """The request's body, which counts as in progress while in the context.
+        """Read and decode a request's body, which counts as in progress while in the context.
 
         Args:
-            decode: May be called on a thread.
+            request: The request.
+            caller: Its caller.
+            decode: Decodes the body. It may be called on a thread.
 
         Raises:
-            ApiError: The body is of the wrong type, too large, too slow or not valid, or too many
+            ApiError: The body is of the wrong type, too large, too slow or invalid, or too many
                 large bodies are in progress.
-            ClientDisconnect: The client is gone.
+            ClientDisconnect: The client has disconnected.
         """
         check_content_type(request.headers)
         codings = content_codings(request.headers)
-        held = _HeldBytes(self._in_progress, request.state.caller)
+        held = _HeldBytes(self._in_progress, caller)
         try:
             content = await self._read(request, held)
             if codings:
-                most = self._settings.max_body_bytes
-                inflating = self._run(request, len(content), decompress, content, codings, most)
-                content = await self._while_connected(request, inflating)
+                most = self._max_body_bytes
+                job = self._run(caller, len(content), decompress, content, codings, most)
+                content = await self._while_connected(request, job)
                 held.resize(len(content))
             num_bytes = len(content)
-            effort = _effort(content)
-            if effort <= SMALL_BYTES:
+            cost = _decoding_cost(content)
+            if cost <= SMALL_BYTES:
                 value = decode(content)
             else:
-                decoding = self._run(request, effort, decode, content)
+                decoding = self._run(caller, cost, decode, content)
                 value = await self._while_connected(request, decoding)
             del content
             yield Decoded(value, num_bytes)
@@ -121,18 +134,25 @@ class Bodies:
             held.resize(0)
 
     async def converted(
-        self, request: Request, num_bytes: int, function: Callable[..., Result], *arguments: Any
+        self,
+        caller: CapacityShare,
+        num_bytes: int,
+        function: Callable[..., Result],
+        *arguments: Any,
     ) -> Result:
         """Return `function(*arguments)`, called on a thread if `num_bytes` is large.
 
         Args:
+            caller: The caller of the request.
             num_bytes: The size of the service's response that the function converts.
+            function: The function.
+            arguments: Its arguments.
         """
-        effort = _EFFORT_OF_RESPONSES * num_bytes
-        if effort <= SMALL_BYTES:
+        cost = _BYTES_PER_RESPONSE_BYTE * num_bytes
+        if cost <= SMALL_BYTES:
             return function(*arguments)
-        name, weight = _share(request.state.caller)
-        return await self._responses.run(name, effort, function, *arguments, weight=weight)
+        name, weight = caller.name, caller.weight
+        return await self._responses.run(name, cost, function, *arguments, weight=weight)
 
     def close(self) -> None:
         """End the threads once they are idle."""
@@ -140,7 +160,7 @@ class Bodies:
         self._responses.close()
 
     async def _read(self, request: Request, held: "_HeldBytes") -> bytes:
-        max_bytes, timeout_s = self._settings.max_body_bytes, self._settings.body_timeout_s
+        max_bytes, timeout_s = self._max_body_bytes, self._timeout_s
         length = request.headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > max_bytes:
             raise too_large(max_bytes)
@@ -166,10 +186,10 @@ class Bodies:
             ) from None
 
     async def _run(
-        self, request: Request, size: int, function: Callable[..., Result], *arguments: Any
+        self, caller: CapacityShare, size: int, function: Callable[..., Result], *arguments: Any
     ) -> Result:
         """Return `function(*arguments)`, called on a thread. Raises ApiError if too many wait."""
-        name, weight = _share(request.state.caller)
+        name, weight = caller.name, caller.weight
         try:
             return await self._pool.run(name, size, function, *arguments, weight=weight)
         except PoolFull:
@@ -179,23 +199,23 @@ class Bodies:
         return await while_connected(request.receive, self._stopping, job)
 
 
-def _effort(content: bytes) -> int:
-    """What decoding takes, in bytes of text that could be decoded meanwhile."""
-    if len(content) > _MEDIUM_BYTES:  # whatever is in it, it is large
+def _decoding_cost(content: bytes) -> int:
+    """Return the time that decoding takes, in bytes of plain text that take as long."""
+    if len(content) > _MEDIUM_BYTES:  # it is large, whatever it contains
         return len(content)
     return len(content) + _BYTES_PER_ELEMENT * most_elements(content)
 
 
 class _HeldBytes:
-    """The bytes that one body holds of what all bodies may have. A small one holds none."""
+    """The part of the shared capacity that one body uses. A small body uses none."""
 
-    def __init__(self, capacity: SharedCapacity, caller: Caller) -> None:
+    def __init__(self, capacity: SharedCapacity, caller: CapacityShare) -> None:
         self._capacity = capacity
-        self._name, self._weight = _share(caller)
+        self._name, self._weight = caller.name, caller.weight
         self._num_held = 0
 
     def resize(self, num_bytes: int) -> None:
-        """Hold what a body of this size holds. Raises ApiError if there is no room."""
+        """Use as much as a body of this size needs. Raises ApiError if the capacity is full."""
         wanted = num_bytes if num_bytes > SMALL_BYTES else 0
         more = wanted - self._num_held
         if more > 0:
@@ -207,18 +227,9 @@ class _HeldBytes:
         self._num_held = wanted
 
 
-def _share(caller: Caller) -> tuple[str, int]:
-    """The caller's name, empty if it has none, and its weight among callers."""
-    info = caller.info
-    return ("", 1) if info is None else (info.name, info.weight)
-
-
 def _full() -> ApiError:
-    return ApiError(
-        503,
+    return ServiceUnavailable(
         "Too many large requests are being read. Please retry.",
-        kind="service_unavailable_error",
-        code="server_is_overloaded",
-        headers={"retry-after": "1"},
+        "server_is_overloaded",
         reason="BODIES_FULL",
     )

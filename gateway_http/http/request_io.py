@@ -1,4 +1,4 @@
-"""The HTTP client's side: the JSON it gets, and whether it is still there."""
+"""JSON responses, and work that is cancelled when the client disconnects."""
 
 import asyncio
 from collections.abc import Coroutine, Mapping
@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive
 
-from gateway_http.protocol.error import ApiError
+from gateway_http.protocol.error import ServiceUnavailable
 
 _encode = msgspec.json.Encoder().encode
 
@@ -19,19 +19,20 @@ Result = TypeVar("Result")
 def json_response(
     body: msgspec.Struct, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
+    """Return a response with `body` as JSON."""
     return Response(_encode(body), status, headers, media_type="application/json")
 
 
 async def while_connected(
     receive: Receive, stopping: asyncio.Event, work: Coroutine[object, object, Result]
 ) -> Result:
-    """Return the work's result; cancel it if the client leaves before, or `stopping` is set.
+    """Return the work's result. Cancel it if the client disconnects or `stopping` is set.
 
-    The body must have been read: what `receive` has left to tell is that the client is gone.
+    The body must have been read, so that `receive` can only return a disconnect.
 
     Raises:
-        ClientDisconnect: the client is gone.
-        ApiError: the gateway is, and the client should hear of it.
+        ClientDisconnect: The client has disconnected.
+        ServiceUnavailable: `stopping` is set.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_disconnected(receive))
@@ -42,25 +43,17 @@ async def while_connected(
         if watching.done() and not working.done():
             raise ClientDisconnect
         if not working.done():
-            raise _shutting_down()
+            raise ServiceUnavailable(
+                "The gateway is shutting down. Please retry.", retry_after_s=None, reason="DRAINING"
+            )
         return working.result()
     finally:
         for task in tasks:
             task.cancel()
-        # The work frees what it holds before the request counts as over.
+        # The work frees its resources before the request counts as finished.
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _shutting_down() -> ApiError:
-    return ApiError(
-        503,
-        "The gateway is shutting down. Please retry.",
-        kind="service_unavailable_error",
-        code="service_unavailable",
-        reason="DRAINING",
-    )

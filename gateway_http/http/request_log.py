@@ -1,4 +1,6 @@
-"""What every request gets, whatever its route: an id, a clean path, a log line and metrics."""
+"""Middleware that gives every request an id, a normalized path, a log line, metrics and a span, and
+turns exceptions into error responses.
+"""
 
 import asyncio
 import re
@@ -13,57 +15,50 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chatrpc_process.access.secret import sent_secret
-from chatrpc_process.files.watched import Watched
 from chatrpc_process.logs.limited import LimitedLog
 from chatrpc_process.tracing.api import OFF, Kind, Span, TraceContext, Tracer, Value, within
-from gateway_http.auth.caller import Caller
-from gateway_http.endpoints import ENDPOINTS, route_of
 from gateway_http.errors import from_exception
+from gateway_http.http.endpoint import PathLabels
 from gateway_http.http.request_io import json_response
 from gateway_http.http.request_record import RequestRecord, address, milliseconds
 from gateway_http.metrics import Metrics
-from gateway_http.upstream.call_metadata import CallMetadata
 
 _log = structlog.get_logger(__name__)
 
 _CLIENT_CLOSED_REQUEST = 499
 _CLIENT_DISCONNECTED = "CLIENT_DISCONNECTED"
 _MAX_REQUEST_ID = 128
-_PRINTABLE = re.compile(r"[\x20-\x7e]{1,1024}")
-# Called every few seconds, by machines that keep their own record: beside them a few requests of
-# clients would be lost in every rate and percentile.
-_QUIET_ROUTES = {
-    path
-    for endpoint in ENDPOINTS
-    if endpoint.is_probe or endpoint.name == "metrics"
-    for path in endpoint.paths
-}
 
 
-class Access:
-    """ASGI middleware. Failures end here as OpenAI's error object, unless the answer has begun.
+class RequestLog:
+    """ASGI middleware. It puts the `context` of a request into the request's state.
 
-    It leaves the `exchange` in the request's state.
+    An exception becomes an error response, unless the response has begun.
+
+    Probes are counted apart, logged at debug level and not traced: they arrive every few seconds,
+    and would dominate rates and percentiles.
 
     Args:
-        draining: once set, clients are told with each answer to connect anew, elsewhere.
-        upstream_secret: the key that the service is shown; None: the caller's own.
+        metrics: The gateway's metrics.
+        labels: The labels of paths.
+        draining: Once set, each response is the last of its connection, so that clients connect to
+            another gateway.
+        tracer: Records the spans of requests.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         metrics: Metrics,
+        labels: PathLabels,
         draining: asyncio.Event,
         tracer: Tracer = OFF,
-        upstream_secret: Watched[str] | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
+        self._labels = labels
         self._draining = draining
         self._tracer = tracer
-        self._upstream_secret = upstream_secret
         self._limited_log = LimitedLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,170 +66,150 @@ class Access:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        secret = None if self._upstream_secret is None else self._upstream_secret.value
-        exchange = Exchange(send, headers, self._draining, secret)
-        scope["path"] = _path(scope)
-        scope["state"]["exchange"] = exchange
-        exchange.record.client = address(scope.get("client"))
-        exchange.record.user_agent = headers.get("user-agent", "")
-        span = self._start_span(scope, headers)
+        scope["path"] = _normalized_path(scope)
+        route = self._labels.of(scope["path"])
+        context = RequestContext(send, headers, self._draining)
+        scope["state"]["context"] = context
+        context.record.client = address(scope.get("client"))
+        context.record.user_agent = headers.get("user-agent", "")
+        is_probe = route in self._labels.probes
+        span = self._start_span(scope, headers, is_probe=is_probe)
         with (
             within(span),
-            structlog.contextvars.bound_contextvars(request_id=exchange.request_id),
-            self._in_flight(scope),
+            structlog.contextvars.bound_contextvars(request_id=context.request_id),
+            self._in_flight(is_probe=is_probe),
         ):
-            _log.debug("request_started", method=scope["method"], route=route_of(scope["path"]))
+            _log.debug("request_started", method=scope["method"], route=route)
             try:
-                await self._serve(scope, receive, exchange)
+                await self._serve(scope, receive, context)
             finally:
-                self._record(scope, exchange)
-                _end_span(span, scope, exchange)
+                self._record(scope["method"], route, context, is_probe=is_probe)
+                _end_span(span, scope["method"], route, context)
 
-    def _in_flight(self, scope: Scope) -> AbstractContextManager[object]:
-        if _is_quiet(scope):
-            return nullcontext()
-        return self._metrics.in_flight.track_inprogress()
+    def _in_flight(self, *, is_probe: bool) -> AbstractContextManager[object]:
+        return nullcontext() if is_probe else self._metrics.in_flight.track_inprogress()
 
-    async def _serve(self, scope: Scope, receive: Receive, exchange: "Exchange") -> None:
+    async def _serve(self, scope: Scope, receive: Receive, context: "RequestContext") -> None:
         try:
-            await self._app(scope, receive, exchange.send)
+            await self._app(scope, receive, context.send)
         except ClientDisconnect:
-            exchange.status = _CLIENT_CLOSED_REQUEST
-            exchange.record.reason = _CLIENT_DISCONNECTED
+            context.status = _CLIENT_CLOSED_REQUEST
+            context.record.reason = _CLIENT_DISCONNECTED
         except Exception as error:
-            if exchange.first_byte_s is not None:
-                exchange.record.reason = "INTERNAL"
+            if context.first_byte_s is not None:
+                context.record.reason = "INTERNAL"
                 raise
-            answer = from_exception(error)
-            exchange.record.fail(answer)
-            response = json_response(answer.body, answer.status, answer.headers)
-            await response(scope, receive, exchange.send)
+            api_error = from_exception(error)
+            context.record.fail(api_error)
+            response = json_response(api_error.body, api_error.status, api_error.headers)
+            await response(scope, receive, context.send)
 
-    def _start_span(self, scope: Scope, headers: Headers) -> Span:
-        tracer = OFF if _is_quiet(scope) else self._tracer
+    def _start_span(self, scope: Scope, headers: Headers, *, is_probe: bool) -> Span:
+        tracer = OFF if is_probe else self._tracer
         parent = TraceContext.read(headers.items())
         return tracer.start(scope["method"], Kind.SERVER, parent, _request_attributes(scope))
 
-    def _record(self, scope: Scope, exchange: "Exchange") -> None:
-        route, record = route_of(scope["path"]), exchange.record
+    def _record(
+        self, method: str, route: str, context: "RequestContext", *, is_probe: bool
+    ) -> None:
         fields = {
-            "method": scope["method"],
+            "method": method,
             "route": route,
-            "status": exchange.status,
-            "duration_ms": milliseconds(exchange.elapsed_s()),
-            **record.log_fields(),
+            "status": context.status,
+            "duration_ms": milliseconds(context.elapsed_s()),
+            **context.record.log_fields(),
         }
-        if _is_quiet(scope):
-            self._metrics.probes.labels(route, exchange.status).inc()
+        if is_probe:
+            self._metrics.probes.labels(route, context.status).inc()
             _log.debug("request_finished", **fields)
             return
-        self._count(route, exchange)
-        if record.reason == "UNAUTHENTICATED":  # of which anybody can make any number
+        self._count(route, context)
+        if context.record.reason == "UNAUTHENTICATED":  # clients can cause any number without a key
             self._limited_log.write(_log.info, "request_finished", kind=route, **fields)
         else:
             _log.info("request_finished", **fields)
 
-    def _count(self, route: str, exchange: "Exchange") -> None:
-        metrics, reason = self._metrics, exchange.record.reason
-        model = metrics.models.of(exchange.record.model)
-        metrics.requests.labels(route, model, exchange.status).inc()
-        metrics.duration_s.labels(route, model).observe(exchange.elapsed_s())
-        if exchange.first_byte_s is not None:
-            metrics.first_byte_s.labels(route, model).observe(exchange.first_byte_s)
-        if exchange.status == _CLIENT_CLOSED_REQUEST:
+    def _count(self, route: str, context: "RequestContext") -> None:
+        metrics, reason = self._metrics, context.record.reason
+        model = metrics.models.of(context.record.model)
+        metrics.requests.labels(route, model, context.status).inc()
+        metrics.duration_s.labels(route, model).observe(context.elapsed_s())
+        if context.first_byte_s is not None:
+            metrics.first_byte_s.labels(route, model).observe(context.first_byte_s)
+        if context.status == _CLIENT_CLOSED_REQUEST:
             metrics.disconnects.labels(route, model).inc()
         elif reason:
             metrics.failures.labels(route, model, reason).inc()
 
 
-class Exchange:
-    """One request, and its response on its way out; `record` is what the log will tell of it."""
+class RequestContext:
+    """One request and its response, from the head of the one to the end of the other.
 
-    def __init__(
-        self,
-        send: Send,
-        headers: Headers,
-        draining: asyncio.Event,
-        upstream_secret: str | None = None,
-    ) -> None:
+    Attributes:
+        record: The facts for the log line and the metrics.
+        request_id: The client's id, or a new one.
+        status: The status of the response; 499 until its head is sent.
+        first_byte_s: The time in seconds to the head of the response; None: it has not been sent.
+        limit_headers: Returns the headers about the caller's limits. It is called when the head is
+            sent.
+    """
+
+    def __init__(self, send: Send, headers: Headers, draining: asyncio.Event) -> None:
         self._send = send
         self._draining = draining
         self.record = RequestRecord()
-        self._upstream_secret = upstream_secret
-        self._sent_secret = _passable_secret(headers)
-        self.caller: Caller | None = None  # known after authentication
         sent = _sent_id(headers)
         self._is_id_sent = bool(sent)
         self.request_id = sent or f"req_{uuid.uuid4().hex}"
         self._started_at_s = time.perf_counter()
         self.first_byte_s: float | None = None
-        self.status = _CLIENT_CLOSED_REQUEST  # until a head is sent
-        self.limits: Callable[[], Mapping[str, str]] = dict  # asked when the head is sent
-
-    @property
-    def call_metadata(self) -> CallMetadata:
-        """The metadata of calls to services that this request makes."""
-        own = self._upstream_secret
-        return CallMetadata(
-            self.request_id,
-            secret=self._sent_secret if own is None else own,
-            is_own_secret=own is not None,
-            caller=None if self.caller is None else self.caller.info,
-        )
+        self.status = _CLIENT_CLOSED_REQUEST
+        self.limit_headers: Callable[[], Mapping[str, str]] = dict
 
     def suggest_id(self, request_id: str) -> None:
-        """Take an id that stands in the body; one in a header comes before it."""
+        """Use the id from the body, unless there is one in a header."""
         if not self._is_id_sent:
             self.request_id = request_id
             structlog.contextvars.bind_contextvars(request_id=request_id)
 
     def elapsed_s(self) -> float:
+        """Return the time in seconds since the head of the request."""
         return time.perf_counter() - self._started_at_s
 
     async def send(self, message: Message) -> None:
+        """Send a message of the response, whose head gets the headers of every response."""
         if message["type"] == "http.response.start":
             self.first_byte_s = self.elapsed_s()
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.request_id
-            headers.update(self.limits())
+            headers.update(self.limit_headers())
             headers["openai-processing-ms"] = str(round(self.first_byte_s * 1000))
             if self._draining.is_set():
-                # A request on a connection that is closed just then would be lost.
+                # A request on a connection that is being closed would be lost.
                 headers["connection"] = "close"
         await self._send(message)
 
 
-def _path(scope: Scope) -> str:
-    """Without slashes that say nothing; one that is written as %2F says something."""
+def _normalized_path(scope: Scope) -> str:
+    """Return the path without empty segments. A slash written as %2F is part of a segment."""
     raw: bytes = scope["raw_path"]
     return unquote("/" + "/".join(filter(None, raw.decode("ascii").split("/"))))
 
 
 def _sent_id(headers: Headers) -> str:
-    """The client's own, as far as it is fit for headers and logs; empty where it sent none."""
+    """Return the client's id without characters that are unfit for headers and logs; "" if none."""
     for name in ("x-request-id", "x-client-request-id"):
         if sent := re.sub(r"[^\x21-\x7e]", "", headers.get(name, "")):
             return sent[:_MAX_REQUEST_ID]
     return ""
 
 
-def _passable_secret(headers: Headers) -> str | None:
-    """Return the caller's key, which the service checks; None without a key that metadata can hold.
-
-    Of several keys it is the one that the gateway itself checks, so that nobody is admitted with
-    one and known to the service by another.
-    """
-    secret = sent_secret(headers.items())
-    return secret if secret and _PRINTABLE.fullmatch(secret) else None
-
-
-def _is_quiet(scope: Scope) -> bool:
-    return scope["path"] in _QUIET_ROUTES
-
-
 def _request_attributes(scope: Scope) -> dict[str, Value]:
-    """https://opentelemetry.io/docs/specs/semconv/http/http-spans/; the query is left out."""
+    """Return the attributes of a request's span, without the query.
+
+    https://opentelemetry.io/docs/specs/semconv/http/http-spans/ defines them.
+    """
     found: dict[str, Value] = {
         "http.request.method": scope["method"],
         "url.scheme": scope["scheme"],
@@ -248,11 +223,10 @@ def _request_attributes(scope: Scope) -> dict[str, Value]:
     return found
 
 
-def _end_span(span: Span, scope: Scope, exchange: Exchange) -> None:
+def _end_span(span: Span, method: str, route: str, context: RequestContext) -> None:
     if span.is_recording:
-        route = route_of(scope["path"])
-        span.rename(f"{scope['method']} {route}")
-        span.tell({"http.route": route, "http.response.status_code": exchange.status})
-        if exchange.status >= 500:
-            span.fail(str(exchange.status))
+        span.rename(f"{method} {route}")
+        span.set_attributes({"http.route": route, "http.response.status_code": context.status})
+        if context.status >= 500:
+            span.fail(str(context.status))
     span.end()

@@ -1,57 +1,52 @@
 """The OpenAPI 3.1 document, made from the table of endpoints and the structs that it names."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
 
-from gateway_http.endpoints import ENDPOINTS, Endpoint
-from gateway_http.openapi.fields import FIELDS, LIMITS
-from gateway_http.protocol import completion, request, tokens
+from chatrpc.v1.limits import LIMITS, Limits
+from gateway_http.http.endpoint import Endpoint
+from gateway_http.openapi.fields import fields_of, structs_within
+from gateway_http.protocol.completion import CompletionRequest
 from gateway_http.protocol.error import ErrorBody
+from gateway_http.protocol.request import ChatCompletionRequest
 
 _REF = "#/components/schemas/{name}"
 _Schema = dict[str, Any]
 
 _DESCRIPTION = """\
-OpenAI's API over a chatrpc service. Every path stands under `/v1` and bare. `null` is the same as
-absent for every optional field; a field that is not described here is refused by its name, never
-ignored. Errors are OpenAI's error objects, whatever goes wrong. Bodies are JSON in UTF-8, as it is
+OpenAI's API over a chatrpc service. Every path exists with the prefix `/v1` and without it. `null`
+is the same as absent for every optional field. A field that is not described here is rejected by
+name, never ignored. Every error is one of OpenAI's error objects. Bodies are JSON in UTF-8, plain
 or compressed (`Content-Encoding`: gzip, deflate or zstd), of at most 100 000 keys and values."""
-
-# Known to the gateway and refused by name: a document of what is served leaves them out.
-_REFUSED: dict[type[msgspec.Struct], tuple[str, ...]] = {
-    request.ChatCompletionRequest: request.UNSERVED,
-    completion.CompletionRequest: completion.UNSERVED,
-    tokens.TokenizeRequest: ("chat_template", "tools", "mm_processor_kwargs"),
-}
 
 _HEADERS = {
     "x-request-id": {
-        "description": "The request's id: the client's own, or a new one. The logs have it too.",
+        "description": "The request's id, from the client or generated. The logs contain it.",
         "schema": {"type": "string"},
     },
     "openai-processing-ms": {
-        "description": "Milliseconds to the first byte of the answer.",
+        "description": "Milliseconds until the first byte of the response.",
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
     },
 }
 _RETRY_AFTER = {
-    "description": "Seconds to wait before another try.",
+    "description": "Seconds to wait before a retry.",
     "schema": {"type": "string", "pattern": "^[0-9]+$"},
 }
 _LIMITS = {
     f"x-ratelimit-{part}-{what}": {
-        "description": f"{words} {what}; left out where the caller's key has no such limit.",
+        "description": f"{words.format(what)} Absent if the API key has no such limit.",
         "schema": {"type": "string"},
     }
     for what in ("requests", "tokens")
     for part, words in (
-        ("limit", "What a minute allows of"),
-        ("remaining", "What is left of"),
-        ("reset", "How long until all is there again of"),
+        ("limit", "The number of {} allowed in a minute."),
+        ("remaining", "The number of {} that are left."),
+        ("reset", "The time until the whole number of {} is available again."),
     )
 }
 _SECURITY = {
@@ -59,30 +54,60 @@ _SECURITY = {
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
 }
 _STATUS_WORDS = {
-    400: "The request is malformed, or asks for what is not served; `param` says where.",
-    401: "An API key is asked for, and there is none or it is not known.",
-    403: "The API key is not for this model, or the Host header has a name that is not allowed.",
-    404: "There is no such model.",
+    400: "The request is malformed or uses an option that is not served; `param` names the field.",
+    401: "The API key is missing or unknown.",
+    403: "The API key does not permit the model, or the name in the Host header is not allowed.",
+    404: "The model does not exist.",
     408: "The head or the body of the request took too long to arrive.",
-    413: "The body is larger than the gateway reads.",
+    413: "The body is larger than the gateway accepts.",
     415: "The content type is not application/json in UTF-8, or the content encoding is unknown.",
-    417: "The Expect header asks for what is not offered.",
+    417: "The value of the Expect header is not supported.",
     429: "A limit is exceeded.",
     431: "The head of the request is too large.",
     500: "The server had an error.",
-    503: "The service is full, is starting or cannot be reached.",
-    504: "The request took longer than it may.",
+    503: "The service is overloaded, is starting or cannot be reached.",
+    504: "The request exceeded its time limit.",
+}
+
+_PROMPTS = LIMITS["CompletionParams.prompts"]
+_TOKEN_IDS: _Schema = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
+    "minItems": LIMITS["TokenIds.ids"].min_size,
+}
+_PROMPT_LIST: _Schema = {
+    "type": "array",
+    "minItems": _PROMPTS.min_size,
+    "maxItems": _PROMPTS.max_size,
+}
+# Without what only Python's regular expressions have.
+_REQUEST_ID: _Schema = {
+    "anyOf": [{"type": "string", "pattern": "^[!-~]{1,128}$"}, {"type": "null"}]
+}
+# Schemas that are more precise than the type of the field.
+_PRECISE_SCHEMAS: dict[tuple[type[msgspec.Struct], str], _Schema] = {
+    (CompletionRequest, "prompt"): {
+        "anyOf": [
+            {"type": "string"},
+            _PROMPT_LIST | {"items": {"type": "string"}},
+            _TOKEN_IDS,
+            _PROMPT_LIST | {"items": _TOKEN_IDS},
+        ]
+    },
+    (ChatCompletionRequest, "request_id"): _REQUEST_ID,
+    (CompletionRequest, "request_id"): _REQUEST_ID,
 }
 
 
-def document(version: str) -> _Schema:
-    schemas = _schemas()
+def document(endpoints: Sequence[Endpoint], version: str) -> _Schema:
+    """Return the document of these endpoints as JSON values."""
+    schemas = _schemas(endpoints)
     return {
         "openapi": "3.1.0",
         "info": {"title": "chatrpc", "version": version, "description": _DESCRIPTION},
         "servers": [{"url": "/v1"}, {"url": "/"}],
-        "paths": {endpoint.path: _path(endpoint) for endpoint in ENDPOINTS},
-        # A gateway without a file of keys, before a service without one, asks for nothing.
+        "paths": {endpoint.path: _path(endpoint) for endpoint in endpoints},
+        # A key is optional if neither the gateway nor the service has a file of keys.
         "security": [{}, *({name: []} for name in _SECURITY)],
         "components": {"schemas": schemas, "securitySchemes": _SECURITY},
     }
@@ -115,16 +140,17 @@ def _parameter(name: str) -> _Schema:
 
 
 def _success(endpoint: Endpoint) -> _Schema:
-    if isinstance(endpoint.answer, str):
-        content: _Schema = {endpoint.answer: {}}
+    if isinstance(endpoint.response, str):
+        content: _Schema = {endpoint.response: {}}
     else:
-        content = {"application/json": {"schema": _ref(endpoint.answer)}}
+        content = {"application/json": {"schema": _ref(endpoint.response)}}
     if endpoint.event is not None:
         content["text/event-stream"] = {
             "schema": {
                 "type": "string",
-                "description": "With `stream`: events `data: {...}`, `data: [DONE]` the last. What "
-                "fails after the first is an event with an error object.",
+                "description": "With `stream`: events `data: {...}`, the last of which is "
+                "`data: [DONE]`. If the request fails after the first event, an event contains the "
+                "error object.",
             },
             "x-event-schema": _ref(endpoint.event),
         }
@@ -133,7 +159,7 @@ def _success(endpoint: Endpoint) -> _Schema:
 
 
 def _failure(status: int) -> _Schema:
-    # What never reached the application has no id.
+    # A request that is rejected before it reaches the application has no id.
     headers = {} if status in {400, 408, 431, 503} else dict(_HEADERS)
     if status in {429, 503}:
         headers["retry-after"] = _RETRY_AFTER
@@ -144,47 +170,90 @@ def _failure(status: int) -> _Schema:
     }
 
 
-def _schemas() -> _Schema:
-    """Every struct that the table names, and those within them."""
-    types = [*dict.fromkeys((ErrorBody, *_types()))]
-    _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
-    for kind, names in _REFUSED.items():
-        for name in names:
-            del schemas[kind.__name__]["properties"][name]
-    for endpoint in ENDPOINTS:
-        if endpoint.body is not None:
-            _describe(endpoint.body.__name__, schemas[endpoint.body.__name__])
+def _schemas(endpoints: Sequence[Endpoint]) -> _Schema:
+    """Return the schemas of the structs of these endpoints, and of those within them, by name."""
+    roots = _types(endpoints)
+    _, schemas = msgspec.json.schema_components(roots, ref_template=_REF)
+    bodies = {endpoint.body for endpoint in endpoints}
+    for struct in structs_within(roots):
+        # msgspec names structs that have the same name by their modules, too.
+        full_name = f"{struct.__module__}.{struct.__qualname__}"
+        schema = schemas[full_name if full_name in schemas else struct.__name__]
+        _describe(struct, schema, is_body=struct in bodies)
     text = msgspec.json.encode(schemas).decode()
-    # Two structs of one name are told apart by their modules.
     text = re.sub(r"gateway_http\.protocol\.(\w+)\.(\w+)", lambda m: m[1].capitalize() + m[2], text)
     named: _Schema = msgspec.json.decode(text)
     return dict(sorted(named.items()))
 
 
-def _types() -> Iterator[type[msgspec.Struct]]:
-    for endpoint in ENDPOINTS:
-        for kind in (endpoint.body, endpoint.event, endpoint.answer):
-            if kind is not None and not isinstance(kind, str):
-                yield kind
+def _types(endpoints: Sequence[Endpoint]) -> list[type[msgspec.Struct]]:
+    """Return the structs that endpoints name, and that of errors."""
+    types: list[type[msgspec.Struct]] = [ErrorBody]
+    for endpoint in endpoints:
+        for kind in (endpoint.body, endpoint.event, endpoint.response):
+            if kind is not None and not isinstance(kind, str) and kind not in types:
+                types.append(kind)
+    return types
 
 
-def _describe(struct: str, schema: _Schema) -> None:
-    for name, field in schema["properties"].items():
-        described = FIELDS[name]
-        limits = LIMITS.get((struct, name), described.limits)
-        if "anyOf" in limits:
-            field.clear()
-            field.update(limits)
-        elif limits:
-            _limited(field).update(limits)
-        field["description"] = described.text
-        field.pop("default", None)  # null, which is the same as absent
+def _describe(struct: type[msgspec.Struct], schema: _Schema, *, is_body: bool) -> None:
+    """Add descriptions and limits to the schema of a struct, and remove rejected fields from it."""
+    properties = schema["properties"]
+    if tag_field := struct.__struct_config__.tag_field:
+        properties[tag_field]["description"] = "The kind of the object."
+    for name, field in fields_of(struct).items():
+        if field.is_rejected:
+            del properties[name]
+            continue
+        if is_body:
+            properties[name].pop("default", None)  # null, which is the same as absent
+        if (struct, name) in _PRECISE_SCHEMAS:
+            properties[name] = dict(_PRECISE_SCHEMAS[struct, name])
+        else:
+            for proto_field in field.proto_fields:
+                _limit(properties[name], LIMITS.get(proto_field, Limits()))
+        properties[name]["description"] = field.description
 
 
-def _limited(field: _Schema) -> _Schema:
-    """The part of a field's schema that is not about null."""
-    kinds: list[_Schema] = field.get("anyOf", [field])
-    return next(kind for kind in kinds if kind.get("type") != "null")
+def _limit(schema: _Schema, limits: Limits) -> None:
+    """Add the limits of a proto field to the schema of its HTTP field."""
+    branches: list[_Schema] = schema.get("anyOf", [schema])
+    has_list = any(branch.get("type") == "array" for branch in branches)
+    for branch in branches:
+        match branch.get("type"):
+            case "integer" | "number":
+                _limit_number(branch, limits)
+            case "string":  # beside a list, it is the same as a list of one
+                own = limits.element or Limits() if has_list else limits
+                _limit_size(branch, own, "minLength", "maxLength")
+            case "array":
+                _limit_size(branch, limits, "minItems", "maxItems")
+                _limit(branch.get("items", {}), limits.element or Limits())
+            case "object" if limits.element is not None:  # a map, and not JSON that is text in gRPC
+                _limit_size(branch, limits, "minProperties", "maxProperties")
+                _limit(branch["additionalProperties"], limits.element)
+                if limits.key is not None:
+                    branch["propertyNames"] = {"maxLength": limits.key.max_size}
+
+
+def _limit_number(schema: _Schema, limits: Limits) -> None:
+    unlimited = Limits()
+    # -1 is a value of its own over HTTP.
+    if limits.minimum != unlimited.minimum and schema.get("minimum") != -1:
+        schema["minimum"] = limits.minimum
+    if limits.above != unlimited.above:
+        schema.pop("minimum", None)
+        schema["exclusiveMinimum"] = limits.above
+    if limits.maximum != unlimited.maximum:
+        schema["maximum"] = limits.maximum
+
+
+def _limit_size(schema: _Schema, limits: Limits, least: str, most: str) -> None:
+    unlimited = Limits()
+    if limits.min_size != unlimited.min_size:
+        schema[least] = limits.min_size
+    if limits.max_size != unlimited.max_size:
+        schema[most] = limits.max_size
 
 
 def _ref(kind: type[msgspec.Struct]) -> _Schema:

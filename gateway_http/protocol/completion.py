@@ -1,43 +1,52 @@
-"""The body of POST /v1/completions, and what a client gets back."""
+"""The request and the response bodies of POST /v1/completions."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from gateway_http.protocol.field_notes import Rejected, http_only, note, proto_field
 from gateway_http.protocol.numbers import UInt32
 from gateway_http.protocol.response import FinishReason, PromptLogprobs, Usage
 from gateway_http.protocol.sampling import GenerationRequest, own_fields
 
-# Of one kind each, which a type cannot say.
+# All elements have one of the three types. The type cannot express that.
 Prompts = Annotated[list[str | UInt32 | list[UInt32]], Meta(min_length=1)]
 
 
-class UnservedParameters(GenerationRequest, kw_only=True):
-    """Known from OpenAI or from other servers, and refused by name unless null."""
+class UnsupportedParameters(GenerationRequest, kw_only=True):
+    """Parameters of OpenAI or of other servers that are rejected by name unless they are null."""
 
-    prompt_embeds: Any = None
-    use_beam_search: Any = None
-    length_penalty: Any = None
-    spaces_between_special_tokens: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    logprob_token_ids: Any = None
-    return_tokens_as_token_ids: Any = None
-    vllm_xargs: Any = None
-
-
-UNSERVED = own_fields(UnservedParameters)
+    prompt_embeds: Rejected = None
+    use_beam_search: Rejected = None
+    length_penalty: Rejected = None
+    spaces_between_special_tokens: Rejected = None
+    guided_json: Rejected = None
+    guided_regex: Rejected = None
+    guided_choice: Rejected = None
+    guided_grammar: Rejected = None
+    logprob_token_ids: Rejected = None
+    return_tokens_as_token_ids: Rejected = None
+    vllm_xargs: Rejected = None
 
 
-class CompletionRequest(UnservedParameters, forbid_unknown_fields=True, kw_only=True):
-    # A text, texts, the tokens of one prompt, or those of several.
-    prompt: str | Prompts
+UNSUPPORTED = own_fields(UnsupportedParameters)
+
+
+class CompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, kw_only=True):
+    """The parameters of a text completion."""
+
+    prompt: Annotated[
+        str | Prompts,
+        proto_field(
+            "CompletionParams.prompts",
+            description="One text, several texts, the token ids of one prompt or those of several. "
+            "At most 128 prompts; prompts times `n` are at most 128, too.",
+        ),
+    ]
     echo: bool | None = None
     logprobs: UInt32 | None = None
     suffix: str | None = None
-    best_of: UInt32 | None = None  # no more than `n`
+    best_of: Annotated[UInt32 | None, http_only("Rejected unless it is equal to `n`.")] = None
     add_special_tokens: bool | None = None
 
     def drop_input(self) -> None:
@@ -46,34 +55,72 @@ class CompletionRequest(UnservedParameters, forbid_unknown_fields=True, kw_only=
 
 
 class CompletionLogprobs(Struct):
-    """OpenAI's older form: a list for each thing, all of one length."""
+    """Log probabilities in OpenAI's older form: lists with one element for each token."""
 
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int]
+    tokens: Annotated[
+        list[str],
+        proto_field(
+            "TokenLogprob.token_bytes",
+            "PromptToken.token_bytes",
+            description="Each token as text, or as `bytes:\\xe2` if it is not valid UTF-8.",
+        ),
+    ]
+    token_logprobs: Annotated[
+        list[float | None],
+        proto_field(
+            "TokenLogprob.logprob",
+            "PromptToken.logprob",
+            description="The log probability of each token. Null for the first token of a prompt.",
+        ),
+    ]
+    top_logprobs: Annotated[
+        list[dict[str, float] | None],
+        proto_field(
+            "TokenLogprob.top",
+            "PromptToken.top",
+            description="The most likely tokens at each position, with their log probabilities.",
+        ),
+    ]
+    text_offset: Annotated[
+        list[int],
+        proto_field("CompletionChoice.text_offsets", "CompletionChoiceDelta.text_offsets"),
+    ]
 
 
 class CompletionChoice(Struct, kw_only=True):
+    """One of the outputs that were generated from a prompt, or a piece of it in a stream."""
+
     index: int
     text: str
     finish_reason: FinishReason | None
     logprobs: CompletionLogprobs | None
-    stop_reason: str | int | UnsetType = UNSET
+    stop_reason: Annotated[
+        str | int | UnsetType,
+        proto_field("CompletionChoice.matched_stop", "CompletionChoiceDelta.matched_stop"),
+    ] = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_logprobs: Annotated[
+        PromptLogprobs | UnsetType,
+        proto_field("CompletionChoice.prompt_tokens", "CompletionChoiceDelta.prompt_tokens"),
+    ] = UNSET
 
 
 class Completion(Struct, kw_only=True):
-    """A whole completion, or a piece of one in a stream."""
+    """A whole completion, or a chunk of it in a stream."""
 
     id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
+    object: Annotated[Literal["text_completion"], http_only("A constant.")] = "text_completion"
+    created: Annotated[
+        int,
+        proto_field(
+            "Completion.create_time", "CompletionChunk.create_time", note="In seconds since 1970."
+        ),
+    ]
     model: str
     choices: list[CompletionChoice]
-    # In a stream: null on every piece but the last where the client asked for usage; left out where
-    # it did not.
-    usage: Usage | UnsetType | None = UNSET
+    usage: Annotated[
+        Usage | UnsetType | None,
+        note("In a stream: with `include_usage` null before the last event, otherwise absent."),
+    ] = UNSET
     system_fingerprint: str | UnsetType = UNSET

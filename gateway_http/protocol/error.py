@@ -1,22 +1,36 @@
-"""OpenAI's error object, and the exceptions that become one."""
+"""OpenAI's error object, and the exceptions that are sent as one."""
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 
+from gateway_http.protocol.field_notes import http_only
+
 
 class ErrorObject(msgspec.Struct, frozen=True):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
+    """An error in OpenAI's form. Over gRPC it is a status with `google.rpc` details."""
+
+    message: Annotated[str, http_only("The cause, for people. Over gRPC: the status's message.")]
+    type: Annotated[str, http_only("The kind of the error. Over gRPC: the status's code.")]
+    param: Annotated[
+        str | None,
+        http_only(
+            "The path of the field that caused it. Over gRPC: `BadRequest.FieldViolation.field`."
+        ),
+    ]
+    code: Annotated[
+        str | None, http_only("The cause, for programs. Over gRPC: `ErrorInfo.reason`.")
+    ]
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
-    error: ErrorObject
+    """The body of every response that is not a success."""
+
+    error: Annotated[ErrorObject, http_only("The error.")]
 
 
-# OpenAI's codes that stand for a reason of `chatrpc.v1.ErrorReason`.
+# OpenAI's codes, and the reasons of `chatrpc.v1.ErrorReason` that they stand for.
 _REASONS = {
     "invalid_value": "INVALID_FIELD",
     "missing_required_parameter": "MISSING_FIELD",
@@ -32,9 +46,15 @@ class ApiError(Exception):
     """A response other than success: an HTTP status, OpenAI's error object, and extra headers.
 
     Args:
-        reason: why, for logs and metrics, in capitals: one of `chatrpc.v1.ErrorReason` where one
-            fits. There is a bounded number of these. Absent: made from `code`.
-        cause: what is known besides and meant for the operator only.
+        status: The HTTP status.
+        message: A sentence for the client.
+        kind: The `type` of the error object.
+        param: The parameter that the error is about.
+        code: The `code` of the error object.
+        headers: Further headers of the response.
+        reason: The reason for logs and metrics, in capitals, of which there is a bounded number:
+            one of `chatrpc.v1.ErrorReason` if one fits. Default: made from `code`.
+        cause: Further details for the log only.
     """
 
     def __init__(
@@ -58,15 +78,50 @@ class ApiError(Exception):
 
 
 class InvalidRequest(ApiError):
-    """The caller's mistake, at `param` where one parameter is to blame."""
+    """The request is invalid because of `param`, or as a whole if `param` is None."""
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(400, message, param=param, code=code)
 
 
 class UnsupportedParameter(InvalidRequest):
-    """A parameter that is known, and not served."""
+    """The request has a known parameter that is not supported."""
 
     def __init__(self, param: str, hint: str = "") -> None:
         message = f"Unsupported parameter: '{param}' is not supported by this server. {hint}"
         super().__init__(message.rstrip(), param, "unsupported_parameter")
+
+
+class PermissionDenied(ApiError):
+    """The caller's API key does not permit the request."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(403, message, param=param, code="permission_denied")
+
+
+class ServiceUnavailable(ApiError):
+    """The request cannot be served now, and may be later.
+
+    Args:
+        message: A sentence for the client.
+        code: `server_is_overloaded` if there is too much load; otherwise the default.
+        retry_after_s: The value of the header Retry-After in seconds; None: it is not sent.
+        reason: As in `ApiError`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: str = "service_unavailable",
+        *,
+        retry_after_s: int | None = 1,
+        reason: str = "",
+    ) -> None:
+        super().__init__(
+            503,
+            message,
+            kind="service_unavailable_error",
+            code=code,
+            headers={} if retry_after_s is None else {"retry-after": str(retry_after_s)},
+            reason=reason,
+        )

@@ -1,59 +1,83 @@
 """The body of POST /v1/chat/completions.
 
-Every optional field may be null, which is the same as absent; none has a default here. The types
-hold what the wire can carry: whether a value makes sense is for the service to say. A field that is
-not declared is refused by its name.
+Every optional field may be null, which is the same as absent. No field has a default here. The
+types accept every value that the protos can carry, and the service checks whether it is valid. A
+field that is not declared is rejected by name.
 """
 
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Raw, Struct, field
 
+from gateway_http.protocol.field_notes import Accepted, Rejected, http_only, note, proto_field
 from gateway_http.protocol.numbers import UInt32
 from gateway_http.protocol.raw_json import RawObject
 from gateway_http.protocol.sampling import Effort, GenerationRequest, OutputLimit, own_fields
 
 
 class Part(Struct, tag_field="type", forbid_unknown_fields=True, kw_only=True):
-    """One piece of a message's content."""
+    """One part of a message's content."""
 
-    prompt_cache_breakpoint: Any = None  # accepted, without effect
-    cache_control: Any = None  # Anthropic's, which clients of several servers send; without effect
+    prompt_cache_breakpoint: Accepted = None
+    cache_control: Accepted = None  # Anthropic's, which clients of several servers send
 
 
 class TextPart(Part, tag="text"):
+    """Text in a message."""
+
     text: str
 
 
 class RefusalPart(Part, tag="refusal"):
+    """The text by which the model declined."""
+
     refusal: str
 
 
 class ImageUrl(Struct, forbid_unknown_fields=True):
+    """Where an image is."""
+
     url: str
     detail: str | None = None
 
 
 class ImagePart(Part, tag="image_url"):
-    image_url: ImageUrl
+    """An image in a message."""
+
+    image_url: Annotated[ImageUrl, proto_field("ContentPart.image")]
 
 
 class InputAudio(Struct, forbid_unknown_fields=True):
-    data: bytes  # base64 in JSON
+    """Audio as base64."""
+
+    data: Annotated[
+        bytes, proto_field("AudioContent.data", description="The bytes of the audio in base64.")
+    ]
     format: str
 
 
 class AudioPart(Part, tag="input_audio"):
-    input_audio: InputAudio
+    """Audio in a message."""
+
+    input_audio: Annotated[InputAudio, proto_field("ContentPart.audio")]
 
 
 class InputFile(Struct, forbid_unknown_fields=True):
+    """A file, by its id or as base64."""
+
     file_id: str | None = None
-    file_data: str | None = None  # base64, alone or in a data: URL
+    file_data: Annotated[
+        str | None,
+        proto_field(
+            "FileContent.data", description="The bytes of the file in base64, or in a `data:` URL."
+        ),
+    ] = None
     filename: str | None = None
 
 
 class FilePart(Part, tag="file"):
+    """A file in a message."""
+
     file: InputFile
 
 
@@ -61,67 +85,111 @@ ContentPart = TextPart | RefusalPart | ImagePart | AudioPart | FilePart
 
 
 class FunctionCall(Struct, forbid_unknown_fields=True):
+    """A call of a function that the model made."""
+
     name: str
-    arguments: str | dict[str, Any]  # JSON as text; some clients send it unwrapped
-    parsed_arguments: Any = None  # what `parse()` of OpenAI's SDK adds; without effect
+    arguments: Annotated[
+        str | dict[str, Any],
+        proto_field(
+            "FunctionCall.arguments_json",
+            description="The arguments: a JSON object as text. The object itself is accepted, too.",
+        ),
+    ]
+    parsed_arguments: Accepted = None  # `parse()` of OpenAI's SDK adds it
 
 
 class ToolCall(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A tool call that the model made."""
+
     id: str
-    type: Literal["function"] = "function"
+    type: Annotated[
+        Literal["function"], proto_field("ToolCall.function", description="Always `function`.")
+    ] = "function"
     function: FunctionCall
-    index: UInt32 | None = None  # left over where a client echoes what was streamed to it
-    extra_content: Any = None  # what Google's servers add; without effect
-    cache_control: Any = None
+    index: Annotated[
+        UInt32 | None,
+        http_only("Accepted, without effect, since streams have it: the order of calls counts."),
+    ] = None
+    extra_content: Accepted = None  # Google's servers add it
+    cache_control: Accepted = None
 
 
 class Message(Struct, forbid_unknown_fields=True, kw_only=True):
+    """One message of a conversation. Messages that the API returned can be sent as they are."""
+
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
+    content: Annotated[str | list[ContentPart] | None, note("A string is one part of text.")] = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
-    # Two names for what a reasoning model thought; clients echo either.
     reasoning_content: str | None = None
-    reasoning: str | None = None
-    # What OpenAI's own answers carry beside these, when a client sends one back whole.
-    annotations: Any = None  # accepted, without effect
-    audio: Any = None
-    function_call: Any = None
-    # What clients add to a message that they keep; without effect. `parsed` is of OpenAI's SDK.
-    id: str | None = None
-    parsed: Any = None
-    cache_control: Any = None
+    reasoning: Annotated[
+        str | None,
+        proto_field("ChatMessage.reasoning_content", note="Another name of `reasoning_content`."),
+    ] = None
+    # OpenAI's own responses have them.
+    annotations: Accepted = None
+    audio: Annotated[Any, http_only("Rejected unless it is null.")] = None
+    function_call: Annotated[Any, http_only("Rejected unless it is null.")] = None
+    # Clients add them to messages that they keep. `parsed` is from OpenAI's SDK.
+    id: Accepted = None
+    parsed: Accepted = None
+    cache_control: Accepted = None
 
 
 class FunctionDefinition(Struct, forbid_unknown_fields=True):
+    """A function that the model may call."""
+
     name: str
     description: str | None = None
-    parameters: RawObject = field(default_factory=Raw)
+    parameters: Annotated[
+        RawObject,
+        proto_field(
+            "FunctionDefinition.parameters_json_schema",
+            description="A JSON Schema for the arguments object. Absent: no parameters.",
+        ),
+    ] = field(default_factory=Raw)
     strict: bool | None = None
-    cache_control: Any = None  # accepted, without effect
+    cache_control: Accepted = None
 
 
 class FunctionTool(Struct, tag_field="type", tag="function", forbid_unknown_fields=True):
+    """A tool that is a function."""
+
     function: FunctionDefinition
-    cache_control: Any = None  # accepted, without effect
+    cache_control: Accepted = None
 
 
 class FunctionName(Struct, forbid_unknown_fields=True):
-    name: str
+    """A function by its name."""
+
+    name: Annotated[
+        str, proto_field("ToolChoice.function_name", description="The name of the function.")
+    ]
 
 
 class NamedTool(Struct, tag_field="type", tag="function", forbid_unknown_fields=True):
-    function: FunctionName
+    """The one function that the model must call."""
+
+    function: Annotated[
+        FunctionName, proto_field("ToolChoice.function_name", description="The function.")
+    ]
 
 
 class AllowedTools(Struct, forbid_unknown_fields=True):
+    """A choice among some tools of the request."""
+
     mode: Literal["auto", "required"]
-    tools: list[NamedTool]
+    tools: Annotated[
+        list[NamedTool],
+        proto_field("AllowedTools.function_names", description="The functions: 1 to 128."),
+    ]
 
 
 class AllowedToolsChoice(Struct, tag_field="type", tag="allowed_tools", forbid_unknown_fields=True):
+    """A tool choice among some tools of the request."""
+
     allowed_tools: AllowedTools
 
 
@@ -129,50 +197,58 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoic
 
 
 class AudioOutput(Struct, forbid_unknown_fields=True):
+    """The voice and the format of audio output."""
+
     voice: str
     format: str
 
 
 class Prediction(Struct, forbid_unknown_fields=True):
-    type: Literal["content"]
-    content: str | list[ContentPart]
+    """Text that the output is expected to repeat."""
+
+    type: Annotated[Literal["content"], http_only("Always `content`.")]
+    content: Annotated[str | list[ContentPart], note("A string is one part of text.")]
 
 
-class UnservedParameters(GenerationRequest, kw_only=True):
-    """Known from OpenAI or from other servers, and refused by name unless null."""
+class UnsupportedParameters(GenerationRequest, kw_only=True):
+    """Parameters of OpenAI or of other servers that are rejected by name unless they are null."""
 
-    web_search_options: Any = None
-    moderation: Any = None
-    functions: Any = None
-    function_call: Any = None
-    chat_template: Any = None
-    documents: Any = None
-    add_special_tokens: Any = None
-    spaces_between_special_tokens: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    echo: Any = None
-    logprob_token_ids: Any = None
-    return_tokens_as_token_ids: Any = None
-    session_id: Any = None
-    stream_interval: Any = None
-    thinking_token_budget: Any = None
-    include_reasoning: Any = None
-    repetition_detection: Any = None
-    vllm_xargs: Any = None
-    use_beam_search: Any = None
-
-
-UNSERVED = own_fields(UnservedParameters)
+    web_search_options: Rejected = None
+    moderation: Rejected = None
+    functions: Rejected = None
+    function_call: Rejected = None
+    chat_template: Rejected = None
+    documents: Rejected = None
+    add_special_tokens: Rejected = None
+    spaces_between_special_tokens: Rejected = None
+    guided_json: Rejected = None
+    guided_regex: Rejected = None
+    guided_choice: Rejected = None
+    guided_grammar: Rejected = None
+    echo: Rejected = None
+    logprob_token_ids: Rejected = None
+    return_tokens_as_token_ids: Rejected = None
+    session_id: Rejected = None
+    stream_interval: Rejected = None
+    thinking_token_budget: Rejected = None
+    include_reasoning: Rejected = None
+    repetition_detection: Rejected = None
+    vllm_xargs: Rejected = None
+    use_beam_search: Rejected = None
 
 
-class ChatCompletionRequest(UnservedParameters, forbid_unknown_fields=True, kw_only=True):
+UNSUPPORTED = own_fields(UnsupportedParameters)
+
+
+class ChatCompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, kw_only=True):
+    """The parameters of a chat completion."""
+
     messages: Annotated[list[Message], Meta(min_length=1)]
-    max_completion_tokens: OutputLimit | None = None
+    max_completion_tokens: Annotated[
+        OutputLimit | None, note("-1 is all that the context leaves.")
+    ] = None
 
-    # What is answered, and how.
+    # The output and its form.
     tools: list[FunctionTool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -185,18 +261,24 @@ class ChatCompletionRequest(UnservedParameters, forbid_unknown_fields=True, kw_o
     prediction: Prediction | None = None
 
     # How the conversation becomes a prompt.
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None,
+        proto_field(
+            "PromptOptions.chat_template_kwargs_json",
+            description="Variables for the model's chat template.",
+        ),
+    ] = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
-    # The caller's bookkeeping, accepted without effect on the answer.
+    # Accepted, without effect on the output.
     safety_identifier: str | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
     prompt_cache_key: str | None = None
     service_tier: str | None = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
+    prompt_cache_options: Accepted = None
+    prompt_cache_retention: Accepted = None
 
     def drop_input(self) -> None:
         super().drop_input()

@@ -1,97 +1,130 @@
-"""What a client gets back. Strict clients check which keys are null and which are left out:
+"""The response bodies of chat completions and models.
 
-a key typed `| None` is always sent, a key typed `| UnsetType` only when it has something to say.
+A key of type `| None` is always sent, since strict clients require it. A key of type `| UnsetType`
+is sent only if it has a value.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
+from gateway_http.protocol.field_notes import http_only, note, proto_field
+
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+_Logprob = Annotated[float, note("At least -9999, since JSON has no infinity.")]
+_TokenBytes = Annotated[list[int], proto_field("TokenLogprob.token_bytes")]
 
 
 class TopLogprob(Struct):
+    """One of the most likely tokens at a position."""
+
     token: str
-    logprob: float
-    bytes: list[int]
+    logprob: _Logprob
+    bytes: _TokenBytes
 
 
 class TokenLogprob(Struct):
+    """A token of the output and its log probability."""
+
     token: str
-    logprob: float
-    bytes: list[int]
-    top_logprobs: list[TopLogprob]
+    logprob: _Logprob
+    bytes: _TokenBytes
+    top_logprobs: Annotated[list[TopLogprob], proto_field("TokenLogprob.top")]
 
 
 class Logprobs(Struct):
-    content: list[TokenLogprob]
-    refusal: None = None
+    """The log probabilities of a choice."""
+
+    content: Annotated[list[TokenLogprob], proto_field("Choice.logprobs", "ChoiceDelta.logprobs")]
+    refusal: Annotated[None, http_only("Always null.")] = None
 
 
 class PromptLogprob(Struct):
-    """`rank` 1 is the likeliest token; left out where it is not among those that were asked for."""
+    """The log probability of a token at a position of the prompt."""
 
     logprob: float
-    decoded_token: str
-    rank: int | UnsetType = UNSET
+    decoded_token: Annotated[str, proto_field("TokenLogprob.token", "PromptToken.token")]
+    rank: Annotated[
+        int | UnsetType,
+        http_only("1 for the most likely token. Absent if it is not among the alternatives."),
+    ] = UNSET
 
 
-# Of each token of a prompt the likeliest ones and itself, by token id; the first has none.
+# For each token of a prompt the alternatives and the token itself, by token id; None for the first.
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
 class FunctionCall(Struct):
-    arguments: str
+    """A call of a function, or a piece of it in a stream."""
+
+    arguments: Annotated[str, proto_field("FunctionCall.arguments_json")]
     name: str | UnsetType = UNSET
 
 
 class ToolCall(Struct, kw_only=True):
-    """A call in a whole message, or a piece of one in a stream; the pieces alone have an index."""
+    """A tool call, or a piece of it in a stream."""
 
-    index: int | UnsetType = UNSET
+    index: Annotated[int | UnsetType, note("Only in a stream.")] = UNSET
     id: str | UnsetType = UNSET
-    type: Literal["function"] | UnsetType = UNSET
+    type: Annotated[Literal["function"] | UnsetType, http_only("A constant.")] = UNSET
     function: FunctionCall
 
 
 class Message(Struct, kw_only=True):
+    """A generated message."""
+
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: str | None = None
-    annotations: tuple[()] = ()
+    annotations: Annotated[tuple[()], http_only("Always empty.")] = ()
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class Choice(Struct, kw_only=True):
+    """One of the outputs that were generated from the prompt."""
+
     index: int
     message: Message
     finish_reason: FinishReason
     logprobs: Logprobs | None
-    stop_reason: str | int | UnsetType = UNSET
+    stop_reason: Annotated[str | int | UnsetType, proto_field("Choice.matched_stop")] = UNSET
     token_ids: list[int] | UnsetType = UNSET
 
 
 class PromptTokensDetails(Struct):
-    cached_tokens: int
+    """Parts of `prompt_tokens`."""
+
+    cached_tokens: Annotated[int, proto_field("Usage.cached_prompt_tokens")]
 
 
 class CompletionTokensDetails(Struct):
+    """Parts of `completion_tokens`."""
+
     reasoning_tokens: int
 
 
 class Usage(Struct):
+    """Counts of tokens."""
+
     prompt_tokens: int
     completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-    completion_tokens_details: CompletionTokensDetails
+    total_tokens: Annotated[int, http_only("The sum of `prompt_tokens` and `completion_tokens`.")]
+    prompt_tokens_details: Annotated[PromptTokensDetails, http_only("Parts of `prompt_tokens`.")]
+    completion_tokens_details: Annotated[
+        CompletionTokensDetails, http_only("Parts of `completion_tokens`.")
+    ]
 
 
 class ChatCompletion(Struct, kw_only=True):
+    """A chat completion."""
+
     id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
+    object: Annotated[Literal["chat.completion"], http_only("A constant.")] = "chat.completion"
+    created: Annotated[
+        int, proto_field("ChatCompletion.create_time", note="In seconds since 1970.")
+    ]
     model: str
     choices: list[Choice]
     usage: Usage
@@ -101,6 +134,8 @@ class ChatCompletion(Struct, kw_only=True):
 
 
 class Delta(Struct, kw_only=True):
+    """The next piece of a message."""
+
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
     refusal: str | UnsetType | None = UNSET
@@ -109,41 +144,58 @@ class Delta(Struct, kw_only=True):
 
 
 class ChunkChoice(Struct, kw_only=True):
+    """The next piece of a choice."""
+
     index: int
     delta: Delta
     logprobs: Logprobs | None = None
     finish_reason: FinishReason | None = None
-    stop_reason: str | int | UnsetType = UNSET
+    stop_reason: Annotated[str | int | UnsetType, proto_field("ChoiceDelta.matched_stop")] = UNSET
     token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletionChunk(Struct, kw_only=True):
+    """One chunk of a streamed chat completion."""
+
     id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
+    object: Annotated[Literal["chat.completion.chunk"], http_only("A constant.")] = (
+        "chat.completion.chunk"
+    )
+    created: Annotated[
+        int, proto_field("ChatCompletionChunk.create_time", note="In seconds since 1970.")
+    ]
     model: str
     choices: list[ChunkChoice]
-    # Null on every chunk but the last where the client asked for usage; left out where it did not.
-    usage: Usage | UnsetType | None = UNSET
+    usage: Annotated[
+        Usage | UnsetType | None,
+        note("With `include_usage` null before the last event, otherwise absent."),
+    ] = UNSET
     system_fingerprint: str | UnsetType = UNSET
-    # On the first chunk.
-    prompt_token_ids: list[int] | UnsetType = UNSET
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: Annotated[list[int] | UnsetType, note("Only in the first event.")] = UNSET
+    prompt_logprobs: Annotated[PromptLogprobs | UnsetType, note("Only in the first event.")] = UNSET
 
 
 class Model(Struct, kw_only=True):
+    """A served model."""
+
     id: str
-    object: Literal["model"] = "model"
-    created: int
+    object: Annotated[Literal["model"], http_only("A constant.")] = "model"
+    created: Annotated[int, proto_field("Model.create_time", note="In seconds since 1970.")]
     owned_by: str
-    max_model_len: int | UnsetType = UNSET  # of a model whose service cannot be reached
+    max_model_len: Annotated[
+        int | UnsetType, note("Absent if the model's service cannot be reached.")
+    ] = UNSET
     root: str | UnsetType = UNSET
 
 
 class ModelList(Struct, kw_only=True):
-    object: Literal["list"] = "list"
-    data: list[Model]
+    """The models that the caller may use."""
+
+    object: Annotated[Literal["list"], http_only("A constant.")] = "list"
+    data: Annotated[list[Model], proto_field("ListModelsResponse.models")]
 
 
 class Version(Struct):
-    version: str
+    """The version of the gateway."""
+
+    version: Annotated[str, http_only("The version of the gateway.")]

@@ -1,14 +1,19 @@
-"""What chat and text completions have in common: how tokens are chosen, and how they are sent."""
+"""The parameters that chat and text completions have in common."""
 
 from typing import Annotated, Literal
 
 from msgspec import Meta, Raw, Struct, field
 
+from chatrpc.v1.limits import LIMITS
+from gateway_http.protocol.field_notes import http_only, note, proto_field
 from gateway_http.protocol.numbers import Float32, Int32, Int64, UInt32
 from gateway_http.protocol.raw_json import RawObject, RawObjectOrText
 
-# -1 is llama.cpp's for as many as fit the context.
+# -1 is from llama.cpp: all that the context leaves.
 OutputLimit = Annotated[int, Meta(ge=-1, le=2**32 - 1)]
+
+_NUM_CHOICES = LIMITS["SamplingParams.n"]
+_TOKEN_ID_KEYS = Meta(extra_json_schema={"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,9})$"}})
 
 
 class SamplingParameters(Struct, kw_only=True):
@@ -16,19 +21,36 @@ class SamplingParameters(Struct, kw_only=True):
 
     temperature: Float32 | None = None
     top_p: Float32 | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**32 - 1)] | None = None  # -1 is no limit, as 0
+    top_k: Annotated[
+        Annotated[int, Meta(ge=-1, le=2**32 - 1)] | None, note("-1 is no limit, too.")
+    ] = None
     min_p: Float32 | None = None
     presence_penalty: Float32 | None = None
     frequency_penalty: Float32 | None = None
     repetition_penalty: Float32 | None = None
-    repeat_penalty: Float32 | None = None  # llama.cpp's name for it
-    max_tokens: OutputLimit | None = None
+    repeat_penalty: Annotated[
+        Float32 | None,
+        proto_field(
+            "SamplingParams.repetition_penalty", note="llama.cpp's name of `repetition_penalty`."
+        ),
+    ] = None
+    max_tokens: Annotated[
+        OutputLimit | None,
+        proto_field(
+            "SamplingParams.max_completion_tokens",
+            note="The older name of `max_completion_tokens`. -1 is all that the context leaves. In "
+            "a text completion absent is 16, and 0 with `echo` scores only the prompt.",
+        ),
+    ] = None
     min_tokens: UInt32 | None = None
     seed: Int64 | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
-    stop: str | list[str] | None = None  # "" is none
+    n: Annotated[int, Meta(ge=_NUM_CHOICES.minimum, le=_NUM_CHOICES.maximum)] | None = None
+    stop: Annotated[
+        str | list[str] | None,
+        note("A string is a list of one. An empty string is the same as null."),
+    ] = None
     stop_token_ids: list[UInt32] | None = None
-    logit_bias: dict[UInt32, Float32] | None = None
+    logit_bias: Annotated[dict[UInt32, Float32], _TOKEN_ID_KEYS] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
@@ -37,61 +59,93 @@ class SamplingParameters(Struct, kw_only=True):
 
 
 class TextFormat(Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
-    pass
+    """Free text."""
 
 
 class JsonObjectFormat(Struct, tag_field="type", tag="json_object", forbid_unknown_fields=True):
-    pass
+    """Any JSON object."""
 
 
 class JsonSchema(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A JSON Schema with its name."""
+
     name: str
     description: str | None = None
-    schema: RawObject = field(default_factory=Raw)
+    schema: Annotated[
+        RawObject,
+        proto_field(
+            "JsonSchemaFormat.schema_json", description="The JSON Schema. Absent: any JSON."
+        ),
+    ] = field(default_factory=Raw)
     strict: bool | None = None
 
 
 class JsonSchemaFormat(Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
+    """JSON that follows a JSON Schema."""
+
     json_schema: JsonSchema
 
 
 class StructuredOutputs(Struct, forbid_unknown_fields=True):
-    """vLLM's way to ask for a form; one field of it is given."""
+    """A response format in vLLM's form. Exactly one field is set."""
 
-    json: RawObjectOrText = field(default_factory=Raw)  # a schema, or a string that holds one
+    json: Annotated[
+        RawObjectOrText,
+        proto_field("JsonSchemaFormat.schema_json", description="A JSON Schema, also as text."),
+    ] = field(default_factory=Raw)
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Annotated[
+        list[str] | None, proto_field("ChoiceFormat.choices", "ResponseFormat.choice")
+    ] = None
     grammar: str | None = None
     json_object: bool | None = None
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
-    include_obfuscation: bool | None = None  # accepted, without effect
+    """Options of a stream."""
+
+    include_usage: Annotated[
+        bool | None, http_only("Send the usage in an event of its own before `[DONE]`.")
+    ] = None
+    continuous_usage_stats: Annotated[
+        bool | None, http_only("With `include_usage`: send the usage so far in every event.")
+    ] = None
+    include_obfuscation: Annotated[bool | None, http_only("Accepted, without effect.")] = None
 
 
 class GenerationRequest(SamplingParameters, kw_only=True):
-    """The body of a completion, of a chat or of a text, as far as the two are alike."""
+    """The parameters that chat and text completions have in common."""
 
     model: str
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream: Annotated[bool | None, http_only("Send the response as server-sent events.")] = None
+    stream_options: Annotated[
+        StreamOptions | None, http_only("Options of the stream. Valid only with `stream`.")
+    ] = None
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
+    structured_outputs: Annotated[
+        StructuredOutputs | None,
+        proto_field(
+            "ChatCompletionParams.response_format",
+            "CompletionParams.response_format",
+            note="vLLM's form of `response_format`; only one of the two may be set.",
+        ),
+    ] = None
     prompt_logprobs: UInt32 | None = None
     return_token_ids: bool | None = None
     truncate_prompt_tokens: UInt32 | None = None
     priority: Int32 | None = None
     cache_salt: str | None = None
-    # The request's id, where the header X-Request-Id names none. Not `$`: a newline may follow it.
-    request_id: Annotated[str, Meta(pattern=r"^[!-~]{1,128}(?![\s\S])")] | None = None
-    user: str | None = None  # accepted, without effect
+    # Not `$` in the pattern, which matches before a newline at the end, too.
+    request_id: Annotated[
+        Annotated[str, Meta(pattern=r"^[!-~]{1,128}(?![\s\S])")] | None,
+        http_only("The id of the request, if the header X-Request-Id is absent."),
+    ] = None
+    user: str | None = None
 
     def drop_input(self) -> None:
-        """Free what the model is given, once it has been converted: no response depends on it.
+        """Free the model's input after it has been converted. No response depends on it.
 
-        That is most of a large request, which lasts as long as its response.
+        The input is most of a large request, and the request lives as long as its response.
         """
         self.response_format = self.structured_outputs = None
 
@@ -100,6 +154,6 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 def own_fields(request: type[GenerationRequest]) -> tuple[str, ...]:
-    """The fields that a kind of request adds to what all have."""
+    """Return the names of the fields that a kind of request adds to the common ones."""
     shared = GenerationRequest.__struct_fields__
     return tuple(name for name in request.__struct_fields__ if name not in shared)

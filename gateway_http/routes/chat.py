@@ -3,26 +3,18 @@
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert import chat_completions, requests
 from gateway_http.convert.chat_chunks import ChunkStream
-from gateway_http.convert.sampling import spelling
+from gateway_http.convert.sampling import sent_names
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.request import ChatCompletionRequest
 from gateway_http.protocol.response import ChatCompletion
-from gateway_http.protocol.sampling import StreamOptions
-from gateway_http.routes.generation import Operation
-from gateway_http.upstream.client import Upstream
+from gateway_http.routes.generation import Generation, Operation
+from gateway_http.upstream import rpcs
 
 
-def _answer(whole: chat_pb2.ChatCompletion, _: ChatCompletionRequest) -> ChatCompletion:
-    return chat_completions.completion(whole)
-
-
-def _events(request: ChatCompletionRequest) -> ChunkStream:
-    wanted = request.stream_options or StreamOptions()
-    return ChunkStream(
-        n=request.n or 1,
-        include_usage=bool(wanted.include_usage),
-        running_usage=bool(wanted.continuous_usage_stats),
-    )
+def _completion(
+    whole: chat_pb2.ChatCompletion, model: str, _: ChatCompletionRequest
+) -> ChatCompletion:
+    return chat_completions.completion(whole, model)
 
 
 CHAT: Operation[
@@ -33,9 +25,11 @@ CHAT: Operation[
 ] = Operation(
     decode=decoder(ChatCompletionRequest),
     params=requests.params,
-    names=spelling,
-    create=Upstream.create_chat,
-    answer=_answer,
-    stream=Upstream.stream_chat,
-    events=_events,
+    names=sent_names,
+    create=rpcs.CREATE_CHAT_COMPLETION,
+    stream=rpcs.STREAM_CHAT_COMPLETION,
+    completion=_completion,
+    events=ChunkStream,
 )
+
+create_chat_completion = Generation(CHAT)

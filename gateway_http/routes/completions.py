@@ -4,8 +4,8 @@ from chatrpc.v1 import completion_pb2
 from gateway_http.convert import completions
 from gateway_http.protocol.completion import CompletionRequest
 from gateway_http.protocol.decode import decoder
-from gateway_http.routes.generation import Operation
-from gateway_http.upstream.client import Upstream
+from gateway_http.routes.generation import Generation, Operation
+from gateway_http.upstream import rpcs
 
 COMPLETIONS: Operation[
     CompletionRequest,
@@ -15,9 +15,11 @@ COMPLETIONS: Operation[
 ] = Operation(
     decode=decoder(CompletionRequest),
     params=completions.params,
-    names=completions.names,
-    create=Upstream.create_completion,
-    answer=completions.completion,
-    stream=Upstream.stream_completion,
+    names=completions.sent_names,
+    create=rpcs.CREATE_COMPLETION,
+    stream=rpcs.STREAM_COMPLETION,
+    completion=completions.completion,
     events=completions.CompletionStream,
 )
+
+create_completion = Generation(COMPLETIONS)

@@ -1,8 +1,7 @@
-"""What chat and text completions have in common as HTTP: whole or as a stream of events."""
+"""Handling that chat and text completions share: as a whole, or as a stream of events."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager, aclosing
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -11,55 +10,57 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway_http.auth.caller import Caller, Spending
-from gateway_http.config import Settings
+from gateway_http.auth.caller import TokenCharge
 from gateway_http.errors import from_exception, from_rpc
 from gateway_http.http import sse
-from gateway_http.http.bodies import Bodies
-from gateway_http.http.completion_metrics import AnswerTelemetry
-from gateway_http.http.request_io import json_response, while_connected
-from gateway_http.http.request_record import RequestRecord
-from gateway_http.metrics import Metrics
+from gateway_http.http.request_io import json_response
 from gateway_http.protocol.completion import Completion
 from gateway_http.protocol.error import ApiError
 from gateway_http.protocol.response import ChatCompletion
 from gateway_http.protocol.sampling import GenerationRequest
-from gateway_http.upstream.client import CallOptions, Upstream
-from gateway_http.upstream.router import Route, Router
+from gateway_http.routes.completion_metrics import CompletionMetrics
+from gateway_http.routes.request_state import (
+    bodies_of,
+    call_metadata_of,
+    caller_of,
+    context_of,
+    metrics_of,
+    router_of,
+    run_while_connected,
+    settings_of,
+)
+from gateway_http.upstream.router import Route
+from gateway_http.upstream.rpcs import Rpc
 
 _Body = TypeVar("_Body", bound=GenerationRequest)
-
-
-class OfModel(Protocol):
-    """What names a model: a request, an answer, a piece of one."""
-
-    model: str
-
-    def ByteSize(self) -> int: ...  # noqa: N802  # protobuf's name
-
-
-_Params = TypeVar("_Params", bound=OfModel)
-_Whole = TypeVar("_Whole", bound=OfModel)
-_Chunk = TypeVar("_Chunk", bound=OfModel)
+_Params = TypeVar("_Params")
+_Whole = TypeVar("_Whole")
+_Chunk = TypeVar("_Chunk")
 _Chunk_contra = TypeVar("_Chunk_contra", contravariant=True)
 
 
 class Events(Protocol[_Chunk_contra]):
-    """What a stream of the wire's chunks is to a client."""
+    """Converts the chunks of one stream to OpenAI's events."""
 
-    is_started: bool  # a token has been sent
+    is_started: bool  # an event with a token has been returned
 
-    def push(self, chunk: _Chunk_contra, /) -> "list[Any]": ...
+    def push(self, chunk: _Chunk_contra, model: str, /) -> "list[Any]":
+        """Return the events of a chunk; `model` is the name for clients, "" if it names none."""
+        ...
 
-    def finish(self) -> "list[Any]": ...
+    def finish(self) -> "list[Any]":
+        """Return the events after the last chunk."""
+        ...
 
 
 @dataclass(frozen=True)
 class Received(Generic[_Body, _Params]):
-    """A request's body, and what it is converted to: parameters, or why they cannot be made.
+    """A decoded body, and the parameters made from it.
 
-    The body no longer has the model's input. `names` says how this client calls what the service
-    may find wrong.
+    Attributes:
+        body: The body, without the model's input.
+        params: The parameters of the RPC, without the model; or why they cannot be made.
+        names: The client's names of parameters that have several names; see `param_of`.
     """
 
     body: _Body
@@ -69,21 +70,31 @@ class Received(Generic[_Body, _Params]):
 
 @dataclass(frozen=True)
 class Operation(Generic[_Body, _Params, _Whole, _Chunk]):
-    """A kind of completion: from the body to the wire and back."""
+    """A kind of completion: its conversions and its RPCs.
+
+    Attributes:
+        decode: Decodes a body. Raises ApiError.
+        params: Converts a body to the parameters of both RPCs, without the model. Raises ApiError.
+        names: Returns the client's names of parameters; see `param_of`.
+        create: The RPC of a whole completion.
+        stream: The RPC of a streamed completion.
+        completion: Converts a whole completion; takes the name of its model for clients.
+        events: Makes the converter of a stream.
+    """
 
     decode: Callable[[bytes], _Body]
     params: Callable[[_Body], _Params]
     names: Callable[[_Body], Mapping[str, str]]
-    create: Callable[[Upstream, _Params, CallOptions], Awaitable[_Whole]]
-    answer: Callable[[_Whole, _Body], ChatCompletion | Completion]
-    stream: Callable[[Upstream, _Params, CallOptions, float], AsyncGenerator[_Chunk | None, None]]
+    create: Rpc[Any, Any]
+    stream: Rpc[Any, Any]
+    completion: Callable[[_Whole, str, _Body], ChatCompletion | Completion]
     events: Callable[[_Body], Events[_Chunk]]
 
     def receive(self, content: bytes) -> Received[_Body, _Params]:
         """Decode and convert a body. Raises ApiError if it cannot be decoded.
 
-        Both are done at once, so that large bodies do not wait half converted, with all that they
-        take then.
+        Both happen in one step, so that large bodies do not wait half converted and use the memory
+        of both forms.
         """
         body = self.decode(content)
         names = self.names(body)
@@ -95,155 +106,157 @@ class Operation(Generic[_Body, _Params, _Whole, _Chunk]):
         body.drop_input()
         return Received(body, params, names)
 
-    def respond(self, whole: _Whole, body: _Body) -> tuple[ChatCompletion | Completion, Response]:
+    def respond(
+        self, whole: _Whole, model: str, body: _Body
+    ) -> tuple[ChatCompletion | Completion, Response]:
         """Convert and encode a whole completion."""
-        answer = self.answer(whole, body)
-        return answer, json_response(answer)
+        completion = self.completion(whole, model, body)
+        return completion, json_response(completion)
 
 
 class Generation(Generic[_Body, _Params, _Whole, _Chunk]):
-    """An ASGI application rather than a function: it watches its client while it works.
+    """An ASGI application that serves an operation.
 
-    When the client leaves, the work is cancelled, and with it the call to the service. When
-    `stopping` is set, so is the work, and the client is told.
+    If the client disconnects, its call to the service is cancelled. If the gateway stops, the call
+    is cancelled and the client gets an error.
     """
+
+    def __init__(self, operation: Operation[_Body, _Params, _Whole, _Chunk]) -> None:
+        self._operation = operation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        caller, context = caller_of(request), context_of(request)
+        context.limit_headers = caller.limits
+        bodies = bodies_of(request)
+        async with bodies.decoded(request, caller, self._operation.receive) as decoded:
+            received = decoded.value
+            body, params = received.body, received.params
+            if body.request_id is not None:
+                context.suggest_id(body.request_id)
+            context.record.model, context.record.is_streamed = body.model, bool(body.stream)
+            if isinstance(params, ApiError):
+                raise params
+            caller.check_model(body.model, *router_of(request).names(body.model))
+            completion = _Completion(self._operation, request, body, params, received.names, send)
+            await completion.run(decoded.num_bytes)
+
+
+class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
+    """One completion, from checked parameters to the end of its response."""
 
     def __init__(
         self,
         operation: Operation[_Body, _Params, _Whole, _Chunk],
-        settings: Settings,
-        metrics: Metrics,
-        stopping: asyncio.Event,
-        bodies: Bodies,
+        request: Request,
+        body: _Body,
+        params: _Params,
+        names: Mapping[str, str],
+        send: Send,
     ) -> None:
         self._operation = operation
-        self._bodies = bodies
-        self._settings = settings
-        self._stopping = stopping
-        self._metrics = metrics
+        self._request = request
+        self._body = body
+        self._params = params
+        self._names = names
+        self._send = send
+        self._record = context_of(request).record
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        http = Request(scope, receive)
-        caller: Caller = http.state.caller
-        http.state.exchange.limits = caller.limits
-        async with self._bodies.decoded(http, self._operation.receive) as decoded:
-            body, params = decoded.value.body, decoded.value.params
-            if body.request_id is not None:
-                http.state.exchange.suggest_id(body.request_id)
-            record: RequestRecord = http.state.exchange.record
-            record.model, record.is_streamed = body.model, bool(body.stream)
-            if isinstance(params, ApiError):
-                raise params
-            names = decoded.value.names
-            await self._answer(http, body, params, names, decoded.num_bytes, send)
+    async def run(self, num_bytes: int) -> None:
+        """Send the response.
 
-    async def _answer(
-        self,
-        http: Request,
-        body: _Body,
-        params: _Params,
-        names: Mapping[str, str],
-        num_bytes: int,
-        send: Send,
-    ) -> None:
-        caller: Caller = http.state.caller
-        router: Router = http.state.router
-        caller.check_model(body.model, *router.names(body.model))
-        is_streamed = bool(body.stream)
+        Args:
+            num_bytes: The size of the request's body.
+
+        Raises:
+            ApiError: The request failed before its response has begun.
+            ClientDisconnect: The client has disconnected.
+        """
+        caller, is_streamed = caller_of(self._request), bool(self._body.stream)
         try:
-            with caller.generation(params, num_bytes, names, is_streamed=is_streamed) as spending:
+            with caller.generation(
+                self._params, num_bytes, self._names, is_streamed=is_streamed
+            ) as charge:
                 if is_streamed:
-                    await self._stream(http, body, params, names, spending, send)
+                    await self._stream(charge)
                 else:
-                    work = self._create(http, body, params, spending, send)
-                    await while_connected(http.receive, self._stopping, work)
+                    await run_while_connected(self._request, self._create(charge))
         except grpc.aio.AioRpcError as error:
-            raise from_rpc(error, names) from None
+            raise from_rpc(error, self._names) from None
 
-    async def _create(
-        self, http: Request, body: _Body, params: _Params, spending: Spending, send: Send
-    ) -> None:
-        telemetry = AnswerTelemetry(self._metrics, spending.note, http.state.exchange.record)
-        with self._route(http, body) as route:
-            options = self._options(http, route, params)
-            whole = await self._operation.create(route.upstream, params, options)
-            whole.model = route.told(whole.model)
-        answer, response = await self._bodies.converted(
-            http, whole.ByteSize(), self._operation.respond, whole, body
+    async def _create(self, charge: TokenCharge) -> None:
+        request, operation = self._request, self._operation
+        metrics = self._metrics(charge)
+        timeout_s = settings_of(request).request_timeout_s
+        with router_of(request).route(self._body.model) as route:
+            message = self._message(operation.create, route)
+            metadata = call_metadata_of(request)
+            response = await route.call(operation.create, message, metadata, timeout_s)
+            model = route.public_name(response.completion.model)
+        completion, http_response = await bodies_of(request).converted(
+            caller_of(request),
+            response.completion.ByteSize(),
+            operation.respond,
+            response.completion,
+            model,
+            self._body,
         )
-        telemetry.note_answer(answer)
-        spending.settle()  # before the head, which tells what is left
-        await response(http.scope, http.receive, send)
+        metrics.note_completion(completion)
+        charge.charge_used()  # before the head, whose headers report what is left
+        await http_response(request.scope, request.receive, self._send)
 
-    async def _stream(
-        self,
-        http: Request,
-        body: _Body,
-        params: _Params,
-        names: Mapping[str, str],
-        spending: Spending,
-        send: Send,
-    ) -> None:
-        events = sse.EventStream(send)
-        work = self._send_events(http, body, params, spending, events)
+    async def _stream(self, charge: TokenCharge) -> None:
+        events = sse.EventStream(self._send)
         try:
-            await while_connected(http.receive, self._stopping, work)
+            await run_while_connected(self._request, self._send_events(charge, events))
         except ClientDisconnect:
             raise
         except Exception as error:
             if not events.is_open:
                 raise
             if isinstance(error, grpc.aio.AioRpcError):
-                error = from_rpc(error, names)
-            answer = from_exception(error)
-            http.state.exchange.record.fail(answer)
-            await events.write(sse.event(answer.body))
+                error = from_rpc(error, self._names)
+            api_error = from_exception(error)
+            self._record.fail(api_error)
+            await events.write(sse.event(api_error.body))
         await events.close()
 
-    async def _send_events(
-        self,
-        http: Request,
-        body: _Body,
-        params: _Params,
-        spending: Spending,
-        events: sse.EventStream,
-    ) -> None:
-        telemetry = AnswerTelemetry(self._metrics, spending.note, http.state.exchange.record)
-        answer = self._operation.events(body)
-        async with aclosing(self._chunks(http, body, params)) as chunks:
-            async for chunk in chunks:
-                if chunk is None:
-                    await events.write(sse.PING)
-                    continue
-                size = chunk.ByteSize()
-                pushed = await self._bodies.converted(http, size, _pushed, answer, chunk)
-                telemetry.note_chunk(chunk, is_started=answer.is_started)
-                await events.write(pushed)
-        await events.write(b"".join(map(sse.event, answer.finish())))
+    async def _send_events(self, charge: TokenCharge, stream: sse.EventStream) -> None:
+        request, rpc = self._request, self._operation.stream
+        metrics, events = self._metrics(charge), self._operation.events(self._body)
+        settings = settings_of(request)
+        with router_of(request).route(self._body.model) as route:
+            responses = route.stream(
+                rpc,
+                self._message(rpc, route),
+                call_metadata_of(request),
+                settings.request_timeout_s,
+                settings.sse_ping_interval_s,
+            )
+            async with aclosing(responses):
+                async for response in responses:
+                    if response is None:
+                        await stream.write(sse.PING)
+                        continue
+                    chunk = response.chunk
+                    model = route.public_name(chunk.model)
+                    encoded = await bodies_of(request).converted(
+                        caller_of(request), chunk.ByteSize(), _encoded, events, chunk, model
+                    )
+                    metrics.note_chunk(chunk, model, is_started=events.is_started)
+                    await stream.write(encoded)
+        await stream.write(b"".join(map(sse.event, events.finish())))
 
-    async def _chunks(
-        self, http: Request, body: _Body, params: _Params
-    ) -> AsyncGenerator[_Chunk | None, None]:
-        idle_s = self._settings.sse_ping_interval_s
-        with self._route(http, body) as route:
-            options = self._options(http, route, params)
-            stream = self._operation.stream(route.upstream, params, options, idle_s)
-            async with aclosing(stream) as chunks:
-                async for chunk in chunks:
-                    if chunk is not None:
-                        chunk.model = route.told(chunk.model)
-                    yield chunk
+    def _message(self, rpc: Rpc[Any, Any], route: Route) -> Any:
+        """Return the message of a call: a copy of the parameters, with the service's model name."""
+        message = rpc.request_type(params=self._params)
+        message.params.model = route.model
+        return message
 
-    def _route(self, http: Request, body: _Body) -> AbstractContextManager[Route]:
-        router: Router = http.state.router
-        return router.route(body.model)
-
-    def _options(self, http: Request, route: Route, params: _Params) -> CallOptions:
-        params.model = route.model
-        metadata = http.state.exchange.call_metadata
-        return route.options(self._settings.request_timeout_s, metadata, http.headers, params)
+    def _metrics(self, charge: TokenCharge) -> CompletionMetrics:
+        return CompletionMetrics(metrics_of(self._request), charge.note, self._record)
 
 
-def _pushed(events: Events[_Chunk], chunk: _Chunk) -> bytes:
-    """The events of a chunk, encoded."""
-    return b"".join(map(sse.event, events.push(chunk)))
+def _encoded(events: Events[_Chunk], chunk: _Chunk, model: str) -> bytes:
+    """Return the events of a chunk, encoded."""
+    return b"".join(map(sse.event, events.push(chunk, model)))

@@ -1,4 +1,4 @@
-"""GET /: what a person sees who opens the gateway's address in a browser."""
+"""GET /: a description of the server, for people who open its address in a browser."""
 
 import msgspec
 from starlette.requests import Request

@@ -8,94 +8,105 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chatrpc.v1 import model_service_pb2
-from gateway_http.auth.caller import Caller
 from gateway_http.convert import chat_completions
 from gateway_http.http.request_io import json_response
+from gateway_http.protocol import response as openai
 from gateway_http.protocol.error import ApiError
-from gateway_http.protocol.response import ModelList
-from gateway_http.upstream.client import CallOptions
-from gateway_http.upstream.registry import Entry
-from gateway_http.upstream.router import Route, Router
+from gateway_http.routes.request_state import (
+    call_metadata_of,
+    caller_of,
+    context_of,
+    router_of,
+)
+from gateway_http.upstream.registry import Entry, RegisteredModel, WholeService
+from gateway_http.upstream.router import Route
+from gateway_http.upstream.rpcs import GET_MODEL
 
-_TIMEOUT_S = 5.0  # for all of it
-_MAX_CALLS = 32  # at once
+_TIMEOUT_S = 5.0  # for all services together
+_MAX_CALLS = 32  # at the same time
 
 _UNKNOWN_OWNER = "unknown"
-_REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-# That it is not for this caller, or not there; by any other the service says nothing of it.
-_ANSWERS = (*_REFUSALS, grpc.StatusCode.NOT_FOUND)
+_REJECTIONS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+# Statuses by which a service reports that the caller may not use the model, or that it has none.
+_DEFINITE = (*_REJECTIONS, grpc.StatusCode.NOT_FOUND)
 
 
 async def list_models(request: Request) -> Response:
-    """What the services behind all names say of themselves; see `_card` for those that do not.
+    """Return the models that the caller may use, as their services describe them.
 
-    Of those alone that the caller may use.
+    A registered model whose service cannot be reached is listed without details.
     """
-    router: Router = request.state.router
-    caller: Caller = request.state.caller
+    router, caller = router_of(request), caller_of(request)
     limit, end_s = asyncio.Semaphore(_MAX_CALLS), time.monotonic() + _TIMEOUT_S
-    usable = [
-        entry
+    listing = [
+        _models_of(entry, request, limit, end_s)
         for entry in router.entries
-        if entry.name is None or caller.may_use(entry.name, *entry.aliases)
+        if isinstance(entry, WholeService) or caller.may_use(*entry.names)
     ]
-    listing = [_models_of(entry, request, limit, end_s) for entry in usable]
-    listed = await asyncio.gather(*listing, return_exceptions=True)
-    models, refusals = [], []
-    for found in listed:
-        if isinstance(found, list):
-            models.extend(found)
-        elif isinstance(found, grpc.aio.AioRpcError) and found.code() in _REFUSALS:
-            refusals.append(found)
-        elif not isinstance(found, ApiError):  # which says that the service lacks the model
-            raise found
-    if refusals and not models:
-        raise refusals[0]
-    return json_response(ModelList(data=[chat_completions.model(model) for model in models]))
+    models: list[openai.Model] = []
+    rejections = []
+    for listed in await asyncio.gather(*listing, return_exceptions=True):
+        if isinstance(listed, list):
+            models.extend(listed)
+        elif isinstance(listed, grpc.aio.AioRpcError) and listed.code() in _REJECTIONS:
+            rejections.append(listed)
+        elif not isinstance(listed, ApiError):  # which means that the service lacks the model
+            raise listed
+    if rejections and not models:
+        raise rejections[0]
+    return json_response(openai.ModelList(data=models))
 
 
 async def retrieve_model(request: Request) -> Response:
-    """By id or alias. An id may contain slashes, as they are or as %2F."""
-    router: Router = request.state.router
-    caller: Caller = request.state.caller
-    name = request.path_params["model_id"]
-    request.state.exchange.record.model = name
-    caller.check_model(name, *router.names(name))
+    """Return a model by its id or alias, which may contain slashes."""
+    router, name = router_of(request), request.path_params["model_id"]
+    context_of(request).record.model = name
+    caller_of(request).check_model(name, *router.names(name))
     with router.route(name) as route:
-        model = await _card(route, _options(request, route, _TIMEOUT_S))
-    return json_response(chat_completions.model(model))
+        return json_response(await _model(route, request, _TIMEOUT_S))
 
 
 async def _models_of(
     entry: Entry, request: Request, limit: asyncio.Semaphore, end_s: float
-) -> list[model_service_pb2.Model]:
-    router: Router = request.state.router
-    async with limit:
-        with router.route_to(entry) as route:
-            options = _options(request, route, max(0.0, end_s - time.monotonic()))
-            if entry.name is None:
-                models = await route.upstream.list_models(options)
-                caller: Caller = request.state.caller
-                return [model for model in models if caller.may_use(model.id, *model.aliases)]
-            return [await _card(route, options)]
+) -> list[openai.Model]:
+    """Return the models of an entry that the caller may use.
 
-
-async def _card(route: Route, options: CallOptions) -> model_service_pb2.Model:
-    """What the service says of the model, under the name that it has here.
-
-    A service that cannot be reached, or fails, does not make the model go away: clients keep such
-    lists for long. Then the registry alone speaks. One that refuses the caller, or lacks the model,
-    raises.
+    Args:
+        entry: The entry.
+        request: The request.
+        limit: Limits the number of concurrent calls.
+        end_s: The deadline, a time of `time.monotonic()`.
     """
+    async with limit:
+        with router_of(request).route_to(entry) as route:
+            timeout_s = max(0.0, end_s - time.monotonic())
+            if isinstance(entry, RegisteredModel):
+                return [await _model(route, request, timeout_s)]
+            models = await route.list_models(call_metadata_of(request), timeout_s)
+            may_use = caller_of(request).may_use
+            return [
+                chat_completions.model(model, model.id)
+                for model in models
+                if may_use(model.id, *model.aliases)
+            ]
+
+
+async def _model(route: Route, request: Request, timeout_s: float) -> openai.Model:
+    """Return the service's description of a model, under its name for clients.
+
+    If the service of a registered model cannot be reached or fails, the description has no details:
+    clients keep such lists for long, and the model should stay in them.
+
+    Raises:
+        AioRpcError: The service rejects the caller or lacks the model, or any error of a service
+            whose models are not registered.
+    """
+    message = model_service_pb2.GetModelRequest(id=route.model)
     try:
-        model = await route.upstream.get_model(route.model, options)
+        response = await route.call(GET_MODEL, message, call_metadata_of(request), timeout_s)
+        model = response.model
     except grpc.aio.AioRpcError as error:
-        if route.entry.name is None or error.code() in _ANSWERS:
+        if isinstance(route.entry, WholeService) or error.code() in _DEFINITE:
             raise
         model = model_service_pb2.Model(owned_by=_UNKNOWN_OWNER)
-    model.id = route.told(model.id)
-    return model
-
-
-def _options(request: Request, route: Route, timeout_s: float) -> CallOptions:
-    return route.options(timeout_s, request.state.exchange.call_metadata, request.headers)
+    return chat_completions.model(model, route.public_name(model.id))

@@ -1,4 +1,4 @@
-"""What machines ask: is it alive, is it ready, what has it counted."""
+"""Endpoints for monitoring: liveness, readiness, metrics and the version."""
 
 from importlib.metadata import version as version_of
 
@@ -6,63 +6,54 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway_http.auth.caller import Caller
 from gateway_http.http.request_io import json_response
-from gateway_http.metrics import Metrics
-from gateway_http.protocol.error import ApiError
+from gateway_http.protocol.error import ApiError, PermissionDenied, ServiceUnavailable
 from gateway_http.protocol.response import Version
-from gateway_http.upstream.router import Router
+from gateway_http.routes.request_state import (
+    caller_of,
+    is_draining,
+    metrics_of,
+    router_of,
+    settings_of,
+)
 
-# Less than the period of a probe; a service that takes longer to say so is not ready.
+# Less than the period of a probe. A service that takes longer to respond is not ready.
 _READY_TIMEOUT_S = 2
 
 VERSION = version_of("chatrpc")
 
 
 async def healthz(_: Request) -> Response:
-    """The event loop turns."""
+    """Return 200: the event loop runs."""
     return Response("ok\n", media_type="text/plain")
 
 
 async def readyz(request: Request) -> Response:
-    """The gateway stays, and the service behind it takes requests; of several, one does."""
-    if request.app.state.draining.is_set():
-        raise _unready("The gateway is shutting down.")
-    router: Router = request.state.router
-    if await router.is_ready(_READY_TIMEOUT_S):
-        return Response("ok\n", media_type="text/plain")
-    raise _unready("The model service is not ready.")
+    """Return 200 if the gateway is not shutting down and at least one service is ready."""
+    if is_draining(request):
+        raise ServiceUnavailable("The gateway is shutting down.")
+    if not await router_of(request).is_ready(_READY_TIMEOUT_S):
+        raise ServiceUnavailable("The model service is not ready.")
+    return Response("ok\n", media_type="text/plain")
 
 
 async def metrics(request: Request) -> Response:
-    counted: Metrics = request.app.state.metrics
-    return Response(counted.render(), media_type=CONTENT_TYPE_LATEST)
+    """Return the metrics in Prometheus's format."""
+    return Response(metrics_of(request).render(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def metrics_for_operators(request: Request) -> Response:
-    """On the port of the API. The page names all models, and so needs a key that permits them."""
-    caller: Caller = request.state.caller
-    if not caller.may_use_all_models:
-        raise ApiError(
-            403, "Metrics need an API key that may use all models.", code="permission_denied"
-        )
+    """Return the metrics on the port of the API, if there is no admin port.
+
+    They contain the names of all models, so a key that permits all models is needed.
+    """
+    if settings_of(request).admin_port is not None:
+        raise ApiError(404, "Metrics are served on the admin port.")
+    if not caller_of(request).may_use_all_models:
+        raise PermissionDenied("Metrics need an API key that may use all models.")
     return await metrics(request)
 
 
-async def metrics_elsewhere(_: Request) -> Response:
-    """On the port of the API, if there is an admin port."""
-    raise ApiError(404, "Metrics are served on the admin port.")
-
-
 async def version(_: Request) -> Response:
+    """Return the version of the gateway."""
     return json_response(Version(VERSION))
-
-
-def _unready(message: str) -> ApiError:
-    return ApiError(
-        503,
-        message,
-        kind="service_unavailable_error",
-        code="service_unavailable",
-        headers={"retry-after": "1"},
-    )

@@ -1,24 +1,26 @@
 """POST /tokenize and /detokenize."""
 
-from collections.abc import Coroutine
-from contextlib import AbstractContextManager
-from typing import Any
-
 import grpc
 from starlette.requests import Request
 from starlette.responses import Response
 
 from chatrpc.v1 import model_service_pb2
-from gateway_http.auth.caller import Caller
 from gateway_http.convert import tokens
 from gateway_http.errors import from_rpc
-from gateway_http.http.bodies import Bodies
-from gateway_http.http.request_io import json_response, while_connected
+from gateway_http.http.request_io import json_response
 from gateway_http.protocol.decode import decoder
-from gateway_http.protocol.error import ApiError
+from gateway_http.protocol.error import ApiError, ServiceUnavailable
 from gateway_http.protocol.tokens import DetokenizeRequest, TokenizeRequest
-from gateway_http.upstream.client import CallOptions
-from gateway_http.upstream.router import Route, Router
+from gateway_http.routes.request_state import (
+    bodies_of,
+    call_metadata_of,
+    caller_of,
+    context_of,
+    router_of,
+    run_while_connected,
+)
+from gateway_http.upstream.registry import RegisteredModel, WholeService
+from gateway_http.upstream.rpcs import DETOKENIZE, TOKENIZE
 
 _TIMEOUT_S = 60
 
@@ -27,25 +29,31 @@ _decode_detokenize = decoder(DetokenizeRequest)
 
 
 async def tokenize(request: Request) -> Response:
-    async with _bodies(request).decoded(request, _receive_tokenize) as decoded:
-        return await _while_connected(request, _tokenized(request, *decoded.value))
+    """Return the token ids of a text or a conversation."""
+    caller = caller_of(request)
+    async with bodies_of(request).decoded(request, caller, _receive_tokenize) as decoded:
+        return await run_while_connected(request, _tokenized(request, *decoded.value))
 
 
 async def detokenize(request: Request) -> Response:
-    async with _bodies(request).decoded(request, _decode_detokenize) as decoded:
-        return await _while_connected(request, _detokenized(request, decoded.value))
+    """Return the text of token ids."""
+    caller = caller_of(request)
+    async with bodies_of(request).decoded(request, caller, _decode_detokenize) as decoded:
+        return await run_while_connected(request, _detokenized(request, decoded.value))
 
 
 def _receive_tokenize(
     content: bytes,
 ) -> tuple[TokenizeRequest, model_service_pb2.TokenizeRequest | ApiError]:
-    """Decode and convert a body: to a request without a model, or to why it cannot be made.
+    """Decode and convert a body. Return it with the message without a model, or with the error
+    because of which there is no message.
 
-    Raises ApiError if the body cannot be decoded.
+    Raises:
+        ApiError: The body cannot be decoded.
     """
     body = _decode_tokenize(content)
     try:
-        return body, tokens.tokenize_request(body, model="")
+        return body, tokens.tokenize_request(body)
     except ApiError as error:
         return body, error
 
@@ -53,83 +61,67 @@ def _receive_tokenize(
 async def _tokenized(
     request: Request,
     body: TokenizeRequest,
-    wanted: model_service_pb2.TokenizeRequest | ApiError,
+    converted: model_service_pb2.TokenizeRequest | ApiError,
 ) -> Response:
-    with _counted(request):
-        name = await _name(request, body.model)
-        if isinstance(wanted, ApiError):
-            raise wanted
-        with _router(request).route(name) as route:
-            wanted.model = route.model
+    caller = caller_of(request)
+    context_of(request).limit_headers = caller.limits
+    with caller.tokenization():
+        name = await _model_name(request, body.model)
+        if isinstance(converted, ApiError):
+            raise converted
+        with router_of(request).route(name) as route:
+            message = model_service_pb2.TokenizeRequest(model=route.model)
+            message.MergeFrom(converted)
             try:
-                answer = await route.upstream.tokenize(wanted, _options(request, route))
+                tokenized = await route.call(
+                    TOKENIZE, message, call_metadata_of(request), _TIMEOUT_S
+                )
             except grpc.aio.AioRpcError as error:
-                raise from_rpc(error, tokens.names(body)) from None
-    size = answer.ByteSize()
-    return await _bodies(request).converted(request, size, _tokenize_response, answer, body)
+                raise from_rpc(error, tokens.sent_names(body)) from None
+    return await bodies_of(request).converted(
+        caller, tokenized.ByteSize(), _tokenize_response, tokenized, body
+    )
 
 
 def _tokenize_response(
-    answer: model_service_pb2.TokenizeResponse, body: TokenizeRequest
+    tokenized: model_service_pb2.TokenizeResponse, body: TokenizeRequest
 ) -> Response:
-    return json_response(tokens.tokenize_answer(answer, body))
+    return json_response(tokens.tokenize_response(tokenized, body))
 
 
 async def _detokenized(request: Request, body: DetokenizeRequest) -> Response:
-    with _counted(request):
-        name = await _name(request, body.model)
-        with _router(request).route(name) as route:
-            wanted = model_service_pb2.DetokenizeRequest(model=route.model, token_ids=body.tokens)
-            answer = await route.upstream.detokenize(wanted, _options(request, route))
-    return json_response(tokens.detokenize_answer(answer))
+    caller = caller_of(request)
+    context_of(request).limit_headers = caller.limits
+    with caller.tokenization():
+        name = await _model_name(request, body.model)
+        with router_of(request).route(name) as route:
+            message = model_service_pb2.DetokenizeRequest(model=route.model, token_ids=body.tokens)
+            metadata = call_metadata_of(request)
+            detokenized = await route.call(DETOKENIZE, message, metadata, _TIMEOUT_S)
+    return json_response(tokens.detokenize_response(detokenized))
 
 
-async def _while_connected(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
-    """Return the work's result; cancel it if the client leaves, or the gateway stops."""
-    return await while_connected(request.receive, request.app.state.stopping, work)
+async def _model_name(request: Request, name: str | None) -> str:
+    """Return the model that a request names, or the first one.
 
+    llama.cpp's clients name none, since its server has only one.
 
-def _bodies(request: Request) -> Bodies:
-    bodies: Bodies = request.app.state.bodies
-    return bodies
-
-
-async def _name(request: Request, named: str | None) -> str:
-    """llama.cpp's clients name none: its server has but one."""
-    caller: Caller = request.state.caller
-    request.state.exchange.record.model = named or ""
-    if named is not None:
-        caller.check_model(named, *_router(request).names(named))
-        return named
-    entry = _router(request).entries[0]
-    if entry.name is not None:
-        caller.check_model(entry.name, *entry.aliases)
-        return entry.name
-    with _router(request).route_to(entry) as route:
-        listed = await route.upstream.list_models(_options(request, route))
-    served = [model for model in listed if caller.may_use(model.id, *model.aliases)]
-    if not served:
-        raise ApiError(
-            503,
-            "No model is served yet.",
-            kind="service_unavailable_error",
-            code="service_unavailable",
-            headers={"retry-after": "1"},
-        )
-    return served[0].id
-
-
-def _counted(request: Request) -> AbstractContextManager[None]:
-    """Count the request against its caller's limits, and report what is left of them."""
-    caller: Caller = request.state.caller
-    request.state.exchange.limits = caller.limits
-    return caller.tokenization()
-
-
-def _router(request: Request) -> Router:
-    router: Router = request.state.router
-    return router
-
-
-def _options(request: Request, route: Route) -> CallOptions:
-    return route.options(_TIMEOUT_S, request.state.exchange.call_metadata, request.headers)
+    Raises:
+        ApiError: The caller may not use the model, or there is none.
+    """
+    caller, router = caller_of(request), router_of(request)
+    context_of(request).record.model = name or ""
+    if name is not None:
+        caller.check_model(name, *router.names(name))
+        return name
+    match router.entries[0]:
+        case RegisteredModel(name=first, aliases=aliases):
+            caller.check_model(first, *aliases)
+            return first
+        case WholeService() as service:
+            with router.route_to(service) as route:
+                models = await route.list_models(call_metadata_of(request), _TIMEOUT_S)
+    for model in models:
+        if caller.may_use(model.id, *model.aliases):
+            return model.id
+    raise ServiceUnavailable("No model is served yet.")

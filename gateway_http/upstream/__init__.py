@@ -1,1 +1,1 @@
-"""The gRPC services behind the gateway: registry, routing, calls."""
+"""The gRPC services that the gateway calls: registry, routing, channels and calls."""

@@ -1,68 +1,114 @@
-"""Which calls should meet the same replica: those of a session, or those that begin alike."""
+"""Keys by which calls reach the same replica: calls of one session, or with one prompt prefix."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
+
+from google.protobuf.message import Message
 
 from chatrpc.v1 import chat_pb2, completion_pb2
 
 Affinity = Literal["session", "prefix"]
-Params = chat_pb2.ChatCompletionParams | completion_pb2.CompletionParams
 
 SESSION_HEADER = "x-session-id"
 
-
-@dataclass(frozen=True)
-class Session:
-    """Calls of one session, by what is there first: a header, the prompt's cache key, the user."""
-
-    def of(self, headers: Mapping[str, str], params: Any) -> str | None:
-        """What calls have in common that belong together; None: nothing, any replica will do."""
-        key = headers.get(SESSION_HEADER)
-        if not key and isinstance(params, chat_pb2.ChatCompletionParams):
-            key = params.prompt_cache_key
-        if not key and isinstance(params, Params):
-            key = params.user
-        return _digest([key]) if key else None
+Request = TypeVar("Request", bound=Message)
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """Calls whose prompts begin alike: the replica that has had one has its beginning cached."""
+class AffinityFields(Generic[Request]):
+    """The parts of an RPC's request by which its replica may be chosen.
+
+    Attributes:
+        session: Returns the session that a request names; "" for none.
+        prompt: Yields the texts of its prompt, in the order in which the model reads them.
+        cache_salt: Returns the text without which no cached prefix is shared; "" for none.
+    """
+
+    session: Callable[[Request], str]
+    prompt: Callable[[Request], Iterator[str]]
+    cache_salt: Callable[[Request], str]
+
+
+@dataclass(frozen=True)
+class SessionAffinity:
+    """One key a session: the header's, else the prompt cache key, else the user."""
+
+    def key(
+        self, session_id: str, fields: AffinityFields[Request] | None, request: Request
+    ) -> str | None:
+        """Return the key of a call; None if any replica will do.
+
+        Args:
+            session_id: The session that the HTTP request's header names; "" for none.
+            fields: The parts of `request` that matter; None: none does.
+        """
+        session = session_id or ("" if fields is None else fields.session(request))
+        return _digest([session]) if session else None
+
+
+@dataclass(frozen=True)
+class PrefixAffinity:
+    """One key a prompt prefix: a replica that has computed one has it cached."""
 
     num_chars: int = 1024
 
-    def of(
+    def key(
         self,
-        headers: Mapping[str, str],  # noqa: ARG002  # as `Session` is asked
-        params: Any,
+        session_id: str,  # noqa: ARG002  # the same signature as `SessionAffinity.key`
+        fields: AffinityFields[Request] | None,
+        request: Request,
     ) -> str | None:
-        """As `Session.of`."""
-        if not isinstance(params, Params):
+        """Return the key of a call; None if it has no prompt."""
+        if fields is None:
             return None
-        return _digest([params.cache_salt, *_first(_texts(params), self.num_chars)])
+        prefix = _texts_until(fields.prompt(request), self.num_chars)
+        return _digest([fields.cache_salt(request), *prefix])
 
 
-def _texts(params: Params) -> Iterator[str]:
-    """The prompt, in the order in which the model is going to read it."""
-    if isinstance(params, chat_pb2.ChatCompletionParams):
-        for tool in params.tools:  # templates put them before everything else
-            yield tool.function.name
-            yield tool.function.parameters_json_schema
-        for message in params.messages:
-            yield f"<{message.role}>"
-            for part in message.content:
-                yield part.text
-    elif params.prompts:
+def _chat_session(request: Any) -> str:
+    params: chat_pb2.ChatCompletionParams = request.params
+    return params.prompt_cache_key or params.user
+
+
+def _chat_prompt(request: Any) -> Iterator[str]:
+    params: chat_pb2.ChatCompletionParams = request.params
+    for tool in params.tools:  # templates put them before the messages
+        yield tool.function.name
+        yield tool.function.parameters_json_schema
+    for message in params.messages:
+        yield f"<{message.role}>"
+        for part in message.content:
+            yield part.text
+
+
+def _completion_session(request: Any) -> str:
+    params: completion_pb2.CompletionParams = request.params
+    return params.user
+
+
+def _completion_prompt(request: Any) -> Iterator[str]:
+    params: completion_pb2.CompletionParams = request.params
+    if params.prompts:
         prompt = params.prompts[0]
         yield prompt.text
         for token_id in prompt.token_ids.ids:
             yield f" {token_id}"
 
 
-def _first(texts: Iterable[str], num_chars: int) -> Iterator[str]:
-    """The texts as far as the first `num_chars` of them all, and not read beyond."""
+def _cache_salt(request: Any) -> str:
+    return str(request.params.cache_salt)
+
+
+CHAT: AffinityFields[Any] = AffinityFields(_chat_session, _chat_prompt, _cache_salt)
+COMPLETION: AffinityFields[Any] = AffinityFields(
+    _completion_session, _completion_prompt, _cache_salt
+)
+
+
+def _texts_until(texts: Iterable[str], num_chars: int) -> Iterator[str]:
+    """Yield the first `num_chars` characters of all texts, and read no text beyond them."""
     for text in texts:
         yield text[:num_chars]
         num_chars -= len(text)
@@ -71,7 +117,7 @@ def _first(texts: Iterable[str], num_chars: int) -> Iterator[str]:
 
 
 def _digest(texts: Iterable[str]) -> str:
-    """A caller's words have no place in metadata, nor any length in it."""
+    """Return a key that is fit for metadata, whatever the length and characters of the texts."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode(errors="surrogatepass"))

@@ -1,34 +1,67 @@
-"""The metadata of calls to services: which request they belong to, and on whose behalf."""
+"""The metadata of calls to services: the request's id, its API key and its caller."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from chatrpc.v1 import caller_pb2
+from chatrpc_process.access.secret import sent_secret
+from gateway_http.upstream.affinity import SESSION_HEADER
 
 Metadata = list[tuple[str, str | bytes]]
 
 CALLER_KEY = "chatrpc-caller-bin"
 
+# The characters that metadata can hold, and a bound.
+_PRINTABLE = re.compile(r"[\x20-\x7e]{1,1024}")
+
 
 @dataclass(frozen=True)
 class CallMetadata:
-    """The metadata of all calls that one request makes.
+    """The metadata of all calls that one HTTP request makes.
 
     Attributes:
-        secret: The API key to show: the caller's, or the gateway's own; None: none.
-        is_own_secret: Whether `secret` is the gateway's own.
+        secret: The API key to send: the caller's, or the gateway's own; None: none.
+        is_own_secret: True if `secret` is the gateway's own.
         caller: The caller as the gateway knows it; None: it has no identity.
+        session_id: The session that the request's header names; "" for none.
     """
 
     request_id: str
     secret: str | None = field(default=None, repr=False)
     is_own_secret: bool = False
     caller: caller_pb2.CallerInfo | None = None
+    session_id: str = ""
+
+    @classmethod
+    def of_request(
+        cls,
+        headers: Mapping[str, str],
+        request_id: str,
+        caller: caller_pb2.CallerInfo | None,
+        own_secret: str | None,
+    ) -> "CallMetadata":
+        """Return the metadata for an HTTP request.
+
+        Args:
+            headers: Those of the HTTP request, with names in lower case.
+            request_id: The request's id.
+            caller: The caller as the gateway knows it; None: it has no identity.
+            own_secret: The gateway's own key, sent instead of the caller's; None: it has none.
+        """
+        return cls(
+            request_id,
+            secret=_sendable_secret(headers) if own_secret is None else own_secret,
+            is_own_secret=own_secret is not None,
+            caller=caller,
+            session_id=headers.get(SESSION_HEADER, ""),
+        )
 
     def with_key(self, own_secret: str | None) -> Metadata:
         """Return the metadata for a service.
 
         Args:
-            own_secret: The gateway's own key for this service, in place of `secret`.
+            own_secret: The gateway's own key for this service, sent instead of `secret`.
         """
         secret = own_secret or self.secret
         metadata: Metadata = [("x-request-id", self.request_id)]
@@ -41,3 +74,13 @@ class CallMetadata:
             info.only_without_keys = not (own_secret or self.is_own_secret)
             metadata.append((CALLER_KEY, info.SerializeToString()))
         return metadata
+
+
+def _sendable_secret(headers: Mapping[str, str]) -> str | None:
+    """Return the caller's key, which the service checks; None if metadata cannot hold it.
+
+    If there are several keys, it is the one that the gateway itself checks: gateway and service
+    must not take the caller for two different ones.
+    """
+    secret = sent_secret(headers.items())
+    return secret if secret and _PRINTABLE.fullmatch(secret) else None

@@ -1,4 +1,4 @@
-"""How a service is reached: where, under which certificates, with which key, balanced how."""
+"""The connection to a service: its target, certificates, API key and service config."""
 
 import ssl
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from chatrpc_process.files.small_file import read_small
 from chatrpc_process.tls import Validity, ca_validity, certificate_validity
 from gateway_http.upstream.service_config import DEFAULT_BALANCE, service_config
 
-# What our service calls its readiness as a whole; each of its models has a name besides.
+# The health name of the service as a whole. Each of its models has a health name, too: its id.
 READINESS = "readiness"
 
 
 @dataclass(frozen=True)
 class Tls:
-    """PEM: who has signed the service's certificate, and what the gateway shows."""
+    """The CA of the service's certificate, and the gateway's own certificate and key, as PEM."""
 
     ca: bytes
     certificate: bytes | None = None
@@ -24,12 +24,14 @@ class Tls:
 
 @dataclass(frozen=True)
 class Connection:
-    """All that makes a channel. Equal ones need but one.
+    """Everything that determines a channel: equal connections share one.
 
     Args:
-        target: any gRPC target, such as `dns:///name:50051` or `ipv4:10.0.0.1:1,10.0.0.2:1`.
-        health_name: what the health of a replica is asked for.
-        api_key: shown instead of the caller's; None: the caller's is passed on.
+        target: Any gRPC target, such as `dns:///name:50051` or `ipv4:10.0.0.1:1,10.0.0.2:1`.
+        health_name: The name whose health decides whether a replica gets calls.
+        service_config: gRPC's service config, as JSON.
+        tls: The certificates; None: calls are made without TLS.
+        api_key: The key to send instead of the caller's; None: the caller's is passed on.
     """
 
     target: str
@@ -40,7 +42,7 @@ class Connection:
 
 
 def tls_validities(ca: Path, certificate: Path | None) -> tuple[Validity, ...]:
-    """Return when the certificates of the service's CA and of the gateway are valid.
+    """Return the periods in which the service's CA and the gateway's certificate are valid.
 
     Raises:
         ConfigError: A file has no certificate.
@@ -50,10 +52,10 @@ def tls_validities(ca: Path, certificate: Path | None) -> tuple[Validity, ...]:
 
 
 def read_tls(ca: Path, certificate: Path | None, key: Path | None) -> Tls:
-    """What is in the files.
+    """Read the certificates and the key of a connection.
 
     Raises:
-        ConfigError: one cannot be read, or is no PEM file, or the key is another's.
+        ConfigError: A file cannot be read or is not PEM, or the key does not fit the certificate.
     """
     paths = [path for path in (ca, certificate, key) if path is not None]
     contents = {path: read_small(path) for path in paths}
@@ -61,7 +63,7 @@ def read_tls(ca: Path, certificate: Path | None, key: Path | None) -> Tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(ca)
         if certificate is not None:
-            # Without a passphrase at hand OpenSSL would ask the terminal for one, and wait.
+            # Without a passphrase, OpenSSL would ask for one at the terminal, and wait.
             context.load_cert_chain(certificate, key, password="")
     except OSError as error:  # ssl.SSLError is one
         names = ", ".join(map(str, paths))

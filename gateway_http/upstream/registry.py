@@ -1,14 +1,14 @@
-"""The registry: which models there are, by which names, and who answers for each.
+"""The registry: the models that the gateway serves, their names, and the service of each.
 
-A file in TOML::
+A TOML file::
 
     [[model]]
-    name = "smollm2"                               # what clients say, and are told
-    aliases = ["gpt-4o-mini"]                      # what else they may say
+    name = "smollm2"                               # the name in requests and responses
+    aliases = ["gpt-4o-mini"]                      # further names in requests
     target = "dns:///smollm2.chatrpc.svc:50051"    # any gRPC target
-    upstream_model = "smollm2-135m-instruct"       # what the service calls it; absent: the name
+    upstream_model = "smollm2-135m-instruct"       # the service's name for it; default: `name`
 
-docs/routing.md has all of its fields.
+docs/routing.md documents all of its fields.
 """
 
 import ipaddress
@@ -24,7 +24,7 @@ from chatrpc_process.access.keys import load_secret
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.files.small_file import read_small
 from chatrpc_process.tls import Validity
-from gateway_http.upstream.affinity import Affinity, Prefix, Session
+from gateway_http.upstream.affinity import Affinity, PrefixAffinity, SessionAffinity
 from gateway_http.upstream.connection import Connection, Tls, read_tls, tls_validities
 from gateway_http.upstream.service_config import (
     DEFAULT_BALANCE,
@@ -33,14 +33,18 @@ from gateway_http.upstream.service_config import (
     service_config,
 )
 
-# Of any script; slashes stand inside, as in the ids of hubs.
+# Letters of any script, and slashes inside as in the ids of model hubs.
 _Name = Annotated[
     str, Field(max_length=256, pattern=r"^[^\s\x00-\x1f\x7f/]+(/[^\s\x00-\x1f\x7f/]+)*$")
 ]
 
 
 def _checked_target(target: str) -> str:
-    """gRPC answers UNKNOWN to every call on a target that it cannot parse."""
+    """Return `target`. gRPC fails every call with UNKNOWN on a target that it cannot parse.
+
+    Raises:
+        ValueError: It has an address that gRPC cannot parse.
+    """
     scheme, _, addresses = target.partition(":")
     if scheme in {"ipv4", "ipv6"}:
         for address in addresses.split(","):
@@ -103,38 +107,83 @@ class _File(BaseModel):
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A model, and who answers for it.
+class RegisteredModel:
+    """A model of the registry, and the service that serves it.
 
-    Without a name it stands for every model that the service has, by the names of the service.
+    Attributes:
+        connection: The connection to the service.
+        name: The name that clients use and that responses contain.
+        aliases: Further names that clients may use.
+        upstream_model: The name that the service uses.
+        affinity: The rule by which calls reach the same replica; None: there is none.
     """
 
     connection: Connection
-    name: str | None = None
+    name: str
     aliases: tuple[str, ...] = ()
     upstream_model: str = ""
-    affinity: Session | Prefix | None = None
+    affinity: SessionAffinity | PrefixAffinity | None = None
+
+    @property
+    def label(self) -> str:
+        """The value of the label `model` in metrics."""
+        return self.name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
+
+    def upstream_name(self, name: str) -> str:  # noqa: ARG002  # the same signature as `WholeService`
+        """Return the service's name of the model that a client calls `name`."""
+        return self.upstream_model or self.name
+
+    def public_name(self, upstream_name: str) -> str:  # noqa: ARG002
+        """Return the name for clients of the model that the service calls `upstream_name`."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class WholeService:
+    """A service with all of its models, under the service's own names for them."""
+
+    connection: Connection
+
+    label = "*"
+    names: tuple[str, ...] = ()
+    affinity: None = None
+
+    def upstream_name(self, name: str) -> str:
+        """Return `name`."""
+        return name
+
+    def public_name(self, upstream_name: str) -> str:
+        """Return `upstream_name`."""
+        return upstream_name
+
+
+Entry = RegisteredModel | WholeService
+"""An entry of the routing table."""
 
 
 @dataclass(frozen=True)
 class Registry:
-    """The models, and what the registry names besides.
+    """The content of a registry file.
 
     Attributes:
-        files: The files of certificates and keys.
-        validities: When the certificates among them are valid.
+        files: The files of certificates and keys that it names.
+        validities: The periods in which the certificates among them are valid.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[RegisteredModel, ...]
     files: tuple[Path, ...] = ()
     validities: tuple[Validity, ...] = ()
 
 
 def load_registry(path: Path) -> Registry:
-    """The registry in the file at `path`; the files that it names are looked for beside it.
+    """Read a registry. Paths in it are relative to its directory.
 
     Raises:
-        ConfigError: it cannot be read, or a file that it names, or two models share a name.
+        ConfigError: The file or a file that it names cannot be read, or two models share a name.
     """
     try:
         models = _File.model_validate(tomllib.loads(read_small(path).decode())).model
@@ -174,7 +223,7 @@ def _validities(path: Path, models: tuple[_Model, ...]) -> Iterator[Validity]:
             yield from tls_validities(path.parent / model.ca, own)
 
 
-def _entry(path: Path, model: _Model) -> Entry:
+def _entry(path: Path, model: _Model) -> RegisteredModel:
     upstream_model = model.upstream_model or model.name
     outliers = model.outlier_detection
     config = service_config(
@@ -182,7 +231,7 @@ def _entry(path: Path, model: _Model) -> Entry:
         upstream_model,
         None if outliers is None else OutlierDetection(**outliers.model_dump()),
     )
-    return Entry(
+    return RegisteredModel(
         Connection(model.target, upstream_model, config, _tls(path, model), _api_key(path, model)),
         model.name,
         model.aliases,
@@ -191,14 +240,15 @@ def _entry(path: Path, model: _Model) -> Entry:
     )
 
 
-def _affinity(model: _Model) -> Session | Prefix | None:
+def _affinity(model: _Model) -> SessionAffinity | PrefixAffinity | None:
     match model.affinity:
         case None:
             return None
         case "session":
-            return Session()
+            return SessionAffinity()
         case "prefix":
-            return Prefix() if model.prefix_chars is None else Prefix(model.prefix_chars)
+            chars = model.prefix_chars
+            return PrefixAffinity() if chars is None else PrefixAffinity(chars)
 
 
 def _tls(path: Path, model: _Model) -> Tls | None:

@@ -1,39 +1,43 @@
-"""The registry's file, followed through its changes and those of the files that it names."""
+"""A registry file that is reloaded when it changes, or a file that it names."""
 
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from chatrpc_process.files.watched import Watched
+from chatrpc_process.files.watched import POLL_S, Watched
 from chatrpc_process.tls import Validity
-from gateway_http.upstream.registry import Entry, Registry, load_registry
-
-POLL_S = 2.0
+from gateway_http.upstream.registry import RegisteredModel, Registry, load_registry
 
 
 class RegistryFile:
-    """What the file says; a change that cannot be read leaves what there was.
+    """A registry file. If a changed file cannot be read, its last content stays in use.
+
+    Args:
+        path: The file.
+        poll_s: The interval in seconds at which `watch` checks for changes.
 
     Raises:
-        ConfigError: what there is at first cannot be read.
+        ConfigError: The file or a file that it names cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, poll_s: float = POLL_S) -> None:
         self._path = path
+        self._poll_s = poll_s
         self._watched = self._watch()
 
     @property
-    def entries(self) -> Sequence[Entry]:
+    def entries(self) -> Sequence[RegisteredModel]:
         return self._watched.value.entries
 
     @property
     def paths(self) -> Sequence[Path]:
-        """The registry's file, and those that it names."""
+        """The registry file, and the files that it names."""
         return self._watched.paths
 
     @property
     def is_current(self) -> bool:
+        """False if the last change could not be read."""
         return self._watched.is_current
 
     @property
@@ -42,22 +46,22 @@ class RegistryFile:
 
     @property
     def validities(self) -> Sequence[Validity]:
-        """When the certificates are valid that the registry names."""
+        """The periods in which the certificates that the registry names are valid."""
         return self._watched.value.validities
 
     def refresh(self) -> bool:
-        """Read it again if it has changed, or what it names has; whether there is something new."""
+        """Reload the file if it or a file that it names has changed; return whether it was read."""
         if not self._watched.refresh():
             return False
-        # What fails now has changed once more: what was read just now holds until the next time.
+        # If this fails, the file has changed again, and the content just read is used until then.
         with suppress(Exception):
             self._watched = self._watch()
         return True
 
-    async def watch(self, adopt: Callable[[Sequence[Entry]], None]) -> None:
-        """Hand over what is new, for ever."""
+    async def watch(self, adopt: Callable[[Sequence[RegisteredModel]], None]) -> None:
+        """Call `adopt` with the entries after each change. Never returns."""
         while True:
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(self._poll_s)
             if self.refresh():
                 adopt(self.entries)
 

@@ -1,67 +1,116 @@
-"""From the name of a model to the service that answers for it, while both may change.
+"""The routing table: from the name of a model to the channel of its service.
 
-A call ends on the channel that it began on: where a name is sent elsewhere, new calls go there, and
-the old channel is closed when its last call is over. So a model is exchanged and no request lost.
+The table may change at any time. A call ends on the channel that it began on: after a change, new
+calls use the new channel, and the old one is closed after its last call. So a model can be moved
+without losing a request.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import assert_never
 
 import grpc
 import structlog
 
+from chatrpc.v1 import model_service_pb2
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
 from gateway_http.upstream.call_metadata import CallMetadata
 from gateway_http.upstream.client import CallOptions, Upstream
 from gateway_http.upstream.connection import Connection
-from gateway_http.upstream.registry import Entry
+from gateway_http.upstream.registry import Entry, RegisteredModel, WholeService
+from gateway_http.upstream.rpcs import LIST_MODELS, Request, Response, Rpc
 from gateway_http.upstream.service_config import AFFINITY_KEY
 
 _log = structlog.get_logger(__name__)
 
-# What a call counts as that could be for any model.
-_ANY = "*"
-_MAX_TOLD_NAME = 200
+_MAX_QUOTED_NAME = 200
+# The largest page of ListModels.
+_PAGE_SIZE = 1000
 
 
 @dataclass(frozen=True)
 class Route:
-    """A model as it is called now. `model` is what the service knows it by."""
+    """A model's service, for the calls of one request.
+
+    Attributes:
+        entry: The entry of the routing table.
+        model: The service's name of the model.
+        upstream: The service's channel.
+    """
 
     entry: Entry
-    upstream: Upstream
     model: str
+    upstream: Upstream
 
-    def told(self, model: str) -> str:
-        """What a client is told where the service says `model`: the name that /v1/models lists."""
-        return self.entry.name or model
+    def public_name(self, model: str) -> str:
+        """Return the name for clients of the model that the service calls `model`."""
+        return self.entry.public_name(model)
 
-    def options(
+    async def call(
         self,
-        timeout_s: float,
+        rpc: Rpc[Request, Response],
+        request: Request,
         metadata: CallMetadata,
-        headers: Mapping[str, str],
-        params: Any = None,
-    ) -> CallOptions:
-        """Return the options of a call to the model's service.
+        timeout_s: float,
+    ) -> Response:
+        """Return the response of an RPC that is not streamed. Raises AioRpcError."""
+        options = self._options(rpc, request, metadata, timeout_s)
+        return await self.upstream.call(rpc, request, options)
+
+    def stream(
+        self,
+        rpc: Rpc[Request, Response],
+        request: Request,
+        metadata: CallMetadata,
+        timeout_s: float,
+        idle_s: float,
+    ) -> AsyncGenerator[Response | None, None]:
+        """Return the responses of a streamed RPC, as `Upstream.stream` does."""
+        options = self._options(rpc, request, metadata, timeout_s)
+        return self.upstream.stream(rpc, request, options, idle_s)
+
+    async def list_models(
+        self, metadata: CallMetadata, timeout_s: float
+    ) -> list[model_service_pb2.Model]:
+        """Return all models that the service lists. Raises AioRpcError.
 
         Args:
-            metadata: That of the request.
-            headers, params: Those of the request, by which its replica may be chosen.
+            metadata: The request's.
+            timeout_s: The timeout of each page in seconds.
         """
+        models: list[model_service_pb2.Model] = []
+        page_token = ""
+        while True:
+            request = model_service_pb2.ListModelsRequest(
+                page_size=_PAGE_SIZE, page_token=page_token
+            )
+            page = await self.call(LIST_MODELS, request, metadata, timeout_s)
+            models.extend(page.models)
+            page_token = page.next_page_token
+            if not page_token:
+                return models
+
+    def _options(
+        self,
+        rpc: Rpc[Request, Response],
+        request: Request,
+        metadata: CallMetadata,
+        timeout_s: float,
+    ) -> CallOptions:
         pairs = metadata.with_key(self.entry.connection.api_key)
         affinity = self.entry.affinity
-        if affinity is not None and (key := affinity.of(headers, params)) is not None:
-            pairs.append((AFFINITY_KEY, key))
+        if affinity is not None:
+            key = affinity.key(metadata.session_id, rpc.affinity, request)
+            if key is not None:
+                pairs.append((AFFINITY_KEY, key))
         return CallOptions(timeout_s, pairs)
 
 
 class Router:
-    """Made and closed inside the event loop that uses it."""
+    """The routing table and its channels. Create, use and close it within one event loop."""
 
     def __init__(self, entries: Sequence[Entry], metrics: Metrics) -> None:
         self._metrics = metrics
@@ -72,7 +121,7 @@ class Router:
         metrics.watch_upstreams(self._connected)
 
     def adopt(self, entries: Sequence[Entry]) -> None:
-        """From now on these, and no others. Calls that have begun go on as they began."""
+        """Replace the table. Calls that have begun are not affected."""
         wanted = {entry.connection for entry in entries}
         for connection in wanted - self._channels.keys():
             self._channels[connection] = _Channel(connection)
@@ -81,67 +130,82 @@ class Router:
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
         self.entries = tuple(entries)
-        self._by_name = {
-            name: entry
-            for entry in entries
-            if entry.name is not None
-            for name in (entry.name, *entry.aliases)
-        }
-        self._metrics.models.register(
-            {name: entry.name for name, entry in self._by_name.items() if entry.name is not None}
-        )
-        self._other = next((entry for entry in entries if entry.name is None), None)
+        self._by_name: dict[str, RegisteredModel] = {}
+        self._whole_service: WholeService | None = None
+        for entry in entries:
+            match entry:
+                case RegisteredModel():
+                    self._by_name |= dict.fromkeys(entry.names, entry)
+                case WholeService():
+                    self._whole_service = self._whole_service or entry
+                case _:
+                    assert_never(entry)
+        self._metrics.models.register({name: m.name for name, m in self._by_name.items()})
 
     async def close(self) -> None:
-        """At once, whatever still runs."""
+        """Close all channels at once. Running calls fail."""
         for closing in self._closing:
             closing.cancel()
         for channel in self._channels.values():
             await channel.upstream.close()
         await asyncio.gather(*self._closing, return_exceptions=True)
 
+    def resolve(self, name: str) -> Entry:
+        """Return the entry that serves the model of this name or alias.
+
+        Raises:
+            ApiError: There is none.
+        """
+        entry = self._by_name.get(name, self._whole_service)
+        if entry is None:
+            raise _not_found(name)
+        return entry
+
     def names(self, name: str) -> tuple[str, ...]:
-        """All names that the registry has for the model of this one."""
+        """Return all names that the registry has for the model that it calls `name`; else none."""
         entry = self._by_name.get(name)
-        return () if entry is None or entry.name is None else (entry.name, *entry.aliases)
+        return () if entry is None else entry.names
 
     @contextmanager
     def route(self, name: str) -> Iterator[Route]:
-        """The model of this name or alias, for one call, which is counted.
+        """Provide the route to the model of this name or alias, for one call, which is counted.
 
         Raises:
-            ApiError: there is none.
+            ApiError: There is no such model.
         """
-        entry = self._by_name.get(name, self._other)
-        if entry is None:
-            raise _not_found(name)
-        with self.route_to(entry, name) as route:
+        with self.route_to(self.resolve(name), name) as route:
             yield route
 
     @contextmanager
     def route_to(self, entry: Entry, name: str = "") -> Iterator[Route]:
-        """As `route`, for one of `entries`."""
+        """Provide the route to a model of one of `entries`, as `route` does.
+
+        Args:
+            entry: The entry.
+            name: The client's name of the model; "" for calls that name none.
+        """
         channel = self._channels.get(entry.connection)
-        if channel is None:  # since it was among `entries`
-            raise _not_found(entry.name or name)
+        if channel is None:  # it is no longer among `entries`
+            raise _not_found(entry.public_name(name))
         with channel.use() as upstream:
             outcome = "CANCELLED"  # unless it ends by itself
             try:
-                yield Route(entry, upstream, entry.upstream_model or name)
+                yield Route(entry, entry.upstream_name(name), upstream)
                 outcome = "OK"
             except grpc.aio.AioRpcError as error:
                 outcome = error.code().name
-                if entry.name is None or error.code() is not grpc.StatusCode.NOT_FOUND:
+                is_unknown = error.code() is grpc.StatusCode.NOT_FOUND
+                if not (is_unknown and isinstance(entry, RegisteredModel)):
                     raise
                 _log.warning("upstream_model_not_found", model=entry.name, reason=error.details())
                 raise _not_found(entry.name) from None
             finally:
-                model, target = entry.name or _ANY, entry.connection.target
+                model, target = entry.label, entry.connection.target
                 self._metrics.upstream_requests.labels(model, outcome).inc()
                 _log.debug("upstream_call_finished", model=model, target=target, code=outcome)
 
     async def is_ready(self, timeout_s: float) -> bool:
-        """Whether any of the services takes requests."""
+        """Return whether any of the services accepts requests."""
         checks = [
             asyncio.ensure_future(channel.is_ready(timeout_s))
             for channel in self._channels.values()
@@ -150,7 +214,7 @@ class Router:
         try:
             while waiting:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                # A check whose channel is closed at the gateway's end is cancelled, and not we.
+                # If the gateway closes a channel, the check on it is cancelled, and not this task.
                 if any(not check.cancelled() and check.result() for check in done):
                     return True
             return False
@@ -161,11 +225,11 @@ class Router:
 
     def _connected(self) -> Iterator[tuple[str, bool]]:
         for entry in self.entries:
-            yield entry.name or _ANY, self._channels[entry.connection].upstream.is_connected
+            yield entry.label, self._channels[entry.connection].upstream.is_connected
 
 
 class _Channel:
-    """An upstream, and how many calls are on it."""
+    """An upstream that counts the calls on it."""
 
     def __init__(self, connection: Connection) -> None:
         self.upstream = Upstream(connection)
@@ -175,6 +239,7 @@ class _Channel:
 
     @contextmanager
     def use(self) -> Iterator[Upstream]:
+        """Count a call while in the context."""
         self._num_calls += 1
         self._idle.clear()
         try:
@@ -192,7 +257,7 @@ class _Channel:
                 return False
 
     async def retire(self) -> None:
-        """Close it when its last call is over. No call may begin on it any more."""
+        """Close the channel after its last call. No further call may begin on it."""
         try:
             await self._idle.wait()
         finally:
@@ -202,7 +267,8 @@ class _Channel:
 def _not_found(name: str) -> ApiError:
     return ApiError(
         404,
-        f"The model `{name[:_MAX_TOLD_NAME]}` does not exist. GET /v1/models lists those that do.",
+        f"The model `{name[:_MAX_QUOTED_NAME]}` does not exist. "
+        "GET /v1/models lists those that do.",
         param="model",
         code="model_not_found",
     )

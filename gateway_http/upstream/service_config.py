@@ -1,7 +1,6 @@
-"""What gRPC is told to do with a channel's calls: which replica takes one, and when another may.
+"""The service config of a channel: how gRPC balances calls over replicas and retries them.
 
-All of it is gRPC's own doing, by the names of its service config:
-https://github.com/grpc/grpc/blob/master/doc/service_config.md.
+https://github.com/grpc/grpc/blob/master/doc/service_config.md documents its fields.
 """
 
 import json
@@ -9,24 +8,25 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gateway_http.upstream.rpcs import RPCS
+
 Balance = Literal["round_robin", "weighted_round_robin", "ring_hash"]
 
 AFFINITY_KEY = "x-affinity"
-"""The metadata that `ring_hash` places a call by; without it, a call goes to any replica."""
+"""The metadata key by which `ring_hash` chooses a replica; without it, a call goes to any."""
 
-# Replicas of one load: those with few places and those with many, those that were given the long
-# answers and those that were not.
+# It gives all replicas the same load, whatever their sizes and the lengths of their completions.
 DEFAULT_BALANCE: Balance = "weighted_round_robin"
 
 _POLICIES: dict[Balance, dict[str, Any]] = {
     "round_robin": {"round_robin": {}},
     "weighted_round_robin": {
         "weighted_round_robin": {
-            # Out of band: a load that came with an answer's end would come when it is over.
+            # Out of band: a load that came with the end of a response would come too late.
             "enableOobLoadReport": True,
             "oobReportingPeriod": "1s",
             "weightUpdatePeriod": "0.5s",
-            # How long a replica must have reported before it is believed, and is believed after.
+            # Reports are used after the first period, and for the second one after the last.
             "blackoutPeriod": "1s",
             "weightExpirationPeriod": "10s",
         }
@@ -34,23 +34,19 @@ _POLICIES: dict[Balance, dict[str, Any]] = {
     "ring_hash": {
         "ring_hash_experimental": {
             "requestHashHeader": AFFINITY_KEY,
-            "minRingSize": 1024,  # of few replicas, each has about its share of the keys
+            "minRingSize": 1024,  # few replicas get about equal shares of the keys, too
         }
     },
 }
-# Read by gRPC when it parses a config: it ignores `requestHashHeader` otherwise.
+# gRPC ignores `requestHashHeader` unless this environment variable is set when it parses a config.
 _REQUEST_HASH_FLAG = "GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY"
 
 _METHODS = {
-    "name": [
-        {"service": "chatrpc.v1.ChatService"},
-        {"service": "chatrpc.v1.CompletionService"},
-        {"service": "chatrpc.v1.ModelService"},
-    ],
-    # UNAVAILABLE is one replica's answer: try again, where that can be another. CANCELLED is one's
-    # end: its server has stopped with the call on the wire. (A call that is cancelled on this side
-    # ends here, and is over.) gRPC does so as long as nothing has come back, which a service that
-    # waits for the first token sees to.
+    "name": [{"service": rpc.service, "method": rpc.method} for rpc in RPCS if rpc.is_retryable],
+    # UNAVAILABLE: this replica rejects the call, and another may take it. CANCELLED: the replica's
+    # server stopped during the call. (A call that is cancelled here is over and not retried.) gRPC
+    # retries only while nothing has been received; the service sends nothing before the first
+    # token.
     "retryPolicy": {
         "maxAttempts": 3,
         "initialBackoff": "0.1s",
@@ -59,17 +55,16 @@ _METHODS = {
         "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
     },
 }
-# A replica that dies takes its whole queue along, and all of that is worth another try: 500
-# failures in a row. Where more calls fail than succeed for longer, retries would only add to the
-# load, and they stop.
+# If a replica dies, its whole queue fails and should be retried: 500 failures in a row are. If more
+# calls fail than succeed for longer, retries would only add to the load, and they stop.
 _THROTTLING = {"maxTokens": 1000, "tokenRatio": 1}
 
 
 @dataclass(frozen=True)
 class OutlierDetection:
-    """When a replica whose calls fail is left out for a while; the names are gRPC's own.
+    """The conditions under which a failing replica gets no calls for a while, by gRPC's names.
 
-    Whatever is not OK counts as a failure, the callers' own mistakes too.
+    Every status but OK counts as a failure, including those of invalid requests.
     """
 
     interval_s: float
@@ -83,7 +78,7 @@ class OutlierDetection:
 def service_config(
     balance: Balance, health_name: str, outliers: OutlierDetection | None = None
 ) -> str:
-    """The service config, as JSON. Replicas that do not serve `health_name` get no calls."""
+    """Return the service config as JSON. Replicas that do not serve `health_name` get no calls."""
     if balance == "ring_hash":
         os.environ[_REQUEST_HASH_FLAG] = "true"
     policy = _POLICIES[balance]

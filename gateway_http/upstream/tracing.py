@@ -1,25 +1,23 @@
 """The spans of calls to services."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
-from typing import Any
 
 import grpc
 
 from chatrpc_process.tracing.api import Kind, Value, current
+from gateway_http.upstream.rpcs import Request, Response, Rpc
 
 
 @contextmanager
-def called(request: Any) -> Iterator[Sequence[tuple[str, str]]]:
-    """A call with `request`, from its begin to its end; yields the metadata that goes with it."""
-    kind: Any = type(request)
-    name = _method(kind)
-    span = current().child(name, Kind.CLIENT, {"rpc.system.name": "grpc", "rpc.method": name})
-    code = "CANCELLED"  # unless it ends by itself: then its caller has left, which is no error
+def call_span(rpc: Rpc[Request, Response], request: Request) -> Iterator[Sequence[tuple[str, str]]]:
+    """Record a span of a call while in the context; yield the metadata that continues the trace."""
+    attributes: dict[str, Value] = {"rpc.system.name": "grpc", "rpc.method": rpc.full_name}
+    span = current().child(rpc.full_name, Kind.CLIENT, attributes)
+    code = "CANCELLED"  # unless the call ends: then its client has left, which is no error
     try:
         if span.is_recording:
-            span.tell(_generation(request))
+            span.set_attributes(_generation_attributes(rpc, request))
         yield () if span.context is None else span.context.fields
         code = "OK"
     except grpc.aio.AioRpcError as error:
@@ -27,28 +25,18 @@ def called(request: Any) -> Iterator[Sequence[tuple[str, str]]]:
         span.fail(code)
         raise
     finally:
-        span.tell({"rpc.response.status_code": code})
+        span.set_attributes({"rpc.response.status_code": code})
         span.end()
 
 
-@cache
-def _method(request: Any) -> str:
-    """`package.Service/Method`. A proto file of ours has one service, and a request its name."""
-    descriptor = request.DESCRIPTOR
-    [service] = descriptor.file.services_by_name.values()
-    return f"{service.full_name}/{descriptor.name.removesuffix('Request')}"
-
-
-_OPERATIONS = {"ChatCompletionParams": "chat", "CompletionParams": "text_completion"}
-
-
-def _generation(request: Any) -> dict[str, Value]:
-    """What is asked of which model. The service tells the rest: told twice, sums would be wrong."""
-    if "params" not in request.DESCRIPTOR.fields_by_name:
+def _generation_attributes(rpc: Rpc[Request, Response], request: Request) -> Mapping[str, Value]:
+    """Return the operation and the model. The service's own span has the rest, such as tokens:
+    recorded twice, their sums would be wrong.
+    """
+    if not rpc.operation:
         return {}
-    params = request.params
     return {
-        "gen_ai.operation.name": _OPERATIONS[params.DESCRIPTOR.name],
+        "gen_ai.operation.name": rpc.operation,
         "gen_ai.provider.name": "chatrpc",
-        "gen_ai.request.model": params.model,
+        "gen_ai.request.model": rpc.model_of(request),
     }

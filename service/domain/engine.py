@@ -4,8 +4,9 @@ from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from service.domain.engine_settings import EngineModel, EngineSettings
 from service.domain.grammar import Constraint
 from service.domain.sampling import SamplingParams
 
@@ -165,16 +166,17 @@ class EngineStats:
     num_accepted_tokens: int = 0  # those of them that were right
 
 
+@runtime_checkable
 class Engine(Protocol):
-    """Token ids in, token ids out. Text, templates and stop strings live above it."""
+    """Generates token ids from token ids. Text, templates and stop strings are not its concern."""
 
     @property
     def max_model_len(self) -> int:
         """The longest sequence served, prompt and answer together, in tokens. Known after start."""
         ...
 
-    async def start(self) -> None:
-        """Load the model and get ready to generate.
+    async def start(self, model: EngineModel) -> None:
+        """Load the model and get ready to generate. The event loop must not be blocked meanwhile.
 
         Raises:
             ModelLoadError: the model cannot be served.
@@ -230,4 +232,16 @@ class Engine(Protocol):
 
     async def stop(self) -> bool:
         """Fail what still runs and free the model; whether the engine was well to the end."""
+        ...
+
+
+class EngineFactory(Protocol):
+    """Makes an engine. `--engine` names it by an import string, such as `package.module:Class`."""
+
+    def __call__(self, settings: EngineSettings, /) -> Engine:
+        """Return an engine that has not been started.
+
+        This is called on the event loop's thread before the model's files are there, so it returns
+        at once. Whatever takes long belongs into `Engine.start`.
+        """
         ...

@@ -30,7 +30,7 @@ class Matcher(Protocol):
         """Take in a token that `allowed_tokens` allows."""
         ...
 
-    def ahead(self) -> "Matcher":
+    def fork(self) -> "Matcher":
         """A matcher at the same place, to look ahead with: this one does not hear of it.
 
         It raises where this one would have to give up: what is only guessed ends no answer.

@@ -20,6 +20,7 @@ from functools import partial
 import structlog
 
 from service.domain.engine import Caller, EngineStats, EngineTimings, Request, TokenOutput
+from service.domain.engine_settings import EngineModel
 from service.engine.admission import Admission
 from service.engine.core import EngineCore, RequestOutput
 from service.engine.output_slot import OutputSlot
@@ -44,8 +45,8 @@ class AsyncEngine:
     """`service.domain.engine.Engine` over an `EngineCore` that lives on a thread of its own.
 
     Args:
-        load: makes the core and says its longest sequence; called on the engine's thread, so that
-            the model is loaded, warmed up and run by one and the same thread.
+        load: Returns the core of a model and its longest sequence. It is called on the engine's
+            thread, so that the model is loaded, warmed up and run by one and the same thread.
         max_num_seqs: the most sequences that run at once.
         max_queue_size: the most sequences that wait besides those.
         step_timeout_s: what takes longer, a step or a command, will not end any more: the engine
@@ -54,7 +55,7 @@ class AsyncEngine:
 
     def __init__(
         self,
-        load: Callable[[], tuple[EngineCore, int]],
+        load: Callable[[EngineModel], tuple[EngineCore, int]],
         *,
         max_num_seqs: int,
         max_queue_size: int,
@@ -68,7 +69,7 @@ class AsyncEngine:
         self._request_ids = itertools.count()
         self._slots: dict[int, OutputSlot] = {}
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread: threading.Thread
         self._loop: asyncio.AbstractEventLoop
         self._started: asyncio.Future[int]
         self._num_turns = 0  # of the engine's thread, through its loop
@@ -84,7 +85,7 @@ class AsyncEngine:
     def stats(self) -> EngineStats:
         return self._stats
 
-    async def start(self) -> None:
+    async def start(self, model: EngineModel) -> None:
         """Load the model on the engine's thread.
 
         Raises:
@@ -92,6 +93,7 @@ class AsyncEngine:
         """
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, args=(model,), name="engine", daemon=True)
         self._thread.start()
         self._max_model_len = await self._started
 
@@ -218,9 +220,9 @@ class AsyncEngine:
 
     # Below: on the engine's thread.
 
-    def _run(self) -> None:
+    def _run(self, model: EngineModel) -> None:
         try:
-            core, max_model_len = self._load()
+            core, max_model_len = self._load(model)
         except BaseException as error:  # start() raises it
             self._post(self._settle_start, None, error)
             return

@@ -10,7 +10,7 @@ from service.domain.grammar import Matcher
 from service.engine.token_rules import Forbidden
 
 
-class AnswerGrammar:
+class GrammarState:
     """What may come next in one answer, by its request's constraint.
 
     The matcher hears of the answer's tokens when it is next asked for something: for what is
@@ -52,7 +52,7 @@ class AnswerGrammar:
         matcher = self._catch_up()
         masks = [_forbidden(matcher)]
         with suppress(Exception):
-            masks += self._masks_ahead(matcher.ahead(), draft, masks[0])
+            masks += self._masks_ahead(matcher.fork(), draft, masks[0])
         return masks
 
     def _masks_ahead(

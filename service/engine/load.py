@@ -1,36 +1,30 @@
 """From a checkpoint on disk to an engine core: device, precision, weights, cache size, warm-up."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 import torch
 
-from service.cache import default_cache_dir
 from service.domain.engine import Request
+from service.domain.engine_settings import Device, DType, EngineSettings, Quantization
 from service.domain.sampling import SamplingParams
 from service.engine.block_pool import BlockPool
 from service.engine.core import EngineCore
-from service.engine.cpus import available_cpus
 from service.engine.decoder.architecture import Architecture, read_architecture
 from service.engine.decoder.load import load_decoder
 from service.engine.decoder.rope import is_served
+from service.engine.host_resources import available_cpus, available_memory
 from service.engine.kv_store import KVShape
-from service.engine.loaded_model import LoadedModel, first_line
-from service.engine.memory import available_memory
 from service.engine.model_config import read_config
-from service.engine.model_runner import ModelRunner
+from service.engine.model_runner import LoadedModel, ModelRunner
 from service.engine.native.build import load_library
 from service.engine.quantized_checkpoint import QuantizedWeights, read_quantized_weights
 from service.engine.scheduler import Scheduler
-from service.errors import ModelLoadError
-
-Device = Literal["auto", "cpu", "cuda"]
-DType = Literal["auto", "float32", "bfloat16", "float16"]
-Quantization = Literal["auto", "none", "int8"]
+from service.errors import ModelLoadError, first_line
 
 # The cache's size where nobody said how much: what so many sequences of full length fill, at least
 # a gigabyte, at most this share of the memory that is free after loading. All of it is used sooner
@@ -57,34 +51,20 @@ _SERVED_FOR_TEXT = {
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """What an engine is made from.
+@dataclass(frozen=True)
+class EngineOptions(EngineSettings):
+    """The operator's options, the model to load, and limits of this engine.
 
-    `quantization` "auto" is int8 for the lean decoder on a CPU where no `dtype` is asked for, none
-    elsewhere. `cache_dir` is where compiled kernels are kept. `max_model_len` None: the model's
-    own. `kv_cache_memory_bytes` None: room for a few sequences of full length, within half of the
-    memory that is free. `num_threads` None: one for each CPU that the process may use.
-    `prefix_caching`: share what is cached. `num_speculative_tokens`: the longest draft of a
-    sequence; 0 for none. `check_token_ids`: a short text on which the loss by int8 is measured when
-    the model is loaded; empty: it is not. If int8 costs more than `max_quantization_cost` nats a
-    token there, "auto" loads the model without it, and "int8" logs a warning. The default is 10 %
-    of perplexity; models that int8 suits lose less than 4 %.
+    Attributes:
+        path: The model's directory.
+        check_token_ids: A short text on which the loss by int8 is measured when the model is
+            loaded. Empty means that it is not measured.
+        max_quantization_cost: Maximum loss by int8 on that text, in nats a token. If it is larger,
+            quantization "auto" loads the model without int8, and "int8" logs a warning. The default
+            is 10 % of perplexity; models that suit int8 lose less than 4 %.
     """
 
     path: Path
-    device: Device = "auto"
-    dtype: DType = "auto"
-    quantization: Quantization = "auto"
-    cache_dir: Path = field(default_factory=default_cache_dir)
-    max_model_len: int | None = None
-    max_num_seqs: int = 32
-    max_num_batched_tokens: int = 512
-    block_size: int = 32
-    kv_cache_memory_bytes: int | None = None
-    num_threads: int | None = None
-    prefix_caching: bool = True
-    num_speculative_tokens: int = 8
     check_token_ids: tuple[int, ...] = ()
     max_quantization_cost: float = 0.1
 

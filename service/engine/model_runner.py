@@ -1,6 +1,7 @@
 """Computes a batch with a model and samples from what comes out."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,6 +13,7 @@ from torch import Tensor
 from service.domain.engine import TokenLogprobs
 from service.domain.sampling import SamplingParams
 from service.engine.core import Computed, DeviceLost
+from service.engine.kv_store import KVShape
 from service.engine.layout import Layout
 from service.engine.logits_processors import apply_rules
 from service.engine.logprobs import token_logprobs
@@ -23,6 +25,8 @@ from service.engine.token_rules import Forbidden, RowRules
 
 # Rows of a prompt whose logits are in memory at once: 32 of 49152 numbers are 6 MB.
 _PROMPT_ROWS = 32
+
+_MAX_LOSS = 700.0  # exp of a larger number overflows a float
 
 # More than a few would only take the cores from the model, which computes at the same time.
 _GRAMMAR_THREADS = 2
@@ -45,6 +49,51 @@ class Model(Protocol):
         """[n, vocab_size], float32: the logits of n of the rows that `forward` returned. They are
         the caller's own, to be written to."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationLoss:
+    """Mean negative log likelihood of a text's tokens, in nats.
+
+    Attributes:
+        quantized: By the model as it is loaded.
+        reference: By the checkpoint's weights without quantization.
+    """
+
+    quantized: float
+    reference: float
+
+    @property
+    def cost(self) -> float:
+        """Increase of the loss by quantization. NaN if the quantized loss is NaN."""
+        return self.quantized - self.reference
+
+    @property
+    def perplexities(self) -> tuple[float, float]:
+        """Perplexities: quantized, reference."""
+        return _perplexity(self.quantized), _perplexity(self.reference)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model whose weights are in memory and whose KV cache is not allocated yet.
+
+    Attributes:
+        kv_shapes: One per layer.
+        finish: Allocates the cache and returns the model. Called with num_blocks, block_size and
+            max_model_len.
+        description: Fields for the log.
+        quantization_loss: None if it was not measured.
+    """
+
+    kv_shapes: list[KVShape]
+    finish: Callable[[int, int, int], Model]
+    description: dict[str, str]
+    quantization_loss: QuantizationLoss | None = None
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, _MAX_LOSS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,13 @@ Each kind of method has one reader here. A method without a reader is rejected b
 that are cast without their scales give meaningless responses and no error.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from service.errors import ModelLoadError
+from service.json_file import read_json_object
 
 # Files in which quantizers describe their work beside config.json, by the method's name. Only that
 # of ModelOpt is read.
@@ -59,11 +59,11 @@ def read_quantized_weights(path: Path) -> QuantizedWeights | None:
 
 def _descriptions(path: Path) -> list[dict[str, Any]]:
     """Every description of a quantization that the checkpoint's files hold."""
-    config = _read_json(path / "config.json")
+    config = read_json_object(path / "config.json")
     owners = [config, *(config[part] for part in _PARTS if isinstance(config.get(part), dict))]
     names = ("quantization_config", "compression_config", "quantization")
     found = [owner[name] for owner in owners for name in names if owner.get(name)]
-    modelopt = _read_json(path / _MODELOPT_FILE)
+    modelopt = read_json_object(path / _MODELOPT_FILE)
     if modelopt:
         found.append({"quant_method": "modelopt"} | modelopt)
     for fields in found:
@@ -223,18 +223,3 @@ def _not_served(path: Path, method: str) -> ModelLoadError:
         f"The model at {path} is quantized by {method}, which is not served. Use the checkpoint "
         "before its quantization, or one in FP8 or 8-bit integers."
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in the file; an empty one if there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ModelLoadError(
-            f"The model at {path.parent} cannot be loaded: {path.name} is not valid JSON: {error}"
-        ) from error
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
-    return content if isinstance(content, dict) else {}

@@ -6,7 +6,7 @@ from enum import Enum
 from hashlib import blake2b
 
 from service.domain.engine import FinishReason, Request, TokenLogprobs
-from service.engine.grammar_state import AnswerGrammar
+from service.engine.grammar_state import GrammarState
 from service.engine.speculation import PromptLookup
 from service.engine.token_rules import TokenRules
 
@@ -80,7 +80,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.lookup = PromptLookup()
         self.rules = TokenRules.of(request)
-        self.grammar = None if request.constraint is None else AnswerGrammar(request)
+        self.grammar = None if request.constraint is None else GrammarState(request)
         has_prompt_logprobs = index == 0 and request.num_prompt_logprobs is not None
         self.prompt_logprobs: list[TokenLogprobs] | None = [] if has_prompt_logprobs else None
         seed_of_index = f"{seed}/{index}" if index else f"{seed}"

@@ -27,10 +27,10 @@ from service.engine.attention import PagedAttention
 from service.engine.checkpoint_tensors import open_tensors, reject_foreign, unusable_weight
 from service.engine.kv_store import KVShape, KVStore
 from service.engine.layout import Layout
-from service.engine.loaded_model import LoadedModel, first_line
+from service.engine.model_runner import LoadedModel
 from service.engine.quantized_checkpoint import QuantizedWeights
 from service.engine.stored_weights import StoredWeights
-from service.errors import ModelLoadError
+from service.errors import ModelLoadError, first_line
 
 # Layer kinds, as transformers' configs name them, whose whole state is keys and values by position.
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}

@@ -261,8 +261,8 @@ class GrammarMatcher:
         elif not self._matcher.consume_token(token_id):
             self._is_failed()
 
-    def ahead(self) -> "GrammarMatcher":
-        """A matcher at the same place, to look ahead with; see `service.domain.grammar.Matcher`."""
+    def fork(self) -> "GrammarMatcher":
+        """Return a copy for checking draft tokens. Advancing it does not affect this matcher."""
         matcher = GrammarMatcher(self._matcher.deep_copy(), self._end, None)
         matcher._num_after_end = self._num_after_end
         return matcher

@@ -3,7 +3,6 @@
 transformers' `AutoTokenizer` reads the same files, but importing it takes 2 s besides torch.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ import tokenizers
 
 from service.domain.chat import PromptOptions
 from service.errors import ModelLoadError, TemplateRefused, UnsupportedField
+from service.json_file import read_json_object
 from service.text import jinja_template
 from service.text.chat_template import with_known_roles
 from service.text.control_tokens import ControlTokens, encode
@@ -217,15 +217,10 @@ def _without_tokenizer_json(path: Path) -> str:
 
 def _config(path: Path) -> dict[str, Any]:
     """Return tokenizer_config.json, merged with the second file that old checkpoints have."""
-    config = _read_json(path / "tokenizer_config.json")
+    config = read_json_object(path / "tokenizer_config.json")
     if "added_tokens_decoder" in config:
         return config
-    return config | _read_json(path / "special_tokens_map.json")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-    return content
+    return config | read_json_object(path / "special_tokens_map.json")
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
@@ -269,7 +264,7 @@ def _templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
     found = _named(config.get("chat_template"))
     if not found:
         for name in ("chat_template.json", "processor_config.json"):
-            found = found or _named(_read_json(path / name).get("chat_template"))
+            found = found or _named(read_json_object(path / name).get("chat_template"))
     file = path / "chat_template.jinja"
     if file.is_file():
         found["default"] = file.read_text()

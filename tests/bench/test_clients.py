@@ -15,7 +15,7 @@ from tests.fakes.chat_service import MODEL, PROMPT_TOKENS, Admit, Finish, Say
 from tests.fakes.chat_service import FakeService as Service
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import ByteTokenizer
-from tests.gateway_http.conftest import serving
+from tests.support.gateway import serving
 
 # The fake answers two tokens, `Hello world`, unless told otherwise.
 ASK = ask("Hi", 2)

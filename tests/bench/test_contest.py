@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,15 @@ from bench.contest import Contest, Entry, Plan
 from bench.process import ProcessGroup
 from bench.progress import Progress
 from bench.results import Results, ServerFacts
-from bench.server import Ports, Server
+from bench.server import Server
+from tests.bench.echo import echo
 from tests.fakes.wait import until
 
-ECHO = Path(__file__).with_name("echo_server.py")
 ANY = ServerFacts("", "", "")
 LOADS: dict[str, loads.Load] = {
     "c1": loads.Closed("c1", "1 client", 1, 2, 10, 3),
     "c32": loads.Closed("c32", "32 clients", 4, 8, 10, 3),
 }
-
-
-def echo(name: str, *arguments: str) -> Server:
-    def commands(ports: Ports) -> Sequence[Sequence[str]]:
-        return [(sys.executable, str(ECHO), str(ports.http), *arguments)]
-
-    return Server(name, name, "1", "as it comes", "echo", commands, dict(os.environ))
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 
 from bench import report, server
 from tests.bench import runs
-from tests.bench.test_contest import echo
+from tests.bench.echo import echo
 
 ROOT = Path(__file__).parent.parent.parent
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"}

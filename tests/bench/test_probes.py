@@ -1,7 +1,7 @@
 """Probes of a real stack, and what is said of one that is not well."""
 
 from bench.probes import gateway_probes, probe, service_probes
-from tests.gateway_http.conftest import checking_service, serving
+from tests.support.gateway import checking_service, serving
 
 
 async def test_each_probe_is_timed() -> None:

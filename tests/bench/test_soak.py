@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bench import server, soak
 from bench.soak import MAX_GROWTH, Soak
-from tests.bench.test_contest import echo
+from tests.bench.echo import echo
 
 FIGURES = {"num_requests": 2.0, "fairness": 1.0, "least_tokens": 5.0}
 GOOD = Soak(2, 1.0, FIGURES, {"service": 0.0}, {}, [])

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from chatrpc_cli.__main__ import app
 from tests.chatrpc_cli.fake_service import FakeService
-from tests.tls_files import issue, lock
+from tests.support.tls_files import issue, lock
 
 COMMANDS = (["models"], ["health"], ["chat", "hello"])
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from chatrpc_cli.__main__ import app
 from chatrpc_cli.key_file import add_key
 from chatrpc_process.access.keys import Key, check_keys, load_keys
-from tests.gateway_http.api_keys import key
+from tests.support.api_keys import key
 
 
 def new(*options: str) -> Result:

@@ -9,8 +9,8 @@ import trustme
 
 from chatrpc_process.check import check_listener
 from chatrpc_process.settings.listener import ListenerSettings
-from tests.gateway_http.api_keys import key, write
-from tests.tls_files import issue
+from tests.support.api_keys import key, write
+from tests.support.tls_files import issue
 
 DAY = timedelta(days=1)
 

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.tls import TlsFiles, certificate_validity, watch_tls
-from tests.tls_files import issue, write
+from tests.support.tls_files import issue, write
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DAY = timedelta(days=1)

@@ -13,7 +13,7 @@ import yaml
 from chatrpc_process.settings.process import ProcessSettings
 from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
-from tests.deploy.settings import parsed
+from tests.support.process_options import parsed
 
 ROOT = Path(__file__).parent.parent.parent
 CHART = ROOT / "deploy" / "helm" / "chatrpc"

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
-from chatrpc_process.files.reload_metrics import ReloadMetrics
+from chatrpc_process.reload_metrics import ReloadMetrics
 from gateway_http.metrics import Metrics as GatewayMetrics
 from service.metrics import Metrics as ServiceMetrics
 from tests.deploy.chart import INSECURE, ROOT, merged, render
-from tests.deploy.metrics import asked_for, exported
+from tests.support.exported_metrics import asked_for, exported
 
 ALERTS = ROOT / "deploy" / "monitoring" / "alerts.yaml"
 GROUPS: list[dict[str, Any]] = yaml.safe_load(ALERTS.read_text())["groups"]

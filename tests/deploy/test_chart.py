@@ -29,8 +29,8 @@ from tests.deploy.chart import (
     settings_of,
     values_file,
 )
-from tests.deploy.metrics import exported
-from tests.deploy.settings import argument
+from tests.support.exported_metrics import exported
+from tests.support.process_options import argument
 
 # The first with native gRPC probes; the first with a sleep of its own in preStop; the newest.
 KUBERNETES = ("1.27", "1.30", "1.34", "1.37")

@@ -26,7 +26,7 @@ from tests.deploy.chart import (
     settings_of,
     values_file,
 )
-from tests.deploy.settings import old_options, option, options
+from tests.support.process_options import old_options, option, options
 
 
 def test_processes_take_their_arguments(release: Release) -> None:

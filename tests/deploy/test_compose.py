@@ -12,7 +12,7 @@ from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
 from tests.deploy.chart import ROOT, merged
 from tests.deploy.dockerfile import parse
-from tests.deploy.settings import argument, options, parsed, unknown_variables
+from tests.support.process_options import argument, options, parsed, unknown_variables
 
 DEPLOY = ROOT / "deploy"
 KINDS: dict[str, type[ProcessSettings]] = {"service": ServiceSettings, "gateway": GatewaySettings}

@@ -9,7 +9,7 @@ import pytest
 
 from gateway_http.metrics import Metrics as GatewayMetrics
 from service.metrics import Metrics as ServiceMetrics
-from tests.deploy.metrics import asked_for, exported
+from tests.support.exported_metrics import asked_for, exported
 
 DASHBOARD: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "deploy" / "grafana" / "chatrpc.json").read_text()

@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from deploy.docker.pin import installed, requirements
 from tests.deploy.dockerfile import Dockerfile, exec_form, in_context, parse
 from tests.deploy.image import IGNORE, ROOT
-from tests.deploy.settings import unknown_variables
+from tests.support.process_options import unknown_variables
 
 DIRECTORY = ROOT / "deploy" / "docker"
 NAMES = ("gateway", "service", "service-cuda")

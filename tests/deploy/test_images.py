@@ -15,7 +15,7 @@ import pytest
 
 from tests.deploy.dockerfile import parse
 from tests.deploy.image import ROOT, Image
-from tests.e2e.conftest import free_port
+from tests.support.make_serve import free_port
 
 pytestmark = pytest.mark.images
 

@@ -9,9 +9,9 @@ import trustme
 
 from tests.deploy.chart import CHART
 from tests.fakes.chat_service import FakeService
-from tests.gateway_http.api_keys import SECRET, key, write
-from tests.gateway_http.conftest import checking_service, serving
-from tests.tls_files import issue
+from tests.support.api_keys import SECRET, key, write
+from tests.support.gateway import checking_service, serving
+from tests.support.tls_files import issue
 
 
 async def smoke(*arguments: str) -> tuple[int | None, str]:

@@ -11,7 +11,7 @@ import pytest
 from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
 from tests.deploy.chart import ROOT
-from tests.deploy.settings import unknown_variables
+from tests.support.process_options import unknown_variables
 
 DIRECTORY = ROOT / "deploy" / "systemd"
 NAMES = ("service", "gateway")

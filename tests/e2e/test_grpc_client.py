@@ -12,7 +12,7 @@ from chatrpc.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
 )
-from tests.e2e.conftest import MODEL, Served
+from tests.support.make_serve import MODEL, Served
 
 
 def params(text: str) -> chat_pb2.ChatCompletionParams:

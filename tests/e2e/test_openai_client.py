@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.e2e.conftest import MODEL, Served
+from tests.support.make_serve import MODEL, Served
 
 FRANCE: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
 

@@ -10,7 +10,7 @@ import pytest
 from chatrpc_process.settings.process import ProcessSettings
 from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
-from tests.e2e.conftest import ROOT, Served
+from tests.support.make_serve import ROOT, Served
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import MODEL, ROOT, Served, free_port, interrupt, start_stack
+from tests.support.make_serve import MODEL, ROOT, Served, free_port, interrupt, start_stack
 
 
 @pytest.fixture

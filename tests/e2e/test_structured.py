@@ -11,7 +11,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.e2e.conftest import MODEL
+from tests.support.make_serve import MODEL
 
 WEATHER: dict[str, Any] = {
     "type": "object",

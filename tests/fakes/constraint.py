@@ -42,7 +42,7 @@ class FakeMatcher:
         if len(self._said) == self._constraint.fails_at:
             raise ValueError("the grammar is broken")
 
-    def ahead(self) -> "FakeMatcher":
+    def fork(self) -> "FakeMatcher":
         matcher = FakeMatcher(self._constraint)
         matcher._said = self._said
         return matcher

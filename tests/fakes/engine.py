@@ -15,6 +15,7 @@ from service.domain.engine import (
     TokenLogprobs,
     TokenOutput,
 )
+from service.domain.engine_settings import EngineModel, EngineSettings
 from service.errors import ChatrpcError
 
 
@@ -58,7 +59,7 @@ class FakeEngine:
         finally:
             self.reserved.remove(place)
 
-    async def start(self) -> None: ...
+    async def start(self, model: EngineModel) -> None: ...
 
     async def generate(
         self, request: Request, *, is_reserved: bool = False
@@ -109,6 +110,13 @@ class FakeEngine:
             yield
         finally:
             self.num_running -= 1
+
+
+def scripted_engine(_settings: EngineSettings) -> FakeEngine:
+    """Return an engine that generates two tokens for each sequence; see `EngineFactory`."""
+    engine = FakeEngine()
+    engine.script = [TokenOutput((72,)), TokenOutput((73,), FinishReason.LENGTH)]
+    return engine
 
 
 def _told(step: TokenOutput, index: int, request: Request, *, is_first: bool) -> TokenOutput:

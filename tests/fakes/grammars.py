@@ -12,6 +12,9 @@ from service.text.grammars import CompiledGrammars
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS
 
+# It costs more than is allowed, but not at its beginning.
+COSTLY_LATER = 'start: ("a" | "b") rest\nrest: /a/ rest "x"'
+
 _CLOSING = {*b'"]}<', EOS}
 
 

@@ -4,14 +4,18 @@ Without torch it starts in a second. What its model does is in the prompts: see 
 """
 
 import os
+import sys
 import threading
 import time
+from pathlib import Path
 
 from service import __main__ as service_main
 from service.config import ServiceSettings
 from service.domain.engine import Engine
+from service.domain.engine_settings import EngineModel, EngineSettings
 from service.domain.model import ModelCard, ServedModel
 from service.domain.sampling import SamplingParams
+from service.engine.async_engine import AsyncEngine
 from service.engine.block_pool import BlockPool
 from service.engine.core import Computed, DeviceLost, EngineCore
 from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
@@ -56,20 +60,14 @@ def _prompt(scheduled: ScheduledSequence) -> bytes:
 
 
 class QuickLoader:
-    """Takes the place of `service.model.ModelLoader`. Of the settings it has the limits alone."""
+    """Replaces `service.model.ModelLoader`."""
 
     model_id = MODEL_ID
 
-    def __init__(self, settings: ServiceSettings) -> None:
-        self._settings = settings
+    def __init__(self, _settings: ServiceSettings) -> None: ...
 
-    def load(self) -> tuple[EngineCore, int]:
-        settings = self._settings
-        pool = BlockPool(_NUM_BLOCKS, settings.block_size)
-        scheduler = Scheduler(pool, settings.max_num_seqs, settings.max_num_batched_tokens)
-        model = TestModel(float(os.environ.get("STEP_S", "0.002")))
-        max_model_len = settings.max_model_len or _MAX_MODEL_LEN
-        return EngineCore(scheduler, model, max_model_len), max_model_len
+    def load(self) -> EngineModel:
+        return EngineModel(Path())
 
     def served(self, engine: Engine) -> ServedModel:
         created, max_model_len = 1_700_000_000, engine.max_model_len
@@ -77,6 +75,25 @@ class QuickLoader:
         return ServedModel(card, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
 
 
+def quick_engine(settings: EngineSettings) -> AsyncEngine:
+    """Return an engine with the limits of the settings that computes with a `TestModel`."""
+
+    def load(_model: EngineModel) -> tuple[EngineCore, int]:
+        pool = BlockPool(_NUM_BLOCKS, settings.block_size)
+        scheduler = Scheduler(pool, settings.max_num_seqs, settings.max_num_batched_tokens)
+        model = TestModel(float(os.environ.get("STEP_S", "0.002")))
+        max_model_len = settings.max_model_len or _MAX_MODEL_LEN
+        return EngineCore(scheduler, model, max_model_len), max_model_len
+
+    return AsyncEngine(
+        load,
+        max_num_seqs=settings.max_num_seqs,
+        max_queue_size=settings.max_queue_size,
+        step_timeout_s=settings.step_timeout_s,
+    )
+
+
 if __name__ == "__main__":
     service_main.ModelLoader = QuickLoader  # type: ignore[assignment,attr-defined]  # all that is not real
+    sys.argv += ["--engine", "tests.fakes.quick_service:quick_engine"]
     os._exit(service_main.main())

@@ -1,20 +1,11 @@
 """Processes for a test, ended with it."""
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Protocol, TypeVar
 
 import pytest
 
 from tests.fakes.chat_service import FakeService
-from tests.faults.program import Program
-
-_Program = TypeVar("_Program", bound=Program)
-
-
-class Launch(Protocol):
-    """`await launch(Service()).ready()`: the process ends with the test, whatever comes of it."""
-
-    def __call__(self, program: _Program, /) -> _Program: ...
+from tests.support.programs import Launch, Program, _Program
 
 
 @pytest.fixture

@@ -3,13 +3,14 @@
 import ast
 import asyncio
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import Launch
-from tests.faults.program import Client, Gateway, Program, Service, body
-from tests.gateway_http.raw_http import RawClient
-from tests.test_floors import ROOT, sources
+from tests.support.programs import Client, Gateway, Launch, Program, Service, body
+from tests.support.raw_http import RawClient
+from tests.support.sources import parse, sources
 
 # What reads the clock on the wall, which is set and jumps: only what tells somebody the date.
 WALL_CLOCK = {
@@ -25,25 +26,19 @@ _WALL_CLOCKS = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtim
 _MODULES = {"time", "datetime", "date"}
 
 
-@pytest.mark.parametrize(("module", "path"), sorted(sources()))
-def test_durations_are_not_measured_by_the_clock_on_the_wall(module: str, path: object) -> None:
-    tree = ast.parse((ROOT / str(path)).read_text())
-    read = {
-        (module, f"{node.value.id}.{node.attr}")
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id in _MODULES
-        and node.attr in _WALL_CLOCKS
-    }
+def _wall_clock_reads(path: Path) -> Iterator[str]:
+    """Yield the calls of a source file that read the wall clock, as `time.time`."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if node.value.id in _MODULES and node.attr in _WALL_CLOCKS:
+                yield f"{node.value.id}.{node.attr}"
+        elif isinstance(node, ast.ImportFrom) and node.module == "time":
+            assert not {alias.name for alias in node.names} & _WALL_CLOCKS, "import time instead"
+
+
+def test_wall_clock_is_read_only_for_dates() -> None:
+    read = {(module, name) for module, path in sources() for name in _wall_clock_reads(path)}
     assert read <= WALL_CLOCK
-    by_name = {
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module == "time"
-        for alias in node.names
-    }
-    assert not by_name & _WALL_CLOCKS, "import time, and say time.time()"
 
 
 @pytest.mark.parametrize("stopped", ["service", "gateway"])

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from service.cache import default_cache_dir
-from tests.faults.conftest import Launch
-from tests.faults.program import RealService
-from tests.service.test_main import save_model
+from tests.support.programs import Launch, RealService
+from tests.support.tiny_model import save_model
 
 
 @pytest.fixture

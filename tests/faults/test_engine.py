@@ -6,10 +6,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from tests.faults.conftest import Launch
-from tests.faults.program import Client, Gateway, Service, body, http_client
-from tests.gateway_http.raw_http import RawClient
-from tests.service.rpc.details import refusal
+from tests.support.programs import Client, Gateway, Launch, Service, body, http_client
+from tests.support.raw_http import RawClient
+from tests.support.rpc_errors import refusal
 
 LONG = 50_000  # tokens; at 2 ms each nobody waits for the last
 UNTOLD = "secret words"

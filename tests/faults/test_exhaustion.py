@@ -7,10 +7,9 @@ from typing import Any
 import grpc
 
 from tests.fakes.chat_service import HELLO, MODEL, Admit, FakeService, Say
-from tests.faults.conftest import Launch
-from tests.faults.program import Client, Gateway, Service, body, http_client
-from tests.gateway_http.raw_http import RawClient
-from tests.service.rpc.details import refusal
+from tests.support.programs import Client, Gateway, Launch, Service, body, http_client
+from tests.support.raw_http import RawClient
+from tests.support.rpc_errors import refusal
 
 LONG = 50_000
 

@@ -24,13 +24,13 @@ from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.fakes.wait import until
-from tests.faults.program import Client
-from tests.gateway_http.api_keys import OTHER, SECRET, key
-from tests.service.rpc.calls.test_authorization import Guarded, guarded
-from tests.service.rpc.conftest import CARD
-from tests.service.rpc.details import refusal
-from tests.service.rpc.serving.test_tls import check, read, trusting
-from tests.tls_files import issue, write
+from tests.support.api_keys import OTHER, SECRET, key
+from tests.support.grpc_server import CARD
+from tests.support.guarded_server import Guarded, guarded
+from tests.support.programs import Client
+from tests.support.rpc_errors import refusal
+from tests.support.tls_client import check, read, trusting
+from tests.support.tls_files import issue, write
 
 
 @asynccontextmanager

@@ -13,8 +13,8 @@ from hyperframe.frame import Frame
 from chatrpc.v1 import chat_service_pb2
 from tests.faults import http2
 from tests.faults.http2 import PREFACE, RawHttp2
-from tests.faults.program import Client, Service, chat
-from tests.service.rpc.details import refusal
+from tests.support.programs import Client, Service, chat
+from tests.support.rpc_errors import refusal
 
 STREAM = "/chatrpc.v1.ChatService/StreamChatCompletion"
 LONG = chat_service_pb2.StreamChatCompletionRequest(params=chat("hi", 50_000)).SerializeToString()

@@ -16,9 +16,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from chatrpc.v1 import chat_service_pb2, completion_service_pb2, model_service_pb2
 from tests.faults.fuzzing import LEAKS, NUM_CASES, NUM_WARM_UP, SEED
-from tests.faults.program import Client, RealService, chat
 from tests.faults.protobuf_cases import random_case
-from tests.service.test_main import save_model
+from tests.support.programs import Client, RealService, chat
+from tests.support.tiny_model import save_model
 
 _NUM_AT_ONCE = 16
 

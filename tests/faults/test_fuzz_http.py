@@ -17,7 +17,7 @@ import pytest
 from gateway_http.endpoints import ENDPOINTS
 from tests.faults.fuzzing import LEAKS, NUM_CASES, NUM_WARM_UP, SEED
 from tests.faults.http_cases import random_case
-from tests.faults.program import Gateway, Service, body, http_client
+from tests.support.programs import Gateway, Service, body, http_client
 
 # An engine that is full, or a client that leaves, is what happens to anybody here.
 _ERRORS = {status for endpoint in ENDPOINTS for status in endpoint.errors} - {500, 499, 504}

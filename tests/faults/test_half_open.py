@@ -15,11 +15,11 @@ from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.fakes.wait import until
-from tests.faults.program import Client, http_client
-from tests.faults.tcp_proxy import TcpProxy
-from tests.gateway_http.conftest import serving, started
-from tests.gateway_http.raw_http import RawClient
-from tests.service.rpc.conftest import CARD
+from tests.support.gateway import serving, started
+from tests.support.grpc_server import CARD
+from tests.support.programs import Client, http_client
+from tests.support.raw_http import RawClient
+from tests.support.tcp_proxy import TcpProxy
 
 # As the service pings its clients, but for the patience.
 _PATIENCE = {

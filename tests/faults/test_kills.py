@@ -4,9 +4,8 @@ import asyncio
 import json
 import signal
 
-from tests.faults.conftest import Launch
-from tests.faults.program import Client, Gateway, Service, body, http_client
-from tests.gateway_http.raw_http import RawClient
+from tests.support.programs import Client, Gateway, Launch, Service, body, http_client
+from tests.support.raw_http import RawClient
 
 LONG = 50_000
 

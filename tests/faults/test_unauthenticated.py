@@ -9,10 +9,11 @@ import httpx
 import pytest
 
 from chatrpc_process.access.secret import digest_of
-from gateway_http.endpoints import ENDPOINTS, Endpoint
+from gateway_http.endpoints import ENDPOINTS
+from gateway_http.http.endpoint import Endpoint
 from service.rpc.server import SERVICE_NAMES, Server
 from service.rpc.serving.lifecycle import Lifecycle
-from tests.faults.program import Client, Gateway, Service, body, http_client
+from tests.support.programs import Client, Gateway, Service, body, http_client
 
 KEY = "sk-chatrpc-of-somebody"
 MINE = (("authorization", f"Bearer {KEY}"),)

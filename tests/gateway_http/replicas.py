@@ -19,7 +19,7 @@ from service.rpc.server import SERVICE_NAMES, Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
-from tests.service.rpc.conftest import CARD
+from tests.support.grpc_server import CARD
 
 
 class ReplicaEngine(FakeEngine):

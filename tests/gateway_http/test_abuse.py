@@ -17,9 +17,9 @@ from gateway_http.metrics import Metrics
 from gateway_http.server import Server
 from tests.fakes.chat_service import Admit, FakeService, Hold, Say
 from tests.fakes.wait import until
-from tests.gateway_http.conftest import serving, started
-from tests.gateway_http.raw_http import RawClient
-from tests.tls_files import issue
+from tests.support.gateway import serving, started
+from tests.support.raw_http import RawClient
+from tests.support.tls_files import issue
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 POST = (

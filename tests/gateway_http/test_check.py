@@ -9,7 +9,7 @@ import trustme
 
 from gateway_http.check import check
 from gateway_http.config import Settings
-from tests.tls_files import issue, write
+from tests.support.tls_files import issue, write
 
 DAY = timedelta(days=1)
 MODEL = '[[model]]\nname = "m"\ntarget = "dns:///m:1"\nca = "ca.crt"\n'

@@ -8,7 +8,7 @@ import pytest
 
 from gateway_http.errors import from_exception
 from tests.fakes.chat_service import Fail, FakeService
-from tests.gateway_http.conftest import checking_service, serving
+from tests.support.gateway import checking_service, serving
 
 S = grpc.StatusCode
 INVALID = "invalid_request_error"

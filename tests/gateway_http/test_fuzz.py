@@ -16,7 +16,7 @@ from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.error import ErrorObject, InvalidRequest
 from gateway_http.protocol.request import ChatCompletionRequest
 from gateway_http.protocol.tokens import DetokenizeRequest, TokenizeRequest
-from tests.gateway_http.conftest import checking_service, serving
+from tests.support.gateway import checking_service, serving
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -92,7 +92,7 @@ HOSTILE: dict[str, Any] = {
     "deep_object": wrapped(60),
 }
 HI = {"role": "user", "content": "Hi"}
-UNSERVED = {*request.UNSERVED, *completion.UNSERVED} - {"echo", "add_special_tokens"}
+UNSUPPORTED = {*request.UNSUPPORTED, *completion.UNSUPPORTED} - {"echo", "add_special_tokens"}
 JSON = {"content-type": "application/json"}
 BODIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "/v1/chat/completions": (ChatCompletionRequest, {"model": "fake", "messages": [HI]}),
@@ -121,7 +121,7 @@ async def test_a_hostile_value_is_refused_by_the_name_of_its_field(
     decode = decoder(kind)
     num_refused = 0
     for name, label in itertools.product(kind.__struct_fields__, HOSTILE):
-        if name in UNSERVED and label != "empty":  # any value of these is refused alike
+        if name in UNSUPPORTED and label != "empty":  # any value of these is refused alike
             continue
         value = HOSTILE[label]
         body = json.dumps(plain | {name: value}).encode()

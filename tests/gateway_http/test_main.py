@@ -19,8 +19,8 @@ import pytest
 
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.fakes.collector import collecting
-from tests.gateway_http.api_keys import key, write
-from tests.gateway_http.raw_http import RawClient
+from tests.support.api_keys import key, write
+from tests.support.raw_http import RawClient
 
 PYTHON = [sys.executable, "-m"]
 COMMAND = [*PYTHON, "gateway_http"]

@@ -1,10 +1,7 @@
-"""docs/parity.md: every field of the HTTP API has its row, and every field of the wire."""
+"""docs/parity.md lists every field of both APIs, and each HTTP field sets its proto fields."""
 
-import base64
 import json
-import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,21 +17,24 @@ from chatrpc.v1 import (
     completion_service_pb2,
     model_service_pb2,
 )
+from docs import parity
 from gateway_http.convert import completions, requests, tokens
 from gateway_http.protocol import completion, error, request, response, sampling
 from gateway_http.protocol import tokens as token_types
 from gateway_http.protocol.decode import decoder
+from tests.gateway_http.sample_bodies import CHAT, CONVERSATION, HI, TEXT, TOOL
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "parity.md"
-ROWS = re.findall(
-    r"^\| (?:`([\w.]+)`|none) \| (?:`([\w.]+)`|none) \| (.*) \|$", PAGE.read_text(), re.MULTILINE
-)
+ROWS = parity.rows()
+# Each HTTP field with each of its proto fields.
+PAIRS = [(row.http, wire) for row in ROWS if row.http for wire in row.field.proto_fields]
 
 STRUCTS = (request, sampling, completion, token_types, response, error)
 PROTOS = (chat_pb2, chat_service_pb2, completion_pb2, completion_service_pb2, model_service_pb2)
 
-# Their fields are those of the requests made from them.
-PARTS_OF_OTHERS = {"Part", "UnservedParameters", "SamplingParameters", "GenerationRequest"}
+# Their fields are listed with those of the structs that inherit from them.
+PARTS_OF_OTHERS = {"Part", "UnsupportedParameters"}
+# Their fields are listed once.
+SHARED = (sampling.SamplingParameters, sampling.GenerationRequest)
 
 
 def own_structs(module: ModuleType) -> dict[str, type[msgspec.Struct]]:
@@ -56,8 +56,15 @@ NAMES: dict[type[msgspec.Struct], str] = {
 }
 
 
+def listed_name(struct: type[msgspec.Struct], field: str) -> str:
+    """Return the name of a struct's field as the page has it."""
+    shared = (each for each in SHARED if field in each.__struct_fields__)
+    inherits = issubclass(struct, sampling.SamplingParameters)
+    return f"{NAMES[next(shared, struct) if inherits else struct]}.{field}"
+
+
 def struct_fields() -> set[str]:
-    return {f"{name}.{field}" for kind, name in NAMES.items() for field in kind.__struct_fields__}
+    return {listed_name(kind, field) for kind in NAMES for field in kind.__struct_fields__}
 
 
 def messages(descriptor: Descriptor) -> Iterator[Descriptor]:
@@ -77,108 +84,18 @@ def wire_fields() -> set[str]:
     }
 
 
-def test_every_field_of_the_http_api_has_a_row_and_no_other_has() -> None:
-    assert {http for http, _, _ in ROWS if http} == struct_fields()
+def test_page_is_up_to_date() -> None:
+    assert parity.PAGE.read_text() == parity.page(), "run `make docs`"
 
 
-def test_every_field_of_the_wire_has_a_row_and_no_other_has() -> None:
-    assert {wire for _, wire, _ in ROWS if wire} == wire_fields()
+def test_rows_are_the_fields_of_the_http_api() -> None:
+    assert {row.http for row in ROWS if row.http} == struct_fields()
 
 
-def test_a_row_without_its_other_half_says_why() -> None:
-    plumbing = {"params", "completion", "chunk", "model"}  # of the RPCs' own messages
-    for http, wire, note in ROWS:
-        assert http or wire
-        assert (http and wire) or note or wire.rpartition(".")[2] in plumbing, (http, wire)
+def test_rows_are_the_fields_of_the_protos() -> None:
+    assert {wire for row in ROWS for wire in row.field.proto_fields} == wire_fields()
 
 
-# Bodies that have every field of a request somewhere. Each of the first is one optional field.
-HI = {"role": "user", "content": "Hi"}
-TOOL = {"type": "function", "function": {"name": "f"}}
-SAMPLING: dict[str, Any] = {
-    "temperature": 0.5,
-    "top_p": 0.5,
-    "top_k": 5,
-    "min_p": 0.5,
-    "presence_penalty": 1,
-    "frequency_penalty": 1,
-    "repetition_penalty": 1.5,
-    "repeat_penalty": 1.5,
-    "max_tokens": 5,
-    "min_tokens": 1,
-    "seed": 5,
-    "n": 2,
-    "stop": "x",
-    "stop_token_ids": [1],
-    "logit_bias": {"5": 1.5},
-    "ignore_eos": True,
-    "include_stop_str_in_output": True,
-    "skip_special_tokens": False,
-    "bad_words": ["x"],
-    "allowed_token_ids": [1],
-    "response_format": {
-        "type": "json_schema",
-        "json_schema": {"name": "s", "description": "d", "schema": {"a": 1}, "strict": True},
-    },
-    "structured_outputs": {"regex": "a"},
-    "prompt_logprobs": 1,
-    "return_token_ids": True,
-    "truncate_prompt_tokens": 5,
-    "priority": 1,
-    "cache_salt": "s",
-    "user": "u",
-}
-CHAT = SAMPLING | {
-    "max_completion_tokens": 5,
-    "tools": [
-        {
-            "type": "function",
-            "function": {"name": "f", "description": "d", "parameters": {"a": 1}, "strict": True},
-        }
-    ],
-    "tool_choice": TOOL,
-    "parallel_tool_calls": False,
-    "logprobs": True,
-    "top_logprobs": 1,
-    "reasoning_effort": "low",
-    "verbosity": "low",
-    "modalities": ["text"],
-    "audio": {"voice": "alto", "format": "wav"},
-    "prediction": {"type": "content", "content": "x"},
-    "chat_template_kwargs": {"a": 1},
-    "add_generation_prompt": False,
-    "continue_final_message": True,
-    "safety_identifier": "i",
-    "metadata": {"a": "b"},
-    "store": True,
-    "prompt_cache_key": "k",
-    "service_tier": "auto",
-}
-TEXT = SAMPLING | {"echo": True, "logprobs": 1, "suffix": "x", "add_special_tokens": False}
-DATA = base64.b64encode(b"x").decode()
-CONVERSATION = [
-    HI | {"name": "n"},
-    {
-        "role": "user",
-        "content": [
-            {"type": "text", "text": "t"},
-            {"type": "image_url", "image_url": {"url": "u", "detail": "low"}},
-            {"type": "input_audio", "input_audio": {"data": DATA, "format": "wav"}},
-            {"type": "file", "file": {"file_id": "i", "filename": "n"}},
-            {"type": "file", "file": {"file_data": DATA}},
-        ],
-    },
-    {
-        "role": "assistant",
-        "content": [{"type": "refusal", "refusal": "no"}],
-        "tool_calls": [
-            {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-        ],
-        "reasoning_content": "r",
-    },
-    {"role": "assistant", "content": "x", "refusal": "no", "reasoning": "r"},
-    {"role": "tool", "content": "x", "tool_call_id": "c"},
-]
 FORMS = (
     {"structured_outputs": {"json": {"a": 1}}},
     {"structured_outputs": {"choice": ["a"]}},
@@ -203,30 +120,46 @@ OF_MESSAGES = {
     "chat_template_kwargs": {"a": 1},
 }
 
+
+def with_model(convert: Callable[[Any], Message]) -> Callable[[Any], Message]:
+    """As `convert`, with the model, which is set when the call is made."""
+
+    def converted(body: Any) -> Message:
+        message: Any = convert(body)
+        message.model = body.model or "first"
+        return message  # type: ignore[no-any-return]
+
+    return converted
+
+
 Case = tuple[type[msgspec.Struct], dict[str, Any], Callable[[Any], Message]]
 
 
 def cases() -> Iterator[Case]:
     chat: dict[str, Any] = {"model": "m", "messages": [HI]}
     text: dict[str, Any] = {"model": "m", "prompt": "x"}
-    yield request.ChatCompletionRequest, chat, requests.params
-    yield request.ChatCompletionRequest, chat | {"messages": CONVERSATION}, requests.params
+    yield request.ChatCompletionRequest, chat, with_model(requests.params)
+    yield (
+        request.ChatCompletionRequest,
+        chat | {"messages": CONVERSATION},
+        with_model(requests.params),
+    )
     for fields in (*({name: value} for name, value in CHAT.items()), *FORMS, ALLOWED):
-        yield request.ChatCompletionRequest, chat | fields, requests.params
-    yield completion.CompletionRequest, text, completions.params
-    yield completion.CompletionRequest, text | {"prompt": [1]}, completions.params
+        yield request.ChatCompletionRequest, chat | fields, with_model(requests.params)
+    yield completion.CompletionRequest, text, with_model(completions.params)
+    yield completion.CompletionRequest, text | {"prompt": [1]}, with_model(completions.params)
     for name, value in TEXT.items():
-        yield completion.CompletionRequest, text | {name: value}, completions.params
+        yield completion.CompletionRequest, text | {name: value}, with_model(completions.params)
 
     def tokenize(body: token_types.TokenizeRequest) -> Message:
-        return tokens.tokenize_request(body, body.model or "first")
+        return tokens.tokenize_request(body)
 
     for given in ({"prompt": "x"}, {"content": "x"}):
-        yield token_types.TokenizeRequest, given | {"model": "m"}, tokenize
+        yield token_types.TokenizeRequest, given | {"model": "m"}, with_model(tokenize)
         for name, value in TOKENIZE.items():
-            yield token_types.TokenizeRequest, given | {name: value}, tokenize
+            yield token_types.TokenizeRequest, given | {name: value}, with_model(tokenize)
     for name, value in OF_MESSAGES.items():
-        yield token_types.TokenizeRequest, {"messages": [HI], name: value}, tokenize
+        yield token_types.TokenizeRequest, {"messages": [HI], name: value}, with_model(tokenize)
 
 
 def given_fields(value: Any) -> Iterator[str]:
@@ -235,7 +168,7 @@ def given_fields(value: Any) -> Iterator[str]:
         for name in value.__struct_fields__:
             held = getattr(value, name)
             if held is not None:
-                yield f"{NAMES[type(value)]}.{name}"
+                yield listed_name(type(value), name)
                 yield from given_fields(held)
     elif isinstance(value, list):
         for item in value:
@@ -265,28 +198,22 @@ ARRIVALS = arrivals()
 ASKED = {name for given, _ in ARRIVALS for name in given}
 
 
-@pytest.mark.parametrize(
-    ("http", "wire"), [(http, wire) for http, wire, _ in ROWS if http in ASKED and wire]
-)
-def test_a_field_of_a_request_arrives_where_its_row_says(http: str, wire: str) -> None:
+@pytest.mark.parametrize(("http", "wire"), [pair for pair in PAIRS if pair[0] in ASKED])
+def test_field_of_request_sets_its_proto_field(http: str, wire: str) -> None:
     assert any(http in given and wire in told for given, told in ARRIVALS)
 
 
-@pytest.mark.parametrize("http", sorted({*CHAT}))
-def test_nothing_but_its_field_sets_it(http: str) -> None:
-    """What a field of a chat is said to set is not set without it."""
-    rows = {wire for h, wire, _ in ROWS if h == f"ChatCompletionRequest.{http}"}
+@pytest.mark.parametrize("name", sorted({*CHAT}))
+def test_only_its_field_sets_a_proto_field(name: str) -> None:
+    http = listed_name(request.ChatCompletionRequest, name)
     plain = next(told for given, told in ARRIVALS if "ChatCompletionRequest.messages" in given)
-    assert not rows & plain
+    assert not {wire for each, wire in PAIRS if each == http} & plain
 
 
-def test_every_field_that_has_a_place_is_among_the_cases() -> None:
+def test_cases_have_every_field_of_requests_that_has_a_proto_field() -> None:
     requests_of_ours = {
         name
         for kind, name in NAMES.items()
         if kind.__module__ in {request.__name__, sampling.__name__}
     } | {"CompletionRequest", "TokenizeRequest"}
-    with_place = {
-        http for http, wire, _ in ROWS if wire and http and http.split(".")[0] in requests_of_ours
-    }
-    assert with_place <= ASKED
+    assert {http for http, _ in PAIRS if http.split(".")[0] in requests_of_ours} <= ASKED

@@ -14,8 +14,8 @@ import pytest
 
 from service.errors import EngineDead, QueueFull
 from tests.fakes.wait import until
-from tests.gateway_http.conftest import serving
 from tests.gateway_http.replicas import Replica, replica, target
+from tests.support.gateway import serving
 
 PATH = "/v1/chat/completions"
 

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from tests.fakes.chat_service import FakeService
-from tests.gateway_http.conftest import started
-from tests.gateway_http.raw_http import RawClient
+from tests.support.gateway import started
+from tests.support.raw_http import RawClient
 
 GET = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
 

@@ -11,11 +11,13 @@ import pytest
 from chatrpc.v1 import chat_service_pb2, chat_service_pb2_grpc
 from service.config import ServiceSettings
 from service.engine.async_engine import AsyncEngine
+from service.engine.local import local_engine
 from service.model import ModelLoader
 from service.rpc.server import SERVICE_NAMES, Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.wait import until
-from tests.service.test_main import request, save_model
+from tests.support.service_process import request
+from tests.support.tiny_model import save_model
 
 
 @dataclass
@@ -47,9 +49,12 @@ class Stack:
 @pytest.fixture
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     model = save_model(tmp_path / "tiny", vocab_size=300)
-    loader = ModelLoader(ServiceSettings.load(["--model", str(model), "--dtype", "float32"]))
-    engine = AsyncEngine(loader.load, max_num_seqs=2, max_queue_size=8)
-    await engine.start()
+    options = ("--model", str(model), "--dtype", "float32")
+    limits = ("--max-num-seqs", "2", "--max-queue-size", "8")
+    settings = ServiceSettings.load([*options, *limits])
+    loader = ModelLoader(settings)
+    engine = local_engine(settings.engine_settings)
+    await engine.start(loader.load())
     lifecycle = Lifecycle(SERVICE_NAMES)
     server = Server(lifecycle, request_timeout_s=3600)
     port = await server.start("127.0.0.1", 0)

@@ -29,7 +29,7 @@ from service.errors import ModelLoadError
 from service.text.chat_template import render_prompt
 from service.text.detokenizer import Detokenizer
 from service.text.hf_tokenizer import load_tokenizer
-from tests.service.text.conftest import byte_level
+from tests.support.library_tokenizers import byte_level
 
 NUM_KV_HEADS, HEAD_DIM = 2, 8
 TINY = LlamaConfig(

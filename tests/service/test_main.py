@@ -6,79 +6,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from chatrpc.v1 import chat_pb2, chat_service_pb2, chat_service_pb2_grpc
-from tests.service.text.conftest import byte_level
-
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
-
-
-def save_model(path: Path, vocab_size: int) -> Path:
-    """A tiny model with random weights and a tokenizer of 300 tokens."""
-    backend = byte_level()
-    make: Any = PreTrainedTokenizerFast
-    tokenizer = make(tokenizer_object=backend, eos_token="<|im_end|>", chat_template=TEMPLATE)
-    tokenizer.save_pretrained(path)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=4096,
-    )
-    model: Any = LlamaForCausalLM(config)
-    model.save_pretrained(path)
-    return path
+from chatrpc.v1 import chat_service_pb2_grpc
+from tests.support.service_process import Process, request
+from tests.support.tiny_model import save_model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("whole") / "tiny", vocab_size=300)
-
-
-class Process:
-    """A running `python -m service`, its log read line by line."""
-
-    def __init__(self, *arguments: str, module: str = "service") -> None:
-        command = [sys.executable, "-m", module, "--port", "0", "--log-format", "json"]
-        self.popen = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
-        self.lines: list[str] = []
-
-    def until(self, event: str) -> dict[str, Any]:
-        """The next log line of this event."""
-        for line in self._read():
-            if line.startswith("{") and json.loads(line)["event"] == event:
-                found: dict[str, Any] = json.loads(line)
-                return found
-        raise AssertionError(f"no {event!r} in the log: {self.lines}")
-
-    def wait(self) -> int:
-        """The exit code, when the log has been read to its end."""
-        for _ in self._read():
-            pass
-        return self.popen.wait()
-
-    def close(self) -> None:
-        self.popen.kill()
-        self.popen.wait()
-        if self.popen.stderr is not None:
-            self.popen.stderr.close()
-
-    def _read(self) -> Iterator[str]:
-        assert self.popen.stderr is not None
-        for line in self.popen.stderr:
-            self.lines.append(line)
-            yield line
-
-    @property
-    def log(self) -> str:
-        return "".join(self.lines)
 
 
 @pytest.fixture
@@ -92,18 +31,6 @@ def start() -> Iterator[Callable[..., Process]]:
     yield start
     for process in started:
         process.close()
-
-
-def request(num_tokens: int) -> chat_service_pb2.StreamChatCompletionRequest:
-    message = chat_pb2.ChatMessage(
-        role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text="hi")]
-    )
-    params = chat_pb2.ChatCompletionParams(
-        model="tiny",
-        messages=[message],
-        sampling=chat_pb2.SamplingParams(max_completion_tokens=num_tokens, ignore_eos=True),
-    )
-    return chat_service_pb2.StreamChatCompletionRequest(params=params)
 
 
 def test_a_signal_lets_a_running_answer_finish(start: Callable[..., Process], model: Path) -> None:
@@ -131,6 +58,21 @@ def test_a_signal_during_the_load_is_an_orderly_end(
     process.popen.send_signal(signal.SIGTERM)
     assert process.wait() == 0
     assert "Traceback" not in process.log
+
+
+def test_engine_by_import_string_serves_requests(
+    start: Callable[..., Process], model: Path
+) -> None:
+    engine = ("--engine", "tests.fakes.engine:scripted_engine")
+    process = start("--model", str(model), *engine)
+    port = process.until("listening")["port"]
+    process.until("ready")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = chat_service_pb2_grpc.ChatServiceStub(channel)
+        *_, last = stub.StreamChatCompletion(request(num_tokens=300))
+    assert last.chunk.usage.completion_tokens == 2
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
 
 
 def test_an_engine_that_fails_time_and_again_ends_the_process(
@@ -207,6 +149,9 @@ def test_an_event_loop_that_hangs_ends_the_process(
         (["--model", "no-such-model"], 1, "There is no model 'no-such-model'"),
         (["--max-num-seqs", "0"], 2, "error: max_num_seqs"),
         (["--max-num-batched-tokens", "1"], 2, "error: "),
+        (["--engine", "vllm"], 2, "error: engine: There is no engine 'vllm'"),
+        (["--engine", "no_such:make"], 2, "engine=no_such:make: the module no_such cannot be"),
+        (["--engine", "no_such:make", "--check"], 2, "error: engine=no_such:make: the module"),
         (["--channelz"], 2, "channelz needs admin_port"),
         (["--otlp-endpoint", "collector:4317"], 2, "error: otlp_endpoint"),
         (["--config", "/nowhere.toml"], 2, "error: "),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.test_main import save_model
+from tests.support.tiny_model import save_model
 
 
 def prepare(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":

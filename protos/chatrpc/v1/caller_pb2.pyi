@@ -25,14 +25,14 @@ DESCRIPTOR: FileDescriptor
 
 @final
 class CallerInfo(Message):
-    """The caller that a call is made for, when the sender is not that caller: a gateway that has checked
-    the API keys of its own callers, say. It travels serialized in the metadata `chatrpc-caller-bin`, at
-    most once in a call, and has at most 4096 bytes. The caller's requests then have a place of their own
-    in the queue and in the prefix cache.
+    """The caller that a call is made for, if it is not the sender of the call. Senders such as a gateway
+    that has checked the API keys of its own callers use it. It travels serialized in the metadata
+    `chatrpc-caller-bin`, at most once in a call, and has at most 4096 bytes. The caller's requests then
+    have their own share of the queue and of the prefix cache.
 
-    A service that checks API keys takes it only with a key whose entry says `may_act_for_others`, and
+    A service that checks API keys accepts it only with a key whose entry has `may_act_for_others`, and
     otherwise rejects the call with PERMISSION_DENIED and the reason ACTING_FORBIDDEN. A service without
-    keys takes it from everybody. Limits of the sender's key apply to all of its callers together.
+    keys accepts it from every sender. Limits of the sender's key apply to all of its callers together.
     """
 
     DESCRIPTOR: Descriptor
@@ -43,9 +43,11 @@ class CallerInfo(Message):
     MIN_PRIORITY_FIELD_NUMBER: int
     ONLY_WITHOUT_KEYS_FIELD_NUMBER: int
     name: str
-    """Required. Identifies the caller among all callers of the sender. At most 128 characters."""
+    """Required. Identifies the caller among all callers of the sender. At least 1 and at most 128
+    printable characters.
+    """
     weight: int
-    """How many turns the caller gets in a round of all callers' turns: 1 to 100. Absent: 1."""
+    """The number of turns that the caller gets in a round of all callers' turns: 1 to 100. Absent: 1."""
     cache_namespace: str
     """Cached prompts are shared among the sender's callers with an equal namespace, of at most 128
     characters. Empty: shared with the sender itself.
@@ -56,7 +58,7 @@ class CallerInfo(Message):
     """
     only_without_keys: bool
     """Use this message only if the service does not check API keys. Senders that pass their caller's own
-    key on set it: a service that checks keys knows the caller by that key.
+    key on set it: a service that checks keys identifies the caller by that key.
     """
     def __init__(
         self,

@@ -57,6 +57,7 @@ class _ReasoningEffortEnumTypeWrapper(_EnumTypeWrapper[_ReasoningEffort.ValueTyp
     DESCRIPTOR: EnumDescriptor
     REASONING_EFFORT_UNSPECIFIED: _ReasoningEffort.ValueType  # 0
     REASONING_EFFORT_NONE: _ReasoningEffort.ValueType  # 1
+    """The template's variable `enable_thinking` is set to false."""
     REASONING_EFFORT_MINIMAL: _ReasoningEffort.ValueType  # 2
     REASONING_EFFORT_LOW: _ReasoningEffort.ValueType  # 3
     REASONING_EFFORT_MEDIUM: _ReasoningEffort.ValueType  # 4
@@ -64,10 +65,12 @@ class _ReasoningEffortEnumTypeWrapper(_EnumTypeWrapper[_ReasoningEffort.ValueTyp
     REASONING_EFFORT_XHIGH: _ReasoningEffort.ValueType  # 6
     REASONING_EFFORT_MAX: _ReasoningEffort.ValueType  # 7
 
-class ReasoningEffort(_ReasoningEffort, metaclass=_ReasoningEffortEnumTypeWrapper): ...
+class ReasoningEffort(_ReasoningEffort, metaclass=_ReasoningEffortEnumTypeWrapper):
+    """How much a reasoning model reasons. The model's chat template interprets the value."""
 
 REASONING_EFFORT_UNSPECIFIED: ReasoningEffort.ValueType  # 0
 REASONING_EFFORT_NONE: ReasoningEffort.ValueType  # 1
+"""The template's variable `enable_thinking` is set to false."""
 REASONING_EFFORT_MINIMAL: ReasoningEffort.ValueType  # 2
 REASONING_EFFORT_LOW: ReasoningEffort.ValueType  # 3
 REASONING_EFFORT_MEDIUM: ReasoningEffort.ValueType  # 4
@@ -86,7 +89,8 @@ class _VerbosityEnumTypeWrapper(_EnumTypeWrapper[_Verbosity.ValueType], type):
     VERBOSITY_MEDIUM: _Verbosity.ValueType  # 2
     VERBOSITY_HIGH: _Verbosity.ValueType  # 3
 
-class Verbosity(_Verbosity, metaclass=_VerbosityEnumTypeWrapper): ...
+class Verbosity(_Verbosity, metaclass=_VerbosityEnumTypeWrapper):
+    """The length of output wanted."""
 
 VERBOSITY_UNSPECIFIED: Verbosity.ValueType  # 0
 VERBOSITY_LOW: Verbosity.ValueType  # 1
@@ -102,12 +106,15 @@ class _ModalityEnumTypeWrapper(_EnumTypeWrapper[_Modality.ValueType], type):
     MODALITY_UNSPECIFIED: _Modality.ValueType  # 0
     MODALITY_TEXT: _Modality.ValueType  # 1
     MODALITY_AUDIO: _Modality.ValueType  # 2
+    """Not served."""
 
-class Modality(_Modality, metaclass=_ModalityEnumTypeWrapper): ...
+class Modality(_Modality, metaclass=_ModalityEnumTypeWrapper):
+    """A kind of output."""
 
 MODALITY_UNSPECIFIED: Modality.ValueType  # 0
 MODALITY_TEXT: Modality.ValueType  # 1
 MODALITY_AUDIO: Modality.ValueType  # 2
+"""Not served."""
 
 class _Role:
     ValueType = NewType("ValueType", int)
@@ -118,17 +125,18 @@ class _RoleEnumTypeWrapper(_EnumTypeWrapper[_Role.ValueType], type):
     ROLE_UNSPECIFIED: _Role.ValueType  # 0
     ROLE_SYSTEM: _Role.ValueType  # 1
     ROLE_DEVELOPER: _Role.ValueType  # 2
-    """Treated as a system message where the model's template knows no developer."""
+    """A system message if the model's chat template has no developer role."""
     ROLE_USER: _Role.ValueType  # 3
     ROLE_ASSISTANT: _Role.ValueType  # 4
     ROLE_TOOL: _Role.ValueType  # 5
 
-class Role(_Role, metaclass=_RoleEnumTypeWrapper): ...
+class Role(_Role, metaclass=_RoleEnumTypeWrapper):
+    """The author of a message."""
 
 ROLE_UNSPECIFIED: Role.ValueType  # 0
 ROLE_SYSTEM: Role.ValueType  # 1
 ROLE_DEVELOPER: Role.ValueType  # 2
-"""Treated as a system message where the model's template knows no developer."""
+"""A system message if the model's chat template has no developer role."""
 ROLE_USER: Role.ValueType  # 3
 ROLE_ASSISTANT: Role.ValueType  # 4
 ROLE_TOOL: Role.ValueType  # 5
@@ -140,38 +148,46 @@ class _FinishReason:
 class _FinishReasonEnumTypeWrapper(_EnumTypeWrapper[_FinishReason.ValueType], type):
     DESCRIPTOR: EnumDescriptor
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
-    """Not finished."""
+    """It has not ended."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
     """An end-of-sequence token, a stop token or a stop string."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
-    """max_completion_tokens, or the end of the context."""
+    """`max_completion_tokens`, or the end of the context."""
     FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 3
+    """A tool call."""
     FINISH_REASON_CONTENT_FILTER: _FinishReason.ValueType  # 4
+    """Not used."""
 
-class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper): ...
+class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
+    """Why generation ended."""
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
-"""Not finished."""
+"""It has not ended."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
 """An end-of-sequence token, a stop token or a stop string."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
-"""max_completion_tokens, or the end of the context."""
+"""`max_completion_tokens`, or the end of the context."""
 FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 3
+"""A tool call."""
 FINISH_REASON_CONTENT_FILTER: FinishReason.ValueType  # 4
+"""Not used."""
 
 @final
 class ChatCompletionParams(Message):
     """The messages of a chat completion: request, response and stream chunk, after OpenAI's types.
 
-    Three rules hold throughout:
+    Three rules apply throughout:
       - Absent means "the model's own default" (its generation_config), so every tunable is `optional`
         and 0 is a value like any other.
-      - A field that the service does not serve is refused with INVALID_ARGUMENT and the field's path;
-        nothing is ignored in silence. The fields that are accepted without effect say so here.
+      - A field that the service does not serve is rejected with INVALID_ARGUMENT and the field's path.
+        No field is ignored silently. The comments name the fields that are accepted without effect.
       - JSON (schemas, tool arguments) travels as text: google.protobuf.Struct would turn 64-bit
-        integers into doubles and forget the order of keys.
+        integers into doubles and lose the order of keys.
 
-    What a chat completion is made from; shared by the unary and the streaming request.
+    The comments of fields are the only source of the descriptions in the gateway's OpenAPI document and
+    in docs/parity.md, so they are written for readers of both APIs.
+
+    The parameters of a chat completion. The unary and the streaming request share them.
     """
 
     DESCRIPTOR: Descriptor
@@ -218,46 +234,49 @@ class ChatCompletionParams(Message):
     PROMPT_CACHE_KEY_FIELD_NUMBER: int
     SERVICE_TIER_FIELD_NUMBER: int
     model: str
-    """Required. A model id or alias, as ModelService.ListModels gives them."""
+    """Required. The id or an alias of a model."""
     parallel_tool_calls: bool
-    """Absent: true. Accepted, and without effect while there are no tools."""
+    """Allow several tool calls in one message. Absent: true. It has no effect without tools."""
     logprobs: bool
     """Return the log probability of each generated token."""
     top_logprobs: int
-    """How many alternatives to return with each log probability: 0 to 20. Needs `logprobs`."""
+    """The number of alternatives to return with each log probability: 0 to 20. Needs `logprobs`."""
     reasoning_effort: ReasoningEffort.ValueType
-    """How much a reasoning model thinks before it answers."""
+    """How much a reasoning model reasons before its final output."""
     return_token_ids: bool
-    """Return the token ids of the prompt and of the answer."""
+    """Return the token ids of the prompt and of the output."""
     prompt_logprobs: int
     """Return the log probability of each prompt token, with this many alternatives: 0 to 20."""
     priority: int
     """Among the requests of one caller, those with a lower value run first. Absent: 0, or the lowest
-    that the key may set if that is higher.
+    that the API key may set if that is higher.
     """
     cache_salt: str
-    """What is cached of a prompt is shared only among requests with an equal salt, of at most 512
-    characters. Absent: with all that have none.
+    """Cached prefixes are shared only among requests with an equal salt, of at most 512 characters.
+    Absent: shared among all requests without one.
     """
     verbosity: Verbosity.ValueType
-    """The rest is accepted, and without effect on the answer: bookkeeping of the caller, and hints, of
-    at most 512 characters each.
+    """The remaining fields are accepted and have no effect on the output.
 
-    How long an answer should be; for models trained to follow it.
+    The length of output wanted. Accepted, without effect on the output.
     """
     user: str
-    """An identifier of the end user."""
+    """An identifier of the end user, of at most 512 characters. Accepted, without effect on the output."""
     safety_identifier: str
-    """As `user`, hashed by the caller."""
+    """A hashed identifier of the end user, of at most 512 characters. Accepted, without effect on the
+    output.
+    """
     store: bool
-    """Whether the caller wants the completion stored. Nothing is ever stored."""
+    """Accepted, without effect: no completion is ever stored."""
     prompt_cache_key: str
-    """A hint to route requests with a common prefix to one replica."""
+    """A hint for routing requests with a common prefix to one replica, of at most 512 characters.
+    Accepted, without effect on the output.
+    """
     service_tier: str
-    """The processing tier wanted. There is one."""
+    """The processing tier wanted, of at most 512 characters. Accepted, without effect: there is only one."""
     @property
     def messages(self) -> RepeatedCompositeFieldContainer[ChatMessage]:
-        """Required. The conversation so far, at least one message."""
+        """Required. The conversation so far: at least 1 message."""
 
     @property
     def sampling(self) -> SamplingParams:
@@ -265,15 +284,15 @@ class ChatCompletionParams(Message):
 
     @property
     def tools(self) -> RepeatedCompositeFieldContainer[Tool]:
-        """The functions the model may call. At most 128."""
+        """The functions that the model may call. At most 128."""
 
     @property
     def tool_choice(self) -> ToolChoice:
-        """Absent: none without tools, otherwise auto."""
+        """Which tools the model may or must call. Absent: none without tools, otherwise auto."""
 
     @property
     def response_format(self) -> ResponseFormat:
-        """The form the answer must take. Absent: free text."""
+        """The format of the output. Absent: free text."""
 
     @property
     def prompt(self) -> PromptOptions:
@@ -281,19 +300,21 @@ class ChatCompletionParams(Message):
 
     @property
     def modalities(self) -> RepeatedScalarFieldContainer[Modality.ValueType]:
-        """The kinds of output wanted. Text alone is served."""
+        """The kinds of output wanted. Only text is served."""
 
     @property
     def audio(self) -> AudioOutput:
-        """How the spoken answer should sound; for models that speak."""
+        """The voice and the format of audio output. Rejected, since no audio is served."""
 
     @property
     def prediction(self) -> Prediction:
-        """Text the answer is expected to repeat largely; a hint for speed."""
+        """Text that the output is expected to repeat. Rejected, since it is not served."""
 
     @property
     def metadata(self) -> ScalarMap[str, str]:
-        """Up to 16 pairs, keys up to 64 and values up to 512 characters."""
+        """At most 16 pairs, with keys of at most 64 and values of at most 512 characters. Accepted, without
+        effect on the output.
+        """
 
     def __init__(
         self,
@@ -393,59 +414,62 @@ class SamplingParams(Message):
     BAD_WORDS_FIELD_NUMBER: int
     ALLOWED_TOKEN_IDS_FIELD_NUMBER: int
     temperature: float
-    """0 to 2; 0 is greedy: always the most likely token."""
+    """Divides the logits: 0 to 2. With 0 decoding is greedy, so the most likely token is always chosen."""
     top_p: float
-    """0 to 1: sample from the smallest set of tokens whose probability reaches this sum."""
+    """Sample from the smallest set of tokens whose probabilities sum to at least this value: 0 to 1."""
     top_k: int
-    """Sample from this many most likely tokens; 0 is no limit."""
+    """Sample from this many most likely tokens. 0 is no limit."""
     min_p: float
-    """0 to 1: drop tokens less likely than this share of the most likely token's probability."""
+    """Drop tokens whose probability is below this fraction of the most likely token's: 0 to 1."""
     presence_penalty: float
-    """-2 to 2: subtracted once from the logit of every token the answer already has."""
+    """Subtracted once from the logit of every token that the output already contains: -2 to 2."""
     frequency_penalty: float
-    """-2 to 2: subtracted from a token's logit for each time the answer already has it."""
+    """Subtracted from a token's logit for each time that the output already contains it: -2 to 2."""
     repetition_penalty: float
-    """Above 0: divides positive and multiplies negative logits of tokens already seen; 1 is none."""
+    """Divides positive and multiplies negative logits of tokens that the prompt or the output already
+    contains. Above 0 and at most 1000; 1 is no penalty.
+    """
     max_completion_tokens: int
-    """At least 1; clamped to what the context leaves after the prompt. Absent: all it leaves, or for an
-    API key with a limit of tokens the key's default.
+    """The largest number of tokens to generate: at least 1. It is lowered to what the context leaves
+    after the prompt. Absent: all that the context leaves, or for an API key with a limit of tokens
+    the key's default.
     """
     min_tokens: int
-    """Neither end-of-sequence nor a stop token is chosen before this many tokens. A stop string ends the
-    answer whenever it appears.
+    """Neither end-of-sequence nor a stop token is chosen before this many tokens. A stop string still
+    ends the output.
     """
     seed: int
-    """The same seed with the same request gives the same answer, as far as the model's arithmetic does:
-    whatever else is in the batch where it is int8 on a CPU with native kernels, elsewhere as long as
-    the batch is the same. Each of `n` choices draws by the seed and its index.
+    """The seed of random sampling. Equal requests with an equal seed have equal outputs as far as the
+    model's arithmetic allows: with int8 weights on a CPU with native kernels in any batch, otherwise
+    only in equal batches. Each of `n` choices is sampled by the seed and its index.
     """
     n: int
-    """How many choices to return, from one prompt. Absent: 1."""
+    """The number of choices to generate from one prompt: 1 to 128. Absent: 1."""
     ignore_eos: bool
-    """Go on past the model's end-of-sequence tokens; for load tests."""
+    """Continue after the model's end-of-sequence tokens. For load tests."""
     include_stop_str_in_output: bool
-    """Leave the matched stop string in the answer."""
+    """Keep the matched stop string in the output."""
     skip_special_tokens: bool
     """Leave special tokens out of the text. Absent: true."""
     @property
     def stop(self) -> RepeatedScalarFieldContainer[str]:
-        """Generation ends before the first of these strings to appear. None may be empty."""
+        """Generation ends before the first of these strings. At most 64 strings of 1 to 256 characters."""
 
     @property
     def stop_token_ids(self) -> RepeatedScalarFieldContainer[int]:
-        """Generation ends with the first of these tokens to appear."""
+        """Generation ends with the first of these tokens. At most 1024."""
 
     @property
     def logit_bias(self) -> ScalarMap[int, float]:
-        """Added to the logits of the given token ids: -100 to 100."""
+        """A number from -100 to 100 that is added to the logit of a token, by token id. At most 1024 tokens."""
 
     @property
     def bad_words(self) -> RepeatedScalarFieldContainer[str]:
-        """Strings that are never generated."""
+        """Strings that are never generated. At most 64 strings of 1 to 256 characters."""
 
     @property
     def allowed_token_ids(self) -> RepeatedScalarFieldContainer[int]:
-        """Only these token ids are generated."""
+        """Only these token ids are generated. Empty: all."""
 
     def __init__(
         self,
@@ -503,7 +527,7 @@ class SamplingParams(Message):
 
 @final
 class PromptOptions(Message):
-    """How the conversation becomes a prompt."""
+    """How a conversation becomes a prompt."""
 
     DESCRIPTOR: Descriptor
 
@@ -512,13 +536,15 @@ class PromptOptions(Message):
     CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: int
     TRUNCATE_PROMPT_TOKENS_FIELD_NUMBER: int
     chat_template_kwargs_json: str
-    """A JSON object handed to the model's chat template, such as {"enable_thinking": false}."""
+    """Variables for the model's chat template: a JSON object such as {"enable_thinking": false}, of at
+    most 65536 characters.
+    """
     add_generation_prompt: bool
-    """End the prompt where the assistant is to speak. Absent: true."""
+    """End the prompt with the beginning of an assistant message. Absent: true."""
     continue_final_message: bool
-    """Continue the last message instead of answering it."""
+    """Continue the last message instead of generating a new one."""
     truncate_prompt_tokens: int
-    """Keep only the last tokens of a longer prompt."""
+    """Keep only this many tokens at the end of a longer prompt: at least 1."""
     def __init__(
         self,
         *,
@@ -540,12 +566,16 @@ class PromptOptions(Message):
 
 @final
 class AudioOutput(Message):
+    """The voice and the format of audio output."""
+
     DESCRIPTOR: Descriptor
 
     VOICE_FIELD_NUMBER: int
     FORMAT_FIELD_NUMBER: int
     voice: str
+    """The name of the voice."""
     format: str
+    """The format of the audio, such as wav or mp3."""
     def __init__(
         self,
         *,
@@ -556,11 +586,15 @@ class AudioOutput(Message):
 
 @final
 class Prediction(Message):
+    """Text that the output is expected to repeat."""
+
     DESCRIPTOR: Descriptor
 
     CONTENT_FIELD_NUMBER: int
     @property
-    def content(self) -> RepeatedCompositeFieldContainer[ContentPart]: ...
+    def content(self) -> RepeatedCompositeFieldContainer[ContentPart]:
+        """The text, in parts."""
+
     def __init__(
         self,
         *,
@@ -570,6 +604,8 @@ class Prediction(Message):
 
 @final
 class ChatMessage(Message):
+    """One message of a conversation."""
+
     DESCRIPTOR: Descriptor
 
     ROLE_FIELD_NUMBER: int
@@ -580,22 +616,24 @@ class ChatMessage(Message):
     REASONING_CONTENT_FIELD_NUMBER: int
     REFUSAL_FIELD_NUMBER: int
     role: Role.ValueType
-    """Required."""
+    """Required. The author of the message."""
     name: str
     """The participant's name."""
     tool_call_id: str
-    """Tool messages: the call that this message answers."""
+    """In tool messages, required: the id of the tool call whose result this message is."""
     reasoning_content: str
-    """Assistant messages: what a reasoning model thought before its answer."""
+    """In assistant messages: the reasoning of a reasoning model."""
     refusal: str
-    """Assistant messages: why the model declined."""
+    """In assistant messages: the text by which the model declined."""
     @property
     def content(self) -> RepeatedCompositeFieldContainer[ContentPart]:
-        """The parts of the message in order. May be empty in an assistant message with tool calls."""
+        """The parts of the message in order. May be empty in an assistant message with tool calls or
+        reasoning.
+        """
 
     @property
     def tool_calls(self) -> RepeatedCompositeFieldContainer[ToolCall]:
-        """Assistant messages: the calls the model made."""
+        """In assistant messages: the tool calls that the model made."""
 
     def __init__(
         self,
@@ -612,6 +650,8 @@ class ChatMessage(Message):
 
 @final
 class ContentPart(Message):
+    """One part of a message."""
+
     DESCRIPTOR: Descriptor
 
     TEXT_FIELD_NUMBER: int
@@ -619,12 +659,19 @@ class ContentPart(Message):
     AUDIO_FIELD_NUMBER: int
     FILE_FIELD_NUMBER: int
     text: str
+    """Text."""
     @property
-    def image(self) -> ImageContent: ...
+    def image(self) -> ImageContent:
+        """An image. Rejected, since no images are served."""
+
     @property
-    def audio(self) -> AudioContent: ...
+    def audio(self) -> AudioContent:
+        """Audio. Rejected, since no audio is served."""
+
     @property
-    def file(self) -> FileContent: ...
+    def file(self) -> FileContent:
+        """A file. Rejected, since no files are served."""
+
     def __init__(
         self,
         *,
@@ -639,6 +686,8 @@ class ContentPart(Message):
 
 @final
 class ImageContent(Message):
+    """An image."""
+
     DESCRIPTOR: Descriptor
 
     URL_FIELD_NUMBER: int
@@ -646,10 +695,13 @@ class ImageContent(Message):
     MIME_TYPE_FIELD_NUMBER: int
     DETAIL_FIELD_NUMBER: int
     url: str
+    """The URL of the image."""
     data: bytes
+    """The bytes of the image."""
     mime_type: str
+    """The media type of the image, such as image/png."""
     detail: str
-    """low, high or auto."""
+    """The resolution to read it in: low, high or auto."""
     def __init__(
         self,
         *,
@@ -664,13 +716,16 @@ class ImageContent(Message):
 
 @final
 class AudioContent(Message):
+    """Audio."""
+
     DESCRIPTOR: Descriptor
 
     DATA_FIELD_NUMBER: int
     FORMAT_FIELD_NUMBER: int
     data: bytes
+    """The bytes of the audio."""
     format: str
-    """wav or mp3."""
+    """The format of the audio: wav or mp3."""
     def __init__(
         self,
         *,
@@ -681,14 +736,19 @@ class AudioContent(Message):
 
 @final
 class FileContent(Message):
+    """A file."""
+
     DESCRIPTOR: Descriptor
 
     FILE_ID_FIELD_NUMBER: int
     DATA_FIELD_NUMBER: int
     FILENAME_FIELD_NUMBER: int
     file_id: str
+    """The id of an uploaded file."""
     data: bytes
+    """The bytes of the file."""
     filename: str
+    """The name of the file."""
     def __init__(
         self,
         *,
@@ -702,11 +762,15 @@ class FileContent(Message):
 
 @final
 class Tool(Message):
+    """A tool that the model may call."""
+
     DESCRIPTOR: Descriptor
 
     FUNCTION_FIELD_NUMBER: int
     @property
-    def function(self) -> FunctionDefinition: ...
+    def function(self) -> FunctionDefinition:
+        """A function of the caller."""
+
     def __init__(
         self,
         *,
@@ -718,6 +782,8 @@ class Tool(Message):
 
 @final
 class FunctionDefinition(Message):
+    """A function that the model may call. The caller runs it and sends its result in a tool message."""
+
     DESCRIPTOR: Descriptor
 
     NAME_FIELD_NUMBER: int
@@ -725,13 +791,14 @@ class FunctionDefinition(Message):
     PARAMETERS_JSON_SCHEMA_FIELD_NUMBER: int
     STRICT_FIELD_NUMBER: int
     name: str
-    """Required. Letters, digits, underscores and dashes, at most 64."""
+    """Required. The name of the function: 1 to 64 letters, digits, underscores and dashes."""
     description: str
+    """What the function does, for the model."""
     parameters_json_schema: str
     """A JSON Schema for the arguments object. Empty: no parameters."""
     strict: bool
-    """Make the arguments follow the schema exactly, or reject the request where a grammar cannot. Absent or false: what
-    a grammar cannot enforce is left out.
+    """Make the arguments follow the schema exactly. A schema that a grammar cannot enforce is rejected.
+    Absent or false: parts of the schema that a grammar cannot enforce are left out.
     """
     def __init__(
         self,
@@ -747,16 +814,23 @@ class FunctionDefinition(Message):
 
 @final
 class ToolCall(Message):
+    """A call of a tool by the model."""
+
     DESCRIPTOR: Descriptor
 
     ID_FIELD_NUMBER: int
     INDEX_FIELD_NUMBER: int
     FUNCTION_FIELD_NUMBER: int
     id: str
+    """The id of the call, which the tool message with its result names."""
     index: int
-    """The call's place among the calls of one message. In a stream it says which call a piece extends."""
+    """The index of the call among the calls of one message. In a stream, pieces with an equal index
+    belong to one call.
+    """
     @property
-    def function(self) -> FunctionCall: ...
+    def function(self) -> FunctionCall:
+        """The function and its arguments."""
+
     def __init__(
         self,
         *,
@@ -769,13 +843,16 @@ class ToolCall(Message):
 
 @final
 class FunctionCall(Message):
+    """A call of a function."""
+
     DESCRIPTOR: Descriptor
 
     NAME_FIELD_NUMBER: int
     ARGUMENTS_JSON_FIELD_NUMBER: int
     name: str
+    """The name of the function."""
     arguments_json: str
-    """A JSON object as text. In a stream: the next piece of it."""
+    """The arguments: a JSON object as text. In a stream: the next piece of it."""
     def __init__(
         self,
         *,
@@ -786,6 +863,8 @@ class FunctionCall(Message):
 
 @final
 class ToolChoice(Message):
+    """Which tools the model may or must call."""
+
     DESCRIPTOR: Descriptor
 
     class _Mode:
@@ -796,22 +875,34 @@ class ToolChoice(Message):
         DESCRIPTOR: EnumDescriptor
         MODE_UNSPECIFIED: ToolChoice._Mode.ValueType  # 0
         MODE_NONE: ToolChoice._Mode.ValueType  # 1
+        """The model calls no tool."""
         MODE_AUTO: ToolChoice._Mode.ValueType  # 2
+        """The model chooses between text and tool calls."""
         MODE_REQUIRED: ToolChoice._Mode.ValueType  # 3
+        """The model calls at least one tool."""
 
-    class Mode(_Mode, metaclass=_ModeEnumTypeWrapper): ...
+    class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
+        """Whether the model calls tools."""
+
     MODE_UNSPECIFIED: ToolChoice.Mode.ValueType  # 0
     MODE_NONE: ToolChoice.Mode.ValueType  # 1
+    """The model calls no tool."""
     MODE_AUTO: ToolChoice.Mode.ValueType  # 2
+    """The model chooses between text and tool calls."""
     MODE_REQUIRED: ToolChoice.Mode.ValueType  # 3
+    """The model calls at least one tool."""
 
     MODE_FIELD_NUMBER: int
     FUNCTION_NAME_FIELD_NUMBER: int
     ALLOWED_TOOLS_FIELD_NUMBER: int
     mode: ToolChoice.Mode.ValueType
+    """A mode for all tools of the request."""
     function_name: str
+    """The name of the one function that the model must call."""
     @property
-    def allowed_tools(self) -> AllowedTools: ...
+    def allowed_tools(self) -> AllowedTools:
+        """A mode for some tools of the request."""
+
     def __init__(
         self,
         *,
@@ -825,14 +916,18 @@ class ToolChoice(Message):
 
 @final
 class AllowedTools(Message):
+    """A choice among some tools of the request."""
+
     DESCRIPTOR: Descriptor
 
     MODE_FIELD_NUMBER: int
     FUNCTION_NAMES_FIELD_NUMBER: int
     mode: ToolChoice.Mode.ValueType
-    """MODE_AUTO or MODE_REQUIRED."""
+    """Required. Auto or required."""
     @property
-    def function_names(self) -> RepeatedScalarFieldContainer[str]: ...
+    def function_names(self) -> RepeatedScalarFieldContainer[str]:
+        """Required. The names of the functions: at least 1 and at most 128."""
+
     def __init__(
         self,
         *,
@@ -843,6 +938,8 @@ class AllowedTools(Message):
 
 @final
 class ResponseFormat(Message):
+    """A format that the output is made to follow."""
+
     DESCRIPTOR: Descriptor
 
     TEXT_FIELD_NUMBER: int
@@ -852,17 +949,25 @@ class ResponseFormat(Message):
     GRAMMAR_FIELD_NUMBER: int
     CHOICE_FIELD_NUMBER: int
     regex: str
-    """A regular expression that the whole answer matches."""
+    """A regular expression that the whole output matches."""
     grammar: str
-    """A context-free grammar in Lark's notation. `%json {...}` in it is a strict JSON schema."""
+    """A context-free grammar in Lark's notation. `%json {...}` in it is a strict JSON Schema."""
     @property
-    def text(self) -> TextFormat: ...
+    def text(self) -> TextFormat:
+        """Free text."""
+
     @property
-    def json_object(self) -> JsonObjectFormat: ...
+    def json_object(self) -> JsonObjectFormat:
+        """Any JSON object."""
+
     @property
-    def json_schema(self) -> JsonSchemaFormat: ...
+    def json_schema(self) -> JsonSchemaFormat:
+        """JSON that follows a JSON Schema."""
+
     @property
-    def choice(self) -> ChoiceFormat: ...
+    def choice(self) -> ChoiceFormat:
+        """One of several strings."""
+
     def __init__(
         self,
         *,
@@ -879,6 +984,8 @@ class ResponseFormat(Message):
 
 @final
 class TextFormat(Message):
+    """Free text."""
+
     DESCRIPTOR: Descriptor
 
     def __init__(
@@ -887,6 +994,8 @@ class TextFormat(Message):
 
 @final
 class JsonObjectFormat(Message):
+    """Any JSON object."""
+
     DESCRIPTOR: Descriptor
 
     def __init__(
@@ -895,6 +1004,8 @@ class JsonObjectFormat(Message):
 
 @final
 class JsonSchemaFormat(Message):
+    """JSON that follows a JSON Schema."""
+
     DESCRIPTOR: Descriptor
 
     NAME_FIELD_NUMBER: int
@@ -902,12 +1013,14 @@ class JsonSchemaFormat(Message):
     SCHEMA_JSON_FIELD_NUMBER: int
     STRICT_FIELD_NUMBER: int
     name: str
+    """The name of the schema. It has no effect on the output."""
     description: str
+    """What the schema describes. It has no effect on the output."""
     schema_json: str
-    """A JSON Schema as text. Empty: any JSON."""
+    """The JSON Schema as text. Empty: any JSON."""
     strict: bool
-    """Follow the schema exactly, or reject the request where a grammar cannot. Absent or false: what a grammar cannot
-    enforce is left out.
+    """Follow the schema exactly. A schema that a grammar cannot enforce is rejected. Absent or false:
+    parts of the schema that a grammar cannot enforce are left out.
     """
     def __init__(
         self,
@@ -923,13 +1036,15 @@ class JsonSchemaFormat(Message):
 
 @final
 class ChoiceFormat(Message):
-    """The answer is one of these strings."""
+    """One of several strings."""
 
     DESCRIPTOR: Descriptor
 
     CHOICES_FIELD_NUMBER: int
     @property
-    def choices(self) -> RepeatedScalarFieldContainer[str]: ...
+    def choices(self) -> RepeatedScalarFieldContainer[str]:
+        """The strings, of which the output is one."""
+
     def __init__(
         self,
         *,
@@ -939,6 +1054,8 @@ class ChoiceFormat(Message):
 
 @final
 class TokenLogprob(Message):
+    """A token of the output and its log probability."""
+
     DESCRIPTOR: Descriptor
 
     TOKEN_FIELD_NUMBER: int
@@ -947,13 +1064,17 @@ class TokenLogprob(Message):
     TOKEN_ID_FIELD_NUMBER: int
     TOP_FIELD_NUMBER: int
     token: str
+    """The token as text."""
     token_bytes: bytes
-    """The token's own bytes, which need not be valid UTF-8."""
+    """The token's bytes, which need not be valid UTF-8."""
     logprob: float
-    """Natural logarithm of the probability before temperature."""
+    """The natural logarithm of the token's probability before temperature."""
     token_id: int
+    """The token's id."""
     @property
-    def top(self) -> RepeatedCompositeFieldContainer[TokenLogprob]: ...
+    def top(self) -> RepeatedCompositeFieldContainer[TokenLogprob]:
+        """The most likely tokens at this position, as many as the request asks for."""
+
     def __init__(
         self,
         *,
@@ -967,6 +1088,8 @@ class TokenLogprob(Message):
 
 @final
 class Usage(Message):
+    """Counts of tokens."""
+
     DESCRIPTOR: Descriptor
 
     PROMPT_TOKENS_FIELD_NUMBER: int
@@ -974,12 +1097,13 @@ class Usage(Message):
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: int
     REASONING_TOKENS_FIELD_NUMBER: int
     prompt_tokens: int
+    """The number of prompt tokens."""
     completion_tokens: int
-    """Every token generated, the one that ended the answer included."""
+    """The number of generated tokens, including the one that ended generation."""
     cached_prompt_tokens: int
-    """The part of prompt_tokens that was read from the prefix cache."""
+    """The part of `prompt_tokens` that was read from the prefix cache."""
     reasoning_tokens: int
-    """The part of completion_tokens that a reasoning model spent thinking."""
+    """The part of `completion_tokens` that was reasoning."""
     def __init__(
         self,
         *,
@@ -992,6 +1116,8 @@ class Usage(Message):
 
 @final
 class ChatCompletion(Message):
+    """A chat completion."""
+
     DESCRIPTOR: Descriptor
 
     ID_FIELD_NUMBER: int
@@ -1003,22 +1129,30 @@ class ChatCompletion(Message):
     PROMPT_TOKEN_IDS_FIELD_NUMBER: int
     PROMPT_LOGPROBS_FIELD_NUMBER: int
     id: str
+    """The id of the completion."""
     model: str
+    """The id of the model."""
     system_fingerprint: str
-    """Changes when the weights, the precision or the version of the service change."""
+    """A value that changes if the weights, the precision or the version of the service change."""
     @property
-    def create_time(self) -> Timestamp: ...
+    def create_time(self) -> Timestamp:
+        """The time at which generation of the completion began."""
+
     @property
-    def choices(self) -> RepeatedCompositeFieldContainer[Choice]: ...
+    def choices(self) -> RepeatedCompositeFieldContainer[Choice]:
+        """The choices, `n` of them."""
+
     @property
-    def usage(self) -> Usage: ...
+    def usage(self) -> Usage:
+        """The tokens of the prompt and of all choices."""
+
     @property
     def prompt_token_ids(self) -> RepeatedScalarFieldContainer[int]:
-        """For `return_token_ids`."""
+        """With `return_token_ids`: the token ids of the prompt."""
 
     @property
     def prompt_logprobs(self) -> RepeatedCompositeFieldContainer[TokenLogprob]:
-        """For `prompt_logprobs`: one for each prompt token but the first."""
+        """With `prompt_logprobs`: one for each prompt token except the first."""
 
     def __init__(
         self,
@@ -1037,6 +1171,8 @@ class ChatCompletion(Message):
 
 @final
 class Choice(Message):
+    """One of the outputs that were generated from the prompt."""
+
     DESCRIPTOR: Descriptor
 
     INDEX_FIELD_NUMBER: int
@@ -1046,17 +1182,25 @@ class Choice(Message):
     MATCHED_STOP_FIELD_NUMBER: int
     TOKEN_IDS_FIELD_NUMBER: int
     index: int
+    """The index of the choice."""
     finish_reason: FinishReason.ValueType
+    """Why generation ended."""
     @property
-    def message(self) -> ChatMessage: ...
-    @property
-    def logprobs(self) -> RepeatedCompositeFieldContainer[TokenLogprob]: ...
-    @property
-    def matched_stop(self) -> MatchedStop:
-        """What ended the answer where that was a stop string or a stop token of the request."""
+    def message(self) -> ChatMessage:
+        """The generated message."""
 
     @property
-    def token_ids(self) -> RepeatedScalarFieldContainer[int]: ...
+    def logprobs(self) -> RepeatedCompositeFieldContainer[TokenLogprob]:
+        """With `logprobs`: one for each generated token."""
+
+    @property
+    def matched_stop(self) -> MatchedStop:
+        """The stop string or stop token of the request that ended generation."""
+
+    @property
+    def token_ids(self) -> RepeatedScalarFieldContainer[int]:
+        """With `return_token_ids`: the ids of the generated tokens."""
+
     def __init__(
         self,
         *,
@@ -1072,12 +1216,16 @@ class Choice(Message):
 
 @final
 class MatchedStop(Message):
+    """The stop string or stop token that ended generation."""
+
     DESCRIPTOR: Descriptor
 
     TEXT_FIELD_NUMBER: int
     TOKEN_ID_FIELD_NUMBER: int
     text: str
+    """A stop string."""
     token_id: int
+    """The id of a stop token."""
     def __init__(
         self,
         *,
@@ -1090,8 +1238,8 @@ class MatchedStop(Message):
 
 @final
 class ChatCompletionChunk(Message):
-    """One step of a streamed completion. What describes the whole of it is set on the first chunk only;
-    `usage` is set on the first, as it stands then, and on the last, as it ended.
+    """One chunk of a streamed chat completion. Fields that describe the whole completion are set only on
+    the first chunk. `usage` is set on the first chunk, with the counts at that time, and on the last.
     """
 
     DESCRIPTOR: Descriptor
@@ -1105,18 +1253,31 @@ class ChatCompletionChunk(Message):
     PROMPT_TOKEN_IDS_FIELD_NUMBER: int
     PROMPT_LOGPROBS_FIELD_NUMBER: int
     id: str
+    """The id of the completion."""
     model: str
+    """The id of the model."""
     system_fingerprint: str
+    """A value that changes if the weights, the precision or the version of the service change."""
     @property
-    def create_time(self) -> Timestamp: ...
+    def create_time(self) -> Timestamp:
+        """The time at which generation of the completion began."""
+
     @property
-    def choices(self) -> RepeatedCompositeFieldContainer[ChoiceDelta]: ...
+    def choices(self) -> RepeatedCompositeFieldContainer[ChoiceDelta]:
+        """The next pieces of choices."""
+
     @property
-    def usage(self) -> Usage: ...
+    def usage(self) -> Usage:
+        """The tokens of the prompt and of all choices."""
+
     @property
-    def prompt_token_ids(self) -> RepeatedScalarFieldContainer[int]: ...
+    def prompt_token_ids(self) -> RepeatedScalarFieldContainer[int]:
+        """With `return_token_ids`: the token ids of the prompt."""
+
     @property
-    def prompt_logprobs(self) -> RepeatedCompositeFieldContainer[TokenLogprob]: ...
+    def prompt_logprobs(self) -> RepeatedCompositeFieldContainer[TokenLogprob]:
+        """With `prompt_logprobs`: one for each prompt token except the first."""
+
     def __init__(
         self,
         *,
@@ -1134,6 +1295,8 @@ class ChatCompletionChunk(Message):
 
 @final
 class ChoiceDelta(Message):
+    """The next piece of a choice."""
+
     DESCRIPTOR: Descriptor
 
     INDEX_FIELD_NUMBER: int
@@ -1144,20 +1307,29 @@ class ChoiceDelta(Message):
     MATCHED_STOP_FIELD_NUMBER: int
     TOKEN_IDS_FIELD_NUMBER: int
     index: int
+    """The index of the choice."""
     finish_reason: FinishReason.ValueType
-    """Set on the last delta of a choice."""
+    """Why generation ended. Set only on the last piece of a choice."""
     num_tokens: int
-    """How many tokens were generated for this delta. Their text may follow in a later delta, where it
-    is held back to complete a character or to rule out a stop string.
+    """The number of tokens that were generated for this piece. Their text may follow in a later one: it
+    is delayed to complete a character or to rule out a stop string.
     """
     @property
-    def delta(self) -> Delta: ...
+    def delta(self) -> Delta:
+        """The next piece of the generated message."""
+
     @property
-    def logprobs(self) -> RepeatedCompositeFieldContainer[TokenLogprob]: ...
+    def logprobs(self) -> RepeatedCompositeFieldContainer[TokenLogprob]:
+        """With `logprobs`: one for each token of this piece."""
+
     @property
-    def matched_stop(self) -> MatchedStop: ...
+    def matched_stop(self) -> MatchedStop:
+        """The stop string or stop token of the request that ended generation."""
+
     @property
-    def token_ids(self) -> RepeatedScalarFieldContainer[int]: ...
+    def token_ids(self) -> RepeatedScalarFieldContainer[int]:
+        """With `return_token_ids`: the ids of the tokens of this piece."""
+
     def __init__(
         self,
         *,
@@ -1174,6 +1346,8 @@ class ChoiceDelta(Message):
 
 @final
 class Delta(Message):
+    """The next piece of a message."""
+
     DESCRIPTOR: Descriptor
 
     ROLE_FIELD_NUMBER: int
@@ -1182,14 +1356,16 @@ class Delta(Message):
     TOOL_CALLS_FIELD_NUMBER: int
     REFUSAL_FIELD_NUMBER: int
     role: Role.ValueType
-    """Set on the first delta of a choice."""
+    """The author of the message. Set only on the first piece of a choice."""
     content: str
     """Text of any number of tokens."""
     reasoning_content: str
+    """Reasoning of any number of tokens."""
     refusal: str
+    """The text by which the model declined."""
     @property
     def tool_calls(self) -> RepeatedCompositeFieldContainer[ToolCall]:
-        """The id and the name of a call come with its first piece alone."""
+        """Pieces of tool calls. Only the first piece of a call has its id and its function's name."""
 
     def __init__(
         self,

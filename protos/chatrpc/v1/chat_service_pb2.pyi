@@ -28,11 +28,15 @@ DESCRIPTOR: FileDescriptor
 
 @final
 class CreateChatCompletionRequest(Message):
+    """The request of CreateChatCompletion."""
+
     DESCRIPTOR: Descriptor
 
     PARAMS_FIELD_NUMBER: int
     @property
-    def params(self) -> ChatCompletionParams: ...
+    def params(self) -> ChatCompletionParams:
+        """Required. The parameters of the completion."""
+
     def __init__(
         self,
         *,
@@ -43,11 +47,15 @@ class CreateChatCompletionRequest(Message):
 
 @final
 class CreateChatCompletionResponse(Message):
+    """The response of CreateChatCompletion."""
+
     DESCRIPTOR: Descriptor
 
     COMPLETION_FIELD_NUMBER: int
     @property
-    def completion(self) -> ChatCompletion: ...
+    def completion(self) -> ChatCompletion:
+        """The completion."""
+
     def __init__(
         self,
         *,
@@ -58,11 +66,15 @@ class CreateChatCompletionResponse(Message):
 
 @final
 class StreamChatCompletionRequest(Message):
+    """The request of StreamChatCompletion."""
+
     DESCRIPTOR: Descriptor
 
     PARAMS_FIELD_NUMBER: int
     @property
-    def params(self) -> ChatCompletionParams: ...
+    def params(self) -> ChatCompletionParams:
+        """Required. The parameters of the completion."""
+
     def __init__(
         self,
         *,
@@ -73,11 +85,15 @@ class StreamChatCompletionRequest(Message):
 
 @final
 class StreamChatCompletionResponse(Message):
+    """One response of StreamChatCompletion."""
+
     DESCRIPTOR: Descriptor
 
     CHUNK_FIELD_NUMBER: int
     @property
-    def chunk(self) -> ChatCompletionChunk: ...
+    def chunk(self) -> ChatCompletionChunk:
+        """The next chunk of the completion."""
+
     def __init__(
         self,
         *,

@@ -26,10 +26,10 @@ if _version_not_supported:
 
 
 class ChatServiceStub(object):
-    """Chat completions. Cancelling a call stops its generation at once and frees what it held.
+    """Chat completions. Cancelling a call stops its generation at once and frees its memory.
 
-    Metadata: a caller's `x-request-id` is echoed in the trailing metadata and stands in the logs; one
-    is made up where there is none.
+    Metadata: the service returns a caller's `x-request-id` in the trailing metadata and writes it to its
+    logs. It generates an id for a call without one.
     """
 
     def __init__(self, channel):
@@ -51,24 +51,24 @@ class ChatServiceStub(object):
 
 
 class ChatServiceServicer(object):
-    """Chat completions. Cancelling a call stops its generation at once and frees what it held.
+    """Chat completions. Cancelling a call stops its generation at once and frees its memory.
 
-    Metadata: a caller's `x-request-id` is echoed in the trailing metadata and stands in the logs; one
-    is made up where there is none.
+    Metadata: the service returns a caller's `x-request-id` in the trailing metadata and writes it to its
+    logs. It generates an id for a call without one.
     """
 
     def CreateChatCompletion(self, request, context):
-        """Answers with the whole completion.
+        """Returns the whole completion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamChatCompletion(self, request, context):
-        """Answers with the completion as it is generated. The initial metadata comes with the first chunk:
-        until then there may be a refusal, and gRPC can retry the call on another replica. Where the first
-        chunk takes more than ten seconds it comes ahead, and says with the key `chatrpc-admitted` that the
-        request will not be refused any more.
+        """Returns the completion in chunks while it is generated. The initial metadata is sent with the first
+        chunk: until then the request may be rejected, and gRPC can retry the call on another replica. If
+        the first chunk takes more than ten seconds, the initial metadata is sent before it with the key
+        `chatrpc-admitted`: the request will not be rejected any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,10 +96,10 @@ def add_ChatServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ChatService(object):
-    """Chat completions. Cancelling a call stops its generation at once and frees what it held.
+    """Chat completions. Cancelling a call stops its generation at once and frees its memory.
 
-    Metadata: a caller's `x-request-id` is echoed in the trailing metadata and stands in the logs; one
-    is made up where there is none.
+    Metadata: the service returns a caller's `x-request-id` in the trailing metadata and writes it to its
+    logs. It generates an id for a call without one.
     """
 
     @staticmethod

@@ -58,10 +58,10 @@ _ChatServiceStreamChatCompletionType = typing_extensions.TypeVar(
 )
 
 class ChatServiceStub(typing.Generic[_ChatServiceCreateChatCompletionType, _ChatServiceStreamChatCompletionType]):
-    """Chat completions. Cancelling a call stops its generation at once and frees what it held.
+    """Chat completions. Cancelling a call stops its generation at once and frees its memory.
 
-    Metadata: a caller's `x-request-id` is echoed in the trailing metadata and stands in the logs; one
-    is made up where there is none.
+    Metadata: the service returns a caller's `x-request-id` in the trailing metadata and writes it to its
+    logs. It generates an id for a call without one.
     """
 
     @typing.overload
@@ -89,13 +89,13 @@ class ChatServiceStub(typing.Generic[_ChatServiceCreateChatCompletionType, _Chat
     ], channel: grpc.aio.Channel) -> None: ...
 
     CreateChatCompletion: _ChatServiceCreateChatCompletionType
-    """Answers with the whole completion."""
+    """Returns the whole completion."""
 
     StreamChatCompletion: _ChatServiceStreamChatCompletionType
-    """Answers with the completion as it is generated. The initial metadata comes with the first chunk:
-    until then there may be a refusal, and gRPC can retry the call on another replica. Where the first
-    chunk takes more than ten seconds it comes ahead, and says with the key `chatrpc-admitted` that the
-    request will not be refused any more.
+    """Returns the completion in chunks while it is generated. The initial metadata is sent with the first
+    chunk: until then the request may be rejected, and gRPC can retry the call on another replica. If
+    the first chunk takes more than ten seconds, the initial metadata is sent before it with the key
+    `chatrpc-admitted`: the request will not be rejected any more.
     """
 
 ChatServiceAsyncStub: typing_extensions.TypeAlias = ChatServiceStub[
@@ -110,10 +110,10 @@ ChatServiceAsyncStub: typing_extensions.TypeAlias = ChatServiceStub[
 ]
 
 class ChatServiceServicer(metaclass=abc.ABCMeta):
-    """Chat completions. Cancelling a call stops its generation at once and frees what it held.
+    """Chat completions. Cancelling a call stops its generation at once and frees its memory.
 
-    Metadata: a caller's `x-request-id` is echoed in the trailing metadata and stands in the logs; one
-    is made up where there is none.
+    Metadata: the service returns a caller's `x-request-id` in the trailing metadata and writes it to its
+    logs. It generates an id for a call without one.
     """
 
     @abc.abstractmethod
@@ -122,7 +122,7 @@ class ChatServiceServicer(metaclass=abc.ABCMeta):
         request: chatrpc.v1.chat_service_pb2.CreateChatCompletionRequest,
         context: _ServicerContext,
     ) -> typing.Union[chatrpc.v1.chat_service_pb2.CreateChatCompletionResponse, collections.abc.Awaitable[chatrpc.v1.chat_service_pb2.CreateChatCompletionResponse]]:
-        """Answers with the whole completion."""
+        """Returns the whole completion."""
 
     @abc.abstractmethod
     def StreamChatCompletion(
@@ -130,10 +130,10 @@ class ChatServiceServicer(metaclass=abc.ABCMeta):
         request: chatrpc.v1.chat_service_pb2.StreamChatCompletionRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[chatrpc.v1.chat_service_pb2.StreamChatCompletionResponse], collections.abc.AsyncIterator[chatrpc.v1.chat_service_pb2.StreamChatCompletionResponse]]:
-        """Answers with the completion as it is generated. The initial metadata comes with the first chunk:
-        until then there may be a refusal, and gRPC can retry the call on another replica. Where the first
-        chunk takes more than ten seconds it comes ahead, and says with the key `chatrpc-admitted` that the
-        request will not be refused any more.
+        """Returns the completion in chunks while it is generated. The initial metadata is sent with the first
+        chunk: until then the request may be rejected, and gRPC can retry the call on another replica. If
+        the first chunk takes more than ten seconds, the initial metadata is sent before it with the key
+        `chatrpc-admitted`: the request will not be rejected any more.
         """
 
 def add_ChatServiceServicer_to_server(servicer: ChatServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -45,12 +45,12 @@ DESCRIPTOR: FileDescriptor
 
 @final
 class CompletionParams(Message):
-    """The messages of a text completion: a prompt continued as it stands, without a chat template. For
-    evaluation harnesses, for filling in code, and for models that were never taught to chat.
+    """The messages of a text completion: a prompt is continued as it is, without a chat template. For
+    evaluation harnesses, for filling in code, and for models that were not trained to chat.
 
-    The rules are those of chat.proto: absent is the default, and what is not served is refused.
+    The rules are those of chat.proto: absent is the default, and a field that is not served is rejected.
 
-    What a completion is made from; shared by the unary and the streaming request.
+    The parameters of a text completion. The unary and the streaming request share them.
     """
 
     DESCRIPTOR: Descriptor
@@ -70,42 +70,49 @@ class CompletionParams(Message):
     SUFFIX_FIELD_NUMBER: int
     USER_FIELD_NUMBER: int
     model: str
-    """Required. A model id or alias, as ModelService.ListModels gives them."""
+    """Required. The id or an alias of a model."""
     echo: bool
-    """Put the prompt before the answer in `text`, and with `logprobs` its tokens before the answer's."""
+    """Put the prompt before the generated text in `text`, and with `logprobs` the prompt's tokens before
+    the generated ones.
+    """
     logprobs: int
     """Return the log probability of each token, with this many alternatives: 0 to 20."""
     prompt_logprobs: int
     """Return the log probability of each prompt token, with this many alternatives: 0 to 20."""
     return_token_ids: bool
-    """Return the token ids of the prompt and of the answer."""
+    """Return the token ids of the prompt and of the output."""
     add_special_tokens: bool
     """Put the model's own start and end tokens around a prompt given as text. Absent: true."""
     truncate_prompt_tokens: int
-    """Keep only the last tokens of a longer prompt: at least 1."""
+    """Keep only this many tokens at the end of a longer prompt: at least 1."""
     priority: int
     """Among the requests of one caller, those with a lower value run first. Absent: 0, or the lowest
-    that the key may set if that is higher.
+    that the API key may set if that is higher.
     """
     cache_salt: str
-    """As in ChatCompletionParams."""
+    """Cached prefixes are shared only among requests with an equal salt, of at most 512 characters.
+    Absent: shared among all requests without one.
+    """
     suffix: str
-    """Text that is to follow the answer; for models trained to fill in."""
+    """Text that follows the output. Rejected, since filling in is not served."""
     user: str
-    """An identifier of the end user. Accepted, and without effect on the answer."""
+    """An identifier of the end user, of at most 512 characters. Accepted, without effect on the output."""
     @property
     def prompts(self) -> RepeatedCompositeFieldContainer[CompletionPrompt]:
-        """Required. Each is continued on its own. At most 128, and as many choices in all."""
+        """Required. The prompts, each continued separately: at least 1 and at most 128. Prompts times `n` are
+        at most 128, too.
+        """
 
     @property
     def sampling(self) -> SamplingParams:
-        """How tokens are chosen and when generation ends. Here an absent `max_completion_tokens` is 16, as
-        in OpenAI's API, and 0 is legal together with `echo`: nothing is generated, the prompt is scored.
+        """How tokens are chosen and when generation ends. In a text completion an absent
+        `max_completion_tokens` is 16, as in OpenAI's API, and 0 is valid with `echo`: no token is
+        generated, the prompt is scored.
         """
 
     @property
     def response_format(self) -> ResponseFormat:
-        """The form the answer must take. Absent: free text."""
+        """The format of the output. Absent: free text."""
 
     def __init__(
         self,
@@ -150,13 +157,18 @@ class CompletionParams(Message):
 
 @final
 class CompletionPrompt(Message):
+    """A prompt."""
+
     DESCRIPTOR: Descriptor
 
     TEXT_FIELD_NUMBER: int
     TOKEN_IDS_FIELD_NUMBER: int
     text: str
+    """A text, which the service tokenizes."""
     @property
-    def token_ids(self) -> TokenIds: ...
+    def token_ids(self) -> TokenIds:
+        """Token ids."""
+
     def __init__(
         self,
         *,
@@ -169,11 +181,15 @@ class CompletionPrompt(Message):
 
 @final
 class TokenIds(Message):
+    """A list of token ids."""
+
     DESCRIPTOR: Descriptor
 
     IDS_FIELD_NUMBER: int
     @property
-    def ids(self) -> RepeatedScalarFieldContainer[int]: ...
+    def ids(self) -> RepeatedScalarFieldContainer[int]:
+        """Required. The ids: at least 1."""
+
     def __init__(
         self,
         *,
@@ -183,7 +199,7 @@ class TokenIds(Message):
 
 @final
 class PromptToken(Message):
-    """A token of the prompt. The first has no log probability, since nothing comes before it."""
+    """A token of the prompt."""
 
     DESCRIPTOR: Descriptor
 
@@ -193,12 +209,17 @@ class PromptToken(Message):
     TOKEN_ID_FIELD_NUMBER: int
     TOP_FIELD_NUMBER: int
     token: str
+    """The token as text."""
     token_bytes: bytes
-    """The token's own bytes, which need not be valid UTF-8."""
+    """The token's bytes, which need not be valid UTF-8."""
     logprob: float
+    """The natural logarithm of the token's probability. Absent for the first token, which follows none."""
     token_id: int
+    """The token's id."""
     @property
-    def top(self) -> RepeatedCompositeFieldContainer[TokenLogprob]: ...
+    def top(self) -> RepeatedCompositeFieldContainer[TokenLogprob]:
+        """The most likely tokens at this position, as many as the request asks for."""
+
     def __init__(
         self,
         *,
@@ -214,6 +235,8 @@ class PromptToken(Message):
 
 @final
 class Completion(Message):
+    """A text completion."""
+
     DESCRIPTOR: Descriptor
 
     ID_FIELD_NUMBER: int
@@ -223,17 +246,22 @@ class Completion(Message):
     USAGE_FIELD_NUMBER: int
     SYSTEM_FINGERPRINT_FIELD_NUMBER: int
     id: str
+    """The id of the completion."""
     model: str
+    """The id of the model."""
     system_fingerprint: str
+    """A value that changes if the weights, the precision or the version of the service change."""
     @property
-    def create_time(self) -> Timestamp: ...
+    def create_time(self) -> Timestamp:
+        """The time at which generation of the completion began."""
+
     @property
     def choices(self) -> RepeatedCompositeFieldContainer[CompletionChoice]:
-        """Those of the first prompt come first: choice k of prompt i has the index i * n + k."""
+        """The choices, those of the first prompt first: choice k of prompt i has the index i * n + k."""
 
     @property
     def usage(self) -> Usage:
-        """Of all prompts and choices together; a prompt counts once, however many choices it has."""
+        """The tokens of all prompts and choices. A prompt counts once, however many choices it has."""
 
     def __init__(
         self,
@@ -250,6 +278,8 @@ class Completion(Message):
 
 @final
 class CompletionChoice(Message):
+    """One of the outputs that were generated from a prompt."""
+
     DESCRIPTOR: Descriptor
 
     INDEX_FIELD_NUMBER: int
@@ -262,30 +292,35 @@ class CompletionChoice(Message):
     PROMPT_TOKENS_FIELD_NUMBER: int
     TEXT_OFFSETS_FIELD_NUMBER: int
     index: int
+    """The index of the choice."""
     text: str
+    """The generated text, after the prompt if the request has `echo`."""
     finish_reason: FinishReason.ValueType
+    """Why generation ended."""
     @property
     def logprobs(self) -> RepeatedCompositeFieldContainer[TokenLogprob]:
-        """One for each token generated, the one that ended the answer included."""
+        """With `logprobs`: one for each generated token, including the one that ended generation."""
 
     @property
     def matched_stop(self) -> MatchedStop:
-        """What ended the answer where that was a stop string or a stop token of the request."""
+        """The stop string or stop token of the request that ended generation."""
 
     @property
     def token_ids(self) -> RepeatedScalarFieldContainer[int]:
-        """For `return_token_ids`."""
+        """With `return_token_ids`: the ids of the generated tokens."""
 
     @property
-    def prompt_token_ids(self) -> RepeatedScalarFieldContainer[int]: ...
+    def prompt_token_ids(self) -> RepeatedScalarFieldContainer[int]:
+        """With `return_token_ids`: the token ids of the prompt."""
+
     @property
     def prompt_tokens(self) -> RepeatedCompositeFieldContainer[PromptToken]:
-        """For `prompt_logprobs`, and for `echo` with `logprobs`."""
+        """With `prompt_logprobs`, and with `echo` and `logprobs`: the tokens of the prompt."""
 
     @property
     def text_offsets(self) -> RepeatedScalarFieldContainer[int]:
-        """For `logprobs`: where in `text` each token begins, in characters (Unicode code points). With
-        `echo` those of `prompt_tokens` come first.
+        """With `logprobs`: the offset in `text` at which each token begins, in characters (Unicode code
+        points). With `echo` the offsets of the prompt's tokens come first.
         """
 
     def __init__(
@@ -306,8 +341,8 @@ class CompletionChoice(Message):
 
 @final
 class CompletionChunk(Message):
-    """One step of a streamed completion. What describes the whole of it is set on the first chunk only;
-    `usage` is set on the first, as it stands then, and on the last, as it ended.
+    """One chunk of a streamed text completion. Fields that describe the whole completion are set only on
+    the first chunk. `usage` is set on the first chunk, with the counts at that time, and on the last.
     """
 
     DESCRIPTOR: Descriptor
@@ -319,14 +354,23 @@ class CompletionChunk(Message):
     USAGE_FIELD_NUMBER: int
     SYSTEM_FINGERPRINT_FIELD_NUMBER: int
     id: str
+    """The id of the completion."""
     model: str
+    """The id of the model."""
     system_fingerprint: str
+    """A value that changes if the weights, the precision or the version of the service change."""
     @property
-    def create_time(self) -> Timestamp: ...
+    def create_time(self) -> Timestamp:
+        """The time at which generation of the completion began."""
+
     @property
-    def choices(self) -> RepeatedCompositeFieldContainer[CompletionChoiceDelta]: ...
+    def choices(self) -> RepeatedCompositeFieldContainer[CompletionChoiceDelta]:
+        """The next pieces of choices."""
+
     @property
-    def usage(self) -> Usage: ...
+    def usage(self) -> Usage:
+        """The tokens of all prompts and choices. A prompt counts once, however many choices it has."""
+
     def __init__(
         self,
         *,
@@ -342,7 +386,7 @@ class CompletionChunk(Message):
 
 @final
 class CompletionChoiceDelta(Message):
-    """The next piece of a choice. What is told of its prompt comes with the first."""
+    """The next piece of a choice. Fields about its prompt are set only on the first piece."""
 
     DESCRIPTOR: Descriptor
 
@@ -357,25 +401,41 @@ class CompletionChoiceDelta(Message):
     PROMPT_TOKENS_FIELD_NUMBER: int
     TEXT_OFFSETS_FIELD_NUMBER: int
     index: int
+    """The index of the choice."""
     text: str
+    """The next piece of the text."""
     finish_reason: FinishReason.ValueType
-    """Set on the last delta of a choice."""
+    """Why generation ended. Set only on the last piece of a choice."""
     num_tokens: int
-    """How many tokens were generated for this delta. Their text may follow in a later delta, where it
-    is held back to complete a character or to rule out a stop string.
+    """The number of tokens that were generated for this piece. Their text may follow in a later one: it
+    is delayed to complete a character or to rule out a stop string.
     """
     @property
-    def logprobs(self) -> RepeatedCompositeFieldContainer[TokenLogprob]: ...
+    def logprobs(self) -> RepeatedCompositeFieldContainer[TokenLogprob]:
+        """With `logprobs`: one for each token of this piece."""
+
     @property
-    def matched_stop(self) -> MatchedStop: ...
+    def matched_stop(self) -> MatchedStop:
+        """The stop string or stop token of the request that ended generation."""
+
     @property
-    def token_ids(self) -> RepeatedScalarFieldContainer[int]: ...
+    def token_ids(self) -> RepeatedScalarFieldContainer[int]:
+        """With `return_token_ids`: the ids of the tokens of this piece."""
+
     @property
-    def prompt_token_ids(self) -> RepeatedScalarFieldContainer[int]: ...
+    def prompt_token_ids(self) -> RepeatedScalarFieldContainer[int]:
+        """With `return_token_ids`: the token ids of the prompt."""
+
     @property
-    def prompt_tokens(self) -> RepeatedCompositeFieldContainer[PromptToken]: ...
+    def prompt_tokens(self) -> RepeatedCompositeFieldContainer[PromptToken]:
+        """With `prompt_logprobs`, and with `echo` and `logprobs`: the tokens of the prompt."""
+
     @property
-    def text_offsets(self) -> RepeatedScalarFieldContainer[int]: ...
+    def text_offsets(self) -> RepeatedScalarFieldContainer[int]:
+        """With `logprobs`: the offset in the whole text at which each token of this piece begins, in
+        characters (Unicode code points). With `echo` the offsets of the prompt's tokens come first.
+        """
+
     def __init__(
         self,
         *,

@@ -28,11 +28,15 @@ DESCRIPTOR: FileDescriptor
 
 @final
 class CreateCompletionRequest(Message):
+    """The request of CreateCompletion."""
+
     DESCRIPTOR: Descriptor
 
     PARAMS_FIELD_NUMBER: int
     @property
-    def params(self) -> CompletionParams: ...
+    def params(self) -> CompletionParams:
+        """Required. The parameters of the completion."""
+
     def __init__(
         self,
         *,
@@ -43,11 +47,15 @@ class CreateCompletionRequest(Message):
 
 @final
 class CreateCompletionResponse(Message):
+    """The response of CreateCompletion."""
+
     DESCRIPTOR: Descriptor
 
     COMPLETION_FIELD_NUMBER: int
     @property
-    def completion(self) -> Completion: ...
+    def completion(self) -> Completion:
+        """The completion."""
+
     def __init__(
         self,
         *,
@@ -58,11 +66,15 @@ class CreateCompletionResponse(Message):
 
 @final
 class StreamCompletionRequest(Message):
+    """The request of StreamCompletion."""
+
     DESCRIPTOR: Descriptor
 
     PARAMS_FIELD_NUMBER: int
     @property
-    def params(self) -> CompletionParams: ...
+    def params(self) -> CompletionParams:
+        """Required. The parameters of the completion."""
+
     def __init__(
         self,
         *,
@@ -73,11 +85,15 @@ class StreamCompletionRequest(Message):
 
 @final
 class StreamCompletionResponse(Message):
+    """One response of StreamCompletion."""
+
     DESCRIPTOR: Descriptor
 
     CHUNK_FIELD_NUMBER: int
     @property
-    def chunk(self) -> CompletionChunk: ...
+    def chunk(self) -> CompletionChunk:
+        """The next chunk of the completion."""
+
     def __init__(
         self,
         *,

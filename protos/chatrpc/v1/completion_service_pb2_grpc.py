@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class CompletionServiceStub(object):
-    """Text completions. Cancelling a call stops its generation at once and frees what it held. Metadata
-    is that of ChatService.
+    """Text completions. Cancelling a call stops its generation at once and frees its memory. The metadata is
+    that of ChatService.
     """
 
     def __init__(self, channel):
@@ -49,20 +49,20 @@ class CompletionServiceStub(object):
 
 
 class CompletionServiceServicer(object):
-    """Text completions. Cancelling a call stops its generation at once and frees what it held. Metadata
-    is that of ChatService.
+    """Text completions. Cancelling a call stops its generation at once and frees its memory. The metadata is
+    that of ChatService.
     """
 
     def CreateCompletion(self, request, context):
-        """Answers with the whole completion.
+        """Returns the whole completion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamCompletion(self, request, context):
-        """Answers with the completion as it is generated. The initial metadata is as that of
-        ChatService.StreamChatCompletion, for all the prompts of the request.
+        """Returns the completion in chunks while it is generated. The initial metadata is sent as in
+        ChatService.StreamChatCompletion, for all prompts of the request together.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,8 +90,8 @@ def add_CompletionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CompletionService(object):
-    """Text completions. Cancelling a call stops its generation at once and frees what it held. Metadata
-    is that of ChatService.
+    """Text completions. Cancelling a call stops its generation at once and frees its memory. The metadata is
+    that of ChatService.
     """
 
     @staticmethod

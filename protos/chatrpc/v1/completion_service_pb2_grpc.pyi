@@ -58,8 +58,8 @@ _CompletionServiceStreamCompletionType = typing_extensions.TypeVar(
 )
 
 class CompletionServiceStub(typing.Generic[_CompletionServiceCreateCompletionType, _CompletionServiceStreamCompletionType]):
-    """Text completions. Cancelling a call stops its generation at once and frees what it held. Metadata
-    is that of ChatService.
+    """Text completions. Cancelling a call stops its generation at once and frees its memory. The metadata is
+    that of ChatService.
     """
 
     @typing.overload
@@ -87,11 +87,11 @@ class CompletionServiceStub(typing.Generic[_CompletionServiceCreateCompletionTyp
     ], channel: grpc.aio.Channel) -> None: ...
 
     CreateCompletion: _CompletionServiceCreateCompletionType
-    """Answers with the whole completion."""
+    """Returns the whole completion."""
 
     StreamCompletion: _CompletionServiceStreamCompletionType
-    """Answers with the completion as it is generated. The initial metadata is as that of
-    ChatService.StreamChatCompletion, for all the prompts of the request.
+    """Returns the completion in chunks while it is generated. The initial metadata is sent as in
+    ChatService.StreamChatCompletion, for all prompts of the request together.
     """
 
 CompletionServiceAsyncStub: typing_extensions.TypeAlias = CompletionServiceStub[
@@ -106,8 +106,8 @@ CompletionServiceAsyncStub: typing_extensions.TypeAlias = CompletionServiceStub[
 ]
 
 class CompletionServiceServicer(metaclass=abc.ABCMeta):
-    """Text completions. Cancelling a call stops its generation at once and frees what it held. Metadata
-    is that of ChatService.
+    """Text completions. Cancelling a call stops its generation at once and frees its memory. The metadata is
+    that of ChatService.
     """
 
     @abc.abstractmethod
@@ -116,7 +116,7 @@ class CompletionServiceServicer(metaclass=abc.ABCMeta):
         request: chatrpc.v1.completion_service_pb2.CreateCompletionRequest,
         context: _ServicerContext,
     ) -> typing.Union[chatrpc.v1.completion_service_pb2.CreateCompletionResponse, collections.abc.Awaitable[chatrpc.v1.completion_service_pb2.CreateCompletionResponse]]:
-        """Answers with the whole completion."""
+        """Returns the whole completion."""
 
     @abc.abstractmethod
     def StreamCompletion(
@@ -124,8 +124,8 @@ class CompletionServiceServicer(metaclass=abc.ABCMeta):
         request: chatrpc.v1.completion_service_pb2.StreamCompletionRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[chatrpc.v1.completion_service_pb2.StreamCompletionResponse], collections.abc.AsyncIterator[chatrpc.v1.completion_service_pb2.StreamCompletionResponse]]:
-        """Answers with the completion as it is generated. The initial metadata is as that of
-        ChatService.StreamChatCompletion, for all the prompts of the request.
+        """Returns the completion in chunks while it is generated. The initial metadata is sent as in
+        ChatService.StreamChatCompletion, for all prompts of the request together.
         """
 
 def add_CompletionServiceServicer_to_server(servicer: CompletionServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

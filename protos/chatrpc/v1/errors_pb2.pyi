@@ -47,44 +47,48 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     `max_model_len`.
     """
     ERROR_REASON_TEMPLATE_REFUSED: _ErrorReason.ValueType  # 5
-    """The model's chat template refuses the conversation."""
+    """The model's chat template rejects the conversation."""
     ERROR_REASON_EXCEEDS_LIMIT: _ErrorReason.ValueType  # 6
-    """The request alone exceeds a limit of its API key, so it can never be admitted."""
+    """The request exceeds a limit of its API key by itself, so it can never be admitted."""
     ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 10
     """NOT_FOUND. ErrorInfo.metadata: `model`."""
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 11
-    """UNAUTHENTICATED: no API key, or one that is not known."""
+    """UNAUTHENTICATED: the API key is missing or unknown."""
     ERROR_REASON_MODEL_FORBIDDEN: _ErrorReason.ValueType  # 12
-    """PERMISSION_DENIED: the key is not for this model. ErrorInfo.metadata: `model`."""
+    """PERMISSION_DENIED: the API key does not permit this model. ErrorInfo.metadata: `model`."""
     ERROR_REASON_LIMIT_REACHED: _ErrorReason.ValueType  # 13
-    """RESOURCE_EXHAUSTED: the key has used up what it may, with a `google.rpc.QuotaFailure` and a
-    `google.rpc.RetryInfo`.
+    """RESOURCE_EXHAUSTED: a limit of the API key is used up for now, with a `google.rpc.QuotaFailure` and
+    a `google.rpc.RetryInfo`.
     """
     ERROR_REASON_ACTING_FORBIDDEN: _ErrorReason.ValueType  # 14
-    """PERMISSION_DENIED: the call names another caller (`chatrpc.v1.CallerInfo`), and its key may not act
-    for others.
+    """PERMISSION_DENIED: the call names another caller (`chatrpc.v1.CallerInfo`), and its API key may not
+    act for others.
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 20
-    """UNAVAILABLE: another replica may take the request. With a `google.rpc.RetryInfo`."""
+    """UNAVAILABLE: another replica may accept the request. With a `google.rpc.RetryInfo`.
+
+    The queue is full.
+    """
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 21
+    """The service is draining: it finishes its requests and then exits."""
     ERROR_REASON_STARTING: _ErrorReason.ValueType  # 22
     """The model is not loaded yet."""
     ERROR_REASON_DEADLINE: _ErrorReason.ValueType  # 30
-    """DEADLINE_EXCEEDED: the call's deadline passed, or would pass before its turn came."""
+    """DEADLINE_EXCEEDED: the call's deadline has passed, or would pass before the request is scheduled."""
     ERROR_REASON_ENGINE_DEAD: _ErrorReason.ValueType  # 40
     """INTERNAL.
 
-    The engine has failed; the service is about to exit.
+    The engine has failed, and the service is about to exit.
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 41
-    """Unforeseen. The details are in the service's log under the request id."""
+    """An unexpected error. The service's log has its details with the request id."""
     ERROR_REASON_STEP_FAILED: _ErrorReason.ValueType  # 42
-    """The model failed while it computed this request; the service goes on without it."""
+    """The model failed while it computed this request. The service continues to serve others."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Why a call failed. The name without its prefix stands in `google.rpc.ErrorInfo.reason`, under the
-    domain `chatrpc`; every error of this service carries one. The list grows: take an unknown reason by
-    its status code alone.
+    """The reason of a failed call. Its name without the prefix is `google.rpc.ErrorInfo.reason`, in the
+    domain `chatrpc`. Every error of this service has a reason. New reasons may be added: clients treat an
+    unknown one by its status code.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
@@ -102,36 +106,40 @@ ERROR_REASON_CONTEXT_LENGTH_EXCEEDED: ErrorReason.ValueType  # 4
 `max_model_len`.
 """
 ERROR_REASON_TEMPLATE_REFUSED: ErrorReason.ValueType  # 5
-"""The model's chat template refuses the conversation."""
+"""The model's chat template rejects the conversation."""
 ERROR_REASON_EXCEEDS_LIMIT: ErrorReason.ValueType  # 6
-"""The request alone exceeds a limit of its API key, so it can never be admitted."""
+"""The request exceeds a limit of its API key by itself, so it can never be admitted."""
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 10
 """NOT_FOUND. ErrorInfo.metadata: `model`."""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 11
-"""UNAUTHENTICATED: no API key, or one that is not known."""
+"""UNAUTHENTICATED: the API key is missing or unknown."""
 ERROR_REASON_MODEL_FORBIDDEN: ErrorReason.ValueType  # 12
-"""PERMISSION_DENIED: the key is not for this model. ErrorInfo.metadata: `model`."""
+"""PERMISSION_DENIED: the API key does not permit this model. ErrorInfo.metadata: `model`."""
 ERROR_REASON_LIMIT_REACHED: ErrorReason.ValueType  # 13
-"""RESOURCE_EXHAUSTED: the key has used up what it may, with a `google.rpc.QuotaFailure` and a
-`google.rpc.RetryInfo`.
+"""RESOURCE_EXHAUSTED: a limit of the API key is used up for now, with a `google.rpc.QuotaFailure` and
+a `google.rpc.RetryInfo`.
 """
 ERROR_REASON_ACTING_FORBIDDEN: ErrorReason.ValueType  # 14
-"""PERMISSION_DENIED: the call names another caller (`chatrpc.v1.CallerInfo`), and its key may not act
-for others.
+"""PERMISSION_DENIED: the call names another caller (`chatrpc.v1.CallerInfo`), and its API key may not
+act for others.
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 20
-"""UNAVAILABLE: another replica may take the request. With a `google.rpc.RetryInfo`."""
+"""UNAVAILABLE: another replica may accept the request. With a `google.rpc.RetryInfo`.
+
+The queue is full.
+"""
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 21
+"""The service is draining: it finishes its requests and then exits."""
 ERROR_REASON_STARTING: ErrorReason.ValueType  # 22
 """The model is not loaded yet."""
 ERROR_REASON_DEADLINE: ErrorReason.ValueType  # 30
-"""DEADLINE_EXCEEDED: the call's deadline passed, or would pass before its turn came."""
+"""DEADLINE_EXCEEDED: the call's deadline has passed, or would pass before the request is scheduled."""
 ERROR_REASON_ENGINE_DEAD: ErrorReason.ValueType  # 40
 """INTERNAL.
 
-The engine has failed; the service is about to exit.
+The engine has failed, and the service is about to exit.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 41
-"""Unforeseen. The details are in the service's log under the request id."""
+"""An unexpected error. The service's log has its details with the request id."""
 ERROR_REASON_STEP_FAILED: ErrorReason.ValueType  # 42
-"""The model failed while it computed this request; the service goes on without it."""
+"""The model failed while it computed this request. The service continues to serve others."""

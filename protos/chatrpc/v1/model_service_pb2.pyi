@@ -40,6 +40,8 @@ DESCRIPTOR: FileDescriptor
 
 @final
 class Model(Message):
+    """A served model."""
+
     DESCRIPTOR: Descriptor
 
     ID_FIELD_NUMBER: int
@@ -49,15 +51,21 @@ class Model(Message):
     ALIASES_FIELD_NUMBER: int
     ROOT_FIELD_NUMBER: int
     id: str
+    """The id of the model."""
     owned_by: str
+    """The owner of the model: always `chatrpc`."""
     max_model_len: int
-    """Prompt and answer together, in tokens."""
+    """The largest number of tokens of prompt and output together."""
     root: str
-    """Where the weights came from: a hub id or a name; never a path."""
+    """The origin of the weights: a hub id or a name, never a path."""
     @property
-    def create_time(self) -> Timestamp: ...
+    def create_time(self) -> Timestamp:
+        """The time at which the files of the model were written."""
+
     @property
-    def aliases(self) -> RepeatedScalarFieldContainer[str]: ...
+    def aliases(self) -> RepeatedScalarFieldContainer[str]:
+        """Other names of the model, which requests may use."""
+
     def __init__(
         self,
         *,
@@ -73,14 +81,16 @@ class Model(Message):
 
 @final
 class ListModelsRequest(Message):
+    """The request of ListModels."""
+
     DESCRIPTOR: Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: int
     PAGE_TOKEN_FIELD_NUMBER: int
     page_size: int
-    """At most 1000. Absent or 0: 100."""
+    """The largest number of models to return. Absent or 0: 100. More than 1000 is 1000."""
     page_token: str
-    """`next_page_token` of the page before."""
+    """`next_page_token` of the previous page. Empty: the first page."""
     def __init__(
         self,
         *,
@@ -91,14 +101,18 @@ class ListModelsRequest(Message):
 
 @final
 class ListModelsResponse(Message):
+    """The response of ListModels."""
+
     DESCRIPTOR: Descriptor
 
     MODELS_FIELD_NUMBER: int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: int
     next_page_token: str
-    """Empty on the last page."""
+    """The token of the next page. Empty on the last page."""
     @property
-    def models(self) -> RepeatedCompositeFieldContainer[Model]: ...
+    def models(self) -> RepeatedCompositeFieldContainer[Model]:
+        """The models."""
+
     def __init__(
         self,
         *,
@@ -109,11 +123,13 @@ class ListModelsResponse(Message):
 
 @final
 class GetModelRequest(Message):
+    """The request of GetModel."""
+
     DESCRIPTOR: Descriptor
 
     ID_FIELD_NUMBER: int
     id: str
-    """An id or an alias."""
+    """Required. The id or an alias of the model."""
     def __init__(
         self,
         *,
@@ -123,11 +139,15 @@ class GetModelRequest(Message):
 
 @final
 class GetModelResponse(Message):
+    """The response of GetModel."""
+
     DESCRIPTOR: Descriptor
 
     MODEL_FIELD_NUMBER: int
     @property
-    def model(self) -> Model: ...
+    def model(self) -> Model:
+        """The model."""
+
     def __init__(
         self,
         *,
@@ -138,6 +158,8 @@ class GetModelResponse(Message):
 
 @final
 class TokenizeRequest(Message):
+    """The request of Tokenize."""
+
     DESCRIPTOR: Descriptor
 
     MODEL_FIELD_NUMBER: int
@@ -146,13 +168,17 @@ class TokenizeRequest(Message):
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: int
     RETURN_TOKEN_BYTES_FIELD_NUMBER: int
     model: str
+    """Required. The id or an alias of the model."""
     text: str
+    """A text."""
     add_special_tokens: bool
-    """Put the model's own start and end tokens around `text`. Absent: true."""
+    """Put the model's own start and end tokens around a text. Absent: true."""
     return_token_bytes: bool
     """Return each token's bytes beside its id."""
     @property
-    def conversation(self) -> Conversation: ...
+    def conversation(self) -> Conversation:
+        """A conversation, which becomes a prompt through the model's chat template."""
+
     def __init__(
         self,
         *,
@@ -173,14 +199,20 @@ class TokenizeRequest(Message):
 
 @final
 class Conversation(Message):
+    """A conversation to tokenize."""
+
     DESCRIPTOR: Descriptor
 
     MESSAGES_FIELD_NUMBER: int
     PROMPT_FIELD_NUMBER: int
     @property
-    def messages(self) -> RepeatedCompositeFieldContainer[ChatMessage]: ...
+    def messages(self) -> RepeatedCompositeFieldContainer[ChatMessage]:
+        """Required. The messages: at least 1."""
+
     @property
-    def prompt(self) -> PromptOptions: ...
+    def prompt(self) -> PromptOptions:
+        """How the conversation becomes a prompt."""
+
     def __init__(
         self,
         *,
@@ -192,17 +224,22 @@ class Conversation(Message):
 
 @final
 class TokenizeResponse(Message):
+    """The response of Tokenize."""
+
     DESCRIPTOR: Descriptor
 
     TOKEN_IDS_FIELD_NUMBER: int
     MAX_MODEL_LEN_FIELD_NUMBER: int
     TOKEN_BYTES_FIELD_NUMBER: int
     max_model_len: int
+    """The largest number of tokens of prompt and output together."""
     @property
-    def token_ids(self) -> RepeatedScalarFieldContainer[int]: ...
+    def token_ids(self) -> RepeatedScalarFieldContainer[int]:
+        """The token ids."""
+
     @property
     def token_bytes(self) -> RepeatedScalarFieldContainer[bytes]:
-        """For `return_token_bytes`. They need not be valid UTF-8, each by itself."""
+        """With `return_token_bytes`: the bytes of each token, which need not be valid UTF-8."""
 
     def __init__(
         self,
@@ -215,13 +252,18 @@ class TokenizeResponse(Message):
 
 @final
 class DetokenizeRequest(Message):
+    """The request of Detokenize."""
+
     DESCRIPTOR: Descriptor
 
     MODEL_FIELD_NUMBER: int
     TOKEN_IDS_FIELD_NUMBER: int
     model: str
+    """Required. The id or an alias of the model."""
     @property
-    def token_ids(self) -> RepeatedScalarFieldContainer[int]: ...
+    def token_ids(self) -> RepeatedScalarFieldContainer[int]:
+        """The token ids, at most 100000."""
+
     def __init__(
         self,
         *,
@@ -232,10 +274,13 @@ class DetokenizeRequest(Message):
 
 @final
 class DetokenizeResponse(Message):
+    """The response of Detokenize."""
+
     DESCRIPTOR: Descriptor
 
     TEXT_FIELD_NUMBER: int
     text: str
+    """The text, including special tokens."""
     def __init__(
         self,
         *,

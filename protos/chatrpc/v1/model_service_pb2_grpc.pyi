@@ -90,7 +90,7 @@ _ModelServiceDetokenizeType = typing_extensions.TypeVar(
 )
 
 class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceGetModelType, _ModelServiceTokenizeType, _ModelServiceDetokenizeType]):
-    """The models served, and their tokenizers."""
+    """The served models and their tokenizers."""
 
     @typing.overload
     def __init__(self: ModelServiceStub[
@@ -133,13 +133,16 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
     ], channel: grpc.aio.Channel) -> None: ...
 
     ListModels: _ModelServiceListModelsType
+    """Lists the models that the caller may use."""
 
     GetModel: _ModelServiceGetModelType
+    """Returns one model."""
 
     Tokenize: _ModelServiceTokenizeType
     """Turns text, or a conversation through the model's chat template, into token ids."""
 
     Detokenize: _ModelServiceDetokenizeType
+    """Turns token ids into text."""
 
 ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -161,21 +164,23 @@ ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
 ]
 
 class ModelServiceServicer(metaclass=abc.ABCMeta):
-    """The models served, and their tokenizers."""
+    """The served models and their tokenizers."""
 
     @abc.abstractmethod
     def ListModels(
         self,
         request: chatrpc.v1.model_service_pb2.ListModelsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[chatrpc.v1.model_service_pb2.ListModelsResponse, collections.abc.Awaitable[chatrpc.v1.model_service_pb2.ListModelsResponse]]: ...
+    ) -> typing.Union[chatrpc.v1.model_service_pb2.ListModelsResponse, collections.abc.Awaitable[chatrpc.v1.model_service_pb2.ListModelsResponse]]:
+        """Lists the models that the caller may use."""
 
     @abc.abstractmethod
     def GetModel(
         self,
         request: chatrpc.v1.model_service_pb2.GetModelRequest,
         context: _ServicerContext,
-    ) -> typing.Union[chatrpc.v1.model_service_pb2.GetModelResponse, collections.abc.Awaitable[chatrpc.v1.model_service_pb2.GetModelResponse]]: ...
+    ) -> typing.Union[chatrpc.v1.model_service_pb2.GetModelResponse, collections.abc.Awaitable[chatrpc.v1.model_service_pb2.GetModelResponse]]:
+        """Returns one model."""
 
     @abc.abstractmethod
     def Tokenize(
@@ -190,6 +195,7 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         self,
         request: chatrpc.v1.model_service_pb2.DetokenizeRequest,
         context: _ServicerContext,
-    ) -> typing.Union[chatrpc.v1.model_service_pb2.DetokenizeResponse, collections.abc.Awaitable[chatrpc.v1.model_service_pb2.DetokenizeResponse]]: ...
+    ) -> typing.Union[chatrpc.v1.model_service_pb2.DetokenizeResponse, collections.abc.Awaitable[chatrpc.v1.model_service_pb2.DetokenizeResponse]]:
+        """Turns token ids into text."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -5,11 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import structlog
 import torch
 
 from service.engine.decoder.architecture import Architecture
-from service.engine.decoder.attention import Attention, NativeDecoderAttention, TorchAttention
+from service.engine.decoder.attention_backends import AttentionSetup, make_attention
 from service.engine.decoder.decoder import Decoder, read_head, read_layer
 from service.engine.decoder.linear import FloatLinear
 from service.engine.decoder.quantization_loss import (
@@ -21,12 +20,9 @@ from service.engine.decoder.quantization_loss import (
 from service.engine.decoder.quantized import QuantizedLinear
 from service.engine.decoder.rope import make_ropes
 from service.engine.decoder.weights import Weights
-from service.engine.kv_store import KVShape, KVStore
-from service.engine.loaded_model import LoadedModel, QuantizationLoss
-from service.engine.native.attention import NativeKVStore
+from service.engine.kv_store import KVShape
+from service.engine.model_runner import LoadedModel, QuantizationLoss
 from service.engine.quantized_checkpoint import QuantizedWeights
-
-log = structlog.get_logger(__name__)
 
 
 def load_decoder(
@@ -74,24 +70,16 @@ def load_decoder(
     embedding = embedding.to(dtype)
     shapes = [KVShape(a.num_kv_heads, a.head_dim, a.head_dim, dtype)] * len(layers)
 
-    def make_attention(num_blocks: int, block_size: int) -> Attention:
-        if library is not None:
-            try:
-                store = NativeKVStore(
-                    len(layers), a.num_kv_heads, a.head_dim, num_blocks, block_size, dtype
-                )
-                return NativeDecoderAttention(library, a, [x.attention for x in layers], store)
-            except ValueError as error:
-                log.info("native_attention_unavailable", reason=str(error))
-        return TorchAttention(a, KVStore(shapes, num_blocks, block_size, device), dtype)
-
     def finish(num_blocks: int, block_size: int, max_model_len: int) -> Decoder:
         ropes = make_ropes(config, a, max_model_len, device)
-        attention = make_attention(num_blocks, block_size)
+        layer_attention = [layer.attention for layer in layers]
+        attention = make_attention(
+            AttentionSetup(a, layer_attention, num_blocks, block_size, dtype, device, library)
+        )
         return Decoder(a, embedding, layers, head, attention, ropes, hidden_dtype)
 
     description = {
-        "decoder": "lean",
+        "decoder": "native",
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": quantization,
         "kernels": "torch" if library is None else "native",

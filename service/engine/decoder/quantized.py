@@ -5,10 +5,9 @@ import ctypes
 from torch import Tensor
 
 from service.engine.decoder.linear import Gate, Prologue, RmsNorm
-from service.engine.native.linear import Int8Linear, TorchInt8Linear
-from service.engine.native.linear import Prologue as Kind
+from service.engine.native.linear import NativeInt8Linear, PrologueKind, TorchInt8Linear
 
-_GATES = {"silu": Kind.SILU_GATE, "gelu_tanh": Kind.GELU_TANH_GATE}
+_GATES = {"silu": PrologueKind.SILU_GATE, "gelu_tanh": PrologueKind.GELU_TANH_GATE}
 
 
 class QuantizedLinear:
@@ -25,12 +24,12 @@ class QuantizedLinear:
         bias: Tensor | None,
         prologue: Prologue,
     ) -> None:
-        self._prologue = Kind.NONE
+        self._prologue = PrologueKind.NONE
         self._eps = 0.0
         norm = None
         match prologue:
             case RmsNorm():
-                self._prologue = Kind.RMS_NORM
+                self._prologue = PrologueKind.RMS_NORM
                 self._eps = prologue.eps
                 norm = prologue.weight
             case Gate():
@@ -38,7 +37,7 @@ class QuantizedLinear:
         self._product = (
             TorchInt8Linear(weight, bias, norm)
             if library is None
-            else Int8Linear(library, weight, bias, norm)
+            else NativeInt8Linear(library, weight, bias, norm)
         )
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:

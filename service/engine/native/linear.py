@@ -33,7 +33,7 @@ _ARENA_BYTES = 32 << 20
 _SMALLEST = 1e-30  # a row below it counts as zeros: 2^17 over it is still a float32
 
 
-class Prologue(IntEnum):
+class PrologueKind(IntEnum):
     """What happens to a row before it is quantized. The numbers are the kernel's."""
 
     NONE = 0
@@ -43,10 +43,10 @@ class Prologue(IntEnum):
 
     @property
     def is_gated(self) -> bool:
-        return self >= Prologue.SILU_GATE
+        return self >= PrologueKind.SILU_GATE
 
 
-class Linear(Protocol):
+class Int8Linear(Protocol):
     """x [rows, K], or [rows, 2K] with a gate, to [rows, N]. Contiguous float32 throughout.
 
     `residual` [rows, N] is added at the end; `out` may be the same tensor. A row that holds NaN or
@@ -60,7 +60,7 @@ class Linear(Protocol):
         self,
         x: Tensor,
         *,
-        prologue: Prologue = Prologue.NONE,
+        prologue: PrologueKind = PrologueKind.NONE,
         eps: float = 0.0,
         residual: Tensor | None = None,
         out: Tensor | None = None,
@@ -116,8 +116,8 @@ class _Layer(ctypes.Structure):
     )
 
 
-class Int8Linear:
-    """A `Linear` on the native kernels, with its weight packed for them."""
+class NativeInt8Linear:
+    """A `Int8Linear` on the native kernels, with its weight packed for them."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class Int8Linear:
         self,
         x: Tensor,
         *,
-        prologue: Prologue = Prologue.NONE,
+        prologue: PrologueKind = PrologueKind.NONE,
         eps: float = 0.0,
         residual: Tensor | None = None,
         out: Tensor | None = None,
@@ -249,7 +249,7 @@ _LEVELS = 63 if platform.machine() == "x86_64" and not torch.cpu._is_vnni_suppor
 
 
 class TorchInt8Linear:
-    """The same `Linear` by torch's own operators, for machines without the native kernels.
+    """The same `Int8Linear` by torch's own operators, for machines without the native kernels.
 
     Activations are whole numbers of -`levels` to `levels`.
     """
@@ -274,7 +274,7 @@ class TorchInt8Linear:
         self,
         x: Tensor,
         *,
-        prologue: Prologue = Prologue.NONE,
+        prologue: PrologueKind = PrologueKind.NONE,
         eps: float = 0.0,
         residual: Tensor | None = None,
         out: Tensor | None = None,
@@ -303,7 +303,7 @@ def _prepack(weight: QuantizedWeight) -> torch.ScriptObject:
     return packed
 
 
-def _prepared(x: Tensor, prologue: Prologue, eps: float, norm: Tensor) -> Tensor:
+def _prepared(x: Tensor, prologue: PrologueKind, eps: float, norm: Tensor) -> Tensor:
     """The row that is quantized, in floats, padded to whole blocks.
 
     The gates are padded first: a vector's bits may differ from those of a remainder, which would
@@ -312,9 +312,11 @@ def _prepared(x: Tensor, prologue: Prologue, eps: float, norm: Tensor) -> Tensor
     padding = -(x.shape[1] // (2 if prologue.is_gated else 1)) % BLOCK
     if prologue.is_gated:
         gate, up = (F.pad(part, (0, padding)) for part in x.chunk(2, dim=-1))
-        gated = F.silu(gate) if prologue is Prologue.SILU_GATE else F.gelu(gate, approximate="tanh")
+        gated = (
+            F.silu(gate) if prologue is PrologueKind.SILU_GATE else F.gelu(gate, approximate="tanh")
+        )
         return gated * up
-    if prologue is Prologue.RMS_NORM:
+    if prologue is PrologueKind.RMS_NORM:
         x = F.rms_norm(x, x.shape[-1:], eps=eps) * norm
     return F.pad(x, (0, padding))
 

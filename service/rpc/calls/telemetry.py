@@ -66,7 +66,9 @@ class CallTelemetry:
         """The request message has been read."""
         self._model = requested_model(message)[:_MAX_MODEL_CHARS]
         if self._is_generation and self.span.is_recording:
-            self.span.tell(request_attributes(message.params, is_streamed=self._is_streamed))
+            self.span.set_attributes(
+                request_attributes(message.params, is_streamed=self._is_streamed)
+            )
 
     def note_requests(self, requests: Sequence[Request]) -> None:
         """Note the engine requests that the call is about to make, one for each prompt."""
@@ -85,7 +87,7 @@ class CallTelemetry:
             first_chunk_s = now_s - self._started_s
             self._metrics.first_token_s.observe(first_chunk_s)
             if self.span.is_recording:
-                self.span.tell({"gen_ai.response.time_to_first_chunk": first_chunk_s})
+                self.span.set_attributes({"gen_ai.response.time_to_first_chunk": first_chunk_s})
             num_prompt_tokens = chunk.usage.prompt_tokens  # which the first chunk reports
         elif num_tokens:
             self._metrics.inter_token_s.observe((now_s - self._last_chunk_s) / num_tokens)
@@ -201,9 +203,9 @@ class CallTelemetry:
 
     def _end_span(self, code: str, reason: str, timings: EngineTimings) -> None:
         _end_phases(self.span, timings)
-        self.span.tell({"rpc.response.status_code": code, **self._response.attributes})
+        self.span.set_attributes({"rpc.response.status_code": code, **self._response.attributes})
         if code not in ("OK", "CANCELLED"):
-            self.span.tell({"chatrpc.error.reason": reason})
+            self.span.set_attributes({"chatrpc.error.reason": reason})
         if code in _SERVER_ERRORS:
             self.span.fail(code)
 

@@ -66,7 +66,7 @@ class CallObject:
 
     If the name comes first, the arguments are passed on as they arrive. Otherwise, or if the
     arguments are a string, everything waits for the end of the object. `is_failed` is set if the
-    object is not a call of a function in `names`; `text` then has all that was consumed.
+    object does not call a function in `names`; `text` then has all that was consumed.
     """
 
     def __init__(self, names: frozenset[str]) -> None:

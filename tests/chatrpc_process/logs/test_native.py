@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trustme
 
-from tests.tls_files import issue
+from tests.support.tls_files import issue
 
 _SCRIPT = """
 import ctypes, os, sys, threading, time

@@ -10,7 +10,8 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatrpc_process.tracing.api import OFF, Kind, TraceContext, current, make_tracer, within
+from chatrpc_process.tracing.api import OFF, Kind, TraceContext, current, within
+from chatrpc_process.tracing.exporter import make_tracer
 from chatrpc_process.tracing.otel import OtelTracer
 from tests.fakes.collector import collecting
 
@@ -88,7 +89,7 @@ def test_a_collector_without_the_extra_is_an_error_that_names_it() -> None:
 import sys
 sys.modules["opentelemetry"] = None
 from chatrpc_process.errors import ConfigError
-from chatrpc_process.tracing.api import make_tracer
+from chatrpc_process.tracing.exporter import make_tracer
 try:
     make_tracer("http://localhost:4318", "test")
 except ConfigError as error:
@@ -101,7 +102,7 @@ except ConfigError as error:
 def test_without_a_collector_the_library_is_not_even_imported() -> None:
     code = """
 import sys
-from chatrpc_process.tracing.api import make_tracer
+from chatrpc_process.tracing.exporter import make_tracer
 import gateway_http.app, service.rpc.server
 make_tracer(None, "test")
 sys.exit(any(name.startswith("opentelemetry") for name in sys.modules))

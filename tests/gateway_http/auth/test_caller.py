@@ -15,11 +15,11 @@ from chatrpc.v1 import caller_pb2, chat_pb2
 from chatrpc_process.access.keys import Key
 from chatrpc_process.access.quotas import Quotas
 from chatrpc_process.access.secret import digest_of
-from gateway_http.auth.caller import Caller, Spending, duration
-from gateway_http.http.completion_metrics import AnswerTelemetry
+from gateway_http.auth.caller import Caller, TokenCharge, duration
 from gateway_http.http.request_record import RequestRecord
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
+from gateway_http.routes.completion_metrics import CompletionMetrics
 
 QUOTAS = Quotas(clock=lambda: 0.0)
 
@@ -78,12 +78,12 @@ def chat(max_tokens: int | None = 10, n: int = 1) -> chat_pb2.ChatCompletionPara
 @contextmanager
 def generation(
     caller: Caller, params: Any = None, num_bytes: int = 36, *, is_streamed: bool = True
-) -> Iterator[Spending]:
+) -> Iterator[TokenCharge]:
     """Its prompt has at most 100 tokens, and its output 10."""
     params = chat() if params is None else params
     num_bytes += params.sampling.ByteSize()  # which is no part of the prompt
-    with caller.generation(params, num_bytes, {}, is_streamed=is_streamed) as spending:
-        yield spending
+    with caller.generation(params, num_bytes, {}, is_streamed=is_streamed) as charge:
+        yield charge
 
 
 def left(caller: Caller) -> int:
@@ -92,8 +92,8 @@ def left(caller: Caller) -> int:
 
 def test_caller_without_a_key_is_neither_limited_nor_named() -> None:
     anybody, params = Caller(None, QUOTAS), chat(None)
-    with generation(anybody, params) as spending:
-        spending.note(10**9)
+    with generation(anybody, params) as charge:
+        charge.note(10**9)
     with anybody.tokenization():
         pass
     assert not params.sampling.HasField("max_completion_tokens")
@@ -134,15 +134,15 @@ def test_info_describes_the_owner_of_the_key(
 
 def test_stream_is_charged_what_has_been_sent_however_it_ends() -> None:
     one = caller(tokens_per_minute=1000)
-    with pytest.raises(ConnectionError), generation(one) as spending:
+    with pytest.raises(ConnectionError), generation(one) as charge:
         assert left(one) == 1000 - 110
-        telemetry = AnswerTelemetry(Metrics(), spending.note, RequestRecord())
-        telemetry.note_chunk(chunk(0), is_started=False)
+        telemetry = CompletionMetrics(Metrics(), charge.note, RequestRecord())
+        telemetry.note_chunk(chunk(0), "", is_started=False)
         assert left(one) == 1000 - 110
-        telemetry.note_chunk(chunk(1, 30), is_started=True)
+        telemetry.note_chunk(chunk(1, 30), "", is_started=True)
         assert left(one) == 1000 - 41  # its prompt is known
-        telemetry.note_chunk(chunk(2, 30), is_started=True)  # reported twice, and counted once
-        telemetry.note_chunk(chunk(3), is_started=True)
+        telemetry.note_chunk(chunk(2, 30), "", is_started=True)  # reported twice, and counted once
+        telemetry.note_chunk(chunk(3), "", is_started=True)
         raise ConnectionError
     assert left(one) == 1000 - 36
 
@@ -179,9 +179,9 @@ def test_failed_call_is_charged_what_the_service_has_computed(
 
 def test_response_that_is_not_streamed_is_charged_once() -> None:
     one = caller(tokens_per_minute=100)
-    with generation(one, is_streamed=False) as spending:
-        spending.note(40)
-        spending.settle()
+    with generation(one, is_streamed=False) as charge:
+        charge.note(40)
+        charge.charge_used()
         assert one.limits() == {
             "x-ratelimit-limit-tokens": "100",
             "x-ratelimit-remaining-tokens": "60",

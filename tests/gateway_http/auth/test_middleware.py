@@ -4,7 +4,6 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from chatrpc.v1 import caller_pb2
-from chatrpc_process.access.quotas import Quotas
-from chatrpc_process.files import watched
-from gateway_http.auth import middleware
+from gateway_http.app import Environment
 from gateway_http.endpoints import ENDPOINTS
 from tests.fakes.chat_service import (
     PROMPT_TOKENS,
@@ -29,10 +26,12 @@ from tests.fakes.chat_service import (
     model,
 )
 from tests.fakes.wait import until
-from tests.gateway_http.api_keys import OTHER, SECRET, key, write
-from tests.gateway_http.conftest import serving, started
-from tests.gateway_http.raw_http import RawClient
+from tests.support.api_keys import OTHER, SECRET, key, write
+from tests.support.gateway import serving, started
+from tests.support.raw_http import RawClient
 
+# No time passes for limits: nothing is refilled, however slow the machine is.
+ENVIRONMENT = Environment(poll_s=0.005, clock=lambda: 0.0)
 CHAT = "/v1/chat/completions"
 BEARER = {"authorization": f"Bearer {SECRET}"}
 
@@ -42,21 +41,10 @@ def keys(tmp_path: Path) -> Path:
     return write(tmp_path / "keys.toml", key())
 
 
-@pytest.fixture(autouse=True)
-def _no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For limits: however slow the machine is, nothing fills up meanwhile."""
-    monkeypatch.setattr(middleware, "Quotas", partial(Quotas, clock=lambda: 0.0))
-
-
-@pytest.fixture
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watched, "_POLL_S", 0.005)
-
-
 @asynccontextmanager
 async def client(keys: Path | None, service: FakeService, **options: Any) -> AsyncIterator[Any]:
     async with (
-        serving(upstream=service.target, api_keys=keys, **options) as url,
+        serving(environment=ENVIRONMENT, upstream=service.target, api_keys=keys, **options) as url,
         httpx.AsyncClient(base_url=url, timeout=60, headers=BEARER) as http,
     ):
         yield http
@@ -148,7 +136,7 @@ async def test_pages_may_ask_first_without_a_key(keys: Path, service: FakeServic
 async def test_the_openai_client_knows_the_errors(keys: Path, service: FakeService) -> None:
     write(keys, key(SECRET, 'models = ["org/*"]', "requests_per_minute = 1"))
     question: Any = {"messages": [{"role": "user", "content": "Hi"}]}
-    async with serving(upstream=service.target, api_keys=keys) as url:
+    async with serving(environment=ENVIRONMENT, upstream=service.target, api_keys=keys) as url:
         async with openai.AsyncOpenAI(base_url=url, api_key=OTHER, max_retries=0) as stranger:
             with pytest.raises(openai.AuthenticationError):
                 await stranger.models.list()
@@ -371,7 +359,6 @@ async def test_the_service_is_shown_the_callers_key(
     assert OTHER not in str(shown)
 
 
-@pytest.mark.usefixtures("_often")
 async def test_or_the_gateways_own(
     keys: Path, service: FakeService, body: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -431,7 +418,6 @@ def reloads() -> Iterator[list[Any]]:
         yield lines
 
 
-@pytest.mark.usefixtures("_often")
 async def test_keys_are_read_again_and_a_broken_file_leaves_the_old_ones(
     keys: Path, service: FakeService, body: dict[str, Any]
 ) -> None:
@@ -467,7 +453,7 @@ async def test_metrics_are_served_only_on_the_admin_port_if_there_is_one(
 ) -> None:
     options: dict[str, Any] = {"api_keys": keys, "admin_port": 0}
     async with (
-        started(upstream=service.target, **options) as (server, url),
+        started(environment=ENVIRONMENT, upstream=service.target, **options) as (server, url),
         httpx.AsyncClient(headers=BEARER) as http,
     ):
         assert server.admin_address is not None
@@ -478,7 +464,10 @@ async def test_metrics_are_served_only_on_the_admin_port_if_there_is_one(
 
 async def test_pipelined_requests_are_each_asked(keys: Path, service: FakeService) -> None:
     """The second begins in the context of the first."""
-    async with serving(upstream=service.target, api_keys=keys) as url, RawClient(url) as raw:
+    async with (
+        serving(environment=ENVIRONMENT, upstream=service.target, api_keys=keys) as url,
+        RawClient(url) as raw,
+    ):
         with capture_logs() as lines:
             head = f"GET /version HTTP/1.1\r\nHost: localhost\r\nx-api-key: {SECRET}\r\n\r\n"
             await raw.send(head.encode() + b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -7,6 +7,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert.chat_chunks import ChunkStream
+from gateway_http.protocol.request import ChatCompletionRequest
+from gateway_http.protocol.sampling import StreamOptions
 
 
 def delta(
@@ -24,7 +26,7 @@ def run(stream: ChunkStream, *deltas: chat_pb2.ChoiceDelta) -> list[dict[str, An
     wire[0].create_time.CopyFrom(Timestamp(seconds=5))
     usage = chat_pb2.Usage(prompt_tokens=3, completion_tokens=len(deltas), cached_prompt_tokens=1)
     wire.append(chat_pb2.ChatCompletionChunk(usage=usage))
-    chunks = [chunk for each in wire for chunk in stream.push(each)] + stream.finish()
+    chunks = [chunk for each in wire for chunk in stream.push(each, each.model)] + stream.finish()
     return [msgspec.json.decode(msgspec.json.encode(chunk)) for chunk in chunks]
 
 
@@ -33,7 +35,8 @@ def choices(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def plain(n: int = 1, include_usage: bool = False, running_usage: bool = False) -> ChunkStream:
-    return ChunkStream(n, include_usage, running_usage)
+    options = StreamOptions(include_usage=include_usage, continuous_usage_stats=running_usage)
+    return ChunkStream(ChatCompletionRequest(model="m", messages=[], n=n, stream_options=options))
 
 
 def test_plain_stream_to_the_letter() -> None:
@@ -68,14 +71,14 @@ def test_no_role_before_a_token() -> None:
     opening = chat_pb2.ChatCompletionChunk(
         id="c", choices=[chat_pb2.ChoiceDelta(delta=chat_pb2.Delta(role=chat_pb2.ROLE_ASSISTANT))]
     )
-    assert stream.push(opening) == []
+    assert stream.push(opening, "m") == []
     assert not stream.is_started
 
 
 def test_role_comes_with_a_first_token_whose_text_is_held_back() -> None:
     stream = plain()
     held = chat_pb2.ChatCompletionChunk(id="c", choices=[delta()])
-    assert [chunk.choices[0].delta.role for chunk in stream.push(held)] == ["assistant"]
+    assert [chunk.choices[0].delta.role for chunk in stream.push(held, "")] == ["assistant"]
 
 
 def test_usage_comes_last_and_alone() -> None:

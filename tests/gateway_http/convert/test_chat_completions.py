@@ -24,7 +24,7 @@ def completion(**choice: Any) -> Any:
         ],
         usage=chat_pb2.Usage(prompt_tokens=3, completion_tokens=4, cached_prompt_tokens=2),
     )
-    return as_json(chat_completions.completion(answer))
+    return as_json(chat_completions.completion(answer, "m"))
 
 
 def said(text: str) -> chat_pb2.ChatMessage:
@@ -110,7 +110,7 @@ def test_infinite_logprob_is_still_json() -> None:
 
 
 def test_model() -> None:
-    assert as_json(chat_completions.model(model("a/b"))) == {
+    assert as_json(chat_completions.model(model("a/b"), "a/b")) == {
         "id": "a/b",
         "object": "model",
         "created": 1_700_000_000,

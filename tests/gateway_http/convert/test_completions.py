@@ -9,7 +9,7 @@ from msgspec import to_builtins
 
 from chatrpc.v1 import chat_pb2, completion_pb2
 from gateway_http.convert import completions
-from gateway_http.protocol.completion import UNSERVED, CompletionRequest
+from gateway_http.protocol.completion import UNSUPPORTED, CompletionRequest
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.error import InvalidRequest
 
@@ -33,7 +33,6 @@ def refused(**fields: Any) -> InvalidRequest:
 def test_smallest_request_sets_nothing_else() -> None:
     """The service adds what is absent, 16 tokens among it."""
     assert params() == completion_pb2.CompletionParams(
-        model="m",
         prompts=[completion_pb2.CompletionPrompt(text="Hi")],
         sampling=chat_pb2.SamplingParams(),
     )
@@ -85,7 +84,7 @@ def test_field_has_its_place(fields: dict[str, Any], wire: dict[str, Any]) -> No
     assert params(**fields) == expected
 
 
-@pytest.mark.parametrize("name", UNSERVED)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_unserved_is_refused_by_name(name: str) -> None:
     error = refused(**{name: "x"}).body.error
     assert (error.param, error.code) == (name, "unsupported_parameter")
@@ -122,7 +121,7 @@ def test_an_echo_is_scored_as_evaluation_harnesses_read_it() -> None:
     )
     answer = completion_pb2.Completion(id="cmpl-1", model="m", choices=[choice])
     asked = request(echo=True, logprobs=1)
-    [told] = to_builtins(completions.completion(answer, asked))["choices"]
+    [told] = to_builtins(completions.completion(answer, "m", asked))["choices"]
     assert told == {
         "index": 0,
         "text": "abc",
@@ -147,7 +146,7 @@ def test_prompt_logprobs_are_told_where_they_were_asked_for() -> None:
         prompt_token_ids=[97, 98, 99],
     )
     answer = completion_pb2.Completion(choices=[choice])
-    [told] = to_builtins(completions.completion(answer, request(prompt_logprobs=1)))["choices"]
+    [told] = to_builtins(completions.completion(answer, "m", request(prompt_logprobs=1)))["choices"]
     assert told["prompt_logprobs"] == [
         None,
         {
@@ -166,15 +165,15 @@ def test_parts_of_a_character_are_told_by_their_bytes() -> None:
         text_offsets=[0],
     )
     answer = completion_pb2.Completion(choices=[choice])
-    [told] = to_builtins(completions.completion(answer, request(logprobs=2)))["choices"]
+    [told] = to_builtins(completions.completion(answer, "m", request(logprobs=2)))["choices"]
     assert told["logprobs"]["tokens"] == [r"bytes:\xe2"]
     assert list(told["logprobs"]["top_logprobs"][0]) == [r"bytes:\xe2", r"bytes:\xe3"]
 
 
 def test_a_client_hears_of_the_parameter_it_sent() -> None:
-    assert completions.names(request(max_tokens=1)) == {
+    assert completions.sent_names(request(max_tokens=1)) == {
         "max_completion_tokens": "max_tokens",
         "prompt[0]": "prompt",
     }
-    assert completions.names(request(prompt=["a"])) == {}
-    assert completions.names(request(prompt=[1, 2]))["prompt[0]"] == "prompt"
+    assert completions.sent_names(request(prompt=["a"])) == {}
+    assert completions.sent_names(request(prompt=[1, 2]))["prompt[0]"] == "prompt"

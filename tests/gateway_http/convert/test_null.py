@@ -14,11 +14,11 @@ from gateway_http.protocol.completion import CompletionRequest
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.request import ChatCompletionRequest
 from gateway_http.protocol.tokens import TokenizeRequest
-from tests.gateway_http.test_parity import CHAT, CONVERSATION, HI, TEXT
+from tests.gateway_http.sample_bodies import CHAT, CONVERSATION, HI, TEXT
 
 
 def tokenize(body: TokenizeRequest) -> Message:
-    return tokens.tokenize_request(body, body.model or "first")
+    return tokens.tokenize_request(body)
 
 
 Kind = tuple[type[Any], dict[str, Any], dict[str, Any], Callable[[Any], Message]]

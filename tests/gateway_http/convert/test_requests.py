@@ -10,7 +10,7 @@ from chatrpc.v1 import chat_pb2
 from gateway_http.convert import requests
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.error import InvalidRequest
-from gateway_http.protocol.request import UNSERVED, ChatCompletionRequest
+from gateway_http.protocol.request import UNSUPPORTED, ChatCompletionRequest
 
 decode = decoder(ChatCompletionRequest)
 
@@ -28,7 +28,6 @@ def refused(**fields: Any) -> InvalidRequest:
 
 def test_smallest_request_sets_nothing_else() -> None:
     assert params() == chat_pb2.ChatCompletionParams(
-        model="m",
         messages=[
             chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text="Hi")])
         ],
@@ -138,7 +137,7 @@ def test_field_has_its_place(fields: dict[str, Any], wire: dict[str, Any]) -> No
     assert params(**fields) == expected
 
 
-@pytest.mark.parametrize("name", UNSERVED)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_unserved_is_refused_by_name(name: str) -> None:
     error = refused(**{name: "x"}).body.error
     assert (error.param, error.code) == (name, "unsupported_parameter")

@@ -19,7 +19,6 @@ from starlette.requests import ClientDisconnect, Request
 from chatrpc_process.access.keys import Key
 from chatrpc_process.access.quotas import Quotas
 from gateway_http.auth.caller import Caller
-from gateway_http.config import Settings
 from gateway_http.http.bodies import SMALL_BYTES, Bodies
 from gateway_http.protocol.error import ApiError
 from gateway_http.routes.chat import CHAT as CHAT_OPERATION
@@ -27,10 +26,10 @@ from gateway_http.routes.completions import COMPLETIONS
 from gateway_http.routes.generation import Operation
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.fakes.wait import until
-from tests.gateway_http.api_keys import SECRET, key, write
 from tests.gateway_http.compression import COMPRESS
-from tests.gateway_http.conftest import metric, started
-from tests.gateway_http.raw_http import RawClient
+from tests.support.api_keys import SECRET, key, write
+from tests.support.gateway import metric, started
+from tests.support.raw_http import RawClient
 
 CHAT = "/v1/chat/completions"
 UNSUPPORTED = "unsupported_content_type"
@@ -47,8 +46,8 @@ class Client:
         key = Key(name=owner, sha256="0" * 64) if owner else None
         sent = {"content-type": "application/json"} | headers
         raw = [(k.replace("_", "-").encode(), v.encode()) for k, v in sent.items()]
-        state = {"caller": Caller(key, Quotas())}
-        self.request = Request({"type": "http", "headers": raw, "state": state}, self._receive)
+        self.caller = Caller(key, Quotas())
+        self.request = Request({"type": "http", "headers": raw}, self._receive)
 
     def leave(self) -> None:
         self._has_left.set()
@@ -85,13 +84,13 @@ async def bodies() -> AsyncIterator[Bodies]:
     made.close()
 
 
-def make(**options: Any) -> Bodies:
-    """With room for 16 MiB in all."""
-    return Bodies(Settings(**{"max_body_bytes": 2 * MIB} | options), asyncio.Event())
+def make(max_body_bytes: int = 2 * MIB, timeout_s: float = 60) -> Bodies:
+    """Make bodies with room for 16 MiB in all."""
+    return Bodies(max_body_bytes, timeout_s, asyncio.Event())
 
 
 async def decoded(bodies: Bodies, client: Client, decode: Callable[[bytes], Any] = bytes) -> Any:
-    async with bodies.decoded(client.request, decode) as body:
+    async with bodies.decoded(client.request, client.caller, decode) as body:
         return body.value
 
 
@@ -119,7 +118,7 @@ async def test_error_of_a_decoder_on_a_thread_reaches_the_request(bodies: Bodies
 
 async def test_compressed_body_has_its_own_size(bodies: Bodies) -> None:
     client = Client(gzip.compress(LARGE), content_encoding="gzip")
-    async with bodies.decoded(client.request, on_the_loop) as body:
+    async with bodies.decoded(client.request, client.caller, on_the_loop) as body:
         assert body.num_bytes == MIB
         assert body.value is False
         assert bodies.num_bytes == MIB
@@ -193,7 +192,7 @@ async def test_body_of_a_client_that_leaves_is_dropped_before_it_is_decoded(
 
 async def test_shutdown_ends_what_waits() -> None:
     stopping, gate = asyncio.Event(), Gate()
-    bodies = Bodies(Settings(), stopping)
+    bodies = Bodies(2 * MIB, 60, stopping)
     waiting = asyncio.ensure_future(decoded(bodies, Client(LARGE), gate))
     await until(lambda: bool(gate.bodies))
     stopping.set()
@@ -209,7 +208,7 @@ async def hold(stack: AsyncExitStack, bodies: Bodies, clients: Iterable[Client])
     num_admitted = 0
     for client in clients:
         try:
-            await stack.enter_async_context(bodies.decoded(client.request, len))
+            await stack.enter_async_context(bodies.decoded(client.request, client.caller, len))
         except ApiError as error:
             if (error.status, error.reason) != (503, "BODIES_FULL"):
                 raise
@@ -271,14 +270,14 @@ def test_body_is_kept_without_its_input_once_it_is_converted(
 
 
 async def test_small_response_is_converted_at_once(bodies: Bodies) -> None:
-    assert await bodies.converted(Client().request, 1000, on_the_loop, b"")
+    assert await bodies.converted(Client().caller, 1000, on_the_loop, b"")
 
 
 async def test_large_response_is_converted_on_a_thread_even_if_many_bodies_wait() -> None:
     bodies, gate = make(), Gate()
     waiting = [asyncio.ensure_future(decoded(bodies, Client(LARGE), gate)) for _ in range(15)]
     await until(lambda: bodies.num_jobs == 15)
-    assert not await bodies.converted(Client().request, MIB, on_the_loop, b"")
+    assert not await bodies.converted(Client().caller, MIB, on_the_loop, b"")
     gate.open()
     await asyncio.gather(*waiting)
     bodies.close()

@@ -10,8 +10,8 @@ import openai
 import pytest
 
 from tests.fakes.chat_service import MODEL, FakeService
-from tests.gateway_http.api_keys import key, write
-from tests.gateway_http.conftest import serving
+from tests.support.api_keys import key, write
+from tests.support.gateway import serving
 
 ORIGIN = "https://app.example"
 PAGE = "http://localhost:3000"

@@ -8,8 +8,8 @@ import pytest
 
 from gateway_http.http.host_check import host_name, is_local
 from tests.fakes.chat_service import FakeService
-from tests.gateway_http.api_keys import SECRET, key, write
-from tests.gateway_http.conftest import serving, started
+from tests.support.api_keys import SECRET, key, write
+from tests.support.gateway import serving, started
 
 LOCAL = ["localhost", "LOCALHOST:8000", "ui.localhost", "127.0.0.1:80", "10.0.0.1", "[::1]:8000"]
 FOREIGN = ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example"]

@@ -11,8 +11,8 @@ from gateway_http.http.http11 import MAX_HEAD_BYTES
 from gateway_http.metrics import Metrics
 from gateway_http.server import Server
 from tests.fakes.chat_service import Admit, FakeService, Hold, Say
-from tests.gateway_http.conftest import started
-from tests.gateway_http.raw_http import RawClient
+from tests.support.gateway import started
+from tests.support.raw_http import RawClient
 
 
 def app_metrics(server: Server) -> Metrics:

@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from tests.fakes.chat_service import FakeService
-from tests.gateway_http.conftest import serving
-from tests.gateway_http.raw_http import RawClient
+from tests.support.gateway import serving
+from tests.support.raw_http import RawClient
 
 PATH = "/v1/chat/completions"
 JSON = {"content-type": "application/json"}

@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 
 from tests.fakes.chat_service import Admit, Fail, FakeService, Hold, Say
 from tests.fakes.wait import until
-from tests.gateway_http.api_keys import key, write
-from tests.gateway_http.conftest import checking_service, metric, serving
-from tests.gateway_http.raw_http import RawClient
+from tests.support.api_keys import key, write
+from tests.support.gateway import checking_service, metric, serving
+from tests.support.raw_http import RawClient
 
 CHAT = "/v1/chat/completions"
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -19,10 +19,10 @@ from service.rpc.server import SERVICE_NAMES
 from service.rpc.server import Server as Service
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.wait import until
-from tests.gateway_http.conftest import serving, started
-from tests.gateway_http.raw_http import RawClient
-from tests.tls_files import issue
-from tests.tls_files import write as write_bytes
+from tests.support.gateway import serving, started
+from tests.support.raw_http import RawClient
+from tests.support.tls_files import issue
+from tests.support.tls_files import write as write_bytes
 
 CHAT = "/v1/chat/completions"
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"

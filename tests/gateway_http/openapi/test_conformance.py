@@ -16,11 +16,12 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 from schemathesis.core.result import Ok
 
+from gateway_http.endpoints import ENDPOINTS
 from gateway_http.openapi.document import document
-from tests.gateway_http.conftest import checking_service, serving
-from tests.service.rpc.conftest import CARD
+from tests.support.gateway import checking_service, serving
+from tests.support.grpc_server import CARD
 
-SCHEMA = schemathesis.openapi.from_dict(document("1.0"))
+SCHEMA = schemathesis.openapi.from_dict(document(ENDPOINTS, "1.0"))
 OPERATIONS: list[Any] = [
     result.ok()
     for result in SCHEMA.get_all_operations()

@@ -1,23 +1,21 @@
-"""The OpenAPI document says what is served: no more, no less."""
+"""The OpenAPI document describes what is served, completely and exactly."""
 
 import re
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from starlette.routing import Route
 
-from chatrpc.v1 import chat_pb2
+from chatrpc.v1.comments import COMMENTS
 from gateway_http.app import build_app
 from gateway_http.config import Settings
 from gateway_http.endpoints import ENDPOINTS
 from gateway_http.openapi.document import document
-from gateway_http.openapi.fields import FIELDS
-from service.domain.sampling import SamplingParams
-from service.errors import InvalidField
-from service.rpc.decode.sampling import sampling_params
+from gateway_http.openapi.fields import fields_of
 
-DOCUMENT = document("1.0")
+DOCUMENT = document(ENDPOINTS, "1.0")
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 BODIES = [endpoint.body.__name__ for endpoint in ENDPOINTS if endpoint.body]
 
@@ -31,7 +29,7 @@ def references(value: Any) -> set[str]:
     return set()
 
 
-def test_every_route_is_described_under_both_servers_and_nothing_else_is() -> None:
+def test_described_paths_are_the_served_routes() -> None:
     served = {
         (method, route.path.replace(":path}", "}"))
         for route in build_app(Settings()).routes
@@ -48,35 +46,39 @@ def test_every_route_is_described_under_both_servers_and_nothing_else_is() -> No
     assert described == served
 
 
-def test_every_reference_leads_somewhere_and_every_schema_is_used() -> None:
+def test_references_and_schemas_are_the_same_set() -> None:
     prefix = "#/components/schemas/"
     assert references(DOCUMENT) == {prefix + name for name in SCHEMAS}
     assert all(re.fullmatch(r"[A-Za-z]+", name) for name in SCHEMAS)
 
 
-def test_every_field_of_a_body_is_described_and_no_other() -> None:
-    fields = {name for body in BODIES for name in SCHEMAS[body]["properties"]}
-    assert fields == FIELDS.keys()
-    for body in BODIES:
-        assert all(field["description"] for field in SCHEMAS[body]["properties"].values())
+def test_every_schema_and_every_field_is_described() -> None:
+    for name, schema in SCHEMAS.items():
+        assert schema["description"], name
+        for field, described in schema["properties"].items():
+            assert described["description"].endswith("."), f"{name}.{field}"
+
+
+def test_field_has_the_comment_of_its_proto_field_and_its_note() -> None:
+    properties = SCHEMAS["ChatCompletionRequest"]["properties"]
+    assert properties["temperature"]["description"] == COMMENTS["SamplingParams.temperature"]
+    comment = COMMENTS["SamplingParams.top_k"]
+    assert properties["top_k"]["description"] == f"{comment} -1 is no limit, too."
+
+
+def test_field_without_proto_field_and_note_is_an_error() -> None:
+    class Unknown(msgspec.Struct):
+        unheard_of: int
+
+    with pytest.raises(KeyError, match=r"Unknown\.unheard_of"):
+        fields_of(Unknown)
 
 
 @pytest.mark.parametrize("body", BODIES)
-def test_what_is_refused_by_name_is_not_described(body: str) -> None:
+def test_rejected_fields_are_not_described(body: str) -> None:
     schema = SCHEMAS[body]
     assert schema["additionalProperties"] is False
     assert not {"functions", "guided_json", "chat_template"} & schema["properties"].keys()
-
-
-@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p"])
-def test_limits_are_those_of_the_service(name: str) -> None:
-    limits = FIELDS[name].limits
-    for value in (limits["minimum"], limits["maximum"]):
-        sampling_params(chat_pb2.SamplingParams(**{name: value}), SamplingParams(), 100)
-    for value in (limits["minimum"] - 0.01, limits["maximum"] + 0.01):
-        wrong = chat_pb2.SamplingParams(**{name: value})
-        with pytest.raises(InvalidField):
-            sampling_params(wrong, SamplingParams(), 100)
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
@@ -89,7 +91,7 @@ async def test_document_and_page_are_served(http: httpx.AsyncClient, prefix: str
     assert 'fetch("openapi.json")' in page.text
 
 
-async def test_the_page_asks_nobody_else(http: httpx.AsyncClient) -> None:
+async def test_page_loads_nothing_from_other_hosts(http: httpx.AsyncClient) -> None:
     page = await http.get("/docs")
     assert not re.search(r"https?://|src=|@import|url\(", page.text)
     policy = page.headers["content-security-policy"]

@@ -11,7 +11,7 @@ from gateway_http.protocol.error import InvalidRequest
 from gateway_http.protocol.request import ChatCompletionRequest
 from gateway_http.protocol.tokens import TokenizeRequest
 from gateway_http.protocol.unknown_nulls import without_unknown_nulls
-from tests.gateway_http.test_parity import CHAT, CONVERSATION
+from tests.gateway_http.sample_bodies import CHAT, CONVERSATION
 
 decode = decoder(ChatCompletionRequest)
 UNKNOWN = {"provider_specific_fields": None, "reasoning_details": None}

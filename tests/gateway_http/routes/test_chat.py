@@ -1,7 +1,6 @@
 """POST /v1/chat/completions over real sockets, to a real gRPC server."""
 
 import asyncio
-import json
 from typing import Any
 
 import grpc
@@ -10,16 +9,11 @@ import pytest
 
 from chatrpc.v1 import chat_pb2
 from tests.fakes.chat_service import Admit, Fail, FakeService, Finish, Hold, Say
-from tests.gateway_http.conftest import metric, serving
-from tests.gateway_http.raw_http import RawClient
+from tests.gateway_http.routes.stream_events import events
+from tests.support.gateway import metric, serving
+from tests.support.raw_http import RawClient
 
 PATH = "/v1/chat/completions"
-
-
-def events(text: str) -> list[Any]:
-    """The data of a stream's events; comments left out, `[DONE]` as it is."""
-    data = [event.removeprefix("data: ") for event in text.split("\n\n") if event[:5] == "data:"]
-    return [event if event == "[DONE]" else json.loads(event) for event in data]
 
 
 async def test_whole_answer(http: httpx.AsyncClient, body: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from chatrpc.v1 import chat_pb2, completion_pb2
 from tests.fakes.chat_service import MODEL, Admit, Fail, FakeService, Finish, Hold, Piece, Say
-from tests.gateway_http.raw_http import RawClient
-from tests.gateway_http.routes.test_chat import events
+from tests.gateway_http.routes.stream_events import events
+from tests.support.raw_http import RawClient
 
 BODY = {"model": MODEL, "prompt": "Once"}
 

@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from tests.fakes.chat_service import Admit, FakeService, Hold, Say, Step
-from tests.gateway_http.conftest import metric
-from tests.gateway_http.raw_http import RawClient
+from tests.support.gateway import metric
+from tests.support.raw_http import RawClient
 
 WAITING_IN_THE_QUEUE: list[Step] = [Hold()]
 BEFORE_THE_FIRST_TOKEN: list[Step] = [Admit(), Hold()]

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from tests.fakes.chat_service import MODEL, FakeService
-from tests.gateway_http.api_keys import key, write
-from tests.gateway_http.conftest import serving
+from tests.support.api_keys import key, write
+from tests.support.gateway import serving
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from tests.fakes.chat_service import FakeService
-from tests.gateway_http.conftest import serving
+from tests.support.gateway import serving
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/health", "/v1/health"])

@@ -11,11 +11,12 @@ import pytest
 import trustme
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # core itself
 
-from chatrpc.v1 import chat_pb2
+from chatrpc.v1 import chat_pb2, chat_service_pb2
 from chatrpc_process.tls import TlsFiles
 from gateway_http.upstream.client import OPTIONS as CHANNEL_OPTIONS
 from gateway_http.upstream.client import CallOptions, Upstream
 from gateway_http.upstream.connection import Connection
+from gateway_http.upstream.rpcs import STREAM_CHAT_COMPLETION
 from service.domain.model import ServedModel
 from service.domain.sampling import SamplingParams
 from service.rpc.server import SERVICE_NAMES, Server
@@ -23,10 +24,12 @@ from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.chat_service import Admit, Fail, FakeService, Finish, Hold, Say
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
-from tests.gateway_http.conftest import serving
-from tests.service.rpc.conftest import CARD
+from tests.support.gateway import serving
+from tests.support.grpc_server import CARD
 
-PARAMS = chat_pb2.ChatCompletionParams(model="m")
+REQUEST = chat_service_pb2.StreamChatCompletionRequest(
+    params=chat_pb2.ChatCompletionParams(model="m")
+)
 OPTIONS = CallOptions(timeout_s=30)
 
 
@@ -40,10 +43,16 @@ def test_core_knows_every_option_key() -> None:
 async def test_silence_is_told_and_ends_nothing(service: FakeService) -> None:
     service.script = [Admit(), Hold(), Say("Hello"), Finish()]
     upstream = Upstream(Connection(service.target))
-    async with aclosing(upstream.stream_chat(PARAMS, OPTIONS, idle_s=0.01)) as chunks:
+    async with aclosing(
+        upstream.stream(STREAM_CHAT_COMPLETION, REQUEST, OPTIONS, idle_s=0.01)
+    ) as chunks:
         assert [await anext(chunks) for _ in range(3)] == [None] * 3
         service.release()
-        texts = [c.choices[0].delta.content async for c in chunks if c is not None and c.choices]
+        texts = [
+            response.chunk.choices[0].delta.content
+            async for response in chunks
+            if response is not None and response.chunk.choices
+        ]
     assert texts == ["Hello", ""]
     await upstream.close()
 
@@ -53,14 +62,14 @@ async def test_refusal_comes_before_the_first_item(service: FakeService) -> None
     upstream = Upstream(Connection(service.target))
     for _ in range(50):
         with pytest.raises(grpc.aio.AioRpcError):
-            await anext(upstream.stream_chat(PARAMS, OPTIONS, idle_s=10))
+            await anext(upstream.stream(STREAM_CHAT_COMPLETION, REQUEST, OPTIONS, idle_s=10))
     await upstream.close()
 
 
 async def test_closing_the_generator_cancels_the_call(service: FakeService) -> None:
     service.script = [Say("Hello"), Hold()]
     upstream = Upstream(Connection(service.target))
-    chunks = upstream.stream_chat(PARAMS, OPTIONS, idle_s=10)
+    chunks = upstream.stream(STREAM_CHAT_COMPLETION, REQUEST, OPTIONS, idle_s=10)
     await anext(chunks)
     await chunks.aclose()
     await service.cancelled()

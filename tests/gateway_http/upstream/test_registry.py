@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatrpc_process.errors import ConfigError
-from gateway_http.upstream.affinity import Prefix, Session
-from gateway_http.upstream.registry import Entry, load_registry
+from gateway_http.upstream.affinity import PrefixAffinity, SessionAffinity
+from gateway_http.upstream.registry import RegisteredModel, load_registry
 from gateway_http.upstream.registry_file import RegistryFile
-from tests.tls_files import issue, lock
+from tests.support.tls_files import issue, lock
 
 LEAST = '[[model]]\nname = "m"\ntarget = "127.0.0.1:1"\n'
 
@@ -28,12 +28,12 @@ def written(directory: Path, text: str) -> Path:
     return path
 
 
-def entry(directory: Path, fields: str = "") -> Entry:
+def entry(directory: Path, fields: str = "") -> RegisteredModel:
     [only] = load_registry(written(directory, LEAST + fields)).entries
     return only
 
 
-def config(of: Entry) -> Any:
+def config(of: RegisteredModel) -> Any:
     return json.loads(of.connection.service_config)
 
 
@@ -57,12 +57,12 @@ def test_names_of_both_sides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "affinity"),
     [
-        ('affinity = "session"', Session()),
-        ('affinity = "prefix"', Prefix(1024)),
-        ('affinity = "prefix"\nprefix_chars = 10', Prefix(10)),
+        ('affinity = "session"', SessionAffinity()),
+        ('affinity = "prefix"', PrefixAffinity(1024)),
+        ('affinity = "prefix"\nprefix_chars = 10', PrefixAffinity(10)),
     ],
 )
-def test_affinity(tmp_path: Path, fields: str, affinity: Session | Prefix) -> None:
+def test_affinity(tmp_path: Path, fields: str, affinity: SessionAffinity | PrefixAffinity) -> None:
     found = entry(tmp_path, 'balance = "ring_hash"\n' + fields)
     assert found.affinity == affinity
     assert "ring_hash_experimental" in config(found)["loadBalancingConfig"][0]

@@ -15,17 +15,18 @@ import httpx
 import pytest
 import structlog
 
-from chatrpc.v1 import chat_pb2
+from chatrpc.v1 import chat_pb2, chat_service_pb2
+from gateway_http.app import Environment
 from gateway_http.metrics import Metrics
-from gateway_http.upstream import registry_file
-from gateway_http.upstream.client import CallOptions
+from gateway_http.upstream.call_metadata import CallMetadata
 from gateway_http.upstream.connection import Connection
-from gateway_http.upstream.registry import Entry
+from gateway_http.upstream.registry import RegisteredModel
 from gateway_http.upstream.router import Router
+from gateway_http.upstream.rpcs import STREAM_CHAT_COMPLETION
 from tests.fakes.chat_service import MODEL, Fail, FakeService, Finish, Hold, Say
 from tests.fakes.wait import until
-from tests.gateway_http.conftest import metric, serving
 from tests.gateway_http.replicas import replica
+from tests.support.gateway import metric, serving
 
 NOWHERE = "127.0.0.1:1"
 
@@ -54,15 +55,10 @@ class File:
 async def gateway(file: File, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     fresh = httpx.Limits(max_keepalive_connections=0)  # idle ones may end just when they are used
     async with (
-        serving(registry=file.path, **options) as url,
+        serving(environment=Environment(poll_s=0.01), registry=file.path, **options) as url,
         httpx.AsyncClient(base_url=url, timeout=60, limits=fresh, verify=False) as http,  # noqa: S501  # plain
     ):
         yield http
-
-
-@pytest.fixture(autouse=True)
-def quick_reload(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_file, "POLL_S", 0.01)
 
 
 def chat(model: str, **fields: Any) -> dict[str, Any]:
@@ -295,12 +291,15 @@ async def test_a_corrupt_change_leaves_what_there_was(tmp_path: Path) -> None:
 async def test_a_channel_is_closed_when_its_last_call_is_over(service: FakeService) -> None:
     service.script = [Say("Hello"), Hold(), Say("!"), Finish()]
     here, there = (
-        Entry(Connection(target), "m", upstream_model=MODEL) for target in (service.target, NOWHERE)
+        RegisteredModel(Connection(target), "m", upstream_model=MODEL)
+        for target in (service.target, NOWHERE)
     )
     router = Router([here], Metrics())
     params = chat_pb2.ChatCompletionParams(model=MODEL)
+    request = chat_service_pb2.StreamChatCompletionRequest(params=params)
+    metadata = CallMetadata("r")
     with router.route("m") as route:
-        chunks = route.upstream.stream_chat(params, CallOptions(timeout_s=60), idle_s=60)
+        chunks = route.stream(STREAM_CHAT_COMPLETION, request, metadata, timeout_s=60, idle_s=60)
         assert (await anext(chunks)) is not None
         router.adopt([here])
         with router.route("m") as same:
@@ -320,7 +319,9 @@ async def test_a_channel_is_closed_when_its_last_call_is_over(service: FakeServi
 async def test_readiness_is_asked_of_services_that_go() -> None:
     """They say nothing for as long as they are asked, and are taken out, or closed, meanwhile."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        here, there = (Entry(Connection(f"127.0.0.1:{silent.getsockname()[1]}"), n) for n in "ab")
+        here, there = (
+            RegisteredModel(Connection(f"127.0.0.1:{silent.getsockname()[1]}"), n) for n in "ab"
+        )
         here = replace(here, connection=replace(here.connection, health_name="a"))
         router = Router([here, there], Metrics())
 

@@ -14,7 +14,7 @@ from opentelemetry.trace import StatusCode
 from chatrpc_process.tracing.otel import OtelTracer
 from tests.fakes.chat_service import FakeService, Hold
 from tests.fakes.wait import until
-from tests.gateway_http.conftest import checking_service, serving
+from tests.support.gateway import checking_service, serving
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = {"traceparent": f"00-{TRACE}-{SPAN}-01", "tracestate": "vendor=1"}

@@ -5,12 +5,14 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.domain.engine import Caller, EngineStats, FinishReason, Request, TokenOutput
+from service.domain.engine_settings import EngineModel
 from service.domain.sampling import SamplingParams
 from service.engine.async_engine import AsyncEngine
 from service.engine.block_pool import BlockPool
@@ -31,6 +33,8 @@ from tests.service.engine.requests import make_request
 BLOCK_SIZE = 4
 EMPTY = TokenOutput()
 
+MODEL = EngineModel(Path())
+
 
 class Rig:
     """An engine over a `FakeRunner`."""
@@ -49,7 +53,7 @@ class Rig:
         scheduler = Scheduler(pool, max_num_seqs, max_num_seqs + 12, num_speculative_tokens)
         core = make_core(self.runner, scheduler)
         self.engine = AsyncEngine(
-            lambda: (core, self.max_model_len),
+            lambda _model: (core, self.max_model_len),
             max_num_seqs=max_num_seqs,
             max_queue_size=max_queue_size,
             step_timeout_s=step_timeout_s,
@@ -91,7 +95,7 @@ class Rig:
 
 @asynccontextmanager
 async def started(rig: Rig) -> AsyncIterator[Rig]:
-    await rig.engine.start()
+    await rig.engine.start(MODEL)
     try:
         yield rig
     finally:
@@ -450,12 +454,12 @@ async def test_stop_without_start() -> None:
 
 @pytest.mark.parametrize("error", [ModelLoadError("no such model"), ZeroDivisionError("a bug")])
 async def test_start_raises_what_the_load_raises(error: Exception) -> None:
-    def load() -> tuple[EngineCore, int]:
+    def load(_model: EngineModel) -> tuple[EngineCore, int]:
         raise error
 
     engine = AsyncEngine(load, max_num_seqs=1, max_queue_size=1)
     with pytest.raises(type(error), match=str(error)):
-        await engine.start()
+        await engine.start(MODEL)
     await engine.stop()
 
 
@@ -468,7 +472,7 @@ class SlowLoad:
         self.thread: threading.Thread
         self._error = error
 
-    def __call__(self) -> tuple[EngineCore, int]:
+    def __call__(self, _model: EngineModel) -> tuple[EngineCore, int]:
         self.thread = threading.current_thread()
         self.is_loading.set()
         self.may_end.wait()
@@ -482,7 +486,7 @@ class SlowLoad:
 async def test_stop_during_a_load_does_not_wait_for_it(error: Exception | None) -> None:
     load = SlowLoad(error)
     engine = AsyncEngine(load, max_num_seqs=1, max_queue_size=1)
-    start = asyncio.create_task(engine.start())
+    start = asyncio.create_task(engine.start(MODEL))
     await asyncio.to_thread(load.is_loading.wait)
     start.cancel()
     with suppress(asyncio.CancelledError):
@@ -496,7 +500,7 @@ async def test_stop_during_a_load_does_not_wait_for_it(error: Exception | None) 
 async def test_stop_while_start_is_awaited() -> None:
     load = SlowLoad()
     engine = AsyncEngine(load, max_num_seqs=1, max_queue_size=1)
-    start = asyncio.create_task(engine.start())
+    start = asyncio.create_task(engine.start(MODEL))
     await asyncio.to_thread(load.is_loading.wait)
     await engine.stop()
     load.may_end.set()
@@ -511,7 +515,7 @@ def test_a_loop_that_ends_during_a_load_leaves_no_error() -> None:
 
     async def main() -> None:
         engine = AsyncEngine(load, max_num_seqs=1, max_queue_size=1)
-        start = asyncio.create_task(engine.start())
+        start = asyncio.create_task(engine.start(MODEL))
         await asyncio.to_thread(load.is_loading.wait)
         start.cancel()
         await engine.stop()
@@ -658,7 +662,7 @@ async def test_ending_the_last_sequence_ends_the_request(rig: Rig) -> None:
 
 async def test_a_step_that_never_ends_is_the_engines_end() -> None:
     rig = Rig(step_timeout_s=1e-6)
-    await rig.engine.start()
+    await rig.engine.start(MODEL)
     dead = asyncio.ensure_future(rig.engine.wait_dead())
     rig.runner.gate.clear()
     with pytest.raises(EngineDead):
@@ -670,7 +674,7 @@ async def test_a_step_that_never_ends_is_the_engines_end() -> None:
 
 async def test_an_engine_at_work_or_at_rest_is_not_taken_for_dead() -> None:
     rig = Rig(step_timeout_s=0.4)
-    await rig.engine.start()
+    await rig.engine.start(MODEL)
     dead = asyncio.ensure_future(rig.engine.wait_dead())
     await rig.collect(make_request(5, max_tokens=40))
     await asyncio.sleep(0.6)  # longer than a step may take: the time itself is what is tested
@@ -682,7 +686,7 @@ async def test_an_engine_at_work_or_at_rest_is_not_taken_for_dead() -> None:
 
 async def test_a_process_that_was_stopped_in_a_step_is_not_taken_for_dead() -> None:
     rig = Rig(step_timeout_s=1.0)
-    await rig.engine.start()
+    await rig.engine.start(MODEL)
     rig.runner.gate.clear()
     answering = asyncio.ensure_future(rig.collect(make_request(5, max_tokens=40)))
     await rig.blocked()
@@ -698,7 +702,7 @@ async def test_a_process_that_was_stopped_in_a_step_is_not_taken_for_dead() -> N
 
 async def test_a_command_that_never_ends_is_the_engines_end() -> None:
     rig = Rig(step_timeout_s=0.05)
-    await rig.engine.start()
+    await rig.engine.start(MODEL)
     dead = asyncio.ensure_future(rig.engine.wait_dead())
     never = threading.Event()
 

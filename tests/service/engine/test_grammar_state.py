@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from service.engine.grammar_state import AnswerGrammar
+from service.engine.grammar_state import GrammarState
 from service.engine.token_rules import Forbidden
 from tests.fakes.constraint import FakeConstraint
 from tests.service.engine.requests import make_request
@@ -11,10 +11,10 @@ from tests.service.engine.requests import make_request
 END = 0
 
 
-def grammar_of(*answers: tuple[int, ...], fails_at: int | None = None) -> AnswerGrammar:
+def grammar_of(*answers: tuple[int, ...], fails_at: int | None = None) -> GrammarState:
     constraint = FakeConstraint(answers, END, fails_at)
     request = make_request(stop_token_ids=frozenset({END}))
-    return AnswerGrammar(replace(request, constraint=constraint))
+    return GrammarState(replace(request, constraint=constraint))
 
 
 def allowed(masks: list[Forbidden]) -> list[list[int]]:

@@ -29,8 +29,8 @@ from service.engine.scheduler import Batch, ScheduledSequence
 from service.engine.sequence import Sequence
 from tests.fakes.constraint import FakeConstraint
 from tests.service.engine.models import VOCAB_SIZE, make_config, save_model
-from tests.service.engine.native.required import HAS_COMPILER, HAS_VNNI
 from tests.service.engine.perplexity import embedded_model, read_text
+from tests.support.native_kernels import HAS_COMPILER, HAS_VNNI
 
 pytestmark = pytest.mark.skipif(
     not (HAS_VNNI and HAS_COMPILER), reason="holds with the native kernels: AVX-512 VNNI and GCC"

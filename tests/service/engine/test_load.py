@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from service.domain.engine import Request, TokenOutput
+from service.domain.engine_settings import Quantization
 from service.domain.sampling import SamplingParams
 from service.engine.load import (
     EngineOptions,
-    Quantization,
     check_quantization,
     load_engine,
     load_model,

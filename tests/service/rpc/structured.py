@@ -8,8 +8,8 @@ from service.domain.sampling import SamplingParams
 from service.text.grammars import CompiledGrammars
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
-from tests.service.rpc.conftest import CARD, Running, params
-from tests.service.rpc.details import refusal
+from tests.support.grpc_server import CARD, Running, params
+from tests.support.rpc_errors import refusal
 
 
 async def serve(

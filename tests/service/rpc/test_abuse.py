@@ -19,9 +19,6 @@ from service.metrics import Metrics
 from service.rpc.calls.message_reader import Patience
 from service.rpc.server import MAX_METADATA_BYTES
 from tests.fakes.wait import until
-from tests.gateway_http.api_keys import SECRET, key, write
-from tests.service.rpc.conftest import Running, params
-from tests.service.rpc.details import refusal
 from tests.service.rpc.raw_h2 import (
     DATA,
     END_STREAM,
@@ -32,7 +29,9 @@ from tests.service.rpc.raw_h2 import (
     SETTINGS,
     RawH2,
 )
-from tests.service.rpc.running_server import served
+from tests.support.api_keys import SECRET, key, write
+from tests.support.grpc_server import Running, params, served
+from tests.support.rpc_errors import refusal
 
 STREAM = "/chatrpc.v1.ChatService/StreamChatCompletion"
 CREATE = "/chatrpc.v1.ChatService/CreateChatCompletion"

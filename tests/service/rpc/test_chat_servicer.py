@@ -15,8 +15,8 @@ from service.rpc.calls import initial_metadata
 from service.rpc.encode import logprobs
 from tests.fakes.tokenizer import EOS
 from tests.fakes.wait import until
-from tests.service.rpc.conftest import Running, params
-from tests.service.rpc.details import refusal
+from tests.support.grpc_server import Running, params
+from tests.support.rpc_errors import refusal
 
 
 def unary(**fields: Any) -> chat_service_pb2.CreateChatCompletionRequest:

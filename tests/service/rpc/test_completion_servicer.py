@@ -13,8 +13,8 @@ from service.rpc.calls import initial_metadata
 from service.rpc.encode import logprobs
 from tests.fakes.tokenizer import EOS
 from tests.fakes.wait import until
-from tests.service.rpc.conftest import Running
-from tests.service.rpc.details import refusal
+from tests.support.grpc_server import Running
+from tests.support.rpc_errors import refusal
 
 
 def params(*prompts: str | list[int], **fields: Any) -> completion_pb2.CompletionParams:

@@ -13,10 +13,9 @@ import pytest
 from chatrpc.v1 import chat_pb2, chat_service_pb2, model_service_pb2
 from tests.fakes.tokenizer import ByteTokenizer
 from tests.fakes.wait import until
-from tests.gateway_http.api_keys import OTHER, SECRET, key, write
-from tests.service.rpc.conftest import Running, params
-from tests.service.rpc.details import refusal
-from tests.service.rpc.running_server import served
+from tests.support.api_keys import OTHER, SECRET, key, write
+from tests.support.grpc_server import Running, params, served
+from tests.support.rpc_errors import refusal
 
 FLOODER: Any = (("x-api-key", SECRET),)
 HONEST: Any = (("x-api-key", OTHER),)

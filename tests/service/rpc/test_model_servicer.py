@@ -12,9 +12,8 @@ from service.metrics import Metrics
 from service.rpc.model_servicer import MAX_TEXT_BYTES
 from tests.fakes.tokenizer import ByteTokenizer
 from tests.fakes.wait import until
-from tests.service.rpc.conftest import CARD, Running
-from tests.service.rpc.details import refusal
-from tests.service.rpc.running_server import served
+from tests.support.grpc_server import CARD, Running, served
+from tests.support.rpc_errors import refusal
 
 
 class Unused(ByteTokenizer):

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from service.rpc.server import OPTIONS, SERVICE_NAMES, Server
 from service.rpc.serving.lifecycle import Lifecycle
-from tests.service.rpc.conftest import Running
+from tests.support.grpc_server import Running
 
 
 def test_core_knows_every_option_key() -> None:

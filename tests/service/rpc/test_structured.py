@@ -14,11 +14,10 @@ from chatrpc.v1 import chat_pb2, completion_pb2, completion_service_pb2
 from service.domain.engine import FinishReason, TokenOutput
 from service.text.grammars import CompiledGrammars
 from tests.fakes.engine import FakeEngine
-from tests.fakes.grammars import RandomEngine, byte_grammars
+from tests.fakes.grammars import COSTLY_LATER, RandomEngine, byte_grammars
 from tests.fakes.tokenizer import EOS
-from tests.service.rpc.conftest import Running
 from tests.service.rpc.structured import complete, refused, serve
-from tests.service.text.test_grammars import COSTLY_LATER
+from tests.support.grpc_server import Running
 
 SCHEMA = {
     "type": "object",

@@ -5,7 +5,7 @@ import pytest
 from service.domain.chat import Message, PromptOptions, ToolCall
 from service.errors import TemplateRefused
 from service.text.chat_template import render_prompt, template_messages, with_known_roles
-from tests.service.text.conftest import LibraryTokenizer, byte_level
+from tests.support.library_tokenizers import LibraryTokenizer, byte_level
 
 SYSTEM, USER, OTHER = (
     Message("system", "Be kind."),

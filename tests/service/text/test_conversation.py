@@ -28,10 +28,10 @@ from service.text.output_text import AnswerText, TextDelta
 from service.text.tool_calls.syntax import chat_formats
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import allowed, choose_token
-from tests.service.rpc.conftest import CARD
-from tests.service.text.conftest import byte_fallback, byte_level
+from tests.support.grpc_server import CARD
+from tests.support.library_tokenizers import byte_fallback, byte_level
 
-# What the templates of these families say, cut down to what matters here.
+# The parts of these families' templates that matter here.
 TEMPLATES = {
     ToolFormat.HERMES: "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}",
     ToolFormat.LLAMA3_JSON: "{% if tools %}{{ tools | tojson }}<|python_tag|>{% endif %}",
@@ -91,8 +91,8 @@ def chat(**fields: Any) -> ChatRequest:
     return ChatRequest("m", sampling=SamplingParams(), prompt=PromptOptions(), **given)
 
 
-def answer(request: ChatRequest, served: ServedModel, seed: int) -> list[TextDelta]:
-    """What a model without sense says, held to the request's grammar."""
+def random_deltas(request: ChatRequest, served: ServedModel, seed: int) -> list[TextDelta]:
+    """Return the deltas of a random output that follows the request's grammar."""
     conversation = prepare(request, served)
     assert conversation.grammar is not None
     matcher = compile_grammar(conversation.grammar, served).matcher()
@@ -135,7 +135,7 @@ def test_forced_calls_are_parsed_from_control_tokens_and_from_text(
     assert served.formats.tools is form
     request = chat(tools=TOOLS, tool_mode=ToolMode.REQUIRED, has_parallel_calls=False)
     for seed in range(3):
-        deltas = answer(request, served, seed)
+        deltas = random_deltas(request, served, seed)
         assert deltas[-1].finish_reason is FinishReason.TOOL_CALLS
         assert "".join(delta.text for delta in deltas) == ""
         pieces = [piece for delta in deltas for piece in delta.calls]
@@ -151,7 +151,7 @@ def test_response_format_works_with_both_kinds_of_tokenizer(kind: Any) -> None:
     served = model(MESSAGES, kind=kind)
     wanted = ResponseFormat(AnswerForm.CHOICE, choices=("Hello", "日本 é"))
     for seed in range(5):
-        deltas = answer(chat(response_format=wanted), served, seed)
+        deltas = random_deltas(chat(response_format=wanted), served, seed)
         assert "".join(delta.text for delta in deltas) in wanted.choices
 
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.text.detokenizer import Detokenizer
-from tests.service.text.conftest import KINDS, TEXTS, LibraryTokenizer
+from tests.support.library_tokenizers import KINDS, TEXTS, LibraryTokenizer
 
 BYTE_LEVEL, BYTE_FALLBACK, METASPACE = (LibraryTokenizer(build()) for build in KINDS.values())
 FIRST_BYTE = 3  # of the byte-fallback tokenizer: the id of <0x00>

@@ -7,9 +7,9 @@ from service.domain.grammar import Matcher
 from service.errors import InvalidGrammar
 from service.text import grammars as grammars_module
 from service.text.grammars import CompiledGrammars, load_token_trie
-from tests.fakes.grammars import allowed, byte_grammars
+from tests.fakes.grammars import COSTLY_LATER, allowed, byte_grammars
 from tests.fakes.tokenizer import EOS
-from tests.service.text.conftest import metaspace
+from tests.support.library_tokenizers import metaspace
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +51,21 @@ def test_advancing_a_fork_does_not_affect_the_matcher(
     for token_id in tokens[:num_taken]:
         matcher.advance(token_id)
     before = matcher.allowed_tokens(), matcher.forced_tokens()
-    ahead = matcher.ahead()
-    assert (ahead.allowed_tokens(), ahead.forced_tokens()) == before
+    fork = matcher.fork()
+    assert (fork.allowed_tokens(), fork.forced_tokens()) == before
     for token_id in tokens[num_taken:]:
-        ahead.advance(token_id)
-    assert allowed(ahead) == [EOS]
+        fork.advance(token_id)
+    assert allowed(fork) == [EOS]
     assert (matcher.allowed_tokens(), matcher.forced_tokens()) == before
 
 
 def test_too_costly_fork_raises_without_affecting_the_matcher(grammars: CompiledGrammars) -> None:
     constraint = grammars.compile(COSTLY_LATER)
     matcher = constraint.matcher()
-    ahead = matcher.ahead()
+    fork = matcher.fork()
     with pytest.raises(InvalidGrammar, match="costs more than is allowed"):
         for _ in range(10):
-            ahead.advance(allowed(ahead)[0])
+            fork.advance(allowed(fork)[0])
     assert constraint.failure is None
     assert allowed(matcher) != [EOS]
 
@@ -184,9 +184,6 @@ def test_malformed_grammar_is_rejected_with_the_reason(
             grammars.compile(grammar)
         assert 0 < len(str(caught.value)) < 400
 
-
-# A grammar that exceeds the limits, but not at its beginning.
-COSTLY_LATER = 'start: ("a" | "b") rest\nrest: /a/ rest "x"'
 
 # Grammars that would take long, or much memory, without limits.
 HOSTILE = {

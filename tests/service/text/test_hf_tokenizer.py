@@ -21,7 +21,7 @@ from service.errors import ModelLoadError, TemplateRefused, UnsupportedField
 from service.text.chat_template import render_prompt
 from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
 from service.text.jinja_template import RESERVED_VARIABLES
-from tests.service.text.conftest import KINDS, TEXTS, byte_level
+from tests.support.library_tokenizers import KINDS, TEXTS, byte_level
 
 CHATML = (
     "{{ bos_token }}{% for message in messages %}"

@@ -143,35 +143,41 @@ def with_logprobs(token_ids: bytes | list[int], reason: FinishReason | None = No
     )
 
 
-def said(delta: TextDelta) -> bytes:
-    """The tokens whose log probabilities are in the delta."""
+def tokens_with_logprobs(delta: TextDelta) -> bytes:
+    """Return the tokens whose log probabilities are in the delta."""
     return bytes(logprobs.token_id for logprobs in delta.logprobs)
 
 
 def test_log_probabilities_are_sent_with_their_text() -> None:
     text = answer("END")
-    assert said(text.push(with_logprobs(b"one E"))) == b"one "
-    assert said(text.push(with_logprobs(b"N"))) == b""
-    assert said(text.push(with_logprobs(b"t", FinishReason.LENGTH))) == b"ENt"
+    assert tokens_with_logprobs(text.push(with_logprobs(b"one E"))) == b"one "
+    assert tokens_with_logprobs(text.push(with_logprobs(b"N"))) == b""
+    assert tokens_with_logprobs(text.push(with_logprobs(b"t", FinishReason.LENGTH))) == b"ENt"
 
 
 def test_stop_string_is_removed_with_its_log_probabilities() -> None:
-    assert said(answer("END").push(with_logprobs(b"one END two"))) == b"one "
+    assert tokens_with_logprobs(answer("END").push(with_logprobs(b"one END two"))) == b"one "
 
 
 def test_end_token_has_no_log_probability() -> None:
-    assert said(answer().push(with_logprobs([ord("a"), EOS], FinishReason.STOP))) == b"a"
+    assert (
+        tokens_with_logprobs(answer().push(with_logprobs([ord("a"), EOS], FinishReason.STOP)))
+        == b"a"
+    )
 
 
 def test_tokens_of_one_character_are_sent_together() -> None:
     text = answer()
     first, *middle, last = "🎉".encode()
-    assert said(text.push(with_logprobs([ord("a"), first, *middle]))) == b"a"
-    assert said(text.push(with_logprobs([last]))) == "🎉".encode()
+    assert tokens_with_logprobs(text.push(with_logprobs([ord("a"), first, *middle]))) == b"a"
+    assert tokens_with_logprobs(text.push(with_logprobs([last]))) == "🎉".encode()
 
 
 def test_token_cut_by_the_limit_keeps_its_log_probability() -> None:
-    assert said(answer().push(with_logprobs([ord("a"), 0xF0], FinishReason.LENGTH))) == b"a\xf0"
+    assert (
+        tokens_with_logprobs(answer().push(with_logprobs([ord("a"), 0xF0], FinishReason.LENGTH)))
+        == b"a\xf0"
+    )
 
 
 def test_end_without_a_token_removes_no_text() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models
 
 from service.text.token_bytes import TokenBytes
-from tests.service.text.conftest import TEXTS, LibraryTokenizer, byte_fallback, byte_level
+from tests.support.library_tokenizers import TEXTS, LibraryTokenizer, byte_fallback, byte_level
 
 
 @pytest.mark.parametrize("text", TEXTS)

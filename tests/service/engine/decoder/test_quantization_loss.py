@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.engine.load import EngineOptions, load_model
-from service.engine.loaded_model import QuantizationLoss
+from service.engine.model_runner import QuantizationLoss
 from tests.service.engine.models import CONFIGS, make_config, save_model
 from tests.service.engine.perplexity import measure
 

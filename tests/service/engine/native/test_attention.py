@@ -20,7 +20,7 @@ from service.engine.native.attention import (
     RotaryRows,
 )
 from service.engine.native.build import load_library
-from tests.service.engine.native.required import loaded
+from tests.support.native_kernels import loaded
 
 EXACT, ROUNDED = torch.float32, torch.bfloat16
 DTYPES = [EXACT, ROUNDED]

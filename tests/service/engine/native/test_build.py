@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from service.engine.native import build
 from service.engine.native import compiler as compiler_module
 from service.engine.native.build import compile_kernels, load_library
-from tests.service.engine.native.required import HAS_COMPILER, HAS_VNNI
+from tests.support.native_kernels import HAS_COMPILER, HAS_VNNI
 
 pytestmark = pytest.mark.skipif(
     not (HAS_VNNI and HAS_COMPILER), reason="needs a CPU with AVX-512 VNNI and GCC"

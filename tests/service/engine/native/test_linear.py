@@ -13,13 +13,13 @@ from torch import Tensor
 from service.engine.native.linear import (
     BLOCK,
     Int8Linear,
-    Linear,
-    Prologue,
+    NativeInt8Linear,
+    PrologueKind,
     QuantizedWeight,
     TorchInt8Linear,
     quantize,
 )
-from tests.service.engine.native.required import loaded, must_exist
+from tests.support.native_kernels import loaded, must_exist
 
 EPS = 1e-5
 VNNI, AMX = 1, 2
@@ -37,37 +37,37 @@ def library(kernels: ctypes.CDLL | None) -> ctypes.CDLL:
 
 
 @pytest.fixture(params=["native", "torch"])
-def make(request: pytest.FixtureRequest) -> Callable[..., Linear]:
+def make(request: pytest.FixtureRequest) -> Callable[..., Int8Linear]:
     if request.param == "torch":
         return TorchInt8Linear
     library: ctypes.CDLL = request.getfixturevalue("library")
-    return lambda *arguments: Int8Linear(library, *arguments)
+    return lambda *arguments: NativeInt8Linear(library, *arguments)
 
 
 def paths(library: ctypes.CDLL) -> list[int]:
     return [VNNI, AMX] if library.chatrpc_linear_has_amx() else [VNNI]
 
 
-def forced(layer: Int8Linear, path: int) -> Int8Linear:
+def forced(layer: NativeInt8Linear, path: int) -> NativeInt8Linear:
     layer._layer.path = path
     return layer
 
 
-def width(in_features: int, prologue: Prologue) -> int:
+def width(in_features: int, prologue: PrologueKind) -> int:
     return in_features * (2 if prologue.is_gated else 1)
 
 
-def prepared(x: Tensor, prologue: Prologue, norm: Tensor | None = None) -> Tensor:
+def prepared(x: Tensor, prologue: PrologueKind, norm: Tensor | None = None) -> Tensor:
     """What the layer's weight is multiplied with, in float64. `norm` is the RMS norm's weight."""
     x = x.double()
     gate, up = x.chunk(2, -1) if prologue.is_gated else (x, x)
     match prologue:
-        case Prologue.RMS_NORM:
+        case PrologueKind.RMS_NORM:
             normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS)
             return normed if norm is None else normed * norm.double()
-        case Prologue.SILU_GATE:
+        case PrologueKind.SILU_GATE:
             return F.silu(gate) * up
-        case Prologue.GELU_TANH_GATE:
+        case PrologueKind.GELU_TANH_GATE:
             return F.gelu(gate, approximate="tanh") * up
         case _:
             return x
@@ -83,7 +83,7 @@ def hadamard(x: Tensor) -> Tensor:
 
 
 def quantized_rows(
-    library: ctypes.CDLL, x: Tensor, in_features: int, prologue: Prologue, norm: Tensor
+    library: ctypes.CDLL, x: Tensor, in_features: int, prologue: PrologueKind, norm: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The kernel's own int8 rows and their scales."""
     q = torch.empty(len(x), -(-in_features // BLOCK) * BLOCK, dtype=torch.int8)
@@ -125,7 +125,7 @@ def test_a_weight_packed_by_the_kernel_is_the_quantized_one(
     weight = torch.randn(out_features, in_features).to(dtype)
     weight[0] *= 0 if out_features > 1 else 1
     quantized = quantize(weight)
-    ours, twin = Int8Linear(library, weight), Int8Linear(library, quantized)
+    ours, twin = NativeInt8Linear(library, weight), NativeInt8Linear(library, quantized)
     assert torch.allclose(ours._scales, twin._scales, rtol=1e-6)
     steps = (ours._weights.view(-1).int() - twin._weights.view(torch.uint8).view(-1).int()).abs()
     assert steps.max() <= 1  # where a value is at a tie
@@ -137,9 +137,9 @@ def test_a_channel_that_is_not_finite_gives_nan_and_leaves_the_others(
     library: ctypes.CDLL, value: float
 ) -> None:
     weight = torch.randn(40, 100)
-    clean = Int8Linear(library, weight)(x := torch.randn(3, 100))
+    clean = NativeInt8Linear(library, weight)(x := torch.randn(3, 100))
     weight[7, 99] = value
-    y = Int8Linear(library, weight)(x)
+    y = NativeInt8Linear(library, weight)(x)
     assert y[:, 7].isnan().all()
     others = torch.arange(40) != 7
     assert torch.equal(y[:, others], clean[:, others])
@@ -153,12 +153,12 @@ def test_a_channel_of_zeros_is_zeros() -> None:
     assert scale[1] == 0
 
 
-@pytest.mark.parametrize("prologue", Prologue)
+@pytest.mark.parametrize("prologue", PrologueKind)
 @pytest.mark.parametrize(
     ("out_features", "in_features"), [(1, 1), (17, 65), (48, 100), (192, 576), (33, 1536)]
 )
 def test_the_answer_is_right_to_the_error_of_int8(
-    make: Callable[..., Linear], out_features: int, in_features: int, prologue: Prologue
+    make: Callable[..., Int8Linear], out_features: int, in_features: int, prologue: PrologueKind
 ) -> None:
     weight = torch.randn(out_features, in_features) / math.sqrt(in_features)
     bias, x = torch.randn(out_features), torch.randn(41, width(in_features, prologue))
@@ -172,10 +172,10 @@ def test_the_answer_is_right_to_the_error_of_int8(
     assert (y - bias - residual - product).norm() < 0.02 * product.norm()
 
 
-@pytest.mark.parametrize("prologue", Prologue)
+@pytest.mark.parametrize("prologue", PrologueKind)
 @pytest.mark.parametrize("in_features", [1, 65, 576])
 def test_rows_are_quantized_as_the_contract_says(
-    library: ctypes.CDLL, in_features: int, prologue: Prologue
+    library: ctypes.CDLL, in_features: int, prologue: PrologueKind
 ) -> None:
     x, norm = torch.randn(9, width(in_features, prologue)), 5 * torch.randn(in_features)
     q, scale = quantized_rows(library, x, in_features, prologue, norm)
@@ -185,17 +185,17 @@ def test_rows_are_quantized_as_the_contract_says(
     assert (q - exact / scale[:, None]).abs().max() <= 0.5 + 1e-3
 
 
-@pytest.mark.parametrize("prologue", Prologue)
+@pytest.mark.parametrize("prologue", PrologueKind)
 @pytest.mark.parametrize(("out_features", "in_features"), [(1, 1), (17, 65), (160, 576)])
 def test_every_path_gives_the_bits_of_the_integer_sums(
-    library: ctypes.CDLL, out_features: int, in_features: int, prologue: Prologue
+    library: ctypes.CDLL, out_features: int, in_features: int, prologue: PrologueKind
 ) -> None:
     weight = quantize(torch.randn(out_features, in_features))
     x, norm = torch.randn(70, width(in_features, prologue)), torch.randn(in_features)
     q, scale = quantized_rows(library, x, in_features, prologue, norm)
     sums = (q.long() @ weight.values.long().T).float()
     expected = sums * (scale[:, None] * weight.scale)
-    layer = Int8Linear(library, weight, norm=norm)
+    layer = NativeInt8Linear(library, weight, norm=norm)
     for path in paths(library):
         for rows in BATCHES:
             y = forced(layer, path)(x[:rows], prologue=prologue, eps=EPS)
@@ -209,7 +209,7 @@ def test_a_row_has_the_same_bits_in_any_batch(
 ) -> None:
     out_features = data.draw(st.sampled_from([1, 17, 64, 97]))
     in_features = data.draw(st.sampled_from([1, 65, 100, 576, 1000]))
-    prologue = data.draw(st.sampled_from(Prologue))
+    prologue = data.draw(st.sampled_from(PrologueKind))
     total = data.draw(st.sampled_from([3, 70, 512, 700]))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     weight = quantize(torch.randn(out_features, in_features, generator=generator))
@@ -217,10 +217,10 @@ def test_a_row_has_the_same_bits_in_any_batch(
     norm = torch.randn(in_features, generator=generator)
     x = torch.randn(total, width(in_features, prologue), generator=generator)
     residual = torch.randn(total, out_features, generator=generator)
-    layers: list[Linear] = [TorchInt8Linear(weight, bias, norm)]
+    layers: list[Int8Linear] = [TorchInt8Linear(weight, bias, norm)]
     assert kernels is not None or not must_exist()
     if kernels is not None:
-        layers.append(Int8Linear(kernels, weight, bias, norm))
+        layers.append(NativeInt8Linear(kernels, weight, bias, norm))
     for layer in layers:
         whole = layer(x, prologue=prologue, eps=EPS, residual=residual)
         for _ in range(5):
@@ -231,7 +231,7 @@ def test_a_row_has_the_same_bits_in_any_batch(
             assert torch.equal(part, whole[rows])
 
 
-def test_bias_residual_and_out_do_not_change_the_product(make: Callable[..., Linear]) -> None:
+def test_bias_residual_and_out_do_not_change_the_product(make: Callable[..., Int8Linear]) -> None:
     weight, bias = quantize(torch.randn(70, 128)), torch.randn(70)
     x, residual = torch.randn(5, 128), torch.randn(5, 70)
     plain, biased = make(weight), make(weight, bias)
@@ -251,21 +251,21 @@ def test_nothing_is_written_beside_the_output(library: ctypes.CDLL) -> None:
     for rows in (1, 5, 16, 33):
         for path in paths(library):
             space = torch.zeros(rows + 2, 37)
-            layer = forced(Int8Linear(library, torch.randn(37, 100)), path)
+            layer = forced(NativeInt8Linear(library, torch.randn(37, 100)), path)
             layer(torch.randn(rows, 100), out=space[1:-1])
             assert space[1:-1].all()
             assert not space[0].any()
             assert not space[-1].any()
 
 
-def test_no_rows_give_no_rows(make: Callable[..., Linear]) -> None:
+def test_no_rows_give_no_rows(make: Callable[..., Int8Linear]) -> None:
     assert make(torch.randn(8, 64))(torch.empty(0, 64)).shape == (0, 8)
 
 
-@pytest.mark.parametrize("prologue", Prologue)
+@pytest.mark.parametrize("prologue", PrologueKind)
 @pytest.mark.parametrize("rows", [1, 4, 20])
 def test_a_row_of_zeros_gives_the_bias(
-    make: Callable[..., Linear], prologue: Prologue, rows: int
+    make: Callable[..., Int8Linear], prologue: PrologueKind, rows: int
 ) -> None:
     bias = torch.randn(20)
     x = torch.zeros(rows, width(64, prologue))
@@ -274,18 +274,20 @@ def test_a_row_of_zeros_gives_the_bias(
 
 
 @pytest.mark.parametrize("value", [1e-38, 1e-30, 1e-20, 1e20])
-def test_very_small_and_large_rows_stay_finite(make: Callable[..., Linear], value: float) -> None:
+def test_very_small_and_large_rows_stay_finite(
+    make: Callable[..., Int8Linear], value: float
+) -> None:
     weight = torch.randn(20, 64)
     y = make(weight)(torch.full((2, 64), value))
     exact = value * weight.double().sum(1)
     assert torch.allclose(y.double(), exact.expand(2, 20), rtol=0.2, atol=max(value, 1e-30))
 
 
-@pytest.mark.parametrize("prologue", Prologue)
+@pytest.mark.parametrize("prologue", PrologueKind)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("rows", [1, 6, 20])
 def test_a_row_that_is_not_finite_gives_nan_and_leaves_the_others(
-    make: Callable[..., Linear], prologue: Prologue, value: float, rows: int
+    make: Callable[..., Int8Linear], prologue: PrologueKind, value: float, rows: int
 ) -> None:
     layer = make(torch.randn(40, 100))
     x = torch.randn(rows, width(100, prologue))
@@ -297,8 +299,10 @@ def test_a_row_that_is_not_finite_gives_nan_and_leaves_the_others(
     assert torch.equal(y[others], clean[others])
 
 
-@pytest.mark.parametrize("prologue", [Prologue.SILU_GATE, Prologue.GELU_TANH_GATE])
-def test_gates_are_right_over_their_whole_range(library: ctypes.CDLL, prologue: Prologue) -> None:
+@pytest.mark.parametrize("prologue", [PrologueKind.SILU_GATE, PrologueKind.GELU_TANH_GATE])
+def test_gates_are_right_over_their_whole_range(
+    library: ctypes.CDLL, prologue: PrologueKind
+) -> None:
     gate = torch.cat([torch.linspace(-120, 120, 4001), torch.linspace(-6, 6, 4001)])
     x = torch.stack([gate, torch.ones_like(gate)], 1)
     q, scale = quantized_rows(library, x, 1, prologue, torch.ones(1))
@@ -309,7 +313,7 @@ def test_gates_are_right_over_their_whole_range(library: ctypes.CDLL, prologue: 
     assert near.all()
 
 
-def test_outliers_cost_little(make: Callable[..., Linear]) -> None:
+def test_outliers_cost_little(make: Callable[..., Int8Linear]) -> None:
     """One value 100 times the others takes every bit of a plain int8 row."""
     weight, x = torch.randn(64, 576), torch.randn(20, 576)
     x[:, 5] *= 100
@@ -320,17 +324,17 @@ def test_outliers_cost_little(make: Callable[..., Linear]) -> None:
 
 
 def test_a_norm_with_large_weights_costs_the_other_inputs_nothing(
-    make: Callable[..., Linear],
+    make: Callable[..., Int8Linear],
 ) -> None:
     """Folded into the weight matrix, the norm's large weights would take its int8 steps."""
     weight, x = torch.randn(64, 576) / 24, torch.randn(20, 576)
     norm = torch.ones(576)
     norm[::64] = 500
     x[:, ::64] /= 500  # so that the product is made of all inputs alike
-    exact = prepared(x, Prologue.RMS_NORM, norm) @ weight.double().T
+    exact = prepared(x, PrologueKind.RMS_NORM, norm) @ weight.double().T
 
-    y = make(weight, None, norm)(x, prologue=Prologue.RMS_NORM, eps=EPS)
-    folded = make(weight * norm)(x, prologue=Prologue.RMS_NORM, eps=EPS)
+    y = make(weight, None, norm)(x, prologue=PrologueKind.RMS_NORM, eps=EPS)
+    folded = make(weight * norm)(x, prologue=PrologueKind.RMS_NORM, eps=EPS)
 
     assert (y - exact).norm() < 0.02 * exact.norm()
     assert (folded - exact).norm() > 0.2 * exact.norm()
@@ -341,9 +345,9 @@ def test_the_native_layer_and_torchs_agree(library: ctypes.CDLL) -> None:
         torch.randint(-127, 128, (96, 192), dtype=torch.int8), torch.rand(96) + 0.1, 180
     )
     norm = torch.randn(180)
-    for prologue in Prologue:
+    for prologue in PrologueKind:
         x = torch.randn(20, width(180, prologue))
-        native = Int8Linear(library, weight, norm=norm)(x, prologue=prologue, eps=EPS)
+        native = NativeInt8Linear(library, weight, norm=norm)(x, prologue=prologue, eps=EPS)
         twin = TorchInt8Linear(weight, norm=norm, levels=127)(x, prologue=prologue, eps=EPS)
         assert (native - twin).norm() < 2e-3 * twin.norm()  # a value at a tie may round otherwise
 
@@ -361,11 +365,11 @@ def test_any_number_of_threads_gives_the_same_bits(library: ctypes.CDLL) -> None
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        layer = Int8Linear(library, weight)
+        layer = NativeInt8Linear(library, weight)
         expected = {rows: layer(part) for rows, part in x.items()}
         for num_threads in (2, 3, 5):
             torch.set_num_threads(num_threads)
-            again = Int8Linear(library, weight)
+            again = NativeInt8Linear(library, weight)
             for _ in range(20):
                 assert all(torch.equal(again(x[rows]), y) for rows, y in expected.items())
     finally:
@@ -373,7 +377,7 @@ def test_any_number_of_threads_gives_the_same_bits(library: ctypes.CDLL) -> None
 
 
 def test_calls_from_several_threads_at_once_give_the_same_bits(library: ctypes.CDLL) -> None:
-    layer, x = Int8Linear(library, torch.randn(1000, 576)), torch.randn(9, 576)
+    layer, x = NativeInt8Linear(library, torch.randn(1000, 576)), torch.randn(9, 576)
     expected = layer(x)
 
     def is_right(_: int) -> bool:
@@ -392,7 +396,7 @@ def test_packed_weights_share_memory_but_no_byte(library: ctypes.CDLL) -> None:
     x = torch.randn(3, 65)
     layers, answers = [], []
     for _ in range(20):
-        layers.append(Int8Linear(library, torch.randn(33, 65)))
+        layers.append(NativeInt8Linear(library, torch.randn(33, 65)))
         answers.append(layers[-1](x))
     for layer, answer in zip(layers, answers, strict=True):
         assert torch.equal(layer(x), answer)

@@ -10,7 +10,7 @@ from service.engine.native import prebuilt
 from service.engine.native.build import load_library
 from service.engine.native.compiler import SOURCES, Unavailable
 from service.engine.native.prebuilt import _LEVELS, compile_all, open_prebuilt
-from tests.service.engine.native.required import HAS_COMPILER
+from tests.support.native_kernels import HAS_COMPILER
 
 CPUINFO = Path("/proc/cpuinfo")
 FLAGS = next(

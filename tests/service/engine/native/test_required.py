@@ -1,6 +1,6 @@
 import pytest
 
-from tests.service.engine.native.required import must_exist
+from tests.support.native_kernels import must_exist
 
 
 @pytest.mark.parametrize(

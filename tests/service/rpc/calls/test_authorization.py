@@ -1,8 +1,8 @@
 """Keys on the calls of a real server: who gets in, to which models, and how often."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +10,23 @@ import grpc
 import httpx
 import pytest
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from structlog.testing import capture_logs
 
 from chatrpc.v1 import (
     caller_pb2,
     chat_pb2,
-    chat_service_pb2,
-    chat_service_pb2_grpc,
     model_service_pb2,
-    model_service_pb2_grpc,
 )
-from chatrpc_process.access.keys import load_keys
 from chatrpc_process.access.secret import digest_of
-from chatrpc_process.files.watched import Watched
 from service.domain.engine import Caller, TokenOutput
-from service.domain.model import ServedModel
-from service.domain.sampling import SamplingParams
 from service.errors import StepFailed
-from service.rpc.calls.authorization import CALLER_KEY, Access
-from service.rpc.server import SERVICE_NAMES, Server
-from service.rpc.serving.lifecycle import Lifecycle
-from tests.fakes.engine import FakeEngine
-from tests.fakes.tokenizer import EOS, ByteTokenizer
+from service.rpc.calls.authorization import CALLER_KEY
 from tests.fakes.wait import until
-from tests.gateway_http.conftest import serving
-from tests.service.rpc.conftest import CARD, params
-from tests.service.rpc.details import refusal
-
-SECRET, OTHER = "sk-chatrpc-one", "sk-chatrpc-two"
-MINE = (("authorization", f"Bearer {SECRET}"),)
+from tests.support.api_keys import OTHER, SECRET
+from tests.support.gateway import serving
+from tests.support.guarded_server import MINE, Guarded, guarded
+from tests.support.rpc_errors import refusal
 
 
 @pytest.fixture
@@ -57,45 +44,6 @@ def limit(path: Path, line: str) -> None:
 def write(path: Path, text: str) -> None:
     path.with_suffix(".new").write_text(text)
     path.with_suffix(".new").rename(path)
-
-
-class Guarded:
-    """A server that asks for keys, and a client of it."""
-
-    def __init__(
-        self, engine: FakeEngine, watched: Watched[Any] | None, channel: grpc.aio.Channel, port: int
-    ) -> None:
-        self.engine = engine
-        self.port = port
-        self.keys: Any = watched
-        self.chat: Any = chat_service_pb2_grpc.ChatServiceStub(channel)
-        self.models: Any = model_service_pb2_grpc.ModelServiceStub(channel)
-        self.health: Any = health_pb2_grpc.HealthStub(channel)
-
-    def create(self, metadata: Any = MINE, **fields: Any) -> Any:
-        request = chat_service_pb2.CreateChatCompletionRequest(params=params(**fields))
-        return self.chat.CreateChatCompletion(request, metadata=metadata)
-
-    def stream(self, metadata: Any = MINE) -> Any:
-        request = chat_service_pb2.StreamChatCompletionRequest(params=params())
-        return self.chat.StreamChatCompletion(request, metadata=metadata)
-
-
-@asynccontextmanager
-async def guarded(path: Path | None) -> AsyncIterator[Guarded]:
-    """A server with the keys in this file; None: it needs none."""
-    engine = FakeEngine()
-    engine.answer("ok")
-    watched = None if path is None else Watched(lambda: load_keys(path), path)
-    lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, request_timeout_s=60, access=Access(watched))
-    port = await server.start("127.0.0.1", 0)
-    await lifecycle.serve(
-        ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
-    )
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Guarded(engine, watched, channel, port)
-    await server.stop()
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import structlog
 from chatrpc.v1 import chat_pb2, chat_service_pb2, model_service_pb2
 from service.domain.engine import FinishReason, TokenOutput
 from tests.fakes.wait import until
-from tests.service.rpc.conftest import Running, params
-from tests.service.rpc.details import refusal
+from tests.support.grpc_server import Running, params
+from tests.support.rpc_errors import refusal
 
 
 async def test_a_callers_request_id_comes_back(running: Running) -> None:

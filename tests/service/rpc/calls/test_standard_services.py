@@ -8,8 +8,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 from service.rpc.calls.standard_services import MAX_REQUEST_BYTES
 from service.rpc.serving.load_reports import METHOD as LOAD_REPORTS
 from service.rpc.serving.reflection import V1
-from tests.service.rpc.conftest import Running
-from tests.service.rpc.details import refusal
+from tests.support.grpc_server import Running
+from tests.support.rpc_errors import refusal
 
 WATCH = "/grpc.health.v1.Health/Watch"
 CHECK = "/grpc.health.v1.Health/Check"

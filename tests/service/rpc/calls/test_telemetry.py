@@ -21,8 +21,8 @@ from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.fakes.wait import until
-from tests.service.rpc.conftest import CARD, params
-from tests.service.rpc.details import refusal
+from tests.support.grpc_server import CARD, params
+from tests.support.rpc_errors import refusal
 
 CHAT = {"grpc_service": "chatrpc.v1.ChatService"}
 PROMPT = "<user>hi<assistant>"

@@ -15,7 +15,7 @@ from service.errors import (
     UnsupportedField,
 )
 from service.rpc.decode import chat as decode
-from tests.service.rpc.conftest import params
+from tests.support.grpc_server import params
 
 DEFAULTS = SamplingParams(temperature=0.2, top_p=0.9)
 

@@ -16,8 +16,8 @@ from service.text.tool_calls.syntax import SYNTAXES
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import RandomEngine, byte_grammars
 from tests.fakes.tokenizer import EOS
-from tests.service.rpc.conftest import Running
 from tests.service.rpc.structured import complete, refused, serve, stream
+from tests.support.grpc_server import Running
 
 Choice = chat_pb2.ToolChoice
 AUTO = Choice(mode=Choice.MODE_AUTO)

@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 from chatrpc.v1 import chat_pb2
 from service.errors import InvalidField, UnsupportedField
 from service.rpc.decode.unsupported import refuse_unserved
-from tests.service.rpc.conftest import params
+from tests.support.grpc_server import params
 
 # Every field of the wire's request, by its path, that this service honours or takes without effect.
 SERVED = {

@@ -8,7 +8,7 @@ from service.domain.engine import FinishReason, TokenLogprobs
 from service.rpc.encode.chat import ChunkBuilder, Heading, completion
 from service.text.output_text import TextDelta
 from tests.fakes.tokenizer import ByteTokenizer
-from tests.service.rpc.conftest import CARD
+from tests.support.grpc_server import CARD
 
 HEADING = Heading(CARD, ByteTokenizer(), b"prompt.", id="chatcmpl-x", created=123)
 DELTAS = [

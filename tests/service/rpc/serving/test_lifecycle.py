@@ -12,10 +12,10 @@ from service.domain.engine import FinishReason, TokenOutput
 from service.rpc.server import SERVICE_NAMES
 from service.rpc.serving.lifecycle import State
 from tests.fakes.wait import until
-from tests.faults.program import Client
-from tests.faults.tcp_proxy import TcpProxy
-from tests.service.rpc.conftest import Running, params
-from tests.service.rpc.details import refusal
+from tests.support.grpc_server import Running, params
+from tests.support.programs import Client
+from tests.support.rpc_errors import refusal
+from tests.support.tcp_proxy import TcpProxy
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -11,7 +11,7 @@ from service.domain.engine import EngineStats
 from service.rpc.serving import load_reports
 from service.rpc.serving.load_reports import METHOD, REPORT, REQUEST
 from tests.fakes.wait import until
-from tests.service.rpc.conftest import Running
+from tests.support.grpc_server import Running
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,82 @@
+"""One endpoint of the HTTP API: its path, its types, and the function that handles it."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+Handler = Callable[[Request], Awaitable[Response]] | ASGIApp
+"""A function from a request to its response, or an ASGI application."""
+
+UNMATCHED = "unmatched"
+"""The label, in metrics and logs, of requests whose path is that of no endpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """An endpoint.
+
+    Attributes:
+        handler: Handles requests on the port of the API.
+        admin_handler: Handles requests on the admin port; None: it is not served there.
+        response: The type of a JSON response, or the media type of another one.
+        body: The type of the request's JSON body; None: it has none.
+        event: The type of the events of a streamed response; None: it is never streamed.
+        errors: The statuses that it may respond with, but for success.
+        is_probe: True if monitoring calls it every few seconds: its requests are counted apart
+            and logged at debug level only.
+        is_public: True if it needs no API key.
+    """
+
+    name: str
+    method: Literal["GET", "POST"]
+    path: str
+    summary: str
+    tag: str
+    handler: Handler
+    response: type[Struct] | str
+    body: type[Struct] | None = None
+    event: type[Struct] | None = None
+    errors: tuple[int, ...]
+    admin_handler: Handler | None = None
+    is_probe: bool = False
+    is_public: bool = False
+
+    @property
+    def needs_key(self) -> bool:
+        """True if a gateway with API keys requires one."""
+        return not self.is_public
+
+    @property
+    def paths(self) -> tuple[str, str]:
+        """The paths that it is served at. The base URL of some clients lacks the `/v1`."""
+        return "/v1" + self.path.rstrip("/"), self.path
+
+
+class PathLabels:
+    """Finds the endpoint of a path, for logs and metrics: paths that clients make up are no labels.
+
+    Attributes:
+        probes: The labels of endpoints that are probes.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self._paths = frozenset(path for endpoint in endpoints for path in endpoint.paths)
+        # From the part before a parameter, which is always the last part, to the whole path.
+        self._prefixes = {path.partition("{")[0]: path for path in self._paths if "{" in path}
+        self.probes = frozenset(
+            path for endpoint in endpoints if endpoint.is_probe for path in endpoint.paths
+        )
+
+    def of(self, path: str) -> str:
+        """Return the path of the endpoint that serves `path`, or `UNMATCHED`."""
+        if path in self._paths:
+            return path
+        for prefix, pattern in self._prefixes.items():
+            if path.startswith(prefix) and path != prefix:
+                return pattern
+        return UNMATCHED

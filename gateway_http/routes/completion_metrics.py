@@ -1,0 +1,89 @@
+"""The metrics and the log record of one completion."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gateway_http.convert.chat_completions import finish_reason
+from gateway_http.http.request_record import RequestRecord
+from gateway_http.metrics import Metrics
+from gateway_http.protocol.completion import Completion
+from gateway_http.protocol.response import ChatCompletion, Usage
+
+
+class CompletionMetrics:
+    """Measures one completion, from the time at which the body of its request has been read.
+
+    Args:
+        metrics: The gateway's metrics.
+        count_tokens: Called with numbers of tokens of the prompt and of the completion, each
+            counted once.
+        record: The record for the request's log line.
+    """
+
+    def __init__(
+        self, metrics: Metrics, count_tokens: Callable[[int], object], record: RequestRecord
+    ) -> None:
+        self._metrics = metrics
+        self._count_tokens = count_tokens
+        self._record = record
+        self._started_s = time.perf_counter()
+        self._last_event_s: float | None = None
+
+    def note_chunk(self, chunk: Any, model: str, *, is_started: bool) -> None:
+        """Measure a chunk whose events are about to be sent.
+
+        Args:
+            chunk: The service's chunk.
+            model: The name of the model for clients; "" if the chunk names none.
+            is_started: True if the events of this chunk or an earlier one contain a token.
+        """
+        now_s = time.perf_counter()
+        self._learn_model(model)
+        num_tokens = sum(choice.num_tokens for choice in chunk.choices)
+        if self._last_event_s is None:
+            if is_started:
+                self._note_first_token(now_s - self._started_s)
+        elif num_tokens:
+            self._metrics.inter_token_s.labels(self._label).observe(
+                (now_s - self._last_event_s) / num_tokens
+            )
+        if is_started:
+            self._last_event_s = now_s
+        self._record.finish_reasons += [
+            finish_reason(choice.finish_reason) for choice in chunk.choices if choice.finish_reason
+        ]
+        self._note(chunk.usage.prompt_tokens, chunk.usage.cached_prompt_tokens, num_tokens)
+
+    def note_completion(self, completion: ChatCompletion | Completion) -> None:
+        """Measure a whole completion that is about to be sent."""
+        self._learn_model(completion.model)
+        choices: Sequence[Any] = completion.choices
+        self._record.finish_reasons = [choice.finish_reason for choice in choices]
+        usage = completion.usage
+        if isinstance(usage, Usage):  # a whole completion always has it
+            cached = usage.prompt_tokens_details.cached_tokens
+            self._note(usage.prompt_tokens, cached, usage.completion_tokens)
+
+    @property
+    def _label(self) -> str:
+        return self._metrics.models.of(self._record.model)
+
+    def _learn_model(self, model: str) -> None:
+        if model:
+            self._metrics.models.learn(self._record.model, model)
+
+    def _note_first_token(self, duration_s: float) -> None:
+        self._metrics.first_token_s.labels(self._label).observe(duration_s)
+        self._record.first_token_s = duration_s
+
+    def _note(self, num_prompt_tokens: int, num_cached_tokens: int, num_tokens: int) -> None:
+        record = self._record
+        if record.prompt_tokens:  # more than one chunk may report them
+            num_prompt_tokens = 0
+        record.prompt_tokens = (record.prompt_tokens or 0) + num_prompt_tokens
+        record.cached_tokens = max(record.cached_tokens or 0, num_cached_tokens)
+        record.completion_tokens = (record.completion_tokens or 0) + num_tokens
+        self._metrics.prompt_tokens.labels(self._label).inc(num_prompt_tokens)
+        self._metrics.generation_tokens.labels(self._label).inc(num_tokens)
+        self._count_tokens(num_prompt_tokens + num_tokens)

@@ -1,0 +1,68 @@
+"""The operator's options for an engine, and the model that an engine loads."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from service.cache import default_cache_dir
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["auto", "none", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """The options of an engine that an operator can set, and their defaults.
+
+    The service's options of the same names take their defaults from here.
+
+    Attributes:
+        device: Where the model runs. `auto` is a CUDA device if there is one, else the CPU.
+        dtype: Type of weights and KV cache. `auto` is bfloat16 if the hardware multiplies it.
+        quantization: Quantization of weights and activations. `auto` is int8 for the native decoder
+            on a CPU if `dtype` is `auto`, and none otherwise.
+        cache_dir: Directory for files that are made once, such as compiled kernels.
+        max_model_len: Maximum length of prompt and completion together, in tokens. None means the
+            model's own.
+        max_num_seqs: Maximum number of sequences that run at once.
+        max_num_batched_tokens: Maximum number of tokens in one step.
+        max_queue_size: Maximum number of waiting sequences.
+        block_size: Tokens in a block of the KV cache.
+        kv_cache_memory_bytes: Size of the KV cache in bytes. None means room for a few sequences of
+            maximum length, within half of the free memory.
+        num_threads: CPU threads. None means one for each CPU that the process may use.
+        prefix_caching: If True, requests share cached blocks of equal prompt prefixes.
+        num_speculative_tokens: Maximum length of a draft, in tokens; 0 disables drafts.
+        step_timeout_s: Maximum duration of one step, in seconds. A longer step is a failure of the
+            engine.
+    """
+
+    device: Device = "auto"
+    dtype: DType = "auto"
+    quantization: Quantization = "auto"
+    cache_dir: Path = field(default_factory=default_cache_dir)
+    max_model_len: int | None = None
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int = 512
+    max_queue_size: int = 256
+    block_size: int = 32
+    kv_cache_memory_bytes: int | None = None
+    num_threads: int | None = None
+    prefix_caching: bool = True
+    num_speculative_tokens: int = 8
+    step_timeout_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineModel:
+    """The model that an engine loads.
+
+    Attributes:
+        path: A directory with config.json, weights in safetensors and the tokenizer's files.
+        check_token_ids: A short text. An engine may measure on it what quantization costs the
+            model. Empty means that there is no such text.
+    """
+
+    path: Path
+    check_token_ids: tuple[int, ...] = ()

@@ -1,0 +1,88 @@
+"""The attention implementations of the native decoder, and the choice among them.
+
+To add one, write a module with an `Attention` and a function that makes it, and add a line to
+`BACKENDS`.
+"""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+import torch
+
+from service.engine.decoder.architecture import Architecture
+from service.engine.decoder.attention import (
+    Attention,
+    LayerAttention,
+    NativeDecoderAttention,
+    TorchAttention,
+)
+from service.engine.kv_store import KVShape, KVStore
+from service.engine.native.attention import NativeKVStore
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSetup:
+    """The model, cache size and device that an attention implementation is made for.
+
+    Attributes:
+        layers: Every layer that `Attention.attend` will be called for.
+        num_blocks: Number of blocks in the KV cache.
+        block_size: Tokens per block.
+        dtype: Of the cached keys and values.
+        library: The native kernels; None if they are not available.
+    """
+
+    architecture: Architecture
+    layers: list[LayerAttention]
+    num_blocks: int
+    block_size: int
+    dtype: torch.dtype
+    device: torch.device
+    library: ctypes.CDLL | None
+
+
+def _native(setup: AttentionSetup) -> Attention | None:
+    if setup.library is None:
+        return None
+    a = setup.architecture
+    store = NativeKVStore(
+        len(setup.layers),
+        a.num_kv_heads,
+        a.head_dim,
+        setup.num_blocks,
+        setup.block_size,
+        setup.dtype,
+    )
+    return NativeDecoderAttention(setup.library, a, setup.layers, store)
+
+
+def _torch(setup: AttentionSetup) -> Attention:
+    a = setup.architecture
+    shapes = [KVShape(a.num_kv_heads, a.head_dim, a.head_dim, setup.dtype)] * len(setup.layers)
+    store = KVStore(shapes, setup.num_blocks, setup.block_size, setup.device)
+    return TorchAttention(a, store, setup.dtype)
+
+
+# In order of preference. A backend returns None if it is not for this device, and raises ValueError
+# if it does not support the sizes of this model. The last one supports everything.
+BACKENDS: dict[str, Callable[[AttentionSetup], Attention | None]] = {
+    "native": _native,
+    "torch": _torch,
+}
+
+
+def make_attention(setup: AttentionSetup) -> Attention:
+    """Make the first implementation in `BACKENDS` that supports the model on the device."""
+    for name, make in BACKENDS.items():
+        try:
+            attention = make(setup)
+        except ValueError as error:
+            log.info("attention_backend_unavailable", backend=name, reason=str(error))
+            continue
+        if attention is not None:
+            return attention
+    raise AssertionError("the last attention backend supports everything")

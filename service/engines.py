@@ -1,0 +1,87 @@
+"""The engines that `--engine` can name."""
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+
+from chatrpc_process.errors import ConfigError
+from service.domain.engine import Engine, EngineFactory
+from service.domain.engine_settings import EngineSettings
+
+# An import string, module:attribute, of each engine's factory.
+ENGINES: Mapping[str, str] = {
+    "local": "service.engine.local:local_engine",
+}
+# The engine that `auto` chooses.
+_AUTO = "local"
+
+
+def check_engine_name(name: str) -> None:
+    """Check that `name` is `auto`, a known engine or an import string. Nothing is imported.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+    if name not in ENGINES and name != "auto" and not _is_import_string(name):
+        known = ", ".join(["auto", *ENGINES])
+        raise ConfigError(
+            f"There is no engine {name!r}. Use one of {known}, or the import string of an engine "
+            "factory, such as my_package.engine:make_engine."
+        )
+
+
+def load_engine_factory(name: str) -> EngineFactory:
+    """Import the factory of the engine `name`: `auto`, a known engine or an import string.
+
+    Raises:
+        ConfigError: The name is unknown, the module or the attribute does not exist, or the
+            attribute cannot be called with settings.
+    """
+    check_engine_name(name)
+    target = ENGINES.get(_AUTO if name == "auto" else name, name)
+    module_name, _, attribute = target.partition(":")
+    try:
+        found: object = import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"engine={name}: the module {module_name} cannot be imported: {error}"
+        ) from error
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ConfigError(
+                f"engine={name}: the module {module_name} has no attribute {attribute}."
+            ) from None
+    if not callable(found):
+        raise ConfigError(f"engine={name}: {target} is not an engine factory: it is not callable.")
+    factory: EngineFactory = found
+    try:
+        inspect.signature(factory).bind(EngineSettings())
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"engine={name}: {target} is not an engine factory: it cannot be called with one "
+            "argument, the engine's settings."
+        ) from None
+    return factory
+
+
+def make_engine(name: str, settings: EngineSettings) -> Engine:
+    """Make the engine `name`, which has not been started.
+
+    Raises:
+        ConfigError: See `load_engine_factory`; or the factory returned something else.
+    """
+    engine = load_engine_factory(name)(settings)
+    if not isinstance(engine, Engine):
+        raise ConfigError(
+            f"engine={name}: the factory returned {type(engine).__name__}, which is not an engine: "
+            "see service.domain.engine.Engine."
+        )
+    return engine
+
+
+def _is_import_string(name: str) -> bool:
+    module, separator, attribute = name.partition(":")
+    parts = [*module.split("."), *attribute.split(".")]
+    return bool(separator) and all(part.isidentifier() for part in parts)

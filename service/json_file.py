@@ -1,0 +1,26 @@
+"""Reads the JSON files of a checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from service.errors import ModelLoadError
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one if there is no such file.
+
+    Raises:
+        ModelLoadError: The file cannot be read, or it is not a JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{path} is not a JSON object.")
+    return content

@@ -1,0 +1,91 @@
+"""Request bodies that set every optional field."""
+
+import base64
+from typing import Any
+
+HI = {"role": "user", "content": "Hi"}
+TOOL = {"type": "function", "function": {"name": "f"}}
+SAMPLING: dict[str, Any] = {
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "top_k": 5,
+    "min_p": 0.5,
+    "presence_penalty": 1,
+    "frequency_penalty": 1,
+    "repetition_penalty": 1.5,
+    "repeat_penalty": 1.5,
+    "max_tokens": 5,
+    "min_tokens": 1,
+    "seed": 5,
+    "n": 2,
+    "stop": "x",
+    "stop_token_ids": [1],
+    "logit_bias": {"5": 1.5},
+    "ignore_eos": True,
+    "include_stop_str_in_output": True,
+    "skip_special_tokens": False,
+    "bad_words": ["x"],
+    "allowed_token_ids": [1],
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {"name": "s", "description": "d", "schema": {"a": 1}, "strict": True},
+    },
+    "structured_outputs": {"regex": "a"},
+    "prompt_logprobs": 1,
+    "return_token_ids": True,
+    "truncate_prompt_tokens": 5,
+    "priority": 1,
+    "cache_salt": "s",
+    "user": "u",
+}
+CHAT = SAMPLING | {
+    "max_completion_tokens": 5,
+    "tools": [
+        {
+            "type": "function",
+            "function": {"name": "f", "description": "d", "parameters": {"a": 1}, "strict": True},
+        }
+    ],
+    "tool_choice": TOOL,
+    "parallel_tool_calls": False,
+    "logprobs": True,
+    "top_logprobs": 1,
+    "reasoning_effort": "low",
+    "verbosity": "low",
+    "modalities": ["text"],
+    "audio": {"voice": "alto", "format": "wav"},
+    "prediction": {"type": "content", "content": "x"},
+    "chat_template_kwargs": {"a": 1},
+    "add_generation_prompt": False,
+    "continue_final_message": True,
+    "safety_identifier": "i",
+    "metadata": {"a": "b"},
+    "store": True,
+    "prompt_cache_key": "k",
+    "service_tier": "auto",
+}
+TEXT = SAMPLING | {"echo": True, "logprobs": 1, "suffix": "x", "add_special_tokens": False}
+DATA = base64.b64encode(b"x").decode()
+CONVERSATION = [
+    HI | {"name": "n"},
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "t"},
+            {"type": "image_url", "image_url": {"url": "u", "detail": "low"}},
+            {"type": "input_audio", "input_audio": {"data": DATA, "format": "wav"}},
+            {"type": "file", "file": {"file_id": "i", "filename": "n"}},
+            {"type": "file", "file": {"file_data": DATA}},
+        ],
+    },
+    {
+        "role": "assistant",
+        "content": [{"type": "refusal", "refusal": "no"}],
+        "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        ],
+        "reasoning_content": "r",
+    },
+    {"role": "assistant", "content": "x", "refusal": "no", "reasoning": "r"},
+    {"role": "tool", "content": "x", "tool_call_id": "c"},
+]

@@ -1,0 +1,36 @@
+"""The metrics that our processes export, and those that expressions of PromQL ask for."""
+
+import re
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry
+
+from chatrpc_process.reload_metrics import ReloadMetrics
+from gateway_http.metrics import Metrics as GatewayMetrics
+from service.domain.engine import EngineStats
+from service.metrics import Metrics as ServiceMetrics
+
+_SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+_NAME = re.compile(r"\b(?:chatrpc|grpc_server|process|vllm)[_:]\w+(?![\w-])")
+
+
+def exported() -> set[str]:
+    """Every sample that the pages of both processes can have."""
+    service, gateway = ServiceMetrics(), GatewayMetrics()
+    service.watch_engine(EngineStats, 256)
+    service.name_model("m")
+    gateway.watch_upstreams(lambda: [("m", True)])
+    files = CollectorRegistry()
+    files.register(ReloadMetrics())
+    return {*_names(service.registry), *_names(gateway.registry), *_names(files)}
+
+
+def asked_for(expression: str) -> set[str]:
+    """The metrics in an expression, which may be a whole text."""
+    return set(_NAME.findall(expression))
+
+
+def _names(registry: CollectorRegistry) -> Iterator[str]:
+    for family in registry.collect():
+        for suffix in _SUFFIXES.get(family.type, ("",)):
+            yield family.name + suffix

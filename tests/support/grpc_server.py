@@ -1,0 +1,85 @@
+"""A server on a free port over a scripted engine, with whatever options a test wants."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+
+from chatrpc.v1 import (
+    chat_pb2,
+    chat_service_pb2_grpc,
+    completion_service_pb2_grpc,
+    model_service_pb2_grpc,
+)
+from chatrpc_process.access.keys import load_keys
+from chatrpc_process.files.watched import Watched
+from service.domain.model import ModelCard, ServedModel
+from service.domain.sampling import SamplingParams
+from service.rpc.calls.authorization import Access
+from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.serving.lifecycle import Lifecycle
+from tests.fakes.engine import FakeEngine
+from tests.fakes.tokenizer import EOS, ByteTokenizer
+
+CARD = ModelCard(
+    id="fake",
+    aliases=("alias",),
+    created=1_700_000_000,
+    owned_by="tests",
+    root="nowhere",
+    max_model_len=1000,
+    fingerprint="fp_fake",
+)
+
+
+def params(text: str = "hi", **fields: Any) -> chat_pb2.ChatCompletionParams:
+    """The least that a request needs, and `fields`."""
+    message = chat_pb2.ChatMessage(
+        role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text=text)]
+    )
+    given: dict[str, Any] = {"model": "fake", "messages": [message], **fields}
+    return chat_pb2.ChatCompletionParams(**given)
+
+
+@dataclass
+class Running:
+    """A server under test and the stubs of one client."""
+
+    engine: FakeEngine
+    lifecycle: Lifecycle
+    server: Server
+    channel: grpc.aio.Channel
+    port: int
+    model: ServedModel
+    chat: "chat_service_pb2_grpc.ChatServiceAsyncStub" = field(init=False)
+    completions: "completion_service_pb2_grpc.CompletionServiceAsyncStub" = field(init=False)
+    models: "model_service_pb2_grpc.ModelServiceAsyncStub" = field(init=False)
+    health: Any = field(init=False)  # the type stubs do not know its methods
+
+    def __post_init__(self) -> None:
+        self.chat = chat_service_pb2_grpc.ChatServiceStub(self.channel)
+        self.completions = completion_service_pb2_grpc.CompletionServiceStub(self.channel)
+        self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
+        self.health = health_pb2_grpc.HealthStub(self.channel)
+
+
+@asynccontextmanager
+async def served(keys: Path | None = None, **options: Any) -> AsyncIterator[Running]:
+    """It serves the model `fake`; `keys` is a file of API keys."""
+    engine = FakeEngine()
+    engine.answer("ok")
+    model = ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+    lifecycle = Lifecycle(SERVICE_NAMES)
+    access = None if keys is None else Access(Watched(lambda: load_keys(keys), keys))
+    server = Server(lifecycle, request_timeout_s=60, access=access, **options)
+    port = await server.start("127.0.0.1", 0)
+    await lifecycle.serve(model)
+    # Its window stays as small as it begins: who does not read is soon not written to.
+    small = [("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", small) as channel:
+        yield Running(engine, lifecycle, server, channel, port, model)
+    await server.stop()

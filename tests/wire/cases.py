@@ -1,0 +1,86 @@
+"""What a recorded request finds behind the wire. Plain values, without imports of the packages."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+State = Literal["serving", "starting", "draining", "unreachable"]
+Failure = Literal[
+    "queue_full",
+    "queue_share",
+    "engine_dead",
+    "deadline",
+    "step_failed",
+    "constraint_failed",
+    "unforeseen",
+]
+
+SECRET = "sk-chatrpc-wire"  # noqa: S105  # the key of the file of keys that a setup may ask for
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The service and the engine that answer one request. Each request gets new ones.
+
+    Attributes:
+        outputs: The generated texts. Sequence `i` of a request, over all its prompts, generates
+            `outputs[i % len(outputs)]`, one token for each byte, and then the end-of-turn token.
+            The request's `max_tokens` and stop tokens end a sequence earlier.
+        tokens_per_step: The number of tokens in one output of the engine.
+        num_cached_tokens: The number of prompt tokens that come from the prefix cache.
+        refusal: The engine has no room for the request and fails with this.
+        failure: The engine fails with this after `fails_after` steps.
+        state: The state of the service. If it is "unreachable", nothing listens on its port.
+        tools: The tool format of the model, a value of `ToolFormat`.
+        reasoning: The reasoning format of the model, a value of `ReasoningFormat`.
+        has_grammars: Whether the model can follow grammars.
+        has_keys: Whether the service and the gateway ask for the API key `SECRET`, which may use
+            the model `fake` only.
+        key_limits: Further lines of the key's entry in the file of keys, which is TOML.
+        gateway: Options of the gateway.
+    """
+
+    outputs: tuple[str, ...] = ("Hello, world!",)
+    tokens_per_step: int = 4
+    num_cached_tokens: int = 0
+    refusal: Failure | None = None
+    failure: Failure | None = None
+    fails_after: int = 0
+    state: State = "serving"
+    tools: str = "hermes"
+    reasoning: str = "none"
+    has_grammars: bool = True
+    has_keys: bool = False
+    key_limits: tuple[str, ...] = ()
+    gateway: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HttpRequest:
+    """One request to the gateway. `name` is the name of its recording.
+
+    Its body is `content`, or `json` as compact JSON, or nothing.
+    """
+
+    name: str
+    method: str
+    path: str
+    json: Any = None
+    content: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    setup: Setup = Setup()
+
+
+@dataclass(frozen=True)
+class GrpcCall:
+    """One call of the service. `name` is the name of its recording.
+
+    `method` is `package.Service/Method`. `message` is the request as protobuf's JSON; bytes are
+    sent as they are.
+    """
+
+    name: str
+    method: str
+    message: Mapping[str, Any] | bytes = field(default_factory=dict)
+    metadata: tuple[tuple[str, str | bytes], ...] = ()
+    setup: Setup = Setup()

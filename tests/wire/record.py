@@ -1,0 +1,21 @@
+"""Writes the recordings anew: `python -m tests.wire.record`, or only those named as arguments.
+
+Names are such as `http/chat_whole`. Recordings without a request are removed. Read the differences
+with `git diff` before you commit them: each is a change that clients see.
+"""
+
+import asyncio
+import sys
+
+from tests.wire.recordings import REQUESTS, record, recorded_names, remove, response
+
+
+async def main(names: list[str]) -> None:
+    for name in recorded_names() - REQUESTS.keys():
+        remove(name)
+    for name in names or REQUESTS:
+        record(name, await response(REQUESTS[name]))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1:]))
