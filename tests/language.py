@@ -69,9 +69,6 @@ UNCLEAN = (
     "tests/service/gguf",
     # Text
     "service/text/*",
-    # Terminal
-    "chatrpc_cli",
-    "tests/chatrpc_cli",
     # Benchmarks
     "bench",
     # Pages
