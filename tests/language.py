@@ -42,13 +42,9 @@ UNCLEAN = (
     "gateway_http/auth",
     "gateway_http/convert",
     "gateway_http/http",
-    "gateway_http/protocol",
     "gateway_http/routes",
     "gateway_http/upstream",
     "tests/gateway_http",
-    # Its document
-    "gateway_http/openapi",
-    "protos",
     # Settings and what is common to both processes
     "service/*",
     "tests/service/*",

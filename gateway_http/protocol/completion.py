@@ -88,7 +88,7 @@ class CompletionLogprobs(Struct):
 
 
 class CompletionChoice(Struct, kw_only=True):
-    """One of the outputs that were generated from a prompt, or a piece of it in a stream."""
+    """An output that was generated from a prompt, or a piece of it in a stream."""
 
     index: int
     text: str

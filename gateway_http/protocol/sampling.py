@@ -17,7 +17,7 @@ _TOKEN_ID_KEYS = Meta(extra_json_schema={"propertyNames": {"pattern": "^(0|[1-9]
 
 
 class SamplingParameters(Struct, kw_only=True):
-    """How tokens are chosen, and when generation ends."""
+    """The parameters of sampling and of the end of generation."""
 
     temperature: Float32 | None = None
     top_p: Float32 | None = None

@@ -7,11 +7,8 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health_pb2_grpc
 
 from chatrpc.v1 import (
-    chat_service_pb2,
     chat_service_pb2_grpc,
-    completion_service_pb2,
     completion_service_pb2_grpc,
-    model_service_pb2,
     model_service_pb2_grpc,
 )
 from chatrpc_process.tls import TlsFiles, watch_tls
@@ -20,10 +17,12 @@ from service.metrics import Metrics
 from service.rpc.calls.authorization import Access
 from service.rpc.calls.interceptor import CallInterceptor
 from service.rpc.calls.message_reader import Patience
+from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.calls.standard_services import StandardServiceInterceptor
 from service.rpc.calls.work_pools import WorkPools
 from service.rpc.chat_servicer import ChatServicer
 from service.rpc.completion_servicer import CompletionServicer
+from service.rpc.generation_calls import GenerationCalls
 from service.rpc.model_servicer import ModelServicer
 from service.rpc.serving.lifecycle import Lifecycle
 from service.rpc.serving.load_reports import LoadReports
@@ -66,12 +65,6 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # On by default: a second server would bind the same port in silence and take half the calls.
     ("grpc.so_reuseport", 0),
 )
-
-SERVICE_NAMES = [
-    chat_service_pb2.DESCRIPTOR.services_by_name["ChatService"].full_name,
-    completion_service_pb2.DESCRIPTOR.services_by_name["CompletionService"].full_name,
-    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
-]
 
 _HEALTH = "grpc.health.v1.Health"
 _CHANNELZ = "grpc.channelz.v1.Channelz"
@@ -127,11 +120,12 @@ class Server:
         )
         self._admin = grpc.aio.server(options=options, interceptors=[standard])
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._admin)
+        generations = GenerationCalls(lifecycle, self._pools, request_timeout_s)
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(
-            ChatServicer(lifecycle, self._pools, request_timeout_s), self._server
+            ChatServicer(generations), self._server
         )
         completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(
-            CompletionServicer(lifecycle, self._pools, request_timeout_s), self._server
+            CompletionServicer(generations), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(lifecycle, self._pools), self._server

@@ -14,7 +14,7 @@ from service.text.tool_calls.syntax import CallSyntax
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerGrammar:
+class GrammarSpec:
     """What an answer must look like.
 
     An answer with a response format may call functions instead, if the model decides. In free

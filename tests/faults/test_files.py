@@ -17,9 +17,11 @@ from structlog.testing import capture_logs
 from chatrpc_process.files.small_file import MAX_BYTES
 from chatrpc_process.tls import TlsFiles
 from service.domain.engine import FinishReason, TokenOutput
-from service.domain.model import ServedModel
+from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
-from service.rpc.server import SERVICE_NAMES, Server
+from service.generation.local_backend import locally_served
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
@@ -199,7 +201,9 @@ async def secured(files: TlsFiles) -> AsyncIterator[tuple[FakeEngine, int]]:
     server = Server(lifecycle, request_timeout_s=600, tls=files)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
-        ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        locally_served(
+            LocalModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        )
     )
     yield engine, port
     await server.stop()

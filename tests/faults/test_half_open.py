@@ -7,9 +7,11 @@ import httpx
 import pytest
 
 from service.domain.engine import FinishReason, TokenOutput
-from service.domain.model import ServedModel
+from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
-from service.rpc.server import OPTIONS, SERVICE_NAMES, Server
+from service.generation.local_backend import locally_served
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import OPTIONS, Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.fakes.engine import FakeEngine
@@ -39,7 +41,9 @@ async def test_a_grpc_client_that_vanishes_frees_its_generation(is_answered: boo
     server = Server(lifecycle, request_timeout_s=600, options=IMPATIENT)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
-        ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        locally_served(
+            LocalModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        )
     )
     async with TcpProxy(port) as proxy, Client(proxy.target) as gone:
         stream = gone.stream()

@@ -12,9 +12,11 @@ from chatrpc_process.tracing.api import OFF, Tracer
 from gateway_http.app import Environment
 from gateway_http.config import Settings
 from gateway_http.server import Server as Gateway
-from service.domain.model import ServedModel
+from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
-from service.rpc.server import SERVICE_NAMES, Server
+from service.generation.local_backend import locally_served
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
@@ -60,7 +62,9 @@ async def checking_service(tracer: Tracer = OFF) -> AsyncIterator[str]:
     server = Server(lifecycle, request_timeout_s=60, tracer=tracer)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
-        ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        locally_served(
+            LocalModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        )
     )
     try:
         yield f"127.0.0.1:{port}"

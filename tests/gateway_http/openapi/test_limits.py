@@ -13,20 +13,15 @@ from gateway_http.protocol.completion import CompletionRequest
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.error import InvalidRequest
 from gateway_http.protocol.request import ChatCompletionRequest
-from service.domain.model import ServedModel
+from service.domain.backend import ModelSpec
 from service.domain.sampling import SamplingParams
 from service.errors import InvalidField
 from service.rpc.decode.chat import chat_request
 from service.rpc.decode.completion import completion_request
-from tests.fakes.engine import FakeEngine
-from tests.fakes.tokenizer import EOS, ByteTokenizer
-from tests.support.grpc_server import CARD
 
 SCHEMAS = document(ENDPOINTS, "1.0")["components"]["schemas"]
-VOCAB_SIZE = 2**32  # so that every token id of the document is one of the vocabulary
-MODEL = ServedModel(
-    CARD, ByteTokenizer(), FakeEngine(), SamplingParams(), frozenset({EOS}), VOCAB_SIZE
-)
+# Every token id of the document is one of the vocabulary.
+SPEC = ModelSpec(1000, 300, SamplingParams(), vocab_size=2**32)
 # Its only valid value is that of `n`.
 WITHOUT_RANGE = {"best_of"}
 
@@ -38,14 +33,14 @@ def check_chat(body: dict[str, Any]) -> None:
     """Raise for a body that the gateway or the service rejects."""
     required = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "logprobs": True}
     decoded = decoder(ChatCompletionRequest)(json.dumps(required | body).encode())
-    chat_request(requests.params(decoded), SamplingParams(), VOCAB_SIZE)
+    chat_request(requests.params(decoded), SPEC)
 
 
 def check_completion(body: dict[str, Any]) -> None:
     """Raise for a body that the gateway or the service rejects."""
     required = {"model": "m", "prompt": "x", "max_tokens": -1}
     decoded = decoder(CompletionRequest)(json.dumps(required | body).encode())
-    completion_request(completions.params(decoded), MODEL)
+    completion_request(completions.params(decoded), SPEC)
 
 
 CHECKS: dict[str, Check] = {

@@ -22,7 +22,7 @@ def test_they_are_what_counting_anew_finds(
     for token_id in answer + taken_back:
         counts.add(token_id)
     for token_id in reversed(taken_back):
-        counts.take_back(token_id)
+        counts.remove(token_id)
     assert as_dict(counts) == dict.fromkeys(prompt, 0) | Counter(answer)
     for token_id in answer:  # it goes on from there
         counts.add(token_id)

@@ -13,7 +13,8 @@ from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from service.rpc.server import OPTIONS, SERVICE_NAMES, Server
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import OPTIONS, Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.support.grpc_server import Running
 

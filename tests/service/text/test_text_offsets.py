@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.rpc.encode.text_offsets import TextOffsets, prompt_offsets
+from service.text.text_offsets import TextOffsets, prompt_offsets
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
