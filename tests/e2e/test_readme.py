@@ -7,9 +7,6 @@ import sys
 
 import pytest
 
-from chatrpc_process.settings.process import ProcessSettings
-from gateway_http.config import Settings as GatewaySettings
-from service.config import ServiceSettings
 from tests.support.make_serve import ROOT, Served
 
 README = (ROOT / "README.md").read_text()
@@ -22,13 +19,7 @@ def test_the_two_commands_are_there() -> None:
     assert {text for _, text in BLOCKS} >= NOT_AGAIN
 
 
-@pytest.mark.parametrize("settings", [ServiceSettings, GatewaySettings])
-def test_every_option_is_in_a_table(settings: type[ProcessSettings]) -> None:
-    options = {name.replace("_", "-") for name in settings.model_fields}
-    missing = {o for o in options if f"`--{o}`" not in README and f"`--no-{o}`" not in README}
-    assert not missing
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("language", "text"),
     [(language, text) for language, text in BLOCKS if text not in NOT_AGAIN],
@@ -49,6 +40,7 @@ def test_a_block_does_what_it_says(served: Served, language: str, text: str) -> 
     assert "Paris" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_curl_line_of_the_banner_works(served: Served) -> None:
     line = next(line for line in served.banner if "curl" in line)
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)

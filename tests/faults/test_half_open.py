@@ -16,12 +16,14 @@ from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
-from tests.fakes.wait import until
+from tests.fakes.wait import failsafe, until
 from tests.support.gateway import serving, started
 from tests.support.grpc_server import CARD
 from tests.support.programs import Client, http_client
 from tests.support.raw_http import RawClient
 from tests.support.tcp_proxy import TcpProxy
+
+pytestmark = pytest.mark.slow
 
 # As the service pings its clients, but for the patience.
 _PATIENCE = {
@@ -82,7 +84,7 @@ async def test_a_service_that_vanishes_is_an_error_when_the_time_is_up(
         proxy.thaw()
         service.script = [Admit(), Say("Hello"), Finish()]
         proxy.cut()
-        async with asyncio.timeout(120):
+        async with failsafe():
             while (await http.post("/v1/chat/completions", json=BODY)).status_code != 200:
                 await asyncio.sleep(0.02)
 

@@ -21,6 +21,9 @@ from tests.service.engine.perplexity import (
     windows,
 )
 
+# Without the native kernels a busy machine takes many minutes.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+
 
 @pytest.fixture(scope="module")
 def path() -> Path:
