@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, re.DOTALL | re.MULTIL
 NOT_AGAIN = {"make serve\n", "make test\n"}
 
 
-def test_the_two_commands_are_there() -> None:
+def test_readme_has_the_two_commands() -> None:
     assert {text for _, text in BLOCKS} >= NOT_AGAIN
 
 
@@ -25,7 +25,7 @@ def test_the_two_commands_are_there() -> None:
     [(language, text) for language, text in BLOCKS if text not in NOT_AGAIN],
     ids=lambda value: value.splitlines()[0][:40],
 )
-def test_a_block_does_what_it_says(served: Served, language: str, text: str) -> None:
+def test_code_block_of_the_readme_runs(served: Served, language: str, text: str) -> None:
     text = text.replace("50051", str(served.grpc_port)).replace("8000", str(served.http_port))
     command = [sys.executable, "-c", text] if language == "python" else ["bash", "-euc", text]
     done = subprocess.run(
@@ -41,7 +41,7 @@ def test_a_block_does_what_it_says(served: Served, language: str, text: str) -> 
 
 
 @pytest.mark.slow
-def test_the_curl_line_of_the_banner_works(served: Served) -> None:
+def test_curl_command_of_the_banner_returns_a_completion(served: Served) -> None:
     line = next(line for line in served.banner if "curl" in line)
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
     assert '"chat.completion"' in done.stdout
