@@ -11,6 +11,7 @@ import grpc
 import structlog
 from google.rpc import status_pb2
 
+from chatrpc.v1.limits import REQUEST_ID_PATTERN
 from chatrpc_process.logs.limited import LimitedLog
 from chatrpc_process.tracing.api import OFF, Tracer, log_fields
 from service.errors import ChatrpcError, DeadlinePassed, InvalidField
@@ -32,7 +33,7 @@ _OPEN = ("/grpc.health.v1.Health/", "/xds.service.orca.v3.OpenRcaService/")
 
 _LAST_WORDS_S = 5
 
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_REQUEST_ID = re.compile(REQUEST_ID_PATTERN)
 
 log = structlog.get_logger(__name__)
 
