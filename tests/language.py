@@ -37,13 +37,6 @@ UNCLEAN = (
     # Calls
     "service/rpc",
     "tests/service/rpc",
-    # Gateway
-    "gateway_http/*",
-    "gateway_http/auth",
-    "gateway_http/convert",
-    "gateway_http/http",
-    "gateway_http/routes",
-    "gateway_http/upstream",
     "tests/gateway_http",
     # Settings and what is common to both processes
     "service/*",
