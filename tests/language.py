@@ -57,11 +57,7 @@ UNCLEAN = (
     "service/gguf",
     "tests/service/gguf",
     # Text
-    "service/text",
-    "tests/service/text",
-    # Terminal
-    "chatrpc_cli",
-    "tests/chatrpc_cli",
+    "service/text/*",
     # Benchmarks
     "bench",
     # Its page
