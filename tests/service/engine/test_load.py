@@ -80,9 +80,9 @@ UNSUPPORTED: dict[str, tuple[str, dict[str, Any], str]] = {
         "chunked_attention",
     ),
     "attention sinks": ("gpt_oss", _DECODER | _EXPERTS | {"sliding_window": 8}, "s_aux"),
-    "attention both ways": ("bert", _SMALL | {"intermediate_size": 48}, "tokens to come"),
+    "attention both ways": ("bert", _SMALL | {"intermediate_size": 48}, "non-causal"),
     "a mask of its own": ("doge", _DECODER, "attention_mask"),
-    "two attentions a layer": ("diffllama", _DECODER, "more than once"),
+    "two attentions a layer": ("diffllama", _DECODER, "attends twice"),
     "a window in the mask alone": (
         "phimoe",
         _DECODER | _EXPERTS | {"sliding_window": 8},
@@ -327,5 +327,5 @@ def test_a_text_that_the_model_cannot_read_is_not_checked(llama: Path, tmp_path:
 
 
 def test_int8_on_a_device_that_is_no_cpu_is_refused_in_one_line() -> None:
-    with pytest.raises(ModelLoadError, match="quantization=int8 is served on CPUs only"):
+    with pytest.raises(ModelLoadError, match="quantization=int8 is supported only on CPUs"):
         check_quantization("int8", torch.device("cuda"))

@@ -121,8 +121,8 @@ def test_a_quantized_language_model_is_read_with_its_scales(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"model_type": "paligemma"}, "PaliGemma is not a language model by itself"),
-        ({"model_type": "qwen2_vl"}, "Qwen2VL is not a language model by itself"),
+        ({"model_type": "paligemma"}, "PaliGemma is not a causal language model"),
+        ({"model_type": "qwen2_vl"}, "Qwen2VL is not a causal language model"),
         ({"model_type": "voxtral"}, "multimodal model of the type voxtral"),
     ],
 )

@@ -34,9 +34,9 @@ def test_a_probe_learns_shapes_and_windows() -> None:
         (Layer(), {"s_aux": torch.zeros(8)}, "s_aux"),
         (Layer(), {"position_bias": torch.zeros(1)}, "position_bias"),
         (Layer(), {"what_comes_next_year": 1}, "what_comes_next_year"),
-        (Layer(is_causal=False), {}, "tokens to come"),
-        (Layer(), {"is_causal": False}, "tokens to come"),
-        (Layer(None), {}, "which layer"),
+        (Layer(is_causal=False), {}, "non-causal"),
+        (Layer(), {"is_causal": False}, "non-causal"),
+        (Layer(None), {}, "layer index"),
     ],
 )
 def test_a_probe_refuses_what_it_does_not_know(
