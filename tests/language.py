@@ -58,10 +58,8 @@ UNCLEAN = (
     "tests/fakes",
     "tests/faults",
     # Engine
-    "service/engine",
     "tests/service/engine",
     # GGUF
-    "service/gguf",
     "tests/service/gguf",
     # Text
     "service/text",

@@ -50,7 +50,5 @@ def _write(entry: Path, text: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=entry.parent)
     with os.fdopen(handle, "w") as file:
         file.write(text)
-        os.fchmod(
-            handle, 0o644
-        )  # the cache of an image is written by root and read by another user
+        os.fchmod(handle, 0o644)  # an image's cache is written by root, read by another user
     Path(temporary).rename(entry)

@@ -26,7 +26,7 @@ _PARTS = ("text_config", "llm_config", "language_config")  # of a multimodal con
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeights:
-    """How to compute a float weight [N, K] from the tensors of a checkpoint.
+    """The storage of a quantized weight [N, K] in the tensors of a checkpoint.
 
     The weight is `(stored - zero point) * scale`. The scale is one number, one for each row, or one
     for each block of `block` rows and columns.

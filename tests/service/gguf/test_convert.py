@@ -525,7 +525,7 @@ class TestRejected:
     @pytest.mark.parametrize(
         ("general", "message"),
         [
-            ({"general.type": "adapter"}, r"is of the general\.type 'adapter'"),
+            ({"general.type": "adapter"}, r"general\.type is 'adapter'"),
             ({"split.count": 3}, r"one of 3 parts of a model"),
         ],
     )
