@@ -42,7 +42,8 @@ from service.model import ModelLoader
 from service.openmp import bound_spinning
 from service.rpc.calls.authorization import Access
 from service.rpc.calls.message_reader import Patience
-from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 
 log = structlog.get_logger("service.__main__")  # where `__name__` is "__main__"

@@ -74,6 +74,7 @@ def call_gateway(http: httpx.Client) -> Iterator[httpx.Response]:
     yield http.get("/healthz", headers=good)
 
 
+@pytest.mark.slow
 def test_no_secret_is_told(start: Callable[..., Process], model: Path, tmp_path: Path) -> None:
     keys = write(tmp_path / "keys.toml", key(KNOWN))
     service_keys = write(tmp_path / "service.toml", key(UPSTREAM, "may_act_for_others = true"))

@@ -7,11 +7,8 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health_pb2_grpc
 
 from chatrpc.v1 import (
-    chat_service_pb2,
     chat_service_pb2_grpc,
-    completion_service_pb2,
     completion_service_pb2_grpc,
-    model_service_pb2,
     model_service_pb2_grpc,
 )
 from chatrpc_process.tls import TlsFiles, watch_tls
@@ -20,6 +17,7 @@ from service.metrics import Metrics
 from service.rpc.calls.authorization import Access
 from service.rpc.calls.interceptor import CallInterceptor
 from service.rpc.calls.message_reader import Patience
+from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.calls.standard_services import StandardServiceInterceptor
 from service.rpc.calls.work_pools import WorkPools
 from service.rpc.chat_servicer import ChatServicer
@@ -67,12 +65,6 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # On by default: a second server would bind the same port in silence and take half the calls.
     ("grpc.so_reuseport", 0),
 )
-
-SERVICE_NAMES = [
-    chat_service_pb2.DESCRIPTOR.services_by_name["ChatService"].full_name,
-    completion_service_pb2.DESCRIPTOR.services_by_name["CompletionService"].full_name,
-    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
-]
 
 _HEALTH = "grpc.health.v1.Health"
 _CHANNELZ = "grpc.channelz.v1.Channelz"

@@ -12,6 +12,8 @@ from aiohttp import web
 from bench.attacks import ATTACKS, Target
 from tests.fakes.wait import until
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 8 << 20
 
 

@@ -74,18 +74,21 @@ async def test_servers_are_measured_in_turn(plan: Callable[..., Plan], tmp_path:
     assert results.read(tmp_path / "results.json") == found
 
 
+@pytest.mark.slow
 async def test_nothing_is_left_running(plan: Callable[..., Plan]) -> None:
     before = set(psutil.Process().children(recursive=True))
     await held(plan(echo("a")))
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
+@pytest.mark.slow
 async def test_a_server_that_does_not_start_is_left_out(plan: Callable[..., Plan]) -> None:
     found = await held(plan(echo("a", "dies"), echo("b")))
     assert found.servers["a"].failure == "does not start: exit code 1: no such model"
     assert {sample.target for sample in found.samples} == {"b"}
 
 
+@pytest.mark.slow
 async def test_a_server_that_answers_otherwise_than_asked_does_not_count(
     plan: Callable[..., Plan],
 ) -> None:
@@ -96,6 +99,7 @@ async def test_a_server_that_answers_otherwise_than_asked_does_not_count(
     }
 
 
+@pytest.mark.slow
 async def test_a_first_start_finds_empty_caches(plan: Callable[..., Plan], tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     found = await held(plan(echo("a", "notes", str(seen)), has_first_starts=True))
@@ -106,6 +110,7 @@ async def test_a_first_start_finds_empty_caches(plan: Callable[..., Plan], tmp_p
     assert warm == os.environ.get("XDG_CACHE_HOME", "")
 
 
+@pytest.mark.slow
 async def test_a_failure_of_the_run_ends_the_servers(plan: Callable[..., Plan]) -> None:
     def fail(found: Results) -> None:
         raise RuntimeError("disk full")
@@ -116,6 +121,7 @@ async def test_a_failure_of_the_run_ends_the_servers(plan: Callable[..., Plan]) 
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
+@pytest.mark.slow
 async def test_a_run_that_is_interrupted_ends_the_servers(plan: Callable[..., Plan]) -> None:
     before = set(psutil.Process().children(recursive=True))
     contest = Contest(plan(echo("a", "hangs")), Progress(Console(quiet=True)))
@@ -146,6 +152,7 @@ async def test_a_process_that_ignores_everything_is_ended_with_its_children(tmp_
     await until(lambda: not any(is_alive(process) for process in tree))
 
 
+@pytest.mark.slow
 async def test_a_frozen_server_stands_still_and_a_thawed_one_answers(tmp_path: Path) -> None:
     running = await server.start(echo("a"), tmp_path)
     try:

@@ -44,12 +44,14 @@ async def test_a_load_prints_json(url: str) -> None:
     assert json.loads(done.stdout)["figures"]["num_output_tokens"] == 15
 
 
+@pytest.mark.slow
 async def test_an_open_loop_prints_a_table(url: str) -> None:
     done = bench("load", "--url", url, "--rate", "200", "--requests", "5", "--tokens", "3")
     assert done.returncode == 0, done.stderr
     assert "ttft_ms" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", [["short"]], indirect=True)
 async def test_a_load_with_a_wrong_answer_fails(url: str) -> None:
     done = bench("load", "--url", url, "--requests", "2", "--tokens", "3")
@@ -57,11 +59,13 @@ async def test_a_load_with_a_wrong_answer_fails(url: str) -> None:
     assert "2 of 2 requests: 2 tokens instead of 3" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_load_needs_a_place_to_go() -> None:
     assert bench("load").returncode == 2
     assert bench("load", "--url", "http://a/v1", "--grpc", "b:1").returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [("run", "--loads"), ("run", "--variants"), ("peers", "--peers"), ("peers", "--loads")],
@@ -74,6 +78,7 @@ def test_a_name_that_is_not_known_is_refused_before_anything_starts(
     assert "nonsense" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_report_is_rendered_from_what_is_published(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()

@@ -6,6 +6,8 @@ import pytest
 
 from bench.neighbour import SETTINGS, Rates, measure, table
 
+pytestmark = pytest.mark.slow
+
 
 def test_kept_share_is_the_median_over_rounds() -> None:
     rates = Rates([100.0, 200.0, 50.0], [50.0, 20.0, 50.0])

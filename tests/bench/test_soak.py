@@ -46,6 +46,7 @@ async def test_every_client_is_served_and_every_process_weighed(tmp_path: Path) 
     assert all(sample > 1 for sample in samples)
 
 
+@pytest.mark.slow
 async def test_a_wrong_answer_fails_the_soak(tmp_path: Path) -> None:
     found = await soaked(tmp_path, "short")
     assert "instead of" in (found.outcome.fault or "")

@@ -10,13 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-FAILSAFE_S = 60  # long enough for any machine; only a failing test waits it out
+from tests.fakes.wait import FAILSAFE_S, block_until, killed_after_failsafe
+
 STACK = Path(__file__).with_name("stack")
 ORDERLY = ["gateway stopping", "gateway stopped", "service stopping", "service stopped"]
 
@@ -55,11 +55,11 @@ class Serve:
         return self._journal.read_text().splitlines() if self._journal.exists() else []
 
     def wait_for(self, event: str, times: int = 1) -> None:
-        deadline = time.monotonic() + FAILSAFE_S
-        while self.events.count(event) < times:
+        def is_there() -> bool:
             assert self.process.poll() is None, self.end()
-            assert time.monotonic() < deadline, f"no {event!r} in {self.events}"
-            time.sleep(0.01)
+            return self.events.count(event) >= times
+
+        block_until(is_there)
 
     def pid(self, name: str) -> int:
         """The process id of `service` or `gateway`."""
@@ -70,9 +70,10 @@ class Serve:
         """Waits for its last line."""
         assert self.process.stdout
         lines: list[str] = []
-        while not lines or "curl" not in lines[-1]:
-            lines.append(self.process.stdout.readline())
-            assert lines[-1], self.process.communicate()
+        with killed_after_failsafe(self.process):
+            while not lines or "curl" not in lines[-1]:
+                lines.append(self.process.stdout.readline())
+                assert lines[-1], self.process.communicate()
         return "".join(lines)
 
     def ctrl_c(self) -> None:
@@ -123,6 +124,7 @@ def test_the_banner_has_both_addresses_and_a_curl_line_that_works(
     assert f"gateway upstream 127.0.0.1:{serve.grpc_port}" in serve.events
 
 
+@pytest.mark.slow
 def test_a_wildcard_host_is_reached_through_loopback(start: Callable[..., Serve]) -> None:
     serve = start("--host", "0.0.0.0", "--model", "tiny", "--insecure")  # noqa: S104
     banner = serve.banner()
@@ -131,6 +133,7 @@ def test_a_wildcard_host_is_reached_through_loopback(start: Callable[..., Serve]
     assert f"gateway upstream 127.0.0.1:{serve.grpc_port}" in serve.events
 
 
+@pytest.mark.slow
 def test_the_banner_waits_for_readiness(start: Callable[..., Serve]) -> None:
     serve = start(is_ready=False)
     serve.wait_for("service asked for readiness", times=2)
@@ -157,6 +160,7 @@ def test_ctrl_c_stops_the_gateway_then_the_service(
     assert serve.events[-4:] == ORDERLY
 
 
+@pytest.mark.slow
 def test_sigterm_is_as_good_as_ctrl_c(start: Callable[..., Serve]) -> None:
     serve = start()
     serve.banner()
@@ -165,6 +169,7 @@ def test_sigterm_is_as_good_as_ctrl_c(start: Callable[..., Serve]) -> None:
     assert serve.events[-4:] == ORDERLY
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_kills_both(start: Callable[..., Serve]) -> None:
     serve = start(FAKE_SERVICE="stubborn", FAKE_GATEWAY="stubborn")
     serve.banner()
@@ -184,6 +189,7 @@ def test_a_service_that_cannot_start_ends_the_gateway(start: Callable[..., Serve
     assert ours == "error: the service ended with exit code 3"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "other"), [("service", "gateway"), ("gateway", "service")])
 def test_a_death_ends_the_other_in_order(
     start: Callable[..., Serve], name: str, other: str
@@ -197,6 +203,7 @@ def test_a_death_ends_the_other_in_order(
     assert serve.events[-2:] == [f"{other} stopping", f"{other} stopped"]
 
 
+@pytest.mark.slow
 def test_a_child_that_leaves_without_an_error_is_an_error(start: Callable[..., Serve]) -> None:
     serve = start()
     serve.banner()
@@ -214,6 +221,7 @@ def test_a_port_in_use_is_named_before_anything_starts(start: Callable[..., Serv
     assert not serve.events
 
 
+@pytest.mark.slow
 def test_a_host_that_is_not_ours_is_an_error(start: Callable[..., Serve]) -> None:
     code, _, stderr = start("--host", "192.0.2.1", "--insecure").end()
     assert code == 1
@@ -228,12 +236,14 @@ def test_nothing_is_open_by_accident(start: Callable[..., Serve]) -> None:
     assert stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_keys_are_for_both(start: Callable[..., Serve]) -> None:
     serve = start("--host", "0.0.0.0", "--api-keys", "keys.toml")  # noqa: S104
     serve.banner()
     assert {"service keys keys.toml", "gateway keys keys.toml"} <= set(serve.events)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a parent's death is announced by Linux alone")
 def test_a_killed_parent_takes_even_stubborn_children_along(start: Callable[..., Serve]) -> None:
     serve = start(FAKE_SERVICE="stubborn", FAKE_GATEWAY="stubborn")

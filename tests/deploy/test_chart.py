@@ -30,6 +30,7 @@ from tests.deploy.chart import (
     values_file,
 )
 from tests.support.exported_metrics import exported
+from tests.support.params import slow_but
 from tests.support.process_options import argument
 
 # The first with native gRPC probes; the first with a sleep of its own in preStop; the newest.
@@ -43,7 +44,7 @@ def test_it_lints() -> None:
         assert {message["severity"] for message in report["messages"]} <= {1}, report
 
 
-@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("version", slow_but(KUBERNETES[-1:], KUBERNETES))
 @pytest.mark.parametrize("name", sorted(VALUES))
 def test_kubernetes_takes_it(releases: dict[str, Release], name: str, version: str) -> None:
     for each in releases[name].objects:
@@ -277,6 +278,7 @@ def test_a_claim_of_one_node_is_released_before_a_new_replica_mounts_it(
     assert claim["accessModes"] == ["ReadWriteOnce"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "resource_name"),
     [

@@ -23,12 +23,14 @@ def test_the_capital_of_france(client: openai.OpenAI) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
+@pytest.mark.slow
 def test_the_capital_of_france_with_every_default(client: openai.OpenAI) -> None:
     for seed in range(5):
         answer = client.chat.completions.create(model=MODEL, messages=FRANCE, seed=seed)
         assert "Paris" in (answer.choices[0].message.content or "")
 
 
+@pytest.mark.slow
 def test_the_capital_of_france_streamed(client: openai.OpenAI) -> None:
     with client.chat.completions.create(
         model=MODEL,
@@ -50,6 +52,7 @@ def test_the_capital_of_france_streamed(client: openai.OpenAI) -> None:
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
 
 
+@pytest.mark.slow
 def test_a_second_turn_is_read_from_the_cache(client: openai.OpenAI) -> None:
     """The first turn's prompt and most of its answer, for who has the same salt."""
 
@@ -72,6 +75,7 @@ def test_a_second_turn_is_read_from_the_cache(client: openai.OpenAI) -> None:
     assert apart.usage.prompt_tokens_details.cached_tokens == 0
 
 
+@pytest.mark.slow
 def test_the_stream_helper(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(model=MODEL, messages=FRANCE, temperature=0) as stream:
         for _ in stream:
@@ -80,6 +84,7 @@ def test_the_stream_helper(client: openai.OpenAI) -> None:
     assert "Paris" in (final.choices[0].message.content or "")
 
 
+@pytest.mark.slow
 def test_a_stop_string_and_a_limit(client: openai.OpenAI) -> None:
     stopped = client.chat.completions.create(
         model=MODEL, messages=FRANCE, temperature=0, stop=["Par"]
@@ -94,6 +99,7 @@ def test_a_stop_string_and_a_limit(client: openai.OpenAI) -> None:
     assert limited.usage.completion_tokens == 3
 
 
+@pytest.mark.slow
 def test_the_models(client: openai.OpenAI) -> None:
     [model] = client.models.list().data
     assert model.id == MODEL
@@ -119,6 +125,7 @@ def test_errors_have_the_clients_own_classes(client: openai.OpenAI) -> None:
     assert not_served.value.code == "unsupported_parameter"
 
 
+@pytest.mark.slow
 async def test_many_overlapping_requests_each_get_their_own(served: Served) -> None:
     """32 at once, each with its own parameters: what each gets is what its own words ask for."""
     rng = random.Random(7)
@@ -154,6 +161,7 @@ async def test_many_overlapping_requests_each_get_their_own(served: Served) -> N
         await asyncio.gather(*(ask(i) for i in range(32)))
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_answer_again(client: openai.OpenAI) -> None:
     def tell(seed: int) -> str:
         answer = client.chat.completions.create(

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -12,6 +13,8 @@ from service.config import ServiceSettings
 from service.domain.engine import Request
 from service.domain.sampling import SamplingParams
 from service.engine.load import EngineOptions, load_engine
+
+pytestmark = pytest.mark.slow
 
 PROMPT_LENGTHS = [15, 15, 14, 40]
 NUM_TOKENS = 24

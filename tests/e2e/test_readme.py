@@ -29,6 +29,7 @@ def test_every_option_is_in_a_table(settings: type[ProcessSettings]) -> None:
     assert not missing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("language", "text"),
     [(language, text) for language, text in BLOCKS if text not in NOT_AGAIN],
@@ -49,6 +50,7 @@ def test_a_block_does_what_it_says(served: Served, language: str, text: str) -> 
     assert "Paris" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_curl_line_of_the_banner_works(served: Served) -> None:
     line = next(line for line in served.banner if "curl" in line)
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)

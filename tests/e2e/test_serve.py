@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.make_serve import MODEL, ROOT, Served, free_port, interrupt, start_stack
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def own_stack(tmp_path: Path) -> Iterator[Served]:

@@ -13,6 +13,8 @@ from pydantic import BaseModel
 
 from tests.support.make_serve import MODEL
 
+pytestmark = pytest.mark.slow
+
 WEATHER: dict[str, Any] = {
     "type": "object",
     "properties": {

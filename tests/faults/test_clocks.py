@@ -41,6 +41,7 @@ def test_wall_clock_is_read_only_for_dates() -> None:
     assert read <= WALL_CLOCK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", ["service", "gateway"])
 async def test_a_process_that_is_stopped_for_a_while_goes_on_where_it_was(
     launch: Launch, stopped: str

@@ -9,6 +9,8 @@ from service.cache import default_cache_dir
 from tests.support.programs import Launch, RealService
 from tests.support.tiny_model import save_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Path:

@@ -6,6 +6,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
+from tests.fakes.wait import failsafe
 from tests.support.programs import Client, Gateway, Launch, Service, body, http_client
 from tests.support.raw_http import RawClient
 from tests.support.rpc_errors import refusal
@@ -41,6 +42,7 @@ async def test_a_step_that_fails_ends_those_in_it_and_nothing_else(launch: Launc
     assert UNTOLD in service.log  # for those who run it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["!lose", "!hang"])
 async def test_an_engine_that_is_lost_or_hangs_tells_everybody_and_ends_the_process(
     launch: Launch, fault: str
@@ -62,7 +64,7 @@ async def test_an_engine_that_is_lost_or_hangs_tells_everybody_and_ends_the_proc
         waiting = asyncio.create_task(
             whole.post("/v1/chat/completions", json=body(num_tokens=LONG))
         )
-        async with asyncio.timeout(120):
+        async with failsafe():
             while (await service.metrics())["chatrpc_sequences_running"] < 3:
                 await asyncio.sleep(0.01)
 

@@ -5,11 +5,15 @@ import resource
 from typing import Any
 
 import grpc
+import pytest
 
 from tests.fakes.chat_service import HELLO, MODEL, Admit, FakeService, Say
+from tests.fakes.wait import failsafe
 from tests.support.programs import Client, Gateway, Launch, Service, body, http_client
 from tests.support.raw_http import RawClient
 from tests.support.rpc_errors import refusal
+
+pytestmark = pytest.mark.slow
 
 LONG = 50_000
 
@@ -99,7 +103,7 @@ async def test_without_file_descriptors_connections_wait_and_are_served_when_the
             writer.transport.abort()
         await late
         async with http_client(gateway.url) as newcomer:
-            async with asyncio.timeout(120):
+            async with failsafe():
                 while True:
                     try:
                         answer = await newcomer.post("/v1/chat/completions", json=body())

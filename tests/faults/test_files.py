@@ -20,7 +20,8 @@ from service.domain.engine import FinishReason, TokenOutput
 from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
 from service.generation.local_backend import locally_served
-from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer

@@ -11,10 +11,13 @@ import pytest
 from hyperframe.frame import Frame
 
 from chatrpc.v1 import chat_service_pb2
+from tests.fakes.wait import failsafe
 from tests.faults import http2
 from tests.faults.http2 import PREFACE, RawHttp2
 from tests.support.programs import Client, Service, chat
 from tests.support.rpc_errors import refusal
+
+pytestmark = pytest.mark.slow
 
 STREAM = "/chatrpc.v1.ChatService/StreamChatCompletion"
 LONG = chat_service_pb2.StreamChatCompletionRequest(params=chat("hi", 50_000)).SerializeToString()
@@ -158,7 +161,7 @@ async def test_calls_that_fill_the_queue_cost_no_stream_its_place(service: Servi
         await anext(aiter(stream))
         await connection.open()
         await flood(connection, 2000, LONG)
-        async with asyncio.timeout(120):
+        async with failsafe():
             while (await service.metrics())["chatrpc_sequences_waiting"] < 64:
                 await asyncio.sleep(0.02)
         refused = await refusal(client.create())

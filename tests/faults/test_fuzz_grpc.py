@@ -20,6 +20,8 @@ from tests.faults.protobuf_cases import random_case
 from tests.support.programs import Client, RealService, chat
 from tests.support.tiny_model import save_model
 
+pytestmark = pytest.mark.slow
+
 _NUM_AT_ONCE = 16
 
 METHODS: list[MethodDescriptor] = [

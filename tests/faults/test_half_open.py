@@ -10,17 +10,20 @@ from service.domain.engine import FinishReason, TokenOutput
 from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
 from service.generation.local_backend import locally_served
-from service.rpc.server import OPTIONS, SERVICE_NAMES, Server
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import OPTIONS, Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
-from tests.fakes.wait import until
+from tests.fakes.wait import failsafe, until
 from tests.support.gateway import serving, started
 from tests.support.grpc_server import CARD
 from tests.support.programs import Client, http_client
 from tests.support.raw_http import RawClient
 from tests.support.tcp_proxy import TcpProxy
+
+pytestmark = pytest.mark.slow
 
 # As the service pings its clients, but for the patience.
 _PATIENCE = {
@@ -81,7 +84,7 @@ async def test_a_service_that_vanishes_is_an_error_when_the_time_is_up(
         proxy.thaw()
         service.script = [Admit(), Say("Hello"), Finish()]
         proxy.cut()
-        async with asyncio.timeout(120):
+        async with failsafe():
             while (await http.post("/v1/chat/completions", json=BODY)).status_code != 200:
                 await asyncio.sleep(0.02)
 

@@ -4,8 +4,13 @@ import asyncio
 import json
 import signal
 
+import pytest
+
+from tests.fakes.wait import failsafe
 from tests.support.programs import Client, Gateway, Launch, Service, body, http_client
 from tests.support.raw_http import RawClient
+
+pytestmark = pytest.mark.slow
 
 LONG = 50_000
 
@@ -22,7 +27,7 @@ async def test_the_gateway_outlives_the_service_and_finds_the_next_one(launch: L
             whole = asyncio.create_task(
                 http.post("/v1/chat/completions", json=body(num_tokens=LONG))
             )
-            async with asyncio.timeout(120):
+            async with failsafe():
                 while (await service.metrics())["chatrpc_sequences_running"] < 2:
                     await asyncio.sleep(0.01)
             service.send(signal.SIGKILL)
@@ -40,7 +45,7 @@ async def test_the_gateway_outlives_the_service_and_finds_the_next_one(launch: L
 
         again = launch(Service(port=service.port))
         await again.ready()
-        async with asyncio.timeout(120):
+        async with failsafe():
             while (await http.get("/readyz")).status_code != 200:
                 await asyncio.sleep(0.02)
         assert (await http.post("/v1/chat/completions", json=body())).status_code == 200
@@ -62,7 +67,7 @@ async def test_the_service_frees_what_a_killed_gateway_was_asked(launch: Launch)
             await stream.post(body(num_tokens=LONG, stream=True))
             await stream.read_until(b'"content":"a')
         await queued.post(body(num_tokens=LONG, stream=True))
-        async with asyncio.timeout(120):
+        async with failsafe():
             while not (await service.metrics())["chatrpc_sequences_waiting"]:
                 await asyncio.sleep(0.01)
         gateway.send(signal.SIGKILL)

@@ -11,7 +11,8 @@ import pytest
 from chatrpc_process.access.secret import digest_of
 from gateway_http.endpoints import ENDPOINTS
 from gateway_http.http.endpoint import Endpoint
-from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.support.programs import Client, Gateway, Service, body, http_client
 

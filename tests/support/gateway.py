@@ -15,10 +15,12 @@ from gateway_http.server import Server as Gateway
 from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
 from service.generation.local_backend import locally_served
-from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
+from tests.fakes.wait import failsafe
 from tests.support.grpc_server import CARD
 
 
@@ -75,7 +77,7 @@ async def metric(http: httpx.AsyncClient, name: str, labels: dict[str, str]) -> 
     """The sum of the samples of /metrics that have these labels, and maybe others, once there are
     any: a request is counted after its response.
     """
-    async with asyncio.timeout(120):
+    async with failsafe():
         while True:
             page = (await http.get("/metrics")).text
             found = [

@@ -31,7 +31,8 @@ from service.errors import (
 )
 from service.generation.local_backend import locally_served
 from service.rpc.calls.authorization import Access
-from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import byte_grammars

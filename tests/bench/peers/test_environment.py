@@ -7,6 +7,8 @@ import pytest
 
 from bench.peers.environment import Environment, InstallError, root
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def envs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

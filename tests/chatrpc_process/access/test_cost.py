@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from chatrpc.v1 import chat_pb2, completion_pb2
@@ -111,7 +111,6 @@ def test_other_limits_are_left_as_they_are(params: Any, options: dict[str, int])
     assert str(params) == before
 
 
-@settings(deadline=None)
 @given(st.text(max_size=500))
 def test_prompt_has_at_most_a_token_for_each_byte(text: str) -> None:
     """Every tokenizer has a token for each byte; this one has no others."""

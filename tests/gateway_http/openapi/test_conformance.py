@@ -21,6 +21,8 @@ from gateway_http.openapi.document import document
 from tests.support.gateway import checking_service, serving
 from tests.support.grpc_server import CARD
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = schemathesis.openapi.from_dict(document(ENDPOINTS, "1.0"))
 OPERATIONS: list[Any] = [
     result.ok()

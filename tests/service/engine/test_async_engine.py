@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.engine import Caller, EngineStats, FinishReason, Request, TokenOutput
@@ -28,6 +28,7 @@ from service.errors import (
     StepFailed,
 )
 from tests.fakes.runner import FakeRunner, answer, make_core
+from tests.fakes.wait import FAILSAFE_S, until
 from tests.service.engine.requests import make_request
 
 BLOCK_SIZE = 4
@@ -68,8 +69,7 @@ class Rig:
             return [await anext(outputs)] + [o async for o in outputs if not o.is_progress]
 
     async def until(self, condition: Callable[[EngineStats], bool]) -> None:
-        while not condition(self.engine.stats()):
-            await asyncio.sleep(0.001)  # stats are there to be polled
+        await until(lambda: condition(self.engine.stats()))
 
     async def until_step(self, num_steps: int) -> None:
         await self.until(lambda s: s.num_steps >= num_steps)
@@ -90,7 +90,7 @@ class Rig:
         self.runner.gate.clear()
 
     async def blocked(self) -> None:
-        await asyncio.to_thread(self.runner.is_waiting.wait)
+        assert await asyncio.to_thread(self.runner.is_waiting.wait, FAILSAFE_S)
 
 
 @asynccontextmanager
@@ -597,7 +597,6 @@ callers = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     crowd=st.lists(callers, min_size=1, max_size=25),
     num_blocks=st.integers(3, 9),

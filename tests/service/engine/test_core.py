@@ -2,7 +2,7 @@ import time
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.engine import FinishReason, Request, TokenOutput
@@ -228,7 +228,6 @@ arrivals = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     program=st.lists(arrivals, min_size=1, max_size=16),
     failing_runs=st.sets(st.integers(1, 60), max_size=8),

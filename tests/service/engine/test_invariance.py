@@ -183,7 +183,7 @@ def tiny_model(tiny: Path) -> Model:
     return load_model(EngineOptions(tiny, device="cpu")).finish(NUM_BLOCKS, BLOCK_SIZE, 512)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(runs(), min_size=1, max_size=6), st.permutations(range(NUM_BLOCKS)), st.booleans())
 def test_neither_neighbours_nor_chunks_nor_drafts_change_logits(
     tiny_model: Model, together: list[Run], block_ids: list[int], is_last_only: bool

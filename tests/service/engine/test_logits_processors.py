@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -77,7 +77,6 @@ def processed(logits: Tensor, asked: list[tuple[Request, list[int]]]) -> tuple[T
     return changed, apply_rules(changed, rules)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(requests, answers), min_size=1, max_size=5), st.integers(0, 2**32))
 def test_every_row_is_what_the_definitions_give(
     asked: list[tuple[Request, list[int]]], seed: int
@@ -90,7 +89,6 @@ def test_every_row_is_what_the_definitions_give(
         assert (row in dead) == all(logit == -math.inf for logit in expected)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(requests, answers), min_size=2, max_size=12), st.integers(0, 2**32))
 def test_a_row_alone_is_that_row_among_others_to_the_last_bit(
     asked: list[tuple[Request, list[int]]], seed: int

@@ -3,13 +3,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.logprobs import token_logprobs
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.integers(1, 700),
     st.integers(0, 2**32),

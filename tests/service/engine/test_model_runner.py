@@ -28,6 +28,7 @@ from tests.service.engine.models import (
     reference_logprobs,
     save_model,
 )
+from tests.support.params import slow_but
 
 PROMPT_LENS = (1, 5, 19, 3, 12, 30, 2, 8)
 MAX_TOKENS = 16
@@ -76,7 +77,11 @@ def run(core: EngineCore, requests: list[Request], *, steps_between: int = 2) ->
     return answers
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# One of each kind of attention and of layer.
+QUICK = {"llama", "gemma2", "qwen3-moe", "deepseek_v3", "gpt2"}
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, CONFIGS))
 def test_greedy_answers_are_those_of_generate(name: str, tmp_path: Path) -> None:
     model_type, fields = CONFIGS[name]
     path = save_model(tmp_path, make_config(model_type, **fields))

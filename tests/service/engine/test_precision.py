@@ -21,6 +21,8 @@ from tests.service.engine.perplexity import (
     windows,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def path() -> Path:

@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -70,7 +70,6 @@ def distinct_logits(vocab_size: int, spread: float, seed: int) -> NDArray[np.flo
     return rng.permutation(steps).astype(np.float32).astype(np.float64)
 
 
-@settings(max_examples=400, deadline=None)
 @given(sampling_params, vocab_sizes, st.floats(0.5, 40.0), st.integers(0, 2**32), draws)
 def test_every_token_is_the_one_that_the_definitions_give(
     p: SamplingParams, vocab_size: int, spread: float, seed: int, draw: float
@@ -81,7 +80,6 @@ def test_every_token_is_the_one_that_the_definitions_give(
     assert sample(torch.tensor(logits[None]).float(), [p], [draw]) == [expected]
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(sampling_params | st.just(GREEDY), draws), min_size=1, max_size=12),
     vocab_sizes,

@@ -166,7 +166,7 @@ def fails(request: Request, max_model_len: int) -> bool:
     return False
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     engine=engines,
     program=st.lists(arrivals, min_size=1, max_size=10),

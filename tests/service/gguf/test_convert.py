@@ -22,6 +22,7 @@ from tests.fakes.gguf_files import (
     tensors_of,
     write_gguf,
 )
+from tests.support.params import slow_but
 
 VOCAB = 320
 SIZES = {
@@ -405,8 +406,11 @@ def tiny() -> tuple[Case, Any]:
     return CASES["llama"], make_model(CASES["llama"])
 
 
+QUICK = {"llama", "qwen3moe", "phi3", "gemma", "glm4", "olmo2"}
+
+
 class TestRoundTrip:
-    @pytest.mark.parametrize("name", CASES)
+    @pytest.mark.parametrize("name", slow_but(QUICK, CASES))
     def test_weights_and_greedy_tokens_are_those_of_the_checkpoint(
         self, name: str, tmp_path: Path
     ) -> None:

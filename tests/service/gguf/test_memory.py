@@ -10,6 +10,8 @@ import pytest
 
 from tests.fakes.gguf_files import byte_level_vocab, write_gguf
 
+pytestmark = pytest.mark.slow
+
 HIDDEN, VOCAB = 64, 260
 CODE = (
     "import sys; from pathlib import Path; from service.gguf.convert import convert;"

@@ -1,6 +1,6 @@
 from itertools import cycle, groupby
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.text.detokenizer import Detokenizer
@@ -52,13 +52,11 @@ def _decoded(data: bytes) -> str:
 
 
 @given(ids=st.lists(st.integers(0, BYTE_LEVEL.vocab_size + 3), max_size=80))
-@settings(deadline=None)
 def test_any_ids_of_a_byte_level_tokenizer_add_up_to_its_own_text(ids: list[int]) -> None:
     assert "".join(detokenize(BYTE_LEVEL, ids)) == BYTE_LEVEL.decode(ids, skip_special_tokens=True)
 
 
 @given(ids=st.lists(st.integers(0, METASPACE.vocab_size - 1), max_size=80))
-@settings(deadline=None)
 def test_any_ids_of_a_metaspace_tokenizer_add_up_to_its_own_text(ids: list[int]) -> None:
     assert "".join(detokenize(METASPACE, ids)) == METASPACE.decode(ids, skip_special_tokens=True)
 
@@ -73,20 +71,17 @@ def _starts_with_a_space_byte(ids: list[int]) -> bool:
         lambda ids: not _starts_with_a_space_byte(ids)
     )
 )
-@settings(deadline=None, max_examples=300)
 def test_byte_fallback_keeps_whole_characters_before_a_bad_byte(ids: list[int]) -> None:
     assert "".join(detokenize(BYTE_FALLBACK, ids)) == fallback_text(ids)
 
 
 @given(ids=st.lists(st.sampled_from([0x9F, 0xE4, 0xBD, 0xA0]), min_size=17, max_size=80))
-@settings(deadline=None)
 def test_byte_fallback_in_one_long_run(ids: list[int]) -> None:
     ids = [FIRST_BYTE + byte for byte in ids]
     assert "".join(detokenize(BYTE_FALLBACK, ids)) == fallback_text(ids)
 
 
 @given(pieces=pieces)
-@settings(deadline=None)
 def test_encoded_text_comes_back_whole_and_never_half_a_character(
     tokenizer: LibraryTokenizer, pieces: list[str]
 ) -> None:
@@ -97,7 +92,6 @@ def test_encoded_text_comes_back_whole_and_never_half_a_character(
 
 
 @given(data=st.data(), sizes=st.lists(st.integers(1, 20), min_size=1))
-@settings(deadline=None, max_examples=300)
 def test_the_text_is_the_same_however_its_ids_are_cut(
     data: st.DataObject, sizes: list[int]
 ) -> None:

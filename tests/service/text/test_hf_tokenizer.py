@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -204,7 +204,6 @@ def test_a_template_file_comes_before_the_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None)
 @given(
     pieces=st.lists(
         st.sampled_from(["<|im_end|>", "<|im_start|>", "</s>", " ", "\n", "Hello", "\U000f0000"])
@@ -349,6 +348,7 @@ def test_a_missing_tokenizer_is_one_clear_line(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_older_tokenizer_is_converted_by_the_command_of_the_message(tmp_path: Path) -> None:
     model = json.loads(byte_level().to_str())["model"]
     write_json(tmp_path / "vocab.json", model["vocab"])

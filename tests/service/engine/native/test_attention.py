@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -290,7 +290,6 @@ SHAPES = [
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@settings(deadline=None, max_examples=10)
 @given(data=st.data())
 def test_a_result_is_the_same_to_the_bit_however_it_is_computed(
     library: ctypes.CDLL, shape: Shape, dtype: torch.dtype, data: st.DataObject

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -202,7 +202,6 @@ def test_every_path_gives_the_bits_of_the_integer_sums(
             assert torch.equal(y, expected[:rows]), (path, rows)
 
 
-@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_a_row_has_the_same_bits_in_any_batch(
     kernels: ctypes.CDLL | None, data: st.DataObject

@@ -48,6 +48,7 @@ def can_run() -> list[str]:
     return [level.name for level in _LEVELS if level.cpu_flags <= FLAGS]
 
 
+@pytest.mark.slow
 def test_there_is_one_for_each_level_and_nothing_else(compiled: Path) -> None:
     assert {path.name for path in compiled.iterdir()} == {level.file_name for level in _LEVELS}
 

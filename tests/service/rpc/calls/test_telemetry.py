@@ -17,7 +17,8 @@ from service.domain.sampling import SamplingParams
 from service.errors import QueueFull
 from service.generation.local_backend import locally_served
 from service.metrics import Metrics
-from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2
 from chatrpc.v1 import chat_service_pb2, model_service_pb2
 from service.domain.engine import FinishReason, TokenOutput
 from service.generation.local_backend import locally_served
-from service.rpc.server import SERVICE_NAMES
+from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.serving.lifecycle import State
 from tests.fakes.wait import until
 from tests.support.grpc_server import Running, params

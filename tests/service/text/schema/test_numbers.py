@@ -3,7 +3,7 @@ from fractions import Fraction
 from math import ceil, floor
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.grammar import AnswerConstraint
@@ -66,7 +66,6 @@ def is_within(text: str, bounds: Bounds) -> bool:
     return True
 
 
-@settings(deadline=None, max_examples=150)
 @given(intervals)
 def test_terminal_matches_exactly_the_numbers_within_bounds(bounds: Bounds) -> None:
     integers = terminal(numbers.integers(*bounds.integers()))
@@ -87,7 +86,6 @@ def test_terminal_matches_exactly_the_numbers_within_bounds(bounds: Bounds) -> N
 MULTIPLES = ("1", "2", "3", "7", "12", "100", "1000", "0.1", "0.01", "0.25", "0.5", "2.5", "7.5")
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     st.sampled_from(MULTIPLES),
     st.sampled_from([None, 0, -50, Decimal("0.5"), -(2**63)]),

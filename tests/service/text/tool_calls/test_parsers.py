@@ -1,7 +1,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.model import ToolFormat
@@ -154,7 +154,6 @@ def test_what_is_no_call_is_content_to_the_letter(form: ToolFormat, text: str, s
     assert told(form, cut(text, size)) == (text, [])
 
 
-@settings(deadline=None)
 @given(
     form=st.sampled_from(ToolFormat),
     text=st.lists(st.sampled_from(PIECES), max_size=14).map("".join),
