@@ -37,6 +37,10 @@ UNCLEAN = (
     # Calls
     "service/rpc",
     "tests/service/rpc",
+    "service/generation",
+    "tests/service/generation",
+    "tests/support",
+    "tests/wire",
     # Gateway
     "gateway_http/*",
     "gateway_http/auth",
@@ -57,10 +61,6 @@ UNCLEAN = (
     "tests/e2e",
     "tests/fakes",
     "tests/faults",
-    # Engine
-    "tests/service/engine",
-    # GGUF
-    "tests/service/gguf",
     # Text
     "service/text",
     "tests/service/text",
