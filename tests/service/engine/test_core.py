@@ -544,7 +544,7 @@ def test_sequence_without_allowed_token_finishes_at_once(error: BaseException) -
 
 
 def test_longest_sequence_fills_the_cache_and_finishes() -> None:
-    """The sequence runs by itself, after a cached prefix, and with drafts, within the cache's blocks."""
+    """The sequence runs by itself, after a cached prefix, and with drafts."""
     core = core_of(num_blocks=5, num_speculative_tokens=8)
     for i in range(3):
         request = make_request([7] * 19, max_tokens=None)
