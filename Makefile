@@ -93,7 +93,7 @@ check-stubs: $(PROTOC_VENV)/.installed
 	done && echo "stubs up to date"
 
 .PHONY: protos
-protos: $(PROTOC_VENV)/.installed  ## Generate the stubs from protos/chatrpc/v1/*.proto
+protos: $(PROTOC_VENV)/.installed  ## Generate stubs and comments.py from protos/chatrpc/v1/*.proto
 	@cd protos && rm -f chatrpc/v1/*_pb2*.py* chatrpc/v1/comments.py \
 	&& $(PROTOC_PATH) $(PROTOC) -I. $(call STUBS,.) chatrpc/v1/*.proto \
 	&& $(PROTOC_PATH) $(PROTOC) -I. $(call GRPC_STUBS,.) chatrpc/v1/*_service.proto

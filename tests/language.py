@@ -41,13 +41,6 @@ UNCLEAN = (
     "tests/service/generation",
     "tests/support",
     "tests/wire",
-    # Gateway
-    "gateway_http/*",
-    "gateway_http/auth",
-    "gateway_http/convert",
-    "gateway_http/http",
-    "gateway_http/routes",
-    "gateway_http/upstream",
     "tests/gateway_http",
     # Settings and what is common to both processes
     "service/*",

@@ -291,7 +291,7 @@ def test_gateway_and_service_do_not_import_each_other() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_test_module_imports_no_test_module_and_no_helper_of_another_folder() -> None:
+def test_tests_import_no_test_modules_or_helpers_of_other_folders() -> None:
     """Helpers are in tests/support, in tests/fakes, or beside the tests that use them."""
     wrong = []
     for module, path in sources("tests"):

@@ -19,7 +19,7 @@ _ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
 
 
 class _Decompressor(Protocol):
-    """What the decompressors of all codings have in common."""
+    """A decompressor of any coding."""
 
     @property
     def eof(self) -> bool: ...

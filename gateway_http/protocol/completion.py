@@ -39,8 +39,7 @@ class CompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, kw_on
         str | Prompts,
         proto_field(
             "CompletionParams.prompts",
-            description="One text, several texts, the token ids of one prompt or those of several. "
-            "At most 128 prompts; prompts times `n` are at most 128, too.",
+            note="One text, several texts, the token ids of one prompt or those of several.",
         ),
     ]
     echo: bool | None = None

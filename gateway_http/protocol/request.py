@@ -181,10 +181,7 @@ class AllowedTools(Struct, forbid_unknown_fields=True):
     """A choice among some tools of the request."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[
-        list[NamedTool],
-        proto_field("AllowedTools.function_names", description="The functions: 1 to 128."),
-    ]
+    tools: Annotated[list[NamedTool], proto_field("AllowedTools.function_names")]
 
 
 class AllowedToolsChoice(Struct, tag_field="type", tag="allowed_tools", forbid_unknown_fields=True):

@@ -68,6 +68,6 @@ def generate_together(path: Path) -> list[list[int]]:
     return outputs
 
 
-def test_many_overlapping_greedy_answers_equal_generate_token_for_token() -> None:
+def test_overlapping_greedy_completions_equal_generate() -> None:
     path = resolve(None, ServiceSettings.load([]).cache_dir).path
     assert generate_together(path) == generate_alone(path)

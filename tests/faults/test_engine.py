@@ -15,7 +15,7 @@ LONG = 50_000  # tokens; at 2 ms each nobody waits for the last
 UNTOLD = "secret words"
 
 
-async def test_a_step_that_fails_ends_those_in_it_and_nothing_else(launch: Launch) -> None:
+async def test_failed_step_ends_only_its_requests(launch: Launch) -> None:
     service = launch(Service())
     await service.ready()
     gateway = await launch(Gateway(upstream=service.target)).ready()
@@ -44,7 +44,7 @@ async def test_a_step_that_fails_ends_those_in_it_and_nothing_else(launch: Launc
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["!lose", "!hang"])
-async def test_an_engine_that_is_lost_or_hangs_tells_everybody_and_ends_the_process(
+async def test_lost_or_hanging_engine_fails_all_requests_and_ends_the_process(
     launch: Launch, fault: str
 ) -> None:
     service = launch(Service("--step-timeout-s", "1"))

@@ -135,7 +135,7 @@ def keys(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-async def test_a_damaged_file_of_keys_leaves_the_old_ones(
+async def test_damaged_key_file_leaves_the_old_keys(
     keys: Path, damage: Callable[[Path], None]
 ) -> None:
     with capture_logs() as lines:
@@ -157,7 +157,7 @@ async def test_a_damaged_file_of_keys_leaves_the_old_ones(
     assert SECRET not in repr(lines)
 
 
-async def test_files_of_keys_swapped_by_name_and_by_link(tmp_path: Path) -> None:
+async def test_replaced_key_files_are_reloaded(tmp_path: Path) -> None:
     """As editors do it, and as Kubernetes does: a link to a link to a directory that changes."""
     first = tmp_path / "..1"
     first.mkdir()
@@ -227,7 +227,7 @@ async def shown(ca: trustme.CA, port: int) -> bytes:
     return certificate
 
 
-async def test_certificates_change_under_load_and_no_call_fails(
+async def test_certificates_replaced_under_load_fail_no_call(
     ca: trustme.CA, certificates: TlsFiles, tmp_path: Path
 ) -> None:
     async with secured(certificates) as (engine, port):
@@ -250,7 +250,7 @@ async def test_certificates_change_under_load_and_no_call_fails(
 
 @pytest.mark.parametrize("damage", ["gone", "directory", "pipe", "emptied", "cut", "huge", "other"])
 @pytest.mark.parametrize("which", ["certificate", "key"])
-async def test_a_damaged_pair_leaves_the_old_one(
+async def test_damaged_certificate_or_key_leaves_the_old_pair(
     ca: trustme.CA, certificates: TlsFiles, which: str, damage: str
 ) -> None:
     path: Path = getattr(certificates, which)

@@ -75,7 +75,7 @@ def check_error(answer: bytes) -> None:
     assert set(error) == {"message", "type", "param", "code"}
 
 
-async def test_no_bytes_are_an_error_of_the_gateways_own(
+async def test_damaged_requests_over_http_end_in_a_documented_status(
     service: Service, gateway: Gateway
 ) -> None:
     await gateway.ready()

@@ -35,7 +35,7 @@ IMPATIENT = tuple((name, _PATIENCE.get(name, value)) for name, value in OPTIONS)
 
 
 @pytest.mark.parametrize("is_answered", [False, True], ids=["silent", "streaming"])
-async def test_a_grpc_client_that_vanishes_frees_its_generation(is_answered: bool) -> None:
+async def test_vanished_grpc_client_frees_its_generation(is_answered: bool) -> None:
     engine = FakeEngine()
     never = asyncio.Event()
     engine.script = [*([TokenOutput((97,))] if is_answered else []), never]
@@ -62,7 +62,7 @@ async def test_a_grpc_client_that_vanishes_frees_its_generation(is_answered: boo
 BODY = {"model": "org/tiny", "messages": [{"role": "user", "content": "Hi"}]}
 
 
-async def test_a_service_that_vanishes_is_an_error_when_the_time_is_up(
+async def test_vanished_service_is_a_timeout_error(
     service: FakeService,
 ) -> None:
     service.script = [Admit(), Say("Hello"), Hold(), Finish()]
@@ -89,7 +89,7 @@ async def test_a_service_that_vanishes_is_an_error_when_the_time_is_up(
                 await asyncio.sleep(0.02)
 
 
-async def test_the_system_looks_for_http_clients_that_say_nothing(service: FakeService) -> None:
+async def test_http_connections_use_tcp_keepalive(service: FakeService) -> None:
     """A test cannot make a host vanish; that the connections are asked for is what it can see."""
     async with started(upstream=service.target) as (server, url), httpx.AsyncClient() as http:
         assert (await http.get(f"{url}/healthz")).status_code == 200

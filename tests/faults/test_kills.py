@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 LONG = 50_000
 
 
-async def test_the_gateway_outlives_the_service_and_finds_the_next_one(launch: Launch) -> None:
+async def test_gateway_survives_a_killed_service_and_uses_its_successor(launch: Launch) -> None:
     service = await launch(Service()).ready()
     gateway = await launch(Gateway(upstream=service.target)).ready()
     async with http_client(gateway.url) as http:
@@ -53,7 +53,7 @@ async def test_the_gateway_outlives_the_service_and_finds_the_next_one(launch: L
         await gateway.has_fds(num_fds)
 
 
-async def test_the_service_frees_what_a_killed_gateway_was_asked(launch: Launch) -> None:
+async def test_killed_gateway_frees_its_requests_in_the_service(launch: Launch) -> None:
     service = await launch(Service("--max-num-seqs", "2")).ready()
     gateway = await launch(Gateway(upstream=service.target)).ready()
     num_fds = service.num_fds

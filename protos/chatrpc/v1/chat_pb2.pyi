@@ -926,7 +926,7 @@ class AllowedTools(Message):
     """Required. Auto or required."""
     @property
     def function_names(self) -> RepeatedScalarFieldContainer[str]:
-        """Required. The names of the functions: at least 1 and at most 128."""
+        """Required. The functions by name: at least 1 and at most 128."""
 
     def __init__(
         self,

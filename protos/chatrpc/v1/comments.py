@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 COMMENTS: Mapping[str, str] = {
     "AllowedTools": "A choice among some tools of the request.",
-    "AllowedTools.function_names": "Required. The names of the functions: at least 1 and at most 128.",
+    "AllowedTools.function_names": "Required. The functions by name: at least 1 and at most 128.",
     "AllowedTools.mode": "Required. Auto or required.",
     "AudioContent": "Audio.",
     "AudioContent.data": "The bytes of the audio.",
@@ -199,6 +199,7 @@ COMMENTS: Mapping[str, str] = {
     "ErrorReason.ERROR_REASON_TEMPLATE_REFUSED": "The model's chat template rejects the conversation.",
     "ErrorReason.ERROR_REASON_UNAUTHENTICATED": "UNAUTHENTICATED: the API key is missing or unknown.",
     "ErrorReason.ERROR_REASON_UNSUPPORTED_FIELD": "The service or the model does not serve this option.",
+    "ErrorReason.ERROR_REASON_UNSUPPORTED_METHOD": "The model's backend does not implement the method (UNIMPLEMENTED). A model without a tokenizer does not support Tokenize and Detokenize.",
     "FileContent": "A file.",
     "FileContent.data": "The bytes of the file.",
     "FileContent.file_id": "The id of an uploaded file.",

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from chatrpc.v1 import caller_pb2
 from chatrpc.v1.limits import LIMITS
-from chatrpc_process.access.cost import Cost, cost_of, limit_output
+from chatrpc_process.access.cost import Cost, cost_of, default_output_limit
 from chatrpc_process.access.keys import Key, KeyRing
 from chatrpc_process.access.quotas import NeverAdmitted, QuotaExceeded, Quotas, Reservation
 from chatrpc_process.access.secret import sent_secret
@@ -123,8 +123,10 @@ class Access:
         """Admit a call. `params` are None if it does not generate."""
         cost = Cost()
         if params is not None:
-            limit_output(params, key)
-            cost = cost_of(params, num_bytes)
+            limit = default_output_limit(params, key)
+            cost = cost_of(params, num_bytes, limit)
+            if limit is not None:
+                params.sampling.max_completion_tokens = limit
         try:
             with self._quotas.admit(key, cost) as reservation:
                 yield reservation

@@ -11,6 +11,7 @@ import grpc
 import structlog
 from google.rpc import status_pb2
 
+from chatrpc.v1.limits import REQUEST_ID_PATTERN
 from chatrpc_process.logs.limited import LimitedLog
 from chatrpc_process.tracing.api import OFF, Tracer, log_fields
 from service.errors import ChatrpcError, DeadlinePassed, InvalidField
@@ -19,8 +20,8 @@ from service.rpc.calls import status
 from service.rpc.calls.authorization import Access
 from service.rpc.calls.caller import acting_for, received_bytes
 from service.rpc.calls.context import Context, Handler
-from service.rpc.calls.message_reader import MessageReader, Patience
-from service.rpc.calls.rejection_pace import RefusalPace
+from service.rpc.calls.message_reader import ClientTimeouts, MessageReader
+from service.rpc.calls.rejection_pace import RejectionPace
 from service.rpc.calls.rpcs import BY_PATH, Rpc
 from service.rpc.calls.telemetry import CallTelemetry
 from service.rpc.calls.work_pools import WorkPools
@@ -32,7 +33,7 @@ _OPEN = ("/grpc.health.v1.Health/", "/xds.service.orca.v3.OpenRcaService/")
 
 _LAST_WORDS_S = 5
 
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_REQUEST_ID = re.compile(REQUEST_ID_PATTERN)
 
 log = structlog.get_logger(__name__)
 
@@ -50,14 +51,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         access: Access,
         metrics: Metrics,
         pools: WorkPools,
-        patience: Patience | None = None,
+        client_timeouts: ClientTimeouts | None = None,
         tracer: Tracer = OFF,
     ) -> None:
         self._access = access
         self._metrics = metrics
-        self._patience = patience or Patience()
-        self._refusals = RefusalPace()
-        self._messages = MessageReader(pools, self._patience)
+        self._timeouts = client_timeouts or ClientTimeouts()
+        self._refusals = RejectionPace()
+        self._messages = MessageReader(pools, self._timeouts)
         self._tracer = tracer
         self._limited_log = LimitedLog()
 
@@ -153,7 +154,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def _write(self, context: Context, response: Any) -> None:
         try:
-            async with asyncio.timeout(self._patience.write_s):
+            async with asyncio.timeout(self._timeouts.write_s):
                 await context.write(response)
         except TimeoutError:
             raise DeadlinePassed("The answer was not read for too long.") from None

@@ -21,7 +21,8 @@ from tests.service.engine.perplexity import (
     windows,
 )
 
-pytestmark = pytest.mark.slow
+# Without the native kernels a busy machine takes many minutes.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import tokenizers
 
 from service.domain.backend import TextDelta
 from service.domain.chat import (
-    AnswerForm,
     ChatRequest,
     Message,
     PromptOptions,
     ResponseFormat,
+    ResponseFormatKind,
     Tool,
     ToolCall,
     ToolMode,
@@ -55,8 +55,8 @@ THINKING = "{% if enable_thinking is defined %}<think></think>{% else %}<think>{
 CITY = {"enum": ["Rome", "Köln"]}
 WEATHER = {"type": "object", "properties": {"city": CITY}, "required": ["city"]}
 TOOLS = (
-    Tool(0, "get_weather", "About it", json.dumps(WEATHER)),
-    Tool(1, "now", "", "", is_strict=True),
+    Tool("get_weather", "About it", json.dumps(WEATHER)),
+    Tool("now", "", "", is_strict=True),
 )
 
 
@@ -152,7 +152,7 @@ def test_forced_calls_are_read_from_markers_that_are_control_tokens_and_from_tex
 @pytest.mark.parametrize("kind", [byte_level, byte_fallback])
 def test_a_form_by_tokenizers_of_both_kinds(kind: Any) -> None:
     served = model(MESSAGES, kind=kind)
-    wanted = ResponseFormat(AnswerForm.CHOICE, choices=("Hello", "日本 é"))
+    wanted = ResponseFormat(ResponseFormatKind.CHOICE, choices=("Hello", "日本 é"))
     for seed in range(5):
         deltas = answer(chat(response_format=wanted), served, seed)
         assert "".join(delta.text for delta in deltas) in wanted.choices
@@ -161,7 +161,7 @@ def test_a_form_by_tokenizers_of_both_kinds(kind: Any) -> None:
 @pytest.mark.parametrize("is_special", [True, False])
 def test_a_form_after_thoughts_that_the_prompt_opens(is_special: bool) -> None:
     served = model(MESSAGES + THINKING, is_special=is_special)
-    wanted = ResponseFormat(AnswerForm.CHOICE, choices=("yes",))
+    wanted = ResponseFormat(ResponseFormatKind.CHOICE, choices=("yes",))
     conversation = prepare(chat(response_format=wanted), served)
     assert conversation.output_format.is_reasoning_open
     assert conversation.grammar is not None
@@ -195,7 +195,7 @@ def test_a_template_is_given_the_tools_as_openai_has_them() -> None:
 
 def test_what_a_tool_says_of_itself_writes_no_control_token() -> None:
     served = model(TEMPLATES[ToolFormat.HERMES] + MESSAGES)
-    tools = (Tool(0, "f", "Says <|end|> a lot", ""),)
+    tools = (Tool("f", "Says <|end|> a lot", ""),)
     prompt = prepare(chat(tools=tools), served).prompt_token_ids
     assert not served.eos_token_ids.intersection(prompt)
 
@@ -226,7 +226,7 @@ def test_a_template_that_takes_no_system_message_is_told_of_tools_by_the_user() 
 
 def test_a_form_and_free_calls_that_cannot_be_told_apart_are_refused() -> None:
     served = model(TEMPLATES[ToolFormat.LLAMA3_JSON] + MESSAGES)
-    wanted = ResponseFormat(AnswerForm.JSON_OBJECT)
+    wanted = ResponseFormat(ResponseFormatKind.JSON_OBJECT)
     conversation = prepare(chat(tools=TOOLS, response_format=wanted), served)
     assert conversation.grammar is not None
     with pytest.raises(UnsupportedField):
