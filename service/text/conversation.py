@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from service.domain.chat import ChatRequest, ResponseFormat, ToolMode
 from service.domain.grammar import OutputConstraint
-from service.domain.model import LocalModel, ToolFormat
+from service.domain.model import LocalModel
 from service.errors import (
     ContextLengthExceeded,
     InvalidField,
@@ -166,7 +166,7 @@ def _prompt(chat: ChatRequest, model: LocalModel) -> str:
     formats = model.formats
     if formats.has_tool_template:
         messages = chat.messages
-        if formats.tools in (ToolFormat.MISTRAL, ToolFormat.MISTRAL_ARGS):
+        if SYNTAXES[formats.tools].has_short_ids:
             messages = with_mistral_ids(messages)
         options = replace(chat.prompt, tools=template_tools(chat.tools))
         return render_text(model.tokenizer, messages, options)
