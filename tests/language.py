@@ -39,6 +39,8 @@ UNCLEAN = (
     "service/rpc",
     "tests/service/rpc",
     "tests/service/generation",
+    "tests/support",
+    "tests/wire",
     "tests/gateway_http",
     # Whole processes
     "tests/*",
@@ -47,14 +49,6 @@ UNCLEAN = (
     "tests/e2e",
     "tests/fakes",
     "tests/faults",
-    "tests/support",
-    "tests/wire",
-    # Engine
-    "service/engine",
-    "tests/service/engine",
-    # GGUF
-    "service/gguf",
-    "tests/service/gguf",
     # Text
     "service/text/*",
     # Benchmarks
