@@ -37,6 +37,10 @@ UNCLEAN = (
     # Calls
     "service/rpc",
     "tests/service/rpc",
+    "service/generation",
+    "tests/service/generation",
+    "tests/support",
+    "tests/wire",
     "tests/gateway_http",
     # Settings and what is common to both processes
     "service/*",
@@ -50,12 +54,6 @@ UNCLEAN = (
     "tests/e2e",
     "tests/fakes",
     "tests/faults",
-    # Engine
-    "service/engine",
-    "tests/service/engine",
-    # GGUF
-    "service/gguf",
-    "tests/service/gguf",
     # Text
     "service/text/*",
     # Benchmarks
