@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
         """Return the conversation as the model's chat template renders it.
 
         Raises:
-            TemplateRefused: The template rejects the conversation.
+            TemplateRejected: The template rejects the conversation.
         """
         ...
 

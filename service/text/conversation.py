@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 
 from service.domain.chat import ChatRequest, ResponseFormat, ToolMode
 from service.domain.grammar import OutputConstraint
-from service.domain.model import LocalModel, ToolFormat
+from service.domain.model import LocalModel
 from service.errors import (
     ContextLengthExceeded,
     InvalidField,
     InvalidGrammar,
-    TemplateRefused,
+    TemplateRejected,
     UnsupportedField,
 )
 from service.text.chat_template import encode_prompt, render_text
@@ -35,7 +35,7 @@ def prepare(chat: ChatRequest, model: LocalModel) -> Conversation:
     """Render and tokenize the prompt, and determine the format of its output. Takes long.
 
     Raises:
-        TemplateRefused: The template rejects the conversation.
+        TemplateRejected: The template rejects the conversation.
         ContextLengthExceeded: The prompt is far too long.
         InvalidField: The requested output cannot be enforced.
     """
@@ -165,7 +165,7 @@ def _prompt(chat: ChatRequest, model: LocalModel) -> str:
     formats = model.formats
     if formats.has_tool_template:
         messages = chat.messages
-        if formats.tools in (ToolFormat.MISTRAL, ToolFormat.MISTRAL_ARGS):
+        if SYNTAXES[formats.tools].has_short_ids:
             messages = with_mistral_ids(messages)
         options = replace(chat.prompt, tools=template_tools(chat.tools))
         return render_text(model.tokenizer, messages, options)
@@ -173,7 +173,7 @@ def _prompt(chat: ChatRequest, model: LocalModel) -> str:
     try:
         messages = with_tools_in_text(chat.messages, chat.tools, syntax)
         return render_text(model.tokenizer, messages, chat.prompt)
-    except TemplateRefused:
+    except TemplateRejected:
         if not chat.tools:
             raise
     # Some templates, Gemma 2's among them, take no system message.

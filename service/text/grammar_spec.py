@@ -148,7 +148,7 @@ class GrammarSpec:
             start = lark.marked(markers.start, (markers.start,), self.control_token_id)
         return [
             f"reasoning: {start} thinking gap",
-            lark.until("thinking", markers.end, self.control_token_id),
+            lark.text_through_marker("thinking", markers.end, self.control_token_id),
             r"gap: /\n{0,2}/",
             lark.TEXT,
         ]
