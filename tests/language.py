@@ -69,8 +69,6 @@ UNCLEAN = (
     "tests/service/gguf",
     # Text
     "service/text/*",
-    # Benchmarks
-    "bench",
     # Pages
     "docs",
     "README.md",

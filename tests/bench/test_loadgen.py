@@ -55,7 +55,7 @@ async def test_a_closed_loop_sends_everything_so_many_at_a_time(num_clients: int
 
 async def test_a_closed_loop_out_of_patience_still_sends_one_for_each_client() -> None:
     client = CountingClient()
-    transcripts = await closed_loop(client, REQUESTS, 4, patience_s=-1)
+    transcripts = await closed_loop(client, REQUESTS, 4, max_start_s=-1)
     assert len(transcripts) == 4
 
 

@@ -51,7 +51,7 @@ def test_ratios_say_how_many_times_as_fast_ours_is(page: str) -> None:
 def test_what_failed_is_said(page: str) -> None:
     assert "| Broken | **" not in page
     assert "invalid" in page
-    assert "Not measured to the end: does not start: exit code 1: no" in page
+    assert "Not measured completely: does not start: exit code 1: no" in page
 
 
 def test_layers_have_their_cost(page: str) -> None:
