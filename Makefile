@@ -46,9 +46,17 @@ bench-peers: $(VENV)/.bench  ## Install the peers, measure them beside us, write
 
 ##@ Develop
 
+# tests/conftest.py distributes the tests over the processes.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
+
 .PHONY: test
-test: $(VENV)/.dev  ## Run the whole test suite (ARGS= goes to pytest)
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+test: $(VENV)/.dev  ## Run the quick tests, in minutes (ARGS= goes to pytest)
+	@$(PYTEST) $(ARGS)
+
+# Property tests run again, with many more examples.
+.PHONY: test-slow
+test-slow: $(VENV)/.dev  ## Run the slow tests (ARGS= goes to pytest)
+	@$(PYTEST) -m "(slow or hypothesis) and not images" --hypothesis-profile=thorough $(ARGS)
 
 .PHONY: test-deploy
 test-deploy: $(VENV)/.dev  ## Run the steps of the container files, and what they make (minutes)
@@ -61,7 +69,7 @@ constraints: $(VENV)/.dev  ## Pin what images install to the versions of this en
 
 .PHONY: fuzz
 fuzz: $(VENV)/.dev  ## Send CASES damaged requests over gRPC, and as many over HTTP (SEED= chooses them)
-	@FUZZ_CASES=$(or $(CASES),10000) FUZZ_SEED=$(or $(SEED),$$RANDOM) $(BIN)/python -m pytest -q -s \
+	@FUZZ_CASES=$(or $(CASES),10000) FUZZ_SEED=$(or $(SEED),$$RANDOM) $(BIN)/python -m pytest -q -s -m "" \
 	  tests/faults/test_fuzz_grpc.py tests/faults/test_fuzz_http.py
 
 .PHONY: check
@@ -85,7 +93,7 @@ check-stubs: $(PROTOC_VENV)/.installed
 	done && echo "stubs up to date"
 
 .PHONY: protos
-protos: $(PROTOC_VENV)/.installed  ## Generate the stubs from protos/chatrpc/v1/*.proto
+protos: $(PROTOC_VENV)/.installed  ## Generate stubs and comments.py from protos/chatrpc/v1/*.proto
 	@cd protos && rm -f chatrpc/v1/*_pb2*.py* chatrpc/v1/comments.py \
 	&& $(PROTOC_PATH) $(PROTOC) -I. $(call STUBS,.) chatrpc/v1/*.proto \
 	&& $(PROTOC_PATH) $(PROTOC) -I. $(call GRPC_STUBS,.) chatrpc/v1/*_service.proto

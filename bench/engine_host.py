@@ -35,7 +35,7 @@ async def serve(variant: str, table: Mapping[str, Load], ask: Ask, reply: Reply)
     loader = ModelLoader(settings)
     engine = make_engine(settings.engine, settings.engine_settings)
     await engine.start(loader.load())
-    await obey(EngineClient(engine, loader.served(engine).tokenizer), table, ask, reply)
+    await obey(EngineClient(engine, loader.local_model(engine).tokenizer), table, ask, reply)
     await engine.stop()
 
 

@@ -41,7 +41,7 @@ _Content = TypeVar("_Content")
 
 @dataclass(frozen=True)
 class Environment:
-    """What a test may replace in an application.
+    """The parts of an application that are not settings, and that tests replace.
 
     Attributes:
         tracer: Records the spans of requests.

@@ -173,7 +173,7 @@ def _rich_status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
 
 
 def _headers(status: int, details: _Details) -> dict[str, str]:
-    """Return the headers about retries. OpenAI's clients retry every 5xx unless told otherwise."""
+    """Return the headers about retries. OpenAI's clients retry every 5xx without them."""
     if details.retry_after_s is not None:
         return {"retry-after": str(details.retry_after_s)}
     if status == 503:

@@ -9,6 +9,7 @@
     │   ├── ContextLengthExceeded
     │   ├── ExceedsLimit         of the caller's key, by itself
     │   └── TemplateRefused
+    ├── UnsupportedMethod        a method that the model's backend does not implement
     ├── ModelNotFound
     ├── Unauthenticated
     ├── ActingForbidden
@@ -90,6 +91,13 @@ class TemplateRefused(InvalidField):
 
     def __init__(self, message: str) -> None:
         super().__init__("messages", f"The model's chat template refused the messages: {message}")
+
+
+class UnsupportedMethod(ChatrpcError):
+    """The model's backend does not implement the method."""
+
+    def __init__(self, method: str, model: str) -> None:
+        super().__init__(f"The model `{model}` does not support {method}.")
 
 
 class ModelNotFound(ChatrpcError):

@@ -37,18 +37,11 @@ UNCLEAN = (
     # Calls
     "service/rpc",
     "tests/service/rpc",
-    # Gateway
-    "gateway_http/*",
-    "gateway_http/auth",
-    "gateway_http/convert",
-    "gateway_http/http",
-    "gateway_http/protocol",
-    "gateway_http/routes",
-    "gateway_http/upstream",
+    "service/generation",
+    "tests/service/generation",
+    "tests/support",
+    "tests/wire",
     "tests/gateway_http",
-    # Its document
-    "gateway_http/openapi",
-    "protos",
     # Settings and what is common to both processes
     "service/*",
     "tests/service/*",
@@ -61,18 +54,8 @@ UNCLEAN = (
     "tests/e2e",
     "tests/fakes",
     "tests/faults",
-    # Engine
-    "service/engine",
-    "tests/service/engine",
-    # GGUF
-    "service/gguf",
-    "tests/service/gguf",
     # Text
     "service/text/*",
-    # Pages
-    "docs",
-    "README.md",
-    "ARCHITECTURE.md",
 )
 
 # Phrases that have another meaning in a file and are right there: (file, phrase in lower case).

@@ -49,7 +49,7 @@ def page_ids(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_ids)
-def test_options_that_pages_name_exist(page: Path) -> None:
+def test_options_named_in_pages_exist(page: Path) -> None:
     kinds = (ServiceSettings, GatewaySettings)
     processes = {name for kind in kinds for name in options(kind) | old_options(kind)}
     known = processes | {f"no-{name}" for name in processes} | of_the_terminal() | _OF_OTHERS
@@ -59,7 +59,7 @@ def test_options_that_pages_name_exist(page: Path) -> None:
 
 # The page of profiling names functions of the kernels.
 @pytest.mark.parametrize("page", [p for p in PAGES if p.stem != "profiling"], ids=page_ids)
-def test_metrics_that_pages_name_exist(page: Path) -> None:
+def test_metrics_named_in_pages_exist(page: Path) -> None:
     names = exported()
     families = {re.sub("_(bucket|sum|count|total)$", "", name) for name in names}
     named = {
@@ -72,7 +72,7 @@ def test_metrics_that_pages_name_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_ids)
-def test_variables_that_pages_name_are_settings(page: Path) -> None:
+def test_variables_named_in_pages_are_settings(page: Path) -> None:
     assert not unknown_variables(dict.fromkeys(_VARIABLE.findall(page.read_text()), ""))
 
 
@@ -88,7 +88,7 @@ def first_column(text: str) -> set[str]:
             for name in _CODE.findall(line.split("|")[1])}  # fmt: skip
 
 
-def test_runbook_has_each_event_that_asks_for_attention() -> None:
+def test_runbook_has_each_warning_and_error_event() -> None:
     serious = {event.name for event in log_events() if event.level not in {"debug", "info"}} | {
         "native_message"
     }
@@ -96,20 +96,20 @@ def test_runbook_has_each_event_that_asks_for_attention() -> None:
 
 
 @pytest.mark.parametrize("title", ["Runbook", "Logs"])
-def test_events_that_are_named_are_logged(title: str) -> None:
+def test_events_named_in_pages_are_logged(title: str) -> None:
     logged = {event.name for event in log_events()} | {"native_message"}
     endings = ("_failed", "_finished", "_started", "_rejected", "_cut", "_unavailable", "_message")
     named = {code for code in _CODE.findall(section(title)) if code.endswith(endings)}
     assert named <= logged
 
 
-def test_alerts_have_their_row() -> None:
+def test_each_alert_has_a_row() -> None:
     rules = yaml.safe_load((ROOT / "deploy" / "monitoring" / "alerts.yaml").read_text())
     names = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
     assert first_column(section("Alerts")) == names
 
 
-def test_every_reason_of_the_wire_is_explained() -> None:
+def test_each_error_reason_is_explained() -> None:
     text = (ROOT / "docs" / "errors.md").read_text()
     for value in errors_pb2.DESCRIPTOR.enum_types_by_name["ErrorReason"].values:
         reason = value.name.removeprefix("ERROR_REASON_")
@@ -117,14 +117,14 @@ def test_every_reason_of_the_wire_is_explained() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_ids)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+def test_links_between_pages_have_targets(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]*)(?:#[^)]*)?\)", page.read_text()):
         if target and not target.startswith(("http:", "https:")):
             assert (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_ids)
-def test_anchors_that_pages_link_to_are_headings(page: Path) -> None:
+def test_linked_anchors_are_headings(page: Path) -> None:
     for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)]*)\)", page.read_text()):
         if not target.startswith(("http:", "https:")):
             other = (page.parent / target) if target else page

@@ -74,7 +74,10 @@ def call_gateway(http: httpx.Client) -> Iterator[httpx.Response]:
     yield http.get("/healthz", headers=good)
 
 
-def test_no_secret_is_told(start: Callable[..., Process], model: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_secrets_are_not_logged_or_returned(
+    start: Callable[..., Process], model: Path, tmp_path: Path
+) -> None:
     keys = write(tmp_path / "keys.toml", key(KNOWN))
     service_keys = write(tmp_path / "service.toml", key(UPSTREAM, "may_act_for_others = true"))
     own = write(tmp_path / "own", UPSTREAM)
@@ -124,7 +127,7 @@ def test_no_secret_is_told(start: Callable[..., Process], model: Path, tmp_path:
 
 
 @pytest.mark.parametrize("text", ["port = 'SECRET'", "SECRET", "host = ['SECRET']", "a = 'SECRET"])
-def test_settings_that_make_no_sense_quote_no_value(tmp_path: Path, text: str) -> None:
+def test_errors_of_settings_do_not_quote_values(tmp_path: Path, text: str) -> None:
     file = write(tmp_path / "gateway.toml", text.replace("SECRET", MISPLACED))
     with pytest.raises(ConfigError) as caught:
         Settings.load(["--config", str(file)])

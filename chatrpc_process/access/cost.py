@@ -49,24 +49,24 @@ class Cost:
         return self.num_prompt_tokens + self.num_output_tokens
 
 
-def limit_output(params: Any, key: Key) -> None:
-    """Set the output limit of a chat completion that has none, if its key has a token limit.
+def default_output_limit(params: Any, key: Key) -> int | None:
+    """Return the output limit to set for a chat completion that has none; None: set none.
 
-    Otherwise nothing but the context would limit what the request may cost, and reserving that
-    much for each request would reject clients that stay far below their limit. All choices together
-    get no more than the key may use in a minute.
+    One is needed if the key has a token limit. Otherwise only the context length would limit the
+    cost of the request, and reserving that much for each request would reject clients that stay far
+    below their limit. All choices together get no more than the key may use in a minute.
     """
-    sampling, limit = params.sampling, key.tokens_per_minute
-    is_limited = sampling.HasField("max_completion_tokens") or hasattr(params, "prompts")
+    limit = key.tokens_per_minute
+    is_limited = params.sampling.HasField("max_completion_tokens") or hasattr(params, "prompts")
     if limit is None or is_limited:
-        return
+        return None
     default = key.default_max_tokens
     if default is None:
         default = min(max(limit // _CONCURRENCY, _LEAST_DEFAULT), _MOST_DEFAULT)
-    sampling.max_completion_tokens = max(1, min(default, limit // _num_sequences(params)))
+    return max(1, min(default, limit // _num_sequences(params)))
 
 
-def cost_of(params: Any, num_bytes: int) -> Cost:
+def cost_of(params: Any, num_bytes: int, output_limit: int | None = None) -> Cost:
     """Return what a generation may cost.
 
     A token has at least one byte, so the size of a prompt is an upper bound of its tokens. It is
@@ -75,11 +75,16 @@ def cost_of(params: Any, num_bytes: int) -> Cost:
     requests overdraw the limit at once.
 
     Args:
-        params: The generation's parameters, after `limit_output`.
+        params: The generation's parameters.
         num_bytes: The size of the request, as protobuf or JSON, without compression.
+        output_limit: The output limit of one sequence if `params` have none; None: that of a text
+            completion.
     """
     num_sequences, has_prompts = _num_sequences(params), hasattr(params, "prompts")
     sampling = params.sampling
+    if output_limit is not None:
+        sampling = type(params.sampling)(max_completion_tokens=output_limit)
+        sampling.MergeFrom(params.sampling)
     max_tokens = COMPLETION_MAX_TOKENS if has_prompts else 0
     if sampling.HasField("max_completion_tokens"):
         max_tokens = sampling.max_completion_tokens

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from chatrpc.v1 import caller_pb2
-from chatrpc_process.access.cost import Cost, cost_of, limit_output
+from chatrpc_process.access.cost import Cost, cost_of, default_output_limit
 from chatrpc_process.access.keys import Key
 from chatrpc_process.access.quotas import (
     NeverAdmitted,
@@ -87,21 +87,21 @@ class Caller:
         """Count a generation against the caller's limits while in the context.
 
         Args:
-            params: The parameters of the call. A missing output limit is set if the caller has a
-                limit of tokens.
+            params: The parameters of the generation.
             num_bytes: The size of the request's body.
-            names: The client's own names of parameters, where they differ.
+            names: The client's names of parameters that have several names; see `param_of`.
+            is_streamed: True if the response is streamed.
 
         Raises:
-            ApiError: A limit is reached, or the request alone exceeds it.
+            ApiError: A limit is reached, or the request by itself exceeds it.
         """
         if self._key is None:
             yield TokenCharge()
             return
-        limit_output(params, self._key)
-        cost = cost_of(params, num_bytes)
+        output_limit = default_output_limit(params, self._key)
+        cost = cost_of(params, num_bytes, output_limit)
         with self._admitted(self._key, cost, names) as reservation:
-            charge = TokenCharge(reservation, cost, is_streamed=is_streamed)
+            charge = TokenCharge(reservation, cost, output_limit, is_streamed=is_streamed)
             try:
                 yield charge
             except grpc.aio.AioRpcError as error:
@@ -156,6 +156,8 @@ class TokenCharge:
     Args:
         reservation: The reserved tokens; None: the caller has no limit.
         cost: The most that the generation may cost.
+        output_limit: The output limit of one sequence to set, since the request has none; None: it
+            has one, or the caller has no limit of tokens.
         is_streamed: True if the response is streamed.
     """
 
@@ -163,9 +165,11 @@ class TokenCharge:
         self,
         reservation: Reservation | None = None,
         cost: Cost = Cost(),  # noqa: B008  # it is immutable
+        output_limit: int | None = None,
         *,
         is_streamed: bool = False,
     ) -> None:
+        self.output_limit = output_limit
         self._reservation = reservation
         self._cost = cost
         self._is_streamed = is_streamed

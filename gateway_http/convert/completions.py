@@ -17,7 +17,7 @@ _UNLIMITED = 2**32 - 1
 
 
 def params(request: openai.CompletionRequest) -> completion_pb2.CompletionParams:
-    """Convert a body, without the model, whose name the service may know differently.
+    """Convert a body, without the model: the service may have another name for it.
 
     Raises:
         InvalidRequest: The proto has no equivalent of a field.

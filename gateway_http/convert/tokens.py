@@ -13,7 +13,7 @@ _INPUTS = ("prompt", "messages", "content")
 
 
 def tokenize_request(request: openai.TokenizeRequest) -> model_service_pb2.TokenizeRequest:
-    """Convert a body, without the model, whose name the service may know differently.
+    """Convert a body, without the model: the service may have another name for it.
 
     Raises:
         InvalidRequest: The proto has no equivalent of a field, or fields contradict each other.

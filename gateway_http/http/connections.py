@@ -1,13 +1,15 @@
-"""The connections of one listener: which of them may stay if there are too many."""
+"""The open connections of one listener, and which one to close if there are too many."""
 
 from collections import Counter
 from typing import Protocol
 
 
 class Connection(Protocol):
-    """A connection, as far as it can be closed to make room for another."""
+    """A connection that can be closed to make room for another one."""
 
-    def give_way(self) -> None: ...
+    def close_idle(self) -> None:
+        """Close the connection, which is idle."""
+        ...
 
 
 class Connections:
@@ -28,10 +30,10 @@ class Connections:
         self._idle: dict[Connection, None] = {}  # idle longest first
 
     def add(self, connection: Connection, host: str) -> bool:
-        """Return whether there is room for a new connection, which is counted if there is.
+        """Count a new connection if there is room for it; return whether there is.
 
-        If a limit is reached, the connection that has been idle longest is closed to make room; if
-        it is the limit of an address, one of that address.
+        If a limit is reached, the connection that has been idle longest is closed to make room. If
+        it is the limit of an address, a connection of that address is closed.
         """
         if not (self._make_room_of(host) and self._make_room()):
             return False
@@ -40,7 +42,7 @@ class Connections:
         return True
 
     def remove(self, connection: Connection) -> None:
-        """Do nothing if the connection is not counted."""
+        """Stop counting a connection. Does nothing if it is not counted."""
         self._idle.pop(connection, None)
         host = self._hosts.pop(connection, None)
         if host is not None:
@@ -49,11 +51,12 @@ class Connections:
                 del self._num_by_host[host]
 
     def note_idle(self, connection: Connection) -> None:
-        """Do nothing if the connection is idle already, or is not counted."""
+        """Note that a connection is idle. Does nothing if it is idle already, or is not counted."""
         if connection in self._hosts:
             self._idle.setdefault(connection)
 
     def note_busy(self, connection: Connection) -> None:
+        """Note that a connection is not idle."""
         self._idle.pop(connection, None)
 
     def _make_room(self) -> bool:
@@ -71,5 +74,5 @@ class Connections:
         if connection is None:
             return False
         self.remove(connection)
-        connection.give_way()
+        connection.close_idle()
         return True

@@ -1,4 +1,4 @@
-"""Compressed bodies of requests: https://www.rfc-editor.org/rfc/rfc9110#section-8.4."""
+"""Decompression of request bodies: https://www.rfc-editor.org/rfc/rfc9110#section-8.4."""
 
 import sys
 import zlib
@@ -12,14 +12,14 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# More than one is allowed, though nobody gains by it.
+# The most codings of one body. HTTP allows several, though a second one saves nothing.
 MAX_CODINGS = 2
 # 8 MiB, the most that senders may use: https://www.rfc-editor.org/rfc/rfc9659.
 _ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
 
 
 class _Decompressor(Protocol):
-    """What the decompressors of all codings have in common."""
+    """A decompressor of any coding."""
 
     @property
     def eof(self) -> bool: ...
@@ -38,7 +38,7 @@ def _zstd() -> _Decompressor:
     return zstd.ZstdDecompressor(options=_ZSTD_OPTIONS)
 
 
-# By their names in headers. `deflate` is the zlib format, not what zlib calls raw deflate.
+# The decompressors by their names in headers. `deflate` is the zlib format, not raw deflate.
 CODINGS: dict[str, Callable[[], _Decompressor]] = {
     "gzip": _gzip,
     "deflate": zlib.decompressobj,
@@ -50,7 +50,7 @@ CODINGS: dict[str, Callable[[], _Decompressor]] = {
 def decompress(body: bytes, codings: Sequence[str], max_bytes: int) -> bytes:
     """Return the body as it was before its codings were applied.
 
-    It takes no more memory than the result may have, whatever the body expands to.
+    It uses no more memory than `max_bytes`, whatever the body expands to.
 
     Args:
         codings: Names in `CODINGS`, in the order in which they were applied.
@@ -80,6 +80,7 @@ def _decompress(body: bytes, coding: str, max_bytes: int) -> bytes:
 
 
 def too_large(max_bytes: int) -> ApiError:
+    """Return the error for a body that has more than `max_bytes` bytes."""
     return ApiError(
         413, f"The body is too large: at most {max_bytes} bytes.", code="request_too_large"
     )

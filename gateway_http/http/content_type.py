@@ -1,4 +1,4 @@
-"""What the headers of a request say about its body."""
+"""The headers of a request about its body: its content type and its codings."""
 
 from email.message import Message
 
@@ -50,7 +50,7 @@ def content_codings(headers: Headers) -> list[str]:
 
 
 def _charset(content_type: str) -> str:
-    """The charset parameter in lower case; `utf-8` if there is none."""
+    """Return the charset parameter in lower case; `utf-8` if there is none."""
     message = Message()
     message["content-type"] = content_type
     return (message.get_content_charset("utf-8") or "").strip()
@@ -61,7 +61,10 @@ def _unsupported(message: str) -> ApiError:
 
 
 def _unsupported_coding(message: str) -> ApiError:
-    """https://www.rfc-editor.org/rfc/rfc9110#section-15.5.16 asks for the header."""
+    """Return the error, with the header that the RFC requires.
+
+    https://www.rfc-editor.org/rfc/rfc9110#section-15.5.16
+    """
     return ApiError(
         415,
         message,

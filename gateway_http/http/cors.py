@@ -1,4 +1,4 @@
-"""Cross-origin requests: which pages of other origins may call the API from a browser."""
+"""Cross-origin requests: the origins whose pages may call the API from a browser."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from gateway_http.http.request_io import json_response
 from gateway_http.protocol.error import ErrorBody, ErrorObject
 
-# What a page may read of an answer beside its body.
+# The headers of a response that a page may read.
 _EXPOSED = (
     "x-request-id",
     "openai-processing-ms",
@@ -25,17 +25,18 @@ _EXPOSED = (
 )
 
 
-# Pages that this machine serves itself. A site cannot have one of these names.
+# Origins of pages that this machine serves. No site can have one of these names.
 _LOCAL_ORIGINS = r"https?://(localhost|[a-z0-9.-]+\.localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?"
 
 
 class Cors(CORSMiddleware):
-    """Allowed pages may send any headers: OpenAI's SDK sends a dozen of its own.
+    """Starlette's middleware with our headers, and with OpenAI's error object for rejections.
 
-    Credentials are never allowed, so a page can send nothing that it does not know itself.
+    Pages may send any header: OpenAI's SDK sends a dozen of its own. Credentials are never allowed,
+    so a page can only send keys that it has itself.
 
     Args:
-        allow_origins: `*` is any; None: those of localhost, at any port.
+        allow_origins: The allowed origins; `*` is any; None: those of localhost, at any port.
     """
 
     def __init__(self, app: ASGIApp, allow_origins: Sequence[str] | None) -> None:
@@ -50,17 +51,19 @@ class Cors(CORSMiddleware):
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        answer = super().preflight_response(request_headers)
-        if answer.status_code == 200:
-            return Response(status_code=204, headers=_without_body(answer))
+        """Return 204 if the origin is allowed, and an error response otherwise."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return Response(status_code=204, headers=_without_body(response))
         # Starlette allows it even if the origin is not allowed.
-        del answer.headers["access-control-allow-private-network"]
-        message = bytes(answer.body).decode()
+        del response.headers["access-control-allow-private-network"]
+        message = bytes(response.body).decode()
         error = ErrorObject(f"{message}.", "invalid_request_error", None, "cors")
-        return json_response(ErrorBody(error), answer.status_code, _without_body(answer))
+        return json_response(ErrorBody(error), response.status_code, _without_body(response))
 
 
-def _without_body(answer: Response) -> dict[str, str]:
+def _without_body(response: Response) -> dict[str, str]:
+    """Return the headers of a response that are not about its body."""
     return {
-        name: value for name, value in answer.headers.items() if not name.startswith("content-")
+        name: value for name, value in response.headers.items() if not name.startswith("content-")
     }

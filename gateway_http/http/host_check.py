@@ -1,7 +1,8 @@
-"""The names under which a gateway on this machine may be called: a guard against DNS rebinding.
+"""A check of the `Host` header, against DNS rebinding.
 
-A page of any site can have its own name resolve to 127.0.0.1. Its requests are then of the same
-origin to the browser, which lets the page read the responses. Only the `Host` header tells.
+The page of any site can let its own name resolve to 127.0.0.1. The browser then takes requests to
+the gateway for requests to the same origin, and lets the page read the responses. Only the `Host`
+header shows the difference.
 """
 
 import ipaddress
@@ -14,7 +15,7 @@ from gateway_http.protocol.error import ApiError
 
 
 class HostCheck:
-    """ASGI middleware inside `Access`. It rejects requests for names of other sites with 403.
+    """ASGI middleware that rejects requests for names of other sites with 403.
 
     `localhost`, its subdomains and IP addresses are always allowed: no site can have these names.
 
@@ -51,7 +52,7 @@ def host_name(host: str) -> str:
 
 
 def is_local(name: str) -> bool:
-    """Whether a host is an IP address, `localhost` or one of its subdomains."""
+    """Return whether a host is an IP address, `localhost` or one of its subdomains."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:

@@ -1,46 +1,46 @@
-"""HTTP/1.1 as uvicorn speaks it, but for what never reaches the application: it is refused in
-OpenAI's form, and bounded in size, number and time.
+"""HTTP/1.1 on one connection: uvicorn's protocol, with limits, timeouts and OpenAI's errors.
 
-Of an incomplete body the application keeps the time, since it is there already and can answer.
+Requests that are invalid, too large or too slow before the application has them are rejected here.
+The application itself has the timeout for an incomplete body, since it can send the response.
+
+This subclasses private classes of uvicorn, so pyproject.toml bounds uvicorn's version.
 """
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any, cast
 
 import httptools
-import msgspec
 from starlette.types import ASGIApp
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from gateway_http.http.arrival_timer import ArrivalTimer
 from gateway_http.http.connections import Connections
-from gateway_http.http.request_head import HeadFault, head_fault, without_chunks
+from gateway_http.http.early_response import early_response
+from gateway_http.http.head_limits import MAX_HEAD_BYTES, MAX_HEADERS, ChunkOverhead, HeadSize
+from gateway_http.http.request_head import head_fault, without_chunks
 from gateway_http.http.request_record import EarlyRejections, address
 from gateway_http.http.transport import ClientTransport
-from gateway_http.protocol.error import ErrorBody, ErrorObject
+from gateway_http.http.upgrades import UpgradedRequest
+from gateway_http.protocol.error import ApiError, InvalidRequest, ServiceUnavailable
 
-# What most servers and proxies take; the API needs about one.
-MAX_HEAD_BYTES = 64 << 10
-MAX_HEADERS = 100
-# Requests that one connection has sent before their turn. Clients of today send none.
+# The most requests that may wait on one connection for the response to another one. Clients of
+# today send none before they have a response.
 MAX_PIPELINED = 16
-# The head of a chunk as clients write it: two line ends and a length of up to eight digits.
-_CHUNK_HEAD_BYTES = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one listener; the times are of one connection.
+    """The limits of the connections of one listener.
 
     Args:
-        head_timeout_s: for the head of a request, from its first byte, or the connection's.
-        body_timeout_s: for the rest of a body whose request has been answered already.
-        write_timeout_s: that a client may leave unread what would be sent on.
-        max_connections: for more, idle ones are closed. If none is idle, further ones are answered
-            with 503, and twice as many not at all.
+        head_timeout_s: The maximum duration of receiving a head, from its first byte, or from the
+            beginning of the connection.
+        body_timeout_s: The maximum duration of receiving the rest of a body after the response.
+        write_timeout_s: The time for which a client may not read what it is sent.
+        max_connections: The most connections. For another one, an idle one is closed. If none is
+            idle, its request is rejected with 503. Twice as many are closed at once.
     """
 
     head_timeout_s: float
@@ -56,176 +56,154 @@ class HttpProtocol(HttpToolsProtocol):
         self,
         limits: Limits,
         rejections: EarlyRejections,
-        counted: Connections,
-        **uvicorns: Any,
+        open_connections: Connections,
+        **uvicorn_arguments: Any,
     ) -> None:
-        super().__init__(**uvicorns)
+        super().__init__(**uvicorn_arguments)
         self._limits = limits
         self._rejections = rejections
-        self._counted = counted
-        self._fault: HeadFault | None = None
-        self._num_head_bytes = 0  # as the parser has told of them
-        self._num_raw_bytes = 0  # as they came, those of an unfinished header too
-        self._num_headers = 0
+        self._open_connections = open_connections
+        self._arrival = ArrivalTimer(self.loop)
+        self._head_size = HeadSize()
+        self._chunk_overhead = ChunkOverhead()
+        self._fault: ApiError | None = None  # of the head
         self._num_messages = 0
-        self._num_body_bytes = 0  # of chunked bodies: of what they carry
-        self._num_chunk_bytes = 0  # and of what they are carried in
         self._is_in_head = False
-        self._is_head_known = False
         self._is_between_requests = True
         self._is_surplus = False
         self._is_cut = False
         self._answering: RequestResponseCycle | None = None
-        self._arrival: asyncio.TimerHandle | None = None  # by when what is incomplete must be whole
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._client_transport = ClientTransport(
             transport, self._limits.write_timeout_s, lambda: self._cut("write"), self.loop
         )
         super().connection_made(cast("asyncio.Transport", self._client_transport))
-        self._is_surplus = not self._counted.add(self, self.client[0] if self.client else "")
-        self._expect(self._limits.head_timeout_s, self._on_late_head)
+        host = self.client[0] if self.client else ""
+        self._is_surplus = not self._open_connections.add(self, host)
+        self._arrival.start(self._limits.head_timeout_s, self._on_late_head)
         if len(self.connections) > 2 * self._limits.max_connections:
             self._cut("limit")
-        self._note_whether_idle()
+        self._note_if_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._counted.remove(self)
-        self._expect_nothing()
+        self._open_connections.remove(self)
+        self._arrival.stop()
         self._client_transport.stop_watching()
         super().connection_lost(exc)
-        # uvicorn tells the last request alone, which may be pipelined behind the one in progress.
+        # uvicorn informs only the last request, which may be pipelined after the running one.
         if self._answering is not None and not self._answering.response_complete:
             self._answering.disconnected = True
             self._answering.message_event.set()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_surplus:  # told now, since a client reads no answer before it has asked
+        if self._is_surplus:  # not earlier: a client reads no response before it has sent a request
             self._rejections.count_cut("limit")
-            self._refuse(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "There are too many connections. Please retry later.",
-                "server_is_overloaded",
-                kind="service_unavailable_error",
-                headers="retry-after: 1\r\n",
-                reason="TOO_MANY_CONNECTIONS",
+            self._reject(
+                ServiceUnavailable(
+                    "There are too many connections. Please retry later.",
+                    "server_is_overloaded",
+                    reason="TOO_MANY_CONNECTIONS",
+                )
             )
             return
-        if self._arrival is None and self._is_between_requests:
-            self._expect(self._limits.head_timeout_s, self._on_late_head)
+        if self._is_between_requests and not self._arrival.is_running:
+            self._arrival.start(self._limits.head_timeout_s, self._on_late_head)
         self._unset_keepalive_if_required()
         message = None if self._is_in_head or self._is_between_requests else self._num_messages
-        self._num_body_bytes = 0
+        self._chunk_overhead.begin_data()
         try:
             self._feed(data)
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
             return
-        if message == self._num_messages and not self._is_between_requests:
-            self._count_chunk_bytes(len(data) - self._num_body_bytes)
-        # The parser keeps an unfinished header to itself, however long it gets.
+        is_same_body = message == self._num_messages and not self._is_between_requests
+        if is_same_body:
+            self._chunk_overhead.end_data(len(data))
+            if self._chunk_overhead.is_exceeded and not self.transport.is_closing():
+                self._reject(
+                    _invalid_http(
+                        f"The chunks of the body have more than {MAX_HEAD_BYTES} bytes of "
+                        "extensions."
+                    )
+                )
         if self._is_in_head:
-            self._num_raw_bytes += len(data)
-            if self._num_raw_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._head_size.add_received(len(data))
+            if self._head_size.is_exceeded and not self.transport.is_closing():
                 self.send_400_response("")
 
     def _feed(self, data: bytes) -> None:
-        """As uvicorn does, but that a request for another protocol is one for this.
-
-        Java's HTTP client asks for HTTP/2 (`Upgrade: h2c`) with its first request, body and all.
-        The parser takes what follows the head for the other protocol, so another one goes on.
-        """
+        """Parse received data. A request that asks for another protocol is served with this one."""
         rest = memoryview(data)
         while True:
             try:
                 self.parser.feed_data(rest)
             except httptools.HttpParserUpgrade as upgrade:
                 rest = rest[upgrade.args[0] :]
-                self._begin_body_anew()
+                request = UpgradedRequest(self)
+                self.parser = request.parser
+                request.replay_head(self.headers)
             else:
                 return
 
-    def _begin_body_anew(self) -> None:
-        framing = [
-            b"%s: %s\r\n" % (name, value)
-            for name, value in self.headers
-            if name in {b"content-length", b"transfer-encoding"}
-        ]
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
-        self._is_head_known = True
-        try:
-            self.parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % b"".join(framing))
-        finally:
-            self._is_head_known = False
+    # Callbacks of the parser. An exception in one makes the parser raise HttpParserError.
 
     def on_message_begin(self) -> None:
-        if self._is_head_known:
-            return
         super().on_message_begin()
-        self._counted.note_busy(self)
+        self._open_connections.note_busy(self)
         self._num_messages += 1
-        self._num_chunk_bytes = 0
+        self._chunk_overhead.begin_body()
         self._is_between_requests = False
         self._is_in_head = True
-        self._num_head_bytes = self._num_raw_bytes = self._num_headers = 0
-        if self._arrival is None:
-            self._expect(self._limits.head_timeout_s, self._on_late_head)
+        self._head_size.reset()
+        if not self._arrival.is_running:
+            self._arrival.start(self._limits.head_timeout_s, self._on_late_head)
 
     def on_url(self, url: bytes) -> None:
-        if self._is_head_known:
-            return
-        self._count(len(url))
+        self._head_size.add_url(url)
+        self._check_head_size()
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._is_head_known:
-            return
-        self._num_headers += 1
-        self._count(len(name) + len(value))
-        if self._is_in_head:  # what follows a body is a trailer, and nobody asks for one
+        self._head_size.add_header(name, value)
+        self._check_head_size()
+        if self._is_in_head:  # a header after the body is a trailer, which the API does not use
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self._is_head_known:
-            return
         self._is_in_head = False
-        self._num_head_bytes = self._num_raw_bytes = self._num_headers = 0
-        self._expect(self._limits.body_timeout_s, self._on_late_body)
+        self._head_size.reset()
+        self._arrival.start(self._limits.body_timeout_s, self._on_late_body)
         version = self.parser.get_http_version()
         self._fault = head_fault(self.headers, version)
         if self._fault is not None:
-            raise ValueError  # inside the parser, which ends with it
+            raise self._fault
         if version == "1.0":
             self.expect_100_continue = False
         super().on_headers_complete()
         if len(self.pipeline) > MAX_PIPELINED:
             self._cut("limit")
 
-    def on_message_complete(self) -> None:
-        if self.parser.should_upgrade():  # it has a body yet
-            return
-        self._is_between_requests = True
-        self._expect_nothing()
-        super().on_message_complete()
-        self._note_whether_idle()
+    def on_chunk_header(self) -> None:
+        self._chunk_overhead.add_chunk()
 
     def on_body(self, body: bytes) -> None:
-        self._num_body_bytes += len(body)
+        self._chunk_overhead.add_content(len(body))
         super().on_body(body)
 
-    def on_chunk_header(self) -> None:
-        self._num_body_bytes += _CHUNK_HEAD_BYTES
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():  # its body follows, for another parser
+            return
+        self._is_between_requests = True
+        self._arrival.stop()
+        super().on_message_complete()
+        self._note_if_idle()
 
-    def give_way(self) -> None:
-        """End the connection, which is idle, to make room for another one."""
-        self.connections.discard(self)
-        self._cut("idle")
+    def _check_head_size(self) -> None:
+        if self._head_size.is_exceeded:
+            raise ValueError
 
-    def _note_whether_idle(self) -> None:
-        is_answered = self.cycle is None or self.cycle.response_complete
-        if self._is_between_requests and is_answered and not self.transport.is_closing():
-            self._counted.note_idle(self)
+    # The life of requests and of the connection.
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
@@ -235,110 +213,80 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._note_whether_idle()
+        self._note_if_idle()
+
+    def close_idle(self) -> None:
+        """Close the connection, which is idle, to make room for another one."""
+        self.connections.discard(self)
+        self._cut("idle")
+
+    def _note_if_idle(self) -> None:
+        is_answered = self.cycle is None or self.cycle.response_complete
+        if self._is_between_requests and is_answered and not self.transport.is_closing():
+            self._open_connections.note_idle(self)
+
+    # Rejections.
 
     def send_400_response(self, msg: str) -> None:
-        """Whatever the parser stumbled over; the words for it are uvicorn's own."""
+        """Reject what the parser could not parse, for the reason found here or else for `msg`."""
         if self._fault is not None:
-            self._refuse(self._fault.status, self._fault.message, self._fault.code)
-        elif self._is_head_too_large():
-            self._refuse(
-                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-                f"The head of the request is too large: at most {MAX_HEAD_BYTES} bytes and "
-                f"{MAX_HEADERS} headers.",
-                "headers_too_large",
+            self._reject(self._fault)
+        elif self._head_size.is_exceeded:
+            self._reject(
+                ApiError(
+                    431,
+                    f"The head of the request is too large: at most {MAX_HEAD_BYTES} bytes and "
+                    f"{MAX_HEADERS} headers.",
+                    code="headers_too_large",
+                )
             )
         else:
-            self._refuse(HTTPStatus.BAD_REQUEST, msg, "invalid_http")
+            self._reject(_invalid_http(msg))
 
-    def _refuse(
-        self,
-        status: HTTPStatus,
-        message: str,
-        code: str,
-        *,
-        kind: str = "invalid_request_error",
-        headers: str = "",
-        reason: str = "",
-    ) -> None:
-        self._rejections.note_rejected(status.value, reason or code.upper(), address(self.client))
-        self._counted.note_busy(self)
-        if self._is_answering():  # what is written now would become a part of that response
-            self.transport.close()
-            return
-        body = msgspec.json.encode(ErrorBody(ErrorObject(message, kind, None, code)))
-        head = (
-            f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-            "content-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n"
-            f"{headers}"
-            "connection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
+    def _reject(self, error: ApiError) -> None:
+        """Send an error response and close the connection."""
+        self._rejections.note_rejected(error.status, error.reason, address(self.client))
+        self._open_connections.note_busy(self)
+        if not self._is_in_response():  # otherwise these bytes would become a part of that response
+            self.transport.write(early_response(error))
         self.transport.close()
 
-    def _is_answering(self) -> bool:
+    def _is_in_response(self) -> bool:
         cycle = self._answering
         return cycle is not None and cycle.response_started and not cycle.response_complete
 
-    def _count_chunk_bytes(self, num_bytes: int) -> None:
-        """Count bytes of a body that are not its content, beyond a few for each chunk."""
-        self._num_chunk_bytes += max(0, num_bytes)
-        if self._num_chunk_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(
-                HTTPStatus.BAD_REQUEST,
-                f"The chunks of the body have more than {MAX_HEAD_BYTES} bytes of extensions.",
-                "invalid_http",
-            )
-
-    def _count(self, num_bytes: int) -> None:
-        self._num_head_bytes += num_bytes
-        if self._is_head_too_large():
-            raise ValueError  # inside the parser, which ends with it
-
-    def _is_head_too_large(self) -> bool:
-        num_bytes = max(self._num_head_bytes, self._num_raw_bytes)
-        return num_bytes > MAX_HEAD_BYTES or self._num_headers > MAX_HEADERS
-
-    def _expect(self, timeout_s: float, on_late: Callable[[], None]) -> None:
-        self._expect_nothing()
-        self._arrival = self.loop.call_later(timeout_s, on_late)
-
-    def _expect_nothing(self) -> None:
-        if self._arrival is not None:
-            self._arrival.cancel()
-            self._arrival = None
-
     def _on_late_head(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
-            # It is pipelined behind a request that is being answered.
-            self._expect(self._limits.head_timeout_s, self._on_late_head)
+            # It is pipelined after a request whose response is in progress.
+            self._arrival.start(self._limits.head_timeout_s, self._on_late_head)
             return
-        if self._is_between_requests:  # nothing has been asked, and so nobody reads an answer
+        if self._is_between_requests:  # no request has begun, so the client reads no response
             self._note_cut("head")
             self.transport.close()
             return
         self._rejections.count_cut("head")
-        self._refuse(
-            HTTPStatus.REQUEST_TIMEOUT,
-            f"The head of the request took longer than {self._limits.head_timeout_s:g} s.",
-            "request_timeout",
-        )
+        timeout_s = self._limits.head_timeout_s
+        message = f"The head of the request took longer than {timeout_s:g} s."
+        self._reject(ApiError(408, message, code="request_timeout"))
 
     def _on_late_body(self) -> None:
-        if not self.cycle.response_complete:  # the application will see to it
-            self._expect(self._limits.body_timeout_s, self._on_late_body)
+        if not self.cycle.response_complete:  # the application has the timeout
+            self._arrival.start(self._limits.body_timeout_s, self._on_late_body)
             return
         self._note_cut("body")
         self.transport.close()
 
-    def _note_cut(self, reason: str) -> None:
-        self._rejections.note_cut(reason, address(self.client))
-
     def _cut(self, reason: str) -> None:
-        """End the connection with whatever was on its way."""
+        """Close the connection without sending what is waiting to be sent."""
         if self._is_cut:
             return
         self._is_cut = True
         self._note_cut(reason)
         self.transport.abort()
+
+    def _note_cut(self, reason: str) -> None:
+        self._rejections.note_cut(reason, address(self.client))
+
+
+def _invalid_http(message: str) -> InvalidRequest:
+    return InvalidRequest(message, code="invalid_http")

@@ -1,46 +1,37 @@
-"""What HTTP demands of the head of a request and the parser does not check, and HTTP/1.0."""
+"""Rules of HTTP about the head of a request that the parser does not check, and HTTP/1.0."""
 
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from gateway_http.protocol.error import ApiError, InvalidRequest
 
 # https://www.rfc-editor.org/rfc/rfc3986#section-3.2, without user information.
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=\[\]:-]*")
 
 
-@dataclass(frozen=True, slots=True)
-class HeadFault:
-    """Why a request is rejected by its head: the status, the message and the code of the error."""
-
-    status: HTTPStatus
-    message: str
-    code: str = "invalid_http"
-
-
-def head_fault(headers: Sequence[tuple[bytes, bytes]], version: str) -> HeadFault | None:
+def head_fault(headers: Sequence[tuple[bytes, bytes]], version: str) -> ApiError | None:
     """Return what is wrong with the headers of a request of HTTP `version`; None if nothing is.
 
     https://www.rfc-editor.org/rfc/rfc9112#section-3.2 and
-    https://www.rfc-editor.org/rfc/rfc9110#section-10.1.1
+    https://www.rfc-editor.org/rfc/rfc9110#section-10.1.1 define the rules.
     """
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1:
-        return HeadFault(HTTPStatus.BAD_REQUEST, "The request has more than one Host header.")
+        return _invalid("The request has more than one Host header.")
     if not hosts and version != "1.0":
-        return HeadFault(HTTPStatus.BAD_REQUEST, "The request has no Host header.")
+        return _invalid("The request has no Host header.")
     if hosts and not _HOST.fullmatch(hosts[0]):
-        return HeadFault(HTTPStatus.BAD_REQUEST, "The Host header of the request is invalid.")
+        return _invalid("The Host header of the request is invalid.")
     expected = [value.lower() for name, value in headers if name == b"expect"]
     if version != "1.0" and any(value != b"100-continue" for value in expected):
-        return HeadFault(
-            HTTPStatus.EXPECTATION_FAILED,
+        return ApiError(
+            417,
             "The only supported value of the Expect header is 100-continue.",
-            "expectation_failed",
+            code="expectation_failed",
         )
     return None
 
@@ -48,7 +39,7 @@ def head_fault(headers: Sequence[tuple[bytes, bytes]], version: str) -> HeadFaul
 def without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
     """Return `app` for a request of HTTP/1.0: its connection ends a response of unknown length.
 
-    uvicorn sends such a response in chunks, which HTTP/1.0 does not know. It closes each connection
+    uvicorn sends such a response in chunks, which HTTP/1.0 does not have. It closes each connection
     of HTTP/1.0 after one response.
     """
 
@@ -70,3 +61,7 @@ def without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
         await app(scope, receive, send_plain)
 
     return wrapped
+
+
+def _invalid(message: str) -> InvalidRequest:
+    return InvalidRequest(message, code="invalid_http")

@@ -1,10 +1,10 @@
-"""Server-sent events as OpenAI's clients read them."""
+"""Server-sent events in the form that OpenAI's clients expect."""
 
 import msgspec
 from starlette.types import Send
 
 PING = b": ping\n\n"
-"""A comment: clients skip it, proxies see a living connection."""
+"""A comment. Clients skip it, and proxies keep the connection open."""
 
 _DONE = b"data: [DONE]\n\n"
 _HEADERS = [
@@ -16,9 +16,8 @@ _HEADERS = [
 _encode = msgspec.json.Encoder().encode
 
 
-# Unicode's other line ends, which JSON leaves as they are. Clients that split a stream by Python's
-# `str.splitlines`, as httpx's `iter_lines` does, would take them for the ends of events. JSON
-# escapes those below U+0020 in any case.
+# Further line ends of Unicode, which JSON does not escape. Clients that split a stream with
+# `str.splitlines`, as httpx's `iter_lines` does, would split events at them.
 _LINE_ENDS = {
     "\u0085".encode(): rb"\u0085",
     "\u2028".encode(): rb"\u2028",
@@ -36,8 +35,11 @@ def event(data: msgspec.Struct) -> bytes:
 
 
 class EventStream:
-    """A response of events. Its status and headers go out with the first of them: until then, the
-    request can still be answered with an error.
+    """A response of events. Its head is sent with the first event, so that the request can be
+    rejected with an error response until then.
+
+    Attributes:
+        is_open: True once the head has been sent.
     """
 
     def __init__(self, send: Send) -> None:
@@ -45,10 +47,11 @@ class EventStream:
         self.is_open = False
 
     async def write(self, events: bytes) -> None:
+        """Send encoded events."""
         await self._write(events, more=True)
 
     async def close(self) -> None:
-        """Write `[DONE]`, without which clients would take a cut stream for a whole one."""
+        """Send `[DONE]` and end the response. Clients take a stream without it for incomplete."""
         await self._write(_DONE, more=False)
 
     async def _write(self, events: bytes, *, more: bool) -> None:

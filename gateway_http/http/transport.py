@@ -1,4 +1,4 @@
-"""A client's transport, which notices that the client does not read."""
+"""A transport that notices when its client does not read."""
 
 import array
 import asyncio
@@ -7,28 +7,30 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-# Of Linux: the bytes in a socket's queue that have not been sent. Those that the client's system
-# has not acknowledged yet are not counted.
+# Linux's request for the number of unsent bytes in a socket's queue. It does not include sent bytes
+# that are not acknowledged yet.
 _SIOCOUTQNSD = 0x894B
-# How often the unsent bytes are counted within the timeout.
+# The number of checks within the timeout.
 _CHECKS = 16
-# This much per timeout is reading, however much there is to read.
+# A client that reads this much within the timeout is reading, however much there is to read.
 _ENOUGH_BYTES = 64 << 10
 
 
 class ClientTransport:
     """The transport of one connection.
 
-    A client leaves unread what it is sent if, for `timeout_s`, neither all that waited for it at
-    the beginning of that time nor 64 KiB of it could be sent. What counts are the bytes that wait
-    in this process and in the kernel: the kernel takes megabytes before it refuses any. What the
-    client's own system has taken counts as read.
+    A client does not read if within `timeout_s` neither all bytes that waited at the beginning nor
+    64 KiB of them could be sent. Waiting bytes are those in this process and in the kernel, which
+    buffers megabytes. Bytes that the client's own system has received count as read.
 
-    Writing to a closed transport does nothing. uvloop's own raises, and the writers learn of the
-    end of a connection only a moment after it.
+    Writing to a closed transport does nothing. uvloop's transport raises, and writers are informed
+    of the end of a connection only a moment later.
 
     Args:
-        on_unread: Called once if the client leaves unread what it is sent.
+        transport: The transport of the connection.
+        timeout_s: The time in seconds for which the client may not read.
+        on_unread: Called once if the client does not read.
+        loop: The event loop.
     """
 
     def __init__(
@@ -44,7 +46,8 @@ class ClientTransport:
         self._loop = loop
         self._num_written = 0
         self._check: asyncio.TimerHandle | None = None
-        # While bytes wait: since when, and how many must have been sent for that to begin anew.
+        # While bytes wait: the time at which the timeout began, and the number of bytes that must
+        # have been sent for it to begin anew.
         self._waiting: tuple[float, int] | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -59,7 +62,7 @@ class ClientTransport:
             self._check_later()
 
     def stop_watching(self) -> None:
-        """Call this when the connection has been lost."""
+        """Stop the checks. Call this when the connection has been lost."""
         if self._check is not None:
             self._check.cancel()
 
@@ -71,7 +74,7 @@ class ClientTransport:
         num_unsent = self._num_unsent()
         if num_unsent == 0:
             self._waiting = None
-            return  # the next write continues
+            return  # the next write starts the checks again
         now, num_sent = self._loop.time(), self._num_written - num_unsent
         if self._waiting is None or num_sent >= self._waiting[1]:
             self._waiting = now, num_sent + min(num_unsent, _ENOUGH_BYTES)
@@ -81,9 +84,9 @@ class ClientTransport:
         self._check_later()
 
     def _num_unsent(self) -> int:
-        """Bytes that wait in this process or in the kernel; elsewhere than on Linux, the former."""
+        """Return the bytes that wait in this process and, on Linux, in the kernel."""
         num_bytes = array.array("i", [0])
-        # The socket is closed, or the system does not know the request.
+        # The socket is closed, or the system lacks the request.
         with suppress(OSError, ValueError):
             fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), _SIOCOUTQNSD, num_bytes)
         return num_bytes[0] + self._transport.get_write_buffer_size()

@@ -7,21 +7,23 @@ from typing import Any
 
 import msgspec
 
-from chatrpc.v1.limits import LIMITS, Limits
+from chatrpc.v1.limits import LIMITS, REQUEST_ID_PATTERN, Limits
 from gateway_http.http.endpoint import Endpoint
 from gateway_http.openapi.fields import fields_of, structs_within
 from gateway_http.protocol.completion import CompletionRequest
+from gateway_http.protocol.elements import MAX_ELEMENTS
 from gateway_http.protocol.error import ErrorBody
 from gateway_http.protocol.request import ChatCompletionRequest
 
 _REF = "#/components/schemas/{name}"
 _Schema = dict[str, Any]
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 OpenAI's API over a chatrpc service. Every path exists with the prefix `/v1` and without it. `null`
 is the same as absent for every optional field. A field that is not described here is rejected by
 name, never ignored. Every error is one of OpenAI's error objects. Bodies are JSON in UTF-8, plain
-or compressed (`Content-Encoding`: gzip, deflate or zstd), of at most 100 000 keys and values."""
+or compressed (`Content-Encoding`: gzip, deflate or zstd), of at most {MAX_ELEMENTS:,} keys and
+values."""
 
 _HEADERS = {
     "x-request-id": {
@@ -82,7 +84,7 @@ _PROMPT_LIST: _Schema = {
 }
 # Without what only Python's regular expressions have.
 _REQUEST_ID: _Schema = {
-    "anyOf": [{"type": "string", "pattern": "^[!-~]{1,128}$"}, {"type": "null"}]
+    "anyOf": [{"type": "string", "pattern": f"^{REQUEST_ID_PATTERN}$"}, {"type": "null"}]
 }
 # Schemas that are more precise than the type of the field.
 _PRECISE_SCHEMAS: dict[tuple[type[msgspec.Struct], str], _Schema] = {

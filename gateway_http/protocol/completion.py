@@ -39,8 +39,7 @@ class CompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, kw_on
         str | Prompts,
         proto_field(
             "CompletionParams.prompts",
-            description="One text, several texts, the token ids of one prompt or those of several. "
-            "At most 128 prompts; prompts times `n` are at most 128, too.",
+            note="One text, several texts, the token ids of one prompt or those of several.",
         ),
     ]
     echo: bool | None = None
@@ -88,7 +87,7 @@ class CompletionLogprobs(Struct):
 
 
 class CompletionChoice(Struct, kw_only=True):
-    """One of the outputs that were generated from a prompt, or a piece of it in a stream."""
+    """An output that was generated from a prompt, or a piece of it in a stream."""
 
     index: int
     text: str

@@ -1,4 +1,4 @@
-"""From the bytes of a body to a typed request, or to OpenAI's words for what is wrong with them."""
+"""Decoding of a body to a typed request, or to an error in OpenAI's words."""
 
 import codecs
 import json
@@ -14,14 +14,14 @@ from gateway_http.protocol.unknown_nulls import null_tolerant_decoder
 
 _Body = TypeVar("_Body")
 
-# An error repeats what the client sent; this much of it is enough to recognise it by.
+# Characters of a client's value in an error.
 _MAX_QUOTED = 200
 
-# Lists of integers have no keys, and are most of some bodies.
+# Lists of integers, which have no keys. Some bodies consist mostly of them.
 _LONG_LISTS = re.compile(r"\[\s*\d[\d\s,]{512,}\d")
 _MANY_CHARS = 32 << 10
 
-# msgspec's words for a mismatch, and OpenAI's code and words for the same.
+# Messages of msgspec, with OpenAI's code and message for the same mismatch.
 _MISMATCHES = [
     (
         r"Object missing required field `(?P<field>.*)`",
@@ -59,7 +59,7 @@ _MISMATCHES = [
         "Invalid '{param}': empty array. Expected an array with minimum length {limit}.",
     ),
     (
-        r"Expected `str` matching regex .*",  # `request_id` alone has one
+        r"Expected `str` matching regex .*",  # only `request_id` has one
         "invalid_value",
         "Invalid '{param}': expected 1 to 128 printable ASCII characters without spaces.",
     ),
@@ -90,8 +90,8 @@ _TYPE_NAMES = {
 def decoder(kind: type[_Body]) -> Callable[[bytes], _Body]:
     """Return a function that decodes a body of this type.
 
-    It raises InvalidRequest, whatever the bytes are. Of a body of 8 MiB it holds the interpreter's
-    lock for a few times 50 ms, so large ones are for a thread.
+    It raises InvalidRequest if the bytes are not such a body. A body of 8 MiB takes a few times
+    50 ms, during which the interpreter's lock is held. Large bodies are decoded in a thread.
     """
     decode_json = null_tolerant_decoder(kind)
 
@@ -101,7 +101,7 @@ def decoder(kind: type[_Body]) -> Callable[[bytes], _Body]:
             text = content.decode()
             check_elements(content)
             request = decode_json(content)
-            _refuse_duplicates(text)
+            _reject_duplicates(text)
         except msgspec.ValidationError as error:
             raise _mismatch(str(error)) from None
         except UnicodeDecodeError as error:
@@ -118,7 +118,7 @@ def _malformed(reason: str) -> InvalidRequest:
 
 
 def _reason(body: bytes, error: str) -> str:
-    """Say in plain words why a body is not JSON; `error` is what msgspec says."""
+    """Return the reason why a body is not JSON, made from the message of msgspec."""
     if not body.strip():
         return "it is empty"
     if error == "Input data was truncated":
@@ -126,7 +126,7 @@ def _reason(body: bytes, error: str) -> str:
     return error.removeprefix("JSON is malformed: ").rstrip(".")
 
 
-def _refuse_duplicates(text: str) -> None:
+def _reject_duplicates(text: str) -> None:
     """Raise InvalidRequest if a key occurs twice in one object.
 
     msgspec takes the last of equal keys. Another reader of the same body may take the first.
@@ -137,7 +137,7 @@ def _refuse_duplicates(text: str) -> None:
     except InvalidRequest:
         if shorter is text:
             raise
-        _decode_keys(text)  # keys that are long lists of integers themselves are alike no more
+        _decode_keys(text)  # now keys that are long lists of integers differ, too
 
 
 def _decode_keys(text: str) -> None:
@@ -157,7 +157,10 @@ def _check_keys(pairs: list[tuple[str, object]]) -> None:
 
 
 def _mismatch(text: str) -> InvalidRequest:
-    """msgspec says "<what> - at `$.<where>`", or "<what>" alone where the whole body is meant."""
+    """Return the error for a message of msgspec.
+
+    A message is "<what> - at `$.<where>`", or only "<what>" if it is about the whole body.
+    """
     what, at, where = text.rpartition(" - at ")
     param = _param(where) if at else ""
     code, words, details = _explain(what if at else text)
@@ -167,7 +170,7 @@ def _mismatch(text: str) -> InvalidRequest:
 
 
 def _explain(what: str) -> tuple[str, str, dict[str, str]]:
-    """OpenAI's code, its words, and what to fill into them."""
+    """Return OpenAI's code and message, and the values to format the message with."""
     for pattern, code, words in _MISMATCHES:
         if match := re.fullmatch(pattern, what, re.DOTALL):
             details = {name: value[:_MAX_QUOTED] for name, value in match.groupdict().items()}
@@ -178,7 +181,7 @@ def _explain(what: str) -> tuple[str, str, dict[str, str]]:
 
 
 def _param(where: str) -> str:
-    """The path as OpenAI writes it: "`$.messages[0].role`" is "messages[0].role"."""
+    """Return a path as OpenAI writes it: "`$.messages[0].role`" is "messages[0].role"."""
     path = re.search(r"\$\.?(.*?)`?$", where, re.DOTALL)
     return path[1][:_MAX_QUOTED] if path else ""
 

@@ -1,15 +1,14 @@
-"""How many elements a JSON body has and how deep they are nested, found before it is decoded.
+"""Limits on the number of elements and the depth of a JSON body, checked before it is decoded.
 
-A body of 8 MiB can hold millions of small values. Decoding these takes seconds of the interpreter's
-lock and hundreds of megabytes, whatever is checked afterwards.
+A body of 8 MiB can contain millions of small values. Decoding them takes hundreds of megabytes and
+holds the interpreter's lock for seconds.
 """
 
 import re
 
 from gateway_http.protocol.error import InvalidRequest
 
-# 20 000 messages of five elements each are far more than conversations have. Decoding this many
-# takes some 0.2 s.
+# A conversation of 20 000 messages has as many. Decoding them takes some 0.2 s.
 MAX_ELEMENTS = 100_000
 # JSON schemas are nested a few dozen deep.
 MAX_DEPTH = 128
@@ -21,18 +20,18 @@ _NUMBERS_PER_ELEMENT = 16
 # string without an end nor bytes without a token are read again from each byte on.
 _TOKEN = re.compile(rb'[^"\d\[\]{}a-z]*("[^"]*"?|\d[\d\s,.eE+-]*|[a-z]+|[\[\]{}]|\Z)(\s*:)?')
 _QUOTE, _OPENING, _CLOSING = ord('"'), b"[{", b"]}"
-# Enough to recognise a field by.
+# Characters of a field's name in an error.
 _MAX_QUOTED = 200
 
 
 def check_elements(body: bytes, max_elements: int = MAX_ELEMENTS) -> None:
     """Check how many keys and values a JSON text has, and its depth.
 
-    16 numbers in a row count as one element. What is not JSON is left to the decoder.
+    16 numbers in a row count as one element. Text that is not JSON raises no error here.
 
     Raises:
-        InvalidRequest: There are too many, or they are nested more than `MAX_DEPTH` deep. It names
-            the body's own field in which that was found.
+        InvalidRequest: There are more than `max_elements`, or they are nested more than `MAX_DEPTH`
+            deep. The error names the field of the body that contains the first element too many.
     """
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH and most_elements(body) <= max_elements:
         return
@@ -71,7 +70,7 @@ def most_elements(body: bytes) -> int:
 
 
 def _without_escapes(body: bytes) -> bytes:
-    """The text without escaped backslashes and quotes, so that each quote begins or ends a string.
+    """Return the text without escaped backslashes and quotes: each quote begins or ends a string.
 
     Escapes of other characters stay, since they do not matter here.
     """
@@ -79,7 +78,7 @@ def _without_escapes(body: bytes) -> bytes:
 
 
 def _rejected(key: bytes, what: str, limit: str) -> InvalidRequest:
-    """`key`: the field's name; empty: the body as a whole."""
+    """Return the error for the field `key`. An empty key means the body as a whole."""
     field = key.decode(errors="replace")[:_MAX_QUOTED]
     return InvalidRequest(
         f"Invalid '{field or 'body'}': {what}. {limit}.", field or None, "invalid_value"

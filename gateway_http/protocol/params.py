@@ -1,52 +1,76 @@
-"""Where a field of the wire's parameters stands in OpenAI's JSON."""
+"""The names in OpenAI's JSON of the proto's fields, for errors that name a field."""
 
 import re
 from collections.abc import Mapping
 
 NO_NAMES: Mapping[str, str] = {}
 
-_RENAMED = [
-    (r"^conversation\.", ""),
-    (r"^(sampling|prompt)\.", ""),
-    (r"^token_ids\b", "tokens"),
-    (r"^return_token_bytes$", "return_token_strs"),
-    (r"^prompts\[(\d+)\](\.text|\.token_ids\.ids)?", r"prompt[\1]"),
-    (r"^prompts\b", "prompt"),
-    (r"^chat_template_kwargs_json", "chat_template_kwargs"),
-    (r"^response_format\.(regex|grammar)\b", r"structured_outputs.\1"),
-    (r"^response_format\.choice(\.choices)?", "structured_outputs.choice"),
-    (r"^tool_choice\.(mode|function_name)$", "tool_choice"),
-    (r"\.allowed_tools\.function_names", ".allowed_tools.tools"),
-    (r"(content\[\d+\])\.image", r"\1.image_url"),
-    (r"(content\[\d+\])\.audio", r"\1.input_audio"),
-    (r"\.arguments_json\b", ".arguments"),
-]
-# A path may go on within a JSON schema, whose keys are the client's own.
-_SCHEMA = re.compile(
-    r"(?:conversation\.)?(?:(?P<before>response_format\.json_schema)\.schema_json(?P<within>.*)"
-    r"|(?P<tool>tools\[\d+\]\.function)\.parameters_json_schema(?P<inside>.*))",
-    re.DOTALL,
-)
+# From a path in the parameters of an RPC to the path in the body, where the two differ. `[]` stands
+# for an index. A path that is not here has its longest beginning that is here replaced.
+PARAMS: Mapping[str, str] = {
+    # Levels that the body does not have.
+    "sampling": "",
+    "prompt": "",
+    # Chat completions.
+    "prompt.chat_template_kwargs_json": "chat_template_kwargs",
+    "messages[].content[].image": "messages[].content[].image_url",
+    "messages[].content[].audio": "messages[].content[].input_audio",
+    "messages[].content[].file.data": "messages[].content[].file.file_data",
+    "messages[].tool_calls[].function.arguments_json": "messages[].tool_calls[].function.arguments",
+    "prediction.content[].image": "prediction.content[].image_url",
+    "prediction.content[].audio": "prediction.content[].input_audio",
+    "prediction.content[].file.data": "prediction.content[].file.file_data",
+    "tools[].function.parameters_json_schema": "tools[].function.parameters",
+    "tool_choice.mode": "tool_choice",
+    "tool_choice.function_name": "tool_choice",
+    "tool_choice.allowed_tools.function_names": "tool_choice.allowed_tools.tools",
+    # Response formats.
+    "response_format.json_schema.schema_json": "response_format.json_schema.schema",
+    "response_format.regex": "structured_outputs.regex",
+    "response_format.grammar": "structured_outputs.grammar",
+    "response_format.choice": "structured_outputs.choice",
+    "response_format.choice.choices": "structured_outputs.choice",
+    # Text completions.
+    "prompts": "prompt",
+    "prompts[]": "prompt[]",
+    "prompts[].text": "prompt[]",
+    "prompts[].token_ids": "prompt[]",
+    "prompts[].token_ids.ids": "prompt[]",
+    # Tokens.
+    "token_ids": "tokens",
+    "return_token_bytes": "return_token_strs",
+}
+# The level of a request to tokenize that the body does not have.
+_CONVERSATION = "conversation."
+
+_SEGMENT = re.compile(r"\.?\w+|\[\d+\]")
+_INDEX = re.compile(r"\[\d+\]")
 
 
 def param_of(field: str, names: Mapping[str, str] = NO_NAMES) -> str:
-    """Return the OpenAI name of a wire path: `sampling.temperature` is `temperature`.
+    """Return the path in OpenAI's JSON of a field: `sampling.temperature` is `temperature`.
 
     Args:
-        names: What a client calls parameters that have several names, by the first of these.
+        field: The path in the parameters of an RPC. It may continue within a JSON schema.
+        names: The client's names of parameters that have several names, by the first of these.
     """
-    param = _param(field)
-    for name, called in names.items():
+    param = _param(field.removeprefix(_CONVERSATION))
+    for name, sent_name in names.items():
         if param == name or param.startswith((f"{name}.", f"{name}[")):
-            return called + param.removeprefix(name)
+            return sent_name + param.removeprefix(name)
     return param
 
 
 def _param(field: str) -> str:
-    if schema := _SCHEMA.fullmatch(field):
-        if schema["tool"]:
-            return f"{schema['tool']}.parameters{schema['inside']}"
-        return f"{schema['before']}.schema{schema['within']}"
-    for pattern, replacement in _RENAMED:
-        field = re.sub(pattern, replacement, field)
-    return field
+    """Return `field` with its longest beginning that is in `PARAMS` replaced."""
+    end, beginning, param, length = 0, "", None, 0
+    while segment := _SEGMENT.match(field, end):
+        end = segment.end()
+        beginning += "[]" if segment[0].startswith("[") else segment[0]
+        if beginning in PARAMS:
+            param, length = PARAMS[beginning], end
+    if param is None:
+        return field
+    indices = iter(_INDEX.findall(field[:length]))
+    param = re.sub(r"\[\]", lambda _: next(indices), param)
+    return (param + field[length:]).removeprefix(".")

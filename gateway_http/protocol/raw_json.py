@@ -1,12 +1,12 @@
-"""JSON that is passed on as it was sent.
+"""Types of JSON values that are not decoded but passed on as text.
 
-A number in it may be more than a double holds, and the order of its keys may matter.
+Decoding would lose integers that a double cannot represent.
 """
 
 from typing import Annotated
 
 from msgspec import Meta, Raw
 
-# Absent is `Raw()`, the empty one, which `field(default_factory=Raw)` makes.
+# The value of an absent field is `Raw()`, which is empty: use `field(default_factory=Raw)`.
 RawObject = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
 RawObjectOrText = Annotated[Raw, Meta(extra_json_schema={"type": ["object", "string"]})]

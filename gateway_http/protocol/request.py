@@ -35,7 +35,7 @@ class RefusalPart(Part, tag="refusal"):
 
 
 class ImageUrl(Struct, forbid_unknown_fields=True):
-    """Where an image is."""
+    """The source of an image."""
 
     url: str
     detail: str | None = None
@@ -85,7 +85,7 @@ ContentPart = TextPart | RefusalPart | ImagePart | AudioPart | FilePart
 
 
 class FunctionCall(Struct, forbid_unknown_fields=True):
-    """A call of a function that the model made."""
+    """The function of a tool call, with its arguments."""
 
     name: str
     arguments: Annotated[
@@ -181,10 +181,7 @@ class AllowedTools(Struct, forbid_unknown_fields=True):
     """A choice among some tools of the request."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[
-        list[NamedTool],
-        proto_field("AllowedTools.function_names", description="The functions: 1 to 128."),
-    ]
+    tools: Annotated[list[NamedTool], proto_field("AllowedTools.function_names")]
 
 
 class AllowedToolsChoice(Struct, tag_field="type", tag="allowed_tools", forbid_unknown_fields=True):
@@ -260,7 +257,7 @@ class ChatCompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, k
     audio: AudioOutput | None = None
     prediction: Prediction | None = None
 
-    # How the conversation becomes a prompt.
+    # Options for making a prompt from the conversation.
     chat_template_kwargs: Annotated[
         dict[str, Any] | None,
         proto_field(

@@ -17,7 +17,7 @@ _TokenBytes = Annotated[list[int], proto_field("TokenLogprob.token_bytes")]
 
 
 class TopLogprob(Struct):
-    """One of the most likely tokens at a position."""
+    """A token among the most likely ones at a position."""
 
     token: str
     logprob: _Logprob
@@ -56,7 +56,7 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
 class FunctionCall(Struct):
-    """A call of a function, or a piece of it in a stream."""
+    """The function of a tool call, with its arguments, or a piece of them in a stream."""
 
     arguments: Annotated[str, proto_field("FunctionCall.arguments_json")]
     name: str | UnsetType = UNSET
@@ -83,7 +83,7 @@ class Message(Struct, kw_only=True):
 
 
 class Choice(Struct, kw_only=True):
-    """One of the outputs that were generated from the prompt."""
+    """An output that was generated from the prompt."""
 
     index: int
     message: Message

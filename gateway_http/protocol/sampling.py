@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Raw, Struct, field
 
-from chatrpc.v1.limits import LIMITS
+from chatrpc.v1.limits import LIMITS, REQUEST_ID_PATTERN
 from gateway_http.protocol.field_notes import http_only, note, proto_field
 from gateway_http.protocol.numbers import Float32, Int32, Int64, UInt32
 from gateway_http.protocol.raw_json import RawObject, RawObjectOrText
@@ -17,7 +17,7 @@ _TOKEN_ID_KEYS = Meta(extra_json_schema={"propertyNames": {"pattern": "^(0|[1-9]
 
 
 class SamplingParameters(Struct, kw_only=True):
-    """How tokens are chosen, and when generation ends."""
+    """The parameters of sampling and of the end of generation."""
 
     temperature: Float32 | None = None
     top_p: Float32 | None = None
@@ -137,7 +137,7 @@ class GenerationRequest(SamplingParameters, kw_only=True):
     cache_salt: str | None = None
     # Not `$` in the pattern, which matches before a newline at the end, too.
     request_id: Annotated[
-        Annotated[str, Meta(pattern=r"^[!-~]{1,128}(?![\s\S])")] | None,
+        Annotated[str, Meta(pattern=rf"^{REQUEST_ID_PATTERN}(?![\s\S])")] | None,
         http_only("The id of the request, if the header X-Request-Id is absent."),
     ] = None
     user: str | None = None

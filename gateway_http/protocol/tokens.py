@@ -15,7 +15,7 @@ _FIRST_MODEL = note("Absent: the first model that is served.")
 
 
 class TokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What to tokenize: one of `prompt`, `messages` and llama.cpp's `content`."""
+    """The input to tokenize: one of `prompt`, `messages` and llama.cpp's `content`."""
 
     model: Annotated[str | None, _FIRST_MODEL] = None
     prompt: Annotated[str | None, proto_field("TokenizeRequest.text")] = None

@@ -1,6 +1,6 @@
-"""A key that is not known and whose value is null is the same as an absent one.
+"""Decoding of JSON in which unknown keys with the value null are ignored.
 
-Clients send back what other servers have answered, with the fields of those servers set to null.
+Clients send back messages of other servers, with the fields of those servers set to null.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ _encode = msgspec.json.encode
 
 
 def null_tolerant_decoder(kind: type[_Body]) -> Callable[[bytes], _Body]:
-    """Return a function that decodes JSON as `kind`, and raises what msgspec raises."""
+    """Return a function that decodes JSON as `kind`. It raises the errors of msgspec's decoder."""
     decode = msgspec.json.Decoder(kind).decode
 
     def decode_tolerantly(content: bytes) -> _Body:
@@ -34,9 +34,9 @@ def null_tolerant_decoder(kind: type[_Body]) -> Callable[[bytes], _Body]:
 
 
 def without_unknown_nulls(content: bytes, kind: type) -> bytes:
-    """Return a JSON text without the keys that its types do not know and whose values are null.
+    """Return a JSON text without unknown keys whose values are null.
 
-    Values that are of no declared type, such as JSON schemas, are returned as they are written.
+    Values of no declared type, such as JSON schemas, are unchanged.
     """
     return bytes(_without(msgspec.Raw(content), _type_of(kind)))
 
@@ -77,7 +77,7 @@ def _item_type(kind: inspect.Type) -> inspect.Type | None:
 
 
 def _struct_of(kind: inspect.Type, fields: Mapping[str, msgspec.Raw]) -> inspect.StructType | None:
-    """Return the alternative that an object is of; of several, the one that its tag names."""
+    """Return the struct type of an object: among several, the one that its tag names."""
     structs = [one for one in _alternatives(kind) if isinstance(one, inspect.StructType)]
     for struct in structs:
         tag = struct.tag_field

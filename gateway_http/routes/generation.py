@@ -189,7 +189,7 @@ class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
         metrics = self._metrics(charge)
         timeout_s = settings_of(request).request_timeout_s
         with router_of(request).route(self._body.model) as route:
-            message = self._message(operation.create, route)
+            message = self._message(operation.create, route, charge)
             metadata = call_metadata_of(request)
             response = await route.call(operation.create, message, metadata, timeout_s)
             model = route.public_name(response.completion.model)
@@ -228,7 +228,7 @@ class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
         with router_of(request).route(self._body.model) as route:
             responses = route.stream(
                 rpc,
-                self._message(rpc, route),
+                self._message(rpc, route, charge),
                 call_metadata_of(request),
                 settings.request_timeout_s,
                 settings.sse_ping_interval_s,
@@ -247,10 +247,14 @@ class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
                     await stream.write(encoded)
         await stream.write(b"".join(map(sse.event, events.finish())))
 
-    def _message(self, rpc: Rpc[Any, Any], route: Route) -> Any:
-        """Return the message of a call: a copy of the parameters, with the service's model name."""
+    def _message(self, rpc: Rpc[Any, Any], route: Route, charge: TokenCharge) -> Any:
+        """Return the message of a call: a copy of the parameters, with the service's name of the
+        model, and with the caller's output limit if the request has none.
+        """
         message = rpc.request_type(params=self._params)
         message.params.model = route.model
+        if charge.output_limit is not None:
+            message.params.sampling.max_completion_tokens = charge.output_limit
         return message
 
     def _metrics(self, charge: TokenCharge) -> CompletionMetrics:

@@ -23,7 +23,7 @@ class CallMetadata:
     Attributes:
         secret: The API key to send: the caller's, or the gateway's own; None: none.
         is_own_secret: True if `secret` is the gateway's own.
-        caller: The caller as the gateway knows it; None: it has no identity.
+        caller: The caller's identity in the gateway; None: it has none.
         session_id: The session that the request's header names; "" for none.
     """
 
@@ -46,7 +46,7 @@ class CallMetadata:
         Args:
             headers: Those of the HTTP request, with names in lower case.
             request_id: The request's id.
-            caller: The caller as the gateway knows it; None: it has no identity.
+            caller: The caller's identity in the gateway; None: it has none.
             own_secret: The gateway's own key, sent instead of the caller's; None: it has none.
         """
         return cls(
@@ -70,7 +70,7 @@ class CallMetadata:
         if self.caller is not None:
             info = caller_pb2.CallerInfo()
             info.CopyFrom(self.caller)
-            # A service with keys knows the caller by the key that is passed on.
+            # A service with keys identifies the caller by the key that is passed on.
             info.only_without_keys = not (own_secret or self.is_own_secret)
             metadata.append((CALLER_KEY, info.SerializeToString()))
         return metadata

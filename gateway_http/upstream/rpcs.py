@@ -1,7 +1,7 @@
 """The RPCs of the service that the gateway calls, as one table.
 
-A row is all that a channel, its retries, the choice of a replica and a trace need to know about an
-RPC. `upstream/client.py` takes rows only, so an RPC without one cannot be called.
+A row has everything about an RPC that calls, retries, the choice of a replica and traces need.
+`upstream/client.py` takes rows only, so an RPC without one cannot be called.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)  # rows are told apart by identity
+@dataclass(frozen=True, eq=False, kw_only=True)  # rows are compared by identity
 class Rpc(Generic[Request, Response]):
     """One RPC.
 

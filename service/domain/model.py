@@ -91,8 +91,8 @@ class ModelCard:
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A model ready to answer."""
+class LocalModel:
+    """A model in this process: its engine and how its text is written and read."""
 
     card: ModelCard
     tokenizer: Tokenizer

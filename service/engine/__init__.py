@@ -1,1 +1,1 @@
-"""Continuous batching of token sequences over one model. Knows no text and no wire."""
+"""Continuous batching of token sequences over one model, independent of text and wire formats."""

@@ -1,4 +1,4 @@
-"""Whether a request may join the queue. Plain arithmetic on counts and times."""
+"""Admission of requests to the queue, by its length, callers' shares and deadlines."""
 
 from chatrpc_process.fairness.capacity import SharedCapacity
 from service.domain.engine import Caller
@@ -8,18 +8,16 @@ _SMOOTHING = 0.2  # the weight of the newest gap in the running mean
 
 
 class Admission:
-    """Counts the sequences that run, wait or are being prepared, and refuses what has no room.
+    """Limits the number of sequences that run, wait or are being prepared.
 
-    At most `max_num_seqs + max_queue_size` are inside at once. A caller may have its share of the
-    slots and, of the rest, as many as are free times its weight (`SharedCapacity`), so no caller
-    fills the queue by itself.
+    At most `max_num_seqs + max_queue_size` sequences are inside at once. A caller may have its
+    share of the running slots and, of the other slots, the number of free ones times its weight
+    (`SharedCapacity`). So no caller can fill the queue by itself.
 
-    While as many are inside as can run, the queue moves up by one with each that leaves; the mean
-    gap between leavings, times the sequences ahead, is how long a newcomer waits (Little's law). A
-    caller's newcomer has its own sequences ahead of it and, as callers take turns, as many of each
-    other caller. A request whose deadline is nearer than that is refused now rather than dropped
-    later. Gaps count without a queue too: else an estimate that refuses everyone would keep the
-    queue empty and never be corrected.
+    The waiting time is estimated by Little's law: the mean time between two sequences that leave,
+    times the number of sequences ahead. As callers take turns, the sequences ahead are those of the
+    caller itself and as many of each other caller. A request whose deadline comes before the
+    estimated end of its wait is rejected.
     """
 
     def __init__(self, max_num_seqs: int, max_queue_size: int) -> None:
@@ -27,12 +25,13 @@ class Admission:
         self._max_queue_size = max_queue_size
         self._inside = SharedCapacity(max_num_seqs + max_queue_size)
         self._weights: dict[str, int] = {}  # of the callers inside
-        self._gap_since = 0.0  # when the last one left or, later, as many were inside as can run
+        # When the last sequence left; or, if later, when all running slots were last taken.
+        self._gap_since = 0.0
         self._mean_gap_s = 0.0
 
     @property
     def capacity(self) -> int:
-        """The most sequences that are inside at once."""
+        """Maximum number of sequences inside."""
         return self._inside.capacity
 
     @property
@@ -40,10 +39,13 @@ class Admission:
         return self._inside.num_used
 
     def enter(self, caller: Caller, num_sequences: int, now: float) -> None:
-        """Let a request in, at `now` of `time.monotonic()`; `leave` must follow.
+        """Admit a request. The caller of this method must call `leave` later.
+
+        Args:
+            now: `time.monotonic()`, in seconds.
 
         Raises:
-            QueueFull: The queue is full, or the caller has its share of it.
+            QueueFull: The queue is full, or the caller has used its share of it.
         """
         num_slots = int(self._max_num_seqs * self._share(caller))
         if not self._inside.has_room(caller.name, num_sequences, caller.weight, num_slots):
@@ -57,19 +59,19 @@ class Admission:
             self._gap_since = now
 
     def note_end(self, num_sequences: int, now: float) -> None:
-        """Note that the engine is done with a request, however it ended, before it leaves.
-
-        One that was refused after it had been let in takes no time of the engine.
-        """
+        """Record the time at which the engine ended a request, for the estimate. Call it before
+        `leave`, and not for requests that were rejected after `enter`."""
+        # Gaps are measured without a queue too. Otherwise an estimate that rejects every request
+        # would keep the queue empty, and would never be corrected.
         if self.num_inside >= self._max_num_seqs:
-            # As many gaps, all alike, as slots that are free now.
+            # The gap counts once for each slot that is free now, divided evenly.
             gap_s = (now - self._gap_since) / num_sequences
             weight = 1 - (1 - _SMOOTHING) ** num_sequences
             self._mean_gap_s += weight * (gap_s - self._mean_gap_s)
             self._gap_since = now
 
     def leave(self, caller: Caller, num_sequences: int) -> None:
-        """Count out a request that was let in."""
+        """Remove a request that was admitted by `enter`."""
         self._inside.give_back(caller.name, num_sequences)
         if not self._inside.held_by(caller.name):
             del self._weights[caller.name]
@@ -77,20 +79,23 @@ class Admission:
     def check_deadline(
         self, caller: Caller, num_sequences: int, deadline: float | None, now: float
     ) -> None:
-        """Check that a request, which is inside, will have its turn before its deadline.
+        """Check that an admitted request is expected to run before its deadline.
+
+        Args:
+            deadline: In seconds of `time.monotonic()`, like `now`; None: there is none.
 
         Raises:
-            DeadlinePassed
+            DeadlinePassed: It is expected to wait until its deadline or longer.
         """
         wait_s = self.estimated_wait_s(caller, num_sequences)
         if deadline is not None and now + wait_s >= deadline:
             raise DeadlinePassed("The deadline is too near for the request to be served in time.")
 
     def estimated_wait_s(self, caller: Caller, num_own: int = 0) -> float:
-        """Seconds until a request of `caller` has its turn.
+        """Return the expected seconds until a request of `caller` runs.
 
         Args:
-            num_own: The request's own sequences, if it is inside already.
+            num_own: Number of the request's own sequences, if it is inside already.
         """
         share = self._share(caller)
         num_ahead = self.num_inside - num_own - self._max_num_seqs + 1
@@ -98,5 +103,5 @@ class Admission:
         return max(0.0, min(num_ahead, num_own_ahead / share)) * self._mean_gap_s
 
     def _share(self, caller: Caller) -> float:
-        """The caller's part of everything, among those inside."""
+        """Return the caller's fraction of all capacity among the callers inside, in (0, 1]."""
         return caller.weight / sum((self._weights | {caller.name: caller.weight}).values())

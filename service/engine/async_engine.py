@@ -1,8 +1,7 @@
-"""The engine as asyncio sees it: one thread owns the model, everything else posts to its inbox.
+"""The asyncio interface of the engine. One thread owns the model and takes commands from an inbox.
 
-Into the thread go commands, one `SimpleQueue`. Out of it comes one `call_soon_threadsafe` a step
-with the outputs of every request, however many run, and another one before a step in which requests
-begin.
+Commands enter the thread through one `SimpleQueue`. Outputs of all requests leave it in one
+`call_soon_threadsafe` per step, and in another one before a step in which requests begin.
 """
 
 import asyncio
@@ -26,15 +25,17 @@ from service.engine.core import EngineCore, RequestOutput
 from service.engine.output_slot import OutputSlot
 from service.errors import ContextLengthExceeded, EngineDead
 
-# An output costs 0.3 ms of a core on its way to the client, and hardly more if it has more tokens.
-# So many a second are let go, of all streams together, as long as none is kept longer than that.
+# Sending an output to the client costs 0.3 ms of a core, whatever its number of tokens.
+# So at most this many outputs per second are released, over all streams, and the rest are merged;
+# but no output is held longer than _MAX_HOLD_S.
 _OUTPUTS_PER_S = 240
-_LONGEST_STAY_S = 0.15
-# How often the engine's thread is looked at; a step is given up after some such looks.
-_LONGEST_TICK_S = 1.0
-_LEAST_TICKS = 4
-# How long the end of the process waits for the step that the engine is in.
-_LAST_STEP_S = 5.0
+_MAX_HOLD_S = 0.15
+# Interval at which the engine's thread is checked for a hang. It is also at most 1 / _MIN_CHECKS of
+# the step timeout.
+_MAX_CHECK_INTERVAL_S = 1.0
+_MIN_CHECKS = 4
+# How long `stop` waits for the step in progress.
+_STOP_TIMEOUT_S = 5.0
 
 Command = Callable[[EngineCore], None]
 
@@ -42,15 +43,15 @@ log = structlog.get_logger(__name__)
 
 
 class AsyncEngine:
-    """`service.domain.engine.Engine` over an `EngineCore` that lives on a thread of its own.
+    """`service.domain.engine.Engine` over an `EngineCore` that runs on a thread of its own.
 
     Args:
-        load: Returns the core of a model and its longest sequence. It is called on the engine's
-            thread, so that the model is loaded, warmed up and run by one and the same thread.
-        max_num_seqs: the most sequences that run at once.
-        max_queue_size: the most sequences that wait besides those.
-        step_timeout_s: what takes longer, a step or a command, will not end any more: the engine
-            has failed.
+        load: Returns the core of a model and the maximum length of a sequence in tokens. Called
+            on the engine's thread, so one thread loads, warms up and runs the model.
+        max_num_seqs: Maximum number of sequences that run at once.
+        max_queue_size: Maximum number of sequences that wait.
+        step_timeout_s: Maximum duration of a step or command, in seconds. If one takes longer, the
+            engine has failed.
     """
 
     def __init__(
@@ -72,8 +73,8 @@ class AsyncEngine:
         self._thread: threading.Thread
         self._loop: asyncio.AbstractEventLoop
         self._started: asyncio.Future[int]
-        self._num_turns = 0  # of the engine's thread, through its loop
-        self._is_idle = True  # it waits for a command
+        self._num_iterations = 0  # steps and commands that the engine's thread has completed
+        self._is_idle = True  # the engine's thread waits for a command
         self._is_hung = False
         self._is_closed = False
         self._dead = asyncio.Event()
@@ -89,7 +90,8 @@ class AsyncEngine:
         """Load the model on the engine's thread.
 
         Raises:
-            ModelLoadError, or whatever else `load` raises.
+            ModelLoadError: The model cannot be served.
+            Exception: Any other exception that `load` raised.
         """
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.create_future()
@@ -98,37 +100,37 @@ class AsyncEngine:
         self._max_model_len = await self._started
 
     async def stop(self) -> bool:
-        """Fail what still runs and end the thread, after the step it is in.
+        """Fail the unfinished requests with EngineDead, and end the thread after its current step.
 
-        A load under way cannot be interrupted and is not waited for; its thread ends after it. One
-        that hangs in a step is left there.
+        If the model is still being loaded, the thread ends after that; this method does not wait
+        for it. If a step hangs, the thread is not ended.
 
         Returns:
-            Whether the engine was well to the end.
+            True if the engine has not failed.
         """
         self._inbox.put(None)
         if self._max_model_len and not self._is_hung:  # it is loaded
-            await asyncio.to_thread(self._thread.join, _LAST_STEP_S)
+            await asyncio.to_thread(self._thread.join, _STOP_TIMEOUT_S)
             if self._thread.is_alive():
-                self._give_up(_LAST_STEP_S)
+                self._abandon_thread(_STOP_TIMEOUT_S)
         self._close()
         return not self._dead.is_set()
 
     async def wait_dead(self) -> None:
-        """See `service.domain.engine.Engine.wait_dead`. Steps are watched while somebody waits."""
-        tick_s = min(_LONGEST_TICK_S, self._step_timeout_s / _LEAST_TICKS)
-        stuck_s, num_turns = 0.0, -1
+        """See `service.domain.engine.Engine.wait_dead`. Hangs are detected only meanwhile."""
+        interval_s = min(_MAX_CHECK_INTERVAL_S, self._step_timeout_s / _MIN_CHECKS)
+        stuck_s, num_iterations = 0.0, -1
         while not self._dead.is_set():
             with suppress(TimeoutError):
-                async with asyncio.timeout(tick_s):
+                async with asyncio.timeout(interval_s):
                     await self._dead.wait()
-            # Counted in looks, not read from a clock: a process that was stopped for an hour, or
-            # whose machine was, has missed one of them.
-            is_stuck = self._num_turns == num_turns and not self._is_idle
-            stuck_s = stuck_s + tick_s if is_stuck else 0.0
-            num_turns = self._num_turns
+            # The number of checks is the measure, not a clock: if the process or the machine was
+            # suspended for an hour, only one check was missed.
+            is_stuck = self._num_iterations == num_iterations and not self._is_idle
+            stuck_s = stuck_s + interval_s if is_stuck else 0.0
+            num_iterations = self._num_iterations
             if stuck_s >= self._step_timeout_s:
-                self._give_up(stuck_s)
+                self._abandon_thread(stuck_s)
 
     @property
     def max_request_sequences(self) -> int:
@@ -149,8 +151,8 @@ class AsyncEngine:
         self, request: Request, *, is_reserved: bool = False
     ) -> AsyncGenerator[TokenOutput, int | None]:
         """See `service.domain.engine.Engine.generate`."""
-        places = nullcontext() if is_reserved else self.reserve(request.caller, request.n)
-        with places, self._inside(request) as (request_id, slot, queued_s):
+        reservation = nullcontext() if is_reserved else self.reserve(request.caller, request.n)
+        with reservation, self._added(request) as (request_id, slot, queued_s):
             yield TokenOutput(timings=EngineTimings(queued_s))
             unfinished = set(range(request.n))
             while unfinished:
@@ -159,15 +161,21 @@ class AsyncEngine:
                     continue
                 if output.finish_reason is not None:
                     unfinished.remove(output.index)
-                unwanted = yield output
-                if unwanted in unfinished:
-                    unfinished.remove(unwanted)
-                    finish = partial(EngineCore.finish, request_id=request_id, index=unwanted)
+                index_to_finish = yield output
+                if index_to_finish in unfinished:
+                    unfinished.remove(index_to_finish)
+                    finish = partial(
+                        EngineCore.finish, request_id=request_id, index=index_to_finish
+                    )
                     self._inbox.put(finish)
 
     @contextmanager
-    def _inside(self, request: Request) -> Iterator[tuple[int, OutputSlot, float]]:
-        """A request's stay in the engine: added when it is admitted, aborted if it leaves early."""
+    def _added(self, request: Request) -> Iterator[tuple[int, OutputSlot, float]]:
+        """Add a request to the engine; abort it at the end of the context, if it is unfinished.
+
+        Yields:
+            Its id, its output slot and the time at which it was added.
+        """
         if self._is_closed:
             raise EngineDead
         if len(request.prompt_token_ids) >= self._max_model_len:
@@ -189,12 +197,12 @@ class AsyncEngine:
             if (slot := self._slots.get(output.request_id)) is not None:
                 slot.put(output.output)
         now_s = self._loop.time()
-        interval_s = min(len(outputs) / _OUTPUTS_PER_S, _LONGEST_STAY_S)
+        interval_s = min(len(outputs) / _OUTPUTS_PER_S, _MAX_HOLD_S)
         for slot in self._slots.values():
             slot.release(now_s, interval_s)
 
-    def _give_up(self, stuck_s: float) -> None:
-        """The engine's thread will not come back. It cannot be ended, only left."""
+    def _abandon_thread(self, stuck_s: float) -> None:
+        """Log where the engine's thread hangs and fail the engine. A thread cannot be killed."""
         frame = sys._current_frames().get(self._thread.ident or 0)
         stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
         log.error("engine_hangs", step_s=round(stuck_s, 1), stack=stack)
@@ -211,14 +219,14 @@ class AsyncEngine:
         self._dead.set()
 
     def _settle_start(self, max_model_len: int | None, error: BaseException | None) -> None:
-        if self._started.done():  # nobody waits any more: start() was cancelled
+        if self._started.done():  # start() was cancelled
             return
         if error is not None:
             self._started.set_exception(error)
         elif max_model_len is not None:
             self._started.set_result(max_model_len)
 
-    # Below: on the engine's thread.
+    # The methods below run on the engine's thread.
 
     def _run(self, model: EngineModel) -> None:
         try:
@@ -229,17 +237,21 @@ class AsyncEngine:
         self._stats = core.stats
         self._post(self._settle_start, max_model_len, None)
         try:
-            while self._obey(core):
+            while self._run_commands(core):
                 outputs = core.step(partial(self._post, self._deliver))
-                self._num_turns += 1
+                self._num_iterations += 1
                 self._stats = core.stats
                 self._post(self._deliver, outputs)
-        except BaseException:  # whatever it was, nothing can be said of the model's state after it
+        except BaseException:  # after any error the state of the model is undefined
             log.exception("engine_failed")
             self._post(self._die)
 
-    def _obey(self, core: EngineCore) -> bool:
-        """Carry out what is in the inbox, waiting if there is nothing else to do; False to stop."""
+    def _run_commands(self, core: EngineCore) -> bool:
+        """Run the commands in the inbox. Wait for one if no request is unfinished.
+
+        Returns:
+            False if the thread has to end.
+        """
         while True:
             self._is_idle = not core.has_unfinished
             try:
@@ -250,7 +262,7 @@ class AsyncEngine:
                 self._is_idle = True
                 return False
             self._is_idle = False
-            self._num_turns += 1
+            self._num_iterations += 1
             command(core)
             self._stats = core.stats
 
@@ -258,5 +270,5 @@ class AsyncEngine:
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
-            # The loop is closed: the process is on its way out and nobody is left to tell.
+            # The event loop is closed: the process is about to exit.
             log.debug("engine_thread_outlived_event_loop")

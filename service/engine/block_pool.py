@@ -1,7 +1,4 @@
-"""Which blocks of the KV cache are free, who holds the others, and what may be shared.
-
-The tensors are elsewhere.
-"""
+"""The blocks of the KV cache: free ones, held ones, and the prefix cache. No tensors."""
 
 from array import array
 from collections import OrderedDict
@@ -11,16 +8,18 @@ from service.engine.sequence import Sequence
 
 
 class BlockPool:
-    """`num_blocks` blocks of `block_size` tokens each, every one free or held.
+    """`num_blocks` blocks of `block_size` tokens each. A block is free, or held by sequences.
 
-    A full block is cached when it has been computed: a sequence that begins with the same tokens,
-    all the way up to the block's end, has the same cache salt and a caller of the same cache
-    namespace, holds the block too instead of computing it again. What such a prefix is known by is
-    a SHA-256 over all of that, so two that differ are never taken for one another. A cached block
-    that nobody holds is free; it stays cached until it is given to somebody else.
+    A full block is cached after it has been computed. Another sequence holds it too, instead of
+    computing it again, if its tokens up to the block's end, its cache salt and its caller's cache
+    namespace are the same. Prefixes are identified by a SHA-256 of all of these, so different
+    prefixes are never confused. A cached block that no sequence holds is free, and stays cached
+    until it is allocated again.
 
     Args:
-        has_prefix_caching: False: requests share nothing, but the sequences of one still do.
+        num_blocks: Number of blocks.
+        block_size: Tokens per block.
+        has_prefix_caching: If False, only the sequences of one request share blocks.
     """
 
     def __init__(
@@ -29,13 +28,13 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._has_prefix_caching = has_prefix_caching
-        # In the order of their reuse. First those with nothing to lose, last freed, first reused:
-        # the cache touches no more memory than it must. Then the cached ones, least recently held
+        # In the order of reuse. First the blocks that are not cached, last freed first, so that the
+        # process writes to as little memory as possible. Then the cached ones, least recently held
         # first.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._num_holders = [0] * num_blocks
-        self._cached: dict[bytes, int] = {}  # block by the hash of the prefix that it ends
-        self._hashes: dict[int, bytes] = {}  # the other way round
+        self._cached: dict[bytes, int] = {}  # block ids by the hash of the prefix up to their end
+        self._hashes: dict[int, bytes] = {}  # the inverse of `_cached`
 
     @property
     def num_free(self) -> int:
@@ -43,16 +42,22 @@ class BlockPool:
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens the whole cache holds."""
+        """Capacity of the cache in tokens."""
         return self.num_blocks * self.block_size
 
     def allocate(
         self, sequence: Sequence, *, num_draft_tokens: int = 0, num_spared: int = 0
     ) -> bool:
-        """Give `sequence` the blocks that all its tokens, and so many behind them, need.
+        """Allocate the blocks that a sequence needs for its tokens and `num_draft_tokens` more.
 
-        One without any begins with the cached ones; what they hold counts as computed. False, and
-        no change, if taking a block would leave fewer than `num_spared` free.
+        If it has no blocks yet, it gets those of its longest cached prefix first, and their tokens
+        count as computed.
+
+        Args:
+            num_spared: Number of free blocks to leave.
+
+        Returns:
+            False, without any change, if there are not enough free blocks.
         """
         cached = [] if sequence.block_ids else self._find_cached(sequence)
         num_held = len(sequence.block_ids) + len(cached)
@@ -69,9 +74,9 @@ class BlockPool:
         return True
 
     def advance(self, sequence: Sequence, num_tokens: int) -> None:
-        """Take note that the next `num_tokens` of `sequence` are computed, and cache what is full.
+        """Mark the next `num_tokens` tokens of a sequence as computed, and cache its full blocks.
 
-        Where another block with the same contents is cached already, that one stays.
+        If a block with the same content is cached already, that one stays cached.
         """
         num_full = sequence.num_computed_tokens // self.block_size
         sequence.num_computed_tokens += num_tokens
@@ -83,10 +88,8 @@ class BlockPool:
                 self._hashes[block_id] = prefix
 
     def free(self, sequence: Sequence) -> None:
-        """Take back every block of `sequence`; what they held is no longer computed.
-
-        The last come first, so that of the cached ones a prefix outlives what follows it.
-        """
+        """Free every block of a sequence. None of its tokens counts as computed any more."""
+        # From the last to the first, so that a cached prefix is evicted after what follows it.
         for block_id in reversed(sequence.block_ids):
             self._num_holders[block_id] -= 1
             if not self._num_holders[block_id]:
@@ -96,10 +99,10 @@ class BlockPool:
         sequence.num_computed_tokens = 0
 
     def _find_cached(self, sequence: Sequence) -> list[int]:
-        """The cached blocks that `sequence` begins with, but for its last token.
+        """Return the ids of the cached blocks at the start of a sequence.
 
-        That one is always computed: what follows it is sampled from what comes out. So is a whole
-        prompt whose log probabilities are asked for.
+        The last token is always computed, because the next one is sampled from its logits. A prompt
+        with requested log probabilities is computed completely.
         """
         block_ids: list[int] = []
         if not self._is_shared(sequence) or sequence.positions_without_logprobs:
@@ -112,7 +115,7 @@ class BlockPool:
         return block_ids
 
     def _prefix_hash(self, sequence: Sequence, num_blocks: int) -> bytes:
-        """What the first `num_blocks` blocks of `sequence` are known by."""
+        """Return the hash that identifies the first `num_blocks` blocks of a sequence."""
         hashes = sequence.prefix_hashes
         if not hashes:
             hashes.append(self._salt_hash(sequence))
@@ -123,12 +126,13 @@ class BlockPool:
         return hashes[num_blocks]
 
     def _salt_hash(self, sequence: Sequence) -> bytes:
-        """The hash before a prefix: equal for the requests that may share it."""
+        """Return the hash from which prefix hashes start. Requests that may share blocks have the
+        same one."""
         request, own = sequence.request, str(sequence.request_id)
         namespace = request.caller.cache_namespace
         salt = request.cache_salt if self._has_prefix_caching else own
-        # By another function than those of the blocks, so that no salt can pass for a prefix. The
-        # length keeps a namespace apart from the salt that follows it.
+        # Another hash function than that of the blocks, so that no salt can imitate a prefix. The
+        # length separates the namespace from the salt.
         return blake2b(f"{len(namespace)}:{namespace}{salt}".encode()).digest()
 
     def _is_shared(self, sequence: Sequence) -> bool:

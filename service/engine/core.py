@@ -1,4 +1,4 @@
-"""One step of the engine: schedule, run, postprocess. Whoever calls it owns the model."""
+"""The engine's step: schedule, run, postprocess. All calls come from one thread."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -12,24 +12,27 @@ from service.engine.scheduler import Batch, Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
 from service.errors import ChatrpcError, ConstraintFailed, DeadlinePassed, StepFailed
 
-# One step may fail because of a request in it. When as many in a row do, it is not the requests.
+# A step may fail because of a request in it. If this many fail in a row, the cause is another one.
 MAX_FAILED_STEPS = 3
 
 log = structlog.get_logger(__name__)
 
 
 class DeviceLost(Exception):
-    """The device can compute nothing any more."""
+    """The device has failed, and every later batch will fail too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """What a runner has made of one sequence's part of a batch.
+    """The result of a batch for one of its sequences.
 
-    `token_ids` are sampled: one, and for as long as the last one is also the draft's, another
-    behind it; each with the draw (`Sequence.draw`) of its own position in the answer. None where
-    there is none that may come, or `error` has befallen this sequence alone. `logprobs` has one
-    for each of them, `prompt_logprobs` the next of the prompt's; both where they are asked for.
+    Attributes:
+        token_ids: The sampled tokens: the accepted tokens of the draft and the one after them. Each
+            is sampled with the draw (`Sequence.draw`) of its position. Empty if no token is
+            allowed, if nothing was to be sampled, or if there is an `error`.
+        logprobs: One for each of `token_ids`, if the request asks for them.
+        prompt_logprobs: The next ones of the prompt, if the request asks for them.
+        error: An error that concerns only this sequence.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -39,32 +42,35 @@ class Computed:
 
 
 class Runner(Protocol):
-    """Computes batches. `ModelRunner` is the one with a model in it."""
+    """Computes batches; implemented by `ModelRunner`."""
 
     def run(self, batch: Batch) -> list[Computed]:
-        """Compute the batch: something for each of `batch.scheduled`, tokens if it `is_sampled`.
+        """Compute the batch.
+
+        Returns:
+            One result for each of `batch.scheduled`, with tokens if it `is_sampled`.
 
         Raises:
-            DeviceLost: no other batch can be computed either.
-            Exception: this one cannot.
+            DeviceLost: The device has failed; later batches will fail too.
+            Exception: This batch cannot be computed.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """What a step made of a request: new tokens of one of its sequences, or the error that ended
-    it."""
+    """An output of one request: tokens of one of its sequences, or the error that ended it."""
 
     request_id: int
     output: TokenOutput | ChatrpcError
 
 
 class EngineCore:
-    """The sequences in the engine and the model that computes them.
+    """The unfinished sequences, and the scheduler and runner that compute them.
 
     Args:
-        max_failed_steps: after so many in a row nothing more is tried.
+        max_model_len: Maximum length of a sequence in tokens, prompt and output together.
+        max_failed_steps: Number of failed steps in a row after which `step` raises.
     """
 
     def __init__(
@@ -111,7 +117,7 @@ class EngineCore:
         """Add a request. Requests of equal priority are served in the order of their ids.
 
         Args:
-            queued_s: When the request was admitted, of `time.monotonic()`.
+            queued_s: Time of admission, in seconds of `time.monotonic()`.
         """
         sequences = [
             Sequence(request_id, request, self._max_model_len, index) for index in range(request.n)
@@ -121,14 +127,16 @@ class EngineCore:
         self._scheduler.add(*sequences)
 
     def abort(self, request_id: int) -> None:
-        """Free what a request holds. One that has finished already is left in peace."""
+        """End a request and free its blocks. Does nothing if it has already finished."""
         self._timings.pop(request_id, None)
         for sequence in self._sequences.pop(request_id, ()):
             self._scheduler.finish(sequence)
 
     def finish(self, request_id: int, index: int) -> None:
-        """Free what one sequence of a request holds; the others go on. One that has finished
-        already is left in peace."""
+        """End one sequence of a request and free its blocks; the others continue.
+
+        Does nothing if the sequence has already finished.
+        """
         for sequence in self._sequences.get(request_id, ()):
             if sequence.index == index and sequence.status is not SequenceStatus.FINISHED:
                 self._scheduler.finish(sequence)
@@ -137,14 +145,19 @@ class EngineCore:
     def step(
         self, report: Callable[[list[RequestOutput]], None] | None = None
     ) -> list[RequestOutput]:
-        """Compute one batch; the outputs of every sequence that got a token or ended.
+        """Compute one batch.
 
         Args:
             report: Called before the batch is computed, with an output without tokens for each
                 request of which no sequence was scheduled before. Not called if there is none.
 
+        Returns:
+            An output for each sequence that got a token or finished, and for each request that
+            failed.
+
         Raises:
-            What the runner raises, if nothing can be computed any more.
+            Exception: The runner has failed with this exception, and it lost its device or failed
+                in `max_failed_steps` steps in a row.
         """
         expired = self._expire_waiting(time.monotonic())
         batch = self._scheduler.schedule()
@@ -159,9 +172,10 @@ class EngineCore:
         except Exception as error:
             return expired + self._fail(batch, error)
         self._num_failed_in_a_row = 0
-        return expired + self._take_in(batch, computed)
+        return expired + self._outputs(batch, computed)
 
-    def _take_in(self, batch: Batch, computed: list[Computed]) -> list[RequestOutput]:
+    def _outputs(self, batch: Batch, computed: list[Computed]) -> list[RequestOutput]:
+        """Append the results to the sequences, and return the outputs."""
         pairs = list(zip(batch.scheduled, computed, strict=True))
         for scheduled, c in pairs:
             if scheduled.sequence.prompt_logprobs is not None:
@@ -182,7 +196,7 @@ class EngineCore:
         return failed + outputs
 
     def _end_failed(self, sampled: list[tuple[Sequence, Computed]]) -> list[RequestOutput]:
-        """End the requests of which a sequence has met with an error of its own."""
+        """End the requests with a sequence whose grammar has failed."""
         errors = {s.request_id: c.error for s, c in sampled if c.error is not None}
         for error in errors.values():
             log.error("constraint_failed", exc_info=error)
@@ -199,7 +213,7 @@ class EngineCore:
             tuple(sequence.prompt_logprobs or ()),
             self._timings[sequence.request_id],
         )
-        sequence.prompt_logprobs = None  # they are told once
+        sequence.prompt_logprobs = None  # they are part of the first output only
         return RequestOutput(sequence.request_id, output)
 
     def _forget_if_finished(self, request_id: int) -> None:
@@ -209,10 +223,9 @@ class EngineCore:
             self._timings.pop(request_id, None)
 
     def _fail(self, batch: Batch, error: Exception) -> list[RequestOutput]:
-        """End the sequences of a batch that was not computed; raise if no other will be either.
-
-        What they have written in it stands in blocks of their own, none of which is cached yet.
-        """
+        """End the requests of a batch that failed, or raise the error if the engine has failed."""
+        # What the failed batch has written is in blocks that only its sequences hold. None of these
+        # blocks is in the prefix cache yet.
         self._num_failed_steps += 1
         self._num_failed_in_a_row += 1
         if isinstance(error, DeviceLost) or self._num_failed_in_a_row >= self._max_failed_steps:
@@ -231,14 +244,18 @@ class EngineCore:
         )
 
     def _end(self, request_ids: Iterable[int], error: ChatrpcError) -> list[RequestOutput]:
-        """End requests by an error, each once, however many sequences it has."""
+        """End requests with an error. Returns one output per request."""
         ids = sorted(request_ids)
         for request_id in ids:
             self.abort(request_id)
         return [RequestOutput(request_id, error) for request_id in ids]
 
     def _note_scheduled(self, batch: Batch, now_s: float) -> list[RequestOutput]:
-        """Set `scheduled_s` of the requests that are scheduled for the first time; return these."""
+        """Set `scheduled_s` of the requests that are scheduled for the first time.
+
+        Returns:
+            An output without tokens for each of these requests.
+        """
         started = []
         for request_id in dict.fromkeys(s.sequence.request_id for s in batch.scheduled):
             if self._timings[request_id].scheduled_s is None:

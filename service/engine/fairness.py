@@ -1,4 +1,4 @@
-"""Shares of the engine for callers that use it at the same time. Plain arithmetic: no torch."""
+"""Weighted shares of slots, blocks and step budget for concurrent callers. No torch."""
 
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Items
@@ -8,10 +8,13 @@ from service.engine.sequence import Sequence
 
 
 @dataclass(slots=True)
-class Use:
-    """The running sequences of one caller in the order of their ranks, and their blocks.
+class CallerUsage:
+    """The running sequences of one caller and the blocks they hold.
 
-    Its share of everything is `weight` over `total_weight`, which is that of all callers.
+    Attributes:
+        weight: The caller's share of any capacity is `weight / total_weight`.
+        total_weight: Sum of the weights of all callers.
+        running: In the order of `Sequence.rank`.
     """
 
     weight: int
@@ -27,33 +30,35 @@ class Use:
         return sum(len(sequence.block_ids) for sequence in self.running)
 
     def is_within_share(self, amount: int, capacity: int) -> bool:
-        """Whether `amount` of `capacity` is no more than the caller's share."""
+        """Return True if `amount` of `capacity` is at most the caller's share."""
         return amount * self.total_weight <= self.weight * capacity
 
 
-def use_by_caller(running: Iterable[Sequence], waiting: Mapping[str, int]) -> dict[str, Use]:
-    """The use of each caller that has a sequence, by the caller's name.
+def usage_by_caller(
+    running: Iterable[Sequence], waiting: Mapping[str, int]
+) -> dict[str, CallerUsage]:
+    """Return the usage of each caller that has a sequence, by the caller's name.
 
     Args:
-        running: By rank.
-        waiting: The weights of the callers that have a sequence waiting.
+        running: Running sequences in the order of `Sequence.rank`.
+        waiting: Weights, by name, of the callers that have a waiting sequence.
     """
-    uses = {name: Use(weight) for name, weight in waiting.items()}
+    uses = {name: CallerUsage(weight) for name, weight in waiting.items()}
     for sequence in running:
         caller = sequence.request.caller
-        uses.setdefault(caller.name, Use(caller.weight)).running.append(sequence)
+        uses.setdefault(caller.name, CallerUsage(caller.weight)).running.append(sequence)
     total = sum(use.weight for use in uses.values())
     for use in uses.values():
         use.total_weight = total
     return uses
 
 
-def last_to_keep(uses: dict[str, Use]) -> Sequence:
-    """The running sequence to preempt when the cache is full.
+def victim_when_full(uses: dict[str, CallerUsage]) -> Sequence:
+    """Return the running sequence to preempt when the cache is full.
 
-    It is the last of the caller that holds most blocks for its weight. A caller's only running
-    sequence is spared as long as another caller runs several; if each runs one, the sequence that
-    arrived last is chosen. So the first of each caller gets on, or at least the oldest of these.
+    It is the last sequence of the caller that holds most blocks for its weight, among the callers
+    with several running sequences. If each caller runs one, it is the sequence that arrived last.
+    So the first sequence of each caller continues, or at least the oldest of these.
     """
     several = [use for use in uses.values() if use.num_running > 1]
     if several:
@@ -62,16 +67,16 @@ def last_to_keep(uses: dict[str, Use]) -> Sequence:
     return max(only, key=lambda sequence: sequence.arrival)
 
 
-def furthest_above_share(
-    uses: dict[str, Use], amount: Callable[[Use], int], capacity: int
+def victim_above_share(
+    uses: dict[str, CallerUsage], amount: Callable[[CallerUsage], int], capacity: int
 ) -> Sequence | None:
-    """The sequence to preempt for a caller below its share; None if nobody is above.
+    """Return the sequence to preempt for a caller below its share.
 
-    It is the last of the caller that uses most for its weight. A caller's only running sequence is
-    spared.
+    It is the last sequence of the caller that uses most for its weight, among the callers that use
+    more than their share and run several sequences. None if there is no such caller.
 
     Args:
-        amount: What a caller uses of the `capacity`.
+        amount: Returns how much of `capacity` a caller uses.
     """
     above = [
         use
@@ -81,11 +86,12 @@ def furthest_above_share(
     return max(above, key=lambda use: amount(use) / use.weight).running[-1] if above else None
 
 
-def split(budget: int, demands: Items[int], weights: Items[int]) -> list[int]:
-    """Divide a budget by weighted max-min fairness; the grants, in the order of the demands.
+def split_budget(budget: int, demands: Items[int], weights: Items[int]) -> list[int]:
+    """Divide a budget by weighted max-min fairness (Bertsekas and Gallager, Data Networks, 6.5.2).
 
-    Nobody gets more than it demands, and what one does not need goes to the others
-    (Bertsekas and Gallager, Data Networks, 6.5.2).
+    Returns:
+        One grant for each demand, at most the demand. A share that is not needed is divided among
+        the other demands.
     """
     grants = [0] * len(demands)
     unmet = list(range(len(demands)))
@@ -95,7 +101,7 @@ def split(budget: int, demands: Items[int], weights: Items[int]) -> list[int]:
         for i in met or unmet:
             grants[i] = demands[i] if met else budget * weights[i] // total
         if not met:
-            for i in unmet[: budget - sum(grants[i] for i in unmet)]:  # what rounding leaves
+            for i in unmet[: budget - sum(grants[i] for i in unmet)]:  # remainder of the rounding
                 grants[i] += 1
             break
         budget -= sum(grants[i] for i in met)

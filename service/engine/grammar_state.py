@@ -1,4 +1,4 @@
-"""An answer's way through the grammar that it must follow. Plain numpy: no torch."""
+"""The grammar state of one sequence: which tokens its constraint allows next. No torch."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -11,51 +11,57 @@ from service.engine.token_rules import Forbidden
 
 
 class GrammarState:
-    """What may come next in one answer, by its request's constraint.
+    """The matcher of one sequence's constraint, and the tokens it has not consumed yet.
 
-    The matcher hears of the answer's tokens when it is next asked for something: for what is
-    forced, between two steps, or for masks, during a step and on another thread; never for both at
-    once. What it raises is raised by `masks`, then and ever after.
+    `forced_tokens` is called between steps. `masks` is called during a step, on another thread. The
+    two never run at the same time. If the matcher raises, this and each later call of `masks`
+    raises its error.
     """
 
-    __slots__ = ("_error", "_matcher", "_request", "_unheard")
+    __slots__ = ("_error", "_matcher", "_pending_token_ids", "_request")
 
     def __init__(self, request: Request) -> None:
         self._request = request
         self._matcher: Matcher | None = None
-        self._unheard: list[int] = []  # of the answer, by the matcher
+        self._pending_token_ids: list[int] = []  # generated, and not consumed by the matcher yet
         self._error: Exception | None = None
 
     def append(self, token_id: int) -> None:
-        """The answer has grown by a token."""
-        self._unheard.append(token_id)
+        """Append a generated token."""
+        self._pending_token_ids.append(token_id)
 
     def forced_tokens(self) -> tuple[int, ...]:
-        """What must come next, as far as there is no choice."""
+        """Return the tokens that must come next; empty if the grammar leaves a choice."""
         try:
             return self._catch_up().forced_tokens()
-        except Exception as error:  # somebody else's code; `masks` tells what it has come to
+        except Exception as error:  # a library's code; `masks` raises it
             self._error = error
             return ()
 
     def masks(self, draft: Sequence[int]) -> list[Forbidden]:
-        """What cannot come next, and what cannot behind each token of a draft.
+        """Return the masks for the next token and for the token after each draft token.
 
-        There are none behind the first token of the draft that cannot come itself or that ends the
-        answer, nor where the matcher gives up: a draft is a guess, and must not end an answer.
+        The list is shorter if the grammar forbids a draft token, if a draft token is a stop token,
+        or if a grammar limit is exceeded within the draft: a draft never ends a sequence.
+
+        Args:
+            draft: Token ids.
+
+        Returns:
+            At least one mask and at most `len(draft) + 1`.
 
         Raises:
-            Exception: the matcher has failed.
+            Exception: The matcher has failed.
         """
         if self._error is not None:
             raise self._error
         matcher = self._catch_up()
         masks = [_forbidden(matcher)]
         with suppress(Exception):
-            masks += self._masks_ahead(matcher.fork(), draft, masks[0])
+            masks += self._draft_masks(matcher.fork(), draft, masks[0])
         return masks
 
-    def _masks_ahead(
+    def _draft_masks(
         self, matcher: Matcher, draft: Sequence[int], mask: Forbidden
     ) -> Iterator[Forbidden]:
         for token_id in draft:
@@ -67,11 +73,11 @@ class GrammarState:
 
     def _catch_up(self) -> Matcher:
         if self._matcher is None:
-            assert self._request.constraint is not None  # noqa: S101  # else there is no grammar
+            assert self._request.constraint is not None  # noqa: S101  # see Sequence.grammar
             self._matcher = self._request.constraint.matcher()
-        for token_id in self._unheard:
+        for token_id in self._pending_token_ids:
             self._matcher.advance(token_id)
-        self._unheard.clear()
+        self._pending_token_ids.clear()
         return self._matcher
 
 

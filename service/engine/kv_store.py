@@ -1,4 +1,4 @@
-"""The KV cache's tensors. Which block is whose is `BlockPool`'s affair."""
+"""The tensors of the KV cache. `BlockPool` assigns their blocks to sequences."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """One layer's keys and values, per token."""
+    """The shape of one layer's keys and values for one token."""
 
     num_kv_heads: int
     key_dim: int
@@ -24,10 +24,12 @@ class KVShape:
 class KVStore:
     """Keys and values of every layer, in blocks.
 
-    A layer's keys are one tensor [num_kv_heads, num_blocks, block_size, key_dim], its values
-    likewise. Heads come first so that the blocks gathered for a batch are, without another copy,
-    the batched matrices that attention multiplies.
+    A layer's keys are one tensor [num_kv_heads, num_blocks, block_size, key_dim], its values one
+    tensor [num_kv_heads, num_blocks, block_size, value_dim].
     """
+
+    # Heads come first, so that the blocks gathered for a batch are the matrices that attention
+    # multiplies, without another copy.
 
     def __init__(
         self,
@@ -47,18 +49,21 @@ class KVStore:
     def write(
         self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> None:
-        """Store `key` [num_kv_heads, T, key_dim] and `value` likewise.
+        """Store the keys and values of T tokens.
 
-        `slots` [T] says where: block * block_size + offset.
+        Args:
+            slots: [T], the slot of each token: block * block_size + offset.
+            key: [num_kv_heads, T, key_dim].
+            value: [num_kv_heads, T, value_dim].
         """
         self._keys[layer].flatten(1, 2).index_copy_(1, slots, key)
         self._values[layer].flatten(1, 2).index_copy_(1, slots, value)
 
     def gather(self, layer: int, block_table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the blocks in `block_table` [B, M].
+        """Return the keys and values of the blocks in `block_table` [B, M].
 
         Returns:
-            Two of [num_kv_heads, B, M * block_size, dim].
+            [num_kv_heads, B, M * block_size, key_dim] and the same with value_dim.
         """
         return (
             _gather(self._keys[layer], block_table),
@@ -67,13 +72,12 @@ class KVStore:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros, not garbage: masked positions enter a product with weight 0, where NaN would stay.
-
-    On a CPU they come from numpy, which leaves it to the kernel to commit a page when it is first
-    written; torch would write them all, and the cache take its whole budget from the start.
-    """
+    """Return a tensor of zeros. On a CPU its pages are committed when they are first written."""
+    # Zeros, because masked positions are multiplied by 0, and 0 * NaN is NaN.
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
+    # numpy leaves committing pages to the kernel. torch would write them all, and the cache would
+    # use its whole budget from the start.
     storage = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
     return torch.from_numpy(storage).view(dtype).view(shape)
 

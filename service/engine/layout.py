@@ -1,4 +1,4 @@
-"""How a batch's tokens lie packed in the rows of one step."""
+"""The packing of a batch's tokens into the rows of one step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,10 @@ from service.engine.scheduler import Batch, ScheduledSequence
 
 @dataclass(frozen=True, slots=True)
 class SequenceRows:
-    """Rows [start, end) of a step: the last of one sequence's first `context_len` tokens."""
+    """Rows [start, end) of a step, which are consecutive tokens of one sequence.
+
+    `context_len` is the number of the sequence's tokens up to and including the last row.
+    """
 
     scheduled: ScheduledSequence
     start: int
@@ -26,20 +29,20 @@ class SequenceRows:
 
     @property
     def prompt_logprob_positions(self) -> range:
-        """Those of its positions behind which the prompt's log probabilities are to be found."""
+        """The positions of these rows whose next prompt token needs a log probability."""
         wanted = self.scheduled.sequence.positions_without_logprobs
         return range(max(self.positions.start, wanted.start), min(self.positions.stop, wanted.stop))
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A step's tokens, packed sequence after sequence in the batch's order: no padding, any mix of
-    decodes and chunks."""
+    """The tokens of a step, packed sequence after sequence in batch order, without padding."""
 
     sequences: tuple[SequenceRows, ...]
 
     @classmethod
     def of(cls, batch: Batch) -> "Layout":
+        """Return the layout of a batch."""
         sequences = []
         row = 0
         for scheduled in batch.scheduled:
@@ -51,18 +54,19 @@ class Layout:
 
     @property
     def num_decodes(self) -> int:
-        """How many sequences have a single row; they come first."""
+        """Number of sequences with a single row. They come first."""
         return sum(s.num_rows == 1 for s in self.sequences)
 
     def token_ids(self) -> list[int]:
+        """Return the token id of each row."""
         return list(chain.from_iterable(s.scheduled.token_ids for s in self.sequences))
 
     def positions(self) -> list[int]:
-        """The position of each row's token in its sequence."""
+        """Return the position of each row's token in its sequence."""
         return list(chain.from_iterable(s.positions for s in self.sequences))
 
     def slots(self, block_size: int) -> list[int]:
-        """Where each row's key and value go: block * block_size + offset."""
+        """Return the cache slot of each row: block * block_size + offset."""
         return [
             s.scheduled.sequence.block_ids[position // block_size] * block_size
             + position % block_size
@@ -71,13 +75,13 @@ class Layout:
         ]
 
     def block_ids(self, block_size: int) -> Iterator[list[int]]:
-        """The blocks that hold each sequence's context."""
+        """Yield the ids of the blocks that contain each sequence's context."""
         for s in self.sequences:
             yield s.scheduled.sequence.block_ids[: -(-s.context_len // block_size)]
 
     def sampled_rows(self) -> list[int]:
-        """The rows that tokens are sampled after: of each sequence of the batch's `sampled`, that
-        of its last token and those of the draft behind it."""
+        """Return the rows after which tokens are sampled: for each sequence of `Batch.sampled`, the
+        row of its last token and those of its draft."""
         return [
             row
             for s in self.sequences
@@ -86,7 +90,7 @@ class Layout:
         ]
 
     def prompt_logprob_rows(self) -> list[int]:
-        """The rows that log probabilities of prompts are computed from, sequence after sequence."""
+        """Return the rows from which log probabilities of prompts are computed."""
         return [
             s.start + position - s.positions.start
             for s in self.sequences
@@ -94,7 +98,8 @@ class Layout:
         ]
 
     def prompt_logprob_targets(self) -> list[tuple[int, int]]:
-        """For each of those rows the token behind it, and how many of the likeliest to tell."""
+        """Return, for each of `prompt_logprob_rows`, the id of the next token, and how many of the
+        most likely tokens to report."""
         return [
             (sequence.token_ids[position + 1], sequence.request.num_prompt_logprobs or 0)
             for s in self.sequences

@@ -1,4 +1,4 @@
-"""The rules for tokens, applied to logits: each row by its own, all rows at once."""
+"""Applies masks, bias and penalties to logits, in all rows of a step at once."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,21 +11,25 @@ from service.engine.token_rules import RowRules, TokenIds
 
 
 def apply_rules(logits: Tensor, rules: Mapping[int, RowRules]) -> set[int]:
-    """Change the rows of `logits` [B, vocab_size], float32, that have rules, in place.
+    """Apply rules to rows of logits in place, in vLLM's order.
 
-    In vLLM's order: masks, bias, then the penalties by repetition, frequency and presence. What
-    cannot come has -inf. Each step is arithmetic on single numbers, so no row depends on another.
+    The order is masks, bias, repetition penalty, frequency penalty, presence penalty. Forbidden
+    tokens get -inf. No row depends on another.
+
+    Args:
+        logits: [B, vocab_size], float32.
+        rules: By row.
 
     Returns:
-        The rows in which nothing is left to choose.
+        The rows in which no token is allowed.
     """
     _mask(logits, rules)
     masked = [row for row, r in rules.items() if r.is_masked]
-    dead = {row for row in masked if logits[row].amax().item() == -torch.inf}
+    rows_without_token = {row for row in masked if logits[row].amax().item() == -torch.inf}
     flat = logits.view(-1)
     _add_bias(flat, logits.shape[-1], rules)
     _penalize(flat, logits.shape[-1], rules)
-    return dead
+    return rows_without_token
 
 
 def _mask(logits: Tensor, rules: Mapping[int, RowRules]) -> None:
@@ -50,27 +54,28 @@ def _add_bias(flat: Tensor, vocab_size: int, rules: Mapping[int, RowRules]) -> N
     biased = {row: r for row, r in rules.items() if len(r.bias)}
     if not biased:
         return
-    places = _places(((row, r.biased_token_ids) for row, r in biased.items()), vocab_size)
+    indices = _flat_indices(((row, r.biased_token_ids) for row, r in biased.items()), vocab_size)
     bias = np.concatenate([r.bias for r in biased.values()])
-    is_known = np.concatenate([r.biased_token_ids < vocab_size for r in biased.values()])
-    index = torch.from_numpy(places[is_known]).to(flat.device)
-    flat[index] += torch.from_numpy(bias[is_known]).to(flat.device)
+    is_in_vocab = np.concatenate([r.biased_token_ids < vocab_size for r in biased.values()])
+    index = torch.from_numpy(indices[is_in_vocab]).to(flat.device)
+    flat[index] += torch.from_numpy(bias[is_in_vocab]).to(flat.device)
 
 
 def _penalize(flat: Tensor, vocab_size: int, rules: Mapping[int, RowRules]) -> None:
-    """OpenAI's presence and frequency penalties, and the repetition penalty of arXiv 1909.05858."""
+    """Apply OpenAI's presence and frequency penalties and the repetition penalty of
+    arXiv 1909.05858."""
     counted = [(row, r.counted, r.params) for row, r in rules.items() if r.counted is not None]
     if not counted:
         return
 
     def each(values: Iterable[float]) -> Tensor:
-        """One value a row, as one for each of its tokens."""
+        """Repeat each row's value for each of its counted tokens."""
         column = np.fromiter(values, dtype=np.float32, count=len(counted))
         repeated = np.repeat(column, [len(c.token_ids) for _, c, _ in counted])
         return torch.from_numpy(repeated).to(flat.device)
 
-    places = _places(((row, c.token_ids) for row, c, _ in counted), vocab_size)
-    index = torch.from_numpy(places).to(flat.device)
+    indices = _flat_indices(((row, c.token_ids) for row, c, _ in counted), vocab_size)
+    index = torch.from_numpy(indices).to(flat.device)
     counts = torch.from_numpy(np.concatenate([c.counts for _, c, _ in counted])).to(flat.device)
     repetition = each(p.repetition_penalty for *_, p in counted)
     logits = flat[index]
@@ -80,6 +85,10 @@ def _penalize(flat: Tensor, vocab_size: int, rules: Mapping[int, RowRules]) -> N
     flat[index] = logits
 
 
-def _places(token_ids: Iterable[tuple[int, TokenIds]], vocab_size: int) -> NDArray[np.int64]:
-    """Where the tokens of some rows stand in all rows, end to end."""
+def _flat_indices(token_ids: Iterable[tuple[int, TokenIds]], vocab_size: int) -> NDArray[np.int64]:
+    """Return the indices of tokens in the flattened logits.
+
+    Args:
+        token_ids: Row, and token ids in it.
+    """
     return np.concatenate([row * vocab_size + ids for row, ids in token_ids])

@@ -1,4 +1,4 @@
-"""Log probabilities of tokens, by the model's own logits: before temperature, bias and masks."""
+"""Log probabilities of tokens from the model's logits, before temperature, bias and masks."""
 
 import math
 from collections.abc import Sequence
@@ -9,34 +9,38 @@ from torch import Tensor
 from service.domain.engine import TokenLogprobs
 from service.engine.vocab_blocks import BLOCK, as_blocks, top
 
-# Rows at once on a CPU, for the sake of its caches.
+# Rows computed at once, so that they fit into a CPU's cache.
 _ROWS = 8
 
 
-def token_logprobs(logits: Tensor, wanted: Sequence[tuple[int, int, int]]) -> list[TokenLogprobs]:
-    """The log probabilities of some tokens and of the likeliest beside them, each row by itself.
+def token_logprobs(logits: Tensor, tokens: Sequence[tuple[int, int, int]]) -> list[TokenLogprobs]:
+    """Return the log probabilities of tokens and of the most likely tokens in the same rows.
 
     Args:
         logits: [B, vocab_size], float32.
-        wanted: a row, a token, and how many of the likeliest.
+        tokens: Row, token id, and number of most likely tokens.
+
+    Returns:
+        One for each of `tokens`.
     """
-    told: list[TokenLogprobs] = []
-    for start in range(0, len(wanted), _ROWS):
-        rows, token_ids, num_top = zip(*wanted[start : start + _ROWS], strict=True)
+    found: list[TokenLogprobs] = []
+    for start in range(0, len(tokens), _ROWS):
+        rows, token_ids, num_top = zip(*tokens[start : start + _ROWS], strict=True)
         logprobs = torch.log_softmax(logits[list(rows)], dim=-1)
         index = torch.tensor(token_ids, device=logits.device)[:, None]
         chosen: list[float] = logprobs.gather(-1, index).squeeze(-1).tolist()
         tops = _top(logprobs, num_top)
-        told += map(TokenLogprobs, token_ids, map(_number, chosen), tops)
-    return told
+        found += map(TokenLogprobs, token_ids, map(_number, chosen), tops)
+    return found
 
 
 def _top(logprobs: Tensor, num_top: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
-    """The likeliest of each row, in falling order, the lower token id first among equals.
+    """Return the most likely tokens of each row and their log probabilities.
 
-    torch's `topk` takes any of equals. So it says only how likely they must be, and of all that are
-    the first are taken.
+    They are in descending order. Of equally likely tokens the lower id comes first.
     """
+    # `topk` chooses arbitrarily among equal values. So only its smallest value is used, and the
+    # tokens are chosen by id among all that are at least as likely.
     vocab_size = logprobs.shape[-1]
     most = min(max(num_top), vocab_size)
     if not most:
@@ -47,16 +51,16 @@ def _top(logprobs: Tensor, num_top: Sequence[int]) -> list[tuple[tuple[int, floa
     least = values.gather(-1, torch.tensor(last, device=logprobs.device)[:, None])
     in_row, in_block = (blocks.amax(-1) >= least).nonzero(as_tuple=True)
     found = blocks[in_row, in_block]
-    place, offset = (found >= least[in_row]).nonzero(as_tuple=True)
+    index, offset = (found >= least[in_row]).nonzero(as_tuple=True)
     candidates: list[list[tuple[int, float]]] = [[] for _ in num_top]
     for row, token_id, value in zip(
-        in_row[place].tolist(),
-        (in_block[place] * BLOCK + offset).tolist(),
-        found[place, offset].tolist(),
+        in_row[index].tolist(),
+        (in_block[index] * BLOCK + offset).tolist(),
+        found[index, offset].tolist(),
         strict=True,
     ):
         candidates[row].append((token_id, value))
-    # A stable sort: they come with rising ids.
+    # The sort is stable, and candidates are in ascending order of id.
     return [
         tuple(sorted(row, key=lambda pair: -pair[1])[:n])
         for row, n in zip(candidates, num_top, strict=True)
@@ -64,5 +68,5 @@ def _top(logprobs: Tensor, num_top: Sequence[int]) -> list[tuple[tuple[int, floa
 
 
 def _number(logprob: float) -> float:
-    """A broken model's NaN is no probability at all."""
+    """Return the log probability, or -inf for the NaN of a broken model."""
     return -math.inf if math.isnan(logprob) else logprob

@@ -1,4 +1,4 @@
-"""Computes a batch with a model and samples from what comes out."""
+"""Computes a batch with a model and samples the next tokens."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -23,31 +23,36 @@ from service.engine.sequence import Sequence
 from service.engine.speculation import accept
 from service.engine.token_rules import Forbidden, RowRules
 
-# Rows of a prompt whose logits are in memory at once: 32 of 49152 numbers are 6 MB.
+# Rows of prompts whose logits are in memory at once: 32 rows of 49152 numbers take 6 MB.
 _PROMPT_ROWS = 32
 
 _MAX_LOSS = 700.0  # exp of a larger number overflows a float
 
-# More than a few would only take the cores from the model, which computes at the same time.
+# More threads would take cores from the model, which computes at the same time.
 _GRAMMAR_THREADS = 2
 
-_NOTHING = -1  # in the place of a token, where none may come
+_NO_TOKEN = -1  # instead of a token id, for a row in which no token is allowed
 
 
 class Model(Protocol):
-    """A decoder and the cache of its keys and values."""
+    """A decoder and its KV cache."""
 
     def forward(self, layout: Layout, rows: list[int]) -> Tensor:
         """Compute a step, and write its keys and values into the cache.
 
+        Args:
+            rows: The rows of the step whose output is needed.
+
         Returns:
-            What `logits` makes the logits after each of `rows` of: [len(rows), any size].
+            The input of `logits` for these rows: [len(rows), any size].
         """
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[n, vocab_size], float32: the logits of n of the rows that `forward` returned. They are
-        the caller's own, to be written to."""
+        """Return the logits, [n, vocab_size] in float32, of n rows that `forward` returned.
+
+        The caller may write to them.
+        """
         ...
 
 
@@ -98,11 +103,14 @@ def _perplexity(loss: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Sampled:
-    """A sequence that gets tokens, and where its rows are among all such rows."""
+    """A sequence for which tokens are sampled.
+
+    `rows` are the indices of its rows among all sampled rows. `masks` come from its grammar.
+    """
 
     scheduled: ScheduledSequence
     rows: range
-    masks: Future[list[Forbidden]] | None  # of its grammar
+    masks: Future[list[Forbidden]] | None
 
     @property
     def sequence(self) -> Sequence:
@@ -110,9 +118,9 @@ class _Sampled:
 
 
 class ModelRunner:
-    """`service.engine.core.Runner`: the model, and nothing of who or why.
+    """`service.engine.core.Runner` over a model.
 
-    What grammars allow is found out on other threads while the model computes the step.
+    The masks of grammars are computed on other threads while the model computes the step.
     """
 
     def __init__(self, model: Model) -> None:
@@ -124,7 +132,7 @@ class ModelRunner:
         """See `service.engine.core.Runner.run`."""
         try:
             return self._compute(batch)
-        except torch.AcceleratorError as error:  # whatever it was, CUDA repeats it from now on
+        except torch.AcceleratorError as error:  # CUDA raises the same error in each later call
             raise DeviceLost(str(error)) from error
 
     def _compute(self, batch: Batch) -> list[Computed]:
@@ -132,18 +140,18 @@ class ModelRunner:
         sampled = list(self._begin(batch))
         rows, prompt_rows = layout.sampled_rows(), layout.prompt_logprob_rows()
         hidden = self._model.forward(layout, rows + prompt_rows)
-        answers = iter(self._sample(hidden[: len(rows)], sampled) if sampled else ())
-        computed = [next(answers) if s.is_sampled else Computed() for s in batch.scheduled]
+        results = iter(self._sample(hidden[: len(rows)], sampled) if sampled else ())
+        computed = [next(results) if s.is_sampled else Computed() for s in batch.scheduled]
         if prompt_rows:
-            told = iter(self._prompt_logprobs(hidden[len(rows) :], layout))
+            logprobs = iter(self._prompt_logprobs(hidden[len(rows) :], layout))
             return [
-                replace(c, prompt_logprobs=tuple(islice(told, len(s.prompt_logprob_positions))))
+                replace(c, prompt_logprobs=tuple(islice(logprobs, len(s.prompt_logprob_positions))))
                 for c, s in zip(computed, layout.sequences, strict=True)
             ]
         return computed
 
     def _begin(self, batch: Batch) -> Iterator[_Sampled]:
-        """Have the masks computed that this step's tokens need."""
+        """Start to compute the masks of this step. Yields each sampled sequence."""
         start = 0
         for s in batch.sampled:
             grammar, draft = s.sequence.grammar, s.draft_token_ids
@@ -154,22 +162,26 @@ class ModelRunner:
     def _sample(self, hidden: Tensor, sampled: list[_Sampled]) -> list[Computed]:
         logits = self._model.logits(hidden)
         rules, errors = _rules(sampled)
-        # Log probabilities are of the model's own logits, which the rules are about to change.
-        is_told = any(s.sequence.request.num_logprobs is not None for s in sampled)
-        own_logits = logits.clone() if rules and is_told else logits
-        dead = apply_rules(logits, rules) if rules else ()
-        token_ids = sample(logits, *_choices(sampled))
-        for row in dead:
-            token_ids[row] = _NOTHING
-        answers = [_accepted(token_ids, s) for s in sampled]
-        logprobs = _logprobs(own_logits, sampled, answers) if is_told else [()] * len(sampled)
+        # Log probabilities are those of the model's own logits, and the rules change the logits.
+        has_logprobs = any(s.sequence.request.num_logprobs is not None for s in sampled)
+        own_logits = logits.clone() if rules and has_logprobs else logits
+        rows_without_token = apply_rules(logits, rules) if rules else ()
+        token_ids = sample(logits, *_sampling(sampled))
+        for row in rows_without_token:
+            token_ids[row] = _NO_TOKEN
+        accepted = [_accepted(token_ids, s) for s in sampled]
+        logprobs = _logprobs(own_logits, sampled, accepted) if has_logprobs else [()] * len(sampled)
         return [
-            Computed(*answer) if i not in errors else Computed(error=errors[i])
-            for i, answer in enumerate(zip(answers, logprobs, strict=True))
+            Computed(*result) if i not in errors else Computed(error=errors[i])
+            for i, result in enumerate(zip(accepted, logprobs, strict=True))
         ]
 
     def _prompt_logprobs(self, hidden: Tensor, layout: Layout) -> Iterator[TokenLogprobs]:
-        """Of the tokens behind `layout.prompt_logprob_rows`, a block of logits at a time."""
+        """Yield the log probability of the token after each of `layout.prompt_logprob_rows`.
+
+        Args:
+            hidden: The output of `Model.forward` for these rows.
+        """
         targets = layout.prompt_logprob_targets()
         for start in range(0, len(targets), _PROMPT_ROWS):
             block = targets[start : start + _PROMPT_ROWS]
@@ -180,7 +192,7 @@ class ModelRunner:
 
 
 def _rules(sampled: list[_Sampled]) -> tuple[dict[int, RowRules], dict[int, Exception]]:
-    """The rules by row, and by sequence the errors of those whose grammar fails."""
+    """Return the rules by row, and the errors of grammars by index in `sampled`."""
     rules: dict[int, RowRules] = {}
     errors: dict[int, Exception] = {}
     for i, s in enumerate(sampled):
@@ -188,16 +200,16 @@ def _rules(sampled: list[_Sampled]) -> tuple[dict[int, RowRules], dict[int, Exce
             continue
         try:
             masks = None if s.masks is None else s.masks.result()
-        except Exception as error:  # somebody else's code
+        except Exception as error:  # a library's code, which may raise anything
             errors[i] = error
             continue
         rows = s.sequence.rules.rows(s.scheduled.draft_token_ids, masks)
-        rules.update(zip(s.rows, rows, strict=False))  # none behind the end of a draft
+        rules.update(zip(s.rows, rows, strict=False))  # fewer rules if the masks end a draft early
     return rules, errors
 
 
-def _choices(sampled: list[_Sampled]) -> tuple[list[SamplingParams], list[float]]:
-    """By which parameters and with which draw each row is sampled."""
+def _sampling(sampled: list[_Sampled]) -> tuple[list[SamplingParams], list[float]]:
+    """Return the sampling parameters and the draw of each row."""
     params: list[SamplingParams] = []
     draws: list[float] = []
     for s in sampled:
@@ -211,27 +223,31 @@ def _choices(sampled: list[_Sampled]) -> tuple[list[SamplingParams], list[float]
 
 
 def _accepted(token_ids: list[int], s: _Sampled) -> tuple[int, ...]:
-    """What a sequence gets of the tokens sampled in its rows."""
+    """Return the accepted tokens of a sequence.
+
+    Args:
+        token_ids: The sampled tokens of all rows.
+    """
     num_rows = len(s.rows)
     if s.masks is not None and s.masks.exception() is None:
-        num_rows = len(s.masks.result())  # behind these nobody knows what may come
+        num_rows = len(s.masks.result())  # later rows were sampled without a mask
     draft = s.scheduled.draft_token_ids[: num_rows - 1]
     accepted = accept(token_ids[s.rows.start : s.rows.start + num_rows], draft)
-    return accepted[:-1] if accepted[-1] == _NOTHING else accepted
+    return accepted[:-1] if accepted[-1] == _NO_TOKEN else accepted
 
 
 def _logprobs(
-    logits: Tensor, sampled: list[_Sampled], answers: list[tuple[int, ...]]
+    logits: Tensor, sampled: list[_Sampled], accepted: list[tuple[int, ...]]
 ) -> list[tuple[TokenLogprobs, ...]]:
-    """Of the tokens of those who ask for them."""
+    """Return the log probabilities of the accepted tokens; empty for requests without them."""
     counts = [
-        0 if s.sequence.request.num_logprobs is None else len(answer)
-        for s, answer in zip(sampled, answers, strict=True)
+        0 if s.sequence.request.num_logprobs is None else len(token_ids)
+        for s, token_ids in zip(sampled, accepted, strict=True)
     ]
-    wanted = [
+    tokens = [
         (row, token_id, s.sequence.request.num_logprobs or 0)
-        for s, answer, count in zip(sampled, answers, counts, strict=True)
-        for row, token_id in zip(s.rows[:count], answer[:count], strict=True)
+        for s, token_ids, count in zip(sampled, accepted, counts, strict=True)
+        for row, token_id in zip(s.rows[:count], token_ids[:count], strict=True)
     ]
-    told = iter(token_logprobs(logits, wanted))
-    return [tuple(islice(told, count)) for count in counts]
+    logprobs = iter(token_logprobs(logits, tokens))
+    return [tuple(islice(logprobs, count)) for count in counts]

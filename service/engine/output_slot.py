@@ -1,4 +1,4 @@
-"""Where a request's outputs wait for their reader."""
+"""A buffer of one request's outputs, between the engine and the consumer."""
 
 import asyncio
 
@@ -7,24 +7,28 @@ from service.errors import ChatrpcError
 
 
 class OutputSlot:
-    """The pending outputs of one request. What its reader has not taken yet of a sequence is merged
-    into one, but for an end without a token: behind tokens the end belongs to the last of them.
+    """The pending outputs of one request, with at most one consumer.
 
-    The reader gets them when they are released, so that not every token has to travel alone. The
-    first and the ends are released at once. An output without a token or an end is dropped if the
-    reader has not taken it when another one comes.
+    Pending outputs of one sequence are merged into one. A finish reason without a token is not
+    merged with tokens before it, because a finish reason belongs to the last token of its output.
+
+    The consumer gets outputs when they are released, so that several tokens are sent together. The
+    first output and finish reasons are released at once. An output without a token or finish reason
+    is dropped if the next output arrives before the consumer takes it.
     """
 
     __slots__ = ("_error", "_pending", "_progress", "_ready", "_released_s")
 
     def __init__(self) -> None:
-        self._pending: dict[tuple[int, bool], TokenOutput] = {}  # in the order of their first token
+        # By index and whether there are tokens, in the order of their first token.
+        self._pending: dict[tuple[int, bool], TokenOutput] = {}
         self._progress: TokenOutput | None = None
         self._error: ChatrpcError | None = None
         self._ready = asyncio.Event()
         self._released_s = float("-inf")
 
     def put(self, output: TokenOutput | ChatrpcError) -> None:
+        """Add an output, or the error that ends the request."""
         if isinstance(output, ChatrpcError):
             self._error = output
             self._ready.set()
@@ -44,13 +48,17 @@ class OutputSlot:
             self._ready.set()
 
     def release(self, now_s: float, interval_s: float) -> None:
-        """Let the reader have what is pending, if the last release was `interval_s` ago."""
+        """Release pending outputs if the last release was at least `interval_s` seconds ago."""
         if self._pending and now_s - self._released_s >= interval_s:
             self._released_s = now_s
             self._ready.set()
 
     async def take(self) -> TokenOutput:
-        """A pending output, waiting for one; raises the error once nothing is pending."""
+        """Wait for a released output, and return it.
+
+        Raises:
+            ChatrpcError: The request has failed, and no output is pending.
+        """
         await self._ready.wait()
         if self._progress is not None:
             progress, self._progress = self._progress, None

@@ -1,4 +1,4 @@
-"""Who runs in the next step, and with how many tokens. Plain Python: no torch, no clock."""
+"""The choice of the sequences and tokens that the next step computes. No torch, no clock."""
 
 from bisect import insort
 from collections.abc import Iterator
@@ -7,14 +7,19 @@ from operator import attrgetter
 
 from chatrpc_process.fairness.queue import FairQueue
 from service.engine.block_pool import BlockPool
-from service.engine.fairness import furthest_above_share, last_to_keep, split, use_by_caller
+from service.engine.fairness import (
+    split_budget,
+    usage_by_caller,
+    victim_above_share,
+    victim_when_full,
+)
 from service.engine.sequence import Sequence, SequenceStatus
 
-# Drafts fill a step up to so many tokens and no further. A step reads all the weights, however few
-# its tokens, so the first few more hardly cost anything; from some number on each costs its share.
+# Drafts are added to a step up to this number of tokens. A step reads all weights even for few
+# tokens, so the first additional tokens cost little time.
 _MAX_TOKENS_WITH_DRAFTS = 32
 
-# A sequence waits for no more than so many of its caller's that came later and are more urgent.
+# Number of more urgent sequences of the same caller that may overtake a waiting sequence.
 _MAX_OVERTAKES = 16
 
 _rank = attrgetter("rank")
@@ -22,11 +27,13 @@ _rank = attrgetter("rank")
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """A sequence's part of a batch: its next `num_new_tokens` uncomputed tokens.
+    """A sequence's part of a batch.
 
-    `is_sampled` says that they are all it has, so that the step can sample the token after them,
-    and more tokens behind a draft of them as long as that proves right. `is_draft_forced` says that
-    the draft is no guess, but what the sequence's grammar leaves.
+    Attributes:
+        num_new_tokens: Number of uncomputed tokens that the step computes, from the first on.
+        is_sampled: True if these are all uncomputed tokens, so that the step samples the next one.
+        draft_token_ids: Draft tokens after them, which the step computes and checks.
+        is_draft_forced: True if the sequence's grammar allows no other tokens than the draft.
     """
 
     sequence: Sequence
@@ -41,7 +48,7 @@ class ScheduledSequence:
 
     @property
     def token_ids(self) -> list[int]:
-        """What the model reads: `num_tokens`, the first of them at `num_computed_tokens`."""
+        """The `num_tokens` tokens that the model computes, from `num_computed_tokens` on."""
         start = self.sequence.num_computed_tokens
         new = self.sequence.token_ids[start : start + self.num_new_tokens]
         return [*new, *self.draft_token_ids]
@@ -49,7 +56,7 @@ class ScheduledSequence:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step of the model computes: single tokens first, then drafts and prompts."""
+    """The input of one step: sequences with a single token first, then drafts and prompts."""
 
     scheduled: tuple[ScheduledSequence, ...]
 
@@ -59,35 +66,39 @@ class Batch:
 
     @property
     def sampled(self) -> list[ScheduledSequence]:
-        """Those that get tokens from this step, in batch order."""
+        """The entries for which the step samples tokens, in batch order."""
         return [s for s in self.scheduled if s.is_sampled]
 
 
 class Scheduler:
     """Continuous batching: sequences join and leave the running set at every step.
 
-    Running sequences come before waiting ones and single tokens before chunks of prompts, so a long
-    prompt takes what the token budget leaves and never stalls a stream.
+    Token budget: running sequences come before waiting ones, and single tokens before chunks of
+    prompts. So a long prompt uses the rest of the budget and does not delay streams.
 
-    Callers take turns at joining the running set (`FairQueue`), and share the budget for prompts
-    equally. Within a caller the sequence of the lowest `priority` comes first, among equals the one
-    that arrived first; it is overtaken `_MAX_OVERTAKES` times at most. When all slots or blocks are
-    taken and a caller whose turn it is has less than its share of them, the last sequence of a
-    caller that has more than its own is preempted. A caller that is alone has everything.
+    Admission: callers take turns (`FairQueue`) and share the budget for prompts by weight. Within a
+    caller the sequence with the lowest `priority` comes first, then the one that arrived first. A
+    sequence is overtaken at most `_MAX_OVERTAKES` times. If all slots or blocks are taken and the
+    caller whose turn it is has less than its share of them, the last sequence of a caller above its
+    share is preempted.
 
-    When the cache is full the last sequence of the caller that holds most of it is preempted: it
-    frees its blocks and waits, to be computed anew but for what is still cached of it by then. The
-    first sequence of each caller, or at least the oldest of these, is preempted for a more urgent
-    one of its caller alone, so some sequence always gets on, and every one finishes as long as none
-    is longer than the whole cache.
+    Preemption: if the cache is full, the last sequence of the caller that holds most blocks for its
+    weight is preempted. It frees its blocks and waits. Later it is computed again, except what is
+    still in the prefix cache. The first sequence of each caller, or at least the oldest of these,
+    is preempted only for a more urgent one of the same caller. So every sequence finishes if none
+    is longer than the cache.
 
-    The sequences of one request share the computation of their prompt: while the first computes it
-    the others do not join the queue, and then they find it in the cache.
+    Several sequences of a request: the others are queued when the first has computed the prompt,
+    and find it in the prefix cache.
 
     Args:
-        max_num_seqs: the most sequences that run at once.
-        max_num_batched_tokens: the token budget of one step; at least `max_num_seqs`.
-        num_speculative_tokens: the longest draft of a sequence; 0 for none.
+        pool: The blocks of the KV cache.
+        max_num_seqs: Maximum number of sequences that run at once.
+        max_num_batched_tokens: Token budget of one step; at least `max_num_seqs`.
+        num_speculative_tokens: Maximum number of draft tokens of a sequence; 0 disables drafts.
+
+    Raises:
+        ValueError: `max_num_batched_tokens` is less than `max_num_seqs`.
     """
 
     def __init__(
@@ -105,10 +116,10 @@ class Scheduler:
         self.num_speculative_tokens = num_speculative_tokens
         self.waiting: FairQueue[Sequence] = FairQueue(_MAX_OVERTAKES)
         self.running: list[Sequence] = []  # by rank
-        self._num_passed = 0  # sequences that were admitted before the one whose turn it is
+        self._num_overtakes = 0  # of the sequence whose turn it is, by other callers' sequences
         self.num_preemptions = 0
-        self.num_prefix_cache_queries = 0  # tokens of prompts
-        self.num_prefix_cache_hits = 0  # those of them that were in the cache
+        self.num_prefix_cache_queries = 0  # prompt tokens looked up in the prefix cache
+        self.num_prefix_cache_hits = 0  # prompt tokens found there
         self.num_draft_tokens = 0
         self.num_accepted_tokens = 0
 
@@ -118,42 +129,47 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        """The number of sequences that wait, for a slot or for the first of their request."""
+        """Number of sequences that wait for a slot or for the first sequence of their request."""
         return len(self.waiting) + sum(len(s.followers) for s in (*self.waiting, *self.running))
 
     def add(self, sequence: Sequence, *followers: Sequence) -> None:
-        """Add the sequences of one request."""
+        """Add the sequences of one request, in the order of their indices."""
         sequence.followers = list(followers)
         self._enqueue(sequence)
 
     def schedule(self) -> Batch:
-        """Choose the next batch. Empty only if nothing is unfinished."""
+        """Return the next batch. It is empty only if every sequence has finished."""
         num_preemptions = self.num_preemptions
         self._grow_running()
         if self.num_preemptions == num_preemptions:
             self._admit_waiting()
         scheduled = self._add_drafts(list(self._share_budget()))
-        # Sorted again: what the budget leaves of the last prompt may be a single token.
+        # Sorted, because a chunk of a prompt may be a single token too.
         return Batch(tuple(sorted(scheduled, key=lambda s: s.num_tokens > 1)))
 
     def postprocess(self, batch: Batch, token_ids: list[tuple[int, ...]]) -> list[int]:
-        """Take in what the model computed: `token_ids` are the next tokens of `batch.sampled`.
+        """Append the accepted tokens, register full blocks in the prefix cache, and finish and free
+        sequences.
 
-        A sequence that gets none has come to its end. Returns how many each took: none behind its
-        end.
+        Args:
+            token_ids: The accepted tokens of each of `batch.sampled`. An empty tuple finishes the
+                sequence.
+
+        Returns:
+            How many tokens each of `batch.sampled` appended. Tokens after a stop are dropped.
         """
         for scheduled in batch.scheduled:
             self.pool.advance(scheduled.sequence, scheduled.num_new_tokens)
         return [
-            self._extend(scheduled, taken)
-            for scheduled, taken in zip(batch.sampled, token_ids, strict=True)
+            self._extend(scheduled, accepted)
+            for scheduled, accepted in zip(batch.sampled, token_ids, strict=True)
         ]
 
     def finish(self, sequence: Sequence) -> None:
-        """Remove a sequence, finished or aborted, wherever it stands."""
+        """Remove a sequence that has finished or is aborted, and free its blocks."""
         if sequence.status is SequenceStatus.RUNNING:
             self.running.remove(sequence)
-        elif sequence in self.waiting:  # a follower may not have joined it yet
+        elif sequence in self.waiting:  # a follower may not be queued yet
             self.waiting.remove(sequence)
         self.pool.free(sequence)
         sequence.status = SequenceStatus.FINISHED
@@ -163,23 +179,24 @@ class Scheduler:
         self.waiting.push(caller.name, caller.weight, sequence)
 
     def _grow_running(self) -> None:
-        """Make room for each running sequence's next tokens, preempting others where needed."""
+        """Allocate blocks for each running sequence's next tokens, preempting others if needed."""
         for sequence in list(self.running):
             while sequence.status is SequenceStatus.RUNNING and not self.pool.allocate(sequence):
-                self._preempt(last_to_keep(use_by_caller(self.running, {})))
+                self._preempt(victim_when_full(usage_by_caller(self.running, {})))
 
     def _admit_waiting(self) -> None:
-        """Admit while there is room for a prompt and one more block for each that runs already.
+        """Admit sequences while there are blocks for their tokens and one more block for each
+        running sequence.
 
-        Once there is none for the sequence whose turn it is, callers below their share take what
-        they lack from those above their own.
+        If there are not enough for the sequence whose turn it is, sequences of callers above their
+        share are preempted for callers below theirs.
         """
         while (sequence := self.waiting.first()) is not None:
             if self._allocate(sequence):
-                self._num_passed = 0
+                self._num_overtakes = 0
                 self._start(self.waiting.pop())
             elif (caller := self._claimant()) is not None:
-                self._num_passed += 1
+                self._num_overtakes += 1
                 self._start(self.waiting.pop(caller))
             else:
                 return
@@ -191,17 +208,17 @@ class Scheduler:
             self._count_cached(sequence)
 
     def _allocate(self, sequence: Sequence) -> bool:
-        """Allocate the blocks of a sequence that waits, if there is a slot for it too."""
+        """Allocate the blocks of a waiting sequence, if there is a free slot. Returns success."""
         has_slot = len(self.running) < self.max_num_seqs
         return has_slot and self.pool.allocate(sequence, num_spared=len(self.running))
 
     def _claimant(self) -> str | None:
-        """The caller whose next sequence got its blocks by the caller's share; None if none did.
+        """Return the caller whose next sequence got its blocks by the caller's share, if any.
 
-        The callers that wait are tried in the order of their turns. The sequence whose turn it is
-        lets others pass `_MAX_OVERTAKES` times.
+        Waiting callers are tried in the order of their turns. Other callers overtake the sequence
+        whose turn it is at most `_MAX_OVERTAKES` times.
         """
-        if self._num_passed >= _MAX_OVERTAKES:
+        if self._num_overtakes >= _MAX_OVERTAKES:
             return None
         for caller in self.waiting.weights:
             sequence = self.waiting.first(caller)
@@ -210,49 +227,49 @@ class Scheduler:
         return None
 
     def _claim(self, sequence: Sequence) -> bool:
-        """Allocate the blocks of a sequence that waits, if that is within its caller's share.
+        """Allocate the blocks of a waiting sequence, if that is within its caller's share.
 
-        Preempts sequences of callers above theirs as far as it takes.
+        Preempts sequences of callers above their share as needed. Returns success.
         """
         num_slots, num_blocks = self.max_num_seqs, self.pool.num_blocks
-        num_wanted = -(-sequence.num_tokens // self.pool.block_size)
-        uses = use_by_caller(self.running, self.waiting.weights)
+        num_needed = -(-sequence.num_tokens // self.pool.block_size)
+        uses = usage_by_caller(self.running, self.waiting.weights)
         own = uses[sequence.request.caller.name]
         if not (
             len(uses) > 1
             and own.is_within_share(own.num_running + 1, num_slots)
-            and own.is_within_share(own.num_blocks + num_wanted, num_blocks)
+            and own.is_within_share(own.num_blocks + num_needed, num_blocks)
         ):
             return False
         while not self._allocate(sequence):
             if len(self.running) < num_slots:
-                victim = furthest_above_share(uses, lambda use: use.num_blocks, num_blocks)
+                victim = victim_above_share(uses, lambda use: use.num_blocks, num_blocks)
             else:
-                victim = furthest_above_share(uses, lambda use: use.num_running, num_slots)
+                victim = victim_above_share(uses, lambda use: use.num_running, num_slots)
             if victim is None:
                 return False
             self._preempt(victim)
-            uses = use_by_caller(self.running, self.waiting.weights)
+            uses = usage_by_caller(self.running, self.waiting.weights)
         return True
 
     def _count_cached(self, sequence: Sequence) -> None:
-        """Note what a sequence that is first admitted was saved. Its request's own does not count,
-        and one that has to compute its prompt has not looked for it."""
+        """Count the prefix cache hits of a sequence that is admitted for the first time."""
         sequence.num_cached_tokens = sequence.num_computed_tokens
+        # Only the first sequence of a request counts: the others find what the first has computed.
+        # A prompt with log probabilities is not looked up.
         if sequence.index == 0 and not sequence.positions_without_logprobs:
             self.num_prefix_cache_queries += sequence.num_prompt_tokens
             self.num_prefix_cache_hits += sequence.num_cached_tokens
 
     def _share_budget(self) -> Iterator[ScheduledSequence]:
-        """Give each sequence that decodes its token, and divide the rest among prompts by caller.
-
-        Of a caller's prompts the first gets all that it can use before the next gets any.
+        """Schedule one token for each decoding sequence, and divide the rest of the budget among
+        callers with prompts. A caller's share goes to its prompts in order.
         """
         decoding = [s for s in self.running if s.num_uncomputed_tokens == 1]
         yield from (ScheduledSequence(s, 1, is_sampled=True) for s in decoding)
         prefilling = [s for s in self.running if s.num_uncomputed_tokens > 1]
-        uses = use_by_caller(prefilling, {})
-        grants = split(
+        uses = usage_by_caller(prefilling, {})
+        grants = split_budget(
             self.max_num_batched_tokens - len(decoding),
             [sum(s.num_uncomputed_tokens for s in use.running) for use in uses.values()],
             [use.weight for use in uses.values()],
@@ -266,7 +283,8 @@ class Scheduler:
                 yield ScheduledSequence(sequence, num_new_tokens, num_new_tokens == num_uncomputed)
 
     def _add_drafts(self, scheduled: list[ScheduledSequence]) -> Iterator[ScheduledSequence]:
-        """Let those that are sampled share what a small step leaves; a share not used passes on."""
+        """Add drafts to sampled sequences. They share the tokens left up to
+        `_MAX_TOKENS_WITH_DRAFTS`; what one does not use is left to the next."""
         limit = min(_MAX_TOKENS_WITH_DRAFTS, self.max_num_batched_tokens)
         num_spare = limit - sum(s.num_tokens for s in scheduled)
         num_sharing = sum(s.is_sampled for s in scheduled)
@@ -277,7 +295,8 @@ class Scheduler:
             yield drafted
 
     def _draft(self, scheduled: ScheduledSequence, limit: int) -> ScheduledSequence:
-        """At most `limit` tokens. They preempt nobody and leave a block for each that runs."""
+        """Add a draft of at most `limit` tokens. It preempts no sequence, and leaves one free block
+        for each running sequence."""
         sequence = scheduled.sequence
         num_useful = sequence.max_tokens - sequence.num_output_tokens - 1  # one is sampled anyway
         limit = max(0, min(limit, num_useful, self.num_speculative_tokens))
@@ -291,24 +310,28 @@ class Scheduler:
         return scheduled
 
     def _extend(self, scheduled: ScheduledSequence, token_ids: tuple[int, ...]) -> int:
-        """Append what was sampled. All but the last were in the draft, and so are computed."""
+        """Append the accepted tokens. All but the last are draft tokens, so they are computed.
+
+        Returns:
+            The number of tokens appended.
+        """
         sequence, num_accepted = scheduled.sequence, max(0, len(token_ids) - 1)
         if scheduled.draft_token_ids:
             self.num_draft_tokens += len(scheduled.draft_token_ids)
             self.num_accepted_tokens += num_accepted
             if not scheduled.is_draft_forced:
                 sequence.lookup.record(num_accepted)
-        num_taken = sequence.extend(token_ids)
-        self.pool.advance(sequence, max(0, num_taken - 1))
+        num_appended = sequence.extend(token_ids)
+        self.pool.advance(sequence, max(0, num_appended - 1))
         if not token_ids:
             sequence.end()
         self._release_followers(sequence)
         if sequence.finish_reason is not None:
             self.finish(sequence)
-        return num_taken
+        return num_appended
 
     def _release_followers(self, sequence: Sequence) -> None:
-        """Its prompt has been computed."""
+        """Queue the other sequences of the request, after this one has computed the prompt."""
         for follower in sequence.followers:
             self._enqueue(follower)
         sequence.followers = []

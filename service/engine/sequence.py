@@ -1,4 +1,4 @@
-"""An answer in the making: its tokens so far, how many the model has read, the cache it holds."""
+"""One sequence of a request: its tokens, how many of them are computed, its cache blocks."""
 
 import secrets
 from collections.abc import Iterable
@@ -12,30 +12,35 @@ from service.engine.token_rules import TokenRules
 
 
 class SequenceStatus(Enum):
+    """The state of a sequence in the scheduler."""
+
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
 
 
 class Sequence:
-    """One of a request's `n` answers, in the engine.
+    """A sequence of a request: the prompt and one of its `n` outputs.
 
-    `request_id` grows in the order of arrival, `index` tells the request's sequences apart. The
-    first of them computes the prompt, while the `followers` wait for it.
+    Prefill, a chunk of it and recomputation after a preemption differ in nothing: the sequence has
+    more than one uncomputed token. A sequence that decodes has one.
 
-    `token_ids` is the prompt and, behind it, what has been generated. The keys and values of the
-    first `num_computed_tokens` of them are in the cache, in the blocks `block_ids`. A running
-    sequence catches up: prefill, a chunk of it, and recomputation after a preemption are all
-    `num_uncomputed_tokens > 1`; decode is 1.
-
-    `num_cached_tokens` of the prompt were in the cache already when the sequence was first
-    admitted; None before that. What it finds there again after a preemption is no saving of its
-    caller's and not counted. `prefix_hashes[n]` is what its first n blocks are known by in the
-    prefix cache, as far as anybody has asked. `lookup` guesses at what comes next.
-
-    `rules` and `grammar` say which tokens may come: None where the request does not.
-    `prompt_logprobs` fills while the prompt is computed: None where they are not asked for, and
-    when they have been told.
+    Attributes:
+        request_id: Increases in the order of arrival.
+        index: Position among the request's sequences. Sequence 0 computes the prompt.
+        followers: Sequences of the request that wait until this one has computed the prompt.
+        token_ids: The prompt, then the generated tokens.
+        num_computed_tokens: Number of tokens, from the start, whose keys and values are in the
+            cache, in the blocks `block_ids`.
+        num_cached_tokens: Number of prompt tokens found in the prefix cache when the sequence was
+            first admitted, not counting recomputation after a preemption. None before that.
+        prefix_hashes: `prefix_hashes[n]` identifies the first n blocks in the prefix cache. Filled
+            as needed.
+        lookup: Proposes draft tokens.
+        rules: The request's rules for tokens; None if it has none.
+        grammar: The state of the request's constraint; None if it has none.
+        prompt_logprobs: Filled while the prompt is computed. None if they are not requested, and
+            after they have been sent.
     """
 
     __slots__ = (
@@ -62,7 +67,8 @@ class Sequence:
     def __init__(
         self, request_id: int, request: Request, max_model_len: int, index: int = 0
     ) -> None:
-        """The prompt must be shorter than `max_model_len`, which admission has checked."""
+        """Create a waiting sequence. The prompt is shorter than `max_model_len`; admission has
+        checked it."""
         room = max_model_len - len(request.prompt_token_ids)
         wanted, seed = request.sampling.max_tokens, request.sampling.seed
         self.request_id = request_id
@@ -110,22 +116,28 @@ class Sequence:
 
     @property
     def positions_without_logprobs(self) -> range:
-        """The positions of the prompt behind which log probabilities are still to be found."""
+        """The prompt positions whose next token has no log probability yet."""
         if self.prompt_logprobs is None:
             return range(0)
         return range(len(self.prompt_logprobs), self.num_prompt_tokens - 1)
 
     def draw(self, position: int) -> float:
-        """The uniform draw from [0, 1) that decides the answer's token at `position`.
+        """Return the uniform draw from [0, 1) for the output token at `position`.
 
-        It depends on the seed and on nothing else, so neither drafts nor neighbours nor a
-        preemption change an answer: the generator has no state, it is a keyed hash of a counter.
+        It is a keyed hash of the position and has no state. So drafts, preemptions and the other
+        sequences of a batch do not change which token is sampled.
         """
         digest = blake2b(position.to_bytes(8, "little"), key=self._draw_key, digest_size=8).digest()
-        return (int.from_bytes(digest, "little") >> 11) * 2.0**-53  # as many bits as a float has
+        return (
+            int.from_bytes(digest, "little") >> 11
+        ) * 2.0**-53  # 53 bits, the precision of a float
 
     def extend(self, token_ids: Iterable[int]) -> int:
-        """Add generated tokens up to the one that finishes; return how many."""
+        """Append generated tokens, up to the one that finishes the sequence.
+
+        Returns:
+            The number of tokens appended.
+        """
         num_before = self.num_tokens
         for token_id in token_ids:
             self.append(token_id)
@@ -134,7 +146,7 @@ class Sequence:
         return self.num_tokens - num_before
 
     def append(self, token_id: int) -> None:
-        """Add a generated token, and finish if it is the last."""
+        """Append a generated token. Set `finish_reason` if it is the last one."""
         self.token_ids.append(token_id)
         if self.rules is not None:
             self.rules.append(token_id)
@@ -146,5 +158,5 @@ class Sequence:
             self.finish_reason = FinishReason.LENGTH
 
     def end(self) -> None:
-        """Finish without another token: there is none that may come."""
+        """Finish because no token is allowed next."""
         self.finish_reason = FinishReason.STOP

@@ -1,7 +1,6 @@
-"""What a request says about the tokens of its answer, whichever way they are drawn.
+"""A request's masks, bias and penalties for each row of logits. No torch.
 
-For each row of logits: which tokens cannot come, and whose logits are changed. Plain numpy: the
-logits are elsewhere (`service.engine.logits_processors`).
+`service.engine.logits_processors` applies them.
 """
 
 from collections import defaultdict
@@ -16,17 +15,22 @@ from service.domain.engine import Request
 from service.domain.sampling import SamplingParams
 from service.engine.token_counts import CountedTokens, TokenCounts
 
-# By token id: whether it cannot come. None can that a mask is too short for.
+# True for each token id that is forbidden. Token ids beyond the end of a mask are forbidden too.
 Forbidden = NDArray[np.bool_]
 TokenIds = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class RowRules:
-    """What is done to one row of logits, in this order: masks, bias, penalties.
+    """The rules for one row of logits, applied in this order: masks, bias, penalties.
 
-    `counted` is None where nothing is penalised. It holds the tokens of the prompt only where they
-    are, by the repetition penalty.
+    Attributes:
+        forbidden: Masks.
+        banned_token_ids: Forbidden tokens in addition to the masks.
+        biased_token_ids: The tokens that `bias` is added to.
+        counted: Occurrences of tokens, for the penalties; None if there are none. Prompt tokens are
+            included only if there is a repetition penalty.
+        params: The penalties.
     """
 
     forbidden: tuple[Forbidden, ...]
@@ -42,18 +46,19 @@ class RowRules:
 
 
 class TokenRules:
-    """The rules for one answer, which change as it grows.
+    """The rules for one sequence, which depend on its output so far.
 
-    A draft's row has the rules that it would have if the draft before it stood in the answer.
+    The row after a draft token has the rules that it would have if the draft up to that token were
+    part of the output. So drafts do not change what is sampled.
     """
 
     __slots__ = (
-        "_answer",
-        "_banned_behind",
+        "_banned_after",
         "_bias",
         "_biased_token_ids",
         "_counts",
         "_forbidden",
+        "_output",
         "_request",
         "_stop_token_ids",
     )
@@ -61,7 +66,7 @@ class TokenRules:
     def __init__(self, request: Request) -> None:
         params = request.sampling
         self._request = request
-        self._answer: list[int] = []
+        self._output: list[int] = []
         self._counts: TokenCounts | None = None
         if params.repetition_penalty != 1.0:
             self._counts = TokenCounts(request.prompt_token_ids)
@@ -73,14 +78,14 @@ class TokenRules:
         if params.allowed_token_ids is not None:
             self._forbidden = (_all_but(params.allowed_token_ids),)
         self._stop_token_ids = sorted(request.stop_token_ids)
-        # What must not come behind a token: what comes before that too, and the banned one.
-        self._banned_behind: dict[int | None, list[tuple[tuple[int, ...], int]]] = defaultdict(list)
+        # The bad sequences by their last token but one: the tokens before the last, and the last.
+        self._banned_after: dict[int | None, list[tuple[tuple[int, ...], int]]] = defaultdict(list)
         for *before, banned in request.bad_token_sequences:
-            self._banned_behind[before[-1] if before else None].append((tuple(before), banned))
+            self._banned_after[before[-1] if before else None].append((tuple(before), banned))
 
     @classmethod
     def of(cls, request: Request) -> "TokenRules | None":
-        """None if the request has nothing to say, as most have not."""
+        """Return the rules of a request; None if it has none, as most requests."""
         p = request.sampling
         is_needed = (
             p.presence_penalty
@@ -95,19 +100,20 @@ class TokenRules:
         return cls(request) if is_needed else None
 
     def append(self, token_id: int) -> None:
-        """The answer has grown by a token."""
-        self._answer.append(token_id)
+        """Append a generated token."""
+        self._output.append(token_id)
         if self._counts is not None:
             self._counts.add(token_id)
 
     def rows(
         self, draft: Sequence[int], masks: Sequence[Forbidden] | None = None
     ) -> list[RowRules]:
-        """The rules for the next token, and for those behind each token of a draft.
+        """Return the rules for the next token and for the token after each draft token.
 
         Args:
-            masks: by a grammar, for the first of these rows; the others come to nothing and are
-                left out. None: there is no grammar.
+            draft: Token ids.
+            masks: The grammar's masks for the first of these rows; later rows are omitted, as their
+                tokens are never accepted. None if there is no grammar.
         """
         num_rows = len(draft) + 1 if masks is None else len(masks)
         rows = []
@@ -116,7 +122,7 @@ class TokenRules:
                 self.append(draft[i - 1])
             rows.append(self._row(() if masks is None else (masks[i],)))
         for token_id in reversed(draft[: num_rows - 1]):
-            self._take_back(token_id)
+            self._remove(token_id)
         return rows
 
     def _row(self, masks: tuple[Forbidden, ...]) -> RowRules:
@@ -130,18 +136,18 @@ class TokenRules:
         )
 
     def _banned(self) -> Iterator[int]:
-        """The tokens that cannot come next, here where the answer is."""
-        if len(self._answer) < self._request.sampling.min_tokens:
+        """Yield the tokens that `min_tokens` and bad sequences forbid next."""
+        if len(self._output) < self._request.sampling.min_tokens:
             yield from self._stop_token_ids
-        for last in {None, *self._answer[-1:]}:
-            for before, banned in self._banned_behind.get(last, ()):
-                if tuple(self._answer[len(self._answer) - len(before) :]) == before:
+        for last in {None, *self._output[-1:]}:
+            for before, banned in self._banned_after.get(last, ()):
+                if tuple(self._output[len(self._output) - len(before) :]) == before:
                     yield banned
 
-    def _take_back(self, token_id: int) -> None:
-        self._answer.pop()
+    def _remove(self, token_id: int) -> None:
+        self._output.pop()
         if self._counts is not None:
-            self._counts.take_back(token_id)
+            self._counts.remove(token_id)
 
 
 @lru_cache(maxsize=64)

@@ -2,13 +2,17 @@
 
 from chatrpc.v1 import chat_pb2, model_service_pb2, model_service_pb2_grpc
 from chatrpc.v1.limits import LIMITS
-from service.domain.model import ServedModel, Tokenizer
-from service.errors import ContextLengthExceeded, InvalidField, MissingField
+from service.domain.backend import ModelSpec, ServedModel
+from service.domain.model import Tokenizer
+from service.errors import ContextLengthExceeded, InvalidField, MissingField, UnsupportedMethod
 from service.rpc.calls.caller import may_use_model
 from service.rpc.calls.context import Context
 from service.rpc.calls.work_pools import WorkPools
-from service.rpc.decode import chat
+from service.rpc.decode.chat import check_fits
+from service.rpc.decode.chat import messages as decode_messages
+from service.rpc.decode.prompt import prompt_options
 from service.rpc.decode.sampling import check_token_ids
+from service.rpc.encode.model import model_proto
 from service.rpc.serving.lifecycle import Lifecycle
 from service.text.chat_template import render_prompt
 
@@ -44,7 +48,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         start = ids.index(request.page_token) + 1 if request.page_token else 0
         end = start + min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         return model_service_pb2.ListModelsResponse(
-            models=[chat.model_proto(card) for card in cards[start:end]],
+            models=[model_proto(card) for card in cards[start:end]],
             next_page_token=ids[end - 1] if end < len(ids) else "",
         )
 
@@ -54,7 +58,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         if not request.id:
             raise MissingField("id")
         card = self._lifecycle.find(request.id).card
-        return model_service_pb2.GetModelResponse(model=chat.model_proto(card))
+        return model_service_pb2.GetModelResponse(model=model_proto(card))
 
     async def Tokenize(
         self, request: model_service_pb2.TokenizeRequest, context: Context
@@ -64,36 +68,46 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         model = self._lifecycle.admit(request.model, context)
         if request.WhichOneof("input") is None:
             raise MissingField("input")
-        return await self._pools.text(_tokenized, request, model)
+        tokenizer = _tokenizer(model, "Tokenize")
+        return await self._pools.text(_tokenized, request, model.backend.spec, tokenizer)
 
     async def Detokenize(
         self, request: model_service_pb2.DetokenizeRequest, context: Context
     ) -> model_service_pb2.DetokenizeResponse:
         if not request.model:
             raise MissingField("model")
-        tokenizer = self._lifecycle.admit(request.model, context).tokenizer
+        tokenizer = _tokenizer(self._lifecycle.admit(request.model, context), "Detokenize")
         max_size = LIMITS["DetokenizeRequest.token_ids"].max_size
         if len(request.token_ids) > max_size:
             raise InvalidField("token_ids", f"At most {max_size} token ids are taken.")
         return await self._pools.text(_detokenized, request, tokenizer)
 
 
+def _tokenizer(model: ServedModel, method: str) -> Tokenizer:
+    """Return a model's tokenizer.
+
+    Raises:
+        UnsupportedMethod: Its backend has none.
+    """
+    tokenizer = model.backend.tokenizer
+    if tokenizer is None:
+        raise UnsupportedMethod(method, model.card.id)
+    return tokenizer
+
+
 def _tokenized(
-    request: model_service_pb2.TokenizeRequest, model: ServedModel
+    request: model_service_pb2.TokenizeRequest, spec: ModelSpec, tokenizer: Tokenizer
 ) -> model_service_pb2.TokenizeResponse:
-    """Runs on a thread: a long text takes a while."""
-    tokenizer, max_model_len = model.tokenizer, model.card.max_model_len
+    """Runs on a thread, because a long text takes long."""
     if request.HasField("conversation"):
         path = "conversation.messages"
         protos = request.conversation.messages
-        chat.check_fits(protos, tokenizer.max_token_chars, max_model_len, path=path)
-        messages = chat.messages(protos, path)
-        options = chat.prompt_options(
-            request.conversation.prompt, chat_pb2.REASONING_EFFORT_UNSPECIFIED
-        )
+        check_fits(protos, spec, path=path)
+        messages = decode_messages(protos, path)
+        options = prompt_options(request.conversation.prompt, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
         token_ids = render_prompt(tokenizer, messages, options)
     else:
-        _check_text(request.text, model)
+        _check_text(request.text, spec.max_model_len, tokenizer.max_token_chars)
         adds_special = not request.HasField("add_special_tokens") or request.add_special_tokens
         token_ids = tokenizer.encode(request.text, add_special_tokens=adds_special)
     token_bytes: list[bytes] = []
@@ -105,7 +119,7 @@ def _tokenized(
             )
         token_bytes = [tokenizer.token_bytes(token_id) for token_id in token_ids]
     return model_service_pb2.TokenizeResponse(
-        token_ids=token_ids, max_model_len=max_model_len, token_bytes=token_bytes
+        token_ids=token_ids, max_model_len=spec.max_model_len, token_bytes=token_bytes
     )
 
 
@@ -118,10 +132,9 @@ def _detokenized(
     return model_service_pb2.DetokenizeResponse(text=text)
 
 
-def _check_text(text: str, model: ServedModel) -> None:
-    """Refuse a text by its size alone, before any work is done on it."""
-    longest, max_model_len = model.tokenizer.max_token_chars, model.card.max_model_len
-    if len(text) >= longest * max_model_len:
-        raise ContextLengthExceeded(len(text) // longest, max_model_len, "text", "text")
+def _check_text(text: str, max_model_len: int, max_token_chars: int) -> None:
+    """Reject a text by its size, before any work is done on it."""
+    if len(text) >= max_token_chars * max_model_len:
+        raise ContextLengthExceeded(len(text) // max_token_chars, max_model_len, "text", "text")
     if len(text.encode()) > MAX_TEXT_BYTES:
         raise InvalidField("text", f"At most {MAX_TEXT_BYTES} bytes of text are tokenized at once.")

@@ -7,11 +7,8 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health_pb2_grpc
 
 from chatrpc.v1 import (
-    chat_service_pb2,
     chat_service_pb2_grpc,
-    completion_service_pb2,
     completion_service_pb2_grpc,
-    model_service_pb2,
     model_service_pb2_grpc,
 )
 from chatrpc_process.tls import TlsFiles, watch_tls
@@ -19,11 +16,13 @@ from chatrpc_process.tracing.api import OFF, Tracer
 from service.metrics import Metrics
 from service.rpc.calls.authorization import Access
 from service.rpc.calls.interceptor import CallInterceptor
-from service.rpc.calls.message_reader import Patience
+from service.rpc.calls.message_reader import ClientTimeouts
+from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.calls.standard_services import StandardServiceInterceptor
 from service.rpc.calls.work_pools import WorkPools
 from service.rpc.chat_servicer import ChatServicer
 from service.rpc.completion_servicer import CompletionServicer
+from service.rpc.generation_calls import GenerationCalls
 from service.rpc.model_servicer import ModelServicer
 from service.rpc.serving.lifecycle import Lifecycle
 from service.rpc.serving.load_reports import LoadReports
@@ -67,12 +66,6 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
 )
 
-SERVICE_NAMES = [
-    chat_service_pb2.DESCRIPTOR.services_by_name["ChatService"].full_name,
-    completion_service_pb2.DESCRIPTOR.services_by_name["CompletionService"].full_name,
-    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
-]
-
 _HEALTH = "grpc.health.v1.Health"
 _CHANNELZ = "grpc.channelz.v1.Channelz"
 
@@ -89,7 +82,7 @@ class Server:
         has_reflection: whether clients may ask for the protos.
         access: who may call.
         metrics: where calls are counted.
-        patience: how long calls wait for their clients.
+        client_timeouts: how long calls wait for their clients.
         tracer: where their spans go.
         tls: the server's certificate; None: none, all in the clear.
         has_channelz: whether the admin port tells of connections, and of who is at their other end.
@@ -104,7 +97,7 @@ class Server:
         has_reflection: bool = True,
         access: Access | None = None,
         metrics: Metrics | None = None,
-        patience: Patience | None = None,
+        client_timeouts: ClientTimeouts | None = None,
         tracer: Tracer = OFF,
         tls: TlsFiles | None = None,
         has_channelz: bool = False,
@@ -121,17 +114,18 @@ class Server:
         self._server = grpc.aio.server(
             options=options,
             interceptors=[
-                CallInterceptor(access or Access(), metrics, self._pools, patience, tracer),
+                CallInterceptor(access or Access(), metrics, self._pools, client_timeouts, tracer),
                 standard,
             ],
         )
         self._admin = grpc.aio.server(options=options, interceptors=[standard])
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._admin)
+        generations = GenerationCalls(lifecycle, self._pools, request_timeout_s)
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(
-            ChatServicer(lifecycle, self._pools, request_timeout_s), self._server
+            ChatServicer(generations), self._server
         )
         completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(
-            CompletionServicer(lifecycle, self._pools, request_timeout_s), self._server
+            CompletionServicer(generations), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(lifecycle, self._pools), self._server

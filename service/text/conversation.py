@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 
 from service.domain.chat import ChatRequest, ResponseFormat, ToolMode
-from service.domain.grammar import AnswerConstraint
-from service.domain.model import ServedModel
+from service.domain.grammar import OutputConstraint
+from service.domain.model import LocalModel
 from service.errors import (
     ContextLengthExceeded,
     InvalidField,
@@ -13,9 +13,9 @@ from service.errors import (
     UnsupportedField,
 )
 from service.text.chat_template import encode_prompt, render_text
-from service.text.grammar_spec import AnswerGrammar, parameters_field
+from service.text.grammar_spec import GrammarSpec
 from service.text.json_schemas import check_parameters
-from service.text.output_parser import Reading
+from service.text.output_parser import OutputFormat
 from service.text.prompt_length import least_num_tokens
 from service.text.reasoning import MARKERS, ReasoningMarkers, Thinking, thinking_after
 from service.text.tool_calls.prompt import template_tools, with_mistral_ids, with_tools_in_text
@@ -27,11 +27,11 @@ class Conversation:
     """What a request comes to. `grammar` is yet to be compiled."""
 
     prompt_token_ids: list[int]
-    reading: Reading
-    grammar: AnswerGrammar | None
+    output_format: OutputFormat
+    grammar: GrammarSpec | None
 
 
-def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
+def prepare(chat: ChatRequest, model: LocalModel) -> Conversation:
     """Render and tokenize the prompt, and find out how its answer will look. It takes a while.
 
     Raises:
@@ -41,18 +41,18 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
     """
     for tool in chat.tools:
         if tool.schema:
-            check_parameters(tool.schema, parameters_field(tool))
+            check_parameters(tool.schema, tool.schema_field)
     text = _prompt(chat, model)
     max_model_len = model.card.max_model_len
     if chat.prompt.truncate_prompt_tokens is None and (
         num_tokens := least_num_tokens(model.tokenizer, text, max_model_len)
     ):
-        raise ContextLengthExceeded(num_tokens, max_model_len)
+        raise ContextLengthExceeded(num_tokens, max_model_len, chat.messages_field)
     markers = MARKERS.get(model.formats.reasoning)
     thinking = Thinking.CLOSED if markers is None else thinking_after(text, markers)
     syntax = SYNTAXES[model.formats.tools] if chat.tools else None
     begun, begun_field = _begun(chat, markers)
-    grammar = AnswerGrammar(
+    grammar = GrammarSpec(
         response_format=chat.response_format,
         tools=chat.tools,
         tool_mode=chat.tool_mode,
@@ -72,9 +72,9 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
     token_ids = {model.tokenizer.special_token_id(marker): marker for marker in shown}
     return Conversation(
         prompt_token_ids=encode_prompt(model.tokenizer, text, chat.prompt),
-        reading=Reading(
+        output_format=OutputFormat(
             reasoning=reasoning,
-            is_thinking=thinking is Thinking.OPEN,
+            is_reasoning_open=thinking is Thinking.OPEN,
             syntax=syntax,
             call_names=frozenset(tool.name for tool in chat.tools),
             is_named=chat.tool_mode is ToolMode.NAMED,
@@ -87,9 +87,9 @@ def prepare(chat: ChatRequest, model: ServedModel) -> Conversation:
     )
 
 
-def form_grammar(response_format: ResponseFormat, model: ServedModel) -> AnswerGrammar:
-    """The grammar of an answer that is nothing but the form."""
-    return AnswerGrammar(
+def response_grammar(response_format: ResponseFormat, model: LocalModel) -> GrammarSpec:
+    """Return the grammar of an output that is only the response format."""
+    return GrammarSpec(
         response_format=response_format,
         tools=(),
         tool_mode=ToolMode.AUTO,
@@ -102,7 +102,7 @@ def form_grammar(response_format: ResponseFormat, model: ServedModel) -> AnswerG
     )
 
 
-def compile_grammar(grammar: AnswerGrammar, model: ServedModel) -> AnswerConstraint:
+def compile_grammar(grammar: GrammarSpec, model: LocalModel) -> OutputConstraint:
     """The constraint of an answer. Long work where the grammar has not been seen before.
 
     Raises:
@@ -134,7 +134,7 @@ def compile_grammar(grammar: AnswerGrammar, model: ServedModel) -> AnswerConstra
         ) from error
 
 
-def cached_grammar(grammar: AnswerGrammar, model: ServedModel) -> AnswerConstraint | None:
+def cached_grammar(grammar: GrammarSpec, model: LocalModel) -> OutputConstraint | None:
     """Return the constraint of an answer if it is there without a wait.
 
     Raises:
@@ -158,10 +158,10 @@ def _begun(chat: ChatRequest, markers: ReasoningMarkers | None) -> tuple[str, st
     if markers is not None:
         for marker in (markers.start, markers.end):
             text = text.rpartition(marker)[2]
-    return text, f"messages[{len(chat.messages) - 1}].content"
+    return text, f"{chat.messages_field}[{len(chat.messages) - 1}].content"
 
 
-def _prompt(chat: ChatRequest, model: ServedModel) -> str:
+def _prompt(chat: ChatRequest, model: LocalModel) -> str:
     """The prompt's text, its tools shown in the way that the template can take them."""
     formats = model.formats
     if formats.has_tool_template:

@@ -1,60 +1,82 @@
-"""An answer's text as what it says: thoughts, content and calls of functions."""
+"""Parses the output of a model: reasoning, content and tool calls."""
 
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from service.domain.backend import TextDelta, ToolCallDelta
 from service.domain.engine import FinishReason, TokenOutput
-from service.text.output_text import CallDelta, TextDelta
+from service.text.output_text import OutputText
 from service.text.reasoning import ReasoningMarkers, ReasoningText
 from service.text.tool_calls.events import Arguments, CallEnd, CallParser, CallStart, Content, Event
 from service.text.tool_calls.syntax import CallSyntax
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """How the answers to one request are to be read.
+class OutputFormat:
+    """What the outputs for one request may hold beside content.
 
-    `call_names` are the functions that may be called; with `ends_after_call` an answer ends with
-    its first call, and with `ends_at_repetition` before a call that it has made already: a small
-    model that has to call does not know how to stop. `is_named` says that the caller has chosen the
-    function. With `has_only_calls` the answer has no content, and its tokens no log probabilities:
-    those of a message are about its content. `shown_tokens` are special tokens that mark reasoning
-    or calls, by their ids.
+    Attributes:
+        reasoning: Markers around the reasoning; None if there is no reasoning.
+        is_reasoning_open: True if the output begins inside the reasoning.
+        syntax: How tool calls are written; None if there are no tool calls.
+        call_names: Names of the functions that may be called.
+        is_named: True if the request names the function to call.
+        ends_after_call: True if the output ends after its first tool call.
+        ends_at_repetition: True if the output ends before a tool call that it has made already. A
+            small model that must call a function often repeats its calls without end.
+        shown_tokens: Special tokens, by id, that mark reasoning or tool calls.
+        has_only_calls: True if the output has no content after its reasoning. Its tokens then have
+            no log probabilities, because those of a message are about its content.
     """
 
     reasoning: ReasoningMarkers | None = None
-    is_thinking: bool = False  # from the first word on
+    is_reasoning_open: bool = False
     syntax: CallSyntax | None = None
     call_names: frozenset[str] = frozenset()
     is_named: bool = False
     ends_after_call: bool = False
     ends_at_repetition: bool = False
     shown_tokens: Mapping[int, str] = field(default_factory=dict)
-    has_only_calls: bool = False  # after its reasoning, if it has any
-
-    def reader(self) -> "AnswerReader":
-        """For one answer."""
-        return AnswerReader(self)
+    has_only_calls: bool = False
 
 
-class AnswerReader:
-    """Sorts one answer's deltas. Markers appear in none, nor any part of one."""
+class OutputParser:
+    """Parses the outputs of one sequence: tokens in, deltas of reasoning, content and calls out.
 
-    def __init__(self, reading: Reading) -> None:
-        self._reading = reading
+    No delta has a marker, or a part of one, in its text.
+
+    Args:
+        text: Turns the sequence's tokens into text. Nothing else may use it.
+    """
+
+    def __init__(self, output_format: OutputFormat, text: OutputText) -> None:
+        self._format = output_format
+        self._text = text
         self._reasoning: ReasoningText | None = None
-        if reading.reasoning is not None:
-            self._reasoning = ReasoningText(reading.reasoning, is_open=reading.is_thinking)
-        self._parser: CallParser | None = None
-        if reading.syntax is not None:
-            self._parser = reading.syntax.parser(reading.call_names)
-        self._made: list[tuple[str, str]] = []  # calls that are complete
-        self._call: tuple[str, str] | None = None  # the one that is not: its name and arguments
+        if output_format.reasoning is not None:
+            is_open = output_format.is_reasoning_open
+            self._reasoning = ReasoningText(output_format.reasoning, is_open=is_open)
+        self._call_parser: CallParser | None = None
+        if output_format.syntax is not None:
+            self._call_parser = output_format.syntax.parser(output_format.call_names)
+        self._complete_calls: list[tuple[str, str]] = []
+        self._call: tuple[str, str] | None = None  # the incomplete call: its name and arguments
         self._is_over = False
 
-    def pieces(self, output: TokenOutput) -> Iterator[TokenOutput]:
-        """The output as those to be read one by one: while thoughts are counted, each token."""
+    def push(self, output: TokenOutput) -> Iterator[TextDelta]:
+        """Yield the deltas of an output. A delta with a finish reason is the sequence's last.
+
+        The sequence may end before the engine ends it, in the middle of an output.
+        """
+        for piece in self._pieces(output):
+            delta = self._parse(self._text.push(piece))
+            yield delta
+            if delta.finish_reason is not None:
+                return
+
+    def _pieces(self, output: TokenOutput) -> Iterator[TokenOutput]:
+        """Yield the output token by token while reasoning tokens are counted, else as a whole."""
         if self._reasoning is None or self._reasoning.is_answer or len(output.token_ids) < 2:
             yield output
             return
@@ -68,9 +90,9 @@ class AnswerReader:
                 prompt_logprobs=output.prompt_logprobs if i == 0 else (),
             )
 
-    def read(self, delta: TextDelta) -> TextDelta:
-        """The delta with its text sorted. It may be the last though the engine would go on."""
-        if self._reasoning is None and self._parser is None:
+    def _parse(self, delta: TextDelta) -> TextDelta:
+        """Divide a delta's text into reasoning, content and calls."""
+        if self._reasoning is None and self._call_parser is None:
             return delta
         reasoning, text, num_reasoning_tokens = "", delta.text, 0
         is_last = delta.finish_reason is not None
@@ -80,72 +102,72 @@ class AnswerReader:
                 held_reasoning, held = self._reasoning.flush()
                 reasoning, text = reasoning + held_reasoning, text + held
             num_reasoning_tokens = self._reasoning.num_tokens
-        calls: tuple[CallDelta, ...] = ()
-        if self._reading.has_only_calls:
+        calls: tuple[ToolCallDelta, ...] = ()
+        if self._format.has_only_calls:
             delta = replace(delta, logprobs=())
-        if self._parser is not None:
-            events = self._parser.push(text)
+        if self._call_parser is not None:
+            events = self._call_parser.push(text)
             if is_last:
-                events += self._parser.flush()
-            text, calls = self._sorted(events)
-            if is_last and self._call is not None and self._holds_calls:
-                calls += (self._whole(self._call),)
+                events += self._call_parser.flush()
+            text, calls = self._divided(events)
+            if is_last and self._call is not None and self._delays_calls:
+                calls += (self._first_piece(self._call),)
         return replace(
             delta,
             text=text,
             reasoning=reasoning,
             num_reasoning_tokens=num_reasoning_tokens,
-            calls=calls,
+            tool_calls=calls,
             finish_reason=self._finish_reason(delta.finish_reason),
         )
 
     @property
-    def _holds_calls(self) -> bool:
-        """Whether a call is only told when it is complete, since it may be a repetition."""
-        return self._reading.ends_at_repetition and bool(self._made)
+    def _delays_calls(self) -> bool:
+        """True if a call is sent only when it is complete, because it may be a repetition."""
+        return self._format.ends_at_repetition and bool(self._complete_calls)
 
-    def _sorted(self, events: list[Event]) -> tuple[str, tuple[CallDelta, ...]]:
-        """The content, and a piece of each call."""
+    def _divided(self, events: list[Event]) -> tuple[str, tuple[ToolCallDelta, ...]]:
+        """Return the content, and a piece of each call."""
         content = ""
-        pieces: dict[int, CallDelta] = {}
+        pieces: dict[int, ToolCallDelta] = {}
         for event in events:
             if self._is_over:
                 break
-            index = len(self._made)
+            index = len(self._complete_calls)
             match event, self._call:
                 case Content(text), _:
                     content += text
                 case CallStart(name), _:
                     self._call = (name, "")
-                    if not self._holds_calls:
-                        pieces[index] = self._whole(self._call)
+                    if not self._delays_calls:
+                        pieces[index] = self._first_piece(self._call)
                 case Arguments(text), (name, arguments):
                     self._call = (name, arguments + text)
-                    if not self._holds_calls:
-                        piece = pieces.get(index, CallDelta(index))
+                    if not self._delays_calls:
+                        piece = pieces.get(index, ToolCallDelta(index))
                         pieces[index] = replace(piece, arguments=piece.arguments + text)
                 case CallEnd(), (name, arguments):
                     self._end(name, arguments, pieces)
         return content, tuple(pieces.values())
 
-    def _end(self, name: str, arguments: str, pieces: dict[int, CallDelta]) -> None:
-        """A call is complete; one that was held back joins `pieces`, or ends the answer."""
+    def _end(self, name: str, arguments: str, pieces: dict[int, ToolCallDelta]) -> None:
+        """Complete a call. A delayed call is added to `pieces`, or ends the output if repeated."""
         call = (name, arguments)
         self._call = None
-        if self._holds_calls:
-            if call in self._made:
+        if self._delays_calls:
+            if call in self._complete_calls:
                 self._is_over = True
                 return
-            pieces[len(self._made)] = self._whole(call)
-        self._made.append(call)
-        self._is_over = self._reading.ends_after_call
+            pieces[len(self._complete_calls)] = self._first_piece(call)
+        self._complete_calls.append(call)
+        self._is_over = self._format.ends_after_call
 
-    def _whole(self, call: tuple[str, str]) -> CallDelta:
-        """The call as far as it is known, in one piece."""
-        return CallDelta(len(self._made), f"call_{secrets.token_hex(12)}", *call)
+    def _first_piece(self, call: tuple[str, str]) -> ToolCallDelta:
+        """Return the call as far as it is known, as one piece with an id."""
+        return ToolCallDelta(len(self._complete_calls), f"call_{secrets.token_hex(12)}", *call)
 
     def _finish_reason(self, reason: FinishReason | None) -> FinishReason | None:
         if self._is_over:
             reason = FinishReason.STOP
-        has_calls = bool(self._made) and self._call is None and not self._reading.is_named
+        has_calls = bool(self._complete_calls) and self._call is None and not self._format.is_named
         return FinishReason.TOOL_CALLS if reason is FinishReason.STOP and has_calls else reason

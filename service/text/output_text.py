@@ -1,10 +1,11 @@
-"""One choice's answer: the engine's tokens in, finished text out."""
+"""The text of one sequence: the engine's tokens in, text deltas out."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
+from service.domain.backend import DecodedLogprob, TextDelta
 from service.domain.engine import FinishReason, TokenLogprobs, TokenOutput
 from service.domain.model import Tokenizer
 from service.domain.sampling import SamplingParams
@@ -12,54 +13,25 @@ from service.text.detokenizer import Detokenizer
 from service.text.stop_strings import StopStrings
 
 
-@dataclass(frozen=True, slots=True)
-class CallDelta:
-    """The next piece of a call. Its id and its name come with the first piece alone."""
+class OutputText:
+    """The text of one sequence, without incomplete characters and without parts of stop strings.
 
-    index: int
-    id: str = ""
-    name: str = ""
-    arguments: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """The next piece of an answer, of the choice `index`.
-
-    `num_tokens` were generated for it, `token_ids`; their text may be held back for a later delta.
-    `reasoning` is text too, of the thoughts before the answer, and `num_reasoning_tokens` are those
-    of the whole answer so far that were spent on them. `calls` are pieces of calls of functions.
-    `matched_stop` is the stop string or stop token of the request that ended the answer, if one of
-    them did. `num_cached_tokens` of the prompt came from the prefix cache.
-
-    `logprobs`, where they were asked for, are those of the tokens whose text begins in this delta:
-    a token that ended the answer has none, nor have those of a stop string that is cut off.
+    Args:
+        markers: Special tokens, by id, that appear in the text, each with its text there.
+        has_all_logprobs: True if a delta has the log probabilities of all its tokens. Otherwise it
+            has those of the tokens whose text begins in it.
     """
-
-    text: str = ""
-    num_tokens: int = 0
-    finish_reason: FinishReason | None = None
-    matched_stop: str | int | None = None
-    num_cached_tokens: int = 0
-    index: int = 0
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    reasoning: str = ""
-    num_reasoning_tokens: int = 0
-    calls: tuple[CallDelta, ...] = ()
-
-
-class AnswerText:
-    """A sequence's outputs as text that holds no half character and no part of a stop string."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         sampling: SamplingParams,
         markers: Mapping[int, str] | None = None,
+        *,
+        has_all_logprobs: bool = False,
     ) -> None:
-        """`markers`: special tokens that do show in the text, as they are written, by their ids."""
+        self._tokenizer = tokenizer
+        self._has_all_logprobs = has_all_logprobs
         self._markers = markers or {}
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
         self._stop_strings = StopStrings(
@@ -71,11 +43,11 @@ class AnswerText:
         self._logprobs = _PendingLogprobs()
 
     def push(self, output: TokenOutput) -> TextDelta:
-        """The text that `output` makes certain. A delta with a finish reason is the last.
+        """Return the text that `output` makes certain. A delta with a finish reason is the last.
 
-        A stop string ends the answer at the token that completes it, even if the engine had gone
-        on. The token that stopped a sequence counts, but is no part of the text unless it was asked
-        to be.
+        A stop string ends the text at the token that completes it, even if the engine has generated
+        more. A token that stopped the sequence is counted. It is part of the text only if the
+        request includes stop strings in the output.
         """
         token_ids, finish_reason = output.token_ids, output.finish_reason
         is_stopped = finish_reason is FinishReason.STOP
@@ -85,7 +57,7 @@ class AnswerText:
         matched_stop: str | int | None = self._stop_strings.matched
         if matched_stop is None and finish_reason is not None:
             num_tokens = len(token_ids)
-            if is_stopped:  # what is cut off in the middle of a character leaves no half of it
+            if is_stopped:  # a limit, in contrast, leaves no incomplete character
                 text += self._stop_strings.push(self._detokenizer.flush())
             text += self._stop_strings.flush()
             matched_stop = self._stop_strings.matched
@@ -94,6 +66,9 @@ class AnswerText:
                 matched_stop = ended_by
         if self._stop_strings.matched is not None:
             finish_reason = FinishReason.STOP
+        logprobs = self._logprobs.release(len(text), is_last=finish_reason is not None)
+        if self._has_all_logprobs:
+            logprobs = output.logprobs[:num_tokens]
         return TextDelta(
             text,
             num_tokens,
@@ -102,15 +77,15 @@ class AnswerText:
             output.num_cached_tokens,
             output.index,
             token_ids[:num_tokens],
-            self._logprobs.release(len(text), is_last=finish_reason is not None),
-            output.prompt_logprobs,
+            decoded(logprobs, self._tokenizer),
+            decoded(output.prompt_logprobs, self._tokenizer),
         )
 
     def _read(
         self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]
     ) -> tuple[str, int]:
-        """The text of the tokens up to a stop string's last, and how many they are."""
-        if not (self._has_stop_strings or self._markers or logprobs):  # all at once is cheaper
+        """Return the text of the tokens up to the end of a stop string, and how many these are."""
+        if not (self._has_stop_strings or self._markers or logprobs):  # faster than one by one
             return self._detokenizer.push(token_ids), len(token_ids)
         text = ""
         for count, (token_id, token_logprobs) in enumerate(
@@ -131,21 +106,38 @@ class AnswerText:
         return self._detokenizer.restart() + marker
 
 
+def decoded(logprobs: Iterable[TokenLogprobs], tokenizer: Tokenizer) -> tuple[DecodedLogprob, ...]:
+    """Return log probabilities with the bytes of their tokens."""
+    token_bytes = tokenizer.token_bytes
+    return tuple(
+        DecodedLogprob(
+            token_bytes(each.token_id),
+            each.logprob,
+            each.token_id,
+            tuple(
+                DecodedLogprob(token_bytes(token_id), logprob, token_id)
+                for token_id, logprob in each.top
+            ),
+        )
+        for each in logprobs
+    )
+
+
 @dataclass(slots=True)
 class _PendingLogprobs:
-    """Log probabilities of tokens, until their text is delivered."""
+    """Log probabilities of tokens whose text has not been delivered yet."""
 
     _pending: deque[tuple[int, TokenLogprobs]] = field(default_factory=deque)
-    _num_read: int = 0  # characters that tokens have made so far
+    _num_read: int = 0  # characters of all tokens so far
     _num_delivered: int = 0
 
     def add(self, logprobs: TokenLogprobs, num_chars: int) -> None:
-        """A token's; the text goes on by `num_chars`, none if its character is not complete."""
+        """Add those of a token with `num_chars` characters, 0 if its character is incomplete."""
         self._pending.append((self._num_read, logprobs))
         self._num_read += num_chars
 
     def release(self, num_chars: int, *, is_last: bool) -> tuple[TokenLogprobs, ...]:
-        """Those whose text begins in the next `num_chars`; at the end, those without text too."""
+        """Return those whose text begins in the next `num_chars`; at the end, the rest as well."""
         self._num_delivered += num_chars
         released = []
         while self._pending:

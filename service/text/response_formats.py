@@ -5,7 +5,7 @@ import re
 
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from service.domain.chat import AnswerForm, JsonLayout, ResponseFormat
+from service.domain.chat import JsonLayout, ResponseFormat, ResponseFormatKind
 from service.errors import InvalidField, MissingField
 from service.text import lark
 from service.text.json_schemas import JsonSchema
@@ -14,16 +14,6 @@ MAX_REGEX_LENGTH = 8_192  # characters
 MAX_RULES_LENGTH = 16_384  # characters
 MAX_CHOICE_STRINGS = 1_000
 MAX_CHOICES_LENGTH = 65_536  # characters, of all choices together
-
-# The field of each format in the request.
-FIELDS = {
-    AnswerForm.JSON_OBJECT: "response_format.json_object",
-    AnswerForm.JSON_SCHEMA: "response_format.json_schema.schema_json",
-    AnswerForm.REGEX: "response_format.regex",
-    AnswerForm.GRAMMAR: "response_format.grammar",
-    AnswerForm.CHOICE: "response_format.choice.choices",
-}
-
 
 # All parts of a grammar's intersections are computed together: 200 took 490 MB to compile.
 _MAX_INTERSECTIONS = 16
@@ -41,12 +31,12 @@ def text_rules(wanted: ResponseFormat, layout: JsonLayout) -> tuple[str, dict[st
     Raises:
         InvalidField: The format is invalid, as far as it is known before compilation.
     """
-    field = FIELDS[wanted.form]
-    match wanted.form:
-        case AnswerForm.REGEX:
+    field = wanted.field
+    match wanted.kind:
+        case ResponseFormatKind.REGEX:
             _check_length(wanted.text, MAX_REGEX_LENGTH, field)
             return lark.regex_rules(wanted.text), {}
-        case AnswerForm.GRAMMAR:
+        case ResponseFormatKind.GRAMMAR:
             _check_length(wanted.text, MAX_RULES_LENGTH, field)
             return _with_schemas(_lark_rules(wanted.text, field), field, layout)
     _check_choices(wanted.choices, field)

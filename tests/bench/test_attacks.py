@@ -12,6 +12,8 @@ from aiohttp import web
 from bench.attacks import ATTACKS, Target
 from tests.fakes.wait import until
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 8 << 20
 
 
@@ -56,7 +58,7 @@ async def sinks() -> AsyncIterator[tuple[Target, list[int]]]:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-async def test_attack_reaches_its_target_and_goes_on(name: str) -> None:
+async def test_attack_reaches_its_target_repeatedly(name: str) -> None:
     async with sinks() as (target, sizes):
         attack = asyncio.ensure_future(_run(name, target))
         await until(lambda: len(sizes) >= 3 or attack.done())

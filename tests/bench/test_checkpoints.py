@@ -18,7 +18,7 @@ from bench.checkpoints import convert, quantize
     columns=st.integers(1, 40),
     size=st.floats(min_value=1e-6, max_value=1e4),
 )
-def test_a_weight_is_off_by_half_a_step_at_most(
+def test_quantized_weight_differs_by_half_a_step_at_most(
     seed: int, rows: int, columns: int, size: float
 ) -> None:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * size
@@ -31,7 +31,7 @@ def test_a_weight_is_off_by_half_a_step_at_most(
     assert bool((error <= scale.float() * 0.5 * (1 + 1e-5)).all())
 
 
-def test_a_row_of_zeros_stays_zero() -> None:
+def test_row_of_zeros_is_quantized_to_zeros() -> None:
     quantized, scale = quantize(torch.zeros(2, 4))
     assert not quantized.any()
     assert bool((scale > 0).all())
@@ -55,7 +55,7 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def test_projections_are_converted_and_nothing_else(source: Path, tmp_path: Path) -> None:
+def test_only_projections_are_converted(source: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "int8")
     before = load_file(source / "model.safetensors")
     after = load_file(tmp_path / "int8" / "model.safetensors")
@@ -66,7 +66,7 @@ def test_projections_are_converted_and_nothing_else(source: Path, tmp_path: Path
         assert torch.equal(after[kept], before[kept])
 
 
-def test_the_config_says_what_was_done(source: Path, tmp_path: Path) -> None:
+def test_config_describes_the_quantization(source: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "int8")
     config = json.loads((tmp_path / "int8" / "config.json").read_text())
     assert config["model_type"] == "llama"

@@ -27,7 +27,7 @@ async def answered(client: Client, request: Request = ASK) -> Record:
     return client.read(transcript)
 
 
-async def test_over_grpc() -> None:
+async def test_client_over_grpc_records_the_response() -> None:
     async with Service() as service:
         record = await answered(GrpcClient(service.target, MODEL))
     assert record.fault is None
@@ -40,7 +40,7 @@ async def test_over_grpc() -> None:
     assert call.params.sampling.max_completion_tokens == 2
 
 
-async def test_over_http() -> None:
+async def test_client_over_http_records_the_response() -> None:
     async with Service() as service, serving(upstream=service.target) as url:
         record = await answered(HttpClient(f"{url}/v1", MODEL))
     assert record.fault is None
@@ -51,14 +51,14 @@ async def test_over_http() -> None:
     assert call.params.sampling.max_completion_tokens == 2
 
 
-async def test_a_delta_of_several_tokens_is_one_arrival() -> None:
+async def test_delta_of_several_tokens_is_one_arrival() -> None:
     async with Service(script=[Admit(), Say("a b c", num_tokens=3), Finish()]) as service:
         record = await answered(GrpcClient(service.target, MODEL), ask("Hi", 3))
     assert record.fault is None
     assert len(record.arrivals_s) == 1
 
 
-async def test_a_conversation_goes_over_both_wires_whole() -> None:
+async def test_conversation_is_sent_whole_over_both_wires() -> None:
     request = ask("one", 2).with_turn("two", "three")
     async with Service() as service, serving(upstream=service.target) as url:
         await answered(GrpcClient(service.target, MODEL), request)
@@ -71,7 +71,7 @@ async def test_a_conversation_goes_over_both_wires_whole() -> None:
         ]
 
 
-async def test_what_goes_wrong_is_the_records_fault() -> None:
+async def test_error_is_the_fault_of_the_record() -> None:
     async with Service() as service, serving(upstream=service.target) as url:
         missing = await answered(HttpClient(f"{url}/v1/nowhere", MODEL))
         await service.stop()
@@ -85,21 +85,21 @@ async def test_what_goes_wrong_is_the_records_fault() -> None:
     assert refused.fault.startswith("ClientConnectorError")
 
 
-async def test_an_event_that_is_no_json_is_a_fault() -> None:
+async def test_event_that_is_not_json_is_a_fault() -> None:
     client = HttpClient("http://127.0.0.1:1/v1", MODEL)
     transcript = Transcript(ASK, pieces=[(1.0, b"data: {\n\n")])
     await client.close()
     assert "malformed event" in str(client.read(transcript).fault)
 
 
-async def test_an_error_in_the_stream_is_a_fault() -> None:
+async def test_error_in_a_stream_is_a_fault() -> None:
     client = HttpClient("http://127.0.0.1:1/v1", MODEL)
     transcript = Transcript(ASK, pieces=[(1.0, b'data: {"error": {"message": "no"}}\n\n')])
     await client.close()
     assert client.read(transcript).fault == '{"message": "no"}'
 
 
-async def test_the_bare_engine() -> None:
+async def test_engine_client_records_the_response() -> None:
     engine = FakeEngine()
     engine.script = [TokenOutput((1, 2)), TokenOutput((3,))]
     engine.answer("abc")
@@ -120,7 +120,7 @@ async def test_the_bare_engine() -> None:
     ],
     ids=lambda load: load.name,
 )
-async def test_every_load_runs_over_both_wires(load: loads.Load) -> None:
+async def test_each_load_runs_over_both_wires(load: loads.Load) -> None:
     done: list[None] = []
     async with Service() as service, serving(upstream=service.target) as url:
         for client in (GrpcClient(service.target, MODEL), HttpClient(f"{url}/v1", MODEL)):
@@ -135,7 +135,7 @@ async def test_every_load_runs_over_both_wires(load: loads.Load) -> None:
     assert len(set(texts)) == half, "and no prompt comes twice"
 
 
-async def test_the_stall_load_asks_when_the_streams_are_under_way() -> None:
+async def test_stall_load_sends_its_long_prompt_during_the_streams() -> None:
     words = [Say("a ")] * 30
     load = loads.Stall("stall", "", 2, 30, 5, 50)
     async with Service(script=[Admit(), *words, Finish()]) as service:
@@ -148,7 +148,7 @@ async def test_the_stall_load_asks_when_the_streams_are_under_way() -> None:
     assert len(long) == 50
 
 
-async def test_a_load_that_is_cancelled_leaves_no_call_behind() -> None:
+async def test_cancelled_load_leaves_no_call() -> None:
     from_service = asyncio.Event()
     async with Service() as service:
         service.script = [Admit(), Say("a"), *[Say("b")] * 3]

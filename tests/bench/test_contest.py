@@ -28,11 +28,6 @@ LOADS: dict[str, loads.Load] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_SETTLE_S", 0.0)
-
-
 @pytest.fixture
 def plan(tmp_path: Path) -> Callable[..., Plan]:
     def plan(*names: Server, **fields: Any) -> Plan:
@@ -40,6 +35,7 @@ def plan(tmp_path: Path) -> Callable[..., Plan]:
             entries=[Entry(server, list(LOADS)) for server in names],
             loads=LOADS,
             num_rounds=2,
+            settle_s=0.0,
             logs=tmp_path,
             save=lambda found: results.write(found, tmp_path / "results.json"),
             **fields,
@@ -74,19 +70,22 @@ async def test_servers_are_measured_in_turn(plan: Callable[..., Plan], tmp_path:
     assert results.read(tmp_path / "results.json") == found
 
 
-async def test_nothing_is_left_running(plan: Callable[..., Plan]) -> None:
+@pytest.mark.slow
+async def test_contest_leaves_no_process_running(plan: Callable[..., Plan]) -> None:
     before = set(psutil.Process().children(recursive=True))
     await held(plan(echo("a")))
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
-async def test_a_server_that_does_not_start_is_left_out(plan: Callable[..., Plan]) -> None:
+@pytest.mark.slow
+async def test_server_that_does_not_start_is_left_out(plan: Callable[..., Plan]) -> None:
     found = await held(plan(echo("a", "dies"), echo("b")))
     assert found.servers["a"].failure == "does not start: exit code 1: no such model"
     assert {sample.target for sample in found.samples} == {"b"}
 
 
-async def test_a_server_that_answers_otherwise_than_asked_does_not_count(
+@pytest.mark.slow
+async def test_server_with_wrong_token_counts_gets_faults(
     plan: Callable[..., Plan],
 ) -> None:
     found = await held(plan(echo("a", "short")))
@@ -96,7 +95,8 @@ async def test_a_server_that_answers_otherwise_than_asked_does_not_count(
     }
 
 
-async def test_a_first_start_finds_empty_caches(plan: Callable[..., Plan], tmp_path: Path) -> None:
+@pytest.mark.slow
+async def test_first_start_has_empty_caches(plan: Callable[..., Plan], tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     found = await held(plan(echo("a", "notes", str(seen)), has_first_starts=True))
     assert found.servers["a"].first_ready_s is not None
@@ -106,7 +106,8 @@ async def test_a_first_start_finds_empty_caches(plan: Callable[..., Plan], tmp_p
     assert warm == os.environ.get("XDG_CACHE_HOME", "")
 
 
-async def test_a_failure_of_the_run_ends_the_servers(plan: Callable[..., Plan]) -> None:
+@pytest.mark.slow
+async def test_failed_run_ends_the_servers(plan: Callable[..., Plan]) -> None:
     def fail(found: Results) -> None:
         raise RuntimeError("disk full")
 
@@ -116,7 +117,8 @@ async def test_a_failure_of_the_run_ends_the_servers(plan: Callable[..., Plan]) 
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
-async def test_a_run_that_is_interrupted_ends_the_servers(plan: Callable[..., Plan]) -> None:
+@pytest.mark.slow
+async def test_interrupted_run_ends_the_servers(plan: Callable[..., Plan]) -> None:
     before = set(psutil.Process().children(recursive=True))
     contest = Contest(plan(echo("a", "hangs")), Progress(Console(quiet=True)))
     task = asyncio.create_task(contest.run())
@@ -127,7 +129,7 @@ async def test_a_run_that_is_interrupted_ends_the_servers(plan: Callable[..., Pl
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
-async def test_a_process_that_ignores_everything_is_ended_with_its_children(tmp_path: Path) -> None:
+async def test_process_that_ignores_signals_is_killed_with_its_children(tmp_path: Path) -> None:
     code = (
         "import signal, subprocess, sys, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -140,14 +142,13 @@ async def test_a_process_that_ignores_everything_is_ended_with_its_children(tmp_
     tree = group.tree()
     assert len(tree) == 2
     group.freeze()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.process._GRACE_S", 0.1)
-        await group.end()
+    await group.end(grace_s=0.1)
     await until(lambda: not any(is_alive(process) for process in tree))
 
 
-async def test_a_frozen_server_stands_still_and_a_thawed_one_answers(tmp_path: Path) -> None:
-    running = await server.start(echo("a"), tmp_path)
+@pytest.mark.slow
+async def test_frozen_server_does_not_respond_until_it_is_thawed(tmp_path: Path) -> None:
+    running = await server.start(echo("a"), tmp_path, settle_s=0.0)
     try:
         [process] = running.group.tree()
         assert process.status() == psutil.STATUS_STOPPED

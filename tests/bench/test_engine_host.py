@@ -10,7 +10,7 @@ from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import ByteTokenizer
 
 
-async def test_it_runs_what_it_is_ordered_to() -> None:
+async def test_engine_host_runs_the_ordered_load() -> None:
     engine = FakeEngine()
     engine.answer("abc")
     table: dict[str, loads.Load] = {"c1": loads.Closed("c1", "", 1, 4, 5, 3)}

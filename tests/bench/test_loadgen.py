@@ -42,7 +42,7 @@ class DeadClient(CountingClient):
 
 
 @pytest.mark.parametrize("num_clients", [1, 3, 10, 20])
-async def test_a_closed_loop_sends_everything_so_many_at_a_time(num_clients: int) -> None:
+async def test_closed_loop_sends_all_requests_with_its_concurrency(num_clients: int) -> None:
     client = CountingClient()
     done: list[None] = []
     transcripts = await closed_loop(
@@ -53,13 +53,13 @@ async def test_a_closed_loop_sends_everything_so_many_at_a_time(num_clients: int
     assert len(transcripts) == len(done) == 10
 
 
-async def test_a_closed_loop_out_of_patience_still_sends_one_for_each_client() -> None:
+async def test_closed_loop_after_its_time_limit_sends_one_request_per_client() -> None:
     client = CountingClient()
     transcripts = await closed_loop(client, REQUESTS, 4, max_start_s=-1)
     assert len(transcripts) == 4
 
 
-async def test_an_open_loop_sends_at_its_times_and_counts_from_them() -> None:
+async def test_open_loop_sends_and_measures_from_its_arrival_times() -> None:
     client = CountingClient()
     transcripts = await open_loop(client, REQUESTS[:3], [0.02, 0.0, 0.01])
     assert client.texts == ["1", "2", "0"]
@@ -67,14 +67,13 @@ async def test_an_open_loop_sends_at_its_times_and_counts_from_them() -> None:
     assert [time_s - first for time_s in due] == pytest.approx([0.0, -0.02, -0.01])
 
 
-async def test_a_request_without_an_answer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.loadgen.REQUEST_TIMEOUT_S", 0.01)
-    await exchange(DeadClient(), transcript := Transcript(REQUESTS[0]))
+async def test_request_without_a_response_has_a_fault() -> None:
+    await exchange(DeadClient(), transcript := Transcript(REQUESTS[0]), timeout_s=0.01)
     assert transcript.error == "no end within 0.01 s"
 
 
 @given(st.floats(min_value=0.1, max_value=1000), st.integers(1, 100), st.integers())
-def test_arrivals_start_at_once_and_go_forward(rate: float, number: int, seed: int) -> None:
+def test_arrivals_start_at_zero_and_increase(rate: float, number: int, seed: int) -> None:
     times_s = poisson(rate, number, random.Random(seed))
     assert len(times_s) == number
     assert times_s[0] == 0.0
@@ -82,7 +81,7 @@ def test_arrivals_start_at_once_and_go_forward(rate: float, number: int, seed: i
     assert times_s == poisson(rate, number, random.Random(seed))
 
 
-def test_arrivals_come_at_their_rate_and_irregularly() -> None:
+def test_arrivals_have_their_mean_rate_and_vary() -> None:
     times_s = poisson(4.0, 20_000, random.Random(1))
     gaps = [b - a for a, b in pairwise(times_s)]
     mean = sum(gaps) / len(gaps)

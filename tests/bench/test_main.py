@@ -24,7 +24,7 @@ def bench(*arguments: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str
 
 @pytest.fixture
 async def url(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    running = await server.start(echo("a", *getattr(request, "param", ())), tmp_path)
+    running = await server.start(echo("a", *getattr(request, "param", ())), tmp_path, settle_s=0.0)
     running.group.thaw()
     [port] = {
         connection.laddr.port
@@ -36,7 +36,7 @@ async def url(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[s
     await running.end()
 
 
-async def test_a_load_prints_json(url: str) -> None:
+async def test_load_command_prints_json(url: str) -> None:
     done = bench(
         "load", "--url", url, "--clients", "2", "--requests", "5", "--tokens", "3", "--json"
     )
@@ -44,29 +44,33 @@ async def test_a_load_prints_json(url: str) -> None:
     assert json.loads(done.stdout)["figures"]["num_output_tokens"] == 15
 
 
-async def test_an_open_loop_prints_a_table(url: str) -> None:
+@pytest.mark.slow
+async def test_open_loop_command_prints_a_table(url: str) -> None:
     done = bench("load", "--url", url, "--rate", "200", "--requests", "5", "--tokens", "3")
     assert done.returncode == 0, done.stderr
     assert "ttft_ms" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", [["short"]], indirect=True)
-async def test_a_load_with_a_wrong_answer_fails(url: str) -> None:
+async def test_load_command_with_a_wrong_response_fails(url: str) -> None:
     done = bench("load", "--url", url, "--requests", "2", "--tokens", "3")
     assert done.returncode == 1
     assert "2 of 2 requests: 2 tokens instead of 3" in done.stdout
 
 
-def test_a_load_needs_a_place_to_go() -> None:
+@pytest.mark.slow
+def test_load_command_without_a_target_fails() -> None:
     assert bench("load").returncode == 2
     assert bench("load", "--url", "http://a/v1", "--grpc", "b:1").returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [("run", "--loads"), ("run", "--variants"), ("peers", "--peers"), ("peers", "--loads")],
 )
-def test_a_name_that_is_not_known_is_refused_before_anything_starts(
+def test_unknown_name_is_rejected_before_anything_starts(
     arguments: tuple[str, ...],
 ) -> None:
     done = bench(*arguments, "nonsense")
@@ -74,7 +78,8 @@ def test_a_name_that_is_not_known_is_refused_before_anything_starts(
     assert "nonsense" in done.stderr
 
 
-def test_the_report_is_rendered_from_what_is_published(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_report_command_renders_the_published_results(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
     report.publish(runs.results(), docs)

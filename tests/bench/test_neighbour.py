@@ -6,6 +6,8 @@ import pytest
 
 from bench.neighbour import SETTINGS, Rates, measure, table
 
+pytestmark = pytest.mark.slow
+
 
 def test_kept_share_is_the_median_over_rounds() -> None:
     rates = Rates([100.0, 200.0, 50.0], [50.0, 20.0, 50.0])
@@ -15,7 +17,7 @@ def test_kept_share_is_the_median_over_rounds() -> None:
     ]  # fmt: skip
 
 
-def test_a_setting_is_measured_alone_and_beside_in_every_round() -> None:
+def test_setting_is_measured_with_and_without_a_neighbour_in_each_round() -> None:
     rates = asyncio.run(measure(SETTINGS[:1], rounds=2, num_tokens=2))
     assert list(rates) == ["int8, as served"]
     (rate,) = rates.values()

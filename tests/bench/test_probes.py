@@ -4,7 +4,7 @@ from bench.probes import gateway_probes, probe, service_probes
 from tests.support.gateway import checking_service, serving
 
 
-async def test_each_probe_is_timed() -> None:
+async def test_each_successful_probe_is_timed() -> None:
     rounds = []
     async with checking_service() as target, serving(upstream=target) as url:
         probes = {**service_probes(target), **gateway_probes(url)}
@@ -22,12 +22,12 @@ async def test_each_probe_is_timed() -> None:
         assert 0 < outcome.figures[f"{name}.p50"] <= outcome.figures[f"{name}.max"]
 
 
-async def test_one_that_says_no_does_not_count() -> None:
+async def test_failing_probe_is_not_timed() -> None:
     async with serving(upstream="127.0.0.1:1") as url:
         outcome = await probe(gateway_probes(url), 1, 0, lambda: None)
     assert outcome.fault == "http_readyz_ms: not well"
 
 
-async def test_nor_one_that_does_not_answer() -> None:
+async def test_probe_without_a_response_is_not_timed() -> None:
     outcome = await probe(service_probes("127.0.0.1:1"), 1, 0, lambda: None)
     assert outcome.fault == "grpc_liveness_ms: AioRpcError"

@@ -20,7 +20,7 @@ def page(docs: Path) -> str:
     return (docs / "benchmarks.md").read_text()
 
 
-def test_every_file_is_there(docs: Path) -> None:
+def test_report_writes_each_file(docs: Path) -> None:
     assert sorted(path.name for path in docs.iterdir()) == [
         "benchmarks-latency.svg",
         "benchmarks-life.svg",
@@ -30,37 +30,37 @@ def test_every_file_is_there(docs: Path) -> None:
     ]
 
 
-def test_rendering_what_was_published_changes_nothing(docs: Path) -> None:
+def test_rendering_the_published_results_changes_no_file(docs: Path) -> None:
     before = {path.name: path.read_bytes() for path in docs.iterdir()}
     report.render(results.read(docs / "benchmarks.json"), docs)
     assert {path.name: path.read_bytes() for path in docs.iterdir()} == before
 
 
-def test_figures_are_medians_with_their_spread(page: str) -> None:
+def test_report_shows_medians_with_their_spread(page: str) -> None:
     assert "| chatrpc | **400** (200-600) |" in page
     assert "| Peer, bf16 | **200** (100-300) |" in page
 
 
-def test_ratios_say_how_many_times_as_fast_ours_is(page: str) -> None:
+def test_ratios_compare_our_server_with_each_peer(page: str) -> None:
     [row] = [line for line in page.splitlines() if line.startswith("| Peer, bf16 | **2**")]
     # Throughput over theirs, and their time over ours: both twice as fast.
     assert row.count("**2** (2-2)") == 4
     assert "**1** (1-1)" in row  # the stall is the same
 
 
-def test_what_failed_is_said(page: str) -> None:
+def test_report_names_the_failures(page: str) -> None:
     assert "| Broken | **" not in page
     assert "invalid" in page
     assert "Not measured completely: does not start: exit code 1: no" in page
 
 
-def test_layers_have_their_cost(page: str) -> None:
+def test_report_shows_the_cost_of_each_layer(page: str) -> None:
     assert "| bare engine | **440** (220-660) |  |" in page
     assert "| over gRPC | **420** (210-630) | +4.5% |" in page
     assert "| through the gateway | **400** (200-600) | +4.8% |" in page
 
 
-def test_sections_without_figures_are_left_out(page: str, tmp_path: Path) -> None:
+def test_report_leaves_out_sections_without_figures(page: str, tmp_path: Path) -> None:
     assert "## Open loop" in page
     assert "## Variants" not in page
     without = runs.results()
@@ -71,11 +71,11 @@ def test_sections_without_figures_are_left_out(page: str, tmp_path: Path) -> Non
     assert "What the layers cost" not in page
 
 
-def test_nothing_is_left_of_the_template(page: str) -> None:
+def test_report_has_no_placeholders_of_the_template(page: str) -> None:
     assert "$" not in page
 
 
-def test_plots_name_every_server_that_was_measured(docs: Path) -> None:
+def test_plots_name_each_measured_server(docs: Path) -> None:
     text = (docs / "benchmarks-throughput.svg").read_text()
     root = ET.fromstring(text)  # noqa: S314  # our own
     texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
@@ -83,7 +83,7 @@ def test_plots_name_every_server_that_was_measured(docs: Path) -> None:
     assert "prefers-color-scheme:dark" in text
 
 
-def test_runs_are_put_together(tmp_path: Path) -> None:
+def test_results_of_several_runs_are_merged(tmp_path: Path) -> None:
     first, second = runs.results(), runs.results()
     second.samples = [s for s in second.samples if s.target == "peer"]
     second.servers = {"peer": runs.facts("Peer, bf16", ready_s=9.0)}

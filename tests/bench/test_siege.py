@@ -10,7 +10,7 @@ def fault(ttft_ms: float = 100.0, probe_ms: float = 5.0, *faults: str) -> str | 
     return Siege(50.0, CALM, {"a": served}, {}).fault("a")
 
 
-def test_bound_is_three_times_the_calm_median_and_a_step() -> None:
+def test_bound_is_three_calm_medians_plus_a_step() -> None:
     assert Siege(50.0, CALM, {}, {}).bound_ms == 350.0
 
 

@@ -15,7 +15,7 @@ GOOD = Soak(2, 1.0, FIGURES, {"service": 0.0}, {}, [])
 
 
 async def soaked(tmp_path: Path, *arguments: str) -> Soak:
-    running = await server.start(echo("a", *arguments), tmp_path)
+    running = await server.start(echo("a", *arguments), tmp_path, settle_s=0.0)
     try:
         async with running.awake():
             return await soak.soak(
@@ -24,18 +24,13 @@ async def soaked(tmp_path: Path, *arguments: str) -> Soak:
                 num_clients=4,
                 warm_up_s=0.2,
                 duration_s=0.5,
+                sample_s=0.05,
             )
     finally:
         await running.end()
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_SETTLE_S", 0.0)
-    monkeypatch.setattr(soak, "_SAMPLE_S", 0.05)
-
-
-async def test_every_client_is_served_and_every_process_weighed(tmp_path: Path) -> None:
+async def test_soak_serves_each_client_and_measures_each_process(tmp_path: Path) -> None:
     found = await soaked(tmp_path)
     assert found.faults == []
     assert found.figures["least_tokens"] > 0
@@ -46,7 +41,8 @@ async def test_every_client_is_served_and_every_process_weighed(tmp_path: Path) 
     assert all(sample > 1 for sample in samples)
 
 
-async def test_a_wrong_answer_fails_the_soak(tmp_path: Path) -> None:
+@pytest.mark.slow
+async def test_wrong_response_fails_the_soak(tmp_path: Path) -> None:
     found = await soaked(tmp_path, "short")
     assert "instead of" in (found.outcome.fault or "")
 
@@ -60,25 +56,25 @@ def test_growth_beyond_the_bound_fails_the_soak() -> None:
 @pytest.mark.parametrize(
     "figures", [{"num_requests": 0.0}, {"fairness": 0.79}, {"least_tokens": 0.0}]
 )
-def test_a_soak_that_serves_nobody_or_some_alone_fails(figures: dict[str, float]) -> None:
+def test_soak_without_requests_or_fairness_fails(figures: dict[str, float]) -> None:
     unfair = Soak(2, 1.0, FIGURES | figures, GOOD.growth, {}, [])
     assert unfair.outcome.fault is not None
 
 
-def test_a_soak_without_a_look_at_the_memory_fails() -> None:
+def test_soak_without_memory_samples_fails() -> None:
     assert Soak(2, 1.0, FIGURES, {}, {}, []).outcome.fault is not None
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1))
-def test_fairness_lies_between_all_for_one_and_the_same_for_all(shares: list[float]) -> None:
+def test_fairness_is_between_one_share_and_one(shares: list[float]) -> None:
     assert 1 / len(shares) - 1e-9 <= soak.fairness(shares) <= 1 + 1e-9
 
 
-def test_fairness_at_its_ends() -> None:
+def test_fairness_of_equal_and_of_single_shares_is_exact() -> None:
     assert soak.fairness([3, 3, 3]) == pytest.approx(1)
     assert soak.fairness([9, 0, 0]) == pytest.approx(1 / 3)
 
 
-def test_growth_compares_the_first_quarter_with_the_last() -> None:
+def test_growth_compares_the_last_quarter_with_the_first() -> None:
     assert soak.growth([100.0]) == 0
     assert soak.growth([100, 100, 500, 100, 100, 100, 110, 110]) == pytest.approx(0.1)

@@ -186,7 +186,8 @@ def test_conversation_history_has_messages_with_a_response(
     *before, (role, partial), last = conversation(service.requests[-1])
     assert before == [("USER", "Hi"), ("ASSISTANT", "You said: Hi"), ("USER", "count")]
     assert role == "ASSISTANT"
-    assert partial in counted
+    # Ctrl-C may come after a piece is received and before it is shown.
+    assert partial.removesuffix(partial.split()[-1] + " ") in counted
     assert partial.startswith("1 2 3 ")
     assert last == ("USER", "Bye")
     assert len(service.requests) == 4

@@ -10,13 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-FAILSAFE_S = 60  # long enough for any machine; only a failing test waits so long
+from tests.fakes.wait import FAILSAFE_S, block_until, killed_after_failsafe
+
 STACK = Path(__file__).with_name("stack")
 ORDERLY = ["gateway stopping", "gateway stopped", "service stopping", "service stopped"]
 
@@ -55,11 +55,11 @@ class Serve:
         return self._journal.read_text().splitlines() if self._journal.exists() else []
 
     def wait_for(self, event: str, times: int = 1) -> None:
-        deadline = time.monotonic() + FAILSAFE_S
-        while self.events.count(event) < times:
+        def is_there() -> bool:
             assert self.process.poll() is None, self.end()
-            assert time.monotonic() < deadline, f"no {event!r} in {self.events}"
-            time.sleep(0.01)
+            return self.events.count(event) >= times
+
+        block_until(is_there)
 
     def pid(self, name: str) -> int:
         """Return the process id of `service` or `gateway`."""
@@ -70,9 +70,10 @@ class Serve:
         """Wait for the last line of the banner and return all of it."""
         assert self.process.stdout
         lines: list[str] = []
-        while not lines or "curl" not in lines[-1]:
-            lines.append(self.process.stdout.readline())
-            assert lines[-1], self.process.communicate()
+        with killed_after_failsafe(self.process):
+            while not lines or "curl" not in lines[-1]:
+                lines.append(self.process.stdout.readline())
+                assert lines[-1], self.process.communicate()
         return "".join(lines)
 
     def ctrl_c(self) -> None:
@@ -123,6 +124,7 @@ def test_banner_has_both_addresses_and_a_working_curl_command(
     assert f"gateway upstream 127.0.0.1:{serve.grpc_port}" in serve.events
 
 
+@pytest.mark.slow
 def test_wildcard_host_is_reached_through_loopback(start: Callable[..., Serve]) -> None:
     serve = start("--host", "0.0.0.0", "--model", "tiny", "--insecure")  # noqa: S104
     banner = serve.banner()
@@ -131,6 +133,7 @@ def test_wildcard_host_is_reached_through_loopback(start: Callable[..., Serve]) 
     assert f"gateway upstream 127.0.0.1:{serve.grpc_port}" in serve.events
 
 
+@pytest.mark.slow
 def test_banner_waits_for_readiness(start: Callable[..., Serve]) -> None:
     serve = start(is_ready=False)
     serve.wait_for("service asked for readiness", times=2)
@@ -157,6 +160,7 @@ def test_ctrl_c_stops_the_gateway_then_the_service(
     assert serve.events[-4:] == ORDERLY
 
 
+@pytest.mark.slow
 def test_sigterm_stops_as_ctrl_c_does(start: Callable[..., Serve]) -> None:
     serve = start()
     serve.banner()
@@ -165,6 +169,7 @@ def test_sigterm_stops_as_ctrl_c_does(start: Callable[..., Serve]) -> None:
     assert serve.events[-4:] == ORDERLY
 
 
+@pytest.mark.slow
 def test_second_ctrl_c_kills_both(start: Callable[..., Serve]) -> None:
     serve = start(FAKE_SERVICE="stubborn", FAKE_GATEWAY="stubborn")
     serve.banner()
@@ -184,6 +189,7 @@ def test_failed_start_of_the_service_stops_the_gateway(start: Callable[..., Serv
     assert ours == "error: the service ended with exit code 3"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "other"), [("service", "gateway"), ("gateway", "service")])
 def test_death_of_one_process_stops_the_other(
     start: Callable[..., Serve], name: str, other: str
@@ -197,6 +203,7 @@ def test_death_of_one_process_stops_the_other(
     assert serve.events[-2:] == [f"{other} stopping", f"{other} stopped"]
 
 
+@pytest.mark.slow
 def test_exit_of_a_child_without_an_error_is_an_error(start: Callable[..., Serve]) -> None:
     serve = start()
     serve.banner()
@@ -214,6 +221,7 @@ def test_port_in_use_is_reported_before_the_start(start: Callable[..., Serve]) -
     assert not serve.events
 
 
+@pytest.mark.slow
 def test_host_of_another_machine_is_an_error(start: Callable[..., Serve]) -> None:
     code, _, stderr = start("--host", "192.0.2.1", "--insecure").end()
     assert code == 1
@@ -230,12 +238,14 @@ def test_remote_connections_without_authentication_are_rejected_by_default(
     assert stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_key_file_is_passed_to_both_processes(start: Callable[..., Serve]) -> None:
     serve = start("--host", "0.0.0.0", "--api-keys", "keys.toml")  # noqa: S104
     serve.banner()
     assert {"service keys keys.toml", "gateway keys keys.toml"} <= set(serve.events)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a parent's death is announced by Linux alone")
 def test_killed_parent_ends_children_that_ignore_signals(start: Callable[..., Serve]) -> None:
     serve = start(FAKE_SERVICE="stubborn", FAKE_GATEWAY="stubborn")

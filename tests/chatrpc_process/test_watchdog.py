@@ -11,7 +11,7 @@ import time
 from structlog.testing import capture_logs
 
 from chatrpc_process.watchdog import EXIT_CODE, watched_loop
-from tests.fakes.wait import until
+from tests.fakes.wait import FAILSAFE_S, until
 
 
 async def test_a_call_that_blocks_the_loop_is_its_end() -> None:
@@ -48,7 +48,7 @@ async def test_nobody_watches_when_the_loop_has_been_left() -> None:
         await asyncio.sleep(0)
     watchdogs = [thread for thread in threading.enumerate() if thread.name == "watchdog"]
     for thread in watchdogs:  # which blocks the loop
-        thread.join(120)
+        thread.join(FAILSAFE_S)
         assert not thread.is_alive()
     assert not codes
 

@@ -21,7 +21,7 @@ _DURATION = re.compile(r"\d+(s|m|h)")
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_rule_is_whole(rule: dict[str, Any]) -> None:
+def test_alert_rule_has_all_its_fields(rule: dict[str, Any]) -> None:
     assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
     assert re.fullmatch("Chatrpc[A-Z][A-Za-z]+", rule["alert"])
     assert rule["labels"]["severity"] in {"critical", "warning"}
@@ -31,7 +31,7 @@ def test_rule_is_whole(rule: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_rule_asks_for_metrics_that_there_are(rule: dict[str, Any]) -> None:
+def test_alert_rule_uses_exported_metrics(rule: dict[str, Any]) -> None:
     expression = rule["expr"]
     asked = asked_for(expression)
     assert asked
@@ -41,7 +41,7 @@ def test_rule_asks_for_metrics_that_there_are(rule: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_rule_uses_labels_that_its_metrics_have(rule: dict[str, Any]) -> None:
+def test_alert_rule_uses_labels_of_its_metrics(rule: dict[str, Any]) -> None:
     own = [*vars(GatewayMetrics()).values(), *vars(ServiceMetrics()).values()]
     metrics: list[Any] = [*own, *ReloadMetrics().collect()]
     labels = {label for metric in metrics for label in getattr(metric, "_labelnames", ())}
@@ -53,19 +53,19 @@ def test_rule_uses_labels_that_its_metrics_have(rule: dict[str, Any]) -> None:
     assert told <= (used or _ADDED | labels)
 
 
-def test_names_are_unique() -> None:
+def test_alert_names_are_unique() -> None:
     names = [rule["alert"] for rule in RULES]
     assert len(names) == len(set(names))
 
 
-def test_chart_has_the_same_rules() -> None:
+def test_chart_has_the_rules_of_the_repository() -> None:
     values = {"monitoring": {"prometheusRule": {"enabled": True, "labels": {"release": "p"}}}}
     rule = render(merged(INSECURE, values)).one("PrometheusRule", "demo-chatrpc")
     assert rule["spec"]["groups"] == GROUPS
     assert rule["metadata"]["labels"]["release"] == "p"
 
 
-def test_prometheus_of_the_compose_file_has_them() -> None:
+def test_prometheus_of_the_compose_file_loads_the_rules() -> None:
     prometheus = yaml.safe_load((ALERTS.parent / "prometheus.yml").read_text())
     assert prometheus["rule_files"] == [ALERTS.name]
     compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())

@@ -67,7 +67,7 @@ NEVER = {
 @pytest.mark.parametrize(
     ("name", "kind"), [("service", ServiceSettings), ("gateway", GatewaySettings)]
 )
-def test_every_option_can_be_given_and_no_other(
+def test_chart_accepts_exactly_the_options_of_the_processes(
     releases: dict[str, Release], name: str, kind: type[ProcessSettings]
 ) -> None:
     """By its name, or by a value of the chart's own, which the examples give between them."""
@@ -98,7 +98,7 @@ def test_old_name_of_an_option_sets_the_option() -> None:
     assert (service.request_timeout_s, service.body_timeout_s) == (7, 2.5)
 
 
-def test_no_secret_is_in_an_argument_or_the_environment(release: Release) -> None:
+def test_secrets_are_not_in_arguments_or_environment(release: Release) -> None:
     for pod in release.pods():
         for container in pod["spec"]["containers"]:
             for variable in container.get("env", []):
@@ -108,7 +108,7 @@ def test_no_secret_is_in_an_argument_or_the_environment(release: Release) -> Non
     assert not release.all("Secret")
 
 
-def test_files_that_arguments_name_are_mounted(release: Release) -> None:
+def test_files_in_arguments_are_mounted(release: Release) -> None:
     for pod in release.pods():
         container = main_container(pod)
         mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
@@ -137,7 +137,7 @@ def registry(release: Release) -> list[dict[str, Any]]:
     return models
 
 
-def test_the_gateway_reads_the_registry(release: Release, tmp_path: Path) -> None:
+def test_gateway_reads_the_registry(release: Release, tmp_path: Path) -> None:
     authority = trustme.CA()
     client = authority.issue_cert("gateway")
     files = {
@@ -155,7 +155,7 @@ def test_the_gateway_reads_the_registry(release: Release, tmp_path: Path) -> Non
     assert names == [model["name"] for model in registry(release)]
 
 
-def test_the_registry_has_every_model_at_its_headless_service(release: Release) -> None:
+def test_registry_has_each_model_at_its_headless_service(release: Release) -> None:
     targets = {model["target"]: model for model in registry(release)}
     for service in release.all("Service"):
         name = service["metadata"]["name"]
@@ -168,7 +168,7 @@ def test_the_registry_has_every_model_at_its_headless_service(release: Release) 
     assert set(targets) <= {"dns:///elsewhere.example.com:50051"}
 
 
-def test_the_registry_names_the_files_of_tls_and_the_key(releases: dict[str, Release]) -> None:
+def test_registry_names_the_tls_and_key_files(releases: dict[str, Release]) -> None:
     release = releases["keys-and-tls"]
     (model,) = registry(release)
     pod = release.one("Deployment", "demo-chatrpc-gateway")["spec"]["template"]["spec"]

@@ -46,12 +46,12 @@ def read(name: str) -> PyCompose:
     return compose
 
 
-def test_it_is_a_compose_file() -> None:
+def test_compose_file_is_valid() -> None:
     assert set(read("compose.yaml").service_names()) == set(SERVICES)
     assert read("compose.keys.yaml").service_names() == ["gateway"]
 
 
-def test_a_compose_file_with_a_typing_error_is_none() -> None:
+def test_compose_file_with_a_misspelled_key_is_invalid() -> None:
     with pytest.raises(ValueError, match="imagee"):
         PyCompose.from_yaml("services: {a: {imagee: b}}")
 
@@ -71,7 +71,7 @@ def test_processes_take_their_arguments(
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
-def test_what_is_built_is_the_image_of_that_name(name: str) -> None:
+def test_built_image_has_the_name_of_its_dockerfile(name: str) -> None:
     service = SERVICES[name]
     context = DEPLOY / service["build"]["context"]
     file = parse(context / service["build"]["dockerfile"])
@@ -80,27 +80,27 @@ def test_what_is_built_is_the_image_of_that_name(name: str) -> None:
     assert service["image"] == f"{title}:{arguments['VERSION']}"
 
 
-def test_what_is_converted_goes_where_the_image_has_it_unless_another_place_is_named() -> None:
+def test_cache_directory_is_that_of_the_image_by_default() -> None:
     place = SERVICES["service"]["environment"]["CHATRPC_SERVICE_CACHE_DIR"]
     image = parse(DEPLOY / "docker" / "service.Dockerfile").final.environment
     assert place == f"${{CACHE_DIR:-{image['CHATRPC_SERVICE_CACHE_DIR']}}}"
 
 
-def test_only_this_machine_reaches_them() -> None:
+def test_published_ports_are_bound_to_loopback() -> None:
     for service in SERVICES.values():
         for port in service.get("ports", []):
             assert port.startswith(("127.0.0.1:", "${LISTEN:-127.0.0.1}:"))
     assert "ports" not in SERVICES["service"]
 
 
-def test_they_may_do_nothing_that_they_need_not() -> None:
+def test_containers_have_no_unneeded_privileges() -> None:
     for service in SERVICES.values():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_they_come_back_after_the_machine_does_and_wait_for_nobody() -> None:
+def test_containers_restart_and_do_not_wait_for_each_other() -> None:
     for service in SERVICES.values():
         assert service["restart"] == "unless-stopped"
         assert service["init"] is True  # SIGTERM ends a process that has no handler for it yet
@@ -108,14 +108,14 @@ def test_they_come_back_after_the_machine_does_and_wait_for_nobody() -> None:
     assert SERVICES["gateway"]["depends_on"] == ["service"]
 
 
-def test_the_grace_outlasts_the_drain() -> None:
+def test_stop_grace_period_exceeds_the_drain() -> None:
     service, gateway = SERVICES["service"], SERVICES["gateway"]
     for each in (service, gateway):
         grace = float(each["stop_grace_period"].removesuffix("s"))
         assert grace >= float(argument(each["command"], "drain-timeout-s")) + 10
 
 
-def test_files_that_are_mounted_exist() -> None:
+def test_mounted_files_exist() -> None:
     for service in SERVICES.values():
         for volume in service.get("volumes", []):
             source = volume.partition(":")[0]
@@ -123,7 +123,7 @@ def test_files_that_are_mounted_exist() -> None:
                 assert (DEPLOY / source).exists()
 
 
-def test_prometheus_asks_the_ports_of_the_metrics() -> None:
+def test_prometheus_scrapes_the_metrics_ports() -> None:
     jobs = yaml.safe_load((DEPLOY / "monitoring" / "prometheus.yml").read_text())["scrape_configs"]
     asked = {}
     for job in jobs:
@@ -137,7 +137,7 @@ def test_prometheus_asks_the_ports_of_the_metrics() -> None:
     }
 
 
-def test_keys_take_the_place_of_insecure() -> None:
+def test_keys_replace_the_insecure_option() -> None:
     gateway = services("compose.yaml", "compose.keys.yaml")["gateway"]
     command = gateway["command"]
     assert "--insecure" not in command

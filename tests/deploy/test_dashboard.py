@@ -27,17 +27,17 @@ _ADDED = {"instance", "le"}
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_each_metric_exists(expression: str) -> None:
+def test_dashboard_uses_exported_metrics(expression: str) -> None:
     asked = asked_for(expression)
     assert asked
     assert asked <= exported()
 
 
-def test_a_metric_that_is_not_there_would_be_found() -> None:
+def test_unknown_metric_is_detected() -> None:
     assert not asked_for('rate(chatrpc_nothing_total{instance="a"}[1m])') <= exported()
 
 
-def test_what_is_grouped_by_is_a_label_of_some_metric() -> None:
+def test_grouping_uses_labels_of_the_metrics() -> None:
     service, gateway = ServiceMetrics(), GatewayMetrics()
     metrics = (
         *(service.handled, service.finished, gateway.requests, gateway.disconnects),
@@ -49,7 +49,7 @@ def test_what_is_grouped_by_is_a_label_of_some_metric() -> None:
             assert set(group.split(", ")) <= labels | _ADDED | {"version"}
 
 
-def test_panels_have_places_and_names_of_their_own() -> None:
+def test_panels_do_not_overlap_and_have_unique_names() -> None:
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(ids)) == len(ids)
     taken: set[tuple[int, int]] = set()
@@ -65,7 +65,7 @@ def test_panels_have_places_and_names_of_their_own() -> None:
         taken |= cells
 
 
-def test_expressions_use_the_variables_that_there_are() -> None:
+def test_expressions_use_defined_variables() -> None:
     known = {variable["name"] for variable in VARIABLES} | {"__rate_interval"}
     for expression in EXPRESSIONS:
         assert set(re.findall(r"\$(\w+)", expression)) <= known
@@ -73,7 +73,7 @@ def test_expressions_use_the_variables_that_there_are() -> None:
             assert expression.count(opening) == expression.count(closing)
 
 
-def test_all_means_all_that_are_known() -> None:
+def test_variable_all_selects_each_known_value() -> None:
     """Not every instance of whatever else has a metric of that name, such as `process_`.
 
     All models, however, are those included that have no name, such as a list of models.
@@ -88,7 +88,7 @@ def test_all_means_all_that_are_known() -> None:
         assert not re.search(r'[^~]"\$(model|service|gateway)"', expression)  # a list wants =~
 
 
-def test_panels_have_a_unit_that_fits_what_they_show() -> None:
+def test_panel_unit_fits_its_metric() -> None:
     for panel in PANELS:
         unit = panel["fieldConfig"]["defaults"]["unit"]
         for target in panel["targets"]:
@@ -105,7 +105,7 @@ def test_panels_have_a_unit_that_fits_what_they_show() -> None:
                 assert (unit in {"reqps", "cps", "ops"}) is (is_rate and not is_cpu), panel["title"]
 
 
-def test_gateway_panels_follow_the_chosen_model() -> None:
+def test_gateway_panels_filter_by_the_selected_model() -> None:
     """Those of requests; connections and services that are called are of no one model."""
     about_all = ("in_flight", "cut_connections", "tls_handshake", "upstream_")
     for expression in EXPRESSIONS:
@@ -114,7 +114,7 @@ def test_gateway_panels_follow_the_chosen_model() -> None:
             assert ('model=~"$model"' in expression) is not is_about_all, expression
 
 
-def test_saturation_and_failures_by_reason_are_shown() -> None:
+def test_dashboard_shows_saturation_and_failures_by_reason() -> None:
     shown = " ".join(EXPRESSIONS)
     for state in ("running", "waiting"):
         assert re.search(f"chatrpc_sequences_{state}{{.*/.*chatrpc_sequences_{state}_limit", shown)

@@ -30,7 +30,7 @@ def file(request: pytest.FixtureRequest) -> Dockerfile:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_hadolint_has_nothing_to_say(name: str) -> None:
+def test_hadolint_reports_nothing(name: str) -> None:
     done = subprocess.run(
         [
             Path(sys.executable).with_name("hadolint"),
@@ -44,14 +44,14 @@ def test_hadolint_has_nothing_to_say(name: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_the_base_is_one_pinned_tag(file: Dockerfile) -> None:
+def test_base_image_is_one_pinned_tag(file: Dockerfile) -> None:
     assert {stage.base for stage in file.stages} == {"${PYTHON_IMAGE}"}
     image, tag = file.arguments["PYTHON_IMAGE"].rsplit(":", 1)
     assert image == "docker.io/library/python"
     assert tag.count(".") == 2
 
 
-def test_it_runs_as_a_number_that_is_not_root(file: Dockerfile) -> None:
+def test_image_runs_as_a_numeric_user_other_than_root(file: Dockerfile) -> None:
     user, group = file.final.one("USER").text.split(":")
     assert int(user) >= 10_000
     assert int(group) >= 10_000
@@ -59,17 +59,17 @@ def test_it_runs_as_a_number_that_is_not_root(file: Dockerfile) -> None:
     assert "RUN" not in names[names.index("USER") :]
 
 
-def test_signals_reach_python(file: Dockerfile) -> None:
+def test_entry_point_passes_signals_to_python(file: Dockerfile) -> None:
     assert exec_form(file.final.one("ENTRYPOINT").text)[1] == "-m"
     assert file.final.one("STOPSIGNAL").text == "SIGTERM"
 
 
-def test_a_compiler_is_there_in_the_build_alone(file: Dockerfile) -> None:
+def test_compiler_is_only_in_the_build_stage(file: Dockerfile) -> None:
     assert not [run for run in file.final.all("RUN") if "apt-get" in run.text]
     assert [copy.words[0] for copy in file.final.all("COPY")] == ["--from=build"]
 
 
-def test_labels_name_the_version_of_the_project(file: Dockerfile) -> None:
+def test_labels_have_the_project_version(file: Dockerfile) -> None:
     arguments = {k: v for argument in file.final.all("ARG") for k, v in argument.pairs.items()}
     assert arguments["VERSION"] == PROJECT["version"]
     labels = file.final.one("LABEL").pairs
@@ -77,13 +77,13 @@ def test_labels_name_the_version_of_the_project(file: Dockerfile) -> None:
     assert {"title", "description", "revision"} <= {name.rsplit(".", 1)[1] for name in labels}
 
 
-def test_every_variable_that_looks_like_a_setting_is_one(file: Dockerfile) -> None:
+def test_chatrpc_variables_are_settings(file: Dockerfile) -> None:
     environment = file.final.environment
     assert any(name.startswith("CHATRPC_") for name in environment)
     assert not unknown_variables(environment)
 
 
-def test_only_the_cpu_image_asks_for_torch_without_cuda() -> None:
+def test_only_the_cpu_image_installs_torch_without_cuda() -> None:
     indexes = {
         name: [
             argument.pairs["TORCH_INDEX_URL"]
@@ -100,7 +100,7 @@ def test_only_the_cpu_image_asks_for_torch_without_cuda() -> None:
 
 
 @pytest.mark.parametrize("name", ["service", "service-cuda"])
-def test_torch_is_the_one_that_the_project_pins(name: str) -> None:
+def test_torch_version_is_the_pinned_one(name: str) -> None:
     text = (DIRECTORY / f"{name}.Dockerfile").read_text()
     (torch,) = (r for r in PROJECT["optional-dependencies"]["service"] if r.startswith("torch"))
     assert torch in text
@@ -122,16 +122,16 @@ def test_torch_is_the_one_that_the_project_pins(name: str) -> None:
         ("tests/data/perplexity.txt", False),
     ],
 )
-def test_the_context_holds_what_is_built_and_no_more(path: str, expected: bool) -> None:
+def test_build_context_has_only_what_is_copied(path: str, expected: bool) -> None:
     assert in_context(path, IGNORE) is expected
 
 
-def test_every_package_of_an_image_has_its_version_pinned() -> None:
+def test_each_package_of_an_image_is_pinned() -> None:
     missing = installed(requirements()).keys() - CONSTRAINTS.keys()
     assert not missing, "run `make constraints`"
 
 
-def test_pins_are_what_the_project_asks_for() -> None:
+def test_pins_satisfy_the_project_requirements() -> None:
     for requirement in requirements():
         pinned = CONSTRAINTS[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(pinned), f"{requirement}: run `make constraints`"

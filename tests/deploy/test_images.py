@@ -125,14 +125,14 @@ def packages(image: Image) -> set[str]:
     return {path.name.partition("-")[0].lower() for path in site.glob("*.dist-info")}
 
 
-def test_the_gateways_image_has_no_torch(gateway: Image) -> None:
+def test_gateway_image_has_no_torch(gateway: Image) -> None:
     names = packages(gateway)
     assert "chatrpc" in names
     assert not names & {"torch", "transformers", "numpy", "pip"}
     assert_readable_by_anybody(gateway)
 
 
-def test_the_services_image_compiled_its_kernels_and_converted_its_model(service: Image) -> None:
+def test_service_image_has_its_kernels_and_converted_model(service: Image) -> None:
     assert_readable_by_anybody(service)
     (package,) = service.path("/opt/chatrpc/lib").glob("python*/site-packages/service")
     kernels = [path.name for path in (package / "engine" / "native" / "prebuilt").glob("*.so")]
@@ -141,7 +141,7 @@ def test_the_services_image_compiled_its_kernels_and_converted_its_model(service
     assert not service.path("/opt/chatrpc/cache/native").exists()
 
 
-def test_they_answer_write_nothing_and_stop_on_sigterm(
+def test_images_serve_write_no_files_and_stop_on_sigterm(
     service: Image, gateway: Image, tmp_path: Path
 ) -> None:
     before = snapshot(service.path("/")), snapshot(gateway.path("/"))

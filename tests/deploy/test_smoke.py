@@ -24,23 +24,23 @@ async def smoke(*arguments: str) -> tuple[int | None, str]:
     return process.returncode, output.decode().strip()
 
 
-async def test_a_gateway_that_answers_passes() -> None:
+async def test_smoke_test_of_a_serving_gateway_passes() -> None:
     async with checking_service() as target, serving(upstream=target) as url:
         assert await smoke(url, "fake") == (0, "ok")
 
 
-async def test_a_model_that_is_not_there_does_not() -> None:
+async def test_smoke_test_of_a_missing_model_fails() -> None:
     async with checking_service() as target, serving(upstream=target) as url:
         assert await smoke(url, "fake", "other") == (1, "/v1/models lacks other")
 
 
-async def test_a_gateway_that_is_not_ready_does_not() -> None:
+async def test_smoke_test_of_a_gateway_that_is_not_ready_fails() -> None:
     async with FakeService() as service, serving(upstream=service.target) as url:
         await service.set_ready(False)
-        assert await smoke(url, "fake") == (1, "/readyz answers 503")
+        assert await smoke(url, "fake") == (1, "/readyz returned 503")
 
 
-async def test_a_gateway_that_is_not_there_does_not() -> None:
+async def test_smoke_test_without_a_gateway_fails() -> None:
     async with checking_service() as target, serving(upstream=target) as url:
         pass
     code, words = await smoke(url, "fake")
@@ -48,17 +48,17 @@ async def test_a_gateway_that_is_not_there_does_not() -> None:
     assert "refused" in words
 
 
-async def test_with_a_key_it_asks_and_without_it_is_content_to_be_refused(tmp_path: Path) -> None:
+async def test_smoke_test_with_a_key_completes_and_without_it_accepts_401(tmp_path: Path) -> None:
     keys = write(tmp_path / "keys.toml", key())
     secret = write(tmp_path / "secret", SECRET + "\n")
     wrong = write(tmp_path / "wrong", "sk-chatrpc-wrong")
     async with checking_service() as target, serving(upstream=target, api_keys=keys) as url:
         assert await smoke(url, "fake") == (0, "ok")
         assert await smoke(url, f"--key-file={secret}", "fake") == (0, "ok")
-        assert await smoke(url, f"--key-file={wrong}", "fake") == (1, "/v1/models answers 401")
+        assert await smoke(url, f"--key-file={wrong}", "fake") == (1, "/v1/models returned 401")
 
 
-async def test_to_a_gateway_that_asks_for_certificates_it_shows_one(tmp_path: Path) -> None:
+async def test_smoke_test_sends_its_client_certificate(tmp_path: Path) -> None:
     authority = trustme.CA()
     gateway = issue(authority, tmp_path)
     authority.cert_pem.write_to_path(tmp_path / "ca.crt")
@@ -74,4 +74,4 @@ async def test_to_a_gateway_that_asks_for_certificates_it_shows_one(tmp_path: Pa
         assert await smoke(url, *shown, "fake") == (0, "ok")
         code, words = await smoke(url, "fake")
         assert code == 1
-        assert words.startswith(f"{url} does not answer")
+        assert words.startswith(f"{url} cannot be reached")

@@ -72,24 +72,24 @@ def analyze(*arguments: str | Path) -> str:
 
 
 @with_systemd
-def test_systemd_understands_them(installed: list[Path]) -> None:
+def test_units_are_valid(installed: list[Path]) -> None:
     assert analyze("verify", "--man=no", *installed) == ""
 
 
 @with_systemd
-def test_systemd_finds_them_hardened(installed: list[Path]) -> None:
+def test_units_are_hardened(installed: list[Path]) -> None:
     for path in installed:
         analyze("security", "--offline=true", "--threshold=20", "--no-pager", path)  # of 100
 
 
-def test_it_restarts_by_the_exit_codes_of_the_process(unit: Unit) -> None:
+def test_unit_restarts_by_the_exit_codes_of_the_process(unit: Unit) -> None:
     service = unit["Service"]
     assert service["Restart"] == "on-failure"  # 1, and signals; not 0
     assert service["RestartPreventExitStatus"] == "2"  # settings that make no sense
     assert int(unit["Unit"]["StartLimitIntervalSec"]) > 0
 
 
-def test_it_waits_for_the_drain(unit: Unit) -> None:
+def test_unit_stop_timeout_exceeds_the_drain(unit: Unit) -> None:
     defaults = (
         ServiceSettings.model_fields["drain_timeout_s"].default,
         (GatewaySettings.model_fields["drain_timeout_s"].default),
@@ -98,12 +98,12 @@ def test_it_waits_for_the_drain(unit: Unit) -> None:
     assert unit["Service"]["KillMode"] == "mixed"
 
 
-def test_every_variable_that_looks_like_a_setting_is_one(unit: Unit) -> None:
+def test_chatrpc_variables_are_settings(unit: Unit) -> None:
     assert any(name.startswith("CHATRPC_") for name in unit.environment)
     assert not unknown_variables(unit.environment)
 
 
-def test_it_runs_the_process_as_nobody_in_particular() -> None:
+def test_unit_runs_as_its_own_user() -> None:
     for name, module in (("service", "service"), ("gateway", "gateway_http")):
         service = Unit(name)["Service"]
         assert service["ExecStart"] == f"/opt/chatrpc/bin/python -m {module}"
@@ -111,7 +111,7 @@ def test_it_runs_the_process_as_nobody_in_particular() -> None:
         assert re.search(rf"^u {user} ", (DIRECTORY / "chatrpc.sysusers").read_text(), re.MULTILINE)
 
 
-def test_both_are_hardened_alike() -> None:
+def test_units_have_the_same_hardening() -> None:
     def hardening(name: str) -> dict[str, str]:
         prefixes = ("protect", "private", "restrictn", "restricta", "system", "capab", "nonew")
         return {k: v for k, v in Unit(name)["Service"].items() if k.startswith(prefixes)}

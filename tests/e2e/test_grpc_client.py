@@ -25,7 +25,7 @@ def params(text: str) -> chat_pb2.ChatCompletionParams:
     )
 
 
-def test_the_capital_of_france_over_grpc(served: Served) -> None:
+def test_chat_over_grpc_answers_a_known_question(served: Served) -> None:
     with grpc.insecure_channel(served.target) as channel:
         stub = chat_service_pb2_grpc.ChatServiceStub(channel)
         question = params("What is the capital of France?")
@@ -48,7 +48,7 @@ def test_the_capital_of_france_over_grpc(served: Served) -> None:
     assert again == first
 
 
-def test_text_survives_tokenization(served: Served) -> None:
+def test_tokenized_text_is_detokenized_to_itself(served: Served) -> None:
     text = "naïve 東京 🎉👩‍👩‍👧 ١٢٣\n\ttabs"
     with grpc.insecure_channel(served.target) as channel:
         stub = model_service_pb2_grpc.ModelServiceStub(channel)
@@ -59,7 +59,7 @@ def test_text_survives_tokenization(served: Served) -> None:
     assert back.text == text
 
 
-def test_health_as_kubernetes_asks(served: Served) -> None:
+def test_health_check_of_each_service_is_serving(served: Served) -> None:
     with grpc.insecure_channel(served.target) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         for name in ("", "liveness", "readiness", "chatrpc.v1.ChatService", MODEL):

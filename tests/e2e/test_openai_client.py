@@ -13,7 +13,7 @@ from tests.support.make_serve import MODEL, Served
 FRANCE: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
 
 
-def test_the_capital_of_france(client: openai.OpenAI) -> None:
+def test_chat_completion_answers_a_known_question(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model=MODEL, messages=FRANCE, temperature=0)
     [choice] = answer.choices
     assert "Paris" in (choice.message.content or "")
@@ -23,13 +23,15 @@ def test_the_capital_of_france(client: openai.OpenAI) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
-def test_the_capital_of_france_with_every_default(client: openai.OpenAI) -> None:
+@pytest.mark.slow
+def test_chat_completion_with_defaults_answers_a_known_question(client: openai.OpenAI) -> None:
     for seed in range(5):
         answer = client.chat.completions.create(model=MODEL, messages=FRANCE, seed=seed)
         assert "Paris" in (answer.choices[0].message.content or "")
 
 
-def test_the_capital_of_france_streamed(client: openai.OpenAI) -> None:
+@pytest.mark.slow
+def test_streamed_chat_completion_answers_a_known_question(client: openai.OpenAI) -> None:
     with client.chat.completions.create(
         model=MODEL,
         messages=FRANCE,
@@ -50,7 +52,8 @@ def test_the_capital_of_france_streamed(client: openai.OpenAI) -> None:
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
 
 
-def test_a_second_turn_is_read_from_the_cache(client: openai.OpenAI) -> None:
+@pytest.mark.slow
+def test_second_turn_reports_cached_tokens(client: openai.OpenAI) -> None:
     """The first turn's prompt and most of its answer, for who has the same salt."""
 
     def ask(messages: list[Any], salt: str) -> Any:
@@ -72,7 +75,8 @@ def test_a_second_turn_is_read_from_the_cache(client: openai.OpenAI) -> None:
     assert apart.usage.prompt_tokens_details.cached_tokens == 0
 
 
-def test_the_stream_helper(client: openai.OpenAI) -> None:
+@pytest.mark.slow
+def test_stream_helper_of_the_client_collects_the_completion(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(model=MODEL, messages=FRANCE, temperature=0) as stream:
         for _ in stream:
             pass
@@ -80,7 +84,8 @@ def test_the_stream_helper(client: openai.OpenAI) -> None:
     assert "Paris" in (final.choices[0].message.content or "")
 
 
-def test_a_stop_string_and_a_limit(client: openai.OpenAI) -> None:
+@pytest.mark.slow
+def test_stop_string_and_max_tokens_end_the_completion(client: openai.OpenAI) -> None:
     stopped = client.chat.completions.create(
         model=MODEL, messages=FRANCE, temperature=0, stop=["Par"]
     )
@@ -94,7 +99,8 @@ def test_a_stop_string_and_a_limit(client: openai.OpenAI) -> None:
     assert limited.usage.completion_tokens == 3
 
 
-def test_the_models(client: openai.OpenAI) -> None:
+@pytest.mark.slow
+def test_list_models_returns_the_served_model(client: openai.OpenAI) -> None:
     [model] = client.models.list().data
     assert model.id == MODEL
     assert client.models.retrieve(MODEL).id == MODEL
@@ -102,7 +108,7 @@ def test_the_models(client: openai.OpenAI) -> None:
         client.models.retrieve("org/none")
 
 
-def test_errors_have_the_clients_own_classes(client: openai.OpenAI) -> None:
+def test_errors_raise_the_exceptions_of_the_client(client: openai.OpenAI) -> None:
     create = client.chat.completions.create
     with pytest.raises(openai.NotFoundError) as unknown:
         create(model="gpt-9", messages=FRANCE)
@@ -119,7 +125,8 @@ def test_errors_have_the_clients_own_classes(client: openai.OpenAI) -> None:
     assert not_served.value.code == "unsupported_parameter"
 
 
-async def test_many_overlapping_requests_each_get_their_own(served: Served) -> None:
+@pytest.mark.slow
+async def test_overlapping_requests_get_their_own_completions(served: Served) -> None:
     """32 at once, each with its own parameters: what each gets is what its own words ask for."""
     rng = random.Random(7)
     async with openai.AsyncOpenAI(
@@ -154,7 +161,8 @@ async def test_many_overlapping_requests_each_get_their_own(served: Served) -> N
         await asyncio.gather(*(ask(i) for i in range(32)))
 
 
-def test_a_seed_gives_the_same_answer_again(client: openai.OpenAI) -> None:
+@pytest.mark.slow
+def test_same_seed_gives_the_same_completion(client: openai.OpenAI) -> None:
     def tell(seed: int) -> str:
         answer = client.chat.completions.create(
             model=MODEL,

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -12,6 +13,8 @@ from service.config import ServiceSettings
 from service.domain.engine import Request
 from service.domain.sampling import SamplingParams
 from service.engine.load import EngineOptions, load_engine
+
+pytestmark = pytest.mark.slow
 
 PROMPT_LENGTHS = [15, 15, 14, 40]
 NUM_TOKENS = 24
@@ -65,6 +68,6 @@ def generate_together(path: Path) -> list[list[int]]:
     return outputs
 
 
-def test_many_overlapping_greedy_answers_equal_generate_token_for_token() -> None:
+def test_overlapping_greedy_completions_equal_generate() -> None:
     path = resolve(None, ServiceSettings.load([]).cache_dir).path
     assert generate_together(path) == generate_alone(path)

@@ -7,9 +7,6 @@ import sys
 
 import pytest
 
-from chatrpc_process.settings.process import ProcessSettings
-from gateway_http.config import Settings as GatewaySettings
-from service.config import ServiceSettings
 from tests.support.make_serve import ROOT, Served
 
 README = (ROOT / "README.md").read_text()
@@ -18,23 +15,17 @@ BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, re.DOTALL | re.MULTIL
 NOT_AGAIN = {"make serve\n", "make test\n"}
 
 
-def test_the_two_commands_are_there() -> None:
+def test_readme_has_the_two_commands() -> None:
     assert {text for _, text in BLOCKS} >= NOT_AGAIN
 
 
-@pytest.mark.parametrize("settings", [ServiceSettings, GatewaySettings])
-def test_every_option_is_in_a_table(settings: type[ProcessSettings]) -> None:
-    options = {name.replace("_", "-") for name in settings.model_fields}
-    missing = {o for o in options if f"`--{o}`" not in README and f"`--no-{o}`" not in README}
-    assert not missing
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("language", "text"),
     [(language, text) for language, text in BLOCKS if text not in NOT_AGAIN],
     ids=lambda value: value.splitlines()[0][:40],
 )
-def test_a_block_does_what_it_says(served: Served, language: str, text: str) -> None:
+def test_code_block_of_the_readme_runs(served: Served, language: str, text: str) -> None:
     text = text.replace("50051", str(served.grpc_port)).replace("8000", str(served.http_port))
     command = [sys.executable, "-c", text] if language == "python" else ["bash", "-euc", text]
     done = subprocess.run(
@@ -49,7 +40,8 @@ def test_a_block_does_what_it_says(served: Served, language: str, text: str) -> 
     assert "Paris" in done.stdout
 
 
-def test_the_curl_line_of_the_banner_works(served: Served) -> None:
+@pytest.mark.slow
+def test_curl_command_of_the_banner_returns_a_completion(served: Served) -> None:
     line = next(line for line in served.banner if "curl" in line)
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
     assert '"chat.completion"' in done.stdout

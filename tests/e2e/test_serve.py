@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.make_serve import MODEL, ROOT, Served, free_port, interrupt, start_stack
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def own_stack(tmp_path: Path) -> Iterator[Served]:
@@ -21,7 +23,7 @@ def own_stack(tmp_path: Path) -> Iterator[Served]:
         interrupt(served)
 
 
-def test_ctrl_c_in_the_middle_of_a_stream_stops_both(own_stack: Served, tmp_path: Path) -> None:
+def test_ctrl_c_during_a_stream_stops_both_processes(own_stack: Served, tmp_path: Path) -> None:
     body = {
         "model": MODEL,
         "messages": [{"role": "user", "content": "Count."}],
@@ -51,7 +53,7 @@ def test_ctrl_c_in_the_middle_of_a_stream_stops_both(own_stack: Served, tmp_path
         ("README.md", "There is no model 'README.md'"),
     ],
 )
-def test_a_model_that_cannot_be_had_is_one_clear_line(model: str, complaint: str) -> None:
+def test_unavailable_model_is_reported_in_one_line(model: str, complaint: str) -> None:
     done = subprocess.run(
         ["make", "serve", f"MODEL={model}", f"HTTP_PORT={free_port()}", f"GRPC_PORT={free_port()}"],
         cwd=ROOT,

@@ -13,6 +13,8 @@ from pydantic import BaseModel
 
 from tests.support.make_serve import MODEL
 
+pytestmark = pytest.mark.slow
+
 WEATHER: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -40,7 +42,7 @@ class Person(BaseModel):
     age: int
 
 
-def test_a_schema_is_followed_and_parsed(client: openai.OpenAI) -> None:
+def test_json_schema_is_enforced(client: openai.OpenAI) -> None:
     person = {
         "type": "object",
         "properties": {
@@ -66,7 +68,7 @@ def test_a_schema_is_followed_and_parsed(client: openai.OpenAI) -> None:
         jsonschema.validate(json.loads(answer.choices[0].message.content or ""), person)
 
 
-def test_a_model_of_pydantics_comes_back(client: openai.OpenAI) -> None:
+def test_pydantic_model_is_parsed_from_the_completion(client: openai.OpenAI) -> None:
     answer = client.chat.completions.parse(
         model=MODEL,
         messages=[{"role": "user", "content": "Ada is 36 years old. Who is she, as JSON?"}],
@@ -77,7 +79,7 @@ def test_a_model_of_pydantics_comes_back(client: openai.OpenAI) -> None:
     assert isinstance(answer.choices[0].message.parsed, Person)
 
 
-def test_a_regex_and_a_choice(client: openai.OpenAI) -> None:
+def test_regex_and_choice_are_enforced(client: openai.OpenAI) -> None:
     def ask(**form: Any) -> str:
         answer = client.chat.completions.create(
             model=MODEL,
@@ -98,7 +100,7 @@ def test_a_regex_and_a_choice(client: openai.OpenAI) -> None:
         ({"type": "function", "function": {"name": "get_weather"}}, "stop"),
     ],
 )
-def test_a_forced_call_has_valid_arguments(
+def test_forced_tool_call_has_valid_arguments(
     client: openai.OpenAI, choice: Any, finish_reason: str
 ) -> None:
     answer = client.chat.completions.create(
@@ -118,7 +120,7 @@ def test_a_forced_call_has_valid_arguments(
     jsonschema.validate(json.loads(call.function.arguments), WEATHER)
 
 
-def test_a_model_that_knows_no_end_of_calling_comes_to_one(client: openai.OpenAI) -> None:
+def test_tool_calls_without_an_end_marker_finish(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model=MODEL,
         messages=QUESTION,
@@ -136,7 +138,7 @@ def test_a_model_that_knows_no_end_of_calling_comes_to_one(client: openai.OpenAI
         assert len(set(functions)) == len(functions)
 
 
-def test_a_forced_call_streamed_through_the_clients_own_helper(client: openai.OpenAI) -> None:
+def test_stream_helper_of_the_client_collects_a_forced_tool_call(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(
         model=MODEL,
         messages=QUESTION,
@@ -152,7 +154,7 @@ def test_a_forced_call_streamed_through_the_clients_own_helper(client: openai.Op
     jsonschema.validate(json.loads(call.function.arguments), WEATHER)
 
 
-def test_a_conversation_with_a_call_and_its_result_goes_on(client: openai.OpenAI) -> None:
+def test_conversation_with_a_tool_result_is_completed(client: openai.OpenAI) -> None:
     called = {
         "id": "call_1",
         "type": "function",
@@ -170,7 +172,7 @@ def test_a_conversation_with_a_call_and_its_result_goes_on(client: openai.OpenAI
     assert answer.choices[0].message.tool_calls is None
 
 
-def test_what_cannot_be_had_is_the_callers_mistake(client: openai.OpenAI) -> None:
+def test_unsupported_response_format_is_rejected(client: openai.OpenAI) -> None:
     schema: dict[str, Any] = {
         "properties": {"x": {"items": {"type": "string"}, "uniqueItems": True}}
     }

@@ -32,6 +32,7 @@ from chatrpc.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
 )
+from tests.fakes.wait import failsafe
 
 MODEL = "org/tiny"
 CREATED = 1_700_000_000
@@ -316,7 +317,7 @@ class FakeService(
         yield chat_pb2.ChatCompletionChunk(usage=usage)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(120):
+        async with failsafe():
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()

@@ -11,14 +11,16 @@ from pathlib import Path
 
 from service import __main__ as service_main
 from service.config import ServiceSettings
+from service.domain.backend import ServedModel
 from service.domain.engine import Engine
 from service.domain.engine_settings import EngineModel, EngineSettings
-from service.domain.model import ModelCard, ServedModel
+from service.domain.model import LocalModel, ModelCard
 from service.domain.sampling import SamplingParams
 from service.engine.async_engine import AsyncEngine
 from service.engine.block_pool import BlockPool
 from service.engine.core import Computed, DeviceLost, EngineCore
 from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
+from service.generation.local_backend import locally_served
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 
 MODEL_ID = "fake"
@@ -72,7 +74,9 @@ class QuickLoader:
     def served(self, engine: Engine) -> ServedModel:
         created, max_model_len = 1_700_000_000, engine.max_model_len
         card = ModelCard(MODEL_ID, ("alias",), created, "tests", "nowhere", max_model_len, "fp")
-        return ServedModel(card, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        return locally_served(
+            LocalModel(card, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        )
 
 
 def quick_engine(settings: EngineSettings) -> AsyncEngine:

@@ -17,6 +17,8 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
+from tests.fakes.wait import failsafe
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 Headers = list[tuple[str, str]]
@@ -82,7 +84,7 @@ class RawHttp2:
 
     async def ended(self) -> None:
         """Wait until the server hangs up."""
-        async with asyncio.timeout(120):
+        async with failsafe():
             await self._reading
 
     @property

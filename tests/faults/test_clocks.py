@@ -41,10 +41,9 @@ def test_wall_clock_is_read_only_for_dates() -> None:
     assert read <= WALL_CLOCK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", ["service", "gateway"])
-async def test_a_process_that_is_stopped_for_a_while_goes_on_where_it_was(
-    launch: Launch, stopped: str
-) -> None:
+async def test_stopped_process_continues_its_streams(launch: Launch, stopped: str) -> None:
     """For longer than a step may take, and than events may be apart."""
     service = await launch(Service("--step-timeout-s", "1", step_s=0.02)).ready()
     gateway = await launch(Gateway("--sse-ping-interval-s", "0.5", upstream=service.target)).ready()

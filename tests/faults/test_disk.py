@@ -9,6 +9,8 @@ from service.cache import default_cache_dir
 from tests.support.programs import Launch, RealService
 from tests.support.tiny_model import save_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Path:
@@ -17,7 +19,7 @@ def read_only(tmp_path: Path) -> Path:
     return directory
 
 
-async def test_a_model_that_is_not_converted_needs_a_place_to_write_to_and_says_so(
+async def test_conversion_into_a_read_only_cache_is_rejected(
     launch: Launch, read_only: Path
 ) -> None:
     _lock(read_only)
@@ -32,7 +34,7 @@ async def test_a_model_that_is_not_converted_needs_a_place_to_write_to_and_says_
     assert "Traceback" not in service.log
 
 
-async def test_what_is_cached_is_read_from_where_nothing_can_be_written(
+async def test_converted_model_is_read_from_a_read_only_cache(
     launch: Launch, read_only: Path, tmp_path: Path
 ) -> None:
     native = default_cache_dir() / "native"

@@ -5,16 +5,20 @@ import resource
 from typing import Any
 
 import grpc
+import pytest
 
 from tests.fakes.chat_service import HELLO, MODEL, Admit, FakeService, Say
+from tests.fakes.wait import failsafe
 from tests.support.programs import Client, Gateway, Launch, Service, body, http_client
 from tests.support.raw_http import RawClient
 from tests.support.rpc_errors import refusal
 
+pytestmark = pytest.mark.slow
+
 LONG = 50_000
 
 
-async def test_a_full_queue_refuses_on_both_wires_and_harms_nobody_in_it(launch: Launch) -> None:
+async def test_full_queue_rejects_new_requests_only(launch: Launch) -> None:
     service = await launch(Service("--max-num-seqs", "2", "--max-queue-size", "2")).ready()
     gateway = await launch(Gateway(upstream=service.target)).ready()
     async with (
@@ -51,7 +55,7 @@ async def test_a_full_queue_refuses_on_both_wires_and_harms_nobody_in_it(launch:
         assert (await http.post("/v1/chat/completions", json=body())).status_code == 200
 
 
-async def test_a_client_that_reads_nothing_costs_the_gateway_no_memory_to_speak_of(
+async def test_client_that_does_not_read_takes_bounded_memory(
     launch: Launch, service: FakeService
 ) -> None:
     gateway = await launch(Gateway(upstream=service.target)).ready()
@@ -71,7 +75,7 @@ async def test_a_client_that_reads_nothing_costs_the_gateway_no_memory_to_speak_
         await service.cancelled()
 
 
-async def test_without_file_descriptors_connections_wait_and_are_served_when_there_are_some(
+async def test_connections_without_file_descriptors_wait_and_are_served(
     launch: Launch,
 ) -> None:
     service = await launch(Service()).ready()
@@ -99,7 +103,7 @@ async def test_without_file_descriptors_connections_wait_and_are_served_when_the
             writer.transport.abort()
         await late
         async with http_client(gateway.url) as newcomer:
-            async with asyncio.timeout(120):
+            async with failsafe():
                 while True:
                     try:
                         answer = await newcomer.post("/v1/chat/completions", json=body())

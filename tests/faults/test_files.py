@@ -17,9 +17,11 @@ from structlog.testing import capture_logs
 from chatrpc_process.files.small_file import MAX_BYTES
 from chatrpc_process.tls import TlsFiles
 from service.domain.engine import FinishReason, TokenOutput
-from service.domain.model import ServedModel
+from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
-from service.rpc.server import SERVICE_NAMES, Server
+from service.generation.local_backend import locally_served
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
@@ -133,7 +135,7 @@ def keys(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-async def test_a_damaged_file_of_keys_leaves_the_old_ones(
+async def test_damaged_key_file_leaves_the_old_keys(
     keys: Path, damage: Callable[[Path], None]
 ) -> None:
     with capture_logs() as lines:
@@ -155,7 +157,7 @@ async def test_a_damaged_file_of_keys_leaves_the_old_ones(
     assert SECRET not in repr(lines)
 
 
-async def test_files_of_keys_swapped_by_name_and_by_link(tmp_path: Path) -> None:
+async def test_replaced_key_files_are_reloaded(tmp_path: Path) -> None:
     """As editors do it, and as Kubernetes does: a link to a link to a directory that changes."""
     first = tmp_path / "..1"
     first.mkdir()
@@ -199,7 +201,9 @@ async def secured(files: TlsFiles) -> AsyncIterator[tuple[FakeEngine, int]]:
     server = Server(lifecycle, request_timeout_s=600, tls=files)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
-        ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        locally_served(
+            LocalModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        )
     )
     yield engine, port
     await server.stop()
@@ -223,7 +227,7 @@ async def shown(ca: trustme.CA, port: int) -> bytes:
     return certificate
 
 
-async def test_certificates_change_under_load_and_no_call_fails(
+async def test_certificates_replaced_under_load_fail_no_call(
     ca: trustme.CA, certificates: TlsFiles, tmp_path: Path
 ) -> None:
     async with secured(certificates) as (engine, port):
@@ -246,7 +250,7 @@ async def test_certificates_change_under_load_and_no_call_fails(
 
 @pytest.mark.parametrize("damage", ["gone", "directory", "pipe", "emptied", "cut", "huge", "other"])
 @pytest.mark.parametrize("which", ["certificate", "key"])
-async def test_a_damaged_pair_leaves_the_old_one(
+async def test_damaged_certificate_or_key_leaves_the_old_pair(
     ca: trustme.CA, certificates: TlsFiles, which: str, damage: str
 ) -> None:
     path: Path = getattr(certificates, which)

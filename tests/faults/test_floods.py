@@ -11,10 +11,13 @@ import pytest
 from hyperframe.frame import Frame
 
 from chatrpc.v1 import chat_service_pb2
+from tests.fakes.wait import failsafe
 from tests.faults import http2
 from tests.faults.http2 import PREFACE, RawHttp2
 from tests.support.programs import Client, Service, chat
 from tests.support.rpc_errors import refusal
+
+pytestmark = pytest.mark.slow
 
 STREAM = "/chatrpc.v1.ChatService/StreamChatCompletion"
 LONG = chat_service_pb2.StreamChatCompletionRequest(params=chat("hi", 50_000)).SerializeToString()
@@ -111,7 +114,7 @@ async def _endless_head(connection: RawHttp2) -> None:
     "attack",
     [_garbage, _tls, _http1, _bad_preface, _random_frames, _huge_frame, _endless_head],
 )
-async def test_what_is_no_grpc_ends_its_own_connection(
+async def test_bytes_that_are_not_grpc_end_only_their_connection(
     service: Service, attack: Callable[[RawHttp2], Awaitable[None]]
 ) -> None:
     async def attacked() -> None:
@@ -123,7 +126,7 @@ async def test_what_is_no_grpc_ends_its_own_connection(
 
 
 @pytest.mark.parametrize("frames", [http2.settings, http2.pings, http2.window_updates])
-async def test_frames_that_cost_nothing_to_send(
+async def test_flood_of_frames_does_not_delay_others(
     service: Service, frames: Callable[[int], list[Frame]]
 ) -> None:
     async def attacked() -> None:
@@ -141,7 +144,7 @@ async def test_frames_that_cost_nothing_to_send(
 
 
 @pytest.mark.parametrize("message", [None, SHORT], ids=["unfinished", "short"])
-async def test_thousands_of_calls_on_one_connection(
+async def test_thousands_of_calls_on_one_connection_do_not_delay_others(
     service: Service, message: bytes | None
 ) -> None:
     async def attacked() -> None:
@@ -152,13 +155,13 @@ async def test_thousands_of_calls_on_one_connection(
     await serves_others(service, attacked(), fills_queue=message is not None)
 
 
-async def test_calls_that_fill_the_queue_cost_no_stream_its_place(service: Service) -> None:
+async def test_calls_that_fill_the_queue_end_no_running_stream(service: Service) -> None:
     async with Client(service.target) as client, RawHttp2(service.port) as connection:
         stream = client.stream(num_tokens=50_000)
         await anext(aiter(stream))
         await connection.open()
         await flood(connection, 2000, LONG)
-        async with asyncio.timeout(120):
+        async with failsafe():
             while (await service.metrics())["chatrpc_sequences_waiting"] < 64:
                 await asyncio.sleep(0.02)
         refused = await refusal(client.create())
@@ -173,7 +176,7 @@ async def flood(connection: RawHttp2, number: int, message: bytes | None) -> Non
         await connection.send_frames(frame for call in calls for frame in call)
 
 
-async def test_calls_that_are_taken_back_at_once(service: Service) -> None:
+async def test_calls_cancelled_at_once_do_not_delay_others(service: Service) -> None:
     async def attacked() -> None:
         async with RawHttp2(service.port) as connection:
             await connection.open()
@@ -185,7 +188,7 @@ async def test_calls_that_are_taken_back_at_once(service: Service) -> None:
 
 
 @pytest.mark.parametrize("size", [17_000, 100_000, 5_000_000])
-async def test_metadata_that_is_too_large(service: Service, size: int) -> None:
+async def test_too_large_metadata_is_rejected(service: Service, size: int) -> None:
     async with Client(service.target) as client:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await client.create(metadata=(("x-large", "x" * size),))
@@ -193,7 +196,7 @@ async def test_metadata_that_is_too_large(service: Service, size: int) -> None:
 
 
 @pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip])
-async def test_a_message_that_is_too_large(
+async def test_too_large_message_is_rejected(
     service: Service, compression: grpc.Compression | None
 ) -> None:
     """One that is small until it is unpacked too."""

@@ -20,6 +20,8 @@ from tests.faults.protobuf_cases import random_case
 from tests.support.programs import Client, RealService, chat
 from tests.support.tiny_model import save_model
 
+pytestmark = pytest.mark.slow
+
 _NUM_AT_ONCE = 16
 
 METHODS: list[MethodDescriptor] = [
@@ -106,7 +108,7 @@ async def outcome(channel: Any, method: MethodDescriptor, request: bytes) -> Any
     return grpc.StatusCode.OK, ""
 
 
-async def test_no_bytes_are_an_error_of_the_services_own(service: RealService) -> None:
+async def test_damaged_requests_over_grpc_end_in_a_documented_status(service: RealService) -> None:
     await service.ready()
     choose = random.Random(SEED)
     statuses: Counter[str] = Counter()

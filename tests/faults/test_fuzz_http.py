@@ -15,9 +15,12 @@ from itertools import islice
 import pytest
 
 from gateway_http.endpoints import ENDPOINTS
+from tests.fakes.wait import failsafe
 from tests.faults.fuzzing import LEAKS, NUM_CASES, NUM_WARM_UP, SEED
 from tests.faults.http_cases import random_case
 from tests.support.programs import Gateway, Service, body, http_client
+
+pytestmark = pytest.mark.slow
 
 # An engine that is full, or a client that leaves, is what happens to anybody here.
 _ERRORS = {status for endpoint in ENDPOINTS for status in endpoint.errors} - {500, 499, 504}
@@ -51,7 +54,7 @@ async def answers(port: int, data: bytes) -> bytes:
     """All that comes back until the gateway hangs up."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        async with asyncio.timeout(120):
+        async with failsafe():
             writer.write(data)
             await writer.drain()
             return await reader.read()
@@ -72,7 +75,7 @@ def check_error(answer: bytes) -> None:
     assert set(error) == {"message", "type", "param", "code"}
 
 
-async def test_no_bytes_are_an_error_of_the_gateways_own(
+async def test_damaged_requests_over_http_end_in_a_documented_status(
     service: Service, gateway: Gateway
 ) -> None:
     await gateway.ready()

@@ -7,19 +7,23 @@ import httpx
 import pytest
 
 from service.domain.engine import FinishReason, TokenOutput
-from service.domain.model import ServedModel
+from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
-from service.rpc.server import OPTIONS, SERVICE_NAMES, Server
+from service.generation.local_backend import locally_served
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import OPTIONS, Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
-from tests.fakes.wait import until
+from tests.fakes.wait import failsafe, until
 from tests.support.gateway import serving, started
 from tests.support.grpc_server import CARD
 from tests.support.programs import Client, http_client
 from tests.support.raw_http import RawClient
 from tests.support.tcp_proxy import TcpProxy
+
+pytestmark = pytest.mark.slow
 
 # As the service pings its clients, but for the patience.
 _PATIENCE = {
@@ -31,7 +35,7 @@ IMPATIENT = tuple((name, _PATIENCE.get(name, value)) for name, value in OPTIONS)
 
 
 @pytest.mark.parametrize("is_answered", [False, True], ids=["silent", "streaming"])
-async def test_a_grpc_client_that_vanishes_frees_its_generation(is_answered: bool) -> None:
+async def test_vanished_grpc_client_frees_its_generation(is_answered: bool) -> None:
     engine = FakeEngine()
     never = asyncio.Event()
     engine.script = [*([TokenOutput((97,))] if is_answered else []), never]
@@ -39,7 +43,9 @@ async def test_a_grpc_client_that_vanishes_frees_its_generation(is_answered: boo
     server = Server(lifecycle, request_timeout_s=600, options=IMPATIENT)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
-        ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        locally_served(
+            LocalModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        )
     )
     async with TcpProxy(port) as proxy, Client(proxy.target) as gone:
         stream = gone.stream()
@@ -56,7 +62,7 @@ async def test_a_grpc_client_that_vanishes_frees_its_generation(is_answered: boo
 BODY = {"model": "org/tiny", "messages": [{"role": "user", "content": "Hi"}]}
 
 
-async def test_a_service_that_vanishes_is_an_error_when_the_time_is_up(
+async def test_vanished_service_is_a_timeout_error(
     service: FakeService,
 ) -> None:
     service.script = [Admit(), Say("Hello"), Hold(), Finish()]
@@ -78,12 +84,12 @@ async def test_a_service_that_vanishes_is_an_error_when_the_time_is_up(
         proxy.thaw()
         service.script = [Admit(), Say("Hello"), Finish()]
         proxy.cut()
-        async with asyncio.timeout(120):
+        async with failsafe():
             while (await http.post("/v1/chat/completions", json=BODY)).status_code != 200:
                 await asyncio.sleep(0.02)
 
 
-async def test_the_system_looks_for_http_clients_that_say_nothing(service: FakeService) -> None:
+async def test_http_connections_use_tcp_keepalive(service: FakeService) -> None:
     """A test cannot make a host vanish; that the connections are asked for is what it can see."""
     async with started(upstream=service.target) as (server, url), httpx.AsyncClient() as http:
         assert (await http.get(f"{url}/healthz")).status_code == 200

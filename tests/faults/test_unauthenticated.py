@@ -11,7 +11,8 @@ import pytest
 from chatrpc_process.access.secret import digest_of
 from gateway_http.endpoints import ENDPOINTS
 from gateway_http.http.endpoint import Endpoint
-from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.support.programs import Client, Gateway, Service, body, http_client
 
@@ -108,7 +109,7 @@ async def status(client: Client, path: str, handler: Any, metadata: Any) -> grpc
     return grpc.StatusCode.OK
 
 
-async def test_no_method_but_probes_answers_those_who_have_no_key(
+async def test_grpc_methods_except_probes_require_a_key(
     service: Service, handlers: dict[str, Any]
 ) -> None:
     names = {path.split("/")[1] for path in handlers}
@@ -127,7 +128,7 @@ async def test_no_method_but_probes_answers_those_who_have_no_key(
     assert KEY not in service.log
 
 
-async def test_a_method_that_there_is_not_says_so_to_anybody(service: Service) -> None:
+async def test_unknown_grpc_method_is_unimplemented_without_a_key(service: Service) -> None:
     async with Client(service.target) as client:
         for path in ("/chatrpc.v1.ChatService/Nothing", "/chatrpc.v2.ChatService/X", "/x", "/", ""):
             with pytest.raises((grpc.aio.AioRpcError, ValueError)) as caught:
@@ -159,7 +160,7 @@ BODIES = {
 
 @pytest.mark.parametrize("prefix", ["/v1", ""])
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.name)
-async def test_no_route_but_those_of_operations_answers_those_who_have_no_key(
+async def test_http_routes_except_operations_require_a_key(
     http: httpx.AsyncClient, endpoint: Endpoint, prefix: str
 ) -> None:
     path = prefix + endpoint.path.replace("{model_id}", "fake")

@@ -12,10 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chatrpc_process.logs.configuration import configure_logging
+from service.domain.backend import ServedModel
 from service.domain.engine import EngineStats, FinishReason, TokenOutput
-from service.domain.model import ServedModel
+from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
-from service.rpc.server import SERVICE_NAMES, Server
+from service.generation.local_backend import locally_served
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
@@ -77,13 +80,15 @@ async def replica(name: str, model: str = "fake", **options: Any) -> AsyncIterat
     lifecycle = Lifecycle(SERVICE_NAMES)
     server = Server(lifecycle, request_timeout_s=600)
     port = await server.start("127.0.0.1", 0)
-    served = ServedModel(
-        replace(CARD, id=model, aliases=()),
-        ByteTokenizer(),
-        engine,
-        SamplingParams(),
-        frozenset({EOS}),
-        257,
+    served = locally_served(
+        LocalModel(
+            replace(CARD, id=model, aliases=()),
+            ByteTokenizer(),
+            engine,
+            SamplingParams(),
+            frozenset({EOS}),
+            257,
+        )
     )
     await lifecycle.serve(served)
     try:

@@ -12,7 +12,8 @@ import httpx
 import pytest
 import trustme
 
-from gateway_http.http.http11 import MAX_HEADERS, MAX_PIPELINED
+from gateway_http.http.head_limits import MAX_HEADERS
+from gateway_http.http.http11 import MAX_PIPELINED
 from gateway_http.metrics import Metrics
 from gateway_http.server import Server
 from tests.fakes.chat_service import Admit, FakeService, Hold, Say

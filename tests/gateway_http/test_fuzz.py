@@ -43,9 +43,7 @@ bodies = st.builds(
 )
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=bodies | anything, ascii_only=st.booleans())
 async def test_no_body_is_a_server_error(
     http: httpx.AsyncClient, body: Any, ascii_only: bool

@@ -72,6 +72,7 @@ async def test_running_requests_finish_after_a_signal(
             assert await process.wait() == 0
 
 
+@pytest.mark.slow
 async def test_requests_are_taken_while_routers_hear_of_the_end(
     service: FakeService, body: dict[str, Any]
 ) -> None:
@@ -90,6 +91,7 @@ async def test_requests_are_taken_while_routers_hear_of_the_end(
             assert await process.wait() == 0
 
 
+@pytest.mark.slow
 async def test_after_the_delay_nobody_is_let_in() -> None:
     async with running("--drain-delay-s", "0.2") as (process, url):
         async with httpx.AsyncClient() as http:
@@ -100,6 +102,7 @@ async def test_after_the_delay_nobody_is_let_in() -> None:
             assert await process.wait() == 0
 
 
+@pytest.mark.slow
 async def test_integers_of_thousands_of_digits_are_not_read(
     service: FakeService, body: dict[str, Any]
 ) -> None:
@@ -114,6 +117,7 @@ async def test_integers_of_thousands_of_digits_are_not_read(
         assert (answer.status_code, param) == (400, "chat_template_kwargs[...]")
 
 
+@pytest.mark.slow
 async def test_a_loop_that_hangs_is_the_end() -> None:
     options = ("--loop-timeout-s", "0.3")
     async with running(*options, module="tests.fakes.hanging_gateway") as (process, url):
@@ -126,6 +130,7 @@ async def test_a_loop_that_hangs_is_the_end() -> None:
         assert "hanging_gateway" in said.decode()  # and where
 
 
+@pytest.mark.slow
 async def test_the_last_spans_are_told_before_the_end() -> None:
     with collecting() as collector:
         async with running("--otlp-endpoint", collector.url) as (process, url):
@@ -139,6 +144,7 @@ async def test_the_last_spans_are_told_before_the_end() -> None:
     assert span.name == "GET /version"
 
 
+@pytest.mark.slow
 async def test_grace_has_an_end(service: FakeService, body: dict[str, Any]) -> None:
     service.script = [Admit(), Say("Hello"), Hold()]
     options = ("--upstream", service.target, "--drain-timeout-s", "0")
@@ -152,6 +158,7 @@ async def test_grace_has_an_end(service: FakeService, body: dict[str, Any]) -> N
         await service.cancelled()
 
 
+@pytest.mark.slow
 async def test_a_whole_answer_that_outlasts_the_grace_is_an_error(
     service: FakeService, body: dict[str, Any]
 ) -> None:
@@ -166,6 +173,7 @@ async def test_a_whole_answer_that_outlasts_the_grace_is_an_error(
             assert await process.wait() == 0
 
 
+@pytest.mark.slow
 async def test_the_admin_port_is_told_and_answers() -> None:
     async with running("--admin-port", "0") as (process, _):
         assert process.stderr
@@ -201,6 +209,7 @@ def failed(
     )
 
 
+@pytest.mark.slow
 def test_check_starts_nothing_and_names_every_problem(tmp_path: Path) -> None:
     keys = tmp_path / "keys.toml"
     keys.write_text("[[key]]\nname = 1\nweight = 0\n")
@@ -213,6 +222,7 @@ def test_check_starts_nothing_and_names_every_problem(tmp_path: Path) -> None:
     assert result.stdout == ""
 
 
+@pytest.mark.slow
 def test_check_of_valid_files_succeeds(tmp_path: Path) -> None:
     keys = write(tmp_path / "keys.toml", key())
     result = failed("--check", "--api-keys", str(keys))
@@ -221,6 +231,7 @@ def test_check_of_valid_files_succeeds(tmp_path: Path) -> None:
     assert result.stderr == f"warning: {keys}: key 1 (line 1): the key has no limit\n"
 
 
+@pytest.mark.slow
 def test_unknown_environment_variable_is_one_line() -> None:
     result = failed(environment={"CHATRPC_GATEWAY_BODY_TIMEOUT": "3"})
     assert result.returncode == 2
@@ -228,6 +239,7 @@ def test_unknown_environment_variable_is_one_line() -> None:
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 async def test_variables_of_kubernetes_services_do_not_disturb_the_start() -> None:
     """Those of Services called chatrpc-gateway and chatrpc."""
     links = {
@@ -256,6 +268,7 @@ async def test_variables_of_kubernetes_services_do_not_disturb_the_start() -> No
     assert (listening["event"], listening["host"]) == ("listening", "127.0.0.1")
 
 
+@pytest.mark.slow
 def test_port_in_use_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = failed("--port", str(taken.getsockname()[1]))
@@ -264,6 +277,7 @@ def test_port_in_use_is_one_line() -> None:
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

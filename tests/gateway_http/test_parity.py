@@ -22,6 +22,7 @@ from gateway_http.convert import completions, requests, tokens
 from gateway_http.protocol import completion, error, request, response, sampling
 from gateway_http.protocol import tokens as token_types
 from gateway_http.protocol.decode import decoder
+from gateway_http.protocol.params import param_of
 from tests.gateway_http.sample_bodies import CHAT, CONVERSATION, HI, TEXT, TOOL
 
 ROWS = parity.rows()
@@ -48,7 +49,7 @@ def own_structs(module: ModuleType) -> dict[str, type[msgspec.Struct]]:
     }
 
 
-TWICE = {"Message", "ToolCall", "FunctionCall"}  # in requests and in answers
+TWICE = {"Message", "ToolCall", "FunctionCall"}  # in requests and in responses
 NAMES: dict[type[msgspec.Struct], str] = {
     kind: f"{module.__name__.rpartition('.')[2].capitalize()}{name}" if name in TWICE else name
     for module in STRUCTS
@@ -122,7 +123,7 @@ OF_MESSAGES = {
 
 
 def with_model(convert: Callable[[Any], Message]) -> Callable[[Any], Message]:
-    """As `convert`, with the model, which is set when the call is made."""
+    """Return a conversion that sets the model, too, as the gateway does when it makes the call."""
 
     def converted(body: Any) -> Message:
         message: Any = convert(body)
@@ -163,7 +164,7 @@ def cases() -> Iterator[Case]:
 
 
 def given_fields(value: Any) -> Iterator[str]:
-    """The fields of the structs in a request that are not null."""
+    """Yield the fields of the structs in a request that are not null."""
     if isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
             held = getattr(value, name)
@@ -176,7 +177,7 @@ def given_fields(value: Any) -> Iterator[str]:
 
 
 def set_fields(message: Message) -> Iterator[str]:
-    """The fields of the messages in a message that are set."""
+    """Yield the fields of the messages in a message that are set."""
     for field, value in message.ListFields():
         yield f"{message.DESCRIPTOR.name}.{field.name}"
         kind = field.message_type
@@ -186,7 +187,7 @@ def set_fields(message: Message) -> Iterator[str]:
 
 
 def arrivals() -> list[tuple[set[str], set[str]]]:
-    """What was given over HTTP and what was set on the wire, for each case."""
+    """Return the HTTP fields that are set and the proto fields that are set, for each case."""
     found = []
     for kind, body, convert in cases():
         decoded = decoder(kind)(json.dumps(body).encode())
@@ -217,3 +218,20 @@ def test_cases_have_every_field_of_requests_that_has_a_proto_field() -> None:
         if kind.__module__ in {request.__name__, sampling.__name__}
     } | {"CompletionRequest", "TokenizeRequest"}
     assert {http for http, _ in PAIRS if http.split(".")[0] in requests_of_ours} <= ASKED
+
+
+# Where a message's fields are in a request, in the paths of errors.
+PATHS = {
+    "ChatCompletionParams": "",
+    "CompletionParams": "",
+    "SamplingParams": "sampling.",
+    "PromptOptions": "prompt.",
+    "DetokenizeRequest": "",
+}
+
+
+@pytest.mark.parametrize("wire", sorted({wire for _, wire in PAIRS if wire.split(".")[0] in PATHS}))
+def test_error_names_an_http_field_of_the_proto_field(wire: str) -> None:
+    message, _, field = wire.partition(".")
+    names = {http.rpartition(".")[2] for http, each in PAIRS if each == wire}
+    assert param_of(PATHS[message] + field) in names

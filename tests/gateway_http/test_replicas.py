@@ -16,6 +16,7 @@ from service.errors import EngineDead, QueueFull
 from tests.fakes.wait import until
 from tests.gateway_http.replicas import Replica, replica, target
 from tests.support.gateway import serving
+from tests.support.params import slow_but
 
 PATH = "/v1/chat/completions"
 
@@ -79,9 +80,13 @@ async def test_load_follows_capacity(tmp_path: Path, three: list[Replica]) -> No
             a.load, b.load, c.load = loads
 
             async def follows(order: str = order) -> bool:
-                taken = await batch(http)
-                least, middle, most = (taken[name] for name in order)
-                return least < middle < most and most > 30
+                """Return True if five batches in a row follow it: one might do so by chance."""
+                for _ in range(5):
+                    taken = await batch(http)
+                    least, middle, most = (taken[name] for name in order)
+                    if not (least < middle < most and most > 30):
+                        return False
+                return True
 
             await eventually(follows)
 
@@ -108,7 +113,7 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", slow_but(list(POLICIES)[:1], POLICIES))
 async def test_one_that_is_not_serving_gets_nothing(
     tmp_path: Path, three: list[Replica], policy: str
 ) -> None:
@@ -268,6 +273,7 @@ async def process(name: str) -> AsyncIterator[Process]:
         await following
 
 
+@pytest.mark.slow
 async def test_unstarted_requests_of_a_killed_one_are_answered_elsewhere(tmp_path: Path) -> None:
     """Many more than it can hold: a whole queue goes along with a replica that dies."""
     number = 150

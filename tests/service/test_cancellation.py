@@ -13,7 +13,8 @@ from service.config import ServiceSettings
 from service.engine.async_engine import AsyncEngine
 from service.engine.local import local_engine
 from service.model import ModelLoader
-from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.wait import until
 from tests.support.service_process import request

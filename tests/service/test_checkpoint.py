@@ -16,7 +16,7 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from structlog.testing import capture_logs
@@ -29,6 +29,7 @@ from service.errors import ModelLoadError
 from service.text.chat_template import render_prompt
 from service.text.detokenizer import Detokenizer
 from service.text.hf_tokenizer import load_tokenizer
+from tests.fakes.wait import block_until
 from tests.support.library_tokenizers import byte_level
 
 NUM_KV_HEADS, HEAD_DIM = 2, 8
@@ -156,6 +157,7 @@ class TestNames:
         with pytest.raises(ModelLoadError, match=rf"holds an adapter, {name}, .* merge it"):
             resolve(str(tiny_directory), tiny_directory)
 
+    @pytest.mark.slow
     def test_pickled_weights_are_converted_by_the_command_of_the_message(
         self, tiny_directory: Path
     ) -> None:
@@ -408,8 +410,7 @@ class TestConversion:
     ) -> None:
         cache_dir = tmp_path / "gguf"
         process = in_new_process(tiny_gguf, tmp_path)
-        while not (cache_dir / "lock").exists():
-            time.sleep(0.01)
+        block_until((cache_dir / "lock").exists)
         process.kill()
         process.communicate()
         assert not list(cache_dir.glob("tiny-*"))
@@ -525,6 +526,7 @@ class TestEmbeddedModel:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.stdout, done.stderr) == ("\n", "")
 
+    @pytest.mark.slow
     def test_it_knows_the_capital_of_france(self, embedded: Checkpoint) -> None:
         tokenizer = load_tokenizer(embedded.path)
         question = Message("user", "What is the capital of France?")
@@ -539,6 +541,7 @@ class TestEmbeddedModel:
         assert "Paris" in text
         assert ids[-1] == 2
 
+    @pytest.mark.hypothesis
     def test_no_text_is_lost(self, embedded: Checkpoint) -> None:
         tokenizer = load_tokenizer(embedded.path)
 
@@ -547,7 +550,6 @@ class TestEmbeddedModel:
         assigned = st.characters(exclude_categories=["Cc", "Cn", "Cs", "Co"])
 
         @given(text=st.text(assigned | st.sampled_from("01 \n\té你😀e\u0301"), max_size=60))
-        @settings(deadline=None)
         def round_trip(text: str) -> None:
             ids = tokenizer.encode(text, add_special_tokens=False)
             assert tokenizer.decode(ids, skip_special_tokens=False) == text
@@ -557,11 +559,11 @@ class TestEmbeddedModel:
 
         round_trip()
 
+    @pytest.mark.hypothesis
     def test_any_ids_add_up_to_the_tokenizers_own_text(self, embedded: Checkpoint) -> None:
         tokenizer = load_tokenizer(embedded.path)
 
         @given(ids=st.lists(st.integers(0, tokenizer.vocab_size), max_size=60))
-        @settings(deadline=None)
         def add_up(ids: list[int]) -> None:
             detokenizer = Detokenizer(tokenizer)
             deltas = [*(detokenizer.push([i]) for i in ids), detokenizer.flush()]

@@ -50,6 +50,7 @@ def test_a_signal_lets_a_running_answer_finish(start: Callable[..., Process], mo
     assert '"event": "stopped"' in process.log
 
 
+@pytest.mark.slow
 def test_a_signal_during_the_load_is_an_orderly_end(
     start: Callable[..., Process], model: Path
 ) -> None:
@@ -75,6 +76,7 @@ def test_engine_by_import_string_serves_requests(
     assert process.wait() == 0
 
 
+@pytest.mark.slow
 def test_an_engine_that_fails_time_and_again_ends_the_process(
     start: Callable[..., Process], model: Path
 ) -> None:
@@ -95,6 +97,7 @@ def test_an_engine_that_fails_time_and_again_ends_the_process(
     assert "engine_failed" in process.log
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_ends_the_process(start: Callable[..., Process], model: Path) -> None:
     arguments = ("--model", str(model), "--step-timeout-s", "0.5")
     process = start(*arguments, module="tests.fakes.wedged_service")
@@ -109,6 +112,7 @@ def test_an_engine_that_hangs_ends_the_process(start: Callable[..., Process], mo
     assert process.wait() == 1
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_process_though_the_engine_hangs(
     start: Callable[..., Process], model: Path
 ) -> None:
@@ -128,6 +132,7 @@ def test_a_signal_ends_the_process_though_the_engine_hangs(
     assert '"event": "stopped"' in process.log
 
 
+@pytest.mark.slow
 def test_an_event_loop_that_hangs_ends_the_process(
     start: Callable[..., Process], model: Path
 ) -> None:
@@ -143,22 +148,28 @@ def test_an_event_loop_that_hangs_ends_the_process(
     assert process.wait() == 1
 
 
+# Arguments, exit code, and a part of the error.
+BAD_OPTIONS: list[tuple[list[str], int, str]] = [
+    (["--max-num-batched-tokens", "1"], 2, "error: "),
+    (["--engine", "vllm"], 2, "error: engine: There is no engine 'vllm'"),
+    (["--engine", "no_such:make"], 2, "engine=no_such:make: the module no_such cannot be"),
+    (["--engine", "no_such:make", "--check"], 2, "error: engine=no_such:make: the module"),
+    (["--channelz"], 2, "channelz needs admin_port"),
+    (["--otlp-endpoint", "collector:4317"], 2, "error: otlp_endpoint"),
+    (["--config", "/nowhere.toml"], 2, "error: "),
+    (["--nonsense"], 2, "--nonsense"),
+    (["--host", "0.0.0.0"], 2, "--insecure"),  # noqa: S104
+    (["--api-keys", "/nowhere.toml"], 2, "/nowhere.toml: No such file"),
+    (["--api-keys", "/nowhere.toml", "--check"], 2, "error: /nowhere.toml: No such file"),
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [
         (["--model", "no-such-model"], 1, "There is no model 'no-such-model'"),
         (["--max-num-seqs", "0"], 2, "error: max_num_seqs"),
-        (["--max-num-batched-tokens", "1"], 2, "error: "),
-        (["--engine", "vllm"], 2, "error: engine: There is no engine 'vllm'"),
-        (["--engine", "no_such:make"], 2, "engine=no_such:make: the module no_such cannot be"),
-        (["--engine", "no_such:make", "--check"], 2, "error: engine=no_such:make: the module"),
-        (["--channelz"], 2, "channelz needs admin_port"),
-        (["--otlp-endpoint", "collector:4317"], 2, "error: otlp_endpoint"),
-        (["--config", "/nowhere.toml"], 2, "error: "),
-        (["--nonsense"], 2, "--nonsense"),
-        (["--host", "0.0.0.0"], 2, "--insecure"),  # noqa: S104
-        (["--api-keys", "/nowhere.toml"], 2, "/nowhere.toml: No such file"),
-        (["--api-keys", "/nowhere.toml", "--check"], 2, "error: /nowhere.toml: No such file"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in BAD_OPTIONS),
     ],
 )
 def test_what_cannot_start_says_why_in_one_line(
@@ -170,6 +181,7 @@ def test_what_cannot_start_says_why_in_one_line(
     assert "Traceback" not in process.log
 
 
+@pytest.mark.slow
 def test_check_of_valid_settings_starts_nothing(start: Callable[..., Process]) -> None:
     process = start("--check")
     assert process.wait() == 0
@@ -188,6 +200,7 @@ def test_unknown_environment_variable_ends_the_start(
     )
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_an_error(start: Callable[..., Process], model: Path) -> None:
     first = start("--model", str(model))
     port = first.until("listening")["port"]

@@ -17,6 +17,7 @@ def prepare(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_and_what_that_makes_is_kept(tmp_path: Path) -> None:
     model = save_model(tmp_path / "tiny", vocab_size=300)
     cache = tmp_path / "cache"

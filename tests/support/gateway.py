@@ -12,12 +12,15 @@ from chatrpc_process.tracing.api import OFF, Tracer
 from gateway_http.app import Environment
 from gateway_http.config import Settings
 from gateway_http.server import Server as Gateway
-from service.domain.model import ServedModel
+from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
-from service.rpc.server import SERVICE_NAMES, Server
+from service.generation.local_backend import locally_served
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
+from tests.fakes.wait import failsafe
 from tests.support.grpc_server import CARD
 
 
@@ -36,7 +39,9 @@ async def started(
     *, tracer: Tracer = OFF, environment: Environment | None = None, **options: Any
 ) -> AsyncIterator[tuple[Gateway, str]]:
     """Run a gateway as `serving` does; yield the server and its URL."""
-    settings = Settings(**{"port": 0, "drain_timeout_s": 3} | options)
+    # No pings, but in tests that ask for them: on a slow machine one comes before the data.
+    defaults = {"port": 0, "drain_timeout_s": 3, "sse_ping_interval_s": 600}
+    settings = Settings(**defaults | options)
     server = Gateway(settings, environment or Environment(tracer=tracer))
     with server.bind() as listener:
         server.config.load()
@@ -60,7 +65,9 @@ async def checking_service(tracer: Tracer = OFF) -> AsyncIterator[str]:
     server = Server(lifecycle, request_timeout_s=60, tracer=tracer)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
-        ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        locally_served(
+            LocalModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        )
     )
     try:
         yield f"127.0.0.1:{port}"
@@ -72,7 +79,7 @@ async def metric(http: httpx.AsyncClient, name: str, labels: dict[str, str]) -> 
     """The sum of the samples of /metrics that have these labels, and maybe others, once there are
     any: a request is counted after its response.
     """
-    async with asyncio.timeout(120):
+    async with failsafe():
         while True:
             page = (await http.get("/metrics")).text
             found = [

@@ -17,10 +17,12 @@ from chatrpc.v1 import (
 )
 from chatrpc_process.access.keys import load_keys
 from chatrpc_process.files.watched import Watched
-from service.domain.model import ModelCard, ServedModel
+from service.domain.model import LocalModel, ModelCard
 from service.domain.sampling import SamplingParams
+from service.generation.local_backend import locally_served
 from service.rpc.calls.authorization import Access
-from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
@@ -54,7 +56,7 @@ class Running:
     server: Server
     channel: grpc.aio.Channel
     port: int
-    model: ServedModel
+    model: LocalModel
     chat: "chat_service_pb2_grpc.ChatServiceAsyncStub" = field(init=False)
     completions: "completion_service_pb2_grpc.CompletionServiceAsyncStub" = field(init=False)
     models: "model_service_pb2_grpc.ModelServiceAsyncStub" = field(init=False)
@@ -72,12 +74,12 @@ async def served(keys: Path | None = None, **options: Any) -> AsyncIterator[Runn
     """It serves the model `fake`; `keys` is a file of API keys."""
     engine = FakeEngine()
     engine.answer("ok")
-    model = ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+    model = LocalModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
     lifecycle = Lifecycle(SERVICE_NAMES)
     access = None if keys is None else Access(Watched(lambda: load_keys(keys), keys))
     server = Server(lifecycle, request_timeout_s=60, access=access, **options)
     port = await server.start("127.0.0.1", 0)
-    await lifecycle.serve(model)
+    await lifecycle.serve(locally_served(model))
     # Its window stays as small as it begins: who does not read is soon not written to.
     small = [("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", small) as channel:

@@ -15,10 +15,12 @@ from chatrpc.v1 import (
 )
 from chatrpc_process.access.keys import load_keys
 from chatrpc_process.files.watched import Watched
-from service.domain.model import ServedModel
+from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
+from service.generation.local_backend import locally_served
 from service.rpc.calls.authorization import Access
-from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
@@ -60,7 +62,9 @@ async def guarded(path: Path | None) -> AsyncIterator[Guarded]:
     server = Server(lifecycle, request_timeout_s=60, access=Access(watched))
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
-        ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        locally_served(
+            LocalModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        )
     )
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Guarded(engine, watched, channel, port)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.fakes.wait import FAILSAFE_S
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -72,14 +74,14 @@ def _lines(process: "subprocess.Popen[str]") -> Iterator[str]:
         lines.put("")
 
     threading.Thread(target=read, args=(process.stdout,), daemon=True).start()
-    while line := lines.get():
+    while line := lines.get(timeout=3 * FAILSAFE_S):  # it loads a model
         yield line
 
 
 def interrupt(served: Served) -> int:
     """Ctrl-C; the exit code."""
     os.killpg(served.process.pid, signal.SIGINT)
-    code = served.process.wait()
+    code = served.process.wait(FAILSAFE_S)
     if served.process.stdout is not None:
         served.process.stdout.close()
     return code

@@ -23,7 +23,7 @@ from chatrpc.v1 import (
     completion_service_pb2_grpc,
     model_service_pb2_grpc,
 )
-from tests.fakes.wait import until
+from tests.fakes.wait import failsafe, until
 from tests.support.grpc_server import params
 
 # Root may write everywhere, unless it gives up CAP_DAC_OVERRIDE, by PR_CAPBSET_DROP.
@@ -161,7 +161,7 @@ class RealService(Program):
 
     async def idle(self) -> None:
         """Wait until no call is under way and nothing runs, waits or holds a block."""
-        async with asyncio.timeout(120):
+        async with failsafe():
             while not await self.is_idle():
                 await asyncio.sleep(0.02)
 
@@ -187,7 +187,7 @@ class Gateway(Program):
         """Listening, and before a service that is ready."""
         line = await self.logged("listening")
         self.url = f"http://{line['host']}:{line['port']}"
-        async with http_client(self.url) as http, asyncio.timeout(120):
+        async with http_client(self.url) as http, failsafe():
             while (await http.get("/readyz")).status_code != 200:
                 await asyncio.sleep(0.02)
         return self
@@ -197,7 +197,7 @@ class Gateway(Program):
 
     async def idle(self) -> None:
         """Wait until no request is under way; scrapes are none."""
-        async with asyncio.timeout(120):
+        async with failsafe():
             while (await self.metrics())["chatrpc_gateway_requests_in_flight"] > 0:
                 await asyncio.sleep(0.02)
 

@@ -11,6 +11,8 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from tests.fakes.wait import failsafe
+
 
 class RawClient:
     """One connection. Leaving the `async with` closes it."""
@@ -69,12 +71,12 @@ class RawClient:
         await self._writer.drain()
 
     async def read_until(self, separator: bytes) -> bytes:
-        async with asyncio.timeout(120):
+        async with failsafe():
             return await self._reader.readuntil(separator)
 
     async def read(self, num_bytes: int) -> bytes:
         """Return up to this many bytes; none at the end."""
-        async with asyncio.timeout(120):
+        async with failsafe():
             return await self._reader.read(num_bytes)
 
     async def read_all(self) -> bytes:
@@ -95,7 +97,7 @@ class RawClient:
     async def ended(self) -> bool:
         """Whether the peer has ended the connection, and said nothing more; waits until it has."""
         try:
-            async with asyncio.timeout(120):
+            async with failsafe():
                 return not await self._reader.read(1)
         except ConnectionError:
             return True

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from chatrpc.v1 import chat_pb2, chat_service_pb2
+from tests.fakes.wait import FAILSAFE_S, killed_after_failsafe
 
 
 class Process:
@@ -29,7 +30,7 @@ class Process:
         """The exit code, when the log has been read to its end."""
         for _ in self._read():
             pass
-        return self.popen.wait()
+        return self.popen.wait(FAILSAFE_S)
 
     def close(self) -> None:
         self.popen.kill()
@@ -39,9 +40,10 @@ class Process:
 
     def _read(self) -> Iterator[str]:
         assert self.popen.stderr is not None
-        for line in self.popen.stderr:
-            self.lines.append(line)
-            yield line
+        with killed_after_failsafe(self.popen):
+            for line in self.popen.stderr:
+                self.lines.append(line)
+                yield line
 
     @property
     def log(self) -> str:

@@ -16,8 +16,9 @@ from chatrpc_process.access.secret import digest_of
 from chatrpc_process.files.watched import Watched
 from gateway_http.config import Settings
 from gateway_http.server import Server as Gateway
+from service.domain.backend import ServedModel
 from service.domain.engine import FinishReason, Request, TokenOutput
-from service.domain.model import ChatFormats, ModelCard, ReasoningFormat, ServedModel, ToolFormat
+from service.domain.model import ChatFormats, LocalModel, ModelCard, ReasoningFormat, ToolFormat
 from service.domain.sampling import SamplingParams
 from service.errors import (
     ChatrpcError,
@@ -28,8 +29,10 @@ from service.errors import (
     QueueFull,
     StepFailed,
 )
+from service.generation.local_backend import locally_served
 from service.rpc.calls.authorization import Access
-from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import byte_grammars
@@ -203,15 +206,19 @@ def _check_constraint(request: Request, token_ids: list[int]) -> None:
 
 
 def _model(setup: Setup) -> ServedModel:
-    return ServedModel(
-        _CARD,
-        ByteTokenizer(),
-        _ScriptedEngine(setup),
-        SamplingParams(),
-        frozenset({EOS}),
-        vocab_size=257,
-        formats=ChatFormats(ToolFormat(setup.tools), reasoning=ReasoningFormat(setup.reasoning)),
-        grammars=byte_grammars() if setup.has_grammars else None,
+    return locally_served(
+        LocalModel(
+            _CARD,
+            ByteTokenizer(),
+            _ScriptedEngine(setup),
+            SamplingParams(),
+            frozenset({EOS}),
+            vocab_size=257,
+            formats=ChatFormats(
+                ToolFormat(setup.tools), reasoning=ReasoningFormat(setup.reasoning)
+            ),
+            grammars=byte_grammars() if setup.has_grammars else None,
+        )
     )
 
 

@@ -66,7 +66,7 @@ class _ReasoningEffortEnumTypeWrapper(_EnumTypeWrapper[_ReasoningEffort.ValueTyp
     REASONING_EFFORT_MAX: _ReasoningEffort.ValueType  # 7
 
 class ReasoningEffort(_ReasoningEffort, metaclass=_ReasoningEffortEnumTypeWrapper):
-    """How much a reasoning model reasons. The model's chat template interprets the value."""
+    """The amount of reasoning of a reasoning model. The model's chat template interprets the value."""
 
 REASONING_EFFORT_UNSPECIFIED: ReasoningEffort.ValueType  # 0
 REASONING_EFFORT_NONE: ReasoningEffort.ValueType  # 1
@@ -159,7 +159,7 @@ class _FinishReasonEnumTypeWrapper(_EnumTypeWrapper[_FinishReason.ValueType], ty
     """Not used."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
-    """Why generation ended."""
+    """The reason why generation ended."""
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """It has not ended."""
@@ -242,7 +242,7 @@ class ChatCompletionParams(Message):
     top_logprobs: int
     """The number of alternatives to return with each log probability: 0 to 20. Needs `logprobs`."""
     reasoning_effort: ReasoningEffort.ValueType
-    """How much a reasoning model reasons before its final output."""
+    """The amount of reasoning of a reasoning model before its final output."""
     return_token_ids: bool
     """Return the token ids of the prompt and of the output."""
     prompt_logprobs: int
@@ -280,7 +280,7 @@ class ChatCompletionParams(Message):
 
     @property
     def sampling(self) -> SamplingParams:
-        """How tokens are chosen and when generation ends."""
+        """The parameters of sampling and of the end of generation."""
 
     @property
     def tools(self) -> RepeatedCompositeFieldContainer[Tool]:
@@ -288,7 +288,7 @@ class ChatCompletionParams(Message):
 
     @property
     def tool_choice(self) -> ToolChoice:
-        """Which tools the model may or must call. Absent: none without tools, otherwise auto."""
+        """The tools that the model may or must call. Absent: none without tools, otherwise auto."""
 
     @property
     def response_format(self) -> ResponseFormat:
@@ -296,7 +296,7 @@ class ChatCompletionParams(Message):
 
     @property
     def prompt(self) -> PromptOptions:
-        """How the conversation becomes a prompt."""
+        """Options for making a prompt from the conversation."""
 
     @property
     def modalities(self) -> RepeatedScalarFieldContainer[Modality.ValueType]:
@@ -374,7 +374,7 @@ class ChatCompletionParams(Message):
 
 @final
 class SamplingParams(Message):
-    """How tokens are chosen and when generation ends."""
+    """The parameters of sampling and of the end of generation."""
 
     DESCRIPTOR: Descriptor
 
@@ -527,7 +527,7 @@ class SamplingParams(Message):
 
 @final
 class PromptOptions(Message):
-    """How a conversation becomes a prompt."""
+    """Options for making a prompt from a conversation."""
 
     DESCRIPTOR: Descriptor
 
@@ -793,7 +793,7 @@ class FunctionDefinition(Message):
     name: str
     """Required. The name of the function: 1 to 64 letters, digits, underscores and dashes."""
     description: str
-    """What the function does, for the model."""
+    """A description of the function for the model."""
     parameters_json_schema: str
     """A JSON Schema for the arguments object. Empty: no parameters."""
     strict: bool
@@ -814,7 +814,7 @@ class FunctionDefinition(Message):
 
 @final
 class ToolCall(Message):
-    """A call of a tool by the model."""
+    """A tool call of the model."""
 
     DESCRIPTOR: Descriptor
 
@@ -843,7 +843,7 @@ class ToolCall(Message):
 
 @final
 class FunctionCall(Message):
-    """A call of a function."""
+    """The function of a tool call, with its arguments."""
 
     DESCRIPTOR: Descriptor
 
@@ -863,7 +863,7 @@ class FunctionCall(Message):
 
 @final
 class ToolChoice(Message):
-    """Which tools the model may or must call."""
+    """The tools that the model may or must call."""
 
     DESCRIPTOR: Descriptor
 
@@ -882,7 +882,7 @@ class ToolChoice(Message):
         """The model calls at least one tool."""
 
     class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
-        """Whether the model calls tools."""
+        """A rule for whether the model calls tools."""
 
     MODE_UNSPECIFIED: ToolChoice.Mode.ValueType  # 0
     MODE_NONE: ToolChoice.Mode.ValueType  # 1
@@ -926,7 +926,7 @@ class AllowedTools(Message):
     """Required. Auto or required."""
     @property
     def function_names(self) -> RepeatedScalarFieldContainer[str]:
-        """Required. The names of the functions: at least 1 and at most 128."""
+        """Required. The functions by name: at least 1 and at most 128."""
 
     def __init__(
         self,
@@ -1015,7 +1015,7 @@ class JsonSchemaFormat(Message):
     name: str
     """The name of the schema. It has no effect on the output."""
     description: str
-    """What the schema describes. It has no effect on the output."""
+    """A description of the schema. It has no effect on the output."""
     schema_json: str
     """The JSON Schema as text. Empty: any JSON."""
     strict: bool
@@ -1171,7 +1171,7 @@ class ChatCompletion(Message):
 
 @final
 class Choice(Message):
-    """One of the outputs that were generated from the prompt."""
+    """An output that was generated from the prompt."""
 
     DESCRIPTOR: Descriptor
 
@@ -1184,7 +1184,7 @@ class Choice(Message):
     index: int
     """The index of the choice."""
     finish_reason: FinishReason.ValueType
-    """Why generation ended."""
+    """The reason why generation ended."""
     @property
     def message(self) -> ChatMessage:
         """The generated message."""
@@ -1309,7 +1309,7 @@ class ChoiceDelta(Message):
     index: int
     """The index of the choice."""
     finish_reason: FinishReason.ValueType
-    """Why generation ended. Set only on the last piece of a choice."""
+    """The reason why generation ended. Set only on the last piece of a choice."""
     num_tokens: int
     """The number of tokens that were generated for this piece. Their text may follow in a later one: it
     is delayed to complete a character or to rule out a stop string.

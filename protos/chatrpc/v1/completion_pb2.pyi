@@ -105,7 +105,7 @@ class CompletionParams(Message):
 
     @property
     def sampling(self) -> SamplingParams:
-        """How tokens are chosen and when generation ends. In a text completion an absent
+        """The parameters of sampling and of the end of generation. In a text completion an absent
         `max_completion_tokens` is 16, as in OpenAI's API, and 0 is valid with `echo`: no token is
         generated, the prompt is scored.
         """
@@ -278,7 +278,7 @@ class Completion(Message):
 
 @final
 class CompletionChoice(Message):
-    """One of the outputs that were generated from a prompt."""
+    """An output that was generated from a prompt."""
 
     DESCRIPTOR: Descriptor
 
@@ -296,7 +296,7 @@ class CompletionChoice(Message):
     text: str
     """The generated text, after the prompt if the request has `echo`."""
     finish_reason: FinishReason.ValueType
-    """Why generation ended."""
+    """The reason why generation ended."""
     @property
     def logprobs(self) -> RepeatedCompositeFieldContainer[TokenLogprob]:
         """With `logprobs`: one for each generated token, including the one that ended generation."""
@@ -405,7 +405,7 @@ class CompletionChoiceDelta(Message):
     text: str
     """The next piece of the text."""
     finish_reason: FinishReason.ValueType
-    """Why generation ended. Set only on the last piece of a choice."""
+    """The reason why generation ended. Set only on the last piece of a choice."""
     num_tokens: int
     """The number of tokens that were generated for this piece. Their text may follow in a later one: it
     is delayed to complete a character or to rule out a stop string.

@@ -64,6 +64,10 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     """PERMISSION_DENIED: the call names another caller (`chatrpc.v1.CallerInfo`), and its API key may not
     act for others.
     """
+    ERROR_REASON_UNSUPPORTED_METHOD: _ErrorReason.ValueType  # 15
+    """The model's backend does not implement the method (UNIMPLEMENTED). A model without a tokenizer
+    does not support Tokenize and Detokenize.
+    """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 20
     """UNAVAILABLE: another replica may accept the request. With a `google.rpc.RetryInfo`.
 
@@ -122,6 +126,10 @@ a `google.rpc.RetryInfo`.
 ERROR_REASON_ACTING_FORBIDDEN: ErrorReason.ValueType  # 14
 """PERMISSION_DENIED: the call names another caller (`chatrpc.v1.CallerInfo`), and its API key may not
 act for others.
+"""
+ERROR_REASON_UNSUPPORTED_METHOD: ErrorReason.ValueType  # 15
+"""The model's backend does not implement the method (UNIMPLEMENTED). A model without a tokenizer
+does not support Tokenize and Detokenize.
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 20
 """UNAVAILABLE: another replica may accept the request. With a `google.rpc.RetryInfo`.

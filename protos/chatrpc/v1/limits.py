@@ -52,6 +52,10 @@ class Limits:
         return f"between {self.minimum:g} and {self.maximum:g}"
 
 
+# The whole of a request id, which the metadata or the header `x-request-id` contains: printable
+# ASCII without spaces.
+REQUEST_ID_PATTERN = "[!-~]{1,128}"
+
 _SHARE = Limits(minimum=0, maximum=1)
 _PENALTY = Limits(minimum=-2, maximum=2)
 _ALTERNATIVES = Limits(minimum=0, maximum=20)

@@ -211,7 +211,7 @@ class Conversation(Message):
 
     @property
     def prompt(self) -> PromptOptions:
-        """How the conversation becomes a prompt."""
+        """Options for making a prompt from the conversation."""
 
     def __init__(
         self,

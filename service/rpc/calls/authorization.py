@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import structlog
 from google.protobuf.message import DecodeError
 
-from chatrpc.v1 import caller_pb2, model_service_pb2
+from chatrpc.v1 import caller_pb2
 from chatrpc.v1.limits import LIMITS
-from chatrpc_process.access.cost import Cost, cost_of, limit_output
+from chatrpc_process.access.cost import Cost, cost_of, default_output_limit
 from chatrpc_process.access.keys import Key, KeyRing
 from chatrpc_process.access.quotas import NeverAdmitted, QuotaExceeded, Quotas, Reservation
 from chatrpc_process.access.secret import sent_secret
@@ -28,13 +28,10 @@ from service.errors import (
     Unauthenticated,
 )
 from service.rpc.calls.caller import GenerationObserver, acting_for
-from service.rpc.calls.message_reader import requested_model
+from service.rpc.calls.rpcs import Rpc
 
 CALLER_KEY = "chatrpc-caller-bin"
 MAX_CALLER_BYTES = 4096
-
-# Calls that cost nothing count against no limit.
-_FREE = (model_service_pb2.ListModelsRequest, model_service_pb2.GetModelRequest)
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -91,7 +88,9 @@ class Access:
         return Identity(key, _other_caller(key, info))
 
     @contextmanager
-    def use(self, identity: Identity, message: Any, num_bytes: int, call: Call) -> Iterator[None]:
+    def use(
+        self, identity: Identity, rpc: Rpc, message: Any, num_bytes: int, call: Call
+    ) -> Iterator[None]:
         """Serve a call while in the context. It counts against the limits of its key.
 
         Args:
@@ -103,15 +102,15 @@ class Access:
             LimitReached: A limit of the key is used up for now.
             ExceedsLimit: The request alone exceeds a limit of the key.
         """
-        key, model = identity.key, requested_model(message)
+        key, model = identity.key, rpc.model_of(message)
         if model and not identity.may_use(model):
             raise ModelForbidden(model)
-        if key is None or isinstance(message, _FREE):
+        if key is None or not rpc.is_limited:
             with acting_for(identity.caller, identity.may_use, observer=call):
                 yield
             return
         with (
-            self._admitted(key, message, num_bytes) as reservation,
+            self._admitted(key, rpc.params_of(message), num_bytes) as reservation,
             acting_for(identity.caller, identity.may_use, reservation.resize, call),
         ):
             try:
@@ -120,11 +119,14 @@ class Access:
                 reservation.resize(call.num_tokens)
 
     @contextmanager
-    def _admitted(self, key: Key, message: Any, num_bytes: int) -> Iterator[Reservation]:
+    def _admitted(self, key: Key, params: Any, num_bytes: int) -> Iterator[Reservation]:
+        """Admit a call. `params` are None if it does not generate."""
         cost = Cost()
-        if hasattr(message, "params"):  # only generations have them
-            limit_output(message.params, key)
-            cost = cost_of(message.params, num_bytes)
+        if params is not None:
+            limit = default_output_limit(params, key)
+            cost = cost_of(params, num_bytes, limit)
+            if limit is not None:
+                params.sampling.max_completion_tokens = limit
         try:
             with self._quotas.admit(key, cost) as reservation:
                 yield reservation

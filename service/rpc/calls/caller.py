@@ -6,7 +6,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.domain.engine import Caller, EngineTimings, Request
+from service.domain.backend import Prompt
+from service.domain.engine import Caller, EngineTimings
 
 
 def _everything(_: str) -> bool:
@@ -16,8 +17,13 @@ def _everything(_: str) -> bool:
 class GenerationObserver(Protocol):
     """Receives the progress of a call's generation."""
 
-    def note_requests(self, requests: Sequence[Request]) -> None:
-        """Note the engine requests that the call is about to make, one for each prompt."""
+    def note_prompts(self, prompts: Sequence[Prompt], n: int, max_tokens: int | None) -> None:
+        """Note the prompts of a generation that is about to be admitted.
+
+        Args:
+            n: Number of choices for each prompt.
+            max_tokens: Maximum tokens of a choice; None: no maximum.
+        """
         ...
 
     def note_timings(self, prompt_index: int, timings: EngineTimings) -> None:
@@ -58,27 +64,36 @@ def may_use_model(*names: str) -> bool:
     return any(map(_current.get().may_use, names))
 
 
-def reserve_exactly(requests: Sequence[Request], max_model_len: int) -> None:
+def reserve_exactly(
+    prompts: Sequence[Prompt], n: int, max_tokens: int | None, max_model_len: int
+) -> None:
     """Correct the estimate of the tokens that the call may cost, once its prompts are tokenized.
 
-    Does nothing if the caller's key has no limit of tokens.
+    Does nothing if the caller's key has no limit of tokens, or the backend does not know the number
+    of a prompt's tokens.
     """
     reserve = _current.get().reserve
-    if reserve is not None:
-        reserve(sum(_most_tokens(request, max_model_len) for request in requests))
+    lengths = [prompt.num_tokens for prompt in prompts if prompt.num_tokens is not None]
+    if reserve is None or len(lengths) < len(prompts):
+        return
+    num_tokens = 0
+    for length in lengths:
+        room = max(0, max_model_len - length)
+        num_tokens += length + n * (room if max_tokens is None else min(max_tokens, room))
+    reserve(num_tokens)
 
 
-def note_requests(requests: Sequence[Request]) -> None:
-    """Report engine requests to the observer of this task's call, if there is one."""
+def note_prompts(prompts: Sequence[Prompt], n: int, max_tokens: int | None) -> None:
+    """Report prompts to the observer of this task's call, if there is one."""
     observer = _current.get().observer
     if observer is not None:
-        observer.note_requests(requests)
+        observer.note_prompts(prompts, n, max_tokens)
 
 
-def note_timings(prompt_index: int, timings: EngineTimings | None) -> None:
+def note_timings(prompt_index: int, timings: EngineTimings) -> None:
     """Report timings to the observer of this task's call, if there is one."""
     observer = _current.get().observer
-    if observer is not None and timings is not None:
+    if observer is not None:
         observer.note_timings(prompt_index, timings)
 
 
@@ -101,10 +116,3 @@ def acting_for(
         yield
     finally:
         _current.reset(token)
-
-
-def _most_tokens(request: Request, max_model_len: int) -> int:
-    num_prompt_tokens = len(request.prompt_token_ids)
-    room = max(0, max_model_len - num_prompt_tokens)
-    max_tokens = request.sampling.max_tokens
-    return num_prompt_tokens + request.n * (room if max_tokens is None else min(max_tokens, room))

@@ -9,8 +9,8 @@ from typing import Any
 
 from chatrpc.v1 import chat_pb2
 from chatrpc_process.tracing.api import Value
+from service.rpc.calls.rpcs import Rpc
 
-_OPERATIONS = {"ChatCompletionParams": "chat", "CompletionParams": "text_completion"}
 # What a request may say of its sampling, and what that is called.
 _SAMPLING = {
     "temperature": "temperature",
@@ -24,14 +24,14 @@ _SAMPLING = {
 }
 
 
-def request_attributes(params: Any, *, is_streamed: bool) -> dict[str, Value]:
+def request_attributes(rpc: Rpc, params: Any) -> dict[str, Value]:
     """Of a chat's or a text completion's parameters: what they say, and no defaults."""
     found: dict[str, Value] = {
-        "gen_ai.operation.name": _OPERATIONS[params.DESCRIPTOR.name],
+        "gen_ai.operation.name": rpc.operation,
         "gen_ai.provider.name": "chatrpc",
         "gen_ai.request.model": params.model,
     }
-    if is_streamed:
+    if rpc.is_streamed:
         found["gen_ai.request.stream"] = True
     for field, name in _SAMPLING.items():
         if params.sampling.HasField(field):

@@ -21,7 +21,7 @@ PATIENCE_S = 10.0
 _Chunk = TypeVar("_Chunk")
 
 
-async def announced(
+async def with_admission_metadata(
     chunks: AsyncGenerator[_Chunk, None], context: Context
 ) -> AsyncGenerator[_Chunk, None]:
     """The chunks; ADMITTED is sent ahead of them if the first is not there in `PATIENCE_S`.

@@ -11,6 +11,7 @@ import grpc
 import structlog
 from google.rpc import status_pb2
 
+from chatrpc.v1.limits import REQUEST_ID_PATTERN
 from chatrpc_process.logs.limited import LimitedLog
 from chatrpc_process.tracing.api import OFF, Tracer, log_fields
 from service.errors import ChatrpcError, DeadlinePassed, InvalidField
@@ -19,8 +20,9 @@ from service.rpc.calls import status
 from service.rpc.calls.authorization import Access
 from service.rpc.calls.caller import acting_for, received_bytes
 from service.rpc.calls.context import Context, Handler
-from service.rpc.calls.message_reader import MessageReader, Patience
-from service.rpc.calls.rejection_pace import RefusalPace
+from service.rpc.calls.message_reader import ClientTimeouts, MessageReader
+from service.rpc.calls.rejection_pace import RejectionPace
+from service.rpc.calls.rpcs import BY_PATH, Rpc
 from service.rpc.calls.telemetry import CallTelemetry
 from service.rpc.calls.work_pools import WorkPools
 
@@ -31,7 +33,7 @@ _OPEN = ("/grpc.health.v1.Health/", "/xds.service.orca.v3.OpenRcaService/")
 
 _LAST_WORDS_S = 5
 
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_REQUEST_ID = re.compile(REQUEST_ID_PATTERN)
 
 log = structlog.get_logger(__name__)
 
@@ -49,14 +51,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         access: Access,
         metrics: Metrics,
         pools: WorkPools,
-        patience: Patience | None = None,
+        client_timeouts: ClientTimeouts | None = None,
         tracer: Tracer = OFF,
     ) -> None:
         self._access = access
         self._metrics = metrics
-        self._patience = patience or Patience()
-        self._refusals = RefusalPace()
-        self._messages = MessageReader(pools, self._patience)
+        self._timeouts = client_timeouts or ClientTimeouts()
+        self._refusals = RejectionPace()
+        self._messages = MessageReader(pools, self._timeouts)
         self._tracer = tracer
         self._limited_log = LimitedLog()
 
@@ -72,17 +74,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return None
         if method.startswith(_OPEN):
             return handler
-        if not method.startswith("/chatrpc."):
+        rpc = BY_PATH.get(method)
+        if rpc is None:
             return self._with_key(handler, handler_call_details)
         # Requests are read and parsed in here: grpc itself would wait for one without end, before
         # anybody has asked for a key, and answers UNKNOWN to one that cannot be parsed. To the
         # wire a stream of one request is that request.
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                self._stream(handler, method), None, handler.response_serializer
+                self._stream(handler, rpc), None, handler.response_serializer
             )
         return grpc.stream_unary_rpc_method_handler(
-            self._unary(handler, method), None, handler.response_serializer
+            self._unary(handler, rpc), None, handler.response_serializer
         )
 
     def _with_key(self, handler: Any, details: grpc.HandlerCallDetails) -> Handler:
@@ -98,35 +101,36 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(refuse)
         return handler  # type: ignore[no-any-return]
 
-    def _unary(self, handler: Any, method: str) -> Any:
+    def _unary(self, handler: Any, rpc: Rpc) -> Any:
         async def call(_: Any, context: Context) -> Any:
             async with (
-                _call(method, context, self._metrics, self._tracer, self._limited_log) as counting,
-                self._message(handler, method, context, counting) as message,
+                _call(rpc, context, self._metrics, self._tracer, self._limited_log) as counting,
+                self._message(rpc, context, counting) as message,
             ):
                 response = await handler.unary_unary(message, context)
-                if hasattr(response, "completion"):
-                    counting.note_completion(response.completion)
+                completion = rpc.output_of(response)
+                if completion is not None:
+                    counting.note_completion(completion)
                 return response
 
         return call
 
-    def _stream(self, handler: Any, method: str) -> Any:
+    def _stream(self, handler: Any, rpc: Rpc) -> Any:
         async def call(_: Any, context: Context) -> None:
             async with (
-                _call(method, context, self._metrics, self._tracer, self._limited_log) as counting,
-                self._message(handler, method, context, counting) as message,
+                _call(rpc, context, self._metrics, self._tracer, self._limited_log) as counting,
+                self._message(rpc, context, counting) as message,
                 aclosing(handler.unary_stream(message, context)) as responses,
             ):
                 async for response in responses:
-                    counting.note_chunk(response.chunk)
+                    counting.note_chunk(rpc.output_of(response))
                     await self._write(context, response)
 
         return call
 
     @asynccontextmanager
     async def _message(
-        self, handler: Any, method: str, context: Context, counting: CallTelemetry
+        self, rpc: Rpc, context: Context, counting: CallTelemetry
     ) -> AsyncIterator[Any]:
         """The message of a call whose key may send it."""
         name = ""  # until it is known
@@ -134,9 +138,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             identity = self._access.authenticate(context.invocation_metadata() or ())
             name = identity.caller.name
             with acting_for(identity.caller):
-                async with self._messages.message(handler, method, context) as message:
+                async with self._messages.message(rpc, context) as message:
                     counting.note_request(message)
-                    with self._access.use(identity, message, received_bytes(), counting):
+                    with self._access.use(identity, rpc, message, received_bytes(), counting):
                         yield message
         except ChatrpcError:
             # By now the call holds nothing of what it has taken.
@@ -150,7 +154,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def _write(self, context: Context, response: Any) -> None:
         try:
-            async with asyncio.timeout(self._patience.write_s):
+            async with asyncio.timeout(self._timeouts.write_s):
                 await context.write(response)
         except TimeoutError:
             raise DeadlinePassed("The answer was not read for too long.") from None
@@ -158,16 +162,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 @asynccontextmanager
 async def _call(
-    method: str, context: Context, metrics: Metrics, tracer: Tracer, limited_log: LimitedLog
+    rpc: Rpc, context: Context, metrics: Metrics, tracer: Tracer, limited_log: LimitedLog
 ) -> AsyncIterator[CallTelemetry]:
     request_id = _request_id(context)
     metadata = context.invocation_metadata() or ()
-    counting = CallTelemetry(metrics, tracer, method, metadata, context.peer())
+    counting = CallTelemetry(metrics, tracer, rpc, metadata, context.peer())
     structlog.contextvars.bind_contextvars(request_id=request_id, **log_fields(counting.span))
     context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
     outcome = code = "CANCELLED"  # unless it ends by itself
     field = ""
-    log.debug("request_started", method=method)
+    log.debug("request_started", method=rpc.path)
     try:
         yield counting
         outcome = code = "OK"
@@ -176,7 +180,7 @@ async def _call(
         outcome, code = status.reason(proto), status.code(proto).name
         field = error.field if isinstance(error, InvalidField) else ""
         if outcome == "INTERNAL":
-            log.exception("unexpected_error", method=method)
+            log.exception("unexpected_error", method=rpc.path)
         trailing = (
             (REQUEST_ID_KEY, request_id),
             *status.retry_pushback(error),
@@ -188,13 +192,13 @@ async def _call(
             outcome = "DEADLINE"  # the caller's own, at which core cancels the call
         fields = counting.log_fields()
         counting.end(code, outcome)
-        fields |= {"method": method, "code": code}
+        fields |= {"method": rpc.path, "code": code}
         if code != "OK":
             fields["reason"] = outcome
         if field:
             fields["field"] = field
         if code == "UNAUTHENTICATED":  # of which anybody can make any number
-            limited_log.write(log.info, "request_finished", kind=(method, code), **fields)
+            limited_log.write(log.info, "request_finished", kind=(rpc.path, code), **fields)
         else:
             log.info("request_finished", **fields)
 

@@ -1,13 +1,12 @@
 """The one message of a call: read within a time, and within bounds on what all calls hold."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
-from google.protobuf import descriptor_pool
 from google.protobuf.message import DecodeError
 
 from chatrpc_process.fairness.capacity import SharedCapacity
@@ -16,6 +15,7 @@ from service.errors import DeadlinePassed, InvalidField, PreparationFull
 from service.rpc.calls.caller import current_caller, note_received
 from service.rpc.calls.context import Context
 from service.rpc.calls.message_elements import check_num_elements
+from service.rpc.calls.rpcs import Rpc
 from service.rpc.calls.work_pools import WorkPools
 
 # A parsed message takes a few times its size, and lasts as long as its call.
@@ -27,15 +27,10 @@ _SMALL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a call waits for its client.
+class ClientTimeouts:
+    """Timeouts for receiving a request and for a blocked write, in seconds."""
 
-    Args:
-        message_s: for the request to arrive.
-        write_s: for a part of the answer to be read, or to fit what the client will buffer.
-    """
-
-    message_s: float = 60.0
+    receive_s: float = 60.0
     write_s: float = 60.0
 
 
@@ -47,25 +42,21 @@ class MessageReader:
     way at once; further ones wait.
 
     Args:
-        patience: `message_s` is the time in which a message must arrive.
+        timeouts: A message must arrive within `receive_s`.
         max_bytes: The most that the messages in progress may have.
     """
 
     def __init__(
-        self, pools: WorkPools, patience: Patience, max_bytes: int = MAX_BYTES_IN_PROGRESS
+        self, pools: WorkPools, timeouts: ClientTimeouts, max_bytes: int = MAX_BYTES_IN_PROGRESS
     ) -> None:
         self._pools = pools
-        self._patience = patience
+        self._timeouts = timeouts
         self._in_progress = SharedCapacity(max_bytes)
         self._reading: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @asynccontextmanager
-    async def message(self, handler: Any, method: str, context: Context) -> AsyncIterator[Any]:
-        """The message of a call of `method`, which counts as in progress while in the context.
-
-        Args:
-            handler: What grpc calls for the method.
-            method: `/package.Service/Method`.
+    async def message(self, rpc: Rpc, context: Context) -> AsyncIterator[Any]:
+        """Yield the request message of a call. It counts as in progress while in the context.
 
         Raises:
             InvalidField: It is missing, is no message of the method, or has too many elements.
@@ -82,9 +73,9 @@ class MessageReader:
         note_received(num_bytes)
         try:
             if num_bytes <= _SMALL_BYTES:
-                message = _parse(handler, method, data)
+                message = _parse(rpc, data)
             else:
-                message = await self._pools.text(_parse, handler, method, data)
+                message = await self._pools.text(_parse, rpc, data)
             del data
             yield message
         finally:
@@ -98,7 +89,7 @@ class MessageReader:
     async def _read(self, context: Context) -> bytes:
         """The message as it came."""
         try:
-            async with asyncio.timeout(self._patience.message_s):
+            async with asyncio.timeout(self._timeouts.receive_s):
                 request = await context.read()
         except TimeoutError:
             raise DeadlinePassed("The request took too long to arrive.") from None
@@ -107,26 +98,18 @@ class MessageReader:
         return request
 
 
-def parse(handler: Any, request: bytes) -> Any:
-    """The message that came as `request`.
+def parse(deserialize: Callable[[bytes], Any], request: bytes) -> Any:
+    """Return the message that `request` is.
 
     Raises:
-        InvalidField
+        InvalidField: It is not a valid message.
     """
     try:
-        return handler.request_deserializer(request)
+        return deserialize(request)
     except DecodeError as error:
         raise InvalidField("request", "The request is not a valid protobuf message.") from error
 
 
-def requested_model(message: Any) -> str:
-    """Return the name of the model that a request is about; "" if it is about all of them."""
-    named = getattr(message, "params", message)  # only the messages of generations have params
-    return str(getattr(named, "model", "") or getattr(named, "id", ""))
-
-
-def _parse(handler: Any, method: str, request: bytes) -> Any:
-    _, service, name = method.split("/")
-    methods = descriptor_pool.Default().FindServiceByName(service).methods_by_name
-    check_num_elements(request, methods[name].input_type)
-    return parse(handler, request)
+def _parse(rpc: Rpc, request: bytes) -> Any:
+    check_num_elements(request, rpc.request_type.DESCRIPTOR)
+    return parse(rpc.request_type.FromString, request)

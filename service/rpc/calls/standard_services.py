@@ -19,13 +19,12 @@ from service.rpc.calls.context import Context, Handler
 from service.rpc.calls.interceptor import abort
 from service.rpc.calls.message_reader import parse
 from service.rpc.calls.open_streams import OpenStreams
+from service.rpc.calls.rpcs import BY_PATH
 
 # Names of services and symbols. Answers are not bounded by it.
 MAX_REQUEST_BYTES = 4 << 10
 # A gateway opens one for each replica and model; each takes some 25 KB.
 MAX_OPEN_STREAMS = 1024
-
-_OURS = "/chatrpc."
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +45,7 @@ class StandardServiceInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         handler: Any = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith(_OURS):
+        if handler is None or handler_call_details.method in BY_PATH:
             return handler  # type: ignore[no-any-return]
         if handler.request_streaming:  # reflection, both ways
             return grpc.stream_stream_rpc_method_handler(
@@ -97,7 +96,7 @@ def _small(handler: Any, request: bytes) -> Any:
         raise InvalidField(
             "request", f"A request to this service has at most {MAX_REQUEST_BYTES} bytes."
         )
-    return parse(handler, request)
+    return parse(handler.request_deserializer, request)
 
 
 @asynccontextmanager

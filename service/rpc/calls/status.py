@@ -36,6 +36,11 @@ _STATUSES: tuple[tuple[type[errors.ChatrpcError], int, errors_pb2.ErrorReason.Va
     (errors.UnsupportedField, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_UNSUPPORTED_FIELD),
     (errors.MissingField, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_MISSING_FIELD),
     (errors.InvalidField, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_INVALID_FIELD),
+    (
+        errors.UnsupportedMethod,
+        code_pb2.UNIMPLEMENTED,
+        errors_pb2.ERROR_REASON_UNSUPPORTED_METHOD,
+    ),
     (errors.ModelNotFound, code_pb2.NOT_FOUND, errors_pb2.ERROR_REASON_MODEL_NOT_FOUND),
     (
         errors.Unauthenticated,

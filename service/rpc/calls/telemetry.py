@@ -5,13 +5,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from chatrpc_process.tracing.api import Kind, Span, TraceContext, Tracer, Value
-from service.domain.engine import EngineTimings, Request
+from service.domain.backend import Prompt
+from service.domain.engine import EngineTimings
 from service.metrics import Metrics
 from service.rpc.calls import engine_timings
 from service.rpc.calls.genai_attributes import Response, finish_reasons, request_attributes
-from service.rpc.calls.message_reader import requested_model
+from service.rpc.calls.rpcs import Rpc
 
-_GENERATIONS = ("ChatService", "CompletionService")
 # A request, or a part of one, names no longer model in the log.
 _MAX_MODEL_CHARS = 200
 # The others are the caller's errors, not those of a server.
@@ -25,7 +25,6 @@ class CallTelemetry:
     """One call, which starts when this is made.
 
     Args:
-        full_method: `/package.Service/Method`.
         metadata: the call's metadata, for the trace that it belongs to.
         peer: the client's address as gRPC writes it, such as `ipv4:127.0.0.1:4711`.
     """
@@ -34,28 +33,29 @@ class CallTelemetry:
         self,
         metrics: Metrics,
         tracer: Tracer,
-        full_method: str,
+        rpc: Rpc,
         metadata: Iterable[tuple[str, str | bytes]] = (),
         peer: str = "",
     ) -> None:
         self._metrics = metrics
-        _, self._service, self._method = full_method.split("/")
-        self._is_generation = self._service.endswith(_GENERATIONS)
+        self._rpc = rpc
         self._started_s = time.monotonic()
         self._last_chunk_s: float | None = None
         self._client = _address(peer)
         self._model = ""  # as the request names it
-        self._requests: Sequence[Request] = ()
-        self._timings: dict[int, EngineTimings] = {}  # of each request, by its index
+        self._prompts: Sequence[Prompt] = ()
+        self._n = 0  # choices for each prompt
+        self._max_tokens: int | None = None
+        self._timings: dict[int, EngineTimings] = {}  # of each prompt, by its index
         self._response = Response()
         # As the response has reported them:
         self._num_prompt_tokens = self._num_generated = self._num_cached = 0
         self._finish_reasons: list[str] = []
-        name = f"{self._service}/{self._method}"
+        name = rpc.full_name
         self.span = tracer.start(
             name, Kind.SERVER, TraceContext.read(metadata), _call_attributes(name, peer)
         )
-        metrics.started.labels(self._service, self._method).inc()
+        metrics.started.labels(self._rpc.service, self._rpc.method).inc()
 
     @property
     def num_tokens(self) -> int:
@@ -64,15 +64,18 @@ class CallTelemetry:
 
     def note_request(self, message: Any) -> None:
         """The request message has been read."""
-        self._model = requested_model(message)[:_MAX_MODEL_CHARS]
-        if self._is_generation and self.span.is_recording:
-            self.span.set_attributes(
-                request_attributes(message.params, is_streamed=self._is_streamed)
-            )
+        self._model = self._rpc.model_of(message)[:_MAX_MODEL_CHARS]
+        if self._rpc.is_generation and self.span.is_recording:
+            self.span.set_attributes(request_attributes(self._rpc, self._rpc.params_of(message)))
 
-    def note_requests(self, requests: Sequence[Request]) -> None:
-        """Note the engine requests that the call is about to make, one for each prompt."""
-        self._requests = requests
+    def note_prompts(self, prompts: Sequence[Prompt], n: int, max_tokens: int | None) -> None:
+        """Note the prompts of a generation that is about to be admitted.
+
+        Args:
+            n: Number of choices for each prompt.
+            max_tokens: Maximum tokens of a choice; None: no maximum.
+        """
+        self._prompts, self._n, self._max_tokens = prompts, n, max_tokens
 
     def note_timings(self, prompt_index: int, timings: EngineTimings) -> None:
         """Note the timings of a prompt's request, as its last output reports them."""
@@ -107,16 +110,16 @@ class CallTelemetry:
             reason: of `chatrpc.v1.ErrorReason`, if the call failed.
         """
         duration_s = time.monotonic() - self._started_s
-        self._metrics.handled.labels(self._service, self._method, code).inc()
-        self._metrics.handling_s.labels(self._service, self._method).observe(duration_s)
+        self._metrics.handled.labels(self._rpc.service, self._rpc.method, code).inc()
+        self._metrics.handling_s.labels(self._rpc.service, self._rpc.method).observe(duration_s)
         num_prompt_tokens, num_generated = self._unreported_tokens()
         self._metrics.prompt_tokens.inc(num_prompt_tokens)
         self._metrics.generation_tokens.inc(num_generated)
         timings = engine_timings.merged(self._timings.values())
-        if self._is_generation and code == "OK":
+        if self._rpc.is_generation and code == "OK":
             self._metrics.request_s.observe(duration_s)
             self._note_finished(timings)
-        elif self._is_generation and code == "CANCELLED":
+        elif self._rpc.is_generation and code == "CANCELLED":
             self._metrics.aborted.inc()
         if self.span.is_recording:
             self._end_span(code, reason, timings)
@@ -130,15 +133,15 @@ class CallTelemetry:
         fields: dict[str, Any] = {"client": self._client}
         if self._model:
             fields["model"] = self._model
-        if self._is_generation:
+        if self._rpc.is_generation:
             fields |= self._generation_fields()
         fields["duration_ms"] = _ms(time.monotonic() - self._started_s)
         return fields
 
     def _generation_fields(self) -> dict[str, Any]:
-        fields: dict[str, Any] = {"is_streamed": self._is_streamed}
+        fields: dict[str, Any] = {"is_streamed": self._rpc.is_streamed}
         num_prompt_tokens, num_generated = self._unreported_tokens()
-        if self._requests:
+        if self._prompts:
             fields["prompt_tokens"] = self._num_prompt_tokens + num_prompt_tokens
             fields["completion_tokens"] = self._num_generated + num_generated
             fields["cached_tokens"] = self._num_cached
@@ -152,10 +155,6 @@ class CallTelemetry:
         if self._finish_reasons:
             fields["finish_reasons"] = self._finish_reasons
         return fields
-
-    @property
-    def _is_streamed(self) -> bool:
-        return self._method.startswith("Stream")
 
     def _note(self, piece: Any, num_prompt_tokens: int, num_generated: int) -> None:
         self._metrics.prompt_tokens.inc(num_prompt_tokens)
@@ -174,10 +173,10 @@ class CallTelemetry:
 
         There are none if the response was complete, apart from tokens after a stop string.
         """
-        if len(self._finish_reasons) == sum(request.n for request in self._requests):
+        if len(self._finish_reasons) == len(self._prompts) * self._n:
             return 0, 0
         scheduled = {i: t for i, t in self._timings.items() if t.scheduled_s is not None}
-        num_prompt_tokens = sum(len(self._requests[i].prompt_token_ids) for i in scheduled)
+        num_prompt_tokens = sum(self._prompts[i].num_tokens or 0 for i in scheduled)
         num_generated = sum(timings.num_tokens for timings in scheduled.values())
         return (
             max(0, num_prompt_tokens - self._num_prompt_tokens),
@@ -188,10 +187,10 @@ class CallTelemetry:
         metrics, num_generated = self._metrics, self._num_generated
         metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
         metrics.request_generation_tokens.observe(num_generated)
-        for request in self._requests:
-            metrics.request_n.observe(request.n)
-            if request.sampling.max_tokens is not None:
-                metrics.request_max_tokens.observe(request.sampling.max_tokens)
+        for _ in self._prompts:
+            metrics.request_n.observe(self._n)
+            if self._max_tokens is not None:
+                metrics.request_max_tokens.observe(self._max_tokens)
         if timings.queued_s is not None:
             metrics.prepare_s.observe(timings.queued_s - self._started_s)
         for phase in engine_timings.phases(timings, time.monotonic()):

@@ -3,48 +3,27 @@
 A field path in an error is the field's place in `CompletionParams`, such as `prompts[0].text`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from chatrpc.v1 import chat_pb2, completion_pb2
 from chatrpc.v1.limits import LIMITS
-from service.domain.chat import ResponseFormat
-from service.domain.model import ServedModel
+from service.domain.backend import ModelSpec
+from service.domain.completion import CompletionRequest
 from service.domain.sampling import SamplingParams
 from service.errors import ContextLengthExceeded, InvalidField, MissingField, UnsupportedField
-from service.rpc.decode.chat import cache_salt, num_choices
-from service.rpc.decode.sampling import check_token_ids, sampling_params
-from service.rpc.decode.tools import answer_form
+from service.rpc.decode.options import cache_salt
+from service.rpc.decode.sampling import check_token_ids, num_choices, sampling_params
+from service.rpc.decode.tools import decoded_format
 from service.rpc.decode.unsupported import refuse_unserved
 
 # OpenAI's; chat completions have none.
 DEFAULT_MAX_TOKENS = 16
 
-_MAX_CHOICES = LIMITS["CompletionParams.prompts"].max_size
-_PROMPT = "prompt"
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionRequest:
-    """Each prompt is a text or token ids. `is_echoed`: the answer's text begins with the prompt.
-
-    With `sampling.max_tokens` of 0 the prompts are scored and nothing is generated.
-    """
-
-    prompts: tuple[str | tuple[int, ...], ...]
-    sampling: SamplingParams
-    n: int
-    is_echoed: bool
-    num_logprobs: int | None
-    num_prompt_logprobs: int | None
-    returns_token_ids: bool
-    adds_special_tokens: bool
-    truncate_prompt_tokens: int | None
-    cache_salt: str
-    response_format: ResponseFormat | None
+_MAX_SEQUENCES = LIMITS["CompletionParams.prompts"].max_size
 
 
 def completion_request(
-    params: completion_pb2.CompletionParams, model: ServedModel
+    params: completion_pb2.CompletionParams, spec: ModelSpec
 ) -> CompletionRequest:
     """Check a request whole and fill in the defaults.
 
@@ -59,12 +38,10 @@ def completion_request(
         num_prompt_logprobs = num_logprobs
     return CompletionRequest(
         prompts=tuple(
-            _prompt(
-                prompt, f"prompts[{i}]", model, is_cut=params.HasField("truncate_prompt_tokens")
-            )
+            _prompt(prompt, f"prompts[{i}]", spec, is_cut=params.HasField("truncate_prompt_tokens"))
             for i, prompt in enumerate(params.prompts)
         ),
-        sampling=_sampling(params, model),
+        sampling=_sampling(params, spec),
         n=params.sampling.n if params.sampling.HasField("n") else 1,
         is_echoed=params.echo,
         num_logprobs=num_logprobs,
@@ -73,12 +50,12 @@ def completion_request(
         adds_special_tokens=params.add_special_tokens or not params.HasField("add_special_tokens"),
         truncate_prompt_tokens=_truncation(params),
         cache_salt=cache_salt(params.cache_salt),
-        response_format=answer_form(params.response_format),
+        response_format=decoded_format(params.response_format),
     )
 
 
 def num_sequences(
-    params: completion_pb2.CompletionParams, max_sequences: int = _MAX_CHOICES
+    params: completion_pb2.CompletionParams, max_sequences: int = _MAX_SEQUENCES
 ) -> int:
     """How many sequences a request asks for: its prompts times its choices.
 
@@ -91,16 +68,11 @@ def num_sequences(
     """
     if not params.prompts:
         raise MissingField("prompts")
-    most = min(max_sequences, _MAX_CHOICES)
+    most = min(max_sequences, _MAX_SEQUENCES)
     n = num_choices(params.sampling, most)
     if len(params.prompts) * n > most:
         raise InvalidField("prompts", f"At most {most} choices are made at once: prompts times n.")
     return len(params.prompts) * n
-
-
-def context_length_exceeded(num_tokens: int, max_model_len: int, path: str) -> Exception:
-    """A prompt that leaves no room for an answer; `path` is the field that holds it."""
-    return ContextLengthExceeded(num_tokens, max_model_len, path, _PROMPT)
 
 
 def _refuse_unserved(params: completion_pb2.CompletionParams) -> None:
@@ -113,33 +85,35 @@ def _refuse_unserved(params: completion_pb2.CompletionParams) -> None:
 
 
 def _prompt(
-    proto: completion_pb2.CompletionPrompt, path: str, model: ServedModel, *, is_cut: bool
+    proto: completion_pb2.CompletionPrompt, path: str, spec: ModelSpec, *, is_cut: bool
 ) -> str | tuple[int, ...]:
     """The prompt, unless its size says that it is too long; a text's tokens are counted later.
 
     `is_cut`: Token ids beyond the context are cut off, so there may be as many as there are.
     """
-    max_model_len = model.card.max_model_len
+    max_model_len = spec.max_model_len
     match proto.WhichOneof("prompt"):
         case "text":
-            longest = model.tokenizer.max_token_chars
-            if len(proto.text) >= longest * max_model_len:
+            longest = spec.max_token_chars
+            if longest is not None and len(proto.text) >= longest * max_model_len:
                 num_tokens = len(proto.text) // longest
-                raise context_length_exceeded(num_tokens, max_model_len, f"{path}.text")
+                raise ContextLengthExceeded(num_tokens, max_model_len, f"{path}.text", "prompt")
             return proto.text
         case "token_ids":
             ids = proto.token_ids.ids
             if not ids:
                 raise InvalidField(f"{path}.token_ids.ids", "A prompt has at least one token.")
             if len(ids) >= max_model_len and not is_cut:
-                raise context_length_exceeded(len(ids), max_model_len, f"{path}.token_ids.ids")
-            check_token_ids(ids, model.vocab_size, f"{path}.token_ids.ids")
+                raise ContextLengthExceeded(
+                    len(ids), max_model_len, f"{path}.token_ids.ids", "prompt"
+                )
+            check_token_ids(ids, spec.vocab_size, f"{path}.token_ids.ids")
             return tuple(ids)
         case None:
             raise MissingField(path)
 
 
-def _sampling(params: completion_pb2.CompletionParams, model: ServedModel) -> SamplingParams:
+def _sampling(params: completion_pb2.CompletionParams, spec: ModelSpec) -> SamplingParams:
     wanted = chat_pb2.SamplingParams()
     wanted.CopyFrom(params.sampling)
     if not wanted.HasField("max_completion_tokens"):
@@ -152,7 +126,7 @@ def _sampling(params: completion_pb2.CompletionParams, model: ServedModel) -> Sa
                 "must be at least 1 without echo.",
             )
         wanted.max_completion_tokens = 1
-    sampling = sampling_params(wanted, model.sampling_defaults, model.vocab_size)
+    sampling = sampling_params(wanted, spec)
     return replace(sampling, max_tokens=0) if is_scored_only else sampling
 
 

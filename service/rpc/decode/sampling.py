@@ -5,8 +5,11 @@ from dataclasses import replace
 
 from chatrpc.v1 import chat_pb2
 from chatrpc.v1.limits import LIMITS, Limits
+from service.domain.backend import ModelSpec
 from service.domain.sampling import SamplingParams
 from service.errors import InvalidField
+
+_MAX_N = int(LIMITS["SamplingParams.n"].maximum)
 
 # The scalars that are taken over as they are, by the domain's names.
 _NAMES = {
@@ -26,9 +29,7 @@ _NAMES = {
 }
 
 
-def sampling_params(
-    proto: chat_pb2.SamplingParams, defaults: SamplingParams, vocab_size: int
-) -> SamplingParams:
+def sampling_params(proto: chat_pb2.SamplingParams, spec: ModelSpec) -> SamplingParams:
     """The parameters, the model's defaults where the request says nothing.
 
     Raises:
@@ -46,32 +47,48 @@ def sampling_params(
             f"{proto.max_completion_tokens}, not {proto.min_tokens}.",
         )
     return replace(
-        defaults,
+        spec.sampling_defaults,
         **{_NAMES[name]: value for name, value in given.items() if name in _NAMES},
-        logit_bias=_logit_bias(proto, vocab_size),
-        allowed_token_ids=_allowed_token_ids(proto, vocab_size),
+        logit_bias=_logit_bias(proto, spec.vocab_size),
+        allowed_token_ids=_allowed_token_ids(proto, spec.vocab_size),
         bad_words=_strings(proto.bad_words, "bad_words"),
         stop=_strings(proto.stop, "stop"),
-        stop_token_ids=_stop_token_ids(proto, vocab_size),
+        stop_token_ids=_stop_token_ids(proto, spec.vocab_size),
     )
 
 
-def check_token_ids(token_ids: Sequence[int], vocab_size: int, path: str) -> None:
+def num_choices(sampling: chat_pb2.SamplingParams, max_choices: int = _MAX_N) -> int:
+    """How many choices a request asks for.
+
+    Args:
+        max_choices: How many the service has room for.
+
+    Raises:
+        InvalidField: There are none, or more than may be.
+    """
+    n = sampling.n if sampling.HasField("n") else 1
+    most = min(max_choices, _MAX_N)
+    if not 1 <= n <= most:
+        raise InvalidField("sampling.n", f"must be between 1 and {most}, not {n}.")
+    return n
+
+
+def check_token_ids(token_ids: Sequence[int], vocab_size: int | None, path: str) -> None:
     """Raise InvalidField for the first id that the vocabulary does not have."""
-    if token_ids and max(token_ids) >= vocab_size:
+    if vocab_size is not None and token_ids and max(token_ids) >= vocab_size:
         i = next(i for i, token_id in enumerate(token_ids) if token_id >= vocab_size)
         raise InvalidField(
             f"{path}[{i}]", f"{token_ids[i]} is not a token id; the vocabulary has {vocab_size}."
         )
 
 
-def _logit_bias(proto: chat_pb2.SamplingParams, vocab_size: int) -> dict[int, float]:
+def _logit_bias(proto: chat_pb2.SamplingParams, vocab_size: int | None) -> dict[int, float]:
     limits = LIMITS["SamplingParams.logit_bias"]
     each = limits.element or Limits()
     if len(proto.logit_bias) > limits.max_size:
         raise InvalidField("sampling.logit_bias", f"has at most {limits.max_size} tokens.")
     for token_id, bias in proto.logit_bias.items():
-        if token_id >= vocab_size:
+        if vocab_size is not None and token_id >= vocab_size:
             raise InvalidField(
                 "sampling.logit_bias",
                 f"{token_id} is not a token id; the vocabulary has {vocab_size}.",
@@ -84,8 +101,10 @@ def _logit_bias(proto: chat_pb2.SamplingParams, vocab_size: int) -> dict[int, fl
     return dict(proto.logit_bias)
 
 
-def _allowed_token_ids(proto: chat_pb2.SamplingParams, vocab_size: int) -> frozenset[int] | None:
-    if len(proto.allowed_token_ids) > vocab_size:
+def _allowed_token_ids(
+    proto: chat_pb2.SamplingParams, vocab_size: int | None
+) -> frozenset[int] | None:
+    if vocab_size is not None and len(proto.allowed_token_ids) > vocab_size:
         raise InvalidField(
             "sampling.allowed_token_ids", f"The vocabulary has {vocab_size} tokens alone."
         )
@@ -93,7 +112,7 @@ def _allowed_token_ids(proto: chat_pb2.SamplingParams, vocab_size: int) -> froze
     return frozenset(proto.allowed_token_ids) or None
 
 
-def _stop_token_ids(proto: chat_pb2.SamplingParams, vocab_size: int) -> frozenset[int]:
+def _stop_token_ids(proto: chat_pb2.SamplingParams, vocab_size: int | None) -> frozenset[int]:
     max_size = LIMITS["SamplingParams.stop_token_ids"].max_size
     if len(proto.stop_token_ids) > max_size:
         raise InvalidField("sampling.stop_token_ids", f"At most {max_size} stop tokens are taken.")

@@ -7,7 +7,7 @@ from typing import Any
 
 from grpc_health.v1 import health_pb2
 
-from service.domain.model import ServedModel
+from service.domain.backend import ServedModel
 from service.errors import Draining, ModelNotFound, Starting
 from service.rpc.calls.context import Context
 from service.rpc.serving.health import HealthServicer

@@ -113,8 +113,8 @@ class LoadReports:
             self._utilization += _SMOOTHING * (self._sample() - self._utilization)
 
     def _sample(self) -> float:
-        """Sequences over places, at this moment; above 1 where some wait."""
-        stats = [model.engine.stats() for model in self._lifecycle.models]
-        num_places = sum(each.max_num_seqs for each in stats)
-        num_inside = sum(each.num_running + each.num_waiting for each in stats)
-        return max(_LEAST_UTILIZATION, num_inside / max(num_places, 1))
+        """Return the sequences over those that can run at once; above 1 if some wait."""
+        loads = [model.backend.load() for model in self._lifecycle.models]
+        num_sequences = sum(load.num_sequences for load in loads)
+        max_running = sum(load.max_running for load in loads)
+        return max(_LEAST_UTILIZATION, num_sequences / max(max_running, 1))

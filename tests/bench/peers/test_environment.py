@@ -7,6 +7,8 @@ import pytest
 
 from bench.peers.environment import Environment, InstallError, root
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def envs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -14,13 +16,13 @@ def envs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_bench_envs_says_where(envs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_envs_sets_the_directory(envs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert root() == envs
     monkeypatch.delenv("BENCH_ENVS")
     assert root() == Path.cwd() / ".venv-bench"
 
 
-def test_it_is_made_once_for_the_same_pins() -> None:
+def test_environment_is_installed_once_for_the_same_pins() -> None:
     made: list[Environment] = []
     Environment("peer", ["a==1"]).install(made.append)
     Environment("peer", ["a==1"]).install(made.append)
@@ -30,7 +32,7 @@ def test_it_is_made_once_for_the_same_pins() -> None:
     assert len(made) == 2
 
 
-def test_a_recipe_that_fails_is_not_installed() -> None:
+def test_failed_installation_is_not_kept() -> None:
     environment = Environment("peer", ["a==1"])
     code = "print('compiling'); print('no compiler'); raise SystemExit(3)"
 
@@ -43,7 +45,7 @@ def test_a_recipe_that_fails_is_not_installed() -> None:
     assert "compiling" in (environment.path / "install.log").read_text()
 
 
-def test_our_modules_stay_out_of_a_peers_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_of_a_peer_does_not_import_our_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/ours")
     environ = Environment("peer", []).environ()
     assert "PYTHONPATH" not in environ

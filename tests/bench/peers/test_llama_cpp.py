@@ -6,7 +6,7 @@ from pathlib import Path
 from bench.peers.llama_cpp import restore_links
 
 
-def test_links_are_made_out_of_the_list(tmp_path: Path) -> None:
+def test_links_are_read_from_the_list(tmp_path: Path) -> None:
     (tmp_path / "libggml.so.0.16.0").write_text("code")
     (tmp_path / "llama-server").write_text("code")
     links = {"libggml.so": "libggml.so.0", "libggml.so.0": "libggml.so.0.16.0"}

@@ -6,7 +6,7 @@ from bench.peers.transformers_serve import body
 from bench.request import ask
 
 
-def test_the_end_of_the_turn_is_a_token_that_does_not_exist() -> None:
+def test_request_disables_the_end_of_sequence_token() -> None:
     asked = body("model", ask("Hi", 7))
     assert json.loads(asked["generation_config"]) == {
         "max_new_tokens": 7,

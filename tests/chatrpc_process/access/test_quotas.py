@@ -348,10 +348,9 @@ class Interleavings(RuleBasedStateMachine):
 
 
 TestInterleavings = Interleavings.TestCase
-TestInterleavings.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestInterleavings.settings = settings(stateful_step_count=40)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 400), st.floats(0, 60)), max_size=20))
 def test_retry_after_is_honest_if_nobody_else_comes(
     requests: list[tuple[int, int, float]],

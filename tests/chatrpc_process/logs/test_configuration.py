@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from chatrpc_process.logs.configuration import printable
+from tests.support.params import slow_but
 
 _SCRIPT = """
 import logging, sys, warnings
@@ -54,7 +55,9 @@ def test_line_has_event_level_logger_and_fields() -> None:
         ("error", "service.rpc", "error", True),
     ],
 )
-@pytest.mark.parametrize("maker", ["structlog.get_logger", "logging.getLogger"])
+@pytest.mark.parametrize(
+    "maker", slow_but({"structlog.get_logger"}, ["structlog.get_logger", "logging.getLogger"])
+)
 def test_debug_is_ours_and_no_librarys(
     maker: str, level: str, logger: str, logged: str, is_written: bool
 ) -> None:
@@ -67,7 +70,7 @@ def test_warnings_are_log_lines() -> None:
     assert "old" in entry["event"]
 
 
-@pytest.mark.parametrize("log_format", ["json", "text"])
+@pytest.mark.parametrize("log_format", slow_but({"json"}, ["json", "text"]))
 @pytest.mark.parametrize("bad", ["a\nb", "a\rb", "\x1b[31mred", "\u202egnp", "x" * 5000, "\x00"])
 def test_values_stay_in_their_line_and_are_bounded(bad: str, log_format: str) -> None:
     code = f"structlog.get_logger('service').info('said', value={bad!r}, other=1)"

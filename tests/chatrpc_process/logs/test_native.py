@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import trustme
 
+from tests.fakes.wait import failsafe
 from tests.support.tls_files import issue
 
 _SCRIPT = """
@@ -60,13 +61,13 @@ async def start(code: str, *arguments: object) -> asyncio.subprocess.Process:
 async def line_of(process: asyncio.subprocess.Process) -> Any:
     """The next line of the log. Other lines fail the test."""
     assert process.stderr
-    async with asyncio.timeout(120):
+    async with failsafe():
         return json.loads(await process.stderr.readline())
 
 
 async def end(process: asyncio.subprocess.Process) -> bytes:
     """Let it end, and return what else it has written to stderr."""
-    async with asyncio.timeout(120):
+    async with failsafe():
         _, rest = await process.communicate(b"")
     assert process.returncode == 0
     return rest
@@ -121,7 +122,7 @@ wait()
 """
     process = await start(code)
     assert process.stdout
-    async with asyncio.timeout(120):
+    async with failsafe():
         assert await process.stdout.readline() == b"done\n"
     assert (await line_of(process))["message"] == "libgomp: again and again and again"
     rest = (await end(process)).splitlines()

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import structlog
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from chatrpc_process.tracing.api import OFF, Kind, TraceContext, current, within
@@ -60,7 +60,6 @@ def test_a_state_that_no_header_may_hold_is_dropped(state: str) -> None:
     assert read == TraceContext(PARENT)
 
 
-@settings(max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from(("traceparent", "tracestate")), st.text())))
 def test_nothing_that_comes_is_an_error(fields: list[tuple[str, str]]) -> None:
     context = TraceContext.read(fields)
@@ -99,6 +98,7 @@ except ConfigError as error:
     assert done.stdout.startswith("otlp_endpoint needs the extra chatrpc[otel]")
 
 
+@pytest.mark.slow
 def test_without_a_collector_the_library_is_not_even_imported() -> None:
     code = """
 import sys
@@ -137,6 +137,7 @@ def test_spans_reach_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     assert work.status.code == work.status.STATUS_CODE_ERROR
 
 
+@pytest.mark.slow
 def test_a_collector_that_never_answers_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")  # seconds
     with socket.create_server(("127.0.0.1", 0)) as deaf:

@@ -241,7 +241,8 @@ def test_sequences_at_once_are_limited_and_an_end_makes_room() -> None:
         pass
 
 
-def test_missing_output_limit_is_set_for_a_caller_with_a_limit_of_tokens() -> None:
-    params = chat(None, n=2)
-    with generation(caller(tokens_per_minute=1000), params):
-        assert params.sampling.max_completion_tokens == 500
+def test_missing_output_limit_of_a_caller_with_a_token_limit_is_set() -> None:
+    with generation(caller(tokens_per_minute=1000), chat(None, n=2)) as charge:
+        assert charge.output_limit == 500
+    with generation(caller(tokens_per_minute=1000), chat(3, n=2)) as charge:
+        assert charge.output_limit is None

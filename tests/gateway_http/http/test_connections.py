@@ -13,7 +13,7 @@ class Fake:
     def __init__(self) -> None:
         self.is_closed = False
 
-    def give_way(self) -> None:
+    def close_idle(self) -> None:
         self.is_closed = True
 
 

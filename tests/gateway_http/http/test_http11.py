@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from gateway_http.http.http11 import MAX_HEAD_BYTES
+from gateway_http.http.head_limits import MAX_HEAD_BYTES
 from gateway_http.metrics import Metrics
 from gateway_http.server import Server
 from tests.fakes.chat_service import Admit, FakeService, Hold, Say
@@ -177,6 +177,7 @@ async def test_response_to_http_1_0_ends_with_its_connection(
         assert (b"content-length" in head.lower()) == (not is_streamed)
         text = await client.read_all()
     if is_streamed:
+        text = text.replace(b": ping\n\n", b"")  # sent if the first token is late
         assert text.startswith(b"data: {")
         assert text.endswith(b"}\n\ndata: [DONE]\n\n")
     else:

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from gateway_http.http.request_record import RequestRecord, address
 from gateway_http.server import Server
-from service.rpc.server import SERVICE_NAMES
+from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.server import Server as Service
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.wait import until

@@ -1,4 +1,4 @@
-"""Random requests made from the OpenAPI document: no server error, and every answer as described.
+"""Random requests made from the OpenAPI document: no server errors, and responses as described.
 
 A short run; `schemathesis run` against a running gateway makes thousands (docs/conformance.md).
 """
@@ -21,6 +21,8 @@ from gateway_http.openapi.document import document
 from tests.support.gateway import checking_service, serving
 from tests.support.grpc_server import CARD
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = schemathesis.openapi.from_dict(document(ENDPOINTS, "1.0"))
 OPERATIONS: list[Any] = [
     result.ok()
@@ -31,7 +33,7 @@ OPERATIONS: list[Any] = [
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """The gateway before the real gRPC surface and a scripted engine, on a loop of its own."""
+    """Yield the URL of a gateway before a real gRPC server with a scripted engine."""
     started: list[str] = []
     is_ready, stop = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
@@ -57,7 +59,7 @@ def url() -> Iterator[str]:
     + [(operation, GenerationMode.NEGATIVE) for operation in OPERATIONS if operation.body],
     ids=lambda value: getattr(value, "label", None) or value.name,
 )
-def test_every_answer_is_as_described(url: str, operation: Any, mode: GenerationMode) -> None:
+def test_responses_are_as_described(url: str, operation: Any, mode: GenerationMode) -> None:
     has_input = operation.body or operation.path_parameters
     excluded = [CHECKS.get_one(name) for name in ("positive_data_acceptance",)]
 

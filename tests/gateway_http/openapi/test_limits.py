@@ -13,20 +13,15 @@ from gateway_http.protocol.completion import CompletionRequest
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.error import InvalidRequest
 from gateway_http.protocol.request import ChatCompletionRequest
-from service.domain.model import ServedModel
+from service.domain.backend import ModelSpec
 from service.domain.sampling import SamplingParams
 from service.errors import InvalidField
 from service.rpc.decode.chat import chat_request
 from service.rpc.decode.completion import completion_request
-from tests.fakes.engine import FakeEngine
-from tests.fakes.tokenizer import EOS, ByteTokenizer
-from tests.support.grpc_server import CARD
 
 SCHEMAS = document(ENDPOINTS, "1.0")["components"]["schemas"]
-VOCAB_SIZE = 2**32  # so that every token id of the document is one of the vocabulary
-MODEL = ServedModel(
-    CARD, ByteTokenizer(), FakeEngine(), SamplingParams(), frozenset({EOS}), VOCAB_SIZE
-)
+# Every token id of the document is one of the vocabulary.
+SPEC = ModelSpec(1000, 300, SamplingParams(), vocab_size=2**32)
 # Its only valid value is that of `n`.
 WITHOUT_RANGE = {"best_of"}
 
@@ -38,14 +33,14 @@ def check_chat(body: dict[str, Any]) -> None:
     """Raise for a body that the gateway or the service rejects."""
     required = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "logprobs": True}
     decoded = decoder(ChatCompletionRequest)(json.dumps(required | body).encode())
-    chat_request(requests.params(decoded), SamplingParams(), VOCAB_SIZE)
+    chat_request(requests.params(decoded), SPEC)
 
 
 def check_completion(body: dict[str, Any]) -> None:
     """Raise for a body that the gateway or the service rejects."""
     required = {"model": "m", "prompt": "x", "max_tokens": -1}
     decoded = decoder(CompletionRequest)(json.dumps(required | body).encode())
-    completion_request(completions.params(decoded), MODEL)
+    completion_request(completions.params(decoded), SPEC)
 
 
 CHECKS: dict[str, Check] = {
@@ -101,7 +96,7 @@ def element(name: str, schema: Any, i: int) -> Any:
         case "messages":
             return {"role": "user", "content": "Hi"}
         case "tools":
-            return {"type": "function", "function": {"name": f"f{i}"}}
+            return function_tool(f"f{i}")
     match schema.get("type"):
         case "array":
             return [element(name, schema["items"], i)]
@@ -111,6 +106,21 @@ def element(name: str, schema: Any, i: int) -> Any:
             return 1
 
 
+def function_tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+# How a field of a part of a chat completion's request is sent.
+PARTS: dict[tuple[str, str], Callable[[Any], dict[str, Any]]] = {
+    ("FunctionDefinition", "name"): lambda name: {"tools": [function_tool(name)]},
+    ("AllowedTools", "tools"): lambda tools: {
+        "tools": [function_tool(f"f{i}") for i in range(128)],
+        "tool_choice": {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "auto", "tools": tools},
+        },
+    },
+}
 CASES = [
     (body, name, value, is_valid)
     for body in CHECKS
@@ -120,9 +130,9 @@ CASES = [
 ]
 
 
-def is_accepted(body: str, name: str, value: Any) -> bool:
+def accepts(body: str, fields: dict[str, Any]) -> bool:
     try:
-        CHECKS[body]({name: value})
+        CHECKS[body](fields)
     except (InvalidRequest, InvalidField):
         return False
     return True
@@ -132,9 +142,15 @@ def test_documented_limits_are_those_of_the_service() -> None:
     wrong = [
         (body, name, str(value)[:80], is_valid)
         for body, name, value, is_valid in CASES
-        if is_accepted(body, name, value) != is_valid
+        if accepts(body, {name: value}) != is_valid
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize(("part", "name"), PARTS)
+def test_documented_limits_of_a_part_are_those_of_the_service(part: str, name: str) -> None:
+    for value, is_valid in values(name, SCHEMAS[part]["properties"][name]):
+        assert accepts("ChatCompletionRequest", PARTS[part, name](value)) == is_valid
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Bodies that are wrong in one way each, and what OpenAI's clients are told about them."""
+"""Bodies with one mistake each, and the errors that OpenAI's clients receive for them."""
 
 import contextlib
 import json
@@ -69,7 +69,9 @@ def refusal(body: bytes) -> InvalidRequest:
         ({"foo": 1}, "foo", "unknown_parameter"),
     ],
 )
-def test_mismatch_names_the_parameter(fields: dict[str, Any], param: str, code: str) -> None:
+def test_error_of_mismatch_names_the_parameter(
+    fields: dict[str, Any], param: str, code: str
+) -> None:
     error = refusal(json.dumps({"model": "m", "messages": [HI]} | fields).encode()).body.error
 
     assert (error.param, error.code, error.type) == (param, code, "invalid_request_error")
@@ -77,7 +79,7 @@ def test_mismatch_names_the_parameter(fields: dict[str, Any], param: str, code: 
     assert "$" not in error.message
 
 
-def test_words_are_openais() -> None:
+def test_messages_are_those_of_openai() -> None:
     assert refusal(b"{}").body.error.message == "Missing required parameter: 'model'."
     unknown = refusal(b'{"model":"m","messages":[{"role":"user"}],"foo":1}')
     assert unknown.body.error.message == "Unrecognized request argument supplied: foo"
@@ -109,7 +111,7 @@ def test_words_are_openais() -> None:
         b'{"model":"m","chat_template_kwargs":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_001,
     ],
 )
-def test_malformed_is_refused(body: bytes) -> None:
+def test_malformed_body_is_rejected(body: bytes) -> None:
     assert refusal(body).status == 400
 
 
@@ -124,7 +126,7 @@ def test_malformed_is_refused(body: bytes) -> None:
         ),
     ],
 )
-def test_keys_occur_once(body: bytes, key: str) -> None:
+def test_duplicate_key_is_rejected(body: bytes, key: str) -> None:
     error = refusal(body).body.error
     assert error.param == key
     assert "twice" in error.message
@@ -133,14 +135,14 @@ def test_keys_occur_once(body: bytes, key: str) -> None:
 @pytest.mark.parametrize(
     "ids", ["[" + "7, " * 20_000 + "7]", "[[ " + "1," * 20_000 + "1 ], [10, 2]]"]
 )
-def test_keys_beside_long_lists_of_numbers_occur_once(ids: str) -> None:
+def test_duplicate_key_beside_long_list_of_numbers_is_rejected(ids: str) -> None:
     body = f'{{"model":"m","prompt":{ids},"user":"a","user":"b"}}'
     with pytest.raises(InvalidRequest) as caught:
         decoder(CompletionRequest)(body.encode())
     assert caught.value.body.error.param == "user"
 
 
-def test_keys_that_are_long_lists_of_numbers_are_told_apart() -> None:
+def test_different_keys_that_are_long_lists_of_numbers_are_accepted() -> None:
     keys = ["[" + "1," * 20_000 + f"{last}]" for last in (1, 2)]
     kwargs = json.dumps(dict.fromkeys(keys, 0))
     hi = json.dumps(HI)
@@ -160,7 +162,7 @@ def test_keys_that_are_long_lists_of_numbers_are_told_apart() -> None:
         (b'{"model" "m"}', "expected ':' (byte 9)"),
     ],
 )
-def test_error_says_why_a_body_is_not_json(body: bytes, reason: str) -> None:
+def test_error_of_malformed_body_states_the_reason(body: bytes, reason: str) -> None:
     message = refusal(body).body.error.message
     assert message == f"We could not parse the JSON body of your request: {reason}."
 
@@ -170,12 +172,12 @@ def test_byte_order_mark_is_skipped() -> None:
     assert decode(body).model == "é"
 
 
-def test_errors_quote_no_more_than_helps() -> None:
+def test_quotation_in_error_is_cut() -> None:
     error = refusal(json.dumps({"model": "m", "messages": [HI], "x" * 100_000: 1}).encode())
     assert len(error.body.error.message) < 1000
 
 
-def test_null_is_absent() -> None:
+def test_null_is_the_same_as_absent() -> None:
     named = {"temperature", "stop", "tools", "stream_options", "response_format", "functions"}
     request = decode(json.dumps({"model": "m", "messages": [HI]} | dict.fromkeys(named)).encode())
     assert all(getattr(request, name) is None for name in named)
@@ -184,7 +186,7 @@ def test_null_is_absent() -> None:
 @pytest.mark.parametrize(
     "number", [str(10**30), "18446744073709551617", "1e400", "0.1000", "1E19", "-0.0"]
 )
-def test_numbers_in_a_schema_are_passed_on_as_they_were_sent(number: str) -> None:
+def test_numbers_in_schema_are_unchanged(number: str) -> None:
     schema = f'{{"b": {number}, "a": null}}'
     tool = f'{{"type": "function", "function": {{"name": "f", "parameters": {schema}}}}}'
     body = f'{{"model": "m", "messages": [{json.dumps(HI)}], "tools": [{tool}]}}'
@@ -194,13 +196,13 @@ def test_numbers_in_a_schema_are_passed_on_as_they_were_sent(number: str) -> Non
 
 
 @given(st.binary(max_size=200))
-def test_bytes_are_refused_or_decoded(body: bytes) -> None:
+def test_any_bytes_are_decoded_or_rejected(body: bytes) -> None:
     with contextlib.suppress(InvalidRequest):
         decode(body)
 
 
 @pytest.mark.parametrize("request_id", ["", "a b", "é", "x" * 129, "a\n"])
-def test_error_of_a_request_id_is_in_plain_words(request_id: str) -> None:
+def test_error_of_request_id_states_the_valid_characters(request_id: str) -> None:
     body = json.dumps({"model": "m", "messages": [HI], "request_id": request_id}).encode()
     error = refusal(body).body.error
     assert (error.param, error.code) == ("request_id", "invalid_value")

@@ -1,4 +1,4 @@
-"""Bodies of many elements, and of few that only look like many."""
+"""Bodies with many elements, and bodies with few that look like many."""
 
 import json
 from contextlib import suppress
@@ -39,7 +39,7 @@ def rejection(body: bytes) -> Any:
     ],
 )
 @pytest.mark.parametrize("indent", [None, 1])
-def test_too_many_elements_are_rejected_by_their_field(
+def test_too_many_elements_are_rejected_with_their_field(
     field: str, value: object, indent: int | None
 ) -> None:
     body = {"model": "m", field: value, "user": "u"}
@@ -68,7 +68,7 @@ def test_long_texts_and_lists_of_numbers_are_allowed(
     check_elements(json.dumps(body, indent=indent).encode())
 
 
-def test_depth_is_bounded() -> None:
+def test_deeply_nested_body_is_rejected() -> None:
     check_elements(f'{{"a": {nested(MAX_DEPTH - 1)}, "b": {nested(MAX_DEPTH - 1)}}}'.encode())
     error = rejection(f'{{"a": [], "b": {nested(MAX_DEPTH)}}}'.encode())
     assert error.param == "b"
@@ -89,7 +89,7 @@ def test_depth_is_bounded() -> None:
     ],
 )
 def test_bytes_that_are_not_json_are_read_once(body: bytes) -> None:
-    """Twice as many take no more than a few times as long, or this would not end."""
+    """Time that grows with the square of the size would exceed the time limit of tests."""
     for content in (body, body + body):
         with suppress(InvalidRequest):
             check_elements(content)
@@ -106,7 +106,7 @@ JSON = st.recursive(
 
 
 def num_elements(value: object, *, is_number_counted: bool) -> int:
-    """The keys and values of a value."""
+    """Return the number of keys and values of a value."""
     match value:
         case list():
             inner: list[object] = value

@@ -1,4 +1,4 @@
-"""Keys that are not known and null, which clients send back from other servers' responses."""
+"""Unknown keys with the value null, which clients send back from other servers' responses."""
 
 import json
 from typing import Any
@@ -54,7 +54,7 @@ def test_unknown_nulls_are_absent_in_other_requests(kind: type, body: dict[str, 
         ({"messages": [{"role": None, "content": "x"} | UNKNOWN]}, "messages[0].role"),
     ],
 )
-def test_what_else_is_wrong_is_rejected_by_its_own_name(
+def test_other_mistake_beside_unknown_null_is_rejected(
     fields: dict[str, Any], param: str | None
 ) -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}]} | fields
@@ -63,7 +63,7 @@ def test_what_else_is_wrong_is_rejected_by_its_own_name(
     assert caught.value.body.error.param == param or param is None
 
 
-def test_values_of_no_declared_type_stay_as_they_are_written() -> None:
+def test_values_of_no_declared_type_are_unchanged() -> None:
     schema = (
         b'{"const": null, "x": null, "enum": [1.50, 9007199254740993], "properties":{"a":null}}'
     )
@@ -79,7 +79,7 @@ def test_values_of_no_declared_type_stay_as_they_are_written() -> None:
     assert kept.replace(schema, b"").count(b"null") == 1
 
 
-def test_key_that_occurs_twice_is_rejected_all_the_same() -> None:
+def test_duplicate_unknown_null_is_rejected() -> None:
     with pytest.raises(InvalidRequest, match="occurs twice"):
         decode(
             b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "a": null, "a": null}'

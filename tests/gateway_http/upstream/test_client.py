@@ -17,9 +17,11 @@ from gateway_http.upstream.client import OPTIONS as CHANNEL_OPTIONS
 from gateway_http.upstream.client import CallOptions, Upstream
 from gateway_http.upstream.connection import Connection
 from gateway_http.upstream.rpcs import STREAM_CHAT_COMPLETION
-from service.domain.model import ServedModel
+from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
-from service.rpc.server import SERVICE_NAMES, Server
+from service.generation.local_backend import locally_served
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.chat_service import Admit, Fail, FakeService, Finish, Hold, Say
 from tests.fakes.engine import FakeEngine
@@ -37,7 +39,9 @@ def test_core_knows_every_option_key() -> None:
     """An unknown key is ignored in silence: the key must stand, whole, in the binary."""
     binary = Path(cygrpc.__file__).read_bytes()
     for key, _ in CHANNEL_OPTIONS:
-        assert re.search(rb"[^A-Za-z_.]" + re.escape(key.encode()) + rb"\0", binary), key
+        found = re.finditer(re.escape(key.encode()) + rb"\0", binary)
+        before = {binary[match.start() - 1 : match.start()] for match in found}
+        assert any(not re.match(rb"[A-Za-z_.]", byte) for byte in before), key
 
 
 async def test_silence_is_told_and_ends_nothing(service: FakeService) -> None:
@@ -109,7 +113,9 @@ async def test_the_service_can_be_called_under_tls(tmp_path: Path) -> None:
     server = Server(lifecycle, request_timeout_s=60, tls=tls)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
-        ServedModel(CARD, ByteTokenizer(), FakeEngine(), SamplingParams(), frozenset({EOS}), 257)
+        locally_served(
+            LocalModel(CARD, ByteTokenizer(), FakeEngine(), SamplingParams(), frozenset({EOS}), 257)
+        )
     )
     async with (
         serving(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 import trustme
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from chatrpc_process.errors import ConfigError
@@ -137,7 +137,6 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         load_registry(tmp_path / "bytes.toml")
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_a_registry_or_an_error(tmp_path_factory: Any, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.toml"

@@ -1,7 +1,7 @@
 import math
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -27,7 +27,6 @@ def naive(
     return torch.stack(heads).float()
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     contexts=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 12)), min_size=1, max_size=5),
     window=st.integers(1, 15) | st.none(),

@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from service.domain.model import ServedModel
+from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
-from service.rpc.server import SERVICE_NAMES, Server
+from service.generation.local_backend import locally_served
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
@@ -18,7 +20,7 @@ from tests.support.grpc_server import CARD, Running
 async def starting() -> AsyncIterator[Running]:
     """A server whose model is not loaded yet."""
     engine = FakeEngine()
-    model = ServedModel(
+    model = LocalModel(
         CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), vocab_size=257
     )
     lifecycle = Lifecycle(SERVICE_NAMES)
@@ -32,5 +34,5 @@ async def starting() -> AsyncIterator[Running]:
 @pytest.fixture
 async def running(starting: Running) -> Running:
     """A server that serves the model `fake`, also called `alias`."""
-    await starting.lifecycle.serve(starting.model)
+    await starting.lifecycle.serve(locally_served(starting.model))
     return starting

@@ -3,8 +3,9 @@
 from typing import Any
 
 from chatrpc.v1 import chat_pb2, chat_service_pb2
-from service.domain.model import ChatFormats, ServedModel
+from service.domain.model import ChatFormats, LocalModel
 from service.domain.sampling import SamplingParams
+from service.generation.local_backend import locally_served
 from service.text.grammars import CompiledGrammars
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
@@ -19,15 +20,17 @@ async def serve(
     formats: ChatFormats | None = None,
 ) -> Running:
     """`running`, its model called `fake` replaced."""
-    model = ServedModel(
-        CARD,
-        ByteTokenizer(),
-        engine,
-        SamplingParams(),
-        frozenset({EOS}),
-        vocab_size=257,
-        formats=formats or ChatFormats(),
-        grammars=grammars,
+    model = locally_served(
+        LocalModel(
+            CARD,
+            ByteTokenizer(),
+            engine,
+            SamplingParams(),
+            frozenset({EOS}),
+            vocab_size=257,
+            formats=formats or ChatFormats(),
+            grammars=grammars,
+        )
     )
     running.engine = engine
     await running.lifecycle.serve(model)

@@ -11,8 +11,9 @@ import pytest
 from chatrpc.v1 import chat_pb2, chat_service_pb2, model_service_pb2
 from service.domain.engine import FinishReason, TokenOutput
 from service.errors import ContextLengthExceeded, EngineDead, QueueFull
+from service.generation.local_backend import locally_served
+from service.rpc import generation_calls
 from service.rpc.calls import initial_metadata
-from service.rpc.encode import logprobs
 from tests.fakes.tokenizer import EOS
 from tests.fakes.wait import until
 from tests.support.grpc_server import Running, params
@@ -286,7 +287,7 @@ async def test_a_token_that_the_model_does_not_know_is_the_callers_mistake(
     running: Running,
 ) -> None:
     small = replace(running.model, card=replace(running.model.card, id="small"), vocab_size=100)
-    await running.lifecycle.serve(small)
+    await running.lifecycle.serve(locally_served(small))
     refused = await refusal(running.chat.CreateChatCompletion(unary(model="small", text="é")))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["messages"])
 
@@ -314,7 +315,7 @@ async def test_bytes_that_are_no_message_are_the_callers_mistake(
 async def test_log_probabilities_that_no_message_could_hold_are_refused(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logprobs, "MAX_AT_ONCE", 100)
+    monkeypatch.setattr(generation_calls, "MAX_LOGPROBS_AT_ONCE", 100)
     running.engine.answer("x")
     sampling = chat_pb2.SamplingParams(max_completion_tokens=51)
     request = unary(logprobs=True, top_logprobs=1, sampling=sampling)

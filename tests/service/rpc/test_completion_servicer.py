@@ -9,8 +9,8 @@ import pytest
 from chatrpc.v1 import chat_pb2, completion_pb2, completion_service_pb2
 from service.domain.engine import FinishReason, TokenLogprobs, TokenOutput
 from service.errors import EngineDead, QueueFull
+from service.rpc import generation_calls
 from service.rpc.calls import initial_metadata
-from service.rpc.encode import logprobs
 from tests.fakes.tokenizer import EOS
 from tests.fakes.wait import until
 from tests.support.grpc_server import Running
@@ -270,7 +270,7 @@ async def test_the_words_of_a_prompt_that_is_too_long(running: Running) -> None:
 async def test_an_answer_that_no_message_could_hold_is_refused(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logprobs, "MAX_AT_ONCE", 100)
+    monkeypatch.setattr(generation_calls, "MAX_LOGPROBS_AT_ONCE", 100)
     running.engine.answer("x")
     request = unary([97] * 51, prompt_logprobs=1)
     refused = await refusal(running.completions.CreateCompletion(request))

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from chatrpc.v1 import chat_pb2, chat_service_pb2, model_service_pb2
+from service.generation.local_backend import locally_served
 from tests.fakes.tokenizer import ByteTokenizer
 from tests.fakes.wait import until
 from tests.support.api_keys import OTHER, SECRET, key, write
@@ -49,7 +50,7 @@ async def shared(tmp_path: Path, tokenizer: SlowTokenizer) -> AsyncIterator[Runn
     keys = write(tmp_path / "keys.toml", key() + key(OTHER, name="two"))
     async with served(keys) as running:
         model = replace(running.model, tokenizer=tokenizer)
-        await running.lifecycle.serve(model)
+        await running.lifecycle.serve(locally_served(model))
         yield running
 
 

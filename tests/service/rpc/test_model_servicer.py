@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from chatrpc.v1 import chat_pb2, model_service_pb2
+from service.generation.local_backend import locally_served
 from service.metrics import Metrics
 from service.rpc.model_servicer import MAX_TEXT_BYTES
 from tests.fakes.tokenizer import ByteTokenizer
@@ -50,7 +51,7 @@ async def test_a_model_is_listed_with_what_is_known_of_it(running: Running) -> N
 async def test_pages(running: Running) -> None:
     for name in ("b", "c", "d"):
         card = replace(CARD, id=name, aliases=())
-        await running.lifecycle.serve(replace(running.model, card=card))
+        await running.lifecycle.serve(locally_served(replace(running.model, card=card)))
     seen, token = [], ""
     while True:
         page = await running.models.ListModels(
@@ -124,7 +125,9 @@ async def test_what_is_too_much_to_tokenize_is_refused_by_its_size(running: Runn
     refused = await refusal(running.models.Tokenize(long))
     assert (refused.reason, refused.fields) == ("CONTEXT_LENGTH_EXCEEDED", ["text"])
     card = replace(CARD, id="wide", aliases=(), max_model_len=1 << 30)
-    await running.lifecycle.serve(replace(running.model, card=card, tokenizer=Unused()))
+    await running.lifecycle.serve(
+        locally_served(replace(running.model, card=card, tokenizer=Unused()))
+    )
     for text in ("x" * (MAX_TEXT_BYTES + 1), "é" * (MAX_TEXT_BYTES // 2 + 1)):
         wide = model_service_pb2.TokenizeRequest(model="wide", text=text)
         refused = await refusal(running.models.Tokenize(wide))
@@ -137,7 +140,7 @@ async def test_a_tokenization_that_its_caller_has_left_is_not_begun() -> None:
     started, left = metrics.started.labels(*method), metrics.handled.labels(*method, "CANCELLED")
     request = model_service_pb2.TokenizeRequest(model="fake", text="x")
     async with served(metrics=metrics) as running:
-        await running.lifecycle.serve(replace(running.model, tokenizer=tokenizer))
+        await running.lifecycle.serve(locally_served(replace(running.model, tokenizer=tokenizer)))
         calls: list[Any] = [running.models.Tokenize(request) for _ in range(20)]
         await until(lambda: started._value.get() == 20 and tokenizer.num_begun > 0)
         for call in calls:

@@ -7,24 +7,26 @@ from typing import Any
 import pytest
 import tokenizers
 
+from service.domain.backend import TextDelta
 from service.domain.chat import (
-    AnswerForm,
     ChatRequest,
     Message,
     PromptOptions,
     ResponseFormat,
+    ResponseFormatKind,
     Tool,
     ToolCall,
     ToolMode,
 )
 from service.domain.engine import FinishReason, TokenOutput
-from service.domain.model import ServedModel, ToolFormat
+from service.domain.model import LocalModel, ToolFormat
 from service.domain.sampling import SamplingParams
 from service.errors import UnsupportedField
 from service.text.conversation import compile_grammar, prepare
 from service.text.grammars import CompiledGrammars, load_token_trie
 from service.text.hf_tokenizer import HfTokenizer
-from service.text.output_text import AnswerText, TextDelta
+from service.text.output_parser import OutputParser
+from service.text.output_text import OutputText
 from service.text.tool_calls.syntax import chat_formats
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import allowed, choose_token
@@ -53,8 +55,8 @@ THINKING = "{% if enable_thinking is defined %}<think></think>{% else %}<think>{
 CITY = {"enum": ["Rome", "Köln"]}
 WEATHER = {"type": "object", "properties": {"city": CITY}, "required": ["city"]}
 TOOLS = (
-    Tool(0, "get_weather", "About it", json.dumps(WEATHER)),
-    Tool(1, "now", "", "", is_strict=True),
+    Tool("get_weather", "About it", json.dumps(WEATHER)),
+    Tool("now", "", "", is_strict=True),
 )
 
 
@@ -64,7 +66,7 @@ def model(
     is_special: bool = True,
     kind: Any = byte_level,
     tool_template: str | None = None,
-) -> ServedModel:
+) -> LocalModel:
     """A model with such a template, whose tokenizer has all the markers."""
     backend: tokenizers.Tokenizer = kind()
     added = [tokenizers.AddedToken(m, special=is_special, normalized=False) for m in MARKERS[:-1]]
@@ -74,7 +76,7 @@ def model(
     end = backend.token_to_id("<|end|>")
     assert end is not None
     trie = load_token_trie(tokenizer.to_json(), tokenizer.vocab_size, [end])
-    return ServedModel(
+    return LocalModel(
         CARD,
         tokenizer,
         FakeEngine(),
@@ -91,13 +93,14 @@ def chat(**fields: Any) -> ChatRequest:
     return ChatRequest("m", sampling=SamplingParams(), prompt=PromptOptions(), **given)
 
 
-def random_deltas(request: ChatRequest, served: ServedModel, seed: int) -> list[TextDelta]:
+def random_deltas(request: ChatRequest, served: LocalModel, seed: int) -> list[TextDelta]:
     """Return the deltas of a random output that follows the request's grammar."""
     conversation = prepare(request, served)
     assert conversation.grammar is not None
     matcher = compile_grammar(conversation.grammar, served).matcher()
-    text = AnswerText(served.tokenizer, request.sampling, conversation.reading.shown_tokens)
-    reader = conversation.reading.reader()
+    output_format = conversation.output_format
+    text = OutputText(served.tokenizer, request.sampling, output_format.shown_tokens)
+    parser = OutputParser(output_format, text)
     choose = random.Random(seed)
     deltas: list[TextDelta] = []
     for _ in range(3000):
@@ -106,7 +109,7 @@ def random_deltas(request: ChatRequest, served: ServedModel, seed: int) -> list[
         token_id = min(ends) if ends and choose.random() < 0.5 else choose_token(choose, choices)
         matcher.advance(token_id)
         reason = FinishReason.STOP if token_id in served.eos_token_ids else None
-        deltas.append(reader.read(text.push(TokenOutput((token_id,), reason))))
+        deltas += parser.push(TokenOutput((token_id,), reason))
         if deltas[-1].finish_reason is not None:
             return deltas
     return deltas
@@ -138,7 +141,7 @@ def test_forced_calls_are_parsed_from_control_tokens_and_from_text(
         deltas = random_deltas(request, served, seed)
         assert deltas[-1].finish_reason is FinishReason.TOOL_CALLS
         assert "".join(delta.text for delta in deltas) == ""
-        pieces = [piece for delta in deltas for piece in delta.calls]
+        pieces = [piece for delta in deltas for piece in delta.tool_calls]
         arguments = json.loads("".join(piece.arguments for piece in pieces))
         if pieces[0].name == "now":
             assert arguments == {}
@@ -149,7 +152,7 @@ def test_forced_calls_are_parsed_from_control_tokens_and_from_text(
 @pytest.mark.parametrize("kind", [byte_level, byte_fallback])
 def test_response_format_works_with_both_kinds_of_tokenizer(kind: Any) -> None:
     served = model(MESSAGES, kind=kind)
-    wanted = ResponseFormat(AnswerForm.CHOICE, choices=("Hello", "日本 é"))
+    wanted = ResponseFormat(ResponseFormatKind.CHOICE, choices=("Hello", "日本 é"))
     for seed in range(5):
         deltas = random_deltas(chat(response_format=wanted), served, seed)
         assert "".join(delta.text for delta in deltas) in wanted.choices
@@ -158,9 +161,9 @@ def test_response_format_works_with_both_kinds_of_tokenizer(kind: Any) -> None:
 @pytest.mark.parametrize("is_special", [True, False])
 def test_response_format_follows_reasoning_that_the_prompt_opens(is_special: bool) -> None:
     served = model(MESSAGES + THINKING, is_special=is_special)
-    wanted = ResponseFormat(AnswerForm.CHOICE, choices=("yes",))
+    wanted = ResponseFormat(ResponseFormatKind.CHOICE, choices=("yes",))
     conversation = prepare(chat(response_format=wanted), served)
-    assert conversation.reading.is_thinking
+    assert conversation.output_format.is_reasoning_open
     assert conversation.grammar is not None
     matcher = compile_grammar(conversation.grammar, served).matcher()
     thoughts = served.tokenizer.encode("Hello</think>", add_special_tokens=False)
@@ -175,7 +178,7 @@ def test_closed_reasoning_in_the_prompt_disables_reasoning() -> None:
     served = model(MESSAGES + THINKING)
     closed = PromptOptions(template_kwargs={"enable_thinking": False})
     request = ChatRequest("m", (Message("user", "Hi"),), SamplingParams(), closed)
-    assert prepare(request, served).reading.reasoning is None
+    assert prepare(request, served).output_format.reasoning is None
 
 
 def test_template_gets_tools_in_the_openai_form() -> None:
@@ -192,7 +195,7 @@ def test_template_gets_tools_in_the_openai_form() -> None:
 
 def test_tool_description_cannot_write_control_tokens() -> None:
     served = model(TEMPLATES[ToolFormat.HERMES] + MESSAGES)
-    tools = (Tool(0, "f", "Says <|end|> a lot", ""),)
+    tools = (Tool("f", "Says <|end|> a lot", ""),)
     prompt = prepare(chat(tools=tools), served).prompt_token_ids
     assert not served.eos_token_ids.intersection(prompt)
 
@@ -223,7 +226,7 @@ def test_template_without_system_role_gets_tools_in_the_user_message() -> None:
 
 def test_ambiguous_response_format_and_tool_calls_are_rejected() -> None:
     served = model(TEMPLATES[ToolFormat.LLAMA3_JSON] + MESSAGES)
-    wanted = ResponseFormat(AnswerForm.JSON_OBJECT)
+    wanted = ResponseFormat(ResponseFormatKind.JSON_OBJECT)
     conversation = prepare(chat(tools=TOOLS, response_format=wanted), served)
     assert conversation.grammar is not None
     with pytest.raises(UnsupportedField):

@@ -1,6 +1,6 @@
 from itertools import cycle, groupby
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.text.detokenizer import Detokenizer
@@ -52,13 +52,11 @@ def _decoded(data: bytes) -> str:
 
 
 @given(ids=st.lists(st.integers(0, BYTE_LEVEL.vocab_size + 3), max_size=80))
-@settings(deadline=None)
 def test_byte_level_pieces_add_up_to_the_decoded_text(ids: list[int]) -> None:
     assert "".join(detokenize(BYTE_LEVEL, ids)) == BYTE_LEVEL.decode(ids, skip_special_tokens=True)
 
 
 @given(ids=st.lists(st.integers(0, METASPACE.vocab_size - 1), max_size=80))
-@settings(deadline=None)
 def test_metaspace_pieces_add_up_to_the_decoded_text(ids: list[int]) -> None:
     assert "".join(detokenize(METASPACE, ids)) == METASPACE.decode(ids, skip_special_tokens=True)
 
@@ -73,20 +71,17 @@ def _starts_with_a_space_byte(ids: list[int]) -> bool:
         lambda ids: not _starts_with_a_space_byte(ids)
     )
 )
-@settings(deadline=None, max_examples=300)
 def test_byte_fallback_keeps_complete_characters_before_an_invalid_byte(ids: list[int]) -> None:
     assert "".join(detokenize(BYTE_FALLBACK, ids)) == fallback_text(ids)
 
 
 @given(ids=st.lists(st.sampled_from([0x9F, 0xE4, 0xBD, 0xA0]), min_size=17, max_size=80))
-@settings(deadline=None)
 def test_byte_fallback_handles_a_long_run_of_bytes(ids: list[int]) -> None:
     ids = [FIRST_BYTE + byte for byte in ids]
     assert "".join(detokenize(BYTE_FALLBACK, ids)) == fallback_text(ids)
 
 
 @given(pieces=pieces)
-@settings(deadline=None)
 def test_encoded_text_is_restored_without_half_characters(
     tokenizer: LibraryTokenizer, pieces: list[str]
 ) -> None:
@@ -97,7 +92,6 @@ def test_encoded_text_is_restored_without_half_characters(
 
 
 @given(data=st.data(), sizes=st.lists(st.integers(1, 20), min_size=1))
-@settings(deadline=None, max_examples=300)
 def test_text_does_not_depend_on_how_ids_are_split(data: st.DataObject, sizes: list[int]) -> None:
     tokenizer = data.draw(st.sampled_from([BYTE_LEVEL, BYTE_FALLBACK, METASPACE]))
     text = tokenizer.encode("".join(data.draw(pieces)), add_special_tokens=False)

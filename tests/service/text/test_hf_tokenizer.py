@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -204,7 +204,6 @@ def test_template_file_precedes_the_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None)
 @given(
     pieces=st.lists(
         st.sampled_from(["<|im_end|>", "<|im_start|>", "</s>", " ", "\n", "Hello", "\U000f0000"])
@@ -347,6 +346,7 @@ def test_missing_tokenizer_is_a_one_line_error(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.slow
 def test_older_tokenizer_is_converted_by_the_command_in_the_error(tmp_path: Path) -> None:
     model = json.loads(byte_level().to_str())["model"]
     write_json(tmp_path / "vocab.json", model["vocab"])

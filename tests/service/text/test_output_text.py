@@ -6,17 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.domain.backend import TextDelta
 from service.domain.engine import FinishReason, TokenLogprobs, TokenOutput
 from service.domain.sampling import SamplingParams
-from service.text.output_text import AnswerText, TextDelta
+from service.text.output_text import OutputText
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 
 
-def answer(*stop: str, stop_token_ids: frozenset[int] = frozenset()) -> AnswerText:
-    return AnswerText(ByteTokenizer(), SamplingParams(stop=stop, stop_token_ids=stop_token_ids))
+def answer(*stop: str, stop_token_ids: frozenset[int] = frozenset()) -> OutputText:
+    return OutputText(ByteTokenizer(), SamplingParams(stop=stop, stop_token_ids=stop_token_ids))
 
 
-def push(text: AnswerText, output: TokenOutput) -> TextDelta:
+def push(text: OutputText, output: TokenOutput) -> TextDelta:
     """The delta, but for its token ids."""
     return replace(text.push(output), token_ids=())
 
@@ -124,7 +125,7 @@ def test_tokens_after_a_stop_string_are_dropped() -> None:
 
 
 def test_stop_string_can_be_included_in_the_text() -> None:
-    text = AnswerText(
+    text = OutputText(
         ByteTokenizer(), SamplingParams(stop=("END",), include_stop_str_in_output=True)
     )
     assert push(text, output("one END two")) == TextDelta("one END", 7, FinishReason.STOP, "END")
@@ -132,7 +133,7 @@ def test_stop_string_can_be_included_in_the_text() -> None:
 
 def test_special_tokens_can_be_included_in_the_text() -> None:
     sampling = SamplingParams(skip_special_tokens=False, include_stop_str_in_output=True)
-    text = AnswerText(ByteTokenizer(), sampling)
+    text = OutputText(ByteTokenizer(), sampling)
     delta = push(text, TokenOutput((ord("a"), EOS), FinishReason.STOP))
     assert delta == TextDelta("a<eos>", 2, FinishReason.STOP)
 
@@ -145,7 +146,7 @@ def with_logprobs(token_ids: bytes | list[int], reason: FinishReason | None = No
 
 def tokens_with_logprobs(delta: TextDelta) -> bytes:
     """Return the tokens whose log probabilities are in the delta."""
-    return bytes(logprobs.token_id for logprobs in delta.logprobs)
+    return b"".join(logprob.token for logprob in delta.logprobs)
 
 
 def test_log_probabilities_are_sent_with_their_text() -> None:
@@ -181,7 +182,7 @@ def test_token_cut_by_the_limit_keeps_its_log_probability() -> None:
 
 
 def test_end_without_a_token_removes_no_text() -> None:
-    answer = AnswerText(ByteTokenizer(), SamplingParams(stop_token_ids=frozenset({98})))
+    answer = OutputText(ByteTokenizer(), SamplingParams(stop_token_ids=frozenset({98})))
     assert answer.push(TokenOutput((97, 98))).text == "ab"
     end = answer.push(TokenOutput((), FinishReason.STOP))
     assert (end.text, end.finish_reason, end.matched_stop) == ("", FinishReason.STOP, None)

@@ -1,11 +1,9 @@
 """The caller of the current task, and what its call may cost."""
 
-from dataclasses import replace
-
 import pytest
 
-from service.domain.engine import Caller, Request
-from service.domain.sampling import SamplingParams
+from service.domain.backend import Prompt
+from service.domain.engine import Caller
 from service.rpc.calls.caller import acting_for, current_caller, may_use_model, reserve_exactly
 
 ONE, OTHER = Caller("one", 2, "one", 0), Caller("other")
@@ -14,7 +12,7 @@ ONE, OTHER = Caller("one", 2, "one", 0), Caller("other")
 def test_outside_of_a_call_the_caller_has_no_name_and_may_use_every_model() -> None:
     assert current_caller() == Caller()
     assert may_use_model("any")
-    reserve_exactly([Request((1, 2), SamplingParams())], 100)
+    reserve_exactly([Prompt(num_tokens=2)], 1, None, 100)
 
 
 def test_caller_is_current_only_in_its_context() -> None:
@@ -36,9 +34,15 @@ def test_reservation_is_of_the_prompt_and_all_that_may_be_generated(
     max_tokens: int | None, n: int, num_tokens: int
 ) -> None:
     reserved: list[int] = []
-    sampling = replace(SamplingParams(), max_tokens=max_tokens)
-    request = Request(tuple(range(10)), sampling, n=n)
+    prompt = Prompt(num_tokens=10)
     with acting_for(ONE, reserve=reserved.append):
-        reserve_exactly([request], 100)
-        reserve_exactly([request, request], 100)
+        reserve_exactly([prompt], n, max_tokens, 100)
+        reserve_exactly([prompt, prompt], n, max_tokens, 100)
     assert reserved == [num_tokens, 2 * num_tokens]
+
+
+def test_prompt_of_unknown_length_leaves_the_reservation_as_it_is() -> None:
+    reserved: list[int] = []
+    with acting_for(ONE, reserve=reserved.append):
+        reserve_exactly([Prompt()], 1, 5, 100)
+    assert not reserved

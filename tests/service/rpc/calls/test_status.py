@@ -21,6 +21,7 @@ EXAMPLES: list[tuple[errors.ChatrpcError, int, str]] = [
     (errors.ModelNotFound("m"), code_pb2.NOT_FOUND, "MODEL_NOT_FOUND"),
     (errors.Unauthenticated(is_missing=True), code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED"),
     (errors.ActingForbidden("x-bin"), code_pb2.PERMISSION_DENIED, "ACTING_FORBIDDEN"),
+    (errors.UnsupportedMethod("M", "m"), code_pb2.UNIMPLEMENTED, "UNSUPPORTED_METHOD"),
     (errors.ModelForbidden("m"), code_pb2.PERMISSION_DENIED, "MODEL_FORBIDDEN"),
     (errors.LimitReached("over", "tokens", 3), code_pb2.RESOURCE_EXHAUSTED, "LIMIT_REACHED"),
     (errors.QueueFull(1, 1.5), code_pb2.UNAVAILABLE, "QUEUE_FULL"),

@@ -12,11 +12,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from chatrpc.v1 import chat_pb2, chat_service_pb2, chat_service_pb2_grpc, model_service_pb2
 from chatrpc.v1.model_service_pb2_grpc import ModelServiceStub
 from service.domain.engine import EngineStats, FinishReason, TokenOutput
-from service.domain.model import ServedModel
+from service.domain.model import LocalModel
 from service.domain.sampling import SamplingParams
 from service.errors import QueueFull
+from service.generation.local_backend import locally_served
 from service.metrics import Metrics
-from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
@@ -74,7 +76,9 @@ async def counted() -> AsyncIterator[Counted]:
     port = await server.start("127.0.0.1", 0)
     metrics.name_model("fake")
     await lifecycle.serve(
-        ServedModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        locally_served(
+            LocalModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+        )
     )
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Counted(engine, metrics, channel)

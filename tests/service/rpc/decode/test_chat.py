@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from chatrpc.v1 import chat_pb2
+from service.domain.backend import ModelSpec
 from service.domain.chat import Message, PromptOptions, ToolCall
 from service.domain.engine import Caller, FinishReason
 from service.domain.sampling import SamplingParams
@@ -15,9 +16,14 @@ from service.errors import (
     UnsupportedField,
 )
 from service.rpc.decode import chat as decode
+from service.rpc.decode.options import priority
+from service.rpc.decode.prompt import prompt_options
+from service.rpc.decode.sampling import num_choices
+from service.rpc.encode.finish import finish_reason
 from tests.support.grpc_server import params
 
 DEFAULTS = SamplingParams(temperature=0.2, top_p=0.9)
+SPEC = ModelSpec(1000, 128, DEFAULTS, vocab_size=100)
 
 
 def text(value: str) -> chat_pb2.ContentPart:
@@ -28,9 +34,13 @@ def user(*parts: chat_pb2.ContentPart) -> chat_pb2.ChatMessage:
     return chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content=parts)
 
 
+def limits(max_model_len: int, max_token_chars: int) -> ModelSpec:
+    return ModelSpec(max_model_len, 128, DEFAULTS, max_token_chars=max_token_chars)
+
+
 def refused(**fields: Any) -> InvalidField:
     with pytest.raises(InvalidField) as caught:
-        decode.chat_request(params(**fields), DEFAULTS, vocab_size=100)
+        decode.chat_request(params(**fields), SPEC)
     return caught.value
 
 
@@ -121,15 +131,15 @@ def test_a_refusal_in_the_history_is_what_the_assistant_said() -> None:
     ],
 )
 def test_what_cannot_fit_is_refused_by_its_size_alone(message: chat_pb2.ChatMessage) -> None:
-    decode.check_fits([message], max_token_chars=10, max_model_len=101)
+    decode.check_fits([message], limits(101, 10))
     with pytest.raises(ContextLengthExceeded) as caught:
-        decode.check_fits([message], max_token_chars=10, max_model_len=100)
+        decode.check_fits([message], limits(100, 10))
     assert caught.value.prompt_tokens == 100
 
 
 def test_more_messages_than_tokens_cannot_fit() -> None:
     with pytest.raises(ContextLengthExceeded):
-        decode.check_fits([user()] * 100, max_token_chars=10, max_model_len=100)
+        decode.check_fits([user()] * 100, limits(100, 10))
 
 
 def test_lists_and_texts_are_bounded() -> None:
@@ -151,29 +161,29 @@ def test_template_arguments_must_be_a_json_object_of_names() -> None:
 
 def test_the_reasoning_effort_reaches_the_template() -> None:
     prompt = chat_pb2.PromptOptions(chat_template_kwargs_json='{"a": 1}')
-    high = decode.prompt_options(prompt, chat_pb2.REASONING_EFFORT_HIGH)
+    high = prompt_options(prompt, chat_pb2.REASONING_EFFORT_HIGH)
     assert high.template_kwargs == {"reasoning_effort": "high", "a": 1}
-    none = decode.prompt_options(chat_pb2.PromptOptions(), chat_pb2.REASONING_EFFORT_NONE)
+    none = prompt_options(chat_pb2.PromptOptions(), chat_pb2.REASONING_EFFORT_NONE)
     assert none.template_kwargs == {"enable_thinking": False}
     assert refused(reasoning_effort=77).field == "reasoning_effort"
 
 
 def test_the_generation_prompt_is_there_unless_refused() -> None:
     effort = chat_pb2.REASONING_EFFORT_UNSPECIFIED
-    assert decode.prompt_options(chat_pb2.PromptOptions(), effort).add_generation_prompt
+    assert prompt_options(chat_pb2.PromptOptions(), effort).add_generation_prompt
     without = chat_pb2.PromptOptions(add_generation_prompt=False)
-    assert not decode.prompt_options(without, effort).add_generation_prompt
+    assert not prompt_options(without, effort).add_generation_prompt
 
 
 @pytest.mark.parametrize("reason", FinishReason)
 def test_every_finish_reason_has_a_place_on_the_wire(reason: FinishReason) -> None:
-    name = chat_pb2.FinishReason.Name(decode.finish_reason(reason))
+    name = chat_pb2.FinishReason.Name(finish_reason(reason))
     assert name == f"FINISH_REASON_{reason.name}"
 
 
 def test_log_probabilities_are_asked_for_in_two_fields() -> None:
     def num_logprobs(**fields: Any) -> int | None:
-        return decode.chat_request(params(**fields), DEFAULTS, vocab_size=100).num_logprobs
+        return decode.chat_request(params(**fields), SPEC).num_logprobs
 
     assert num_logprobs() is None
     assert num_logprobs(logprobs=False) is None
@@ -191,8 +201,7 @@ def test_a_request_says_how_often_how_soon_and_what_else() -> None:
             prompt_logprobs=0,
             return_token_ids=True,
         ),
-        DEFAULTS,
-        vocab_size=100,
+        SPEC,
     )
     assert (chat.n, chat.num_prompt_logprobs) == (3, 0)
     assert chat.returns_token_ids
@@ -201,7 +210,7 @@ def test_a_request_says_how_often_how_soon_and_what_else() -> None:
 def test_a_message_that_is_continued_is_not_answered() -> None:
     def options(**fields: Any) -> PromptOptions:
         proto = chat_pb2.PromptOptions(**fields)
-        return decode.prompt_options(proto, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
+        return prompt_options(proto, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
 
     assert options(continue_final_message=True) == PromptOptions(
         add_generation_prompt=False, continue_final_message=True
@@ -216,22 +225,22 @@ def test_a_message_that_is_continued_is_not_answered() -> None:
 @pytest.mark.parametrize(("n", "room"), [(0, 128), (129, 200), (5, 4)])
 def test_number_of_choices_outside_of_its_range_is_named(n: int, room: int) -> None:
     with pytest.raises(InvalidField, match="n must be between 1 and") as caught:
-        decode.num_choices(chat_pb2.SamplingParams(n=n), room)
+        num_choices(chat_pb2.SamplingParams(n=n), room)
     assert caught.value.field == "sampling.n"
 
 
 def test_priority_below_that_of_the_key_is_rejected() -> None:
     low, limited = -(2**31), Caller("a", min_priority=3)
-    assert decode.priority(params(priority=low), Caller()) == low
-    assert decode.priority(params(priority=3), limited) == 3
+    assert priority(params(priority=low), Caller()) == low
+    assert priority(params(priority=3), limited) == 3
     with pytest.raises(InvalidField, match="may not set a priority below 3") as caught:
-        decode.priority(params(priority=2), limited)
+        priority(params(priority=2), limited)
     assert caught.value.field == "priority"
 
 
 def test_absent_priority_is_zero_or_what_the_key_may_set() -> None:
-    assert decode.priority(params(), Caller("a", min_priority=-5)) == 0
-    assert decode.priority(params(), Caller("a", min_priority=3)) == 3
+    assert priority(params(), Caller("a", min_priority=-5)) == 0
+    assert priority(params(), Caller("a", min_priority=3)) == 3
 
 
 def test_assistant_message_with_reasoning_only_is_taken() -> None:
@@ -246,7 +255,7 @@ def test_message_with_more_parts_than_the_context_has_tokens_is_rejected(name: s
     fields: dict[str, Any] = {name: [kinds[name]] * 101}
     protos = [user(text("hi")), chat_pb2.ChatMessage(**fields)]
     with pytest.raises(InvalidField, match="at most as many parts and calls") as caught:
-        decode.check_fits(protos, max_token_chars=9, max_model_len=100)
+        decode.check_fits(protos, limits(100, 9))
     assert caught.value.field == f"messages[1].{name}"
 
 
@@ -256,17 +265,17 @@ def test_the_templates_arguments_are_not_nested_without_end(depth: int, is_fine:
     text = '{"a":' + "[" * (depth - 1) + "]" * (depth - 1) + "}"
     options = chat_pb2.PromptOptions(chat_template_kwargs_json=text)
     if is_fine:
-        decode.prompt_options(options, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
+        prompt_options(options, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
         return
     with pytest.raises(InvalidField) as caught:
-        decode.prompt_options(options, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
+        prompt_options(options, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
     assert caught.value.field == "prompt.chat_template_kwargs_json"
 
 
 def test_the_schemas_of_functions_count_before_they_are_read() -> None:
     function = chat_pb2.FunctionDefinition(name="f", parameters_json_schema=" " * 1000)
     with pytest.raises(ContextLengthExceeded):
-        decode.check_fits([user()], 10, 100, [chat_pb2.Tool(function=function)])
+        decode.check_fits([user()], limits(100, 10), [chat_pb2.Tool(function=function)])
 
 
 @pytest.mark.parametrize(

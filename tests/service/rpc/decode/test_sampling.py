@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from chatrpc.v1 import chat_pb2
+from service.domain.backend import ModelSpec
 from service.domain.sampling import SamplingParams
 from service.errors import InvalidField
 from service.rpc.decode.sampling import (
@@ -13,10 +14,11 @@ from service.rpc.decode.sampling import (
 )
 
 DEFAULTS = SamplingParams(temperature=0.2, top_p=0.9)
+SPEC = ModelSpec(1000, 128, DEFAULTS, vocab_size=100)
 
 
 def sampled(**fields: Any) -> SamplingParams:
-    return sampling_params(chat_pb2.SamplingParams(**fields), DEFAULTS, vocab_size=100)
+    return sampling_params(chat_pb2.SamplingParams(**fields), SPEC)
 
 
 def refused(**fields: Any) -> str:

@@ -1,22 +1,36 @@
 """Deltas to a completion and to chunks."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from chatrpc.v1 import chat_pb2
-from service.domain.engine import FinishReason, TokenLogprobs
-from service.rpc.encode.chat import ChunkBuilder, Heading, completion
-from service.text.output_text import TextDelta
-from tests.fakes.tokenizer import ByteTokenizer
+from service.domain.backend import DecodedLogprob, Prompt, TextDelta
+from service.domain.chat import ChatRequest, PromptOptions
+from service.domain.engine import FinishReason
+from service.domain.sampling import SamplingParams
+from service.rpc.encode.chat import ChatEncoder
 from tests.support.grpc_server import CARD
 
-HEADING = Heading(CARD, ByteTokenizer(), b"prompt.", id="chatcmpl-x", created=123)
+REQUEST = ChatRequest("fake", (), SamplingParams(), PromptOptions())
+TWO = replace(REQUEST, n=2, returns_token_ids=True)
 DELTAS = [
     TextDelta("Pa", 1, num_cached_tokens=4),
     TextDelta("", 2, num_cached_tokens=4),
     TextDelta("ris", 1, num_cached_tokens=4),
     TextDelta("", 1, FinishReason.STOP, "END", num_cached_tokens=4),
 ]
+
+
+def encoder(request: ChatRequest = REQUEST) -> ChatEncoder:
+    prompt = Prompt(token_ids=tuple(b"prompt."), num_tokens=7)
+    return ChatEncoder(CARD, request, prompt, "chatcmpl-x", 123)
+
+
+def completion(
+    deltas: Sequence[TextDelta], request: ChatRequest = REQUEST
+) -> chat_pb2.ChatCompletion:
+    return encoder(request).completion(deltas)
 
 
 def usage(num_completion_tokens: int) -> chat_pb2.Usage:
@@ -26,7 +40,7 @@ def usage(num_completion_tokens: int) -> chat_pb2.Usage:
 
 
 def test_a_completion_joins_its_deltas() -> None:
-    whole = completion(HEADING, DELTAS)
+    whole = completion(DELTAS)
     assert whole.id == "chatcmpl-x"
     assert whole.create_time.seconds == 123
     assert whole.model == "fake"
@@ -40,8 +54,8 @@ def test_a_completion_joins_its_deltas() -> None:
 
 
 def test_chunks_say_once_what_is_said_once() -> None:
-    builder = ChunkBuilder(HEADING)
-    chunks = [chunk for delta in DELTAS if (chunk := builder.push(delta)) is not None]
+    builder = encoder()
+    chunks = [chunk for delta in DELTAS if (chunk := builder.chunk(delta)) is not None]
     assert [c.choices[0].delta.content for c in chunks] == ["Pa", "ris", ""]
     assert [c.id for c in chunks] == ["chatcmpl-x", "", ""]
     assert [c.model for c in chunks] == ["fake", "", ""]
@@ -57,20 +71,17 @@ def test_chunks_say_once_what_is_said_once() -> None:
 
 
 def test_tokens_whose_text_is_held_back_count_with_the_text_they_become() -> None:
-    builder = ChunkBuilder(HEADING)
-    chunks = [chunk for delta in DELTAS if (chunk := builder.push(delta)) is not None]
+    builder = encoder()
+    chunks = [chunk for delta in DELTAS if (chunk := builder.chunk(delta)) is not None]
     assert [c.choices[0].num_tokens for c in chunks] == [1, 3, 1]
 
 
 def test_an_answer_of_nothing_is_still_one_chunk() -> None:
-    chunk = ChunkBuilder(HEADING).push(TextDelta("", 1, FinishReason.STOP))
+    chunk = encoder().chunk(TextDelta("", 1, FinishReason.STOP))
     assert chunk is not None
     assert chunk.id == "chatcmpl-x"
     assert chunk.usage.completion_tokens == 1
     assert not chunk.choices[0].delta.HasField("content")
-
-
-TWO = replace(HEADING, n=2, returns_token_ids=True)
 
 
 def test_each_choice_has_its_own_deltas() -> None:
@@ -80,15 +91,15 @@ def test_each_choice_has_its_own_deltas() -> None:
         TextDelta("", 1, FinishReason.LENGTH, index=1, token_ids=(3,)),
         TextDelta("b", 1, FinishReason.STOP, index=0, token_ids=(4,)),
     ]
-    whole = completion(TWO, deltas)
+    whole = completion(deltas, TWO)
     assert [choice.index for choice in whole.choices] == [0, 1]
     assert [choice.message.content[0].text for choice in whole.choices] == ["ab", "x"]
     assert [list(choice.token_ids) for choice in whole.choices] == [[1, 4], [2, 3]]
     assert list(whole.prompt_token_ids) == list(b"prompt.")
     assert whole.usage.completion_tokens == 4
 
-    builder = ChunkBuilder(TWO)
-    chunks = [chunk for delta in deltas if (chunk := builder.push(delta)) is not None]
+    builder = encoder(TWO)
+    chunks = [chunk for delta in deltas if (chunk := builder.chunk(delta)) is not None]
     choices = [choice for chunk in chunks for choice in chunk.choices]
     assert [choice.index for choice in choices] == [0, 1, 1, 0]
     assert [bool(choice.delta.role) for choice in choices] == [True, True, False, False]
@@ -100,26 +111,28 @@ def test_each_choice_has_its_own_deltas() -> None:
 
 def test_token_ids_are_told_to_those_who_ask_alone() -> None:
     delta = TextDelta("a", 1, FinishReason.STOP, token_ids=(1,))
-    whole = completion(HEADING, [delta])
+    whole = completion([delta])
     assert (list(whole.prompt_token_ids), list(whole.choices[0].token_ids)) == ([], [])
-    chunk = ChunkBuilder(HEADING).push(delta)
+    chunk = encoder().chunk(delta)
     assert chunk is not None
     assert list(chunk.choices[0].token_ids) == []
 
 
 def test_token_ids_are_kept_back_with_their_text() -> None:
-    builder = ChunkBuilder(TWO)
-    assert builder.push(TextDelta("", 1, token_ids=(1,))) is None
-    chunk = builder.push(TextDelta("ab", 1, token_ids=(2,)))
+    builder = encoder(TWO)
+    assert builder.chunk(TextDelta("", 1, token_ids=(1,))) is None
+    chunk = builder.chunk(TextDelta("ab", 1, token_ids=(2,)))
     assert chunk is not None
     assert list(chunk.choices[0].token_ids) == [1, 2]
 
 
 def test_a_log_probability_names_its_token_by_text_bytes_and_id() -> None:
     half = "🎉".encode()[0]
-    logprobs = TokenLogprobs(ord("a"), -0.5, ((ord("a"), -0.5), (half, -math.inf)))
-    delta = TextDelta("a", 1, FinishReason.STOP, logprobs=(logprobs,), prompt_logprobs=(logprobs,))
-    whole = completion(HEADING, [delta])
+    top = DecodedLogprob(b"a", -0.5, ord("a")), DecodedLogprob(bytes([half]), -math.inf, half)
+    logprob = DecodedLogprob(b"a", -0.5, ord("a"), top)
+    prompt = DecodedLogprob(b"p", None, ord("p")), logprob
+    delta = TextDelta("a", 1, FinishReason.STOP, logprobs=(logprob,), prompt_logprobs=prompt)
+    whole = completion([delta])
     [proto] = whole.choices[0].logprobs
     assert (proto.token, proto.token_bytes, proto.token_id) == ("a", b"a", ord("a"))
     assert proto.logprob == -0.5
@@ -127,7 +140,7 @@ def test_a_log_probability_names_its_token_by_text_bytes_and_id() -> None:
     assert proto.top[1].token_bytes == bytes([half])
     assert proto.top[1].logprob == -9999.0
     assert list(whole.prompt_logprobs) == [proto]
-    chunk = ChunkBuilder(HEADING).push(delta)
+    chunk = encoder().chunk(delta)
     assert chunk is not None
     assert list(chunk.choices[0].logprobs) == [proto]
     assert list(chunk.prompt_logprobs) == [proto]

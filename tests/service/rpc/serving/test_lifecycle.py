@@ -9,7 +9,8 @@ from grpc_health.v1 import health_pb2
 
 from chatrpc.v1 import chat_service_pb2, model_service_pb2
 from service.domain.engine import FinishReason, TokenOutput
-from service.rpc.server import SERVICE_NAMES
+from service.generation.local_backend import locally_served
+from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.serving.lifecycle import State
 from tests.fakes.wait import until
 from tests.support.grpc_server import Running, params
@@ -53,7 +54,7 @@ async def test_when_the_model_is_loaded_every_name_serves(running: Running) -> N
 
 async def test_startup_is_told_once_and_for_all(starting: Running) -> None:
     assert await check(starting, "startup") == NOT_SERVING
-    await starting.lifecycle.serve(starting.model)
+    await starting.lifecycle.serve(locally_served(starting.model))
     assert await check(starting, "startup") == SERVING
     await starting.lifecycle.drain(delay_s=0, timeout_s=0)
     assert await check(starting, "readiness") == NOT_SERVING
@@ -70,7 +71,7 @@ async def test_every_name_is_listed(starting: Running) -> None:
     before = await listed()
     assert before.keys() == names
     assert {name for name in names if before[name] == SERVING} == {"liveness"}
-    await starting.lifecycle.serve(starting.model)
+    await starting.lifecycle.serve(locally_served(starting.model))
     assert await listed() == dict.fromkeys(names | {"fake", "alias"}, SERVING)
 
 
@@ -89,7 +90,7 @@ async def test_a_dead_engine_is_neither_ready_nor_alive(running: Running) -> Non
 async def test_a_watch_sees_the_changes(starting: Running) -> None:
     watch = starting.health.Watch(health_pb2.HealthCheckRequest(service="readiness"))
     assert (await watch.read()).status == NOT_SERVING
-    await starting.lifecycle.serve(starting.model)
+    await starting.lifecycle.serve(locally_served(starting.model))
     assert (await watch.read()).status == SERVING
     watch.cancel()
 

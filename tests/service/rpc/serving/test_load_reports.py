@@ -10,7 +10,7 @@ import pytest
 from service.domain.engine import EngineStats
 from service.rpc.serving import load_reports
 from service.rpc.serving.load_reports import METHOD, REPORT, REQUEST
-from tests.fakes.wait import until
+from tests.fakes.wait import failsafe, until
 from tests.support.grpc_server import Running
 
 
@@ -62,8 +62,9 @@ async def test_reports_follow_the_load_smoothly(running: Running) -> None:
     assert (await call.read()).application_utilization == pytest.approx(0.01)
     load(running, 8)
     seen = [0.0]
-    while seen[-1] < 0.9:
-        seen.append((await call.read()).application_utilization)
+    async with failsafe():
+        while seen[-1] < 0.9:
+            seen.append((await call.read()).application_utilization)
     assert seen == sorted(seen)
     call.cancel()
 
@@ -84,17 +85,19 @@ async def test_nothing_is_sampled_for_nobody(running: Running) -> None:
     for call in calls:
         call.cancel()
     before = -1
-    while num_samples != before:  # a hundred samples' time
-        before = num_samples
-        await asyncio.sleep(0.1)
+    async with failsafe():
+        while num_samples != before:  # for the duration of a hundred samples
+            before = num_samples
+            await asyncio.sleep(0.1)
 
 
 async def test_a_draining_replica_reports_nothing(running: Running) -> None:
     call = reports(running)
     await call.read()
     await running.lifecycle.drain(0, 0)
-    while await call.read() is not grpc.aio.EOF:
-        pass
+    async with failsafe():
+        while await call.read() is not grpc.aio.EOF:
+            pass
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await reports(running).read()
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE

@@ -11,7 +11,8 @@ from grpc_health.v1 import health_pb2
 
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.tls import TlsFiles
-from service.rpc.server import SERVICE_NAMES, Server
+from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.support.tls_client import check, read, trusting
 from tests.support.tls_files import issue, write

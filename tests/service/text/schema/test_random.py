@@ -55,6 +55,7 @@ def test_output_of_a_strict_schema_matches_it(hundred: int) -> None:
     assert set(impossible) <= {IMPOSSIBLE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hundred", range(3))
 def test_output_of_a_lenient_schema_matches_all_enforced_keywords(hundred: int) -> None:
     num_lenient = 0

@@ -553,6 +553,7 @@ def tagged(kind: str) -> dict[str, Any]:
     return {"if": {"properties": {"k": {"const": kind}}}, "then": {"required": [f"{kind}_x"]}}
 
 
+@pytest.mark.slow
 def test_many_conditions_on_a_tag_are_enforced() -> None:
     kinds = [f"v{i}" for i in range(40)]
     constraint = compile_schema(
@@ -593,6 +594,7 @@ TOO_MANY: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOO_MANY)
 def test_too_many_combined_alternatives_are_reported_or_rejected_if_strict(name: str) -> None:
     schema, path = TOO_MANY[name]

@@ -1,7 +1,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.model import ToolFormat
@@ -156,7 +156,6 @@ def test_text_that_is_not_a_call_is_unchanged_content(
     assert parsed(form, cut(text, size)) == (text, [])
 
 
-@settings(deadline=None)
 @given(
     form=st.sampled_from(ToolFormat),
     text=st.lists(st.sampled_from(PIECES), max_size=14).map("".join),

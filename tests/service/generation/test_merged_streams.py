@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import pytest
 
-from service.rpc.merged_streams import Merged
+from service.generation.merged_streams import MergedStreams
 
 
 class Source:
@@ -29,7 +29,7 @@ class Source:
 
 async def test_items_come_as_they_come() -> None:
     a, b = Source(), Source()
-    async with aclosing(Merged([a.read(), b.read()])) as merged:
+    async with aclosing(MergedStreams([a.read(), b.read()])) as merged:
         b.items.put_nowait(1)
         assert await merged.next() == (1, 1)
         a.items.put_nowait(2)
@@ -41,7 +41,7 @@ async def test_items_come_as_they_come() -> None:
 
 async def test_a_dropped_source_is_closed_and_the_others_go_on() -> None:
     a, b = Source(), Source()
-    async with aclosing(Merged([a.read(), b.read()])) as merged:
+    async with aclosing(MergedStreams([a.read(), b.read()])) as merged:
         a.items.put_nowait(1)
         await merged.next()
         await merged.drop(0)
@@ -55,7 +55,7 @@ async def test_an_error_is_raised_and_closes_all() -> None:
     a, b = Source(), Source()
     b.items.put_nowait(ValueError("b"))
     with pytest.raises(ValueError, match="b"):
-        async with aclosing(Merged([a.read(), b.read()])) as merged:
+        async with aclosing(MergedStreams([a.read(), b.read()])) as merged:
             await merged.next()
     assert a.is_closed
     assert b.is_closed
@@ -65,7 +65,7 @@ async def test_cancelled_while_it_waits_it_closes_all() -> None:
     sources = [Source(), Source()]
 
     async def wait() -> None:
-        async with aclosing(Merged([source.read() for source in sources])) as merged:
+        async with aclosing(MergedStreams([source.read() for source in sources])) as merged:
             await merged.next()
 
     waiting = asyncio.create_task(wait())

@@ -1,4 +1,4 @@
-"""Where in a completion's text its tokens begin, in characters.
+"""Offsets of tokens in a completion's text, in characters.
 
 A token that begins inside a character has the offset of that character.
 """
@@ -9,25 +9,30 @@ from service.domain.model import Tokenizer
 
 
 def prompt_offsets(text: str, token_ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-    """Of a prompt. Its tokens may have more than its text: a start token, a space that
-    SentencePiece puts before the first word.
+    """Return the offset of each token of a prompt.
+
+    The tokens may have more text than the prompt: a start token, or a space that SentencePiece puts
+    before the first word.
     """
-    data, place, num_chars, offsets = text.encode(), 0, 0, []
+    data, position, num_chars, offsets = text.encode(), 0, 0, []
     for token_id in token_ids:
         token = tokenizer.token_bytes(token_id)
-        if not data.startswith(token, place):
+        if not data.startswith(token, position):
             token = token.removeprefix(b" ")
         offsets.append(_offset(num_chars, token))
-        if data.startswith(token, place):
-            place += len(token)
+        if data.startswith(token, position):
+            position += len(token)
             num_chars += _num_begun(token)
     return offsets
 
 
 class TextOffsets:
-    """Of the tokens of one answer, which begins at character `start` of the text.
+    """Offsets of the generated tokens of one sequence.
 
-    A token that leaves no trace in the text stands where the one after it does.
+    A token that adds nothing to the text has the offset of the token after it.
+
+    Args:
+        start: Offset of the first generated character.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, start: int, skip_special_tokens: bool) -> None:
@@ -36,7 +41,7 @@ class TextOffsets:
         self._num_chars = start
 
     def push(self, token_ids: Sequence[int]) -> list[int]:
-        """Of the tokens generated next."""
+        """Return the offsets of the next tokens."""
         offsets = []
         for token_id in token_ids:
             token = self._tokenizer.token_bytes(token_id)
@@ -46,21 +51,21 @@ class TextOffsets:
         return offsets
 
     def _is_hidden(self, token_id: int) -> bool:
-        # Twice, because a lone SentencePiece space also decodes to nothing.
+        # Decoded twice, because a single SentencePiece space also decodes to nothing.
         pair = [token_id, token_id]
         return not self._tokenizer.decode(pair, skip_special_tokens=self._skips_special)
 
 
 def _offset(num_chars: int, token: bytes) -> int:
-    """Where a token begins that `num_chars` have begun before; inside the last one, perhaps."""
+    """Return the offset of a token before which `num_chars` characters have begun."""
     return max(0, num_chars - 1) if token and _continues(token[0]) else num_chars
 
 
 def _num_begun(token: bytes) -> int:
-    """How many characters begin in it."""
+    """Return the number of characters that begin in the token."""
     return sum(not _continues(byte) for byte in token)
 
 
 def _continues(byte: int) -> bool:
-    """Whether a character of UTF-8 has begun before this byte of it."""
+    """Return True for a UTF-8 byte that continues a character."""
     return byte & 0xC0 == 0x80

@@ -1,0 +1,237 @@
+"""The chat backend: checked requests in, text deltas out.
+
+The servicers use nothing else of a model. The local backend (`service.generation`) is one
+implementation, over an `Engine`. Another one could call a remote server: it has no engine, and it
+may have neither a tokenizer nor token ids.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+
+from service.domain.chat import ChatRequest
+from service.domain.completion import CompletionRequest
+from service.domain.engine import Caller, EngineTimings, FinishReason
+from service.domain.model import ModelCard, Tokenizer
+from service.domain.sampling import SamplingParams
+
+GenerationRequest: TypeAlias = ChatRequest | CompletionRequest
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The facts of a model that requests are checked against.
+
+    Attributes:
+        max_model_len: Maximum tokens of a sequence, prompt and output together.
+        max_sequences: Maximum sequences of one request, of all its prompts together.
+        sampling_defaults: Sampling parameters where a request sets none.
+        vocab_size: Number of token ids that the model knows; None if the backend has no token ids.
+        max_token_chars: Maximum characters of a text that one token stands for; None if unknown.
+    """
+
+    max_model_len: int
+    max_sequences: int
+    sampling_defaults: SamplingParams
+    vocab_size: int | None = None
+    max_token_chars: int | None = None
+
+
+class Workers(Protocol):
+    """Threads for work that would block the event loop, shared fairly by callers.
+
+    Both methods return `function(*arguments)`.
+
+    Raises:
+        PreparationFull: Too many jobs are waiting, or the caller has its share of them.
+    """
+
+    async def text(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run work on a request's text or on an output."""
+        ...
+
+    async def grammar(
+        self, length: int, function: Callable[..., Result], *arguments: Any
+    ) -> Result:
+        """Compile a grammar that is described by `length` characters."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """The call that a request belongs to.
+
+    Attributes:
+        deadline: When the request must be complete, of `time.monotonic()`, in seconds.
+        priority: Requests of the caller with a lower value are admitted first.
+    """
+
+    caller: Caller
+    deadline: float
+    priority: int
+    workers: Workers
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as the model reads it.
+
+    Attributes:
+        text: The prompt's text, for text completions.
+        token_ids: Empty if the backend has no token ids.
+        num_tokens: None if the backend does not know it before the end.
+        text_offsets: Offset in `text` of each token, for text completions that return it.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    num_tokens: int | None = None
+    text_offsets: tuple[int, ...] = ()
+
+
+class DecodedLogprob(NamedTuple):
+    """The log probability of a token (natural, before temperature), with the token's bytes.
+
+    `logprob` is None for the first token of a prompt. `token_id` is None if the backend has no
+    token ids. `top` is in falling order.
+    """
+
+    token: bytes
+    logprob: float | None
+    token_id: int | None = None
+    top: "tuple[DecodedLogprob, ...]" = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """The next piece of a tool call. Only the first piece has the id and the name."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """The next piece of a choice.
+
+    Attributes:
+        text: Content.
+        num_tokens: Number of tokens generated since the last delta of the choice. Their text may
+            come with a later delta.
+        finish_reason: Not None in the choice's last delta.
+        matched_stop: The stop string or stop token of the request that ended the choice.
+        num_cached_tokens: Number of tokens of the prompt that came from the prefix cache.
+        index: Index of the choice among those of its prompt.
+        token_ids: Ids of the `num_tokens` tokens.
+        logprobs: Of a chat: those of the tokens whose text begins in this delta. A token that ended
+            the choice has none, nor do the tokens of a stop string that is removed. Of a text
+            completion: those of the `num_tokens` tokens.
+        prompt_logprobs: Those of all tokens of the prompt, once.
+        reasoning: Text of the reasoning before the content.
+        num_reasoning_tokens: Number of tokens of the choice that were spent on reasoning so far.
+        tool_calls: Pieces of tool calls.
+        prompt_index: Index of the prompt.
+        text_offsets: Offset in the choice's text of each of the `num_tokens` tokens.
+        timings: Progress of the prompt's request, from a backend that knows it.
+    """
+
+    text: str = ""
+    num_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    matched_stop: str | int | None = None
+    num_cached_tokens: int = 0
+    index: int = 0
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[DecodedLogprob, ...] = ()
+    prompt_logprobs: tuple[DecodedLogprob, ...] = ()
+    reasoning: str = ""
+    num_reasoning_tokens: int = 0
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    prompt_index: int = 0
+    text_offsets: tuple[int, ...] = ()
+    timings: EngineTimings | None = field(default=None, compare=False)
+
+    @property
+    def num_logprobs(self) -> int:
+        """Number of log probabilities in the delta, alternatives included, if all have as many."""
+        return sum(
+            len(logprobs) * (1 + len(logprobs[-1].top))
+            for logprobs in (self.logprobs, self.prompt_logprobs)
+            if logprobs
+        )
+
+
+class Generation(Protocol):
+    """A request that is ready to run."""
+
+    @property
+    def prompts(self) -> Sequence[Prompt]: ...
+
+    def deltas(self) -> AsyncGenerator[TextDelta, None]:
+        """Run the request. Yield the deltas of all choices, until each has a finish reason.
+
+        The first item is empty: the request has been admitted. Closing the generator aborts the
+        request.
+
+        Raises, at the first item:
+            ContextLengthExceeded, QueueFull, DeadlinePassed: The request is rejected.
+        Raises, later:
+            DeadlinePassed: The deadline passed.
+            InvalidField: The grammar cannot be followed to the end of an output.
+            StepFailed: The request failed; others are not affected.
+            EngineDead: The backend has failed.
+        """
+        ...
+
+
+class BackendLoad(NamedTuple):
+    """The sequences in a backend, running or waiting, and how many can run at once."""
+
+    num_sequences: int
+    max_running: int
+
+
+class ChatBackend(Protocol):
+    """Generates text for chat and text completion requests."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer; None if the backend has none."""
+        ...
+
+    def load(self) -> BackendLoad: ...
+
+    def reserve(self, caller: Caller, num_sequences: int) -> AbstractContextManager[None]:
+        """Reserve capacity for a request while it is prepared and run.
+
+        Raises:
+            QueueFull: There is no capacity, or the caller has its share of it.
+            EngineDead: The backend has failed.
+        """
+        ...
+
+    async def prepare(self, request: GenerationRequest, call: CallContext) -> Generation:
+        """Do everything that can reject the request before it runs.
+
+        Raises:
+            InvalidField, or one of its kinds: The request cannot be served.
+            DeadlinePassed: The deadline passed.
+            PreparationFull: Too many requests are being prepared.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that requests can name, and the backend that serves it."""
+
+    card: ModelCard
+    backend: ChatBackend

@@ -1,0 +1,151 @@
+"""The `ChatBackend` over an engine in this process."""
+
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AbstractContextManager, aclosing
+from dataclasses import replace
+
+from service.deadline import deadline_scope
+from service.domain.backend import (
+    BackendLoad,
+    CallContext,
+    DecodedLogprob,
+    GenerationRequest,
+    ModelSpec,
+    Prompt,
+    ServedModel,
+    TextDelta,
+)
+from service.domain.engine import Caller, TokenOutput
+from service.domain.model import LocalModel, Tokenizer
+from service.generation.merged_streams import MergedStreams
+from service.generation.preparation import Preparation, prepare
+from service.generation.sequence_output import SequenceOutput, first_prompt_logprob
+
+# An output with more log probabilities is converted to deltas off the event loop: each takes about
+# 1 us.
+MAX_LOGPROBS_ON_LOOP = 500
+
+
+class LocalBackend:
+    """`service.domain.backend.ChatBackend` for a model in this process."""
+
+    def __init__(self, model: LocalModel) -> None:
+        self._model = model
+
+    @property
+    def spec(self) -> ModelSpec:
+        model = self._model
+        return ModelSpec(
+            model.card.max_model_len,
+            model.engine.max_request_sequences,
+            model.sampling_defaults,
+            model.vocab_size,
+            model.tokenizer.max_token_chars,
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._model.tokenizer
+
+    def load(self) -> BackendLoad:
+        stats = self._model.engine.stats()
+        return BackendLoad(stats.num_running + stats.num_waiting, stats.max_num_seqs)
+
+    def reserve(self, caller: Caller, num_sequences: int) -> AbstractContextManager[None]:
+        return self._model.engine.reserve(caller, num_sequences)
+
+    async def prepare(self, request: GenerationRequest, call: CallContext) -> "LocalGeneration":
+        preparation = await prepare(request, self._model, call)
+        return LocalGeneration(self._model, preparation, call)
+
+
+class LocalGeneration:
+    """`service.domain.backend.Generation` of a request to the engine."""
+
+    def __init__(self, model: LocalModel, preparation: Preparation, call: CallContext) -> None:
+        self._model = model
+        self._preparation = preparation
+        self._call = call
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        return self._preparation.prompts
+
+    async def deltas(self) -> AsyncGenerator[TextDelta, None]:
+        """See `service.domain.backend.Generation.deltas`."""
+        engine, requests = self._model.engine, self._preparation.engine_requests
+        prompts = [_PromptOutput(self._model, self._preparation, i) for i in range(len(requests))]
+        sources = [engine.generate(request, is_reserved=True) for request in requests]
+        async with aclosing(MergedStreams(sources)) as outputs:
+            timings = [(await anext(source)).timings for source in sources]
+            yield TextDelta()
+            for index, admitted in enumerate(timings):
+                yield TextDelta(prompt_index=index, timings=admitted)
+            ended = None
+            while not all(prompt.is_finished for prompt in prompts):
+                async with deadline_scope(self._call.deadline):
+                    index, output = await outputs.next(ended)
+                deltas = await self._read(prompts[index], output)
+                # A stop string may have ended the sequence, which the engine does not know.
+                ended = None if deltas[-1].finish_reason is None else output.index
+                if prompts[index].is_finished:
+                    await outputs.drop(index)
+                    ended = None
+                for delta in deltas:
+                    yield delta
+
+    async def _read(self, prompt: "_PromptOutput", output: TokenOutput) -> list[TextDelta]:
+        """Return the deltas of an output, off the event loop if it has many log probabilities."""
+        num_logprobs = len(output.logprobs) + len(output.prompt_logprobs)
+        if num_logprobs:
+            longest = (output.logprobs or output.prompt_logprobs)[0]
+            num_logprobs *= 1 + len(longest.top)
+        if num_logprobs > MAX_LOGPROBS_ON_LOOP:
+            return await self._call.workers.text(prompt.push, output)
+        return prompt.push(output)
+
+
+class _PromptOutput:
+    """The sequences of one prompt."""
+
+    def __init__(self, model: LocalModel, preparation: Preparation, prompt_index: int) -> None:
+        request = preparation.engine_requests[prompt_index]
+        self._prompt_index = prompt_index
+        self._open = {
+            index: SequenceOutput(model, preparation, prompt_index) for index in range(request.n)
+        }
+        self._first_logprob: DecodedLogprob | None = None
+        self._is_single_token = len(request.prompt_token_ids) == 1
+        if request.num_prompt_logprobs is not None and request.prompt_token_ids:
+            self._first_logprob = first_prompt_logprob(model, request.prompt_token_ids[0])
+
+    @property
+    def is_finished(self) -> bool:
+        return not self._open
+
+    def push(self, output: TokenOutput) -> list[TextDelta]:
+        """Return the deltas of an output of one of the sequences."""
+        if output.is_progress:
+            return [TextDelta(prompt_index=self._prompt_index, timings=output.timings)]
+        deltas = list(self._with_first_logprob(self._open[output.index].push(output)))
+        if deltas[-1].finish_reason is not None:
+            del self._open[output.index]
+        return deltas
+
+    def _with_first_logprob(self, deltas: list[TextDelta]) -> Iterator[TextDelta]:
+        """Put the prompt's first token before the log probabilities of the others.
+
+        The engine returns none for a prompt of one token. Its entry comes with the first delta.
+        """
+        for delta in deltas:
+            first = self._first_logprob
+            if first is not None and (delta.prompt_logprobs or self._is_single_token):
+                self._first_logprob = None
+                yield replace(delta, prompt_logprobs=(first, *delta.prompt_logprobs))
+            else:
+                yield delta
+
+
+def locally_served(model: LocalModel) -> ServedModel:
+    """Return a model in this process as the servicers use it."""
+    return ServedModel(model.card, LocalBackend(model))

@@ -1,0 +1,110 @@
+"""The RPCs of this service, as one table.
+
+A row is all that authorization, telemetry and the reading of messages need to know about an RPC.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from chatrpc.v1 import chat_service_pb2, completion_service_pb2, model_service_pb2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rpc:
+    """One RPC.
+
+    Attributes:
+        service: Full name of its service, such as `chatrpc.v1.ChatService`.
+        method: Its name within the service.
+        is_streamed: True if the service responds with a stream.
+        operation: Value of `gen_ai.operation.name` in traces; "" if it does not generate.
+        is_limited: True if a call counts against the limits of its key.
+        model_of: Returns the name of the model in a request; "" if it names none.
+        params_of: Returns the generation parameters of a request; None if it does not generate.
+        output_of: Returns the completion in a response, or the chunk; None if it does not generate.
+    """
+
+    service: str
+    method: str
+    request_type: Any  # the message's class
+    is_streamed: bool
+    operation: str
+    is_limited: bool
+    model_of: Callable[[Any], str]
+    params_of: Callable[[Any], Any]
+    output_of: Callable[[Any], Any]
+
+    @property
+    def full_name(self) -> str:
+        """`package.Service/Method`, as traces have it."""
+        return f"{self.service}/{self.method}"
+
+    @property
+    def path(self) -> str:
+        """`/package.Service/Method`, as gRPC passes it to interceptors."""
+        return f"/{self.full_name}"
+
+    @property
+    def is_generation(self) -> bool:
+        return bool(self.operation)
+
+
+def _generation(file: ModuleType, method: str, operation: str) -> Rpc:
+    """Return the row of an RPC whose request has `params` and whose response is their output."""
+    rpc = _rpc(file, method, lambda request: request.params.model)
+    return Rpc(
+        service=rpc.service,
+        method=method,
+        request_type=rpc.request_type,
+        is_streamed=rpc.is_streamed,
+        operation=operation,
+        is_limited=True,
+        model_of=rpc.model_of,
+        params_of=lambda request: request.params,
+        output_of=(
+            (lambda response: response.chunk)
+            if rpc.is_streamed
+            else (lambda response: response.completion)
+        ),
+    )
+
+
+def _rpc(
+    file: ModuleType, method: str, model_of: Callable[[Any], str], *, is_limited: bool = True
+) -> Rpc:
+    """Return the row of an RPC that does not generate.
+
+    Raises:
+        KeyError: The service of the file has no such method.
+    """
+    [service] = file.DESCRIPTOR.services_by_name.values()
+    descriptor = service.methods_by_name[method]
+    return Rpc(
+        service=service.full_name,
+        method=method,
+        request_type=getattr(file, descriptor.input_type.name),
+        is_streamed=descriptor.server_streaming,
+        operation="",
+        is_limited=is_limited,
+        model_of=model_of,
+        params_of=lambda _: None,
+        output_of=lambda _: None,
+    )
+
+
+RPCS = (
+    _generation(chat_service_pb2, "CreateChatCompletion", "chat"),
+    _generation(chat_service_pb2, "StreamChatCompletion", "chat"),
+    _generation(completion_service_pb2, "CreateCompletion", "text_completion"),
+    _generation(completion_service_pb2, "StreamCompletion", "text_completion"),
+    _rpc(model_service_pb2, "ListModels", lambda _: "", is_limited=False),
+    _rpc(model_service_pb2, "GetModel", lambda request: request.id, is_limited=False),
+    _rpc(model_service_pb2, "Tokenize", lambda request: request.model),
+    _rpc(model_service_pb2, "Detokenize", lambda request: request.model),
+)
+
+BY_PATH = {rpc.path: rpc for rpc in RPCS}
+
+SERVICE_NAMES = list(dict.fromkeys(rpc.service for rpc in RPCS))

@@ -1,0 +1,32 @@
+"""Options of chat and text completions alike, from protobuf to the domain. Pure."""
+
+from chatrpc.v1 import chat_pb2, completion_pb2
+from chatrpc.v1.limits import LIMITS
+from service.domain.engine import Caller
+from service.errors import InvalidField
+
+
+def priority(
+    params: chat_pb2.ChatCompletionParams | completion_pb2.CompletionParams, caller: Caller
+) -> int:
+    """The priority of a request: its own, or 0, or the most urgent one that its caller may set.
+
+    Raises:
+        InvalidField: It is more urgent than the caller may set.
+    """
+    if not params.HasField("priority"):
+        return max(0, caller.min_priority)
+    if params.priority < caller.min_priority:
+        raise InvalidField(
+            "priority",
+            f"This API key may not set a priority below {caller.min_priority}, such as "
+            f"{params.priority}.",
+        )
+    return params.priority
+
+
+def cache_salt(salt: str) -> str:
+    max_size = LIMITS["ChatCompletionParams.cache_salt"].max_size
+    if len(salt) > max_size:
+        raise InvalidField("cache_salt", f"A cache salt has at most {max_size} characters.")
+    return salt

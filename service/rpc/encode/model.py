@@ -1,0 +1,18 @@
+"""A model's card as a protobuf message."""
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from chatrpc.v1 import model_service_pb2
+from service.domain.model import ModelCard
+
+
+def model_proto(card: ModelCard) -> model_service_pb2.Model:
+    """Return what clients may know of a model."""
+    return model_service_pb2.Model(
+        id=card.id,
+        create_time=Timestamp(seconds=card.created),
+        owned_by=card.owned_by,
+        max_model_len=card.max_model_len,
+        aliases=card.aliases,
+        root=card.root,
+    )
