@@ -1,4 +1,4 @@
-"""The positions of tokens in a text."""
+"""Offsets of tokens in a text."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +11,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
 @given(text=texts)
-def test_each_byte_has_the_offset_of_its_character(text: str) -> None:
+def test_byte_token_has_the_offset_of_its_character(text: str) -> None:
     expected = [place for place, char in enumerate(text) for _ in char.encode()]
     ids = list(text.encode())
     assert prompt_offsets(text, ids, TOKENIZER) == expected
@@ -28,7 +28,7 @@ def test_output_offsets_continue_after_the_prompt(prompt: str, pieces: list[str]
     assert all(len(prompt) <= offset for offset in pushed)
 
 
-def test_skipped_special_token_has_no_width() -> None:
+def test_token_without_text_has_the_next_offset() -> None:
     ids = [ord("a"), EOS, ord("b")]
     hidden = TextOffsets(TOKENIZER, start=0, skip_special_tokens=True)
     shown = TextOffsets(TOKENIZER, start=0, skip_special_tokens=False)
