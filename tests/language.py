@@ -37,7 +37,6 @@ UNCLEAN = (
     # Calls
     "service/rpc",
     "tests/service/rpc",
-    "tests/gateway_http",
     # Settings and what is common to both processes
     "service/*",
     "tests/service/*",
