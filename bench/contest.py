@@ -15,7 +15,7 @@ from bench import machine
 from bench.loads import Load
 from bench.progress import Progress
 from bench.results import Results, Sample, ServerFacts
-from bench.server import Running, Server, StartError, start
+from bench.server import SETTLE_S, Running, Server, StartError, start
 from bench.target import CpuMeter, EngineTarget, Target, WireTarget
 
 Turn = tuple[Load, Target]
@@ -54,6 +54,7 @@ class Plan:
     save: Callable[[Results], None]
     has_first_starts: bool = False
     is_quick: bool = False
+    settle_s: float = SETTLE_S
 
 
 class Contest:
@@ -107,7 +108,7 @@ class Contest:
             if self._plan.has_first_starts:
                 self._note(server.name, first_ready_s=await self._first_start(server))
             self._progress.say(f"starting {server.title}")
-            running = await start(server, self._plan.logs)
+            running = await start(server, self._plan.logs, settle_s=self._plan.settle_s)
             stack.push_async_callback(running.end)
             self._note(server.name, ready_s=running.ready_s, idle_cpu=running.idle_cpu)
             self._progress.say(f"{server.title}: ready after {running.ready_s:.1f} s")
@@ -123,7 +124,9 @@ class Contest:
     async def _first_start(self, server: Server) -> float:
         self._progress.say(f"starting {server.title} with empty caches")
         with tempfile.TemporaryDirectory(prefix="chatrpc-bench-") as cache:
-            running = await start(server, self._plan.logs, cache=Path(cache))
+            running = await start(
+                server, self._plan.logs, cache=Path(cache), settle_s=self._plan.settle_s
+            )
             await running.end()
         return running.ready_s
 

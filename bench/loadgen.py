@@ -15,14 +15,19 @@ REQUEST_TIMEOUT_S = 180
 OnDone = Callable[[], None]
 
 
-async def exchange(client: Client, transcript: Transcript, due_s: float | None = None) -> None:
+async def exchange(
+    client: Client,
+    transcript: Transcript,
+    due_s: float | None = None,
+    timeout_s: float = REQUEST_TIMEOUT_S,
+) -> None:
     """Send one request; what goes wrong becomes its error."""
     transcript.due_s = time.perf_counter() if due_s is None else due_s
     try:
-        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             await client.send(transcript)
     except TimeoutError:
-        transcript.error = f"no end within {REQUEST_TIMEOUT_S} s"
+        transcript.error = f"no end within {timeout_s} s"
 
 
 async def closed_loop(

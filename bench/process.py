@@ -92,13 +92,13 @@ class ProcessGroup:
         """CPU time of all processes so far."""
         return sum(_cpu(process) for process in self.tree())
 
-    async def end(self) -> None:
+    async def end(self, grace_s: float = _GRACE_S) -> None:
         """Ask them to end, and kill what is left, whatever it did to get away."""
         survivors = self.tree()
         self.thaw()
         self._signal(signal.SIGTERM)
         with suppress(TimeoutError):
-            async with asyncio.timeout(_GRACE_S):
+            async with asyncio.timeout(grace_s):
                 await asyncio.gather(*(leader.wait() for leader in self._leaders))
         self._signal(signal.SIGKILL)
         for process in survivors:

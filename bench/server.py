@@ -15,7 +15,7 @@ from bench.request import Client, Transcript, ask
 
 START_TIMEOUT_S = 600
 _POLL_S = 0.1
-_SETTLE_S = 2.0
+SETTLE_S = 2.0
 
 
 class StartError(Exception):
@@ -73,7 +73,12 @@ class Running:
 
 
 async def start(
-    server: Server, logs: Path, *, cache: Path | None = None, timeout_s: float = START_TIMEOUT_S
+    server: Server,
+    logs: Path,
+    *,
+    cache: Path | None = None,
+    timeout_s: float = START_TIMEOUT_S,
+    settle_s: float = SETTLE_S,
 ) -> Running:
     """Start a server and wait for its first answer; it is frozen when this returns.
 
@@ -95,7 +100,7 @@ async def start(
     try:
         await _until_ready(running, timeout_s)
         running.ready_s = time.perf_counter() - start_s
-        await asyncio.sleep(_SETTLE_S)
+        await asyncio.sleep(settle_s)
         running.idle_cpu = await idle_cpu(group)
     except BaseException:
         await running.end()

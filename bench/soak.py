@@ -84,6 +84,7 @@ async def soak(
     duration_s: float,
     seed: int = 0,
     on_done: OnDone = lambda: None,
+    sample_s: float = _SAMPLE_S,
 ) -> Soak:
     """`num_clients` at a time for `warm_up_s`, which does not count, and `duration_s`.
 
@@ -100,7 +101,7 @@ async def soak(
             on_done()
 
     async with asyncio.TaskGroup() as tasks:
-        memory = tasks.create_task(_memory(group, start_s, end_s))
+        memory = tasks.create_task(_memory(group, start_s, end_s, sample_s))
         for index, tally in enumerate(tallies):
             tasks.create_task(one_client(index, tally))
     return _result(tallies, memory.result(), duration_s)
@@ -130,14 +131,16 @@ async def _one_request(client: Client, rng: random.Random, tally: _Tally, start_
         tally.latency_s.append(metrics.latency(record))
 
 
-async def _memory(group: ProcessGroup, start_s: float, end_s: float) -> dict[str, list[float]]:
-    """The PSS of each process, in MiB, every few seconds."""
+async def _memory(
+    group: ProcessGroup, start_s: float, end_s: float, sample_s: float
+) -> dict[str, list[float]]:
+    """Return the PSS of each process, in MiB, sampled every `sample_s` seconds."""
     samples: dict[str, list[float]] = {}
     await asyncio.sleep(start_s - time.perf_counter())
     while time.perf_counter() < end_s:
         for name, pss in group.pss_by_command().items():
             samples.setdefault(name, []).append(round(pss / 2**20, 1))
-        await asyncio.sleep(_SAMPLE_S)
+        await asyncio.sleep(sample_s)
     return samples
 
 

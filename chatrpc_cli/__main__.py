@@ -1,4 +1,4 @@
-"""The commands: what they take, and what they are put together from."""
+"""The commands of `chatrpc` and their options."""
 
 import sys
 from importlib.metadata import version
@@ -12,13 +12,13 @@ from rich.console import Console
 from chatrpc.v1 import chat_pb2
 from chatrpc_cli import keys
 from chatrpc_cli.channels import Tls, channel
-from chatrpc_cli.chat import Conversation, answer, converse
+from chatrpc_cli.chat import Conversation, converse, print_response
 from chatrpc_cli.errors import reporting
 from chatrpc_cli.models import as_json, as_table, served
 from chatrpc_cli.serve import Stack, run
 
 app = typer.Typer(
-    help="Talk to language models over gRPC, and serve them.",
+    help="Use and serve language models over gRPC.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,25 +41,31 @@ def _pem(variable: str, text: str) -> Any:
 
 Ca = Annotated[
     Path | None,
-    _pem("CHATRPC_CA", "A PEM file: call it under TLS, its certificate signed by this one."),
+    _pem("CHATRPC_CA", "PEM file of the CA that signed the service's certificate. Enables TLS."),
 ]
 Certificate = Annotated[
     Path | None,
-    _pem("CHATRPC_CERTIFICATE", "A PEM file: the client's own certificate. It needs --ca."),
+    _pem("CHATRPC_CERTIFICATE", "PEM file of the client's certificate. Requires --ca and --key."),
 ]
 CertificateKey = Annotated[
     Path | None,
-    _pem("CHATRPC_CERTIFICATE_KEY", "A PEM file: the key of the client's certificate."),
+    _pem("CHATRPC_CERTIFICATE_KEY", "PEM file of the client certificate's private key."),
 ]
 
 
 def _tls(ca: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:
-    """Return what the options ask for; None: a connection in the clear."""
+    """Return the TLS options, or None for a plaintext connection.
+
+    Raises:
+        typer.BadParameter: An option is missing, or a file cannot be used.
+    """
     if (certificate is None) != (key is None):
-        raise typer.BadParameter("--certificate and --key go together", param_hint="--certificate")
+        raise typer.BadParameter(
+            "--certificate and --key must be set together", param_hint="--certificate"
+        )
     if ca is None:
         if certificate is not None:
-            raise typer.BadParameter("it needs --ca", param_hint="--certificate")
+            raise typer.BadParameter("--certificate requires --ca", param_hint="--certificate")
         return None
     tls = Tls(ca, certificate, key)
     try:
@@ -91,7 +97,8 @@ def main(
 @app.command()
 def chat(
     prompt: Annotated[
-        str | None, typer.Argument(help="One question. Absent: piped input, or a conversation.")
+        str | None,
+        typer.Argument(help="The user message. Default: standard input, or a conversation."),
     ] = None,
     *,
     target: Target = DEFAULT_TARGET,
@@ -99,21 +106,25 @@ def chat(
     certificate: Certificate = None,
     key: CertificateKey = None,
     model: Annotated[
-        str | None, typer.Option(help="A model id or alias. Absent: the first one served.")
+        str | None, typer.Option(help="Model id or alias. Default: the first served model.")
     ] = None,
-    system: Annotated[str | None, typer.Option(help="What the model is told beforehand.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="0 to 2; 0 is greedy. Absent: the model's default.")
+        float | None,
+        typer.Option(help="Sampling temperature, 0 to 2; 0 is greedy. Default: the model's own."),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="The most tokens an answer may have.")
+        int | None, typer.Option(help="Maximum number of tokens of a response.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed, the same answer.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of random sampling. The same seed gives the same response."),
+    ] = None,
 ) -> None:
-    """Ask a model once, or converse with it.
+    """Send one message to a model, or start a conversation.
 
-    With a prompt or piped input the answer alone goes to stdout. In a conversation Ctrl-C stops an
-    answer; at the prompt Ctrl-C or Ctrl-D leaves.
+    With a prompt or piped input, only the response is written to stdout. In a conversation, Ctrl-C
+    stops a response. At the prompt, Ctrl-C or Ctrl-D ends the conversation.
     """
     try:
         if prompt is None and not sys.stdin.isatty():
@@ -121,7 +132,7 @@ def chat(
         sampling = chat_pb2.SamplingParams(
             temperature=temperature, max_completion_tokens=max_tokens, seed=seed
         )
-    except ValueError as error:  # not UTF-8, or a number that does not fit its field
+    except ValueError as error:  # not UTF-8, or a number out of range
         raise typer.BadParameter(str(error)) from None
     tls = _tls(ca, certificate, key)
     with reporting(target):
@@ -130,14 +141,14 @@ def chat(
         if prompt is None:
             converse(conversation)
         else:
-            answer(conversation, prompt)
+            print_response(conversation, prompt)
 
 
 def _first_model(target: str, tls: Tls | None) -> str:
     with channel(target, tls) as to:
         for model in served(to):
             return model.id
-    typer.echo(f"error: no model is served at {target}", err=True)
+    typer.echo(f"error: {target} serves no model", err=True)
     raise typer.Exit(1)
 
 
@@ -147,13 +158,15 @@ def models(
     ca: Ca = None,
     certificate: Certificate = None,
     key: CertificateKey = None,
-    wants_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    prints_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of a table.")
+    ] = False,
 ) -> None:
-    """List the models served."""
+    """List the served models."""
     tls = _tls(ca, certificate, key)
     with reporting(target), channel(target, tls) as to:
         found = list(served(to))
-    if wants_json:
+    if prints_json:
         typer.echo(as_json(found))
     else:
         Console().print(as_table(found))
@@ -164,7 +177,8 @@ def health(
     service: Annotated[
         str,
         typer.Argument(
-            help="readiness, liveness, a service's full name or a model id. Absent: the server.",
+            help="`readiness`, `liveness`, a gRPC service's full name or a model id. "
+            "Default: the whole server.",
             show_default=False,
         ),
     ] = "",
@@ -173,7 +187,7 @@ def health(
     certificate: Certificate = None,
     key: CertificateKey = None,
 ) -> None:
-    """Print the health status; exit with 0 only if it is SERVING."""
+    """Print the health status. The exit code is 0 only if it is SERVING."""
     tls = _tls(ca, certificate, key)
     with reporting(target), channel(target, tls) as to:
         stub = health_pb2_grpc.HealthStub(to)
@@ -187,27 +201,29 @@ def health(
 @app.command()
 def serve(
     model: Annotated[
-        str | None, typer.Option(help="The model to load. Absent: the service's default.")
+        str | None,
+        typer.Option(help="Model to load: a directory or .gguf file. Default: the service's."),
     ] = None,
-    host: Annotated[str, typer.Option(help="The address both listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address that both processes listen on.")] = "127.0.0.1",
     http_port: Annotated[
-        int, typer.Option(help="The gateway's port.", min=1, max=65535, metavar="PORT")
+        int, typer.Option(help="HTTP port of the gateway.", min=1, max=65535, metavar="PORT")
     ] = 8000,
     grpc_port: Annotated[
-        int, typer.Option(help="The service's port.", min=1, max=65535, metavar="PORT")
+        int, typer.Option(help="gRPC port of the service.", min=1, max=65535, metavar="PORT")
     ] = 50051,
     api_keys: Annotated[
-        Path | None, typer.Option(help="A file of API keys: take only their owners.")
+        Path | None,
+        typer.Option(help="TOML file of API keys. Requests must then have one of these keys."),
     ] = None,
     is_insecure: Annotated[
         bool,
-        typer.Option("--insecure", help="Listen beyond this machine and ask for no keys."),
+        typer.Option("--insecure", help="Accept remote connections without authentication."),
     ] = False,
 ) -> None:
     """Run a service and an OpenAI-compatible HTTP gateway on this machine.
 
-    Ctrl-C stops them in order, a second one kills them. If one dies, the other is stopped and its
-    exit code is returned.
+    Ctrl-C stops both after running requests; a second Ctrl-C stops them at once. If one process
+    ends, the other is stopped, and the command returns the exit code of the first.
     """
     raise typer.Exit(run(Stack(host, http_port, grpc_port, model, api_keys, is_insecure)))
 

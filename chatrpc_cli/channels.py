@@ -1,4 +1,4 @@
-"""Channels to a service: in the clear or under TLS."""
+"""gRPC channels to a service, with or without TLS."""
 
 import ssl
 from dataclasses import dataclass
@@ -9,7 +9,9 @@ import grpc
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """PEM files: who has signed the service's certificate, and what the client shows."""
+    """PEM files: the CA that signed the service's certificate, and the client's certificate and
+    key.
+    """
 
     ca: Path
     certificate: Path | None = None
@@ -23,14 +25,15 @@ class Tls:
         )
 
     def check(self) -> None:
-        """Raise OSError unless the files can be used; gRPC would say that nothing can be reached.
+        """Check that the files can be used, as gRPC would only report a failed connection.
 
-        ssl.SSLError, which is an OSError, has the reason.
+        Raises:
+            OSError: A file cannot be used. ssl.SSLError, a subclass, has the reason.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(self.ca)
         if self.certificate is not None:
-            # Without a passphrase at hand OpenSSL would ask the terminal for one.
+            # Without a password, OpenSSL would prompt for one in the terminal.
             context.load_cert_chain(self.certificate, self.key, password="")
 
 

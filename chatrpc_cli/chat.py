@@ -1,4 +1,4 @@
-"""A conversation with a model: what is asked and remembered, and how it looks in a terminal."""
+"""A conversation with a model in the terminal."""
 
 import asyncio
 import readline  # noqa: F401  gives `input` line editing and a history
@@ -15,7 +15,7 @@ from chatrpc_cli.errors import report
 
 
 class Conversation:
-    """Questions to one model. Those answered, in full or in part, are remembered."""
+    """A conversation with one model. Its history has the messages that got a response."""
 
     def __init__(
         self,
@@ -32,48 +32,53 @@ class Conversation:
         self._messages = [_message(chat_pb2.ROLE_SYSTEM, system)] if system else []
 
     async def ask(self, question: str) -> AsyncGenerator[chat_pb2.ChoiceDelta, None]:
-        """The answer as it comes. Closing the generator cancels the call.
+        """Send a user message and yield the response's deltas. Closing the generator cancels the
+        call.
 
-        Raises grpc.RpcError.
+        Raises:
+            grpc.RpcError: The call failed.
         """
-        asked = _message(chat_pb2.ROLE_USER, question)
+        message = _message(chat_pb2.ROLE_USER, question)
         params = chat_pb2.ChatCompletionParams(
-            model=self.model, messages=[*self._messages, asked], sampling=self._sampling
+            model=self.model, messages=[*self._messages, message], sampling=self._sampling
         )
         request = chat_service_pb2.StreamChatCompletionRequest(params=params)
-        said: list[str] = []
+        pieces: list[str] = []
         async with aio_channel(self.target, self._tls) as channel:
             stub = chat_service_pb2_grpc.ChatServiceStub(channel)
             call = stub.StreamChatCompletion(request, metadata=credentials())
             try:
                 async for response in call:
                     for choice in response.chunk.choices:
-                        said.append(choice.delta.content)
+                        pieces.append(choice.delta.content)
                         yield choice
             finally:
                 call.cancel()
-                if answer := "".join(said):
-                    self._messages += [asked, _message(chat_pb2.ROLE_ASSISTANT, answer)]
+                if response_text := "".join(pieces):
+                    self._messages += [message, _message(chat_pb2.ROLE_ASSISTANT, response_text)]
 
 
-def answer(conversation: Conversation, question: str) -> None:
-    """Write the answer to stdout as it comes; to stderr, dimmed, the model's reasoning.
+def print_response(conversation: Conversation, question: str) -> None:
+    """Stream the response to stdout, and the model's reasoning, dimmed, to stderr.
 
-    Raises grpc.RpcError, and KeyboardInterrupt; either way the call is over and its line ended.
+    Raises:
+        grpc.RpcError: The call failed. The output line is ended.
+        KeyboardInterrupt: The user pressed Ctrl-C. The call is cancelled and the output line is
+        ended.
     """
-    # asyncio turns Ctrl-C into a cancellation between two steps. gRPC's synchronous client takes it
-    # in the middle of one: of 160 interrupts one hit a lock half released (RuntimeError, 1.85.1).
-    asyncio.run(_answer(conversation, question))
+    # asyncio turns Ctrl-C into a cancellation between two steps. gRPC's synchronous client handles
+    # it inside a step: of 160 interrupts, one hit a half released lock (RuntimeError, 1.85.1).
+    asyncio.run(_print_response(conversation, question))
 
 
-async def _answer(conversation: Conversation, question: str) -> None:
+async def _print_response(conversation: Conversation, question: str) -> None:
     finish, has_text = chat_pb2.FINISH_REASON_UNSPECIFIED, False
     async with aclosing(conversation.ask(question)) as choices:
         try:
             async for choice in choices:
-                thought, text = choice.delta.reasoning_content, choice.delta.content
-                if thought:
-                    typer.secho(thought, dim=True, nl=False, err=True)
+                reasoning, text = choice.delta.reasoning_content, choice.delta.content
+                if reasoning:
+                    typer.secho(reasoning, dim=True, nl=False, err=True)
                 if text:
                     typer.echo(text, nl=False)
                     has_text = True
@@ -82,15 +87,15 @@ async def _answer(conversation: Conversation, question: str) -> None:
             if has_text:
                 typer.echo()
     if finish == chat_pb2.FINISH_REASON_LENGTH:
-        _note("cut off: the token limit or the end of the context was reached")
+        _note("truncated: the token limit or the model's context length was reached")
 
 
 def converse(conversation: Conversation) -> None:
-    """Ask what is typed until Ctrl-C or Ctrl-D at the prompt. Ctrl-C in an answer ends that one.
+    """Send each typed line until Ctrl-C or Ctrl-D at the prompt. Ctrl-C during a response stops it.
 
-    A failure is reported and the conversation goes on.
+    A failed call is reported, and the conversation continues.
     """
-    _note(f"{conversation.model} at {conversation.target}; Ctrl-C stops an answer, Ctrl-D leaves")
+    _note(f"{conversation.model} at {conversation.target}; Ctrl-C stops a response, Ctrl-D exits")
     while True:
         try:
             question = input("> ")
@@ -100,7 +105,7 @@ def converse(conversation: Conversation) -> None:
         if not question.strip():
             continue
         try:
-            answer(conversation, question)
+            print_response(conversation, question)
         except KeyboardInterrupt:
             _note("stopped")
         except grpc.RpcError as error:

@@ -1,12 +1,12 @@
-"""The key that commands call a service with."""
+"""The API key with which commands call a service."""
 
 import os
 
-# From the environment alone: a command line can be read by everybody on the machine.
+# There is no option for the key: all users of a machine can read command lines.
 KEY_VARIABLE = "CHATRPC_API_KEY"
 
 
 def credentials() -> tuple[tuple[str, str], ...]:
-    """What goes along with a call; nothing without a key."""
+    """Return the metadata with the API key, or none without a key."""
     key = os.environ.get(KEY_VARIABLE)
     return (("x-api-key", key),) if key else ()

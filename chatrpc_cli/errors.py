@@ -1,4 +1,4 @@
-"""How a failed call reads in a terminal."""
+"""Reports of failed calls in the terminal."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 
 @contextmanager
 def reporting(target: str) -> Iterator[None]:
-    """A call to `target` that fails inside is reported and ends the command with exit code 1."""
+    """Report a failed call to `target` in the block, and end the command with exit code 1."""
     try:
         yield
     except grpc.RpcError as error:
@@ -22,21 +22,21 @@ def reporting(target: str) -> Iterator[None]:
 
 
 def report(error: grpc.RpcError, target: str) -> None:
-    """Write to stderr what went wrong, as `error: <message> [CODE/REASON]`."""
+    """Write the error to stderr, as `error: <message> [CODE/REASON]`."""
     call = cast("grpc.Call", error)  # every RpcError that grpcio raises has its methods
     code, reason = call.code(), _reason(call)
     message = " ".join((call.details() or "").split())
-    if code is grpc.StatusCode.UNAVAILABLE and not reason:  # not the service's own words
+    if code is grpc.StatusCode.UNAVAILABLE and not reason:  # not from the service itself
         message = f"no connection to {target}: {message}"
     origin = f"{code.name}/{reason}" if reason else code.name
     typer.echo(f"error: {message} [{origin}]", err=True)
 
 
 def _reason(call: grpc.Call) -> str:
-    """The reason in the status's ErrorInfo; empty where there is none."""
+    """Return the reason in the status's ErrorInfo, or "" if there is none."""
     try:
         status = rpc_status.from_call(call)
-    except (ValueError, DecodeError):  # gRPC or a proxy has put another status over the service's
+    except (ValueError, DecodeError):  # gRPC or a proxy has replaced the service's status
         return ""
     info = error_details_pb2.ErrorInfo()
     for detail in status.details if status else ():

@@ -1,4 +1,4 @@
-"""Adding a key to a file that services and gateways may read at any moment."""
+"""Adds a key to a file that services and gateways may read at any time."""
 
 import fcntl
 import os
@@ -16,17 +16,16 @@ _NO_KEYS = re.compile(r"^[ \t]*key[ \t]*=[ \t]*\[\s*\][ \t]*(#.*)?$\n?", re.MULT
 
 
 def add_key(path: Path, entry: str) -> None:
-    """Add an entry to the file, which is made if it does not exist.
+    """Add an entry to the file, which is created if it does not exist.
 
-    The file is replaced as a whole, so that nobody reads half of it. It keeps its mode and owner. A
-    symbolic link stays one.
+    The file is replaced atomically. It keeps its mode and owner. A symbolic link stays one.
 
     Args:
         entry: A table `[[key]]` in TOML.
 
     Raises:
-        ConfigError: The file is invalid, or would be with the entry. It stays as it is.
-        OSError: It cannot be written. It stays as it is.
+        ConfigError: The file is invalid, or the entry would make it invalid. The file is unchanged.
+        OSError: The file cannot be written. It is unchanged.
     """
     path = path.resolve()
     with _locked(path.parent):
@@ -42,7 +41,7 @@ def _added(path: Path, before: bytes, entry: str) -> bytes:
     if len(after) > MAX_BYTES:
         raise ConfigError(f"{path}: it would have more than {MAX_BYTES} bytes")
     if problems := parse_keys(after).problems:
-        # Both parts are valid TOML; together they are not if the keys so far are in an array.
+        # Both parts are valid TOML. Together they are not if the existing keys are in an array.
         is_array = "not valid TOML" in problems[0]
         reason = "write each key as a table [[key]], not in an array" if is_array else problems[0]
         raise ConfigError(f"{path}: {reason}")
@@ -65,7 +64,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _copy_access(path: Path, handle: int) -> None:
-    """Give a file the mode and the owner of the one at `path`, or those of any new file."""
+    """Set the mode and the owner of a file to those of `path`, or to those of a new file."""
     try:
         old = path.stat()
     except FileNotFoundError:
@@ -81,7 +80,7 @@ def _copy_access(path: Path, handle: int) -> None:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Let only one process at a time add keys, or one of two keys would be lost."""
+    """Lock a directory: if two processes added keys at the same time, one key would be lost."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""`chatrpc keys`: makes API keys, and checks the files that services and gateways read."""
+"""`chatrpc keys`: creates API keys, and checks the files that services and gateways read."""
 
 import json
 from enum import StrEnum
@@ -13,12 +13,16 @@ from chatrpc_process.access.keys import Key, check_keys
 from chatrpc_process.access.secret import digest_of, new_secret
 from chatrpc_process.errors import ConfigError
 
-app = typer.Typer(help="Make and check API keys.", no_args_is_help=True)
+app = typer.Typer(help="Create and check API keys.", no_args_is_help=True)
 
-Limit = Annotated[int | None, typer.Option(help="Absent: no limit.")]
+
+def _limit(text: str) -> Any:
+    return typer.Option(help=f"{text} Default: no limit.")
 
 
 class CacheScope(StrEnum):
+    """The values of a key's `cache_scope`."""
+
     KEY = "key"
     SHARED = "shared"
 
@@ -29,54 +33,73 @@ def main() -> None: ...
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Option(help="The key's name, which logs contain.")],
+    name: Annotated[str, typer.Option(help="Name of the key. It appears in logs.")],
     *,
     file: Annotated[
         Path | None,
         typer.Option(
-            help="The file to add the key to; it is made if there is none. Absent: print the entry."
+            help="TOML file to add the key to. It is created if it does not exist. Default: print "
+            "the entry."
         ),
     ] = None,
     owner: Annotated[
         str | None,
         typer.Option(
-            help="Whose key it is: keys of one owner share limits, turns and cached prompts. "
-            "Absent: its name."
+            help="Owner of the key. Keys of one owner share limits, scheduling and cached "
+            "prompts. Default: the key's name."
         ),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A model it may use, or a pattern such as 'smollm2-*'. Absent: all."),
+        typer.Option(
+            help="Model that the key may use, or a pattern such as 'smollm2-*'. Repeatable. "
+            "Default: all models."
+        ),
     ] = None,
-    requests_per_minute: Limit = None,
-    tokens_per_minute: Limit = None,
+    requests_per_minute: Annotated[
+        int | None, _limit("Maximum number of requests per minute.")
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None, _limit("Maximum number of prompt and output tokens per minute.")
+    ] = None,
     default_max_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Output limit of a chat that sets none; needs --tokens-per-minute. "
-            "Absent: 1/32 of that, between 1024 and 4096."
+            help="Output limit of chat completions without their own limit. Requires "
+            "--tokens-per-minute. Default: 1/32 of that, at least 1024 and at most 4096."
         ),
     ] = None,
-    max_concurrent_requests: Limit = None,
+    max_concurrent_requests: Annotated[
+        int | None, _limit("Maximum number of concurrent requests.")
+    ] = None,
     weight: Annotated[
-        int | None, typer.Option(help="Turns in a round, 1 to 100. Absent: 1.")
+        int | None,
+        typer.Option(help="Scheduling weight relative to other owners, 1 to 100. Default: 1."),
     ] = None,
     min_priority: Annotated[
         int | None,
-        typer.Option(help="The lowest, so the most urgent, priority it may set. Absent: 0."),
+        typer.Option(help="Lowest (most urgent) priority that requests may set. Default: 0."),
     ] = None,
     cache_scope: Annotated[
         CacheScope | None,
-        typer.Option(help="Whether its cached prompts are shared with all keys. Absent: key."),
+        typer.Option(
+            help="Sharing of cached prompts: `key` (only among the owner's keys) or "
+            "`shared` (among all keys). Default: key."
+        ),
     ] = None,
     may_act_for_others: Annotated[
-        bool, typer.Option("--may-act-for-others", help="For the key of a gateway at a service.")
+        bool,
+        typer.Option(
+            "--may-act-for-others",
+            help="Requests may name another caller. For the key with which a gateway calls a "
+            "service.",
+        ),
     ] = False,
 ) -> None:
-    """Make a key. Its secret is printed to stderr, only this once.
+    """Create an API key. Its secret is printed to stderr, once.
 
-    With --file its entry is added to a file, which is replaced as a whole: a service that reads the
-    file meanwhile sees the old content or the new one. Without --file the entry is printed.
+    With --file, the entry is added to a file, which is replaced atomically: a service that reads
+    it at the same time gets the old or the new content. Without --file, the entry is printed.
     """
     secret = new_secret()
     options = {
@@ -100,18 +123,18 @@ def new(
         try:
             add_key(file, entry)
         except (ConfigError, OSError) as error:
-            typer.echo(f"error: {error}; nothing is written", err=True)
+            typer.echo(f"error: {error}; nothing was written", err=True)
             raise typer.Exit(1) from None
-    typer.echo(f"The secret, which is stored nowhere: {secret}", err=True)
+    typer.echo(f"The secret, which is not stored anywhere: {secret}", err=True)
 
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="A file of API keys.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="TOML file of API keys.", show_default=False)],
 ) -> None:
     """Check a file of API keys as services and gateways do, and print all of its problems.
 
-    The exit code is 0 for a valid file, also if there are warnings, and otherwise 1.
+    The exit code is 0 for a valid file, even with warnings, and 1 otherwise.
     """
     try:
         found = check_keys(file)
@@ -128,7 +151,11 @@ def check(
 
 
 def _entry(options: dict[str, Any]) -> str:
-    """Write a key as TOML; raise BadParameter for the first option that no file could contain."""
+    """Return a key as TOML.
+
+    Raises:
+        typer.BadParameter: An option is invalid. The first such option is named.
+    """
     try:
         Key.model_validate(options)
     except ValidationError as error:
@@ -139,6 +166,6 @@ def _entry(options: dict[str, Any]) -> str:
             param_hint="--"
             + option.removesuffix("s" if option == "models" else "").replace("_", "-"),
         ) from None
-    # Of printable strings, numbers, booleans and lists of strings, JSON is TOML.
+    # For printable strings, numbers, booleans and lists of strings, JSON is valid TOML.
     lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in options.items()]
     return "\n".join(["[[key]]", *lines, ""])

@@ -1,9 +1,8 @@
-"""Runs a command that does not outlive its parent: `python -m chatrpc_cli.leash PARENT COMMAND...`
+"""Runs a command that ends with its parent: `python -m chatrpc_cli.leash PARENT COMMAND...`
 
-The kernel is asked (Linux only) to kill this process when the parent dies, however it dies; the
-command then takes this process over, and the request stays in force across `execv`. Popen's
-`preexec_fn` would do the same, but runs Python between fork and exec, where a thread of the parent
-can leave a lock held for ever.
+On Linux, the kernel kills this process when the parent ends for any reason. The command then
+replaces this process; the setting stays in force across `execv`. Popen's `preexec_fn` would do the
+same, but it runs Python between fork and exec, where a lock of another thread can be held forever.
 """
 
 import ctypes
@@ -15,13 +14,13 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
-    """Become COMMAND, unless PARENT (a pid) is gone already."""
+    """Become COMMAND, unless the process with the id PARENT has ended already."""
     parent, *command = sys.argv[1:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(parent):  # it died before the request was in force
+        if os.getppid() != int(parent):  # it ended before the setting was in force
             sys.exit(1)
-    os.execv(command[0], command)  # noqa: S606  the point of it
+    os.execv(command[0], command)  # noqa: S606  its purpose
 
 
 if __name__ == "__main__":

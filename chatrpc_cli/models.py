@@ -1,4 +1,4 @@
-"""The models a service serves: listed, and laid out for people and for machines."""
+"""The models of a service, as a table and as JSON."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ from chatrpc_cli.credentials import credentials
 
 
 def served(channel: grpc.Channel) -> Iterator[model_service_pb2.Model]:
-    """Every model served; a page is fetched when the one before is used up."""
+    """Yield every served model. Pages are fetched on demand."""
     stub = model_service_pb2_grpc.ModelServiceStub(channel)
     request = model_service_pb2.ListModelsRequest()
     while True:
@@ -26,7 +26,7 @@ def served(channel: grpc.Channel) -> Iterator[model_service_pb2.Model]:
 
 
 def as_table(models: Iterable[model_service_pb2.Model]) -> Table:
-    """One row a model."""
+    """Return a table with one row for each model."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("model", overflow="fold")
     table.add_column("context", justify="right")
@@ -34,12 +34,12 @@ def as_table(models: Iterable[model_service_pb2.Model]) -> Table:
     table.add_column("weights", overflow="fold")
     for model in models:
         cells = model.id, f"{model.max_model_len:,}", ", ".join(model.aliases), model.root
-        table.add_row(*map(Text, cells))  # a plain string would be read as rich markup
+        table.add_row(*map(Text, cells))  # a plain string would be parsed as rich markup
     return table
 
 
 def as_json(models: Iterable[model_service_pb2.Model]) -> str:
-    """A JSON array of `chatrpc.v1.Model`, every field present, under the names of the proto."""
+    """Return a JSON array of `chatrpc.v1.Model`, with all fields under their proto names."""
     return json.dumps(
         [
             MessageToDict(

@@ -1,4 +1,4 @@
-"""A service and a gateway on this machine: their commands, their readiness, the banner."""
+"""A service and a gateway on this machine: their commands, their readiness and the banner."""
 
 import asyncio
 import http.client
@@ -21,16 +21,19 @@ from chatrpc_cli.supervisor import supervise
 from chatrpc_process.settings.loopback import is_loopback
 
 POLL_S = 0.2
-# How long running requests may go on after Ctrl-C: somebody sits at the terminal and waits.
+# How long running requests may continue after Ctrl-C. It is short, as a user waits.
 GRACE_S = 5
-# The service may load for half a minute, in which gRPC's own backoff would grow to as much; and a
-# proxy has no business between two processes of one machine.
+# Loading can take half a minute, and gRPC's default backoff would grow to that. A proxy must not be
+# used between two processes on one machine.
 CHANNEL_OPTIONS = [("grpc.max_reconnect_backoff_ms", 200), ("grpc.enable_http_proxy", 0)]
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """One service with one gateway, both listening on `host`. No model: the service's default."""
+    """One service and one gateway, which both listen on `host`.
+
+    Without `model` the service loads its default.
+    """
 
     host: str
     http_port: int
@@ -41,7 +44,7 @@ class Stack:
 
     @property
     def local_host(self) -> str:
-        """A host under which this machine reaches what listens on `host`."""
+        """A host at which this machine can connect to a process that listens on `host`."""
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
 
     @property
@@ -63,8 +66,8 @@ class Stack:
         upstream = ["--upstream", self.grpc_address, "--drain-timeout-s", str(GRACE_S)]
         return [sys.executable, "-m", "gateway_http", *listen, *upstream, *self._access()]
 
-    def is_open_by_accident(self) -> bool:
-        """Whether it would listen for other machines, and neither process would."""
+    def is_unauthenticated(self) -> bool:
+        """Return True if the processes would accept remote connections without authentication."""
         return not (self.api_keys or self.is_insecure or is_loopback(self.host))
 
     def _access(self) -> list[str]:
@@ -73,15 +76,15 @@ class Stack:
 
 
 def run(stack: Stack) -> int:
-    """Serve until a signal comes or a process dies; returns the exit code."""
-    if stack.is_open_by_accident():
+    """Run both processes until a signal or until one of them ends. Return the exit code."""
+    if stack.is_unauthenticated():
         typer.echo(
-            f"error: host {stack.host} can be reached from other machines: give --api-keys FILE "
-            "to ask them for keys, or --insecure to let everybody in",
+            f"error: host {stack.host} accepts remote connections: set --api-keys FILE to "
+            "authenticate them, or --insecure to accept them without authentication",
             err=True,
         )
         return 2
-    # Whoever has a port already could pass for the process we start there, and be announced.
+    # A process that already listens on a port could be mistaken for the one that is started here.
     for port in (stack.http_port, stack.grpc_port):
         try:
             _try_to_listen(stack.host, port)
@@ -101,8 +104,9 @@ async def _announce(stack: Stack) -> None:
 
 
 async def _ready_model(target: str) -> str:
-    """Wait until the service is ready; returns the id of the first model it serves, or what stands
-    for it where the service does not know our key.
+    """Wait until the service is ready. Return the id of its first model.
+
+    The result is "MODEL" if the service rejects the API key.
     """
     async with grpc.aio.insecure_channel(target, CHANNEL_OPTIONS) as channel:
         health = health_pb2_grpc.HealthStub(channel)
@@ -130,7 +134,7 @@ async def _first_model(models: Any) -> str:
 
 
 async def _gateway_ready(host: str, port: int) -> None:
-    """Wait until the gateway is ready. The thread is freed by the gateway's end at the latest."""
+    """Wait until the gateway is ready. The thread ends at the latest when the gateway does."""
     while True:
         if await asyncio.to_thread(_is_gateway_ready, host, port):
             return

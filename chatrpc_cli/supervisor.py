@@ -1,4 +1,4 @@
-"""Two processes that live and end together: the service and the gateway in front of it."""
+"""Runs the service and the gateway together: if one ends, the other is stopped."""
 
 import asyncio
 import os
@@ -14,14 +14,16 @@ EXIT_KILLED = 128 + signal.SIGINT
 
 
 class Stop:
-    """What the signals ask for: the first an orderly end, the next an end at once."""
+    """The state of shutdown: the first signal requests an orderly stop, the second an immediate
+    one.
+    """
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.insisted = asyncio.Event()
+        self.is_requested = asyncio.Event()
+        self.is_immediate = asyncio.Event()
 
     def on_signal(self) -> None:
-        (self.insisted if self.asked.is_set() else self.asked).set()
+        (self.is_immediate if self.is_requested.is_set() else self.is_requested).set()
 
 
 async def supervise(
@@ -29,48 +31,51 @@ async def supervise(
     gateway: Sequence[str],
     announce: Callable[[], Coroutine[None, None, None]],
 ) -> int:
-    """Run both commands until a signal comes or one of them dies; returns the exit code.
+    """Run both commands until a signal or until one of them ends. Return the exit code.
 
-    `announce` runs beside them once they are started, and is cancelled if they end before it does.
-    The gateway ends first, so that nothing arrives at a service that is going. The code is 0 after
-    an orderly end, EXIT_KILLED after a second signal, otherwise that of the process that died.
+    The gateway is stopped first, so that no requests arrive at a stopping service. The code is 0
+    after an orderly stop, EXIT_KILLED after a second signal, otherwise that of the process that
+    ended.
+
+    Args:
+        announce: Runs once both are started. It is cancelled if they end first.
     """
     stop = Stop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stop.on_signal)
     children: dict[str, Process] = {}
 
-    def over() -> list[Coroutine[None, None, object]]:
-        return [stop.asked.wait(), *(child.wait() for child in children.values())]
+    def stop_or_exit() -> list[Coroutine[None, None, object]]:
+        return [stop.is_requested.wait(), *(child.wait() for child in children.values())]
 
     try:
         children["service"] = await _start(service)
         children["gateway"] = await _start(gateway)
-        await _first(announce(), *over())
-        await _first(*over())
-        code = 0 if stop.asked.is_set() else _death(children)
+        await _first(announce(), *stop_or_exit())
+        await _first(*stop_or_exit())
+        code = 0 if stop.is_requested.is_set() else _death(children)
         if code == 0:
-            typer.echo("stopping; Ctrl-C again to end running requests at once", err=True)
+            typer.echo("stopping; press Ctrl-C again to abort running requests", err=True)
     finally:
-        stop.asked.set()  # from here on a signal insists
+        stop.is_requested.set()  # from here on, a signal requests an immediate stop
         for child in reversed(children.values()):
-            await _end(child, stop.insisted)
-    return code or (EXIT_KILLED if stop.insisted.is_set() else 0)
+            await _end(child, stop.is_immediate)
+    return code or (EXIT_KILLED if stop.is_immediate.is_set() else 0)
 
 
 async def _start(command: Sequence[str]) -> Process:
-    """Start a command in a session of its own: the terminal's Ctrl-C reaches this process alone."""
+    """Start a command in its own session. The terminal's Ctrl-C reaches only this process."""
     leash = (sys.executable, "-m", "chatrpc_cli.leash", str(os.getpid()))
     return await asyncio.create_subprocess_exec(
         *leash, *command, stdin=DEVNULL, start_new_session=True
     )
 
 
-async def _end(child: Process, insisted: asyncio.Event) -> None:
-    """Ask the child to end and wait for it; kill it and its children once `insisted` is set."""
+async def _end(child: Process, is_immediate: asyncio.Event) -> None:
+    """Terminate the child and wait for it. Kill it and its children once `is_immediate` is set."""
     with suppress(ProcessLookupError):
         child.terminate()
-    await _first(child.wait(), insisted.wait())
+    await _first(child.wait(), is_immediate.wait())
     if child.returncode is None:
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -78,19 +83,19 @@ async def _end(child: Process, insisted: asyncio.Event) -> None:
 
 
 def _death(children: dict[str, Process]) -> int:
-    """Say which child died; returns its exit code, never 0, as a shell would give it."""
+    """Report which child ended. Return its exit code as a shell would, but never 0."""
     name, code = next(
         (name, child.returncode) for name, child in children.items() if child.returncode is not None
     )
     if code < 0:
-        typer.echo(f"error: the {name} was ended by {signal.Signals(-code).name}", err=True)
+        typer.echo(f"error: the {name} was terminated by {signal.Signals(-code).name}", err=True)
         return 128 - code
     typer.echo(f"error: the {name} ended with exit code {code}", err=True)
     return code or 1
 
 
 async def _first(*waits: Coroutine[None, None, object]) -> None:
-    """Wait for the first of these, cancel the others; raises what that one raised."""
+    """Wait for the first of these and cancel the others. Raise the first one's error."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

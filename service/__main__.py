@@ -41,7 +41,7 @@ from service.metrics_port import MetricsPort
 from service.model import ModelLoader
 from service.openmp import bound_spinning
 from service.rpc.calls.authorization import Access
-from service.rpc.calls.message_reader import Patience
+from service.rpc.calls.message_reader import ClientTimeouts
 from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
@@ -98,7 +98,7 @@ async def serve(settings: ServiceSettings) -> int:
         has_reflection=settings.reflection,
         access=Access(keys),
         metrics=metrics,
-        patience=Patience(settings.body_timeout_s, settings.write_timeout_s),
+        client_timeouts=ClientTimeouts(settings.body_timeout_s, settings.write_timeout_s),
         tracer=tracer,
         has_channelz=settings.channelz,
         tls=settings.tls,

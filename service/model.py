@@ -17,9 +17,9 @@ from service.domain.model import ChatFormats, LocalModel, ModelCard, ReasoningFo
 from service.domain.sampling import SamplingParams
 from service.fingerprint import fingerprint
 from service.generation.local_backend import locally_served
-from service.text.formats import chat_formats
 from service.text.grammars import CompiledGrammars, load_token_trie
 from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
+from service.text.tool_calls.syntax import chat_formats
 
 # The text that an engine may measure the cost of quantization on.
 _CHECK_TEXT = """\

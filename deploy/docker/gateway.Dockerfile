@@ -2,13 +2,13 @@
 #
 #   docker build -f deploy/docker/gateway.Dockerfile -t chatrpc-gateway:0.1.0 .
 #
-# Writes nothing: runs with a read-only root filesystem and no volume. Any user id will do.
+# The process writes no files. It runs with a read-only root filesystem, without a volume, as any user.
 
-# Name it with its digest to have the very same bytes each time.
+# Add the digest to get the same bytes each time.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11.15-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
-# Where packages come from, if not from PyPI.
+# A package index to use instead of PyPI.
 ARG PIP_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
@@ -29,7 +29,7 @@ LABEL org.opencontainers.image.title="chatrpc-gateway" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /opt/chatrpc /opt/chatrpc
-# HOME: whatever a library wants to keep goes where it may.
+# HOME: a directory in which libraries may write.
 ENV PATH=/opt/chatrpc/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
@@ -41,7 +41,7 @@ ENV PATH=/opt/chatrpc/bin:/usr/local/bin:/usr/bin:/bin \
 EXPOSE 8000 8001
 USER 65532:65532
 STOPSIGNAL SIGTERM
-# Kubernetes has probes of its own. The admin port is in the clear also where the other is not.
+# For Docker; Kubernetes uses its own probes. The admin port has no TLS, even if the other port has.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15s --retries=3 \
     CMD ["/opt/chatrpc/bin/python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8001/healthz', timeout=3)"]
 ENTRYPOINT ["/opt/chatrpc/bin/python", "-m", "gateway_http"]

@@ -1,4 +1,4 @@
-"""Print the versions that images are built with: those of this environment, which the tests ran in.
+"""Print the package versions for images: those of this environment, in which the tests ran.
 
 `make constraints` writes them to deploy/docker/constraints.txt.
 """
@@ -16,14 +16,14 @@ IN_IMAGES = ("service", "gateway", "cli", "otel")
 
 
 def requirements() -> list[Requirement]:
-    """What pyproject.toml asks for of what goes into images."""
+    """Return the requirements in pyproject.toml of the extras that images contain."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = (project["optional-dependencies"][extra] for extra in IN_IMAGES)
     return [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
 
 
 def installed(wanted: Iterable[Requirement]) -> dict[str, str]:
-    """The versions installed of these and of all that they need, by name."""
+    """Return the installed versions of the requirements and of all their dependencies, by name."""
     found: dict[str, str] = {}
     queue = [(requirement.name, frozenset(requirement.extras)) for requirement in wanted]
     seen = set()

@@ -2,23 +2,23 @@
 #
 #   docker build -f deploy/docker/service-cuda.Dockerfile -t chatrpc-service-cuda:0.1.0 .
 #
-# torch brings CUDA's libraries in its wheels, so the base is the plain Python image and not one of
-# nvidia's, which would bring them a second time. The driver comes from the host, through NVIDIA's
-# container toolkit. Runs with a read-only root filesystem and /tmp writable. Any user id will do.
+# torch's wheels contain CUDA's libraries, so the base is the plain Python image. NVIDIA's images would
+# contain them a second time. The driver comes from the host, through NVIDIA's container toolkit. The
+# image runs with a read-only root filesystem and a writable /tmp, as any user.
 
-# Name it with its digest to have the very same bytes each time.
+# Add the digest to get the same bytes each time.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11.15-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
-# Where packages come from, if not from PyPI; and torch for another CUDA than that of PyPI's build,
-# such as https://download.pytorch.org/whl/cu126 for older drivers.
+# A package index to use instead of PyPI, and an index with torch for another version of CUDA, such as
+# https://download.pytorch.org/whl/cu126 for older drivers.
 ARG PIP_INDEX_URL
 ARG TORCH_INDEX_URL=https://pypi.org/simple
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 RUN python -m venv --without-pip /opt/chatrpc
-# The slowest steps first, each in a layer that a change of ours leaves as it is (hence DL3059). With what it
-# depends on, CUDA's libraries among that.
+# The slowest steps come first, each in its own layer, which a change of our code does not rebuild (hence DL3059).
+# torch is installed with its dependencies, which include CUDA's libraries.
 # hadolint ignore=DL3059
 RUN python -m pip --python /opt/chatrpc/bin/python install --index-url "${TORCH_INDEX_URL}" torch==2.13.0
 # hadolint ignore=DL3059
@@ -38,10 +38,10 @@ LABEL org.opencontainers.image.title="chatrpc-service-cuda" \
       org.opencontainers.image.description="Language models over gRPC, on NVIDIA GPUs" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# For a volume with weights. A named one takes this mode on, so that any user may write to it.
+# The mount point of a volume with weights. A named volume gets this mode, so any user may write to it.
 RUN mkdir -m 1777 /var/lib/chatrpc
 COPY --from=build /opt/chatrpc /opt/chatrpc
-# HOME: whatever a library wants to keep goes where it may. NVIDIA_*: what the toolkit goes by.
+# HOME: a directory in which libraries may write. NVIDIA_*: settings of the container toolkit.
 ENV PATH=/opt/chatrpc/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
@@ -55,13 +55,13 @@ ENV PATH=/opt/chatrpc/bin:/usr/local/bin:/usr/bin:/bin \
     CHATRPC_SERVICE_CACHE_DIR=/opt/chatrpc/cache \
     CHATRPC_SERVICE_LOG_FORMAT=json
 WORKDIR /opt/chatrpc
-# The embedded model, converted; there is no GPU while an image is built. It listens nowhere, so
-# the host is no matter.
+# Convert the embedded model, on the CPU, because a build has no GPU. The command does not listen, so the
+# host has no effect.
 RUN /opt/chatrpc/bin/python -m service.prepare --host=127.0.0.1 --device=cpu
 EXPOSE 50051 50052
 USER 65532:65532
 STOPSIGNAL SIGTERM
-# Kubernetes has probes of its own. The admin port is in the clear also where the other is not.
+# For Docker; Kubernetes uses its own probes. The admin port has no TLS, even if the other port has.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
     CMD ["/opt/chatrpc/bin/chatrpc", "health", "readiness", "--target", "127.0.0.1:50052"]
 ENTRYPOINT ["/opt/chatrpc/bin/python", "-m", "service"]

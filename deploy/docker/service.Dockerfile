@@ -2,15 +2,16 @@
 #
 #   docker build -f deploy/docker/service.Dockerfile -t chatrpc-service:0.1.0 .
 #
-# Runs with a read-only root filesystem, and with the embedded model writes nothing at all. Weights
-# that are downloaded go to HF_HOME, below /tmp unless a volume is named, and what is made of a GGUF
-# file to CHATRPC_SERVICE_CACHE_DIR. Any user id will do.
+# It runs with a read-only root filesystem, as any user. With the embedded model it writes no files.
+# Downloaded weights are written to HF_HOME, by default below /tmp, and converted GGUF files to
+# CHATRPC_SERVICE_CACHE_DIR.
 
-# Name it with its digest to have the very same bytes each time.
+# Add the digest to get the same bytes each time.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11.15-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
-# Where packages come from, if not from PyPI; and torch without CUDA, which PyPI's has on x86-64.
+# A package index to use instead of PyPI, and an index with torch without CUDA; on x86-64 PyPI has the
+# build for CUDA.
 ARG PIP_INDEX_URL
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -20,7 +21,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
 RUN python -m venv --without-pip /opt/chatrpc
-# The slowest steps first, each in a layer that a change of ours leaves as it is (hence DL3059).
+# The slowest steps come first, each in its own layer, which a change of our code does not rebuild (hence DL3059).
 # hadolint ignore=DL3059
 RUN python -m pip --python /opt/chatrpc/bin/python install --no-deps --index-url "${TORCH_INDEX_URL}" torch==2.13.0
 # hadolint ignore=DL3059
@@ -32,8 +33,8 @@ COPY gateway_http ./gateway_http
 COPY chatrpc_cli ./chatrpc_cli
 COPY chatrpc_process ./chatrpc_process
 RUN python -m pip --python /opt/chatrpc/bin/python install --constraint constraints.txt '.[service,cli,otel]'
-# For every kind of CPU that they can run on, whatever this machine's is (x86-64; elsewhere none). /src holds the sources
-# too: outside of it, the installed package compiles itself.
+# Compile the kernels for every kind of x86-64 CPU that can run them; on other architectures there are none. /src has
+# the sources too, so change the directory to use the installed package.
 WORKDIR /opt/chatrpc
 RUN /opt/chatrpc/bin/python -m service.engine.native.prebuilt
 
@@ -44,10 +45,10 @@ LABEL org.opencontainers.image.title="chatrpc-service" \
       org.opencontainers.image.description="Language models over gRPC, on CPUs" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# For a volume with weights. A named one takes this mode on, so that any user may write to it.
+# The mount point of a volume with weights. A named volume gets this mode, so any user may write to it.
 RUN mkdir -m 1777 /var/lib/chatrpc
 COPY --from=build /opt/chatrpc /opt/chatrpc
-# HOME: whatever a library wants to keep goes where it may.
+# HOME: a directory in which libraries may write.
 ENV PATH=/opt/chatrpc/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
@@ -59,13 +60,13 @@ ENV PATH=/opt/chatrpc/bin:/usr/local/bin:/usr/bin:/bin \
     CHATRPC_SERVICE_CACHE_DIR=/opt/chatrpc/cache \
     CHATRPC_SERVICE_LOG_FORMAT=json
 WORKDIR /opt/chatrpc
-# The embedded model, converted; it is also proof that all of the above can load one. It listens
-# nowhere, so the host is no matter.
+# Convert the embedded model. This also checks that the image can load a model. The command does not
+# listen, so the host has no effect.
 RUN /opt/chatrpc/bin/python -m service.prepare --host=127.0.0.1
 EXPOSE 50051 50052
 USER 65532:65532
 STOPSIGNAL SIGTERM
-# Kubernetes has probes of its own. The admin port is in the clear also where the other is not.
+# For Docker; Kubernetes uses its own probes. The admin port has no TLS, even if the other port has.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["/opt/chatrpc/bin/chatrpc", "health", "readiness", "--target", "127.0.0.1:50052"]
 ENTRYPOINT ["/opt/chatrpc/bin/python", "-m", "service"]

@@ -1,4 +1,4 @@
-"""A chat request: messages, tools, response format."""
+"""A chat completion request: messages, tools, response format."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -9,7 +9,7 @@ from service.domain.sampling import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A function call that an assistant message of the conversation made."""
+    """A tool call in an assistant message of the conversation."""
 
     id: str
     name: str
@@ -18,7 +18,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation, its text parts joined."""
+    """One message of a conversation, with its text parts joined."""
 
     role: str  # system, developer, user, assistant or tool
     content: str | None
@@ -30,45 +30,58 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class PromptOptions:
-    """How a conversation becomes a prompt."""
+    """How a conversation is rendered to a prompt.
+
+    Attributes:
+        template_kwargs: Variables for the chat template.
+        continue_final_message: True if the prompt ends inside the last message.
+        truncate_prompt_tokens: Number of tokens to keep of the prompt's end; None: all.
+        tools: The tools as chat templates read them: dicts as in OpenAI's API.
+    """
 
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
-    continue_final_message: bool = False  # the prompt ends inside the last message
-    truncate_prompt_tokens: int | None = None  # keep the last so many; None: all
-    tools: tuple[dict[str, Any], ...] = ()  # as templates read them: as in OpenAI's API
+    continue_final_message: bool = False
+    truncate_prompt_tokens: int | None = None
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may call; `index` is its place in the request."""
+    """A function that the model may call.
 
-    index: int
+    Attributes:
+        schema: A JSON schema of the arguments; "" if the request has none.
+        is_strict: True if the arguments must follow the schema exactly.
+        schema_field: The field of the request that has the schema, for errors.
+    """
+
     name: str
     description: str
-    schema: str  # a JSON schema for the arguments; empty where the request gives none
+    schema: str
     is_strict: bool = False
+    schema_field: str = ""
 
 
 class ToolMode(Enum):
-    """Whether an answer calls functions."""
+    """Whether an output has tool calls."""
 
     AUTO = "auto"  # the model decides
     REQUIRED = "required"
-    NAMED = "named"  # exactly one call, of the one tool there is
+    NAMED = "named"  # exactly one call, of the only tool
 
 
 class JsonLayout(Enum):
-    """Where generated JSON may have white space."""
+    """The white space that generated JSON may have."""
 
-    # One space, or a line break and the next line's indentation. Nothing else: a small model that
-    # may write blank lines writes nothing else until it runs into its limit.
+    # Between tokens, one space, or one line break and the indentation of the next line. A small
+    # model that may write blank lines writes them until it reaches its limit.
     FLEXIBLE = "flexible"
-    COMPACT = "compact"  # nowhere
+    COMPACT = "compact"  # none
 
 
-class AnswerForm(Enum):
-    """The kinds of forms that an answer can be made to take."""
+class ResponseFormatKind(Enum):
+    """The kinds of response formats."""
 
     JSON_OBJECT = "json_object"
     JSON_SCHEMA = "json_schema"
@@ -79,19 +92,31 @@ class AnswerForm(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ResponseFormat:
-    """The form that an answer must take."""
+    """The format that the content of an output must have.
 
-    form: AnswerForm
-    text: str = ""  # the schema, the expression or the grammar
-    is_strict: bool = False  # the schema is followed exactly, or rejected
+    Attributes:
+        text: The schema, the regular expression or the grammar.
+        is_strict: True if the schema must be enforced exactly, or rejected.
+        field: The field of the request that has the format, for errors.
+    """
+
+    kind: ResponseFormatKind
+    text: str = ""
+    is_strict: bool = False
     choices: tuple[str, ...] = ()
+    field: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A chat completion as the wire asked for it, checked, with the model's defaults filled in.
+    """A checked chat completion request, with the model's defaults filled in.
 
-    `tools` are those that may be called, whatever others the wire held.
+    Attributes:
+        n: Number of choices.
+        num_logprobs: As in `service.domain.engine.Request`.
+        num_prompt_logprobs: As in `service.domain.engine.Request`.
+        tools: The tools that may be called; the request may have had more.
+        messages_field: The field of the request that has the messages, for errors.
     """
 
     model: str
@@ -100,10 +125,11 @@ class ChatRequest:
     prompt: PromptOptions
     cache_salt: str = ""
     n: int = 1
-    num_logprobs: int | None = None  # as in `Request`
+    num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
     returns_token_ids: bool = False
     tools: tuple[Tool, ...] = ()
     tool_mode: ToolMode = ToolMode.AUTO
     has_parallel_calls: bool = True
     response_format: ResponseFormat | None = None
+    messages_field: str = "messages"

@@ -19,6 +19,7 @@ class CompletionRequest:
         num_prompt_logprobs: As in `service.domain.engine.Request`.
         adds_special_tokens: True if text prompts are encoded with the tokenizer's special tokens.
         truncate_prompt_tokens: Number of tokens to keep of each prompt's end; None: all.
+        prompts_field: The field of the request that has the prompts, for errors.
     """
 
     prompts: tuple[str | tuple[int, ...], ...]
@@ -32,3 +33,4 @@ class CompletionRequest:
     truncate_prompt_tokens: int | None
     cache_salt: str
     response_format: ResponseFormat | None
+    prompts_field: str = "prompts"

@@ -46,7 +46,7 @@ class Constraint(Protocol):
         ...
 
 
-class AnswerConstraint(Constraint, Protocol):
+class OutputConstraint(Constraint, Protocol):
     """A constraint of one request, which can turn out to cost too much to be followed further."""
 
     failure: str | None  # why, once that has happened: the answer was ended for it
@@ -55,7 +55,7 @@ class AnswerConstraint(Constraint, Protocol):
         """Whether an answer of these tokens, without its end, is whole."""
         ...
 
-    def after(self, text: str) -> "AnswerConstraint":
+    def after(self, text: str) -> "OutputConstraint":
         """Return the constraint of what follows `text`, with which the answer begins.
 
         Raises:
@@ -74,7 +74,7 @@ class Grammars(Protocol):
         """
         ...
 
-    def compile(self, grammar: str) -> AnswerConstraint:
+    def compile(self, grammar: str) -> OutputConstraint:
         """The grammar, in llguidance's notation, compiled or from the cache.
 
         Raises:
@@ -82,7 +82,7 @@ class Grammars(Protocol):
         """
         ...
 
-    def cached(self, grammar: str) -> AnswerConstraint | None:
+    def cached(self, grammar: str) -> OutputConstraint | None:
         """Return the grammar if it has been compiled, without any wait. None: it has not been.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Attention over the paged cache, in torch."""
+"""Attention over the paged KV cache, in torch."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,10 @@ from service.engine.layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """Rows [start, end) of a step: the last of one sequence's first `context_len` tokens."""
+    """Rows [start, end) of a step, which are consecutive tokens of one sequence.
+
+    `context_len` is the number of the sequence's tokens up to and including the last row.
+    """
 
     start: int
     end: int
@@ -26,12 +29,12 @@ class PrefillChunk:
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
-    """Where a step's tokens lie and what each may see.
+    """The cache slots of a step's tokens, and the positions that each token attends to.
 
-    The first `num_decodes` rows are one token each of as many sequences; the chunks follow.
+    The first `num_decodes` rows are one token of one sequence each. The chunks follow.
     """
 
-    slots: Tensor  # [T], where each token's key and value go
+    slots: Tensor  # [T], the slot of each token's key and value
     num_decodes: int
     decode_context_lens: Tensor  # [num_decodes]
     decode_block_table: Tensor  # [num_decodes, M], padded with any valid block
@@ -40,6 +43,8 @@ class AttentionBatch:
 
     @classmethod
     def of(cls, layout: Layout, block_size: int, device: torch.device) -> "AttentionBatch":
+        """Return the batch for a step's layout."""
+
         def tensor(values: list[int] | list[list[int]]) -> Tensor:
             return torch.tensor(values, dtype=torch.long, device=device)
 
@@ -59,14 +64,14 @@ class AttentionBatch:
         )
 
     def decode_mask(self, length: int, window: int | None) -> Tensor:
-        """[num_decodes, length]: True where the token sees a position. Made once a step."""
+        """Return which positions each decoding token attends to: [num_decodes, length], bool."""
         if (mask := self.masks.get((-1, window))) is None:
             query = self.decode_context_lens[:, None] - 1
             mask = self.masks[-1, window] = _visible(query, length, window)
         return mask
 
     def chunk_mask(self, index: int, window: int | None) -> Tensor:
-        """[tokens of the chunk, its context_len], likewise."""
+        """Return which positions each token of a chunk attends to: [num_tokens, context_len]."""
         if (mask := self.masks.get((index, window))) is None:
             chunk = self.chunks[index]
             query = torch.arange(
@@ -77,16 +82,14 @@ class AttentionBatch:
 
 
 class PagedAttention:
-    """Attention in torch over a `KVStore`: writes keys and values to it, reads them back.
-
-    `batch` is set before each forward pass.
-    """
+    """Attention in torch over a `KVStore`. Call `begin_step` before each forward pass."""
 
     def __init__(self, store: KVStore) -> None:
         self._store = store
         self.batch: AttentionBatch
 
     def begin_step(self, layout: Layout) -> None:
+        """Set the layout of the next step."""
         self.batch = AttentionBatch.of(layout, self._store.block_size, self._store.device)
 
     def attend(
@@ -99,7 +102,15 @@ class PagedAttention:
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """Attend with `query` [num_heads, T, dim], `key` and `value` [num_kv_heads, T, dim].
+        """Write one layer's keys and values to the cache, and attend over it.
+
+        Args:
+            query: [num_heads, T, key_dim].
+            key: [num_kv_heads, T, key_dim].
+            value: [num_kv_heads, T, value_dim].
+            scale: Factor of the scores.
+            window: Number of positions that a token attends to, itself included; None for all.
+            softcap: Scores become softcap * tanh(scores / softcap); None for no change.
 
         Returns:
             [T, num_heads, value_dim]
@@ -128,7 +139,11 @@ class PagedAttention:
 
 
 def _visible(query_positions: Tensor, length: int, window: int | None) -> Tensor:
-    """[N, length]: the positions a query at [N, 1] sees: its own and before, within its window."""
+    """Return which of `length` positions the queries at `query_positions` [N, 1] attend to.
+
+    Returns:
+        [N, length], bool. A query attends to its own position and earlier ones in the window.
+    """
     positions = torch.arange(length, device=query_positions.device)
     visible = positions <= query_positions
     if window is not None:
@@ -139,17 +154,19 @@ def _visible(query_positions: Tensor, length: int, window: int | None) -> Tensor
 def _decode(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float | None
 ) -> Tensor:
-    """One token each of B sequences.
+    """Attend with one token of each of B sequences.
 
-    query [H, B, dim], keys and values [KVH, B, L, dim], mask [B, L].
-
-    The query heads of a group are rows of one product. Far faster on a CPU than
-    `scaled_dot_product_attention` with a query length of 1, which takes 8.5 ms where this takes
-    0.6.
+    Args:
+        query: [H, B, dim].
+        keys: [KVH, B, L, dim].
+        values: [KVH, B, L, value_dim].
+        mask: [B, L].
 
     Returns:
         [B, H, value_dim]
     """
+    # The query heads of a group are rows of one product. On a CPU this takes 0.6 ms where
+    # `scaled_dot_product_attention` with a query length of 1 takes 8.5.
     num_kv_heads, num_sequences, _, dim = keys.shape
     grouped = query.reshape(num_kv_heads, -1, num_sequences, dim).transpose(1, 2)
     scores = grouped @ keys.transpose(-1, -2) * scale
@@ -160,7 +177,13 @@ def _decode(
 def _prefill(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float | None
 ) -> Tensor:
-    """N tokens of one sequence: query [H, N, dim], keys and values [KVH, L, dim], mask [N, L].
+    """Attend with N tokens of one sequence.
+
+    Args:
+        query: [H, N, dim].
+        keys: [KVH, L, dim].
+        values: [KVH, L, value_dim].
+        mask: [N, L].
 
     Returns:
         [N, H, value_dim]
@@ -177,7 +200,7 @@ def _prefill(
 
 
 def _softmax(scores: Tensor, mask: Tensor, softcap: float | None) -> Tensor:
-    """The attention weights of raw scores, computed in float32 as transformers does."""
+    """Return the attention weights for raw scores, computed in float32 as in transformers."""
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     masked = scores.masked_fill(~mask, float("-inf"))

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint by name, and which of them only a quantized model has."""
+"""The tensors of a checkpoint by name, and the detection of those of quantizers and adapters."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from service.errors import ModelLoadError
 
-# Last parts of names with which quantizers and adapters store what a plain model does not have.
+# Last parts of the names of tensors that only quantizers and adapters write.
 _FOREIGN = re.compile(
     r"""(^|[._])(
         \w*scales?(_\w+)? | scb | weight_format | \w*zero_?points? | \w*zeros | \w*amax
@@ -25,18 +25,21 @@ _FOREIGN = re.compile(
 
 
 def open_tensors(path: Path) -> dict[str, Any]:
-    """Every tensor of the checkpoint in the directory `path`: its name, and its open file.
+    """Open every tensor of the checkpoint in the directory `path`.
 
-    The file is model.safetensors if there is one, else the files are those of the index, else all
-    shards, as transformers chooses them. Copies in Mistral's own format are left out.
+    The files are model.safetensors if it exists, else those of the index, else all shards, as in
+    transformers. Copies in Mistral's own format are ignored.
+
+    Returns:
+        The open safetensors file of each tensor, by the tensor's name.
 
     Raises:
-        ModelLoadError: a file is missing, may not be read, or is no safetensors file.
+        ModelLoadError: A file is missing, cannot be read, or is not a safetensors file.
     """
     tensors: dict[str, Any] = {}
     for file in _weight_files(path):
         try:
-            with file.open("rb"):  # safe_open calls every error of the file system a missing file
+            with file.open("rb"):  # safe_open reports any file system error as a missing file
                 pass
             opened: Any = safe_open(file, framework="pt")
             tensors |= dict.fromkeys(opened.keys(), opened)
@@ -67,26 +70,26 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def reject_foreign(path: Path, unread: Iterable[str]) -> None:
-    """Reject a checkpoint by the name of a tensor that a quantizer or an adapter has left in it.
+    """Check that no unused tensor of a checkpoint is one of a quantizer or an adapter.
 
     Args:
-        unread: names of tensors that the model does not use.
+        path: The checkpoint's directory, for the message.
+        unread: Names of tensors that the model does not use.
 
     Raises:
-        ModelLoadError: there is such a tensor among them. Without it the weights mean something
-            else.
+        ModelLoadError: There is such a tensor. The weights would be wrong without it.
     """
     foreign = sorted(name for name in unread if _FOREIGN.search(name))
     if foreign:
         raise ModelLoadError(
             f"The model at {path} has {foreign[0]}, one of {len(foreign)} tensors of a "
-            "quantization or an adapter that is not served."
+            "quantization or an adapter that is not supported."
         )
 
 
 def unusable_weight(path: Path, name: str, dtype: str) -> ModelLoadError:
-    """The error for a weight whose numbers mean nothing without a scale."""
+    """Return the error for a weight that has no scale and cannot be used without one."""
     return ModelLoadError(
-        f"The model at {path} cannot be loaded: {name} is stored as {dtype}, and no scale that is "
-        "served belongs to it."
+        f"The model at {path} cannot be loaded: {name} is stored as {dtype}, without a supported "
+        "scale."
     )

@@ -1,4 +1,4 @@
-"""Weights in FP8 or 8-bit integers to floating point."""
+"""Converts weights in FP8 or 8-bit integers to floating point."""
 
 from torch import Tensor
 
@@ -11,16 +11,20 @@ def dequantize(
     zero_point: Tensor | None = None,
     block: Block | None = None,
 ) -> Tensor:
-    """(`stored` - `zero_point`) * `scale`, in float32: [N, K] as `stored`.
+    """Return (`stored` - `zero_point`) * `scale` in float32.
 
     Args:
-        scale: one number; or one a row, [N] or [N, 1]; or, if there are blocks, one for each,
+        stored: [N, K].
+        scale: One number; or one per row, [N] or [N, 1]; or one per block,
             [N / rows, K / columns] rounded up.
-        zero_point: None, or of the same kinds of shapes.
-        block: the rows and columns of a block; None rows: one.
+        zero_point: None, or a tensor of one of these shapes.
+        block: Rows and columns of a block; rows None means 1.
+
+    Returns:
+        [N, K].
 
     Raises:
-        ValueError: a shape is none of these.
+        ValueError: A shape is none of these.
     """
     weight = stored.float()
     if zero_point is not None:
@@ -30,7 +34,7 @@ def dequantize(
 
 
 def _expanded(values: Tensor, stored: Tensor, block: Block | None) -> Tensor:
-    """`values` in float32 in a shape that broadcasts to that of `stored`."""
+    """Return `values` in float32, in a shape that broadcasts to the shape of `stored`."""
     values = values.float()
     if values.numel() == 1:
         return values.reshape(())

@@ -1,4 +1,4 @@
-"""From a checkpoint on disk to an engine core: device, precision, weights, cache size, warm-up."""
+"""Loads a checkpoint into an engine core: device, precision, weights, cache size, warm-up."""
 
 import math
 from dataclasses import dataclass
@@ -26,18 +26,18 @@ from service.engine.quantized_checkpoint import QuantizedWeights, read_quantized
 from service.engine.scheduler import Scheduler
 from service.errors import ModelLoadError, first_line
 
-# The cache's size where nobody said how much: what so many sequences of full length fill, at least
-# a gigabyte, at most this share of the memory that is free after loading. All of it is used sooner
-# or later, by prefixes that are kept in case they come again.
+# The default size of the KV cache: room for this number of sequences of full length, at least 1 GiB
+# and at most this share of the memory that is free after loading. All of it is used after some
+# time, because the prefix cache keeps blocks until they are needed.
 _FULL_SEQUENCES = 4
-_LEAST_CACHE_BYTES = 2**30
-_CACHE_SHARE = 0.5
+_MIN_CACHE_BYTES = 2**30
+_MAX_CACHE_SHARE = 0.5
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# Multimodal models whose language model reads text as it would by itself. Others see a prompt both
-# ways (PaliGemma), or change their layers.
-_SERVED_FOR_TEXT = {
+# Multimodal models whose language model can be used by itself. Others attend to a prompt in both
+# directions (PaliGemma), or change layers of the language model.
+_USABLE_LANGUAGE_MODELS = {
     "gemma3",
     "mistral3",
     "llava",
@@ -70,10 +70,10 @@ class EngineOptions(EngineSettings):
 
 
 def load_model(options: EngineOptions) -> LoadedModel:
-    """The model by itself, its weights in memory, its cache still to be made.
+    """Load the weights of a model, without a KV cache.
 
     Raises:
-        ModelLoadError: the model cannot be read or is of a kind that is not served.
+        ModelLoadError: The model cannot be read, or is not supported.
     """
     device = _resolve_device(options.device)
     check_quantization(options.quantization, device)
@@ -82,13 +82,13 @@ def load_model(options: EngineOptions) -> LoadedModel:
 
 
 def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
-    """Load the model and make it ready to generate.
+    """Load a model and prepare it to generate.
 
     Returns:
-        The core, warmed up, and the longest sequence it serves.
+        The core, warmed up, and the maximum length of a sequence in tokens.
 
     Raises:
-        ModelLoadError: the model cannot be read, is of a kind that is not served, or does not fit.
+        ModelLoadError: The model cannot be read, is not supported, or does not fit into memory.
     """
     torch.set_num_threads(options.num_threads or available_cpus())
     device = _resolve_device(options.device)
@@ -101,7 +101,7 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
     num_cached_tokens = num_blocks * options.block_size
     max_model_len = min(max_model_len, num_cached_tokens)
     try:
-        # The store first: it is what tells that so many blocks are too many.
+        # The model allocates the cache first, which raises MemoryError for too many blocks.
         runner = ModelRunner(model.finish(num_blocks, options.block_size, max_model_len))
         pool = BlockPool(num_blocks, options.block_size, has_prefix_caching=options.prefix_caching)
         scheduler = Scheduler(
@@ -129,22 +129,26 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
 
 def _resolve_device(device: Device) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError("device=cuda was asked for, but torch finds no CUDA device.")
+        raise ModelLoadError("The device is set to cuda, but torch finds no CUDA device.")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
 
 
 def check_quantization(quantization: Quantization, device: torch.device) -> None:
-    """Raises ModelLoadError for a quantization that is not served on `device`."""
+    """Check that a quantization is supported on a device.
+
+    Raises:
+        ModelLoadError: It is not.
+    """
     if quantization == "int8" and device.type != "cpu":
         raise ModelLoadError(
-            f"quantization=int8 is served on CPUs only, and the device is {device.type}."
+            f"quantization=int8 is supported only on CPUs, and the device is {device.type}."
         )
 
 
 def _resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 wherever the hardware multiplies it natively, float32 elsewhere."""
+    """Return the torch type. "auto" is bfloat16 if the hardware supports it, else float32."""
     if dtype != "auto":
         return _DTYPES[dtype]
     if device.type == "cuda":
@@ -158,7 +162,7 @@ def _read_config(options: EngineOptions) -> Any:
     path = options.path
     try:
         return read_config(path, options.cache_dir)
-    except Exception as error:  # whatever a file may hold, transformers has a different error for
+    except Exception as error:  # transformers raises many kinds of errors for invalid files
         raise ModelLoadError(
             f"The model at {path} cannot be loaded: {first_line(error)}"
         ) from error
@@ -167,7 +171,7 @@ def _read_config(options: EngineOptions) -> Any:
 def _load_model(
     options: EngineOptions, config: Any, stored: QuantizedWeights | None, device: torch.device
 ) -> LoadedModel:
-    """The model by the lean decoder if that serves it, else by transformers' own modules."""
+    """Load the model with the native decoder if it supports it, else with transformers."""
     dtype = _resolve_dtype(options.dtype, device)
     architecture = read_architecture(config)
     if architecture is not None and is_served(config):
@@ -175,9 +179,9 @@ def _load_model(
         return _load_decoder(options, config, architecture, stored, device, dtype)
     if options.quantization == "int8":
         raise ModelLoadError(
-            f"A model of the type {config.model_type} is not served with quantization=int8."
+            f"quantization=int8 is not supported for a model of the type {config.model_type}."
         )
-    # Imported here: it takes transformers' model classes seconds to load.
+    # Imported here, because importing transformers' model classes takes seconds.
     from service.engine.transformers_model import load_transformers_model  # noqa: PLC0415
 
     log.info("native_decoder_unavailable", model_type=config.model_type)
@@ -185,18 +189,18 @@ def _load_model(
 
 
 def _check_parts(path: Path, config: Any) -> None:
-    """Check that the language model of a model of several parts may be served by itself.
+    """Check that the language model of a multimodal model can be used by itself.
 
     Raises:
-        ModelLoadError: it may not.
+        ModelLoadError: It cannot.
     """
     whole = config.whole_model_type
     if whole == config.model_type:
         return
-    if whole not in _SERVED_FOR_TEXT:
+    if whole not in _USABLE_LANGUAGE_MODELS:
         raise ModelLoadError(
             f"The model at {path} is a multimodal model of the type {whole}. Its language model, "
-            f"of the type {config.model_type}, is not served by itself."
+            f"of the type {config.model_type}, is not supported by itself."
         )
     log.info("multimodal_model_served_for_text", model_type=whole)
 
@@ -209,7 +213,7 @@ def _load_decoder(
     device: torch.device,
     dtype: torch.dtype,
 ) -> LoadedModel:
-    """The model by the native decoder, in int8 if that is asked for or costs little."""
+    """Load the model with the native decoder, in int8 if that is requested or costs little."""
     quantization = options.quantization
     if quantization == "auto":
         has_int8 = device.type == "cpu" and options.dtype == "auto"
@@ -243,12 +247,13 @@ def _load_decoder(
     )
     if not is_rejected:
         return model
-    del model  # before its memory is needed
+    del model  # to free its memory first
     return load(quantization="none")
 
 
 def _checkable(options: EngineOptions, architecture: Architecture) -> tuple[int, ...]:
-    """The text to check quantization on, as far as the model reads it."""
+    """Return the part of the check text that fits the context; empty if it does not fit the
+    vocabulary."""
     ids = options.check_token_ids[: options.max_model_len]
     return ids if all(i < architecture.vocab_size for i in ids) else ()
 
@@ -257,7 +262,7 @@ def _resolve_max_model_len(options: EngineOptions, config: Any) -> int:
     own = _own_max_model_len(config)
     if options.max_model_len is None:
         if own is None:
-            raise ModelLoadError("The model does not say its context length: set max_model_len.")
+            raise ModelLoadError("The model's config has no context length: set max_model_len.")
         return own
     if own is not None and options.max_model_len > own:
         raise ModelLoadError(
@@ -267,11 +272,11 @@ def _resolve_max_model_len(options: EngineOptions, config: Any) -> int:
 
 
 def _own_max_model_len(config: Any) -> int | None:
-    """The longest sequence that the model's positions reach; None if it does not say.
+    """Return the maximum number of positions of the model; None if its config has none.
 
-    Long rotary embeddings ("longrope") have one set of frequencies for short sequences and one for
-    long ones, and transformers chooses for a whole step by the longest in it: they are served up to
-    where the choice begins, so that no sequence is computed as if it were longer.
+    "longrope" embeddings have one set of frequencies for short sequences and one for long ones.
+    Only short sequences are supported: transformers chooses for a whole batch by its longest
+    sequence, so a short sequence would get the frequencies of a long one.
     """
     own: int | None = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
@@ -287,17 +292,18 @@ def _own_max_model_len(config: Any) -> int | None:
 def _count_blocks(
     options: EngineOptions, shapes: list[KVShape], max_model_len: int, device: torch.device
 ) -> int:
-    """How many blocks the memory budget pays for; no more than the sequences could ever fill."""
+    """Return the number of blocks that fit into the memory budget, at most the number that
+    `max_num_seqs` sequences of full length need."""
     bytes_per_block = options.block_size * sum(shape.bytes_per_token for shape in shapes)
     blocks_per_sequence = -(-max_model_len // options.block_size)
     budget = options.kv_cache_memory_bytes
     if budget is None:
-        wanted = max(_FULL_SEQUENCES * blocks_per_sequence * bytes_per_block, _LEAST_CACHE_BYTES)
-        budget = min(wanted, int(available_memory(device) * _CACHE_SHARE))
+        default = max(_FULL_SEQUENCES * blocks_per_sequence * bytes_per_block, _MIN_CACHE_BYTES)
+        budget = min(default, int(available_memory(device) * _MAX_CACHE_SHARE))
     if budget < 2 * bytes_per_block:
         raise ModelLoadError(
-            f"The KV cache's budget of {budget} bytes is too small: it must hold at least 2 blocks "
-            f"of {bytes_per_block} bytes."
+            f"The KV cache's budget of {budget} bytes is too small: the minimum is 2 blocks of "
+            f"{bytes_per_block} bytes."
         )
     num_blocks = min(budget // bytes_per_block, blocks_per_sequence * options.max_num_seqs)
     if num_blocks < blocks_per_sequence:
@@ -310,7 +316,7 @@ def _count_blocks(
 
 
 def _warm_up(core: EngineCore, prompt_len: int) -> None:
-    """Run one short sequence: the first caller shall not pay for what torch sets up lazily."""
+    """Run one short sequence, so that torch's lazy initialization does not delay a request."""
     core.add(-1, Request((0,) * prompt_len, SamplingParams(max_tokens=4)))
     while core.has_unfinished:
         core.step()

@@ -1,7 +1,7 @@
-"""A model's config with all its defaults filled in: transformers is asked once, then remembered.
+"""A model's config with all defaults of transformers, computed once and cached in a file.
 
-A config.json leaves out what its model's class in transformers has a default for. Asking takes 4 s
-of imports, more than all the rest of a start.
+A config.json omits fields that have a default in transformers. Importing transformers takes 4 s,
+more than the rest of a start.
 """
 
 import hashlib
@@ -14,18 +14,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-_FORMAT = b"2"  # raise it when the same config.json should give other fields
+_FORMAT = b"2"  # increase it if the fields for the same config.json change
 
 
 def read_config(path: Path, cache_dir: Path) -> Any:
-    """The config of the model in `path`; of one of several parts, of the part for text.
+    """Return the config of the model in `path`; of a multimodal model, that of its language model.
 
-    It has the attributes of transformers' config, and `rope_frequencies`: by the kind of layer,
-    "" for all, the inverse frequencies of a scaled rotary embedding and the scale of its angles'
-    cosines and sines. `whole_model_type` is the type of the model of several parts, else its own.
+    Args:
+        path: The checkpoint's directory.
+        cache_dir: The directory that contains the cache.
+
+    Returns:
+        An object with the attributes of transformers' config and two more. `rope_frequencies` maps
+        the kind of layer ("" for all) to the inverse frequencies of a scaled rotary embedding and
+        the scale of its cosines and sines. `whole_model_type` is the type of the whole model.
 
     Raises:
-        Exception: whatever a file may hold, transformers has a different error for.
+        Exception: The file cannot be read or used; transformers raises many kinds of errors.
     """
     content = (path / "config.json").read_bytes() + version("transformers").encode() + _FORMAT
     entry = cache_dir / "configs" / f"{hashlib.sha256(content).hexdigest()}.json"
@@ -34,16 +39,16 @@ def read_config(path: Path, cache_dir: Path) -> Any:
     from service.engine.transformers_config import describe  # noqa: PLC0415  # see above
 
     fields = describe(path)
-    with suppress(OSError):  # a cache that was filled beforehand may be read-only
+    with suppress(OSError):  # the cache may be read-only
         _write(entry, json.dumps(fields, default=str))
     return SimpleNamespace(**fields)
 
 
 def _write(entry: Path, text: str) -> None:
-    """Write the file at once or not at all: another process may be reading it."""
+    """Write the file atomically, because another process may read it."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=entry.parent)
     with os.fdopen(handle, "w") as file:
         file.write(text)
-        os.fchmod(handle, 0o644)  # an image's cache is written by root and read by somebody else
+        os.fchmod(handle, 0o644)  # an image's cache is written by root, read by another user
     Path(temporary).rename(entry)

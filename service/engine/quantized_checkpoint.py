@@ -1,7 +1,7 @@
-"""How the weights of a checkpoint are quantized, read from its JSON files.
+"""Reads from a checkpoint's JSON files how its weights are quantized.
 
-Each kind of method has one reader here. A method without a reader is rejected by its name: weights
-that are cast without their scales give meaningless responses and no error.
+Each method has one reader here. A method without a reader is rejected: weights that are cast
+without their scales would give meaningless responses and no error.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,8 +12,8 @@ from typing import Any, Literal
 from service.errors import ModelLoadError
 from service.json_file import read_json_object
 
-# Files in which quantizers describe their work beside config.json, by the method's name. Only that
-# of ModelOpt is read.
+# Files that quantizers write next to config.json, and the names of their methods. Only the file of
+# ModelOpt is read.
 _OTHER_FILES = {
     "quantize_config.json": "gptq",
     "quant_config.json": "awq",
@@ -26,7 +26,7 @@ _PARTS = ("text_config", "llm_config", "language_config")  # of a multimodal con
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeights:
-    """How to compute a float weight [N, K] from the tensors of a checkpoint.
+    """The storage of a quantized weight [N, K] in the tensors of a checkpoint.
 
     The weight is `(stored - zero point) * scale`. The scale is one number, one for each row, or one
     for each block of `block` rows and columns.
@@ -34,17 +34,17 @@ class QuantizedWeights:
 
     method: str  # for messages and the log
     dtype: Literal["float8", "int8"]
-    scale_names: tuple[str, ...]  # the last part of a scale's name; the first that exists counts
-    block: tuple[int | None, int] | None = None  # rows and columns; None rows: one
+    scale_names: tuple[str, ...]  # last part of a scale's name; the first that exists is used
+    block: tuple[int | None, int] | None = None  # rows and columns; rows None means 1
     divisor: float = 1.0  # the stored scale is divided by it
-    has_quantized_cache: bool = False  # the checkpoint also holds scales for a quantized KV cache
+    has_quantized_cache: bool = False  # the checkpoint has scales for a quantized KV cache too
 
 
 def read_quantized_weights(path: Path) -> QuantizedWeights | None:
-    """How the checkpoint in the directory `path` is quantized; None if its weights are plain.
+    """Return how the checkpoint in the directory `path` is quantized; None if it is not.
 
     Raises:
-        ModelLoadError: the method is not served; the message names it.
+        ModelLoadError: The method is not supported.
     """
     for file, method in _OTHER_FILES.items():
         if (path / file).is_file():
@@ -53,12 +53,14 @@ def read_quantized_weights(path: Path) -> QuantizedWeights | None:
     schemes = [scheme for scheme in found if scheme is not None]
     if any(scheme.method != schemes[0].method for scheme in schemes):
         methods = " and ".join(scheme.method for scheme in schemes)
-        raise ModelLoadError(f"The model at {path} says that it is quantized by {methods}.")
+        raise ModelLoadError(
+            f"The files of the model at {path} name several quantizations: {methods}."
+        )
     return schemes[0] if schemes else None
 
 
 def _descriptions(path: Path) -> list[dict[str, Any]]:
-    """Every description of a quantization that the checkpoint's files hold."""
+    """Return every description of a quantization in the checkpoint's files."""
     config = read_json_object(path / "config.json")
     owners = [config, *(config[part] for part in _PARTS if isinstance(config.get(part), dict))]
     names = ("quantization_config", "compression_config", "quantization")
@@ -100,11 +102,11 @@ def _method(fields: dict[str, Any]) -> str:
 
 
 class _NotServed(Exception):
-    """A variant of a method that is not served; the text names it."""
+    """A variant of a method that is not supported. Its message names the variant."""
 
 
 def _fp8(fields: dict[str, Any]) -> QuantizedWeights:
-    """FP8 of DeepSeek, Qwen and Mistral; without blocks also that of vLLM and AutoFP8."""
+    """Read FP8 of DeepSeek, Qwen and Mistral; without blocks also that of vLLM and AutoFP8."""
     size = fields.get("weight_block_size")
     return QuantizedWeights(
         method="fp8",
@@ -120,7 +122,7 @@ def _fbgemm_fp8(_: dict[str, Any]) -> QuantizedWeights:
 
 
 def _bitsandbytes(fields: dict[str, Any]) -> QuantizedWeights:
-    """LLM.int8 (arXiv 2208.07339): `SCB` is the greatest magnitude of each row."""
+    """Read LLM.int8 (arXiv 2208.07339). `SCB` is the largest magnitude of each row."""
     if fields.get("load_in_4bit") or not fields.get("load_in_8bit"):
         raise _NotServed("bitsandbytes in 4 bits")
     return QuantizedWeights("bitsandbytes int8", "int8", ("SCB",), divisor=127.0)
@@ -131,7 +133,7 @@ def _modelopt(fields: dict[str, Any]) -> QuantizedWeights | None:
     algorithm = inner.get("quant_algo")
     has_quantized_cache = bool(inner.get("kv_cache_quant_algo") or inner.get("kv_cache_scheme"))
     if algorithm is None and not inner.get("config_groups"):
-        return None  # the weights are plain
+        return None  # the weights are not quantized
     blocks = {"FP8": None, "FP8_PER_CHANNEL_PER_TOKEN": None, "FP8_PB_WO": (128, 128)}
     if algorithm not in blocks:
         raise _NotServed(f"modelopt {algorithm}")
@@ -145,8 +147,8 @@ def _modelopt(fields: dict[str, Any]) -> QuantizedWeights | None:
 
 
 def _compressed_tensors(fields: dict[str, Any]) -> QuantizedWeights | None:
-    """compressed-tensors, where all groups store their weights in the same way."""
-    # Older files hold the description one level deeper.
+    """Read compressed-tensors. All groups must store their weights in the same way."""
+    # Older files contain the description one level deeper.
     fields = fields | (fields.get("quantization_config") or {})
     sparsity = fields.get("sparsity_config") or {}
     if sparsity.get("format", "dense") != "dense":
@@ -159,7 +161,7 @@ def _compressed_tensors(fields: dict[str, Any]) -> QuantizedWeights | None:
     if len(kinds) > 1:
         raise _NotServed("compressed-tensors with several kinds of weights")
     if not kinds:
-        return None  # a quantized cache or activations alone
+        return None  # only the cache or activations are quantized
     dtype, block = kinds.pop()
     return QuantizedWeights(
         method=f"compressed-tensors {dtype}",
@@ -201,7 +203,7 @@ def _compressed_group(group: Mapping[str, Any], default_format: str) -> _Kind | 
 
 
 def _block(size: Any) -> tuple[int, int]:
-    """Two sizes, from a list of them or a text such as "128x128"."""
+    """Parse the rows and columns of a block, from a list or a text such as "128x128"."""
     num_rows, num_columns = size.split("x") if isinstance(size, str) else size
     block = int(num_rows), int(num_columns)
     if min(block) < 1:
@@ -220,6 +222,6 @@ _READERS: dict[str, Callable[[dict[str, Any]], QuantizedWeights | None]] = {
 
 def _not_served(path: Path, method: str) -> ModelLoadError:
     return ModelLoadError(
-        f"The model at {path} is quantized by {method}, which is not served. Use the checkpoint "
-        "before its quantization, or one in FP8 or 8-bit integers."
+        f"The model at {path} is quantized by {method}, which is not supported. Use the checkpoint "
+        "without quantization, or one in FP8 or 8-bit integers."
     )

@@ -1,8 +1,8 @@
-"""The next token of each sequence in a batch, each by its own parameters.
+"""Samples the next token of each sequence in a batch by the sequence's own parameters.
 
-Every row is computed by itself, with one uniform draw from its own sequence's generator, so what a
-sequence samples does not depend, to the last bit, on who else is in the batch. Everything here is
-an operation on rows that torch computes alike for one row and for many; tests hold it to that.
+Each row is sampled with one uniform draw of its own sequence, and with operations that torch
+computes identically for one row and for many. So a sequence's tokens do not depend on the rest of
+the batch, to the last bit. Tests check this.
 """
 
 from collections import defaultdict
@@ -15,12 +15,12 @@ from torch import Tensor
 from service.domain.sampling import SamplingParams
 from service.engine.vocab_blocks import BLOCK, as_blocks, gather_block, top
 
-# Rows at once on a CPU. 8 of 49152 numbers are 1.6 MB, which a cache holds and malloc keeps for the
-# next; 32 at once take a softmax 17 ms instead of 4, most of it in page faults.
+# Rows computed at once on a CPU. 8 rows of 49152 numbers are 1.6 MB: they fit into a cache, and
+# malloc reuses the memory. With 32 rows a softmax takes 17 ms instead of 4, mostly in page faults.
 _ROWS = 8
-# Candidates are found by `topk` in ever larger numbers: the nucleus of a confident model is a
-# handful of tokens, and top-k is 50 where nobody thought about it. Rows grow by themselves: the
-# order of equally likely tokens changes with the number asked for.
+# Number of candidates that `topk` finds first, and the factor by which it grows. The nucleus of a
+# confident model has few tokens, and top-k is often 50. The number grows for each row separately,
+# because the order of equally likely tokens depends on it.
 _FIRST_CANDIDATES = 64
 _GROWTH = 8
 _LARGEST_DRAW = 1 - 2**-53
@@ -29,16 +29,16 @@ Chooser = Callable[[Tensor, list[SamplingParams], list[float]], Tensor]
 
 
 def sample(logits: Tensor, params: list[SamplingParams], draws: list[float]) -> list[int]:
-    """Sample one token a row.
+    """Sample one token for each row.
 
     Args:
         logits: [B, vocab_size], float32.
-        params: each row's parameters.
-        draws: each row's uniform draw from [0, 1); greedy rows do not use theirs.
+        params: The sampling parameters of each row.
+        draws: A uniform draw from [0, 1) for each row. Greedy rows do not use it.
 
     Returns:
-        [B] token ids. Among the most likely of a greedy row it is the lowest. A row with NaNs in it
-        gives some token.
+        B token ids. A greedy row gives the lowest id of its most likely tokens. A row with NaNs
+        gives any token id of the vocabulary.
     """
     rows_of: dict[Chooser, list[int]] = defaultdict(list)
     for row, p in enumerate(params):
@@ -64,14 +64,15 @@ def _chooser(p: SamplingParams) -> Chooser:
 
 
 def _most_likely(logits: Tensor, params: list[SamplingParams], draws: list[float]) -> Tensor:  # noqa: ARG001
-    """[B] token ids. torch's `argmax` is no vector code; on the maxima of blocks it need not be."""
+    """Return the most likely token of each row, [B]."""
+    # torch's `argmax` is not vectorized, so it runs on the maxima of blocks.
     blocks = as_blocks(logits, padding=-torch.inf)
     block = blocks.amax(-1).argmax(-1, keepdim=True)
     return (block * BLOCK + gather_block(blocks, block).argmax(-1, keepdim=True)).squeeze(-1)
 
 
 def _sample_all(logits: Tensor, params: list[SamplingParams], draws: list[float]) -> Tensor:
-    """[B] token ids from the whole vocabulary: the block by its share, then the token in it."""
+    """Sample from the whole vocabulary, [B]: first a block by its probability, then its token."""
     blocks = as_blocks(_probabilities(logits, params), padding=0.0)
     block, rest = _invert(blocks.sum(-1), _column(draws, torch.float64, logits))
     token, _ = _invert(gather_block(blocks, block), rest)
@@ -79,7 +80,7 @@ def _sample_all(logits: Tensor, params: list[SamplingParams], draws: list[float]
 
 
 def _sample_candidates(logits: Tensor, params: list[SamplingParams], draws: list[float]) -> Tensor:
-    """[B] token ids from the candidates that top-k, top-p and min-p leave, in that order."""
+    """Sample from the candidates that top-k, top-p and min-p leave, applied in that order, [B]."""
     blocks = as_blocks(_probabilities(logits, params), padding=0.0)
     size = blocks.shape[1] * BLOCK
     top_k = _column([min(p.top_k or size, size) for p in params], torch.long, logits)
@@ -87,19 +88,19 @@ def _sample_candidates(logits: Tensor, params: list[SamplingParams], draws: list
     min_p = _column([p.min_p for p in params], torch.float32, logits)
     uniform = _column(draws, torch.float64, logits)
     chosen = torch.empty(len(params), dtype=torch.long, device=logits.device)
-    rows = torch.arange(len(params), device=logits.device)  # those without a choice so far
+    rows = torch.arange(len(params), device=logits.device)  # rows that are not sampled yet
     num_candidates = min(_FIRST_CANDIDATES, size)
     while True:
         best, token_ids = top(blocks, num_candidates)
         rank = torch.arange(num_candidates, device=logits.device)
-        # top-p is a share of what top-k leaves: the sum of the first k, or 1 where there is no k.
+        # top-p is relative to what top-k leaves: the sum of the first k, or 1 without top-k.
         cumulative = best.cumsum(-1)
         mass = cumulative.gather(-1, top_k.clamp(max=num_candidates) - 1)
         mass = torch.where(top_k < size, mass, 1.0)
         is_nucleus = cumulative - best < top_p * mass
         kept = (rank < top_k) & is_nucleus & (best >= min_p * best[:, :1]) | (rank == 0)
-        # A row whose last candidate is dropped has no more to find: each filter drops a tail. But
-        # a nucleus is a share of all k.
+        # If the last candidate of a row is dropped, the row needs no more candidates: each filter
+        # drops a tail. But top-p needs the sum of all k.
         is_whole = ((top_k <= num_candidates) | (top_k == size)).squeeze(-1)
         is_final = ~kept[:, -1] & is_whole | (num_candidates == size)
         index, _ = _invert(best * kept, uniform)
@@ -113,7 +114,7 @@ def _sample_candidates(logits: Tensor, params: list[SamplingParams], draws: list
 
 
 def _rows(logits: Tensor, rows: list[int]) -> Tensor:
-    """These rows, in rising order; not copied where they lie side by side."""
+    """Return the given rows, which are in ascending order, without a copy if they are adjacent."""
     first, last = rows[0], rows[-1]
     if last - first + 1 == len(rows):
         return logits[first : last + 1]
@@ -126,16 +127,21 @@ def _probabilities(logits: Tensor, params: list[SamplingParams]) -> Tensor:
 
 
 def _invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse transform sampling: the indices where the running sum passes the draws [B, 1].
+    """Sample indices by inverse transform sampling.
 
-    The second result is where inside its weight each draw fell, from [0, 1): as good a draw, for a
-    choice within what was chosen. In float64, or small weights at the end of a long sum were lost.
-    The last index if there are NaNs.
+    Args:
+        weights: [B, n], not necessarily normalized.
+        draws: [B, 1], uniform in [0, 1).
+
+    Returns:
+        The indices [B, 1] at which the running sums exceed the draws; the last index if there are
+        NaNs. And new uniform draws [B, 1], which are the positions of the draws within the chosen
+        weights.
     """
-    weights = weights.double()
+    weights = weights.double()  # in float32, small weights at the end of a long sum would be lost
     cumulative = weights.cumsum(-1)
-    # Below the total, so never past the last weight that counts: a draw is at most 1 - 2**-53, and
-    # times that much every float64 rounds to less than itself.
+    # Targets are less than the total, so they never select a weight of zero at the end: a draw is
+    # at most 1 - 2**-53, and a float64 times that rounds to less than itself.
     targets = draws * cumulative[:, -1:]
     index = torch.searchsorted(cumulative, targets, right=True).clamp(max=weights.shape[-1] - 1)
     weight = weights.gather(-1, index)

@@ -20,7 +20,7 @@ class SequenceStatus(Enum):
 
 
 class Sequence:
-    """One of a request's `n` sequences.
+    """A sequence of a request: the prompt and one of its `n` outputs.
 
     Prefill, a chunk of it and recomputation after a preemption differ in nothing: the sequence has
     more than one uncomputed token. A sequence that decodes has one.

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint by their names in its files, read one by one, with their scales."""
+"""Reads the weights of a checkpoint one by one, and dequantizes them with their scales."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ _FLOAT8 = {
     torch.float8_e5m2fnuz,
     torch.float8_e8m0fnu,
 }
-# Of a quantized layer: what its activations were quantized with. They are not quantized here.
+# Scales of a quantized layer's activations. They are not used: activations are not quantized here.
 _ACTIVATION_SCALES = (
     "input_scale",
     "input_zero_point",
@@ -25,9 +25,9 @@ _ACTIVATION_SCALES = (
     "activation_scale_ub",
     "output_scale",
 )
-# Of a layer's attention: what its keys and values were quantized with. The cache is not quantized.
+# Scales of a quantized KV cache. They are not used: the cache is not quantized here.
 _CACHE_SCALES = (".k_scale", ".v_scale", ".q_scale", ".prob_output_scale", ".kv_scale")
-_ORDER = "weight_format"  # of bitsandbytes; 0 is row by row
+_ORDER = "weight_format"  # of bitsandbytes; 0 is row-major order
 _ZERO_POINT = "weight_zero_point"
 
 
@@ -35,11 +35,12 @@ class StoredWeights:
     """The tensors of the checkpoint in a directory. Quantized weights are dequantized.
 
     Args:
-        device: where tensors are put.
-        quantization: how weights are stored that are FP8 or integers; None: there are none.
+        path: The directory.
+        device: The device of the tensors that `read` returns.
+        quantization: How FP8 or integer weights are stored; None if there are none.
 
     Raises:
-        ModelLoadError: a file cannot be read.
+        ModelLoadError: A file cannot be read.
     """
 
     def __init__(
@@ -51,26 +52,29 @@ class StoredWeights:
         self._files = open_tensors(path)
 
     def close(self) -> None:
-        """Close the files. Nothing can be read after it."""
+        """Close the files. `read` cannot be called after that."""
         self._files.clear()
 
     @property
     def names(self) -> set[str]:
-        """The names of all tensors, but for those that only serve to read a quantized weight, or a
-        quantized cache that the checkpoint's description declares."""
-        serving: set[str] = set()
+        """The names of all tensors, except scales and other tensors that belong to quantized
+        weights or to a quantized KV cache."""
+        auxiliary: set[str] = set()
         if self._quantization is not None and self._quantization.has_quantized_cache:
-            serving.update(name for name in self._files if name.endswith(_CACHE_SCALES))
+            auxiliary.update(name for name in self._files if name.endswith(_CACHE_SCALES))
         for name in self._files:
             if self._is_quantized(name):
-                serving.update(self._serving(name.removesuffix(".weight")))
-        return self._files.keys() - serving
+                auxiliary.update(self._auxiliary(name.removesuffix(".weight")))
+        return self._files.keys() - auxiliary
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor called `name`, which there is: as it is stored, or float32 if quantized.
+        """Return a tensor: as it is stored, or in float32 if it is quantized.
+
+        Args:
+            name: One of `names`.
 
         Raises:
-            ModelLoadError: it is quantized in a way that is not served.
+            ModelLoadError: Its quantization is not supported.
         """
         tensor = self._stored(name)
         if tensor.is_floating_point() and tensor.dtype not in _FLOAT8:
@@ -78,15 +82,15 @@ class StoredWeights:
         return self._dequantized(name, tensor)
 
     def _is_quantized(self, name: str) -> bool:
-        """Whether `name` is a weight that the checkpoint's description speaks of."""
+        """Return True if `name` is a weight that is stored in the quantized type."""
         scheme = self._quantization
         if scheme is None or not name.endswith(".weight"):
             return False
         dtype: str = self._files[name].get_slice(name).get_dtype()
         return dtype.startswith("F8" if scheme.dtype == "float8" else "I8")
 
-    def _serving(self, layer: str) -> list[str]:
-        """The names of the tensors with which a quantized layer's weight is read."""
+    def _auxiliary(self, layer: str) -> list[str]:
+        """Return the names of the tensors that belong to a quantized layer's weight."""
         if self._quantization is None:
             return []
         parts = [*_ACTIVATION_SCALES]
@@ -107,7 +111,7 @@ class StoredWeights:
         return self._stored(name) if name in self._files else None
 
     def _dequantized(self, name: str, stored: torch.Tensor) -> torch.Tensor:
-        """`stored`, the content of a layer's weight, with its layer's scale; float32."""
+        """Return a stored weight, dequantized to float32 with its layer's scale."""
         scheme, layer = self._quantization, name.removesuffix(".weight")
         scale_name = self._scale_name(layer)
         if scheme is None or scale_name is None or not self._is_quantized(name):
@@ -119,8 +123,8 @@ class StoredWeights:
         order = self._optional(f"{layer}.{_ORDER}") if is_int8 else None
         if order is not None and order.item() != 0:
             raise ModelLoadError(
-                f"The model at {self._path} cannot be loaded: {name} is stored in the order of a "
-                f"kind of GPU, {layer}.{_ORDER} {order.item()}, which is not served."
+                f"The model at {self._path} cannot be loaded: {name} is stored in an order for "
+                f"GPUs ({layer}.{_ORDER} is {order.item()}), which is not supported."
             )
         zero_point = self._optional(f"{layer}.{_ZERO_POINT}") if is_int8 else None
         try:

@@ -1,6 +1,6 @@
-"""Any decoder of transformers, through its own modules and our attention.
+"""The transformers backend: any decoder of transformers, with our attention.
 
-Slower than the lean decoder, which serves fewer architectures.
+It supports more architectures than the native decoder, and is slower.
 """
 
 import inspect
@@ -32,10 +32,10 @@ from service.engine.quantized_checkpoint import QuantizedWeights
 from service.engine.stored_weights import StoredWeights
 from service.errors import ModelLoadError, first_line
 
-# Layer kinds, as transformers' configs name them, whose whole state is keys and values by position.
+# Layer kinds in transformers' configs whose only state is keys and values by position.
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
 
-# What a tensor's name has in it that belongs to another part of a model than the one for text.
+# Matches the names of tensors outside a multimodal model's language model.
 _OTHER_PARTS = re.compile(
     r"(^|[._])(vision|visual|image|audio|speech|multi_modal|projector|mm)[._]"
 )
@@ -51,23 +51,24 @@ class TransformersModel:
     """`service.engine.model_runner.Model` over transformers' modules.
 
     Args:
-        store: as many layers as the model has, of the shapes that they use.
+        store: The KV cache, with the shapes that the model's layers use.
     """
 
     def __init__(self, model: PreTrainedModel, store: KVStore) -> None:
         self._model = model
         self._attention = PagedAttention(store)
         model.set_attn_implementation(_register(_AttentionFunction(self._attention)))
-        # A few models compute the logits of every row whether asked to or not.
+        # A few models always compute the logits of every row.
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def forward(self, layout: Layout, rows: list[int]) -> Tensor:
         """Compute a step; see `service.engine.model_runner.Model`.
 
         Returns:
-            The logits already, in the model's precision: its modules do not part with what comes
-            before. A step's budget of tokens bounds what memory they take.
+            The logits, in the model's precision.
         """
+        # Models of transformers do not return the input of their head. The memory for logits is
+        # limited by the step's token budget.
         self._attention.begin_step(layout)
         index = self._tensor(rows)
         logits: Tensor = self._model(
@@ -79,7 +80,7 @@ class TransformersModel:
         return logits if self._keeps_logits else logits[index]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Rows that `forward` returned, in float32."""
+        """Return rows that `forward` returned, in float32."""
         return hidden.float()
 
     def _tensor(self, values: list[int]) -> Tensor:
@@ -89,13 +90,13 @@ class TransformersModel:
 def load_transformers_model(
     path: Path, stored: QuantizedWeights | None, device: torch.device, dtype: torch.dtype
 ) -> LoadedModel:
-    """The model in `path`, through transformers' own modules.
+    """Load the model in the directory `path` through transformers.
 
     Args:
-        stored: how the checkpoint's weights are quantized; None: not at all.
+        stored: How the checkpoint's weights are quantized; None if they are not.
 
     Raises:
-        ModelLoadError: it cannot be read, is not complete, or is of a kind that is not served.
+        ModelLoadError: The model cannot be read, is not complete, or is not supported.
     """
     model = _read(path, stored, device, dtype)
     shapes = _probe(model)
@@ -113,8 +114,8 @@ def _read(
     options = {
         "dtype": dtype,
         "device_map": {"": device},
-        "output_loading_info": True,  # makes it a pair
-        "ignore_mismatched_sizes": True,  # they are in the report, and rejected by name below
+        "output_loading_info": True,  # the result is a pair
+        "ignore_mismatched_sizes": True,  # they are in the report, and rejected below
     }
     try:
         loaded: Any
@@ -125,10 +126,10 @@ def _read(
             loaded = _read_quantized(path, stored, device, options)
     except ModelLoadError:
         raise
-    except Exception as error:  # whatever a file may hold, transformers has a different error for
+    except Exception as error:  # transformers raises many kinds of errors for invalid files
         reason = first_line(error)
         if kind := re.match(r"Unrecognized configuration class .*?(\w+)Config'", reason):
-            reason = f"{kind[1]} is not a language model by itself, and is not served."
+            reason = f"{kind[1]} is not a causal language model, and is not supported."
         raise ModelLoadError(f"The model at {path} cannot be loaded: {reason}") from error
     model: PreTrainedModel
     model, report = loaded
@@ -139,27 +140,27 @@ def _read(
             f"The model at {path} cannot be loaded: {name} has the shape {list(stored_shape)} "
             f"where its config makes it {list(shape)}."
         )
-    if missing := report["missing_keys"]:  # transformers only warns, and makes up random numbers
+    if missing := report["missing_keys"]:  # transformers warns, and fills them with random numbers
         raise ModelLoadError(
             f"The model at {path} is not complete: it has no {min(missing)}, one of {len(missing)} "
             "tensors that are missing."
         )
     if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise ModelLoadError(f"{type(model).__name__} takes no position ids and is not served.")
+        raise ModelLoadError(f"{type(model).__name__} takes no position ids and is not supported.")
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     kinds -= _ATTENTION_LAYERS
     if kinds:
         raise ModelLoadError(
-            f"{type(model).__name__} has layers that are not served: {', '.join(sorted(kinds))}."
+            f"{type(model).__name__} has layers that are not supported: {', '.join(sorted(kinds))}."
         )
     return model
 
 
 def _check_unexpected(path: Path, names: Collection[str]) -> None:
-    """Check the tensors of the checkpoint that the model has no place for.
+    """Check the tensors of the checkpoint that the model does not use.
 
     Raises:
-        ModelLoadError: one of them belongs to a quantization or an adapter.
+        ModelLoadError: One of them belongs to a quantization or an adapter.
     """
     unread = {name for name in names if not _OTHER_PARTS.search(name)}
     reject_foreign(path, unread)
@@ -168,7 +169,7 @@ def _check_unexpected(path: Path, names: Collection[str]) -> None:
 
 
 class _LazyTensor:
-    """A tensor that transformers reads once it has a place for it."""
+    """A tensor that is read when transformers indexes it."""
 
     def __init__(self, read: Callable[[], Tensor]) -> None:
         self._read = read
@@ -180,16 +181,14 @@ class _LazyTensor:
 def _read_quantized(
     path: Path, stored: QuantizedWeights, device: torch.device, options: dict[str, Any]
 ) -> Any:
-    """The model of a quantized checkpoint, and what transformers reports of loading it.
-
-    transformers gets the weights in float32, one by one, and hears nothing of their quantization.
-    """
+    """Return the model of a quantized checkpoint, and transformers' loading report."""
+    # transformers gets the dequantized weights, one by one, and no information on quantization.
     config: Any = AutoConfig.from_pretrained(path, local_files_only=True)
     for part in (config, config.get_text_config()):
         if hasattr(part, "quantization_config"):
             del part.quantization_config
-    with torch.device("meta"):  # its class, and the part of the config that it takes
-        make_model: Any = AutoModelForCausalLM.from_config  # which is not typed
+    with torch.device("meta"):  # only the class and the config of the result are used
+        make_model: Any = AutoModelForCausalLM.from_config  # transformers does not type it
         empty = make_model(config)
     weights = StoredWeights(path, device, stored)
     failures: list[ModelLoadError] = []
@@ -197,7 +196,7 @@ def _read_quantized(
     def read(name: str) -> Tensor:
         try:
             return weights.read(name)
-        except ModelLoadError as error:  # transformers would make a report of its own of it
+        except ModelLoadError as error:  # transformers replaces it by an error of its own
             failures.append(error)
             raise
 
@@ -213,10 +212,10 @@ def _read_quantized(
 
 
 def _check_stored_dtypes(path: Path) -> None:
-    """Check that no weight is stored as numbers that transformers would cast without a scale.
+    """Check that no weight is stored in a type that transformers would cast without a scale.
 
     Raises:
-        ModelLoadError: there is such a weight. The message names it.
+        ModelLoadError: There is such a weight. The message contains its name.
     """
     for name, file in open_tensors(path).items():
         dtype: str = file.get_slice(name).get_dtype()
@@ -229,7 +228,7 @@ def _check_stored_dtypes(path: Path) -> None:
 
 @torch.inference_mode()
 def _probe(model: PreTrainedModel) -> list[KVShape]:
-    """The keys and values of each layer, learnt by running one token through the model."""
+    """Return the shape of each layer's keys and values, by running the model on one token."""
     shapes = ShapeProbe()
     try:
         model.set_attn_implementation(_register(shapes))
@@ -237,26 +236,26 @@ def _probe(model: PreTrainedModel) -> list[KVShape]:
         model(input_ids=token, position_ids=token, use_cache=False)
     except ModelLoadError:
         raise
-    except Exception as error:  # the model's own code, called in a way that it may not expect
+    except Exception as error:  # the model's code may not support this kind of call
         raise ModelLoadError(
-            f"{type(model).__name__} is not served: {first_line(error)}"
+            f"{type(model).__name__} is not supported: {first_line(error)}"
         ) from error
     if sorted(shapes.shapes) != list(range(model.config.get_text_config().num_hidden_layers)):
         raise ModelLoadError(
-            f"{type(model).__name__} is not served: not all of its layers attend through "
-            "transformers' attention interface."
+            f"{type(model).__name__} is not supported: not all of its layers use transformers' "
+            "attention interface."
         )
     if any(
         shapes.windows[layer] is None for layer in _sliding_layers(model.config.get_text_config())
     ):
         raise ModelLoadError(
-            f"{type(model).__name__} is not served: its sliding window is known to its mask alone."
+            f"{type(model).__name__} is not supported: it passes its sliding window only in a mask."
         )
     return [shapes.shapes[layer] for layer in sorted(shapes.shapes)]
 
 
 def _sliding_layers(config: PreTrainedConfig) -> list[int]:
-    """The layers that see a sliding window, by the model's config."""
+    """Return the indices of the layers with a sliding window, from the model's config."""
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         has_window = getattr(config, "sliding_window", None) is not None
@@ -265,7 +264,7 @@ def _sliding_layers(config: PreTrainedConfig) -> list[int]:
 
 
 class _AttentionFunction:
-    """What transformers' modules call for their attention."""
+    """The attention function that transformers' modules call."""
 
     def __init__(self, attention: PagedAttention) -> None:
         self._attention = attention
@@ -276,7 +275,7 @@ class _AttentionFunction:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,  # noqa: ARG002  # the batch says what each token sees
+        attention_mask: Tensor | None,  # noqa: ARG002  # the batch determines what each token sees
         scaling: float | None = None,
         sliding_window: int | None = None,
         softcap: float | None = None,
@@ -285,7 +284,7 @@ class _AttentionFunction:
         """Attend with `query` [1, num_heads, T, dim], `key` and `value` [1, num_kv_heads, T, dim].
 
         Returns:
-            [1, T, num_heads, value_dim], and no weights.
+            [1, T, num_heads, value_dim], and None instead of the weights.
         """
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         attended = self._attention.attend(
@@ -294,14 +293,14 @@ class _AttentionFunction:
         return attended[None], None
 
 
-# What transformers' modules tell an attention function that ours obeys or need not know.
-_UNDERSTOOD = {
+# Arguments of transformers' attention functions that ours applies or can ignore.
+_SUPPORTED_ARGUMENTS = {
     "scaling",
     "sliding_window",
     "softcap",
     "is_causal",
-    "dropout",  # 0 but in training
-    "position_ids",  # those that the runner gave
+    "dropout",  # 0 except in training
+    "position_ids",  # the same as in the batch
     "use_cache",
     "output_attentions",
     "output_hidden_states",
@@ -311,8 +310,7 @@ _UNDERSTOOD = {
 
 
 class ShapeProbe:
-    """An attention function that attends to nothing and records what each layer tells it: the
-    shapes of its keys and values, its sliding window."""
+    """An attention function that returns zeros, and records each layer's shapes and window."""
 
     def __init__(self) -> None:
         self.shapes: dict[int, KVShape] = {}
@@ -327,35 +325,39 @@ class ShapeProbe:
         attention_mask: Tensor | None,
         **kwargs: object,
     ) -> tuple[Tensor, None]:
-        """Raises ModelLoadError for a kind of attention that is not served."""
+        """Record the layer's arguments and return zeros.
+
+        Raises:
+            ModelLoadError: This kind of attention is not supported.
+        """
         layer, kind = _layer_index(module), type(module).__name__
         for name, value_given in (kwargs | {"attention_mask": attention_mask}).items():
-            if value_given is not None and name not in _UNDERSTOOD:
-                raise ModelLoadError(f"{kind} attends with {name}, which is not served.")
+            if value_given is not None and name not in _SUPPORTED_ARGUMENTS:
+                raise ModelLoadError(f"{kind} uses {name} in attention, which is not supported.")
         if False in (kwargs.get("is_causal"), getattr(module, "is_causal", None)):
-            raise ModelLoadError(f"{kind} sees the tokens to come, which is not served.")
+            raise ModelLoadError(f"{kind} has non-causal attention, which is not supported.")
         if layer in self.shapes:
-            raise ModelLoadError(f"{kind} attends more than once a layer, which is not served.")
+            raise ModelLoadError(f"{kind} attends twice in a layer, which is not supported.")
         self.windows[layer] = kwargs.get("sliding_window")
         self.shapes[layer] = KVShape(key.shape[1], key.shape[-1], value.shape[-1], key.dtype)
         return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
 
 
 def _layer_index(module: nn.Module) -> int:
-    """The layer that an attention module of transformers belongs to.
+    """Return the layer index of an attention module of transformers.
 
     Raises:
-        ModelLoadError: it does not say.
+        ModelLoadError: The module has no layer index.
     """
     index = getattr(module, "layer_idx", None)
     if not isinstance(index, int):
-        raise ModelLoadError(f"{type(module).__name__} does not say which layer it is.")
+        raise ModelLoadError(f"{type(module).__name__} has no layer index, and is not supported.")
     return index
 
 
 def _register(function: Callable[..., tuple[Tensor, None]]) -> str:
-    """Make `function` an attention implementation of transformers, under a name of its own: the
-    registry is global and models are not."""
+    """Register `function` as an attention implementation of transformers, and return its name."""
+    # Each has a name of its own, because the registry is global and there may be several models.
     name = next(_names)
     AttentionInterface.register(name, function)
     return name

@@ -8,7 +8,7 @@ from service.domain.backend import CallContext, GenerationRequest, Prompt
 from service.domain.chat import ChatRequest
 from service.domain.completion import CompletionRequest
 from service.domain.engine import Request
-from service.domain.grammar import AnswerConstraint
+from service.domain.grammar import OutputConstraint
 from service.domain.model import LocalModel, Tokenizer
 from service.domain.sampling import SamplingParams
 from service.errors import ContextLengthExceeded, InvalidField
@@ -34,7 +34,7 @@ class Preparation:
     prompts: tuple[Prompt, ...]
     engine_requests: tuple[Request, ...]
     output_format: OutputFormat
-    constraint: AnswerConstraint | None
+    constraint: OutputConstraint | None
     constrained_field: str
 
     @property
@@ -50,7 +50,7 @@ class _TokenizedRequest:
     prompts: tuple[Prompt, ...]
     output_format: OutputFormat
     grammar: GrammarSpec | None
-    constraint: AnswerConstraint | None
+    constraint: OutputConstraint | None
 
 
 async def prepare(request: GenerationRequest, model: LocalModel, call: CallContext) -> Preparation:
@@ -79,11 +79,11 @@ def _tokenized(request: GenerationRequest, model: LocalModel) -> _TokenizedReque
     """Render and tokenize the prompts. Takes long if they are long."""
     if isinstance(request, ChatRequest):
         conversation = conversations.prepare(request, model)
-        prompts: tuple[Prompt, ...] = (_chat_prompt(conversation.prompt_token_ids, model),)
+        prompts: tuple[Prompt, ...] = (_chat_prompt(conversation.prompt_token_ids, request, model),)
         output_format, grammar = conversation.output_format, conversation.grammar
     else:
         prompts = tuple(
-            _completion_prompt(prompt, f"prompts[{i}]", request, model)
+            _completion_prompt(prompt, f"{request.prompts_field}[{i}]", request, model)
             for i, prompt in enumerate(request.prompts)
         )
         output_format, grammar = OutputFormat(), None
@@ -97,7 +97,7 @@ def _engine_requests(
     request: GenerationRequest,
     prompts: Iterable[Prompt],
     model: LocalModel,
-    constraint: AnswerConstraint | None,
+    constraint: OutputConstraint | None,
     call: CallContext,
 ) -> Iterator[Request]:
     sampling = request.sampling
@@ -122,9 +122,15 @@ def _engine_requests(
         )
 
 
-def _chat_prompt(token_ids: list[int], model: LocalModel) -> Prompt:
+def _chat_prompt(token_ids: list[int], request: ChatRequest, model: LocalModel) -> Prompt:
+    """Return the prompt of a chat.
+
+    Raises:
+        InvalidField: It has a token that the model does not know.
+    """
     if token_ids and max(token_ids) >= model.vocab_size:
-        raise InvalidField("messages", f"The model does not know the token {max(token_ids)}.")
+        words = f"The model does not know the token {max(token_ids)}."
+        raise InvalidField(request.messages_field, words)
     return Prompt(token_ids=tuple(token_ids), num_tokens=len(token_ids))
 
 
@@ -161,7 +167,7 @@ def _completion_prompt(
 
 
 def _stop_token_ids(
-    sampling: SamplingParams, model: LocalModel, constraint: AnswerConstraint | None
+    sampling: SamplingParams, model: LocalModel, constraint: OutputConstraint | None
 ) -> frozenset[int]:
     """Return the tokens that end an output: the request's, and the model's unless ignored."""
     if sampling.ignore_eos and constraint is None:

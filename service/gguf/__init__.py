@@ -1,1 +1,1 @@
-"""A GGUF file to a checkpoint of safetensors, tensor by tensor: `convert.py`."""
+"""Converts a GGUF file to a checkpoint of safetensors. The entry point is `convert.py`."""

@@ -1,4 +1,4 @@
-"""The architectures of GGUF files that are served: their configs, and what their tensors become."""
+"""The supported architectures of GGUF files: their configs and their tensors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,25 +31,25 @@ from service.gguf.rope import FREQUENCY_FACTORS
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How one `general.architecture` becomes one `model_type` of transformers."""
+    """The conversion of one `general.architecture` to one `model_type` of transformers."""
 
     model_type: str
     class_name: str
     modules: Modules
-    own_fields: Callable[[Metadata, GgufFile, Sizes], Fields]  # beside the common ones
-    biases: tuple[str, ...] = ()  # modules of a layer that have a bias always
-    optional_biases: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by a config's field
-    is_permuted: bool = False  # rotated pairs lie side by side: llama.cpp permutes q and k
+    own_fields: Callable[[Metadata, GgufFile, Sizes], Fields]  # in addition to the common ones
+    biases: tuple[str, ...] = ()  # modules of a layer that always have a bias
+    optional_biases: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by field of config
+    is_permuted: bool = False  # rotated pairs are adjacent: llama.cpp permutes q and k
     has_experts: bool = False
     is_partly_rotated: bool = False  # rope.dimension_count may be less than a head's width
     norm_offset: float = 0.0
-    harmless: tuple[str, ...] = ()  # tensors that the config takes up, or that change nothing
+    harmless: tuple[str, ...] = ()  # tensors that are part of the config, or have no effect
 
     def config(self, metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:
-        """The fields of config.json that depend on the architecture.
+        """Return the fields of config.json that depend on the architecture.
 
         Raises:
-            ModelLoadError: a key is missing, invalid, or says what cannot be served.
+            ModelLoadError: A key is missing, invalid or has a value that is not supported.
         """
         tensors = file.header.tensors
         if not self.is_partly_rotated:
@@ -76,7 +76,7 @@ class Architecture:
         return common | biases | self.own_fields(metadata, file, sizes)
 
     def weights(self, config: Fields, sizes: Sizes) -> dict[str, Weight]:
-        """What each tensor becomes that the file must have, by its name in the file."""
+        """Return the tensors that the file must have, by their names in the file."""
         norm = Weight("model.norm.weight", (sizes.hidden,), offset=self.norm_offset)
         weights = {
             EMBEDDING: Weight("model.embed_tokens.weight", (sizes.vocab, sizes.hidden)),

@@ -1,4 +1,4 @@
-"""A GGUF file to a directory that is ready to load: bf16 weights, configs, tokenizer."""
+"""Converts a GGUF file to a directory with bf16 weights, configs and a tokenizer."""
 
 import json
 from collections.abc import Mapping
@@ -18,13 +18,15 @@ from service.gguf.weights import pair_up, write_weights
 def convert(path: Path, directory: Path, generation: Mapping[str, Any]) -> None:
     """Write the model of the GGUF file `path` into `directory`, which is created.
 
-    The weights are dequantised, since engines here bring their own arithmetic. `generation` goes
-    into generation_config.json beside the tokens that end an answer. Whatever the file says about
-    the model's arithmetic is followed, or the file is rejected.
+    The weights are dequantized, because the engine has its own quantization. If the file has
+    metadata or tensors that are not converted, it is rejected.
+
+    Args:
+        generation: Further fields of generation_config.json.
 
     Raises:
-        ModelLoadError: the file is damaged, or says what is not served. The message is one line.
-        OSError: a file cannot be read or written.
+        ModelLoadError: The file is damaged or not supported. The message is one line.
+        OSError: A file cannot be read or written.
     """
     with open_gguf(path) as file:
         name = _architecture(file.header)
@@ -49,10 +51,10 @@ def convert(path: Path, directory: Path, generation: Mapping[str, Any]) -> None:
 
 
 def _architecture(header: Header) -> str:
-    """The file's architecture, which is one that is served."""
+    """Return the file's architecture, which is a key of `ARCHITECTURES`."""
     kind = header.metadata.get("general.type", "model")
     if kind != "model":
-        raise ModelLoadError(f"It holds no model but is of the general.type {shortened(kind)}.")
+        raise ModelLoadError(f"It is not a model: its general.type is {shortened(kind)}.")
     parts = header.metadata.get("split.count", 0)
     if type(parts) is int and parts > 1:
         raise ModelLoadError(

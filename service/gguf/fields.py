@@ -1,8 +1,8 @@
-"""The fields of config.json that each architecture has beside the common ones.
+"""The fields of config.json that an architecture has in addition to the common ones.
 
-llama.cpp's converter and loader say what a key means and what holds where it is missing:
+The meanings of keys and their defaults are those of llama.cpp's converter and loader:
 https://github.com/ggml-org/llama.cpp, `conversion/` and `src/llama-model.cpp`. All functions raise
-ModelLoadError for a key that is missing, invalid, or says what cannot be served.
+ModelLoadError for a key that is missing, invalid or has a value that is not supported.
 """
 
 import math
@@ -47,7 +47,7 @@ def qwen3_moe(metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:
         "num_experts": sizes.experts,
         "num_experts_per_tok": metadata.integer("expert_used_count"),
         "moe_intermediate_size": sizes.expert_mlp,
-        "norm_topk_prob": True,  # llama.cpp's code has it so
+        "norm_topk_prob": True,  # fixed in llama.cpp's code
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
     }
@@ -73,7 +73,7 @@ def smollm3(metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:
         "rope_parameters": rope,
         "hidden_act": "silu",
         "use_sliding_window": False,
-        # llama.cpp's code has it so, for every model of this architecture.
+        # Fixed in llama.cpp's code, for every model of this architecture.
         "no_rope_layer_interval": 4,
         "no_rope_layers": [int((layer + 1) % 4 != 0) for layer in range(sizes.layers)],
     }
@@ -165,7 +165,7 @@ LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.we
 def _long_factors(
     metadata: Metadata, file: GgufFile, num_rotated: int, original: int, sizes: Sizes
 ) -> Fields:
-    """LongRoPE's part of `rope_parameters`; nothing, if the file has no factors for it."""
+    """Return LongRoPE's part of `rope_parameters`; empty if the file has no factors for it."""
     present = {name for name in (LONG_FACTORS, SHORT_FACTORS) if name in file.header.tensors}
     if not present:
         metadata.require("rope.scaling.type", "none")
@@ -179,7 +179,7 @@ def _long_factors(
     scale = sizes.context / original
     usual = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 < original else 1.0
     factor = metadata.positive("rope.scaling.attn_factor", usual)
-    # transformers computes the usual one itself, in more digits.
+    # transformers computes the usual factor itself, with more digits.
     own = {} if math.isclose(factor, usual, rel_tol=1e-6) else {"attention_factor": factor}
     return {
         "rope_type": "longrope",
@@ -190,7 +190,8 @@ def _long_factors(
 
 
 def _phi3_window(metadata: Metadata, sizes: Sizes) -> int | None:
-    """The window of every layer; None if there is none. Files of 2024 lack it, see llama.cpp."""
+    """Return the sliding window of every layer; None if there is none."""
+    # Files of 2024 lack the key. The values for them are those of llama.cpp.
     window = metadata.integer("attention.sliding_window", None, minimum=0)
     if window is not None:
         return window or None
@@ -219,11 +220,11 @@ def gemma2(metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:  # noqa:
 
 def gemma3(metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:  # noqa: ARG001
     window = metadata.integer("attention.sliding_window", 0, minimum=0)
-    # Files of Google's and Ollama's have other names for the two bases.
+    # Files by Google and Ollama have other names for the two base frequencies.
     theta = metadata.positive("rope.global.freq_base", 1_000_000.0)
     local_theta = metadata.positive("rope.local.freq_base", 10000.0)
     local_theta = metadata.positive("rope.freq_base_swa", local_theta)
-    metadata.value("mm.tokens_per_image")  # of the part for images, which is another file
+    metadata.value("mm.tokens_per_image")  # for the vision model, which is in another file
     return {
         "rope_parameters": {
             "full_attention": read_rope(metadata, theta),
@@ -240,10 +241,13 @@ def gemma3(metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:  # noqa:
 
 
 def _query_scalar(metadata: Metadata, sizes: Sizes, largest: int) -> float:
-    """What queries are divided by the root of: the width of a head, but for the largest model.
+    """Return `query_pre_attn_scalar`: the head dimension, except in the largest model.
 
-    The file does not say; llama.cpp tells the model of 27 billion parameters by its layers.
+    Args:
+        largest: Number of layers of the largest model.
     """
+    # If the file lacks the scale, llama.cpp recognizes the model of 27 billion parameters by its
+    # number of layers.
     scale: float | None = metadata.positive("attention.scale", None)
     if scale is not None:
         return round(1 / scale**2, 3)
@@ -251,7 +255,7 @@ def _query_scalar(metadata: Metadata, sizes: Sizes, largest: int) -> float:
 
 
 def _layer_types(metadata: Metadata, sizes: Sizes, period: int) -> list[str]:
-    """Each layer's kind: of `period` layers, unless the file says otherwise, the last is global."""
+    """Return each layer's kind. By default the last one of each `period` layers is global."""
     pattern = metadata.value("attention.sliding_window_pattern", period)
     if period == 1:
         pattern = 1

@@ -1,4 +1,4 @@
-"""An open GGUF file: its header, and its tensors' values a few rows at a time."""
+"""An open GGUF file, from which tensors are read a few rows at a time."""
 
 import math
 import os
@@ -24,27 +24,36 @@ _FLOATS = {
 
 
 class GgufFile:
-    """Reads values with plain reads: pages of a mapped file would count as memory in use."""
+    """The header of a GGUF file, and access to the values of its tensors.
+
+    Values are read with plain reads. Pages of a mapped file would count as used memory.
+    """
 
     def __init__(self, file: BinaryIO, header: Header) -> None:
         self._file = file
         self.header = header
 
     def rows(self, tensor: TensorInfo, first: int, number: int) -> Values:
-        """`number` rows of a tensor from row `first` on, dequantised: float32 [number, columns].
+        """Read rows of a tensor and dequantize them.
 
-        A row runs along the last dimension; of a tensor of one dimension there is one row.
+        Args:
+            first: Index of the first row. A row extends along the last dimension; a tensor of one
+                dimension has one row.
+            number: Number of rows.
+
+        Returns:
+            float32 [number, columns].
 
         Raises:
-            ModelLoadError: the file ends within them, or a value is not finite.
-            OSError: the file cannot be read.
+            ModelLoadError: The file ends within the rows, or a value is not finite.
+            OSError: The file cannot be read.
         """
         row_bytes = tensor.num_bytes // math.prod(tensor.shape[:-1])
         start, size = tensor.offset + first * row_bytes, number * row_bytes
         raw = os.pread(self._file.fileno(), size, start)
         if len(raw) != size:
             raise ModelLoadError(f"The file is cut off: it ends within the tensor {tensor.name}.")
-        values = _dequantised(tensor, np.frombuffer(raw, np.uint8))
+        values = _dequantized(tensor, np.frombuffer(raw, np.uint8))
         if not np.isfinite(values).all():
             raise ModelLoadError(
                 f"The file is damaged: the tensor {tensor.name} has values that are not finite."
@@ -52,30 +61,30 @@ class GgufFile:
         return values.reshape(number, tensor.shape[-1])
 
     def vector(self, tensor: TensorInfo) -> list[float]:
-        """A tensor of one dimension, as the shortest decimals that round to its values."""
+        """Read a tensor of one dimension, as the shortest decimals that round to its values."""
         return [float(str(value)) for value in self.rows(tensor, 0, 1)[0]]
 
 
 @contextmanager
 def open_gguf(path: Path) -> Iterator[GgufFile]:
-    """Open the file and read its header.
+    """Open a file and read its header.
 
     Raises:
-        ModelLoadError: see `read_header`.
-        OSError: the file cannot be read.
+        ModelLoadError: See `read_header`.
+        OSError: The file cannot be read.
     """
     header = read_header(path)
     with path.open("rb") as file:
         yield GgufFile(file, header)
 
 
-def _dequantised(tensor: TensorInfo, raw: npt.NDArray[np.uint8]) -> Values:
-    """Float32 values in the order of the file, one after the other."""
+def _dequantized(tensor: TensorInfo, raw: npt.NDArray[np.uint8]) -> Values:
+    """Return the float32 values of raw bytes, in the order of the file."""
     if tensor.type in _FLOATS:
         return np.asarray(raw.view(_FLOATS[tensor.type]), np.float32)
     try:
-        with np.errstate(all="ignore"):  # scales of a damaged file; the caller looks at the values
-            # As one row: blocks know nothing of rows, and gguf loops over rows in Python.
+        with np.errstate(all="ignore"):  # damaged scales may overflow; the caller checks the values
+            # As one row, because gguf loops over rows in Python, and blocks do not cross rows.
             return dequantize(raw.reshape(1, -1), tensor.type).reshape(-1)
     except NotImplementedError:
         raise ModelLoadError(

@@ -1,8 +1,7 @@
-"""The header of a GGUF file: its metadata and where its tensors lie.
+"""Reads the header of a GGUF file: its metadata, and the positions of its tensors.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every length and count is
-checked against what the file holds before anything is allocated, since a damaged file claims
-anything.
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A damaged file may have
+any length or count. Each is checked against the file's size and limits before memory is allocated.
 """
 
 import math
@@ -21,7 +20,7 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)  # version 1 counted in 32 bits; no file in use has it
 _DEFAULT_ALIGNMENT = 32
 
-# What no real file comes near: the largest vocabularies have 262 144 tokens and 600 000 merges.
+# Limits far above real files: the largest vocabularies have 262 144 tokens and 600 000 merges.
 _MAX_HEADER_BYTES = 128 * 2**20
 _MAX_ELEMENTS = 4_000_000  # of all arrays together
 _MAX_TENSORS = 100_000
@@ -48,10 +47,10 @@ _UINT32, _FLOAT32, _BOOL = 4, 6, 7
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor lies in the file, and how its values are stored."""
+    """The position of one tensor in the file, and the storage of its values."""
 
     name: str
-    shape: tuple[int, ...]  # the outermost dimension first, as torch has it
+    shape: tuple[int, ...]  # the outermost dimension first, as in torch
     type: GGMLQuantizationType
     offset: int  # in bytes from the start of the file
     num_bytes: int
@@ -59,7 +58,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """All of a GGUF file but the tensors' values.
+    """A GGUF file's contents, except the tensors' values.
 
     Metadata values are int, float, bool, str or a list of one of these. A 32-bit float becomes the
     shortest decimal that rounds to it: 1e-05, not 9.999999747378752e-06.
@@ -70,11 +69,11 @@ class Header:
 
 
 def read_header(file: Path) -> Header:
-    """Read the header of `file` and check that all its tensors lie inside the file.
+    """Read the header of `file` and check that all its tensors are inside the file.
 
     Raises:
-        ModelLoadError: the file is no GGUF file, is damaged or cut off.
-        OSError: the file cannot be read.
+        ModelLoadError: The file is not a GGUF file, or is damaged or truncated.
+        OSError: The file cannot be read.
     """
     with file.open("rb", buffering=2**20) as opened:
         reader = _Reader(opened)
@@ -92,11 +91,14 @@ def read_header(file: Path) -> Header:
         alignment = _alignment(metadata)
         infos = [_read_tensor_info(reader) for _ in range(num_tensors)]
         start = _aligned(reader.position, alignment)
-        return Header(metadata, _placed(infos, start, alignment, reader.file_size))
+        return Header(metadata, _located(infos, start, alignment, reader.file_size))
 
 
 class _Reader:
-    """Reads the header piece by piece, never beyond the file's end."""
+    """Reads values of the header one after the other, and checks their sizes first.
+
+    Its methods raise ModelLoadError. `what` is the name of the value in the message.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -105,7 +107,7 @@ class _Reader:
         self._num_elements = 0
 
     def take(self, num_bytes: int, what: str) -> bytes:
-        """The next `num_bytes` bytes, which hold `what`."""
+        """Read the next `num_bytes` bytes."""
         if num_bytes > self.file_size - self.position:
             raise ModelLoadError(f"The file is damaged or cut off: it ends within {what}.")
         if self.position + num_bytes > _MAX_HEADER_BYTES:
@@ -131,7 +133,7 @@ class _Reader:
         return value
 
     def num_elements(self, what: str) -> int:
-        """The length of an array, within what all arrays together may hold."""
+        """Read the length of an array, and check the limit for all arrays together."""
         value = self.count("<Q", _MAX_ELEMENTS - self._num_elements, f"elements of {what}")
         self._num_elements += value
         return value
@@ -195,7 +197,7 @@ def _alignment(metadata: dict[str, Any]) -> int:
 
 
 def _read_tensor_info(reader: _Reader) -> TensorInfo:
-    """A tensor's entry; its offset still counts from the start of the tensors' values."""
+    """Read the entry of a tensor. Its offset is relative to the start of all tensors' values."""
     name = reader.string("the name of a tensor", _MAX_NAME_BYTES)
     if not name.isprintable():
         raise ModelLoadError(f"The file is damaged: it has a tensor named {name!r}.")
@@ -220,12 +222,12 @@ def _read_tensor_info(reader: _Reader) -> TensorInfo:
     return TensorInfo(name, shape, quantization, offset, num_bytes)
 
 
-def _placed(
+def _located(
     infos: list[TensorInfo], start: int, alignment: int, file_size: int
 ) -> dict[str, TensorInfo]:
-    """The tensors by name, with offsets from the start of the file.
+    """Return the tensors by name, with offsets from the start of the file.
 
-    As in llama.cpp, each begins where the one before it ends: else two could share their bytes.
+    As in llama.cpp, each must begin where the previous one ends, so that tensors do not overlap.
     """
     tensors: dict[str, TensorInfo] = {}
     expected = 0

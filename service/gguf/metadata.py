@@ -1,4 +1,4 @@
-"""Access to a GGUF file's metadata that notices what nobody read."""
+"""Access to a GGUF file's metadata that detects keys which are not read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +9,10 @@ _MISSING: Any = object()
 
 
 class Metadata:
-    """The keys of one architecture, read by their names without its prefix.
+    """The metadata keys of one architecture, by their names without its prefix.
 
-    Whoever builds a config reads each key that it knows. `check_all_read` then rejects a file with
-    any other key of the architecture: what it says would be lost.
+    The functions in `fields.py` read the keys that they support. `check_all_read` then rejects a
+    file with other keys of the architecture, because they would be ignored.
     """
 
     def __init__(self, values: Mapping[str, Any], architecture: str) -> None:
@@ -21,14 +21,15 @@ class Metadata:
         self._read: set[str] = set()
 
     def has(self, name: str) -> bool:
-        """Whether the file has the key."""
+        """Return True if the file has the key."""
         return self._prefix + name in self._values
 
     def integer(self, name: str, default: int | None = _MISSING, *, minimum: int = 1) -> Any:
-        """A whole number of at least `minimum`; for all layers, if the file has one for each.
+        """Return an integer of at least `minimum`. If the file has a list, its elements are equal.
 
         Raises:
-            ModelLoadError: it is missing without a default, no such number, or differs by layer.
+            ModelLoadError: The key is missing without a default, is not such a number, or differs
+                between layers.
         """
         value = self._for_all_layers(name, default)
         if value is default:
@@ -38,10 +39,11 @@ class Metadata:
         return value
 
     def number(self, name: str, default: float | None = _MISSING) -> Any:
-        """A finite number.
+        """Return a finite number. If the file has a list, its elements are equal.
 
         Raises:
-            ModelLoadError: it is missing without a default, no such number, or differs by layer.
+            ModelLoadError: The key is missing without a default, is not such a number, or differs
+                between layers.
         """
         value = self._for_all_layers(name, default)
         if value is default:
@@ -51,17 +53,17 @@ class Metadata:
         return value
 
     def positive(self, name: str, default: float | None = _MISSING) -> Any:
-        """A finite number above zero, else as `number`."""
+        """Return a finite number above 0; see `number`."""
         value = self.number(name, default)
         if value is not default and value <= 0:
             raise self._invalid(name, value, "a number above 0")
         return value
 
     def text(self, name: str, default: str) -> str:
-        """A string.
+        """Return a string.
 
         Raises:
-            ModelLoadError: it is something else.
+            ModelLoadError: The value is not a string.
         """
         value = self.value(name, default)
         if type(value) is not str:
@@ -69,12 +71,16 @@ class Metadata:
         return value
 
     def value(self, name: str, default: Any = None) -> Any:
-        """Any value, which counts as read."""
+        """Return a value of any type, and mark the key as read."""
         self._read.add(name)
         return self._values.get(self._prefix + name, default)
 
     def require(self, name: str, *allowed: Any) -> None:
-        """Reject the file if it has the key with a value that is not among `allowed`."""
+        """Check that the key is missing or has one of the `allowed` values.
+
+        Raises:
+            ModelLoadError: It has another value.
+        """
         value = self.value(name, _MISSING)
         if value is not _MISSING and value not in allowed:
             raise ModelLoadError(
@@ -83,9 +89,10 @@ class Metadata:
             )
 
     def check_all_read(self) -> None:
-        """Reject the file if it has a key that was not read and says something.
+        """Check that every key was read, except those with the values 0, false or empty.
 
-        0, false and what is empty say nothing.
+        Raises:
+            ModelLoadError: A key was not read.
         """
         for key, value in self._values.items():
             if key.startswith(self._prefix):
@@ -109,11 +116,11 @@ class Metadata:
             return value[0]
         return value
 
-    def _invalid(self, name: str, value: Any, wanted: str) -> ModelLoadError:
-        return ModelLoadError(f"{self._prefix}{name} is {shortened(value)}; it must be {wanted}.")
+    def _invalid(self, name: str, value: Any, expected: str) -> ModelLoadError:
+        return ModelLoadError(f"{self._prefix}{name} is {shortened(value)}; it must be {expected}.")
 
 
 def shortened(value: Any) -> str:
-    """A value of the file for a message: printable, on one line, of at most 80 characters."""
+    """Format a value for a message: printable, on one line, at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

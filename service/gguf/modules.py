@@ -1,4 +1,4 @@
-"""The tensors of a decoder's parts: their names in both formats, and their shapes."""
+"""The tensors of a decoder's modules: their names in both formats, and their shapes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The sizes that tensors' shapes follow from."""
+    """The sizes of a model, from which the shapes of its tensors are computed."""
 
     vocab: int
     hidden: int
@@ -24,24 +24,25 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What a tensor of the file becomes in the checkpoint.
+    """The tensor in the checkpoint that a tensor of the file is converted to.
 
-    A tensor of three dimensions holds those of all experts; its `name` has a place for theirs.
+    A tensor of three dimensions contains the tensors of all experts. Its `name` has a placeholder
+    `{}` for the expert's index.
     """
 
     name: str
     shape: tuple[int, ...]  # as in the file
-    num_heads: int | None = None  # its rows are pairs, head by head, and become halves
-    offset: float = 0.0  # added by llama.cpp's converter, to be subtracted
+    num_heads: int | None = None  # if set, rows are rotated pairs by head, and become halves
+    offset: float = 0.0  # added by llama.cpp's converter, and subtracted here
 
     def outputs(self) -> list[tuple[str, tuple[int, ...]]]:
-        """The names and shapes of its tensors in the checkpoint."""
+        """Return the names and shapes of its tensors in the checkpoint."""
         if len(self.shape) < 3:
             return [(self.name, self.shape)]
         return [(self.name.format(expert), self.shape[1:]) for expert in range(self.shape[0])]
 
 
-# By a layer's tensor in the file: the module in the checkpoint's layer, and its weight's shape.
+# Tensors of a layer in the file: the module in the checkpoint's layer, and its weight's shape.
 _Shape = Callable[[Sizes], tuple[int, ...]]
 Modules = dict[str, tuple[str, _Shape]]
 

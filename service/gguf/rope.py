@@ -1,4 +1,4 @@
-"""Rotary position embeddings: from a GGUF file's metadata and tensors to `rope_parameters`."""
+"""Converts a GGUF file's metadata and tensors of rotary embeddings to `rope_parameters`."""
 
 import math
 from collections.abc import Sequence
@@ -10,22 +10,23 @@ from service.gguf.metadata import Metadata, shortened
 
 FREQUENCY_FACTORS = "rope_freqs.weight"
 
-# Llama 3.1 to 3.3 have these, and a factor of 8 or 32. Other lengths are tried after it.
+# The values of Llama 3.1 to 3.3, whose factor is 8 or 32. Other lengths are tried after this one.
 _LLAMA3_ORIGINAL_LENGTH = 8192
 _LLAMA3_LOW, _LLAMA3_HIGH = 1.0, 4.0
 
 
 def read_rope(metadata: Metadata, theta: float = 10000.0) -> dict[str, Any]:
-    """`rope_parameters` for the base frequency and the scaling that the metadata describe.
+    """Return `rope_parameters` for the base frequency and the scaling in the metadata.
 
-    `theta` holds where the file names no base, as in llama.cpp.
+    Args:
+        theta: The base frequency if the file has none, as in llama.cpp.
 
     Raises:
-        ModelLoadError: the scaling is of a kind that is not served, or incomplete.
+        ModelLoadError: The kind of scaling is not supported, or the metadata are incomplete.
     """
     rope = {"rope_type": "default", "rope_theta": metadata.positive("rope.freq_base", theta)}
-    metadata.value("rope.scaling.finetuned")  # says how the model was trained
-    metadata.value("rope.scaling.original_context_length")  # of no effect but in YaRN
+    metadata.value("rope.scaling.finetuned")  # information on the model's training
+    metadata.value("rope.scaling.original_context_length")  # has an effect only in YaRN
     factor = metadata.positive("rope.scaling.factor", metadata.positive("rope.scale_linear", 1.0))
     kind = metadata.text("rope.scaling.type", "linear")
     if kind == "yarn":
@@ -42,7 +43,7 @@ def read_rope(metadata: Metadata, theta: float = 10000.0) -> dict[str, Any]:
 
 
 def _yarn(metadata: Metadata) -> dict[str, Any]:
-    """What YaRN has beside its factor, under transformers' names. Defaults are the same in both."""
+    """Return YaRN's parameters except the factor, by transformers' names. Defaults are the same."""
     metadata.require("rope.scaling.attn_factor", 1.0)
     metadata.require("rope.scaling.yarn_ext_factor", 1.0)
     optional = {
@@ -59,13 +60,13 @@ def _yarn(metadata: Metadata) -> dict[str, Any]:
 def with_frequency_factors(
     rope: dict[str, Any], file: GgufFile, head_dim: int, max_length: int
 ) -> dict[str, Any]:
-    """`rope` with the factors of the tensor `rope_freqs.weight`, if the file has one.
+    """Return `rope` with the factors of the tensor `rope_freqs.weight`, if the file has it.
 
-    Each factor divides the frequency of one pair of dimensions. They become `llama3`, if that
-    gives the same factors; else `longrope` with the factors as they are, for any length.
+    Each factor divides the frequency of one pair of dimensions. The type becomes `llama3` if its
+    parameters give the same factors; else `longrope` with these factors for any length.
 
     Raises:
-        ModelLoadError: the tensor is of another shape, or comes with another scaling.
+        ModelLoadError: The tensor has another shape, or the file has another scaling too.
     """
     if FREQUENCY_FACTORS not in file.header.tensors:
         return rope
@@ -81,10 +82,10 @@ def with_frequency_factors(
 
 
 def read_factors(file: GgufFile, name: str, num_pairs: int) -> list[float]:
-    """The tensor's factors, one for each pair of rotated dimensions.
+    """Read a tensor's factors, one for each pair of rotated dimensions.
 
     Raises:
-        ModelLoadError: it is of another shape, or has a factor that is not above 0.
+        ModelLoadError: It has another shape, or a factor that is not above 0.
     """
     tensor = file.header.tensors[name]
     factors = file.vector(tensor) if tensor.shape == (num_pairs,) else []
@@ -97,7 +98,7 @@ def read_factors(file: GgufFile, name: str, num_pairs: int) -> list[float]:
 
 
 def _as_llama3(theta: float, factors: Sequence[float]) -> dict[str, Any] | None:
-    """The parameters of Llama 3's scaling that give `factors`; None if there are none."""
+    """Return parameters of Llama 3's scaling that give `factors`; None if there are none."""
     factor = float(max(factors))
     for length in (_LLAMA3_ORIGINAL_LENGTH, *(2**power for power in range(4, 21))):
         expected = _llama3_factors(theta, len(factors), factor, length)
@@ -113,7 +114,8 @@ def _as_llama3(theta: float, factors: Sequence[float]) -> dict[str, Any] | None:
 
 
 def _llama3_factors(theta: float, num_pairs: int, factor: float, length: int) -> list[float]:
-    """What Llama 3's scaling divides each frequency by: long waves by `factor`, short ones by 1."""
+    """Return the divisors of frequencies in Llama 3's scaling, from `factor` for long waves to 1
+    for short ones."""
     factors = []
     for pair in range(num_pairs):
         waves = length * theta ** (-pair / num_pairs) / (2 * math.pi)  # in the original length

@@ -1,7 +1,7 @@
 """The tokenizer that a GGUF file describes, as the files of a checkpoint.
 
-A file holds a vocabulary, the merges of a byte-level one, and names for the rest: how text is split
-before is what llama.cpp's code says a name means.
+A file contains a vocabulary, the merges of a byte-level one, and the name of the rule by which text
+is split before merging. The rules are those of llama.cpp's code.
 """
 
 import json
@@ -51,8 +51,8 @@ _GPT4O_SPLIT = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# By values of tokenizer.ggml.pre. The first ones also take a word that is a token as it is,
-# whatever the merges say, and begin a text with the token for that unless the file says otherwise.
+# Patterns that split text, by values of tokenizer.ggml.pre. The tokenizers in _WHOLE_WORDS also map
+# a word that is a token to this token without merges, and add the BOS token by default.
 _WHOLE_WORDS = {
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1"), _LLAMA3_SPLIT),
     **dict.fromkeys(("pixtral", "midm-2.0", "lfm2", "jina-v5-nano"), _LLAMA3_SPLIT),
@@ -64,9 +64,9 @@ _SPLITS = {
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "kormo"), _QWEN2_SPLIT),
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), _GPT4O_SPLIT),
 }
-# Every digit apart, then GPT-2's pattern.
+# Tokenizers that separate every digit first and then apply GPT-2's pattern.
 _DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
-# GPT-2's pattern alone.
+# Tokenizers with GPT-2's pattern.
 _GPT2 = {"default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling"} | {
     "jina-v1-en", "jina-v2-code", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat",
     "roberta-bpe", "a.x-4.0", "mellum", "modern-bert", "exaone4",
@@ -79,9 +79,9 @@ _SPECIAL_TOKENS = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
-# Which ids SentencePiece gives them where the file does not say, as in llama.cpp.
+# Ids of SentencePiece's special tokens if the file has none, as in llama.cpp.
 _SENTENCE_PIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
-_UNKNOWN_SPLIT = "default"  # what files of before May 2024 are taken to say
+_UNKNOWN_SPLIT = "default"  # for files without tokenizer.ggml.pre, from before May 2024
 _TEMPLATE_NAME = re.compile(r"\w[\w-]{0,63}")
 _END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
@@ -90,13 +90,18 @@ _log = structlog.get_logger(__name__)
 
 
 class GgufTokenizer:
-    """The keys of a file below `tokenizer.`, checked."""
+    """The tokenizer in a GGUF file's metadata. Its keys begin with `tokenizer.`."""
 
     def __init__(self, metadata: Mapping[str, Any], architecture: str, vocab_size: int) -> None:
-        """Read the vocabulary; `vocab_size` is how many tokens the model's embedding has.
+        """Read and check the vocabulary.
+
+        Args:
+            metadata: The file's metadata.
+            architecture: The model's `general.architecture`.
+            vocab_size: Number of tokens in the model's embedding.
 
         Raises:
-            ModelLoadError: a key is missing or invalid, or says what is not served.
+            ModelLoadError: A key is missing or invalid, or has a value that is not supported.
         """
         self._metadata = metadata
         self._architecture = architecture
@@ -121,20 +126,20 @@ class GgufTokenizer:
             )
         if not self._tokens or not all(type(token) is str for token in self._tokens):
             raise ModelLoadError("tokenizer.ggml.tokens is not a list of strings.")
-        # As llama.cpp calls them: several may be empty, and none of them is ever used.
+        # Several tokens may be empty. They are never used, and get the names of llama.cpp.
         self._tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(self._tokens)]
         if len(set(self._tokens)) != len(self._tokens):
             raise ModelLoadError("The file is damaged: a token occurs twice in its vocabulary.")
 
     @property
     def end_token_ids(self) -> list[int]:
-        """Every token that ends an answer: chat models often end a turn (eot) with another token
-        than a text (eos)."""
+        """The ids of the tokens that end an output. Chat models often have one for the end of a
+        turn (eot) and one for the end of a text (eos)."""
         ids = {self.token_id(name) for name in _END_TOKENS}
         return sorted(token_id for token_id in ids if token_id is not None)
 
     def token_id(self, name: str) -> int | None:
-        """The id under the key `name`; None if there is none."""
+        """Return the token id in the key `name`; None if there is no such key."""
         default = _SENTENCE_PIECE_IDS.get(name) if self._kind == _SENTENCE_PIECE else None
         token_id = self._metadata.get(f"tokenizer.ggml.{name}", default)
         if token_id is not None and (
@@ -150,7 +155,7 @@ class GgufTokenizer:
         """Write tokenizer.json, tokenizer_config.json and the chat templates.
 
         Raises:
-            ModelLoadError: see the constructor.
+            ModelLoadError: See the constructor.
         """
         backend = self._byte_level() if self._kind == _BYTE_LEVEL else self._sentence_piece()
         special = {
@@ -166,7 +171,7 @@ class GgufTokenizer:
         self._write_templates(directory)
 
     def _write_templates(self, directory: Path) -> None:
-        """The chat template, and others by their names, such as `tool_use`."""
+        """Write the chat template, and others by their names, such as `tool_use`."""
         prefix = "tokenizer.chat_template"
         for key, template in self._metadata.items():
             path = directory / "chat_template.jinja"
@@ -225,7 +230,8 @@ class GgufTokenizer:
         return backend
 
     def _gemma(self) -> Tokenizer:
-        """Gemma's tokens of spaces are written as spaces, and their order is that of the merges."""
+        """Return Gemma's tokenizer. Its tokens of spaces are written as spaces, and its merges are
+        ranked by the order of tokens."""
         tokens = [_SPACE * len(t) if " " in t and not t.strip() else t for t in self._tokens]
         vocab = self._vocab(tokens)
         order = [-index for index in range(len(tokens))]
@@ -248,7 +254,7 @@ class GgufTokenizer:
         return backend
 
     def _add_tokens(self, backend: Tokenizer, special: Mapping[str, str]) -> None:
-        """Keep control tokens, and those that the file calls the user's, whole in any text."""
+        """Add control tokens and user-defined tokens, which are never split in a text."""
         kinds = self._list("token_type", int) if self._has("token_type") else []
         by_kind: dict[int, list[str]] = {_CONTROL: [], _USER_DEFINED: []}
         for token, kind in zip(self._tokens, kinds, strict=False):
@@ -264,7 +270,7 @@ class GgufTokenizer:
             )
 
     def _post_processor(self, special: Mapping[str, str]) -> processors.PostProcessor:
-        """What begins and ends a text."""
+        """Return the post-processor that adds BOS and EOS tokens to a text."""
         begins = self._kind == _SENTENCE_PIECE or self._pre in _WHOLE_WORDS
         added = {
             "bos_token": self._value("add_bos_token", bool, begins),
@@ -301,7 +307,7 @@ class GgufTokenizer:
         return value
 
     def _list(self, name: str, kind: type, number: int | None = -1) -> list[Any]:
-        """A list of `kind` with `number` elements: one for each token, any number with None."""
+        """Return a list of `kind` with `number` elements: -1 for one per token, None for any."""
         values: list[Any] = self._value(name, list, None)
         number = len(self._tokens) if number == -1 else number
         if not all(type(value) is kind for value in values) or number not in (None, len(values)):
@@ -322,12 +328,14 @@ def _bpe(**options: Any) -> BPE:
 def implied_merges(
     vocab: Mapping[str, int], scores: list[float] | list[int]
 ) -> list[tuple[str, str]]:
-    """The merges of a SentencePiece vocabulary, best first: each split of a token into two.
+    """Return the merges of a SentencePiece vocabulary, best first: each split of a token into two.
 
-    Ids count the tokens of `vocab` in their order; each has one of `scores`.
+    Args:
+        vocab: Token ids by token.
+        scores: The score of each token, in the order of `vocab`.
     """
-    ids = array("q")  # of the halves; there are half a million merges in a large vocabulary
-    keys = array("d")  # the score of the whole and the lengths of the halves
+    ids = array("q")  # of both parts; a large vocabulary has half a million merges
+    keys = array("d")  # the score of the token and the lengths of its parts
     for token, score in zip(vocab, scores, strict=True):
         pairs = []
         for i in range(1, len(token)):

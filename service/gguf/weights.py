@@ -1,7 +1,7 @@
-"""Weights from a GGUF file to a safetensors file in bf16, a few rows at a time.
+"""Writes the weights of a GGUF file to a safetensors file in bf16, a few rows at a time.
 
-The format of safetensors is a header of JSON and the values behind it; its library writes only
-tensors that are all in memory. https://github.com/huggingface/safetensors#format
+The library of safetensors can only write tensors that are all in memory. The format is a JSON
+header, followed by the values: https://github.com/huggingface/safetensors#format
 """
 
 import json
@@ -18,7 +18,7 @@ from service.gguf.file import GgufFile, Values
 from service.gguf.header import TensorInfo
 from service.gguf.modules import Weight
 
-_CHUNK_VALUES = 2**17  # converted at once: what fits into a core's cache
+_CHUNK_VALUES = 2**17  # values converted at once, so that they fit into a core's cache
 _BF16_BYTES = 2
 _HEADER_ALIGNMENT = 8
 
@@ -26,10 +26,15 @@ _HEADER_ALIGNMENT = 8
 def pair_up(
     tensors: Mapping[str, TensorInfo], weights: Mapping[str, Weight], harmless: Sequence[str]
 ) -> list[tuple[TensorInfo, Weight]]:
-    """Each tensor of the file with what it becomes, in the order of the file.
+    """Match each tensor of the file with its `Weight`, in the order of the file.
+
+    Args:
+        tensors: The file's tensors by name.
+        weights: The expected tensors by their names in the file.
+        harmless: Names of tensors that may be in the file and are not converted.
 
     Raises:
-        ModelLoadError: a weight is missing, of another shape, or a tensor has no use.
+        ModelLoadError: A tensor is missing, has another shape, or is not expected.
     """
     if missing := [name for name in weights if name not in tensors]:
         raise ModelLoadError(f"It lacks {len(missing)} of its tensors, {missing[0]} first.")
@@ -55,8 +60,8 @@ def write_weights(path: Path, file: GgufFile, pairs: list[tuple[TensorInfo, Weig
     """Write the safetensors file `path`.
 
     Raises:
-        ModelLoadError: the GGUF file is damaged.
-        OSError: a file cannot be read or written.
+        ModelLoadError: The GGUF file is damaged.
+        OSError: A file cannot be read or written.
     """
     with path.open("wb") as output:
         _write_header(output, [weight for _, weight in pairs])
@@ -79,7 +84,7 @@ def _write_header(output: BinaryIO, weights: list[Weight]) -> None:
 
 
 def _chunks(file: GgufFile, tensor: TensorInfo, weight: Weight) -> Iterator[Values]:
-    """The weight's values, some rows at a time, as the checkpoint has them."""
+    """Yield a weight's values for the checkpoint, some rows at a time."""
     if len(tensor.shape) == 1:
         values = file.rows(tensor, 0, 1).reshape(-1, 1)
         if weight.num_heads is not None:
@@ -95,13 +100,13 @@ def _chunks(file: GgufFile, tensor: TensorInfo, weight: Weight) -> Iterator[Valu
 
 
 def _unpermuted(values: Values, head_dim: int) -> Values:
-    """Rows [heads * head_dim, columns] with each head's rotated pairs as two halves again."""
+    """Reorder rows [heads * head_dim, columns]: each head's rotated pairs become two halves."""
     heads = values.reshape(-1, head_dim // 2, 2, values.shape[-1])
     return heads.swapaxes(1, 2).reshape(values.shape)
 
 
 def _bf16(values: Values) -> npt.NDArray[np.uint16]:
-    """Finite values rounded to the nearest bfloat16, ties to even, as bits."""
+    """Round finite values to the nearest bfloat16, ties to even, and return their bits."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))
     return (rounded >> 16).astype("<u2")

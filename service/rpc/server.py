@@ -16,7 +16,7 @@ from chatrpc_process.tracing.api import OFF, Tracer
 from service.metrics import Metrics
 from service.rpc.calls.authorization import Access
 from service.rpc.calls.interceptor import CallInterceptor
-from service.rpc.calls.message_reader import Patience
+from service.rpc.calls.message_reader import ClientTimeouts
 from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.calls.standard_services import StandardServiceInterceptor
 from service.rpc.calls.work_pools import WorkPools
@@ -82,7 +82,7 @@ class Server:
         has_reflection: whether clients may ask for the protos.
         access: who may call.
         metrics: where calls are counted.
-        patience: how long calls wait for their clients.
+        client_timeouts: how long calls wait for their clients.
         tracer: where their spans go.
         tls: the server's certificate; None: none, all in the clear.
         has_channelz: whether the admin port tells of connections, and of who is at their other end.
@@ -97,7 +97,7 @@ class Server:
         has_reflection: bool = True,
         access: Access | None = None,
         metrics: Metrics | None = None,
-        patience: Patience | None = None,
+        client_timeouts: ClientTimeouts | None = None,
         tracer: Tracer = OFF,
         tls: TlsFiles | None = None,
         has_channelz: bool = False,
@@ -114,7 +114,7 @@ class Server:
         self._server = grpc.aio.server(
             options=options,
             interceptors=[
-                CallInterceptor(access or Access(), metrics, self._pools, patience, tracer),
+                CallInterceptor(access or Access(), metrics, self._pools, client_timeouts, tracer),
                 standard,
             ],
         )

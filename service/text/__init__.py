@@ -1,1 +1,3 @@
-"""Text above the engine: chat templates in, incremental detokenization and stop strings out."""
+"""Everything between text and tokens: templates, tokenizers, detokenization, stop strings,
+grammars.
+"""

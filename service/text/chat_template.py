@@ -1,4 +1,4 @@
-"""A conversation to the token ids of a prompt, through the model's chat template."""
+"""Renders a conversation through the model's chat template and encodes it."""
 
 import json
 import re
@@ -11,23 +11,23 @@ from service.domain.model import Tokenizer
 from service.errors import TemplateRefused
 
 _SYSTEM_ROLES = ("system", "developer")
-# Stands behind a message that is to be continued, to find the place again in the rendered text.
+# Marks the end of a message to be continued, so that it can be found in the rendered text.
 _END_OF_PROMPT = "\U000f0002"
 
 
 def render_prompt(
     tokenizer: Tokenizer, messages: Sequence[Message], options: PromptOptions
 ) -> list[int]:
-    """The prompt's token ids; see `render_text`."""
+    """Return the token ids of a conversation's prompt; see `render_text`."""
     return encode_prompt(tokenizer, render_text(tokenizer, messages, options), options)
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, options: PromptOptions) -> list[int]:
-    """The token ids of a prompt's text, the last of them if there are too many."""
+    """Return the token ids of a prompt's text: the last ones, if the options ask for truncation."""
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON within a message can write one
-        raise TemplateRefused("they hold half of a surrogate pair") from error
+        raise TemplateRefused("they contain an unpaired surrogate") from error
     # Templates write the beginning-of-sequence token themselves; encoding must not add a second
     # one.
     token_ids = tokenizer.encode(text, add_special_tokens=False)
@@ -35,15 +35,15 @@ def encode_prompt(tokenizer: Tokenizer, text: str, options: PromptOptions) -> li
 
 
 def render_text(tokenizer: Tokenizer, messages: Sequence[Message], options: PromptOptions) -> str:
-    """The prompt's text, to be encoded without special tokens.
+    """Return the prompt's text, which is to be encoded without special tokens.
 
-    Many templates take a system message in the first place only. Where the template refuses the
-    conversation as it stands, it is tried once more with all its system messages joined into a
-    first one.
+    Many templates accept a system message only at the beginning. If the template rejects the
+    conversation, it is rendered again with all its system messages joined into one at the
+    beginning.
 
     Raises:
-        TemplateRefused: the template refuses the conversation; the text is about the first try.
-        UnsupportedField: the options hold a template variable that a request may not set.
+        TemplateRefused: The template rejects the conversation. The message is that of the first
+        try. UnsupportedField: The options contain a template variable that requests may not set.
     """
     chat = template_messages(messages)
     if options.continue_final_message:
@@ -56,27 +56,28 @@ def render_text(tokenizer: Tokenizer, messages: Sequence[Message], options: Prom
         return text
     text, mark, _ = text.rpartition(_END_OF_PROMPT)
     if not mark:
-        raise TemplateRefused("it leaves the last message out, which was to be continued")
+        raise TemplateRefused("it does not render the last message, which is to be continued")
     return text
 
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages as chat templates read them: dicts as in OpenAI's API, with two differences.
+    """Return the messages as templates expect them: dicts as in OpenAI's API, with two differences.
 
-    - A call's arguments are a dict where they are a JSON object, as most templates iterate over
-      them or write them as JSON themselves, which would quote a string a second time. Others stay
-      text.
-    - A message without content has the empty one: the absence of the key breaks templates that
-      append it to a string, a null is written out as "None", and "" is right for both.
+    - Arguments of a call that are a JSON object become a dict: most templates iterate over them, or
+      write them as JSON themselves, which would quote a string twice. Other arguments stay text.
+    - A message without content gets an empty one. Templates that append the content to a string
+    fail
+      if the key is missing, and write null as "None".
     """
     return [_template_message(message) for message in messages]
 
 
 def with_known_roles(chat: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
-    """The messages, the developer role called system where the template's source has no such role.
+    """Return the messages with role `system` for `developer`, if the template does not mention
+    `developer`.
 
-    Templates that write any role out as they find it would otherwise show the model a role that it
-    was never trained on, and others would drop the message without a word.
+    Templates that write any role as it is would otherwise show the model a role that it was not
+    trained on. Others would drop the message silently.
     """
     if re.search(r"""["']developer["']""", template):
         return chat
@@ -104,8 +105,8 @@ def _template_tool_call(call: ToolCall) -> dict[str, Any]:
 
 def _template_arguments(arguments_json: str) -> dict[str, Any] | str:
     if not arguments_json.strip():
-        return {}  # how some clients write a call without arguments
-    # A model wrote this text once, so anything may stand here, nesting without end included.
+        return {}  # some clients write a call without arguments so
+    # The text was written by a model, so it can be anything, for example nested too deeply.
     with suppress(ValueError, RecursionError):
         arguments = json.loads(arguments_json)
         if isinstance(arguments, dict):
@@ -127,7 +128,7 @@ def _render_with_one_system(
 
 
 def _with_one_system(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same messages, the contents of the system ones joined by blank lines in a first one."""
+    """Return the messages with all system messages joined by blank lines into a first one."""
     systems = [message for message in chat if message["role"] in _SYSTEM_ROLES]
     others = [message for message in chat if message["role"] not in _SYSTEM_ROLES]
     if not systems:

@@ -1,4 +1,4 @@
-"""What a conversation's text must not be able to write: the tokens that steer the model."""
+"""Control tokens, which the text of a conversation must not be able to write."""
 
 import re
 from collections.abc import Callable
@@ -6,16 +6,16 @@ from typing import Any
 
 import tokenizers
 
-# Two private-use characters around a control token in a message's text, as transformers has them.
+# The private-use characters that mark a control token in a message's text, as in transformers.
 _START, _END = "\U000f0000", "\U000f0001"
 
 
 class ControlTokens:
-    """The special tokens and such added tokens as the template writes, `<tool_call>` say.
+    """The special tokens, and the added tokens that the template contains, such as `<tool_call>`.
 
-    White space is none of them: some vocabularies hold it as added tokens and every template writes
-    it. What a caller sends is marked before a template sees it. Of the rendered prompt the
-    template's own tokens are then encoded as such, and the marked ones as the plain text they are.
+    White space is not a control token: some vocabularies have it as added tokens and every template
+    writes it. Text from callers is marked before a template renders it. In the rendered prompt, the
+    template's own tokens are encoded as tokens, and the marked ones as plain text.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, template: str) -> None:
@@ -26,15 +26,15 @@ class ControlTokens:
             if token.special or (token.content in template and not token.content.isspace())
         }
         longest_first = sorted(tokens, key=len, reverse=True)
-        token = "|".join(map(re.escape, longest_first)) or "(?!)"  # which matches nothing
+        token = "|".join(map(re.escape, longest_first)) or "(?!)"  # matches nothing
         self._tokens = re.compile(token)
-        # Template code can cut a marked token in two and leave a lone mark.
+        # Template code can split a marked token and leave a single mark.
         self._marked = re.compile(f"{_START}({token}){_END}|[{_START}{_END}]")
 
     def mark(self, value: Any) -> Any:
-        """The value, JSON of any depth, its texts' control tokens marked. Keys are left alone."""
+        """Return a JSON value with the control tokens in its texts marked. Keys are not changed."""
         if isinstance(value, str):
-            text = value.replace(_START, "").replace(_END, "")  # nobody else's marks
+            text = value.replace(_START, "").replace(_END, "")  # drop marks from callers
             return self._tokens.sub(rf"{_START}\g<0>{_END}", text)
         if isinstance(value, dict):
             return {key: self.mark(item) for key, item in value.items()}
@@ -46,17 +46,17 @@ class ControlTokens:
         return _START in text or _END in text
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a rendered prompt with marks in it.
+        """Return the token ids of a rendered prompt that contains marks.
 
         Raises:
-            ValueError: the tokenizer knows a marked token in no other way than as that token.
+            ValueError: The tokenizer cannot encode a marked token as plain text.
         """
         first, *rest = self._marked.split(text)
         ids = encode(self._backend, first)
-        for place, piece in enumerate(rest):
-            if not piece:  # a lone mark, or nothing between two
+        for index, piece in enumerate(rest):
+            if not piece:  # a single mark, or nothing between two
                 continue
-            if place % 2:
+            if index % 2:
                 ids += self._encode_after(piece, self._as_written)
             else:
                 ids += self._encode_marked(piece)
@@ -65,11 +65,13 @@ class ControlTokens:
     def _encode_marked(self, token: str) -> list[int]:
         ids = self._encode_after(token, self._as_text)
         if self._backend.token_to_id(token) in ids:
-            raise ValueError(f"{token!r} cannot be told from the control token")
+            raise ValueError(f"the text {token!r} cannot be distinguished from the control token")
         return ids
 
     def _encode_after(self, piece: str, encode_piece: Callable[[str], list[int]]) -> list[int]:
-        """The piece as one that text comes before; SentencePiece puts a space at a beginning."""
+        """Return the ids of a piece after other text. SentencePiece adds a space only at a
+        beginning.
+        """
         newline = self._as_written("\n")
         ids = encode_piece(f"\n{piece}")
         if ids[: len(newline)] == newline:
@@ -80,7 +82,9 @@ class ControlTokens:
         return encode(self._backend, text)
 
     def _as_text(self, text: str) -> list[int]:
-        """Through the library's stages one by one, but for the one that finds added tokens."""
+        """Return the ids of a text through all stages of the library except the one for added
+        tokens.
+        """
         backend = self._backend
         if backend.normalizer is not None:
             text = backend.normalizer.normalize_str(text)
@@ -93,10 +97,10 @@ class ControlTokens:
 def encode(
     backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool = False
 ) -> list[int]:
-    """The text's ids; a token written out in it is that token.
+    """Return the text's ids. A token's text in it becomes that token.
 
-    The library's plain `encode` would hold the GIL, and with it every stream, to its end: 1 s for a
-    megabyte. The batch form releases it.
+    The library's plain `encode` holds the GIL, and thus blocks every stream, for 1 s per megabyte.
+    The batch form releases it.
     """
     [encoding] = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
     return encoding.ids

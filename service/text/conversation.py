@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 
 from service.domain.chat import ChatRequest, ResponseFormat, ToolMode
-from service.domain.grammar import AnswerConstraint
-from service.domain.model import LocalModel, ToolFormat
+from service.domain.grammar import OutputConstraint
+from service.domain.model import LocalModel
 from service.errors import (
     ContextLengthExceeded,
     InvalidField,
@@ -13,7 +13,7 @@ from service.errors import (
     UnsupportedField,
 )
 from service.text.chat_template import encode_prompt, render_text
-from service.text.grammar_spec import GrammarSpec, parameters_field
+from service.text.grammar_spec import GrammarSpec
 from service.text.json_schemas import check_parameters
 from service.text.output_parser import OutputFormat
 from service.text.prompt_length import least_num_tokens
@@ -41,13 +41,13 @@ def prepare(chat: ChatRequest, model: LocalModel) -> Conversation:
     """
     for tool in chat.tools:
         if tool.schema:
-            check_parameters(tool.schema, parameters_field(tool))
+            check_parameters(tool.schema, tool.schema_field)
     text = _prompt(chat, model)
     max_model_len = model.card.max_model_len
     if chat.prompt.truncate_prompt_tokens is None and (
         num_tokens := least_num_tokens(model.tokenizer, text, max_model_len)
     ):
-        raise ContextLengthExceeded(num_tokens, max_model_len)
+        raise ContextLengthExceeded(num_tokens, max_model_len, chat.messages_field)
     markers = MARKERS.get(model.formats.reasoning)
     thinking = Thinking.CLOSED if markers is None else thinking_after(text, markers)
     syntax = SYNTAXES[model.formats.tools] if chat.tools else None
@@ -102,7 +102,7 @@ def response_grammar(response_format: ResponseFormat, model: LocalModel) -> Gram
     )
 
 
-def compile_grammar(grammar: GrammarSpec, model: LocalModel) -> AnswerConstraint:
+def compile_grammar(grammar: GrammarSpec, model: LocalModel) -> OutputConstraint:
     """The constraint of an answer. Long work where the grammar has not been seen before.
 
     Raises:
@@ -134,7 +134,7 @@ def compile_grammar(grammar: GrammarSpec, model: LocalModel) -> AnswerConstraint
         ) from error
 
 
-def cached_grammar(grammar: GrammarSpec, model: LocalModel) -> AnswerConstraint | None:
+def cached_grammar(grammar: GrammarSpec, model: LocalModel) -> OutputConstraint | None:
     """Return the constraint of an answer if it is there without a wait.
 
     Raises:
@@ -158,7 +158,7 @@ def _begun(chat: ChatRequest, markers: ReasoningMarkers | None) -> tuple[str, st
     if markers is not None:
         for marker in (markers.start, markers.end):
             text = text.rpartition(marker)[2]
-    return text, f"messages[{len(chat.messages) - 1}].content"
+    return text, f"{chat.messages_field}[{len(chat.messages) - 1}].content"
 
 
 def _prompt(chat: ChatRequest, model: LocalModel) -> str:
@@ -166,7 +166,7 @@ def _prompt(chat: ChatRequest, model: LocalModel) -> str:
     formats = model.formats
     if formats.has_tool_template:
         messages = chat.messages
-        if formats.tools in (ToolFormat.MISTRAL, ToolFormat.MISTRAL_ARGS):
+        if SYNTAXES[formats.tools].has_short_ids:
             messages = with_mistral_ids(messages)
         options = replace(chat.prompt, tools=template_tools(chat.tools))
         return render_text(model.tokenizer, messages, options)

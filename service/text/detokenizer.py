@@ -1,12 +1,12 @@
-"""Token ids to text, as they come."""
+"""Incremental detokenization: token ids to text."""
 
 from collections.abc import Sequence
 
 from service.domain.model import Tokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# UTF-8 spends at most four bytes on a character, so an unfinished one is three bytes at most, which
-# a tokenizer shows as one to three replacement characters.
+# A character in UTF-8 has at most four bytes, so an unfinished one has at most three. A tokenizer
+# shows them as one to three replacement characters.
 _MAX_UNFINISHED = 3
 # Long enough that most cuts in half succeed, short enough that decoding it at every token is cheap:
 # about 6 us for 12 ids with a byte-level tokenizer.
@@ -14,34 +14,34 @@ _MAX_WINDOW = 16
 
 
 class Detokenizer:
-    """The text of one sequence, delivered as its tokens come.
+    """Converts the token ids of one sequence to text as they arrive.
 
-    Special tokens leave no trace in it, unless they are not to be skipped.
+    Special tokens have no text, unless `skip_special_tokens` is False.
 
-    What `push` and `flush` return adds up to the tokenizer's `decode` of all the ids, and never
-    holds half a character: bytes that a later token may complete are kept back. One case differs,
-    on purpose. A tokenizer with byte fallback decodes a run of byte tokens all or nothing, so one
-    bad byte in it would turn whole characters before it, already delivered, into replacement
-    characters; they stay.
+    The texts that `push` and `flush` return add up to the tokenizer's `decode` of all ids. They
+    never contain half a character: bytes that a later token may complete are held back. One case
+    differs on purpose: a tokenizer with byte fallback decodes a run of byte tokens all or nothing,
+    so one invalid byte would turn the characters before it, already returned, into replacement
+    characters. They stay.
 
-    `tokenizers.decoders.DecodeStream` does the same job but for three things: it has no flush, so
-    the text of a sequence cut off inside a character is lost; it waits for as long as the text ends
-    in a replacement character, so a model that emits invalid bytes blocks it and makes it slower
-    with every token; and it needs the library's own tokenizer where our `Tokenizer` is enough.
+    `tokenizers.decoders.DecodeStream` is not used for three reasons. It has no flush, so text that
+    ends inside a character is lost. It waits while the text ends in a replacement character, so a
+    model that emits invalid bytes blocks it and makes it slower with every token. It needs the
+    library's own tokenizer instead of our `Tokenizer`.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        self._ids: list[int] = []  # the window: as many of the last ids as later text depends on
+        self._ids: list[int] = []  # the window: the last ids, on which later text depends
         self._text = ""  # of the window
-        self._num_sent = 0  # characters of it that have been delivered
-        self._num_settled = 0  # ids of it whose text is whole and delivered
+        self._num_sent = 0  # characters of the window that have been returned
+        self._num_settled = 0  # ids of the window whose text is complete and returned
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """Take the next ids; return the text that is now certain, possibly none.
+        """Add ids. Return the text that is certain now, which can be empty.
 
-        It does not matter to the whole how the ids are cut into pieces.
+        The total text does not depend on how the ids are split into calls.
         """
         if len(token_ids) > 1:
             ids = [*self._ids, *token_ids]
@@ -55,18 +55,18 @@ class Detokenizer:
         ids = [*self._ids, token_id]
         text = self._decode(ids)
         if text == self._text and not self._decode([token_id, token_id]):
-            # A special token: it can change nothing later either, and must not fill the window.
-            # Twice, because a lone SentencePiece space also decodes to nothing.
+            # A special token. It does not affect later text, and must not fill the window. It is
+            # decoded twice because a single SentencePiece space also decodes to nothing.
             return ""
         if self._num_settled and not text.startswith(self._text[: self._num_sent]):
-            # Byte fallback: an unfinished character spoils the whole run of bytes before it.
+            # Byte fallback: an unfinished character invalidates the run of bytes before it.
             ids = ids[self._num_settled :]
             text = self._decode(ids)
             self._num_sent = 0
         return self._settle(ids, text)
 
     def _settle(self, ids: list[int], text: str) -> str:
-        """Make these the window; return what of its text is certain and has not been delivered."""
+        """Set the window. Return its text that is certain and was not returned before."""
         self._ids, self._text = ids, text
         num_ready = max(self._num_sent, len(text) - _num_unfinished(text))
         ready = text[self._num_sent : num_ready]
@@ -78,24 +78,24 @@ class Detokenizer:
         return ready
 
     def restart(self) -> str:
-        """Return what was kept back, and forget all of it: what comes next is no part of it."""
+        """Return the text that was held back, and start with an empty window."""
         rest = self.flush()
         self._ids, self._text, self._num_sent, self._num_settled = [], "", 0, 0
         return rest
 
     def flush(self) -> str:
-        """Return what was kept back. The sequence is over; nothing may be pushed after it."""
+        """Return the text that was held back, at the sequence's end. Do not `push` after it."""
         rest = self._text[self._num_sent :]
         self._num_sent = len(self._text)
         return rest
 
     def _halve_window(self) -> None:
-        """Forget the window's older half, if the text to come cannot depend on it.
+        """Drop the older half of the window, if later text cannot depend on it.
 
-        That is so if the newer half decodes to the end of the same text and leaves more characters
-        than an unfinished one can have, so that no such one began before the cut. And with byte
-        fallback, if the newer half does not merely want its last bytes to become whole again.
-        Otherwise the next token moves the cut on.
+        Two conditions ensure this. The newer half decodes to the end of the same text and is longer
+        than an unfinished character, so no unfinished character began before the cut. And with byte
+        fallback, the newer half stays the same without its last bytes. Otherwise the next token
+        moves the cut.
         """
         num_cut = len(self._ids) // 2
         ids = self._ids[num_cut:]
@@ -114,5 +114,5 @@ class Detokenizer:
 
 
 def _num_unfinished(text: str) -> int:
-    """How many characters at the end of `text` may yet become another one."""
+    """Return how many characters at the end of `text` a later token may change."""
     return min(_MAX_UNFINISHED, len(text) - len(text.rstrip(_REPLACEMENT)))

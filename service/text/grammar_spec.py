@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from service.domain.chat import AnswerForm, JsonLayout, ResponseFormat, Tool, ToolMode
+from service.domain.chat import JsonLayout, ResponseFormat, ResponseFormatKind, Tool, ToolMode
 from service.errors import UnsupportedField
 from service.text import lark
 from service.text.json_schemas import JsonSchema
 from service.text.reasoning import ReasoningMarkers, Thinking
-from service.text.response_formats import FIELDS, text_rules
+from service.text.response_formats import text_rules
 from service.text.tool_calls.rules import CallRules
 from service.text.tool_calls.syntax import CallSyntax
 
@@ -46,7 +46,7 @@ class GrammarSpec:
     def field(self) -> str:
         """Where the request asks for it."""
         if self.response_format is not None:
-            return FIELDS[self.response_format.form]
+            return self.response_format.field
         return "tools"
 
     @property
@@ -92,13 +92,18 @@ class GrammarSpec:
             rules, further = self._response_rules(self.response_format)
             yield self.field, lark.composed(rules, further) if further else rules
         for tool in self.tools:
-            yield parameters_field(tool), self._arguments(tool).rules()
+            yield tool.schema_field, self._arguments(tool).rules()
 
     def _response_schema(self) -> JsonSchema | None:
         wanted = self.response_format
-        if wanted is None or wanted.form not in (AnswerForm.JSON_OBJECT, AnswerForm.JSON_SCHEMA):
+        if wanted is None or wanted.kind not in (
+            ResponseFormatKind.JSON_OBJECT,
+            ResponseFormatKind.JSON_SCHEMA,
+        ):
             return None
-        text = wanted.text if wanted.form is AnswerForm.JSON_SCHEMA else '{"type": "object"}'
+        text = (
+            wanted.text if wanted.kind is ResponseFormatKind.JSON_SCHEMA else '{"type": "object"}'
+        )
         return JsonSchema(text, self.field, self.json_layout, wanted.is_strict)
 
     def _response_rules(self, wanted: ResponseFormat) -> tuple[str, dict[str, str]]:
@@ -108,7 +113,7 @@ class GrammarSpec:
     def _arguments(self, tool: Tool) -> JsonSchema:
         return JsonSchema(
             tool.schema or "{}",
-            parameters_field(tool),
+            tool.schema_field,
             self.json_layout,
             tool.is_strict,
             is_arguments=True,
@@ -128,7 +133,7 @@ class GrammarSpec:
             return rules.free()
         if not syntax.trigger:
             raise UnsupportedField(
-                "response_format",
+                self.response_format.field.partition(".")[0],
                 "This model's tool calls cannot be told from an answer in JSON. Ask for one of the "
                 "two.",
             )
@@ -140,12 +145,7 @@ class GrammarSpec:
             start = lark.marked(markers.start, (markers.start,), self.control_token_id)
         return [
             f"reasoning: {start} thinking gap",
-            lark.until("thinking", markers.end, self.control_token_id),
+            lark.text_through_marker("thinking", markers.end, self.control_token_id),
             r"gap: /\n{0,2}/",
             lark.TEXT,
         ]
-
-
-def parameters_field(tool: Tool) -> str:
-    """Where the request has the schema of a tool's arguments."""
-    return f"tools[{tool.index}].function.parameters_json_schema"

@@ -1,4 +1,4 @@
-"""Grammars that answers must follow: compiled once, their masks computed within bounds."""
+"""Grammars that constrain output: compiled once and cached, with limits on the cost of masks."""
 
 import re
 import threading
@@ -13,29 +13,28 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from service.errors import InvalidGrammar
 
-MAX_GRAMMAR_LENGTH = 524_288  # characters, of one grammar composed of all its parts
-MAX_CACHED_BYTES = 268_435_456  # what all cached grammars may come to take
+MAX_GRAMMAR_LENGTH = 524_288  # characters, of one grammar with all its parts
+MAX_CACHED_BYTES = 268_435_456  # the most memory that all cached grammars may need
 _MAX_REASON_LENGTH = 300
 
-_Compiled: TypeAlias = "Future[LLMatcher | str]"  # or why there is none
+_Compiled: TypeAlias = "Future[LLMatcher | str]"  # or the reason why it cannot be compiled
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A grammar in the cache, and what it may come to take."""
+    """A grammar in the cache, and the most memory that it may need."""
 
     compiled: _Compiled
     num_bytes: int
 
 
-# The lexer of a grammar keeps a state for all that it has told apart, of all answers so far.
-# Counted repetition takes about five for each character that is counted. A state takes 300 to 460
-# bytes.
+# The lexer of a grammar keeps all states that any output has reached. Counted repetition needs
+# about five states for each counted character. A state takes 300 to 460 bytes.
 _MIN_STATES = 20_000
 _MAX_STATES = 250_000
 _STATES_PER_COUNT = 6
 _STATE_BYTES = 500
-# The rules and terminals themselves: 12 to 45 bytes were measured for a character of their text.
+# The rules and terminals themselves: 12 to 45 bytes were measured for each character of their text.
 _CHARACTER_BYTES = 50
 _COUNT = re.compile(r"\{(?:\d*,)?(\d+)\}")
 
@@ -43,13 +42,13 @@ _COUNT = re.compile(r"\{(?:\d*,)?(\d+)\}")
 def load_token_trie(
     tokenizer_json: str, vocab_size: int, eos_token_ids: Iterable[int]
 ) -> LLTokenizer:
-    """llguidance's view of a tokenizer, of the tokenizers library's JSON.
+    """Return llguidance's form of a tokenizer, given as the JSON of the tokenizers library.
 
-    It takes 0.5 s for 49 152 tokens and holds the GIL all that time, so it is for a start alone.
-    "Slices", which make the first masks inside of strings faster, would take four times as long.
+    This takes 0.5 s for 49 152 tokens and holds the GIL for that time, so call it only at start.
+    "Slices", which make the first masks inside strings faster, would take four times as long.
 
     Raises:
-        ValueError: llguidance does not know this kind of tokenizer.
+        ValueError: llguidance does not support this kind of tokenizer.
     """
     return LLTokenizer(
         tokenizer_json, n_vocab=vocab_size, eos_token=sorted(eos_token_ids), slices=[]
@@ -57,14 +56,18 @@ def load_token_trie(
 
 
 class CompiledGrammars:
-    """The grammars of one model: each compiled when it is first asked for, the last ones kept.
+    """A cache of one model's grammars. Each is compiled at its first use.
 
-    A failure is kept too: who sends the same hostile grammar again and again gets it refused at
-    once. Callers that ask for the same at the same time share one compilation.
+    Failures are cached too, so the same hostile grammar is rejected at once the next time.
+    Concurrent callers with the same grammar share one compilation.
     """
 
     def __init__(self, tokenizer: LLTokenizer, added_token_ids: Mapping[str, int]) -> None:
-        """`added_token_ids`: the tokens that may be control tokens, by their text."""
+        """Create the cache.
+
+        Args:
+            added_token_ids: The tokens that can be control tokens, by their text.
+        """
         self._tokenizer = tokenizer
         self._control_token_ids = {
             text: token_id
@@ -78,17 +81,24 @@ class CompiledGrammars:
         self._cached_bytes = 0
 
     def control_token_id(self, text: str) -> int | None:
-        """The id of the token that a grammar can name by it alone; None where `text` is text."""
+        """Return the id of the control token with this text, or None if the text is not a control
+        token.
+
+        A grammar refers to control tokens by id.
+        """
         return self._control_token_ids.get(text)
 
     def compile(self, grammar: str) -> "GrammarConstraint":
-        """The grammar, in llguidance's notation. It takes a while: not for an event loop.
+        """Return the compiled grammar. Not for an event loop, as compiling takes long.
+
+        Args:
+            grammar: The grammar, in llguidance's notation.
 
         Raises:
-            InvalidGrammar: it is malformed, cannot be fulfilled or takes too much to compile.
+            InvalidGrammar: The grammar is malformed, matches nothing or costs too much to compile.
         """
         if len(grammar) > MAX_GRAMMAR_LENGTH:
-            raise InvalidGrammar(f"it has more than {MAX_GRAMMAR_LENGTH} characters in all")
+            raise InvalidGrammar(f"it has more than {MAX_GRAMMAR_LENGTH} characters in total")
         entry, is_new = self._entry(grammar)
         if is_new:
             try:
@@ -102,10 +112,10 @@ class CompiledGrammars:
         return self._constraint(grammar, compiled)
 
     def cached(self, grammar: str) -> "GrammarConstraint | None":
-        """Return the grammar if it has been compiled, without any wait. None: it has not been.
+        """Return the grammar if it is compiled already, without waiting. None: it is not.
 
         Raises:
-            InvalidGrammar: it could not be compiled.
+            InvalidGrammar: The grammar could not be compiled.
         """
         with self._lock:
             entry = self._cache.get(grammar)
@@ -121,7 +131,7 @@ class CompiledGrammars:
         return GrammarConstraint(compiled, self._end, self._tokenizer, forget)
 
     def _entry(self, grammar: str) -> tuple[_Entry, bool]:
-        """The grammar's entry in the cache, and whether it is new, for the caller to fill."""
+        """Return the grammar's cache entry, and True if it is new and the caller has to fill it."""
         with self._lock:
             if grammar in self._cache:
                 self._cache.move_to_end(grammar)
@@ -140,9 +150,10 @@ class CompiledGrammars:
                 entry.num_bytes = num_bytes
 
     def _forget(self, grammar: str) -> None:
-        """Compile the grammar again when it is asked for next.
+        """Remove the grammar from the cache, so that it is compiled again at its next use.
 
-        Its lexer is shared by all answers. One that has come to its limits fails for each of them.
+        All outputs share a grammar's lexer. Once it has reached its limits, it fails for all of
+        them.
         """
         with self._lock:
             entry = self._cache.pop(grammar, None)
@@ -150,14 +161,14 @@ class CompiledGrammars:
                 self._cached_bytes -= entry.num_bytes
 
     def _compile(self, grammar: str) -> LLMatcher | str:
-        """A matcher at the start, which is copied for each answer and never moved itself."""
+        """Return a matcher at the start, to be copied for each output, or why there is none."""
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_limits(grammar))
         if matcher.is_error():
             return _reason(matcher.get_error())
         first = matcher.deep_copy()
         if not any(first.compute_bitmask()) and not first.is_error():
-            return "no answer fulfils it"
-        # Many a grammar that costs too much does so behind its first bracket.
+            return "no output can match it"
+        # Many grammars that cost too much do so after their first bracket.
         first.consume_tokens(first.compute_ff_tokens())
         if not first.is_error() and not first.is_stopped():
             first.compute_bitmask()
@@ -166,19 +177,19 @@ class CompiledGrammars:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """The tokens that end an answer, and the mask that allows them alone."""
+    """The tokens that end an output, and the mask that allows only them."""
 
     token_ids: frozenset[int]
     mask: bytes
 
 
 class GrammarConstraint:
-    """A compiled grammar for one request. `failure` says why an answer to it could not go on."""
+    """A compiled grammar for one request. `failure` is why an output could not continue."""
 
     def __init__(
         self, start: LLMatcher, end: _End, tokenizer: LLTokenizer, forget: Callable[[], None]
     ) -> None:
-        """`forget` drops the compiled grammar from its cache."""
+        """Create the constraint. `forget` removes the grammar from its cache."""
         self.failure: str | None = None
         self._start = start
         self._end = end
@@ -186,49 +197,48 @@ class GrammarConstraint:
         self._forget = forget
 
     def fail(self, reason: str) -> None:
-        """Note why an answer could not go on."""
+        """Record the reason why an output could not continue."""
         if self.failure is None:
             self.failure = reason
             self._forget()
 
     def matcher(self) -> "GrammarMatcher":
-        """A matcher at the start of an answer."""
+        """Return a matcher at the start of an output."""
         return GrammarMatcher(self._start.deep_copy(), self._end, self)
 
     def is_fulfilled(self, token_ids: Sequence[int]) -> bool:
-        """Whether an answer of these tokens, without its end, is whole."""
+        """Return True if an output of these tokens, without its end, is complete."""
         matcher = self._start.deep_copy()
         return bool(matcher.consume_tokens(list(token_ids)) and matcher.is_accepting())
 
     def after(self, text: str) -> "GrammarConstraint":
-        """Return the constraint of what follows `text`, with which the answer begins.
+        """Return the constraint for what follows `text`, with which the output begins.
 
         Raises:
-            InvalidGrammar: no answer begins so.
+            InvalidGrammar: No output can begin with `text`.
         """
         matcher = self._start.deep_copy()
         if not matcher.consume_tokens(self._tokenizer.tokenize_bytes(text.encode())):
-            raise InvalidGrammar("no answer begins with this text")
+            raise InvalidGrammar("no output can begin with this text")
         return GrammarConstraint(matcher, self._end, self._tokenizer, self._forget)
 
 
 class GrammarMatcher:
-    """A `Matcher`; where a grammar's cost passes its limits, it ends the answer.
+    """A `Matcher` that ends the output if the grammar's cost exceeds its limits.
 
-    It never raises, except where it looks ahead: a step computes other requests too. Instead the
-    constraint's `failure` is set, and the tokens that end an answer are the only ones allowed from
-    then on.
+    It never raises, except as a copy for draft tokens, because a step also computes other requests.
+    Instead, it sets the constraint's `failure`, and then allows only the tokens that end an output.
     """
 
     def __init__(self, matcher: LLMatcher, end: _End, constraint: GrammarConstraint | None) -> None:
-        """`constraint`: where a failure is noted; None: nowhere, it is raised."""
+        """Create the matcher. Failures are recorded in `constraint`; None: they are raised."""
         self._matcher = matcher
         self._end = end
         self._constraint = constraint
-        self._num_after_end = 0  # tokens taken in since the answer ended, its end included
+        self._num_after_end = 0  # tokens since the output ended, including its end
 
     def allowed_tokens(self) -> bytes:
-        """A bit for each token id that may come next; see `service.domain.grammar.Matcher`."""
+        """Return a bit for each token id that may come next, as `domain.grammar.Matcher` does."""
         if not self._num_after_end and not self._is_failed():
             mask: bytes = self._matcher.compute_bitmask()
             if not self._is_failed() and any(mask):
@@ -237,22 +247,22 @@ class GrammarMatcher:
         return self._end.mask
 
     def forced_tokens(self) -> tuple[int, ...]:
-        """What must come next, as far as there is no choice; it may be nothing."""
+        """Return the next tokens as far as the grammar leaves no choice, possibly none."""
         if self._num_after_end or self._is_failed():
             return ()
         return tuple(self._matcher.compute_ff_tokens())
 
     def advance(self, token_id: int) -> None:
-        """Take in a token that `allowed_tokens` allows."""
+        """Add a token that `allowed_tokens` allows."""
         if self._num_after_end or token_id in self._end.token_ids:
             if not self._num_after_end and not self._matcher.is_accepting():
-                self._fail("the answer ended before the grammar was fulfilled")
+                self._fail("the output ended before the grammar was satisfied")
             self._num_after_end += 1
         elif not self._matcher.consume_token(token_id):
             self._is_failed()
 
     def fork(self) -> "GrammarMatcher":
-        """A matcher at the same place, to look ahead with; see `service.domain.grammar.Matcher`."""
+        """Return a copy for checking draft tokens. Advancing it does not affect this matcher."""
         matcher = GrammarMatcher(self._matcher.deep_copy(), self._end, None)
         matcher._num_after_end = self._num_after_end
         return matcher
@@ -277,11 +287,11 @@ def _bits(token_ids: Iterable[int], vocab_size: int) -> bytes:
 
 
 def _limits(grammar: str) -> LLParserLimits:
-    """What one grammar may cost.
+    """Return the limits on the cost of one grammar.
 
-    Measured with these on one core, for 49 152 tokens and the worst grammars that were found: 0.2 s
-    to compile, without the GIL, and 22 ms for one mask. Common schemas take 2 to 70 ms to compile,
-    and 0.1 ms for most masks.
+    With these limits, the worst grammars that were found took 0.2 s to compile, without the GIL,
+    and 22 ms for one mask, on one core and with 49 152 tokens. Common schemas take 2 to 70 ms to
+    compile, and 0.1 ms for most masks.
     """
     return LLParserLimits(
         max_items_in_row=2_000,
@@ -295,31 +305,31 @@ def _limits(grammar: str) -> LLParserLimits:
 
 
 def _most_states(grammar: str) -> int:
-    """The number of states that the lexer of a grammar may have."""
+    """Return how many states the lexer of a grammar may have."""
     counted = sum(min(int(count), _MAX_STATES) for count in _COUNT.findall(grammar))
     return min(_MIN_STATES + _STATES_PER_COUNT * counted, _MAX_STATES)
 
 
 def _most_bytes(grammar: str) -> int:
-    """What a compiled grammar may come to take, at most."""
+    """Return the most memory that a compiled grammar may need."""
     return _CHARACTER_BYTES * len(grammar) + _STATE_BYTES * _most_states(grammar)
 
 
 def _reason(error: str) -> str:
-    """Say in our words what llguidance found; in its words only what is about the text itself."""
+    """Return llguidance's error in our words, except for what concerns the text itself."""
     text = error.split("\n", 1)[0].strip()
     if any(sign in text for sign in _TOO_COSTLY):
-        return "it takes more than is allowed to compile or to follow"
+        return "it costs more than is allowed to compile or to follow"
     if "NoExtension" in text:
-        return "no answer fulfils it"
+        return "no output can match it"
     if "regex parse error" in text:
         *_, cause = error.partition("\nerror: ")
-        return f"an expression is invalid: {cause.splitlines()[0] if cause else 'it is malformed'}"
+        return f"a regex is invalid: {cause.splitlines()[0] if cause else 'it is malformed'}"
     text = re.sub(r"^at (\d+)\((\d+)\): ", r"line \1, column \2: ", text)
     return text[:_MAX_REASON_LENGTH].rstrip(".:")
 
 
-# How llguidance's errors about its limits read.
+# Parts of llguidance's error messages about its limits.
 _TOO_COSTLY = (
     "too many", "Too many", "too big", "fuel", "limit", "max is", "precomputation failed",
     "too large", "nested too deep",

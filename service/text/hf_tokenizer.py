@@ -1,6 +1,6 @@
-"""A Hugging Face checkpoint's tokenizer: its files, over the tokenizers library.
+"""The tokenizer of a Hugging Face checkpoint, based on the tokenizers library.
 
-transformers' `AutoTokenizer` reads the same files, but importing it costs a start 2 s beside torch.
+transformers' `AutoTokenizer` reads the same files, but importing it takes 2 s besides torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,21 +18,21 @@ from service.text.chat_template import with_known_roles
 from service.text.control_tokens import ControlTokens, encode
 from service.text.token_bytes import TokenBytes
 
-# Tokenizers of other libraries, which transformers converts.
+# The files of other libraries' tokenizers, which transformers can convert.
 _OLDER_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 
 
 class HfTokenizer:
-    """A `Tokenizer` over one of the tokenizers library.
+    """A `Tokenizer` based on one of the tokenizers library.
 
-    Safe from any thread: after construction nothing changes the state of the library's tokenizer.
+    It is safe to use from any thread: after construction nothing changes the library's object.
 
-    A conversation's control tokens come from the chat template alone. What a message holds that
-    looks like one, `<|im_end|>` say, is marked before the template sees it and encoded as the plain
-    text it is, so no one can close a message and speak in another role. Three limits: the marks
-    themselves (U+F0000, U+F0001, of private use) are dropped from conversations; template code that
-    compares or cuts a message's text sees them; and a token that the template would assemble from a
-    message's pieces is not recognised, though roles, the usual piece, are checked at the edge.
+    A conversation's control tokens come only from the chat template. Text in a message that looks
+    like one, such as `<|im_end|>`, is marked before the template renders it and encoded as plain
+    text. So a caller cannot close a message and speak in another role. This has three limits. The
+    marks (U+F0000 and U+F0001, of private use) are dropped from conversations. Template code that
+    compares or cuts a message's text sees them. A token that the template assembles from pieces of
+    a message is not recognized, though roles, the usual piece, are validated before.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class HfTokenizer:
         special_tokens: Mapping[str, str],
         tool_template: str | None = None,
     ) -> None:
-        """Take `backend` over; its truncation and padding are switched off for good.
+        """Take ownership of `backend` and switch its truncation and padding off.
 
         Args:
-            template: the chat template's source; None where the model has none.
-            special_tokens: `bos_token` and the like; templates see them by these names.
-            tool_template: the template for conversations with tools; None: the same.
+            template: The chat template's source. None if the model has none.
+            special_tokens: `bos_token` and the like, by their names in templates.
+            tool_template: The template for conversations with tools. None: the same one.
         """
         backend.no_truncation()
         backend.no_padding()
@@ -72,33 +72,34 @@ class HfTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The number of token ids, added tokens included."""
+        """The number of token ids, including added tokens."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @property
     def template(self) -> str | None:
-        """The chat template's source; None where the model has none."""
+        """The chat template's source. None if the model has none."""
         return self._template
 
     @property
     def tool_template(self) -> str | None:
-        """The chat template's source for conversations with tools; None where there is none."""
+        """The chat template's source for conversations with tools. None if there is none."""
         return self._tool_template
 
     @property
     def max_token_chars(self) -> int:
-        """No token stands for more characters of a text than this."""
+        """The largest number of characters of text that one token can stand for."""
         return self._max_token_chars
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """The text's token ids. A control token written out in `text` is encoded as that token.
+        """Return the text's token ids. The text of a control token becomes that token.
 
-        If the text itself begins with the token that special tokens would add before it, the ids
-        have that token once.
+        If the text begins with the token that special tokens would add before it, the ids have that
+        token only once.
 
         Raises:
-            TemplateRefused: `text` is from `render_chat`, and a message holds the text of a control
-                token that this tokenizer knows in no other way than as that token.
+            TemplateRefused: `text` is from `render_chat`, and a message contains the text of a
+                control
+                token that this tokenizer cannot encode as plain text.
         """
         if add_special_tokens:
             ids = encode(self._backend, text, add_special_tokens=True)
@@ -112,38 +113,42 @@ class HfTokenizer:
             raise TemplateRefused(str(error)) from error
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """The ids' text, never tidied up. Ids outside the vocabulary have none."""
+        """Return the ids' text without cleanup. Ids outside the vocabulary have no text."""
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """See `service.domain.model.Tokenizer.token_bytes`."""
+        """Return the bytes of a token; see `service.domain.model.Tokenizer.token_bytes`."""
         return self._token_bytes(token_id)
 
     def special_token_id(self, text: str) -> int | None:
-        """The id of the special token written so; None if there is none."""
+        """Return the id of the special token with this text, or None if there is none."""
         return self._special_token_ids.get(text)
 
     @property
     def added_token_ids(self) -> dict[str, int]:
-        """The tokens beside the vocabulary of its model, special ones and others, by their text."""
+        """The ids of all tokens that were added to the vocabulary, by their text."""
         added = self._backend.get_added_tokens_decoder().items()
         return {token.content: token_id for token_id, token in added}
 
     def to_json(self) -> str:
-        """The tokenizer as tokenizer.json would have it, tokens added at load included."""
+        """Return the tokenizer as the text of a tokenizer.json, including tokens added at load."""
         return self._backend.to_str()
 
     def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
-        """The conversation through the model's chat template, to be encoded without special tokens.
+        """Render the conversation through the model's chat template, in jinja's sandbox.
 
-        `messages` are dicts as templates read them. A role `developer` becomes `system` where the
-        template does not know it. A content becomes a list of one part of text where the template
-        reads nothing else. The template runs in jinja's sandbox.
+        The result is to be encoded without special tokens. The role `developer` becomes `system` if
+        the template does not mention it. A content becomes a list of one text part if the template
+        only accepts lists.
+
+        Args:
+            messages: Dicts as templates expect them.
 
         Raises:
-            TemplateRefused: the template raised, whatever the error, or the model has none. A
-                made-up format instead would get poor answers that nobody could explain.
-            UnsupportedField: `options.template_kwargs` holds a name that a request may not set.
+            TemplateRefused: The template raised any error, or the model has no template. There is
+                no
+                default format, which would give poor output without an explanation.
+            UnsupportedField: `options.template_kwargs` contains a name that requests may not set.
         """
         template = self._tool_template if options.tools else self._template
         if template is None:
@@ -152,7 +157,7 @@ class HfTokenizer:
         for name in sorted(reserved & options.template_kwargs.keys()):
             raise UnsupportedField(
                 "prompt.chat_template_kwargs_json",
-                f"The template argument {name} may not be set in a request.",
+                f"A request may not set the template argument {name}.",
             )
         mark = self._control_tokens.mark
         messages = with_known_roles(messages, template)
@@ -166,18 +171,18 @@ class HfTokenizer:
                 tools=mark(options.tools),
                 add_generation_prompt=options.add_generation_prompt,
             )
-        except Exception as error:  # the template is a program that ran on the caller's data
+        except Exception as error:  # templates are programs and can raise anything
             raise TemplateRefused(str(error) or type(error).__name__) from error
 
 
 def load_tokenizer(path: Path) -> HfTokenizer:
-    """The tokenizer of the checkpoint in the directory `path`.
+    """Load the tokenizer of the checkpoint in the directory `path`.
 
-    tokenizer.json has the last word on how text is split, whatever class of transformers the
-    checkpoint names: some of those build another tokenizer from its vocabulary.
+    tokenizer.json decides how text is split, whatever class of transformers the checkpoint names:
+    some classes build a different tokenizer from its vocabulary.
 
     Raises:
-        ModelLoadError: there is no tokenizer.json, or a file that cannot be used.
+        ModelLoadError: There is no tokenizer.json, or a file cannot be used.
     """
     if not (path / "tokenizer.json").is_file():
         raise ModelLoadError(_without_tokenizer_json(path))
@@ -190,13 +195,15 @@ def load_tokenizer(path: Path) -> HfTokenizer:
         return HfTokenizer(
             backend, templates.get("default"), special_tokens, templates.get("tool_use")
         )
-    except Exception as error:  # the library raises nothing narrower, nor does odd JSON
+    except Exception as error:  # the library raises no narrower type
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelLoadError(f"No tokenizer can be loaded from {path}: {reason}") from error
 
 
 def _without_tokenizer_json(path: Path) -> str:
-    """What to do about a checkpoint whose tokenizer is in older files."""
+    """Return the error message for a checkpoint without tokenizer.json, with advice for older
+    files.
+    """
     message = f"No tokenizer can be loaded from {path}: it has no tokenizer.json"
     older = [name for name in _OLDER_FILES if (path / name).is_file()]
     if not older:
@@ -209,7 +216,7 @@ def _without_tokenizer_json(path: Path) -> str:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """tokenizer_config.json, or what old checkpoints spread over two files."""
+    """Return tokenizer_config.json, merged with the second file that old checkpoints have."""
     config = read_json_object(path / "tokenizer_config.json")
     if "added_tokens_decoder" in config:
         return config
@@ -217,7 +224,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """`bos_token` and its like, which are texts or objects around one, by name."""
+    """Return `bos_token` and the like by name. Their values are texts or objects with a text."""
     extra = config.get("extra_special_tokens")
     named = config | (extra if isinstance(extra, dict) else {})
     texts = {
@@ -231,10 +238,10 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
 def _add_missing_tokens(
     backend: tokenizers.Tokenizer, config: dict[str, Any], special_tokens: Mapping[str, str]
 ) -> None:
-    """Add what the configuration calls a token and tokenizer.json does not."""
+    """Add the tokens that are in the configuration but not in tokenizer.json."""
     by_id = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    if isinstance(extra, dict):  # they have names
+    if isinstance(extra, dict):  # named tokens, which `special_tokens` has
         extra = []
     tokens = [tokenizers.AddedToken(**token) for _, token in by_id]
     tokens += [_special_token(token) for token in [*special_tokens.values(), *extra]]
@@ -249,10 +256,10 @@ def _special_token(token: str | dict[str, Any]) -> tokenizers.AddedToken:
 
 
 def _templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
-    """The chat templates by name: "default", and others where there are several.
+    """Return the chat templates by name: "default", and others if there are several.
 
-    They are read from where transformers keeps or kept them: a file of its own, with others beside
-    it in a folder; the tokenizer's configuration; that of the processor of a multimodal model.
+    Transformers has kept them in several places: a file of its own, with others in a folder; the
+    tokenizer's configuration; the configuration of a multimodal model's processor.
     """
     found = _named(config.get("chat_template"))
     if not found:
@@ -267,7 +274,7 @@ def _templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
 
 
 def _named(template: str | list[dict[str, str]] | dict[str, str] | None) -> dict[str, str]:
-    """Chat templates by name: one without a name is the default."""
+    """Return chat templates by name. A template without a name is the default."""
     if isinstance(template, list):
         return {entry["name"]: entry["template"] for entry in template}
     if isinstance(template, dict):
@@ -276,14 +283,14 @@ def _named(template: str | list[dict[str, str]] | dict[str, str] | None) -> dict
 
 
 def _takes_parts(template: str, special_tokens: Mapping[str, str]) -> bool:
-    """Whether a template shows a message's text only where its content is a list of parts.
+    """Return True if the template shows a message's text only if its content is a list of parts.
 
-    Templates of some multimodal models do. A content that is a text is left out without an error.
+    Some templates of multimodal models omit a content that is a text, without an error.
     """
     messages: list[dict[str, Any]] = [{"role": "user", "content": "probe of a content"}]
 
     def shows(messages: list[dict[str, Any]]) -> bool:
-        with suppress(Exception):  # a template is a program, and may refuse anything
+        with suppress(Exception):  # templates are programs and can raise anything
             text = jinja_template.render(
                 template, messages, dict(special_tokens), add_generation_prompt=False
             )
@@ -294,7 +301,7 @@ def _takes_parts(template: str, special_tokens: Mapping[str, str]) -> bool:
 
 
 def _with_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages, each content that is a text as a list of one part."""
+    """Return the messages with each content as a list of one text part."""
     return [
         message | {"content": [{"type": "text", "text": message["content"]}]}
         for message in messages
@@ -302,7 +309,7 @@ def _with_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _beginning(backend: tokenizers.Tokenizer) -> int | None:
-    """The token that special tokens put before a text; None if they put none there."""
+    """Return the token that special tokens add before a text, or None if there is none."""
     with_special_tokens = encode(backend, "a", add_special_tokens=True)
     if with_special_tokens[:1] == encode(backend, "a")[:1]:
         return None

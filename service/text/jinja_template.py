@@ -1,6 +1,6 @@
-"""Chat templates as programs: jinja in its sandbox, with the names that transformers gives them.
+"""Renders chat templates with jinja in its sandbox, as transformers does.
 
-Rendered text is what transformers renders; importing its own renderer would cost a start 1.3 s.
+Importing transformers' own renderer would take 1.3 s at start.
 """
 
 import functools
@@ -17,8 +17,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-# What a request cannot set: what templates are given, and what transformers' own
-# `apply_chat_template` takes for itself where callers of other servers may expect it to.
+# The names that a request cannot set: the variables of templates, and the parameters of
+# transformers' `apply_chat_template`, which callers of other servers may expect to work.
 RESERVED_VARIABLES = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
     | {"self", "conversation", "chat_template", "continue_final_message", "kwargs"}
@@ -35,10 +35,10 @@ def render(
     tools: list[dict[str, Any]] | None = None,
     add_generation_prompt: bool,
 ) -> str:
-    """The conversation as `template` writes it. Values are what JSON can hold, nothing richer.
+    """Return the conversation as `template` renders it. Values are of JSON's types only.
 
     Raises:
-        Exception: whatever the template, a program, raises; also if it cannot be compiled.
+        Exception: Any error that the template, a program, raises, or that compiling it raises.
     """
     return _compiled(template).render(
         messages=[_with_thinking(message) for message in messages],
@@ -50,17 +50,17 @@ def render(
 
 
 def reads_tools(template: str) -> bool:
-    """Whether the template looks at the tools it is given.
+    """Return True if the template uses its variable `tools`.
 
     Raises:
-        jinja2.TemplateError: it cannot be compiled.
+        jinja2.TemplateError: The template cannot be compiled.
     """
     names = _environment().parse(template).find_all(nodes.Name)
     return any(name.name == "tools" and name.ctx == "load" for name in names)
 
 
 def _with_thinking(message: dict[str, Any]) -> dict[str, Any]:
-    """The message, its reasoning also under the name that gpt-oss's template reads."""
+    """Return the message with its reasoning also under the name that gpt-oss's template reads."""
     reasoning = message.get("reasoning_content")
     return message if reasoning is None else {"thinking": reasoning, **message}
 
@@ -85,9 +85,9 @@ def _environment() -> jinja2.Environment:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` tells training what the model wrote; a prompt just shows its body."""
+    """`{% generation %}`, which marks the model's text for training. Rendering shows its body."""
 
-    tags = {"generation"}  # noqa: RUF012  # as jinja has it
+    tags = {"generation"}  # noqa: RUF012  # jinja's name and type
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -102,7 +102,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """jinja's own filter escapes for HTML."""
+    """Return a value as JSON without HTML escapes, which jinja's own filter adds."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -117,11 +117,11 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)  # noqa: DTZ005  # the date on the wall here
+    return datetime.now().strftime(form)  # noqa: DTZ005  # local time, as transformers does
 
 
-# A template is a stranger's program. Two built-ins would hand it more than it needs: the class
-# `dict` its attributes, and jinja's namespaces a place for names like `__class__`.
+# A template is an untrusted program. Two built-ins would give it too much: the class `dict` has
+# attributes, and jinja's namespaces can store names like `__class__`.
 
 
 class _Dict:
@@ -133,18 +133,18 @@ class _Dict:
 
 
 class _SafeNamespace(Namespace):
-    def __init__(*args: Any, **kwargs: Any) -> None:  # a variable may be named self
+    def __init__(*args: Any, **kwargs: Any) -> None:  # a variable can be named self
         self, *pairs = args
         initial = dict(*pairs, **kwargs)
         for name in initial:
-            _refuse_private(name)
+            _reject_private(name)
         Namespace.__init__(self, initial)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        _refuse_private(name)
+        _reject_private(name)
         super().__setitem__(name, value)
 
 
-def _refuse_private(name: object) -> None:
+def _reject_private(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise SecurityError(f"A template may not store {name!r} on a namespace.")

@@ -1,4 +1,4 @@
-"""JSON schemas as callers send them, and the rules of a grammar that they come to."""
+"""JSON schemas from clients, translated to grammar rules once and cached."""
 
 import threading
 from collections import OrderedDict
@@ -12,18 +12,24 @@ from service.text.schema.documents import Document
 from service.text.schema.errors import SchemaError, UnsupportedKeyword
 from service.text.schema.rules import JsonRules, json_rules
 
-_MAX_KEPT = 4_194_304  # characters, of schemas and their rules
-_MAX_LOGGED = 20  # keywords of one schema
+_MAX_CACHED_LENGTH = 4_194_304  # characters, of schemas and their rules
+_MAX_LOGGED_KEYWORDS = 20  # of one schema
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class JsonSchema:
-    """A schema that an answer, or the arguments of a call, must follow.
+    """A JSON schema for an output, or for the arguments of a tool call.
 
-    `field` is where the request has it. A schema that is not strict is followed as far as a grammar
-    can. Arguments are an object without properties that the schema does not declare.
+    Attributes:
+        text: The schema, as JSON.
+        field: The schema's field in the request.
+        layout: The white space that the JSON may contain.
+        is_strict: Reject the schema if a keyword cannot be enforced. Otherwise such keywords are
+        not
+            enforced.
+        is_arguments: The value is an object without properties that the schema does not declare.
     """
 
     text: str
@@ -33,17 +39,21 @@ class JsonSchema:
     is_arguments: bool = False
 
     def rules(self) -> str:
-        """Rules by which `start` is JSON that follows the schema. Long work where they are new.
+        """Return rules in which `start` is JSON that matches the schema.
+
+        This takes long if the schema is not in the cache.
 
         Raises:
-            InvalidField: the schema is malformed, or nothing fulfils it. The error's field is that
-                of the keyword.
-            UnsupportedField: it is strict, and a grammar cannot enforce one of its keywords.
+            InvalidField: The schema is malformed, or no value matches it. The error has the field
+                of the
+                keyword.
+            UnsupportedField: The schema is strict, and a grammar cannot enforce one of its
+                keywords.
         """
-        found = _kept.get(self)
+        found = _cache.get(self)
         if found is None:
             found = self._read()
-            _kept.put(self, found)
+            _cache.put(self, found)
         if isinstance(found, UnsupportedKeyword):
             raise UnsupportedField(f"{self.field}{found.path}", str(found))
         if isinstance(found, SchemaError):
@@ -51,8 +61,8 @@ class JsonSchema:
         return found.text
 
     def is_known(self) -> bool:
-        """Whether `rules` returns, or raises, at once."""
-        return _kept.get(self) is not None
+        """Return True if the schema is in the cache, so that `rules` returns or raises at once."""
+        return _cache.get(self) is not None
 
     def _read(self) -> JsonRules | SchemaError:
         try:
@@ -65,17 +75,17 @@ class JsonSchema:
             _log.info(
                 "schema_weakened",
                 field=self.field,
-                keywords=[each.path for each in rules.unenforced[:_MAX_LOGGED]],
+                keywords=[each.path for each in rules.unenforced[:_MAX_LOGGED_KEYWORDS]],
                 num_keywords=len(rules.unenforced),
             )
         return rules
 
 
 def check_parameters(text: str, field: str) -> None:
-    """Check that a text is a schema document of objects. Its keywords are not looked at.
+    """Check that a text is a schema of an object. The keywords are not checked.
 
     Raises:
-        InvalidField
+        InvalidField: The text is no such schema.
     """
     try:
         root = Document(text).root
@@ -83,11 +93,11 @@ def check_parameters(text: str, field: str) -> None:
         raise InvalidField(f"{field}{error.path}", str(error)) from error
     types = root.get("type", "object") if isinstance(root, dict) else root and "object"
     if types != "object" and not (isinstance(types, list) and "object" in types):
-        raise InvalidField(field, "A function's parameters are an object.")
+        raise InvalidField(field, "The parameters of a function must be an object.")
 
 
-class _Kept:
-    """What schemas came to: those that were asked for last, up to a number of characters."""
+class _RulesCache:
+    """A cache of translated schemas, limited by characters. It evicts the least recently used."""
 
     def __init__(self, max_length: int) -> None:
         self._max_length = max_length
@@ -123,4 +133,4 @@ def _length(key: tuple[object, ...], found: JsonRules | SchemaError) -> int:
     return length + (len(found.text) if isinstance(found, JsonRules) else 1_000)
 
 
-_kept = _Kept(_MAX_KEPT)
+_cache = _RulesCache(_MAX_CACHED_LENGTH)

@@ -1,4 +1,4 @@
-"""Grammars put together, in llguidance's notation: Lark rules."""
+"""Building blocks of grammars in llguidance's notation: Lark rules."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from llguidance import LLMatcher
 
-# Any text at all, as a terminal; control tokens are not text.
+# The terminal of any text. Control tokens are not text.
 TEXT = "TEXT: /(?s:.*)/"
 
 _ASCII = {"d": "[0-9]", "D": "[^0-9]", "w": "[0-9A-Za-z_]", "W": "[^0-9A-Za-z_]"}
@@ -15,12 +15,12 @@ ControlTokens = Callable[[str], int | None]
 
 
 def literal(text: str) -> str:
-    """The text itself, as a rule's part."""
+    """Return the part of a rule that matches the text itself."""
     return json.dumps(text, ensure_ascii=False) if text else ""
 
 
 def marked(text: str, markers: tuple[str, ...], control_token_id: ControlTokens) -> str:
-    """As `literal`, with those of `markers` that are control tokens as such."""
+    """Return the same as `literal`, but with the `markers` that are control tokens as tokens."""
     if not markers:
         return literal(text)
     pieces = re.split(f"({'|'.join(map(re.escape, markers))})", text)
@@ -34,8 +34,8 @@ def marked(text: str, markers: tuple[str, ...], control_token_id: ControlTokens)
     return " ".join(parts)
 
 
-def until(rule: str, marker: str, control_token_id: ControlTokens) -> str:
-    """Rules by which `rule` is any text up to the first `marker`, and the marker."""
+def text_through_marker(rule: str, marker: str, control_token_id: ControlTokens) -> str:
+    """Return rules in which `rule` is any text up to and including the first `marker`."""
     token_id = control_token_id(marker)
     if token_id is not None:
         return f"{rule}: TEXT <[{token_id}]>"
@@ -43,10 +43,10 @@ def until(rule: str, marker: str, control_token_id: ControlTokens) -> str:
 
 
 def regex_rules(regex: str) -> str:
-    r"""Rules by which `start` is what the expression matches as a whole.
+    r"""Return rules in which `start` is what the regex matches as a whole.
 
-    Digits and words are those of ASCII, as in the patterns of JSON Schema: llguidance's `\d` and
-    `\w` alone would have a model fill a date with digits of any script.
+    Digits and words are those of ASCII, as in the patterns of JSON Schema. With llguidance's own
+    `\d` and `\w`, a model would fill a date with digits of any script.
     """
     plain = re.sub(
         r"\\(.)", lambda escape: _ASCII.get(escape[1], escape[0]), regex, flags=re.DOTALL
@@ -56,12 +56,18 @@ def regex_rules(regex: str) -> str:
 
 
 def choice_rules(choices: tuple[str, ...]) -> str:
-    """Rules by which `start` is one of the strings; a terminal, which masks are quick for."""
+    """Return rules in which `start` is one of the strings.
+
+    They are one terminal, for which masks are fast.
+    """
     return f"start: CHOICE\nCHOICE: {' | '.join(map(literal, choices))}"
 
 
 def composed(start: str, parts: Mapping[str, str]) -> str:
-    """Rules and the grammars they name, as `@answer` say, each with a `start` of its own."""
+    """Return a grammar of `start` and of the grammars that it refers to by name, such as `@answer`.
+
+    Each of the other grammars has its own `start`.
+    """
     grammars = [{"name": "main", "lark_grammar": start}]
     grammars += [{"name": name, "lark_grammar": rules} for name, rules in parts.items()]
     return json.dumps({"grammars": grammars})

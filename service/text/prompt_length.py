@@ -1,18 +1,18 @@
-"""Whether a text can fit the model's context, found out without tokenizing all of it."""
+"""A cheap check that a text is too long for the model's context."""
 
 from service.domain.model import Tokenizer
 
-# A text of more characters is looked at in parts. Few texts have so many characters a token.
+# A longer text is checked by its beginning. Few texts have so many characters per token.
 _CHARS_PER_TOKEN = 8
-# Tokens at the end of a part may come out differently in the whole text.
+# The last tokens of a beginning can differ in the whole text.
 _SLACK = 64
 
 
 def least_num_tokens(tokenizer: Tokenizer, text: str, max_num_tokens: int) -> int:
-    """A number of tokens that `text` has at the least; 0 if it is not known to exceed the maximum.
+    """Return a lower bound of the number of tokens, or 0 if it is not known to exceed the maximum.
 
-    Tokenizing 1 MiB takes a second. Most texts that are far too long show it in their first part:
-    the tokens of a beginning are tokens of the whole, but for the last few.
+    Tokenizing 1 MiB takes a second. For most texts that are far too long, the beginning is enough:
+    its tokens are tokens of the whole text, except for the last few.
     """
     num_chars = _CHARS_PER_TOKEN * max_num_tokens
     if len(text) <= num_chars:

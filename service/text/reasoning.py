@@ -1,15 +1,14 @@
-"""What a model thinks before it answers, told apart from the answer."""
+"""A model's reasoning before its output, and the markers that separate the two."""
 
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from service.domain.model import ReasoningFormat
-from service.text.markers import overlap
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMarkers:
-    """What stands before and after the thoughts."""
+    """The texts before and after reasoning."""
 
     start: str
     end: str
@@ -22,98 +21,118 @@ MARKERS = {
 
 
 class Thinking(Enum):
-    """What a prompt, by its end, leaves to the model."""
+    """The start of the model's output, as the end of the prompt determines it."""
 
-    OPEN = auto()  # it is to think: its first words are thoughts
-    POSSIBLE = auto()  # it opens its thoughts itself, if it has any
-    CLOSED = auto()  # it is to answer at once
+    OPEN = auto()  # the prompt opens the reasoning, so the output begins with it
+    POSSIBLE = auto()  # the output may begin with a start marker
+    CLOSED = auto()  # the prompt closes the reasoning, so the output has none
 
 
 def thinking_after(prompt: str, markers: ReasoningMarkers) -> Thinking:
-    """What follows the prompt, a text as the template rendered it."""
+    """Return how the output starts after a prompt, given as the text that the template rendered."""
     end = prompt.rstrip()
     if end.endswith(markers.start):
         return Thinking.OPEN
     return Thinking.CLOSED if end.endswith(markers.end) else Thinking.POSSIBLE
 
 
-class _Place(Enum):
-    START = auto()  # before the first word
-    THOUGHTS = auto()
-    ANSWER = auto()
+def detect_reasoning_format(template: str) -> ReasoningFormat:
+    """Return the format whose end marker is in the template's source, `NONE` if there is none."""
+    return next(
+        (name for name, markers in MARKERS.items() if markers.end in template), ReasoningFormat.NONE
+    )
+
+
+def partial_marker_length(text: str, marker: str) -> int:
+    """Return how many characters at the end of `text` may be the beginning of `marker`."""
+    for length in range(min(len(text), len(marker) - 1), 0, -1):
+        if text.endswith(marker[:length]):
+            return length
+    return 0
+
+
+class _State(Enum):
+    START = auto()  # before the first character that is not white space
+    REASONING = auto()
+    OUTPUT = auto()
 
 
 class ReasoningText:
-    """One answer's text in pieces, thoughts and answer apart, without the markers between them.
+    """Splits the text of one output, which comes in pieces, into reasoning and the rest.
 
-    White space beside a marker belongs to neither.
+    The markers are in neither part, nor is the white space beside them.
     """
 
     def __init__(self, markers: ReasoningMarkers, *, is_open: bool) -> None:
-        """`is_open`: the prompt has the start marker already."""
-        self.num_tokens = 0  # of the thoughts, their markers included
+        """Create the splitter. `is_open`: the prompt already contains the start marker."""
+        self.num_tokens = 0  # of the reasoning, including its markers
         self._markers = markers
-        self._place = _Place.THOUGHTS if is_open else _Place.START
-        self._has_thoughts = is_open
-        self._is_empty = True  # of the part that it is in
+        self._state = _State.REASONING if is_open else _State.START
+        self._has_reasoning = is_open
+        self._is_empty = True  # True until the current part has text
         self._held = ""
         self._num_held_tokens = 0
 
     @property
     def is_answer(self) -> bool:
-        """Whether the thoughts, if there were any, are over."""
-        return self._place is _Place.ANSWER
+        """True if the reasoning has ended, or the output has none."""
+        return self._state is _State.OUTPUT
 
     def push(self, text: str, num_tokens: int) -> tuple[str, str]:
-        """Take the text of the next tokens; the thoughts and the answer that it makes certain."""
-        before = self._place
-        thoughts = answer = ""
-        if self._place is _Place.START:
+        """Split the text of the next tokens. Return the reasoning and the rest that are certain
+        now.
+        """
+        before = self._state
+        reasoning = output = ""
+        if self._state is _State.START:
             self._num_held_tokens += num_tokens
             text = self._start(text)
-        if self._place is _Place.THOUGHTS:
-            thoughts, text = self._thoughts(text)
-        if self._place is _Place.ANSWER:
-            answer = self._answer(text)
-        if before is _Place.THOUGHTS:
+        if self._state is _State.REASONING:
+            reasoning, text = self._reasoning(text)
+        if self._state is _State.OUTPUT:
+            output = self._output(text)
+        if before is _State.REASONING:
             self.num_tokens += num_tokens
-        elif before is _Place.START and self._has_thoughts:
+        elif before is _State.START and self._has_reasoning:
             self.num_tokens += self._num_held_tokens
-        return thoughts, answer
+        return reasoning, output
 
     def flush(self) -> tuple[str, str]:
-        """The answer is over: what was held back."""
+        """Return the text that was held back, at the end of the output."""
         held, self._held = self._held, ""
-        return (held, "") if self._place is _Place.THOUGHTS else ("", held)
+        return (held, "") if self._state is _State.REASONING else ("", held)
 
     def _start(self, text: str) -> str:
-        """What follows the start marker, or all there is without one; nothing while it may come."""
+        """Return the text after the start marker, or all text if there is no marker.
+
+        The result is empty while the marker may still come.
+        """
         text = self._held + text
         begun = text.lstrip()
         self._held = ""
         if begun.startswith(self._markers.start):
-            self._place, self._has_thoughts = _Place.THOUGHTS, True
+            self._state, self._has_reasoning = _State.REASONING, True
             return begun.removeprefix(self._markers.start)
         if self._markers.start.startswith(begun):
             self._held = text
             return ""
-        self._place, self._is_empty = _Place.ANSWER, False
+        self._state, self._is_empty = _State.OUTPUT, False
         return text
 
-    def _thoughts(self, text: str) -> tuple[str, str]:
+    def _reasoning(self, text: str) -> tuple[str, str]:
         text = self._held + text
         if self._is_empty:
             text = text.lstrip()
-        thoughts, marker, rest = text.partition(self._markers.end)
+        reasoning, marker, rest = text.partition(self._markers.end)
         if marker:
-            self._held, self._place, self._is_empty = "", _Place.ANSWER, True
-            return thoughts.rstrip(), rest
-        ready = text[: len(text) - overlap(text, self._markers.end)].rstrip()
+            self._held, self._state, self._is_empty = "", _State.OUTPUT, True
+            return reasoning.rstrip(), rest
+        ready = text[: len(text) - partial_marker_length(text, self._markers.end)].rstrip()
         self._held = text[len(ready) :]
         self._is_empty = self._is_empty and not ready
         return ready, ""
 
-    def _answer(self, text: str) -> str:
+    def _output(self, text: str) -> str:
         if self._is_empty:
             text = text.lstrip("\n")
         self._is_empty = self._is_empty and not text

@@ -5,46 +5,38 @@ import re
 
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from service.domain.chat import AnswerForm, JsonLayout, ResponseFormat
+from service.domain.chat import JsonLayout, ResponseFormat, ResponseFormatKind
 from service.errors import InvalidField, MissingField
 from service.text import lark
 from service.text.json_schemas import JsonSchema
 
 MAX_REGEX_LENGTH = 8_192  # characters
 MAX_RULES_LENGTH = 16_384  # characters
-MAX_CHOICES = 1_000
-MAX_CHOICES_LENGTH = 65_536  # characters, of all together
+MAX_CHOICE_STRINGS = 1_000
+MAX_CHOICES_LENGTH = 65_536  # characters, of all choices together
 
-# Where each stands in the request.
-FIELDS = {
-    AnswerForm.JSON_OBJECT: "response_format.json_object",
-    AnswerForm.JSON_SCHEMA: "response_format.json_schema.schema_json",
-    AnswerForm.REGEX: "response_format.regex",
-    AnswerForm.GRAMMAR: "response_format.grammar",
-    AnswerForm.CHOICE: "response_format.choice.choices",
-}
-
-
-# A grammar's intersections are computed with all their parts at once: 200 took 490 MB to compile.
+# All parts of a grammar's intersections are computed together: 200 took 490 MB to compile.
 _MAX_INTERSECTIONS = 16
-# What a grammar in Lark's notation has beside names and operators: strings, expressions, comments.
+# The parts of a Lark grammar that can contain other syntax: strings, regexes and comments. Also
+# `%json` and `&`, which are to be found outside of them.
 _LARK_TEXT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|#[^\n]*|/(?:[^/\\\n]|\\.)+/|%json\b|&')
 
 
 def text_rules(wanted: ResponseFormat, layout: JsonLayout) -> tuple[str, dict[str, str]]:
-    """Rules by which `start` is the text that a regex, a grammar or choices ask for.
+    """Return rules in which `start` is the text that a regex, a grammar or choices allow.
 
-    The second is grammars that the rules refer to, by their names.
+    Returns:
+        The rules, and the grammars that they refer to by name.
 
     Raises:
-        InvalidField, or one of its kinds: what can be seen to be wrong before it is compiled.
+        InvalidField: The format is invalid, as far as it is known before compilation.
     """
-    field = FIELDS[wanted.form]
-    match wanted.form:
-        case AnswerForm.REGEX:
+    field = wanted.field
+    match wanted.kind:
+        case ResponseFormatKind.REGEX:
             _check_length(wanted.text, MAX_REGEX_LENGTH, field)
             return lark.regex_rules(wanted.text), {}
-        case AnswerForm.GRAMMAR:
+        case ResponseFormatKind.GRAMMAR:
             _check_length(wanted.text, MAX_RULES_LENGTH, field)
             return _with_schemas(_lark_rules(wanted.text, field), field, layout)
     _check_choices(wanted.choices, field)
@@ -52,7 +44,7 @@ def text_rules(wanted: ResponseFormat, layout: JsonLayout) -> tuple[str, dict[st
 
 
 def _with_schemas(text: str, field: str, layout: JsonLayout) -> tuple[str, dict[str, str]]:
-    """A Lark grammar, its `%json {...}` as references to the grammars that the schemas come to."""
+    """Replace each `%json {...}` in a Lark grammar by a reference to the grammar of the schema."""
     parts: dict[str, str] = {}
     written, start, num_intersections = "", 0, 0
     for match in _LARK_TEXT.finditer(text):
@@ -64,7 +56,7 @@ def _with_schemas(text: str, field: str, layout: JsonLayout) -> tuple[str, dict[
             _, end = json.JSONDecoder().raw_decode(text, begin.end() if begin else match.end())
         except (ValueError, RecursionError) as error:
             raise InvalidField(
-                field, f"A schema behind %json is not valid JSON: {error}."
+                field, f"A schema after %json is not valid JSON: {error}."
             ) from error
         name = f"json_{len(parts)}"
         schema = JsonSchema(text[match.end() : end], field, layout, is_strict=True)
@@ -72,17 +64,19 @@ def _with_schemas(text: str, field: str, layout: JsonLayout) -> tuple[str, dict[
         written += f"{text[start : match.start()]} @{name} "
         start = end
     if num_intersections > _MAX_INTERSECTIONS:
-        raise InvalidField(field, f"At most {_MAX_INTERSECTIONS} intersections (&) are taken.")
+        raise InvalidField(
+            field, f"A grammar may have at most {_MAX_INTERSECTIONS} intersections (&)."
+        )
     return written + text[start:], parts
 
 
 def _lark_rules(text: str, field: str) -> str:
-    """Lark as it is; GBNF, which names its rules with `::=`, as the Lark it comes to."""
+    """Return a grammar as Lark. GBNF, which has `::=` after rule names, is converted."""
     if not re.search(r"^[ \t]*[\w-]+[ \t]*::=", text, re.MULTILINE):
         return text
     try:
         return gbnf_to_lark(text)
-    except Exception as error:  # it raises whatever its steps do
+    except Exception as error:  # it raises errors of any type
         raise InvalidField(field, f"The grammar is invalid: {str(error)[:200]}") from error
 
 
@@ -90,16 +84,18 @@ def _check_length(text: str, max_length: int, field: str) -> None:
     if not text:
         raise MissingField(field)
     if len(text) > max_length:
-        raise InvalidField(field, f"It has at most {max_length} characters.")
+        raise InvalidField(field, f"The text may have at most {max_length} characters.")
 
 
 def _check_choices(choices: tuple[str, ...], field: str) -> None:
     if not choices:
         raise InvalidField(field, "At least one choice is required.")
-    if len(choices) > MAX_CHOICES:
-        raise InvalidField(field, f"At most {MAX_CHOICES} choices are taken.")
+    if len(choices) > MAX_CHOICE_STRINGS:
+        raise InvalidField(field, f"At most {MAX_CHOICE_STRINGS} choices are allowed.")
     if sum(map(len, choices)) > MAX_CHOICES_LENGTH:
-        raise InvalidField(field, f"Choices have at most {MAX_CHOICES_LENGTH} characters in all.")
+        raise InvalidField(
+            field, f"The choices may have at most {MAX_CHOICES_LENGTH} characters in total."
+        )
     for i, choice in enumerate(choices):
         if not choice:
-            raise InvalidField(f"{field}[{i}]", "A choice has at least one character.")
+            raise InvalidField(f"{field}[{i}]", "A choice must have at least one character.")

@@ -1,4 +1,4 @@
-"""Where a sequence's text must end because a stop string came up."""
+"""Stop strings: finds the first one in text that comes in pieces."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -6,29 +6,31 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class _State:
-    """A beginning of a stop string: what the text seen so far ends with."""
+    """A state of the automaton: a beginning of a stop string with which the text ends."""
 
     depth: int  # its length in characters
     next: dict[str, "_State"] = field(default_factory=dict)
-    fallback: "_State | None" = None  # its longest proper end that begins a stop string too
-    complete: str | None = None  # the longest stop string it ends with
+    fallback: "_State | None" = None  # of its longest proper suffix that begins a stop string
+    complete: str | None = None  # the longest stop string that it ends with
 
 
 class StopStrings:
-    """Watches the text of one sequence for stop strings, however it is cut into pieces.
+    """Searches the text of one sequence for stop strings.
 
-    The match that is complete first ends the text; of several complete at the same character, the
-    one that starts first. So the answer depends on the text alone, not on its pieces, and
-    generation can end at once: nothing waits for a longer stop string that might still come up.
+    The match that is complete first ends the text. If several are complete at the same character,
+    the one that starts first counts. So the result depends only on the text, not on its pieces, and
+    generation can stop at once.
 
-    This is the automaton of Aho and Corasick: a character costs the same whatever the number of
-    stop strings, and the depth of the state reached is how much must be held back.
+    This is the automaton of Aho and Corasick: the cost of a character does not depend on the number
+    of stop strings, and the depth of the state is the number of characters to hold back.
     """
 
     def __init__(self, stop: tuple[str, ...], *, is_included: bool = False) -> None:
-        """`stop`: the strings, none of them empty. With no strings at all every text passes.
+        """Build the automaton.
 
-        `is_included`: the text ends behind the match, not before it.
+        Args:
+            stop: The stop strings, none of them empty. Without any, all text passes.
+            is_included: The text ends after the match instead of before it.
         """
         self.matched: str | None = None  # the stop string that ended the text
         self._is_included = is_included
@@ -37,9 +39,9 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> str:
-        """Take the next piece; return what may be delivered now.
+        """Add a piece. Return the text that may be sent now.
 
-        On a match `matched` is set, the text up to it is returned, and nothing from then on.
+        On a match, `matched` is set and the text up to it is returned. Later calls return "".
         """
         if self.matched is not None:
             return ""
@@ -54,7 +56,7 @@ class StopStrings:
         return seen[:num_ready]
 
     def flush(self) -> str:
-        """Return what was held back. The sequence is over; nothing may be pushed after it."""
+        """Return the text that was held back, at the sequence's end. Do not `push` after it."""
         held, self._held = self._held, ""
         return held
 
@@ -68,15 +70,14 @@ class StopStrings:
 
 
 def _build(stop: tuple[str, ...]) -> _State:
-    """The automaton's root: the state of no text at all, the only one without a fallback."""
+    """Return the automaton's root: the state of empty text, the only one without a fallback."""
     root = _State(depth=0)
     for text in stop:
         state = root
         for char in text:
             state = state.next.setdefault(char, _State(depth=state.depth + 1))
         state.complete = text
-    # Breadth first: a fallback is always shallower than its state, so it is finished before it is
-    # used.
+    # Breadth first: a fallback is shallower than its state, so it is complete before it is used.
     queue = deque([root])
     while queue:
         state = queue.popleft()

@@ -1,4 +1,4 @@
-"""What a token stands for by itself, which need not be whole characters."""
+"""The bytes of a single token, which can be parts of characters."""
 
 import json
 import re
@@ -12,11 +12,11 @@ _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
 
 
 class TokenBytes:
-    """The bytes of each token of a tokenizer; those of a text's tokens add up to the text.
+    """Returns the bytes of each token. Those of a text's tokens add up to the text.
 
-    Three kinds of vocabulary write bytes down: byte-level ones (GPT-2, Llama 3, Qwen, SmolLM) as a
-    character each, SentencePiece as `<0xE2>` where it has no better token, and its spaces as a
-    block. Of any other a token's bytes are what it decodes to alone.
+    Three kinds of vocabularies encode bytes. Byte-level ones (GPT-2, Llama 3, Qwen, SmolLM) write
+    each byte as a character. SentencePiece writes `<0xE2>` if it has no better token, and spaces as
+    a block character. In any other vocabulary, a token's bytes are what it decodes to by itself.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
@@ -27,7 +27,7 @@ class TokenBytes:
         }
 
     def __call__(self, token_id: int) -> bytes:
-        """Empty for an id outside the vocabulary."""
+        """Return the bytes of a token, none for an id outside the vocabulary."""
         if token_id in self._added:
             return self._added[token_id]
         token = self._backend.id_to_token(token_id)
@@ -43,11 +43,11 @@ class TokenBytes:
 
     @cached_property
     def _decoders(self) -> set[str]:
-        """The types of the steps that the tokenizer decodes by."""
+        """The types of the tokenizer's decoding steps."""
         decoder = self._backend.decoder
         if decoder is None:
             return set()
-        # The library's objects tell their parameters in this way alone.
+        # The library exposes the parameters of its objects only in this way.
         return set(_types(json.loads(decoder.__getstate__())))
 
     @staticmethod
@@ -63,11 +63,13 @@ def _types(decoder: dict[str, object]) -> Iterator[str]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's: a printable Latin-1 character is its own byte, the others follow from U+0100."""
+    """Return GPT-2's alphabet: printable Latin-1 characters are bytes; U+0100 and up are the
+    others.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     rest = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {
-        chr(0x100 + place): byte for place, byte in enumerate(rest)
+        chr(0x100 + index): byte for index, byte in enumerate(rest)
     }
 
 

@@ -28,11 +28,6 @@ LOADS: dict[str, loads.Load] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_SETTLE_S", 0.0)
-
-
 @pytest.fixture
 def plan(tmp_path: Path) -> Callable[..., Plan]:
     def plan(*names: Server, **fields: Any) -> Plan:
@@ -40,6 +35,7 @@ def plan(tmp_path: Path) -> Callable[..., Plan]:
             entries=[Entry(server, list(LOADS)) for server in names],
             loads=LOADS,
             num_rounds=2,
+            settle_s=0.0,
             logs=tmp_path,
             save=lambda found: results.write(found, tmp_path / "results.json"),
             **fields,
@@ -146,15 +142,13 @@ async def test_process_that_ignores_signals_is_killed_with_its_children(tmp_path
     tree = group.tree()
     assert len(tree) == 2
     group.freeze()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.process._GRACE_S", 0.1)
-        await group.end()
+    await group.end(grace_s=0.1)
     await until(lambda: not any(is_alive(process) for process in tree))
 
 
 @pytest.mark.slow
 async def test_frozen_server_does_not_respond_until_it_is_thawed(tmp_path: Path) -> None:
-    running = await server.start(echo("a"), tmp_path)
+    running = await server.start(echo("a"), tmp_path, settle_s=0.0)
     try:
         [process] = running.group.tree()
         assert process.status() == psutil.STATUS_STOPPED

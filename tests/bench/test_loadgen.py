@@ -67,9 +67,8 @@ async def test_open_loop_sends_and_measures_from_its_arrival_times() -> None:
     assert [time_s - first for time_s in due] == pytest.approx([0.0, -0.02, -0.01])
 
 
-async def test_request_without_a_response_has_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.loadgen.REQUEST_TIMEOUT_S", 0.01)
-    await exchange(DeadClient(), transcript := Transcript(REQUESTS[0]))
+async def test_request_without_a_response_has_a_fault() -> None:
+    await exchange(DeadClient(), transcript := Transcript(REQUESTS[0]), timeout_s=0.01)
     assert transcript.error == "no end within 0.01 s"
 
 

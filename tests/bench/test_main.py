@@ -24,7 +24,7 @@ def bench(*arguments: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str
 
 @pytest.fixture
 async def url(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    running = await server.start(echo("a", *getattr(request, "param", ())), tmp_path)
+    running = await server.start(echo("a", *getattr(request, "param", ())), tmp_path, settle_s=0.0)
     running.group.thaw()
     [port] = {
         connection.laddr.port

@@ -15,7 +15,7 @@ GOOD = Soak(2, 1.0, FIGURES, {"service": 0.0}, {}, [])
 
 
 async def soaked(tmp_path: Path, *arguments: str) -> Soak:
-    running = await server.start(echo("a", *arguments), tmp_path)
+    running = await server.start(echo("a", *arguments), tmp_path, settle_s=0.0)
     try:
         async with running.awake():
             return await soak.soak(
@@ -24,15 +24,10 @@ async def soaked(tmp_path: Path, *arguments: str) -> Soak:
                 num_clients=4,
                 warm_up_s=0.2,
                 duration_s=0.5,
+                sample_s=0.05,
             )
     finally:
         await running.end()
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_SETTLE_S", 0.0)
-    monkeypatch.setattr(soak, "_SAMPLE_S", 0.05)
 
 
 async def test_soak_serves_each_client_and_measures_each_process(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def service() -> Iterator[FakeService]:
 
 @pytest.fixture
 def run(service: FakeService) -> Callable[..., Result]:
-    """Runs `chatrpc COMMAND --target <the fake> ARGUMENTS...` in this process."""
+    """Return a function that runs `chatrpc COMMAND --target <the fake> ARGUMENTS...` here."""
 
     def run(command: str, *arguments: str, stdin: str | bytes | None = None) -> Result:
         return CliRunner().invoke(

@@ -1,4 +1,4 @@
-"""A service without a model: its answers follow from the question."""
+"""A service without a model. Its responses depend on the message."""
 
 import threading
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ MODELS = [
 
 
 class FakeService:
-    """Listens on a free port; keeps chat requests and calls' keys, counts the calls cancelled."""
+    """Listens on a free port. Records chat requests and keys, and counts cancelled calls."""
 
     def __init__(self, tls: grpc.ServerCredentials | None = None) -> None:
         self.requests: list[chat_pb2.ChatCompletionParams] = []
@@ -64,7 +64,7 @@ class _KeyNotes(grpc.ServerInterceptor):
 
 
 class FakeModels(model_service_pb2_grpc.ModelServiceServicer):
-    """One model a page."""
+    """A model service with one model on each page."""
 
     def __init__(self) -> None:
         self.served = MODELS
@@ -97,7 +97,7 @@ class FakeChat(chat_service_pb2_grpc.ChatServiceServicer):
             yield chat_service_pb2.StreamChatCompletionResponse(chunk=chunk)
 
     def _count(self, context: grpc.ServicerContext) -> Iterator[chat_pb2.ChoiceDelta]:
-        """Ends only when the call is cancelled."""
+        """Yield deltas until the call is cancelled."""
         over = threading.Event()
         context.add_callback(over.set)
         context.add_callback(self._service.cancelled.release)
@@ -149,7 +149,7 @@ CONTEXT_LENGTH_EXCEEDED = status_pb2.Status(
     ],
 )
 
-# More than gRPC takes as metadata: it puts a status of its own over this one.
+# More than gRPC accepts as metadata, so that it replaces this status by its own.
 LONG_WINDED = status_pb2.Status(
     code=code_pb2.NOT_FOUND,
     message="x" * 9000,

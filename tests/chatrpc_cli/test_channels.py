@@ -1,4 +1,4 @@
-"""Services under TLS, from a terminal."""
+"""Calls to services under TLS."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,7 +45,7 @@ def target(issuer: trustme.CA, ca: Path, is_mutual: bool) -> Iterator[str]:
 
 @pytest.fixture
 def own(issuer: trustme.CA, tmp_path: Path) -> tuple[str, str]:
-    """The certificate of a client, and its key."""
+    """Return the files of a client's certificate and key."""
     certificate = issuer.issue_cert("client")
     certificate.cert_chain_pems[0].write_to_path(tmp_path / "client.crt")
     certificate.private_key_pem.write_to_path(tmp_path / "client.key")
@@ -53,7 +53,7 @@ def own(issuer: trustme.CA, tmp_path: Path) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command_reaches_a_service_whose_ca_and_clients_it_knows(
+def test_command_connects_over_tls_with_matching_certificates(
     target: str,
     ca: Path,
     own: tuple[str, str],
@@ -81,14 +81,14 @@ def run_models() -> Callable[..., Result]:
     return lambda *options: CliRunner().invoke(app, ["models", *options])
 
 
-def test_missing_file_is_named(run_models: Callable[..., Result]) -> None:
+def test_missing_file_is_reported(run_models: Callable[..., Result]) -> None:
     for option in ("--ca", "--certificate", "--key"):
         result = run_models(option, "/none.crt")
         assert result.exit_code == 2
         assert option in result.output
 
 
-def test_half_of_a_pair_or_a_missing_ca_is_named(
+def test_incomplete_tls_options_are_reported(
     run_models: Callable[..., Result], ca: Path, own: tuple[str, str]
 ) -> None:
     certificate, key = own
@@ -102,7 +102,7 @@ def test_half_of_a_pair_or_a_missing_ca_is_named(
         assert "--certificate" in result.output
 
 
-def test_files_that_do_not_match_are_named(
+def test_mismatched_files_are_reported(
     run_models: Callable[..., Result], ca: Path, own: tuple[str, str], issuer: trustme.CA
 ) -> None:
     certificate, key = own

@@ -20,23 +20,23 @@ def conversation(params: chat_pb2.ChatCompletionParams) -> list[tuple[str, str]]
     return [(chat_pb2.Role.Name(m.role)[5:], m.content[0].text) for m in params.messages]
 
 
-# One question
+# One message
 
 
-def test_the_answer_alone_is_on_stdout(run: Callable[..., Result]) -> None:
+def test_only_the_response_is_on_stdout(run: Callable[..., Result]) -> None:
     result = run("chat", "Hi")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "You said: Hi\n", "")
 
 
-def test_piped_input_is_the_question(service: FakeService, run: Callable[..., Result]) -> None:
+def test_piped_input_is_the_user_message(service: FakeService, run: Callable[..., Result]) -> None:
     assert run("chat", stdin="Two\nlines\n").stdout == "You said: Two\nlines\n"
 
 
-def test_an_argument_leaves_piped_input_alone(run: Callable[..., Result]) -> None:
+def test_piped_input_is_not_read_if_there_is_an_argument(run: Callable[..., Result]) -> None:
     assert run("chat", "Hi", stdin="unread").stdout == "You said: Hi\n"
 
 
-def test_what_is_not_given_is_not_sent(service: FakeService, run: Callable[..., Result]) -> None:
+def test_absent_options_are_not_sent(service: FakeService, run: Callable[..., Result]) -> None:
     run("chat", "Hi")
     (params,) = service.requests
     assert params.model == "tiny"  # the first one served
@@ -44,7 +44,7 @@ def test_what_is_not_given_is_not_sent(service: FakeService, run: Callable[..., 
     assert not params.sampling.ListFields()
 
 
-def test_what_is_given_is_sent(service: FakeService, run: Callable[..., Result]) -> None:
+def test_options_are_sent(service: FakeService, run: Callable[..., Result]) -> None:
     options = "--model large --system Rhyme. --temperature 0 --max-tokens 5 --seed 7"
     run("chat", *options.split(), "Hi")
     (params,) = service.requests
@@ -56,9 +56,7 @@ def test_what_is_given_is_sent(service: FakeService, run: Callable[..., Result])
 
 
 @pytest.mark.parametrize("option", ["--seed=99999999999999999999", "--max-tokens=-1"])
-def test_a_number_that_does_not_fit_is_a_usage_error(
-    run: Callable[..., Result], option: str
-) -> None:
+def test_number_out_of_range_is_a_usage_error(run: Callable[..., Result], option: str) -> None:
     result = run("chat", option, "Hi")
     assert result.exit_code == 2
     assert "out of range" in result.stderr
@@ -70,27 +68,27 @@ def test_input_that_is_not_text_is_a_usage_error(run: Callable[..., Result]) -> 
     assert "can't decode" in result.stderr
 
 
-def test_a_service_without_models_is_an_error(
+def test_service_without_models_is_an_error(
     service: FakeService, run: Callable[..., Result]
 ) -> None:
     service.models.served = []
     result = run("chat", "Hi")
     assert result.exit_code == 1
-    assert result.stderr == f"error: no model is served at {service.target}\n"
+    assert result.stderr == f"error: {service.target} serves no model\n"
 
 
-def test_reasoning_goes_to_stderr(run: Callable[..., Result]) -> None:
+def test_reasoning_is_on_stderr(run: Callable[..., Result]) -> None:
     result = run("chat", "think")
     assert (result.stdout, result.stderr) == ("Done.\n", "Hmm. ")
 
 
-def test_a_cut_answer_says_so(run: Callable[..., Result]) -> None:
+def test_truncated_response_is_reported(run: Callable[..., Result]) -> None:
     result = run("chat", "ramble")
     assert result.stdout == "And so on\n"
-    assert "cut off" in result.stderr
+    assert "truncated" in result.stderr
 
 
-def test_text_comes_as_it_is_generated_and_ctrl_c_cancels(service: FakeService) -> None:
+def test_text_is_streamed_and_ctrl_c_cancels(service: FakeService) -> None:
     with subprocess.Popen(
         [*COMMAND, service.target, "count"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -103,7 +101,7 @@ def test_text_comes_as_it_is_generated_and_ctrl_c_cancels(service: FakeService) 
     assert not stderr
 
 
-def test_a_reader_that_has_enough_ends_the_call(service: FakeService) -> None:
+def test_closed_stdout_cancels_the_call(service: FakeService) -> None:
     with subprocess.Popen(
         [*COMMAND, service.target, "count"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -121,7 +119,7 @@ def test_a_reader_that_has_enough_ends_the_call(service: FakeService) -> None:
 class Terminal:
     """A terminal with a command in its foreground."""
 
-    # A session's first terminal becomes its controlling one: from then on ^C is a SIGINT.
+    # A session's first terminal becomes its controlling terminal. Then ^C sends SIGINT.
     TAKE_OVER = (
         "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
         "os.execv(sys.argv[1], sys.argv[1:])"
@@ -143,7 +141,7 @@ class Terminal:
         os.write(self._screen, keys.encode())
 
     def read_until(self, text: str) -> str:
-        """What appears up to and with `text`."""
+        """Return the output up to and including `text`."""
         seen = ""
         while not seen.endswith(text):
             ready, _, _ = select.select([self._screen], [], [], FAILSAFE_S)
@@ -164,19 +162,19 @@ def terminal(service: FakeService) -> Iterator[Terminal]:
     terminal.close()
 
 
-def test_a_conversation_remembers_what_was_answered(
+def test_conversation_history_has_messages_with_a_response(
     service: FakeService, terminal: Terminal
 ) -> None:
     terminal.read_until("> ")
     terminal.press("Hi\n")
     terminal.read_until("You said: Hi\r\n> ")
-    terminal.press("too long\n")  # refused, and so forgotten
+    terminal.press("too long\n")  # rejected, so it is not in the history
     terminal.read_until("CONTEXT_LENGTH_EXCEEDED]\r\n> ")
-    terminal.press("\n")  # asks nothing
+    terminal.press("\n")  # sends nothing
     terminal.read_until("> ")
     terminal.press("count\n")
     counted = terminal.read_until("1 2 3 ")
-    terminal.press("\x03")  # stops this answer, and the call with it
+    terminal.press("\x03")  # stops the response and cancels the call
     counted += terminal.read_until("[stopped]")
     terminal.read_until("> ")
     assert service.cancelled.acquire(timeout=FAILSAFE_S)
@@ -188,13 +186,14 @@ def test_a_conversation_remembers_what_was_answered(
     *before, (role, partial), last = conversation(service.requests[-1])
     assert before == [("USER", "Hi"), ("ASSISTANT", "You said: Hi"), ("USER", "count")]
     assert role == "ASSISTANT"
-    assert partial in counted
+    # Ctrl-C may come after a piece is received and before it is shown.
+    assert partial.removesuffix(partial.split()[-1] + " ") in counted
     assert partial.startswith("1 2 3 ")
     assert last == ("USER", "Bye")
     assert len(service.requests) == 4
 
 
-def test_ctrl_c_at_the_prompt_leaves(terminal: Terminal) -> None:
+def test_ctrl_c_at_the_prompt_exits(terminal: Terminal) -> None:
     terminal.read_until("> ")
     terminal.press("half a quest")
     terminal.read_until("half a quest")

@@ -9,7 +9,7 @@ Run = Callable[..., Result]
 
 
 @pytest.mark.parametrize("command", [["models"], ["chat", "hello", "--model", "tiny"]])
-def test_the_key_of_the_environment_goes_along(
+def test_key_from_the_environment_is_sent(
     run: Run, service: FakeService, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHATRPC_API_KEY", "sk-mine")
@@ -18,7 +18,7 @@ def test_the_key_of_the_environment_goes_along(
 
 
 @pytest.mark.parametrize("command", [["models"], ["chat", "hello", "--model", "tiny"]])
-def test_without_a_key_none_goes_along(
+def test_no_key_is_sent_without_one_in_the_environment(
     run: Run, service: FakeService, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CHATRPC_API_KEY", raising=False)

@@ -1,4 +1,4 @@
-"""`chatrpc keys`: keys that files of keys take, and what is wrong with a file."""
+"""`chatrpc keys`: created entries are valid, and the check reports the errors of a file."""
 
 import os
 import stat
@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "keys.toml"
 
 
-def test_entry_goes_to_stdout_and_secret_to_stderr(path: Path) -> None:
+def test_entry_is_on_stdout_and_secret_on_stderr(path: Path) -> None:
     secrets = []
     with path.open("w") as file:
         for name, *options in (
@@ -58,7 +58,7 @@ def test_entry_goes_to_stdout_and_secret_to_stderr(path: Path) -> None:
     assert single.max_concurrent_requests == 1
 
 
-def test_every_option_of_a_key_can_be_given(path: Path) -> None:
+def test_every_option_of_a_key_is_written(path: Path) -> None:
     options = ["--owner", "shop", "--tokens-per-minute", "9", "--default-max-tokens", "3"]
     options += ["--weight", "7", "--min-priority", "-2", "--cache-scope", "shared"]
     result = new("--name", "a", "--file", str(path), *options, "--may-act-for-others")
@@ -83,7 +83,7 @@ def test_every_option_of_a_key_can_be_given(path: Path) -> None:
         (("--name", "a", "--default-max-tokens", "5"), "--default-max-tokens"),
     ],
 )
-def test_option_that_no_file_could_contain_is_rejected_by_name(
+def test_invalid_option_is_rejected_by_name(
     path: Path, options: tuple[str, ...], named: str
 ) -> None:
     for result in (new(*options), new("--file", str(path), *options)):
@@ -99,12 +99,12 @@ def test_option_that_no_file_could_contain_is_rejected_by_name(
         None,
         "",
         "key = []",
-        "# nobody yet\nkey = [ ]  # for now\n",
+        "# no keys yet\nkey = [ ]  # for now\n",
         key("x", name="first"),
         "# a comment\n" + key("x", name="first").rstrip("\n"),
     ],
 )
-def test_key_is_added_to_a_file_whatever_it_contains(path: Path, before: str | None) -> None:
+def test_key_is_added_to_any_valid_file(path: Path, before: str | None) -> None:
     if before is not None:
         path.write_text(before)
     result = new("--name", "second", "--file", str(path))
@@ -114,7 +114,7 @@ def test_key_is_added_to_a_file_whatever_it_contains(path: Path, before: str | N
     names = [each.name for each in check_keys(path).keys]
     assert names == (["first", "second"] if before and "first" in before else ["second"])
     assert ("# a comment" in path.read_text()) == ("# a comment" in (before or ""))
-    assert os.listdir(path.parent) == [path.name]  # noqa: PTH208  # names are all that is compared
+    assert os.listdir(path.parent) == [path.name]  # noqa: PTH208  # only names are compared
 
 
 @pytest.mark.parametrize(
@@ -127,17 +127,17 @@ def test_key_is_added_to_a_file_whatever_it_contains(path: Path, before: str | N
         (key("x", 'owner = "taken"', "weight = 5"), "weight"),
     ],
 )
-def test_file_that_would_be_invalid_stays_as_it_is(path: Path, before: str, said: str) -> None:
+def test_file_that_would_become_invalid_is_unchanged(path: Path, before: str, said: str) -> None:
     path.write_text(before)
     result = new("--name", "taken", "--file", str(path))
     assert result.exit_code == 1
     assert said in result.stderr
-    assert "nothing is written" in result.stderr
+    assert "nothing was written" in result.stderr
     assert "sk-chatrpc" not in result.output
     assert path.read_text() == before
 
 
-def test_file_keeps_its_mode_and_a_link_stays_one(path: Path) -> None:
+def test_file_keeps_its_mode_and_a_link_stays_a_link(path: Path) -> None:
     target = path.with_name("real.toml")
     target.write_text(key("x", name="first"))
     target.chmod(0o640)
@@ -154,8 +154,8 @@ def test_directory_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     assert "No such file" in result.stderr
 
 
-def test_keys_that_are_added_at_once_are_all_there(path: Path) -> None:
-    """Each command runs in a process of its own in practice; threads exclude each other, too."""
+def test_concurrently_added_keys_are_all_kept(path: Path) -> None:
+    """In practice each command runs in its own process. The lock works between threads too."""
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: add_key(path, key(f"secret {i}", name=f"key {i}")), range(24)))
     assert {each.name for each in check_keys(path).keys} == {f"key {i}" for i in range(24)}

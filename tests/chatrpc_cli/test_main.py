@@ -1,4 +1,4 @@
-"""The commands that need no file of their own: health, --version and the help."""
+"""The commands without a test file of their own: health, --version and the help."""
 
 import os
 import subprocess
@@ -14,7 +14,9 @@ from chatrpc_cli.__main__ import app
 from tests.chatrpc_cli.fake_service import FakeService
 
 
-def test_health_is_zero_only_if_serving(service: FakeService, run: Callable[..., Result]) -> None:
+def test_health_exit_code_is_zero_only_if_serving(
+    service: FakeService, run: Callable[..., Result]
+) -> None:
     service.health.set("readiness", HealthCheckResponse.NOT_SERVING)
     result = run("health", "readiness")
     assert (result.exit_code, result.stdout) == (1, "NOT_SERVING\n")
@@ -23,7 +25,7 @@ def test_health_is_zero_only_if_serving(service: FakeService, run: Callable[...,
     assert (result.exit_code, result.stdout) == (0, "SERVING\n")
 
 
-def test_health_asks_for_the_whole_server_by_default(run: Callable[..., Result]) -> None:
+def test_health_checks_the_whole_server_by_default(run: Callable[..., Result]) -> None:
     assert run("health").stdout == "SERVING\n"
 
 
@@ -33,7 +35,7 @@ def test_health_of_an_unknown_name_is_an_error(run: Callable[..., Result]) -> No
     assert result.stderr.endswith("[NOT_FOUND]\n")
 
 
-def test_the_version_is_that_of_the_distribution(tmp_path: Path) -> None:
+def test_version_is_that_of_the_distribution(tmp_path: Path) -> None:
     distribution = tmp_path / "chatrpc-7.8.9.dist-info"
     distribution.mkdir()
     (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: chatrpc\nVersion: 7.8.9\n")
@@ -47,6 +49,6 @@ def test_the_version_is_that_of_the_distribution(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["chat", "models", "health", "serve"])
-def test_every_command_explains_itself(command: str) -> None:
+def test_every_command_has_help(command: str) -> None:
     assert command in CliRunner().invoke(app, ["--help"]).stdout
     assert "Usage: " in CliRunner().invoke(app, [command, "--help"]).stdout

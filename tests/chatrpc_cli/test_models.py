@@ -6,7 +6,7 @@ from typer.testing import Result
 from tests.chatrpc_cli.fake_service import FakeService
 
 
-def test_the_table_has_a_row_for_each_model_of_every_page(run: Callable[..., Result]) -> None:
+def test_table_has_a_row_for_each_model_of_every_page(run: Callable[..., Result]) -> None:
     _, head, _, tiny, large, *_ = run("models").stdout.splitlines()
     assert head.split() == ["model", "context", "aliases", "weights"]
     assert tiny.split() == ["tiny", "2,048", "t,", "[bold]", "org/tiny"]
@@ -20,6 +20,8 @@ def test_json_has_every_field_under_its_proto_name(run: Callable[..., Result]) -
     assert large["aliases"] == []
 
 
-def test_an_empty_service_lists_nothing(service: FakeService, run: Callable[..., Result]) -> None:
+def test_service_without_models_gives_an_empty_table(
+    service: FakeService, run: Callable[..., Result]
+) -> None:
     service.models.served = []
     assert json.loads(run("models", "--json").stdout) == []

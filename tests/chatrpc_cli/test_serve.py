@@ -1,4 +1,4 @@
-"""`chatrpc serve` as a whole, run in `stack/`, where `-m` finds the stand-ins first."""
+"""`chatrpc serve` as a whole, run in `stack/`, where `-m` finds the fake processes first."""
 
 import http.client
 import json
@@ -47,7 +47,7 @@ class Serve:
         )
 
     def open_gate(self) -> None:
-        """From now on the service is ready."""
+        """Make the service ready."""
         self._gate.touch()
 
     @property
@@ -62,12 +62,12 @@ class Serve:
         block_until(is_there)
 
     def pid(self, name: str) -> int:
-        """The process id of `service` or `gateway`."""
+        """Return the process id of `service` or `gateway`."""
         (event,) = [event for event in self.events if event.startswith(f"{name} started ")]
         return int(event.split()[-1])
 
     def banner(self) -> str:
-        """Waits for its last line."""
+        """Wait for the last line of the banner and return all of it."""
         assert self.process.stdout
         lines: list[str] = []
         with killed_after_failsafe(self.process):
@@ -77,11 +77,11 @@ class Serve:
         return "".join(lines)
 
     def ctrl_c(self) -> None:
-        """What a terminal does: SIGINT to every process of the foreground group."""
+        """Send SIGINT to every process of the foreground group, as a terminal does."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def end(self) -> tuple[int, str, str]:
-        """Exit code, stdout, stderr; returns when no process holds the latter two any more."""
+        """Return exit code, stdout and stderr, once no process has the latter two open."""
         stdout, stderr = self.process.communicate(timeout=FAILSAFE_S)
         return self.process.returncode, stdout, stderr
 
@@ -92,7 +92,7 @@ class Serve:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Serve]]:
-    """Starts `chatrpc serve`, at most once."""
+    """Start `chatrpc serve`, at most once."""
     started: list[Serve] = []
 
     def start(*options: str, is_ready: bool = True, **fakes: str) -> Serve:
@@ -104,7 +104,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Serve]]:
         serve.close()
 
 
-def test_the_banner_has_both_addresses_and_a_curl_line_that_works(
+def test_banner_has_both_addresses_and_a_working_curl_command(
     start: Callable[..., Serve],
 ) -> None:
     serve = start()
@@ -125,7 +125,7 @@ def test_the_banner_has_both_addresses_and_a_curl_line_that_works(
 
 
 @pytest.mark.slow
-def test_a_wildcard_host_is_reached_through_loopback(start: Callable[..., Serve]) -> None:
+def test_wildcard_host_is_reached_through_loopback(start: Callable[..., Serve]) -> None:
     serve = start("--host", "0.0.0.0", "--model", "tiny", "--insecure")  # noqa: S104
     banner = serve.banner()
     assert banner.startswith("tiny is ready\n")
@@ -134,7 +134,7 @@ def test_a_wildcard_host_is_reached_through_loopback(start: Callable[..., Serve]
 
 
 @pytest.mark.slow
-def test_the_banner_waits_for_readiness(start: Callable[..., Serve]) -> None:
+def test_banner_waits_for_readiness(start: Callable[..., Serve]) -> None:
     serve = start(is_ready=False)
     serve.wait_for("service asked for readiness", times=2)
     assert serve.process.stdout
@@ -156,12 +156,12 @@ def test_ctrl_c_stops_the_gateway_then_the_service(
     serve.ctrl_c()
     code, stdout, stderr = serve.end()
     assert (code, stdout) == (0, "")
-    assert stderr == "stopping; Ctrl-C again to end running requests at once\n"
+    assert stderr == "stopping; press Ctrl-C again to abort running requests\n"
     assert serve.events[-4:] == ORDERLY
 
 
 @pytest.mark.slow
-def test_sigterm_is_as_good_as_ctrl_c(start: Callable[..., Serve]) -> None:
+def test_sigterm_stops_as_ctrl_c_does(start: Callable[..., Serve]) -> None:
     serve = start()
     serve.banner()
     serve.process.terminate()
@@ -170,7 +170,7 @@ def test_sigterm_is_as_good_as_ctrl_c(start: Callable[..., Serve]) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_kills_both(start: Callable[..., Serve]) -> None:
+def test_second_ctrl_c_kills_both(start: Callable[..., Serve]) -> None:
     serve = start(FAKE_SERVICE="stubborn", FAKE_GATEWAY="stubborn")
     serve.banner()
     serve.ctrl_c()
@@ -180,7 +180,7 @@ def test_a_second_ctrl_c_kills_both(start: Callable[..., Serve]) -> None:
     assert "gateway stopped" not in serve.events
 
 
-def test_a_service_that_cannot_start_ends_the_gateway(start: Callable[..., Serve]) -> None:
+def test_failed_start_of_the_service_stops_the_gateway(start: Callable[..., Serve]) -> None:
     serve = start("--model", "nonsense", FAKE_SERVICE="dies")
     code, stdout, stderr = serve.end()
     assert (code, stdout) == (3, "")
@@ -191,7 +191,7 @@ def test_a_service_that_cannot_start_ends_the_gateway(start: Callable[..., Serve
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "other"), [("service", "gateway"), ("gateway", "service")])
-def test_a_death_ends_the_other_in_order(
+def test_death_of_one_process_stops_the_other(
     start: Callable[..., Serve], name: str, other: str
 ) -> None:
     serve = start()
@@ -199,19 +199,19 @@ def test_a_death_ends_the_other_in_order(
     os.kill(serve.pid(name), signal.SIGKILL)
     code, _, stderr = serve.end()
     assert code == 128 + signal.SIGKILL
-    assert stderr == f"error: the {name} was ended by SIGKILL\n"
+    assert stderr == f"error: the {name} was terminated by SIGKILL\n"
     assert serve.events[-2:] == [f"{other} stopping", f"{other} stopped"]
 
 
 @pytest.mark.slow
-def test_a_child_that_leaves_without_an_error_is_an_error(start: Callable[..., Serve]) -> None:
+def test_exit_of_a_child_without_an_error_is_an_error(start: Callable[..., Serve]) -> None:
     serve = start()
     serve.banner()
     os.kill(serve.pid("gateway"), signal.SIGTERM)
     assert serve.end()[0] == 1
 
 
-def test_a_port_in_use_is_named_before_anything_starts(start: Callable[..., Serve]) -> None:
+def test_port_in_use_is_reported_before_the_start(start: Callable[..., Serve]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         serve = start("--http-port", str(port))
@@ -222,13 +222,15 @@ def test_a_port_in_use_is_named_before_anything_starts(start: Callable[..., Serv
 
 
 @pytest.mark.slow
-def test_a_host_that_is_not_ours_is_an_error(start: Callable[..., Serve]) -> None:
+def test_host_of_another_machine_is_an_error(start: Callable[..., Serve]) -> None:
     code, _, stderr = start("--host", "192.0.2.1", "--insecure").end()
     assert code == 1
     assert re.fullmatch(r"error: 192\.0\.2\.1:\d+: .+\n", stderr)
 
 
-def test_nothing_is_open_by_accident(start: Callable[..., Serve]) -> None:
+def test_remote_connections_without_authentication_are_rejected_by_default(
+    start: Callable[..., Serve],
+) -> None:
     code, _, stderr = start("--host", "0.0.0.0").end()  # noqa: S104
     assert code == 2
     assert "--api-keys" in stderr
@@ -237,7 +239,7 @@ def test_nothing_is_open_by_accident(start: Callable[..., Serve]) -> None:
 
 
 @pytest.mark.slow
-def test_keys_are_for_both(start: Callable[..., Serve]) -> None:
+def test_key_file_is_passed_to_both_processes(start: Callable[..., Serve]) -> None:
     serve = start("--host", "0.0.0.0", "--api-keys", "keys.toml")  # noqa: S104
     serve.banner()
     assert {"service keys keys.toml", "gateway keys keys.toml"} <= set(serve.events)
@@ -245,9 +247,9 @@ def test_keys_are_for_both(start: Callable[..., Serve]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a parent's death is announced by Linux alone")
-def test_a_killed_parent_takes_even_stubborn_children_along(start: Callable[..., Serve]) -> None:
+def test_killed_parent_ends_children_that_ignore_signals(start: Callable[..., Serve]) -> None:
     serve = start(FAKE_SERVICE="stubborn", FAKE_GATEWAY="stubborn")
     serve.banner()
     serve.process.kill()
-    serve.end()  # returns, so that nobody holds its stderr any more
+    serve.end()  # it returns, so no process has its stderr open
     assert "gateway stopping" not in serve.events

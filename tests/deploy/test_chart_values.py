@@ -251,16 +251,16 @@ def test_chart_version_is_the_project_version() -> None:
 
 def test_notes_show_how_to_connect(releases: dict[str, Release]) -> None:
     assert "dns:///demo-chatrpc-smollm2.prod.svc:50051" in releases["minimal"].notes
-    assert "access.insecure is on" in releases["minimal"].notes
+    assert "access.insecure is true" in releases["minimal"].notes
     assert "access.insecure" not in releases["keys-and-tls"].notes
     assert "https://demo-chatrpc-gateway.prod.svc" in releases["keys-and-tls"].notes
 
 
 def test_notes_warn_that_key_limits_apply_per_gateway() -> None:
     keys: Object = {"access": {"gatewayKeys": {"secret": "keys"}}}
-    assert "with 2 gateways, a key may do 2 times" in render(keys).notes
+    assert "with 2 gateways, a key may use 2 times" in render(keys).notes
     scaled: Object = {"gateway": {"autoscaling": {"enabled": True}}}
-    assert "with 6 gateways, a key may do 6 times" in render(merged(keys, scaled)).notes
+    assert "with 6 gateways, a key may use 6 times" in render(merged(keys, scaled)).notes
     for values in (merged(keys, {"gateway": {"replicas": 1}}), INSECURE):
         assert "Limits of API keys" not in render(values).notes
 

@@ -37,7 +37,7 @@ async def test_smoke_test_of_a_missing_model_fails() -> None:
 async def test_smoke_test_of_a_gateway_that_is_not_ready_fails() -> None:
     async with FakeService() as service, serving(upstream=service.target) as url:
         await service.set_ready(False)
-        assert await smoke(url, "fake") == (1, "/readyz answers 503")
+        assert await smoke(url, "fake") == (1, "/readyz returned 503")
 
 
 async def test_smoke_test_without_a_gateway_fails() -> None:
@@ -55,7 +55,7 @@ async def test_smoke_test_with_a_key_completes_and_without_it_accepts_401(tmp_pa
     async with checking_service() as target, serving(upstream=target, api_keys=keys) as url:
         assert await smoke(url, "fake") == (0, "ok")
         assert await smoke(url, f"--key-file={secret}", "fake") == (0, "ok")
-        assert await smoke(url, f"--key-file={wrong}", "fake") == (1, "/v1/models answers 401")
+        assert await smoke(url, f"--key-file={wrong}", "fake") == (1, "/v1/models returned 401")
 
 
 async def test_smoke_test_sends_its_client_certificate(tmp_path: Path) -> None:
@@ -74,4 +74,4 @@ async def test_smoke_test_sends_its_client_certificate(tmp_path: Path) -> None:
         assert await smoke(url, *shown, "fake") == (0, "ok")
         code, words = await smoke(url, "fake")
         assert code == 1
-        assert words.startswith(f"{url} does not answer")
+        assert words.startswith(f"{url} cannot be reached")

@@ -1,4 +1,4 @@
-"""Small tokenizers of the three kinds whose decoding differs, built from the tokenizers library."""
+"""Small tokenizers of the three kinds that differ in decoding, from the tokenizers library."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ TEXTS = (
 
 
 class LibraryTokenizer:
-    """A `Tokenizer` straight over the tokenizers library; it has no chat template."""
+    """A `Tokenizer` that uses the tokenizers library directly. It has no chat template."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
@@ -53,7 +53,7 @@ class LibraryTokenizer:
 
 
 def byte_level() -> tokenizers.Tokenizer:
-    """As GPT-2, Llama 3, Qwen and SmolLM have it: tokens are pieces of UTF-8."""
+    """Return a tokenizer like GPT-2's or Llama 3's: tokens are pieces of UTF-8."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -68,7 +68,7 @@ def byte_level() -> tokenizers.Tokenizer:
 
 
 def byte_fallback() -> tokenizers.Tokenizer:
-    """As Llama 2, Mistral and Gemma have it: SentencePiece, and bytes where the vocabulary ends."""
+    """Return a tokenizer like Llama 2's or Gemma's: SentencePiece with byte tokens."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokens += ["▁", "▁▁", "H", "e", "l", "o", "▁H", "▁He", "ll", "llo", "▁Hello", "é", "日", "��"]
     merges = [("▁", "▁"), ("▁", "H"), ("▁H", "e"), ("l", "l"), ("ll", "o"), ("▁He", "llo")]
@@ -92,7 +92,7 @@ def byte_fallback() -> tokenizers.Tokenizer:
 
 
 def metaspace() -> tokenizers.Tokenizer:
-    """As T5 and many SentencePiece conversions have it: a word's token begins with its space."""
+    """Return a tokenizer like T5's: tokens begin with their space."""
     backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()

@@ -1,1 +1,1 @@
-"""One lean decoder for the families of models that share Llama's anatomy."""
+"""The native decoder: our own implementation of the models with Llama's architecture."""

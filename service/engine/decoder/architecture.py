@@ -1,7 +1,7 @@
-"""What the lean decoder needs to know of a model, read from its transformers config.
+"""The architectures of the native decoder, read from a model's transformers config.
 
-The families differ in a handful of flags; everything else about them is the same: RMS norm, rotary
-embeddings, grouped-query attention, a gated MLP.
+The families share RMS norm, rotary embeddings, grouped-query attention and a gated MLP. They differ
+in a few flags.
 """
 
 import math
@@ -21,14 +21,14 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """How the models of one `model_type` differ from Llama."""
+    """The differences of one `model_type` from Llama."""
 
-    is_fused: bool = False  # its checkpoints hold qkv in one tensor, gate and up in another
-    has_attention_bias: bool = False  # on q, k, v and o, where the config says so
+    is_fused: bool = False  # checkpoints have q, k and v in one tensor, gate and up in another
+    has_attention_bias: bool = False  # on q, k, v and o, if the config has `attention_bias`
     has_qkv_bias: bool = False  # on q, k and v, always
     has_qk_norm: bool = False
-    has_post_norms: bool = False  # a norm behind attention and MLP as well as before them
-    is_gemma: bool = False  # norms scale by 1 + weight, embeddings by the root of their width
+    has_post_norms: bool = False  # norms after attention and MLP, in addition to those before
+    is_gemma: bool = False  # norms scale by 1 + weight, embeddings by sqrt(hidden_size)
     window: Literal["none", "every layer", "by layer"] = "none"
 
 
@@ -55,15 +55,15 @@ _FAMILIES = {
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What may differ between the layers of a model."""
+    """The parameters that differ between the layers of a model."""
 
-    window: int | None  # how many tokens back a query sees; None: all
-    rope: str | None  # which of the model's rotary embeddings; None: no positions at all
+    window: int | None  # number of positions that a token attends to; None for all
+    rope: str | None  # name of the rotary embedding; None if the layer has none
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A decoder: its sizes, its flags, its layers."""
+    """The sizes, flags and layers of a decoder."""
 
     hidden_size: int
     intermediate_size: int
@@ -89,10 +89,10 @@ class Architecture:
 
 
 def read_architecture(config: Any) -> Architecture | None:
-    """The architecture that a transformers config describes; None if it is of no family here.
+    """Return the architecture that a config describes; None if the native decoder has no such one.
 
     Raises:
-        ModelLoadError: the config contradicts itself.
+        ModelLoadError: The config is inconsistent.
     """
     family = _FAMILIES.get(config.model_type)
     name = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)

@@ -1,4 +1,5 @@
-"""Attention of the lean decoder: from a layer's qkv rows to what its output projection reads."""
+"""Attention of the native decoder: from a layer's qkv projection to the input of its output
+projection."""
 
 import ctypes
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ CosSin = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class LayerAttention:
-    """What attention needs to know of one layer."""
+    """The parameters of one layer's attention."""
 
     index: int
     window: int | None
@@ -33,20 +34,35 @@ class LayerAttention:
 
 
 class Attention(Protocol):
-    """Rotates, writes keys and values to the cache, attends over it."""
+    """Applies rotary embeddings, writes keys and values to the cache, and attends over it.
+
+    `service.engine.decoder.attention_backends` lists the implementations.
+    """
 
     def begin_step(self, layout: Layout, ropes: dict[str, CosSin]) -> None:
-        """Take in where the rows of the next step lie and, by name, the cosines and sines
-        [T, pairs] of each rotary embedding at their positions."""
+        """Set the layout of the next step.
+
+        Args:
+            ropes: The cosines and sines of each rotary embedding at the rows' positions, by name:
+                two of [T, pairs].
+        """
         ...
 
     def attend(self, layer: LayerAttention, rope: str | None, qkv: Tensor) -> Tensor:
-        """[T, num_heads * head_dim] of `qkv` [T, (num_heads + 2 num_kv_heads) * head_dim]."""
+        """Compute the attention of one layer for the T rows of the step.
+
+        Args:
+            rope: The name of the layer's rotary embedding; None if it has none.
+            qkv: [T, (num_heads + 2 num_kv_heads) * head_dim].
+
+        Returns:
+            [T, num_heads * head_dim]
+        """
         ...
 
 
 class TorchAttention:
-    """`Attention` in torch, on any device and for any size of head."""
+    """`Attention` in torch, for any device and any head size."""
 
     def __init__(self, architecture: Architecture, store: KVStore, dtype: torch.dtype) -> None:
         self._architecture = architecture
@@ -79,10 +95,10 @@ class TorchAttention:
 
 
 class NativeDecoderAttention:
-    """`Attention` by the native kernels: one call a layer.
+    """`Attention` by the native kernels, with one call per layer.
 
     Args:
-        layers: every layer that `attend` will be asked for.
+        layers: Every layer that `attend` will be called for.
     """
 
     def __init__(
@@ -92,7 +108,11 @@ class NativeDecoderAttention:
         layers: list[LayerAttention],
         store: NativeKVStore,
     ) -> None:
-        """Raises ValueError for sizes of heads or blocks that the kernels do not compute."""
+        """Prepare the layers.
+
+        Raises:
+            ValueError: The kernels do not support the number of heads.
+        """
         self._block_size = store.block_size
         self._layers = {
             layer.index: NativeAttention(
@@ -127,7 +147,7 @@ class NativeDecoderAttention:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`x` [heads, T, dim], its first dimensions turned pairwise: i with i + pairs."""
+    """Rotate the first 2 * pairs dimensions of `x` [heads, T, dim]: i with i + pairs."""
     num_pairs = cos.shape[-1]
     first, second = x[..., :num_pairs], x[..., num_pairs : 2 * num_pairs]
     turned = [first * cos - second * sin, second * cos + first * sin]

@@ -1,8 +1,8 @@
-"""The lean decoder: a step of a Llama-like model in five calls a layer.
+"""The native decoder: computes a step of a Llama-like model in five calls per layer.
 
-transformers' modules spend some 35 ms of a step on what is not arithmetic (30 layers, 2 cores);
-this loop has nothing but the linear layers, with norms, gates and residuals fused into them where
-the implementation can, and attention.
+A layer is four linear layers and attention. Norms, gates and residuals are part of the linear
+layers. transformers' modules spend 35 ms of a step on other things than arithmetic (30 layers,
+2 cores).
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from service.engine.layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """One layer's weights. The post norms are those of Gemma 2 and 3."""
+    """One layer's weights. Only Gemma 2 and 3 have the post norms."""
 
     qkv: Linear
     attention: LayerAttention
@@ -34,11 +34,13 @@ class DecoderLayer:
 
 
 class Decoder:
-    """`service.engine.model_runner.Model`.
+    """`service.engine.model_runner.Model` for an `Architecture`.
 
     Args:
         embedding: [vocab_size, hidden_size].
-        hidden_dtype: of the rows between the layers.
+        head: The head, with the last norm before it.
+        ropes: The rotary embeddings by `DecoderLayer.rope`.
+        hidden_dtype: Type of the rows between the layers.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Decoder:
         return x[self._tensor(rows)]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[n, vocab_size], float32: the logits of n rows that `forward` returned."""
+        """Return the logits of n rows that `forward` returned: [n, vocab_size], float32."""
         return soft_capped(self._head(hidden).float(), self._logits_softcap)
 
     def _tensor(self, values: list[int]) -> Tensor:
@@ -85,23 +87,27 @@ class Decoder:
 
 
 def run_layer(layer: DecoderLayer, x: Tensor, attention: Attention) -> Tensor:
-    """The layer's output [T, hidden_size] for the rows `x` of the step that `attention` began."""
+    """Return a layer's output [T, hidden_size] for the rows `x` [T, hidden_size] of a step.
+
+    `Attention.begin_step` was called for the step.
+    """
     attended = attention.attend(layer.attention, layer.rope, layer.qkv(x))
     x = _add(layer.o, attended, x, layer.post_attention_norm)
     return _add(layer.down, layer.gate_up(x), x, layer.post_mlp_norm)
 
 
 def rounded_embedding_scale(architecture: Architecture, dtype: torch.dtype) -> float:
-    """What embeddings are multiplied by: in the weights' precision, as transformers has it."""
+    """Return the factor of embeddings, rounded to `dtype` as in transformers."""
     return float(torch.tensor(architecture.embedding_scale).to(dtype))
 
 
 def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
+    """Return cap * tanh(logits / cap); the logits themselves if there is no cap."""
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def _add(linear: Linear, x: Tensor, residual: Tensor, post_norm: RmsNorm | None) -> Tensor:
-    """The stream after a branch of the layer: `residual` and what `linear` makes of `x`."""
+    """Return `residual` plus the output of `linear` for `x`, with the post norm if there is one."""
     if post_norm is None:
         return linear(x, residual)
     return residual + post_norm(linear(x))
@@ -110,10 +116,10 @@ def _add(linear: Linear, x: Tensor, residual: Tensor, post_norm: RmsNorm | None)
 def read_layer(
     index: int, weights: Weights, a: Architecture, make_linear: MakeLinear, norm_dtype: torch.dtype
 ) -> DecoderLayer:
-    """Layer `index` of the decoder, read from a checkpoint in the layout of transformers.
+    """Read layer `index` from a checkpoint with transformers' tensor names.
 
     Raises:
-        ModelLoadError: a tensor is missing or of the wrong shape.
+        ModelLoadError: A tensor is missing or has the wrong shape.
     """
 
     def norm(name: str, size: int = a.hidden_size) -> RmsNorm:
@@ -127,7 +133,7 @@ def read_layer(
         has_bias: bool,
         prologue: RmsNorm | Gate | None,
     ) -> Linear:
-        """Several linear layers over the same input, by name and number of outputs, as one."""
+        """Read linear layers with the same input as one; `names` are their output sizes by name."""
         parts = {f"{prefix}.{name}": n for name, n in names.items()}
         weight = [weights.shaped(f"{name}.weight", n, num_inputs) for name, n in parts.items()]
         bias = [weights.shaped(f"{name}.bias", n) for name, n in parts.items() if has_bias]
@@ -139,8 +145,7 @@ def read_layer(
     if a.is_fused:
         qkv = {"qkv_proj": num_queries + 2 * num_keys}
         gate_up = {"gate_up_proj": 2 * a.intermediate_size}
-    # "post_attention_layernorm" is Llama's name for the norm before the MLP, and Gemma's for the
-    # one behind attention.
+    # "post_attention_layernorm" is the norm before the MLP in Llama, and after attention in Gemma.
     mlp_norm = "pre_feedforward_layernorm" if a.has_post_norms else "post_attention_layernorm"
 
     name = f"model.layers.{index}"
@@ -171,10 +176,10 @@ def read_layer(
 def read_head(
     weights: Weights, a: Architecture, make_linear: MakeLinear, norm_dtype: torch.dtype
 ) -> tuple[Tensor, Linear]:
-    """The embedding, and the head with the last norm before it.
+    """Read the embedding, and the head with the last norm before it.
 
     Raises:
-        ModelLoadError: a tensor is missing or of the wrong shape.
+        ModelLoadError: A tensor is missing or has the wrong shape.
     """
     embedding = weights.shaped("model.embed_tokens.weight", a.vocab_size, a.hidden_size)
     is_tied = a.is_tied and "lm_head.weight" not in weights

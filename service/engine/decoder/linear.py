@@ -1,7 +1,4 @@
-"""Linear layers with what comes before them and after them: norm or gate, bias, residual.
-
-`Linear` is the interface; how the product is computed is the affair of each implementation.
-"""
+"""Linear layers of the native decoder, each with its norm or gate, bias and residual."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,7 +11,7 @@ from service.engine.decoder.architecture import Activation
 
 @dataclass(frozen=True, slots=True)
 class RmsNorm:
-    """RMS norm (arXiv 1910.07467) of the input: `weight` [K]."""
+    """RMS norm (arXiv 1910.07467) of an input [T, K]. `weight` is [K]."""
 
     weight: Tensor
     eps: float
@@ -25,7 +22,10 @@ class RmsNorm:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The gate of a gated MLP (GLU, arXiv 2002.05202): activation(gate) * up of [T, gate | up]."""
+    """The gate of a gated MLP (GLU, arXiv 2002.05202).
+
+    The input is [T, 2 K], gate and up side by side; the output is activation(gate) * up, [T, K].
+    """
 
     activation: Activation
 
@@ -39,15 +39,20 @@ Prologue = RmsNorm | Gate | None
 
 
 class Linear(Protocol):
-    """y = prologue(x) @ weight.T + bias + residual."""
+    """A linear layer: y = prologue(x) @ weight.T + bias + residual."""
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[T, N] of `x` [T, K], or [T, 2 K] where the prologue is a gate; `residual` is [T, N]."""
+        """Return y [T, N].
+
+        Args:
+            x: [T, K]; [T, 2 K] if the prologue is a gate.
+            residual: [T, N]; None for zeros.
+        """
         ...
 
 
 class MakeLinear(Protocol):
-    """Makes a linear layer of a weight [N, K] and a bias [N]."""
+    """Makes a linear layer from a weight [N, K] and a bias [N]."""
 
     def __call__(self, weight: Tensor, bias: Tensor | None, prologue: Prologue) -> Linear: ...
 

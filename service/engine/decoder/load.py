@@ -1,4 +1,4 @@
-"""From a checkpoint to the lean decoder."""
+"""Loads a checkpoint into the native decoder."""
 
 import ctypes
 from functools import partial
@@ -36,17 +36,21 @@ def load_decoder(
     library: ctypes.CDLL | None,
     check_token_ids: tuple[int, ...] = (),
 ) -> LoadedModel:
-    """The decoder in `path`, whose transformers config describes `architecture`.
+    """Load the checkpoint in the directory `path` into the native decoder.
 
     Args:
-        stored: how the checkpoint's weights are quantized; None: not at all.
-        dtype: of the cache and of every weight that is not quantized.
-        library: the native kernels; None: torch's own operators.
-        check_token_ids: a text on which the loss by int8 is measured; fewer than two: none is.
+        config: The model's config.
+        architecture: The architecture that the config describes.
+        stored: How the checkpoint's weights are quantized; None if they are not.
+        dtype: Type of the cache and of every weight that is not quantized.
+        quantization: Quantization of the loaded weights.
+        library: The native kernels; None to use torch's operators.
+        check_token_ids: A text on which the loss by int8 is measured, if it has at least two
+            tokens.
 
     Raises:
-        ModelLoadError: a tensor is missing or of the wrong shape, a file is damaged, or
-            the weights are stored in a way that is not served.
+        ModelLoadError: A tensor is missing or has the wrong shape, a file is damaged, or the
+            weights are stored in a way that is not supported.
     """
     a = architecture
     is_int8 = quantization == "int8"
@@ -88,7 +92,7 @@ def load_decoder(
         description["checkpoint_quantization"] = stored.method
     loss = None
     if reference_loss is not None:
-        # A cache of its own: that of the service is not made yet.
+        # With a cache of its own, because that of the service is not allocated yet.
         decoder = finish(num_blocks(check_token_ids), BLOCK_SIZE, len(check_token_ids))
         loss = QuantizationLoss(loss_of(decoder, check_token_ids), reference_loss)
     return LoadedModel(shapes, finish, description, loss)

@@ -1,6 +1,6 @@
-"""What int8 costs a model: its loss on a short text, beside that of its own weights.
+"""Measures what int8 costs a model: its loss on a short text, compared to the original weights.
 
-The reference runs layer by layer while the model is loaded, so that no more than one layer is in
+The reference is computed layer by layer while the model is loaded. So at most one layer is in
 memory in both precisions.
 """
 
@@ -32,15 +32,16 @@ from service.engine.sequence import Sequence
 
 BLOCK_SIZE = 16
 
-_ROWS = 32  # whose logits are in memory at once
+_ROWS = 32  # rows whose logits are in memory at once
 
 
 class ReferenceRun:
-    """A text on its way through the layers of a checkpoint, in floating point.
+    """Computes a text through the layers of a checkpoint in floating point.
 
     Args:
-        token_ids: the text.
-        weights: of the checkpoint, in the precision `dtype`.
+        token_ids: The text.
+        weights: The checkpoint's weights in the type `dtype`.
+        config: The model's config.
     """
 
     def __init__(
@@ -71,13 +72,13 @@ class ReferenceRun:
 
     @torch.inference_mode()
     def pass_layer(self, index: int) -> None:
-        """Compute layer `index`; the layers come in order."""
+        """Compute layer `index`. Call it for each layer in order."""
         layer = read_layer(index, self._weights, self._architecture, FloatLinear, self._dtype)
         self._x = run_layer(layer, self._x, self._attention)
 
     @torch.inference_mode()
     def loss(self) -> float:
-        """The text's loss, when it has passed all layers."""
+        """Return the mean loss of the text in nats per token, after all layers are computed."""
         a = self._architecture
         _, head = read_head(self._weights, a, FloatLinear, self._dtype)
         targets = self._token_ids[1:]
@@ -90,7 +91,10 @@ class ReferenceRun:
 
 @torch.inference_mode()
 def loss_of(decoder: Decoder, token_ids: tuple[int, ...]) -> float:
-    """The text's loss in a decoder whose cache has `num_blocks` of BLOCK_SIZE tokens."""
+    """Return the mean loss of a text in nats per token.
+
+    The decoder's cache has at least `num_blocks(token_ids)` blocks of BLOCK_SIZE tokens.
+    """
     targets = token_ids[1:]
     hidden = decoder.forward(_whole(token_ids), list(range(len(targets))))
     total = sum(
@@ -100,22 +104,22 @@ def loss_of(decoder: Decoder, token_ids: tuple[int, ...]) -> float:
 
 
 def num_blocks(token_ids: tuple[int, ...]) -> int:
-    """How many blocks the text fills."""
+    """Return the number of blocks that a text needs."""
     return -(-len(token_ids) // BLOCK_SIZE)
 
 
 def _parts(hidden: Tensor) -> list[tuple[int, Tensor]]:
-    """Some rows at a time, each with the index of the first."""
+    """Split rows into parts of `_ROWS`, each with the index of its first row."""
     return [(start, hidden[start : start + _ROWS]) for start in range(0, len(hidden), _ROWS)]
 
 
 def _summed_loss(logits: Tensor, targets: tuple[int, ...], start: int) -> float:
-    wanted = torch.tensor(targets[start : start + len(logits)], device=logits.device)
-    return F.cross_entropy(logits, wanted, reduction="sum").double().item()
+    part = torch.tensor(targets[start : start + len(logits)], device=logits.device)
+    return F.cross_entropy(logits, part, reduction="sum").double().item()
 
 
 def _whole(token_ids: tuple[int, ...]) -> Layout:
-    """A step of one sequence, none of whose tokens has been computed before."""
+    """Return the layout of a step that computes one whole sequence."""
     num_tokens = len(token_ids)
     sequence = Sequence(0, Request(token_ids, SamplingParams()), num_tokens + 1)
     sequence.block_ids = list(range(num_blocks(token_ids)))

@@ -1,4 +1,4 @@
-"""Linear layers of the lean decoder in int8."""
+"""Linear layers of the native decoder in int8."""
 
 import ctypes
 
@@ -11,10 +11,12 @@ _GATES = {"silu": PrologueKind.SILU_GATE, "gelu_tanh": PrologueKind.GELU_TANH_GA
 
 
 class QuantizedLinear:
-    """A `Linear` with weights and activations in int8, its rows in float32.
+    """A `Linear` with weights and activations in int8. Inputs and outputs are float32.
 
     Args:
-        library: the native kernels; None: torch's own operators.
+        library: The native kernels; None to use torch's operators.
+        weight: [N, K].
+        bias: [N].
     """
 
     def __init__(

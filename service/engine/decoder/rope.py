@@ -1,7 +1,6 @@
-"""Rotary position embeddings: which angle each position turns each pair of dimensions by.
+"""Rotary position embeddings: RoFormer (arXiv 2104.09864), in transformers' half-split layout.
 
-RoFormer (arXiv 2104.09864), in the half-split arrangement of transformers; the frequencies of every
-scaled variant come from transformers' own functions.
+The frequencies of scaled variants are computed by transformers' functions.
 """
 
 from typing import Any
@@ -11,12 +10,17 @@ from torch import Tensor
 
 from service.engine.decoder.architecture import Architecture
 
-# Their frequencies are fixed when the model is loaded. Those of "dynamic" change with the sequence.
+# Types with frequencies that are fixed at load. Those of "dynamic" depend on the sequence length.
 SERVED = {"default", "linear", "llama3", "yarn", "longrope"}
 
 
 class Rope:
-    """The cosines and sines of positions 0 to `max_model_len` - 1: two of [positions, pairs]."""
+    """Tables of cosines and sines for the positions 0 to `max_model_len` - 1.
+
+    Args:
+        frequencies: [pairs], the angle per position of each pair of dimensions.
+        scale: Factor of cosines and sines.
+    """
 
     def __init__(self, frequencies: Tensor, scale: float, max_model_len: int) -> None:
         positions = torch.arange(max_model_len, device=frequencies.device, dtype=torch.float32)
@@ -24,19 +28,19 @@ class Rope:
         self._cos, self._sin = angles.cos() * scale, angles.sin() * scale
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [T, pairs], float32, of `positions` [T]."""
+        """Return the cosines and sines of `positions` [T]: two of [T, pairs], float32."""
         return self._cos[positions], self._sin[positions]
 
 
 def is_served(config: Any) -> bool:
-    """Whether every rotary embedding of a config is of a kind with fixed frequencies."""
+    """Return True if every rotary embedding of a config has fixed frequencies."""
     return all(scope["rope_type"] in SERVED for scope in _scopes(config).values())
 
 
 def make_ropes(
     config: Any, architecture: Architecture, max_model_len: int, device: torch.device
 ) -> dict[str, Rope]:
-    """A rope for each name that the architecture's layers use."""
+    """Return the rotary embedding for each name that the architecture's layers use."""
     used = {layer.rope for layer in architecture.layers} - {None}
     ropes = {}
     for name, scope in _scopes(config).items():
@@ -52,7 +56,7 @@ def make_ropes(
 
 
 def _scopes(config: Any) -> dict[str, Any]:
-    """The parameters of each rotary embedding by its layers' kind; one for all has no name."""
+    """Return the parameters of each rotary embedding by layer kind; "" if all layers share one."""
     parameters = config.rope_parameters
     return {"": parameters} if "rope_type" in parameters else parameters
 

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint in safetensors files, each read when it is asked for."""
+"""Reads the tensors of a checkpoint by the names of a language model."""
 
 from pathlib import Path
 from types import TracebackType
@@ -14,8 +14,8 @@ from service.errors import ModelLoadError
 
 log = structlog.get_logger(__name__)
 
-# How the same language model is named in a multimodal checkpoint: what its names begin with, and
-# what they begin with in a checkpoint of its own. The first that fits counts.
+# Prefixes of a language model's tensors in multimodal checkpoints, and the prefixes of the same
+# tensors in a checkpoint of the language model. The first match is used.
 _LANGUAGE_MODELS = {
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
@@ -23,24 +23,24 @@ _LANGUAGE_MODELS = {
     "model.language_model.": "model.",
     "model.text_model.": "model.",
 }
-# What checkpoints hold beside their weights that is computed here.
+# Tensors in checkpoints that are computed here instead of being read.
 _COMPUTED = ("rotary_emb.inv_freq", "masked_bias")
 
 
 class Weights:
-    """All tensors of a directory's checkpoint as one mapping from names; a context manager.
+    """A mapping from names to the tensors of the checkpoint in a directory; a context manager.
 
-    Quantized weights are dequantized one by one. The names are those of a language model by itself,
-    also where the checkpoint is multimodal.
+    Tensors are read, dequantized and converted at each access. The names are those of a language
+    model by itself, even if the checkpoint is multimodal.
 
     Args:
-        dtype: what the tensors are converted to.
-        device: where they are put.
-        quantization: how the weights are stored that are not of a floating-point type of 16 bits or
-            more; None: there are none.
+        path: The directory.
+        dtype: The type that tensors are converted to.
+        device: The device that tensors are moved to.
+        quantization: How quantized weights are stored; None if there are none.
 
     Raises:
-        ModelLoadError: a file cannot be read.
+        ModelLoadError: A file cannot be read.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Weights:
         return name in self._stored_names
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """The tensor of that name.
+        """Return the tensor `name`.
 
         Raises:
-            ModelLoadError: there is none, or it is quantized in a way that is not served.
+            ModelLoadError: There is no such tensor, or its quantization is not supported.
         """
         if name not in self._stored_names:
             reject_foreign(self._path, self._unread)
@@ -86,11 +86,11 @@ class Weights:
         return self._stored.read(self._stored_names[name]).to(self._dtype)
 
     def shaped(self, name: str, *shape: int) -> torch.Tensor:
-        """The tensor of that name and of that shape.
+        """Return the tensor `name`, which must have the given shape.
 
         Raises:
-            ModelLoadError: there is none, it has another shape, or it is quantized in a way that is
-                not served.
+            ModelLoadError: There is no such tensor, it has another shape, or its quantization is
+                not supported.
         """
         tensor = self[name]
         if tensor.shape != shape:
@@ -101,11 +101,11 @@ class Weights:
         return tensor
 
     def check_unread(self) -> None:
-        """Check the tensors that nobody asked for; call it when the model is complete.
+        """Check the tensors that were not read. Call it after all layers have been read.
 
         Raises:
-            ModelLoadError: one of them belongs to a quantization or an adapter: the model computes
-                something else without it.
+            ModelLoadError: One of them belongs to a quantization or an adapter. The model would
+                compute wrong results without it.
         """
         unread = {name for name in self._unread if not name.endswith(_COMPUTED)}
         reject_foreign(self._path, unread)
@@ -114,7 +114,7 @@ class Weights:
 
 
 def _own_name(name: str) -> str | None:
-    """A tensor's name in a language model by itself; None for one of another part."""
+    """Return a tensor's name in a checkpoint of the language model; None for another part."""
     for prefix, own in _LANGUAGE_MODELS.items():
         if name.startswith(prefix):
             return own + name.removeprefix(prefix)

@@ -442,8 +442,8 @@ Tile make_tile(const Call& call, int64_t sequence, int64_t kv_head, int first_ro
 template <typename Kernel>
 void attend_tile(const Call& call, const Tile& tile);
 
-// Weight 0 does not hide an infinity or NaN of a later token of the same step; attending alone
-// does, with the same bits otherwise.
+// Weight 0 does not hide an infinity or NaN of a later token of the same step. Attending with one
+// row at a time does, with the same bits otherwise.
 template <typename Kernel>
 void finish_or_separate(const Call& call, const Tile& tile) {
     if (finish(call, tile) || tile.num_rows == 1) return;

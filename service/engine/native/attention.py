@@ -1,8 +1,7 @@
-"""Causal attention over a paged cache in one native call a layer, bound to attention.cpp.
+"""Causal attention over a paged cache, in one native call per layer; the binding of attention.cpp.
 
-A row's result and the keys and values that it leaves in the cache have the same bits whatever else
-is in the step: other sequences, other rows of its own sequence, any block table, any number of
-threads.
+The bits of a row's result, and of the keys and values that it writes, do not depend on the rest of
+the step: other sequences, other rows of the same sequence, the block table, the number of threads.
 """
 
 import ctypes
@@ -49,17 +48,17 @@ class _Rotary(ctypes.Structure):
 
 
 class NativeKVStore:
-    """Keys and values of every layer, in blocks, as the kernel reads them.
+    """Keys and values of every layer, in blocks, in the kernel's layout.
 
-    A block holds, for each key-value head, its keys and then its values:
+    A block contains, for each key-value head, its keys and then its values:
 
         keys [block_size / 16, head_dim / pack, 16 tokens, pack]
         values [block_size / step, head_dim / 16, step / pack tokens, 16, pack tokens]
 
-    float32 has pack 1 and step 16. bfloat16 has pack 2, the pairs that its products take at once,
-    and step 32, or 16 where the block size is no multiple of 32, which is slower.
+    float32 has pack 1 and step 16. bfloat16 has pack 2, because its products take pairs, and
+    step 32; step 16 if the block size is not a multiple of 32, which is slower.
 
-    The memory is zeros that the kernel of the system commits when they are first written.
+    The memory is zero, and the operating system commits it when it is first written.
     """
 
     def __init__(
@@ -71,7 +70,11 @@ class NativeKVStore:
         block_size: int,
         dtype: torch.dtype,
     ) -> None:
-        """Raises ValueError for what the kernel does not compute."""
+        """Allocate the cache.
+
+        Raises:
+            ValueError: The kernel does not support the block size, the head size or the type.
+        """
         if block_size < 16 or block_size % 16:
             raise ValueError(f"block_size {block_size} is not a multiple of 16")
         if head_dim not in range(16, 257, 16):
@@ -89,18 +92,17 @@ class NativeKVStore:
         self._layers = [_zeros(size, dtype) for _ in range(num_layers)]
 
     def address(self, layer: int) -> int:
-        """Of the layer's memory."""
+        """Return the address of a layer's memory."""
         return self._layers[layer].data_ptr()
 
     def keys(self, layer: int) -> Tensor:
-        """A view [num_blocks, num_kv_heads, block_size / 16, 16, head_dim / pack, pack]."""
+        """Return a view [num_blocks, num_kv_heads, block_size / 16, 16, head_dim / pack, pack]."""
         shape = (self.block_size // 16, self.head_dim // self._pack, 16, self._pack)
         return self._parts(layer, 0, shape).transpose(3, 4)
 
     def values(self, layer: int) -> Tensor:
-        """A view [num_blocks, num_kv_heads, block_size / step, step / pack, pack, head_dim / 16,
-        16].
-        """
+        """Return a view [num_blocks, num_kv_heads, block_size / step, step / pack, pack,
+        head_dim / 16, 16]."""
         shape = (
             self.block_size // self._step,
             self.head_dim // 16,
@@ -111,7 +113,8 @@ class NativeKVStore:
         return self._parts(layer, 1, shape).permute(0, 1, 2, 4, 6, 3, 5)
 
     def token(self, layer: int, slot: int) -> tuple[Tensor, Tensor]:
-        """The key and the value at block * block_size + offset, each [num_kv_heads, head_dim]."""
+        """Return the key and the value of a slot (block * block_size + offset), each
+        [num_kv_heads, head_dim]."""
         block, offset = divmod(slot, self.block_size)
         key = self.keys(layer)[block, :, offset // 16, offset % 16]
         pair, odd = divmod(offset % self._step, self._pack)
@@ -124,10 +127,13 @@ class NativeKVStore:
 
 
 class AttentionPlan:
-    """What a step computes, for every layer: some rows (tokens) each of some sequences, packed.
+    """The rows of a step, the same for every layer: consecutive tokens of sequences, packed.
 
-    The rows of a sequence are the last `num_rows` of its first `context_len` tokens. Token p of
-    it lies in block `table[p // block_size]`.
+    Args:
+        num_rows: Number of rows of each sequence.
+        context_lens: Number of tokens of each sequence up to and including its last row.
+        block_tables: Block ids of each sequence. Token p is in block `table[p // block_size]`.
+        block_size: Tokens per block.
     """
 
     __slots__ = ("_arrays", "_plan", "address", "num_rows")
@@ -139,7 +145,11 @@ class AttentionPlan:
         block_tables: Sequence[Sequence[int]],
         block_size: int,
     ) -> None:
-        """Raises ValueError for rows that are none of the context, or not in the table."""
+        """Check and pack the arguments.
+
+        Raises:
+            ValueError: A sequence has no rows, or more rows than tokens, or too few blocks.
+        """
         row_starts, table_starts, blocks = array("i", [0]), array("i"), array("i")
         total = 0
         for rows, context_len, table in zip(num_rows, context_lens, block_tables, strict=True):
@@ -161,7 +171,7 @@ class AttentionPlan:
 
 
 class RotaryRows:
-    """Cosines and sines of a step's rows, float32 [T, rotary_dim / 2].
+    """Cosines and sines of a step's rows: two of [T, rotary_dim / 2].
 
     The first `rotary_dim` dimensions of a head are rotated, i with i + rotary_dim / 2.
     """
@@ -179,10 +189,12 @@ class NativeAttention:
     """One layer's attention, from the projected queries, keys and values to the weighted values.
 
     Args:
-        library: the compiled attention.cpp.
-        window: a token sees itself and the window - 1 before it.
-        softcap: scores become softcap * tanh(scores / softcap).
-        q_norm, k_norm: weights [head_dim] of an RMS norm of each head, before the rotary.
+        library: The native kernels.
+        scale: Factor of the scores.
+        window: Number of positions that a token attends to, itself included; None for all.
+        softcap: Scores become softcap * tanh(scores / softcap); None for no change.
+        q_norm: Weight [head_dim] of an RMS norm of each query head, before rotation.
+        k_norm: The same for key heads.
     """
 
     def __init__(
@@ -199,7 +211,11 @@ class NativeAttention:
         k_norm: Tensor | None = None,
         norm_eps: float = 0.0,
     ) -> None:
-        """Raises ValueError for query heads that share no whole number of key-value heads."""
+        """Prepare the layer.
+
+        Raises:
+            ValueError: `num_heads` is not a multiple of the number of key-value heads.
+        """
         if num_heads % store.num_kv_heads:
             raise ValueError(f"{num_heads} heads over {store.num_kv_heads} key-value heads")
         self._norms = [
@@ -232,12 +248,15 @@ class NativeAttention:
         """Write the rows' keys and values to the cache, then attend.
 
         Args:
-            qkv: float32 [T, (num_heads + 2 * num_kv_heads) * head_dim], a row's queries, keys and
-                values side by side.
-            rotary: None where the model has none.
+            qkv: float32 [T, (num_heads + 2 * num_kv_heads) * head_dim], contiguous: the queries,
+                keys and values of each row.
+            rotary: None if the layer has no rotary embedding.
 
         Returns:
             float32 [T, num_heads * head_dim]
+
+        Raises:
+            ValueError: `qkv` has another shape or type, or is not contiguous.
         """
         shape = (plan.num_rows, self._width_in)
         if qkv.shape != shape or qkv.dtype is not torch.float32 or not qkv.is_contiguous():
@@ -256,7 +275,7 @@ class NativeAttention:
 
 
 def _zeros(size: int, dtype: torch.dtype) -> Tensor:
-    """`size` zeros from the start of a page, none of them committed before it is written."""
+    """Return `size` zeros, aligned to a page. Pages are committed when they are first written."""
     page = 4096
     storage = torch.from_numpy(np.zeros(size * dtype.itemsize + page, dtype=np.uint8))
     start = -storage.data_ptr() % page

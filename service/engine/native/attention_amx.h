@@ -1,5 +1,5 @@
 // The products of attention on AMX tiles: bfloat16 operands, float32 sums. A row of a product
-// depends on that row of its left operand alone, so neighbours in a tile change no bit.
+// depends only on that row of its left operand, so neighbours in a tile change no bit.
 //
 // Tiles 0-3 are sums, 4 and 5 left operands (queries or weights), 6 and 7 right ones. Right
 // operands are read from the cache as they lie (attention.py has the layout) and past the L1 cache:
@@ -21,7 +21,7 @@ inline bool has_amx() {
     return granted;
 }
 
-// The intrinsics do not tell the compiler that tiles are read from memory and written to it.
+// The intrinsics do not declare to the compiler that they read tiles from memory and write to it.
 inline void memory_fence() { __asm__ volatile("" ::: "memory"); }
 
 // `depth` is the length of the products' sums: dimensions of a key, or tokens of a value step.

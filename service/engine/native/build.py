@@ -1,9 +1,8 @@
-"""The kernels of this package as a shared library, compiled once per machine, and loaded.
+"""Compiles the kernels of this package into a shared library, once per machine, and loads it.
 
-The sources know nothing of torch, so a system C++ compiler takes seconds, and the library serves
-every version of Python and torch. It asks torch's OpenMP runtime how many threads to use, and has
-threads of its own: the loader finds `libgomp.so.1` already in the process, since torch is imported
-first.
+The sources do not include torch's headers. So compilation takes seconds, and one library works with
+every version of Python and torch. The library has threads of its own, as many as torch's OpenMP
+runtime has: torch is imported first, so `libgomp.so.1` is already in the process.
 """
 
 import ctypes
@@ -12,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import structlog
-import torch  # its OpenMP runtime has to be there before the library asks for one
+import torch  # before the library is loaded, which uses torch's OpenMP runtime
 
 from service.engine.native.compiler import (
     COMMON_FLAGS,
@@ -21,7 +20,7 @@ from service.engine.native.compiler import (
     compile_library,
     find_compiler,
     open_library,
-    open_whole,
+    open_verified,
     sources_digest,
     version,
 )
@@ -34,11 +33,14 @@ log = structlog.get_logger(__name__)
 
 
 def load_library(cache_dir: Path) -> ctypes.CDLL | None:
-    """The kernels, compiled into `cache_dir`/native unless they are there; None without them.
+    """Load the kernels. Compile them into `cache_dir`/native if they are not there.
 
-    Where there is no compiler those that were compiled beforehand serve, if this installation
-    brings any. Without either, on a CPU that lacks AVX-512 VNNI, or where the result does not
-    compute what it should, one line in the log says so. Several processes may do this at once.
+    If there is no compiler, the prebuilt kernels of this installation are loaded. Several processes
+    may call this at once.
+
+    Returns:
+        The library; None, with a log event, if there are neither a compiler nor prebuilt kernels,
+        if the CPU lacks AVX-512 VNNI, or if the self-test fails.
     """
     try:
         cpu = _cpu()
@@ -54,11 +56,12 @@ def load_library(cache_dir: Path) -> ctypes.CDLL | None:
 
 
 def compile_kernels(cache_dir: Path, *, may_use_gpu: bool = False) -> None:
-    """Compile them for a `load_library` to come, unless they are there.
+    """Compile the kernels for a later `load_library`, if they are not in the cache.
 
-    With `may_use_gpu`, nothing is compiled where torch finds a GPU.
+    Errors are ignored here: `load_library` reports them.
 
-    Of what goes wrong nothing is said here: `load_library` meets it again.
+    Args:
+        may_use_gpu: If True, nothing is compiled if torch finds a GPU.
     """
     if may_use_gpu and torch.cuda.is_available():
         return
@@ -69,7 +72,7 @@ def compile_kernels(cache_dir: Path, *, may_use_gpu: bool = False) -> None:
 def _load(cache_dir: Path, cpu: dict[str, str], compiler: tuple[str, ...]) -> ctypes.CDLL:
     key = sources_digest("\n".join(cpu.values()), repr((compiler, _FLAGS)), version(compiler))
     name = key + ".so"
-    if (library := open_whole(cache_dir / name)) is not None:
+    if (library := open_verified(cache_dir / name)) is not None:
         return library
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -80,7 +83,7 @@ def _load(cache_dir: Path, cpu: dict[str, str], compiler: tuple[str, ...]) -> ct
 
 
 def _cpu() -> dict[str, str]:
-    """The fields of cpuinfo that `-march=native` goes by."""
+    """Return the fields of cpuinfo on which `-march=native` depends."""
     lines = _CPUINFO.read_text().split("\n\n", maxsplit=1)[0].splitlines()
     fields = {name.strip(): value.strip() for name, _, value in (s.partition(":") for s in lines)}
     if not set(fields.get("flags", "").split()) >= NEEDED_CPU_FLAGS:
@@ -89,7 +92,8 @@ def _cpu() -> dict[str, str]:
 
 
 def _built(compiler: tuple[str, ...], directory: Path, target: Path | None) -> ctypes.CDLL:
-    """Compile and load in a new directory inside `directory`; what works moves to `target`."""
+    """Compile and load the library in a temporary directory inside `directory`, then move it to
+    `target`."""
     with tempfile.TemporaryDirectory(prefix=".build-", dir=directory) as space:
         path = compile_library(compiler, _FLAGS, Path(space))
         library = open_library(path)

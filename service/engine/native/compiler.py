@@ -1,4 +1,4 @@
-"""The machine's C++ compiler, and the shared libraries that it makes of this package's sources."""
+"""Compiles this package's C++ sources into shared libraries, and opens these."""
 
 import ctypes
 import hashlib
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
-# -w: GCC 12 warns of its own intrinsics' headers.
+# -w: GCC 12 warns about the headers of its own intrinsics.
 COMMON_FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-w")
 
 _COMPILERS = ("c++", "g++", "clang++")
@@ -19,14 +19,15 @@ _DIGEST_BYTES = 32
 
 
 class Unavailable(Exception):
-    """There are no kernels on this machine; the message says why."""
+    """Native kernels are not available. The message contains the reason."""
 
 
 def find_compiler() -> tuple[str, ...]:
-    """`$CXX`, or the first of the usual names.
+    """Return the command of the C++ compiler: `$CXX`, or the first usual name in the PATH.
 
     Raises:
-        Unavailable
+        NoCompiler: There is no compiler.
+        Unavailable: `$CXX` cannot be parsed.
     """
     if chosen := os.environ.get("CXX"):
         try:
@@ -40,15 +41,20 @@ def find_compiler() -> tuple[str, ...]:
 
 
 class NoCompiler(Unavailable):
-    """Nobody has asked for a compiler, and there is none."""
+    """`$CXX` is not set, and no C++ compiler is in the PATH."""
 
 
 def version(compiler: tuple[str, ...]) -> str:
+    """Return the compiler's version text.
+
+    Raises:
+        Unavailable: The compiler cannot be run.
+    """
     return _run((*compiler, "--version"))
 
 
 def sources_digest(*parts: str) -> str:
-    """What tells a library made of these sources, and of what `parts` say, from any other."""
+    """Return a hash of the sources and of `parts`, which identifies a compiled library."""
     texts = [part.encode() for part in parts]
     for source in sorted((*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h"))):
         texts += [source.name.encode(), source.read_bytes()]
@@ -57,10 +63,13 @@ def sources_digest(*parts: str) -> str:
 
 
 def compile_library(compiler: tuple[str, ...], flags: tuple[str, ...], space: Path) -> Path:
-    """The sources as a library in the directory `space`, its digest appended.
+    """Compile the sources into a library in the directory `space`, and append its digest.
+
+    Returns:
+        The path of the library.
 
     Raises:
-        Unavailable: the compiler fails, or the library would not share torch's threads.
+        Unavailable: The compiler fails, or the library needs a second OpenMP runtime.
     """
     path = space / "kernels.so"
     objects = {source: path.with_name(source.stem + ".o") for source in SOURCES.glob("*.cpp")}
@@ -70,40 +79,43 @@ def compile_library(compiler: tuple[str, ...], flags: tuple[str, ...], space: Pa
     _run((*compiler, *flags, "-shared", *map(str, objects.values()), "-o", str(path)))
     content = path.read_bytes()
     if b"libomp.so" in content or b"libiomp5.so" in content:
-        raise Unavailable(f"{compiler[0]} brings a second OpenMP runtime; GCC shares torch's")
-    with path.open("ab") as file:  # after an ELF file's end, where no loader looks
+        raise Unavailable(f"{compiler[0]} links a second OpenMP runtime; GCC uses torch's")
+    with path.open("ab") as file:  # loaders ignore data after the end of an ELF file
         file.write(hashlib.sha256(content).digest())
     return path
 
 
-def open_whole(path: Path) -> ctypes.CDLL | None:
-    """The library at `path` if it is whole: to map a damaged one could end the process.
+def open_verified(path: Path) -> ctypes.CDLL | None:
+    """Open the library at `path` if its digest is right. A damaged library could crash the process.
+
+    Returns:
+        None if there is no such file, if it is damaged, or if it cannot be loaded.
 
     Raises:
-        Unavailable: it computes something else.
+        Unavailable: The self-test fails.
     """
     try:
         content = path.read_bytes()
-        is_whole = hashlib.sha256(content[:-_DIGEST_BYTES]).digest() == content[-_DIGEST_BYTES:]
-        return open_library(path) if is_whole else None
+        is_intact = hashlib.sha256(content[:-_DIGEST_BYTES]).digest() == content[-_DIGEST_BYTES:]
+        return open_library(path) if is_intact else None
     except OSError:
-        return None  # it is not there, or lies where nothing may be executed
+        return None  # there is no file, or its file system is mounted noexec
 
 
 def open_library(path: Path) -> ctypes.CDLL:
-    """The library at `path`, its self-test passed.
+    """Open the library at `path` and run its self-test.
 
     Raises:
-        OSError: it cannot be loaded.
-        Unavailable: it computes something else.
+        OSError: It cannot be loaded.
+        Unavailable: The self-test fails.
     """
     library = ctypes.CDLL(str(path))
     try:
         failed = library.chatrpc_linear_self_test()
     except AttributeError as error:
-        raise Unavailable(f"the compiler made something else: {error}") from error
+        raise Unavailable(f"the compiled library has no self-test: {error}") from error
     if failed != 0:
-        raise Unavailable(f"the compiled kernels compute something else: self-test {failed}")
+        raise Unavailable(f"the compiled kernels compute wrong results: self-test {failed}")
     return library
 
 
@@ -120,6 +132,6 @@ def _run(command: tuple[str, ...]) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(f"{command[0]}: {error}") from error
     if done.returncode != 0:
-        said = next((line for line in done.stderr.splitlines() if "error" in line), "no error")
-        raise Unavailable(f"{command[0]} failed with status {done.returncode}: {said}")
+        message = next((line for line in done.stderr.splitlines() if "error" in line), "no error")
+        raise Unavailable(f"{command[0]} failed with status {done.returncode}: {message}")
     return done.stdout

@@ -26,7 +26,7 @@ struct chatrpc_linear_layer {
 void chatrpc_linear(const chatrpc_linear_layer* layer, const float* x, int64_t rows,
                     int32_t prologue, float eps, const float* residual, float* out);
 
-// The first half of it alone: q [rows, padded in_features], scales [rows]. `norm` as in the layer.
+// Only the first half of it: q [rows, padded in_features], scales [rows]. `norm` as in the layer.
 void chatrpc_linear_quantize(const float* x, const float* norm, int64_t rows, int64_t in_features,
                              int32_t prologue, float eps, int8_t* q, float* scales);
 

@@ -1,18 +1,19 @@
-"""Linear layers in int8, with what comes before and after them in the same call.
+"""Linear layers in int8, each with its norm or gate, bias and residual in one call.
 
 y[r, n] = s_row[r] * s_w[n] * sum_k q_x[r, k] * q_w[n, k] + bias[n] + residual[r, n]
 
-Weights are symmetric int8 per output channel, activations symmetric int8 per row. Both go through
-the same orthonormal Hadamard transform of every 64 inputs first, the weights when they are loaded:
-the product stays what it was and an activation's outliers are spread over 64 values, as in QuaRot
-(https://arxiv.org/abs/2404.00456). Measured on SmolLM2-135M: 3.5 % of perplexity lost without,
-0.07 % with it.
+Weights are symmetric int8 per output channel, activations symmetric int8 per row. Both are rotated
+first by the same orthonormal Hadamard transform of every 64 inputs, the weights at load. It does
+not change the product, and spreads an activation's outliers over 64 values, as in QuaRot
+(https://arxiv.org/abs/2404.00456). On SmolLM2-135M int8 raises perplexity by 3.5 % without the
+rotation and by 0.07 % with it.
 
-The weight of an RMS norm is applied to the activations. Folded into the weight matrix, it would be
-quantized with it, and where a few of its values are far larger than the rest, they take the int8
-steps of all other inputs: Gemma 3 270M had a perplexity of 430 instead of 19.
+The weight of an RMS norm is applied to the activations. If it were folded into the weight matrix,
+a few large values of it would take the int8 steps of all other inputs: Gemma 3 270M had a
+perplexity of 430 instead of 19.
 
-Each row is computed by itself and integer sums are exact: a row's bits do not depend on the batch.
+Each row is computed by itself, and integer sums are exact. So a row's bits do not depend on the
+batch.
 """
 
 import ctypes
@@ -26,18 +27,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 64  # inputs that are mixed with each other; K is padded with zeros to a multiple of it
-_PANEL = 32  # output channels that lie together in a packed weight
-_CHUNK = 1 << 20  # weights quantized at once: what there is in float at a time
+BLOCK = 64  # inputs that are rotated together; K is padded with zeros to a multiple of it
+_PANEL = 32  # output channels that are adjacent in a packed weight
+_CHUNK = 1 << 20  # weights that are quantized, and in memory as floats, at once
 _ARENA_BYTES = 32 << 20
-_SMALLEST = 1e-30  # a row below it counts as zeros: 2^17 over it is still a float32
+_SMALLEST = 1e-30  # rows below it count as zeros: 2^17 divided by it is still a float32
 
 
 class PrologueKind(IntEnum):
-    """What happens to a row before it is quantized. The numbers are the kernel's."""
+    """The operation on a row before it is quantized. The numbers are those of quantize.h."""
 
     NONE = 0
-    RMS_NORM = 1  # x / sqrt(mean(x^2) + eps) * norm, the norm's weight [K] that the layer holds
+    RMS_NORM = 1  # x / sqrt(mean(x^2) + eps) * norm, where `norm` [K] belongs to the layer
     SILU_GATE = 2  # x is [gate | up]: silu(gate) * up
     GELU_TANH_GATE = 3
 
@@ -47,10 +48,11 @@ class PrologueKind(IntEnum):
 
 
 class Int8Linear(Protocol):
-    """x [rows, K], or [rows, 2K] with a gate, to [rows, N]. Contiguous float32 throughout.
+    """A linear layer in int8. All tensors are contiguous float32.
 
-    `residual` [rows, N] is added at the end; `out` may be the same tensor. A row that holds NaN or
-    infinity gives NaN and leaves the others alone. The weight of the RMS norm [K] is the layer's.
+    `__call__` takes x [rows, K], or [rows, 2 K] with a gate, and returns [rows, N]. `residual`
+    [rows, N] is added at the end, and `out` may be the same tensor. A row that contains NaN or
+    infinity gives NaN and does not affect other rows.
     """
 
     in_features: int
@@ -68,6 +70,8 @@ class Int8Linear(Protocol):
 
 
 class QuantizedWeight(NamedTuple):
+    """A weight [N, K] in int8 with one scale per output channel."""
+
     values: Tensor  # int8 [N, K padded to whole blocks], rotated
     scale: Tensor  # float32 [N]
     in_features: int  # K
@@ -84,7 +88,7 @@ _SIGNS = _sylvester(BLOCK)  # the Hadamard matrix times 8: symmetric, and its ow
 
 
 def quantize(weight: Tensor) -> QuantizedWeight:
-    """A weight [N, K] of any float type, rotated and as int8."""
+    """Rotate and quantize a weight [N, K] of any float type."""
     out_features, in_features = weight.shape
     padded = -(-in_features // BLOCK) * BLOCK
     values = torch.empty(out_features, padded, dtype=torch.int8)
@@ -103,7 +107,7 @@ def quantize(weight: Tensor) -> QuantizedWeight:
 
 
 class _Layer(ctypes.Structure):
-    """`chatrpc_linear_layer` of linear.h."""
+    """The struct `chatrpc_linear_layer` of linear.h."""
 
     _fields_ = (
         ("out_features", ctypes.c_int64),
@@ -117,7 +121,7 @@ class _Layer(ctypes.Structure):
 
 
 class NativeInt8Linear:
-    """A `Int8Linear` on the native kernels, with its weight packed for them."""
+    """An `Int8Linear` by the native kernels."""
 
     def __init__(
         self,
@@ -184,17 +188,17 @@ class NativeInt8Linear:
 
 
 class _Arena:
-    """Memory in huge pages, for what is read front to back at every step.
+    """An allocator of memory in huge pages, for weights.
 
-    Weights out of them reach the cores 10 to 15 % faster (measured). A layer alone is smaller than
-    a few of them, so layers share; what is behind a tensor lives as long as one that lies there.
+    Reading weights from huge pages is 10 to 15 % faster (measured). One layer's weights are smaller
+    than a few pages, so layers share an allocation. It is freed with its last tensor.
     """
 
     def __init__(self) -> None:
         self._rest = torch.empty(0, dtype=torch.uint8)
 
     def allocate(self, num_bytes: int) -> Tensor:
-        """Bytes from a 64-byte boundary on."""
+        """Return `num_bytes` bytes, aligned to 64 bytes, as uint8."""
         size = -(-num_bytes // 64) * 64
         if size > len(self._rest):
             memory = mmap.mmap(-1, max(size, _ARENA_BYTES), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -212,12 +216,12 @@ def _norm_weight(norm: Tensor | None, in_features: int) -> Tensor:
 
 
 def _pack(values: Tensor) -> Tensor:
-    """int8 [N, K] in the order of linear.h: panels, blocks, tiles, lines, channels, four inputs."""
+    """Pack int8 [N, K] in the order of linear.h: panel, block, tile, line, channel, four inputs."""
     panels = F.pad(values, (0, 0, 0, -len(values) % _PANEL)).view(torch.int32)
     num_blocks = values.shape[1] // BLOCK
     lines = panels.view(-1, 2, 16, num_blocks, 16).permute(0, 3, 1, 4, 2)
     packed = _arena.allocate(4 * lines.numel()).view(torch.int32).view(lines.shape)
-    # 128 added to every byte: exclusive or with 0x80808080, as a signed number.
+    # Adds 128 to every byte: exclusive or with 0x80808080, as a signed number.
     return torch.bitwise_xor(lines, -0x7F7F7F80, out=packed)
 
 
@@ -225,7 +229,11 @@ _PACKED_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the k
 
 
 def _quantize_packed(library: ctypes.CDLL, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """`quantize` and `_pack` in one pass on all threads: packed values, scales of whole panels."""
+    """Quantize and pack a weight [N, K] in one pass on all threads.
+
+    Returns:
+        The packed values, and the scales padded to whole panels.
+    """
     if weight.dtype not in _PACKED_TYPES:
         weight = weight.float()
     weight = weight.contiguous()
@@ -244,14 +252,15 @@ def _quantize_packed(library: ctypes.CDLL, weight: Tensor) -> tuple[Tensor, Tens
     return packed, scales
 
 
-# Without VNNI, torch's x86 kernels add pairs of products in 16 bits, too few for activations of 8.
+# Without VNNI, torch's x86 kernels add pairs of products in 16 bits. With 8-bit activations that
+# would overflow, so they get fewer levels.
 _LEVELS = 63 if platform.machine() == "x86_64" and not torch.cpu._is_vnni_supported() else 127
 
 
 class TorchInt8Linear:
-    """The same `Int8Linear` by torch's own operators, for machines without the native kernels.
+    """An `Int8Linear` by torch's operators, for machines without the native kernels.
 
-    Activations are whole numbers of -`levels` to `levels`.
+    Activations are quantized to integers from -`levels` to `levels`.
     """
 
     def __init__(
@@ -294,7 +303,7 @@ class TorchInt8Linear:
 def _prepack(weight: QuantizedWeight) -> torch.ScriptObject:
     zero_points = torch.zeros(len(weight.scale), dtype=torch.int64)
     with warnings.catch_warnings():
-        # Tensors of quantized types leave in some later torch; the one we pin has no other way in.
+        # torch will remove quantized tensor types; the pinned version has no replacement here.
         warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
         per_channel = torch._make_per_channel_quantized_tensor(
             weight.values, weight.scale.double(), zero_points, 0
@@ -304,11 +313,9 @@ def _prepack(weight: QuantizedWeight) -> torch.ScriptObject:
 
 
 def _prepared(x: Tensor, prologue: PrologueKind, eps: float, norm: Tensor) -> Tensor:
-    """The row that is quantized, in floats, padded to whole blocks.
-
-    The gates are padded first: a vector's bits may differ from those of a remainder, which would
-    begin at another place in each row.
-    """
+    """Return the rows before quantization: the prologue's output, padded to whole blocks."""
+    # Gates are padded before the activation. Otherwise torch would compute the end of the tensor
+    # without vector instructions, whose results may differ in the last bit.
     padding = -(x.shape[1] // (2 if prologue.is_gated else 1)) % BLOCK
     if prologue.is_gated:
         gate, up = (F.pad(part, (0, padding)) for part in x.chunk(2, dim=-1))
@@ -322,11 +329,13 @@ def _prepared(x: Tensor, prologue: PrologueKind, eps: float, norm: Tensor) -> Te
 
 
 def _rotate(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The transform of whole blocks, as values in [-1, 1] and what each row is to be times.
+    """Rotate whole blocks of rows.
 
-    A matrix product sums in an order that depends on the number of rows. So x becomes whole numbers
-    up to 2^17 first: every partial sum of 64 of them is exact in float32, in any order.
+    Returns:
+        Values in [-1, 1], and the factor of each row.
     """
+    # A matrix product sums in an order that depends on the number of rows. So x is rounded to
+    # integers up to 2^17: every partial sum of 64 of them is exact in float32, in any order.
     amax = x.abs().amax(-1, keepdim=True).clamp_min_(_SMALLEST)
     whole = (x * (2**17 / amax)).round_()
     rotated = (whole.view(-1, BLOCK) @ _SIGNS).view_as(whole)

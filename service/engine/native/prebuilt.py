@@ -1,9 +1,9 @@
-"""Kernels compiled beforehand, for any CPU that can run them: what a container image brings.
+"""Prebuilt kernels for all supported kinds of CPU, as part of a container image.
 
 `python -m service.engine.native.prebuilt` compiles them into this package, on any x86-64 machine
-with GCC: the machine that compiles need not be able to run what it makes. An image then needs no
-compiler, and may be built on another kind of CPU than it serves on. On other machines it makes
-none, says so and ends with 0: their images do without.
+with GCC, even if that machine cannot run them. So an image needs no compiler, and may be built on
+another kind of CPU than it runs on. On machines that are not x86-64 the command prints a message,
+compiles nothing and exits with 0.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from service.engine.native.compiler import (
     Unavailable,
     compile_library,
     find_compiler,
-    open_whole,
+    open_verified,
     sources_digest,
 )
 
@@ -34,11 +34,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """What the sources tell apart: instructions that some CPUs have beyond those needed."""
+    """A set of optional CPU instructions for which the sources have separate code."""
 
     name: str
-    flags: tuple[str, ...]
-    cpu_flags: frozenset[str]  # as /proc/cpuinfo calls them, beyond x86-64-v4
+    flags: tuple[str, ...]  # of the compiler
+    cpu_flags: frozenset[str]  # names in /proc/cpuinfo
 
     @property
     def file_name(self) -> str:
@@ -58,14 +58,17 @@ _LEVELS = (  # the most capable first
 
 
 def open_prebuilt(cpu_flags: set[str], directory: Path = _DIRECTORY) -> ctypes.CDLL | None:
-    """The most capable library in `directory` that a CPU with these flags runs, if there is one.
+    """Open the fastest library in `directory` that a CPU with these flags can run.
+
+    Returns:
+        None if there is none.
 
     Raises:
-        Unavailable: it computes something else.
+        Unavailable: The self-test fails.
     """
     for level in _LEVELS:
         if cpu_flags >= level.cpu_flags:
-            library = open_whole(directory / level.file_name)
+            library = open_verified(directory / level.file_name)
             if library is not None:
                 log.info("native_kernels_prebuilt", kernels=level.name)
                 return library
@@ -75,9 +78,12 @@ def open_prebuilt(cpu_flags: set[str], directory: Path = _DIRECTORY) -> ctypes.C
 def compile_all(directory: Path = _DIRECTORY) -> list[Path]:
     """Compile a library for each level into `directory`.
 
+    Returns:
+        The paths of the libraries.
+
     Raises:
-        Unavailable: there is no compiler, or it fails.
-        OSError: the directory cannot be written to.
+        Unavailable: There is no compiler, or it fails.
+        OSError: The directory cannot be written to.
     """
     compiler = find_compiler()
     directory.mkdir(parents=True, exist_ok=True)
@@ -90,8 +96,9 @@ def compile_all(directory: Path = _DIRECTORY) -> list[Path]:
 
 
 def main() -> int:
+    """Run the command. Returns its exit code."""
     if platform.machine().lower() not in {"x86_64", "amd64"}:
-        print(f"no kernels for {platform.machine()}: there are some for x86-64 alone")  # noqa: T201
+        print(f"no kernels for {platform.machine()}: only x86-64 is supported")  # noqa: T201
         return 0
     try:
         made = compile_all()

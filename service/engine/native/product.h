@@ -166,7 +166,7 @@ inline void finish_tiles(const int32_t (*sums)[kTileRows * 16], int64_t first_ro
 template <int RowTiles>
 inline void amx_sums(const uint8_t* weights, const int8_t* a, int64_t tile_stride,
                      int64_t num_blocks, const uint8_t* next, int64_t lines) {
-    // The compiler wants a tile's number spelled out.
+    // The intrinsics require a tile's number as a literal.
     _tile_zero(0);
     _tile_zero(1);
     if constexpr (RowTiles == 2) {

@@ -1,8 +1,8 @@
 // A row of float activations to int8: prologue, block Hadamard transform, symmetric quantization.
 //
-// Everything here is a function of one row alone, and of an element's place in it never of the
-// number of rows, so that a row's bits are the same in any batch. Tails are masked vectors: a
-// scalar remainder would round differently from the vectors before it.
+// Everything here is a function of one row, and does not depend on the number of rows, so that a
+// row's bits are the same in any batch. Tails are masked vectors: a scalar remainder would round
+// differently from the vectors before it.
 
 #pragma once
 
@@ -21,19 +21,19 @@ constexpr int64_t kBlock = 64;         // the Hadamard transform's width and a t
 constexpr int64_t kTileRows = 16;      // rows of activations in a tile
 constexpr int64_t kTileBytes = 1024;   // 16 rows (or lines) of 64 bytes
 
-// What the products need to know of a row beside its int8 values.
+// The parameters of a quantized row that the products need in addition to its int8 values.
 struct RowScale {
     float scale;           // of the int8 values; NaN for a row that held one, or an infinity
     int32_t compensation;  // 128 * their sum: weights are stored with 128 added
 };
 
-// Weights that the products will want, fetched into the cache while rows are being quantized: the
-// one waits for memory and the other for the arithmetic.
+// Fetches weights for the products into the cache while rows are being quantized: one is limited by
+// memory and the other by arithmetic.
 class Fetch {
   public:
     Fetch(const uint8_t* begin, const uint8_t* end) : next_(begin), end_(end) {}
 
-    // For about as long as 64 values take, in bytes at the pace of memory.
+    // Fetch as many bytes as memory delivers while 64 values are quantized.
     template <int Lines>
     void step() {
         if (next_ >= end_) return;
@@ -48,7 +48,7 @@ class Fetch {
 
 // 1 / (1 + e^-x) to 2e-7. NaN stays NaN.
 inline __m512 sigmoid(__m512 x) {
-    // e^-x is 2^t; where t is bounded the answer is 1e-35, and min gives its second operand for NaN.
+    // e^-x is 2^t. Where t is bounded the result is 1e-35. min gives its second operand for NaN.
     const __m512 t = _mm512_min_ps(_mm512_set1_ps(116.0f),
                                    _mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f)));
     const __m512 r = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // t - floor(t)
@@ -60,9 +60,9 @@ inline __m512 sigmoid(__m512 x) {
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.9999994040e-1f));
     const __m512 denominator = _mm512_add_ps(_mm512_scalef_ps(p, t), _mm512_set1_ps(1.0f));
     // A reciprocal to 14 bits and one Newton step: full division costs three times as much.
-    const __m512 guess = _mm512_rcp14_ps(denominator);
-    const __m512 error = _mm512_fnmadd_ps(denominator, guess, _mm512_set1_ps(1.0f));
-    return _mm512_fmadd_ps(guess, error, guess);
+    const __m512 estimate = _mm512_rcp14_ps(denominator);
+    const __m512 error = _mm512_fnmadd_ps(denominator, estimate, _mm512_set1_ps(1.0f));
+    return _mm512_fmadd_ps(estimate, error, estimate);
 }
 
 template <Prologue P>

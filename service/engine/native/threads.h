@@ -1,11 +1,10 @@
 // The threads that share the work of a kernel, and how its parts are given out.
 //
-// Parts are taken one at a time, not dealt out beforehand. So a thread that the system has taken
-// off its core, because another process wants it, delays a call by the part that it has in hand:
-// the others take the rest. With OpenMP's fixed shares one busy neighbour made every call wait for
-// the slower half.
+// Parts are taken one at a time, not assigned beforehand. If the system takes a thread off its core
+// for another process, a call is delayed by one part at most: the other threads take the rest. With
+// OpenMP's fixed shares, one busy neighbour made every call wait for the slower half.
 //
-// A thread without work looks for the next call for some microseconds and then sleeps.
+// A thread without work polls for the next call for some microseconds and then sleeps.
 
 #pragma once
 
@@ -17,11 +16,12 @@ namespace chatrpc {
 
 constexpr int kMaxThreads = 256;
 
-// The numbers [0, size) in parts of at most `grain`: contiguous ranges, one a thread, and whoever
-// has finished its own takes from the ends of the others'. Which thread has which is left open.
+// The numbers [0, size) in parts of at most `grain`. Each thread has a contiguous range. A thread
+// that has finished its own range takes parts from the ends of the others.
 class Parts {
   public:
-    // With `num_ranges` 1 all take from the front, in order: the costly ones should come first.
+    // With `num_ranges` 1 all threads take parts from the front, in order. The costly parts should
+    // come first.
     void reset(int64_t size, int64_t grain, int num_ranges) {
         grain_ = static_cast<uint32_t>(std::max(grain, int64_t{1}));
         num_ranges_ = num_ranges;

@@ -20,8 +20,8 @@ from service.rpc.calls import status
 from service.rpc.calls.authorization import Access
 from service.rpc.calls.caller import acting_for, received_bytes
 from service.rpc.calls.context import Context, Handler
-from service.rpc.calls.message_reader import MessageReader, Patience
-from service.rpc.calls.rejection_pace import RefusalPace
+from service.rpc.calls.message_reader import ClientTimeouts, MessageReader
+from service.rpc.calls.rejection_pace import RejectionPace
 from service.rpc.calls.rpcs import BY_PATH, Rpc
 from service.rpc.calls.telemetry import CallTelemetry
 from service.rpc.calls.work_pools import WorkPools
@@ -51,14 +51,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         access: Access,
         metrics: Metrics,
         pools: WorkPools,
-        patience: Patience | None = None,
+        client_timeouts: ClientTimeouts | None = None,
         tracer: Tracer = OFF,
     ) -> None:
         self._access = access
         self._metrics = metrics
-        self._patience = patience or Patience()
-        self._refusals = RefusalPace()
-        self._messages = MessageReader(pools, self._patience)
+        self._timeouts = client_timeouts or ClientTimeouts()
+        self._refusals = RejectionPace()
+        self._messages = MessageReader(pools, self._timeouts)
         self._tracer = tracer
         self._limited_log = LimitedLog()
 
@@ -154,7 +154,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def _write(self, context: Context, response: Any) -> None:
         try:
-            async with asyncio.timeout(self._patience.write_s):
+            async with asyncio.timeout(self._timeouts.write_s):
                 await context.write(response)
         except TimeoutError:
             raise DeadlinePassed("The answer was not read for too long.") from None

@@ -27,15 +27,10 @@ _SMALL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a call waits for its client.
+class ClientTimeouts:
+    """Timeouts for receiving a request and for a blocked write, in seconds."""
 
-    Args:
-        message_s: for the request to arrive.
-        write_s: for a part of the answer to be read, or to fit what the client will buffer.
-    """
-
-    message_s: float = 60.0
+    receive_s: float = 60.0
     write_s: float = 60.0
 
 
@@ -47,15 +42,15 @@ class MessageReader:
     way at once; further ones wait.
 
     Args:
-        patience: `message_s` is the time in which a message must arrive.
+        timeouts: A message must arrive within `receive_s`.
         max_bytes: The most that the messages in progress may have.
     """
 
     def __init__(
-        self, pools: WorkPools, patience: Patience, max_bytes: int = MAX_BYTES_IN_PROGRESS
+        self, pools: WorkPools, timeouts: ClientTimeouts, max_bytes: int = MAX_BYTES_IN_PROGRESS
     ) -> None:
         self._pools = pools
-        self._patience = patience
+        self._timeouts = timeouts
         self._in_progress = SharedCapacity(max_bytes)
         self._reading: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
@@ -94,7 +89,7 @@ class MessageReader:
     async def _read(self, context: Context) -> bytes:
         """The message as it came."""
         try:
-            async with asyncio.timeout(self._patience.message_s):
+            async with asyncio.timeout(self._timeouts.receive_s):
                 request = await context.read()
         except TimeoutError:
             raise DeadlinePassed("The request took too long to arrive.") from None

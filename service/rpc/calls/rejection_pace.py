@@ -10,7 +10,7 @@ MAX_DELAY_S = 1.0
 _MAX_CALLERS = 1024
 
 
-class RefusalPace:
+class RejectionPace:
     """Delays the refusals of a caller that asks again at once after each.
 
     A refusal costs the event loop most of a millisecond, and whoever repeats its requests without a

@@ -13,7 +13,7 @@ from service.domain.sampling import SamplingParams
 from service.errors import ContextLengthExceeded, InvalidField, MissingField, UnsupportedField
 from service.rpc.decode.options import cache_salt
 from service.rpc.decode.sampling import check_token_ids, num_choices, sampling_params
-from service.rpc.decode.tools import answer_form
+from service.rpc.decode.tools import decoded_format
 from service.rpc.decode.unsupported import refuse_unserved
 
 # OpenAI's; chat completions have none.
@@ -50,7 +50,7 @@ def completion_request(
         adds_special_tokens=params.add_special_tokens or not params.HasField("add_special_tokens"),
         truncate_prompt_tokens=_truncation(params),
         cache_salt=cache_salt(params.cache_salt),
-        response_format=answer_form(params.response_format),
+        response_format=decoded_format(params.response_format),
     )
 
 

@@ -1,11 +1,11 @@
-"""Tools and response formats from the wire to the domain. Pure, as `convert`."""
+"""Tools and response formats from protobuf to the domain. Pure."""
 
 import re
 from collections.abc import Sequence
 
 from chatrpc.v1 import chat_pb2
 from chatrpc.v1.limits import LIMITS
-from service.domain.chat import AnswerForm, ResponseFormat, Tool, ToolMode
+from service.domain.chat import ResponseFormat, ResponseFormatKind, Tool, ToolMode
 from service.errors import InvalidField, MissingField
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -17,7 +17,7 @@ _MODES = {
 
 
 def tools_and_mode(params: chat_pb2.ChatCompletionParams) -> tuple[tuple[Tool, ...], ToolMode]:
-    """The functions that may be called, and whether one must be.
+    """Return the tools that may be called, and whether one must be.
 
     Raises:
         InvalidField, or one of its kinds.
@@ -25,10 +25,10 @@ def tools_and_mode(params: chat_pb2.ChatCompletionParams) -> tuple[tuple[Tool, .
     check_num_tools(params.tools)
     tools = tuple(_tool(proto, i) for i, proto in enumerate(params.tools))
     by_name: dict[str, Tool] = {}
-    for tool in tools:
+    for i, tool in enumerate(tools):
         if tool.name in by_name:
             raise InvalidField(
-                f"tools[{tool.index}].function.name", f"There are two functions {tool.name!r}."
+                f"tools[{i}].function.name", f"There are two functions {tool.name!r}."
             )
         by_name[tool.name] = tool
     choice = params.tool_choice
@@ -64,13 +64,12 @@ def check_num_tools(tools: Sequence[chat_pb2.Tool]) -> None:
 
 
 def response_format(params: chat_pb2.ChatCompletionParams, mode: ToolMode) -> ResponseFormat | None:
-    """The form the answer must take; None for free text.
+    """Return the format that the output must have; None for free text.
 
     Raises:
-        InvalidField: it is malformed, or the answer must be a call instead.
+        InvalidField: The output must be a tool call instead.
     """
-    proto = params.response_format
-    wanted = answer_form(proto)
+    wanted = decoded_format(params.response_format)
     if wanted is not None and mode is not ToolMode.AUTO:
         raise InvalidField(
             "response_format", "The tool choice forces a call, which has no form but its own."
@@ -78,21 +77,30 @@ def response_format(params: chat_pb2.ChatCompletionParams, mode: ToolMode) -> Re
     return wanted
 
 
-def answer_form(proto: chat_pb2.ResponseFormat) -> ResponseFormat | None:
-    """The form as it is written; None for free text."""
-    match proto.WhichOneof("format"):
+def decoded_format(proto: chat_pb2.ResponseFormat) -> ResponseFormat | None:
+    """Return a response format; None for free text."""
+    kind = proto.WhichOneof("format")
+    field = f"response_format.{kind}"
+    match kind:
         case "json_object":
-            return ResponseFormat(AnswerForm.JSON_OBJECT)
+            return ResponseFormat(ResponseFormatKind.JSON_OBJECT, field=field)
         case "json_schema":
-            # Some clients send none where any JSON object will do.
-            wanted = proto.json_schema
-            return ResponseFormat(AnswerForm.JSON_SCHEMA, wanted.schema_json or "{}", wanted.strict)
+            # Some clients send no schema if any JSON object will do.
+            return ResponseFormat(
+                ResponseFormatKind.JSON_SCHEMA,
+                proto.json_schema.schema_json or "{}",
+                proto.json_schema.strict,
+                field=f"{field}.schema_json",
+            )
         case "regex":
-            return ResponseFormat(AnswerForm.REGEX, proto.regex)
+            return ResponseFormat(ResponseFormatKind.REGEX, proto.regex, field=field)
         case "grammar":
-            return ResponseFormat(AnswerForm.GRAMMAR, proto.grammar)
+            return ResponseFormat(ResponseFormatKind.GRAMMAR, proto.grammar, field=field)
         case "choice":
-            return ResponseFormat(AnswerForm.CHOICE, choices=tuple(proto.choice.choices))
+            choices = tuple(proto.choice.choices)
+            return ResponseFormat(
+                ResponseFormatKind.CHOICE, choices=choices, field=f"{field}.choices"
+            )
         case _:
             return None
 
@@ -110,8 +118,13 @@ def _tool(proto: chat_pb2.Tool, index: int) -> Tool:
             f"A function's name has {_NAME_LIMITS.min_size} to {_NAME_LIMITS.max_size} letters, "
             "digits, underscores and dashes.",
         )
-    schema = function.parameters_json_schema
-    return Tool(index, function.name, function.description, schema, function.strict)
+    return Tool(
+        function.name,
+        function.description,
+        function.parameters_json_schema,
+        function.strict,
+        schema_field=f"{field}.parameters_json_schema",
+    )
 
 
 def _named(names: Sequence[str], by_name: dict[str, Tool], field: str) -> tuple[Tool, ...]:

@@ -240,7 +240,7 @@ class Keywords:
         found: frozenset[str] = frozenset()
         for name in named if isinstance(named, list) else [named]:
             if not isinstance(name, str) or name not in _NAMED_TYPES:
-                raise SchemaError(self.path_of("type"), f"The type {_shown(name)} does not exist.")
+                raise SchemaError(self.path_of("type"), _type_error(name))
             found |= _NAMED_TYPES[name]
         return found
 
@@ -251,5 +251,7 @@ def _strings(value: Json, path: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(value))
 
 
-def _shown(value: Json) -> str:
-    return quoted(value[:60]) if isinstance(value, str) else type_of(value)
+def _type_error(value: Json) -> str:
+    if isinstance(value, str):
+        return f"{quoted(value[:60])} is not a type of JSON Schema."
+    return f"A type must be a string, not a value of type {type_of(value)}."

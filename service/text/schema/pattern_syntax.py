@@ -60,16 +60,22 @@ class CharClass:
 
 @dataclass(frozen=True, slots=True)
 class Concat:
+    """Nodes that match one after the other."""
+
     nodes: tuple["Node", ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
+    """Nodes of which one matches."""
+
     nodes: tuple["Node", ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
+    """A node that matches `least` to `most` times (None: without a limit)."""
+
     node: "Node"
     least: int
     most: int | None
@@ -77,11 +83,15 @@ class Repeat:
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
+    """The start or the end of the string."""
+
     is_start: bool
 
 
 @dataclass(frozen=True, slots=True)
 class LookAround:
+    """A look-ahead or look-behind. `text` is its source."""
+
     node: "Node"
     is_ahead: bool
     is_negated: bool

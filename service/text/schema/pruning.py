@@ -27,7 +27,7 @@ def reachable_shapes(graph: SchemaGraph) -> dict[Node, tuple[Shape, ...]]:
 def satisfiable_shapes(shapes: dict[Node, tuple[Shape, ...]]) -> dict[Node, tuple[Shape, ...]]:
     """Return the shapes that have a value, without the parts that have none.
 
-    Endless recursion is only found here: an object that requires an object of its own kind, say.
+    Endless recursion is only found here, such as an object that requires an object of its own kind.
     """
     satisfiable: set[Node] = set()
     # In terms of grammars: the productive symbols, found from the terminals upwards.

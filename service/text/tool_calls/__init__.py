@@ -1,1 +1,1 @@
-"""Calls of functions: how models write them, shown in prompts, forced and read."""
+"""Tool calls: how models write them, in prompts, in grammars and in parsers."""

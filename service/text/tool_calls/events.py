@@ -1,4 +1,4 @@
-"""What a parser finds in an answer, in order."""
+"""The events that a parser finds in an output, in order."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -6,50 +6,50 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Text that belongs to no call."""
+    """Text outside of tool calls."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class CallStart:
-    """A call begins. From here on it is a call, whatever follows."""
+    """A tool call begins. Whatever follows, it is a tool call."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """The next piece of the arguments, JSON, of the call that began last."""
+    """The next piece of the current call's arguments, which are JSON."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class CallEnd:
-    """The arguments of the call are complete."""
+    """The arguments of the current call are complete."""
 
 
 Event = Content | CallStart | Arguments | CallEnd
 
 
 class CallParser(Protocol):
-    """Reads one answer, its text in pieces. What it takes for no call comes out as content."""
+    """A parser of one output, which comes in pieces. Text that is not a call becomes content."""
 
     def push(self, text: str) -> list[Event]:
-        """Take the next piece; return what is certain by now."""
+        """Parse the next piece. Return the events that are certain now."""
         ...
 
     def flush(self) -> list[Event]:
-        """The answer is over: return what was held back."""
+        """Return the events for the text that was held back, at the end of the output."""
         ...
 
 
 class ContentText:
-    """The content around calls, without the white space between them and it."""
+    """Removes white space between tool calls and the content around them."""
 
     def __init__(self) -> None:
-        self._held = ""  # white space: before a call it goes, before more text it stays
+        self._held = ""  # white space, dropped before a call and kept before more text
         self._is_after_call = False
 
     def push(self, text: str) -> list[Event]:
@@ -64,7 +64,7 @@ class ContentText:
         return [Content(ready)]
 
     def call(self) -> None:
-        """A call begins, or has just ended."""
+        """Note that a call begins, or has just ended."""
         self._held, self._is_after_call = "", True
 
     def flush(self) -> list[Event]:

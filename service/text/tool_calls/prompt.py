@@ -1,4 +1,4 @@
-"""Tools in a conversation: for templates that show them, and for those that do not."""
+"""Tools in prompts: for templates that accept tools, and as text for templates that do not."""
 
 import hashlib
 import json
@@ -24,12 +24,12 @@ What it returns comes in the next message. Otherwise answer as usual."""
 
 _RESULT = "<tool_response>\n{}\n</tool_response>"
 
-# Mistral's templates refuse any other.
+# Mistral's templates reject all other ids.
 _MISTRAL_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
 def template_tools(tools: Sequence[Tool]) -> tuple[dict[str, Any], ...]:
-    """The tools as templates read them: dicts as in OpenAI's API, no key missing."""
+    """Return the tools as templates expect them: dicts as in OpenAI's API, with all keys."""
     return tuple({"type": "function", "function": _function(tool)} for tool in tools)
 
 
@@ -40,11 +40,11 @@ def with_tools_in_text(
     *,
     has_system: bool = True,
 ) -> tuple[Message, ...]:
-    """The conversation for a template that knows no tools: as text in messages of other roles.
+    """Return the conversation with its tools as text, for a template that does not accept tools.
 
-    A system message, or the first message where there is to be none, says which functions there are
-    and how one is called. Earlier calls are the text that the assistant wrote, and what they
-    returned comes from the user, results that follow one another in one message.
+    A system message describes the functions and how to call them; without `has_system` it is the
+    first message. Earlier tool calls become text of the assistant. Their results become user
+    messages; consecutive results share one.
     """
     shown: list[Message] = []
     follows_result = False
@@ -68,7 +68,7 @@ def with_tools_in_text(
 
 
 def with_mistral_ids(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The conversation, ids of calls as Mistral has them: nine letters and digits."""
+    """Return the conversation with tool call ids as Mistral requires: nine letters and digits."""
     return tuple(
         replace(
             message,

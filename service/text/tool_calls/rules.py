@@ -1,4 +1,4 @@
-"""Calls as rules of a grammar."""
+"""Tool calls as rules of a grammar."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from service.domain.chat import Tool
 from service.text import lark
 from service.text.tool_calls.syntax import CallSyntax
 
-# So that a model which has lost its way does not call until its context is full.
+# A limit, so that a confused model does not write calls until its context is full.
 _MAX_FORCED_CALLS = 32
 
-# What may come instead of calls in a format that knows calls by how an answer begins.
+# The content that a format without a trigger allows instead of calls.
 _CONTENT = r"CONTENT: /[^\s{\[](?s:.*)/"
 
 
 @dataclass(frozen=True, slots=True)
 class CallRules:
-    """Calls of `tools`, written in `syntax`, as rules.
+    """Rules for calls of `tools` in the format `syntax`.
 
-    `arguments` names the grammar of each tool's arguments.
+    `arguments` are the names of the grammars of each tool's arguments.
     """
 
     tools: Sequence[Tool]
@@ -28,15 +28,15 @@ class CallRules:
     control_token_id: lark.ControlTokens
 
     def forced(self) -> list[str]:
-        """Rules by which `calls` is one or more calls, and nothing else."""
+        """Return rules in which `calls` is one or more calls, and nothing else."""
         opening, before_name = self.syntax.opening, self.syntax.before_name
         return [f"calls: {self._calls(opening)}", *self._call(before_name)]
 
     def free(self) -> list[str]:
-        """Rules by which `calls` is any text, in which every call that begins is as it should be.
+        """Return rules in which `calls` is any text, and every call in it is valid.
 
-        Text and calls are told apart by the format's trigger. In a format without one, an answer
-        that begins with a bracket, or with white space, must be calls.
+        The format's trigger separates text from calls. Without a trigger, an output that begins
+        with a bracket or with white space must be calls.
         """
         syntax = self.syntax
         opening, before_name = syntax.opening, syntax.before_name
@@ -48,7 +48,7 @@ class CallRules:
         else:
             unit, before_name = "call", before_name.removeprefix(syntax.trigger)
         block = f"(head {unit})+ TEXT" if self.is_parallel else f"head {unit}"
-        head = lark.until("head", syntax.trigger, self.control_token_id)
+        head = lark.text_through_marker("head", syntax.trigger, self.control_token_id)
         return [f"calls: TEXT | {block}", head, lark.TEXT, *self._call(before_name)]
 
     def _calls(self, opening: str) -> str:

@@ -96,7 +96,7 @@ def element(name: str, schema: Any, i: int) -> Any:
         case "messages":
             return {"role": "user", "content": "Hi"}
         case "tools":
-            return {"type": "function", "function": {"name": f"f{i}"}}
+            return function_tool(f"f{i}")
     match schema.get("type"):
         case "array":
             return [element(name, schema["items"], i)]
@@ -106,6 +106,21 @@ def element(name: str, schema: Any, i: int) -> Any:
             return 1
 
 
+def function_tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+# How a field of a part of a chat completion's request is sent.
+PARTS: dict[tuple[str, str], Callable[[Any], dict[str, Any]]] = {
+    ("FunctionDefinition", "name"): lambda name: {"tools": [function_tool(name)]},
+    ("AllowedTools", "tools"): lambda tools: {
+        "tools": [function_tool(f"f{i}") for i in range(128)],
+        "tool_choice": {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "auto", "tools": tools},
+        },
+    },
+}
 CASES = [
     (body, name, value, is_valid)
     for body in CHECKS
@@ -115,9 +130,9 @@ CASES = [
 ]
 
 
-def is_accepted(body: str, name: str, value: Any) -> bool:
+def accepts(body: str, fields: dict[str, Any]) -> bool:
     try:
-        CHECKS[body]({name: value})
+        CHECKS[body](fields)
     except (InvalidRequest, InvalidField):
         return False
     return True
@@ -127,9 +142,15 @@ def test_documented_limits_are_those_of_the_service() -> None:
     wrong = [
         (body, name, str(value)[:80], is_valid)
         for body, name, value, is_valid in CASES
-        if is_accepted(body, name, value) != is_valid
+        if accepts(body, {name: value}) != is_valid
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize(("part", "name"), PARTS)
+def test_documented_limits_of_a_part_are_those_of_the_service(part: str, name: str) -> None:
+    for value, is_valid in values(name, SCHEMAS[part]["properties"][name]):
+        assert accepts("ChatCompletionRequest", PARTS[part, name](value)) == is_valid
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _plain_logs() -> Iterator[None]:
-    """What structlog makes of a traceback on its own takes a tenth of a second."""
+    """Capture logs, because structlog needs 0.1 s to format a traceback."""
     with structlog.testing.capture_logs():
         yield
 

@@ -1,4 +1,4 @@
-"""Tiny models with random weights, and what transformers itself makes them say."""
+"""Tiny models with random weights, and their reference outputs by transformers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -126,7 +126,7 @@ def make_config(model_type: str, **fields: Any) -> PreTrainedConfig:
 
 
 def kv_bytes_per_token(config: PreTrainedConfig) -> int:
-    """What one token takes in the cache, in float32, reckoned from the config."""
+    """Return the bytes of one token in the cache in float32, computed from the config."""
     fields: dict[str, Any] = config.to_dict()
     heads = fields.get("num_attention_heads") or fields["n_head"]
     dim = fields.get("head_dim") or (fields.get("hidden_size") or fields["n_embd"]) // heads
@@ -171,7 +171,10 @@ def reference(path: Path) -> Callable[[tuple[int, ...], int], list[int]]:
 
 
 def reference_logprobs(path: Path) -> Callable[[tuple[int, ...]], torch.Tensor]:
-    """[T, vocab_size]: the log probabilities behind each token, by transformers alone."""
+    """Return a function that computes the log probabilities after each token by transformers.
+
+    Its result is [T, vocab_size].
+    """
     model: Any = _AutoModel.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
 
     def logprobs(token_ids: tuple[int, ...]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a precision costs: the model's perplexity on a text that was written for this measurement.
+"""Measures a model's perplexity in each precision, on a text written for this measurement.
 
 `python -m tests.service.engine.perplexity [DIRECTORY]` prints it for each precision of a
 checkpoint, by default the embedded model's.
@@ -64,10 +64,10 @@ def windows(token_ids: Sequence[int], length: int) -> Iterator[Sequence[int]]:
 
 @torch.inference_mode()
 def perplexity(model: Model, token_ids: Sequence[int], window: int = WINDOW) -> float:
-    """exp of the mean negative log likelihood of every token but the first of its window.
+    """Return the perplexity of a text, over all tokens except the first of each window.
 
-    Each window is a sequence of its own, computed in one step, in blocks from 0 on: the model's
-    cache must hold `window` tokens.
+    Each window is a sequence of its own, computed in one step, in blocks from 0 on. The model's
+    cache has room for `window` tokens.
     """
     total, num_predicted = 0.0, 0
     for piece in windows(token_ids, window):

@@ -1,4 +1,4 @@
-"""Short ways to say what a test asks of an engine."""
+"""Short constructors of requests for tests of the engine."""
 
 from collections.abc import Sequence
 

@@ -34,7 +34,7 @@ def fill(admission: Admission, caller: Caller) -> int:
         num_inside += 1
 
 
-def test_as_many_come_in_as_may_run_and_wait() -> None:
+def test_limit_is_running_slots_plus_queue_size() -> None:
     admission = Admission(max_num_seqs=2, max_queue_size=3)
     for _ in range(5):
         enter(admission, now=0.0)
@@ -45,21 +45,21 @@ def test_as_many_come_in_as_may_run_and_wait() -> None:
     enter(admission, now=0.0)
 
 
-def test_a_queue_of_none_refuses_what_cannot_run_at_once() -> None:
+def test_queue_of_size_zero_admits_only_what_can_run() -> None:
     admission = Admission(max_num_seqs=1, max_queue_size=0)
     enter(admission, now=0.0)
     with pytest.raises(QueueFull):
         enter(admission, now=0.0)
 
 
-def test_a_deadline_that_has_passed_is_refused() -> None:
+def test_passed_deadline_is_rejected() -> None:
     admission = Admission(max_num_seqs=2, max_queue_size=2)
     with pytest.raises(DeadlinePassed):
         enter(admission, now=10.0, deadline=10.0)
     enter(admission, now=10.0, deadline=10.1)
 
 
-def test_nobody_waits_while_a_place_is_free() -> None:
+def test_estimated_wait_with_a_free_slot_is_zero() -> None:
     admission = Admission(max_num_seqs=2, max_queue_size=2)
     assert admission.estimated_wait_s(ANYBODY) == 0.0
     enter(admission, now=0.0)
@@ -75,7 +75,7 @@ def steady(admission: Admission, gap_s: float, times: int, now: float = 0.0) -> 
     return now
 
 
-def test_the_wait_is_the_places_ahead_times_the_gap_between_leavings() -> None:
+def test_estimated_wait_is_sequences_ahead_times_mean_gap() -> None:
     admission = Admission(max_num_seqs=2, max_queue_size=10)
     for _ in range(5):  # 2 run, 3 wait
         enter(admission, now=0.0)
@@ -87,7 +87,7 @@ def test_the_wait_is_the_places_ahead_times_the_gap_between_leavings() -> None:
     assert admission.estimated_wait_s(ANYBODY) == pytest.approx(10.0, rel=0.01)
 
 
-def test_a_full_queue_says_when_to_come_back() -> None:
+def test_full_queue_returns_the_estimated_wait() -> None:
     admission = Admission(max_num_seqs=1, max_queue_size=1)
     enter(admission, now=0.0)
     enter(admission, now=0.0)
@@ -106,7 +106,7 @@ def test_time_without_work_is_no_gap() -> None:
     assert admission.estimated_wait_s(ANYBODY) <= 1.0
 
 
-def test_an_estimate_that_refuses_everyone_is_corrected() -> None:
+def test_estimate_that_rejects_all_requests_is_corrected() -> None:
     """After a slow hour the estimate is long; a queue that it keeps empty must not preserve it."""
     admission = Admission(max_num_seqs=1, max_queue_size=5)
     enter(admission, now=0.0)
@@ -170,7 +170,7 @@ def test_caller_without_a_queue_has_all_slots() -> None:
     assert fill(Admission(max_num_seqs=32, max_queue_size=0), Caller("a")) == 32
 
 
-def test_refusal_says_whether_the_queue_or_the_share_is_full() -> None:
+def test_rejection_distinguishes_full_queue_and_full_share() -> None:
     admission = Admission(max_num_seqs=2, max_queue_size=6)
     fill(admission, Caller("a"))
     with pytest.raises(QueueFull, match="This caller has its share"):

@@ -75,8 +75,8 @@ class Rig:
         await self.until(lambda s: s.num_steps >= num_steps)
 
     async def until_empty(self) -> None:
-        """Return when nothing is left of the requests that have ended. All must have."""
-        # The engine obeys in order: when this is answered it has heard of every end before.
+        """Return when the state of all ended requests is freed. All requests must have ended."""
+        # Commands run in order: when this request ends, all earlier commands have run.
         await self.collect(make_request(1, max_tokens=1))
         await self.until(
             lambda s: (
@@ -85,7 +85,7 @@ class Rig:
         )
 
     def block(self) -> None:
-        """Hold the engine in the middle of its next step."""
+        """Block the engine in the middle of its next step."""
         self.runner.is_waiting.clear()
         self.runner.gate.clear()
 
@@ -114,12 +114,12 @@ def tokens(outputs: list[TokenOutput]) -> list[int]:
 
 
 async def next_token_of(stream: AsyncGenerator[TokenOutput, int | None]) -> None:
-    """Read from a stream until it has given a token."""
+    """Read from a stream until it yields a token."""
     while not (await anext(stream)).token_ids:
         pass
 
 
-async def test_an_answer(rig: Rig) -> None:
+async def test_request_yields_tokens_and_finish_reason(rig: Rig) -> None:
     request = make_request(5, max_tokens=6)
     outputs = await rig.collect(request)
     assert outputs[0] == EMPTY
@@ -130,7 +130,7 @@ async def test_an_answer(rig: Rig) -> None:
     await rig.until_empty()
 
 
-async def test_the_context_is_known_after_start(rig: Rig) -> None:
+async def test_max_model_len_is_set_after_start(rig: Rig) -> None:
     assert rig.engine.max_model_len == 200
 
 
@@ -141,7 +141,7 @@ async def test_many_at_once_are_answered_each_its_own(rig: Rig) -> None:
     await rig.until_empty()
 
 
-async def test_the_first_item_is_empty_and_says_admitted(rig: Rig) -> None:
+async def test_first_output_is_empty_and_reports_admission(rig: Rig) -> None:
     rig.block()
     async with aclosing(rig.generate(make_request())) as outputs:
         assert await anext(outputs) == EMPTY
@@ -151,7 +151,7 @@ async def test_the_first_item_is_empty_and_says_admitted(rig: Rig) -> None:
         await next_token_of(outputs)
 
 
-async def test_a_slow_reader_gets_everything_in_one(rig: Rig) -> None:
+async def test_slow_consumer_gets_one_merged_output(rig: Rig) -> None:
     request = make_request(5, max_tokens=20)
     async with aclosing(rig.generate(request)) as slow:
         assert await anext(slow) == EMPTY
@@ -182,7 +182,7 @@ def of_index(outputs: list[TokenOutput], index: int) -> list[TokenOutput]:
     return [output for output in outputs if output.index == index]
 
 
-async def test_the_sequences_of_a_request_are_told_apart(rig: Rig) -> None:
+async def test_outputs_have_the_index_of_their_sequence(rig: Rig) -> None:
     request = Request((1, 2, 3), SamplingParams(seed=2, max_tokens=6), n=7)
     first, *outputs = await rig.collect(request)
     assert first == EMPTY
@@ -194,7 +194,7 @@ async def test_the_sequences_of_a_request_are_told_apart(rig: Rig) -> None:
     await rig.until_empty()
 
 
-async def test_a_slow_reader_gets_one_output_of_each_sequence(rig: Rig) -> None:
+async def test_slow_consumer_gets_one_output_of_each_sequence(rig: Rig) -> None:
     request = Request((1, 2, 3), SamplingParams(seed=2, max_tokens=9), n=3)
     async with aclosing(rig.generate(request)) as slow:
         assert await anext(slow) == EMPTY
@@ -207,8 +207,8 @@ async def test_a_slow_reader_gets_one_output_of_each_sequence(rig: Rig) -> None:
     ]
 
 
-async def test_an_end_without_a_token_stays_by_itself(rig: Rig) -> None:
-    """Merged with tokens, it would make a stop token of the last of them."""
+async def test_finish_reason_without_token_is_not_merged(rig: Rig) -> None:
+    """If it were merged with tokens, the last of these would look like a stop token."""
     rig.runner.dead_end = 3
     request = make_request(5, max_tokens=9)
     async with aclosing(rig.generate(request)) as slow:
@@ -222,7 +222,7 @@ async def test_an_end_without_a_token_stays_by_itself(rig: Rig) -> None:
     assert end.token_ids == ()
 
 
-async def test_an_error_comes_behind_what_was_said_before_it(rig: Rig) -> None:
+async def test_error_comes_after_the_outputs_before_it(rig: Rig) -> None:
     rig.runner.failing_runs = {4}
     async with aclosing(rig.generate(make_request(5, max_tokens=9, n=2))) as slow:
         assert await anext(slow) == EMPTY
@@ -311,7 +311,7 @@ async def test_closing_at_the_end(rig: Rig) -> None:
     await rig.until_empty()
 
 
-async def test_a_cancelled_reader_frees_its_sequence(rig: Rig) -> None:
+async def test_cancelled_consumer_frees_its_sequence(rig: Rig) -> None:
     rig.block()
     task = asyncio.create_task(rig.collect(make_request(max_tokens=None)))
     await rig.blocked()
@@ -322,7 +322,7 @@ async def test_a_cancelled_reader_frees_its_sequence(rig: Rig) -> None:
     await rig.until_empty()
 
 
-async def test_a_full_queue_refuses_and_takes_again() -> None:
+async def test_full_queue_rejects_and_then_admits_again() -> None:
     async with started(Rig(max_num_seqs=1, max_queue_size=1)) as rig:
         inside = [rig.generate(make_request(max_tokens=None)) for _ in range(2)]
         for stream in inside:
@@ -335,20 +335,20 @@ async def test_a_full_queue_refuses_and_takes_again() -> None:
         await rig.until_empty()
 
 
-async def test_a_prompt_without_room_is_refused(rig: Rig) -> None:
+async def test_prompt_of_the_context_length_is_rejected(rig: Rig) -> None:
     with pytest.raises(ContextLengthExceeded):
         await anext(rig.generate(make_request(rig.max_model_len)))
     request = make_request(rig.max_model_len - 1, max_tokens=None)
     assert len(tokens(await rig.collect(request))) == 1
 
 
-async def test_a_deadline_that_has_passed_is_refused(rig: Rig) -> None:
+async def test_passed_deadline_is_rejected(rig: Rig) -> None:
     with pytest.raises(DeadlinePassed):
         await anext(rig.generate(make_request(deadline=time.monotonic())))
     await rig.until(lambda s: s.num_waiting == 0)
 
 
-async def test_a_deadline_that_passes_in_the_queue_ends_the_wait() -> None:
+async def test_deadline_that_passes_in_the_queue_ends_the_wait() -> None:
     async with started(Rig(max_num_seqs=1)) as rig:
         async with aclosing(rig.generate(make_request(max_tokens=None))) as running:
             rig.block()
@@ -363,7 +363,7 @@ async def test_a_deadline_that_passes_in_the_queue_ends_the_wait() -> None:
         await rig.until_empty()
 
 
-async def test_a_failed_engine_says_so_to_everyone(rig: Rig) -> None:
+async def test_failed_engine_fails_all_requests(rig: Rig) -> None:
     dead = asyncio.create_task(rig.engine.wait_dead())
     rig.block()
     streams = [rig.generate(make_request(max_tokens=None)) for _ in range(6)]
@@ -384,7 +384,7 @@ async def test_a_failed_engine_says_so_to_everyone(rig: Rig) -> None:
     await rig.engine.stop()
 
 
-async def test_a_failed_step_ends_what_was_in_it_and_the_engine_goes_on(rig: Rig) -> None:
+async def test_failed_step_fails_its_requests_and_the_engine_continues(rig: Rig) -> None:
     rig.block()
     streams = [rig.generate(make_request(max_tokens=9)) for _ in range(6)]
     for stream in streams:
@@ -436,7 +436,7 @@ async def test_stop_fails_what_runs(rig: Rig) -> None:
         await anext(rig.generate(make_request()))
 
 
-async def test_a_stopped_engine_is_not_dead(rig: Rig) -> None:
+async def test_stopped_engine_is_not_dead(rig: Rig) -> None:
     dead = asyncio.create_task(rig.engine.wait_dead())
     await rig.engine.stop()
     await rig.engine.stop()
@@ -464,7 +464,7 @@ async def test_start_raises_what_the_load_raises(error: Exception) -> None:
 
 
 class SlowLoad:
-    """A load that takes as long as the test says."""
+    """A load that ends when the test lets it end."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.is_loading = threading.Event()
@@ -510,7 +510,7 @@ async def test_stop_while_start_is_awaited() -> None:
         await anext(engine.generate(make_request()))
 
 
-def test_a_loop_that_ends_during_a_load_leaves_no_error() -> None:
+def test_event_loop_that_ends_during_a_load_leaves_no_error() -> None:
     load = SlowLoad()
 
     async def main() -> None:
@@ -527,7 +527,7 @@ def test_a_loop_that_ends_during_a_load_leaves_no_error() -> None:
 
 @dataclass(frozen=True)
 class Client:
-    """One client: how it asks and when it goes away."""
+    """The requests of one client, and the time at which it disconnects."""
 
     prompt: int
     max_tokens: int | None
@@ -605,7 +605,7 @@ callers = st.builds(
     num_speculative_tokens=st.sampled_from([0, 8]),
     failing_runs=st.sets(st.integers(1, 60), max_size=6),
 )
-def test_whatever_callers_do_each_ends_by_name_and_nothing_stays(
+def test_random_calls_all_end_and_leave_no_state(
     crowd: list[Client],
     num_blocks: int,
     max_num_seqs: int,
@@ -659,7 +659,7 @@ async def test_ending_the_last_sequence_ends_the_request(rig: Rig) -> None:
     await rig.until_empty()
 
 
-async def test_a_step_that_never_ends_is_the_engines_end() -> None:
+async def test_hanging_step_kills_the_engine() -> None:
     rig = Rig(step_timeout_s=1e-6)
     await rig.engine.start(MODEL)
     dead = asyncio.ensure_future(rig.engine.wait_dead())
@@ -671,7 +671,7 @@ async def test_a_step_that_never_ends_is_the_engines_end() -> None:
     rig.runner.gate.set()
 
 
-async def test_an_engine_at_work_or_at_rest_is_not_taken_for_dead() -> None:
+async def test_working_or_idle_engine_is_not_dead() -> None:
     rig = Rig(step_timeout_s=0.4)
     await rig.engine.start(MODEL)
     dead = asyncio.ensure_future(rig.engine.wait_dead())
@@ -683,7 +683,7 @@ async def test_an_engine_at_work_or_at_rest_is_not_taken_for_dead() -> None:
     await rig.engine.stop()
 
 
-async def test_a_process_that_was_stopped_in_a_step_is_not_taken_for_dead() -> None:
+async def test_process_suspended_in_a_step_is_not_dead() -> None:
     rig = Rig(step_timeout_s=1.0)
     await rig.engine.start(MODEL)
     rig.runner.gate.clear()
@@ -699,7 +699,7 @@ async def test_a_process_that_was_stopped_in_a_step_is_not_taken_for_dead() -> N
     await rig.engine.stop()
 
 
-async def test_a_command_that_never_ends_is_the_engines_end() -> None:
+async def test_hanging_command_kills_the_engine() -> None:
     rig = Rig(step_timeout_s=0.05)
     await rig.engine.start(MODEL)
     dead = asyncio.ensure_future(rig.engine.wait_dead())

@@ -12,14 +12,14 @@ def sequence(prompt: int | tuple[int, ...], cache_salt: str = "") -> Sequence:
 
 
 def computed(pool: BlockPool, prompt: int | tuple[int, ...], cache_salt: str = "") -> Sequence:
-    """A sequence that the pool has given its blocks and that is computed to its end."""
+    """Return a sequence with allocated blocks whose tokens are all computed."""
     new = sequence(prompt, cache_salt)
     assert pool.allocate(new)
     pool.advance(new, new.num_uncomputed_tokens)
     return new
 
 
-def test_a_new_pool_is_all_free() -> None:
+def test_new_pool_has_only_free_blocks() -> None:
     pool = BlockPool(num_blocks=5, block_size=4)
     assert (pool.num_free, pool.num_tokens) == (5, 20)
 
@@ -34,7 +34,7 @@ def test_blocks_are_given_for_all_tokens_and_no_more() -> None:
     assert pool.num_free == 1
 
 
-def test_a_sequence_that_has_room_gets_nothing() -> None:
+def test_sequence_with_room_in_its_blocks_gets_no_block() -> None:
     pool = BlockPool(num_blocks=1, block_size=4)
     grown = sequence(3)
     assert pool.allocate(grown)
@@ -45,7 +45,7 @@ def test_a_sequence_that_has_room_gets_nothing() -> None:
     assert not pool.allocate(grown)
 
 
-def test_a_refusal_changes_nothing() -> None:
+def test_failed_allocation_changes_nothing() -> None:
     pool = BlockPool(num_blocks=2, block_size=4)
     refused = sequence(9)
     assert not pool.allocate(refused)
@@ -58,7 +58,7 @@ def test_spared_blocks_stay_free() -> None:
     assert pool.allocate(sequence(5), num_spared=1)
 
 
-def test_a_draft_has_blocks_of_its_own_which_the_tokens_then_fill() -> None:
+def test_draft_gets_blocks_that_its_tokens_fill_later() -> None:
     pool = BlockPool(num_blocks=3, block_size=4)
     drafting = sequence(4)
     assert pool.allocate(drafting, num_draft_tokens=8)
@@ -78,7 +78,7 @@ def test_free_takes_everything_back_and_forgets_what_was_computed() -> None:
     assert (freed.block_ids, freed.num_computed_tokens, pool.num_free) == ([], 0, 3)
 
 
-def test_the_blocks_freed_last_are_used_first() -> None:
+def test_blocks_freed_last_are_reused_first() -> None:
     pool = BlockPool(num_blocks=100, block_size=4)
     first = sequence(8)
     assert pool.allocate(first)
@@ -88,7 +88,7 @@ def test_the_blocks_freed_last_are_used_first() -> None:
     assert first.block_ids == block_ids
 
 
-def test_a_prefix_is_shared_with_who_holds_it() -> None:
+def test_prefix_is_shared_with_its_holder() -> None:
     pool = BlockPool(num_blocks=5, block_size=4)
     first = computed(pool, 10)
     second = sequence((*range(1, 9), 70, 71))
@@ -102,7 +102,7 @@ def test_a_prefix_is_shared_with_who_holds_it() -> None:
     assert pool.num_free == 5
 
 
-def test_a_prefix_is_shared_after_it_was_freed() -> None:
+def test_prefix_is_shared_after_it_was_freed() -> None:
     pool = BlockPool(num_blocks=5, block_size=4)
     first = computed(pool, 10)
     block_ids = list(first.block_ids)
@@ -113,7 +113,7 @@ def test_a_prefix_is_shared_after_it_was_freed() -> None:
     assert pool.num_free == 2
 
 
-def test_the_last_token_is_never_taken_from_the_cache() -> None:
+def test_last_token_is_never_taken_from_the_cache() -> None:
     pool = BlockPool(num_blocks=9, block_size=4)
     computed(pool, 8)
     again = sequence(8)
@@ -121,7 +121,7 @@ def test_the_last_token_is_never_taken_from_the_cache() -> None:
     assert again.num_computed_tokens == 4
 
 
-def test_nothing_is_shared_before_it_is_computed() -> None:
+def test_blocks_are_not_shared_before_they_are_computed() -> None:
     pool = BlockPool(num_blocks=9, block_size=4)
     first, second, third = sequence(9), sequence(9), sequence(9)
     assert pool.allocate(first)
@@ -131,7 +131,7 @@ def test_nothing_is_shared_before_it_is_computed() -> None:
     assert (second.num_computed_tokens, third.num_computed_tokens) == (0, 4)
 
 
-def test_a_prefix_is_all_that_comes_before_not_the_block_alone() -> None:
+def test_prefix_includes_all_tokens_before_the_block() -> None:
     pool = BlockPool(num_blocks=9, block_size=4)
     computed(pool, (1, 2, 3, 4, 5, 6, 7, 8, 9))
     other = sequence((0, 2, 3, 4, 5, 6, 7, 8, 9))
@@ -139,7 +139,7 @@ def test_a_prefix_is_all_that_comes_before_not_the_block_alone() -> None:
     assert other.num_computed_tokens == 0
 
 
-def test_token_ids_are_told_apart_whatever_their_digits() -> None:
+def test_token_ids_with_the_same_digits_are_different_prefixes() -> None:
     pool = BlockPool(num_blocks=9, block_size=2)
     computed(pool, (1, 23, 4))
     other = sequence((12, 3, 4))
@@ -151,7 +151,9 @@ def test_token_ids_are_told_apart_whatever_their_digits() -> None:
     ("salts", "num_cached"),
     [(("", ""), 8), (("a", "a"), 8), (("a", ""), 0), (("", "a"), 0), (("a", "b"), 0)],
 )
-def test_a_salt_keeps_apart(salts: tuple[str, str], num_cached: int) -> None:
+def test_prefixes_with_different_salts_are_not_shared(
+    salts: tuple[str, str], num_cached: int
+) -> None:
     pool = BlockPool(num_blocks=9, block_size=4)
     pool.free(computed(pool, 9, salts[0]))
     other = sequence(9, salts[1])
@@ -159,7 +161,7 @@ def test_a_salt_keeps_apart(salts: tuple[str, str], num_cached: int) -> None:
     assert other.num_computed_tokens == num_cached
 
 
-def test_what_two_have_computed_is_cached_once() -> None:
+def test_block_computed_twice_is_cached_once() -> None:
     pool = BlockPool(num_blocks=9, block_size=4)
     first, second = sequence(5), sequence(5)
     assert pool.allocate(first)
@@ -174,7 +176,7 @@ def test_what_two_have_computed_is_cached_once() -> None:
     assert pool.num_free == 9
 
 
-def test_the_least_recently_held_goes_first_and_its_end_before_its_beginning() -> None:
+def test_least_recently_held_prefix_is_evicted_from_its_end() -> None:
     pool = BlockPool(num_blocks=6, block_size=4)
     older, newer = (1,) * 12, (2,) * 12
     pool.free(computed(pool, older))
@@ -217,7 +219,7 @@ def test_without_prefix_caching_nothing_is_shared() -> None:
 def test_every_block_is_free_or_held_and_shared_only_for_what_it_holds(
     program: list[tuple[int, int, int, bool]],
 ) -> None:
-    """Each step frees what stands at a place, or gives that place a new sequence."""
+    """Each step frees the sequence at an index, or allocates a new one there."""
     pool = BlockPool(num_blocks=12, block_size=4)
     contents: dict[int, list[int]] = {}
     held: dict[int, Sequence] = {}

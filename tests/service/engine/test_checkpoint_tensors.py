@@ -22,7 +22,7 @@ def test_all_shards_are_opened_but_for_copies_in_mistrals_format(tmp_path: Path)
     assert open_tensors(tmp_path).keys() == {"a", "b"}
 
 
-def test_the_index_says_which_files_count(tmp_path: Path) -> None:
+def test_index_selects_the_files(tmp_path: Path) -> None:
     save(tmp_path, "part-1.safetensors", "a")
     save(tmp_path, "left-over.safetensors", "b")
     index = {"weight_map": {"a": "part-1.safetensors"}}
@@ -33,20 +33,20 @@ def test_the_index_says_which_files_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}']
 )
-def test_an_index_that_is_none_is_named(content: str, tmp_path: Path) -> None:
+def test_invalid_index_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(ModelLoadError, match=r"index\.json is not an index"):
         open_tensors(tmp_path)
 
 
-def test_a_file_of_the_index_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_file_of_the_index_is_named(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "part-1.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelLoadError, match=r"part-1\.safetensors cannot be read: No such file"):
         open_tensors(tmp_path)
 
 
-def test_the_whole_file_counts_before_shards(tmp_path: Path) -> None:
+def test_single_file_takes_precedence_over_shards(tmp_path: Path) -> None:
     save(tmp_path, "model.safetensors", "a")
     save(tmp_path, "model-00001-of-00001.safetensors", "b")
     index = {"weight_map": {"b": "model-00001-of-00001.safetensors"}}
@@ -54,7 +54,7 @@ def test_the_whole_file_counts_before_shards(tmp_path: Path) -> None:
     assert open_tensors(tmp_path).keys() == {"a"}
 
 
-def test_a_file_that_cannot_be_opened_has_the_systems_reason(tmp_path: Path) -> None:
+def test_unopenable_file_is_reported_with_the_system_error(tmp_path: Path) -> None:
     """A link to itself: root, whom these tests may run as, may read every file."""
     file = tmp_path / "model.safetensors"
     file.symlink_to(file)
@@ -63,7 +63,7 @@ def test_a_file_that_cannot_be_opened_has_the_systems_reason(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_a_file_of_somebody_else_says_permission(tmp_path: Path) -> None:
+def test_unreadable_file_reports_permission_denied(tmp_path: Path) -> None:
     save(tmp_path, "model.safetensors", "a")
     (tmp_path / "model.safetensors").chmod(0)
     with pytest.raises(ModelLoadError, match="Permission denied"):

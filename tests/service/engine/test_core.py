@@ -41,7 +41,7 @@ def is_empty(core: EngineCore) -> bool:
 
 
 def run(core: EngineCore) -> dict[int, list[TokenOutput]]:
-    """Step to the end; what came out of each sequence."""
+    """Step until all sequences have finished, and return the outputs of each sequence."""
     outputs: dict[int, list[TokenOutput]] = {}
     while core.has_unfinished:
         step = core.step()
@@ -68,7 +68,7 @@ def test_one_request_is_answered_token_by_token() -> None:
     assert is_empty(core)
 
 
-def test_a_stop_token_ends_the_answer_and_is_part_of_it() -> None:
+def test_stop_token_ends_the_output_and_is_part_of_it() -> None:
     whole = answer(make_request(5, max_tokens=9), 200)
     end = max(whole.index(token) for token in whole)  # the last that has not come up before
     assert end > 2
@@ -79,7 +79,7 @@ def test_a_stop_token_ends_the_answer_and_is_part_of_it() -> None:
     assert outputs[-1].finish_reason is FinishReason.STOP
 
 
-def test_the_context_ends_an_answer_without_a_limit() -> None:
+def test_output_without_limit_ends_with_the_context() -> None:
     core = core_of(num_blocks=3)
     core.add(0, make_request(5, max_tokens=None))
     outputs = run(core)[0]
@@ -87,7 +87,7 @@ def test_the_context_ends_an_answer_without_a_limit() -> None:
     assert outputs[-1].finish_reason is FinishReason.LENGTH
 
 
-def test_a_chunk_that_ends_before_the_prompt_yields_nothing() -> None:
+def test_chunk_before_the_end_of_the_prompt_yields_no_token() -> None:
     core = core_of(max_num_batched_tokens=8)
     core.add(0, make_request(20))
     assert core.step() == []
@@ -95,7 +95,7 @@ def test_a_chunk_that_ends_before_the_prompt_yields_nothing() -> None:
     assert len(core.step()) == 1
 
 
-def test_every_output_says_how_much_of_the_prompt_was_cached() -> None:
+def test_every_output_has_the_number_of_cached_tokens() -> None:
     core = core_of()
     core.add(0, make_request(9, max_tokens=2))
     run(core)
@@ -104,7 +104,7 @@ def test_every_output_says_how_much_of_the_prompt_was_cached() -> None:
     assert (core.stats.num_prefix_cache_queries, core.stats.num_prefix_cache_hits) == (18, 8)
 
 
-def test_a_second_turn_begins_where_the_first_ended() -> None:
+def test_second_turn_reuses_the_cache_of_the_first() -> None:
     core, first = core_of(), make_request(9, max_tokens=8)
     core.add(0, first)
     said = tokens(run(core)[0])
@@ -115,7 +115,7 @@ def test_a_second_turn_begins_where_the_first_ended() -> None:
     assert outputs[0].num_cached_tokens == 16
 
 
-def test_an_abort_in_the_middle_of_a_prompt_leaves_what_is_computed() -> None:
+def test_abort_during_prefill_keeps_computed_blocks_cached() -> None:
     core, request = core_of(max_num_batched_tokens=10), make_request(30, max_tokens=3)
     core.add(0, request)
     core.step()
@@ -147,8 +147,8 @@ def test_drafts_change_no_draw(seed: int) -> None:
     assert core.stats.num_accepted_tokens > 0
 
 
-def test_a_stop_token_in_the_middle_of_a_draft_ends_the_answer() -> None:
-    """Whatever token it is, and however the drafts fall."""
+def test_stop_token_in_a_draft_ends_the_output() -> None:
+    """Each token of the output is used as the stop token once."""
     whole = answer(make_request(5, max_tokens=60), 200)
     num_cut = 0
     for token in set(whole):
@@ -172,7 +172,7 @@ def test_no_draft_goes_past_the_limit(max_tokens: int) -> None:
     assert outputs[-1].finish_reason is FinishReason.LENGTH
 
 
-def test_what_drafts_have_computed_is_cached() -> None:
+def test_accepted_draft_tokens_are_cached() -> None:
     core, first = core_of(num_speculative_tokens=8), make_request(5, max_tokens=60)
     core.add(0, first)
     said = tokens(run(core)[0])
@@ -184,7 +184,7 @@ def test_what_drafts_have_computed_is_cached() -> None:
     assert outputs[0].num_cached_tokens == 64
 
 
-def test_a_step_without_work_does_nothing() -> None:
+def test_step_without_work_does_nothing() -> None:
     core = core_of()
     assert core.step() == []
     assert core.stats.num_steps == 0
@@ -192,7 +192,7 @@ def test_a_step_without_work_does_nothing() -> None:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request, and what happens until the next one comes."""
+    """A request, and the events before the next one."""
 
     text: int  # prompts of the same text begin alike
     num_prompt_tokens: int
@@ -237,7 +237,7 @@ arrivals = st.builds(
     has_prefix_caching=st.booleans(),
     num_speculative_tokens=st.sampled_from([0, 1, 8]),
 )
-def test_whatever_happens_each_gets_its_own_tokens_or_its_own_end(
+def test_random_schedules_give_each_request_its_own_tokens_or_error(
     program: list[Arrival],
     failing_runs: set[int],
     num_blocks: int,
@@ -283,8 +283,8 @@ def test_whatever_happens_each_gets_its_own_tokens_or_its_own_end(
     assert is_empty(core)
 
 
-def test_a_small_cache_does_preempt() -> None:
-    """So that the test above is about what it says."""
+def test_small_cache_causes_preemptions() -> None:
+    """The random test above needs preemptions."""
     core = core_of(num_blocks=5)
     for i in range(4):
         core.add(i, make_request(4, max_tokens=12))
@@ -292,7 +292,7 @@ def test_a_small_cache_does_preempt() -> None:
     assert core.stats.num_preemptions > 0
 
 
-def test_a_request_that_waits_past_its_deadline_gets_an_error_once() -> None:
+def test_request_waiting_past_its_deadline_fails_once() -> None:
     core = core_of(max_num_seqs=1)
     core.add(0, make_request(max_tokens=2))
     core.step()
@@ -305,7 +305,7 @@ def test_a_request_that_waits_past_its_deadline_gets_an_error_once() -> None:
     assert is_empty(core)
 
 
-def test_expiry_alone_is_reported_without_a_batch() -> None:
+def test_expiry_is_reported_without_a_batch() -> None:
     core = core_of()
     core.add(0, make_request(deadline=LONG_AGO))
     (output,) = core.step()
@@ -314,8 +314,8 @@ def test_expiry_alone_is_reported_without_a_batch() -> None:
     assert core.stats.num_steps == 0
 
 
-def test_a_sequence_that_runs_is_not_dropped_at_its_deadline() -> None:
-    """The layers above end it; the engine only refuses to begin what is too late."""
+def test_running_sequence_is_not_dropped_at_its_deadline() -> None:
+    """The layers above end it. The engine only checks deadlines of waiting requests."""
     core = core_of()
     request = make_request(deadline=time.monotonic() + 1e6)
     core.add(0, request)
@@ -325,7 +325,7 @@ def test_a_sequence_that_runs_is_not_dropped_at_its_deadline() -> None:
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 3, 5])
-def test_an_abort_frees_everything_at_once(num_steps: int) -> None:
+def test_abort_frees_all_blocks_at_once(num_steps: int) -> None:
     """While it waits, in the middle of its prompt, at its first token and later."""
     core = core_of(max_num_batched_tokens=8)
     core.add(0, make_request(20, max_tokens=20))
@@ -336,7 +336,7 @@ def test_an_abort_frees_everything_at_once(num_steps: int) -> None:
     assert core.step() == []
 
 
-def test_an_abort_while_preempted() -> None:
+def test_preempted_request_can_be_aborted() -> None:
     core = core_of(num_blocks=5)
     for i in range(2):
         core.add(i, make_request(4, max_tokens=14))
@@ -356,7 +356,7 @@ def test_aborting_what_has_ended_or_never_was_is_nothing() -> None:
     assert is_empty(core)
 
 
-def test_an_aborted_neighbour_changes_no_token() -> None:
+def test_aborted_neighbour_changes_no_token() -> None:
     core, kept = core_of(num_blocks=8), make_request(3, max_tokens=12)
     core.add(0, make_request(9, max_tokens=20))
     core.add(1, kept)
@@ -368,7 +368,7 @@ def test_an_aborted_neighbour_changes_no_token() -> None:
     assert [o.token_ids[0] for o in outputs if isinstance(o, TokenOutput)] == answer(kept, 32)
 
 
-def test_stats_count() -> None:
+def test_stats_count_steps_and_blocks() -> None:
     core = core_of(max_num_seqs=1)
     core.add(0, make_request(5, max_tokens=4))
     core.add(1, make_request(5, max_tokens=4))
@@ -391,10 +391,10 @@ def num_computed(core: EngineCore) -> int:
 @pytest.mark.parametrize("has_prefix_caching", [True, False])
 @pytest.mark.parametrize("max_tokens", [1, 6])
 @pytest.mark.parametrize("max_num_seqs", [2, 16])
-def test_the_sequences_of_a_request_share_one_computation_of_its_prompt(
+def test_sequences_of_a_request_share_one_prefill(
     has_prefix_caching: bool, max_tokens: int, max_num_seqs: int
 ) -> None:
-    """Of 18 tokens, 16 lie in full blocks. More sequences than may run at once take turns."""
+    """Full blocks contain 16 of the 18 tokens. There are more sequences than running slots."""
     core = core_of(has_prefix_caching=has_prefix_caching, max_num_seqs=max_num_seqs)
     sampling = SamplingParams(seed=3, max_tokens=max_tokens)
     request = Request(tuple(range(18)), sampling, n=5)
@@ -409,7 +409,7 @@ def test_the_sequences_of_a_request_share_one_computation_of_its_prompt(
     assert is_empty(core)
 
 
-def test_the_first_of_several_sequences_is_the_one_of_a_single() -> None:
+def test_first_of_several_sequences_equals_a_single_one() -> None:
     several = Request((1, 2, 3), SamplingParams(seed=8, max_tokens=9), n=3)
     single = replace(several, n=1)
     assert answer(several, 200, 0) == answer(single, 200)
@@ -428,7 +428,7 @@ def test_without_prefix_caching_requests_share_nothing() -> None:
     assert num_computed(core) == 2 * (18 + 2)
 
 
-def test_the_others_stand_aside_while_the_prompt_is_computed() -> None:
+def test_other_sequences_wait_while_the_prompt_is_computed() -> None:
     core = core_of(max_num_batched_tokens=8)
     core.add(0, make_request(20, n=3))
     core.add(1, make_request(1))
@@ -439,7 +439,7 @@ def test_the_others_stand_aside_while_the_prompt_is_computed() -> None:
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 3, 5])
-def test_an_abort_frees_all_sequences_of_a_request(num_steps: int) -> None:
+def test_abort_frees_all_sequences_of_a_request(num_steps: int) -> None:
     core = core_of(max_num_batched_tokens=8, max_num_seqs=2)
     core.add(0, make_request(14, max_tokens=20, n=4))
     for _ in range(num_steps):
@@ -449,7 +449,7 @@ def test_an_abort_frees_all_sequences_of_a_request(num_steps: int) -> None:
     assert not core.has_unfinished
 
 
-def test_an_error_of_one_sequence_ends_its_request_once() -> None:
+def test_error_of_one_sequence_ends_its_request_once() -> None:
     core, runner = failing()
     runner.failing_runs = {3}
     core.add(0, make_request(5, max_tokens=9, n=5))
@@ -460,7 +460,7 @@ def test_an_error_of_one_sequence_ends_its_request_once() -> None:
     assert is_empty(core)
 
 
-def test_a_sequence_that_waits_past_the_deadline_ends_its_request_once() -> None:
+def test_sequence_waiting_past_the_deadline_ends_its_request_once() -> None:
     core = core_of(max_num_seqs=1)
     request = make_request(5, max_tokens=9, n=4, deadline=time.monotonic() + 1e6)
     core.add(0, request)
@@ -478,7 +478,7 @@ def failing(max_num_batched_tokens: int = 32) -> tuple[EngineCore, FakeRunner]:
     ), runner
 
 
-def test_a_step_that_fails_ends_what_was_in_it_and_nothing_else() -> None:
+def test_failed_step_fails_only_its_own_requests() -> None:
     core, runner = failing()
     runner.failing_runs = {2}
     waiting = make_request(4, max_tokens=5)
@@ -496,7 +496,7 @@ def test_a_step_that_fails_ends_what_was_in_it_and_nothing_else() -> None:
     assert is_empty(core)
 
 
-def test_a_step_that_fails_spares_who_the_budget_left_out() -> None:
+def test_failed_step_keeps_requests_outside_its_budget() -> None:
     core, runner = failing(max_num_batched_tokens=5)
     runner.failing_runs = {1}
     spared = make_request(4, max_tokens=5)
@@ -506,7 +506,7 @@ def test_a_step_that_fails_spares_who_the_budget_left_out() -> None:
     assert tokens(run(core)[1]) == answer(spared, 200)
 
 
-def test_what_a_failed_step_wrote_is_not_cached_and_what_came_before_is() -> None:
+def test_failed_step_caches_nothing_and_keeps_earlier_blocks() -> None:
     core, runner = failing(max_num_batched_tokens=10)
     runner.failing_runs = {2}
     request = make_request(30, max_tokens=5)
@@ -535,7 +535,7 @@ def test_three_failed_steps_in_a_row_are_the_end() -> None:
 
 
 @pytest.mark.parametrize("error", [DeviceLost("gone"), KeyboardInterrupt()])
-def test_what_leaves_nothing_to_go_on_with_is_the_end_at_once(error: BaseException) -> None:
+def test_sequence_without_allowed_token_finishes_at_once(error: BaseException) -> None:
     core, runner = failing()
     runner.error = error
     core.add(0, make_request())
@@ -543,8 +543,8 @@ def test_what_leaves_nothing_to_go_on_with_is_the_end_at_once(error: BaseExcepti
         core.step()
 
 
-def test_the_longest_sequence_fills_the_cache_and_gets_to_its_end() -> None:
-    """Alone, behind a cached prefix, and with drafts: what is held is never more than there is."""
+def test_longest_sequence_fills_the_cache_and_finishes() -> None:
+    """The sequence runs by itself, after a cached prefix, and with drafts."""
     core = core_of(num_blocks=5, num_speculative_tokens=8)
     for i in range(3):
         request = make_request([7] * 19, max_tokens=None)

@@ -13,12 +13,12 @@ def test_one_scale_multiplies_everything(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1)])
-def test_a_scale_for_each_row(shape: tuple[int, ...]) -> None:
+def test_scale_for_each_row_is_applied(shape: tuple[int, ...]) -> None:
     scale = torch.tensor([10.0, 100.0]).reshape(shape)
     assert dequantize(STORED, scale).tolist() == [[10, 20, 30], [-400, 500, -600]]
 
 
-def test_a_zero_point_comes_before_the_scale() -> None:
+def test_zero_point_is_subtracted_before_scaling() -> None:
     zero_point = torch.tensor([[1], [-128]], dtype=torch.int8)
     scale = torch.tensor([[2.0], [1.0]])
     assert dequantize(STORED, scale, zero_point).tolist() == [[0, 2, 4], [124, 133, 122]]
@@ -37,6 +37,6 @@ def test_groups_are_blocks_of_one_row() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 2), (3, 1), (2, 3)])
-def test_a_scale_of_another_shape_is_an_error(shape: tuple[int, ...]) -> None:
+def test_scale_of_another_shape_is_rejected(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="does not fit a weight"):
         dequantize(STORED, torch.ones(shape))

@@ -21,7 +21,7 @@ def allowed(masks: list[Forbidden]) -> list[list[int]]:
     return [np.flatnonzero(~mask).tolist() for mask in masks]
 
 
-def test_it_says_what_cannot_come_next() -> None:
+def test_mask_forbids_what_the_grammar_does_not_allow() -> None:
     grammar = grammar_of((3, 20), (5,))
     assert allowed(grammar.masks(())) == [[3, 5]]
     grammar.append(3)
@@ -32,7 +32,7 @@ def test_it_says_what_cannot_come_next() -> None:
     assert allowed(grammar.masks(())) == [[]]
 
 
-def test_a_draft_is_followed_and_taken_back() -> None:
+def test_masks_of_a_draft_do_not_advance_the_matcher() -> None:
     grammar = grammar_of((3, 4, 5), (3, 6))
     assert allowed(grammar.masks((3, 4, 5))) == [[3], [4, 6], [5], [END]]
     grammar.append(3)
@@ -40,18 +40,18 @@ def test_a_draft_is_followed_and_taken_back() -> None:
 
 
 @pytest.mark.parametrize("draft", [(3, 9, 5), (3, 9), (3, 900), (3,)])
-def test_a_draft_ends_where_it_is_not_allowed(draft: tuple[int, ...]) -> None:
+def test_masks_end_at_a_forbidden_draft_token(draft: tuple[int, ...]) -> None:
     grammar = grammar_of((3, 4, 5))
     assert allowed(grammar.masks(draft)) == [[3], [4]]
     grammar.append(3)
     assert allowed(grammar.masks(())) == [[4]]
 
 
-def test_a_draft_ends_where_it_ends_the_answer() -> None:
+def test_masks_end_after_a_stop_token_in_the_draft() -> None:
     assert allowed(grammar_of((3,)).masks((3, END, 5))) == [[3], [END]]
 
 
-def test_what_is_forced_is_known_before() -> None:
+def test_forced_tokens_are_returned_between_steps() -> None:
     grammar = grammar_of((3, 4, 5), (3, 4, 6))
     assert grammar.forced_tokens() == (3, 4)
     grammar.append(3)
@@ -61,7 +61,7 @@ def test_what_is_forced_is_known_before() -> None:
     assert grammar.forced_tokens() == (END,)
 
 
-def test_what_a_matcher_raises_is_raised_by_masks_and_ever_after() -> None:
+def test_error_of_a_matcher_is_raised_by_each_later_call() -> None:
     grammar = grammar_of((3, 4, 5), fails_at=1)
     grammar.append(3)
     assert grammar.forced_tokens() == ()
@@ -70,7 +70,7 @@ def test_what_a_matcher_raises_is_raised_by_masks_and_ever_after() -> None:
             grammar.masks(())
 
 
-def test_a_draft_that_fails_ends_there_and_fails_no_answer() -> None:
+def test_failure_within_a_draft_only_shortens_the_masks() -> None:
     grammar = grammar_of((3, 4, 5), fails_at=2)
     assert len(grammar.masks((3, 4, 5))) == 2
     assert len(grammar.masks((3,))) == 2

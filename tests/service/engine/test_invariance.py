@@ -64,8 +64,8 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Part:
-    """What one step computes of a sequence: the next `num_tokens` of its tokens, the last
-    `num_accepted` of them as drafts, and more drafts behind them that are refused."""
+    """A sequence's part of one step: its next `num_tokens` tokens, the last `num_accepted` of them
+    as accepted drafts, and further drafts that are rejected."""
 
     num_tokens: int
     num_accepted: int = 0
@@ -134,8 +134,8 @@ def _scheduled(sequence: Sequence, part: Part) -> ScheduledSequence:
     return ScheduledSequence(sequence, num_new_tokens, True, (*accepted, *part.refused))
 
 
-def alone(model: Model, token_ids: list[int]) -> dict[int, Tensor]:
-    """The logits of a sequence that is computed at once, with no one beside it."""
+def reference(model: Model, token_ids: list[int]) -> dict[int, Tensor]:
+    """Return the logits of a sequence that is computed in one step, without other sequences."""
     [logits] = compute(model, [Run.of(token_ids, [len(token_ids)])], list(range(len(token_ids))))
     return logits
 
@@ -190,7 +190,7 @@ def test_neither_neighbours_nor_chunks_nor_drafts_change_logits(
 ) -> None:
     got = compute(tiny_model, together, block_ids, is_last_only=is_last_only)
     for run, logits in zip(together, got, strict=True):
-        assert differing(logits, alone(tiny_model, run.token_ids)) == []
+        assert differing(logits, reference(tiny_model, run.token_ids)) == []
 
 
 LONG = 300
@@ -217,7 +217,7 @@ def test_chunks_of_a_long_prompt_do_not_change_logits(tiny_model: Model, chunks:
 
 def test_blocks_do_not_change_logits(tiny_model: Model) -> None:
     token_ids = random.Random(0).choices(range(VOCAB_SIZE), k=LONG)
-    expected = alone(tiny_model, token_ids[:MAX_LEN])
+    expected = reference(tiny_model, token_ids[:MAX_LEN])
     for seed in range(5):
         block_ids = random.Random(seed).sample(range(NUM_BLOCKS), k=NUM_BLOCKS)
         [got] = compute(tiny_model, [Run.of(token_ids[:MAX_LEN], [MAX_LEN])], block_ids)
@@ -241,7 +241,7 @@ def set_num_threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(num_threads)
 
 
-def test_the_embedded_model_s_logits(
+def test_logits_of_the_embedded_model_do_not_depend_on_the_batch(
     embedded: Path, text: list[int], set_num_threads: Callable[[int], None]
 ) -> None:
     """Chunks of 77 and single tokens; beside it prompts of many lengths that come and go; and how
@@ -252,7 +252,7 @@ def test_the_embedded_model_s_logits(
         Run.of(text[start : start + length], [length - 6, *[1] * 6], delay)
         for start, length, delay in [(0, 7, 0), (100, 33, 1), (200, 150, 2), (400, 256, 3)]
     ]
-    expected = alone(model, mine)
+    expected = reference(model, mine)
     for num_threads, crowd in ((1, []), (1, neighbours), (2, neighbours)):
         set_num_threads(num_threads)
         block_ids = random.Random(1).sample(range(200), k=200)
@@ -264,12 +264,12 @@ def test_the_embedded_model_s_logits(
 # ------------------------------------------------------------------------------------ tokens
 
 
-Answers = list[list[int]]
+Outputs = list[list[int]]
 
 
-def answers(core: EngineCore, requests: list[Request], *, steps_between: int = 0) -> Answers:
-    """What the core answers to requests that come together, or one after the other."""
-    answers: Answers = [[] for _ in requests]
+def answers(core: EngineCore, requests: list[Request], *, steps_between: int = 0) -> Outputs:
+    """Return the outputs of requests that arrive together, or one after the other."""
+    answers: Outputs = [[] for _ in requests]
 
     def step() -> None:
         for output in core.step():
@@ -285,7 +285,7 @@ def answers(core: EngineCore, requests: list[Request], *, steps_between: int = 0
     return answers
 
 
-def one_by_one(core: EngineCore, requests: list[Request]) -> Answers:
+def one_by_one(core: EngineCore, requests: list[Request]) -> Outputs:
     return [answers(core, [request])[0] for request in requests]
 
 
@@ -329,7 +329,7 @@ def test_scheduling_does_not_change_a_token_of_a_tiny_model(tiny: Path) -> None:
 Whole = tuple[list[int], list[TokenLogprobs], list[TokenLogprobs]]
 
 
-def whole_answers(
+def detailed_outputs(
     core: EngineCore, requests: list[Request], *, steps_between: int = 0
 ) -> dict[tuple[int, int], Whole]:
     """Tokens, their log probabilities and the prompt's, by request and sequence."""
@@ -371,7 +371,7 @@ def requests_with_options() -> list[Request]:
     for i, option in enumerate([*options, everything | {"n": 2, "priority": 1}]):
         params = {k: v for k, v in option.items() if hasattr(SamplingParams(), k)}
         rest = {k: v for k, v in option.items() if k not in params}
-        # Something to guess at: drafts must be right under every option.
+        # The repetition causes drafts, which must be right under every option.
         prompt = tuple(rng.choices(range(VOCAB_SIZE), k=rng.randrange(3, 12)) * 2)
         sampling = SamplingParams(temperature=i % 2 * 0.7, seed=i, max_tokens=60, **params)
         requests.append(
@@ -396,7 +396,7 @@ def test_no_option_s_answer_depends_on_how_it_was_computed(tiny: Path) -> None:
     expected = {
         (i, index): whole
         for i, request in enumerate(requests)
-        for (_, index), whole in whole_answers(core, [request]).items()
+        for (_, index), whole in detailed_outputs(core, [request]).items()
     }
     ways = [
         options,
@@ -406,7 +406,7 @@ def test_no_option_s_answer_depends_on_how_it_was_computed(tiny: Path) -> None:
     ]
     cores = [load_engine(way)[0] for way in ways]
     for core in (*cores, cores[0]):  # and again with what is cached
-        assert whole_answers(core, requests, steps_between=2) == expected
+        assert detailed_outputs(core, requests, steps_between=2) == expected
     assert cores[-1].stats.num_preemptions > 0
     assert all(core.stats.num_accepted_tokens > 0 for core in cores)
 
@@ -416,7 +416,7 @@ NUM_CROWD = 32
 
 @pytest.fixture(scope="module")
 def crowd(text: list[int]) -> list[Request]:
-    """Prompts of 5 to 120 tokens; 24 tokens of answer."""
+    """Prompts of 5 to 120 tokens, with outputs of 24 tokens."""
     rng = random.Random(4)
     starts = rng.sample(range(len(text) - 200), k=NUM_CROWD)
     return make_requests([text[s : s + rng.randrange(5, 120)] for s in starts], max_tokens=24)
@@ -433,15 +433,15 @@ def core(default_options: EngineOptions) -> EngineCore:
 
 
 @pytest.fixture(scope="module")
-def crowd_answers(core: EngineCore, crowd: list[Request]) -> Answers:
+def crowd_outputs(core: EngineCore, crowd: list[Request]) -> Outputs:
     return answers(core, crowd)
 
 
-def test_alone_as_among_31_others(
-    core: EngineCore, crowd: list[Request], crowd_answers: Answers
+def test_tokens_are_the_same_among_31_other_sequences(
+    core: EngineCore, crowd: list[Request], crowd_outputs: Outputs
 ) -> None:
-    assert len({tuple(answer) for answer in crowd_answers}) == NUM_CROWD
-    assert one_by_one(core, crowd[:3]) == crowd_answers[:3]
+    assert len({tuple(answer) for answer in crowd_outputs}) == NUM_CROWD
+    assert one_by_one(core, crowd[:3]) == crowd_outputs[:3]
 
 
 WAYS: dict[str, Callable[[EngineOptions], EngineOptions]] = {
@@ -451,14 +451,14 @@ WAYS: dict[str, Callable[[EngineOptions], EngineOptions]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_compute_an_answer(
-    default_options: EngineOptions, crowd: list[Request], crowd_answers: Answers, way: str
+def test_outputs_do_not_depend_on_batching_and_chunking(
+    default_options: EngineOptions, crowd: list[Request], crowd_outputs: Outputs, way: str
 ) -> None:
     other, _ = load_engine(WAYS[way](default_options))
-    assert answers(other, crowd[:6], steps_between=1) == crowd_answers[:6]
+    assert answers(other, crowd[:6], steps_between=1) == crowd_outputs[:6]
 
 
-def test_a_preemption_changes_no_token(
+def test_preemption_changes_no_token(
     default_options: EngineOptions, core: EngineCore, crowd: list[Request]
 ) -> None:
     """Four answers that need four blocks each, in eight."""
@@ -472,7 +472,7 @@ def test_a_preemption_changes_no_token(
 def test_again_and_after_others_with_the_same_beginning(
     core: EngineCore, crowd: list[Request]
 ) -> None:
-    """Whatever an engine keeps of the sequences that it has computed."""
+    """The engine has computed other sequences before."""
     request = max(crowd, key=lambda request: len(request.prompt_token_ids))
     prompt = request.prompt_token_ids
     sampling = SamplingParams(top_p=0.9, seed=7, max_tokens=24)

@@ -9,7 +9,7 @@ def test_bytes_are_those_of_keys_and_values() -> None:
     assert KVShape(4, 8, 6, torch.bfloat16).bytes_per_token == 4 * (8 + 6) * 2
 
 
-def test_what_is_written_is_gathered_in_the_order_of_the_blocks() -> None:
+def test_written_values_are_gathered_in_block_order() -> None:
     store = KVStore([KVShape(2, 3, 5, torch.float32)], num_blocks=6, block_size=4, device=CPU)
     blocks, length = [4, 1], 7
     slots = torch.tensor([blocks[i // 4] * 4 + i % 4 for i in range(length)])

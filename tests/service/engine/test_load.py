@@ -80,9 +80,9 @@ UNSUPPORTED: dict[str, tuple[str, dict[str, Any], str]] = {
         "chunked_attention",
     ),
     "attention sinks": ("gpt_oss", _DECODER | _EXPERTS | {"sliding_window": 8}, "s_aux"),
-    "attention both ways": ("bert", _SMALL | {"intermediate_size": 48}, "tokens to come"),
+    "attention both ways": ("bert", _SMALL | {"intermediate_size": 48}, "non-causal"),
     "a mask of its own": ("doge", _DECODER, "attention_mask"),
-    "two attentions a layer": ("diffllama", _DECODER, "more than once"),
+    "two attentions a layer": ("diffllama", _DECODER, "attends twice"),
     "a window in the mask alone": (
         "phimoe",
         _DECODER | _EXPERTS | {"sliding_window": 8},
@@ -97,8 +97,8 @@ def options(path: Path) -> EngineOptions:
     )
 
 
-def refusal(options: EngineOptions) -> str:
-    """The words with which a load is refused: one line, for the operator."""
+def rejection(options: EngineOptions) -> str:
+    """Return the message of the error with which a load fails: one line, for the operator."""
     with pytest.raises(ModelLoadError) as caught:
         load_engine(options)
     text = str(caught.value)
@@ -114,11 +114,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(llama: Path, tmp_path: Path) -> Path:
-    """A llama of one's own, to spoil."""
+    """A copy of the llama that the test may change."""
     return Path(shutil.copytree(llama, tmp_path / "copy"))
 
 
-def answer(options: EngineOptions, prompt_len: int, max_tokens: int | None = None) -> list[int]:
+def generate(options: EngineOptions, prompt_len: int, max_tokens: int | None = None) -> list[int]:
     core, _ = load_engine(options)
     core.add(0, Request((5,) * prompt_len, SamplingParams(temperature=0.0, max_tokens=max_tokens)))
     tokens: list[int] = []
@@ -130,20 +130,20 @@ def answer(options: EngineOptions, prompt_len: int, max_tokens: int | None = Non
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_what_cannot_be_served_is_refused_with_its_reason(name: str, tmp_path: Path) -> None:
+def test_unsupported_model_is_rejected_with_the_reason(name: str, tmp_path: Path) -> None:
     model_type, fields, reason = UNSUPPORTED[name]
-    text = refusal(options(save_model(tmp_path, make_config(model_type, **fields))))
+    text = rejection(options(save_model(tmp_path, make_config(model_type, **fields))))
     assert reason in text
     assert text.endswith(".")
 
 
-def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
-    assert str(tmp_path / "none") in refusal(options(tmp_path / "none"))
+def test_missing_directory_is_named(tmp_path: Path) -> None:
+    assert str(tmp_path / "none") in rejection(options(tmp_path / "none"))
 
 
-def test_a_directory_without_a_config(copy: Path) -> None:
+def test_directory_without_config_is_rejected(copy: Path) -> None:
     (copy / "config.json").unlink()
-    assert "cannot be loaded" in refusal(options(copy))
+    assert "cannot be loaded" in rejection(options(copy))
 
 
 @pytest.mark.parametrize(
@@ -158,28 +158,29 @@ def test_a_directory_without_a_config(copy: Path) -> None:
         '{"model_type": "llama", "num_attention_heads": 0}',
     ],
 )
-def test_a_config_that_makes_no_sense(copy: Path, content: str) -> None:
+def test_invalid_config_is_rejected(copy: Path, content: str) -> None:
     (copy / "config.json").write_text(content)
-    assert "cannot be loaded" in refusal(options(copy))
+    text = rejection(options(copy))
+    assert "cannot be loaded" in text or "config.json is not" in text
 
 
 @pytest.mark.parametrize("size", [0, 4, 100, 5000])
 def test_weights_cut_short(copy: Path, size: int) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:size])
-    assert "cannot be loaded" in refusal(options(copy))
+    assert "cannot be loaded" in rejection(options(copy))
 
 
-def test_no_weights(copy: Path) -> None:
+def test_directory_without_weights_is_rejected(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
-    assert "is not complete" in refusal(options(copy))
+    assert "is not complete" in rejection(options(copy))
 
 
 def test_missing_tensors_are_not_made_up(copy: Path) -> None:
     weights = load_file(copy / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    text = refusal(options(copy))
+    text = rejection(options(copy))
     assert "not complete" in text
     assert "up_proj" in text
 
@@ -187,7 +188,7 @@ def test_missing_tensors_are_not_made_up(copy: Path) -> None:
 def test_tensors_of_another_shape(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
-    assert "mlp.gate_proj.weight has the shape [48, 32]" in refusal(options(copy))
+    assert "mlp.gate_proj.weight has the shape [48, 32]" in rejection(options(copy))
 
 
 def test_tensors_of_another_shape_are_named_on_the_transformers_backend(tmp_path: Path) -> None:
@@ -195,26 +196,26 @@ def test_tensors_of_another_shape_are_named_on_the_transformers_backend(tmp_path
     path = save_model(tmp_path, make_config(model_type, **fields))
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
-    assert "mlp.down_proj.weight has the shape [32, 48]" in refusal(options(path))
+    assert "mlp.down_proj.weight has the shape [32, 48]" in rejection(options(path))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there(llama: Path) -> None:
-    assert "no CUDA device" in refusal(replace(options(llama), device="cuda"))
+def test_missing_device_is_rejected(llama: Path) -> None:
+    assert "no CUDA device" in rejection(replace(options(llama), device="cuda"))
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16", "float16"])
 def test_every_dtype_answers(llama: Path, dtype: Any) -> None:
-    assert len(answer(replace(options(llama), dtype=dtype), prompt_len=9, max_tokens=5)) == 5
+    assert len(generate(replace(options(llama), dtype=dtype), prompt_len=9, max_tokens=5)) == 5
 
 
-def test_the_context_is_the_models_own_unless_said(llama: Path) -> None:
+def test_default_context_is_the_models_own(llama: Path) -> None:
     assert load_engine(options(llama))[1] == 128
     assert load_engine(replace(options(llama), max_model_len=100))[1] == 100
 
 
 def test_no_context_longer_than_the_models_own(llama: Path) -> None:
-    assert "model's own 128" in refusal(replace(options(llama), max_model_len=129))
+    assert "model's own 128" in rejection(replace(options(llama), max_model_len=129))
 
 
 def budget(path: Path, num_tokens: int) -> EngineOptions:
@@ -222,19 +223,19 @@ def budget(path: Path, num_tokens: int) -> EngineOptions:
     return replace(options(path), kv_cache_memory_bytes=kv_bytes_per_token(config) * num_tokens)
 
 
-def test_a_cache_too_small_for_two_blocks(llama: Path) -> None:
-    assert "at least 2 blocks" in refusal(budget(llama, 31))
-    assert "at least 2 blocks" in refusal(budget(llama, 0))
+def test_cache_too_small_for_two_blocks_is_rejected(llama: Path) -> None:
+    assert "minimum is 2 blocks" in rejection(budget(llama, 31))
+    assert "minimum is 2 blocks" in rejection(budget(llama, 0))
 
 
-def test_a_cache_smaller_than_the_context_shortens_it(llama: Path) -> None:
+def test_cache_smaller_than_the_context_shortens_the_context(llama: Path) -> None:
     core, max_model_len = load_engine(budget(llama, 70))
     assert max_model_len == 64
     assert core.stats.num_kv_blocks == 4
-    assert len(answer(budget(llama, 70), prompt_len=60)) == 4
+    assert len(generate(budget(llama, 70), prompt_len=60)) == 4
 
 
-def test_a_cache_holds_no_more_than_the_sequences_could_fill(llama: Path) -> None:
+def test_cache_is_limited_to_what_the_sequences_can_use(llama: Path) -> None:
     core, _ = load_engine(replace(options(llama), max_num_seqs=3, max_model_len=33))
     assert core.stats.num_kv_blocks == 9
 
@@ -244,25 +245,25 @@ def test_without_a_budget_the_sequences_have_what_they_could_fill(llama: Path) -
     assert core.stats.num_kv_blocks == 32 * 8
 
 
-def test_a_cache_larger_than_the_memory(llama: Path) -> None:
+def test_cache_larger_than_the_memory_is_rejected(llama: Path) -> None:
     endless = replace(
         options(llama),
         kv_cache_memory_bytes=1 << 60,
         max_num_seqs=1 << 45,
         max_num_batched_tokens=1 << 45,
     )
-    assert "do not fit into the memory" in refusal(endless)
+    assert "do not fit into the memory" in rejection(endless)
 
 
 @pytest.mark.parametrize("block_size", [1, 16])
-def test_the_shortest_context(llama: Path, block_size: int) -> None:
-    """Its cache is two tokens or a single block; the warm-up must fit too."""
+def test_shortest_context_generates_one_token(llama: Path, block_size: int) -> None:
+    """The cache has two tokens or one block, and the warm-up must fit too."""
     shortest = replace(options(llama), max_model_len=2, max_num_seqs=1, block_size=block_size)
     assert load_engine(shortest)[1] == 2
-    assert len(answer(shortest, prompt_len=1)) == 1
+    assert len(generate(shortest, prompt_len=1)) == 1
 
 
-def test_a_loaded_engine_is_warm_and_empty(llama: Path) -> None:
+def test_loaded_engine_is_warm_and_empty(llama: Path) -> None:
     core, _ = load_engine(options(llama))
     assert not core.has_unfinished
     assert core.stats.num_free_kv_blocks == core.stats.num_kv_blocks
@@ -270,7 +271,7 @@ def test_a_loaded_engine_is_warm_and_empty(llama: Path) -> None:
 
 def test_two_engines_of_a_process_keep_apart(llama: Path) -> None:
     first, _ = load_engine(options(llama))
-    expected = answer(options(llama), prompt_len=9, max_tokens=8)
+    expected = generate(options(llama), prompt_len=9, max_tokens=8)
     second, _ = load_engine(options(llama))
     greedy = SamplingParams(temperature=0.0, max_tokens=8)
     got: dict[int, list[int]] = {0: [], 1: []}
@@ -321,11 +322,11 @@ def test_quantization_within_its_bound_is_used_without_a_word(llama: Path, tmp_p
     assert not [entry for entry in logs if entry["event"] == "quantization_costs_too_much"]
 
 
-def test_a_text_that_the_model_cannot_read_is_not_checked(llama: Path, tmp_path: Path) -> None:
+def test_check_text_outside_the_vocabulary_is_not_used(llama: Path, tmp_path: Path) -> None:
     asked = EngineOptions(llama, device="cpu", cache_dir=tmp_path, check_token_ids=(10**6, 10**6))
     assert load_model(asked).quantization_loss is None
 
 
-def test_int8_on_a_device_that_is_no_cpu_is_refused_in_one_line() -> None:
-    with pytest.raises(ModelLoadError, match="quantization=int8 is served on CPUs only"):
+def test_int8_on_a_gpu_is_rejected_in_one_line() -> None:
+    with pytest.raises(ModelLoadError, match="quantization=int8 is supported only on CPUs"):
         check_quantization("int8", torch.device("cuda"))

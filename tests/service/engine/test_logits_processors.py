@@ -25,7 +25,7 @@ requests = st.builds(
         presence_penalty=penalties,
         frequency_penalty=penalties,
         repetition_penalty=st.just(1.0) | st.floats(0.1, 3.0),
-        # Also of tokens that the model does not know.
+        # Including tokens outside the vocabulary.
         logit_bias=st.dictionaries(
             st.integers(0, VOCAB_SIZE + 5), st.floats(-100, 100), max_size=4
         ),
@@ -37,36 +37,36 @@ requests = st.builds(
         st.lists(tokens, min_size=1, max_size=2).map(tuple), max_size=3
     ).map(tuple),
 )
-answers = st.lists(tokens, max_size=12)
+outputs = st.lists(tokens, max_size=12)
 
 
-def rules_of(request: Request, answer: list[int]) -> RowRules | None:
+def rules_of(request: Request, output: list[int]) -> RowRules | None:
     rules = TokenRules.of(request)
     if rules is None:
         return None
-    for token_id in answer:
+    for token_id in output:
         rules.append(token_id)
     [row] = rules.rows(())
     return row
 
 
-def written_out(logits: list[float], request: Request, answer: list[int]) -> list[float]:
+def written_out(logits: list[float], request: Request, output: list[int]) -> list[float]:
     p, processed = request.sampling, []
     for token_id, raw in enumerate(logits):
         logit = raw
-        longer = (*answer, token_id)
+        longer = (*output, token_id)
         if (
             (p.allowed_token_ids is not None and token_id not in p.allowed_token_ids)
-            or (len(answer) < p.min_tokens and token_id in request.stop_token_ids)
+            or (len(output) < p.min_tokens and token_id in request.stop_token_ids)
             or any(longer[-len(bad) :] == bad for bad in request.bad_token_sequences)
         ):
             logit = -math.inf
         logit += p.logit_bias.get(token_id, 0.0)
-        if token_id in request.prompt_token_ids or token_id in answer:
+        if token_id in request.prompt_token_ids or token_id in output:
             factor = p.repetition_penalty
             logit = logit / factor if logit > 0 else logit * factor
-        logit -= p.frequency_penalty * answer.count(token_id)
-        logit -= p.presence_penalty * (token_id in answer)
+        logit -= p.frequency_penalty * output.count(token_id)
+        logit -= p.presence_penalty * (token_id in output)
         processed.append(logit)
     return processed
 
@@ -77,28 +77,28 @@ def processed(logits: Tensor, asked: list[tuple[Request, list[int]]]) -> tuple[T
     return changed, apply_rules(changed, rules)
 
 
-@given(st.lists(st.tuples(requests, answers), min_size=1, max_size=5), st.integers(0, 2**32))
+@given(st.lists(st.tuples(requests, outputs), min_size=1, max_size=5), st.integers(0, 2**32))
 def test_every_row_is_what_the_definitions_give(
     asked: list[tuple[Request, list[int]]], seed: int
 ) -> None:
     logits = torch.randn(len(asked), VOCAB_SIZE, generator=torch.Generator().manual_seed(seed)) * 5
     got, dead = processed(logits, asked)
-    for row, (request, answer) in enumerate(asked):
-        expected = written_out(logits[row].tolist(), request, answer)
+    for row, (request, output) in enumerate(asked):
+        expected = written_out(logits[row].tolist(), request, output)
         assert got[row].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-4)
         assert (row in dead) == all(logit == -math.inf for logit in expected)
 
 
-@given(st.lists(st.tuples(requests, answers), min_size=2, max_size=12), st.integers(0, 2**32))
-def test_a_row_alone_is_that_row_among_others_to_the_last_bit(
+@given(st.lists(st.tuples(requests, outputs), min_size=2, max_size=12), st.integers(0, 2**32))
+def test_row_has_the_same_bits_by_itself_and_in_a_batch(
     asked: list[tuple[Request, list[int]]], seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(len(asked), VOCAB_SIZE, generator=generator) * 5
     together, _ = processed(logits, asked)
     for row in range(len(asked)):
-        alone, _ = processed(logits[row : row + 1], asked[row : row + 1])
-        assert torch.equal(alone[0], together[row])
+        separate, _ = processed(logits[row : row + 1], asked[row : row + 1])
+        assert torch.equal(separate[0], together[row])
 
 
 def test_rows_without_rules_are_not_touched() -> None:
@@ -111,7 +111,7 @@ def test_rows_without_rules_are_not_touched() -> None:
     assert dead == set()
 
 
-def test_a_mask_that_is_too_short_forbids_the_rest() -> None:
+def test_short_mask_forbids_the_remaining_tokens() -> None:
     request = Request((1,), SamplingParams(allowed_token_ids=frozenset({2})))
     got, _ = processed(torch.zeros(1, VOCAB_SIZE), [(request, [])])
     assert torch.isfinite(got[0]).nonzero().flatten().tolist() == [2]

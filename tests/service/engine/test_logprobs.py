@@ -16,7 +16,7 @@ from service.engine.logprobs import token_logprobs
     st.integers(0, 30),
     st.booleans(),
 )
-def test_they_are_what_the_definition_gives(
+def test_values_are_those_of_the_definition(
     vocab_size: int, seed: int, spread: float, num_top: int, has_ties: bool
 ) -> None:
     """Against float64; with many logits alike too."""
@@ -37,14 +37,14 @@ def test_they_are_what_the_definition_gives(
     assert all(p == pytest.approx(exact[t], abs=1e-4) for t, p in told.top)
 
 
-def test_of_equals_the_lowest_are_taken() -> None:
+def test_lowest_ids_are_chosen_among_equal_values() -> None:
     logits = torch.zeros(1, 1000)
     logits[0, 7::10] = 2.0
     [told] = token_logprobs(logits, [(0, 3, 5)])
     assert [t for t, _ in told.top] == [7, 17, 27, 37, 47]
 
 
-def test_each_row_tells_as_many_as_it_was_asked_for() -> None:
+def test_each_row_returns_the_requested_number_of_tokens() -> None:
     logits = torch.randn(3, 300, generator=torch.Generator().manual_seed(0))
     told = token_logprobs(logits, [(0, 5, 0), (2, 6, 7), (1, 7, 1), (1, 8, 3)])
     assert [len(t.top) for t in told] == [0, 7, 1, 3]
@@ -53,24 +53,22 @@ def test_each_row_tells_as_many_as_it_was_asked_for() -> None:
 
 @pytest.mark.parametrize("vocab_size", [49152, 50257])
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_a_row_alone_is_that_row_among_others_to_the_last_bit(
-    vocab_size: int, num_threads: int
-) -> None:
+def test_row_has_the_same_bits_by_itself_and_in_a_batch(vocab_size: int, num_threads: int) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(40, vocab_size, generator=generator) * 4).to(torch.bfloat16).float()
     wanted = [(row, row * 7, row % 6) for row in range(40)]
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     together = token_logprobs(logits, wanted)
-    alone = [token_logprobs(logits[r : r + 1].clone(), [(0, t, n)])[0] for r, t, n in wanted]
+    separate = [token_logprobs(logits[r : r + 1].clone(), [(0, t, n)])[0] for r, t, n in wanted]
     others = token_logprobs(logits[5:30], [(r, t, n) for r, (_, t, n) in enumerate(wanted[5:30])])
     torch.set_num_threads(before)
-    assert together == alone
+    assert together == separate
     assert others == together[5:30]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_broken_row_has_no_probability_and_spoils_no_other(bad: float) -> None:
+def test_row_of_nans_has_no_probability_and_affects_no_other(bad: float) -> None:
     logits = torch.randn(2, 200, generator=torch.Generator().manual_seed(0))
     [good] = token_logprobs(logits[1:].clone(), [(0, 4, 3)])
     logits[0] = bad

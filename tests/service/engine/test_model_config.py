@@ -14,7 +14,7 @@ from tests.service.engine.models import CONFIGS, make_config
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A config.json that says as little as those of old models do."""
+    """A config.json with as few fields as those of old models."""
     path = tmp_path / "model"
     path.mkdir()
     (path / "config.json").write_text('{"model_type": "llama", "rope_theta": 5000.0}')
@@ -22,7 +22,7 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_it_has_what_transformers_has(name: str, tmp_path: Path) -> None:
+def test_config_has_the_attributes_of_transformers(name: str, tmp_path: Path) -> None:
     model_type, fields = CONFIGS[name]
     theirs: Any = make_config(model_type, **fields)
     theirs.save_pretrained(tmp_path)
@@ -35,15 +35,13 @@ def test_it_has_what_transformers_has(name: str, tmp_path: Path) -> None:
         assert getattr(ours, field) == json.loads(json.dumps(value))
 
 
-def test_it_has_the_defaults_of_the_models_class(model: Path, tmp_path: Path) -> None:
+def test_config_has_the_defaults_of_the_model_class(model: Path, tmp_path: Path) -> None:
     config = read_config(model, tmp_path)
     assert config.num_key_value_heads == config.num_attention_heads
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 5000.0}
 
 
-def test_what_is_remembered_is_read_without_transformers_and_torch(
-    model: Path, tmp_path: Path
-) -> None:
+def test_cached_config_is_read_without_transformers_and_torch(model: Path, tmp_path: Path) -> None:
     read_config(model, tmp_path)
     code = (
         "import sys, pathlib; from service.engine.model_config import read_config;"
@@ -62,7 +60,7 @@ def test_another_config_is_another_entry(model: Path, tmp_path: Path) -> None:
     assert read_config(model, tmp_path).num_hidden_layers == 3
 
 
-def test_a_damaged_entry_is_made_again(model: Path, tmp_path: Path) -> None:
+def test_damaged_cache_entry_is_replaced(model: Path, tmp_path: Path) -> None:
     config = read_config(model, tmp_path)
     (entry,) = (tmp_path / "configs").iterdir()
     entry.write_text("{")
@@ -70,6 +68,6 @@ def test_a_damaged_entry_is_made_again(model: Path, tmp_path: Path) -> None:
     assert json.loads(entry.read_text())["model_type"] == "llama"
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(model: Path, tmp_path: Path) -> None:
+def test_read_only_cache_is_ignored(model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert read_config(model, tmp_path / "file").model_type == "llama"

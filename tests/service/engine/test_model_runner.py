@@ -59,7 +59,7 @@ def prompts() -> list[tuple[int, ...]]:
 
 
 def run(core: EngineCore, requests: list[Request], *, steps_between: int = 2) -> list[list[int]]:
-    """What the core answers to requests that come one after the other while it works."""
+    """Return the outputs of requests that arrive one after the other while the core runs."""
     answers: list[list[int]] = [[] for _ in requests]
 
     def step() -> None:
@@ -82,7 +82,7 @@ QUICK = {"llama", "gemma2", "qwen3-moe", "deepseek_v3", "gpt2"}
 
 
 @pytest.mark.parametrize("name", slow_but(QUICK, CONFIGS))
-def test_greedy_answers_are_those_of_generate(name: str, tmp_path: Path) -> None:
+def test_greedy_outputs_equal_those_of_generate(name: str, tmp_path: Path) -> None:
     model_type, fields = CONFIGS[name]
     path = save_model(tmp_path, make_config(model_type, **fields))
     core, _ = load_engine(with_small_cache(path))
@@ -102,7 +102,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def llama_answers(llama: Path) -> list[list[int]]:
+def llama_outputs(llama: Path) -> list[list[int]]:
     generate = reference(llama)
     return [generate(prompt, MAX_TOKENS) for prompt in prompts()]
 
@@ -111,7 +111,7 @@ def llama_answers(llama: Path) -> list[list[int]]:
     ("max_num_batched_tokens", "block_size"), [(4, 1), (5, 3), (6, 16), (9, 3), (64, 1), (64, 16)]
 )
 def test_neither_budget_nor_block_size_changes_a_token(
-    llama: Path, llama_answers: list[list[int]], max_num_batched_tokens: int, block_size: int
+    llama: Path, llama_outputs: list[list[int]], max_num_batched_tokens: int, block_size: int
 ) -> None:
     core, _ = load_engine(
         replace(
@@ -120,22 +120,22 @@ def test_neither_budget_nor_block_size_changes_a_token(
     )
     greedy = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
     got = run(core, [Request(prompt, greedy) for prompt in prompts()])
-    assert got == llama_answers
+    assert got == llama_outputs
 
 
-def test_what_is_cached_changes_no_token(llama: Path, llama_answers: list[list[int]]) -> None:
-    """Each prompt comes again, then with its answer and more as the prompt of a second turn."""
+def test_cached_prefix_changes_no_token(llama: Path, llama_outputs: list[list[int]]) -> None:
+    """Each prompt is sent again, then with its output and one more token as a second turn."""
     core, _ = load_engine(options(llama))
     greedy = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
     requests = [Request(prompt, greedy) for prompt in prompts()]
-    assert run(core, requests) == llama_answers
+    assert run(core, requests) == llama_outputs
     num_hits = core.stats.num_prefix_cache_hits
-    assert run(core, requests) == llama_answers
+    assert run(core, requests) == llama_outputs
     assert core.stats.num_prefix_cache_hits - num_hits == sum((n - 1) // 4 * 4 for n in PROMPT_LENS)
     generate = reference(llama)
     turns = [
         (*prompt, *said[:-1], 5)
-        for prompt, said in zip(prompts(), llama_answers, strict=True)
+        for prompt, said in zip(prompts(), llama_outputs, strict=True)
         if len(prompt) < 20
     ]
     assert run(core, [Request(turn, greedy) for turn in turns]) == [
@@ -145,7 +145,7 @@ def test_what_is_cached_changes_no_token(llama: Path, llama_answers: list[list[i
 
 @pytest.mark.parametrize("num_speculative_tokens", [0, 1, 3, 8])
 def test_drafts_change_no_token(llama: Path, num_speculative_tokens: int) -> None:
-    """Prompts that repeat themselves, so that there is something to guess, in a crowd."""
+    """The prompts repeat themselves, which causes drafts."""
     turns = [prompt[:5] * 2 for prompt in prompts()]
     core, _ = load_engine(
         replace(with_small_cache(llama), num_speculative_tokens=num_speculative_tokens)
@@ -171,9 +171,7 @@ def test_drafts_change_no_draw(llama: Path) -> None:
     assert answers[0] == answers[1]
 
 
-def test_an_aborted_neighbour_leaves_nothing_behind(
-    llama: Path, llama_answers: list[list[int]]
-) -> None:
+def test_aborted_neighbour_leaves_no_trace(llama: Path, llama_outputs: list[list[int]]) -> None:
     core, _ = load_engine(options(llama))
     greedy = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
     core.add(100, Request(prompts()[5], greedy))
@@ -181,10 +179,10 @@ def test_an_aborted_neighbour_leaves_nothing_behind(
         core.step()
     core.abort(100)
     got = run(core, [Request(prompt, greedy) for prompt in prompts()])
-    assert got == llama_answers
+    assert got == llama_outputs
 
 
-def test_a_seed_gives_the_same_answer_alone_and_in_a_crowd(llama: Path) -> None:
+def test_seed_gives_the_same_output_in_any_batch(llama: Path) -> None:
     filters = itertools.cycle(
         [
             SamplingParams(max_tokens=MAX_TOKENS),
@@ -200,8 +198,8 @@ def test_a_seed_gives_the_same_answer_alone_and_in_a_crowd(llama: Path) -> None:
     core, _ = load_engine(with_small_cache(llama))
     together = run(core, requests)
     assert core.stats.num_preemptions > 0
-    alone = [run(core, [request])[0] for request in requests]
-    assert together == alone
+    separate = [run(core, [request])[0] for request in requests]
+    assert together == separate
     other_seeds = [
         replace(request, sampling=replace(request.sampling, seed=100 + i))
         for i, request in enumerate(requests)
@@ -211,7 +209,7 @@ def test_a_seed_gives_the_same_answer_alone_and_in_a_crowd(llama: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "granite", "gpt2"])
 def test_log_probabilities_are_those_of_transformers(name: str, tmp_path: Path) -> None:
-    """Of prompts and answers, in a crowd, in chunks, preempted; penalties do not touch them."""
+    """Checked for prompts and outputs, in a large batch, in chunks, preempted, with penalties."""
     model_type, fields = CONFIGS[name]
     path = save_model(tmp_path, make_config(model_type, **fields))
     core, _ = load_engine(with_small_cache(path))
@@ -257,7 +255,7 @@ def outputs_of(core: EngineCore, request: Request, request_id: int = 0) -> list[
 END = 0
 
 
-def test_an_answer_ends_where_nothing_may_come() -> None:
+def test_output_ends_when_no_token_is_allowed() -> None:
     """Only the end is allowed, and it may not come yet."""
     params = SamplingParams(allowed_token_ids=frozenset({END}), min_tokens=3)
     request = Request((5,), params, frozenset({END}))
@@ -265,7 +263,7 @@ def test_an_answer_ends_where_nothing_may_come() -> None:
     assert (output.token_ids, output.finish_reason) == ((), FinishReason.STOP)
 
 
-def test_an_answer_that_is_fulfilled_ends() -> None:
+def test_output_that_fulfils_its_grammar_ends() -> None:
     """By its stop token; without one, where the grammar leaves nothing."""
     constraint = FakeConstraint(((3, 4),), END)
     request = Request((5,), SamplingParams(), frozenset({END}), constraint=constraint)
@@ -278,7 +276,7 @@ def test_an_answer_that_is_fulfilled_ends() -> None:
         assert bool(outputs[-1].token_ids) is bool(stop_token_ids)
 
 
-def test_what_a_grammar_forces_takes_no_step_of_its_own() -> None:
+def test_forced_tokens_take_no_step_of_their_own() -> None:
     constraint = FakeConstraint((tuple(range(1, 13)),), END)
     request = Request((5,), SamplingParams(), frozenset({END}), constraint=constraint)
     for num_speculative_tokens, num_steps in ((0, 13), (8, 2)):
@@ -288,7 +286,7 @@ def test_what_a_grammar_forces_takes_no_step_of_its_own() -> None:
         assert core.stats.num_steps == num_steps
 
 
-def test_a_grammar_that_fails_ends_its_own_request_and_no_other() -> None:
+def test_failing_grammar_ends_only_its_own_request() -> None:
     core = core_over(FakeModel(4))
     failing = FakeConstraint(((3, 4, 5), (3, 4, 6)), END, fails_at=2)
     plain = Request((5,), SamplingParams(temperature=0.0, max_tokens=9))
@@ -304,7 +302,7 @@ def test_a_grammar_that_fails_ends_its_own_request_and_no_other() -> None:
     assert (core.stats.num_failed_steps, core.stats.num_running) == (0, 0)
 
 
-def test_a_grammar_is_asked_on_another_thread() -> None:
+def test_masks_are_computed_on_another_thread() -> None:
     threads = set()
 
     class Watching(FakeMatcher):
@@ -323,7 +321,7 @@ def test_a_grammar_is_asked_on_another_thread() -> None:
     assert threading.current_thread() not in threads
 
 
-def test_the_logits_of_a_long_prompt_are_never_all_in_memory() -> None:
+def test_logits_of_a_long_prompt_are_computed_in_parts() -> None:
     model = FakeModel(4)
     prompt = tuple(i * i % 13 for i in range(200))
     request = Request(prompt, SamplingParams(max_tokens=1), num_prompt_logprobs=3)
@@ -332,7 +330,7 @@ def test_the_logits_of_a_long_prompt_are_never_all_in_memory() -> None:
     assert model.most_rows <= 32
 
 
-def test_a_prompt_whose_log_probabilities_are_asked_for_is_computed_and_cached() -> None:
+def test_prompt_with_logprobs_is_computed_and_cached() -> None:
     core = core_over(FakeModel(4))
     prompt = tuple(i * i % 13 for i in range(30))
     plain = Request(prompt, SamplingParams(temperature=0.0, max_tokens=3))

@@ -83,7 +83,7 @@ def expected(path: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("is_tied", [True, False])
 @pytest.mark.parametrize("name", WHOLES)
-def test_the_language_model_by_itself_has_the_logits_of_the_whole(
+def test_language_model_by_itself_has_the_logits_of_the_whole(
     name: str, is_tied: bool, tmp_path: Path
 ) -> None:
     path = save_whole(tmp_path, name, tie_word_embeddings=is_tied)
@@ -107,7 +107,7 @@ def test_both_names_that_checkpoints_have_had_are_read(own: str, tmp_path: Path)
     torch.testing.assert_close(logprobs_of(options(path), TOKENS), reference, atol=2e-4, rtol=1e-4)
 
 
-def test_a_quantized_language_model_is_read_with_its_scales(tmp_path: Path) -> None:
+def test_quantized_language_model_is_read_with_its_scales(tmp_path: Path) -> None:
     path = save_whole(tmp_path / "quantized", "mistral3")
     meant = Path(shutil.copytree(path, tmp_path / "meant"))
     description, quantize = METHODS["compressed-tensors fp8 dynamic"]
@@ -121,8 +121,8 @@ def test_a_quantized_language_model_is_read_with_its_scales(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"model_type": "paligemma"}, "PaliGemma is not a language model by itself"),
-        ({"model_type": "qwen2_vl"}, "Qwen2VL is not a language model by itself"),
+        ({"model_type": "paligemma"}, "PaliGemma is not a causal language model"),
+        ({"model_type": "qwen2_vl"}, "Qwen2VL is not a causal language model"),
         ({"model_type": "voxtral"}, "multimodal model of the type voxtral"),
     ],
 )

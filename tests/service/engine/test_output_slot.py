@@ -10,7 +10,7 @@ INTERVAL_S = 1.0
 
 
 async def is_waiting(slot: OutputSlot) -> bool:
-    """Whether its reader would have to wait. What it would have got is lost."""
+    """Return True if a consumer has to wait. Otherwise the output that it gets is lost."""
     reader = asyncio.ensure_future(slot.take())
     await asyncio.sleep(0)  # it runs until it waits or returns
     is_done = reader.done()
@@ -18,14 +18,14 @@ async def is_waiting(slot: OutputSlot) -> bool:
     return not is_done
 
 
-async def test_the_first_output_goes_at_once() -> None:
+async def test_first_output_is_released_at_once() -> None:
     slot = OutputSlot()
     slot.put(TokenOutput((1,)))
     slot.release(100.0, INTERVAL_S)
     assert await slot.take() == TokenOutput((1,))
 
 
-async def test_the_next_waits_for_the_interval_and_comes_in_one() -> None:
+async def test_later_outputs_are_merged_until_the_interval_ends() -> None:
     slot = OutputSlot()
     slot.put(TokenOutput((1,)))
     slot.release(100.0, INTERVAL_S)
@@ -38,13 +38,13 @@ async def test_the_next_waits_for_the_interval_and_comes_in_one() -> None:
     assert await slot.take() == TokenOutput((2, 3))
 
 
-async def test_nothing_is_released_where_nothing_is_pending() -> None:
+async def test_empty_slot_releases_nothing() -> None:
     slot = OutputSlot()
     slot.release(100.0, INTERVAL_S)
     assert await is_waiting(slot)
 
 
-async def test_the_end_does_not_wait() -> None:
+async def test_finish_reason_is_released_at_once() -> None:
     slot = OutputSlot()
     slot.put(TokenOutput((1,)))
     slot.release(100.0, INTERVAL_S)
@@ -53,7 +53,7 @@ async def test_the_end_does_not_wait() -> None:
     assert await slot.take() == TokenOutput((2,), FinishReason.LENGTH)
 
 
-async def test_an_error_does_not_wait_and_comes_behind_what_is_pending() -> None:
+async def test_error_comes_at_once_after_pending_outputs() -> None:
     slot = OutputSlot()
     slot.put(TokenOutput((1,)))
     slot.put(StepFailed())

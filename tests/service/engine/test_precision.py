@@ -1,4 +1,4 @@
-"""What the precisions cost in quality: the embedded model's perplexity against float32."""
+"""The embedded model's perplexity in each precision, compared to float32."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +55,7 @@ def perplexity_by_transformers(path: Path, token_ids: list[int]) -> float:
     return math.exp(torch.cat(losses).mean().item())
 
 
-def test_a_precision_costs_no_more_than_it_may(figures: dict[str, float]) -> None:
+def test_perplexity_of_each_precision_is_within_its_limit(figures: dict[str, float]) -> None:
     print(f"\n{table(figures)}")  # noqa: T201  # the figures themselves, with pytest -s
     assert 10 < figures["float32"] < 30, "not a text that the model can read"
     assert figures["bfloat16"] <= 1.005 * figures["float32"]

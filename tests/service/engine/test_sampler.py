@@ -87,7 +87,7 @@ def test_every_token_is_the_one_that_the_definitions_give(
     st.integers(0, 2**32),
     st.booleans(),
 )
-def test_a_row_alone_is_that_row_in_a_batch(
+def test_row_gives_the_same_token_by_itself_and_in_a_batch(
     rows: list[tuple[SamplingParams, float]],
     vocab_size: int,
     spread: float,
@@ -101,15 +101,15 @@ def test_a_row_alone_is_that_row_in_a_batch(
         logits = logits.round()
     params, draws = [p for p, _ in rows], [draw for _, draw in rows]
     together = sample(logits, params, draws)
-    alone = [sample(logits[i : i + 1], [params[i]], [draws[i]])[0] for i in range(len(rows))]
-    assert together == alone
+    separate = [sample(logits[i : i + 1], [params[i]], [draws[i]])[0] for i in range(len(rows))]
+    assert together == separate
 
 
 @pytest.mark.parametrize("vocab_size", [49152, 50257])
-def test_a_row_of_a_real_vocabulary_is_the_same_to_the_last_bit_in_any_batch(
+def test_row_of_a_real_vocabulary_has_the_same_bits_in_any_batch(
     vocab_size: int,
 ) -> None:
-    """Where torch splits the work differently for one row, for some and for many."""
+    """At these sizes torch splits the work differently for one row, for some and for many."""
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(24, vocab_size, generator=generator) * 4).to(torch.bfloat16).float()
     kinds = [GREEDY, SamplingParams(), SamplingParams(top_p=0.9), SamplingParams(top_k=50)]
@@ -122,20 +122,20 @@ def test_a_row_of_a_real_vocabulary_is_the_same_to_the_last_bit_in_any_batch(
 
 
 @pytest.mark.parametrize("vocab_size", [49152, 50257])
-def test_torch_computes_a_row_alone_to_the_same_bits(vocab_size: int) -> None:
-    """What the sampler builds on."""
+def test_torch_computes_a_row_to_the_same_bits_in_any_batch(vocab_size: int) -> None:
+    """The sampler relies on this."""
     logits = torch.randn(32, vocab_size, generator=torch.Generator().manual_seed(1)) * 4
     probs = torch.softmax(logits / 0.7, dim=-1)
     blocks = torch.nn.functional.pad(probs, (0, -vocab_size % 128)).reshape(32, -1, 128)
     sums = blocks.sum(-1)
     for row in range(32):
-        alone = torch.softmax(logits[row : row + 1] / 0.7, dim=-1)
-        assert torch.equal(alone[0], probs[row])
+        separate = torch.softmax(logits[row : row + 1] / 0.7, dim=-1)
+        assert torch.equal(separate[0], probs[row])
         assert torch.equal(blocks[row : row + 1].clone().sum(-1)[0], sums[row])
 
 
 @pytest.mark.parametrize("vocab_size", [1, 127, 128, 129, 1000])
-def test_of_the_most_likely_greedy_takes_the_lowest(vocab_size: int) -> None:
+def test_greedy_row_takes_the_lowest_of_equal_tokens(vocab_size: int) -> None:
     for most_likely in {0, vocab_size // 2, vocab_size - 1}:
         logits = torch.full((1, vocab_size), -1.0)
         logits[0, most_likely:] = 2.0
@@ -150,7 +150,7 @@ def test_greedy_takes_the_most_likely() -> None:
 @pytest.mark.parametrize(
     "p", [SamplingParams(temperature=1e-6), SamplingParams(top_k=1), SamplingParams(top_p=0.0)]
 )
-def test_what_leaves_one_token_is_greedy(p: SamplingParams) -> None:
+def test_parameters_that_leave_one_token_are_greedy(p: SamplingParams) -> None:
     assert sample(torch.tensor([[0.0, 3.0, 1.0]]), [p], [0.999]) == [1]
 
 
@@ -183,7 +183,7 @@ def test_many_draws_have_the_distribution(p: SamplingParams) -> None:
 
 
 @pytest.mark.parametrize("top_p", [0.5, 0.95, 1.0])
-def test_a_flat_distribution_reaches_past_the_first_candidates(top_p: float) -> None:
+def test_flat_distribution_needs_more_than_the_first_candidates(top_p: float) -> None:
     p, draws = SamplingParams(top_p=top_p, min_p=1e-9), [i / 100 for i in range(100)]
     got = sample(torch.zeros(100, 5000), [p] * 100, [*draws[1:], LARGEST_DRAW])
     assert len(set(got)) == 100  # each a hundredth of the nucleus away from the last
@@ -194,7 +194,7 @@ def test_a_flat_distribution_reaches_past_the_first_candidates(top_p: float) -> 
     "p", [SamplingParams(), SamplingParams(top_p=0.99), SamplingParams(top_k=3)]
 )
 @pytest.mark.parametrize("draw", [0.0, LARGEST_DRAW])
-def test_the_outermost_draws_never_choose_what_has_no_probability(
+def test_extreme_draws_never_choose_a_token_without_probability(
     p: SamplingParams, draw: float
 ) -> None:
     never = -math.inf
@@ -209,7 +209,7 @@ def test_the_outermost_draws_never_choose_what_has_no_probability(
 )
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("draw", [0.0, 0.5, LARGEST_DRAW])
-def test_a_broken_row_still_gives_a_token_and_spoils_no_other(
+def test_row_of_nans_gives_a_token_and_affects_no_other(
     p: SamplingParams, bad: float, draw: float
 ) -> None:
     logits = torch.randn(3, 200, generator=torch.Generator().manual_seed(0))

@@ -58,7 +58,7 @@ def parts(batch: Batch) -> list[tuple[int, int, bool]]:
     return [(s.sequence.request_id, s.num_new_tokens, s.is_sampled) for s in batch.scheduled]
 
 
-def test_the_budget_must_cover_one_token_for_each_sequence() -> None:
+def test_budget_smaller_than_max_num_seqs_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least max_num_seqs"):
         make_scheduler(max_num_seqs=8, max_num_batched_tokens=7)
 
@@ -76,14 +76,14 @@ def test_prompts_are_batched_and_then_decoded() -> None:
     assert parts(step(scheduler)) == [(0, 1, True), (1, 1, True)]
 
 
-def test_a_long_prompt_is_read_in_chunks_and_sampled_at_its_end() -> None:
+def test_long_prompt_is_computed_in_chunks_and_sampled_at_its_end() -> None:
     scheduler = make_scheduler(max_num_batched_tokens=8)
     add(scheduler, 20)
     batches = [parts(step(scheduler)) for _ in range(4)]
     assert batches == [[(0, 8, False)], [(0, 8, False)], [(0, 4, True)], [(0, 1, True)]]
 
 
-def test_a_long_prompt_takes_what_the_streams_leave() -> None:
+def test_long_prompt_gets_the_budget_that_streams_leave() -> None:
     scheduler = make_scheduler(max_num_batched_tokens=8)
     add(scheduler, 3)
     step(scheduler)
@@ -93,7 +93,7 @@ def test_a_long_prompt_takes_what_the_streams_leave() -> None:
 
 
 def test_one_token_of_a_chunk_stands_with_the_single_tokens() -> None:
-    """What the budget leaves of the second prompt is one token, behind a longer chunk."""
+    """The budget leaves one token of the second prompt, after a longer chunk."""
     scheduler = make_scheduler(max_num_batched_tokens=7)
     add(scheduler, 6, 5)
     assert parts(step(scheduler)) == [(1, 1, False), (0, 6, True)]
@@ -110,7 +110,7 @@ def test_no_more_run_than_may() -> None:
     ]
 
 
-def test_a_large_prompt_at_the_head_is_not_overtaken() -> None:
+def test_large_prompt_at_the_head_is_not_overtaken() -> None:
     scheduler = make_scheduler(num_blocks=6)
     sequences = add(scheduler, 12, 20, 1)
     step(scheduler)
@@ -126,7 +126,7 @@ def test_admission_leaves_a_block_for_each_that_runs() -> None:
     assert scheduler.pool.num_free == 3
 
 
-def test_the_last_is_preempted_and_computed_anew() -> None:
+def test_last_sequence_is_preempted_and_computed_again() -> None:
     scheduler = make_scheduler(num_blocks=4, has_prefix_caching=False)
     first, second = add(scheduler, 7, 4)
     while scheduler.num_preemptions == 0:
@@ -139,7 +139,7 @@ def test_the_last_is_preempted_and_computed_anew() -> None:
     assert parts(step(scheduler)) == [(1, 4 + second.num_output_tokens - 1, True)]
 
 
-def test_a_preempted_sequence_finds_what_is_still_cached_of_it() -> None:
+def test_preempted_sequence_reuses_its_cached_blocks() -> None:
     scheduler = make_scheduler(num_blocks=5)
     first, second = add(scheduler, (5,) * 4, 9)
     assert step(scheduler).num_tokens == 13
@@ -155,7 +155,7 @@ def test_a_preempted_sequence_finds_what_is_still_cached_of_it() -> None:
     assert scheduler.num_prefix_cache_hits == 0
 
 
-def test_a_prompt_that_came_before_is_not_computed_again() -> None:
+def test_repeated_prompt_is_not_computed_again() -> None:
     scheduler = make_scheduler()
     (first,) = add(scheduler, 10, max_tokens=3)
     while scheduler.has_unfinished:
@@ -166,7 +166,7 @@ def test_a_prompt_that_came_before_is_not_computed_again() -> None:
     assert (scheduler.num_prefix_cache_queries, scheduler.num_prefix_cache_hits) == (34, 16)
 
 
-def test_an_answer_is_cached_for_the_turn_after_it() -> None:
+def test_output_is_cached_for_the_next_turn() -> None:
     scheduler = make_scheduler()
     (first,) = add(scheduler, 6, max_tokens=8)
     while scheduler.has_unfinished:
@@ -177,7 +177,7 @@ def test_an_answer_is_cached_for_the_turn_after_it() -> None:
     assert second.num_cached_tokens == 12  # of 14: the last token was never computed
 
 
-def test_what_is_shared_leaves_more_room() -> None:
+def test_shared_blocks_leave_room_for_more_sequences() -> None:
     """Two prompts of 12 tokens in 6 blocks, one of which must stay free: they share two."""
     scheduler = make_scheduler(num_blocks=6)
     sequences = add(scheduler, 12, 12)
@@ -192,7 +192,7 @@ def drafts(batch: Batch) -> list[int]:
     return [len(s.draft_token_ids) for s in batch.scheduled]
 
 
-def test_a_draft_is_computed_behind_the_tokens_and_taken_as_far_as_it_holds() -> None:
+def test_draft_is_computed_and_accepted_tokens_are_appended() -> None:
     scheduler = make_scheduler(num_speculative_tokens=4)
     (sequence,) = add(scheduler, (7,) * 6)
     batch = scheduler.schedule()
@@ -206,7 +206,7 @@ def test_a_draft_is_computed_behind_the_tokens_and_taken_as_far_as_it_holds() ->
     assert (scheduler.num_draft_tokens, scheduler.num_accepted_tokens) == (4, 2)
 
 
-def test_nothing_is_taken_behind_the_end() -> None:
+def test_tokens_after_the_end_are_dropped() -> None:
     scheduler = make_scheduler(num_speculative_tokens=4)
     request = make_request((7,) * 6, max_tokens=20, stop_token_ids=frozenset({7}))
     sequence = Sequence(0, request, MAX_MODEL_LEN)
@@ -222,13 +222,13 @@ def test_drafts_share_what_a_small_step_leaves() -> None:
     assert drafts(scheduler.schedule()) == [7, 8, 8]  # of 32, nine are prompts
 
 
-def test_a_share_that_is_not_used_passes_on() -> None:
+def test_unused_share_of_drafts_goes_to_the_next() -> None:
     scheduler = make_scheduler(max_num_seqs=10, num_speculative_tokens=20)
     add(scheduler, (1, 2, 3, 4), (7,) * 4)
     assert drafts(scheduler.schedule()) == [0, 20]
 
 
-def test_a_large_step_is_made_no_larger() -> None:
+def test_large_step_gets_no_drafts() -> None:
     scheduler = make_scheduler(num_speculative_tokens=8)
     add(scheduler, (7,) * 20, (7,) * 20)
     assert drafts(scheduler.schedule()) == [0, 0]
@@ -266,7 +266,7 @@ def with_priorities(scheduler: Scheduler, *priorities: int, prompt: int = 4) -> 
     return sequences
 
 
-def test_a_lower_priority_is_admitted_first_and_equals_as_they_came() -> None:
+def test_lower_priority_value_is_admitted_first_then_arrival_order() -> None:
     scheduler = make_scheduler(max_num_seqs=2)
     normal, late, urgent, normal_too, urgent_too = with_priorities(scheduler, 0, 9, -1, 0, -1)
     step(scheduler)
@@ -274,7 +274,7 @@ def test_a_lower_priority_is_admitted_first_and_equals_as_they_came() -> None:
     assert list(scheduler.waiting) == [normal, normal_too, late]
 
 
-def test_who_runs_makes_no_room_for_who_comes() -> None:
+def test_running_sequence_is_not_preempted_for_a_new_one() -> None:
     scheduler = make_scheduler(max_num_seqs=1)
     (first,) = with_priorities(scheduler, 5)
     step(scheduler)
@@ -285,7 +285,7 @@ def test_who_runs_makes_no_room_for_who_comes() -> None:
     assert scheduler.num_preemptions == 0
 
 
-def test_the_highest_priority_is_preempted_first_and_of_equals_the_latest() -> None:
+def test_highest_priority_value_is_preempted_first_then_the_latest() -> None:
     scheduler = make_scheduler(num_blocks=6, max_num_seqs=3)
     patient, first, second = with_priorities(scheduler, 3, 0, 0)
     while scheduler.num_preemptions < 1:
@@ -311,7 +311,7 @@ def test_followers_join_the_queue_in_their_request_s_place() -> None:
     assert scheduler.num_waiting == 3
 
 
-def test_a_sequence_that_gets_no_token_is_at_its_end() -> None:
+def test_sequence_without_tokens_finishes() -> None:
     scheduler = make_scheduler()
     (sequence,) = add(scheduler, 3)
     assert scheduler.postprocess(scheduler.schedule(), [()]) == [0]
@@ -320,7 +320,7 @@ def test_a_sequence_that_gets_no_token_is_at_its_end() -> None:
     assert scheduler.pool.num_free == scheduler.pool.num_blocks
 
 
-def test_what_a_grammar_forces_is_a_draft_and_no_guess() -> None:
+def test_forced_tokens_are_a_draft_marked_as_forced() -> None:
     scheduler = make_scheduler(num_speculative_tokens=3)
     constraint = FakeConstraint(((5, 6, 7, 8, 9),), end=0)
     request = replace(make_request((7,) * 6, 50), constraint=constraint)
@@ -333,7 +333,7 @@ def test_what_a_grammar_forces_is_a_draft_and_no_guess() -> None:
     assert batch.scheduled[0].is_draft_forced
 
 
-def test_a_finished_sequence_leaves_in_the_step_that_ends_it() -> None:
+def test_finished_sequence_leaves_in_the_step_that_ends_it() -> None:
     scheduler = make_scheduler()
     (sequence,) = add(scheduler, 3, max_tokens=1)
     step(scheduler)
@@ -477,7 +477,7 @@ def test_more_urgent_sequences_of_a_caller_overtake_another_so_many_times_only()
 
 
 class Schedules(RuleBasedStateMachine):
-    """Any arrivals, aborts and steps over a small cache, with all that must hold at any time."""
+    """Random arrivals, aborts and steps with a small cache, and the invariants of the scheduler."""
 
     @initialize(
         num_blocks=st.integers(1, 12),
@@ -540,7 +540,7 @@ class Schedules(RuleBasedStateMachine):
 
     @rule()
     def fail(self) -> None:
-        """A step whose batch cannot be computed: what was in it is ended."""
+        """A step whose batch cannot be computed, so its sequences are ended."""
         for scheduled in self.scheduler.schedule().scheduled:
             self.finish_request(scheduled.sequence)
 
@@ -568,7 +568,7 @@ class Schedules(RuleBasedStateMachine):
                 self.unfinished.remove(sequence)
 
     def sample(self, scheduled: ScheduledSequence) -> tuple[int, ...]:
-        """The tokens 0, 1, 0, 1, ... with a 5 now and then, which no draft foresees."""
+        """The tokens 0, 1, 0, 1, ... with some 5s, which no draft contains."""
         start, draft = scheduled.sequence.num_tokens, scheduled.draft_token_ids
         end = start + len(draft) + 1
         return accept([5 if i % 11 == 0 else i % 2 for i in range(start, end)], draft)

@@ -9,7 +9,7 @@ from service.engine.sequence import Sequence, SequenceStatus
 from tests.service.engine.requests import make_request
 
 
-def test_a_new_sequence_is_its_prompt() -> None:
+def test_new_sequence_contains_its_prompt() -> None:
     sequence = Sequence(7, make_request((3, 1, 4)), max_model_len=100)
     assert sequence.request_id == 7
     assert sequence.status is SequenceStatus.WAITING
@@ -35,7 +35,7 @@ def test_max_tokens_is_what_is_wanted_within_the_context(
     assert sequence.max_tokens == max_tokens
 
 
-def test_the_last_token_finishes_by_length() -> None:
+def test_last_token_finishes_by_length() -> None:
     sequence = Sequence(0, make_request(3, max_tokens=2), max_model_len=100)
     sequence.append(1)
     reasons = [sequence.finish_reason]
@@ -45,7 +45,7 @@ def test_the_last_token_finishes_by_length() -> None:
     assert sequence.num_output_tokens == 2
 
 
-def test_a_stop_token_finishes_and_is_kept() -> None:
+def test_stop_token_finishes_and_is_kept() -> None:
     request = make_request(3, max_tokens=9, stop_token_ids=frozenset({42}))
     sequence = Sequence(0, request, max_model_len=100)
     sequence.append(42)
@@ -53,7 +53,7 @@ def test_a_stop_token_finishes_and_is_kept() -> None:
     assert sequence.token_ids[-1] == 42
 
 
-def test_a_stop_token_in_the_last_place_is_a_stop() -> None:
+def test_stop_token_at_the_length_limit_is_a_stop() -> None:
     request = make_request(3, max_tokens=1, stop_token_ids=frozenset({42}))
     sequence = Sequence(0, request, max_model_len=100)
     sequence.append(42)
@@ -89,7 +89,7 @@ def test_draws_are_spread_evenly_and_asked_for_in_any_order() -> None:
     assert abs(sum(step > 0 for step in steps) - 5000) < 250
 
 
-def test_draws_depend_on_the_seed_alone() -> None:
+def test_draws_depend_only_on_seed_index_and_position() -> None:
     def draws(sequence_id: int, seed: int | None) -> list[float]:
         request = Request((1,), SamplingParams(seed=seed))
         sequence = Sequence(sequence_id, request, max_model_len=10)

@@ -5,29 +5,29 @@ from hypothesis import strategies as st
 from service.engine.speculation import PromptLookup, accept
 
 
-def test_what_followed_the_last_tokens_before_is_proposed() -> None:
+def test_tokens_after_an_earlier_occurrence_are_proposed() -> None:
     assert PromptLookup().propose([1, 2, 3, 4, 5, 9, 2, 3], limit=2) == (4, 5)
 
 
 @pytest.mark.parametrize("token_ids", [[], [1], [1, 2], [1, 2, 3, 4], [1, 2, 3, 1, 4, 3]])
-def test_what_has_not_come_before_has_no_draft(token_ids: list[int]) -> None:
+def test_tokens_without_earlier_occurrence_have_no_draft(token_ids: list[int]) -> None:
     assert PromptLookup().propose(token_ids, limit=8) == ()
 
 
-def test_the_latest_of_equal_matches_is_the_best() -> None:
+def test_latest_of_equal_matches_is_chosen() -> None:
     assert PromptLookup().propose([1, 2, 3, 0, 1, 2, 4, 0, 5, 1, 2], limit=1) == (4,)
 
 
-def test_the_longest_match_is_better_than_the_latest() -> None:
+def test_longest_match_is_chosen_before_the_latest() -> None:
     assert PromptLookup().propose([0, 1, 2, 3, 9, 1, 2, 4, 0, 1, 2], limit=1) == (3,)
 
 
-def test_a_draft_that_reaches_the_end_goes_round() -> None:
+def test_draft_that_reaches_the_end_repeats() -> None:
     assert PromptLookup().propose([0, 7, 8, 9, 7, 8], limit=7) == (9, 7, 8, 9, 7, 8, 9)
     assert PromptLookup().propose([7, 7, 7], limit=3) == (7, 7, 7)
 
 
-def test_the_tokens_may_grow_by_any_number() -> None:
+def test_tokens_may_grow_by_any_number() -> None:
     lookup = PromptLookup()
     text = [1, 2, 3, 4, 5, 6, 1, 2]
     assert lookup.propose(text[:1], limit=1) == ()
@@ -37,12 +37,12 @@ def test_the_tokens_may_grow_by_any_number() -> None:
     assert lookup.propose([*text, 3], limit=1) == (4,)
 
 
-def test_there_is_no_draft_where_there_is_no_room() -> None:
+def test_limit_of_zero_gives_no_draft() -> None:
     assert PromptLookup().propose([7, 7, 7], limit=0) == ()
     assert PromptLookup().propose([7, 7, 7], limit=-3) == ()
 
 
-def test_a_draft_is_as_long_as_the_last_was_good() -> None:
+def test_draft_length_depends_on_the_last_accepted_tokens() -> None:
     lookup, text = PromptLookup(), [7] * 9
     lengths = [len(lookup.propose(text, limit=8))]
     for num_accepted in (1, 3, 8, 2):
@@ -68,7 +68,7 @@ def test_failures_in_a_row_make_drafts_rare_and_a_success_ends_that() -> None:
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 6), st.integers(1, 9))
-def test_a_draft_is_what_the_definition_says_however_it_is_asked_for(
+def test_incremental_drafts_equal_those_of_the_definition(
     text: list[int], stride: int, limit: int
 ) -> None:
     lookup = PromptLookup()

@@ -1,5 +1,7 @@
-"""Everything that a request may ask for, at once and in a small cache: each still gets the answer
-that it would get alone, written out by the definitions."""
+"""Random requests with all options, at once and in a small cache.
+
+Each must get the output that the definitions give for it by itself.
+"""
 
 from dataclasses import dataclass
 
@@ -72,7 +74,7 @@ requests = st.builds(
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request, and what happens until the next one comes."""
+    """A request, and the events before the next one."""
 
     request: Request
     num_steps: int
@@ -84,7 +86,7 @@ arrivals = st.builds(Arrival, requests, st.integers(0, 4), st.none() | st.intege
 
 @dataclass(frozen=True)
 class Engine:
-    """How an engine is set up."""
+    """The parameters of an engine."""
 
     num_blocks: int
     max_num_seqs: int
@@ -114,7 +116,7 @@ engines = st.builds(
 
 
 class Got:
-    """What has come out for one request."""
+    """The outputs of one request."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -157,7 +159,7 @@ def is_close(got: tuple[TokenLogprobs, ...], expected: tuple[TokenLogprobs, ...]
 
 
 def fails(request: Request, max_model_len: int) -> bool:
-    """Whether the request's own grammar fails it, in any of its sequences."""
+    """Return True if the request's grammar fails in any of its sequences."""
     try:
         for index in range(request.n):
             write_out(request, index, max_model_len)
@@ -172,7 +174,7 @@ def fails(request: Request, max_model_len: int) -> bool:
     program=st.lists(arrivals, min_size=1, max_size=10),
     failing_steps=st.sets(st.integers(1, 60), max_size=4),
 )
-def test_each_gets_the_answer_that_the_definitions_give(
+def test_each_request_gets_the_output_of_the_definitions(
     engine: Engine, program: list[Arrival], failing_steps: set[int]
 ) -> None:
     model = FakeModel(BLOCK_SIZE)

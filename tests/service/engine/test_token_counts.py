@@ -15,7 +15,7 @@ def as_dict(counts: TokenCounts) -> dict[int, float]:
 
 
 @given(tokens, tokens, tokens)
-def test_they_are_what_counting_anew_finds(
+def test_incremental_counts_equal_a_full_count(
     prompt: list[int], answer: list[int], taken_back: list[int]
 ) -> None:
     counts = TokenCounts(prompt)
@@ -29,7 +29,7 @@ def test_they_are_what_counting_anew_finds(
     assert as_dict(counts) == dict.fromkeys(prompt, 0) | Counter(answer * 2)
 
 
-def test_a_copy_does_not_change() -> None:
+def test_copy_does_not_change_later() -> None:
     counts = TokenCounts()
     counts.add(5)
     copy = counts.copy()

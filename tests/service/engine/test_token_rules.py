@@ -12,10 +12,10 @@ from tests.service.engine.requests import make_request
 PLAIN = make_request((7, 8, 7))
 
 
-def rules_of(request: Request, *answer: int) -> TokenRules:
+def rules_of(request: Request, *output: int) -> TokenRules:
     rules = TokenRules.of(request)
     assert rules is not None
-    for token_id in answer:
+    for token_id in output:
         rules.append(token_id)
     return rules
 
@@ -24,8 +24,8 @@ def with_params(**params: object) -> Request:
     return replace(PLAIN, sampling=SamplingParams(**params))  # type: ignore[arg-type]  # by name
 
 
-def next_row(request: Request, *answer: int) -> RowRules:
-    [row] = rules_of(request, *answer).rows(())
+def next_row(request: Request, *output: int) -> RowRules:
+    [row] = rules_of(request, *output).rows(())
     return row
 
 
@@ -59,21 +59,21 @@ def test_each_option_makes_some(request_: Request) -> None:
     assert TokenRules.of(request_) is not None
 
 
-def test_penalties_count_the_answer_and_not_the_prompt() -> None:
+def test_penalties_count_the_output_and_not_the_prompt() -> None:
     row = next_row(with_params(presence_penalty=1.0), 8, 9, 8)
     assert row.counted is not None
     assert row.counted.token_ids.tolist() == [8, 9]
     assert row.counted.counts.tolist() == [2, 1]
 
 
-def test_the_repetition_penalty_knows_the_prompt_too() -> None:
+def test_repetition_penalty_counts_the_prompt_too() -> None:
     row = next_row(with_params(repetition_penalty=1.5), 8, 9, 8)
     assert row.counted is not None
     assert row.counted.token_ids.tolist() == [7, 8, 9]
     assert row.counted.counts.tolist() == [0, 2, 1]
 
 
-def test_the_rows_of_a_draft_count_it_and_forget_it() -> None:
+def test_rows_of_a_draft_count_its_tokens_temporarily() -> None:
     rules = rules_of(with_params(frequency_penalty=1.0), 4)
     rows = rules.rows((5, 4))
     counted = [
@@ -87,7 +87,7 @@ def test_the_rows_of_a_draft_count_it_and_forget_it() -> None:
     assert again.counted.token_ids.tolist() == [4]
 
 
-def test_what_ends_an_answer_cannot_come_too_early_nor_in_a_draft() -> None:
+def test_stop_token_is_banned_before_min_tokens_also_in_a_draft() -> None:
     request = replace(with_params(min_tokens=2), stop_token_ids=frozenset({1, 2}))
     assert [sorted(r.banned_token_ids) for r in rules_of(request).rows((5, 5))] == [
         [1, 2],
@@ -98,7 +98,7 @@ def test_what_ends_an_answer_cannot_come_too_early_nor_in_a_draft() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "banned"),
+    ("output", "banned"),
     [
         ((), [9]),
         ((3,), [4, 9]),
@@ -108,20 +108,20 @@ def test_what_ends_an_answer_cannot_come_too_early_nor_in_a_draft() -> None:
         ((3, 3, 3), [4, 5, 9]),
     ],
 )
-def test_the_last_token_of_a_bad_sequence_cannot_follow_the_others(
-    answer: tuple[int, ...], banned: list[int]
+def test_last_token_of_a_bad_sequence_is_banned_after_the_others(
+    output: tuple[int, ...], banned: list[int]
 ) -> None:
     request = replace(PLAIN, bad_token_sequences=((9,), (3, 4), (3, 3, 5), (7, 6)))
-    assert sorted(next_row(request, *answer).banned_token_ids) == banned
+    assert sorted(next_row(request, *output).banned_token_ids) == banned
 
 
-def test_the_end_of_the_prompt_begins_no_bad_sequence() -> None:
+def test_bad_sequence_does_not_begin_in_the_prompt() -> None:
     request = replace(PLAIN, bad_token_sequences=((7, 6),))
     assert list(next_row(request).banned_token_ids) == []
     assert list(next_row(request, 7).banned_token_ids) == [6]
 
 
-def test_a_bad_sequence_may_lie_across_a_draft() -> None:
+def test_bad_sequence_across_a_draft_is_banned() -> None:
     request = replace(PLAIN, bad_token_sequences=((3, 4),))
     assert [list(r.banned_token_ids) for r in rules_of(request).rows((3, 5))] == [[], [4], []]
 

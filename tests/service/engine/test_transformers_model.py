@@ -22,7 +22,7 @@ def probe(module: nn.Module, **kwargs: object) -> ShapeProbe:
     return probe
 
 
-def test_a_probe_learns_shapes_and_windows() -> None:
+def test_probe_records_shapes_and_windows() -> None:
     probed = probe(Layer(3), sliding_window=9, dropout=0.0, s_aux=None)
     assert probed.shapes == {3: KVShape(2, 6, 4, torch.float32)}
     assert probed.windows == {3: 9}
@@ -34,12 +34,12 @@ def test_a_probe_learns_shapes_and_windows() -> None:
         (Layer(), {"s_aux": torch.zeros(8)}, "s_aux"),
         (Layer(), {"position_bias": torch.zeros(1)}, "position_bias"),
         (Layer(), {"what_comes_next_year": 1}, "what_comes_next_year"),
-        (Layer(is_causal=False), {}, "tokens to come"),
-        (Layer(), {"is_causal": False}, "tokens to come"),
-        (Layer(None), {}, "which layer"),
+        (Layer(is_causal=False), {}, "non-causal"),
+        (Layer(), {"is_causal": False}, "non-causal"),
+        (Layer(None), {}, "layer index"),
     ],
 )
-def test_a_probe_refuses_what_it_does_not_know(
+def test_probe_rejects_unsupported_arguments(
     module: nn.Module, kwargs: dict[str, object], reason: str
 ) -> None:
     with pytest.raises(ModelLoadError, match=reason):

@@ -76,7 +76,7 @@ def llama3(factor: float, low: float, high: float, length: int) -> dict[str, Any
 
 
 def llama3_factors(rope: dict[str, Any], head_dim: int) -> np.ndarray[Any, Any]:
-    """What the converter writes as `rope_freqs.weight`."""
+    """Return the values that the converter writes as `rope_freqs.weight`."""
     frequencies = rope["rope_theta"] ** -(np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
     length, low, high = (
         rope["original_max_position_embeddings"],
@@ -97,7 +97,7 @@ def llama3_factors(rope: dict[str, Any], head_dim: int) -> np.ndarray[Any, Any]:
 
 @dataclass
 class Case:
-    """A model, what its GGUF file says beside the common keys, and its extra tensors."""
+    """A model, the keys of its GGUF file in addition to the common ones, and extra tensors."""
 
     architecture: str
     model_type: str
@@ -509,7 +509,7 @@ class TestRejected:
         assert "\n" not in str(raised.value)
 
     @pytest.mark.parametrize("value", [0, 0.0, False, ""])
-    def test_unknown_key_that_says_nothing_is_ignored(
+    def test_unknown_key_with_an_empty_value_is_ignored(
         self, value: Any, tiny: tuple[Case, Any], tmp_path: Path
     ) -> None:
         path = write_case(tmp_path / "model.gguf", *tiny, change=_set("unheard_of", value))
@@ -529,7 +529,7 @@ class TestRejected:
     @pytest.mark.parametrize(
         ("general", "message"),
         [
-            ({"general.type": "adapter"}, r"is of the general\.type 'adapter'"),
+            ({"general.type": "adapter"}, r"general\.type is 'adapter'"),
             ({"split.count": 3}, r"one of 3 parts of a model"),
         ],
     )

@@ -97,7 +97,7 @@ def test_damaged_header_is_rejected(head: bytes, message: str, tmp_path: Path) -
 
 
 def rejection(path: Path, cache_dir: Path) -> str:
-    """Why the file is rejected; empty if it is converted. Any other error fails the test."""
+    """Return the message with which a file is rejected; empty if it is converted."""
     try:
         resolve(str(path), cache_dir)
     except ModelLoadError as error:

@@ -1,4 +1,4 @@
-"""What a conversion needs does not grow with the model."""
+"""The memory of a conversion does not grow with the model."""
 
 import os
 import subprocess
@@ -57,7 +57,7 @@ def peak_bytes(path: Path, directory: Path) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 def test_peak_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:
-    """Of 8 000 and of 25 million parameters: 100 MB in the file, 50 MB in the checkpoint."""
+    """The models have 8 000 and 25 million parameters: 100 MB in the file, 50 MB converted."""
     small = peak_bytes(write(tmp_path / "small.gguf", 32), tmp_path / "small")
     large = peak_bytes(write(tmp_path / "large.gguf", 2**17), tmp_path / "large")
     assert (tmp_path / "large" / "model.safetensors").stat().st_size > 50_000_000

@@ -66,7 +66,7 @@ class TestByteLevel:
             ({"pre": "llama-bpe", "add_bos_token": False}, ["a"]),
         ],
     )
-    def test_text_begins_and_ends_as_the_file_says(
+    def test_bos_and_eos_are_added_as_the_file_specifies(
         self, keys: dict[str, Any], expected: list[str], tmp_path: Path
     ) -> None:
         assert pieces(make(byte_level_vocab(SIZE) | keys), tmp_path, "a", special=True) == expected
@@ -175,6 +175,6 @@ class TestInvalid:
         with pytest.raises(ModelLoadError, match="It has the chat template"):
             GgufTokenizer(vocab, "llama", SIZE).write(tmp_path)
 
-    def test_every_end_of_turn_token_ends_an_answer(self) -> None:
+    def test_every_end_of_turn_token_is_an_end_token(self) -> None:
         vocab = byte_level_vocab(SIZE) | {"eot_token_id": 7, "eom_token_id": 5}
         assert make(vocab).end_token_ids == [1, 5, 7]

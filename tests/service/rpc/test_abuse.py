@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from chatrpc.v1 import chat_service_pb2, model_service_pb2
 from service.domain.engine import FinishReason, TokenOutput
 from service.metrics import Metrics
-from service.rpc.calls.message_reader import Patience
+from service.rpc.calls.message_reader import ClientTimeouts
 from service.rpc.server import MAX_METADATA_BYTES
 from tests.fakes.wait import until
 from tests.service.rpc.raw_h2 import (
@@ -38,10 +38,10 @@ CREATE = "/chatrpc.v1.ChatService/CreateChatCompletion"
 
 
 @dataclass
-class Nerves:
-    """A `Patience` that may change: with those who misbehave it is short, with others long."""
+class VariableTimeouts:
+    """`ClientTimeouts` that a test may change: short for misbehaving clients, then long."""
 
-    message_s: float = 60.0
+    receive_s: float = 60.0
     write_s: float = 60.0
 
 
@@ -71,12 +71,12 @@ async def answers(running: Running) -> None:
 
 @pytest.mark.parametrize("method", [STREAM, CREATE])
 async def test_a_request_that_never_comes_ends(method: str) -> None:
-    nerves = Nerves(message_s=0.05)
-    async with served(patience=nerves) as running:
+    timeouts = VariableTimeouts(receive_s=0.05)
+    async with served(client_timeouts=timeouts) as running:
         refused = await refusal(begin(running, method, nothing))
         assert refused.code == grpc.StatusCode.DEADLINE_EXCEEDED
         assert refused.reason == "DEADLINE"
-        nerves.message_s = 60
+        timeouts.receive_s = 60
         await answers(running)
 
 
@@ -106,7 +106,7 @@ async def test_reflection_is_asked_for_a_key_too(tmp_path: Path) -> None:
 
 
 async def test_a_stream_that_is_not_read_ends_and_frees_what_it_held() -> None:
-    async with served(patience=Patience(write_s=0.05)) as running:
+    async with served(client_timeouts=ClientTimeouts(write_s=0.05)) as running:
         running.engine.script = [TokenOutput((97,) * 100) for _ in range(5000)]
         running.engine.script.append(TokenOutput((97,), FinishReason.LENGTH))
         request = chat_service_pb2.StreamChatCompletionRequest(params=params())
@@ -121,7 +121,7 @@ async def test_a_stream_that_is_not_read_ends_and_frees_what_it_held() -> None:
 
 
 async def test_a_slow_reader_that_reads_gets_everything() -> None:
-    async with served(patience=Patience(write_s=60)) as running:
+    async with served(client_timeouts=ClientTimeouts(write_s=60)) as running:
         running.engine.script = [TokenOutput((97,) * 100) for _ in range(3000)]
         running.engine.script.append(TokenOutput((97,), FinishReason.LENGTH))
         request = chat_service_pb2.StreamChatCompletionRequest(params=params())
@@ -151,16 +151,16 @@ async def test_metadata_is_bounded(running: Running) -> None:
 
 
 async def test_streams_opened_in_a_flood_and_never_asked_on() -> None:
-    metrics, nerves = Metrics(), Nerves(message_s=0.05)
+    metrics, timeouts = Metrics(), VariableTimeouts(receive_s=0.05)
     method = "chatrpc.v1.ChatService", "StreamChatCompletion"
     begun = metrics.started.labels(*method)
     ended = metrics.handled.labels(*method, "DEADLINE_EXCEEDED")
-    async with served(patience=nerves, metrics=metrics) as running:
+    async with served(client_timeouts=timeouts, metrics=metrics) as running:
         async with RawH2(running.port) as client:
             for stream in range(1, 2001, 2):
                 await client.open(stream, STREAM)
             await until(lambda: begun._value.get() == 1000)
-            nerves.message_s = 60
+            timeouts.receive_s = 60
             await answers(running)
             await until(lambda: ended._value.get() == 1000)
         assert len(running.engine.requests) == 1

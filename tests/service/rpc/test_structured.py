@@ -175,7 +175,7 @@ async def test_a_form_that_cannot_be_had_is_refused_by_its_field(
         (Format(grammar="start: nowhere"),
          'It cannot be enforced: line 1, column 8: unknown name: "nowhere".'),
         (Format(regex="a{1000000000}"),
-         "It cannot be enforced: it takes more than is allowed to compile or to follow."),
+         "It cannot be enforced: it costs more than is allowed to compile or to follow."),
         (schema_format({"minimum": "x"}), "The value must be a number."),
         (schema_format({"enum": []}), "No JSON value can match the schema."),
     ],

@@ -1,4 +1,4 @@
-"""Small tokenizers of the three kinds whose decoding differs, built from the tokenizers library."""
+"""Small tokenizers of the three kinds that differ in decoding, from the tokenizers library."""
 
 import pytest
 

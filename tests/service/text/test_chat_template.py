@@ -15,7 +15,7 @@ SYSTEM, USER, OTHER = (
 
 
 class TemplatingTokenizer(LibraryTokenizer):
-    """Renders role and content, line by line, and refuses what its `refuses` names."""
+    """Renders role and content, line by line. Rejects messages as `refuses` specifies."""
 
     def __init__(self, *refuses: str) -> None:
         super().__init__(byte_level())
@@ -35,12 +35,12 @@ def rendered(tokenizer: TemplatingTokenizer, *messages: Message) -> str:
     return tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def test_system_messages_stay_where_the_template_takes_them() -> None:
+def test_system_messages_keep_their_order_if_the_template_accepts_them() -> None:
     text = rendered(TemplatingTokenizer(), SYSTEM, USER, OTHER)
     assert text == "system: Be kind.\nuser: Hi\nsystem: Rhyme.\n"
 
 
-def test_system_messages_are_joined_where_the_template_takes_a_leading_one_only() -> None:
+def test_system_messages_are_joined_if_the_template_accepts_only_a_first_one() -> None:
     text = rendered(TemplatingTokenizer("late system"), SYSTEM, USER, OTHER)
     assert text == "system: Be kind.\n\nRhyme.\nuser: Hi\n"
     developer = Message("developer", "Be brief.")
@@ -48,7 +48,7 @@ def test_system_messages_are_joined_where_the_template_takes_a_leading_one_only(
     assert text == "developer: Be brief.\n\nRhyme.\nuser: Hi\n"
 
 
-def test_a_continued_message_is_the_end_of_the_prompt() -> None:
+def test_continued_message_is_the_end_of_the_prompt() -> None:
     options = PromptOptions(add_generation_prompt=False, continue_final_message=True)
     tokenizer = TemplatingTokenizer()
     said = Message("assistant", "Once upon a ")
@@ -57,17 +57,17 @@ def test_a_continued_message_is_the_end_of_the_prompt() -> None:
     assert text == "user: Hi\nassistant: Once upon a "
 
 
-def test_a_template_that_drops_the_last_message_cannot_continue_it() -> None:
+def test_template_without_the_last_message_cannot_continue_it() -> None:
     class Dropping(TemplatingTokenizer):
         def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
             return super().render_chat(messages[:-1], options)
 
     options = PromptOptions(add_generation_prompt=False, continue_final_message=True)
-    with pytest.raises(TemplateRefused, match="leaves the last message out"):
+    with pytest.raises(TemplateRefused, match="does not render the last message"):
         render_prompt(Dropping(), (USER, Message("assistant", "Once")), options)
 
 
-def test_of_a_long_prompt_the_end_is_kept() -> None:
+def test_truncated_prompt_keeps_its_end() -> None:
     tokenizer = TemplatingTokenizer()
     whole = render_prompt(tokenizer, (SYSTEM, USER), PromptOptions())
     for count in (1, 3, len(whole), len(whole) + 1):
@@ -75,7 +75,7 @@ def test_of_a_long_prompt_the_end_is_kept() -> None:
         assert cut == whole[-count:]
 
 
-def test_a_refusal_is_about_the_messages_as_they_were_sent() -> None:
+def test_rejection_reports_the_error_of_the_original_messages() -> None:
     tokenizer = TemplatingTokenizer("system", "late system")
     with pytest.raises(TemplateRefused, match="System message must be at the beginning"):
         rendered(tokenizer, USER, OTHER)
@@ -83,7 +83,7 @@ def test_a_refusal_is_about_the_messages_as_they_were_sent() -> None:
         rendered(tokenizer, SYSTEM, USER)
 
 
-def test_absent_fields_are_absent_and_absent_content_is_empty() -> None:
+def test_absent_fields_are_omitted_and_absent_content_is_empty() -> None:
     assert template_messages([Message("assistant", None)]) == [{"role": "assistant", "content": ""}]
     message = Message("tool", "4", name="add", tool_call_id="call_1", reasoning_content="2 + 2")
     assert template_messages([message]) == [
@@ -108,7 +108,7 @@ def test_absent_fields_are_absent_and_absent_content_is_empty() -> None:
         ("[" * 100_000, "[" * 100_000),
     ],
 )
-def test_arguments_are_a_dict_where_they_are_an_object(arguments_json: str, arguments: Any) -> None:
+def test_arguments_become_a_dict_if_they_are_an_object(arguments_json: str, arguments: Any) -> None:
     message = Message("assistant", None, tool_calls=(ToolCall("call_1", "add", arguments_json),))
     (call,) = template_messages([message])[0]["tool_calls"]
     assert call == {
@@ -118,13 +118,13 @@ def test_arguments_are_a_dict_where_they_are_an_object(arguments_json: str, argu
     }
 
 
-def test_developer_is_system_unless_the_template_knows_it() -> None:
+def test_developer_role_becomes_system_unless_the_template_mentions_it() -> None:
     chat = template_messages([Message("developer", "Be kind."), USER])
     assert with_known_roles(chat, "{{ message.role == 'developer' }}") == chat
     for template in ("{{ message.role }}", "You are a developer. {{ message.role }}"):
         assert with_known_roles(chat, template) == template_messages([SYSTEM, USER])
 
 
-def test_half_a_surrogate_pair_that_json_wrote_is_refused() -> None:
+def test_unpaired_surrogate_in_a_message_is_rejected() -> None:
     with pytest.raises(TemplateRefused, match="surrogate"):
         render_prompt(TemplatingTokenizer(), (Message("user", "\ud800"),), PromptOptions())

@@ -9,11 +9,11 @@ import tokenizers
 
 from service.domain.backend import TextDelta
 from service.domain.chat import (
-    AnswerForm,
     ChatRequest,
     Message,
     PromptOptions,
     ResponseFormat,
+    ResponseFormatKind,
     Tool,
     ToolCall,
     ToolMode,
@@ -23,17 +23,17 @@ from service.domain.model import LocalModel, ToolFormat
 from service.domain.sampling import SamplingParams
 from service.errors import UnsupportedField
 from service.text.conversation import compile_grammar, prepare
-from service.text.formats import chat_formats
 from service.text.grammars import CompiledGrammars, load_token_trie
 from service.text.hf_tokenizer import HfTokenizer
 from service.text.output_parser import OutputParser
 from service.text.output_text import OutputText
+from service.text.tool_calls.syntax import chat_formats
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import allowed, choose_token
 from tests.support.grpc_server import CARD
 from tests.support.library_tokenizers import byte_fallback, byte_level
 
-# What the templates of these families say, cut down to what matters here.
+# The parts of these families' templates that matter here.
 TEMPLATES = {
     ToolFormat.HERMES: "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}",
     ToolFormat.LLAMA3_JSON: "{% if tools %}{{ tools | tojson }}<|python_tag|>{% endif %}",
@@ -55,8 +55,8 @@ THINKING = "{% if enable_thinking is defined %}<think></think>{% else %}<think>{
 CITY = {"enum": ["Rome", "Köln"]}
 WEATHER = {"type": "object", "properties": {"city": CITY}, "required": ["city"]}
 TOOLS = (
-    Tool(0, "get_weather", "About it", json.dumps(WEATHER)),
-    Tool(1, "now", "", "", is_strict=True),
+    Tool("get_weather", "About it", json.dumps(WEATHER)),
+    Tool("now", "", "", is_strict=True),
 )
 
 
@@ -93,8 +93,8 @@ def chat(**fields: Any) -> ChatRequest:
     return ChatRequest("m", sampling=SamplingParams(), prompt=PromptOptions(), **given)
 
 
-def answer(request: ChatRequest, served: LocalModel, seed: int) -> list[TextDelta]:
-    """What a model without sense says, held to the request's grammar."""
+def random_deltas(request: ChatRequest, served: LocalModel, seed: int) -> list[TextDelta]:
+    """Return the deltas of a random output that follows the request's grammar."""
     conversation = prepare(request, served)
     assert conversation.grammar is not None
     matcher = compile_grammar(conversation.grammar, served).matcher()
@@ -115,7 +115,7 @@ def answer(request: ChatRequest, served: LocalModel, seed: int) -> list[TextDelt
     return deltas
 
 
-def test_a_template_for_tools_is_used_for_requests_with_tools_only() -> None:
+def test_tool_template_is_used_only_for_requests_with_tools() -> None:
     served = model("plain " + MESSAGES, tool_template=TEMPLATES[ToolFormat.MISTRAL] + MESSAGES)
     assert served.formats.tools is ToolFormat.MISTRAL
     texts = [
@@ -131,14 +131,14 @@ def test_a_template_for_tools_is_used_for_requests_with_tools_only() -> None:
 
 @pytest.mark.parametrize("is_special", [True, False])
 @pytest.mark.parametrize("form", ToolFormat)
-def test_forced_calls_are_read_from_markers_that_are_control_tokens_and_from_text(
+def test_forced_calls_are_parsed_from_control_tokens_and_from_text(
     form: ToolFormat, is_special: bool
 ) -> None:
     served = model(TEMPLATES[form] + MESSAGES, is_special=is_special)
     assert served.formats.tools is form
     request = chat(tools=TOOLS, tool_mode=ToolMode.REQUIRED, has_parallel_calls=False)
     for seed in range(3):
-        deltas = answer(request, served, seed)
+        deltas = random_deltas(request, served, seed)
         assert deltas[-1].finish_reason is FinishReason.TOOL_CALLS
         assert "".join(delta.text for delta in deltas) == ""
         pieces = [piece for delta in deltas for piece in delta.tool_calls]
@@ -150,18 +150,18 @@ def test_forced_calls_are_read_from_markers_that_are_control_tokens_and_from_tex
 
 
 @pytest.mark.parametrize("kind", [byte_level, byte_fallback])
-def test_a_form_by_tokenizers_of_both_kinds(kind: Any) -> None:
+def test_response_format_works_with_both_kinds_of_tokenizer(kind: Any) -> None:
     served = model(MESSAGES, kind=kind)
-    wanted = ResponseFormat(AnswerForm.CHOICE, choices=("Hello", "日本 é"))
+    wanted = ResponseFormat(ResponseFormatKind.CHOICE, choices=("Hello", "日本 é"))
     for seed in range(5):
-        deltas = answer(chat(response_format=wanted), served, seed)
+        deltas = random_deltas(chat(response_format=wanted), served, seed)
         assert "".join(delta.text for delta in deltas) in wanted.choices
 
 
 @pytest.mark.parametrize("is_special", [True, False])
-def test_a_form_after_thoughts_that_the_prompt_opens(is_special: bool) -> None:
+def test_response_format_follows_reasoning_that_the_prompt_opens(is_special: bool) -> None:
     served = model(MESSAGES + THINKING, is_special=is_special)
-    wanted = ResponseFormat(AnswerForm.CHOICE, choices=("yes",))
+    wanted = ResponseFormat(ResponseFormatKind.CHOICE, choices=("yes",))
     conversation = prepare(chat(response_format=wanted), served)
     assert conversation.output_format.is_reasoning_open
     assert conversation.grammar is not None
@@ -174,14 +174,14 @@ def test_a_form_after_thoughts_that_the_prompt_opens(is_special: bool) -> None:
     assert served.eos_token_ids <= set(allowed(matcher))
 
 
-def test_no_thoughts_where_the_prompt_has_closed_them() -> None:
+def test_closed_reasoning_in_the_prompt_disables_reasoning() -> None:
     served = model(MESSAGES + THINKING)
     closed = PromptOptions(template_kwargs={"enable_thinking": False})
     request = ChatRequest("m", (Message("user", "Hi"),), SamplingParams(), closed)
     assert prepare(request, served).output_format.reasoning is None
 
 
-def test_a_template_is_given_the_tools_as_openai_has_them() -> None:
+def test_template_gets_tools_in_the_openai_form() -> None:
     served = model(TEMPLATES[ToolFormat.HERMES] + MESSAGES)
     prompt = prepare(chat(tools=TOOLS), served).prompt_token_ids
     text = served.tokenizer.decode(prompt, skip_special_tokens=False)
@@ -193,14 +193,14 @@ def test_a_template_is_given_the_tools_as_openai_has_them() -> None:
     assert shown[1]["function"]["parameters"] == {"type": "object", "properties": {}}
 
 
-def test_what_a_tool_says_of_itself_writes_no_control_token() -> None:
+def test_tool_description_cannot_write_control_tokens() -> None:
     served = model(TEMPLATES[ToolFormat.HERMES] + MESSAGES)
-    tools = (Tool(0, "f", "Says <|end|> a lot", ""),)
+    tools = (Tool("f", "Says <|end|> a lot", ""),)
     prompt = prepare(chat(tools=tools), served).prompt_token_ids
     assert not served.eos_token_ids.intersection(prompt)
 
 
-def test_mistrals_templates_see_ids_of_their_own_kind() -> None:
+def test_mistral_template_gets_short_call_ids() -> None:
     served = model(TEMPLATES[ToolFormat.MISTRAL] + MESSAGES)
     history = (
         Message("user", "Hi"),
@@ -215,7 +215,7 @@ def test_mistrals_templates_see_ids_of_their_own_kind() -> None:
     assert text.count("abcDEF123") == 2
 
 
-def test_a_template_that_takes_no_system_message_is_told_of_tools_by_the_user() -> None:
+def test_template_without_system_role_gets_tools_in_the_user_message() -> None:
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
     served = model(refusing + MESSAGES)
     prompt = prepare(chat(tools=TOOLS), served).prompt_token_ids
@@ -224,9 +224,9 @@ def test_a_template_that_takes_no_system_message_is_told_of_tools_by_the_user() 
     assert text.endswith("\n\nHi")
 
 
-def test_a_form_and_free_calls_that_cannot_be_told_apart_are_refused() -> None:
+def test_ambiguous_response_format_and_tool_calls_are_rejected() -> None:
     served = model(TEMPLATES[ToolFormat.LLAMA3_JSON] + MESSAGES)
-    wanted = ResponseFormat(AnswerForm.JSON_OBJECT)
+    wanted = ResponseFormat(ResponseFormatKind.JSON_OBJECT)
     conversation = prepare(chat(tools=TOOLS, response_format=wanted), served)
     assert conversation.grammar is not None
     with pytest.raises(UnsupportedField):

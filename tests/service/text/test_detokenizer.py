@@ -28,7 +28,7 @@ def in_pieces(tokenizer: LibraryTokenizer, ids: list[int], sizes: list[int]) -> 
 
 
 def fallback_text(ids: list[int]) -> str:
-    """What the byte-fallback tokenizer should say: whole characters stay, then a mark a byte."""
+    """Return the expected text: complete characters, then one replacement character per byte."""
     text = ""
     special = (0, 1, 2)
     runs = groupby((i for i in ids if i not in special), lambda i: i < FIRST_BYTE + 256)
@@ -52,17 +52,17 @@ def _decoded(data: bytes) -> str:
 
 
 @given(ids=st.lists(st.integers(0, BYTE_LEVEL.vocab_size + 3), max_size=80))
-def test_any_ids_of_a_byte_level_tokenizer_add_up_to_its_own_text(ids: list[int]) -> None:
+def test_byte_level_pieces_add_up_to_the_decoded_text(ids: list[int]) -> None:
     assert "".join(detokenize(BYTE_LEVEL, ids)) == BYTE_LEVEL.decode(ids, skip_special_tokens=True)
 
 
 @given(ids=st.lists(st.integers(0, METASPACE.vocab_size - 1), max_size=80))
-def test_any_ids_of_a_metaspace_tokenizer_add_up_to_its_own_text(ids: list[int]) -> None:
+def test_metaspace_pieces_add_up_to_the_decoded_text(ids: list[int]) -> None:
     assert "".join(detokenize(METASPACE, ids)) == METASPACE.decode(ids, skip_special_tokens=True)
 
 
 def _starts_with_a_space_byte(ids: list[int]) -> bool:
-    """Its space is stripped from the start of a text, so it is no character that could be kept."""
+    """Return True if the text starts with a space, which the tokenizer strips."""
     return next((i for i in ids if i >= FIRST_BYTE), 0) == FIRST_BYTE + 0x20
 
 
@@ -71,18 +71,18 @@ def _starts_with_a_space_byte(ids: list[int]) -> bool:
         lambda ids: not _starts_with_a_space_byte(ids)
     )
 )
-def test_byte_fallback_keeps_whole_characters_before_a_bad_byte(ids: list[int]) -> None:
+def test_byte_fallback_keeps_complete_characters_before_an_invalid_byte(ids: list[int]) -> None:
     assert "".join(detokenize(BYTE_FALLBACK, ids)) == fallback_text(ids)
 
 
 @given(ids=st.lists(st.sampled_from([0x9F, 0xE4, 0xBD, 0xA0]), min_size=17, max_size=80))
-def test_byte_fallback_in_one_long_run(ids: list[int]) -> None:
+def test_byte_fallback_handles_a_long_run_of_bytes(ids: list[int]) -> None:
     ids = [FIRST_BYTE + byte for byte in ids]
     assert "".join(detokenize(BYTE_FALLBACK, ids)) == fallback_text(ids)
 
 
 @given(pieces=pieces)
-def test_encoded_text_comes_back_whole_and_never_half_a_character(
+def test_encoded_text_is_restored_without_half_characters(
     tokenizer: LibraryTokenizer, pieces: list[str]
 ) -> None:
     ids = tokenizer.encode("".join(pieces), add_special_tokens=False)
@@ -92,9 +92,7 @@ def test_encoded_text_comes_back_whole_and_never_half_a_character(
 
 
 @given(data=st.data(), sizes=st.lists(st.integers(1, 20), min_size=1))
-def test_the_text_is_the_same_however_its_ids_are_cut(
-    data: st.DataObject, sizes: list[int]
-) -> None:
+def test_text_does_not_depend_on_how_ids_are_split(data: st.DataObject, sizes: list[int]) -> None:
     tokenizer = data.draw(st.sampled_from([BYTE_LEVEL, BYTE_FALLBACK, METASPACE]))
     text = tokenizer.encode("".join(data.draw(pieces)), add_special_tokens=False)
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
@@ -103,7 +101,7 @@ def test_the_text_is_the_same_however_its_ids_are_cut(
     assert in_pieces(tokenizer, ids, sizes) == "".join(detokenize(tokenizer, ids))
 
 
-def test_every_prefix_can_be_the_end() -> None:
+def test_flush_completes_the_text_after_every_prefix() -> None:
     ids = BYTE_LEVEL.encode("".join(TEXTS), add_special_tokens=False)
     for end in range(len(ids)):
         whole = BYTE_LEVEL.decode(ids[:end], skip_special_tokens=True)
@@ -113,7 +111,7 @@ def test_every_prefix_can_be_the_end() -> None:
         assert "".join(detokenize(BYTE_FALLBACK, ids[:end])) == fallback_text(ids[:end])
 
 
-def test_a_character_comes_with_its_last_byte() -> None:
+def test_character_is_returned_with_its_last_byte() -> None:
     ids = [FIRST_BYTE + byte for byte in "😀".encode()]
     assert detokenize(BYTE_FALLBACK, ids) == ["", "", "", "😀", ""]
     ids = BYTE_LEVEL.encode("😀", add_special_tokens=False)
@@ -121,13 +119,13 @@ def test_a_character_comes_with_its_last_byte() -> None:
     assert detokenize(BYTE_LEVEL, ids) == [*[""] * (len(ids) - 1), "😀", ""]
 
 
-def test_text_before_an_unfinished_character_does_not_wait_for_it() -> None:
+def test_text_before_an_unfinished_character_is_returned_at_once() -> None:
     ids = [BYTE_LEVEL.encode(text, add_special_tokens=False)[0] for text in ("a", "é", "b")]
     half = BYTE_LEVEL.encode("😀", add_special_tokens=False)[:1]
     assert detokenize(BYTE_LEVEL, [*ids, *half, ids[0]])[-2] == "\ufffda"
 
 
-def test_special_tokens_leave_no_trace(tokenizer: LibraryTokenizer) -> None:
+def test_special_tokens_have_no_text(tokenizer: LibraryTokenizer) -> None:
     ids = tokenizer.encode("你 Hello", add_special_tokens=False)
     special = 1
     spaced = [special, *(part for i in ids for part in (i, special))]
@@ -135,7 +133,7 @@ def test_special_tokens_leave_no_trace(tokenizer: LibraryTokenizer) -> None:
 
 
 class CountingTokenizer(LibraryTokenizer):
-    """Counts the ids it decodes: the cost, free of the clock's noise."""
+    """Counts the decoded ids, a measure of the cost that does not depend on the machine."""
 
     num_decoded = 0
 
@@ -144,7 +142,7 @@ class CountingTokenizer(LibraryTokenizer):
         return super().decode(token_ids, skip_special_tokens=skip_special_tokens)
 
 
-def test_a_token_costs_the_same_at_the_end_as_at_the_start() -> None:
+def test_cost_of_a_token_does_not_depend_on_the_length() -> None:
     for build in KINDS.values():
         tokenizer = CountingTokenizer(build())
         ids = tokenizer.encode("".join(TEXTS) * 20, add_special_tokens=False)

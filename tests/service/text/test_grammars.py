@@ -23,7 +23,7 @@ def take(matcher: Matcher, text: bytes) -> None:
         matcher.advance(byte)
 
 
-def test_what_may_come_next_and_what_must(grammars: CompiledGrammars) -> None:
+def test_matcher_returns_allowed_and_forced_tokens(grammars: CompiledGrammars) -> None:
     matcher = grammars.compile('start: "yes" | "no"').matcher()
     assert allowed(matcher) == [ord("n"), ord("y")]
     assert matcher.forced_tokens() == ()
@@ -33,7 +33,7 @@ def test_what_may_come_next_and_what_must(grammars: CompiledGrammars) -> None:
     assert allowed(matcher) == [EOS]
 
 
-def test_the_end_is_allowed_where_the_grammar_is_fulfilled_and_only_there(
+def test_end_is_allowed_only_where_the_grammar_is_satisfied(
     grammars: CompiledGrammars,
 ) -> None:
     matcher = grammars.compile("start: /a+/").matcher()
@@ -43,7 +43,7 @@ def test_the_end_is_allowed_where_the_grammar_is_fulfilled_and_only_there(
 
 
 @pytest.mark.parametrize("num_taken", [0, 1, 2, 3])
-def test_a_look_ahead_leaves_the_matcher_where_it_is(
+def test_advancing_a_fork_does_not_affect_the_matcher(
     grammars: CompiledGrammars, num_taken: int
 ) -> None:
     matcher = grammars.compile('start: "ab"').matcher()
@@ -51,26 +51,26 @@ def test_a_look_ahead_leaves_the_matcher_where_it_is(
     for token_id in tokens[:num_taken]:
         matcher.advance(token_id)
     before = matcher.allowed_tokens(), matcher.forced_tokens()
-    ahead = matcher.fork()
-    assert (ahead.allowed_tokens(), ahead.forced_tokens()) == before
+    fork = matcher.fork()
+    assert (fork.allowed_tokens(), fork.forced_tokens()) == before
     for token_id in tokens[num_taken:]:
-        ahead.advance(token_id)
-    assert allowed(ahead) == [EOS]
+        fork.advance(token_id)
+    assert allowed(fork) == [EOS]
     assert (matcher.allowed_tokens(), matcher.forced_tokens()) == before
 
 
-def test_a_look_ahead_that_costs_too_much_fails_alone(grammars: CompiledGrammars) -> None:
+def test_too_costly_fork_raises_without_affecting_the_matcher(grammars: CompiledGrammars) -> None:
     constraint = grammars.compile(COSTLY_LATER)
     matcher = constraint.matcher()
-    ahead = matcher.fork()
-    with pytest.raises(InvalidGrammar, match="takes more than is allowed"):
+    fork = matcher.fork()
+    with pytest.raises(InvalidGrammar, match="costs more than is allowed"):
         for _ in range(10):
-            ahead.advance(allowed(ahead)[0])
+            fork.advance(allowed(fork)[0])
     assert constraint.failure is None
     assert allowed(matcher) != [EOS]
 
 
-def test_matchers_of_one_constraint_are_apart(grammars: CompiledGrammars) -> None:
+def test_matchers_of_one_constraint_are_independent(grammars: CompiledGrammars) -> None:
     constraint = grammars.compile('start: "ab"')
     first, second = constraint.matcher(), constraint.matcher()
     take(first, b"a")
@@ -78,7 +78,7 @@ def test_matchers_of_one_constraint_are_apart(grammars: CompiledGrammars) -> Non
     assert allowed(first) == [ord("b")]
 
 
-def test_the_same_grammar_is_compiled_once_also_at_the_same_time() -> None:
+def test_same_grammar_is_compiled_once_by_concurrent_callers() -> None:
     grammars = byte_grammars()
     compiled = []
     real = grammars._compile
@@ -101,7 +101,7 @@ def test_the_same_grammar_is_compiled_once_also_at_the_same_time() -> None:
     assert compiled == ['start: "x"']
 
 
-def test_oldest_grammar_goes_when_all_may_take_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oldest_grammar_is_evicted_when_memory_is_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
     most = grammars_module._most_bytes('start: "a"')
     monkeypatch.setattr(grammars_module, "MAX_CACHED_BYTES", 2 * most)
     grammars = byte_grammars()
@@ -113,7 +113,7 @@ def test_oldest_grammar_goes_when_all_may_take_too_much(monkeypatch: pytest.Monk
     assert grammars._cached_bytes == grammars._cache["start: /a{0,5000}/"].num_bytes
 
 
-def test_failures_take_no_more_than_their_text() -> None:
+def test_failure_counts_only_its_text_as_memory() -> None:
     grammars = byte_grammars()
     for _ in range(2):
         with pytest.raises(InvalidGrammar):
@@ -121,7 +121,7 @@ def test_failures_take_no_more_than_their_text() -> None:
     assert grammars._cached_bytes == len("start: nowhere")
 
 
-def test_cached_grammar_is_found_without_compiling(grammars: CompiledGrammars) -> None:
+def test_cached_grammar_is_returned_without_compiling(grammars: CompiledGrammars) -> None:
     assert grammars.cached('start: "cached"') is None
     grammars.compile('start: "cached"')
     constraint = grammars.cached('start: "cached"')
@@ -133,19 +133,19 @@ def test_cached_grammar_is_found_without_compiling(grammars: CompiledGrammars) -
         grammars.cached("start: nobody")
 
 
-def test_constraint_begins_after_a_text(grammars: CompiledGrammars) -> None:
+def test_constraint_after_a_text_continues_from_it(grammars: CompiledGrammars) -> None:
     constraint = grammars.compile('start: "yes" | "no"')
     after = constraint.after("ye")
     assert allowed(after.matcher()) == [ord("s")]
     assert after.is_fulfilled(b"s")
     assert constraint.is_fulfilled(b"yes")
     for text in ("x", "yes!"):
-        with pytest.raises(InvalidGrammar, match="no answer begins"):
+        with pytest.raises(InvalidGrammar, match="no output can begin"):
             constraint.after(text)
 
 
-def test_lexer_that_came_to_its_limit_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All answers share it: without that, none that follows could get further."""
+def test_exhausted_lexer_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All outputs share the lexer. If it were not compiled again, no later output could go on."""
     monkeypatch.setattr(grammars_module, "_MIN_STATES", 500)
     monkeypatch.setattr(grammars_module, "_STATES_PER_COUNT", 0)
     grammars = byte_grammars()
@@ -176,14 +176,16 @@ def test_lexer_that_came_to_its_limit_is_made_anew(monkeypatch: pytest.MonkeyPat
         "start: /a/ & /b/",
     ],
 )
-def test_what_is_no_grammar_is_said_to_be_none(grammars: CompiledGrammars, grammar: str) -> None:
+def test_malformed_grammar_is_rejected_with_the_reason(
+    grammars: CompiledGrammars, grammar: str
+) -> None:
     for _ in range(2):  # the second time from the cache
         with pytest.raises(InvalidGrammar) as caught:
             grammars.compile(grammar)
         assert 0 < len(str(caught.value)) < 400
 
 
-# Each would take long, or much memory, without limits.
+# Grammars that would take long, or much memory, without limits.
 HOSTILE = {
     "an expression of a million states": "start: /(((a{1,50}){1,50}){1,50}){1,50}/",
     "one that has to remember": "start: /(.*a.{200}|.*b.{200}|.*c.{199})/",
@@ -197,7 +199,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("grammar", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_grammar_is_refused_or_followed_and_blocks_nobody(
+def test_hostile_grammar_is_rejected_or_followed_within_limits(
     grammars: CompiledGrammars, grammar: str
 ) -> None:
     started = time.process_time()
@@ -213,7 +215,7 @@ def test_a_hostile_grammar_is_refused_or_followed_and_blocks_nobody(
     assert time.process_time() - started < 20  # seconds; 0.2 at the most, within the limits
 
 
-def test_a_grammar_that_costs_too_much_on_the_way_ends_the_answer_and_says_so(
+def test_grammar_too_costly_during_output_ends_it_with_a_failure(
     grammars: CompiledGrammars,
 ) -> None:
     constraint = grammars.compile(COSTLY_LATER)
@@ -221,23 +223,23 @@ def test_a_grammar_that_costs_too_much_on_the_way_ends_the_answer_and_says_so(
     for _ in range(10):
         matcher.advance(allowed(matcher)[0])
     assert constraint.failure is not None
-    assert "takes more than is allowed" in constraint.failure
+    assert "costs more than is allowed" in constraint.failure
     assert allowed(matcher) == [EOS]
     matcher.advance(EOS)
     assert allowed(matcher) == [EOS]
     assert matcher.forced_tokens() == ()
 
 
-def test_an_engine_that_does_not_obey_is_found_out(grammars: CompiledGrammars) -> None:
+def test_token_that_is_not_allowed_sets_the_failure(grammars: CompiledGrammars) -> None:
     constraint = grammars.compile('start: "yes"')
     constraint.matcher().advance(EOS)
-    assert constraint.failure == "the answer ended before the grammar was fulfilled"
+    assert constraint.failure == "the output ended before the grammar was satisfied"
     constraint = grammars.compile('start: "yes"')
     constraint.matcher().advance(ord("x"))
     assert constraint.failure is not None
 
 
-def test_whether_an_answer_is_whole(grammars: CompiledGrammars) -> None:
+def test_complete_output_fulfils_the_constraint(grammars: CompiledGrammars) -> None:
     constraint = grammars.compile("start: /(ab)+/")
     fulfilled = [
         text for text in (b"", b"a", b"ab", b"aba", b"abab", b"x") if constraint.is_fulfilled(text)
@@ -245,7 +247,7 @@ def test_whether_an_answer_is_whole(grammars: CompiledGrammars) -> None:
     assert fulfilled == [b"ab", b"abab"]
 
 
-def test_a_tokenizer_that_llguidance_does_not_know_is_said_to_be_one() -> None:
+def test_unsupported_tokenizer_raises_value_error() -> None:
     backend = metaspace()
     with pytest.raises(ValueError, match="decoder"):
         load_token_trie(backend.to_str(), backend.get_vocab_size(), [1])

@@ -1,4 +1,4 @@
-"""Templates render as transformers renders them."""
+"""Templates render as in transformers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -48,14 +48,14 @@ TEMPLATES = {
 
 
 def theirs(template: str, variables: dict[str, Any]) -> str:
-    rendered: Any = render_jinja_template(  # a pair, whatever its annotation says
+    rendered: Any = render_jinja_template(  # a pair, in spite of its annotation
         [MESSAGES], chat_template=template, add_generation_prompt=True, **variables
     )
     return str(rendered[0][0])
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES.keys())
-def test_as_transformers(template: str) -> None:
+def test_template_renders_as_in_transformers(template: str) -> None:
     variables = {"bos_token": "<s>", "enable_thinking": False}
     text = render(template, MESSAGES, variables, add_generation_prompt=True)
     assert text == theirs(template, variables)
@@ -77,13 +77,13 @@ def test_as_transformers(template: str) -> None:
         "{{ '{0.__class__}'.format(messages) }}",
     ],
 )
-def test_a_template_gets_no_further_than_in_transformers(template: str) -> None:
+def test_template_is_sandboxed_as_in_transformers(template: str) -> None:
     ours = outcome(lambda: render(template, MESSAGES, {}, add_generation_prompt=True))
     assert ours == outcome(lambda: theirs(template, {}))
 
 
 def outcome(rendering: Callable[[], str]) -> str | type[Exception]:
-    """What is rendered, or what kind of error is raised instead."""
+    """Return the rendered text, or the type of the error."""
     try:
         return rendering()
     except jinja2.TemplateError as error:

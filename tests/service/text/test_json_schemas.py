@@ -15,7 +15,7 @@ def schema(value: object, *, is_strict: bool = False) -> JsonSchema:
     return JsonSchema(json.dumps(value), "there", JsonLayout.FLEXIBLE, is_strict)
 
 
-@pytest.mark.parametrize("attempt", range(2))  # the second from what is kept
+@pytest.mark.parametrize("attempt", range(2))  # the second time from the cache
 def test_error_has_the_field_of_the_keyword(attempt: int) -> None:
     with pytest.raises(InvalidField) as invalid:
         schema({"items": {"type": 5}}).rules()
@@ -25,7 +25,7 @@ def test_error_has_the_field_of_the_keyword(attempt: int) -> None:
     assert unsupported.value.field == 'there.properties["a b"].uniqueItems'
 
 
-def test_rules_are_known_once_they_were_asked_for() -> None:
+def test_rules_are_cached_after_the_first_use() -> None:
     new = schema({"const": "asked for once"})
     assert not new.is_known()
     rules = new.rules()
@@ -34,11 +34,11 @@ def test_rules_are_known_once_they_were_asked_for() -> None:
     assert not schema({"const": "asked for once"}, is_strict=True).is_known()
 
 
-def test_keywords_that_are_left_out_are_logged_once() -> None:
-    weakened = schema({"properties": {"logged": SET}})
+def test_unenforced_keywords_are_logged_once() -> None:
+    lenient = schema({"properties": {"logged": SET}})
     with structlog.testing.capture_logs() as logs:
-        weakened.rules()
-        weakened.rules()
+        lenient.rules()
+        lenient.rules()
     assert logs == [
         {
             "event": "schema_weakened",
@@ -50,14 +50,14 @@ def test_keywords_that_are_left_out_are_logged_once() -> None:
     ]
 
 
-def test_what_is_kept_is_bounded_by_its_length() -> None:
-    kept = json_schemas._Kept(max_length=5_000)
+def test_cache_is_limited_by_its_length() -> None:
+    cache = json_schemas._RulesCache(max_length=5_000)
     schemas = [schema({"const": str(i) * 500}) for i in range(20)]
     for each in schemas:
-        kept.put(each, each._read())
-    assert kept._length <= 5_000
-    assert kept.get(schemas[-1]) is not None
-    assert kept.get(schemas[0]) is None
+        cache.put(each, each._read())
+    assert cache._length <= 5_000
+    assert cache.get(schemas[-1]) is not None
+    assert cache.get(schemas[0]) is None
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_what_is_kept_is_bounded_by_its_length() -> None:
     [
         ("{", "not valid JSON"),
         ("[]", "an object or a boolean"),
-        ("false", "are an object"),
-        ('{"type": "array"}', "are an object"),
-        ('{"type": ["string", "null"]}', "are an object"),
+        ("false", "must be an object"),
+        ('{"type": "array"}', "must be an object"),
+        ('{"type": ["string", "null"]}', "must be an object"),
         (" " * 131_073, "at most 131072 characters"),
     ],
 )
-def test_parameters_that_are_no_object_are_rejected(text: str, says: str) -> None:
+def test_parameters_that_are_not_an_object_are_rejected(text: str, says: str) -> None:
     with pytest.raises(InvalidField, match=says) as caught:
         check_parameters(text, "there")
     assert caught.value.field == "there"
@@ -80,5 +80,5 @@ def test_parameters_that_are_no_object_are_rejected(text: str, says: str) -> Non
 @pytest.mark.parametrize(
     "text", ["true", "{}", '{"type": ["object", "null"]}', '{"$ref": "#/$defs/a"}']
 )
-def test_parameters_that_may_be_an_object_are_taken(text: str) -> None:
+def test_parameters_that_can_be_an_object_are_accepted(text: str) -> None:
     check_parameters(text, "there")

@@ -26,40 +26,40 @@ def output(text: str, finish_reason: FinishReason | None = None) -> TokenOutput:
     return TokenOutput(tuple(text.encode()), finish_reason)
 
 
-def test_the_first_output_of_an_engine_makes_an_empty_delta() -> None:
+def test_first_engine_output_gives_an_empty_delta() -> None:
     assert push(answer(), TokenOutput()) == TextDelta()
 
 
-def test_text_is_held_back_while_it_may_become_a_stop_string() -> None:
+def test_possible_stop_string_is_held_back() -> None:
     text = answer("END")
     assert push(text, output("one E")) == TextDelta("one ", 5)
     assert push(text, output("N")) == TextDelta("", 1)
     assert push(text, output("t", FinishReason.LENGTH)) == TextDelta("ENt", 1, FinishReason.LENGTH)
 
 
-def test_a_stop_string_ends_the_answer_at_its_own_token() -> None:
+def test_stop_string_ends_the_output_at_its_own_token() -> None:
     delta = push(answer("END"), output("one END two", FinishReason.LENGTH))
     assert delta == TextDelta("one ", 7, FinishReason.STOP, "END")
 
 
-def test_a_stop_string_in_the_last_token_beats_the_limit() -> None:
+def test_stop_string_in_the_last_token_precedes_the_limit() -> None:
     delta = push(answer("!"), output("a!", FinishReason.LENGTH))
     assert delta == TextDelta("a", 2, FinishReason.STOP, "!")
 
 
-def test_the_models_end_is_counted_and_has_no_text() -> None:
+def test_end_token_is_counted_and_has_no_text() -> None:
     delta = push(answer(), TokenOutput((ord("a"), EOS), FinishReason.STOP))
     assert delta == TextDelta("a", 2, FinishReason.STOP)
 
 
-def test_a_stop_token_is_named() -> None:
+def test_stop_token_is_reported() -> None:
     text = answer(stop_token_ids=frozenset({ord("!")}))
     assert push(text, output("a!", FinishReason.STOP)) == TextDelta(
         "a", 2, FinishReason.STOP, ord("!")
     )
 
 
-def test_a_character_that_the_limit_cuts_leaves_no_half() -> None:
+def test_character_cut_by_the_limit_is_dropped() -> None:
     text = answer()
     assert push(text, TokenOutput((ord("a"), 0xF0, 0x9F))) == TextDelta("a", 3)
     assert push(text, TokenOutput((0x8E,), FinishReason.LENGTH)) == TextDelta(
@@ -67,12 +67,12 @@ def test_a_character_that_the_limit_cuts_leaves_no_half() -> None:
     )
 
 
-def test_a_character_that_the_model_itself_leaves_unfinished_is_shown_as_such() -> None:
+def test_unfinished_character_of_the_model_is_shown() -> None:
     delta = push(answer(), TokenOutput((0xF0, EOS), FinishReason.STOP))
     assert delta == TextDelta("�", 2, FinishReason.STOP)
 
 
-def test_a_stop_string_that_only_the_end_completes_ends_the_answer() -> None:
+def test_stop_string_completed_by_the_flush_ends_the_output() -> None:
     text = answer("�")
     delta = push(text, TokenOutput((ord("a"), 0xF0, EOS), FinishReason.STOP))
     assert delta == TextDelta("a", 3, FinishReason.STOP, "�")
@@ -83,7 +83,7 @@ def test_a_stop_string_that_only_the_end_completes_ends_the_answer() -> None:
     st.lists(st.integers(1, 5), min_size=1),
     st.sampled_from([(), ("ab",), ("a", "b c")]),
 )
-def test_the_answer_does_not_depend_on_how_the_engine_cuts_it(
+def test_output_does_not_depend_on_how_the_engine_splits_it(
     said: str, cuts: list[int], stop: tuple[str, ...]
 ) -> None:
     token_ids = said.encode()
@@ -105,33 +105,33 @@ def test_the_answer_does_not_depend_on_how_the_engine_cuts_it(
 
 
 @pytest.mark.parametrize("text", ["🎉", "東京", "👩‍👩‍👧", "né"])
-def test_no_delta_ever_holds_half_a_character(text: str) -> None:
+def test_delta_never_contains_half_a_character(text: str) -> None:
     answering = answer()
     deltas = [answering.push(TokenOutput((byte,))) for byte in text.encode()]
     assert "".join(d.text for d in deltas) == text
     assert not any("�" in d.text for d in deltas)
 
 
-def test_a_delta_names_its_tokens_the_last_one_included() -> None:
+def test_delta_has_its_token_ids_including_the_last() -> None:
     text = answer()
     assert text.push(output("ab")).token_ids == tuple(b"ab")
     last = text.push(TokenOutput((ord("c"), EOS), FinishReason.STOP))
     assert last.token_ids == (ord("c"), EOS)
 
 
-def test_the_tokens_behind_a_stop_string_are_not_the_answers() -> None:
+def test_tokens_after_a_stop_string_are_dropped() -> None:
     delta = answer("END").push(output("one END two", FinishReason.LENGTH))
     assert delta.token_ids == tuple(b"one END")
 
 
-def test_a_stop_string_can_be_left_in_the_text() -> None:
+def test_stop_string_can_be_included_in_the_text() -> None:
     text = OutputText(
         ByteTokenizer(), SamplingParams(stop=("END",), include_stop_str_in_output=True)
     )
     assert push(text, output("one END two")) == TextDelta("one END", 7, FinishReason.STOP, "END")
 
 
-def test_special_tokens_can_be_left_in_the_text() -> None:
+def test_special_tokens_can_be_included_in_the_text() -> None:
     sampling = SamplingParams(skip_special_tokens=False, include_stop_str_in_output=True)
     text = OutputText(ByteTokenizer(), sampling)
     delta = push(text, TokenOutput((ord("a"), EOS), FinishReason.STOP))
@@ -144,38 +144,44 @@ def with_logprobs(token_ids: bytes | list[int], reason: FinishReason | None = No
     )
 
 
-def said(delta: TextDelta) -> bytes:
-    """The tokens whose log probabilities are in the delta."""
+def tokens_with_logprobs(delta: TextDelta) -> bytes:
+    """Return the tokens whose log probabilities are in the delta."""
     return b"".join(logprob.token for logprob in delta.logprobs)
 
 
-def test_log_probabilities_come_with_their_text() -> None:
+def test_log_probabilities_are_sent_with_their_text() -> None:
     text = answer("END")
-    assert said(text.push(with_logprobs(b"one E"))) == b"one "
-    assert said(text.push(with_logprobs(b"N"))) == b""
-    assert said(text.push(with_logprobs(b"t", FinishReason.LENGTH))) == b"ENt"
+    assert tokens_with_logprobs(text.push(with_logprobs(b"one E"))) == b"one "
+    assert tokens_with_logprobs(text.push(with_logprobs(b"N"))) == b""
+    assert tokens_with_logprobs(text.push(with_logprobs(b"t", FinishReason.LENGTH))) == b"ENt"
 
 
-def test_a_stop_string_takes_its_log_probabilities_along() -> None:
-    assert said(answer("END").push(with_logprobs(b"one END two"))) == b"one "
+def test_stop_string_is_removed_with_its_log_probabilities() -> None:
+    assert tokens_with_logprobs(answer("END").push(with_logprobs(b"one END two"))) == b"one "
 
 
-def test_the_end_of_a_turn_has_no_log_probability() -> None:
-    assert said(answer().push(with_logprobs([ord("a"), EOS], FinishReason.STOP))) == b"a"
+def test_end_token_has_no_log_probability() -> None:
+    assert (
+        tokens_with_logprobs(answer().push(with_logprobs([ord("a"), EOS], FinishReason.STOP)))
+        == b"a"
+    )
 
 
-def test_the_tokens_of_one_character_come_together() -> None:
+def test_tokens_of_one_character_are_sent_together() -> None:
     text = answer()
     first, *middle, last = "🎉".encode()
-    assert said(text.push(with_logprobs([ord("a"), first, *middle]))) == b"a"
-    assert said(text.push(with_logprobs([last]))) == "🎉".encode()
+    assert tokens_with_logprobs(text.push(with_logprobs([ord("a"), first, *middle]))) == b"a"
+    assert tokens_with_logprobs(text.push(with_logprobs([last]))) == "🎉".encode()
 
 
-def test_what_the_limit_cuts_off_keeps_its_log_probability() -> None:
-    assert said(answer().push(with_logprobs([ord("a"), 0xF0], FinishReason.LENGTH))) == b"a\xf0"
+def test_token_cut_by_the_limit_keeps_its_log_probability() -> None:
+    assert (
+        tokens_with_logprobs(answer().push(with_logprobs([ord("a"), 0xF0], FinishReason.LENGTH)))
+        == b"a\xf0"
+    )
 
 
-def test_an_end_without_a_token_takes_no_text_back() -> None:
+def test_end_without_a_token_removes_no_text() -> None:
     answer = OutputText(ByteTokenizer(), SamplingParams(stop_token_ids=frozenset({98})))
     assert answer.push(TokenOutput((97, 98))).text == "ab"
     end = answer.push(TokenOutput((), FinishReason.STOP))

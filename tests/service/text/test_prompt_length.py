@@ -3,7 +3,7 @@ from tests.fakes.tokenizer import ByteTokenizer
 
 
 class CountingTokenizer(ByteTokenizer):
-    """A `ByteTokenizer` that notes how many characters it was given."""
+    """A `ByteTokenizer` that counts the characters that it encodes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -14,7 +14,7 @@ class CountingTokenizer(ByteTokenizer):
         return super().encode(text, add_special_tokens=add_special_tokens)
 
 
-def test_far_too_long_text_is_found_out_by_its_beginning() -> None:
+def test_far_too_long_text_is_detected_by_its_beginning() -> None:
     tokenizer = CountingTokenizer()
     assert least_num_tokens(tokenizer, "x" * 1_000_000, 100) == 800
     assert tokenizer.num_chars == 800
@@ -26,7 +26,7 @@ def test_text_that_may_fit_is_not_tokenized() -> None:
     assert tokenizer.num_chars == 0
 
 
-def test_text_of_long_tokens_is_not_known_to_be_too_long() -> None:
+def test_text_of_long_tokens_is_not_reported_as_too_long() -> None:
     class LongTokens(ByteTokenizer):
         def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
             return [1] * (len(text) // 50)

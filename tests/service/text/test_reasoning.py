@@ -12,15 +12,15 @@ THINK = MARKERS[ReasoningFormat.THINK]
         ("<assistant>", Thinking.POSSIBLE),
         ("<assistant><think>\n", Thinking.OPEN),
         ("<assistant><think>\n\n</think>\n\n", Thinking.CLOSED),
-        ("<user>\U000f0000<think>\U000f0001", Thinking.POSSIBLE),  # what a message says is text
+        ("<user>\U000f0000<think>\U000f0001", Thinking.POSSIBLE),  # a message's content is text
     ],
 )
-def test_what_a_prompt_leaves_to_the_model(prompt: str, thinking: Thinking) -> None:
+def test_end_of_the_prompt_determines_the_reasoning(prompt: str, thinking: Thinking) -> None:
     assert thinking_after(prompt, THINK) is thinking
 
 
 @pytest.mark.parametrize(
-    ("text", "is_open", "thoughts", "answer"),
+    ("text", "is_open", "reasoning", "output"),
     [
         ("<think>\nHm. 2 < 3\n</think>\n\nFour.", False, "Hm. 2 < 3", "Four."),
         ("\nHm.\n</think>\n\nFour.\n", True, "Hm.", "Four.\n"),
@@ -36,17 +36,17 @@ def test_what_a_prompt_leaves_to_the_model(prompt: str, thinking: Thinking) -> N
     ],
 )
 @pytest.mark.parametrize("size", [1, 2, 5, 1000])
-def test_thoughts_and_answer(
-    text: str, is_open: bool, thoughts: str, answer: str, size: int
+def test_text_is_split_into_reasoning_and_output(
+    text: str, is_open: bool, reasoning: str, output: str, size: int
 ) -> None:
-    reading = ReasoningText(THINK, is_open=is_open)
-    told = [reading.push(text[i : i + size], 1) for i in range(0, len(text), size)]
-    told.append(reading.flush())
-    assert "".join(each for each, _ in told) == thoughts
-    assert "".join(each for _, each in told) == answer
+    splitter = ReasoningText(THINK, is_open=is_open)
+    parts = [splitter.push(text[i : i + size], 1) for i in range(0, len(text), size)]
+    parts.append(splitter.flush())
+    assert "".join(each for each, _ in parts) == reasoning
+    assert "".join(each for _, each in parts) == output
 
 
-def test_every_token_of_the_thoughts_counts_their_markers_too() -> None:
+def test_reasoning_tokens_include_the_markers() -> None:
     reading = ReasoningText(THINK, is_open=False)
     for token in ("<", "think>", "Hm", ".", "</think>", "\n\n", "Four", "."):
         reading.push(token, 1)

@@ -4,12 +4,12 @@ from hypothesis import strategies as st
 
 from service.text.stop_strings import StopStrings
 
-few_letters = st.text("ab", max_size=30)  # so that matches and near misses are frequent
+few_letters = st.text("ab", max_size=30)  # few, so that matches and near misses are frequent
 stops = st.lists(st.text("ab", min_size=1, max_size=5), max_size=4).map(tuple)
 
 
 def naive(text: str, stop: tuple[str, ...]) -> tuple[str, str | None]:
-    """The text before the match that is complete first, the longest of several, and that match."""
+    """Return the text before the first complete match, the longest of several, and that match."""
     for end in range(1, len(text) + 1):
         for string in sorted(stop, key=len, reverse=True):
             if text[:end].endswith(string):
@@ -24,12 +24,12 @@ def feed(pieces: list[str], stop: tuple[str, ...]) -> tuple[str, str | None]:
 
 
 @given(pieces=st.lists(few_letters, max_size=6), stop=stops)
-def test_the_answer_depends_on_the_text_alone(pieces: list[str], stop: tuple[str, ...]) -> None:
+def test_result_does_not_depend_on_the_pieces(pieces: list[str], stop: tuple[str, ...]) -> None:
     assert feed(pieces, stop) == naive("".join(pieces), stop)
 
 
 @given(text=few_letters, stop=stops)
-def test_only_what_may_still_become_a_stop_string_is_held(text: str, stop: tuple[str, ...]) -> None:
+def test_only_a_possible_stop_string_is_held_back(text: str, stop: tuple[str, ...]) -> None:
     stop_strings = StopStrings(stop)
     delivered = stop_strings.push(text)
     if stop_strings.matched is None:
@@ -40,7 +40,7 @@ def test_only_what_may_still_become_a_stop_string_is_held(text: str, stop: tuple
         assert held == max(beginnings, key=len, default="")
 
 
-def test_a_stop_string_split_over_pieces_is_trimmed() -> None:
+def test_stop_string_split_over_pieces_is_trimmed() -> None:
     stop_strings = StopStrings(("\nUser:",))
     deltas = [stop_strings.push(piece) for piece in ("Hi.\n", "Us", "er", ": more")]
     assert deltas == ["Hi.", "", "", ""]
@@ -49,7 +49,7 @@ def test_a_stop_string_split_over_pieces_is_trimmed() -> None:
     assert stop_strings.flush() == ""
 
 
-def test_what_was_held_in_vain_is_delivered() -> None:
+def test_held_text_without_a_match_is_returned() -> None:
     stop_strings = StopStrings(("\nUser:",))
     deltas = [stop_strings.push(piece) for piece in ("Hi.\nUs", "e it", "\n")]
     assert deltas == ["Hi.", "\nUse it", ""]
@@ -66,7 +66,7 @@ def test_what_was_held_in_vain_is_delivered() -> None:
         (("b", "a"), "xaxb", "x", "a"),
     ],
 )
-def test_of_overlapping_matches_the_first_to_be_complete_wins(
+def test_first_complete_match_of_overlapping_ones_counts(
     stop: tuple[str, ...], text: str, before: str, matched: str
 ) -> None:
     assert feed([text], stop) == (before, matched)

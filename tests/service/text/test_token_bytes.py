@@ -11,11 +11,11 @@ from tests.support.library_tokenizers import TEXTS, LibraryTokenizer, byte_fallb
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_bytes_of_a_texts_tokens_add_up_to_the_text(tokenizer: LibraryTokenizer, text: str) -> None:
+def test_bytes_of_all_tokens_add_up_to_the_text(tokenizer: LibraryTokenizer, text: str) -> None:
     token_bytes = TokenBytes(tokenizer._backend)
     ids = tokenizer.encode(text, add_special_tokens=False)
     added = b"".join(map(token_bytes, ids)).decode(errors="replace")
-    # SentencePiece puts a space before the first word, which its decoder takes away again.
+    # SentencePiece adds a space before the first word, which its decoder removes.
     assert added.removeprefix(" ") == tokenizer.decode(ids, skip_special_tokens=False)
 
 
@@ -23,19 +23,19 @@ BYTE_LEVEL = byte_level()
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
-def test_a_byte_level_vocabulary_has_every_byte(text: str) -> None:
+def test_byte_level_vocabulary_has_every_byte(text: str) -> None:
     ids = BYTE_LEVEL.encode(text).ids
     assert b"".join(map(TokenBytes(BYTE_LEVEL), ids)) == text.encode()
 
 
-def test_a_token_may_be_a_part_of_a_character() -> None:
+def test_token_can_be_a_part_of_a_character() -> None:
     backend = byte_fallback()
     token_bytes, ids = TokenBytes(backend), backend.get_vocab()
     assert token_bytes(ids["<0xE2>"]) == b"\xe2"
     assert token_bytes(ids["▁Hello"]) == b" Hello"
 
 
-def test_special_tokens_are_what_is_written_for_them() -> None:
+def test_special_token_has_the_bytes_of_its_text() -> None:
     assert TokenBytes(BYTE_LEVEL)(BYTE_LEVEL.get_vocab()["<|im_end|>"]) == b"<|im_end|>"
 
 
@@ -43,7 +43,7 @@ def test_ids_outside_the_vocabulary_have_no_bytes() -> None:
     assert TokenBytes(BYTE_LEVEL)(10_000) == b""
 
 
-def test_any_other_vocabulary_is_decoded() -> None:
+def test_other_vocabulary_uses_decoding() -> None:
     backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "play": 1, "##ing": 2}))
     assert TokenBytes(backend)(1) == b"play"
     backend.decoder = decoders.WordPiece()

@@ -1,9 +1,10 @@
-"""Whether a gateway is ready, serves the models named and answers: what `helm test` runs.
+"""Check that a gateway is ready, serves the given models and generates: the program of `helm test`.
 
     smoke.py URL [--key-file FILE] [--certificate FILE --certificate-key FILE] MODEL...
 
-Needs nothing but Python. Without a key, a gateway that asks for one passes if it is ready and
-refuses. One that asks for certificates answers nobody without.
+It needs only Python. If the gateway requires a key and none is given, the check passes if the
+gateway is ready and rejects the call. If the gateway requires client certificates, the options for
+them are required.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Gateway:
-    """Where it is, and what it is shown."""
+    """The address of the gateway, and the credentials for it."""
 
     url: str
     key: str | None
@@ -27,10 +28,10 @@ class Gateway:
 
 
 def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext:
-    """The gateway's own certificate is not looked at: this asks what answers, not who.
+    """Return a TLS context with the client certificate. It does not verify the gateway's one.
 
     Raises:
-        OSError: the files are no pair.
+        OSError: The certificate and the key do not match.
     """
     context = ssl._create_unverified_context()  # noqa: S323
     if certificate is not None:
@@ -39,10 +40,10 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext:
 
 
 def call(gateway: Gateway, path: str, body: dict[str, Any] | None = None) -> tuple[int, bytes]:
-    """Status and body.
+    """Call the gateway and return the status and the body.
 
     Raises:
-        OSError: nobody answers.
+        OSError: The gateway cannot be reached.
     """
     data = None if body is None else json.dumps(body).encode()
     headers = {"content-type": "application/json"}
@@ -59,16 +60,16 @@ def call(gateway: Gateway, path: str, body: dict[str, Any] | None = None) -> tup
             return error.code, error.read()
 
 
-def complaint(gateway: Gateway, models: list[str]) -> str | None:
-    """What is wrong, if something is."""
+def problem(gateway: Gateway, models: list[str]) -> str | None:
+    """Return the first problem, or None."""
     status, _ = call(gateway, "/readyz")
     if status != 200:
-        return f"/readyz answers {status}"
+        return f"/readyz returned {status}"
     status, listed = call(gateway, "/v1/models")
     if status == 401 and gateway.key is None:
         return None
     if status != 200:
-        return f"/v1/models answers {status}"
+        return f"/v1/models returned {status}"
     served = {model["id"] for model in json.loads(listed)["data"]}
     if missing := sorted(set(models) - served):
         return f"/v1/models lacks {', '.join(missing)}"
@@ -77,11 +78,11 @@ def complaint(gateway: Gateway, models: list[str]) -> str | None:
         "messages": [{"role": "user", "content": "Hello"}],
         "max_completion_tokens": 1,
     }
-    status, answer = call(gateway, "/v1/chat/completions", body)
+    status, completion = call(gateway, "/v1/chat/completions", body)
     if status != 200:
-        return f"{models[0]} answers {status}"
-    usage = json.loads(answer)["usage"]
-    return None if usage["completion_tokens"] else f"{models[0]} says nothing"
+        return f"{models[0]}: the completion returned {status}"
+    usage = json.loads(completion)["usage"]
+    return None if usage["completion_tokens"] else f"{models[0]}: the completion has no tokens"
 
 
 def main() -> int:
@@ -95,11 +96,11 @@ def main() -> int:
     key = arguments.key_file.read_text().strip() if arguments.key_file else None
     try:
         tls = tls_context(arguments.certificate, arguments.certificate_key)
-        wrong = complaint(Gateway(arguments.url, key, tls), arguments.models)
+        found = problem(Gateway(arguments.url, key, tls), arguments.models)
     except OSError as error:
-        wrong = f"{arguments.url} does not answer: {error}"
-    print(wrong or "ok")  # noqa: T201
-    return 0 if wrong is None else 1
+        found = f"{arguments.url} cannot be reached: {error}"
+    print(found or "ok")  # noqa: T201
+    return 0 if found is None else 1
 
 
 if __name__ == "__main__":

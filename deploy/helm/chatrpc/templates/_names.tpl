@@ -8,7 +8,7 @@
 {{- default $full .Values.fullnameOverride | trunc 32 | trimSuffix "-" }}
 {{- end }}
 
-{{/* Takes (list root model): the name of a model's Deployment, Service and all else of its own. */}}
+{{/* Takes (list root model): the name of a model's Deployment, Service and other objects. */}}
 {{- define "chatrpc.model.fullname" -}}
 {{- printf "%s-%s" (include "chatrpc.fullname" (first .)) (include "chatrpc.model.resourceName" (last .)) }}
 {{- end }}
@@ -34,7 +34,7 @@ a hash, so that two of them differ.
 {{- default $made .Values.serviceAccount.name }}
 {{- end }}
 
-{{/* Takes (list root image): repository and tag; one whose tag is a digest has it after an @. */}}
+{{/* Takes (list root image): repository and tag. A digest follows an @. */}}
 {{- define "chatrpc.image" -}}
 {{- $root := first . }}
 {{- $tag := coalesce (last .).tag $root.Values.image.tag $root.Chart.AppVersion | toString }}
@@ -70,7 +70,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
-{{/* What belongs to no component. */}}
+{{/* Labels of objects that belong to no component. */}}
 {{- define "chatrpc.releaseLabels" -}}
 app.kubernetes.io/name: {{ include "chatrpc.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}

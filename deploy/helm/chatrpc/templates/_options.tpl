@@ -1,5 +1,5 @@
 {{/*
-Everything that processes are told on their command lines. Secrets never are: only the paths of files.
+The command lines of the processes. They contain paths of files with secrets, never secrets.
 */}}
 
 {{- define "chatrpc.grpcPort" -}}50051{{- end }}
@@ -8,7 +8,7 @@ Everything that processes are told on their command lines. Secrets never are: on
 {{- define "chatrpc.httpPort" -}}8000{{- end }}
 {{- define "chatrpc.gatewayAdminPort" -}}8001{{- end }}
 
-{{/* A number as options want it: whole ones without the exponent that Go would write. */}}
+{{/* A number in the format of options: integers without the exponent that Go would write. */}}
 {{- define "chatrpc.number" -}}
 {{- if eq (float64 .) (floor .) }}{{ int64 . }}{{ else }}{{ . }}{{ end }}
 {{- end }}
@@ -48,7 +48,7 @@ Everything that processes are told on their command lines. Secrets never are: on
 {{- if has $model.storage.kind (list "emptyDir" "pvc") }}
 - {{ printf "--cache-dir=%s/cache" $model.storage.mountPath | quote }}
 {{- else if hasSuffix ".gguf" $model.model }}
-{{- /* Converted at each start: the image's own directory is read-only. */}}
+{{- /* Converted at each start, because the image's directory is read-only. */}}
 - --cache-dir=/tmp/cache
 {{- end }}
 {{- if gt (int $model.gpu.count) 0 }}
@@ -71,7 +71,7 @@ Everything that processes are told on their command lines. Secrets never are: on
 {{- end }}
 {{- if not (or $values.access.serviceKeys.secret $values.tls.grpc.clientSecret) }}
 {{- if not (or $values.networkPolicy.enabled $values.access.insecure) }}
-{{- fail "The services would answer everyone in the cluster: leave networkPolicy.enabled on, set access.serviceKeys.secret or tls.grpc.clientSecret, or say access.insecure=true." }}
+{{- fail "Every client in the cluster could use the services: set networkPolicy.enabled, access.serviceKeys.secret or tls.grpc.clientSecret, or set access.insecure to true." }}
 {{- end }}
 - --insecure
 {{- end }}
@@ -102,7 +102,7 @@ Everything that processes are told on their command lines. Secrets never are: on
 {{- end }}
 {{- if not (or .Values.access.gatewayKeys.secret (and .Values.tls.gateway.secret .Values.tls.gateway.clientCertificates)) }}
 {{- if not .Values.access.insecure }}
-{{- fail "The gateway would answer everyone who reaches it: set access.gatewayKeys.secret, or tls.gateway.secret and tls.gateway.clientCertificates, or say access.insecure=true." }}
+{{- fail "Every client that reaches the gateway could use it: set access.gatewayKeys.secret, or tls.gateway.secret and tls.gateway.clientCertificates, or set access.insecure to true." }}
 {{- end }}
 - --insecure
 {{- end }}

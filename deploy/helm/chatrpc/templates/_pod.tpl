@@ -1,11 +1,11 @@
-{{/* What every pod has; takes (list root values labels), values being those of the component. */}}
+{{/* The common part of all pods. Takes (list root values labels), with the values of the component. */}}
 {{- define "chatrpc.pod.spec" -}}
 {{- $root := index . 0 }}
 {{- $own := index . 1 }}
 {{- $selector := index . 2 -}}
 serviceAccountName: {{ include "chatrpc.serviceAccountName" $root }}
 automountServiceAccountToken: false
-# Off: the links of a Service named after this chart would be environment variables of our settings.
+# Off, because the variables of a Service with the name of this chart have the names of our options.
 enableServiceLinks: false
 securityContext:
   {{- toYaml (mergeOverwrite (deepCopy $root.Values.podSecurityContext) $own.podSecurityContext) | nindent 2 }}
@@ -47,12 +47,12 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{/* Takes (list root values): what every main container has last. */}}
+{{/* Takes (list root values): the last part of every main container. */}}
 {{- define "chatrpc.containerSecurityContext" -}}
 {{- toYaml (mergeOverwrite (deepCopy (first .).Values.containerSecurityContext) (last .).containerSecurityContext) }}
 {{- end }}
 
-{{/* Takes (list values label): a list of values as it is, under its label; nothing if it is empty. */}}
+{{/* Takes (list values label): a list of values under its label, or nothing if the list is empty. */}}
 {{- define "chatrpc.list" -}}
 {{- with first . }}
 {{ last $ }}:
@@ -68,7 +68,7 @@ topologySpreadConstraints:
 {{- mulf (float64 $number) (ternary 1.0 (get $units $unit) (eq $unit "")) | ceil | int64 }}
 {{- end }}
 
-{{/* Seconds from the first notice to the last: sleep, delay, what may still run, and some to leave. */}}
+{{/* Seconds from the start of the termination to SIGKILL: sleep, delay, drain timeout and some more. */}}
 {{- define "chatrpc.gracePeriod" -}}
 {{- add (ceil .preStopSeconds) (ceil .delaySeconds) (ceil .timeoutSeconds) 10 }}
 {{- end }}
@@ -79,7 +79,7 @@ topologySpreadConstraints:
 {{- $seconds := (last .).preStopSeconds }}
 {{- if gt (int $seconds) 0 }}
 {{- if semverCompare "<1.30.0-0" $root.Capabilities.KubeVersion.Version }}
-{{- fail "drain.preStopSeconds needs Kubernetes 1.30; drain.delaySeconds does the same on any." }}
+{{- fail "drain.preStopSeconds needs Kubernetes 1.30. drain.delaySeconds has the same effect on every version." }}
 {{- end }}
 lifecycle:
   preStop:
@@ -89,8 +89,8 @@ lifecycle:
 {{- end }}
 
 {{/*
-Takes (list resources quantities): quantities are the sizes of the volumes on the node's disk. Requests of memory and of
-disk are limits too. CPU is only requested, unless cpuLimit says otherwise.
+Takes (list resources quantities): quantities are the sizes of the volumes on the node's disk. The requests of memory and
+disk are also limits. CPU has a limit only if cpuLimit is set.
 */}}
 {{- define "chatrpc.resources" -}}
 {{- $resources := first . }}
@@ -111,7 +111,7 @@ limits:
   ephemeral-storage: {{ $disk | quote }}
 {{- end }}
 
-{{/* Takes (list root port): annotations for Prometheuses that look for them. */}}
+{{/* Takes (list root port): annotations for a Prometheus that discovers pods by them. */}}
 {{- define "chatrpc.scrapeAnnotations" -}}
 {{- if (first .).Values.monitoring.annotations }}
 prometheus.io/scrape: "true"
@@ -120,7 +120,7 @@ prometheus.io/path: /metrics
 {{- end }}
 {{- end }}
 
-{{/* Takes (dict name secret items): a volume of some of a Secret's keys, readable by the process alone. */}}
+{{/* Takes (dict name secret items): a volume with some keys of a Secret, readable only by the process. */}}
 {{- define "chatrpc.secretVolume" -}}
 - name: {{ .name }}
   secret:

@@ -1,6 +1,6 @@
-"""Stands in for the gateway: /readyz, a chat route that echoes, and a journal of its life.
+"""A fake gateway: /readyz, a chat route that echoes, and a journal of its events.
 
-FAKE_GATEWAY may be `stubborn`: it takes no notice of SIGTERM.
+FAKE_GATEWAY may be `stubborn`: it ignores SIGTERM.
 """
 
 import argparse

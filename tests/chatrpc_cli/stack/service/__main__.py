@@ -1,6 +1,6 @@
-"""Stands in for the service: the health names and the model list, and a journal of its life.
+"""A fake service: the health names and the model list, and a journal of its events.
 
-FAKE_SERVICE may be `dies` (at start, with exit code 3) or `stubborn` (takes no notice of SIGTERM).
+FAKE_SERVICE may be `dies` (at start, with exit code 3) or `stubborn` (ignores SIGTERM).
 It is ready when a file named `gate` exists in the journal's folder.
 """
 

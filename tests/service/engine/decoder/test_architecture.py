@@ -25,11 +25,11 @@ def lean(name: str, **changes: Any) -> Architecture:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_families_of_llamas_anatomy_are_lean_and_no_other(name: str) -> None:
+def test_only_families_like_llama_have_an_architecture(name: str) -> None:
     assert (architecture(name) is not None) == (name in LEAN)
 
 
-def test_llama() -> None:
+def test_llama_config_is_read_completely() -> None:
     assert lean("llama") == Architecture(
         hidden_size=32,
         intermediate_size=48,
@@ -60,7 +60,7 @@ def test_llama_with_biases() -> None:
     assert biased == replace(lean("llama"), has_qkv_bias=True, has_o_bias=True, has_mlp_bias=True)
 
 
-def test_the_head_size_is_the_width_over_the_heads_unless_said() -> None:
+def test_missing_head_dim_is_hidden_size_over_heads() -> None:
     assert lean("llama", head_dim=None).head_dim == 8
 
 
@@ -75,11 +75,11 @@ def test_the_head_size_is_the_width_over_the_heads_unless_said() -> None:
         ("smollm3", [None, None, None]),
     ],
 )
-def test_windows(name: str, windows: list[int | None]) -> None:
+def test_sliding_windows_are_read_for_each_layer(name: str, windows: list[int | None]) -> None:
     assert [layer.window for layer in lean(name).layers] == windows
 
 
-def test_llama_has_no_window_whatever_its_config_says() -> None:
+def test_sliding_window_in_a_llama_config_is_ignored() -> None:
     assert [layer.window for layer in lean("llama", sliding_window=6).layers] == [None] * 3
 
 
@@ -87,12 +87,12 @@ def test_layers_without_positions() -> None:
     assert [layer.rope for layer in lean("smollm3").layers] == ["", None, ""]
 
 
-def test_a_rope_for_each_kind_of_layer() -> None:
+def test_layers_of_each_kind_have_a_rope_of_their_own() -> None:
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     assert [layer.rope for layer in lean("gemma3").layers] == kinds
 
 
-def test_gemma_2() -> None:
+def test_gemma_2_has_softcaps_and_post_norms() -> None:
     gemma = lean("gemma2")
     assert gemma.norm_offset == 1.0
     assert gemma.embedding_scale == 32**0.5

@@ -4,21 +4,21 @@ import torch.nn.functional as F
 from service.engine.decoder.linear import FloatLinear, Gate, RmsNorm
 
 
-def test_a_plain_product_with_bias_and_residual() -> None:
+def test_bias_and_residual_are_added_to_the_product() -> None:
     x, weight, bias, residual = (torch.randn(s) for s in ((5, 3), (4, 3), (4,), (5, 4)))
     expected = x @ weight.T + bias
     torch.testing.assert_close(FloatLinear(weight, bias, None)(x), expected)
     torch.testing.assert_close(FloatLinear(weight, bias, None)(x, residual), expected + residual)
 
 
-def test_a_norm_comes_before() -> None:
+def test_norm_is_applied_before_the_product() -> None:
     x, weight, scale = torch.randn(5, 3), torch.randn(4, 3), torch.randn(3)
     normed = x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * scale
     linear = FloatLinear(weight, None, RmsNorm(scale, 1e-5))
     torch.testing.assert_close(linear(x), normed @ weight.T)
 
 
-def test_a_gate_comes_before() -> None:
+def test_gate_is_applied_before_the_product() -> None:
     x, weight = torch.randn(5, 6), torch.randn(4, 3)
     gate, up = x[:, :3], x[:, 3:]
     silu = FloatLinear(weight, None, Gate("silu"))

@@ -49,7 +49,7 @@ def test_angles_are_those_of_transformers(kind: str) -> None:
     check(config_with(SCALED[kind] | {"rope_type": kind}), LlamaRotaryEmbedding)
 
 
-def test_a_part_of_the_dimensions() -> None:
+def test_partial_rotary_factor_rotates_the_first_dimensions() -> None:
     config = config_with({"rope_type": "default", "partial_rotary_factor": 0.5}, "phi3")
     check(config, Phi3RotaryEmbedding)
 

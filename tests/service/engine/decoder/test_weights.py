@@ -26,7 +26,7 @@ def test_all_files_are_one_mapping(checkpoint: Path) -> None:
         assert "c" not in weights
 
 
-def test_a_missing_tensor_is_named(checkpoint: Path) -> None:
+def test_missing_tensor_is_named(checkpoint: Path) -> None:
     with (
         Weights(checkpoint, torch.float32, CPU) as weights,
         pytest.raises(ModelLoadError, match="not complete: it has no c"),
@@ -34,7 +34,7 @@ def test_a_missing_tensor_is_named(checkpoint: Path) -> None:
         weights["c"]
 
 
-def test_a_tensor_of_another_shape_is_named(checkpoint: Path) -> None:
+def test_tensor_of_another_shape_is_named(checkpoint: Path) -> None:
     with (
         Weights(checkpoint, torch.float32, CPU) as weights,
         pytest.raises(ModelLoadError, match=r"a has the shape \[2, 3\] .* \[3, 2\]"),
@@ -42,13 +42,13 @@ def test_a_tensor_of_another_shape_is_named(checkpoint: Path) -> None:
         weights.shaped("a", 3, 2)
 
 
-def test_a_damaged_file(checkpoint: Path) -> None:
+def test_damaged_file_is_rejected(checkpoint: Path) -> None:
     (checkpoint / "model-00002-of-00002.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ModelLoadError, match="cannot be loaded"):
         Weights(checkpoint, torch.float32, CPU)
 
 
-def test_a_tensor_that_nobody_reads_is_reported(checkpoint: Path) -> None:
+def test_unread_tensor_is_logged(checkpoint: Path) -> None:
     with Weights(checkpoint, torch.float32, CPU) as weights, capture_logs() as logs:
         weights["a"]
         weights.check_unread()

@@ -187,7 +187,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 33, 255, 257, 1000])
-def test_a_prompt_and_the_token_after_it(
+def test_prompt_and_next_token_match_the_reference(
     library: ctypes.CDLL, length: int, dtype: torch.dtype
 ) -> None:
     shape = Shape()
@@ -247,7 +247,7 @@ def test_every_kind_of_attention(library: ctypes.CDLL, shape: Shape, dtype: torc
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("block_size", [16, 32, 48])
-def test_the_cache_holds_what_was_written(
+def test_cache_contains_the_written_keys_and_values(
     library: ctypes.CDLL, block_size: int, dtype: torch.dtype
 ) -> None:
     shape = Shape(head_dim=80)
@@ -291,7 +291,7 @@ SHAPES = [
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @given(data=st.data())
-def test_a_result_is_the_same_to_the_bit_however_it_is_computed(
+def test_result_has_the_same_bits_in_any_batch(
     library: ctypes.CDLL, shape: Shape, dtype: torch.dtype, data: st.DataObject
 ) -> None:
     block_size = data.draw(st.sampled_from([16, 32, 48]))
@@ -323,7 +323,9 @@ def test_a_result_is_the_same_to_the_bit_however_it_is_computed(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_number_of_threads_changes_no_bit(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+def test_number_of_threads_does_not_change_results(
+    library: ctypes.CDLL, dtype: torch.dtype
+) -> None:
     shape = Shape()
     qkv = sequence(shape, 900)
     (table,) = tables([900], 32, 80, random.Random(3))
@@ -342,7 +344,7 @@ def test_the_number_of_threads_changes_no_bit(library: ctypes.CDLL, dtype: torch
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_later_token_that_is_not_finite_changes_no_earlier_one(
+def test_non_finite_token_does_not_change_earlier_tokens(
     library: ctypes.CDLL, dtype: torch.dtype
 ) -> None:
     shape = Shape(num_heads=3, num_kv_heads=1)
@@ -360,14 +362,14 @@ def test_a_later_token_that_is_not_finite_changes_no_earlier_one(
     ("head_dim", "block_size", "dtype"),
     [(64, 8, EXACT), (64, 40, EXACT), (72, 16, EXACT), (272, 16, EXACT), (64, 16, torch.float16)],
 )
-def test_a_store_refuses_what_the_kernel_does_not_compute(
+def test_store_rejects_unsupported_sizes(
     head_dim: int, block_size: int, dtype: torch.dtype
 ) -> None:
     with pytest.raises(ValueError, match="is n"):
         NativeKVStore(1, 1, head_dim, 4, block_size, dtype)
 
 
-def test_heads_rows_and_tensors_that_do_not_fit_are_refused(library: ctypes.CDLL) -> None:
+def test_inconsistent_heads_rows_and_tensors_are_rejected(library: ctypes.CDLL) -> None:
     shape = Shape()
     layer = Layer(library, shape)
     with pytest.raises(ValueError, match="5 heads over 2"):

@@ -40,7 +40,7 @@ class Compiler:
 
 @pytest.fixture(scope="session")
 def product(kernels_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the machine's own compiler makes of the sources, without what the cache appends."""
+    """The library compiled by the machine's compiler, without the appended digest."""
     path = tmp_path_factory.mktemp("product") / "product.so"
     path.write_bytes(cached(kernels_dir).read_bytes()[:-32])
     return path
@@ -63,13 +63,13 @@ def cached(cache_dir: Path) -> Path:
     return path
 
 
-def test_the_library_shares_torchs_openmp_runtime(product: Path) -> None:
+def test_library_uses_the_openmp_runtime_of_torch(product: Path) -> None:
     maps = Path("/proc/self/maps").read_text().split()
     runtimes = {name for name in maps if "gomp" in name or "libomp" in name or "libiomp" in name}
     assert len(runtimes) == 1, runtimes
 
 
-def test_it_is_built_once(tmp_path: Path, compiler: Compiler) -> None:
+def test_library_is_compiled_once(tmp_path: Path, compiler: Compiler) -> None:
     for _ in range(3):
         assert load_library(tmp_path / "cache") is not None
     assert compiler.num_links == 1
@@ -86,7 +86,7 @@ def test_another_compiler_builds_its_own(
 
 
 @pytest.mark.parametrize("damage", ["emptied", "cut", "changed", "replaced"])
-def test_a_damaged_file_in_the_cache_is_built_again(
+def test_damaged_library_in_the_cache_is_compiled_again(
     tmp_path: Path, compiler: Compiler, damage: str
 ) -> None:
     assert load_library(tmp_path / "cache") is not None
@@ -141,23 +141,25 @@ def test_without_a_compiler_there_are_no_kernels(
     assert "no C++ compiler" in reason_for_none(tmp_path)
 
 
-def test_a_compiler_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_compiler_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "nothing"))
     assert "nothing" in reason_for_none(tmp_path)
 
 
-def test_a_compiler_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unparsable_compiler_command_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CXX", "g++ 'unfinished")
     assert "No closing quotation" in reason_for_none(tmp_path)
 
 
-def test_a_compiler_that_fails(tmp_path: Path, compiler: Compiler) -> None:
+def test_failing_compiler_is_reported(tmp_path: Path, compiler: Compiler) -> None:
     compiler.behave("echo 'fatal error: no such header' >&2; exit 1")
     assert "status 1: fatal error: no such header" in reason_for_none(tmp_path / "cache")
     assert not list((tmp_path / "cache" / "native").iterdir())
 
 
-def test_a_compiler_that_hangs(
+def test_hanging_compiler_times_out(
     tmp_path: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiler_module, "_COMPILE_TIMEOUT_S", 0.2)
@@ -165,7 +167,7 @@ def test_a_compiler_that_hangs(
     assert "timed out" in reason_for_none(tmp_path / "cache")
 
 
-def test_a_compiler_that_makes_no_library(tmp_path: Path, compiler: Compiler) -> None:
+def test_invalid_library_is_reported(tmp_path: Path, compiler: Compiler) -> None:
     compiler.behave('for out; do :; done; head -c 5000 /dev/zero > "$out"')
     assert "invalid ELF header" in reason_for_none(tmp_path / "cache")
     assert not list((tmp_path / "cache" / "native").iterdir())
@@ -182,7 +184,7 @@ def test_a_compiler_that_makes_no_library(tmp_path: Path, compiler: Compiler) ->
         ),
     ],
 )
-def test_a_library_that_is_wrong_is_not_used(
+def test_library_that_fails_its_self_test_is_not_used(
     tmp_path: Path, compiler: Compiler, source: str, expected: str
 ) -> None:
     (tmp_path / "wrong.c").write_text(source)
@@ -196,7 +198,7 @@ def test_a_library_that_is_wrong_is_not_used(
 @pytest.mark.parametrize(
     "cpuinfo", ["processor : 0\nflags : fpu avx2\n\n", "Features : asimd\n", ""]
 )
-def test_a_cpu_without_vnni(
+def test_cpu_without_vnni_gets_no_kernels(
     tmp_path: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch, cpuinfo: str
 ) -> None:
     (tmp_path / "cpuinfo").write_text(cpuinfo)
@@ -205,18 +207,18 @@ def test_a_cpu_without_vnni(
     assert compiler.num_links == 0
 
 
-def test_a_machine_without_cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_without_cpuinfo_gets_no_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(build, "_CPUINFO", tmp_path / "nothing")
     assert "nothing" in reason_for_none(tmp_path)
 
 
-def test_the_library_is_loaded_as_one_with_a_c_interface(
-    tmp_path: Path, compiler: Compiler
-) -> None:
+def test_library_is_loaded_as_cdll(tmp_path: Path, compiler: Compiler) -> None:
     assert isinstance(load_library(tmp_path / "cache"), ctypes.CDLL)
 
 
-def test_what_was_compiled_before_is_not_compiled_again(tmp_path: Path, compiler: Compiler) -> None:
+def test_compiled_kernels_are_not_compiled_again(tmp_path: Path, compiler: Compiler) -> None:
     compile_kernels(tmp_path)
     assert load_library(tmp_path) is not None
     assert compiler.num_links == 1

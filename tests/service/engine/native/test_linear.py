@@ -58,7 +58,7 @@ def width(in_features: int, prologue: PrologueKind) -> int:
 
 
 def prepared(x: Tensor, prologue: PrologueKind, norm: Tensor | None = None) -> Tensor:
-    """What the layer's weight is multiplied with, in float64. `norm` is the RMS norm's weight."""
+    """Return the rows after the prologue in float64. `norm` is the weight of the RMS norm."""
     x = x.double()
     gate, up = x.chunk(2, -1) if prologue.is_gated else (x, x)
     match prologue:
@@ -101,7 +101,7 @@ def quantized_rows(
     return q, scale
 
 
-def test_a_quantized_weight_is_the_rotated_one_to_half_a_step() -> None:
+def test_quantized_weight_is_the_rotated_one_to_half_a_step() -> None:
     weight = torch.randn(50, 100)
     values, scale, in_features = quantize(weight)
     assert (values.shape, values.dtype, in_features) == ((50, 128), torch.int8, 100)
@@ -110,7 +110,7 @@ def test_a_quantized_weight_is_the_rotated_one_to_half_a_step() -> None:
     assert (error <= scale[:, None] * 0.5001).all()
 
 
-def test_a_large_weight_is_quantized_in_parts_like_a_small_one() -> None:
+def test_large_weight_is_quantized_in_parts_like_a_small_one() -> None:
     weight = torch.randn(40_000, 64, dtype=torch.bfloat16)
     whole, part = quantize(weight), quantize(weight[20_000:20_010])
     assert torch.equal(whole.values[20_000:20_010], part.values)
@@ -119,7 +119,7 @@ def test_a_large_weight_is_quantized_in_parts_like_a_small_one() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize(("out_features", "in_features"), [(1, 1), (33, 65), (70, 576)])
-def test_a_weight_packed_by_the_kernel_is_the_quantized_one(
+def test_weight_packed_by_the_kernel_is_the_quantized_one(
     library: ctypes.CDLL, out_features: int, in_features: int, dtype: torch.dtype
 ) -> None:
     weight = torch.randn(out_features, in_features).to(dtype)
@@ -133,7 +133,7 @@ def test_a_weight_packed_by_the_kernel_is_the_quantized_one(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_channel_that_is_not_finite_gives_nan_and_leaves_the_others(
+def test_non_finite_channel_gives_nan_and_leaves_the_others(
     library: ctypes.CDLL, value: float
 ) -> None:
     weight = torch.randn(40, 100)
@@ -145,7 +145,7 @@ def test_a_channel_that_is_not_finite_gives_nan_and_leaves_the_others(
     assert torch.equal(y[:, others], clean[:, others])
 
 
-def test_a_channel_of_zeros_is_zeros() -> None:
+def test_channel_of_zeros_gives_zeros() -> None:
     weight = torch.randn(3, 64)
     weight[1] = 0
     values, scale, _ = quantize(weight)
@@ -157,7 +157,7 @@ def test_a_channel_of_zeros_is_zeros() -> None:
 @pytest.mark.parametrize(
     ("out_features", "in_features"), [(1, 1), (17, 65), (48, 100), (192, 576), (33, 1536)]
 )
-def test_the_answer_is_right_to_the_error_of_int8(
+def test_product_is_right_to_the_error_of_int8(
     make: Callable[..., Int8Linear], out_features: int, in_features: int, prologue: PrologueKind
 ) -> None:
     weight = torch.randn(out_features, in_features) / math.sqrt(in_features)
@@ -174,7 +174,7 @@ def test_the_answer_is_right_to_the_error_of_int8(
 
 @pytest.mark.parametrize("prologue", PrologueKind)
 @pytest.mark.parametrize("in_features", [1, 65, 576])
-def test_rows_are_quantized_as_the_contract_says(
+def test_rows_are_quantized_as_specified(
     library: ctypes.CDLL, in_features: int, prologue: PrologueKind
 ) -> None:
     x, norm = torch.randn(9, width(in_features, prologue)), 5 * torch.randn(in_features)
@@ -203,7 +203,7 @@ def test_every_path_gives_the_bits_of_the_integer_sums(
 
 
 @given(data=st.data())
-def test_a_row_has_the_same_bits_in_any_batch(
+def test_row_has_the_same_bits_in_any_batch(
     kernels: ctypes.CDLL | None, data: st.DataObject
 ) -> None:
     out_features = data.draw(st.sampled_from([1, 17, 64, 97]))
@@ -246,7 +246,7 @@ def test_bias_residual_and_out_do_not_change_the_product(make: Callable[..., Int
     assert torch.equal(in_place, added)
 
 
-def test_nothing_is_written_beside_the_output(library: ctypes.CDLL) -> None:
+def test_memory_around_the_output_is_not_written(library: ctypes.CDLL) -> None:
     for rows in (1, 5, 16, 33):
         for path in paths(library):
             space = torch.zeros(rows + 2, 37)
@@ -263,7 +263,7 @@ def test_no_rows_give_no_rows(make: Callable[..., Int8Linear]) -> None:
 
 @pytest.mark.parametrize("prologue", PrologueKind)
 @pytest.mark.parametrize("rows", [1, 4, 20])
-def test_a_row_of_zeros_gives_the_bias(
+def test_row_of_zeros_gives_the_bias(
     make: Callable[..., Int8Linear], prologue: PrologueKind, rows: int
 ) -> None:
     bias = torch.randn(20)
@@ -285,7 +285,7 @@ def test_very_small_and_large_rows_stay_finite(
 @pytest.mark.parametrize("prologue", PrologueKind)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("rows", [1, 6, 20])
-def test_a_row_that_is_not_finite_gives_nan_and_leaves_the_others(
+def test_non_finite_row_gives_nan_and_leaves_the_others(
     make: Callable[..., Int8Linear], prologue: PrologueKind, value: float, rows: int
 ) -> None:
     layer = make(torch.randn(40, 100))
@@ -322,7 +322,7 @@ def test_outliers_cost_little(make: Callable[..., Int8Linear]) -> None:
     assert (make(weight)(x) - exact).norm() < 0.6 * without
 
 
-def test_a_norm_with_large_weights_costs_the_other_inputs_nothing(
+def test_norm_with_large_weights_does_not_affect_other_inputs(
     make: Callable[..., Int8Linear],
 ) -> None:
     """Folded into the weight matrix, the norm's large weights would take its int8 steps."""
@@ -339,7 +339,7 @@ def test_a_norm_with_large_weights_costs_the_other_inputs_nothing(
     assert (folded - exact).norm() > 0.2 * exact.norm()
 
 
-def test_the_native_layer_and_torchs_agree(library: ctypes.CDLL) -> None:
+def test_native_and_torch_layers_agree(library: ctypes.CDLL) -> None:
     weight = QuantizedWeight(
         torch.randint(-127, 128, (96, 192), dtype=torch.int8), torch.rand(96) + 0.1, 180
     )

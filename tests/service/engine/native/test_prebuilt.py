@@ -49,7 +49,7 @@ def can_run() -> list[str]:
 
 
 @pytest.mark.slow
-def test_there_is_one_for_each_level_and_nothing_else(compiled: Path) -> None:
+def test_command_writes_one_library_for_each_level(compiled: Path) -> None:
     assert {path.name for path in compiled.iterdir()} == {level.file_name for level in _LEVELS}
 
 
@@ -61,16 +61,16 @@ def test_each_computes_what_it_should(compiled: Path) -> None:
 
 
 @on_vnni
-def test_the_most_capable_one_is_taken(compiled: Path) -> None:
+def test_fastest_supported_library_is_opened(compiled: Path) -> None:
     assert chosen(FLAGS, compiled) == can_run()[0]
 
 
-def test_a_cpu_without_vnni_gets_none(compiled: Path) -> None:
+def test_cpu_without_vnni_gets_no_prebuilt_kernels(compiled: Path) -> None:
     assert chosen({"avx2", "fma"}, compiled) is None
 
 
 @on_vnni
-def test_a_damaged_one_is_passed_over(own: Path) -> None:
+def test_damaged_prebuilt_library_is_skipped(own: Path) -> None:
     best = next(level for level in _LEVELS if level.name == can_run()[0])
     path = own / best.file_name
     whole = path.read_bytes()
@@ -79,7 +79,7 @@ def test_a_damaged_one_is_passed_over(own: Path) -> None:
     assert chosen(FLAGS, own) == next(iter(can_run()[1:]), None)
 
 
-def test_what_other_sources_made_is_not_taken(
+def test_library_of_other_sources_is_not_opened(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed = tmp_path / "sources"
@@ -91,7 +91,7 @@ def test_what_other_sources_made_is_not_taken(
 
 
 @on_vnni
-def test_they_serve_where_there_is_no_compiler(
+def test_prebuilt_kernels_are_loaded_without_a_compiler(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CXX", raising=False)
@@ -115,7 +115,7 @@ def test_without_a_compiler_there_is_nothing_to_compile_with(
     assert prebuilt.main() == 1
 
 
-def test_the_command_fails_with_one_line(tmp_path: Path) -> None:
+def test_command_without_compiler_fails_with_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "service.engine.native.prebuilt"],
         env={"CXX": str(tmp_path / "nothing"), "PATH": "", "PYTHONPATH": ":".join(sys.path)},

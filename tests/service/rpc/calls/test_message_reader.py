@@ -9,7 +9,7 @@ from chatrpc.v1 import model_service_pb2
 from service.domain.engine import Caller
 from service.errors import InvalidField, PreparationFull
 from service.rpc.calls.caller import acting_for, received_bytes
-from service.rpc.calls.message_reader import MessageReader, Patience
+from service.rpc.calls.message_reader import ClientTimeouts, MessageReader
 from service.rpc.calls.rpcs import BY_PATH
 from service.rpc.calls.work_pools import WorkPools
 
@@ -47,7 +47,7 @@ def request(num_bytes: int) -> Any:
 async def test_messages_in_progress_are_bounded_and_their_bytes_given_back(
     pools: WorkPools,
 ) -> None:
-    reader = MessageReader(pools, Patience(), max_bytes=1000)
+    reader = MessageReader(pools, ClientTimeouts(), max_bytes=1000)
     async with reader.message(TOKENIZE, request(700)) as message:
         assert message.text
         assert received_bytes() > 690
@@ -59,7 +59,7 @@ async def test_messages_in_progress_are_bounded_and_their_bytes_given_back(
 
 
 async def test_one_caller_leaves_room_for_the_messages_of_another(pools: WorkPools) -> None:
-    reader = MessageReader(pools, Patience(), max_bytes=1000)
+    reader = MessageReader(pools, ClientTimeouts(), max_bytes=1000)
     async with AsyncExitStack() as open_messages:
         with acting_for(Caller("a")), pytest.raises(PreparationFull):
             for _ in range(9):
@@ -70,13 +70,13 @@ async def test_one_caller_leaves_room_for_the_messages_of_another(pools: WorkPoo
 
 
 async def test_large_message_is_parsed_on_a_thread(pools: WorkPools) -> None:
-    reader = MessageReader(pools, Patience())
+    reader = MessageReader(pools, ClientTimeouts())
     async with reader.message(TOKENIZE, request(500_000)) as message:
         assert len(message.text) == 500_000 - 4
 
 
 async def test_message_that_is_none_is_rejected(pools: WorkPools) -> None:
-    reader = MessageReader(pools, Patience())
+    reader = MessageReader(pools, ClientTimeouts())
     context: Any = Context(b"\xff\xff")
     context.arrived.set()
     with pytest.raises(InvalidField):
@@ -85,7 +85,7 @@ async def test_message_that_is_none_is_rejected(pools: WorkPools) -> None:
 
 
 async def test_messages_of_a_caller_arrive_a_few_at_a_time(pools: WorkPools) -> None:
-    reader = MessageReader(pools, Patience())
+    reader = MessageReader(pools, ClientTimeouts())
     contexts: list[Any] = [Context(b"") for _ in range(40)]
 
     async def call(context: Any, name: str) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from service.rpc.calls.rejection_pace import MAX_DELAY_S, RATE, RefusalPace
+from service.rpc.calls.rejection_pace import MAX_DELAY_S, RATE, RejectionPace
 
 
 class Clock:
@@ -17,26 +17,26 @@ def clock() -> Clock:
 
 
 def test_the_first_refusals_are_sent_at_once_and_further_ones_at_the_rate(clock: Clock) -> None:
-    pace = RefusalPace(clock)
+    pace = RejectionPace(clock)
     delays = [pace.delay_s("a") for _ in range(RATE + 3)]
     assert delays[: RATE + 1] == [0.0] * (RATE + 1)
     assert delays[RATE + 1 :] == pytest.approx([1 / RATE, 2 / RATE])
 
 
 def test_no_refusal_waits_longer_than_the_maximum(clock: Clock) -> None:
-    pace = RefusalPace(clock)
+    pace = RejectionPace(clock)
     assert max(pace.delay_s("a") for _ in range(100 * RATE)) == pytest.approx(MAX_DELAY_S)
 
 
 def test_callers_do_not_delay_one_another(clock: Clock) -> None:
-    pace = RefusalPace(clock)
+    pace = RejectionPace(clock)
     for _ in range(10 * RATE):
         pace.delay_s("a")
     assert pace.delay_s("b") == 0.0
 
 
 def test_a_pause_makes_up_for_the_refusals_before_it(clock: Clock) -> None:
-    pace = RefusalPace(clock)
+    pace = RejectionPace(clock)
     for _ in range(3 * RATE):
         pace.delay_s("a")
     clock.now_s += 2 * MAX_DELAY_S
@@ -44,7 +44,7 @@ def test_a_pause_makes_up_for_the_refusals_before_it(clock: Clock) -> None:
 
 
 def test_callers_without_a_refusal_of_late_are_forgotten(clock: Clock) -> None:
-    pace = RefusalPace(clock)
+    pace = RejectionPace(clock)
     for number in range(1024):
         pace.delay_s(str(number))
     clock.now_s += 10.0

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from service.domain.chat import JsonLayout
-from service.domain.grammar import AnswerConstraint
+from service.domain.grammar import OutputConstraint
 from service.text.grammars import CompiledGrammars
 from service.text.schema.json_values import dumps
 from service.text.schema.rules import JsonRules, json_rules
@@ -23,17 +23,17 @@ def schema_rules(schema: Any, **options: Any) -> JsonRules:
     return json_rules(text, layout, **{"is_strict": True, **options})
 
 
-def compile_schema(schema: Any, **options: Any) -> AnswerConstraint:
+def compile_schema(schema: Any, **options: Any) -> OutputConstraint:
     return GRAMMARS.compile(schema_rules(schema, **options).text)
 
 
-def accepts(constraint: AnswerConstraint, text: str) -> bool:
+def accepts(constraint: OutputConstraint, text: str) -> bool:
     """Return True if the text is a complete output."""
     return constraint.is_fulfilled(text.encode())
 
 
 def random_output(
-    constraint: AnswerConstraint, choose: random.Random, max_tokens: int = 600
+    constraint: OutputConstraint, choose: random.Random, max_tokens: int = 600
 ) -> str | None:
     """Return an output chosen at random among all that are allowed, or None if it does not end."""
     matcher = constraint.matcher()

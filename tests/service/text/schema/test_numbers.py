@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.grammar import AnswerConstraint
+from service.domain.grammar import OutputConstraint
 from service.errors import InvalidGrammar
 from service.text.schema import numbers
 from service.text.schema.errors import SchemaError
@@ -32,7 +32,7 @@ intervals = st.builds(
 )
 
 
-def terminal(text: str) -> AnswerConstraint | None:
+def terminal(text: str) -> OutputConstraint | None:
     """Compile a terminal. Return None if it matches nothing."""
     try:
         return GRAMMARS.compile(f"start: T\nT: {text}") if text else None

@@ -6,14 +6,14 @@ from hypothesis import strategies as st
 
 from service.domain.model import ToolFormat
 from service.text.tool_calls.events import Arguments, CallEnd, CallStart, Content, Event
-from service.text.tool_calls.gemma_values import parse_gemma_arguments
+from service.text.tool_calls.gemma_arguments import parse_gemma_arguments
 from service.text.tool_calls.syntax import SYNTAXES
 
 NAMES = frozenset({"f", "get_weather"})
 HERMES, LLAMA, MISTRAL = ToolFormat.HERMES, ToolFormat.LLAMA3_JSON, ToolFormat.MISTRAL
 JSON, GEMMA, GEMMA4 = ToolFormat.JSON, ToolFormat.GEMMA, ToolFormat.GEMMA4
 
-# What answers are cut from that are all but calls.
+# The pieces of random outputs that resemble calls.
 PIECES = (
     *("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call>", "<tool_call|>"),
     *('{"name": "f", "arguments": ', '{"a": [1]}', "{", "}", "[", "]", ",", '"', "\\", " "),
@@ -29,8 +29,8 @@ def events_of(form: ToolFormat, pieces: list[str]) -> list[Event]:
     return [event for piece in pieces for event in parser.push(piece)] + parser.flush()
 
 
-def told(form: ToolFormat, pieces: list[str]) -> tuple[str, list[Call]]:
-    """The content and the calls that an answer's pieces come to."""
+def parsed(form: ToolFormat, pieces: list[str]) -> tuple[str, list[Call]]:
+    """Return the content and the calls of an output."""
     content = ""
     calls: list[Call] = []
     for event in events_of(form, pieces):
@@ -114,10 +114,10 @@ def cut(text: str, size: int) -> list[str]:
     ],
 )
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_calls_and_content(
+def test_parser_separates_calls_and_content(
     form: ToolFormat, text: str, content: str, calls: list[Call], size: int
 ) -> None:
-    assert told(form, cut(text, size)) == (content, calls)
+    assert parsed(form, cut(text, size)) == (content, calls)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,10 @@ def test_calls_and_content(
     ],
 )
 @pytest.mark.parametrize("size", [1, 3, 1000])
-def test_what_is_no_call_is_content_to_the_letter(form: ToolFormat, text: str, size: int) -> None:
-    assert told(form, cut(text, size)) == (text, [])
+def test_text_that_is_not_a_call_is_unchanged_content(
+    form: ToolFormat, text: str, size: int
+) -> None:
+    assert parsed(form, cut(text, size)) == (text, [])
 
 
 @given(
@@ -159,17 +161,17 @@ def test_what_is_no_call_is_content_to_the_letter(form: ToolFormat, text: str, s
     text=st.lists(st.sampled_from(PIECES), max_size=14).map("".join),
     seed=st.integers(0, 1000),
 )
-def test_how_an_answer_is_cut_makes_no_difference(form: ToolFormat, text: str, seed: int) -> None:
+def test_result_does_not_depend_on_the_pieces(form: ToolFormat, text: str, seed: int) -> None:
     choose = random.Random(seed)
     pieces, rest = [], text
     while rest:
         size = choose.randrange(1, 6)
         pieces.append(rest[:size])
         rest = rest[size:]
-    assert told(form, pieces) == told(form, [text])
+    assert parsed(form, pieces) == parsed(form, [text])
 
 
-def test_arguments_go_out_as_they_come() -> None:
+def test_arguments_are_streamed() -> None:
     parser = SYNTAXES[HERMES].parser(NAMES)
     assert parser.push('<tool_call>{"name": "f", "arguments"') == []
     assert parser.push(': {"a": ') == [CallStart("f"), Arguments('{"a": ')]
@@ -179,20 +181,20 @@ def test_arguments_go_out_as_they_come() -> None:
 
 
 @pytest.mark.parametrize("form", ToolFormat)
-def test_what_a_syntax_writes_its_parser_reads(form: ToolFormat) -> None:
+def test_parser_reads_what_its_syntax_writes(form: ToolFormat) -> None:
     calls = [("f", '{"a": "x"}'), ("get_weather", "{}")]
     text = SYNTAXES[form].written(calls)
-    assert told(form, cut(text, 4)) == ("", calls)
+    assert parsed(form, cut(text, 4)) == ("", calls)
 
 
 @pytest.mark.parametrize(
     "text", ["{a:1", "{a}", "{:1}", "{a:1 b:2}", "{a:<escape>x}", "[1]", "", "{a:" * 100, "{}x"]
 )
-def test_what_are_no_arguments_of_gemmas(text: str) -> None:
+def test_malformed_gemma_arguments_are_rejected(text: str) -> None:
     assert parse_gemma_arguments(text, "<escape>") is None
 
 
-def test_a_hostile_answer_is_read_in_linear_time() -> None:
+def test_hostile_output_is_parsed_in_linear_time() -> None:
     parser = SYNTAXES[HERMES].parser(NAMES)
     nested = '<tool_call>{"x":"'
     for _ in range(20_000):

@@ -2,7 +2,7 @@ import pytest
 
 from service.config import ServiceSettings
 from service.domain.model import ChatFormats, ReasoningFormat, ToolFormat
-from service.text.formats import chat_formats
+from service.text.tool_calls.syntax import chat_formats
 
 
 @pytest.mark.parametrize(
@@ -11,7 +11,7 @@ from service.text.formats import chat_formats
         (None, ToolFormat.HERMES, False),
         ("{{ messages }}", ToolFormat.HERMES, False),
         ("{% broken", ToolFormat.HERMES, False),
-        ("tools <tool_call>", ToolFormat.HERMES, False),  # a word of the text is no variable
+        ("tools <tool_call>", ToolFormat.HERMES, False),  # a word of the text is not a variable
         ("{% if tools %}<tool_call>{% endif %}", ToolFormat.HERMES, True),
         ("{% if tools %}<|python_tag|>{% endif %}", ToolFormat.LLAMA3_JSON, True),
         (
@@ -26,7 +26,7 @@ from service.text.formats import chat_formats
         ("{{ tools }}", ToolFormat.JSON, True),
     ],
 )
-def test_a_template_says_how_its_model_calls(
+def test_tool_format_is_detected_by_the_template(
     template: str | None, tools: ToolFormat, is_shown: bool
 ) -> None:
     found = chat_formats(template)
@@ -41,22 +41,24 @@ def test_a_template_says_how_its_model_calls(
         ("[THINK][/THINK]", ReasoningFormat.MISTRAL),
     ],
 )
-def test_a_template_says_how_its_model_thinks(template: str, reasoning: ReasoningFormat) -> None:
+def test_reasoning_format_is_detected_by_the_template(
+    template: str, reasoning: ReasoningFormat
+) -> None:
     assert chat_formats(template).reasoning is reasoning
 
 
-def test_a_template_for_tools_says_how_its_model_calls() -> None:
+def test_tool_format_is_detected_by_the_tool_template() -> None:
     found = chat_formats("</think>", tool_template="{{ tools }}<|python_tag|>")
     assert found == ChatFormats(ToolFormat.LLAMA3_JSON, True, ReasoningFormat.THINK)
     assert chat_formats("", tool_template="</think>").reasoning is ReasoningFormat.THINK
 
 
-def test_the_operator_has_the_last_word() -> None:
+def test_configured_formats_override_detection() -> None:
     found = chat_formats("{{ tools }}</think>", ToolFormat.GEMMA, ReasoningFormat.NONE)
     assert found == ChatFormats(ToolFormat.GEMMA, True, ReasoningFormat.NONE)
 
 
-def test_every_format_can_be_chosen() -> None:
+def test_every_format_is_an_option_value() -> None:
     for form in ToolFormat:
         assert ServiceSettings.load([f"--tool-format={form.value}"]).tool_format == form.value
     for thoughts in ReasoningFormat:

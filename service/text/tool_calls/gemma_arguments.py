@@ -1,4 +1,4 @@
-"""The arguments of a call as Gemma writes them: JSON, but for bare keys and quotes of its own."""
+"""The arguments of a tool call as Gemma writes them: JSON with bare keys and its own quotes."""
 
 import json
 import re
@@ -11,7 +11,11 @@ _MAX_DEPTH = 64
 
 
 def parse_gemma_arguments(text: str, quote: str) -> str | None:
-    """The object as JSON; None where it is none. `quote` stands on both sides of a string."""
+    """Return the arguments as JSON, or None if they are not an object.
+
+    Args:
+        quote: The text on both sides of a string.
+    """
     with suppress(ValueError, RecursionError):
         if isinstance(json.loads(text), dict):
             return text
@@ -21,37 +25,37 @@ def parse_gemma_arguments(text: str, quote: str) -> str | None:
         reader.space()
     except ValueError:
         return None
-    if reader.place != len(text) or not isinstance(value, dict):
+    if reader.index != len(text) or not isinstance(value, dict):
         return None
-    with suppress(ValueError):  # a number too large to be one
+    with suppress(ValueError):  # a number too large for a double
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     return None
 
 
 class _Reader:
-    """Reads values from `place` on; raises ValueError where there is none."""
+    """A parser of values, at `index` of the text. Its methods raise ValueError on bad syntax."""
 
     def __init__(self, text: str, quote: str) -> None:
-        self.place = 0
+        self.index = 0
         self._text = text
         self._quote = quote
 
     def space(self) -> None:
-        found = _SPACE.match(self._text, self.place)
-        self.place = found.end() if found else self.place
+        found = _SPACE.match(self._text, self.index)
+        self.index = found.end() if found else self.index
 
     def value(self, depth: int) -> Any:
         self.space()
         if depth > _MAX_DEPTH:
-            raise ValueError("too deep")
+            raise ValueError("the value is nested too deeply")
         if self._takes(self._quote):
             return self._quoted()
         if self._takes("{"):
             return dict(self._items("}", depth, has_keys=True))
         if self._takes("["):
             return [item for _, item in self._items("]", depth, has_keys=False)]
-        if self._text.startswith('"', self.place):
-            value, self.place = json.JSONDecoder().raw_decode(self._text, self.place)
+        if self._text.startswith('"', self.index):
+            value, self.index = json.JSONDecoder().raw_decode(self._text, self.index)
             return value
         return _scalar(self._bare())
 
@@ -75,27 +79,27 @@ class _Reader:
         return key
 
     def _quoted(self) -> str:
-        end = self._text.index(self._quote, self.place)  # ValueError where there is none
-        text = self._text[self.place : end]
-        self.place = end + len(self._quote)
+        end = self._text.index(self._quote, self.index)  # raises ValueError if there is none
+        text = self._text[self.index : end]
+        self.index = end + len(self._quote)
         return text
 
     def _bare(self) -> str:
-        found = _BARE.match(self._text, self.place)
+        found = _BARE.match(self._text, self.index)
         if found is None:
             raise ValueError("a value is missing")
-        self.place = found.end()
+        self.index = found.end()
         return found[0]
 
     def _takes(self, text: str) -> bool:
-        if not self._text.startswith(text, self.place):
+        if not self._text.startswith(text, self.index):
             return False
-        self.place += len(text)
+        self.index += len(text)
         return True
 
 
 def _scalar(text: str) -> Any:
-    """A number, a truth value or null; any other word is a string that lacks its quotes."""
+    """Return a number, a boolean or None. Any other word is a string without quotes."""
     with suppress(ValueError):
         return json.loads(text)
     return text

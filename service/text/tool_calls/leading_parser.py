@@ -1,21 +1,21 @@
-"""Formats without a marker: an answer that begins with a JSON object or array is calls."""
+"""A parser for formats without a marker: an output that begins with JSON consists of tool calls."""
 
 from service.text.tool_calls.events import CallStart, ContentText, Event
-from service.text.tool_calls.json_text import CallList, CallObject
+from service.text.tool_calls.json_calls import CallList, CallObject
 
 
 class LeadingParser:
-    """An answer that is calls from its beginning on, or content; content may follow calls.
+    """Parses an output that begins with tool calls or is only content. Content may follow calls.
 
-    Calls stand alone, behind `prefix`, in an array, or one after the other with `;` or white space
-    between.
+    There is one call, after an optional `prefix`, or an array of calls, or several calls separated
+    by `;` or white space.
     """
 
     def __init__(self, names: frozenset[str], prefix: str = "") -> None:
         self._names = names
         self._prefix = prefix
         self._content = ContentText()
-        self._held = ""  # what does not say yet whether a call follows
+        self._held = ""  # text after which a call may still follow
         self._call: CallObject | CallList | None = None
         self._has_calls = False
         self._is_content = False

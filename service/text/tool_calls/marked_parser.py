@@ -1,10 +1,10 @@
-"""Formats in which a marker says that a call follows: Hermes, Mistral, Gemma."""
+"""A parser for formats in which a marker announces a tool call: Hermes, Mistral, Gemma."""
 
 import re
 from collections.abc import Callable
 from typing import Protocol
 
-from service.text.markers import overlap
+from service.text.reasoning import partial_marker_length
 from service.text.tool_calls.events import (
     Arguments,
     CallEnd,
@@ -12,46 +12,46 @@ from service.text.tool_calls.events import (
     ContentText,
     Event,
 )
-from service.text.tool_calls.gemma_values import parse_gemma_arguments
-from service.text.tool_calls.json_text import CallList, CallObject, JsonSpan
+from service.text.tool_calls.gemma_arguments import parse_gemma_arguments
+from service.text.tool_calls.json_calls import CallList, CallObject, JsonSpan
 
 
 class Body(Protocol):
-    """What stands behind a marker."""
+    """A parser of the text after a marker."""
 
     @property
     def is_complete(self) -> bool: ...
 
     @property
     def is_failed(self) -> bool:
-        """Whether what has come last is no call."""
+        """True if the last part of the text is not a tool call."""
         ...
 
     @property
     def text(self) -> str:
-        """What it has taken that belongs to no call."""
+        """The consumed text that belongs to no call."""
         ...
 
     def push(self, text: str) -> tuple[list[Event], str]:
-        """What the next piece makes certain, and what of it is not the body's any more."""
+        """Return the events that the next piece makes certain, and the text after the body."""
         ...
 
     @property
     def is_call(self) -> bool:
-        """Whether some call has begun in it."""
+        """True if a call has begun."""
         ...
 
 
 class MarkedParser:
-    """Text with calls in it, each behind one of `markers`."""
+    """Parses text that contains tool calls, each after one of `markers`."""
 
     def __init__(self, markers: tuple[str, ...], body: Callable[[str], Body]) -> None:
-        """`body` makes the reader of what follows the marker that it is given."""
+        """Create the parser. `body` returns a parser for the text after the given marker."""
         self._markers = markers
         self._any_marker = re.compile("|".join(map(re.escape, markers)))
         self._new_body = body
         self._content = ContentText()
-        self._held = ""  # what may become a marker
+        self._held = ""  # the possible beginning of a marker
         self._marker = ""
         self._body: Body | None = None
 
@@ -80,7 +80,7 @@ class MarkedParser:
             self._held, self._marker = "", found[0]
             self._body = self._new_body(self._marker)
             return self._content.push(text[: found.start()]), text[found.end() :]
-        num_held = max(overlap(text, marker) for marker in self._markers)
+        num_held = max(partial_marker_length(text, marker) for marker in self._markers)
         self._held = text[len(text) - num_held :]
         return self._content.push(text[: len(text) - num_held]), ""
 
@@ -134,7 +134,7 @@ class HermesBody:
 
 
 class NamedCall:
-    """`name[ARGS]{...}`, between which some models write `[CALL_ID]` and an id."""
+    """`name[ARGS]{...}`. Some models write `[CALL_ID]` and an id after the name."""
 
     _HEAD = re.compile(r"([A-Za-z0-9_-]+)(?:\[CALL_ID\][A-Za-z0-9]*)?(?:\[ARGS\])?\s*(?=\{)")
     _MAX_HEAD_LENGTH = 160
@@ -171,7 +171,7 @@ class NamedCall:
         return events, text[num_taken:]
 
     def _split(self, text: str) -> tuple[str, str]:
-        """What may be a head, and what follows it whatever becomes of that: it can be a call."""
+        """Return the text that may be a head, and the text after it, which may be another call."""
         end = text.find("{", 0, self._MAX_HEAD_LENGTH) + 1 or self._MAX_HEAD_LENGTH + 1
         return text[:end], text[end:]
 
@@ -219,7 +219,7 @@ class MistralBody:
 
 
 class GemmaBody:
-    """`call:name{...}` and an end marker; read when it is whole, as its values are not JSON."""
+    """`call:name{...}` and an end marker. It is parsed as a whole, as its values are not JSON."""
 
     _CALL = re.compile(r"\s*call:\s*([A-Za-z0-9_.-]+)\s*(\{.*\})\s*", re.DOTALL)
 
@@ -235,12 +235,12 @@ class GemmaBody:
     def push(self, text: str) -> tuple[list[Event], str]:
         num_before = max(0, len(self.text) - len(self._end))
         self.text += text
-        place = self.text.find(self._end, num_before)
-        if place < 0:
+        index = self.text.find(self._end, num_before)
+        if index < 0:
             return [], ""
-        rest = self.text[place + len(self._end) :]
-        self.text = self.text[: place + len(self._end)]
-        return self._read(self.text[:place]), rest
+        rest = self.text[index + len(self._end) :]
+        self.text = self.text[: index + len(self._end)]
+        return self._read(self.text[:index]), rest
 
     def _read(self, written: str) -> list[Event]:
         found = self._CALL.fullmatch(written)

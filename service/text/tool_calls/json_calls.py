@@ -1,4 +1,4 @@
-"""JSON that comes in pieces: where a value ends, and the call that an object says."""
+"""Tool calls that a model writes as JSON objects, parsed from pieces of text."""
 
 import json
 import re
@@ -7,20 +7,20 @@ from typing import Any, NoReturn
 
 from service.text.tool_calls.events import Arguments, CallEnd, CallStart, Event
 
-# How a call begins in most answers: the name first, then the arguments, an object.
+# The usual beginning of a call: the name first, then the arguments, an object.
 _HEAD = re.compile(
     r'\s*\{\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
 )
 _MAX_HEAD_LENGTH = 256
 
 
-# What changes where a value ends: a string, up to its end or that of the piece, or a bracket.
+# The parts of JSON that decide where a value ends: the rest of a string, and brackets.
 _STRING_REST = re.compile(r'(?:[^"\\]|\\.)*', re.DOTALL)
 _STRUCTURE = re.compile(r'["{}\[\]]')
 
 
 class JsonSpan:
-    """Finds where an object or an array ends, by its brackets and quotes alone."""
+    """Finds the end of a JSON object or array by its brackets and quotes only."""
 
     def __init__(self) -> None:
         self.is_complete = False
@@ -29,26 +29,28 @@ class JsonSpan:
         self._is_escaped = False  # the last piece ended with a backslash
 
     def push(self, text: str) -> int:
-        """How many characters of the next piece belong to it, space before it included."""
-        place = 0
-        while not self.is_complete and place < len(text):
-            place = self._string(text, place) if self._in_string else self._structure(text, place)
-        return place
+        """Return how many characters of the next piece belong to the value or to the space before
+        it.
+        """
+        index = 0
+        while not self.is_complete and index < len(text):
+            index = self._string(text, index) if self._in_string else self._structure(text, index)
+        return index
 
-    def _string(self, text: str, place: int) -> int:
+    def _string(self, text: str, index: int) -> int:
         if self._is_escaped:
             self._is_escaped = False
-            return place + 1
-        rest = _STRING_REST.match(text, place)
-        end = place if rest is None else rest.end()
+            return index + 1
+        rest = _STRING_REST.match(text, index)
+        end = index if rest is None else rest.end()
         if end == len(text):
             return end
         self._in_string = text[end] != '"'
         self._is_escaped = text[end] == "\\"
         return end + 1
 
-    def _structure(self, text: str, place: int) -> int:
-        found = _STRUCTURE.search(text, place)
+    def _structure(self, text: str, index: int) -> int:
+        found = _STRUCTURE.search(text, index)
         if found is None:
             return len(text)
         if found[0] == '"':
@@ -62,9 +64,9 @@ class JsonSpan:
 class CallObject:
     """A call that a model writes as `{"name": ..., "arguments": {...}}`, in pieces.
 
-    Where the name stands first, the arguments go out as they come. Otherwise, or where they are
-    wrapped in a string, all waits for the end of the object. One that says no call of a function in
-    `names` has failed; `text` is what it has taken until then.
+    If the name comes first, the arguments are passed on as they arrive. Otherwise, or if the
+    arguments are a string, everything waits for the end of the object. `is_failed` is set if the
+    object does not call a function in `names`; `text` then has all that was consumed.
     """
 
     def __init__(self, names: frozenset[str]) -> None:
@@ -78,10 +80,11 @@ class CallObject:
 
     @property
     def is_call(self) -> bool:
+        """True if the object is certainly a tool call."""
         return self._arguments is not None or self.is_complete
 
     def push(self, text: str) -> tuple[list[Event], str]:
-        """What the next piece makes certain, and what of it comes after the object."""
+        """Return the events that the next piece makes certain, and the text after the object."""
         if not self._is_open and (begun := text.lstrip()):
             self._is_open = True
             if begun[0] != "{":
@@ -124,10 +127,10 @@ class CallObject:
 
 
 def parse_call(text: str) -> tuple[str, str] | None:
-    """The name and the arguments, as JSON, of a call written as an object; None if it is none."""
+    """Return the name and the arguments, as JSON, of a call in an object. None: it is no call."""
     value = _loads(text)
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
-        value = value["function"]  # as the call looks in OpenAI's API
+        value = value["function"]  # the form of OpenAI's API
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
     arguments = value.get("arguments", value.get("parameters"))
@@ -139,24 +142,24 @@ def parse_call(text: str) -> tuple[str, str] | None:
         return None
     try:
         return value["name"], json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-    except ValueError:  # a number too large to be one
+    except ValueError:  # a number too large for a double
         return None
 
 
 def _loads(text: str) -> Any:
     with suppress(ValueError, RecursionError):
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_reject_constant)
     return None
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 class CallList:
     """Calls that a model writes as a JSON array of objects, in pieces.
 
-    `text` is what it has taken that is part of no call.
+    `text` is the consumed text that belongs to no call.
     """
 
     def __init__(self, names: frozenset[str]) -> None:
@@ -174,7 +177,7 @@ class CallList:
         return self._before + self._call.text
 
     def push(self, text: str) -> tuple[list[Event], str]:
-        """What the next piece makes certain, and what of it comes after the array."""
+        """Return the events that the next piece makes certain, and the text after the array."""
         events: list[Event] = []
         while text and not self.is_complete and not self.is_failed:
             if self._call is None:
