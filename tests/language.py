@@ -35,17 +35,12 @@ UNCLEAN = (
     # Domain
     "service/domain",
     # Calls
+    "service/generation",
     "service/rpc",
     "tests/service/rpc",
-    "service/generation",
     "tests/service/generation",
     "tests/support",
     "tests/wire",
-    # Settings and what is common to both processes
-    "service/*",
-    "tests/service/*",
-    "chatrpc_process",
-    "tests/chatrpc_process",
     # Whole processes
     "tests/*",
     "tests/bench",

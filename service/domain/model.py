@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
         """The conversation through the model's chat template.
 
         Raises:
-            TemplateRefused: the template refuses the conversation.
+            TemplateRejected: the template refuses the conversation.
         """
         ...
 

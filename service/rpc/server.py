@@ -13,10 +13,10 @@ from chatrpc.v1 import (
 )
 from chatrpc_process.tls import TlsFiles, watch_tls
 from chatrpc_process.tracing.api import OFF, Tracer
+from service.domain.timeouts import ClientTimeouts
 from service.metrics import Metrics
 from service.rpc.calls.authorization import Access
 from service.rpc.calls.interceptor import CallInterceptor
-from service.rpc.calls.message_reader import ClientTimeouts
 from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.calls.standard_services import StandardServiceInterceptor
 from service.rpc.calls.work_pools import WorkPools

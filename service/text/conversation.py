@@ -9,7 +9,7 @@ from service.errors import (
     ContextLengthExceeded,
     InvalidField,
     InvalidGrammar,
-    TemplateRefused,
+    TemplateRejected,
     UnsupportedField,
 )
 from service.text.chat_template import encode_prompt, render_text
@@ -35,7 +35,7 @@ def prepare(chat: ChatRequest, model: LocalModel) -> Conversation:
     """Render and tokenize the prompt, and find out how its answer will look. It takes a while.
 
     Raises:
-        TemplateRefused: the template refuses the conversation.
+        TemplateRejected: the template refuses the conversation.
         ContextLengthExceeded: the prompt is far too long.
         InvalidField: what the answer is asked to be cannot be had.
     """
@@ -174,7 +174,7 @@ def _prompt(chat: ChatRequest, model: LocalModel) -> str:
     try:
         messages = with_tools_in_text(chat.messages, chat.tools, syntax)
         return render_text(model.tokenizer, messages, chat.prompt)
-    except TemplateRefused:
+    except TemplateRejected:
         if not chat.tools:
             raise
     # Some templates, Gemma 2's among them, take no system message.

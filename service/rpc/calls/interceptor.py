@@ -14,13 +14,14 @@ from google.rpc import status_pb2
 from chatrpc.v1.limits import REQUEST_ID_PATTERN
 from chatrpc_process.logs.limited import LimitedLog
 from chatrpc_process.tracing.api import OFF, Tracer, log_fields
+from service.domain.timeouts import ClientTimeouts
 from service.errors import ChatrpcError, DeadlinePassed, InvalidField
 from service.metrics import Metrics
 from service.rpc.calls import status
 from service.rpc.calls.authorization import Access
 from service.rpc.calls.caller import acting_for, received_bytes
 from service.rpc.calls.context import Context, Handler
-from service.rpc.calls.message_reader import ClientTimeouts, MessageReader
+from service.rpc.calls.message_reader import MessageReader
 from service.rpc.calls.rejection_pace import RejectionPace
 from service.rpc.calls.rpcs import BY_PATH, Rpc
 from service.rpc.calls.telemetry import CallTelemetry

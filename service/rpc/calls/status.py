@@ -32,7 +32,7 @@ _STATUSES: tuple[tuple[type[errors.ChatrpcError], int, errors_pb2.ErrorReason.Va
         errors_pb2.ERROR_REASON_CONTEXT_LENGTH_EXCEEDED,
     ),
     (errors.ExceedsLimit, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_EXCEEDS_LIMIT),
-    (errors.TemplateRefused, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_TEMPLATE_REFUSED),
+    (errors.TemplateRejected, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_TEMPLATE_REFUSED),
     (errors.UnsupportedField, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_UNSUPPORTED_FIELD),
     (errors.MissingField, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_MISSING_FIELD),
     (errors.InvalidField, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_INVALID_FIELD),

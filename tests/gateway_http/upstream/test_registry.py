@@ -111,7 +111,7 @@ def test_outlier_detection_surrounds_the_policy(tmp_path: Path) -> None:
         (LEAST + 'ca = "none.pem"', "model 'm': "),
         (LEAST + 'api_key_file = "none"', "model 'm': api_key_file: "),
         (LEAST + 'api_key_file = "\\u0000"', "model 'm': api_key_file: "),
-        (LEAST + 'api_key_file = "."', "this is no file"),
+        (LEAST + 'api_key_file = "."', "this is not a regular file"),
         (LEAST + "prefix_chars = " + "[" * 20_000, "nested too deeply"),
         (LEAST + "prefix_chars = " + "1" * 5_000, "5000 digits"),
         (
@@ -186,9 +186,9 @@ def test_pipe_or_encrypted_key_is_rejected_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tls\.key"):
         entry(tmp_path, 'ca = "ca.crt"\ncertificate = "tls.crt"\nkey = "tls.key"')
     for fields in ('ca = "pipe"', 'api_key_file = "pipe"'):
-        with pytest.raises(ConfigError, match="pipe: this is no file"):
+        with pytest.raises(ConfigError, match="pipe: this is not a regular file"):
             entry(tmp_path, fields)
-    with pytest.raises(ConfigError, match="pipe: this is no file"):
+    with pytest.raises(ConfigError, match="pipe: this is not a regular file"):
         load_registry(tmp_path / "pipe")
 
 
