@@ -50,10 +50,6 @@ UNCLEAN = (
     "tests/faults",
     # Text
     "service/text/*",
-    # Benchmarks
-    "bench",
-    # Its page
-    "docs/benchmarks.md",
 )
 
 # Phrases that have another meaning in a file and are right there: (file, phrase in lower case).

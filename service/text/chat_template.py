@@ -73,8 +73,7 @@ def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def with_known_roles(chat: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
-    """Return the messages with role `system` for `developer`, if the template does not mention
-    `developer`.
+    """Rename the role `developer` to `system`, if the template does not mention it.
 
     Templates that write any role as it is would otherwise show the model a role that it was not
     trained on. Others would drop the message silently.

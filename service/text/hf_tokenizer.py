@@ -201,9 +201,7 @@ def load_tokenizer(path: Path) -> HfTokenizer:
 
 
 def _without_tokenizer_json(path: Path) -> str:
-    """Return the error message for a checkpoint without tokenizer.json, with advice for older
-    files.
-    """
+    """Return the error message if there is no tokenizer.json, with advice for older files."""
     message = f"No tokenizer can be loaded from {path}: it has no tokenizer.json"
     older = [name for name in _OLDER_FILES if (path / name).is_file()]
     if not older:
