@@ -36,7 +36,6 @@ UNCLEAN = (
     "tests/service/rpc",
     "tests/support",
     "tests/wire",
-    "tests/gateway_http",
     # Whole processes
     "tests/*",
     "tests/bench",
