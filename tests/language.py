@@ -44,7 +44,6 @@ UNCLEAN = (
     "tests/gateway_http",
     # Whole processes
     "tests/*",
-    "tests/bench",
     "tests/deploy",
     "tests/e2e",
     "tests/fakes",
