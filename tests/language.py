@@ -32,13 +32,8 @@ DOCS = ("README.md", "ARCHITECTURE.md", "docs")
 # Folders whose texts are not reworded yet. "x/*" is the files of x without its folders. An entry is
 # removed when `python -m tests.language` prints nothing for its files.
 UNCLEAN = (
-    # Domain
-    "service/domain",
     # Calls
-    "service/generation",
-    "service/rpc",
     "tests/service/rpc",
-    "tests/service/generation",
     "tests/support",
     "tests/wire",
     "tests/gateway_http",

@@ -1,4 +1,7 @@
-"""The wire's sampling parameters to the domain's. Pure; an error's field begins `sampling.`."""
+"""Sampling parameters from protobuf to the domain. Pure.
+
+The field of an error begins with `sampling.`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +14,7 @@ from service.errors import InvalidField
 
 _MAX_N = int(LIMITS["SamplingParams.n"].maximum)
 
-# The scalars that are taken over as they are, by the domain's names.
+# The scalars that are copied unchanged, by their names in the proto and in the domain.
 _NAMES = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -30,10 +33,10 @@ _NAMES = {
 
 
 def sampling_params(proto: chat_pb2.SamplingParams, spec: ModelSpec) -> SamplingParams:
-    """The parameters, the model's defaults where the request says nothing.
+    """Return the parameters of a request, with the model's defaults where it sets none.
 
     Raises:
-        InvalidField: the first mistake found.
+        InvalidField: The first error found.
     """
     given = {field.name: value for field, value in proto.ListFields()}
     for name, value in given.items():
@@ -58,13 +61,13 @@ def sampling_params(proto: chat_pb2.SamplingParams, spec: ModelSpec) -> Sampling
 
 
 def num_choices(sampling: chat_pb2.SamplingParams, max_choices: int = _MAX_N) -> int:
-    """How many choices a request asks for.
+    """Return the number of choices that a request asks for.
 
     Args:
-        max_choices: How many the service has room for.
+        max_choices: Maximum of the backend.
 
     Raises:
-        InvalidField: There are none, or more than may be.
+        InvalidField: There are none, or too many.
     """
     n = sampling.n if sampling.HasField("n") else 1
     most = min(max_choices, _MAX_N)
