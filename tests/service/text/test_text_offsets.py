@@ -12,7 +12,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 @given(text=texts)
 def test_byte_token_has_the_offset_of_its_character(text: str) -> None:
-    expected = [place for place, char in enumerate(text) for _ in char.encode()]
+    expected = [index for index, char in enumerate(text) for _ in char.encode()]
     ids = list(text.encode())
     assert prompt_offsets(text, ids, TOKENIZER) == expected
     assert TextOffsets(TOKENIZER, start=0, skip_special_tokens=True).push(ids) == expected
