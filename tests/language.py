@@ -38,7 +38,6 @@ UNCLEAN = (
     "tests/wire",
     # Whole processes
     "tests/*",
-    "tests/bench",
     "tests/deploy",
     "tests/e2e",
     "tests/fakes",

@@ -4,7 +4,7 @@ The field of an error begins with `sampling.`.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from chatrpc.v1 import chat_pb2
 from chatrpc.v1.limits import LIMITS, Limits
@@ -14,21 +14,14 @@ from service.errors import InvalidField
 
 _MAX_N = int(LIMITS["SamplingParams.n"].maximum)
 
-# The scalars that are copied unchanged, by their names in the proto and in the domain.
+_RENAMED = {"max_completion_tokens": "max_tokens"}
+_LISTS = frozenset(("logit_bias", "allowed_token_ids", "bad_words", "stop", "stop_token_ids"))
+_DOMAIN_NAMES = frozenset(field.name for field in fields(SamplingParams))
+# The scalars that are copied unchanged, by their names in the proto, with those in the domain.
 _NAMES = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "repetition_penalty": "repetition_penalty",
-    "seed": "seed",
-    "max_completion_tokens": "max_tokens",
-    "min_tokens": "min_tokens",
-    "ignore_eos": "ignore_eos",
-    "include_stop_str_in_output": "include_stop_str_in_output",
-    "skip_special_tokens": "skip_special_tokens",
+    field.name: name
+    for field in chat_pb2.SamplingParams.DESCRIPTOR.fields
+    if (name := _RENAMED.get(field.name, field.name)) in _DOMAIN_NAMES - _LISTS
 }
 
 
