@@ -13,7 +13,7 @@ from chatrpc.v1 import errors_pb2
 from chatrpc_cli.__main__ import app
 from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
-from tests.support.exported_metrics import asked_for, exported
+from tests.support.exported_metrics import exported, metrics_in
 from tests.support.log_events import log_events
 from tests.support.process_options import old_options, options, unknown_variables
 
@@ -65,7 +65,7 @@ def test_metrics_named_in_pages_exist(page: Path) -> None:
     named = {
         name
         for code in _CODE.findall(page.read_text())
-        for name in asked_for(code)
+        for name in metrics_in(code)
         if not re.match("chatrpc_(process|cli)", name)  # packages
     }
     assert named <= names | families | {"process_"}

@@ -1,7 +1,7 @@
 """A chatrpc service that does as it is told, for tests of whatever calls one.
 
     async with FakeService() as service:
-        service.script = [Admit(), Say("Hello"), Hold(), Say(" world"), Finish()]
+        service.script = [Admit(), Delta("Hello"), Hold(), Delta(" world"), Finish()]
 
 Every call runs the whole script; `Hold` waits for `service.release()`. What was asked, and which
 calls were cancelled, is there to be looked at and to be waited for.
@@ -46,7 +46,7 @@ class Admit:
 
 
 @dataclass(frozen=True)
-class Say:
+class Delta:
     """Send a delta."""
 
     text: str = ""
@@ -111,9 +111,9 @@ class Fail:
         await context.abort_with_status(rpc_status.to_status(status))
 
 
-Step = Admit | Say | Piece | Finish | Hold | Fail
+Step = Admit | Delta | Piece | Finish | Hold | Fail
 
-HELLO: list[Step] = [Admit(), Say("Hello"), Say(" world"), Finish()]
+HELLO: list[Step] = [Admit(), Delta("Hello"), Delta(" world"), Finish()]
 
 
 @dataclass
@@ -135,13 +135,13 @@ class FakeService(
     """ChatService, CompletionService, ModelService and Health on a free port of 127.0.0.1."""
 
     script: list[Step] = field(default_factory=lambda: list(HELLO))
-    first_refusals: int = 0
+    num_rejections: int = 0
     """This many calls get the refusal before the script begins to count."""
-    refusal: Fail = Fail(grpc.StatusCode.UNAVAILABLE, "Full.", "QUEUE_FULL")
+    rejection: Fail = Fail(grpc.StatusCode.UNAVAILABLE, "Full.", "QUEUE_FULL")
     completion: chat_pb2.ChatCompletion | None = None
     """The unary answer; made from the script where there is none."""
     models: list[model_service_pb2.Model] = field(default_factory=lambda: [model()])
-    model_refusal: Fail | None = None
+    model_error: Fail | None = None
     """How GetModel is answered, if not with a model."""
     holds_tokens: bool = False
     """Whether Tokenize and Detokenize wait until released, or cancelled."""
@@ -233,8 +233,8 @@ class FakeService(
     async def GetModel(  # noqa: N802
         self, request: model_service_pb2.GetModelRequest, context: Any
     ) -> model_service_pb2.GetModelResponse:
-        if self.model_refusal is not None:
-            await self.model_refusal.abort(context)
+        if self.model_error is not None:
+            await self.model_error.abort(context)
         for served in self.models:
             if request.id in {served.id, *served.aliases}:
                 return model_service_pb2.GetModelResponse(model=served)
@@ -286,8 +286,8 @@ class FakeService(
     async def _run(self, params: Any, context: Any) -> AsyncGenerator[Any, None]:
         call = self._note(params, context)
         try:
-            if len(self.calls) <= self.first_refusals:
-                await self.refusal.abort(context)
+            if len(self.calls) <= self.num_rejections:
+                await self.rejection.abort(context)
             async for chunk in self._steps(context):
                 yield chunk
         except (asyncio.CancelledError, GeneratorExit):  # the latter if cancelled in a write
@@ -308,8 +308,8 @@ class FakeService(
                     await step.abort(context)
                 case Piece():
                     yield step
-                case Say() | Finish():
-                    num_tokens += step.num_tokens if isinstance(step, Say) else 0
+                case Delta() | Finish():
+                    num_tokens += step.num_tokens if isinstance(step, Delta) else 0
                     head.choices.append(_choice(step))
                     yield head
                     head = chat_pb2.ChatCompletionChunk()
@@ -343,7 +343,7 @@ def _head() -> chat_pb2.ChatCompletionChunk:
     )
 
 
-def _choice(step: Say | Finish) -> chat_pb2.ChoiceDelta:
+def _choice(step: Delta | Finish) -> chat_pb2.ChoiceDelta:
     if isinstance(step, Finish):
         return chat_pb2.ChoiceDelta(
             index=step.index, finish_reason=step.reason, matched_stop=step.matched_stop

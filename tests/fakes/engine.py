@@ -33,10 +33,10 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.script: list[TokenOutput | Exception | asyncio.Event] = []
-        self.refusal: ChatrpcError | None = None
+        self.generate_error: ChatrpcError | None = None
         self.requests: list[Request] = []
         self.num_running = 0
-        self.no_room: ChatrpcError | None = None
+        self.reserve_error: ChatrpcError | None = None
         self.reserved: list[tuple[Caller, int]] = []
         self.num_reservations = 0
         self.num_waited = 0  # events of scripts that have been reached
@@ -50,8 +50,8 @@ class FakeEngine:
     @contextmanager
     def reserve(self, caller: Caller, num_sequences: int) -> Iterator[None]:
         self.num_reservations += 1
-        if self.no_room is not None:
-            raise self.no_room
+        if self.reserve_error is not None:
+            raise self.reserve_error
         place = caller, num_sequences
         self.reserved.append(place)
         try:
@@ -64,8 +64,8 @@ class FakeEngine:
     async def generate(
         self, request: Request, *, is_reserved: bool = False
     ) -> AsyncGenerator[TokenOutput, int | None]:
-        if self.refusal is not None:
-            raise self.refusal
+        if self.generate_error is not None:
+            raise self.generate_error
         self.requests.append(request)
         timings = EngineTimings(queued_s=time.monotonic())
         script = self.script  # as it is when the request comes

@@ -25,7 +25,7 @@ def exported() -> set[str]:
     return {*_names(service.registry), *_names(gateway.registry), *_names(files)}
 
 
-def asked_for(expression: str) -> set[str]:
+def metrics_in(expression: str) -> set[str]:
     """The metrics in an expression, which may be a whole text."""
     return set(_NAME.findall(expression))
 

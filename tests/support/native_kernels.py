@@ -18,14 +18,14 @@ HAS_VNNI = _CPUINFO.exists() and "avx512_vnni" in _CPUINFO.read_text()
 HAS_COMPILER = ARE_REQUIRED or shutil.which("g++") is not None  # without one those tests fail
 
 
-def must_exist(*, are_required: bool = ARE_REQUIRED, can_run: bool = HAS_VNNI) -> bool:
+def are_kernels_required(*, are_required: bool = ARE_REQUIRED, can_run: bool = HAS_VNNI) -> bool:
     """Whether kernels that cannot be loaded are a failure."""
     return are_required and can_run
 
 
 def skip_or_fail(reason: str) -> None:
     """Skip the test that runs for want of kernels, or fail it where they are required."""
-    if must_exist():
+    if are_kernels_required():
         pytest.fail(f"CHATRPC_REQUIRE_KERNELS is set: {reason}")
     pytest.skip(reason)
 

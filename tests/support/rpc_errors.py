@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 
 @dataclass
-class Refusal:
+class RpcError:
     """What a client reads of a failed call."""
 
     code: grpc.StatusCode
@@ -23,7 +23,7 @@ class Refusal:
     trailing: dict[str, Any] = field(default_factory=dict)
 
 
-async def refusal(call: Any, seen: list[Any] | None = None) -> Refusal:
+async def rpc_error(call: Any, seen: list[Any] | None = None) -> RpcError:
     """Await a call that fails, or read a stream to its failure; `seen` gets what came before."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         if isinstance(call, Awaitable):
@@ -33,7 +33,7 @@ async def refusal(call: Any, seen: list[Any] | None = None) -> Refusal:
                 if seen is not None:
                     seen.append(response)
     error = caught.value
-    refused = Refusal(error.code(), error.details() or "")
+    refused = RpcError(error.code(), error.details() or "")
     refused.trailing = dict(error.trailing_metadata() or ())
     status = rpc_status.from_call(error)  # type: ignore[arg-type]  # has what a call has
     assert status is not None

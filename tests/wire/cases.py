@@ -28,7 +28,7 @@ class Setup:
             The request's `max_tokens` and stop tokens end a sequence earlier.
         tokens_per_step: The number of tokens in one output of the engine.
         num_cached_tokens: The number of prompt tokens that come from the prefix cache.
-        refusal: The engine has no room for the request and fails with this.
+        rejection: The engine has no room for the request and fails with this.
         failure: The engine fails with this after `fails_after` steps.
         state: The state of the service. If it is "unreachable", nothing listens on its port.
         tools: The tool format of the model, a value of `ToolFormat`.
@@ -43,7 +43,7 @@ class Setup:
     outputs: tuple[str, ...] = ("Hello, world!",)
     tokens_per_step: int = 4
     num_cached_tokens: int = 0
-    refusal: Failure | None = None
+    rejection: Failure | None = None
     failure: Failure | None = None
     fails_after: int = 0
     state: State = "serving"

@@ -128,10 +128,10 @@ class _ScriptedEngine(FakeEngine):
         self._waiting: list[object] = []  # requests in progress; the first has its turn
         self._turn_changed = asyncio.Event()
         self._num_sequences = 0
-        if setup.refusal is not None:
-            error = _FAILURES[setup.refusal]()
+        if setup.rejection is not None:
+            error = _FAILURES[setup.rejection]()
             assert isinstance(error, ChatrpcError)
-            self.no_room = error
+            self.reserve_error = error
 
     async def generate(
         self, request: Request, *, is_reserved: bool = False

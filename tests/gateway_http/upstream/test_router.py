@@ -23,7 +23,7 @@ from gateway_http.upstream.connection import Connection
 from gateway_http.upstream.registry import RegisteredModel
 from gateway_http.upstream.router import Router
 from gateway_http.upstream.rpcs import STREAM_CHAT_COMPLETION
-from tests.fakes.chat_service import MODEL, Fail, FakeService, Finish, Hold, Say
+from tests.fakes.chat_service import MODEL, Delta, Fail, FakeService, Finish, Hold
 from tests.fakes.wait import until
 from tests.gateway_http.replicas import replica
 from tests.support.gateway import metric, serving
@@ -215,7 +215,7 @@ async def test_a_service_that_lacks_its_model_is_told_in_the_registrys_names(
 async def test_models_that_are_not_for_a_caller_are_left_out(
     tmp_path: Path, service: FakeService
 ) -> None:
-    service.model_refusal = Fail(grpc.StatusCode.UNAUTHENTICATED, "A key.", "UNAUTHENTICATED")
+    service.model_error = Fail(grpc.StatusCode.UNAUTHENTICATED, "A key.", "UNAUTHENTICATED")
     guarded = entry("guarded", service.target, f'upstream_model = "{MODEL}"')
     file = File(tmp_path, guarded, entry("away", NOWHERE))
     async with gateway(file) as http:
@@ -289,7 +289,7 @@ async def test_a_corrupt_change_leaves_what_there_was(tmp_path: Path) -> None:
 
 
 async def test_a_channel_is_closed_when_its_last_call_is_over(service: FakeService) -> None:
-    service.script = [Say("Hello"), Hold(), Say("!"), Finish()]
+    service.script = [Delta("Hello"), Hold(), Delta("!"), Finish()]
     here, there = (
         RegisteredModel(Connection(target), "m", upstream_model=MODEL)
         for target in (service.target, NOWHERE)
