@@ -1,6 +1,6 @@
-"""How fast it is: loads against our own service and against peers, and the report of them."""
+"""Benchmarks: loads against our own service and against peers, and the report of the results."""
 
 import os
 
-# gRPC would remark on every process that is started beside its threads. None of them uses it.
+# gRPC logs a warning for each process that is started while its threads run. None uses gRPC.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

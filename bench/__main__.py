@@ -1,4 +1,4 @@
-"""The commands: one load against a server, ours alone, ours and the peers, the report."""
+"""The commands: loads against a server, runs with and without peers, the report."""
 
 import asyncio
 import signal
@@ -29,7 +29,7 @@ from bench.soak import soak as run_soak
 from bench.summary import Summary
 
 app = typer.Typer(
-    help="Measure chatrpc, and others beside it.",
+    help="Measure chatrpc by itself or against other servers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,13 +45,17 @@ SHARED_LOADS = ",".join((*COMMON, *OURS_ALONE))
 ALL_VARIANTS = ",".join(VARIANTS)
 
 Quick = Annotated[
-    bool, typer.Option("--quick", help="One short round: shows that everything works, no more.")
+    bool, typer.Option("--quick", help="Run one short round, only to check that everything works.")
 ]
-Rounds = Annotated[int, typer.Option(help="How often each load is run.", min=1)]
-Loads = Annotated[str, typer.Option("--loads", help="The loads wanted, separated by commas.")]
-Variants = Annotated[str, typer.Option(help="Ways to run our service, separated by commas.")]
+Rounds = Annotated[
+    int, typer.Option(help="Number of rounds. Each load runs once in a round.", min=1)
+]
+Loads = Annotated[
+    str, typer.Option("--loads", help="Names of the loads to run, separated by commas.")
+]
+Variants = Annotated[str, typer.Option(help="Variants of our service to run, separated by commas.")]
 FirstStarts = Annotated[
-    bool, typer.Option("--first-starts", help="Start each server with empty caches too.")
+    bool, typer.Option("--first-starts", help="Also start each server with empty caches.")
 ]
 
 
@@ -59,35 +63,43 @@ FirstStarts = Annotated[
 def load(
     *,
     url: Annotated[
-        str | None, typer.Option(help="An OpenAI-compatible server, such as http://HOST:PORT/v1.")
+        str | None,
+        typer.Option(help="Base URL of an OpenAI-compatible server: http://HOST:PORT/v1."),
     ] = None,
     grpc: Annotated[
-        str | None, typer.Option(help="A chatrpc service's gRPC address.", metavar="HOST:PORT")
+        str | None, typer.Option(help="gRPC address of a chatrpc service.", metavar="HOST:PORT")
     ] = None,
-    model: Annotated[str, typer.Option(help="The model's id.")] = "smollm2-135m-instruct",
-    clients: Annotated[int, typer.Option(help="Closed loop: requests at a time.", min=1)] = 8,
+    model: Annotated[str, typer.Option(help="Id of the model.")] = "smollm2-135m-instruct",
+    clients: Annotated[
+        int, typer.Option(help="Closed loop: number of concurrent clients.", min=1)
+    ] = 8,
     rate: Annotated[
-        float | None, typer.Option(help="Open loop: Poisson arrivals, so many a second.")
+        float | None, typer.Option(help="Open loop: requests per second, with Poisson arrivals.")
     ] = None,
-    requests: Annotated[int, typer.Option(help="Requests in all.", min=1)] = 32,
-    prompt_words: Annotated[int, typer.Option(help="Random words in a prompt.", min=1)] = 120,
-    tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="The same seed, the same prompts.")] = 0,
-    wants_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    requests: Annotated[int, typer.Option(help="Total number of requests.", min=1)] = 32,
+    prompt_words: Annotated[
+        int, typer.Option(help="Number of random words in a prompt.", min=1)
+    ] = 120,
+    tokens: Annotated[int, typer.Option(help="Number of tokens of each response.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the random prompts.")] = 0,
+    prints_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of a table.")
+    ] = False,
 ) -> None:
-    """Send one load to a server that runs already, over HTTP or over gRPC.
+    """Send one load to a running server, over HTTP or over gRPC.
 
-    Answers are greedy, streamed and exactly as long as asked. The exit code is 1 if any was not.
+    Responses are greedy, streamed and of a fixed length. The exit code is 1 if any response
+    differs.
     """
     if (url is None) == (grpc is None):
-        raise typer.BadParameter("one of --url and --grpc is needed")
+        raise typer.BadParameter("either --url or --grpc is required")
     wanted: loads.Load = (
         loads.Closed("load", f"{clients} clients", clients, requests, prompt_words, tokens)
         if rate is None
         else loads.Open("load", f"{rate:g}/s", rate, requests, prompt_words, tokens)
     )
     outcome = _run(_one_load(wanted, url, grpc, model, seed))
-    if wants_json:
+    if prints_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(outcome)).decode())
     else:
         table.show(table.of_outcome(outcome))
@@ -111,23 +123,25 @@ async def _one_load(
 @app.command(name="probes")
 def probes_command(
     *,
-    url: Annotated[str | None, typer.Option(help="A gateway, such as http://HOST:PORT.")] = None,
-    grpc: Annotated[
-        str | None, typer.Option(help="A chatrpc service's gRPC address.", metavar="HOST:PORT")
+    url: Annotated[
+        str | None, typer.Option(help="Base URL of a gateway: http://HOST:PORT.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="How often each is asked.", min=1)] = 200,
-    interval: Annotated[float, typer.Option(help="Seconds between two.", min=0)] = 0.05,
+    grpc: Annotated[
+        str | None, typer.Option(help="gRPC address of a chatrpc service.", metavar="HOST:PORT")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Number of calls of each probe.", min=1)] = 200,
+    interval: Annotated[float, typer.Option(help="Seconds between two calls.", min=0)] = 0.05,
 ) -> None:
-    """Ask the probes of a stack that runs already how it is, while it has something to do.
+    """Measure the probes of a running service or gateway while it is under load.
 
-    The exit code is 1 if one of them failed.
+    The exit code is 1 if a probe failed.
     """
     wanted = {
         **(probes.service_probes(grpc) if grpc else {}),
         **(probes.gateway_probes(url.rstrip("/")) if url else {}),
     }
     if not wanted:
-        raise typer.BadParameter("--url or --grpc is needed, or both")
+        raise typer.BadParameter("--url or --grpc is required")
     with (
         Progress(Console(stderr=True)) as progress,
         progress.load("probes", url or grpc or "", rounds),
@@ -140,10 +154,10 @@ def probes_command(
 @app.command(name="neighbour")
 def neighbour_command(
     *,
-    rounds: Annotated[int, typer.Option(help="How often each setting is measured.", min=1)] = 3,
-    tokens: Annotated[int, typer.Option(help="Tokens of the stream.", min=2)] = 64,
+    rounds: Annotated[int, typer.Option(help="Number of measurements of each setting.", min=1)] = 3,
+    tokens: Annotated[int, typer.Option(help="Number of tokens of the stream.", min=2)] = 64,
 ) -> None:
-    """Measure one stream alone and beside a process that keeps a core busy."""
+    """Measure one stream with and without another process that keeps a core busy."""
     rates = _run(neighbour.measure(neighbour.SETTINGS, rounds, tokens))
     typer.echo(neighbour.table(rates))
 
@@ -157,8 +171,8 @@ def run(
     quick: Quick = False,
     first_starts: FirstStarts = False,
 ) -> None:
-    """Measure our own service: every load, its layers, its variants."""
-    plan = _Wishes("run", rounds, _names(wanted, loads.standard()), quick, first_starts)
+    """Measure our own service: all loads, layers and variants."""
+    plan = _RunOptions("run", rounds, _names(wanted, loads.standard()), quick, first_starts)
     with Progress(Console(stderr=True)) as progress:
         found = _contest(plan, our_entries(_names(variants, VARIANTS)), progress)
     table.show(table.of_results(found))
@@ -172,23 +186,23 @@ def peers(
     wanted: Loads = SHARED_LOADS,
     variants: Variants = ALL_VARIANTS,
     names: Annotated[
-        str, typer.Option("--peers", help="The peers wanted, separated by commas.")
+        str, typer.Option("--peers", help="Names of the peers to measure, separated by commas.")
     ] = ",".join(PEERS),
     quick: Quick = False,
     first_starts: FirstStarts = False,
     install_only: Annotated[
-        bool, typer.Option("--install-only", help="Install the peers, measure nothing.")
+        bool, typer.Option("--install-only", help="Install the peers without measuring.")
     ] = False,
     publish: Annotated[
-        bool, typer.Option(help="Write docs/benchmarks.* at the end; never after --quick.")
+        bool, typer.Option(help="Write docs/benchmarks.* at the end, but not with --quick.")
     ] = True,
 ) -> None:
-    """Install the peers, measure them and ourselves in turn, write the report."""
-    plan = _Wishes("peers", rounds, _names(wanted, loads.standard()), quick, first_starts)
+    """Install the peers, measure them and our service in turn, and write the report."""
+    plan = _RunOptions("peers", rounds, _names(wanted, loads.standard()), quick, first_starts)
     entries = our_entries(_names(variants, VARIANTS))
     wanted_peers = _names(names, PEERS)
     with Progress(Console(stderr=True)) as progress:
-        entries += peer_entries(wanted_peers, progress.say)
+        entries += peer_entries(wanted_peers, progress.print)
         if install_only:
             return
         found = _contest(plan, entries, progress)
@@ -200,10 +214,12 @@ def peers(
 @app.command()
 def soak(
     *,
-    clients: Annotated[int, typer.Option(help="Streams at a time.", min=1)] = 256,
-    minutes: Annotated[float, typer.Option(help="How long, after the warm-up.", min=0)] = 10.0,
+    clients: Annotated[int, typer.Option(help="Number of concurrent streams.", min=1)] = 256,
+    minutes: Annotated[
+        float, typer.Option(help="Minutes to measure, after the warm-up.", min=0)
+    ] = 10.0,
     warm_up_minutes: Annotated[
-        float, typer.Option(help="How long until it counts: the cache fills.", min=0)
+        float, typer.Option(help="Minutes of warm-up, in which the cache fills.", min=0)
     ] = 4.0,
 ) -> None:
     """Run our service and gateway under many clients for a long time.
@@ -240,9 +256,9 @@ def soak(
 def siege_command(
     *,
     names: Annotated[
-        str, typer.Option("--attacks", help="The attacks wanted, separated by commas.")
+        str, typer.Option("--attacks", help="Names of the attacks to run, separated by commas.")
     ] = ",".join(ATTACKS),
-    seconds: Annotated[float, typer.Option(help="How long each is measured.", min=0)] = 10.0,
+    seconds: Annotated[float, typer.Option(help="Seconds to measure each attack.", min=0)] = 10.0,
 ) -> None:
     """Measure how one caller is served while another one attacks.
 
@@ -261,18 +277,18 @@ def siege_command(
 def report_command(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="Results of one run, or of several to be put together.", exists=True),
+        typer.Argument(help="Results of one run, or of several runs to merge.", exists=True),
     ] = None,
 ) -> None:
-    """Write docs/benchmarks.md anew, from what is published or from results, to be published."""
+    """Write docs/benchmarks.md from the published results, or publish the given ones."""
     if files:
         report.publish(results.merged([results.read(file) for file in files]), DOCS)
     else:
         report.render(results.read(DOCS / "benchmarks.json"), DOCS)
 
 
-class _Wishes(msgspec.Struct, frozen=True):
-    """What the command line asks of a contest."""
+class _RunOptions(msgspec.Struct, frozen=True):
+    """The options of a run."""
 
     name: str
     rounds: int
@@ -281,40 +297,45 @@ class _Wishes(msgspec.Struct, frozen=True):
     has_first_starts: bool
 
 
-def _contest(wishes: _Wishes, entries: list[Entry], progress: Progress) -> Results:
-    table_of_loads = loads.standard(is_quick=wishes.is_quick)
-    entries = [entry.only(wishes.loads) for entry in entries]
+def _contest(options: _RunOptions, entries: list[Entry], progress: Progress) -> Results:
+    table_of_loads = loads.standard(is_quick=options.is_quick)
+    entries = [entry.only(options.loads) for entry in entries]
     logs = OUT / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    stem = wishes.name + ("-quick" if wishes.is_quick else "")
+    stem = options.name + ("-quick" if options.is_quick else "")
     plan = Plan(
         entries=[entry for entry in entries if not entry.is_idle],
-        loads={name: table_of_loads[name] for name in wishes.loads},
-        num_rounds=1 if wishes.is_quick else wishes.rounds,
+        loads={name: table_of_loads[name] for name in options.loads},
+        num_rounds=1 if options.is_quick else options.rounds,
         logs=logs,
         save=lambda found: results.write(found, OUT / f"{stem}.json"),
-        has_first_starts=wishes.has_first_starts,
-        is_quick=wishes.is_quick,
+        has_first_starts=options.has_first_starts,
+        is_quick=options.is_quick,
     )
     return _run(Contest(plan, progress).run())
 
 
 def _names(text: str, known: Collection[str]) -> list[str]:
-    """What a list on the command line names."""
+    """Return the names in a comma-separated list.
+
+    Raises:
+        typer.BadParameter: A name is unknown.
+    """
     names = text.split(",")
     if unknown := set(names) - set(known):
-        said = f"{', '.join(sorted(unknown))}: there are {', '.join(known)}"
-        raise typer.BadParameter(said)
+        raise typer.BadParameter(
+            f"unknown: {', '.join(sorted(unknown))}; valid names: {', '.join(known)}"
+        )
     return names
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end. SIGTERM is taken like Ctrl-C: both end every process that was started."""
+    """Run to the end. SIGTERM is handled like Ctrl-C: both end every started process."""
 
     async def main() -> T:
         task = asyncio.ensure_future(work)
         asyncio.get_running_loop().add_signal_handler(
-            signal.SIGTERM, task.cancel, "ended by SIGTERM"
+            signal.SIGTERM, task.cancel, "terminated by SIGTERM"
         )
         try:
             return await task

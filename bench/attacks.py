@@ -1,7 +1,7 @@
-"""Attacks of one caller on the others: requests that are cheap to send and dear to handle.
+"""Attacks of one caller on the others: requests that are cheap to send and expensive to handle.
 
-Each runs until it is cancelled. What they get back is of no interest; how others are served
-meanwhile is measured by `bench.siege`.
+Each attack runs until it is cancelled and ignores the responses. `bench.siege` measures how other
+callers are served during the attack.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ from chatrpc.v1 import completion_service_pb2 as completions
 _JSON = {"content-type": "application/json"}
 _MIB = 1 << 20
 _FOUR_MILLION = 4 * _MIB - 100  # of two bytes each, so that a message has less than 8 MiB
-# Between two requests of one client: a server that refuses at once is not asked ten thousand times
-# a second, which would measure this machine's loopback.
+# The pause between two requests of one client. Without it, a server that rejects at once would get
+# ten thousand requests a second, which would measure this machine's loopback.
 _PAUSE_S = 0.02
 _CREATE = "/chatrpc.v1.ChatService/CreateChatCompletion"
 _COMPLETE = "/chatrpc.v1.CompletionService/CreateCompletion"
@@ -38,10 +38,10 @@ Send = Callable[[], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is attacked, and with which key.
+    """The stack under attack and the attacker's key.
 
     Attributes:
-        url: The gateway, without a path.
+        url: The gateway's base URL, without a path.
         grpc: The service's address.
     """
 
@@ -53,7 +53,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """A kind of attack: what it does, in words and as a coroutine."""
+    """A kind of attack: its title, and a coroutine that runs it."""
 
     title: str
     run: Callable[[Target], Awaitable[None]]
@@ -67,7 +67,7 @@ def _http(
     *,
     is_compressed: bool = False,
 ) -> Attack:
-    """`num_clients` that post a body again and again; it is made once, from the model's name."""
+    """Return an attack of `num_clients` that post the same body repeatedly."""
 
     async def run(target: Target) -> None:
         data = json.dumps(body(target.model)).encode()
@@ -92,19 +92,19 @@ def _http(
 def _grpc(
     title: str, method: str, message: Callable[[str], bytes], num_clients: int = 12
 ) -> Attack:
-    """`num_clients` that send a message again and again, compressed; it is made once."""
+    """Return an attack of `num_clients` that send the same compressed message repeatedly."""
 
     async def run(target: Target) -> None:
         data, metadata = message(target.model), (("x-api-key", target.key),)
         async with _channel(target) as channel:
             call: Any = channel.unary_unary(method)
-            await _flood(lambda: _answered(call(data, metadata=metadata)), num_clients)
+            await _flood(lambda: _read_to_end(call(data, metadata=metadata)), num_clients)
 
     return Attack(title, run)
 
 
 def _grpc_texts(title: str, method: str, make: Callable[[str, str], Message]) -> Attack:
-    """60 clients, each with another text of 660 KB; half of them hang up after half a second."""
+    """Return an attack of 60 clients with texts of 660 KB. Half of them disconnect after 0.5 s."""
 
     async def run(target: Target) -> None:
         metadata = (("x-api-key", target.key),)
@@ -117,7 +117,7 @@ def _grpc_texts(title: str, method: str, make: Callable[[str, str], Message]) ->
                 number = next(numbers)
                 data = make(target.model, f"{number} {text}").SerializeToString()
                 timeout_s = 0.5 if number % 2 else None
-                await _answered(call(data, metadata=metadata, timeout=timeout_s))
+                await _read_to_end(call(data, metadata=metadata, timeout=timeout_s))
 
             await _flood(send, 60)
 
@@ -125,7 +125,7 @@ def _grpc_texts(title: str, method: str, make: Callable[[str, str], Message]) ->
 
 
 async def _schemas(target: Target) -> None:
-    """40 clients, each with another union of 900 objects to compile."""
+    """Run 40 clients. Each request has a new union of 900 objects to compile."""
     numbers = iter(range(10**9))
     metadata = (("x-api-key", target.key),)
     async with _channel(target) as channel:
@@ -140,7 +140,7 @@ async def _schemas(target: Target) -> None:
             params = _chat(target.model, "hi")
             params.response_format.json_schema.schema_json = json.dumps({"anyOf": parts})
             data = chat_service_pb2.CreateChatCompletionRequest(params=params)
-            await _answered(call(data.SerializeToString(), metadata=metadata))
+            await _read_to_end(call(data.SerializeToString(), metadata=metadata))
 
         await _flood(send, 40)
 
@@ -148,7 +148,7 @@ async def _schemas(target: Target) -> None:
 async def _chats(
     target: Target, num_clients: int, num_words: int, options: chat_pb2.ChatCompletionParams
 ) -> None:
-    """Send chats of so many random words, each with the fields that `options` has."""
+    """Send chats of `num_words` random words, each with the fields that `options` has."""
     metadata = (("x-api-key", target.key),)
     rng = random.Random(0)
     async with _channel(target) as channel:
@@ -158,27 +158,27 @@ async def _chats(
             params = _chat(target.model, words(num_words, rng))
             params.MergeFrom(options)
             data = chat_service_pb2.CreateChatCompletionRequest(params=params)
-            await _answered(call(data.SerializeToString(), metadata=metadata))
+            await _read_to_end(call(data.SerializeToString(), metadata=metadata))
 
         await _flood(send, num_clients)
 
 
 async def _generations(target: Target, *, priority: int = 0, n: int = 1) -> None:
-    """200 clients with long answers."""
+    """Run 200 clients with long responses."""
     sampling = chat_pb2.SamplingParams(n=n, max_completion_tokens=400, ignore_eos=True)
     options = chat_pb2.ChatCompletionParams(sampling=sampling, priority=priority)
     await _chats(target, 200, 200, options)
 
 
 async def _prompt_logprobs(target: Target) -> None:
-    """60 clients that ask for the log probabilities of each token of a long prompt."""
+    """Run 60 clients that request the log probabilities of each token of a long prompt."""
     sampling = chat_pb2.SamplingParams(max_completion_tokens=1)
     options = chat_pb2.ChatCompletionParams(sampling=sampling, prompt_logprobs=20)
     await _chats(target, 60, 2000, options)
 
 
 async def _idle_connections(target: Target) -> None:
-    """1000 connections that have asked for a probe once and say nothing more."""
+    """Open 1000 connections, send one probe on each, and keep them open."""
     address = urlsplit(target.url)
 
     async def hold() -> None:
@@ -194,14 +194,14 @@ async def _idle_connections(target: Target) -> None:
 
 
 async def _watches(target: Target) -> None:
-    """Streams that need no key: health watches and load reports, opened without end."""
+    """Open endless streams that need no key: health watches and load reports."""
     async with _channel(target) as channel:
         watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch")
         report: Any = channel.unary_stream("/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics")
 
         async def send() -> None:
-            await _answered(watch(bytes(7 * _MIB)))  # many unknown fields
-            await _answered(report(bytes(7 * _MIB)))
+            await _read_to_end(watch(bytes(7 * _MIB)))  # many unknown fields
+            await _read_to_end(report(bytes(7 * _MIB)))
             async for _ in watch(b""):
                 pass
 
@@ -216,14 +216,14 @@ def _chat(model: str, text: str) -> chat_pb2.ChatCompletionParams:
 
 
 def _chat_with(fields: Callable[[], bytes]) -> Callable[[str], bytes]:
-    """A request of a chat that ends in encoded fields of its parameters, made when it is sent."""
+    """Return a function that encodes a chat request with further encoded parameters."""
     return lambda model: _encoded(1, _chat(model, "hi").SerializeToString() + fields())
 
 
 def _encoded(number: int, value: bytes) -> bytes:
-    """A length-delimited field: https://protobuf.dev/programming-guides/encoding/#structure.
+    """Return a length-delimited field: https://protobuf.dev/programming-guides/encoding/#structure.
 
-    Messages of millions of elements are written as bytes, which takes no time.
+    Encoding messages of millions of elements as bytes is fast.
     """
     return _varint(number << 3 | 2) + _varint(len(value)) + value
 
@@ -257,7 +257,7 @@ def _many_prompts(model: str, text: str) -> Message:
 
 
 def _body(name: str, make: Callable[[], object]) -> Callable[[str], object]:
-    """A chat with one field that is made when it is wanted: some take a while."""
+    """Return a function that builds a chat with one large field, which can take a while."""
     message = {"role": "user", "content": "hi"}
     return lambda model: {"model": model, "messages": [message], name: make()}
 
@@ -333,7 +333,7 @@ ATTACKS = {
     "too-long": _grpc_texts("chats of 660 KB, far too long", _CREATE, _too_long),
     "prompts": _grpc_texts("completions of 100 long prompts", _COMPLETE, _many_prompts),
     "schemas": Attack("distinct schemas of 900 alternatives", _schemas),
-    "generations": Attack("200 clients with long answers", _generations),
+    "generations": Attack("200 clients with long responses", _generations),
     "priority": Attack(
         "the same with a priority of -1000", lambda target: _generations(target, priority=-1000)
     ),
@@ -345,7 +345,7 @@ ATTACKS = {
 
 
 async def _flood(send: Send, num_clients: int) -> None:
-    """Send for ever, each client its next request when its last has ended, however it ended."""
+    """Send forever. Each client sends its next request when its last one has ended."""
 
     async def client() -> None:
         while True:
@@ -358,7 +358,7 @@ async def _flood(send: Send, num_clients: int) -> None:
             group.create_task(client())
 
 
-async def _answered(call: object) -> None:
+async def _read_to_end(call: object) -> None:
     """Read a call to its end."""
     if hasattr(call, "__aiter__"):
         async for _ in call:

@@ -1,4 +1,4 @@
-"""What our own service promises of itself, and whether a run has found it so."""
+"""The budgets of our own service, and whether a run keeps them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from bench.summary import Summary
 
 _OURS = "chatrpc"
-# A step reads 512 tokens of prompts at the most, and running streams get a token in every step; the
-# machine this was set on, two cores, needs about 200 ms for such a step.
+# A step computes at most 512 prompt tokens, and running streams get a token in every step. The
+# machine for which this was set, with two cores, needs about 200 ms for such a step.
 _STALL_MS = 400
 _LAYER_COST = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A bound, and what was measured: both in `unit`."""
+    """A bound and the measured value, both in `unit`."""
 
     title: str
     bound: float
@@ -27,7 +27,7 @@ class Budget:
 
 
 def budgets(summary: Summary) -> Iterator[Budget]:
-    """Those that the run has figures for."""
+    """Yield the budgets for which the run has figures."""
     layers = (
         ("gRPC service over bare engine", "/grpc", "/engine"),
         ("gateway over gRPC", "", "/grpc"),
@@ -38,7 +38,7 @@ def budgets(summary: Summary) -> Iterator[Budget]:
             yield Budget(f"{title}, 32 streams", 100 * _LAYER_COST, cost, "% of throughput")
     if stall := summary.figure(_OURS, "stall", "stall_ms"):
         yield Budget(
-            "worst gap of a running stream while a 4000-token prompt is read",
+            "worst gap of a running stream during the prefill of a 4000-token prompt",
             _STALL_MS,
             stall.median,
             "ms",

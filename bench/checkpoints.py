@@ -1,7 +1,7 @@
-"""The checkpoints that peers load: ours as it is, and an int8 one made of it.
+"""The checkpoints that peers load: ours, and an int8 one made from it.
 
-A program of its own, `python -m bench.checkpoints INT8_DIRECTORY`, since it needs torch and the
-load generator does not. It prints the directory of each.
+This is a separate program, `python -m bench.checkpoints INT8_DIRECTORY`, as it needs torch and the
+load generator does not. It prints the directory of each checkpoint.
 """
 
 import json
@@ -49,10 +49,15 @@ _CONFIG = {
 
 
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[out, in] -> int8 [out, in] and bfloat16 scales [out, 1]; int8 times scale is the weight.
+    """Quantize a weight to int8 with bfloat16 scales, whose product is the weight again.
 
-    The scale is a hair larger than the row's largest weight needs, so that rounding it to bfloat16,
-    which keeps eight bits, makes nothing overflow: each weight is off by half a scale at most.
+    Args:
+        weight: [out, in].
+
+    Returns:
+        int8 [out, in] and scales [out, 1]. A scale is slightly larger than the row's largest weight
+        needs. So no value overflows after rounding the scale to the eight bits of bfloat16, and the
+        error of each weight is at most half a scale.
     """
     exact = weight.float()
     largest = exact.abs().amax(dim=1, keepdim=True).clamp(min=1e-8)
@@ -63,7 +68,7 @@ def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def convert(source: Path, target: Path) -> None:
     """Write the W8A8 checkpoint of `source`, a directory with one safetensors file, to `target`.
 
-    Every projection is converted; embeddings, norms and the head stay as they are.
+    Every projection is converted. Embeddings, norms and the head are unchanged.
     """
     target.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
@@ -90,7 +95,7 @@ def main(int8: Path) -> None:
     if not made_of.is_file() or made_of.read_text() != source.name:
         convert(source, int8)
         made_of.write_text(source.name)
-    print(json.dumps({"bf16": str(source), "int8": str(int8)}))  # noqa: T201  # its answer
+    print(json.dumps({"bf16": str(source), "int8": str(int8)}))  # noqa: T201  # its result
 
 
 if __name__ == "__main__":

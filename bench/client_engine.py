@@ -1,4 +1,4 @@
-"""The engine itself, in this process: no wire, no text."""
+"""The bare engine, in this process: no wire, no text."""
 
 import time
 from contextlib import aclosing
@@ -14,7 +14,7 @@ from service.errors import ChatrpcError
 
 
 class EngineClient:
-    """A `bench.request.Client`. A piece has one byte for each token; prompts come as token ids.
+    """A `bench.request.Client`. A piece has one byte for each token; prompts are sent as token ids.
 
     Prompts are rendered and tokenized before their request is due.
     """
@@ -51,7 +51,7 @@ class EngineClient:
         )
 
     async def close(self) -> None:
-        """The engine belongs to whoever started it."""
+        """Do nothing: the caller that started the engine stops it."""
 
     def _token_ids(self, request: Request) -> tuple[int, ...]:
         messages = [asdict(message) for message in request.messages]

@@ -18,7 +18,7 @@ _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 
 
 
 class GrpcClient:
-    """A `bench.request.Client`. Messages are kept as bytes and parsed when the load is over."""
+    """A `bench.request.Client`. Messages are kept as bytes and parsed after the load."""
 
     def __init__(self, target: str, model: str, key: str = "") -> None:
         self._model = model
@@ -48,12 +48,12 @@ class GrpcClient:
                 chunk = chat_service_pb2.StreamChatCompletionResponse.FromString(message).chunk
                 if chunk.HasField("usage"):
                     usage = chunk.usage
-                if said := "".join(
+                if piece := "".join(
                     choice.delta.content + choice.delta.reasoning_content
                     for choice in chunk.choices
                 ):
                     arrivals.append(time_s)
-                    text.append(said)
+                    text.append(piece)
         except DecodeError as malformed:
             error = error or f"malformed message: {malformed}"
         return Record(

@@ -45,7 +45,7 @@ _read_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
 def openai_body(model: str, request: Request) -> Body:
-    """What vLLM, llama.cpp and our gateway understand."""
+    """Return the request body that vLLM, llama.cpp and our gateway accept."""
     return {
         "model": model,
         "messages": [{"role": m.role, "content": m.content} for m in request.messages],
@@ -58,10 +58,10 @@ def openai_body(model: str, request: Request) -> Body:
 
 
 class HttpClient:
-    """A `bench.request.Client`. `base_url` ends in `/v1`, as OpenAI's clients want it.
+    """A `bench.request.Client`. `base_url` ends in `/v1`, as for OpenAI's clients.
 
-    aiohttp's parser is C and its streams give bytes as they come: of the clients at hand it takes
-    least from the cores that it shares with the server.
+    aiohttp's parser is in C and its streams return bytes as they arrive. Among the available
+    clients it uses the least CPU time, which it shares with the server.
     """
 
     def __init__(

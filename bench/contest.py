@@ -1,4 +1,4 @@
-"""Servers against each other: started, warmed up, and measured in turn, round after round."""
+"""A run: servers are started, warmed up, and measured in turn, round after round."""
 
 import tempfile
 import time
@@ -20,13 +20,13 @@ from bench.target import CpuMeter, EngineTarget, Target, WireTarget
 
 Turn = tuple[Load, Target]
 
-# The load after which memory is looked at.
+# The load after which memory is measured.
 _MEMORY_LOAD = "c32"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A server of the contest, and the loads it gets over HTTP, over gRPC and as a bare engine."""
+    """A server of the run, and its loads over HTTP, over gRPC and on the bare engine."""
 
     server: Server
     loads: Collection[str]
@@ -34,7 +34,7 @@ class Entry:
     engine_loads: Collection[str] = ()
 
     def only(self, wanted: Collection[str]) -> "Entry":
-        """The same without the loads that are not wanted."""
+        """Return the entry with only the loads in `wanted`."""
         ours = (self.loads, self.grpc_loads, self.engine_loads)
         return Entry(self.server, *([name for name in names if name in wanted] for names in ours))
 
@@ -45,7 +45,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured. `save` gets the results so far, after every round and at the end."""
+    """The plan of a run. `save` is called with the results after every round and at the end."""
 
     entries: Sequence[Entry]
     loads: Mapping[str, Load]
@@ -72,7 +72,7 @@ class Contest:
         )
 
     async def run(self) -> Results:
-        """Everything planned. A server that fails is left out from there on."""
+        """Run the plan. A server that fails is left out from then on."""
         plan = self._plan
         async with AsyncExitStack() as stack:
             try:
@@ -88,7 +88,7 @@ class Contest:
         return self.results
 
     async def _start_all(self, stack: AsyncExitStack) -> list[Turn]:
-        """Start every server; what is to be measured, load by load and target by target."""
+        """Start every server. Return what to measure, by load and by target."""
         wanted: dict[str, list[Target]] = {name: [] for name in self._plan.loads}
         for entry in self._plan.entries:
             for target, names in await self._start(entry, stack):
@@ -107,11 +107,11 @@ class Contest:
         try:
             if self._plan.has_first_starts:
                 self._note(server.name, first_ready_s=await self._first_start(server))
-            self._progress.say(f"starting {server.title}")
+            self._progress.print(f"starting {server.title}")
             running = await start(server, self._plan.logs, settle_s=self._plan.settle_s)
             stack.push_async_callback(running.end)
             self._note(server.name, ready_s=running.ready_s, idle_cpu=running.idle_cpu)
-            self._progress.say(f"{server.title}: ready after {running.ready_s:.1f} s")
+            self._progress.print(f"{server.title}: ready after {running.ready_s:.1f} s")
             targets.append((WireTarget(running), entry.loads))
             if entry.grpc_loads:
                 targets.append((WireTarget(running, "grpc"), entry.grpc_loads))
@@ -122,7 +122,7 @@ class Contest:
         return targets
 
     async def _first_start(self, server: Server) -> float:
-        self._progress.say(f"starting {server.title} with empty caches")
+        self._progress.print(f"starting {server.title} with empty caches")
         with tempfile.TemporaryDirectory(prefix="chatrpc-bench-") as cache:
             running = await start(
                 server, self._plan.logs, cache=Path(cache), settle_s=self._plan.settle_s
@@ -131,7 +131,7 @@ class Contest:
         return running.ready_s
 
     async def _engine(self, running: Running, stack: AsyncExitStack) -> EngineTarget:
-        self._progress.say(f"starting the bare engine of {running.server.title}")
+        self._progress.print(f"starting the bare engine of {running.server.title}")
         target = await EngineTarget.start(
             running.server.name, self._plan.logs, is_quick=self._plan.is_quick
         )
@@ -139,14 +139,14 @@ class Contest:
         return target
 
     async def _warm_up(self, load: Load, target: Target, turns: list[Turn]) -> None:
-        """Not counted; a target that cannot do it is left out."""
+        """Send the warm-up, which is not measured. A target that fails is left out."""
         with self._progress.load(f"warm-up: {load.title}", target.name, load.warm_up.num_requests):
             async with target.awake():
                 outcome = await target.run(
                     load, _seed(load, "warm-up"), self._progress.on_done, is_warm_up=True
                 )
         if outcome.fault:
-            self._progress.say(f"{target.name}, {load.title}: {outcome.fault}")
+            self._progress.print(f"{target.name}, {load.title}: {outcome.fault}")
             turns.remove((load, target))
             self.results.samples.append(Sample(target.name, load.name, 0, fault=outcome.fault))
 
@@ -154,15 +154,15 @@ class Contest:
         for load in self._plan.loads.values():
             targets = [target for wanted, target in turns if wanted is load]
             first = index % len(targets) if targets else 0
-            for target in (*targets[first:], *targets[:first]):  # nobody is always the first
+            for target in (*targets[first:], *targets[:first]):  # the order rotates
                 sample = await self._sample(load, target, index)
                 self.results.samples.append(sample)
                 self._progress.sample(sample, load.title)
-                if sample.fault:  # once is enough: the next might only end at its timeout
+                if sample.fault:  # once is enough: the next load may take until its timeout
                     turns.remove((load, target))
 
     async def _sample(self, load: Load, target: Target, index: int) -> Sample:
-        # Another wire of the same server must not find the prompts in its prefix cache.
+        # The prompts must not be in the prefix cache from another wire of the same server.
         server, _, wire = target.name.partition("/")
         seed = _seed(load, f"round {index} {wire}")
         title = f"round {index + 1} of {self._plan.num_rounds}: {load.title}"
@@ -182,7 +182,7 @@ class Contest:
         self.results.servers[server] = msgspec.structs.replace(known, **facts)
 
     def _fail(self, server: str, reason: str) -> None:
-        self._progress.say(f"{server} {reason}")
+        self._progress.print(f"{server} {reason}")
         known = self.results.servers[server]
         self.results.servers[server] = msgspec.structs.replace(known, failure=reason)
 
@@ -192,5 +192,5 @@ class Contest:
 
 
 def _seed(load: Load, occasion: str) -> int:
-    """Every server of a round gets the same prompts, and no round or load those of another."""
+    """Return the seed for the prompts: the same for all servers, another in each round and load."""
     return crc32(f"{load.name}, {occasion}".encode())

@@ -1,7 +1,7 @@
-"""A process that decodes one stream of the embedded model whenever it is asked to.
+"""A process that decodes one stream of the embedded model on request.
 
-`python -m bench.decode_host QUANTIZATION NUM_TOKENS` answers each line of its standard input with a
-line: tokens a second, the prompt not counted.
+`python -m bench.decode_host QUANTIZATION NUM_TOKENS` replies to each line of its standard input
+with the tokens per second, without the prompt.
 """
 
 import os
@@ -43,7 +43,7 @@ def load(path: Path, cache_dir: Path, quantization: Quantization) -> EngineCore:
 
 
 def decode(core: EngineCore, request_id: int, num_tokens: int) -> float:
-    """Tokens a second after the first one."""
+    """Return the tokens per second after the first one."""
     sampling = SamplingParams(temperature=0.0, min_tokens=num_tokens, max_tokens=num_tokens)
     core.add(request_id, Request(_PROMPT, sampling))
     core.step()  # the prompt, and the first token
@@ -54,13 +54,13 @@ def decode(core: EngineCore, request_id: int, num_tokens: int) -> float:
 
 
 def main(quantization: Literal["none", "int8"], num_tokens: int) -> None:
-    # Whatever libraries print goes to the log; stdout is for answers alone.
-    answers = os.fdopen(os.dup(1), "w")
+    # Output of libraries goes to the log. Only replies go to stdout.
+    replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     cache_dir = ServiceSettings.load([]).cache_dir
     core = load(resolve(None, cache_dir).path, cache_dir, quantization)
     for request_id, _ in enumerate(sys.stdin):
-        print(decode(core, request_id, num_tokens), file=answers, flush=True)
+        print(decode(core, request_id, num_tokens), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What goes to and from a process of `bench.engine_host`, a line of JSON each."""
+"""The messages to and from a process of `bench.engine_host`, one line of JSON each."""
 
 import msgspec
 
 
 class Order(msgspec.Struct):
-    """Run this load."""
+    """An order to run this load."""
 
     load: str
     seed: int
@@ -12,7 +12,7 @@ class Order(msgspec.Struct):
 
 
 class Answer(msgspec.Struct):
-    """What came of it; the first one, of nothing, says that the engine is ready."""
+    """The outcome of an order. The first one, without an order, reports readiness."""
 
     figures: dict[str, float] = {}
     fault: str | None = None

@@ -1,4 +1,4 @@
-"""Sends requests: so many clients at a time, or at given times."""
+"""Sends requests: a number of concurrent clients, or at given times."""
 
 import asyncio
 import itertools
@@ -21,7 +21,7 @@ async def exchange(
     due_s: float | None = None,
     timeout_s: float = REQUEST_TIMEOUT_S,
 ) -> None:
-    """Send one request; what goes wrong becomes its error."""
+    """Send one request. An error is recorded in its transcript."""
     transcript.due_s = time.perf_counter() if due_s is None else due_s
     try:
         async with asyncio.timeout(timeout_s):
@@ -35,17 +35,17 @@ async def closed_loop(
     requests: Sequence[Request],
     num_clients: int,
     *,
-    patience_s: float = float("inf"),
+    max_start_s: float = float("inf"),
     on_done: OnDone = lambda: None,
 ) -> list[Transcript]:
-    """`num_clients` at a time: each sends its next request when its last one is answered.
+    """Run `num_clients` clients. Each sends its next request when its last one is complete.
 
-    None is started once `patience_s` have passed, but for the first of each client; those under way
-    are waited for.
+    No request starts after `max_start_s`, except the first of each client. Running requests are
+    awaited.
     """
     waiting = enumerate(requests)
     transcripts: list[Transcript] = []
-    give_up_s = time.perf_counter() + patience_s
+    give_up_s = time.perf_counter() + max_start_s
 
     async def one_client() -> None:
         for index, request in waiting:
@@ -68,7 +68,7 @@ async def open_loop(
     *,
     on_done: OnDone = lambda: None,
 ) -> list[Transcript]:
-    """Each request at its time, in seconds from now, however many are still under way."""
+    """Send each request at its time, in seconds from now, regardless of running ones."""
     start_s = time.perf_counter()
 
     async def one_request(transcript: Transcript, due_s: float) -> None:
@@ -84,13 +84,13 @@ async def open_loop(
 
 
 def poisson(rate: float, num_requests: int, rng: random.Random) -> list[float]:
-    """Times of arrivals that know nothing of each other, so many a second; the first is 0."""
+    """Return random times of independent arrivals, on average `rate` a second. The first is 0."""
     gaps = (rng.expovariate(rate) for _ in range(num_requests - 1))
     return list(itertools.accumulate(gaps, initial=0.0))
 
 
 @contextmanager
 def cpu_time() -> Iterator[Callable[[], float]]:
-    """Yields a function that says how many CPU seconds this process has used since."""
+    """Yield a function that returns this process's CPU seconds since the start of the block."""
     start_s = time.process_time()
     yield lambda: time.process_time() - start_s

@@ -1,8 +1,8 @@
-"""The loads that are measured, each a set of requests and a way to send them.
+"""The measured loads. Each is a set of requests and a way to send them.
 
-Requests are greedy, streamed, and as long as asked, the end of the model's turn notwithstanding.
-Prompts are random words, so that no two share more than the template's beginning, drawn from a
-seed: every server of a round gets the same ones, and every round has new ones.
+Responses are greedy, streamed and of a fixed length; the model's end of turn is ignored. Prompts
+are random words drawn from a seed, so that no two share more than the template's beginning. Every
+server of a round gets the same prompts, and every round has new ones.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from bench.metrics import Outcome
 from bench.request import Client, Record, Request, Transcript, ask
 from bench.words import sentences, words
 
-# No request of a closed loop is started later, so that a slow server does not take all the time.
-PATIENCE_S = 20
+# No request of a closed loop starts after this, so that a slow server does not take all the time.
+MAX_START_S = 20
 
 
 class Load(Protocol):
-    """A load by name. `warm_up` is a smaller one, sent before and not counted."""
+    """A named load. `warm_up` is a smaller one, which is sent first and not measured."""
 
     @property
     def name(self) -> str: ...
@@ -43,7 +43,7 @@ class Load(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """`num_clients` clients, each of which sends its next request when its last is answered."""
+    """`num_clients` clients. Each sends its next request when its last response is complete."""
 
     name: str
     title: str
@@ -61,14 +61,14 @@ class Closed:
         return _outcome(
             client,
             await closed_loop(
-                client, requests, self.num_clients, patience_s=PATIENCE_S, on_done=on_done
+                client, requests, self.num_clients, max_start_s=MAX_START_S, on_done=on_done
             ),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Requests arrive as a Poisson process of `rate` a second, whatever becomes of them."""
+    """Requests that arrive as a Poisson process of `rate` a second, independent of earlier ones."""
 
     name: str
     title: str
@@ -89,10 +89,10 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """Conversations of two turns, one after another: `ttft_ms` is that of the second turn.
+    """Conversations of two turns, one after another. `ttft_ms` is that of the second turn.
 
-    The second resends the first with its answer and asks something short. `turn2_over_turn1` is the
-    median of TTFT over TTFT: what a prefix cache makes small.
+    The second turn resends the first with its response and a short question. `turn2_over_turn1` is
+    the median ratio of their TTFTs, which a prefix cache makes small.
     """
 
     name: str
@@ -119,7 +119,9 @@ class Turns:
             first.append(record := await _sent(client, opening))
             on_done()
             second.append(
-                await _sent(client, opening.answered(record.text, words(8, rng).capitalize() + "?"))
+                await _sent(
+                    client, opening.with_turn(record.text, words(8, rng).capitalize() + "?")
+                )
             )
             on_done()
         if fault := metrics.first_fault([*first, *second]):
@@ -136,11 +138,11 @@ class Turns:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """Streams run, and a long prompt arrives.
+    """Running streams, and a long prompt that arrives.
 
-    `stall_ms` is the worst gap between two arrivals of a running stream while the long prompt waits
-    for its first token; `steady_itl_ms` the median gap before it came; `long_ttft_ms` what it
-    waited. A server can make either small at the other's cost.
+    `stall_ms` is the longest gap between two arrivals of a running stream before the long prompt's
+    first token, `steady_itl_ms` the median gap before the prompt arrived, and `long_ttft_ms` the
+    time to the prompt's first token. A server can reduce one at the cost of the other.
     """
 
     name: str
@@ -150,7 +152,7 @@ class Stall:
     num_words: int
     num_long_words: int
 
-    # The long prompt is sent when every stream has had so many pieces.
+    # The long prompt is sent when every stream has received so many pieces.
     _UNDER_WAY = 16
 
     @property
@@ -168,7 +170,7 @@ class Stall:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(exchange(client, stream)) for stream in streams]
             while not self._are_under_way(streams) and not all(t.done() for t in tasks):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)  # the pieces are noted by code too hot for an event
+                await asyncio.sleep(0.01)  # the code that records pieces must not wait or notify
             await exchange(client, long)
             on_done()
         return self._outcome([client.read(stream) for stream in streams], client.read(long))
@@ -198,7 +200,7 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One client asks for a text to be repeated with a small change: what it said comes again."""
+    """One client that requests a text again with a small change, so that most of it repeats."""
 
     name: str
     title: str
@@ -222,7 +224,7 @@ class Edit:
         ]
         return _outcome(
             client,
-            await closed_loop(client, requests, 1, patience_s=PATIENCE_S, on_done=on_done),
+            await closed_loop(client, requests, 1, max_start_s=MAX_START_S, on_done=on_done),
         )
 
 
@@ -232,7 +234,7 @@ def random_requests(num_requests: int, num_words: int, num_tokens: int, seed: in
 
 
 def standard(*, is_quick: bool = False) -> dict[str, Load]:
-    """The loads of a run, by name; quick ones only show that everything works.
+    """Return the loads of a run by name. Quick ones only check that everything works.
 
     A prompt is its words and about 30 tokens of template.
     """

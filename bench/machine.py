@@ -1,4 +1,4 @@
-"""The machine that a run is made on."""
+"""The machine of a run."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ import psutil
 
 from bench.results import Machine
 
-# The vector and matrix units that kernels for inference are written for.
+# The vector and matrix units that inference kernels use.
 _FLAGS = (
     "avx2",
     "avx512f",
@@ -37,7 +37,7 @@ def facts() -> Machine:
 
 
 def cpu_info(text: str) -> dict[str, str]:
-    """What /proc/cpuinfo says of the first core."""
+    """Return the fields of /proc/cpuinfo for the first core."""
     lines = text.split("\n\n", maxsplit=1)[0].splitlines()
     pairs = (line.partition(":") for line in lines)
     return {name.strip(): value.strip() for name, _, value in pairs}

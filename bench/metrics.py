@@ -1,4 +1,4 @@
-"""What is measured, defined. Times are in seconds here, in milliseconds in `figures`."""
+"""The definitions of all figures. Times are in seconds here, in milliseconds in `figures`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,53 +12,53 @@ PERCENTILES = (50, 90, 99)
 
 
 def ttft(record: Record) -> float:
-    """Time to first token: from when the request was due to the arrival of the first text.
+    """Return the time to first token: from the due time to the first text.
 
-    Due is when it is sent in a closed loop, and when the schedule says in an open one, so that a
-    client that is late does not flatter the server.
+    In a closed loop a request is due when it is sent. In an open loop it is due at its scheduled
+    time, so that a late client does not make the server look faster.
     """
     return record.arrivals_s[0] - record.due_s
 
 
 def tpot(record: Record) -> float:
-    """Time per output token: (last arrival - first arrival) / (tokens - 1).
+    """Return the time per output token: (last arrival - first arrival) / (tokens - 1).
 
-    The tokens are those of the server's usage, since one delta may hold several.
+    The tokens are those of the server's usage, as one delta may have several.
     """
     return (record.arrivals_s[-1] - record.arrivals_s[0]) / (record.num_output_tokens - 1)
 
 
 def itl(record: Record) -> list[float]:
-    """Inter-token latencies: the times between one arrival of text and the next.
+    """Return the inter-token latencies: the times between consecutive arrivals of text.
 
-    What a reader sees. Where deltas hold several tokens it is longer than the time per token.
+    This is what a user sees. If deltas have several tokens, it is longer than the time per token.
     """
     return [after - before for before, after in pairwise(record.arrivals_s)]
 
 
 def latency(record: Record) -> float:
-    """End to end: from when the request was due to the arrival of the last text."""
+    """Return the end-to-end time: from when the request was due to the arrival of the last text."""
     return record.arrivals_s[-1] - record.due_s
 
 
 def duration(records: Sequence[Record]) -> float:
-    """From when the first request was due to the arrival of the last text of all."""
+    """Return the time from when the first request was due to the arrival of the last text."""
     return max(r.arrivals_s[-1] for r in records) - min(r.due_s for r in records)
 
 
 def throughput(records: Sequence[Record]) -> float:
-    """Output tokens a second: all tokens generated over `duration`, ramps at both ends included."""
+    """Return output tokens per second: all tokens over `duration`, including ramps at both ends."""
     return sum(r.num_output_tokens for r in records) / duration(records)
 
 
 def worst_gap(record: Record, since_s: float, until_s: float) -> float:
-    """The longest time between two arrivals of a stream, of those that overlap the window."""
+    """Return the longest time between two arrivals of a stream that overlaps the window."""
     gaps = (b - a for a, b in pairwise(record.arrivals_s) if b > since_s and a < until_s)
     return max(gaps, default=0.0)
 
 
 def percentiles(name: str, values_s: Sequence[float]) -> dict[str, float]:
-    """`name.p50`, `.p90`, `.p99`, by linear interpolation, and `.max`; in milliseconds."""
+    """Return `name.p50`, `.p90`, `.p99`, by linear interpolation, and `.max`, in milliseconds."""
     if not values_s:
         return {}
     found = np.percentile(np.asarray(values_s) * 1000, [*PERCENTILES, 100])
@@ -68,14 +68,14 @@ def percentiles(name: str, values_s: Sequence[float]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One load against one server: its figures by name, or why they do not count."""
+    """The outcome of one load against one server: figures by name, or why they do not count."""
 
     figures: Mapping[str, float]
     fault: str | None = None
 
 
 def outcome(records: Sequence[Record], extra: Mapping[str, float] | None = None) -> Outcome:
-    """The figures of a load, and `extra`. One wrong answer and they do not count."""
+    """Return the figures of a load, and `extra`. One wrong response makes them invalid."""
     if fault := first_fault(records):
         return Outcome({}, fault)
     return Outcome({**figures(records), **(extra or {})})
@@ -89,7 +89,7 @@ def first_fault(records: Sequence[Record]) -> str | None:
 
 
 def figures(records: Sequence[Record]) -> dict[str, float]:
-    """Every figure of a load whose answers are all as asked."""
+    """Return every figure of a load whose responses are all as requested."""
     several = [record for record in records if record.num_output_tokens > 1]
     return {
         "num_requests": float(len(records)),

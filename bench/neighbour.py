@@ -1,7 +1,7 @@
-"""What a busy neighbour on the cores costs: one stream, alone and beside a busy process.
+"""The cost of a busy neighbour on the cores: one stream, with and without a busy process.
 
-Every setting has a process of its own, which sleeps while the others are measured. A round measures
-each of them alone and at once again beside the neighbour, so both see the same machine.
+Every setting has its own process, which sleeps while others are measured. A round measures each
+setting without the neighbour and directly afterwards with it, so that both see the same machine.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ _BUSY_LOOP = "while True: pass"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A way to run the engine: its quantization, and how threads of OpenMP wait."""
+    """A way to run the engine: its quantization, and how OpenMP's threads wait."""
 
     quantization: str
     waiting: str
@@ -41,7 +41,7 @@ SETTINGS = [
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Tokens a second, one of each for every round."""
+    """Tokens per second, with one value for each round."""
 
     alone: list[float] = field(default_factory=list)
     beside: list[float] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Rates:
 
 
 async def measure(settings: Sequence[Setting], rounds: int, num_tokens: int) -> dict[str, Rates]:
-    """The rates of each setting, by its name."""
+    """Return the rates of each setting, by its name."""
     hosts = {setting.name: await _start(setting, num_tokens) for setting in settings}
     rates = {name: Rates() for name in hosts}
     try:
@@ -74,7 +74,7 @@ async def measure(settings: Sequence[Setting], rounds: int, num_tokens: int) -> 
 
 
 def table(rates: Mapping[str, Rates]) -> str:
-    """The medians, and what is kept beside the neighbour."""
+    """Return the medians, and the kept share, as a table."""
     lines = [f"{'setting':<24}{'alone tok/s':>14}{'beside tok/s':>14}{'kept':>8}"]
     lines += [
         f"{name:<24}{median(r.alone):>14.1f}{median(r.beside):>14.1f}{r.kept:>8.0%}"
@@ -84,7 +84,7 @@ def table(rates: Mapping[str, Rates]) -> str:
 
 
 async def _start(setting: Setting, num_tokens: int) -> asyncio.subprocess.Process:
-    """A `bench.decode_host` that has loaded the embedded model and decoded once."""
+    """Start a `bench.decode_host` that has loaded the embedded model and decoded once."""
     host = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.decode_host", setting.quantization, str(num_tokens)),
         env={**os.environ, **setting.environment},
@@ -96,7 +96,7 @@ async def _start(setting: Setting, num_tokens: int) -> asyncio.subprocess.Proces
 
 
 async def _decode(host: asyncio.subprocess.Process) -> float:
-    """Tokens a second of one stream, now."""
+    """Return the tokens per second of one stream now."""
     if host.stdin is None or host.stdout is None:
         raise ValueError("the host was started without pipes")
     host.stdin.write(b"\n")

@@ -1,4 +1,4 @@
-"""Our own service and gateway, as the servers that are measured."""
+"""Our own service and gateway, as measured servers."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ MODEL = "smollm2-135m-instruct"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A way to run the service: its options, and the loads it is for; none: the common ones."""
+    """A way to run the service: its options, and the loads it is for (none: the common ones)."""
 
     title: str
     options: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Bars, side by side, as SVG that reads on a light page and on a dark one."""
+"""Bar charts as SVG, for light and dark pages."""
 
 import io
 import re
@@ -25,7 +25,7 @@ _ROW_INCHES, _PANEL_INCHES, _LABEL_INCHES, _HEAD_INCHES = 0.30, 2.1, 2.2, 0.62
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One figure of every server, as a row of bars. Servers without the figure have no bar."""
+    """One figure of every server, as a column of bars. Servers without the figure have no bar."""
 
     title: str
     subtitle: str
@@ -33,11 +33,11 @@ class Panel:
 
 
 def bars(panels: Sequence[Panel], servers: Mapping[str, str], ours: str, path: Path) -> None:
-    """Write the panels next to each other, a row for each server, each bar with its value.
+    """Write the panels side by side. Each server is a row, and each bar has its value.
 
     Args:
-        servers: titles by name, from top to bottom.
-        ours: the one in colour.
+        servers: Titles by name, from top to bottom.
+        ours: The name of the server in colour.
     """
     height = _ROW_INCHES * (len(servers) + 0.3) + _HEAD_INCHES
     width = _PANEL_INCHES * len(panels) + _LABEL_INCHES
@@ -88,7 +88,7 @@ def _draw(
 
 
 def short(value: float) -> str:
-    """Three digits, which is more than a shared machine deserves."""
+    """Return a number with three significant digits, the most that a shared machine justifies."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -99,7 +99,7 @@ def _svg(figure: Figure) -> str:
 
 
 def _themed(svg: str) -> str:
-    """The reader's own font, and other colours where the page is dark."""
+    """Return the style: the reader's own font, and other colours on a dark page."""
     rules = "".join(
         f'[style*="fill: {light}"]{{fill:{dark}!important}}' for light, dark in _DARK.items()
     )

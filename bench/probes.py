@@ -1,4 +1,4 @@
-"""How long probes take to be answered, each on a connection of its own as kubelet's are."""
+"""The response times of probes, each on its own connection as kubelet's are."""
 
 import asyncio
 import time
@@ -20,19 +20,19 @@ Probe = Callable[[], Awaitable[bool]]
 
 
 def service_probes(target: str) -> dict[str, Probe]:
-    """Those of the service at `target`, by name."""
+    """Return the probes of the service at `target`, by name."""
     return {f"grpc_{name}_ms": _grpc(target, name) for name in ("liveness", "readiness")}
 
 
 def gateway_probes(base_url: str) -> dict[str, Probe]:
-    """Those of the gateway at `base_url`, which stands before any path."""
+    """Return the probes of the gateway at `base_url`, by name."""
     return {f"http_{path}_ms": _http(f"{base_url}/{path}") for path in ("healthz", "readyz")}
 
 
 async def probe(
     probes: Mapping[str, Probe], num_rounds: int, interval_s: float, on_done: OnDone
 ) -> Outcome:
-    """Ask each in turn, `num_rounds` times; the times, or which one said no."""
+    """Call each probe in turn, `num_rounds` times. Return the times, or the first failure."""
     times_s: dict[str, list[float]] = {name: [] for name in probes}
     for _ in range(num_rounds):
         for name, ask in probes.items():
@@ -56,7 +56,7 @@ async def probe(
 def _grpc(target: str, name: str) -> Probe:
     async def ask() -> bool:
         async with grpc.aio.insecure_channel(target, _OPTIONS) as channel:
-            # The type stubs of this one do not know its methods.
+            # The type stubs do not have its methods.
             check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]
             answer = await check(health_pb2.HealthCheckRequest(service=name))
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

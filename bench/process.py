@@ -1,4 +1,4 @@
-"""The processes of one server: started together, frozen in between, ended for certain."""
+"""The processes of one server: started together, frozen between loads, and always ended."""
 
 import asyncio
 import os
@@ -20,9 +20,9 @@ _GRACE_S = 15
 
 
 class ProcessGroup:
-    """Commands and everything they start, each in a session of its own, their output in `log`.
+    """Commands and all processes that they start. Each command has its own session.
 
-    They die with this process, however it dies: see `chatrpc_cli.leash`.
+    Their output goes to `log`. They end with this process in any case: see `chatrpc_cli.leash`.
     """
 
     def __init__(self, log: Path) -> None:
@@ -46,7 +46,7 @@ class ProcessGroup:
     async def add(
         self, command: Sequence[str], env: Mapping[str, str], *, stdin: int | None = None
     ) -> asyncio.subprocess.Process:
-        """Start one more. With a `stdin` of PIPE its stdout is a pipe too, and not in the log."""
+        """Start one more command. With a `stdin` of PIPE, stdout is a pipe too, not the log."""
         with self._log.open("ab") as log:
             leader = await asyncio.create_subprocess_exec(
                 *(sys.executable, str(_LEASH), str(os.getpid()), *command),
@@ -63,37 +63,37 @@ class ProcessGroup:
 
     @property
     def death(self) -> str | None:
-        """How one of the commands ended by itself, with the last line it said."""
+        """Return how one of the commands ended by itself, with the last line of its output."""
         for leader in self._leaders:
             if leader.returncode is not None:
-                said = self._log.read_text(errors="replace").strip().splitlines()
-                return f"exit code {leader.returncode}: {said[-1] if said else 'no output'}"
+                lines = self._log.read_text(errors="replace").strip().splitlines()
+                return f"exit code {leader.returncode}: {lines[-1] if lines else 'no output'}"
         return None
 
     def freeze(self) -> None:
-        """Stop them where they are: an idle server may poll, and its cores are wanted elsewhere."""
+        """Stop the processes: an idle server may poll, and its cores are needed for another."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
 
     def pss_bytes(self) -> int:
-        """Proportional set size, shared pages counted in part, of all processes together."""
+        """Return the proportional set size of all processes. Shared pages count in part."""
         return sum(_pss(process) for process in self.tree())
 
     def pss_by_command(self) -> dict[str, int]:
-        """The same of each command that was started, with what it started, by its name."""
+        """Return the same for each started command and its children, by the command's name."""
         return {
             name: sum(map(_pss, _family(leader)))
             for name, leader in zip(self._names, self._leaders, strict=True)
         }
 
     def cpu_s(self) -> float:
-        """CPU time of all processes so far."""
+        """Return the CPU time of all processes so far."""
         return sum(_cpu(process) for process in self.tree())
 
     async def end(self, grace_s: float = _GRACE_S) -> None:
-        """Ask them to end, and kill what is left, whatever it did to get away."""
+        """Terminate the processes, and kill those that are left, even if they left the session."""
         survivors = self.tree()
         self.thaw()
         self._signal(signal.SIGTERM)
@@ -103,7 +103,7 @@ class ProcessGroup:
         self._signal(signal.SIGKILL)
         for process in survivors:
             with suppress(psutil.NoSuchProcess):
-                process.kill()  # psutil knows whether the pid is still the same process
+                process.kill()  # psutil checks that the pid is still the same process
         for leader in self._leaders:
             await leader.wait()
 
@@ -123,20 +123,20 @@ def free_port() -> int:
 
 
 async def idle_cpu(group: ProcessGroup, seconds: float = 2.0) -> float:
-    """The share of one core that the processes use while nobody asks them for anything."""
+    """Return the share of one core that the processes use without requests."""
     before_s, start_s = group.cpu_s(), time.perf_counter()
     await asyncio.sleep(seconds)
     return (group.cpu_s() - before_s) / (time.perf_counter() - start_s)
 
 
 def _name(command: Sequence[str]) -> str:
-    """What a command line runs: a module, or a program."""
+    """Return what a command line runs: a module, or a program."""
     _, *arguments = command
     return arguments[1] if arguments[:1] == ["-m"] else Path(command[0]).name
 
 
 def _family(leader: asyncio.subprocess.Process) -> list[psutil.Process]:
-    """It and everything it has started."""
+    """Return a process and everything that it has started."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(leader.pid)
         return [process, *process.children(recursive=True)]

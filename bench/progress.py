@@ -1,4 +1,4 @@
-"""What a run shows while it lasts: a bar for the load under way, a line for each result."""
+"""A progress bar and the lines that a run prints."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from rich.progress import Progress as Bars
 
 from bench.results import Sample
 
-# The figure that says most about a load; others are in the report.
+# The most important figure of a load. Others are in the report.
 _HEADLINES = {"turns": ("turn2_over_turn1", ""), "stall": ("stall_ms", " ms")}
 
 
 class Progress:
-    """Drawn twice a second: what draws it shares its cores with what is measured."""
+    """A progress bar. It is drawn only twice a second, as it shares the cores with the server."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -45,7 +45,7 @@ class Progress:
 
     @contextmanager
     def load(self, title: str, target: str, num_requests: int | None) -> Iterator[None]:
-        """A load is under way; None: of nobody knows how many requests."""
+        """Show a running load. `num_requests` is None if their number is unknown."""
         self._bars.reset(
             self._task, description=f"{title}, {target}", total=num_requests, visible=True
         )
@@ -55,18 +55,18 @@ class Progress:
             self._bars.update(self._task, visible=False)
 
     def on_done(self) -> None:
-        """One more of its requests is answered."""
+        """Count one complete request."""
         self._bars.advance(self._task)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
 
     def sample(self, sample: Sample, title: str) -> None:
         if sample.fault:
-            said = f"does not count: {sample.fault}"
+            text = f"not counted: {sample.fault}"
         else:
             name, unit = _HEADLINES.get(sample.load, ("output_tok_s", " tok/s"))
-            said = f"{sample.figures[name]:.4g}{unit}"
+            text = f"{sample.figures[name]:.4g}{unit}"
         others = sample.cpu.get("others", 0.0)
         noise = f" (others took {others:.0%} of the cores)" if others > 0.05 else ""
-        self.say(f"{sample.round + 1}  {title:26} {sample.target:24} {said}{noise}")
+        self.print(f"{sample.round + 1}  {title:26} {sample.target:24} {text}{noise}")

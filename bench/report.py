@@ -1,4 +1,4 @@
-"""From results to docs/benchmarks.md: a template whose prose is ours, tables and plots."""
+"""Renders results to docs/benchmarks.md: a template with our text, tables and plots."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ _TEMPLATE = Path(__file__).with_name("report.md")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A figure of a load, as a column of a table. Of a rate more is better, of a time less."""
+    """A figure of a load as a column of a table. For a rate more is better, for a time less."""
 
     title: str
     load: str
@@ -102,16 +102,16 @@ class Page:
         }
 
     def values(self) -> dict[str, str]:
-        """What the template's placeholders stand for."""
+        """Return the values of the template's placeholders."""
         found = self._found
-        quick = ", a quick one that only shows that everything works" if found.is_quick else ""
+        quick = " (a quick run, only to check that everything works)" if found.is_quick else ""
         return {
             "started": found.started[:10] + quick,
             "num_rounds": str(found.num_rounds),
             "template_tokens": str(TEMPLATE_TOKENS),
             "machine": _machine(found.machine),
             "servers": _servers(found.servers),
-            "throughput_table": self._table(_RATES, "tokens a second"),
+            "throughput_table": self._table(_RATES, "tokens per second"),
             "latency_table": "\n\n".join(
                 (
                     self._table(_TIMES, "milliseconds, 1 client"),
@@ -137,7 +137,7 @@ class Page:
         return Panel(column.title, unit, values)
 
     def _table(self, columns: Sequence[Column], corner: str) -> str:
-        """A row for each server that has any of the figures."""
+        """Return a table with a row for each server that has any of the figures."""
         rows = (
             [title, *(self._cell(name, column) for column in columns)]
             for name, title in self.titles.items()
@@ -152,7 +152,7 @@ class Page:
         return "invalid" if self._summary.fault(target, column.load) else ""
 
     def _ratios(self, columns: Sequence[Column]) -> str:
-        """Oriented so that above 1 ours is the faster."""
+        """Return a table of ratios that are above 1 if our server is faster."""
         rows = []
         for name, title in self.titles.items():
             if name == OURS:
@@ -186,13 +186,13 @@ class Page:
         if not rows:
             return ""
         return (
-            "## Budgets\n\nWhat chatrpc promises of itself.\n\n"
+            "## Budgets\n\nThe limits that chatrpc sets for itself.\n\n"
             + _markdown(["", "at most", "measured", "kept"], rows)
             + "\n\n"
         )
 
     def _layers(self) -> str:
-        """The three layers at 32 streams, each over the one below."""
+        """Return the section on the three layers at 32 streams, each compared with the next one."""
         layers = {"bare engine": "/engine", "over gRPC": "/grpc", "through the gateway": ""}
         below: str | None = None
         rows = []
@@ -206,14 +206,14 @@ class Page:
             rows.append([title, _spread(figure), cost])
             below = target
         return (
-            "## What the layers cost\n\nThe same load of 32 streams on the engine in process, over "
-            "gRPC, and over HTTP through the gateway.\n\n"
+            "## Cost of the layers\n\nThe same load of 32 streams on the engine in its process, "
+            "over gRPC, and over HTTP through the gateway.\n\n"
             + _markdown(["", "tok/s", "cost over the line above"], rows)
             + "\n\n"
         )
 
     def _variants(self) -> str:
-        """Our variants, on what they are for."""
+        """Return the section on our variants."""
         rows = []
         for name, facts in self._found.servers.items():
             if name.startswith(OURS):
@@ -225,15 +225,15 @@ class Page:
         if len(rows) < 2:
             return ""
         return (
-            "## Variants\n\nTokens a second of our own service with other options. To repeat a "
-            "text is one client that asks for a text to be written again with a small change, "
-            "which looking up in the prompt is made for.\n\n"
+            "## Variants\n\nTokens per second of our own service with other options. The load "
+            "*repeat a text* is one client that requests a text again with a small change, for "
+            "which speculative decoding by prompt lookup is intended.\n\n"
             + _markdown(["", "1 client", "32 clients", "repeat a text"], rows)
             + "\n\n"
         )
 
     def _open_loop(self) -> str:
-        """Requests that arrive whether or not earlier ones are answered."""
+        """Return the section on requests that arrive independently of earlier ones."""
         parts = []
         for load, title in self._found.loads.items():
             if load.startswith("open-"):
@@ -242,14 +242,14 @@ class Page:
         if not any(self._summary.has(OURS, load) for load in self._found.loads if "open-" in load):
             return ""
         return (
-            "## Open loop\n\nRequests of 150 tokens in and 64 out arrive as a Poisson process, "
-            "whatever becomes of those before. TTFT counts from when a request was due. Times in "
-            "milliseconds.\n\n" + "\n\n".join(parts) + "\n\n"
+            "## Open loop\n\nRequests with prompts of 150 tokens and responses of 64 tokens arrive "
+            "as a Poisson process, independent of earlier ones. TTFT is measured from when a "
+            "request was due. Times are in milliseconds.\n\n" + "\n\n".join(parts) + "\n\n"
         )
 
 
 _ALTS = {
-    "throughput": "Output tokens a second of each server at 1, 8 and 32 clients and long prompts",
+    "throughput": "Output tokens per second of each server at 1, 8 and 32 clients and long prompts",
     "latency": "Times to first and next token of each server",
     "life": "Start times and memory of each server",
 }
@@ -275,7 +275,7 @@ def _machine(machine: Machine) -> str:
 def _servers(servers: dict[str, ServerFacts]) -> str:
     lines = []
     for facts in servers.values():
-        failure = f" **Not measured to the end: {facts.failure}**" if facts.failure else ""
+        failure = f" **Not measured completely: {facts.failure}**" if facts.failure else ""
         lines.append(f"- **{facts.title}**, {facts.version}: {facts.settings}.{failure}")
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""What a load asks, whatever the wire, and what came back."""
+"""The requests of a load and the records of their responses, on any wire."""
 
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -6,6 +6,8 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """One message of a conversation."""
+
     role: str
     content: str
 
@@ -17,8 +19,8 @@ class Request:
     messages: tuple[Message, ...]
     num_tokens: int
 
-    def answered(self, answer: str, question: str) -> "Request":
-        """The conversation's next turn, which resends all of it."""
+    def with_turn(self, answer: str, question: str) -> "Request":
+        """Return the conversation's next turn, which contains all of this one."""
         turns = Message("assistant", answer), Message("user", question)
         return replace(self, messages=(*self.messages, *turns))
 
@@ -29,10 +31,10 @@ def ask(text: str, num_tokens: int) -> Request:
 
 @dataclass(slots=True)
 class Transcript:
-    """What a client notes of one request while it runs: when it was due, and what arrived when.
+    """The raw record of one request: when it was due, and what arrived when.
 
-    Reading the pieces is left for later: the client shares its cores with the server it measures.
-    Times are `time.perf_counter`'s, in seconds.
+    The pieces are decoded later, as the client shares its cores with the measured server. Times are
+    those of `time.perf_counter`, in seconds.
     """
 
     request: Request
@@ -43,7 +45,7 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A transcript that has been read. Token counts are those of the server's own usage."""
+    """A decoded transcript. Token counts are those of the server's usage."""
 
     due_s: float
     arrivals_s: tuple[float, ...] = ()  # of each delta with text, however many tokens it holds
@@ -56,7 +58,7 @@ class Record:
 
     @property
     def fault(self) -> str | None:
-        """Why this answer is not the one that was asked for."""
+        """The reason why this response is not as requested, or None."""
         if self.error is not None:
             return self.error
         if self.num_output_tokens != self.num_requested:
@@ -67,12 +69,12 @@ class Record:
 
 
 class Client(Protocol):
-    """One way to reach a server."""
+    """A client of a server over one wire."""
 
     async def send(self, transcript: Transcript) -> None:
-        """Send the transcript's request and note what arrives, to the end of the stream.
+        """Send the transcript's request and record what arrives, to the end of the stream.
 
-        Whatever goes wrong with this one request is noted as its error.
+        An error of this request is recorded in the transcript.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: one JSON file, from which the report is made."""
+"""The results of a run: one JSON file, from which the report is rendered."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """The facts of a machine that its figures depend on."""
+    """The facts about a machine that affect the figures."""
 
     cpu: str
     num_cores: int
@@ -19,10 +19,12 @@ class Machine(msgspec.Struct, frozen=True):
 class ServerFacts(msgspec.Struct, frozen=True):
     """A server of the run: what it was, and what is measured of it once.
 
-    `ready_s`: from starting its processes to its first answer, with caches from earlier starts.
-    `first_ready_s`: the same with none, the model being on disk. `idle_cpu`: the share of one core
-    used when nobody asks for anything. `pss_mib`: proportional set size of all its processes after
-    the load of 32 clients. `failure`: why it was not measured, or not to the end.
+    Attributes:
+        ready_s: From starting its processes to its first response, with caches from earlier starts.
+        first_ready_s: The same without caches. The model is on disk.
+        idle_cpu: The share of one core that is used without requests.
+        pss_mib: The proportional set size of all its processes after the load of 32 clients.
+        failure: Why it was not measured, or not completely.
     """
 
     title: str
@@ -36,10 +38,9 @@ class ServerFacts(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """One load against one target in one round. A fault says why its figures do not count.
+    """One load against one target in one round. `fault` is why its figures do not count.
 
-    `cpu` is where the machine's cores were meanwhile, as shares of all of them: server, client,
-    others.
+    `cpu` has the shares of all cores during the load: server, client and others.
     """
 
     target: str
@@ -73,7 +74,7 @@ def write(results: Results, path: Path) -> None:
 
 
 def merged(runs: list[Results]) -> Results:
-    """Several runs as one: later ones replace servers and add loads; rounds are counted on."""
+    """Merge several runs: later ones replace servers and add loads. Rounds are renumbered."""
     first, *others = runs
     for run in others:
         first.servers = {**first.servers, **run.servers}

@@ -1,4 +1,4 @@
-"""Who takes part in a run, and in which loads."""
+"""The servers of a run and their loads."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ LAYERS = ("c32",)
 
 
 def our_entries(variants: Iterable[str]) -> list[Entry]:
-    """The default variant gets every load, and its layers theirs; the others those they are for."""
+    """Return our variants: the default one with all loads and layers, others with their loads."""
     entries = []
     for variant in variants:
         server = ours.server(variant)
@@ -33,15 +33,15 @@ def our_entries(variants: Iterable[str]) -> list[Entry]:
     return entries
 
 
-def peer_entries(names: Iterable[str], say: Callable[[str], None]) -> list[Entry]:
-    """Those that can be installed; what cannot is said, and the run goes on without it."""
+def peer_entries(names: Iterable[str], report: Callable[[str], None]) -> list[Entry]:
+    """Install the peers and return them. One that cannot be installed is reported and left out."""
     entries = []
     for name in names:
         try:
-            say(f"installing {name} unless it is there")
+            report(f"installing {name} if necessary")
             server = PEERS[name]()
         except InstallError as error:
-            say(f"{name} cannot be installed: {error}")
+            report(f"{name} cannot be installed: {error}")
         else:
             entries.append(Entry(server, (*COMMON, *OPEN)))
     return entries
@@ -78,7 +78,7 @@ PEERS: dict[str, Callable[[], Server]] = {
 
 
 def _checkpoint(precision: str) -> Path:
-    """The model's directory in bf16, as our own service has it, or in int8, made of that."""
+    """Return the model's directory in bf16, as our service has it, or in int8, made from it."""
     command = [sys.executable, "-m", "bench.checkpoints", str(root() / "smollm2-int8")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:

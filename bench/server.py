@@ -1,4 +1,4 @@
-"""A server that can be measured: how it is started, when it is ready, how it is asked."""
+"""A server that can be measured: how to start it, when it is ready, and how to call it."""
 
 import asyncio
 import time
@@ -19,12 +19,12 @@ SETTLE_S = 2.0
 
 
 class StartError(Exception):
-    """A server did not start. The text says why, in a line."""
+    """A server did not start. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Free ports of 127.0.0.1, the only address that servers are to listen on."""
+    """Free ports of 127.0.0.1, the only address on which servers listen."""
 
     http: int = field(default_factory=free_port)
     grpc: int = field(default_factory=free_port)
@@ -32,7 +32,7 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """How one server is run. `settings` says in the report's words what it was given and why."""
+    """The description of a server. `settings` explains its options in the report."""
 
     name: str
     title: str
@@ -47,7 +47,7 @@ class Server:
 
 @dataclass(slots=True)
 class Running:
-    """A server that has answered its first request, `ready_s` after its processes were started."""
+    """A running server. Its first response came `ready_s` after the start of its processes."""
 
     server: Server
     group: ProcessGroup
@@ -62,7 +62,7 @@ class Running:
 
     @asynccontextmanager
     async def awake(self) -> AsyncIterator[None]:
-        """Thawed; one small request has shown that it is, and that its connections are."""
+        """Let the server run inside the context. A small request confirms that it responds."""
         self.group.thaw()
         try:
             for client in self.clients.values():
@@ -80,12 +80,12 @@ async def start(
     timeout_s: float = START_TIMEOUT_S,
     settle_s: float = SETTLE_S,
 ) -> Running:
-    """Start a server and wait for its first answer; it is frozen when this returns.
+    """Start a server and wait for its first response. It is frozen on return.
 
-    With `cache`, an empty directory, it finds none of what earlier starts have cached.
+    With `cache`, an empty directory, the server finds no caches of earlier starts.
 
     Raises:
-        StartError: it ended, or took longer than `timeout_s`.
+        StartError: The server ended, or took longer than `timeout_s`.
     """
     ports = Ports()
     env = {**server.env, **(_empty_caches(cache) if cache else {})}
@@ -110,7 +110,7 @@ async def start(
 
 
 async def _until_ready(running: Running, timeout_s: float) -> None:
-    """Ready is answering: some servers say so earlier, and load the model at the first request."""
+    """Wait for a first response. Some servers report ready before they have loaded the model."""
     give_up_s = time.perf_counter() + timeout_s
     client = running.clients["http"]
     while True:
@@ -126,7 +126,7 @@ async def _until_ready(running: Running, timeout_s: float) -> None:
 
 
 def _empty_caches(path: Path) -> dict[str, str]:
-    """Where programs look for what they cached, by the names that those measured go by."""
+    """Return the environment variables of cache directories that the measured programs use."""
     return {
         "XDG_CACHE_HOME": str(path),
         "CHATRPC_SERVICE_CACHE_DIR": str(path / "chatrpc"),

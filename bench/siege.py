@@ -1,8 +1,8 @@
-"""How an ordinary caller is served while another one attacks (`bench.attacks`).
+"""Measures how an ordinary caller is served while another one attacks (`bench.attacks`).
 
-A service and a gateway with two keys are started. The ordinary caller sends short chats, one after
-another, over HTTP and over gRPC in turn, and the probes are asked meanwhile: first without an
-attack, then during each one. An attack runs in a process of its own, on the same cores.
+It starts a service and a gateway with two keys. The ordinary caller sends short chats, one after
+another, alternately over HTTP and gRPC, and calls the probes: first without an attack, then during
+each attack. An attack runs in its own process, on the same cores.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from bench.request import Client, Transcript, ask
 from bench.server import Ports, StartError
 from bench.words import words
 
-# The bounds: a time to first token of so many times that without an attack, plus one step.
+# The bound on the time to first token: a multiple of that without an attack, plus one step.
 MAX_TTFT_RATIO = 3.0
 MAX_PROBE_MS = 250.0
 
@@ -46,7 +46,7 @@ _START_TIMEOUT_S = 120.0
 
 
 class Served(msgspec.Struct, frozen=True):
-    """How the ordinary caller was served; times in milliseconds."""
+    """The ordinary caller's times in milliseconds."""
 
     ttft_ms: list[float]
     probe_ms: dict[str, list[float]]
@@ -62,7 +62,7 @@ class Served(msgspec.Struct, frozen=True):
 
 
 class Siege(msgspec.Struct, frozen=True):
-    """The results: `step_ms` is about as long as a full step of the engine takes."""
+    """The results. `step_ms` is the approximate duration of a full step of the engine."""
 
     step_ms: float
     calm: Served
@@ -75,7 +75,7 @@ class Siege(msgspec.Struct, frozen=True):
         return MAX_TTFT_RATIO * self.calm.median_ttft_ms + self.step_ms
 
     def fault(self, name: str) -> str | None:
-        """Why an attack counts as successful; None if it was not."""
+        """Return why an attack was successful, or None if it was not."""
         served = self.attacked[name]
         if served.faults:
             return f"{len(served.faults)} failed: {served.faults[0]}"
@@ -88,7 +88,7 @@ class Siege(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A service and a gateway that run, and the secrets of their two keys."""
+    """A running service and gateway, and the secrets of their two keys."""
 
     group: ProcessGroup
     ports: Ports
@@ -105,7 +105,7 @@ class Stack:
 
 
 async def siege(names: Sequence[str], seconds: float, logs: Path, progress: Progress) -> Siege:
-    """Measure `seconds` without an attack, and as long during each of those named."""
+    """Measure for `seconds` without an attack, and for `seconds` during each named attack."""
     async with _stack(logs) as stack:
         with progress.load("no attack", "chatrpc", None):
             step_ms = await _step_ms(stack)
@@ -124,7 +124,7 @@ async def siege(names: Sequence[str], seconds: float, logs: Path, progress: Prog
 
 
 async def _serve(stack: Stack, seconds: float) -> Served:
-    """Send chats and ask the probes for some seconds."""
+    """Send chats and call the probes for some seconds."""
     clients: list[Client] = [
         HttpClient(f"{stack.url}/v1", MODEL, key=stack.ordinary),
         GrpcClient(stack.grpc, MODEL, key=stack.ordinary),
@@ -163,7 +163,7 @@ async def _probe(stack: Stack, stop: asyncio.Event) -> tuple[dict[str, list[floa
             try:
                 if not await probe():
                     faults.append(f"{name}: not well")
-            except Exception as error:  # whatever it is, the probe has failed
+            except Exception as error:  # any error is a failure of the probe
                 faults.append(f"{name}: {type(error).__name__}")
             times_ms[name].append(1000 * (time.perf_counter() - start_s))
             await asyncio.sleep(_PROBE_INTERVAL_S)
@@ -171,7 +171,7 @@ async def _probe(stack: Stack, stop: asyncio.Event) -> tuple[dict[str, list[floa
 
 
 async def _step_ms(stack: Stack) -> float:
-    """The median time to first token of a prompt that nearly fills one step."""
+    """Return the median time to first token of a prompt that nearly fills one step."""
     client = GrpcClient(stack.grpc, MODEL, key=stack.ordinary)
     rng, times = random.Random(2), []
     try:
@@ -185,7 +185,7 @@ async def _step_ms(stack: Stack) -> float:
 
 
 async def _until_calm(stack: Stack) -> None:
-    """Wait until what the attack has left behind is gone: two chats in a row are answered."""
+    """Wait until the effects of the attack are over: until two chats in a row succeed."""
     await asyncio.sleep(_CALM_S)
     await _serve(stack, 0)
 
@@ -199,14 +199,14 @@ async def _attack(stack: Stack, name: str, logs: Path) -> ProcessGroup:
         os.environ,
         stdin=asyncio.subprocess.PIPE,
     )
-    assert process.stdout is not None  # noqa: S101  # it was asked for
+    assert process.stdout is not None  # noqa: S101  # it is a pipe
     await process.stdout.readline()
     return worker
 
 
 @asynccontextmanager
 async def _stack(logs: Path) -> AsyncIterator[Stack]:
-    """Start a service and a gateway that take two keys."""
+    """Start a service and a gateway that accept two keys."""
     ports, ordinary, attacker = Ports(), secrets.token_urlsafe(), secrets.token_urlsafe()
     keys = logs / "siege-keys.toml"
     keys.write_text(_key("ordinary", ordinary) + _key("attacker", attacker))
@@ -238,8 +238,8 @@ def _key(name: str, secret: str) -> str:
 
 
 async def _run_attack(name: str, target: Target) -> None:
-    """In the process of an attack: say that it begins, and go on until that process is ended."""
-    print("begun", flush=True)  # noqa: T201  # who started the process waits for this line
+    """Run an attack in this process until it is terminated. A line on stdout reports the start."""
+    print("begun", flush=True)  # noqa: T201  # the parent process waits for this line
     await ATTACKS[name].run(target)
 
 

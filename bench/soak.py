@@ -1,8 +1,8 @@
-"""Many clients for a long time: does anything fail, does anything grow, does anybody wait longer?
+"""A soak test: many clients for a long time.
 
-Each client sends its next request when its last is answered. Requests differ in length, and one in
-twenty is left before its end, as users do. What is asked of the server: no error, memory that is
-flat once it is warm, and the same service for everybody.
+Each client sends its next request when its last one is complete. Requests differ in length, and one
+in twenty is cancelled before its end, as by real users. The server must return no error, its memory
+must not grow once it is warm, and all clients must get the same service.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ _NUM_TOKENS = (8, 72)
 
 
 class Soak(msgspec.Struct, frozen=True):
-    """What came of it: figures of what ran after the warm-up, every fault, memory as it was.
+    """The results: figures of requests after the warm-up, all faults, and samples of memory.
 
     `growth` is that of a process's memory (PSS): the median of the last quarter over that of the
-    first, less one. `fairness` is Jain's index over the tokens that each client got: 1 is the same
-    for all, 1 / clients is all for one (https://arxiv.org/abs/cs/9809099).
+    first, minus one. `fairness` is Jain's index over the tokens that each client got: 1 if all got
+    the same, 1 / clients if one got everything (https://arxiv.org/abs/cs/9809099).
     """
 
     num_clients: int
@@ -66,7 +66,7 @@ class Soak(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Tally:
-    """What one client got."""
+    """The counts of one client."""
 
     num_left: int = 0
     num_tokens: list[int] = field(default_factory=list)
@@ -86,9 +86,10 @@ async def soak(
     on_done: OnDone = lambda: None,
     sample_s: float = _SAMPLE_S,
 ) -> Soak:
-    """`num_clients` at a time for `warm_up_s`, which does not count, and `duration_s`.
+    """Run `num_clients` concurrent clients for `warm_up_s` and then for `duration_s`.
 
-    What is under way at the end is waited for and counts. A fault counts whenever it was.
+    The warm-up is not measured. Requests that run at the end are completed and counted. Faults are
+    counted at any time.
     """
     start_s = time.perf_counter() + warm_up_s
     end_s = start_s + duration_s
@@ -108,7 +109,7 @@ async def soak(
 
 
 async def _one_request(client: Client, rng: random.Random, tally: _Tally, start_s: float) -> None:
-    # What is noted is read at once and forgotten: hours of it would not fit.
+    # Records are evaluated at once and dropped: hours of them would not fit into memory.
     request = ask(words(rng.randint(*_PROMPT_WORDS), rng), rng.randint(*_NUM_TOKENS))
     transcript = Transcript(request)
     if rng.random() < _LEAVING_SHARE:
@@ -134,7 +135,7 @@ async def _one_request(client: Client, rng: random.Random, tally: _Tally, start_
 async def _memory(
     group: ProcessGroup, start_s: float, end_s: float, sample_s: float
 ) -> dict[str, list[float]]:
-    """Return the PSS of each process, in MiB, sampled every `sample_s` seconds."""
+    """Return the PSS of each process in MiB, sampled every few seconds."""
     samples: dict[str, list[float]] = {}
     await asyncio.sleep(start_s - time.perf_counter())
     while time.perf_counter() < end_s:
@@ -166,12 +167,12 @@ def _result(tallies: Sequence[_Tally], pss_mib: dict[str, list[float]], duration
 
 
 def fairness(shares: Sequence[float]) -> float:
-    """Jain's index of what each got."""
+    """Return Jain's fairness index of the shares."""
     squares = len(shares) * sum(share * share for share in shares)
     return sum(shares) ** 2 / squares if squares else 1.0
 
 
 def growth(samples: Sequence[float]) -> float:
-    """How much more the last quarter of the samples is than the first, by their medians."""
+    """Return the growth from the first quarter of the samples to the last, by their medians."""
     quarter = max(1, len(samples) // 4)
     return statistics.median(samples[-quarter:]) / statistics.median(samples[:quarter]) - 1

@@ -1,10 +1,10 @@
-"""Server-sent events out of what a socket gives, each with the time at which it was complete."""
+"""Parses server-sent events from a socket's pieces, each with the time when it was complete."""
 
 from collections.abc import Iterable, Iterator
 
 
 def events(pieces: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
-    """The data of every event: comments, other fields and `[DONE]` are left out."""
+    """Yield the data of every event, without comments, other fields and `[DONE]`."""
     pending = b""
     for time_s, piece in pieces:
         *complete, pending = (pending + piece).replace(b"\r\n", b"\n").split(b"\n\n")

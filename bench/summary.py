@@ -1,4 +1,4 @@
-"""Samples of several rounds as one figure: its median, its spread, and its ratio to ours."""
+"""Figures over several rounds: median, spread, and ratio to another server."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from statistics import median
 
 from bench.results import Results, Sample
 
-# A sample in which other processes took more of the cores says little of the server.
+# A sample in which other processes used a larger share of the cores is not representative.
 _MOST_FOR_OTHERS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """The median over the rounds, and the lowest and highest of them."""
+    """The median over the rounds, and the lowest and highest value."""
 
     median: float
     low: float
@@ -32,7 +32,7 @@ class Summary:
         return bool(self._valid(target, load))
 
     def fault(self, target: str, load: str) -> str | None:
-        """Why a load has no figures, if it was tried."""
+        """Return why a load that was run has no figures."""
         samples = self._samples.get((target, load), [])
         faults = [sample.fault for sample in samples if sample.fault]
         return faults[0] if faults else None
@@ -41,20 +41,21 @@ class Summary:
         return _figure([s.figures[name] for s in self._valid(target, load) if name in s.figures])
 
     def ratio(self, target: str, to: str, load: str, name: str) -> Figure | None:
-        """Of `target` to `to`, round by round, and the median of those.
+        """Return the median over the rounds of the ratio of `target` to `to`.
 
-        A machine that is slow for a while is slow for both: rounds keep what is compared together.
+        A machine that is slow for a while is slow for both, so the ratio is taken within each
+        round.
         """
         theirs, ours = self._by_round(target, load, name), self._by_round(to, load, name)
         return _figure([theirs[r] / ours[r] for r in theirs.keys() & ours.keys() if ours[r]])
 
     def cpu(self, share: str) -> Figure | None:
-        """Where the cores were, over all samples that count: server, client or others."""
+        """Return a share of the cores (server, client or others) over all samples that count."""
         samples = [sample for group in self._samples.values() for sample in group]
         return _figure([s.cpu[share] for s in samples if share in s.cpu and not s.fault])
 
     def _valid(self, target: str, load: str) -> Sequence[Sample]:
-        """Those that count: of any that had the cores to themselves, no other."""
+        """Return the samples that count. If any had the cores to itself, only those count."""
         samples = [s for s in self._samples.get((target, load), []) if not s.fault]
         return [s for s in samples if s.cpu.get("others", 0.0) <= _MOST_FOR_OTHERS] or samples
 

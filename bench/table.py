@@ -1,4 +1,4 @@
-"""Figures in a terminal."""
+"""Tables of figures in the terminal."""
 
 import sys
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ _COLUMNS = {
     "stall": "stall_ms",
     "turn 2/1": "turn2_over_turn1",
 }
-# Wide enough for every column, where the output is no terminal and has no width of its own.
+# Wide enough for all columns. It is used if the output is not a terminal.
 _WIDTH = 140
 
 
@@ -35,7 +35,7 @@ def show(shown: RenderableType) -> None:
 
 
 def of_outcome(outcome: Outcome) -> RenderableType:
-    """One load: a row for each figure, percentiles side by side. Times are in milliseconds."""
+    """Return a table of one load: a row for each figure in milliseconds, with percentiles."""
     table = _table(["", "", *_PERCENTILES], num_names=1)
     names = dict.fromkeys(name.partition(".")[0] for name in outcome.figures)
     for name in names:
@@ -46,7 +46,7 @@ def of_outcome(outcome: Outcome) -> RenderableType:
 
 
 def of_siege(found: Siege) -> RenderableType:
-    """A row for each attack: how the ordinary caller was served meanwhile."""
+    """Return a table with a row for each attack: how the ordinary caller was served during it."""
     table = _table(
         ["attack", "chats", "TTFT p50", "TTFT max", "probe max", "memory, MiB", "verdict"],
         num_names=1,
@@ -68,7 +68,7 @@ def of_siege(found: Siege) -> RenderableType:
 
 
 def of_results(found: Results) -> RenderableType:
-    """A run: a row for each target and load, medians over the rounds, and below what failed."""
+    """Return a table of a run: medians over the rounds for each load and target, and failures."""
     summary = Summary(found)
     faults = [f"{name} {facts.failure}" for name, facts in found.servers.items() if facts.failure]
     table = _table(["load", "target", *_COLUMNS], num_names=2)
@@ -83,7 +83,7 @@ def of_results(found: Results) -> RenderableType:
 
 
 def of_budgets(found: Iterable[Budget]) -> Table:
-    """What is promised, and what was measured."""
+    """Return a table of the budgets and the measured values."""
     table = _table(["budget", "at most", "measured", ""], num_names=1)
     for budget in found:
         bound, measured = (
@@ -103,7 +103,7 @@ def _table(columns: list[str], *, num_names: int) -> Table:
 def _with_faults(table: Table, faults: list[str]) -> RenderableType:
     if not faults:
         return table
-    return Group(table, Text("\n".join(["What does not count:", *faults])))
+    return Group(table, Text("\n".join(["Not counted:", *faults])))
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What a load is sent to: a server over one of its wires, or the bare engine."""
+"""The targets of a load: a server over one of its wires, or the bare engine."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ from bench.server import START_TIMEOUT_S, Running, StartError
 
 
 class Target(Protocol):
-    """Something to measure."""
+    """Something that can be measured."""
 
     @property
     def name(self) -> str: ...
@@ -31,7 +31,7 @@ class Target(Protocol):
     def group(self) -> ProcessGroup: ...
 
     def awake(self) -> AbstractAsyncContextManager[None]:
-        """Within it the processes run; outside they are frozen."""
+        """Let the processes run inside the context. Outside of it they are frozen."""
         ...
 
     async def run(self, load: Load, seed: int, on_done: OnDone, *, is_warm_up: bool) -> Outcome: ...
@@ -39,7 +39,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WireTarget:
-    """A server over HTTP or gRPC. Over HTTP it goes by the server's name."""
+    """A server over HTTP or gRPC. Over HTTP it has the server's name."""
 
     running: Running
     wire: str = "http"
@@ -63,7 +63,7 @@ class WireTarget:
 
 @dataclass(frozen=True, slots=True)
 class EngineTarget:
-    """The engine of one of our variants, in a process that sends itself the loads."""
+    """The engine of one of our variants, in a process that runs the loads on itself."""
 
     name: str
     group: ProcessGroup
@@ -71,7 +71,11 @@ class EngineTarget:
 
     @classmethod
     async def start(cls, variant: str, logs: Path, *, is_quick: bool) -> Self:
-        """Raises StartError."""
+        """Start the process.
+
+        Raises:
+            StartError: The process did not start.
+        """
         group = ProcessGroup(logs / f"{variant}-engine.log")
         speed = "quick" if is_quick else "full"
         command = (sys.executable, "-m", "bench.engine_host", variant, speed)
@@ -118,15 +122,15 @@ class EngineTarget:
 
 @dataclass(frozen=True, slots=True)
 class CpuShares:
-    """Where the machine's CPU time went during a load, as shares of all its cores."""
+    """The CPU time during a load, as shares of all of the machine's cores."""
 
     server: float
     client: float
-    others: float  # everything else on the machine, and what its host took away
+    others: float  # all other processes, and time stolen by the machine's host
 
 
 class CpuMeter:
-    """Takes CPU times at the start, and shares at the end."""
+    """Measures CPU times from its creation on."""
 
     def __init__(self, group: ProcessGroup) -> None:
         self._group = group

@@ -1,7 +1,7 @@
-"""Random words, and texts made of them.
+"""Random words and texts made of them.
 
-Every word of words.txt is one token, with the space before it, in the vocabulary of the model
-measured, and a common one in English, so that a number of words is a number of tokens.
+Every word of words.txt is a common English word and, with the space before it, one token of the
+measured model. So a number of words is a number of tokens.
 """
 
 import random
@@ -11,12 +11,12 @@ _WORDS = Path(__file__).with_suffix(".txt").read_text().split()
 
 
 def words(num_words: int, rng: random.Random) -> str:
-    """So many words, drawn one by one."""
+    """Return `count` random words."""
     return " ".join(rng.choices(_WORDS, k=num_words))
 
 
 def sentences(num_words: int, rng: random.Random) -> str:
-    """About so many words, as sentences of five to nine that start with a capital."""
+    """Return about `count` words as sentences of five to nine words, each with a capital."""
     text: list[str] = []
     while num_words > 0:
         length = min(rng.randint(5, 9), num_words)

@@ -202,7 +202,10 @@ def health(
 def serve(
     model: Annotated[
         str | None,
-        typer.Option(help="Model to load: a directory or .gguf file. Default: the service's."),
+        typer.Option(
+            help="Model to load: a directory, a .gguf file or a Hugging Face id. Default: the "
+            "embedded model."
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address that both processes listen on.")] = "127.0.0.1",
     http_port: Annotated[

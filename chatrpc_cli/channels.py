@@ -9,9 +9,7 @@ import grpc
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """PEM files: the CA that signed the service's certificate, and the client's certificate and
-    key.
-    """
+    """PEM files: the CA of the service's certificate, and the client's certificate and key."""
 
     ca: Path
     certificate: Path | None = None

@@ -32,8 +32,7 @@ class Conversation:
         self._messages = [_message(chat_pb2.ROLE_SYSTEM, system)] if system else []
 
     async def ask(self, question: str) -> AsyncGenerator[chat_pb2.ChoiceDelta, None]:
-        """Send a user message and yield the response's deltas. Closing the generator cancels the
-        call.
+        """Send a user message and yield the response's deltas. Closing the generator cancels it.
 
         Raises:
             grpc.RpcError: The call failed.

@@ -14,9 +14,7 @@ EXIT_KILLED = 128 + signal.SIGINT
 
 
 class Stop:
-    """The state of shutdown: the first signal requests an orderly stop, the second an immediate
-    one.
-    """
+    """The shutdown state. The first signal requests an orderly stop, the second an abrupt one."""
 
     def __init__(self) -> None:
         self.is_requested = asyncio.Event()

@@ -1,1 +1,1 @@
-"""What both processes need before they have a purpose: settings and logs."""
+"""Code of both processes: settings, logs, access, files, metrics and traces."""

@@ -1,4 +1,4 @@
-"""`--check`: the files that options name, checked without starting anything."""
+"""Implements `--check`, which checks the files that options name and starts nothing."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -13,13 +13,13 @@ _INVALID = 2  # the exit code of a start with invalid settings
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What checks have found, one line each. Problems would prevent a start or be an outage."""
+    """The results of checks, one line each. A problem prevents a start or makes requests fail."""
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def attempt(self, check: Callable[[], object]) -> None:
-        """Note the ConfigError that `check` raises, if it does."""
+        """Run `check` and add the ConfigError that it raises, if any, to the problems."""
         try:
             check()
         except ConfigError as error:

@@ -1,5 +1,5 @@
-"""The error of everything that an operator has written: options, key files, certificates."""
+"""The error for options and for files of the operator, such as keys and certificates."""
 
 
 class ConfigError(Exception):
-    """A setting or a file is invalid. The text says which and why, in one line."""
+    """An option or a file is invalid. The text names it and the reason, in one line."""

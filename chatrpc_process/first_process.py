@@ -1,8 +1,8 @@
-"""To be imported before anything else: as a container's first process, end when told to.
+"""Makes SIGTERM and SIGINT end process 1 during its start. Import it before anything else.
 
-Linux lets process 1 ignore each signal that it has no handler for. A program sets its own when it
-has imported everything; a SIGTERM that came before would be lost, and the container be killed at
-the end of its grace. Other processes need nothing: the default ends them.
+For process 1 of a container, Linux ignores each signal without a handler. A program sets its
+handlers after its imports, so an earlier SIGTERM would be lost, and the container would be killed
+at the end of its grace period. In other processes this module does nothing: the default ends them.
 """
 
 import os

@@ -1,13 +1,13 @@
-"""How the threads of a process take turns in the interpreter."""
+"""The switch interval of the interpreter's threads."""
 
 import sys
 
-# A thread that waits for the interpreter's lock gets it after so long. The default, 5 ms, is as
-# long as a whole step of a small model: the engine takes the lock anew after each operator, the
-# event loop after each wait, and whoever computes meanwhile would keep each of them that long.
+# A thread that waits for the interpreter's lock gets it after this time. The default, 5 ms, is as
+# long as a whole step of a small model. The engine takes the lock again after each operator and the
+# event loop after each wait, and any other busy thread would delay each of them by that time.
 SWITCH_INTERVAL_S = 0.0001
 
 
 def take_short_turns() -> None:
-    """Let every thread have the interpreter for at most SWITCH_INTERVAL_S while others wait."""
+    """Limit the time for which a thread keeps the interpreter's lock to SWITCH_INTERVAL_S."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""Metrics of files that are read again when they change."""
+"""Metrics of watched files and of certificates."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -10,12 +10,12 @@ from chatrpc_process.tls import Identity, Validity
 
 
 class ReloadMetrics(Collector):
-    """Whether each file is in use as it is, and until when certificates are valid.
+    """Collects the state of watched files and the expiry of certificates.
 
     Args:
-        files: Those that are watched; None: there is none.
+        files: The watched files; None for a file that is not configured.
         identity: The server's certificate.
-        others: Returns when certificates are valid that this process shows, or trusts, as a client.
+        others: Returns the validity of the certificates that this process uses as a client.
     """
 
     def __init__(
@@ -31,22 +31,22 @@ class ReloadMetrics(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         successful = GaugeMetricFamily(
             "chatrpc_config_last_reload_successful",
-            "Whether the file is in use as it is. 0 means that an earlier content is in use, since "
-            "the present one is invalid.",
+            "State of a watched file: 1 if its present content is in use, 0 if an earlier content "
+            "is in use because the present one is invalid.",
             labels=["file"],
         )
         loaded_at = GaugeMetricFamily(
             "chatrpc_config_last_reload_success_timestamp_seconds",
-            "When the content of the file that is in use was read, in seconds since 1970.",
+            "Time at which the content of a file that is in use was read, in seconds since 1970.",
             labels=["file"],
         )
         not_after = GaugeMetricFamily(
             "chatrpc_tls_certificate_not_after_seconds",
-            "When the certificate in use expires, in seconds since 1970; of a file of several CAs, "
-            "the last one.",
+            "Time at which the certificate in use expires, in seconds since 1970. For a file of "
+            "several CAs it is the last of them.",
             labels=["file"],
         )
-        # A file may have several uses. Samples have each path once.
+        # A file may be used for several purposes. Samples have each path once.
         by_path = {path: file for file in self._files for path in file.paths}
         for path, file in by_path.items():
             successful.add_metric([str(path)], float(file.is_current))

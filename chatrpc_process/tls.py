@@ -20,14 +20,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """When the certificate in a file is valid, in seconds since 1970."""
+    """The validity period of the certificate in a file, in seconds since 1970."""
 
     path: Path
     not_before_s: float
     not_after_s: float
 
     def problem(self) -> str | None:
-        """Return what is wrong with the certificate now; None: it is valid."""
+        """Return why the certificate is not valid now; None if it is valid."""
         now_s = time.time()
         if now_s > self.not_after_s:
             return f"{self.path}: the certificate expired on {_date(self.not_after_s)}"
@@ -47,13 +47,14 @@ class Identity:
     validities: tuple[Validity, ...]
 
     def problem(self) -> str | None:
-        """Return which certificate is not valid now, and why; None: all are."""
-        return next((said for each in self.validities if (said := each.problem())), None)
+        """Return why a certificate is not valid now; None if all are valid."""
+        problems = (each.problem() for each in self.validities)
+        return next((problem for problem in problems if problem), None)
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files. With `client_ca`, clients need a certificate that it has signed."""
+    """The PEM files of a server. With `client_ca`, clients need a certificate signed by it."""
 
     certificate: Path
     key: Path
@@ -61,6 +62,7 @@ class TlsFiles:
 
     @property
     def paths(self) -> tuple[Path, ...]:
+        """The paths of the files that are given."""
         return tuple(p for p in (self.certificate, self.key, self.client_ca) if p is not None)
 
     def read(self) -> Identity:
@@ -74,7 +76,7 @@ class TlsFiles:
         context = self._context()
         validities = tuple(self._validities())
         if self._contents() != contents:  # a file has changed between two readings of it
-            raise ConfigError(f"{', '.join(map(str, self.paths))}: they are being written.")
+            raise ConfigError(f"{', '.join(map(str, self.paths))}: the files are being written.")
         client_ca = contents[2] if self.client_ca else None
         return Identity(contents[1], contents[0], client_ca, context, validities)
 
@@ -82,7 +84,7 @@ class TlsFiles:
         contents = [read_small(path) for path in self.paths]
         for path, content in zip(self.paths, contents, strict=True):
             if b"-----BEGIN " not in content:
-                raise ConfigError(f"{path}: this is no PEM file.")
+                raise ConfigError(f"{path}: this is not a PEM file.")
         return contents
 
     def _context(self) -> ssl.SSLContext:
@@ -93,7 +95,7 @@ class TlsFiles:
         context.num_tickets = 0
         context.set_alpn_protocols(["http/1.1"])
         try:
-            # Without a passphrase at hand OpenSSL would ask the terminal for one, and wait.
+            # Without a passphrase, OpenSSL would ask for one on the terminal and wait.
             context.load_cert_chain(self.certificate, self.key, password="")
             if self.client_ca is not None:
                 context.load_verify_locations(self.client_ca)
@@ -112,7 +114,7 @@ def certificate_validity(path: Path) -> Validity:
     """Return the dates of the first certificate of a PEM file.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no certificate.
     """
     try:
         # `ssl` has a public function only for certificates of peers. This one is private, and has
@@ -124,7 +126,7 @@ def certificate_validity(path: Path) -> Validity:
 
 
 def ca_validity(path: Path) -> Validity:
-    """Return the dates of that CA of a PEM file which is valid for longest.
+    """Return the dates of the CA of a PEM file that expires last.
 
     Raises:
         ConfigError: There is no certificate.
@@ -135,16 +137,16 @@ def ca_validity(path: Path) -> Validity:
     except OSError as error:
         raise ConfigError(f"{path}: {getattr(error, 'reason', None) or error}") from None
     found = context.get_ca_certs()
-    # Without a CA there is a certificate that is trusted by itself.
+    # A file without a CA has a certificate that is trusted directly.
     return _validity(path, found) if found else certificate_validity(path)
 
 
 def watch_tls(files: TlsFiles) -> Watched[Identity]:
     """Watch a server's TLS files.
 
-    Certificates that are expired, or not valid yet, do not replace valid ones. They are tried again
-    at each look. Where there are no others they are used, and an error is logged: at the start of a
-    machine its clock may be wrong.
+    Certificates that are expired or not valid yet do not replace valid ones; they are checked again
+    each time. If there are no others, they are used and an error is logged, because the clock of a
+    machine may be wrong at its start.
 
     Raises:
         ConfigError: The files cannot be read at first.
@@ -165,14 +167,14 @@ def watch_tls(files: TlsFiles) -> Watched[Identity]:
     return Watched(read, *files.paths)
 
 
-def following_context(
+def watched_context(
     watched: Watched[Identity],
     on_failed_handshake: Callable[[ssl.SSLError], object] = lambda _: None,
 ) -> ssl.SSLContext:
-    """Return a context for servers that shows each new connection what the files contain then.
+    """Return a context for servers that uses the newest certificates for each new connection.
 
-    Servers of asyncio and uvloop close a connection whose handshake fails without a word; here
-    `on_failed_handshake` is called with the error first.
+    If a handshake fails, servers of asyncio and uvloop close the connection silently. With this
+    context, `on_failed_handshake` is called with the error before.
     """
 
     class ReportedConnection(ssl.SSLObject):
@@ -185,14 +187,14 @@ def following_context(
                 on_failed_handshake(error)
                 raise
 
-    return _Following(ssl.PROTOCOL_TLS_SERVER, watched, ReportedConnection)
+    return _WatchedContext(ssl.PROTOCOL_TLS_SERVER, watched, ReportedConnection)
 
 
-class _Following(ssl.SSLContext):
+class _WatchedContext(ssl.SSLContext):
     """Makes servers of asyncio and uvloop wrap each connection in the newest context.
 
-    `sni_callback` would not do: sessions are looked up in the context that a connection begins
-    with, so a resumed one would be known by the certificates of an earlier time.
+    `sni_callback` is not sufficient: sessions are looked up in the context that a connection begins
+    with, so a resumed session would use earlier certificates.
     """
 
     def __init__(
@@ -209,7 +211,7 @@ class _Following(ssl.SSLContext):
 
 
 def _validity(path: Path, certificates: list[Any]) -> Validity:
-    """Return the dates of the certificate that is valid for longest."""
+    """Return the dates of the certificate that expires last."""
     last = max(certificates, key=lambda each: ssl.cert_time_to_seconds(each["notAfter"]))
     return Validity(
         path,

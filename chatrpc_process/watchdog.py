@@ -1,6 +1,6 @@
 """Ends a process whose event loop is blocked.
 
-Probes, metrics and the shutdown all need the loop. While a call blocks it, probes time out; where
+Probes, metrics and the shutdown need the event loop. While a call blocks it, probes time out. If
 nothing probes the process, it would hang for ever.
 """
 
@@ -16,10 +16,10 @@ import structlog
 
 EXIT_CODE = 1
 
-# Each tick wakes the process; a loop counts as blocked only after several missed ticks.
+# Each tick wakes the process. A loop counts as blocked after several missed ticks.
 _LONGEST_TICK_S = 1.0
 _LEAST_TICKS = 4
-# Whatever reads the log may be what the loop waits for, so that writing to it blocks as well.
+# The loop may be blocked because the reader of the log is; then writing a log line blocks too.
 _LOG_TIMEOUT_S = 2.0
 
 log = structlog.get_logger(__name__)
@@ -27,11 +27,14 @@ log = structlog.get_logger(__name__)
 
 @contextmanager
 def watched_loop(timeout_s: float, end: Callable[[int], object] = os._exit) -> Iterator[None]:
-    """While in the context, call `end` with EXIT_CODE if the running loop is blocked for so long.
+    """While in the context, call `end` with EXIT_CODE if the running loop is blocked too long.
 
-    A thread counts ticks of its own and reads no clock: a process that was stopped, or whose
-    machine was, has missed one tick when it continues, however long that took. A thread that holds
-    the interpreter's lock for ever keeps this one from running too; a probe from outside finds it.
+    A thread counts missed ticks and reads no clock. So if the process or its machine was stopped,
+    only one tick is missed, however long that took. If a thread never releases the interpreter's
+    lock, this thread cannot run either; a probe from outside detects that.
+
+    Args:
+        timeout_s: Maximum time in seconds for which the loop may be blocked.
     """
     stopped = threading.Event()
     watching = threading.Thread(

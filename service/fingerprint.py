@@ -1,4 +1,4 @@
-"""What a model's answers depend on beside the request, in a few characters."""
+"""The fingerprint of a model: a short text that changes if its completions may change."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ _SAMPLE_BYTES = 4096
 
 
 def fingerprint(path: Path, *precision: str) -> str:
-    """Changes with the files in `path`, the precision asked for and our version."""
+    """Return a hash of the model's files in `path`, the precision options and our version."""
     digest = hashlib.sha256(repr((precision, version("chatrpc"))).encode())
     for file in sorted(file for file in path.iterdir() if file.is_file()):
         digest.update(repr((file.name, file.stat().st_size)).encode())
-        with suppress(PermissionError):  # notes beside the model, which the service does not need
+        with suppress(PermissionError):  # a file that the service does not need
             for sample in _samples(file):
                 digest.update(sample)
     return f"fp_{digest.hexdigest()[:12]}"
 
 
 def _samples(file: Path) -> Iterator[bytes]:
-    """Pieces from all over a file: other weights differ everywhere; to read all takes too long."""
+    """Yield pieces from the whole length of a file. Reading all of it would take too long."""
     last = max(0, file.stat().st_size - _SAMPLE_BYTES)
     with file.open("rb") as opened:
         for i in range(_NUM_SAMPLES):

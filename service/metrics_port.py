@@ -1,4 +1,4 @@
-"""The port that Prometheus scrapes: `GET /metrics` over HTTP, within limits."""
+"""The HTTP port that Prometheus scrapes, `GET /metrics`, within limits."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -10,22 +10,22 @@ from wsgiref.simple_server import WSGIRequestHandler
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 _PATH = "/metrics"
-# Far more than there are Prometheuses.
+# Far more than the Prometheus servers of an installation.
 _MAX_CONNECTIONS = 32
 _MAX_HEAD_BYTES = 8 << 10
-# From the connection to the last byte of the response, which is some 50 KB made in some 10 ms.
+# A response of 50 KB takes about 10 ms.
 _CONNECTION_TIMEOUT_S = 10.0
 
 _StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
 class MetricsPort:
-    """Serves the metrics of a registry to one request a connection.
+    """Serves the metrics of a registry. Each connection has one request.
 
     Args:
-        max_connections: if there are as many, the oldest is closed for a new one. So clients that
-            connect and send nothing cannot keep a scrape out.
-        timeout_s: from the connection to the last byte of the response.
+        max_connections: Maximum number of connections. If there are more, the oldest is closed. So
+            clients that connect and send nothing cannot block a scrape.
+        timeout_s: Maximum duration of a connection in seconds.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class MetricsPort:
         """Listen, and return the port, which the system chose if `port` is 0.
 
         Raises:
-            OSError: the address cannot be bound.
+            OSError: The address cannot be bound.
         """
         try:
             self._listener = await asyncio.start_server(
@@ -77,9 +77,9 @@ class MetricsPort:
                 writer.close()
                 await writer.wait_closed()
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
-            pass  # there is nobody to respond to
+            pass  # the client has left or sent no request
         except asyncio.LimitOverrunError:
-            pass  # no scrape has such a head
+            pass  # the head of the request is too large for a scrape
         finally:
             writer.transport.abort()
             self._connections.pop(task, None)
@@ -97,7 +97,7 @@ class MetricsPort:
 
 
 class _Handler(WSGIRequestHandler):
-    """The standard library's, over bytes in place of a socket: it parses, and writes the head."""
+    """The handler of the standard library, which reads and writes bytes instead of a socket."""
 
     wfile: BytesIO
 

@@ -1,10 +1,11 @@
-"""How long torch's threads wait for work before they sleep. To be set before torch is imported."""
+"""Sets how long torch's threads wait actively for work. Call it before torch is imported."""
 
 import os
 
-# How often a thread that waits looks for its next piece of work: some 50 us. Between the operators
-# of a step lies less. With the default of 300 000, some milliseconds, threads that share their
-# cores with another process spend their time waiting for one another: `python -m bench neighbour`.
+# The number of times that a waiting thread polls for work before it sleeps, about 50 us. The time
+# between two operators of a step is shorter. With the default of 300 000, some milliseconds,
+# threads that share their cores with another process spend their time waiting for one another:
+# `python -m bench neighbour`.
 _SPIN_COUNT = "2000"
 
 

@@ -36,8 +36,8 @@ class PrepareSettings(ServiceSettings):
     model_config = SettingsConfigDict(cli_prog_name="python -m service.prepare")
 
     @model_validator(mode="after")
-    def _is_not_open_by_accident(self) -> Self:
-        return self
+    def _remote_address_has_authentication(self) -> Self:
+        return self  # it does not listen
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ OPTIONS = {
 }
 
 
-def test_options_page_is_what_the_settings_say() -> None:
+def test_options_page_matches_the_settings() -> None:
     assert PAGE.read_text() == page(), "run python -m tests.options_page"
 
 

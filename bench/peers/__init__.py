@@ -1,1 +1,1 @@
-"""The servers ours is compared to: how each is installed, pinned, and run at its best on a CPU."""
+"""The peers: how each one is installed, pinned, and run at its best on a CPU."""

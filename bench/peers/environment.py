@@ -1,4 +1,4 @@
-"""A virtual environment of a peer's own, installed once."""
+"""The virtual environment of a peer, installed once."""
 
 import os
 import shutil
@@ -15,16 +15,16 @@ TORCH = "torch==2.13.0"
 
 
 class InstallError(Exception):
-    """A peer cannot be installed. The text says why, in a line."""
+    """A peer cannot be installed. The message is one line."""
 
 
 def root() -> Path:
-    """Where the peers' environments are: BENCH_ENVS, otherwise `.venv-bench`."""
+    """Return the directory of the peers' environments: BENCH_ENVS, or else `.venv-bench`."""
     return Path(os.environ.get("BENCH_ENVS", ".venv-bench")).absolute()
 
 
 class Environment:
-    """The virtual environment `name`. It counts as installed once `recipe` has run to its end."""
+    """The virtual environment `name`. It counts as installed once `recipe` has completed."""
 
     def __init__(self, name: str, pins: Sequence[str]) -> None:
         self.path = root() / name
@@ -40,20 +40,20 @@ class Environment:
         return next((self.path / "lib").glob("python3*/site-packages"))
 
     def script(self, name: str) -> tuple[str, str]:
-        """A command of the environment, by way of its Python, so that it may be moved."""
+        """Return a command of the environment. It still works if the environment is moved."""
         return str(self.python), str(self.path / "bin" / name)
 
     def environ(self) -> dict[str, str]:
-        """Our own environment less what would let our modules into the peer's, and no hub."""
+        """Return our environment variables without our modules' paths, and with the hub offline."""
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         path = f"{self.path / 'bin'}:{kept.get('PATH', '')}"
         return {**kept, "PATH": path, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 
     def install(self, recipe: Callable[["Environment"], None]) -> None:
-        """Make the environment unless it is there as these pins want it.
+        """Create the environment, unless it exists with these pins.
 
         Raises:
-            InstallError: with the end of what the installer said.
+            InstallError: The installer failed. The message has the end of its output.
         """
         if self._stamp.is_file() and self._stamp.read_text() == self._pins:
             return
@@ -67,10 +67,10 @@ class Environment:
         self.run([str(self.python), *_PIP, "install", *packages], env=env)
 
     def run(self, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> str:
-        """Run a command of the installation at the lowest priority; its output.
+        """Run a command of the installation at the lowest priority. Return its output.
 
         Raises:
-            InstallError: it failed.
+            InstallError: The command failed.
         """
         log = self.path / "install.log"
         done = subprocess.run(  # noqa: S603  # commands are our own
@@ -84,6 +84,6 @@ class Environment:
         with log.open("a") as file:
             file.write(f"$ {' '.join(command)}\n{done.stdout}\n")
         if done.returncode != 0:
-            said = done.stdout.strip().splitlines()[-1:] or ["no output"]
-            raise InstallError(f"{said[0][:200]} (all of it: {log})")
+            lines = done.stdout.strip().splitlines()[-1:] or ["no output"]
+            raise InstallError(f"{lines[0][:200]} (all of it: {log})")
         return done.stdout

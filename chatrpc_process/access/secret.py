@@ -1,4 +1,4 @@
-"""The secret half of an API key: made once, sent with every call, kept by nobody but its owner."""
+"""The secret of an API key. It is sent with every call; only its hash is stored."""
 
 import hashlib
 import secrets
@@ -8,19 +8,22 @@ _BEARER = "bearer "
 
 
 def new_secret() -> str:
-    """A secret that nobody guesses: 256 random bits behind a prefix that scanners can look for."""
+    """Return a new secret: a prefix that secret scanners can find, and 256 random bits."""
     return f"sk-chatrpc-{secrets.token_urlsafe(32)}"
 
 
 def digest_of(secret: str) -> str:
-    """What stands in a file for the secret."""
+    """Return the SHA-256 of a secret in hexadecimal digits, as the key file has it."""
     return hashlib.sha256(secret.encode(errors="surrogateescape")).hexdigest()
 
 
 def sent_secret(headers: Iterable[tuple[str, str | bytes]]) -> str | None:
-    """The secret that a call's metadata or a request's headers, in lower case, show; None if none.
+    """Return the secret in a call's metadata or a request's headers; None if there is none.
 
-    It stands as `authorization: Bearer SECRET`, or as `x-api-key: SECRET`; the first counts.
+    It is the first `authorization: Bearer SECRET` or `x-api-key: SECRET`.
+
+    Args:
+        headers: Names in lower case, and values.
     """
     for name, value in headers:
         if isinstance(value, str):

@@ -1,1 +1,1 @@
-"""Queues, threads and capacities that callers share in turns."""
+"""Queues, threads and capacities that callers share fairly."""

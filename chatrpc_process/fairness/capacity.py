@@ -1,17 +1,17 @@
-"""A bounded resource that callers share: queue places, bytes in memory."""
+"""A bounded resource that callers share, such as queue slots or bytes in memory."""
 
 
 class SharedCapacity:
-    """Counts what each caller holds of a resource and says whether it may take more.
+    """Counts each caller's share of a resource and decides whether it may take more.
 
-    A caller may hold at most `weight` times what is free, so one that fills the resource by itself
-    stops at half of it and the next one finds room. This is the dynamic threshold of Choudhury and
-    Hahne (IEEE/ACM Transactions on Networking 6(2), 1998) with the weight as its alpha. What a
-    caller takes first is granted if it fits, and a caller without a name is only bound by the
-    capacity: where callers are not told apart there is nobody to protect.
+    A caller may have at most `weight` times the free part. So a caller that fills the resource by
+    itself stops at half of it, and other callers still get some. This is the dynamic threshold of
+    Choudhury and Hahne (IEEE/ACM Transactions on Networking 6(2), 1998) with the weight as alpha.
+    The first amount that a caller takes is granted if it fits. A caller without a name is only
+    limited by the capacity, since callers cannot be distinguished then.
 
     Args:
-        capacity: All that there is, in any unit.
+        capacity: Size of the resource, in any unit.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -21,20 +21,23 @@ class SharedCapacity:
 
     @property
     def num_used(self) -> int:
+        """The amount that all callers together have."""
         return self._num_used
 
     @property
     def num_free(self) -> int:
+        """The amount that no caller has."""
         return self.capacity - self._num_used
 
     def held_by(self, caller: str) -> int:
+        """Return the amount that `caller` has."""
         return self._held.get(caller, 0)
 
     def has_room(self, caller: str, amount: int, weight: int = 1, guaranteed: int = 0) -> bool:
-        """Whether `caller` may take `amount` more.
+        """Return True if `caller` may take `amount` more.
 
         Args:
-            guaranteed: What it may hold beside its threshold, as far as that is free.
+            guaranteed: The amount that it may have in addition to its threshold, if it is free.
         """
         if amount > self.num_free:
             return False
@@ -42,11 +45,12 @@ class SharedCapacity:
         return not caller or not held or held + amount <= guaranteed + weight * self.num_free
 
     def take(self, caller: str, amount: int) -> None:
-        """Count `amount` for `caller`. `has_room` must have agreed."""
+        """Count `amount` for `caller`. `has_room` must have returned True."""
         self._num_used += amount
         self._held[caller] = self.held_by(caller) + amount
 
-    def give_back(self, caller: str, amount: int) -> None:
+    def release(self, caller: str, amount: int) -> None:
+        """Free `amount` of the caller's share."""
         self._num_used -= amount
         self._held[caller] -= amount
         if not self._held[caller]:

@@ -12,14 +12,14 @@ from chatrpc_process.fairness.capacity import SharedCapacity
 from chatrpc_process.fairness.queue import FairQueue
 
 _NUM_THREADS = 2  # of each kind
-# A caller's small jobs may pass its oldest one so many times.
+# The number of times that a caller's smaller jobs may overtake its oldest one.
 _MAX_OVERTAKES = 8
 
 Result = TypeVar("Result")
 
 
 class PoolFull(Exception):
-    """As many jobs are in the pool as may be, or the caller has its share of them."""
+    """The pool has the maximum number of jobs, or the caller has its share of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,18 +41,18 @@ class _Job:
 class FairPool:
     """Two threads for small jobs and two for large ones.
 
-    So small jobs never wait for large ones. Of each kind a caller runs one job at a time, so one
-    caller's jobs never occupy both threads, and callers take turns (`FairQueue`). Of one caller's
-    jobs the smallest comes first. A job that nobody waits for any more is dropped before it starts;
-    one that has started runs to its end.
+    - Small jobs never wait for large ones.
+    - A caller runs one job of each kind at a time, so its jobs never occupy both threads. Callers
+      take turns (`FairQueue`), and the smallest job of a caller comes first.
+    - A job that is cancelled before it starts is dropped. A job that has started runs to its end.
 
-    Use it from one event loop at a time.
+    A pool must be used from one event loop at a time.
 
     Args:
         name: Prefix of the threads' names.
         small_size: The largest size, in the unit of `run`, of a small job. A small job takes
             milliseconds.
-        max_jobs: How many jobs may wait and run, of all callers together.
+        max_jobs: Maximum number of jobs of all callers that wait or run.
     """
 
     def __init__(self, name: str, *, small_size: int, max_jobs: int) -> None:
@@ -78,12 +78,12 @@ class FairPool:
         """Return `function(*arguments)`, called on a thread of the pool.
 
         Args:
-            caller: Whose turn the job takes. Empty for callers that are not told apart.
-            size: How long the job takes, in any unit that is the same for all jobs of the pool.
-            weight: How many jobs the caller may run in one turn.
+            caller: The caller of the job; empty if callers cannot be distinguished.
+            size: A measure of the job's duration, in one unit for all jobs of the pool.
+            weight: Number of jobs that the caller may run in one turn.
 
         Raises:
-            PoolFull: As many jobs are in the pool as may be, or the caller has its share of them.
+            PoolFull: The pool has the maximum number of jobs, or the caller has its share.
         """
         if not self._jobs.has_room(caller, 1, weight):
             raise PoolFull
@@ -96,10 +96,10 @@ class FairPool:
             return await result
         finally:
             lane.drop(job)
-            self._jobs.give_back(caller, 1)
+            self._jobs.release(caller, 1)
 
     def close(self) -> None:
-        """End the threads once they are idle. A job that runs is not waited for."""
+        """End the threads when they are idle, without waiting for running jobs."""
         self._small.close()
         self._large.close()
 
@@ -125,7 +125,7 @@ class _Lane:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _start(self) -> None:
-        """Start the jobs whose turn it is, as far as there are threads."""
+        """Start the next jobs while there are idle threads."""
         while len(self._busy) < _NUM_THREADS:
             caller = next((name for name in self._queue.weights if name not in self._busy), None)
             if caller is None:
@@ -134,11 +134,11 @@ class _Lane:
             self._executor.submit(self._run, self._queue.pop(caller))
 
     def _run(self, job: _Job) -> None:
-        """Runs on a thread of the lane."""
+        """Run a job, on a thread of the lane."""
         result, error = None, None
         try:
             result = job.function(*job.arguments)
-        except BaseException as raised:  # whoever waits for the job raises it
+        except BaseException as raised:  # `run` raises it
             error = raised
         with suppress(RuntimeError):  # the loop is closed: the process ends
             job.result.get_loop().call_soon_threadsafe(self._settle, job, result, error)

@@ -1,9 +1,8 @@
-"""A queue in which callers take turns, so that nobody's backlog delays another caller's first item.
+"""A queue in which callers take turns, so that one caller's backlog does not delay other callers.
 
-Weighted round robin over the callers (Katevenis et al., 1991): a caller joins the rotation at its
-end, takes as many items in a turn as its weight says, and goes to the end again. With N other
-callers of weight 1 its first item therefore waits for at most N items, however many they have
-queued.
+This is weighted round robin over the callers (Katevenis et al., 1991). A caller joins the rotation
+at its end. In its turn it takes as many items as its weight, and goes to the end again. With N
+other callers of weight 1, a caller's first item waits for at most N items, however many are queued.
 """
 
 from bisect import bisect_left, insort
@@ -15,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 
 class Queued(Protocol):
-    """What can stand in the queue."""
+    """An item of a queue."""
 
     @property
     def rank(self) -> Any:
@@ -36,11 +35,11 @@ _rank, _arrival = attrgetter("rank"), attrgetter("arrival")
 class FairQueue(Generic[Item]):
     """Items of several callers.
 
-    Within a caller the item of the lowest rank comes first, but the one that arrived first is
-    overtaken at most `max_overtakes` times in a row: waiting raises an item's rank.
+    Of one caller, the item with the lowest rank comes first, but the oldest item is overtaken at
+    most `max_overtakes` times in a row.
 
     Args:
-        max_overtakes: How many items of a caller may pass its oldest one.
+        max_overtakes: Maximum number of items of a caller that overtake its oldest one.
     """
 
     def __init__(self, max_overtakes: int) -> None:
@@ -53,7 +52,7 @@ class FairQueue(Generic[Item]):
         return sum(len(line.by_rank) for line in self._lines.values())
 
     def __iter__(self) -> Iterator[Item]:
-        """All items: caller by caller in the order of their turns, and by rank within a caller."""
+        """Yield all items, by caller in the order of turns and then by rank."""
         for caller in self._rotation:
             yield from self._lines[caller].by_rank
 
@@ -66,7 +65,7 @@ class FairQueue(Generic[Item]):
         return {caller: self._lines[caller].weight for caller in self._rotation}
 
     def push(self, caller: str, weight: int, item: Item) -> None:
-        """Add an item of `caller`. The caller's latest `weight` holds for all of its items."""
+        """Add an item of `caller`. The caller's latest `weight` applies to all of its items."""
         line = self._lines.get(caller)
         if line is None:
             line = self._lines[caller] = _Line()
@@ -75,7 +74,7 @@ class FairQueue(Generic[Item]):
         line.add(item)
 
     def first(self, caller: str | None = None) -> Item | None:
-        """The item that `pop` would return; None if there is none."""
+        """Return the item that `pop` would return; None if there is none."""
         if caller is None and self._rotation:
             caller = self._rotation[0]
         line = None if caller is None else self._lines.get(caller)
@@ -85,7 +84,7 @@ class FairQueue(Generic[Item]):
         """Remove and return the next item.
 
         Args:
-            caller: Whose; it takes its turn now and goes to the end of the rotation. None: that of
+            caller: The caller whose item is taken; it goes to the end of the rotation. None means
                 the caller whose turn it is.
 
         Raises:
@@ -106,7 +105,7 @@ class FairQueue(Generic[Item]):
         return item
 
     def remove(self, item: Item) -> None:
-        """Remove an item, wherever it stands.
+        """Remove an item from any position.
 
         Raises:
             ValueError: It is not in the queue.

@@ -1,1 +1,1 @@
-"""Small files that are read again when they change."""
+"""Files of the operator, which are read again when they change."""

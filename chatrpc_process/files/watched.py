@@ -1,4 +1,4 @@
-"""Files that may change while the process runs: keys, certificates, routes."""
+"""Files that may change while the process runs, such as keys, certificates and registries."""
 
 import asyncio
 import threading
@@ -20,60 +20,63 @@ log = structlog.get_logger(__name__)
 
 
 class Reloaded(Protocol):
-    """Files that are read again when they change."""
+    """The state of files that are read again when they change."""
 
     @property
-    def paths(self) -> Sequence[Path]: ...
+    def paths(self) -> Sequence[Path]:
+        """The paths of the files."""
+        ...
 
     @property
     def is_current(self) -> bool:
-        """Whether what is in use is what the files contained when they were last looked at."""
+        """True if the content in use is that of the files when they were last checked."""
         ...
 
     @property
     def loaded_at_s(self) -> float:
-        """When what is in use was read, in seconds since 1970."""
+        """The time at which the content in use was read, in seconds since 1970."""
         ...
 
 
 class Watched(Generic[Content]):
-    """The parsed content of files. A change that cannot be parsed leaves the value as it was, and
-    is tried again: what is missing may be in other files.
+    """The parsed content of files that may change.
 
-    Files are polled for their state. Notifications would miss the files that Kubernetes mounts,
-    which change by a symbolic link elsewhere, and some file systems have none.
-
-    It may be refreshed by any thread.
+    If a change cannot be parsed, the value stays as it was, and the files are read again at each
+    refresh until they are valid. Any thread may refresh.
 
     Args:
-        parse: Reads all of the files. It may raise ConfigError.
+        parse: Reads and parses all of the files. It may raise ConfigError.
+        paths: The files.
 
     Raises:
         ConfigError: The files cannot be parsed at first.
     """
 
+    # The state of files is polled. Notifications do not exist on all file systems, and they would
+    # miss files that Kubernetes mounts, since those change by a symbolic link in another directory.
+
     def __init__(self, parse: Callable[[], Content], *paths: Path) -> None:
         self.paths: Sequence[Path] = paths
         self._parse = parse
         self._lock = threading.Lock()
-        self._state = self._look()
+        self._state = self._states()
         self._failure: str | None = None
         self.value = parse()
         self.loaded_at_s = time.time()
 
     @property
     def is_current(self) -> bool:
-        """Whether the last change, if there was one, has been taken."""
+        """True if the content in use is that of the files when they were last checked."""
         return self._failure is None
 
     def refresh(self) -> bool:
         """Read the files again if they have changed or could not be parsed.
 
         Returns:
-            Whether there is a new value.
+            True if there is a new value.
         """
         with self._lock:
-            state = self._look()
+            state = self._states()
             if state == self._state and self._failure is None:
                 return False
             self._state = state
@@ -82,7 +85,7 @@ class Watched(Generic[Content]):
             except ConfigError as error:
                 self._fail(str(error))
                 return False
-            except Exception as error:  # it must not end the watching
+            except Exception as error:  # otherwise the files would not be watched any more
                 self._fail(type(error).__name__)  # its text may quote a secret
                 return False
             self._failure = None
@@ -91,7 +94,7 @@ class Watched(Generic[Content]):
             return True
 
     def _fail(self, reason: str) -> None:
-        """Log each reason once."""
+        """Note the reason, and log it unless it is the previous one."""
         if reason != self._failure:
             log.error("file_reload_failed", files=self._names(), reason=reason)
         self._failure = reason
@@ -106,13 +109,13 @@ class Watched(Generic[Content]):
     def _names(self) -> list[str]:
         return [str(path) for path in self.paths]
 
-    def _look(self) -> list[tuple[int, int, int] | None]:
+    def _states(self) -> list[tuple[int, int, int] | None]:
         return [_state(path) for path in self.paths]
 
 
 @asynccontextmanager
 async def watching(*files: Watched[Any] | None, poll_s: float = POLL_S) -> AsyncIterator[None]:
-    """Refresh those that are not None, every `poll_s` seconds, while in the context."""
+    """Refresh the files that are not None every `poll_s` seconds while in the context."""
     tasks = [asyncio.ensure_future(each.watch(poll_s)) for each in files if each is not None]
     try:
         yield

@@ -1,8 +1,8 @@
-"""Structured logs: one line an event on stderr, as text for people or as JSON for machines.
+"""Structured logs: one line for each event on stderr, as text for people or JSON for machines.
 
-Our own loggers come from `structlog.get_logger(__name__)`, those of libraries from the standard
-library; both end in the same handler. Values bound to `structlog.contextvars` (the request id) are
-in every line. The names of our events are constants in snake_case; alerts may search for them.
+Our loggers come from `structlog.get_logger(__name__)`, those of libraries from `logging`. Both use
+the same handler. Values bound to `structlog.contextvars`, such as the request id, are in
+every line. The names of our events are constants in snake_case; alerts may search for them.
 """
 
 import logging
@@ -15,20 +15,20 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-# `log_level` is the level of these. Libraries are never more talkative than info: at debug, gRPC
-# writes a line or two a call that say nothing of it.
+# The packages that `log_level` applies to. The lowest level of libraries is info: at debug, gRPC
+# writes one or two lines for each call, without any information about it.
 _OUR_LOGGERS = ("__main__", "chatrpc_cli", "chatrpc_process", "gateway_http", "service")
-# Libraries whose info is a line a request or a connection.
+# Libraries that log a line at info for each request or connection.
 _NOISY_LOGGERS = ("asyncio", "httpx", "huggingface_hub", "urllib3", "uvicorn")
 
-# A value in a line can be a client's: a model's name, a user agent, part of an error's text.
+# Clients send some of the values, such as the name of a model or the user agent.
 _MAX_VALUE_CHARS = 2000
-# Of several lines by nature, and ours.
+# Fields with several lines, which are made by us.
 _MULTILINE = frozenset({"exception", "stack"})
 
 
 def configure_logging(level: LogLevel, log_format: LogFormat) -> None:
-    """Send every log line of this process to stderr, at `level` and above."""
+    """Write every log line of this process at `level` and above to stderr."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -73,9 +73,9 @@ def configure_logging(level: LogLevel, log_format: LogFormat) -> None:
 
 
 def printable(text: str, max_chars: int) -> str:
-    """The first `max_chars` characters of a text, with escapes for those that are not printable.
+    """Return the first `max_chars` characters of a text, with unprintable ones escaped.
 
-    So a line feed begins no second line, and no escape sequence reaches a terminal.
+    So a line feed does not start a second line, and no escape sequence reaches a terminal.
     """
     short = text if len(text) <= max_chars else text[:max_chars] + "..."
     if short.isprintable():

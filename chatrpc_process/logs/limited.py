@@ -1,4 +1,4 @@
-"""Log lines that clients can cause in any number, such as those of rejected connections."""
+"""Limits log lines that clients can cause in any number, such as those of rejected connections."""
 
 import asyncio
 import threading
@@ -9,14 +9,14 @@ _INTERVAL_S = 10.0
 
 
 class LimitedLog:
-    """Writes the first of several lines alike and counts the others.
+    """Writes the first of several similar lines and counts the others.
 
-    The lines of one kind that are suppressed within an interval become one line at its end: the
-    last of them, with their number as `num_suppressed`. So a flood costs one line an interval and
-    kind, and its extent is still in the log.
+    Lines of one kind that follow within an interval are suppressed. At the end of the interval the
+    last of them is written, with their number as `num_suppressed`. So a flood costs one line for
+    each interval and kind, and its size is still in the log.
 
     Args:
-        interval_s: the length of an interval, from the first line of a kind.
+        interval_s: Length of an interval in seconds, from the first line of a kind.
     """
 
     def __init__(self, interval_s: float = _INTERVAL_S) -> None:
@@ -27,10 +27,12 @@ class LimitedLog:
     def write(
         self, write: Callable[..., object], event: str, *, kind: Hashable, **fields: Any
     ) -> None:
-        """Write a line by `write`, a method of a logger, or count it. Any thread may call this.
+        """Write a line or count it. Any thread may call this.
 
         Args:
-            kind: what makes lines alike, beside the event. There must be a bounded number of these.
+            write: The method of a logger that writes the line.
+            kind: Lines with equal `event` and `kind` are similar. The number of different kinds
+                must be bounded.
         """
         with self._lock:
             suppressed = self._suppressed.get((event, kind))
@@ -43,7 +45,7 @@ class LimitedLog:
         self._end_interval_later(event, kind)
 
     def _end_interval_later(self, event: str, kind: Hashable) -> None:
-        """On the running event loop, with which it ends; or on a thread, where there is none."""
+        """End the interval from a timer of the running event loop, or of a thread without one."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:

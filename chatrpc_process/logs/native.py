@@ -21,21 +21,20 @@ log = structlog.get_logger(__name__)
 
 
 def capture_native_log() -> None:
-    """Turn what is written to C's `stderr` from now on into log lines, until the process ends.
+    """Turn everything that is written to C's `stderr` into log lines, until the process ends.
 
-    Also has Python write the stacks of all threads to stderr when the process dies by a signal
-    such as SIGSEGV or SIGABRT.
+    Also, if a signal such as SIGSEGV or SIGABRT ends the process, Python writes the stacks of all
+    threads to stderr.
 
-    Only the stream of C's library is redirected, which glibc permits, and not file descriptor 2:
-    Python's tracebacks, Rust's panics and the last message of a process that aborts stay where they
-    were, since nobody could read them from a pipe of a process that is gone. Without glibc, nothing
-    is redirected.
+    Only the stream of the C library is redirected, which glibc permits, and not file descriptor 2.
+    Tracebacks of Python, panics of Rust and the last message of an abort are still written there;
+    in a pipe they would be lost with the process. Without glibc, nothing is redirected.
     """
     faulthandler.enable()
     if platform.libc_ver()[0] != "glibc":
         return
     reading, writing = os.pipe2(os.O_CLOEXEC)
-    # What a writer cannot get rid of at once is lost: it may hold a lock, or the interpreter's.
+    # If the pipe is full, messages are dropped: their writer may have a lock and must not wait.
     os.set_blocking(writing, False)
     _redirect_stderr(writing)
     reader = threading.Thread(target=_read, args=(reading,), name="native-log", daemon=True)
@@ -43,7 +42,8 @@ def capture_native_log() -> None:
 
 
 def _redirect_stderr(descriptor: int) -> None:
-    """https://sourceware.org/glibc/manual/latest/html_node/Standard-Streams.html"""
+    """Replace the C library's `stderr` by a stream that writes to `descriptor`."""
+    # https://sourceware.org/glibc/manual/latest/html_node/Standard-Streams.html
     libc = ctypes.CDLL(None)
     libc.fdopen.restype = ctypes.c_void_p
     stream = libc.fdopen(descriptor, b"w")

@@ -77,7 +77,7 @@ class ListenerSettings(ProcessSettings):
         return TlsFiles(self.tls_certificate, self.tls_key, self.tls_client_ca)
 
     @model_validator(mode="after")
-    def _tls_is_whole(self) -> Self:
+    def _tls_options_are_complete(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key must be given together")
         if self.tls_client_ca is not None and self.tls_certificate is None:
@@ -85,7 +85,7 @@ class ListenerSettings(ProcessSettings):
         return self
 
     @model_validator(mode="after")
-    def _is_not_open_by_accident(self) -> Self:
+    def _remote_address_has_authentication(self) -> Self:
         authenticates = self.api_keys is not None or self.tls_client_ca is not None
         if not (authenticates or self.insecure or is_loopback(self.host)):
             raise ValueError(

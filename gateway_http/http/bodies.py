@@ -223,7 +223,7 @@ class _HeldBytes:
                 raise _full()
             self._capacity.take(self._name, more)
         elif more < 0:
-            self._capacity.give_back(self._name, -more)
+            self._capacity.release(self._name, -more)
         self._num_held = wanted
 
 

@@ -29,7 +29,7 @@ class ModelSpec:
         max_model_len: Maximum tokens of a sequence, prompt and output together.
         max_sequences: Maximum sequences of one request, of all its prompts together.
         sampling_defaults: Sampling parameters where a request sets none.
-        vocab_size: Number of token ids that the model knows; None if the backend has no token ids.
+        vocab_size: Number of token ids of the model; None if the backend has no token ids.
         max_token_chars: Maximum characters of a text that one token stands for; None if unknown.
     """
 
@@ -82,7 +82,7 @@ class Prompt:
     Attributes:
         text: The prompt's text, for text completions.
         token_ids: Empty if the backend has no token ids.
-        num_tokens: None if the backend does not know it before the end.
+        num_tokens: None if the backend reports it only at the end, or never.
         text_offsets: Offset in `text` of each token, for text completions that return it.
     """
 
@@ -137,7 +137,7 @@ class TextDelta:
         tool_calls: Pieces of tool calls.
         prompt_index: Index of the prompt.
         text_offsets: Offset in the choice's text of each of the `num_tokens` tokens.
-        timings: Progress of the prompt's request, from a backend that knows it.
+        timings: Progress of the prompt's request, from a backend that reports it.
     """
 
     text: str = ""

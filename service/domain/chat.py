@@ -30,7 +30,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class PromptOptions:
-    """How a conversation is rendered to a prompt.
+    """Options for rendering a conversation to a prompt.
 
     Attributes:
         template_kwargs: Variables for the chat template.
@@ -64,7 +64,7 @@ class Tool:
 
 
 class ToolMode(Enum):
-    """Whether an output has tool calls."""
+    """The tool calls that an output must or may have."""
 
     AUTO = "auto"  # the model decides
     REQUIRED = "required"

@@ -12,18 +12,18 @@ from service.domain.sampling import SamplingParams
 
 
 class FinishReason(Enum):
-    """Why a sequence ended."""
+    """The reason why a sequence ended."""
 
     STOP = "stop"
     LENGTH = "length"
-    TOOL_CALLS = "tool_calls"  # of an answer; an engine knows nothing of calls
+    TOOL_CALLS = "tool_calls"  # set by the output parser; an engine has no tool calls
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller of a request, as scheduling and caching know it.
+    """The caller of a request, for scheduling and caching.
 
-    Requests of one caller wait behind one another; different callers take turns.
+    Requests of one caller are served in order; different callers take turns.
 
     Attributes:
         name: Identifies the caller. Empty for requests without an identity, which share one queue.
@@ -62,23 +62,26 @@ class EngineTimings:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an engine is asked: token ids in.
+    """One request to an engine.
 
-    `sampling.max_tokens` may be None or too large: the engine clamps it to what the context leaves.
-    `stop_token_ids` holds every token that ends the sequence, the model's own included.
-    `deadline` is a time of `time.monotonic()`, in seconds; a request still waiting then is dropped.
-    What is cached of a prompt is shared among requests with an equal `cache_salt` alone.
-    `n` sequences are generated from one computation of the prompt, that of index `i` with draws of
-    its own, by the seed and `i`. Requests with a lower `priority` are admitted first and preempted
-    last.
-    `num_logprobs` and `num_prompt_logprobs`: how many of the likeliest tokens to tell at each place
-    beside the one that stands there; None: no log probabilities at all.
-    `bad_token_sequences`, none of them empty, are never generated. `constraint` is the grammar of
-    the output.
+    The options take effect in vLLM's order: allowed tokens, bad sequences, the constraint and
+    `min_tokens`, then bias, penalties, temperature, min-p, top-k and top-p. Log probabilities are
+    those of the model, before any option.
 
-    What may come and how likely it is goes by vLLM's order: allowed tokens, bad sequences, the
-    constraint and `min_tokens`, then bias, penalties, temperature, min-p, top-k and top-p. Log
-    probabilities are those of the model itself, before any of it.
+    Attributes:
+        sampling: `max_tokens` may be None or too large. The engine limits it to what the context
+            leaves.
+        stop_token_ids: All tokens that end the sequence, the model's own included.
+        deadline: Of `time.monotonic()`, in seconds. A request that is still waiting then fails.
+        cache_salt: Only requests with an equal salt share cached prompt prefixes.
+        n: Number of sequences. The prompt is computed once. Sequence `i` is sampled by the seed
+            and `i`.
+        priority: Requests with a lower value are admitted first and preempted last.
+        num_logprobs: Number of most likely tokens whose log probabilities are returned beside that
+            of each generated token. None: no log probabilities.
+        num_prompt_logprobs: The same for the prompt.
+        bad_token_sequences: Sequences that are never generated, none of them empty.
+        constraint: The grammar of the output.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -97,7 +100,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """A token's log probability (natural, before temperature), and its likeliest rivals'.
+    """The log probability of a token (natural, before temperature) and of the most likely tokens.
 
     `top` is in falling order, the lower token id first among equals.
     """
@@ -109,15 +112,18 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
-    """What an engine answers: the next token ids of a sequence, and why it ended if it did.
+    """The next tokens of one sequence of a request.
 
-    Where `finish_reason` is STOP the last of `token_ids` is a stop token, or there are none: then
-    nothing was left that may come.
-
-    `index` says which of the request's `n` sequences. `num_cached_tokens` of the prompt came from
-    the prefix cache; every output with a token says so. `logprobs` has one for each of `token_ids`
-    where they were asked for; `prompt_logprobs`, one for each token of the prompt but the first,
-    comes with the first output of sequence 0. `timings` are those of the request at this output.
+    Attributes:
+        finish_reason: Not None if the sequence has ended. With STOP, the last of `token_ids` is a
+            stop token; or there is no token, because none was allowed.
+        num_cached_tokens: Number of tokens of the prompt that came from the prefix cache. Set in
+            every output with a token.
+        index: Index of the sequence.
+        logprobs: Those of `token_ids`, if requested.
+        prompt_logprobs: Those of all tokens of the prompt but the first, if requested. They come
+            with the first output of sequence 0.
+        timings: Progress of the request at this output.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -134,7 +140,7 @@ class TokenOutput:
         return not self.token_ids and self.finish_reason is None
 
     def merged_with(self, later: "TokenOutput") -> "TokenOutput":
-        """This output and the one that follows it, as one."""
+        """Return this output and the one after it as one output."""
         return TokenOutput(
             self.token_ids + later.token_ids,
             later.finish_reason,
@@ -155,15 +161,15 @@ class EngineStats:
     num_waiting: int = 0
     num_kv_blocks: int = 0
     kv_block_size: int = 0  # tokens in a block
-    num_free_kv_blocks: int = 0  # held by no sequence, whether they are cached or not
+    num_free_kv_blocks: int = 0  # used by no sequence, cached or not
     # Since start:
     num_preemptions: int = 0
     num_steps: int = 0
     num_failed_steps: int = 0
-    num_prefix_cache_queries: int = 0  # tokens of prompts that were looked for in the cache
-    num_prefix_cache_hits: int = 0  # those of them that were found
-    num_draft_tokens: int = 0  # guessed for the model to check
-    num_accepted_tokens: int = 0  # those of them that were right
+    num_prefix_cache_queries: int = 0  # prompt tokens that were looked up
+    num_prefix_cache_hits: int = 0  # prompt tokens that were found
+    num_draft_tokens: int = 0  # draft tokens proposed
+    num_accepted_tokens: int = 0  # draft tokens accepted
 
 
 @runtime_checkable
@@ -172,7 +178,7 @@ class Engine(Protocol):
 
     @property
     def max_model_len(self) -> int:
-        """The longest sequence served, prompt and answer together, in tokens. Known after start."""
+        """Maximum tokens of a sequence, prompt and output together. Known after start."""
         ...
 
     async def start(self, model: EngineModel) -> None:
@@ -185,17 +191,17 @@ class Engine(Protocol):
 
     @property
     def max_request_sequences(self) -> int:
-        """The most sequences that one request can have, all its prompts together."""
+        """Maximum sequences of one request, all its prompts together."""
         ...
 
     def reserve(self, caller: Caller, num_sequences: int) -> AbstractContextManager[None]:
-        """Hold places in the queue, while in the context, for a request that is being prepared.
+        """Reserve queue capacity, while in the context, for a request that is being prepared.
 
-        So a request that has no room is refused before any work is done on it, and requests that
-        are being prepared count like those that wait.
+        A request without capacity is rejected before any work is done on it. Requests that are
+        being prepared count as waiting.
 
         Raises:
-            QueueFull: The queue is full, or the caller has its share of it.
+            QueueFull: The queue is full, or the caller has used its share of it.
             EngineDead: The engine has failed.
         """
         ...
@@ -203,9 +209,7 @@ class Engine(Protocol):
     def generate(
         self, request: Request, *, is_reserved: bool = False
     ) -> AsyncGenerator[TokenOutput, int | None]:
-        """Run the sequences of one request to their ends.
-
-        `is_reserved` says that a reservation is held for them; otherwise they take places here.
+        """Generate the sequences of one request.
 
         The first item has no token: the request has been admitted. When the first step with one of
         its sequences begins, another item without a token follows, unless its first token comes
@@ -213,25 +217,28 @@ class Engine(Protocol):
         reason of one sequence, several tokens if the consumer is slow. Every item has `timings`.
 
         Sending the index of a sequence ends that sequence, and no more items of it follow. Closing
-        the generator aborts the request and frees what it held.
+        the generator aborts the request and frees its resources.
+
+        Args:
+            is_reserved: True if capacity is reserved for the request. Otherwise it is taken here.
 
         Raises, at the first item:
-            ContextLengthExceeded, QueueFull, DeadlinePassed: the request is refused.
+            ContextLengthExceeded, QueueFull, DeadlinePassed: The request is rejected.
         Raises, later:
-            DeadlinePassed: the deadline passed while a sequence waited for its turn.
-            StepFailed: the engine has failed over this request, and goes on without it.
-            EngineDead: the engine has failed.
+            DeadlinePassed: The deadline passed while a sequence was waiting.
+            StepFailed: A step with this request failed. Other requests are not affected.
+            EngineDead: The engine has failed.
         """
         ...
 
     def stats(self) -> EngineStats: ...
 
     async def wait_dead(self) -> None:
-        """Return when the engine has failed. Never returns for one that is well or was stopped."""
+        """Return when the engine has failed. Never return otherwise, even after `stop`."""
         ...
 
     async def stop(self) -> bool:
-        """Fail what still runs and free the model; whether the engine was well to the end."""
+        """Fail the running requests and free the model. Return False if the engine had failed."""
         ...
 
 

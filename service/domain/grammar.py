@@ -5,61 +5,66 @@ from typing import Protocol
 
 
 class Matcher(Protocol):
-    """Where one answer stands in the grammar that it must follow.
+    """The state of one output in its grammar.
 
-    One thread at a time uses it, not always the same. While it computes, others should have the
-    interpreter: the model's next step is under way. What it raises ends its own request.
+    One thread at a time uses it, not always the same. It should release the interpreter's lock
+    while it computes, because the model's next step is under way. An exception ends its request
+    only.
     """
 
     def allowed_tokens(self) -> bytes:
-        """A bit for each token id that may come next, the lowest bit of the first byte for 0.
+        """Return a bit for each token id that may come next, the lowest bit of byte 0 for id 0.
 
-        Where the grammar is fulfilled, the tokens that end the answer are among them. Behind such a
-        token there is none, and where there is none the answer ends.
+        If the grammar is fulfilled, the tokens that end the output are among them. After such a
+        token no token is allowed. If no token is allowed, the output ends.
         """
         ...
 
     def forced_tokens(self) -> tuple[int, ...]:
-        """What must come next, as far as there is no choice; it may be nothing.
+        """Return the tokens that must come next, as far as there is no choice; possibly none.
 
-        A guess will do: it saves time where `allowed_tokens` agrees, and changes no answer.
+        They are used as a draft: wrong ones are rejected by `allowed_tokens` and change no output.
         """
         ...
 
     def advance(self, token_id: int) -> None:
-        """Take in a token that `allowed_tokens` allows."""
+        """Append a token that `allowed_tokens` allows."""
         ...
 
     def fork(self) -> "Matcher":
-        """A matcher at the same place, to look ahead with: this one does not hear of it.
+        """Return a copy for checking draft tokens. Advancing it does not affect this matcher.
 
-        It raises where this one would have to give up: what is only guessed ends no answer.
+        The copy raises where this matcher would give up, because a draft must end no output.
         """
         ...
 
 
 class Constraint(Protocol):
-    """A compiled grammar. Immutable, and shared by the requests that ask for the same."""
+    """A compiled grammar. Immutable, and shared by requests with the same grammar."""
 
     def matcher(self) -> Matcher:
-        """A matcher at the start of an answer."""
+        """Return a matcher at the start of an output."""
         ...
 
 
 class OutputConstraint(Constraint, Protocol):
-    """A constraint of one request, which can turn out to cost too much to be followed further."""
+    """The constraint of one request. It fails if following it costs too much.
 
-    failure: str | None  # why, once that has happened: the answer was ended for it
+    Attributes:
+        failure: The reason, once it has failed and ended its output.
+    """
+
+    failure: str | None
 
     def is_fulfilled(self, token_ids: Sequence[int]) -> bool:
-        """Whether an answer of these tokens, without its end, is whole."""
+        """Return True if an output of these tokens, without its end token, is complete."""
         ...
 
     def after(self, text: str) -> "OutputConstraint":
-        """Return the constraint of what follows `text`, with which the answer begins.
+        """Return the constraint of the rest of an output that begins with `text`.
 
         Raises:
-            InvalidGrammar: no answer begins so.
+            InvalidGrammar: No output of the grammar begins with it.
         """
         ...
 
@@ -68,24 +73,28 @@ class Grammars(Protocol):
     """Compiles grammars for one model's tokens. Safe to call from any thread."""
 
     def control_token_id(self, text: str) -> int | None:
-        """The id of the token that a grammar can name by it alone; None where `text` is text.
+        """Return the id of the control token with this text; None if there is none.
 
-        Among them are special tokens, and others that look like one, `<tool_call>` say.
+        A grammar can refer to control tokens only by id. They are the special tokens, and others
+        that look like one, such as `<tool_call>`.
         """
         ...
 
     def compile(self, grammar: str) -> OutputConstraint:
-        """The grammar, in llguidance's notation, compiled or from the cache.
+        """Return a compiled grammar, from the cache if possible.
+
+        Args:
+            grammar: In llguidance's notation.
 
         Raises:
-            InvalidGrammar: it is malformed, cannot be fulfilled or takes too much to compile.
+            InvalidGrammar: It is malformed, cannot be fulfilled or takes too much to compile.
         """
         ...
 
     def cached(self, grammar: str) -> OutputConstraint | None:
-        """Return the grammar if it has been compiled, without any wait. None: it has not been.
+        """Return a grammar from the cache, without compiling it; None if it is not there.
 
         Raises:
-            InvalidGrammar: it could not be compiled.
+            InvalidGrammar: It could not be compiled before.
         """
         ...

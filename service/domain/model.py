@@ -12,7 +12,7 @@ from service.domain.sampling import SamplingParams
 
 
 class Tokenizer(Protocol):
-    """What this service needs of a tokenizer. Implementations are safe to call from any thread."""
+    """A model's tokenizer. Implementations are safe to call from any thread."""
 
     @property
     def vocab_size(self) -> int:
@@ -21,7 +21,7 @@ class Tokenizer(Protocol):
 
     @property
     def max_token_chars(self) -> int:
-        """No token stands for more characters of a text than this."""
+        """Maximum number of characters of a text that one token stands for."""
         ...
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
@@ -29,27 +29,27 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What a token stands for in the middle of a text: pieces of UTF-8, whole or not.
+        """Return the UTF-8 bytes of a token in the middle of a text, or a part of a character.
 
-        Of a special token it is its name. An id outside the vocabulary has no bytes.
+        Those of a special token are its name. An id outside the vocabulary has no bytes.
         """
         ...
 
     def special_token_id(self, text: str) -> int | None:
-        """The id of the special token written so; None if there is none."""
+        """Return the id of the special token with this text; None if there is none."""
         ...
 
     def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
-        """The conversation through the model's chat template.
+        """Return the conversation as the model's chat template renders it.
 
         Raises:
-            TemplateRefused: the template refuses the conversation.
+            TemplateRejected: The template rejects the conversation.
         """
         ...
 
 
 class ToolFormat(Enum):
-    """How a model writes calls of functions."""
+    """The syntax of a model's tool calls."""
 
     HERMES = "hermes"
     LLAMA3_JSON = "llama3_json"
@@ -61,7 +61,7 @@ class ToolFormat(Enum):
 
 
 class ReasoningFormat(Enum):
-    """How a model marks what it thinks before it answers."""
+    """The markers around a model's reasoning."""
 
     NONE = "none"
     THINK = "think"
@@ -70,7 +70,7 @@ class ReasoningFormat(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChatFormats:
-    """What a model writes beside plain text, and whether its template shows it tools."""
+    """The formats of a model's tool calls and reasoning, and if its template takes tools."""
 
     tools: ToolFormat = ToolFormat.HERMES
     has_tool_template: bool = False
@@ -79,7 +79,7 @@ class ChatFormats:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What the service says about a model."""
+    """The description of a model that clients receive."""
 
     id: str
     aliases: tuple[str, ...]
@@ -99,7 +99,7 @@ class LocalModel:
     engine: Engine
     sampling_defaults: SamplingParams
     eos_token_ids: frozenset[int]
-    vocab_size: int  # of the model: tokenizers may have more tokens than it knows
+    vocab_size: int  # of the model; a tokenizer may have more tokens
     formats: ChatFormats = ChatFormats()
-    grammars: Grammars | None = None  # None: the tokenizer is of a kind that has none
+    grammars: Grammars | None = None  # None: this kind of tokenizer has none
     json_layout: JsonLayout = JsonLayout.FLEXIBLE

@@ -1,4 +1,4 @@
-"""How tokens are chosen."""
+"""Sampling parameters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are chosen and when generation ends.
+    """Parameters of the choice of tokens and of the end of generation.
 
     The values here are OpenAI's defaults and the only place where a default is written; the model's
     `generation_config` replaces them at start, a request's own fields replace those.
@@ -33,5 +33,5 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether only the most likely token can be chosen; under 1e-5 logits overflow."""
+        """True if only the most likely token can be chosen. Below 1e-5, logits would overflow."""
         return self.temperature < 1e-5 or self.top_k == 1 or self.top_p == 0.0

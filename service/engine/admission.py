@@ -72,7 +72,7 @@ class Admission:
 
     def leave(self, caller: Caller, num_sequences: int) -> None:
         """Remove a request that was admitted by `enter`."""
-        self._inside.give_back(caller.name, num_sequences)
+        self._inside.release(caller.name, num_sequences)
         if not self._inside.held_by(caller.name):
             del self._weights[caller.name]
 

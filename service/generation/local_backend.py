@@ -86,7 +86,7 @@ class LocalGeneration:
                 async with deadline_scope(self._call.deadline):
                     index, output = await outputs.next(ended)
                 deltas = await self._read(prompts[index], output)
-                # A stop string may have ended the sequence, which the engine does not know.
+                # A stop string may have ended the sequence; then the engine has to end it too.
                 ended = None if deltas[-1].finish_reason is None else output.index
                 if prompts[index].is_finished:
                     await outputs.drop(index)

@@ -101,7 +101,7 @@ def _engine_requests(
     call: CallContext,
 ) -> Iterator[Request]:
     sampling = request.sampling
-    # An engine generates at least one token. If the request wants none, that token is dropped.
+    # An engine generates at least one token. If the request asks for none, that token is dropped.
     engine_sampling = replace(sampling, max_tokens=1) if sampling.max_tokens == 0 else sampling
     stop_token_ids = _stop_token_ids(sampling, model, constraint)
     bad_words = tuple(_bad_token_sequences(sampling.bad_words, model.tokenizer))
@@ -126,10 +126,10 @@ def _chat_prompt(token_ids: list[int], request: ChatRequest, model: LocalModel) 
     """Return the prompt of a chat.
 
     Raises:
-        InvalidField: It has a token that the model does not know.
+        InvalidField: It has a token outside of the model's vocabulary.
     """
     if token_ids and max(token_ids) >= model.vocab_size:
-        words = f"The model does not know the token {max(token_ids)}."
+        words = f"The token {max(token_ids)} is not in the model's vocabulary."
         raise InvalidField(request.messages_field, words)
     return Prompt(token_ids=tuple(token_ids), num_tokens=len(token_ids))
 
@@ -140,7 +140,7 @@ def _completion_prompt(
     """Return a prompt, tokenized and truncated.
 
     Raises:
-        InvalidField: The prompt is empty, too long, or has a token that the model does not know.
+        InvalidField: The prompt is empty, too long, or has a token outside of the vocabulary.
     """
     tokenizer, max_model_len = model.tokenizer, model.card.max_model_len
     length = request.truncate_prompt_tokens
@@ -158,7 +158,7 @@ def _completion_prompt(
     if not ids:
         raise InvalidField(field, "The prompt is empty.")
     if max(ids) >= model.vocab_size:
-        raise InvalidField(field, f"The model does not know the token {max(ids)}.")
+        raise InvalidField(field, f"The token {max(ids)} is not in the model's vocabulary.")
     if len(ids) >= max_model_len:
         raise ContextLengthExceeded(len(ids), max_model_len, field, "prompt")
     has_offsets = request.is_echoed and request.num_logprobs is not None

@@ -43,7 +43,7 @@ Encoded = TypeVar("Encoded")
 
 @dataclass(frozen=True, slots=True)
 class Decoder(Generic[Params, AnyRequest]):
-    """How the parameters of one kind of generation are decoded.
+    """The functions that decode the parameters of one kind of generation.
 
     Each function raises InvalidField, or one of its kinds.
 
@@ -170,11 +170,11 @@ def _check_num_logprobs(
     if of_prompts > MAX_LOGPROBS_AT_ONCE:
         raise InvalidField(
             "prompt_logprobs",
-            f"At most {MAX_LOGPROBS_AT_ONCE} log probabilities of prompt tokens are told at once.",
+            f"At most {MAX_LOGPROBS_AT_ONCE} log probabilities of prompt tokens are returned.",
         )
     if not is_streamed and of_outputs > MAX_LOGPROBS_AT_ONCE:
         raise InvalidField(
             "logprobs",
-            f"At most {MAX_LOGPROBS_AT_ONCE} log probabilities are told in one piece, and these "
-            f"could be {of_outputs}: stream the answer, or limit its tokens.",
+            f"At most {MAX_LOGPROBS_AT_ONCE} log probabilities are returned in one message, and "
+            f"this response could have {of_outputs}. Stream it, or limit its tokens.",
         )

@@ -13,10 +13,10 @@ from chatrpc.v1 import (
 )
 from chatrpc_process.tls import TlsFiles, watch_tls
 from chatrpc_process.tracing.api import OFF, Tracer
+from service.domain.timeouts import ClientTimeouts
 from service.metrics import Metrics
 from service.rpc.calls.authorization import Access
 from service.rpc.calls.interceptor import CallInterceptor
-from service.rpc.calls.message_reader import ClientTimeouts
 from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.calls.standard_services import StandardServiceInterceptor
 from service.rpc.calls.work_pools import WorkPools
@@ -29,47 +29,47 @@ from service.rpc.serving.load_reports import LoadReports
 from service.rpc.serving.reflection import enable_reflection
 from service.rpc.serving.tls import server_credentials
 
-# As the gateway's limit of a body. Answers may be longer: log probabilities take much room.
+# The same as the gateway's limit of a body. Responses may be larger: log probabilities are long.
 MAX_RECEIVED_BYTES = 8 << 20
 MAX_SENT_BYTES = 32 << 20
 MAX_METADATA_BYTES = 16 << 10
 
-# Core ignores a key that it does not know, so a test compares these with the keys in its binary.
-# There is no maximum_concurrent_rpcs: it would refuse health checks too and get a busy service
+# gRPC ignores an unknown key, so a test compares these with the keys in its binary.
+# There is no maximum_concurrent_rpcs: it would reject health checks too and get a busy service
 # killed.
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_RECEIVED_BYTES),
     ("grpc.max_send_message_length", MAX_SENT_BYTES),
-    # Clients may ping each 10 s, also during a long unary call: the default of 300 s ends their
-    # connection with too_many_pings. Those who ping in floods shall have just that.
+    # Clients may ping every 10 s, also during a long unary call. The default of 300 s would end
+    # their connection with too_many_pings, which is now for floods of pings.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 2),
     ("grpc.keepalive_permit_without_calls", 1),
-    # Ping clients too: one that died without a word still holds a generation. The default is 2 h.
-    # While nobody waits for data from them it is the ping's own timeout that counts, of 60 s.
+    # Ping clients too: a dead one still holds a generation. The default is 2 h. While no call waits
+    # for data from them, the ping's own timeout of 60 s counts.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.ping_timeout_ms", 20_000),
-    # Makes clients look the name up again, and so find new replicas. Streams outlive it by the
+    # Makes clients resolve the name again, and so find new replicas. Streams outlive it by the
     # grace.
     ("grpc.max_connection_age_ms", 120_000),
     ("grpc.max_connection_age_grace_ms", 3_600_000),
-    # Of one connection. More than a full queue, so that a client is refused what exceeds that, and
-    # does not wait in silence for a stream of its own.
+    # Per connection. More than a full queue, so that further calls of a client are rejected, and do
+    # not wait for a stream.
     ("grpc.max_concurrent_streams", 1024),
-    # One number where core has two: between them it refuses at random.
+    # One number where gRPC has two: between them it rejects at random.
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
-    # Of what a client sends and nobody reads 64 KiB a stream are kept; by measure it was megabytes.
+    # Without it, 64 KiB of unread data are kept for a stream; with it megabytes were measured.
     ("grpc.http2.bdp_probe", 0),
-    # On by default: a second server would bind the same port in silence and take half the calls.
+    # On by default: a second server would bind the same port and take half the calls.
     ("grpc.so_reuseport", 0),
 )
 
 _HEALTH = "grpc.health.v1.Health"
 _CHANNELZ = "grpc.channelz.v1.Channelz"
 
-# What is left when a drain is over are health watches, which hold stop() for its grace.
+# After a drain only health watches are open. They delay stop() by its grace.
 _STOP_GRACE_S = 0.5
 
 
@@ -77,16 +77,16 @@ class Server:
     """A grpc.aio server with all services of this package.
 
     Args:
-        lifecycle: what the services serve; started and drained by this server.
-        request_timeout_s: the longest a request may take.
-        has_reflection: whether clients may ask for the protos.
-        access: who may call.
-        metrics: where calls are counted.
-        client_timeouts: how long calls wait for their clients.
-        tracer: where their spans go.
-        tls: the server's certificate; None: none, all in the clear.
-        has_channelz: whether the admin port tells of connections, and of who is at their other end.
-        options: of gRPC's core.
+        lifecycle: The models and the state of the service; started and drained by this server.
+        request_timeout_s: Maximum duration of a request.
+        has_reflection: True if clients can read the protos by reflection.
+        access: Authorizes calls.
+        metrics: Counts calls.
+        client_timeouts: Timeouts of calls for their clients.
+        tracer: Records spans of calls.
+        tls: Files of the server's certificate; None: no TLS.
+        has_channelz: True if the admin port serves channelz, which lists connections and clients.
+        options: Options of gRPC.
     """
 
     def __init__(

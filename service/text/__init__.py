@@ -1,3 +1,1 @@
-"""Everything between text and tokens: templates, tokenizers, detokenization, stop strings,
-grammars.
-"""
+"""Everything between text and tokens: templates, tokenizers, stop strings, grammars."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from service.domain.chat import Message, PromptOptions, ToolCall
 from service.domain.model import Tokenizer
-from service.errors import TemplateRefused
+from service.errors import TemplateRejected
 
 _SYSTEM_ROLES = ("system", "developer")
 # Marks the end of a message to be continued, so that it can be found in the rendered text.
@@ -27,7 +27,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str, options: PromptOptions) -> li
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON within a message can write one
-        raise TemplateRefused("they contain an unpaired surrogate") from error
+        raise TemplateRejected("they contain an unpaired surrogate") from error
     # Templates write the beginning-of-sequence token themselves; encoding must not add a second
     # one.
     token_ids = tokenizer.encode(text, add_special_tokens=False)
@@ -42,7 +42,7 @@ def render_text(tokenizer: Tokenizer, messages: Sequence[Message], options: Prom
     beginning.
 
     Raises:
-        TemplateRefused: The template rejects the conversation. The message is that of the first
+        TemplateRejected: The template rejects the conversation. The message is that of the first
         try. UnsupportedField: The options contain a template variable that requests may not set.
     """
     chat = template_messages(messages)
@@ -50,13 +50,13 @@ def render_text(tokenizer: Tokenizer, messages: Sequence[Message], options: Prom
         chat[-1]["content"] += _END_OF_PROMPT
     try:
         text = tokenizer.render_chat(chat, options)
-    except TemplateRefused as refusal:
+    except TemplateRejected as refusal:
         text = _render_with_one_system(tokenizer, chat, options, refusal)
     if not options.continue_final_message:
         return text
     text, mark, _ = text.rpartition(_END_OF_PROMPT)
     if not mark:
-        raise TemplateRefused("it does not render the last message, which is to be continued")
+        raise TemplateRejected("it does not render the last message, which is to be continued")
     return text
 
 
@@ -73,8 +73,7 @@ def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def with_known_roles(chat: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
-    """Return the messages with role `system` for `developer`, if the template does not mention
-    `developer`.
+    """Rename the role `developer` to `system`, if the template does not mention it.
 
     Templates that write any role as it is would otherwise show the model a role that it was not
     trained on. Others would drop the message silently.
@@ -118,11 +117,11 @@ def _render_with_one_system(
     tokenizer: Tokenizer,
     chat: list[dict[str, Any]],
     options: PromptOptions,
-    refusal: TemplateRefused,
+    refusal: TemplateRejected,
 ) -> str:
     joined = _with_one_system(chat)
     if joined != chat:
-        with suppress(TemplateRefused):
+        with suppress(TemplateRejected):
             return tokenizer.render_chat(joined, options)
     raise refusal
 

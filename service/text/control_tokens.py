@@ -69,9 +69,7 @@ class ControlTokens:
         return ids
 
     def _encode_after(self, piece: str, encode_piece: Callable[[str], list[int]]) -> list[int]:
-        """Return the ids of a piece after other text. SentencePiece adds a space only at a
-        beginning.
-        """
+        """Return the ids of a piece after other text, where SentencePiece adds no space."""
         newline = self._as_written("\n")
         ids = encode_piece(f"\n{piece}")
         if ids[: len(newline)] == newline:
@@ -82,9 +80,7 @@ class ControlTokens:
         return encode(self._backend, text)
 
     def _as_text(self, text: str) -> list[int]:
-        """Return the ids of a text through all stages of the library except the one for added
-        tokens.
-        """
+        """Return the ids of a text through all of the library's stages except added tokens."""
         backend = self._backend
         if backend.normalizer is not None:
             text = backend.normalizer.normalize_str(text)

@@ -1,4 +1,4 @@
-"""A request as the engine and the readers of its answers need it: prompt, grammar, reading."""
+"""A chat request as the engine and the output parser need it: prompt, grammar, output format."""
 
 from dataclasses import dataclass, replace
 
@@ -9,7 +9,7 @@ from service.errors import (
     ContextLengthExceeded,
     InvalidField,
     InvalidGrammar,
-    TemplateRefused,
+    TemplateRejected,
     UnsupportedField,
 )
 from service.text.chat_template import encode_prompt, render_text
@@ -24,7 +24,7 @@ from service.text.tool_calls.syntax import SYNTAXES
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a request comes to. `grammar` is yet to be compiled."""
+    """A prepared chat request. `grammar` is not compiled yet; None if there is no constraint."""
 
     prompt_token_ids: list[int]
     output_format: OutputFormat
@@ -32,12 +32,12 @@ class Conversation:
 
 
 def prepare(chat: ChatRequest, model: LocalModel) -> Conversation:
-    """Render and tokenize the prompt, and find out how its answer will look. It takes a while.
+    """Render and tokenize the prompt, and determine the format of its output. Takes long.
 
     Raises:
-        TemplateRefused: the template refuses the conversation.
-        ContextLengthExceeded: the prompt is far too long.
-        InvalidField: what the answer is asked to be cannot be had.
+        TemplateRejected: The template rejects the conversation.
+        ContextLengthExceeded: The prompt is far too long.
+        InvalidField: The requested output cannot be enforced.
     """
     for tool in chat.tools:
         if tool.schema:
@@ -103,10 +103,10 @@ def response_grammar(response_format: ResponseFormat, model: LocalModel) -> Gram
 
 
 def compile_grammar(grammar: GrammarSpec, model: LocalModel) -> OutputConstraint:
-    """The constraint of an answer. Long work where the grammar has not been seen before.
+    """Return the constraint of an output. Takes long if the grammar is new.
 
     Raises:
-        InvalidField, or one of its kinds: it cannot be compiled, by the part that is to blame.
+        InvalidField, or one of its kinds: It cannot be compiled. The field names the part.
     """
     if model.grammars is None:
         raise UnsupportedField(
@@ -129,16 +129,15 @@ def compile_grammar(grammar: GrammarSpec, model: LocalModel) -> OutputConstraint
     except InvalidGrammar as error:
         raise InvalidField(
             grammar.begun_field,
-            "The message to be continued is not the beginning of an answer that the request asks "
-            "for.",
+            "The message to be continued does not begin an output that the request allows.",
         ) from error
 
 
 def cached_grammar(grammar: GrammarSpec, model: LocalModel) -> OutputConstraint | None:
-    """Return the constraint of an answer if it is there without a wait.
+    """Return the constraint of an output if it is cached; None otherwise.
 
     Raises:
-        What `compile_grammar` raises, where that is known.
+        What `compile_grammar` raises, if that is cached.
     """
     if grammar.begun or model.grammars is None:
         return None
@@ -147,11 +146,11 @@ def cached_grammar(grammar: GrammarSpec, model: LocalModel) -> OutputConstraint 
     try:
         return model.grammars.cached(grammar.rules())
     except InvalidGrammar:
-        return None  # `compile_grammar` finds the part that is to blame
+        return None  # `compile_grammar` finds the wrong part
 
 
 def _begun(chat: ChatRequest, markers: ReasoningMarkers | None) -> tuple[str, str]:
-    """The beginning of the answer that a final message is, after its reasoning; and its field."""
+    """Return the text of a final message that is continued, after its reasoning; and its field."""
     if not chat.prompt.continue_final_message:
         return "", ""
     text = chat.messages[-1].content or ""
@@ -162,7 +161,7 @@ def _begun(chat: ChatRequest, markers: ReasoningMarkers | None) -> tuple[str, st
 
 
 def _prompt(chat: ChatRequest, model: LocalModel) -> str:
-    """The prompt's text, its tools shown in the way that the template can take them."""
+    """Return the prompt's text, with the tools as the template takes them."""
     formats = model.formats
     if formats.has_tool_template:
         messages = chat.messages
@@ -174,7 +173,7 @@ def _prompt(chat: ChatRequest, model: LocalModel) -> str:
     try:
         messages = with_tools_in_text(chat.messages, chat.tools, syntax)
         return render_text(model.tokenizer, messages, chat.prompt)
-    except TemplateRefused:
+    except TemplateRejected:
         if not chat.tools:
             raise
     # Some templates, Gemma 2's among them, take no system message.

@@ -1,4 +1,4 @@
-"""The grammar of a whole answer: reasoning first, then tool calls or the response format."""
+"""The grammar of a whole output: reasoning first, then tool calls or the response format."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,14 @@ from service.text.tool_calls.syntax import CallSyntax
 
 @dataclass(frozen=True, slots=True)
 class GrammarSpec:
-    """What an answer must look like.
+    """Everything that determines the grammar of an output.
 
-    An answer with a response format may call functions instead, if the model decides. In free
-    text, calls of strict functions follow their schemas from the moment they begin. `begun` is the
-    answer's beginning, which the prompt has already.
+    With a response format and tools, the model may write tool calls instead. In free text, calls of
+    strict tools follow their schemas from their start.
+
+    Attributes:
+        begun: The beginning of the output that the prompt already has.
+        begun_field: The field of the request that has this beginning.
     """
 
     response_format: ResponseFormat | None
@@ -36,7 +39,7 @@ class GrammarSpec:
 
     @property
     def is_needed(self) -> bool:
-        """Whether there is anything that an answer must look like."""
+        """True if the output is constrained at all."""
         if self.response_format is not None:
             return True
         is_forced = bool(self.tools) and self.tool_mode is not ToolMode.AUTO
@@ -44,30 +47,30 @@ class GrammarSpec:
 
     @property
     def field(self) -> str:
-        """Where the request asks for it."""
+        """The field of the request that asks for the constraint."""
         if self.response_format is not None:
             return self.response_format.field
         return "tools"
 
     @property
     def length(self) -> int:
-        """The number of characters that the request describes it with."""
+        """Number of characters of its parts in the request."""
         wanted = self.response_format
         own = 0 if wanted is None else len(wanted.text) + sum(map(len, wanted.choices))
         return own + sum(len(tool.schema) for tool in self.tools)
 
     def schemas(self) -> Iterator[JsonSchema]:
-        """The schemas that the grammar is made of."""
+        """Yield the JSON schemas of the grammar."""
         schema = self._response_schema()
         if schema is not None:
             yield schema
         yield from map(self._arguments, self.tools)
 
     def rules(self) -> str:
-        """The grammar, in llguidance's notation. Long work where a schema of it is new.
+        """Return the grammar in llguidance's notation. Takes long if one of its schemas is new.
 
         Raises:
-            InvalidField, or one of its kinds: what can be seen to be wrong.
+            InvalidField, or one of its kinds: A part is invalid.
         """
         lines: list[str] = []
         bodies: list[str] = []
@@ -87,7 +90,7 @@ class GrammarSpec:
         return lark.composed("\n".join(dict.fromkeys([*start, *lines])), parts)
 
     def parts(self) -> Iterator[tuple[str, str]]:
-        """What the caller sent of it: each field with a grammar of it alone."""
+        """Yield each part that the caller sent: its field, and a grammar of that part only."""
         if self.response_format is not None:
             rules, further = self._response_rules(self.response_format)
             yield self.field, lark.composed(rules, further) if further else rules
@@ -120,7 +123,7 @@ class GrammarSpec:
         )
 
     def _calls(self, syntax: CallSyntax, parts: dict[str, str]) -> list[str]:
-        """The rules of calls; those of their arguments go into `parts`, equal ones once."""
+        """Return the rules of tool calls. Those of arguments go into `parts`, each once."""
         names: dict[str, str] = {}
         for i, tool in enumerate(self.tools):
             names.setdefault(self._arguments(tool).rules(), f"arguments_{i}")
@@ -134,8 +137,8 @@ class GrammarSpec:
         if not syntax.trigger:
             raise UnsupportedField(
                 self.response_format.field.partition(".")[0],
-                "This model's tool calls cannot be told from an answer in JSON. Ask for one of the "
-                "two.",
+                "This model's tool calls cannot be distinguished from JSON content. Use tools or a "
+                "response format, not both.",
             )
         return rules.forced()
 

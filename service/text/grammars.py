@@ -81,8 +81,7 @@ class CompiledGrammars:
         self._cached_bytes = 0
 
     def control_token_id(self, text: str) -> int | None:
-        """Return the id of the control token with this text, or None if the text is not a control
-        token.
+        """Return the id of the control token with this text, or None if there is none.
 
         A grammar refers to control tokens by id.
         """

@@ -11,7 +11,7 @@ from typing import Any
 import tokenizers
 
 from service.domain.chat import PromptOptions
-from service.errors import ModelLoadError, TemplateRefused, UnsupportedField
+from service.errors import ModelLoadError, TemplateRejected, UnsupportedField
 from service.json_file import read_json_object
 from service.text import jinja_template
 from service.text.chat_template import with_known_roles
@@ -97,7 +97,7 @@ class HfTokenizer:
         token only once.
 
         Raises:
-            TemplateRefused: `text` is from `render_chat`, and a message contains the text of a
+            TemplateRejected: `text` is from `render_chat`, and a message contains the text of a
                 control
                 token that this tokenizer cannot encode as plain text.
         """
@@ -110,7 +110,7 @@ class HfTokenizer:
         try:
             return self._control_tokens.encode(text)
         except ValueError as error:
-            raise TemplateRefused(str(error)) from error
+            raise TemplateRejected(str(error)) from error
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Return the ids' text without cleanup. Ids outside the vocabulary have no text."""
@@ -145,14 +145,14 @@ class HfTokenizer:
             messages: Dicts as templates expect them.
 
         Raises:
-            TemplateRefused: The template raised any error, or the model has no template. There is
+            TemplateRejected: The template raised any error, or the model has no template. There is
                 no
                 default format, which would give poor output without an explanation.
             UnsupportedField: `options.template_kwargs` contains a name that requests may not set.
         """
         template = self._tool_template if options.tools else self._template
         if template is None:
-            raise TemplateRefused("the model has no chat template")
+            raise TemplateRejected("the model has no chat template")
         reserved = jinja_template.RESERVED_VARIABLES | self._special_tokens.keys()
         for name in sorted(reserved & options.template_kwargs.keys()):
             raise UnsupportedField(
@@ -172,7 +172,7 @@ class HfTokenizer:
                 add_generation_prompt=options.add_generation_prompt,
             )
         except Exception as error:  # templates are programs and can raise anything
-            raise TemplateRefused(str(error) or type(error).__name__) from error
+            raise TemplateRejected(str(error) or type(error).__name__) from error
 
 
 def load_tokenizer(path: Path) -> HfTokenizer:
@@ -201,9 +201,7 @@ def load_tokenizer(path: Path) -> HfTokenizer:
 
 
 def _without_tokenizer_json(path: Path) -> str:
-    """Return the error message for a checkpoint without tokenizer.json, with advice for older
-    files.
-    """
+    """Return the error message if there is no tokenizer.json, with advice for older files."""
     message = f"No tokenizer can be loaded from {path}: it has no tokenizer.json"
     older = [name for name in _OLDER_FILES if (path / name).is_file()]
     if not older:

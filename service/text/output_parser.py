@@ -14,7 +14,7 @@ from service.text.tool_calls.syntax import CallSyntax
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """What the outputs for one request may hold beside content.
+    """The parts that the outputs for one request may have beside content.
 
     Attributes:
         reasoning: Markers around the reasoning; None if there is no reasoning.

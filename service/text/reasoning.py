@@ -79,9 +79,7 @@ class ReasoningText:
         return self._state is _State.OUTPUT
 
     def push(self, text: str, num_tokens: int) -> tuple[str, str]:
-        """Split the text of the next tokens. Return the reasoning and the rest that are certain
-        now.
-        """
+        """Split the text of the next tokens. Return the reasoning and the rest that are certain."""
         before = self._state
         reasoning = output = ""
         if self._state is _State.START:

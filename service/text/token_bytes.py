@@ -63,9 +63,7 @@ def _types(decoder: dict[str, object]) -> Iterator[str]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Return GPT-2's alphabet: printable Latin-1 characters are bytes; U+0100 and up are the
-    others.
-    """
+    """Return GPT-2's alphabet: printable Latin-1 characters, and others from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     rest = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {

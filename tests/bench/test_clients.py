@@ -59,7 +59,7 @@ async def test_delta_of_several_tokens_is_one_arrival() -> None:
 
 
 async def test_conversation_is_sent_whole_over_both_wires() -> None:
-    request = ask("one", 2).answered("two", "three")
+    request = ask("one", 2).with_turn("two", "three")
     async with Service() as service, serving(upstream=service.target) as url:
         await answered(GrpcClient(service.target, MODEL), request)
         await answered(HttpClient(f"{url}/v1", MODEL), request)

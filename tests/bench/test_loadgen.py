@@ -55,7 +55,7 @@ async def test_closed_loop_sends_all_requests_with_its_concurrency(num_clients: 
 
 async def test_closed_loop_after_its_time_limit_sends_one_request_per_client() -> None:
     client = CountingClient()
-    transcripts = await closed_loop(client, REQUESTS, 4, patience_s=-1)
+    transcripts = await closed_loop(client, REQUESTS, 4, max_start_s=-1)
     assert len(transcripts) == 4
 
 

@@ -51,7 +51,7 @@ def test_ratios_compare_our_server_with_each_peer(page: str) -> None:
 def test_report_names_the_failures(page: str) -> None:
     assert "| Broken | **" not in page
     assert "invalid" in page
-    assert "Not measured to the end: does not start: exit code 1: no" in page
+    assert "Not measured completely: does not start: exit code 1: no" in page
 
 
 def test_report_shows_the_cost_of_each_layer(page: str) -> None:

@@ -1,4 +1,4 @@
-"""`--check`, as far as both processes have it in common."""
+"""The part of `--check` that both processes have."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ def check(**options: Any) -> tuple[list[str], list[str]]:
     return findings.problems, findings.warnings
 
 
-def test_nothing_is_wrong_without_files(capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_without_files_have_no_problems(capsys: pytest.CaptureFixture[str]) -> None:
     findings = check_listener(ListenerSettings())
     assert findings.report() == 0
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""What a program does on a signal while it is still importing itself."""
+"""Signals to a program during its imports."""
 
 import signal
 import subprocess
@@ -14,13 +14,13 @@ CODE = (
 
 
 @pytest.mark.parametrize(("pid", "code"), [("1", 0), ("0", -signal.SIGTERM)])
-def test_the_first_process_of_a_container_ends_in_order(pid: str, code: int) -> None:
+def test_signal_ends_the_first_process_during_its_start(pid: str, code: int) -> None:
     done = subprocess.run([sys.executable, "-c", CODE, pid], check=False, timeout=120)
     assert done.returncode == code
 
 
-def test_it_is_the_first_thing_that_a_program_imports() -> None:
-    """In time for a signal that comes while the others are loaded, for a second or more."""
+def test_first_process_is_imported_first() -> None:
+    """Other imports take a second or more, in which a signal may arrive."""
     code = (
         "import sys; import service.__main__ as program;"
         "names = list(sys.modules); first = names.index('chatrpc_process.first_process');"

@@ -5,7 +5,7 @@ import pytest
 from chatrpc_process.interpreter import SWITCH_INTERVAL_S, take_short_turns
 
 
-def test_threads_take_short_turns() -> None:
+def test_switch_interval_is_short() -> None:
     before_s = sys.getswitchinterval()
     try:
         take_short_turns()

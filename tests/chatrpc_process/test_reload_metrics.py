@@ -1,4 +1,4 @@
-"""What Prometheus reads of files that change."""
+"""Metrics of watched files and certificates."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def test_failed_reload_is_seen_until_the_file_is_valid_again(tmp_path: Path) -> 
     assert (value(registry, LOADED_AT, path) or 0) >= loaded_at_s
 
 
-def test_end_of_a_certificate_is_told(tmp_path: Path) -> None:
+def test_expiry_of_a_certificate_is_exported(tmp_path: Path) -> None:
     files = issue(trustme.CA(), tmp_path)
     identity = watch_tls(files)
     registry = CollectorRegistry()
@@ -51,7 +51,7 @@ def test_end_of_a_certificate_is_told(tmp_path: Path) -> None:
     assert value(registry, NOT_AFTER, files.key) is None
 
 
-def test_nothing_is_told_without_files() -> None:
+def test_metrics_without_files_have_no_samples() -> None:
     registry = CollectorRegistry()
     registry.register(ReloadMetrics(None))
     assert [sample for metric in registry.collect() for sample in metric.samples] == []

@@ -1,4 +1,4 @@
-"""Certificates in files: their dates, and which replace which."""
+"""Certificates in files: their dates and their replacement."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A loop that hangs ends its process; one that is slow, or whose process was stopped, does not."""
+"""The watchdog ends a process with a blocked loop, and not one that is slow or was stopped."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from chatrpc_process.watchdog import EXIT_CODE, watched_loop
 from tests.fakes.wait import FAILSAFE_S, until
 
 
-async def test_a_call_that_blocks_the_loop_is_its_end() -> None:
+async def test_blocked_loop_ends_the_process() -> None:
     released, codes = threading.Event(), []
 
     def block_the_loop() -> None:
@@ -33,7 +33,7 @@ async def test_a_call_that_blocks_the_loop_is_its_end() -> None:
     assert "block_the_loop" in entry["stack"]
 
 
-async def test_a_loop_that_turns_goes_on() -> None:
+async def test_running_loop_is_not_ended() -> None:
     codes: list[int] = []
     loop = asyncio.get_running_loop()
     with watched_loop(1.0, codes.append):
@@ -42,7 +42,7 @@ async def test_a_loop_that_turns_goes_on() -> None:
     assert not codes
 
 
-async def test_nobody_watches_when_the_loop_has_been_left() -> None:
+async def test_left_context_is_not_watched() -> None:
     codes: list[int] = []
     with watched_loop(0.01, codes.append):
         await asyncio.sleep(0)
@@ -53,7 +53,7 @@ async def test_nobody_watches_when_the_loop_has_been_left() -> None:
     assert not codes
 
 
-# Says that it turns, until it is told to end.
+# Prints lines until its stdin is closed.
 _BEATING = """
 import asyncio, sys
 from chatrpc_process.watchdog import watched_loop
@@ -69,7 +69,7 @@ asyncio.run(main())
 """
 
 
-def test_a_process_that_was_stopped_goes_on() -> None:
+def test_stopped_process_continues() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", _BEATING],
         stdin=subprocess.PIPE,
@@ -111,7 +111,7 @@ asyncio.run(main())
 """
 
 
-def test_the_process_ends_and_says_where_it_hung() -> None:
+def test_stack_is_logged_before_the_process_ends() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _HANGING], capture_output=True, text=True, timeout=120, check=False
     )
@@ -121,12 +121,12 @@ def test_the_process_ends_and_says_where_it_hung() -> None:
     assert "time.sleep(600)" in said["stack"] or "in main" in said["stack"]
 
 
-def test_a_log_that_nobody_reads_does_not_keep_it() -> None:
+def test_unread_log_does_not_delay_the_end() -> None:
     fill = (
         "import os, fcntl; os.set_blocking(2, False)\ntry:\n  while os.write(2, b'x' * 4096): pass"
     )
     fill += "\nexcept BlockingIOError: os.set_blocking(2, True)\n"
     process = subprocess.Popen([sys.executable, "-c", fill + _HANGING], stderr=subprocess.PIPE)
-    assert process.wait(120) == EXIT_CODE  # nobody has read
+    assert process.wait(120) == EXIT_CODE
     assert process.stderr is not None
     process.stderr.close()

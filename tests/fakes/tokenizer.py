@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.domain.chat import PromptOptions
-from service.errors import TemplateRefused
+from service.errors import TemplateRejected
 
 EOS = 256
 
@@ -32,7 +32,7 @@ class ByteTokenizer:
 
     def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
         if any(m["content"] == "refuse me" for m in messages):
-            raise TemplateRefused("no")
+            raise TemplateRejected("no")
         extra = "".join(f"[{k}={v}]" for k, v in sorted(options.template_kwargs.items()))
         turns = "".join(f"<{m['role']}>{m['content']}" for m in messages)
         return extra + turns + ("<assistant>" if options.add_generation_prompt else "")

@@ -1,4 +1,4 @@
-"""The real gateway on a free port, before a fake service that does as it is told."""
+"""Fixtures: the real gateway on a free port, in front of a fake service with a script."""
 
 from collections.abc import AsyncIterator
 from typing import Any

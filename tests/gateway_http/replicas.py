@@ -1,7 +1,7 @@
-"""Replicas of a model: the real gRPC surface over engines that do as they are told.
+"""Replicas of a model: the real gRPC surface over engines with a script.
 
-Run as a module it is one of them in a process of its own, which can be killed. It prints its port
-and how many requests have come, whenever there is something new.
+Run as a module, it is a replica in a separate process, which can be killed. It prints its port and
+the number of requests whenever they change.
 """
 
 import asyncio
@@ -26,25 +26,25 @@ from tests.support.grpc_server import CARD
 
 
 class ReplicaEngine(FakeEngine):
-    """Says its name. Answers wait for `go` where it is clear; `num_asked` are all that came."""
+    """An engine that generates its name. Outputs wait for `go`; `num_asked` counts requests."""
 
     def __init__(self, name: str, max_num_seqs: int = 8) -> None:
         super().__init__()
         self.name = name
         self.max_num_seqs = max_num_seqs
         self.load: int | None = None
-        """What it says of its load, if not the truth."""
+        """The load that it reports; None: the real one."""
         self.go = asyncio.Event()
         self.go.set()
         self.answer(name)
 
     def hold(self) -> None:
-        """Say nothing until `go`."""
+        """Generate nothing until `go`."""
         self.go.clear()
         self.script = [self.go, *self.script]
 
     def hold_after_first(self) -> None:
-        """Say one token, and the rest after `go`."""
+        """Generate one token, and the rest after `go`."""
         self.go.clear()
         self.script = [TokenOutput((ord(">"),)), self.go, TokenOutput((ord("."),), _END)]
 
@@ -75,7 +75,7 @@ class Replica:
 
 @asynccontextmanager
 async def replica(name: str, model: str = "fake", **options: Any) -> AsyncIterator[Replica]:
-    """A running one, which serves `model`."""
+    """Run a replica that serves `model`."""
     engine = ReplicaEngine(name, **options)
     lifecycle = Lifecycle(SERVICE_NAMES)
     server = Server(lifecycle, request_timeout_s=600)
@@ -116,13 +116,13 @@ async def _main(name: str) -> None:
             lambda: asyncio.StreamReaderProtocol(commands), sys.stdin
         )
         obeying = asyncio.ensure_future(_obey(commands, engine))
-        told: object = None
+        printed: object = None
         while not obeying.done():
             state = (running.port, engine.num_asked)
-            if state != told:
+            if state != printed:
                 sys.stdout.write(f"{state[0]} {state[1]}\n")
                 sys.stdout.flush()
-                told = state
+                printed = state
             await asyncio.sleep(0.005)
 
 

@@ -34,7 +34,7 @@ SOON, SOON_ENOUGH = 0.05, 0.5
 
 @asynccontextmanager
 async def gateway(service: FakeService, **options: Any) -> AsyncIterator[tuple[str, Metrics]]:
-    """Its URL, and what it counts: to ask for that over HTTP takes a client that is quick."""
+    """Run a gateway; yield its URL and its metrics, without a request for them."""
     async with started(upstream=service.target, **options) as (server, url):
         app: Any = server.config.app
         yield url, app.state.metrics
@@ -82,7 +82,9 @@ async def error(client: RawClient) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("sent", [b"G", HEAD, HEAD + b"X: ", HEAD + b"\r\n" + HEAD])
-async def test_a_head_that_does_not_come_to_its_end(service: FakeService, sent: bytes) -> None:
+async def test_incomplete_head_is_rejected_after_the_timeout(
+    service: FakeService, sent: bytes
+) -> None:
     async with (
         gateway(service, head_timeout_s=SOON_ENOUGH) as (url, metrics),
         RawClient(url) as client,
@@ -94,7 +96,7 @@ async def test_a_head_that_does_not_come_to_its_end(service: FakeService, sent: 
         await cut(metrics, "head")
 
 
-async def test_a_head_that_comes_drop_by_drop(service: FakeService) -> None:
+async def test_slow_head_is_rejected_after_the_timeout(service: FakeService) -> None:
     """Every byte in time, and never all of them."""
     async with gateway(service, head_timeout_s=SOON_ENOUGH) as (url, _), RawClient(url) as client:
         trickle = asyncio.ensure_future(client.trickle(HEAD + b"X: " + b"x" * 10**5))
@@ -103,7 +105,7 @@ async def test_a_head_that_comes_drop_by_drop(service: FakeService) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n"])
-async def test_a_connection_that_asks_nothing_is_closed_without_a_word(
+async def test_connection_without_a_request_is_closed_silently(
     service: FakeService, sent: bytes
 ) -> None:
     async with gateway(service, head_timeout_s=SOON_ENOUGH) as (url, _), RawClient(url) as client:
@@ -112,7 +114,9 @@ async def test_a_connection_that_asks_nothing_is_closed_without_a_word(
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
-async def test_a_body_that_does_not_come_to_its_end(service: FakeService, is_chunked: bool) -> None:
+async def test_incomplete_body_is_rejected_after_the_timeout(
+    service: FakeService, is_chunked: bool
+) -> None:
     async with gateway(service, body_timeout_s=SOON) as (url, metrics), RawClient(url) as client:
         sent = POST.replace(b"Content-Length: 100", b"Transfer-Encoding: chunked")
         await client.send(sent + b"1\r\n{\r\n" if is_chunked else POST + b"{")
@@ -121,7 +125,7 @@ async def test_a_body_that_does_not_come_to_its_end(service: FakeService, is_chu
     assert service.calls == []
 
 
-async def test_the_rest_of_a_body_that_was_refused_is_not_waited_for(
+async def test_rest_of_a_rejected_body_is_not_awaited(
     service: FakeService,
 ) -> None:
     async with gateway(service, body_timeout_s=SOON) as (url, metrics), RawClient(url) as client:
@@ -132,7 +136,7 @@ async def test_the_rest_of_a_body_that_was_refused_is_not_waited_for(
         await cut(metrics, "body")
 
 
-async def test_an_answer_may_take_longer_than_its_request(
+async def test_response_may_take_longer_than_request_timeouts(
     service: FakeService, body: dict[str, Any]
 ) -> None:
     """Timers of the request end with it."""
@@ -145,7 +149,7 @@ async def test_an_answer_may_take_longer_than_its_request(
         await client.post(body | {"stream": True})
         for _ in range(15):
             await client.read_until(b": ping")
-        # What is pipelined behind it has time as well.
+        # The timeout of a pipelined request has not begun either.
         await client.send(HEAD)
         for _ in range(15):
             await client.read_until(b": ping")
@@ -208,7 +212,7 @@ async def test_connection_idle_longest_is_closed_for_a_new_one(service: FakeServ
             assert b" 400 " in await busy.read_until(b"\r\n\r\n")
 
 
-async def test_many_idle_connections_reject_nobody(service: FakeService) -> None:
+async def test_many_idle_connections_cause_no_rejection(service: FakeService) -> None:
     async with (
         started(upstream=service.target, max_connections=20) as (server, url),
         AsyncExitStack() as stack,
@@ -283,7 +287,7 @@ async def test_pipelined_requests_are_bounded(service: FakeService, body: dict[s
         await cut(metrics, "limit")
 
 
-async def test_a_stream_that_is_not_read_ends_and_its_generation_with_it(
+async def test_unread_stream_ends_with_its_generation(
     service: FakeService, body: dict[str, Any]
 ) -> None:
     service.script = [Admit(), *([Delta("x" * 60_000)] * 400), Hold()]
@@ -297,9 +301,7 @@ async def test_a_stream_that_is_not_read_ends_and_its_generation_with_it(
         await answered(metrics, 499)
 
 
-async def test_a_whole_answer_that_is_not_read_does_not_stay(
-    service: FakeService, body: dict[str, Any]
-) -> None:
+async def test_unread_response_is_dropped(service: FakeService, body: dict[str, Any]) -> None:
     service.script = [Admit(), *([Delta("x" * 60_000)] * 200)]
     async with (
         started(upstream=service.target, write_timeout_s=0.2) as (server, url),
@@ -314,7 +316,7 @@ async def test_a_whole_answer_that_is_not_read_does_not_stay(
 async def test_small_stream_that_is_not_read_is_cut_in_time(
     service: FakeService, body: dict[str, Any], tmp_path: Path, is_tls: bool
 ) -> None:
-    """What is unsent fits the kernel's buffer many times: nothing but its queue tells of it."""
+    """The unsent bytes fit into the kernel's buffer, so only its queue shows that they wait."""
     num_bytes = 300_000
     service.script = [Admit(), *([Delta("x" * 1000)] * (num_bytes // 1000)), Hold()]
     options, context = tls(tmp_path) if is_tls else ({}, None)
@@ -350,7 +352,7 @@ async def test_stream_that_is_read_slowly_goes_on(
         await answered(metrics, 200)
 
 
-async def test_slow_readers_hold_up_nobody_else(service: FakeService, body: dict[str, Any]) -> None:
+async def test_slow_readers_do_not_delay_others(service: FakeService, body: dict[str, Any]) -> None:
     service.script = [Admit(), *([Delta("x" * 60_000)] * 200)]
     async with (
         serving(upstream=service.target) as url,

@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-async def test_unknown_path(http: httpx.AsyncClient, method: str) -> None:
+async def test_unknown_path_is_404(http: httpx.AsyncClient, method: str) -> None:
     for path in ("/none", "/v1/none", "/v1/chat"):
         answer = await http.request(method, path)
         assert answer.status_code == 404
@@ -32,7 +32,7 @@ async def test_unknown_path(http: httpx.AsyncClient, method: str) -> None:
         ("POST", "/healthz", {"GET", "HEAD"}),
     ],
 )
-async def test_wrong_method(
+async def test_wrong_method_is_405(
     http: httpx.AsyncClient, method: str, path: str, allow: set[str]
 ) -> None:
     answer = await http.request(method, path)

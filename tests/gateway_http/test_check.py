@@ -1,4 +1,4 @@
-"""What `--check` looks at besides the files of a listener."""
+"""Checks of `--check` besides those of a listener's files."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

@@ -6,7 +6,7 @@ from chatrpc_process.errors import ConfigError
 from gateway_http.config import Settings
 
 
-def test_defaults() -> None:
+def test_defaults_are_loopback_port_8000_and_8_mib() -> None:
     settings = Settings.load([])
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert settings.max_body_bytes == 8 * 1024 * 1024
@@ -31,7 +31,7 @@ def test_models_come_from_one_place(monkeypatch: pytest.MonkeyPatch, other: str)
         Settings.load(["--registry", "r.toml"])
 
 
-def test_an_admin_address_needs_a_port() -> None:
+def test_admin_address_without_a_port_is_rejected() -> None:
     assert Settings.load(["--admin-host", "::1", "--admin-port", "1"]).admin_host == "::1"
     with pytest.raises(ConfigError, match="admin_host needs admin_port"):
         Settings.load(["--admin-host", "::1"])

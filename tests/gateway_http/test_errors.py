@@ -59,7 +59,7 @@ UNAVAILABLE = "service_unavailable_error"
         (Fail(S.DATA_LOSS), (500, "server_error", "server_error", None)),
     ],
 )
-async def test_status(
+async def test_status_of_the_service_becomes_its_http_error(
     http: httpx.AsyncClient,
     service: FakeService,
     body: dict[str, Any],
@@ -109,7 +109,7 @@ async def test_field_that_is_the_subject_has_the_clients_name(
 async def test_sentence_of_the_service_is_not_edited(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any], field: str
 ) -> None:
-    """It may contain the names of fields, as parts of other words or in what it quotes."""
+    """A sentence may contain names of fields as parts of other words or in quotations."""
     message = f"This context, {field} and prompts of max_completion_tokens stay as they are."
     service.script = [Fail(S.INVALID_ARGUMENT, message, "INVALID_FIELD", field)]
     for path, request in (
@@ -133,7 +133,7 @@ async def test_sentence_of_the_service_is_not_edited(
         (Fail(S.INVALID_ARGUMENT), "retry-after", None),
     ],
 )
-async def test_client_is_told_whether_to_retry(
+async def test_error_has_the_retry_headers(
     http: httpx.AsyncClient,
     service: FakeService,
     body: dict[str, Any],
@@ -163,7 +163,7 @@ def test_details_that_are_none_are_passed_over() -> None:
     assert from_exception(error).status == 503
 
 
-def test_unforeseen_error_tells_nothing() -> None:
+def test_unexpected_error_has_no_details() -> None:
     answer = from_exception(RuntimeError("the password is 1234"))
     assert answer.status == 500
     assert "1234" not in answer.body.error.message

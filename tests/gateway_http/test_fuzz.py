@@ -1,4 +1,4 @@
-"""Whatever JSON a client sends, the gateway answers, and never with a 5xx."""
+"""Random and hostile JSON: the gateway always responds, and never with a 5xx."""
 
 import itertools
 import json
@@ -112,14 +112,14 @@ async def checked() -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.mark.parametrize("path", BODIES)
-async def test_a_hostile_value_is_refused_by_the_name_of_its_field(
+async def test_hostile_value_is_rejected_by_the_name_of_its_field(
     checked: httpx.AsyncClient, path: str
 ) -> None:
     kind, plain = BODIES[path]
     decode = decoder(kind)
     num_refused = 0
     for name, label in itertools.product(kind.__struct_fields__, HOSTILE):
-        if name in UNSUPPORTED and label != "empty":  # any value of these is refused alike
+        if name in UNSUPPORTED and label != "empty":  # all values of these are rejected
             continue
         value = HOSTILE[label]
         body = json.dumps(plain | {name: value}).encode()
@@ -143,7 +143,7 @@ async def test_a_hostile_value_is_refused_by_the_name_of_its_field(
 
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("depth", [500, 100_000])
-async def test_nesting_without_end_is_refused(
+async def test_unbounded_nesting_is_rejected(
     checked: httpx.AsyncClient, path: str, depth: int
 ) -> None:
     for opening, closing in (("[", "]"), ('{"a":', "}")):

@@ -1,4 +1,4 @@
-"""The gateway as a process: what it says at start, and how it ends."""
+"""The gateway as a process: its start, its exit and its exit codes."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ async def running(
 
 
 async def closed(url: str) -> None:
-    """Wait until nobody accepts connections there."""
+    """Wait until connections are rejected there."""
     async with asyncio.timeout(120):
         while True:
             try:
@@ -73,7 +73,7 @@ async def test_running_requests_finish_after_a_signal(
 
 
 @pytest.mark.slow
-async def test_requests_are_taken_while_routers_hear_of_the_end(
+async def test_requests_are_accepted_during_the_drain_delay(
     service: FakeService, body: dict[str, Any]
 ) -> None:
     options = ("--upstream", service.target, "--drain-delay-s", "3600")
@@ -92,7 +92,7 @@ async def test_requests_are_taken_while_routers_hear_of_the_end(
 
 
 @pytest.mark.slow
-async def test_after_the_delay_nobody_is_let_in() -> None:
+async def test_connections_are_rejected_after_the_drain_delay() -> None:
     async with running("--drain-delay-s", "0.2") as (process, url):
         async with httpx.AsyncClient() as http:
             assert (await http.get(f"{url}/healthz")).status_code == 200
@@ -118,7 +118,7 @@ async def test_integers_of_thousands_of_digits_are_not_read(
 
 
 @pytest.mark.slow
-async def test_a_loop_that_hangs_is_the_end() -> None:
+async def test_hanging_event_loop_ends_the_process() -> None:
     options = ("--loop-timeout-s", "0.3")
     async with running(*options, module="tests.fakes.hanging_gateway") as (process, url):
         with pytest.raises(httpx.HTTPError):
@@ -131,7 +131,7 @@ async def test_a_loop_that_hangs_is_the_end() -> None:
 
 
 @pytest.mark.slow
-async def test_the_last_spans_are_told_before_the_end() -> None:
+async def test_last_spans_are_exported_before_the_exit() -> None:
     with collecting() as collector:
         async with running("--otlp-endpoint", collector.url) as (process, url):
             async with httpx.AsyncClient() as http:
@@ -159,7 +159,7 @@ async def test_grace_has_an_end(service: FakeService, body: dict[str, Any]) -> N
 
 
 @pytest.mark.slow
-async def test_a_whole_answer_that_outlasts_the_grace_is_an_error(
+async def test_unary_request_that_outlasts_the_drain_is_an_error(
     service: FakeService, body: dict[str, Any]
 ) -> None:
     service.script = [Admit(), Hold()]
@@ -174,7 +174,7 @@ async def test_a_whole_answer_that_outlasts_the_grace_is_an_error(
 
 
 @pytest.mark.slow
-async def test_the_admin_port_is_told_and_answers() -> None:
+async def test_admin_port_serves_probes() -> None:
     async with running("--admin-port", "0") as (process, _):
         assert process.stderr
         line = json.loads(await process.stderr.readline())
@@ -241,7 +241,7 @@ def test_unknown_environment_variable_is_one_line() -> None:
 
 @pytest.mark.slow
 async def test_variables_of_kubernetes_services_do_not_disturb_the_start() -> None:
-    """Those of Services called chatrpc-gateway and chatrpc."""
+    """Kubernetes sets these variables for Services called chatrpc-gateway and chatrpc."""
     links = {
         "CHATRPC_GATEWAY_SERVICE_HOST": "10.0.0.1",
         "CHATRPC_GATEWAY_SERVICE_PORT": "8000",

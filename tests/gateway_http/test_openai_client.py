@@ -19,7 +19,7 @@ def client(url: str) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
 
-async def test_create(url: str) -> None:
+async def test_chat_completion_is_created(url: str) -> None:
     async with client(url) as openai_client:
         raw = await openai_client.chat.completions.with_raw_response.create(
             model=MODEL, messages=MESSAGES, extra_body={"ignore_eos": True}
@@ -32,7 +32,7 @@ async def test_create(url: str) -> None:
     assert raw.headers["x-request-id"]
 
 
-async def test_stream(url: str) -> None:
+async def test_streamed_request_sends_events_until_done(url: str) -> None:
     async with client(url) as openai_client:
         stream = await openai_client.chat.completions.create(
             model=MODEL, messages=MESSAGES, stream=True, stream_options={"include_usage": True}
@@ -44,7 +44,7 @@ async def test_stream(url: str) -> None:
     assert chunks[-1].usage.completion_tokens == 2
 
 
-async def test_sync_client(url: str) -> None:
+async def test_synchronous_client_works(url: str) -> None:
     def ask() -> str:
         with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as sync_client:
             stream = sync_client.chat.completions.create(
@@ -121,7 +121,7 @@ async def test_refusal_is_typed(url: str, service: FakeService) -> None:
     assert caught.value.request_id
 
 
-async def test_models(url: str) -> None:
+async def test_models_are_listed(url: str) -> None:
     async with client(url) as openai_client:
         listed = [model.id async for model in openai_client.models.list()]
         retrieved = await openai_client.models.retrieve(MODEL)
@@ -176,7 +176,7 @@ class Weather(BaseModel):
 async def test_message_that_was_returned_can_be_sent_back_as_it_is(
     url: str, service: FakeService, message: chat_pb2.ChatMessage
 ) -> None:
-    """What `parse()` adds to it included, and the nulls of all that the SDK knows."""
+    """The message has the fields that `parse()` adds, and nulls for all others of the SDK."""
     has_calls = bool(message.tool_calls)
     reason = chat_pb2.FINISH_REASON_TOOL_CALLS if has_calls else chat_pb2.FINISH_REASON_STOP
     service.completion = chat_pb2.ChatCompletion(

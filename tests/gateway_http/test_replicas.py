@@ -1,4 +1,4 @@
-"""Three replicas of a model behind one gateway: who gets what, and what becomes of it."""
+"""Three replicas of a model and one gateway: balancing, retries, ejection and affinity."""
 
 import asyncio
 import sys
@@ -53,7 +53,7 @@ async def ask(http: httpx.AsyncClient, **headers: str) -> str:
 
 
 async def batch(http: httpx.AsyncClient, number: int = 60) -> Counter[str]:
-    """So many answers, by who gives them."""
+    """Send this many requests; return the number of responses by replica."""
     return Counter(await asyncio.gather(*(ask(http) for _ in range(number))))
 
 
@@ -64,7 +64,7 @@ async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def all_known(http: httpx.AsyncClient) -> None:
-    """At first, calls go to whoever is connected first."""
+    """Wait until all replicas get calls. At first, only the one that connects first does."""
 
     async def are_known() -> bool:
         return set(await batch(http, 12)) == set("abc")
@@ -91,7 +91,7 @@ async def test_load_follows_capacity(tmp_path: Path, three: list[Replica]) -> No
             await eventually(follows)
 
 
-async def test_a_replica_with_more_places_takes_more(tmp_path: Path) -> None:
+async def test_larger_replica_gets_more_calls(tmp_path: Path) -> None:
     async with (
         replica("small", max_num_seqs=4) as small,
         replica("large", max_num_seqs=36) as large,
@@ -114,7 +114,7 @@ POLICIES = {
 
 
 @pytest.mark.parametrize("policy", slow_but(list(POLICIES)[:1], POLICIES))
-async def test_one_that_is_not_serving_gets_nothing(
+async def test_replica_that_is_not_serving_gets_no_calls(
     tmp_path: Path, three: list[Replica], policy: str
 ) -> None:
     """Under any policy, inside outlier detection too."""
@@ -133,8 +133,8 @@ async def test_one_that_is_not_serving_gets_nothing(
         draining.cancel()
 
 
-async def test_a_drained_one_finishes_its_streams(tmp_path: Path, three: list[Replica]) -> None:
-    """While every new request goes elsewhere, those too that come before the gateway knows."""
+async def test_draining_replica_finishes_its_streams(tmp_path: Path, three: list[Replica]) -> None:
+    """New requests go to other replicas, even before the gateway has noticed the draining."""
     async with gateway(tmp_path, target(*three), 'balance = "round_robin"') as http:
         await all_known(http)
         for each in three:
@@ -159,7 +159,9 @@ async def test_a_drained_one_finishes_its_streams(tmp_path: Path, three: list[Re
         await draining
 
 
-async def test_a_full_one_is_passed_by(tmp_path: Path, three: list[Replica]) -> None:
+async def test_call_rejected_by_a_full_replica_goes_to_another(
+    tmp_path: Path, three: list[Replica]
+) -> None:
     full = three[0].engine
     async with gateway(tmp_path, target(*three), 'balance = "round_robin"') as http:
         await all_known(http)
@@ -175,7 +177,7 @@ async def test_a_full_one_is_passed_by(tmp_path: Path, three: list[Replica]) -> 
         assert answer.json()["error"]["code"] == "server_is_overloaded"
 
 
-async def test_one_that_fails_is_ejected(tmp_path: Path, three: list[Replica]) -> None:
+async def test_failing_replica_is_ejected(tmp_path: Path, three: list[Replica]) -> None:
     fields = """
         balance = "round_robin"
         outlier_detection.interval_s = 0.2
@@ -196,7 +198,7 @@ async def test_one_that_fails_is_ejected(tmp_path: Path, three: list[Replica]) -
         assert set(await batch(http)) == set("bc")
 
 
-async def test_a_session_stays_where_it_is(tmp_path: Path, three: list[Replica]) -> None:
+async def test_session_stays_on_its_replica(tmp_path: Path, three: list[Replica]) -> None:
     fields = 'balance = "ring_hash"\naffinity = "session"'
     async with gateway(tmp_path, target(*three), fields) as http:
         await all_known(http)
@@ -209,12 +211,12 @@ async def test_a_session_stays_where_it_is(tmp_path: Path, three: list[Replica])
 
         await three[0].server.drain(0, 600)  # and its sessions move, and no others
 
-        async def have_heard() -> bool:
+        async def are_connected() -> bool:
             """All attempts of a call go to one replica, until that is known to be gone."""
             asked = [http.post(PATH, json=body(), headers={"x-session-id": s}) for s in sessions]
             return all(answer.status_code == 200 for answer in await asyncio.gather(*asked))
 
-        await eventually(have_heard)
+        await eventually(are_connected)
         for each in sessions:
             home = await ask(http, **{"x-session-id": each})
             assert home == homes[each] if homes[each] != "a" else home in "bc"

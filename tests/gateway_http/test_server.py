@@ -1,4 +1,4 @@
-"""The gateway's connections: what they are told at its end, and what the system is told of them."""
+"""The gateway's connections: their end at a shutdown, and their socket options."""
 
 import socket
 from typing import Any, cast
@@ -34,7 +34,7 @@ async def test_answers_while_it_drains_are_the_last_of_their_connections(
 @pytest.mark.parametrize(
     ("write_timeout_s", "user_timeout_s"), [(30, 60), (200, 400), (float("inf"), 86_400)]
 )
-async def test_the_system_waits_for_a_client_as_long_as_it_may_leave_unread(
+async def test_tcp_user_timeout_exceeds_the_write_timeout(
     service: FakeService, write_timeout_s: float, user_timeout_s: int
 ) -> None:
     options: dict[str, Any] = {"upstream": service.target, "write_timeout_s": write_timeout_s}

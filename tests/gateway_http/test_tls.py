@@ -62,7 +62,7 @@ async def probe(url: str, context: ssl.SSLContext) -> int:
         return (await http.get(f"{url}/readyz")).status_code
 
 
-async def refused(url: str, context: ssl.SSLContext) -> None:
+async def assert_rejected(url: str, context: ssl.SSLContext) -> None:
     with pytest.raises(httpx.TransportError):
         await probe(url, context)
 
@@ -72,8 +72,8 @@ async def test_clients_that_trust_it_get_in_and_no_others(
 ) -> None:
     async with under(issue(ca, tmp_path), service) as url:
         assert await probe(url, trusting(ca)) == 200
-        await refused(url, trusting(trustme.CA()))
-        await refused(url.replace("https:", "http:"), trusting(ca))
+        await assert_rejected(url, trusting(trustme.CA()))
+        await assert_rejected(url.replace("https:", "http:"), trusting(ca))
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -92,11 +92,11 @@ async def test_clients_show_a_certificate_where_they_must(
             if gets_in:
                 assert await probe(url, context) == 200
             else:
-                await refused(url, context)
+                await assert_rejected(url, context)
         # Whose certificates are taken changes as all else does.
         write_bytes(tmp_path / "clients.crt", others.cert_pem.bytes())
         assert await probe(url, trusting(ca, others.issue_cert("client"))) == 200
-        await refused(url, trusting(ca, clients.issue_cert("client")))
+        await assert_rejected(url, trusting(ca, clients.issue_cert("client")))
 
 
 async def test_new_connections_see_a_new_certificate_and_old_ones_go_on(
@@ -114,12 +114,12 @@ async def test_new_connections_see_a_new_certificate_and_old_ones_go_on(
             pass
         issue(other, tmp_path)
         assert await probe(url, trusting(other)) == 200
-        await refused(url, trusting(ca))
+        await assert_rejected(url, trusting(ca))
         service.release()
         assert "[DONE]" in "".join([piece async for piece in pieces])
 
 
-async def test_a_handshake_that_is_not_begun_ends(
+async def test_handshake_that_is_not_begun_is_closed(
     ca: trustme.CA, tmp_path: Path, service: FakeService
 ) -> None:
     files = issue(ca, tmp_path)
@@ -192,7 +192,7 @@ def test_certificates_change_under_load_as_the_gateway_runs(ca: trustme.CA, tmp_
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_a_session_ends_with_the_client_ca_that_it_began_under(
+def test_session_ends_when_its_client_ca_is_replaced(
     ca: trustme.CA, tmp_path: Path, version: ssl.TLSVersion
 ) -> None:
     """Resumed, it shows no certificate. On uvloop, as the gateway runs."""
@@ -226,7 +226,7 @@ def test_a_session_ends_with_the_client_ca_that_it_began_under(
     uvloop.run(exchange())
 
 
-async def test_the_admin_port_needs_neither_key_nor_tls_and_has_no_more_than_probes(
+async def test_admin_port_serves_only_probes_without_key_or_tls(
     ca: trustme.CA, tmp_path: Path, service: FakeService
 ) -> None:
     keys = write(tmp_path / "keys.toml", key())
@@ -250,7 +250,7 @@ async def test_the_admin_port_needs_neither_key_nor_tls_and_has_no_more_than_pro
                 assert (await http.get(readyz)).status_code == 503
 
 
-async def test_the_admin_port_says_when_the_gateway_goes(
+async def test_admin_port_is_not_ready_during_the_drain(
     service: FakeService, body: dict[str, Any]
 ) -> None:
     service.script = [Admit(), Delta("Hello"), Hold(), Finish()]
@@ -278,7 +278,7 @@ async def test_the_admin_port_says_when_the_gateway_goes(
                 await probes.get(f"{admin}/healthz")
 
 
-def test_a_key_with_a_passphrase_asks_nobody(tmp_path: Path, ca: trustme.CA) -> None:
+def test_key_with_a_passphrase_is_rejected(tmp_path: Path, ca: trustme.CA) -> None:
     files = issue(ca, tmp_path)
     lock(files.key)
     with pytest.raises(ConfigError, match=r"tls\.key"):

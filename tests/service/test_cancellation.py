@@ -1,4 +1,4 @@
-"""Server, engine and a model together: whoever leaves, and whenever, leaves nothing behind."""
+"""Calls that end early free everything in the engine; with a real server, engine and model."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -67,21 +67,21 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     await engine.stop()
 
 
-async def test_cancelled_while_streaming(stack: Stack) -> None:
+async def test_call_cancelled_while_streaming_frees_the_engine(stack: Stack) -> None:
     call = stack.chat.StreamChatCompletion(request(num_tokens=4000))
     await call.read()
     call.cancel()
     await stack.empty()
 
 
-async def test_cancelled_before_the_first_token(stack: Stack) -> None:
+async def test_call_cancelled_before_the_first_token_frees_the_engine(stack: Stack) -> None:
     call = stack.chat.StreamChatCompletion(request(num_tokens=4000))
     await stack.inside(1)
     call.cancel()
     await stack.empty()
 
 
-async def test_cancelled_while_waiting_for_the_whole_answer(stack: Stack) -> None:
+async def test_unary_call_cancelled_while_running_frees_the_engine(stack: Stack) -> None:
     unary = chat_service_pb2.CreateChatCompletionRequest(params=request(num_tokens=4000).params)
     call = stack.chat.CreateChatCompletion(unary)
     await until(lambda: stack.engine.stats().num_running == 1)
@@ -89,7 +89,7 @@ async def test_cancelled_while_waiting_for_the_whole_answer(stack: Stack) -> Non
     await stack.empty()
 
 
-async def test_cancelled_while_queued(stack: Stack) -> None:
+async def test_call_cancelled_while_queued_frees_the_engine(stack: Stack) -> None:
     calls = [stack.chat.StreamChatCompletion(request(num_tokens=4000)) for _ in range(6)]
     await stack.inside(6)
     for call in reversed(calls):  # those that wait first
@@ -97,7 +97,7 @@ async def test_cancelled_while_queued(stack: Stack) -> None:
     await stack.empty()
 
 
-async def test_a_deadline_that_passes(stack: Stack) -> None:
+async def test_passed_deadline_frees_the_engine(stack: Stack) -> None:
     call = stack.chat.StreamChatCompletion(request(num_tokens=4000), timeout=0.5)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for _ in call:
@@ -106,7 +106,7 @@ async def test_a_deadline_that_passes(stack: Stack) -> None:
     await stack.empty()
 
 
-async def test_a_client_that_vanishes(stack: Stack) -> None:
+async def test_vanished_client_frees_the_engine(stack: Stack) -> None:
     async with grpc.aio.insecure_channel(stack.target) as channel:
         chat: Any = chat_service_pb2_grpc.ChatServiceStub(channel)
         calls = [chat.StreamChatCompletion(request(num_tokens=4000)) for _ in range(4)]
@@ -115,7 +115,7 @@ async def test_a_client_that_vanishes(stack: Stack) -> None:
     await stack.empty()
 
 
-async def test_those_who_stay_get_their_answers(stack: Stack) -> None:
+async def test_other_calls_finish_after_cancellations(stack: Stack) -> None:
     leaving = [stack.chat.StreamChatCompletion(request(num_tokens=4000)) for _ in range(3)]
     await stack.inside(3)
     staying = [stack.chat.StreamChatCompletion(request(num_tokens=40)) for _ in range(3)]

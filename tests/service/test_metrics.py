@@ -1,4 +1,4 @@
-"""The metrics of both processes, as a page that is read without its code beside it."""
+"""The metrics of both processes, and their HELP texts."""
 
 import re
 
@@ -37,20 +37,20 @@ OURS = [family for family in ALL if not family.name.startswith(("process_", "vll
 
 
 @pytest.mark.parametrize("family", OURS, ids=lambda family: family.name)
-def test_help_is_a_phrase_that_stands_alone(family: Metric) -> None:
+def test_help_of_a_metric_is_a_complete_phrase(family: Metric) -> None:
     text = family.documentation
     assert re.fullmatch(r"[A-Zg].*\.", text)  # or "gRPC ..."
     assert not _DANGLING.match(text)
     assert len(text.split()) >= 3
 
 
-def test_pages_have_no_times_of_creation() -> None:
+def test_metrics_have_no_times_of_creation() -> None:
     for family in ALL:
         for sample in family.samples:
             assert not sample.name.endswith("_created")
 
 
-def test_names_of_vllm_are_those_that_others_read() -> None:
+def test_copies_under_vllm_names_are_those_that_others_read() -> None:
     copies = {family.name for family in ALL if family.name.startswith("vllm:")}
     assert copies == {
         f"vllm:{name}"
@@ -72,7 +72,7 @@ def test_names_of_vllm_are_those_that_others_read() -> None:
     }
 
 
-def test_every_metric_that_is_made_is_exported() -> None:
+def test_every_created_metric_is_exported() -> None:
     exported = {family.name for family in ALL}
     for metrics in (service(), gateway()):
         made = [value for value in vars(metrics).values() if hasattr(value, "_name")]

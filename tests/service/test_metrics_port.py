@@ -1,4 +1,4 @@
-"""The port of the metrics: what it serves, to whom, and what clients cannot take."""
+"""The port for metrics, and its limits."""
 
 import asyncio
 import threading
@@ -67,7 +67,7 @@ async def test_other_requests_are_rejected(method: str, path: str, status: int) 
         (b"GET /metrics HTTP/1.1\r\nx: " + b"x" * 100_000, b""),
     ],
 )
-async def test_what_is_no_request_is_rejected(sent: bytes, received: bytes) -> None:
+async def test_invalid_request_is_rejected(sent: bytes, received: bytes) -> None:
     async with serving() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(sent)
@@ -79,7 +79,7 @@ async def test_what_is_no_request_is_rejected(sent: bytes, received: bytes) -> N
         writer.close()
 
 
-async def test_half_requests_take_no_threads_and_keep_no_scrape_out() -> None:
+async def test_incomplete_requests_block_no_thread_and_no_scrape() -> None:
     async with serving() as port:
         num_threads = threading.active_count()
         connections = [await half_request(port) for _ in range(300)]
@@ -91,14 +91,14 @@ async def test_half_requests_take_no_threads_and_keep_no_scrape_out() -> None:
             writer.close()
 
 
-async def test_a_half_request_is_closed_after_its_time() -> None:
+async def test_incomplete_request_is_closed_after_the_timeout() -> None:
     async with serving(timeout_s=0.05) as port:
         reader, writer = await half_request(port)
         assert await reader.read() == b""
         writer.close()
 
 
-async def test_the_oldest_connection_makes_room_for_a_new_one() -> None:
+async def test_oldest_connection_is_closed_for_a_new_one() -> None:
     async with serving(max_connections=2) as port:
         first, second, third = [await half_request(port) for _ in range(3)]
         await until(lambda: is_closed(first))
@@ -109,7 +109,7 @@ async def test_the_oldest_connection_makes_room_for_a_new_one() -> None:
             writer.close()
 
 
-async def test_a_port_in_use_is_one_line() -> None:
+async def test_port_in_use_is_reported_in_one_line() -> None:
     async with serving() as port:
         other = MetricsPort(CollectorRegistry())
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):

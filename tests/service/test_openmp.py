@@ -5,7 +5,7 @@ import pytest
 from service.openmp import bound_spinning
 
 
-def test_spinning_is_bounded_unless_the_operator_has_chosen(
+def test_spin_count_is_set_unless_the_operator_has_set_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
@@ -18,7 +18,7 @@ def test_spinning_is_bounded_unless_the_operator_has_chosen(
     assert os.environ.get("GOMP_SPINCOUNT") == "5"
 
 
-def test_spinning_is_left_to_a_wait_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spin_count_is_not_set_beside_a_wait_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     bound_spinning()

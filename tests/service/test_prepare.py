@@ -1,4 +1,4 @@
-"""What a first start makes, made beforehand."""
+"""`python -m service.prepare`."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def prepare(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[s
 
 
 @pytest.mark.slow
-def test_a_model_is_loaded_and_what_that_makes_is_kept(tmp_path: Path) -> None:
+def test_prepared_model_leaves_its_files_in_the_cache(tmp_path: Path) -> None:
     model = save_model(tmp_path / "tiny", vocab_size=300)
     cache = tmp_path / "cache"
     arguments = "--model", str(model), "--cache-dir", str(cache), "--quantization", "none"
@@ -27,7 +27,7 @@ def test_a_model_is_loaded_and_what_that_makes_is_kept(tmp_path: Path) -> None:
     last = json.loads(done.stderr.splitlines()[-1])
     assert (last["event"], last["model"], last["max_model_len"]) == ("prepared", "tiny", 4096)
     (config,) = (cache / "configs").iterdir()
-    assert config.stat().st_mode & 0o777 == 0o644  # root prepares an image, and somebody else reads
+    assert config.stat().st_mode & 0o777 == 0o644  # root prepares an image, another user reads it
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_a_model_is_loaded_and_what_that_makes_is_kept(tmp_path: Path) -> None:
         (["--max-num-seqs", "none"], 2, "max_num_seqs"),
     ],
 )
-def test_what_is_wrong_is_said_as_the_service_says_it(
+def test_failed_preparation_is_explained_as_by_the_service(
     arguments: list[str], code: int, complaint: str
 ) -> None:
     done = prepare(*arguments)

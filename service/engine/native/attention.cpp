@@ -2,9 +2,9 @@
 //
 // A row (one token's query head) attends by segments of 256 positions, counted from position 0 of
 // its sequence. Within a segment: all scores, their maximum, weights relative to it, the weighted
-// sum of values; the segments' sums are then merged in order. Each of these is a function of the
-// row's query and the keys and values that it sees, whatever rows, blocks and threads are beside
-// it: so a token's result has the same bits in a decode, a verification or any chunk of a prompt.
+// sum of values. The segments' sums are then merged in order. Each of these depends only on the
+// row's query and the keys and values that it attends to, not on other rows, blocks or threads. So
+// a token's result has the same bits in a decode, a verification or any chunk of a prompt.
 //
 // Cache layout: attention.py. A cache of bfloat16 is read by AMX tiles where the CPU has them, with
 // queries and weights rounded to bfloat16 and sums in float32; elsewhere, and for a cache of
@@ -120,7 +120,7 @@ struct Tile {
 struct Partial {
     float* sum;      // [rows, to whole tiles of 16][dim]
     float* maximum;  // [kTileRows]
-    float* total;    // [kTileRows]; 0: the row sees nothing of the segment
+    float* total;    // [kTileRows]; 0: the row attends to nothing in the segment
 };
 
 struct alignas(64) Scratch {
@@ -132,14 +132,14 @@ struct alignas(64) Scratch {
     float sum[kTileRows * kMaxDim];
     float maximum[kTileRows];
     float total[kTileRows];
-    float keys[kSegment * kMaxDim];    // unpacked, where the cache cannot be used as it lies
+    float keys[kSegment * kMaxDim];    // unpacked, if the cache cannot be used directly
     float values[kSegment * kMaxDim];
     float row[kMaxDim];
 };
 
 thread_local Scratch scratch;
 
-// What a masked store wrote cannot be loaded before it reaches the cache: 20 cycles a vector here.
+// The result of a masked store cannot be loaded before it reaches the cache: 20 cycles a vector.
 inline void store_lanes(float* out, __mmask16 mask, __m512 v) {
     if (mask == 0xffff) {
         _mm512_storeu_ps(out, v);
@@ -230,7 +230,7 @@ int position_of(const Call& call, const Tile& tile, int r) {
     return call.start(tile.sequence) + (tile.first_row + r) / call.group();
 }
 
-// What a tile sees of a segment, in positions of the segment.
+// The positions of a segment that a tile attends to.
 struct Range {
     int lo;
     int hi;
@@ -245,7 +245,7 @@ template <typename Weight>
 void weigh_rows(const Call& call, const Tile& tile, int segment, int begin, int end, Partial out) {
     const float cap = call.layer.softcap * kLog2E;
     Range seen[kTileRows];
-    // All maxima first: one row's exponentials then wait for no other row's.
+    // All maxima first, so that the exponentials of one row do not wait for those of another.
     for (int r = 0; r < tile.num_rows; ++r) {
         const int position = position_of(call, tile, r);
         seen[r] = range_in(call.first_visible(position), position + 1, segment);
@@ -377,7 +377,7 @@ void start_sum(const Call& call, const Tile& tile) {
     std::fill(scratch.total, scratch.total + kTileRows, 0.0f);
 }
 
-// Add the next segment's share to the running sum. A row that sees none of it stays as it is.
+// Add the next segment's share to the running sum. Rows that attend to none of it do not change.
 void merge(const Call& call, const Tile& tile, Partial next) {
     alignas(64) float old_factor[kTileRows], new_factor[kTileRows];
     for (int r = 0; r < tile.num_rows; r += kGroup) {
@@ -405,7 +405,7 @@ void merge(const Call& call, const Tile& tile, Partial next) {
     }
 }
 
-// Write the tile's rows. False where one is not finite.
+// Write the tile's rows. Returns false if one is not finite.
 bool finish(const Call& call, const Tile& tile) {
     const int dim = call.dim(), group = call.group();
     const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
@@ -482,7 +482,8 @@ void lay_tiles(const Call& call, std::vector<Tile>& tiles) {
     }
 }
 
-// One segment of one tile, for steps of few tiles. The thread that ends a tile's last one merges.
+// One segment of one tile, for steps with few tiles. The thread that finishes the last segment of a
+// tile merges them.
 struct Share {
     int tile;
     int segment;     // of the tile's, from 0
@@ -550,7 +551,7 @@ void attend_step(const Call& call) {
     }
     const int32_t* const ends = plan.row_starts + 1;
     const int64_t rows = plan.row_starts[plan.num_sequences];
-    // A few rows are written sooner than other threads are called.
+    // Writing a few rows takes less time than waking other threads.
     in_parallel(rows <= 16 ? 1 : threads, rows, 4, threads, [&](int thread, Parts& parts) {
         for (int64_t row, last; parts.take(thread, row, last);) {
             for (; row < last; ++row) {
@@ -559,7 +560,7 @@ void attend_step(const Call& call) {
             }
         }
     });
-    // From the front: the costly ones come first.
+    // From the front, because the costly tiles come first.
     in_parallel(threads, units, 1, 1, [&](int thread, Parts& parts) {
         Kernel::prepare();
         for (int64_t i, last; parts.take(thread, i, last);) {

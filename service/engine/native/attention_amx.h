@@ -2,8 +2,8 @@
 // depends only on that row of its left operand, so neighbours in a tile change no bit.
 //
 // Tiles 0-3 are sums, 4 and 5 left operands (queries or weights), 6 and 7 right ones. Right
-// operands are read from the cache as they lie (attention.py has the layout) and past the L1 cache:
-// 64 KB of keys and values would take it from the scores, and a third of the speed.
+// operands are read directly from the KV cache (attention.py has the layout), without the L1 cache:
+// 64 KB of keys and values would evict the scores from it, which costs a third of the speed.
 
 #pragma once
 
@@ -140,8 +140,8 @@ void values_amx(const uint16_t* weights, const uint16_t* const* values, int s0, 
     memory_fence();
 }
 
-// A value step with zeros for the tokens outside of [lo, hi): what lies there may be NaN, which
-// weight 0 does not hide.
+// A value step with zeros for the tokens outside of [lo, hi): these may be NaN, which weight 0 does
+// not hide.
 inline void copy_values_between(const uint16_t* values, int lo, int hi, int step, int dim,
                                 uint16_t* out) {
     for (int d = 0; d < dim; d += kGroup) {

@@ -20,18 +20,20 @@
 namespace chatrpc {
 namespace {
 
-// A call's rows pass in chunks of so many, and of so many bytes in int8: half of a core's cache.
+// A call's rows are computed in chunks of at most this many rows, and at most this many bytes in
+// int8, which is half of a core's cache.
 constexpr int64_t kMaxRows = 512;
 constexpr int64_t kMaxActivationBytes = 1 << 20;
-// Of a chunk, so many (a multiple of 32) meet all of a thread's weights before the next do, where
-// those weights are few enough to be in the cache again. Measured: 64 and 256 are slower.
+// This many rows of a chunk (a multiple of 32) are multiplied with all of a thread's weights before
+// the next ones, if these weights fit into the cache. Measured: 64 and 256 are slower.
 constexpr int64_t kRowsAtOnce = 128;
 constexpr int64_t kMaxCachedWeightBytes = 1 << 20;
-// Weights fetched while rows are quantized: what of them a core's cache has room for besides.
+// Bytes of weights fetched while rows are quantized: the part that fits into a core's cache too.
 constexpr int64_t kMaxFetchedWeightBytes = 1 << 19;
-// Below, both wait for memory alike and VNNI has less to set up. Measured with cold weights.
+// With fewer rows, VNNI and AMX are both limited by memory, and VNNI needs less setup. Measured with
+// weights that are not in the cache.
 constexpr int64_t kFewestRowsForAmx = 9;
-// Into how many parts each thread's share is cut, and the least that is worth taking by itself.
+// Number of parts that each thread's share is divided into, and the minimum size of a part.
 constexpr int64_t kPartsPerThread = 8;
 constexpr int64_t kLeastPartBytes = 1 << 15;
 
@@ -175,7 +177,7 @@ void run(const Call& call) {
     const int64_t panels_at_once = std::max(call.num_panels / (num_threads * kPartsPerThread),
                                             (kLeastPartBytes + panel_bytes - 1) / panel_bytes);
     if (call.rows == 1) {
-        // Every thread quantizes the row for itself: that is sooner done than waited for.
+        // Every thread quantizes the row itself, which takes less time than waiting for another.
         in_parallel(num_threads, call.num_panels, panels_at_once, num_threads,
                     [&](int thread, Parts& panels) {
                         const Activations own(kept_space<1>(bytes), 1, call.num_blocks);

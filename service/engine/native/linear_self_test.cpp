@@ -1,4 +1,4 @@
-// Small known products through every path: a library that a compiler got wrong is not used.
+// Checks small known products on every path, so that a wrongly compiled library is not used.
 
 #include <algorithm>
 #include <cmath>

@@ -28,7 +28,7 @@ void pause() {
 #endif
 }
 
-// Waits until `word` is no longer `seen`, first on the core and then asleep; or for no reason.
+// Waits until `word` is no longer `seen`, first by polling and then asleep. It may return earlier.
 void wait_for_change(std::atomic<uint32_t>& word, uint32_t seen, std::atomic<int>& sleepers) {
     const auto end = std::chrono::steady_clock::now() + kSpin;
     do {
@@ -68,7 +68,7 @@ class Pool {
         }
     }
 
-    // Held for a call. One pool serves one call at a time.
+    // Locked during a call, because the pool runs one call at a time.
     std::mutex mutex;
 
   private:

@@ -1,4 +1,4 @@
-// The threads that share the work of a kernel, and how its parts are given out.
+// The threads that share the work of a kernel, and the distribution of its parts among them.
 //
 // Parts are taken one at a time, not assigned beforehand. If the system takes a thread off its core
 // for another process, a call is delayed by one part at most: the other threads take the rest. With
@@ -68,9 +68,9 @@ class Parts {
 
 using Work = void (*)(void* context, int thread, Parts& parts);
 
-// Calls `work` on up to `num_threads` threads, the caller among them as number 0, and returns when
-// all parts are done. A thread that comes too late is not waited for. Calls from several threads at
-// once are served, all but one of them without help.
+// Calls `work` on up to `num_threads` threads, including the calling thread as number 0, and returns
+// when all parts are done. It does not wait for threads that start too late. If several threads call
+// this at once, one of them gets the pool and the others work without it.
 void run_parallel(int num_threads, int64_t size, int64_t grain, int num_ranges, Work work,
                   void* context);
 

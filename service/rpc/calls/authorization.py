@@ -1,6 +1,6 @@
-"""Who calls, and what they may do: the API key in a call's metadata, and `CallerInfo` beside it.
+"""Authorization of calls, by the API key and the `CallerInfo` in their metadata.
 
-The key is sent as `authorization: Bearer KEY` or as `x-api-key: KEY`. Health checks need none.
+The key is sent as `authorization: Bearer KEY` or as `x-api-key: KEY`. Health checks need no key.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,7 +47,7 @@ class Call(GenerationObserver, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who sends a call, by its key, and the caller that it is for."""
+    """The key of a call, and the caller that the call is for."""
 
     key: Key | None
     caller: Caller
@@ -64,12 +64,12 @@ class Access:
         self._quotas = Quotas()
 
     def authenticate(self, metadata: Metadata) -> Identity:
-        """Return whose call it is.
+        """Return the identity of a call.
 
         Raises:
-            Unauthenticated: A key is needed, and missing or unknown.
-            ActingForbidden: The call names another caller, and its key may not do that.
-            InvalidField: What it says of the other caller is invalid.
+            Unauthenticated: A key is required, and it is missing or unknown.
+            ActingForbidden: The call names another caller, and its key does not permit that.
+            InvalidField: The description of the other caller is invalid.
         """
         metadata = list(metadata)
         key = None
@@ -100,7 +100,7 @@ class Access:
         Raises:
             ModelForbidden: The key does not permit the model.
             LimitReached: A limit of the key is used up for now.
-            ExceedsLimit: The request alone exceeds a limit of the key.
+            ExceedsLimit: The request by itself exceeds a limit of the key.
         """
         key, model = identity.key, rpc.model_of(message)
         if model and not identity.may_use(model):

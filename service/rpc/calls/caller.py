@@ -60,7 +60,7 @@ def note_received(num_bytes: int) -> None:
 
 
 def may_use_model(*names: str) -> bool:
-    """Whether the caller's key permits the model with these names, its id and its aliases."""
+    """Return True if the caller's key permits the model with one of these names."""
     return any(map(_current.get().may_use, names))
 
 
@@ -69,8 +69,8 @@ def reserve_exactly(
 ) -> None:
     """Correct the estimate of the tokens that the call may cost, once its prompts are tokenized.
 
-    Does nothing if the caller's key has no limit of tokens, or the backend does not know the number
-    of a prompt's tokens.
+    Does nothing if the caller's key has no limit of tokens, or the backend has not
+    counted a prompt's tokens.
     """
     reserve = _current.get().reserve
     lengths = [prompt.num_tokens for prompt in prompts if prompt.num_tokens is not None]
@@ -107,7 +107,7 @@ def acting_for(
     """Make `caller` the current caller while in the context.
 
     Args:
-        may_use: Whether its key permits a model, by id or alias.
+        may_use: Returns True if its key permits a model, by id or alias.
         reserve: Called with the number of tokens that the call may cost.
         observer: Receives the progress of the call's generation.
     """

@@ -1,7 +1,7 @@
-"""What a span says of a generation, by OpenTelemetry's conventions for generative AI. Pure.
+"""Span attributes of a generation, by OpenTelemetry's conventions for generative AI. Pure.
 
-https://github.com/open-telemetry/semantic-conventions-genai. Nothing of what was asked or answered
-is in it, stop strings included.
+https://github.com/open-telemetry/semantic-conventions-genai. No attribute has a part of a
+prompt, of an output or of a stop string.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from chatrpc.v1 import chat_pb2
 from chatrpc_process.tracing.api import Value
 from service.rpc.calls.rpcs import Rpc
 
-# What a request may say of its sampling, and what that is called.
+# Sampling parameters, by their names in the proto and in the conventions.
 _SAMPLING = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -25,7 +25,7 @@ _SAMPLING = {
 
 
 def request_attributes(rpc: Rpc, params: Any) -> dict[str, Value]:
-    """Of a chat's or a text completion's parameters: what they say, and no defaults."""
+    """Return the attributes of a request's own parameters, without defaults."""
     found: dict[str, Value] = {
         "gen_ai.operation.name": rpc.operation,
         "gen_ai.provider.name": "chatrpc",
@@ -40,7 +40,7 @@ def request_attributes(rpc: Rpc, params: Any) -> dict[str, Value]:
 
 
 class Response:
-    """What an answer says of itself, put together from its pieces."""
+    """The attributes of a response, collected from its pieces."""
 
     def __init__(self) -> None:
         self._head: dict[str, Value] = {}
@@ -48,7 +48,7 @@ class Response:
         self._reasons: dict[int, str] = {}
 
     def add(self, piece: Any) -> None:
-        """A completion, or a chunk of one."""
+        """Add a completion, or a chunk of one."""
         if piece.id and not self._head:
             self._head = {"gen_ai.response.id": piece.id, "gen_ai.response.model": piece.model}
         if piece.HasField("usage"):
@@ -75,7 +75,7 @@ class Response:
 
 
 def finish_reason(number: "chat_pb2.FinishReason.ValueType") -> str:
-    """As OpenAI's API calls it."""
+    """Return a finish reason as OpenAI's API writes it."""
     return chat_pb2.FinishReason.Name(number).removeprefix("FINISH_REASON_").lower()
 
 

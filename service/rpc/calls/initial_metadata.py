@@ -1,8 +1,8 @@
-"""When a stream's initial metadata goes out: with its first chunk, unless that takes its time.
+"""The initial metadata of a stream: sent with its first chunk, or earlier if that takes long.
 
-gRPC retries a call for as long as nothing has come back. So a stream that waits in a queue can go
-to another replica if this one dies. On the other hand whoever stands between us and a person wants
-to keep that connection warm, and needs to know that there will be no refusal any more.
+gRPC retries a call as long as it has received nothing. So a stream that waits in a queue can move
+to another replica if this one fails. A proxy, on the other hand, has to keep its client's
+connection alive, and needs to learn that the request has been admitted.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from typing import TypeVar
 
 from service.rpc.calls.context import Context
 
-# Says "admitted" in so many words: a refused call has initial metadata too, though empty.
+# A rejected call has initial metadata too, but it is empty.
 ADMITTED = (("chatrpc-admitted", "1"),)
 
-# Below the 15 s after which the gateway, and the least patient of proxies, want to hear something.
-PATIENCE_S = 10.0
+# Less than the 15 s after which the gateway and some proxies expect a message.
+MAX_SILENCE_S = 10.0
 
 _Chunk = TypeVar("_Chunk")
 
@@ -24,15 +24,15 @@ _Chunk = TypeVar("_Chunk")
 async def with_admission_metadata(
     chunks: AsyncGenerator[_Chunk, None], context: Context
 ) -> AsyncGenerator[_Chunk, None]:
-    """The chunks; ADMITTED is sent ahead of them if the first is not there in `PATIENCE_S`.
+    """Yield the chunks. Send ADMITTED before them if the first takes longer than `MAX_SILENCE_S`.
 
-    Closing it closes `chunks`.
+    Closing the generator closes `chunks`.
     """
     async with aclosing(chunks):
-        # A task, since a generator that is cancelled while it waits is at its end.
+        # A task, because a generator that is cancelled while it waits has ended.
         first = asyncio.ensure_future(anext(chunks, None))
         try:
-            await asyncio.wait({first}, timeout=PATIENCE_S)
+            await asyncio.wait({first}, timeout=MAX_SILENCE_S)
             if not first.done():
                 await context.send_initial_metadata(ADMITTED)
             chunk = await first

@@ -14,13 +14,14 @@ from google.rpc import status_pb2
 from chatrpc.v1.limits import REQUEST_ID_PATTERN
 from chatrpc_process.logs.limited import LimitedLog
 from chatrpc_process.tracing.api import OFF, Tracer, log_fields
+from service.domain.timeouts import ClientTimeouts
 from service.errors import ChatrpcError, DeadlinePassed, InvalidField
 from service.metrics import Metrics
 from service.rpc.calls import status
 from service.rpc.calls.authorization import Access
 from service.rpc.calls.caller import acting_for, received_bytes
 from service.rpc.calls.context import Context, Handler
-from service.rpc.calls.message_reader import ClientTimeouts, MessageReader
+from service.rpc.calls.message_reader import MessageReader
 from service.rpc.calls.rejection_pace import RejectionPace
 from service.rpc.calls.rpcs import BY_PATH, Rpc
 from service.rpc.calls.telemetry import CallTelemetry
@@ -31,7 +32,7 @@ REQUEST_ID_KEY = "x-request-id"
 # Services that need no key.
 _OPEN = ("/grpc.health.v1.Health/", "/xds.service.orca.v3.OpenRcaService/")
 
-_LAST_WORDS_S = 5
+_ABORT_TIMEOUT_S = 5
 
 _REQUEST_ID = re.compile(REQUEST_ID_PATTERN)
 
@@ -39,11 +40,10 @@ log = structlog.get_logger(__name__)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Names each call, asks for its key, turns its errors into statuses, counts and logs its end.
+    """Authenticates each call, turns its errors into statuses, and counts and logs its end.
 
-    What is not ours is asked for its key alone, and passes untouched otherwise: probes would flood
-    the log. Health and the load report need no key: they tell nothing else, and what asks for them,
-    kubelets and gRPC's own balancers, has none to show.
+    Calls of other services are authenticated only, and not logged: probes would flood the log.
+    Health checks and load reports need no key, because kubelets and gRPC's own balancers have none.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._access = access
         self._metrics = metrics
         self._timeouts = client_timeouts or ClientTimeouts()
-        self._refusals = RejectionPace()
+        self._rejections = RejectionPace()
         self._messages = MessageReader(pools, self._timeouts)
         self._tracer = tracer
         self._limited_log = LimitedLog()
@@ -77,9 +77,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         rpc = BY_PATH.get(method)
         if rpc is None:
             return self._with_key(handler, handler_call_details)
-        # Requests are read and parsed in here: grpc itself would wait for one without end, before
-        # anybody has asked for a key, and answers UNKNOWN to one that cannot be parsed. To the
-        # wire a stream of one request is that request.
+        # Requests are read and parsed here. gRPC would wait for one without a limit, before any
+        # authentication, and fail with UNKNOWN if it cannot be parsed. On the wire, a stream of one
+        # request is the same as one request.
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
                 self._stream(handler, rpc), None, handler.response_serializer
@@ -95,10 +95,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             proto = status.status(error, "")
             self._log_rejected(details.method, status.reason(proto), kind=details.method)
 
-            async def refuse(_: Any, context: Context) -> None:
+            async def reject(_: Any, context: Context) -> None:
                 await abort(context, proto, ())
 
-            return grpc.stream_stream_rpc_method_handler(refuse)
+            return grpc.stream_stream_rpc_method_handler(reject)
         return handler  # type: ignore[no-any-return]
 
     def _unary(self, handler: Any, rpc: Rpc) -> Any:
@@ -132,7 +132,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _message(
         self, rpc: Rpc, context: Context, counting: CallTelemetry
     ) -> AsyncIterator[Any]:
-        """The message of a call whose key may send it."""
+        """Yield the request message of an authorized call."""
         name = ""  # until it is known
         try:
             identity = self._access.authenticate(context.invocation_metadata() or ())
@@ -143,12 +143,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     with self._access.use(identity, rpc, message, received_bytes(), counting):
                         yield message
         except ChatrpcError:
-            # By now the call holds nothing of what it has taken.
-            await asyncio.sleep(self._refusals.delay_s(name))
+            # The call has released everything by now.
+            await asyncio.sleep(self._rejections.delay_s(name))
             raise
 
     def _log_rejected(self, method: str, reason: str, kind: str) -> None:
-        """Log a call that none of our services gets. Clients can make any number of these."""
+        """Log a call that no service of ours receives. Clients can make any number of these."""
         fields = {"method": method, "reason": reason}
         self._limited_log.write(log.info, "request_rejected", kind=(reason, kind), **fields)
 
@@ -157,7 +157,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async with asyncio.timeout(self._timeouts.write_s):
                 await context.write(response)
         except TimeoutError:
-            raise DeadlinePassed("The answer was not read for too long.") from None
+            raise DeadlinePassed("The response was not read in time.") from None
 
 
 @asynccontextmanager
@@ -175,7 +175,7 @@ async def _call(
     try:
         yield counting
         outcome = code = "OK"
-    except Exception as error:  # CancelledError and GeneratorExit are none: they go on untouched
+    except Exception as error:  # not CancelledError and GeneratorExit
         proto = status.status(error, request_id)
         outcome, code = status.reason(proto), status.code(proto).name
         field = error.field if isinstance(error, InvalidField) else ""
@@ -189,7 +189,7 @@ async def _call(
         await abort(context, proto, trailing)
     finally:
         if code == "CANCELLED" and context.time_remaining() == 0:
-            outcome = "DEADLINE"  # the caller's own, at which core cancels the call
+            outcome = "DEADLINE"  # the caller's own, at which gRPC cancels the call
         fields = counting.log_fields()
         counting.end(code, outcome)
         fields |= {"method": rpc.path, "code": code}
@@ -197,32 +197,32 @@ async def _call(
             fields["reason"] = outcome
         if field:
             fields["field"] = field
-        if code == "UNAUTHENTICATED":  # of which anybody can make any number
+        if code == "UNAUTHENTICATED":  # any client can make any number of these
             limited_log.write(log.info, "request_finished", kind=(rpc.path, code), **fields)
         else:
             log.info("request_finished", **fields)
 
 
 async def abort(context: Context, proto: status_pb2.Status, metadata: status.Metadata) -> NoReturn:
-    """End the call with a status. One that has ended meanwhile, core refuses to end again.
+    """End the call with a status. If it has ended meanwhile, gRPC does not end it again.
 
-    A status comes after all that was written before it. Where that is not read it is left to core,
-    which sends it once there is room, and all that the call held is free by then.
+    The status follows everything written before. If the client does not read that, gRPC sends the
+    status later; the call's resources are free by then.
     """
     try:
-        async with asyncio.timeout(_LAST_WORDS_S):
+        async with asyncio.timeout(_ABORT_TIMEOUT_S):
             await context.abort(
                 status.code(proto), proto.message, metadata + status.trailing_metadata(proto)
             )
     except grpc.aio.AbortError:
         raise
-    except Exception as error:  # the deadline of the call, most often, at the same moment as ours
+    except Exception as error:  # most often the call's deadline, at the same moment
         raise asyncio.CancelledError from error
     raise AssertionError("abort raises")
 
 
 def _request_id(context: Context) -> str:
-    """The caller's own, if it is short and printable, else a new one."""
+    """Return the caller's request id if it is short and printable, else a new one."""
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
             return value

@@ -1,4 +1,4 @@
-"""How many elements a protobuf message has, counted on its bytes before it is parsed.
+"""Counts the elements of a protobuf message by its bytes, before it is parsed.
 
 A message of 8 MiB can hold four million empty submessages. Parsing these takes seconds of the
 interpreter's lock and hundreds of megabytes, whatever is checked afterwards.
@@ -21,7 +21,7 @@ _PACKED_BYTES_PER_ELEMENT = 32
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """What the count has to know of a field."""
+    """The facts of a field that the count needs."""
 
     name: str
     message_type: Descriptor | None

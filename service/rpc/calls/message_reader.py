@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -11,6 +10,7 @@ from google.protobuf.message import DecodeError
 
 from chatrpc_process.fairness.capacity import SharedCapacity
 from service.domain.engine import Caller
+from service.domain.timeouts import ClientTimeouts
 from service.errors import DeadlinePassed, InvalidField, PreparationFull
 from service.rpc.calls.caller import current_caller, note_received
 from service.rpc.calls.context import Context
@@ -24,14 +24,6 @@ MAX_BYTES_IN_PROGRESS = 256 << 20
 _MAX_READS_OF_CALLER = 16
 # Larger ones are counted and parsed on a thread.
 _SMALL_BYTES = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class ClientTimeouts:
-    """Timeouts for receiving a request and for a blocked write, in seconds."""
-
-    receive_s: float = 60.0
-    write_s: float = 60.0
 
 
 class MessageReader:
@@ -79,7 +71,7 @@ class MessageReader:
             del data
             yield message
         finally:
-            self._in_progress.give_back(caller.name, num_bytes)
+            self._in_progress.release(caller.name, num_bytes)
 
     def _place(self, caller: Caller) -> AbstractAsyncContextManager[None]:
         if not caller.name:

@@ -1,28 +1,29 @@
-"""How fast one caller is told that its requests are refused."""
+"""Limits how fast rejections are sent to one caller."""
 
 import time
 from collections.abc import Callable
 
-# Refusals a second, and as many more after a second without any.
+# Rejections a second, and as many more after a second without any.
 RATE = 50
 MAX_DELAY_S = 1.0
-# Callers that are remembered. Those whose time is over are forgotten beyond it.
+# Callers with a state. Beyond this number, those without a pending rejection are removed.
 _MAX_CALLERS = 1024
 
 
 class RejectionPace:
-    """Delays the refusals of a caller that asks again at once after each.
+    """Delays the rejections of a caller that repeats its requests at once.
 
-    A refusal costs the event loop most of a millisecond, and whoever repeats its requests without a
-    pause would have all of its time: https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm.
+    A rejection costs the event loop most of a millisecond, so a caller that repeats its requests
+    without a pause would use all of it. The algorithm:
+    https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._next_s: dict[str, float] = {}  # when the next refusal of a caller is due
+        self._next_s: dict[str, float] = {}  # when the next rejection of a caller is due
 
     def delay_s(self, caller: str) -> float:
-        """Count a refusal of a caller, and return how long to wait before it is sent."""
+        """Count a rejection of a caller, and return how long to wait before it is sent."""
         now_s = self._clock()
         due_s = max(self._next_s.get(caller, 0.0), now_s - 1.0)
         self._next_s[caller] = min(due_s + 1.0 / RATE, now_s + MAX_DELAY_S)

@@ -1,6 +1,6 @@
 """The RPCs of this service, as one table.
 
-A row is all that authorization, telemetry and the reading of messages need to know about an RPC.
+Authorization, telemetry and the reading of messages use it.
 """
 
 from collections.abc import Callable

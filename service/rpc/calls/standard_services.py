@@ -57,12 +57,12 @@ class StandardServiceInterceptor(grpc.aio.ServerInterceptor):
                 self._stream(handler), None, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
-            _answer(handler), None, handler.response_serializer
+            _unary(handler), None, handler.response_serializer
         )
 
     def _stream(self, handler: Any) -> Any:
         async def call(requests: AsyncIterator[bytes], context: Context) -> None:
-            async with _refusing(context), self._streams.opened(context.peer()):
+            async with _errors_as_statuses(context), self._streams.opened(context.peer()):
                 message = _small(handler, await anext(requests, b""))
                 async with aclosing(handler.unary_stream(message, context)) as responses:
                     async for response in responses:
@@ -74,7 +74,7 @@ class StandardServiceInterceptor(grpc.aio.ServerInterceptor):
         async def call(
             requests: AsyncIterator[bytes], context: Context
         ) -> AsyncGenerator[Any, None]:
-            async with _refusing(context), self._streams.opened(context.peer()):
+            async with _errors_as_statuses(context), self._streams.opened(context.peer()):
                 messages = (_small(handler, request) async for request in requests)
                 async for response in handler.stream_stream(messages, context):
                     yield response
@@ -82,9 +82,9 @@ class StandardServiceInterceptor(grpc.aio.ServerInterceptor):
         return call
 
 
-def _answer(handler: Any) -> Any:
+def _unary(handler: Any) -> Any:
     async def call(request: bytes, context: Context) -> Any:
-        async with _refusing(context):
+        async with _errors_as_statuses(context):
             return await handler.unary_unary(_small(handler, request), context)
 
     return call
@@ -100,7 +100,7 @@ def _small(handler: Any, request: bytes) -> Any:
 
 
 @asynccontextmanager
-async def _refusing(context: Context) -> AsyncIterator[None]:
+async def _errors_as_statuses(context: Context) -> AsyncIterator[None]:
     try:
         yield
     except grpc.aio.AbortError:

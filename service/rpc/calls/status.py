@@ -32,7 +32,7 @@ _STATUSES: tuple[tuple[type[errors.ChatrpcError], int, errors_pb2.ErrorReason.Va
         errors_pb2.ERROR_REASON_CONTEXT_LENGTH_EXCEEDED,
     ),
     (errors.ExceedsLimit, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_EXCEEDS_LIMIT),
-    (errors.TemplateRefused, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_TEMPLATE_REFUSED),
+    (errors.TemplateRejected, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_TEMPLATE_REFUSED),
     (errors.UnsupportedField, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_UNSUPPORTED_FIELD),
     (errors.MissingField, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_MISSING_FIELD),
     (errors.InvalidField, code_pb2.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_INVALID_FIELD),
@@ -68,7 +68,7 @@ _STATUSES: tuple[tuple[type[errors.ChatrpcError], int, errors_pb2.ErrorReason.Va
 
 
 def status(error: Exception, request_id: str) -> status_pb2.Status:
-    """What the caller is told of `error`; of an unforeseen one, the request id and no text."""
+    """Return the status of an error. An unforeseen one has the request id and no other text."""
     for kind, code, reason in _STATUSES:
         if isinstance(error, kind):
             return _status(code, _short(str(error)), _info(reason, error), *_details(error))
@@ -84,9 +84,9 @@ def trailing_metadata(proto: status_pb2.Status) -> Metadata:
 
 
 def retry_pushback(error: Exception) -> Metadata:
-    """When gRPC is to try the call again, which it does on another replica where there is one.
+    """Return when gRPC may retry the call, on another replica if there is one.
 
-    So this is less than what `RetryInfo` says of this one.
+    It is less than the delay of `RetryInfo`, which is for this replica.
     """
     if not isinstance(error, errors.Unavailable):
         return ()
@@ -94,7 +94,7 @@ def retry_pushback(error: Exception) -> Metadata:
 
 
 def tokens_computed(num_tokens: int) -> Metadata:
-    """Tell a gateway what a call that fails has cost; one that succeeds has usage to tell it."""
+    """Return the tokens that a failed call has used. A successful one reports its usage."""
     return ((_NUM_TOKENS_KEY, str(num_tokens)),)
 
 
@@ -153,5 +153,5 @@ def _retry_info(after_s: float) -> error_details_pb2.RetryInfo:
 
 
 def _short(text: str) -> str:
-    """As much of `text`, which may be the caller's own, as an error can carry."""
+    """Return the text, which may be the caller's own, cut to the size of an error."""
     return text.encode()[:_MAX_TEXT_BYTES].decode(errors="ignore")

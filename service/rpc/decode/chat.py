@@ -19,7 +19,7 @@ from service.rpc.decode.options import cache_salt
 from service.rpc.decode.prompt import prompt_options
 from service.rpc.decode.sampling import num_choices, sampling_params
 from service.rpc.decode.tools import check_num_tools, response_format, tools_and_mode
-from service.rpc.decode.unsupported import refuse_unserved
+from service.rpc.decode.unsupported import check_unsupported
 
 _ROLES = {
     chat_pb2.ROLE_SYSTEM: "system",
@@ -39,7 +39,7 @@ def chat_request(params: chat_pb2.ChatCompletionParams, spec: ModelSpec) -> Chat
         InvalidField, or one of its kinds: The first error found.
     """
     check_fits(params.messages, spec, params.tools)
-    refuse_unserved(params)
+    check_unsupported(params)
     tools, tool_mode = tools_and_mode(params)
     return ChatRequest(
         model=params.model,
@@ -59,7 +59,7 @@ def chat_request(params: chat_pb2.ChatCompletionParams, spec: ModelSpec) -> Chat
 
 
 def messages(protos: Sequence[chat_pb2.ChatMessage], path: str = "messages") -> tuple[Message, ...]:
-    """The conversation.
+    """Return the messages of a conversation.
 
     Raises:
         InvalidField, or one of its kinds.
@@ -115,11 +115,11 @@ def _message(proto: chat_pb2.ChatMessage, path: str) -> Message:
             raise MissingField(f"{path}.role")
         raise InvalidField(f"{path}.role", f"{proto.role} is not a role.")
     content = _text(proto.content, f"{path}.content")
-    if proto.refusal:  # templates know no refusals: it is what the assistant said
+    if proto.refusal:  # chat templates have no refusals, so it becomes content
         content = f"{content}\n{proto.refusal}" if content else proto.refusal
-    # An assistant that called functions, or that was cut off while it reasoned, has said nothing.
-    is_silent = role == "assistant" and (proto.tool_calls or proto.reasoning_content)
-    if content is None and not is_silent:
+    # An assistant message with tool calls, or cut off in its reasoning, has no content.
+    may_be_empty = role == "assistant" and (proto.tool_calls or proto.reasoning_content)
+    if content is None and not may_be_empty:
         raise MissingField(f"{path}.content")
     if role == "tool" and not proto.tool_call_id:
         raise MissingField(f"{path}.tool_call_id")
@@ -138,14 +138,14 @@ def _message(proto: chat_pb2.ChatMessage, path: str) -> Message:
 
 
 def _text(parts: Sequence[chat_pb2.ContentPart], path: str) -> str | None:
-    """The text of the parts, joined; None if there is no part."""
+    """Return the text of the parts, joined; None if there is no part."""
     for i, part in enumerate(parts):
         kind = part.WhichOneof("part")
         if kind is None:
             raise MissingField(f"{path}[{i}]")
         if kind != "text":
             raise UnsupportedField(
-                f"{path}[{i}]", f"This model reads text alone, not {_PARTS[kind]} parts."
+                f"{path}[{i}]", f"This model takes only text, not {_PARTS[kind]} parts."
             )
     return "".join(part.text for part in parts) if parts else None
 
@@ -157,7 +157,7 @@ def _tool_call(proto: chat_pb2.ToolCall, path: str) -> ToolCall:
 
 
 def _num_logprobs(params: chat_pb2.ChatCompletionParams) -> int | None:
-    """How many alternatives are wanted beside each token's log probability; None: not even that."""
+    """Return the number of alternatives to each token; None: no log probabilities."""
     if params.HasField("top_logprobs"):
         if not params.logprobs:
             raise InvalidField("top_logprobs", "needs logprobs to be true.")

@@ -1,6 +1,6 @@
-"""A text completion as the wire asked for it, checked. Pure.
+"""Text completion parameters from protobuf to the domain. Pure.
 
-A field path in an error is the field's place in `CompletionParams`, such as `prompts[0].text`.
+The field of an error is a path in `CompletionParams`, such as `prompts[0].text`.
 """
 
 from dataclasses import replace
@@ -14,9 +14,9 @@ from service.errors import ContextLengthExceeded, InvalidField, MissingField, Un
 from service.rpc.decode.options import cache_salt
 from service.rpc.decode.sampling import check_token_ids, num_choices, sampling_params
 from service.rpc.decode.tools import decoded_format
-from service.rpc.decode.unsupported import refuse_unserved
+from service.rpc.decode.unsupported import check_unsupported
 
-# OpenAI's; chat completions have none.
+# OpenAI's default. Chat completions have none.
 DEFAULT_MAX_TOKENS = 16
 
 _MAX_SEQUENCES = LIMITS["CompletionParams.prompts"].max_size
@@ -25,12 +25,12 @@ _MAX_SEQUENCES = LIMITS["CompletionParams.prompts"].max_size
 def completion_request(
     params: completion_pb2.CompletionParams, spec: ModelSpec
 ) -> CompletionRequest:
-    """Check a request whole and fill in the defaults.
+    """Check parameters and fill in the defaults.
 
     Raises:
-        InvalidField, or one of its kinds: the first mistake found.
+        InvalidField, or one of its kinds: The first error found.
     """
-    _refuse_unserved(params)
+    _check_options(params)
     num_sequences(params)
     num_logprobs = _num_logprobs(params, "logprobs")
     num_prompt_logprobs = _num_logprobs(params, "prompt_logprobs")
@@ -57,14 +57,14 @@ def completion_request(
 def num_sequences(
     params: completion_pb2.CompletionParams, max_sequences: int = _MAX_SEQUENCES
 ) -> int:
-    """How many sequences a request asks for: its prompts times its choices.
+    """Return the number of sequences that a request asks for: its prompts times its choices.
 
     Args:
-        max_sequences: How many the service has room for.
+        max_sequences: Maximum of the backend.
 
     Raises:
         MissingField: There is no prompt.
-        InvalidField: There are more sequences than may be.
+        InvalidField: There are too many sequences.
     """
     if not params.prompts:
         raise MissingField("prompts")
@@ -75,21 +75,22 @@ def num_sequences(
     return len(params.prompts) * n
 
 
-def _refuse_unserved(params: completion_pb2.CompletionParams) -> None:
-    """What a chat completion is refused for, a text completion is as well; but for `n`."""
+def _check_options(params: completion_pb2.CompletionParams) -> None:
+    """Reject what a chat completion is rejected for, but for the limit of `n`."""
     if params.suffix:
         raise UnsupportedField("suffix", "is not supported by this service.")
     chat = chat_pb2.ChatCompletionParams(sampling=params.sampling, user=params.user)
     chat.sampling.ClearField("n")
-    refuse_unserved(chat)
+    check_unsupported(chat)
 
 
 def _prompt(
     proto: completion_pb2.CompletionPrompt, path: str, spec: ModelSpec, *, is_cut: bool
 ) -> str | tuple[int, ...]:
-    """The prompt, unless its size says that it is too long; a text's tokens are counted later.
+    """Return a prompt that is not too long by its size. A text's tokens are counted later.
 
-    `is_cut`: Token ids beyond the context are cut off, so there may be as many as there are.
+    Args:
+        is_cut: True if the prompt is truncated, so that it may have any number of token ids.
     """
     max_model_len = spec.max_model_len
     match proto.WhichOneof("prompt"):
@@ -131,7 +132,7 @@ def _sampling(params: completion_pb2.CompletionParams, spec: ModelSpec) -> Sampl
 
 
 def _num_logprobs(params: completion_pb2.CompletionParams, name: str) -> int | None:
-    if not params.HasField(name):  # type: ignore[arg-type]  # one of the names it knows
+    if not params.HasField(name):  # type: ignore[arg-type]  # one of its names
         return None
     number = int(getattr(params, name))
     limits = LIMITS[f"CompletionParams.{name}"]

@@ -9,7 +9,7 @@ from service.errors import InvalidField
 def priority(
     params: chat_pb2.ChatCompletionParams | completion_pb2.CompletionParams, caller: Caller
 ) -> int:
-    """The priority of a request: its own, or 0, or the most urgent one that its caller may set.
+    """Return the priority of a request. The default is 0, or the caller's lowest if that is higher.
 
     Raises:
         InvalidField: It is more urgent than the caller may set.

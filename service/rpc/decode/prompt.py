@@ -15,10 +15,10 @@ MAX_TEMPLATE_KWARGS_DEPTH = 32  # nested arrays and objects
 def prompt_options(
     proto: chat_pb2.PromptOptions, effort: chat_pb2.ReasoningEffort.ValueType
 ) -> PromptOptions:
-    """How to render the conversation. The effort reaches a reasoning model through its template.
+    """Return the options of the prompt. The reasoning effort is a variable for the template.
 
     Raises:
-        InvalidField: the template's arguments are not a JSON object, or options contradict.
+        InvalidField: The template's arguments are not a JSON object, or options contradict.
     """
     continues = proto.continue_final_message
     if continues and proto.add_generation_prompt:
@@ -73,7 +73,7 @@ def _json_object(text: str, path: str) -> dict[str, Any]:
 
 
 def _depth(value: Any) -> int:
-    """How many arrays and objects stand within one another; no deeper than JSON can be parsed."""
+    """Return how deep arrays and objects are nested."""
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, dict | list)]:
         depth += 1

@@ -1,7 +1,10 @@
-"""The wire's sampling parameters to the domain's. Pure; an error's field begins `sampling.`."""
+"""Sampling parameters from protobuf to the domain. Pure.
+
+The field of an error begins with `sampling.`.
+"""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from chatrpc.v1 import chat_pb2
 from chatrpc.v1.limits import LIMITS, Limits
@@ -11,29 +14,22 @@ from service.errors import InvalidField
 
 _MAX_N = int(LIMITS["SamplingParams.n"].maximum)
 
-# The scalars that are taken over as they are, by the domain's names.
+_RENAMED = {"max_completion_tokens": "max_tokens"}
+_LISTS = frozenset(("logit_bias", "allowed_token_ids", "bad_words", "stop", "stop_token_ids"))
+_DOMAIN_NAMES = frozenset(field.name for field in fields(SamplingParams))
+# The scalars that are copied unchanged, by their names in the proto, with those in the domain.
 _NAMES = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "repetition_penalty": "repetition_penalty",
-    "seed": "seed",
-    "max_completion_tokens": "max_tokens",
-    "min_tokens": "min_tokens",
-    "ignore_eos": "ignore_eos",
-    "include_stop_str_in_output": "include_stop_str_in_output",
-    "skip_special_tokens": "skip_special_tokens",
+    field.name: name
+    for field in chat_pb2.SamplingParams.DESCRIPTOR.fields
+    if (name := _RENAMED.get(field.name, field.name)) in _DOMAIN_NAMES - _LISTS
 }
 
 
 def sampling_params(proto: chat_pb2.SamplingParams, spec: ModelSpec) -> SamplingParams:
-    """The parameters, the model's defaults where the request says nothing.
+    """Return the parameters of a request, with the model's defaults where it sets none.
 
     Raises:
-        InvalidField: the first mistake found.
+        InvalidField: The first error found.
     """
     given = {field.name: value for field, value in proto.ListFields()}
     for name, value in given.items():
@@ -58,13 +54,13 @@ def sampling_params(proto: chat_pb2.SamplingParams, spec: ModelSpec) -> Sampling
 
 
 def num_choices(sampling: chat_pb2.SamplingParams, max_choices: int = _MAX_N) -> int:
-    """How many choices a request asks for.
+    """Return the number of choices that a request asks for.
 
     Args:
-        max_choices: How many the service has room for.
+        max_choices: Maximum of the backend.
 
     Raises:
-        InvalidField: There are none, or more than may be.
+        InvalidField: There are none, or too many.
     """
     n = sampling.n if sampling.HasField("n") else 1
     most = min(max_choices, _MAX_N)

@@ -1,6 +1,6 @@
-"""The options of a request that this service does not serve, each refused by name.
+"""Rejects the options of a request that this service does not support.
 
-A value that asks for what happens anyway (`modalities` of text) is served, not refused.
+A value that asks for the default behaviour, such as text as the only modality, is accepted.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from service.errors import InvalidField, UnsupportedField
 
 
 class _Option(NamedTuple):
-    """An option that is not served, and whether a request asks for it."""
+    """An unsupported option, and a function that finds it in a request."""
 
     path: str
     is_asked: Callable[[chat_pb2.ChatCompletionParams], bool]
@@ -25,12 +25,12 @@ _UNSERVED = (
 )
 
 
-def refuse_unserved(params: chat_pb2.ChatCompletionParams) -> None:
-    """Raise for the first option that cannot be honoured.
+def check_unsupported(params: chat_pb2.ChatCompletionParams) -> None:
+    """Reject the first unsupported option.
 
     Raises:
-        UnsupportedField: the option is not served.
-        InvalidField: metadata is too large.
+        UnsupportedField: The option is not supported.
+        InvalidField: Metadata or an identifier is too large.
     """
     for option in _UNSERVED:
         if option.is_asked(params):
@@ -41,7 +41,7 @@ def refuse_unserved(params: chat_pb2.ChatCompletionParams) -> None:
 
 
 def check_identifier(name: str, value: str) -> None:
-    """What the caller tells for its own bookkeeping is short, though nothing is made of it."""
+    """Check the length of an identifier, which the service does not use otherwise."""
     max_size = LIMITS[f"ChatCompletionParams.{name}"].max_size
     if len(value) > max_size:
         raise InvalidField(name, f"has at most {max_size} characters.")

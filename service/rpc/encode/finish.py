@@ -1,4 +1,4 @@
-"""How a choice ended, from the domain to protobuf."""
+"""The end of a choice, from the domain to protobuf."""
 
 from chatrpc.v1 import chat_pb2
 from service.domain.engine import FinishReason

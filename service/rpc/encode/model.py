@@ -7,7 +7,7 @@ from service.domain.model import ModelCard
 
 
 def model_proto(card: ModelCard) -> model_service_pb2.Model:
-    """Return what clients may know of a model."""
+    """Return the description of a model for clients."""
     return model_service_pb2.Model(
         id=card.id,
         create_time=Timestamp(seconds=card.created),

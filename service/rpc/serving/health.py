@@ -1,6 +1,6 @@
-"""The standard health service, whole, and such that no watcher holds up another.
+"""The standard health service, with `List`, and without watchers that delay one another.
 
-grpcio's own leaves `List` out, and waits for the slowest watcher whenever a status changes.
+grpcio's own has no `List`, and waits for the slowest watcher whenever a status changes.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import grpc
 from grpc_health.v1 import health, health_pb2
 
-# Quoted: it is generic in its type stubs alone, and those of health do not know `List`.
+# Quoted: it is generic only in its type stubs. Those of health have no `List`.
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _messages: Any = health_pb2
 
@@ -26,7 +26,7 @@ class HealthServicer(health.aio.HealthServicer):
     def __init__(self) -> None:
         super().__init__()
         self._statuses: dict[str, int] = {}
-        self._changed = asyncio.Event()  # for the next change there is another one
+        self._changed = asyncio.Event()  # replaced at each change
 
     async def set(self, service: str, status: int) -> None:
         await super().set(service, status)
@@ -34,19 +34,19 @@ class HealthServicer(health.aio.HealthServicer):
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def Watch(  # type: ignore[override]  # noqa: N802  # what it writes, this one yields
+    async def Watch(  # type: ignore[override]  # noqa: N802  # grpcio's writes instead of yielding
         self,
         request: health_pb2.HealthCheckRequest,
         context: _Context,  # noqa: ARG002
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
-        """The status of a name, and what it changes to."""
-        told = None
+        """Yield the status of a name, and each new one."""
+        sent = None
         while True:
             changed = self._changed
             status = self._statuses.get(request.service, _UNKNOWN)
-            if status != told:
+            if status != sent:
                 yield health_pb2.HealthCheckResponse(status=status)
-                told = status
+                sent = status
             await changed.wait()
 
     async def List(self, request: Any, context: _Context) -> Any:  # noqa: ARG002, N802

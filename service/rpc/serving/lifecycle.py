@@ -1,4 +1,4 @@
-"""The service's life as callers and probes see it: starting, serving, draining, dead."""
+"""The state of the service for callers and probes: starting, serving, draining, dead."""
 
 import asyncio
 from contextlib import suppress
@@ -19,28 +19,29 @@ STARTUP = "startup"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
-# Calls that are on their way when the server stops, core ends with CANCELLED. So clients that have
-# not heard yet of better places are refused by name, until none has come for this long. Some never
-# hear.
+# gRPC ends calls that arrive while the server stops with CANCELLED. So new calls are rejected with
+# DRAINING before that, until none has come for this long, or for a number of such times.
 _QUIET_S = 0.25
-_MOST_LOOKS = 8
+_MAX_QUIET_CHECKS = 8
 
 
 class State(Enum):
+    """The states in which calls are admitted or rejected."""
+
     STARTING = "starting"
     SERVING = "serving"
     DRAINING = "draining"
 
 
 class Lifecycle:
-    """Which models are served, how many generations run, and what `grpc.health.v1` says of it all.
+    """The models that are served, the number of active calls, and the health statuses.
 
-    Health has the names "" and `readiness` (can answer), `liveness` (need not be restarted),
+    Health has the names "" and `readiness` (ready for calls), `liveness` (needs no restart),
     `startup` (has been ready once), the full name of each service and the id of each model. All but
-    `liveness` and `startup` go together.
+    `liveness` and `startup` change together.
 
     Args:
-        service_names: the full names of the gRPC services that need a model.
+        service_names: Full names of the gRPC services that need a model.
     """
 
     def __init__(self, service_names: list[str]) -> None:
@@ -49,7 +50,7 @@ class Lifecycle:
         self._models: dict[str, ServedModel] = {}  # by id and by alias
         self._state = State.STARTING
         self._num_active = 0
-        self._num_refused = 0  # because of the drain
+        self._num_rejected = 0  # while draining
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -59,17 +60,17 @@ class Lifecycle:
 
     @property
     def models(self) -> list[ServedModel]:
-        """The models served, each once, in the order they were added."""
+        """The served models, each once, in the order in which they were added."""
         return list({model.card.id: model for model in self._models.values()}.values())
 
     async def start(self) -> None:
-        """Alive, not ready. To be called before the server is, whose health is born as SERVING."""
+        """Set alive, not ready. Call it before the server starts: its health begins as SERVING."""
         await self._set_ready(is_ready=False)
         await self.health.set(STARTUP, NOT_SERVING)
         await self.health.set(LIVENESS, SERVING)
 
     async def serve(self, model: ServedModel) -> None:
-        """Ready to answer with `model`."""
+        """Serve a model, and set ready."""
         for name in (model.card.id, *model.card.aliases):
             self._models[name] = model
             self._ready_names.append(name)
@@ -78,16 +79,16 @@ class Lifecycle:
         await self.health.set(STARTUP, SERVING)
 
     async def die(self) -> None:
-        """The engine has failed: neither ready nor alive."""
+        """Set neither ready nor alive, after the engine has failed."""
         await self._set_ready(is_ready=False)
         await self.health.set(LIVENESS, NOT_SERVING)
 
     async def drain(self, delay_s: float, timeout_s: float) -> None:
-        """Let the service run empty.
+        """Finish the active calls and admit no new ones.
 
-        Says NOT_SERVING at once; for `delay_s` still takes requests, since those who route to it
-        hear of it late; then refuses new ones and waits until the last answer has left, `timeout_s`
-        at the most, and, for two seconds at the most, until no new ones come.
+        Sets NOT_SERVING at once. Admits calls for `delay_s` more, because load balancers learn of
+        it late. Then rejects new calls and waits until the last response has been sent, at most
+        `timeout_s`, and until no new calls come, at most two seconds.
         """
         await self._set_ready(is_ready=False)
         await asyncio.sleep(delay_s)
@@ -95,30 +96,30 @@ class Lifecycle:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
-        for _ in range(_MOST_LOOKS):
-            num_refused = self._num_refused
+        for _ in range(_MAX_QUIET_CHECKS):
+            num_rejected = self._num_rejected
             await asyncio.sleep(_QUIET_S)
-            if self._num_refused == num_refused:
+            if self._num_rejected == num_rejected:
                 return
 
     def admit(self, name: str, context: Context) -> ServedModel:
-        """The model called `name`; the call counts as active until its answer has left as well.
+        """Return the model called `name`. The call is active until its response has been sent.
 
         Raises:
             Starting, Draining, ModelNotFound
         """
         if self._state is State.DRAINING:
-            self._num_refused += 1
+            self._num_rejected += 1
             raise Draining
         model = self.find(name)
         self._num_active += 1
         self._idle.clear()
-        done: Any = self._note_done  # the type stubs know no plain function
+        done: Any = self._note_done  # the type stubs do not take a function
         context.add_done_callback(done)
         return model
 
     def find(self, name: str) -> ServedModel:
-        """The model called `name`.
+        """Return the model called `name`.
 
         Raises:
             Starting, ModelNotFound

@@ -1,9 +1,9 @@
-"""How loaded this replica is, for clients that give more calls to replicas with room.
+"""Reports of this replica's load, for clients that balance by it.
 
-`xds.service.orca.v3.OpenRcaService`, which gRPC's `weighted_round_robin` asks on its own:
+`xds.service.orca.v3.OpenRcaService`, which gRPC's `weighted_round_robin` calls by itself:
 https://github.com/cncf/xds/blob/main/xds/service/orca/v3/orca.proto. A replica's weight is its
-requests a second over its utilization. The former says little where one request is ten times
-another, so it is the same for all, and the weight is the room that a replica has.
+requests a second over its utilization. The requests a second mean little, because one request may
+cost ten times another. So every replica reports the same, and the weight is its free capacity.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ METHOD = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics"
 _LEAST_UTILIZATION = 0.01
 _LEAST_INTERVAL_S, _MOST_INTERVAL_S = 1.0, 60.0
 _SAMPLE_S = 0.1
-_SMOOTHING = 0.1  # the weight of the newest sample in the running mean, which looks back one second
+_SMOOTHING = 0.1  # weight of the newest sample in the running mean of about one second
 
 
 def _messages() -> tuple[Any, Any]:
@@ -55,10 +55,10 @@ REQUEST, REPORT = _messages()
 
 
 class LoadReports:
-    """The servicer, of what `lifecycle` serves.
+    """The servicer. It reports the load of the models of `lifecycle`.
 
-    A report is of the last second or so, not of one moment: a replica that happened to be idle
-    then would get all of the next second's calls.
+    A report is a mean over about a second. By a report of one moment, a replica that was idle just
+    then would get all calls of the next second.
     """
 
     def __init__(self, lifecycle: Lifecycle) -> None:
@@ -78,11 +78,11 @@ class LoadReports:
     async def _stream_core_metrics(
         self, request: Any, context: Context
     ) -> AsyncGenerator[Any, None]:
-        """Reports, at the interval that was asked for, until the service drains."""
+        """Yield reports at the requested interval, until the service drains."""
         asked = request.report_interval
         asked_s = asked.seconds + asked.nanos / 1e9
         interval_s = min(max(_LEAST_INTERVAL_S, asked_s), _MOST_INTERVAL_S)
-        if self._is_draining:  # a stream that had reported something would be taken up at once
+        if self._is_draining:  # after a report, gRPC would open the stream again at once
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(Draining()))
         with self._sampled():
             while not self._is_draining:
@@ -95,7 +95,7 @@ class LoadReports:
 
     @contextmanager
     def _sampled(self) -> Iterator[None]:
-        """While in the context, the utilization is kept."""
+        """Keep the utilization up to date while in the context."""
         if self._num_readers == 0:
             self._utilization = self._sample()
             self._sampling = asyncio.ensure_future(self._keep())

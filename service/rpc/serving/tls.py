@@ -24,7 +24,7 @@ def server_credentials(watched: Watched[Identity]) -> grpc.ServerCredentials:
 
     return grpc.dynamic_ssl_server_credentials(
         _configuration(shown),
-        fetch,  # type: ignore[arg-type]  # the stubs do not know that it may return None
+        fetch,  # type: ignore[arg-type]  # it may return None, unlike in the stubs
         shown.client_ca is not None,
     )
 

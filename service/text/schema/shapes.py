@@ -77,9 +77,7 @@ class ShapeGraph(Protocol):
         ...
 
     def is_empty(self, node: Node) -> bool:
-        """Return True if certainly no value matches the node. Deeply nested parts are not
-        considered.
-        """
+        """Return True if certainly no value matches the node. Deep parts are not considered."""
         ...
 
     def are_disjoint(self, *subschemas: Subschema) -> bool:

@@ -29,9 +29,7 @@ class JsonSpan:
         self._is_escaped = False  # the last piece ended with a backslash
 
     def push(self, text: str) -> int:
-        """Return how many characters of the next piece belong to the value or to the space before
-        it.
-        """
+        """Return how many characters of the next piece belong to the value, or to space before."""
         index = 0
         while not self.is_complete and index < len(text):
             index = self._string(text, index) if self._in_string else self._structure(text, index)

@@ -1,4 +1,4 @@
-"""What a generation may cost, as its parameters say."""
+"""The maximum cost of a generation."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def test_schemas_and_biases_are_no_part_of_the_prompt() -> None:
     assert cost.least_tokens < 10
 
 
-def test_completions_have_the_default_that_the_service_gives_them() -> None:
+def test_completions_have_the_default_of_the_service() -> None:
     assert COMPLETION_MAX_TOKENS == DEFAULT_MAX_TOKENS
 
 
@@ -109,7 +109,7 @@ def test_other_limits_are_left_as_they_are(params: Any, options: dict[str, int])
 
 @given(st.text(max_size=500))
 def test_prompt_has_at_most_a_token_for_each_byte(text: str) -> None:
-    """Every tokenizer has a token for each byte; this one has no others."""
+    """The tokenizer has a token for each byte and no others."""
     part = chat_pb2.ContentPart(text=text)
     params = chat_pb2.ChatCompletionParams(messages=[chat_pb2.ChatMessage(content=[part])])
     assert len(text.encode()) <= cost_of(params, params.ByteSize()).num_prompt_tokens

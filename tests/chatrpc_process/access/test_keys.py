@@ -104,7 +104,7 @@ def test_secret_file_holds_exactly_one_secret(tmp_path: Path, text: str) -> None
         load_secret(tmp_path / "none")
 
 
-def test_file_without_keys_authenticates_nobody(tmp_path: Path) -> None:
+def test_file_without_keys_rejects_every_secret(tmp_path: Path) -> None:
     assert load_keys(write(tmp_path, "key = []\n")).find("x") is None
     assert KeyRing(()).find("") is None
 
@@ -203,7 +203,7 @@ def test_check_reports_every_problem_of_a_file(tmp_path: Path) -> None:
         load_keys(path)
 
 
-def test_check_warns_of_what_is_probably_not_meant(tmp_path: Path) -> None:
+def test_check_warns_of_probable_mistakes(tmp_path: Path) -> None:
     text = entry("a", "x") + entry(
         "b", "y", "models = []\nmin_priority = -1\nrequests_per_minute = 1"
     )

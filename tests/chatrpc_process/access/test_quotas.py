@@ -93,8 +93,8 @@ def test_each_sequence_counts_as_a_request(quotas: Quotas, clock: Clock) -> None
     assert refusal(quotas, key).retry_after_s == pytest.approx(10.0)
 
 
-def test_concurrent_requests_share_what_is_left_of_the_tokens(quotas: Quotas) -> None:
-    """Twenty-four requests of 134 tokens at once, of a key with 50 a minute."""
+def test_concurrent_requests_share_the_remaining_tokens(quotas: Quotas) -> None:
+    """Send 24 requests of 134 tokens at once with a key of 50 tokens a minute."""
     key, admitted = make_key(tokens_per_minute=50), 0
     waits_s: list[float] = []
     with ExitStack() as running:
@@ -117,7 +117,7 @@ def test_requests_below_the_limit_run_at_once(quotas: Quotas) -> None:
         assert refusal(quotas, key, cost(90, 10)).what == "tokens"
 
 
-def test_reservation_is_given_back_at_the_end(quotas: Quotas) -> None:
+def test_unused_reservation_is_returned_at_the_end(quotas: Quotas) -> None:
     key = make_key(tokens_per_minute=1000)
     with quotas.admit(key, cost(500, 400)) as reservation:
         assert left(quotas, key) == 100
@@ -135,7 +135,7 @@ def test_reservation_without_a_settlement_is_charged(quotas: Quotas) -> None:
 
 
 def test_estimate_above_the_limit_does_not_lock_a_client_out(quotas: Quotas) -> None:
-    """Its prompts have fewer tokens than they have bytes."""
+    """The prompts have fewer tokens than bytes."""
     key = make_key(tokens_per_minute=1000)
     for _ in range(3):
         with quotas.admit(key, cost(1200, 50, least=200)) as reservation:
@@ -166,7 +166,7 @@ def test_request_of_three_minutes_needs_a_full_bucket(quotas: Quotas, clock: Clo
     assert refusal(quotas, key, cost(1)).retry_after_s == pytest.approx(121.0)
 
 
-def test_cost_above_the_estimate_owes_two_minutes_at_the_most(quotas: Quotas) -> None:
+def test_debt_is_at_most_two_minutes_of_refill(quotas: Quotas) -> None:
     key = make_key(tokens_per_minute=60)
     with quotas.admit(key, cost(10)) as reservation:
         reservation.resize(10**9)
@@ -203,7 +203,7 @@ def test_rejected_request_costs_nothing(quotas: Quotas) -> None:
 
 
 def test_request_without_tokens_needs_none(quotas: Quotas) -> None:
-    """Tokenizing, say."""
+    """A request for tokenization has no cost in tokens."""
     key = make_key(tokens_per_minute=1)
     use(quotas, key, 2)
     use(quotas, key, 0)
@@ -245,7 +245,7 @@ def test_keys_of_one_owner_share_their_limits(quotas: Quotas) -> None:
     assert refusal(quotas, old).what == "requests"
 
 
-def test_bucket_holds_a_minutes_worth_at_the_most(quotas: Quotas, clock: Clock) -> None:
+def test_bucket_has_at_most_the_refill_of_a_minute(quotas: Quotas, clock: Clock) -> None:
     key = make_key(requests_per_minute=2)
     clock.now_s += 10_000.0
     use(quotas, key, 0)
@@ -253,14 +253,14 @@ def test_bucket_holds_a_minutes_worth_at_the_most(quotas: Quotas, clock: Clock) 
     refusal(quotas, key)
 
 
-def test_changed_limit_holds_at_once(quotas: Quotas) -> None:
+def test_changed_limit_applies_at_once(quotas: Quotas) -> None:
     use(quotas, make_key(requests_per_minute=1), 0)
     refusal(quotas, make_key(requests_per_minute=1))
     use(quotas, make_key(requests_per_minute=2), 0)
 
 
 class Admitted:
-    """A request that has been admitted, by the order of what happens."""
+    """An admitted request, with the numbers of its events."""
 
     def __init__(self, begin: int, begin_s: float, reserved: int, used: int) -> None:
         self.begin = begin
@@ -333,7 +333,7 @@ class Interleavings(RuleBasedStateMachine):
         assert getattr(self, "retry_after_s", 1) <= 180
 
     def teardown(self) -> None:
-        """Look at every period that begins with a request and ends with another one."""
+        """Check every period that begins with a request and ends with another one."""
         for request, _ in self.running:
             request.context.close()
             request.used = request.reserved
@@ -352,7 +352,7 @@ TestInterleavings.settings = settings(stateful_step_count=40)
 
 
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 400), st.floats(0, 60)), max_size=20))
-def test_retry_after_is_honest_if_nobody_else_comes(
+def test_retry_after_is_sufficient_for_a_single_client(
     requests: list[tuple[int, int, float]],
 ) -> None:
     clock = Clock()

@@ -6,7 +6,7 @@ from chatrpc_process.fairness.capacity import SharedCapacity
 
 
 def fill(shared: SharedCapacity, caller: str, weight: int = 1) -> int:
-    """Take one after another until there is no room; how many that were."""
+    """Take one after another until there is no room; return their number."""
     num_taken = 0
     while shared.has_room(caller, 1, weight):
         shared.take(caller, 1)
@@ -21,7 +21,7 @@ def test_one_caller_stops_at_half_and_two_leave_a_third() -> None:
     assert shared.num_free == 30
 
 
-def test_weight_allows_a_multiple_of_what_is_free() -> None:
+def test_weight_allows_a_multiple_of_the_free_part() -> None:
     assert fill(SharedCapacity(120), "a", weight=3) == 90
 
 
@@ -45,7 +45,7 @@ def test_greedy_callers_leave_room_for_one_more(num_callers: int) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["", "a", "b"]), st.integers(-5, 9)), max_size=60))
-def test_count_is_what_was_taken_and_never_above_the_capacity(
+def test_count_is_never_above_the_capacity(
     operations: list[tuple[str, int]],
 ) -> None:
     shared = SharedCapacity(20)
@@ -55,7 +55,7 @@ def test_count_is_what_was_taken_and_never_above_the_capacity(
             shared.take(caller, amount)
             held[caller] += amount
         elif amount < 0 and held[caller] >= -amount:
-            shared.give_back(caller, -amount)
+            shared.release(caller, -amount)
             held[caller] += amount
         assert {name: shared.held_by(name) for name in held} == held
         assert shared.num_used == sum(held.values()) <= 20

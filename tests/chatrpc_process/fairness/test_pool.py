@@ -18,7 +18,7 @@ async def pool() -> AsyncIterator[FairPool]:
 
 
 class Gate:
-    """A job that occupies its thread until it is opened."""
+    """A job that blocks its thread until it is opened."""
 
     def __init__(self) -> None:
         self._is_open = threading.Event()
@@ -111,7 +111,7 @@ async def test_cancelled_job_that_runs_ends_before_the_callers_next(pool: FairPo
     assert await following == "1"
 
 
-async def test_full_pool_refuses_and_keeps_room_for_another_caller(pool: FairPool) -> None:
+async def test_full_pool_rejects_and_leaves_room_for_another_caller(pool: FairPool) -> None:
     gate, occupier = await occupied(pool, SMALL, "a")
     waiting = [asyncio.ensure_future(pool.run("a", SMALL, str, i)) for i in range(12)]
     await asyncio.sleep(0)

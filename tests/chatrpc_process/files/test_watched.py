@@ -26,13 +26,13 @@ def watched(path: Path) -> Watched[int]:
 
 
 def replace(path: Path, text: str) -> None:
-    """As Kubernetes does it: another file takes the name."""
+    """Rename another file to `path`, as Kubernetes does."""
     other = path.with_suffix(".new")
     other.write_text(text)
     other.rename(path)
 
 
-def test_a_change_is_read(watched: Watched[int], path: Path) -> None:
+def test_changed_file_is_read(watched: Watched[int], path: Path) -> None:
     assert watched.value == 1
     assert not watched.refresh()
     replace(path, "2")
@@ -42,7 +42,7 @@ def test_a_change_is_read(watched: Watched[int], path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "two", None])
-def test_what_cannot_be_read_leaves_what_there_was(
+def test_invalid_change_keeps_the_value(
     watched: Watched[int], path: Path, text: str | None
 ) -> None:
     if text is None:
@@ -59,7 +59,7 @@ def test_what_cannot_be_read_leaves_what_there_was(
     assert watched.value == 3
 
 
-def test_what_it_waits_for_may_be_in_another_file(path: Path, tmp_path: Path) -> None:
+def test_invalid_change_is_tried_again(path: Path, tmp_path: Path) -> None:
     (tmp_path / "1").write_text("1")
     watched = Watched(lambda: read_number(tmp_path / path.read_text()), path)
     replace(path, "later")
@@ -73,7 +73,7 @@ def test_what_it_waits_for_may_be_in_another_file(path: Path, tmp_path: Path) ->
     assert [entry["event"] for entry in logs] == ["file_reload_failed", "file_reloaded"]
 
 
-def test_what_nobody_foresaw_ends_nothing_and_is_not_quoted(path: Path) -> None:
+def test_unexpected_error_keeps_the_value_and_is_not_quoted(path: Path) -> None:
     def read() -> int:
         if path.read_text() == "2":
             raise RuntimeError("sk-secret")
@@ -90,13 +90,13 @@ def test_what_nobody_foresaw_ends_nothing_and_is_not_quoted(path: Path) -> None:
     assert watched.value == 3
 
 
-def test_at_first_it_must_be_readable(tmp_path: Path) -> None:
+def test_first_content_must_be_valid(tmp_path: Path) -> None:
     path = tmp_path / "none"
     with pytest.raises(ConfigError):
         Watched(lambda: read_number(path), path)
 
 
-def test_any_of_several_files_counts(path: Path, tmp_path: Path) -> None:
+def test_change_of_any_file_is_read(path: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("10")
     watched = Watched(lambda: read_number(path) + read_number(other), path, other)

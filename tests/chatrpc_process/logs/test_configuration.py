@@ -1,4 +1,4 @@
-"""What stands in the log: one line an event, whose level and text nobody else decides."""
+"""The format of log lines, and which lines are written."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ configure_logging(sys.argv[1], sys.argv[2])
 
 
 def written(code: str, level: str = "info", log_format: str = "json") -> str:
-    """What a process writes to stderr that configures its log and runs this code."""
+    """Run code in a process with our log configuration; return its stderr."""
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT + code, level, log_format],
         capture_output=True,
@@ -58,7 +58,7 @@ def test_line_has_event_level_logger_and_fields() -> None:
 @pytest.mark.parametrize(
     "maker", slow_but({"structlog.get_logger"}, ["structlog.get_logger", "logging.getLogger"])
 )
-def test_debug_is_ours_and_no_librarys(
+def test_debug_level_applies_to_our_loggers_only(
     maker: str, level: str, logger: str, logged: str, is_written: bool
 ) -> None:
     assert bool(entries(f"{maker}({logger!r}).{logged}('said')", level)) is is_written

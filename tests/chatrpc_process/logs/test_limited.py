@@ -1,4 +1,4 @@
-"""Log lines alike: the first is written, the others are counted, and none is forgotten."""
+"""Limited log lines: the first of a kind is written, the others are counted."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ NEVER_S = 3600.0
 
 
 class Lines:
-    """A logger's method, and what was written by it."""
+    """A method of a logger that records its calls."""
 
     def __init__(self) -> None:
         self.written: list[dict[str, Any]] = []
@@ -30,7 +30,7 @@ def test_first_line_of_a_kind_is_written_at_once() -> None:
     ]
 
 
-def test_events_of_one_kind_are_apart() -> None:
+def test_events_of_one_kind_are_limited_separately() -> None:
     lines, limited = Lines(), LimitedLog(NEVER_S)
     limited.write(lines, "one", kind="a")
     limited.write(lines, "two", kind="a")

@@ -1,4 +1,4 @@
-"""Lines of gRPC's core become lines of ours; the last words of a process that dies do not."""
+"""Log lines of gRPC's core and of other libraries."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ def wait():
     print("done", flush=True)
     sys.stdin.read()
 """
-# Serves TLS, says on which port, and ends when its stdin does.
+# Serves TLS, prints the port, and ends when its stdin is closed.
 _SERVER = """
 import asyncio, grpc
 
@@ -59,14 +59,14 @@ async def start(code: str, *arguments: object) -> asyncio.subprocess.Process:
 
 
 async def line_of(process: asyncio.subprocess.Process) -> Any:
-    """The next line of the log. Other lines fail the test."""
+    """Return the next line of the log. Other lines fail the test."""
     assert process.stderr
     async with failsafe():
         return json.loads(await process.stderr.readline())
 
 
 async def end(process: asyncio.subprocess.Process) -> bytes:
-    """Let it end, and return what else it has written to stderr."""
+    """Let the process end, and return the rest of its stderr."""
     async with failsafe():
         _, rest = await process.communicate(b"")
     assert process.returncode == 0
@@ -113,7 +113,7 @@ async def test_other_line_of_a_library_is_a_warning() -> None:
 
 
 async def test_flood_neither_blocks_the_writer_nor_fills_the_log() -> None:
-    """Its writer holds the interpreter's lock, so that nobody can read meanwhile."""
+    """The writer has the interpreter's lock, so the pipe is not read meanwhile."""
     code = """
 hold = ctypes.PyDLL(None)
 for _ in range(100_000):
@@ -134,8 +134,8 @@ def died(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_last_words_of_a_process_that_aborts_are_kept() -> None:
-    """As Rust says that there is no memory, and ends the process at once."""
+def test_last_message_of_an_abort_is_written() -> None:
+    """Rust writes such a message when there is no memory, and aborts."""
     done = died("os.write(2, b'memory allocation of 1 bytes failed\\n'); libc.abort()")
     assert done.returncode == -signal.SIGABRT
     assert "memory allocation of 1 bytes failed\n" in done.stderr

@@ -1,4 +1,4 @@
-"""Which environment variables are options, and which only look like some."""
+"""Classification of environment variables."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_variable_with_the_prefix_that_is_no_option_is_unknown(name: str) -> Non
     assert unknown(**{name: "3"}) == {name.upper()}
 
 
-def test_variables_without_the_prefix_are_of_no_concern() -> None:
+def test_variables_without_the_prefix_are_ignored() -> None:
     others = {
         "CHATRPC_TARGET": "x",
         "CHATRPC_GATEWAY_X": "y",
@@ -48,7 +48,7 @@ def test_variables_without_the_prefix_are_of_no_concern() -> None:
 
 
 def service_links(name: str, host: str, port: int, *names: str) -> dict[str, str]:
-    """The variables that a pod has for a Service of this name, as Kubernetes writes them."""
+    """Return the variables that Kubernetes sets in a pod for a Service of this name."""
     stem, url = name.upper().replace("-", "_"), f"tcp://{host}:{port}"
     address = host.strip("[]")
     return {

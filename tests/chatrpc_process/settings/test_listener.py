@@ -1,4 +1,4 @@
-"""Nothing is open by accident."""
+"""Addresses, authentication and certificates of a process that listens."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ CLIENT_CA = ("--tls-client-ca", "ca.crt")
         ("127.0.0.1.example.org", False),
     ],
 )
-def test_what_only_this_machine_can_reach(host: str, is_local: bool) -> None:
+def test_loopback_address_needs_no_authentication(host: str, is_local: bool) -> None:
     assert is_loopback(host) == is_local
     if is_local:
         assert Settings.load(["--host", host]).host == host
@@ -48,27 +48,27 @@ def test_what_only_this_machine_can_reach(host: str, is_local: bool) -> None:
 
 
 @pytest.mark.parametrize("asks", [KEYS, (*TLS, *CLIENT_CA), ("--insecure",)])
-def test_the_ways_out(asks: tuple[str, ...]) -> None:
+def test_remote_address_is_accepted_with_authentication_or_insecure(asks: tuple[str, ...]) -> None:
     assert Settings.load(["--host", "::", *asks]).host == "::"
 
 
-def test_a_certificate_alone_asks_nobody_who_he_is() -> None:
+def test_server_certificate_is_no_authentication_of_clients() -> None:
     with pytest.raises(ConfigError):
         Settings.load(["--host", "::", *TLS])
 
 
-def test_the_environment_is_a_way_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_insecure_can_be_set_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHATRPC_TEST_INSECURE", "true")
     assert Settings.load(["--host", "::"]).insecure
 
 
 @pytest.mark.parametrize("half", [TLS[:2], TLS[2:], CLIENT_CA])
-def test_tls_is_whole(half: tuple[str, ...]) -> None:
+def test_incomplete_tls_options_are_rejected(half: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="tls_"):
         Settings.load([*half])
 
 
-def test_the_files_of_tls() -> None:
+def test_tls_files_are_those_of_the_options() -> None:
     assert Settings.load([]).tls is None
     files = Settings.load([*TLS, *CLIENT_CA]).tls
     assert files is not None

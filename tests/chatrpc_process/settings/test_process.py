@@ -1,4 +1,4 @@
-"""Options in the environment: those that there are, and no others."""
+"""Options in the environment."""
 
 from pathlib import Path
 

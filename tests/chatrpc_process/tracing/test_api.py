@@ -1,4 +1,4 @@
-"""Trace contexts as they come, and spans on their way to a collector."""
+"""Trace contexts, spans and their export to a collector."""
 
 import socket
 import subprocess
@@ -19,7 +19,7 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"
 
 
-def test_a_context_is_read_and_written() -> None:
+def test_context_is_read_and_written() -> None:
     fields = [("traceparent", PARENT), ("tracestate", "a=1,b=2")]
     context = TraceContext.read([("other", "x"), *fields, ("x-bin", b"\xff")])
     assert context == TraceContext(PARENT, "a=1,b=2")
@@ -27,7 +27,7 @@ def test_a_context_is_read_and_written() -> None:
     assert context.trace_id == TRACE
 
 
-def test_states_of_several_fields_are_one() -> None:
+def test_states_of_several_fields_are_joined() -> None:
     fields = [("tracestate", "a=1"), ("traceparent", PARENT), ("tracestate", "b=2")]
     assert TraceContext.read(fields) == TraceContext(PARENT, "a=1,b=2")
 
@@ -46,27 +46,27 @@ def test_states_of_several_fields_are_one() -> None:
         PARENT + "\n",
     ],
 )
-def test_what_is_no_context_is_none(parent: str) -> None:
+def test_invalid_context_is_none(parent: str) -> None:
     assert TraceContext.read([("traceparent", parent)]) is None
 
 
-def test_of_two_parents_neither_counts() -> None:
+def test_two_parents_are_no_context() -> None:
     assert TraceContext.read([("traceparent", PARENT)] * 2) is None
 
 
 @pytest.mark.parametrize("state", ["a=1\r\nx: y", "ä=1", "a" * 513])
-def test_a_state_that_no_header_may_hold_is_dropped(state: str) -> None:
+def test_state_that_is_invalid_in_a_header_is_dropped(state: str) -> None:
     read = TraceContext.read([("traceparent", PARENT), ("tracestate", state)])
     assert read == TraceContext(PARENT)
 
 
 @given(st.lists(st.tuples(st.sampled_from(("traceparent", "tracestate")), st.text())))
-def test_nothing_that_comes_is_an_error(fields: list[tuple[str, str]]) -> None:
+def test_any_header_can_be_read(fields: list[tuple[str, str]]) -> None:
     context = TraceContext.read(fields)
     assert context is None or TraceContext.read(context.fields) == context
 
 
-def test_without_a_collector_the_context_is_passed_on_and_nothing_kept() -> None:
+def test_context_is_forwarded_and_not_recorded_without_a_collector() -> None:
     span = make_tracer(None, "test").start("name", Kind.SERVER, TraceContext(PARENT, "a=1"))
     child = span.child("child", Kind.CLIENT)
     assert child.context == TraceContext(PARENT, "a=1")
@@ -74,7 +74,7 @@ def test_without_a_collector_the_context_is_passed_on_and_nothing_kept() -> None
     assert OFF.start("name", Kind.SERVER, None).context is None
 
 
-def test_log_lines_say_which_trace_they_are_of() -> None:
+def test_log_lines_have_the_trace_id() -> None:
     span = OFF.start("name", Kind.SERVER, TraceContext(PARENT))
     with within(span):
         assert current() is span
@@ -83,7 +83,7 @@ def test_log_lines_say_which_trace_they_are_of() -> None:
     assert current().context is None
 
 
-def test_a_collector_without_the_extra_is_an_error_that_names_it() -> None:
+def test_collector_without_the_extra_is_rejected_with_its_name() -> None:
     code = """
 import sys
 sys.modules["opentelemetry"] = None
@@ -99,7 +99,7 @@ except ConfigError as error:
 
 
 @pytest.mark.slow
-def test_without_a_collector_the_library_is_not_even_imported() -> None:
+def test_library_is_not_imported_without_a_collector() -> None:
     code = """
 import sys
 from chatrpc_process.tracing.exporter import make_tracer
@@ -138,21 +138,21 @@ def test_spans_reach_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_collector_that_never_answers_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unresponsive_collector_delays_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")  # seconds
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         tracer = OtelTracer.exporting(f"http://127.0.0.1:{deaf.getsockname()[1]}", "test")
         for _ in range(3000):  # more than the queue takes
             tracer.start("work", Kind.SERVER, None).end()
         tracer.close(0.05)
-        # Still at it: nobody has waited for its end.
+        # The export still runs: `close` has not waited for its end.
         exporting = [t for t in threading.enumerate() if "SpanRecordProcessor" in t.name]
         assert any(thread.is_alive() for thread in exporting)
     for thread in exporting:  # after its own timeout
         thread.join(120)
 
 
-def test_what_is_not_sampled_is_not_recorded_and_says_so_further_on() -> None:
+def test_unsampled_span_is_not_recorded_and_not_sampled_downstream() -> None:
     with collecting() as collector:
         tracer = OtelTracer.exporting(collector.url, "test")
         span = tracer.start("work", Kind.SERVER, TraceContext(f"00-{TRACE}-{SPAN}-00"))

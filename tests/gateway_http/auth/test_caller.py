@@ -1,4 +1,4 @@
-"""What a caller may do, what it is charged, and what responses say of its limits."""
+"""The permissions, charges and limits of callers."""
 
 import re
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def test_durations_are_written_as_openai_writes_them(seconds: float, text: str) 
 
 
 @given(st.floats(0, 1e6))
-def test_no_duration_is_told_too_short(seconds: float) -> None:
+def test_duration_is_never_too_short(seconds: float) -> None:
     text = duration(seconds)
     found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)s|(\d+)ms)", text)
     assert found, text
@@ -63,7 +63,7 @@ def test_no_duration_is_told_too_short(seconds: float) -> None:
 
 
 class Failed(grpc.aio.AioRpcError):
-    """A call that a service has ended, with the number of tokens computed where it says so."""
+    """A call that a service has ended, with the number of computed tokens if it reports one."""
 
     def __init__(self, code: grpc.StatusCode, num_tokens: int | None = None) -> None:
         said = () if num_tokens is None else (("chatrpc-num-tokens", str(num_tokens)),)
@@ -79,7 +79,7 @@ def chat(max_tokens: int | None = 10, n: int = 1) -> chat_pb2.ChatCompletionPara
 def generation(
     caller: Caller, params: Any = None, num_bytes: int = 36, *, is_streamed: bool = True
 ) -> Iterator[TokenCharge]:
-    """Its prompt has at most 100 tokens, and its output 10."""
+    """Admit a generation whose prompt has at most 100 tokens, and whose output has 10."""
     params = chat() if params is None else params
     num_bytes += params.sampling.ByteSize()  # which is no part of the prompt
     with caller.generation(params, num_bytes, {}, is_streamed=is_streamed) as charge:
@@ -190,7 +190,7 @@ def test_response_that_is_not_streamed_is_charged_once() -> None:
     assert left(one) == 60
 
 
-def test_limit_that_is_reached_says_when_to_come_back() -> None:
+def test_limit_that_is_reached_has_a_retry_after() -> None:
     one = caller(requests_per_minute=2)
     with generation(one), one.tokenization():
         pass

@@ -55,7 +55,7 @@ def without_key(http: httpx.AsyncClient) -> Any:
     return http
 
 
-async def test_probes_alone_need_no_key(keys: Path, service: FakeService) -> None:
+async def test_only_public_paths_need_no_key(keys: Path, service: FakeService) -> None:
     async with client(keys, service) as http:
         anybody = without_key(http)
         for endpoint in ENDPOINTS:
@@ -78,7 +78,7 @@ async def test_probes_alone_need_no_key(keys: Path, service: FakeService) -> Non
         {"authorization": "Basic YTpi", "x-api-key": SECRET},
     ],
 )
-async def test_a_known_key_gets_in(
+async def test_known_key_is_accepted(
     keys: Path, service: FakeService, body: dict[str, Any], headers: dict[str, str]
 ) -> None:
     async with client(keys, service) as http:
@@ -98,7 +98,7 @@ async def test_a_known_key_gets_in(
         ({"x-api-key": "\xe9"}, 'Bearer realm="chatrpc", error="invalid_token"'),
     ],
 )
-async def test_nobody_else_does(
+async def test_missing_or_unknown_key_is_rejected(
     keys: Path,
     service: FakeService,
     body: dict[str, Any],
@@ -133,7 +133,7 @@ async def test_pages_may_ask_first_without_a_key(keys: Path, service: FakeServic
         assert "x-ratelimit-reset-tokens" in refused.headers["access-control-expose-headers"]
 
 
-async def test_the_openai_client_knows_the_errors(keys: Path, service: FakeService) -> None:
+async def test_openai_client_raises_its_own_errors(keys: Path, service: FakeService) -> None:
     write(keys, key(SECRET, 'models = ["org/*"]', "requests_per_minute = 1"))
     question: Any = {"messages": [{"role": "user", "content": "Hi"}]}
     async with serving(environment=ENVIRONMENT, upstream=service.target, api_keys=keys) as url:
@@ -169,7 +169,7 @@ async def test_models_are_shown_to_those_who_may_use_them(keys: Path, service: F
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
-async def test_answers_tell_what_is_left(
+async def test_responses_have_rate_limit_headers(
     keys: Path, service: FakeService, is_streamed: bool, path: str
 ) -> None:
     write(keys, key(SECRET, "requests_per_minute = 2", "tokens_per_minute = 9"))
@@ -322,7 +322,7 @@ async def test_keys_of_one_owner_share_their_limits(
         assert (await http.post(CHAT, json=body, headers=other)).status_code == 429
 
 
-async def test_what_is_no_request_counts_for_nothing(
+async def test_rejected_body_is_not_counted(
     keys: Path, service: FakeService, body: dict[str, Any]
 ) -> None:
     write(keys, key(SECRET, "requests_per_minute = 1"))
@@ -342,7 +342,7 @@ async def test_what_is_no_request_counts_for_nothing(
     ],
 )
 @pytest.mark.parametrize("asks", [True, False])
-async def test_the_service_is_shown_the_callers_key(
+async def test_callers_key_is_passed_on_to_the_service(
     keys: Path,
     service: FakeService,
     body: dict[str, Any],
@@ -382,7 +382,7 @@ def caller_info(call: Call) -> caller_pb2.CallerInfo:
 
 
 @pytest.mark.parametrize("has_own_key", [True, False])
-async def test_service_is_told_the_owner_of_the_key(
+async def test_owner_of_the_key_is_sent_to_the_service(
     keys: Path, service: FakeService, body: dict[str, Any], tmp_path: Path, has_own_key: bool
 ) -> None:
     write(keys, key(SECRET, 'owner = "team"', "weight = 3", "min_priority = -1"))

@@ -81,7 +81,7 @@ def test_role_comes_with_a_first_token_whose_text_is_held_back() -> None:
     assert [chunk.choices[0].delta.role for chunk in stream.push(held, "")] == ["assistant"]
 
 
-def test_usage_comes_last_and_alone() -> None:
+def test_usage_comes_last_in_its_own_chunk() -> None:
     chunks = run(plain(include_usage=True), delta(content="Hi"), delta(finish=True))
     assert [chunk["usage"] for chunk in chunks[:-1]] == [None] * 3
     assert chunks[-1]["choices"] == []

@@ -1,4 +1,4 @@
-"""Whole answers: which keys are null and which are left out is what strict clients check."""
+"""Conversion of chat completions. Strict clients check which keys are null and which are absent."""
 
 from typing import Any
 
@@ -27,12 +27,12 @@ def completion(**choice: Any) -> Any:
     return as_json(chat_completions.completion(answer, "m"))
 
 
-def said(text: str) -> chat_pb2.ChatMessage:
+def message_of(text: str) -> chat_pb2.ChatMessage:
     return chat_pb2.ChatMessage(content=[chat_pb2.ContentPart(text=text)])
 
 
 def test_plain_answer_to_the_letter() -> None:
-    assert completion(message=said("Hi")) == {
+    assert completion(message=message_of("Hi")) == {
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "created": 5,
@@ -64,7 +64,7 @@ def test_empty_answer_is_text() -> None:
     assert completion(message=chat_pb2.ChatMessage())["choices"][0]["message"]["content"] == ""
 
 
-def test_tool_calls_alone_have_null_content() -> None:
+def test_message_with_only_tool_calls_has_null_content() -> None:
     call = chat_pb2.ToolCall(
         id="call_1", function=chat_pb2.FunctionCall(name="f", arguments_json='{"a":1}')
     )
@@ -82,7 +82,7 @@ def test_tool_calls_alone_have_null_content() -> None:
 def test_logprobs_have_all_their_keys() -> None:
     top = chat_pb2.TokenLogprob(token="b", token_bytes=b"b", logprob=-2)
     token = chat_pb2.TokenLogprob(token="\ufffd", token_bytes=b"\xf0\x9f", logprob=-1, top=[top])
-    choice = completion(message=said("x"), logprobs=[token])["choices"][0]
+    choice = completion(message=message_of("x"), logprobs=[token])["choices"][0]
     assert choice["logprobs"] == {
         "content": [
             {
@@ -96,20 +96,20 @@ def test_logprobs_have_all_their_keys() -> None:
     }
 
 
-def test_what_is_extra_comes_only_when_there_is_some() -> None:
+def test_extra_fields_are_sent_only_if_set() -> None:
     stop = chat_pb2.MatchedStop(token_id=0)
-    choice = completion(message=said("x"), matched_stop=stop, token_ids=[1, 2])["choices"][0]
+    choice = completion(message=message_of("x"), matched_stop=stop, token_ids=[1, 2])["choices"][0]
     assert choice["stop_reason"] == 0
     assert choice["token_ids"] == [1, 2]
 
 
 def test_infinite_logprob_is_still_json() -> None:
     token = chat_pb2.TokenLogprob(token="a", token_bytes=b"a", logprob=float("-inf"))
-    choice = completion(message=said("x"), logprobs=[token])["choices"][0]
+    choice = completion(message=message_of("x"), logprobs=[token])["choices"][0]
     assert choice["logprobs"]["content"][0]["logprob"] == -9999.0
 
 
-def test_model() -> None:
+def test_model_is_converted_under_its_public_name() -> None:
     assert as_json(chat_completions.model(model("a/b"), "a/b")) == {
         "id": "a/b",
         "object": "model",

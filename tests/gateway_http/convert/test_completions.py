@@ -24,7 +24,7 @@ def params(**fields: Any) -> completion_pb2.CompletionParams:
     return completions.params(request(**fields))
 
 
-def refused(**fields: Any) -> InvalidRequest:
+def rejection(**fields: Any) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
         params(**fields)
     return caught.value
@@ -54,7 +54,7 @@ def test_every_form_of_a_prompt(prompt: Any, wire: list[Any]) -> None:
 
 @pytest.mark.parametrize("prompt", [["a", 1], [1, [2]], ["a", ["b"]], [], None, 1, [None], [-1]])
 def test_anything_else_is_no_prompt(prompt: Any) -> None:
-    param = refused(prompt=prompt).body.error.param
+    param = rejection(prompt=prompt).body.error.param
     assert param
     assert param.startswith("prompt")
 
@@ -85,14 +85,14 @@ def test_field_has_its_place(fields: dict[str, Any], wire: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_unserved_is_refused_by_name(name: str) -> None:
-    error = refused(**{name: "x"}).body.error
+def test_unsupported_parameter_is_rejected_by_name(name: str) -> None:
+    error = rejection(**{name: "x"}).body.error
     assert (error.param, error.code) == (name, "unsupported_parameter")
 
 
 @pytest.mark.parametrize("fields", [{"best_of": 2}, {"n": 2, "best_of": 3}])
-def test_the_best_of_several_is_not_chosen_here(fields: dict[str, int]) -> None:
-    assert refused(**fields).body.error.param == "best_of"
+def test_best_of_that_differs_from_n_is_rejected(fields: dict[str, int]) -> None:
+    assert rejection(**fields).body.error.param == "best_of"
 
 
 def token(text: bytes, value: float, *top: chat_pb2.TokenLogprob) -> chat_pb2.TokenLogprob:
@@ -111,7 +111,7 @@ def prompt_token(text: bytes, value: float | None, *top: Any) -> completion_pb2.
     )
 
 
-def test_an_echo_is_scored_as_evaluation_harnesses_read_it() -> None:
+def test_echo_with_logprobs_has_openais_older_form() -> None:
     choice = completion_pb2.CompletionChoice(
         text="abc",
         finish_reason=chat_pb2.FINISH_REASON_LENGTH,
@@ -135,7 +135,7 @@ def test_an_echo_is_scored_as_evaluation_harnesses_read_it() -> None:
     }
 
 
-def test_prompt_logprobs_are_told_where_they_were_asked_for() -> None:
+def test_prompt_logprobs_are_sent_if_requested() -> None:
     choice = completion_pb2.CompletionChoice(
         prompt_tokens=[
             prompt_token(b"a", None),
@@ -159,7 +159,7 @@ def test_prompt_logprobs_are_told_where_they_were_asked_for() -> None:
     assert told["logprobs"] is None
 
 
-def test_parts_of_a_character_are_told_by_their_bytes() -> None:
+def test_token_of_partial_character_is_named_by_its_bytes() -> None:
     choice = completion_pb2.CompletionChoice(
         logprobs=[token(b"\xe2", -1.0, token(b"\xe2", -1.0), token(b"\xe3", -2.0))],
         text_offsets=[0],
@@ -170,7 +170,7 @@ def test_parts_of_a_character_are_told_by_their_bytes() -> None:
     assert list(told["logprobs"]["top_logprobs"][0]) == [r"bytes:\xe2", r"bytes:\xe3"]
 
 
-def test_a_client_hears_of_the_parameter_it_sent() -> None:
+def test_sent_names_are_those_of_the_request() -> None:
     assert completions.sent_names(request(max_tokens=1)) == {
         "max_completion_tokens": "max_tokens",
         "prompt[0]": "prompt",

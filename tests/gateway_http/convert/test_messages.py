@@ -17,7 +17,7 @@ def convert(**fields: Any) -> chat_pb2.ChatMessage:
     return chat_message(msgspec.json.decode(body, type=Message), "messages[3]")
 
 
-def refused(**fields: Any) -> InvalidRequest:
+def rejection(**fields: Any) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
         convert(**fields)
     return caught.value
@@ -49,13 +49,13 @@ def refused(**fields: Any) -> InvalidRequest:
         ),
     ],
 )
-def test_part(part: dict[str, Any], wire: chat_pb2.ContentPart) -> None:
+def test_content_part_is_converted(part: dict[str, Any], wire: chat_pb2.ContentPart) -> None:
     assert list(convert(content=[part]).content) == [wire]
 
 
 @pytest.mark.parametrize("data", ["?", "äöü", "A"])
 def test_file_is_base64(data: str) -> None:
-    error = refused(content=[{"type": "file", "file": {"file_data": data}}]).body.error
+    error = rejection(content=[{"type": "file", "file": {"file_data": data}}]).body.error
     assert error.param == "messages[3].content[0].file.file_data"
 
 
@@ -73,7 +73,7 @@ def test_arguments_may_come_unwrapped() -> None:
     assert message.tool_calls[0].function.arguments_json == '{"b":1,"a":2}'
 
 
-def test_an_answer_can_be_sent_back_whole() -> None:
+def test_message_of_a_response_is_accepted_in_a_request() -> None:
     message = convert(
         role="assistant",
         content="Hello",
@@ -95,8 +95,8 @@ def test_refusal_part_is_the_refusal() -> None:
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "tool"])
-def test_only_the_assistant_may_say_nothing(role: str) -> None:
-    error = refused(role=role, content=None).body.error
+def test_missing_content_is_rejected_except_for_the_assistant(role: str) -> None:
+    error = rejection(role=role, content=None).body.error
     assert (error.param, error.code) == ("messages[3].content", "missing_required_parameter")
 
 
@@ -108,8 +108,8 @@ def test_only_the_assistant_may_say_nothing(role: str) -> None:
         ({"role": "assistant", "function_call": {"name": "f"}}, "messages[3].function_call"),
     ],
 )
-def test_what_has_no_place_is_refused(fields: dict[str, Any], param: str) -> None:
-    assert refused(**fields).body.error.param == param
+def test_field_without_equivalent_is_rejected(fields: dict[str, Any], param: str) -> None:
+    assert rejection(**fields).body.error.param == param
 
 
 def test_large_base64_survives() -> None:

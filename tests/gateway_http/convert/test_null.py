@@ -51,10 +51,10 @@ def test_null_is_absent(kind: str, data: st.DataObject) -> None:
     body = required | {name: optional[name] for name in names}
     decode = decoder(struct)
 
-    def told(fields: dict[str, Any]) -> Message:
+    def converted(fields: dict[str, Any]) -> Message:
         return convert(decode(json.dumps(fields).encode()))
 
-    assert told(body | dict.fromkeys(nulls)) == told(body)
+    assert converted(body | dict.fromkeys(nulls)) == converted(body)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,8 +78,8 @@ def test_each_optional_field_may_be_null(kind: str) -> None:
     ],
 )
 def test_so_it_is_within_messages(message: dict[str, Any]) -> None:
-    def told(sent: dict[str, Any]) -> Message:
+    def converted(sent: dict[str, Any]) -> Message:
         body = {"model": "m", "messages": [HI, sent]}
         return requests.params(decoder(ChatCompletionRequest)(json.dumps(body).encode()))
 
-    assert told(message) == told({key: v for key, v in message.items() if v is not None})
+    assert converted(message) == converted({key: v for key, v in message.items() if v is not None})

@@ -20,7 +20,7 @@ def params(**fields: Any) -> chat_pb2.ChatCompletionParams:
     return requests.params(decode(json.dumps(body).encode()))
 
 
-def refused(**fields: Any) -> InvalidRequest:
+def rejection(**fields: Any) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
         params(**fields)
     return caught.value
@@ -138,27 +138,27 @@ def test_field_has_its_place(fields: dict[str, Any], wire: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_unserved_is_refused_by_name(name: str) -> None:
-    error = refused(**{name: "x"}).body.error
+def test_unsupported_parameter_is_rejected_by_name(name: str) -> None:
+    error = rejection(**{name: "x"}).body.error
     assert (error.param, error.code) == (name, "unsupported_parameter")
     assert params(**{name: None}) == params()
 
 
 def test_refusal_names_what_to_use_instead() -> None:
-    assert "'tools'" in refused(functions=[]).body.error.message
+    assert "'tools'" in rejection(functions=[]).body.error.message
 
 
 @pytest.mark.parametrize("stream", [None, False])
 def test_stream_options_need_a_stream(stream: bool | None) -> None:
-    error = refused(stream=stream, stream_options={"include_usage": True}).body.error
+    error = rejection(stream=stream, stream_options={"include_usage": True}).body.error
     assert error.param == "stream_options"
 
 
 @pytest.mark.parametrize("given", [{}, {"regex": "a", "grammar": "b"}])
 def test_structured_outputs_has_one_field(given: dict[str, str]) -> None:
-    assert refused(structured_outputs=given).body.error.param == "structured_outputs"
+    assert rejection(structured_outputs=given).body.error.param == "structured_outputs"
 
 
-def test_two_forms_at_once_are_refused() -> None:
+def test_response_format_with_structured_outputs_is_rejected() -> None:
     both = {"response_format": {"type": "text"}, "structured_outputs": {"regex": "a"}}
-    assert refused(**both).body.error.param == "structured_outputs"
+    assert rejection(**both).body.error.param == "structured_outputs"

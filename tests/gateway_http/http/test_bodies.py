@@ -204,7 +204,7 @@ async def test_shutdown_ends_what_waits() -> None:
 
 
 async def hold(stack: AsyncExitStack, bodies: Bodies, clients: Iterable[Client]) -> int:
-    """How many of these bodies are admitted; they stay in progress until the stack is closed."""
+    """Return how many bodies are admitted. They are in progress until the stack is closed."""
     num_admitted = 0
     for client in clients:
         try:
@@ -413,7 +413,7 @@ async def test_probes_are_answered_while_a_large_body_waits(
         assert (await waiting).status_code == 200
 
 
-async def test_large_body_of_a_client_that_hangs_up_calls_nobody(
+async def test_large_body_of_a_client_that_disconnects_makes_no_call(
     service: FakeService, body: dict[str, Any]
 ) -> None:
     async with occupied(service) as (bodies, gate, url):

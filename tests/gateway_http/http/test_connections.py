@@ -1,4 +1,4 @@
-"""Which connections may stay if there are too many."""
+"""The choice of connections to close if there are too many."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What a browser asks before it lets a page call the API, and what it looks for in the answers."""
+"""Cross-origin requests: preflights and the headers of responses."""
 
 import re
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture
 async def strict(service: FakeService) -> AsyncIterator[httpx.AsyncClient]:
-    """A gateway that knows the origins whose pages may call it."""
+    """Run a gateway with a list of origins whose pages may call it."""
     async with (
         serving(upstream=service.target, cors_allow_origins=[ORIGIN, "http://localhost:3000"]) as u,
         httpx.AsyncClient(base_url=u, headers={"origin": ORIGIN}, verify=False) as client,  # noqa: S501  # plain HTTP
@@ -32,7 +32,7 @@ def preflight(**headers: str) -> dict[str, str]:
     return {"origin": ORIGIN, "access-control-request-method": "POST"} | headers
 
 
-async def test_whatever_the_sdk_sends_may_be_sent(url: str, http: httpx.AsyncClient) -> None:
+async def test_headers_of_the_sdk_are_allowed(url: str, http: httpx.AsyncClient) -> None:
     """The headers are taken from a request of the real client."""
     sent: list[Any] = []
 
@@ -78,13 +78,13 @@ async def test_streams_may_be_read(http: httpx.AsyncClient, body: dict[str, Any]
     assert answer.headers["access-control-allow-origin"] == PAGE
 
 
-async def test_without_an_origin_nothing_is_said(http: httpx.AsyncClient) -> None:
+async def test_request_without_an_origin_gets_no_cors_headers(http: httpx.AsyncClient) -> None:
     assert "access-control-allow-origin" not in (await http.get("/v1/models")).headers
     plain = await http.options(CHAT)
     assert (plain.status_code, plain.headers["allow"]) == (204, "POST")
 
 
-async def test_known_origins_alone(strict: httpx.AsyncClient) -> None:
+async def test_only_listed_origins_are_allowed(strict: httpx.AsyncClient) -> None:
     allowed = await strict.options(CHAT, headers=preflight())
     assert allowed.headers["access-control-allow-origin"] == ORIGIN
     assert "origin" in allowed.headers["vary"].lower()

@@ -48,7 +48,7 @@ async def answer(url: str, data: bytes) -> tuple[int, dict[str, str | None]]:
         GET + b"No colon\r\n\r\n",
     ],
 )
-async def test_what_is_no_request_is_refused_as_json(url: str, data: bytes) -> None:
+async def test_invalid_http_is_rejected_as_json(url: str, data: bytes) -> None:
     status, error = await answer(url, data)
     assert (status, error["code"]) == (400, "invalid_http")
 
@@ -62,12 +62,12 @@ async def test_what_is_no_request_is_refused_as_json(url: str, data: bytes) -> N
         b"GET /" + b"x" * MAX_HEAD_BYTES + b" HTTP/1.1\r\n\r\n",
     ],
 )
-async def test_a_head_is_bounded(url: str, data: bytes) -> None:
+async def test_head_above_a_limit_is_rejected(url: str, data: bytes) -> None:
     status, error = await answer(url, data)
     assert (status, error["code"]) == (431, "headers_too_large")
 
 
-async def test_a_large_head_and_a_large_body_are_fine(url: str) -> None:
+async def test_large_head_and_large_body_are_accepted(url: str) -> None:
     async with RawClient(url) as client:
         for _ in range(3):  # on one connection: nothing adds up
             await client.send(GET + b"X: " + b"x" * (MAX_HEAD_BYTES // 2) + b"\r\n\r\n")
@@ -83,7 +83,7 @@ async def test_a_large_head_and_a_large_body_are_fine(url: str) -> None:
 UPGRADE = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABk"}
 
 
-async def test_another_protocol_is_declined_and_the_request_answered(
+async def test_request_for_another_protocol_is_served_with_http_1_1(
     url: str, service: FakeService, body: dict[str, Any]
 ) -> None:
     """Java's client asks for HTTP/2 with each first request."""
@@ -92,7 +92,7 @@ async def test_another_protocol_is_declined_and_the_request_answered(
             await client.post(body, headers=UPGRADE)
             assert b" 200 " in await client.read_until(b"\r\n\r\n")
             await client.read_until(b"}}")
-        # In pieces, in chunks, and with others behind it.
+        # In pieces, in chunks, and with others after it.
         head = "".join(f"{name}: {value}\r\n" for name, value in UPGRADE.items()).encode()
         content = json.dumps(body).encode()
         post = (
@@ -109,13 +109,13 @@ async def test_another_protocol_is_declined_and_the_request_answered(
     assert all(call.params.messages[0].content[0].text == "Hi" for call in service.calls)
 
 
-async def test_a_body_behind_an_upgrade_is_parsed_as_any(url: str) -> None:
+async def test_invalid_body_after_an_upgrade_is_rejected(url: str) -> None:
     head = b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n"
     status, error = await answer(url, b"POST /v1/none HTTP/1.1\r\nHost: localhost\r\n" + head)
     assert (status, error["code"]) == (400, "invalid_http")
 
 
-async def test_many_upgrades_at_once_are_cut_as_any(url: str) -> None:
+async def test_many_pipelined_upgrades_close_the_connection(url: str) -> None:
     get = GET + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
     async with RawClient(url) as client:
         with suppress(ConnectionError):
@@ -224,7 +224,7 @@ async def test_body_of_tiny_chunks_is_served(
         assert b" 200 " in await client.read_until(b"\r\n\r\n")
 
 
-async def test_fault_behind_a_response_in_progress_does_not_become_a_part_of_it(
+async def test_fault_during_a_response_does_not_become_a_part_of_it(
     url: str, service: FakeService, body: dict[str, Any]
 ) -> None:
     service.script = [Admit(), Delta("Hello"), Hold()]

@@ -24,7 +24,7 @@ async def test_json_is_taken(
 
 
 @pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain", ""])
-async def test_other_types_are_told_what_to_send(
+async def test_other_content_types_are_rejected_with_a_hint(
     http: httpx.AsyncClient, content_type: str
 ) -> None:
     answer = await http.post(PATH, content=b"{}", headers={"content-type": content_type})
@@ -51,7 +51,7 @@ async def test_size_is_limited(service: FakeService, body: dict[str, Any]) -> No
     assert len(service.calls) == 1
 
 
-async def test_large_body_is_refused_before_it_is_sent(url: str) -> None:
+async def test_large_body_is_rejected_before_it_is_sent(url: str) -> None:
     async with RawClient(url) as client:
         await client.send(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"

@@ -1,4 +1,4 @@
-"""What every request gets: an id, a trace, a line in the log, and counts under a bounded name."""
+"""The id, trace, log line and metrics of every request."""
 
 import re
 from pathlib import Path
@@ -52,7 +52,7 @@ async def test_request_id_is_made_up_where_there_is_none(
     assert all(re.fullmatch("req_[0-9a-f]{32}", each) for each in ids)
 
 
-async def test_every_answer_tells_its_processing_time(
+async def test_every_response_has_its_processing_time(
     http: httpx.AsyncClient, body: dict[str, Any]
 ) -> None:
     for answer in (
@@ -65,7 +65,7 @@ async def test_every_answer_tells_its_processing_time(
 
 
 @pytest.mark.parametrize(("sent", "passed"), [(TRACE, TRACE), ("nonsense", None), ("\xe9", None)])
-async def test_trace(
+async def test_only_valid_trace_context_is_passed_on(
     http: httpx.AsyncClient,
     service: FakeService,
     body: dict[str, Any],
@@ -103,9 +103,9 @@ async def test_each_request_leaves_one_log_line(
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_log_line_of_a_completion_tells_its_model_and_tokens(is_streamed: bool) -> None:
+async def test_log_line_of_a_completion_has_its_model_and_tokens(is_streamed: bool) -> None:
     async with (
-        checking_service() as target,  # which says "ok", in two tokens
+        checking_service() as target,  # which generates "ok", in two tokens
         serving(upstream=target) as url,
         httpx.AsyncClient(base_url=url, timeout=60) as http,
     ):
@@ -123,7 +123,7 @@ async def test_log_line_of_a_completion_tells_its_model_and_tokens(is_streamed: 
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_log_line_of_a_refused_request_has_the_reason_of_the_service(
+async def test_log_line_of_a_rejected_request_has_the_reason_of_the_service(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any], is_streamed: bool
 ) -> None:
     service.script = [Fail(grpc.StatusCode.UNAVAILABLE, "Full: secret words.", "QUEUE_FULL")]
@@ -145,7 +145,7 @@ async def test_log_line_of_an_invalid_request_names_the_parameter(
     assert (line["status"], line["reason"], line["field"]) == (400, "INVALID_TYPE", "n")
 
 
-async def test_log_line_of_a_stream_that_fails_tells_why(
+async def test_log_line_of_a_stream_that_fails_has_the_reason(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
 ) -> None:
     fail = Fail(grpc.StatusCode.INTERNAL, reason="STEP_FAILED")
@@ -156,7 +156,7 @@ async def test_log_line_of_a_stream_that_fails_tells_why(
     assert (line["status"], line["reason"]) == (200, "STEP_FAILED")
 
 
-async def test_log_line_of_a_client_that_left_says_so(
+async def test_log_line_of_a_client_that_left_has_the_reason(
     url: str, service: FakeService, body: dict[str, Any]
 ) -> None:
     service.script = [Admit(), Delta("Hello"), Hold()]
@@ -168,7 +168,7 @@ async def test_log_line_of_a_client_that_left_says_so(
     assert (line["status"], line["reason"]) == (499, "CLIENT_DISCONNECTED")
 
 
-async def test_log_line_without_a_service_says_that_it_is_unreachable(
+async def test_log_line_without_a_service_has_the_reason(
     body: dict[str, Any],
 ) -> None:
     async with (
@@ -198,7 +198,7 @@ async def test_words_of_clients_are_bounded_and_escaped_in_the_log(
     assert line["model"].startswith("a\\nb")
 
 
-async def test_a_key_that_is_missing_is_logged_with_the_route(tmp_path: Path) -> None:
+async def test_missing_key_is_logged_with_the_route(tmp_path: Path) -> None:
     keys = write(tmp_path / "keys.toml", key("sk-chatrpc-test"))
     async with (
         serving(api_keys=keys) as url,
@@ -228,7 +228,7 @@ async def test_made_up_paths_make_no_new_labels(http: httpx.AsyncClient) -> None
 @pytest.mark.parametrize(
     ("headers", "request_id"), [({}, "mine"), ({"x-request-id": "header"}, "header")]
 )
-async def test_an_id_in_the_body_stands_where_no_header_names_one(
+async def test_request_id_of_the_body_is_used_without_a_header(
     http: httpx.AsyncClient,
     service: FakeService,
     body: dict[str, Any],
@@ -244,7 +244,7 @@ async def test_an_id_in_the_body_stands_where_no_header_names_one(
 
 
 @pytest.mark.parametrize("request_id", ["", "x" * 129, "a b", "é", "a\n", 1])
-async def test_an_id_that_no_header_could_hold_is_refused(
+async def test_request_id_unfit_for_a_header_is_rejected(
     http: httpx.AsyncClient, body: dict[str, Any], request_id: Any
 ) -> None:
     answer = await http.post(CHAT, json=body | {"request_id": request_id})

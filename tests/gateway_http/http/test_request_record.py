@@ -1,4 +1,4 @@
-"""What is rejected before the application sees it is counted and logged, and floods are bounded."""
+"""Logs and metrics of requests that are rejected before the application, and their bounds."""
 
 import asyncio
 import re
@@ -109,7 +109,7 @@ async def test_failed_tls_handshakes_are_counted_and_logged(tmp_path: Path) -> N
 
 
 def distrust(url: str) -> None:
-    """As a client does that does not know the authority: it sends an alert."""
+    """Send the alert of a client that does not trust the certificate's authority."""
     address = urlsplit(url)
     with (
         socket.create_connection((address.hostname, address.port)) as connection,
@@ -175,7 +175,7 @@ async def test_service_that_does_not_answer_in_time_is_a_timeout(body: dict[str,
     assert logged["reason"] == "UPSTREAM_TIMEOUT"
 
 
-def test_record_tells_only_what_is_known() -> None:
+def test_record_has_only_known_fields() -> None:
     assert RequestRecord().log_fields() == {}
     record = RequestRecord(model="m", is_streamed=False, cached_tokens=0)
     assert record.log_fields() == {"model": "m", "is_streamed": False, "cached_tokens": 0}

@@ -6,14 +6,14 @@ from gateway_http.http import sse
 from gateway_http.protocol.error import ErrorObject
 
 
-def test_event_is_one_line_whatever_it_says() -> None:
+def test_event_is_one_line_whatever_it_contains() -> None:
     event = sse.event(ErrorObject("a\nb\n\ndata: c", "t", None, None))
     assert event.startswith(b'data: {"message":"a\\nb')
     assert event.count(b"\n") == 2
 
 
 def test_event_is_one_line_to_pythons_splitlines() -> None:
-    """It is what `httpx.Response.iter_lines` splits by, and others."""
+    """`httpx.Response.iter_lines` splits lines at these characters, for example."""
     line_ends = "".join(c for c in map(chr, range(0x3000)) if len(f"a{c}b".splitlines()) == 2)
     assert {"\u0085", "\u2028", "\u2029", "\x0b", "\x1c"} <= set(line_ends)
     message = f"é{line_ends}中"

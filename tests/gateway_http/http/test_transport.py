@@ -85,7 +85,7 @@ def watched() -> tuple[Unread, ClientTransport, list[float], Clock]:
     return unread, transport, cuts, clock
 
 
-def test_what_waits_for_the_timeout_is_unread_once() -> None:
+def test_unread_bytes_are_reported_once_after_the_timeout() -> None:
     unread, transport, cuts, clock = watched()
     transport.write(b"x")
     clock.wait(10 * TIMEOUT_S)
@@ -108,7 +108,7 @@ def test_reading_some_of_it_in_time_is_reading(num_bytes: int) -> None:
     assert not cuts
 
 
-def test_a_byte_now_and_then_is_not_reading() -> None:
+def test_reading_single_bytes_does_not_count() -> None:
     unread, transport, cuts, clock = watched()
     transport.write(b"x" * 10_000)
     for _ in range(2 * TIMEOUT_S):
@@ -131,7 +131,7 @@ def test_time_begins_anew_with_what_is_written_later() -> None:
     assert len(cuts) == 1
 
 
-def test_nothing_is_watched_after_the_end() -> None:
+def test_stopped_transport_checks_nothing() -> None:
     _, transport, cuts, clock = watched()
     transport.write(b"x")
     transport.stop_watching()

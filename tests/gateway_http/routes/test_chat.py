@@ -16,14 +16,18 @@ from tests.support.raw_http import RawClient
 PATH = "/v1/chat/completions"
 
 
-async def test_whole_answer(http: httpx.AsyncClient, body: dict[str, Any]) -> None:
+async def test_unary_request_returns_the_completion(
+    http: httpx.AsyncClient, body: dict[str, Any]
+) -> None:
     answer = await http.post(PATH, json=body)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
     assert answer.json()["choices"][0]["message"]["content"] == "Hello world"
 
 
-async def test_stream(http: httpx.AsyncClient, body: dict[str, Any]) -> None:
+async def test_streamed_request_sends_events_until_done(
+    http: httpx.AsyncClient, body: dict[str, Any]
+) -> None:
     answer = await http.post(PATH, json=body | {"stream": True})
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert answer.headers["cache-control"] == "no-cache"
@@ -53,7 +57,7 @@ async def test_deadline_and_request_reach_the_service(
     assert 40 < service.calls[0].time_remaining_s < 52  # gRPC rounds it up on the wire
 
 
-async def test_nothing_is_sent_before_admission(
+async def test_head_is_not_sent_before_admission(
     pinging_url: str, service: FakeService, body: dict[str, Any]
 ) -> None:
     service.script = [Hold(), Admit(), Delta("Hello"), Finish()]
@@ -114,10 +118,10 @@ async def test_service_that_dies_mid_stream(
     assert b"127.0.0.1" not in rest
 
 
-async def test_answer_nobody_foresaw_mid_stream(
+async def test_unexpected_error_in_a_stream_is_an_event(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
 ) -> None:
-    """A finish reason of a newer wire cannot be told; the client learns that something failed."""
+    """A finish reason of a newer proto cannot be converted, so the client gets an error."""
     service.script = [Delta("Hello"), Finish(reason=99)]  # type: ignore[arg-type]  # of the future
     answer = await http.post(PATH, json=body | {"stream": True})
     *_, error, done = events(answer.text)
@@ -137,7 +141,7 @@ async def test_refusal_after_a_long_wait_is_still_a_status(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_full_replica_is_tried_again(
+async def test_call_rejected_by_a_full_replica_is_retried(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any], stream: bool
 ) -> None:
     service.num_rejections = 2
@@ -147,7 +151,7 @@ async def test_a_full_replica_is_tried_again(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_call_that_a_stopping_replica_ends_is_tried_again(
+async def test_call_cancelled_by_a_stopping_replica_is_retried(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any], stream: bool
 ) -> None:
     service.num_rejections = 2
@@ -158,7 +162,7 @@ async def test_a_call_that_a_stopping_replica_ends_is_tried_again(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_long_request_is_tried_again_too(
+async def test_long_request_is_retried(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any], stream: bool
 ) -> None:
     service.num_rejections = 2
@@ -181,7 +185,7 @@ async def test_no_service_at_all(body: dict[str, Any], stream: bool) -> None:
     assert "127.0.0.1" not in answer.text
 
 
-async def test_deadline(service: FakeService, body: dict[str, Any]) -> None:
+async def test_deadline_that_passes_is_504(service: FakeService, body: dict[str, Any]) -> None:
     service.script = [Hold()]
     async with (
         serving(upstream=service.target, request_timeout_s=0.2) as url,
@@ -207,7 +211,7 @@ async def test_two_choices_and_their_usage(
 async def test_large_answer_passes(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
 ) -> None:
-    """More than the 4 MiB that gRPC allows unless told otherwise."""
+    """The response is larger than 4 MiB, gRPC's default limit."""
     text = "x" * (5 << 20)
     service.script = [Delta(delta=chat_pb2.Delta(content=text)), Finish()]
     answer = await http.post(PATH, json=body)
@@ -229,7 +233,7 @@ async def test_time_to_first_token_is_counted(
         ({"max_tokens": 5, "max_completion_tokens": 0}, "max_completion_tokens"),
     ],
 )
-async def test_a_mistake_is_named_as_the_client_wrote_it(
+async def test_error_has_the_clients_name_of_the_parameter(
     http: httpx.AsyncClient,
     service: FakeService,
     body: dict[str, Any],
@@ -245,7 +249,7 @@ async def test_a_mistake_is_named_as_the_client_wrote_it(
         assert error["message"] == f"{param} must be at least 1."
 
 
-async def test_what_is_told_of_the_prompt_comes_with_the_first_chunk(
+async def test_prompt_fields_come_with_the_first_chunk(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
 ) -> None:
     told = chat_pb2.TokenLogprob(token="i", logprob=-0.5, token_id=105)

@@ -16,7 +16,7 @@ BODY = {"model": MODEL, "prompt": "Once"}
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/completions"])
-async def test_whole_answer(http: httpx.AsyncClient, path: str) -> None:
+async def test_unary_request_returns_the_completion(http: httpx.AsyncClient, path: str) -> None:
     answer = await http.post(path, json=BODY)
     assert answer.status_code == 200
     assert answer.json() == {
@@ -36,7 +36,9 @@ async def test_whole_answer(http: httpx.AsyncClient, path: str) -> None:
     }
 
 
-async def test_stream(http: httpx.AsyncClient, service: FakeService) -> None:
+async def test_streamed_request_sends_events_until_done(
+    http: httpx.AsyncClient, service: FakeService
+) -> None:
     service.script = [Admit(), Delta("a", index=1), Delta("b"), Finish(), Finish(index=1)]
     *pieces, done = events((await http.post("/v1/completions", json=BODY | {"stream": True})).text)
     assert done == "[DONE]"
@@ -84,7 +86,7 @@ async def test_error_after_the_head_is_an_event(
         ({"logprobs": 99}, "logprobs", "logprobs"),
     ],
 )
-async def test_a_mistake_is_named_as_the_client_wrote_it(
+async def test_error_has_the_clients_name_of_the_parameter(
     http: httpx.AsyncClient, service: FakeService, fields: dict[str, Any], field: str, param: str
 ) -> None:
     service.script = [
@@ -133,7 +135,7 @@ async def test_openais_client_reads_log_probabilities(url: str, service: FakeSer
         logprobs = answer.choices[0].logprobs
         assert logprobs
         assert logprobs.tokens == ["ab", "c"]
-        # The client's type does not know that the first is null.
+        # The first is null, which the client's type does not allow.
         assert list(logprobs.token_logprobs or ()) == [None, -1.5]
         assert logprobs.text_offset == [0, 2]
     assert service.calls[0].params.logprobs == 1

@@ -75,7 +75,7 @@ async def test_leaving_cancels_a_tokenization(
     assert await metric(http, "chatrpc_gateway_requests_total", labels) == 1
 
 
-async def test_leaving_mid_body_calls_nobody(
+async def test_disconnect_during_the_body_makes_no_call(
     url: str, http: httpx.AsyncClient, service: FakeService
 ) -> None:
     async with RawClient(url) as client:
@@ -97,7 +97,7 @@ async def test_staying_to_the_end_is_no_disconnect(
     assert not any(call.is_cancelled for call in service.calls)
 
 
-async def test_what_is_pipelined_hides_no_disconnect(
+async def test_disconnect_after_pipelined_data_is_noticed(
     pinging_url: str, service: FakeService, body: dict[str, Any]
 ) -> None:
     service.script = MID_STREAM

@@ -16,7 +16,7 @@ async def test_list_reads_every_page(
 
 @pytest.mark.parametrize("model_id", ["a/b", "a%2Fb", "nick"])
 @pytest.mark.parametrize("prefix", ["/v1/models/", "/models/"])
-async def test_retrieve(
+async def test_model_is_retrieved_by_name(
     http: httpx.AsyncClient, service: FakeService, prefix: str, model_id: str
 ) -> None:
     service.models = [model("c"), model("a/b", aliases=("nick",))]
@@ -24,7 +24,7 @@ async def test_retrieve(
     assert answer.json()["id"] == "a/b"
 
 
-async def test_unknown_model(http: httpx.AsyncClient) -> None:
+async def test_unknown_model_is_404(http: httpx.AsyncClient) -> None:
     answer = await http.get("/v1/models/none/such")
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "model_not_found"

@@ -39,7 +39,7 @@ async def test_probes_and_scrapes_are_no_requests(http: httpx.AsyncClient) -> No
     assert "chatrpc_gateway_requests_in_flight 0.0" in page
 
 
-async def test_metrics_page(http: httpx.AsyncClient) -> None:
+async def test_metrics_page_has_prometheus_format(http: httpx.AsyncClient) -> None:
     await http.get("/healthz")
     page = await http.get("/metrics")
     assert page.headers["content-type"].startswith("text/plain")

@@ -9,7 +9,7 @@ from tests.fakes.chat_service import EOS, MODEL, FakeService, model
 
 
 @pytest.mark.parametrize("path", ["/tokenize", "/v1/tokenize"])
-async def test_a_text_as_vllm_has_it(http: httpx.AsyncClient, path: str) -> None:
+async def test_text_is_tokenized_in_vllms_form(http: httpx.AsyncClient, path: str) -> None:
     answer = await http.post(path, json={"model": MODEL, "prompt": "hé"})
     assert answer.json() == {"count": 3, "max_model_len": 2048, "tokens": [104, 195, 169]}
 
@@ -24,7 +24,7 @@ async def test_a_text_as_vllm_has_it(http: httpx.AsyncClient, path: str) -> None
         ({"content": "a", "add_special": True, "parse_special": True}, True),
     ],
 )
-async def test_special_tokens(
+async def test_special_tokens_follow_the_options(
     http: httpx.AsyncClient, service: FakeService, fields: dict[str, Any], adds: bool | None
 ) -> None:
     answer = await http.post("/tokenize", json={"model": MODEL} | fields)
@@ -33,7 +33,9 @@ async def test_special_tokens(
     assert answer.json()["tokens"] == [97, EOS] if adds else [97]
 
 
-async def test_a_conversation(http: httpx.AsyncClient, service: FakeService) -> None:
+async def test_conversation_is_tokenized_through_the_template(
+    http: httpx.AsyncClient, service: FakeService
+) -> None:
     answer = await http.post(
         "/tokenize",
         json={
@@ -60,8 +62,8 @@ async def test_llama_cpps_pieces(http: httpx.AsyncClient) -> None:
     ]
 
 
-async def test_long_text(http: httpx.AsyncClient) -> None:
-    """Of such a size that neither the body nor the response is converted on the event loop."""
+async def test_long_text_is_tokenized_off_the_event_loop(http: httpx.AsyncClient) -> None:
+    """The body and the response are too large to be converted on the event loop."""
     asked = {"content": "a" * 100_000, "with_pieces": True}
     answer = (await http.post("/tokenize", json=asked)).json()
     assert answer["count"] == 100_000
@@ -87,7 +89,7 @@ async def test_long_text(http: httpx.AsyncClient) -> None:
         ({"prompt": "a", "mood": 1}, "mood", "unknown_parameter"),
     ],
 )
-async def test_a_mistake_is_named(
+async def test_invalid_parameter_is_named(
     http: httpx.AsyncClient, body: dict[str, Any], param: str, code: str
 ) -> None:
     answer = await http.post("/tokenize", json=body)
@@ -96,7 +98,7 @@ async def test_a_mistake_is_named(
 
 
 @pytest.mark.parametrize("path", ["/detokenize", "/v1/detokenize"])
-async def test_detokenize(http: httpx.AsyncClient, path: str) -> None:
+async def test_token_ids_are_detokenized(http: httpx.AsyncClient, path: str) -> None:
     answer = await http.post(path, json={"tokens": [104, 195, 169]})
     assert answer.json() == {"prompt": "hé", "content": "hé"}
     refused = await http.post(path, json={"model": MODEL, "tokens": [300]})

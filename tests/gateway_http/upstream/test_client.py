@@ -35,7 +35,7 @@ REQUEST = chat_service_pb2.StreamChatCompletionRequest(
 OPTIONS = CallOptions(timeout_s=30)
 
 
-def test_core_knows_every_option_key() -> None:
+def test_every_channel_option_exists_in_grpc() -> None:
     """An unknown key is ignored in silence: the key must stand, whole, in the binary."""
     binary = Path(cygrpc.__file__).read_bytes()
     for key, _ in CHANNEL_OPTIONS:
@@ -44,7 +44,7 @@ def test_core_knows_every_option_key() -> None:
         assert any(not re.match(rb"[A-Za-z_.]", byte) for byte in before), key
 
 
-async def test_silence_is_told_and_ends_nothing(service: FakeService) -> None:
+async def test_silent_stream_yields_none_and_continues(service: FakeService) -> None:
     service.script = [Admit(), Hold(), Delta("Hello"), Finish()]
     upstream = Upstream(Connection(service.target))
     async with aclosing(
@@ -61,7 +61,7 @@ async def test_silence_is_told_and_ends_nothing(service: FakeService) -> None:
     await upstream.close()
 
 
-async def test_refusal_comes_before_the_first_item(service: FakeService) -> None:
+async def test_rejection_comes_before_the_first_item(service: FakeService) -> None:
     service.script = [Fail(grpc.StatusCode.INVALID_ARGUMENT)]
     upstream = Upstream(Connection(service.target))
     for _ in range(50):
@@ -97,7 +97,7 @@ async def test_service_that_comes_back_is_found() -> None:
     await upstream.close()
 
 
-async def test_the_service_can_be_called_under_tls(tmp_path: Path) -> None:
+async def test_service_is_called_under_tls(tmp_path: Path) -> None:
     ca = trustme.CA()
     certificate, own = ca.issue_cert("localhost"), ca.issue_cert("gateway")
     for name, blobs in (

@@ -1,4 +1,4 @@
-"""The registry's file: what it says, and what is wrong with it."""
+"""The registry file: its content, its errors and its reloading."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def config(of: RegisteredModel) -> Any:
     return json.loads(of.connection.service_config)
 
 
-def test_the_least_that_a_model_needs(tmp_path: Path) -> None:
+def test_minimal_entry_has_defaults(tmp_path: Path) -> None:
     found = entry(tmp_path)
     assert (found.name, found.aliases, found.upstream_model) == ("m", (), "m")
     assert (found.connection.target, found.connection.health_name) == ("127.0.0.1:1", "m")
@@ -62,7 +62,9 @@ def test_names_of_both_sides(tmp_path: Path) -> None:
         ('affinity = "prefix"\nprefix_chars = 10', PrefixAffinity(10)),
     ],
 )
-def test_affinity(tmp_path: Path, fields: str, affinity: SessionAffinity | PrefixAffinity) -> None:
+def test_affinity_of_an_entry_is_read(
+    tmp_path: Path, fields: str, affinity: SessionAffinity | PrefixAffinity
+) -> None:
     found = entry(tmp_path, 'balance = "ring_hash"\n' + fields)
     assert found.affinity == affinity
     assert "ring_hash_experimental" in config(found)["loadBalancingConfig"][0]
@@ -80,7 +82,7 @@ def test_outlier_detection_surrounds_the_policy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message_part"),
     [
         ("", "model: Field required"),
         ("model = []", "model: Tuple should have at least 1 item"),
@@ -109,7 +111,7 @@ def test_outlier_detection_surrounds_the_policy(tmp_path: Path) -> None:
         (LEAST + 'ca = "none.pem"', "model 'm': "),
         (LEAST + 'api_key_file = "none"', "model 'm': api_key_file: "),
         (LEAST + 'api_key_file = "\\u0000"', "model 'm': api_key_file: "),
-        (LEAST + 'api_key_file = "."', "this is no file"),
+        (LEAST + 'api_key_file = "."', "this is not a regular file"),
         (LEAST + "prefix_chars = " + "[" * 20_000, "nested too deeply"),
         (LEAST + "prefix_chars = " + "1" * 5_000, "5000 digits"),
         (
@@ -118,17 +120,19 @@ def test_outlier_detection_surrounds_the_policy(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, told: str) -> None:
+def test_invalid_registry_is_reported_in_one_line(
+    tmp_path: Path, text: str, message_part: str
+) -> None:
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
         load_registry(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
-    assert told in message
+    assert message_part in message
     assert "\n" not in message
 
 
-def test_a_file_that_is_none(tmp_path: Path) -> None:
+def test_file_that_is_not_a_registry_is_rejected(tmp_path: Path) -> None:
     for path in (tmp_path / "none.toml", tmp_path):
         with pytest.raises(ConfigError, match=str(path)):
             load_registry(path)
@@ -172,8 +176,8 @@ def test_secrets_come_from_files_beside_it_and_show_nowhere(tmp_path: Path) -> N
     assert "two secrets" not in str(caught.value)
 
 
-def test_nothing_is_waited_for(tmp_path: Path) -> None:
-    """Neither whoever writes to a pipe, nor whoever knows a passphrase."""
+def test_pipe_or_encrypted_key_is_rejected_at_once(tmp_path: Path) -> None:
+    """Reading does not wait for a writer of a pipe, nor for a passphrase at the terminal."""
     ca = trustme.CA()
     (tmp_path / "ca.crt").write_bytes(ca.cert_pem.bytes())
     files = issue(ca, tmp_path)
@@ -182,14 +186,14 @@ def test_nothing_is_waited_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tls\.key"):
         entry(tmp_path, 'ca = "ca.crt"\ncertificate = "tls.crt"\nkey = "tls.key"')
     for fields in ('ca = "pipe"', 'api_key_file = "pipe"'):
-        with pytest.raises(ConfigError, match="pipe: this is no file"):
+        with pytest.raises(ConfigError, match="pipe: this is not a regular file"):
             entry(tmp_path, fields)
-    with pytest.raises(ConfigError, match="pipe: this is no file"):
+    with pytest.raises(ConfigError, match="pipe: this is not a regular file"):
         load_registry(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/routing.md"])
-def test_what_the_documentation_shows_is_a_registry(tmp_path: Path, page: str) -> None:
+def test_example_of_the_documentation_is_valid(tmp_path: Path, page: str) -> None:
     text = (Path(__file__).parents[3] / page).read_text()
     (tmp_path / "tls").mkdir()
     (tmp_path / "tls/ca.crt").write_bytes(trustme.CA().cert_pem.bytes())
@@ -211,7 +215,7 @@ def touch(path: Path, text: str) -> None:
     os.utime(path, ns=(later, later))
 
 
-def test_a_change_is_read_and_a_corrupt_one_is_not(tmp_path: Path) -> None:
+def test_change_is_read_and_corrupt_change_is_not(tmp_path: Path) -> None:
     path = written(tmp_path, LEAST)
     file = RegistryFile(path)
     assert not file.refresh()
@@ -229,7 +233,7 @@ def test_a_change_is_read_and_a_corrupt_one_is_not(tmp_path: Path) -> None:
     assert [entry.name for entry in file.entries] == ["other"]
 
 
-def test_a_file_that_comes_later_is_found(tmp_path: Path) -> None:
+def test_file_that_is_created_later_is_read(tmp_path: Path) -> None:
     key = tmp_path / "api.key"
     path = written(tmp_path, LEAST)
     file = RegistryFile(path)
@@ -246,7 +250,7 @@ def test_a_file_that_comes_later_is_found(tmp_path: Path) -> None:
     assert file.entries[0].connection.api_key == "second"
 
 
-def test_a_key_that_changes_is_read_too(tmp_path: Path) -> None:
+def test_changed_key_file_is_read(tmp_path: Path) -> None:
     key = tmp_path / "api.key"
     key.write_text("first")
     path = written(tmp_path, LEAST)

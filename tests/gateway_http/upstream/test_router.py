@@ -1,4 +1,4 @@
-"""Many models behind one gateway, by the names of a registry that changes."""
+"""Routing of many models by a registry that changes."""
 
 import asyncio
 import json
@@ -65,15 +65,15 @@ def chat(model: str, **fields: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": "Hi"}], **fields}
 
 
-async def told(http: httpx.AsyncClient, model: str, **fields: Any) -> tuple[str, str]:
-    """What is answered, and by whom."""
+async def text_and_model(http: httpx.AsyncClient, model: str, **fields: Any) -> tuple[str, str]:
+    """Return the text of a completion, which is the replica's name, and the model's name."""
     answer = await http.post("/v1/chat/completions", json=chat(model, **fields))
     assert answer.status_code == 200, answer.text
     body = answer.json()
     return body["choices"][0]["message"]["content"], body["model"]
 
 
-async def test_every_name_has_its_service(tmp_path: Path) -> None:
+async def test_every_name_is_routed_to_its_service(tmp_path: Path) -> None:
     async with replica("a", "one-135m") as a, replica("b", "org/two") as b:
         file = File(
             tmp_path,
@@ -81,9 +81,9 @@ async def test_every_name_has_its_service(tmp_path: Path) -> None:
             entry("org/two", b.address),
         )
         async with gateway(file) as http:
-            assert await told(http, "one") == ("a", "one")
-            assert await told(http, "gpt-4o-mini") == ("a", "one")
-            assert await told(http, "org/two") == ("b", "org/two")
+            assert await text_and_model(http, "one") == ("a", "one")
+            assert await text_and_model(http, "gpt-4o-mini") == ("a", "one")
+            assert await text_and_model(http, "org/two") == ("b", "org/two")
 
             async with http.stream(
                 "POST", "/v1/chat/completions", json=chat("gpt-4o-mini", stream=True)
@@ -111,7 +111,7 @@ async def test_every_name_has_its_service(tmp_path: Path) -> None:
         ("/v1/models/none", None),
     ],
 )
-async def test_a_name_that_nobody_has(
+async def test_unknown_name_is_rejected(
     tmp_path: Path, path: str, body: dict[str, Any] | None
 ) -> None:
     async with gateway(File(tmp_path, entry("one", NOWHERE))) as http:
@@ -122,7 +122,7 @@ async def test_a_name_that_nobody_has(
     assert "`none`" in error["message"]
 
 
-async def test_the_list_is_all_of_the_registry(tmp_path: Path) -> None:
+async def test_model_list_is_the_registry(tmp_path: Path) -> None:
     async with replica("a", "one-135m") as a:
         file = File(
             tmp_path,
@@ -134,7 +134,7 @@ async def test_the_list_is_all_of_the_registry(tmp_path: Path) -> None:
             one, away = page["data"]
             assert (one["id"], one["max_model_len"]) == ("one", 1000)
             assert (away["id"], away["object"]) == ("away", "model")
-            assert "max_model_len" not in away  # nobody is there to say so
+            assert "max_model_len" not in away  # since its service cannot be reached
             assert (await http.get("/v1/models/uno")).json() == one
             assert (await http.get("/v1/models/away")).json() == away
 
@@ -159,7 +159,7 @@ async def test_calls_are_counted_by_name_and_outcome(tmp_path: Path) -> None:
     async with replica("a", "one") as a:
         file = File(tmp_path, entry("one", a.address, 'aliases = ["uno"]'), entry("away", NOWHERE))
         async with gateway(file) as http:
-            await told(http, "uno")
+            await text_and_model(http, "uno")
             assert (await http.post("/v1/chat/completions", json=chat("away"))).status_code == 503
             await http.post("/v1/chat/completions", json=chat("none"))
             name = "chatrpc_gateway_upstream_requests_total"
@@ -168,7 +168,7 @@ async def test_calls_are_counted_by_name_and_outcome(tmp_path: Path) -> None:
             assert '"none"' not in (await http.get("/metrics")).text
 
 
-async def test_a_caller_that_leaves_is_counted(tmp_path: Path) -> None:
+async def test_disconnected_client_is_counted(tmp_path: Path) -> None:
     async with replica("a", "one") as a, gateway(File(tmp_path, entry("one", a.address))) as http:
         a.engine.hold()
         for stream in (False, True):
@@ -181,9 +181,7 @@ async def test_a_caller_that_leaves_is_counted(tmp_path: Path) -> None:
         assert await metric(http, "chatrpc_gateway_upstream_requests_total", counted) == 2
 
 
-async def test_an_upstreams_own_key_takes_the_place_of_the_callers(
-    tmp_path: Path, service: FakeService
-) -> None:
+async def test_upstreams_own_key_replaces_the_callers(tmp_path: Path, service: FakeService) -> None:
     (tmp_path / "api.key").write_text("sk-upstream\n")
     file = File(
         tmp_path,
@@ -200,7 +198,7 @@ async def test_an_upstreams_own_key_takes_the_place_of_the_callers(
     assert "x-api-key" not in {*second, *fourth}
 
 
-async def test_a_service_that_lacks_its_model_is_told_in_the_registrys_names(
+async def test_missing_model_is_reported_under_its_registered_name(
     tmp_path: Path, service: FakeService
 ) -> None:
     file = File(tmp_path, entry("one", service.target, f'upstream_model = "{MODEL}"'))
@@ -229,7 +227,7 @@ async def test_models_that_are_not_for_a_caller_are_left_out(
     assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
-async def test_a_model_is_exchanged_and_no_request_lost(tmp_path: Path) -> None:
+async def test_moving_a_model_loses_no_request(tmp_path: Path) -> None:
     async with replica("old", "m-1") as old, replica("new", "m-2") as new:
         old.engine.hold_after_first()
         before = entry("m", old.address, 'upstream_model = "m-1"')
@@ -248,7 +246,7 @@ async def test_a_model_is_exchanged_and_no_request_lost(tmp_path: Path) -> None:
             async def ask() -> None:
                 nonlocal asked
                 while not switched.is_set():
-                    text, model = await told(http, "m")
+                    text, model = await text_and_model(http, "m")
                     assert (text in {"new", "."}, model) == (True, "m")
                     asked += 1
 
@@ -260,7 +258,7 @@ async def test_a_model_is_exchanged_and_no_request_lost(tmp_path: Path) -> None:
             await until(lambda: new.engine.num_asked > 20)
             switched.set()
             await asyncio.gather(*asking)
-            assert await told(http, "m") == ("new", "m")
+            assert await text_and_model(http, "m") == ("new", "m")
 
             old.engine.go.set()
             rest = "".join([line async for line in lines])
@@ -272,7 +270,7 @@ def has_failed(logs: list[Any]) -> bool:
     return any(log["event"] == "file_reload_failed" for log in logs)
 
 
-async def test_a_corrupt_change_leaves_what_there_was(tmp_path: Path) -> None:
+async def test_corrupt_change_keeps_the_last_entries(tmp_path: Path) -> None:
     async with replica("a", "one") as a, replica("b", "two") as b:
         file = File(tmp_path, entry("one", a.address))
         async with gateway(file) as http:
@@ -280,15 +278,15 @@ async def test_a_corrupt_change_leaves_what_there_was(tmp_path: Path) -> None:
                 with structlog.testing.capture_logs() as logs:
                     file.write(corrupt)
                     await until(lambda logs=logs: has_failed(logs))  # type: ignore[misc]
-                assert await told(http, "one") == ("a", "one")
+                assert await text_and_model(http, "one") == ("a", "one")
             file.write(entry("two", b.address))
             async with asyncio.timeout(120):
                 while [m["id"] for m in (await http.get("/v1/models")).json()["data"]] != ["two"]:
                     await asyncio.sleep(0.01)
-            assert await told(http, "two") == ("b", "two")
+            assert await text_and_model(http, "two") == ("b", "two")
 
 
-async def test_a_channel_is_closed_when_its_last_call_is_over(service: FakeService) -> None:
+async def test_channel_is_closed_after_its_last_call(service: FakeService) -> None:
     service.script = [Delta("Hello"), Hold(), Delta("!"), Finish()]
     here, there = (
         RegisteredModel(Connection(target), "m", upstream_model=MODEL)
@@ -316,8 +314,8 @@ async def test_a_channel_is_closed_when_its_last_call_is_over(service: FakeServi
     await router.close()
 
 
-async def test_readiness_is_asked_of_services_that_go() -> None:
-    """They say nothing for as long as they are asked, and are taken out, or closed, meanwhile."""
+async def test_readiness_check_of_a_removed_service_is_false() -> None:
+    """The services do not respond, and are removed from the table or closed meanwhile."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         here, there = (
             RegisteredModel(Connection(f"127.0.0.1:{silent.getsockname()[1]}"), n) for n in "ab"

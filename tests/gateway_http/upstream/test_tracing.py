@@ -30,7 +30,7 @@ PHASES = ["engine.queue", "engine.prefill", "engine.decode"]
 
 
 class Traces:
-    """What both processes have told."""
+    """The spans that both processes have recorded."""
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
@@ -65,7 +65,7 @@ async def http(traces: Traces) -> AsyncIterator[httpx.AsyncClient]:
         yield http
 
 
-def told(span: ReadableSpan) -> dict[str, Any]:
+def attributes_of(span: ReadableSpan) -> dict[str, Any]:
     return dict(span.attributes or {})
 
 
@@ -85,7 +85,7 @@ def trace_of(span: ReadableSpan) -> str:
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_a_request_is_one_trace(
+async def test_request_is_one_trace(
     http: httpx.AsyncClient, traces: Traces, is_streamed: bool
 ) -> None:
     path = "/v1/chat/completions"
@@ -108,25 +108,25 @@ async def test_a_request_is_one_trace(
     for phase in phases:
         assert phase.start_time is not None
         assert phase.end_time is not None
-        # Told by a clock of their own, against that of the others.
+        # The phases are measured by another clock than the spans.
         assert served.start_time - 1e9 < phase.start_time <= phase.end_time < served.end_time + 1e9
 
 
-async def test_a_trace_says_what_was_asked_and_how_it_ended_and_no_word_of_it(
+async def test_trace_has_parameters_and_outcome_but_no_text(
     http: httpx.AsyncClient, traces: Traces
 ) -> None:
     path = "/v1/chat/completions"
     sent = await http.post(path, json={**BODY, "stream": True}, params={"a": "b"})
     spans = await traces.ended(f"SERVER POST {path}")
-    root = told(spans[f"SERVER POST {path}"])
+    root = attributes_of(spans[f"SERVER POST {path}"])
     assert root["http.request.method"] == "POST"
     assert root["http.route"] == root["url.path"] == path
     assert root["http.response.status_code"] == 200
     assert root["server.address"] == "127.0.0.1"
-    call = told(spans[f"CLIENT {CHAT}/StreamChatCompletion"])
+    call = attributes_of(spans[f"CLIENT {CHAT}/StreamChatCompletion"])
     assert call["rpc.response.status_code"] == "OK"
     assert call["gen_ai.request.model"] == "fake"
-    served = told(spans[f"SERVER {CHAT}/StreamChatCompletion"])
+    served = attributes_of(spans[f"SERVER {CHAT}/StreamChatCompletion"])
     assert served["network.peer.address"] == "127.0.0.1"
     assert served.pop("network.peer.port") > 0
     assert served.pop("gen_ai.response.time_to_first_chunk") > 0
@@ -152,46 +152,50 @@ async def test_a_trace_says_what_was_asked_and_how_it_ended_and_no_word_of_it(
     assert "secret" not in "".join(span.to_json() for span in spans.values())
 
 
-async def test_a_text_completion_is_told_as_one(http: httpx.AsyncClient, traces: Traces) -> None:
+async def test_text_completion_has_its_operation_name(
+    http: httpx.AsyncClient, traces: Traces
+) -> None:
     body = {"model": "fake", "prompt": ["a", "b"], "max_tokens": 3}
     assert (await http.post("/v1/completions", json=body)).status_code == 200
     spans = await traces.ended("SERVER POST /v1/completions")
     served = spans["SERVER chatrpc.v1.CompletionService/CreateCompletion"]
-    assert told(served)["gen_ai.operation.name"] == "text_completion"
-    assert told(served)["gen_ai.response.finish_reasons"] == ("length", "length")
-    assert told(served)["gen_ai.usage.output_tokens"] == 4
+    assert attributes_of(served)["gen_ai.operation.name"] == "text_completion"
+    assert attributes_of(served)["gen_ai.response.finish_reasons"] == ("length", "length")
+    assert attributes_of(served)["gen_ai.usage.output_tokens"] == 4
     assert f"INTERNAL {PHASES[-1]}" in spans  # of both prompts together
 
 
-async def test_a_refusal_is_the_callers_error_and_no_servers(
-    http: httpx.AsyncClient, traces: Traces
-) -> None:
+async def test_rejection_is_no_error_of_the_server(http: httpx.AsyncClient, traces: Traces) -> None:
     answer = await http.post("/v1/chat/completions", json={**BODY, "model": "nobody"})
     assert answer.status_code == 404
     spans = await traces.ended("SERVER POST /v1/chat/completions")
     served = spans[f"SERVER {CHAT}/CreateChatCompletion"]
-    assert told(served)["rpc.response.status_code"] == "NOT_FOUND"
-    assert told(served)["chatrpc.error.reason"] == "MODEL_NOT_FOUND"
+    assert attributes_of(served)["rpc.response.status_code"] == "NOT_FOUND"
+    assert attributes_of(served)["chatrpc.error.reason"] == "MODEL_NOT_FOUND"
     assert served.status.status_code is StatusCode.UNSET
     call = spans[f"CLIENT {CHAT}/CreateChatCompletion"]
     assert call.status.status_code is StatusCode.ERROR
-    assert told(call)["error.type"] == "NOT_FOUND"
+    assert attributes_of(call)["error.type"] == "NOT_FOUND"
     assert spans["SERVER POST /v1/chat/completions"].status.status_code is StatusCode.UNSET
 
 
-async def test_a_service_that_cannot_be_reached_is_an_error(traces: Traces) -> None:
+async def test_unreachable_service_is_an_error(traces: Traces) -> None:
     async with (
         serving(tracer=traces.tracer, upstream="127.0.0.1:1") as url,
         httpx.AsyncClient(base_url=url, timeout=60) as http,
     ):
         assert (await http.get("/v1/models")).status_code == 503
     call, root = traces.spans
-    assert told(call)["error.type"] == told(call)["rpc.response.status_code"] == "UNAVAILABLE"
-    assert told(root)["error.type"] == "503"
+    assert (
+        attributes_of(call)["error.type"]
+        == attributes_of(call)["rpc.response.status_code"]
+        == "UNAVAILABLE"
+    )
+    assert attributes_of(root)["error.type"] == "503"
     assert root.status.status_code is StatusCode.ERROR
 
 
-async def test_a_client_that_leaves_is_no_error(traces: Traces, service: FakeService) -> None:
+async def test_client_that_disconnects_is_no_error(traces: Traces, service: FakeService) -> None:
     service.script = [Hold()]
     async with (
         serving(tracer=traces.tracer, upstream=service.target) as url,
@@ -203,14 +207,12 @@ async def test_a_client_that_leaves_is_no_error(traces: Traces, service: FakeSer
         await service.cancelled()
         await until(lambda: len(traces.spans) == 2)
     call, root = traces.spans
-    assert told(call)["rpc.response.status_code"] == "CANCELLED"
-    assert told(root)["http.response.status_code"] == 499
+    assert attributes_of(call)["rpc.response.status_code"] == "CANCELLED"
+    assert attributes_of(root)["http.response.status_code"] == 499
     assert {s.status.status_code for s in (call, root)} == {StatusCode.UNSET}
 
 
-async def test_one_that_is_not_sampled_is_not_recorded(
-    http: httpx.AsyncClient, traces: Traces
-) -> None:
+async def test_unsampled_trace_is_not_recorded(http: httpx.AsyncClient, traces: Traces) -> None:
     unsampled = {"traceparent": f"00-{TRACE}-{SPAN}-00"}
     await http.post("/v1/chat/completions", json=BODY, headers=unsampled)
     await http.post("/v1/chat/completions", json=BODY)  # which is, by default
@@ -218,14 +220,14 @@ async def test_one_that_is_not_sampled_is_not_recorded(
     assert TRACE not in {trace_of(span) for span in spans.values()}
 
 
-async def test_probes_are_no_traces(http: httpx.AsyncClient, traces: Traces) -> None:
+async def test_probes_are_not_traced(http: httpx.AsyncClient, traces: Traces) -> None:
     for path in ("/healthz", "/readyz", "/metrics"):
         await http.get(path, headers=PARENT)
     assert not traces.spans
 
 
 @pytest.mark.parametrize("headers", [PARENT, {"traceparent": PARENT["traceparent"]}, {}])
-async def test_a_context_goes_through_where_nothing_is_recorded(
+async def test_trace_context_is_passed_on_without_recording(
     service: FakeService, headers: dict[str, str], body: dict[str, Any]
 ) -> None:
     async with serving(upstream=service.target) as url, httpx.AsyncClient(base_url=url) as http:

@@ -10,7 +10,7 @@ from service.generation.merged_streams import MergedStreams
 
 
 class Source:
-    """Gives what is put into it; knows whether it has been closed."""
+    """Yields the items of its queue; `is_closed` is True once it has been closed."""
 
     def __init__(self) -> None:
         self.items: asyncio.Queue[int | Exception] = asyncio.Queue()
@@ -27,7 +27,7 @@ class Source:
             self.is_closed = True
 
 
-async def test_items_come_as_they_come() -> None:
+async def test_items_are_returned_in_the_order_of_their_arrival() -> None:
     a, b = Source(), Source()
     async with aclosing(MergedStreams([a.read(), b.read()])) as merged:
         b.items.put_nowait(1)
@@ -39,7 +39,7 @@ async def test_items_come_as_they_come() -> None:
     assert b.is_closed
 
 
-async def test_a_dropped_source_is_closed_and_the_others_go_on() -> None:
+async def test_dropped_source_is_closed_and_others_are_still_read() -> None:
     a, b = Source(), Source()
     async with aclosing(MergedStreams([a.read(), b.read()])) as merged:
         a.items.put_nowait(1)
@@ -51,7 +51,7 @@ async def test_a_dropped_source_is_closed_and_the_others_go_on() -> None:
         assert await merged.next() == (1, 2)
 
 
-async def test_an_error_is_raised_and_closes_all() -> None:
+async def test_error_of_a_source_is_raised_and_closes_all() -> None:
     a, b = Source(), Source()
     b.items.put_nowait(ValueError("b"))
     with pytest.raises(ValueError, match="b"):
@@ -61,7 +61,7 @@ async def test_an_error_is_raised_and_closes_all() -> None:
     assert b.is_closed
 
 
-async def test_cancelled_while_it_waits_it_closes_all() -> None:
+async def test_cancelled_read_closes_all_sources() -> None:
     sources = [Source(), Source()]
 
     async def wait() -> None:

@@ -15,8 +15,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from chatrpc.v1 import chat_service_pb2, model_service_pb2
 from service.domain.engine import FinishReason, TokenOutput
+from service.domain.timeouts import ClientTimeouts
 from service.metrics import Metrics
-from service.rpc.calls.message_reader import ClientTimeouts
 from service.rpc.server import MAX_METADATA_BYTES
 from tests.fakes.wait import until
 from tests.service.rpc.raw_h2 import (

@@ -155,7 +155,7 @@ async def test_headers_come_with_the_first_token(running: Running) -> None:
 async def test_a_first_token_that_takes_long_is_announced(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(initial_metadata, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(initial_metadata, "MAX_SILENCE_S", 0.01)
     go = asyncio.Event()
     running.engine.answer("ok")
     running.engine.script.insert(0, go)
@@ -168,7 +168,7 @@ async def test_a_first_token_that_takes_long_is_announced(
 async def test_leaving_after_the_announcement_frees_the_generation(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(initial_metadata, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(initial_metadata, "MAX_SILENCE_S", 0.01)
     running.engine.script = [asyncio.Event()]
     call = running.chat.StreamChatCompletion(stream())
     await call.initial_metadata()

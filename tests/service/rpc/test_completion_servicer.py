@@ -289,7 +289,7 @@ async def test_all_prompts_are_admitted_or_none(running: Running) -> None:
 async def test_a_long_wait_is_announced_and_leaving_frees_all(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(initial_metadata, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(initial_metadata, "MAX_SILENCE_S", 0.01)
     running.engine.script = [asyncio.Event()]
     call = running.completions.StreamCompletion(stream("a", "b", "c"))
     assert dict(await call.initial_metadata())["chatrpc-admitted"] == "1"

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from service.domain.chat import Message, PromptOptions, ToolCall
-from service.errors import TemplateRefused
+from service.errors import TemplateRejected
 from service.text.chat_template import render_prompt, template_messages, with_known_roles
 from tests.support.library_tokenizers import LibraryTokenizer, byte_level
 
@@ -24,9 +24,9 @@ class TemplatingTokenizer(LibraryTokenizer):
     def render_chat(self, messages: list[dict[str, Any]], options: PromptOptions) -> str:
         roles = [message["role"] for message in messages]
         if "system" in roles[1:] and "late system" in self._refuses:
-            raise TemplateRefused("System message must be at the beginning")
+            raise TemplateRejected("System message must be at the beginning")
         if "system" in roles and "system" in self._refuses:
-            raise TemplateRefused("System role not supported")
+            raise TemplateRejected("System role not supported")
         return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
 
 
@@ -63,7 +63,7 @@ def test_template_without_the_last_message_cannot_continue_it() -> None:
             return super().render_chat(messages[:-1], options)
 
     options = PromptOptions(add_generation_prompt=False, continue_final_message=True)
-    with pytest.raises(TemplateRefused, match="does not render the last message"):
+    with pytest.raises(TemplateRejected, match="does not render the last message"):
         render_prompt(Dropping(), (USER, Message("assistant", "Once")), options)
 
 
@@ -77,9 +77,9 @@ def test_truncated_prompt_keeps_its_end() -> None:
 
 def test_rejection_reports_the_error_of_the_original_messages() -> None:
     tokenizer = TemplatingTokenizer("system", "late system")
-    with pytest.raises(TemplateRefused, match="System message must be at the beginning"):
+    with pytest.raises(TemplateRejected, match="System message must be at the beginning"):
         rendered(tokenizer, USER, OTHER)
-    with pytest.raises(TemplateRefused, match="System role not supported"):
+    with pytest.raises(TemplateRejected, match="System role not supported"):
         rendered(tokenizer, SYSTEM, USER)
 
 
@@ -126,5 +126,5 @@ def test_developer_role_becomes_system_unless_the_template_mentions_it() -> None
 
 
 def test_unpaired_surrogate_in_a_message_is_rejected() -> None:
-    with pytest.raises(TemplateRefused, match="surrogate"):
+    with pytest.raises(TemplateRejected, match="surrogate"):
         render_prompt(TemplatingTokenizer(), (Message("user", "\ud800"),), PromptOptions())

@@ -17,7 +17,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from service.domain.chat import Message, PromptOptions
-from service.errors import ModelLoadError, TemplateRefused, UnsupportedField
+from service.errors import ModelLoadError, TemplateRejected, UnsupportedField
 from service.text.chat_template import render_prompt
 from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
 from service.text.jinja_template import RESERVED_VARIABLES
@@ -92,7 +92,7 @@ def test_prompt_without_generation_prompt_ends_with_the_message(tokenizer: HfTok
     [
         (
             "{{ raise_exception('Roles must alternate') }}",
-            "refused the messages: Roles must alternate$",
+            "rejected the messages: Roles must alternate$",
         ),
         ("{{ messages[0].nothing + 'x' }}", "no attribute 'nothing'"),
         ("{{ messages[0]['content'] + 1 }}", "can only concatenate str"),
@@ -105,7 +105,7 @@ def test_prompt_without_generation_prompt_ends_with_the_message(tokenizer: HfTok
     ],
 )
 def test_any_template_error_rejects_the_messages(template: str | None, reason: str) -> None:
-    with pytest.raises(TemplateRefused, match=reason):
+    with pytest.raises(TemplateRejected, match=reason):
         prompt(tokenizer_with(template), "Hi")
 
 
@@ -268,7 +268,7 @@ def test_folder_of_templates_is_loaded(tmp_path: Path) -> None:
 def test_tool_template_only_rejects_conversations_without_tools(tmp_path: Path) -> None:
     save(tmp_path, byte_level(), chat_template=_NAMED[1:])
     assert rendered(tmp_path, has_tools=True).startswith("T")
-    with pytest.raises(TemplateRefused, match="no chat template"):
+    with pytest.raises(TemplateRejected, match="no chat template"):
         rendered(tmp_path, has_tools=False)
 
 

@@ -1,4 +1,4 @@
-"""Where tokens stand in a text."""
+"""Offsets of tokens in a text."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,15 +11,15 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
 @given(text=texts)
-def test_each_byte_stands_in_its_character(text: str) -> None:
-    expected = [place for place, char in enumerate(text) for _ in char.encode()]
+def test_byte_token_has_the_offset_of_its_character(text: str) -> None:
+    expected = [index for index, char in enumerate(text) for _ in char.encode()]
     ids = list(text.encode())
     assert prompt_offsets(text, ids, TOKENIZER) == expected
     assert TextOffsets(TOKENIZER, start=0, skip_special_tokens=True).push(ids) == expected
 
 
 @given(prompt=texts, pieces=st.lists(texts, max_size=4))
-def test_an_answer_goes_on_where_its_prompt_ends(prompt: str, pieces: list[str]) -> None:
+def test_output_offsets_continue_after_the_prompt(prompt: str, pieces: list[str]) -> None:
     offsets = TextOffsets(TOKENIZER, start=len(prompt), skip_special_tokens=True)
     pushed = [offset for piece in pieces for offset in offsets.push(list(piece.encode()))]
     whole = prompt_offsets(prompt + "".join(pieces), [*"".join(pieces).encode()], TOKENIZER)
@@ -28,7 +28,7 @@ def test_an_answer_goes_on_where_its_prompt_ends(prompt: str, pieces: list[str])
     assert all(len(prompt) <= offset for offset in pushed)
 
 
-def test_a_token_without_a_trace_moves_nothing() -> None:
+def test_token_without_text_has_the_next_offset() -> None:
     ids = [ord("a"), EOS, ord("b")]
     hidden = TextOffsets(TOKENIZER, start=0, skip_special_tokens=True)
     shown = TextOffsets(TOKENIZER, start=0, skip_special_tokens=False)

@@ -7,9 +7,10 @@ import pytest
 
 from chatrpc.v1 import model_service_pb2
 from service.domain.engine import Caller
+from service.domain.timeouts import ClientTimeouts
 from service.errors import InvalidField, PreparationFull
 from service.rpc.calls.caller import acting_for, received_bytes
-from service.rpc.calls.message_reader import ClientTimeouts, MessageReader
+from service.rpc.calls.message_reader import MessageReader
 from service.rpc.calls.rpcs import BY_PATH
 from service.rpc.calls.work_pools import WorkPools
 

@@ -17,7 +17,7 @@ EXAMPLES: list[tuple[errors.ChatrpcError, int, str]] = [
         "CONTEXT_LENGTH_EXCEEDED",
     ),
     (errors.ExceedsLimit("sampling.n", "no"), code_pb2.INVALID_ARGUMENT, "EXCEEDS_LIMIT"),
-    (errors.TemplateRefused("no"), code_pb2.INVALID_ARGUMENT, "TEMPLATE_REFUSED"),
+    (errors.TemplateRejected("no"), code_pb2.INVALID_ARGUMENT, "TEMPLATE_REFUSED"),
     (errors.ModelNotFound("m"), code_pb2.NOT_FOUND, "MODEL_NOT_FOUND"),
     (errors.Unauthenticated(is_missing=True), code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED"),
     (errors.ActingForbidden("x-bin"), code_pb2.PERMISSION_DENIED, "ACTING_FORBIDDEN"),

@@ -6,7 +6,7 @@ from google.protobuf.message import Message
 
 from chatrpc.v1 import chat_pb2
 from service.errors import InvalidField, UnsupportedField
-from service.rpc.decode.unsupported import refuse_unserved
+from service.rpc.decode.unsupported import check_unsupported
 from tests.support.grpc_server import params
 
 # Every field of the wire's request, by its path, that this service honours or takes without effect.
@@ -83,13 +83,13 @@ def test_every_field_of_the_wire_is_either_served_or_refused() -> None:
 @pytest.mark.parametrize("path", ASKING)
 def test_an_option_that_is_not_served_is_refused_by_name(path: str) -> None:
     with pytest.raises(UnsupportedField) as caught:
-        refuse_unserved(ASKING[path])
+        check_unsupported(ASKING[path])
     assert caught.value.field == path
     assert path.rpartition(".")[-1] in str(caught.value)
 
 
 def test_a_value_that_asks_for_nothing_special_is_served() -> None:
-    refuse_unserved(
+    check_unsupported(
         params(
             logprobs=False,
             priority=0,
@@ -103,13 +103,13 @@ def test_a_value_that_asks_for_nothing_special_is_served() -> None:
 )
 def test_metadata_is_bounded(metadata: dict[str, str]) -> None:
     with pytest.raises(InvalidField) as caught:
-        refuse_unserved(params(metadata=metadata))
+        check_unsupported(params(metadata=metadata))
     assert caught.value.field == "metadata"
 
 
 @pytest.mark.parametrize("name", ["user", "safety_identifier", "prompt_cache_key", "service_tier"])
 def test_what_is_only_noted_is_bounded(name: str) -> None:
-    refuse_unserved(params(**{name: "x" * 512}))
+    check_unsupported(params(**{name: "x" * 512}))
     with pytest.raises(InvalidField) as caught:
-        refuse_unserved(params(**{name: "x" * 513}))
+        check_unsupported(params(**{name: "x" * 513}))
     assert caught.value.field == name
