@@ -38,13 +38,10 @@ UNCLEAN = (
     "tests/wire",
     # Whole processes
     "tests/*",
-    "tests/bench",
     "tests/deploy",
     "tests/e2e",
     "tests/fakes",
     "tests/faults",
-    # Text
-    "service/text/*",
 )
 
 # Phrases that have another meaning in a file and are right there: (file, phrase in lower case).

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server that says `la` as often as asked: `echo_server.py PORT [MODE]`.
+"""An OpenAI-compatible server that responds with `la` per token: `echo_server.py PORT [MODE]`.
 
 Modes: `dies` at once; of more than two tokens, it `hangs` or is `short` of one; `notes FILE`, where
 it found its caches.
@@ -22,15 +22,15 @@ async def complete(request: web.Request) -> web.StreamResponse:
     is_short = "short" in sys.argv and body["max_tokens"] > 2
     num_tokens = body["max_tokens"] - is_short
     for _ in range(num_tokens):
-        await say(response, {"choices": [{"delta": {"content": "la "}}]})
+        await send_event(response, {"choices": [{"delta": {"content": "la "}}]})
     prompt = sum(len(message["content"].split()) for message in body["messages"])
     usage = {"prompt_tokens": prompt, "completion_tokens": num_tokens}
-    await say(response, {"choices": [], "usage": usage})
+    await send_event(response, {"choices": [], "usage": usage})
     await response.write(b"data: [DONE]\n\n")
     return response
 
 
-async def say(response: web.StreamResponse, event: object) -> None:
+async def send_event(response: web.StreamResponse, event: object) -> None:
     await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
 
 

@@ -1,4 +1,4 @@
-"""Records as they are read from a good server, at times that are chosen."""
+"""Records of a good server at chosen times."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from bench.request import Record
 
 
 def record(*arrivals_s: float, due_s: float = 0.0, **fields: Any) -> Record:
-    """One token each arrival, unless `fields` say otherwise."""
+    """Return a record with one token per arrival, unless `fields` differ."""
     num_tokens = fields.pop("num_tokens", len(arrivals_s))
     return Record(
         due_s=due_s,

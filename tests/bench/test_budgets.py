@@ -1,4 +1,4 @@
-"""What is promised, against what was measured."""
+"""The budgets, compared with measured values."""
 
 import pytest
 

@@ -17,7 +17,7 @@ from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import ByteTokenizer
 from tests.support.gateway import serving
 
-# The fake answers two tokens, `Hello world`, unless told otherwise.
+# The fake responds with two tokens, `Hello world`, by default.
 ASK = ask("Hi", 2)
 
 

@@ -1,4 +1,4 @@
-"""The process with the bare engine: what it is told and what it answers."""
+"""The process with the bare engine: its orders and its replies."""
 
 import msgspec
 
@@ -23,5 +23,5 @@ async def test_engine_host_runs_the_ordered_load() -> None:
     assert ready == Answer()
     assert measured.fault is None
     assert measured.figures["num_output_tokens"] == 12
-    assert warm_up.fault == "1 of 1 requests: 3 tokens instead of 8"  # the fake says what it says
+    assert warm_up.fault == "1 of 1 requests: 3 tokens instead of 8"  # the fake's output is fixed
     assert len(engine.requests) == 5

@@ -1,4 +1,4 @@
-"""Closed and open loops, with a client that answers at once or when told."""
+"""Closed and open loops, with a client that completes at once or on request."""
 
 import asyncio
 import random
@@ -15,7 +15,7 @@ REQUESTS = [ask(str(index), 1) for index in range(10)]
 
 
 class CountingClient:
-    """Takes a turn of the loop for each request, and notes how many are under way at once."""
+    """Completes after one iteration of the loop, and records how many requests run at once."""
 
     def __init__(self) -> None:
         self.now = self.most = 0
@@ -35,7 +35,7 @@ class CountingClient:
 
 
 class DeadClient(CountingClient):
-    """Never answers."""
+    """A client that never completes."""
 
     async def send(self, transcript: Transcript) -> None:
         await asyncio.Event().wait()

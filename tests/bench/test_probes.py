@@ -1,4 +1,4 @@
-"""Probes of a real stack, and what is said of one that is not well."""
+"""Probes of a real stack, and the outcome if one fails."""
 
 from bench.probes import gateway_probes, probe, service_probes
 from tests.support.gateway import checking_service, serving

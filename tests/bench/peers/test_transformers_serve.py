@@ -1,4 +1,4 @@
-"""`transformers serve`: how it is asked for an answer of an exact length."""
+"""`transformers serve`: the request for a response of an exact length."""
 
 import json
 
@@ -13,5 +13,5 @@ def test_request_disables_the_end_of_sequence_token() -> None:
         "do_sample": False,
         "eos_token_id": -1,
     }
-    assert "ignore_eos" not in asked  # refused: it does not know it
+    assert "ignore_eos" not in asked  # the server rejects this option
     assert asked["messages"] == [{"role": "user", "content": "Hi"}]
