@@ -1,4 +1,4 @@
-"""A refused call's status and details, unpacked."""
+"""The status and the details of a failed call."""
 
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 
 @dataclass
 class RpcError:
-    """What a client reads of a failed call."""
+    """The parts of a failed call that a client reads."""
 
     code: grpc.StatusCode
     message: str
@@ -24,7 +24,7 @@ class RpcError:
 
 
 async def rpc_error(call: Any, seen: list[Any] | None = None) -> RpcError:
-    """Await a call that fails, or read a stream to its failure; `seen` gets what came before."""
+    """Return the error of a call that fails. `seen` gets the messages of a stream before it."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         if isinstance(call, Awaitable):
             await call
@@ -33,9 +33,9 @@ async def rpc_error(call: Any, seen: list[Any] | None = None) -> RpcError:
                 if seen is not None:
                     seen.append(response)
     error = caught.value
-    refused = RpcError(error.code(), error.details() or "")
-    refused.trailing = dict(error.trailing_metadata() or ())
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # has what a call has
+    failed = RpcError(error.code(), error.details() or "")
+    failed.trailing = dict(error.trailing_metadata() or ())
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has the methods of a call that are used
     assert status is not None
     for detail in status.details:
         info = error_details_pb2.ErrorInfo()
@@ -43,9 +43,9 @@ async def rpc_error(call: Any, seen: list[Any] | None = None) -> RpcError:
         retry = error_details_pb2.RetryInfo()
         if detail.Unpack(info):
             assert info.domain == "chatrpc"
-            refused.reason, refused.metadata = info.reason, dict(info.metadata)
+            failed.reason, failed.metadata = info.reason, dict(info.metadata)
         elif detail.Unpack(bad):
-            refused.fields = [violation.field for violation in bad.field_violations]
+            failed.fields = [violation.field for violation in bad.field_violations]
         elif detail.Unpack(retry):
-            refused.retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
-    return refused
+            failed.retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
+    return failed

@@ -45,7 +45,7 @@ def _chat(
     metadata: Metadata = (),
     **fields: Any,
 ) -> list[GrpcCall]:
-    """A chat completion, whole and as a stream: the least that a request needs and `fields`."""
+    """Return a chat completion, unary and streamed, with the required fields and `fields`."""
     params = {"params": {"model": "fake", "messages": [_USER], **fields}}
     methods = {"": "CreateChatCompletion", "_streamed": "StreamChatCompletion"}
     return [
@@ -59,7 +59,7 @@ def _text(
     setup: Setup = _DEFAULT,
     **fields: Any,
 ) -> list[GrpcCall]:
-    """A text completion, whole and as a stream."""
+    """Return a text completion, unary and streamed."""
     params = {"params": {"model": "fake", "prompts": [{"text": "Say:"}], **fields}}
     methods = {"": "CreateCompletion", "_streamed": "StreamCompletion"}
     return [

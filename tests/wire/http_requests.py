@@ -50,14 +50,14 @@ def _chat(
     headers: dict[str, str] | None = None,
     **fields: Any,
 ) -> HttpRequest:
-    """A chat completion: the least that a request needs and `fields`, but those `_ABSENT`."""
+    """Return a chat completion with the required fields and `fields`, without those `_ABSENT`."""
     body = {"model": "fake", "messages": [_USER], **fields}
     sent = {key: value for key, value in body.items() if value is not _ABSENT}
     return _post(f"chat_{name}", "/v1/chat/completions", sent, setup, headers)
 
 
 def _chat_both(name: str, setup: Setup = _DEFAULT, **fields: Any) -> list[HttpRequest]:
-    """A chat completion, whole and as a stream."""
+    """Return a chat completion, whole and streamed."""
     return [
         _chat(name, setup, **fields),
         _chat(f"{name}_streamed", setup, **fields, stream=True),
@@ -69,14 +69,14 @@ def _text(
     setup: Setup = _DEFAULT,
     **fields: Any,
 ) -> HttpRequest:
-    """A text completion."""
+    """Return a text completion."""
     body = {"model": "fake", "prompt": "Say:", **fields}
     sent = {key: value for key, value in body.items() if value is not _ABSENT}
     return _post(f"text_{name}", "/v1/completions", sent, setup)
 
 
 def _text_both(name: str, setup: Setup = _DEFAULT, **fields: Any) -> list[HttpRequest]:
-    """A text completion, whole and as a stream."""
+    """Return a text completion, whole and streamed."""
     return [
         _text(name, setup, **fields),
         _text(f"{name}_streamed", setup, **fields, stream=True),
@@ -93,7 +93,7 @@ def _get(
 
 
 def _raw(name: str, content: bytes, **headers: str) -> HttpRequest:
-    """A chat completion whose body and headers are as given."""
+    """Return a chat completion with exactly this body and these headers."""
     named = {key.replace("_", "-"): value for key, value in headers.items()}
     return HttpRequest(name, "POST", "/v1/chat/completions", content=content, headers=named)
 
