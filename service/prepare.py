@@ -54,7 +54,7 @@ def main() -> int:
     try:
         asyncio.run(_prepare(settings))
     except (ConfigError, ModelLoadError) as error:
-        log.error("prepare_failed", reason=str(error))  # noqa: TRY400  # no traceback: the text is enough
+        log.error("prepare_failed", reason=str(error))  # noqa: TRY400  # the text is enough
         return 2 if isinstance(error, ConfigError) else 1
     return 0
 
