@@ -34,13 +34,9 @@ DOCS = ("README.md", "ARCHITECTURE.md", "docs")
 UNCLEAN = (
     # Calls
     "tests/service/rpc",
-    "tests/support",
-    "tests/wire",
     # Whole processes
-    "tests/*",
     "tests/deploy",
     "tests/e2e",
-    "tests/fakes",
     "tests/faults",
 )
 

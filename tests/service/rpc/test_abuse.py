@@ -31,7 +31,7 @@ from tests.service.rpc.raw_h2 import (
 )
 from tests.support.api_keys import SECRET, key, write
 from tests.support.grpc_server import Running, params, served
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 STREAM = "/chatrpc.v1.ChatService/StreamChatCompletion"
 CREATE = "/chatrpc.v1.ChatService/CreateChatCompletion"
@@ -73,7 +73,7 @@ async def answers(running: Running) -> None:
 async def test_a_request_that_never_comes_ends(method: str) -> None:
     timeouts = VariableTimeouts(receive_s=0.05)
     async with served(client_timeouts=timeouts) as running:
-        refused = await refusal(begin(running, method, nothing))
+        refused = await rpc_error(begin(running, method, nothing))
         assert refused.code == grpc.StatusCode.DEADLINE_EXCEEDED
         assert refused.reason == "DEADLINE"
         timeouts.receive_s = 60
@@ -82,7 +82,7 @@ async def test_a_request_that_never_comes_ends(method: str) -> None:
 
 @pytest.mark.parametrize("method", [STREAM, CREATE])
 async def test_a_call_without_a_request_is_refused(running: Running, method: str) -> None:
-    refused = await refusal(begin(running, method, no_more))
+    refused = await rpc_error(begin(running, method, no_more))
     assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
     assert refused.fields == ["request"]
 
@@ -90,7 +90,7 @@ async def test_a_call_without_a_request_is_refused(running: Running, method: str
 @pytest.mark.parametrize("method", [STREAM, CREATE])
 async def test_a_key_is_asked_for_before_the_request_is_read(tmp_path: Path, method: str) -> None:
     async with served(write(tmp_path / "keys.toml", key())) as running:
-        refused = await refusal(begin(running, method, nothing))
+        refused = await rpc_error(begin(running, method, nothing))
         assert refused.code == grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -98,7 +98,7 @@ async def test_reflection_is_asked_for_a_key_too(tmp_path: Path) -> None:
     async with served(write(tmp_path / "keys.toml", key())) as running:
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(running.channel)  # type: ignore[arg-type]
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        refused = await refusal(stub.ServerReflectionInfo(iter([request])))
+        refused = await rpc_error(stub.ServerReflectionInfo(iter([request])))
         assert refused.code == grpc.StatusCode.UNAUTHENTICATED
         assert refused.reason == "UNAUTHENTICATED"
         known = stub.ServerReflectionInfo(iter([request]), metadata=(("x-api-key", SECRET),))
@@ -116,7 +116,7 @@ async def test_a_stream_that_is_not_read_ends_and_frees_what_it_held() -> None:
         await until(lambda: running.engine.num_running == 0)
         drain = asyncio.ensure_future(running.lifecycle.drain(0, 60))
         await asyncio.wait_for(drain, 60)  # nobody counts as active
-        refused = await refusal(call)  # whoever reads on after all reads how it ended
+        refused = await rpc_error(call)  # whoever reads on after all reads how it ended
         assert refused.code == grpc.StatusCode.DEADLINE_EXCEEDED
 
 

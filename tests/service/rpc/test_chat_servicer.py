@@ -17,7 +17,7 @@ from service.rpc.calls import initial_metadata
 from tests.fakes.tokenizer import EOS
 from tests.fakes.wait import until
 from tests.support.grpc_server import Running, params
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 
 def unary(**fields: Any) -> chat_service_pb2.CreateChatCompletionRequest:
@@ -191,9 +191,9 @@ async def test_leaving_after_the_announcement_frees_the_generation(
 async def test_a_refusal_comes_before_the_headers(
     running: Running, error: QueueFull, code: grpc.StatusCode, reason: str
 ) -> None:
-    running.engine.refusal = error
+    running.engine.generate_error = error
     call = running.chat.StreamChatCompletion(stream())
-    refused = await refusal(call)
+    refused = await rpc_error(call)
     assert (refused.code, refused.reason) == (code, reason)
     # None were sent: a client may retry elsewhere.
     assert "chatrpc-admitted" not in dict(await call.initial_metadata())
@@ -203,7 +203,7 @@ async def test_an_engine_that_dies_ends_the_stream_with_its_reason(running: Runn
     running.engine.script = [TokenOutput((ord("a"),)), EngineDead()]
     call = running.chat.StreamChatCompletion(stream())
     seen: list[chat_service_pb2.StreamChatCompletionResponse] = []
-    refused = await refusal(call, seen)
+    refused = await rpc_error(call, seen)
     assert [r.chunk.choices[0].delta.content for r in seen] == ["a"]
     assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_DEAD")
 
@@ -211,7 +211,7 @@ async def test_an_engine_that_dies_ends_the_stream_with_its_reason(running: Runn
 async def test_nobody_learns_what_went_wrong_inside(running: Running) -> None:
     running.engine.script = [RuntimeError("secret path /etc/passwd")]
     call = running.chat.CreateChatCompletion(unary(), metadata=(("x-request-id", "req-7"),))
-    refused = await refusal(call)
+    refused = await rpc_error(call)
     assert refused.code == grpc.StatusCode.INTERNAL
     assert refused.reason == "INTERNAL"
     assert "secret" not in refused.message
@@ -255,30 +255,30 @@ async def test_the_deadline_of_the_call_bounds_the_generation(running: Running) 
 
 
 async def test_a_missing_model_and_an_unknown_one(running: Running) -> None:
-    missing = await refusal(running.chat.CreateChatCompletion(unary(model="")))
+    missing = await rpc_error(running.chat.CreateChatCompletion(unary(model="")))
     assert (missing.code, missing.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MISSING_FIELD")
     assert missing.fields == ["model"]
-    unknown = await refusal(running.chat.CreateChatCompletion(unary(model="gpt-9")))
+    unknown = await rpc_error(running.chat.CreateChatCompletion(unary(model="gpt-9")))
     assert (unknown.code, unknown.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
     assert unknown.metadata == {"model": "gpt-9"}
 
 
 async def test_a_template_that_refuses_names_the_messages(running: Running) -> None:
-    refused = await refusal(running.chat.CreateChatCompletion(unary(text="refuse me")))
+    refused = await rpc_error(running.chat.CreateChatCompletion(unary(text="refuse me")))
     assert refused.reason == "TEMPLATE_REFUSED"
     assert refused.fields == ["messages"]
 
 
 async def test_a_prompt_that_cannot_fit_is_not_even_tokenized(running: Running) -> None:
-    refused = await refusal(running.chat.CreateChatCompletion(unary(text="x" * 5000)))
+    refused = await rpc_error(running.chat.CreateChatCompletion(unary(text="x" * 5000)))
     assert refused.reason == "CONTEXT_LENGTH_EXCEEDED"
     assert refused.metadata == {"prompt_tokens": "1000", "max_model_len": "1000"}
 
 
 async def test_request_without_room_is_not_even_tokenized(running: Running) -> None:
-    running.engine.no_room = QueueFull(3, 2.5)
+    running.engine.reserve_error = QueueFull(3, 2.5)
     running.model.tokenizer.encode = None  # type: ignore[method-assign, assignment]  # never called
-    refused = await refusal(running.chat.CreateChatCompletion(unary()))
+    refused = await rpc_error(running.chat.CreateChatCompletion(unary()))
     assert refused.reason == "QUEUE_FULL"
     assert running.engine.reserved == []
 
@@ -288,12 +288,12 @@ async def test_a_token_that_the_model_does_not_know_is_the_callers_mistake(
 ) -> None:
     small = replace(running.model, card=replace(running.model.card, id="small"), vocab_size=100)
     await running.lifecycle.serve(locally_served(small))
-    refused = await refusal(running.chat.CreateChatCompletion(unary(model="small", text="é")))
+    refused = await rpc_error(running.chat.CreateChatCompletion(unary(model="small", text="é")))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["messages"])
 
 
 async def test_a_name_of_any_length_is_just_not_found(running: Running) -> None:
-    refused = await refusal(running.chat.CreateChatCompletion(unary(model="x" * 20_000)))
+    refused = await rpc_error(running.chat.CreateChatCompletion(unary(model="x" * 20_000)))
     assert refused.reason == "MODEL_NOT_FOUND"
 
 
@@ -303,7 +303,7 @@ async def test_bytes_that_are_no_message_are_the_callers_mistake(
 ) -> None:
     call: Any = running.channel.unary_unary(f"/chatrpc.v1.ChatService/{method}")
     for garbage in (b"\xff\xff\xff", b"\x0a\x03\x0a\x01\xff"):
-        refused = await refusal(call(garbage))
+        refused = await rpc_error(call(garbage))
         assert (refused.code, refused.reason) == (
             grpc.StatusCode.INVALID_ARGUMENT,
             "INVALID_FIELD",
@@ -319,11 +319,11 @@ async def test_log_probabilities_that_no_message_could_hold_are_refused(
     running.engine.answer("x")
     sampling = chat_pb2.SamplingParams(max_completion_tokens=51)
     request = unary(logprobs=True, top_logprobs=1, sampling=sampling)
-    refused = await refusal(running.chat.CreateChatCompletion(request))
+    refused = await rpc_error(running.chat.CreateChatCompletion(request))
     assert refused.fields == ["logprobs"]
     call = running.chat.StreamChatCompletion(
         stream(logprobs=True, top_logprobs=1, sampling=sampling)
     )
     assert [response async for response in call]  # a piece at a time they fit
-    refused = await refusal(running.chat.CreateChatCompletion(unary(prompt_logprobs=20)))
+    refused = await rpc_error(running.chat.CreateChatCompletion(unary(prompt_logprobs=20)))
     assert refused.fields == ["prompt_logprobs"]

@@ -14,7 +14,7 @@ from service.rpc.calls import initial_metadata
 from tests.fakes.tokenizer import EOS
 from tests.fakes.wait import until
 from tests.support.grpc_server import Running
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 
 def params(*prompts: str | list[int], **fields: Any) -> completion_pb2.CompletionParams:
@@ -170,7 +170,7 @@ async def test_zero_tokens_score_the_prompt_alone(running: Running) -> None:
     assert (choice.text, choice.finish_reason) == ("ab", chat_pb2.FINISH_REASON_LENGTH)
     assert (len(choice.prompt_tokens), len(choice.logprobs)) == (2, 0)
     assert completion.usage == chat_pb2.Usage(prompt_tokens=2)
-    refused = await refusal(running.completions.CreateCompletion(unary("a", sampling=sampling)))
+    refused = await rpc_error(running.completions.CreateCompletion(unary("a", sampling=sampling)))
     assert refused.fields == ["sampling.max_completion_tokens"]
 
 
@@ -245,7 +245,7 @@ async def test_a_mistake_is_named(
 ) -> None:
     prompts = fields.pop("prompts", ("a",))
     request = unary(*prompts, add_special_tokens=False, **fields)
-    refused = await refusal(running.completions.CreateCompletion(request))
+    refused = await rpc_error(running.completions.CreateCompletion(request))
     assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
     assert (refused.reason, refused.fields) == (reason, [path])
     assert running.engine.requests == []
@@ -254,12 +254,12 @@ async def test_a_mistake_is_named(
 async def test_a_prompt_that_is_missing_is_named(running: Running) -> None:
     request = unary()
     request.params.prompts.add()
-    refused = await refusal(running.completions.CreateCompletion(request))
+    refused = await rpc_error(running.completions.CreateCompletion(request))
     assert (refused.reason, refused.fields) == ("MISSING_FIELD", ["prompts[0]"])
 
 
 async def test_the_words_of_a_prompt_that_is_too_long(running: Running) -> None:
-    refused = await refusal(running.completions.CreateCompletion(unary([97] * 1000)))
+    refused = await rpc_error(running.completions.CreateCompletion(unary([97] * 1000)))
     assert refused.metadata == {"prompt_tokens": "1000", "max_model_len": "1000"}
     assert refused.message == (
         "This model's maximum context length is 1000 tokens. However, your prompt resulted in "
@@ -273,14 +273,14 @@ async def test_an_answer_that_no_message_could_hold_is_refused(
     monkeypatch.setattr(generation_calls, "MAX_LOGPROBS_AT_ONCE", 100)
     running.engine.answer("x")
     request = unary([97] * 51, prompt_logprobs=1)
-    refused = await refusal(running.completions.CreateCompletion(request))
+    refused = await rpc_error(running.completions.CreateCompletion(request))
     assert refused.fields == ["prompt_logprobs"]
 
 
 async def test_all_prompts_are_admitted_or_none(running: Running) -> None:
-    running.engine.refusal = QueueFull(3, 2.5)
+    running.engine.generate_error = QueueFull(3, 2.5)
     call = running.completions.StreamCompletion(stream("a", "b"))
-    refused = await refusal(call)
+    refused = await rpc_error(call)
     assert refused.reason == "QUEUE_FULL"
     assert "chatrpc-admitted" not in dict(await call.initial_metadata())
     assert running.engine.num_running == 0
@@ -300,7 +300,7 @@ async def test_a_long_wait_is_announced_and_leaving_frees_all(
 
 async def test_one_prompt_that_fails_ends_the_call(running: Running) -> None:
     running.engine.script = [TokenOutput((97,)), EngineDead()]
-    refused = await refusal(running.completions.CreateCompletion(unary("a", "b")))
+    refused = await rpc_error(running.completions.CreateCompletion(unary("a", "b")))
     assert refused.reason == "ENGINE_DEAD"
     await until(lambda: running.engine.num_running == 0)
 

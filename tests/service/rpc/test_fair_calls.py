@@ -16,7 +16,7 @@ from tests.fakes.tokenizer import ByteTokenizer
 from tests.fakes.wait import until
 from tests.support.api_keys import OTHER, SECRET, key, write
 from tests.support.grpc_server import Running, params, served
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 FLOODER: Any = (("x-api-key", SECRET),)
 HONEST: Any = (("x-api-key", OTHER),)
@@ -109,7 +109,7 @@ async def test_request_beyond_the_capacity_is_no_matter_of_waiting(shared: Runni
     shared.engine.max_request_sequences = 4
     request = chat()
     request.params.sampling.n = 5
-    refused = await refusal(shared.chat.CreateChatCompletion(request, metadata=HONEST))
+    refused = await rpc_error(shared.chat.CreateChatCompletion(request, metadata=HONEST))
     assert (refused.reason, refused.fields) == ("INVALID_FIELD", ["sampling.n"])
     assert refused.retry_after_s is None
 
@@ -125,7 +125,7 @@ async def test_small_message_that_unpacks_to_many_elements_is_rejected_unparsed(
     running: Running,
 ) -> None:
     running.engine.answer("ok")
-    refused = await refusal(
+    refused = await rpc_error(
         running.chat.CreateChatCompletion(of_many_elements(), compression=grpc.Compression.Gzip)
     )
     assert refused.code == grpc.StatusCode.INVALID_ARGUMENT

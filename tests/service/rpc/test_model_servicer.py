@@ -14,7 +14,7 @@ from service.rpc.model_servicer import MAX_TEXT_BYTES
 from tests.fakes.tokenizer import ByteTokenizer
 from tests.fakes.wait import until
 from tests.support.grpc_server import CARD, Running, served
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 
 class Unused(ByteTokenizer):
@@ -66,7 +66,7 @@ async def test_pages(running: Running) -> None:
 
 async def test_a_token_of_no_page_is_refused(running: Running) -> None:
     request = model_service_pb2.ListModelsRequest(page_token="nonsense")
-    assert (await refusal(running.models.ListModels(request))).fields == ["page_token"]
+    assert (await rpc_error(running.models.ListModels(request))).fields == ["page_token"]
 
 
 async def test_a_model_is_found_by_id_and_alias(running: Running) -> None:
@@ -76,11 +76,11 @@ async def test_a_model_is_found_by_id_and_alias(running: Running) -> None:
 
 
 async def test_an_unknown_model_is_not_found(running: Running) -> None:
-    refused = await refusal(running.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
+    refused = await rpc_error(running.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
     assert refused.code == grpc.StatusCode.NOT_FOUND
-    assert (await refusal(running.models.GetModel(model_service_pb2.GetModelRequest()))).fields == [
-        "id"
-    ]
+    assert (
+        await rpc_error(running.models.GetModel(model_service_pb2.GetModelRequest()))
+    ).fields == ["id"]
 
 
 async def test_text_to_tokens_and_back(running: Running) -> None:
@@ -113,16 +113,18 @@ async def test_what_cannot_be_tokenized_is_named(running: Running) -> None:
     no_messages = model_service_pb2.TokenizeRequest(
         model="fake", conversation=model_service_pb2.Conversation()
     )
-    assert (await refusal(running.models.Tokenize(no_messages))).fields == ["conversation.messages"]
+    assert (await rpc_error(running.models.Tokenize(no_messages))).fields == [
+        "conversation.messages"
+    ]
     no_input = model_service_pb2.TokenizeRequest(model="fake")
-    assert (await refusal(running.models.Tokenize(no_input))).fields == ["input"]
+    assert (await rpc_error(running.models.Tokenize(no_input))).fields == ["input"]
     no_token = model_service_pb2.DetokenizeRequest(model="fake", token_ids=[1, 999])
-    assert (await refusal(running.models.Detokenize(no_token))).fields == ["token_ids[1]"]
+    assert (await rpc_error(running.models.Detokenize(no_token))).fields == ["token_ids[1]"]
 
 
 async def test_what_is_too_much_to_tokenize_is_refused_by_its_size(running: Running) -> None:
     long = model_service_pb2.TokenizeRequest(model="fake", text="x" * MAX_TEXT_BYTES)
-    refused = await refusal(running.models.Tokenize(long))
+    refused = await rpc_error(running.models.Tokenize(long))
     assert (refused.reason, refused.fields) == ("CONTEXT_LENGTH_EXCEEDED", ["text"])
     card = replace(CARD, id="wide", aliases=(), max_model_len=1 << 30)
     await running.lifecycle.serve(
@@ -130,7 +132,7 @@ async def test_what_is_too_much_to_tokenize_is_refused_by_its_size(running: Runn
     )
     for text in ("x" * (MAX_TEXT_BYTES + 1), "é" * (MAX_TEXT_BYTES // 2 + 1)):
         wide = model_service_pb2.TokenizeRequest(model="wide", text=text)
-        refused = await refusal(running.models.Tokenize(wide))
+        refused = await rpc_error(running.models.Tokenize(wide))
         assert (refused.reason, refused.fields) == ("INVALID_FIELD", ["text"])
 
 
@@ -153,7 +155,7 @@ async def test_a_tokenization_that_its_caller_has_left_is_not_begun() -> None:
 
 async def test_what_is_too_much_to_detokenize_is_named(running: Running) -> None:
     many = model_service_pb2.DetokenizeRequest(model="fake", token_ids=[1] * 100_001)
-    assert (await refusal(running.models.Detokenize(many))).fields == ["token_ids"]
+    assert (await rpc_error(running.models.Detokenize(many))).fields == ["token_ids"]
 
 
 async def test_tokens_are_told_by_their_bytes_where_asked(running: Running) -> None:

@@ -26,7 +26,7 @@ from tests.fakes.wait import until
 from tests.support.api_keys import OTHER, SECRET
 from tests.support.gateway import serving
 from tests.support.guarded_server import MINE, Guarded, guarded
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ async def test_a_known_key_gets_in(keys: Path, metadata: Any) -> None:
 @pytest.mark.parametrize("call", [Guarded.create, Guarded.stream])
 async def test_nobody_else_does(keys: Path, metadata: Any, call: Callable[..., Any]) -> None:
     async with guarded(keys) as service:
-        refused = await refusal(call(service, metadata))
+        refused = await rpc_error(call(service, metadata))
         assert refused.code == grpc.StatusCode.UNAUTHENTICATED
         assert refused.reason == "UNAUTHENTICATED"
         assert service.engine.requests == []
@@ -82,7 +82,7 @@ async def test_nobody_else_does(keys: Path, metadata: Any, call: Callable[..., A
 async def test_models_are_for_those_who_are_known(keys: Path) -> None:
     async with guarded(keys) as service:
         request = model_service_pb2.ListModelsRequest()
-        refused = await refusal(service.models.ListModels(request))
+        refused = await rpc_error(service.models.ListModels(request))
         assert refused.code == grpc.StatusCode.UNAUTHENTICATED
         assert (await service.models.ListModels(request, metadata=MINE)).models
 
@@ -96,11 +96,11 @@ async def test_health_asks_nobody(keys: Path) -> None:
 async def test_a_key_may_be_for_other_models(keys: Path) -> None:
     limit(keys, 'models = ["other-*"]')
     async with guarded(keys) as service:
-        refused = await refusal(service.create())
+        refused = await rpc_error(service.create())
         assert refused.code == grpc.StatusCode.PERMISSION_DENIED
         assert refused.reason == "MODEL_FORBIDDEN"
         request = model_service_pb2.GetModelRequest(id="fake")
-        refused = await refusal(service.models.GetModel(request, metadata=MINE))
+        refused = await rpc_error(service.models.GetModel(request, metadata=MINE))
         assert refused.code == grpc.StatusCode.PERMISSION_DENIED
 
 
@@ -108,8 +108,8 @@ async def test_requests_are_limited(keys: Path) -> None:
     limit(keys, "requests_per_minute = 2")
     async with guarded(keys) as service:
         await service.create()
-        await refusal(service.create(model=""))  # it counts as well: it was let in
-        refused = await refusal(service.create())
+        await rpc_error(service.create(model=""))  # it counts as well: it was let in
+        refused = await rpc_error(service.create())
         assert refused.code == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert refused.reason == "LIMIT_REACHED"
         assert 0 < (refused.retry_after_s or 0) <= 30
@@ -127,9 +127,9 @@ async def test_what_works_on_text_counts_as_a_request(keys: Path, method: str) -
         }
         call = getattr(service.models, method)
         await call(requests[method], metadata=MINE)
-        refused = await refusal(call(requests[method], metadata=MINE))
+        refused = await rpc_error(call(requests[method], metadata=MINE))
         assert refused.reason == "LIMIT_REACHED"
-        assert (await refusal(service.create())).reason == "LIMIT_REACHED"
+        assert (await rpc_error(service.create())).reason == "LIMIT_REACHED"
         await service.models.ListModels(model_service_pb2.ListModelsRequest(), metadata=MINE)
 
 
@@ -142,7 +142,7 @@ async def test_tokens_are_counted_at_the_end(keys: Path, is_streamed: bool) -> N
             assert [r async for r in service.stream()]
         else:
             await service.create()
-        refused = await refusal(service.create())
+        refused = await rpc_error(service.create())
         assert refused.reason == "LIMIT_REACHED"
         assert "tokens a minute" in refused.message
 
@@ -155,7 +155,7 @@ async def test_who_leaves_before_the_answer_pays_for_what_was_computed(keys: Pat
         await until(lambda: service.engine.num_running == 1)
         call.cancel()
         await until(lambda: service.engine.num_running == 0)
-        refused = await refusal(service.create())
+        refused = await rpc_error(service.create())
         assert refused.reason == "LIMIT_REACHED"
         assert "tokens a minute" in refused.message
 
@@ -170,7 +170,7 @@ async def test_requests_at_once_use_no_more_than_the_limit_and_one_request(keys:
             asyncio.ensure_future(_completed(service.create(sampling=sampling))) for _ in range(24)
         ]
         await until(lambda: sum(call.done() for call in calls) == 23)
-        refused = [await refusal(call) for call in calls if call.done()]
+        refused = [await rpc_error(call) for call in calls if call.done()]
         [served] = [call for call in calls if not call.done()]
         go_on.set()
         assert (await served).completion.choices
@@ -218,7 +218,7 @@ async def test_request_that_exceeds_a_limit_by_itself_is_invalid(
     limit(keys, line)
     async with guarded(keys) as service:
         call = service.create(sampling=chat_pb2.SamplingParams(**sampling))
-        refused = await refusal(call)
+        refused = await rpc_error(call)
         assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
         assert (refused.reason, refused.fields) == ("EXCEEDS_LIMIT", [field])
         assert refused.retry_after_s is None
@@ -234,7 +234,7 @@ async def test_sequences_are_limited_not_calls(keys: Path) -> None:
         two = chat_pb2.SamplingParams(n=2)
         first = asyncio.ensure_future(_completed(service.create(sampling=two)))
         await until(lambda: service.engine.num_running == 1)
-        assert (await refusal(service.create(sampling=two))).reason == "LIMIT_REACHED"
+        assert (await rpc_error(service.create(sampling=two))).reason == "LIMIT_REACHED"
         go_on.set()
         assert len((await first).completion.choices) == 2
 
@@ -266,7 +266,7 @@ async def test_a_stream_counts_until_it_ends(keys: Path) -> None:
         service.engine.script.insert(1, go_on)
         call = service.stream()
         await call.read()
-        refused = await refusal(service.create())
+        refused = await rpc_error(service.create())
         assert refused.reason == "LIMIT_REACHED"
         assert "1 concurrent requests" in refused.message
         call.cancel()
@@ -339,12 +339,12 @@ async def test_service_without_keys_takes_the_caller_from_everybody(
 
 async def test_key_that_may_not_act_for_others_is_rejected(keys: Path) -> None:
     async with guarded(keys) as service:
-        refused = await refusal(service.create((*MINE, acting(name="x"))))
+        refused = await rpc_error(service.create((*MINE, acting(name="x"))))
         assert refused.code == grpc.StatusCode.PERMISSION_DENIED
         assert refused.reason == "ACTING_FORBIDDEN"
         assert "may_act_for_others" in refused.message
         unknown = (("x-api-key", OTHER), acting(name="x"))
-        assert (await refusal(service.create(unknown))).reason == "UNAUTHENTICATED"
+        assert (await rpc_error(service.create(unknown))).reason == "UNAUTHENTICATED"
         assert service.engine.requests == []
 
 
@@ -367,7 +367,7 @@ async def test_invalid_description_of_a_caller_is_rejected(
 ) -> None:
     limit(keys, "may_act_for_others = true")
     async with guarded(keys) as service:
-        refused = await refusal(service.create((*MINE, *metadata)))
+        refused = await rpc_error(service.create((*MINE, *metadata)))
         assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
         assert refused.fields == [field]
         assert service.engine.requests == []
@@ -377,7 +377,7 @@ async def test_limits_of_a_key_hold_for_all_that_it_acts_for(keys: Path) -> None
     limit(keys, "may_act_for_others = true\nrequests_per_minute = 1")
     async with guarded(keys) as service:
         await service.create((*MINE, acting(name="x")))
-        refused = await refusal(service.create((*MINE, acting(name="y"))))
+        refused = await rpc_error(service.create((*MINE, acting(name="y"))))
         assert refused.reason == "LIMIT_REACHED"
 
 
@@ -414,7 +414,7 @@ async def test_error_of_a_missing_model_names_no_other_model(keys: Path) -> None
                 model_service_pb2.GetModelRequest(id="my-model"), metadata=MINE
             ),
         ):
-            refused = await refusal(call)
+            refused = await rpc_error(call)
             assert refused.code == grpc.StatusCode.NOT_FOUND
             assert "fake" not in refused.message
 
@@ -423,7 +423,7 @@ async def test_keys_are_read_again(keys: Path) -> None:
     async with guarded(keys) as service:
         write(keys, f'[[key]]\nname = "two"\nsha256 = "{digest_of(OTHER)}"\n')
         assert service.keys.refresh()
-        refused = await refusal(service.create())
+        refused = await rpc_error(service.create())
         assert refused.code == grpc.StatusCode.UNAUTHENTICATED
         await service.create((("x-api-key", OTHER),))
 
@@ -439,7 +439,7 @@ async def test_logs_name_the_key_and_never_its_secret(keys: Path) -> None:
     async with guarded(keys) as service:
         with capture_logs() as lines:
             await service.create()
-            await refusal(service.create((("x-api-key", OTHER),)))
+            await rpc_error(service.create((("x-api-key", OTHER),)))
             await until(lambda: len(lines) >= 2)
     assert not any(secret in repr(lines) for secret in (SECRET, OTHER))
 

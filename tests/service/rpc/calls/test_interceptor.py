@@ -13,7 +13,7 @@ from chatrpc.v1 import chat_pb2, chat_service_pb2, model_service_pb2
 from service.domain.engine import FinishReason, TokenOutput
 from tests.fakes.wait import until
 from tests.support.grpc_server import Running, params
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 
 async def test_a_callers_request_id_comes_back(running: Running) -> None:
@@ -34,7 +34,7 @@ async def test_a_request_id_that_is_no_id_is_replaced(running: Running, bad: str
 
 
 async def test_an_error_carries_the_request_id_too(running: Running) -> None:
-    refused = await refusal(
+    refused = await rpc_error(
         running.models.GetModel(
             model_service_pb2.GetModelRequest(id="x"), metadata=(("x-request-id", "mine-2"),)
         )
@@ -75,7 +75,7 @@ def lines() -> Iterator[Lines]:
 
 async def test_each_call_leaves_one_log_line(running: Running, lines: Lines) -> None:
     await running.models.ListModels(model_service_pb2.ListModelsRequest())
-    await refusal(running.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
+    await rpc_error(running.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
     listed, refused = await lines.finished(2)
     assert listed["method"] == "/chatrpc.v1.ModelService/ListModels"
     assert listed["code"] == "OK"
@@ -115,7 +115,7 @@ async def test_log_line_of_a_refused_request_names_the_field(
     running: Running, lines: Lines
 ) -> None:
     bad = chat_pb2.SamplingParams(temperature=-1)
-    await refusal(create(running, sampling=bad))
+    await rpc_error(create(running, sampling=bad))
     (line,) = await lines.finished()
     assert (line["code"], line["reason"]) == ("INVALID_ARGUMENT", "INVALID_FIELD")
     assert line["field"] == "sampling.temperature"

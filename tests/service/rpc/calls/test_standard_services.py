@@ -9,7 +9,7 @@ from service.rpc.calls.standard_services import MAX_REQUEST_BYTES
 from service.rpc.serving.load_reports import METHOD as LOAD_REPORTS
 from service.rpc.serving.reflection import V1
 from tests.support.grpc_server import Running
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 WATCH = "/grpc.health.v1.Health/Watch"
 CHECK = "/grpc.health.v1.Health/Check"
@@ -21,14 +21,14 @@ async def test_large_request_to_a_stream_without_a_key_is_refused(
     running: Running, method: str, compression: grpc.Compression
 ) -> None:
     call: Any = running.channel.unary_stream(method)
-    refused = await refusal(call(bytes(7 << 20), compression=compression))
+    refused = await rpc_error(call(bytes(7 << 20), compression=compression))
     assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
     assert str(MAX_REQUEST_BYTES) in refused.message
 
 
 async def test_large_request_to_a_health_check_is_refused(running: Running) -> None:
     name = "x" * (MAX_REQUEST_BYTES + 1)
-    refused = await refusal(running.health.Check(health_pb2.HealthCheckRequest(service=name)))
+    refused = await rpc_error(running.health.Check(health_pb2.HealthCheckRequest(service=name)))
     assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
 
 

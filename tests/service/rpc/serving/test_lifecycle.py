@@ -15,7 +15,7 @@ from service.rpc.serving.lifecycle import State
 from tests.fakes.wait import until
 from tests.support.grpc_server import Running, params
 from tests.support.programs import Client
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 from tests.support.tcp_proxy import TcpProxy
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -41,9 +41,9 @@ async def test_while_the_model_loads_it_is_alive_and_not_ready(starting: Running
     assert await check(starting, "liveness") == SERVING
     for name in READY_NAMES:
         assert await check(starting, name) == NOT_SERVING
-    refused = await refusal(starting.chat.CreateChatCompletion(request()))
+    refused = await rpc_error(starting.chat.CreateChatCompletion(request()))
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "STARTING")
-    refused = await refusal(starting.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
+    refused = await rpc_error(starting.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
     assert refused.reason == "STARTING"
 
 
@@ -114,7 +114,7 @@ async def test_a_drain_finishes_what_runs_and_refuses_what_comes(running: Runnin
     await until(lambda: running.lifecycle.state is State.DRAINING)
     assert await check(running, "readiness") == NOT_SERVING
     assert await check(running, "liveness") == SERVING
-    refused = await refusal(running.chat.CreateChatCompletion(request()))
+    refused = await rpc_error(running.chat.CreateChatCompletion(request()))
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
     assert refused.retry_after_s is not None
     go_on.set()
@@ -135,7 +135,7 @@ async def test_a_drain_waits_until_a_whole_answer_has_left(running: Running) -> 
         drain = asyncio.create_task(running.server.drain(delay_s=0, timeout_s=3600))
         await until(lambda: running.lifecycle.state is State.DRAINING)
         for _ in range(2):
-            refused = await refusal(running.chat.CreateChatCompletion(request()))
+            refused = await rpc_error(running.chat.CreateChatCompletion(request()))
             assert refused.reason == "DRAINING"
         proxy.thaw()
         assert (await call).completion.usage.completion_tokens == 300_000
@@ -147,7 +147,7 @@ async def test_calls_that_come_at_the_very_end_of_a_drain_are_refused_by_name(
 ) -> None:
     drain = asyncio.create_task(running.server.drain(delay_s=0, timeout_s=0))
     await until(lambda: running.lifecycle.state is State.DRAINING)
-    refused = await refusal(running.chat.CreateChatCompletion(request()))
+    refused = await rpc_error(running.chat.CreateChatCompletion(request()))
     assert refused.reason == "DRAINING"
     await drain
 
