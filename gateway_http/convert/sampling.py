@@ -10,7 +10,7 @@ from gateway_http.convert.json_text import raw_text
 from gateway_http.protocol import sampling as openai
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 
-# What to do instead of using an unsupported parameter.
+# Alternatives to unsupported parameters, for the error message.
 _HINTS = {
     "functions": "Use 'tools'.",
     "function_call": "Use 'tool_choice'.",
