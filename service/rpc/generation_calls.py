@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from service.deadline import deadline_scope
 from service.domain.backend import (
@@ -37,9 +37,15 @@ _MAX_DECODED_ON_LOOP = 4 << 10
 # More deltas and log probabilities than these together are encoded off the event loop.
 MAX_ENCODED_ON_LOOP = 500
 
-Params = TypeVar("Params")
+Params = TypeVar("Params", bound="_ModelParams")
 AnyRequest = TypeVar("AnyRequest", bound=GenerationRequest)
 Encoded = TypeVar("Encoded")
+
+
+class _ModelParams(Protocol):
+    """A proto with the parameters of a generation."""
+
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,7 @@ class GenerationCalls:
     async def admitted(
         self,
         decoder: Decoder[Params, AnyRequest],
-        params: Any,
+        params: Params,
         context: Context,
         *,
         is_streamed: bool,
