@@ -32,8 +32,6 @@ DOCS = ("README.md", "ARCHITECTURE.md", "docs")
 # Folders whose texts are not reworded yet. "x/*" is the files of x without its folders. An entry is
 # removed when `python -m tests.language` prints nothing for its files.
 UNCLEAN = (
-    # Calls
-    "tests/service/rpc",
     "tests/support",
     "tests/wire",
     # Whole processes

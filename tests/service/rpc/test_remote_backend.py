@@ -1,4 +1,4 @@
-"""The servicers over a backend without an engine, a tokenizer and token ids."""
+"""The servicers with a backend that has no engine, no tokenizer and no token ids."""
 
 from dataclasses import replace
 
