@@ -1,4 +1,4 @@
-"""Settings for all tests, and their distribution over processes."""
+"""Settings of all tests, and their distribution over processes."""
 
 import os
 import signal
@@ -8,12 +8,11 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
-# A shell that starts a job in the background makes it ignore SIGINT, and with it every process that
-# a test starts and interrupts.
+# A shell makes its background jobs ignore SIGINT. The processes that tests start would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The service sets it too: waiting threads of OpenMP shall not take the cores from other tests. It
-# has to be set before torch is imported.
+# The service sets it too: without it waiting threads of OpenMP would take the cores from other
+# tests. It has to be set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # The duration of an example depends on the machine and its load, so none has a deadline.

@@ -32,13 +32,9 @@ DOCS = ("README.md", "ARCHITECTURE.md", "docs")
 # Folders whose texts are not reworded yet. "x/*" is the files of x without its folders. An entry is
 # removed when `python -m tests.language` prints nothing for its files.
 UNCLEAN = (
-    "tests/support",
-    "tests/wire",
     # Whole processes
-    "tests/*",
     "tests/deploy",
     "tests/e2e",
-    "tests/fakes",
     "tests/faults",
 )
 

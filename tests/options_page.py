@@ -1,4 +1,4 @@
-"""Makes docs/options.md from the settings: `python -m tests.options_page`."""
+"""Write docs/options.md from the settings: `python -m tests.options_page`."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the pages name is there: options, metrics, variables, events, alerts and reasons."""
+"""Docs pages name only existing options, metrics, variables, events, alerts and reasons."""
 
 import re
 from collections.abc import Iterator
@@ -13,27 +13,27 @@ from chatrpc.v1 import errors_pb2
 from chatrpc_cli.__main__ import app
 from gateway_http.config import Settings as GatewaySettings
 from service.config import ServiceSettings
-from tests.support.exported_metrics import asked_for, exported
+from tests.support.exported_metrics import exported, metrics_in
 from tests.support.log_events import log_events
 from tests.support.process_options import old_options, options, unknown_variables
 
 ROOT = Path(__file__).parent.parent
-# Of parity and conformance the tests stand elsewhere; the benchmarks name options of other servers.
+# Other tests check parity and conformance. The benchmarks name options of other servers.
 _OTHERS = {"parity", "conformance", "benchmarks"}
 PAGES = [
     ROOT / "README.md",
     *sorted(page for page in (ROOT / "docs").glob("*.md") if page.stem not in _OTHERS),
 ]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
-# Of docker, kubectl and our own benchmarks.
+# Options of docker, kubectl and our benchmarks.
 _OF_OTHERS = {"build-arg", "platform", "profile", "scale", "raw", "grpc", "url", "help"}
 _OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]+)")
 _VARIABLE = re.compile(r"\bCHATRPC_(?:SERVICE|GATEWAY)_[A-Z][A-Z0-9_]+\b")
 _CODE = re.compile(r"`([^`\n]+)`")
 
 
-def of_the_terminal() -> set[str]:
-    """Every option of `chatrpc` and of its commands."""
+def terminal_options() -> set[str]:
+    """Return the options of `chatrpc` and of its commands."""
 
     def found(command: Any) -> Iterator[str]:
         for parameter in command.params:
@@ -52,12 +52,12 @@ def page_ids(page: Path) -> str:
 def test_options_named_in_pages_exist(page: Path) -> None:
     kinds = (ServiceSettings, GatewaySettings)
     processes = {name for kind in kinds for name in options(kind) | old_options(kind)}
-    known = processes | {f"no-{name}" for name in processes} | of_the_terminal() | _OF_OTHERS
+    known = processes | {f"no-{name}" for name in processes} | terminal_options() | _OF_OTHERS
     named = {name for code in _CODE.findall(page.read_text()) for name in _OPTION.findall(code)}
     assert named <= known
 
 
-# The page of profiling names functions of the kernels.
+# The page about profiling names functions of the kernels.
 @pytest.mark.parametrize("page", [p for p in PAGES if p.stem != "profiling"], ids=page_ids)
 def test_metrics_named_in_pages_exist(page: Path) -> None:
     names = exported()
@@ -65,7 +65,7 @@ def test_metrics_named_in_pages_exist(page: Path) -> None:
     named = {
         name
         for code in _CODE.findall(page.read_text())
-        for name in asked_for(code)
+        for name in metrics_in(code)
         if not re.match("chatrpc_(process|cli)", name)  # packages
     }
     assert named <= names | families | {"process_"}
@@ -77,7 +77,7 @@ def test_variables_named_in_pages_are_settings(page: Path) -> None:
 
 
 def section(title: str) -> str:
-    """A section of docs/operations.md, with those below it."""
+    """Return a section of docs/operations.md with its subsections."""
     _, _, rest = OPERATIONS.partition(f"\n## {title}\n")
     assert rest
     return rest.partition("\n## ")[0]
@@ -103,13 +103,13 @@ def test_events_named_in_pages_are_logged(title: str) -> None:
     assert named <= logged
 
 
-def test_each_alert_has_a_row() -> None:
+def test_alerts_of_the_rules_have_rows_in_the_page() -> None:
     rules = yaml.safe_load((ROOT / "deploy" / "monitoring" / "alerts.yaml").read_text())
     names = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
     assert first_column(section("Alerts")) == names
 
 
-def test_each_error_reason_is_explained() -> None:
+def test_error_reasons_are_explained_in_the_page() -> None:
     text = (ROOT / "docs" / "errors.md").read_text()
     for value in errors_pb2.DESCRIPTOR.enum_types_by_name["ErrorReason"].values:
         reason = value.name.removeprefix("ERROR_REASON_")
@@ -136,5 +136,5 @@ def headings(page: Path) -> list[str]:
 
 
 def slug(heading: str) -> str:
-    """As GitHub makes it."""
+    """Return the anchor that GitHub makes for a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")

@@ -183,10 +183,10 @@ ALLOWED: dict[str, set[str]] = {
         "chatrpc_process.files.small_file",
         "chatrpc_process.settings.loopback",
     },
-    # It measures all of it, and nothing of it knows that.
+    # The benchmarks measure all packages. No package imports them.
     "bench": {"chatrpc", "chatrpc_cli", "service"},
 }
-# Packages that hold no code of their own.
+# Packages whose __init__ is empty.
 EMPTY = {"service", "gateway_http", "chatrpc_process"}
 OURS = {"chatrpc_process", "service", "gateway_http", "chatrpc_cli", "chatrpc", "bench", "tests"}
 
@@ -202,8 +202,8 @@ DEFERRED = {
     ("chatrpc_process.tracing.exporter", "chatrpc_process.tracing.otel"),
 }
 
-# These never import torch, whatever they import: policy is plain Python, and a start answers probes
-# and says what is wrong with its model before it spends seconds on torch.
+# These modules do not import torch, directly or indirectly. Policy is plain Python, and a start
+# answers probes and reports a wrong model before it spends seconds on importing torch.
 WITHOUT_TORCH = (
     "service.__main__",
     "service.checkpoint",

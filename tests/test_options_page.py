@@ -21,11 +21,11 @@ def test_options_page_matches_the_settings() -> None:
 
 
 @pytest.mark.parametrize("field", OPTIONS.values(), ids=OPTIONS)
-def test_help_of_an_option_is_sentences(field: FieldInfo) -> None:
+def test_help_of_each_option_is_sentences(field: FieldInfo) -> None:
     text = field.description or ""
     assert re.fullmatch(r"[A-Z].{15,}\.", text)
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name.endswith("_s")])
-def test_help_of_a_time_names_its_unit(name: str) -> None:
+def test_help_of_each_duration_names_its_unit(name: str) -> None:
     assert "seconds" in (OPTIONS[name].description or "")

@@ -1,6 +1,6 @@
-"""Keys in every place where a caller or an operator may put one, right or wrong: none of them is in
-the logs, the responses, the metrics or the command lines of either process. Nor is a prompt in the
-logs.
+"""API keys are not in logs, responses, metrics or command lines, and prompts are not in logs.
+
+The tests put keys, right and wrong ones, wherever a caller or an operator may put one.
 """
 
 from collections.abc import Callable, Iterator
@@ -49,7 +49,7 @@ def metrics_port(service: Process) -> int:
 
 
 def call_gateway(http: httpx.Client) -> Iterator[httpx.Response]:
-    """Every way to send a key, and every way to fail with one."""
+    """Send requests with keys in all possible places. Yield the responses, also of failures."""
     chat = "/v1/chat/completions"
     body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": PROMPT}]}
     good = {"authorization": f"Bearer {KNOWN}"}
@@ -117,7 +117,7 @@ def test_secrets_are_not_logged_or_returned(
         process.popen.terminate()
         process.wait()
         told.append(process.log)
-    assert "the model is broken" in service.log  # there is a traceback to look at
+    assert "the model is broken" in service.log  # so the log has a traceback
     assert '"key": "one"' in gateway.log
     for secret in SECRETS:
         assert not [text for text in told if secret in text]

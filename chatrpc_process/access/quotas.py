@@ -29,7 +29,7 @@ _MOST_DEBT = 2  # in minutes of refill
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RateLimitState:
     """The remaining part of a limit. In `reset_s` seconds all of it is available again."""
 
     limit: int
@@ -106,15 +106,15 @@ class Quotas:
             if not self._num_running[owner]:
                 del self._num_running[owner]
 
-    def requests(self, key: Key) -> Standing | None:
+    def requests(self, key: Key) -> RateLimitState | None:
         """Return the remaining requests of the key; None without a limit."""
         bucket = self._bucket(key, "requests")
-        return None if bucket is None else bucket.standing()
+        return None if bucket is None else bucket.state()
 
-    def tokens(self, key: Key) -> Standing | None:
+    def tokens(self, key: Key) -> RateLimitState | None:
         """Return the remaining tokens of the key; None without a limit."""
         bucket = self._bucket(key, "tokens")
-        return None if bucket is None else bucket.standing()
+        return None if bucket is None else bucket.state()
 
     def _bucket(self, key: Key, what: str) -> "_Bucket | None":
         """Return the bucket of a limit. If the limit has changed in the key file, it is full."""
@@ -170,10 +170,10 @@ class _Bucket:
         """Return the seconds until the level is `needed` by refill only; 0 if it is now."""
         return max(0.0, (needed - self.level()) * _PERIOD_S / self.limit)
 
-    def standing(self) -> Standing:
+    def state(self) -> RateLimitState:
         level = self.level()
         reset_s = (self.limit - level) * _PERIOD_S / self.limit
-        return Standing(self.limit, max(0, int(level)), reset_s)
+        return RateLimitState(self.limit, max(0, int(level)), reset_s)
 
 
 def _check_ever(key: Key, cost: Cost) -> None:

@@ -14,8 +14,8 @@ from chatrpc_process.access.quotas import (
     NeverAdmitted,
     QuotaExceeded,
     Quotas,
+    RateLimitState,
     Reservation,
-    Standing,
 )
 from gateway_http.protocol.error import ApiError, InvalidRequest, PermissionDenied
 from gateway_http.protocol.params import param_of
@@ -228,13 +228,13 @@ def duration(seconds: float) -> str:
     return (f"{hours}h" if hours else "") + f"{minutes}m{seconds_left}s"
 
 
-def _headers(what: str, standing: Standing | None) -> dict[str, str]:
-    if standing is None:
+def _headers(what: str, state: RateLimitState | None) -> dict[str, str]:
+    if state is None:
         return {}
     return {
-        f"x-ratelimit-limit-{what}": str(standing.limit),
-        f"x-ratelimit-remaining-{what}": str(standing.remaining),
-        f"x-ratelimit-reset-{what}": duration(standing.reset_s),
+        f"x-ratelimit-limit-{what}": str(state.limit),
+        f"x-ratelimit-remaining-{what}": str(state.remaining),
+        f"x-ratelimit-reset-{what}": duration(state.reset_s),
     }
 
 

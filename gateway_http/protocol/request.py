@@ -12,7 +12,12 @@ from msgspec import Meta, Raw, Struct, field
 from gateway_http.protocol.field_notes import Accepted, Rejected, http_only, note, proto_field
 from gateway_http.protocol.numbers import UInt32
 from gateway_http.protocol.raw_json import RawObject
-from gateway_http.protocol.sampling import Effort, GenerationRequest, OutputLimit, own_fields
+from gateway_http.protocol.sampling import (
+    GenerationRequest,
+    OutputLimit,
+    ReasoningEffort,
+    own_fields,
+)
 
 
 class Part(Struct, tag_field="type", forbid_unknown_fields=True, kw_only=True):
@@ -251,7 +256,7 @@ class ChatCompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, k
     parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: UInt32 | None = None
-    reasoning_effort: Effort | None = None
+    reasoning_effort: ReasoningEffort | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     modalities: list[Literal["text", "audio"]] | None = None
     audio: AudioOutput | None = None

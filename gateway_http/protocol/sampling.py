@@ -150,7 +150,7 @@ class GenerationRequest(SamplingParameters, kw_only=True):
         self.response_format = self.structured_outputs = None
 
 
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 def own_fields(request: type[GenerationRequest]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from bench.client_http import HttpClient
 from bench.loadgen import exchange
 from bench.request import Client, Record, Request, Transcript, ask
 from service.domain.engine import TokenOutput
-from tests.fakes.chat_service import MODEL, PROMPT_TOKENS, Admit, Finish, Say
+from tests.fakes.chat_service import MODEL, PROMPT_TOKENS, Admit, Delta, Finish
 from tests.fakes.chat_service import FakeService as Service
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import ByteTokenizer
@@ -52,7 +52,7 @@ async def test_client_over_http_records_the_response() -> None:
 
 
 async def test_delta_of_several_tokens_is_one_arrival() -> None:
-    async with Service(script=[Admit(), Say("a b c", num_tokens=3), Finish()]) as service:
+    async with Service(script=[Admit(), Delta("a b c", num_tokens=3), Finish()]) as service:
         record = await answered(GrpcClient(service.target, MODEL), ask("Hi", 3))
     assert record.fault is None
     assert len(record.arrivals_s) == 1
@@ -136,7 +136,7 @@ async def test_each_load_runs_over_both_wires(load: loads.Load) -> None:
 
 
 async def test_stall_load_sends_its_long_prompt_during_the_streams() -> None:
-    words = [Say("a ")] * 30
+    words = [Delta("a ")] * 30
     load = loads.Stall("stall", "", 2, 30, 5, 50)
     async with Service(script=[Admit(), *words, Finish()]) as service:
         client = GrpcClient(service.target, MODEL)
@@ -151,7 +151,7 @@ async def test_stall_load_sends_its_long_prompt_during_the_streams() -> None:
 async def test_cancelled_load_leaves_no_call() -> None:
     from_service = asyncio.Event()
     async with Service() as service:
-        service.script = [Admit(), Say("a"), *[Say("b")] * 3]
+        service.script = [Admit(), Delta("a"), *[Delta("b")] * 3]
         task = asyncio.create_task(
             loads.Closed("closed", "", 2, 1000, 5, 2).run(
                 client := GrpcClient(service.target, MODEL), 1, from_service.set

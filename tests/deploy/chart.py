@@ -108,7 +108,7 @@ def settings_of(container: Object) -> ProcessSettings:
     return parsed(kind, container["args"])
 
 
-def refusal(values: Object) -> str:
+def rejection(values: Object) -> str:
     with pytest.raises(helm_python.HelmError) as caught:
         render(values)
     return str(caught.value)

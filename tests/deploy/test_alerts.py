@@ -10,7 +10,7 @@ from chatrpc_process.reload_metrics import ReloadMetrics
 from gateway_http.metrics import Metrics as GatewayMetrics
 from service.metrics import Metrics as ServiceMetrics
 from tests.deploy.chart import INSECURE, ROOT, merged, render
-from tests.support.exported_metrics import asked_for, exported
+from tests.support.exported_metrics import exported, metrics_in
 
 ALERTS = ROOT / "deploy" / "monitoring" / "alerts.yaml"
 GROUPS: list[dict[str, Any]] = yaml.safe_load(ALERTS.read_text())["groups"]
@@ -33,7 +33,7 @@ def test_alert_rule_has_all_its_fields(rule: dict[str, Any]) -> None:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_alert_rule_uses_exported_metrics(rule: dict[str, Any]) -> None:
     expression = rule["expr"]
-    asked = asked_for(expression)
+    asked = metrics_in(expression)
     assert asked
     assert asked <= exported()
     for opening, closing in ("()", "{}", "[]"):

@@ -17,7 +17,7 @@ from tests.deploy.chart import (
     Release,
     containers,
     merged,
-    refusal,
+    rejection,
     render,
     values_file,
 )
@@ -25,7 +25,7 @@ from tests.support.params import slow_but
 
 
 def test_nothing_is_open_by_accident() -> None:
-    assert "access.gatewayKeys.secret" in refusal({})
+    assert "access.gatewayKeys.secret" in rejection({})
     keys: Object = {"access": {"gatewayKeys": {"secret": "keys"}}}
     behind = render(keys)
     (gateway,) = containers(behind, "gateway")
@@ -33,14 +33,14 @@ def test_nothing_is_open_by_accident() -> None:
     (service,) = containers(behind, "service")  # behind a network policy
     assert "--insecure" in service["args"]
     open_inside = merged(keys, {"networkPolicy": {"enabled": False}})
-    assert "networkPolicy.enabled" in refusal(open_inside)
+    assert "networkPolicy.enabled" in rejection(open_inside)
     guarded = render(merged(open_inside, {"access": {"serviceKeys": {"secret": "keys"}}}))
     (service,) = containers(guarded, "service")
     assert "--insecure" not in service["args"]
     certificates: Object = {"tls": {"gateway": {"secret": "tls", "clientCertificates": True}}}
     (gateway,) = containers(render(certificates), "gateway")
     assert "--insecure" not in gateway["args"]
-    assert "access" in refusal({"tls": {"gateway": {"secret": "tls"}}})
+    assert "access" in rejection({"tls": {"gateway": {"secret": "tls"}}})
 
 
 def one(**values: object) -> Object:
@@ -186,7 +186,7 @@ def one(**values: object) -> Object:
     ],
 )
 def test_invalid_value_is_rejected_by_name(values: Object, expected: str) -> None:
-    assert expected in refusal(merged(INSECURE, values))
+    assert expected in rejection(merged(INSECURE, values))
 
 
 def test_release_without_a_gateway_requires_other_clients() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from gateway_http.metrics import Metrics as GatewayMetrics
 from service.metrics import Metrics as ServiceMetrics
-from tests.support.exported_metrics import asked_for, exported
+from tests.support.exported_metrics import exported, metrics_in
 
 DASHBOARD: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "deploy" / "grafana" / "chatrpc.json").read_text()
@@ -28,13 +28,13 @@ _ADDED = {"instance", "le"}
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_dashboard_uses_exported_metrics(expression: str) -> None:
-    asked = asked_for(expression)
+    asked = metrics_in(expression)
     assert asked
     assert asked <= exported()
 
 
 def test_unknown_metric_is_detected() -> None:
-    assert not asked_for('rate(chatrpc_nothing_total{instance="a"}[1m])') <= exported()
+    assert not metrics_in('rate(chatrpc_nothing_total{instance="a"}[1m])') <= exported()
 
 
 def test_grouping_uses_labels_of_the_metrics() -> None:

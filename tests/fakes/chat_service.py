@@ -1,10 +1,10 @@
-"""A chatrpc service that does as it is told, for tests of whatever calls one.
+"""A chatrpc service that follows a script, for tests of its clients.
 
     async with FakeService() as service:
-        service.script = [Admit(), Say("Hello"), Hold(), Say(" world"), Finish()]
+        service.script = [Admit(), Delta("Hello"), Hold(), Delta(" world"), Finish()]
 
-Every call runs the whole script; `Hold` waits for `service.release()`. What was asked, and which
-calls were cancelled, is there to be looked at and to be waited for.
+Every call runs the whole script. `Hold` waits for `service.release()`. `calls` has all calls with
+their requests. `called` and `cancelled` wait for them.
 """
 
 import asyncio
@@ -42,11 +42,11 @@ EOS = 7
 
 @dataclass(frozen=True)
 class Admit:
-    """Send the initial metadata: from here on the call can no longer be refused."""
+    """Send the initial metadata. After it the call cannot be rejected any more."""
 
 
 @dataclass(frozen=True)
-class Say:
+class Delta:
     """Send a delta."""
 
     text: str = ""
@@ -58,14 +58,14 @@ class Say:
 
 @dataclass(frozen=True)
 class Piece:
-    """Send a delta of a text completion, just as it is."""
+    """Send this delta of a text completion."""
 
     delta: completion_pb2.CompletionChoiceDelta
 
 
 @dataclass(frozen=True)
 class Finish:
-    """End one choice."""
+    """End a choice."""
 
     reason: chat_pb2.FinishReason.ValueType = chat_pb2.FINISH_REASON_STOP
     index: int = 0
@@ -74,14 +74,14 @@ class Finish:
 
 @dataclass(frozen=True)
 class Hold:
-    """Do nothing until released, or cancelled."""
+    """Wait until the service is released or the call is cancelled."""
 
 
 @dataclass(frozen=True)
 class Fail:
-    """End the call with a status, and the details that the service adds to one.
+    """End the call with a status and the details that the service adds to it.
 
-    If the message begins with the field, the field's description is the rest of it.
+    If the message begins with the field, the rest of it is the description of the field.
     """
 
     code: grpc.StatusCode
@@ -111,14 +111,14 @@ class Fail:
         await context.abort_with_status(rpc_status.to_status(status))
 
 
-Step = Admit | Say | Piece | Finish | Hold | Fail
+Step = Admit | Delta | Piece | Finish | Hold | Fail
 
-HELLO: list[Step] = [Admit(), Say("Hello"), Say(" world"), Finish()]
+HELLO: list[Step] = [Admit(), Delta("Hello"), Delta(" world"), Finish()]
 
 
 @dataclass
 class Call:
-    """One call the service has received."""
+    """A call that the service has received."""
 
     params: Any  # ChatCompletionParams, CompletionParams, or the whole request of another method
     metadata: dict[str, str | bytes]
@@ -135,14 +135,14 @@ class FakeService(
     """ChatService, CompletionService, ModelService and Health on a free port of 127.0.0.1."""
 
     script: list[Step] = field(default_factory=lambda: list(HELLO))
-    first_refusals: int = 0
-    """This many calls get the refusal before the script begins to count."""
-    refusal: Fail = Fail(grpc.StatusCode.UNAVAILABLE, "Full.", "QUEUE_FULL")
+    num_rejections: int = 0
+    """The number of first calls that end with `rejection` and do not run the script."""
+    rejection: Fail = Fail(grpc.StatusCode.UNAVAILABLE, "Full.", "QUEUE_FULL")
     completion: chat_pb2.ChatCompletion | None = None
-    """The unary answer; made from the script where there is none."""
+    """The unary response. If it is None, it is made from the script."""
     models: list[model_service_pb2.Model] = field(default_factory=lambda: [model()])
-    model_refusal: Fail | None = None
-    """How GetModel is answered, if not with a model."""
+    model_error: Fail | None = None
+    """The error of GetModel. If it is None, GetModel returns a model."""
     holds_tokens: bool = False
     """Whether Tokenize and Detokenize wait until released, or cancelled."""
     calls: list[Call] = field(default_factory=list)
@@ -193,7 +193,7 @@ class FakeService(
         """Wait until this many calls have been cancelled."""
         await self._until(lambda: sum(call.is_cancelled for call in self.calls) >= times)
 
-    async def CreateChatCompletion(  # noqa: N802  # the wire's name
+    async def CreateChatCompletion(  # noqa: N802  # the name of the RPC
         self, request: chat_service_pb2.CreateChatCompletionRequest, context: Any
     ) -> chat_service_pb2.CreateChatCompletionResponse:
         chunks = [chunk async for chunk in self._run(request.params, context)]
@@ -223,7 +223,7 @@ class FakeService(
     async def ListModels(  # noqa: N802
         self, request: model_service_pb2.ListModelsRequest, context: Any
     ) -> model_service_pb2.ListModelsResponse:
-        """One model a page, so that a client which reads one page alone is found out."""
+        """Return one model a page, to detect clients that read only the first page."""
         start = int(request.page_token or 0)
         after = start + 1 if start + 1 < len(self.models) else ""
         return model_service_pb2.ListModelsResponse(
@@ -233,8 +233,8 @@ class FakeService(
     async def GetModel(  # noqa: N802
         self, request: model_service_pb2.GetModelRequest, context: Any
     ) -> model_service_pb2.GetModelResponse:
-        if self.model_refusal is not None:
-            await self.model_refusal.abort(context)
+        if self.model_error is not None:
+            await self.model_error.abort(context)
         for served in self.models:
             if request.id in {served.id, *served.aliases}:
                 return model_service_pb2.GetModelResponse(model=served)
@@ -245,7 +245,7 @@ class FakeService(
     async def Tokenize(  # noqa: N802
         self, request: model_service_pb2.TokenizeRequest, context: Any
     ) -> model_service_pb2.TokenizeResponse:
-        """A token is a byte; a conversation is its texts."""
+        """Tokenize text into bytes. The prompt of a conversation is its texts."""
         await self._hold_tokens(self._note(request, context))
         text = request.text or "".join(
             part.text for message in request.conversation.messages for part in message.content
@@ -286,8 +286,8 @@ class FakeService(
     async def _run(self, params: Any, context: Any) -> AsyncGenerator[Any, None]:
         call = self._note(params, context)
         try:
-            if len(self.calls) <= self.first_refusals:
-                await self.refusal.abort(context)
+            if len(self.calls) <= self.num_rejections:
+                await self.rejection.abort(context)
             async for chunk in self._steps(context):
                 yield chunk
         except (asyncio.CancelledError, GeneratorExit):  # the latter if cancelled in a write
@@ -308,8 +308,8 @@ class FakeService(
                     await step.abort(context)
                 case Piece():
                     yield step
-                case Say() | Finish():
-                    num_tokens += step.num_tokens if isinstance(step, Say) else 0
+                case Delta() | Finish():
+                    num_tokens += step.num_tokens if isinstance(step, Delta) else 0
                     head.choices.append(_choice(step))
                     yield head
                     head = chat_pb2.ChatCompletionChunk()
@@ -343,7 +343,7 @@ def _head() -> chat_pb2.ChatCompletionChunk:
     )
 
 
-def _choice(step: Say | Finish) -> chat_pb2.ChoiceDelta:
+def _choice(step: Delta | Finish) -> chat_pb2.ChoiceDelta:
     if isinstance(step, Finish):
         return chat_pb2.ChoiceDelta(
             index=step.index, finish_reason=step.reason, matched_stop=step.matched_stop
@@ -357,7 +357,7 @@ def _choice(step: Say | Finish) -> chat_pb2.ChoiceDelta:
 
 
 def _whole(chunks: list[chat_pb2.ChatCompletionChunk]) -> chat_pb2.ChatCompletion:
-    """The text of choice 0, as a unary answer."""
+    """Return the text of choice 0 as a unary response."""
     text = "".join(delta.delta.content for chunk in chunks for delta in chunk.choices)
     head = chunks[0]
     return chat_pb2.ChatCompletion(
@@ -378,7 +378,7 @@ def _whole(chunks: list[chat_pb2.ChatCompletionChunk]) -> chat_pb2.ChatCompletio
 
 
 def _text(chunk: chat_pb2.ChatCompletionChunk | Piece) -> completion_pb2.CompletionChunk:
-    """A chunk of a chat as one of a text."""
+    """Convert a chunk of a chat completion to one of a text completion."""
     if isinstance(chunk, Piece):
         return completion_pb2.CompletionChunk(
             id="cmpl-1", create_time=Timestamp(seconds=CREATED), model=MODEL, choices=[chunk.delta]
@@ -404,7 +404,7 @@ def _text(chunk: chat_pb2.ChatCompletionChunk | Piece) -> completion_pb2.Complet
 
 
 def _whole_text(chunks: list[completion_pb2.CompletionChunk]) -> completion_pb2.Completion:
-    """The pieces of each choice, added up."""
+    """Concatenate the deltas of each choice."""
     choices: dict[int, completion_pb2.CompletionChoice] = {}
     for chunk in chunks:
         for delta in chunk.choices:

@@ -1,4 +1,4 @@
-"""A collector of traces that keeps what it is sent."""
+"""A collector of traces that keeps the requests it receives."""
 
 import threading
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 class Collector(HTTPServer):
-    """Takes spans over OTLP and HTTP."""
+    """A server that receives spans over OTLP and HTTP."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -1,17 +1,19 @@
-"""A grammar that is a list of the answers it allows."""
+"""A grammar that allows a list of outputs."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class FakeConstraint:
-    """`service.domain.grammar.Constraint` that allows these answers, each ended by `end`.
+    """`service.domain.grammar.Constraint` that allows these outputs, each ended by `end`.
 
     Args:
-        fails_at: the matcher fails when it is told of the answer's token of this number.
+        outputs: The allowed outputs, without their end.
+        end: The token that ends an output.
+        fails_at: The matcher fails when it advances over the token of this number.
     """
 
-    answers: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
     end: int
     fails_at: int | None = None
 
@@ -24,7 +26,7 @@ class FakeMatcher:
 
     def __init__(self, constraint: FakeConstraint) -> None:
         self._constraint = constraint
-        self._said: tuple[int, ...] = ()
+        self._token_ids: tuple[int, ...] = ()
 
     def allowed_tokens(self) -> bytes:
         bits = sum(1 << token_id for token_id in self._next())
@@ -37,21 +39,21 @@ class FakeMatcher:
         return forced
 
     def advance(self, token_id: int) -> None:
-        assert token_id in self._next(), f"{token_id} is not allowed behind {self._said}"
-        self._said += (token_id,)
-        if len(self._said) == self._constraint.fails_at:
+        assert token_id in self._next(), f"{token_id} is not allowed after {self._token_ids}"
+        self._token_ids += (token_id,)
+        if len(self._token_ids) == self._constraint.fails_at:
             raise ValueError("the grammar is broken")
 
     def fork(self) -> "FakeMatcher":
         matcher = FakeMatcher(self._constraint)
-        matcher._said = self._said
+        matcher._token_ids = self._token_ids
         return matcher
 
     def _next(self, ahead: tuple[int, ...] = ()) -> set[int]:
-        said = self._said + ahead
-        ended = [(*answer, self._constraint.end) for answer in self._constraint.answers]
+        prefix = self._token_ids + ahead
+        ended = [(*output, self._constraint.end) for output in self._constraint.outputs]
         return {
-            answer[len(said)]
-            for answer in ended
-            if len(answer) > len(said) and answer[: len(said)] == said
+            output[len(prefix)]
+            for output in ended
+            if len(output) > len(prefix) and output[: len(prefix)] == prefix
         }

@@ -1,4 +1,4 @@
-"""An engine that answers from a script."""
+"""An engine whose outputs are a script."""
 
 import asyncio
 import time
@@ -20,12 +20,18 @@ from service.errors import ChatrpcError
 
 
 class FakeEngine:
-    """An `Engine` that gives each sequence of a request the outputs of `script`, or the sequence's
-    own outputs where they have indices.
+    """An `Engine` whose outputs are `script`.
 
-    A step of the script is an output, an error to raise or an event to wait for. Log probabilities
-    that are asked for and not in the script are made up, by `logprobs_of`. `requests` are those
-    that came, `num_running` those that have not ended, `reserved` the places that are held.
+    If the outputs of the script have indices, each belongs to the sequence of its index. Otherwise
+    each sequence gets all of them. A step of the script is an output, an error to raise or an event
+    to wait for. Requested log probabilities that the script lacks are those of `logprobs_of`.
+
+    Attributes:
+        requests: All requests so far.
+        num_running: The number of requests in progress.
+        reserved: The reservations in use: the caller and the number of sequences of each.
+        reserve_error: If it is set, `reserve` raises it.
+        generate_error: If it is set, `generate` raises it.
     """
 
     max_model_len = 1000
@@ -33,16 +39,16 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.script: list[TokenOutput | Exception | asyncio.Event] = []
-        self.refusal: ChatrpcError | None = None
+        self.generate_error: ChatrpcError | None = None
         self.requests: list[Request] = []
         self.num_running = 0
-        self.no_room: ChatrpcError | None = None
+        self.reserve_error: ChatrpcError | None = None
         self.reserved: list[tuple[Caller, int]] = []
         self.num_reservations = 0
-        self.num_waited = 0  # events of scripts that have been reached
+        self.num_waited = 0  # the number of reached events of scripts
 
     def answer(self, text: str, *, finish_reason: FinishReason = FinishReason.LENGTH) -> None:
-        """Answer with the bytes of `text`, one token a step."""
+        """Set the script: the bytes of `text`, one token a step."""
         *head, last = text.encode()
         self.script = [TokenOutput((byte,)) for byte in head]
         self.script.append(TokenOutput((last,), finish_reason))
@@ -50,27 +56,27 @@ class FakeEngine:
     @contextmanager
     def reserve(self, caller: Caller, num_sequences: int) -> Iterator[None]:
         self.num_reservations += 1
-        if self.no_room is not None:
-            raise self.no_room
-        place = caller, num_sequences
-        self.reserved.append(place)
+        if self.reserve_error is not None:
+            raise self.reserve_error
+        reservation = caller, num_sequences
+        self.reserved.append(reservation)
         try:
             yield
         finally:
-            self.reserved.remove(place)
+            self.reserved.remove(reservation)
 
     async def start(self, model: EngineModel) -> None: ...
 
     async def generate(
         self, request: Request, *, is_reserved: bool = False
     ) -> AsyncGenerator[TokenOutput, int | None]:
-        if self.refusal is not None:
-            raise self.refusal
+        if self.generate_error is not None:
+            raise self.generate_error
         self.requests.append(request)
         timings = EngineTimings(queued_s=time.monotonic())
-        script = self.script  # as it is when the request comes
+        script = self.script  # later changes affect later requests only
         outputs = [step for step in script if isinstance(step, TokenOutput)]
-        is_told_apart = any(output.index for output in outputs)
+        has_indices = any(output.index for output in outputs)
         ended: set[int | None] = set()
         with self._running():
             yield TokenOutput(timings=timings)
@@ -87,12 +93,12 @@ class FakeEngine:
                     timings = replace(
                         timings, first_token_s=timings.first_token_s or now_s, last_token_s=now_s
                     )
-                    for index in [step.index] if is_told_apart else range(request.n):
+                    for index in [step.index] if has_indices else range(request.n):
                         if index not in ended:
                             num_tokens = timings.num_tokens + len(step.token_ids)
                             timings = replace(timings, num_tokens=num_tokens)
-                            told = _told(step, index, request, is_first=step is outputs[0])
-                            ended.add((yield replace(told, timings=timings)))
+                            output = _output(step, index, request, is_first=step is outputs[0])
+                            ended.add((yield replace(output, timings=timings)))
 
     def stats(self) -> EngineStats:
         return EngineStats(num_running=self.num_running)
@@ -104,7 +110,7 @@ class FakeEngine:
         return True
 
     @contextmanager
-    def _running(self):  # type: ignore[no-untyped-def]  # a generator of nothing
+    def _running(self):  # type: ignore[no-untyped-def]  # yields nothing
         self.num_running += 1
         try:
             yield
@@ -119,20 +125,20 @@ def scripted_engine(_settings: EngineSettings) -> FakeEngine:
     return engine
 
 
-def _told(step: TokenOutput, index: int, request: Request, *, is_first: bool) -> TokenOutput:
-    """A step of the script for one sequence, with the log probabilities that the request wants."""
+def _output(step: TokenOutput, index: int, request: Request, *, is_first: bool) -> TokenOutput:
+    """Return a step of the script for one sequence, with the requested log probabilities."""
     output = replace(step, index=index)
     if request.num_logprobs is not None and not step.logprobs:
         output = replace(output, logprobs=logprobs_of(step.token_ids, request.num_logprobs))
-    wants_prompt = request.num_prompt_logprobs is not None and not step.prompt_logprobs
-    if is_first and index == 0 and wants_prompt:
+    needs_prompt = request.num_prompt_logprobs is not None and not step.prompt_logprobs
+    if is_first and index == 0 and needs_prompt:
         prompt = logprobs_of(request.prompt_token_ids[1:], request.num_prompt_logprobs or 0)
         output = replace(output, prompt_logprobs=prompt)
     return output
 
 
 def logprobs_of(token_ids: Sequence[int], num_top: int) -> tuple[TokenLogprobs, ...]:
-    """Each token is the likeliest, with -0.5; behind it come the ids after it, each 1 less."""
+    """Return made-up log probabilities: -0.5 for each token, and 1 less for each id after it."""
     return tuple(
         TokenLogprobs(t, -0.5, tuple((t + i, -0.5 - i) for i in range(num_top))) for t in token_ids
     )

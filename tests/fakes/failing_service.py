@@ -10,7 +10,7 @@ from service.engine.scheduler import Batch
 
 
 class FailingRunner:
-    """Takes the place of the loaded model."""
+    """A runner, in place of the loaded model, whose steps fail."""
 
     def run(self, batch: Batch) -> list[Computed]:
         raise RuntimeError("the model is broken")

@@ -12,7 +12,7 @@ from gguf.constants import MODEL_ARCH, GGMLQuantizationType
 from gguf.quants import quantize
 from tokenizers import pre_tokenizers
 
-PERMUTED = {"llama", "mistral3", "smollm3", "granite"}  # rotated pairs are neighbours
+PERMUTED = {"llama", "mistral3", "smollm3", "granite"}  # rotated pairs are adjacent
 GEMMA = {"gemma", "gemma2", "gemma3"}
 _ARCHITECTURES = {arch: gguf.MODEL_ARCH_NAMES[arch] for arch in MODEL_ARCH}
 
@@ -27,9 +27,10 @@ def write_gguf(
     tokenizer: Mapping[str, Any] | None = None,
     general: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the file. `keys` lack the architecture's prefix, those of `tokenizer` tokenizer.ggml's.
+    """Write the file and return its path.
 
-    Matrices are stored as `kind`, all else as float32. A key of the value None is left out.
+    Names in `keys` get the prefix of the architecture, those in `tokenizer` get `tokenizer.ggml`.
+    Matrices are stored as `kind`, other tensors as float32. Keys whose value is None are left out.
     """
     writer = gguf.GGUFWriter(path, architecture)
     vocab = {} if tokenizer is None else {f"tokenizer.ggml.{k}": v for k, v in tokenizer.items()}
@@ -65,7 +66,7 @@ def _add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
 
 
 def tensors_of(model: torch.nn.Module, architecture: str) -> dict[str, npt.NDArray[np.float32]]:
-    """The weights of a transformers model under the names and in the layout of GGUF."""
+    """Return the weights of a transformers model with the names and the layout of GGUF."""
     config: Any = model.config
     (arch,) = [key for key, name in _ARCHITECTURES.items() if name == architecture]
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
@@ -86,7 +87,7 @@ def tensors_of(model: torch.nn.Module, architecture: str) -> dict[str, npt.NDArr
 
 
 def _separated(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Float32 weights, those of experts' gates apart from those of their other halves."""
+    """Yield the weights as float32, with the gates of experts separated from the up projections."""
     for name, values in state.items():
         if name.endswith("experts.gate_up_proj"):
             gate, up = values.float().chunk(2, dim=1)
@@ -103,7 +104,7 @@ def _permuted(values: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 
 def keys_of(config: Any) -> dict[str, Any]:
-    """What the converter writes for every model."""
+    """Return the keys that the converter writes for every model."""
     return {
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
@@ -116,7 +117,7 @@ def keys_of(config: Any) -> dict[str, Any]:
 
 
 def byte_level_vocab(size: int) -> dict[str, Any]:
-    """GPT-2's kind: two control tokens, every byte, and what fills the vocabulary up."""
+    """Return a vocabulary like GPT-2's: two control tokens, all bytes, and padding."""
     tokens = ["<|begin|>", "<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokens += [f"[PAD{index}]" for index in range(size - len(tokens))]
     return {
@@ -131,7 +132,7 @@ def byte_level_vocab(size: int) -> dict[str, Any]:
 
 
 def sentence_piece_vocab(size: int) -> dict[str, Any]:
-    """SentencePiece's kind: three control tokens, every byte, single letters, and two merges."""
+    """Return a SentencePiece vocabulary: three control tokens, all bytes, letters, two merges."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokens += ["\u2581", *"abcdefgh", "ab", "\u2581ab"]
     kinds = [2, 3, 3] + [6] * 256 + [1] * (len(tokens) - 259)

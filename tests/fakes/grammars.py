@@ -1,4 +1,4 @@
-"""Grammars over the byte tokenizer, and an engine that obeys them and nothing else."""
+"""Grammars over the byte tokenizer, and an engine that generates random allowed tokens."""
 
 import asyncio
 import random
@@ -12,14 +12,14 @@ from service.text.grammars import CompiledGrammars
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS
 
-# It costs more than is allowed, but not at its beginning.
+# This grammar costs more than is allowed, but not at its beginning.
 COSTLY_LATER = 'start: ("a" | "b") rest\nrest: /a/ rest "x"'
 
 _CLOSING = {*b'"]}<', EOS}
 
 
 class _Bytes:
-    """What llguidance asks of a tokenizer."""
+    """The attributes of a tokenizer that llguidance reads."""
 
     eos_token_id = EOS
     bos_token_id = None
@@ -39,19 +39,19 @@ def byte_grammars() -> CompiledGrammars:
 
 
 def allowed(matcher: Matcher) -> list[int]:
-    """The token ids that may come next."""
+    """Return the token ids that the matcher allows next."""
     mask = matcher.allowed_tokens()
     return [i for i in range(len(mask) * 8) if mask[i // 8] >> i % 8 & 1]
 
 
 def choose_token(choose: random.Random, token_ids: list[int]) -> int:
-    """One of them, without any sense; but what closes something is chosen often."""
+    """Return a random token id. Tokens that close something are chosen more often."""
     closing = [token_id for token_id in token_ids if token_id in _CLOSING]
     return choose.choice(closing if closing and choose.random() < 0.4 else token_ids)
 
 
 class RandomEngine(FakeEngine):
-    """Answers each request with tokens chosen at random among those that its constraint allows."""
+    """An engine that generates random tokens among those that the constraint allows."""
 
     def __init__(self, seed: int, max_tokens: int = 2000) -> None:
         super().__init__()

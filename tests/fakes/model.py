@@ -9,38 +9,38 @@ from tests.fakes.runner import WrongCacheError
 VOCAB_SIZE = 14
 
 _generator = torch.Generator().manual_seed(7)
-# Halves, so that many are equal and sums with other halves are exact.
+# Multiples of 0.5: many are equal, and sums with other multiples of 0.5 are exact.
 _TABLE = torch.randint(-8, 9, (VOCAB_SIZE + 1, VOCAB_SIZE, VOCAB_SIZE), generator=_generator) / 2.0
 
 
 def logits_after(token_ids: list[int]) -> Tensor:
-    """[VOCAB_SIZE], behind these tokens."""
+    """Return the logits [VOCAB_SIZE] after these tokens."""
     before = token_ids[-2] if len(token_ids) > 1 else VOCAB_SIZE
     return _TABLE[before, token_ids[-1]].clone()
 
 
 class FakeModel:
-    """`service.engine.model_runner.Model`.
+    """`service.engine.model_runner.Model` with a cache of tokens instead of keys and values.
 
-    It reads the whole context of each row back from its cache through the block table, and each
-    place must hold the right token at the right position. In the steps whose numbers are in
-    `failing_steps` it fails when it has written rubbish.
+    It reads the whole context of each row from its cache through the block table. It raises
+    WrongCacheError if a slot has not the right token and position. The steps whose numbers are in
+    `failing_steps` overwrite their slots and fail.
     """
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._cache: dict[tuple[int, int], tuple[int, int]] = {}  # position and token, by place
+        self._cache: dict[tuple[int, int], tuple[int, int]] = {}  # position and token, by slot
         self.failing_steps: set[int] = set()
         self.num_steps = 0
-        self.most_rows = 0  # of logits, at once
+        self.most_rows = 0  # the most rows of logits in one step
 
     def forward(self, layout: Layout, rows: list[int]) -> Tensor:
         self.num_steps += 1
         is_failing = self.num_steps in self.failing_steps
         for s in layout.sequences:
             for position, token_id in zip(s.positions, s.scheduled.token_ids, strict=True):
-                place = self._place(s, position)
-                self._cache[place] = (-1, -1) if is_failing else (position, token_id)
+                slot = self._slot(s, position)
+                self._cache[slot] = (-1, -1) if is_failing else (position, token_id)
         if is_failing:
             raise RuntimeError(f"step {self.num_steps} fails")
         last_two: list[list[int]] = []
@@ -56,11 +56,11 @@ class FakeModel:
     def _read(self, s: SequenceRows) -> list[int]:
         sequence = s.scheduled.sequence
         token_ids = sequence.token_ids[: sequence.num_computed_tokens] + s.scheduled.token_ids
-        read = [self._cache.get(self._place(s, i)) for i in range(len(token_ids))]
+        read = [self._cache.get(self._slot(s, i)) for i in range(len(token_ids))]
         if read != list(enumerate(token_ids)):
             raise WrongCacheError(f"{read} is not {token_ids}")
         return token_ids
 
-    def _place(self, s: SequenceRows, position: int) -> tuple[int, int]:
+    def _slot(self, s: SequenceRows, position: int) -> tuple[int, int]:
         block, offset = divmod(position, self._block_size)
         return s.scheduled.sequence.block_ids[block], offset

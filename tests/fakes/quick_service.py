@@ -1,6 +1,6 @@
-"""The service as a process with everything that it has but a model; run it as a module.
+"""The service with a small fake model instead of a real one; run it as a module.
 
-Without torch it starts in a second. What its model does is in the prompts: see `TestModel`.
+Without torch it starts in a second. Prompts can make a step fail: see `TestModel`.
 """
 
 import os
@@ -30,31 +30,31 @@ _NUM_BLOCKS = 4096
 
 
 class TestModel:
-    """`service.engine.core.Runner` whose every token is an "a", and which its prompts can break.
+    """`service.engine.core.Runner` that generates "a" for every token.
 
-    The step that reads a prompt with `!fail` in it fails, `!lose` loses the device, and `!hang`
-    never returns. Others take `step_s`.
+    The prefill of a prompt that contains `!fail` fails. With `!lose` the device is lost, and with
+    `!hang` the step never returns. Other steps take `step_s` seconds.
     """
 
-    __test__ = False  # pytest's business it is not
+    __test__ = False  # pytest does not collect it
 
     def __init__(self, step_s: float) -> None:
         self._step_s = step_s
 
     def run(self, batch: Batch) -> list[Computed]:
-        told = b"".join(_prompt(scheduled) for scheduled in batch.scheduled)
-        if b"!fail" in told:
+        prompts = b"".join(_prompt(scheduled) for scheduled in batch.scheduled)
+        if b"!fail" in prompts:
             raise RuntimeError("secret words of the model")
-        if b"!lose" in told:
+        if b"!lose" in prompts:
             raise DeviceLost("secret words of the device")
-        if b"!hang" in told:
+        if b"!hang" in prompts:
             threading.Event().wait()
         time.sleep(self._step_s)
         return [Computed((ord("a"),)) if s.is_sampled else Computed() for s in batch.scheduled]
 
 
 def _prompt(scheduled: ScheduledSequence) -> bytes:
-    """What a step reads of a prompt, while it reads the last of it."""
+    """Return the prompt if the step computes the last part of it."""
     sequence = scheduled.sequence
     if not scheduled.is_sampled or sequence.num_output_tokens:
         return b""
@@ -98,6 +98,6 @@ def quick_engine(settings: EngineSettings) -> AsyncEngine:
 
 
 if __name__ == "__main__":
-    service_main.ModelLoader = QuickLoader  # type: ignore[assignment,attr-defined]  # all that is not real
+    service_main.ModelLoader = QuickLoader  # type: ignore[assignment,attr-defined]  # the fake replaces the real loader
     sys.argv += ["--engine", "tests.fakes.quick_service:quick_engine"]
     os._exit(service_main.main())

@@ -1,4 +1,4 @@
-"""A `ChatBackend` as a remote server would be: without an engine, a tokenizer and token ids."""
+"""A `ChatBackend` without an engine, a tokenizer and token ids, like one for a remote server."""
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from service.domain.sampling import SamplingParams
 
 
 class RemoteBackend:
-    """Responds to every request with "Hi!", in two deltas for each choice."""
+    """A backend whose completion is always "Hi!", in two deltas for each choice."""
 
     tokenizer = None
 

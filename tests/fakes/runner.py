@@ -1,4 +1,4 @@
-"""A model that is a hash, and quotes: it reads its context back from a cache, as attention does."""
+"""A runner whose next token is a hash of the context, which it reads from a cache."""
 
 import threading
 import zlib
@@ -11,17 +11,21 @@ from service.engine.sequence import Sequence
 from service.engine.speculation import accept
 
 VOCAB_SIZE = 30
-RUBBISH = (-1, -1)
+_OVERWRITTEN = (-1, -1)
 
 
 class WrongCacheError(BaseException):
-    """A sequence reads what is not its own. No Exception: nothing may take it for a failed step."""
+    """A sequence read a wrong slot.
+
+    It is a BaseException, so that the engine does not handle it as a failed step.
+    """
 
 
 def next_token(token_ids: list[int], draw: float = 0.0) -> int:
-    """The token that the fake model says after `token_ids`.
+    """Return the token that the fake model generates after `token_ids`.
 
-    Seven times out of eight it is what followed the last token before, if there was one.
+    If the last token occurred before, the token after that occurrence is returned in seven of eight
+    cases. So prompt lookup often drafts the right tokens.
     """
     choice = zlib.crc32(repr((token_ids, draw)).encode())
     if choice % 8:
@@ -32,7 +36,7 @@ def next_token(token_ids: list[int], draw: float = 0.0) -> int:
 
 
 def answer(request: Request, max_model_len: int, index: int = 0) -> list[int]:
-    """What an engine over a `FakeRunner` must answer, computed by itself: one token at a time."""
+    """Return the output that an engine with a `FakeRunner` must generate, one token at a time."""
     sequence = Sequence(0, request, max_model_len, index)
     while sequence.finish_reason is None:
         sequence.append(_sample(sequence, ()))
@@ -40,26 +44,29 @@ def answer(request: Request, max_model_len: int, index: int = 0) -> list[int]:
 
 
 def _sample(sequence: Sequence, draft: tuple[int, ...]) -> int:
-    """The token behind a sequence and a part of its draft, with the draw of its own position."""
+    """Return the token after a sequence and a part of its draft, with the draw of its position."""
     position = sequence.num_output_tokens + len(draft)
     draw = 0.0 if sequence.request.sampling.is_greedy else sequence.draw(position)
     return next_token([*sequence.token_ids, *draft], draw)
 
 
 class FakeRunner:
-    """`service.engine.core.Runner` with a cache of tokens in the place of keys and values.
+    """`service.engine.core.Runner` with a cache of tokens instead of keys and values.
 
-    Whatever is computed reads its whole context back through the block table, and each place must
-    hold the right token at the right position: a block that another sequence wrote to, a wrong
-    prefix, or one that was not computed anew is found at once. While `gate` is clear a step waits
-    for it, having set `is_waiting`. While `error` is set, and in the runs whose numbers are in
-    `failing_runs`, a step fails in the middle of its work. Behind `dead_end` tokens of an answer
-    there is nothing left to say.
+    Each step reads the whole context of its sequences through the block table. It raises
+    WrongCacheError if a slot has not the right token and position: if another sequence wrote to the
+    block, or a prefix is wrong or was not recomputed.
+
+    Attributes:
+        gate: While it is clear, a step sets `is_waiting` and waits for it.
+        error: If it is set, each step overwrites its slots and raises it.
+        failing_runs: The numbers of the steps that fail in the same way.
+        dead_end: The number of output tokens after which no token is allowed.
     """
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._cache: dict[tuple[int, int], tuple[int, int]] = {}  # position and token, by place
+        self._cache: dict[tuple[int, int], tuple[int, int]] = {}  # position and token, by slot
         self.gate = threading.Event()
         self.gate.set()
         self.is_waiting = threading.Event()
@@ -67,7 +74,7 @@ class FakeRunner:
         self.failing_runs: Container[int] = ()
         self.dead_end: int | None = None
         self.num_runs = 0
-        self.batches: list[Batch] = []  # those that did not fail
+        self.batches: list[Batch] = []  # of the steps that did not fail
 
     def run(self, batch: Batch) -> list[Computed]:
         if not self.gate.is_set():
@@ -80,8 +87,8 @@ class FakeRunner:
         for scheduled in batch.scheduled:
             start = scheduled.sequence.num_computed_tokens
             for position, token_id in enumerate(scheduled.token_ids, start):
-                place = self._place(scheduled.sequence, position)
-                self._cache[place] = (position, token_id) if error is None else RUBBISH
+                slot = self._slot(scheduled.sequence, position)
+                self._cache[slot] = (position, token_id) if error is None else _OVERWRITTEN
         if error is not None:
             raise error
         self.batches.append(batch)
@@ -100,15 +107,15 @@ class FakeRunner:
     def _check(self, scheduled: ScheduledSequence) -> None:
         sequence = scheduled.sequence
         token_ids = sequence.token_ids[: sequence.num_computed_tokens] + scheduled.token_ids
-        read = [self._cache.get(self._place(sequence, i)) for i in range(len(token_ids))]
+        read = [self._cache.get(self._slot(sequence, i)) for i in range(len(token_ids))]
         if read != list(enumerate(token_ids)):
             raise WrongCacheError(f"{read} is not {token_ids}")
 
-    def _place(self, sequence: Sequence, position: int) -> tuple[int, int]:
+    def _slot(self, sequence: Sequence, position: int) -> tuple[int, int]:
         block, offset = divmod(position, self._block_size)
         return sequence.block_ids[block], offset
 
 
 def make_core(runner: FakeRunner, scheduler: Scheduler) -> EngineCore:
-    """A core whose sequences may be as long as its whole cache."""
+    """Return a core whose sequences may be as long as its cache."""
     return EngineCore(scheduler, runner, scheduler.pool.num_tokens)

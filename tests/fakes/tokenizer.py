@@ -1,4 +1,4 @@
-"""A tokenizer whose tokens are bytes, so that every half character can be made at will."""
+"""A tokenizer whose tokens are bytes, so that tests can generate incomplete characters."""
 
 from collections.abc import Sequence
 from typing import Any

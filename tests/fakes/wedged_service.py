@@ -11,12 +11,14 @@ from service.engine.core import Computed, EngineCore
 from service.engine.load import EngineOptions, load_engine
 from service.engine.scheduler import Batch
 
+log = structlog.get_logger(__name__)
+
 
 class WedgedRunner:
-    """Takes the place of the loaded model."""
+    """A runner, in place of the loaded model, whose steps never end."""
 
     def run(self, batch: Batch) -> list[Computed]:
-        structlog.get_logger("wedged").info("wedged")
+        log.info("wedged")
         threading.Event().wait()
         raise AssertionError
 

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2
 from tests.fakes.wait import failsafe
 from tests.support.programs import Client, Gateway, Launch, Service, body, http_client
 from tests.support.raw_http import RawClient
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 LONG = 50_000  # tokens; at 2 ms each nobody waits for the last
 UNTOLD = "secret words"
@@ -25,8 +25,8 @@ async def test_failed_step_ends_only_its_requests(launch: Launch) -> None:
         await http.post(body(num_tokens=LONG, stream=True))
         await http.read_until(b'"content":"a')
 
-        culprit = await refusal(client.create("!fail"))
-        beside = await refusal(stream)
+        culprit = await rpc_error(client.create("!fail"))
+        beside = await rpc_error(stream)
         told = await http.read_until(b"[DONE]")
         for refused in (culprit, beside):
             assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "STEP_FAILED")
@@ -69,7 +69,7 @@ async def test_lost_or_hanging_engine_fails_all_requests_and_ends_the_process(
                 await asyncio.sleep(0.01)
 
         culprit = client.create(fault)
-        for refused in (await refusal(culprit), await refusal(stream)):
+        for refused in (await rpc_error(culprit), await rpc_error(stream)):
             assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_DEAD")
             assert UNTOLD not in repr(refused)
         told = await http.read_until(b"[DONE]")

@@ -7,11 +7,11 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.fakes.chat_service import HELLO, MODEL, Admit, FakeService, Say
+from tests.fakes.chat_service import HELLO, MODEL, Admit, Delta, FakeService
 from tests.fakes.wait import failsafe
 from tests.support.programs import Client, Gateway, Launch, Service, body, http_client
 from tests.support.raw_http import RawClient
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ async def test_full_queue_rejects_new_requests_only(launch: Launch) -> None:
         waiting = [client.stream(num_tokens=LONG) for _ in range(2)]
         await asyncio.gather(*(call.initial_metadata() for call in waiting))
 
-        refusals = await asyncio.gather(*(refusal(client.create()) for _ in range(20)))
+        refusals = await asyncio.gather(*(rpc_error(client.create()) for _ in range(20)))
         for refused in refusals:
             assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL")
             assert refused.retry_after_s
@@ -63,7 +63,7 @@ async def test_client_that_does_not_read_takes_bounded_memory(
     async with http_client(gateway.url) as http, RawClient(gateway.url) as deaf:
         assert (await http.post("/v1/chat/completions", json=request)).status_code == 200
         rss_bytes = gateway.rss_bytes
-        service.script = [Admit(), *([Say("x" * (16 << 10))] * 8192)]  # 128 MiB
+        service.script = [Admit(), *([Delta("x" * (16 << 10))] * 8192)]  # 128 MiB
         await deaf.post(request | {"stream": True})
         await deaf.read_until(b"xxx")
         service.script = HELLO

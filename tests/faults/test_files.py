@@ -30,7 +30,7 @@ from tests.support.api_keys import OTHER, SECRET, key
 from tests.support.grpc_server import CARD
 from tests.support.guarded_server import Guarded, guarded
 from tests.support.programs import Client
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 from tests.support.tls_client import check, read, trusting
 from tests.support.tls_files import issue, write
 
@@ -142,7 +142,7 @@ async def test_damaged_key_file_leaves_the_old_keys(
         async with guarded(keys) as service, watched(service), load(service.create):
             damage(keys)
             await until(lambda: any(line["event"] == "file_reload_failed" for line in lines))
-            refused = await refusal(service.create((("x-api-key", OTHER),)))
+            refused = await rpc_error(service.create((("x-api-key", OTHER),)))
             assert refused.code == grpc.StatusCode.UNAUTHENTICATED
 
             whole = keys.with_name("whole")

@@ -15,7 +15,7 @@ from tests.fakes.wait import failsafe
 from tests.faults import http2
 from tests.faults.http2 import PREFACE, RawHttp2
 from tests.support.programs import Client, Service, chat
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 pytestmark = pytest.mark.slow
 
@@ -164,7 +164,7 @@ async def test_calls_that_fill_the_queue_end_no_running_stream(service: Service)
         async with failsafe():
             while (await service.metrics())["chatrpc_sequences_waiting"] < 64:
                 await asyncio.sleep(0.02)
-        refused = await refusal(client.create())
+        refused = await rpc_error(client.create())
         assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL")
         for _ in range(3):
             await anext(aiter(stream))

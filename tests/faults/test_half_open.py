@@ -13,7 +13,7 @@ from service.generation.local_backend import locally_served
 from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.server import OPTIONS, Server
 from service.rpc.serving.lifecycle import Lifecycle
-from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
+from tests.fakes.chat_service import Admit, Delta, FakeService, Finish, Hold
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.fakes.wait import failsafe, until
@@ -65,7 +65,7 @@ BODY = {"model": "org/tiny", "messages": [{"role": "user", "content": "Hi"}]}
 async def test_vanished_service_is_a_timeout_error(
     service: FakeService,
 ) -> None:
-    service.script = [Admit(), Say("Hello"), Hold(), Finish()]
+    service.script = [Admit(), Delta("Hello"), Hold(), Finish()]
     async with (
         TcpProxy(service.port) as proxy,
         serving(upstream=proxy.target, request_timeout_s=1) as url,
@@ -82,7 +82,7 @@ async def test_vanished_service_is_a_timeout_error(
         await service.cancelled()  # it knows the deadline, and needs nobody to tell it
 
         proxy.thaw()
-        service.script = [Admit(), Say("Hello"), Finish()]
+        service.script = [Admit(), Delta("Hello"), Finish()]
         proxy.cut()
         async with failsafe():
             while (await http.post("/v1/chat/completions", json=BODY)).status_code != 200:

@@ -16,7 +16,7 @@ from gateway_http.http.head_limits import MAX_HEADERS
 from gateway_http.http.http11 import MAX_PIPELINED
 from gateway_http.metrics import Metrics
 from gateway_http.server import Server
-from tests.fakes.chat_service import Admit, FakeService, Hold, Say
+from tests.fakes.chat_service import Admit, Delta, FakeService, Hold
 from tests.fakes.wait import until
 from tests.support.gateway import serving, started
 from tests.support.raw_http import RawClient
@@ -140,7 +140,7 @@ async def test_response_may_take_longer_than_request_timeouts(
     service: FakeService, body: dict[str, Any]
 ) -> None:
     """Timers of the request end with it."""
-    service.script = [Admit(), Hold(), Say("late")]
+    service.script = [Admit(), Hold(), Delta("late")]
     soon = {"head_timeout_s": SOON_ENOUGH, "body_timeout_s": SOON, "write_timeout_s": SOON}
     async with (
         gateway(service, sse_ping_interval_s=SOON, **soon) as (url, _),
@@ -277,7 +277,7 @@ async def test_connections_are_bounded(service: FakeService) -> None:
 
 
 async def test_pipelined_requests_are_bounded(service: FakeService, body: dict[str, Any]) -> None:
-    service.script = [Admit(), Say("Hello"), Hold()]
+    service.script = [Admit(), Delta("Hello"), Hold()]
     async with gateway(service) as (url, metrics), RawClient(url) as client:
         await client.post(body | {"stream": True})
         await client.read_until(b"\n\n\r\n")
@@ -290,7 +290,7 @@ async def test_pipelined_requests_are_bounded(service: FakeService, body: dict[s
 async def test_unread_stream_ends_with_its_generation(
     service: FakeService, body: dict[str, Any]
 ) -> None:
-    service.script = [Admit(), *([Say("x" * 60_000)] * 400), Hold()]
+    service.script = [Admit(), *([Delta("x" * 60_000)] * 400), Hold()]
     async with (
         gateway(service, write_timeout_s=0.2) as (url, metrics),
         RawClient(url, receive_buffer=4096) as client,
@@ -302,7 +302,7 @@ async def test_unread_stream_ends_with_its_generation(
 
 
 async def test_unread_response_is_dropped(service: FakeService, body: dict[str, Any]) -> None:
-    service.script = [Admit(), *([Say("x" * 60_000)] * 200)]
+    service.script = [Admit(), *([Delta("x" * 60_000)] * 200)]
     async with (
         started(upstream=service.target, write_timeout_s=0.2) as (server, url),
         RawClient(url, receive_buffer=4096) as client,
@@ -318,7 +318,7 @@ async def test_small_stream_that_is_not_read_is_cut_in_time(
 ) -> None:
     """The unsent bytes fit into the kernel's buffer, so only its queue shows that they wait."""
     num_bytes = 300_000
-    service.script = [Admit(), *([Say("x" * 1000)] * (num_bytes // 1000)), Hold()]
+    service.script = [Admit(), *([Delta("x" * 1000)] * (num_bytes // 1000)), Hold()]
     options, context = tls(tmp_path) if is_tls else ({}, None)
     async with (
         gateway(service, write_timeout_s=0.5, **options) as (url, metrics),
@@ -334,7 +334,7 @@ async def test_stream_that_is_read_slowly_goes_on(
     service: FakeService, body: dict[str, Any]
 ) -> None:
     """Something waits at each look, but never the same for the time of the timeout."""
-    service.script = [Admit(), *([Say("x" * 1000)] * 1000)]
+    service.script = [Admit(), *([Delta("x" * 1000)] * 1000)]
     async with (
         gateway(service, write_timeout_s=0.5) as (url, metrics),
         RawClient(url, receive_buffer=4096) as client,
@@ -353,7 +353,7 @@ async def test_stream_that_is_read_slowly_goes_on(
 
 
 async def test_slow_readers_do_not_delay_others(service: FakeService, body: dict[str, Any]) -> None:
-    service.script = [Admit(), *([Say("x" * 60_000)] * 200)]
+    service.script = [Admit(), *([Delta("x" * 60_000)] * 200)]
     async with (
         serving(upstream=service.target) as url,
         httpx.AsyncClient(base_url=url, timeout=60) as http,

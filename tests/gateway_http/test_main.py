@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
+from tests.fakes.chat_service import Admit, Delta, FakeService, Finish, Hold
 from tests.fakes.collector import collecting
 from tests.support.api_keys import key, write
 from tests.support.raw_http import RawClient
@@ -59,7 +59,7 @@ async def closed(url: str) -> None:
 async def test_running_requests_finish_after_a_signal(
     service: FakeService, body: dict[str, Any], number: signal.Signals
 ) -> None:
-    service.script = [Admit(), Say("Hello"), Hold(), Say(" world"), Finish()]
+    service.script = [Admit(), Delta("Hello"), Hold(), Delta(" world"), Finish()]
     async with running("--upstream", service.target) as (process, url):
         async with RawClient(url) as client:
             await client.post(body | {"stream": True})
@@ -146,7 +146,7 @@ async def test_last_spans_are_exported_before_the_exit() -> None:
 
 @pytest.mark.slow
 async def test_grace_has_an_end(service: FakeService, body: dict[str, Any]) -> None:
-    service.script = [Admit(), Say("Hello"), Hold()]
+    service.script = [Admit(), Delta("Hello"), Hold()]
     options = ("--upstream", service.target, "--drain-timeout-s", "0")
     async with running(*options) as (process, url), RawClient(url) as client:
         await client.post(body | {"stream": True})

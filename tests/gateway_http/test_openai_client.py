@@ -10,7 +10,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel
 
 from chatrpc.v1 import chat_pb2
-from tests.fakes.chat_service import MODEL, Admit, Fail, FakeService, Finish, Hold, Say
+from tests.fakes.chat_service import MODEL, Admit, Delta, Fail, FakeService, Finish, Hold
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
@@ -56,7 +56,7 @@ async def test_synchronous_client_works(url: str) -> None:
 
 
 async def test_stream_helper_with_two_choices(url: str, service: FakeService) -> None:
-    service.script = [Admit(), Say("b", index=1), Say("a"), Finish(), Finish(index=1)]
+    service.script = [Admit(), Delta("b", index=1), Delta("a"), Finish(), Finish(index=1)]
     async with (
         client(url) as openai_client,
         openai_client.chat.completions.stream(model=MODEL, messages=MESSAGES, n=2) as stream,
@@ -70,10 +70,10 @@ async def test_stream_helper_with_two_choices(url: str, service: FakeService) ->
 
 
 async def test_stream_helper_with_a_tool_call(url: str, service: FakeService) -> None:
-    def piece(arguments: str, call_id: str = "", name: str = "") -> Say:
+    def piece(arguments: str, call_id: str = "", name: str = "") -> Delta:
         function = chat_pb2.FunctionCall(name=name, arguments_json=arguments)
         call = chat_pb2.ToolCall(id=call_id, index=0, function=function)
-        return Say(delta=chat_pb2.Delta(tool_calls=[call]))
+        return Delta(delta=chat_pb2.Delta(tool_calls=[call]))
 
     service.script = [
         Admit(),
@@ -97,7 +97,7 @@ async def test_stream_helper_with_a_tool_call(url: str, service: FakeService) ->
 async def test_error_mid_stream_is_raised(url: str, service: FakeService) -> None:
     service.script = [
         Admit(),
-        Say("Hello"),
+        Delta("Hello"),
         Fail(grpc.StatusCode.DEADLINE_EXCEEDED, "Too late.", "DEADLINE"),
     ]
     async with client(url) as openai_client:
@@ -129,7 +129,7 @@ async def test_models_are_listed(url: str) -> None:
 
 
 async def test_leaving_a_stream_cancels_the_call(url: str, service: FakeService) -> None:
-    service.script = [Admit(), *(Say(" word") for _ in range(10)), Hold()]
+    service.script = [Admit(), *(Delta(" word") for _ in range(10)), Hold()]
     async with client(url) as openai_client:
         stream = await openai_client.chat.completions.create(
             model=MODEL, messages=MESSAGES, stream=True

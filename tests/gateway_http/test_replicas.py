@@ -165,12 +165,12 @@ async def test_call_rejected_by_a_full_replica_goes_to_another(
     full = three[0].engine
     async with gateway(tmp_path, target(*three), 'balance = "round_robin"') as http:
         await all_known(http)
-        full.no_room = QueueFull(3, 2.5)
+        full.reserve_error = QueueFull(3, 2.5)
         before = full.num_reservations
         assert {await ask(http) for _ in range(12)} == set("bc")
         assert full.num_reservations >= before + 3  # it was asked each time round
         for each in three:
-            each.engine.no_room = QueueFull(3, 2.5)
+            each.engine.reserve_error = QueueFull(3, 2.5)
         answer = await http.post(PATH, json=body())
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "3"  # of this replica, not of the next attempt

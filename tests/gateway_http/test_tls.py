@@ -19,7 +19,7 @@ from chatrpc_process.tls import TlsFiles, watch_tls
 from gateway_http.config import Settings
 from gateway_http.endpoints import ENDPOINTS
 from gateway_http.server import Server
-from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
+from tests.fakes.chat_service import Admit, Delta, FakeService, Finish, Hold
 from tests.support.api_keys import SECRET, key, write
 from tests.support.gateway import started
 from tests.support.raw_http import RawClient
@@ -102,7 +102,7 @@ async def test_clients_show_a_certificate_where_they_must(
 async def test_new_connections_see_a_new_certificate_and_old_ones_go_on(
     ca: trustme.CA, tmp_path: Path, service: FakeService, body: dict[str, Any]
 ) -> None:
-    service.script = [Admit(), Say("Hello"), Hold(), Say(" world"), Finish()]
+    service.script = [Admit(), Delta("Hello"), Hold(), Delta(" world"), Finish()]
     other = trustme.CA()
     async with (
         under(issue(ca, tmp_path), service) as url,
@@ -253,7 +253,7 @@ async def test_admin_port_serves_only_probes_without_key_or_tls(
 async def test_admin_port_is_not_ready_during_the_drain(
     service: FakeService, body: dict[str, Any]
 ) -> None:
-    service.script = [Admit(), Say("Hello"), Hold(), Finish()]
+    service.script = [Admit(), Delta("Hello"), Hold(), Finish()]
     async with started(upstream=service.target, admin_port=0) as (server, url):
         assert server.admin_address
         admin = f"http://127.0.0.1:{server.admin_address[1]}"

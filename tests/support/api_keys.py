@@ -1,4 +1,4 @@
-"""Files of API keys, for tests of whatever asks for them."""
+"""Files of API keys, for tests of servers that require keys."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ SECRET, OTHER = "sk-chatrpc-one", "sk-chatrpc-two"
 
 
 def key(secret: str = SECRET, *lines: str, name: str = "one") -> str:
-    """One key, as it stands in a file, with these lines of limits."""
+    """Return the entry of one key in a key file, with these lines of limits."""
     return "\n".join(["[[key]]", f'name = "{name}"', f'sha256 = "{digest_of(secret)}"', *lines, ""])
 
 
 def write(path: Path, text: str) -> Path:
-    """Put the text there at once, as another file than there was."""
+    """Replace the file by a new one with this text, in one operation."""
     path.with_suffix(".new").write_text(text)
     path.with_suffix(".new").rename(path)
     return path

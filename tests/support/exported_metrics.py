@@ -1,4 +1,4 @@
-"""The metrics that our processes export, and those that expressions of PromQL ask for."""
+"""The metrics that our processes export, and those that PromQL expressions use."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _NAME = re.compile(r"\b(?:chatrpc|grpc_server|process|vllm)[_:]\w+(?![\w-])")
 
 
 def exported() -> set[str]:
-    """Every sample that the pages of both processes can have."""
+    """Return the names of all samples that the processes can export."""
     service, gateway = ServiceMetrics(), GatewayMetrics()
     service.watch_engine(EngineStats, 256)
     service.name_model("m")
@@ -25,8 +25,8 @@ def exported() -> set[str]:
     return {*_names(service.registry), *_names(gateway.registry), *_names(files)}
 
 
-def asked_for(expression: str) -> set[str]:
-    """The metrics in an expression, which may be a whole text."""
+def metrics_in(expression: str) -> set[str]:
+    """Return the metrics that a PromQL expression or a longer text names."""
     return set(_NAME.findall(expression))
 
 

@@ -1,4 +1,4 @@
-"""The real gateway on a free port, and the real gRPC surface with a scripted engine."""
+"""The real gateway on a free port, and the real gRPC server with a scripted engine."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ from tests.support.grpc_server import CARD
 async def serving(
     *, tracer: Tracer = OFF, environment: Environment | None = None, **options: Any
 ) -> AsyncIterator[str]:
-    """Run a gateway with these options, as in production but for signals; yield its URL."""
+    """Run a gateway with these options, but without signal handlers. Yield its URL."""
     async with started(tracer=tracer, environment=environment, **options) as (server, url):
         assert server.started
         yield url
@@ -39,7 +39,7 @@ async def started(
     *, tracer: Tracer = OFF, environment: Environment | None = None, **options: Any
 ) -> AsyncIterator[tuple[Gateway, str]]:
     """Run a gateway as `serving` does; yield the server and its URL."""
-    # No pings, but in tests that ask for them: on a slow machine one comes before the data.
+    # Only tests of pings enable them: on a slow machine a ping comes before the data.
     defaults = {"port": 0, "drain_timeout_s": 3, "sse_ping_interval_s": 600}
     settings = Settings(**defaults | options)
     server = Gateway(settings, environment or Environment(tracer=tracer))
@@ -56,8 +56,9 @@ async def started(
 
 @asynccontextmanager
 async def checking_service(tracer: Tracer = OFF) -> AsyncIterator[str]:
-    """The real gRPC surface, which checks what it is asked, over an engine that says "ok"; its
-    target. The model is called `fake`.
+    """Run the real gRPC server, which checks requests, with an engine that generates "ok".
+
+    Yield its target. The model is called `fake`.
     """
     engine = FakeEngine()
     engine.answer("ok")
@@ -76,8 +77,9 @@ async def checking_service(tracer: Tracer = OFF) -> AsyncIterator[str]:
 
 
 async def metric(http: httpx.AsyncClient, name: str, labels: dict[str, str]) -> float:
-    """The sum of the samples of /metrics that have these labels, and maybe others, once there are
-    any: a request is counted after its response.
+    """Return the sum of the samples of /metrics that have these labels, and possibly others.
+
+    Wait until there is such a sample: a request is counted after its response.
     """
     async with failsafe():
         while True:

@@ -1,4 +1,4 @@
-"""A server on a free port over a scripted engine, with whatever options a test wants."""
+"""A gRPC server on a free port with a scripted engine and the options of a test."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -39,7 +39,7 @@ CARD = ModelCard(
 
 
 def params(text: str = "hi", **fields: Any) -> chat_pb2.ChatCompletionParams:
-    """The least that a request needs, and `fields`."""
+    """Return the required parameters of a request, and `fields`."""
     message = chat_pb2.ChatMessage(
         role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text=text)]
     )
@@ -60,7 +60,7 @@ class Running:
     chat: "chat_service_pb2_grpc.ChatServiceAsyncStub" = field(init=False)
     completions: "completion_service_pb2_grpc.CompletionServiceAsyncStub" = field(init=False)
     models: "model_service_pb2_grpc.ModelServiceAsyncStub" = field(init=False)
-    health: Any = field(init=False)  # the type stubs do not know its methods
+    health: Any = field(init=False)  # its methods are missing in the type stubs
 
     def __post_init__(self) -> None:
         self.chat = chat_service_pb2_grpc.ChatServiceStub(self.channel)
@@ -71,7 +71,7 @@ class Running:
 
 @asynccontextmanager
 async def served(keys: Path | None = None, **options: Any) -> AsyncIterator[Running]:
-    """It serves the model `fake`; `keys` is a file of API keys."""
+    """Run a server of the model `fake`. `keys` is a file of API keys."""
     engine = FakeEngine()
     engine.answer("ok")
     model = LocalModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
@@ -80,7 +80,7 @@ async def served(keys: Path | None = None, **options: Any) -> AsyncIterator[Runn
     server = Server(lifecycle, request_timeout_s=60, access=access, **options)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(locally_served(model))
-    # Its window stays as small as it begins: who does not read is soon not written to.
+    # The window does not grow, so writes to a client that does not read soon block.
     small = [("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", small) as channel:
         yield Running(engine, lifecycle, server, channel, port, model)

@@ -31,7 +31,7 @@ MINE = (("authorization", f"Bearer {SECRET}"),)
 
 
 class Guarded:
-    """A server that asks for keys, and a client of it."""
+    """A server that requires API keys, and a client of it."""
 
     def __init__(
         self, engine: FakeEngine, watched: Watched[Any] | None, channel: grpc.aio.Channel, port: int
@@ -54,7 +54,7 @@ class Guarded:
 
 @asynccontextmanager
 async def guarded(path: Path | None) -> AsyncIterator[Guarded]:
-    """A server with the keys in this file; None: it needs none."""
+    """Run a server with the keys of this file. If it is None, no key is required."""
     engine = FakeEngine()
     engine.answer("ok")
     watched = None if path is None else Watched(lambda: load_keys(path), path)

@@ -13,7 +13,7 @@ _LOGGERS = {"log", "_log"}
 
 @dataclass(frozen=True)
 class LogEvent:
-    """A call that logs. `name` is "" if it is no constant."""
+    """A call that logs. `name` is "" if the event is not a constant."""
 
     name: str
     level: str
@@ -29,7 +29,7 @@ def log_events() -> Iterator[LogEvent]:
 
 
 def _events(call: ast.Call, place: str) -> Iterator[LogEvent]:
-    """`log.info("event")`, or `limited_log.write(log.info, "event")`."""
+    """Yield the event of `log.info("event")` or `limited_log.write(log.info, "event")`."""
     if (level := _level(call.func)) is not None:
         yield LogEvent(_constant(call.args[0]), level, place)
     elif call.args and (level := _level(call.args[0])) is not None:

@@ -20,7 +20,7 @@ MODEL = "smollm2-135m-instruct"
 
 @dataclass
 class Served:
-    """A running `make serve`: where it listens, what it said when it was ready."""
+    """A running `make serve`: its ports, and the banner that it printed when it was ready."""
 
     process: "subprocess.Popen[str]"
     http_port: int
@@ -52,7 +52,7 @@ def start_stack(log: Path) -> Served:
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            start_new_session=True,  # so that a Ctrl-C can be sent to its group, as terminals do
+            start_new_session=True,  # a test sends Ctrl-C to its process group, as a terminal does
             env={**os.environ, "MAKEFLAGS": ""},
         )
     banner = []
@@ -64,7 +64,7 @@ def start_stack(log: Path) -> Served:
 
 
 def _lines(process: "subprocess.Popen[str]") -> Iterator[str]:
-    """The process's output; read on a thread, which goes on so that the pipe never fills."""
+    """Yield the lines of the output. A thread reads on afterwards, so that the pipe never fills."""
     assert process.stdout is not None
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
@@ -74,12 +74,12 @@ def _lines(process: "subprocess.Popen[str]") -> Iterator[str]:
         lines.put("")
 
     threading.Thread(target=read, args=(process.stdout,), daemon=True).start()
-    while line := lines.get(timeout=3 * FAILSAFE_S):  # it loads a model
+    while line := lines.get(timeout=3 * FAILSAFE_S):  # loading a model takes long
         yield line
 
 
 def interrupt(served: Served) -> int:
-    """Ctrl-C; the exit code."""
+    """Send Ctrl-C and return the exit code."""
     os.killpg(served.process.pid, signal.SIGINT)
     code = served.process.wait(FAILSAFE_S)
     if served.process.stdout is not None:

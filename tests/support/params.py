@@ -1,4 +1,4 @@
-"""Parameters of tests of which some are marked slow."""
+"""Test parameters, some of them marked slow."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 
 def slow_but(quick: Collection[Any], values: Iterable[Any]) -> list[Any]:
-    """Return `values` as parameters, those that are not in `quick` marked slow."""
+    """Return `values` as parameters. Those that are not in `quick` are marked slow."""
     return [
         value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values
     ]

@@ -13,7 +13,7 @@ PREFIXES: dict[type[ProcessSettings], str] = {
 
 
 def options(kind: type[ProcessSettings]) -> set[str]:
-    """Every option that there is, by its name on the command line."""
+    """Return the names of all options on the command line."""
     return {name.replace("_", "-") for name in kind.model_fields}
 
 
@@ -28,18 +28,18 @@ def option(argument: str) -> str:
 
 
 def argument(arguments: list[str], name: str) -> str:
-    """The value of an option that is given once."""
+    """Return the value of an option that is given once."""
     (found,) = (each for each in arguments if option(each) == name)
     return found.partition("=")[2]
 
 
 def parsed(kind: type[ProcessSettings], arguments: list[str]) -> ProcessSettings:
-    """What the process makes of its arguments; it refuses those that it does not know."""
+    """Return the settings of a process with these arguments. Unknown arguments are an error."""
     return kind.load(arguments)
 
 
 def unknown_variables(environment: Mapping[str, str]) -> set[str]:
-    """Those that look like settings of ours, and set nothing."""
+    """Return the variables that begin with `CHATRPC_` but are not settings."""
     known = {
         prefix + name.replace("-", "_").upper()
         for kind, prefix in PREFIXES.items()

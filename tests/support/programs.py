@@ -1,4 +1,4 @@
-"""The service and the gateway as processes that a test may starve, freeze and kill."""
+"""The service and the gateway as processes that a test may limit, stop and kill."""
 
 import asyncio
 import gc
@@ -26,15 +26,15 @@ from chatrpc.v1 import (
 from tests.fakes.wait import failsafe, until
 from tests.support.grpc_server import params
 
-# Root may write everywhere, unless it gives up CAP_DAC_OVERRIDE, by PR_CAPBSET_DROP.
-_AS_ANYBODY = (
+# Root may write everywhere, unless PR_CAPBSET_DROP (24) removes CAP_DAC_OVERRIDE (1).
+_WITHOUT_PRIVILEGES = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 1, 0, 0, 0);"
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
 
 
 class Program:
-    """A process, its log read on a thread. Nothing here belongs to an event loop."""
+    """A process whose log a thread reads. It does not depend on an event loop."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Program:
     ) -> None:
         command = [sys.executable, "-m", module, "--log-format", "json", *options]
         if not is_privileged:
-            command = [sys.executable, "-c", _AS_ANYBODY, *command]
+            command = [sys.executable, "-c", _WITHOUT_PRIVILEGES, *command]
         self._popen = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
         )
@@ -67,32 +67,32 @@ class Program:
         return int(self.process.num_fds())
 
     async def has_fds(self, at_most: int) -> None:
-        """Wait until it has no more files and connections open than these."""
+        """Wait until at most this many files and connections are open."""
 
-        def is_so() -> bool:
-            gc.collect()  # a call of grpc.aio's that somebody knows keeps its connection
+        def is_reached() -> bool:
+            gc.collect()  # a grpc.aio call that is still referenced keeps its connection
             return self.num_fds <= at_most
 
-        await until(is_so)
+        await until(is_reached)
 
     @property
     def rss_bytes(self) -> int:
         return int(self.process.memory_info().rss)
 
     def events(self, event: str) -> list[dict[str, Any]]:
-        """The lines of this event that have been logged so far."""
+        """Return the lines of this event that have been logged so far."""
         entries = (json.loads(line) for line in list(self.lines) if line.startswith("{"))
         return [entry for entry in entries if entry["event"] == event]
 
     async def logged(self, event: str, count: int = 1) -> dict[str, Any]:
-        """Wait for the line of this event, the `count`th of its kind."""
+        """Wait for the line number `count` of this event, and return it."""
         await until(lambda: len(self.events(event)) >= count or not self._reader.is_alive())
         found = self.events(event)
         assert len(found) >= count, f"no {event!r} in the log:\n{self.log}"
         return found[count - 1]
 
     async def ended(self) -> int:
-        """The exit code, when the process has ended and its log has been read."""
+        """Wait until the process has ended and its log has been read. Return the exit code."""
         await until(lambda: not self.is_running and not self._reader.is_alive())
         return self._popen.wait()
 
@@ -100,7 +100,7 @@ class Program:
         self._popen.send_signal(number)
 
     def close(self) -> None:
-        self._popen.kill()  # a stopped one too
+        self._popen.kill()  # SIGKILL ends a stopped process too
         self._popen.wait()
         self._reader.join()
         if self._popen.stderr is not None:
@@ -116,7 +116,7 @@ _Program = TypeVar("_Program", bound=Program)
 
 
 class Launch(Protocol):
-    """`await launch(Service()).ready()`: the process ends with the test, whatever comes of it."""
+    """Starts a process that ends with the test: `await launch(Service()).ready()`."""
 
     def __call__(self, program: _Program, /) -> _Program: ...
 
@@ -148,7 +148,7 @@ class RealService(Program):
         return f"127.0.0.1:{self.port}"
 
     async def metrics(self) -> dict[str, float]:
-        """What it counts, by name; of those with labels, the sum."""
+        """Return the value of each metric by name: the sum over its labels."""
         return await _metrics(f"http://127.0.0.1:{self._metrics_port}/metrics")
 
     async def is_idle(self) -> bool:
@@ -160,14 +160,14 @@ class RealService(Program):
         )
 
     async def idle(self) -> None:
-        """Wait until no call is under way and nothing runs, waits or holds a block."""
+        """Wait until no call is in progress, no sequence runs or waits, and no block is in use."""
         async with failsafe():
             while not await self.is_idle():
                 await asyncio.sleep(0.02)
 
 
 class Service(RealService):
-    """The same but for its model, with which it is ready at once."""
+    """The service with a small fake model, which is ready at once."""
 
     module = "tests.fakes.quick_service"
 
@@ -184,7 +184,7 @@ class Gateway(Program):
         self.url = ""
 
     async def ready(self) -> Self:
-        """Listening, and before a service that is ready."""
+        """Wait until the gateway listens and its service is ready."""
         line = await self.logged("listening")
         self.url = f"http://{line['host']}:{line['port']}"
         async with http_client(self.url) as http, failsafe():
@@ -196,7 +196,7 @@ class Gateway(Program):
         return await _metrics(f"{self.url}/metrics")
 
     async def idle(self) -> None:
-        """Wait until no request is under way; scrapes are none."""
+        """Wait until no request is in progress, apart from requests for metrics."""
         async with failsafe():
             while (await self.metrics())["chatrpc_gateway_requests_in_flight"] > 0:
                 await asyncio.sleep(0.02)
@@ -212,7 +212,7 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         given = ("grpc.use_local_subchannel_pool", 1), *options  # one connection each
-        # Its type in the stubs knows no requests that are bytes.
+        # The type stubs have no requests of bytes.
         self.channel: Any = (
             grpc.aio.insecure_channel(target, options=given)
             if credentials is None
@@ -239,20 +239,20 @@ class Client:
 
 
 def chat(text: str, num_tokens: int) -> Any:
-    """Parameters of a chat that is answered with so many tokens."""
+    """Return the parameters of a chat whose completion has `num_tokens` tokens."""
     given = params(text)
     given.sampling.max_completion_tokens = num_tokens
     return given
 
 
 def body(text: str = "hi", num_tokens: int = 3, **fields: Any) -> dict[str, Any]:
-    """The same over HTTP."""
+    """Return the body of an HTTP request for such a chat."""
     messages = [{"role": "user", "content": text}]
     return {"model": "fake", "messages": messages, "max_tokens": num_tokens, **fields}
 
 
 def http_client(url: str) -> httpx.AsyncClient:
-    """For plain HTTP: certificates would take longer to load than most tests take."""
+    """Return a client of plain HTTP. Loading certificates would take longer than most tests."""
     return httpx.AsyncClient(base_url=url, timeout=120, verify=False)  # noqa: S501
 
 

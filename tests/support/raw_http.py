@@ -1,4 +1,4 @@
-"""HTTP by hand, for clients that behave as no library lets them."""
+"""An HTTP client on a plain socket, for behaviour that no library allows."""
 
 import asyncio
 import json
@@ -75,12 +75,12 @@ class RawClient:
             return await self._reader.readuntil(separator)
 
     async def read(self, num_bytes: int) -> bytes:
-        """Return up to this many bytes; none at the end."""
+        """Return up to this many bytes, and none at the end of the connection."""
         async with failsafe():
             return await self._reader.read(num_bytes)
 
     async def read_all(self) -> bytes:
-        """Return what comes until the end of the connection."""
+        """Return all bytes until the end of the connection."""
         content = b""
         with suppress(ConnectionError):
             while piece := await self.read(1 << 16):
@@ -88,14 +88,14 @@ class RawClient:
         return content
 
     async def trickle(self, data: bytes) -> None:
-        """Send a byte at a time, without haste."""
-        with suppress(ConnectionError):  # until the peer has enough of it
+        """Send one byte each millisecond."""
+        with suppress(ConnectionError):  # the peer may close the connection
             for byte in data:
                 await self.send(bytes([byte]))
                 await asyncio.sleep(0.001)
 
     async def ended(self) -> bool:
-        """Whether the peer has ended the connection, and said nothing more; waits until it has."""
+        """Wait for bytes or the end. Return True if the connection ended without further bytes."""
         try:
             async with failsafe():
                 return not await self._reader.read(1)
@@ -104,11 +104,11 @@ class RawClient:
 
     async def close(self) -> None:
         self._writer.close()
-        with suppress(ConnectionError, ssl.SSLError):  # the peer may have been first
+        with suppress(ConnectionError, ssl.SSLError):  # the peer may have closed first
             await self._writer.wait_closed()
 
     async def reset(self) -> None:
-        """Vanish without a goodbye: the peer gets a RST."""
+        """Abort the connection: the peer gets a RST."""
         raw: socket.socket = self._writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()

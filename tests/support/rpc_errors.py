@@ -1,4 +1,4 @@
-"""A refused call's status and details, unpacked."""
+"""The status and the details of a failed call."""
 
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ from grpc_status import rpc_status
 
 
 @dataclass
-class Refusal:
-    """What a client reads of a failed call."""
+class RpcError:
+    """The parts of a failed call that a client reads."""
 
     code: grpc.StatusCode
     message: str
@@ -23,8 +23,8 @@ class Refusal:
     trailing: dict[str, Any] = field(default_factory=dict)
 
 
-async def refusal(call: Any, seen: list[Any] | None = None) -> Refusal:
-    """Await a call that fails, or read a stream to its failure; `seen` gets what came before."""
+async def rpc_error(call: Any, seen: list[Any] | None = None) -> RpcError:
+    """Return the error of a call that fails. `seen` gets the messages of a stream before it."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         if isinstance(call, Awaitable):
             await call
@@ -33,9 +33,9 @@ async def refusal(call: Any, seen: list[Any] | None = None) -> Refusal:
                 if seen is not None:
                     seen.append(response)
     error = caught.value
-    refused = Refusal(error.code(), error.details() or "")
-    refused.trailing = dict(error.trailing_metadata() or ())
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # has what a call has
+    failed = RpcError(error.code(), error.details() or "")
+    failed.trailing = dict(error.trailing_metadata() or ())
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has the methods of a call that are used
     assert status is not None
     for detail in status.details:
         info = error_details_pb2.ErrorInfo()
@@ -43,9 +43,9 @@ async def refusal(call: Any, seen: list[Any] | None = None) -> Refusal:
         retry = error_details_pb2.RetryInfo()
         if detail.Unpack(info):
             assert info.domain == "chatrpc"
-            refused.reason, refused.metadata = info.reason, dict(info.metadata)
+            failed.reason, failed.metadata = info.reason, dict(info.metadata)
         elif detail.Unpack(bad):
-            refused.fields = [violation.field for violation in bad.field_violations]
+            failed.fields = [violation.field for violation in bad.field_violations]
         elif detail.Unpack(retry):
-            refused.retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
-    return refused
+            failed.retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
+    return failed

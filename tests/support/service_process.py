@@ -19,7 +19,7 @@ class Process:
         self.lines: list[str] = []
 
     def until(self, event: str) -> dict[str, Any]:
-        """The next log line of this event."""
+        """Return the next log line of this event."""
         for line in self._read():
             if line.startswith("{") and json.loads(line)["event"] == event:
                 found: dict[str, Any] = json.loads(line)
@@ -27,7 +27,7 @@ class Process:
         raise AssertionError(f"no {event!r} in the log: {self.lines}")
 
     def wait(self) -> int:
-        """The exit code, when the log has been read to its end."""
+        """Read the log to its end and return the exit code."""
         for _ in self._read():
             pass
         return self.popen.wait(FAILSAFE_S)

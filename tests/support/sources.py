@@ -10,7 +10,7 @@ PACKAGES = ("chatrpc_process", "service", "gateway_http", "chatrpc_cli", "bench"
 
 
 def sources(*packages: str) -> Iterator[tuple[str, Path]]:
-    """Yield each module of these packages, by default of all of ours, as its name and its path."""
+    """Yield name and path of each module of these packages, by default of all our packages."""
     for package in packages or PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts

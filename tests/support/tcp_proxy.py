@@ -1,4 +1,4 @@
-"""A network between a client and a server, which can be cut without either being told."""
+"""A TCP proxy that can stop forwarding without closing its connections."""
 
 import asyncio
 from types import TracebackType
@@ -6,7 +6,7 @@ from typing import Self
 
 
 class TcpProxy:
-    """Passes on what either side sends; while frozen, nothing, not even that one has gone."""
+    """A proxy between a client and a server. While frozen, it forwards no bytes and no end."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
@@ -48,7 +48,7 @@ class TcpProxy:
         self._flowing.set()
 
     def cut(self) -> None:
-        """End every connection, so that both sides notice."""
+        """Abort all connections; both sides notice it."""
         for writer in self._writers:
             writer.transport.abort()
 

@@ -11,7 +11,7 @@ TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfo
 
 
 def save_model(path: Path, vocab_size: int) -> Path:
-    """A tiny model with random weights and a tokenizer of 300 tokens."""
+    """Save a tiny model with random weights and a tokenizer of 300 tokens. Return its path."""
     backend = byte_level()
     make: Any = PreTrainedTokenizerFast
     tokenizer = make(tokenizer_object=backend, eos_token="<|im_end|>", chat_template=TEMPLATE)

@@ -1,4 +1,4 @@
-"""Certificates in files, for tests of whatever serves under them."""
+"""Certificate files for tests of servers with TLS."""
 
 import os
 from datetime import datetime
@@ -12,7 +12,9 @@ from chatrpc_process.tls import TlsFiles
 
 def write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    os.utime(path, ns=(0, int.from_bytes(os.urandom(6), "big")))  # another time for certain
+    os.utime(
+        path, ns=(0, int.from_bytes(os.urandom(6), "big"))
+    )  # the modification time changes in any case
 
 
 def issue(
@@ -22,7 +24,7 @@ def issue(
     not_before: datetime | None = None,
     not_after: datetime | None = None,
 ) -> TlsFiles:
-    """Write a new certificate for `localhost` and its key; return where."""
+    """Write a new certificate for `localhost` and its key. Return their paths."""
     certificate = ca.issue_cert(
         "localhost", "127.0.0.1", not_before=not_before, not_after=not_after
     )
@@ -33,7 +35,7 @@ def issue(
 
 
 def lock(key: Path) -> None:
-    """Put a passphrase on it."""
+    """Encrypt the key with a passphrase."""
     locked = serialization.load_pem_private_key(key.read_bytes(), None).private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,

@@ -1,4 +1,4 @@
-"""What a recorded request finds behind the wire. Plain values, without imports of the packages."""
+"""Recorded requests and the setup that each needs, as values without imports of our packages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ Failure = Literal[
     "unforeseen",
 ]
 
-SECRET = "sk-chatrpc-wire"  # noqa: S105  # the key of the file of keys that a setup may ask for
+SECRET = "sk-chatrpc-wire"  # noqa: S105  # the key of a setup with `has_keys`
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The service and the engine that answer one request. Each request gets new ones.
+    """The service and the engine for one request. Each request gets new ones.
 
     Attributes:
         outputs: The generated texts. Sequence `i` of a request, over all its prompts, generates
@@ -28,14 +28,14 @@ class Setup:
             The request's `max_tokens` and stop tokens end a sequence earlier.
         tokens_per_step: The number of tokens in one output of the engine.
         num_cached_tokens: The number of prompt tokens that come from the prefix cache.
-        refusal: The engine has no room for the request and fails with this.
-        failure: The engine fails with this after `fails_after` steps.
+        rejection: The engine rejects the request with this error.
+        failure: The engine fails with this error after `fails_after` steps.
         state: The state of the service. If it is "unreachable", nothing listens on its port.
         tools: The tool format of the model, a value of `ToolFormat`.
         reasoning: The reasoning format of the model, a value of `ReasoningFormat`.
-        has_grammars: Whether the model can follow grammars.
-        has_keys: Whether the service and the gateway ask for the API key `SECRET`, which may use
-            the model `fake` only.
+        has_grammars: True if the model supports grammars.
+        has_keys: True if the service and the gateway require the API key `SECRET`, which may use
+            only the model `fake`.
         key_limits: Further lines of the key's entry in the file of keys, which is TOML.
         gateway: Options of the gateway.
     """
@@ -43,7 +43,7 @@ class Setup:
     outputs: tuple[str, ...] = ("Hello, world!",)
     tokens_per_step: int = 4
     num_cached_tokens: int = 0
-    refusal: Failure | None = None
+    rejection: Failure | None = None
     failure: Failure | None = None
     fails_after: int = 0
     state: State = "serving"

@@ -1,4 +1,4 @@
-"""Sends one request and writes the whole response as text, all that varies replaced."""
+"""Send a request and return the whole response as text, with placeholders for varying values."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from chatrpc.v1 import (
 from tests.wire.cases import GrpcCall, HttpRequest
 from tests.wire.support import MODEL_CREATED, running_gateway, running_service
 
-# The descriptors of all messages, those of error details included, are in protobuf's pool.
+# These imports add all messages, also those of error details, to protobuf's pool.
 _LOADED = (
     chat_service_pb2,
     completion_service_pb2,
@@ -35,7 +35,7 @@ _LOADED = (
 _TIMEOUT_S = 300
 _LONG_LINE = 100
 
-# What differs between two runs, and its name in a recording. Within one response, equal values get
+# Values that vary between two runs, and their names in a recording. Equal values in a response get
 # equal placeholders: the first is `{name}`, a second value is `{name 2}`. Nothing else is replaced.
 _VARYING = (
     ("completion id", re.compile(r"(?<=cmpl-)[0-9a-f]{32}")),
@@ -51,7 +51,7 @@ _VARYING = (
 
 
 async def http_response(request: HttpRequest) -> str:
-    """The status line, the headers but `date`, and the body of the response to `request`."""
+    """Return status line, headers (without `date`) and body of the response to `request`."""
     content = request.content
     headers = {"accept-encoding": "identity"}
     if content is None and request.json is not None:
@@ -73,18 +73,18 @@ async def http_response(request: HttpRequest) -> str:
 
 
 def _headers(response: httpx.Response, body_length: int) -> Iterator[str]:
-    """A line for each header but `date`, in the order in which they came."""
+    """Yield a line for each header but `date`, in the order of the response."""
     for name, value in response.headers.multi_items():
         if name == "content-length" and int(value) == body_length:
-            yield f"{name}: {{length of the body}}"  # which the lengths of varying values change
-        elif name == "allow":  # made from a set of methods, whose order differs between processes
+            yield f"{name}: {{length of the body}}"  # the lengths of varying values change it
+        elif name == "allow":  # the order of a set differs between processes
             yield f"{name}: {', '.join(sorted(value.split(', ')))}"
         elif name != "date":
             yield f"{name}: {value}"
 
 
 async def grpc_response(call: GrpcCall) -> str:
-    """The messages, the status with its details, and the metadata of the response to `call`."""
+    """Return messages, status, details and metadata of the response to `call`."""
     async with (
         running_service(call.setup) as target,
         grpc.aio.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel,
@@ -96,7 +96,7 @@ async def grpc_response(call: GrpcCall) -> str:
             async for message in done:
                 lines += ["", "message:", _text(message)]
         except grpc.aio.AioRpcError:
-            pass  # the call has its status
+            pass  # the status is read from the call
         code, details = await done.code(), await done.details()
         lines += ["", f"status: {code.name}", f"details: {details}"]
         lines += ["", "trailing metadata:", *_metadata(await done.trailing_metadata())]
@@ -104,7 +104,7 @@ async def grpc_response(call: GrpcCall) -> str:
 
 
 def _started(channel: grpc.aio.Channel, call: GrpcCall) -> Any:
-    """The running call, read as a stream of messages: a unary call is a stream of one."""
+    """Start the call as a stream of messages. A unary call is a stream of one message."""
     service, method = call.method.split("/")
     serialize: Callable[[Any], bytes] = bytes
     deserialize: Callable[[bytes], Any] = bytes
@@ -123,7 +123,7 @@ def _started(channel: grpc.aio.Channel, call: GrpcCall) -> Any:
 
 
 def _metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> list[str]:
-    """A line for each entry, sorted by key: gRPC does not keep the order of different keys."""
+    """Return a line for each entry, sorted by key: gRPC does not keep the order of keys."""
     lines = []
     for key, value in sorted(metadata or (), key=lambda entry: entry[0]):
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
@@ -141,10 +141,10 @@ def _text(message: Message | bytes) -> str:
 
 
 def folded(body: str) -> str:
-    r"""The body, its long lines of JSON broken after commas by a backslash and a line feed.
+    r"""Break long lines of JSON after commas, by a backslash and a line feed.
 
-    So a recording and its differences can be read. No JSON has a backslash before a line feed, so
-    two bodies are equal if and only if they are equal in this form.
+    So recordings and their differences are readable. No JSON has a backslash before a line feed.
+    So two bodies are equal if and only if they are equal in this form.
     """
     return "\n".join(
         re.sub(r',(?=["{])', ",\\\n", line) if len(line) > _LONG_LINE else line
@@ -153,7 +153,7 @@ def folded(body: str) -> str:
 
 
 def without_varying(text: str) -> str:
-    """Replace all that differs between two runs by placeholders."""
+    """Replace values that differ between two runs by placeholders."""
     names: dict[tuple[str, str], str] = {}
 
     def placeholder(kind: str, value: str) -> str:

@@ -45,7 +45,7 @@ def _chat(
     metadata: Metadata = (),
     **fields: Any,
 ) -> list[GrpcCall]:
-    """A chat completion, whole and as a stream: the least that a request needs and `fields`."""
+    """Return a chat completion, unary and streamed, with the required fields and `fields`."""
     params = {"params": {"model": "fake", "messages": [_USER], **fields}}
     methods = {"": "CreateChatCompletion", "_streamed": "StreamChatCompletion"}
     return [
@@ -59,7 +59,7 @@ def _text(
     setup: Setup = _DEFAULT,
     **fields: Any,
 ) -> list[GrpcCall]:
-    """A text completion, whole and as a stream."""
+    """Return a text completion, unary and streamed."""
     params = {"params": {"model": "fake", "prompts": [{"text": "Say:"}], **fields}}
     methods = {"": "CreateCompletion", "_streamed": "StreamCompletion"}
     return [
@@ -113,9 +113,9 @@ _CHATS = [
         "context_length_exceeded",
         messages=[{"role": "ROLE_USER", "content": [{"text": "x" * 1500}]}],
     ),
-    *_chat("queue_full", Setup(refusal="queue_full")),
-    *_chat("queue_share", Setup(refusal="queue_share")),
-    *_chat("engine_dead", Setup(refusal="engine_dead")),
+    *_chat("queue_full", Setup(rejection="queue_full")),
+    *_chat("queue_share", Setup(rejection="queue_share")),
+    *_chat("engine_dead", Setup(rejection="engine_dead")),
     *_chat("engine_dies", Setup(failure="engine_dead", fails_after=2)),
     *_chat("step_fails", Setup(failure="step_failed", fails_after=1)),
     *_chat("deadline_passes", Setup(failure="deadline", fails_after=1)),

@@ -50,14 +50,14 @@ def _chat(
     headers: dict[str, str] | None = None,
     **fields: Any,
 ) -> HttpRequest:
-    """A chat completion: the least that a request needs and `fields`, but those `_ABSENT`."""
+    """Return a chat completion with the required fields and `fields`, without those `_ABSENT`."""
     body = {"model": "fake", "messages": [_USER], **fields}
     sent = {key: value for key, value in body.items() if value is not _ABSENT}
     return _post(f"chat_{name}", "/v1/chat/completions", sent, setup, headers)
 
 
 def _chat_both(name: str, setup: Setup = _DEFAULT, **fields: Any) -> list[HttpRequest]:
-    """A chat completion, whole and as a stream."""
+    """Return a chat completion, whole and streamed."""
     return [
         _chat(name, setup, **fields),
         _chat(f"{name}_streamed", setup, **fields, stream=True),
@@ -69,14 +69,14 @@ def _text(
     setup: Setup = _DEFAULT,
     **fields: Any,
 ) -> HttpRequest:
-    """A text completion."""
+    """Return a text completion."""
     body = {"model": "fake", "prompt": "Say:", **fields}
     sent = {key: value for key, value in body.items() if value is not _ABSENT}
     return _post(f"text_{name}", "/v1/completions", sent, setup)
 
 
 def _text_both(name: str, setup: Setup = _DEFAULT, **fields: Any) -> list[HttpRequest]:
-    """A text completion, whole and as a stream."""
+    """Return a text completion, whole and streamed."""
     return [
         _text(name, setup, **fields),
         _text(f"{name}_streamed", setup, **fields, stream=True),
@@ -93,7 +93,7 @@ def _get(
 
 
 def _raw(name: str, content: bytes, **headers: str) -> HttpRequest:
-    """A chat completion whose body and headers are as given."""
+    """Return a chat completion with exactly this body and these headers."""
     named = {key.replace("_", "-"): value for key, value in headers.items()}
     return HttpRequest(name, "POST", "/v1/chat/completions", content=content, headers=named)
 
@@ -326,11 +326,11 @@ _CHAT_ERRORS = [
         messages=[{"role": "user", "content": "x" * 1500}],
         stream=True,
     ),
-    _chat("queue_full", Setup(refusal="queue_full")),
-    _chat("queue_full_streamed", Setup(refusal="queue_full"), stream=True),
-    _chat("queue_share", Setup(refusal="queue_share")),
-    _chat("engine_dead", Setup(refusal="engine_dead")),
-    _chat("engine_dead_streamed", Setup(refusal="engine_dead"), stream=True),
+    _chat("queue_full", Setup(rejection="queue_full")),
+    _chat("queue_full_streamed", Setup(rejection="queue_full"), stream=True),
+    _chat("queue_share", Setup(rejection="queue_share")),
+    _chat("engine_dead", Setup(rejection="engine_dead")),
+    _chat("engine_dead_streamed", Setup(rejection="engine_dead"), stream=True),
     _chat("engine_dies", Setup(failure="engine_dead", fails_after=2)),
     _chat("engine_dies_streamed", Setup(failure="engine_dead", fails_after=2), stream=True),
     _chat("step_fails", Setup(failure="step_failed")),
@@ -377,7 +377,7 @@ _TEXTS = [
         "options", truncate_prompt_tokens=2, add_special_tokens=False, echo=True, user="me", seed=1
     ),
     _text("engine_dies_streamed", Setup(failure="engine_dead", fails_after=1), stream=True),
-    _text("queue_full", Setup(refusal="queue_full")),
+    _text("queue_full", Setup(rejection="queue_full")),
     _text("suffix", suffix="end"),
     _text("best_of_too_large", best_of=3),
     _text("prompt_absent", prompt=_ABSENT),

@@ -1,7 +1,7 @@
-"""Writes the recordings anew: `python -m tests.wire.record`, or only those named as arguments.
+"""Write the recordings: all of them, or those named as arguments of `python -m tests.wire.record`.
 
-Names are such as `http/chat_whole`. Recordings without a request are removed. Read the differences
-with `git diff` before you commit them: each is a change that clients see.
+A name is for example `http/chat_whole`. Recordings without a request are removed. Read `git diff`
+before you commit: each difference is a change that clients see.
 """
 
 import asyncio

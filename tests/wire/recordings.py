@@ -1,4 +1,4 @@
-"""The recorded responses: where they are, and which request each belongs to."""
+"""The recorded responses: their files, and the request of each."""
 
 from pathlib import Path
 
@@ -16,24 +16,24 @@ REQUESTS: dict[str, HttpRequest | GrpcCall] = {
 
 
 async def response(request: HttpRequest | GrpcCall) -> str:
-    """The whole response to `request` as text, from a service and a gateway started for it."""
+    """Start a service and a gateway, and return the whole response to `request` as text."""
     if isinstance(request, HttpRequest):
         return await http_response(request)
     return await grpc_response(request)
 
 
 def recorded_names() -> set[str]:
-    """The names of all recordings that there are."""
+    """Return the names of all recordings."""
     return {str(path.relative_to(_DIRECTORY).with_suffix("")) for path in _DIRECTORY.rglob("*.txt")}
 
 
 def recorded(name: str) -> str:
-    """The recording of the request called `name`. Raises FileNotFoundError if there is none."""
+    """Return the recording of the request `name`. Raise FileNotFoundError if there is none."""
     return _path(name).read_bytes().decode()
 
 
 def record(name: str, text: str) -> None:
-    """Write the recording of the request called `name`."""
+    """Write the recording of the request `name`."""
     _path(name).parent.mkdir(parents=True, exist_ok=True)
     _path(name).write_bytes(text.encode())
 

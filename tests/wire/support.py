@@ -1,7 +1,7 @@
-"""The running product as the recorded requests need it.
+"""The running service and gateway that the recorded requests need.
 
 This is the only module of these tests that imports `service` or `gateway_http`. It uses only their
-public constructors, so a change inside them needs changes here at most.
+public constructors, so a change inside them needs no change of the other modules.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ _CARD = ModelCard(
 
 @asynccontextmanager
 async def running_service(setup: Setup) -> AsyncIterator[str]:
-    """The gRPC service of `setup`; yields its address."""
+    """Run the gRPC service of `setup`. Yield its address."""
     if setup.state == "unreachable":
         with _closed_port() as port:
             yield f"127.0.0.1:{port}"
@@ -87,7 +87,7 @@ async def running_service(setup: Setup) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def running_gateway(setup: Setup, upstream: str) -> AsyncIterator[str]:
-    """The gateway of `setup` in front of the service at `upstream`; yields its URL."""
+    """Run the gateway of `setup` in front of the service at `upstream`. Yield its URL."""
     with _keys_file(setup) as keys:
         settings = Settings(
             **{
@@ -117,9 +117,9 @@ async def running_gateway(setup: Setup, upstream: str) -> AsyncIterator[str]:
 class _ScriptedEngine(FakeEngine):
     """Generates the outputs of a setup.
 
-    The outputs of several requests, such as the prompts of one text completion, come in turns: one
-    step of each, in the order in which the requests came. So they are the same in each run. No two
-    steps are merged, since each is computed when its consumer asks for it.
+    Several requests, for example the prompts of one text completion, take turns: one step of each,
+    in the order of the requests. So the outputs are the same in each run. Steps are not merged,
+    since each is computed when its consumer requests it.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -128,10 +128,10 @@ class _ScriptedEngine(FakeEngine):
         self._waiting: list[object] = []  # requests in progress; the first has its turn
         self._turn_changed = asyncio.Event()
         self._num_sequences = 0
-        if setup.refusal is not None:
-            error = _FAILURES[setup.refusal]()
+        if setup.rejection is not None:
+            error = _FAILURES[setup.rejection]()
             assert isinstance(error, ChatrpcError)
-            self.no_room = error
+            self.reserve_error = error
 
     async def generate(
         self, request: Request, *, is_reserved: bool = False
@@ -237,7 +237,7 @@ def _keys_file(setup: Setup) -> Iterator[Path | None]:
 
 @contextmanager
 def _closed_port() -> Iterator[int]:
-    """A port that is taken and on which nothing listens."""
+    """Yield a port that is bound but does not listen."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The form in which responses are recorded."""
+"""The format of recorded responses."""
 
 from tests.wire.exchange import folded, without_varying
 

@@ -1,6 +1,6 @@
-"""Both wires return what they returned when the responses were recorded.
+"""Responses of gRPC and HTTP equal the recorded ones.
 
-If a change of a response is intended, write the recordings anew: `python -m tests.wire.record`.
+If a change of a response is intended, write new recordings: `python -m tests.wire.record`.
 """
 
 import difflib

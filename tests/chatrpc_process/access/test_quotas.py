@@ -54,9 +54,9 @@ def use(quotas: Quotas, key: Key, num_tokens: int) -> None:
 
 
 def left(quotas: Quotas, key: Key) -> int:
-    standing = quotas.tokens(key)
-    assert standing is not None
-    return standing.remaining
+    state = quotas.tokens(key)
+    assert state is not None
+    return state.remaining
 
 
 def test_key_without_limits_is_never_rejected(quotas: Quotas) -> None:
@@ -71,10 +71,10 @@ def test_requests_refill_evenly(quotas: Quotas, clock: Clock) -> None:
     key = make_key(requests_per_minute=6)
     for remaining in (5, 4, 3, 2, 1, 0):
         with quotas.admit(key, ONE):
-            standing = quotas.requests(key)
-            assert standing is not None
-            assert (standing.limit, standing.remaining) == (6, remaining)
-            assert standing.reset_s == pytest.approx(10.0 * (6 - remaining))
+            state = quotas.requests(key)
+            assert state is not None
+            assert (state.limit, state.remaining) == (6, remaining)
+            assert state.reset_s == pytest.approx(10.0 * (6 - remaining))
     error = refusal(quotas, key)
     assert (error.what, error.limit) == ("requests", 6)
     assert error.retry_after_s == pytest.approx(10.0)
@@ -149,10 +149,10 @@ def test_debt_is_paid_before_the_next_request(quotas: Quotas, clock: Clock) -> N
     error = refusal(quotas, key, cost(1))
     assert error.what == "tokens"
     assert error.retry_after_s == pytest.approx(41.0)
-    standing = quotas.tokens(key)
-    assert standing is not None
-    assert standing.remaining == 0
-    assert standing.reset_s == pytest.approx(100.0)
+    state = quotas.tokens(key)
+    assert state is not None
+    assert state.remaining == 0
+    assert state.reset_s == pytest.approx(100.0)
     clock.now_s += 41.0
     use(quotas, key, 1)
 
@@ -197,9 +197,9 @@ def test_rejected_request_costs_nothing(quotas: Quotas) -> None:
     use(quotas, key, 2)
     for _ in range(10):
         assert refusal(quotas, key, cost(1)).what == "tokens"
-    standing = quotas.requests(key)
-    assert standing is not None
-    assert standing.remaining == 4
+    state = quotas.requests(key)
+    assert state is not None
+    assert state.remaining == 4
 
 
 def test_request_without_tokens_needs_none(quotas: Quotas) -> None:
@@ -327,9 +327,9 @@ class Interleavings(RuleBasedStateMachine):
 
     @invariant()
     def waits_and_debts_are_bounded(self) -> None:
-        standing = self.quotas.tokens(self.key)
-        assert standing is not None
-        assert standing.reset_s <= 180
+        state = self.quotas.tokens(self.key)
+        assert state is not None
+        assert state.reset_s <= 180
         assert getattr(self, "retry_after_s", 1) <= 180
 
     def teardown(self) -> None:

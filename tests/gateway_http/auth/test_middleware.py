@@ -19,10 +19,10 @@ from tests.fakes.chat_service import (
     PROMPT_TOKENS,
     Admit,
     Call,
+    Delta,
     FakeService,
     Finish,
     Hold,
-    Say,
     model,
 )
 from tests.fakes.wait import until
@@ -203,7 +203,7 @@ async def test_client_that_leaves_a_stream_is_charged_what_was_generated(
     keys: Path, service: FakeService, body: dict[str, Any]
 ) -> None:
     write(keys, key(SECRET, "tokens_per_minute = 100", "max_concurrent_requests = 1"))
-    service.script = [Admit(), Say("Hello", num_tokens=90), Hold()]
+    service.script = [Admit(), Delta("Hello", num_tokens=90), Hold()]
     async with client(keys, service) as http:
         async with RawClient(str(http.base_url)) as raw:
             await raw.post(body | {"stream": True}, headers=BEARER)
@@ -242,7 +242,7 @@ async def test_requests_at_once_use_no_more_than_the_limit_and_one_request(
     keys: Path, service: FakeService, body: dict[str, Any], is_streamed: bool
 ) -> None:
     write(keys, key(SECRET, "tokens_per_minute = 50"))
-    service.script = [Admit(), Hold(), Say("x", num_tokens=93), Finish()]
+    service.script = [Admit(), Hold(), Delta("x", num_tokens=93), Finish()]
     async with client(keys, service) as http:
         asked = body | {"max_tokens": 93, "stream": is_streamed}
         answers = [asyncio.ensure_future(http.post(CHAT, json=asked)) for _ in range(24)]
@@ -260,7 +260,7 @@ async def test_requests_below_the_limit_are_served_at_once(
 ) -> None:
     """Sixteen workers that set no output limit."""
     write(keys, key(SECRET, "tokens_per_minute = 20000"))
-    service.script = [Admit(), Hold(), Say("x"), Finish()]
+    service.script = [Admit(), Hold(), Delta("x"), Finish()]
     async with client(keys, service) as http:
         answers = [asyncio.ensure_future(http.post(CHAT, json=body)) for _ in range(16)]
         await service.called(16)
@@ -481,7 +481,7 @@ async def test_limits_hold_for_all_of_a_keys_requests_together(
     keys: Path, service: FakeService, body: dict[str, Any]
 ) -> None:
     write(keys, key(SECRET, "max_concurrent_requests = 3") + key(OTHER, name="two"))
-    service.script = [Admit(), Hold(), Say("x")]
+    service.script = [Admit(), Hold(), Delta("x")]
     async with client(keys, service) as http:
         mine = [asyncio.ensure_future(http.post(CHAT, json=body)) for _ in range(8)]
         await until(lambda: sum(task.done() for task in mine) == 5)

@@ -24,7 +24,7 @@ from gateway_http.protocol.error import ApiError
 from gateway_http.routes.chat import CHAT as CHAT_OPERATION
 from gateway_http.routes.completions import COMPLETIONS
 from gateway_http.routes.generation import Operation
-from tests.fakes.chat_service import Admit, FakeService, Finish, Hold, Say
+from tests.fakes.chat_service import Admit, Delta, FakeService, Finish, Hold
 from tests.fakes.wait import until
 from tests.gateway_http.compression import COMPRESS
 from tests.support.api_keys import SECRET, key, write
@@ -430,7 +430,7 @@ async def test_large_body_of_a_client_that_disconnects_makes_no_call(
 async def test_large_body_counts_until_its_response_has_ended(
     service: FakeService, body: dict[str, Any], is_streamed: bool
 ) -> None:
-    service.script = [Admit(), Hold(), Say("x"), Finish()]
+    service.script = [Admit(), Hold(), Delta("x"), Finish()]
     async with started(upstream=service.target) as (server, url):
         app: Any = server.config.app
         bodies: Bodies = app.state.bodies

@@ -10,7 +10,7 @@ import pytest
 from gateway_http.http.head_limits import MAX_HEAD_BYTES
 from gateway_http.metrics import Metrics
 from gateway_http.server import Server
-from tests.fakes.chat_service import Admit, FakeService, Hold, Say
+from tests.fakes.chat_service import Admit, Delta, FakeService, Hold
 from tests.support.gateway import started
 from tests.support.raw_http import RawClient
 
@@ -227,7 +227,7 @@ async def test_body_of_tiny_chunks_is_served(
 async def test_fault_during_a_response_does_not_become_a_part_of_it(
     url: str, service: FakeService, body: dict[str, Any]
 ) -> None:
-    service.script = [Admit(), Say("Hello"), Hold()]
+    service.script = [Admit(), Delta("Hello"), Hold()]
     async with RawClient(url) as client:
         await client.post(body | {"stream": True})
         await client.read_until(b"Hello")

@@ -10,7 +10,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from tests.fakes.chat_service import Admit, Fail, FakeService, Hold, Say
+from tests.fakes.chat_service import Admit, Delta, Fail, FakeService, Hold
 from tests.fakes.wait import until
 from tests.support.api_keys import key, write
 from tests.support.gateway import checking_service, metric, serving
@@ -149,7 +149,7 @@ async def test_log_line_of_a_stream_that_fails_has_the_reason(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
 ) -> None:
     fail = Fail(grpc.StatusCode.INTERNAL, reason="STEP_FAILED")
-    service.script = [Admit(), Say("Hello"), fail]
+    service.script = [Admit(), Delta("Hello"), fail]
     with capture_logs() as logs:
         await http.post(CHAT, json=body | {"stream": True})
         (line,) = await finished(logs)
@@ -159,7 +159,7 @@ async def test_log_line_of_a_stream_that_fails_has_the_reason(
 async def test_log_line_of_a_client_that_left_has_the_reason(
     url: str, service: FakeService, body: dict[str, Any]
 ) -> None:
-    service.script = [Admit(), Say("Hello"), Hold()]
+    service.script = [Admit(), Delta("Hello"), Hold()]
     with capture_logs() as logs:
         async with RawClient(url) as client:
             await client.post(body | {"stream": True})

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from chatrpc.v1 import chat_pb2
-from tests.fakes.chat_service import Admit, Fail, FakeService, Finish, Hold, Say
+from tests.fakes.chat_service import Admit, Delta, Fail, FakeService, Finish, Hold
 from tests.gateway_http.routes.stream_events import events
 from tests.support.gateway import metric, serving
 from tests.support.raw_http import RawClient
@@ -60,7 +60,7 @@ async def test_deadline_and_request_reach_the_service(
 async def test_head_is_not_sent_before_admission(
     pinging_url: str, service: FakeService, body: dict[str, Any]
 ) -> None:
-    service.script = [Hold(), Admit(), Say("Hello"), Finish()]
+    service.script = [Hold(), Admit(), Delta("Hello"), Finish()]
     async with RawClient(pinging_url) as client:
         await client.post(body | {"stream": True})
         await service.called()
@@ -74,7 +74,7 @@ async def test_head_is_not_sent_before_admission(
 async def test_pings_until_the_first_token_and_between_tokens(
     pinging_url: str, service: FakeService, body: dict[str, Any]
 ) -> None:
-    service.script = [Admit(), Hold(), Say("Hello"), Finish()]
+    service.script = [Admit(), Hold(), Delta("Hello"), Finish()]
     async with RawClient(pinging_url) as client:
         await client.post(body | {"stream": True})
         head = await client.read_until(b"\r\n\r\n")
@@ -90,7 +90,7 @@ async def test_error_after_the_head_is_an_event_and_the_end(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any], admitted: bool
 ) -> None:
     fail = Fail(grpc.StatusCode.DEADLINE_EXCEEDED, "Too late.", "DEADLINE")
-    service.script = [Admit(), Say("Hello"), fail] if admitted else [Say("Hello"), fail]
+    service.script = [Admit(), Delta("Hello"), fail] if admitted else [Delta("Hello"), fail]
     answer = await http.post(PATH, json=body | {"stream": True})
     assert answer.status_code == 200
     *_, error, done = events(answer.text)
@@ -108,7 +108,7 @@ async def test_error_after_the_head_is_an_event_and_the_end(
 async def test_service_that_dies_mid_stream(
     url: str, service: FakeService, body: dict[str, Any]
 ) -> None:
-    service.script = [Admit(), Say("Hello"), Hold()]
+    service.script = [Admit(), Delta("Hello"), Hold()]
     async with RawClient(url) as client:
         await client.post(body | {"stream": True})
         await client.read_until(b"Hello")
@@ -122,7 +122,7 @@ async def test_unexpected_error_in_a_stream_is_an_event(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
 ) -> None:
     """A finish reason of a newer proto cannot be converted, so the client gets an error."""
-    service.script = [Say("Hello"), Finish(reason=99)]  # type: ignore[arg-type]  # of the future
+    service.script = [Delta("Hello"), Finish(reason=99)]  # type: ignore[arg-type]  # of the future
     answer = await http.post(PATH, json=body | {"stream": True})
     *_, error, done = events(answer.text)
     assert done == "[DONE]"
@@ -144,7 +144,7 @@ async def test_refusal_after_a_long_wait_is_still_a_status(
 async def test_call_rejected_by_a_full_replica_is_retried(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any], stream: bool
 ) -> None:
-    service.first_refusals = 2
+    service.num_rejections = 2
     answer = await http.post(PATH, json=body | {"stream": stream})
     assert answer.status_code == 200
     assert len(service.calls) == 3
@@ -154,8 +154,8 @@ async def test_call_rejected_by_a_full_replica_is_retried(
 async def test_call_cancelled_by_a_stopping_replica_is_retried(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any], stream: bool
 ) -> None:
-    service.first_refusals = 2
-    service.refusal = Fail(grpc.StatusCode.CANCELLED)  # gRPC's own: it has no reason
+    service.num_rejections = 2
+    service.rejection = Fail(grpc.StatusCode.CANCELLED)  # gRPC's own: it has no reason
     answer = await http.post(PATH, json=body | {"stream": stream})
     assert answer.status_code == 200
     assert len(service.calls) == 3
@@ -165,7 +165,7 @@ async def test_call_cancelled_by_a_stopping_replica_is_retried(
 async def test_long_request_is_retried(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any], stream: bool
 ) -> None:
-    service.first_refusals = 2
+    service.num_rejections = 2
     long = [{"role": "user", "content": "word " * 400_000}]
     answer = await http.post(PATH, json=body | {"stream": stream, "messages": long})
     assert answer.status_code == 200
@@ -199,7 +199,7 @@ async def test_deadline_that_passes_is_504(service: FakeService, body: dict[str,
 async def test_two_choices_and_their_usage(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
 ) -> None:
-    service.script = [Admit(), Say("b", index=1), Say("a"), Finish(), Finish(index=1)]
+    service.script = [Admit(), Delta("b", index=1), Delta("a"), Finish(), Finish(index=1)]
     wanted = {"stream": True, "n": 2, "stream_options": {"include_usage": True}}
     answer = await http.post(PATH, json=body | wanted)
     *chunks, usage, _ = events(answer.text)
@@ -213,7 +213,7 @@ async def test_large_answer_passes(
 ) -> None:
     """The response is larger than 4 MiB, gRPC's default limit."""
     text = "x" * (5 << 20)
-    service.script = [Say(delta=chat_pb2.Delta(content=text)), Finish()]
+    service.script = [Delta(delta=chat_pb2.Delta(content=text)), Finish()]
     answer = await http.post(PATH, json=body)
     assert answer.json()["choices"][0]["message"]["content"] == text
 

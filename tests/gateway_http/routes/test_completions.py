@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from chatrpc.v1 import chat_pb2, completion_pb2
-from tests.fakes.chat_service import MODEL, Admit, Fail, FakeService, Finish, Hold, Piece, Say
+from tests.fakes.chat_service import MODEL, Admit, Delta, Fail, FakeService, Finish, Hold, Piece
 from tests.gateway_http.routes.stream_events import events
 from tests.support.raw_http import RawClient
 
@@ -39,7 +39,7 @@ async def test_unary_request_returns_the_completion(http: httpx.AsyncClient, pat
 async def test_streamed_request_sends_events_until_done(
     http: httpx.AsyncClient, service: FakeService
 ) -> None:
-    service.script = [Admit(), Say("a", index=1), Say("b"), Finish(), Finish(index=1)]
+    service.script = [Admit(), Delta("a", index=1), Delta("b"), Finish(), Finish(index=1)]
     *pieces, done = events((await http.post("/v1/completions", json=BODY | {"stream": True})).text)
     assert done == "[DONE]"
     assert [(p["choices"][0]["index"], p["choices"][0]["text"]) for p in pieces] == [
@@ -68,7 +68,7 @@ async def test_error_after_the_head_is_an_event(
     http: httpx.AsyncClient, service: FakeService
 ) -> None:
     fail = Fail(grpc.StatusCode.DEADLINE_EXCEEDED, "Too late.", "DEADLINE")
-    service.script = [Admit(), Say("Hello"), fail]
+    service.script = [Admit(), Delta("Hello"), fail]
     answer = await http.post("/v1/completions", json=BODY | {"stream": True})
     *_, error, done = events(answer.text)
     assert (error["error"]["code"], done) == ("timeout", "[DONE]")

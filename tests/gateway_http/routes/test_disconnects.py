@@ -5,13 +5,13 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fakes.chat_service import Admit, FakeService, Hold, Say, Step
+from tests.fakes.chat_service import Admit, Delta, FakeService, Hold, Step
 from tests.support.gateway import metric
 from tests.support.raw_http import RawClient
 
 WAITING_IN_THE_QUEUE: list[Step] = [Hold()]
 BEFORE_THE_FIRST_TOKEN: list[Step] = [Admit(), Hold()]
-MID_STREAM: list[Step] = [Admit(), Say("Hello"), Hold()]
+MID_STREAM: list[Step] = [Admit(), Delta("Hello"), Hold()]
 
 ROUTE = {"route": "/v1/chat/completions"}
 

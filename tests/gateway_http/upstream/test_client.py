@@ -23,7 +23,7 @@ from service.generation.local_backend import locally_served
 from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
-from tests.fakes.chat_service import Admit, Fail, FakeService, Finish, Hold, Say
+from tests.fakes.chat_service import Admit, Delta, Fail, FakeService, Finish, Hold
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.support.gateway import serving
@@ -45,7 +45,7 @@ def test_every_channel_option_exists_in_grpc() -> None:
 
 
 async def test_silent_stream_yields_none_and_continues(service: FakeService) -> None:
-    service.script = [Admit(), Hold(), Say("Hello"), Finish()]
+    service.script = [Admit(), Hold(), Delta("Hello"), Finish()]
     upstream = Upstream(Connection(service.target))
     async with aclosing(
         upstream.stream(STREAM_CHAT_COMPLETION, REQUEST, OPTIONS, idle_s=0.01)
@@ -71,7 +71,7 @@ async def test_rejection_comes_before_the_first_item(service: FakeService) -> No
 
 
 async def test_closing_the_generator_cancels_the_call(service: FakeService) -> None:
-    service.script = [Say("Hello"), Hold()]
+    service.script = [Delta("Hello"), Hold()]
     upstream = Upstream(Connection(service.target))
     chunks = upstream.stream(STREAM_CHAT_COMPLETION, REQUEST, OPTIONS, idle_s=10)
     await anext(chunks)

@@ -23,7 +23,7 @@ from gateway_http.upstream.connection import Connection
 from gateway_http.upstream.registry import RegisteredModel
 from gateway_http.upstream.router import Router
 from gateway_http.upstream.rpcs import STREAM_CHAT_COMPLETION
-from tests.fakes.chat_service import MODEL, Fail, FakeService, Finish, Hold, Say
+from tests.fakes.chat_service import MODEL, Delta, Fail, FakeService, Finish, Hold
 from tests.fakes.wait import until
 from tests.gateway_http.replicas import replica
 from tests.support.gateway import metric, serving
@@ -213,7 +213,7 @@ async def test_missing_model_is_reported_under_its_registered_name(
 async def test_models_that_are_not_for_a_caller_are_left_out(
     tmp_path: Path, service: FakeService
 ) -> None:
-    service.model_refusal = Fail(grpc.StatusCode.UNAUTHENTICATED, "A key.", "UNAUTHENTICATED")
+    service.model_error = Fail(grpc.StatusCode.UNAUTHENTICATED, "A key.", "UNAUTHENTICATED")
     guarded = entry("guarded", service.target, f'upstream_model = "{MODEL}"')
     file = File(tmp_path, guarded, entry("away", NOWHERE))
     async with gateway(file) as http:
@@ -287,7 +287,7 @@ async def test_corrupt_change_keeps_the_last_entries(tmp_path: Path) -> None:
 
 
 async def test_channel_is_closed_after_its_last_call(service: FakeService) -> None:
-    service.script = [Say("Hello"), Hold(), Say("!"), Finish()]
+    service.script = [Delta("Hello"), Hold(), Delta("!"), Finish()]
     here, there = (
         RegisteredModel(Connection(target), "m", upstream_model=MODEL)
         for target in (service.target, NOWHERE)

@@ -10,7 +10,7 @@ from service.text.grammars import CompiledGrammars
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.support.grpc_server import CARD, Running, params
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 
 async def serve(
@@ -49,4 +49,4 @@ async def stream(running: Running, **fields: Any) -> list[chat_pb2.ChatCompletio
 
 async def rejected(running: Running, **fields: Any) -> Any:
     request = chat_service_pb2.CreateChatCompletionRequest(params=params(**fields))
-    return await refusal(running.chat.CreateChatCompletion(request))
+    return await rpc_error(running.chat.CreateChatCompletion(request))

@@ -31,7 +31,7 @@ from tests.service.rpc.raw_h2 import (
 )
 from tests.support.api_keys import SECRET, key, write
 from tests.support.grpc_server import Running, params, served
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 STREAM = "/chatrpc.v1.ChatService/StreamChatCompletion"
 CREATE = "/chatrpc.v1.ChatService/CreateChatCompletion"
@@ -74,7 +74,7 @@ async def check_is_served(running: Running) -> None:
 async def test_call_whose_request_never_arrives_times_out(method: str) -> None:
     timeouts = VariableTimeouts(receive_s=0.05)
     async with served(client_timeouts=timeouts) as running:
-        rejected = await refusal(begin(running, method, no_request))
+        rejected = await rpc_error(begin(running, method, no_request))
         assert rejected.code == grpc.StatusCode.DEADLINE_EXCEEDED
         assert rejected.reason == "DEADLINE"
         timeouts.receive_s = 60
@@ -83,7 +83,7 @@ async def test_call_whose_request_never_arrives_times_out(method: str) -> None:
 
 @pytest.mark.parametrize("method", [STREAM, CREATE])
 async def test_call_without_a_request_is_rejected(running: Running, method: str) -> None:
-    rejected = await refusal(begin(running, method, empty))
+    rejected = await rpc_error(begin(running, method, empty))
     assert rejected.code == grpc.StatusCode.INVALID_ARGUMENT
     assert rejected.fields == ["request"]
 
@@ -93,7 +93,7 @@ async def test_call_without_a_key_is_rejected_before_its_request_is_read(
     tmp_path: Path, method: str
 ) -> None:
     async with served(write(tmp_path / "keys.toml", key())) as running:
-        rejected = await refusal(begin(running, method, no_request))
+        rejected = await rpc_error(begin(running, method, no_request))
         assert rejected.code == grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -101,7 +101,7 @@ async def test_reflection_without_a_key_is_rejected(tmp_path: Path) -> None:
     async with served(write(tmp_path / "keys.toml", key())) as running:
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(running.channel)  # type: ignore[arg-type]
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        rejected = await refusal(stub.ServerReflectionInfo(iter([request])))
+        rejected = await rpc_error(stub.ServerReflectionInfo(iter([request])))
         assert rejected.code == grpc.StatusCode.UNAUTHENTICATED
         assert rejected.reason == "UNAUTHENTICATED"
         responses = stub.ServerReflectionInfo(iter([request]), metadata=(("x-api-key", SECRET),))
@@ -119,7 +119,7 @@ async def test_stream_that_is_not_read_ends_and_frees_its_sequence() -> None:
         await until(lambda: running.engine.num_running == 0)
         drain = asyncio.ensure_future(running.lifecycle.drain(0, 60))
         await asyncio.wait_for(drain, 60)  # no call is active
-        rejected = await refusal(call)  # a client that reads later receives the status
+        rejected = await rpc_error(call)  # a client that reads later receives the status
         assert rejected.code == grpc.StatusCode.DEADLINE_EXCEEDED
 
 

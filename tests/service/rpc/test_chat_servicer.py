@@ -17,7 +17,7 @@ from service.rpc.calls import initial_metadata
 from tests.fakes.tokenizer import EOS
 from tests.fakes.wait import until
 from tests.support.grpc_server import Running, params
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 
 def unary(**fields: Any) -> chat_service_pb2.CreateChatCompletionRequest:
@@ -191,9 +191,9 @@ async def test_cancelled_call_after_admission_metadata_frees_its_generation(
 async def test_rejected_stream_has_no_admission_metadata(
     running: Running, error: QueueFull, code: grpc.StatusCode, reason: str
 ) -> None:
-    running.engine.refusal = error
+    running.engine.generate_error = error
     call = running.chat.StreamChatCompletion(stream())
-    rejected = await refusal(call)
+    rejected = await rpc_error(call)
     assert (rejected.code, rejected.reason) == (code, reason)
     # None were sent, so a client may retry on another replica.
     assert "chatrpc-admitted" not in dict(await call.initial_metadata())
@@ -203,7 +203,7 @@ async def test_stream_of_a_dead_engine_ends_with_its_reason(running: Running) ->
     running.engine.script = [TokenOutput((ord("a"),)), EngineDead()]
     call = running.chat.StreamChatCompletion(stream())
     seen: list[chat_service_pb2.StreamChatCompletionResponse] = []
-    rejected = await refusal(call, seen)
+    rejected = await rpc_error(call, seen)
     assert [r.chunk.choices[0].delta.content for r in seen] == ["a"]
     assert (rejected.code, rejected.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_DEAD")
 
@@ -211,7 +211,7 @@ async def test_stream_of_a_dead_engine_ends_with_its_reason(running: Running) ->
 async def test_internal_error_hides_its_text(running: Running) -> None:
     running.engine.script = [RuntimeError("secret path /etc/passwd")]
     call = running.chat.CreateChatCompletion(unary(), metadata=(("x-request-id", "req-7"),))
-    rejected = await refusal(call)
+    rejected = await rpc_error(call)
     assert rejected.code == grpc.StatusCode.INTERNAL
     assert rejected.reason == "INTERNAL"
     assert "secret" not in rejected.message
@@ -255,30 +255,30 @@ async def test_deadline_of_the_call_ends_the_generation(running: Running) -> Non
 
 
 async def test_missing_or_unknown_model_is_rejected(running: Running) -> None:
-    missing = await refusal(running.chat.CreateChatCompletion(unary(model="")))
+    missing = await rpc_error(running.chat.CreateChatCompletion(unary(model="")))
     assert (missing.code, missing.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MISSING_FIELD")
     assert missing.fields == ["model"]
-    unknown = await refusal(running.chat.CreateChatCompletion(unary(model="gpt-9")))
+    unknown = await rpc_error(running.chat.CreateChatCompletion(unary(model="gpt-9")))
     assert (unknown.code, unknown.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
     assert unknown.metadata == {"model": "gpt-9"}
 
 
 async def test_error_of_the_template_names_the_messages(running: Running) -> None:
-    rejected = await refusal(running.chat.CreateChatCompletion(unary(text="refuse me")))
+    rejected = await rpc_error(running.chat.CreateChatCompletion(unary(text="refuse me")))
     assert rejected.reason == "TEMPLATE_REFUSED"
     assert rejected.fields == ["messages"]
 
 
 async def test_prompt_that_cannot_fit_is_rejected_before_it_is_tokenized(running: Running) -> None:
-    rejected = await refusal(running.chat.CreateChatCompletion(unary(text="x" * 5000)))
+    rejected = await rpc_error(running.chat.CreateChatCompletion(unary(text="x" * 5000)))
     assert rejected.reason == "CONTEXT_LENGTH_EXCEEDED"
     assert rejected.metadata == {"prompt_tokens": "1000", "max_model_len": "1000"}
 
 
 async def test_request_to_a_full_queue_is_rejected_before_it_is_tokenized(running: Running) -> None:
-    running.engine.no_room = QueueFull(3, 2.5)
+    running.engine.reserve_error = QueueFull(3, 2.5)
     running.model.tokenizer.encode = None  # type: ignore[method-assign, assignment]  # never called
-    rejected = await refusal(running.chat.CreateChatCompletion(unary()))
+    rejected = await rpc_error(running.chat.CreateChatCompletion(unary()))
     assert rejected.reason == "QUEUE_FULL"
     assert running.engine.reserved == []
 
@@ -288,12 +288,12 @@ async def test_token_outside_the_vocabulary_is_an_invalid_argument(
 ) -> None:
     small = replace(running.model, card=replace(running.model.card, id="small"), vocab_size=100)
     await running.lifecycle.serve(locally_served(small))
-    rejected = await refusal(running.chat.CreateChatCompletion(unary(model="small", text="é")))
+    rejected = await rpc_error(running.chat.CreateChatCompletion(unary(model="small", text="é")))
     assert (rejected.code, rejected.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["messages"])
 
 
 async def test_long_name_of_a_model_is_not_found(running: Running) -> None:
-    rejected = await refusal(running.chat.CreateChatCompletion(unary(model="x" * 20_000)))
+    rejected = await rpc_error(running.chat.CreateChatCompletion(unary(model="x" * 20_000)))
     assert rejected.reason == "MODEL_NOT_FOUND"
 
 
@@ -303,7 +303,7 @@ async def test_bytes_that_cannot_be_parsed_are_an_invalid_argument(
 ) -> None:
     call: Any = running.channel.unary_unary(f"/chatrpc.v1.ChatService/{method}")
     for garbage in (b"\xff\xff\xff", b"\x0a\x03\x0a\x01\xff"):
-        rejected = await refusal(call(garbage))
+        rejected = await rpc_error(call(garbage))
         assert (rejected.code, rejected.reason) == (
             grpc.StatusCode.INVALID_ARGUMENT,
             "INVALID_FIELD",
@@ -319,11 +319,11 @@ async def test_too_many_logprobs_for_one_message_are_rejected(
     running.engine.answer("x")
     sampling = chat_pb2.SamplingParams(max_completion_tokens=51)
     request = unary(logprobs=True, top_logprobs=1, sampling=sampling)
-    rejected = await refusal(running.chat.CreateChatCompletion(request))
+    rejected = await rpc_error(running.chat.CreateChatCompletion(request))
     assert rejected.fields == ["logprobs"]
     call = running.chat.StreamChatCompletion(
         stream(logprobs=True, top_logprobs=1, sampling=sampling)
     )
     assert [response async for response in call]  # each chunk is small enough
-    rejected = await refusal(running.chat.CreateChatCompletion(unary(prompt_logprobs=20)))
+    rejected = await rpc_error(running.chat.CreateChatCompletion(unary(prompt_logprobs=20)))
     assert rejected.fields == ["prompt_logprobs"]

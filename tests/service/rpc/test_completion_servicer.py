@@ -14,7 +14,7 @@ from service.rpc.calls import initial_metadata
 from tests.fakes.tokenizer import EOS
 from tests.fakes.wait import until
 from tests.support.grpc_server import Running
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 
 def params(*prompts: str | list[int], **fields: Any) -> completion_pb2.CompletionParams:
@@ -170,7 +170,7 @@ async def test_request_for_zero_tokens_scores_only_the_prompt(running: Running) 
     assert (choice.text, choice.finish_reason) == ("ab", chat_pb2.FINISH_REASON_LENGTH)
     assert (len(choice.prompt_tokens), len(choice.logprobs)) == (2, 0)
     assert completion.usage == chat_pb2.Usage(prompt_tokens=2)
-    rejected = await refusal(running.completions.CreateCompletion(unary("a", sampling=sampling)))
+    rejected = await rpc_error(running.completions.CreateCompletion(unary("a", sampling=sampling)))
     assert rejected.fields == ["sampling.max_completion_tokens"]
 
 
@@ -247,7 +247,7 @@ async def test_invalid_field_is_rejected_with_its_name(
 ) -> None:
     prompts = fields.pop("prompts", ("a",))
     request = unary(*prompts, add_special_tokens=False, **fields)
-    rejected = await refusal(running.completions.CreateCompletion(request))
+    rejected = await rpc_error(running.completions.CreateCompletion(request))
     assert rejected.code == grpc.StatusCode.INVALID_ARGUMENT
     assert (rejected.reason, rejected.fields) == (reason, [path])
     assert running.engine.requests == []
@@ -256,12 +256,12 @@ async def test_invalid_field_is_rejected_with_its_name(
 async def test_empty_prompt_is_rejected_with_its_field(running: Running) -> None:
     request = unary()
     request.params.prompts.add()
-    rejected = await refusal(running.completions.CreateCompletion(request))
+    rejected = await rpc_error(running.completions.CreateCompletion(request))
     assert (rejected.reason, rejected.fields) == ("MISSING_FIELD", ["prompts[0]"])
 
 
 async def test_error_for_a_long_prompt_has_both_lengths(running: Running) -> None:
-    rejected = await refusal(running.completions.CreateCompletion(unary([97] * 1000)))
+    rejected = await rpc_error(running.completions.CreateCompletion(unary([97] * 1000)))
     assert rejected.metadata == {"prompt_tokens": "1000", "max_model_len": "1000"}
     assert rejected.message == (
         "This model's maximum context length is 1000 tokens. However, your prompt resulted in "
@@ -275,14 +275,14 @@ async def test_too_many_logprobs_for_one_message_are_rejected(
     monkeypatch.setattr(generation_calls, "MAX_LOGPROBS_AT_ONCE", 100)
     running.engine.answer("x")
     request = unary([97] * 51, prompt_logprobs=1)
-    rejected = await refusal(running.completions.CreateCompletion(request))
+    rejected = await rpc_error(running.completions.CreateCompletion(request))
     assert rejected.fields == ["prompt_logprobs"]
 
 
 async def test_all_prompts_are_rejected_if_the_queue_is_full(running: Running) -> None:
-    running.engine.refusal = QueueFull(3, 2.5)
+    running.engine.generate_error = QueueFull(3, 2.5)
     call = running.completions.StreamCompletion(stream("a", "b"))
-    rejected = await refusal(call)
+    rejected = await rpc_error(call)
     assert rejected.reason == "QUEUE_FULL"
     assert "chatrpc-admitted" not in dict(await call.initial_metadata())
     assert running.engine.num_running == 0
@@ -302,7 +302,7 @@ async def test_cancelled_call_after_admission_metadata_frees_all_prompts(
 
 async def test_failed_prompt_ends_the_call(running: Running) -> None:
     running.engine.script = [TokenOutput((97,)), EngineDead()]
-    rejected = await refusal(running.completions.CreateCompletion(unary("a", "b")))
+    rejected = await rpc_error(running.completions.CreateCompletion(unary("a", "b")))
     assert rejected.reason == "ENGINE_DEAD"
     await until(lambda: running.engine.num_running == 0)
 

@@ -16,7 +16,7 @@ from tests.fakes.tokenizer import ByteTokenizer
 from tests.fakes.wait import until
 from tests.support.api_keys import OTHER, SECRET, key, write
 from tests.support.grpc_server import Running, params, served
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 FLOODER: Any = (("x-api-key", SECRET),)
 HONEST: Any = (("x-api-key", OTHER),)
@@ -111,7 +111,7 @@ async def test_request_beyond_the_capacity_is_rejected_without_a_retry_delay(
     shared.engine.max_request_sequences = 4
     request = chat()
     request.params.sampling.n = 5
-    rejected = await refusal(shared.chat.CreateChatCompletion(request, metadata=HONEST))
+    rejected = await rpc_error(shared.chat.CreateChatCompletion(request, metadata=HONEST))
     assert (rejected.reason, rejected.fields) == ("INVALID_FIELD", ["sampling.n"])
     assert rejected.retry_after_s is None
 
@@ -127,7 +127,7 @@ async def test_compressed_message_of_many_elements_is_rejected_before_parsing(
     running: Running,
 ) -> None:
     running.engine.answer("ok")
-    rejected = await refusal(
+    rejected = await rpc_error(
         running.chat.CreateChatCompletion(of_many_elements(), compression=grpc.Compression.Gzip)
     )
     assert rejected.code == grpc.StatusCode.INVALID_ARGUMENT

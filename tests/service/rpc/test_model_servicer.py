@@ -14,7 +14,7 @@ from service.rpc.model_servicer import MAX_TEXT_BYTES
 from tests.fakes.tokenizer import ByteTokenizer
 from tests.fakes.wait import until
 from tests.support.grpc_server import CARD, Running, served
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 
 class UnusedTokenizer(ByteTokenizer):
@@ -66,7 +66,7 @@ async def test_models_are_listed_in_pages(running: Running) -> None:
 
 async def test_invalid_page_token_is_rejected(running: Running) -> None:
     request = model_service_pb2.ListModelsRequest(page_token="nonsense")
-    assert (await refusal(running.models.ListModels(request))).fields == ["page_token"]
+    assert (await rpc_error(running.models.ListModels(request))).fields == ["page_token"]
 
 
 async def test_model_is_found_by_id_and_alias(running: Running) -> None:
@@ -76,11 +76,11 @@ async def test_model_is_found_by_id_and_alias(running: Running) -> None:
 
 
 async def test_unknown_model_is_not_found(running: Running) -> None:
-    rejected = await refusal(running.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
+    rejected = await rpc_error(running.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
     assert rejected.code == grpc.StatusCode.NOT_FOUND
-    assert (await refusal(running.models.GetModel(model_service_pb2.GetModelRequest()))).fields == [
-        "id"
-    ]
+    assert (
+        await rpc_error(running.models.GetModel(model_service_pb2.GetModelRequest()))
+    ).fields == ["id"]
 
 
 async def test_text_is_tokenized_and_detokenized(running: Running) -> None:
@@ -113,16 +113,18 @@ async def test_invalid_input_is_rejected_with_its_field(running: Running) -> Non
     no_messages = model_service_pb2.TokenizeRequest(
         model="fake", conversation=model_service_pb2.Conversation()
     )
-    assert (await refusal(running.models.Tokenize(no_messages))).fields == ["conversation.messages"]
+    assert (await rpc_error(running.models.Tokenize(no_messages))).fields == [
+        "conversation.messages"
+    ]
     no_input = model_service_pb2.TokenizeRequest(model="fake")
-    assert (await refusal(running.models.Tokenize(no_input))).fields == ["input"]
+    assert (await rpc_error(running.models.Tokenize(no_input))).fields == ["input"]
     no_token = model_service_pb2.DetokenizeRequest(model="fake", token_ids=[1, 999])
-    assert (await refusal(running.models.Detokenize(no_token))).fields == ["token_ids[1]"]
+    assert (await rpc_error(running.models.Detokenize(no_token))).fields == ["token_ids[1]"]
 
 
 async def test_long_text_is_rejected_before_it_is_tokenized(running: Running) -> None:
     long = model_service_pb2.TokenizeRequest(model="fake", text="x" * MAX_TEXT_BYTES)
-    rejected = await refusal(running.models.Tokenize(long))
+    rejected = await rpc_error(running.models.Tokenize(long))
     assert (rejected.reason, rejected.fields) == ("CONTEXT_LENGTH_EXCEEDED", ["text"])
     card = replace(CARD, id="wide", aliases=(), max_model_len=1 << 30)
     await running.lifecycle.serve(
@@ -130,7 +132,7 @@ async def test_long_text_is_rejected_before_it_is_tokenized(running: Running) ->
     )
     for text in ("x" * (MAX_TEXT_BYTES + 1), "é" * (MAX_TEXT_BYTES // 2 + 1)):
         wide = model_service_pb2.TokenizeRequest(model="wide", text=text)
-        rejected = await refusal(running.models.Tokenize(wide))
+        rejected = await rpc_error(running.models.Tokenize(wide))
         assert (rejected.reason, rejected.fields) == ("INVALID_FIELD", ["text"])
 
 
@@ -153,7 +155,7 @@ async def test_text_of_a_cancelled_call_is_not_tokenized() -> None:
 
 async def test_too_many_tokens_to_detokenize_are_rejected(running: Running) -> None:
     many = model_service_pb2.DetokenizeRequest(model="fake", token_ids=[1] * 100_001)
-    assert (await refusal(running.models.Detokenize(many))).fields == ["token_ids"]
+    assert (await rpc_error(running.models.Detokenize(many))).fields == ["token_ids"]
 
 
 async def test_token_bytes_are_returned_if_requested(running: Running) -> None:

@@ -15,7 +15,7 @@ from chatrpc.v1 import (
 from service.domain.backend import ServedModel
 from tests.fakes.remote_backend import RemoteBackend
 from tests.support.grpc_server import CARD, Running, params
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 
 @pytest.fixture
@@ -65,9 +65,9 @@ async def test_tokenize_without_a_tokenizer_is_unimplemented(remote: Running) ->
         ("Tokenize", remote.models.Tokenize(tokenize)),
         ("Detokenize", remote.models.Detokenize(detokenize)),
     ):
-        refused = await refusal(call)
-        assert (refused.code, refused.reason) == (
+        rejected = await rpc_error(call)
+        assert (rejected.code, rejected.reason) == (
             grpc.StatusCode.UNIMPLEMENTED,
             "UNSUPPORTED_METHOD",
         )
-        assert method in refused.message
+        assert method in rejected.message

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.support.native_kernels import must_exist
+from tests.support.native_kernels import are_kernels_required
 
 
 @pytest.mark.parametrize(
@@ -10,4 +10,4 @@ from tests.support.native_kernels import must_exist
 def test_missing_kernels_fail_where_required_and_the_cpu_could_run_them(
     are_required: bool, can_run: bool, is_failure: bool
 ) -> None:
-    assert must_exist(are_required=are_required, can_run=can_run) is is_failure
+    assert are_kernels_required(are_required=are_required, can_run=can_run) is is_failure

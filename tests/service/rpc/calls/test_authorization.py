@@ -26,7 +26,7 @@ from tests.fakes.wait import until
 from tests.support.api_keys import OTHER, SECRET
 from tests.support.gateway import serving
 from tests.support.guarded_server import MINE, Guarded, guarded
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ async def test_call_without_a_valid_key_is_rejected(
     keys: Path, metadata: Any, call: Callable[..., Any]
 ) -> None:
     async with guarded(keys) as service:
-        rejected = await refusal(call(service, metadata))
+        rejected = await rpc_error(call(service, metadata))
         assert rejected.code == grpc.StatusCode.UNAUTHENTICATED
         assert rejected.reason == "UNAUTHENTICATED"
         assert service.engine.requests == []
@@ -84,7 +84,7 @@ async def test_call_without_a_valid_key_is_rejected(
 async def test_list_of_models_requires_a_key(keys: Path) -> None:
     async with guarded(keys) as service:
         request = model_service_pb2.ListModelsRequest()
-        rejected = await refusal(service.models.ListModels(request))
+        rejected = await rpc_error(service.models.ListModels(request))
         assert rejected.code == grpc.StatusCode.UNAUTHENTICATED
         assert (await service.models.ListModels(request, metadata=MINE)).models
 
@@ -98,11 +98,11 @@ async def test_health_check_requires_no_key(keys: Path) -> None:
 async def test_model_outside_the_patterns_of_a_key_is_forbidden(keys: Path) -> None:
     limit(keys, 'models = ["other-*"]')
     async with guarded(keys) as service:
-        rejected = await refusal(service.create())
+        rejected = await rpc_error(service.create())
         assert rejected.code == grpc.StatusCode.PERMISSION_DENIED
         assert rejected.reason == "MODEL_FORBIDDEN"
         request = model_service_pb2.GetModelRequest(id="fake")
-        rejected = await refusal(service.models.GetModel(request, metadata=MINE))
+        rejected = await rpc_error(service.models.GetModel(request, metadata=MINE))
         assert rejected.code == grpc.StatusCode.PERMISSION_DENIED
 
 
@@ -110,8 +110,8 @@ async def test_request_above_the_limit_of_requests_is_rejected(keys: Path) -> No
     limit(keys, "requests_per_minute = 2")
     async with guarded(keys) as service:
         await service.create()
-        await refusal(service.create(model=""))  # an authorized call counts although it fails
-        rejected = await refusal(service.create())
+        await rpc_error(service.create(model=""))  # an authorized call counts although it fails
+        rejected = await rpc_error(service.create())
         assert rejected.code == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert rejected.reason == "LIMIT_REACHED"
         assert 0 < (rejected.retry_after_s or 0) <= 30
@@ -129,9 +129,9 @@ async def test_tokenize_and_detokenize_count_as_requests(keys: Path, method: str
         }
         call = getattr(service.models, method)
         await call(requests[method], metadata=MINE)
-        rejected = await refusal(call(requests[method], metadata=MINE))
+        rejected = await rpc_error(call(requests[method], metadata=MINE))
         assert rejected.reason == "LIMIT_REACHED"
-        assert (await refusal(service.create())).reason == "LIMIT_REACHED"
+        assert (await rpc_error(service.create())).reason == "LIMIT_REACHED"
         await service.models.ListModels(model_service_pb2.ListModelsRequest(), metadata=MINE)
 
 
@@ -146,7 +146,7 @@ async def test_tokens_of_a_finished_call_count_against_the_limit(
             assert [r async for r in service.stream()]
         else:
             await service.create()
-        rejected = await refusal(service.create())
+        rejected = await rpc_error(service.create())
         assert rejected.reason == "LIMIT_REACHED"
         assert "tokens a minute" in rejected.message
 
@@ -159,7 +159,7 @@ async def test_tokens_of_a_cancelled_call_count_against_the_limit(keys: Path) ->
         await until(lambda: service.engine.num_running == 1)
         call.cancel()
         await until(lambda: service.engine.num_running == 0)
-        rejected = await refusal(service.create())
+        rejected = await rpc_error(service.create())
         assert rejected.reason == "LIMIT_REACHED"
         assert "tokens a minute" in rejected.message
 
@@ -176,7 +176,7 @@ async def test_concurrent_requests_exceed_the_token_limit_by_at_most_one_request
             asyncio.ensure_future(_completed(service.create(sampling=sampling))) for _ in range(24)
         ]
         await until(lambda: sum(call.done() for call in calls) == 23)
-        rejected = [await refusal(call) for call in calls if call.done()]
+        rejected = [await rpc_error(call) for call in calls if call.done()]
         [served] = [call for call in calls if not call.done()]
         go_on.set()
         assert (await served).completion.choices
@@ -224,7 +224,7 @@ async def test_request_that_exceeds_a_limit_by_itself_is_invalid(
     limit(keys, line)
     async with guarded(keys) as service:
         call = service.create(sampling=chat_pb2.SamplingParams(**sampling))
-        rejected = await refusal(call)
+        rejected = await rpc_error(call)
         assert rejected.code == grpc.StatusCode.INVALID_ARGUMENT
         assert (rejected.reason, rejected.fields) == ("EXCEEDS_LIMIT", [field])
         assert rejected.retry_after_s is None
@@ -240,7 +240,7 @@ async def test_concurrency_limit_counts_sequences(keys: Path) -> None:
         two = chat_pb2.SamplingParams(n=2)
         first = asyncio.ensure_future(_completed(service.create(sampling=two)))
         await until(lambda: service.engine.num_running == 1)
-        assert (await refusal(service.create(sampling=two))).reason == "LIMIT_REACHED"
+        assert (await rpc_error(service.create(sampling=two))).reason == "LIMIT_REACHED"
         go_on.set()
         assert len((await first).completion.choices) == 2
 
@@ -272,7 +272,7 @@ async def test_open_stream_counts_against_the_concurrency_limit(keys: Path) -> N
         service.engine.script.insert(1, go_on)
         call = service.stream()
         await call.read()
-        rejected = await refusal(service.create())
+        rejected = await rpc_error(service.create())
         assert rejected.reason == "LIMIT_REACHED"
         assert "1 concurrent requests" in rejected.message
         call.cancel()
@@ -345,12 +345,12 @@ async def test_service_without_keys_accepts_any_caller(
 
 async def test_caller_metadata_is_rejected_if_the_key_may_not_act_for_others(keys: Path) -> None:
     async with guarded(keys) as service:
-        rejected = await refusal(service.create((*MINE, acting(name="x"))))
+        rejected = await rpc_error(service.create((*MINE, acting(name="x"))))
         assert rejected.code == grpc.StatusCode.PERMISSION_DENIED
         assert rejected.reason == "ACTING_FORBIDDEN"
         assert "may_act_for_others" in rejected.message
         unknown = (("x-api-key", OTHER), acting(name="x"))
-        assert (await refusal(service.create(unknown))).reason == "UNAUTHENTICATED"
+        assert (await rpc_error(service.create(unknown))).reason == "UNAUTHENTICATED"
         assert service.engine.requests == []
 
 
@@ -373,7 +373,7 @@ async def test_invalid_description_of_a_caller_is_rejected(
 ) -> None:
     limit(keys, "may_act_for_others = true")
     async with guarded(keys) as service:
-        rejected = await refusal(service.create((*MINE, *metadata)))
+        rejected = await rpc_error(service.create((*MINE, *metadata)))
         assert rejected.code == grpc.StatusCode.INVALID_ARGUMENT
         assert rejected.fields == [field]
         assert service.engine.requests == []
@@ -383,7 +383,7 @@ async def test_limits_of_a_key_are_shared_by_its_callers(keys: Path) -> None:
     limit(keys, "may_act_for_others = true\nrequests_per_minute = 1")
     async with guarded(keys) as service:
         await service.create((*MINE, acting(name="x")))
-        rejected = await refusal(service.create((*MINE, acting(name="y"))))
+        rejected = await rpc_error(service.create((*MINE, acting(name="y"))))
         assert rejected.reason == "LIMIT_REACHED"
 
 
@@ -420,7 +420,7 @@ async def test_error_for_a_missing_model_names_no_other_model(keys: Path) -> Non
                 model_service_pb2.GetModelRequest(id="my-model"), metadata=MINE
             ),
         ):
-            rejected = await refusal(call)
+            rejected = await rpc_error(call)
             assert rejected.code == grpc.StatusCode.NOT_FOUND
             assert "fake" not in rejected.message
 
@@ -429,7 +429,7 @@ async def test_changed_key_file_replaces_the_keys(keys: Path) -> None:
     async with guarded(keys) as service:
         write(keys, f'[[key]]\nname = "two"\nsha256 = "{digest_of(OTHER)}"\n')
         assert service.keys.refresh()
-        rejected = await refusal(service.create())
+        rejected = await rpc_error(service.create())
         assert rejected.code == grpc.StatusCode.UNAUTHENTICATED
         await service.create((("x-api-key", OTHER),))
 
@@ -445,7 +445,7 @@ async def test_logs_name_the_key_and_never_its_secret(keys: Path) -> None:
     async with guarded(keys) as service:
         with capture_logs() as lines:
             await service.create()
-            await refusal(service.create((("x-api-key", OTHER),)))
+            await rpc_error(service.create((("x-api-key", OTHER),)))
             await until(lambda: len(lines) >= 2)
     assert not any(secret in repr(lines) for secret in (SECRET, OTHER))
 

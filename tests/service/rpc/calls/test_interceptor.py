@@ -13,7 +13,7 @@ from chatrpc.v1 import chat_pb2, chat_service_pb2, model_service_pb2
 from service.domain.engine import FinishReason, TokenOutput
 from tests.fakes.wait import until
 from tests.support.grpc_server import Running, params
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 
 async def test_request_id_of_the_client_is_returned(running: Running) -> None:
@@ -34,7 +34,7 @@ async def test_invalid_request_id_is_replaced(running: Running, bad: str) -> Non
 
 
 async def test_error_has_the_request_id(running: Running) -> None:
-    rejected = await refusal(
+    rejected = await rpc_error(
         running.models.GetModel(
             model_service_pb2.GetModelRequest(id="x"), metadata=(("x-request-id", "mine-2"),)
         )
@@ -78,7 +78,7 @@ def lines() -> Iterator[Lines]:
 
 async def test_each_call_writes_one_log_line(running: Running, lines: Lines) -> None:
     await running.models.ListModels(model_service_pb2.ListModelsRequest())
-    await refusal(running.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
+    await rpc_error(running.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
     listed, rejected = await lines.finished(2)
     assert listed["method"] == "/chatrpc.v1.ModelService/ListModels"
     assert listed["code"] == "OK"
@@ -118,7 +118,7 @@ async def test_log_line_of_a_rejected_request_names_the_field(
     running: Running, lines: Lines
 ) -> None:
     bad = chat_pb2.SamplingParams(temperature=-1)
-    await refusal(create(running, sampling=bad))
+    await rpc_error(create(running, sampling=bad))
     (line,) = await lines.finished()
     assert (line["code"], line["reason"]) == ("INVALID_ARGUMENT", "INVALID_FIELD")
     assert line["field"] == "sampling.temperature"

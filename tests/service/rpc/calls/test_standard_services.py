@@ -9,7 +9,7 @@ from service.rpc.calls.standard_services import MAX_REQUEST_BYTES
 from service.rpc.serving.load_reports import METHOD as LOAD_REPORTS
 from service.rpc.serving.reflection import V1
 from tests.support.grpc_server import Running
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 WATCH = "/grpc.health.v1.Health/Watch"
 CHECK = "/grpc.health.v1.Health/Check"
@@ -21,14 +21,14 @@ async def test_large_request_to_a_standard_stream_is_rejected(
     running: Running, method: str, compression: grpc.Compression
 ) -> None:
     call: Any = running.channel.unary_stream(method)
-    rejected = await refusal(call(bytes(7 << 20), compression=compression))
+    rejected = await rpc_error(call(bytes(7 << 20), compression=compression))
     assert rejected.code == grpc.StatusCode.INVALID_ARGUMENT
     assert str(MAX_REQUEST_BYTES) in rejected.message
 
 
 async def test_large_request_to_a_health_check_is_rejected(running: Running) -> None:
     name = "x" * (MAX_REQUEST_BYTES + 1)
-    rejected = await refusal(running.health.Check(health_pb2.HealthCheckRequest(service=name)))
+    rejected = await rpc_error(running.health.Check(health_pb2.HealthCheckRequest(service=name)))
     assert rejected.code == grpc.StatusCode.INVALID_ARGUMENT
 
 

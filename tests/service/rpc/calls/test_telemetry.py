@@ -24,7 +24,7 @@ from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.fakes.wait import until
 from tests.support.grpc_server import CARD, params
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 
 CHAT = {"grpc_service": "chatrpc.v1.ChatService"}
 PROMPT = "<user>hi<assistant>"
@@ -115,7 +115,7 @@ async def test_each_choice_counts_as_a_success(counted: Counted) -> None:
 
 async def test_calls_are_counted_by_their_code(counted: Counted) -> None:
     await counted.create()
-    await refusal(counted.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
+    await rpc_error(counted.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
     await counted.ended(2)
     create = {**CHAT, "grpc_method": "CreateChatCompletion"}
     assert counted.value("grpc_server_started_total", **create) == 1
@@ -140,8 +140,8 @@ async def test_tokens_of_a_cancelled_call_are_counted(
 
 
 async def test_rejected_request_counts_no_tokens(counted: Counted) -> None:
-    counted.engine.refusal = QueueFull(1, 1.0)
-    await refusal(counted.create())
+    counted.engine.generate_error = QueueFull(1, 1.0)
+    await rpc_error(counted.create())
     await counted.ended()
     assert counted.value("vllm:prompt_tokens_total") == 0
 

@@ -15,7 +15,7 @@ from service.rpc.serving.lifecycle import State
 from tests.fakes.wait import until
 from tests.support.grpc_server import Running, params
 from tests.support.programs import Client
-from tests.support.rpc_errors import refusal
+from tests.support.rpc_errors import rpc_error
 from tests.support.tcp_proxy import TcpProxy
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -41,9 +41,9 @@ async def test_service_without_a_loaded_model_is_alive_and_not_ready(starting: R
     assert await check(starting, "liveness") == SERVING
     for name in READY_NAMES:
         assert await check(starting, name) == NOT_SERVING
-    rejected = await refusal(starting.chat.CreateChatCompletion(request()))
+    rejected = await rpc_error(starting.chat.CreateChatCompletion(request()))
     assert (rejected.code, rejected.reason) == (grpc.StatusCode.UNAVAILABLE, "STARTING")
-    rejected = await refusal(starting.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
+    rejected = await rpc_error(starting.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
     assert rejected.reason == "STARTING"
 
 
@@ -114,7 +114,7 @@ async def test_drain_finishes_running_calls_and_rejects_new_ones(running: Runnin
     await until(lambda: running.lifecycle.state is State.DRAINING)
     assert await check(running, "readiness") == NOT_SERVING
     assert await check(running, "liveness") == SERVING
-    rejected = await refusal(running.chat.CreateChatCompletion(request()))
+    rejected = await rpc_error(running.chat.CreateChatCompletion(request()))
     assert (rejected.code, rejected.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
     assert rejected.retry_after_s is not None
     go_on.set()
@@ -135,7 +135,7 @@ async def test_drain_waits_until_a_large_response_is_sent(running: Running) -> N
         drain = asyncio.create_task(running.server.drain(delay_s=0, timeout_s=3600))
         await until(lambda: running.lifecycle.state is State.DRAINING)
         for _ in range(2):
-            rejected = await refusal(running.chat.CreateChatCompletion(request()))
+            rejected = await rpc_error(running.chat.CreateChatCompletion(request()))
             assert rejected.reason == "DRAINING"
         proxy.thaw()
         assert (await call).completion.usage.completion_tokens == 300_000
@@ -147,7 +147,7 @@ async def test_call_at_the_end_of_a_drain_is_rejected_with_its_reason(
 ) -> None:
     drain = asyncio.create_task(running.server.drain(delay_s=0, timeout_s=0))
     await until(lambda: running.lifecycle.state is State.DRAINING)
-    rejected = await refusal(running.chat.CreateChatCompletion(request()))
+    rejected = await rpc_error(running.chat.CreateChatCompletion(request()))
     assert rejected.reason == "DRAINING"
     await drain
 
