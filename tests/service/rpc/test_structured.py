@@ -42,8 +42,8 @@ async def constrained(running: Running, grammars: CompiledGrammars) -> Running:
 
 def schema_format(schema: object, *, strict: bool | None = None) -> Format:
     text = schema if isinstance(schema, str) else json.dumps(schema)
-    response_format = chat_pb2.JsonSchemaFormat(name="x", schema_json=text, strict=strict)
-    return Format(json_schema=response_format)
+    json_schema = chat_pb2.JsonSchemaFormat(name="x", schema_json=text, strict=strict)
+    return Format(json_schema=json_schema)
 
 
 async def content(running: Running, **fields: Any) -> str:
@@ -54,10 +54,8 @@ async def content(running: Running, **fields: Any) -> str:
 
 @pytest.mark.parametrize("strict", [None, True, False])
 async def test_json_schema_constrains_the_output(constrained: Running, strict: bool | None) -> None:
-    response_format = chat_pb2.JsonSchemaFormat(
-        name="x", schema_json=json.dumps(SCHEMA), strict=strict
-    )
-    text = await content(constrained, response_format=Format(json_schema=response_format))
+    response_format = schema_format(SCHEMA, strict=strict)
+    text = await content(constrained, response_format=response_format)
     jsonschema.validate(json.loads(text), SCHEMA)
 
 

@@ -1,3 +1,5 @@
+"""Checks of the number of elements in a message before it is parsed."""
+
 from contextlib import suppress
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""Limits of the message reader, for each caller and for all."""
+
 import asyncio
 from collections.abc import Iterator
 from contextlib import AsyncExitStack

@@ -1,3 +1,5 @@
+"""Limits of the number of open streams."""
+
 import asyncio
 
 import pytest

@@ -1,3 +1,5 @@
+"""Delays of rejections, for each caller."""
+
 import pytest
 
 from service.rpc.calls.rejection_pace import MAX_DELAY_S, RATE, RejectionPace

@@ -1,3 +1,5 @@
+"""Health, reflection and load reports: large, empty and repeated requests."""
+
 from typing import Any
 
 import grpc
