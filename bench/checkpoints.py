@@ -1,4 +1,4 @@
-"""The checkpoints that peers load: ours, and an int8 one made from it.
+"""The checkpoints that peers load: the embedded model, and an int8 one made from it.
 
 This is a separate program, `python -m bench.checkpoints INT8_DIRECTORY`, as it needs torch and the
 load generator does not. It prints the directory of each checkpoint.

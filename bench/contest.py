@@ -192,5 +192,5 @@ class Contest:
 
 
 def _seed(load: Load, occasion: str) -> int:
-    """Return the seed for the prompts: the same for all servers, another in each round and load."""
+    """Return the seed of the prompts: equal for all servers, different for each round and load."""
     return crc32(f"{load.name}, {occasion}".encode())

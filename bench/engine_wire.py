@@ -4,7 +4,7 @@ import msgspec
 
 
 class Order(msgspec.Struct):
-    """An order to run this load."""
+    """A command to run this load."""
 
     load: str
     seed: int

@@ -102,5 +102,5 @@ async def _decode(host: asyncio.subprocess.Process) -> float:
     host.stdin.write(b"\n")
     line = await host.stdout.readline()
     if not line:
-        raise RuntimeError(f"bench.decode_host ended with {await host.wait()}")
+        raise RuntimeError(f"bench.decode_host exited with code {await host.wait()}")
     return float(line)

@@ -88,7 +88,7 @@ def _draw(
 
 
 def short(value: float) -> str:
-    """Return a number with three significant digits, the most that a shared machine justifies."""
+    """Return a number with three significant digits, since results on a shared machine vary."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

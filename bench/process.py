@@ -71,7 +71,7 @@ class ProcessGroup:
         return None
 
     def freeze(self) -> None:
-        """Stop the processes: an idle server may poll, and its cores are needed for another."""
+        """Suspend the processes, since an idle server may use CPU time that another one needs."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:

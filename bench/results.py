@@ -52,7 +52,7 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Results(msgspec.Struct):
-    """A run. A target is the name of a server, with `/grpc` or `/engine` for a layer of ours."""
+    """A run. A target is the name of a server, with `/grpc` or `/engine` for a layer of chatrpc."""
 
     started: str  # UTC
     machine: Machine

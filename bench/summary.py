@@ -50,7 +50,11 @@ class Summary:
         return _figure([theirs[r] / ours[r] for r in theirs.keys() & ours.keys() if ours[r]])
 
     def cpu(self, share: str) -> Figure | None:
-        """Return a share of the cores (server, client or others) over all samples that count."""
+        """Return the cores that one side uses, over all valid samples.
+
+        Args:
+            share: "server", "client" or "others".
+        """
         samples = [sample for group in self._samples.values() for sample in group]
         return _figure([s.cpu[share] for s in samples if share in s.cpu and not s.fault])
 

@@ -21,7 +21,7 @@ from chatrpc_cli.supervisor import supervise
 from chatrpc_process.settings.loopback import is_loopback
 
 POLL_S = 0.2
-# How long running requests may continue after Ctrl-C. It is short, as a user waits.
+# Seconds for which running requests may continue after Ctrl-C. Few, since a user waits for the end.
 GRACE_S = 5
 # Loading can take half a minute, and gRPC's default backoff would grow to that. A proxy must not be
 # used between two processes on one machine.

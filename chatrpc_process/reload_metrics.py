@@ -43,7 +43,7 @@ class ReloadMetrics(Collector):
         not_after = GaugeMetricFamily(
             "chatrpc_tls_certificate_not_after_seconds",
             "Time at which the certificate in use expires, in seconds since 1970. For a file of "
-            "several CAs it is the last of them.",
+            "several CAs it is the latest of these times.",
             labels=["file"],
         )
         # A file may be used for several purposes. Samples have each path once.

@@ -191,7 +191,9 @@ def watched_context(
 
 
 class _WatchedContext(ssl.SSLContext):
-    """Makes servers of asyncio and uvloop wrap each connection in the newest context.
+    """A TLS context with which servers of asyncio and uvloop use the newest files.
+
+    It wraps each connection in the context that was made from these files.
 
     `sni_callback` is not sufficient: sessions are looked up in the context that a connection begins
     with, so a resumed session would use earlier certificates.

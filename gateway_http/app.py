@@ -173,10 +173,13 @@ def _allowed_origins(settings: Settings) -> list[str] | None:
 
 
 def _host_check(settings: Settings, host: str, *, has_guard: bool) -> list[Middleware]:
-    """Return the check of Host headers, if a browser on this machine needs nothing but an address.
+    """Return the middleware that checks Host headers, or none if the listener does not need it.
+
+    A listener on a loopback address without keys needs it: any page in a browser on this machine
+    could call it.
 
     Args:
-        settings: The settings.
+        settings: The gateway's settings, of which `allowed_hosts` is used.
         host: The address of the listener.
         has_guard: True if the listener requires keys, or has a certificate, which other names do
             not match.

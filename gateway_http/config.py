@@ -68,16 +68,17 @@ class Settings(ListenerSettings):
         list[str] | None,
         Field(
             description="Origins whose pages may call the API from a browser, separated by commas; "
-            "`*` is any origin. The default is any origin with `api_keys`, and otherwise those of "
-            "localhost."
+            "`*` is any origin. By default, any origin may call it if `api_keys` is set, and "
+            "otherwise only origins of localhost."
         ),
     ] = None
     allowed_hosts: Annotated[
         list[str],
         Field(
-            description="Further host names in URLs, separated by commas, under which clients may "
-            "call a gateway on a loopback address without keys; `*` is any name. By default only "
-            "localhost and IP addresses are accepted."
+            description="Further host names that are accepted in the Host header, separated by "
+            "commas; `*` is any name. They matter only if the gateway listens on a loopback "
+            "address without keys. Only these names, localhost and IP addresses are then accepted; "
+            "requests for other names are rejected with 403."
         ),
     ] = []  # noqa: RUF012  # pydantic copies it
     max_body_bytes: Annotated[
@@ -101,7 +102,8 @@ class Settings(ListenerSettings):
         Field(
             gt=0,
             description="Maximum number of connections of one client address, which may be a "
-            "proxy's. By default there is no such limit.",
+            "proxy's. Further connections are treated as with `max_connections`. By default "
+            "there is no such limit.",
         ),
     ] = None
     head_timeout_s: Annotated[

@@ -45,7 +45,10 @@ _BY_STATUS = {
     grpc.StatusCode.OUT_OF_RANGE: _INVALID,
     grpc.StatusCode.FAILED_PRECONDITION: _INVALID,
     grpc.StatusCode.UNIMPLEMENTED: _HttpError(
-        400, "invalid_request_error", "unsupported_value", "The service does not offer this."
+        400,
+        "invalid_request_error",
+        "unsupported_value",
+        "The service does not support this request.",
     ),
     grpc.StatusCode.UNAUTHENTICATED: _HttpError(
         401, "invalid_request_error", "invalid_api_key", "The credentials are missing or invalid."
@@ -54,15 +57,15 @@ _BY_STATUS = {
         403, "invalid_request_error", "permission_denied", "This is not permitted."
     ),
     grpc.StatusCode.NOT_FOUND: _HttpError(
-        404, "invalid_request_error", "not_found", "There is no such thing here."
+        404, "invalid_request_error", "not_found", "The requested item was not found."
     ),
     grpc.StatusCode.RESOURCE_EXHAUSTED: _HttpError(
         429, "rate_limit_error", "rate_limit_exceeded", "A limit is exceeded. Please retry later."
     ),
-    # By the service, which is stopping. A client that has left gets no response.
+    # The service cancels calls when it stops. (If the client cancelled, it gets no response.)
     grpc.StatusCode.CANCELLED: _UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED: _HttpError(
-        504, "server_error", "timeout", "The request took longer than it may."
+        504, "server_error", "timeout", "The request exceeded its time limit."
     ),
     grpc.StatusCode.UNAVAILABLE: _UNAVAILABLE,
 }
@@ -132,7 +135,7 @@ class _Details:
         field: The path in the proto of the field that is invalid; "" for none.
         description: A sentence about the field that does not contain its path, or the predicate of
             a sentence whose subject is the field.
-        retry_after_s: The time in seconds after which a retry may succeed; None: unknown.
+        retry_after_s: The time in seconds after which a retry may succeed; None if unknown.
     """
 
     def __init__(self, error: grpc.aio.AioRpcError) -> None:

@@ -57,7 +57,7 @@ class Metrics(ProcessMetrics):
         )
         self.first_token_s = self.histogram(
             "chatrpc_gateway_time_to_first_token_seconds",
-            "Seconds from the body of a streamed request to the first event with a token.",
+            "Seconds from the end of a streamed request's body to the first event with a token.",
             _FIRST_TOKEN_BUCKETS_S,
             ["model"],
         )
@@ -83,11 +83,12 @@ class Metrics(ProcessMetrics):
         )
         self.body_bytes = self.gauge(
             "chatrpc_gateway_body_bytes",
-            "Bytes of the large request bodies in progress.",
+            "Bytes of the request bodies in progress that are larger than 32 KiB.",
         )
         self.body_bytes_capacity = self.gauge(
             "chatrpc_gateway_body_bytes_capacity",
-            "Maximum bytes of all large request bodies in progress together.",
+            "Maximum value of chatrpc_gateway_body_bytes. Further bodies wait or are rejected with "
+            "503.",
         )
         self.bodies_preparing = self.gauge(
             "chatrpc_gateway_bodies_preparing",
@@ -107,11 +108,11 @@ class Metrics(ProcessMetrics):
         )
         self.tls_handshake_failures = self.counter(
             "chatrpc_gateway_tls_handshake_failures",
-            "TLS handshakes with clients that failed.",
+            "Failed TLS handshakes with clients.",
         )
         self.upstream_requests = self.counter(
             "chatrpc_gateway_upstream_requests",
-            "Calls of services by model and gRPC status code, without retries.",
+            "gRPC calls to services by model and status code. A call and its retries count once.",
             ["model", "code"],
         )
 

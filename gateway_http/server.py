@@ -85,7 +85,7 @@ class Server(uvicorn.Server):
 
     @property
     def admin_address(self) -> tuple[str, int] | None:
-        """The address of the admin port; None: it is not bound."""
+        """The address of the admin port; None if it is not bound."""
         if self._admin_listener is None:
             return None
         host, port = self._admin_listener.getsockname()[:2]

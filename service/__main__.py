@@ -67,7 +67,7 @@ def main() -> int:
     try:
         return uvloop.run(_watched(settings))
     except (ConfigError, ModelLoadError, OSError) as error:
-        log.error("start_failed", reason=str(error))  # noqa: TRY400  # the text is the whole story
+        log.error("start_failed", reason=str(error))  # noqa: TRY400  # the text is enough
         return 2 if isinstance(error, ConfigError) else 1
     except Exception:
         log.exception("unexpected_error")

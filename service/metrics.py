@@ -44,7 +44,10 @@ class Metrics(ProcessMetrics):
             [*_METHOD, "grpc_code"],
         )
         self.handling_s = self.histogram(
-            "grpc_server_handling_seconds", "Duration of gRPC calls.", _REQUEST_BUCKETS_S, _METHOD
+            "grpc_server_handling_seconds",
+            "Duration of gRPC calls, in seconds.",
+            _REQUEST_BUCKETS_S,
+            _METHOD,
         )
         self.aborted = self.counter(
             "chatrpc_aborted_requests", "Generations that were cancelled before their end."
@@ -57,7 +60,7 @@ class Metrics(ProcessMetrics):
         )
         self.prompt_tokens = self.counter(
             "chatrpc_prompt_tokens",
-            "Prompt tokens of generations that were computed.",
+            "Prompt tokens of generations whose prompt was computed.",
             alias="prompt_tokens",
         )
         self.generation_tokens = self.counter(
@@ -77,7 +80,7 @@ class Metrics(ProcessMetrics):
         )
         self.request_s = self.histogram(
             "chatrpc_e2e_request_latency_seconds",
-            "Duration of generations that completed, from the start of the call.",
+            "Seconds from the start of the call to the end of a completed generation.",
             _REQUEST_BUCKETS_S,
             alias="e2e_request_latency_seconds",
         )
@@ -96,7 +99,7 @@ class Metrics(ProcessMetrics):
         )
         self.preparing = self.gauge(
             "chatrpc_requests_preparing",
-            "Requests that are being parsed, tokenized or compiled, or that wait for it.",
+            "Requests that are being parsed, tokenized or compiled, or that wait for one of these.",
         )
         self.inference_s = self.histogram(
             "chatrpc_request_inference_time_seconds",
@@ -105,7 +108,7 @@ class Metrics(ProcessMetrics):
         )
         self.per_token_s = self.histogram(
             "chatrpc_request_time_per_output_token_seconds",
-            "Decode time of a generation, divided by its tokens after the first.",
+            "Decode seconds of a generation, divided by its tokens after the first.",
             _TOKEN_BUCKETS_S,
         )
         self.request_prompt_tokens = self.histogram(
@@ -121,7 +124,7 @@ class Metrics(ProcessMetrics):
         )
         self.request_max_tokens = self.histogram(
             "chatrpc_request_params_max_tokens",
-            "Maximum tokens of a choice, where the request sets it.",
+            "Maximum tokens of a choice, for requests that set it.",
             _TOKEN_COUNT_BUCKETS,
         )
 

@@ -12,7 +12,8 @@ from chatrpc_process.access.keys import Key
 # `CompletionParams.sampling` documents it. A chat completion has no such default.
 COMPLETION_MAX_TOKENS = 16
 
-# What a chat template adds: role markers, a system prompt of its own, the introduction of tools.
+# Tokens that a chat template may add: role markers, a system prompt of its own, the introduction
+# of tools.
 _TEMPLATE_TOKENS = 64
 # Texts of natural languages, code and JSON have 1 to 6 bytes a token.
 _MOST_BYTES_PER_TOKEN = 8
@@ -51,7 +52,7 @@ class Cost:
 
 
 def default_output_limit(params: Any, key: Key) -> int | None:
-    """Return the output limit to set for a chat completion that has none; None: set none.
+    """Return the output limit to set for a chat completion without one; None if none is set.
 
     One is needed if the key has a token limit. Otherwise only the context length would limit the
     cost of the request, and reserving that much for each request would reject clients that stay far

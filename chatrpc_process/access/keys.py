@@ -71,12 +71,12 @@ class Key(BaseModel):
         default_max_tokens: Output limit of a chat completion that sets none of its own, for keys
             with `tokens_per_minute`. None means 1/32 of that, between 1024 and 4096.
         weight: Turns of the owner in a round of all owners' turns.
-        min_priority: The lowest, so the most urgent, `priority` that a request may set.
+        min_priority: The lowest (most urgent) `priority` that a request may set.
         cache_scope: `key` shares cached prompts among the owner's keys, `shared` among all keys.
         may_act_for_others: If True, calls may name another caller (`chatrpc.v1.CallerInfo`).
     """
 
-    # Strict: TOML has types, and `true` is no number.
+    # Strict, so that values of another type are rejected, such as `true` for a number.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: Name

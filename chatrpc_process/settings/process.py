@@ -68,8 +68,8 @@ class ProcessSettings(BaseSettings):
         Field(
             pattern="^https?://.",
             description="Base URL of an OpenTelemetry collector that receives traces over OTLP, "
-            "such as `http://collector:4318`. It needs the extra `otel`. Without it, no spans are "
-            "recorded.",
+            "such as `http://collector:4318`. This option needs the extra `otel`. By "
+            "default no spans are recorded.",
         ),
     ] = None
     # The new name of each renamed option by its old name, which still sets the option.

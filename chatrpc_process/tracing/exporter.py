@@ -5,7 +5,9 @@ from chatrpc_process.tracing.api import OFF, Tracer
 
 
 def make_tracer(endpoint: str | None, service_name: str) -> Tracer:
-    """Return a tracer that exports spans to the collector at `endpoint`; None: one without spans.
+    """Return a tracer that exports spans to the collector at `endpoint`.
+
+    If it is None, no spans are recorded.
 
     Raises:
         ConfigError: The extra `otel` is not installed.

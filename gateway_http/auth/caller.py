@@ -28,7 +28,7 @@ class Caller:
     """The caller of a request. Without a key everything is permitted and nothing is counted.
 
     Args:
-        key: The request's API key; None: the gateway has no keys, or the path needs none.
+        key: The request's API key; None if the gateway has no keys, or the path needs none.
         quotas: The use of all keys' limits so far.
     """
 
@@ -48,7 +48,7 @@ class Caller:
 
     @property
     def info(self) -> caller_pb2.CallerInfo | None:
-        """Describe the caller to a service; None: it has no identity."""
+        """The description of the caller for a service, or None if it has no identity."""
         key = self._key
         if key is None:
             return None
@@ -108,7 +108,7 @@ class Caller:
                 charge.charge_failed(error)
                 raise
             except ApiError:
-                charge.charge_used()  # the gateway's own error
+                charge.charge_used()  # the gateway failed, not the service
                 raise
             except BaseException:
                 charge.charge_disconnected()
@@ -151,13 +151,13 @@ class Caller:
 
 
 class TokenCharge:
-    """Charges the tokens of one generation to its caller's limit, from which it has reserved some.
+    """Charges the tokens of one generation to its caller's limit, after a reservation.
 
     Args:
-        reservation: The reserved tokens; None: the caller has no limit.
-        cost: The most that the generation may cost.
-        output_limit: The output limit of one sequence to set, since the request has none; None: it
-            has one, or the caller has no limit of tokens.
+        reservation: The reserved tokens. None if the caller has no limit.
+        cost: The maximum cost of the generation.
+        output_limit: The default output limit of a sequence, in tokens. None if the request has a
+            limit itself, or if the tokens of the caller are not limited.
         is_streamed: True if the response is streamed.
     """
 

@@ -19,7 +19,7 @@ class Authentication:
     """ASGI middleware that puts the `caller` of a request into the request's state.
 
     Args:
-        keys: The keys that are accepted; None: no key is needed.
+        keys: The keys that are accepted; None if no key is needed.
         public_paths: The paths that need no key.
         clock: Returns seconds since an arbitrary time; limits per minute are measured by it.
     """

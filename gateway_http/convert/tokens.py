@@ -13,7 +13,7 @@ _INPUTS = ("prompt", "messages", "content")
 
 
 def tokenize_request(request: openai.TokenizeRequest) -> model_service_pb2.TokenizeRequest:
-    """Convert a body, without the model: the service may have another name for it.
+    """Convert a body. The result has no model, since the service may use another name for it.
 
     Raises:
         InvalidRequest: The proto has no equivalent of a field, or fields contradict each other.

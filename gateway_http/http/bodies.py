@@ -26,9 +26,9 @@ SMALL_BYTES = 32 << 10
 # The largest body that the threads for small ones decode.
 _MEDIUM_BYTES = 256 << 10
 # Decoding a key or a value takes longer than decoding this many bytes of text. With it, decoding on
-# the event loop takes a millisecond or two, whatever the body contains.
+# the event loop takes at most about two milliseconds.
 _BYTES_PER_ELEMENT = 16
-# The most bodies that wait for a thread or are being decoded. Each has been read completely.
+# Maximum number of bodies that wait for a thread or are being decoded. Each has been read fully.
 _MAX_JOBS = 512
 # Converting a byte of a response takes as long as decoding this many bytes of a request: large
 # responses consist of log probabilities, which have 20 bytes each.
@@ -66,8 +66,8 @@ class Bodies:
     Use it from one event loop at a time.
 
     Args:
-        max_body_bytes: The most bytes of one body. Eight times as many is the most for all large
-            bodies in progress.
+        max_body_bytes: Maximum size of one body, in bytes. All large bodies in progress together
+            may have eight times as many.
         timeout_s: The maximum duration in seconds of receiving a body.
         stopping: Once set, waiting bodies are not decoded.
     """
@@ -82,7 +82,7 @@ class Bodies:
 
     @property
     def max_bytes(self) -> int:
-        """The most bytes of all large bodies in progress."""
+        """Maximum size of all large bodies in progress together, in bytes."""
         return self._in_progress.capacity
 
     @property
@@ -201,7 +201,7 @@ class Bodies:
 
 def _decoding_cost(content: bytes) -> int:
     """Return the time that decoding takes, in bytes of plain text that take as long."""
-    if len(content) > _MEDIUM_BYTES:  # it is large, whatever it contains
+    if len(content) > _MEDIUM_BYTES:  # long enough to count as large without a look at its content
         return len(content)
     return len(content) + _BYTES_PER_ELEMENT * most_elements(content)
 

@@ -18,8 +18,8 @@ class Connections:
     A connection is idle before its first request and between two requests.
 
     Args:
-        max_connections: The most that may be open.
-        max_per_address: The most that may be open from one address; None: no limit.
+        max_connections: Maximum number of open connections.
+        max_per_address: Maximum number of open connections from one address. None: no limit.
     """
 
     def __init__(self, max_connections: int, max_per_address: int | None = None) -> None:

@@ -12,9 +12,9 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# The most codings of one body. HTTP allows several, though a second one saves nothing.
+# Maximum number of codings of one body. HTTP allows several, although a second one saves nothing.
 MAX_CODINGS = 2
-# 8 MiB, the most that senders may use: https://www.rfc-editor.org/rfc/rfc9659.
+# 8 MiB, the maximum that senders may use: https://www.rfc-editor.org/rfc/rfc9659.
 _ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
 
 
@@ -50,11 +50,11 @@ CODINGS: dict[str, Callable[[], _Decompressor]] = {
 def decompress(body: bytes, codings: Sequence[str], max_bytes: int) -> bytes:
     """Return the body as it was before its codings were applied.
 
-    It uses no more memory than `max_bytes`, whatever the body expands to.
+    It uses at most `max_bytes` of memory, even if the body expands to more.
 
     Args:
         codings: Names in `CODINGS`, in the order in which they were applied.
-        max_bytes: The most bytes that each coding's result may have.
+        max_bytes: Maximum size of the result of each coding, in bytes.
 
     Raises:
         ApiError: A result is larger, or the body is not one complete stream of its coding.
@@ -75,7 +75,7 @@ def _decompress(body: bytes, coding: str, max_bytes: int) -> bytes:
     if not decompressor.eof:
         raise _damaged(coding, "it is not complete")
     if decompressor.unused_data:
-        raise _damaged(coding, "something follows its end")
+        raise _damaged(coding, "there are bytes after its end")
     return content
 
 

@@ -22,10 +22,10 @@ class Endpoint:
 
     Attributes:
         handler: Handles requests on the port of the API.
-        admin_handler: Handles requests on the admin port; None: it is not served there.
+        admin_handler: Handles requests on the admin port; None if it is not served there.
         response: The type of a JSON response, or the media type of another one.
-        body: The type of the request's JSON body; None: it has none.
-        event: The type of the events of a streamed response; None: it is never streamed.
+        body: The type of the request's JSON body; None if it has none.
+        event: The type of the events of a streamed response; None if it is never streamed.
         errors: The statuses that it may respond with, but for success.
         is_probe: True if monitoring calls it every few seconds: its requests are counted apart
             and logged at debug level only.

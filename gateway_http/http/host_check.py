@@ -1,7 +1,7 @@
 """A check of the `Host` header, against DNS rebinding.
 
-The page of any site can let its own name resolve to 127.0.0.1. The browser then takes requests to
-the gateway for requests to the same origin, and lets the page read the responses. Only the `Host`
+The page of any site can let its own name resolve to 127.0.0.1. The browser then treats requests
+to the gateway as requests to the same origin, so the page can read the responses. Only the `Host`
 header shows the difference.
 """
 

@@ -25,8 +25,8 @@ from gateway_http.http.transport import ClientTransport
 from gateway_http.http.upgrades import UpgradedRequest
 from gateway_http.protocol.error import ApiError, InvalidRequest, ServiceUnavailable
 
-# The most requests that may wait on one connection for the response to another one. Clients of
-# today send none before they have a response.
+# Maximum number of pipelined requests, which wait on a connection for an earlier response. Current
+# clients do not send any.
 MAX_PIPELINED = 16
 
 
@@ -192,7 +192,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self.parser.should_upgrade():  # its body follows, for another parser
+        if self.parser.should_upgrade():  # another parser reads its body
             return
         self._is_between_requests = True
         self._arrival.stop()

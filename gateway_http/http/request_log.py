@@ -149,7 +149,7 @@ class RequestContext:
         record: The facts for the log line and the metrics.
         request_id: The client's id, or a new one.
         status: The status of the response; 499 until its head is sent.
-        first_byte_s: The time in seconds to the head of the response; None: it has not been sent.
+        first_byte_s: The time in seconds to the head of the response; None if it has not been sent.
         limit_headers: Returns the headers about the caller's limits. It is called when the head is
             sent.
     """

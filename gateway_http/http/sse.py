@@ -51,7 +51,7 @@ class EventStream:
         await self._write(events, more=True)
 
     async def close(self) -> None:
-        """Send `[DONE]` and end the response. Clients take a stream without it for incomplete."""
+        """Send `[DONE]` and end the response. Clients treat a stream without it as incomplete."""
         await self._write(_DONE, more=False)
 
     async def _write(self, events: bytes, *, more: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 _SIOCOUTQNSD = 0x894B
 # The number of checks within the timeout.
 _CHECKS = 16
-# A client that reads this much within the timeout is reading, however much there is to read.
+# A client that reads this many bytes within the timeout does not exceed it, even if more wait.
 _ENOUGH_BYTES = 64 << 10
 
 

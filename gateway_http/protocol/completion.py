@@ -14,7 +14,7 @@ Prompts = Annotated[list[str | UInt32 | list[UInt32]], Meta(min_length=1)]
 
 
 class UnsupportedParameters(GenerationRequest, kw_only=True):
-    """Parameters of OpenAI or of other servers that are rejected by name unless they are null."""
+    """Parameters of OpenAI or of other servers that are rejected unless they are null."""
 
     prompt_embeds: Rejected = None
     use_beam_search: Rejected = None

@@ -17,7 +17,7 @@ _Body = TypeVar("_Body")
 # Characters of a client's value in an error.
 _MAX_QUOTED = 200
 
-# Lists of integers, which have no keys. Some bodies consist mostly of them.
+# Long lists of integers. Some bodies consist mostly of them, and the search for keys skips them.
 _LONG_LISTS = re.compile(r"\[\s*\d[\d\s,]{512,}\d")
 _MANY_CHARS = 32 << 10
 

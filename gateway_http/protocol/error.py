@@ -105,7 +105,7 @@ class ServiceUnavailable(ApiError):
     Args:
         message: A sentence for the client.
         code: `server_is_overloaded` if there is too much load; otherwise the default.
-        retry_after_s: The value of the header Retry-After in seconds; None: it is not sent.
+        retry_after_s: The value of the header Retry-After in seconds; None if it is not sent.
         reason: As in `ApiError`.
     """
 

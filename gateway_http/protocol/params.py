@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 NO_NAMES: Mapping[str, str] = {}
 
-# From a path in the parameters of an RPC to the path in the body, where the two differ. `[]` stands
-# for an index. A path that is not here has its longest beginning that is here replaced.
+# The paths in the body by the paths in the parameters of an RPC, where the two differ. `[]` stands
+# for an index. For a path without an entry, the longest prefix that has one is replaced.
 PARAMS: Mapping[str, str] = {
     # Levels that the body does not have.
     "sampling": "",

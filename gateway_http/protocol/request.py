@@ -2,7 +2,7 @@
 
 Every optional field may be null, which is the same as absent. No field has a default here. The
 types accept every value that the protos can carry, and the service checks whether it is valid. A
-field that is not declared is rejected by name.
+field that is not declared is rejected with an error that names it.
 """
 
 from typing import Annotated, Any, Literal
@@ -167,7 +167,7 @@ class FunctionTool(Struct, tag_field="type", tag="function", forbid_unknown_fiel
 
 
 class FunctionName(Struct, forbid_unknown_fields=True):
-    """A function by its name."""
+    """The name of a function that the model must call."""
 
     name: Annotated[
         str, proto_field("ToolChoice.function_name", description="The name of the function.")
@@ -213,7 +213,7 @@ class Prediction(Struct, forbid_unknown_fields=True):
 
 
 class UnsupportedParameters(GenerationRequest, kw_only=True):
-    """Parameters of OpenAI or of other servers that are rejected by name unless they are null."""
+    """Parameters of OpenAI or of other servers that are rejected unless they are null."""
 
     web_search_options: Rejected = None
     moderation: Rejected = None

@@ -17,7 +17,7 @@ _TokenBytes = Annotated[list[int], proto_field("TokenLogprob.token_bytes")]
 
 
 class TopLogprob(Struct):
-    """A token among the most likely ones at a position."""
+    """A token that is one of the most likely at its position."""
 
     token: str
     logprob: _Logprob

@@ -9,7 +9,7 @@ from gateway_http.protocol.field_notes import http_only, note, proto_field
 from gateway_http.protocol.numbers import Float32, Int32, Int64, UInt32
 from gateway_http.protocol.raw_json import RawObject, RawObjectOrText
 
-# -1 is from llama.cpp: all that the context leaves.
+# -1 means no limit but the context length, as in llama.cpp.
 OutputLimit = Annotated[int, Meta(ge=-1, le=2**32 - 1)]
 
 _NUM_CHOICES = LIMITS["SamplingParams.n"]

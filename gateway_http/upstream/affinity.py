@@ -42,7 +42,7 @@ class SessionAffinity:
 
         Args:
             session_id: The session that the HTTP request's header names; "" for none.
-            fields: The parts of `request` that matter; None: none does.
+            fields: The parts of `request` that matter; None if the RPC has none.
         """
         session = session_id or ("" if fields is None else fields.session(request))
         return _digest([session]) if session else None

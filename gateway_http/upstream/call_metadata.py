@@ -12,7 +12,7 @@ Metadata = list[tuple[str, str | bytes]]
 
 CALLER_KEY = "chatrpc-caller-bin"
 
-# The characters that metadata can hold, and a bound.
+# Metadata values can contain only these characters. Longer values are not passed on.
 _PRINTABLE = re.compile(r"[\x20-\x7e]{1,1024}")
 
 
@@ -21,9 +21,9 @@ class CallMetadata:
     """The metadata of all calls that one HTTP request makes.
 
     Attributes:
-        secret: The API key to send: the caller's, or the gateway's own; None: none.
+        secret: The API key to send: the caller's or the gateway's own. None: no key is sent.
         is_own_secret: True if `secret` is the gateway's own.
-        caller: The caller's identity in the gateway; None: it has none.
+        caller: The caller's identity in the gateway; None if it has none.
         session_id: The session that the request's header names; "" for none.
     """
 
@@ -46,8 +46,8 @@ class CallMetadata:
         Args:
             headers: Those of the HTTP request, with names in lower case.
             request_id: The request's id.
-            caller: The caller's identity in the gateway; None: it has none.
-            own_secret: The gateway's own key, sent instead of the caller's; None: it has none.
+            caller: The caller's identity in the gateway; None if it has none.
+            own_secret: The gateway's own key, sent instead of the caller's; None if it has none.
         """
         return cls(
             request_id,

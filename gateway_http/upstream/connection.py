@@ -30,8 +30,8 @@ class Connection:
         target: Any gRPC target, such as `dns:///name:50051` or `ipv4:10.0.0.1:1,10.0.0.2:1`.
         health_name: The name whose health decides whether a replica gets calls.
         service_config: gRPC's service config, as JSON.
-        tls: The certificates; None: calls are made without TLS.
-        api_key: The key to send instead of the caller's; None: the caller's is passed on.
+        tls: The certificates; None if calls are made without TLS.
+        api_key: The key to send instead of the caller's; None if the caller's is passed on.
     """
 
     target: str

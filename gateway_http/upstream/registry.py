@@ -52,9 +52,9 @@ def _checked_target(target: str) -> str:
             try:
                 known = ipaddress.ip_address(host.strip("[]"))
             except ValueError:
-                raise ValueError(f"'{address}' has no address of {scheme}") from None
+                raise ValueError(f"'{address}' does not begin with an IP address") from None
             if f"ipv{known.version}" != scheme or not port.isdecimal() or int(port) > 65535:
-                raise ValueError(f"'{address}' is not an address of {scheme} and a port")
+                raise ValueError(f"'{address}' is not an IPv{scheme[-1]} address and a port")
     return target
 
 
@@ -90,11 +90,11 @@ class _Model(BaseModel):
     @model_validator(mode="after")
     def _fields_go_together(self) -> Self:
         if (self.balance == "ring_hash") != (self.affinity is not None):
-            raise ValueError("balance = 'ring_hash' and affinity go together")
+            raise ValueError("balance = 'ring_hash' and affinity must be set together")
         if self.prefix_chars is not None and self.affinity != "prefix":
             raise ValueError("prefix_chars needs affinity = 'prefix'")
         if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key go together")
+            raise ValueError("certificate and key must be set together")
         if self.certificate is not None and self.ca is None:
             raise ValueError("certificate needs ca")
         return self
@@ -115,7 +115,7 @@ class RegisteredModel:
         name: The name that clients use and that responses contain.
         aliases: Further names that clients may use.
         upstream_model: The name that the service uses.
-        affinity: The rule by which calls reach the same replica; None: there is none.
+        affinity: The rule by which calls reach the same replica; None if there is none.
     """
 
     connection: Connection

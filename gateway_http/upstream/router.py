@@ -78,7 +78,7 @@ class Route:
         """Return all models that the service lists. Raises AioRpcError.
 
         Args:
-            metadata: The request's.
+            metadata: The metadata of the calls.
             timeout_s: The timeout of each page in seconds.
         """
         models: list[model_service_pb2.Model] = []

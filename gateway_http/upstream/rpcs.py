@@ -31,7 +31,8 @@ class Rpc(Generic[Request, Response]):
             response.
         model_of: Returns the model that a request names; "" for none.
         operation: The value of `gen_ai.operation.name` in traces; "" if it generates nothing.
-        affinity: The parts of a request by which its replica may be chosen; None: any will do.
+        affinity: The parts of a request by which its replica may be chosen; None if any may be
+            chosen.
     """
 
     service: str

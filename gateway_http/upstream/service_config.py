@@ -15,14 +15,15 @@ Balance = Literal["round_robin", "weighted_round_robin", "ring_hash"]
 AFFINITY_KEY = "x-affinity"
 """The metadata key by which `ring_hash` chooses a replica; without it, a call goes to any."""
 
-# It gives all replicas the same load, whatever their sizes and the lengths of their completions.
+# This policy gives all replicas the same load, even if they differ in size or in the lengths of
+# their completions.
 DEFAULT_BALANCE: Balance = "weighted_round_robin"
 
 _POLICIES: dict[Balance, dict[str, Any]] = {
     "round_robin": {"round_robin": {}},
     "weighted_round_robin": {
         "weighted_round_robin": {
-            # Out of band: a load that came with the end of a response would come too late.
+            # Out of band: a load that is reported at the end of a response is out of date.
             "enableOobLoadReport": True,
             "oobReportingPeriod": "1s",
             "weightUpdatePeriod": "0.5s",
@@ -34,7 +35,7 @@ _POLICIES: dict[Balance, dict[str, Any]] = {
     "ring_hash": {
         "ring_hash_experimental": {
             "requestHashHeader": AFFINITY_KEY,
-            "minRingSize": 1024,  # few replicas get about equal shares of the keys, too
+            "minRingSize": 1024,  # enough for about equal shares of the keys with few replicas
         }
     },
 }
@@ -62,7 +63,9 @@ _THROTTLING = {"maxTokens": 1000, "tokenRatio": 1}
 
 @dataclass(frozen=True)
 class OutlierDetection:
-    """The conditions under which a failing replica gets no calls for a while, by gRPC's names.
+    """The conditions under which a failing replica gets no calls for a while.
+
+    The fields have gRPC's names.
 
     Every status but OK counts as a failure, including those of invalid requests.
     """

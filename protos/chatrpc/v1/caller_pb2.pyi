@@ -53,8 +53,8 @@ class CallerInfo(Message):
     characters. Empty: shared with the sender itself.
     """
     min_priority: int
-    """The lowest, so the most urgent, `priority` that the caller's requests may set. Absent: that of the
-    sender's key. It cannot be lower than that.
+    """The lowest (most urgent) `priority` that the caller's requests may set. If it is absent or lower
+    than that of the sender's key, that of the key applies.
     """
     only_without_keys: bool
     """Use this message only if the service does not check API keys. Senders that pass their caller's own

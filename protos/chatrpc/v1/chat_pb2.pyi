@@ -439,9 +439,9 @@ class SamplingParams(Message):
     ends the output.
     """
     seed: int
-    """The seed of random sampling. Equal requests with an equal seed have equal outputs as far as the
-    model's arithmetic allows: with int8 weights on a CPU with native kernels in any batch, otherwise
-    only in equal batches. Each of `n` choices is sampled by the seed and its index.
+    """The seed of random sampling. Equal requests with an equal seed have equal outputs. With int8
+    weights on a CPU with native kernels, this is true in every batch. Otherwise, it is only true if
+    the batches are equal, too. Each of `n` choices is sampled by the seed and its index.
     """
     n: int
     """The number of choices to generate from one prompt: 1 to 128. Absent: 1."""
@@ -666,7 +666,7 @@ class ContentPart(Message):
 
     @property
     def audio(self) -> AudioContent:
-        """Audio. Rejected, since no audio is served."""
+        """Audio. Requests with audio are rejected."""
 
     @property
     def file(self) -> FileContent:

@@ -88,7 +88,7 @@ class ListModelsRequest(Message):
     PAGE_SIZE_FIELD_NUMBER: int
     PAGE_TOKEN_FIELD_NUMBER: int
     page_size: int
-    """The largest number of models to return. Absent or 0: 100. More than 1000 is 1000."""
+    """The largest number of models to return. Absent or 0: 100. A larger number than 1000 counts as 1000."""
     page_token: str
     """`next_page_token` of the previous page. Empty: the first page."""
     def __init__(

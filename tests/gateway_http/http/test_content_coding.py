@@ -59,8 +59,8 @@ def test_bomb_within_a_bomb_is_rejected() -> None:
         (lambda body: body[:-1], "it is not complete"),
         (lambda body: body[:1], "it is not complete"),
         (lambda _: b"", "it is not complete"),
-        (lambda body: body + b"{}", "something follows its end"),
-        (lambda body: body + body, "something follows its end"),
+        (lambda body: body + b"{}", "there are bytes after its end"),
+        (lambda body: body + body, "there are bytes after its end"),
         (lambda _: b'{"model": "m"}', "it is not valid"),
     ],
 )

@@ -170,9 +170,9 @@ async def test_invalid_format_is_rejected_with_its_field(
 @pytest.mark.parametrize(
     ("response_format", "message"),
     [
-        (Format(regex="a("), "It cannot be enforced: an expression is invalid: unclosed group."),
+        (Format(regex="a("), "It cannot be enforced: a regex is invalid: unclosed group."),
         (Format(regex="a(?=b)"),
-         ("It cannot be enforced: an expression is invalid: look-around, including look-ahead and "
+         ("It cannot be enforced: a regex is invalid: look-around, including look-ahead and "
           "look-behind, is not supported.")),
         (Format(grammar="start: nowhere"),
          'It cannot be enforced: line 1, column 8: unknown name: "nowhere".'),

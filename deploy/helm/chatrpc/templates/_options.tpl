@@ -122,7 +122,7 @@ The command lines of the processes. They contain paths of files with secrets, ne
 {{- end }}
 {{- end }}
 
-{{/* Takes (list root model): the model's entry in the gateway's registry. Strings of TOML are those of JSON. */}}
+{{/* Takes (list root model): the model's entry in the gateway's registry. JSON strings are valid TOML strings. */}}
 {{- define "chatrpc.registry.entry" -}}
 {{- $root := first . }}
 {{- $model := last . -}}
