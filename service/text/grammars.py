@@ -14,7 +14,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from service.errors import InvalidGrammar
 
 MAX_GRAMMAR_LENGTH = 524_288  # characters, of one grammar with all its parts
-MAX_CACHED_BYTES = 268_435_456  # the most memory that all cached grammars may need
+MAX_CACHED_BYTES = 268_435_456  # maximum memory of all cached grammars
 _MAX_REASON_LENGTH = 300
 
 _Compiled: TypeAlias = "Future[LLMatcher | str]"  # or the reason why it cannot be compiled
@@ -230,7 +230,11 @@ class GrammarMatcher:
     """
 
     def __init__(self, matcher: LLMatcher, end: _End, constraint: GrammarConstraint | None) -> None:
-        """Create the matcher. Failures are recorded in `constraint`; None: they are raised."""
+        """Create the matcher.
+
+        Args:
+            constraint: Gets the failures of the matcher. If it is None, they are raised.
+        """
         self._matcher = matcher
         self._end = end
         self._constraint = constraint
