@@ -8,23 +8,26 @@ message, or with the messages after the bar.
 
 import re
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from types import ModuleType
 from typing import NamedTuple
 
 from msgspec import Struct
 
 from chatrpc.v1.comments import COMMENTS
+from gateway_http import protocol
 from gateway_http.openapi.fields import Field, fields_of
-from gateway_http.protocol import completion, error, request, response, sampling, tokens
+from gateway_http.protocol import sampling
 
 _DOCS = Path(__file__).parent
 PAGE = _DOCS / "parity.md"
 TEMPLATE = _DOCS / "parity.template.md"
 
 _MODULES: Mapping[str, ModuleType] = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (completion, error, request, response, sampling, tokens)
+    name: import_module(f"{protocol.__name__}.{name}")
+    for _, name, _ in iter_modules(protocol.__path__)
 }
 _TABLE = re.compile(r"^\{\{ ([\w. ]*)(?:\| ([\w ]+) )?\}\}$", re.MULTILINE)
 

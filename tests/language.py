@@ -34,10 +34,6 @@ DOCS = ("README.md", "ARCHITECTURE.md", "docs")
 UNCLEAN = (
     # Calls
     "tests/service/rpc",
-    # Whole processes
-    "tests/deploy",
-    "tests/e2e",
-    "tests/faults",
 )
 
 # Phrases that have another meaning in a file and are right there: (file, phrase in lower case).

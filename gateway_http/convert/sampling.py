@@ -20,6 +20,14 @@ _HINTS = {
     "guided_grammar": "Use 'structured_outputs'.",
 }
 
+# The fields with the same name in both APIs. `sampling_params` copies them, but for a few that it
+# converts. A new parameter needs no change here.
+_COPIED = tuple(
+    field.name
+    for field in chat_pb2.SamplingParams.DESCRIPTOR.fields
+    if field.name in openai.SamplingParameters.__struct_fields__
+)
+
 
 def check_supported(request: openai.GenerationRequest, unsupported: Iterable[str]) -> None:
     """Check that a request has no unsupported parameter, and stream options only for a stream.
@@ -55,27 +63,14 @@ def sampling_params(
         unlimited: The value for an output that only the context length limits.
     """
     limit = first_given(max_completion_tokens, request.max_tokens)
-    return chat_pb2.SamplingParams(
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=0 if request.top_k == -1 else request.top_k,
-        min_p=request.min_p,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
-        repetition_penalty=first_given(request.repetition_penalty, request.repeat_penalty),
-        max_completion_tokens=unlimited if limit == -1 else limit,
-        min_tokens=request.min_tokens,
-        seed=request.seed,
-        n=request.n,
-        stop=_stop(request.stop),
-        stop_token_ids=request.stop_token_ids,
-        logit_bias=request.logit_bias,
-        ignore_eos=request.ignore_eos,
-        include_stop_str_in_output=request.include_stop_str_in_output,
-        skip_special_tokens=request.skip_special_tokens,
-        bad_words=request.bad_words,
-        allowed_token_ids=request.allowed_token_ids,
-    )
+    fields = {name: getattr(request, name) for name in _COPIED}
+    fields |= {
+        "top_k": 0 if request.top_k == -1 else request.top_k,
+        "repetition_penalty": first_given(request.repetition_penalty, request.repeat_penalty),
+        "max_completion_tokens": unlimited if limit == -1 else limit,
+        "stop": _stop(request.stop),
+    }
+    return chat_pb2.SamplingParams(**fields)
 
 
 def _stop(stop: str | list[str] | None) -> list[str] | None:

@@ -20,7 +20,7 @@ CHART = ROOT / "deploy" / "helm" / "chatrpc"
 VALUES = {path.name.removesuffix("-values.yaml"): path for path in (CHART / "ci").iterdir()}
 NAMESPACE = "prod"
 
-# Of operators and of the Gateway API, for which there are no schemas here.
+# Kinds of operators and of the Gateway API. There are no schemas of them here.
 CUSTOM = {
     *("ScaledObject", "PodMonitor", "ServiceMonitor", "PrometheusRule", "HTTPRoute", "GRPCRoute")
 }
@@ -32,7 +32,7 @@ INSECURE: Object = {"access": {"insecure": True}}
 
 @dataclass(frozen=True)
 class Release:
-    """What an installation by the name `demo` makes."""
+    """The rendered chart of an installation with the name `demo`."""
 
     texts: dict[str, str]
 
@@ -56,7 +56,7 @@ class Release:
         return found
 
     def pods(self) -> Iterator[Object]:
-        """Templates of Deployments' pods, and pods."""
+        """Yield the pods and the pod templates of Deployments."""
         for each in self.objects:
             if each["kind"] == "Deployment":
                 yield each["spec"]["template"]
@@ -65,13 +65,13 @@ class Release:
 
 
 def render(values: Object) -> Release:
-    """Raises helm_python.HelmError: the values are refused, or a template refuses them."""
+    """Render the chart. Raise helm_python.HelmError if the values are rejected."""
     with helm_python.Chart.load(CHART) as chart:
         return Release(chart.render(values, name="demo", namespace=NAMESPACE))
 
 
 def merged(*several: Object) -> Object:
-    """As Helm puts several `--values` together: maps by key, the later one wins."""
+    """Merge values as Helm merges several `--values`: maps by key, later values win."""
     result: Object = {}
     for values in several:
         for key, value in values.items():
@@ -97,7 +97,7 @@ def deployment_container(release: Release, name: str) -> Object:
 
 
 def main_container(pod: Object) -> Object:
-    """Ours: operators' own ones come after it."""
+    """Return our container of a pod. Containers of the operator come after it."""
     container = pod["spec"]["containers"][0]
     assert isinstance(container, dict)
     return container

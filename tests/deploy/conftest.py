@@ -7,7 +7,7 @@ from tests.deploy.chart import VALUES, Release, render, values_file
 
 @pytest.fixture(scope="session")
 def releases() -> dict[str, Release]:
-    """One for each of the chart's own examples of values, by its name."""
+    """Return a release for each example of values in the chart, by its name."""
     return {name: render(values_file(path)) for name, path in VALUES.items()}
 
 

@@ -1,4 +1,4 @@
-"""Container files, read: as much of their language as ours are allowed to use."""
+"""A parser of container files, for the part of their language that ours may use."""
 
 import json
 import re
@@ -24,7 +24,7 @@ class Instruction:
 
     @property
     def pairs(self) -> dict[str, str]:
-        """Of ENV, LABEL and ARG; an ARG without a value has none here."""
+        """The keys and values of ENV, LABEL or ARG, without ARGs that have no value."""
         return dict(word.split("=", 1) for word in self.words if "=" in word)
 
 
@@ -57,7 +57,7 @@ class Dockerfile:
 
 
 def parse(path: Path) -> Dockerfile:
-    """Fails on whatever is no instruction of ours."""
+    """Parse a container file. Raise AssertionError if it has an unknown instruction."""
     arguments: dict[str, str] = {}
     stages: list[Stage] = []
     for instruction in _instructions(path):
@@ -82,21 +82,21 @@ def _instructions(path: Path) -> Iterator[Instruction]:
 
 
 def exec_form(text: str) -> list[str]:
-    """The words of a command in JSON, that no shell stands before."""
+    """Return the words of a command in JSON, which runs without a shell."""
     words = json.loads(text)
     assert isinstance(words, list)
     return [str(word) for word in words]
 
 
 def expanded(text: str, variables: Mapping[str, str]) -> str:
-    """`${NAME}` replaced, as a builder does outside of RUN."""
+    """Replace `${NAME}` by variables, as a builder does outside of RUN."""
     return re.sub(r"\$\{(\w+)\}", lambda match: variables[match[1]], text)
 
 
 def in_context(path: str, ignore: Path) -> bool:
-    """Whether `.dockerignore` lets the file `path` into the build's context.
+    """Return True if `.dockerignore` allows the file `path` in the build context.
 
-    Of its language: literal paths, `*` for everything, and `**/name`; the last line that fits wins.
+    It supports literal paths, `*` for everything, and `**/name`. The last matching line wins.
     """
     is_in = True
     for line in ignore.read_text().splitlines():
@@ -104,9 +104,9 @@ def in_context(path: str, ignore: Path) -> bool:
         if not pattern or pattern.startswith("#"):
             continue
         if pattern.startswith("**/"):
-            fits = pattern.removeprefix("**/") in path.split("/")
+            matches = pattern.removeprefix("**/") in path.split("/")
         else:
-            fits = pattern in {"*", path} or path.startswith(pattern + "/")
-        if fits:
+            matches = pattern in {"*", path} or path.startswith(pattern + "/")
+        if matches:
             is_in = line.strip().startswith("!")
     return is_in

@@ -1,8 +1,8 @@
-"""An image without a container engine: a container file's steps, run in a directory of their own.
+"""An image without a container engine: the steps of a container file, run in a directory.
 
-What is missing of the real thing: the base image (this machine's Python and libraries stand in), a
-root of its own (the few absolute paths of the files are put into a directory), layers, and the
-user. `apt-get` steps are left out: what they install must be here.
+It differs from a real image: it uses the Python and the libraries of this machine instead of the
+base image, puts the absolute paths of the container file into the directory, and has no layers and
+no user. `apt-get` steps are not run: the packages must be installed on this machine.
 """
 
 import os
@@ -18,13 +18,13 @@ IGNORE = ROOT / ".dockerignore"
 
 
 class Image:
-    """What `build` leaves: a tree, and how its process is started."""
+    """A built tree of files, with the command and the environment of its process."""
 
     def __init__(self, directory: Path, file: Dockerfile, build_arguments: dict[str, str]) -> None:
         self._directory = directory
         self._file = file
         self._build_arguments = build_arguments
-        # As in the base image: Python with pip, and none of the packages of this test's.
+        # Like the base image: Python with pip, without the packages of the test's environment.
         self._tools = directory / "tools"
         self._tools.mkdir(parents=True)
         self.path("/var/lib").mkdir(parents=True)
@@ -37,17 +37,17 @@ class Image:
     def build(self) -> None:
         kept: list[Path] = []
         for stage in self._file.stages:
-            self._forget_all_but(kept, stage)
+            self._keep_only(kept, stage)
             self._run_stage(stage)
             kept = [Path(name) for name in ("/opt/chatrpc",)]
 
     def path(self, inside: str) -> Path:
-        """Where an absolute path of the image lies."""
+        """Return the path on this machine for an absolute path of the image."""
         return self._directory / "root" / inside.lstrip("/")
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of the image's process: nothing of this test's own."""
+        """The environment of the image's process, without the variables of the test."""
         return {
             **{name: self._placed(value) for name, value in self._file.final.environment.items()},
             "PATH": f"{self.path('/opt/chatrpc')}/bin",
@@ -63,13 +63,13 @@ class Image:
         return [self._placed(word) for word in exec_form(text)]
 
     def _placed(self, text: str) -> str:
-        """Absolute paths of the container file, as this machine has them."""
+        """Replace the absolute paths of the container file by those on this machine."""
         for inside in ("/opt/chatrpc", "/var/lib/chatrpc", "/src"):
             text = text.replace(inside, str(self.path(inside)))
         return text
 
-    def _forget_all_but(self, kept: list[Path], stage: Stage) -> None:
-        """A stage sees of those before it what it copies, and that at the same path."""
+    def _keep_only(self, kept: list[Path], stage: Stage) -> None:
+        """Check that a stage copies only `kept` from earlier stages, and delete their sources."""
         copies = [copy.words for copy in stage.all("COPY") if copy.text.startswith("--from=")]
         assert [Path(words[1]) for words in copies] == kept
         assert all(words[1] == words[2] for words in copies)
@@ -97,9 +97,11 @@ class Image:
                     *sources, target = instruction.words
                     self._copy(sources, self.path(work) / target)
                 case "RUN":
-                    # The base image alone has no compiler.
-                    beyond = "" if stage is self._file.final else ":/usr/local/bin:/usr/bin:/bin"
-                    path = f"{self._tools}{beyond}"
+                    # The base image has no compiler.
+                    more_paths = (
+                        "" if stage is self._file.final else ":/usr/local/bin:/usr/bin:/bin"
+                    )
+                    path = f"{self._tools}{more_paths}"
                     variables = {**environment, **arguments, "PATH": path}
                     self._run(instruction.text, self.path(work), variables)
 
@@ -113,9 +115,9 @@ class Image:
             ]
             assert taken, f".dockerignore leaves nothing of {source}"
             for file in taken:
-                place = target / file.relative_to(ROOT / source) if files else target / file.name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(file, place)
+                copy = target / file.relative_to(ROOT / source) if files else target / file.name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, copy)
 
     def _run(self, command: str, work: Path, environment: dict[str, str]) -> None:
         if command.startswith("apt-get update && apt-get install"):

@@ -1,4 +1,4 @@
-"""The alert rules: they ask for metrics that there are, and each has its page in the runbook."""
+"""Alert rules use exported metrics, and each has a section in the runbook."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ from tests.support.exported_metrics import exported, metrics_in
 ALERTS = ROOT / "deploy" / "monitoring" / "alerts.yaml"
 GROUPS: list[dict[str, Any]] = yaml.safe_load(ALERTS.read_text())["groups"]
 RULES: list[dict[str, Any]] = [rule for group in GROUPS for rule in group["rules"]]
-# What Prometheus and its operator add, and a histogram's own.
+# Labels that Prometheus and its operator add, and that of histograms.
 _ADDED = {"namespace", "instance", "le"}
 _DURATION = re.compile(r"\d+(s|m|h)")
 
@@ -49,8 +49,8 @@ def test_alert_rule_uses_labels_of_its_metrics(rule: dict[str, Any]) -> None:
     used = {label for group in grouped for label in group}
     matched = set(re.findall(r"[{,](\w+)=", rule["expr"]))
     assert used | matched <= labels | _ADDED
-    told = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
-    assert told <= (used or _ADDED | labels)
+    shown = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
+    assert shown <= (used or _ADDED | labels)
 
 
 def test_alert_names_are_unique() -> None:

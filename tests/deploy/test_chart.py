@@ -1,4 +1,4 @@
-"""The Helm chart: what it makes is valid, and fits together."""
+"""The objects of the Helm chart are valid and consistent with one another."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ from tests.support.exported_metrics import exported
 from tests.support.params import slow_but
 from tests.support.process_options import argument
 
-# The first with native gRPC probes; the first with a sleep of its own in preStop; the newest.
+# The first with native gRPC probes, the first with a sleep action in preStop, and the newest.
 KUBERNETES = ("1.27", "1.30", "1.34", "1.37")
 
 
@@ -51,12 +51,12 @@ def test_objects_are_valid_for_kubernetes(
 ) -> None:
     for each in releases[name].objects:
         if each["kind"] not in CUSTOM:
-            known = without_what_is_new(each, version)
+            known = without_new_fields(each, version)
             kubernetes_validate.validate(known, version, strict=True)
 
 
-def without_what_is_new(each: Object, version: str) -> Object:
-    """A release for an old cluster would not have these: its values would not ask for them."""
+def without_new_fields(each: Object, version: str) -> Object:
+    """Remove fields that an old version of Kubernetes lacks. Values for it would not set them."""
     if each["kind"] != "Deployment":
         return each
     found: Object = copy.deepcopy(each)
@@ -122,7 +122,7 @@ def test_grace_period_exceeds_delay_and_drain(release: Release) -> None:
             running = settings.drain_timeout_s
         else:
             assert isinstance(settings, GatewaySettings)
-            running = settings.drain_timeout_s + 2  # its last words
+            running = settings.drain_timeout_s + 2  # to finish after the drain
         delay = float(argument(container["args"], "drain-delay-s"))
         assert pod["terminationGracePeriodSeconds"] >= sleep + delay + running + 5
 
@@ -208,7 +208,7 @@ def test_pods_have_no_unneeded_privileges(release: Release) -> None:
     for pod in release.pods():
         spec = pod["spec"]
         assert spec["automountServiceAccountToken"] is False
-        # A Service called chatrpc would set CHATRPC_SERVICE_PORT, which is a setting of ours.
+        # A Service named chatrpc would set CHATRPC_SERVICE_PORT, which is one of our settings.
         assert spec["enableServiceLinks"] is False
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -241,9 +241,9 @@ def test_node_disk_volumes_are_sized_and_requested(
         sizes = [
             volume["emptyDir"]["sizeLimit"]
             for volume in pod["spec"]["volumes"]
-            if "emptyDir" in volume and volume["name"] != "scratch"  # the operator's own
+            if "emptyDir" in volume and volume["name"] != "scratch"  # a volume of the operator
         ]
-        if each["metadata"]["name"] != "llm-small":  # which says itself what it asks for
+        if each["metadata"]["name"] != "llm-small":  # its values set the request
             assert mebibytes(asked) == sum(map(mebibytes, sizes)) + 512  # for logs
 
 
@@ -327,7 +327,7 @@ def test_extra_parts_of_values_are_in_the_pods(releases: dict[str, Release]) -> 
     small = releases["full"].one("Deployment", "llm-small")["spec"]["template"]["spec"]
     assert small["securityContext"]["fsGroup"] == 1000
     probe = main_container({"spec": small})["readinessProbe"]
-    assert (probe["failureThreshold"], probe["periodSeconds"]) == (4, 2)  # one is its own
+    assert (probe["failureThreshold"], probe["periodSeconds"]) == (4, 2)  # the first is configured
 
 
 def test_ingress_has_the_configured_paths(releases: dict[str, Release]) -> None:
@@ -351,7 +351,7 @@ def test_model_volumes_are_mounted(releases: dict[str, Release]) -> None:
         "persistentVolumeClaim": {"claimName": "weights", "readOnly": True},
     }
     assert model_volume("llm-fetched") == {"name": "model", "emptyDir": {"sizeLimit": "4Gi"}}
-    # What is made of a model is kept beside it, or was made in the image.
+    # A converted model is stored beside the model, or is in the image.
     caches = {
         name: [a for a in deployment_container(releases["full"], name)["args"] if "cache-dir" in a]
         for name in ("llm-small", "llm-files", "llm-shared", "llm-fetched")
@@ -362,7 +362,7 @@ def test_model_volumes_are_mounted(releases: dict[str, Release]) -> None:
         "llm-shared": ["--cache-dir=/weights/cache"],
         "llm-fetched": ["--cache-dir=/var/lib/chatrpc/cache"],
     }
-    # Of a GGUF file a checkpoint is made, and the image's own directory is read-only.
+    # A GGUF file is converted, and the directory of the image is read-only.
     for kind, path in (("none", "/models/phi.gguf"), ("image", "/var/lib/chatrpc/phi.gguf")):
         reference = "registry.example.com/models/phi:1" if kind == "image" else ""
         storage = {"kind": kind, "reference": reference}

@@ -1,4 +1,4 @@
-"""What the chart tells our processes is what they understand, secrets aside."""
+"""The chart gives the processes valid options, and no secrets in them."""
 
 import json
 import re
@@ -55,8 +55,8 @@ def test_options_reach_the_settings(releases: dict[str, Release]) -> None:
     assert gpu.served_model_name == "Qwen/Qwen3-8B"
 
 
-# The chart never gives these: a registry replaces the one upstream, values replace a file, and pods
-# are to start.
+# Options that the chart never sets: a registry replaces `--upstream`, values replace the file of
+# options, and the processes have to start.
 NEVER = {
     "config",
     "check",
@@ -70,7 +70,7 @@ NEVER = {
 def test_chart_accepts_exactly_the_options_of_the_processes(
     releases: dict[str, Release], name: str, kind: type[ProcessSettings]
 ) -> None:
-    """By its name, or by a value of the chart's own, which the examples give between them."""
+    """Each option is accepted by its name or set by a value; the examples have all these values."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     parts = {"service": schema["definitions"]["model"], "gateway": schema["properties"]["gateway"]}
     by_name = set(parts[name]["properties"]["options"]["propertyNames"]["enum"])
@@ -84,7 +84,7 @@ def test_chart_accepts_exactly_the_options_of_the_processes(
     }
     assert by_name.union(NEVER, *given.values()) >= options(kind)
     assert by_name <= (options(kind) | old_options(kind)) - NEVER
-    # The chart's own, and not twice; its threads give way to those of the options.
+    # No option is set twice. The number of threads in the options replaces the chart's number.
     assert (given["minimal"] | given["keys-and-tls"]) & by_name <= {"num-threads"}
 
 

@@ -1,4 +1,4 @@
-"""What the chart can be told, and what it refuses."""
+"""The values of the chart, and the values that it rejects."""
 
 import itertools
 import json
@@ -24,13 +24,13 @@ from tests.deploy.chart import (
 from tests.support.params import slow_but
 
 
-def test_nothing_is_open_by_accident() -> None:
+def test_insecure_access_requires_an_explicit_value() -> None:
     assert "access.gatewayKeys.secret" in rejection({})
     keys: Object = {"access": {"gatewayKeys": {"secret": "keys"}}}
-    behind = render(keys)
-    (gateway,) = containers(behind, "gateway")
+    protected = render(keys)
+    (gateway,) = containers(protected, "gateway")
     assert "--insecure" not in gateway["args"]
-    (service,) = containers(behind, "service")  # behind a network policy
+    (service,) = containers(protected, "service")  # a network policy protects it
     assert "--insecure" in service["args"]
     open_inside = merged(keys, {"networkPolicy": {"enabled": False}})
     assert "networkPolicy.enabled" in rejection(open_inside)
@@ -44,7 +44,7 @@ def test_nothing_is_open_by_accident() -> None:
 
 
 def one(**values: object) -> Object:
-    """Values with one model."""
+    """Return values with one model."""
     return {"models": [{"name": "m", "model": "m"} | values]}
 
 
@@ -216,7 +216,7 @@ def test_helm_test_that_would_be_rejected_is_left_out(releases: dict[str, Releas
 
 
 def test_each_value_is_in_the_schema() -> None:
-    """And none is allowed that the chart does not have."""
+    """The schema allows only values that the chart has, and has all of them."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     definitions = schema["definitions"]
 
@@ -232,7 +232,7 @@ def test_each_value_is_in_the_schema() -> None:
 
     def compare(values: Object, part: Object, path: str) -> None:
         known = properties(part)
-        if known is None:  # a map of the operator's own
+        if known is None:  # a map that the operator fills
             return
         own = {"name", "global"} if path in {".modelDefaults", ""} else set()
         assert values.keys() == known.keys() - (own - values.keys()), path
@@ -288,7 +288,7 @@ def test_several_replicas_require_shared_storage(storage: Object) -> None:
     assert release.one("Deployment", "demo-chatrpc-m")["spec"]["replicas"] == 3
 
 
-# Each value set alone is allowed, and so has to be any mix of them.
+# Each of these values is allowed by itself, so any combination has to be allowed too.
 _MIXES: dict[str, list[Object]] = {
     "model": [one(), one(name="Q.w_e"), one(model="org/m", storage={"kind": "emptyDir"})],
     "gateway": [{}, {"gateway": {"autoscaling": {"enabled": True}, "minReadySeconds": 5}}],

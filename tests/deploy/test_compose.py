@@ -1,4 +1,4 @@
-"""The compose file, by the compose specification's own reader and by ours."""
+"""The compose file, checked by the schema of the specification and by our own reader."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ KINDS: dict[str, type[ProcessSettings]] = {"service": ServiceSettings, "gateway"
 
 
 def services(*names: str) -> dict[str, Any]:
-    """Of several files, the later ones over those before."""
+    """Return the services of several files. Later files take precedence."""
     files = [yaml.safe_load((DEPLOY / name).read_text()) for name in names]
     found: dict[str, Any] = merged(*files)["services"]
     return found
@@ -29,7 +29,7 @@ SERVICES = services("compose.yaml")
 
 
 def read(name: str) -> PyCompose:
-    """Its variables without values, as with none set: the specification knows no expressions."""
+    """Read a compose file with its variables unset: the schema does not allow expressions."""
     text = yaml.safe_dump(yaml.safe_load((DEPLOY / name).read_text()))
     for variable, default in (
         ("LISTEN", "127.0.0.1"),
@@ -61,7 +61,7 @@ def test_compose_file_with_a_misspelled_key_is_invalid() -> None:
 def test_processes_take_their_arguments(
     files: list[str], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CHATRPC_GATEWAY_ADMIN_PORT", "8001")  # as its image does
+    monkeypatch.setenv("CHATRPC_GATEWAY_ADMIN_PORT", "8001")  # set by its image
     service = services(*files)[name]
     settings = parsed(KINDS[name], service["command"])
     assert argument(service["command"], "admin-host") == "0.0.0.0"  # noqa: S104  # of a container
@@ -81,9 +81,9 @@ def test_built_image_has_the_name_of_its_dockerfile(name: str) -> None:
 
 
 def test_cache_directory_is_that_of_the_image_by_default() -> None:
-    place = SERVICES["service"]["environment"]["CHATRPC_SERVICE_CACHE_DIR"]
+    directory = SERVICES["service"]["environment"]["CHATRPC_SERVICE_CACHE_DIR"]
     image = parse(DEPLOY / "docker" / "service.Dockerfile").final.environment
-    assert place == f"${{CACHE_DIR:-{image['CHATRPC_SERVICE_CACHE_DIR']}}}"
+    assert directory == f"${{CACHE_DIR:-{image['CHATRPC_SERVICE_CACHE_DIR']}}}"
 
 
 def test_published_ports_are_bound_to_loopback() -> None:
@@ -103,8 +103,8 @@ def test_containers_have_no_unneeded_privileges() -> None:
 def test_containers_restart_and_do_not_wait_for_each_other() -> None:
     for service in SERVICES.values():
         assert service["restart"] == "unless-stopped"
-        assert service["init"] is True  # SIGTERM ends a process that has no handler for it yet
-    # One that never gets ready, for the want of a model, say, leaves a gateway that tells so.
+        assert service["init"] is True  # so SIGTERM ends a process that has no handler yet
+    # If the service never gets ready, the gateway still runs and reports it.
     assert SERVICES["gateway"]["depends_on"] == ["service"]
 
 
@@ -141,14 +141,14 @@ def test_keys_replace_the_insecure_option() -> None:
     gateway = services("compose.yaml", "compose.keys.yaml")["gateway"]
     command = gateway["command"]
     assert "--insecure" not in command
-    # A directory, so that what is put in the file's place is seen; and one that must be there.
+    # A directory is mounted, so that a replaced file is seen. The directory must exist.
     (mount,) = gateway["volumes"]
     assert argument(command, "api-keys") == f"{mount['target']}/keys.toml"
     assert mount["source"] == "./keys"
     assert mount["bind"] == {"create_host_path": False}
     others = {a for a in SERVICES["gateway"]["command"] if a != "--insecure"}
     assert others <= set(command)
-    assert "api-keys" in options(ServiceSettings)  # the same name on both
+    assert "api-keys" in options(ServiceSettings)  # both processes have this option
 
 
 def test_no_secret_is_in_the_files() -> None:

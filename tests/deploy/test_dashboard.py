@@ -1,4 +1,4 @@
-"""The dashboard asks for metrics that there are, by labels that they have."""
+"""The dashboard uses exported metrics and their labels."""
 
 import json
 import re
@@ -22,7 +22,7 @@ EXPRESSIONS: list[str] = [
 ]
 
 _BY = re.compile(r"by \(([^)]*)\)")
-# What Prometheus adds, and a histogram's own.
+# Labels that Prometheus adds, and that of histograms.
 _ADDED = {"instance", "le"}
 
 
@@ -74,9 +74,9 @@ def test_expressions_use_defined_variables() -> None:
 
 
 def test_variable_all_selects_each_known_value() -> None:
-    """Not every instance of whatever else has a metric of that name, such as `process_`.
+    """`All` excludes other programs with metrics of the same name, for example `process_`.
 
-    All models, however, are those included that have no name, such as a list of models.
+    `All` models includes requests without a model, for example a list of models.
     """
     choices = {v["name"]: v for v in VARIABLES if v.get("includeAll")}
     assert set(choices) == {"model", "service", "gateway"}
@@ -85,7 +85,7 @@ def test_variable_all_selects_each_known_value() -> None:
         assert "allValue" not in variable
         assert variable["multi"]
     for expression in EXPRESSIONS:
-        assert not re.search(r'[^~]"\$(model|service|gateway)"', expression)  # a list wants =~
+        assert not re.search(r'[^~]"\$(model|service|gateway)"', expression)  # a list needs =~
 
 
 def test_panel_unit_fits_its_metric() -> None:
@@ -106,7 +106,7 @@ def test_panel_unit_fits_its_metric() -> None:
 
 
 def test_gateway_panels_filter_by_the_selected_model() -> None:
-    """Those of requests; connections and services that are called are of no one model."""
+    """Panels of requests filter by model. Connections and services do not belong to one model."""
     about_all = ("in_flight", "cut_connections", "tls_handshake", "upstream_")
     for expression in EXPRESSIONS:
         if "chatrpc_gateway_" in expression and expression.startswith(("sum", "hist")):

@@ -1,4 +1,4 @@
-"""The container files: what holds of them without building anything."""
+"""The container files, checked without building an image."""
 
 import subprocess
 import sys

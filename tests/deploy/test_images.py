@@ -1,4 +1,4 @@
-"""The images' steps, run, and what they make, started: minutes, so `make test-deploy` runs them."""
+"""The steps of the images run, and their processes start. `make test-deploy` runs these tests."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.support.make_serve import free_port
 
 pytestmark = pytest.mark.images
 
-# The CPU build of torch's own index cannot be had everywhere; where PyPI's is one, this is it.
+# The CPU build in torch's index is not reachable everywhere; PyPI's build is used instead.
 BUILD_ARGUMENTS = {
     "TORCH_INDEX_URL": os.environ.get(
         "TEST_TORCH_INDEX_URL", "https://download.pytorch.org/whl/cpu"
@@ -45,7 +45,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Image:
 
 
 class Container:
-    """The image's entry point with arguments, its log read line by line."""
+    """A process of the image's entry point, whose log is read line by line."""
 
     def __init__(self, image: Image, *arguments: str, environment: dict[str, str]) -> None:
         self.image = image
@@ -93,7 +93,7 @@ class Container:
         return self.popen.wait()
 
     def is_healthy(self) -> bool:
-        """What the health check says, asked of the port that stands in for the image's."""
+        """Return True if the health check succeeds, on the port used instead of the image's."""
         (name,) = (name for name in self.environment if name.endswith("_ADMIN_PORT"))
         ports = self.image.environment[name], self.environment[name]
         command = [word.replace(*ports) for word in self.image.health_check]
@@ -107,7 +107,7 @@ def snapshot(root: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.lstat().st_mtime_ns, path.lstat().st_size) for path in root.rglob("*")}
 
 
-def assert_readable_by_anybody(image: Image) -> None:
+def assert_readable_by_all_users(image: Image) -> None:
     root = image.path("/opt/chatrpc")
     for path in root.rglob("*"):
         mode = path.lstat().st_mode
@@ -129,11 +129,11 @@ def test_gateway_image_has_no_torch(gateway: Image) -> None:
     names = packages(gateway)
     assert "chatrpc" in names
     assert not names & {"torch", "transformers", "numpy", "pip"}
-    assert_readable_by_anybody(gateway)
+    assert_readable_by_all_users(gateway)
 
 
 def test_service_image_has_its_kernels_and_converted_model(service: Image) -> None:
-    assert_readable_by_anybody(service)
+    assert_readable_by_all_users(service)
     (package,) = service.path("/opt/chatrpc/lib").glob("python*/site-packages/service")
     kernels = [path.name for path in (package / "engine" / "native" / "prebuilt").glob("*.so")]
     assert sorted(name.partition("-")[0] for name in kernels) == ["amx", "bf16", "vnni"]

@@ -1,4 +1,4 @@
-"""What `helm test` runs, against a real gateway."""
+"""The program that `helm test` runs, against a real gateway."""
 
 import asyncio
 import sys
@@ -15,7 +15,7 @@ from tests.support.tls_files import issue
 
 
 async def smoke(*arguments: str) -> tuple[int | None, str]:
-    """Exit code and output, on an interpreter without any of our packages in reach."""
+    """Run it on an interpreter without our packages. Return exit code and output."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-I", "-S", CHART / "files" / "smoke.py", *arguments,
         stdout=asyncio.subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The systemd units: checked by systemd where it is, and against what our processes say."""
+"""The systemd units, checked by systemd if it is installed, and against our settings."""
 
 import configparser
 import re
@@ -22,7 +22,7 @@ with_systemd = pytest.mark.skipif(
 
 
 class Unit(configparser.ConfigParser):
-    """A unit file; a key that stands several times has all its values, a line each."""
+    """A unit file. A key that occurs several times has all its values, one a line."""
 
     def __init__(self, name: str) -> None:
         super().__init__(strict=False, interpolation=None, delimiters=["="])
@@ -49,7 +49,7 @@ def unit(request: pytest.FixtureRequest) -> Unit:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> list[Path]:
-    """The units with a program that is there."""
+    """Copy the units, with a program that exists."""
     paths = []
     for name in NAMES:
         path = tmp_path / f"chatrpc-{name}.service"
@@ -84,8 +84,8 @@ def test_units_are_hardened(installed: list[Path]) -> None:
 
 def test_unit_restarts_by_the_exit_codes_of_the_process(unit: Unit) -> None:
     service = unit["Service"]
-    assert service["Restart"] == "on-failure"  # 1, and signals; not 0
-    assert service["RestartPreventExitStatus"] == "2"  # settings that make no sense
+    assert service["Restart"] == "on-failure"  # exit code 1 and signals, not 0
+    assert service["RestartPreventExitStatus"] == "2"  # the exit code of wrong settings
     assert int(unit["Unit"]["StartLimitIntervalSec"]) > 0
 
 

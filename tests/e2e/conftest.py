@@ -1,4 +1,4 @@
-"""What a newcomer starts: `make serve`, on free ports, with the embedded model."""
+"""A stack as a new user starts it: `make serve` with the embedded model, on free ports."""
 
 from collections.abc import Iterator
 

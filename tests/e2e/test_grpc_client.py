@@ -42,7 +42,7 @@ def test_chat_over_grpc_answers_a_known_question(served: Served) -> None:
     assert "Paris" in text
     assert text == "".join(chunk.choices[0].delta.content for chunk in chunks)
     first, again = whole.usage, chunks[-1].usage
-    assert again.cached_prompt_tokens > 0  # its prompt was in the cache by then
+    assert again.cached_prompt_tokens > 0  # the first call has cached the prompt
     for usage in (first, again):
         usage.ClearField("cached_prompt_tokens")
     assert again == first
@@ -63,5 +63,5 @@ def test_health_check_of_each_service_is_serving(served: Served) -> None:
     with grpc.insecure_channel(served.target) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         for name in ("", "liveness", "readiness", "chatrpc.v1.ChatService", MODEL):
-            answer = health.Check(health_pb2.HealthCheckRequest(service=name))
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            response = health.Check(health_pb2.HealthCheckRequest(service=name))
+            assert response.status == health_pb2.HealthCheckResponse.SERVING

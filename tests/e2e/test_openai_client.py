@@ -14,20 +14,23 @@ FRANCE: list[Any] = [{"role": "user", "content": "What is the capital of France?
 
 
 def test_chat_completion_answers_a_known_question(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model=MODEL, messages=FRANCE, temperature=0)
-    [choice] = answer.choices
+    completion = client.chat.completions.create(model=MODEL, messages=FRANCE, temperature=0)
+    [choice] = completion.choices
     assert "Paris" in (choice.message.content or "")
     assert choice.finish_reason == "stop"
-    assert answer.usage is not None
-    assert answer.usage.prompt_tokens > 20
-    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert completion.usage is not None
+    assert completion.usage.prompt_tokens > 20
+    assert (
+        completion.usage.total_tokens
+        == completion.usage.prompt_tokens + completion.usage.completion_tokens
+    )
 
 
 @pytest.mark.slow
 def test_chat_completion_with_defaults_answers_a_known_question(client: openai.OpenAI) -> None:
     for seed in range(5):
-        answer = client.chat.completions.create(model=MODEL, messages=FRANCE, seed=seed)
-        assert "Paris" in (answer.choices[0].message.content or "")
+        completion = client.chat.completions.create(model=MODEL, messages=FRANCE, seed=seed)
+        assert "Paris" in (completion.choices[0].message.content or "")
 
 
 @pytest.mark.slow
@@ -54,7 +57,7 @@ def test_streamed_chat_completion_answers_a_known_question(client: openai.OpenAI
 
 @pytest.mark.slow
 def test_second_turn_reports_cached_tokens(client: openai.OpenAI) -> None:
-    """The first turn's prompt and most of its answer, for who has the same salt."""
+    """Most tokens of the first turn are cached for requests with the same cache salt."""
 
     def ask(messages: list[Any], salt: str) -> Any:
         return client.chat.completions.create(
@@ -127,7 +130,7 @@ def test_errors_raise_the_exceptions_of_the_client(client: openai.OpenAI) -> Non
 
 @pytest.mark.slow
 async def test_overlapping_requests_get_their_own_completions(served: Served) -> None:
-    """32 at once, each with its own parameters: what each gets is what its own words ask for."""
+    """32 requests run at once, each with its own parameters."""
     rng = random.Random(7)
     async with openai.AsyncOpenAI(
         base_url=served.base_url, api_key="none", max_retries=0, timeout=None
@@ -145,8 +148,8 @@ async def test_overlapping_requests_get_their_own_completions(served: Served) ->
                 "extra_body": {"ignore_eos": True, "top_k": rng.choice([0, 5])},
             }
             if i % 2:
-                answer = await client.chat.completions.create(**fields)
-                usage, finish = answer.usage, answer.choices[0].finish_reason
+                completion = await client.chat.completions.create(**fields)
+                usage, finish = completion.usage, completion.choices[0].finish_reason
             else:
                 stream = await client.chat.completions.create(
                     **fields, stream=True, stream_options={"include_usage": True}
@@ -163,17 +166,17 @@ async def test_overlapping_requests_get_their_own_completions(served: Served) ->
 
 @pytest.mark.slow
 def test_same_seed_gives_the_same_completion(client: openai.OpenAI) -> None:
-    def tell(seed: int) -> str:
-        answer = client.chat.completions.create(
+    def complete(seed: int) -> str:
+        completion = client.chat.completions.create(
             model=MODEL,
             messages=[{"role": "user", "content": "Tell me a story."}],
             seed=seed,
             temperature=1.0,
             max_completion_tokens=8,
-            # Not from the cache: without the native kernels logits depend on what a step computes.
+            # No cached prefix: without the native kernels logits depend on the tokens of a step.
             extra_body={"cache_salt": str(uuid.uuid4())},
         )
-        return answer.choices[0].message.content or ""
+        return completion.choices[0].message.content or ""
 
-    assert tell(1) == tell(1)
-    assert len({tell(seed) for seed in range(4)}) > 1
+    assert complete(1) == complete(1)
+    assert len({complete(seed) for seed in range(4)}) > 1

@@ -1,4 +1,4 @@
-"""Batching changes nothing: the embedded model, in float32, against `model.generate`."""
+"""Batches give the same tokens as `model.generate`, for the embedded model in float32."""
 
 import random
 from pathlib import Path
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 PROMPT_LENGTHS = [15, 15, 14, 40]
 NUM_TOKENS = 24
-NUM_BLOCKS = 5  # three short prompts and one token more need six
+NUM_BLOCKS = 5  # the three prompts and one more token need six
 
 
 def prompts() -> list[tuple[int, ...]]:
@@ -27,9 +27,9 @@ def prompts() -> list[tuple[int, ...]]:
 
 
 @torch.inference_mode()
-def generate_alone(path: Path) -> list[list[int]]:
+def generate_one_by_one(path: Path) -> list[list[int]]:
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    model.generation_config.eos_token_id = None  # go on for all the tokens
+    model.generation_config.eos_token_id = None  # generate all tokens
     return [
         model.generate(
             torch.tensor([prompt]),
@@ -41,8 +41,8 @@ def generate_alone(path: Path) -> list[list[int]]:
     ]
 
 
-def generate_together(path: Path) -> list[list[int]]:
-    """Arriving a step after one another, in chunks, in a cache that cannot hold them all."""
+def generate_in_batches(path: Path) -> list[list[int]]:
+    """Add a request each step. Prefill is chunked, and the cache is too small for all of them."""
     core, _ = load_engine(
         EngineOptions(
             path,
@@ -70,4 +70,4 @@ def generate_together(path: Path) -> list[list[int]]:
 
 def test_overlapping_greedy_completions_equal_generate() -> None:
     path = resolve(None, ServiceSettings.load([]).cache_dir).path
-    assert generate_together(path) == generate_alone(path)
+    assert generate_in_batches(path) == generate_one_by_one(path)

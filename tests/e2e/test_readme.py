@@ -1,4 +1,4 @@
-"""Every command and every program of the README, run as it stands, on the ports of the test."""
+"""All commands and programs of the README run unchanged, except for their ports."""
 
 import os
 import re
@@ -11,18 +11,18 @@ from tests.support.make_serve import ROOT, Served
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-# These run already: the first is the fixture `served`, the second is what runs this test.
-NOT_AGAIN = {"make serve\n", "make test\n"}
+# The fixture `served` runs the first of these. The second runs this test.
+NOT_RUN = {"make serve\n", "make test\n"}
 
 
 def test_readme_has_the_two_commands() -> None:
-    assert {text for _, text in BLOCKS} >= NOT_AGAIN
+    assert {text for _, text in BLOCKS} >= NOT_RUN
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("language", "text"),
-    [(language, text) for language, text in BLOCKS if text not in NOT_AGAIN],
+    [(language, text) for language, text in BLOCKS if text not in NOT_RUN],
     ids=lambda value: value.splitlines()[0][:40],
 )
 def test_code_block_of_the_readme_runs(served: Served, language: str, text: str) -> None:

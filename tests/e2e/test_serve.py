@@ -1,4 +1,4 @@
-"""Starting and stopping the stack as a person at a terminal does."""
+"""The stack starts and stops as from a terminal."""
 
 import http.client
 import json

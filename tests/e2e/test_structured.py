@@ -1,5 +1,6 @@
-"""Forms and calls by the real OpenAI client and the real model, which is small and has never learnt
-to call anything.
+"""Structured outputs and tool calls with the real OpenAI client and the embedded model.
+
+The model is small and was not trained for tool calls.
 """
 
 import json
@@ -54,7 +55,7 @@ def test_json_schema_is_enforced(client: openai.OpenAI) -> None:
     }
     asked: list[Any] = [{"role": "user", "content": "Invent a person."}]
     for seed in range(3):
-        answer = client.chat.completions.create(
+        completion = client.chat.completions.create(
             model=MODEL,
             messages=asked,
             seed=seed,
@@ -64,30 +65,30 @@ def test_json_schema_is_enforced(client: openai.OpenAI) -> None:
                 "json_schema": {"name": "person", "schema": person, "strict": True},
             },
         )
-        assert answer.choices[0].finish_reason == "stop"
-        jsonschema.validate(json.loads(answer.choices[0].message.content or ""), person)
+        assert completion.choices[0].finish_reason == "stop"
+        jsonschema.validate(json.loads(completion.choices[0].message.content or ""), person)
 
 
 def test_pydantic_model_is_parsed_from_the_completion(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.parse(
+    completion = client.chat.completions.parse(
         model=MODEL,
         messages=[{"role": "user", "content": "Ada is 36 years old. Who is she, as JSON?"}],
         temperature=0,
         max_completion_tokens=200,
         response_format=Person,
     )
-    assert isinstance(answer.choices[0].message.parsed, Person)
+    assert isinstance(completion.choices[0].message.parsed, Person)
 
 
 def test_regex_and_choice_are_enforced(client: openai.OpenAI) -> None:
-    def ask(**form: Any) -> str:
-        answer = client.chat.completions.create(
+    def ask(**fields: Any) -> str:
+        completion = client.chat.completions.create(
             model=MODEL,
             messages=QUESTION,
             max_completion_tokens=60,
-            extra_body={"structured_outputs": form},
+            extra_body={"structured_outputs": fields},
         )
-        return answer.choices[0].message.content or ""
+        return completion.choices[0].message.content or ""
 
     assert re.fullmatch(r"\d{2}-[a-f]{3}", ask(regex=r"\d{2}-[a-f]{3}"))
     assert ask(choice=["sunny", "rainy"]) in ("sunny", "rainy")
@@ -103,7 +104,7 @@ def test_regex_and_choice_are_enforced(client: openai.OpenAI) -> None:
 def test_forced_tool_call_has_valid_arguments(
     client: openai.OpenAI, choice: Any, finish_reason: str
 ) -> None:
-    answer = client.chat.completions.create(
+    completion = client.chat.completions.create(
         model=MODEL,
         messages=QUESTION,
         tools=TOOLS,
@@ -111,7 +112,7 @@ def test_forced_tool_call_has_valid_arguments(
         parallel_tool_calls=False,
         max_completion_tokens=200,
     )
-    [said] = answer.choices
+    [said] = completion.choices
     assert said.finish_reason == finish_reason
     assert said.message.content is None
     [call] = said.message.tool_calls or []
@@ -121,7 +122,7 @@ def test_forced_tool_call_has_valid_arguments(
 
 
 def test_tool_calls_without_an_end_marker_finish(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(
+    completion = client.chat.completions.create(
         model=MODEL,
         messages=QUESTION,
         tools=TOOLS,
@@ -130,7 +131,7 @@ def test_tool_calls_without_an_end_marker_finish(client: openai.OpenAI) -> None:
         temperature=0,
         max_completion_tokens=400,
     )
-    for choice in answer.choices:
+    for choice in completion.choices:
         assert choice.finish_reason == "tool_calls"
         calls = [call.to_json() for call in choice.message.tool_calls or []]
         assert calls
@@ -165,11 +166,11 @@ def test_conversation_with_a_tool_result_is_completed(client: openai.OpenAI) -> 
         {"role": "assistant", "content": None, "tool_calls": [called]},
         {"role": "tool", "tool_call_id": "call_1", "content": "Sunny, 25 degrees"},
     ]
-    answer = client.chat.completions.create(
+    completion = client.chat.completions.create(
         model=MODEL, messages=messages, tools=TOOLS, tool_choice="none", max_completion_tokens=30
     )
-    assert answer.choices[0].message.content
-    assert answer.choices[0].message.tool_calls is None
+    assert completion.choices[0].message.content
+    assert completion.choices[0].message.tool_calls is None
 
 
 def test_unsupported_response_format_is_rejected(client: openai.OpenAI) -> None:

@@ -1,4 +1,4 @@
-"""Processes for a test, ended with it."""
+"""Processes that end with their test."""
 
 from collections.abc import AsyncIterator, Iterator
 

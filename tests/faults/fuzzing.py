@@ -1,13 +1,16 @@
-"""How many damaged requests are sent, and what no answer may say. `make fuzz` sends more."""
+"""The number of damaged requests, and texts that no response may contain.
+
+`make fuzz` sends more requests.
+"""
 
 import os
 import re
 
 NUM_CASES = int(os.environ.get("FUZZ_CASES", "1200"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
-# The first cases load and cache things that stay.
+# The first cases fill caches that stay, so memory is measured after them.
 NUM_WARM_UP = 400
-# Words of exceptions, and places in the code.
+# Texts of exceptions, and paths of source files.
 LEAKS = re.compile(
     r"Traceback|Unexpected <class|Exception|Error:|\.py\b|/site-packages/|0x[0-9a-f]{6}"
 )

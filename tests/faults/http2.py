@@ -1,4 +1,4 @@
-"""HTTP/2 by hand, for clients that behave as no library lets them."""
+"""An HTTP/2 client on a plain socket, for behaviour that no library allows."""
 
 import asyncio
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ Headers = list[tuple[str, str]]
 
 
 def call_headers(path: str, *more: tuple[str, str]) -> Headers:
-    """The head of a gRPC call."""
+    """Return the headers of a gRPC call."""
     return [
         (":method", "POST"),
         (":scheme", "http"),
@@ -40,12 +40,12 @@ def call_headers(path: str, *more: tuple[str, str]) -> Headers:
 class RawHttp2:
     """One connection to a gRPC server. Leaving the `async with` closes it.
 
-    What the server says is read and thrown away, unless `is_deaf`.
+    Bytes of the server are read and dropped. If `reads` is False, they are not read.
     """
 
-    def __init__(self, port: int, *, is_deaf: bool = False) -> None:
+    def __init__(self, port: int, *, reads: bool = True) -> None:
         self._port = port
-        self._is_deaf = is_deaf
+        self._reads = reads
         self._encoder = hpack.Encoder()
         self._next_stream = 1
         self._is_cut = False
@@ -66,11 +66,11 @@ class RawHttp2:
         await asyncio.gather(self._reading, return_exceptions=True)
 
     async def open(self) -> None:
-        """Say what begins a connection."""
+        """Send the connection preface and the settings."""
         await self.send(PREFACE + SettingsFrame(0).serialize())
 
     async def send(self, data: bytes) -> None:
-        """Send bytes; nothing happens if the server has hung up."""
+        """Send bytes. Do nothing if the server has closed the connection."""
         if self.has_ended:
             return
         try:
@@ -83,7 +83,7 @@ class RawHttp2:
         await self.send(b"".join(frame.serialize() for frame in frames))
 
     async def ended(self) -> None:
-        """Wait until the server hangs up."""
+        """Wait until the server closes the connection."""
         async with failsafe():
             await self._reading
 
@@ -92,7 +92,7 @@ class RawHttp2:
         return self._is_cut or self._reading.done()
 
     def call(self, path: str, message: bytes | None = None) -> list[Frame]:
-        """The frames of a call. Without a message it is never complete."""
+        """Return the frames of a call. Without a message the call never ends."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         block = self._encoder.encode(call_headers(path))
         frames: list[Frame] = [HeadersFrame(stream, block, flags=["END_HEADERS"])]
@@ -102,12 +102,12 @@ class RawHttp2:
         return frames
 
     def reset_call(self, path: str, message: bytes | None = None) -> list[Frame]:
-        """A call that is taken back at once."""
+        """Return the frames of a call that is cancelled at once."""
         frames = self.call(path, message)
         return [*frames, RstStreamFrame(frames[0].stream_id, error_code=8)]
 
     def endless_headers(self, num_frames: int) -> list[Frame]:
-        """A head that goes on and on."""
+        """Return the frames of a header block without an end."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         block = self._encoder.encode(call_headers("/x", ("x-more", "x" * 8000)))
         return [
@@ -116,7 +116,7 @@ class RawHttp2:
         ]
 
     async def _read(self) -> None:
-        if self._is_deaf:
+        if not self._reads:
             await asyncio.Event().wait()
         try:
             while await self._reader.read(1 << 16):

@@ -1,6 +1,6 @@
-"""Requests that no HTTP library would send: what is right but for some random damage.
+"""HTTP requests with random damage, which no HTTP library would send.
 
-All of it follows from the generator it is given.
+The random number generator determines them completely.
 """
 
 import json
@@ -98,7 +98,7 @@ _METHODS = (b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"TRACE", b
 
 
 def random_case(choose: random.Random) -> bytes:
-    """What is sent on one connection."""
+    """Return the bytes that are sent on one connection."""
     endpoint = choose.choice(ENDPOINTS)
     path = choose.choice(("/v1", "")) + endpoint.path.replace("{model_id}", "fake")
     body = b""
@@ -135,9 +135,9 @@ def _flip(choose: random.Random, head: list[bytes], body: bytes) -> bytes:
 
 def _insert(choose: random.Random, head: list[bytes], body: bytes) -> bytes:
     whole = _joined(head, body)
-    place = choose.randrange(len(whole))
+    index = choose.randrange(len(whole))
     more = choose.choice((b"\r\n", b"\n", b"\0", b"\r", b" ", choose.randbytes(9), b"x" * 3000))
-    return whole[:place] + more + whole[place:]
+    return whole[:index] + more + whole[index:]
 
 
 def _more_lines(choose: random.Random, head: list[bytes], body: bytes) -> bytes:
@@ -157,7 +157,7 @@ def _other_first_line(choose: random.Random, head: list[bytes], body: bytes) -> 
 
 
 def _chunked(choose: random.Random, head: list[bytes], body: bytes) -> bytes:
-    """In chunks, right or wrong."""
+    """Return the request in chunks, valid or invalid ones."""
     head[-1] = b"Transfer-Encoding: chunked"
     size = choose.choice((b"%x" % len(body), b"%x" % (len(body) + 5), b"-1", b"ffffffffffffffffff"))
     end = choose.choice((b"\r\n0\r\n\r\n", b"\r\n0\r\nX: y\r\n\r\n", b"0\r\n\r\n", b"\r\n", b""))
@@ -208,8 +208,8 @@ def _fewer_fields(choose: random.Random, body: dict[str, Any]) -> bytes:
 def _other_characters(choose: random.Random, body: dict[str, Any]) -> bytes:
     text = bytearray(json.dumps(body).encode())
     for _ in range(choose.randrange(1, 5)):
-        place = choose.randrange(len(text))
-        text[place : place + choose.randrange(2)] = bytes([choose.choice(_SCALARS)])
+        index = choose.randrange(len(text))
+        text[index : index + choose.randrange(2)] = bytes([choose.choice(_SCALARS)])
     return bytes(text)
 
 

@@ -1,6 +1,6 @@
-"""Requests that nobody would send: random messages of a type, and what random damage makes of them.
+"""Random protobuf messages, some of them with random damage.
 
-All of it follows from the generator it is given.
+The random number generator determines them completely.
 """
 
 import copy
@@ -47,7 +47,7 @@ _MAX_DEPTH = 5
 
 
 def random_message(choose: random.Random, descriptor: Descriptor, depth: int = 0) -> Message:
-    """A message of this type, some of its fields set: most near what makes sense, some far off."""
+    """Return a message of this type with random fields set, most of them to plausible values."""
     message = GetMessageClass(descriptor)()
     share = 0.3 if len(descriptor.fields) > 4 else 0.7
     for field in descriptor.fields:
@@ -55,7 +55,7 @@ def random_message(choose: random.Random, descriptor: Descriptor, depth: int = 0
             continue
         _fill(choose, message, field, depth)
     if "model" in descriptor.fields_by_name and choose.random() < 0.8:
-        setattr(message, "model", "tiny")  # noqa: B010  # no type knows of it
+        setattr(message, "model", "tiny")  # noqa: B010  # the static type has no such field
     return message
 
 
@@ -86,7 +86,7 @@ def _scalar(choose: random.Random, field: FieldDescriptor) -> Any:
 
 
 def random_case(choose: random.Random, sensible: Message) -> bytes:
-    """A request as bytes, whole or damaged: it makes sense but for a few fields, or none at all."""
+    """Return a request as bytes: the sensible one with changes, or a random one, maybe damaged."""
     if choose.random() < 0.5:
         message = _altered(choose, sensible)
     else:
@@ -95,7 +95,7 @@ def random_case(choose: random.Random, sensible: Message) -> bytes:
 
 
 def _altered(choose: random.Random, sensible: Message) -> Message:
-    """With one to three of its fields, or of those in its messages, set anew."""
+    """Return a copy in which one to three fields, nested ones too, have random values."""
     message = copy.deepcopy(sensible)
     for _ in range(choose.randrange(1, 4)):
         within: Any = message
@@ -130,7 +130,7 @@ def _insert(choose: random.Random, valid: bytes) -> bytes:
 
 
 def _twice(choose: random.Random, valid: bytes) -> bytes:
-    """Fields that come again, which protobuf merges."""
+    """Repeat some fields, which protobuf merges."""
     return valid * choose.randrange(2, 40)
 
 
@@ -139,13 +139,13 @@ def _noise(choose: random.Random, _: bytes) -> bytes:
 
 
 def _huge_varint(choose: random.Random, valid: bytes) -> bytes:
-    """A number of more bytes than any has, or a length that nothing follows."""
+    """Add a varint that is too long, or a length without its bytes."""
     tag = bytes([choose.randrange(1, 16) << 3 | choose.choice((0, 2))])
     return valid + tag + b"\xff" * choose.choice((4, 9, 10, 200)) + choose.choice((b"", b"\x01"))
 
 
 def _nested(choose: random.Random, valid: bytes) -> bytes:
-    """Messages in messages, or groups in groups, in the same field."""
+    """Add deeply nested messages or groups."""
     number = choose.randrange(1, 16)
     depth = choose.choice((50, 101, 1000, 5000))
     if choose.random() < 0.5:
@@ -157,7 +157,7 @@ def _nested(choose: random.Random, valid: bytes) -> bytes:
 
 
 def _wrong_types(choose: random.Random, valid: bytes) -> bytes:
-    """Every field number with a wire type of chance, those that there are not among them."""
+    """Add field numbers, known and unknown ones, with random wire types."""
     out = bytearray(valid)
     for _ in range(choose.randrange(1, 10)):
         number, wire_type = choose.randrange(1, 60), choose.randrange(8)
@@ -173,7 +173,7 @@ def _unknown_fields(choose: random.Random, valid: bytes) -> bytes:
 
 
 def _bad_text(choose: random.Random, valid: bytes) -> bytes:
-    """Text that is no UTF-8, wherever there was any."""
+    """Replace texts by bytes that are not UTF-8."""
     return valid.replace(choose.choice((b"tiny", b"hi", b"x", b"i")), b"\xff\xfe", 3)
 
 

@@ -1,4 +1,4 @@
-"""Clocks that jump, and a process that is stopped for a while, which to it is the same."""
+"""Clocks that jump, and processes that are stopped for a while, which has the same effect."""
 
 import ast
 import asyncio
@@ -12,11 +12,11 @@ from tests.support.programs import Client, Gateway, Launch, Program, Service, bo
 from tests.support.raw_http import RawClient
 from tests.support.sources import parse, sources
 
-# What reads the clock on the wall, which is set and jumps: only what tells somebody the date.
+# The only readers of the wall clock, which may jump. All of them report a date.
 WALL_CLOCK = {
     ("chatrpc_process.tls", "time.time"),  # whether a certificate is valid today
     ("chatrpc_process.files.watched", "time.time"),  # when a file was read, as a metric
-    ("service.rpc.encode.chat", "time.time"),  # `create_time` of an answer
+    ("service.rpc.encode.chat", "time.time"),  # `create_time` of a completion
     ("service.rpc.encode.completion", "time.time"),
     ("service.rpc.calls.engine_timings", "time.time_ns"),  # when the spans of a trace began
     ("service.text.jinja_template", "datetime.now"),  # templates may ask for the date
@@ -27,7 +27,7 @@ _MODULES = {"time", "datetime", "date"}
 
 
 def _wall_clock_reads(path: Path) -> Iterator[str]:
-    """Yield the calls of a source file that read the wall clock, as `time.time`."""
+    """Yield the calls of a source file that read the wall clock, for example `time.time`."""
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if node.value.id in _MODULES and node.attr in _WALL_CLOCKS:
@@ -44,7 +44,7 @@ def test_wall_clock_is_read_only_for_dates() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped", ["service", "gateway"])
 async def test_stopped_process_continues_its_streams(launch: Launch, stopped: str) -> None:
-    """For longer than a step may take, and than events may be apart."""
+    """The pause is longer than the limits of a step and of the time between events."""
     service = await launch(Service("--step-timeout-s", "1", step_s=0.02)).ready()
     gateway = await launch(Gateway("--sse-ping-interval-s", "0.5", upstream=service.target)).ready()
     program: Program = service if stopped == "service" else gateway
@@ -56,13 +56,13 @@ async def test_stopped_process_continues_its_streams(launch: Launch, stopped: st
         responses = aiter(stream)
         await anext(responses)
         program.send(signal.SIGSTOP)
-        await asyncio.sleep(2)  # it is the time itself that is tested
+        await asyncio.sleep(2)  # the duration itself is tested
         program.send(signal.SIGCONT)
         last = [response async for response in responses][-1]
         assert last.chunk.usage.completion_tokens == num_tokens
-        told = await http.read_until(b"[DONE]")
-        assert b'"finish_reason":"length"' in told
-        assert b'"error"' not in told
+        events = await http.read_until(b"[DONE]")
+        assert b'"finish_reason":"length"' in events
+        assert b'"error"' not in events
         assert (await client.create()).completion.usage.completion_tokens == 3
     assert service.is_running
     assert gateway.is_running

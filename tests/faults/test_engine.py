@@ -1,4 +1,4 @@
-"""A model that fails, is lost or hangs: what callers are told on both wires, and what goes on."""
+"""A model that fails, is lost or hangs: the errors on both wires, and requests that continue."""
 
 import asyncio
 
@@ -11,8 +11,8 @@ from tests.support.programs import Client, Gateway, Launch, Service, body, http_
 from tests.support.raw_http import RawClient
 from tests.support.rpc_errors import rpc_error
 
-LONG = 50_000  # tokens; at 2 ms each nobody waits for the last
-UNTOLD = "secret words"
+LONG = 50_000  # tokens of 2 ms each; no test waits for the last
+HIDDEN = "secret words"
 
 
 async def test_failed_step_ends_only_its_requests(launch: Launch) -> None:
@@ -27,19 +27,19 @@ async def test_failed_step_ends_only_its_requests(launch: Launch) -> None:
 
         culprit = await rpc_error(client.create("!fail"))
         beside = await rpc_error(stream)
-        told = await http.read_until(b"[DONE]")
-        for refused in (culprit, beside):
-            assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "STEP_FAILED")
-            assert UNTOLD not in repr(refused)
-        assert b'"error":{' in told
-        assert b'"server_error"' in told
-        assert UNTOLD.encode() not in told
+        events = await http.read_until(b"[DONE]")
+        for error in (culprit, beside):
+            assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "STEP_FAILED")
+            assert HIDDEN not in repr(error)
+        assert b'"error":{' in events
+        assert b'"server_error"' in events
+        assert HIDDEN.encode() not in events
 
         assert (await client.create()).completion.usage.completion_tokens == 3
         await service.idle()
     assert service.is_running
     assert len(service.events("step_failed")) == 1
-    assert UNTOLD in service.log  # for those who run it
+    assert HIDDEN in service.log  # only the log has it
 
 
 @pytest.mark.slow
@@ -69,12 +69,12 @@ async def test_lost_or_hanging_engine_fails_all_requests_and_ends_the_process(
                 await asyncio.sleep(0.01)
 
         culprit = client.create(fault)
-        for refused in (await rpc_error(culprit), await rpc_error(stream)):
-            assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_DEAD")
-            assert UNTOLD not in repr(refused)
-        told = await http.read_until(b"[DONE]")
-        assert b'"server_error"' in told
-        assert UNTOLD.encode() not in told
+        for error in (await rpc_error(culprit), await rpc_error(stream)):
+            assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_DEAD")
+            assert HIDDEN not in repr(error)
+        events = await http.read_until(b"[DONE]")
+        assert b'"server_error"' in events
+        assert HIDDEN.encode() not in events
         assert (await waiting).status_code == 500
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
 

@@ -1,4 +1,4 @@
-"""What runs out: places in the queue, memory for those who do not read, file descriptors."""
+"""A full queue, clients that do not read, and processes without file descriptors."""
 
 import asyncio
 import resource
@@ -34,16 +34,16 @@ async def test_full_queue_rejects_new_requests_only(launch: Launch) -> None:
         waiting = [client.stream(num_tokens=LONG) for _ in range(2)]
         await asyncio.gather(*(call.initial_metadata() for call in waiting))
 
-        refusals = await asyncio.gather(*(rpc_error(client.create()) for _ in range(20)))
-        for refused in refusals:
-            assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL")
-            assert refused.retry_after_s
-            assert refused.retry_after_s >= 1
+        errors = await asyncio.gather(*(rpc_error(client.create()) for _ in range(20)))
+        for error in errors:
+            assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL")
+            assert error.retry_after_s
+            assert error.retry_after_s >= 1
         for is_streamed in (False, True):
-            answer = await http.post("/v1/chat/completions", json=body(stream=is_streamed))
-            assert answer.status_code == 503
-            assert int(answer.headers["retry-after"]) >= 1
-            assert answer.json()["error"]["code"] == "server_is_overloaded"
+            response = await http.post("/v1/chat/completions", json=body(stream=is_streamed))
+            assert response.status_code == 503
+            assert int(response.headers["retry-after"]) >= 1
+            assert response.json()["error"]["code"] == "server_is_overloaded"
 
         for _ in range(3):
             await anext(responses)
@@ -60,18 +60,18 @@ async def test_client_that_does_not_read_takes_bounded_memory(
 ) -> None:
     gateway = await launch(Gateway(upstream=service.target)).ready()
     request = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
-    async with http_client(gateway.url) as http, RawClient(gateway.url) as deaf:
+    async with http_client(gateway.url) as http, RawClient(gateway.url) as slow:
         assert (await http.post("/v1/chat/completions", json=request)).status_code == 200
         rss_bytes = gateway.rss_bytes
         service.script = [Admit(), *([Delta("x" * (16 << 10))] * 8192)]  # 128 MiB
-        await deaf.post(request | {"stream": True})
-        await deaf.read_until(b"xxx")
+        await slow.post(request | {"stream": True})
+        await slow.read_until(b"xxx")
         service.script = HELLO
         for _ in range(20):
             assert (await http.post("/v1/chat/completions", json=request)).status_code == 200
         assert gateway.rss_bytes - rss_bytes < 48 << 20
         assert not any(call.is_cancelled for call in service.calls)
-        await deaf.close()
+        await slow.close()
         await service.cancelled()
 
 
@@ -92,12 +92,12 @@ async def test_connections_without_file_descriptors_wait_and_are_served(
             for port in (service.port, int(gateway.url.rpartition(":")[2]))
             for _ in range(12)
         ]
-        late = asyncio.create_task(_ask_anew(service.target))
-        for _ in range(5):  # whoever was there before goes on
+        late = asyncio.create_task(_call_on_new_connection(service.target))
+        for _ in range(5):  # earlier connections are still served
             await anext(responses)
             assert (await client.create()).completion.usage.completion_tokens == 3
             assert (await http.post("/v1/chat/completions", json=body())).status_code == 200
-        assert len(service.lines) + len(gateway.lines) - num_lines < 200  # nobody turns in circles
+        assert len(service.lines) + len(gateway.lines) - num_lines < 200  # no busy loop that logs
 
         for _, writer in crowd:
             writer.transport.abort()
@@ -106,11 +106,11 @@ async def test_connections_without_file_descriptors_wait_and_are_served(
             async with failsafe():
                 while True:
                     try:
-                        answer = await newcomer.post("/v1/chat/completions", json=body())
+                        response = await newcomer.post("/v1/chat/completions", json=body())
                         break
                     except OSError:
                         await asyncio.sleep(0.05)
-            assert answer.status_code == 200
+            assert response.status_code == 200
         for program, limit in limits.items():
             resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE, limit)
         stream.cancel()
@@ -120,14 +120,14 @@ async def test_connections_without_file_descriptors_wait_and_are_served(
 
 
 def _limit(program: Service | Gateway, num_fds: int) -> tuple[int, int]:
-    """Let the process have so many; what it could have before."""
+    """Limit the file descriptors of the process. Return its previous limit."""
     pid, what = program.process.pid, resource.RLIMIT_NOFILE
     before = resource.prlimit(pid, what)
     resource.prlimit(pid, what, (num_fds, before[1]))
     return before
 
 
-async def _ask_anew(target: str) -> Any:
-    """A call on a connection of its own, however long that takes."""
+async def _call_on_new_connection(target: str) -> Any:
+    """Make a call on a new connection, and wait until it is connected."""
     async with Client(target) as client:
         return await client.create(wait_for_ready=True)

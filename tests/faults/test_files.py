@@ -1,4 +1,4 @@
-"""Files of keys and certificates that change while calls go on, in every way in which they can."""
+"""Key files and certificates that change or are damaged during calls."""
 
 import asyncio
 import base64
@@ -37,7 +37,7 @@ from tests.support.tls_files import issue, write
 
 @asynccontextmanager
 async def load(call: Callable[[], Any], num_tasks: int = 4) -> AsyncIterator[None]:
-    """Calls one after the other while the body runs, of which none may fail."""
+    """Make calls in a loop while the body runs. None may fail."""
     ended = False
 
     async def go_on() -> int:
@@ -57,7 +57,7 @@ async def load(call: Callable[[], Any], num_tasks: int = 4) -> AsyncIterator[Non
 
 @asynccontextmanager
 async def watched(service: Guarded) -> AsyncIterator[None]:
-    """The file of keys is looked at all the time, where a service does so every two seconds."""
+    """Check the key file for changes every millisecond; a service does it every two seconds."""
 
     async def look() -> None:
         while True:
@@ -102,7 +102,7 @@ def _of(content: bytes) -> Callable[[Path], None]:
 
 
 def _remove(path: Path) -> None:
-    """Whatever it is by now."""
+    """Remove a file, a link or an empty directory."""
     if path.is_dir() and not path.is_symlink():
         path.rmdir()
     else:
@@ -122,7 +122,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "huge": _of(b"# " + b"x" * (8 * MAX_BYTES)),
     "secret": _of(f'[[key]]\nname = "one"\nsha256 = "{SECRET}"\n'.encode()),
     "secret as option": _of(f'[[key]]\nname = "one"\n"{SECRET}" = 1\n'.encode()),
-    "secret alone": _of(SECRET.encode()),
+    "only secret": _of(SECRET.encode()),
     "twice": _of((key() + key()).encode()),
 }
 
@@ -142,8 +142,8 @@ async def test_damaged_key_file_leaves_the_old_keys(
         async with guarded(keys) as service, watched(service), load(service.create):
             damage(keys)
             await until(lambda: any(line["event"] == "file_reload_failed" for line in lines))
-            refused = await rpc_error(service.create((("x-api-key", OTHER),)))
-            assert refused.code == grpc.StatusCode.UNAUTHENTICATED
+            error = await rpc_error(service.create((("x-api-key", OTHER),)))
+            assert error.code == grpc.StatusCode.UNAUTHENTICATED
 
             whole = keys.with_name("whole")
             whole.write_text(key() + key(OTHER, name="two"))
@@ -151,14 +151,14 @@ async def test_damaged_key_file_leaves_the_old_keys(
             whole.rename(keys)
             await until(lambda: any(line["event"] == "file_reloaded" for line in lines))
             await service.create((("x-api-key", OTHER),))
-    told = [line for line in lines if line["event"] == "file_reload_failed"]
-    assert 1 <= len(told) <= 2  # a file that is removed and made anew changes twice
-    assert str(keys) in told[0]["reason"]
+    failures = [line for line in lines if line["event"] == "file_reload_failed"]
+    assert 1 <= len(failures) <= 2  # a file that is removed and created again changes twice
+    assert str(keys) in failures[0]["reason"]
     assert SECRET not in repr(lines)
 
 
 async def test_replaced_key_files_are_reloaded(tmp_path: Path) -> None:
-    """As editors do it, and as Kubernetes does: a link to a link to a directory that changes."""
+    """Kubernetes replaces files by changing a link to their directory."""
     first = tmp_path / "..1"
     first.mkdir()
     (first / "keys.toml").write_text(key())
@@ -195,7 +195,7 @@ def certificates(ca: trustme.CA, tmp_path: Path) -> TlsFiles:
 
 @asynccontextmanager
 async def secured(files: TlsFiles) -> AsyncIterator[tuple[FakeEngine, int]]:
-    """A server under TLS over an engine that is told what to say."""
+    """Run a server with TLS and a scripted engine. Yield the engine and the port."""
     engine = FakeEngine()
     lifecycle = Lifecycle(SERVICE_NAMES)
     server = Server(lifecycle, request_timeout_s=600, tls=files)
@@ -210,13 +210,13 @@ async def secured(files: TlsFiles) -> AsyncIterator[tuple[FakeEngine, int]]:
 
 
 def written(files: TlsFiles) -> bytes:
-    """The first certificate in the file."""
+    """Return the first certificate in the file."""
     first = files.certificate.read_text().partition("-----END")[0]
     return base64.b64decode(first.partition("CERTIFICATE-----")[2])
 
 
 async def shown(ca: trustme.CA, port: int) -> bytes:
-    """The certificate that a new connection sees."""
+    """Return the certificate that a new connection gets."""
     context = ssl.create_default_context(cadata=ca.cert_pem.bytes().decode())
     context.set_alpn_protocols(["h2"])
     _, writer = await asyncio.open_connection(
@@ -242,7 +242,7 @@ async def test_certificates_replaced_under_load_fail_no_call(
             await anext(aiter(stream))
             async with load(new_connection):
                 for _ in range(6):
-                    issue(ca, tmp_path)  # one file after the other, and neither at once
+                    issue(ca, tmp_path)  # the files change one after the other
                     assert await shown(ca, port) == written(certificates)
             go_on.set()
             assert [r async for r in stream][-1].chunk.usage.completion_tokens == 2

@@ -1,4 +1,4 @@
-"""Clients of the gRPC port that mean no good: those beside them are served all the same."""
+"""Malicious clients of the gRPC port do not stop the service of others."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ def launched() -> Iterator[Service]:
 
 @pytest.fixture
 async def service(launched: Service) -> AsyncIterator[Service]:
-    """One that is idle before the test, and must be idle again after it."""
+    """Yield an idle service. After the test it must be idle again."""
     await launched.ready()
     await launched.idle()
     num_fds = launched.num_fds
@@ -47,26 +47,25 @@ async def service(launched: Service) -> AsyncIterator[Service]:
 async def serves_others(
     service: Service, attack: Awaitable[None], *, fills_queue: bool = False
 ) -> None:
-    """A stream that began before the attack gets on while it lasts, and calls are answered.
+    """Check that a stream continues and calls succeed during an attack.
 
-    Callers without a key share one queue, so an attack may fill it: then calls are refused for as
-    long as it lasts.
+    Callers without a key share one queue. If an attack fills it, calls are rejected meanwhile.
     """
     async with Client(service.target) as client:
         stream = client.stream(num_tokens=50_000)
         await anext(aiter(stream))
         attacking = asyncio.ensure_future(attack)
-        num_answered = 0
-        while not attacking.done() or num_answered < 3:
+        num_completed = 0
+        while not attacking.done() or num_completed < 3:
             await anext(aiter(stream))
             try:
-                answer = await client.create()
+                response = await client.create()
             except grpc.aio.AioRpcError as error:
                 if fills_queue and "queue is full" in (error.details() or ""):
                     continue
                 raise
-            assert answer.completion.usage.completion_tokens == 3
-            num_answered += 1
+            assert response.completion.usage.completion_tokens == 3
+            num_completed += 1
         await attacking
 
 
@@ -88,7 +87,7 @@ async def _bad_preface(connection: RawHttp2) -> None:
 
 
 async def _random_frames(connection: RawHttp2) -> None:
-    """Frames of every kind, there or not, with anything in them."""
+    """Send frames of all types, also unknown ones, with random content."""
     choose = random.Random(7)
     await connection.open()
     for _ in range(300):
@@ -131,11 +130,11 @@ async def test_flood_of_frames_does_not_delay_others(
 ) -> None:
     async def attacked() -> None:
         rss_bytes = service.rss_bytes
-        for is_deaf in (False, True):
-            async with RawHttp2(service.port, is_deaf=is_deaf) as connection:
+        for reads in (True, False):
+            async with RawHttp2(service.port, reads=reads) as connection:
                 await connection.open()
-                with suppress(TimeoutError):  # nobody reads what it says, nor it what it is sent
-                    async with asyncio.timeout(0.5 if is_deaf else 120):
+                with suppress(TimeoutError):  # neither side reads
+                    async with asyncio.timeout(120 if reads else 0.5):
                         for _ in range(20):
                             await connection.send_frames(frames(1000))
         assert service.rss_bytes - rss_bytes < 32 << 20
@@ -164,8 +163,8 @@ async def test_calls_that_fill_the_queue_end_no_running_stream(service: Service)
         async with failsafe():
             while (await service.metrics())["chatrpc_sequences_waiting"] < 64:
                 await asyncio.sleep(0.02)
-        refused = await rpc_error(client.create())
-        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL")
+        error = await rpc_error(client.create())
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL")
         for _ in range(3):
             await anext(aiter(stream))
 
@@ -199,7 +198,7 @@ async def test_too_large_metadata_is_rejected(service: Service, size: int) -> No
 async def test_too_large_message_is_rejected(
     service: Service, compression: grpc.Compression | None
 ) -> None:
-    """One that is small until it is unpacked too."""
+    """A message that is small only while compressed is rejected too."""
     async with Client(service.target, ("grpc.max_send_message_length", -1)) as client:
         call = client.channel.unary_unary("/chatrpc.v1.ModelService/Tokenize")
         with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -1,4 +1,4 @@
-"""Whatever bytes a call carries, it ends in a documented status, and the service is as before."""
+"""Calls with any bytes end with a documented status and leave the service unchanged."""
 
 import asyncio
 import random
@@ -39,7 +39,7 @@ METHODS: list[MethodDescriptor] = [
 
 
 def _sensible(method: MethodDescriptor) -> Message:
-    """A request that is answered, by which others are only a little off."""
+    """Return a valid request, from which damaged ones are made."""
     request: Any = GetMessageClass(method.input_type)()
     match method.input_type.full_name.split(".")[-1]:
         case "CreateChatCompletionRequest" | "StreamChatCompletionRequest":
@@ -61,7 +61,7 @@ def _sensible(method: MethodDescriptor) -> Message:
 
 
 SENSIBLE = {method: _sensible(method) for method in METHODS}
-# What docs/errors.md has, but for what would be the service's own fault.
+# The statuses in docs/errors.md, without those of faults of the service.
 DOCUMENTED = {
     grpc.StatusCode.OK,
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -75,7 +75,7 @@ DOCUMENTED = {
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealService]:
-    """The whole of it, with a model of random weights."""
+    """Run the whole service, with a model of random weights."""
     model = save_model(tmp_path_factory.mktemp("fuzz") / "tiny", vocab_size=300)
     service = RealService(
         "--model", str(model), "--max-model-len", "64", "--request-timeout-s", "20"
@@ -85,7 +85,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealService]:
 
 
 async def outcome(channel: Any, method: MethodDescriptor, request: bytes) -> Any:
-    """The status and the words that a call ends with. Of one that never ends, OK."""
+    """Return status and message of a call. A call that never ends has OK."""
     path = f"/{method.containing_service.full_name}/{method.name}"
     call: Any
     if method.client_streaming:
@@ -128,13 +128,13 @@ async def test_damaged_requests_over_grpc_end_in_a_documented_status(service: Re
                 await service.idle()
                 rss_bytes, num_fds = service.rss_bytes, service.num_fds
         await service.idle()
-        answer = await client.chat.CreateChatCompletion(usual())
-        assert answer.completion.usage.completion_tokens == 3
+        response = await client.chat.CreateChatCompletion(usual())
+        assert response.completion.usage.completion_tokens == 3
         await service.has_fds(num_fds)
     grown = service.rss_bytes - rss_bytes
     print(f"{sum(statuses.values())} cases, {dict(statuses)}, {grown / 2**20:.1f} MiB more")  # noqa: T201
     assert grown < 48 << 20
-    assert statuses["OK"] > NUM_CASES / 20  # not all of it was refused at the door
+    assert statuses["OK"] > NUM_CASES / 20  # not all requests were rejected
     assert statuses["INVALID_ARGUMENT"] > NUM_CASES / 20
     assert not [line for line in service.lines if "Traceback" in line or "unexpected_error" in line]
 

@@ -1,7 +1,6 @@
-"""Whatever bytes a connection carries, its answers are documented ones, and the gateway is as
-before.
+"""Connections with any bytes get documented responses and leave the gateway unchanged.
 
-JSON of every shape is in `tests/gateway_http/test_fuzz.py`; here it is the HTTP around it too.
+`tests/gateway_http/test_fuzz.py` tests only JSON. These tests also damage the HTTP around it.
 """
 
 import asyncio
@@ -22,11 +21,11 @@ from tests.support.programs import Gateway, Service, body, http_client
 
 pytestmark = pytest.mark.slow
 
-# An engine that is full, or a client that leaves, is what happens to anybody here.
+# Without faults of the gateway, departed clients and timeouts.
 _ERRORS = {status for endpoint in ENDPOINTS for status in endpoint.errors} - {500, 499, 504}
 DOCUMENTED = {100, 200, 204, 404, 405, 408, *_ERRORS}
-# What is incomplete is waited for so long, and there is a lot of it.
-PATIENCE = (
+# Short timeouts: many requests are incomplete.
+TIMEOUTS = (
     *("--head-timeout-s", "0.3", "--body-timeout-s", "0.3"),
     *("--keep-alive-timeout-s", "1", "--write-timeout-s", "5"),
 )
@@ -45,13 +44,13 @@ def service() -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def gateway(service: Service) -> Iterator[Gateway]:
     asyncio.run(service.ready())
-    gateway = Gateway(*PATIENCE, upstream=service.target)
+    gateway = Gateway(*TIMEOUTS, upstream=service.target)
     yield gateway
     gateway.close()
 
 
-async def answers(port: int, data: bytes) -> bytes:
-    """All that comes back until the gateway hangs up."""
+async def exchange(port: int, data: bytes) -> bytes:
+    """Send `data` and return all bytes until the gateway closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         async with failsafe():
@@ -64,12 +63,12 @@ async def answers(port: int, data: bytes) -> bytes:
         writer.transport.abort()
 
 
-def check_error(answer: bytes) -> None:
-    """A first answer that is an error is an object of OpenAI's."""
-    head, _, rest = answer.removeprefix(_CONTINUE).partition(b"\r\n\r\n")
+def check_error(response: bytes) -> None:
+    """Check that the first response, if it is an error, has OpenAI's format."""
+    head, _, rest = response.removeprefix(_CONTINUE).partition(b"\r\n\r\n")
     length = re.search(rb"content-length: (\d+)", head)
     if b" 200 " in head[:13] or length is None or not int(length[1]) or not rest:
-        return  # an answer to HEAD has a length too
+        return  # a response to HEAD has a length but no body
     assert b"application/json" in head
     error = json.loads(rest[: int(length[1])])["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -85,15 +84,15 @@ async def test_damaged_requests_over_http_end_in_a_documented_status(
     statuses: Counter[int] = Counter()
     num_done = rss_bytes = num_fds = 0
     while batch := list(islice(cases, _NUM_AT_ONCE)):
-        for case, answer in zip(
-            batch, await asyncio.gather(*(answers(port, case) for case in batch)), strict=True
+        for case, response in zip(
+            batch, await asyncio.gather(*(exchange(port, case) for case in batch)), strict=True
         ):
-            label = f"{case[:3000]!r}: {answer[:2000]!r}"
-            found = [int(status) for status in _STATUS.findall(answer)]
-            assert found or not answer, label
+            label = f"{case[:3000]!r}: {response[:2000]!r}"
+            found = [int(status) for status in _STATUS.findall(response)]
+            assert found or not response, label
             assert set(found) <= DOCUMENTED, label
-            assert not LEAKS.search(answer.decode(errors="replace")), label
-            check_error(answer)
+            assert not LEAKS.search(response.decode(errors="replace")), label
+            check_error(response)
             statuses.update(found)
         num_done += len(batch)
         if num_done <= NUM_WARM_UP:

@@ -1,4 +1,4 @@
-"""A peer that vanishes without a word: its host has lost its power, or the network its route."""
+"""A peer that disappears without closing its connections, for example by a loss of power."""
 
 import asyncio
 import socket
@@ -25,22 +25,22 @@ from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.slow
 
-# As the service pings its clients, but for the patience.
-_PATIENCE = {
+# The service's options with shorter times of pings.
+_TIMES = {
     "grpc.keepalive_time_ms": 200,
     "grpc.keepalive_timeout_ms": 300,
     "grpc.http2.ping_timeout_ms": 300,
 }
-IMPATIENT = tuple((name, _PATIENCE.get(name, value)) for name, value in OPTIONS)
+SHORT_PINGS = tuple((name, _TIMES.get(name, value)) for name, value in OPTIONS)
 
 
-@pytest.mark.parametrize("is_answered", [False, True], ids=["silent", "streaming"])
-async def test_vanished_grpc_client_frees_its_generation(is_answered: bool) -> None:
+@pytest.mark.parametrize("has_output", [False, True], ids=["silent", "streaming"])
+async def test_vanished_grpc_client_frees_its_generation(has_output: bool) -> None:
     engine = FakeEngine()
     never = asyncio.Event()
-    engine.script = [*([TokenOutput((97,))] if is_answered else []), never]
+    engine.script = [*([TokenOutput((97,))] if has_output else []), never]
     lifecycle = Lifecycle(SERVICE_NAMES)
-    server = Server(lifecycle, request_timeout_s=600, options=IMPATIENT)
+    server = Server(lifecycle, request_timeout_s=600, options=SHORT_PINGS)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(
         locally_served(
@@ -53,7 +53,7 @@ async def test_vanished_grpc_client_frees_its_generation(is_answered: bool) -> N
         await until(lambda: engine.num_running == 1)
         proxy.freeze()
         await until(lambda: engine.num_running == 0)
-        async with Client(f"127.0.0.1:{port}") as client:  # and nobody else is
+        async with Client(f"127.0.0.1:{port}") as client:
             engine.script = [TokenOutput((97,), FinishReason.LENGTH)]
             assert (await client.create()).completion.usage.completion_tokens == 1
     await server.stop()
@@ -79,7 +79,7 @@ async def test_vanished_service_is_a_timeout_error(
         assert whole.status_code == 504
         assert whole.json()["error"]["code"] == "timeout"
         assert b'"code":"timeout"' in await stream.read_until(b"[DONE]")
-        await service.cancelled()  # it knows the deadline, and needs nobody to tell it
+        await service.cancelled()  # by the deadline, without a message of the gateway
 
         proxy.thaw()
         service.script = [Admit(), Delta("Hello"), Finish()]
@@ -90,7 +90,7 @@ async def test_vanished_service_is_a_timeout_error(
 
 
 async def test_http_connections_use_tcp_keepalive(service: FakeService) -> None:
-    """A test cannot make a host vanish; that the connections are asked for is what it can see."""
+    """A test cannot make a host disappear, so it checks the options of the sockets."""
     async with started(upstream=service.target) as (server, url), httpx.AsyncClient() as http:
         assert (await http.get(f"{url}/healthz")).status_code == 200
         [connection] = server.server_state.connections

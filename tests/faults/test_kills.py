@@ -1,4 +1,4 @@
-"""A process that is killed in the middle of its work: what the other one does."""
+"""A service or a gateway that is killed during requests."""
 
 import asyncio
 import json
@@ -36,10 +36,10 @@ async def test_gateway_survives_a_killed_service_and_uses_its_successor(launch: 
         assert json.loads(event)["error"]["code"] == "service_unavailable"
         assert "127.0.0.1" not in event
 
-        for answer in (await whole, await http.post("/v1/chat/completions", json=body())):
-            assert answer.status_code == 503
-            assert answer.headers["retry-after"] == "1"
-            assert answer.json()["error"]["code"] == "service_unavailable"
+        for response in (await whole, await http.post("/v1/chat/completions", json=body())):
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "1"
+            assert response.json()["error"]["code"] == "service_unavailable"
         assert (await http.get("/readyz")).status_code == 503
         assert (await http.get("/healthz")).status_code == 200
 

@@ -1,4 +1,4 @@
-"""A service and a gateway that ask for keys: without one, nothing but probes is answered."""
+"""A service and a gateway that require keys serve only probes without one."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -68,7 +68,7 @@ async def http(launched_gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
 
 
 class Recorder:
-    """Takes the place of a `grpc.aio.Server`, and keeps what it is told to answer, by path."""
+    """A replacement of `grpc.aio.Server` that keeps its handlers by path."""
 
     def __init__(self) -> None:
         self.handlers: dict[str, Any] = {}
@@ -83,7 +83,7 @@ class Recorder:
 
 @pytest.fixture
 def handlers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Every method that clients can call, whether reflection tells of it or not."""
+    """Return the handlers of all methods, also of those that reflection does not list."""
     monkeypatch.setattr(grpc.aio, "server", lambda **_: Recorder())
     server: Any = Server(Lifecycle(SERVICE_NAMES), request_timeout_s=1)
     found: dict[str, Any] = server._server.handlers
@@ -94,7 +94,7 @@ async def status(client: Client, path: str, handler: Any, metadata: Any) -> grpc
     try:
         if handler.request_streaming:
             call: Any = client.channel.stream_stream(path)(metadata=metadata)
-            if metadata is MINE:  # the others are refused before: a write would fail by itself
+            if metadata is MINE:  # the others are rejected earlier, so a write would fail
                 await call.write(b"")
             await call.read()
         elif handler.response_streaming:
@@ -148,7 +148,7 @@ HTTP_WRONG: dict[str, list[tuple[str, str]]] = {
     "several": [("authorization", f"Bearer {i}") for i in range(30)],
     "other names": [("api-key", KEY), ("cookie", f"authorization={KEY}")],
 }
-# What tells nothing of models and makes no call for its caller.
+# The tag of endpoints that return nothing about models and call no service for the caller.
 HTTP_OPEN = {"Operate"}
 BODIES = {
     "create_chat_completion": body(),
@@ -166,14 +166,14 @@ async def test_http_routes_except_operations_require_a_key(
     path = prefix + endpoint.path.replace("{model_id}", "fake")
     sent = BODIES.get(endpoint.name)
     for headers in ([("authorization", f"Bearer {KEY}")], [("x-api-key", KEY)]):
-        answer = await http.request(endpoint.method, path, json=sent, headers=headers)
-        assert answer.status_code == 200
+        response = await http.request(endpoint.method, path, json=sent, headers=headers)
+        assert response.status_code == 200
     for label, wrong in HTTP_WRONG.items():
         raw = [(name.encode(), value.encode("latin-1")) for name, value in wrong]
-        answer = await http.request(endpoint.method, path, json=sent, headers=raw)
+        response = await http.request(endpoint.method, path, json=sent, headers=raw)
         if endpoint.tag in HTTP_OPEN:
-            assert answer.status_code == 200, label
+            assert response.status_code == 200, label
         else:
-            assert answer.status_code == 401, label
-            assert answer.json()["error"]["code"] == "invalid_api_key"
-            assert KEY not in answer.text
+            assert response.status_code == 401, label
+            assert response.json()["error"]["code"] == "invalid_api_key"
+            assert KEY not in response.text

@@ -11,6 +11,7 @@ from gateway_http.convert import requests
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.error import InvalidRequest
 from gateway_http.protocol.request import UNSUPPORTED, ChatCompletionRequest
+from tests.gateway_http.sample_bodies import SAMPLING
 
 decode = decoder(ChatCompletionRequest)
 
@@ -24,6 +25,12 @@ def rejection(**fields: Any) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
         params(**fields)
     return caught.value
+
+
+def test_request_with_every_sampling_parameter_sets_every_sampling_field() -> None:
+    body = SAMPLING | {"structured_outputs": None}
+    given = {field.name for field, _ in params(**body).sampling.ListFields()}
+    assert given == set(chat_pb2.SamplingParams.DESCRIPTOR.fields_by_name)
 
 
 def test_smallest_request_sets_nothing_else() -> None:
