@@ -4,7 +4,7 @@ Exit codes: 0 after a signal and the drain; 1 if the model cannot be loaded, an 
 bound or the engine fails; 2 if the settings are invalid.
 """
 
-from chatrpc_process import first_process  # noqa: F401  # before all that takes a while
+from chatrpc_process import first_process  # noqa: F401  # before the imports that take long
 
 # isort: split
 import asyncio
@@ -130,7 +130,7 @@ class _Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class _Service:
-    """The service between its start and its end."""
+    """Loads the model, serves it, and drains."""
 
     settings: ServiceSettings
     lifecycle: Lifecycle
@@ -212,7 +212,7 @@ async def _ends_first(
     """Run both until one ends, cancel the other, and return True if `work` has ended.
 
     Raises:
-        Exception: What the one that ended has raised.
+        Exception: The one that has ended raised it.
     """
     tasks = [asyncio.ensure_future(work), asyncio.ensure_future(other)]
     done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

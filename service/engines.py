@@ -20,7 +20,7 @@ def check_engine_name(name: str) -> None:
     """Check that `name` is `auto`, a known engine or an import string. Nothing is imported.
 
     Raises:
-        ConfigError: It is none of these.
+        ConfigError: `name` is none of these.
     """
     if name not in ENGINES and name != "auto" and not _is_import_string(name):
         known = ", ".join(["auto", *ENGINES])

@@ -222,7 +222,7 @@ class ChatBackend(Protocol):
         """Do everything that can reject the request before it runs.
 
         Raises:
-            InvalidField, or one of its kinds: The request cannot be served.
+            InvalidField or a subclass: The request cannot be served.
             DeadlinePassed: The deadline passed.
             PreparationFull: Too many requests are being prepared.
         """

@@ -35,7 +35,7 @@ class PromptOptions:
     Attributes:
         template_kwargs: Variables for the chat template.
         continue_final_message: True if the prompt ends inside the last message.
-        truncate_prompt_tokens: Number of tokens to keep of the prompt's end; None: all.
+        truncate_prompt_tokens: Number of tokens to keep of the prompt's end; None keeps all.
         tools: The tools as chat templates read them: dicts as in OpenAI's API.
     """
 
@@ -77,7 +77,7 @@ class JsonLayout(Enum):
     # Between tokens, one space, or one line break and the indentation of the next line. A small
     # model that may write blank lines writes them until it reaches its limit.
     FLEXIBLE = "flexible"
-    COMPACT = "compact"  # none
+    COMPACT = "compact"  # no white space
 
 
 class ResponseFormatKind(Enum):

@@ -18,7 +18,7 @@ class CompletionRequest:
         num_logprobs: As in `service.domain.engine.Request`.
         num_prompt_logprobs: As in `service.domain.engine.Request`.
         adds_special_tokens: True if text prompts are encoded with the tokenizer's special tokens.
-        truncate_prompt_tokens: Number of tokens to keep of each prompt's end; None: all.
+        truncate_prompt_tokens: Number of tokens to keep of each prompt's end; None keeps all.
         prompts_field: The field of the request that has the prompts, for errors.
     """
 

@@ -156,13 +156,13 @@ class TokenOutput:
 class EngineStats:
     """The engine's load, as of its last step."""
 
-    max_num_seqs: int = 0  # maximum that run at once
+    max_num_seqs: int = 0  # maximum number of sequences that run at once
     num_running: int = 0
     num_waiting: int = 0
     num_kv_blocks: int = 0
     kv_block_size: int = 0  # tokens in a block
-    num_free_kv_blocks: int = 0  # used by no sequence, cached or not
-    # Since start:
+    num_free_kv_blocks: int = 0  # blocks that no sequence uses; they may be cached
+    # Counted since the start of the engine:
     num_preemptions: int = 0
     num_steps: int = 0
     num_failed_steps: int = 0
@@ -248,7 +248,7 @@ class EngineFactory(Protocol):
     def __call__(self, settings: EngineSettings, /) -> Engine:
         """Return an engine that has not been started.
 
-        This is called on the event loop's thread before the model's files are there, so it returns
-        at once. Whatever takes long belongs into `Engine.start`.
+        This is called on the event loop's thread before the model's files are there, so it must
+        return at once. Work that takes long belongs into `Engine.start`.
         """
         ...

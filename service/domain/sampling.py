@@ -33,5 +33,6 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        """True if only the most likely token can be chosen. Below 1e-5, logits would overflow."""
+        """True if only the most likely token can be chosen."""
+        # Logits divided by a temperature below 1e-5 would overflow.
         return self.temperature < 1e-5 or self.top_k == 1 or self.top_p == 0.0

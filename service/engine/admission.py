@@ -24,7 +24,7 @@ class Admission:
         self._max_num_seqs = max_num_seqs
         self._max_queue_size = max_queue_size
         self._inside = SharedCapacity(max_num_seqs + max_queue_size)
-        self._weights: dict[str, int] = {}  # of the callers inside
+        self._weights: dict[str, int] = {}  # by name of the caller
         # When the last sequence left; or, if later, when all running slots were last taken.
         self._gap_since = 0.0
         self._mean_gap_s = 0.0
@@ -82,7 +82,7 @@ class Admission:
         """Check that an admitted request is expected to run before its deadline.
 
         Args:
-            deadline: In seconds of `time.monotonic()`, like `now`; None: there is none.
+            deadline: In seconds of `time.monotonic()`, like `now`; None if there is none.
 
         Raises:
             DeadlinePassed: It is expected to wait until its deadline or longer.

@@ -25,7 +25,7 @@ from service.engine.core import EngineCore, RequestOutput
 from service.engine.output_slot import OutputSlot
 from service.errors import ContextLengthExceeded, EngineDead
 
-# Sending an output to the client costs 0.3 ms of a core, whatever its number of tokens.
+# Sending an output to the client costs 0.3 ms of a core, independent of its number of tokens.
 # So at most this many outputs per second are released, over all streams, and the rest are merged;
 # but no output is held longer than _MAX_HOLD_S.
 _OUTPUTS_PER_S = 240
@@ -34,7 +34,7 @@ _MAX_HOLD_S = 0.15
 # the step timeout.
 _MAX_CHECK_INTERVAL_S = 1.0
 _MIN_CHECKS = 4
-# How long `stop` waits for the step in progress.
+# Maximum time that `stop` waits for the step in progress.
 _STOP_TIMEOUT_S = 5.0
 
 Command = Callable[[EngineCore], None]
@@ -109,7 +109,7 @@ class AsyncEngine:
             True if the engine has not failed.
         """
         self._inbox.put(None)
-        if self._max_model_len and not self._is_hung:  # it is loaded
+        if self._max_model_len and not self._is_hung:  # the model is loaded
             await asyncio.to_thread(self._thread.join, _STOP_TIMEOUT_S)
             if self._thread.is_alive():
                 self._abandon_thread(_STOP_TIMEOUT_S)
@@ -124,7 +124,7 @@ class AsyncEngine:
             with suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):
                     await self._dead.wait()
-            # The number of checks is the measure, not a clock: if the process or the machine was
+            # The time is measured in checks and not by a clock. If the process or the machine was
             # suspended for an hour, only one check was missed.
             is_stuck = self._num_iterations == num_iterations and not self._is_idle
             stuck_s = stuck_s + interval_s if is_stuck else 0.0

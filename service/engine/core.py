@@ -12,7 +12,8 @@ from service.engine.scheduler import Batch, Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
 from service.errors import ChatrpcError, ConstraintFailed, DeadlinePassed, StepFailed
 
-# A step may fail because of a request in it. If this many fail in a row, the cause is another one.
+# A step may fail because of a request in it. If this number of steps fail in a row, the cause is
+# probably not a request.
 MAX_FAILED_STEPS = 3
 
 log = structlog.get_logger(__name__)
@@ -84,8 +85,8 @@ class EngineCore:
         self._runner = runner
         self._max_model_len = max_model_len
         self._max_failed_steps = max_failed_steps
-        self._sequences: dict[int, list[Sequence]] = {}  # of each request that is not finished
-        self._timings: dict[int, EngineTimings] = {}  # of the same requests
+        self._sequences: dict[int, list[Sequence]] = {}  # key: id of an unfinished request
+        self._timings: dict[int, EngineTimings] = {}  # key: the same ids
         self._num_steps = 0
         self._num_failed_steps = 0
         self._num_failed_in_a_row = 0
@@ -224,8 +225,8 @@ class EngineCore:
 
     def _fail(self, batch: Batch, error: Exception) -> list[RequestOutput]:
         """End the requests of a batch that failed, or raise the error if the engine has failed."""
-        # What the failed batch has written is in blocks that only its sequences hold. None of these
-        # blocks is in the prefix cache yet.
+        # The failed batch has written only to blocks of its own sequences. These blocks are not yet
+        # in the prefix cache.
         self._num_failed_steps += 1
         self._num_failed_in_a_row += 1
         if isinstance(error, DeviceLost) or self._num_failed_in_a_row >= self._max_failed_steps:

@@ -76,8 +76,8 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     # Zeros, because masked positions are multiplied by 0, and 0 * NaN is NaN.
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    # numpy leaves committing pages to the kernel. torch would write them all, and the cache would
-    # use its whole budget from the start.
+    # numpy does not write to the pages, so the kernel commits a page when it is first used. torch
+    # would write to all of them, and the cache would use its whole budget from the start.
     storage = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
     return torch.from_numpy(storage).view(dtype).view(shape)
 

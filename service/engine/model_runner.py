@@ -75,7 +75,7 @@ class QuantizationLoss:
 
     @property
     def perplexities(self) -> tuple[float, float]:
-        """Perplexities: quantized, reference."""
+        """The perplexity of the quantized model, and that of the reference."""
         return _perplexity(self.quantized), _perplexity(self.reference)
 
 

@@ -52,7 +52,8 @@ def sample(logits: Tensor, params: list[SamplingParams], draws: list[float]) -> 
                 _rows(logits, rows), [params[row] for row in rows], [draws[row] for row in rows]
             )
             for row, token_id in zip(rows, cast("list[int]", token_ids.tolist()), strict=True):
-                chosen[row] = min(token_id, logits.shape[-1] - 1)  # NaNs can lead into the padding
+                # If there are NaNs, the index can be in the padding.
+                chosen[row] = min(token_id, logits.shape[-1] - 1)
     return chosen
 
 
@@ -72,7 +73,7 @@ def _most_likely(logits: Tensor, params: list[SamplingParams], draws: list[float
 
 
 def _sample_all(logits: Tensor, params: list[SamplingParams], draws: list[float]) -> Tensor:
-    """Sample from the whole vocabulary, [B]: first a block by its probability, then its token."""
+    """Return token ids [B], sampled from the whole vocabulary: first a block, then its token."""
     blocks = as_blocks(_probabilities(logits, params), padding=0.0)
     block, rest = _invert(blocks.sum(-1), _column(draws, torch.float64, logits))
     token, _ = _invert(gather_block(blocks, block), rest)
@@ -80,7 +81,7 @@ def _sample_all(logits: Tensor, params: list[SamplingParams], draws: list[float]
 
 
 def _sample_candidates(logits: Tensor, params: list[SamplingParams], draws: list[float]) -> Tensor:
-    """Sample from the candidates that top-k, top-p and min-p leave, applied in that order, [B]."""
+    """Return token ids [B], sampled after top-k, top-p and min-p are applied in this order."""
     blocks = as_blocks(_probabilities(logits, params), padding=0.0)
     size = blocks.shape[1] * BLOCK
     top_k = _column([min(p.top_k or size, size) for p in params], torch.long, logits)

@@ -115,11 +115,12 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.num_speculative_tokens = num_speculative_tokens
         self.waiting: FairQueue[Sequence] = FairQueue(_MAX_OVERTAKES)
-        self.running: list[Sequence] = []  # by rank
-        self._num_overtakes = 0  # of the sequence whose turn it is, by other callers' sequences
+        self.running: list[Sequence] = []  # sorted by rank
+        # Number of other callers' sequences that have overtaken the sequence whose turn it is.
+        self._num_overtakes = 0
         self.num_preemptions = 0
         self.num_prefix_cache_queries = 0  # prompt tokens looked up in the prefix cache
-        self.num_prefix_cache_hits = 0  # prompt tokens found there
+        self.num_prefix_cache_hits = 0  # of these, tokens found in it
         self.num_draft_tokens = 0
         self.num_accepted_tokens = 0
 
@@ -156,7 +157,8 @@ class Scheduler:
                 sequence.
 
         Returns:
-            How many tokens each of `batch.sampled` appended. Tokens after a stop are dropped.
+            The number of tokens that each of `batch.sampled` appended. Tokens after a stop are
+            dropped.
         """
         for scheduled in batch.scheduled:
             self.pool.advance(scheduled.sequence, scheduled.num_new_tokens)
@@ -255,7 +257,7 @@ class Scheduler:
     def _count_cached(self, sequence: Sequence) -> None:
         """Count the prefix cache hits of a sequence that is admitted for the first time."""
         sequence.num_cached_tokens = sequence.num_computed_tokens
-        # Only the first sequence of a request counts: the others find what the first has computed.
+        # Only the first sequence of a request is counted: the others find the blocks of the first.
         # A prompt with log probabilities is not looked up.
         if sequence.index == 0 and not sequence.positions_without_logprobs:
             self.num_prefix_cache_queries += sequence.num_prompt_tokens

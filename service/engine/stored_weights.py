@@ -27,7 +27,7 @@ _ACTIVATION_SCALES = (
 )
 # Scales of a quantized KV cache. They are not used: the cache is not quantized here.
 _CACHE_SCALES = (".k_scale", ".v_scale", ".q_scale", ".prob_output_scale", ".kv_scale")
-_ORDER = "weight_format"  # of bitsandbytes; 0 is row-major order
+_ORDER = "weight_format"  # bitsandbytes' name of the order; 0 is row-major
 _ZERO_POINT = "weight_zero_point"
 
 

@@ -86,7 +86,7 @@ class LocalGeneration:
                 async with deadline_scope(self._call.deadline):
                     index, output = await outputs.next(ended)
                 deltas = await self._read(prompts[index], output)
-                # A stop string may have ended the sequence; then the engine has to end it too.
+                # If a stop string has ended the sequence, the engine must end it too.
                 ended = None if deltas[-1].finish_reason is None else output.index
                 if prompts[index].is_finished:
                     await outputs.drop(index)
@@ -106,7 +106,7 @@ class LocalGeneration:
 
 
 class _PromptOutput:
-    """The sequences of one prompt."""
+    """Converts the outputs of the sequences of one prompt to deltas."""
 
     def __init__(self, model: LocalModel, preparation: Preparation, prompt_index: int) -> None:
         request = preparation.engine_requests[prompt_index]
@@ -133,9 +133,10 @@ class _PromptOutput:
         return deltas
 
     def _with_first_logprob(self, deltas: list[TextDelta]) -> Iterator[TextDelta]:
-        """Put the prompt's first token before the log probabilities of the others.
+        """Yield the deltas, with an entry for the first token before the prompt's other entries.
 
-        The engine returns none for a prompt of one token. Its entry comes with the first delta.
+        For a prompt of one token the engine returns no log probabilities. Then the entry is in the
+        first delta.
         """
         for delta in deltas:
             first = self._first_logprob

@@ -1,4 +1,4 @@
-"""Several async generators read as one."""
+"""Reads several async generators as one."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -9,7 +9,7 @@ _Reply = TypeVar("_Reply")
 
 
 class MergedStreams(Generic[_T, _Reply]):
-    """The items of `sources` in the order in which they come, each with the index of its source.
+    """The items of `sources` in order of arrival, each with the index of its source.
 
     Nothing else may read the sources. Closing this object closes them all.
     """
@@ -17,18 +17,21 @@ class MergedStreams(Generic[_T, _Reply]):
     def __init__(self, sources: Sequence[AsyncGenerator[_T, _Reply | None]]) -> None:
         self._sources = sources
         self._reads: dict[asyncio.Future[_T], int] = {}
-        self._unread = list(range(len(sources)))  # the open sources without a read under way
+        # Indices of the open sources that are not being read.
+        self._unread = list(range(len(sources)))
 
     async def next(self, reply: _Reply | None = None) -> tuple[int, _T]:
         """Return the index of a source and its next item.
 
+        After the last item of a source, call `drop` for it.
+
         Args:
-            reply: Sent to the source of the last item.
+            reply: Value that is sent to the source of the last item.
 
         Raises:
-            Whatever a source raises. No source may have ended by itself.
+            Exception: A source raised it.
         """
-        if not self._reads and len(self._unread) == 1:  # without a task for each item
+        if not self._reads and len(self._unread) == 1:  # faster: no task for each item
             index = self._unread[0]
             return index, await self._sources[index].asend(reply)
         for index in self._unread:

@@ -1,4 +1,4 @@
-"""From a checked request to engine requests: prompts tokenized, grammar compiled."""
+"""Prepares a checked request for the engine: tokenizes its prompts and compiles its grammar."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -45,7 +45,12 @@ class Preparation:
 
 @dataclass(frozen=True, slots=True)
 class _TokenizedRequest:
-    """A request's prompts, what its outputs look like, and its grammar if that was cached."""
+    """A request's prompts, the format of its outputs, and its grammar.
+
+    Attributes:
+        grammar: The description of the grammar; None if the request asks for none.
+        constraint: The compiled grammar, if it was in the cache.
+    """
 
     prompts: tuple[Prompt, ...]
     output_format: OutputFormat
@@ -57,7 +62,7 @@ async def prepare(request: GenerationRequest, model: LocalModel, call: CallConte
     """Tokenize a request's prompts and compile its grammar, off the event loop.
 
     Raises:
-        InvalidField, or one of its kinds: The first error found.
+        InvalidField or a subclass: The first error found.
         DeadlinePassed, PreparationFull
     """
     async with deadline_scope(call.deadline):
@@ -129,8 +134,8 @@ def _chat_prompt(token_ids: list[int], request: ChatRequest, model: LocalModel) 
         InvalidField: It has a token outside of the model's vocabulary.
     """
     if token_ids and max(token_ids) >= model.vocab_size:
-        words = f"The token {max(token_ids)} is not in the model's vocabulary."
-        raise InvalidField(request.messages_field, words)
+        message = f"The token {max(token_ids)} is not in the model's vocabulary."
+        raise InvalidField(request.messages_field, message)
     return Prompt(token_ids=tuple(token_ids), num_tokens=len(token_ids))
 
 
@@ -172,7 +177,7 @@ def _stop_token_ids(
     """Return the tokens that end an output: the request's, and the model's unless ignored."""
     if sampling.ignore_eos and constraint is None:
         return sampling.stop_token_ids
-    # A grammar that is fulfilled allows nothing but an end.
+    # After a complete output, a grammar allows only a token that ends it.
     return sampling.stop_token_ids | model.eos_token_ids
 
 

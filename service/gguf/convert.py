@@ -54,16 +54,17 @@ def _architecture(header: Header) -> str:
     """Return the file's architecture, which is a key of `ARCHITECTURES`."""
     kind = header.metadata.get("general.type", "model")
     if kind != "model":
-        raise ModelLoadError(f"It is not a model: its general.type is {shortened(kind)}.")
+        raise ModelLoadError(f"The file is not a model: its general.type is {shortened(kind)}.")
     parts = header.metadata.get("split.count", 0)
     if type(parts) is int and parts > 1:
         raise ModelLoadError(
-            f"It is one of {parts} parts of a model. Merge them with llama-gguf-split --merge."
+            f"The file is one of {parts} parts of a model. Merge them with llama-gguf-split "
+            "--merge."
         )
     name = header.metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ModelLoadError(
-            f"Its architecture {shortened(name)} is not served. Served are "
+            f"The architecture {shortened(name)} is not supported. Supported are "
             f"{', '.join(ARCHITECTURES)}."
         )
     return name
@@ -72,19 +73,19 @@ def _architecture(header: Header) -> str:
 def _sizes(metadata: Metadata, header: Header, *, has_experts: bool) -> Sizes:
     embedding = header.tensors.get(EMBEDDING)
     if embedding is None:
-        raise ModelLoadError(f"It lacks the tensor {EMBEDDING}.")
+        raise ModelLoadError(f"The file lacks the tensor {EMBEDDING}.")
     vocab, hidden = embedding.shape[0], metadata.integer("embedding_length")
     metadata.require("vocab_size", vocab)
     heads = metadata.integer("attention.head_count")
     kv_heads = metadata.integer("attention.head_count_kv", heads)
     if heads % kv_heads:
         raise ModelLoadError(
-            f"It has {heads} attention heads, which do not divide into groups for its {kv_heads} "
-            "key and value heads."
+            f"The model has {heads} attention heads, which do not divide into groups for its "
+            f"{kv_heads} key and value heads."
         )
     head_dim = metadata.integer("attention.key_length", max(1, hidden // heads))
     if head_dim % 2:
-        raise ModelLoadError(f"Its attention heads have an odd width of {head_dim}.")
+        raise ModelLoadError(f"The model's attention heads have an odd width of {head_dim}.")
     metadata.require("attention.value_length", head_dim)
     metadata.require("attention.causal", True)
     metadata.value("tensor_data_layout")  # of the checkpoint that the file was made from
@@ -92,7 +93,7 @@ def _sizes(metadata: Metadata, header: Header, *, has_experts: bool) -> Sizes:
     layers = metadata.integer("block_count")
     if layers > len(header.tensors):
         raise ModelLoadError(
-            f"It claims {layers} layers, but has {len(header.tensors)} tensors in all."
+            f"The file claims {layers} layers, but has {len(header.tensors)} tensors in all."
         )
     return Sizes(
         vocab=vocab,

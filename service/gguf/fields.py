@@ -21,7 +21,7 @@ def llama(metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:
     rope = with_frequency_factors(read_rope(metadata), file, sizes.head_dim, sizes.context)
     fields = {"rope_parameters": rope, "hidden_act": "silu"}
     window = metadata.integer("attention.sliding_window", None, minimum=0)
-    if window:  # llama.cpp writes none, but others do for Mistral 7B v0.1
+    if window:  # not from llama.cpp, but from other converters of Mistral 7B v0.1
         return (
             fields
             | {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
@@ -57,7 +57,9 @@ def mistral3(metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:  # noq
     log_multiplier = metadata.number("rope.scaling.yarn_log_multiplier", 0.0)
     rope = read_rope(metadata)
     if rope["rope_type"] != "yarn":
-        raise ModelLoadError("It has no rope.scaling.type of 'yarn', which mistral3 requires.")
+        raise ModelLoadError(
+            "The file has no rope.scaling.type of 'yarn', which mistral3 requires."
+        )
     scales = {"mscale": 1.0, "mscale_all_dim": log_multiplier} if log_multiplier else {}
     beta = metadata.number("attention.temperature_scale", 0.0)
     return {
@@ -174,7 +176,7 @@ def _long_factors(
     factors = {}
     for tensor, name in ((LONG_FACTORS, "long_factor"), (SHORT_FACTORS, "short_factor")):
         if tensor not in present:
-            raise ModelLoadError(f"It lacks the tensor {tensor}.")
+            raise ModelLoadError(f"The file lacks the tensor {tensor}.")
         factors[name] = read_factors(file, tensor, num_rotated // 2)
     scale = sizes.context / original
     usual = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 < original else 1.0
@@ -191,7 +193,7 @@ def _long_factors(
 
 def _phi3_window(metadata: Metadata, sizes: Sizes) -> int | None:
     """Return the sliding window of every layer; None if there is none."""
-    # Files of 2024 lack the key. The values for them are those of llama.cpp.
+    # Files of 2024 lack the key. The values used instead are those of llama.cpp.
     window = metadata.integer("attention.sliding_window", None, minimum=0)
     if window is not None:
         return window or None
@@ -199,7 +201,7 @@ def _phi3_window(metadata: Metadata, sizes: Sizes) -> int | None:
         return 2047
     if sizes.layers in (32, 40) and sizes.context == 131072:
         return None
-    raise ModelLoadError("It lacks the metadata key phi3.attention.sliding_window.")
+    raise ModelLoadError("The file lacks the metadata key phi3.attention.sliding_window.")
 
 
 def gemma(metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:  # noqa: ARG001
@@ -235,7 +237,7 @@ def gemma3(metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:  # noqa:
         "attn_logit_softcapping": None,
         "final_logit_softcapping": metadata.positive("final_logit_softcapping", None),
         "sliding_window": window or sizes.context,
-        # Without a window all layers are global, whatever the pattern.
+        # If there is no window, all layers are global and the pattern has no effect.
         "layer_types": _layer_types(metadata, sizes, period=6 if window else 1),
     }
 

@@ -22,7 +22,7 @@ _DEFAULT_ALIGNMENT = 32
 
 # Limits far above real files: the largest vocabularies have 262 144 tokens and 600 000 merges.
 _MAX_HEADER_BYTES = 128 * 2**20
-_MAX_ELEMENTS = 4_000_000  # of all arrays together
+_MAX_ELEMENTS = 4_000_000  # elements of all arrays together
 _MAX_TENSORS = 100_000
 _MAX_KEYS = 10_000
 _MAX_NAME_BYTES = 256
@@ -78,13 +78,15 @@ def read_header(file: Path) -> Header:
     with file.open("rb", buffering=2**20) as opened:
         reader = _Reader(opened)
         if reader.take(len(_MAGIC), "the magic number") != _MAGIC:
-            raise ModelLoadError("It does not begin with 'GGUF', so it is no GGUF file.")
+            raise ModelLoadError("The file does not begin with 'GGUF', so it is not a GGUF file.")
         version = reader.integer("<I", "the version")
         if version not in _VERSIONS:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
             if swapped in _VERSIONS:
-                raise ModelLoadError("It is a big-endian GGUF file, which is not served.")
-            raise ModelLoadError(f"It has GGUF version {version}; served are 2 and 3.")
+                raise ModelLoadError("The file is a big-endian GGUF file, which is not supported.")
+            raise ModelLoadError(
+                f"The file has GGUF version {version}. Versions 2 and 3 are supported."
+            )
         num_tensors = reader.count("<Q", _MAX_TENSORS, "tensors")
         num_keys = reader.count("<Q", _MAX_KEYS, "metadata keys")
         metadata = _read_metadata(reader, num_keys)

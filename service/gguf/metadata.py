@@ -99,14 +99,14 @@ class Metadata:
                 name = key.removeprefix(self._prefix)
                 if name not in self._read and value:
                     raise ModelLoadError(
-                        f"It has the metadata key {key} = {shortened(value)}, which is not served "
-                        "for this architecture."
+                        f"The file has the metadata key {key} = {shortened(value)}, which is not "
+                        "served for this architecture."
                     )
 
     def _for_all_layers(self, name: str, default: Any) -> Any:
         value = self.value(name, default)
         if value is _MISSING:
-            raise ModelLoadError(f"It lacks the metadata key {self._prefix}{name}.")
+            raise ModelLoadError(f"The file lacks the metadata key {self._prefix}{name}.")
         if isinstance(value, list):
             if len(set(value)) != 1:
                 raise ModelLoadError(

@@ -37,8 +37,8 @@ def read_rope(metadata: Metadata, theta: float = 10000.0) -> dict[str, Any]:
     if kind == "linear":
         return rope | {"rope_type": "linear", "factor": factor}
     raise ModelLoadError(
-        f"It scales rotary positions by {shortened(kind)} (rope.scaling.type), which is not served "
-        "for this architecture."
+        f"The model scales rotary positions by {shortened(kind)} (rope.scaling.type), which is not "
+        "served for this architecture."
     )
 
 
@@ -75,7 +75,7 @@ def with_frequency_factors(
         return rope
     if rope["rope_type"] != "default":
         raise ModelLoadError(
-            f"It has both the tensor {FREQUENCY_FACTORS} and the rope.scaling.type "
+            f"The file has both the tensor {FREQUENCY_FACTORS} and the rope.scaling.type "
             f"{rope['rope_type']!r}, which is not served."
         )
     return rope | (_as_llama3(rope["rope_theta"], factors) or _as_longrope(factors, max_length))

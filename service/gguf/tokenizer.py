@@ -108,21 +108,21 @@ class GgufTokenizer:
         self._kind = self._value("model", str, None)
         if self._kind not in (_BYTE_LEVEL, _SENTENCE_PIECE):
             raise ModelLoadError(
-                f"Its tokenizer is of the kind {shortened(self._kind)} (tokenizer.ggml.model); "
-                f"served are {_BYTE_LEVEL!r} and {_SENTENCE_PIECE!r}."
+                f"The tokenizer is of the kind {shortened(self._kind)} (tokenizer.ggml.model); "
+                f"supported are {_BYTE_LEVEL!r} and {_SENTENCE_PIECE!r}."
             )
         self._pre = self._value("pre", str, _UNKNOWN_SPLIT)
         if self._kind == _BYTE_LEVEL and self._pre == _UNKNOWN_SPLIT:
             _log.warning("gguf_pre_tokenizer_missing", used="gpt-2")
         if self._kind == _BYTE_LEVEL and self._pre not in _SPLITS.keys() | _DIGITS_APART | _GPT2:
             raise ModelLoadError(
-                f"Its tokenizer splits text by the rule {shortened(self._pre)} "
+                f"The tokenizer splits text by the rule {shortened(self._pre)} "
                 "(tokenizer.ggml.pre), which is not known."
             )
         self._tokens: list[str] = self._value("tokens", list, None)
         if len(self._tokens) > vocab_size:
             raise ModelLoadError(
-                f"It has {len(self._tokens)} tokens, but the model embeds {vocab_size}."
+                f"The tokenizer has {len(self._tokens)} tokens, but the model embeds {vocab_size}."
             )
         if not self._tokens or not all(type(token) is str for token in self._tokens):
             raise ModelLoadError("tokenizer.ggml.tokens is not a list of strings.")
@@ -146,7 +146,7 @@ class GgufTokenizer:
             type(token_id) is not int or not 0 <= token_id < len(self._tokens)
         ):
             raise ModelLoadError(
-                f"tokenizer.ggml.{name} is {shortened(token_id)}, which is none of the "
+                f"tokenizer.ggml.{name} is {shortened(token_id)}, but the tokenizer has only "
                 f"{len(self._tokens)} tokens."
             )
         return token_id
@@ -178,7 +178,9 @@ class GgufTokenizer:
             if key.startswith(f"{prefix}."):
                 name = key.removeprefix(f"{prefix}.")
                 if not _TEMPLATE_NAME.fullmatch(name):
-                    raise ModelLoadError(f"It has the chat template {shortened(name)}.")
+                    raise ModelLoadError(
+                        f"The file has a chat template with the invalid name {shortened(name)}."
+                    )
                 path = directory / "additional_chat_templates" / f"{name}.jinja"
             elif key != prefix:
                 continue
@@ -301,7 +303,7 @@ class GgufTokenizer:
     def _value(self, name: str, kind: type, default: Any) -> Any:
         value = self._metadata.get(f"tokenizer.ggml.{name}", default)
         if value is None:
-            raise ModelLoadError(f"It lacks the metadata key tokenizer.ggml.{name}.")
+            raise ModelLoadError(f"The file lacks the metadata key tokenizer.ggml.{name}.")
         if type(value) is not kind:
             raise ModelLoadError(f"tokenizer.ggml.{name} is of another type than {kind.__name__}.")
         return value
@@ -320,7 +322,7 @@ class GgufTokenizer:
 def _bpe(**options: Any) -> BPE:
     try:
         return BPE(**options)
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises no narrower type
         reason = shortened(str(error))
         raise ModelLoadError(f"Its merges and its vocabulary do not agree: {reason}") from error
 

@@ -37,14 +37,14 @@ def pair_up(
         ModelLoadError: A tensor is missing, has another shape, or is not expected.
     """
     if missing := [name for name in weights if name not in tensors]:
-        raise ModelLoadError(f"It lacks {len(missing)} of its tensors, {missing[0]} first.")
+        raise ModelLoadError(f"The file lacks {len(missing)} of its tensors, {missing[0]} first.")
     pairs = []
     for name, tensor in tensors.items():
         weight = weights.get(name)
         if weight is None:
             if name not in harmless:
                 raise ModelLoadError(
-                    f"It has the tensor {name}, which is not served for this architecture."
+                    f"The file has the tensor {name}, which is not served for this architecture."
                 )
             continue
         if tensor.shape != weight.shape:

@@ -1,4 +1,4 @@
-"""A generation call, from its request to its deltas; the same for chat and text completions."""
+"""The steps of a generation call, which chat and text completions share."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -31,7 +31,8 @@ from service.rpc.serving.lifecycle import Lifecycle
 # A response in one message has at most 32 MiB. A log probability with its token takes 20 to 60
 # bytes.
 MAX_LOGPROBS_AT_ONCE = 400_000
-# Larger messages are decoded off the event loop. Up to this size it takes less than a thread does.
+# Larger messages, in bytes, are decoded off the event loop. Decoding a smaller one takes less time
+# than passing it to a thread.
 _MAX_DECODED_ON_LOOP = 4 << 10
 # More deltas and log probabilities than these together are encoded off the event loop.
 MAX_ENCODED_ON_LOOP = 500
@@ -45,12 +46,13 @@ Encoded = TypeVar("Encoded")
 class Decoder(Generic[Params, AnyRequest]):
     """The functions that decode the parameters of one kind of generation.
 
-    Each function raises InvalidField, or one of its kinds.
+    Each function raises InvalidField or a subclass.
 
     Attributes:
-        num_sequences: From the parameters and the maximum, how many sequences they ask for.
-        priority: From the parameters and the caller, the priority of the request.
-        request: From the parameters and the model's facts, the request.
+        num_sequences: Returns the number of sequences that the parameters ask for. Its second
+            argument is the maximum.
+        priority: Returns the priority of the request.
+        request: Returns the request.
     """
 
     num_sequences: Callable[[Params, int], int]
@@ -60,7 +62,7 @@ class Decoder(Generic[Params, AnyRequest]):
 
 @dataclass(frozen=True, slots=True)
 class AdmittedGeneration(Generic[AnyRequest]):
-    """A generation that has passed everything that can reject it."""
+    """A generation that can no longer be rejected."""
 
     model: ServedModel
     request: AnyRequest
@@ -73,7 +75,7 @@ class GenerationCalls:
 
     Args:
         pools: Threads for work that would block the event loop.
-        request_timeout_s: Maximum duration of a request, whatever deadline its caller sets.
+        request_timeout_s: Maximum duration of a request in seconds, even if its deadline is later.
     """
 
     def __init__(self, lifecycle: Lifecycle, pools: WorkPools, request_timeout_s: float) -> None:
@@ -90,7 +92,11 @@ class GenerationCalls:
         *,
         is_streamed: bool,
     ) -> AsyncIterator[AdmittedGeneration[AnyRequest]]:
-        """Admit a generation, which is aborted when the context is left.
+        """Admit a generation. It is aborted when the context is left.
+
+        Args:
+            params: The proto with the parameters of the request.
+            is_streamed: True if each delta is sent in a message of its own.
 
         Raises:
             ChatrpcError: The request is rejected.
@@ -144,7 +150,7 @@ async def _with_timings_noted(
 
 
 def _max_tokens(request: GenerationRequest) -> int | None:
-    """Return the maximum of tokens that are generated, at least 1; None: no maximum."""
+    """Return the maximum number of generated tokens, at least 1; None if there is none."""
     max_tokens = request.sampling.max_tokens
     return None if max_tokens is None else max(1, max_tokens)
 

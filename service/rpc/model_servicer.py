@@ -18,7 +18,7 @@ from service.text.chat_template import render_prompt
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
-MAX_TEXT_BYTES = 1 << 20  # of which a core has enough for a second or so
+MAX_TEXT_BYTES = 1 << 20  # tokenizing it takes about a second
 MAX_TOKENS_WITH_BYTES = 100_000
 
 
@@ -36,7 +36,10 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     async def ListModels(
         self, request: model_service_pb2.ListModelsRequest, context: Context
     ) -> model_service_pb2.ListModelsResponse:
-        """A page token is the id of the last model of the page before (https://google.aip.dev/158)."""
+        """Return a page of models (https://google.aip.dev/158).
+
+        A page token is the id of the last model on the previous page.
+        """
         cards = [
             model.card
             for model in self._lifecycle.models

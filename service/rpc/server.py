@@ -29,7 +29,8 @@ from service.rpc.serving.load_reports import LoadReports
 from service.rpc.serving.reflection import enable_reflection
 from service.rpc.serving.tls import server_credentials
 
-# The same as the gateway's limit of a body. Responses may be larger: log probabilities are long.
+# In bytes; the gateway's limit of a body is the same. Responses may be larger, because log
+# probabilities are long.
 MAX_RECEIVED_BYTES = 8 << 20
 MAX_SENT_BYTES = 32 << 20
 MAX_METADATA_BYTES = 16 << 10
@@ -45,22 +46,22 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 2),
     ("grpc.keepalive_permit_without_calls", 1),
-    # Ping clients too: a dead one still holds a generation. The default is 2 h. While no call waits
-    # for data from them, the ping's own timeout of 60 s counts.
+    # Ping clients too, because the generation of a client that is gone would continue. The default
+    # is 2 h. While no call waits for data from a client, the ping's own timeout of 60 s applies.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.ping_timeout_ms", 20_000),
-    # Makes clients resolve the name again, and so find new replicas. Streams outlive it by the
-    # grace.
+    # Close old connections, so that clients resolve the name again and find new replicas. Streams
+    # may continue for the grace.
     ("grpc.max_connection_age_ms", 120_000),
     ("grpc.max_connection_age_grace_ms", 3_600_000),
     # Per connection. More than a full queue, so that further calls of a client are rejected, and do
     # not wait for a stream.
     ("grpc.max_concurrent_streams", 1024),
-    # One number where gRPC has two: between them it rejects at random.
+    # Both limits of gRPC have the same value. Between the two, it rejects calls at random.
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
-    # Without it, 64 KiB of unread data are kept for a stream; with it megabytes were measured.
+    # If it is off, a stream buffers 64 KiB of unread data. If it is on, megabytes were measured.
     ("grpc.http2.bdp_probe", 0),
     # On by default: a second server would bind the same port and take half the calls.
     ("grpc.so_reuseport", 0),
@@ -84,7 +85,7 @@ class Server:
         metrics: Counts calls.
         client_timeouts: Timeouts of calls for their clients.
         tracer: Records spans of calls.
-        tls: Files of the server's certificate; None: no TLS.
+        tls: Files of the server's certificate; None disables TLS.
         has_channelz: True if the admin port serves channelz, which lists connections and clients.
         options: Options of gRPC.
     """
@@ -144,13 +145,13 @@ class Server:
         return self._pools.num_jobs
 
     async def start(self, host: str, port: int) -> int:
-        """Listen, alive but not ready.
+        """Listen on an address. The health service then reports the server alive, but not ready.
 
         Returns:
-            The port, which the system chose if 0 was asked for.
+            The port, which the system chose if `port` is 0.
 
         Raises:
-            OSError: the address cannot be bound.
+            OSError: The address cannot be bound.
         """
         bound = _bind(self._server, host, port, self._credentials)
         await self._lifecycle.start()
@@ -158,16 +159,20 @@ class Server:
         return bound
 
     async def start_admin(self, host: str, port: int) -> int:
-        """Listen for what operators ask, in the clear: probes have no certificates.
+        """Listen on an address for health checks and channelz, without TLS.
 
-        Returns and raises as `start`.
+        Probes have no certificates. The result and the errors are those of `start`.
         """
         bound = _bind(self._admin, host, port, None)
         await self._admin.start()
         return bound
 
     async def drain(self, delay_s: float, timeout_s: float) -> None:
-        """Let generations finish, `timeout_s` at the most, then end what is left and stop."""
+        """Wait until generations have finished, at most `timeout_s`, then abort the rest and stop.
+
+        Args:
+            delay_s: Time in seconds for which new calls are still admitted. See `Lifecycle.drain`.
+        """
         await self._lifecycle.drain(delay_s, timeout_s)
         await self.stop()
 

@@ -103,10 +103,10 @@ def response_grammar(response_format: ResponseFormat, model: LocalModel) -> Gram
 
 
 def compile_grammar(grammar: GrammarSpec, model: LocalModel) -> OutputConstraint:
-    """Return the constraint of an output. Takes long if the grammar is new.
+    """Return the constraint of an output. This takes long if the grammar is new.
 
     Raises:
-        InvalidField, or one of its kinds: It cannot be compiled. The field names the part.
+        InvalidField or a subclass: It cannot be compiled. The field names the part.
     """
     if model.grammars is None:
         raise UnsupportedField(

@@ -34,7 +34,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._ids: list[int] = []  # the window: the last ids, on which later text depends
-        self._text = ""  # of the window
+        self._text = ""  # the text of the window
         self._num_sent = 0  # characters of the window that have been returned
         self._num_settled = 0  # ids of the window whose text is complete and returned
 
@@ -114,5 +114,5 @@ class Detokenizer:
 
 
 def _num_unfinished(text: str) -> int:
-    """Return how many characters at the end of `text` a later token may change."""
+    """Return the number of characters at the end of `text` that a later token may change."""
     return min(_MAX_UNFINISHED, len(text) - len(text.rstrip(_REPLACEMENT)))

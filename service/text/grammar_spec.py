@@ -39,7 +39,7 @@ class GrammarSpec:
 
     @property
     def is_needed(self) -> bool:
-        """True if the output is constrained at all."""
+        """True if the output must follow a grammar."""
         if self.response_format is not None:
             return True
         is_forced = bool(self.tools) and self.tool_mode is not ToolMode.AUTO
@@ -67,10 +67,10 @@ class GrammarSpec:
         yield from map(self._arguments, self.tools)
 
     def rules(self) -> str:
-        """Return the grammar in llguidance's notation. Takes long if one of its schemas is new.
+        """Return the grammar in llguidance's notation. This takes long if a schema in it is new.
 
         Raises:
-            InvalidField, or one of its kinds: A part is invalid.
+            InvalidField or a subclass: A part is invalid.
         """
         lines: list[str] = []
         bodies: list[str] = []

@@ -230,7 +230,11 @@ class GrammarMatcher:
     """
 
     def __init__(self, matcher: LLMatcher, end: _End, constraint: GrammarConstraint | None) -> None:
-        """Create the matcher. Failures are recorded in `constraint`; None: they are raised."""
+        """Create the matcher.
+
+        Args:
+            constraint: Gets the failures of the matcher. If it is None, they are raised.
+        """
         self._matcher = matcher
         self._end = end
         self._constraint = constraint

@@ -14,7 +14,7 @@ from service.text.tool_calls.syntax import CallSyntax
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """The parts that the outputs for one request may have beside content.
+    """The parts that the outputs for one request may have in addition to content.
 
     Attributes:
         reasoning: Markers around the reasoning; None if there is no reasoning.
@@ -77,7 +77,7 @@ class OutputParser:
 
     def _pieces(self, output: TokenOutput) -> Iterator[TokenOutput]:
         """Yield the output token by token while reasoning tokens are counted, else as a whole."""
-        if self._reasoning is None or self._reasoning.is_answer or len(output.token_ids) < 2:
+        if self._reasoning is None or self._reasoning.is_over or len(output.token_ids) < 2:
             yield output
             return
         last = len(output.token_ids) - 1
@@ -109,7 +109,7 @@ class OutputParser:
             events = self._call_parser.push(text)
             if is_last:
                 events += self._call_parser.flush()
-            text, calls = self._divided(events)
+            text, calls = self._apply(events)
             if is_last and self._call is not None and self._delays_calls:
                 calls += (self._first_piece(self._call),)
         return replace(
@@ -126,8 +126,8 @@ class OutputParser:
         """True if a call is sent only when it is complete, because it may be a repetition."""
         return self._format.ends_at_repetition and bool(self._complete_calls)
 
-    def _divided(self, events: list[Event]) -> tuple[str, tuple[ToolCallDelta, ...]]:
-        """Return the content, and a piece of each call."""
+    def _apply(self, events: list[Event]) -> tuple[str, tuple[ToolCallDelta, ...]]:
+        """Apply the events. Return the new content, and one delta of each call with new text."""
         content = ""
         pieces: dict[int, ToolCallDelta] = {}
         for event in events:
@@ -147,10 +147,10 @@ class OutputParser:
                         piece = pieces.get(index, ToolCallDelta(index))
                         pieces[index] = replace(piece, arguments=piece.arguments + text)
                 case CallEnd(), (name, arguments):
-                    self._end(name, arguments, pieces)
+                    self._end_call(name, arguments, pieces)
         return content, tuple(pieces.values())
 
-    def _end(self, name: str, arguments: str, pieces: dict[int, ToolCallDelta]) -> None:
+    def _end_call(self, name: str, arguments: str, pieces: dict[int, ToolCallDelta]) -> None:
         """Complete a call. A delayed call is added to `pieces`, or ends the output if repeated."""
         call = (name, arguments)
         self._call = None

@@ -84,7 +84,7 @@ class OutputText:
     def _read(
         self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]
     ) -> tuple[str, int]:
-        """Return the text of the tokens up to the end of a stop string, and how many these are."""
+        """Return the text of the tokens up to the end of a stop string, and their number."""
         if not (self._has_stop_strings or self._markers or logprobs):  # faster than one by one
             return self._detokenizer.push(token_ids), len(token_ids)
         text = ""

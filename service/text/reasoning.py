@@ -44,7 +44,7 @@ def detect_reasoning_format(template: str) -> ReasoningFormat:
 
 
 def partial_marker_length(text: str, marker: str) -> int:
-    """Return how many characters at the end of `text` may be the beginning of `marker`."""
+    """Return the number of characters at the end of `text` that may begin `marker`."""
     for length in range(min(len(text), len(marker) - 1), 0, -1):
         if text.endswith(marker[:length]):
             return length
@@ -60,7 +60,7 @@ class _State(Enum):
 class ReasoningText:
     """Splits the text of one output, which comes in pieces, into reasoning and the rest.
 
-    The markers are in neither part, nor is the white space beside them.
+    The markers are in neither part, nor is the white space next to them.
     """
 
     def __init__(self, markers: ReasoningMarkers, *, is_open: bool) -> None:
@@ -74,7 +74,7 @@ class ReasoningText:
         self._num_held_tokens = 0
 
     @property
-    def is_answer(self) -> bool:
+    def is_over(self) -> bool:
         """True if the reasoning has ended, or the output has none."""
         return self._state is _State.OUTPUT
 

@@ -29,7 +29,7 @@ class StopStrings:
         """Build the automaton.
 
         Args:
-            stop: The stop strings, none of them empty. Without any, all text passes.
+            stop: The stop strings, none of them empty. If there are none, all text is returned.
             is_included: The text ends after the match instead of before it.
         """
         self.matched: str | None = None  # the stop string that ended the text
@@ -56,7 +56,7 @@ class StopStrings:
         return seen[:num_ready]
 
     def flush(self) -> str:
-        """Return the text that was held back, at the sequence's end. Do not `push` after it."""
+        """Return the text that was held back. Call it once, at the end of the sequence."""
         held, self._held = self._held, ""
         return held
 

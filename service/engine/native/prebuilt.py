@@ -37,7 +37,7 @@ class _Level:
     """A set of optional CPU instructions for which the sources have separate code."""
 
     name: str
-    flags: tuple[str, ...]  # of the compiler
+    flags: tuple[str, ...]  # options of the compiler
     cpu_flags: frozenset[str]  # names in /proc/cpuinfo
 
     @property
@@ -103,7 +103,7 @@ def main() -> int:
     try:
         made = compile_all()
     except (Unavailable, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # a command of its own
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # this module is a command
         return 1
     for path in made:
         print(path)  # noqa: T201

@@ -189,5 +189,5 @@ def _other_caller(key: Key | None, info: caller_pb2.CallerInfo) -> Caller:
 
 
 def _escaped(name: str) -> str:
-    """Leave the slash to names of other callers."""
+    """Return the name with slashes escaped. A slash separates it from the name of a caller."""
     return name.replace("%", "%25").replace("/", "%2F")

@@ -22,7 +22,7 @@ class GenerationObserver(Protocol):
 
         Args:
             n: Number of choices for each prompt.
-            max_tokens: Maximum tokens of a choice; None: no maximum.
+            max_tokens: Maximum number of tokens of a choice; None if there is none.
         """
         ...
 

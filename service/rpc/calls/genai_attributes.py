@@ -1,4 +1,4 @@
-"""Span attributes of a generation, by OpenTelemetry's conventions for generative AI. Pure.
+"""Span attributes of a generation, by OpenTelemetry's conventions for generative AI.
 
 https://github.com/open-telemetry/semantic-conventions-genai. No attribute has a part of a
 prompt, of an output or of a stop string.

@@ -169,7 +169,7 @@ async def _call(
     counting = CallTelemetry(metrics, tracer, rpc, metadata, context.peer())
     structlog.contextvars.bind_contextvars(request_id=request_id, **log_fields(counting.span))
     context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
-    outcome = code = "CANCELLED"  # unless it ends by itself
+    outcome = code = "CANCELLED"  # replaced if the call is not cancelled
     field = ""
     log.debug("request_started", method=rpc.path)
     try:

@@ -15,7 +15,7 @@ from service.errors import InvalidField
 # 8000 messages of five elements each are far more than conversations have.
 MAX_ELEMENTS = 100_000
 # Numbers of a packed field are parsed so much faster than submessages. With this, 128 prompts of
-# 8192 token ids are allowed, and no message takes more than some 50 ms to parse.
+# 8192 token ids are allowed, and a message takes at most about 50 ms to parse.
 _PACKED_BYTES_PER_ELEMENT = 32
 
 

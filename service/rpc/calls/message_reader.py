@@ -18,9 +18,10 @@ from service.rpc.calls.message_elements import check_num_elements
 from service.rpc.calls.rpcs import Rpc
 from service.rpc.calls.work_pools import WorkPools
 
-# A parsed message takes a few times its size, and lasts as long as its call.
+# Limit of the messages of all calls together. A parsed message takes a few times its size in
+# memory, until its call ends.
 MAX_BYTES_IN_PROGRESS = 256 << 20
-# Each may be of the largest size, and compressed ones come in a moment. A small one takes none.
+# Maximum number of large messages of one caller that are read at once. Compressed ones arrive fast.
 _MAX_READS_OF_CALLER = 16
 # Larger ones are counted and parsed on a thread.
 _SMALL_BYTES = 64 << 10

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable
 
-# Rejections a second, and as many more after a second without any.
+# Rejections per second. After a second without any, this number may be sent at once.
 RATE = 50
 MAX_DELAY_S = 1.0
-# Callers with a state. Beyond this number, those without a pending rejection are removed.
+# If more callers have a state, those without a pending rejection are removed.
 _MAX_CALLERS = 1024
 
 

@@ -1,8 +1,8 @@
-"""Calls to the standard services beside our own: health, reflection, load reports, channelz.
+"""Calls to the standard services: health, reflection, load reports, channelz.
 
-What their servicers do not foresee, such as bytes that are no message, gRPC itself answers with
-UNKNOWN and the words of the exception; here it gets a status of ours. Most of them need no key, so
-what they take is bounded.
+If one of their servicers raises an exception, for example for an invalid message, gRPC would send
+UNKNOWN with the text of the exception. Here the call gets one of our own statuses instead. Most of
+these services need no key, so the size of requests and the number of streams are limited.
 """
 
 import uuid
@@ -21,9 +21,9 @@ from service.rpc.calls.message_reader import parse
 from service.rpc.calls.open_streams import OpenStreams
 from service.rpc.calls.rpcs import BY_PATH
 
-# Names of services and symbols. Answers are not bounded by it.
+# Requests have only names of services and symbols. Responses may be larger.
 MAX_REQUEST_BYTES = 4 << 10
-# A gateway opens one for each replica and model; each takes some 25 KB.
+# A gateway opens one for each replica and model; each takes about 25 KB.
 MAX_OPEN_STREAMS = 1024
 
 log = structlog.get_logger(__name__)

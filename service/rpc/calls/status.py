@@ -16,15 +16,15 @@ DOMAIN = "chatrpc"
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
-# A message stands up to four times in the trailers, of which gRPC takes 8 KiB without complaint,
-# and outside ASCII each byte becomes three.
+# The trailers have a message up to four times. gRPC escapes each byte outside of ASCII as three
+# bytes, and accepts trailers of up to 8 KiB.
 _MAX_TEXT_BYTES = 500
 
 # https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _NUM_TOKENS_KEY = "chatrpc-num-tokens"
 
-# The first class that an error is an instance of decides, so the special ones come first.
+# The first class that matches an error is used, so subclasses come before their base classes.
 _STATUSES: tuple[tuple[type[errors.ChatrpcError], int, errors_pb2.ErrorReason.ValueType], ...] = (
     (
         errors.ContextLengthExceeded,

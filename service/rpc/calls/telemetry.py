@@ -12,9 +12,9 @@ from service.rpc.calls import engine_timings
 from service.rpc.calls.genai_attributes import Response, finish_reasons, request_attributes
 from service.rpc.calls.rpcs import Rpc
 
-# A request, or a part of one, names no longer model in the log.
+# Longer names of models are cut off in the log and the span.
 _MAX_MODEL_CHARS = 200
-# The others are the caller's errors, not those of a server.
+# The status codes that are errors of the server. All others are errors of the caller.
 # https://opentelemetry.io/docs/specs/semconv/rpc/grpc/
 _SERVER_ERRORS = frozenset(
     ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
@@ -42,13 +42,13 @@ class CallTelemetry:
         self._started_s = time.monotonic()
         self._last_chunk_s: float | None = None
         self._client = _address(peer)
-        self._model = ""  # as the request names it
+        self._model = ""  # the name in the request
         self._prompts: Sequence[Prompt] = ()
         self._n = 0  # choices for each prompt
         self._max_tokens: int | None = None
-        self._timings: dict[int, EngineTimings] = {}  # of each prompt, by its index
+        self._timings: dict[int, EngineTimings] = {}  # by the index of the prompt
         self._response = Response()
-        # As the response has reported them:
+        # The values that the response has reported so far:
         self._num_prompt_tokens = self._num_generated = self._num_cached = 0
         self._finish_reasons: list[str] = []
         name = rpc.full_name
@@ -63,7 +63,7 @@ class CallTelemetry:
         return self._num_prompt_tokens + self._num_generated + sum(self._unreported_tokens())
 
     def note_request(self, message: Any) -> None:
-        """The request message has been read."""
+        """Note the request message, which has just been read."""
         self._model = self._rpc.model_of(message)[:_MAX_MODEL_CHARS]
         if self._rpc.is_generation and self.span.is_recording:
             self.span.set_attributes(request_attributes(self._rpc, self._rpc.params_of(message)))
@@ -73,7 +73,7 @@ class CallTelemetry:
 
         Args:
             n: Number of choices for each prompt.
-            max_tokens: Maximum tokens of a choice; None: no maximum.
+            max_tokens: Maximum number of tokens of a choice; None if there is none.
         """
         self._prompts, self._n, self._max_tokens = prompts, n, max_tokens
 
@@ -82,7 +82,7 @@ class CallTelemetry:
         self._timings[prompt_index] = timings
 
     def note_chunk(self, chunk: Any) -> None:
-        """A chunk of a stream is about to be sent."""
+        """Note a chunk of a stream that is about to be sent."""
         now_s = time.monotonic()
         num_tokens = sum(choice.num_tokens for choice in chunk.choices)
         num_prompt_tokens = 0
@@ -98,16 +98,16 @@ class CallTelemetry:
         self._note(chunk, num_prompt_tokens, num_tokens)
 
     def note_completion(self, completion: Any) -> None:
-        """A whole completion is about to be sent."""
+        """Note a whole completion that is about to be sent."""
         usage = completion.usage
         self._note(completion, usage.prompt_tokens, usage.completion_tokens)
 
     def end(self, code: str, reason: str) -> None:
-        """The call has ended.
+        """Record the end of the call in the metrics and the span.
 
         Args:
-            code: name of the gRPC status code.
-            reason: of `chatrpc.v1.ErrorReason`, if the call failed.
+            code: Name of the gRPC status code.
+            reason: Name of the `chatrpc.v1.ErrorReason`, if the call failed.
         """
         duration_s = time.monotonic() - self._started_s
         self._metrics.handled.labels(self._rpc.service, self._rpc.method, code).inc()
@@ -210,7 +210,7 @@ class CallTelemetry:
 
 
 def _call_attributes(name: str, peer: str) -> dict[str, Value]:
-    """`peer` is such as `ipv4:127.0.0.1:4711`."""
+    """Return the span attributes of a call. `peer` looks like `ipv4:127.0.0.1:4711`."""
     found: dict[str, Value] = {"rpc.system.name": "grpc", "rpc.method": name}
     host, _, port = _address(peer).rpartition(":")
     if host:

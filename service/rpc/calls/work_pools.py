@@ -1,4 +1,4 @@
-"""Threads for the work on a request that would hold up the event loop."""
+"""Threads for work on requests that would block the event loop."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -7,11 +7,11 @@ from chatrpc_process.fairness.pool import FairPool, PoolFull
 from service.errors import PreparationFull
 from service.rpc.calls.caller import current_caller, received_bytes
 
-# Jobs up to these sizes take milliseconds. A message of 32 KiB holds some 8000 tokens of text.
+# Jobs up to these sizes take milliseconds. A message of 32 KiB has about 8000 tokens of text.
 _SMALL_MESSAGE_BYTES = 32 << 10
 _SMALL_GRAMMAR_LENGTH = 8 << 10  # characters
-# More of them than the queue holds by default, so that these bounds matter to calls without a place
-# in the queue only.
+# More than the default capacity of the queue. So this limit is reached only by calls that do not
+# reserve capacity of the queue.
 _MAX_JOBS = 512
 
 Result = TypeVar("Result")
@@ -23,11 +23,11 @@ class WorkPools:
     Every method returns `function(*arguments)`, called on a thread for the current caller.
 
     Raises:
-        PreparationFull: As many jobs wait as may, or the caller has its share of them.
+        PreparationFull: The maximum number of jobs is waiting, or the caller has its share of them.
     """
 
     def __init__(self) -> None:
-        # Not the event loop's own pool, which is waited for at exit however long a job takes.
+        # Not the event loop's own pool, because the process would wait at exit for its jobs.
         self._texts = FairPool("text", small_size=_SMALL_MESSAGE_BYTES, max_jobs=_MAX_JOBS)
         self._grammars = FairPool("grammar", small_size=_SMALL_GRAMMAR_LENGTH, max_jobs=_MAX_JOBS)
 
@@ -37,13 +37,13 @@ class WorkPools:
         return self._texts.num_jobs + self._grammars.num_jobs
 
     async def text(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """For parsing, tokenizing and rendering; the job's size is that of the call's message."""
+        """Parse, tokenize or render text. The job's size is that of the call's message."""
         return await _run(self._texts, received_bytes(), function, *arguments)
 
     async def grammar(
         self, length: int, function: Callable[..., Result], *arguments: Any
     ) -> Result:
-        """For compiling a grammar of `length` characters."""
+        """Compile a grammar of `length` characters."""
         return await _run(self._grammars, length, function, *arguments)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Chat completion parameters from protobuf to the domain. Pure.
+"""Decodes the parameters of chat completions: protobuf to the domain.
 
 The field of an error is a path in `ChatCompletionParams`, such as `messages[0].role`.
 """
@@ -36,7 +36,7 @@ def chat_request(params: chat_pb2.ChatCompletionParams, spec: ModelSpec) -> Chat
     """Check parameters and fill in the model's defaults.
 
     Raises:
-        InvalidField, or one of its kinds: The first error found.
+        InvalidField or a subclass: The first error found.
     """
     check_fits(params.messages, spec, params.tools)
     check_unsupported(params)
@@ -62,7 +62,7 @@ def messages(protos: Sequence[chat_pb2.ChatMessage], path: str = "messages") -> 
     """Return the messages of a conversation.
 
     Raises:
-        InvalidField, or one of its kinds.
+        InvalidField or a subclass.
     """
     if not protos:
         raise InvalidField(path, "At least one message is required.")
@@ -157,7 +157,7 @@ def _tool_call(proto: chat_pb2.ToolCall, path: str) -> ToolCall:
 
 
 def _num_logprobs(params: chat_pb2.ChatCompletionParams) -> int | None:
-    """Return the number of alternatives to each token; None: no log probabilities."""
+    """Return the number of alternatives to each token; None if no log probabilities are wanted."""
     if params.HasField("top_logprobs"):
         if not params.logprobs:
             raise InvalidField("top_logprobs", "needs logprobs to be true.")

@@ -1,4 +1,4 @@
-"""Text completion parameters from protobuf to the domain. Pure.
+"""Decodes the parameters of text completions: protobuf to the domain.
 
 The field of an error is a path in `CompletionParams`, such as `prompts[0].text`.
 """
@@ -28,7 +28,7 @@ def completion_request(
     """Check parameters and fill in the defaults.
 
     Raises:
-        InvalidField, or one of its kinds: The first error found.
+        InvalidField or a subclass: The first error found.
     """
     _check_options(params)
     num_sequences(params)
@@ -87,10 +87,15 @@ def _check_options(params: completion_pb2.CompletionParams) -> None:
 def _prompt(
     proto: completion_pb2.CompletionPrompt, path: str, spec: ModelSpec, *, is_cut: bool
 ) -> str | tuple[int, ...]:
-    """Return a prompt that is not too long by its size. A text's tokens are counted later.
+    """Return a prompt. Token ids are counted here; a text only if it is certainly too long.
 
     Args:
         is_cut: True if the prompt is truncated, so that it may have any number of token ids.
+
+    Raises:
+        ContextLengthExceeded: The prompt is too long.
+        InvalidField: The prompt has no token ids, or ids outside of the vocabulary.
+        MissingField: There is no prompt.
     """
     max_model_len = spec.max_model_len
     match proto.WhichOneof("prompt"):

@@ -1,4 +1,4 @@
-"""Options of chat and text completions alike, from protobuf to the domain. Pure."""
+"""Decodes the options that chat and text completions share: protobuf to the domain."""
 
 from chatrpc.v1 import chat_pb2, completion_pb2
 from chatrpc.v1.limits import LIMITS

@@ -1,4 +1,4 @@
-"""Options of a chat's prompt from protobuf to the domain. Pure."""
+"""Decodes the options of a chat's prompt: protobuf to the domain."""
 
 import json
 import re
@@ -18,7 +18,8 @@ def prompt_options(
     """Return the options of the prompt. The reasoning effort is a variable for the template.
 
     Raises:
-        InvalidField: The template's arguments are not a JSON object, or options contradict.
+        InvalidField: The template's arguments are not a JSON object, or two options contradict
+            each other.
     """
     continues = proto.continue_final_message
     if continues and proto.add_generation_prompt:

@@ -1,4 +1,4 @@
-"""Sampling parameters from protobuf to the domain. Pure.
+"""Decodes sampling parameters: protobuf to the domain.
 
 The field of an error begins with `sampling.`.
 """

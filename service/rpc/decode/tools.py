@@ -1,4 +1,4 @@
-"""Tools and response formats from protobuf to the domain. Pure."""
+"""Decodes tools and response formats: protobuf to the domain."""
 
 import re
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def tools_and_mode(params: chat_pb2.ChatCompletionParams) -> tuple[tuple[Tool, .
     """Return the tools that may be called, and whether one must be.
 
     Raises:
-        InvalidField, or one of its kinds.
+        InvalidField or a subclass.
     """
     check_num_tools(params.tools)
     tools = tuple(_tool(proto, i) for i, proto in enumerate(params.tools))

@@ -1,4 +1,4 @@
-"""Chat completion deltas as protobuf messages. Pure."""
+"""Encodes chat completion deltas as protobuf messages."""
 
 import time
 import uuid

@@ -1,4 +1,4 @@
-"""Text completion deltas as protobuf messages. Pure."""
+"""Encodes text completion deltas as protobuf messages."""
 
 import time
 import uuid

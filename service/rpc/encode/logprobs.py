@@ -29,7 +29,7 @@ def prompt_tokens(logprobs: Sequence[DecodedLogprob]) -> list[completion_pb2.Pro
 
 
 def token_text(token: bytes) -> str:
-    """Return a token as OpenAI's API writes it: its text, or its bytes if they are no text."""
+    """Return a token as OpenAI's API writes it: its text, or `bytes:\\x..` if it is not UTF-8."""
     try:
         return token.decode()
     except UnicodeDecodeError:

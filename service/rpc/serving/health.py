@@ -50,7 +50,7 @@ class HealthServicer(health.aio.HealthServicer):
             await changed.wait()
 
     async def List(self, request: Any, context: _Context) -> Any:  # noqa: ARG002, N802
-        """`HealthListRequest` to `HealthListResponse`."""
+        """Return a `HealthListResponse` with the status of every service."""
         return _messages.HealthListResponse(
             statuses={
                 name: health_pb2.HealthCheckResponse(status=status)

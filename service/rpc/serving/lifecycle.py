@@ -47,10 +47,10 @@ class Lifecycle:
     def __init__(self, service_names: list[str]) -> None:
         self.health = HealthServicer()
         self._ready_names = ["", READINESS, *service_names]
-        self._models: dict[str, ServedModel] = {}  # by id and by alias
+        self._models: dict[str, ServedModel] = {}  # key: an id or an alias
         self._state = State.STARTING
         self._num_active = 0
-        self._num_rejected = 0  # while draining
+        self._num_rejected = 0  # calls rejected while draining
         self._idle = asyncio.Event()
         self._idle.set()
 

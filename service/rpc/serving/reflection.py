@@ -15,7 +15,7 @@ _V1_FILE = "grpc/reflection/v1/reflection.proto"
 
 
 def enable_reflection(server: grpc.aio.Server, service_names: Iterable[str]) -> None:
-    """Let clients of `server` ask for the protos of these services, and of reflection itself."""
+    """Serve the protos of these services, and of reflection itself, to clients of `server`."""
     _describe_v1()
     servicer = reflection.aio.ReflectionServicer((*service_names, reflection.SERVICE_NAME, V1))
     handler = grpc.stream_stream_rpc_method_handler(

@@ -87,7 +87,7 @@ class StringTerminal:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Subschemas of an array's items: the first ones, and the rest (None: no subschema)."""
+    """Subschemas of an array's items: the first ones, and the rest (None if there is none)."""
 
     prefix: tuple[Subschema, ...]
     rest: Subschema | None
@@ -124,7 +124,7 @@ class UniqueItems:
 
 @dataclass(frozen=True, slots=True)
 class Properties:
-    """Subschemas of an object's properties: by name, by pattern, and the rest (None: no subschema).
+    """Subschemas of an object's properties: by name, by pattern, and the rest (or None).
 
     A pattern is a pair of terminals over the JSON text of the name: one to match, and a wider one
     to use with `~`.

@@ -74,7 +74,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """A node that matches `least` to `most` times (None: without a limit)."""
+    """A node that matches `least` to `most` times (None if there is no limit)."""
 
     node: "Node"
     least: int
@@ -350,7 +350,8 @@ def _is_known(unicode_property: str) -> bool:
 def _kind(char: str, *, is_wide: bool) -> CharClass:
     r"""Return the set of `\d`, `\w` or `\s`, or its complement for a capital.
 
-    The complement of the wider set is the narrower complement.
+    If `is_wide`, the result is the largest set of all dialects. For a complement, this is the
+    complement of the smallest set.
     """
     is_negated = char.isupper()
     is_wide ^= is_negated

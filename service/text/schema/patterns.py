@@ -200,7 +200,10 @@ def _literal(regex: str) -> str:
 
 
 def _either(terminals: Iterable[str]) -> str:
-    """Return a terminal that matches what any of these matches. Without any it matches nothing."""
+    """Return a terminal that matches the texts that any of these matches.
+
+    If there are none, it matches nothing.
+    """
     found = list(dict.fromkeys(terminals))
     if not found:
         return "(/a/ & /b/)"

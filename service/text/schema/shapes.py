@@ -27,9 +27,10 @@ class ScalarShape:
 
 @dataclass(frozen=True, slots=True)
 class ArrayShape:
-    """Arrays whose first items match `prefix`, and all others `rest` (None: no other items).
+    """Arrays whose first items match `prefix` and whose other items match `rest`.
 
-    If `is_unique`, all items match `rest`, an enumeration, and each value occurs at most once.
+    If `rest` is None, there are no other items. If `is_unique`, there is no `prefix`, `rest` is an
+    enumeration, and each of its values occurs at most once.
     """
 
     prefix: tuple[Node, ...]

@@ -13,7 +13,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class CallStart:
-    """A tool call begins. Whatever follows, it is a tool call."""
+    """The beginning of a tool call. Later text cannot make it content."""
 
     name: str
 

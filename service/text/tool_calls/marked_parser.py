@@ -171,7 +171,7 @@ class NamedCall:
         return events, text[num_taken:]
 
     def _split(self, text: str) -> tuple[str, str]:
-        """Return the text that may be a head, and the text after it, which may be another call."""
+        """Return the text that may be a head, up to its `{` or maximum length, and the rest."""
         end = text.find("{", 0, self._MAX_HEAD_LENGTH) + 1 or self._MAX_HEAD_LENGTH + 1
         return text[:end], text[end:]
 

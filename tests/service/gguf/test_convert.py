@@ -522,7 +522,7 @@ class TestRejected:
         path = write_gguf(tmp_path / "model.gguf", name, {"block_count": 1}, {})
         with pytest.raises(
             ModelLoadError,
-            match=rf"architecture '{name}' is not served\. Served are llama, .*qwen3",
+            match=rf"architecture '{name}' is not supported\. Supported are llama, .*qwen3",
         ):
             convert(path, tmp_path / "out", {})
 

@@ -68,7 +68,7 @@ def test_values_are_those_written(tmp_path: Path) -> None:
     ("head", "message"),
     [
         (b"", "ends within the magic number"),
-        (b"GGML" + bytes(20), "no GGUF file"),
+        (b"GGML" + bytes(20), "not a GGUF file"),
         (b"GGUF", "ends within the version"),
         (struct.pack("<4sIQQ", b"GGUF", 1, 0, 0), "GGUF version 1"),
         (struct.pack(">4sIQQ", b"GGUF", 3, 0, 0), "big-endian"),

@@ -51,7 +51,7 @@ def test_reasoning_tokens_include_the_markers() -> None:
     for token in ("<", "think>", "Hm", ".", "</think>", "\n\n", "Four", "."):
         reading.push(token, 1)
     assert reading.num_tokens == 5
-    assert reading.is_answer
+    assert reading.is_over
     without = ReasoningText(THINK, is_open=False)
     without.push("<", 1)
     without.push("b>", 1)
