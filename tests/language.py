@@ -29,13 +29,6 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("service", "gateway_http", "chatrpc_process", "chatrpc_cli", "bench")
 DOCS = ("README.md", "ARCHITECTURE.md", "docs")
 
-# Folders whose texts are not reworded yet. "x/*" is the files of x without its folders. An entry is
-# removed when `python -m tests.language` prints nothing for its files.
-UNCLEAN = (
-    # Calls
-    "tests/service/rpc",
-)
-
 # Phrases that have another meaning in a file and are right there: (file, phrase in lower case).
 ALLOWED: frozenset[tuple[str, str]] = frozenset()
 
@@ -139,13 +132,9 @@ def violations() -> list[Violation]:
     return sorted({*_source_violations(), *_metrics_violations(), *_options_violations()})
 
 
-def is_unclean(path: str, unclean: Iterable[str] = UNCLEAN) -> bool:
-    """Return True if an entry of `unclean` contains the file."""
-    pure = PurePosixPath(path)
-    return any(
-        str(pure.parent) == entry[:-2] if entry.endswith("/*") else pure.is_relative_to(entry)
-        for entry in unclean
-    )
+def _is_in(path: str, chosen: Iterable[str]) -> bool:
+    """Return True if the file is one of the chosen files or in one of the chosen folders."""
+    return any(PurePosixPath(path).is_relative_to(entry) for entry in chosen)
 
 
 def _source_violations() -> Iterator[Violation]:
@@ -401,7 +390,7 @@ def _line_with(path: str, text: str) -> int:
 def main(paths: list[str]) -> int:
     """Print the violations in these files and folders; without any, all of them."""
     chosen = [Path(path).resolve().relative_to(ROOT).as_posix() for path in paths]
-    found = [v for v in violations() if not chosen or is_unclean(v.path, chosen)]
+    found = [v for v in violations() if not chosen or _is_in(v.path, chosen)]
     for violation in found:
         print(violation)  # noqa: T201  # the output of a command
     print(f"{len(found)} violations", file=sys.stderr)  # noqa: T201  # the same

@@ -2,16 +2,12 @@
 
 import pytest
 
-from tests.language import UNCLEAN, check_python, is_unclean, violations
+from tests.language import check_python, violations
 
 
-def test_clean_folders_have_no_violations() -> None:
-    found = [str(violation) for violation in violations() if not is_unclean(violation.path)]
+def test_repository_has_no_violations() -> None:
+    found = [str(violation) for violation in violations()]
     assert not found, "\n".join(found)
-
-
-def test_unclean_folders_are_named_once() -> None:
-    assert len(UNCLEAN) == len(set(UNCLEAN))
 
 
 @pytest.mark.parametrize(

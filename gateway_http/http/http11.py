@@ -270,7 +270,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._reject(ApiError(408, message, code="request_timeout"))
 
     def _on_late_body(self) -> None:
-        if not self.cycle.response_complete:  # the application has the timeout
+        if (
+            not self.cycle.response_complete
+        ):  # the application reads the body, and has its own timeout
             self._arrival.start(self._limits.body_timeout_s, self._on_late_body)
             return
         self._note_cut("body")

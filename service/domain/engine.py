@@ -29,7 +29,7 @@ class Caller:
         name: Identifies the caller. Empty for requests without an identity, which share one queue.
         weight: Number of turns that the caller gets in a round; at least 1.
         cache_namespace: Only callers with an equal namespace share cached prompt prefixes.
-        min_priority: The lowest value, so the most urgent one, that its requests may set as
+        min_priority: The lowest (most urgent) value that its requests may set as
             `priority`.
     """
 

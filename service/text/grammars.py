@@ -22,7 +22,7 @@ _Compiled: TypeAlias = "Future[LLMatcher | str]"  # or the reason why it cannot 
 
 @dataclass(slots=True)
 class _Entry:
-    """A grammar in the cache, and the most memory that it may need."""
+    """A grammar in the cache, and the maximum memory in bytes that it may need."""
 
     compiled: _Compiled
     num_bytes: int
@@ -314,7 +314,7 @@ def _most_states(grammar: str) -> int:
 
 
 def _most_bytes(grammar: str) -> int:
-    """Return the most memory that a compiled grammar may need."""
+    """Return the maximum memory in bytes that a compiled grammar may need."""
     return _CHARACTER_BYTES * len(grammar) + _STATE_BYTES * _most_states(grammar)
 
 

@@ -36,7 +36,7 @@ class MessageReader:
 
     Args:
         timeouts: A message must arrive within `receive_s`.
-        max_bytes: The most that the messages in progress may have.
+        max_bytes: Maximum size of all messages in progress together, in bytes.
     """
 
     def __init__(

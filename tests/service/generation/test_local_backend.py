@@ -41,7 +41,7 @@ MANY = MAX_LOGPROBS_ON_LOOP + 1
 
 
 class ThreadWorkers:
-    """Runs each job on a thread."""
+    """Workers that run each job on a thread."""
 
     async def text(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.to_thread(function, *arguments)
@@ -56,7 +56,7 @@ class ThreadWorkers:
 
 
 class WatchedTokenizer(ByteTokenizer):
-    """Counts the tokens whose bytes were looked up on the event loop's thread."""
+    """A tokenizer that counts the `token_bytes()` calls on the event loop's thread."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class WatchedTokenizer(ByteTokenizer):
 async def deltas(
     request: GenerationRequest, script: list[TokenOutput], tokenizer: ByteTokenizer | None = None
 ) -> list[TextDelta]:
-    """Return the deltas of a request, without the admission and the progress."""
+    """Return the deltas of a request that have tokens or a finish reason."""
     engine = FakeEngine()
     engine.script = list(script)
     model = LocalModel(

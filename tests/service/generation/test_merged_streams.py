@@ -10,7 +10,7 @@ from service.generation.merged_streams import MergedStreams
 
 
 class Source:
-    """Yields the items of its queue; `is_closed` is True once it has been closed."""
+    """A stream of the items of a queue. `is_closed` is True once it has been closed."""
 
     def __init__(self) -> None:
         self.items: asyncio.Queue[int | Exception] = asyncio.Queue()

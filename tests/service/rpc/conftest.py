@@ -1,4 +1,4 @@
-"""A real gRPC server on a free port, with a scripted engine behind it."""
+"""Fixtures: a real gRPC server on a free port, with a scripted engine."""
 
 from collections.abc import AsyncIterator
 

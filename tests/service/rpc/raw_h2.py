@@ -1,4 +1,4 @@
-"""HTTP/2 by hand, for clients that behave as no library lets them (RFC 9113)."""
+"""An HTTP/2 client for tests that break rules which libraries enforce (RFC 9113)."""
 
 import asyncio
 import struct
@@ -12,7 +12,7 @@ CANCEL = 8
 
 
 class RawH2:
-    """One connection to a gRPC server of this machine, without TLS."""
+    """One connection to a gRPC server on this machine, without TLS."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -37,7 +37,7 @@ class RawH2:
         await self._writer.drain()
 
     async def open(self, stream: int, method: str) -> None:
-        """Begin a call, and do not end its request."""
+        """Begin a call and leave its request open."""
         fields = {
             ":method": "POST",
             ":scheme": "http",
@@ -53,7 +53,7 @@ class RawH2:
         await self.send(RST_STREAM, 0, stream, struct.pack(">I", CANCEL))
 
     async def until(self, kind: int) -> bytes:
-        """The payload of the next frame of this kind; raises IncompleteReadError at the end."""
+        """Return the payload of the next frame of this kind, or raise IncompleteReadError."""
         while True:
             head = await self._reader.readexactly(9)
             payload = await self._reader.readexactly(int.from_bytes(head[:3]))
@@ -62,5 +62,8 @@ class RawH2:
 
 
 def _field(name: str, value: str) -> bytes:
-    """A literal that no table keeps: https://www.rfc-editor.org/rfc/rfc7541#section-6.2.2"""
+    """Encode a literal header field without indexing.
+
+    See https://www.rfc-editor.org/rfc/rfc7541#section-6.2.2.
+    """
     return b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()

@@ -1,4 +1,4 @@
-"""A served model that obeys grammars, for tests of what answers are made to be."""
+"""A served model with grammars, and calls of it, for tests of structured output."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ async def serve(
     grammars: CompiledGrammars | None,
     formats: ChatFormats | None = None,
 ) -> Running:
-    """`running`, its model called `fake` replaced."""
+    """Replace the model called `fake` by one of `engine`, and return `running`."""
     model = locally_served(
         LocalModel(
             CARD,
@@ -47,6 +47,6 @@ async def stream(running: Running, **fields: Any) -> list[chat_pb2.ChatCompletio
     return [response.chunk async for response in running.chat.StreamChatCompletion(request)]
 
 
-async def refused(running: Running, **fields: Any) -> Any:
+async def rejected(running: Running, **fields: Any) -> Any:
     request = chat_service_pb2.CreateChatCompletionRequest(params=params(**fields))
     return await rpc_error(running.chat.CreateChatCompletion(request))

@@ -28,7 +28,7 @@ def stream(**fields: Any) -> chat_service_pb2.StreamChatCompletionRequest:
     return chat_service_pb2.StreamChatCompletionRequest(params=params(**fields))
 
 
-async def test_a_whole_answer(running: Running) -> None:
+async def test_unary_chat_returns_the_completion(running: Running) -> None:
     running.engine.answer("héllo")
     response = await running.chat.CreateChatCompletion(unary())
     [choice] = response.completion.choices
@@ -39,7 +39,7 @@ async def test_a_whole_answer(running: Running) -> None:
     )
 
 
-async def test_a_streamed_answer_never_holds_half_a_character(running: Running) -> None:
+async def test_streamed_delta_never_ends_inside_a_character(running: Running) -> None:
     running.engine.answer("né 🎉!")
     responses = [r async for r in running.chat.StreamChatCompletion(stream())]
     deltas = [r.chunk.choices[0].delta.content for r in responses]
@@ -47,7 +47,7 @@ async def test_a_streamed_answer_never_holds_half_a_character(running: Running) 
     assert responses[-1].chunk.usage.completion_tokens == 9
 
 
-async def test_usage_says_what_of_the_prompt_was_cached(running: Running) -> None:
+async def test_usage_has_the_cached_prompt_tokens(running: Running) -> None:
     running.engine.script = [
         TokenOutput((97,), num_cached_tokens=16),
         TokenOutput((98,), FinishReason.LENGTH, num_cached_tokens=16),
@@ -58,10 +58,10 @@ async def test_usage_says_what_of_the_prompt_was_cached(running: Running) -> Non
     assert [usage.cached_prompt_tokens for usage in usages] == [16, 16, 16]
 
 
-async def test_each_choice_ends_by_itself(running: Running) -> None:
+async def test_each_choice_ends_at_its_own_stop_string(running: Running) -> None:
     running.engine.script = [
         TokenOutput(tuple(b"one END")),
-        TokenOutput(tuple(b"more"), FinishReason.LENGTH),  # of which nobody wants to hear
+        TokenOutput(tuple(b"more"), FinishReason.LENGTH),  # after the stop string: not returned
     ]
     sampling = chat_pb2.SamplingParams(n=2, stop=["END"])
     whole = (await running.chat.CreateChatCompletion(unary(sampling=sampling))).completion
@@ -72,12 +72,12 @@ async def test_each_choice_ends_by_itself(running: Running) -> None:
     assert whole.usage.completion_tokens == 14
 
 
-async def test_log_probabilities_and_token_ids_are_told_on_demand(running: Running) -> None:
+async def test_logprobs_and_token_ids_are_returned_if_requested(running: Running) -> None:
     running.engine.script = [TokenOutput((ord("a"), EOS), FinishReason.STOP)]
     request = {"logprobs": True, "top_logprobs": 2, "prompt_logprobs": 0, "return_token_ids": True}
     whole = (await running.chat.CreateChatCompletion(unary(**request))).completion
-    asked = running.engine.requests[0]
-    assert (asked.num_logprobs, asked.num_prompt_logprobs) == (2, 0)
+    received = running.engine.requests[0]
+    assert (received.num_logprobs, received.num_prompt_logprobs) == (2, 0)
     [choice] = whole.choices
     assert list(choice.token_ids) == [ord("a"), EOS]
     [token] = choice.logprobs
@@ -88,7 +88,7 @@ async def test_log_probabilities_and_token_ids_are_told_on_demand(running: Runni
     assert "".join(logprob.token for logprob in whole.prompt_logprobs) == prompt[1:]
 
 
-async def test_bad_words_are_asked_for_with_and_without_a_space(running: Running) -> None:
+async def test_bad_words_are_sent_with_and_without_a_space(running: Running) -> None:
     running.engine.answer("x")
     sampling = chat_pb2.SamplingParams(bad_words=["no"])
     await running.chat.CreateChatCompletion(unary(sampling=sampling))
@@ -96,7 +96,7 @@ async def test_bad_words_are_asked_for_with_and_without_a_space(running: Running
     assert set(request.bad_token_sequences) == {tuple(b"no"), tuple(b" no")}
 
 
-async def test_the_engine_is_asked_what_the_request_says(running: Running) -> None:
+async def test_engine_request_has_the_fields_of_the_request(running: Running) -> None:
     running.engine.answer("x")
     sampling = chat_pb2.SamplingParams(stop_token_ids=[7], seed=5)
     await running.chat.CreateChatCompletion(
@@ -113,7 +113,7 @@ async def test_the_engine_is_asked_what_the_request_says(running: Running) -> No
     assert second.stop_token_ids == frozenset()
 
 
-async def test_a_stop_string_ends_the_answer_and_the_generation(running: Running) -> None:
+async def test_stop_string_ends_the_response_and_the_generation(running: Running) -> None:
     running.engine.script = [TokenOutput(tuple(b"one END two")), asyncio.Event()]
     sampling = chat_pb2.SamplingParams(stop=["END"])
     responses = [r async for r in running.chat.StreamChatCompletion(stream(sampling=sampling))]
@@ -125,7 +125,7 @@ async def test_a_stop_string_ends_the_answer_and_the_generation(running: Running
     assert running.engine.num_running == 0
 
 
-async def test_a_stop_token_is_named_and_the_models_own_end_is_not(running: Running) -> None:
+async def test_matched_stop_is_a_stop_token_and_never_the_eos_token(running: Running) -> None:
     sampling = chat_pb2.SamplingParams(stop_token_ids=[ord("!")])
     for last, matched in ((ord("!"), chat_pb2.MatchedStop(token_id=ord("!"))), (EOS, None)):
         running.engine.script = [TokenOutput((ord("a"), last), FinishReason.STOP)]
@@ -137,14 +137,14 @@ async def test_a_stop_token_is_named_and_the_models_own_end_is_not(running: Runn
             assert choice.matched_stop == matched
 
 
-async def test_headers_come_with_the_first_token(running: Running) -> None:
+async def test_headers_are_sent_with_the_first_token(running: Running) -> None:
     go = asyncio.Event()
     running.engine.answer("ok")
     running.engine.script.insert(0, go)
     call = running.chat.StreamChatCompletion(stream())
     headers = asyncio.ensure_future(call.initial_metadata())
     await until(lambda: running.engine.num_running == 1)
-    for _ in range(3):  # on the same connection: what was sent before has come before
+    for _ in range(3):  # on the same connection: earlier frames arrive first
         await running.models.ListModels(model_service_pb2.ListModelsRequest())
     assert not headers.done()
     go.set()
@@ -152,7 +152,7 @@ async def test_headers_come_with_the_first_token(running: Running) -> None:
     assert len([response async for response in call]) == 2
 
 
-async def test_a_first_token_that_takes_long_is_announced(
+async def test_late_first_token_is_preceded_by_admission_metadata(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(initial_metadata, "MAX_SILENCE_S", 0.01)
@@ -165,7 +165,7 @@ async def test_a_first_token_that_takes_long_is_announced(
     assert len([response async for response in call]) == 2
 
 
-async def test_leaving_after_the_announcement_frees_the_generation(
+async def test_cancelled_call_after_admission_metadata_frees_its_generation(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(initial_metadata, "MAX_SILENCE_S", 0.01)
@@ -188,39 +188,39 @@ async def test_leaving_after_the_announcement_frees_the_generation(
         ),
     ],
 )
-async def test_a_refusal_comes_before_the_headers(
+async def test_rejected_stream_has_no_admission_metadata(
     running: Running, error: QueueFull, code: grpc.StatusCode, reason: str
 ) -> None:
     running.engine.generate_error = error
     call = running.chat.StreamChatCompletion(stream())
-    refused = await rpc_error(call)
-    assert (refused.code, refused.reason) == (code, reason)
-    # None were sent: a client may retry elsewhere.
+    rejected = await rpc_error(call)
+    assert (rejected.code, rejected.reason) == (code, reason)
+    # None were sent, so a client may retry on another replica.
     assert "chatrpc-admitted" not in dict(await call.initial_metadata())
 
 
-async def test_an_engine_that_dies_ends_the_stream_with_its_reason(running: Running) -> None:
+async def test_stream_of_a_dead_engine_ends_with_its_reason(running: Running) -> None:
     running.engine.script = [TokenOutput((ord("a"),)), EngineDead()]
     call = running.chat.StreamChatCompletion(stream())
     seen: list[chat_service_pb2.StreamChatCompletionResponse] = []
-    refused = await rpc_error(call, seen)
+    rejected = await rpc_error(call, seen)
     assert [r.chunk.choices[0].delta.content for r in seen] == ["a"]
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_DEAD")
+    assert (rejected.code, rejected.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_DEAD")
 
 
-async def test_nobody_learns_what_went_wrong_inside(running: Running) -> None:
+async def test_internal_error_hides_its_text(running: Running) -> None:
     running.engine.script = [RuntimeError("secret path /etc/passwd")]
     call = running.chat.CreateChatCompletion(unary(), metadata=(("x-request-id", "req-7"),))
-    refused = await rpc_error(call)
-    assert refused.code == grpc.StatusCode.INTERNAL
-    assert refused.reason == "INTERNAL"
-    assert "secret" not in refused.message
-    assert "req-7" in refused.message
+    rejected = await rpc_error(call)
+    assert rejected.code == grpc.StatusCode.INTERNAL
+    assert rejected.reason == "INTERNAL"
+    assert "secret" not in rejected.message
+    assert "req-7" in rejected.message
 
 
 @pytest.mark.parametrize("steps_before", [0, 1])
 @pytest.mark.parametrize("is_streamed", [True, False])
-async def test_a_cancelled_call_frees_its_generation(
+async def test_cancelled_call_frees_its_generation(
     running: Running, steps_before: int, is_streamed: bool
 ) -> None:
     running.engine.script = [*[TokenOutput((97,))] * steps_before, asyncio.Event()]
@@ -234,7 +234,7 @@ async def test_a_cancelled_call_frees_its_generation(
     await until(lambda: running.engine.num_running == 0)
 
 
-async def test_a_vanished_client_frees_its_generation(running: Running) -> None:
+async def test_closed_channel_frees_its_generation(running: Running) -> None:
     running.engine.script = [asyncio.Event()]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
         call = type(running.chat)(channel).StreamChatCompletion(stream())
@@ -243,7 +243,7 @@ async def test_a_vanished_client_frees_its_generation(running: Running) -> None:
     await until(lambda: running.engine.num_running == 0)
 
 
-async def test_the_deadline_of_the_call_bounds_the_generation(running: Running) -> None:
+async def test_deadline_of_the_call_ends_the_generation(running: Running) -> None:
     running.engine.script = [asyncio.Event()]
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await running.chat.CreateChatCompletion(unary(), timeout=0.3)
@@ -254,7 +254,7 @@ async def test_the_deadline_of_the_call_bounds_the_generation(running: Running) 
     assert request.deadline < time.monotonic() + 1
 
 
-async def test_a_missing_model_and_an_unknown_one(running: Running) -> None:
+async def test_missing_or_unknown_model_is_rejected(running: Running) -> None:
     missing = await rpc_error(running.chat.CreateChatCompletion(unary(model="")))
     assert (missing.code, missing.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MISSING_FIELD")
     assert missing.fields == ["model"]
@@ -263,48 +263,48 @@ async def test_a_missing_model_and_an_unknown_one(running: Running) -> None:
     assert unknown.metadata == {"model": "gpt-9"}
 
 
-async def test_a_template_that_refuses_names_the_messages(running: Running) -> None:
-    refused = await rpc_error(running.chat.CreateChatCompletion(unary(text="refuse me")))
-    assert refused.reason == "TEMPLATE_REFUSED"
-    assert refused.fields == ["messages"]
+async def test_error_of_the_template_names_the_messages(running: Running) -> None:
+    rejected = await rpc_error(running.chat.CreateChatCompletion(unary(text="refuse me")))
+    assert rejected.reason == "TEMPLATE_REFUSED"
+    assert rejected.fields == ["messages"]
 
 
-async def test_a_prompt_that_cannot_fit_is_not_even_tokenized(running: Running) -> None:
-    refused = await rpc_error(running.chat.CreateChatCompletion(unary(text="x" * 5000)))
-    assert refused.reason == "CONTEXT_LENGTH_EXCEEDED"
-    assert refused.metadata == {"prompt_tokens": "1000", "max_model_len": "1000"}
+async def test_prompt_that_cannot_fit_is_rejected_before_it_is_tokenized(running: Running) -> None:
+    rejected = await rpc_error(running.chat.CreateChatCompletion(unary(text="x" * 5000)))
+    assert rejected.reason == "CONTEXT_LENGTH_EXCEEDED"
+    assert rejected.metadata == {"prompt_tokens": "1000", "max_model_len": "1000"}
 
 
-async def test_request_without_room_is_not_even_tokenized(running: Running) -> None:
+async def test_request_to_a_full_queue_is_rejected_before_it_is_tokenized(running: Running) -> None:
     running.engine.reserve_error = QueueFull(3, 2.5)
     running.model.tokenizer.encode = None  # type: ignore[method-assign, assignment]  # never called
-    refused = await rpc_error(running.chat.CreateChatCompletion(unary()))
-    assert refused.reason == "QUEUE_FULL"
+    rejected = await rpc_error(running.chat.CreateChatCompletion(unary()))
+    assert rejected.reason == "QUEUE_FULL"
     assert running.engine.reserved == []
 
 
-async def test_a_token_that_the_model_does_not_know_is_the_callers_mistake(
+async def test_token_outside_the_vocabulary_is_an_invalid_argument(
     running: Running,
 ) -> None:
     small = replace(running.model, card=replace(running.model.card, id="small"), vocab_size=100)
     await running.lifecycle.serve(locally_served(small))
-    refused = await rpc_error(running.chat.CreateChatCompletion(unary(model="small", text="é")))
-    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["messages"])
+    rejected = await rpc_error(running.chat.CreateChatCompletion(unary(model="small", text="é")))
+    assert (rejected.code, rejected.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["messages"])
 
 
-async def test_a_name_of_any_length_is_just_not_found(running: Running) -> None:
-    refused = await rpc_error(running.chat.CreateChatCompletion(unary(model="x" * 20_000)))
-    assert refused.reason == "MODEL_NOT_FOUND"
+async def test_long_name_of_a_model_is_not_found(running: Running) -> None:
+    rejected = await rpc_error(running.chat.CreateChatCompletion(unary(model="x" * 20_000)))
+    assert rejected.reason == "MODEL_NOT_FOUND"
 
 
 @pytest.mark.parametrize("method", ["CreateChatCompletion", "StreamChatCompletion"])
-async def test_bytes_that_are_no_message_are_the_callers_mistake(
+async def test_bytes_that_cannot_be_parsed_are_an_invalid_argument(
     running: Running, method: str
 ) -> None:
     call: Any = running.channel.unary_unary(f"/chatrpc.v1.ChatService/{method}")
     for garbage in (b"\xff\xff\xff", b"\x0a\x03\x0a\x01\xff"):
-        refused = await rpc_error(call(garbage))
-        assert (refused.code, refused.reason) == (
+        rejected = await rpc_error(call(garbage))
+        assert (rejected.code, rejected.reason) == (
             grpc.StatusCode.INVALID_ARGUMENT,
             "INVALID_FIELD",
         )
@@ -312,18 +312,18 @@ async def test_bytes_that_are_no_message_are_the_callers_mistake(
     await running.chat.CreateChatCompletion(unary())
 
 
-async def test_log_probabilities_that_no_message_could_hold_are_refused(
+async def test_too_many_logprobs_for_one_message_are_rejected(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generation_calls, "MAX_LOGPROBS_AT_ONCE", 100)
     running.engine.answer("x")
     sampling = chat_pb2.SamplingParams(max_completion_tokens=51)
     request = unary(logprobs=True, top_logprobs=1, sampling=sampling)
-    refused = await rpc_error(running.chat.CreateChatCompletion(request))
-    assert refused.fields == ["logprobs"]
+    rejected = await rpc_error(running.chat.CreateChatCompletion(request))
+    assert rejected.fields == ["logprobs"]
     call = running.chat.StreamChatCompletion(
         stream(logprobs=True, top_logprobs=1, sampling=sampling)
     )
-    assert [response async for response in call]  # a piece at a time they fit
-    refused = await rpc_error(running.chat.CreateChatCompletion(unary(prompt_logprobs=20)))
-    assert refused.fields == ["prompt_logprobs"]
+    assert [response async for response in call]  # each chunk is small enough
+    rejected = await rpc_error(running.chat.CreateChatCompletion(unary(prompt_logprobs=20)))
+    assert rejected.fields == ["prompt_logprobs"]

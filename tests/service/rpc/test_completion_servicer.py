@@ -47,7 +47,7 @@ def logprob(char: str, value: float, **top: float) -> TokenLogprobs:
     return TokenLogprobs(ord(char), value, tuple((ord(c), v) for c, v in top.items()))
 
 
-async def test_a_prompt_is_continued(running: Running) -> None:
+async def test_unary_call_returns_the_completion(running: Running) -> None:
     running.engine.answer(" wörld")
     completion = await whole(running, "hi", add_special_tokens=False)
     [choice] = completion.choices
@@ -55,15 +55,15 @@ async def test_a_prompt_is_continued(running: Running) -> None:
     assert completion.id.startswith("cmpl-")
     assert (completion.model, completion.system_fingerprint) == ("fake", "fp_fake")
     assert completion.usage == chat_pb2.Usage(prompt_tokens=2, completion_tokens=7)
-    [asked] = running.engine.requests
-    assert bytes(asked.prompt_token_ids) == b"hi"
-    assert asked.sampling.max_tokens == 16
-    assert asked.stop_token_ids == {EOS}
-    assert asked.num_logprobs is None
-    assert asked.num_prompt_logprobs is None
+    [received] = running.engine.requests
+    assert bytes(received.prompt_token_ids) == b"hi"
+    assert received.sampling.max_tokens == 16
+    assert received.stop_token_ids == {EOS}
+    assert received.num_logprobs is None
+    assert received.num_prompt_logprobs is None
 
 
-async def test_what_is_asked_reaches_the_engine(running: Running) -> None:
+async def test_engine_request_has_the_fields_of_the_request(running: Running) -> None:
     running.engine.answer("x")
     sampling = chat_pb2.SamplingParams(
         seed=3, max_completion_tokens=9, stop_token_ids=[7], temperature=0
@@ -78,16 +78,16 @@ async def test_what_is_asked_reaches_the_engine(running: Running) -> None:
         truncate_prompt_tokens=2,
         model="alias",
     )
-    [asked] = running.engine.requests
-    assert asked.prompt_token_ids == (2, 3)
-    assert asked.sampling.seed == 3
-    assert asked.sampling.temperature == 0
-    assert asked.sampling.max_tokens == 9
-    assert asked.stop_token_ids == {7, EOS}
-    assert (asked.priority, asked.cache_salt, asked.num_logprobs) == (-4, "mine", 2)
+    [received] = running.engine.requests
+    assert received.prompt_token_ids == (2, 3)
+    assert received.sampling.seed == 3
+    assert received.sampling.temperature == 0
+    assert received.sampling.max_tokens == 9
+    assert received.stop_token_ids == {7, EOS}
+    assert (received.priority, received.cache_salt, received.num_logprobs) == (-4, "mine", 2)
 
 
-async def test_several_prompts_and_choices_have_their_places(running: Running) -> None:
+async def test_choices_of_several_prompts_are_ordered_by_prompt(running: Running) -> None:
     running.engine.script = [
         TokenOutput((ord("b"),), index=1),
         TokenOutput((ord("a"),), FinishReason.LENGTH),
@@ -103,7 +103,7 @@ async def test_several_prompts_and_choices_have_their_places(running: Running) -
         (3, "bc"),
     ]
     assert completion.usage == chat_pb2.Usage(prompt_tokens=7, completion_tokens=6)
-    assert [asked.n for asked in running.engine.requests] == [2, 2]
+    assert [received.n for received in running.engine.requests] == [2, 2]
     texts = dict.fromkeys(range(4), "")
     chunks = [
         r.chunk async for r in running.completions.StreamCompletion(stream("one", "four", **fields))
@@ -118,7 +118,7 @@ async def test_several_prompts_and_choices_have_their_places(running: Running) -
     assert chunks[-1].usage == completion.usage
 
 
-async def test_a_stop_string_ends_one_prompt_and_not_the_other(running: Running) -> None:
+async def test_stop_string_ends_each_prompt(running: Running) -> None:
     event = asyncio.Event()
     running.engine.script = [
         TokenOutput(tuple(b"one END two")),
@@ -127,14 +127,14 @@ async def test_a_stop_string_ends_one_prompt_and_not_the_other(running: Running)
     ]
     sampling = chat_pb2.SamplingParams(stop=["END"])
     call = running.completions.StreamCompletion(stream("a", "b", sampling=sampling))
-    chunks = [r.chunk async for r in call]  # nobody ever sets the event
+    chunks = [r.chunk async for r in call]  # the event is never set
     ends = {d.index: d.matched_stop.text for c in chunks for d in c.choices if d.finish_reason}
     assert ends == {0: "END", 1: "END"}
     assert running.engine.num_running == 0
 
 
-async def test_an_echo_with_log_probabilities_scores_the_prompt(running: Running) -> None:
-    """What an evaluation harness asks for."""
+async def test_echo_with_logprobs_scores_the_prompt(running: Running) -> None:
+    """Evaluation harnesses send such requests."""
     running.engine.script = [
         TokenOutput(
             (ord("c"),),
@@ -154,11 +154,11 @@ async def test_an_echo_with_log_probabilities_scores_the_prompt(running: Running
     assert [(t.token, t.logprob) for t in choice.logprobs] == [("c", -0.5)]
     assert [t.token for t in choice.logprobs[0].top] == ["c", "d"]
     assert choice.text_offsets == [0, 1, 2]
-    [asked] = running.engine.requests
-    assert (asked.num_logprobs, asked.num_prompt_logprobs) == (1, 1)
+    [received] = running.engine.requests
+    assert (received.num_logprobs, received.num_prompt_logprobs) == (1, 1)
 
 
-async def test_zero_tokens_score_the_prompt_alone(running: Running) -> None:
+async def test_request_for_zero_tokens_scores_only_the_prompt(running: Running) -> None:
     running.engine.script = [
         TokenOutput((ord("c"),), FinishReason.LENGTH, prompt_logprobs=(logprob("b", -2.0),))
     ]
@@ -170,11 +170,11 @@ async def test_zero_tokens_score_the_prompt_alone(running: Running) -> None:
     assert (choice.text, choice.finish_reason) == ("ab", chat_pb2.FINISH_REASON_LENGTH)
     assert (len(choice.prompt_tokens), len(choice.logprobs)) == (2, 0)
     assert completion.usage == chat_pb2.Usage(prompt_tokens=2)
-    refused = await rpc_error(running.completions.CreateCompletion(unary("a", sampling=sampling)))
-    assert refused.fields == ["sampling.max_completion_tokens"]
+    rejected = await rpc_error(running.completions.CreateCompletion(unary("a", sampling=sampling)))
+    assert rejected.fields == ["sampling.max_completion_tokens"]
 
 
-async def test_a_choice_waits_until_its_prompt_can_be_told(running: Running) -> None:
+async def test_choice_is_sent_after_its_prompt_logprobs(running: Running) -> None:
     running.engine.script = [
         TokenOutput((ord("y"),), FinishReason.LENGTH, index=1),
         TokenOutput((ord("x"),), FinishReason.LENGTH, prompt_logprobs=(logprob("b", -1.0),)),
@@ -186,13 +186,13 @@ async def test_a_choice_waits_until_its_prompt_can_be_told(running: Running) -> 
     assert [len(choice.prompt_tokens) for choice in completion.choices] == [2, 2]
 
 
-async def test_a_prompt_of_one_token_has_no_log_probability(running: Running) -> None:
+async def test_prompt_of_one_token_has_no_logprobs(running: Running) -> None:
     running.engine.answer("x")
     [choice] = (await whole(running, [97], echo=True, prompt_logprobs=1)).choices
     assert (choice.text, len(choice.prompt_tokens)) == ("ax", 1)
 
 
-async def test_token_ids_are_returned_where_they_are_asked_for(running: Running) -> None:
+async def test_token_ids_are_returned_if_requested(running: Running) -> None:
     running.engine.answer("x")
     [choice] = (await whole(running, [97, 98], return_token_ids=True)).choices
     assert list(choice.prompt_token_ids) == [97, 98]
@@ -202,7 +202,9 @@ async def test_token_ids_are_returned_where_they_are_asked_for(running: Running)
     assert not choice.token_ids
 
 
-async def test_a_half_character_keeps_its_log_probabilities_with_it(running: Running) -> None:
+async def test_logprobs_of_a_partial_character_are_sent_with_the_character(
+    running: Running,
+) -> None:
     first, second = "é".encode()
     running.engine.script = [
         TokenOutput((first,), logprobs=(TokenLogprobs(first, -1.0),)),
@@ -240,53 +242,53 @@ async def test_a_half_character_keeps_its_log_probabilities_with_it(running: Run
         ({"model": ""}, "MISSING_FIELD", "model"),
     ],
 )
-async def test_a_mistake_is_named(
+async def test_invalid_field_is_rejected_with_its_name(
     running: Running, fields: dict[str, Any], reason: str, path: str
 ) -> None:
     prompts = fields.pop("prompts", ("a",))
     request = unary(*prompts, add_special_tokens=False, **fields)
-    refused = await rpc_error(running.completions.CreateCompletion(request))
-    assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
-    assert (refused.reason, refused.fields) == (reason, [path])
+    rejected = await rpc_error(running.completions.CreateCompletion(request))
+    assert rejected.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert (rejected.reason, rejected.fields) == (reason, [path])
     assert running.engine.requests == []
 
 
-async def test_a_prompt_that_is_missing_is_named(running: Running) -> None:
+async def test_empty_prompt_is_rejected_with_its_field(running: Running) -> None:
     request = unary()
     request.params.prompts.add()
-    refused = await rpc_error(running.completions.CreateCompletion(request))
-    assert (refused.reason, refused.fields) == ("MISSING_FIELD", ["prompts[0]"])
+    rejected = await rpc_error(running.completions.CreateCompletion(request))
+    assert (rejected.reason, rejected.fields) == ("MISSING_FIELD", ["prompts[0]"])
 
 
-async def test_the_words_of_a_prompt_that_is_too_long(running: Running) -> None:
-    refused = await rpc_error(running.completions.CreateCompletion(unary([97] * 1000)))
-    assert refused.metadata == {"prompt_tokens": "1000", "max_model_len": "1000"}
-    assert refused.message == (
+async def test_error_for_a_long_prompt_has_both_lengths(running: Running) -> None:
+    rejected = await rpc_error(running.completions.CreateCompletion(unary([97] * 1000)))
+    assert rejected.metadata == {"prompt_tokens": "1000", "max_model_len": "1000"}
+    assert rejected.message == (
         "This model's maximum context length is 1000 tokens. However, your prompt resulted in "
         "1000 tokens. Please reduce the length of the prompt."
     )
 
 
-async def test_an_answer_that_no_message_could_hold_is_refused(
+async def test_too_many_logprobs_for_one_message_are_rejected(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generation_calls, "MAX_LOGPROBS_AT_ONCE", 100)
     running.engine.answer("x")
     request = unary([97] * 51, prompt_logprobs=1)
-    refused = await rpc_error(running.completions.CreateCompletion(request))
-    assert refused.fields == ["prompt_logprobs"]
+    rejected = await rpc_error(running.completions.CreateCompletion(request))
+    assert rejected.fields == ["prompt_logprobs"]
 
 
-async def test_all_prompts_are_admitted_or_none(running: Running) -> None:
+async def test_all_prompts_are_rejected_if_the_queue_is_full(running: Running) -> None:
     running.engine.generate_error = QueueFull(3, 2.5)
     call = running.completions.StreamCompletion(stream("a", "b"))
-    refused = await rpc_error(call)
-    assert refused.reason == "QUEUE_FULL"
+    rejected = await rpc_error(call)
+    assert rejected.reason == "QUEUE_FULL"
     assert "chatrpc-admitted" not in dict(await call.initial_metadata())
     assert running.engine.num_running == 0
 
 
-async def test_a_long_wait_is_announced_and_leaving_frees_all(
+async def test_cancelled_call_after_admission_metadata_frees_all_prompts(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(initial_metadata, "MAX_SILENCE_S", 0.01)
@@ -298,14 +300,14 @@ async def test_a_long_wait_is_announced_and_leaving_frees_all(
     await until(lambda: running.engine.num_running == 0)
 
 
-async def test_one_prompt_that_fails_ends_the_call(running: Running) -> None:
+async def test_failed_prompt_ends_the_call(running: Running) -> None:
     running.engine.script = [TokenOutput((97,)), EngineDead()]
-    refused = await rpc_error(running.completions.CreateCompletion(unary("a", "b")))
-    assert refused.reason == "ENGINE_DEAD"
+    rejected = await rpc_error(running.completions.CreateCompletion(unary("a", "b")))
+    assert rejected.reason == "ENGINE_DEAD"
     await until(lambda: running.engine.num_running == 0)
 
 
-async def test_the_deadline_bounds_all(running: Running) -> None:
+async def test_deadline_of_the_call_ends_all_prompts(running: Running) -> None:
     running.engine.script = [asyncio.Event()]
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await running.completions.CreateCompletion(unary("a", "b"), timeout=0.3)
@@ -313,7 +315,7 @@ async def test_the_deadline_bounds_all(running: Running) -> None:
     await until(lambda: running.engine.num_running == 0)
 
 
-async def test_usage_says_what_of_all_prompts_was_cached(running: Running) -> None:
+async def test_usage_has_the_cached_tokens_of_all_prompts(running: Running) -> None:
     running.engine.script = [TokenOutput((97,), FinishReason.LENGTH, num_cached_tokens=16)]
     completion = await whole(running, "a", "b")
     assert completion.usage.cached_prompt_tokens == 32

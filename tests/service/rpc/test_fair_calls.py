@@ -23,7 +23,7 @@ HONEST: Any = (("x-api-key", OTHER),)
 
 
 class SlowTokenizer(ByteTokenizer):
-    """Takes as long for a text that begins with "slow" as the test wants."""
+    """A tokenizer that waits for `gate` before it encodes a text that begins with "slow"."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def chat() -> chat_service_pb2.CreateChatCompletionRequest:
 
 
 def flood(running: Running, num_calls: int, *, length: int = 1) -> list["asyncio.Task[Any]"]:
-    """Texts to tokenize, each of which occupies a thread until the gate opens."""
+    """Begin calls that each occupy a tokenizer thread until the gate opens."""
     request = model_service_pb2.TokenizeRequest(model="fake", text="slow".ljust(length))
     calls = [running.models.Tokenize(request, metadata=FLOODER) for _ in range(num_calls)]
     return [asyncio.ensure_future(_ended(call)) for call in calls]
@@ -70,20 +70,20 @@ async def _ended(call: Any) -> Any:
 
 
 @pytest.mark.parametrize("length", [4, 4000], ids=["small", "large"])
-async def test_texts_of_one_key_do_not_delay_the_chat_of_another(
+async def test_tokenize_calls_of_one_key_do_not_delay_the_chat_of_another(
     shared: Running, tokenizer: SlowTokenizer, length: int
 ) -> None:
     calls = flood(shared, 60, length=length)
     await until(lambda: tokenizer.num_slow == 1)
     for _ in range(3):
-        answer = await shared.chat.CreateChatCompletion(chat(), metadata=HONEST)
-        assert answer.completion.choices
-    assert tokenizer.num_slow == 1  # they wait behind one another
+        response = await shared.chat.CreateChatCompletion(chat(), metadata=HONEST)
+        assert response.completion.choices
+    assert tokenizer.num_slow == 1  # the others are queued
     tokenizer.gate.set()
-    assert all(answer.token_ids for answer in await asyncio.gather(*calls))
+    assert all(response.token_ids for response in await asyncio.gather(*calls))
 
 
-async def test_texts_that_nobody_waits_for_are_not_tokenized(
+async def test_text_of_a_cancelled_call_is_not_tokenized(
     shared: Running, tokenizer: SlowTokenizer
 ) -> None:
     calls = flood(shared, 40)
@@ -91,7 +91,7 @@ async def test_texts_that_nobody_waits_for_are_not_tokenized(
     for call in calls:
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
-    # Once the calls have ended at the service, only the one that had begun is left of them.
+    # Once the calls have ended at the service, only the one that had begun still runs.
     await until(lambda: shared.server.num_jobs == 0)
     tokenizer.gate.set()
     await shared.models.Tokenize(
@@ -100,18 +100,20 @@ async def test_texts_that_nobody_waits_for_are_not_tokenized(
     assert tokenizer.num_slow == 1
 
 
-async def test_call_of_a_key_reaches_the_engine_with_its_caller(shared: Running) -> None:
+async def test_engine_request_has_the_caller_of_its_key(shared: Running) -> None:
     await shared.chat.CreateChatCompletion(chat(), metadata=HONEST)
     assert shared.engine.requests[-1].caller.name == "two"
 
 
-async def test_request_beyond_the_capacity_is_no_matter_of_waiting(shared: Running) -> None:
+async def test_request_beyond_the_capacity_is_rejected_without_a_retry_delay(
+    shared: Running,
+) -> None:
     shared.engine.max_request_sequences = 4
     request = chat()
     request.params.sampling.n = 5
-    refused = await rpc_error(shared.chat.CreateChatCompletion(request, metadata=HONEST))
-    assert (refused.reason, refused.fields) == ("INVALID_FIELD", ["sampling.n"])
-    assert refused.retry_after_s is None
+    rejected = await rpc_error(shared.chat.CreateChatCompletion(request, metadata=HONEST))
+    assert (rejected.reason, rejected.fields) == ("INVALID_FIELD", ["sampling.n"])
+    assert rejected.retry_after_s is None
 
 
 def of_many_elements() -> chat_service_pb2.CreateChatCompletionRequest:
@@ -121,19 +123,19 @@ def of_many_elements() -> chat_service_pb2.CreateChatCompletionRequest:
     return chat_service_pb2.CreateChatCompletionRequest(params=params(messages=[message]))
 
 
-async def test_small_message_that_unpacks_to_many_elements_is_rejected_unparsed(
+async def test_compressed_message_of_many_elements_is_rejected_before_parsing(
     running: Running,
 ) -> None:
     running.engine.answer("ok")
-    refused = await rpc_error(
+    rejected = await rpc_error(
         running.chat.CreateChatCompletion(of_many_elements(), compression=grpc.Compression.Gzip)
     )
-    assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
-    assert refused.fields == ["messages.content"]
+    assert rejected.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert rejected.fields == ["messages.content"]
     assert (await running.chat.CreateChatCompletion(chat())).completion.choices
 
 
-async def test_message_above_the_limit_is_refused(running: Running) -> None:
+async def test_message_above_the_limit_is_rejected(running: Running) -> None:
     request = chat_service_pb2.CreateChatCompletionRequest(params=params("x" * (8 << 20)))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await running.chat.CreateChatCompletion(request, compression=grpc.Compression.Gzip)

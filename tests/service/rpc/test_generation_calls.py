@@ -1,4 +1,4 @@
-"""Where deltas are encoded: on the event loop or off it."""
+"""Deltas are encoded on the event loop, or on a thread if there are many."""
 
 import threading
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ from service.rpc.generation_calls import MAX_ENCODED_ON_LOOP, GenerationCalls
 from service.rpc.serving.lifecycle import Lifecycle
 
 LOGPROB = DecodedLogprob(b"a", -0.5, 97)
-WITH_RIVALS = DecodedLogprob(b"a", -0.5, 97, (LOGPROB,) * 20)
+WITH_ALTERNATIVES = DecodedLogprob(b"a", -0.5, 97, (LOGPROB,) * 20)
 
 
 @pytest.fixture
@@ -31,17 +31,17 @@ def thread_of(_: object) -> int:
     [
         [TextDelta("a", logprobs=(LOGPROB,) * MAX_ENCODED_ON_LOOP)],
         [TextDelta("a", prompt_logprobs=(LOGPROB,) * MAX_ENCODED_ON_LOOP)],
-        [TextDelta("a", logprobs=(WITH_RIVALS,) * (MAX_ENCODED_ON_LOOP // 20))],
+        [TextDelta("a", logprobs=(WITH_ALTERNATIVES,) * (MAX_ENCODED_ON_LOOP // 20))],
         [TextDelta("a")] * (MAX_ENCODED_ON_LOOP + 1),
     ],
     ids=["logprobs", "prompt", "alternatives", "deltas"],
 )
-async def test_much_is_encoded_off_the_event_loop(
+async def test_large_deltas_are_encoded_off_the_event_loop(
     calls: GenerationCalls, deltas: list[TextDelta]
 ) -> None:
     assert await calls.encode(thread_of, None, deltas) != threading.get_ident()
 
 
-async def test_little_is_encoded_on_the_event_loop(calls: GenerationCalls) -> None:
-    deltas = [TextDelta("a", logprobs=(WITH_RIVALS,))]
+async def test_small_deltas_are_encoded_on_the_event_loop(calls: GenerationCalls) -> None:
+    deltas = [TextDelta("a", logprobs=(WITH_ALTERNATIVES,))]
     assert await calls.encode(thread_of, None, deltas) == threading.get_ident()

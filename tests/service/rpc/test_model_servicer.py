@@ -17,15 +17,15 @@ from tests.support.grpc_server import CARD, Running, served
 from tests.support.rpc_errors import rpc_error
 
 
-class Unused(ByteTokenizer):
-    """One that nobody may ask to encode."""
+class UnusedTokenizer(ByteTokenizer):
+    """A tokenizer that raises an error if it has to encode."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         raise AssertionError
 
 
-class Slow(ByteTokenizer):
-    """One that does not come to an end until it may."""
+class SlowTokenizer(ByteTokenizer):
+    """A tokenizer that waits for `go_on` before it encodes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Slow(ByteTokenizer):
         return super().encode(text, add_special_tokens=add_special_tokens)
 
 
-async def test_a_model_is_listed_with_what_is_known_of_it(running: Running) -> None:
+async def test_listed_model_has_the_fields_of_its_card(running: Running) -> None:
     response = await running.models.ListModels(model_service_pb2.ListModelsRequest())
     [model] = response.models
     assert model.id == "fake"
@@ -48,7 +48,7 @@ async def test_a_model_is_listed_with_what_is_known_of_it(running: Running) -> N
     assert response.next_page_token == ""
 
 
-async def test_pages(running: Running) -> None:
+async def test_models_are_listed_in_pages(running: Running) -> None:
     for name in ("b", "c", "d"):
         card = replace(CARD, id=name, aliases=())
         await running.lifecycle.serve(locally_served(replace(running.model, card=card)))
@@ -64,26 +64,26 @@ async def test_pages(running: Running) -> None:
     assert seen == [["fake", "b", "c"], ["d"]]
 
 
-async def test_a_token_of_no_page_is_refused(running: Running) -> None:
+async def test_invalid_page_token_is_rejected(running: Running) -> None:
     request = model_service_pb2.ListModelsRequest(page_token="nonsense")
     assert (await rpc_error(running.models.ListModels(request))).fields == ["page_token"]
 
 
-async def test_a_model_is_found_by_id_and_alias(running: Running) -> None:
+async def test_model_is_found_by_id_and_alias(running: Running) -> None:
     for name in ("fake", "alias"):
         response = await running.models.GetModel(model_service_pb2.GetModelRequest(id=name))
         assert response.model.id == "fake"
 
 
-async def test_an_unknown_model_is_not_found(running: Running) -> None:
-    refused = await rpc_error(running.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
-    assert refused.code == grpc.StatusCode.NOT_FOUND
+async def test_unknown_model_is_not_found(running: Running) -> None:
+    rejected = await rpc_error(running.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
+    assert rejected.code == grpc.StatusCode.NOT_FOUND
     assert (
         await rpc_error(running.models.GetModel(model_service_pb2.GetModelRequest()))
     ).fields == ["id"]
 
 
-async def test_text_to_tokens_and_back(running: Running) -> None:
+async def test_text_is_tokenized_and_detokenized(running: Running) -> None:
     tokens = await running.models.Tokenize(
         model_service_pb2.TokenizeRequest(model="fake", text="hé")
     )
@@ -98,7 +98,7 @@ async def test_text_to_tokens_and_back(running: Running) -> None:
     assert text.text == "hé"
 
 
-async def test_a_conversation_to_the_tokens_of_its_prompt(running: Running) -> None:
+async def test_conversation_is_tokenized_as_its_prompt(running: Running) -> None:
     message = chat_pb2.ChatMessage(
         role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text="x")]
     )
@@ -109,7 +109,7 @@ async def test_a_conversation_to_the_tokens_of_its_prompt(running: Running) -> N
     assert bytes(tokens.token_ids) == b"<user>x<assistant>"
 
 
-async def test_what_cannot_be_tokenized_is_named(running: Running) -> None:
+async def test_invalid_input_is_rejected_with_its_field(running: Running) -> None:
     no_messages = model_service_pb2.TokenizeRequest(
         model="fake", conversation=model_service_pb2.Conversation()
     )
@@ -122,22 +122,22 @@ async def test_what_cannot_be_tokenized_is_named(running: Running) -> None:
     assert (await rpc_error(running.models.Detokenize(no_token))).fields == ["token_ids[1]"]
 
 
-async def test_what_is_too_much_to_tokenize_is_refused_by_its_size(running: Running) -> None:
+async def test_long_text_is_rejected_before_it_is_tokenized(running: Running) -> None:
     long = model_service_pb2.TokenizeRequest(model="fake", text="x" * MAX_TEXT_BYTES)
-    refused = await rpc_error(running.models.Tokenize(long))
-    assert (refused.reason, refused.fields) == ("CONTEXT_LENGTH_EXCEEDED", ["text"])
+    rejected = await rpc_error(running.models.Tokenize(long))
+    assert (rejected.reason, rejected.fields) == ("CONTEXT_LENGTH_EXCEEDED", ["text"])
     card = replace(CARD, id="wide", aliases=(), max_model_len=1 << 30)
     await running.lifecycle.serve(
-        locally_served(replace(running.model, card=card, tokenizer=Unused()))
+        locally_served(replace(running.model, card=card, tokenizer=UnusedTokenizer()))
     )
     for text in ("x" * (MAX_TEXT_BYTES + 1), "é" * (MAX_TEXT_BYTES // 2 + 1)):
         wide = model_service_pb2.TokenizeRequest(model="wide", text=text)
-        refused = await rpc_error(running.models.Tokenize(wide))
-        assert (refused.reason, refused.fields) == ("INVALID_FIELD", ["text"])
+        rejected = await rpc_error(running.models.Tokenize(wide))
+        assert (rejected.reason, rejected.fields) == ("INVALID_FIELD", ["text"])
 
 
-async def test_a_tokenization_that_its_caller_has_left_is_not_begun() -> None:
-    metrics, tokenizer = Metrics(), Slow()
+async def test_text_of_a_cancelled_call_is_not_tokenized() -> None:
+    metrics, tokenizer = Metrics(), SlowTokenizer()
     method = "chatrpc.v1.ModelService", "Tokenize"
     started, left = metrics.started.labels(*method), metrics.handled.labels(*method, "CANCELLED")
     request = model_service_pb2.TokenizeRequest(model="fake", text="x")
@@ -150,15 +150,15 @@ async def test_a_tokenization_that_its_caller_has_left_is_not_begun() -> None:
         await until(lambda: left._value.get() == 20)
         tokenizer.go_on.set()
         assert (await running.models.Tokenize(request)).token_ids
-    assert tokenizer.num_begun <= 3  # of two threads, and the last one
+    assert tokenizer.num_begun <= 3  # one on each of two threads, and the last call
 
 
-async def test_what_is_too_much_to_detokenize_is_named(running: Running) -> None:
+async def test_too_many_tokens_to_detokenize_are_rejected(running: Running) -> None:
     many = model_service_pb2.DetokenizeRequest(model="fake", token_ids=[1] * 100_001)
     assert (await rpc_error(running.models.Detokenize(many))).fields == ["token_ids"]
 
 
-async def test_tokens_are_told_by_their_bytes_where_asked(running: Running) -> None:
+async def test_token_bytes_are_returned_if_requested(running: Running) -> None:
     request = model_service_pb2.TokenizeRequest(model="fake", text="é", add_special_tokens=False)
     assert list((await running.models.Tokenize(request)).token_bytes) == []
     request.return_token_bytes = True
@@ -173,7 +173,7 @@ async def test_tokens_are_told_by_their_bytes_where_asked(running: Running) -> N
         ({"add_generation_prompt": False}, b"<user>x"),
     ],
 )
-async def test_no_option_of_a_prompt_is_ignored(
+async def test_prompt_options_change_the_tokenized_prompt(
     running: Running, options: dict[str, Any], prompt: bytes
 ) -> None:
     conversation = model_service_pb2.Conversation(

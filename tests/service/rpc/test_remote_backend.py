@@ -1,4 +1,4 @@
-"""The servicers over a backend without an engine, a tokenizer and token ids."""
+"""The servicers with a backend that has no engine, no tokenizer and no token ids."""
 
 from dataclasses import replace
 
@@ -65,9 +65,9 @@ async def test_tokenize_without_a_tokenizer_is_unimplemented(remote: Running) ->
         ("Tokenize", remote.models.Tokenize(tokenize)),
         ("Detokenize", remote.models.Detokenize(detokenize)),
     ):
-        refused = await rpc_error(call)
-        assert (refused.code, refused.reason) == (
+        rejected = await rpc_error(call)
+        assert (rejected.code, rejected.reason) == (
             grpc.StatusCode.UNIMPLEMENTED,
             "UNSUPPORTED_METHOD",
         )
-        assert method in refused.message
+        assert method in rejected.message

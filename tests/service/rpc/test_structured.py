@@ -1,4 +1,4 @@
-"""Answers in a form, over the wire, by an engine that obeys nothing but grammars."""
+"""Structured output over the wire, with an engine that chooses tokens at random in a grammar."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from service.text.grammars import CompiledGrammars
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import COSTLY_LATER, RandomEngine, byte_grammars
 from tests.fakes.tokenizer import EOS
-from tests.service.rpc.structured import complete, refused, serve
+from tests.service.rpc.structured import complete, rejected, serve
 from tests.support.grpc_server import Running
 
 SCHEMA = {
@@ -35,15 +35,15 @@ def grammars() -> CompiledGrammars:
 
 
 @pytest.fixture
-async def obedient(running: Running, grammars: CompiledGrammars) -> Running:
-    """A server whose model answers with what its grammar allows."""
+async def constrained(running: Running, grammars: CompiledGrammars) -> Running:
+    """A server whose model generates random tokens that its grammar allows."""
     return await serve(running, RandomEngine(seed=7), grammars)
 
 
 def schema_format(schema: object, *, strict: bool | None = None) -> Format:
     text = schema if isinstance(schema, str) else json.dumps(schema)
-    wanted = chat_pb2.JsonSchemaFormat(name="x", schema_json=text, strict=strict)
-    return Format(json_schema=wanted)
+    json_schema = chat_pb2.JsonSchemaFormat(name="x", schema_json=text, strict=strict)
+    return Format(json_schema=json_schema)
 
 
 async def content(running: Running, **fields: Any) -> str:
@@ -53,69 +53,71 @@ async def content(running: Running, **fields: Any) -> str:
 
 
 @pytest.mark.parametrize("strict", [None, True, False])
-async def test_a_json_schema(obedient: Running, strict: bool | None) -> None:
-    wanted = chat_pb2.JsonSchemaFormat(name="x", schema_json=json.dumps(SCHEMA), strict=strict)
-    text = await content(obedient, response_format=Format(json_schema=wanted))
+async def test_json_schema_constrains_the_output(constrained: Running, strict: bool | None) -> None:
+    response_format = schema_format(SCHEMA, strict=strict)
+    text = await content(constrained, response_format=response_format)
     jsonschema.validate(json.loads(text), SCHEMA)
 
 
-async def test_the_other_forms(obedient: Running) -> None:
+async def test_every_other_format_constrains_the_output(constrained: Running) -> None:
     any_object = Format(json_object=chat_pb2.JsonObjectFormat())
-    assert isinstance(json.loads(await content(obedient, response_format=any_object)), dict)
+    assert isinstance(json.loads(await content(constrained, response_format=any_object)), dict)
     no_schema = Format(json_schema=chat_pb2.JsonSchemaFormat(name="x"))
-    json.loads(await content(obedient, response_format=no_schema))
+    json.loads(await content(constrained, response_format=no_schema))
     regex = r"^\d{3}-[a-f]{2}(/x)?$"
-    assert re.fullmatch(regex, await content(obedient, response_format=Format(regex=regex)))
+    assert re.fullmatch(regex, await content(constrained, response_format=Format(regex=regex)))
     choices = chat_pb2.ChoiceFormat(choices=["red", 'gr"een', "bl\\ue", "é\n"])
-    assert await content(obedient, response_format=Format(choice=choices)) in choices.choices
+    assert await content(constrained, response_format=Format(choice=choices)) in choices.choices
     lark = 'start: "<" name ">"\nname: /[a-z]{2}/'
     assert re.fullmatch(
-        r"<[a-z]{2}>", await content(obedient, response_format=Format(grammar=lark))
+        r"<[a-z]{2}>", await content(constrained, response_format=Format(grammar=lark))
     )
     gbnf = 'root ::= "<" name ">"\nname ::= [a-z] [a-z]'
     assert re.fullmatch(
-        r"<[a-z]{2}>", await content(obedient, response_format=Format(grammar=gbnf))
+        r"<[a-z]{2}>", await content(constrained, response_format=Format(grammar=gbnf))
     )
 
 
 @pytest.mark.parametrize(
     "regex", [r"\d{8}", r"[\d]{8}", r"\w{8}", r"[^\W]{8}", r"\\d{8}", r"(?:\d|x){8}"]
 )
-async def test_digits_and_words_are_ascii(obedient: Running, regex: str) -> None:
+async def test_character_classes_match_only_ascii(constrained: Running, regex: str) -> None:
     for _ in range(3):
-        text = await content(obedient, response_format=Format(regex=regex))
+        text = await content(constrained, response_format=Format(regex=regex))
         assert re.fullmatch(regex, text, re.ASCII)
 
 
-async def test_a_text_completion_can_have_a_form_too(obedient: Running) -> None:
-    form = Format(choice=chat_pb2.ChoiceFormat(choices=["red", "blue"]))
+async def test_text_completion_with_a_format_is_constrained(constrained: Running) -> None:
+    response_format = Format(choice=chat_pb2.ChoiceFormat(choices=["red", "blue"]))
     params = completion_pb2.CompletionParams(
-        model="fake", prompts=[completion_pb2.CompletionPrompt(text="Sky:")], response_format=form
+        model="fake",
+        prompts=[completion_pb2.CompletionPrompt(text="Sky:")],
+        response_format=response_format,
     )
-    response = await obedient.completions.CreateCompletion(
+    response = await constrained.completions.CreateCompletion(
         completion_service_pb2.CreateCompletionRequest(params=params)
     )
     assert response.completion.choices[0].text in {"red", "blue"}
 
 
-async def test_free_text_has_no_constraint(running: Running) -> None:
+async def test_text_format_has_no_constraint(running: Running) -> None:
     running.engine.answer("x")
     free = Format(text=chat_pb2.TextFormat())
     await complete(running, response_format=free)
     assert running.engine.requests[0].constraint is None
 
 
-async def test_an_answer_in_a_form_ends_though_ends_are_ignored(obedient: Running) -> None:
+async def test_constrained_output_ends_although_eos_is_ignored(constrained: Running) -> None:
     ignoring = chat_pb2.SamplingParams(ignore_eos=True)
-    wanted = Format(choice=chat_pb2.ChoiceFormat(choices=["a"]))
-    assert await content(obedient, response_format=wanted, sampling=ignoring) == "a"
+    response_format = Format(choice=chat_pb2.ChoiceFormat(choices=["a"]))
+    assert await content(constrained, response_format=response_format, sampling=ignoring) == "a"
 
 
 SCHEMA_FIELD = "response_format.json_schema.schema_json"
 
 
 @pytest.mark.parametrize(
-    ("wanted", "field"),
+    ("response_format", "field"),
     [
         (schema_format("{"), SCHEMA_FIELD),
         (schema_format("[]"), SCHEMA_FIELD),
@@ -155,22 +157,22 @@ SCHEMA_FIELD = "response_format.json_schema.schema_json"
         ),
     ],
 )
-async def test_a_form_that_cannot_be_had_is_refused_by_its_field(
-    obedient: Running, wanted: Format, field: str
+async def test_invalid_format_is_rejected_with_its_field(
+    constrained: Running, response_format: Format, field: str
 ) -> None:
-    error = await refused(obedient, response_format=wanted)
+    error = await rejected(constrained, response_format=response_format)
     assert error.code == grpc.StatusCode.INVALID_ARGUMENT
     assert error.fields == [field]
     assert not re.search("x-guidance|whitespace|start:|%json|T0", error.message)
-    assert obedient.engine.requests == []
+    assert constrained.engine.requests == []
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
+    ("response_format", "message"),
     [
-        (Format(regex="a("), "It cannot be enforced: an expression is invalid: unclosed group."),
+        (Format(regex="a("), "It cannot be enforced: a regex is invalid: unclosed group."),
         (Format(regex="a(?=b)"),
-         ("It cannot be enforced: an expression is invalid: look-around, including look-ahead and "
+         ("It cannot be enforced: a regex is invalid: look-around, including look-ahead and "
           "look-behind, is not supported.")),
         (Format(grammar="start: nowhere"),
          'It cannot be enforced: line 1, column 8: unknown name: "nowhere".'),
@@ -180,17 +182,17 @@ async def test_a_form_that_cannot_be_had_is_refused_by_its_field(
         (schema_format({"enum": []}), "No JSON value can match the schema."),
     ],
 )  # fmt: skip
-async def test_error_says_in_one_sentence_what_is_wrong(
-    obedient: Running, wanted: Format, message: str
+async def test_error_states_the_reason_in_one_sentence(
+    constrained: Running, response_format: Format, message: str
 ) -> None:
-    assert (await refused(obedient, response_format=wanted)).message == message
+    assert (await rejected(constrained, response_format=response_format)).message == message
 
 
-async def test_schema_that_is_not_strict_is_followed_as_far_as_a_grammar_can(
-    obedient: Running,
+async def test_schema_that_is_not_strict_is_enforced_in_part(
+    constrained: Running,
 ) -> None:
     schema = {"type": "object", "properties": {"a": SET}, "required": ["a"]}
-    text = await content(obedient, response_format=schema_format(schema))
+    text = await content(constrained, response_format=schema_format(schema))
     assert all(isinstance(item, str) for item in json.loads(text)["a"])
 
 
@@ -201,8 +203,10 @@ async def test_schema_that_is_not_strict_is_followed_as_far_as_a_grammar_can(
         'start: x\nx: %json{"const": 9007199254740993} // %json {',
     ],
 )
-async def test_schemas_in_a_grammar_are_exact(obedient: Running, grammar: str) -> None:
-    assert await content(obedient, response_format=Format(grammar=grammar)) in (
+async def test_integers_of_schemas_in_a_grammar_are_exact(
+    constrained: Running, grammar: str
+) -> None:
+    assert await content(constrained, response_format=Format(grammar=grammar)) in (
         "9007199254740993",
         " 9007199254740993",
         "\n9007199254740993",
@@ -222,9 +226,9 @@ async def test_schemas_in_a_grammar_are_exact(obedient: Running, grammar: str) -
     ],
 )
 async def test_grammar_with_a_costly_part_is_rejected(
-    obedient: Running, grammar: str, field: str
+    constrained: Running, grammar: str, field: str
 ) -> None:
-    error = await refused(obedient, response_format=Format(grammar=grammar))
+    error = await rejected(constrained, response_format=Format(grammar=grammar))
     assert error.fields == [field]
 
 
@@ -236,7 +240,7 @@ async def test_grammar_with_a_costly_part_is_rejected(
         ('{"name": "Ada", "age": 7}', ""),
     ],
 )
-async def test_message_to_be_continued_is_the_beginning_of_the_answer(
+async def test_continued_message_is_the_beginning_of_the_output(
     running: Running, grammars: CompiledGrammars, begun: str, rest: str
 ) -> None:
     engine = FakeEngine()
@@ -253,10 +257,10 @@ async def test_message_to_be_continued_is_the_beginning_of_the_answer(
     assert matcher.allowed_tokens()[EOS // 8] >> EOS % 8 & 1
 
 
-async def test_message_that_begins_no_answer_is_rejected(obedient: Running) -> None:
-    error = await refused(obedient, **continued("Sure: {"))
+async def test_continued_message_outside_the_grammar_is_rejected(constrained: Running) -> None:
+    error = await rejected(constrained, **continued("Sure: {"))
     assert error.fields == ["messages[1].content"]
-    assert obedient.engine.requests == []
+    assert constrained.engine.requests == []
 
 
 def continued(begun: str) -> dict[str, Any]:
@@ -271,47 +275,49 @@ def continued(begun: str) -> dict[str, Any]:
     }
 
 
-async def test_a_grammar_that_costs_too_much_on_the_way_ends_the_stream_with_its_reason(
-    obedient: Running,
+async def test_grammar_that_costs_too_much_later_ends_the_call_with_its_reason(
+    constrained: Running,
 ) -> None:
-    wanted = Format(grammar=COSTLY_LATER)
-    error = await refused(obedient, response_format=wanted)
+    response_format = Format(grammar=COSTLY_LATER)
+    error = await rejected(constrained, response_format=response_format)
     assert error.code == grpc.StatusCode.INVALID_ARGUMENT
     assert error.fields == ["response_format.grammar"]
-    assert len(obedient.engine.requests) == 1
+    assert len(constrained.engine.requests) == 1
 
 
-@pytest.mark.parametrize(("said", "is_whole"), [("ab", True), ("a", False)])
-async def test_an_answer_for_which_no_token_is_left_is_in_its_form_or_an_error(
-    running: Running, grammars: CompiledGrammars, said: str, is_whole: bool
+@pytest.mark.parametrize(("output", "is_complete"), [("ab", True), ("a", False)])
+async def test_output_without_allowed_tokens_is_complete_or_an_error(
+    running: Running, grammars: CompiledGrammars, output: str, is_complete: bool
 ) -> None:
-    """So ends a sequence when the grammar and, say, the request's bad words agree on none."""
+    """The grammar and, for example, the bad words of a request may together allow no token."""
     engine = FakeEngine()
-    engine.script = [TokenOutput((byte,)) for byte in said.encode()]
+    engine.script = [TokenOutput((byte,)) for byte in output.encode()]
     engine.script.append(TokenOutput((), FinishReason.STOP))
     await serve(running, engine, grammars)
-    wanted = Format(regex="(ab)+")
-    if is_whole:
-        assert await content(running, response_format=wanted) == "ab"
+    response_format = Format(regex="(ab)+")
+    if is_complete:
+        assert await content(running, response_format=response_format) == "ab"
     else:
-        error = await refused(running, response_format=wanted)
+        error = await rejected(running, response_format=response_format)
         assert error.fields == ["response_format.regex"]
 
 
-async def test_a_tokenizer_that_cannot_be_held_to_a_grammar(running: Running) -> None:
-    error = await refused(running, response_format=schema_format({}))
+async def test_format_is_unsupported_without_grammars(running: Running) -> None:
+    error = await rejected(running, response_format=schema_format({}))
     assert (error.reason, error.fields) == ("UNSUPPORTED_FIELD", [SCHEMA_FIELD])
 
 
-async def test_others_go_on_while_a_hostile_grammar_is_compiled(obedient: Running) -> None:
-    hostile = Format(grammar="start: " + " | ".join(['"x"'] * 2500))
-    slow = [asyncio.ensure_future(finish(obedient, hostile)) for _ in range(4)]
-    wanted = Format(choice=chat_pb2.ChoiceFormat(choices=["a"]))
-    assert await content(obedient, response_format=wanted) == "a"
+async def test_other_calls_are_served_while_a_costly_grammar_is_compiled(
+    constrained: Running,
+) -> None:
+    costly = Format(grammar="start: " + " | ".join(['"x"'] * 2500))
+    slow = [asyncio.ensure_future(finish(constrained, costly)) for _ in range(4)]
+    response_format = Format(choice=chat_pb2.ChoiceFormat(choices=["a"]))
+    assert await content(constrained, response_format=response_format) == "a"
     await asyncio.gather(*slow)
 
 
-async def finish(running: Running, wanted: Format) -> None:
-    """Wait for the answer, or for a refusal."""
+async def finish(running: Running, response_format: Format) -> None:
+    """Wait for the response or the error."""
     with suppress(grpc.aio.AioRpcError):
-        await complete(running, response_format=wanted)
+        await complete(running, response_format=response_format)

@@ -1,4 +1,4 @@
-"""Keys on the calls of a real server: who gets in, to which models, and how often."""
+"""Authorization by API keys on a real server: valid keys, allowed models, rate limits."""
 
 import asyncio
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def keys(tmp_path: Path) -> Path:
 
 
 def limit(path: Path, line: str) -> None:
-    """Add to what the file says of its only key."""
+    """Add a line to the only key of the file."""
     write(path, f"{path.read_text()}{line}\n")
 
 
@@ -54,7 +54,7 @@ def write(path: Path, text: str) -> None:
         (("x-api-key", SECRET),),
     ],
 )
-async def test_a_known_key_gets_in(keys: Path, metadata: Any) -> None:
+async def test_call_with_a_valid_key_is_served(keys: Path, metadata: Any) -> None:
     async with guarded(keys) as service:
         assert (await service.create(metadata)).completion.choices
 
@@ -71,53 +71,55 @@ async def test_a_known_key_gets_in(keys: Path, metadata: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("call", [Guarded.create, Guarded.stream])
-async def test_nobody_else_does(keys: Path, metadata: Any, call: Callable[..., Any]) -> None:
+async def test_call_without_a_valid_key_is_rejected(
+    keys: Path, metadata: Any, call: Callable[..., Any]
+) -> None:
     async with guarded(keys) as service:
-        refused = await rpc_error(call(service, metadata))
-        assert refused.code == grpc.StatusCode.UNAUTHENTICATED
-        assert refused.reason == "UNAUTHENTICATED"
+        rejected = await rpc_error(call(service, metadata))
+        assert rejected.code == grpc.StatusCode.UNAUTHENTICATED
+        assert rejected.reason == "UNAUTHENTICATED"
         assert service.engine.requests == []
 
 
-async def test_models_are_for_those_who_are_known(keys: Path) -> None:
+async def test_list_of_models_requires_a_key(keys: Path) -> None:
     async with guarded(keys) as service:
         request = model_service_pb2.ListModelsRequest()
-        refused = await rpc_error(service.models.ListModels(request))
-        assert refused.code == grpc.StatusCode.UNAUTHENTICATED
+        rejected = await rpc_error(service.models.ListModels(request))
+        assert rejected.code == grpc.StatusCode.UNAUTHENTICATED
         assert (await service.models.ListModels(request, metadata=MINE)).models
 
 
-async def test_health_asks_nobody(keys: Path) -> None:
+async def test_health_check_requires_no_key(keys: Path) -> None:
     async with guarded(keys) as service:
-        answer = await service.health.Check(health_pb2.HealthCheckRequest())
-        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        response = await service.health.Check(health_pb2.HealthCheckRequest())
+        assert response.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_a_key_may_be_for_other_models(keys: Path) -> None:
+async def test_model_outside_the_patterns_of_a_key_is_forbidden(keys: Path) -> None:
     limit(keys, 'models = ["other-*"]')
     async with guarded(keys) as service:
-        refused = await rpc_error(service.create())
-        assert refused.code == grpc.StatusCode.PERMISSION_DENIED
-        assert refused.reason == "MODEL_FORBIDDEN"
+        rejected = await rpc_error(service.create())
+        assert rejected.code == grpc.StatusCode.PERMISSION_DENIED
+        assert rejected.reason == "MODEL_FORBIDDEN"
         request = model_service_pb2.GetModelRequest(id="fake")
-        refused = await rpc_error(service.models.GetModel(request, metadata=MINE))
-        assert refused.code == grpc.StatusCode.PERMISSION_DENIED
+        rejected = await rpc_error(service.models.GetModel(request, metadata=MINE))
+        assert rejected.code == grpc.StatusCode.PERMISSION_DENIED
 
 
-async def test_requests_are_limited(keys: Path) -> None:
+async def test_request_above_the_limit_of_requests_is_rejected(keys: Path) -> None:
     limit(keys, "requests_per_minute = 2")
     async with guarded(keys) as service:
         await service.create()
-        await rpc_error(service.create(model=""))  # it counts as well: it was let in
-        refused = await rpc_error(service.create())
-        assert refused.code == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert refused.reason == "LIMIT_REACHED"
-        assert 0 < (refused.retry_after_s or 0) <= 30
-        assert "2 requests a minute" in refused.message
+        await rpc_error(service.create(model=""))  # an authorized call counts although it fails
+        rejected = await rpc_error(service.create())
+        assert rejected.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert rejected.reason == "LIMIT_REACHED"
+        assert 0 < (rejected.retry_after_s or 0) <= 30
+        assert "2 requests a minute" in rejected.message
 
 
 @pytest.mark.parametrize("method", ["Tokenize", "Detokenize"])
-async def test_what_works_on_text_counts_as_a_request(keys: Path, method: str) -> None:
+async def test_tokenize_and_detokenize_count_as_requests(keys: Path, method: str) -> None:
     limit(keys, "requests_per_minute = 1")
     async with guarded(keys) as service:
         await service.models.ListModels(model_service_pb2.ListModelsRequest(), metadata=MINE)
@@ -127,14 +129,16 @@ async def test_what_works_on_text_counts_as_a_request(keys: Path, method: str) -
         }
         call = getattr(service.models, method)
         await call(requests[method], metadata=MINE)
-        refused = await rpc_error(call(requests[method], metadata=MINE))
-        assert refused.reason == "LIMIT_REACHED"
+        rejected = await rpc_error(call(requests[method], metadata=MINE))
+        assert rejected.reason == "LIMIT_REACHED"
         assert (await rpc_error(service.create())).reason == "LIMIT_REACHED"
         await service.models.ListModels(model_service_pb2.ListModelsRequest(), metadata=MINE)
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_tokens_are_counted_at_the_end(keys: Path, is_streamed: bool) -> None:
+async def test_tokens_of_a_finished_call_count_against_the_limit(
+    keys: Path, is_streamed: bool
+) -> None:
     num_tokens = len("<user>hi<assistant>") + 2
     limit(keys, f"tokens_per_minute = {num_tokens}")
     async with guarded(keys) as service:
@@ -142,12 +146,12 @@ async def test_tokens_are_counted_at_the_end(keys: Path, is_streamed: bool) -> N
             assert [r async for r in service.stream()]
         else:
             await service.create()
-        refused = await rpc_error(service.create())
-        assert refused.reason == "LIMIT_REACHED"
-        assert "tokens a minute" in refused.message
+        rejected = await rpc_error(service.create())
+        assert rejected.reason == "LIMIT_REACHED"
+        assert "tokens a minute" in rejected.message
 
 
-async def test_who_leaves_before_the_answer_pays_for_what_was_computed(keys: Path) -> None:
+async def test_tokens_of_a_cancelled_call_count_against_the_limit(keys: Path) -> None:
     limit(keys, "tokens_per_minute = 10")
     async with guarded(keys) as service:
         service.engine.script = [TokenOutput((97,)), asyncio.Event()]
@@ -155,12 +159,14 @@ async def test_who_leaves_before_the_answer_pays_for_what_was_computed(keys: Pat
         await until(lambda: service.engine.num_running == 1)
         call.cancel()
         await until(lambda: service.engine.num_running == 0)
-        refused = await rpc_error(service.create())
-        assert refused.reason == "LIMIT_REACHED"
-        assert "tokens a minute" in refused.message
+        rejected = await rpc_error(service.create())
+        assert rejected.reason == "LIMIT_REACHED"
+        assert "tokens a minute" in rejected.message
 
 
-async def test_requests_at_once_use_no_more_than_the_limit_and_one_request(keys: Path) -> None:
+async def test_concurrent_requests_exceed_the_token_limit_by_at_most_one_request(
+    keys: Path,
+) -> None:
     limit(keys, "tokens_per_minute = 50")
     async with guarded(keys) as service:
         go_on = asyncio.Event()
@@ -170,21 +176,21 @@ async def test_requests_at_once_use_no_more_than_the_limit_and_one_request(keys:
             asyncio.ensure_future(_completed(service.create(sampling=sampling))) for _ in range(24)
         ]
         await until(lambda: sum(call.done() for call in calls) == 23)
-        refused = [await rpc_error(call) for call in calls if call.done()]
+        rejected = [await rpc_error(call) for call in calls if call.done()]
         [served] = [call for call in calls if not call.done()]
         go_on.set()
         assert (await served).completion.choices
     assert len(service.engine.requests) == 1
-    assert {each.reason for each in refused} == {"LIMIT_REACHED"}
-    assert max(each.retry_after_s or 0 for each in refused) <= 180
+    assert {each.reason for each in rejected} == {"LIMIT_REACHED"}
+    assert max(each.retry_after_s or 0 for each in rejected) <= 180
 
 
 async def _completed(call: Any) -> Any:
     return await call
 
 
-async def test_requests_below_the_limit_are_served_at_once(keys: Path) -> None:
-    """Their prompts are tokenized at once, so that their number of bytes does not count."""
+async def test_concurrent_requests_below_the_limit_are_all_served(keys: Path) -> None:
+    # Each prompt is tokenized before the next call. So exact lengths are reserved, not bytes.
     num_prompt_tokens, num_tokens = len("<user>hi<assistant>"), 10
     limit(keys, f"tokens_per_minute = {16 * (num_prompt_tokens + num_tokens)}")
     async with guarded(keys) as service:
@@ -218,15 +224,15 @@ async def test_request_that_exceeds_a_limit_by_itself_is_invalid(
     limit(keys, line)
     async with guarded(keys) as service:
         call = service.create(sampling=chat_pb2.SamplingParams(**sampling))
-        refused = await rpc_error(call)
-        assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
-        assert (refused.reason, refused.fields) == ("EXCEEDS_LIMIT", [field])
-        assert refused.retry_after_s is None
-        assert "never be admitted" in refused.message
+        rejected = await rpc_error(call)
+        assert rejected.code == grpc.StatusCode.INVALID_ARGUMENT
+        assert (rejected.reason, rejected.fields) == ("EXCEEDS_LIMIT", [field])
+        assert rejected.retry_after_s is None
+        assert "never be admitted" in rejected.message
         assert service.engine.requests == []
 
 
-async def test_sequences_are_limited_not_calls(keys: Path) -> None:
+async def test_concurrency_limit_counts_sequences(keys: Path) -> None:
     limit(keys, "max_concurrent_requests = 3")
     async with guarded(keys) as service:
         go_on = asyncio.Event()
@@ -239,7 +245,7 @@ async def test_sequences_are_limited_not_calls(keys: Path) -> None:
         assert len((await first).completion.choices) == 2
 
 
-async def test_output_of_a_chat_without_a_limit_has_that_of_its_key(keys: Path) -> None:
+async def test_chat_without_a_token_limit_uses_the_default_of_its_key(keys: Path) -> None:
     limit(keys, "tokens_per_minute = 100000\ndefault_max_tokens = 77")
     async with guarded(keys) as service:
         await service.create()
@@ -247,7 +253,7 @@ async def test_output_of_a_chat_without_a_limit_has_that_of_its_key(keys: Path) 
     assert [r.sampling.max_tokens for r in service.engine.requests] == [77, 5]
 
 
-async def test_failed_call_says_what_it_has_cost(keys: Path) -> None:
+async def test_failed_call_reports_its_number_of_tokens(keys: Path) -> None:
     async with guarded(keys) as service:
         service.engine.script = [TokenOutput((97,)), StepFailed()]
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -259,16 +265,16 @@ async def test_failed_call_says_what_it_has_cost(keys: Path) -> None:
         assert dict(caught.value.trailing_metadata())["chatrpc-num-tokens"] == "0"
 
 
-async def test_a_stream_counts_until_it_ends(keys: Path) -> None:
+async def test_open_stream_counts_against_the_concurrency_limit(keys: Path) -> None:
     limit(keys, "max_concurrent_requests = 1")
     async with guarded(keys) as service:
         go_on = asyncio.Event()
         service.engine.script.insert(1, go_on)
         call = service.stream()
         await call.read()
-        refused = await rpc_error(service.create())
-        assert refused.reason == "LIMIT_REACHED"
-        assert "1 concurrent requests" in refused.message
+        rejected = await rpc_error(service.create())
+        assert rejected.reason == "LIMIT_REACHED"
+        assert "1 concurrent requests" in rejected.message
         call.cancel()
         go_on.set()
         async with asyncio.timeout(120):
@@ -309,7 +315,7 @@ LEAST_PRIORITY = -(2**31)
         ("", {"name": "x", "only_without_keys": True}, Caller("one", 1, "one", 0)),
     ],
 )
-async def test_engine_is_told_the_caller(
+async def test_engine_request_has_the_caller_of_the_key(
     keys: Path, line: str, other: dict[str, Any] | None, caller: Caller
 ) -> None:
     limit(keys, line)
@@ -329,7 +335,7 @@ async def test_engine_is_told_the_caller(
         ),
     ],
 )
-async def test_service_without_keys_takes_the_caller_from_everybody(
+async def test_service_without_keys_accepts_any_caller(
     other: dict[str, Any] | None, caller: Caller
 ) -> None:
     async with guarded(None) as service:
@@ -337,12 +343,12 @@ async def test_service_without_keys_takes_the_caller_from_everybody(
     assert [request.caller for request in service.engine.requests] == [caller]
 
 
-async def test_key_that_may_not_act_for_others_is_rejected(keys: Path) -> None:
+async def test_caller_metadata_is_rejected_if_the_key_may_not_act_for_others(keys: Path) -> None:
     async with guarded(keys) as service:
-        refused = await rpc_error(service.create((*MINE, acting(name="x"))))
-        assert refused.code == grpc.StatusCode.PERMISSION_DENIED
-        assert refused.reason == "ACTING_FORBIDDEN"
-        assert "may_act_for_others" in refused.message
+        rejected = await rpc_error(service.create((*MINE, acting(name="x"))))
+        assert rejected.code == grpc.StatusCode.PERMISSION_DENIED
+        assert rejected.reason == "ACTING_FORBIDDEN"
+        assert "may_act_for_others" in rejected.message
         unknown = (("x-api-key", OTHER), acting(name="x"))
         assert (await rpc_error(service.create(unknown))).reason == "UNAUTHENTICATED"
         assert service.engine.requests == []
@@ -367,18 +373,18 @@ async def test_invalid_description_of_a_caller_is_rejected(
 ) -> None:
     limit(keys, "may_act_for_others = true")
     async with guarded(keys) as service:
-        refused = await rpc_error(service.create((*MINE, *metadata)))
-        assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
-        assert refused.fields == [field]
+        rejected = await rpc_error(service.create((*MINE, *metadata)))
+        assert rejected.code == grpc.StatusCode.INVALID_ARGUMENT
+        assert rejected.fields == [field]
         assert service.engine.requests == []
 
 
-async def test_limits_of_a_key_hold_for_all_that_it_acts_for(keys: Path) -> None:
+async def test_limits_of_a_key_are_shared_by_its_callers(keys: Path) -> None:
     limit(keys, "may_act_for_others = true\nrequests_per_minute = 1")
     async with guarded(keys) as service:
         await service.create((*MINE, acting(name="x")))
-        refused = await rpc_error(service.create((*MINE, acting(name="y"))))
-        assert refused.reason == "LIMIT_REACHED"
+        rejected = await rpc_error(service.create((*MINE, acting(name="y"))))
+        assert rejected.reason == "LIMIT_REACHED"
 
 
 async def test_logs_name_the_key_and_the_caller(keys: Path) -> None:
@@ -394,7 +400,7 @@ async def test_logs_name_the_key_and_the_caller(keys: Path) -> None:
 @pytest.mark.parametrize(
     ("patterns", "names"), [('["other"]', []), ('["fa*"]', ["fake"]), ('["alias"]', ["fake"])]
 )
-async def test_models_are_listed_for_those_who_may_use_them(
+async def test_list_of_models_has_only_the_models_of_the_key(
     keys: Path, patterns: str, names: list[str]
 ) -> None:
     limit(keys, f"models = {patterns}")
@@ -405,7 +411,7 @@ async def test_models_are_listed_for_those_who_may_use_them(
         assert [model.id for model in listed.models] == names
 
 
-async def test_error_of_a_missing_model_names_no_other_model(keys: Path) -> None:
+async def test_error_for_a_missing_model_names_no_other_model(keys: Path) -> None:
     limit(keys, 'models = ["my-*"]')
     async with guarded(keys) as service:
         for call in (
@@ -414,21 +420,21 @@ async def test_error_of_a_missing_model_names_no_other_model(keys: Path) -> None
                 model_service_pb2.GetModelRequest(id="my-model"), metadata=MINE
             ),
         ):
-            refused = await rpc_error(call)
-            assert refused.code == grpc.StatusCode.NOT_FOUND
-            assert "fake" not in refused.message
+            rejected = await rpc_error(call)
+            assert rejected.code == grpc.StatusCode.NOT_FOUND
+            assert "fake" not in rejected.message
 
 
-async def test_keys_are_read_again(keys: Path) -> None:
+async def test_changed_key_file_replaces_the_keys(keys: Path) -> None:
     async with guarded(keys) as service:
         write(keys, f'[[key]]\nname = "two"\nsha256 = "{digest_of(OTHER)}"\n')
         assert service.keys.refresh()
-        refused = await rpc_error(service.create())
-        assert refused.code == grpc.StatusCode.UNAUTHENTICATED
+        rejected = await rpc_error(service.create())
+        assert rejected.code == grpc.StatusCode.UNAUTHENTICATED
         await service.create((("x-api-key", OTHER),))
 
 
-async def test_a_file_that_is_broken_later_changes_nothing(keys: Path) -> None:
+async def test_invalid_key_file_keeps_the_old_keys(keys: Path) -> None:
     async with guarded(keys) as service:
         write(keys, "[[key]]\nname = 1")
         assert not service.keys.refresh()
@@ -445,19 +451,19 @@ async def test_logs_name_the_key_and_never_its_secret(keys: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["authorization", "x-api-key"])
-async def test_the_gateway_passes_keys_on(keys: Path, name: str) -> None:
+async def test_gateway_forwards_the_key_of_its_client(keys: Path, name: str) -> None:
     async with (
         guarded(keys) as service,
         serving(upstream=f"127.0.0.1:{service.port}") as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
         body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
-        refused = await client.post("/v1/chat/completions", json=body)
-        assert refused.status_code == 401
-        assert refused.json()["error"]["code"] == "invalid_api_key"
+        rejected = await client.post("/v1/chat/completions", json=body)
+        assert rejected.status_code == 401
+        assert rejected.json()["error"]["code"] == "invalid_api_key"
         secret = SECRET if name == "x-api-key" else f"Bearer {SECRET}"
-        answer = await client.post("/v1/chat/completions", json=body, headers={name: secret})
-        assert answer.status_code == 200
+        response = await client.post("/v1/chat/completions", json=body, headers={name: secret})
+        assert response.status_code == 200
         assert (await client.get("/readyz")).status_code == 200
 
 
@@ -468,7 +474,7 @@ async def test_the_gateway_passes_keys_on(keys: Path, name: str) -> None:
         ("", 500, None),
     ],
 )
-async def test_gateway_with_a_key_of_its_own_names_its_callers(
+async def test_gateway_with_its_own_key_sends_its_callers(
     keys: Path, tmp_path: Path, line: str, status: int, caller: Caller | None
 ) -> None:
     limit(keys, line)
@@ -485,14 +491,14 @@ async def test_gateway_with_a_key_of_its_own_names_its_callers(
         httpx.AsyncClient(base_url=url, headers={"x-api-key": OTHER}) as client,
     ):
         body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
-        answer = await client.post("/v1/chat/completions", json=body)
-        assert answer.status_code == status
-        assert "may_act_for_others" not in answer.text
+        response = await client.post("/v1/chat/completions", json=body)
+        assert response.status_code == status
+        assert "may_act_for_others" not in response.text
     assert [r.caller for r in service.engine.requests] == ([] if caller is None else [caller])
 
 
 @pytest.mark.parametrize("has_keys", [True, False])
-async def test_gateway_that_passes_keys_on_names_its_callers_to_services_without_keys(
+async def test_gateway_that_forwards_keys_sends_its_callers_only_to_services_without_keys(
     keys: Path, has_keys: bool
 ) -> None:
     async with (
@@ -516,14 +522,14 @@ async def test_failed_generation_is_charged_at_the_gateway(keys: Path) -> None:
         service.engine.script = [TokenOutput((97,)), StepFailed()]
         body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
         assert (await client.post("/v1/chat/completions", json=body)).status_code == 500
-        asked = {"model": "fake", "content": "hi"}
-        answer = await client.post("/tokenize", json=asked)
-        left = int(answer.headers["x-ratelimit-remaining-tokens"])
+        text = {"model": "fake", "content": "hi"}
+        response = await client.post("/tokenize", json=text)
+        remaining = int(response.headers["x-ratelimit-remaining-tokens"])
         used = len("<user>hi<assistant>") + 1
-        assert 1000 - used <= left < 1000  # a minute's refill would be all of it
+        assert 1000 - used <= remaining < 1000  # a full minute would refill all of it
 
 
-async def test_a_limit_tells_an_http_client_when_to_come_back(keys: Path) -> None:
+async def test_rate_limited_http_client_receives_retry_after(keys: Path) -> None:
     limit(keys, "requests_per_minute = 1")
     async with (
         guarded(keys) as service,
@@ -532,7 +538,7 @@ async def test_a_limit_tells_an_http_client_when_to_come_back(keys: Path) -> Non
     ):
         body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
         await client.post("/v1/chat/completions", json=body)
-        refused = await client.post("/v1/chat/completions", json=body)
-        assert refused.status_code == 429
-        assert refused.json()["error"]["type"] == "rate_limit_error"
-        assert 0 < int(refused.headers["retry-after"]) <= 60
+        rejected = await client.post("/v1/chat/completions", json=body)
+        assert rejected.status_code == 429
+        assert rejected.json()["error"]["type"] == "rate_limit_error"
+        assert 0 < int(rejected.headers["retry-after"]) <= 60

@@ -1,4 +1,4 @@
-"""The caller of the current task, and what its call may cost."""
+"""The caller of the current task, and the reservation of tokens for its call."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from service.rpc.calls.caller import acting_for, current_caller, may_use_model, 
 ONE, OTHER = Caller("one", 2, "one", 0), Caller("other")
 
 
-def test_outside_of_a_call_the_caller_has_no_name_and_may_use_every_model() -> None:
+def test_caller_outside_of_a_call_has_no_name_and_may_use_every_model() -> None:
     assert current_caller() == Caller()
     assert may_use_model("any")
     reserve_exactly([Prompt(num_tokens=2)], 1, None, 100)
@@ -30,7 +30,7 @@ def test_caller_is_current_only_in_its_context() -> None:
     ("max_tokens", "n", "num_tokens"),
     [(5, 1, 10 + 5), (5, 3, 10 + 15), (None, 1, 100), (1000, 2, 10 + 2 * 90)],
 )
-def test_reservation_is_of_the_prompt_and_all_that_may_be_generated(
+def test_reservation_is_the_prompt_and_the_maximum_output(
     max_tokens: int | None, n: int, num_tokens: int
 ) -> None:
     reserved: list[int] = []
@@ -41,7 +41,7 @@ def test_reservation_is_of_the_prompt_and_all_that_may_be_generated(
     assert reserved == [num_tokens, 2 * num_tokens]
 
 
-def test_prompt_of_unknown_length_leaves_the_reservation_as_it_is() -> None:
+def test_prompt_of_unknown_length_does_not_change_the_reservation() -> None:
     reserved: list[int] = []
     with acting_for(ONE, reserve=reserved.append):
         reserve_exactly([Prompt()], 1, 5, 100)

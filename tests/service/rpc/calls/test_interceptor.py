@@ -1,4 +1,4 @@
-"""Request ids and what a call leaves in the log."""
+"""Request ids, and the log lines of calls."""
 
 import asyncio
 import re
@@ -16,7 +16,7 @@ from tests.support.grpc_server import Running, params
 from tests.support.rpc_errors import rpc_error
 
 
-async def test_a_callers_request_id_comes_back(running: Running) -> None:
+async def test_request_id_of_the_client_is_returned(running: Running) -> None:
     call = running.models.ListModels(
         model_service_pb2.ListModelsRequest(), metadata=(("x-request-id", "mine-1"),)
     )
@@ -25,7 +25,7 @@ async def test_a_callers_request_id_comes_back(running: Running) -> None:
 
 
 @pytest.mark.parametrize("bad", ["", "a b", "x" * 129])
-async def test_a_request_id_that_is_no_id_is_replaced(running: Running, bad: str) -> None:
+async def test_invalid_request_id_is_replaced(running: Running, bad: str) -> None:
     call = running.models.ListModels(
         model_service_pb2.ListModelsRequest(), metadata=(("x-request-id", bad),)
     )
@@ -33,13 +33,13 @@ async def test_a_request_id_that_is_no_id_is_replaced(running: Running, bad: str
     assert len(str(dict(await call.trailing_metadata())["x-request-id"])) == 32
 
 
-async def test_an_error_carries_the_request_id_too(running: Running) -> None:
-    refused = await rpc_error(
+async def test_error_has_the_request_id(running: Running) -> None:
+    rejected = await rpc_error(
         running.models.GetModel(
             model_service_pb2.GetModelRequest(id="x"), metadata=(("x-request-id", "mine-2"),)
         )
     )
-    assert refused.trailing["x-request-id"] == "mine-2"
+    assert rejected.trailing["x-request-id"] == "mine-2"
 
 
 def create(running: Running, timeout: float = 60, **fields: Any) -> Any:
@@ -59,7 +59,10 @@ class Lines:
         self._captured = captured
 
     async def finished(self, number: int = 1) -> list[Any]:
-        """Wait for so many: a call's client may have its response before the line is written."""
+        """Wait for `number` lines and return them.
+
+        A line may be written after the client has received its response.
+        """
         await until(lambda: len(self._found()) >= number)
         return self._found()
 
@@ -73,23 +76,23 @@ def lines() -> Iterator[Lines]:
         yield Lines(captured)
 
 
-async def test_each_call_leaves_one_log_line(running: Running, lines: Lines) -> None:
+async def test_each_call_writes_one_log_line(running: Running, lines: Lines) -> None:
     await running.models.ListModels(model_service_pb2.ListModelsRequest())
     await rpc_error(running.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
-    listed, refused = await lines.finished(2)
+    listed, rejected = await lines.finished(2)
     assert listed["method"] == "/chatrpc.v1.ModelService/ListModels"
     assert listed["code"] == "OK"
     assert "reason" not in listed
-    assert refused["method"] == "/chatrpc.v1.ModelService/GetModel"
-    assert (refused["code"], refused["reason"]) == ("NOT_FOUND", "MODEL_NOT_FOUND")
-    assert refused["model"] == "x"
-    for line in (listed, refused):
+    assert rejected["method"] == "/chatrpc.v1.ModelService/GetModel"
+    assert (rejected["code"], rejected["reason"]) == ("NOT_FOUND", "MODEL_NOT_FOUND")
+    assert rejected["model"] == "x"
+    for line in (listed, rejected):
         assert re.fullmatch(r"127\.0\.0\.1:\d+", line["client"])
         assert line["duration_ms"] > 0
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_log_line_of_a_generation_tells_its_tokens_and_times(
+async def test_log_line_of_a_generation_has_its_tokens_and_times(
     running: Running, lines: Lines, is_streamed: bool
 ) -> None:
     running.engine.script = [
@@ -111,7 +114,7 @@ async def test_log_line_of_a_generation_tells_its_tokens_and_times(
     assert line["decode_ms"] >= 0
 
 
-async def test_log_line_of_a_refused_request_names_the_field(
+async def test_log_line_of_a_rejected_request_names_the_field(
     running: Running, lines: Lines
 ) -> None:
     bad = chat_pb2.SamplingParams(temperature=-1)
@@ -122,7 +125,7 @@ async def test_log_line_of_a_refused_request_names_the_field(
     assert "completion_tokens" not in line
 
 
-async def test_log_line_of_a_call_that_was_left_tells_what_was_computed(
+async def test_log_line_of_a_cancelled_call_has_its_generated_tokens(
     running: Running, lines: Lines
 ) -> None:
     running.engine.script = [TokenOutput((97,)), asyncio.Event()]
@@ -134,9 +137,7 @@ async def test_log_line_of_a_call_that_was_left_tells_what_was_computed(
     assert line["completion_tokens"] == 1
 
 
-async def test_log_line_of_a_call_whose_deadline_passed_says_so(
-    running: Running, lines: Lines
-) -> None:
+async def test_log_line_after_the_deadline_has_its_reason(running: Running, lines: Lines) -> None:
     running.engine.script = [asyncio.Event()]
     with pytest.raises(grpc.aio.AioRpcError):
         await create(running, timeout=0.3)
@@ -144,7 +145,7 @@ async def test_log_line_of_a_call_whose_deadline_passed_says_so(
     assert line["reason"] == "DEADLINE"
 
 
-async def test_unknown_methods_are_logged_once_with_their_number(running: Running) -> None:
+async def test_repeated_calls_of_an_unknown_method_are_logged_once(running: Running) -> None:
     call: Any = running.channel.unary_unary("/chatrpc.v1.ChatService/Nothing")
     with structlog.testing.capture_logs() as captured:
         for _ in range(20):

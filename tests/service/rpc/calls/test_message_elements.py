@@ -1,3 +1,5 @@
+"""Checks of the number of elements in a message before it is parsed."""
+
 from contextlib import suppress
 from typing import Any
 
@@ -43,7 +45,7 @@ def calls(num_calls: int) -> chat_pb2.ChatMessage:
     return chat_pb2.ChatMessage(tool_calls=[chat_pb2.ToolCall()] * num_calls)
 
 
-def count(message: Any) -> None:  # the type stubs know two classes of descriptors
+def count(message: Any) -> None:  # the type stubs define two classes of descriptors
     check_num_elements(message.SerializeToString(), message.DESCRIPTOR)
 
 
@@ -88,15 +90,15 @@ def test_large_messages_of_few_elements_are_allowed(message: Message) -> None:
 
 
 @pytest.mark.parametrize("filler", [b"\xff", b"\x80", b"\x0a", b"\x0b", b"\x7f", b"\x07"])
-def test_bytes_that_are_no_message_end_the_count(filler: bytes) -> None:
+def test_invalid_bytes_end_the_count(filler: bytes) -> None:
     descriptor = chat_service_pb2.CreateChatCompletionRequest.DESCRIPTOR
-    with suppress(InvalidField):  # of these bytes some are many fields
+    with suppress(InvalidField):  # some of these bytes are many fields
         check_num_elements(filler * 1_000_000, descriptor)
 
 
 @given(st.binary(max_size=60), st.integers(0, 3))
-def test_whatever_the_parser_takes_is_counted_without_an_error(data: bytes, repeats: int) -> None:
-    """Small messages are repeated until they are counted at all."""
+def test_every_valid_message_is_counted_without_an_error(data: bytes, repeats: int) -> None:
+    """Messages are padded, because only large ones are counted."""
     kind = chat_service_pb2.CreateChatCompletionRequest
     padding = b"\x7a" + b"\xc0\x9a\x0c" + b"x" * 200_000  # an unknown field
     data = padding + data * (repeats + 1)

@@ -1,3 +1,5 @@
+"""Limits of the message reader, for each caller and for all."""
+
 import asyncio
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -18,7 +20,7 @@ TOKENIZE = BY_PATH["/chatrpc.v1.ModelService/Tokenize"]
 
 
 class Context:
-    """A call whose message arrives when the test says so."""
+    """A call whose message arrives when the test sets `arrived`."""
 
     def __init__(self, message: bytes) -> None:
         self._message = message
@@ -45,7 +47,7 @@ def request(num_bytes: int) -> Any:
     return context
 
 
-async def test_messages_in_progress_are_bounded_and_their_bytes_given_back(
+async def test_bytes_of_open_messages_are_bounded_and_released_at_the_end(
     pools: WorkPools,
 ) -> None:
     reader = MessageReader(pools, ClientTimeouts(), max_bytes=1000)
@@ -59,7 +61,7 @@ async def test_messages_in_progress_are_bounded_and_their_bytes_given_back(
         pass
 
 
-async def test_one_caller_leaves_room_for_the_messages_of_another(pools: WorkPools) -> None:
+async def test_caller_with_many_messages_leaves_capacity_for_another(pools: WorkPools) -> None:
     reader = MessageReader(pools, ClientTimeouts(), max_bytes=1000)
     async with AsyncExitStack() as open_messages:
         with acting_for(Caller("a")), pytest.raises(PreparationFull):
@@ -76,7 +78,7 @@ async def test_large_message_is_parsed_on_a_thread(pools: WorkPools) -> None:
         assert len(message.text) == 500_000 - 4
 
 
-async def test_message_that_is_none_is_rejected(pools: WorkPools) -> None:
+async def test_message_that_cannot_be_parsed_is_rejected(pools: WorkPools) -> None:
     reader = MessageReader(pools, ClientTimeouts())
     context: Any = Context(b"\xff\xff")
     context.arrived.set()
@@ -85,7 +87,7 @@ async def test_message_that_is_none_is_rejected(pools: WorkPools) -> None:
             pass
 
 
-async def test_messages_of_a_caller_arrive_a_few_at_a_time(pools: WorkPools) -> None:
+async def test_messages_of_one_caller_are_read_at_most_16_at_once(pools: WorkPools) -> None:
     reader = MessageReader(pools, ClientTimeouts())
     contexts: list[Any] = [Context(b"") for _ in range(40)]
 

@@ -1,3 +1,5 @@
+"""Limits of the number of open streams."""
+
 import asyncio
 
 import pytest
@@ -49,7 +51,7 @@ async def test_client_that_floods_loses_its_own_streams_only() -> None:
     await end([*honest, *flood])
 
 
-async def test_stream_that_ends_makes_room() -> None:
+async def test_finished_stream_frees_capacity_for_another() -> None:
     streams = OpenStreams(1)
     first = open_all(streams, "ipv4:10.0.0.1:1")
     await turns()

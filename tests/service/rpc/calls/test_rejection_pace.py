@@ -1,3 +1,5 @@
+"""Delays of rejections, for each caller."""
+
 import pytest
 
 from service.rpc.calls.rejection_pace import MAX_DELAY_S, RATE, RejectionPace
@@ -16,14 +18,14 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_the_first_refusals_are_sent_at_once_and_further_ones_at_the_rate(clock: Clock) -> None:
+def test_rejections_above_the_rate_are_delayed(clock: Clock) -> None:
     pace = RejectionPace(clock)
     delays = [pace.delay_s("a") for _ in range(RATE + 3)]
     assert delays[: RATE + 1] == [0.0] * (RATE + 1)
     assert delays[RATE + 1 :] == pytest.approx([1 / RATE, 2 / RATE])
 
 
-def test_no_refusal_waits_longer_than_the_maximum(clock: Clock) -> None:
+def test_delay_of_a_rejection_is_at_most_the_maximum(clock: Clock) -> None:
     pace = RejectionPace(clock)
     assert max(pace.delay_s("a") for _ in range(100 * RATE)) == pytest.approx(MAX_DELAY_S)
 
@@ -35,7 +37,7 @@ def test_callers_do_not_delay_one_another(clock: Clock) -> None:
     assert pace.delay_s("b") == 0.0
 
 
-def test_a_pause_makes_up_for_the_refusals_before_it(clock: Clock) -> None:
+def test_rejections_after_a_pause_are_not_delayed(clock: Clock) -> None:
     pace = RejectionPace(clock)
     for _ in range(3 * RATE):
         pace.delay_s("a")
@@ -43,7 +45,7 @@ def test_a_pause_makes_up_for_the_refusals_before_it(clock: Clock) -> None:
     assert [pace.delay_s("a") for _ in range(RATE)] == [0.0] * RATE
 
 
-def test_callers_without_a_refusal_of_late_are_forgotten(clock: Clock) -> None:
+def test_callers_without_recent_rejections_are_removed(clock: Clock) -> None:
     pace = RejectionPace(clock)
     for number in range(1024):
         pace.delay_s(str(number))

@@ -50,7 +50,7 @@ def test_row_agrees_with_its_descriptor(rpc: Rpc) -> None:
 
 
 @pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.full_name)
-def test_model_of_a_request_is_the_one_that_it_names(rpc: Rpc) -> None:
+def test_model_of_a_request_is_read_from_its_field(rpc: Rpc) -> None:
     expected = "" if rpc.method == "ListModels" else "m"
     assert rpc.model_of(with_model(rpc, "m")) == expected
 

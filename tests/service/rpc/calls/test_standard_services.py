@@ -1,3 +1,5 @@
+"""Health, reflection and load reports: large, empty and repeated requests."""
+
 from typing import Any
 
 import grpc
@@ -17,34 +19,36 @@ CHECK = "/grpc.health.v1.Health/Check"
 
 @pytest.mark.parametrize("method", [WATCH, LOAD_REPORTS])
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
-async def test_large_request_to_a_stream_without_a_key_is_refused(
+async def test_large_request_to_a_standard_stream_is_rejected(
     running: Running, method: str, compression: grpc.Compression
 ) -> None:
     call: Any = running.channel.unary_stream(method)
-    refused = await rpc_error(call(bytes(7 << 20), compression=compression))
-    assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
-    assert str(MAX_REQUEST_BYTES) in refused.message
+    rejected = await rpc_error(call(bytes(7 << 20), compression=compression))
+    assert rejected.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert str(MAX_REQUEST_BYTES) in rejected.message
 
 
-async def test_large_request_to_a_health_check_is_refused(running: Running) -> None:
+async def test_large_request_to_a_health_check_is_rejected(running: Running) -> None:
     name = "x" * (MAX_REQUEST_BYTES + 1)
-    refused = await rpc_error(running.health.Check(health_pb2.HealthCheckRequest(service=name)))
-    assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
+    rejected = await rpc_error(running.health.Check(health_pb2.HealthCheckRequest(service=name)))
+    assert rejected.code == grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_stream_without_a_request_is_answered_as_an_empty_one(running: Running) -> None:
+async def test_stream_without_a_request_is_served_as_an_empty_request(running: Running) -> None:
     async def nothing() -> Any:
         return
         yield
 
     call: Any = running.channel.stream_stream(WATCH)
-    answer = await call(nothing()).read()
-    status = health_pb2.HealthCheckResponse.FromString(answer)
+    response = await call(nothing()).read()
+    status = health_pb2.HealthCheckResponse.FromString(response)
     assert status.status == health_pb2.HealthCheckResponse.SERVING
 
 
 @pytest.mark.parametrize("package", ["v1", "v1alpha"])
-async def test_reflection_answers_under_both_of_its_names(running: Running, package: str) -> None:
+async def test_reflection_is_served_under_both_package_names(
+    running: Running, package: str
+) -> None:
     method = f"/grpc.reflection.{package}.ServerReflection/ServerReflectionInfo"
     call: Any = running.channel.stream_stream(
         method,
@@ -56,7 +60,7 @@ async def test_reflection_answers_under_both_of_its_names(running: Running, pack
         reflection_pb2.ServerReflectionRequest(file_containing_symbol=V1),
         reflection_pb2.ServerReflectionRequest(file_containing_symbol="chatrpc.v1.ChatService"),
     ]
-    listed, own, chat = [answer async for answer in call(iter(requests))]
+    listed, own, chat = [response async for response in call(iter(requests))]
     names = {service.name for service in listed.list_services_response.service}
     assert {V1, "grpc.reflection.v1alpha.ServerReflection", "chatrpc.v1.ChatService"} <= names
     assert own.file_descriptor_response.file_descriptor_proto

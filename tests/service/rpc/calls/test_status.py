@@ -1,4 +1,4 @@
-"""Every error of the domain has a code, a reason and the details that go with it."""
+"""The status of each domain error: its code, its reason and its details."""
 
 import pytest
 from google.rpc import code_pb2, error_details_pb2
@@ -34,7 +34,7 @@ EXAMPLES: list[tuple[errors.ChatrpcError, int, str]] = [
 
 
 @pytest.mark.parametrize(("error", "code", "reason"), EXAMPLES, ids=lambda v: str(v)[:20])
-def test_an_error_has_its_code_and_reason(
+def test_status_of_an_error_has_its_code_and_reason(
     error: errors.ChatrpcError, code: int, reason: str
 ) -> None:
     proto = status.status(error, "id")
@@ -48,14 +48,14 @@ def test_every_reason_of_the_wire_is_used() -> None:
     assert used == {n.removeprefix("ERROR_REASON_") for n in errors_pb2.ErrorReason.keys()}  # noqa: SIM118
 
 
-def test_a_field_violation_names_the_field() -> None:
+def test_status_of_an_invalid_field_names_the_field() -> None:
     proto = status.status(errors.InvalidField("a.b", "bad"), "id")
     bad = error_details_pb2.BadRequest()
     assert proto.details[1].Unpack(bad)
     assert [(v.field, v.description) for v in bad.field_violations] == [("a.b", "bad")]
 
 
-def test_another_replica_may_be_tried_before_this_one() -> None:
+def test_retry_pushback_is_sent_only_if_unavailable() -> None:
     for error, _, _ in EXAMPLES:
         pushback = dict(status.retry_pushback(error))
         assert bool(pushback) == isinstance(error, errors.Unavailable)
@@ -63,28 +63,28 @@ def test_another_replica_may_be_tried_before_this_one() -> None:
             assert 0 <= int(pushback["grpc-retry-pushback-ms"]) <= error.retry_after_s * 1000
 
 
-def test_a_full_queue_says_when_to_come_back() -> None:
+def test_status_of_a_full_queue_has_a_retry_delay() -> None:
     proto = status.status(errors.QueueFull(1, 1.5), "id")
     retry = error_details_pb2.RetryInfo()
     assert proto.details[1].Unpack(retry)
     assert retry.retry_delay.ToTimedelta().total_seconds() == 1.5
 
 
-def test_the_context_length_error_has_its_numbers() -> None:
+def test_status_of_a_long_prompt_has_both_lengths() -> None:
     proto = status.status(errors.ContextLengthExceeded(9, 8), "id")
     info = error_details_pb2.ErrorInfo()
     assert proto.details[0].Unpack(info)
     assert dict(info.metadata) == {"prompt_tokens": "9", "max_model_len": "8"}
 
 
-def test_an_unforeseen_error_keeps_its_text_to_itself() -> None:
+def test_status_of_an_unexpected_error_hides_its_text() -> None:
     proto = status.status(KeyError("secret"), "req-1")
     assert proto.code == code_pb2.INTERNAL
     assert "secret" not in str(proto)
     assert "req-1" in proto.message
 
 
-def test_a_callers_long_text_does_not_outgrow_the_trailers() -> None:
+def test_long_text_of_a_client_is_shortened_in_the_trailers() -> None:
     name = "日" * 10_000
     proto = status.status(errors.ModelNotFound(name), "id")
     assert sum(len(value) for _, value in status.trailing_metadata(proto)) < 4096

@@ -1,4 +1,4 @@
-"""What is counted of real calls, and under which names."""
+"""Metrics of real calls: their names, labels and values."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -40,12 +40,12 @@ class Counted:
         self.models: Any = ModelServiceStub(channel)
 
     def value(self, name: str, **labels: str) -> float | None:
-        """A sample's; those under vLLM's names have its labels as well."""
+        """Return the value of a sample. Samples under vLLM's names have its labels too."""
         model = {"model_name": "fake", "engine": "0"} if name.startswith("vllm:") else {}
         return self._metrics.registry.get_sample_value(name, {**model, **labels})
 
     async def ended(self, number: int = 1) -> None:
-        """A call's client may have its answer before it is counted."""
+        """Wait until so many calls are counted: this may be after their responses."""
 
         def handled() -> float:
             families = self._metrics.registry.collect()
@@ -86,7 +86,7 @@ async def counted() -> AsyncIterator[Counted]:
 
 
 @pytest.mark.parametrize("prefix", ["chatrpc_", "vllm:"])
-async def test_a_stream_is_counted_by_its_tokens_and_times(counted: Counted, prefix: str) -> None:
+async def test_tokens_and_times_of_a_stream_are_counted(counted: Counted, prefix: str) -> None:
     assert [response async for response in counted.stream()]
     await counted.ended()
     assert counted.value(f"{prefix}prompt_tokens_total") == len(PROMPT)
@@ -97,7 +97,7 @@ async def test_a_stream_is_counted_by_its_tokens_and_times(counted: Counted, pre
     assert counted.value(f"{prefix}request_success_total", finished_reason="length") == 1
 
 
-async def test_a_whole_answer_is_counted_as_well(counted: Counted) -> None:
+async def test_tokens_and_times_of_a_unary_call_are_counted(counted: Counted) -> None:
     await counted.create()
     await counted.ended()
     assert counted.value("vllm:generation_tokens_total") == 4
@@ -105,7 +105,7 @@ async def test_a_whole_answer_is_counted_as_well(counted: Counted) -> None:
     assert counted.value("vllm:e2e_request_latency_seconds_count") == 1
 
 
-async def test_each_choice_is_a_success(counted: Counted) -> None:
+async def test_each_choice_counts_as_a_success(counted: Counted) -> None:
     sampling = chat_pb2.SamplingParams(n=3)
     assert [response async for response in counted.stream(sampling=sampling)]
     await counted.ended()
@@ -127,7 +127,7 @@ async def test_calls_are_counted_by_their_code(counted: Counted) -> None:
 
 @pytest.mark.parametrize("num_generated", [0, 3])
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_what_was_computed_for_a_caller_that_has_left_is_counted(
+async def test_tokens_of_a_cancelled_call_are_counted(
     counted: Counted, is_streamed: bool, num_generated: int
 ) -> None:
     counted.engine.script = [*[TokenOutput((97,))] * num_generated, asyncio.Event()]
@@ -139,14 +139,14 @@ async def test_what_was_computed_for_a_caller_that_has_left_is_counted(
     assert counted.value("vllm:generation_tokens_total") == num_generated
 
 
-async def test_a_request_that_was_refused_cost_no_tokens(counted: Counted) -> None:
+async def test_rejected_request_counts_no_tokens(counted: Counted) -> None:
     counted.engine.generate_error = QueueFull(1, 1.0)
     await rpc_error(counted.create())
     await counted.ended()
     assert counted.value("vllm:prompt_tokens_total") == 0
 
 
-async def test_a_caller_that_leaves_is_counted(counted: Counted) -> None:
+async def test_cancelled_call_is_counted_as_aborted(counted: Counted) -> None:
     counted.engine.script = [TokenOutput((97,)), *[TokenOutput((98,))] * 10_000]
     counted.engine.script.append(TokenOutput((99,), FinishReason.LENGTH))
     call = counted.stream()
@@ -157,12 +157,12 @@ async def test_a_caller_that_leaves_is_counted(counted: Counted) -> None:
     assert counted.value("vllm:e2e_request_latency_seconds_count") == 0
 
 
-def test_the_engine_is_told_as_it_stands() -> None:
+def test_metrics_of_the_engine_are_its_current_stats() -> None:
     metrics, stats = Metrics(), [EngineStats()]
     metrics.watch_engine(lambda: stats[0], 256)
     value, model = metrics.registry.get_sample_value, {"model_name": "m", "engine": "0"}
     assert value("chatrpc_kv_cache_usage_ratio") == 0
-    assert value("vllm:kv_cache_usage_perc", model) is None  # of no model yet
+    assert value("vllm:kv_cache_usage_perc", model) is None  # no model is named yet
     metrics.name_model("m")
     stats[0] = EngineStats(
         max_num_seqs=32,
@@ -178,28 +178,28 @@ def test_the_engine_is_told_as_it_stands() -> None:
     assert value("vllm:num_requests_waiting", model) == 2
     assert value("vllm:kv_cache_usage_perc", model) == pytest.approx(0.6)
     assert value("vllm:num_preemptions_total", model) == 7
-    assert value("chatrpc_steps_total") == 9  # which vLLM does not count
+    assert value("chatrpc_steps_total") == 9  # vLLM has no such metric
     assert value("chatrpc_sequences_running_limit") == 32
     assert value("chatrpc_sequences_waiting_limit") == 256
     assert value("vllm:cache_config_info", {"block_size": "16", "num_gpu_blocks": "10", **model})
 
 
-def test_the_page_is_one_that_prometheus_reads() -> None:
+def test_metrics_page_is_parsed_by_prometheus() -> None:
     metrics = Metrics()
     metrics.watch_engine(EngineStats, 256)
     metrics.name_model('a "quoted" \\ name')
     families = list(text_string_to_metric_families(generate_latest(metrics.registry).decode()))
     names = [family.name for family in families]
     assert len(names) == len(set(names))
-    told = {s.labels["model_name"] for f in families for s in f.samples if "vllm:" in s.name}
-    assert told == {'a "quoted" \\ name'}
+    models = {s.labels["model_name"] for f in families for s in f.samples if "vllm:" in s.name}
+    assert models == {'a "quoted" \\ name'}
     assert "chatrpc_build_info" in names
 
 
 PHASES = ("queue_time_seconds", "prefill_time_seconds", "decode_time_seconds")
 
 
-async def test_generation_is_counted_by_its_parameters_and_times(counted: Counted) -> None:
+async def test_parameters_and_times_of_a_generation_are_counted(counted: Counted) -> None:
     sampling = chat_pb2.SamplingParams(n=2, max_completion_tokens=9)
     assert [response async for response in counted.stream(sampling=sampling)]
     await counted.ended()
@@ -211,7 +211,7 @@ async def test_generation_is_counted_by_its_parameters_and_times(counted: Counte
         assert counted.value(f"chatrpc_request_{name}_count") == 1
 
 
-async def test_one_that_its_caller_left_has_no_such_times(counted: Counted) -> None:
+async def test_times_of_a_cancelled_call_are_not_counted(counted: Counted) -> None:
     counted.engine.script = [TokenOutput((97,)), asyncio.Event()]
     call = counted.stream()
     await call.read()

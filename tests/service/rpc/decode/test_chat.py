@@ -1,4 +1,4 @@
-"""What a request can get wrong, field by field, and what it becomes when it is right."""
+"""Chat requests: the decoded values of each field, and the errors of invalid ones."""
 
 from typing import Any
 
@@ -38,13 +38,13 @@ def limits(max_model_len: int, max_token_chars: int) -> ModelSpec:
     return ModelSpec(max_model_len, 128, DEFAULTS, max_token_chars=max_token_chars)
 
 
-def refused(**fields: Any) -> InvalidField:
+def rejected(**fields: Any) -> InvalidField:
     with pytest.raises(InvalidField) as caught:
         decode.chat_request(params(**fields), SPEC)
     return caught.value
 
 
-def test_every_role_is_read() -> None:
+def test_messages_of_every_role_are_decoded() -> None:
     call = chat_pb2.ToolCall(
         id="c1", function=chat_pb2.FunctionCall(name="f", arguments_json='{"a": 1}')
     )
@@ -103,15 +103,15 @@ def test_every_role_is_read() -> None:
         ),
     ],
 )
-def test_a_malformed_message_is_named(
+def test_invalid_message_is_rejected_with_its_field(
     message: chat_pb2.ChatMessage, kind: type[InvalidField], field: str
 ) -> None:
-    error = refused(messages=[user(text("fine")), message])
+    error = rejected(messages=[user(text("fine")), message])
     assert type(error) is kind
     assert error.field == f"messages[1].{field}"
 
 
-def test_a_refusal_in_the_history_is_what_the_assistant_said() -> None:
+def test_refusal_in_the_history_is_part_of_the_content() -> None:
     refusal = chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, refusal="no")
     both = chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, content=[text("a")], refusal="no")
     assert [m.content for m in decode.messages([refusal, both])] == ["no", "a\nno"]
@@ -130,45 +130,45 @@ def test_a_refusal_in_the_history_is_what_the_assistant_said() -> None:
         ),
     ],
 )
-def test_what_cannot_fit_is_refused_by_its_size_alone(message: chat_pb2.ChatMessage) -> None:
+def test_message_that_cannot_fit_is_rejected_by_its_size(message: chat_pb2.ChatMessage) -> None:
     decode.check_fits([message], limits(101, 10))
     with pytest.raises(ContextLengthExceeded) as caught:
         decode.check_fits([message], limits(100, 10))
     assert caught.value.prompt_tokens == 100
 
 
-def test_more_messages_than_tokens_cannot_fit() -> None:
+def test_more_messages_than_tokens_are_rejected() -> None:
     with pytest.raises(ContextLengthExceeded):
         decode.check_fits([user()] * 100, limits(100, 10))
 
 
-def test_lists_and_texts_are_bounded() -> None:
+def test_template_arguments_and_cache_salt_are_bounded() -> None:
     kwargs = '{"a": "' + "x" * 65_536 + '"}'
     prompt = chat_pb2.PromptOptions(chat_template_kwargs_json=kwargs)
-    assert refused(prompt=prompt).field == "prompt.chat_template_kwargs_json"
-    assert refused(cache_salt="x" * 513).field == "cache_salt"
+    assert rejected(prompt=prompt).field == "prompt.chat_template_kwargs_json"
+    assert rejected(cache_salt="x" * 513).field == "cache_salt"
 
 
-def test_no_messages_are_refused() -> None:
-    assert refused(messages=[]).field == "messages"
+def test_request_without_messages_is_rejected() -> None:
+    assert rejected(messages=[]).field == "messages"
 
 
-def test_template_arguments_must_be_a_json_object_of_names() -> None:
+def test_template_arguments_that_are_no_json_object_are_rejected() -> None:
     for bad in ("[1]", "{", '{"a b": 1}', "[" * 100_000):
-        error = refused(prompt=chat_pb2.PromptOptions(chat_template_kwargs_json=bad))
+        error = rejected(prompt=chat_pb2.PromptOptions(chat_template_kwargs_json=bad))
         assert error.field == "prompt.chat_template_kwargs_json"
 
 
-def test_the_reasoning_effort_reaches_the_template() -> None:
+def test_reasoning_effort_is_passed_to_the_template() -> None:
     prompt = chat_pb2.PromptOptions(chat_template_kwargs_json='{"a": 1}')
     high = prompt_options(prompt, chat_pb2.REASONING_EFFORT_HIGH)
     assert high.template_kwargs == {"reasoning_effort": "high", "a": 1}
     none = prompt_options(chat_pb2.PromptOptions(), chat_pb2.REASONING_EFFORT_NONE)
     assert none.template_kwargs == {"enable_thinking": False}
-    assert refused(reasoning_effort=77).field == "reasoning_effort"
+    assert rejected(reasoning_effort=77).field == "reasoning_effort"
 
 
-def test_the_generation_prompt_is_there_unless_refused() -> None:
+def test_generation_prompt_is_added_by_default() -> None:
     effort = chat_pb2.REASONING_EFFORT_UNSPECIFIED
     assert prompt_options(chat_pb2.PromptOptions(), effort).add_generation_prompt
     without = chat_pb2.PromptOptions(add_generation_prompt=False)
@@ -176,12 +176,12 @@ def test_the_generation_prompt_is_there_unless_refused() -> None:
 
 
 @pytest.mark.parametrize("reason", FinishReason)
-def test_every_finish_reason_has_a_place_on_the_wire(reason: FinishReason) -> None:
+def test_every_finish_reason_has_a_value_in_the_proto(reason: FinishReason) -> None:
     name = chat_pb2.FinishReason.Name(finish_reason(reason))
     assert name == f"FINISH_REASON_{reason.name}"
 
 
-def test_log_probabilities_are_asked_for_in_two_fields() -> None:
+def test_number_of_logprobs_is_decoded_from_two_fields() -> None:
     def num_logprobs(**fields: Any) -> int | None:
         return decode.chat_request(params(**fields), SPEC).num_logprobs
 
@@ -189,12 +189,12 @@ def test_log_probabilities_are_asked_for_in_two_fields() -> None:
     assert num_logprobs(logprobs=False) is None
     assert num_logprobs(logprobs=True) == 0
     assert num_logprobs(logprobs=True, top_logprobs=20) == 20
-    assert refused(top_logprobs=0).field == "top_logprobs"
-    assert refused(logprobs=True, top_logprobs=21).field == "top_logprobs"
-    assert refused(prompt_logprobs=21).field == "prompt_logprobs"
+    assert rejected(top_logprobs=0).field == "top_logprobs"
+    assert rejected(logprobs=True, top_logprobs=21).field == "top_logprobs"
+    assert rejected(prompt_logprobs=21).field == "prompt_logprobs"
 
 
-def test_a_request_says_how_often_how_soon_and_what_else() -> None:
+def test_number_of_choices_and_returned_details_are_decoded() -> None:
     chat = decode.chat_request(
         params(
             sampling=chat_pb2.SamplingParams(n=3),
@@ -207,7 +207,7 @@ def test_a_request_says_how_often_how_soon_and_what_else() -> None:
     assert chat.returns_token_ids
 
 
-def test_a_message_that_is_continued_is_not_answered() -> None:
+def test_continued_message_excludes_the_generation_prompt() -> None:
     def options(**fields: Any) -> PromptOptions:
         proto = chat_pb2.PromptOptions(**fields)
         return prompt_options(proto, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
@@ -222,10 +222,10 @@ def test_a_message_that_is_continued_is_not_answered() -> None:
         options(truncate_prompt_tokens=0)
 
 
-@pytest.mark.parametrize(("n", "room"), [(0, 128), (129, 200), (5, 4)])
-def test_number_of_choices_outside_of_its_range_is_named(n: int, room: int) -> None:
+@pytest.mark.parametrize(("n", "max_n"), [(0, 128), (129, 200), (5, 4)])
+def test_number_of_choices_out_of_range_is_rejected(n: int, max_n: int) -> None:
     with pytest.raises(InvalidField, match="n must be between 1 and") as caught:
-        num_choices(chat_pb2.SamplingParams(n=n), room)
+        num_choices(chat_pb2.SamplingParams(n=n), max_n)
     assert caught.value.field == "sampling.n"
 
 
@@ -238,13 +238,13 @@ def test_priority_below_that_of_the_key_is_rejected() -> None:
     assert caught.value.field == "priority"
 
 
-def test_absent_priority_is_zero_or_what_the_key_may_set() -> None:
+def test_absent_priority_is_zero_or_the_minimum_of_the_key() -> None:
     assert priority(params(), Caller("a", min_priority=-5)) == 0
     assert priority(params(), Caller("a", min_priority=3)) == 3
 
 
-def test_assistant_message_with_reasoning_only_is_taken() -> None:
-    """An answer that was cut off while the model reasoned looks so, and clients send it back."""
+def test_assistant_message_with_reasoning_only_is_accepted() -> None:
+    """A response that is cut off during its reasoning has no content, and clients resend it."""
     proto = chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, reasoning_content="hm")
     assert decode.messages([proto]) == (Message("assistant", None, reasoning_content="hm"),)
 
@@ -259,12 +259,12 @@ def test_message_with_more_parts_than_the_context_has_tokens_is_rejected(name: s
     assert caught.value.field == f"messages[1].{name}"
 
 
-@pytest.mark.parametrize(("depth", "is_fine"), [(32, True), (33, False), (900, False)])
-def test_the_templates_arguments_are_not_nested_without_end(depth: int, is_fine: bool) -> None:
-    """The object itself is one level."""
+@pytest.mark.parametrize(("depth", "is_valid"), [(32, True), (33, False), (900, False)])
+def test_template_arguments_nested_too_deeply_are_rejected(depth: int, is_valid: bool) -> None:
+    """The object itself counts as one level."""
     text = '{"a":' + "[" * (depth - 1) + "]" * (depth - 1) + "}"
     options = chat_pb2.PromptOptions(chat_template_kwargs_json=text)
-    if is_fine:
+    if is_valid:
         prompt_options(options, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
         return
     with pytest.raises(InvalidField) as caught:
@@ -272,7 +272,7 @@ def test_the_templates_arguments_are_not_nested_without_end(depth: int, is_fine:
     assert caught.value.field == "prompt.chat_template_kwargs_json"
 
 
-def test_the_schemas_of_functions_count_before_they_are_read() -> None:
+def test_size_of_tool_schemas_is_checked_before_they_are_parsed() -> None:
     function = chat_pb2.FunctionDefinition(name="f", parameters_json_schema=" " * 1000)
     with pytest.raises(ContextLengthExceeded):
         decode.check_fits([user()], limits(100, 10), [chat_pb2.Tool(function=function)])
@@ -290,8 +290,8 @@ def test_the_schemas_of_functions_count_before_they_are_read() -> None:
         {"content": [], "calls": True, "reasoning": "r"},
     ],
 )
-def test_message_that_was_returned_can_be_sent_back_as_it_is(fields: dict[str, Any]) -> None:
-    """These are the messages that `service.rpc.encode.chat` makes."""
+def test_returned_message_is_accepted_in_the_next_request(fields: dict[str, Any]) -> None:
+    """The messages are those that `service.rpc.encode.chat` returns."""
     call = chat_pb2.ToolCall(
         id="call_1", function=chat_pb2.FunctionCall(name="f", arguments_json="{}")
     )

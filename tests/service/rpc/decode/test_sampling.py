@@ -1,4 +1,4 @@
-"""Sampling parameters: what becomes of each, and what each can get wrong."""
+"""Sampling parameters: the decoded value of each, and the errors of invalid ones."""
 
 import math
 from typing import Any
@@ -21,14 +21,14 @@ def sampled(**fields: Any) -> SamplingParams:
     return sampling_params(chat_pb2.SamplingParams(**fields), SPEC)
 
 
-def refused(**fields: Any) -> str:
-    """The field that is named."""
+def rejected(**fields: Any) -> str:
+    """Return the field of the error."""
     with pytest.raises(InvalidField) as caught:
         sampled(**fields)
     return caught.value.field
 
 
-def test_absent_sampling_fields_are_the_models_defaults() -> None:
+def test_absent_sampling_fields_have_the_defaults_of_the_model() -> None:
     assert sampled() == DEFAULTS
 
 
@@ -79,21 +79,21 @@ def test_given_sampling_fields_replace_the_defaults() -> None:
         ("repetition_penalty", math.inf),
     ],
 )
-def test_a_number_out_of_range_is_named(field: str, value: float) -> None:
-    assert refused(**{field: value}) == f"sampling.{field}"
+def test_number_out_of_range_is_rejected_with_its_field(field: str, value: float) -> None:
+    assert rejected(**{field: value}) == f"sampling.{field}"
 
 
 def test_stop_strings_are_bounded_and_not_empty() -> None:
-    assert refused(stop=["a", ""]) == "sampling.stop[1]"
-    assert refused(stop=["a"] * 65) == "sampling.stop"
-    assert refused(stop=["a" * 257]) == "sampling.stop[0]"
+    assert rejected(stop=["a", ""]) == "sampling.stop[1]"
+    assert rejected(stop=["a"] * 65) == "sampling.stop"
+    assert rejected(stop=["a" * 257]) == "sampling.stop[0]"
 
 
-def test_a_stop_token_must_be_in_the_vocabulary() -> None:
-    assert refused(stop_token_ids=[1, 100]) == "sampling.stop_token_ids[1]"
+def test_stop_token_outside_the_vocabulary_is_rejected() -> None:
+    assert rejected(stop_token_ids=[1, 100]) == "sampling.stop_token_ids[1]"
 
 
-def test_what_is_about_tokens_is_taken_over() -> None:
+def test_fields_about_tokens_are_decoded() -> None:
     assert sampled(
         presence_penalty=0.5,
         frequency_penalty=-0.5,
@@ -119,28 +119,28 @@ def test_what_is_about_tokens_is_taken_over() -> None:
     )
 
 
-def test_a_bias_has_a_range_and_a_token() -> None:
-    assert refused(logit_bias={100: 1.0}) == "sampling.logit_bias"
-    assert refused(logit_bias={1: 100.5}) == "sampling.logit_bias"
-    assert refused(logit_bias={1: math.nan}) == "sampling.logit_bias"
+def test_logit_bias_out_of_range_is_rejected() -> None:
+    assert rejected(logit_bias={100: 1.0}) == "sampling.logit_bias"
+    assert rejected(logit_bias={1: 100.5}) == "sampling.logit_bias"
+    assert rejected(logit_bias={1: math.nan}) == "sampling.logit_bias"
     many = dict.fromkeys(range(1025), 1.0)
-    assert refused(logit_bias=many) == "sampling.logit_bias"
+    assert rejected(logit_bias=many) == "sampling.logit_bias"
 
 
-def test_allowed_tokens_are_in_the_vocabulary() -> None:
-    assert refused(allowed_token_ids=[1, 100]) == "sampling.allowed_token_ids[1]"
-    assert refused(allowed_token_ids=[1] * 101) == "sampling.allowed_token_ids"
+def test_allowed_token_outside_the_vocabulary_is_rejected() -> None:
+    assert rejected(allowed_token_ids=[1, 100]) == "sampling.allowed_token_ids[1]"
+    assert rejected(allowed_token_ids=[1] * 101) == "sampling.allowed_token_ids"
 
 
 def test_bad_words_are_bounded_and_not_empty() -> None:
-    assert refused(bad_words=["a", ""]) == "sampling.bad_words[1]"
-    assert refused(bad_words=["a"] * 65) == "sampling.bad_words"
+    assert rejected(bad_words=["a", ""]) == "sampling.bad_words[1]"
+    assert rejected(bad_words=["a"] * 65) == "sampling.bad_words"
 
 
 def test_stop_tokens_are_bounded() -> None:
-    assert refused(stop_token_ids=[1] * 1025) == "sampling.stop_token_ids"
+    assert rejected(stop_token_ids=[1] * 1025) == "sampling.stop_token_ids"
 
 
-def test_an_answer_cannot_be_longer_at_least_than_at_most() -> None:
+def test_min_tokens_above_max_completion_tokens_is_rejected() -> None:
     assert sampled(min_tokens=4, max_completion_tokens=4).min_tokens == 4
-    assert refused(min_tokens=5, max_completion_tokens=4) == "sampling.min_tokens"
+    assert rejected(min_tokens=5, max_completion_tokens=4) == "sampling.min_tokens"

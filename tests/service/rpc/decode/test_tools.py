@@ -1,4 +1,4 @@
-"""Calls of functions over the wire, forced and free, whole and streamed; and thoughts."""
+"""Tool calls over the wire, required and optional, unary and streamed; and reasoning."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from service.text.tool_calls.syntax import SYNTAXES
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import RandomEngine, byte_grammars
 from tests.fakes.tokenizer import EOS
-from tests.service.rpc.structured import complete, refused, serve, stream
+from tests.service.rpc.structured import complete, rejected, serve, stream
 from tests.support.grpc_server import Running
 
 Choice = chat_pb2.ToolChoice
@@ -61,26 +61,26 @@ def check(calls: Any) -> None:
         jsonschema.validate(arguments, {"type": "object", **SCHEMAS[call.function.name]})
 
 
-def said(text: str) -> list[TokenOutput | Exception | asyncio.Event]:
-    """What an engine puts out that says `text` and ends."""
+def script_of(text: str) -> list[TokenOutput | Exception | asyncio.Event]:
+    """Return the outputs of an engine that generates `text` and then ends."""
     return [
         *(TokenOutput((byte,)) for byte in text.encode()),
         TokenOutput((EOS,), FinishReason.STOP),
     ]
 
 
-async def speaking(running: Running, text: str, **formats: Any) -> Running:
+async def serve_text(running: Running, text: str, **formats: Any) -> Running:
     engine = FakeEngine()
-    engine.script = said(text)
+    engine.script = script_of(text)
     return await serve(running, engine, byte_grammars(), ChatFormats(**formats))
 
 
-@pytest.mark.parametrize("form", ToolFormat)
+@pytest.mark.parametrize("tool_format", ToolFormat)
 @pytest.mark.parametrize("is_parallel", [None, False])
-async def test_a_required_call_is_valid_in_every_format(
-    running: Running, grammars: CompiledGrammars, form: ToolFormat, is_parallel: bool | None
+async def test_required_call_is_valid_in_every_format(
+    running: Running, grammars: CompiledGrammars, tool_format: ToolFormat, is_parallel: bool | None
 ) -> None:
-    await serve(running, RandomEngine(seed=3, max_tokens=8000), grammars, ChatFormats(form))
+    await serve(running, RandomEngine(seed=3, max_tokens=8000), grammars, ChatFormats(tool_format))
     for _ in range(3):
         [choice] = (
             await complete(
@@ -95,11 +95,11 @@ async def test_a_required_call_is_valid_in_every_format(
         check(choice.message.tool_calls)
 
 
-@pytest.mark.parametrize("form", ToolFormat)
-async def test_a_named_call_is_of_that_function_and_ends_with_stop(
-    running: Running, grammars: CompiledGrammars, form: ToolFormat
+@pytest.mark.parametrize("tool_format", ToolFormat)
+async def test_named_call_is_of_that_function_and_ends_with_stop(
+    running: Running, grammars: CompiledGrammars, tool_format: ToolFormat
 ) -> None:
-    await serve(running, RandomEngine(seed=5), grammars, ChatFormats(form))
+    await serve(running, RandomEngine(seed=5), grammars, ChatFormats(tool_format))
     named = Choice(function_name="get_weather")
     [choice] = (await complete(running, tools=TOOLS, tool_choice=named)).choices
     assert choice.finish_reason == chat_pb2.FINISH_REASON_STOP
@@ -110,11 +110,11 @@ async def test_a_named_call_is_of_that_function_and_ends_with_stop(
 USER = chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text="Hi")])
 
 
-@pytest.mark.parametrize("form", ToolFormat)
-async def test_call_that_was_returned_can_be_sent_back_as_it_is(
-    running: Running, grammars: CompiledGrammars, form: ToolFormat
+@pytest.mark.parametrize("tool_format", ToolFormat)
+async def test_returned_call_is_accepted_in_the_next_request(
+    running: Running, grammars: CompiledGrammars, tool_format: ToolFormat
 ) -> None:
-    await serve(running, RandomEngine(seed=5), grammars, ChatFormats(form))
+    await serve(running, RandomEngine(seed=5), grammars, ChatFormats(tool_format))
     named = Choice(function_name="get_weather")
     [called] = (await complete(running, tools=TOOLS, tool_choice=named)).choices
     [call] = called.message.tool_calls
@@ -123,7 +123,7 @@ async def test_call_that_was_returned_can_be_sent_back_as_it_is(
         tool_call_id=call.id,
         content=[chat_pb2.ContentPart(text="21 degrees")],
     )
-    await speaking(running, "ok", tools=form)
+    await serve_text(running, "ok", tools=tool_format)
     await complete(running, messages=[USER, called.message, result])
 
 
@@ -131,16 +131,16 @@ async def test_call_that_was_returned_can_be_sent_back_as_it_is(
     "text", ["", "<think>Hm", "[THINK]Hm", "<think>Hm</think>4", CALL, CALL[:-20]]
 )
 @pytest.mark.parametrize("reasoning", ReasoningFormat)
-async def test_message_that_was_returned_can_be_sent_back_as_it_is(
+async def test_returned_message_is_accepted_in_the_next_request(
     running: Running, text: str, reasoning: ReasoningFormat
 ) -> None:
-    """Reasoning that is cut off and an empty answer, too."""
-    await speaking(running, text, reasoning=reasoning)
+    """The texts include an empty one, and reasoning and a call that are cut off."""
+    await serve_text(running, text, reasoning=reasoning)
     [choice] = (await complete(running, tools=TOOLS)).choices
     await complete(running, messages=[USER, choice.message, USER])
 
 
-async def test_allowed_tools_are_the_ones_that_are_called(
+async def test_call_with_allowed_tools_is_of_one_of_them(
     running: Running, grammars: CompiledGrammars
 ) -> None:
     await serve(running, RandomEngine(seed=5), grammars)
@@ -152,11 +152,11 @@ async def test_allowed_tools_are_the_ones_that_are_called(
     assert b"get_weather" not in bytes(running.engine.requests[0].prompt_token_ids)
 
 
-async def test_a_strict_function_is_held_to_its_schema_once_a_call_begins(
+async def test_strict_function_is_constrained_once_a_call_begins(
     running: Running, grammars: CompiledGrammars
 ) -> None:
     tools = [tool("get_weather", WEATHER, strict=True), tool("now")]
-    await speaking(running, f"Wait.\n{CALL}")
+    await serve_text(running, f"Wait.\n{CALL}")
     [choice] = (await complete(running, tools=tools)).choices
     check(choice.message.tool_calls)
     constraint = running.engine.requests[0].constraint
@@ -168,8 +168,8 @@ async def test_a_strict_function_is_held_to_its_schema_once_a_call_begins(
     assert bytes(matcher.forced_tokens()) == b'city"'
 
 
-async def test_free_calls_whole(running: Running) -> None:
-    await speaking(running, f"Wait.\n{CALL}\n{CALL}")
+async def test_unconstrained_calls_are_parsed(running: Running) -> None:
+    await serve_text(running, f"Wait.\n{CALL}\n{CALL}")
     completion = await complete(running, tools=TOOLS)
     [choice] = completion.choices
     assert running.engine.requests[0].constraint is None
@@ -179,8 +179,8 @@ async def test_free_calls_whole(running: Running) -> None:
     check(choice.message.tool_calls)
 
 
-async def test_free_calls_streamed(running: Running) -> None:
-    await speaking(running, f"Wait.\n{CALL}\n{CALL}")
+async def test_unconstrained_calls_are_parsed_in_a_stream(running: Running) -> None:
+    await serve_text(running, f"Wait.\n{CALL}\n{CALL}")
     chunks = await stream(running, tools=TOOLS)
     deltas = [choice.delta for chunk in chunks for choice in chunk.choices]
     assert "".join(delta.content for delta in deltas) == "Wait."
@@ -199,8 +199,8 @@ async def test_free_calls_streamed(running: Running) -> None:
     assert chunks[-1].choices[0].finish_reason == chat_pb2.FINISH_REASON_TOOL_CALLS
 
 
-async def test_one_call_at_a_time_ends_the_generation_with_it(running: Running) -> None:
-    await speaking(running, f"{CALL}\n{CALL}")
+async def test_generation_without_parallel_calls_ends_after_one_call(running: Running) -> None:
+    await serve_text(running, f"{CALL}\n{CALL}")
     completion = await complete(running, tools=TOOLS, parallel_tool_calls=False)
     [choice] = completion.choices
     assert len(choice.message.tool_calls) == 1
@@ -209,24 +209,24 @@ async def test_one_call_at_a_time_ends_the_generation_with_it(running: Running) 
     assert running.engine.num_running == 0
 
 
-async def test_a_forced_answer_ends_before_it_repeats_a_call(running: Running) -> None:
-    """The engine here obeys no grammar, and would go on."""
+async def test_generation_of_required_calls_ends_before_a_repeated_call(running: Running) -> None:
+    """The engine ignores its grammar, and would not end by itself."""
     other = CALL.replace("Rome", "Oslo")
-    await speaking(running, f"{CALL}\n{other}\n{CALL}\n{other}")
+    await serve_text(running, f"{CALL}\n{other}\n{CALL}\n{other}")
     chunks = await stream(running, tools=TOOLS, tool_choice=REQUIRED)
     assert chunks[-1].choices[0].finish_reason == chat_pb2.FINISH_REASON_TOOL_CALLS
     pieces = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls]
-    told = [
+    arguments = [
         "".join(piece.function.arguments_json for piece in pieces if piece.index == index)
         for index in range(3)
     ]
-    assert told == ['{"city": "Rome"}', '{"city": "Oslo"}', ""]
+    assert arguments == ['{"city": "Rome"}', '{"city": "Oslo"}', ""]
     assert len({piece.id for piece in pieces if piece.id}) == 2
     assert running.engine.num_running == 0
 
 
-async def test_a_forced_call_that_is_cut_off_keeps_what_it_has(running: Running) -> None:
-    await speaking(running, "")
+async def test_required_call_that_is_cut_off_has_its_partial_arguments(running: Running) -> None:
+    await serve_text(running, "")
     other = CALL.replace("Rome", "Oslo")
     running.engine.answer(f"{CALL}\n{other[:-20]}", finish_reason=FinishReason.LENGTH)
     [choice] = (await complete(running, tools=TOOLS, tool_choice=REQUIRED)).choices
@@ -237,36 +237,36 @@ async def test_a_forced_call_that_is_cut_off_keeps_what_it_has(running: Running)
     ]
 
 
-async def test_what_is_no_call_is_content_and_no_finish_reason_says_otherwise(
+async def test_call_of_an_unknown_function_is_content_and_ends_with_stop(
     running: Running,
 ) -> None:
-    text = '<tool_call>{"name": "nobody", "arguments": {}}</tool_call>'
-    await speaking(running, text)
+    text = '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>'
+    await serve_text(running, text)
     [choice] = (await complete(running, tools=TOOLS)).choices
     assert choice.message.content[0].text == text
     assert choice.finish_reason == chat_pb2.FINISH_REASON_STOP
 
 
-async def test_a_call_that_is_cut_off_says_length(running: Running) -> None:
-    await speaking(running, "")
+async def test_call_that_is_cut_off_ends_with_length(running: Running) -> None:
+    await serve_text(running, "")
     running.engine.answer(CALL[:-20], finish_reason=FinishReason.LENGTH)
     [choice] = (await complete(running, tools=TOOLS)).choices
     assert choice.finish_reason == chat_pb2.FINISH_REASON_LENGTH
     assert choice.message.tool_calls[0].function.arguments_json.startswith('{"city"')
 
 
-async def test_without_tools_or_with_none_chosen_nothing_is_a_call(running: Running) -> None:
+async def test_output_without_tools_is_never_a_call(running: Running) -> None:
     for fields in ({}, {"tools": TOOLS, "tool_choice": NONE}):
-        await speaking(running, CALL)
+        await serve_text(running, CALL)
         [choice] = (await complete(running, **fields)).choices
         assert choice.message.content[0].text == CALL
         assert b"get_weather" not in bytes(running.engine.requests[0].prompt_token_ids)
 
 
-async def test_a_template_without_tools_is_told_of_them_and_of_their_results(
+async def test_template_without_tools_receives_tools_and_results_as_text(
     running: Running,
 ) -> None:
-    await speaking(running, "ok")
+    await serve_text(running, "ok")
     function = chat_pb2.FunctionCall(name="get_weather", arguments_json='{"city":"Rome"}')
     Message, Part = chat_pb2.ChatMessage, chat_pb2.ContentPart  # noqa: N806
     history = [
@@ -327,24 +327,24 @@ async def test_a_template_without_tools_is_told_of_them_and_of_their_results(
         ),
     ],
 )
-async def test_tools_that_make_no_sense_are_refused_by_their_field(
+async def test_invalid_tools_are_rejected_with_their_field(
     running: Running, grammars: CompiledGrammars, fields: dict[str, Any], field: str
 ) -> None:
     await serve(running, FakeEngine(), grammars)
-    error = await refused(running, **fields)
+    error = await rejected(running, **fields)
     assert error.code == grpc.StatusCode.INVALID_ARGUMENT
     assert error.fields == [field]
     assert running.engine.requests == []
 
 
-async def test_tools_that_cannot_fit_are_not_even_tokenized(running: Running) -> None:
+async def test_tools_that_cannot_fit_are_rejected_by_their_size(running: Running) -> None:
     big = tool("f")
     big.function.description = "x" * 6000
-    error = await refused(running, tools=[big])
+    error = await rejected(running, tools=[big])
     assert error.reason == "CONTEXT_LENGTH_EXCEEDED"
 
 
-async def test_a_schema_that_cannot_be_enforced_is_no_matter_while_nobody_asks_for_it(
+async def test_schema_that_cannot_be_enforced_is_accepted_unless_strict(
     running: Running, grammars: CompiledGrammars
 ) -> None:
     odd = {
@@ -356,17 +356,17 @@ async def test_a_schema_that_cannot_be_enforced_is_no_matter_while_nobody_asks_f
         },
         "required": ["a"],
     }
-    await speaking(running, "ok")
+    await serve_text(running, "ok")
     await complete(running, tools=[tool("f", odd)])
     await serve(running, RandomEngine(seed=1), grammars)
     [choice] = (await complete(running, tools=[tool("f", odd)], tool_choice=REQUIRED)).choices
     assert isinstance(json.loads(choice.message.tool_calls[0].function.arguments_json)["a"], list)
-    await speaking(running, "ok")  # the neighbour's strictness is no matter
+    await serve_text(running, "ok")  # only the other tool is strict
     await complete(running, tools=[tool("f", odd), tool("g", WEATHER, strict=True)])
 
 
 @pytest.mark.parametrize("mode", [AUTO, REQUIRED])
-async def test_log_probabilities_are_those_of_content(running: Running, mode: Choice) -> None:
+async def test_logprobs_of_a_required_call_are_not_returned(running: Running, mode: Choice) -> None:
     engine = FakeEngine()
     logprob = TokenLogprobs(65, -0.5)
     engine.script = [TokenOutput((byte,), logprobs=(logprob,)) for byte in CALL.encode()]
@@ -377,45 +377,45 @@ async def test_log_probabilities_are_those_of_content(running: Running, mode: Ch
     assert len(choice.logprobs) == (0 if mode is REQUIRED else len(CALL))
 
 
-async def test_an_answer_in_a_form_may_call_instead(
+async def test_response_format_with_tools_allows_a_tool_call(
     running: Running, grammars: CompiledGrammars
 ) -> None:
-    form = chat_pb2.ResponseFormat(choice=chat_pb2.ChoiceFormat(choices=["yes", "no"]))
+    response_format = chat_pb2.ResponseFormat(choice=chat_pb2.ChoiceFormat(choices=["yes", "no"]))
     await serve(running, RandomEngine(seed=2), grammars)
     kinds = set()
     for _ in range(12):
-        [choice] = (await complete(running, tools=TOOLS, response_format=form)).choices
+        [choice] = (await complete(running, tools=TOOLS, response_format=response_format)).choices
         check(choice.message.tool_calls)
         kinds.add(bool(choice.message.tool_calls))
         if not choice.message.tool_calls:
             assert choice.message.content[0].text in ("yes", "no")
     assert kinds == {True, False}
     await serve(running, RandomEngine(seed=2), grammars, ChatFormats(ToolFormat.JSON))
-    error = await refused(running, tools=TOOLS, response_format=form)
+    error = await rejected(running, tools=TOOLS, response_format=response_format)
     assert (error.reason, error.fields) == ("UNSUPPORTED_FIELD", ["response_format"])
 
 
 THINKING = {"reasoning": ReasoningFormat.THINK}
 
 
-async def test_thoughts_are_apart_and_counted_whole_and_streamed(running: Running) -> None:
+async def test_reasoning_is_separated_and_counted(running: Running) -> None:
     text = "<think>\nHm.\n</think>\n\nFour."
-    await speaking(running, text, **THINKING)
+    await serve_text(running, text, **THINKING)
     completion = await complete(running)
     message = completion.choices[0].message
     assert (message.reasoning_content, message.content[0].text) == ("Hm.", "Four.")
-    num_thoughts = len("<think>\nHm.\n</think>")
-    assert completion.usage.reasoning_tokens == num_thoughts
+    num_reasoning_tokens = len("<think>\nHm.\n</think>")
+    assert completion.usage.reasoning_tokens == num_reasoning_tokens
     chunks = await stream(running)
     deltas = [choice.delta for chunk in chunks for choice in chunk.choices]
     assert "".join(delta.reasoning_content for delta in deltas) == "Hm."
     assert "".join(delta.content for delta in deltas) == "Four."
-    assert chunks[-1].usage.reasoning_tokens == num_thoughts
+    assert chunks[-1].usage.reasoning_tokens == num_reasoning_tokens
 
 
-async def test_thoughts_of_several_tokens_an_output_are_counted_alike(running: Running) -> None:
+async def test_reasoning_in_one_engine_output_is_counted(running: Running) -> None:
     text = b"<think>Hm.</think>Four."
-    await speaking(running, "", **THINKING)
+    await serve_text(running, "", **THINKING)
     running.engine.script = [TokenOutput((*text, EOS), FinishReason.STOP)]
     completion = await complete(running)
     assert completion.usage.reasoning_tokens == len("<think>Hm.</think>")
@@ -423,8 +423,8 @@ async def test_thoughts_of_several_tokens_an_output_are_counted_alike(running: R
     assert completion.choices[0].message.content[0].text == "Four."
 
 
-async def test_a_prompt_can_open_the_thoughts(running: Running) -> None:
-    await speaking(running, "Hm.</think>Four.", **THINKING)
+async def test_reasoning_opened_by_the_prompt_is_separated(running: Running) -> None:
+    await serve_text(running, "Hm.</think>Four.", **THINKING)
     opened = chat_pb2.PromptOptions(add_generation_prompt=False)
     message = chat_pb2.ChatMessage(
         role=chat_pb2.ROLE_ASSISTANT, content=[chat_pb2.ContentPart(text="<think>")]
@@ -434,14 +434,14 @@ async def test_a_prompt_can_open_the_thoughts(running: Running) -> None:
     assert completion.usage.reasoning_tokens == len("Hm.</think>")
 
 
-async def test_a_form_and_a_call_come_after_the_thoughts(
+async def test_constraint_allows_reasoning_before_the_output(
     running: Running, grammars: CompiledGrammars
 ) -> None:
     thinking = ChatFormats(ToolFormat.HERMES, False, ReasoningFormat.THINK)
-    form = chat_pb2.ResponseFormat(choice=chat_pb2.ChoiceFormat(choices=["yes", "no"]))
+    response_format = chat_pb2.ResponseFormat(choice=chat_pb2.ChoiceFormat(choices=["yes", "no"]))
     await serve(running, FakeEngine(), grammars, thinking)
-    await complete_nothing(running, response_format=form)
-    await complete_nothing(running, tools=TOOLS, tool_choice=REQUIRED)
+    await complete_empty(running, response_format=response_format)
+    await complete_empty(running, tools=TOOLS, tool_choice=REQUIRED)
     texts = ("<think>Hm { <tool_call></think>\n\nyes", f"<think>Hm</think>{CALL}")
     for request, text in zip(running.engine.requests, texts, strict=True):
         for start in (text, text.rpartition("</think>")[2].lstrip()):
@@ -453,13 +453,13 @@ async def test_a_form_and_a_call_come_after_the_thoughts(
             assert matcher.allowed_tokens()[EOS // 8] >> EOS % 8 & 1
 
 
-async def complete_nothing(running: Running, **fields: Any) -> None:
+async def complete_empty(running: Running, **fields: Any) -> None:
     running.engine.script = [TokenOutput((EOS,), FinishReason.STOP)]
     await complete(running, **fields)
 
 
-async def test_stop_strings_are_looked_for_in_all_the_text(running: Running) -> None:
-    await speaking(running, "<think>Hm. END.</think>Four.", **THINKING)
+async def test_stop_string_is_matched_in_reasoning(running: Running) -> None:
+    await serve_text(running, "<think>Hm. END.</think>Four.", **THINKING)
     sampling = chat_pb2.SamplingParams(stop=["END"])
     [choice] = (await complete(running, sampling=sampling)).choices
     assert choice.message.reasoning_content == "Hm. "

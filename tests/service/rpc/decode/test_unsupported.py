@@ -1,4 +1,4 @@
-"""Refuse, never ignore."""
+"""Fields that are not supported are rejected, never ignored."""
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
@@ -9,7 +9,7 @@ from service.errors import InvalidField, UnsupportedField
 from service.rpc.decode.unsupported import check_unsupported
 from tests.support.grpc_server import params
 
-# Every field of the wire's request, by its path, that this service honours or takes without effect.
+# The path of each field that is supported, or accepted without an effect.
 SERVED = {
     "model",
     "messages",
@@ -56,8 +56,8 @@ SERVED = {
     "logprobs",
 }
 
-# What asks for each of the others.
-ASKING: dict[str, chat_pb2.ChatCompletionParams] = {
+# A request for each of the other fields.
+UNSUPPORTED: dict[str, chat_pb2.ChatCompletionParams] = {
     "modalities": params(modalities=[chat_pb2.MODALITY_TEXT, chat_pb2.MODALITY_AUDIO]),
     "audio": params(audio=chat_pb2.AudioOutput()),
     "prediction": params(prediction=chat_pb2.Prediction()),
@@ -75,20 +75,20 @@ def paths(message: type[Message], prefix: str = "") -> set[str]:
     return found
 
 
-def test_every_field_of_the_wire_is_either_served_or_refused() -> None:
-    assert paths(chat_pb2.ChatCompletionParams) == SERVED | set(ASKING)
-    assert not SERVED & set(ASKING)
+def test_every_field_of_the_proto_is_served_or_unsupported() -> None:
+    assert paths(chat_pb2.ChatCompletionParams) == SERVED | set(UNSUPPORTED)
+    assert not SERVED & set(UNSUPPORTED)
 
 
-@pytest.mark.parametrize("path", ASKING)
-def test_an_option_that_is_not_served_is_refused_by_name(path: str) -> None:
+@pytest.mark.parametrize("path", UNSUPPORTED)
+def test_unsupported_field_is_rejected_with_its_name(path: str) -> None:
     with pytest.raises(UnsupportedField) as caught:
-        check_unsupported(ASKING[path])
+        check_unsupported(UNSUPPORTED[path])
     assert caught.value.field == path
     assert path.rpartition(".")[-1] in str(caught.value)
 
 
-def test_a_value_that_asks_for_nothing_special_is_served() -> None:
+def test_fields_with_their_default_values_are_accepted() -> None:
     check_unsupported(
         params(
             logprobs=False,
@@ -101,14 +101,14 @@ def test_a_value_that_asks_for_nothing_special_is_served() -> None:
 @pytest.mark.parametrize(
     "metadata", [{str(i): "" for i in range(17)}, {"k" * 65: ""}, {"k": "v" * 513}]
 )
-def test_metadata_is_bounded(metadata: dict[str, str]) -> None:
+def test_metadata_above_its_limits_is_rejected(metadata: dict[str, str]) -> None:
     with pytest.raises(InvalidField) as caught:
         check_unsupported(params(metadata=metadata))
     assert caught.value.field == "metadata"
 
 
 @pytest.mark.parametrize("name", ["user", "safety_identifier", "prompt_cache_key", "service_tier"])
-def test_what_is_only_noted_is_bounded(name: str) -> None:
+def test_long_value_of_an_unused_field_is_rejected(name: str) -> None:
     check_unsupported(params(**{name: "x" * 512}))
     with pytest.raises(InvalidField) as caught:
         check_unsupported(params(**{name: "x" * 513}))

@@ -1,4 +1,4 @@
-"""Deltas to a completion and to chunks."""
+"""Deltas are encoded as a completion and as chunks."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def usage(num_completion_tokens: int) -> chat_pb2.Usage:
     )
 
 
-def test_a_completion_joins_its_deltas() -> None:
+def test_completion_is_its_joined_deltas() -> None:
     whole = completion(DELTAS)
     assert whole.id == "chatcmpl-x"
     assert whole.create_time.seconds == 123
@@ -53,7 +53,7 @@ def test_a_completion_joins_its_deltas() -> None:
     assert choice.matched_stop.text == "END"
 
 
-def test_chunks_say_once_what_is_said_once() -> None:
+def test_first_chunk_has_the_fields_that_are_sent_once() -> None:
     builder = encoder()
     chunks = [chunk for delta in DELTAS if (chunk := builder.chunk(delta)) is not None]
     assert [c.choices[0].delta.content for c in chunks] == ["Pa", "ris", ""]
@@ -70,13 +70,13 @@ def test_chunks_say_once_what_is_said_once() -> None:
     assert chunks[-1].choices[0].finish_reason == chat_pb2.FINISH_REASON_STOP
 
 
-def test_tokens_whose_text_is_held_back_count_with_the_text_they_become() -> None:
+def test_tokens_without_text_are_counted_in_the_next_chunk() -> None:
     builder = encoder()
     chunks = [chunk for delta in DELTAS if (chunk := builder.chunk(delta)) is not None]
     assert [c.choices[0].num_tokens for c in chunks] == [1, 3, 1]
 
 
-def test_an_answer_of_nothing_is_still_one_chunk() -> None:
+def test_empty_output_is_one_chunk() -> None:
     chunk = encoder().chunk(TextDelta("", 1, FinishReason.STOP))
     assert chunk is not None
     assert chunk.id == "chatcmpl-x"
@@ -109,7 +109,7 @@ def test_each_choice_has_its_own_deltas() -> None:
     assert [list(chunk.prompt_token_ids) for chunk in chunks] == [list(b"prompt."), [], [], []]
 
 
-def test_token_ids_are_told_to_those_who_ask_alone() -> None:
+def test_token_ids_are_absent_unless_requested() -> None:
     delta = TextDelta("a", 1, FinishReason.STOP, token_ids=(1,))
     whole = completion([delta])
     assert (list(whole.prompt_token_ids), list(whole.choices[0].token_ids)) == ([], [])
@@ -118,7 +118,7 @@ def test_token_ids_are_told_to_those_who_ask_alone() -> None:
     assert list(chunk.choices[0].token_ids) == []
 
 
-def test_token_ids_are_kept_back_with_their_text() -> None:
+def test_token_ids_are_sent_with_their_text() -> None:
     builder = encoder(TWO)
     assert builder.chunk(TextDelta("", 1, token_ids=(1,))) is None
     chunk = builder.chunk(TextDelta("ab", 1, token_ids=(2,)))
@@ -126,7 +126,7 @@ def test_token_ids_are_kept_back_with_their_text() -> None:
     assert list(chunk.choices[0].token_ids) == [1, 2]
 
 
-def test_a_log_probability_names_its_token_by_text_bytes_and_id() -> None:
+def test_logprob_has_the_text_bytes_and_id_of_its_token() -> None:
     half = "🎉".encode()[0]
     top = DecodedLogprob(b"a", -0.5, ord("a")), DecodedLogprob(bytes([half]), -math.inf, half)
     logprob = DecodedLogprob(b"a", -0.5, ord("a"), top)

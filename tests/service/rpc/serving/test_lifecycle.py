@@ -1,4 +1,4 @@
-"""Health, admission and drain as callers and probes see them."""
+"""Health, admission and drain, as clients and probes observe them."""
 
 import asyncio
 from typing import Any
@@ -37,22 +37,22 @@ def request() -> chat_service_pb2.CreateChatCompletionRequest:
     return chat_service_pb2.CreateChatCompletionRequest(params=params())
 
 
-async def test_while_the_model_loads_it_is_alive_and_not_ready(starting: Running) -> None:
+async def test_service_without_a_loaded_model_is_alive_and_not_ready(starting: Running) -> None:
     assert await check(starting, "liveness") == SERVING
     for name in READY_NAMES:
         assert await check(starting, name) == NOT_SERVING
-    refused = await rpc_error(starting.chat.CreateChatCompletion(request()))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "STARTING")
-    refused = await rpc_error(starting.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
-    assert refused.reason == "STARTING"
+    rejected = await rpc_error(starting.chat.CreateChatCompletion(request()))
+    assert (rejected.code, rejected.reason) == (grpc.StatusCode.UNAVAILABLE, "STARTING")
+    rejected = await rpc_error(starting.models.GetModel(model_service_pb2.GetModelRequest(id="x")))
+    assert rejected.reason == "STARTING"
 
 
-async def test_when_the_model_is_loaded_every_name_serves(running: Running) -> None:
+async def test_health_of_every_name_is_serving_once_the_model_is_loaded(running: Running) -> None:
     for name in [*READY_NAMES, "liveness", "fake", "alias"]:
         assert await check(running, name) == SERVING
 
 
-async def test_startup_is_told_once_and_for_all(starting: Running) -> None:
+async def test_startup_probe_succeeds_from_the_first_model_on(starting: Running) -> None:
     assert await check(starting, "startup") == NOT_SERVING
     await starting.lifecycle.serve(locally_served(starting.model))
     assert await check(starting, "startup") == SERVING
@@ -61,11 +61,11 @@ async def test_startup_is_told_once_and_for_all(starting: Running) -> None:
     assert await check(starting, "startup") == SERVING
 
 
-async def test_every_name_is_listed(starting: Running) -> None:
+async def test_health_list_has_every_name(starting: Running) -> None:
     async def listed() -> dict[str, int]:
-        messages: Any = health_pb2  # its type stubs do not know this method
-        answer = await starting.health.List(messages.HealthListRequest())
-        return {name: status.status for name, status in answer.statuses.items()}
+        messages: Any = health_pb2  # the type stubs lack this method
+        response = await starting.health.List(messages.HealthListRequest())
+        return {name: status.status for name, status in response.statuses.items()}
 
     names = {"", "liveness", "readiness", "startup", *SERVICE_NAMES}
     before = await listed()
@@ -75,19 +75,19 @@ async def test_every_name_is_listed(starting: Running) -> None:
     assert await listed() == dict.fromkeys(names | {"fake", "alias"}, SERVING)
 
 
-async def test_a_name_nobody_knows_is_not_found(running: Running) -> None:
+async def test_health_of_an_unknown_name_is_not_found(running: Running) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await check(running, "no-such-service")
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_dead_engine_is_neither_ready_nor_alive(running: Running) -> None:
+async def test_service_with_a_dead_engine_is_neither_ready_nor_alive(running: Running) -> None:
     await running.lifecycle.die()
     assert await check(running, "readiness") == NOT_SERVING
     assert await check(running, "liveness") == NOT_SERVING
 
 
-async def test_a_watch_sees_the_changes(starting: Running) -> None:
+async def test_health_watch_receives_changes(starting: Running) -> None:
     watch = starting.health.Watch(health_pb2.HealthCheckRequest(service="readiness"))
     assert (await watch.read()).status == NOT_SERVING
     await starting.lifecycle.serve(locally_served(starting.model))
@@ -95,7 +95,7 @@ async def test_a_watch_sees_the_changes(starting: Running) -> None:
     watch.cancel()
 
 
-async def test_health_answers_while_every_slot_is_busy(running: Running) -> None:
+async def test_health_check_is_served_while_every_slot_is_in_use(running: Running) -> None:
     running.engine.script = [asyncio.Event()]
     calls = [running.chat.CreateChatCompletion(request()) for _ in range(40)]
     await until(lambda: running.engine.num_running == 40)
@@ -105,7 +105,7 @@ async def test_health_answers_while_every_slot_is_busy(running: Running) -> None
     await until(lambda: running.engine.num_running == 0)
 
 
-async def test_a_drain_finishes_what_runs_and_refuses_what_comes(running: Running) -> None:
+async def test_drain_finishes_running_calls_and_rejects_new_ones(running: Running) -> None:
     go_on = asyncio.Event()
     running.engine.script = [go_on, TokenOutput((97,), FinishReason.LENGTH)]
     call = running.chat.CreateChatCompletion(request())
@@ -114,18 +114,18 @@ async def test_a_drain_finishes_what_runs_and_refuses_what_comes(running: Runnin
     await until(lambda: running.lifecycle.state is State.DRAINING)
     assert await check(running, "readiness") == NOT_SERVING
     assert await check(running, "liveness") == SERVING
-    refused = await rpc_error(running.chat.CreateChatCompletion(request()))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
-    assert refused.retry_after_s is not None
+    rejected = await rpc_error(running.chat.CreateChatCompletion(request()))
+    assert (rejected.code, rejected.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    assert rejected.retry_after_s is not None
     go_on.set()
     assert (await call).completion.choices[0].message.content[0].text == "a"
     await drain
 
 
-async def test_a_drain_waits_until_a_whole_answer_has_left(running: Running) -> None:
+async def test_drain_waits_until_a_large_response_is_sent(running: Running) -> None:
     go_on = asyncio.Event()
     running.engine.script = [go_on, TokenOutput((97,) * 300_000, FinishReason.LENGTH)]
-    small = ("grpc.http2.bdp_probe", 0)  # so that the answer does not fit what is taken unread
+    small = ("grpc.http2.bdp_probe", 0)  # so that the response exceeds the client's receive window
     async with TcpProxy(running.port) as proxy, Client(proxy.target, small) as client:
         call = client.create(num_tokens=300_000)
         await until(lambda: running.engine.num_running == 1)
@@ -135,33 +135,33 @@ async def test_a_drain_waits_until_a_whole_answer_has_left(running: Running) -> 
         drain = asyncio.create_task(running.server.drain(delay_s=0, timeout_s=3600))
         await until(lambda: running.lifecycle.state is State.DRAINING)
         for _ in range(2):
-            refused = await rpc_error(running.chat.CreateChatCompletion(request()))
-            assert refused.reason == "DRAINING"
+            rejected = await rpc_error(running.chat.CreateChatCompletion(request()))
+            assert rejected.reason == "DRAINING"
         proxy.thaw()
         assert (await call).completion.usage.completion_tokens == 300_000
     await drain
 
 
-async def test_calls_that_come_at_the_very_end_of_a_drain_are_refused_by_name(
+async def test_call_at_the_end_of_a_drain_is_rejected_with_its_reason(
     running: Running,
 ) -> None:
     drain = asyncio.create_task(running.server.drain(delay_s=0, timeout_s=0))
     await until(lambda: running.lifecycle.state is State.DRAINING)
-    refused = await rpc_error(running.chat.CreateChatCompletion(request()))
-    assert refused.reason == "DRAINING"
+    rejected = await rpc_error(running.chat.CreateChatCompletion(request()))
+    assert rejected.reason == "DRAINING"
     await drain
 
 
-async def test_a_drain_does_not_wait_for_an_open_watch(running: Running) -> None:
+async def test_drain_does_not_wait_for_an_open_watch(running: Running) -> None:
     watch = running.health.Watch(health_pb2.HealthCheckRequest(service=""))
     await watch.read()
-    await running.server.drain(delay_s=0, timeout_s=3600)  # would wait an hour if it did
+    await running.server.drain(delay_s=0, timeout_s=3600)  # it would wait an hour for the watch
     with pytest.raises(grpc.aio.AioRpcError):
         while True:
             await watch.read()
 
 
-async def test_during_the_delay_of_a_drain_requests_are_still_taken(running: Running) -> None:
+async def test_request_during_the_drain_delay_is_served(running: Running) -> None:
     running.engine.answer("late")
     drain = asyncio.create_task(running.server.drain(delay_s=3600, timeout_s=0))
     watch = running.health.Watch(health_pb2.HealthCheckRequest(service="readiness"))
@@ -172,7 +172,7 @@ async def test_during_the_delay_of_a_drain_requests_are_still_taken(running: Run
     drain.cancel()
 
 
-async def test_a_drain_ends_what_does_not_end_by_itself(running: Running) -> None:
+async def test_drain_cancels_calls_after_its_timeout(running: Running) -> None:
     running.engine.script = [asyncio.Event()]
     call = running.chat.CreateChatCompletion(request())
     await until(lambda: running.engine.num_running == 1)

@@ -1,4 +1,4 @@
-"""Load reports, as gRPC's own balancer asks for them."""
+"""Load reports, as gRPC's own load balancer requests them."""
 
 import asyncio
 from collections.abc import Callable
@@ -31,11 +31,11 @@ def reports(running: Running, interval_s: int = 0) -> Any:
 
 def load(running: Running, num_running: int, num_waiting: int = 0) -> None:
     stats = EngineStats(num_running=num_running, num_waiting=num_waiting, max_num_seqs=8)
-    running.engine.stats = lambda: stats  # type: ignore[method-assign]  # a fake does as it is told
+    running.engine.stats = lambda: stats  # type: ignore[method-assign]  # replaced on a fake
 
 
-async def test_the_messages_are_those_of_the_protocol() -> None:
-    """Field 6, a double of 1, and field 9, of 0.5; as xds.data.orca.v3.OrcaLoadReport has them."""
+async def test_messages_have_the_field_numbers_of_the_protocol() -> None:
+    """Field 6 is the double 1 and field 9 the double 0.5, as in xds.data.orca.v3.OrcaLoadReport."""
     report = REPORT(rps_fractional=1, application_utilization=0.5)
     assert report.SerializeToString() == b"\x31\0\0\0\0\0\0\xf0\x3f\x49\0\0\0\0\0\0\xe0\x3f"
     request = REQUEST.FromString(b"\x0a\x08\x08\x02\x10\x80\xca\xb5\xee\x01\x12\x03cpu")
@@ -45,7 +45,7 @@ async def test_the_messages_are_those_of_the_protocol() -> None:
 @pytest.mark.parametrize(
     ("num_running", "num_waiting", "utilization"), [(0, 0, 0.01), (2, 0, 0.25), (8, 4, 1.5)]
 )
-async def test_utilization_is_sequences_over_places(
+async def test_utilization_is_sequences_over_capacity(
     running: Running, num_running: int, num_waiting: int, utilization: float
 ) -> None:
     load(running, num_running, num_waiting)
@@ -69,7 +69,7 @@ async def test_reports_follow_the_load_smoothly(running: Running) -> None:
     call.cancel()
 
 
-async def test_nothing_is_sampled_for_nobody(running: Running) -> None:
+async def test_load_is_not_sampled_without_readers(running: Running) -> None:
     num_samples = 0
 
     def stats() -> EngineStats:
@@ -77,7 +77,7 @@ async def test_nothing_is_sampled_for_nobody(running: Running) -> None:
         num_samples += 1
         return EngineStats(max_num_seqs=8)
 
-    running.engine.stats = stats  # type: ignore[method-assign]  # a fake does as it is told
+    running.engine.stats = stats  # type: ignore[method-assign]  # replaced on a fake
     calls = [reports(running) for _ in range(3)]
     for call in calls:
         await call.read()
@@ -91,7 +91,7 @@ async def test_nothing_is_sampled_for_nobody(running: Running) -> None:
             await asyncio.sleep(0.1)
 
 
-async def test_a_draining_replica_reports_nothing(running: Running) -> None:
+async def test_draining_replica_ends_its_reports(running: Running) -> None:
     call = reports(running)
     await call.read()
     await running.lifecycle.drain(0, 0)
@@ -103,7 +103,7 @@ async def test_a_draining_replica_reports_nothing(running: Running) -> None:
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_replica_that_is_starting_reports_too(starting: Running) -> None:
+async def test_starting_replica_reports_its_load(starting: Running) -> None:
     call = reports(starting, interval_s=10**9)
     assert (await call.read()).application_utilization == pytest.approx(0.01)
     call.cancel()

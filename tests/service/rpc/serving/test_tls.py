@@ -1,4 +1,4 @@
-"""A server under TLS: whom it takes, and certificates that change."""
+"""A server with TLS: accepted clients, and certificates that change."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -45,7 +45,7 @@ def ca() -> trustme.CA:
     return trustme.CA()
 
 
-async def test_clients_that_trust_it_get_in_and_no_others(
+async def test_client_that_does_not_trust_the_certificate_cannot_connect(
     start: Any, ca: trustme.CA, tmp_path: Path
 ) -> None:
     started = await start(issue(ca, tmp_path))
@@ -58,11 +58,11 @@ async def test_clients_that_trust_it_get_in_and_no_others(
 
 async def test_probes_need_no_certificate(start: Any, ca: trustme.CA, tmp_path: Path) -> None:
     started = await start(issue(ca, tmp_path))
-    answer = await check(started.admin_port, None)
-    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    response = await check(started.admin_port, None)
+    assert response.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_clients_show_a_certificate_where_they_must(
+async def test_client_without_a_required_certificate_cannot_connect(
     start: Any, ca: trustme.CA, tmp_path: Path
 ) -> None:
     files = issue(ca, tmp_path)
@@ -75,7 +75,7 @@ async def test_clients_show_a_certificate_where_they_must(
             await check(started.port, trusting(ca, own))
 
 
-async def test_new_connections_see_a_new_certificate(
+async def test_new_connection_uses_the_new_certificate(
     start: Any, ca: trustme.CA, tmp_path: Path
 ) -> None:
     started = await start(issue(ca, tmp_path))
@@ -87,7 +87,7 @@ async def test_new_connections_see_a_new_certificate(
         await check(started.port, trusting(ca))
 
 
-async def test_a_broken_certificate_leaves_the_old_one(
+async def test_invalid_certificate_file_keeps_the_old_certificate(
     start: Any, ca: trustme.CA, tmp_path: Path
 ) -> None:
     files = issue(ca, tmp_path)
@@ -96,7 +96,7 @@ async def test_a_broken_certificate_leaves_the_old_one(
     await check(started.port, trusting(ca))
 
 
-async def test_half_a_pair_leaves_the_old_one_until_the_other_half_is_there(
+async def test_certificate_without_its_key_keeps_the_old_certificate(
     start: Any, ca: trustme.CA, tmp_path: Path
 ) -> None:
     files = issue(ca, tmp_path)
@@ -111,7 +111,7 @@ async def test_half_a_pair_leaves_the_old_one_until_the_other_half_is_there(
     await check(started.port, trusting(other))
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path, ca: trustme.CA) -> None:
+def test_error_for_an_unreadable_file_names_it(tmp_path: Path, ca: trustme.CA) -> None:
     files = issue(ca, tmp_path)
     with pytest.raises(ConfigError, match="none"):
         TlsFiles(tmp_path / "none", files.key).read()
