@@ -33,7 +33,7 @@ serve: $(VENV)/.runtime  ## Serve a model over gRPC and HTTP (MODEL=, HOST=, HTT
 ##@ Measure
 
 .PHONY: bench
-bench: $(VENV)/.bench  ## Measure our own service (ARGS=--quick: only that it works)
+bench: $(VENV)/.bench  ## Measure chatrpc (ARGS=--quick only checks that the benchmark works)
 	@$(BIN)/python -m bench run $(ARGS)
 
 .PHONY: soak
@@ -41,7 +41,7 @@ soak: $(VENV)/.bench  ## Run service and gateway under 256 streams for ten minut
 	@$(BIN)/python -m bench soak $(ARGS)
 
 .PHONY: bench-peers
-bench-peers: $(VENV)/.bench  ## Install the peers, measure them beside us, write docs/benchmarks.md
+bench-peers: $(VENV)/.bench  ## Install the peers, measure them and chatrpc, write docs/benchmarks.md
 	@$(BIN)/python -m bench peers $(ARGS)
 
 ##@ Develop
@@ -59,16 +59,16 @@ test-slow: $(VENV)/.dev  ## Run the slow tests (ARGS= goes to pytest)
 	@$(PYTEST) -m "(slow or hypothesis) and not images" --hypothesis-profile=thorough $(ARGS)
 
 .PHONY: test-deploy
-test-deploy: $(VENV)/.dev  ## Run the steps of the container files, and what they make (minutes)
+test-deploy: $(VENV)/.dev  ## Run the steps of the container files, and their results (minutes)
 	@$(BIN)/python -m pytest -m images tests/deploy $(ARGS)
 
 .PHONY: constraints
-constraints: $(VENV)/.dev  ## Pin what images install to the versions of this environment
+constraints: $(VENV)/.dev  ## Pin the packages of images to the versions of this environment
 	@$(BIN)/python deploy/docker/pin.py > deploy/docker/constraints.txt.new
 	@mv deploy/docker/constraints.txt.new deploy/docker/constraints.txt
 
 .PHONY: fuzz
-fuzz: $(VENV)/.dev  ## Send CASES damaged requests over gRPC, and as many over HTTP (SEED= chooses them)
+fuzz: $(VENV)/.dev  ## Send CASES damaged requests over gRPC and over HTTP each (SEED= selects them)
 	@FUZZ_CASES=$(or $(CASES),10000) FUZZ_SEED=$(or $(SEED),$$RANDOM) $(BIN)/python -m pytest -q -s -m "" \
 	  tests/faults/test_fuzz_grpc.py tests/faults/test_fuzz_http.py
 
@@ -109,7 +109,7 @@ fmt: $(VENV)/.dev  ## Format code and protos, and fix what ruff can fix
 	@cd protos && ../$(BIN)/buf format --write .
 
 .PHONY: install
-install: $(VENV)/.runtime  ## Install everything that serving needs into .venv
+install: $(VENV)/.runtime  ## Install all that serving needs into .venv
 
 .PHONY: clean
 clean:  ## Remove the environments and everything generated but not committed

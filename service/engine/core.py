@@ -241,7 +241,7 @@ class EngineCore:
             if s.request.deadline is not None and s.request.deadline <= now
         }
         return self._end(
-            late, DeadlinePassed("The deadline passed while the request waited for its turn.")
+            late, DeadlinePassed("The deadline passed while the request was waiting in the queue.")
         )
 
     def _end(self, request_ids: Iterable[int], error: ChatrpcError) -> list[RequestOutput]:

@@ -74,7 +74,7 @@ class SequenceOutput:
             reason = "the request's other options leave no token that may follow"
         if reason is not None:
             field = self._preparation.constrained_field
-            raise InvalidField(field, f"It cannot be enforced: {reason}")
+            raise InvalidField(field, f"This format cannot be enforced: {reason}")
 
 
 def first_prompt_logprob(model: LocalModel, token_id: int) -> DecodedLogprob:

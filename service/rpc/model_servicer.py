@@ -47,7 +47,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         ]
         ids = [card.id for card in cards]
         if request.page_token and request.page_token not in ids:
-            raise InvalidField("page_token", "It is not the token of a page.")
+            raise InvalidField("page_token", "This page token was not returned by ListModels.")
         start = ids.index(request.page_token) + 1 if request.page_token else 0
         end = start + min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         return model_service_pb2.ListModelsResponse(

@@ -110,7 +110,7 @@ def compile_grammar(grammar: GrammarSpec, model: LocalModel) -> OutputConstraint
     """
     if model.grammars is None:
         raise UnsupportedField(
-            grammar.field, "This model's tokenizer is of a kind whose answers cannot be forced."
+            grammar.field, "Structured outputs are not supported with this model's tokenizer."
         )
     rules = grammar.rules()
     try:
@@ -120,8 +120,8 @@ def compile_grammar(grammar: GrammarSpec, model: LocalModel) -> OutputConstraint
             try:
                 model.grammars.compile(part)
             except InvalidGrammar as reason:
-                raise InvalidField(field, f"It cannot be enforced: {reason}.") from reason
-        raise InvalidField(grammar.field, f"It cannot be enforced: {error}.") from error
+                raise InvalidField(field, f"This format cannot be enforced: {reason}.") from reason
+        raise InvalidField(grammar.field, f"This format cannot be enforced: {error}.") from error
     if not grammar.begun:
         return constraint
     try:

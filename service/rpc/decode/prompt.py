@@ -25,7 +25,7 @@ def prompt_options(
     if continues and proto.add_generation_prompt:
         raise InvalidField(
             "prompt.continue_final_message",
-            "excludes add_generation_prompt.",
+            "cannot be used with add_generation_prompt.",
         )
     limits = LIMITS["PromptOptions.truncate_prompt_tokens"]
     if proto.HasField("truncate_prompt_tokens") and not limits.allow(proto.truncate_prompt_tokens):

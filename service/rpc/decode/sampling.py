@@ -102,7 +102,7 @@ def _allowed_token_ids(
 ) -> frozenset[int] | None:
     if vocab_size is not None and len(proto.allowed_token_ids) > vocab_size:
         raise InvalidField(
-            "sampling.allowed_token_ids", f"The vocabulary has {vocab_size} tokens alone."
+            "sampling.allowed_token_ids", f"The vocabulary has only {vocab_size} tokens."
         )
     check_token_ids(proto.allowed_token_ids, vocab_size, "sampling.allowed_token_ids")
     return frozenset(proto.allowed_token_ids) or None

@@ -44,7 +44,7 @@ def tools_and_mode(params: chat_pb2.ChatCompletionParams) -> tuple[tuple[Tool, .
                 raise MissingField(field)
             max_size = LIMITS["AllowedTools.function_names"].max_size
             if len(choice.allowed_tools.function_names) > max_size:
-                raise InvalidField(field, f"At most {max_size} tools are taken.")
+                raise InvalidField(field, f"A request may have at most {max_size} tools.")
             mode = _mode(choice.allowed_tools.mode, "tool_choice.allowed_tools.mode")
             return _named(choice.allowed_tools.function_names, by_name, field), mode
         case _:
@@ -52,7 +52,9 @@ def tools_and_mode(params: chat_pb2.ChatCompletionParams) -> tuple[tuple[Tool, .
                 return (), ToolMode.AUTO
             mode = _mode(choice.mode, "tool_choice.mode")
             if mode is ToolMode.REQUIRED and not tools:
-                raise InvalidField("tool_choice.mode", "A call is required, and there is no tool.")
+                raise InvalidField(
+                    "tool_choice.mode", "A tool call is required, but there is no tool."
+                )
             return tools, mode
 
 
@@ -60,7 +62,7 @@ def check_num_tools(tools: Sequence[chat_pb2.Tool]) -> None:
     """Raise InvalidField if there are more tools than a request may have."""
     max_size = LIMITS["ChatCompletionParams.tools"].max_size
     if len(tools) > max_size:
-        raise InvalidField("tools", f"At most {max_size} tools are taken.")
+        raise InvalidField("tools", f"A request may have at most {max_size} tools.")
 
 
 def response_format(params: chat_pb2.ChatCompletionParams, mode: ToolMode) -> ResponseFormat | None:
@@ -72,7 +74,8 @@ def response_format(params: chat_pb2.ChatCompletionParams, mode: ToolMode) -> Re
     wanted = decoded_format(params.response_format)
     if wanted is not None and mode is not ToolMode.AUTO:
         raise InvalidField(
-            "response_format", "The tool choice forces a call, which has no form but its own."
+            "response_format",
+            "A response format cannot be used if the tool choice forces a tool call.",
         )
     return wanted
 
@@ -136,5 +139,5 @@ def _named(names: Sequence[str], by_name: dict[str, Tool], field: str) -> tuple[
 
 def _mode(mode: chat_pb2.ToolChoice.Mode.ValueType, field: str) -> ToolMode:
     if mode not in _MODES:
-        raise InvalidField(field, "It is auto or required.")
+        raise InvalidField(field, "must be auto or required.")
     return _MODES[mode]

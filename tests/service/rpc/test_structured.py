@@ -170,14 +170,14 @@ async def test_invalid_format_is_rejected_with_its_field(
 @pytest.mark.parametrize(
     ("response_format", "message"),
     [
-        (Format(regex="a("), "It cannot be enforced: a regex is invalid: unclosed group."),
+        (Format(regex="a("), "This format cannot be enforced: a regex is invalid: unclosed group."),
         (Format(regex="a(?=b)"),
-         ("It cannot be enforced: a regex is invalid: look-around, including look-ahead and "
-          "look-behind, is not supported.")),
+         ("This format cannot be enforced: a regex is invalid: look-around, including look-ahead "
+          "and look-behind, is not supported.")),
         (Format(grammar="start: nowhere"),
-         'It cannot be enforced: line 1, column 8: unknown name: "nowhere".'),
+         'This format cannot be enforced: line 1, column 8: unknown name: "nowhere".'),
         (Format(regex="a{1000000000}"),
-         "It cannot be enforced: it costs more than is allowed to compile or to follow."),
+         "This format cannot be enforced: it costs more than is allowed to compile or to follow."),
         (schema_format({"minimum": "x"}), "The value must be a number."),
         (schema_format({"enum": []}), "No JSON value can match the schema."),
     ],

@@ -216,7 +216,7 @@ def test_continued_message_excludes_the_generation_prompt() -> None:
         add_generation_prompt=False, continue_final_message=True
     )
     assert options(truncate_prompt_tokens=5).truncate_prompt_tokens == 5
-    with pytest.raises(InvalidField, match="excludes add_generation_prompt"):
+    with pytest.raises(InvalidField, match="cannot be used with add_generation_prompt"):
         options(continue_final_message=True, add_generation_prompt=True)
     with pytest.raises(InvalidField, match="at least 1"):
         options(truncate_prompt_tokens=0)
