@@ -280,9 +280,7 @@ def _own_max_model_len(config: Any) -> int | None:
     """
     own: int | None = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
-    scopes = (
-        [rope] if "rope_type" in rope else rope.values()
-    )  # one for all layers, or one for each kind of layer
+    scopes = [rope] if "rope_type" in rope else rope.values()  # one, or one for each kind of layer
     switches = [
         scope["original_max_position_embeddings"]
         for scope in scopes

@@ -67,8 +67,8 @@ def _torch(setup: AttentionSetup) -> Attention:
     return TorchAttention(a, store, setup.dtype)
 
 
-# The backends in order of preference. If a backend does not support the device, it returns None. If
-# it does not support the sizes of the model, it raises ValueError. The last one supports everything.
+# The backends in order of preference. A backend returns None if it does not support the device, and
+# raises ValueError if it does not support the sizes of the model. The last one supports everything.
 BACKENDS: dict[str, Callable[[AttentionSetup], Attention | None]] = {
     "native": _native,
     "torch": _torch,

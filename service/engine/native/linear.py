@@ -229,7 +229,7 @@ _PACKED_TYPES = {
     torch.float32: 0,
     torch.bfloat16: 1,
     torch.float16: 2,
-}  # the numbers in the C++ code
+}  # the numbers in pack.cpp
 
 
 def _quantize_packed(library: ctypes.CDLL, weight: Tensor) -> tuple[Tensor, Tensor]:
