@@ -21,11 +21,8 @@ _OTHER_FILES = {
     "smash_config.json": "pruna",
 }
 _MODELOPT_FILE = "hf_quant_config.json"
-_PARTS = (
-    "text_config",
-    "llm_config",
-    "language_config",
-)  # the language model's part of a multimodal config
+# Fields of a multimodal config that contain the config of the language model.
+_PARTS = ("text_config", "llm_config", "language_config")
 
 
 @dataclass(frozen=True, slots=True)
