@@ -20,7 +20,8 @@ class EngineSettings:
     Attributes:
         device: The device that the model runs on. `auto` is a CUDA device if there is one, else the
             CPU.
-        dtype: Type of weights and KV cache. `auto` is bfloat16 if the hardware has instructions for it.
+        dtype: Type of weights and KV cache. `auto` is bfloat16 if the hardware multiplies it, else
+            float32.
         quantization: Quantization of weights and activations. `auto` is int8 for the native decoder
             on a CPU if `dtype` is `auto`, and none otherwise.
         cache_dir: Directory for files that are made once, such as compiled kernels.

@@ -71,7 +71,7 @@ class ReasoningFormat(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChatFormats:
-    """The formats of a model's tool calls and reasoning, and True if its template takes tools."""
+    """The formats of a model's tool calls and reasoning, and its template's support for tools."""
 
     tools: ToolFormat = ToolFormat.HERMES
     has_tool_template: bool = False

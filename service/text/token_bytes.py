@@ -12,7 +12,7 @@ _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
 
 
 class TokenBytes:
-    """Returns the bytes of each token. Those of a text's tokens add up to the text.
+    """Returns the bytes of each token. Joined for all tokens of a text, they are the text.
 
     Three kinds of vocabularies encode bytes. Byte-level ones (GPT-2, Llama 3, Qwen, SmolLM) write
     each byte as a character. SentencePiece writes `<0xE2>` if it has no better token, and spaces as
@@ -27,7 +27,7 @@ class TokenBytes:
         }
 
     def __call__(self, token_id: int) -> bytes:
-        """Return the bytes of a token, none for an id outside the vocabulary."""
+        """Return the bytes of a token; empty for an id outside the vocabulary."""
         if token_id in self._added:
             return self._added[token_id]
         token = self._backend.id_to_token(token_id)

@@ -131,7 +131,7 @@ class _Choice:
     ) -> completion_pb2.CompletionChoiceDelta:
         """Return the part that was added since the last call, and start a new one.
 
-        The first part begins with the prompt if the request asks for that.
+        The first part also has the prompt's tokens, and the prompt's text if it is to be echoed.
         """
         taken, self._pending = (
             self._pending,

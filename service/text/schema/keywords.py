@@ -60,7 +60,7 @@ class Keywords:
         return value
 
     def count(self, keyword: str) -> int | None:
-        """Return a limit on a size, or None if there is none or no output can exceed it."""
+        """Return a limit on a size; None if there is no limit, or if no output can exceed it."""
         value = self.number(keyword)
         if value is None:
             return None
@@ -79,7 +79,7 @@ class Keywords:
         return _strings(self.schema.get(keyword, []), self.path_of(keyword))
 
     def required(self) -> tuple[str, ...]:
-        """Return the names of required properties. A boolean, as in draft 3, gives none."""
+        """Return the names of required properties; empty for a boolean, as in draft 3."""
         return () if isinstance(self.schema.get("required"), bool) else self.strings("required")
 
     def in_place_subschema(self, keyword: str, schema: Json, *steps: str | int) -> Subschema:
@@ -154,7 +154,10 @@ class Keywords:
         return Alternative((Literals((value,)),))
 
     def unequal_to(self, value: Json, keyword: str, *steps: int) -> Iterator[Alternative]:
-        """Yield ways to differ from a value. Objects with additional properties are left out."""
+        """Yield the alternatives of values that differ from `value`.
+
+        Objects with additional properties are left out.
+        """
         if isinstance(value, dict):
             objects = Types(frozenset({"object"}))
             yield Alternative((Types(TYPES - {"object"}),))

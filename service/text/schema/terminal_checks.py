@@ -1,4 +1,4 @@
-"""Checks of what a terminal matches. The grammar compiler itself makes them."""
+"""Checks with the grammar compiler what a terminal matches."""
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
