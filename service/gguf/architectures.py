@@ -36,9 +36,7 @@ class Architecture:
     model_type: str
     class_name: str
     modules: Modules
-    own_fields: Callable[
-        [Metadata, GgufFile, Sizes], Fields
-    ]  # its fields in addition to the common ones
+    own_fields: Callable[[Metadata, GgufFile, Sizes], Fields]  # not the common ones
     biases: tuple[str, ...] = ()  # modules of a layer that always have a bias
     optional_biases: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by config field
     is_permuted: bool = False  # llama.cpp permutes q and k, so rotated pairs are adjacent
