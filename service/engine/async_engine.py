@@ -117,7 +117,10 @@ class AsyncEngine:
         return not self._dead.is_set()
 
     async def wait_dead(self) -> None:
-        """See `service.domain.engine.Engine.wait_dead`. Hangs are detected only while it runs."""
+        """See `service.domain.engine.Engine.wait_dead`.
+
+        Hangs are detected only while this method is awaited.
+        """
         interval_s = min(_MAX_CHECK_INTERVAL_S, self._step_timeout_s / _MIN_CHECKS)
         stuck_s, num_iterations = 0.0, -1
         while not self._dead.is_set():

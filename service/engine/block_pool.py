@@ -1,4 +1,4 @@
-"""The blocks of the KV cache: free ones, held ones, and the prefix cache. No tensors."""
+"""The blocks of the KV cache: free blocks, used blocks and the prefix cache. No tensors."""
 
 from array import array
 from collections import OrderedDict
@@ -8,7 +8,7 @@ from service.engine.sequence import Sequence
 
 
 class BlockPool:
-    """`num_blocks` blocks of `block_size` tokens each. A block is free, or held by sequences.
+    """A pool of blocks of the KV cache. A block is free, or one or more sequences hold it.
 
     A full block is cached after it has been computed. Another sequence holds it too, instead of
     computing it again, if its tokens up to the block's end, its cache salt and its caller's cache
@@ -17,7 +17,7 @@ class BlockPool:
     until it is allocated again.
 
     Args:
-        num_blocks: Number of blocks.
+        num_blocks: Total number of blocks.
         block_size: Tokens per block.
         has_prefix_caching: If False, only the sequences of one request share blocks.
     """

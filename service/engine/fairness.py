@@ -102,7 +102,7 @@ def split_budget(budget: int, demands: Items[int], weights: Items[int]) -> list[
         for i in met or unmet:
             grants[i] = demands[i] if met else budget * weights[i] // total
         if not met:
-            for i in unmet[: budget - sum(grants[i] for i in unmet)]:  # what rounding down has left
+            for i in unmet[: budget - sum(grants[i] for i in unmet)]:  # left by rounding down
                 grants[i] += 1
             break
         budget -= sum(grants[i] for i in met)

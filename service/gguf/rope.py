@@ -118,7 +118,8 @@ def _llama3_factors(theta: float, num_pairs: int, factor: float, length: int) ->
     for short ones."""
     factors = []
     for pair in range(num_pairs):
-        waves = length * theta ** (-pair / num_pairs) / (2 * math.pi)  # in the original length
+        # The number of waves of this pair within the original length.
+        waves = length * theta ** (-pair / num_pairs) / (2 * math.pi)
         smooth = (waves - _LLAMA3_LOW) / (_LLAMA3_HIGH - _LLAMA3_LOW)
         smooth = min(max(smooth, 0.0), 1.0)
         factors.append(1 / ((1 - smooth) / factor + smooth))

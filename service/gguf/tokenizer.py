@@ -29,7 +29,7 @@ from service.gguf.metadata import shortened
 
 _BYTE_LEVEL, _SENTENCE_PIECE = "gpt2", "llama"
 _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
-_SPACE = "\u2581"  # how SentencePiece writes a space
+_SPACE = "\u2581"  # the character that SentencePiece writes for a space
 
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"

@@ -13,7 +13,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from service.errors import InvalidGrammar
 
-MAX_GRAMMAR_LENGTH = 524_288  # characters, of one grammar with all its parts
+MAX_GRAMMAR_LENGTH = 524_288  # characters of one grammar with all its parts
 MAX_CACHED_BYTES = 268_435_456  # maximum memory of all cached grammars
 _MAX_REASON_LENGTH = 300
 

@@ -180,8 +180,8 @@ class HfTokenizer:
 def load_tokenizer(path: Path) -> HfTokenizer:
     """Load the tokenizer of the checkpoint in the directory `path`.
 
-    tokenizer.json decides how text is split, whatever class of transformers the checkpoint names:
-    some classes build a different tokenizer from its vocabulary.
+    tokenizer.json determines how text is split. The class of transformers that the checkpoint names
+    is ignored: some classes build a different tokenizer from the vocabulary.
 
     Raises:
         ModelLoadError: There is no tokenizer.json, or a file cannot be used.

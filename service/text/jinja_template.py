@@ -85,7 +85,10 @@ def _environment() -> jinja2.Environment:
 
 
 class _Generation(jinja2.ext.Extension):
-    """The tag `{% generation %}`, which marks the model's text for training. It has no effect."""
+    """The tag `{% generation %}`, which marks the model's text for training.
+
+    Rendering returns its body.
+    """
 
     tags = {"generation"}  # noqa: RUF012  # jinja's name and type
 

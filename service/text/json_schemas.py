@@ -12,8 +12,8 @@ from service.text.schema.documents import Document
 from service.text.schema.errors import SchemaError, UnsupportedKeyword
 from service.text.schema.rules import JsonRules, json_rules
 
-_MAX_CACHED_LENGTH = 4_194_304  # characters, of schemas and their rules
-_MAX_LOGGED_KEYWORDS = 20  # of one schema
+_MAX_CACHED_LENGTH = 4_194_304  # total number of characters of schemas and their rules
+_MAX_LOGGED_KEYWORDS = 20  # maximum number for one schema
 
 _log = structlog.get_logger(__name__)
 

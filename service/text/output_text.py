@@ -18,8 +18,8 @@ class OutputText:
 
     Args:
         markers: The texts of special tokens that appear in the text, by token id.
-        has_all_logprobs: True if a delta has the log probabilities of all its tokens. Otherwise it
-            has those of the tokens whose text begins in it.
+        has_all_logprobs: If True, a delta has the log probabilities of all its tokens. Otherwise it
+            has only those of tokens whose text begins in the delta.
     """
 
     def __init__(

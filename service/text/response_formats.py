@@ -13,7 +13,7 @@ from service.text.json_schemas import JsonSchema
 MAX_REGEX_LENGTH = 8_192  # characters
 MAX_RULES_LENGTH = 16_384  # characters
 MAX_CHOICE_STRINGS = 1_000
-MAX_CHOICES_LENGTH = 65_536  # characters, of all choices together
+MAX_CHOICES_LENGTH = 65_536  # total number of characters of all choices
 
 # All parts of a grammar's intersections are computed together: 200 took 490 MB to compile.
 _MAX_INTERSECTIONS = 16

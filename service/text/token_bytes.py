@@ -8,7 +8,7 @@ from functools import cached_property
 import tokenizers
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece writes it for a space
 
 
 class TokenBytes:
@@ -16,7 +16,7 @@ class TokenBytes:
 
     Three kinds of vocabularies encode bytes. Byte-level ones (GPT-2, Llama 3, Qwen, SmolLM) write
     each byte as a character. SentencePiece writes `<0xE2>` if it has no better token, and spaces as
-    a block character. In any other vocabulary, a token's bytes are what it decodes to by itself.
+    a block character. In any other vocabulary, a token's bytes are its decoded text.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:

@@ -33,7 +33,7 @@ _UNKNOWN = _Field("", None, is_packed=False)
 
 
 def check_num_elements(data: bytes, descriptor: Descriptor) -> None:
-    """Check that a message has at most `MAX_ELEMENTS` fields, those of its submessages included.
+    """Check that a message and its submessages have at most `MAX_ELEMENTS` fields together.
 
     32 bytes of a packed field count as one. Bytes that are not a message pass: the parser rejects
     them.

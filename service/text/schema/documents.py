@@ -7,7 +7,7 @@ from service.text.schema.errors import SchemaError
 from service.text.schema.json_values import Json, extend_path, loads
 
 MAX_LENGTH = 131_072  # characters
-MAX_DEPTH = 64  # of nested objects and arrays
+MAX_DEPTH = 64  # maximum depth of nested objects and arrays
 
 # Keywords whose value is a map of names to schemas, and keywords whose value is not a schema.
 _MAPS = frozenset(

@@ -1,4 +1,4 @@
-"""The simple assertions of a schema's keywords, without those that combine whole schemas."""
+"""The simple assertions of a schema's keywords, except keywords that combine whole schemas."""
 
 from collections.abc import Iterator
 

@@ -34,7 +34,7 @@ class Keywords:
     """The keywords of one schema, checked when they are read. Each error has the keyword's path."""
 
     def __init__(self, subschema: Subschema) -> None:
-        # As everywhere in a request, null means absent.
+        # null means that the keyword is absent, as for all fields of a request.
         self.schema: dict[str, Json] = {
             keyword: value
             for keyword, value in subschema.schema.items()
@@ -229,7 +229,7 @@ class Keywords:
             exclusive = f"exclusive{keyword.capitalize()}"
             is_exclusive = self.schema.get(exclusive)
             limit = self.number(keyword)
-            if limit is not None:  # in draft 4 the other keyword is a boolean
+            if limit is not None:  # draft 4 has a boolean that makes it exclusive
                 yield NumberLimit(limit, is_lower, is_exclusive is True)
             if not isinstance(is_exclusive, bool):
                 limit = self.number(exclusive)

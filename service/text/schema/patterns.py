@@ -21,7 +21,7 @@ from service.text.schema.pattern_syntax import (
     parse,
 )
 
-_SPECIAL = (*map(chr, range(0x20)), '"', "\\")  # what a JSON string must escape
+_SPECIAL = (*map(chr, range(0x20)), '"', "\\")  # the characters that a JSON string must escape
 _SHORT = {"\b": "b", "\t": "t", "\n": "n", "\f": "f", "\r": "r", '"': '"', "\\": "\\\\"}
 _PLAIN = r'[^"\\\x00-\x1f]'
 # One character of a string, as JSON writes it.
@@ -167,7 +167,7 @@ def _variant_terminal(variant: _Variant) -> str:
     """
     free = f"{CHARACTER}*"
     rest = '"' if variant.has_end else f'{free}"'
-    expression = ""  # what follows `rest`, if it cannot be written as a regex
+    expression = ""  # the terminal after `rest`, if it cannot be a regex
     for index in reversed(range(len(variant.nodes))):
         node = variant.nodes[index]
         if not isinstance(node, LookAround):
