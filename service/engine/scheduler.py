@@ -303,7 +303,8 @@ class Scheduler:
         """Add a draft of at most `limit` tokens. It preempts no sequence, and leaves one free block
         for each running sequence."""
         sequence = scheduled.sequence
-        num_useful = sequence.max_tokens - sequence.num_output_tokens - 1  # 1 is sampled
+        # The step samples one more token after the draft.
+        num_useful = sequence.max_tokens - sequence.num_output_tokens - 1
         limit = max(0, min(limit, num_useful, self.num_speculative_tokens))
         grammar = sequence.grammar
         forced = grammar.forced_tokens()[:limit] if grammar is not None and limit else ()
