@@ -1,10 +1,10 @@
-"""Composition root of the service: settings, model, engine, server; signals; exit codes.
+"""Starts the service: reads the settings, loads the model, and serves it until it drains.
 
 Exit codes: 0 after a signal and the drain; 1 if the model cannot be loaded, an address cannot be
 bound or the engine fails; 2 if the settings are invalid.
 """
 
-from chatrpc_process import first_process  # noqa: F401  # before the imports that take long
+from chatrpc_process import first_process  # noqa: F401  # must precede the imports that take long
 
 # isort: split
 import asyncio
@@ -212,7 +212,7 @@ async def _ends_first(
     """Run both until one ends, cancel the other, and return True if `work` has ended.
 
     Raises:
-        Exception: The one that has ended raised it.
+        Exception: The exception of the one that ended.
     """
     tasks = [asyncio.ensure_future(work), asyncio.ensure_future(other)]
     done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -228,6 +228,6 @@ async def _ends_first(
 if __name__ == "__main__":
     exit_code = main()
     logging.shutdown()
-    # Not sys.exit: after a signal during the load, the engine's thread is inside torch, and C++
-    # aborts when the interpreter is torn down.
+    # sys.exit is not used: after a signal during the load, the engine's thread is inside torch, and
+    # C++ aborts the process when the interpreter is finalized.
     os._exit(exit_code)

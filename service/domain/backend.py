@@ -1,8 +1,8 @@
-"""The chat backend: checked requests in, text deltas out.
+"""The chat backend: it turns checked requests into text deltas.
 
-The servicers use nothing else of a model. The local backend (`service.generation`) is one
-implementation, over an `Engine`. Another one could call a remote server: it has no engine, and it
-may have neither a tokenizer nor token ids.
+The servicers use a model only through this interface. The local backend (`service.generation`) is
+one implementation, over an `Engine`. Another one could call a remote server. It would have no
+engine, and perhaps neither a tokenizer nor token ids.
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -23,14 +23,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """The facts of a model that requests are checked against.
+    """The properties of a model that are needed to check requests.
 
     Attributes:
-        max_model_len: Maximum tokens of a sequence, prompt and output together.
-        max_sequences: Maximum sequences of one request, of all its prompts together.
-        sampling_defaults: Sampling parameters where a request sets none.
+        max_model_len: Maximum number of tokens of a sequence, prompt and output together.
+        max_sequences: Maximum number of sequences of one request, for all its prompts together.
+        sampling_defaults: The values of sampling parameters that a request does not set.
         vocab_size: Number of token ids of the model; None if the backend has no token ids.
-        max_token_chars: Maximum characters of a text that one token stands for; None if unknown.
+        max_token_chars: Maximum number of characters that one token stands for; None if unknown.
     """
 
     max_model_len: int
@@ -46,7 +46,7 @@ class Workers(Protocol):
     Both methods return `function(*arguments)`.
 
     Raises:
-        PreparationFull: Too many jobs are waiting, or the caller has its share of them.
+        PreparationFull: Too many jobs are waiting, or the caller has used its share of them.
     """
 
     async def text(self, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -65,8 +65,8 @@ class CallContext:
     """The call that a request belongs to.
 
     Attributes:
-        deadline: When the request must be complete, of `time.monotonic()`, in seconds.
-        priority: Requests of the caller with a lower value are admitted first.
+        deadline: Time by which the request must be complete, in seconds of `time.monotonic()`.
+        priority: Among the caller's requests, those with a lower value are admitted first.
     """
 
     caller: Caller
@@ -77,13 +77,13 @@ class CallContext:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as the model reads it.
+    """One prompt of a request, after tokenization.
 
     Attributes:
         text: The prompt's text, for text completions.
-        token_ids: Empty if the backend has no token ids.
-        num_tokens: None if the backend reports it only at the end, or never.
-        text_offsets: Offset in `text` of each token, for text completions that return it.
+        token_ids: The prompt's token ids; empty if the backend has no token ids.
+        num_tokens: Number of tokens; None if the backend reports it only at the end, or never.
+        text_offsets: Offset in `text` of each token, for text completions that return offsets.
     """
 
     text: str = ""
@@ -96,7 +96,7 @@ class DecodedLogprob(NamedTuple):
     """The log probability of a token (natural, before temperature), with the token's bytes.
 
     `logprob` is None for the first token of a prompt. `token_id` is None if the backend has no
-    token ids. `top` is in falling order.
+    token ids. `top` has the most likely tokens, in descending order.
     """
 
     token: bytes
@@ -120,24 +120,24 @@ class TextDelta:
     """The next piece of a choice.
 
     Attributes:
-        text: Content.
+        text: The next piece of the content.
         num_tokens: Number of tokens generated since the last delta of the choice. Their text may
             come with a later delta.
-        finish_reason: Not None in the choice's last delta.
-        matched_stop: The stop string or stop token of the request that ended the choice.
+        finish_reason: The reason why the choice ended; None except in the choice's last delta.
+        matched_stop: The request's stop string or stop token that ended the choice, if any.
         num_cached_tokens: Number of tokens of the prompt that came from the prefix cache.
         index: Index of the choice among those of its prompt.
         token_ids: Ids of the `num_tokens` tokens.
-        logprobs: Of a chat: those of the tokens whose text begins in this delta. A token that ended
-            the choice has none, nor do the tokens of a stop string that is removed. Of a text
-            completion: those of the `num_tokens` tokens.
-        prompt_logprobs: Those of all tokens of the prompt, once.
-        reasoning: Text of the reasoning before the content.
-        num_reasoning_tokens: Number of tokens of the choice that were spent on reasoning so far.
+        logprobs: Log probabilities. In a chat, of the tokens whose text begins in this delta. A
+            token that ended the choice has none, nor do the tokens of a stop string that is
+            removed. In a text completion, of the `num_tokens` tokens.
+        prompt_logprobs: Log probabilities of all tokens of the prompt. Only one delta has them.
+        reasoning: The next piece of the reasoning, which comes before the content.
+        num_reasoning_tokens: Number of reasoning tokens of the choice so far.
         tool_calls: Pieces of tool calls.
-        prompt_index: Index of the prompt.
+        prompt_index: Index of the prompt in the request.
         text_offsets: Offset in the choice's text of each of the `num_tokens` tokens.
-        timings: Progress of the prompt's request, from a backend that reports it.
+        timings: Progress of the prompt's request; None if the backend does not report it.
     """
 
     text: str = ""
@@ -158,7 +158,10 @@ class TextDelta:
 
     @property
     def num_logprobs(self) -> int:
-        """Number of log probabilities in the delta, alternatives included, if all have as many."""
+        """Number of log probabilities in the delta, including the most likely alternatives.
+
+        Every entry is expected to have the same number of alternatives.
+        """
         return sum(
             len(logprobs) * (1 + len(logprobs[-1].top))
             for logprobs in (self.logprobs, self.prompt_logprobs)
@@ -190,7 +193,7 @@ class Generation(Protocol):
 
 
 class BackendLoad(NamedTuple):
-    """The sequences in a backend, running or waiting, and how many can run at once."""
+    """The number of sequences in a backend, running or waiting, and the maximum of running ones."""
 
     num_sequences: int
     max_running: int
@@ -213,13 +216,13 @@ class ChatBackend(Protocol):
         """Reserve capacity for a request while it is prepared and run.
 
         Raises:
-            QueueFull: There is no capacity, or the caller has its share of it.
+            QueueFull: There is no capacity, or the caller has used its share of it.
             EngineDead: The backend has failed.
         """
         ...
 
     async def prepare(self, request: GenerationRequest, call: CallContext) -> Generation:
-        """Do everything that can reject the request before it runs.
+        """Check and prepare a request, without running it.
 
         Raises:
             InvalidField or a subclass: The request cannot be served.

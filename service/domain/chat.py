@@ -34,7 +34,7 @@ class PromptOptions:
 
     Attributes:
         template_kwargs: Variables for the chat template.
-        continue_final_message: True if the prompt ends inside the last message.
+        continue_final_message: True if the output continues the last message.
         truncate_prompt_tokens: Number of tokens to keep of the prompt's end; None keeps all.
         tools: The tools as chat templates read them: dicts as in OpenAI's API.
     """
@@ -53,7 +53,7 @@ class Tool:
     Attributes:
         schema: A JSON schema of the arguments; "" if the request has none.
         is_strict: True if the arguments must follow the schema exactly.
-        schema_field: The field of the request that has the schema, for errors.
+        schema_field: The field of the request that has the schema, for error messages.
     """
 
     name: str
@@ -74,8 +74,8 @@ class ToolMode(Enum):
 class JsonLayout(Enum):
     """The white space that generated JSON may have."""
 
-    # Between tokens, one space, or one line break and the indentation of the next line. A small
-    # model that may write blank lines writes them until it reaches its limit.
+    # Between tokens there may be one space, or one line break and the indentation of the next line.
+    # Blank lines are not allowed: a small model would write them until it reaches its limit.
     FLEXIBLE = "flexible"
     COMPACT = "compact"  # no white space
 
@@ -97,7 +97,7 @@ class ResponseFormat:
     Attributes:
         text: The schema, the regular expression or the grammar.
         is_strict: True if the schema must be enforced exactly, or rejected.
-        field: The field of the request that has the format, for errors.
+        field: The field of the request that has the format, for error messages.
     """
 
     kind: ResponseFormatKind
@@ -113,10 +113,10 @@ class ChatRequest:
 
     Attributes:
         n: Number of choices.
-        num_logprobs: As in `service.domain.engine.Request`.
-        num_prompt_logprobs: As in `service.domain.engine.Request`.
+        num_logprobs: See `service.domain.engine.Request`.
+        num_prompt_logprobs: See `service.domain.engine.Request`.
         tools: The tools that may be called; the request may have had more.
-        messages_field: The field of the request that has the messages, for errors.
+        messages_field: The field of the request that has the messages, for error messages.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""The engine: token ids in, token ids out."""
+"""The interface of an engine, which generates token ids from token ids."""
 
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager
@@ -26,11 +26,11 @@ class Caller:
     Requests of one caller are served in order; different callers take turns.
 
     Attributes:
-        name: Identifies the caller. Empty for requests without an identity, which share one queue.
+        name: Identifies the caller. It is empty for all requests without an identity: they share
+            one queue.
         weight: Number of turns that the caller gets in a round; at least 1.
         cache_namespace: Only callers with an equal namespace share cached prompt prefixes.
-        min_priority: The lowest (most urgent) value that its requests may set as
-            `priority`.
+        min_priority: The lowest (most urgent) `priority` that the caller's requests may set.
     """
 
     name: str = ""
@@ -43,13 +43,13 @@ class Caller:
 class EngineTimings:
     """The progress of one request in the engine, all its sequences together.
 
-    Times are of `time.monotonic()`, in seconds. None: the request has not come so far.
+    Times are in seconds of `time.monotonic()`. A time is None if the event has not happened yet.
 
     Attributes:
-        queued_s: When the request was admitted.
-        scheduled_s: When the first step with one of its sequences began.
-        first_token_s: When its first token was generated.
-        last_token_s: When its last token so far was generated.
+        queued_s: Time when the request was admitted.
+        scheduled_s: Time when the first step with one of its sequences began.
+        first_token_s: Time when its first token was generated.
+        last_token_s: Time when its last token so far was generated.
         num_tokens: Number of tokens generated so far.
     """
 
@@ -69,19 +69,20 @@ class Request:
     those of the model, before any option.
 
     Attributes:
-        sampling: `max_tokens` may be None or too large. The engine limits it to what the context
-            leaves.
-        stop_token_ids: All tokens that end the sequence, the model's own included.
-        deadline: Of `time.monotonic()`, in seconds. A request that is still waiting then fails.
+        sampling: Sampling parameters. `max_tokens` may be None or too large. The engine limits it
+            to the rest of the context after the prompt.
+        stop_token_ids: Ids of all tokens that end a sequence, including the model's own end tokens.
+        deadline: Time in seconds of `time.monotonic()`. If the request is still waiting at that
+            time, it fails.
         cache_salt: Only requests with an equal salt share cached prompt prefixes.
         n: Number of sequences. The prompt is computed once. Sequence `i` is sampled by the seed
             and `i`.
         priority: Requests with a lower value are admitted first and preempted last.
-        num_logprobs: Number of most likely tokens whose log probabilities are returned beside that
-            of each generated token. None: no log probabilities.
+        num_logprobs: Number of most likely tokens whose log probabilities are returned, in addition
+            to that of each generated token. If it is None, no log probabilities are returned.
         num_prompt_logprobs: The same for the prompt.
-        bad_token_sequences: Sequences that are never generated, none of them empty.
-        constraint: The grammar of the output.
+        bad_token_sequences: Token sequences that are never generated. None of them is empty.
+        constraint: The grammar of the output; None if there is none.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -102,7 +103,7 @@ class Request:
 class TokenLogprobs:
     """The log probability of a token (natural, before temperature) and of the most likely tokens.
 
-    `top` is in falling order, the lower token id first among equals.
+    `top` is in descending order. Among equally likely tokens the lower id comes first.
     """
 
     token_id: int
@@ -115,14 +116,14 @@ class TokenOutput:
     """The next tokens of one sequence of a request.
 
     Attributes:
-        finish_reason: Not None if the sequence has ended. With STOP, the last of `token_ids` is a
-            stop token; or there is no token, because none was allowed.
+        finish_reason: The reason why the sequence ended; None if it has not ended. With STOP, the
+            last of `token_ids` is a stop token, or there is no token because none was allowed.
         num_cached_tokens: Number of tokens of the prompt that came from the prefix cache. Set in
             every output with a token.
         index: Index of the sequence.
-        logprobs: Those of `token_ids`, if requested.
-        prompt_logprobs: Those of all tokens of the prompt but the first, if requested. They come
-            with the first output of sequence 0.
+        logprobs: Log probabilities of `token_ids`, if requested.
+        prompt_logprobs: Log probabilities of all tokens of the prompt except the first, if
+            requested. Only the first output of sequence 0 has them.
         timings: Progress of the request at this output.
     """
 
@@ -162,36 +163,36 @@ class EngineStats:
     num_kv_blocks: int = 0
     kv_block_size: int = 0  # tokens in a block
     num_free_kv_blocks: int = 0  # blocks that no sequence uses; they may be cached
-    # Counted since the start of the engine:
+    # The fields below are counted since the start of the engine.
     num_preemptions: int = 0
     num_steps: int = 0
     num_failed_steps: int = 0
-    num_prefix_cache_queries: int = 0  # prompt tokens that were looked up
-    num_prefix_cache_hits: int = 0  # prompt tokens that were found
+    num_prefix_cache_queries: int = 0  # prompt tokens looked up in the prefix cache
+    num_prefix_cache_hits: int = 0  # prompt tokens that were found in it
     num_draft_tokens: int = 0  # draft tokens proposed
     num_accepted_tokens: int = 0  # draft tokens accepted
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Generates token ids from token ids. Text, templates and stop strings are not its concern."""
+    """Generates token ids from token ids. Text, templates and stop strings are handled outside."""
 
     @property
     def max_model_len(self) -> int:
-        """Maximum tokens of a sequence, prompt and output together. Known after start."""
+        """Maximum number of tokens of a sequence, prompt and output together; set by `start`."""
         ...
 
     async def start(self, model: EngineModel) -> None:
-        """Load the model and get ready to generate. The event loop must not be blocked meanwhile.
+        """Load the model and prepare to generate. This must not block the event loop.
 
         Raises:
-            ModelLoadError: the model cannot be served.
+            ModelLoadError: The model cannot be served.
         """
         ...
 
     @property
     def max_request_sequences(self) -> int:
-        """Maximum sequences of one request, all its prompts together."""
+        """Maximum number of sequences of one request, for all its prompts together."""
         ...
 
     def reserve(self, caller: Caller, num_sequences: int) -> AbstractContextManager[None]:
@@ -220,7 +221,8 @@ class Engine(Protocol):
         the generator aborts the request and frees its resources.
 
         Args:
-            is_reserved: True if capacity is reserved for the request. Otherwise it is taken here.
+            is_reserved: True if `reserve` has reserved capacity for the request. Otherwise this
+                method reserves it.
 
         Raises, at the first item:
             ContextLengthExceeded, QueueFull, DeadlinePassed: The request is rejected.
@@ -238,7 +240,11 @@ class Engine(Protocol):
         ...
 
     async def stop(self) -> bool:
-        """Fail the running requests and free the model. Return False if the engine had failed."""
+        """Fail the unfinished requests and free the model.
+
+        Returns:
+            False if the engine has failed before; True otherwise.
+        """
         ...
 
 
@@ -248,7 +254,7 @@ class EngineFactory(Protocol):
     def __call__(self, settings: EngineSettings, /) -> Engine:
         """Return an engine that has not been started.
 
-        This is called on the event loop's thread before the model's files are there, so it must
-        return at once. Work that takes long belongs into `Engine.start`.
+        This is called on the event loop's thread, before the model's files are available. It must
+        return at once. Work that takes long belongs in `Engine.start`.
         """
         ...

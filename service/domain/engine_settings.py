@@ -18,8 +18,10 @@ class EngineSettings:
     The service's options of the same names take their defaults from here.
 
     Attributes:
-        device: Where the model runs. `auto` is a CUDA device if there is one, else the CPU.
-        dtype: Type of weights and KV cache. `auto` is bfloat16 if the hardware multiplies it.
+        device: The device that the model runs on. `auto` is a CUDA device if there is one, else the
+            CPU.
+        dtype: Type of weights and KV cache. `auto` is bfloat16 if the hardware multiplies it, else
+            float32.
         quantization: Quantization of weights and activations. `auto` is int8 for the native decoder
             on a CPU if `dtype` is `auto`, and none otherwise.
         cache_dir: Directory for files that are made once, such as compiled kernels.
@@ -29,13 +31,13 @@ class EngineSettings:
         max_num_batched_tokens: Maximum number of tokens in one step.
         max_queue_size: Maximum number of waiting sequences.
         block_size: Tokens in a block of the KV cache.
-        kv_cache_memory_bytes: Size of the KV cache in bytes. None means room for a few sequences of
-            maximum length, within half of the free memory.
-        num_threads: CPU threads. None means one for each CPU that the process may use.
+        kv_cache_memory_bytes: Size of the KV cache in bytes. None means enough for a few sequences
+            of maximum length, but at most half of the free memory.
+        num_threads: Number of CPU threads. None means one for each CPU that the process may use.
         prefix_caching: If True, requests share cached blocks of equal prompt prefixes.
         num_speculative_tokens: Maximum length of a draft, in tokens; 0 disables drafts.
-        step_timeout_s: Maximum duration of one step, in seconds. A longer step is a failure of the
-            engine.
+        step_timeout_s: Maximum duration of one step, in seconds. If a step takes longer, the engine
+            has failed.
     """
 
     device: Device = "auto"
@@ -60,8 +62,8 @@ class EngineModel:
 
     Attributes:
         path: A directory with config.json, weights in safetensors and the tokenizer's files.
-        check_token_ids: A short text. An engine may measure on it what quantization costs the
-            model. Empty means that there is no such text.
+        check_token_ids: Token ids of a short text. An engine may measure on it how much
+            quantization increases the model's loss. Empty means that there is no such text.
     """
 
     path: Path

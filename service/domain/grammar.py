@@ -7,23 +7,25 @@ from typing import Protocol
 class Matcher(Protocol):
     """The state of one output in its grammar.
 
-    One thread at a time uses it, not always the same. It should release the interpreter's lock
-    while it computes, because the model's next step is under way. An exception ends its request
-    only.
+    Different threads may use it, but only one at a time. It should release the interpreter's lock
+    while it computes, because the model computes its next step meanwhile. An exception ends only
+    the request of this output.
     """
 
     def allowed_tokens(self) -> bytes:
-        """Return a bit for each token id that may come next, the lowest bit of byte 0 for id 0.
+        """Return one bit for each token id: 1 if the token may come next.
 
-        If the grammar is fulfilled, the tokens that end the output are among them. After such a
-        token no token is allowed. If no token is allowed, the output ends.
+        The lowest bit of byte 0 is that of id 0. If the grammar is fulfilled, the tokens that end
+        the output are allowed. After such a token no token is allowed. If no token is allowed, the
+        output ends.
         """
         ...
 
     def forced_tokens(self) -> tuple[int, ...]:
-        """Return the tokens that must come next, as far as there is no choice; possibly none.
+        """Return the tokens that must come next; empty if the grammar leaves a choice.
 
-        They are used as a draft: wrong ones are rejected by `allowed_tokens` and change no output.
+        They are used as a draft: `allowed_tokens` rejects wrong ones, so that they change no
+        output.
         """
         ...
 
@@ -34,7 +36,8 @@ class Matcher(Protocol):
     def fork(self) -> "Matcher":
         """Return a copy for checking draft tokens. Advancing it does not affect this matcher.
 
-        The copy raises where this matcher would give up, because a draft must end no output.
+        If following the grammar costs too much, this matcher ends the output, but the copy raises
+        an exception: a draft must not end an output.
         """
         ...
 
@@ -51,7 +54,7 @@ class OutputConstraint(Constraint, Protocol):
     """The constraint of one request. It fails if following it costs too much.
 
     Attributes:
-        failure: The reason, once it has failed and ended its output.
+        failure: The reason why the constraint has failed and ended its output; None before that.
     """
 
     failure: str | None
@@ -64,7 +67,7 @@ class OutputConstraint(Constraint, Protocol):
         """Return the constraint of the rest of an output that begins with `text`.
 
         Raises:
-            InvalidGrammar: No output of the grammar begins with it.
+            InvalidGrammar: No output of the grammar begins with `text`.
         """
         ...
 
@@ -81,7 +84,7 @@ class Grammars(Protocol):
         ...
 
     def compile(self, grammar: str) -> OutputConstraint:
-        """Return a compiled grammar, from the cache if possible.
+        """Return the compiled grammar, from the cache if it is there.
 
         Args:
             grammar: In llguidance's notation.
@@ -95,6 +98,6 @@ class Grammars(Protocol):
         """Return a grammar from the cache, without compiling it; None if it is not there.
 
         Raises:
-            InvalidGrammar: It could not be compiled before.
+            InvalidGrammar: The cache has the failure of an earlier compilation.
         """
         ...

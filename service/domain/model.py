@@ -1,4 +1,4 @@
-"""A served model: its tokenizer, its engine, its formats."""
+"""A served model: its tokenizer, its engine and its formats."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ class Tokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """The number of token ids, added tokens included."""
+        """Number of token ids, including added tokens."""
         ...
 
     @property
     def max_token_chars(self) -> int:
-        """Maximum number of characters of a text that one token stands for."""
+        """Maximum number of characters that one token stands for."""
         ...
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
@@ -29,9 +29,10 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the UTF-8 bytes of a token in the middle of a text, or a part of a character.
+        """Return the UTF-8 bytes of a token in the middle of a text.
 
-        Those of a special token are its name. An id outside the vocabulary has no bytes.
+        They may be a part of a character. The bytes of a special token are its name. An id outside
+        the vocabulary has no bytes.
         """
         ...
 
@@ -70,7 +71,7 @@ class ReasoningFormat(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChatFormats:
-    """The formats of a model's tool calls and reasoning, and if its template takes tools."""
+    """The formats of a model's tool calls and reasoning, and its template's support for tools."""
 
     tools: ToolFormat = ToolFormat.HERMES
     has_tool_template: bool = False
@@ -92,14 +93,14 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A model in this process: its engine and how its text is written and read."""
+    """A model in this process: its engine, its tokenizer and the formats of its text."""
 
     card: ModelCard
     tokenizer: Tokenizer
     engine: Engine
     sampling_defaults: SamplingParams
     eos_token_ids: frozenset[int]
-    vocab_size: int  # of the model; a tokenizer may have more tokens
+    vocab_size: int  # number of ids of the model; a tokenizer may have more
     formats: ChatFormats = ChatFormats()
-    grammars: Grammars | None = None  # None: this kind of tokenizer has none
+    grammars: Grammars | None = None  # None if the tokenizer's kind is not supported
     json_layout: JsonLayout = JsonLayout.FLEXIBLE

@@ -6,24 +6,24 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """Parameters of the choice of tokens and of the end of generation.
+    """The parameters that choose the tokens and that end the generation.
 
-    The values here are OpenAI's defaults and the only place where a default is written; the model's
-    `generation_config` replaces them at start, a request's own fields replace those.
+    The defaults here are OpenAI's. They are written nowhere else. At the start of the service, the
+    model's `generation_config` replaces them. The fields that a request sets replace both.
     """
 
-    temperature: float = 1.0  # 0: greedy
+    temperature: float = 1.0  # 0 means greedy sampling
     top_p: float = 1.0
-    top_k: int = 0  # 0: no limit
+    top_k: int = 0  # 0 means no limit
     min_p: float = 0.0
     seed: int | None = None
-    max_tokens: int | None = None  # None: all that the context leaves
+    max_tokens: int | None = None  # None means the rest of the context
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)  # by token id
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # keyed by token id
     min_tokens: int = 0
-    allowed_token_ids: frozenset[int] | None = None  # None: all
+    allowed_token_ids: frozenset[int] | None = None  # None means all
     bad_words: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()

@@ -10,22 +10,23 @@ _SMOOTHING = 0.2  # the weight of the newest gap in the running mean
 class Admission:
     """Limits the number of sequences that run, wait or are being prepared.
 
-    At most `max_num_seqs + max_queue_size` sequences are inside at once. A caller may have its
-    share of the running slots and, of the other slots, the number of free ones times its weight
+    At most `max_num_seqs + max_queue_size` sequences are inside at once. A caller may use its share
+    of the running slots. Of the other slots it may use its weight times the number of free ones
     (`SharedCapacity`). So no caller can fill the queue by itself.
 
     The waiting time is estimated by Little's law: the mean time between two sequences that leave,
-    times the number of sequences ahead. As callers take turns, the sequences ahead are those of the
-    caller itself and as many of each other caller. A request whose deadline comes before the
-    estimated end of its wait is rejected.
+    times the number of sequences ahead. Callers take turns. So the sequences ahead are those of the
+    caller itself, and for each other caller at most a number in proportion to its weight. If the
+    deadline of a request comes before the estimated end of its wait, the request is rejected.
     """
 
     def __init__(self, max_num_seqs: int, max_queue_size: int) -> None:
         self._max_num_seqs = max_num_seqs
         self._max_queue_size = max_queue_size
         self._inside = SharedCapacity(max_num_seqs + max_queue_size)
-        self._weights: dict[str, int] = {}  # by name of the caller
-        # When the last sequence left; or, if later, when all running slots were last taken.
+        self._weights: dict[str, int] = {}  # keyed by the caller's name
+        # The time when the last sequence left, or when the last free running slot was taken,
+        # whichever is later.
         self._gap_since = 0.0
         self._mean_gap_s = 0.0
 

@@ -74,7 +74,7 @@ class AsyncEngine:
         self._loop: asyncio.AbstractEventLoop
         self._started: asyncio.Future[int]
         self._num_iterations = 0  # steps and commands that the engine's thread has completed
-        self._is_idle = True  # the engine's thread waits for a command
+        self._is_idle = True  # True while the engine's thread waits for a command
         self._is_hung = False
         self._is_closed = False
         self._dead = asyncio.Event()
@@ -117,7 +117,10 @@ class AsyncEngine:
         return not self._dead.is_set()
 
     async def wait_dead(self) -> None:
-        """See `service.domain.engine.Engine.wait_dead`. Hangs are detected only meanwhile."""
+        """See `service.domain.engine.Engine.wait_dead`.
+
+        Hangs are detected only while this method is awaited.
+        """
         interval_s = min(_MAX_CHECK_INTERVAL_S, self._step_timeout_s / _MIN_CHECKS)
         stuck_s, num_iterations = 0.0, -1
         while not self._dead.is_set():
@@ -231,7 +234,7 @@ class AsyncEngine:
     def _run(self, model: EngineModel) -> None:
         try:
             core, max_model_len = self._load(model)
-        except BaseException as error:  # start() raises it
+        except BaseException as error:  # it is reported by start()
             self._post(self._settle_start, None, error)
             return
         self._stats = core.stats

@@ -1,4 +1,4 @@
-"""The blocks of the KV cache: free ones, held ones, and the prefix cache. No tensors."""
+"""The blocks of the KV cache: free blocks, used blocks and the prefix cache. No tensors."""
 
 from array import array
 from collections import OrderedDict
@@ -8,7 +8,7 @@ from service.engine.sequence import Sequence
 
 
 class BlockPool:
-    """`num_blocks` blocks of `block_size` tokens each. A block is free, or held by sequences.
+    """A pool of blocks of the KV cache. A block is free, or one or more sequences hold it.
 
     A full block is cached after it has been computed. Another sequence holds it too, instead of
     computing it again, if its tokens up to the block's end, its cache salt and its caller's cache
@@ -17,7 +17,7 @@ class BlockPool:
     until it is allocated again.
 
     Args:
-        num_blocks: Number of blocks.
+        num_blocks: Total number of blocks.
         block_size: Tokens per block.
         has_prefix_caching: If False, only the sequences of one request share blocks.
     """
@@ -28,9 +28,9 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._has_prefix_caching = has_prefix_caching
-        # In the order of reuse. First the blocks that are not cached, last freed first, so that the
-        # process writes to as little memory as possible. Then the cached ones, least recently held
-        # first.
+        # Ids of the free blocks, in the order of reuse. First come the blocks that are not cached,
+        # the last freed first, so that the process writes to as little memory as possible. Then
+        # come the cached ones, the least recently held first.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._num_holders = [0] * num_blocks
         self._cached: dict[bytes, int] = {}  # block ids by the hash of the prefix up to their end
@@ -54,7 +54,7 @@ class BlockPool:
         count as computed.
 
         Args:
-            num_spared: Number of free blocks to leave.
+            num_spared: Number of blocks that must remain free.
 
         Returns:
             False, without any change, if there are not enough free blocks.
@@ -88,8 +88,8 @@ class BlockPool:
                 self._hashes[block_id] = prefix
 
     def free(self, sequence: Sequence) -> None:
-        """Free every block of a sequence. None of its tokens counts as computed any more."""
-        # From the last to the first, so that a cached prefix is evicted after what follows it.
+        """Free every block of a sequence. Its tokens no longer count as computed."""
+        # The last block is freed first. So the first blocks of a cached prefix are evicted last.
         for block_id in reversed(sequence.block_ids):
             self._num_holders[block_id] -= 1
             if not self._num_holders[block_id]:
@@ -127,12 +127,12 @@ class BlockPool:
 
     def _salt_hash(self, sequence: Sequence) -> bytes:
         """Return the hash from which prefix hashes start. Requests that may share blocks have the
-        same one."""
+        same hash."""
         request, own = sequence.request, str(sequence.request_id)
         namespace = request.caller.cache_namespace
         salt = request.cache_salt if self._has_prefix_caching else own
-        # Another hash function than that of the blocks, so that no salt can imitate a prefix. The
-        # length separates the namespace from the salt.
+        # The blocks use another hash function. So no salt can imitate a prefix. The length
+        # separates the namespace from the salt.
         return blake2b(f"{len(namespace)}:{namespace}{salt}".encode()).digest()
 
     def _is_shared(self, sequence: Sequence) -> bool:

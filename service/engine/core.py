@@ -31,8 +31,9 @@ class Computed:
         token_ids: The sampled tokens: the accepted tokens of the draft and the one after them. Each
             is sampled with the draw (`Sequence.draw`) of its position. Empty if no token is
             allowed, if nothing was to be sampled, or if there is an `error`.
-        logprobs: One for each of `token_ids`, if the request asks for them.
-        prompt_logprobs: The next ones of the prompt, if the request asks for them.
+        logprobs: Log probabilities of `token_ids`, if the request asks for them.
+        prompt_logprobs: The next part of the prompt's log probabilities, if the request asks for
+            them.
         error: An error that concerns only this sequence.
     """
 
@@ -150,15 +151,15 @@ class EngineCore:
 
         Args:
             report: Called before the batch is computed, with an output without tokens for each
-                request of which no sequence was scheduled before. Not called if there is none.
+                request that is scheduled for the first time. Not called if there is none.
 
         Returns:
             An output for each sequence that got a token or finished, and for each request that
             failed.
 
         Raises:
-            Exception: The runner has failed with this exception, and it lost its device or failed
-                in `max_failed_steps` steps in a row.
+            Exception: The exception of the runner, if the device is lost or if `max_failed_steps`
+                steps in a row have failed.
         """
         expired = self._expire_waiting(time.monotonic())
         batch = self._scheduler.schedule()

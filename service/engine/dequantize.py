@@ -24,7 +24,7 @@ def dequantize(
         [N, K].
 
     Raises:
-        ValueError: A shape is none of these.
+        ValueError: A tensor has a shape that is not listed above.
     """
     weight = stored.float()
     if zero_point is not None:

@@ -14,7 +14,7 @@ class CallerUsage:
     Attributes:
         weight: The caller's share of any capacity is `weight / total_weight`.
         total_weight: Sum of the weights of all callers.
-        running: In the order of `Sequence.rank`.
+        running: The caller's running sequences, in the order of `Sequence.rank`.
     """
 
     weight: int
@@ -56,9 +56,9 @@ def usage_by_caller(
 def victim_when_full(uses: dict[str, CallerUsage]) -> Sequence:
     """Return the running sequence to preempt when the cache is full.
 
-    It is the last sequence of the caller that holds most blocks for its weight, among the callers
-    with several running sequences. If each caller runs one, it is the sequence that arrived last.
-    So the first sequence of each caller continues, or at least the oldest of these.
+    It is the last sequence of the caller that holds the most blocks in proportion to its weight,
+    among the callers with several running sequences. So the first sequence of each caller
+    continues. If each caller runs one sequence, it is the one that arrived last.
     """
     several = [use for use in uses.values() if use.num_running > 1]
     if several:
@@ -72,8 +72,9 @@ def victim_above_share(
 ) -> Sequence | None:
     """Return the sequence to preempt for a caller below its share.
 
-    It is the last sequence of the caller that uses most for its weight, among the callers that use
-    more than their share and run several sequences. None if there is no such caller.
+    It is the last sequence of the caller that uses the most in proportion to its weight, among the
+    callers that use more than their share and run several sequences. The result is None if there is
+    no such caller.
 
     Args:
         amount: Returns how much of `capacity` a caller uses.
@@ -101,7 +102,7 @@ def split_budget(budget: int, demands: Items[int], weights: Items[int]) -> list[
         for i in met or unmet:
             grants[i] = demands[i] if met else budget * weights[i] // total
         if not met:
-            for i in unmet[: budget - sum(grants[i] for i in unmet)]:  # remainder of the rounding
+            for i in unmet[: budget - sum(grants[i] for i in unmet)]:  # left by rounding down
                 grants[i] += 1
             break
         budget -= sum(grants[i] for i in met)

@@ -34,7 +34,7 @@ class GrammarState:
         """Return the tokens that must come next; empty if the grammar leaves a choice."""
         try:
             return self._catch_up().forced_tokens()
-        except Exception as error:  # a library's code; `masks` raises it
+        except Exception as error:  # from a library; `masks` raises it
             self._error = error
             return ()
 

@@ -84,5 +84,5 @@ def _available_in_cgroup(cgroup: Path) -> int | None:
 
 
 def _read_fields(path: Path) -> dict[str, int]:
-    """Parse a file whose lines are a name and a number."""
+    """Return the numbers in a file by name. Each line of it is a name and a number."""
     return {name: int(value) for name, value, *_ in map(str.split, path.read_text().splitlines())}

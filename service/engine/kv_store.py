@@ -63,7 +63,8 @@ class KVStore:
         """Return the keys and values of the blocks in `block_table` [B, M].
 
         Returns:
-            [num_kv_heads, B, M * block_size, key_dim] and the same with value_dim.
+            The keys [num_kv_heads, B, M * block_size, key_dim], and the values
+            [num_kv_heads, B, M * block_size, value_dim].
         """
         return (
             _gather(self._keys[layer], block_table),

@@ -98,8 +98,8 @@ class Layout:
         ]
 
     def prompt_logprob_targets(self) -> list[tuple[int, int]]:
-        """Return, for each of `prompt_logprob_rows`, the id of the next token, and how many of the
-        most likely tokens to report."""
+        """Return a pair for each of `prompt_logprob_rows`: the id of the next token, and the number
+        of most likely tokens to report."""
         return [
             (sequence.token_ids[position + 1], sequence.request.num_prompt_logprobs or 0)
             for s in self.sequences

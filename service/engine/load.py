@@ -26,9 +26,9 @@ from service.engine.quantized_checkpoint import QuantizedWeights, read_quantized
 from service.engine.scheduler import Scheduler
 from service.errors import ModelLoadError, first_line
 
-# The default size of the KV cache: room for this number of sequences of full length, at least 1 GiB
-# and at most this share of the memory that is free after loading. All of it is used after some
-# time, because the prefix cache keeps blocks until they are needed.
+# These set the default size of the KV cache. It fits this number of sequences of full length, but
+# has at least 1 GiB and at most this share of the memory that is free after loading. After some
+# time all of it is used, because the prefix cache keeps blocks until they are needed.
 _FULL_SEQUENCES = 4
 _MIN_CACHE_BYTES = 2**30
 _MAX_CACHE_SHARE = 0.5
@@ -57,11 +57,11 @@ class EngineOptions(EngineSettings):
 
     Attributes:
         path: The model's directory.
-        check_token_ids: A short text on which the loss by int8 is measured when the model is
-            loaded. Empty means that it is not measured.
-        max_quantization_cost: Maximum loss by int8 on that text, in nats a token. If it is larger,
-            quantization "auto" loads the model without int8, and "int8" logs a warning. The default
-            is 10 % of perplexity; models that suit int8 lose less than 4 %.
+        check_token_ids: The token ids of a short text. When the model is loaded, the increase of
+            its loss by int8 is measured on this text. Empty means that it is not measured.
+        max_quantization_cost: Maximum increase of the loss by int8, in nats per token. If it is
+            larger, quantization "auto" loads the model without int8, and "int8" logs a warning. The
+            default is an increase of perplexity by 10 %. Models that suit int8 have less than 4 %.
     """
 
     path: Path
@@ -139,7 +139,7 @@ def check_quantization(quantization: Quantization, device: torch.device) -> None
     """Check that a quantization is supported on a device.
 
     Raises:
-        ModelLoadError: It is not.
+        ModelLoadError: It is not supported.
     """
     if quantization == "int8" and device.type != "cpu":
         raise ModelLoadError(
@@ -192,7 +192,7 @@ def _check_parts(path: Path, config: Any) -> None:
     """Check that the language model of a multimodal model can be used by itself.
 
     Raises:
-        ModelLoadError: It cannot.
+        ModelLoadError: It cannot be used by itself.
     """
     whole = config.whole_model_type
     if whole == config.model_type:
@@ -247,7 +247,7 @@ def _load_decoder(
     )
     if not is_rejected:
         return model
-    del model  # to free its memory first
+    del model  # frees its memory before the model is loaded again
     return load(quantization="none")
 
 
@@ -280,7 +280,7 @@ def _own_max_model_len(config: Any) -> int | None:
     """
     own: int | None = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
-    scopes = [rope] if "rope_type" in rope else rope.values()  # for all layers or for each kind
+    scopes = [rope] if "rope_type" in rope else rope.values()  # one, or one for each kind of layer
     switches = [
         scope["original_max_position_embeddings"]
         for scope in scopes

@@ -12,7 +12,8 @@ from service.engine.core import EngineCore
 def local_engine(settings: EngineSettings) -> AsyncEngine:
     """Return an engine that computes on this machine; see `service.domain.engine.EngineFactory`.
 
-    The CPU kernels are compiled from now on, while the model's files are downloaded or converted.
+    It also starts to compile the CPU kernels on another thread. So they are compiled while the
+    model's files are downloaded or converted.
     """
     compiling = Thread(target=_compile_kernels, args=(settings,), daemon=True)
     compiling.start()

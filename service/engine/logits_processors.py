@@ -14,11 +14,11 @@ def apply_rules(logits: Tensor, rules: Mapping[int, RowRules]) -> set[int]:
     """Apply rules to rows of logits in place, in vLLM's order.
 
     The order is masks, bias, repetition penalty, frequency penalty, presence penalty. Forbidden
-    tokens get -inf. No row depends on another.
+    tokens get -inf. The result of a row does not depend on other rows.
 
     Args:
         logits: [B, vocab_size], float32.
-        rules: By row.
+        rules: The rules of each row, by the row's index.
 
     Returns:
         The rows in which no token is allowed.
@@ -89,6 +89,6 @@ def _flat_indices(token_ids: Iterable[tuple[int, TokenIds]], vocab_size: int) ->
     """Return the indices of tokens in the flattened logits.
 
     Args:
-        token_ids: Row, and token ids in it.
+        token_ids: Pairs of a row and token ids in it.
     """
     return np.concatenate([row * vocab_size + ids for row, ids in token_ids])

@@ -9,7 +9,7 @@ from torch import Tensor
 from service.domain.engine import TokenLogprobs
 from service.engine.vocab_blocks import BLOCK, as_blocks, top
 
-# Rows computed at once, so that they fit into a CPU's cache.
+# Number of rows computed at once. This number of rows fits into a CPU's cache.
 _ROWS = 8
 
 
@@ -18,7 +18,7 @@ def token_logprobs(logits: Tensor, tokens: Sequence[tuple[int, int, int]]) -> li
 
     Args:
         logits: [B, vocab_size], float32.
-        tokens: Row, token id, and number of most likely tokens.
+        tokens: Triples of a row, a token id and the number of most likely tokens to return.
 
     Returns:
         One for each of `tokens`.

@@ -61,8 +61,8 @@ class QuantizationLoss:
     """Mean negative log likelihood of a text's tokens, in nats.
 
     Attributes:
-        quantized: By the model as it is loaded.
-        reference: By the checkpoint's weights without quantization.
+        quantized: The loss of the model as it is loaded.
+        reference: The loss with the checkpoint's weights without quantization.
     """
 
     quantized: float
@@ -84,11 +84,11 @@ class LoadedModel:
     """A model whose weights are in memory and whose KV cache is not allocated yet.
 
     Attributes:
-        kv_shapes: One per layer.
-        finish: Allocates the cache and returns the model. Called with num_blocks, block_size and
-            max_model_len.
+        kv_shapes: The cache shape of each layer.
+        finish: Allocates the cache and returns the model. Its arguments are num_blocks, block_size
+            and max_model_len.
         description: Fields for the log.
-        quantization_loss: None if it was not measured.
+        quantization_loss: The measured losses; None if they were not measured.
     """
 
     kv_shapes: list[KVShape]
@@ -151,7 +151,7 @@ class ModelRunner:
         return computed
 
     def _begin(self, batch: Batch) -> Iterator[_Sampled]:
-        """Start to compute the masks of this step. Yields each sampled sequence."""
+        """Start to compute the masks of this step, and yield each sampled sequence."""
         start = 0
         for s in batch.sampled:
             grammar, draft = s.sequence.grammar, s.draft_token_ids

@@ -20,7 +20,7 @@ class OutputSlot:
     __slots__ = ("_error", "_pending", "_progress", "_ready", "_released_s")
 
     def __init__(self) -> None:
-        # By index and whether there are tokens, in the order of their first token.
+        # Keyed by the sequence's index and True if the output has tokens. In the order of arrival.
         self._pending: dict[tuple[int, bool], TokenOutput] = {}
         self._progress: TokenOutput | None = None
         self._error: ChatrpcError | None = None

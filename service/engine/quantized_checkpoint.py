@@ -12,8 +12,8 @@ from typing import Any, Literal
 from service.errors import ModelLoadError
 from service.json_file import read_json_object
 
-# Files that quantizers write next to config.json, and the names of their methods. Only the file of
-# ModelOpt is read.
+# Files that quantizers write next to config.json, with the name of each quantizer's method. Only
+# the file of ModelOpt is read.
 _OTHER_FILES = {
     "quantize_config.json": "gptq",
     "quant_config.json": "awq",
@@ -21,7 +21,8 @@ _OTHER_FILES = {
     "smash_config.json": "pruna",
 }
 _MODELOPT_FILE = "hf_quant_config.json"
-_PARTS = ("text_config", "llm_config", "language_config")  # of a multimodal config
+# Fields of a multimodal config that contain the config of the language model.
+_PARTS = ("text_config", "llm_config", "language_config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class QuantizedWeights:
     for each block of `block` rows and columns.
     """
 
-    method: str  # for messages and the log
+    method: str  # the quantization method's name, for messages and the log
     dtype: Literal["float8", "int8"]
     scale_names: tuple[str, ...]  # last part of a scale's name; the first that exists is used
     block: tuple[int | None, int] | None = None  # rows and columns; rows None means 1
@@ -106,7 +107,7 @@ class _NotServed(Exception):
 
 
 def _fp8(fields: dict[str, Any]) -> QuantizedWeights:
-    """Read FP8 of DeepSeek, Qwen and Mistral; without blocks also that of vLLM and AutoFP8."""
+    """Read the FP8 formats of DeepSeek, Qwen and Mistral, and of vLLM and AutoFP8 (no blocks)."""
     size = fields.get("weight_block_size")
     return QuantizedWeights(
         method="fp8",

@@ -15,12 +15,13 @@ from torch import Tensor
 from service.domain.sampling import SamplingParams
 from service.engine.vocab_blocks import BLOCK, as_blocks, gather_block, top
 
-# Rows computed at once on a CPU. 8 rows of 49152 numbers are 1.6 MB: they fit into a cache, and
-# malloc reuses the memory. With 32 rows a softmax takes 17 ms instead of 4, mostly in page faults.
+# Number of rows computed at once on a CPU. 8 rows of 49152 numbers are 1.6 MB: they fit into a
+# cache, and malloc reuses the memory. With 32 rows a softmax takes 17 ms instead of 4 ms, mostly in
+# page faults.
 _ROWS = 8
-# Number of candidates that `topk` finds first, and the factor by which it grows. The nucleus of a
-# confident model has few tokens, and top-k is often 50. The number grows for each row separately,
-# because the order of equally likely tokens depends on it.
+# Number of candidates that `topk` finds first, and the factor by which that number grows. The
+# nucleus of a confident model has few tokens, and top-k is often 50. The number grows for each row
+# separately, because the order of equally likely tokens depends on it.
 _FIRST_CANDIDATES = 64
 _GROWTH = 8
 _LARGEST_DRAW = 1 - 2**-53
@@ -94,14 +95,15 @@ def _sample_candidates(logits: Tensor, params: list[SamplingParams], draws: list
     while True:
         best, token_ids = top(blocks, num_candidates)
         rank = torch.arange(num_candidates, device=logits.device)
-        # top-p is relative to what top-k leaves: the sum of the first k, or 1 without top-k.
+        # top-p is a share of the probability that top-k leaves. That is the sum of the first k
+        # probabilities, or 1 without top-k.
         cumulative = best.cumsum(-1)
         mass = cumulative.gather(-1, top_k.clamp(max=num_candidates) - 1)
         mass = torch.where(top_k < size, mass, 1.0)
         is_nucleus = cumulative - best < top_p * mass
         kept = (rank < top_k) & is_nucleus & (best >= min_p * best[:, :1]) | (rank == 0)
-        # If the last candidate of a row is dropped, the row needs no more candidates: each filter
-        # drops a tail. But top-p needs the sum of all k.
+        # Each filter drops the least likely tokens. So a row needs no more candidates if its last
+        # candidate is dropped. But top-p needs the sum of all k probabilities.
         is_whole = ((top_k <= num_candidates) | (top_k == size)).squeeze(-1)
         is_final = ~kept[:, -1] & is_whole | (num_candidates == size)
         index, _ = _invert(best * kept, uniform)
@@ -136,13 +138,12 @@ def _invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The indices [B, 1] at which the running sums exceed the draws; the last index if there are
-        NaNs. And new uniform draws [B, 1], which are the positions of the draws within the chosen
-        weights.
+        NaNs. Also new uniform draws [B, 1]: the positions of the draws within the chosen weights.
     """
     weights = weights.double()  # in float32, small weights at the end of a long sum would be lost
     cumulative = weights.cumsum(-1)
-    # Targets are less than the total, so they never select a weight of zero at the end: a draw is
-    # at most 1 - 2**-53, and a float64 times that rounds to less than itself.
+    # Each target is less than the total: a draw is at most 1 - 2**-53, and a float64 times that
+    # rounds to less than itself. So a weight of zero at the end is never selected.
     targets = draws * cumulative[:, -1:]
     index = torch.searchsorted(cumulative, targets, right=True).clamp(max=weights.shape[-1] - 1)
     weight = weights.gather(-1, index)

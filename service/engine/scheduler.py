@@ -15,8 +15,8 @@ from service.engine.fairness import (
 )
 from service.engine.sequence import Sequence, SequenceStatus
 
-# Drafts are added to a step up to this number of tokens. A step reads all weights even for few
-# tokens, so the first additional tokens cost little time.
+# Maximum number of tokens of a step that drafts are added to. A step reads all weights even for few
+# tokens, so a few more tokens cost little time.
 _MAX_TOKENS_WITH_DRAFTS = 32
 
 # Number of more urgent sequences of the same caller that may overtake a waiting sequence.
@@ -32,7 +32,7 @@ class ScheduledSequence:
     Attributes:
         num_new_tokens: Number of uncomputed tokens that the step computes, from the first on.
         is_sampled: True if these are all uncomputed tokens, so that the step samples the next one.
-        draft_token_ids: Draft tokens after them, which the step computes and checks.
+        draft_token_ids: The draft tokens that follow, which the step computes and checks.
         is_draft_forced: True if the sequence's grammar allows no other tokens than the draft.
     """
 
@@ -82,11 +82,11 @@ class Scheduler:
     caller whose turn it is has less than its share of them, the last sequence of a caller above its
     share is preempted.
 
-    Preemption: if the cache is full, the last sequence of the caller that holds most blocks for its
-    weight is preempted. It frees its blocks and waits. Later it is computed again, except what is
-    still in the prefix cache. The first sequence of each caller, or at least the oldest of these,
-    is preempted only for a more urgent one of the same caller. So every sequence finishes if none
-    is longer than the cache.
+    Preemption: if the cache is full, `victim_when_full` chooses a sequence. Its blocks are freed,
+    and it waits. Later its tokens are computed again, except those that are still in the prefix
+    cache. The first sequence of each caller, or at least the oldest of these, is preempted only for
+    a more urgent one of the same caller. So every sequence finishes if none is longer than the
+    cache.
 
     Several sequences of a request: the others are queued when the first has computed the prompt,
     and find it in the prefix cache.
@@ -120,7 +120,7 @@ class Scheduler:
         self._num_overtakes = 0
         self.num_preemptions = 0
         self.num_prefix_cache_queries = 0  # prompt tokens looked up in the prefix cache
-        self.num_prefix_cache_hits = 0  # of these, tokens found in it
+        self.num_prefix_cache_hits = 0  # the number of these tokens that were found
         self.num_draft_tokens = 0
         self.num_accepted_tokens = 0
 
@@ -145,7 +145,7 @@ class Scheduler:
         if self.num_preemptions == num_preemptions:
             self._admit_waiting()
         scheduled = self._add_drafts(list(self._share_budget()))
-        # Sorted, because a chunk of a prompt may be a single token too.
+        # This moves single tokens to the front: a chunk of a prompt may be a single token too.
         return Batch(tuple(sorted(scheduled, key=lambda s: s.num_tokens > 1)))
 
     def postprocess(self, batch: Batch, token_ids: list[tuple[int, ...]]) -> list[int]:
@@ -190,8 +190,8 @@ class Scheduler:
         """Admit sequences while there are blocks for their tokens and one more block for each
         running sequence.
 
-        If there are not enough for the sequence whose turn it is, sequences of callers above their
-        share are preempted for callers below theirs.
+        If there are not enough blocks for the sequence whose turn it is, sequences of callers above
+        their share are preempted for callers below theirs.
         """
         while (sequence := self.waiting.first()) is not None:
             if self._allocate(sequence):
@@ -210,7 +210,7 @@ class Scheduler:
             self._count_cached(sequence)
 
     def _allocate(self, sequence: Sequence) -> bool:
-        """Allocate the blocks of a waiting sequence, if there is a free slot. Returns success."""
+        """Allocate the blocks of a waiting sequence if a slot is free. Return True on success."""
         has_slot = len(self.running) < self.max_num_seqs
         return has_slot and self.pool.allocate(sequence, num_spared=len(self.running))
 
@@ -231,7 +231,10 @@ class Scheduler:
     def _claim(self, sequence: Sequence) -> bool:
         """Allocate the blocks of a waiting sequence, if that is within its caller's share.
 
-        Preempts sequences of callers above their share as needed. Returns success.
+        Preempts sequences of callers above their share if that is needed.
+
+        Returns:
+            True if the blocks are allocated.
         """
         num_slots, num_blocks = self.max_num_seqs, self.pool.num_blocks
         num_needed = -(-sequence.num_tokens // self.pool.block_size)
@@ -286,7 +289,7 @@ class Scheduler:
 
     def _add_drafts(self, scheduled: list[ScheduledSequence]) -> Iterator[ScheduledSequence]:
         """Add drafts to sampled sequences. They share the tokens left up to
-        `_MAX_TOKENS_WITH_DRAFTS`; what one does not use is left to the next."""
+        `_MAX_TOKENS_WITH_DRAFTS`; tokens that one does not use are left to the next."""
         limit = min(_MAX_TOKENS_WITH_DRAFTS, self.max_num_batched_tokens)
         num_spare = limit - sum(s.num_tokens for s in scheduled)
         num_sharing = sum(s.is_sampled for s in scheduled)
@@ -300,7 +303,8 @@ class Scheduler:
         """Add a draft of at most `limit` tokens. It preempts no sequence, and leaves one free block
         for each running sequence."""
         sequence = scheduled.sequence
-        num_useful = sequence.max_tokens - sequence.num_output_tokens - 1  # one is sampled anyway
+        # The step samples one more token after the draft.
+        num_useful = sequence.max_tokens - sequence.num_output_tokens - 1
         limit = max(0, min(limit, num_useful, self.num_speculative_tokens))
         grammar = sequence.grammar
         forced = grammar.forced_tokens()[:limit] if grammar is not None and limit else ()

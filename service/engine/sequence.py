@@ -1,4 +1,4 @@
-"""One sequence of a request: its tokens, how many of them are computed, its cache blocks."""
+"""One sequence of a request: its tokens, the number of computed ones, and its cache blocks."""
 
 import secrets
 from collections.abc import Iterable
@@ -22,8 +22,8 @@ class SequenceStatus(Enum):
 class Sequence:
     """A sequence of a request: the prompt and one of its `n` outputs.
 
-    Prefill, a chunk of it and recomputation after a preemption differ in nothing: the sequence has
-    more than one uncomputed token. A sequence that decodes has one.
+    A sequence that decodes has one uncomputed token. A sequence has more of them during prefill,
+    and in the same way while it is computed again after a preemption.
 
     Attributes:
         request_id: Increases in the order of arrival.
@@ -33,14 +33,14 @@ class Sequence:
         num_computed_tokens: Number of tokens, from the start, whose keys and values are in the
             cache, in the blocks `block_ids`.
         num_cached_tokens: Number of prompt tokens found in the prefix cache when the sequence was
-            first admitted, not counting recomputation after a preemption. None before that.
-        prefix_hashes: `prefix_hashes[n]` identifies the first n blocks in the prefix cache. Filled
-            as needed.
-        lookup: Proposes draft tokens.
+            admitted for the first time. None before that.
+        prefix_hashes: `prefix_hashes[n]` identifies the first n blocks in the prefix cache. Hashes
+            are added when they are needed.
+        lookup: The source of draft tokens.
         rules: The request's rules for tokens; None if it has none.
         grammar: The state of the request's constraint; None if it has none.
-        prompt_logprobs: Filled while the prompt is computed. None if they are not requested, and
-            after they have been sent.
+        prompt_logprobs: Log probabilities of the prompt tokens that are computed so far. None if
+            they are not requested, and after they have been sent.
     """
 
     __slots__ = (
@@ -94,12 +94,12 @@ class Sequence:
 
     @property
     def rank(self) -> tuple[int, int, int]:
-        """The order among the sequences of one caller: by priority, then by arrival."""
+        """Sort key among the sequences of one caller: priority, then order of arrival."""
         return self.request.priority, self.request_id, self.index
 
     @property
     def arrival(self) -> tuple[int, int]:
-        """The order of arrival among all sequences."""
+        """Sort key for the order of arrival among all sequences."""
         return self.request_id, self.index
 
     @property

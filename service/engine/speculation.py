@@ -9,15 +9,15 @@ Drafts do not change which tokens are sampled. No torch.
 from collections.abc import Iterator
 from itertools import islice
 
-# Number of last tokens that must match an earlier occurrence, and number that are compared at most.
-# The longest match is chosen.
+# Minimum and maximum number of last tokens that are compared with an earlier occurrence. The
+# longest match is chosen.
 _MIN_MATCH = 2
 _MAX_MATCH = 5
 
 # Number of earlier occurrences that are compared, the latest first.
 _MAX_CANDIDATES = 8
 
-# Maximum number of steps without a draft, after drafts of which no token was accepted.
+# If no token of the last drafts was accepted, no draft is proposed for at most this many steps.
 _MAX_PAUSE = 31
 
 
@@ -32,9 +32,9 @@ class PromptLookup:
     __slots__ = ("_latest", "_max_length", "_num_misses", "_pause", "_previous")
 
     def __init__(self) -> None:
-        # Chains of token pairs, as in LZ77. `_latest` maps a pair to the index after its latest
-        # occurrence. `_previous[i]` is the index after the occurrence before the one that starts at
-        # index i.
+        # Chains of the occurrences of each token pair, as in LZ77. `_latest` maps a pair to the
+        # index after its latest occurrence. For the pair that starts at index i, `_previous[i]` is
+        # the index after its previous occurrence.
         self._latest: dict[tuple[int, int], int] = {}
         self._previous: list[int | None] = []
         self._max_length: int | None = None  # None before the first draft
@@ -81,7 +81,7 @@ class PromptLookup:
 def accept(token_ids: list[int], draft: tuple[int, ...]) -> tuple[int, ...]:
     """Return the accepted tokens: the sampled ones up to the first that differs from the draft.
 
-    That one is included, because it was sampled after accepted tokens only.
+    This token is included, because all tokens before it are accepted.
 
     Args:
         token_ids: `token_ids[i]` was sampled after the first `i` draft tokens.
@@ -93,7 +93,7 @@ def accept(token_ids: list[int], draft: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _match_size(token_ids: list[int], end: int) -> int:
-    """Return how many tokens before index `end` equal the last ones; the last two do."""
+    """Return the number of tokens before index `end` that equal the last ones, at least 2."""
     size = _MIN_MATCH
     while size < min(_MAX_MATCH, end) and token_ids[end - 1 - size] == token_ids[-1 - size]:
         size += 1
@@ -101,6 +101,6 @@ def _match_size(token_ids: list[int], end: int) -> int:
 
 
 def _continuation(token_ids: list[int], start: int, length: int) -> tuple[int, ...]:
-    """Return `length` tokens from index `start` on, repeated from `start` if they reach the end."""
+    """Return `length` tokens from index `start` on. After the last one, continue at `start`."""
     period = len(token_ids) - start
     return tuple(token_ids[start + i % period] for i in range(length))

@@ -10,7 +10,7 @@ _FIRST_CAPACITY = 64
 
 
 class CountedTokens(NamedTuple):
-    """Distinct tokens, and their number of occurrences in an output: both [n]."""
+    """The ids of n distinct tokens, and how often each occurs in an output: two arrays [n]."""
 
     token_ids: NDArray[np.int64]
     counts: NDArray[np.float32]

@@ -25,7 +25,7 @@ class RowRules:
     """The rules for one row of logits, applied in this order: masks, bias, penalties.
 
     Attributes:
-        forbidden: Masks.
+        forbidden: The masks. A token is forbidden if any of them forbids it.
         banned_token_ids: Forbidden tokens in addition to the masks.
         biased_token_ids: The tokens that `bias` is added to.
         counted: Occurrences of tokens, for the penalties; None if there are none. Prompt tokens are
@@ -78,14 +78,15 @@ class TokenRules:
         if params.allowed_token_ids is not None:
             self._forbidden = (_all_but(params.allowed_token_ids),)
         self._stop_token_ids = sorted(request.stop_token_ids)
-        # The bad sequences by their last token but one: the tokens before the last, and the last.
+        # The bad sequences, keyed by their last token but one. Each is a pair: the tokens before
+        # the last one, and the last one.
         self._banned_after: dict[int | None, list[tuple[tuple[int, ...], int]]] = defaultdict(list)
         for *before, banned in request.bad_token_sequences:
             self._banned_after[before[-1] if before else None].append((tuple(before), banned))
 
     @classmethod
     def of(cls, request: Request) -> "TokenRules | None":
-        """Return the rules of a request; None if it has none, as most requests."""
+        """Return the rules of a request; None if it has none, like most requests."""
         p = request.sampling
         is_needed = (
             p.presence_penalty

@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 _names = (f"chatrpc-{n}" for n in itertools.count())
 
-transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a log is no terminal
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it is for terminals
 
 
 class TransformersModel:
@@ -115,7 +115,7 @@ def _read(
         "dtype": dtype,
         "device_map": {"": device},
         "output_loading_info": True,  # the result is a pair
-        "ignore_mismatched_sizes": True,  # they are in the report, and rejected below
+        "ignore_mismatched_sizes": True,  # the report lists them, and they are rejected below
     }
     try:
         loaded: Any
@@ -275,7 +275,7 @@ class _AttentionFunction:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,  # noqa: ARG002  # the batch determines what each token sees
+        attention_mask: Tensor | None,  # noqa: ARG002  # from the batch instead
         scaling: float | None = None,
         sliding_window: int | None = None,
         softcap: float | None = None,

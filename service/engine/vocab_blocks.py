@@ -29,9 +29,9 @@ def top(blocks: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the `count` largest values of each row and their token ids.
 
     Returns:
-        Two of [B, count], in descending order of values.
+        The values [B, count] in descending order, and their token ids [B, count].
     """
-    # They are in at most `count` blocks: those with the largest maxima.
+    # The largest values are in at most `count` blocks: those with the largest maxima.
     if count >= blocks.shape[1]:
         values, token_ids = blocks.flatten(1).topk(count, dim=-1)
         return values, token_ids

@@ -21,8 +21,8 @@ from service.generation.merged_streams import MergedStreams
 from service.generation.preparation import Preparation, prepare
 from service.generation.sequence_output import SequenceOutput, first_prompt_logprob
 
-# An output with more log probabilities is converted to deltas off the event loop: each takes about
-# 1 us.
+# An output with more log probabilities than this is converted to deltas off the event loop. Each
+# log probability takes about 1 us.
 MAX_LOGPROBS_ON_LOOP = 500
 
 
@@ -133,10 +133,10 @@ class _PromptOutput:
         return deltas
 
     def _with_first_logprob(self, deltas: list[TextDelta]) -> Iterator[TextDelta]:
-        """Yield the deltas, with an entry for the first token before the prompt's other entries.
+        """Yield the deltas, with an entry for the prompt's first token before its other entries.
 
-        For a prompt of one token the engine returns no log probabilities. Then the entry is in the
-        first delta.
+        For a prompt of one token the engine returns no log probabilities. Then the first delta has
+        the entry.
         """
         for delta in deltas:
             first = self._first_logprob
@@ -148,5 +148,5 @@ class _PromptOutput:
 
 
 def locally_served(model: LocalModel) -> ServedModel:
-    """Return a model in this process as the servicers use it."""
+    """Return the `ServedModel` for a model in this process."""
     return ServedModel(model.card, LocalBackend(model))

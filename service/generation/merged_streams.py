@@ -29,9 +29,9 @@ class MergedStreams(Generic[_T, _Reply]):
             reply: Value that is sent to the source of the last item.
 
         Raises:
-            Exception: A source raised it.
+            Exception: The exception that a source raised.
         """
-        if not self._reads and len(self._unread) == 1:  # faster: no task for each item
+        if not self._reads and len(self._unread) == 1:  # faster, because it needs no task
             index = self._unread[0]
             return index, await self._sources[index].asend(reply)
         for index in self._unread:

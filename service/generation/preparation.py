@@ -22,10 +22,10 @@ from service.text.text_offsets import prompt_offsets
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """A request as the engine needs it.
+    """A request that is ready for the engine.
 
     Attributes:
-        engine_requests: One for each of `prompts`.
+        engine_requests: One engine request for each of `prompts`.
         constraint: The grammar of each output; None if the request asks for none.
         constrained_field: The field of the request that asks for the constraint.
     """
@@ -49,7 +49,7 @@ class _TokenizedRequest:
 
     Attributes:
         grammar: The description of the grammar; None if the request asks for none.
-        constraint: The compiled grammar, if it was in the cache.
+        constraint: The compiled grammar; None if it was not in the cache.
     """
 
     prompts: tuple[Prompt, ...]
@@ -63,7 +63,8 @@ async def prepare(request: GenerationRequest, model: LocalModel, call: CallConte
 
     Raises:
         InvalidField or a subclass: The first error found.
-        DeadlinePassed, PreparationFull
+        DeadlinePassed: The deadline passed.
+        PreparationFull: Too many requests are being prepared.
     """
     async with deadline_scope(call.deadline):
         tokenized = await call.workers.text(_tokenized, request, model)
@@ -81,7 +82,7 @@ async def prepare(request: GenerationRequest, model: LocalModel, call: CallConte
 
 
 def _tokenized(request: GenerationRequest, model: LocalModel) -> _TokenizedRequest:
-    """Render and tokenize the prompts. Takes long if they are long."""
+    """Render and tokenize the prompts. This takes long for long prompts."""
     if isinstance(request, ChatRequest):
         conversation = conversations.prepare(request, model)
         prompts: tuple[Prompt, ...] = (_chat_prompt(conversation.prompt_token_ids, request, model),)
@@ -131,7 +132,7 @@ def _chat_prompt(token_ids: list[int], request: ChatRequest, model: LocalModel) 
     """Return the prompt of a chat.
 
     Raises:
-        InvalidField: It has a token outside of the model's vocabulary.
+        InvalidField: The prompt has a token outside of the model's vocabulary.
     """
     if token_ids and max(token_ids) >= model.vocab_size:
         message = f"The token {max(token_ids)} is not in the model's vocabulary."
@@ -174,7 +175,10 @@ def _completion_prompt(
 def _stop_token_ids(
     sampling: SamplingParams, model: LocalModel, constraint: OutputConstraint | None
 ) -> frozenset[int]:
-    """Return the tokens that end an output: the request's, and the model's unless ignored."""
+    """Return the ids of the tokens that end an output.
+
+    They are the request's stop tokens, and the model's end tokens unless the request ignores them.
+    """
     if sampling.ignore_eos and constraint is None:
         return sampling.stop_token_ids
     # After a complete output, a grammar allows only a token that ends it.

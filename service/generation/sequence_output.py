@@ -1,4 +1,4 @@
-"""One sequence of a request: the engine's outputs in, text deltas out."""
+"""Converts the engine's outputs of one sequence to text deltas."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -41,7 +41,7 @@ class SequenceOutput:
             )
 
     def push(self, output: TokenOutput) -> list[TextDelta]:
-        """Return the deltas of an output. One with a finish reason is the sequence's last.
+        """Return the deltas of an output. A delta with a finish reason is the sequence's last.
 
         Raises:
             InvalidField: The output ended because its grammar cannot be followed any further.

@@ -36,14 +36,16 @@ class Architecture:
     model_type: str
     class_name: str
     modules: Modules
-    own_fields: Callable[[Metadata, GgufFile, Sizes], Fields]  # in addition to the common ones
+    # Returns the fields of config.json that only this architecture has.
+    own_fields: Callable[[Metadata, GgufFile, Sizes], Fields]
     biases: tuple[str, ...] = ()  # modules of a layer that always have a bias
-    optional_biases: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by field of config
-    is_permuted: bool = False  # rotated pairs are adjacent: llama.cpp permutes q and k
+    # The modules that have a bias if a field of the config is true, by the name of the field.
+    optional_biases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    is_permuted: bool = False  # llama.cpp permutes q and k, so rotated pairs are adjacent
     has_experts: bool = False
     is_partly_rotated: bool = False  # rope.dimension_count may be less than a head's width
     norm_offset: float = 0.0
-    harmless: tuple[str, ...] = ()  # tensors that are part of the config, or have no effect
+    harmless: tuple[str, ...] = ()  # tensors that become config fields, or have no effect
 
     def config(self, metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:
         """Return the fields of config.json that depend on the architecture.

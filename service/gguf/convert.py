@@ -16,13 +16,13 @@ from service.gguf.weights import pair_up, write_weights
 
 
 def convert(path: Path, directory: Path, generation: Mapping[str, Any]) -> None:
-    """Write the model of the GGUF file `path` into `directory`, which is created.
+    """Write the model of the GGUF file `path` into the new directory `directory`.
 
     The weights are dequantized, because the engine has its own quantization. If the file has
     metadata or tensors that are not converted, it is rejected.
 
     Args:
-        generation: Further fields of generation_config.json.
+        generation: Additional fields for generation_config.json.
 
     Raises:
         ModelLoadError: The file is damaged or not supported. The message is one line.
@@ -88,7 +88,7 @@ def _sizes(metadata: Metadata, header: Header, *, has_experts: bool) -> Sizes:
         raise ModelLoadError(f"The model's attention heads have an odd width of {head_dim}.")
     metadata.require("attention.value_length", head_dim)
     metadata.require("attention.causal", True)
-    metadata.value("tensor_data_layout")  # of the checkpoint that the file was made from
+    metadata.value("tensor_data_layout")  # it describes the original checkpoint
     metadata.value("attention.layer_norm_epsilon")  # no architecture here has such norms
     layers = metadata.integer("block_count")
     if layers > len(header.tensors):

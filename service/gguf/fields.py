@@ -21,7 +21,7 @@ def llama(metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:
     rope = with_frequency_factors(read_rope(metadata), file, sizes.head_dim, sizes.context)
     fields = {"rope_parameters": rope, "hidden_act": "silu"}
     window = metadata.integer("attention.sliding_window", None, minimum=0)
-    if window:  # not from llama.cpp, but from other converters of Mistral 7B v0.1
+    if window:  # only converters other than llama.cpp's write it, for Mistral 7B v0.1
         return (
             fields
             | {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
@@ -40,7 +40,7 @@ def qwen(metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:  # noqa: A
 
 
 def qwen3_moe(metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:
-    metadata.require("expert_gating_func", 1)  # softmax
+    metadata.require("expert_gating_func", 1)  # 1 is softmax
     metadata.require("expert_weights_norm", True)
     metadata.require("expert_weights_scale", 0.0, 1.0)
     return qwen(metadata, file, sizes) | {
@@ -75,7 +75,7 @@ def smollm3(metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:
         "rope_parameters": rope,
         "hidden_act": "silu",
         "use_sliding_window": False,
-        # Fixed in llama.cpp's code, for every model of this architecture.
+        # The value is fixed in llama.cpp's code, for every model of this architecture.
         "no_rope_layer_interval": 4,
         "no_rope_layers": [int((layer + 1) % 4 != 0) for layer in range(sizes.layers)],
     }
@@ -92,8 +92,9 @@ _UNUSED_GRANITE_KEYS = (
 
 
 def granite(metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:
-    metadata.require("rope.scaling.finetuned", True)  # false: a model without positions
-    # Granite 4 without state-space layers still has their sizes; llama.cpp does not read them.
+    metadata.require("rope.scaling.finetuned", True)  # False means a model without positions
+    # Files of Granite 4 have sizes of state-space layers even if the model has no such layers.
+    # llama.cpp does not read them then.
     for name in _UNUSED_GRANITE_KEYS:
         metadata.value(name)
     rope = with_frequency_factors(read_rope(metadata), file, sizes.head_dim, sizes.context)
@@ -130,7 +131,8 @@ def exaone4(metadata: Metadata, file: GgufFile, sizes: Sizes) -> Fields:
     return {
         "rope_parameters": rope,
         "hidden_act": "silu",
-        # With a window, layers without one have no positions, in transformers as in llama.cpp.
+        # If there is a window, the layers without a window have no rotary embedding, in
+        # transformers as in llama.cpp.
         "sliding_window": window or None,
         "layer_types": _layer_types(metadata, sizes, period=4 if window else 1),
     }
@@ -193,7 +195,7 @@ def _long_factors(
 
 def _phi3_window(metadata: Metadata, sizes: Sizes) -> int | None:
     """Return the sliding window of every layer; None if there is none."""
-    # Files of 2024 lack the key. The values used instead are those of llama.cpp.
+    # Files of 2024 do not have the key. Then the values of llama.cpp are used.
     window = metadata.integer("attention.sliding_window", None, minimum=0)
     if window is not None:
         return window or None

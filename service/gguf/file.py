@@ -26,7 +26,7 @@ _FLOATS = {
 class GgufFile:
     """The header of a GGUF file, and access to the values of its tensors.
 
-    Values are read with plain reads. Pages of a mapped file would count as used memory.
+    The file is not mapped, because pages of a mapped file would count as used memory.
     """
 
     def __init__(self, file: BinaryIO, header: Header) -> None:
@@ -61,7 +61,10 @@ class GgufFile:
         return values.reshape(number, tensor.shape[-1])
 
     def vector(self, tensor: TensorInfo) -> list[float]:
-        """Read a tensor of one dimension, as the shortest decimals that round to its values."""
+        """Return the values of a tensor of one dimension.
+
+        Each is the shortest decimal that rounds to the tensor's float32 value.
+        """
         return [float(str(value)) for value in self.rows(tensor, 0, 1)[0]]
 
 
@@ -84,7 +87,8 @@ def _dequantized(tensor: TensorInfo, raw: npt.NDArray[np.uint8]) -> Values:
         return np.asarray(raw.view(_FLOATS[tensor.type]), np.float32)
     try:
         with np.errstate(all="ignore"):  # damaged scales may overflow; the caller checks the values
-            # As one row, because gguf loops over rows in Python, and blocks do not cross rows.
+            # The values are passed as one row, because gguf loops over rows in Python. Quantized
+            # blocks do not cross rows, so the result is the same.
             return dequantize(raw.reshape(1, -1), tensor.type).reshape(-1)
     except NotImplementedError:
         raise ModelLoadError(

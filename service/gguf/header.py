@@ -1,7 +1,8 @@
 """Reads the header of a GGUF file: its metadata, and the positions of its tensors.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A damaged file may have
-any length or count. Each is checked against the file's size and limits before memory is allocated.
+The format is https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Lengths and counts in a
+damaged file can be anything. Each is checked against the file's size and against limits before
+memory is allocated.
 """
 
 import math
@@ -17,10 +18,11 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from service.errors import ModelLoadError
 
 _MAGIC = b"GGUF"
-_VERSIONS = (2, 3)  # version 1 counted in 32 bits; no file in use has it
+_VERSIONS = (2, 3)  # version 1, with 32-bit counts, is not in use
 _DEFAULT_ALIGNMENT = 32
 
-# Limits far above real files: the largest vocabularies have 262 144 tokens and 600 000 merges.
+# These limits are far larger than in real files: the largest vocabularies have 262 144 tokens and
+# 600 000 merges.
 _MAX_HEADER_BYTES = 128 * 2**20
 _MAX_ELEMENTS = 4_000_000  # elements of all arrays together
 _MAX_TENSORS = 100_000
@@ -50,7 +52,7 @@ class TensorInfo:
     """The position of one tensor in the file, and the storage of its values."""
 
     name: str
-    shape: tuple[int, ...]  # the outermost dimension first, as in torch
+    shape: tuple[int, ...]  # from the outermost dimension, as in torch
     type: GGMLQuantizationType
     offset: int  # in bytes from the start of the file
     num_bytes: int
@@ -229,7 +231,7 @@ def _located(
 ) -> dict[str, TensorInfo]:
     """Return the tensors by name, with offsets from the start of the file.
 
-    As in llama.cpp, each must begin where the previous one ends, so that tensors do not overlap.
+    As in llama.cpp, each tensor must begin where the previous one ends. So tensors do not overlap.
     """
     tensors: dict[str, TensorInfo] = {}
     expected = 0

@@ -25,7 +25,9 @@ class Metadata:
         return self._prefix + name in self._values
 
     def integer(self, name: str, default: int | None = _MISSING, *, minimum: int = 1) -> Any:
-        """Return an integer of at least `minimum`. If the file has a list, its elements are equal.
+        """Return an integer of at least `minimum`.
+
+        The file may have a list with a value for each layer, which must be equal.
 
         Raises:
             ModelLoadError: The key is missing without a default, is not such a number, or differs
@@ -39,7 +41,9 @@ class Metadata:
         return value
 
     def number(self, name: str, default: float | None = _MISSING) -> Any:
-        """Return a finite number. If the file has a list, its elements are equal.
+        """Return a finite number.
+
+        The file may have a list with a value for each layer, which must be equal.
 
         Raises:
             ModelLoadError: The key is missing without a default, is not such a number, or differs
@@ -79,7 +83,7 @@ class Metadata:
         """Check that the key is missing or has one of the `allowed` values.
 
         Raises:
-            ModelLoadError: It has another value.
+            ModelLoadError: The key has another value.
         """
         value = self.value(name, _MISSING)
         if value is not _MISSING and value not in allowed:

@@ -18,7 +18,7 @@ class Sizes:
     kv_heads: int
     head_dim: int
     context: int
-    experts: int = 0  # in a layer
+    experts: int = 0  # number of experts in a layer
     expert_mlp: int = 0
 
 
@@ -31,18 +31,20 @@ class Weight:
     """
 
     name: str
-    shape: tuple[int, ...]  # as in the file
-    num_heads: int | None = None  # if set, rows are rotated pairs by head, and become halves
-    offset: float = 0.0  # added by llama.cpp's converter, and subtracted here
+    shape: tuple[int, ...]  # the shape in the file
+    # If it is set, the rows of each head are reordered: adjacent rotated pairs become two halves.
+    num_heads: int | None = None
+    offset: float = 0.0  # llama.cpp's converter has added it; here it is subtracted
 
     def outputs(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Return the names and shapes of its tensors in the checkpoint."""
+        """Return the name and the shape of each tensor in the checkpoint that it becomes."""
         if len(self.shape) < 3:
             return [(self.name, self.shape)]
         return [(self.name.format(expert), self.shape[1:]) for expert in range(self.shape[0])]
 
 
-# Tensors of a layer in the file: the module in the checkpoint's layer, and its weight's shape.
+# For each tensor of a layer in the file, the tables below have the name of the module in the
+# checkpoint's layer, and a function that returns the shape of its weight.
 _Shape = Callable[[Sizes], tuple[int, ...]]
 Modules = dict[str, tuple[str, _Shape]]
 

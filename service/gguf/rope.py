@@ -10,7 +10,7 @@ from service.gguf.metadata import Metadata, shortened
 
 FREQUENCY_FACTORS = "rope_freqs.weight"
 
-# The values of Llama 3.1 to 3.3, whose factor is 8 or 32. Other lengths are tried after this one.
+# The original context length of Llama 3.1 to 3.3. Other lengths are tried after this one.
 _LLAMA3_ORIGINAL_LENGTH = 8192
 _LLAMA3_LOW, _LLAMA3_HIGH = 1.0, 4.0
 
@@ -43,7 +43,7 @@ def read_rope(metadata: Metadata, theta: float = 10000.0) -> dict[str, Any]:
 
 
 def _yarn(metadata: Metadata) -> dict[str, Any]:
-    """Return YaRN's parameters except the factor, by transformers' names. Defaults are the same."""
+    """Return YaRN's parameters except the factor, by their names in transformers."""
     metadata.require("rope.scaling.attn_factor", 1.0)
     metadata.require("rope.scaling.yarn_ext_factor", 1.0)
     optional = {
@@ -85,7 +85,7 @@ def read_factors(file: GgufFile, name: str, num_pairs: int) -> list[float]:
     """Read a tensor's factors, one for each pair of rotated dimensions.
 
     Raises:
-        ModelLoadError: It has another shape, or a factor that is not above 0.
+        ModelLoadError: The tensor has another shape, or a factor that is not above 0.
     """
     tensor = file.header.tensors[name]
     factors = file.vector(tensor) if tensor.shape == (num_pairs,) else []
@@ -118,7 +118,8 @@ def _llama3_factors(theta: float, num_pairs: int, factor: float, length: int) ->
     for short ones."""
     factors = []
     for pair in range(num_pairs):
-        waves = length * theta ** (-pair / num_pairs) / (2 * math.pi)  # in the original length
+        # The number of waves of this pair within the original length.
+        waves = length * theta ** (-pair / num_pairs) / (2 * math.pi)
         smooth = (waves - _LLAMA3_LOW) / (_LLAMA3_HIGH - _LLAMA3_LOW)
         smooth = min(max(smooth, 0.0), 1.0)
         factors.append(1 / ((1 - smooth) / factor + smooth))

@@ -1,7 +1,7 @@
-"""The tokenizer that a GGUF file describes, as the files of a checkpoint.
+"""Writes the tokenizer that a GGUF file describes as the files of a checkpoint.
 
-A file contains a vocabulary, the merges of a byte-level one, and the name of the rule by which text
-is split before merging. The rules are those of llama.cpp's code.
+A GGUF file contains a vocabulary. For a byte-level vocabulary it also contains the merges, and the
+name of the rule by which text is split before merging. The rules are those of llama.cpp's code.
 """
 
 import json
@@ -29,7 +29,7 @@ from service.gguf.metadata import shortened
 
 _BYTE_LEVEL, _SENTENCE_PIECE = "gpt2", "llama"
 _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
-_SPACE = "\u2581"  # how SentencePiece writes a space
+_SPACE = "\u2581"  # the character that SentencePiece writes for a space
 
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -51,8 +51,8 @@ _GPT4O_SPLIT = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Patterns that split text, by values of tokenizer.ggml.pre. The tokenizers in _WHOLE_WORDS also map
-# a word that is a token to this token without merges, and add the BOS token by default.
+# The patterns that split text, by values of tokenizer.ggml.pre. In the tokenizers of _WHOLE_WORDS,
+# a word that is a token becomes this token without merges, and the BOS token is added by default.
 _WHOLE_WORDS = {
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1"), _LLAMA3_SPLIT),
     **dict.fromkeys(("pixtral", "midm-2.0", "lfm2", "jina-v5-nano"), _LLAMA3_SPLIT),
@@ -79,7 +79,7 @@ _SPECIAL_TOKENS = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
-# Ids of SentencePiece's special tokens if the file has none, as in llama.cpp.
+# Ids of SentencePiece's special tokens for files without these keys, as in llama.cpp.
 _SENTENCE_PIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
 _UNKNOWN_SPLIT = "default"  # for files without tokenizer.ggml.pre, from before May 2024
 _TEMPLATE_NAME = re.compile(r"\w[\w-]{0,63}")
@@ -126,7 +126,7 @@ class GgufTokenizer:
             )
         if not self._tokens or not all(type(token) is str for token in self._tokens):
             raise ModelLoadError("tokenizer.ggml.tokens is not a list of strings.")
-        # Several tokens may be empty. They are never used, and get the names of llama.cpp.
+        # Several tokens may be empty. They are never used. They get the same names as in llama.cpp.
         self._tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(self._tokens)]
         if len(set(self._tokens)) != len(self._tokens):
             raise ModelLoadError("The file is damaged: a token occurs twice in its vocabulary.")
@@ -232,8 +232,11 @@ class GgufTokenizer:
         return backend
 
     def _gemma(self) -> Tokenizer:
-        """Return Gemma's tokenizer. Its tokens of spaces are written as spaces, and its merges are
-        ranked by the order of tokens."""
+        """Return Gemma's tokenizer.
+
+        In its tokens that are runs of spaces, each space becomes SentencePiece's character for a
+        space. If the file has no merges, they are ranked by token id.
+        """
         tokens = [_SPACE * len(t) if " " in t and not t.strip() else t for t in self._tokens]
         vocab = self._vocab(tokens)
         order = [-index for index in range(len(tokens))]
@@ -336,7 +339,7 @@ def implied_merges(
         vocab: Token ids by token.
         scores: The score of each token, in the order of `vocab`.
     """
-    ids = array("q")  # of both parts; a large vocabulary has half a million merges
+    ids = array("q")  # ids of both parts; there may be half a million merges
     keys = array("d")  # the score of the token and the lengths of its parts
     for token, score in zip(vocab, scores, strict=True):
         pairs = []

@@ -18,7 +18,7 @@ from service.gguf.file import GgufFile, Values
 from service.gguf.header import TensorInfo
 from service.gguf.modules import Weight
 
-_CHUNK_VALUES = 2**17  # values converted at once, so that they fit into a core's cache
+_CHUNK_VALUES = 2**17  # number of values converted at once; they fit into a core's cache
 _BF16_BYTES = 2
 _HEADER_ALIGNMENT = 8
 

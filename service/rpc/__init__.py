@@ -1,1 +1,1 @@
-"""The gRPC surface: chatrpc.v1 over an `Engine`, health, reflection, errors, drain."""
+"""The gRPC server: the chatrpc.v1 services, health, reflection, errors and drain."""

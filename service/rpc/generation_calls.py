@@ -31,10 +31,11 @@ from service.rpc.serving.lifecycle import Lifecycle
 # A response in one message has at most 32 MiB. A log probability with its token takes 20 to 60
 # bytes.
 MAX_LOGPROBS_AT_ONCE = 400_000
-# Larger messages, in bytes, are decoded off the event loop. Decoding a smaller one takes less time
-# than passing it to a thread.
+# Messages of more bytes than this are decoded off the event loop. Decoding a smaller one takes less
+# time than passing it to a thread.
 _MAX_DECODED_ON_LOOP = 4 << 10
-# More deltas and log probabilities than these together are encoded off the event loop.
+# If the deltas and log probabilities together are more than this, they are encoded off the event
+# loop.
 MAX_ENCODED_ON_LOOP = 500
 
 Params = TypeVar("Params", bound="_ModelParams")
@@ -135,7 +136,7 @@ class GenerationCalls:
     async def encode(
         self, encode: Callable[..., Encoded], value: Any, deltas: Sequence[TextDelta]
     ) -> Encoded:
-        """Return `encode(value)`, off the event loop if there is much in `deltas`."""
+        """Return `encode(value)`. If `deltas` are many, it is called off the event loop."""
         num_encoded = len(deltas) + sum(delta.num_logprobs for delta in deltas)
         is_long = num_encoded > MAX_ENCODED_ON_LOOP
         return await self._run(encode, value, is_long=is_long)
@@ -164,10 +165,10 @@ def _max_tokens(request: GenerationRequest) -> int | None:
 def _check_num_logprobs(
     request: GenerationRequest, prompts: Sequence[Prompt], max_model_len: int, *, is_streamed: bool
 ) -> None:
-    """Check that the log probabilities fit a message.
+    """Check that the log probabilities fit into one message.
 
     Raises:
-        InvalidField
+        InvalidField: They do not fit.
     """
     of_prompts = of_outputs = 0
     max_tokens = _max_tokens(request)

@@ -1,4 +1,4 @@
-"""ModelService: which models are served, and their tokenizers."""
+"""ModelService: lists the served models, and tokenizes with their tokenizers."""
 
 from chatrpc.v1 import chat_pb2, model_service_pb2, model_service_pb2_grpc
 from chatrpc.v1.limits import LIMITS
@@ -23,10 +23,10 @@ MAX_TOKENS_WITH_BYTES = 100_000
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
-    """Reads what `lifecycle` serves.
+    """Describes the models of `lifecycle`, and tokenizes and detokenizes texts.
 
     Args:
-        pools: Where texts are tokenized.
+        pools: Threads for tokenizing.
     """
 
     def __init__(self, lifecycle: Lifecycle, pools: WorkPools) -> None:
@@ -90,7 +90,7 @@ def _tokenizer(model: ServedModel, method: str) -> Tokenizer:
     """Return a model's tokenizer.
 
     Raises:
-        UnsupportedMethod: Its backend has none.
+        UnsupportedMethod: The model's backend has no tokenizer.
     """
     tokenizer = model.backend.tokenizer
     if tokenizer is None:
@@ -101,7 +101,7 @@ def _tokenizer(model: ServedModel, method: str) -> Tokenizer:
 def _tokenized(
     request: model_service_pb2.TokenizeRequest, spec: ModelSpec, tokenizer: Tokenizer
 ) -> model_service_pb2.TokenizeResponse:
-    """Runs on a thread, because a long text takes long."""
+    """Tokenize a request's text. This runs on a thread, because a long text takes long."""
     if request.HasField("conversation"):
         path = "conversation.messages"
         protos = request.conversation.messages
@@ -129,14 +129,14 @@ def _tokenized(
 def _detokenized(
     request: model_service_pb2.DetokenizeRequest, tokenizer: Tokenizer
 ) -> model_service_pb2.DetokenizeResponse:
-    """Runs on a thread: many tokens take a while."""
+    """Detokenize a request's tokens. This runs on a thread, because many tokens take long."""
     check_token_ids(request.token_ids, tokenizer.vocab_size, "token_ids")
     text = tokenizer.decode(list(request.token_ids), skip_special_tokens=False)
     return model_service_pb2.DetokenizeResponse(text=text)
 
 
 def _check_text(text: str, max_model_len: int, max_token_chars: int) -> None:
-    """Reject a text by its size, before any work is done on it."""
+    """Raise an error if a text is too long, before any work is done on it."""
     if len(text) >= max_token_chars * max_model_len:
         raise ContextLengthExceeded(len(text) // max_token_chars, max_model_len, "text", "text")
     if len(text.encode()) > MAX_TEXT_BYTES:

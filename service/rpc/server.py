@@ -1,4 +1,4 @@
-"""The gRPC server: its options, its services, its end."""
+"""The gRPC server: its options, its services, its start and its drain."""
 
 import asyncio
 
@@ -29,8 +29,8 @@ from service.rpc.serving.load_reports import LoadReports
 from service.rpc.serving.reflection import enable_reflection
 from service.rpc.serving.tls import server_credentials
 
-# In bytes; the gateway's limit of a body is the same. Responses may be larger, because log
-# probabilities are long.
+# Maximum size of a request in bytes. It is equal to the gateway's limit for a body. Responses may
+# be larger, because log probabilities are long.
 MAX_RECEIVED_BYTES = 8 << 20
 MAX_SENT_BYTES = 32 << 20
 MAX_METADATA_BYTES = 16 << 10
@@ -41,36 +41,37 @@ MAX_METADATA_BYTES = 16 << 10
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_RECEIVED_BYTES),
     ("grpc.max_send_message_length", MAX_SENT_BYTES),
-    # Clients may ping every 10 s, also during a long unary call. The default of 300 s would end
-    # their connection with too_many_pings, which is now for floods of pings.
+    # Clients may ping every 10 s, also during a long unary call. With the default of 300 s, gRPC
+    # would close their connections with too_many_pings. Now it does so only for floods of pings.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 2),
     ("grpc.keepalive_permit_without_calls", 1),
-    # Ping clients too, because the generation of a client that is gone would continue. The default
-    # is 2 h. While no call waits for data from a client, the ping's own timeout of 60 s applies.
+    # The server pings clients, because otherwise the generation of a client that is gone would
+    # continue. The default is 2 h. While no call waits for data from a client, the ping's own
+    # timeout of 60 s applies.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.ping_timeout_ms", 20_000),
-    # Close old connections, so that clients resolve the name again and find new replicas. Streams
-    # may continue for the grace.
+    # Old connections are closed, so that clients resolve the name again and find new replicas.
+    # Streams may continue for the grace period.
     ("grpc.max_connection_age_ms", 120_000),
     ("grpc.max_connection_age_grace_ms", 3_600_000),
-    # Per connection. More than a full queue, so that further calls of a client are rejected, and do
-    # not wait for a stream.
+    # Maximum number per connection. It is larger than the queue, so that further calls of a client
+    # are rejected instead of waiting for a stream.
     ("grpc.max_concurrent_streams", 1024),
     # Both limits of gRPC have the same value. Between the two, it rejects calls at random.
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
     # If it is off, a stream buffers 64 KiB of unread data. If it is on, megabytes were measured.
     ("grpc.http2.bdp_probe", 0),
-    # On by default: a second server would bind the same port and take half the calls.
+    # It is on by default. Then a second server could bind the same port and get half of the calls.
     ("grpc.so_reuseport", 0),
 )
 
 _HEALTH = "grpc.health.v1.Health"
 _CHANNELZ = "grpc.channelz.v1.Channelz"
 
-# After a drain only health watches are open. They delay stop() by its grace.
+# Seconds. After a drain only health watches are open. They delay stop() by this grace period.
 _STOP_GRACE_S = 0.5
 
 
@@ -79,7 +80,7 @@ class Server:
 
     Args:
         lifecycle: The models and the state of the service; started and drained by this server.
-        request_timeout_s: Maximum duration of a request.
+        request_timeout_s: Maximum duration of a request in seconds.
         has_reflection: True if clients can read the protos by reflection.
         access: Authorizes calls.
         metrics: Counts calls.
@@ -141,11 +142,11 @@ class Server:
 
     @property
     def num_jobs(self) -> int:
-        """The number of requests that are being parsed, tokenized or compiled, or wait for it."""
+        """Number of preparation jobs (parsing, tokenizing, compiling) that run or wait."""
         return self._pools.num_jobs
 
     async def start(self, host: str, port: int) -> int:
-        """Listen on an address. The health service then reports the server alive, but not ready.
+        """Listen on an address. After that the health service reports: alive, but not ready.
 
         Returns:
             The port, which the system chose if `port` is 0.

@@ -11,7 +11,8 @@ from service.domain.model import Tokenizer
 from service.errors import TemplateRejected
 
 _SYSTEM_ROLES = ("system", "developer")
-# Marks the end of a message to be continued, so that it can be found in the rendered text.
+# This character marks the end of a message to be continued, so that the end can be found in the
+# rendered text.
 _END_OF_PROMPT = "\U000f0002"
 
 
@@ -26,7 +27,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str, options: PromptOptions) -> li
     """Return the token ids of a prompt's text: the last ones, if the options ask for truncation."""
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # JSON within a message can write one
+    except UnicodeEncodeError as error:  # from an escape in JSON within a message
         raise TemplateRejected("they contain an unpaired surrogate") from error
     # Templates write the beginning-of-sequence token themselves; encoding must not add a second
     # one.
@@ -42,8 +43,9 @@ def render_text(tokenizer: Tokenizer, messages: Sequence[Message], options: Prom
     beginning.
 
     Raises:
-        TemplateRejected: The template rejects the conversation. The message is that of the first
-        try. UnsupportedField: The options contain a template variable that requests may not set.
+        TemplateRejected: The template rejects the conversation. The error message is that of the
+            first try.
+        UnsupportedField: The options contain a template variable that requests may not set.
     """
     chat = template_messages(messages)
     if options.continue_final_message:
@@ -63,11 +65,11 @@ def render_text(tokenizer: Tokenizer, messages: Sequence[Message], options: Prom
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Return the messages as templates expect them: dicts as in OpenAI's API, with two differences.
 
-    - Arguments of a call that are a JSON object become a dict: most templates iterate over them, or
-      write them as JSON themselves, which would quote a string twice. Other arguments stay text.
+    - If the arguments of a tool call are a JSON object, they become a dict. Most templates iterate
+      over them, or write them as JSON themselves, which would quote a string twice. Other arguments
+      remain text.
     - A message without content gets an empty one. Templates that append the content to a string
-    fail
-      if the key is missing, and write null as "None".
+      fail if the key is missing, and write null as "None".
     """
     return [_template_message(message) for message in messages]
 
@@ -75,8 +77,8 @@ def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 def with_known_roles(chat: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
     """Rename the role `developer` to `system`, if the template does not mention it.
 
-    Templates that write any role as it is would otherwise show the model a role that it was not
-    trained on. Others would drop the message silently.
+    Without this, some templates would write a role that the model was not trained on. Others would
+    drop the message silently.
     """
     if re.search(r"""["']developer["']""", template):
         return chat
@@ -104,7 +106,7 @@ def _template_tool_call(call: ToolCall) -> dict[str, Any]:
 
 def _template_arguments(arguments_json: str) -> dict[str, Any] | str:
     if not arguments_json.strip():
-        return {}  # some clients write a call without arguments so
+        return {}  # some clients send this for a call without arguments
     # The text was written by a model, so it can be anything, for example nested too deeply.
     with suppress(ValueError, RecursionError):
         arguments = json.loads(arguments_json)

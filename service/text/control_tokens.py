@@ -1,4 +1,4 @@
-"""Control tokens, which the text of a conversation must not be able to write."""
+"""Control tokens, which the text of a conversation must not be able to produce."""
 
 import re
 from collections.abc import Callable
@@ -13,9 +13,10 @@ _START, _END = "\U000f0000", "\U000f0001"
 class ControlTokens:
     """The special tokens, and the added tokens that the template contains, such as `<tool_call>`.
 
-    White space is not a control token: some vocabularies have it as added tokens and every template
-    writes it. Text from callers is marked before a template renders it. In the rendered prompt, the
-    template's own tokens are encoded as tokens, and the marked ones as plain text.
+    White space is not a control token: some vocabularies have it as added tokens, and every
+    template writes it. Control tokens in text from callers are marked before a template renders the
+    text. In the rendered prompt, the template's own tokens are encoded as tokens, and the marked
+    ones as plain text.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, template: str) -> None:
@@ -54,7 +55,7 @@ class ControlTokens:
         first, *rest = self._marked.split(text)
         ids = encode(self._backend, first)
         for index, piece in enumerate(rest):
-            if not piece:  # a single mark, or nothing between two
+            if not piece:  # a single mark, or no text between two tokens
                 continue
             if index % 2:
                 ids += self._encode_after(piece, self._as_written)
@@ -93,10 +94,10 @@ class ControlTokens:
 def encode(
     backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool = False
 ) -> list[int]:
-    """Return the text's ids. A token's text in it becomes that token.
+    """Return the token ids of a text. Parts that are the text of an added token become that token.
 
-    The library's plain `encode` holds the GIL, and thus blocks every stream, for 1 s per megabyte.
-    The batch form releases it.
+    The library's plain `encode` keeps the GIL for 1 s per megabyte, which blocks every stream. The
+    batch form releases it.
     """
     [encoding] = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
     return encoding.ids

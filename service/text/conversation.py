@@ -1,4 +1,4 @@
-"""A chat request as the engine and the output parser need it: prompt, grammar, output format."""
+"""Prepares a chat request: its prompt, its grammar, and the format of its output."""
 
 from dataclasses import dataclass, replace
 
@@ -24,7 +24,7 @@ from service.text.tool_calls.syntax import SYNTAXES
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A prepared chat request. `grammar` is not compiled yet; None if there is no constraint."""
+    """A prepared chat request. `grammar` is not compiled yet. It is None without a constraint."""
 
     prompt_token_ids: list[int]
     output_format: OutputFormat
@@ -32,7 +32,9 @@ class Conversation:
 
 
 def prepare(chat: ChatRequest, model: LocalModel) -> Conversation:
-    """Render and tokenize the prompt, and determine the format of its output. Takes long.
+    """Render and tokenize the prompt, and determine the format of its output.
+
+    This takes long for a long prompt.
 
     Raises:
         TemplateRejected: The template rejects the conversation.
@@ -106,7 +108,8 @@ def compile_grammar(grammar: GrammarSpec, model: LocalModel) -> OutputConstraint
     """Return the constraint of an output. This takes long if the grammar is new.
 
     Raises:
-        InvalidField or a subclass: It cannot be compiled. The field names the part.
+        InvalidField or a subclass: The grammar cannot be compiled. The error names the field of the
+            invalid part.
     """
     if model.grammars is None:
         raise UnsupportedField(
@@ -137,7 +140,7 @@ def cached_grammar(grammar: GrammarSpec, model: LocalModel) -> OutputConstraint 
     """Return the constraint of an output if it is cached; None otherwise.
 
     Raises:
-        What `compile_grammar` raises, if that is cached.
+        InvalidField or a subclass: The cache has the failure of an earlier compilation.
     """
     if grammar.begun or model.grammars is None:
         return None
@@ -146,11 +149,11 @@ def cached_grammar(grammar: GrammarSpec, model: LocalModel) -> OutputConstraint 
     try:
         return model.grammars.cached(grammar.rules())
     except InvalidGrammar:
-        return None  # `compile_grammar` finds the wrong part
+        return None  # `compile_grammar` finds the invalid part
 
 
 def _begun(chat: ChatRequest, markers: ReasoningMarkers | None) -> tuple[str, str]:
-    """Return the text of a final message that is continued, after its reasoning; and its field."""
+    """Return the text, after its reasoning, of a final message to be continued; and its field."""
     if not chat.prompt.continue_final_message:
         return "", ""
     text = chat.messages[-1].content or ""
@@ -161,7 +164,7 @@ def _begun(chat: ChatRequest, markers: ReasoningMarkers | None) -> tuple[str, st
 
 
 def _prompt(chat: ChatRequest, model: LocalModel) -> str:
-    """Return the prompt's text, with the tools as the template takes them."""
+    """Return the prompt's text. It contains the tools in the form that the template supports."""
     formats = model.formats
     if formats.has_tool_template:
         messages = chat.messages

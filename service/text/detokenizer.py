@@ -6,10 +6,10 @@ from service.domain.model import Tokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # A character in UTF-8 has at most four bytes, so an unfinished one has at most three. A tokenizer
-# shows them as one to three replacement characters.
+# decodes these bytes to one to three replacement characters.
 _MAX_UNFINISHED = 3
-# Long enough that most cuts in half succeed, short enough that decoding it at every token is cheap:
-# about 6 us for 12 ids with a byte-level tokenizer.
+# Maximum number of ids in the window. At this size the window can usually be cut in half, and
+# decoding it at every token takes little time: about 6 us for 12 ids with a byte-level tokenizer.
 _MAX_WINDOW = 16
 
 
@@ -19,10 +19,10 @@ class Detokenizer:
     Special tokens have no text, unless `skip_special_tokens` is False.
 
     The texts that `push` and `flush` return add up to the tokenizer's `decode` of all ids. They
-    never contain half a character: bytes that a later token may complete are held back. One case
-    differs on purpose: a tokenizer with byte fallback decodes a run of byte tokens all or nothing,
-    so one invalid byte would turn the characters before it, already returned, into replacement
-    characters. They stay.
+    never contain half a character: bytes that a later token may complete are held back. There is
+    one exception. If a run of byte tokens has one invalid byte, a tokenizer with byte fallback
+    decodes the whole run to replacement characters. Here, characters of the run that have already
+    been returned remain.
 
     `tokenizers.decoders.DecodeStream` is not used for three reasons. It has no flush, so text that
     ends inside a character is lost. It waits while the text ends in a replacement character, so a
@@ -39,7 +39,7 @@ class Detokenizer:
         self._num_settled = 0  # ids of the window whose text is complete and returned
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """Add ids. Return the text that is certain now, which can be empty.
+        """Add ids. Return the text that later ids cannot change; it can be empty.
 
         The total text does not depend on how the ids are split into calls.
         """
@@ -66,7 +66,7 @@ class Detokenizer:
         return self._settle(ids, text)
 
     def _settle(self, ids: list[int], text: str) -> str:
-        """Set the window. Return its text that is certain and was not returned before."""
+        """Set the window. Return its new text that later ids cannot change."""
         self._ids, self._text = ids, text
         num_ready = max(self._num_sent, len(text) - _num_unfinished(text))
         ready = text[self._num_sent : num_ready]
@@ -92,10 +92,10 @@ class Detokenizer:
     def _halve_window(self) -> None:
         """Drop the older half of the window, if later text cannot depend on it.
 
-        Two conditions ensure this. The newer half decodes to the end of the same text and is longer
-        than an unfinished character, so no unfinished character began before the cut. And with byte
-        fallback, the newer half stays the same without its last bytes. Otherwise the next token
-        moves the cut.
+        Two conditions ensure this. First, the newer half decodes to the end of the same text and is
+        longer than an unfinished character, so no unfinished character began before the cut.
+        Second, with byte fallback, the newer half does not change without its last bytes. If a
+        condition is not met, the cut is tried again at the next token.
         """
         num_cut = len(self._ids) // 2
         ids = self._ids[num_cut:]

@@ -21,7 +21,7 @@ class GrammarSpec:
     strict tools follow their schemas from their start.
 
     Attributes:
-        begun: The beginning of the output that the prompt already has.
+        begun: The beginning of the output, if the prompt already contains it.
         begun_field: The field of the request that has this beginning.
     """
 
@@ -54,7 +54,7 @@ class GrammarSpec:
 
     @property
     def length(self) -> int:
-        """Number of characters of its parts in the request."""
+        """Total number of characters of the grammar's parts in the request."""
         wanted = self.response_format
         own = 0 if wanted is None else len(wanted.text) + sum(map(len, wanted.choices))
         return own + sum(len(tool.schema) for tool in self.tools)
@@ -123,7 +123,7 @@ class GrammarSpec:
         )
 
     def _calls(self, syntax: CallSyntax, parts: dict[str, str]) -> list[str]:
-        """Return the rules of tool calls. Those of arguments go into `parts`, each once."""
+        """Return the rules of tool calls. The rules of arguments are added to `parts`."""
         names: dict[str, str] = {}
         for i, tool in enumerate(self.tools):
             names.setdefault(self._arguments(tool).rules(), f"arguments_{i}")

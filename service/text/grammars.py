@@ -13,11 +13,11 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from service.errors import InvalidGrammar
 
-MAX_GRAMMAR_LENGTH = 524_288  # characters, of one grammar with all its parts
+MAX_GRAMMAR_LENGTH = 524_288  # characters of one grammar with all its parts
 MAX_CACHED_BYTES = 268_435_456  # maximum memory of all cached grammars
 _MAX_REASON_LENGTH = 300
 
-_Compiled: TypeAlias = "Future[LLMatcher | str]"  # or the reason why it cannot be compiled
+_Compiled: TypeAlias = "Future[LLMatcher | str]"  # str: why it cannot be compiled
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ _MIN_STATES = 20_000
 _MAX_STATES = 250_000
 _STATES_PER_COUNT = 6
 _STATE_BYTES = 500
-# The rules and terminals themselves: 12 to 45 bytes were measured for each character of their text.
+# Memory in bytes for each character of the rules and terminals. 12 to 45 bytes were measured.
 _CHARACTER_BYTES = 50
 _COUNT = re.compile(r"\{(?:\d*,)?(\d+)\}")
 
@@ -88,7 +88,7 @@ class CompiledGrammars:
         return self._control_token_ids.get(text)
 
     def compile(self, grammar: str) -> "GrammarConstraint":
-        """Return the compiled grammar. Not for an event loop, as compiling takes long.
+        """Return the compiled grammar. Do not call it on an event loop, because it takes long.
 
         Args:
             grammar: The grammar, in llguidance's notation.
@@ -111,7 +111,7 @@ class CompiledGrammars:
         return self._constraint(grammar, compiled)
 
     def cached(self, grammar: str) -> "GrammarConstraint | None":
-        """Return the grammar if it is compiled already, without waiting. None: it is not.
+        """Return the grammar if it is already compiled, without waiting; None otherwise.
 
         Raises:
             InvalidGrammar: The grammar could not be compiled.
@@ -160,14 +160,14 @@ class CompiledGrammars:
                 self._cached_bytes -= entry.num_bytes
 
     def _compile(self, grammar: str) -> LLMatcher | str:
-        """Return a matcher at the start, to be copied for each output, or why there is none."""
+        """Return a matcher at the start, to be copied for each output; or the error message."""
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_limits(grammar))
         if matcher.is_error():
             return _reason(matcher.get_error())
         first = matcher.deep_copy()
         if not any(first.compute_bitmask()) and not first.is_error():
             return "no output can match it"
-        # Many grammars that cost too much do so after their first bracket.
+        # Many grammars exceed the limits only after their first bracket.
         first.consume_tokens(first.compute_ff_tokens())
         if not first.is_error() and not first.is_stopped():
             first.compute_bitmask()
@@ -183,7 +183,7 @@ class _End:
 
 
 class GrammarConstraint:
-    """A compiled grammar for one request. `failure` is why an output could not continue."""
+    """A compiled grammar for one request. `failure` is the reason why an output had to end."""
 
     def __init__(
         self, start: LLMatcher, end: _End, tokenizer: LLTokenizer, forget: Callable[[], None]
@@ -233,7 +233,8 @@ class GrammarMatcher:
         """Create the matcher.
 
         Args:
-            constraint: Gets the failures of the matcher. If it is None, they are raised.
+            constraint: Its `failure` is set if the matcher fails. None for a copy, which raises an
+                exception instead.
         """
         self._matcher = matcher
         self._end = end
@@ -241,7 +242,7 @@ class GrammarMatcher:
         self._num_after_end = 0  # tokens since the output ended, including its end
 
     def allowed_tokens(self) -> bytes:
-        """Return a bit for each token id that may come next, as `domain.grammar.Matcher` does."""
+        """Return one bit for each token id; see `service.domain.grammar.Matcher`."""
         if not self._num_after_end and not self._is_failed():
             mask: bytes = self._matcher.compute_bitmask()
             if not self._is_failed() and any(mask):
@@ -250,7 +251,7 @@ class GrammarMatcher:
         return self._end.mask
 
     def forced_tokens(self) -> tuple[int, ...]:
-        """Return the next tokens as far as the grammar leaves no choice, possibly none."""
+        """Return the tokens that must come next; empty if the grammar leaves a choice."""
         if self._num_after_end or self._is_failed():
             return ()
         return tuple(self._matcher.compute_ff_tokens())
@@ -308,7 +309,7 @@ def _limits(grammar: str) -> LLParserLimits:
 
 
 def _most_states(grammar: str) -> int:
-    """Return how many states the lexer of a grammar may have."""
+    """Return the maximum number of states that the lexer of a grammar may have."""
     counted = sum(min(int(count), _MAX_STATES) for count in _COUNT.findall(grammar))
     return min(_MIN_STATES + _STATES_PER_COUNT * counted, _MAX_STATES)
 
@@ -319,7 +320,7 @@ def _most_bytes(grammar: str) -> int:
 
 
 def _reason(error: str) -> str:
-    """Return llguidance's error in our words, except for what concerns the text itself."""
+    """Return an error message for the client: ours for exceeded limits, else llguidance's."""
     text = error.split("\n", 1)[0].strip()
     if any(sign in text for sign in _TOO_COSTLY):
         return "it costs more than is allowed to compile or to follow"

@@ -1,6 +1,6 @@
 """The tokenizer of a Hugging Face checkpoint, based on the tokenizers library.
 
-transformers' `AutoTokenizer` reads the same files, but importing it takes 2 s besides torch.
+transformers' `AutoTokenizer` reads the same files, but importing it takes 2 s in addition to torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,10 +29,11 @@ class HfTokenizer:
 
     A conversation's control tokens come only from the chat template. Text in a message that looks
     like one, such as `<|im_end|>`, is marked before the template renders it and encoded as plain
-    text. So a caller cannot close a message and speak in another role. This has three limits. The
-    marks (U+F0000 and U+F0001, of private use) are dropped from conversations. Template code that
-    compares or cuts a message's text sees them. A token that the template assembles from pieces of
-    a message is not recognized, though roles, the usual piece, are validated before.
+    text. So a caller cannot end a message and begin one of another role. There are three limits.
+    First, the marks (the private-use characters U+F0000 and U+F0001) are removed from
+    conversations. Second, template code that compares or cuts a message's text finds the marks in
+    it. Third, a token that the template assembles from parts of a message is not recognized. The
+    usual part is the role, which is validated before.
     """
 
     def __init__(
@@ -42,12 +43,15 @@ class HfTokenizer:
         special_tokens: Mapping[str, str],
         tool_template: str | None = None,
     ) -> None:
-        """Take ownership of `backend` and switch its truncation and padding off.
+        """Create the tokenizer. `backend` must not be used elsewhere after this.
+
+        Its truncation and padding are switched off.
 
         Args:
-            template: The chat template's source. None if the model has none.
-            special_tokens: `bos_token` and the like, by their names in templates.
-            tool_template: The template for conversations with tools. None: the same one.
+            template: The chat template's source; None if the model has none.
+            special_tokens: `bos_token` and similar tokens, by their names in templates.
+            tool_template: The template for conversations with tools; None if `template` is used for
+                them too.
         """
         backend.no_truncation()
         backend.no_padding()
@@ -87,7 +91,7 @@ class HfTokenizer:
 
     @property
     def max_token_chars(self) -> int:
-        """The largest number of characters of text that one token can stand for."""
+        """Maximum number of characters that one token stands for."""
         return self._max_token_chars
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -98,8 +102,7 @@ class HfTokenizer:
 
         Raises:
             TemplateRejected: `text` is from `render_chat`, and a message contains the text of a
-                control
-                token that this tokenizer cannot encode as plain text.
+                control token that this tokenizer cannot encode as plain text.
         """
         if add_special_tokens:
             ids = encode(self._backend, text, add_special_tokens=True)
@@ -146,8 +149,7 @@ class HfTokenizer:
 
         Raises:
             TemplateRejected: The template raised any error, or the model has no template. There is
-                no
-                default format, which would give poor output without an explanation.
+                no default format: it would give poor output without an explanation.
             UnsupportedField: `options.template_kwargs` contains a name that requests may not set.
         """
         template = self._tool_template if options.tools else self._template
@@ -178,8 +180,8 @@ class HfTokenizer:
 def load_tokenizer(path: Path) -> HfTokenizer:
     """Load the tokenizer of the checkpoint in the directory `path`.
 
-    tokenizer.json decides how text is split, whatever class of transformers the checkpoint names:
-    some classes build a different tokenizer from its vocabulary.
+    tokenizer.json determines how text is split. The class of transformers that the checkpoint names
+    is ignored: some classes build a different tokenizer from the vocabulary.
 
     Raises:
         ModelLoadError: There is no tokenizer.json, or a file cannot be used.
@@ -222,7 +224,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Return `bos_token` and the like by name. Their values are texts or objects with a text."""
+    """Return `bos_token` and similar tokens by name. In the file each is a text or an object."""
     extra = config.get("extra_special_tokens")
     named = config | (extra if isinstance(extra, dict) else {})
     texts = {
@@ -256,8 +258,8 @@ def _special_token(token: str | dict[str, Any]) -> tokenizers.AddedToken:
 def _templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
     """Return the chat templates by name: "default", and others if there are several.
 
-    Transformers has kept them in several places: a file of its own, with others in a folder; the
-    tokenizer's configuration; the configuration of a multimodal model's processor.
+    Depending on its version, transformers writes them to separate files, to the tokenizer's
+    configuration, or to the configuration of a multimodal model's processor.
     """
     found = _named(config.get("chat_template"))
     if not found:

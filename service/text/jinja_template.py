@@ -35,10 +35,10 @@ def render(
     tools: list[dict[str, Any]] | None = None,
     add_generation_prompt: bool,
 ) -> str:
-    """Return the conversation as `template` renders it. Values are of JSON's types only.
+    """Return the conversation rendered with `template`. All values must be of JSON's types.
 
     Raises:
-        Exception: Any error that the template, a program, raises, or that compiling it raises.
+        Exception: The template cannot be compiled, or its code raises an error of any type.
     """
     return _compiled(template).render(
         messages=[_with_thinking(message) for message in messages],
@@ -85,7 +85,10 @@ def _environment() -> jinja2.Environment:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`, which marks the model's text for training. Rendering shows its body."""
+    """The tag `{% generation %}`, which marks the model's text for training.
+
+    Rendering returns its body.
+    """
 
     tags = {"generation"}  # noqa: RUF012  # jinja's name and type
 

@@ -12,8 +12,8 @@ from service.text.schema.documents import Document
 from service.text.schema.errors import SchemaError, UnsupportedKeyword
 from service.text.schema.rules import JsonRules, json_rules
 
-_MAX_CACHED_LENGTH = 4_194_304  # characters, of schemas and their rules
-_MAX_LOGGED_KEYWORDS = 20  # of one schema
+_MAX_CACHED_LENGTH = 4_194_304  # total number of characters of schemas and their rules
+_MAX_LOGGED_KEYWORDS = 20  # maximum number for one schema
 
 _log = structlog.get_logger(__name__)
 
@@ -26,10 +26,10 @@ class JsonSchema:
         text: The schema, as JSON.
         field: The schema's field in the request.
         layout: The white space that the JSON may contain.
-        is_strict: Reject the schema if a keyword cannot be enforced. Otherwise such keywords are
-        not
-            enforced.
-        is_arguments: The value is an object without properties that the schema does not declare.
+        is_strict: If True, the schema is rejected if a keyword cannot be enforced. Otherwise such
+            keywords are ignored.
+        is_arguments: If True, the value is an object with only the properties that the schema
+            declares.
     """
 
     text: str
@@ -44,9 +44,8 @@ class JsonSchema:
         This takes long if the schema is not in the cache.
 
         Raises:
-            InvalidField: The schema is malformed, or no value matches it. The error has the field
-                of the
-                keyword.
+            InvalidField: The schema is malformed, or no value matches it. The error names the
+                keyword's field.
             UnsupportedField: The schema is strict, and a grammar cannot enforce one of its
                 keywords.
         """
@@ -85,7 +84,7 @@ def check_parameters(text: str, field: str) -> None:
     """Check that a text is a schema of an object. The keywords are not checked.
 
     Raises:
-        InvalidField: The text is no such schema.
+        InvalidField: The text is not a schema of an object.
     """
     try:
         root = Document(text).root

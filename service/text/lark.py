@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from llguidance import LLMatcher
 
-# The terminal of any text. Control tokens are not text.
+# The terminal that matches any text. Control tokens are not text.
 TEXT = "TEXT: /(?s:.*)/"
 
 _ASCII = {"d": "[0-9]", "D": "[^0-9]", "w": "[0-9A-Za-z_]", "W": "[^0-9A-Za-z_]"}
@@ -20,7 +20,11 @@ def literal(text: str) -> str:
 
 
 def marked(text: str, markers: tuple[str, ...], control_token_id: ControlTokens) -> str:
-    """Return the same as `literal`, but with the `markers` that are control tokens as tokens."""
+    """Return the part of a rule that matches a text, with control tokens in it as tokens.
+
+    Args:
+        markers: Parts of the text that can be control tokens.
+    """
     if not markers:
         return literal(text)
     pieces = re.split(f"({'|'.join(map(re.escape, markers))})", text)
@@ -43,10 +47,10 @@ def text_through_marker(rule: str, marker: str, control_token_id: ControlTokens)
 
 
 def regex_rules(regex: str) -> str:
-    r"""Return rules in which `start` is what the regex matches as a whole.
+    r"""Return rules in which `start` is a text that the regex matches as a whole.
 
-    Digits and words are those of ASCII, as in the patterns of JSON Schema. With llguidance's own
-    `\d` and `\w`, a model would fill a date with digits of any script.
+    `\d` and `\w` match only ASCII, as in the patterns of JSON Schema. With llguidance's own `\d`, a
+    model would write a date with digits of any script.
     """
     plain = re.sub(
         r"\\(.)", lambda escape: _ASCII.get(escape[1], escape[0]), regex, flags=re.DOTALL

@@ -19,13 +19,13 @@ class OutputFormat:
     Attributes:
         reasoning: Markers around the reasoning; None if there is no reasoning.
         is_reasoning_open: True if the output begins inside the reasoning.
-        syntax: How tool calls are written; None if there are no tool calls.
+        syntax: The syntax of tool calls; None if there are no tool calls.
         call_names: Names of the functions that may be called.
         is_named: True if the request names the function to call.
         ends_after_call: True if the output ends after its first tool call.
         ends_at_repetition: True if the output ends before a tool call that it has made already. A
             small model that must call a function often repeats its calls without end.
-        shown_tokens: Special tokens, by id, that mark reasoning or tool calls.
+        shown_tokens: The texts of special tokens that mark reasoning or tool calls, by token id.
         has_only_calls: True if the output has no content after its reasoning. Its tokens then have
             no log probabilities, because those of a message are about its content.
     """
@@ -42,12 +42,12 @@ class OutputFormat:
 
 
 class OutputParser:
-    """Parses the outputs of one sequence: tokens in, deltas of reasoning, content and calls out.
+    """Converts the tokens of one sequence to deltas of reasoning, content and tool calls.
 
-    No delta has a marker, or a part of one, in its text.
+    The text of a delta never contains a marker or a part of one.
 
     Args:
-        text: Turns the sequence's tokens into text. Nothing else may use it.
+        text: Converts the sequence's tokens to text. Nothing else may use it.
     """
 
     def __init__(self, output_format: OutputFormat, text: OutputText) -> None:
@@ -163,7 +163,7 @@ class OutputParser:
         self._is_over = self._format.ends_after_call
 
     def _first_piece(self, call: tuple[str, str]) -> ToolCallDelta:
-        """Return the call as far as it is known, as one piece with an id."""
+        """Return the first piece of a call: its new id, its name and its arguments so far."""
         return ToolCallDelta(len(self._complete_calls), f"call_{secrets.token_hex(12)}", *call)
 
     def _finish_reason(self, reason: FinishReason | None) -> FinishReason | None:

@@ -1,4 +1,4 @@
-"""The text of one sequence: the engine's tokens in, text deltas out."""
+"""Converts the engine's tokens of one sequence to text deltas."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -17,9 +17,9 @@ class OutputText:
     """The text of one sequence, without incomplete characters and without parts of stop strings.
 
     Args:
-        markers: Special tokens, by id, that appear in the text, each with its text there.
-        has_all_logprobs: True if a delta has the log probabilities of all its tokens. Otherwise it
-            has those of the tokens whose text begins in it.
+        markers: The texts of special tokens that appear in the text, by token id.
+        has_all_logprobs: If True, a delta has the log probabilities of all its tokens. Otherwise it
+            has only those of tokens whose text begins in the delta.
     """
 
     def __init__(
@@ -43,7 +43,9 @@ class OutputText:
         self._logprobs = _PendingLogprobs()
 
     def push(self, output: TokenOutput) -> TextDelta:
-        """Return the text that `output` makes certain. A delta with a finish reason is the last.
+        """Return the text that is complete after `output`.
+
+        A delta with a finish reason is the last.
 
         A stop string ends the text at the token that completes it, even if the engine has generated
         more. A token that stopped the sequence is counted. It is part of the text only if the
@@ -57,7 +59,7 @@ class OutputText:
         matched_stop: str | int | None = self._stop_strings.matched
         if matched_stop is None and finish_reason is not None:
             num_tokens = len(token_ids)
-            if is_stopped:  # a limit, in contrast, leaves no incomplete character
+            if is_stopped:  # at a limit, an incomplete character is dropped
                 text += self._stop_strings.push(self._detokenizer.flush())
             text += self._stop_strings.flush()
             matched_stop = self._stop_strings.matched
@@ -132,12 +134,21 @@ class _PendingLogprobs:
     _num_delivered: int = 0
 
     def add(self, logprobs: TokenLogprobs, num_chars: int) -> None:
-        """Add those of a token with `num_chars` characters, 0 if its character is incomplete."""
+        """Add a token's log probabilities.
+
+        Args:
+            num_chars: Number of the token's characters; 0 if its character is incomplete.
+        """
         self._pending.append((self._num_read, logprobs))
         self._num_read += num_chars
 
     def release(self, num_chars: int, *, is_last: bool) -> tuple[TokenLogprobs, ...]:
-        """Return those whose text begins in the next `num_chars`; at the end, the rest as well."""
+        """Return the log probabilities of tokens whose text begins in the next characters.
+
+        Args:
+            num_chars: Number of these characters.
+            is_last: If True, all pending log probabilities are returned.
+        """
         self._num_delivered += num_chars
         released = []
         while self._pending:

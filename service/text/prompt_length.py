@@ -2,14 +2,16 @@
 
 from service.domain.model import Tokenizer
 
-# A longer text is checked by its beginning. Few texts have so many characters per token.
+# Number of characters of a text that are tokenized for each token of the maximum. Few texts have so
+# many characters per token.
 _CHARS_PER_TOKEN = 8
-# The last tokens of a beginning can differ in the whole text.
+# The last tokens of such a beginning can be different in the whole text. So a text is known to be
+# too long only if its beginning has more tokens than the maximum and this number together.
 _SLACK = 64
 
 
 def least_num_tokens(tokenizer: Tokenizer, text: str, max_num_tokens: int) -> int:
-    """Return a lower bound of the number of tokens, or 0 if it is not known to exceed the maximum.
+    """Return a lower bound of a text's number of tokens, or 0 if it may be within the maximum.
 
     Tokenizing 1 MiB takes a second. For most texts that are far too long, the beginning is enough:
     its tokens are tokens of the whole text, except for the last few.

@@ -8,7 +8,7 @@ from service.domain.model import ReasoningFormat
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMarkers:
-    """The texts before and after reasoning."""
+    """The marker texts before and after the reasoning."""
 
     start: str
     end: str
@@ -29,7 +29,7 @@ class Thinking(Enum):
 
 
 def thinking_after(prompt: str, markers: ReasoningMarkers) -> Thinking:
-    """Return how the output starts after a prompt, given as the text that the template rendered."""
+    """Return how the output starts after a prompt, which is the text that the template rendered."""
     end = prompt.rstrip()
     if end.endswith(markers.start):
         return Thinking.OPEN
@@ -64,8 +64,8 @@ class ReasoningText:
     """
 
     def __init__(self, markers: ReasoningMarkers, *, is_open: bool) -> None:
-        """Create the splitter. `is_open`: the prompt already contains the start marker."""
-        self.num_tokens = 0  # of the reasoning, including its markers
+        """Create the splitter. `is_open` is True if the prompt contains the start marker."""
+        self.num_tokens = 0  # tokens of the reasoning, including its markers
         self._markers = markers
         self._state = _State.REASONING if is_open else _State.START
         self._has_reasoning = is_open
@@ -79,7 +79,10 @@ class ReasoningText:
         return self._state is _State.OUTPUT
 
     def push(self, text: str, num_tokens: int) -> tuple[str, str]:
-        """Split the text of the next tokens. Return the reasoning and the rest that are certain."""
+        """Split the text of the next tokens. Return the reasoning and the rest.
+
+        Text that may be part of a marker is held back.
+        """
         before = self._state
         reasoning = output = ""
         if self._state is _State.START:

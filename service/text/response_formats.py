@@ -13,12 +13,11 @@ from service.text.json_schemas import JsonSchema
 MAX_REGEX_LENGTH = 8_192  # characters
 MAX_RULES_LENGTH = 16_384  # characters
 MAX_CHOICE_STRINGS = 1_000
-MAX_CHOICES_LENGTH = 65_536  # characters, of all choices together
+MAX_CHOICES_LENGTH = 65_536  # total number of characters of all choices
 
 # All parts of a grammar's intersections are computed together: 200 took 490 MB to compile.
 _MAX_INTERSECTIONS = 16
-# The parts of a Lark grammar that can contain other syntax: strings, regexes and comments. Also
-# `%json` and `&`, which are to be found outside of them.
+# Matches strings, regexes and comments of a Lark grammar, and `%json` and `&` outside of them.
 _LARK_TEXT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|#[^\n]*|/(?:[^/\\\n]|\\.)+/|%json\b|&')
 
 
@@ -29,7 +28,7 @@ def text_rules(wanted: ResponseFormat, layout: JsonLayout) -> tuple[str, dict[st
         The rules, and the grammars that they refer to by name.
 
     Raises:
-        InvalidField: The format is invalid, as far as it is known before compilation.
+        InvalidField: The format is invalid. Some errors are found only at compilation.
     """
     field = wanted.field
     match wanted.kind:
@@ -76,7 +75,7 @@ def _lark_rules(text: str, field: str) -> str:
         return text
     try:
         return gbnf_to_lark(text)
-    except Exception as error:  # it raises errors of any type
+    except Exception as error:  # the converter raises errors of any type
         raise InvalidField(field, f"The grammar is invalid: {str(error)[:200]}") from error
 
 

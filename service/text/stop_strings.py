@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 class _State:
     """A state of the automaton: a beginning of a stop string with which the text ends."""
 
-    depth: int  # its length in characters
+    depth: int  # length in characters of this beginning
     next: dict[str, "_State"] = field(default_factory=dict)
-    fallback: "_State | None" = None  # of its longest proper suffix that begins a stop string
+    fallback: "_State | None" = None  # state of the longest suffix that begins one
     complete: str | None = None  # the longest stop string that it ends with
 
 
@@ -30,7 +30,7 @@ class StopStrings:
 
         Args:
             stop: The stop strings, none of them empty. If there are none, all text is returned.
-            is_included: The text ends after the match instead of before it.
+            is_included: If True, the text ends after the match instead of before it.
         """
         self.matched: str | None = None  # the stop string that ended the text
         self._is_included = is_included

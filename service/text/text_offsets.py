@@ -51,7 +51,8 @@ class TextOffsets:
         return offsets
 
     def _is_hidden(self, token_id: int) -> bool:
-        # Decoded twice, because a single SentencePiece space also decodes to nothing.
+        # The token is decoded twice in a row, because a single SentencePiece space also decodes to
+        # nothing.
         pair = [token_id, token_id]
         return not self._tokenizer.decode(pair, skip_special_tokens=self._skips_special)
 

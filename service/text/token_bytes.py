@@ -8,15 +8,15 @@ from functools import cached_property
 import tokenizers
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece writes it for a space
 
 
 class TokenBytes:
-    """Returns the bytes of each token. Those of a text's tokens add up to the text.
+    """Returns the bytes of each token. Joined for all tokens of a text, they are the text.
 
     Three kinds of vocabularies encode bytes. Byte-level ones (GPT-2, Llama 3, Qwen, SmolLM) write
     each byte as a character. SentencePiece writes `<0xE2>` if it has no better token, and spaces as
-    a block character. In any other vocabulary, a token's bytes are what it decodes to by itself.
+    a block character. In any other vocabulary, a token's bytes are its decoded text.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
@@ -27,7 +27,7 @@ class TokenBytes:
         }
 
     def __call__(self, token_id: int) -> bytes:
-        """Return the bytes of a token, none for an id outside the vocabulary."""
+        """Return the bytes of a token; empty for an id outside the vocabulary."""
         if token_id in self._added:
             return self._added[token_id]
         token = self._backend.id_to_token(token_id)

@@ -89,7 +89,7 @@ class Architecture:
 
 
 def read_architecture(config: Any) -> Architecture | None:
-    """Return the architecture that a config describes; None if the native decoder has no such one.
+    """Return the architecture that a config describes; None if the native decoder lacks it.
 
     Raises:
         ModelLoadError: The config is inconsistent.

@@ -43,8 +43,8 @@ class Attention(Protocol):
         """Set the layout of the next step.
 
         Args:
-            ropes: The cosines and sines of each rotary embedding at the rows' positions, by name:
-                two of [T, pairs].
+            ropes: Two tensors [T, pairs] for each rotary embedding, by its name: the cosines and
+                the sines at the rows' positions.
         """
         ...
 
@@ -147,7 +147,7 @@ class NativeDecoderAttention:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first 2 * pairs dimensions of `x` [heads, T, dim]: i with i + pairs."""
+    """Rotate `x` [heads, T, dim]: dimension i together with i + pairs, for each i < pairs."""
     num_pairs = cos.shape[-1]
     first, second = x[..., :num_pairs], x[..., num_pairs : 2 * num_pairs]
     turned = [first * cos - second * sin, second * cos + first * sin]

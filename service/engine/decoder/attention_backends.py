@@ -32,7 +32,7 @@ class AttentionSetup:
         layers: Every layer that `Attention.attend` will be called for.
         num_blocks: Number of blocks in the KV cache.
         block_size: Tokens per block.
-        dtype: Of the cached keys and values.
+        dtype: Type of the cached keys and values.
         library: The native kernels; None if they are not available.
     """
 
@@ -67,8 +67,8 @@ def _torch(setup: AttentionSetup) -> Attention:
     return TorchAttention(a, store, setup.dtype)
 
 
-# In order of preference. A backend returns None if it is not for this device, and raises ValueError
-# if it does not support the sizes of this model. The last one supports everything.
+# The backends in order of preference. A backend returns None if it does not support the device, and
+# raises ValueError if it does not support the sizes of the model. The last one supports everything.
 BACKENDS: dict[str, Callable[[AttentionSetup], Attention | None]] = {
     "native": _native,
     "torch": _torch,

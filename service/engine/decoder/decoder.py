@@ -133,7 +133,11 @@ def read_layer(
         has_bias: bool,
         prologue: RmsNorm | Gate | None,
     ) -> Linear:
-        """Read linear layers with the same input as one; `names` are their output sizes by name."""
+        """Read linear layers that have the same input, as one layer.
+
+        Args:
+            names: The output size of each layer, by its name after `prefix`.
+        """
         parts = {f"{prefix}.{name}": n for name, n in names.items()}
         weight = [weights.shaped(f"{name}.weight", n, num_inputs) for name, n in parts.items()]
         bias = [weights.shaped(f"{name}.bias", n) for name, n in parts.items() if has_bias]

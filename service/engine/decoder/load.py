@@ -45,8 +45,8 @@ def load_decoder(
         dtype: Type of the cache and of every weight that is not quantized.
         quantization: Quantization of the loaded weights.
         library: The native kernels; None to use torch's operators.
-        check_token_ids: A text on which the loss by int8 is measured, if it has at least two
-            tokens.
+        check_token_ids: The token ids of a text. If there are at least two, the loss of the int8
+            model on this text is measured.
 
     Raises:
         ModelLoadError: A tensor is missing or has the wrong shape, a file is damaged, or the
@@ -92,7 +92,7 @@ def load_decoder(
         description["checkpoint_quantization"] = stored.method
     loss = None
     if reference_loss is not None:
-        # With a cache of its own, because that of the service is not allocated yet.
+        # This decoder has a cache of its own, because the service's cache is not allocated yet.
         decoder = finish(num_blocks(check_token_ids), BLOCK_SIZE, len(check_token_ids))
         loss = QuantizationLoss(loss_of(decoder, check_token_ids), reference_loss)
     return LoadedModel(shapes, finish, description, loss)

@@ -1,4 +1,4 @@
-"""Measures what int8 costs a model: its loss on a short text, compared to the original weights.
+"""Measures a model's loss on a short text, with int8 weights and with the original weights.
 
 The reference is computed layer by layer while the model is loaded. So at most one layer is in
 memory in both precisions.
@@ -39,7 +39,7 @@ class ReferenceRun:
     """Computes a text through the layers of a checkpoint in floating point.
 
     Args:
-        token_ids: The text.
+        token_ids: The token ids of the text.
         weights: The checkpoint's weights in the type `dtype`.
         config: The model's config.
     """
@@ -93,7 +93,7 @@ class ReferenceRun:
 def loss_of(decoder: Decoder, token_ids: tuple[int, ...]) -> float:
     """Return the mean loss of a text in nats per token.
 
-    The decoder's cache has at least `num_blocks(token_ids)` blocks of BLOCK_SIZE tokens.
+    The decoder's cache must have at least `num_blocks(token_ids)` blocks of BLOCK_SIZE tokens.
     """
     targets = token_ids[1:]
     hidden = decoder.forward(_whole(token_ids), list(range(len(targets))))

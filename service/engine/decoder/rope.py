@@ -10,7 +10,8 @@ from torch import Tensor
 
 from service.engine.decoder.architecture import Architecture
 
-# Types with frequencies that are fixed at load. Those of "dynamic" depend on the sequence length.
+# The types whose frequencies are fixed at load. The frequencies of the type "dynamic" depend on the
+# sequence length.
 SERVED = {"default", "linear", "llama3", "yarn", "longrope"}
 
 
@@ -28,7 +29,7 @@ class Rope:
         self._cos, self._sin = angles.cos() * scale, angles.sin() * scale
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cosines and sines of `positions` [T]: two of [T, pairs], float32."""
+        """Return the cosines and the sines at `positions` [T]: each is [T, pairs], float32."""
         return self._cos[positions], self._sin[positions]
 
 

@@ -114,7 +114,10 @@ class Weights:
 
 
 def _own_name(name: str) -> str | None:
-    """Return a tensor's name in a checkpoint of the language model; None for another part."""
+    """Return the name that a tensor has in a checkpoint of only the language model.
+
+    None if the tensor belongs to another part of a multimodal model.
+    """
     for prefix, own in _LANGUAGE_MODELS.items():
         if name.startswith(prefix):
             return own + name.removeprefix(prefix)

@@ -1,14 +1,15 @@
 // Causal attention over a paged cache: rotary, cache write and attention of one layer in one call.
 //
-// A row (one token's query head) attends by segments of 256 positions, counted from position 0 of
-// its sequence. Within a segment: all scores, their maximum, weights relative to it, the weighted
-// sum of values. The segments' sums are then merged in order. Each of these depends only on the
-// row's query and the keys and values that it attends to, not on other rows, blocks or threads. So
-// a token's result has the same bits in a decode, a verification or any chunk of a prompt.
+// A row (one token's query head) attends to segments of 256 positions, counted from position 0 of
+// its sequence. For a segment the kernel computes all scores, their maximum, the weights relative
+// to the maximum, and the weighted sum of the values. Then it merges the segments' sums in order.
+// All of this depends only on the row's query and on the keys and values that it attends to, not on
+// other rows, blocks or threads. So a token's result has the same bits in a decode, a verification
+// or any chunk of a prompt.
 //
-// Cache layout: attention.py. A cache of bfloat16 is read by AMX tiles where the CPU has them, with
-// queries and weights rounded to bfloat16 and sums in float32; elsewhere, and for a cache of
-// float32, everything is float32.
+// attention.py describes the layout of the cache. If the CPU has AMX tiles, they read a cache of
+// bfloat16, with queries and weights rounded to bfloat16 and sums in float32. On other CPUs, and
+// for a cache of float32, everything is computed in float32.
 
 #include <cmath>
 #include <limits>
@@ -23,7 +24,7 @@
 
 extern "C" {
 
-// These are mirrored field by field in attention.py.
+// attention.py has the same structs, with the same fields in the same order.
 struct chatrpc_attention_layer {
     void* cache;
     const float* q_norm;  // [head_dim] each, or null
@@ -32,24 +33,24 @@ struct chatrpc_attention_layer {
     int64_t num_kv_heads;
     int64_t head_dim;
     int64_t block_size;
-    int64_t window;  // 0: none
+    int64_t window;  // 0 means no window
     float norm_eps;
     float scale;
-    float softcap;  // 0: none
+    float softcap;  // 0 means no soft cap
     int32_t is_bf16;
 };
 
 struct chatrpc_attention_plan {
     const int32_t* row_starts;    // [num_sequences + 1]
     const int32_t* context_lens;  // [num_sequences]
-    const int32_t* table_starts;  // [num_sequences]: where each one's blocks start in `blocks`
+    const int32_t* table_starts;  // [num_sequences]: index in `blocks` of its first block
     const int32_t* blocks;
     int64_t num_sequences;
     int64_t num_threads;
 };
 
-// One row of cosines and one of sines for each row of the step: [T, dim / 2]. The first `dim`
-// dimensions of a head are rotated, i with i + dim / 2.
+// The cosines and the sines for the T rows of a step, each [T, dim / 2]. The first `dim` dimensions
+// of a head are rotated: dimension i together with dimension i + dim / 2.
 struct chatrpc_attention_rotary {
     const float* cos;
     const float* sin;
@@ -77,9 +78,9 @@ struct Call {
     int dim() const { return static_cast<int>(layer.head_dim); }
     int64_t width() const { return (layer.num_heads + 2 * layer.num_kv_heads) * layer.head_dim; }
     int num_tokens(int64_t s) const { return plan.row_starts[s + 1] - plan.row_starts[s]; }
-    // The position of the first of sequence s's tokens of this step.
+    // The position in sequence s of its first token in this step.
     int start(int64_t s) const { return plan.context_lens[s] - num_tokens(s); }
-    // Tokens whose values are interleaved; see attention.py.
+    // Number of tokens whose values are interleaved; see attention.py.
     int value_step() const { return layer.is_bf16 && layer.block_size % 32 == 0 ? 32 : 16; }
     int first_visible(int position) const {
         return layer.window == 0 || position < layer.window
@@ -87,7 +88,7 @@ struct Call {
                    : position - static_cast<int>(layer.window) + 1;
     }
 
-    // The key group (of 16 tokens) or value step that a position of a sequence begins.
+    // The address of the key group (of 16 tokens) or value step that begins at a position.
     template <typename T>
     T* keys(int64_t s, int64_t kv_head, int position) const {
         const auto size = static_cast<int>(layer.block_size);  // a division of 64 bits is slower
@@ -109,8 +110,8 @@ struct Tile {
     int64_t kv_head;
     int first_row;
     int num_rows;
-    int first_visible;  // of the first row
-    int end;            // past the last row's position
+    int first_visible;  // the first position that the first row attends to
+    int end;            // the position of the last row, plus 1
 
     int first_segment() const { return first_visible / kSegment; }
     int num_segments() const { return (end - 1) / kSegment - first_segment() + 1; }
@@ -118,9 +119,9 @@ struct Tile {
 
 // A segment's share of a tile's result, before the division by the total weight.
 struct Partial {
-    float* sum;      // [rows, to whole tiles of 16][dim]
+    float* sum;      // [rows, rounded up to whole tiles of 16][dim]
     float* maximum;  // [kTileRows]
-    float* total;    // [kTileRows]; 0: the row attends to nothing in the segment
+    float* total;    // [kTileRows]; 0 if the row attends to no position of the segment
 };
 
 struct alignas(64) Scratch {
@@ -139,7 +140,8 @@ struct alignas(64) Scratch {
 
 thread_local Scratch scratch;
 
-// The result of a masked store cannot be loaded before it reaches the cache: 20 cycles a vector.
+// A masked store must reach the cache before its result can be loaded, which takes 20 cycles for
+// each vector.
 inline void store_lanes(float* out, __mmask16 mask, __m512 v) {
     if (mask == 0xffff) {
         _mm512_storeu_ps(out, v);
@@ -197,7 +199,7 @@ void write_token(const Call& call, int64_t s, int64_t row) {
             call.qkv + row * call.width() + (layer.num_heads + layer.num_kv_heads + h) * dim;
         const int group = position & -kGroup, first = position - offset;
         if (layer.is_bf16) {
-            // As words: two dimensions of a key, [dim / 2][16]; two tokens' values.
+            // Each 32-bit word has two dimensions of a key, [dim / 2][16], or two tokens' values.
             uint32_t words[kMaxDim / 2];
             for (int d = 0; d < dim; d += kGroup) {
                 const __m256i rounded = to_bf16(_mm512_loadu_ps(key + d));
@@ -207,7 +209,8 @@ void write_token(const Call& call, int64_t s, int64_t row) {
             for (int i = 0; i < dim / 2; ++i) {
                 std::memcpy(keys + 2 * (i * kGroup + position % kGroup), words + i, 4);
             }
-            // Masked by half words: another thread may be writing the other token of the pair.
+            // The store is masked by half words, because another thread may be writing the other
+            // token of the pair.
             const int odd = offset % 2;
             uint16_t* line = call.values<uint16_t>(s, h, first) + (offset / 2) * 2 * kGroup;
             for (int d = 0; d < dim; d += kGroup, line += step * kGroup) {
@@ -245,7 +248,7 @@ template <typename Weight>
 void weigh_rows(const Call& call, const Tile& tile, int segment, int begin, int end, Partial out) {
     const float cap = call.layer.softcap * kLog2E;
     Range seen[kTileRows];
-    // All maxima first, so that the exponentials of one row do not wait for those of another.
+    // All maxima are computed first, so that the exponentials of a row do not wait for another row.
     for (int r = 0; r < tile.num_rows; ++r) {
         const int position = position_of(call, tile, r);
         seen[r] = range_in(call.first_visible(position), position + 1, segment);
@@ -291,7 +294,7 @@ struct Fma {
         values_fma(scratch.scores, values, seen.lo, seen.hi, tile.num_rows, dim, out.sum);
     }
 
-    // A group of bfloat16 keys and values, as a cache of float32 would hold them.
+    // Converts a group of bfloat16 keys and values to the layout of a float32 cache.
     static void unpack(const Call& call, const Tile& tile, int position, float* keys,
                        float* values) {
         const int dim = call.dim(), step = call.value_step();
@@ -307,7 +310,7 @@ struct Fma {
 
 #ifdef CHATRPC_AMX
 
-// Products of bfloat16 over a cache of it, from 32 dimensions.
+// Arithmetic with bfloat16 operands, over a bfloat16 cache, for heads of at least 32 dimensions.
 struct Amx {
     static void prepare() {
         configure_tiles(kKeyDepth);
@@ -355,7 +358,7 @@ bool uses_amx(const Layer& layer) { return layer.is_bf16 && layer.head_dim >= 32
 template <typename Kernel>
 void load_queries(const Call& call, const Tile& tile) {
     const Layer& layer = call.layer;
-    // Scores come out as base-2 logarithms; before a soft cap, as twice its operand's.
+    // The factor makes scores base-2 logarithms. For a soft cap they are twice its operand.
     const float factor =
         layer.softcap == 0.0f ? layer.scale * kLog2E : layer.scale * 2.0f * kLog2E / layer.softcap;
     const int group = call.group();
@@ -377,7 +380,8 @@ void start_sum(const Call& call, const Tile& tile) {
     std::fill(scratch.total, scratch.total + kTileRows, 0.0f);
 }
 
-// Add the next segment's share to the running sum. Rows that attend to none of it do not change.
+// Add the next segment's share to the running sum. A row that attends to no position of the segment
+// does not change.
 void merge(const Call& call, const Tile& tile, Partial next) {
     alignas(64) float old_factor[kTileRows], new_factor[kTileRows];
     for (int r = 0; r < tile.num_rows; r += kGroup) {
@@ -442,8 +446,8 @@ Tile make_tile(const Call& call, int64_t sequence, int64_t kv_head, int first_ro
 template <typename Kernel>
 void attend_tile(const Call& call, const Tile& tile);
 
-// Weight 0 does not hide an infinity or NaN of a later token of the same step. Attending with one
-// row at a time does, with the same bits otherwise.
+// A weight of 0 does not remove an infinity or NaN of a later token of the same step, because their
+// product is NaN. So the rows attend one at a time here, which otherwise gives the same bits.
 template <typename Kernel>
 void finish_or_separate(const Call& call, const Tile& tile) {
     if (finish(call, tile) || tile.num_rows == 1) return;
@@ -464,7 +468,7 @@ void attend_tile(const Call& call, const Tile& tile) {
     finish_or_separate<Kernel>(call, tile);
 }
 
-// The tiles of a step, the costly ones first, so that threads finish together.
+// Return the tiles of a step. The costly ones come first, so that threads finish together.
 void lay_tiles(const Call& call, std::vector<Tile>& tiles) {
     tiles.clear();
     for (const bool is_long : {true, false}) {
@@ -486,14 +490,14 @@ void lay_tiles(const Call& call, std::vector<Tile>& tiles) {
 // tile merges them.
 struct Share {
     int tile;
-    int segment;     // of the tile's, from 0
-    int64_t offset;  // of its partial
+    int segment;     // index among the tile's segments
+    int64_t offset;  // offset of its partial
 };
 
 struct Work {
     std::vector<Tile> tiles;
     std::vector<Share> shares;
-    std::vector<int> left;  // shares of each tile that are not done
+    std::vector<int> left;  // number of segments of each tile that are not done
     std::vector<float> partials;
 };
 
@@ -560,7 +564,7 @@ void attend_step(const Call& call) {
             }
         }
     });
-    // From the front, because the costly tiles come first.
+    // Threads take tiles from the front, because the costly tiles come first.
     in_parallel(threads, units, 1, 1, [&](int thread, Parts& parts) {
         Kernel::prepare();
         for (int64_t i, last; parts.take(thread, i, last);) {

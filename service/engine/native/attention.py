@@ -55,8 +55,8 @@ class NativeKVStore:
         keys [block_size / 16, head_dim / pack, 16 tokens, pack]
         values [block_size / step, head_dim / 16, step / pack tokens, 16, pack tokens]
 
-    float32 has pack 1 and step 16. bfloat16 has pack 2, because its products take pairs, and
-    step 32; step 16 if the block size is not a multiple of 32, which is slower.
+    float32 has pack 1 and step 16. bfloat16 has pack 2, because its products take pairs, and step
+    32. If the block size is not a multiple of 32, bfloat16 has step 16, which is slower.
 
     The memory is zero, and the operating system commits it when it is first written.
     """
@@ -171,9 +171,10 @@ class AttentionPlan:
 
 
 class RotaryRows:
-    """Cosines and sines of a step's rows: two of [T, rotary_dim / 2].
+    """Cosines and sines of a step's rows: two tensors [T, rotary_dim / 2].
 
-    The first `rotary_dim` dimensions of a head are rotated, i with i + rotary_dim / 2.
+    The first `rotary_dim` dimensions of a head are rotated: dimension i together with dimension
+    i + rotary_dim / 2.
     """
 
     __slots__ = ("_rotary", "_tables", "address", "dim")

@@ -14,7 +14,7 @@
 
 namespace chatrpc::attention {
 
-// Ask the kernel for the tiles' state, once a process.
+// Request the tiles from the operating system, once per process.
 inline bool has_amx() {
     constexpr long kRequestPermission = 0x1023, kTileData = 18;
     static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -41,13 +41,13 @@ inline void configure_tiles(int depth) {
 
 constexpr int kKeyDepth = 32;
 
-// Where in a head the k-th 32 dimensions start. The last may overlap those before; the query is 0
-// there.
+// The index at which the k-th 32 dimensions of a head start. The last 32 may overlap those before.
+// Where they overlap, the query is 0.
 inline int key_offset(int k, int dim) { return std::min(k * kKeyDepth, dim - kKeyDepth); }
 
 inline int query_stride(int dim) { return (dim + kKeyDepth - 1) / kKeyDepth * kKeyDepth; }
 
-// A query as the left operand of scores_amx: [query_stride(dim)].
+// Writes a query as the left operand of scores_amx: [query_stride(dim)].
 inline void put_query_amx(const float* query, int dim, uint16_t* out) {
     const int stride = query_stride(dim);
     std::fill(out + stride - kKeyDepth, out + stride, 0);
@@ -140,8 +140,8 @@ void values_amx(const uint16_t* weights, const uint16_t* const* values, int s0, 
     memory_fence();
 }
 
-// A value step with zeros for the tokens outside of [lo, hi): these may be NaN, which weight 0 does
-// not hide.
+// Copies a value step, with zeros for the tokens outside of [lo, hi). These tokens may be NaN, and
+// a weight of 0 times NaN is NaN.
 inline void copy_values_between(const uint16_t* values, int lo, int hi, int step, int dim,
                                 uint16_t* out) {
     for (int d = 0; d < dim; d += kGroup) {

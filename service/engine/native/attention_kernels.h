@@ -17,10 +17,11 @@ constexpr int kGroup = 16;     // tokens in the lanes of a vector; a block is so
 constexpr int kSegment = 256;  // positions between two rescalings of a row's sum
 constexpr int kTileRows = 32;  // query rows that share a pass over keys and values
 constexpr int kMaxDim = 256;
-constexpr float kLowest = -1e30f;  // where a maximum starts: below any score, and finite
+constexpr float kLowest = -1e30f;  // start value of a maximum: finite, and below any score
 
-// 2^x for x <= 0 to 1.4e-7, or to 8.6e-5 for what bfloat16 rounds to 2e-3 in the end. Polynomials
-// fitted to 2^f over [0, 1) for the least relative error, with 2^0 = 1 exactly.
+// 2^x for x <= 0, with a relative error of 1.4e-7, or of 8.6e-5 for results that are rounded to
+// bfloat16, whose error is 2e-3. The polynomials are fitted to 2^f over [0, 1) for the least
+// relative error, with 2^0 = 1 exactly.
 template <bool kFine>
 inline __m512 exp2_ps(__m512 x) {
     const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
@@ -40,7 +41,7 @@ inline __m512 exp2_ps(__m512 x) {
     return _mm512_scalef_ps(p, x);  // times 2^floor(x)
 }
 
-// 16 floats to bfloat16, ties to even; what was NaN stays NaN.
+// Rounds 16 floats to bfloat16, ties to even. NaN stays NaN.
 inline __m256i to_bf16(__m512 x) {
     const __m512i bits = _mm512_castps_si512(x);
     const __m512i high = _mm512_srli_epi32(bits, 16);
@@ -88,8 +89,8 @@ inline void for_lanes(int lo, int hi, Step step) {
     if (v < hi) masked(v);
 }
 
-// One row's scores under a soft cap, for the lanes [lo, hi). They come as 2 log2(e) / softcap times
-// what is to be capped and leave as base-2 logarithms: `cap` is softcap * log2(e).
+// Applies a soft cap to one row's scores in the lanes [lo, hi). The inputs are the scores times
+// 2 log2(e) / softcap. The outputs are base-2 logarithms: `cap` is softcap * log2(e).
 inline void cap_scores(float* scores, int lo, int hi, float cap) {
     const __m512 one = _mm512_set1_ps(1.0f), minus = _mm512_set1_ps(-0.0f);
     for (int v = lo & -kGroup; v < hi; v += kGroup) {
@@ -111,8 +112,9 @@ inline float largest_score(const float* scores, int lo, int hi) {
     return _mm512_reduce_max_ps(_mm512_max_ps(first, second));
 }
 
-// One row's scores (base-2 logarithms) to weights relative to the largest, in place: a row sees
-// the lanes [lo, hi), and the other lanes of [begin, end) get weight 0. Returns the weights' sum.
+// Converts one row's scores (base-2 logarithms) in place to weights relative to the largest. A row
+// attends to the lanes [lo, hi); the other lanes of [begin, end) get weight 0. Returns the sum of
+// the weights.
 template <typename Weight>
 inline float weigh(float* scores, int lo, int hi, int begin, int end, float largest) {
     constexpr bool kFine = sizeof(Weight) == 4;

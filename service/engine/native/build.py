@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import structlog
-import torch  # before the library is loaded, which uses torch's OpenMP runtime
+import torch  # must come before the library is loaded, which uses torch's OpenMP runtime
 
 from service.engine.native.compiler import (
     COMMON_FLAGS,

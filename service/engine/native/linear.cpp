@@ -28,7 +28,8 @@ constexpr int64_t kMaxActivationBytes = 1 << 20;
 // the next ones, if these weights fit into the cache. Measured: 64 and 256 are slower.
 constexpr int64_t kRowsAtOnce = 128;
 constexpr int64_t kMaxCachedWeightBytes = 1 << 20;
-// Bytes of weights fetched while rows are quantized: the part that fits into a core's cache too.
+// Number of bytes of weights that are fetched while rows are quantized. They fit into a core's
+// cache together with the rows.
 constexpr int64_t kMaxFetchedWeightBytes = 1 << 19;
 // With fewer rows, VNNI and AMX are both limited by memory, and VNNI needs less setup. Measured with
 // weights that are not in the cache.
@@ -57,7 +58,7 @@ struct Free {
     void operator()(void* memory) const { std::free(memory); }
 };
 
-// Space that a thread keeps from call to call: a step makes a hundred of them.
+// Memory that a thread keeps between calls, because a step makes a hundred calls.
 template <int>
 char* kept_space(int64_t size) {
     thread_local std::unique_ptr<char, Free> memory;
@@ -69,7 +70,7 @@ char* kept_space(int64_t size) {
     return memory.get();
 }
 
-// Rows of a chunk in int8, tile by tile, and what belongs to each.
+// The rows of a chunk in int8, tile by tile, and the parameters of each row.
 struct Activations {
     RowScale* scales;
     int8_t* tiles;
@@ -160,7 +161,7 @@ void multiply(const Call& call, const Activations& activations, int thread, Part
     }
 }
 
-// The first of the weights that a thread's share of the panels begins with.
+// Return the weights to fetch first: the beginning of a thread's share of the panels.
 Fetch fetch_share(const Call& call, int64_t thread, int64_t num_threads) {
     const int64_t panel_bytes = call.num_blocks * kPanelBlockBytes;
     const int64_t first = call.num_panels * thread / num_threads;

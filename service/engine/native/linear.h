@@ -6,11 +6,12 @@
 
 extern "C" {
 
-// Mirrored field by field in linear.py.
+// linear.py has the same struct, with the same fields in the same order.
 //
-// Weights come in panels of 32 output channels; a panel is, for every 64 inputs, two tiles of 16
-// channels; a tile is 16 lines of 16 channels x 4 inputs, one byte each: the weight plus 128. That
-// is the operand of both vpdpbusd (a line) and tdpbsud (a tile), and a panel is read front to back.
+// Weights are stored in panels of 32 output channels. For every 64 inputs a panel has two tiles of
+// 16 channels. A tile has 16 lines of 16 channels x 4 inputs. Each weight is one byte, with 128
+// added. A line is the operand of vpdpbusd, a tile that of tdpbsud. A panel is read from front to
+// back.
 struct chatrpc_linear_layer {
     int64_t out_features;
     int64_t in_features;
@@ -18,7 +19,7 @@ struct chatrpc_linear_layer {
     const float* scales;     // padded to whole panels, as is the bias
     const float* bias;       // zeros for none
     const float* norm;       // the RMS norm's weights [in_features]; read with that prologue only
-    int32_t path;            // 0: the faster for the number of rows; 1: VNNI; 2: AMX
+    int32_t path;            // 1 is VNNI, 2 is AMX, 0 the faster one for the number of rows
 };
 
 // x [rows, in_features], or [rows, 2 * in_features] with a gate; out and residual (which may be the
@@ -26,18 +27,19 @@ struct chatrpc_linear_layer {
 void chatrpc_linear(const chatrpc_linear_layer* layer, const float* x, int64_t rows,
                     int32_t prologue, float eps, const float* residual, float* out);
 
-// Only the first half of it: q [rows, padded in_features], scales [rows]. `norm` as in the layer.
+// Computes only the quantized rows: q [rows, padded in_features], scales [rows]. `norm` is that of
+// the layer.
 void chatrpc_linear_quantize(const float* x, const float* norm, int64_t rows, int64_t in_features,
                              int32_t prologue, float eps, int8_t* q, float* scales);
 
-// A weight [out_features, in_features] of float32 (type 0), bfloat16 (1) or float16 (2) to the int8 of
-// a layer: rotated, and quantized by channel. `packed` and `scales` are whole panels.
+// Rotates a weight [out_features, in_features] of float32 (type 0), bfloat16 (1) or float16 (2),
+// and quantizes it to int8 by channel. `packed` and `scales` are whole panels.
 void chatrpc_linear_pack(const void* weight, int32_t type, int64_t out_features,
                          int64_t in_features, uint8_t* packed, float* scales);
 
-// 1 where the CPU and the kernel grant the AMX tiles.
+// Returns 1 if the CPU has AMX tiles and the operating system permits them, else 0.
 int32_t chatrpc_linear_has_amx();
 
-// 0, or the number of the first known product that came out wrong.
+// Returns 0 if all known products are correct, else the number of the first wrong one.
 int32_t chatrpc_linear_self_test();
 }

@@ -1,5 +1,5 @@
-// A float weight to the packed int8 that the products read: rotated, quantized and laid out in one
-// pass, panel by panel on all threads.
+// Converts a float weight to the packed int8 that the products read. It is rotated, quantized and
+// packed in one pass, panel by panel on all threads.
 
 #include "linear.h"
 
@@ -38,8 +38,8 @@ struct Float16 {
     }
 };
 
-// The transform of a row's blocks, without its factor 1/8, into `rotated`. Returns the largest
-// magnitude; NaN where a weight is not finite.
+// Writes the transform of a row's blocks, without its factor 1/8, to `rotated`. Returns the largest
+// magnitude; NaN if a weight is not finite.
 template <class Type>
 float rotate(const typename Type::Value* row, int64_t size, float* rotated) {
     __m512 largest = _mm512_setzero_ps();
@@ -67,7 +67,7 @@ float rotate(const typename Type::Value* row, int64_t size, float* rotated) {
     return is_finite ? amax : std::numeric_limits<float>::quiet_NaN();
 }
 
-// Channel `channel` of a panel: the int8 values plus 128, four inputs to each line.
+// Writes channel `channel` of a panel: the int8 values plus 128, four inputs in each line.
 void put_channel(const float* rotated, int64_t num_blocks, float factor, int64_t channel,
                  uint8_t* panel) {
     uint8_t* const tile = panel + channel / 16 * kTileBytes + channel % 16 * 4;

@@ -61,7 +61,7 @@ def open_prebuilt(cpu_flags: set[str], directory: Path = _DIRECTORY) -> ctypes.C
     """Open the fastest library in `directory` that a CPU with these flags can run.
 
     Returns:
-        None if there is none.
+        None if there is no such library.
 
     Raises:
         Unavailable: The self-test fails.

@@ -17,17 +17,17 @@ namespace chatrpc {
 constexpr int64_t kPanelChannels = 32;
 constexpr int64_t kPanelBlockBytes = 2 * kTileBytes;  // a panel's 64 inputs
 
-// Where sums go: everything `finish` needs.
+// The output of a panel, and the parameters that `finish` needs to compute it.
 struct Output {
-    const float* scales;    // the panel's 32
-    const float* bias;      // the panel's 32
-    const float* residual;  // row 0, the panel's first channel; or null
-    float* out;             // likewise
+    const float* scales;    // 32, one for each channel of the panel
+    const float* bias;      // 32, one for each channel of the panel
+    const float* residual;  // address of row 0 at the panel's first channel; or null
+    float* out;             // address of row 0 at the panel's first channel
     int64_t stride;
-    __mmask16 mask[2];      // which of the panel's channels there are
+    __mmask16 mask[2];      // the panel's channels that exist
 };
 
-// 16 of the panel's channels, with what is the same for all rows in registers.
+// Computes outputs of 16 of the panel's channels. Values that all rows share are in registers.
 class Finish {
   public:
     Finish(const Output& output, int half)
@@ -42,7 +42,8 @@ class Finish {
         const __m512 exact = _mm512_cvtepi32_ps(
             _mm512_sub_epi32(sum, _mm512_set1_epi32(of_row.compensation)));
         const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(of_row.scale), scales_);
-        // One rounding, written out: a compiler free to fuse or not would tie the bits to the path.
+        // The fused operation rounds once. If the compiler could choose to fuse or not, the bits
+        // would depend on the path.
         __m512 y = _mm512_fmadd_ps(exact, scale, bias_);
         if (residual_ != nullptr) {
             y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask_, residual_ + row * stride_));
@@ -58,14 +59,16 @@ class Finish {
     __mmask16 mask_;
 };
 
-// How far ahead of its use a weight is asked for. One core keeps too few lines under way by itself.
+// The distance at which weights are fetched before their use. Without this, one core has too few
+// memory reads in progress.
 constexpr int64_t kPrefetchBytes = 4096;
 
-// Rows [0, R) of a tile of activations, whose blocks of 64 inputs lie kTileBytes apart.
+// Multiplies rows [0, R) of a tile of activations, whose blocks of 64 inputs are kTileBytes apart.
 template <int R>
 inline void vnni_panel(const uint8_t* weights, const int8_t* rows, int64_t num_blocks,
                        const RowScale* row_scales, int64_t first_row, const Output& output) {
-    // Few rows leave the sums of one step waiting for those before: then even and odd inputs apart.
+    // With few rows, each sum would wait for the one before it. So then even and odd inputs have
+    // separate sums.
     constexpr int kPhases = R <= 2 ? 4 / R : 1;
     __m512i sums[R][2][kPhases];
     for (auto& row : sums)
@@ -116,7 +119,7 @@ inline void vnni_rows(int64_t count, const uint8_t* weights, const int8_t* rows,
     }
 }
 
-// A panel against `num_rows` rows in tiles of 16, `tile_stride` bytes from one to the next.
+// Multiplies a panel with `num_rows` rows in tiles of 16, which are `tile_stride` bytes apart.
 struct VnniProduct {
     void operator()(const uint8_t* weights, const int8_t* tiles, int64_t tile_stride,
                     int64_t num_rows, int64_t num_blocks, const RowScale* scales,
@@ -188,7 +191,7 @@ inline void amx_sums(const uint8_t* weights, const int8_t* a, int64_t tile_strid
     }
 }
 
-// For a thread inside a TileScope.
+// The calling thread must be inside a TileScope.
 struct AmxProduct {
     void operator()(const uint8_t* weights, const int8_t* tiles, int64_t tile_stride,
                     int64_t num_rows, int64_t num_blocks, const RowScale* scales,

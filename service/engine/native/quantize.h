@@ -1,4 +1,4 @@
-// A row of float activations to int8: prologue, block Hadamard transform, symmetric quantization.
+// Converts a row of float activations to int8: prologue, block Hadamard transform, quantization.
 //
 // Everything here is a function of one row, and does not depend on the number of rows, so that a
 // row's bits are the same in any batch. Tails are masked vectors: a scalar remainder would round
@@ -23,12 +23,12 @@ constexpr int64_t kTileBytes = 1024;   // 16 rows (or lines) of 64 bytes
 
 // The parameters of a quantized row that the products need in addition to its int8 values.
 struct RowScale {
-    float scale;           // of the int8 values; NaN for a row that held one, or an infinity
+    float scale;           // scale of the int8 values; NaN if the row has a NaN or an infinity
     int32_t compensation;  // 128 * their sum: weights are stored with 128 added
 };
 
-// Fetches weights for the products into the cache while rows are being quantized: one is limited by
-// memory and the other by arithmetic.
+// Fetches weights for the products into the cache while rows are quantized. Fetching is limited by
+// memory, quantization by arithmetic.
 class Fetch {
   public:
     Fetch(const uint8_t* begin, const uint8_t* end) : next_(begin), end_(end) {}
@@ -46,7 +46,7 @@ class Fetch {
     const uint8_t* end_;
 };
 
-// 1 / (1 + e^-x) to 2e-7. NaN stays NaN.
+// 1 / (1 + e^-x), with an error of 2e-7. NaN stays NaN.
 inline __m512 sigmoid(__m512 x) {
     // e^-x is 2^t. Where t is bounded the result is 1e-35. min gives its second operand for NaN.
     const __m512 t = _mm512_min_ps(_mm512_set1_ps(116.0f),
@@ -83,7 +83,7 @@ inline __m512 load_gated(const float* x, int64_t size, int64_t k, __mmask16 mask
     }
 }
 
-// Lanes i and i ^ 2^bit become their sum (where the bit is clear) and their difference.
+// Replaces lanes i and i ^ 2^bit by their sum (in the lane without the bit) and their difference.
 template <int Bit>
 inline __m512 butterfly(__m512 x) {
     __m512 swapped;
@@ -118,7 +118,7 @@ inline void hadamard(__m512 v[4]) {
     v[3] = _mm512_sub_ps(b, d);
 }
 
-// 64 values, rounded half to even, as int8.
+// Converts 64 values to int8, rounded half to even.
 inline __m512i to_int8(const float* x, __m512 factor) {
     __m512i v[4];
     for (int i = 0; i < 4; ++i) {
@@ -170,7 +170,7 @@ inline RowScale quantize_row(const float* x, const float* norm, int64_t size, fl
     const bool is_finite = _mm512_reduce_max_epu32(largest_bits) < 0xff000000u &&
                            amax <= std::numeric_limits<float>::max();
     float factor = 127.0f / amax;
-    // Zeros, or values so small (3e-37) that the factor overflows: a row of zeros.
+    // If all values are 0, or so small (3e-37) that the factor overflows, the row becomes zeros.
     const bool is_zero = is_finite && !(factor < std::numeric_limits<float>::infinity());
     if (!is_finite || is_zero) factor = 0.0f;
 
@@ -184,7 +184,8 @@ inline RowScale quantize_row(const float* x, const float* norm, int64_t size, fl
 
     float scale = amax * (1.0f / (127.0f * 8.0f));  // the transform's 1/8 is taken here
     if constexpr (P == kRmsNorm) {
-        // 1 / rms is a factor of the whole row: its scale takes it, and the values go through once.
+        // 1 / rms is a factor of the whole row. It is applied to the row's scale, so that the
+        // values are read only once.
         const __m512 all = _mm512_add_ps(_mm512_add_ps(squares[0], squares[1]),
                                          _mm512_add_ps(squares[2], squares[3]));
         const float mean = _mm512_reduce_add_ps(all) / static_cast<float>(size);

@@ -13,8 +13,8 @@
 namespace chatrpc {
 namespace {
 
-// A step makes a call every few tens of microseconds, and to wake a sleeping thread takes about
-// ten: a thread that waits for the next call of the same step should still be awake.
+// A step makes a call every few tens of microseconds, and waking a sleeping thread takes about ten.
+// So a thread that waits for the next call of the same step should still be polling.
 constexpr auto kSpin = std::chrono::microseconds(100);
 constexpr int kPausesBetweenLooks = 32;
 
@@ -107,7 +107,7 @@ class Pool {
     int num_started_ = 0;
 };
 
-// Never destroyed: its threads live as long as the process.
+// The pool is never destroyed: its threads live as long as the process.
 Pool& pool() {
     static Pool& the_pool = *new Pool;
     return the_pool;

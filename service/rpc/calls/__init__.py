@@ -1,1 +1,1 @@
-"""The life of one call: authorization, deadline, status, metadata, telemetry."""
+"""The parts of every call: authorization, deadline, status, metadata and telemetry."""

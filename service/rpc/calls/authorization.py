@@ -41,13 +41,13 @@ class Call(GenerationObserver, Protocol):
 
     @property
     def num_tokens(self) -> int:
-        """The tokens that have been computed for it so far, prompt and output."""
+        """Number of tokens computed for the call so far, prompt and output together."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The key of a call, and the caller that the call is for."""
+    """The key that a call was made with, and the caller that it is made for."""
 
     key: Key | None
     caller: Caller
@@ -57,7 +57,7 @@ class Identity:
 
 
 class Access:
-    """Admits calls by their keys. Without a file of keys every call is admitted."""
+    """Admits calls by their keys. If no file of keys is given, every call is admitted."""
 
     def __init__(self, keys: Watched[KeyRing] | None = None) -> None:
         self._keys = keys
@@ -95,7 +95,7 @@ class Access:
 
         Args:
             message: The request. A missing output limit is set if the key has a limit of tokens.
-            num_bytes: The size of the request.
+            num_bytes: The size of the request on the wire.
 
         Raises:
             ModelForbidden: The key does not permit the model.
@@ -120,7 +120,12 @@ class Access:
 
     @contextmanager
     def _admitted(self, key: Key, params: Any, num_bytes: int) -> Iterator[Reservation]:
-        """Admit a call. `params` are None if it does not generate."""
+        """Admit a call, and reserve tokens of its key's limit while in the context.
+
+        Args:
+            params: The generation parameters, which get the key's default output limit; None if
+                the call does not generate.
+        """
         cost = Cost()
         if params is not None:
             limit = default_output_limit(params, key)
@@ -137,7 +142,7 @@ class Access:
 
 
 def _caller_info(metadata: Sequence[tuple[str, str | bytes]]) -> caller_pb2.CallerInfo | None:
-    """Read and check the description of the caller in a call's metadata; None without one."""
+    """Return the checked description of the caller in a call's metadata; None if there is none."""
     values = [value for name, value in metadata if name == CALLER_KEY and isinstance(value, bytes)]
     if not values:
         return None
@@ -174,7 +179,10 @@ def _own_caller(key: Key | None) -> Caller:
 
 
 def _other_caller(key: Key | None, info: caller_pb2.CallerInfo) -> Caller:
-    """Return the caller that `info` describes, apart from all callers of other senders."""
+    """Return the caller that `info` describes.
+
+    Its name contains the key's name. So it differs from the callers that other keys describe.
+    """
     sender = _own_caller(key)
     namespace = info.cache_namespace
     min_priority = sender.min_priority

@@ -45,7 +45,7 @@ _received_bytes: ContextVar[int] = ContextVar("chatrpc_received_bytes", default=
 
 
 def current_caller() -> Caller:
-    """Return the caller of this task's call; one without a name outside of a call."""
+    """Return the caller of this task's call. Outside of a call it is a caller without a name."""
     return _current.get().caller
 
 
@@ -67,10 +67,10 @@ def may_use_model(*names: str) -> bool:
 def reserve_exactly(
     prompts: Sequence[Prompt], n: int, max_tokens: int | None, max_model_len: int
 ) -> None:
-    """Correct the estimate of the tokens that the call may cost, once its prompts are tokenized.
+    """Reserve the tokens that the call may cost, after its prompts are tokenized.
 
-    Does nothing if the caller's key has no limit of tokens, or the backend has not
-    counted a prompt's tokens.
+    This replaces the estimate that was reserved before. It does nothing if the caller's key has no
+    limit of tokens, or if the backend has not counted the tokens of a prompt.
     """
     reserve = _current.get().reserve
     lengths = [prompt.num_tokens for prompt in prompts if prompt.num_tokens is not None]
@@ -107,7 +107,7 @@ def acting_for(
     """Make `caller` the current caller while in the context.
 
     Args:
-        may_use: Returns True if its key permits a model, by id or alias.
+        may_use: Takes the id or alias of a model. Returns True if the caller's key permits it.
         reserve: Called with the number of tokens that the call may cost.
         observer: Receives the progress of the call's generation.
     """

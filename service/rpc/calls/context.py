@@ -1,9 +1,9 @@
-"""grpc.aio's types as the servicers and interceptors write them."""
+"""Types of grpc.aio for the annotations of servicers and interceptors."""
 
 from typing import Any, TypeAlias
 
 import grpc
 
-# Quoted: these are generic in their type stubs only.
+# The types are quoted, because they are generic only in their type stubs.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"

@@ -7,11 +7,11 @@ from service.rpc.calls.context import Context
 
 
 def deadline_of(context: Context, request_timeout_s: float) -> float:
-    """Return when the request must be complete, of `time.monotonic()`, in seconds.
+    """Return the time by which the request must be complete, in seconds of `time.monotonic()`.
 
     Args:
-        request_timeout_s: Maximum duration of a request, for callers that set no or a later
-            deadline.
+        request_timeout_s: Maximum duration of a request in seconds. It applies if the caller sets
+            no deadline or a later one.
 
     Raises:
         DeadlinePassed: The caller's deadline has passed.

@@ -8,7 +8,7 @@ from service.domain.engine import EngineTimings
 
 
 class Phase(NamedTuple):
-    """A phase of a generation. Times are of `time.monotonic()`, in seconds."""
+    """A phase of a generation. Times are in seconds of `time.monotonic()`."""
 
     name: str
     start_s: float
@@ -31,7 +31,7 @@ def merged(timings: Collection[EngineTimings]) -> EngineTimings:
 
 
 def phases(timings: EngineTimings, now_s: float) -> Iterator[Phase]:
-    """Yield queue, prefill and decode, as far as they have begun. An unfinished phase ends now."""
+    """Yield the phases that have begun: queue, prefill, decode. An unfinished one ends now."""
     bounds = (
         ("queue", timings.queued_s, timings.scheduled_s),
         ("prefill", timings.scheduled_s, timings.first_token_s),
@@ -43,7 +43,7 @@ def phases(timings: EngineTimings, now_s: float) -> Iterator[Phase]:
 
 
 def wall_clock() -> Callable[[float], int]:
-    """Return a function from times of `time.monotonic()` to nanoseconds since 1970."""
+    """Return a function that converts a time of `time.monotonic()` to nanoseconds since 1970."""
     now_ns, now_s = time.time_ns(), time.monotonic()
     return lambda monotonic_s: now_ns - int((now_s - monotonic_s) * 1e9)
 

@@ -1,7 +1,7 @@
 """Span attributes of a generation, by OpenTelemetry's conventions for generative AI.
 
-https://github.com/open-telemetry/semantic-conventions-genai. No attribute has a part of a
-prompt, of an output or of a stop string.
+https://github.com/open-telemetry/semantic-conventions-genai. No attribute contains text of a
+prompt, an output or a stop string.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from chatrpc.v1 import chat_pb2
 from chatrpc_process.tracing.api import Value
 from service.rpc.calls.rpcs import Rpc
 
-# Sampling parameters, by their names in the proto and in the conventions.
+# The name in the conventions of each sampling parameter, by its name in the proto.
 _SAMPLING = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -25,7 +25,7 @@ _SAMPLING = {
 
 
 def request_attributes(rpc: Rpc, params: Any) -> dict[str, Value]:
-    """Return the attributes of a request's own parameters, without defaults."""
+    """Return the attributes of the parameters that a request sets. Defaults are left out."""
     found: dict[str, Value] = {
         "gen_ai.operation.name": rpc.operation,
         "gen_ai.provider.name": "chatrpc",
@@ -40,7 +40,7 @@ def request_attributes(rpc: Rpc, params: Any) -> dict[str, Value]:
 
 
 class Response:
-    """The attributes of a response, collected from its pieces."""
+    """The attributes of a response, collected from its chunks."""
 
     def __init__(self) -> None:
         self._head: dict[str, Value] = {}

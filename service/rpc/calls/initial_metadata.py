@@ -15,7 +15,7 @@ from service.rpc.calls.context import Context
 # A rejected call has initial metadata too, but it is empty.
 ADMITTED = (("chatrpc-admitted", "1"),)
 
-# Less than the 15 s after which the gateway and some proxies expect a message.
+# In seconds. It is less than the 15 s within which the gateway and some proxies expect a message.
 MAX_SILENCE_S = 10.0
 
 _Chunk = TypeVar("_Chunk")
@@ -29,7 +29,7 @@ async def with_admission_metadata(
     Closing the generator closes `chunks`.
     """
     async with aclosing(chunks):
-        # A task, because a generator that is cancelled while it waits has ended.
+        # This is a task, because cancelling a generator while it waits would end it.
         first = asyncio.ensure_future(anext(chunks, None))
         try:
             await asyncio.wait({first}, timeout=MAX_SILENCE_S)

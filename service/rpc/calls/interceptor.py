@@ -1,4 +1,4 @@
-"""The outermost layer of every call to a chatrpc service: request id, errors, log line."""
+"""The outermost interceptor of every call to a chatrpc service: request id, errors, log line."""
 
 import asyncio
 import re
@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Authenticates each call, turns its errors into statuses, and counts and logs its end.
 
-    Calls of other services are authenticated only, and not logged: probes would flood the log.
+    Calls to other services are only authenticated. They are not logged: probes would flood the log.
     Health checks and load reports need no key, because kubelets and gRPC's own balancers have none.
     """
 
@@ -77,9 +77,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         rpc = BY_PATH.get(method)
         if rpc is None:
             return self._with_key(handler, handler_call_details)
-        # Requests are read and parsed here. gRPC would wait for one without a limit, before any
-        # authentication, and fail with UNKNOWN if it cannot be parsed. On the wire, a stream of one
-        # request is the same as one request.
+        # Requests are read and parsed here. gRPC itself would wait for a request before the call is
+        # authenticated and without a time limit, and would fail with UNKNOWN if it cannot be
+        # parsed. On the wire, a stream of one request is the same as one request.
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
                 self._stream(handler, rpc), None, handler.response_serializer
@@ -148,7 +148,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise
 
     def _log_rejected(self, method: str, reason: str, kind: str) -> None:
-        """Log a call that no service of ours receives. Clients can make any number of these."""
+        """Log a call that is rejected before it reaches a service, at a limited rate.
+
+        The rate is limited because clients can make any number of these calls.
+        """
         fields = {"method": method, "reason": reason}
         self._limited_log.write(log.info, "request_rejected", kind=(reason, kind), **fields)
 
@@ -189,7 +192,7 @@ async def _call(
         await abort(context, proto, trailing)
     finally:
         if code == "CANCELLED" and context.time_remaining() == 0:
-            outcome = "DEADLINE"  # the caller's own, at which gRPC cancels the call
+            outcome = "DEADLINE"  # gRPC cancels a call at the caller's deadline
         fields = counting.log_fields()
         counting.end(code, outcome)
         fields |= {"method": rpc.path, "code": code}
@@ -204,10 +207,10 @@ async def _call(
 
 
 async def abort(context: Context, proto: status_pb2.Status, metadata: status.Metadata) -> NoReturn:
-    """End the call with a status. If it has ended meanwhile, gRPC does not end it again.
+    """End the call with a status. If the call has already ended, the status is not sent.
 
-    The status follows everything written before. If the client does not read that, gRPC sends the
-    status later; the call's resources are free by then.
+    The status is sent after everything written before. If the client does not read that, gRPC sends
+    the status later. The call's resources are freed before.
     """
     try:
         async with asyncio.timeout(_ABORT_TIMEOUT_S):
@@ -216,7 +219,7 @@ async def abort(context: Context, proto: status_pb2.Status, metadata: status.Met
             )
     except grpc.aio.AbortError:
         raise
-    except Exception as error:  # most often the call's deadline, at the same moment
+    except Exception as error:  # mostly because the deadline passed meanwhile
         raise asyncio.CancelledError from error
     raise AssertionError("abort raises")
 

@@ -1,7 +1,7 @@
 """Counts the elements of a protobuf message by its bytes, before it is parsed.
 
-A message of 8 MiB can hold four million empty submessages. Parsing these takes seconds of the
-interpreter's lock and hundreds of megabytes, whatever is checked afterwards.
+A message of 8 MiB can have four million empty submessages. Parsing them takes hundreds of megabytes
+and keeps the interpreter's lock for seconds. So a check after parsing would be too late.
 """
 
 from contextlib import suppress
@@ -14,14 +14,15 @@ from service.errors import InvalidField
 
 # 8000 messages of five elements each are far more than conversations have.
 MAX_ELEMENTS = 100_000
-# Numbers of a packed field are parsed so much faster than submessages. With this, 128 prompts of
-# 8192 token ids are allowed, and a message takes at most about 50 ms to parse.
+# The numbers of a packed field are parsed much faster than submessages. So this many bytes of them
+# count as one element. Then 128 prompts of 8192 token ids are allowed, and parsing a message takes
+# at most about 50 ms.
 _PACKED_BYTES_PER_ELEMENT = 32
 
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """The facts of a field that the count needs."""
+    """The properties of a message field that are needed to count its elements."""
 
     name: str
     message_type: Descriptor | None
@@ -32,18 +33,19 @@ _UNKNOWN = _Field("", None, is_packed=False)
 
 
 def check_num_elements(data: bytes, descriptor: Descriptor) -> None:
-    """Check that a message has at most `MAX_ELEMENTS` fields, those of its submessages included.
+    """Check that a message and its submessages have at most `MAX_ELEMENTS` fields together.
 
-    32 bytes of a packed field count as one. Bytes that are not a message are left to the parser.
+    32 bytes of a packed field count as one. Bytes that are not a message pass: the parser rejects
+    them.
 
     Raises:
-        InvalidField: There are more; it names the field in which the last of them was found.
+        InvalidField: There are more. The error names the field that exceeds the limit.
     """
-    if len(data) < 2 * MAX_ELEMENTS:  # an element takes two bytes at least
+    if len(data) < 2 * MAX_ELEMENTS:  # an element has at least two bytes
         return
     num_elements = 0
     pending = [(descriptor, 0, len(data), "")]
-    with suppress(IndexError):  # it is cut off, or is no message
+    with suppress(IndexError):  # the data is cut off, or is not a message
         while pending:
             kind, position, end, path = pending.pop()
             fields = _fields(kind)
@@ -66,9 +68,9 @@ def check_num_elements(data: bytes, descriptor: Descriptor) -> None:
                 position += size
 
 
-@cache  # there are as many as message types
+@cache  # one entry for each message type
 def _fields(descriptor: Descriptor) -> dict[int, _Field]:
-    """The fields by their numbers."""
+    """Return the fields of a message type by their numbers."""
     return {
         field.number: _Field(
             field.name,
@@ -80,14 +82,14 @@ def _fields(descriptor: Descriptor) -> dict[int, _Field]:
 
 
 def _size(data: bytes, position: int, wire_type: int) -> tuple[int, int]:
-    """The number of bytes of a field's value, and where these begin.
+    """Return the number of bytes of a field's value, and the position of the first one.
 
     https://protobuf.dev/programming-guides/encoding/#structure
     """
     match wire_type:
         case 2:
             return _varint(data, position)
-        case 0:  # a varint: its end is where the next field begins
+        case 0:  # a varint has no size before it, and is read to find its end
             return 0, _varint(data, position)[1]
         case 1:
             return 8, position
@@ -98,9 +100,10 @@ def _size(data: bytes, position: int, wire_type: int) -> tuple[int, int]:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """The number at `position`, and where the next one begins. Raises IndexError if there is none.
+    """Return the number at `position`, of at most ten bytes, and the position after it.
 
-    A number has at most ten bytes.
+    Raises:
+        IndexError: The data ends before the number does.
     """
     byte = data[position]
     if byte < 0x80:

@@ -1,4 +1,4 @@
-"""The one message of a call: read within a time, and within bounds on what all calls hold."""
+"""Reads the request message of each call, with limits of time and of memory for all calls."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -18,24 +18,24 @@ from service.rpc.calls.message_elements import check_num_elements
 from service.rpc.calls.rpcs import Rpc
 from service.rpc.calls.work_pools import WorkPools
 
-# Limit of the messages of all calls together. A parsed message takes a few times its size in
-# memory, until its call ends.
+# Maximum size in bytes of the messages of all calls together. A parsed message takes a few times
+# its size in memory, until its call ends.
 MAX_BYTES_IN_PROGRESS = 256 << 20
-# Maximum number of large messages of one caller that are read at once. Compressed ones arrive fast.
+# Maximum number of messages of one caller that are read at once. Compressed messages arrive fast.
 _MAX_READS_OF_CALLER = 16
-# Larger ones are counted and parsed on a thread.
+# Larger messages are counted and parsed on a thread.
 _SMALL_BYTES = 64 << 10
 
 
 class MessageReader:
     """Reads the messages of all calls.
 
-    The bytes of the messages in progress are bounded in total, and shared by callers
-    (`SharedCapacity`). A caller that is known by its name has a bounded number of messages on their
-    way at once; further ones wait.
+    The total size of the messages in progress is limited, and callers share it (`SharedCapacity`).
+    The number of messages that are read at once for a caller with a name is limited; further ones
+    wait.
 
     Args:
-        timeouts: A message must arrive within `receive_s`.
+        timeouts: `receive_s` is the maximum time in which a message must arrive.
         max_bytes: Maximum size of all messages in progress together, in bytes.
     """
 
@@ -52,8 +52,8 @@ class MessageReader:
         """Yield the request message of a call. It counts as in progress while in the context.
 
         Raises:
-            InvalidField: It is missing, is no message of the method, or has too many elements.
-            DeadlinePassed: It took too long to arrive.
+            InvalidField: The message is missing, has too many elements, or cannot be parsed.
+            DeadlinePassed: The message took too long to arrive.
             PreparationFull: Too many large messages are in progress.
         """
         caller = current_caller()
@@ -80,7 +80,12 @@ class MessageReader:
         return self._reading.setdefault(caller.name, asyncio.Semaphore(_MAX_READS_OF_CALLER))
 
     async def _read(self, context: Context) -> bytes:
-        """The message as it came."""
+        """Return the bytes of the request.
+
+        Raises:
+            InvalidField: There is no request.
+            DeadlinePassed: It took too long to arrive.
+        """
         try:
             async with asyncio.timeout(self._timeouts.receive_s):
                 request = await context.read()
@@ -92,10 +97,10 @@ class MessageReader:
 
 
 def parse(deserialize: Callable[[bytes], Any], request: bytes) -> Any:
-    """Return the message that `request` is.
+    """Return the message that the bytes `request` encode.
 
     Raises:
-        InvalidField: It is not a valid message.
+        InvalidField: The bytes are not a valid message.
     """
     try:
         return deserialize(request)

@@ -1,4 +1,4 @@
-"""A bound on the streams that calls without a key hold open."""
+"""Limits the number of open streams of calls without a key."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,13 +8,13 @@ from service.errors import TooManyStreams
 
 
 class OpenStreams:
-    """Counts streams by the address of their client.
+    """Counts open streams by the address of their client.
 
-    When there are too many, the oldest stream of the address that has most is ended, so that one
-    client cannot take the place of the others: gRPC's own balancers need a stream or two each.
+    If there are too many, the oldest stream of the address with the most streams is ended. So one
+    client cannot use the streams that others need: gRPC's own balancers need one or two each.
 
     Args:
-        limit: How many streams may be open, of all clients together.
+        limit: Maximum number of open streams of all clients together.
     """
 
     def __init__(self, limit: int) -> None:
@@ -30,10 +30,10 @@ class OpenStreams:
         """Count a stream while in the context.
 
         Args:
-            peer: Its client, as gRPC writes it: `ipv4:127.0.0.1:4711`.
+            peer: The address of its client as gRPC writes it, such as `ipv4:127.0.0.1:4711`.
 
         Raises:
-            TooManyStreams: It was ended for another one.
+            TooManyStreams: The stream was ended because a later one was opened.
         """
         address = peer.rpartition(":")[0] if peer.startswith("ipv") else peer
         number = self._num_opened
@@ -56,7 +56,7 @@ class OpenStreams:
         self._forget(address, number)
 
     def _forget(self, address: str, number: int) -> None:
-        """Do nothing if the stream has been ended before."""
+        """Remove a stream. Does nothing if it is already removed."""
         streams = self._by_address.get(address, {})
         streams.pop(number, None)
         if not streams:

@@ -3,27 +3,28 @@
 import time
 from collections.abc import Callable
 
-# Rejections per second. After a second without any, this number may be sent at once.
+# Maximum number of rejections per second. After a second without rejections, this number may be
+# sent at once.
 RATE = 50
 MAX_DELAY_S = 1.0
-# If more callers have a state, those without a pending rejection are removed.
+# If there are more callers than this, those without a pending rejection are removed.
 _MAX_CALLERS = 1024
 
 
 class RejectionPace:
     """Delays the rejections of a caller that repeats its requests at once.
 
-    A rejection costs the event loop most of a millisecond, so a caller that repeats its requests
-    without a pause would use all of it. The algorithm:
+    A rejection takes almost a millisecond of the event loop. So a caller that repeats its requests
+    without a pause would use all of its time. The algorithm is
     https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._next_s: dict[str, float] = {}  # when the next rejection of a caller is due
+        self._next_s: dict[str, float] = {}  # time of the next rejection, by caller
 
     def delay_s(self, caller: str) -> float:
-        """Count a rejection of a caller, and return how long to wait before it is sent."""
+        """Count a rejection of a caller, and return the seconds to wait before it is sent."""
         now_s = self._clock()
         due_s = max(self._next_s.get(caller, 0.0), now_s - 1.0)
         self._next_s[caller] = min(due_s + 1.0 / RATE, now_s + MAX_DELAY_S)

@@ -38,7 +38,7 @@ class Rpc:
 
     @property
     def full_name(self) -> str:
-        """`package.Service/Method`, as traces have it."""
+        """`package.Service/Method`, the name in traces."""
         return f"{self.service}/{self.method}"
 
     @property
@@ -52,7 +52,7 @@ class Rpc:
 
 
 def _generation(file: ModuleType, method: str, operation: str) -> Rpc:
-    """Return the row of an RPC whose request has `params` and whose response is their output."""
+    """Return the row of an RPC that generates, whose request has the field `params`."""
     rpc = _rpc(file, method, lambda request: request.params.model)
     return Rpc(
         service=rpc.service,

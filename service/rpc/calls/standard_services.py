@@ -21,19 +21,21 @@ from service.rpc.calls.message_reader import parse
 from service.rpc.calls.open_streams import OpenStreams
 from service.rpc.calls.rpcs import BY_PATH
 
-# Requests have only names of services and symbols. Responses may be larger.
+# A request has only names of services and symbols. Responses may be larger.
 MAX_REQUEST_BYTES = 4 << 10
-# A gateway opens one for each replica and model; each takes about 25 KB.
+# A gateway opens one stream for each replica and model. A stream takes about 25 KB.
 MAX_OPEN_STREAMS = 1024
 
 log = structlog.get_logger(__name__)
 
 
 class StandardServiceInterceptor(grpc.aio.ServerInterceptor):
-    """Bounds what is not ours, and turns its errors into statuses. It follows `CallInterceptor`.
+    """Limits calls to the standard services, and turns their errors into statuses.
+
+    It runs after `CallInterceptor`.
 
     Args:
-        max_open_streams: How many streams may be open at once.
+        max_open_streams: Maximum number of open streams.
     """
 
     def __init__(self, max_open_streams: int = MAX_OPEN_STREAMS) -> None:
@@ -47,7 +49,7 @@ class StandardServiceInterceptor(grpc.aio.ServerInterceptor):
         handler: Any = await continuation(handler_call_details)
         if handler is None or handler_call_details.method in BY_PATH:
             return handler  # type: ignore[no-any-return]
-        if handler.request_streaming:  # reflection, both ways
+        if handler.request_streaming:  # only reflection
             return grpc.stream_stream_rpc_method_handler(
                 self._conversation(handler), None, handler.response_serializer
             )
@@ -91,7 +93,11 @@ def _unary(handler: Any) -> Any:
 
 
 def _small(handler: Any, request: bytes) -> Any:
-    """The message that came as `request`. Raises InvalidField."""
+    """Return the message in the bytes `request`.
+
+    Raises:
+        InvalidField: The request is too large, or is not a valid message.
+    """
     if len(request) > MAX_REQUEST_BYTES:
         raise InvalidField(
             "request", f"A request to this service has at most {MAX_REQUEST_BYTES} bytes."
@@ -105,7 +111,7 @@ async def _errors_as_statuses(context: Context) -> AsyncIterator[None]:
         yield
     except grpc.aio.AbortError:
         raise
-    except NotImplementedError:  # a method of the proto that gRPC's own servicer lacks
+    except NotImplementedError:  # the servicer lacks this method of the proto
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "The method is not implemented.")
     except Exception as error:
         request_id = uuid.uuid4().hex

@@ -1,6 +1,6 @@
-"""Errors as the wire shows them: a status code, and google.rpc details that a program can read.
+"""Converts errors to gRPC statuses: a status code, and google.rpc details for programs.
 
-https://google.aip.dev/193. The reasons are those of `chatrpc.v1.ErrorReason`.
+See https://google.aip.dev/193. The reasons are those of `chatrpc.v1.ErrorReason`.
 """
 
 import grpc
@@ -16,8 +16,8 @@ DOMAIN = "chatrpc"
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
-# The trailers have a message up to four times. gRPC escapes each byte outside of ASCII as three
-# bytes, and accepts trailers of up to 8 KiB.
+# The trailers contain a message up to four times, and gRPC escapes each byte outside of ASCII as
+# three bytes. It accepts trailers of up to 8 KiB.
 _MAX_TEXT_BYTES = 500
 
 # https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
@@ -68,7 +68,7 @@ _STATUSES: tuple[tuple[type[errors.ChatrpcError], int, errors_pb2.ErrorReason.Va
 
 
 def status(error: Exception, request_id: str) -> status_pb2.Status:
-    """Return the status of an error. An unforeseen one has the request id and no other text."""
+    """Return the status of an error. That of an unexpected error contains only the request id."""
     for kind, code, reason in _STATUSES:
         if isinstance(error, kind):
             return _status(code, _short(str(error)), _info(reason, error), *_details(error))
@@ -78,15 +78,16 @@ def status(error: Exception, request_id: str) -> status_pb2.Status:
 
 
 def trailing_metadata(proto: status_pb2.Status) -> Metadata:
-    """The details of a status, as a client's `grpc_status` reads them."""
+    """Return the metadata with a status's details, which a client's `grpc_status` reads."""
     packed = rpc_status.to_status(proto).trailing_metadata
     return tuple(packed or ())
 
 
 def retry_pushback(error: Exception) -> Metadata:
-    """Return when gRPC may retry the call, on another replica if there is one.
+    """Return the metadata with the delay after which gRPC may retry the call.
 
-    It is less than the delay of `RetryInfo`, which is for this replica.
+    The retry may go to another replica. So the delay is less than that of `RetryInfo`, which is for
+    this replica.
     """
     if not isinstance(error, errors.Unavailable):
         return ()
@@ -94,7 +95,7 @@ def retry_pushback(error: Exception) -> Metadata:
 
 
 def tokens_computed(num_tokens: int) -> Metadata:
-    """Return the tokens that a failed call has used. A successful one reports its usage."""
+    """Return the metadata with the number of tokens that a failed call has used."""
     return ((_NUM_TOKENS_KEY, str(num_tokens)),)
 
 
@@ -103,7 +104,7 @@ def code(proto: status_pb2.Status) -> grpc.StatusCode:
 
 
 def reason(proto: status_pb2.Status) -> str:
-    """The name of a status's reason, such as QUEUE_FULL."""
+    """Return the name of a status's reason, such as QUEUE_FULL."""
     info = error_details_pb2.ErrorInfo()
     proto.details[0].Unpack(info)
     return str(info.reason)
@@ -153,5 +154,5 @@ def _retry_info(after_s: float) -> error_details_pb2.RetryInfo:
 
 
 def _short(text: str) -> str:
-    """Return the text, which may be the caller's own, cut to the size of an error."""
+    """Return the text, which may come from the caller, cut to the size of an error message."""
     return text.encode()[:_MAX_TEXT_BYTES].decode(errors="ignore")

@@ -12,7 +12,7 @@ from service.rpc.calls import engine_timings
 from service.rpc.calls.genai_attributes import Response, finish_reasons, request_attributes
 from service.rpc.calls.rpcs import Rpc
 
-# Longer names of models are cut off in the log and the span.
+# Longer model names are truncated in the log and the span.
 _MAX_MODEL_CHARS = 200
 # The status codes that are errors of the server. All others are errors of the caller.
 # https://opentelemetry.io/docs/specs/semconv/rpc/grpc/
@@ -22,11 +22,11 @@ _SERVER_ERRORS = frozenset(
 
 
 class CallTelemetry:
-    """One call, which starts when this is made.
+    """The telemetry of one call. The call starts when this object is made.
 
     Args:
-        metadata: the call's metadata, for the trace that it belongs to.
-        peer: the client's address as gRPC writes it, such as `ipv4:127.0.0.1:4711`.
+        metadata: The call's metadata, which may name the trace that it belongs to.
+        peer: The client's address as gRPC writes it, such as `ipv4:127.0.0.1:4711`.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class CallTelemetry:
         self._prompts: Sequence[Prompt] = ()
         self._n = 0  # choices for each prompt
         self._max_tokens: int | None = None
-        self._timings: dict[int, EngineTimings] = {}  # by the index of the prompt
+        self._timings: dict[int, EngineTimings] = {}  # keyed by the index of the prompt
         self._response = Response()
-        # The values that the response has reported so far:
+        # The token counts in the response so far.
         self._num_prompt_tokens = self._num_generated = self._num_cached = 0
         self._finish_reasons: list[str] = []
         name = rpc.full_name
@@ -59,7 +59,7 @@ class CallTelemetry:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens computed so far, of prompts and completions."""
+        """Number of tokens computed so far, in prompts and completions."""
         return self._num_prompt_tokens + self._num_generated + sum(self._unreported_tokens())
 
     def note_request(self, message: Any) -> None:
@@ -91,7 +91,7 @@ class CallTelemetry:
             self._metrics.first_token_s.observe(first_chunk_s)
             if self.span.is_recording:
                 self.span.set_attributes({"gen_ai.response.time_to_first_chunk": first_chunk_s})
-            num_prompt_tokens = chunk.usage.prompt_tokens  # which the first chunk reports
+            num_prompt_tokens = chunk.usage.prompt_tokens  # only the first chunk has it
         elif num_tokens:
             self._metrics.inter_token_s.observe((now_s - self._last_chunk_s) / num_tokens)
         self._last_chunk_s = now_s
@@ -126,9 +126,9 @@ class CallTelemetry:
         self.span.end()
 
     def log_fields(self) -> dict[str, Any]:
-        """Return what is known of the call for its log line, times in milliseconds.
+        """Return the fields of the call's log line. Times are in milliseconds.
 
-        No part of a prompt or of a completion is among it.
+        No field contains text of a prompt or of a completion.
         """
         fields: dict[str, Any] = {"client": self._client}
         if self._model:
@@ -169,9 +169,9 @@ class CallTelemetry:
             self._response.add(piece)
 
     def _unreported_tokens(self) -> tuple[int, int]:
-        """Return the prompt and completion tokens that were computed and not sent.
+        """Return the numbers of prompt and completion tokens that were computed but not reported.
 
-        There are none if the response was complete, apart from tokens after a stop string.
+        If the response was complete, these are only the tokens after a stop string.
         """
         if len(self._finish_reasons) == len(self._prompts) * self._n:
             return 0, 0

@@ -7,7 +7,8 @@ from chatrpc_process.fairness.pool import FairPool, PoolFull
 from service.errors import PreparationFull
 from service.rpc.calls.caller import current_caller, received_bytes
 
-# Jobs up to these sizes take milliseconds. A message of 32 KiB has about 8000 tokens of text.
+# Jobs up to these sizes are small: they take milliseconds. A message of 32 KiB has about 8000
+# tokens of text.
 _SMALL_MESSAGE_BYTES = 32 << 10
 _SMALL_GRAMMAR_LENGTH = 8 << 10  # characters
 # More than the default capacity of the queue. So this limit is reached only by calls that do not
@@ -23,17 +24,18 @@ class WorkPools:
     Every method returns `function(*arguments)`, called on a thread for the current caller.
 
     Raises:
-        PreparationFull: The maximum number of jobs is waiting, or the caller has its share of them.
+        PreparationFull: Too many jobs are waiting, or the caller has used its share of them.
     """
 
     def __init__(self) -> None:
-        # Not the event loop's own pool, because the process would wait at exit for its jobs.
+        # The event loop's own pool is not used, because the process would wait at exit for its
+        # jobs.
         self._texts = FairPool("text", small_size=_SMALL_MESSAGE_BYTES, max_jobs=_MAX_JOBS)
         self._grammars = FairPool("grammar", small_size=_SMALL_GRAMMAR_LENGTH, max_jobs=_MAX_JOBS)
 
     @property
     def num_jobs(self) -> int:
-        """The number of jobs that wait or run."""
+        """Number of jobs that wait or run."""
         return self._texts.num_jobs + self._grammars.num_jobs
 
     async def text(self, function: Callable[..., Result], *arguments: Any) -> Result:

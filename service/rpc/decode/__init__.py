@@ -1,1 +1,1 @@
-"""From protobuf messages to the domain: every field is checked here."""
+"""Converts protobuf messages to values of the domain, and checks every field."""

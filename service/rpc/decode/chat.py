@@ -78,11 +78,12 @@ def check_fits(
     """Reject a conversation that is too large for the context, by its size, before other work.
 
     Raises:
-        ContextLengthExceeded: With the least number of tokens that the prompt can have.
+        ContextLengthExceeded: The conversation is too large. The error has the minimum number of
+            tokens of its prompt.
         InvalidField: A message has more parts or calls than a prompt can have tokens.
     """
     max_model_len, max_token_chars = spec.max_model_len, spec.max_token_chars
-    if len(protos) >= max_model_len:  # each is a token, at the least
+    if len(protos) >= max_model_len:  # each message has at least one token
         raise ContextLengthExceeded(len(protos), max_model_len)
     for i, proto in enumerate(protos):
         for name in ("content", "tool_calls"):
@@ -157,7 +158,7 @@ def _tool_call(proto: chat_pb2.ToolCall, path: str) -> ToolCall:
 
 
 def _num_logprobs(params: chat_pb2.ChatCompletionParams) -> int | None:
-    """Return the number of alternatives to each token; None if no log probabilities are wanted."""
+    """Return the number of alternatives to each token; None if none are to be returned."""
     if params.HasField("top_logprobs"):
         if not params.logprobs:
             raise InvalidField("top_logprobs", "needs logprobs to be true.")

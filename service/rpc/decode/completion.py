@@ -16,7 +16,7 @@ from service.rpc.decode.sampling import check_token_ids, num_choices, sampling_p
 from service.rpc.decode.tools import decoded_format
 from service.rpc.decode.unsupported import check_unsupported
 
-# OpenAI's default. Chat completions have none.
+# This is OpenAI's default. Chat completions have no default.
 DEFAULT_MAX_TOKENS = 16
 
 _MAX_SEQUENCES = LIMITS["CompletionParams.prompts"].max_size
@@ -60,7 +60,7 @@ def num_sequences(
     """Return the number of sequences that a request asks for: its prompts times its choices.
 
     Args:
-        max_sequences: Maximum of the backend.
+        max_sequences: Maximum number of sequences that the backend supports.
 
     Raises:
         MissingField: There is no prompt.
@@ -76,7 +76,7 @@ def num_sequences(
 
 
 def _check_options(params: completion_pb2.CompletionParams) -> None:
-    """Reject what a chat completion is rejected for, but for the limit of `n`."""
+    """Reject `suffix`, and the unsupported options that chat completions have too, except `n`."""
     if params.suffix:
         raise UnsupportedField("suffix", "is not supported by this service.")
     chat = chat_pb2.ChatCompletionParams(sampling=params.sampling, user=params.user)
@@ -87,10 +87,10 @@ def _check_options(params: completion_pb2.CompletionParams) -> None:
 def _prompt(
     proto: completion_pb2.CompletionPrompt, path: str, spec: ModelSpec, *, is_cut: bool
 ) -> str | tuple[int, ...]:
-    """Return a prompt. Token ids are counted here; a text only if it is certainly too long.
+    """Return a prompt. Its token ids are counted; a text is rejected if it is certainly too long.
 
     Args:
-        is_cut: True if the prompt is truncated, so that it may have any number of token ids.
+        is_cut: True if the prompt will be truncated. Then it may have any number of token ids.
 
     Raises:
         ContextLengthExceeded: The prompt is too long.
@@ -137,7 +137,7 @@ def _sampling(params: completion_pb2.CompletionParams, spec: ModelSpec) -> Sampl
 
 
 def _num_logprobs(params: completion_pb2.CompletionParams, name: str) -> int | None:
-    if not params.HasField(name):  # type: ignore[arg-type]  # one of its names
+    if not params.HasField(name):  # type: ignore[arg-type]  # `name` is a field
         return None
     number = int(getattr(params, name))
     limits = LIMITS[f"CompletionParams.{name}"]

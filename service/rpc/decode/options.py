@@ -12,7 +12,7 @@ def priority(
     """Return the priority of a request. The default is 0, or the caller's lowest if that is higher.
 
     Raises:
-        InvalidField: It is more urgent than the caller may set.
+        InvalidField: The priority is lower (more urgent) than the caller may set.
     """
     if not params.HasField("priority"):
         return max(0, caller.min_priority)

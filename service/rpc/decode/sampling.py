@@ -17,7 +17,7 @@ _MAX_N = int(LIMITS["SamplingParams.n"].maximum)
 _RENAMED = {"max_completion_tokens": "max_tokens"}
 _LISTS = frozenset(("logit_bias", "allowed_token_ids", "bad_words", "stop", "stop_token_ids"))
 _DOMAIN_NAMES = frozenset(field.name for field in fields(SamplingParams))
-# The scalars that are copied unchanged, by their names in the proto, with those in the domain.
+# The scalars that are copied unchanged: the name in the domain, by the name in the proto.
 _NAMES = {
     field.name: name
     for field in chat_pb2.SamplingParams.DESCRIPTOR.fields
@@ -57,10 +57,10 @@ def num_choices(sampling: chat_pb2.SamplingParams, max_choices: int = _MAX_N) ->
     """Return the number of choices that a request asks for.
 
     Args:
-        max_choices: Maximum of the backend.
+        max_choices: Maximum number of choices that the backend supports.
 
     Raises:
-        InvalidField: There are none, or too many.
+        InvalidField: The number is 0 or too large.
     """
     n = sampling.n if sampling.HasField("n") else 1
     most = min(max_choices, _MAX_N)

@@ -17,7 +17,7 @@ _MODES = {
 
 
 def tools_and_mode(params: chat_pb2.ChatCompletionParams) -> tuple[tuple[Tool, ...], ToolMode]:
-    """Return the tools that may be called, and whether one must be.
+    """Return the tools that may be called, and the mode: if a tool may or must be called.
 
     Raises:
         InvalidField or a subclass.
@@ -88,7 +88,7 @@ def decoded_format(proto: chat_pb2.ResponseFormat) -> ResponseFormat | None:
         case "json_object":
             return ResponseFormat(ResponseFormatKind.JSON_OBJECT, field=field)
         case "json_schema":
-            # Some clients send no schema if any JSON object will do.
+            # Some clients send no schema to allow any JSON object.
             return ResponseFormat(
                 ResponseFormatKind.JSON_SCHEMA,
                 proto.json_schema.schema_json or "{}",

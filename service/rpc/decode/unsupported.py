@@ -41,7 +41,11 @@ def check_unsupported(params: chat_pb2.ChatCompletionParams) -> None:
 
 
 def check_identifier(name: str, value: str) -> None:
-    """Check the length of an identifier, which the service does not use otherwise."""
+    """Check the length of an identifier. The service ignores its value.
+
+    Raises:
+        InvalidField: It is too long.
+    """
     max_size = LIMITS[f"ChatCompletionParams.{name}"].max_size
     if len(value) > max_size:
         raise InvalidField(name, f"has at most {max_size} characters.")

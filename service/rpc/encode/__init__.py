@@ -1,1 +1,1 @@
-"""From the domain to protobuf messages."""
+"""Converts values of the domain to protobuf messages."""

@@ -37,7 +37,7 @@ class ChatEncoder:
         self._choices = [_ChoiceProgress() for _ in range(request.n)]
 
     def completion(self, deltas: Sequence[TextDelta]) -> chat_pb2.ChatCompletion:
-        """Return the completion. `deltas` are all of it."""
+        """Return the completion. `deltas` are all deltas of all choices."""
         of_choices: list[list[TextDelta]] = [[] for _ in self._choices]
         for delta in deltas:
             of_choices[delta.index].append(delta)
@@ -144,7 +144,7 @@ class ChatEncoder:
 
 
 def tool_calls(deltas: Iterable[TextDelta]) -> list[chat_pb2.ToolCall]:
-    """Return the tool calls that the pieces in `deltas` add up to, in order."""
+    """Return the tool calls in order, each joined from its pieces in `deltas`."""
     calls: dict[int, chat_pb2.ToolCall] = {}
     for piece in (piece for delta in deltas for piece in delta.tool_calls):
         call = calls.setdefault(piece.index, chat_pb2.ToolCall(index=piece.index))
@@ -156,17 +156,17 @@ def tool_calls(deltas: Iterable[TextDelta]) -> list[chat_pb2.ToolCall]:
 
 @dataclass(slots=True)
 class _ChoiceProgress:
-    """The state of a choice in a stream: the tokens since its last chunk."""
+    """The state of a choice in a stream: token counts and what its last chunk left unsent."""
 
     num_tokens: int = 0
     token_ids: tuple[int, ...] = ()
-    num_reasoning_tokens: int = 0  # since the start
+    num_reasoning_tokens: int = 0  # since the start of the choice
     is_new: bool = True
     is_finished: bool = False
 
 
 def _is_empty(delta: TextDelta) -> bool:
-    has_prompt_logprobs = len(delta.prompt_logprobs) > 1  # the first token has none
+    has_prompt_logprobs = len(delta.prompt_logprobs) > 1  # the first entry has no value
     return not (
         delta.text or delta.reasoning or delta.tool_calls or delta.logprobs or has_prompt_logprobs
     )

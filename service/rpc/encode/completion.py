@@ -31,7 +31,7 @@ class CompletionEncoder:
         self._is_first = True
 
     def completion(self, deltas: Sequence[TextDelta]) -> completion_pb2.Completion:
-        """Return the completion. `deltas` are all of it."""
+        """Return the completion. `deltas` are all deltas of all choices."""
         choices: dict[int, completion_pb2.CompletionChoice] = {}
         texts: dict[int, list[str]] = {}
         for chunk in filter(None, map(self.chunk, deltas)):
@@ -53,7 +53,7 @@ class CompletionEncoder:
         )
 
     def chunk(self, delta: TextDelta) -> completion_pb2.CompletionChunk | None:
-        """Return the chunk of the next delta; None while there is neither text nor an end."""
+        """Return the chunk of the next delta; None if there is neither text nor a finish reason."""
         self._num_tokens += delta.num_tokens
         self._num_cached_tokens[delta.prompt_index] = delta.num_cached_tokens
         choices = self._prompts[delta.prompt_index].push(delta)
@@ -80,7 +80,7 @@ class CompletionEncoder:
 
 
 class _PromptChoices:
-    """The choices of one prompt. None is sent before the prompt's log probabilities are known."""
+    """The choices of one prompt. They are sent after the prompt's log probabilities are known."""
 
     def __init__(self, request: CompletionRequest, prompt_index: int, prompt: Prompt) -> None:
         first = prompt_index * request.n
@@ -90,7 +90,7 @@ class _PromptChoices:
             self._prompt_tokens = []
 
     def push(self, delta: TextDelta) -> list[completion_pb2.CompletionChoiceDelta]:
-        """Return what can be sent after this delta."""
+        """Add a delta, and return the choice deltas that can be sent now."""
         self._choices[delta.index].add(delta)
         choices = [self._choices[delta.index]]
         if self._prompt_tokens is None and delta.prompt_logprobs:
@@ -102,7 +102,7 @@ class _PromptChoices:
 
 
 class _Choice:
-    """The part of one choice that has not been sent yet, because it has no text."""
+    """The part of one choice that has not been sent yet."""
 
     def __init__(self, index: int, request: CompletionRequest, prompt: Prompt) -> None:
         self._request = request
@@ -129,7 +129,10 @@ class _Choice:
     def take(
         self, prompt_tokens: Sequence[completion_pb2.PromptToken]
     ) -> completion_pb2.CompletionChoiceDelta:
-        """Return what was added since the last time; the first time, with the prompt before it."""
+        """Return the part that was added since the last call, and start a new one.
+
+        The first part also has the prompt's tokens, and the prompt's text if it is to be echoed.
+        """
         taken, self._pending = (
             self._pending,
             completion_pb2.CompletionChoiceDelta(index=self._pending.index),
@@ -150,7 +153,7 @@ class _Choice:
 def _add(
     choice: completion_pb2.CompletionChoice, delta: completion_pb2.CompletionChoiceDelta
 ) -> None:
-    """Add all of a delta but its text."""
+    """Add the fields of a delta, except its text."""
     choice.finish_reason = delta.finish_reason
     choice.logprobs.extend(delta.logprobs)
     choice.token_ids.extend(delta.token_ids)

@@ -1,4 +1,4 @@
-"""The end of a choice, from the domain to protobuf."""
+"""Converts the reason for the end of a choice to protobuf."""
 
 from chatrpc.v1 import chat_pb2
 from service.domain.engine import FinishReason

@@ -1,4 +1,4 @@
-"""Log probabilities as protobuf messages."""
+"""Converts log probabilities to protobuf messages."""
 
 from collections.abc import Iterable, Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""A model's card as a protobuf message."""
+"""Converts a model's card to a protobuf message."""
 
 from google.protobuf.timestamp_pb2 import Timestamp
 

@@ -1,1 +1,1 @@
-"""The life of the server: health, drain, load reports, TLS."""
+"""The operation of the server: health, drain, load reports and TLS."""

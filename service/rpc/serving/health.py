@@ -1,6 +1,6 @@
-"""The standard health service, with `List`, and without watchers that delay one another.
+"""The standard health service, with `List`. Its watchers do not delay one another.
 
-grpcio's own has no `List`, and waits for the slowest watcher whenever a status changes.
+grpcio's own service has no `List`. When a status changes, it waits for the slowest watcher.
 """
 
 import asyncio
@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import grpc
 from grpc_health.v1 import health, health_pb2
 
-# Quoted: it is generic only in its type stubs. Those of health have no `List`.
+# The type is quoted, because it is generic only in its type stubs. The stubs of the health service
+# have no `List`.
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _messages: Any = health_pb2
 
@@ -18,7 +19,7 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class HealthServicer(health.aio.HealthServicer):
-    """Health by name, and of all names that were set.
+    """Reports the health status of one name, or of all names that were set.
 
     https://github.com/grpc/proposal/blob/master/A90-health-list.md
     """
@@ -26,7 +27,7 @@ class HealthServicer(health.aio.HealthServicer):
     def __init__(self) -> None:
         super().__init__()
         self._statuses: dict[str, int] = {}
-        self._changed = asyncio.Event()  # replaced at each change
+        self._changed = asyncio.Event()  # set and replaced at each change
 
     async def set(self, service: str, status: int) -> None:
         await super().set(service, status)

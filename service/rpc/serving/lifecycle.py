@@ -19,14 +19,15 @@ STARTUP = "startup"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
-# gRPC ends calls that arrive while the server stops with CANCELLED. So new calls are rejected with
-# DRAINING before that, until none has come for this long, or for a number of such times.
+# If a call arrives while the server stops, gRPC ends it with CANCELLED. So before that, new calls
+# are rejected with DRAINING until none has come for this number of seconds. The number of such
+# periods is limited.
 _QUIET_S = 0.25
 _MAX_QUIET_CHECKS = 8
 
 
 class State(Enum):
-    """The states in which calls are admitted or rejected."""
+    """The states of the service, on which the admission of calls depends."""
 
     STARTING = "starting"
     SERVING = "serving"
@@ -47,7 +48,7 @@ class Lifecycle:
     def __init__(self, service_names: list[str]) -> None:
         self.health = HealthServicer()
         self._ready_names = ["", READINESS, *service_names]
-        self._models: dict[str, ServedModel] = {}  # key: an id or an alias
+        self._models: dict[str, ServedModel] = {}  # keyed by ids and aliases
         self._state = State.STARTING
         self._num_active = 0
         self._num_rejected = 0  # calls rejected while draining
@@ -64,13 +65,16 @@ class Lifecycle:
         return list({model.card.id: model for model in self._models.values()}.values())
 
     async def start(self) -> None:
-        """Set alive, not ready. Call it before the server starts: its health begins as SERVING."""
+        """Set the health to alive, but not ready.
+
+        Call it before the server starts, because the initial status is SERVING.
+        """
         await self._set_ready(is_ready=False)
         await self.health.set(STARTUP, NOT_SERVING)
         await self.health.set(LIVENESS, SERVING)
 
     async def serve(self, model: ServedModel) -> None:
-        """Serve a model, and set ready."""
+        """Serve a model, and set the health to ready."""
         for name in (model.card.id, *model.card.aliases):
             self._models[name] = model
             self._ready_names.append(name)
@@ -79,16 +83,17 @@ class Lifecycle:
         await self.health.set(STARTUP, SERVING)
 
     async def die(self) -> None:
-        """Set neither ready nor alive, after the engine has failed."""
+        """Set the health to neither ready nor alive. Call it after the engine has failed."""
         await self._set_ready(is_ready=False)
         await self.health.set(LIVENESS, NOT_SERVING)
 
     async def drain(self, delay_s: float, timeout_s: float) -> None:
         """Finish the active calls and admit no new ones.
 
-        Sets NOT_SERVING at once. Admits calls for `delay_s` more, because load balancers learn of
-        it late. Then rejects new calls and waits until the last response has been sent, at most
-        `timeout_s`, and until no new calls come, at most two seconds.
+        Sets NOT_SERVING at once. Load balancers react late, so calls are admitted for `delay_s`
+        more seconds. After that new calls are rejected. Then this method waits until the last
+        response has been sent, at most `timeout_s` seconds, and until no new calls come, at most
+        two seconds.
         """
         await self._set_ready(is_ready=False)
         await asyncio.sleep(delay_s)
@@ -106,7 +111,9 @@ class Lifecycle:
         """Return the model called `name`. The call is active until its response has been sent.
 
         Raises:
-            Starting, Draining, ModelNotFound
+            Starting: No model has been loaded yet.
+            Draining: The service is draining.
+            ModelNotFound: No model has this name.
         """
         if self._state is State.DRAINING:
             self._num_rejected += 1
@@ -122,7 +129,8 @@ class Lifecycle:
         """Return the model called `name`.
 
         Raises:
-            Starting, ModelNotFound
+            Starting: No model has been loaded yet.
+            ModelNotFound: No model has this name.
         """
         if self._state is State.STARTING:
             raise Starting

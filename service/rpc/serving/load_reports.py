@@ -1,9 +1,10 @@
 """Reports of this replica's load, for clients that balance by it.
 
-`xds.service.orca.v3.OpenRcaService`, which gRPC's `weighted_round_robin` calls by itself:
-https://github.com/cncf/xds/blob/main/xds/service/orca/v3/orca.proto. A replica's weight is its
-requests a second over its utilization. The requests a second mean little, because one request may
-cost ten times another. So every replica reports the same, and the weight is its free capacity.
+The service is `xds.service.orca.v3.OpenRcaService`, which gRPC's `weighted_round_robin` calls by
+itself: https://github.com/cncf/xds/blob/main/xds/service/orca/v3/orca.proto. The weight of a
+replica is its requests per second, divided by its utilization. One request may cost ten times as
+much as another. So every replica reports the same number of requests, and the weight depends only
+on the utilization.
 """
 
 import asyncio
@@ -28,10 +29,10 @@ _SMOOTHING = 0.1  # weight of the newest sample in the running mean of about one
 
 
 def _messages() -> tuple[Any, Any]:
-    """The classes of a request and of a report, with those of their fields that are used here.
+    """Return the classes of a request and of a report, with only the fields that are used here.
 
-    Not in protobuf's own pool: a process may have all of these protos there, from a package that is
-    larger than this one.
+    They are not in protobuf's default pool, because another package of the process may have put the
+    complete protos there.
     """
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="orca", package="orca", syntax="proto3")
@@ -57,8 +58,8 @@ REQUEST, REPORT = _messages()
 class LoadReports:
     """The servicer. It reports the load of the models of `lifecycle`.
 
-    A report is a mean over about a second. By a report of one moment, a replica that was idle just
-    then would get all calls of the next second.
+    A report is a mean over about a second. If it were the load of one moment, a replica that is
+    idle at that moment would get all calls of the next second.
     """
 
     def __init__(self, lifecycle: Lifecycle) -> None:
@@ -82,7 +83,7 @@ class LoadReports:
         asked = request.report_interval
         asked_s = asked.seconds + asked.nanos / 1e9
         interval_s = min(max(_LEAST_INTERVAL_S, asked_s), _MOST_INTERVAL_S)
-        if self._is_draining:  # after a report, gRPC would open the stream again at once
+        if self._is_draining:  # after a report gRPC would reopen the stream
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(Draining()))
         with self._sampled():
             while not self._is_draining:
@@ -113,7 +114,10 @@ class LoadReports:
             self._utilization += _SMOOTHING * (self._sample() - self._utilization)
 
     def _sample(self) -> float:
-        """Return the sequences over those that can run at once; above 1 if some wait."""
+        """Return the utilization: all sequences, divided by the number that can run at once.
+
+        It is larger than 1 if sequences wait.
+        """
         loads = [model.backend.load() for model in self._lifecycle.models]
         num_sequences = sum(load.num_sequences for load in loads)
         max_running = sum(load.max_running for load in loads)

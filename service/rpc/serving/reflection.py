@@ -1,6 +1,6 @@
 """Server reflection under both of its names, `grpc.reflection.v1` and `v1alpha`.
 
-grpcio-reflection serves v1alpha only, and newer tools ask for v1, whose messages are the same:
+grpcio-reflection serves only v1alpha. Newer tools need v1, whose messages are the same:
 https://github.com/grpc/grpc-proto/blob/master/grpc/reflection/v1/reflection.proto
 """
 
@@ -32,7 +32,7 @@ def enable_reflection(server: grpc.aio.Server, service_names: Iterable[str]) -> 
 
 
 def _describe_v1() -> None:
-    """Add v1's proto to those that can be asked for, unless a package has brought it."""
+    """Add the proto of v1 to protobuf's default pool, unless a package has added it already."""
     pool = descriptor_pool.Default()
     try:
         pool.FindFileByName(_V1_FILE)

@@ -1,4 +1,4 @@
-"""TLS credentials of the gRPC server, which follow their files for every new connection."""
+"""TLS credentials of the gRPC server. Changed files take effect for new connections."""
 
 import grpc
 
@@ -7,11 +7,11 @@ from chatrpc_process.tls import Identity
 
 
 def server_credentials(watched: Watched[Identity]) -> grpc.ServerCredentials:
-    """Return credentials that show each new connection what the files contain then."""
+    """Return credentials that use, for each new connection, the current content of the files."""
     shown = watched.value
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
-        """Return the new configuration, or None: the same as before.
+        """Return the new configuration; None if it has not changed.
 
         gRPC calls it for every new connection, on a thread of its own.
         """

@@ -7,8 +7,8 @@ from service.text.schema.assertions import ANYTHING, Items, Subschema
 from service.text.schema.conjunctions import Conjunction
 from service.text.schema.shapes import ArrayShape, Node, ShapeGraph
 
-_MAX_CONTAINED = 32  # items of an array with `contains`
-_MAX_UNIQUE = 64  # the bits of a rule's parameter
+_MAX_CONTAINED = 32  # maximum number of items of an array with `contains`
+_MAX_UNIQUE = 64  # maximum number of values of unique items: a rule's parameter has 64 bits
 
 
 def array_shapes(graph: ShapeGraph, conjunction: Conjunction) -> Iterator[ArrayShape]:
@@ -38,7 +38,7 @@ def array_shapes(graph: ShapeGraph, conjunction: Conjunction) -> Iterator[ArrayS
 def _bounded(
     graph: ShapeGraph, conjunction: Conjunction, array: ArrayShape
 ) -> Iterator[ArrayShape]:
-    """Yield the array with `contains` and `uniqueItems` applied, as far as a grammar can."""
+    """Yield the array with `contains` and `uniqueItems` applied if a grammar can enforce them."""
     for each in conjunction.contains:
         if array.contains is not None:
             graph.enforcement.cannot_enforce(

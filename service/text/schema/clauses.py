@@ -25,7 +25,7 @@ _ASSERTING = frozenset(
     }
 )  # fmt: skip
 
-# The largest number of `oneOf` alternatives without a tag. Each pair of them is compared.
+# Maximum number of `oneOf` alternatives without a tag. Each pair of them is compared.
 _MAX_COMPARED = 32
 
 
@@ -90,7 +90,7 @@ class ClauseReader:
                 yield Subschema(schema, where, scopes=keywords.scopes)
 
     def _one_of(self, keywords: Keywords, options: list[Subschema]) -> Clause:
-        """Return a clause with each option, without the values that another option matches too."""
+        """Return a clause in which each option excludes the values that another option matches."""
         if _have_distinct_tags(options, self._document):
             return tuple(Alternative(subschemas=(option,)) for option in options)
         path = keywords.path_of("oneOf")
@@ -149,7 +149,10 @@ class ClauseReader:
         return [tuple(found)]
 
     def _negations(self, subschema: Subschema) -> list[Alternative]:
-        """Return the ways to fail a schema. Ways that no grammar can express are left out."""
+        """Return the alternatives of values that do not match a schema.
+
+        Alternatives that no grammar can express are left out.
+        """
         keywords = Keywords(subschema)
         found = list(negations(keywords))
 
@@ -186,7 +189,7 @@ def _have_distinct_tags(options: Iterable[Subschema], document: Document) -> boo
 
 
 def _tags(schema: Json, path: str, document: Document) -> Mapping[str, frozenset[Any]]:
-    """Return the constants of each required property that has them."""
+    """Return the allowed constants of each required property that has any, by its name."""
     for _ in range(8):  # references to references
         if not isinstance(schema, dict) or "$ref" not in schema:
             break

@@ -21,7 +21,7 @@ class ContainsAutomaton:
 
         Args:
             shape: The array. Its `contains` is ignored.
-            contains: The assertion to count for.
+            contains: The assertion whose matching items are counted.
             shapes: The shapes of every node. An item's node without shapes has no value.
         """
         self._shape = shape
@@ -44,7 +44,10 @@ class ContainsAutomaton:
         return state[0] >= self._shape.least and state[1] >= self._contains.least
 
     def transitions(self, state: State) -> Iterator[tuple[Node, State]]:
-        """Yield each possible next item with the state after it, but none to a dead end."""
+        """Yield each possible next item and the state after it.
+
+        Items after which the array cannot be completed are left out.
+        """
         index, count = state
         shape, contains = self._shape, self._contains
         node = shape.prefix[index] if index < len(shape.prefix) else shape.rest

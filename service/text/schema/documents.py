@@ -7,7 +7,7 @@ from service.text.schema.errors import SchemaError
 from service.text.schema.json_values import Json, extend_path, loads
 
 MAX_LENGTH = 131_072  # characters
-MAX_DEPTH = 64  # of nested objects and arrays
+MAX_DEPTH = 64  # maximum depth of nested objects and arrays
 
 # Keywords whose value is a map of names to schemas, and keywords whose value is not a schema.
 _MAPS = frozenset(
@@ -43,7 +43,7 @@ class Document:
             raise SchemaError("", "A JSON schema must be an object or a boolean.")
         declared = self.root.get("$schema") if isinstance(self.root, dict) else None
         self._is_draft_4 = isinstance(declared, str) and "draft-04" in declared
-        self._bases: dict[int, str] = {}  # by the comparison_key of a schema's object
+        self._bases: dict[int, str] = {}  # keyed by the comparison_key of a schema's object
         self._resources: dict[str, tuple[Json, str]] = {"": (self.root, "")}
         self._anchors: dict[tuple[str, str], tuple[Json, str]] = {}
         _check_depth(self.root)
@@ -103,7 +103,7 @@ class Document:
                 raise SchemaError(
                     extend_path(path, "$id"), "The identifier is not a valid URI."
                 ) from error
-            if fragment:  # draft 7 writes an anchor so
+            if fragment:  # an anchor in draft 7
                 self._anchors[base, fragment] = schema, path
             elif url != base:
                 base = url

@@ -1,4 +1,4 @@
-"""The simple assertions of a schema's keywords, without those that combine whole schemas."""
+"""The simple assertions of a schema's keywords, except keywords that combine whole schemas."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ from service.text.schema.json_values import Json, extend_path, quoted
 from service.text.schema.keywords import Keywords
 from service.text.schema.pattern_syntax import InvalidPattern, UnsupportedPattern
 
-_MAX_PATTERNS = 8  # of `patternProperties`, in one object
+_MAX_PATTERNS = 8  # maximum number of patterns in one `patternProperties`
 _NEVER = "(/a/ & /b/)"
 
 
@@ -115,7 +115,7 @@ def _property_assertions(keywords: Keywords, enforcement: Enforcement) -> Iterat
 
 def _object_assertions(keywords: Keywords, enforcement: Enforcement) -> Iterator[Assertion]:
     if isinstance(keywords.schema.get("required"), bool):
-        # Draft 3 has a boolean in the schema of the property itself.
+        # In draft 3, `required` is a boolean in the schema of the property itself.
         enforcement.cannot_enforce(
             keywords.path_of("required"),
             "The value must be a list of names, not a boolean as in draft 3.",

@@ -34,7 +34,7 @@ class Keywords:
     """The keywords of one schema, checked when they are read. Each error has the keyword's path."""
 
     def __init__(self, subschema: Subschema) -> None:
-        # As everywhere in a request, null means absent.
+        # null means that the keyword is absent, as for all fields of a request.
         self.schema: dict[str, Json] = {
             keyword: value
             for keyword, value in subschema.schema.items()
@@ -60,7 +60,7 @@ class Keywords:
         return value
 
     def count(self, keyword: str) -> int | None:
-        """Return a limit on a size, or None if there is none or no output can exceed it."""
+        """Return a limit on a size; None if there is no limit, or if no output can exceed it."""
         value = self.number(keyword)
         if value is None:
             return None
@@ -79,7 +79,7 @@ class Keywords:
         return _strings(self.schema.get(keyword, []), self.path_of(keyword))
 
     def required(self) -> tuple[str, ...]:
-        """Return the names of required properties. A boolean, as in draft 3, gives none."""
+        """Return the names of required properties; empty for a boolean, as in draft 3."""
         return () if isinstance(self.schema.get("required"), bool) else self.strings("required")
 
     def in_place_subschema(self, keyword: str, schema: Json, *steps: str | int) -> Subschema:
@@ -154,7 +154,10 @@ class Keywords:
         return Alternative((Literals((value,)),))
 
     def unequal_to(self, value: Json, keyword: str, *steps: int) -> Iterator[Alternative]:
-        """Yield ways to differ from a value. Objects with additional properties are left out."""
+        """Yield the alternatives of values that differ from `value`.
+
+        Objects with additional properties are left out.
+        """
         if isinstance(value, dict):
             objects = Types(frozenset({"object"}))
             yield Alternative((Types(TYPES - {"object"}),))
@@ -226,7 +229,7 @@ class Keywords:
             exclusive = f"exclusive{keyword.capitalize()}"
             is_exclusive = self.schema.get(exclusive)
             limit = self.number(keyword)
-            if limit is not None:  # in draft 4 the other keyword is a boolean
+            if limit is not None:  # draft 4 has a boolean that makes it exclusive
                 yield NumberLimit(limit, is_lower, is_exclusive is True)
             if not isinstance(is_exclusive, bool):
                 limit = self.number(exclusive)

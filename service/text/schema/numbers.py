@@ -25,7 +25,7 @@ MAX_MULTIPLE = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """An interval of numbers. None: no bound on this side."""
+    """An interval of numbers. A bound is None if the interval has no limit on this side."""
 
     lower: Number | None = None
     is_lower_exclusive: bool = False
@@ -92,7 +92,7 @@ def decimals(bounds: Bounds, *, is_fraction: bool = False) -> str:
     """Return the terminal of the numbers in an interval, or "" if there are none.
 
     Args:
-        is_fraction: Leave out integers in any notation.
+        is_fraction: If True, integers in any notation are left out.
     """
     lower, upper = bounds.lower, bounds.upper
     if lower is None and upper is None:
@@ -147,11 +147,11 @@ def multiples(
     """Return a terminal or schema for the multiples of a number in an interval.
 
     Returns:
-        A terminal, "" if there are no multiples. Or a JSON schema that the grammar compiler
-        accepts and follows exactly. Or None if neither is possible.
+        A terminal, which is "" if there are no multiples; or a JSON schema that the grammar
+        compiler enforces exactly; or None if neither is possible.
 
     Args:
-        is_integer: Only integers.
+        is_integer: If True, only integers are allowed.
     """
     unit = Fraction(of)
     if is_integer or unit.denominator == 1:
@@ -217,7 +217,7 @@ def _negative(number: Number) -> Number:
 
 
 def _distance(least: tuple[Number, bool] | None, most: tuple[Number, bool] | None) -> str:
-    """Return a terminal of unsigned decimals. Each bound is a number and whether it is excluded."""
+    """Return a terminal of unsigned decimals. A bound is a number, and True if it is excluded."""
     parts = [] if least is None and most is not None else [_from(least[0] if least else 0)]
     parts += [] if most is None else [_to(most[0])]
     parts += (f"~{equals(bound[0])}" for bound in (least, most) if bound is not None and bound[1])

@@ -12,7 +12,7 @@ from service.text.schema.json_values import quoted
 from service.text.schema.scalar_shapes import literals_terminal
 from service.text.schema.shapes import Node, ObjectShape, PropertyShape, ScalarShape, ShapeGraph
 
-MAX_PROPERTIES = 1_000  # of one object
+MAX_PROPERTIES = 1_000  # maximum number of declared properties of one object
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ def object_shapes(
     """Yield the objects that match a conjunction: one shape, or none.
 
     Args:
-        is_closed: Undeclared properties are not allowed, unless the conjunction allows them.
+        is_closed: If True, only undeclared properties that the conjunction allows are allowed.
 
     Raises:
         SchemaError: The object has too many properties.
@@ -71,7 +71,7 @@ def object_shapes(
 
 
 def _counted(graph: ShapeGraph, shape: ObjectShape) -> Iterator[ObjectShape]:
-    """Yield the object without limits that are always satisfied."""
+    """Yield the object after removing size limits that are always satisfied."""
     least, most = shape.least, shape.most
     num_required = sum(each.is_required for each in shape.properties)
     if least <= num_required:

@@ -8,8 +8,8 @@ from llguidance import LLMatcher
 
 _MAX_LENGTH = 8_192  # characters
 _MAX_LOOKS = 8
-_MAX_DEPTH = 50  # of groups
-_MAX_COUNT = 1_000_000  # of `{n}`; the compiler has its own limits
+_MAX_DEPTH = 50  # maximum depth of nested groups
+_MAX_COUNT = 1_000_000  # maximum n of `{n}`; the compiler has its own limits
 
 _LINE_ENDS = ("\n", "\r", "\u2028", "\u2029")
 _SPACES = "\t\n\v\f\r \u00a0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff"
@@ -46,7 +46,7 @@ class InvalidPattern(Exception):
 
 
 class UnsupportedPattern(Exception):
-    """A part of the pattern is not supported. The message is that part."""
+    """A part of the pattern is not supported. The exception's message is that part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class CharClass:
     """One character in these ranges or properties, or in none of them if `is_negated`."""
 
     ranges: tuple[tuple[str, str], ...]
-    properties: tuple[str, ...] = ()  # as `\\p{L}`
+    properties: tuple[str, ...] = ()  # such as `\\p{L}`
     is_negated: bool = False
 
 
@@ -105,7 +105,7 @@ def parse(pattern: str, *, is_wide: bool) -> Node:
     """Parse a pattern.
 
     Args:
-        is_wide: If dialects differ in what a class matches, take the larger set.
+        is_wide: If True and dialects differ in what a class matches, the largest set is used.
 
     Raises:
         InvalidPattern: The pattern is not a regular expression.

@@ -1,7 +1,7 @@
 """Regular expressions of JSON Schema (ECMA-262) as terminals of a grammar, over JSON strings.
 
-A terminal matches a string as JSON writes it, with its quotes. Every string has only one form: only
-the characters that must be escaped are, in their short form if there is one. So terminals can be
+A terminal matches a string as JSON writes it, with its quotes. Every string has only one form: a
+character is escaped only if it must be, in the short form if there is one. So terminals can be
 combined with `&` (both match) and `~` (does not match).
 """
 
@@ -21,7 +21,7 @@ from service.text.schema.pattern_syntax import (
     parse,
 )
 
-_SPECIAL = (*map(chr, range(0x20)), '"', "\\")  # what a JSON string must escape
+_SPECIAL = (*map(chr, range(0x20)), '"', "\\")  # the characters that a JSON string must escape
 _SHORT = {"\b": "b", "\t": "t", "\n": "n", "\f": "f", "\r": "r", '"': '"', "\\": "\\\\"}
 _PLAIN = r'[^"\\\x00-\x1f]'
 # One character of a string, as JSON writes it.
@@ -52,8 +52,8 @@ def terminal(pattern: str, *, is_negated: bool = False) -> str:
     r"""Return the terminal of the strings that contain a match of the pattern.
 
     `\d`, `\w`, `\s` and their complements mean different sets in ECMA-262, Python and Rust. The
-    terminal contains what matches in all of them. With `is_negated` it contains what matches in any
-    of them, for use with `~`.
+    terminal matches strings that match in all of them. If `is_negated`, it matches strings that
+    match in any of them, for use with `~`.
 
     Raises:
         InvalidPattern: The pattern is not a regular expression.
@@ -71,7 +71,7 @@ def lengths(least: int, most: int | None) -> str:
 def matching(regex: str) -> str:
     """Return the terminal of the strings that match a regex as a whole.
 
-    The regex is ours. It matches no character that JSON escapes.
+    The regex must be one of ours: it must not match a character that JSON escapes.
     """
     return f'/"(?:{regex})"/'
 
@@ -80,7 +80,7 @@ def _variants(node: Node, *, at_start: bool) -> list[_Variant]:  # noqa: PLR0911
     """Return the ways to match a node, with anchors moved out of the nodes.
 
     Args:
-        at_start: The node may begin at the start of the string.
+        at_start: True if the node may begin at the start of the string.
     """
     if not _has_anchor(node):
         return [_Variant((node,))]
@@ -113,11 +113,11 @@ def _variants(node: Node, *, at_start: bool) -> list[_Variant]:  # noqa: PLR0911
 
 def _joined(before: _Variant, after: _Variant) -> _Variant | None:
     """Return one variant followed by another, or None if they cannot match together."""
-    if before.has_end:  # what comes after the end is empty
+    if before.has_end:  # only the empty string can follow the end
         if not all(map(_is_nullable, after.nodes)):
             return None
         after = _Variant((), after.has_start, True)
-    if after.has_start:  # what comes before the start is empty
+    if after.has_start:  # only the empty string can precede the start
         if not all(map(_is_nullable, before.nodes)):
             return None
         before = _Variant(tuple(n for n in before.nodes if isinstance(n, LookAround)), True)
@@ -163,11 +163,11 @@ def _matches_nothing(node: Node) -> bool:
 def _variant_terminal(variant: _Variant) -> str:
     """Return the terminal of one variant.
 
-    It is composed from the end, as a look-ahead applies to all of the rest.
+    It is composed from the end, because a look-ahead applies to all of the text after it.
     """
     free = f"{CHARACTER}*"
     rest = '"' if variant.has_end else f'{free}"'
-    expression = ""  # what follows `rest`, if it cannot be written as a regex
+    expression = ""  # the terminal after `rest`, if it cannot be a regex
     for index in reversed(range(len(variant.nodes))):
         node = variant.nodes[index]
         if not isinstance(node, LookAround):
@@ -257,7 +257,7 @@ def _contains(chars: CharClass, char: str) -> bool:
 
 def _has_plain(low: str, high: str) -> bool:
     """Return True if a range has a character that JSON does not escape."""
-    # At most 33 adjacent characters are escaped, so only the first ones need a look.
+    # At most 33 adjacent characters are escaped, so only the first ones must be checked.
     codes = range(ord(low), min(ord(high), ord(low) + len(_SPECIAL)) + 1)
     return any(chr(code) not in _SPECIAL for code in codes)
 

@@ -27,10 +27,10 @@ def reachable_shapes(graph: SchemaGraph) -> dict[Node, tuple[Shape, ...]]:
 def satisfiable_shapes(shapes: dict[Node, tuple[Shape, ...]]) -> dict[Node, tuple[Shape, ...]]:
     """Return the shapes that have a value, without the parts that have none.
 
-    Endless recursion is only found here, such as an object that requires an object of its own kind.
+    Only this step finds endless recursion, such as an object that requires an object of its kind.
     """
     satisfiable: set[Node] = set()
-    # In terms of grammars: the productive symbols, found from the terminals upwards.
+    # In terms of grammars, this finds the productive symbols, from the terminals upwards.
     while found := {
         node
         for node, alternatives in shapes.items()

@@ -59,8 +59,9 @@ def json_rules(
     Args:
         schema: The schema, as JSON text.
         layout: The white space that the values may contain.
-        is_strict: Reject the schema if a keyword cannot be enforced.
-        is_arguments: The value is an object without properties that the schema does not declare.
+        is_strict: If True, the schema is rejected if a keyword cannot be enforced.
+        is_arguments: If True, the value is an object with only the properties that the schema
+            declares.
 
     Raises:
         SchemaError: The schema is malformed, or no value matches it.
@@ -92,9 +93,9 @@ class _RuleWriter:
             raise SchemaError("", "No JSON value can match the schema.")
         self._enumerated_values = graph.enumerated_values
         self._symbols: dict[Node, str] = {}
-        self._in_progress: dict[Node, str] = {}  # the rule's name; "" until it is referred to
+        self._in_progress: dict[Node, str] = {}  # rule names; "" until a rule refers to it
         self._pending: list[Node] = []
-        self._names: dict[str, str] = {}  # of rules and terminals, by their text
+        self._names: dict[str, str] = {}  # names of rules and terminals, by their text
         self._lines: list[str] = []
 
     def write(self) -> str:
@@ -210,15 +211,15 @@ class _RuleWriter:
         return options[::-1]
 
     def _counted_members(self, shape: ObjectShape, members: list[str], other: str) -> list[str]:
-        """Return the same as `_members` for an object with `minProperties` or `maxProperties`.
+        """Return the alternatives for the members of an object with limits on their number.
 
-        The number of properties so far is the parameter of the rules.
+        The parameter of the rules is the number of properties so far.
         """
         properties, least = shape.properties, shape.least
         most = 2**31 if shape.most is None else shape.most
         if most == 0:
             return []
-        certain, required = int(bool(other)), 0  # properties that can, and that must, still follow
+        certain, required = int(bool(other)), 0  # possible and required later properties
         tail = self._counted_others(other, least, most, len(members))
         options = []
         are_certain = least <= len(members) + 1

@@ -10,7 +10,7 @@ from service.text.schema.json_values import Json, Number, comparison_key, dumps,
 from service.text.schema.shapes import ScalarShape, ShapeGraph
 from service.text.schema.terminal_checks import TerminalTooComplex
 
-_MAX_TERMINALS = 16  # that one string must match
+_MAX_TERMINALS = 16  # maximum number of terminals that one string must match
 
 
 def scalar_shapes(graph: ShapeGraph, conjunction: Conjunction) -> Iterator[ScalarShape]:

@@ -16,11 +16,12 @@ from service.text.schema.scalar_shapes import scalar_shapes
 from service.text.schema.shapes import ArrayShape, Node, ObjectShape, ScalarShape, Shape
 from service.text.schema.terminal_checks import TerminalChecker, TerminalTooComplex
 
-_MAX_CONJUNCTIONS = 5_000  # of one node
-_MAX_STEPS = 20_000  # to find them
-# If a node has too many conjunctions, the alternatives of only so many subschemas are enforced.
+_MAX_CONJUNCTIONS = 5_000  # maximum number of conjunctions of one node
+_MAX_STEPS = 20_000  # maximum number of steps to find the conjunctions of one node
+# If a node has too many conjunctions, the alternatives of only this number of subschemas are
+# enforced. The numbers are tried in this order.
 _KEPT_DISJUNCTIONS = (6, 2, 0)
-_MAX_SIZE = 40_000  # conjunctions and properties of the whole schema
+_MAX_SIZE = 40_000  # maximum number of conjunctions and properties of the whole schema
 _MAX_EMPTY_DEPTH = 6
 
 
@@ -33,8 +34,8 @@ class SchemaGraph:
         """Create the graph with its root.
 
         Args:
-            is_closed: The root value is an object. It has only the properties that the schema
-                declares, unless the schema allows others explicitly.
+            is_closed: If True, the root value is an object. It has only the properties that the
+                schema declares, unless the schema allows others explicitly.
         """
         self.enforcement = enforcement
         self._document = document
@@ -137,7 +138,7 @@ class SchemaGraph:
 
         Args:
             disjunctions: Receives the subschemas that have alternatives.
-            kept: Subschemas whose alternatives are enforced. None: all of them.
+            kept: Subschemas whose alternatives are enforced; None for all of them.
         """
         found: list[Conjunction] = []
         ordered = sorted(node, key=lambda subschema: (subschema.path, not subschema.is_negated))
@@ -224,7 +225,7 @@ class SchemaGraph:
             yield from object_shapes(self, conjunction, is_closed=node == self._closed)
 
     def enumerated_values(self, node: Node) -> tuple[str, ...] | None:
-        """Return all values of a node as JSON texts, or None if it is no enumeration of scalars."""
+        """Return all values of a node as JSON texts; None unless they are enumerated scalars."""
         values: dict[Hashable, str] = {}
         for shape in self.shapes(node):
             if not isinstance(shape, ScalarShape) or shape.values is None:

@@ -17,7 +17,7 @@ Node: TypeAlias = frozenset[Subschema]
 class ScalarShape:
     """A set of values without parts: a terminal, or a JSON schema for the grammar compiler.
 
-    `values` are all of them as JSON texts, if they are known.
+    `values` are all values of the set as JSON texts; None if they are not known.
     """
 
     terminal: str = ""
@@ -86,7 +86,7 @@ class ShapeGraph(Protocol):
         ...
 
     def enumerated_values(self, node: Node) -> tuple[str, ...] | None:
-        """Return all values of a node as JSON texts, or None if it is no enumeration of scalars."""
+        """Return all values of a node as JSON texts; None unless they are enumerated scalars."""
         ...
 
     def add_size(self, count: int) -> None:

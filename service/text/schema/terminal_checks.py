@@ -1,4 +1,4 @@
-"""Checks of what a terminal matches. The grammar compiler itself makes them."""
+"""Checks with the grammar compiler what a terminal matches."""
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
@@ -6,7 +6,7 @@ from service.text.schema.json_values import quoted
 
 _END = 256
 _LIMITS = LLParserLimits(initial_lexer_fuel=500_000, step_lexer_fuel=100_000, verbose_errors=False)
-_EMPTY = "NoExtension"  # in llguidance's error message if nothing can match
+_EMPTY = "NoExtension"  # llguidance's error message has it if nothing can match
 
 
 class TerminalTooComplex(Exception):

@@ -29,7 +29,7 @@ class JsonSpan:
         self._is_escaped = False  # the last piece ended with a backslash
 
     def push(self, text: str) -> int:
-        """Return how many characters of the next piece belong to the value, or to space before."""
+        """Return the number of characters of the piece up to the end of the value."""
         index = 0
         while not self.is_complete and index < len(text):
             index = self._string(text, index) if self._in_string else self._structure(text, index)
@@ -62,9 +62,9 @@ class JsonSpan:
 class CallObject:
     """A call that a model writes as `{"name": ..., "arguments": {...}}`, in pieces.
 
-    If the name comes first, the arguments are passed on as they arrive. Otherwise, or if the
-    arguments are a string, everything waits for the end of the object. `is_failed` is set if the
-    object does not call a function in `names`; `text` then has all that was consumed.
+    If the name comes first and the arguments are not a string, the arguments are returned as they
+    arrive. Otherwise the call is returned at the end of the object. If the object does not call a
+    function in `names`, `is_failed` is set, and `text` has all consumed text.
     """
 
     def __init__(self, names: frozenset[str]) -> None:
@@ -73,7 +73,7 @@ class CallObject:
         self.text = ""
         self._names = names
         self._object = JsonSpan()
-        self._arguments: JsonSpan | None = None  # once it is known to be a call
+        self._arguments: JsonSpan | None = None  # None until it is known to be a call
         self._is_open = False
 
     @property
@@ -125,7 +125,7 @@ class CallObject:
 
 
 def parse_call(text: str) -> tuple[str, str] | None:
-    """Return the name and the arguments, as JSON, of a call in an object. None: it is no call."""
+    """Return the name and the arguments (JSON) of the call in an object; None if it is no call."""
     value = _loads(text)
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]  # the form of OpenAI's API
@@ -165,7 +165,7 @@ class CallList:
         self.is_failed = False
         self.is_call = False
         self._names = names
-        self._before = ""  # since the last call
+        self._before = ""  # consumed text since the last call
         self._call: CallObject | None = None
 
     @property

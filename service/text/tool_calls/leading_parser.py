@@ -1,4 +1,4 @@
-"""A parser for formats without a marker: an output that begins with JSON consists of tool calls."""
+"""A parser for formats without a marker: if an output begins with JSON, this is tool calls."""
 
 from service.text.tool_calls.events import CallStart, ContentText, Event
 from service.text.tool_calls.json_calls import CallList, CallObject

@@ -1,4 +1,4 @@
-"""A parser for formats in which a marker announces a tool call: Hermes, Mistral, Gemma."""
+"""A parser for formats with a marker before each tool call: Hermes, Mistral, Gemma."""
 
 import re
 from collections.abc import Callable
@@ -98,7 +98,7 @@ class MarkedParser:
 
 
 class HermesBody:
-    """`{"name": ..., "arguments": ...}</tool_call>`; the end marker may be missing."""
+    """Parses `{"name": ..., "arguments": ...}</tool_call>`. The end marker may be missing."""
 
     END = "</tool_call>"
 
@@ -134,7 +134,7 @@ class HermesBody:
 
 
 class NamedCall:
-    """`name[ARGS]{...}`. Some models write `[CALL_ID]` and an id after the name."""
+    """Parses `name[ARGS]{...}`. Some models write `[CALL_ID]` and an id after the name."""
 
     _HEAD = re.compile(r"([A-Za-z0-9_-]+)(?:\[CALL_ID\][A-Za-z0-9]*)?(?:\[ARGS\])?\s*(?=\{)")
     _MAX_HEAD_LENGTH = 160
@@ -177,7 +177,7 @@ class NamedCall:
 
 
 class MistralBody:
-    """` [{"name": ..., "arguments": ...}, ...]`, or `name[ARGS]{...}` as newer models write it."""
+    """Parses ` [{"name": ..., "arguments": ...}, ...]`, or `name[ARGS]{...}` of newer models."""
 
     def __init__(self, names: frozenset[str]) -> None:
         self._names = names
@@ -219,7 +219,7 @@ class MistralBody:
 
 
 class GemmaBody:
-    """`call:name{...}` and an end marker. It is parsed as a whole, as its values are not JSON."""
+    """Parses `call:name{...}` and an end marker, as a whole, because its values are not JSON."""
 
     _CALL = re.compile(r"\s*call:\s*([A-Za-z0-9_.-]+)\s*(\{.*\})\s*", re.DOTALL)
 

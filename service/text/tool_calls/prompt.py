@@ -42,9 +42,12 @@ def with_tools_in_text(
 ) -> tuple[Message, ...]:
     """Return the conversation with its tools as text, for a template that does not accept tools.
 
-    A system message describes the functions and how to call them; without `has_system` it is the
-    first message. Earlier tool calls become text of the assistant. Their results become user
-    messages; consecutive results share one.
+    A system message describes the functions and the syntax of calls. Earlier tool calls become text
+    of the assistant. Their results become user messages; consecutive results share one.
+
+    Args:
+        has_system: If False, the template has no system messages, so the description becomes part
+            of the first message.
     """
     shown: list[Message] = []
     follows_result = False

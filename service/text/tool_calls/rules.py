@@ -7,7 +7,8 @@ from service.domain.chat import Tool
 from service.text import lark
 from service.text.tool_calls.syntax import CallSyntax
 
-# A limit, so that a confused model does not write calls until its context is full.
+# Maximum number of forced calls. Without a limit, a model could write calls until its context is
+# full.
 _MAX_FORCED_CALLS = 32
 
 # The content that a format without a trigger allows instead of calls.

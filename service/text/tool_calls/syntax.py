@@ -1,4 +1,4 @@
-"""The syntax of tool calls in each format: the one declaration of a format.
+"""The syntax of tool calls in each format.
 
 To add a format, add a member to `ToolFormat` (service/domain/model.py) and its syntax to
 `SYNTAXES`. The grammar (`rules`), the prompt for templates without tools (`prompt`), the parser and
@@ -39,7 +39,8 @@ class CallSyntax:
             beginning of an output.
         template_signs: If one of these texts is in a chat template that accepts tools, the model
             uses this format.
-        has_short_ids: Templates accept only call ids of nine letters and digits.
+        has_short_ids: True if the format's templates accept only call ids of nine letters and
+            digits.
     """
 
     parser: Callable[[frozenset[str]], CallParser]
@@ -72,14 +73,14 @@ def chat_formats(
 ) -> ChatFormats:
     """Return the formats of a model, as detected by its chat template.
 
-    If the template shows tools in an unknown way, the format is plain JSON. If it shows no tools,
-    the prompt asks for the Hermes format.
+    If the template accepts tools in an unknown format, the format is plain JSON. If it accepts no
+    tools, the format is that of Hermes, which the prompt then describes.
 
     Args:
-        template: The template's source. None if the model has none.
+        template: The template's source; None if the model has none.
         tools: The format to use instead of the detected one.
         reasoning: The format to use instead of the detected one.
-        tool_template: The template for conversations with tools. None: the same one.
+        tool_template: The template for conversations with tools; None if it is the same one.
     """
     source = tool_template or template or ""
     shows_tools = False
