@@ -189,7 +189,11 @@ class Bodies:
     async def _run(
         self, caller: CapacityShare, size: int, function: Callable[..., Result], *arguments: Any
     ) -> Result:
-        """Return `function(*arguments)`, called on a thread. Raises ApiError if all are busy."""
+        """Return `function(*arguments)`, called on a thread.
+
+        Raises:
+            ApiError: The pool has too many jobs.
+        """
         name, weight = caller.name, caller.weight
         try:
             return await self._pool.run(name, size, function, *arguments, weight=weight)
