@@ -126,7 +126,7 @@ class KeyRing:
         The duration does not depend on the number of keys.
         """
         # The duration may depend on the number of leading bits that the SHA-256 of `secret` shares
-        # with a stored hash. An attacker cannot use that, since nobody can choose hashes.
+        # with a stored hash. An attacker cannot use that, since hashes cannot be chosen.
         return self._keys.get(digest_of(secret))
 
 

@@ -53,7 +53,7 @@ class Endpoint:
 
     @property
     def paths(self) -> tuple[str, str]:
-        """Its path with and without `/v1`: some clients have a base URL that lacks the `/v1`."""
+        """The path with and without `/v1`: some clients have a base URL that lacks the `/v1`."""
         return "/v1" + self.path.rstrip("/"), self.path
 
 

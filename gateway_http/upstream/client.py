@@ -1,7 +1,7 @@
 """The gRPC channel to one service, and calls on it.
 
 A call is cancelled when the code that reads it returns, fails or is cancelled. gRPC does not cancel
-a call that nobody reads, and the service would go on generating.
+a call that is no longer read, and the service would go on generating.
 """
 
 import asyncio
