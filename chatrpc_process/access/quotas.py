@@ -25,7 +25,7 @@ from chatrpc_process.access.keys import Key
 
 _PERIOD_S = 60.0
 _CONCURRENCY_RETRY_S = 1.0
-_MOST_DEBT = 2  # in minutes of refill
+_MOST_DEBT = 2  # maximum debt of a bucket, in minutes of refill
 
 
 @dataclass(frozen=True, slots=True)

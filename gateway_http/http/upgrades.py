@@ -29,7 +29,7 @@ class UpgradedRequest:
         self.on_chunk_header = protocol.on_chunk_header
         self.on_message_complete = protocol.on_message_complete
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # uvicorn sets it, too
 
     def replay_head(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Feed the parser a head that contains only those of `headers` that frame the body.

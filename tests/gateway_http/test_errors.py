@@ -149,7 +149,7 @@ async def test_error_has_the_retry_headers(
 async def test_status_that_grpc_put_over_the_services_own_is_answered_too(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
 ) -> None:
-    """This happens for metadata of more than 16 KiB. Then the details contradict the status."""
+    """gRPC does so for metadata of more than 16 KiB. Then the details contradict the status."""
     service.script = [Fail(S.NOT_FOUND, "x" * 9000, "MODEL_NOT_FOUND")]
     for stream in (False, True):
         answer = await http.post("/v1/chat/completions", json=body | {"stream": stream})

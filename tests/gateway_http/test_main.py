@@ -45,7 +45,7 @@ async def running(
 
 
 async def closed(url: str) -> None:
-    """Wait until connections to `url` are refused."""
+    """Wait until no connection to `url` can be made."""
     async with asyncio.timeout(120):
         while True:
             try:

@@ -117,7 +117,7 @@ POLICIES = {
 async def test_replica_that_is_not_serving_gets_no_calls(
     tmp_path: Path, three: list[Replica], policy: str
 ) -> None:
-    """This is so under any policy, and also with outlier detection."""
+    """Every policy is tested, also with outlier detection."""
     fields = POLICIES[policy] + "\noutlier_detection = {}"
     async with gateway(tmp_path, target(*three), fields) as http:
         await all_known(http)
@@ -277,7 +277,7 @@ async def process(name: str) -> AsyncIterator[Process]:
 
 @pytest.mark.slow
 async def test_unstarted_requests_of_a_killed_one_are_answered_elsewhere(tmp_path: Path) -> None:
-    """There are many more requests than sequences, so a whole queue is lost with the replica."""
+    """The test sends more requests than a replica can run, so a whole queue is lost with it."""
     number = 150
     async with AsyncExitStack() as stack:
         opening = [stack.enter_async_context(process(name)) for name in "abc"]

@@ -198,7 +198,7 @@ def chunked(*chunks: tuple[bytes, bytes]) -> bytes:
 
 @pytest.mark.parametrize("piece", [b"1;x=%s\r\n \r\n" % (b"y" * 1000), b"y" * 1000])
 async def test_chunk_extensions_are_bounded(service: FakeService, piece: bytes) -> None:
-    """There are many extensions, or one without an end."""
+    """The request has many extensions, or one without an end."""
     async with (
         started(upstream=service.target) as (server, url),
         RawClient(url) as client,

@@ -264,7 +264,7 @@ def test_output_ends_when_no_token_is_allowed() -> None:
 
 
 def test_output_that_fulfils_its_grammar_ends() -> None:
-    """It ends with its stop token or, without one, when the grammar allows no more tokens."""
+    """The output ends with its stop token or, without one, when the grammar allows no token."""
     constraint = FakeConstraint(((3, 4),), END)
     request = Request((5,), SamplingParams(), frozenset({END}), constraint=constraint)
     for stop_token_ids in (frozenset({END}), frozenset[int]()):

@@ -94,7 +94,7 @@ def test_row_gives_the_same_token_by_itself_and_in_a_batch(
     seed: int,
     has_ties: bool,
 ) -> None:
-    """This includes equally likely tokens, of which a model in bfloat16 has many."""
+    """Some tokens are equally likely, as are many of a model in bfloat16."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(len(rows), vocab_size, generator=generator) * spread
     if has_ties:
