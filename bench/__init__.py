@@ -2,5 +2,6 @@
 
 import os
 
-# gRPC logs a warning for each process that is started while its threads run. None uses gRPC.
+# Without this, gRPC logs a warning for each process that is started while its threads run. The
+# processes do not use the gRPC of this one.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -224,7 +224,7 @@ def soak(
 ) -> None:
     """Run our service and gateway under many clients for a long time.
 
-    The exit code is 1 if a request failed or a process grew by more than 5 %.
+    The exit code is 1 if a request failed or the memory of a process grew by more than 5 %.
     """
     logs = OUT / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -330,7 +330,7 @@ def _names(text: str, known: Collection[str]) -> list[str]:
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end. SIGTERM is handled like Ctrl-C: both end every started process."""
+    """Run `work` and return its result. SIGTERM and Ctrl-C end every started process."""
 
     async def main() -> T:
         task = asyncio.ensure_future(work)

@@ -25,9 +25,9 @@ from chatrpc.v1 import completion_service_pb2 as completions
 
 _JSON = {"content-type": "application/json"}
 _MIB = 1 << 20
-_FOUR_MILLION = 4 * _MIB - 100  # of two bytes each, so that a message has less than 8 MiB
+_FOUR_MILLION = 4 * _MIB - 100  # elements of two bytes each, so a message has less than 8 MiB
 # The pause between two requests of one client. Without it, a server that rejects at once would get
-# ten thousand requests a second, which would measure this machine's loopback.
+# ten thousand requests a second, and the loopback interface would be measured.
 _PAUSE_S = 0.02
 _CREATE = "/chatrpc.v1.ChatService/CreateChatCompletion"
 _COMPLETE = "/chatrpc.v1.CompletionService/CreateCompletion"
@@ -148,7 +148,7 @@ async def _schemas(target: Target) -> None:
 async def _chats(
     target: Target, num_clients: int, num_words: int, options: chat_pb2.ChatCompletionParams
 ) -> None:
-    """Send chats of `num_words` random words, each with the fields that `options` has."""
+    """Send chats of `num_words` random words, each with the fields in `options`."""
     metadata = (("x-api-key", target.key),)
     rng = random.Random(0)
     async with _channel(target) as channel:
@@ -257,7 +257,7 @@ def _many_prompts(model: str, text: str) -> Message:
 
 
 def _body(name: str, make: Callable[[], object]) -> Callable[[str], object]:
-    """Return a function that builds a chat with one large field, which can take a while."""
+    """Return a function that builds a chat with one large field. Calling it may take seconds."""
     message = {"role": "user", "content": "hi"}
     return lambda model: {"model": model, "messages": [message], name: make()}
 
@@ -364,7 +364,7 @@ async def _read_to_end(call: object) -> None:
         async for _ in call:
             pass
     else:
-        await call  # type: ignore[misc]  # it is unary
+        await call  # type: ignore[misc]  # the call is unary
 
 
 @asynccontextmanager

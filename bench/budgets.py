@@ -1,4 +1,4 @@
-"""The budgets of our own service, and whether a run keeps them."""
+"""The budgets of our own service, and a comparison of a run with them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from bench.summary import Summary
 
 _OURS = "chatrpc"
-# A step computes at most 512 prompt tokens, and running streams get a token in every step. The
-# machine for which this was set, with two cores, needs about 200 ms for such a step.
+# Maximum pause of a running stream, in milliseconds. Running streams get a token in every step, and
+# a step computes at most 512 prompt tokens. The machine for which this was set, with two cores,
+# needs about 200 ms for such a step.
 _STALL_MS = 400
 _LAYER_COST = 0.05
 

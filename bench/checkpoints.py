@@ -1,6 +1,6 @@
 """The checkpoints that peers load: the embedded model, and an int8 one made from it.
 
-This is a separate program, `python -m bench.checkpoints INT8_DIRECTORY`, as it needs torch and the
+This is a separate program, `python -m bench.checkpoints INT8_DIRECTORY`: it needs torch, and the
 load generator does not. It prints the directory of each checkpoint.
 """
 
@@ -19,8 +19,8 @@ from service.config import ServiceSettings
 _WEIGHTS = "model.safetensors"
 _MAX = 127
 
-# compressed-tensors' description of what `quantize` makes, and of activations: int8 as well, with a
-# scale for each token, chosen as it comes.
+# The description of the quantization in the format of compressed-tensors. Weights are those of
+# `quantize`. Activations are int8 as well, with a scale for each token, computed at run time.
 _CONFIG = {
     "quant_method": "compressed-tensors",
     "format": "int-quantized",
@@ -49,7 +49,7 @@ _CONFIG = {
 
 
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantize a weight to int8 with bfloat16 scales, whose product is the weight again.
+    """Quantize a weight to int8 with bfloat16 scales. Their product approximates the weight.
 
     Args:
         weight: [out, in].
@@ -73,7 +73,7 @@ def convert(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
     with safe_open(source / _WEIGHTS, framework="pt") as weights:
-        for name in weights.keys():  # noqa: SIM118  # it is no dict
+        for name in weights.keys():  # noqa: SIM118  # `weights` is not a dict
             tensor = weights.get_tensor(name)
             if name.endswith("_proj.weight"):
                 tensors[name], tensors[f"{name}_scale"] = quantize(tensor)
@@ -95,7 +95,7 @@ def main(int8: Path) -> None:
     if not made_of.is_file() or made_of.read_text() != source.name:
         convert(source, int8)
         made_of.write_text(source.name)
-    print(json.dumps({"bf16": str(source), "int8": str(int8)}))  # noqa: T201  # its result
+    print(json.dumps({"bf16": str(source), "int8": str(int8)}))  # noqa: T201  # the program's result
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The bare engine, in this process: no wire, no text."""
+"""A client of the bare engine in this process, without a wire and without text."""
 
 import time
 from contextlib import aclosing
@@ -14,7 +14,7 @@ from service.errors import ChatrpcError
 
 
 class EngineClient:
-    """A `bench.request.Client`. A piece has one byte for each token; prompts are sent as token ids.
+    """A `bench.request.Client` of the engine. A piece has one byte for each token.
 
     Prompts are rendered and tokenized before their request is due.
     """

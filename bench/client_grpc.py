@@ -1,4 +1,4 @@
-"""Chat completions over gRPC, from a chatrpc service."""
+"""A client for chat completions of a chatrpc service, over gRPC."""
 
 import time
 
@@ -18,7 +18,7 @@ _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 
 
 
 class GrpcClient:
-    """A `bench.request.Client`. Messages are kept as bytes and parsed after the load."""
+    """A `bench.request.Client` over gRPC. Messages are kept as bytes and parsed after the load."""
 
     def __init__(self, target: str, model: str, key: str = "") -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""Chat completions over OpenAI's HTTP, as server-sent events."""
+"""A client for chat completions over OpenAI's HTTP API, as server-sent events."""
 
 import time
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def openai_body(model: str, request: Request) -> Body:
 
 
 class HttpClient:
-    """A `bench.request.Client`. `base_url` ends in `/v1`, as for OpenAI's clients.
+    """A `bench.request.Client` over HTTP. `base_url` ends in `/v1`, as for OpenAI's clients.
 
     aiohttp's parser is in C and its streams return bytes as they arrive. Among the available
     clients it uses the least CPU time, which it shares with the server.
@@ -71,8 +71,8 @@ class HttpClient:
         self._model = model
         self._dialect = dialect
         self._session = aiohttp.ClientSession(
-            # A connection for each request: llama.cpp's server closes its own after every stream,
-            # having promised to keep it, and what is fair for one is fair for all.
+            # Each request has a new connection. llama.cpp's server announces that it keeps a
+            # connection, but closes it after every stream. All servers are treated the same.
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None),
             headers={"content-type": "application/json"}

@@ -1,4 +1,4 @@
-"""A run: servers are started, warmed up, and measured in turn, round after round."""
+"""Runs the loads: servers are started, warmed up, and measured in turn, in several rounds."""
 
 import tempfile
 import time
@@ -88,7 +88,7 @@ class Contest:
         return self.results
 
     async def _start_all(self, stack: AsyncExitStack) -> list[Turn]:
-        """Start every server. Return what to measure, by load and by target."""
+        """Start every server. Return all pairs of a load and a target to measure."""
         wanted: dict[str, list[Target]] = {name: [] for name in self._plan.loads}
         for entry in self._plan.entries:
             for target, names in await self._start(entry, stack):
@@ -158,11 +158,11 @@ class Contest:
                 sample = await self._sample(load, target, index)
                 self.results.samples.append(sample)
                 self._progress.sample(sample, load.title)
-                if sample.fault:  # once is enough: the next load may take until its timeout
+                if sample.fault:  # do not measure it again: each load could take until its timeout
                     turns.remove((load, target))
 
     async def _sample(self, load: Load, target: Target, index: int) -> Sample:
-        # The prompts must not be in the prefix cache from another wire of the same server.
+        # The prompts differ by wire: the server's prefix cache has those of its other wires.
         server, _, wire = target.name.partition("/")
         seed = _seed(load, f"round {index} {wire}")
         title = f"round {index + 1} of {self._plan.num_rounds}: {load.title}"

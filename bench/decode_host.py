@@ -1,7 +1,7 @@
 """A process that decodes one stream of the embedded model on request.
 
 `python -m bench.decode_host QUANTIZATION NUM_TOKENS` replies to each line of its standard input
-with the tokens per second, without the prompt.
+with the tokens per second, measured without the time for the prompt.
 """
 
 import os
@@ -43,7 +43,7 @@ def load(path: Path, cache_dir: Path, quantization: Quantization) -> EngineCore:
 
 
 def decode(core: EngineCore, request_id: int, num_tokens: int) -> float:
-    """Return the tokens per second after the first one."""
+    """Decode `num_tokens` tokens. Return the tokens per second after the first one."""
     sampling = SamplingParams(temperature=0.0, min_tokens=num_tokens, max_tokens=num_tokens)
     core.add(request_id, Request(_PROMPT, sampling))
     core.step()  # the prompt, and the first token

@@ -1,8 +1,8 @@
-"""A process that runs loads on the bare engine in it, to measure what our layers cost.
+"""A process that runs loads on a bare engine inside it, to measure the cost of our layers.
 
 `python -m bench.engine_host VARIANT full|quick` reads one `Order` per line from stdin and replies
-to each with an `Answer`; the first one reports that it is ready. Nothing else is in the process, so
-it is suited for profiling: `echo '{"load": "c32", "seed": 1}' | PROFILER python -m
+to each with an `Answer`. The first `Answer` reports that it is ready. The process does nothing
+else, so it is suited for profiling: `echo '{"load": "c32", "seed": 1}' | PROFILER python -m
 bench.engine_host chatrpc full`.
 """
 

@@ -4,7 +4,7 @@ import msgspec
 
 
 class Order(msgspec.Struct):
-    """A command to run this load."""
+    """A command to run a load."""
 
     load: str
     seed: int
@@ -12,7 +12,7 @@ class Order(msgspec.Struct):
 
 
 class Answer(msgspec.Struct):
-    """The outcome of an order. The first one, without an order, reports readiness."""
+    """The outcome of an order. The first one belongs to no order and reports readiness."""
 
     figures: dict[str, float] = {}
     fault: str | None = None

@@ -1,4 +1,4 @@
-"""Sends requests: a number of concurrent clients, or at given times."""
+"""Sends requests, either from a number of concurrent clients or at given times."""
 
 import asyncio
 import itertools
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from bench.request import Client, Request, Transcript
 
-# A request that takes longer has failed.
+# A request that takes longer counts as failed.
 REQUEST_TIMEOUT_S = 180
 
 OnDone = Callable[[], None]

@@ -19,12 +19,13 @@ from bench.metrics import Outcome
 from bench.request import Client, Record, Request, Transcript, ask
 from bench.words import sentences, words
 
-# No request of a closed loop starts after this, so that a slow server does not take all the time.
+# A closed loop starts no request after this time in seconds, so that the load ends even on a slow
+# server.
 MAX_START_S = 20
 
 
 class Load(Protocol):
-    """A named load. `warm_up` is a smaller one, which is sent first and not measured."""
+    """A named load. `warm_up` is a smaller load, which is sent first and not measured."""
 
     @property
     def name(self) -> str: ...
@@ -43,7 +44,7 @@ class Load(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """`num_clients` clients. Each sends its next request when its last response is complete."""
+    """A load of `num_clients` clients. Each sends a request when its last response is complete."""
 
     name: str
     title: str
@@ -138,7 +139,7 @@ class Turns:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """Running streams, and a long prompt that arrives.
+    """Running streams, during which a request with a long prompt arrives.
 
     `stall_ms` is the longest gap between two arrivals of a running stream before the long prompt's
     first token, `steady_itl_ms` the median gap before the prompt arrived, and `long_ttft_ms` the
@@ -152,7 +153,7 @@ class Stall:
     num_words: int
     num_long_words: int
 
-    # The long prompt is sent when every stream has received so many pieces.
+    # The long prompt is sent when every stream has received this many pieces.
     _UNDER_WAY = 16
 
     @property

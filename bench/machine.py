@@ -1,4 +1,4 @@
-"""The machine of a run."""
+"""Collects the facts about the machine of a run."""
 
 import os
 import platform

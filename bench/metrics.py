@@ -1,4 +1,4 @@
-"""The definitions of all figures. Times are in seconds here, in milliseconds in `figures`."""
+"""The definitions of all figures. Times are in seconds, but those in `figures` in milliseconds."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ def ttft(record: Record) -> float:
 def tpot(record: Record) -> float:
     """Return the time per output token: (last arrival - first arrival) / (tokens - 1).
 
-    The tokens are those of the server's usage, as one delta may have several.
+    Tokens are counted by the server's usage, since one delta may have several tokens.
     """
     return (record.arrivals_s[-1] - record.arrivals_s[0]) / (record.num_output_tokens - 1)
 
@@ -31,7 +31,7 @@ def tpot(record: Record) -> float:
 def itl(record: Record) -> list[float]:
     """Return the inter-token latencies: the times between consecutive arrivals of text.
 
-    This is what a user sees. If deltas have several tokens, it is longer than the time per token.
+    A user sees these times. If deltas have several tokens, they are longer than the time per token.
     """
     return [after - before for before, after in pairwise(record.arrivals_s)]
 
@@ -68,14 +68,14 @@ def percentiles(name: str, values_s: Sequence[float]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome of one load against one server: figures by name, or why they do not count."""
+    """The outcome of one load against one server: figures by name, or why they are invalid."""
 
     figures: Mapping[str, float]
     fault: str | None = None
 
 
 def outcome(records: Sequence[Record], extra: Mapping[str, float] | None = None) -> Outcome:
-    """Return the figures of a load, and `extra`. One wrong response makes them invalid."""
+    """Return the figures of a load, and `extra`. If a response is wrong, they are invalid."""
     if fault := first_fault(records):
         return Outcome({}, fault)
     return Outcome({**figures(records), **(extra or {})})
@@ -89,7 +89,7 @@ def first_fault(records: Sequence[Record]) -> str | None:
 
 
 def figures(records: Sequence[Record]) -> dict[str, float]:
-    """Return every figure of a load whose responses are all as requested."""
+    """Return all figures of a load. All of its responses must be as requested."""
     several = [record for record in records if record.num_output_tokens > 1]
     return {
         "num_requests": float(len(records)),

@@ -1,4 +1,4 @@
-"""The cost of a busy neighbour on the cores: one stream, with and without a busy process.
+"""Measures one stream with and without a busy neighbour: a process that keeps a core busy.
 
 Every setting has its own process, which sleeps while others are measured. A round measures each
 setting without the neighbour and directly afterwards with it, so that both see the same machine.
@@ -48,7 +48,7 @@ class Rates:
 
     @property
     def kept(self) -> float:
-        """The share of its rate that a stream keeps beside the neighbour."""
+        """The rate of a stream with the neighbour, as a share of its rate without it."""
         return median(b / a for a, b in zip(self.alone, self.beside, strict=True))
 
 
@@ -74,7 +74,7 @@ async def measure(settings: Sequence[Setting], rounds: int, num_tokens: int) -> 
 
 
 def table(rates: Mapping[str, Rates]) -> str:
-    """Return the medians, and the kept share, as a table."""
+    """Return a table of the median rates and the shares that remain with the neighbour."""
     lines = [f"{'setting':<24}{'alone tok/s':>14}{'beside tok/s':>14}{'kept':>8}"]
     lines += [
         f"{name:<24}{median(r.alone):>14.1f}{median(r.beside):>14.1f}{r.kept:>8.0%}"
@@ -96,7 +96,7 @@ async def _start(setting: Setting, num_tokens: int) -> asyncio.subprocess.Proces
 
 
 async def _decode(host: asyncio.subprocess.Process) -> float:
-    """Return the tokens per second of one stream now."""
+    """Make `host` decode one stream now. Return its tokens per second."""
     if host.stdin is None or host.stdout is None:
         raise ValueError("the host was started without pipes")
     host.stdin.write(b"\n")

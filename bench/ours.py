@@ -13,7 +13,7 @@ MODEL = "smollm2-135m-instruct"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A way to run the service: its options, and the loads it is for (none: the common ones)."""
+    """A way to run the service: its options and loads. Without loads, it gets the common ones."""
 
     title: str
     options: tuple[str, ...] = ()

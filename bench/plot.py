@@ -1,4 +1,4 @@
-"""Bar charts as SVG, for light and dark pages."""
+"""Draws bar charts as SVG, for light and dark pages."""
 
 import io
 import re
@@ -15,8 +15,8 @@ _INK, _FAINT, _OURS, _THEIRS = "#1f2328", "#59636e", "#0969da", "#a8b3bf"
 _DARK = {_INK: "#f0f6fc", _FAINT: "#9198a1", _OURS: "#4493f8", _THEIRS: "#656c76"}
 _FONT = "ui-sans-serif, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: sharp, and selectable
-    "svg.hashsalt": "chatrpc",  # the same figures give the same file
+    "svg.fonttype": "none",  # text is not converted to paths
+    "svg.hashsalt": "chatrpc",  # makes files of equal figures equal
     "font.size": 11,
     "text.color": _INK,
 }
@@ -99,7 +99,7 @@ def _svg(figure: Figure) -> str:
 
 
 def _themed(svg: str) -> str:
-    """Return the style: the reader's own font, and other colours on a dark page."""
+    """Return the chart with the reader's own font, and with other colours on a dark page."""
     rules = "".join(
         f'[style*="fill: {light}"]{{fill:{dark}!important}}' for light, dark in _DARK.items()
     )

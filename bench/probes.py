@@ -1,4 +1,4 @@
-"""The response times of probes, each on its own connection as kubelet's are."""
+"""Measures the response times of probes. Each has its own connection, as kubelet's probes have."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from bench.metrics import Outcome, percentiles
 
 _TIMEOUT_S = 10.0
 
-# Every connection is a new one: gRPC would share those of one process, and a kubelet has none.
+# Without these options, gRPC would share connections within the process. Kubelet shares none.
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
 
 Probe = Callable[[], Awaitable[bool]]
@@ -56,7 +56,7 @@ async def probe(
 def _grpc(target: str, name: str) -> Probe:
     async def ask() -> bool:
         async with grpc.aio.insecure_channel(target, _OPTIONS) as channel:
-            # The type stubs do not have its methods.
+            # The type stubs lack the methods of HealthStub.
             check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]
             answer = await check(health_pb2.HealthCheckRequest(service=name))
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -20,7 +20,7 @@ _GRACE_S = 15
 
 
 class ProcessGroup:
-    """Commands and all processes that they start. Each command has its own session.
+    """A group of commands and all processes that they start. Each command has its own session.
 
     Their output goes to `log`. They end with this process in any case: see `chatrpc_cli.leash`.
     """
@@ -46,7 +46,7 @@ class ProcessGroup:
     async def add(
         self, command: Sequence[str], env: Mapping[str, str], *, stdin: int | None = None
     ) -> asyncio.subprocess.Process:
-        """Start one more command. With a `stdin` of PIPE, stdout is a pipe too, not the log."""
+        """Start one more command. If `stdin` is PIPE, its stdout is a pipe too, not the log."""
         with self._log.open("ab") as log:
             leader = await asyncio.create_subprocess_exec(
                 *(sys.executable, str(_LEASH), str(os.getpid()), *command),
@@ -82,7 +82,7 @@ class ProcessGroup:
         return sum(_pss(process) for process in self.tree())
 
     def pss_by_command(self) -> dict[str, int]:
-        """Return the same for each started command and its children, by the command's name."""
+        """Return the proportional set size of each command with its children, by its name."""
         return {
             name: sum(map(_pss, _family(leader)))
             for name, leader in zip(self._names, self._leaders, strict=True)
@@ -93,7 +93,7 @@ class ProcessGroup:
         return sum(_cpu(process) for process in self.tree())
 
     async def end(self, grace_s: float = _GRACE_S) -> None:
-        """Terminate the processes, and kill those that are left, even if they left the session."""
+        """Terminate all processes. Kill those that still run after `grace_s` seconds."""
         survivors = self.tree()
         self.thaw()
         self._signal(signal.SIGTERM)
@@ -103,7 +103,7 @@ class ProcessGroup:
         self._signal(signal.SIGKILL)
         for process in survivors:
             with suppress(psutil.NoSuchProcess):
-                process.kill()  # psutil checks that the pid is still the same process
+                process.kill()  # psutil checks that the pid still belongs to the same process
         for leader in self._leaders:
             await leader.wait()
 
@@ -130,7 +130,7 @@ async def idle_cpu(group: ProcessGroup, seconds: float = 2.0) -> float:
 
 
 def _name(command: Sequence[str]) -> str:
-    """Return what a command line runs: a module, or a program."""
+    """Return the name of the module or program that a command line runs."""
     _, *arguments = command
     return arguments[1] if arguments[:1] == ["-m"] else Path(command[0]).name
 

@@ -11,12 +11,12 @@ from rich.progress import Progress as Bars
 
 from bench.results import Sample
 
-# The most important figure of a load. Others are in the report.
+# The figure that is printed for a load, and its unit. The report has the others.
 _HEADLINES = {"turns": ("turn2_over_turn1", ""), "stall": ("stall_ms", " ms")}
 
 
 class Progress:
-    """A progress bar. It is drawn only twice a second, as it shares the cores with the server."""
+    """A progress bar. It is drawn only twice a second, since it shares cores with the server."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -19,7 +19,7 @@ _TEMPLATE = Path(__file__).with_name("report.md")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A figure of a load as a column of a table. For a rate more is better, for a time less."""
+    """A figure of a load as a column of a table. More is better for a rate, less for a time."""
 
     title: str
     load: str
@@ -77,7 +77,7 @@ def render(found: Results, docs: Path) -> None:
 
 
 class Page:
-    """The parts of the page."""
+    """The values and tables of docs/benchmarks.md."""
 
     def __init__(self, found: Results) -> None:
         self._found = found

@@ -33,8 +33,8 @@ def ask(text: str, num_tokens: int) -> Request:
 class Transcript:
     """The raw record of one request: when it was due, and what arrived when.
 
-    The pieces are decoded later, as the client shares its cores with the measured server. Times are
-    those of `time.perf_counter`, in seconds.
+    The pieces are decoded later, since the client shares its cores with the measured server. Times
+    are in seconds of `time.perf_counter`.
     """
 
     request: Request
@@ -45,10 +45,10 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A decoded transcript. Token counts are those of the server's usage."""
+    """A decoded transcript. Token counts come from the server's usage."""
 
     due_s: float
-    arrivals_s: tuple[float, ...] = ()  # of each delta with text, however many tokens it holds
+    arrivals_s: tuple[float, ...] = ()  # one for each delta with text, of one or more tokens
     text: str = ""
     num_requested: int = 0
     num_output_tokens: int = 0
@@ -58,7 +58,7 @@ class Record:
 
     @property
     def fault(self) -> str | None:
-        """The reason why this response is not as requested, or None."""
+        """The reason why this response is not as requested, or None if it is."""
         if self.error is not None:
             return self.error
         if self.num_output_tokens != self.num_requested:
@@ -72,7 +72,7 @@ class Client(Protocol):
     """A client of a server over one wire."""
 
     async def send(self, transcript: Transcript) -> None:
-        """Send the transcript's request and record what arrives, to the end of the stream.
+        """Send the transcript's request, and record the response until the end of the stream.
 
         An error of this request is recorded in the transcript.
         """

@@ -17,14 +17,15 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class ServerFacts(msgspec.Struct, frozen=True):
-    """A server of the run: what it was, and what is measured of it once.
+    """A server of the run: its description, and the figures that are measured only once.
 
     Attributes:
-        ready_s: From starting its processes to its first response, with caches from earlier starts.
-        first_ready_s: The same without caches. The model is on disk.
-        idle_cpu: The share of one core that is used without requests.
+        ready_s: Seconds from the start of its processes to its first response, with caches of
+            earlier starts.
+        first_ready_s: The same time without these caches. The model is on disk.
+        idle_cpu: The share of one core that it uses without requests.
         pss_mib: The proportional set size of all its processes after the load of 32 clients.
-        failure: Why it was not measured, or not completely.
+        failure: The reason why it was not measured, or not completely.
     """
 
     title: str
@@ -38,7 +39,7 @@ class ServerFacts(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """One load against one target in one round. `fault` is why its figures do not count.
+    """One load against one target in one round. `fault` is the reason why it is not counted.
 
     `cpu` has the shares of all cores during the load: server, client and others.
     """
@@ -52,7 +53,7 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Results(msgspec.Struct):
-    """A run. A target is the name of a server, with `/grpc` or `/engine` for a layer of chatrpc."""
+    """A run. A target is a server's name, followed by `/grpc` or `/engine` for a layer of ours."""
 
     started: str  # UTC
     machine: Machine

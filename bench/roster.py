@@ -13,7 +13,7 @@ from bench.peers.environment import InstallError, root
 from bench.server import Server
 
 BASELINE = "chatrpc"
-# Every server gets these.
+# The loads that every server gets.
 COMMON = ("c1", "c8", "c32", "long", "turns", "stall")
 OPEN = ("open-2", "open-6")
 OURS_ALONE = ("edit",)
@@ -21,7 +21,7 @@ LAYERS = ("c32",)
 
 
 def our_entries(variants: Iterable[str]) -> list[Entry]:
-    """Return our variants: the default one with all loads and layers, others with their loads."""
+    """Return our variants. The default one has all loads and layers, others their own loads."""
     entries = []
     for variant in variants:
         server = ours.server(variant)
@@ -68,7 +68,8 @@ def _transformers() -> Server:
     return transformers_serve.server(_checkpoint("bf16"))
 
 
-# Each installs the peer unless it is there, and raises InstallError if that fails.
+# The peers by name. Each function installs its peer unless it is installed, and raises InstallError
+# if that fails.
 PEERS: dict[str, Callable[[], Server]] = {
     "vllm-bf16": _vllm_bf16,
     "vllm-int8": _vllm_int8,
@@ -78,7 +79,7 @@ PEERS: dict[str, Callable[[], Server]] = {
 
 
 def _checkpoint(precision: str) -> Path:
-    """Return the model's directory in bf16, as our service has it, or in int8, made from it."""
+    """Return the directory of the model in bf16, as in our service, or in int8, made from it."""
     command = [sys.executable, "-m", "bench.checkpoints", str(root() / "smollm2-int8")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:

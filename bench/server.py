@@ -1,4 +1,4 @@
-"""A server that can be measured: how to start it, when it is ready, and how to call it."""
+"""A server that can be measured: its start, its readiness and its clients."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Free ports of 127.0.0.1, the only address on which servers listen."""
+    """Free ports on 127.0.0.1, the only address on which servers listen."""
 
     http: int = field(default_factory=free_port)
     grpc: int = field(default_factory=free_port)
@@ -51,7 +51,7 @@ class Running:
 
     server: Server
     group: ProcessGroup
-    clients: dict[str, Client]  # by wire: http, grpc
+    clients: dict[str, Client]  # the keys are wires: http, grpc
     ready_s: float
     idle_cpu: float = 0.0
 
@@ -110,7 +110,7 @@ async def start(
 
 
 async def _until_ready(running: Running, timeout_s: float) -> None:
-    """Wait for a first response. Some servers report ready before they have loaded the model."""
+    """Wait for a first response: some servers report readiness before the model is loaded."""
     give_up_s = time.perf_counter() + timeout_s
     client = running.clients["http"]
     while True:

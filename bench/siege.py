@@ -34,7 +34,8 @@ from bench.request import Client, Transcript, ask
 from bench.server import Ports, StartError
 from bench.words import words
 
-# The bound on the time to first token: a multiple of that without an attack, plus one step.
+# The bound on the time to first token during an attack is this multiple of the time without an
+# attack, plus the duration of one step.
 MAX_TTFT_RATIO = 3.0
 MAX_PROBE_MS = 250.0
 
@@ -185,7 +186,7 @@ async def _step_ms(stack: Stack) -> float:
 
 
 async def _until_calm(stack: Stack) -> None:
-    """Wait until the effects of the attack are over: until two chats in a row succeed."""
+    """Wait until two chats in a row succeed, which shows that the effects of an attack are over."""
     await asyncio.sleep(_CALM_S)
     await _serve(stack, 0)
 
@@ -199,7 +200,7 @@ async def _attack(stack: Stack, name: str, logs: Path) -> ProcessGroup:
         os.environ,
         stdin=asyncio.subprocess.PIPE,
     )
-    assert process.stdout is not None  # noqa: S101  # it is a pipe
+    assert process.stdout is not None  # noqa: S101  # stdout is a pipe
     await process.stdout.readline()
     return worker
 

@@ -34,9 +34,10 @@ _NUM_TOKENS = (8, 72)
 class Soak(msgspec.Struct, frozen=True):
     """The results: figures of requests after the warm-up, all faults, and samples of memory.
 
-    `growth` is that of a process's memory (PSS): the median of the last quarter over that of the
-    first, minus one. `fairness` is Jain's index over the tokens that each client got: 1 if all got
-    the same, 1 / clients if one got everything (https://arxiv.org/abs/cs/9809099).
+    `growth` is the growth of a process's memory (PSS): the median of the last quarter of samples,
+    divided by that of the first quarter, minus one. `fairness` is Jain's index of the tokens that
+    each client got: 1 if all got the same number, 1 / clients if one got all
+    (https://arxiv.org/abs/cs/9809099).
     """
 
     num_clients: int
@@ -89,7 +90,7 @@ async def soak(
     """Run `num_clients` concurrent clients for `warm_up_s` and then for `duration_s`.
 
     The warm-up is not measured. Requests that run at the end are completed and counted. Faults are
-    counted at any time.
+    counted during the warm-up, too.
     """
     start_s = time.perf_counter() + warm_up_s
     end_s = start_s + duration_s
@@ -109,7 +110,7 @@ async def soak(
 
 
 async def _one_request(client: Client, rng: random.Random, tally: _Tally, start_s: float) -> None:
-    # Records are evaluated at once and dropped: hours of them would not fit into memory.
+    # Records are evaluated at once and dropped: the records of hours would not fit into memory.
     request = ask(words(rng.randint(*_PROMPT_WORDS), rng), rng.randint(*_NUM_TOKENS))
     transcript = Transcript(request)
     if rng.random() < _LEAVING_SHARE:
@@ -173,6 +174,6 @@ def fairness(shares: Sequence[float]) -> float:
 
 
 def growth(samples: Sequence[float]) -> float:
-    """Return the growth from the first quarter of the samples to the last, by their medians."""
+    """Return the growth from the median of the first quarter of samples to that of the last."""
     quarter = max(1, len(samples) // 4)
     return statistics.median(samples[-quarter:]) / statistics.median(samples[:quarter]) - 1

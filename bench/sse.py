@@ -1,10 +1,13 @@
-"""Parses server-sent events from a socket's pieces, each with the time when it was complete."""
+"""Parses server-sent events from the pieces that a socket received, with their times."""
 
 from collections.abc import Iterable, Iterator
 
 
 def events(pieces: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
-    """Yield the data of every event, without comments, other fields and `[DONE]`."""
+    """Yield the data of each event with the time at which it was complete.
+
+    Comments, other fields and `[DONE]` are left out.
+    """
     pending = b""
     for time_s, piece in pieces:
         *complete, pending = (pending + piece).replace(b"\r\n", b"\n").split(b"\n\n")

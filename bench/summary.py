@@ -6,7 +6,7 @@ from statistics import median
 
 from bench.results import Results, Sample
 
-# A sample in which other processes used a larger share of the cores is not representative.
+# A sample is not representative if other processes used a larger share of the cores.
 _MOST_FOR_OTHERS = 0.2
 
 
@@ -32,7 +32,7 @@ class Summary:
         return bool(self._valid(target, load))
 
     def fault(self, target: str, load: str) -> str | None:
-        """Return why a load that was run has no figures."""
+        """Return why a load that was run has no figures, or None if it has figures."""
         samples = self._samples.get((target, load), [])
         faults = [sample.fault for sample in samples if sample.fault]
         return faults[0] if faults else None
@@ -43,14 +43,14 @@ class Summary:
     def ratio(self, target: str, to: str, load: str, name: str) -> Figure | None:
         """Return the median over the rounds of the ratio of `target` to `to`.
 
-        A machine that is slow for a while is slow for both, so the ratio is taken within each
-        round.
+        The ratio is taken within each round: if the machine is slow for a while, it is slow for
+        both.
         """
         theirs, ours = self._by_round(target, load, name), self._by_round(to, load, name)
         return _figure([theirs[r] / ours[r] for r in theirs.keys() & ours.keys() if ours[r]])
 
     def cpu(self, share: str) -> Figure | None:
-        """Return the cores that one side uses, over all valid samples.
+        """Return the number of cores that one side uses, over all valid samples.
 
         Args:
             share: "server", "client" or "others".
@@ -59,7 +59,7 @@ class Summary:
         return _figure([s.cpu[share] for s in samples if share in s.cpu and not s.fault])
 
     def _valid(self, target: str, load: str) -> Sequence[Sample]:
-        """Return the samples that count. If any had the cores to itself, only those count."""
+        """Return the valid samples, without disturbed ones if there are others."""
         samples = [s for s in self._samples.get((target, load), []) if not s.fault]
         return [s for s in samples if s.cpu.get("others", 0.0) <= _MOST_FOR_OTHERS] or samples
 

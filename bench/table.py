@@ -26,7 +26,7 @@ _COLUMNS = {
     "stall": "stall_ms",
     "turn 2/1": "turn2_over_turn1",
 }
-# Wide enough for all columns. It is used if the output is not a terminal.
+# The width in characters if the output is not a terminal. It is enough for all columns.
 _WIDTH = 140
 
 

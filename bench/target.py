@@ -22,7 +22,7 @@ from bench.server import START_TIMEOUT_S, Running, StartError
 
 
 class Target(Protocol):
-    """Something that can be measured."""
+    """A server or engine that can be measured."""
 
     @property
     def name(self) -> str: ...
@@ -39,7 +39,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WireTarget:
-    """A server over HTTP or gRPC. Over HTTP it has the server's name."""
+    """A server over HTTP or gRPC. Over HTTP, the target has the server's name."""
 
     running: Running
     wire: str = "http"
@@ -126,11 +126,11 @@ class CpuShares:
 
     server: float
     client: float
-    others: float  # all other processes, and time stolen by the machine's host
+    others: float  # all other processes, and time that the host gave to other machines
 
 
 class CpuMeter:
-    """Measures CPU times from its creation on."""
+    """Measures CPU times since its creation."""
 
     def __init__(self, group: ProcessGroup) -> None:
         self._group = group

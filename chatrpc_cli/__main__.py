@@ -191,7 +191,7 @@ def health(
     tls = _tls(ca, certificate, key)
     with reporting(target), channel(target, tls) as to:
         stub = health_pb2_grpc.HealthStub(to)
-        status = stub.Check(  # type: ignore[attr-defined]  # not in the stubs
+        status = stub.Check(  # type: ignore[attr-defined]  # the stubs lack it
             health_pb2.HealthCheckRequest(service=service)
         ).status
     typer.echo(health_pb2.HealthCheckResponse.ServingStatus.Name(status))

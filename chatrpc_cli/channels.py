@@ -23,7 +23,7 @@ class Tls:
         )
 
     def check(self) -> None:
-        """Check that the files can be used, as gRPC would only report a failed connection.
+        """Check that the files can be used: gRPC would only report a failed connection.
 
         Raises:
             OSError: A file cannot be used. ssl.SSLError, a subclass, has the reason.

@@ -65,8 +65,8 @@ def print_response(conversation: Conversation, question: str) -> None:
         KeyboardInterrupt: The user pressed Ctrl-C. The call is cancelled and the output line is
         ended.
     """
-    # asyncio turns Ctrl-C into a cancellation between two steps. gRPC's synchronous client handles
-    # it inside a step: of 160 interrupts, one hit a half released lock (RuntimeError, 1.85.1).
+    # asyncio handles Ctrl-C as a cancellation between two steps. gRPC's synchronous client handles
+    # it inside a step: one of 160 interrupts left a lock half released (RuntimeError, 1.85.1).
     asyncio.run(_print_response(conversation, question))
 
 
@@ -90,9 +90,10 @@ async def _print_response(conversation: Conversation, question: str) -> None:
 
 
 def converse(conversation: Conversation) -> None:
-    """Send each typed line until Ctrl-C or Ctrl-D at the prompt. Ctrl-C during a response stops it.
+    """Send each typed line until Ctrl-C or Ctrl-D is pressed at the prompt.
 
-    A failed call is reported, and the conversation continues.
+    Ctrl-C during a response stops only the response. A failed call is reported, and the
+    conversation continues.
     """
     _note(f"{conversation.model} at {conversation.target}; Ctrl-C stops a response, Ctrl-D exits")
     while True:

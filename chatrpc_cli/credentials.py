@@ -1,4 +1,4 @@
-"""The API key with which commands call a service."""
+"""The API key that commands send to a service."""
 
 import os
 
@@ -7,6 +7,6 @@ KEY_VARIABLE = "CHATRPC_API_KEY"
 
 
 def credentials() -> tuple[tuple[str, str], ...]:
-    """Return the metadata with the API key, or none without a key."""
+    """Return the metadata with the API key; empty if there is no key."""
     key = os.environ.get(KEY_VARIABLE)
     return (("x-api-key", key),) if key else ()

@@ -26,7 +26,7 @@ def report(error: grpc.RpcError, target: str) -> None:
     call = cast("grpc.Call", error)  # every RpcError that grpcio raises has its methods
     code, reason = call.code(), _reason(call)
     message = " ".join((call.details() or "").split())
-    if code is grpc.StatusCode.UNAVAILABLE and not reason:  # not from the service itself
+    if code is grpc.StatusCode.UNAVAILABLE and not reason:  # not an error of the service itself
         message = f"no connection to {target}: {message}"
     origin = f"{code.name}/{reason}" if reason else code.name
     typer.echo(f"error: {message} [{origin}]", err=True)

@@ -25,7 +25,7 @@ def add_key(path: Path, entry: str) -> None:
 
     Raises:
         ConfigError: The file is invalid, or the entry would make it invalid. The file is unchanged.
-        OSError: The file cannot be written. It is unchanged.
+        OSError: The file cannot be written. The file is unchanged.
     """
     path = path.resolve()
     with _locked(path.parent):
@@ -41,7 +41,8 @@ def _added(path: Path, before: bytes, entry: str) -> bytes:
     if len(after) > MAX_BYTES:
         raise ConfigError(f"{path}: it would have more than {MAX_BYTES} bytes")
     if problems := parse_keys(after).problems:
-        # Both parts are valid TOML. Together they are not if the existing keys are in an array.
+        # Each part by itself is valid TOML. Together they are not if the existing keys are in an
+        # array.
         is_array = "not valid TOML" in problems[0]
         reason = "write each key as a table [[key]], not in an array" if is_array else problems[0]
         raise ConfigError(f"{path}: {reason}")
@@ -80,7 +81,7 @@ def _copy_access(path: Path, handle: int) -> None:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Lock a directory: if two processes added keys at the same time, one key would be lost."""
+    """Lock a directory while in the context, so that two processes cannot lose each other's key."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

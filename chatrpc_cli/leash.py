@@ -1,8 +1,9 @@
 """Runs a command that ends with its parent: `python -m chatrpc_cli.leash PARENT COMMAND...`
 
 On Linux, the kernel kills this process when the parent ends for any reason. The command then
-replaces this process; the setting stays in force across `execv`. Popen's `preexec_fn` would do the
-same, but it runs Python between fork and exec, where a lock of another thread can be held forever.
+replaces this process; the setting stays in force across `execv`. Popen's `preexec_fn` could do the
+same, but it runs Python between fork and exec. There it can wait forever for a lock that another
+thread held at the fork.
 """
 
 import ctypes
@@ -18,9 +19,9 @@ def main() -> None:
     parent, *command = sys.argv[1:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(parent):  # it ended before the setting was in force
+        if os.getppid() != int(parent):  # the parent ended before the setting was in force
             sys.exit(1)
-    os.execv(command[0], command)  # noqa: S606  its purpose
+    os.execv(command[0], command)  # noqa: S606  the purpose of this module
 
 
 if __name__ == "__main__":

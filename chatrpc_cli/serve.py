@@ -21,9 +21,9 @@ from chatrpc_cli.supervisor import supervise
 from chatrpc_process.settings.loopback import is_loopback
 
 POLL_S = 0.2
-# Seconds for which running requests may continue after Ctrl-C. Few, since a user waits for the end.
+# Seconds for which running requests may continue after Ctrl-C. It is short, since a user waits.
 GRACE_S = 5
-# Loading can take half a minute, and gRPC's default backoff would grow to that. A proxy must not be
+# Loading can take half a minute, and gRPC's default backoff would grow to as much. No proxy may be
 # used between two processes on one machine.
 CHANNEL_OPTIONS = [("grpc.max_reconnect_backoff_ms", 200), ("grpc.enable_http_proxy", 0)]
 
@@ -113,7 +113,7 @@ async def _ready_model(target: str) -> str:
         models = model_service_pb2_grpc.ModelServiceStub(channel)
         while True:
             with suppress(grpc.RpcError):
-                check = await health.Check(  # type: ignore[attr-defined]  # not in the stubs
+                check = await health.Check(  # type: ignore[attr-defined]  # the stubs lack it
                     health_pb2.HealthCheckRequest(service="readiness")
                 )
                 if check.status == health_pb2.HealthCheckResponse.SERVING:
@@ -134,7 +134,7 @@ async def _first_model(models: Any) -> str:
 
 
 async def _gateway_ready(host: str, port: int) -> None:
-    """Wait until the gateway is ready. The thread ends at the latest when the gateway does."""
+    """Wait until the gateway is ready. The thread of the wait ends when the gateway ends, too."""
     while True:
         if await asyncio.to_thread(_is_gateway_ready, host, port):
             return
@@ -169,7 +169,7 @@ def _banner(stack: Stack, model: str) -> str:
 def _try_to_listen(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as both servers do
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # both servers set it, too
         listener.bind((host, port))
 
 

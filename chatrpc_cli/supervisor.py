@@ -31,12 +31,12 @@ async def supervise(
 ) -> int:
     """Run both commands until a signal or until one of them ends. Return the exit code.
 
-    The gateway is stopped first, so that no requests arrive at a stopping service. The code is 0
-    after an orderly stop, EXIT_KILLED after a second signal, otherwise that of the process that
-    ended.
+    The gateway is stopped first, so that no requests arrive at a stopping service. The exit code is
+    0 after an orderly stop and EXIT_KILLED after a second signal. Otherwise it is the exit code of
+    the process that ended.
 
     Args:
-        announce: Runs once both are started. It is cancelled if they end first.
+        announce: Run after both commands have started. It is cancelled if one of them ends first.
     """
     stop = Stop()
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -62,7 +62,7 @@ async def supervise(
 
 
 async def _start(command: Sequence[str]) -> Process:
-    """Start a command in its own session. The terminal's Ctrl-C reaches only this process."""
+    """Start a command in its own session, so that Ctrl-C in the terminal does not signal it."""
     leash = (sys.executable, "-m", "chatrpc_cli.leash", str(os.getpid()))
     return await asyncio.create_subprocess_exec(
         *leash, *command, stdin=DEVNULL, start_new_session=True
@@ -81,7 +81,7 @@ async def _end(child: Process, is_immediate: asyncio.Event) -> None:
 
 
 def _death(children: dict[str, Process]) -> int:
-    """Report which child ended. Return its exit code as a shell would, but never 0."""
+    """Report which child ended. Return its exit code in a shell's form, or 1 instead of 0."""
     name, code = next(
         (name, child.returncode) for name, child in children.items() if child.returncode is not None
     )
@@ -93,7 +93,7 @@ def _death(children: dict[str, Process]) -> int:
 
 
 async def _first(*waits: Coroutine[None, None, object]) -> None:
-    """Wait for the first of these and cancel the others. Raise the first one's error."""
+    """Wait until one of `waits` ends, and cancel the others. Raise its error, if any."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,1 +1,1 @@
-"""Code of both processes: settings, logs, access, files, metrics and traces."""
+"""Code that both processes use: settings, logs, access, files, metrics and traces."""

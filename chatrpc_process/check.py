@@ -26,9 +26,9 @@ class Findings:
             self.problems.append(str(error))
 
     def report(self) -> int:
-        """Print the findings; return the exit code, 0 or 2."""
+        """Print the findings. Return the exit code: 0 without problems, otherwise 2."""
         for line in self._lines():
-            print(line, file=sys.stderr)  # noqa: T201  # it is the output of a command
+            print(line, file=sys.stderr)  # noqa: T201  # the output of a command
         if self.problems:
             return _INVALID
         print("The options and the files that they name are valid.")  # noqa: T201  # as above

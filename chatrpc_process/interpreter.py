@@ -3,8 +3,8 @@
 import sys
 
 # A thread that waits for the interpreter's lock gets it after this time. The default, 5 ms, is as
-# long as a whole step of a small model. The engine takes the lock again after each operator and the
-# event loop after each wait, and any other busy thread would delay each of them by that time.
+# long as a whole step of a small model. The engine takes the lock again after each operator, and
+# the event loop after each wait. Any other busy thread could delay each of these by that time.
 SWITCH_INTERVAL_S = 0.0001
 
 

@@ -24,7 +24,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class ProcessMetrics:
-    """A registry of metrics. Its methods create and export a metric in one call.
+    """A registry of metrics. Each of its methods creates and exports a metric.
 
     The metrics of the process and `chatrpc_build_info` are always exported.
     """

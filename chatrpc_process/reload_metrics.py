@@ -15,7 +15,7 @@ class ReloadMetrics(Collector):
     Args:
         files: The watched files; None for a file that is not configured.
         identity: The server's certificate.
-        others: Returns the validity of the certificates that this process uses as a client.
+        others: Returns the validity periods of the certificates that this process uses as a client.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ReloadMetrics(Collector):
             "several CAs it is the latest of these times.",
             labels=["file"],
         )
-        # A file may be used for several purposes. Samples have each path once.
+        # A file may be used for several purposes. Each path may have only one sample.
         by_path = {path: file for file in self._files for path in file.paths}
         for path, file in by_path.items():
             successful.add_metric([str(path)], float(file.is_current))

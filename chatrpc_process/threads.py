@@ -1,4 +1,4 @@
-"""Blocking work beside an event loop."""
+"""Runs blocking work in a thread beside an event loop."""
 
 import asyncio
 import concurrent.futures
@@ -16,10 +16,10 @@ async def run_in_daemon_thread(function: Callable[[], Result]) -> Result:
     cancelled, the thread goes on and its result is dropped.
 
     Raises:
-        Exception: What `function` has raised.
+        Exception: `function` has raised it.
     """
     future: concurrent.futures.Future[Result] = concurrent.futures.Future()
-    future.set_running_or_notify_cancel()  # so that a cancelled task cannot cancel it
+    future.set_running_or_notify_cancel()  # a cancelled task must not cancel it
 
     def run() -> None:
         try:

@@ -1,4 +1,4 @@
-"""A server's certificate, its key, and the CA of its clients, in files."""
+"""The files of a server's certificate, of its key and of the CA of its clients."""
 
 import _ssl
 import ssl
@@ -27,7 +27,7 @@ class Validity:
     not_after_s: float
 
     def problem(self) -> str | None:
-        """Return why the certificate is not valid now; None if it is valid."""
+        """Return why the certificate is not valid now, or None if it is valid."""
         now_s = time.time()
         if now_s > self.not_after_s:
             return f"{self.path}: the certificate expired on {_date(self.not_after_s)}"
@@ -38,7 +38,7 @@ class Validity:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The content of a server's TLS files, and a context for servers of Python made from it."""
+    """The content of a server's TLS files, and a context of Python's `ssl` made from it."""
 
     key: bytes = field(repr=False)
     certificate: bytes
@@ -47,7 +47,7 @@ class Identity:
     validities: tuple[Validity, ...]
 
     def problem(self) -> str | None:
-        """Return why a certificate is not valid now; None if all are valid."""
+        """Return why a certificate is not valid now, or None if all are valid."""
         problems = (each.problem() for each in self.validities)
         return next((problem for problem in problems if problem), None)
 
@@ -62,14 +62,14 @@ class TlsFiles:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The paths of the files that are given."""
+        """The paths of all files that are not None."""
         return tuple(p for p in (self.certificate, self.key, self.client_ca) if p is not None)
 
     def read(self) -> Identity:
         """Read the files. The dates of the certificates are not checked.
 
         Raises:
-            ConfigError: A file cannot be read or is not PEM, or the key is that of another
+            ConfigError: A file cannot be read or is not PEM, or the key belongs to another
                 certificate or has a passphrase.
         """
         contents = self._contents()
@@ -90,17 +90,18 @@ class TlsFiles:
     def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # A resumed session would neither ask for a client's certificate nor show a new one.
+        # In a resumed session, the server would not check the client's certificate, and the client
+        # would not see a new certificate of the server.
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
         context.set_alpn_protocols(["http/1.1"])
         try:
-            # Without a passphrase, OpenSSL would ask for one on the terminal and wait.
+            # Without this argument, OpenSSL would ask for a passphrase at the terminal.
             context.load_cert_chain(self.certificate, self.key, password="")
             if self.client_ca is not None:
                 context.load_verify_locations(self.client_ca)
                 context.verify_mode = ssl.CERT_REQUIRED
-        except OSError as error:  # ssl.SSLError is one
+        except OSError as error:  # ssl.SSLError is a subclass
             raise ConfigError(f"{', '.join(map(str, self.paths))}: {error}") from None
         return context
 
@@ -111,14 +112,14 @@ class TlsFiles:
 
 
 def certificate_validity(path: Path) -> Validity:
-    """Return the dates of the first certificate of a PEM file.
+    """Return the validity period of the first certificate of a PEM file.
 
     Raises:
         ConfigError: There is no certificate.
     """
     try:
-        # `ssl` has a public function only for certificates of peers. This one is private, and has
-        # been in every CPython since 2.6; reading ASN.1 here would be worse.
+        # `ssl` has a public function only for certificates of peers. This private function has been
+        # in every CPython since 2.6. Parsing ASN.1 here would be worse.
         decoded = _ssl._test_decode_cert(path)  # type: ignore[attr-defined]  # not in the stubs
     except OSError as error:
         raise ConfigError(f"{path}: {getattr(error, 'reason', None) or error}") from None
@@ -126,7 +127,7 @@ def certificate_validity(path: Path) -> Validity:
 
 
 def ca_validity(path: Path) -> Validity:
-    """Return the dates of the CA of a PEM file that expires last.
+    """Return the validity period of the CA that expires last, of those in a PEM file.
 
     Raises:
         ConfigError: There is no certificate.
@@ -137,16 +138,16 @@ def ca_validity(path: Path) -> Validity:
     except OSError as error:
         raise ConfigError(f"{path}: {getattr(error, 'reason', None) or error}") from None
     found = context.get_ca_certs()
-    # A file without a CA has a certificate that is trusted directly.
+    # If the file has no CA, its certificate is trusted directly.
     return _validity(path, found) if found else certificate_validity(path)
 
 
 def watch_tls(files: TlsFiles) -> Watched[Identity]:
     """Watch a server's TLS files.
 
-    Certificates that are expired or not valid yet do not replace valid ones; they are checked again
-    each time. If there are no others, they are used and an error is logged, because the clock of a
-    machine may be wrong at its start.
+    Certificates that have expired or are not valid yet do not replace valid ones. They are checked
+    again at each refresh. If there are no valid ones, they are used and an error is logged: the
+    clock of a machine may be wrong when it starts.
 
     Raises:
         ConfigError: The files cannot be read at first.
@@ -173,8 +174,8 @@ def watched_context(
 ) -> ssl.SSLContext:
     """Return a context for servers that uses the newest certificates for each new connection.
 
-    If a handshake fails, servers of asyncio and uvloop close the connection silently. With this
-    context, `on_failed_handshake` is called with the error before.
+    If a handshake fails, servers of asyncio and uvloop close the connection silently. This context
+    calls `on_failed_handshake` with the error first.
     """
 
     class ReportedConnection(ssl.SSLObject):
@@ -191,12 +192,12 @@ def watched_context(
 
 
 class _WatchedContext(ssl.SSLContext):
-    """A TLS context with which servers of asyncio and uvloop use the newest files.
+    """A TLS context for servers of asyncio and uvloop that always use the newest files.
 
-    It wraps each connection in the context that was made from these files.
+    It wraps each connection in the context that was made from the newest files.
 
-    `sni_callback` is not sufficient: sessions are looked up in the context that a connection begins
-    with, so a resumed session would use earlier certificates.
+    `sni_callback` is not sufficient. Sessions are looked up in the context with which a connection
+    begins, so a resumed session would use earlier certificates.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ class _WatchedContext(ssl.SSLContext):
 
 
 def _validity(path: Path, certificates: list[Any]) -> Validity:
-    """Return the dates of the certificate that expires last."""
+    """Return the validity period of the certificate that expires last."""
     last = max(certificates, key=lambda each: ssl.cert_time_to_seconds(each["notAfter"]))
     return Validity(
         path,

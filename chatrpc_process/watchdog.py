@@ -1,7 +1,7 @@
 """Ends a process whose event loop is blocked.
 
-Probes, metrics and the shutdown need the event loop. While a call blocks it, probes time out. If
-nothing probes the process, it would hang for ever.
+Probes, metrics and the shutdown need the event loop. While a call blocks it, probes time out.
+Without the watchdog, a process that nothing probes would hang forever.
 """
 
 import asyncio
@@ -16,10 +16,11 @@ import structlog
 
 EXIT_CODE = 1
 
-# Each tick wakes the process. A loop counts as blocked after several missed ticks.
+# Maximum time in seconds between two ticks. Each tick wakes the process. A loop counts as blocked
+# after several missed ticks.
 _LONGEST_TICK_S = 1.0
 _LEAST_TICKS = 4
-# The loop may be blocked because the reader of the log is; then writing a log line blocks too.
+# The loop may be blocked because nothing reads the log. Then writing a log line blocks, too.
 _LOG_TIMEOUT_S = 2.0
 
 log = structlog.get_logger(__name__)
@@ -29,9 +30,9 @@ log = structlog.get_logger(__name__)
 def watched_loop(timeout_s: float, end: Callable[[int], object] = os._exit) -> Iterator[None]:
     """While in the context, call `end` with EXIT_CODE if the running loop is blocked too long.
 
-    A thread counts missed ticks and reads no clock. So if the process or its machine was stopped,
-    only one tick is missed, however long that took. If a thread never releases the interpreter's
-    lock, this thread cannot run either; a probe from outside detects that.
+    A thread counts missed ticks and reads no clock. So if the process or its machine is suspended
+    for any time, only one tick is missed. If another thread never releases the interpreter's lock,
+    this thread cannot run either; only a probe from outside detects that.
 
     Args:
         timeout_s: Maximum time in seconds for which the loop may be blocked.

@@ -1,6 +1,6 @@
 """Run the gateway: `python -m gateway_http --upstream host:port`."""
 
-from chatrpc_process import first_process  # noqa: F401  # before all that takes a while
+from chatrpc_process import first_process  # noqa: F401  # first: slow imports follow
 
 # isort: split
 import signal
@@ -26,7 +26,7 @@ from gateway_http.server import Server
 # schemas are passed on as text.
 _MAX_INTEGER_DIGITS = 640
 
-_log = structlog.get_logger("gateway_http.__main__")  # where `__name__` is "__main__"
+_log = structlog.get_logger("gateway_http.__main__")  # `__name__` is "__main__" here
 
 
 def main(endpoints: Sequence[Endpoint] = ENDPOINTS) -> None:
@@ -60,7 +60,7 @@ def main(endpoints: Sequence[Endpoint] = ENDPOINTS) -> None:
 
 
 def _exit_zero_on_signals() -> None:
-    """Exit with 0 on a signal. uvicorn drains on it, and then raises it again for this handler."""
+    """Make a signal exit with 0. uvicorn drains first, then raises the signal again."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
 

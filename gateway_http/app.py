@@ -59,7 +59,7 @@ class Environment:
 def build_app(settings: Settings, environment: Environment | None = None) -> Starlette:
     """Return the application.
 
-    The attributes of its `state` are what `gateway_http.routes.request_state` reads, and
+    Its `state` has the attributes that `gateway_http.routes.request_state` reads, and these:
 
     - `draining`: once set, the gateway is not ready, and each response is the last of its
       connection;
@@ -147,7 +147,7 @@ def build_admin_app(app: Starlette) -> Starlette:
 
 
 def _routes(handlers: Iterable[tuple[Endpoint, Handler | None]]) -> list[Route]:
-    """Return the routes of the endpoints that have a handler. The last parameter takes slashes."""
+    """Return a route for each endpoint with a handler. The last path parameter may have slashes."""
     return [
         Route(path.replace("}", ":path}"), handler, methods=[endpoint.method])
         for endpoint, handler in handlers
@@ -163,9 +163,9 @@ def _public_paths(endpoints: Iterable[Endpoint]) -> frozenset[str]:
 
 
 def _allowed_origins(settings: Settings) -> list[str] | None:
-    """Return the allowed origins; None for those of localhost.
+    """Return the allowed origins, or None if only the origins of localhost are allowed.
 
-    By default, a gateway with keys allows all: a page that has a key could use it from anywhere.
+    By default, a gateway with keys allows every origin: a page needs a key to call it.
     """
     if settings.cors_allow_origins is None and settings.api_keys is not None:
         return ["*"]
@@ -181,8 +181,8 @@ def _host_check(settings: Settings, host: str, *, has_guard: bool) -> list[Middl
     Args:
         settings: The gateway's settings, of which `allowed_hosts` is used.
         host: The address of the listener.
-        has_guard: True if the listener requires keys, or has a certificate, which other names do
-            not match.
+        has_guard: True if the listener requires keys or has a certificate. A browser rejects a
+            certificate that does not match the name of the page's site.
     """
     if has_guard or not is_loopback(host):
         return []
@@ -190,7 +190,7 @@ def _host_check(settings: Settings, host: str, *, has_guard: bool) -> list[Middl
 
 
 def _whole_service(settings: Settings) -> WholeService:
-    """Return the only service, if there is no registry."""
+    """Return the entry of the only service. Use it if there is no registry."""
     ca = settings.upstream_ca
     own = settings.upstream_certificate, settings.upstream_key
     return WholeService(

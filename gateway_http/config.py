@@ -80,7 +80,7 @@ class Settings(ListenerSettings):
             "address without keys. Only these names, localhost and IP addresses are then accepted; "
             "requests for other names are rejected with 403."
         ),
-    ] = []  # noqa: RUF012  # pydantic copies it
+    ] = []  # noqa: RUF012  # pydantic copies the default
     max_body_bytes: Annotated[
         int,
         Field(

@@ -9,7 +9,7 @@ from gateway_http.protocol import completion, request, response, tokens
 from gateway_http.routes import chat, completions, document, index, models, probes
 from gateway_http.routes import tokens as token_routes
 
-# Statuses of every endpoint: the head is invalid, too large or too slow, the host is not allowed,
+# Statuses of every endpoint. The head is invalid, too large or too slow, the host is not allowed,
 # there are too many connections, or an unexpected error occurred.
 _ANY = (400, 403, 408, 417, 431, 500, 503)
 _WITH_KEY = (*_ANY, 401)

@@ -1,7 +1,7 @@
-"""OpenAI's error object for any failure: of a call to the service, or of the gateway itself.
+"""Converts failures of calls to the service, and of the gateway itself, to OpenAI's error object.
 
-Messages of the service are sent to the client. Those of the gRPC library contain addresses, and are
-only logged.
+Messages of the service are sent to the client. Messages of the gRPC library are only logged, since
+they contain addresses.
 """
 
 import math
@@ -24,7 +24,7 @@ _DOMAIN = "chatrpc"
 
 
 class _HttpError(NamedTuple):
-    """A gRPC status over HTTP: the status, OpenAI's type and code, and the default message."""
+    """The HTTP status, OpenAI's type and code, and the default message for a gRPC status."""
 
     status: int
     kind: str
@@ -88,7 +88,7 @@ _DO_NOT_RETRY = {"x-should-retry": "false"}
 
 
 def from_exception(error: Exception) -> ApiError:
-    """Return the error to send for any exception. An unexpected one is logged, and only logged."""
+    """Return the error to send for any exception. Details of an unexpected one are only logged."""
     match error:
         case ApiError():
             return error
@@ -102,12 +102,12 @@ def from_rpc(error: grpc.aio.AioRpcError, names: Mapping[str, str] = NO_NAMES) -
     """Return the error to send for a failed call, from its status and its `google.rpc` details.
 
     Args:
-        error: The failed call's.
+        error: The error of the failed call.
         names: The client's names of parameters that have several names; see `param_of`.
     """
     details = _Details(error)
     if details.reason == "ACTING_FORBIDDEN":
-        # It is about the gateway's own key, which the client can neither see nor change.
+        # The cause is the gateway's own key, which the client can neither see nor change.
         _log.error("acting_forbidden_by_service", reason=error.details())
         return _api_error(_INTERNAL, _DO_NOT_RETRY)
     reason, cause = _failure(error, details)
@@ -130,9 +130,9 @@ class _Details:
     """The `google.rpc` details of a failed call.
 
     Attributes:
-        reason: The service's reason, one of `chatrpc.v1.ErrorReason`; "": it is not the service
-            that rejected the call.
-        field: The path in the proto of the field that is invalid; "" for none.
+        reason: The service's reason, one of `chatrpc.v1.ErrorReason`; "" if the error does not
+            come from the service.
+        field: The path in the proto of the invalid field; "" if there is none.
         description: A sentence about the field that does not contain its path, or the predicate of
             a sentence whose subject is the field.
         retry_after_s: The time in seconds after which a retry may succeed; None if unknown.
@@ -169,14 +169,14 @@ class _Details:
 def _rich_status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
     """Return the service's status; None if gRPC or a proxy has replaced it."""
     try:
-        # It takes a Call, and the error has the same attributes.
+        # The function takes a Call. The error has the same attributes.
         return rpc_status.from_call(error)  # type: ignore[arg-type]
     except (ValueError, DecodeError):
         return None
 
 
 def _headers(status: int, details: _Details) -> dict[str, str]:
-    """Return the headers about retries. OpenAI's clients retry every 5xx without them."""
+    """Return the headers about retries. Without them, OpenAI's clients retry after every 5xx."""
     if details.retry_after_s is not None:
         return {"retry-after": str(details.retry_after_s)}
     if status == 503:
@@ -188,7 +188,7 @@ def _headers(status: int, details: _Details) -> dict[str, str]:
     return {}
 
 
-# Parts of gRPC's messages about a service that cannot be called. The first match decides.
+# Parts of gRPC's messages about a service that cannot be called. The first match is used.
 _UPSTREAM_FAILURES = (
     (("unhealthy",), "UPSTREAM_NOT_READY"),
     (("handshake", "SSL", "certificate"), "UPSTREAM_TLS_FAILED"),

@@ -7,12 +7,13 @@ from prometheus_client.registry import Collector
 
 from chatrpc_process.metrics import ProcessMetrics
 
-# A rejection takes a millisecond, a long completion minutes.
+# A rejection takes a millisecond. A long completion takes minutes.
 _DURATION_BUCKETS_S = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _FIRST_TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 
-# The label value of models that no service is known to have. Clients can send any number of names.
+# The label value of all models that no service is known to have. Clients can send any number of
+# names, and each label value takes memory.
 OTHER_MODEL = "other"
 _MAX_LEARNED_NAMES = 1000
 
@@ -137,16 +138,16 @@ class ModelLabels:
         self._learned: dict[str, str] = {}
 
     def register(self, names: Mapping[str, str]) -> None:
-        """Replace the registry's names: from each name and alias to the model's own name."""
+        """Replace the registry's names. `names` maps each name and alias to the model's name."""
         self._registered = names
 
     def learn(self, name: str, model: str) -> None:
-        """Note that a response came for `name` which calls the model `model`."""
+        """Note that the response to a request for `name` named the model `model`."""
         if name not in self._registered and len(self._learned) < _MAX_LEARNED_NAMES:
             self._learned[name] = model
 
     def of(self, name: str) -> str:
-        """Return the label for a request that names `name`; "" for one that names no model."""
+        """Return the label for a request for the model `name`; "" if `name` is ""."""
         if not name:
             return ""
         return self._registered.get(name) or self._learned.get(name, OTHER_MODEL)

@@ -20,7 +20,7 @@ from gateway_http.http.connections import Connections
 from gateway_http.http.http11 import HttpProtocol, Limits
 from gateway_http.http.request_record import EarlyRejections
 
-# The time in seconds to send error responses to requests that are cancelled after the grace.
+# The time in seconds for error responses to requests that are cancelled after the grace.
 _CANCELLED_RESPONSES_S = 2
 _TICK_S = 0.1
 _BACKLOG = 2048
@@ -31,7 +31,7 @@ _BACKLOG = 2048
 # Connections inherit these options from their listener. macOS has only some of them.
 _TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 _SHORTEST_USER_TIMEOUT_S = 60
-_LONGEST_USER_TIMEOUT_S = 86_400  # its milliseconds fit an int
+_LONGEST_USER_TIMEOUT_S = 86_400  # in milliseconds, it fits a C int
 
 _log = structlog.get_logger(__name__)
 
@@ -67,7 +67,7 @@ class Server(uvicorn.Server):
         )
 
     def bind(self) -> socket.socket:
-        """Bind the addresses. Call it first, so that a port in use fails before anything starts.
+        """Bind the addresses. Call this first: if a port is in use, nothing has been started yet.
 
         Returns:
             The listener for `run` and `startup`.
@@ -111,7 +111,7 @@ class Server(uvicorn.Server):
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Shut down. The admin port is closed last: until then it reports that it is not ready."""
+        """Shut down. The admin port is closed last, and reports until then that it is not ready."""
         loop, settings = asyncio.get_running_loop(), self._settings
         _log.info("draining", delay_s=settings.drain_delay_s, timeout_s=settings.drain_timeout_s)
         self._app.state.draining.set()

@@ -11,8 +11,8 @@ from xdist.scheduler import LoadFileScheduling
 # A shell makes its background jobs ignore SIGINT. The processes that tests start would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The service sets it too: without it waiting threads of OpenMP would take the cores from other
-# tests. It has to be set before torch is imported.
+# The service sets it, too. Without it, waiting threads of OpenMP would take the cores from other
+# tests. It must be set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # The duration of an example depends on the machine and its load, so none has a deadline.

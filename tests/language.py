@@ -36,7 +36,8 @@ _ARTICLES = (
     "a|an|the|this|its|their|his|each|every|no|any|one|own|first|last|whole|long|short|next|"
     "same|such|of|for|in|without|with|finished|some|more|other|two|three|many|greedy|partial"
 )
-# What prose never says, and what it says instead. Patterns are of whole words, in any case.
+# Words that prose must not use, and their replacements. Patterns match whole words, in upper and
+# lower case.
 GLOSSARY: tuple[tuple[str, str], ...] = (
     ("thoughts", "reasoning"),
     ("lean decoders?", "native decoder"),
@@ -109,7 +110,7 @@ _LEVELS = frozenset({"debug", "info", "warning", "error", "critical", "exception
 
 @dataclass(frozen=True, order=True)
 class Violation:
-    """A rule that a line does not keep. `path` is relative to the repository's root."""
+    """A line that breaks a rule. `path` is relative to the repository's root."""
 
     path: str
     line: int
@@ -252,7 +253,7 @@ def _check_docstring(line: int, docstring: str) -> Iterator[Problem]:
 
 
 def _start_problems(sentence: str) -> Iterator[str]:
-    """Yield what is wrong with the first words of a sentence that is read by itself."""
+    """Yield the problems of the first words of a sentence that is read by itself."""
     word = sentence.partition(" ")[0]
     bare = word.strip(",:;.\"'")
     if bare.removesuffix("'s") in _FIRST_WORDS or sentence.startswith(
@@ -374,7 +375,7 @@ def _parameters(command: object, path: str = "") -> Iterator[tuple[str, str, str
 
 
 def _sentence_problems(text: str) -> Iterator[str]:
-    """Yield what is wrong with a text that is shown with nothing around it."""
+    """Yield the problems of a text that is shown without context."""
     if len(text.split()) < 3:
         yield f'"{text}" has fewer than three words'
     if not text.rstrip("`)").endswith("."):
@@ -388,12 +389,12 @@ def _line_with(path: str, text: str) -> int:
 
 
 def main(paths: list[str]) -> int:
-    """Print the violations in these files and folders; without any, all of them."""
+    """Print the violations in these files and folders, or in all files if there are no paths."""
     chosen = [Path(path).resolve().relative_to(ROOT).as_posix() for path in paths]
     found = [v for v in violations() if not chosen or _is_in(v.path, chosen)]
     for violation in found:
         print(violation)  # noqa: T201  # the output of a command
-    print(f"{len(found)} violations", file=sys.stderr)  # noqa: T201  # the same
+    print(f"{len(found)} violations", file=sys.stderr)  # noqa: T201  # as above
     return 1 if found else 0
 
 

@@ -18,7 +18,8 @@ from tests.support.log_events import log_events
 from tests.support.process_options import old_options, options, unknown_variables
 
 ROOT = Path(__file__).parent.parent
-# Other tests check parity and conformance. The benchmarks name options of other servers.
+# Pages that are not checked. Other tests check parity and conformance. The benchmarks name options
+# of other servers.
 _OTHERS = {"parity", "conformance", "benchmarks"}
 PAGES = [
     ROOT / "README.md",

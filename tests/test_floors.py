@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tests.support.sources import ROOT, imports, parse, sources
 
-# Each folder or module of ours, by the longest prefix that matches, may import those named here,
-# its own modules and libraries. A folder's rule holds for those of its folders that have no rule of
-# their own. Nothing else may be imported.
+# For each folder or module, the set of our folders and modules that it may import. It may also
+# import its own modules and libraries, and nothing else. The rule of the longest matching prefix
+# applies, so a folder's rule also applies to its subfolders without a rule of their own.
 ALLOWED: dict[str, set[str]] = {
     "chatrpc_process.errors": set(),
     "chatrpc_process.fairness": set(),
@@ -190,8 +190,8 @@ ALLOWED: dict[str, set[str]] = {
 EMPTY = {"service", "gateway_http", "chatrpc_process"}
 OURS = {"chatrpc_process", "service", "gateway_http", "chatrpc_cli", "chatrpc", "bench", "tests"}
 
-# What a module imports inside a function, since it takes long and a start does without it, or does
-# other things first.
+# Imports inside functions. They take long, and a start does not need them or does other things
+# first.
 DEFERRED = {
     ("service.engine.local", "service.engine.load"),
     ("service.engine.local", "service.engine.native.build"),
@@ -202,8 +202,8 @@ DEFERRED = {
     ("chatrpc_process.tracing.exporter", "chatrpc_process.tracing.otel"),
 }
 
-# These modules do not import torch, directly or indirectly. Policy is plain Python, and a start
-# answers probes and reports a wrong model before it spends seconds on importing torch.
+# These modules do not import torch, directly or indirectly. Policies are plain Python. A starting
+# service responds to probes and reports a wrong model before it imports torch, which takes seconds.
 WITHOUT_TORCH = (
     "service.__main__",
     "service.checkpoint",
@@ -268,7 +268,7 @@ def _imports_in_functions(path: Path) -> Iterator[tuple[int, str | None]]:
 
 
 def test_modules_of_without_torch_do_not_import_torch() -> None:
-    """One interpreter imports all of them; the first after which torch is loaded is reported."""
+    """One interpreter imports all of them. It reports the first one after which torch is loaded."""
     code = (
         "import importlib, sys\n"
         "for module in sys.argv[1:]:\n"

@@ -1,6 +1,6 @@
 """API keys are not in logs, responses, metrics or command lines, and prompts are not in logs.
 
-The tests put keys, right and wrong ones, wherever a caller or an operator may put one.
+The tests put valid and invalid keys wherever a caller or an operator may put a key.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,1 +1,1 @@
-"""The peers: how each one is installed, pinned, and run at its best on a CPU."""
+"""The peers. Each module installs one at a fixed version, and runs it at its best on a CPU."""

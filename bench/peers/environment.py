@@ -10,7 +10,7 @@ from pathlib import Path
 _PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet")
 _NICE = 19
 
-# The exact pin of our own service: anything looser makes pip fetch the build for CUDA.
+# The same pin as that of our service. With a looser one, pip would fetch the build for CUDA.
 TORCH = "torch==2.13.0"
 
 
@@ -44,7 +44,7 @@ class Environment:
         return str(self.python), str(self.path / "bin" / name)
 
     def environ(self) -> dict[str, str]:
-        """Return our environment variables without our modules' paths, and with the hub offline."""
+        """Return our environment variables, without our module paths and with the hub offline."""
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         path = f"{self.path / 'bin'}:{kept.get('PATH', '')}"
         return {**kept, "PATH": path, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
@@ -73,7 +73,7 @@ class Environment:
             InstallError: The command failed.
         """
         log = self.path / "install.log"
-        done = subprocess.run(  # noqa: S603  # commands are our own
+        done = subprocess.run(  # noqa: S603  # only our own commands are run
             ["nice", "-n", str(_NICE), *command],  # noqa: S607
             env={**self.environ(), "HF_HUB_OFFLINE": "0", **(env or {})},
             stdout=subprocess.PIPE,

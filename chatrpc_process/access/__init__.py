@@ -1,1 +1,1 @@
-"""API keys, their secrets, their limits and what a request costs."""
+"""API keys, their secrets and limits, and the costs of requests."""

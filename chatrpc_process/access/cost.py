@@ -9,17 +9,18 @@ from typing import Any
 
 from chatrpc_process.access.keys import Key
 
-# `CompletionParams.sampling` documents it. A chat completion has no such default.
+# The default output limit of a text completion, which `CompletionParams.sampling` documents. A chat
+# completion has no default.
 COMPLETION_MAX_TOKENS = 16
 
-# Tokens that a chat template may add: role markers, a system prompt of its own, the introduction
-# of tools.
+# Number of tokens that a chat template may add, such as role markers, a default system prompt and
+# the introduction of tools.
 _TEMPLATE_TOKENS = 64
-# Texts of natural languages, code and JSON have 1 to 6 bytes a token.
+# Texts in natural languages, code and JSON have 1 to 6 bytes per token.
 _MOST_BYTES_PER_TOKEN = 8
 
-# The default of `default_max_tokens`: short enough for several requests at once, and long enough
-# for most responses.
+# The default of `default_max_tokens` is `tokens_per_minute` divided by this. It is short enough for
+# several requests at once, and long enough for most responses.
 _CONCURRENCY = 32
 _LEAST_DEFAULT, _MOST_DEFAULT = 1024, 4096
 
@@ -29,13 +30,13 @@ class Cost:
     """The maximum cost of one request.
 
     Attributes:
-        num_sequences: Sequences that are generated: prompts times `n`.
+        num_sequences: Number of generated sequences: prompts times `n`.
         num_prompt_tokens: Maximum number of tokens of its prompts.
         num_output_tokens: Maximum number of tokens of all of its sequences.
-        least_tokens: Number of prompt and output tokens if the prompt has long tokens and the
-            output uses its limit.
-        sequences_field: The field of the parameters to lower for fewer sequences.
-        tokens_field: The field of the parameters to lower for fewer tokens.
+        least_tokens: Number of prompt and output tokens if the tokens of the prompt are long and
+            the output reaches its limit.
+        sequences_field: The field of the parameters that a client can lower for fewer sequences.
+        tokens_field: The field of the parameters that a client can lower for fewer tokens.
     """
 
     num_sequences: int = 1
@@ -52,11 +53,12 @@ class Cost:
 
 
 def default_output_limit(params: Any, key: Key) -> int | None:
-    """Return the output limit to set for a chat completion without one; None if none is set.
+    """Return the output limit to set for a request, or None if none is to be set.
 
-    One is needed if the key has a token limit. Otherwise only the context length would limit the
-    cost of the request, and reserving that much for each request would reject clients that stay far
-    below their limit. All choices together get no more than the key may use in a minute.
+    A chat completion without a limit gets one if the key has a token limit. Otherwise only the
+    context length would limit its cost. Reserving that many tokens for each request would reject
+    clients that stay far below their limit. All choices together get at most the tokens that the
+    key may use in a minute.
     """
     limit = key.tokens_per_minute
     is_limited = params.sampling.HasField("max_completion_tokens") or hasattr(params, "prompts")
@@ -79,8 +81,8 @@ def cost_of(params: Any, num_bytes: int, output_limit: int | None = None) -> Cos
     Args:
         params: The generation's parameters.
         num_bytes: The size of the request, as protobuf or JSON, without compression.
-        output_limit: The output limit of one sequence if `params` have none; None: that of a text
-            completion.
+        output_limit: The output limit of one sequence if `params` have none. None means the default
+            of a text completion.
     """
     num_sequences, has_prompts = _num_sequences(params), hasattr(params, "prompts")
     sampling = params.sampling
@@ -91,7 +93,7 @@ def cost_of(params: Any, num_bytes: int, output_limit: int | None = None) -> Cos
     if sampling.HasField("max_completion_tokens"):
         max_tokens = sampling.max_completion_tokens
     num_output_tokens = num_sequences * max_tokens
-    # Schemas and biases can be long, and are not in the prompt.
+    # Schemas and biases can be long, but are not in the prompt.
     num_bytes = max(0, num_bytes - params.response_format.ByteSize() - sampling.ByteSize())
     least_prompt_tokens = num_bytes // _MOST_BYTES_PER_TOKEN
     prompt_field = "prompts" if has_prompts else "messages"

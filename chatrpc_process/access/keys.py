@@ -34,13 +34,13 @@ from chatrpc_process.access.secret import digest_of
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.files.small_file import read_small
 
-# The possible spellings of an option. Any other text in the place of an option may be a secret, so
-# no error message quotes it.
+# The possible spellings of an option's name. Any other text at this position may be a secret, so no
+# error message quotes it.
 _OPTION = re.compile(r"[a-z_]{1,40}|sha256")
 _SECRET = re.compile(r"[\x21-\x7e]{1,1024}")
 _KEY_TABLE = re.compile(r"[ \t]*\[\[[ \t]*key[ \t]*\]\]")
 
-# Options that belong to an owner: all keys of one owner agree on them.
+# Options that belong to an owner. All keys of one owner must have the same values.
 _OF_OWNER = ("requests_per_minute", "tokens_per_minute", "max_concurrent_requests", "weight")
 
 
@@ -68,15 +68,16 @@ class Key(BaseModel):
 
     Attributes:
         owner: The owner of limits, turns and cached prompts. None means the key's own name.
-        default_max_tokens: Output limit of a chat completion that sets none of its own, for keys
-            with `tokens_per_minute`. None means 1/32 of that, between 1024 and 4096.
-        weight: Turns of the owner in a round of all owners' turns.
+        default_max_tokens: Output limit in tokens of a chat completion that sets none, for keys
+            with `tokens_per_minute`. None means 1/32 of `tokens_per_minute`, but at least 1024 and
+            at most 4096.
+        weight: Number of turns of the owner in each round of all owners' turns.
         min_priority: The lowest (most urgent) `priority` that a request may set.
         cache_scope: `key` shares cached prompts among the owner's keys, `shared` among all keys.
         may_act_for_others: If True, calls may name another caller (`chatrpc.v1.CallerInfo`).
     """
 
-    # Strict, so that values of another type are rejected, such as `true` for a number.
+    # It is strict, so that values of another type are rejected, such as `true` for a number.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: Name
@@ -94,7 +95,7 @@ class Key(BaseModel):
 
     @property
     def owner_name(self) -> str:
-        """Return the owner's name; a key without one is an owner of its own."""
+        """Return the owner's name. A key without an owner is its own owner."""
         return self.owner or self.name
 
     @property
@@ -103,7 +104,7 @@ class Key(BaseModel):
         return "*" in self.models
 
     def may_use(self, model: str) -> bool:
-        """Return True if a pattern of the key, in shell style, matches the model's id or alias."""
+        """Return True if a shell-style pattern of the key matches `model`, an id or alias."""
         return any(fnmatchcase(model, pattern) for pattern in self.models)
 
     @model_validator(mode="after")
@@ -124,8 +125,8 @@ class KeyRing:
 
         The duration does not depend on the number of keys.
         """
-        # It may depend on the number of leading bits that the SHA-256 of `secret` shares with a
-        # stored one. An attacker cannot use that: the hashes of candidates cannot be chosen.
+        # The duration may depend on the number of leading bits that the SHA-256 of `secret` shares
+        # with a stored hash. An attacker cannot use that, since hashes cannot be chosen.
         return self._keys.get(digest_of(secret))
 
 
@@ -170,7 +171,7 @@ def check_keys(path: Path) -> KeyFile:
 
 def parse_keys(content: bytes) -> KeyFile:
     """Check the content of a key file. No problem and no warning quotes a value of the file."""
-    if not content.strip():  # the file is open and not written yet
+    if not content.strip():  # another program may be about to write the file
         return KeyFile((), ("The file is empty. A file without any key contains `key = []`.",))
     try:
         text = content.decode()
@@ -178,7 +179,7 @@ def parse_keys(content: bytes) -> KeyFile:
     except tomllib.TOMLDecodeError as error:
         position = re.search(r"\(at [a-z0-9, ]+\)$", str(error))
         return KeyFile((), (f"This is not valid TOML {position[0] if position else ''}".rstrip(),))
-    except (ValueError, RecursionError):  # not UTF-8, nested deeply, a number of 5000 digits
+    except (ValueError, RecursionError):  # not UTF-8, too deep, or a number of 5000 digits
         return KeyFile((), ("This is not valid TOML",))
     entries = document.pop("key", [])
     problems = [f"{_shown(name)}: unknown option" for name in document]
@@ -198,10 +199,10 @@ def parse_keys(content: bytes) -> KeyFile:
 
 
 def load_secret(path: Path) -> str:
-    """Load the secret in the file at `path`, which a process sends with its calls.
+    """Load the secret that a process sends with its calls, from the file at `path`.
 
     Raises:
-        ConfigError: The file cannot be read, or its content does not fit a header.
+        ConfigError: The file cannot be read, or its content cannot be sent in a header.
     """
     try:
         secret = read_small(path).decode().strip()
@@ -213,14 +214,14 @@ def load_secret(path: Path) -> str:
 
 
 def _labels(text: str, num_keys: int) -> Iterator[str]:
-    """Name the keys by number and, where each has a table of its own, by line."""
+    """Yield a label of each key: its number and, if each key has its own table, its line."""
     lines = [i for i, line in enumerate(text.splitlines(), 1) if _KEY_TABLE.match(line)]
     for i in range(num_keys):
         yield f"key {i + 1} (line {lines[i]})" if len(lines) == num_keys else f"key {i + 1}"
 
 
 def _described(error: Any) -> str:
-    """Describe an error of pydantic, whose own messages quote no input."""
+    """Describe an error of pydantic. Its messages quote no input."""
     where = ".".join(_shown(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":

@@ -5,10 +5,10 @@ A limit per minute is a token bucket. It has the capacity of one minute and refi
 - A request costs as many requests as it has sequences (prompts times `n`).
 - The number of tokens is known only at the end. So the maximum is reserved when the request is
   admitted, and the unused part is returned when it ends.
-- A request is admitted while the bucket has a token left. If the whole reservation had to be there,
-  clients could not use their limit, since reservations are upper bounds (see `cost.py`).
+- A request is admitted if the bucket has at least one token. If the bucket had to contain the whole
+  reservation, clients could not use their limit: reservations are upper bounds (see `cost.py`).
 - A bucket's debt is at most two minutes of refill. A request that would exceed this has to wait. A
-  request that costs at least more than three minutes of refill is never admitted.
+  request is never admitted if its least cost exceeds three minutes of refill.
 
 LiteLLM and Envoy AI Gateway also limit tokens by estimates and correct them at the end. The
 libraries for fixed or sliding windows have no reservations.
@@ -25,12 +25,12 @@ from chatrpc_process.access.keys import Key
 
 _PERIOD_S = 60.0
 _CONCURRENCY_RETRY_S = 1.0
-_MOST_DEBT = 2  # in minutes of refill
+_MOST_DEBT = 2  # maximum debt of a bucket, in minutes of refill
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimitState:
-    """The remaining part of a limit. In `reset_s` seconds all of it is available again."""
+    """The remaining part of a limit. The whole limit is available again after `reset_s` seconds."""
 
     limit: int
     remaining: int
@@ -38,7 +38,7 @@ class RateLimitState:
 
 
 class QuotaExceeded(Exception):
-    """A limit is used up for now. `what` is requests, tokens or concurrent requests."""
+    """A limit is used up for now. `what` names it: requests, tokens or concurrent requests."""
 
     def __init__(self, what: str, limit: int, retry_after_s: float) -> None:
         super().__init__(f"The limit of this key, {_limit(what, limit)}, is reached.")
@@ -50,7 +50,7 @@ class QuotaExceeded(Exception):
 class NeverAdmitted(Exception):
     """A request by itself exceeds a limit of its key, so waiting does not help.
 
-    `field` is the field of its parameters to lower.
+    `field` is the field of its parameters that the client can lower.
     """
 
     def __init__(self, message: str, field: str) -> None:
@@ -107,17 +107,17 @@ class Quotas:
                 del self._num_running[owner]
 
     def requests(self, key: Key) -> RateLimitState | None:
-        """Return the remaining requests of the key; None without a limit."""
+        """Return the remaining requests of the key, or None if they are not limited."""
         bucket = self._bucket(key, "requests")
         return None if bucket is None else bucket.state()
 
     def tokens(self, key: Key) -> RateLimitState | None:
-        """Return the remaining tokens of the key; None without a limit."""
+        """Return the remaining tokens of the key, or None if they are not limited."""
         bucket = self._bucket(key, "tokens")
         return None if bucket is None else bucket.state()
 
     def _bucket(self, key: Key, what: str) -> "_Bucket | None":
-        """Return the bucket of a limit. If the limit has changed in the key file, it is full."""
+        """Return the bucket of a limit. If the limit has changed in the key file, a full one."""
         limit = key.requests_per_minute if what == "requests" else key.tokens_per_minute
         if limit is None:
             return None
@@ -134,11 +134,11 @@ class Reservation:
     def __init__(self, bucket: "_Bucket | None") -> None:
         self._bucket = bucket
         self._held = 0
-        # No request is charged more than this, so no bucket ever owes more than `most_debt`.
+        # The maximum charge of this request, so that the bucket's debt never exceeds `most_debt`.
         self._most = 0 if bucket is None else int(bucket.level()) + bucket.most_debt
 
     def resize(self, num_tokens: int) -> None:
-        """Reserve this number of tokens from now on, instead of the number before."""
+        """Change the number of reserved tokens to `num_tokens`."""
         if self._bucket is not None:
             held = min(num_tokens, self._most)
             self._bucket.take(held - self._held)
@@ -167,7 +167,7 @@ class _Bucket:
         self._level = self.level() - amount
 
     def wait_s(self, needed: int) -> float:
-        """Return the seconds until the level is `needed` by refill only; 0 if it is now."""
+        """Return the seconds until refill raises the level to `needed`; 0 if it is high enough."""
         return max(0.0, (needed - self.level()) * _PERIOD_S / self.limit)
 
     def state(self) -> RateLimitState:
@@ -177,7 +177,7 @@ class _Bucket:
 
 
 def _check_ever(key: Key, cost: Cost) -> None:
-    """Raise NeverAdmitted for a request that exceeds a limit of its key by itself."""
+    """Raise NeverAdmitted if a request by itself exceeds a limit of its key."""
     for what, limit in (
         ("concurrent requests", key.max_concurrent_requests),
         ("requests", key.requests_per_minute),

@@ -13,17 +13,17 @@ def new_secret() -> str:
 
 
 def digest_of(secret: str) -> str:
-    """Return the SHA-256 of a secret in hexadecimal digits, as the key file has it."""
+    """Return the SHA-256 of a secret in hexadecimal digits, as in the key file."""
     return hashlib.sha256(secret.encode(errors="surrogateescape")).hexdigest()
 
 
 def sent_secret(headers: Iterable[tuple[str, str | bytes]]) -> str | None:
-    """Return the secret in a call's metadata or a request's headers; None if there is none.
+    """Return the secret in a call's metadata or a request's headers, or None if there is none.
 
-    It is the first `authorization: Bearer SECRET` or `x-api-key: SECRET`.
+    The first `authorization: Bearer SECRET` or `x-api-key: SECRET` is used.
 
     Args:
-        headers: Names in lower case, and values.
+        headers: Pairs of a name in lower case and a value.
     """
     for name, value in headers:
         if isinstance(value, str):

@@ -7,11 +7,11 @@ class SharedCapacity:
     A caller may have at most `weight` times the free part. So a caller that fills the resource by
     itself stops at half of it, and other callers still get some. This is the dynamic threshold of
     Choudhury and Hahne (IEEE/ACM Transactions on Networking 6(2), 1998) with the weight as alpha.
-    The first amount that a caller takes is granted if it fits. A caller without a name is only
+    The first amount that a caller takes is granted if it is free. A caller without a name is only
     limited by the capacity, since callers cannot be distinguished then.
 
     Args:
-        capacity: Size of the resource, in any unit.
+        capacity: Size of the resource, in the unit of all amounts.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -37,7 +37,8 @@ class SharedCapacity:
         """Return True if `caller` may take `amount` more.
 
         Args:
-            guaranteed: The amount that it may have in addition to its threshold, if it is free.
+            guaranteed: The amount that the caller may have in addition to its threshold, if it is
+                free.
         """
         if amount > self.num_free:
             return False

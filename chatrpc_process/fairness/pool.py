@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from chatrpc_process.fairness.capacity import SharedCapacity
 from chatrpc_process.fairness.queue import FairQueue
 
-_NUM_THREADS = 2  # of each kind
+_NUM_THREADS = 2  # number of threads for each kind of job
 # The number of times that a caller's smaller jobs may overtake its oldest one.
 _MAX_OVERTAKES = 8
 
@@ -52,7 +52,7 @@ class FairPool:
         name: Prefix of the threads' names.
         small_size: The largest size, in the unit of `run`, of a small job. A small job takes
             milliseconds.
-        max_jobs: Maximum number of jobs of all callers that wait or run.
+        max_jobs: Maximum number of waiting and running jobs of all callers together.
     """
 
     def __init__(self, name: str, *, small_size: int, max_jobs: int) -> None:
@@ -64,7 +64,7 @@ class FairPool:
 
     @property
     def num_jobs(self) -> int:
-        """The number of jobs that wait or run."""
+        """The number of waiting and running jobs."""
         return self._jobs.num_used
 
     async def run(
@@ -83,7 +83,7 @@ class FairPool:
             weight: Number of jobs that the caller may run in one turn.
 
         Raises:
-            PoolFull: The pool has the maximum number of jobs, or the caller has its share.
+            PoolFull: The pool has the maximum number of jobs, or the caller has its share of them.
         """
         if not self._jobs.has_room(caller, 1, weight):
             raise PoolFull
@@ -109,7 +109,7 @@ class _Lane:
 
     def __init__(self, name: str) -> None:
         self._queue: FairQueue[_Job] = FairQueue(_MAX_OVERTAKES)
-        self._busy: set[str] = set()  # callers whose job runs
+        self._busy: set[str] = set()  # the callers that have a running job
         self._executor = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix=name)
 
     def add(self, job: _Job, weight: int) -> None:
@@ -117,7 +117,7 @@ class _Lane:
         self._start()
 
     def drop(self, job: _Job) -> None:
-        """Remove the job if it still waits."""
+        """Remove the job if it has not been started."""
         if job in self._queue:
             self._queue.remove(job)
 
@@ -138,9 +138,9 @@ class _Lane:
         result, error = None, None
         try:
             result = job.function(*job.arguments)
-        except BaseException as raised:  # `run` raises it
+        except BaseException as raised:  # `run` raises it to its caller
             error = raised
-        with suppress(RuntimeError):  # the loop is closed: the process ends
+        with suppress(RuntimeError):  # the loop is closed because the process is ending
             job.result.get_loop().call_soon_threadsafe(self._settle, job, result, error)
 
     def _settle(self, job: _Job, result: Any, error: BaseException | None) -> None:

@@ -1,8 +1,9 @@
 """A queue in which callers take turns, so that one caller's backlog does not delay other callers.
 
 This is weighted round robin over the callers (Katevenis et al., 1991). A caller joins the rotation
-at its end. In its turn it takes as many items as its weight, and goes to the end again. With N
-other callers of weight 1, a caller's first item waits for at most N items, however many are queued.
+at its end. In its turn, as many of its items are taken as its weight, and it goes to the end again.
+With N other callers of weight 1, a caller's first item waits for at most N items. The number of
+queued items does not matter.
 """
 
 from bisect import bisect_left, insort
@@ -18,12 +19,12 @@ class Queued(Protocol):
 
     @property
     def rank(self) -> Any:
-        """Order among the items of one caller, lowest first. No two items are equal in it."""
+        """The order among the items of one caller, lowest first. Ranks of two items differ."""
         ...
 
     @property
     def arrival(self) -> Any:
-        """Order of arrival. No two items are equal in it."""
+        """The order of arrival. Values of two items differ."""
         ...
 
 
@@ -33,10 +34,10 @@ _rank, _arrival = attrgetter("rank"), attrgetter("arrival")
 
 
 class FairQueue(Generic[Item]):
-    """Items of several callers.
+    """A queue of the items of several callers.
 
-    Of one caller, the item with the lowest rank comes first, but the oldest item is overtaken at
-    most `max_overtakes` times in a row.
+    Among the items of one caller, the lowest rank comes first. But the oldest item is overtaken at
+    most `max_overtakes` times.
 
     Args:
         max_overtakes: Maximum number of items of a caller that overtake its oldest one.
@@ -46,13 +47,13 @@ class FairQueue(Generic[Item]):
         self._max_overtakes = max_overtakes
         self._lines: dict[str, _Line[Item]] = {}
         self._rotation: deque[str] = deque()
-        self._num_taken = 0  # in the turn of the caller at the head of the rotation
+        self._num_taken = 0  # items taken in the turn of the caller at the head of the rotation
 
     def __len__(self) -> int:
         return sum(len(line.by_rank) for line in self._lines.values())
 
     def __iter__(self) -> Iterator[Item]:
-        """Yield all items, by caller in the order of turns and then by rank."""
+        """Yield all items: callers in the order of their turns, items of one caller by rank."""
         for caller in self._rotation:
             yield from self._lines[caller].by_rank
 
@@ -61,7 +62,7 @@ class FairQueue(Generic[Item]):
 
     @property
     def weights(self) -> dict[str, int]:
-        """The weights of the callers that have an item here, in the order of their turns."""
+        """The weights of the callers with an item in the queue, in the order of their turns."""
         return {caller: self._lines[caller].weight for caller in self._rotation}
 
     def push(self, caller: str, weight: int, item: Item) -> None:
@@ -74,7 +75,7 @@ class FairQueue(Generic[Item]):
         line.add(item)
 
     def first(self, caller: str | None = None) -> Item | None:
-        """Return the item that `pop` would return; None if there is none."""
+        """Return the item that `pop` would return, or None if there is none."""
         if caller is None and self._rotation:
             caller = self._rotation[0]
         line = None if caller is None else self._lines.get(caller)
@@ -108,7 +109,7 @@ class FairQueue(Generic[Item]):
         """Remove an item from any position.
 
         Raises:
-            ValueError: It is not in the queue.
+            ValueError: The item is not in the queue.
         """
         for caller, line in self._lines.items():
             if item in line:
@@ -131,7 +132,7 @@ class _Line(Generic[Item]):
     """The items of one caller."""
 
     weight: int = 1
-    num_overtakes: int = 0  # of the oldest item
+    num_overtakes: int = 0  # how often the oldest item has been overtaken
     by_rank: list[Item] = field(default_factory=list)
     by_arrival: list[Item] = field(default_factory=list)
 

@@ -1,11 +1,12 @@
-"""Reads small files within limits, since they may have been replaced by anything."""
+"""Reads small files with limits: a path may have become a pipe or a huge file."""
 
 import stat
 from pathlib import Path
 
 from chatrpc_process.errors import ConfigError
 
-# Enough for thousands of keys or a long chain of certificates, and parsed within a second.
+# Maximum size of a file. It is enough for thousands of keys or a long chain of certificates, and
+# parsing it takes less than a second.
 MAX_BYTES = 1 << 20
 
 
@@ -16,7 +17,7 @@ def read_small(path: Path) -> bytes:
         ConfigError: The file cannot be read, is not a regular file or has more than MAX_BYTES.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe could block
             raise ConfigError(f"{path}: this is not a regular file.")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)

@@ -52,8 +52,8 @@ class Watched(Generic[Content]):
         ConfigError: The files cannot be parsed at first.
     """
 
-    # The state of files is polled. Notifications do not exist on all file systems, and they would
-    # miss files that Kubernetes mounts, since those change by a symbolic link in another directory.
+    # Files are polled. Notifications do not exist on all file systems. They would also miss files
+    # that Kubernetes mounts: these change by a symbolic link in another directory.
 
     def __init__(self, parse: Callable[[], Content], *paths: Path) -> None:
         self.paths: Sequence[Path] = paths
@@ -85,8 +85,8 @@ class Watched(Generic[Content]):
             except ConfigError as error:
                 self._fail(str(error))
                 return False
-            except Exception as error:  # otherwise the files would not be watched any more
-                self._fail(type(error).__name__)  # its text may quote a secret
+            except Exception as error:  # an exception would end the watching
+                self._fail(type(error).__name__)  # the text of the error may quote a secret
                 return False
             self._failure = None
             self.loaded_at_s = time.time()
@@ -94,7 +94,7 @@ class Watched(Generic[Content]):
             return True
 
     def _fail(self, reason: str) -> None:
-        """Note the reason, and log it unless it is the previous one."""
+        """Store the reason, and log it if it differs from the previous one."""
         if reason != self._failure:
             log.error("file_reload_failed", files=self._names(), reason=reason)
         self._failure = reason
@@ -103,7 +103,7 @@ class Watched(Generic[Content]):
         """Refresh every `poll_s` seconds until cancelled."""
         while True:
             await asyncio.sleep(poll_s)
-            # A file of 10,000 keys takes most of a second to parse, each time while it is invalid.
+            # Parsing 10,000 keys takes most of a second, and is repeated while the file is invalid.
             await asyncio.to_thread(self.refresh)
 
     def _names(self) -> list[str]:

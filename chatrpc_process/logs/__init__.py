@@ -1,1 +1,1 @@
-"""Structured logs, of our own and of native libraries."""
+"""Structured logs of our own code and of native libraries."""

@@ -16,14 +16,14 @@ LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 # The packages that `log_level` applies to. The lowest level of libraries is info: at debug, gRPC
-# writes one or two lines for each call, without any information about it.
+# writes one or two lines for each call that contain no information about it.
 _OUR_LOGGERS = ("__main__", "chatrpc_cli", "chatrpc_process", "gateway_http", "service")
 # Libraries that log a line at info for each request or connection.
 _NOISY_LOGGERS = ("asyncio", "httpx", "huggingface_hub", "urllib3", "uvicorn")
 
-# Clients send some of the values, such as the name of a model or the user agent.
+# Maximum length of a value. Clients send some values, such as the name of a model.
 _MAX_VALUE_CHARS = 2000
-# Fields with several lines, which are made by us.
+# Fields that may have several lines, since their text does not come from clients.
 _MULTILINE = frozenset({"exception", "stack"})
 
 
@@ -75,7 +75,7 @@ def configure_logging(level: LogLevel, log_format: LogFormat) -> None:
 def printable(text: str, max_chars: int) -> str:
     """Return the first `max_chars` characters of a text, with unprintable ones escaped.
 
-    So a line feed does not start a second line, and no escape sequence reaches a terminal.
+    So a line feed does not start a second log line, and no escape sequence reaches a terminal.
     """
     short = text if len(text) <= max_chars else text[:max_chars] + "..."
     if short.isprintable():

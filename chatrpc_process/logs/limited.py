@@ -11,9 +11,9 @@ _INTERVAL_S = 10.0
 class LimitedLog:
     """Writes the first of several similar lines and counts the others.
 
-    Lines of one kind that follow within an interval are suppressed. At the end of the interval the
-    last of them is written, with their number as `num_suppressed`. So a flood costs one line for
-    each interval and kind, and its size is still in the log.
+    Further lines of one kind within an interval are suppressed. At the end of the interval, the
+    last of them is written, with their number as `num_suppressed`. So a flood causes one line for
+    each interval and kind, and the log still contains its size.
 
     Args:
         interval_s: Length of an interval in seconds, from the first line of a kind.

@@ -1,4 +1,4 @@
-"""Log lines of gRPC's core and of other C and C++ libraries, in the format of our own."""
+"""Writes the log lines of gRPC's core and of other C and C++ libraries in the format of ours."""
 
 import ctypes
 import faulthandler
@@ -26,15 +26,15 @@ def capture_native_log() -> None:
     Also, if a signal such as SIGSEGV or SIGABRT ends the process, Python writes the stacks of all
     threads to stderr.
 
-    Only the stream of the C library is redirected, which glibc permits, and not file descriptor 2.
-    Tracebacks of Python, panics of Rust and the last message of an abort are still written there;
-    in a pipe they would be lost with the process. Without glibc, nothing is redirected.
+    Only the stream of the C library is redirected, which glibc permits. File descriptor 2 is not:
+    tracebacks of Python, panics of Rust and the last message of an abort are still written to it.
+    In a pipe they would be lost when the process ends. Without glibc, nothing is redirected.
     """
     faulthandler.enable()
     if platform.libc_ver()[0] != "glibc":
         return
     reading, writing = os.pipe2(os.O_CLOEXEC)
-    # If the pipe is full, messages are dropped: their writer may have a lock and must not wait.
+    # If the pipe is full, messages are dropped: a writer may hold a lock and must not wait.
     os.set_blocking(writing, False)
     _redirect_stderr(writing)
     reader = threading.Thread(target=_read, args=(reading,), name="native-log", daemon=True)

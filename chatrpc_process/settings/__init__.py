@@ -1,1 +1,1 @@
-"""Options of a process, from the command line, the environment, a file and defaults."""
+"""The options of a process, from the command line, the environment, a file and defaults."""

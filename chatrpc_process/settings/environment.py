@@ -61,10 +61,10 @@ def _links(environment: Mapping[str, str], prefix: str) -> Iterator[str]:
 
 
 def _links_of_namesake(environment: Mapping[str, str], prefix: str) -> Iterator[str]:
-    """Find the variables of a Service called `chatrpc`, such as CHATRPC_SERVICE_HOST.
+    """Yield the variables of a Service called `chatrpc`, such as CHATRPC_SERVICE_HOST.
 
-    They have the same address as CHATRPC_PORT. If host and port have another address, they are
-    options: the variables of a container take precedence over those of Kubernetes.
+    They have the same address as CHATRPC_PORT. If CHATRPC_SERVICE_HOST and CHATRPC_SERVICE_PORT
+    have another address, they are options: variables of a container override those of Kubernetes.
     """
     url = _LINK_URL.fullmatch(environment.get(prefix.removesuffix(_SERVICE) + "_PORT", ""))
     if url is None:

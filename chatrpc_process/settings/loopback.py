@@ -4,7 +4,7 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Return True if only this machine can reach `host`. The only such name is `localhost`."""
+    """Return True if only this machine can reach `host`: a loopback address or `localhost`."""
     if host == "localhost":
         return True
     try:

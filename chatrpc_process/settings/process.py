@@ -72,7 +72,7 @@ class ProcessSettings(BaseSettings):
             "default no spans are recorded.",
         ),
     ] = None
-    # The new name of each renamed option by its old name, which still sets the option.
+    # Maps the old name of each renamed option to its new name. Old names still set the options.
     new_names: ClassVar[Mapping[str, str]] = {}
     _links: frozenset[str] = PrivateAttr(frozenset())
     _old_names: frozenset[str] = PrivateAttr(frozenset())
@@ -103,9 +103,9 @@ class ProcessSettings(BaseSettings):
         return settings
 
     def log_warnings(self) -> None:
-        """Log a warning for ignored environment variables and one for each old name of an option.
+        """Log a warning for ignored environment variables, and one for each old option name.
 
-        Ignored are the variables that Kubernetes sets and that are called like options.
+        A variable is ignored if Kubernetes has set it and its name is that of an option.
         """
         if self._links:
             log.warning("environment_variables_ignored", names=sorted(self._links))
@@ -118,7 +118,7 @@ class ProcessSettings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # not a source of ours
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # we do not use this source
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         links = cls._variables().links
@@ -159,9 +159,9 @@ class ProcessSettings(BaseSettings):
 
 
 def _described(location: tuple[int | str, ...], message: str) -> str:
-    """Return the name of the option and what is wrong with its value.
+    """Return the name of the option and the reason why its value is invalid.
 
-    pydantic's messages quote no value, which may be a secret.
+    pydantic's messages do not quote the value, which may be a secret.
     """
     reason = message.removeprefix("Value error, ")
     return f"{'.'.join(map(str, location))}: {reason}" if location else reason
@@ -172,7 +172,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 class _TomlFile(PydanticBaseSettingsSource):
-    """The file that the command line or the environment names."""
+    """A source of options: the file that the command line or the environment names."""
 
     def __init__(self, settings_cls: type[BaseSettings], new_names: Mapping[str, str]) -> None:
         super().__init__(settings_cls)
@@ -187,5 +187,5 @@ class _TomlFile(PydanticBaseSettingsSource):
         field: FieldInfo,  # noqa: ARG002
         field_name: str,
     ) -> tuple[Any, str, bool]:
-        """Unused by a source that gives all its values at once."""
+        """Implement an abstract method that is not used: all values are returned at once."""
         return None, field_name, False

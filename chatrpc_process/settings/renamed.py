@@ -1,4 +1,4 @@
-"""Old names of options, which set the option until a later release removes them."""
+"""Old names of options. They still set their options until a later release removes them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ def rename_arguments(arguments: list[str], new_names: Mapping[str, str]) -> list
     """Return the command line with old names of options replaced by their new ones.
 
     Args:
-        new_names: The new name of an option by its old one, both such as `drain_timeout_s`.
+        new_names: Maps the old name of an option to its new name, such as `drain_timeout_s`.
 
     Raises:
         ConfigError: An option has different values under its old and its new name.
@@ -21,11 +21,11 @@ def rename_arguments(arguments: list[str], new_names: Mapping[str, str]) -> list
 def rename_keys(
     values: Mapping[str, Any], new_names: Mapping[str, str], name: Callable[[str], str] = str
 ) -> dict[str, Any]:
-    """Return options by name with old names replaced by their new ones.
+    """Return options by name, with old names replaced by new names.
 
     Args:
-        new_names: As for `rename_arguments`.
-        name: Returns how an option is written in this source; the keys are in lower case.
+        new_names: Maps the old name of an option to its new name.
+        name: Returns the spelling of an option in this source. The keys are in lower case.
 
     Raises:
         ConfigError: An option has different values under its old and its new name.

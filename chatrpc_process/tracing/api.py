@@ -1,8 +1,8 @@
 """Trace contexts and spans.
 
 A client's trace context (W3C Trace Context) is forwarded whether or not spans are recorded. Spans
-are recorded by `chatrpc_process.tracing.otel`, which needs the extra `otel`. Spans of `OFF` only
-have the context and cost next to nothing.
+are recorded by `chatrpc_process.tracing.otel`, which needs the extra `otel`. Spans of `OFF` have
+only the context, and take almost no time.
 """
 
 import re
@@ -27,7 +27,7 @@ NOTHING: Attributes = {}
 
 
 class Kind(Enum):
-    """The role of a span's process in a call; INTERNAL if the span is no call."""
+    """The role of a span's process in a call. INTERNAL means that the span is not a call."""
 
     INTERNAL = "internal"
     SERVER = "server"
@@ -36,7 +36,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TraceContext:
-    """The identity of a span, as HTTP headers and gRPC metadata carry it."""
+    """The identity of a span, which is sent in HTTP headers and gRPC metadata."""
 
     traceparent: str
     tracestate: str = ""
@@ -50,7 +50,7 @@ class TraceContext:
         found = dict[str, str]()
         for name, value in fields:
             if name in ("traceparent", "tracestate") and isinstance(value, str):
-                # A list may come in several fields. Two parents make an invalid one.
+                # A list may be split over several fields. Two parents are joined to an invalid one.
                 before = found.get(name)
                 found[name] = value if before is None else f"{before},{value}"
         parent, state = found.get("traceparent", ""), found.get("tracestate", "")
@@ -64,7 +64,7 @@ class TraceContext:
 
     @property
     def fields(self) -> list[tuple[str, str]]:
-        """The headers or metadata that carry this context."""
+        """The headers or metadata that contain this context."""
         state = [("tracestate", self.tracestate)] if self.tracestate else []
         return [("traceparent", self.traceparent), *state]
 
@@ -87,7 +87,7 @@ class Span(Protocol):
     def set_attributes(self, attributes: Attributes) -> None: ...
 
     def fail(self, error_type: str) -> None:
-        """Mark the span as an error of this type. Messages may quote a client: leave them out."""
+        """Mark the span as an error of this type. No message is added: it may quote a client."""
         ...
 
     def child(self, name: str, kind: Kind, attributes: Attributes = NOTHING) -> "Span": ...
@@ -95,7 +95,7 @@ class Span(Protocol):
     def phase(
         self, name: str, start_ns: int, end_ns: int, attributes: Attributes = NOTHING
     ) -> None:
-        """Add a child that has ended already; times are Unix times in nanoseconds."""
+        """Add a child span that has ended already. Times are Unix times in nanoseconds."""
         ...
 
     def end(self) -> None: ...
@@ -134,7 +134,7 @@ class Tracer(Protocol):
         ...
 
     def close(self) -> None:
-        """Export the remaining spans. After a few seconds this returns and drops the rest."""
+        """Export the remaining spans. Those that are not exported in a few seconds are dropped."""
         ...
 
 

@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from chatrpc_process.tracing.api import NOTHING, Attributes, Kind, Span, TraceContext
 
 _PATH = "/v1/traces"
-# A collector that does not respond delays the end of the process by no more.
+# The maximum time by which a collector that does not respond delays the end of the process.
 _EXPORT_TIMEOUT_S = 3.0
 _KINDS = {
     Kind.INTERNAL: SpanKind.INTERNAL,
@@ -28,7 +28,7 @@ _KINDS = {
 
 
 class OtelTracer:
-    """Records the spans that are sampled.
+    """A tracer that records the sampled spans.
 
     By default these are the children of sampled parents and all spans without a parent. The
     environment variable OTEL_TRACES_SAMPLER changes that.

@@ -20,12 +20,13 @@ from chatrpc_process.access.quotas import (
 from gateway_http.protocol.error import ApiError, InvalidRequest, PermissionDenied
 from gateway_http.protocol.params import param_of
 
-# The key in the trailing metadata of a failed call: the tokens that the service has computed.
+# The key in the trailing metadata of a failed call. Its value is the number of tokens that the
+# service has computed.
 _NUM_TOKENS_KEY = "chatrpc-num-tokens"
 
 
 class Caller:
-    """The caller of a request. Without a key everything is permitted and nothing is counted.
+    """The caller of a request. If it has no key, all is permitted and nothing is counted.
 
     Args:
         key: The request's API key; None if the gateway has no keys, or the path needs none.
@@ -75,7 +76,7 @@ class Caller:
             others: The other names of the model.
 
         Raises:
-            PermissionDenied: It may not.
+            PermissionDenied: The caller may not use the model.
         """
         if not self.may_use(name, *others):
             raise PermissionDenied(f"This API key may not use the model `{name}`.", "model")
@@ -130,7 +131,7 @@ class Caller:
             yield
 
     def limits(self) -> dict[str, str]:
-        """Return the headers of a response that report the caller's limits; none without limits."""
+        """Return the response headers that report the caller's limits; empty without limits."""
         if self._key is None:
             return {}
         return {
@@ -151,7 +152,7 @@ class Caller:
 
 
 class TokenCharge:
-    """Charges the tokens of one generation to its caller's limit, after a reservation.
+    """Charges the tokens of one generation to its caller's limit, for which tokens are reserved.
 
     Args:
         reservation: The reserved tokens. None if the caller has no limit.
@@ -164,7 +165,7 @@ class TokenCharge:
     def __init__(
         self,
         reservation: Reservation | None = None,
-        cost: Cost = Cost(),  # noqa: B008  # it is immutable
+        cost: Cost = Cost(),  # noqa: B008  # a Cost is immutable
         output_limit: int | None = None,
         *,
         is_streamed: bool = False,
@@ -217,7 +218,7 @@ class TokenCharge:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as OpenAI's headers have it: `0s`, `12ms`, `1.5s`, `6m0s`."""
+    """Return a duration in the form of OpenAI's headers: `0s`, `12ms`, `1.5s`, `6m0s`."""
     ms = math.ceil(seconds * 1000)
     if ms < 1000:
         return f"{ms}ms" if ms else "0s"

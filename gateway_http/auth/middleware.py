@@ -39,7 +39,7 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             key = None
-            # A pipelined request begins in the context of the one before.
+            # A pipelined request begins in the context of the previous request.
             structlog.contextvars.unbind_contextvars("key")
             if self._keys is not None and scope["path"] not in self._public_paths:
                 key = _authenticate(Headers(scope=scope), self._keys.value)
@@ -51,10 +51,10 @@ class Authentication:
 def _authenticate(headers: Headers, keys: KeyRing) -> Key:
     """Return the request's key.
 
-    https://www.rfc-editor.org/rfc/rfc6750#section-3 defines the response without one.
+    If there is none: https://www.rfc-editor.org/rfc/rfc6750#section-3 defines the response.
 
     Raises:
-        ApiError: The request has no key, or one that is unknown.
+        ApiError: The request has no key, or an unknown one.
     """
     secret = sent_secret(headers.items())
     key = None if secret is None else keys.find(secret)

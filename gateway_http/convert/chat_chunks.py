@@ -17,7 +17,7 @@ from gateway_http.protocol.sampling import StreamOptions
 
 
 class ChunkStream:
-    """Converts the chunks of one streamed completion.
+    """Converts the chunks of one streamed chat completion.
 
     Attributes:
         is_started: True once a chunk with a token has been returned.
@@ -28,7 +28,7 @@ class ChunkStream:
         self._n = request.n or 1
         self._include_usage = bool(options.include_usage)
         self._running_usage = self._include_usage and bool(options.continuous_usage_stats)
-        self._head = chat_pb2.ChatCompletionChunk()  # the first chunk, once it has arrived
+        self._head = chat_pb2.ChatCompletionChunk()  # the first chunk; empty before it arrives
         self._model = ""
         self._usage = chat_pb2.Usage()
         self._is_prompt_sent = False
@@ -41,7 +41,7 @@ class ChunkStream:
 
         Args:
             chunk: The service's chunk.
-            model: The name of its model for clients; used of the first chunk.
+            model: The name of its model for clients. Only that of the first chunk is used.
         """
         if chunk.id:
             self._head, self._model = chunk, model
@@ -61,7 +61,7 @@ class ChunkStream:
         return chunks
 
     def finish(self) -> list[openai.ChatCompletionChunk]:
-        """Return what follows the last chunk."""
+        """Return the chunks that follow the service's last chunk."""
         return [self._chunk([], chat_completions.usage(self._usage))] if self._include_usage else []
 
     def _usage_so_far(self) -> openai.Usage | UnsetType | None:
@@ -108,7 +108,7 @@ def _roles(n: int) -> list[openai.ChunkChoice]:
 
 
 def _choices(delta: chat_pb2.ChoiceDelta) -> list[openai.ChunkChoice]:
-    """Return the choices of a delta. Clients expect content and finish reason in separate ones."""
+    """Return the choices of a delta. Clients expect content and finish reason in two choices."""
     choices = []
     if _has_content(delta):
         choices = [
@@ -129,9 +129,9 @@ def _choices(delta: chat_pb2.ChoiceDelta) -> list[openai.ChunkChoice]:
 
 
 def _deltas(delta: chat_pb2.Delta) -> list[openai.Delta]:
-    """Return deltas with the text, if any, and with each piece of a tool call by itself.
+    """Return a delta with the text, if any, and one delta for each piece of a tool call.
 
-    Clients accumulate them in this form.
+    Clients accumulate pieces in this form.
     """
     pieces = [piece for call in delta.tool_calls for piece in _call_pieces(call)]
     deltas = [openai.Delta(tool_calls=[piece]) for piece in pieces]
@@ -143,7 +143,7 @@ def _deltas(delta: chat_pb2.Delta) -> list[openai.Delta]:
 def _text_delta(delta: chat_pb2.Delta) -> openai.Delta:
     is_content = not (delta.reasoning_content or delta.refusal)
     return openai.Delta(
-        # Log probabilities of a token whose text is not complete yet come with an empty text.
+        # If the text of a token is not complete yet, its log probabilities are sent with "".
         content=delta.content if delta.content or is_content else UNSET,
         refusal=delta.refusal or UNSET,
         reasoning_content=delta.reasoning_content or UNSET,

@@ -42,7 +42,7 @@ def model(description: model_service_pb2.Model, name: str) -> openai.Model:
 
 
 def usage(counted: chat_pb2.Usage) -> openai.Usage:
-    """Convert the numbers of tokens."""
+    """Convert the token counts."""
     return openai.Usage(
         prompt_tokens=counted.prompt_tokens,
         completion_tokens=counted.completion_tokens,
@@ -53,12 +53,12 @@ def usage(counted: chat_pb2.Usage) -> openai.Usage:
 
 
 def finish_reason(reason: int) -> openai.FinishReason:
-    """Convert a `FinishReason`, which must not be the unspecified one."""
+    """Convert a `FinishReason`, which must not be FINISH_REASON_UNSPECIFIED."""
     return _FINISH_REASONS[reason]
 
 
 def stop_reason(matched: chat_pb2.MatchedStop) -> str | int | UnsetType:
-    """Return the stop string or the stop token that ended the output, as vLLM does."""
+    """Return the stop string or the id of the stop token that ended the output, as vLLM does."""
     match matched.WhichOneof("stop"):
         case "text":
             return matched.text
@@ -69,7 +69,7 @@ def stop_reason(matched: chat_pb2.MatchedStop) -> str | int | UnsetType:
 
 
 def logprobs(tokens: Iterable[chat_pb2.TokenLogprob]) -> openai.Logprobs | None:
-    """Convert log probabilities; None if there are none, because the client did not request any."""
+    """Convert log probabilities. Return None if there are none: the client requested none."""
     content = [
         openai.TokenLogprob(
             token=token.token,

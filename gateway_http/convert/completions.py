@@ -12,12 +12,13 @@ from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 from gateway_http.protocol.response import Usage
 from gateway_http.protocol.sampling import StreamOptions
 
-# In a text completion, the default limit is 16. The service lowers one that exceeds the context.
+# The output limit for `max_tokens: -1`. It must be set, since the service's default is 16. The
+# service lowers a limit that exceeds the context.
 _UNLIMITED = 2**32 - 1
 
 
 def params(request: openai.CompletionRequest) -> completion_pb2.CompletionParams:
-    """Convert a body, without the model: the service may have another name for it.
+    """Convert a body. The result has no model: the service may have another name for it.
 
     Raises:
         InvalidRequest: The proto has no equivalent of a field.
@@ -45,7 +46,7 @@ def params(request: openai.CompletionRequest) -> completion_pb2.CompletionParams
 def sent_names(request: openai.CompletionRequest) -> dict[str, str]:
     """Return the names under which a client sent parameters, as `sampling.sent_names` does.
 
-    A single prompt is not in an array.
+    A single prompt is named `prompt`, without an index.
     """
     is_single = isinstance(request.prompt, str) or isinstance(request.prompt[0], int)
     return sampling.sent_names(request) | ({"prompt[0]": "prompt"} if is_single else {})
@@ -100,7 +101,7 @@ class CompletionStream:
         self._request = request
         self._include_usage = bool(options.include_usage)
         self._running_usage = self._include_usage and bool(options.continuous_usage_stats)
-        self._head = completion_pb2.CompletionChunk()  # the first chunk, once it has arrived
+        self._head = completion_pb2.CompletionChunk()  # the first chunk; empty before it arrives
         self._model = ""
         self._usage = chat_pb2.Usage()
         self.is_started = False
@@ -110,7 +111,7 @@ class CompletionStream:
 
         Args:
             chunk: The chunk.
-            model: The name of its model for clients; used of the first chunk.
+            model: The name of its model for clients. Only that of the first chunk is used.
         """
         if chunk.id:
             self._head, self._model = chunk, model
@@ -124,7 +125,7 @@ class CompletionStream:
         return [self._chunk([_choice(delta, self._request)], usage) for delta in chunk.choices]
 
     def finish(self) -> list[openai.Completion]:
-        """Return what follows the last chunk."""
+        """Return the chunks that follow the service's last chunk."""
         return [self._chunk([], chat_completions.usage(self._usage))] if self._include_usage else []
 
     def _chunk(

@@ -6,11 +6,11 @@ import msgspec
 
 
 def raw_text(value: msgspec.Raw) -> str:
-    """Return JSON as the client wrote it; "" if it is absent or null."""
+    """Return JSON as the client wrote it, or "" if it is absent or null."""
     text = bytes(value).decode()
     return "" if text == "null" else text
 
 
 def json_text(value: dict[str, Any] | None) -> str:
-    """Return an object as JSON, with the order of its keys and all digits; "" for None."""
+    """Return an object as JSON, with keys in their order and all digits. Return "" for None."""
     return "" if value is None else msgspec.json.encode(value).decode()

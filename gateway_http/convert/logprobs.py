@@ -17,9 +17,9 @@ Token = chat_pb2.TokenLogprob | completion_pb2.PromptToken
 def completion_logprobs(
     tokens: Sequence[Token], text_offset: Iterable[int]
 ) -> openai.CompletionLogprobs | None:
-    """Convert the log probabilities of a text completion; None if there are none.
+    """Convert the log probabilities of a text completion. Return None if there are none.
 
-    The first token of a prompt has none: its values are null.
+    The first token of a prompt has no log probability: its values are null.
     """
     if not tokens:
         return None
@@ -55,7 +55,10 @@ def _by_id(token: Token) -> dict[str, PromptLogprob]:
 
 
 def _top(token: Token) -> dict[str, float] | None:
-    """Return the likeliest tokens and the token itself; None if it has no log probability."""
+    """Return the log probabilities of the likeliest tokens and of the token, by text.
+
+    Return None if the token has no log probability.
+    """
     own = _logprob(token)
     if own is None:
         return None
@@ -69,7 +72,7 @@ def _logprob(token: Token) -> float | None:
 
 
 def _name(token: Token) -> str:
-    """Return the text of a token, or its bytes in OpenAI's form if it is not whole characters."""
+    """Return the text of a token, or its bytes in OpenAI's form if a character is incomplete."""
     try:
         return token.token_bytes.decode()
     except UnicodeDecodeError:

@@ -25,7 +25,7 @@ def chat_message(message: openai.Message, param: str) -> chat_pb2.ChatMessage:
         param: Its path in the body, for errors.
 
     Raises:
-        InvalidRequest: The proto has no equivalent.
+        InvalidRequest: The proto has no equivalent of the message.
     """
     if message.role == "function":
         raise InvalidRequest(

@@ -35,7 +35,7 @@ _MODALITIES = {"text": chat_pb2.MODALITY_TEXT, "audio": chat_pb2.MODALITY_AUDIO}
 
 
 def params(request: openai.ChatCompletionRequest) -> chat_pb2.ChatCompletionParams:
-    """Convert a body, without the model: the service may have another name for it.
+    """Convert a body. The result has no model: the service may have another name for it.
 
     Raises:
         InvalidRequest: The proto has no equivalent of a field.

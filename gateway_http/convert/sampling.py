@@ -20,7 +20,7 @@ _HINTS = {
     "guided_grammar": "Use 'structured_outputs'.",
 }
 
-# The fields with the same name in both APIs. `sampling_params` copies them, but for a few that it
+# The fields with the same name in both APIs. `sampling_params` copies them, except a few that it
 # converts. A new parameter needs no change here.
 _COPIED = tuple(
     field.name
@@ -30,14 +30,14 @@ _COPIED = tuple(
 
 
 def check_supported(request: openai.GenerationRequest, unsupported: Iterable[str]) -> None:
-    """Check that a request has no unsupported parameter, and stream options only for a stream.
+    """Check that a request has no unsupported parameter, and no stream options without a stream.
 
     Args:
         request: The request.
         unsupported: The names of known parameters that are not supported.
 
     Raises:
-        InvalidRequest: It has one.
+        InvalidRequest: The request has one of them.
     """
     for name in unsupported:
         if getattr(request, name) is not None:
@@ -74,17 +74,17 @@ def sampling_params(
 
 
 def _stop(stop: str | list[str] | None) -> list[str] | None:
-    """Return the stop strings. An empty string is none: user interfaces send empty fields."""
+    """Return the stop strings without empty ones: user interfaces send empty fields."""
     if isinstance(stop, str):
         return [stop] if stop else None
     return stop
 
 
 def response_format(request: openai.GenerationRequest) -> chat_pb2.ResponseFormat | None:
-    """Convert `response_format` or `structured_outputs`; None if there is none.
+    """Convert `response_format` or `structured_outputs`. Return None if both are absent.
 
     Raises:
-        InvalidRequest: There are both, or `structured_outputs` has not exactly one field.
+        InvalidRequest: Both are present, or `structured_outputs` does not have exactly one field.
     """
     if request.structured_outputs is not None:
         if request.response_format is not None:
@@ -142,8 +142,8 @@ def _structured(wanted: openai.StructuredOutputs) -> chat_pb2.ResponseFormat:
 def sent_names(request: openai.GenerationRequest) -> dict[str, str]:
     """Return the names under which a client sent parameters that have several names.
 
-    An error about `max_completion_tokens` is about `max_tokens` if the client sent that. See
-    `gateway_http.protocol.params.param_of`.
+    For example, an error about `max_completion_tokens` names `max_tokens` if the client sent
+    `max_tokens`. See `gateway_http.protocol.params.param_of`.
     """
     names = {}
     if request.max_tokens is not None and getattr(request, "max_completion_tokens", None) is None:

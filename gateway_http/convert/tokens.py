@@ -52,7 +52,7 @@ def tokenize_request(request: openai.TokenizeRequest) -> model_service_pb2.Token
 
 
 def sent_names(request: openai.TokenizeRequest) -> dict[str, str]:
-    """Return the name under which a client sent the text."""
+    """Return the name under which a client sent the text, by its name in errors of the service."""
     return {"text": "content" if request.prompt is None else "prompt"}
 
 
@@ -75,7 +75,7 @@ def tokenize_response(
 def detokenize_response(
     detokenized: model_service_pb2.DetokenizeResponse,
 ) -> openai.DetokenizeResponse:
-    """Convert the response, which has the text under the names of vLLM and of llama.cpp."""
+    """Convert a response. The result has the text under the names of vLLM and of llama.cpp."""
     return openai.DetokenizeResponse(prompt=detokenized.text, content=detokenized.text)
 
 
@@ -105,7 +105,7 @@ def _prompt(request: openai.TokenizeRequest) -> chat_pb2.PromptOptions:
 
 
 def _piece(token: bytes) -> str | list[int]:
-    """Return the text of a token, or its bytes if they are not whole characters."""
+    """Return the text of a token, or its bytes if a character is incomplete."""
     try:
         return token.decode()
     except UnicodeDecodeError:

@@ -13,7 +13,7 @@ class ArrivalTimer:
 
     @property
     def is_running(self) -> bool:
-        """True from `start` to `stop`, also after the deadline."""
+        """True from `start` until `stop`, even after the deadline."""
         return self._handle is not None
 
     def start(self, timeout_s: float, on_late: Callable[[], None]) -> None:
@@ -22,7 +22,7 @@ class ArrivalTimer:
         self._handle = self._loop.call_later(timeout_s, on_late)
 
     def stop(self) -> None:
-        """Call nothing."""
+        """Cancel the deadline, if there is one."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None

@@ -1,4 +1,4 @@
-"""Reads and decodes request bodies, and converts large responses, within bounds that all requests
+"""Reads and decodes request bodies, and converts large responses, within limits that all requests
 share.
 """
 
@@ -18,22 +18,23 @@ from gateway_http.http.request_io import while_connected
 from gateway_http.protocol.elements import most_elements
 from gateway_http.protocol.error import ApiError, ServiceUnavailable
 
-# A body takes three to five times its size while its request lasts: with the default of
-# `--max-body-bytes`, this limits all large bodies to 64 MiB, and the gateway needs 512 MiB at most.
+# Maximum size of all large bodies in progress, in units of `--max-body-bytes`. With the default of
+# that option it is 64 MiB. A body takes three to five times its size in memory while its request
+# lasts, so the gateway needs 512 MiB at most.
 _MAX_LARGEST_BODIES = 8
 # Larger bodies are decoded on a thread, and count as in progress.
 SMALL_BYTES = 32 << 10
 # The largest body that the threads for small ones decode.
 _MEDIUM_BYTES = 256 << 10
-# Decoding a key or a value takes longer than decoding this many bytes of text. With it, decoding on
-# the event loop takes at most about two milliseconds.
+# Each key or value counts as this many bytes more, since decoding it takes time. So decoding on the
+# event loop takes at most about two milliseconds.
 _BYTES_PER_ELEMENT = 16
 # Maximum number of bodies that wait for a thread or are being decoded. Each has been read fully.
 _MAX_JOBS = 512
 # Converting a byte of a response takes as long as decoding this many bytes of a request: large
 # responses consist of log probabilities, which have 20 bytes each.
 _BYTES_PER_RESPONSE_BYTE = 4
-# There is no limit: a response is always sent, and there are no more responses than requests.
+# Effectively no limit: a response is always sent, and there are no more responses than requests.
 _MAX_RESPONSES = 1 << 30
 
 Result = TypeVar("Result")
@@ -51,7 +52,7 @@ class CapacityShare(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Decoded(Generic[Result]):
-    """A decoded body, and its number of bytes without compression."""
+    """A decoded body, and its uncompressed size in bytes."""
 
     value: Result
     num_bytes: int
@@ -67,7 +68,7 @@ class Bodies:
 
     Args:
         max_body_bytes: Maximum size of one body, in bytes. All large bodies in progress together
-            may have eight times as many.
+            may have eight times this size.
         timeout_s: The maximum duration in seconds of receiving a body.
         stopping: Once set, waiting bodies are not decoded.
     """
@@ -87,12 +88,12 @@ class Bodies:
 
     @property
     def num_bytes(self) -> int:
-        """The bytes of the large bodies in progress."""
+        """The total size of the large bodies in progress, in bytes."""
         return self._in_progress.num_used
 
     @property
     def num_jobs(self) -> int:
-        """The number of jobs that wait for a thread or run."""
+        """The number of jobs that run or wait for a thread."""
         return self._pool.num_jobs
 
     @asynccontextmanager
@@ -188,7 +189,11 @@ class Bodies:
     async def _run(
         self, caller: CapacityShare, size: int, function: Callable[..., Result], *arguments: Any
     ) -> Result:
-        """Return `function(*arguments)`, called on a thread. Raises ApiError if too many wait."""
+        """Return `function(*arguments)`, called on a thread.
+
+        Raises:
+            ApiError: The pool has too many jobs.
+        """
         name, weight = caller.name, caller.weight
         try:
             return await self._pool.run(name, size, function, *arguments, weight=weight)
@@ -200,8 +205,8 @@ class Bodies:
 
 
 def _decoding_cost(content: bytes) -> int:
-    """Return the time that decoding takes, in bytes of plain text that take as long."""
-    if len(content) > _MEDIUM_BYTES:  # long enough to count as large without a look at its content
+    """Return the cost of decoding `content`, in bytes of plain text that take as long."""
+    if len(content) > _MEDIUM_BYTES:  # it is large, whatever its content
         return len(content)
     return len(content) + _BYTES_PER_ELEMENT * most_elements(content)
 
@@ -215,7 +220,7 @@ class _HeldBytes:
         self._num_held = 0
 
     def resize(self, num_bytes: int) -> None:
-        """Use as much as a body of this size needs. Raises ApiError if the capacity is full."""
+        """Use the capacity for a body of this size. Raises ApiError if too little is free."""
         wanted = num_bytes if num_bytes > SMALL_BYTES else 0
         more = wanted - self._num_held
         if more > 0:

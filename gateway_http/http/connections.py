@@ -19,7 +19,7 @@ class Connections:
 
     Args:
         max_connections: Maximum number of open connections.
-        max_per_address: Maximum number of open connections from one address. None: no limit.
+        max_per_address: Maximum number of open connections from one address; None for no limit.
     """
 
     def __init__(self, max_connections: int, max_per_address: int | None = None) -> None:
@@ -27,13 +27,13 @@ class Connections:
         self._max_per_address = max_per_address
         self._hosts: dict[Connection, str] = {}
         self._num_by_host: Counter[str] = Counter()
-        self._idle: dict[Connection, None] = {}  # idle longest first
+        self._idle: dict[Connection, None] = {}  # the one that has been idle longest is first
 
     def add(self, connection: Connection, host: str) -> bool:
-        """Count a new connection if there is room for it; return whether there is.
+        """Count a new connection if the limits permit it. Return whether they do.
 
         If a limit is reached, the connection that has been idle longest is closed to make room. If
-        it is the limit of an address, a connection of that address is closed.
+        it is the limit of an address, only connections of that address are considered.
         """
         if not (self._make_room_of(host) and self._make_room()):
             return False

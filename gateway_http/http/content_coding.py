@@ -12,14 +12,14 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# Maximum number of codings of one body. HTTP allows several, although a second one saves nothing.
+# Maximum number of codings of one body. HTTP allows any number, but a second one saves nothing.
 MAX_CODINGS = 2
 # 8 MiB, the maximum that senders may use: https://www.rfc-editor.org/rfc/rfc9659.
 _ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
 
 
 class _Decompressor(Protocol):
-    """A decompressor of any coding."""
+    """The interface that the decompressors of all codings share."""
 
     @property
     def eof(self) -> bool: ...
@@ -43,21 +43,22 @@ CODINGS: dict[str, Callable[[], _Decompressor]] = {
     "gzip": _gzip,
     "deflate": zlib.decompressobj,
     "zstd": _zstd,
-    "x-gzip": _gzip,  # an old name
+    "x-gzip": _gzip,  # an old name of gzip
 }
 
 
 def decompress(body: bytes, codings: Sequence[str], max_bytes: int) -> bytes:
-    """Return the body as it was before its codings were applied.
+    """Return the body without its codings.
 
-    It uses at most `max_bytes` of memory, even if the body expands to more.
+    Decompression uses at most `max_bytes` of memory, even if the body expands to more.
 
     Args:
         codings: Names in `CODINGS`, in the order in which they were applied.
         max_bytes: Maximum size of the result of each coding, in bytes.
 
     Raises:
-        ApiError: A result is larger, or the body is not one complete stream of its coding.
+        ApiError: A result exceeds `max_bytes`, or the body is not one complete stream of its
+            coding.
     """
     for coding in reversed(codings):
         body = _decompress(body, coding, max_bytes)
@@ -80,7 +81,7 @@ def _decompress(body: bytes, coding: str, max_bytes: int) -> bytes:
 
 
 def too_large(max_bytes: int) -> ApiError:
-    """Return the error for a body that has more than `max_bytes` bytes."""
+    """Return the error for a body of more than `max_bytes` bytes."""
     return ApiError(
         413, f"The body is too large: at most {max_bytes} bytes.", code="request_too_large"
     )

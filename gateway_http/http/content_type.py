@@ -13,7 +13,7 @@ _MAX_QUOTED = 100
 
 
 def check_content_type(headers: Headers) -> None:
-    """Raise ApiError if the body is not JSON by its content type, or not in UTF-8."""
+    """Raise ApiError if the content type is not JSON, or its charset is not UTF-8."""
     content_type = headers.get("content-type", "")
     media_type, _, parameters = content_type.partition(";")
     if media_type.strip().lower() != "application/json":
@@ -33,7 +33,7 @@ def content_codings(headers: Headers) -> list[str]:
     """Return the codings of the body in the order in which they were applied.
 
     Raises:
-        ApiError: One is not supported, or there are more than `MAX_CODINGS`.
+        ApiError: A coding is not supported, or there are more than `MAX_CODINGS`.
     """
     sent = ",".join(headers.getlist("content-encoding"))
     names = [name for part in sent.split(",") if (name := part.strip().lower())]
@@ -50,7 +50,7 @@ def content_codings(headers: Headers) -> list[str]:
 
 
 def _charset(content_type: str) -> str:
-    """Return the charset parameter in lower case; `utf-8` if there is none."""
+    """Return the charset parameter in lower case, or `utf-8` if there is none."""
     message = Message()
     message["content-type"] = content_type
     return (message.get_content_charset("utf-8") or "").strip()
@@ -61,7 +61,7 @@ def _unsupported(message: str) -> ApiError:
 
 
 def _unsupported_coding(message: str) -> ApiError:
-    """Return the error, with the header that the RFC requires.
+    """Return the error for an unsupported coding, with the header that the RFC requires.
 
     https://www.rfc-editor.org/rfc/rfc9110#section-15.5.16
     """

@@ -25,7 +25,7 @@ _EXPOSED = (
 )
 
 
-# Origins of pages that this machine serves. No site can have one of these names.
+# Origins of pages that this machine serves. No site on the internet can have one of these names.
 _LOCAL_ORIGINS = r"https?://(localhost|[a-z0-9.-]+\.localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?"
 
 
@@ -36,7 +36,7 @@ class Cors(CORSMiddleware):
     so a page can only send keys that it has itself.
 
     Args:
-        allow_origins: The allowed origins; `*` is any; None: those of localhost, at any port.
+        allow_origins: The allowed origins. `*` allows any; None allows localhost at any port.
     """
 
     def __init__(self, app: ASGIApp, allow_origins: Sequence[str] | None) -> None:
@@ -55,7 +55,7 @@ class Cors(CORSMiddleware):
         response = super().preflight_response(request_headers)
         if response.status_code == 200:
             return Response(status_code=204, headers=_without_body(response))
-        # Starlette allows it even if the origin is not allowed.
+        # Starlette sets it even if the origin is not allowed.
         del response.headers["access-control-allow-private-network"]
         message = bytes(response.body).decode()
         error = ErrorObject(f"{message}.", "invalid_request_error", None, "cors")

@@ -8,7 +8,7 @@ from gateway_http.protocol.error import ApiError
 
 
 def early_response(error: ApiError) -> bytes:
-    """Return the bytes of a response after which the connection is closed."""
+    """Return the bytes of an error response. Its headers announce that the connection closes."""
     body = msgspec.json.encode(error.body)
     status = HTTPStatus(error.status)
     headers = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items())

@@ -13,7 +13,7 @@ Handler = Callable[[Request], Awaitable[Response]] | ASGIApp
 """A function from a request to its response, or an ASGI application."""
 
 UNMATCHED = "unmatched"
-"""The label, in metrics and logs, of requests whose path is that of no endpoint."""
+"""The label, in metrics and logs, of requests whose path belongs to no endpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class Endpoint:
         response: The type of a JSON response, or the media type of another one.
         body: The type of the request's JSON body; None if it has none.
         event: The type of the events of a streamed response; None if it is never streamed.
-        errors: The statuses that it may respond with, but for success.
-        is_probe: True if monitoring calls it every few seconds: its requests are counted apart
-            and logged at debug level only.
+        errors: The error statuses that it may respond with.
+        is_probe: True if monitoring calls it every few seconds. Its requests are counted
+            separately, and logged at debug level only.
         is_public: True if it needs no API key.
     """
 
@@ -53,12 +53,12 @@ class Endpoint:
 
     @property
     def paths(self) -> tuple[str, str]:
-        """The paths that it is served at. The base URL of some clients lacks the `/v1`."""
+        """The path with and without `/v1`: some clients have a base URL that lacks the `/v1`."""
         return "/v1" + self.path.rstrip("/"), self.path
 
 
 class PathLabels:
-    """Finds the endpoint of a path, for logs and metrics: paths that clients make up are no labels.
+    """Maps the path of a request to its label in logs and metrics, of which there are few.
 
     Attributes:
         probes: The labels of endpoints that are probes.
@@ -66,7 +66,7 @@ class PathLabels:
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self._paths = frozenset(path for endpoint in endpoints for path in endpoint.paths)
-        # From the part before a parameter, which is always the last part, to the whole path.
+        # Maps the part before a parameter, which is always the last part, to the whole path.
         self._prefixes = {path.partition("{")[0]: path for path in self._paths if "{" in path}
         self.probes = frozenset(
             path for endpoint in endpoints if endpoint.is_probe for path in endpoint.paths

@@ -1,6 +1,6 @@
-"""Limits of the bytes of a request that are not its content: its head, and its chunks' heads."""
+"""Limits of the bytes of a request that are not content: its head, and the heads of its chunks."""
 
-# The limit of most servers and proxies. The API needs about 1 KiB.
+# Maximum size of a head in bytes, as in most servers and proxies. The API needs about 1 KiB.
 MAX_HEAD_BYTES = 64 << 10
 MAX_HEADERS = 100
 # The head of a chunk as clients write it: two line ends and a length of up to eight digits.
@@ -10,15 +10,15 @@ _CHUNK_HEAD_BYTES = 12
 class HeadSize:
     """The size of one head, or of the trailers of a body.
 
-    The parser reports parts of a head that are complete. It keeps an unfinished part, however long
-    it gets, so the received bytes are counted, too.
+    The parser reports parts of a head only when they are complete. An unfinished part can get long
+    in the parser's memory, so the received bytes are counted, too.
     """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Begin to count anew."""
+        """Set the count to 0."""
         self._num_parsed_bytes = 0
         self._num_received_bytes = 0
         self._num_headers = 0
@@ -33,7 +33,7 @@ class HeadSize:
         self._num_parsed_bytes += len(name) + len(value)
 
     def add_received(self, num_bytes: int) -> None:
-        """Count received bytes after which the head is not complete."""
+        """Count received bytes that do not complete the head."""
         self._num_received_bytes += num_bytes
 
     @property
@@ -46,7 +46,7 @@ class HeadSize:
 class ChunkOverhead:
     """The bytes of a chunked body that are neither content nor the heads of chunks.
 
-    They are extensions of chunks and trailers, which no client of the API needs.
+    These are chunk extensions and trailers, which no client of the API needs.
     """
 
     def __init__(self) -> None:
@@ -54,11 +54,11 @@ class ChunkOverhead:
         self._num_expected = 0
 
     def begin_body(self) -> None:
-        """Begin to count for the next request."""
+        """Set the count to 0 for the next request."""
         self._num_bytes = 0
 
     def begin_data(self) -> None:
-        """Begin to count for the data that has just been received."""
+        """Begin to count the data that has just been received."""
         self._num_expected = 0
 
     def add_content(self, num_bytes: int) -> None:
@@ -75,5 +75,5 @@ class ChunkOverhead:
 
     @property
     def is_exceeded(self) -> bool:
-        """True if there are as many bytes as a head may have."""
+        """True if there are more bytes than a head may have."""
         return self._num_bytes > MAX_HEAD_BYTES

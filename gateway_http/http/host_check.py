@@ -20,7 +20,7 @@ class HostCheck:
     `localhost`, its subdomains and IP addresses are always allowed: no site can have these names.
 
     Args:
-        allowed_hosts: Further names, without ports; `*` is any.
+        allowed_hosts: Further allowed names, without ports; `*` allows any.
     """
 
     def __init__(self, app: ASGIApp, allowed_hosts: Collection[str]) -> None:
@@ -45,7 +45,7 @@ class HostCheck:
 
 
 def host_name(host: str) -> str:
-    """Return the name or address in a `Host` header: `[::1]:8000` has `::1`."""
+    """Return the name or address in a `Host` header, such as `::1` for `[::1]:8000`."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].rstrip(".").lower()

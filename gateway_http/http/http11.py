@@ -1,7 +1,7 @@
 """HTTP/1.1 on one connection: uvicorn's protocol, with limits, timeouts and OpenAI's errors.
 
-Requests that are invalid, too large or too slow before the application has them are rejected here.
-The application itself has the timeout for an incomplete body, since it can send the response.
+Requests whose head is invalid, too large or too slow are rejected here, before the application gets
+them. The application enforces the timeout of a body, since it can send the response.
 
 This subclasses private classes of uvicorn, so pyproject.toml bounds uvicorn's version.
 """
@@ -38,9 +38,10 @@ class Limits:
         head_timeout_s: The maximum duration of receiving a head, from its first byte, or from the
             beginning of the connection.
         body_timeout_s: The maximum duration of receiving the rest of a body after the response.
-        write_timeout_s: The time for which a client may not read what it is sent.
-        max_connections: The most connections. For another one, an idle one is closed. If none is
-            idle, its request is rejected with 503. Twice as many are closed at once.
+        write_timeout_s: The maximum duration for which a client may not read its response.
+        max_connections: Maximum number of connections. If it is reached, an idle connection is
+            closed to make room for a new one. If none is idle, the new one's request is rejected
+            with 503. Above twice this number, new connections are closed at once.
     """
 
     head_timeout_s: float
@@ -50,7 +51,7 @@ class Limits:
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. It ends with a request that cannot be parsed or exceeds a limit."""
+    """One connection. It is closed after a request that cannot be parsed or exceeds a limit."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._arrival = ArrivalTimer(self.loop)
         self._head_size = HeadSize()
         self._chunk_overhead = ChunkOverhead()
-        self._fault: ApiError | None = None  # of the head
+        self._fault: ApiError | None = None  # why the head is rejected
         self._num_messages = 0
         self._is_in_head = False
         self._is_between_requests = True
@@ -97,7 +98,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._answering.message_event.set()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_surplus:  # not earlier: a client reads no response before it has sent a request
+        if self._is_surplus:  # only now, since a client sends its request before it reads
             self._rejections.count_cut("limit")
             self._reject(
                 ServiceUnavailable(
@@ -133,7 +134,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self.send_400_response("")
 
     def _feed(self, data: bytes) -> None:
-        """Parse received data. A request that asks for another protocol is served with this one."""
+        """Parse received data. A request for another protocol is served with HTTP/1.1."""
         rest = memoryview(data)
         while True:
             try:
@@ -228,7 +229,7 @@ class HttpProtocol(HttpToolsProtocol):
     # Rejections.
 
     def send_400_response(self, msg: str) -> None:
-        """Reject what the parser could not parse, for the reason found here or else for `msg`."""
+        """Reject a request that cannot be parsed. `msg` is used if no fault has been found here."""
         if self._fault is not None:
             self._reject(self._fault)
         elif self._head_size.is_exceeded:
@@ -257,7 +258,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _on_late_head(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
-            # It is pipelined after a request whose response is in progress.
+            # The request is pipelined: the response to an earlier one is in progress.
             self._arrival.start(self._limits.head_timeout_s, self._on_late_head)
             return
         if self._is_between_requests:  # no request has begun, so the client reads no response
@@ -279,7 +280,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _cut(self, reason: str) -> None:
-        """Close the connection without sending what is waiting to be sent."""
+        """Close the connection at once, and drop bytes that have not been sent yet."""
         if self._is_cut:
             return
         self._is_cut = True

@@ -1,4 +1,4 @@
-"""Rules of HTTP about the head of a request that the parser does not check, and HTTP/1.0."""
+"""Checks of a request's head that the parser does not make, and responses to HTTP/1.0."""
 
 import re
 import sys
@@ -14,7 +14,7 @@ _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=\[\]:-]*")
 
 
 def head_fault(headers: Sequence[tuple[bytes, bytes]], version: str) -> ApiError | None:
-    """Return what is wrong with the headers of a request of HTTP `version`; None if nothing is.
+    """Return the error of the headers of a request of HTTP `version`, or None if they are valid.
 
     https://www.rfc-editor.org/rfc/rfc9112#section-3.2 and
     https://www.rfc-editor.org/rfc/rfc9110#section-10.1.1 define the rules.
@@ -37,10 +37,10 @@ def head_fault(headers: Sequence[tuple[bytes, bytes]], version: str) -> ApiError
 
 
 def without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
-    """Return `app` for a request of HTTP/1.0: its connection ends a response of unknown length.
+    """Return `app` for a request of HTTP/1.0, without chunks in responses of unknown length.
 
-    uvicorn sends such a response in chunks, which HTTP/1.0 does not have. It closes each connection
-    of HTTP/1.0 after one response.
+    HTTP/1.0 has no chunks, but uvicorn would send them. Instead, the end of the connection ends the
+    response: uvicorn closes each connection of HTTP/1.0 after one response.
     """
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:

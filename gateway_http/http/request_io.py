@@ -26,9 +26,9 @@ def json_response(
 async def while_connected(
     receive: Receive, stopping: asyncio.Event, work: Coroutine[object, object, Result]
 ) -> Result:
-    """Return the work's result. Cancel it if the client disconnects or `stopping` is set.
+    """Return the result of `work`. Cancel `work` if the client disconnects or `stopping` is set.
 
-    The body must have been read, so that `receive` can only return a disconnect.
+    The body must have been read before: then `receive` can only return a disconnect.
 
     Raises:
         ClientDisconnect: The client has disconnected.

@@ -35,8 +35,8 @@ class RequestLog:
 
     An exception becomes an error response, unless the response has begun.
 
-    Probes are counted apart, logged at debug level and not traced: they arrive every few seconds,
-    and would dominate rates and percentiles.
+    Probes are counted separately, logged at debug level and not traced. They arrive every few
+    seconds, and would dominate rates and percentiles.
 
     Args:
         metrics: The gateway's metrics.
@@ -143,13 +143,14 @@ class RequestLog:
 
 
 class RequestContext:
-    """One request and its response, from the head of the one to the end of the other.
+    """One request and its response, from the request's head to the response's end.
 
     Attributes:
         record: The facts for the log line and the metrics.
         request_id: The client's id, or a new one.
         status: The status of the response; 499 until its head is sent.
-        first_byte_s: The time in seconds to the head of the response; None if it has not been sent.
+        first_byte_s: The time in seconds from the head of the request to that of the response; None
+            if it has not been sent.
         limit_headers: Returns the headers about the caller's limits. It is called when the head is
             sent.
     """
@@ -167,7 +168,7 @@ class RequestContext:
         self.limit_headers: Callable[[], Mapping[str, str]] = dict
 
     def suggest_id(self, request_id: str) -> None:
-        """Use the id from the body, unless there is one in a header."""
+        """Use the id from the body, unless a header has one."""
         if not self._is_id_sent:
             self.request_id = request_id
             structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -177,7 +178,7 @@ class RequestContext:
         return time.perf_counter() - self._started_at_s
 
     async def send(self, message: Message) -> None:
-        """Send a message of the response, whose head gets the headers of every response."""
+        """Send a message of the response. Adds the headers that every response has to its head."""
         if message["type"] == "http.response.start":
             self.first_byte_s = self.elapsed_s()
             self.status = message["status"]
@@ -186,7 +187,7 @@ class RequestContext:
             headers.update(self.limit_headers())
             headers["openai-processing-ms"] = str(round(self.first_byte_s * 1000))
             if self._draining.is_set():
-                # A request on a connection that is being closed would be lost.
+                # A later request on a connection that is being closed would be lost.
                 headers["connection"] = "close"
         await self._send(message)
 
@@ -198,7 +199,10 @@ def _normalized_path(scope: Scope) -> str:
 
 
 def _sent_id(headers: Headers) -> str:
-    """Return the client's id without characters that are unfit for headers and logs; "" if none."""
+    """Return the client's id without characters that are unfit for headers and logs.
+
+    Return "" if the client sent none.
+    """
     for name in ("x-request-id", "x-client-request-id"):
         if sent := re.sub(r"[^\x21-\x7e]", "", headers.get(name, "")):
             return sent[:_MAX_REQUEST_ID]

@@ -12,9 +12,9 @@ from gateway_http.http.endpoint import UNMATCHED
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
 
-# Names come from the client.
+# Maximum length of names in the log. Names come from the client.
 _MAX_NAME_CHARS = 200
-# Causes come from gRPC, with the addresses that it tried to connect to.
+# Maximum length of causes in the log. They come from gRPC and contain all addresses that it tried.
 _MAX_CAUSE_CHARS = 300
 
 _log = structlog.get_logger(__name__)
@@ -25,8 +25,8 @@ class RequestRecord:
     """The facts of one request that its log line and metrics report. Handlers fill them in.
 
     Attributes:
-        model: The name in the request.
-        first_token_s: The time in seconds to the first token of a stream.
+        model: The name of the model in the request.
+        first_token_s: The time in seconds from the request to the first token of a stream.
         reason: The reason of a failure.
         param: The parameter that the failure is about.
         cause: gRPC's message about a service that cannot be called.
@@ -46,13 +46,13 @@ class RequestRecord:
     cause: str = ""
 
     def fail(self, error: ApiError) -> None:
-        """Record why the request failed, without the message: it may quote the request."""
+        """Record why the request failed. The message is left out: it may quote the request."""
         self.reason = error.reason
         self.param = error.body.error.param or ""
         self.cause = error.cause
 
     def log_fields(self) -> dict[str, Any]:
-        """Return the known fields. None contains a part of a prompt or a completion."""
+        """Return the known fields. No field contains a part of a prompt or a completion."""
         first_token_ms = None if self.first_token_s is None else milliseconds(self.first_token_s)
         fields = {
             "client": self.client,
@@ -72,7 +72,7 @@ class RequestRecord:
 
 
 class EarlyRejections:
-    """Counts and logs rejections before the application: of connections, handshakes and heads.
+    """Counts and logs connections, TLS handshakes and heads that the application never gets.
 
     Clients can cause any number of these without a key, so the number of log lines is limited.
     """
@@ -89,7 +89,7 @@ class EarlyRejections:
         self._limited_log.write(_log.info, "request_rejected", kind=reason, **fields)
 
     def note_cut(self, reason: str, client: str) -> None:
-        """Record a connection that was closed without a response, or during one."""
+        """Record a connection that was closed without a response, or during a response."""
         self.count_cut(reason)
         fields = {"reason": reason, "client": client}
         self._limited_log.write(_log.info, "connection_cut", kind=reason, **fields)
@@ -106,7 +106,7 @@ class EarlyRejections:
 
 
 def milliseconds(seconds: float) -> float:
-    """Return a time in milliseconds, as log lines have it."""
+    """Return a time in milliseconds, rounded for log lines."""
     return round(seconds * 1000, 1)
 
 

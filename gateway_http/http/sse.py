@@ -4,7 +4,7 @@ import msgspec
 from starlette.types import Send
 
 PING = b": ping\n\n"
-"""A comment. Clients skip it, and proxies keep the connection open."""
+"""A comment. Clients skip it. Proxies see traffic, and keep the connection open."""
 
 _DONE = b"data: [DONE]\n\n"
 _HEADERS = [
@@ -16,7 +16,7 @@ _HEADERS = [
 _encode = msgspec.json.Encoder().encode
 
 
-# Further line ends of Unicode, which JSON does not escape. Clients that split a stream with
+# Unicode has further line ends, which JSON does not escape. Clients that split a stream with
 # `str.splitlines`, as httpx's `iter_lines` does, would split events at them.
 _LINE_ENDS = {
     "\u0085".encode(): rb"\u0085",
@@ -26,7 +26,7 @@ _LINE_ENDS = {
 
 
 def event(data: msgspec.Struct) -> bytes:
-    """Return the event with `data` as JSON, which has no line end of any kind."""
+    """Return the event with `data` as JSON. The JSON contains no line end of any kind."""
     text = _encode(data)
     if not text.isascii():
         for line_end, escaped in _LINE_ENDS.items():
@@ -35,8 +35,8 @@ def event(data: msgspec.Struct) -> bytes:
 
 
 class EventStream:
-    """A response of events. Its head is sent with the first event, so that the request can be
-    rejected with an error response until then.
+    """A response that consists of events. Its head is sent with the first event. Until then, the
+    request can be rejected with an error response.
 
     Attributes:
         is_open: True once the head has been sent.

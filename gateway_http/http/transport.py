@@ -1,4 +1,4 @@
-"""A transport that notices when its client does not read."""
+"""A transport with a timeout for clients that do not read."""
 
 import array
 import asyncio
@@ -10,9 +10,9 @@ from typing import Any
 # Linux's request for the number of unsent bytes in a socket's queue. It does not include sent bytes
 # that are not acknowledged yet.
 _SIOCOUTQNSD = 0x894B
-# The number of checks within the timeout.
+# The number of checks within one timeout.
 _CHECKS = 16
-# A client that reads this many bytes within the timeout does not exceed it, even if more wait.
+# If a client reads this many bytes within the timeout, the timeout begins anew.
 _ENOUGH_BYTES = 64 << 10
 
 
@@ -28,8 +28,8 @@ class ClientTransport:
 
     Args:
         transport: The transport of the connection.
-        timeout_s: The time in seconds for which the client may not read.
-        on_unread: Called once if the client does not read.
+        timeout_s: The timeout in seconds for a client that does not read.
+        on_unread: Called once, if the client exceeds the timeout.
         loop: The event loop.
     """
 
@@ -46,8 +46,8 @@ class ClientTransport:
         self._loop = loop
         self._num_written = 0
         self._check: asyncio.TimerHandle | None = None
-        # While bytes wait: the time at which the timeout began, and the number of bytes that must
-        # have been sent for it to begin anew.
+        # None if no bytes wait. Otherwise the time at which the timeout began, and the number of
+        # bytes that must have been sent for it to begin anew.
         self._waiting: tuple[float, int] | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -86,7 +86,7 @@ class ClientTransport:
     def _num_unsent(self) -> int:
         """Return the bytes that wait in this process and, on Linux, in the kernel."""
         num_bytes = array.array("i", [0])
-        # The socket is closed, or the system lacks the request.
+        # The errors: the socket is closed, or the system does not support this request.
         with suppress(OSError, ValueError):
             fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), _SIOCOUTQNSD, num_bytes)
         return num_bytes[0] + self._transport.get_write_buffer_size()

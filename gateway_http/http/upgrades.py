@@ -1,7 +1,7 @@
 """Requests that ask for another protocol, which are served with HTTP/1.1.
 
-Java's HTTP client asks for HTTP/2 (`Upgrade: h2c`) with its first request, body and all. httptools
-stops at the end of such a head, since it takes what follows for the other protocol.
+Java's HTTP client asks for HTTP/2 (`Upgrade: h2c`) with its first request, which may have a body.
+httptools stops at the end of such a head: it takes the following bytes for the other protocol.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ _FRAMING = {b"content-length", b"transfer-encoding"}
 class UpgradedRequest:
     """Continues after the head of a request that asks for another protocol, with a new parser.
 
-    The new parser gets a head that frames the same body. What it reports of that head is dropped;
-    everything else goes to `protocol`.
+    The new parser gets a head that frames the same body. Its callbacks for that head are ignored;
+    all others are passed to `protocol`.
 
     Attributes:
         parser: The new parser.
@@ -29,10 +29,10 @@ class UpgradedRequest:
         self.on_chunk_header = protocol.on_chunk_header
         self.on_message_complete = protocol.on_message_complete
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # uvicorn sets it, too
 
     def replay_head(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """Give the parser a head with those of `headers` that frame the body.
+        """Feed the parser a head that contains only those of `headers` that frame the body.
 
         A request without a body is complete after this.
         """

@@ -1,1 +1,1 @@
-"""The OpenAPI document of what this gateway serves, and a page that shows it."""
+"""The OpenAPI document of the gateway's API, and a page that shows it."""

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the table of endpoints and the structs that it names."""
+"""Makes the OpenAPI 3.1 document from the table of endpoints and the structs that it names."""
 
 import re
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ _PROMPT_LIST: _Schema = {
     "minItems": _PROMPTS.min_size,
     "maxItems": _PROMPTS.max_size,
 }
-# Without what only Python's regular expressions have.
+# The pattern lacks the parts that only Python's regular expressions support.
 _REQUEST_ID: _Schema = {
     "anyOf": [{"type": "string", "pattern": f"^{REQUEST_ID_PATTERN}$"}, {"type": "null"}]
 }
@@ -189,7 +189,7 @@ def _schemas(endpoints: Sequence[Endpoint]) -> _Schema:
 
 
 def _types(endpoints: Sequence[Endpoint]) -> list[type[msgspec.Struct]]:
-    """Return the structs that endpoints name, and that of errors."""
+    """Return the structs that the endpoints name, and the struct of errors."""
     types: list[type[msgspec.Struct]] = [ErrorBody]
     for endpoint in endpoints:
         for kind in (endpoint.body, endpoint.event, endpoint.response):
@@ -208,7 +208,7 @@ def _describe(struct: type[msgspec.Struct], schema: _Schema, *, is_body: bool) -
             del properties[name]
             continue
         if is_body:
-            properties[name].pop("default", None)  # null, which is the same as absent
+            properties[name].pop("default", None)  # the default, null, means absent
         if (struct, name) in _PRECISE_SCHEMAS:
             properties[name] = dict(_PRECISE_SCHEMAS[struct, name])
         else:
@@ -225,13 +225,13 @@ def _limit(schema: _Schema, limits: Limits) -> None:
         match branch.get("type"):
             case "integer" | "number":
                 _limit_number(branch, limits)
-            case "string":  # beside a list, it is the same as a list of one
+            case "string":  # beside a list, a string means a list of one
                 own = limits.element or Limits() if has_list else limits
                 _limit_size(branch, own, "minLength", "maxLength")
             case "array":
                 _limit_size(branch, limits, "minItems", "maxItems")
                 _limit(branch.get("items", {}), limits.element or Limits())
-            case "object" if limits.element is not None:  # a map, and not JSON that is text in gRPC
+            case "object" if limits.element is not None:  # a map, not JSON sent as text
                 _limit_size(branch, limits, "minProperties", "maxProperties")
                 _limit(branch["additionalProperties"], limits.element)
                 if limits.key is not None:
@@ -240,7 +240,7 @@ def _limit(schema: _Schema, limits: Limits) -> None:
 
 def _limit_number(schema: _Schema, limits: Limits) -> None:
     unlimited = Limits()
-    # -1 is a value of its own over HTTP.
+    # Over HTTP, -1 is allowed and has a special meaning.
     if limits.minimum != unlimited.minimum and schema.get("minimum") != -1:
         schema["minimum"] = limits.minimum
     if limits.above != unlimited.above:

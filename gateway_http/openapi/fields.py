@@ -13,7 +13,8 @@ from msgspec import Meta, Struct, inspect
 from chatrpc.v1.comments import COMMENTS
 from gateway_http.protocol import completion, request, response, sampling, tokens
 
-# The messages that a struct's fields are looked up in. Others are those of the struct's own name.
+# The messages in which the fields of a struct are looked up. A struct that is not listed has the
+# message of its own name.
 _MESSAGES: Mapping[type[Struct], tuple[str, ...]] = {
     sampling.SamplingParameters: ("SamplingParams",),
     sampling.GenerationRequest: (
@@ -51,8 +52,8 @@ class Field(NamedTuple):
     """A field of the HTTP API.
 
     Args:
-        proto_fields: The proto fields that it stands for, such as `SamplingParams.temperature`.
-            Empty if it stands for none.
+        proto_fields: The proto fields that it is converted to, such as
+            `SamplingParams.temperature`. Empty if there are none.
         is_rejected: True if every value except null is rejected.
     """
 
@@ -71,7 +72,7 @@ def _field(struct: type[Struct], name: str, hint: Any) -> Field:
     """Make a field from the notes in its annotation.
 
     Raises:
-        KeyError: It has no note, and no proto field of this name is in the struct's messages.
+        KeyError: The field has no note, and the struct's messages have no field of this name.
     """
     notes = [meta for meta in getattr(hint, "__metadata__", ()) if isinstance(meta, Meta)]
     extra = {key: value for meta in notes for key, value in (meta.extra or {}).items()}
@@ -89,7 +90,7 @@ def _field(struct: type[Struct], name: str, hint: Any) -> Field:
 
 
 def structs_within(roots: Iterable[type[Struct]]) -> Iterator[type[Struct]]:
-    """Yield structs and those that their fields contain, each once."""
+    """Yield each struct of `roots`, and each struct that their fields contain, once."""
     found: dict[type[Struct], None] = {}
     for root in roots:
         _add_structs(inspect.type_info(root), found)
@@ -97,7 +98,7 @@ def structs_within(roots: Iterable[type[Struct]]) -> Iterator[type[Struct]]:
 
 
 def _add_structs(node: Any, found: dict[type[Struct], None]) -> None:
-    """Add the structs of a description of a type, which is a tree of msgspec's own structs."""
+    """Add the structs in `node`, msgspec's description of a type, which is a tree."""
     if isinstance(node, tuple):
         for each in node:
             _add_structs(each, found)

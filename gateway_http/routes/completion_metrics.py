@@ -61,7 +61,7 @@ class CompletionMetrics:
         choices: Sequence[Any] = completion.choices
         self._record.finish_reasons = [choice.finish_reason for choice in choices]
         usage = completion.usage
-        if isinstance(usage, Usage):  # a whole completion always has it
+        if isinstance(usage, Usage):  # always true for a whole completion
             cached = usage.prompt_tokens_details.cached_tokens
             self._note(usage.prompt_tokens, cached, usage.completion_tokens)
 

@@ -12,7 +12,7 @@ from gateway_http.openapi.document import document
 from gateway_http.routes.probes import VERSION
 from gateway_http.routes.request_state import endpoints_of
 
-# The page fetches the document and nothing else; the browser enforces it.
+# The browser enforces this policy: the page may fetch only the document.
 _PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -1,4 +1,4 @@
-"""Handling that chat and text completions share: as a whole, or as a stream of events."""
+"""Serves chat and text completions, as a whole or as a stream of events."""
 
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
@@ -42,7 +42,7 @@ _Chunk_contra = TypeVar("_Chunk_contra", contravariant=True)
 class Events(Protocol[_Chunk_contra]):
     """Converts the chunks of one stream to OpenAI's events."""
 
-    is_started: bool  # an event with a token has been returned
+    is_started: bool  # true once an event with a token has been returned
 
     def push(self, chunk: _Chunk_contra, model: str, /) -> "list[Any]":
         """Return the events of a chunk; `model` is the name for clients, "" if it names none."""
@@ -59,7 +59,7 @@ class Received(Generic[_Body, _Params]):
 
     Attributes:
         body: The body, without the model's input.
-        params: The parameters of the RPC, without the model; or why they cannot be made.
+        params: The parameters of the RPC, without the model, or the error of their conversion.
         names: The client's names of parameters that have several names; see `param_of`.
     """
 
@@ -78,7 +78,7 @@ class Operation(Generic[_Body, _Params, _Whole, _Chunk]):
         names: Returns the client's names of parameters; see `param_of`.
         create: The RPC of a whole completion.
         stream: The RPC of a streamed completion.
-        completion: Converts a whole completion; takes the name of its model for clients.
+        completion: Converts a whole completion, given the name of its model for clients.
         events: Makes the converter of a stream.
     """
 
@@ -93,8 +93,8 @@ class Operation(Generic[_Body, _Params, _Whole, _Chunk]):
     def receive(self, content: bytes) -> Received[_Body, _Params]:
         """Decode and convert a body. Raises ApiError if it cannot be decoded.
 
-        Both happen in one step, so that large bodies do not wait half converted and use the memory
-        of both forms.
+        Both happen in one step. Otherwise large bodies would wait between the steps, and use the
+        memory of both forms.
         """
         body = self.decode(content)
         names = self.names(body)
@@ -202,7 +202,7 @@ class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
             self._body,
         )
         metrics.note_completion(completion)
-        charge.charge_used()  # before the head, whose headers report what is left
+        charge.charge_used()  # before the head is sent: it reports the remaining tokens
         await http_response(request.scope, request.receive, self._send)
 
     async def _stream(self, charge: TokenCharge) -> None:
@@ -248,8 +248,8 @@ class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
         await stream.write(b"".join(map(sse.event, events.finish())))
 
     def _message(self, rpc: Rpc[Any, Any], route: Route, charge: TokenCharge) -> Any:
-        """Return the message of a call: a copy of the parameters, with the service's name of the
-        model, and with the caller's output limit if the request has none.
+        """Return the message of a call. It is a copy of the parameters with the service's name of
+        the model. If the request has no output limit, it has the caller's.
         """
         message = rpc.request_type(params=self._params)
         message.params.model = route.model
@@ -262,5 +262,5 @@ class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
 
 
 def _encoded(events: Events[_Chunk], chunk: _Chunk, model: str) -> bytes:
-    """Return the events of a chunk, encoded."""
+    """Return the encoded events of a chunk."""
     return b"".join(map(sse.event, events.push(chunk, model)))

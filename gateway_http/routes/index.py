@@ -33,7 +33,7 @@ _PAGE_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-a
 
 
 async def index(request: Request) -> Response:
-    """Return JSON, or a page if the client accepts HTML. It needs no key and names no model."""
+    """Return JSON, or a page if the client accepts HTML. No key is needed, so no model is named."""
     headers = {"vary": "Accept"}
     if "text/html" not in request.headers.get("accept", "").lower():
         return Response(_JSON, headers=headers, media_type="application/json")

@@ -22,8 +22,8 @@ from gateway_http.upstream.registry import Entry, RegisteredModel, WholeService
 from gateway_http.upstream.router import Route
 from gateway_http.upstream.rpcs import GET_MODEL
 
-_TIMEOUT_S = 5.0  # for all services together
-_MAX_CALLS = 32  # at the same time
+_TIMEOUT_S = 5.0  # the timeout of all calls together
+_MAX_CALLS = 32  # maximum number of concurrent calls
 
 _UNKNOWN_OWNER = "unknown"
 _REJECTIONS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
@@ -50,7 +50,7 @@ async def list_models(request: Request) -> Response:
             models.extend(listed)
         elif isinstance(listed, grpc.aio.AioRpcError) and listed.code() in _REJECTIONS:
             rejections.append(listed)
-        elif not isinstance(listed, ApiError):  # which means that the service lacks the model
+        elif not isinstance(listed, ApiError):  # an ApiError means that the service lacks the model
             raise listed
     if rejections and not models:
         raise rejections[0]
@@ -72,7 +72,7 @@ async def _models_of(
     """Return the models of an entry that the caller may use.
 
     Args:
-        entry: The entry.
+        entry: The entry of the routing table.
         request: The request.
         limit: Limits the number of concurrent calls.
         end_s: The deadline, a time of `time.monotonic()`.

@@ -17,14 +17,14 @@ from gateway_http.routes.request_state import (
     settings_of,
 )
 
-# Less than the period of a probe. A service that takes longer to respond is not ready.
+# It is less than the period of a probe. A service that takes longer to respond is not ready.
 _READY_TIMEOUT_S = 2
 
 VERSION = version_of("chatrpc")
 
 
 async def healthz(_: Request) -> Response:
-    """Return 200: the event loop runs."""
+    """Return 200. A response shows that the event loop runs."""
     return Response("ok\n", media_type="text/plain")
 
 

@@ -41,7 +41,7 @@ def bodies_of(request: Request) -> Bodies:
 
 
 def is_draining(request: Request) -> bool:
-    """Return whether the gateway is shutting down, and accepts requests for a last while."""
+    """Return whether the gateway is shutting down. Until it exits it may still accept requests."""
     draining: asyncio.Event = request.app.state.draining
     return draining.is_set()
 
@@ -73,7 +73,7 @@ def call_metadata_of(request: Request) -> CallMetadata:
 
 
 async def run_while_connected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Return the work's result. Cancel it if the client disconnects or the gateway stops.
+    """Return the result of `work`. Cancel `work` if the client disconnects or the gateway stops.
 
     Raises:
         ClientDisconnect: The client has disconnected.

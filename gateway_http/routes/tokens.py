@@ -45,8 +45,8 @@ async def detokenize(request: Request) -> Response:
 def _receive_tokenize(
     content: bytes,
 ) -> tuple[TokenizeRequest, model_service_pb2.TokenizeRequest | ApiError]:
-    """Decode and convert a body. Return it with the message without a model, or with the error
-    because of which there is no message.
+    """Decode and convert a body. Return the body, and the message without a model or the error of
+    its conversion.
 
     Raises:
         ApiError: The body cannot be decoded.
@@ -102,12 +102,12 @@ async def _detokenized(request: Request, body: DetokenizeRequest) -> Response:
 
 
 async def _model_name(request: Request, name: str | None) -> str:
-    """Return the model that a request names, or the first one.
+    """Return the model that a request names, or the first one if it names none.
 
-    llama.cpp's clients name none, since its server has only one.
+    llama.cpp's clients name no model, since its server has only one.
 
     Raises:
-        ApiError: The caller may not use the model, or there is none.
+        ApiError: The caller may not use the model, or there is no model.
     """
     caller, router = caller_of(request), router_of(request)
     context_of(request).record.model = name or ""

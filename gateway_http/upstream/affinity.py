@@ -1,4 +1,4 @@
-"""Keys by which calls reach the same replica: calls of one session, or with one prompt prefix."""
+"""Keys that send calls of one session, or with one prompt prefix, to the same replica."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +23,8 @@ class AffinityFields(Generic[Request]):
     Attributes:
         session: Returns the session that a request names; "" for none.
         prompt: Yields the texts of its prompt, in the order in which the model reads them.
-        cache_salt: Returns the text without which no cached prefix is shared; "" for none.
+        cache_salt: Returns the salt of a request; "" for none. Only requests with the same salt
+            share cached prefixes.
     """
 
     session: Callable[[Request], str]
@@ -33,16 +34,16 @@ class AffinityFields(Generic[Request]):
 
 @dataclass(frozen=True)
 class SessionAffinity:
-    """One key a session: the header's, else the prompt cache key, else the user."""
+    """Makes one key for each session, from the header, else the prompt cache key, else the user."""
 
     def key(
         self, session_id: str, fields: AffinityFields[Request] | None, request: Request
     ) -> str | None:
-        """Return the key of a call; None if any replica will do.
+        """Return the key of a call, or None if any replica can take it.
 
         Args:
             session_id: The session that the HTTP request's header names; "" for none.
-            fields: The parts of `request` that matter; None if the RPC has none.
+            fields: The parts of `request` that are used; None if the RPC has none.
         """
         session = session_id or ("" if fields is None else fields.session(request))
         return _digest([session]) if session else None
@@ -50,7 +51,7 @@ class SessionAffinity:
 
 @dataclass(frozen=True)
 class PrefixAffinity:
-    """One key a prompt prefix: a replica that has computed one has it cached."""
+    """Makes one key for each prompt prefix. A replica that has computed a prefix has it cached."""
 
     num_chars: int = 1024
 
@@ -60,7 +61,7 @@ class PrefixAffinity:
         fields: AffinityFields[Request] | None,
         request: Request,
     ) -> str | None:
-        """Return the key of a call; None if it has no prompt."""
+        """Return the key of a call, or None if it has no prompt."""
         if fields is None:
             return None
         prefix = _texts_until(fields.prompt(request), self.num_chars)
@@ -108,7 +109,7 @@ COMPLETION: AffinityFields[Any] = AffinityFields(
 
 
 def _texts_until(texts: Iterable[str], num_chars: int) -> Iterator[str]:
-    """Yield the first `num_chars` characters of all texts, and read no text beyond them."""
+    """Yield the first `num_chars` characters of all texts together. Does not read further texts."""
     for text in texts:
         yield text[:num_chars]
         num_chars -= len(text)
@@ -117,7 +118,7 @@ def _texts_until(texts: Iterable[str], num_chars: int) -> Iterator[str]:
 
 
 def _digest(texts: Iterable[str]) -> str:
-    """Return a key that is fit for metadata, whatever the length and characters of the texts."""
+    """Return a hash of the texts. It is short and ASCII, as metadata must be."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode(errors="surrogatepass"))

@@ -12,7 +12,7 @@ Metadata = list[tuple[str, str | bytes]]
 
 CALLER_KEY = "chatrpc-caller-bin"
 
-# Metadata values can contain only these characters. Longer values are not passed on.
+# The values that are passed on: metadata allows only these characters, and we limit the length.
 _PRINTABLE = re.compile(r"[\x20-\x7e]{1,1024}")
 
 
@@ -21,7 +21,7 @@ class CallMetadata:
     """The metadata of all calls that one HTTP request makes.
 
     Attributes:
-        secret: The API key to send: the caller's or the gateway's own. None: no key is sent.
+        secret: The API key to send: the caller's or the gateway's own. None if no key is sent.
         is_own_secret: True if `secret` is the gateway's own.
         caller: The caller's identity in the gateway; None if it has none.
         session_id: The session that the request's header names; "" for none.
@@ -44,7 +44,7 @@ class CallMetadata:
         """Return the metadata for an HTTP request.
 
         Args:
-            headers: Those of the HTTP request, with names in lower case.
+            headers: The headers of the HTTP request, with names in lower case.
             request_id: The request's id.
             caller: The caller's identity in the gateway; None if it has none.
             own_secret: The gateway's own key, sent instead of the caller's; None if it has none.
@@ -77,10 +77,10 @@ class CallMetadata:
 
 
 def _sendable_secret(headers: Mapping[str, str]) -> str | None:
-    """Return the caller's key, which the service checks; None if metadata cannot hold it.
+    """Return the caller's key for the service, or None if metadata cannot contain it.
 
-    If there are several keys, it is the one that the gateway itself checks: gateway and service
-    must not take the caller for two different ones.
+    If there are several keys, it is the one that the gateway itself checks. So the gateway and the
+    service identify the same caller.
     """
     secret = sent_secret(headers.items())
     return secret if secret and _PRINTABLE.fullmatch(secret) else None

@@ -1,7 +1,7 @@
 """The gRPC channel to one service, and calls on it.
 
-A call is cancelled when its caller leaves, however it leaves. gRPC does not cancel a call that is
-merely dropped, and the service would go on generating.
+A call is cancelled when the code that reads it returns, fails or is cancelled. gRPC does not cancel
+a call that is no longer read, and the service would go on generating.
 """
 
 import asyncio
@@ -17,17 +17,17 @@ from gateway_http.upstream.rpcs import Request, Response, Rpc
 from gateway_http.upstream.tracing import call_span
 
 OPTIONS = [
-    # Servers close connections whose client pings more often.
+    # gRPC servers close a connection if its client pings more often.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # A service that restarts is found within seconds; gRPC's default is two minutes.
+    # A restarted service is reached within seconds. gRPC's default is two minutes.
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # So is one at another address. Names are resolved again when a connection ends.
+    # So is a service at a new address. Names are resolved again when a connection ends.
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     ("grpc.max_receive_message_length", 32 << 20),
     # If a stream's client does not read, 64 KiB wait here, and flow control stops the service.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.max_send_message_length", -1),  # max_body_bytes bounds it
+    ("grpc.max_send_message_length", -1),  # `max_body_bytes` limits requests already
     # Larger requests are never retried. gRPC's default is smaller than a long conversation.
     ("grpc.per_rpc_retry_buffer_size", 64 << 20),
 ]
@@ -55,10 +55,10 @@ class Upstream:
     def __init__(self, connection: Connection) -> None:
         self._health_name = connection.health_name
         self._channel = _channel(connection)
-        # Connect now: otherwise the first calls all go to the replica that connects first.
+        # Connect now. Otherwise the first calls would all go to the replica that connects first.
         self._channel.get_state(try_to_connect=True)
         self._methods: dict[Rpc[Any, Any], Any] = {}
-        # The type stubs of this package lack its methods.
+        # The package's type stubs lack the stub's methods.
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
 
     @property
@@ -87,8 +87,8 @@ class Upstream:
     ) -> AsyncGenerator[Response | None, None]:
         """Yield the responses of a streamed RPC, and None whenever none arrived for `idle_s`.
 
-        Once there is a first item, the request is admitted and will not be rejected. The first item
-        is None if the service reports the admission before its first response.
+        After the first item, the request is admitted and will not be rejected. The first item is
+        None if the service reports the admission before its first response.
         """
         with call_span(rpc, request) as trace:
             metadata = (*options.metadata, *trace)
@@ -98,7 +98,7 @@ class Upstream:
                 initial_metadata = await call.initial_metadata()
                 timeout_s = 0.0 if _ADMITTED_KEY in dict(initial_metadata) else None
                 while True:
-                    # Not wait_for: it would cancel the read, and with it the call.
+                    # `wait_for` would cancel the read, and with it the call.
                     await asyncio.wait({read}, timeout=timeout_s)
                     timeout_s = idle_s
                     if not read.done():
@@ -114,7 +114,7 @@ class Upstream:
                 read.cancel()
 
     async def is_ready(self, timeout_s: float) -> bool:
-        """Return whether the service reports that it serves the connection's health name."""
+        """Return whether the service reports the connection's health name as serving."""
         response = await self._health.Check(
             health_pb2.HealthCheckRequest(service=self._health_name), timeout=timeout_s
         )

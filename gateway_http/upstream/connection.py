@@ -24,7 +24,7 @@ class Tls:
 
 @dataclass(frozen=True)
 class Connection:
-    """Everything that determines a channel: equal connections share one.
+    """Everything that determines a channel. Equal connections share one channel.
 
     Args:
         target: Any gRPC target, such as `dns:///name:50051` or `ipv4:10.0.0.1:1,10.0.0.2:1`.
@@ -63,9 +63,9 @@ def read_tls(ca: Path, certificate: Path | None, key: Path | None) -> Tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(ca)
         if certificate is not None:
-            # Without a passphrase, OpenSSL would ask for one at the terminal, and wait.
+            # Without this argument, OpenSSL would ask for a passphrase at the terminal.
             context.load_cert_chain(certificate, key, password="")
-    except OSError as error:  # ssl.SSLError is one
+    except OSError as error:  # ssl.SSLError is a subclass
         names = ", ".join(map(str, paths))
         raise ConfigError(f"{names}: {getattr(error, 'reason', None) or error}") from None
     return Tls(

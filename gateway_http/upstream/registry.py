@@ -33,17 +33,17 @@ from gateway_http.upstream.service_config import (
     service_config,
 )
 
-# Letters of any script, and slashes inside as in the ids of model hubs.
+# Names may have letters of any script, and slashes inside, as the ids of model hubs have.
 _Name = Annotated[
     str, Field(max_length=256, pattern=r"^[^\s\x00-\x1f\x7f/]+(/[^\s\x00-\x1f\x7f/]+)*$")
 ]
 
 
 def _checked_target(target: str) -> str:
-    """Return `target`. gRPC fails every call with UNKNOWN on a target that it cannot parse.
+    """Return `target`, checked: on an invalid target, gRPC fails every call with UNKNOWN.
 
     Raises:
-        ValueError: It has an address that gRPC cannot parse.
+        ValueError: The target has an address that gRPC cannot parse.
     """
     scheme, _, addresses = target.partition(":")
     if scheme in {"ipv4", "ipv6"}:
@@ -115,7 +115,7 @@ class RegisteredModel:
         name: The name that clients use and that responses contain.
         aliases: Further names that clients may use.
         upstream_model: The name that the service uses.
-        affinity: The rule by which calls reach the same replica; None if there is none.
+        affinity: The rule that sends related calls to the same replica; None if there is none.
     """
 
     connection: Connection
@@ -188,12 +188,12 @@ def load_registry(path: Path) -> Registry:
     try:
         models = _File.model_validate(tomllib.loads(read_small(path).decode())).model
     except ValidationError as error:
-        first = error.errors(include_input=False)[0]  # an input may be a secret by mistake
+        first = error.errors(include_input=False)[0]  # the input may contain a secret
         where = ".".join(map(str, first["loc"]))
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
     except RecursionError:
         raise ConfigError(f"{path}: it is nested too deeply") from None
-    except ValueError as error:  # no UTF-8, no TOML, a number of 5000 digits
+    except ValueError as error:  # not UTF-8, not TOML, or a number of 5000 digits
         raise ConfigError(f"{path}: {error}") from None
     _check_names(path, models)
     files = tuple(file for model in models for file in _files(model, path.parent))

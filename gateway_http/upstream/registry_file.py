@@ -1,4 +1,4 @@
-"""A registry file that is reloaded when it changes, or a file that it names."""
+"""A registry file, which is reloaded when it or a file that it names has changed."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from gateway_http.upstream.registry import RegisteredModel, Registry, load_regis
 
 
 class RegistryFile:
-    """A registry file. If a changed file cannot be read, its last content stays in use.
+    """A registry file. If a changed file cannot be read, the last valid content stays in use.
 
     Args:
         path: The file.
@@ -53,7 +53,8 @@ class RegistryFile:
         """Reload the file if it or a file that it names has changed; return whether it was read."""
         if not self._watched.refresh():
             return False
-        # If this fails, the file has changed again, and the content just read is used until then.
+        # If this fails, the file has changed again. The content just read is used until the next
+        # refresh.
         with suppress(Exception):
             self._watched = self._watch()
         return True

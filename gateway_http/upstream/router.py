@@ -154,7 +154,7 @@ class Router:
         """Return the entry that serves the model of this name or alias.
 
         Raises:
-            ApiError: There is none.
+            ApiError: There is no such model.
         """
         entry = self._by_name.get(name, self._whole_service)
         if entry is None:
@@ -162,13 +162,13 @@ class Router:
         return entry
 
     def names(self, name: str) -> tuple[str, ...]:
-        """Return all names that the registry has for the model that it calls `name`; else none."""
+        """Return all names of the registered model `name`; empty if there is no such model."""
         entry = self._by_name.get(name)
         return () if entry is None else entry.names
 
     @contextmanager
     def route(self, name: str) -> Iterator[Route]:
-        """Provide the route to the model of this name or alias, for one call, which is counted.
+        """Provide the route to the model of this name or alias. The context counts as one call.
 
         Raises:
             ApiError: There is no such model.
@@ -178,17 +178,17 @@ class Router:
 
     @contextmanager
     def route_to(self, entry: Entry, name: str = "") -> Iterator[Route]:
-        """Provide the route to a model of one of `entries`, as `route` does.
+        """Provide the route to a model of an entry of the table, as `route` does.
 
         Args:
             entry: The entry.
             name: The client's name of the model; "" for calls that name none.
         """
         channel = self._channels.get(entry.connection)
-        if channel is None:  # it is no longer among `entries`
+        if channel is None:  # the entry has been removed from the table
             raise _not_found(entry.public_name(name))
         with channel.use() as upstream:
-            outcome = "CANCELLED"  # unless it ends by itself
+            outcome = "CANCELLED"  # replaced if the call ends by itself
             try:
                 yield Route(entry, entry.upstream_name(name), upstream)
                 outcome = "OK"
@@ -214,7 +214,7 @@ class Router:
         try:
             while waiting:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                # If the gateway closes a channel, the check on it is cancelled, and not this task.
+                # If the gateway closes a channel, only the check on it is cancelled, not this task.
                 if any(not check.cancelled() and check.result() for check in done):
                     return True
             return False

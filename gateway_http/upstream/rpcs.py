@@ -1,6 +1,6 @@
 """The RPCs of the service that the gateway calls, as one table.
 
-A row has everything about an RPC that calls, retries, the choice of a replica and traces need.
+A row contains all that is needed to call, retry, route and trace an RPC.
 `upstream/client.py` takes rows only, so an RPC without one cannot be called.
 """
 
@@ -27,12 +27,12 @@ class Rpc(Generic[Request, Response]):
         service: The full name of its service, such as `chatrpc.v1.ChatService`.
         method: Its name within the service.
         is_streamed: True if the service responds with a stream.
-        is_retryable: True if gRPC may repeat a call, on another replica, that failed before any
+        is_retryable: True if gRPC may repeat a call on another replica after it failed without any
             response.
         model_of: Returns the model that a request names; "" for none.
         operation: The value of `gen_ai.operation.name` in traces; "" if it generates nothing.
-        affinity: The parts of a request by which its replica may be chosen; None if any may be
-            chosen.
+        affinity: The parts of a request by which its replica may be chosen; None if any replica
+            can take it.
     """
 
     service: str
@@ -47,7 +47,7 @@ class Rpc(Generic[Request, Response]):
 
     @property
     def full_name(self) -> str:
-        """`package.Service/Method`, as traces have it. A path of HTTP/2 has a slash before it."""
+        """The name `package.Service/Method`, as in traces. In HTTP/2 paths, a slash precedes it."""
         return f"{self.service}/{self.method}"
 
 

@@ -13,7 +13,7 @@ from gateway_http.upstream.rpcs import RPCS
 Balance = Literal["round_robin", "weighted_round_robin", "ring_hash"]
 
 AFFINITY_KEY = "x-affinity"
-"""The metadata key by which `ring_hash` chooses a replica; without it, a call goes to any."""
+"""The metadata key by which `ring_hash` chooses a replica. Calls without it go to any replica."""
 
 # This policy gives all replicas the same load, even if they differ in size or in the lengths of
 # their completions.
@@ -23,11 +23,11 @@ _POLICIES: dict[Balance, dict[str, Any]] = {
     "round_robin": {"round_robin": {}},
     "weighted_round_robin": {
         "weighted_round_robin": {
-            # Out of band: a load that is reported at the end of a response is out of date.
+            # A load that is reported only at the end of a response would be out of date.
             "enableOobLoadReport": True,
             "oobReportingPeriod": "1s",
             "weightUpdatePeriod": "0.5s",
-            # Reports are used after the first period, and for the second one after the last.
+            # Reports are used after `blackoutPeriod`, and expire after `weightExpirationPeriod`.
             "blackoutPeriod": "1s",
             "weightExpirationPeriod": "10s",
         }
@@ -35,7 +35,7 @@ _POLICIES: dict[Balance, dict[str, Any]] = {
     "ring_hash": {
         "ring_hash_experimental": {
             "requestHashHeader": AFFINITY_KEY,
-            "minRingSize": 1024,  # enough for about equal shares of the keys with few replicas
+            "minRingSize": 1024,  # large enough that a few replicas get about equal shares
         }
     },
 }
@@ -56,8 +56,8 @@ _METHODS = {
         "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
     },
 }
-# If a replica dies, its whole queue fails and should be retried: 500 failures in a row are. If more
-# calls fail than succeed for longer, retries would only add to the load, and they stop.
+# If a replica dies, its whole queue fails and should be retried: up to 500 failures in a row are
+# retried. If more calls fail than succeed after that, retries would only add load, so they stop.
 _THROTTLING = {"maxTokens": 1000, "tokenRatio": 1}
 
 

@@ -14,7 +14,7 @@ def call_span(rpc: Rpc[Request, Response], request: Request) -> Iterator[Sequenc
     """Record a span of a call while in the context; yield the metadata that continues the trace."""
     attributes: dict[str, Value] = {"rpc.system.name": "grpc", "rpc.method": rpc.full_name}
     span = current().child(rpc.full_name, Kind.CLIENT, attributes)
-    code = "CANCELLED"  # unless the call ends: then its client has left, which is no error
+    code = "CANCELLED"  # used if the client leaves before the call ends, which is no error
     try:
         if span.is_recording:
             span.set_attributes(_generation_attributes(rpc, request))
@@ -30,8 +30,8 @@ def call_span(rpc: Rpc[Request, Response], request: Request) -> Iterator[Sequenc
 
 
 def _generation_attributes(rpc: Rpc[Request, Response], request: Request) -> Mapping[str, Value]:
-    """Return the operation and the model. The service's own span has the rest, such as tokens:
-    recorded twice, their sums would be wrong.
+    """Return the operation and the model. Only the service's own span has numbers of tokens: if
+    both had them, sums over spans would be wrong.
     """
     if not rpc.operation:
         return {}

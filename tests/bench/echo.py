@@ -1,4 +1,4 @@
-"""The echo server as a server of a benchmark."""
+"""The echo server, described as a server of a benchmark."""
 
 import os
 import sys

@@ -1,7 +1,7 @@
 """An OpenAI-compatible server that responds with `la` per token: `echo_server.py PORT [MODE]`.
 
-Modes: `dies` at once; of more than two tokens, it `hangs` or is `short` of one; `notes FILE`, where
-it found its caches.
+Modes: `dies` exits at once. `hangs` never completes a response of more than two tokens, and `short`
+leaves out one of its tokens. `notes FILE` writes the paths of its caches to FILE.
 """
 
 import asyncio

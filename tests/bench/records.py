@@ -1,4 +1,4 @@
-"""Records of a good server at chosen times."""
+"""Makes records of valid responses with chosen times."""
 
 from typing import Any
 

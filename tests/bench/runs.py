@@ -1,4 +1,4 @@
-"""Results of a small run, made up."""
+"""Makes invented results of a small run."""
 
 from bench.results import Machine, Results, Sample, ServerFacts
 
@@ -11,13 +11,13 @@ def facts(title: str, ready_s: float | None = 3.0, failure: str | None = None) -
 
 
 def sample(target: str, load: str, index: int, **figures: float) -> Sample:
-    """Figures by names with underscores: `ttft_ms__p50` is `ttft_ms.p50`."""
+    """Return a sample with `figures`. Two underscores stand for a dot: `ttft_ms__p50`."""
     named = {name.replace("__", "."): value for name, value in figures.items()}
     return Sample(target, load, index, named, CPU)
 
 
 def results() -> Results:
-    """Two rounds; ours is twice as fast as one peer in each, and the other is broken."""
+    """Return two rounds. Our server is twice as fast as one peer, and the other peer fails."""
     samples = []
     for index, speed in enumerate((100.0, 300.0)):
         for target, factor in (("chatrpc", 2.0), ("peer", 1.0)):

@@ -1,4 +1,4 @@
-"""Each attack reaches its target, with requests that a default limit of 8 MiB lets through."""
+"""Each attack reaches its target, with requests below the default limit of 8 MiB."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ LIMIT = 8 << 20
 
 
 class Sink(grpc.GenericRpcHandler):
-    """Takes any call of any method and notes how many bytes its message had."""
+    """Accepts any call of any method, and records the size of its message in bytes."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -34,7 +34,7 @@ class Sink(grpc.GenericRpcHandler):
 
 @asynccontextmanager
 async def sinks() -> AsyncIterator[tuple[Target, list[int]]]:
-    """Servers that take everything; the sizes of what they were sent."""
+    """Yield servers that accept everything, and the sizes of the messages that they receive."""
     sink = Sink()
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     server.add_generic_rpc_handlers((sink,))

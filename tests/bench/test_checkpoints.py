@@ -1,4 +1,4 @@
-"""The int8 checkpoint, made of a tiny random one."""
+"""The int8 checkpoint, made from a tiny random one."""
 
 import json
 from pathlib import Path

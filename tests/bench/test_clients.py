@@ -1,4 +1,4 @@
-"""The clients against our own wires: the fake service over gRPC, and the real gateway before it."""
+"""The clients, run against the fake service over gRPC and the real gateway in front of it."""
 
 import asyncio
 
@@ -142,7 +142,7 @@ async def test_stall_load_sends_its_long_prompt_during_the_streams() -> None:
         client = GrpcClient(service.target, MODEL)
         outcome = await load.run(client, 1, lambda: None)
         await client.close()
-    # The fake gives the long prompt 30 tokens, which are not the 8 that it asks for.
+    # The fake generates 30 tokens for the long prompt instead of the 8 that are requested.
     assert outcome.fault == "1 of 3 requests: 30 tokens instead of 8"
     long = [call.params.messages[0].content[0].text.split() for call in service.calls][-1]
     assert len(long) == 50

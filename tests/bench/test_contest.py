@@ -1,4 +1,4 @@
-"""A contest between small servers of our own: processes, rounds, failures, ends."""
+"""A contest between small servers of our own: its processes, rounds, failures and end."""
 
 import asyncio
 import os

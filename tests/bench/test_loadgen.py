@@ -15,7 +15,7 @@ REQUESTS = [ask(str(index), 1) for index in range(10)]
 
 
 class CountingClient:
-    """Completes after one iteration of the loop, and records how many requests run at once."""
+    """A client that responds after one iteration of the loop, and counts concurrent requests."""
 
     def __init__(self) -> None:
         self.now = self.most = 0
@@ -87,4 +87,4 @@ def test_arrivals_have_their_mean_rate_and_vary() -> None:
     mean = sum(gaps) / len(gaps)
     variance = sum((gap - mean) ** 2 for gap in gaps) / len(gaps)
     assert mean == pytest.approx(0.25, rel=0.03)
-    assert variance == pytest.approx(mean**2, rel=0.1)  # as of an exponential distribution
+    assert variance == pytest.approx(mean**2, rel=0.1)  # as for an exponential distribution

@@ -1,4 +1,4 @@
-"""The measurement beside a busy neighbour, with the embedded model for a moment."""
+"""A short measurement of the embedded model beside a busy neighbour."""
 
 import asyncio
 

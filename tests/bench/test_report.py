@@ -1,4 +1,4 @@
-"""The page made of a run: its tables, its plots, and that making it again changes nothing."""
+"""The page made from a run: its tables and plots. Making it again changes nothing."""
 
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -43,9 +43,9 @@ def test_report_shows_medians_with_their_spread(page: str) -> None:
 
 def test_ratios_compare_our_server_with_each_peer(page: str) -> None:
     [row] = [line for line in page.splitlines() if line.startswith("| Peer, bf16 | **2**")]
-    # Throughput over theirs, and their time over ours: both twice as fast.
+    # Our throughput divided by theirs, and their times divided by ours, are all 2.
     assert row.count("**2** (2-2)") == 4
-    assert "**1** (1-1)" in row  # the stall is the same
+    assert "**1** (1-1)" in row  # the stall is the same for both
 
 
 def test_report_names_the_failures(page: str) -> None:
@@ -77,7 +77,7 @@ def test_report_has_no_placeholders_of_the_template(page: str) -> None:
 
 def test_plots_name_each_measured_server(docs: Path) -> None:
     text = (docs / "benchmarks-throughput.svg").read_text()
-    root = ET.fromstring(text)  # noqa: S314  # our own
+    root = ET.fromstring(text)  # noqa: S314  # our own file
     texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {"chatrpc", "Peer, bf16", "Broken", "400", "no figure"} <= texts
     assert "prefers-color-scheme:dark" in text

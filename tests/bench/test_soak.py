@@ -1,4 +1,4 @@
-"""A soak of a small server of our own, and what is made of its figures."""
+"""A soak test of a small server of our own, and the evaluation of its figures."""
 
 from pathlib import Path
 

@@ -16,7 +16,7 @@ def service() -> Iterator[FakeService]:
 
 @pytest.fixture
 def run(service: FakeService) -> Callable[..., Result]:
-    """Return a function that runs `chatrpc COMMAND --target <the fake> ARGUMENTS...` here."""
+    """Return a function that runs `chatrpc COMMAND --target FAKE ARGUMENTS...` in this process."""
 
     def run(command: str, *arguments: str, stdin: str | bytes | None = None) -> Result:
         return CliRunner().invoke(

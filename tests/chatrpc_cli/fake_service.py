@@ -29,7 +29,7 @@ MODELS = [
 
 
 class FakeService:
-    """Listens on a free port. Records chat requests and keys, and counts cancelled calls."""
+    """A service on a free port. It records chat requests and keys, and counts cancelled calls."""
 
     def __init__(self, tls: grpc.ServerCredentials | None = None) -> None:
         self.requests: list[chat_pb2.ChatCompletionParams] = []

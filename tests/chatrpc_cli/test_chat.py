@@ -12,7 +12,7 @@ from typer.testing import Result
 from chatrpc.v1 import chat_pb2
 from tests.chatrpc_cli.fake_service import FakeService
 
-FAILSAFE_S = 60  # long enough for any machine; only a failing test waits it out
+FAILSAFE_S = 60  # long enough for any machine; only a failing test waits this long
 COMMAND = [sys.executable, "-m", "chatrpc_cli", "chat", "--target"]
 
 
@@ -39,7 +39,7 @@ def test_piped_input_is_not_read_if_there_is_an_argument(run: Callable[..., Resu
 def test_absent_options_are_not_sent(service: FakeService, run: Callable[..., Result]) -> None:
     run("chat", "Hi")
     (params,) = service.requests
-    assert params.model == "tiny"  # the first one served
+    assert params.model == "tiny"  # the first model of the service
     assert conversation(params) == [("USER", "Hi")]
     assert not params.sampling.ListFields()
 
@@ -119,7 +119,7 @@ def test_closed_stdout_cancels_the_call(service: FakeService) -> None:
 class Terminal:
     """A terminal with a command in its foreground."""
 
-    # A session's first terminal becomes its controlling terminal. Then ^C sends SIGINT.
+    # The first terminal of a session becomes its controlling terminal. In that, ^C sends SIGINT.
     TAKE_OVER = (
         "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
         "os.execv(sys.argv[1], sys.argv[1:])"
@@ -197,7 +197,7 @@ def test_ctrl_c_at_the_prompt_exits(terminal: Terminal) -> None:
     terminal.read_until("> ")
     terminal.press("half a quest")
     terminal.read_until("half a quest")
-    for _ in range(10):  # CPython's `input` can miss one that comes between two of its select()s
+    for _ in range(10):  # CPython's `input` can miss a signal between two of its calls of select
         terminal.press("\x03")
         with suppress(subprocess.TimeoutExpired):
             assert terminal.process.wait(FAILSAFE_S / 10) == 0

@@ -1,4 +1,4 @@
-"""The commands without a test file of their own: health, --version and the help."""
+"""Commands that have no test file of their own: health, --version and the help."""
 
 import os
 import subprocess

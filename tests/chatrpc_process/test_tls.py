@@ -83,7 +83,7 @@ def test_invalid_certificate_is_used_where_there_is_no_other(
     assert logs[0]["log_level"] == "error"
     assert said in logs[0]["reason"]
     issue(ca, tmp_path, **EXPIRED)
-    assert watched.refresh()  # which is no worse
+    assert watched.refresh()  # the new certificate is not worse than the old one
     issue(ca, tmp_path)
     assert watched.refresh()
     issue(ca, tmp_path, **dates)

@@ -47,13 +47,13 @@ async def test_left_context_is_not_watched() -> None:
     with watched_loop(0.01, codes.append):
         await asyncio.sleep(0)
     watchdogs = [thread for thread in threading.enumerate() if thread.name == "watchdog"]
-    for thread in watchdogs:  # which blocks the loop
+    for thread in watchdogs:  # `join` blocks the loop
         thread.join(FAILSAFE_S)
         assert not thread.is_alive()
     assert not codes
 
 
-# Prints lines until its stdin is closed.
+# A program that prints lines until its stdin is closed.
 _BEATING = """
 import asyncio, sys
 from chatrpc_process.watchdog import watched_loop
@@ -81,9 +81,9 @@ def test_stopped_process_continues() -> None:
     try:
         assert process.stdout.readline()
         process.send_signal(signal.SIGSTOP)
-        time.sleep(1.0)  # twice what a loop is given: the time itself is what is tested
+        time.sleep(1.0)  # twice the timeout of the loop; the duration itself is tested
         process.send_signal(signal.SIGCONT)
-        for _ in range(200):  # more than a pipe held back, and longer than ticks take
+        for _ in range(200):  # more lines than the pipe has buffered, for longer than several ticks
             assert process.stdout.readline()
         process.stdin.close()
         process.stdout.read()

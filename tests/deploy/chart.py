@@ -20,7 +20,7 @@ CHART = ROOT / "deploy" / "helm" / "chatrpc"
 VALUES = {path.name.removesuffix("-values.yaml"): path for path in (CHART / "ci").iterdir()}
 NAMESPACE = "prod"
 
-# Kinds of operators and of the Gateway API. There are no schemas of them here.
+# Kinds of operators and of the Gateway API. We have no schemas of these.
 CUSTOM = {
     *("ScaledObject", "PodMonitor", "ServiceMonitor", "PrometheusRule", "HTTPRoute", "GRPCRoute")
 }

@@ -16,7 +16,7 @@ INSTRUCTIONS = {
 @dataclass(frozen=True, slots=True)
 class Instruction:
     name: str
-    text: str  # what follows the name, continued lines joined
+    text: str  # the text after the name, with continued lines joined
 
     @property
     def words(self) -> list[str]:

@@ -24,7 +24,7 @@ class Image:
         self._directory = directory
         self._file = file
         self._build_arguments = build_arguments
-        # Like the base image: Python with pip, without the packages of the test's environment.
+        # As in the base image, this is Python with pip, without the packages of the tests.
         self._tools = directory / "tools"
         self._tools.mkdir(parents=True)
         self.path("/var/lib").mkdir(parents=True)

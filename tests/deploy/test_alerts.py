@@ -15,7 +15,7 @@ from tests.support.exported_metrics import exported, metrics_in
 ALERTS = ROOT / "deploy" / "monitoring" / "alerts.yaml"
 GROUPS: list[dict[str, Any]] = yaml.safe_load(ALERTS.read_text())["groups"]
 RULES: list[dict[str, Any]] = [rule for group in GROUPS for rule in group["rules"]]
-# Labels that Prometheus and its operator add, and that of histograms.
+# Labels that Prometheus and its operator add, and the label of a histogram's buckets.
 _ADDED = {"namespace", "instance", "le"}
 _DURATION = re.compile(r"\d+(s|m|h)")
 

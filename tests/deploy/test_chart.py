@@ -33,7 +33,8 @@ from tests.support.exported_metrics import exported
 from tests.support.params import slow_but
 from tests.support.process_options import argument
 
-# The first with native gRPC probes, the first with a sleep action in preStop, and the newest.
+# Versions of Kubernetes: the first with native gRPC probes, the first with a sleep action in
+# preStop, and newer ones.
 KUBERNETES = ("1.27", "1.30", "1.34", "1.37")
 
 
@@ -122,7 +123,7 @@ def test_grace_period_exceeds_delay_and_drain(release: Release) -> None:
             running = settings.drain_timeout_s
         else:
             assert isinstance(settings, GatewaySettings)
-            running = settings.drain_timeout_s + 2  # to finish after the drain
+            running = settings.drain_timeout_s + 2  # 2 s to finish after the drain
         delay = float(argument(container["args"], "drain-delay-s"))
         assert pod["terminationGracePeriodSeconds"] >= sleep + delay + running + 5
 
@@ -327,7 +328,7 @@ def test_extra_parts_of_values_are_in_the_pods(releases: dict[str, Release]) -> 
     small = releases["full"].one("Deployment", "llm-small")["spec"]["template"]["spec"]
     assert small["securityContext"]["fsGroup"] == 1000
     probe = main_container({"spec": small})["readinessProbe"]
-    assert (probe["failureThreshold"], probe["periodSeconds"]) == (4, 2)  # the first is configured
+    assert (probe["failureThreshold"], probe["periodSeconds"]) == (4, 2)  # 4 is configured
 
 
 def test_ingress_has_the_configured_paths(releases: dict[str, Release]) -> None:

@@ -43,7 +43,7 @@ def test_options_reach_the_settings(releases: dict[str, Release]) -> None:
     assert (small.max_num_seqs, small.max_model_len, small.prefix_caching) == (64, 4096, False)
     assert small.kv_cache_memory_bytes == 2 << 30
     assert small.request_timeout_s == 300.5
-    assert small.num_threads == 2  # of 1500m
+    assert small.num_threads == 2  # 1500m, rounded up
     assert (small.drain_delay_s, small.drain_timeout_s) == (0, 300)
     (gateway,) = (settings_of(container) for container in containers(release, "gateway"))
     assert isinstance(gateway, GatewaySettings)

@@ -22,7 +22,7 @@ EXPRESSIONS: list[str] = [
 ]
 
 _BY = re.compile(r"by \(([^)]*)\)")
-# Labels that Prometheus adds, and that of histograms.
+# Labels that Prometheus adds, and the label of a histogram's buckets.
 _ADDED = {"instance", "le"}
 
 

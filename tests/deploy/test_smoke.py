@@ -15,7 +15,7 @@ from tests.support.tls_files import issue
 
 
 async def smoke(*arguments: str) -> tuple[int | None, str]:
-    """Run it on an interpreter without our packages. Return exit code and output."""
+    """Run the program on an interpreter without our packages. Return its exit code and output."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-I", "-S", CHART / "files" / "smoke.py", *arguments,
         stdout=asyncio.subprocess.PIPE,

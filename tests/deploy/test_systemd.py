@@ -22,7 +22,7 @@ with_systemd = pytest.mark.skipif(
 
 
 class Unit(configparser.ConfigParser):
-    """A unit file. A key that occurs several times has all its values, one a line."""
+    """A unit file. A key that occurs several times has all its values, one on each line."""
 
     def __init__(self, name: str) -> None:
         super().__init__(strict=False, interpolation=None, delimiters=["="])
@@ -79,7 +79,8 @@ def test_units_are_valid(installed: list[Path]) -> None:
 @with_systemd
 def test_units_are_hardened(installed: list[Path]) -> None:
     for path in installed:
-        analyze("security", "--offline=true", "--threshold=20", "--no-pager", path)  # of 100
+        # The exposure level is between 0 and 100.
+        analyze("security", "--offline=true", "--threshold=20", "--no-pager", path)
 
 
 def test_unit_restarts_by_the_exit_codes_of_the_process(unit: Unit) -> None:

@@ -173,7 +173,7 @@ def test_same_seed_gives_the_same_completion(client: openai.OpenAI) -> None:
             seed=seed,
             temperature=1.0,
             max_completion_tokens=8,
-            # No cached prefix: without the native kernels logits depend on the tokens of a step.
+            # Avoid a cached prefix: without native kernels, logits depend on the tokens of a step.
             extra_body={"cache_salt": str(uuid.uuid4())},
         )
         return completion.choices[0].message.content or ""

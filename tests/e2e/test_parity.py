@@ -42,7 +42,7 @@ def generate_one_by_one(path: Path) -> list[list[int]]:
 
 
 def generate_in_batches(path: Path) -> list[list[int]]:
-    """Add a request each step. Prefill is chunked, and the cache is too small for all of them."""
+    """Add a request in each step. Prefill is chunked, and the cache is too small for all."""
     core, _ = load_engine(
         EngineOptions(
             path,
@@ -50,7 +50,8 @@ def generate_in_batches(path: Path) -> list[list[int]]:
             max_num_seqs=8,
             max_num_batched_tokens=32,
             block_size=16,
-            kv_cache_memory_bytes=NUM_BLOCKS * 16 * 46_080,  # tokens a block, bytes a token
+            # A block has 16 tokens, and a token 46,080 bytes.
+            kv_cache_memory_bytes=NUM_BLOCKS * 16 * 46_080,
         )
     )
     outputs: list[list[int]] = [[] for _ in PROMPT_LENGTHS]

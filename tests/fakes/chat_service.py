@@ -144,7 +144,7 @@ class FakeService(
     model_error: Fail | None = None
     """The error of GetModel. If it is None, GetModel returns a model."""
     holds_tokens: bool = False
-    """Whether Tokenize and Detokenize wait until released, or cancelled."""
+    """True if Tokenize and Detokenize wait until they are released or cancelled."""
     calls: list[Call] = field(default_factory=list)
     port: int = 0
 
@@ -290,7 +290,8 @@ class FakeService(
                 await self.rejection.abort(context)
             async for chunk in self._steps(context):
                 yield chunk
-        except (asyncio.CancelledError, GeneratorExit):  # the latter if cancelled in a write
+        # GeneratorExit is raised if the call is cancelled in a write.
+        except (asyncio.CancelledError, GeneratorExit):
             call.is_cancelled = True
             self._changed.set()
             raise

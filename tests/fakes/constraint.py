@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FakeConstraint:
-    """`service.domain.grammar.Constraint` that allows these outputs, each ended by `end`.
+    """A `service.domain.grammar.Constraint` that allows these outputs, each followed by `end`.
 
     Args:
         outputs: The allowed outputs, without their end.
         end: The token that ends an output.
-        fails_at: The matcher fails when it advances over the token of this number.
+        fails_at: The matcher fails when it advances over the token with this index.
     """
 
     outputs: tuple[tuple[int, ...], ...]

@@ -11,7 +11,7 @@ from gateway_http.endpoints import ENDPOINTS
 
 
 async def healthz(_: Request) -> Response:
-    time.sleep(3600)  # noqa: ASYNC251  # it blocks the event loop on purpose
+    time.sleep(3600)  # noqa: ASYNC251  # blocks the event loop on purpose
     return Response("ok")
 
 

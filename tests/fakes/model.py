@@ -9,7 +9,7 @@ from tests.fakes.runner import WrongCacheError
 VOCAB_SIZE = 14
 
 _generator = torch.Generator().manual_seed(7)
-# Multiples of 0.5: many are equal, and sums with other multiples of 0.5 are exact.
+# All logits are multiples of 0.5, so many are equal, and sums with multiples of 0.5 are exact.
 _TABLE = torch.randint(-8, 9, (VOCAB_SIZE + 1, VOCAB_SIZE, VOCAB_SIZE), generator=_generator) / 2.0
 
 
@@ -32,7 +32,7 @@ class FakeModel:
         self._cache: dict[tuple[int, int], tuple[int, int]] = {}  # position and token, by slot
         self.failing_steps: set[int] = set()
         self.num_steps = 0
-        self.most_rows = 0  # the most rows of logits in one step
+        self.most_rows = 0  # maximum number of rows of logits in one step
 
     def forward(self, layout: Layout, rows: list[int]) -> Tensor:
         self.num_steps += 1

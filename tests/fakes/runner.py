@@ -74,7 +74,7 @@ class FakeRunner:
         self.failing_runs: Container[int] = ()
         self.dead_end: int | None = None
         self.num_runs = 0
-        self.batches: list[Batch] = []  # of the steps that did not fail
+        self.batches: list[Batch] = []  # the batches of steps that did not fail
 
     def run(self, batch: Batch) -> list[Computed]:
         if not self.gate.is_set():

@@ -56,7 +56,7 @@ async def test_stopped_process_continues_its_streams(launch: Launch, stopped: st
         responses = aiter(stream)
         await anext(responses)
         program.send(signal.SIGSTOP)
-        await asyncio.sleep(2)  # the duration itself is tested
+        await asyncio.sleep(2)  # the test is about this duration
         program.send(signal.SIGCONT)
         last = [response async for response in responses][-1]
         assert last.chunk.usage.completion_tokens == num_tokens

@@ -39,7 +39,7 @@ async def test_failed_step_ends_only_its_requests(launch: Launch) -> None:
         await service.idle()
     assert service.is_running
     assert len(service.events("step_failed")) == 1
-    assert HIDDEN in service.log  # only the log has it
+    assert HIDDEN in service.log  # only the log contains it
 
 
 @pytest.mark.slow

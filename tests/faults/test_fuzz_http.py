@@ -21,7 +21,7 @@ from tests.support.programs import Gateway, Service, body, http_client
 
 pytestmark = pytest.mark.slow
 
-# Without faults of the gateway, departed clients and timeouts.
+# The documented statuses, without those of faults of the gateway, departed clients and timeouts.
 _ERRORS = {status for endpoint in ENDPOINTS for status in endpoint.errors} - {500, 499, 504}
 DOCUMENTED = {100, 200, 204, 404, 405, 408, *_ERRORS}
 # Short timeouts: many requests are incomplete.

@@ -1,4 +1,4 @@
-"""Compressors by the names that HTTP has for their codings."""
+"""Compressors by the HTTP names of their codings."""
 
 import gzip
 import zlib

@@ -24,8 +24,8 @@ async def url(service: FakeService) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def pinging_url(service: FakeService) -> AsyncIterator[str]:
-    """The URL of a gateway that sends a ping as soon as a stream waits. On a slow machine every
-    stream waits, so pings may come anywhere in its streams.
+    """Yield the URL of a gateway that sends a ping as soon as a stream waits. On a slow machine
+    every stream waits, so pings may come anywhere in its streams.
     """
     async with serving(upstream=service.target, sse_ping_interval_s=0.05) as url:
         yield url
@@ -43,5 +43,5 @@ async def http(url: str) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def body() -> dict[str, Any]:
-    """The smallest request."""
+    """Return the smallest valid request."""
     return {"model": "org/tiny", "messages": [{"role": "user", "content": "Hi"}]}

@@ -1,4 +1,4 @@
-"""Replicas of a model: the real gRPC surface over engines with a script.
+"""Replicas of a model: the real gRPC server with scripted engines.
 
 Run as a module, it is a replica in a separate process, which can be killed. It prints its port and
 the number of requests whenever they change.
@@ -33,7 +33,7 @@ class ReplicaEngine(FakeEngine):
         self.name = name
         self.max_num_seqs = max_num_seqs
         self.load: int | None = None
-        """The load that it reports; None: the real one."""
+        """The load that it reports. None means the real load."""
         self.go = asyncio.Event()
         self.go.set()
         self.answer(name)
@@ -107,7 +107,7 @@ async def _obey(commands: asyncio.StreamReader, engine: ReplicaEngine) -> None:
 
 
 async def _main(name: str) -> None:
-    """Hold requests until a line comes on the standard input; end where that does."""
+    """Hold requests until a line is read from stdin. Return at the end of stdin."""
     async with replica(name) as running:
         engine = running.engine
         engine.hold()
@@ -127,5 +127,5 @@ async def _main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    configure_logging("error", "text")  # what is written to standard output is read
+    configure_logging("error", "text")  # another process reads stdout
     asyncio.run(_main(sys.argv[1]))

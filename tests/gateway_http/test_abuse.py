@@ -1,4 +1,4 @@
-"""Clients that take much and give nothing: each ends as documented, and others notice nothing."""
+"""Clients that occupy resources: each gets the documented error, and others are not affected."""
 
 import asyncio
 import json
@@ -28,26 +28,27 @@ POST = (
     b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
 )
 CHAT = "/v1/chat/completions"
-# Of a whole request; of a head it must be longer than a busy machine takes to send one.
+# Timeouts in seconds: of a body, and of a head, which must be longer than a busy machine needs to
+# send one.
 SOON, SOON_ENOUGH = 0.05, 0.5
 
 
 @asynccontextmanager
 async def gateway(service: FakeService, **options: Any) -> AsyncIterator[tuple[str, Metrics]]:
-    """Run a gateway; yield its URL and its metrics, without a request for them."""
+    """Run a gateway. Yield its URL and its metrics, which are read without a request."""
     async with started(upstream=service.target, **options) as (server, url):
         app: Any = server.config.app
         yield url, app.state.metrics
 
 
 async def cut(metrics: Metrics, reason: str) -> None:
-    """Wait until one connection has been cut for this reason."""
+    """Wait until one connection has been closed for this reason."""
     counter = metrics.cut_connections.labels(reason)
     await until(lambda: counter._value.get() == 1)
 
 
 async def answered(metrics: Metrics, status: int) -> None:
-    """Wait until one chat has been answered with this status."""
+    """Wait until one chat request has got a response with this status."""
     labels = {"route": CHAT, "status": str(status)}
 
     def number() -> float:
@@ -58,7 +59,7 @@ async def answered(metrics: Metrics, status: int) -> None:
 
 
 def tls(directory: Path) -> tuple[dict[str, Any], ssl.SSLContext]:
-    """The options of a gateway under TLS, and what a client of it needs."""
+    """Return the options of a gateway with TLS, and the TLS context of its client."""
     ca = trustme.CA()
     files = issue(ca, directory)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -67,13 +68,13 @@ def tls(directory: Path) -> tuple[dict[str, Any], ssl.SSLContext]:
 
 
 def num_busy(server: Server) -> int:
-    """The number of connections on which a request has begun to arrive, or is answered."""
+    """Return the number of connections on which a request is being received or served."""
     connections: Any = server.server_state.connections
     return sum(not connection._is_between_requests for connection in connections)
 
 
 async def error(client: RawClient) -> tuple[int, str]:
-    """The status and the code of the error that ends the connection."""
+    """Return the status and the code of the error after which the connection is closed."""
     head = await client.read_until(b"\r\n\r\n")
     assert b"connection: close" in head
     body = json.loads(await client.read_until(b"}}"))
@@ -97,7 +98,7 @@ async def test_incomplete_head_is_rejected_after_the_timeout(
 
 
 async def test_slow_head_is_rejected_after_the_timeout(service: FakeService) -> None:
-    """Every byte in time, and never all of them."""
+    """Each byte arrives soon after the last one, but the head is never complete."""
     async with gateway(service, head_timeout_s=SOON_ENOUGH) as (url, _), RawClient(url) as client:
         trickle = asyncio.ensure_future(client.trickle(HEAD + b"X: " + b"x" * 10**5))
         assert await error(client) == (408, "request_timeout")
@@ -139,7 +140,7 @@ async def test_rest_of_a_rejected_body_is_not_awaited(
 async def test_response_may_take_longer_than_request_timeouts(
     service: FakeService, body: dict[str, Any]
 ) -> None:
-    """Timers of the request end with it."""
+    """The timers of the request are stopped at its end."""
     service.script = [Admit(), Hold(), Delta("late")]
     soon = {"head_timeout_s": SOON_ENOUGH, "body_timeout_s": SOON, "write_timeout_s": SOON}
     async with (
@@ -252,7 +253,7 @@ async def test_connections_are_bounded(service: FakeService) -> None:
         idle = [RawClient(url) for _ in range(3)]
         for client in idle:
             await client.__aenter__()
-            await client.send(HEAD)  # not idle: it has begun
+            await client.send(HEAD)  # the connection is not idle: a request has begun
         await until(lambda: num_busy(server) == 3)
         async with RawClient(url) as surplus:
             await surplus.send(HEAD + b"\r\n")
@@ -316,7 +317,7 @@ async def test_unread_response_is_dropped(service: FakeService, body: dict[str, 
 async def test_small_stream_that_is_not_read_is_cut_in_time(
     service: FakeService, body: dict[str, Any], tmp_path: Path, is_tls: bool
 ) -> None:
-    """The unsent bytes fit into the kernel's buffer, so only its queue shows that they wait."""
+    """The unsent bytes fit into the kernel's buffer, so only the kernel's queue shows them."""
     num_bytes = 300_000
     service.script = [Admit(), *([Delta("x" * 1000)] * (num_bytes // 1000)), Hold()]
     options, context = tls(tmp_path) if is_tls else ({}, None)
@@ -333,7 +334,7 @@ async def test_small_stream_that_is_not_read_is_cut_in_time(
 async def test_stream_that_is_read_slowly_goes_on(
     service: FakeService, body: dict[str, Any]
 ) -> None:
-    """Something waits at each look, but never the same for the time of the timeout."""
+    """Bytes wait at each check, but never the same bytes for as long as the timeout."""
     service.script = [Admit(), *([Delta("x" * 1000)] * 1000)]
     async with (
         gateway(service, write_timeout_s=0.5) as (url, metrics),

@@ -1,4 +1,4 @@
-"""Paths and methods that lead nowhere, and what the application drags in."""
+"""Unknown paths and methods, and the modules that the application imports."""
 
 import subprocess
 import sys

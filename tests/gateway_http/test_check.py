@@ -22,7 +22,7 @@ def problems(**options: Any) -> list[str]:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """With a CA, and an expired certificate of the gateway."""
+    """Return a directory with a CA and an expired certificate of the gateway."""
     ca, now = trustme.CA(), datetime.now(UTC)
     write(tmp_path / "ca.crt", ca.cert_pem.bytes())
     issue(ca, tmp_path, not_before=now - 2 * DAY, not_after=now - DAY)

@@ -1,4 +1,4 @@
-"""A gRPC status, as HTTP and OpenAI's error object: every row of the table, over real calls."""
+"""Each gRPC status of a real call, converted to an HTTP status and OpenAI's error object."""
 
 from typing import Any
 
@@ -74,14 +74,14 @@ async def test_status_of_the_service_becomes_its_http_error(
         assert (answer.status_code, error["type"], error["code"], error["param"]) == expected
         assert set(error) == {"message", "type", "param", "code"}
         assert answer.headers["content-type"] == "application/json"
-        # Words are passed on if they are the service's own, known by the reason beside them.
+        # The message is passed on if it is the service's own, which the reason shows.
         assert (error["message"] == fail.message) == bool(fail.reason)
 
 
 async def test_context_length_message_is_exact(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
 ) -> None:
-    """Clients recognise it by its words."""
+    """Clients recognise this error by its text."""
     message = (
         "This model's maximum context length is 10 tokens. However, your messages resulted in 11 "
         "tokens. Please reduce the length of the messages."
@@ -149,7 +149,7 @@ async def test_error_has_the_retry_headers(
 async def test_status_that_grpc_put_over_the_services_own_is_answered_too(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
 ) -> None:
-    """Metadata of more than 16 KiB is one such case; the details then contradict the status."""
+    """gRPC does so for metadata of more than 16 KiB. Then the details contradict the status."""
     service.script = [Fail(S.NOT_FOUND, "x" * 9000, "MODEL_NOT_FOUND")]
     for stream in (False, True):
         answer = await http.post("/v1/chat/completions", json=body | {"stream": stream})

@@ -1,4 +1,4 @@
-"""Random and hostile JSON: the gateway always responds, and never with a 5xx."""
+"""The gateway always responds to random and hostile JSON, and never with a 5xx."""
 
 import itertools
 import json
@@ -102,7 +102,7 @@ BODIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
 
 @pytest.fixture
 async def checked() -> AsyncIterator[httpx.AsyncClient]:
-    """A gateway before a service that looks at what it is asked."""
+    """Yield a client of a gateway in front of a service that checks its requests."""
     async with (
         checking_service() as target,
         serving(upstream=target) as url,
@@ -125,7 +125,7 @@ async def test_hostile_value_is_rejected_by_the_name_of_its_field(
         body = json.dumps(plain | {name: value}).encode()
         status = 400
         try:
-            decode(body)  # most end here: no need to send them
+            decode(body)  # most bodies are rejected here and need not be sent
         except InvalidRequest as refused:
             error = refused.body.error
         else:

@@ -45,7 +45,7 @@ async def running(
 
 
 async def closed(url: str) -> None:
-    """Wait until connections are rejected there."""
+    """Wait until no connection to `url` can be made."""
     async with asyncio.timeout(120):
         while True:
             try:
@@ -86,7 +86,7 @@ async def test_requests_are_accepted_during_the_drain_delay(
         assert "shutting down" in (await http.get("/readyz")).text
         assert (await http.get("/healthz")).status_code == 200
         assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
-        process.send_signal(signal.SIGINT)  # does not wait for the delay
+        process.send_signal(signal.SIGINT)  # the second signal skips the delay
         async with asyncio.timeout(120):
             assert await process.wait() == 0
 
@@ -127,7 +127,7 @@ async def test_hanging_event_loop_ends_the_process() -> None:
         _, said = await process.communicate()
         assert process.returncode == 1
         assert "event_loop_hangs" in said.decode()
-        assert "hanging_gateway" in said.decode()  # and where
+        assert "hanging_gateway" in said.decode()  # the stack names the blocked module
 
 
 @pytest.mark.slow
@@ -217,7 +217,7 @@ def test_check_starts_nothing_and_names_every_problem(tmp_path: Path) -> None:
     result = failed("--check", *options)
     assert result.returncode == 2
     lines = result.stderr.splitlines()
-    assert len(lines) == 5  # three of the only key: its name, its weight and its missing digest
+    assert len(lines) == 5  # three are about the key: its name, its weight, its missing digest
     assert all(line.startswith("error: ") for line in lines)
     assert result.stdout == ""
 

@@ -155,7 +155,7 @@ def call(arguments: str, name: str = "Weather") -> chat_pb2.ToolCall:
 
 
 class Weather(BaseModel):
-    """The weather somewhere."""
+    """The weather of a place, as a response format."""
 
     city: str
 
@@ -197,7 +197,7 @@ async def test_message_that_was_returned_can_be_sent_back_as_it_is(
         if has_calls:
             assert returned.tool_calls
             assert returned.tool_calls[0].function.parsed_arguments == Weather(city="Rome")
-        # Its own serializer does not expect what `parse()` has put into the message.
+        # The SDK's serializer warns about the values that `parse()` has put into the message.
         python = returned.model_dump(warnings=False)
         json_form = returned.model_dump(mode="json", warnings=False)
         for sent in (python, json_form):

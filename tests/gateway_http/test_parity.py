@@ -26,15 +26,15 @@ from gateway_http.protocol.params import param_of
 from tests.gateway_http.sample_bodies import CHAT, CONVERSATION, HI, TEXT, TOOL
 
 ROWS = parity.rows()
-# Each HTTP field with each of its proto fields.
+# All pairs of an HTTP field and one of its proto fields.
 PAIRS = [(row.http, wire) for row in ROWS if row.http for wire in row.field.proto_fields]
 
 STRUCTS = (request, sampling, completion, token_types, response, error)
 PROTOS = (chat_pb2, chat_service_pb2, completion_pb2, completion_service_pb2, model_service_pb2)
 
-# Their fields are listed with those of the structs that inherit from them.
+# The fields of these structs are listed with those of the structs that inherit from them.
 PARTS_OF_OTHERS = {"Part", "UnsupportedParameters"}
-# Their fields are listed once.
+# The fields of these structs are listed once.
 SHARED = (sampling.SamplingParameters, sampling.GenerationRequest)
 
 
@@ -58,7 +58,7 @@ NAMES: dict[type[msgspec.Struct], str] = {
 
 
 def listed_name(struct: type[msgspec.Struct], field: str) -> str:
-    """Return the name of a struct's field as the page has it."""
+    """Return the name of a struct's field on the page."""
     shared = (each for each in SHARED if field in each.__struct_fields__)
     inherits = issubclass(struct, sampling.SamplingParameters)
     return f"{NAMES[next(shared, struct) if inherits else struct]}.{field}"
@@ -220,7 +220,7 @@ def test_cases_have_every_field_of_requests_that_has_a_proto_field() -> None:
     assert {http for http, _ in PAIRS if http.split(".")[0] in requests_of_ours} <= ASKED
 
 
-# Where a message's fields are in a request, in the paths of errors.
+# The paths of messages within a request, in the notation of errors.
 PATHS = {
     "ChatCompletionParams": "",
     "CompletionParams": "",

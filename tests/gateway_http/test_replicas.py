@@ -23,7 +23,7 @@ PATH = "/v1/chat/completions"
 
 @asynccontextmanager
 async def gateway(directory: Path, upstream: str, fields: str = "") -> AsyncIterator[Any]:
-    """Before one model called `fake`."""
+    """Run a gateway in front of one model called `fake`."""
     path = directory / "registry.toml"
     path.write_text(f'[[model]]\nname = "fake"\ntarget = "{upstream}"\n{fields}\n')
     # An idle connection may end just when it is used again.
@@ -46,7 +46,7 @@ def body(text: str = "Hi", **fields: Any) -> dict[str, Any]:
 
 
 async def ask(http: httpx.AsyncClient, **headers: str) -> str:
-    """The replica that answers."""
+    """Send a request. Return the name of the replica that responds."""
     answer = await http.post(PATH, json=body(), headers=headers)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["choices"][0]["message"]["content"])
@@ -73,14 +73,14 @@ async def all_known(http: httpx.AsyncClient) -> None:
 
 
 async def test_load_follows_capacity(tmp_path: Path, three: list[Replica]) -> None:
-    """Each takes by the places that it has free, and when that turns, so does the load."""
+    """Each replica gets calls by its free capacity. If that changes, the load changes with it."""
     a, b, c = (each.engine for each in three)
     async with gateway(tmp_path, target(*three)) as http:
         for loads, order in (((8, 4, 1), "abc"), ((1, 4, 8), "cba")):
             a.load, b.load, c.load = loads
 
             async def follows(order: str = order) -> bool:
-                """Return True if five batches in a row follow it: one might do so by chance."""
+                """Return True if five batches in a row have this order: one might by chance."""
                 for _ in range(5):
                     taken = await batch(http)
                     least, middle, most = (taken[name] for name in order)
@@ -117,7 +117,7 @@ POLICIES = {
 async def test_replica_that_is_not_serving_gets_no_calls(
     tmp_path: Path, three: list[Replica], policy: str
 ) -> None:
-    """Under any policy, inside outlier detection too."""
+    """Every policy is tested, also with outlier detection."""
     fields = POLICIES[policy] + "\noutlier_detection = {}"
     async with gateway(tmp_path, target(*three), fields) as http:
         await all_known(http)
@@ -168,7 +168,7 @@ async def test_call_rejected_by_a_full_replica_goes_to_another(
         full.reserve_error = QueueFull(3, 2.5)
         before = full.num_reservations
         assert {await ask(http) for _ in range(12)} == set("bc")
-        assert full.num_reservations >= before + 3  # it was asked each time round
+        assert full.num_reservations >= before + 3  # it got one attempt in each round
         for each in three:
             each.engine.reserve_error = QueueFull(3, 2.5)
         answer = await http.post(PATH, json=body())
@@ -207,12 +207,12 @@ async def test_session_stays_on_its_replica(tmp_path: Path, three: list[Replica]
         assert set(homes.values()) == set("abc")
         for each in sessions:
             assert await ask(http, **{"x-session-id": each}) == homes[each]
-        assert set(await batch(http)) == set("abc")  # without one, any replica will do
+        assert set(await batch(http)) == set("abc")  # without a session, any replica is used
 
-        await three[0].server.drain(0, 600)  # and its sessions move, and no others
+        await three[0].server.drain(0, 600)  # its sessions move, others do not
 
         async def are_connected() -> bool:
-            """All attempts of a call go to one replica, until that is known to be gone."""
+            """All attempts of a call go to one replica until the gateway detects its end."""
             asked = [http.post(PATH, json=body(), headers={"x-session-id": s}) for s in sessions]
             return all(answer.status_code == 200 for answer in await asyncio.gather(*asked))
 
@@ -277,7 +277,7 @@ async def process(name: str) -> AsyncIterator[Process]:
 
 @pytest.mark.slow
 async def test_unstarted_requests_of_a_killed_one_are_answered_elsewhere(tmp_path: Path) -> None:
-    """Many more than it can hold: a whole queue goes along with a replica that dies."""
+    """The test sends more requests than a replica can run, so a whole queue is lost with it."""
     number = 150
     async with AsyncExitStack() as stack:
         opening = [stack.enter_async_context(process(name)) for name in "abc"]

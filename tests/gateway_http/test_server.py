@@ -16,7 +16,7 @@ GET = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
 async def test_answers_while_it_drains_are_the_last_of_their_connections(
     service: FakeService,
 ) -> None:
-    """A request sent just when its connection is closed would be lost."""
+    """A request that is sent while its connection is being closed would be lost."""
     async with started(upstream=service.target) as (server, url), RawClient(url) as client:
         await client.send(GET)
         assert b"connection: close" not in await client.read_until(b"\r\n\r\n")

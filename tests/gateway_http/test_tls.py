@@ -1,4 +1,4 @@
-"""The gateway under TLS: whom it takes, certificates that change, and the port for probes."""
+"""The gateway with TLS: accepted clients, certificates that change, and the port for probes."""
 
 import asyncio
 import socket
@@ -57,7 +57,7 @@ async def under(files: TlsFiles, service: FakeService, **more: Any) -> AsyncIter
 
 
 async def probe(url: str, context: ssl.SSLContext) -> int:
-    """The status of /readyz, over a connection of its own."""
+    """Return the status of /readyz, requested on a new connection."""
     async with httpx.AsyncClient(verify=context, timeout=60) as http:
         return (await http.get(f"{url}/readyz")).status_code
 
@@ -93,7 +93,7 @@ async def test_clients_show_a_certificate_where_they_must(
                 assert await probe(url, context) == 200
             else:
                 await assert_rejected(url, context)
-        # Whose certificates are taken changes as all else does.
+        # The CA of clients is reloaded like the other files.
         write_bytes(tmp_path / "clients.crt", others.cert_pem.bytes())
         assert await probe(url, trusting(ca, others.issue_cert("client"))) == 200
         await assert_rejected(url, trusting(ca, clients.issue_cert("client")))
@@ -146,7 +146,7 @@ async def test_half_a_pair_or_nonsense_leaves_the_old_one(
 
 
 def test_certificates_change_under_load_as_the_gateway_runs(ca: trustme.CA, tmp_path: Path) -> None:
-    """On uvloop, whose TLS is its own: every handshake is by the old pair or by the new one."""
+    """On uvloop, which has its own TLS, each handshake uses the old pair or the new one."""
     files = issue(ca, tmp_path)
     settings = Settings(port=0, **options(files))
     loops: list[str] = []
@@ -177,7 +177,7 @@ def test_certificates_change_under_load_as_the_gateway_runs(ca: trustme.CA, tmp_
         return number
 
     def served(port: int) -> bytes:
-        """The certificate that a new connection is shown, by a CA that is trusted."""
+        """Return the certificate that a new connection gets. Its CA must be trusted."""
         with (
             socket.create_connection(("127.0.0.1", port), timeout=60) as raw,
             trusting(ca).wrap_socket(raw, server_hostname="localhost") as connection,
@@ -195,7 +195,7 @@ def test_certificates_change_under_load_as_the_gateway_runs(ca: trustme.CA, tmp_
 def test_session_ends_when_its_client_ca_is_replaced(
     ca: trustme.CA, tmp_path: Path, version: ssl.TLSVersion
 ) -> None:
-    """Resumed, it shows no certificate. On uvloop, as the gateway runs."""
+    """In a resumed session, the client sends no certificate. This uses uvloop, as the gateway."""
     files, clients = issue(ca, tmp_path), trustme.CA()
     write_bytes(tmp_path / "clients.crt", clients.cert_pem.bytes())
     files = TlsFiles(files.certificate, files.key, tmp_path / "clients.crt")
@@ -220,7 +220,7 @@ def test_session_ends_when_its_client_ca_is_replaced(
             session = await asyncio.to_thread(ask, port)
             await asyncio.to_thread(ask, port, session)
             write_bytes(tmp_path / "clients.crt", trustme.CA().cert_pem.bytes())
-            with pytest.raises(OSError):  # noqa: PT011  # of TLS or of TCP, now or when it reads
+            with pytest.raises(OSError):  # noqa: PT011  # an error of TLS or TCP, now or at the read
                 await asyncio.to_thread(ask, port, session)
 
     uvloop.run(exchange())

@@ -1,4 +1,4 @@
-"""Calls that end early free everything in the engine; with a real server, engine and model."""
+"""Calls that end early free all their resources in the engine. All parts are real."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from tests.support.tiny_model import save_model
 
 @dataclass
 class Stack:
-    """A running service with room for two sequences at once, and one client's stub."""
+    """A running service that runs at most two sequences at once, and the stub of a client."""
 
     engine: AsyncEngine
     chat: Any
@@ -34,11 +34,11 @@ class Stack:
         return stats.num_running + stats.num_waiting
 
     async def inside(self, number: int) -> None:
-        """Return when so many run or wait."""
+        """Wait until this many sequences run or wait."""
         await until(lambda: self.num_inside() == number)
 
     async def empty(self) -> None:
-        """Return when nothing runs or waits and the whole cache is free."""
+        """Wait until no sequence runs or waits and the whole cache is free."""
 
         def is_free() -> bool:
             stats = self.engine.stats()
@@ -92,7 +92,7 @@ async def test_unary_call_cancelled_while_running_frees_the_engine(stack: Stack)
 async def test_call_cancelled_while_queued_frees_the_engine(stack: Stack) -> None:
     calls = [stack.chat.StreamChatCompletion(request(num_tokens=4000)) for _ in range(6)]
     await stack.inside(6)
-    for call in reversed(calls):  # those that wait first
+    for call in reversed(calls):  # waiting calls first
         call.cancel()
     await stack.empty()
 
@@ -111,7 +111,7 @@ async def test_vanished_client_frees_the_engine(stack: Stack) -> None:
         chat: Any = chat_service_pb2_grpc.ChatServiceStub(channel)
         calls = [chat.StreamChatCompletion(request(num_tokens=4000)) for _ in range(4)]
         await stack.inside(4)
-        assert len(calls) == 4  # and held until now
+        assert len(calls) == 4  # this keeps a reference to the calls until here
     await stack.empty()
 
 

@@ -125,7 +125,7 @@ def tiny_directory(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def embedded() -> Checkpoint:
-    """The embedded model, converted once for each machine, in the service's own cache."""
+    """Return the embedded model. It is converted once on each machine, in the service's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return resolve(None, cache / "chatrpc")
 
@@ -361,7 +361,7 @@ class TestConversion:
         assert "gguf_conversion_damaged" in [log["event"] for log in logs]
 
     def test_full_disk_is_named(self, tiny_gguf: Path, tmp_path: Path) -> None:
-        """A limit on the size of files replaces a full disk."""
+        """Instead of a full disk, the test uses a limit on the size of files."""
         code = (
             "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
             "from pathlib import Path; from service.gguf.convert import convert;"
@@ -543,8 +543,8 @@ class TestEmbeddedModel:
     def test_no_text_is_lost(self, embedded: Checkpoint) -> None:
         tokenizer = load_tokenizer(embedded.path)
 
-        # The vocabulary itself lacks some bytes, of control characters and of unassigned planes. Of
-        # private use are the marks of control tokens, which are dropped.
+        # The vocabulary lacks some bytes of control characters and of unassigned planes. Characters
+        # of private use mark control tokens, and are dropped.
         assigned = st.characters(exclude_categories=["Cc", "Cn", "Cs", "Co"])
 
         @given(text=st.text(assigned | st.sampled_from("01 \n\té你😀e\u0301"), max_size=60))

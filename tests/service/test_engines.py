@@ -10,7 +10,7 @@ from service.engine.async_engine import AsyncEngine
 from service.engines import ENGINES, load_engine_factory, make_engine
 from tests.fakes.engine import FakeEngine
 
-SETTINGS = EngineSettings(device="cuda")  # compiles no CPU kernels
+SETTINGS = EngineSettings(device="cuda")  # so that no CPU kernels are compiled
 FAKE = "tests.fakes.engine:scripted_engine"
 
 

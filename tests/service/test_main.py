@@ -146,7 +146,7 @@ def test_event_loop_that_hangs_ends_the_process(start: Callable[..., Process], m
     assert process.wait() == 1
 
 
-# Arguments, exit code, and a part of the error.
+# Each row has the arguments, the exit code, and a part of the error.
 BAD_OPTIONS: list[tuple[list[str], int, str]] = [
     (["--max-num-batched-tokens", "1"], 2, "error: "),
     (["--engine", "vllm"], 2, "error: engine: There is no engine 'vllm'"),

@@ -11,7 +11,7 @@ from gateway_http.metrics import Metrics as GatewayMetrics
 from service.domain.engine import EngineStats
 from service.metrics import Metrics as ServiceMetrics
 
-# What begins a phrase that only makes sense below the one before.
+# Words that begin a phrase which makes sense only after another phrase.
 _DANGLING = re.compile(r"(Those|These|They|Them|It|Its|From there|Of|And|How|What|Whether|Which)\b")
 
 

@@ -73,7 +73,7 @@ async def test_invalid_request_is_rejected(sent: bytes, received: bytes) -> None
         writer.write(sent)
         try:
             response = await reader.read()
-        except ConnectionError:  # it was closed before all of it was read
+        except ConnectionError:  # the connection was closed before all bytes were read
             response = b""
         assert received in response
         writer.close()
@@ -85,7 +85,7 @@ async def test_incomplete_requests_block_no_thread_and_no_scrape() -> None:
         connections = [await half_request(port) for _ in range(300)]
         page = await fetch(port)
         assert page.status_code == 200
-        assert threading.active_count() <= num_threads + 1  # which renders the page
+        assert threading.active_count() <= num_threads + 1  # one more thread renders the page
         await until(lambda: sum(is_closed(each) for each in connections) >= 300 - 32)
         for _, writer in connections:
             writer.close()

@@ -22,7 +22,7 @@ def test_prepared_model_leaves_its_files_in_the_cache(tmp_path: Path) -> None:
     model = save_model(tmp_path / "tiny", vocab_size=300)
     cache = tmp_path / "cache"
     arguments = "--model", str(model), "--cache-dir", str(cache), "--quantization", "none"
-    done = prepare(*arguments, CHATRPC_SERVICE_HOST="0.0.0.0")  # noqa: S104  # it listens nowhere
+    done = prepare(*arguments, CHATRPC_SERVICE_HOST="0.0.0.0")  # noqa: S104  # it does not listen
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stderr.splitlines()[-1])
     assert (last["event"], last["model"], last["max_model_len"]) == ("prepared", "tiny", 4096)

@@ -39,7 +39,7 @@ async def started(
     *, tracer: Tracer = OFF, environment: Environment | None = None, **options: Any
 ) -> AsyncIterator[tuple[Gateway, str]]:
     """Run a gateway as `serving` does; yield the server and its URL."""
-    # Only tests of pings enable them: on a slow machine a ping comes before the data.
+    # Pings are enabled only in their own tests: on a slow machine a ping comes before the data.
     defaults = {"port": 0, "drain_timeout_s": 3, "sse_ping_interval_s": 600}
     settings = Settings(**defaults | options)
     server = Gateway(settings, environment or Environment(tracer=tracer))

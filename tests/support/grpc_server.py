@@ -60,7 +60,7 @@ class Running:
     chat: "chat_service_pb2_grpc.ChatServiceAsyncStub" = field(init=False)
     completions: "completion_service_pb2_grpc.CompletionServiceAsyncStub" = field(init=False)
     models: "model_service_pb2_grpc.ModelServiceAsyncStub" = field(init=False)
-    health: Any = field(init=False)  # its methods are missing in the type stubs
+    health: Any = field(init=False)  # the type stubs lack its methods
 
     def __post_init__(self) -> None:
         self.chat = chat_service_pb2_grpc.ChatServiceStub(self.channel)

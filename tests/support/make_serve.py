@@ -64,7 +64,7 @@ def start_stack(log: Path) -> Served:
 
 
 def _lines(process: "subprocess.Popen[str]") -> Iterator[str]:
-    """Yield the lines of the output. A thread reads on afterwards, so that the pipe never fills."""
+    """Yield the lines of the output. A thread keeps reading them, so that the pipe never fills."""
     assert process.stdout is not None
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 

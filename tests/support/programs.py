@@ -211,8 +211,8 @@ class Client:
         *options: tuple[str, Any],
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        given = ("grpc.use_local_subchannel_pool", 1), *options  # one connection each
-        # The type stubs have no requests of bytes.
+        given = ("grpc.use_local_subchannel_pool", 1), *options  # a connection for each client
+        # The type stubs do not allow requests that are bytes.
         self.channel: Any = (
             grpc.aio.insecure_channel(target, options=given)
             if credentials is None

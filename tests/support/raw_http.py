@@ -75,7 +75,7 @@ class RawClient:
             return await self._reader.readuntil(separator)
 
     async def read(self, num_bytes: int) -> bytes:
-        """Return up to this many bytes, and none at the end of the connection."""
+        """Return at most this many bytes, or b"" at the end of the connection."""
         async with failsafe():
             return await self._reader.read(num_bytes)
 

@@ -6,7 +6,7 @@ from typing import Self
 
 
 class TcpProxy:
-    """A proxy between a client and a server. While frozen, it forwards no bytes and no end."""
+    """A proxy between a client and a server. While frozen, it forwards nothing, also no closing."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
@@ -48,7 +48,7 @@ class TcpProxy:
         self._flowing.set()
 
     def cut(self) -> None:
-        """Abort all connections; both sides notice it."""
+        """Abort all connections on both sides."""
         for writer in self._writers:
             writer.transport.abort()
 

@@ -14,7 +14,7 @@ def write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     os.utime(
         path, ns=(0, int.from_bytes(os.urandom(6), "big"))
-    )  # the modification time changes in any case
+    )  # the modification time always changes
 
 
 def issue(

@@ -107,7 +107,7 @@ async def running_gateway(setup: Setup, upstream: str) -> AsyncIterator[str]:
             try:
                 yield f"http://127.0.0.1:{listener.getsockname()[1]}"
             finally:
-                # Not `shutdown`, which sleeps for 0.1 s in any case.
+                # `shutdown` would always sleep for 0.1 s.
                 await until(lambda: not server.server_state.connections)
                 for listening in server.servers:
                     listening.close()

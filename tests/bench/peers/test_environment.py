@@ -1,4 +1,4 @@
-"""The peers' environments: made once, made again when pinned otherwise, and failing in a line."""
+"""The peers' environments: they are made once and again for other pins, and fail with one line."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`transformers serve`: the request for a response of an exact length."""
+"""The request to `transformers serve` for a response of an exact length."""
 
 import json
 

@@ -145,7 +145,7 @@ def test_estimate_above_the_limit_does_not_lock_a_client_out(quotas: Quotas) -> 
 
 def test_debt_is_paid_before_the_next_request(quotas: Quotas, clock: Clock) -> None:
     key = make_key(tokens_per_minute=60)
-    use(quotas, key, 100)  # 40 more than there are
+    use(quotas, key, 100)  # 40 more than remain
     error = refusal(quotas, key, cost(1))
     assert error.what == "tokens"
     assert error.retry_after_s == pytest.approx(41.0)
@@ -189,7 +189,7 @@ def test_request_above_a_limit_is_never_admitted(
         pass
     assert "It can never be admitted." in str(caught.value)
     assert caught.value.field == field
-    use(quotas, key, 1)  # and it has cost nothing
+    use(quotas, key, 1)  # the rejected request has cost nothing
 
 
 def test_rejected_request_costs_nothing(quotas: Quotas) -> None:
@@ -272,9 +272,9 @@ class Admitted:
 
 
 class Interleavings(RuleBasedStateMachine):
-    """Requests that begin, are corrected and end in any order, with any time between.
+    """Requests that begin, are corrected and end in any order, with any time between these events.
 
-    Every request costs at most what was estimated, as with the bytes of its prompt.
+    The cost of every request is at most its estimate, as for an estimate from a prompt's bytes.
     """
 
     limit = 100
@@ -315,7 +315,7 @@ class Interleavings(RuleBasedStateMachine):
             data.draw(st.integers(0, len(self.running) - 1), label="which")
         )
         request.end = self.num_steps
-        if is_known:  # otherwise its client has left, and all that it had reserved is charged
+        if is_known:  # otherwise its client has left, and the whole reservation is charged
             reservation.resize(request.used)
         else:
             request.used = request.reserved

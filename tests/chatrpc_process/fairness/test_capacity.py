@@ -6,7 +6,7 @@ from chatrpc_process.fairness.capacity import SharedCapacity
 
 
 def fill(shared: SharedCapacity, caller: str, weight: int = 1) -> int:
-    """Take one after another until there is no room; return their number."""
+    """Take amounts of 1 until there is no room. Return their number."""
     num_taken = 0
     while shared.has_room(caller, 1, weight):
         shared.take(caller, 1)
@@ -17,7 +17,7 @@ def fill(shared: SharedCapacity, caller: str, weight: int = 1) -> int:
 def test_one_caller_stops_at_half_and_two_leave_a_third() -> None:
     shared = SharedCapacity(120)
     assert fill(shared, "a") == 60
-    assert fill(shared, "b") == 30  # half of what "a" has left
+    assert fill(shared, "b") == 30  # half of the part that "a" has not taken
     assert shared.num_free == 30
 
 

@@ -59,7 +59,7 @@ async def test_callers_take_turns_and_small_jobs_of_a_caller_come_first(pool: Fa
     ]
     waiting = [asyncio.ensure_future(job) for job in jobs]
     await asyncio.sleep(0)
-    gates[0][0].open()  # one thread is left, so the order is that of the queue
+    gates[0][0].open()  # one thread is free, so jobs run in the order of the queue
     await asyncio.gather(*waiting)
     assert order == ["a, less large", "b", "a, large"]
     gates[1][0].open()

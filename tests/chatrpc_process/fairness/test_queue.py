@@ -126,7 +126,7 @@ def test_queue_returns_each_item_once_and_starves_no_caller(
             del turns_without[item.caller]
             for other in queue.weights:
                 turns_without[other] += other != item.caller
-                # At most three other callers, each with one turn.
+                # There are at most three other callers, and each has one turn.
                 assert turns_without[other] <= 3 * weight
         assert sorted(queue, key=lambda i: i.arrival) == sorted(inside, key=lambda i: i.arrival)
         assert len(queue) == len(inside)

@@ -60,7 +60,7 @@ async def test_suppressed_lines_of_a_loop_end_with_it() -> None:
     num_threads = threading.active_count()
     await asyncio.to_thread(run_a_loop)
     assert lines.written == [{"event": "rejected"}]
-    assert threading.active_count() <= num_threads + 1  # which has run the loop
+    assert threading.active_count() <= num_threads + 1  # one more thread has run the loop
 
 
 async def test_line_after_a_quiet_interval_is_written_at_once() -> None:

@@ -33,7 +33,7 @@ def wait():
     print("done", flush=True)
     sys.stdin.read()
 """
-# Serves TLS, prints the port, and ends when its stdin is closed.
+# A program that serves TLS, prints its port, and ends when its stdin is closed.
 _SERVER = """
 import asyncio, grpc
 

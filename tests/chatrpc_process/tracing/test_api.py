@@ -142,13 +142,13 @@ def test_unresponsive_collector_delays_no_request(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")  # seconds
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         tracer = OtelTracer.exporting(f"http://127.0.0.1:{deaf.getsockname()[1]}", "test")
-        for _ in range(3000):  # more than the queue takes
+        for _ in range(3000):  # more than the capacity of the queue
             tracer.start("work", Kind.SERVER, None).end()
         tracer.close(0.05)
         # The export still runs: `close` has not waited for its end.
         exporting = [t for t in threading.enumerate() if "SpanRecordProcessor" in t.name]
         assert any(thread.is_alive() for thread in exporting)
-    for thread in exporting:  # after its own timeout
+    for thread in exporting:  # it ends after its own timeout
         thread.join(120)
 
 

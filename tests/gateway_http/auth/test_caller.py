@@ -79,9 +79,9 @@ def chat(max_tokens: int | None = 10, n: int = 1) -> chat_pb2.ChatCompletionPara
 def generation(
     caller: Caller, params: Any = None, num_bytes: int = 36, *, is_streamed: bool = True
 ) -> Iterator[TokenCharge]:
-    """Admit a generation whose prompt has at most 100 tokens, and whose output has 10."""
+    """Admit a generation with a prompt of at most 100 tokens and an output limit of 10."""
     params = chat() if params is None else params
-    num_bytes += params.sampling.ByteSize()  # which is no part of the prompt
+    num_bytes += params.sampling.ByteSize()  # these bytes are not in the prompt
     with caller.generation(params, num_bytes, {}, is_streamed=is_streamed) as charge:
         yield charge
 

@@ -1,4 +1,4 @@
-"""The gateway's own keys: who gets in, and what the service is shown."""
+"""The gateway's own keys: the callers that they admit, and the keys that the service gets."""
 
 import asyncio
 import base64
@@ -30,7 +30,7 @@ from tests.support.api_keys import OTHER, SECRET, key, write
 from tests.support.gateway import serving, started
 from tests.support.raw_http import RawClient
 
-# No time passes for limits: nothing is refilled, however slow the machine is.
+# The clock stands still, so limits are not refilled on a slow machine.
 ENVIRONMENT = Environment(poll_s=0.005, clock=lambda: 0.0)
 CHAT = "/v1/chat/completions"
 BEARER = {"authorization": f"Bearer {SECRET}"}
@@ -184,7 +184,7 @@ async def test_responses_have_rate_limit_headers(
         reset_s = answer.headers["x-ratelimit-reset-requests"].removesuffix("s")
         assert 0 < float(reset_s) <= 30
         assert answer.headers["x-ratelimit-limit-tokens"] == "9"
-        # A stream's head is sent while all that the request may cost is reserved.
+        # The head of a stream is sent while the request's maximum cost is reserved.
         left = 0 if is_streamed else 9 - PROMPT_TOKENS - 2
         assert int(answer.headers["x-ratelimit-remaining-tokens"]) == left
         refused = await http.post(path, json=body)
@@ -215,14 +215,14 @@ async def test_client_that_leaves_a_stream_is_charged_what_was_generated(
         await service.cancelled()
         async with asyncio.timeout(120):
             while (await http.post("/tokenize", json={"content": "Hi"})).status_code != 200:
-                pass  # until the first one's end has been noted
+                pass  # until the end of the first request has been counted
         assert await tokens_left(http) == 100 - 90  # this service reports its prompt at the end
 
 
 async def test_client_that_leaves_a_whole_response_is_charged_its_reservation(
     keys: Path, service: FakeService, body: dict[str, Any]
 ) -> None:
-    """Ten requests, each left before its end, where the limit is of one."""
+    """Send ten requests and leave each before its end. The limit is enough for one."""
     write(keys, key(SECRET, "tokens_per_minute = 100"))
     service.script = [Admit(), Hold()]
     async with client(keys, service) as http:
@@ -234,7 +234,7 @@ async def test_client_that_leaves_a_whole_response_is_charged_its_reservation(
         for _ in range(9):
             assert (await http.post(CHAT, json=body)).status_code == 429
         assert await tokens_left(http) == 0
-    assert len(service.calls) == 2  # the other one is that of /tokenize
+    assert len(service.calls) == 2  # the other call is that of /tokenize
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
@@ -258,7 +258,7 @@ async def test_requests_at_once_use_no_more_than_the_limit_and_one_request(
 async def test_requests_below_the_limit_are_served_at_once(
     keys: Path, service: FakeService, body: dict[str, Any]
 ) -> None:
-    """Sixteen workers that set no output limit."""
+    """Send requests of sixteen workers that set no output limit."""
     write(keys, key(SECRET, "tokens_per_minute = 20000"))
     service.script = [Admit(), Hold(), Delta("x"), Finish()]
     async with client(keys, service) as http:
@@ -349,7 +349,7 @@ async def test_callers_key_is_passed_on_to_the_service(
     given: list[tuple[str, str]],
     asks: bool,
 ) -> None:
-    """The one that has been looked at, and none beside it."""
+    """Only the key that the gateway has checked is passed on."""
     async with client(keys if asks else None, service) as http:
         answer = await without_key(http).post(CHAT, json=body, headers=given)
         assert answer.status_code == 200
@@ -368,7 +368,7 @@ async def test_or_the_gateways_own(
         shown = service.calls[0].metadata
         assert shown["authorization"] == "Bearer sk-own-1"
         assert "x-api-key" not in shown
-        write(own, "two\nlines")  # which is none: the old one stays
+        write(own, "two\nlines")  # this is not a key, so the old key stays in use
         write(own, "sk-own-2")
         while service.calls[-1].metadata["authorization"] != "Bearer sk-own-2":
             await http.post(CHAT, json=body)
@@ -463,7 +463,7 @@ async def test_metrics_are_served_only_on_the_admin_port_if_there_is_one(
 
 
 async def test_pipelined_requests_are_each_asked(keys: Path, service: FakeService) -> None:
-    """The second begins in the context of the first."""
+    """The second request begins in the context of the first."""
     async with (
         serving(environment=ENVIRONMENT, upstream=service.target, api_keys=keys) as url,
         RawClient(url) as raw,

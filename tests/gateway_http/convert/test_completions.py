@@ -1,4 +1,4 @@
-"""OpenAI's text completions and the wire's."""
+"""Conversion of text completions between OpenAI's JSON and the proto."""
 
 import json
 from typing import Any
@@ -31,7 +31,7 @@ def rejection(**fields: Any) -> InvalidRequest:
 
 
 def test_smallest_request_sets_nothing_else() -> None:
-    """The service adds what is absent, 16 tokens among it."""
+    """The service sets defaults for absent fields, such as the limit of 16 tokens."""
     assert params() == completion_pb2.CompletionParams(
         prompts=[completion_pb2.CompletionPrompt(text="Hi")],
         sampling=chat_pb2.SamplingParams(),

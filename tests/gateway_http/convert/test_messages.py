@@ -1,4 +1,4 @@
-"""OpenAI's messages on the wire."""
+"""Conversion of OpenAI's messages to the proto."""
 
 import base64
 from typing import Any

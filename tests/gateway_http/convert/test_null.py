@@ -26,7 +26,7 @@ KINDS: dict[str, Kind] = {
     "chat": (
         ChatCompletionRequest,
         {"model": "m", "messages": CONVERSATION},
-        # One form at a time.
+        # A request may have only one response format.
         {name: value for name, value in CHAT.items() if name != "structured_outputs"},
         requests.params,
     ),
@@ -43,7 +43,7 @@ KINDS: dict[str, Kind] = {
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 def test_null_is_absent(kind: str, data: st.DataObject) -> None:
-    """Whichever fields are given, and whichever of the others are null."""
+    """Any set of fields may be given, and any of the others may be null."""
     struct, required, optional, convert = KINDS[kind]
     names = data.draw(st.sets(st.sampled_from(sorted(optional))))
     rest = sorted(set(struct.__struct_fields__) - names - required.keys())

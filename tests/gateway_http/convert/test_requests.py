@@ -1,4 +1,4 @@
-"""OpenAI's request on the wire."""
+"""Conversion of OpenAI's chat requests to the proto."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Bodies that are large, many or never read: bounds, order, and what is done off the event loop."""
+"""Bodies that are large, numerous or never read: limits, order, and work on threads."""
 
 import asyncio
 import gzip
@@ -38,7 +38,7 @@ LARGE = b" " * MIB
 
 
 class Client:
-    """A client that sends these pieces of a body and stays until it leaves."""
+    """A client that sends these pieces of a body and stays connected until it leaves."""
 
     def __init__(self, *pieces: bytes, owner: str = "", **headers: str) -> None:
         self._pieces = list(pieces)
@@ -61,7 +61,7 @@ class Client:
 
 
 class Gate:
-    """A decoder that occupies its thread until it is opened, and notes what it was called with."""
+    """A decoder that blocks its thread until it is opened, and records its arguments."""
 
     def __init__(self) -> None:
         self._is_open = threading.Event()
@@ -85,7 +85,7 @@ async def bodies() -> AsyncIterator[Bodies]:
 
 
 def make(max_body_bytes: int = 2 * MIB, timeout_s: float = 60) -> Bodies:
-    """Make bodies with room for 16 MiB in all."""
+    """Make `Bodies` with a capacity of 16 MiB in total."""
     return Bodies(max_body_bytes, timeout_s, asyncio.Event())
 
 
@@ -204,7 +204,7 @@ async def test_shutdown_ends_what_waits() -> None:
 
 
 async def hold(stack: AsyncExitStack, bodies: Bodies, clients: Iterable[Client]) -> int:
-    """Return how many bodies are admitted. They are in progress until the stack is closed."""
+    """Return the number of admitted bodies. They are in progress until the stack is closed."""
     num_admitted = 0
     for client in clients:
         try:
@@ -221,7 +221,7 @@ async def test_bytes_in_progress_are_bounded_and_shared(bodies: Bodies) -> None:
     async with AsyncExitStack() as stack:
         assert await hold(stack, bodies, (Client(LARGE, owner="a") for _ in range(20))) == 8
         assert await hold(stack, bodies, (Client(LARGE, owner="b") for _ in range(20))) == 4
-        # Without a name, and without more than one has.
+        # Callers without a name count as one caller.
         assert await hold(stack, bodies, (Client(LARGE) for _ in range(20))) == 4
         assert bodies.num_bytes == 16 * MIB
         small = [Client(b"x" * SMALL_BYTES, owner="a") for _ in range(100)]
@@ -283,7 +283,7 @@ async def test_large_response_is_converted_on_a_thread_even_if_many_bodies_wait(
     bodies.close()
 
 
-# What follows is about the whole gateway.
+# The following tests run the whole gateway.
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ async def test_compressed_body_costs_what_it_expands_to(
 
 @asynccontextmanager
 async def occupied(service: FakeService) -> AsyncIterator[tuple[Bodies, Gate, str]]:
-    """A gateway whose thread for large bodies is occupied until the gate is open."""
+    """Run a gateway whose threads for large bodies are occupied until the gate is open."""
     async with started(upstream=service.target) as (server, url):
         app: Any = server.config.app
         bodies: Bodies = app.state.bodies
@@ -395,7 +395,7 @@ async def occupied(service: FakeService) -> AsyncIterator[tuple[Bodies, Gate, st
 async def test_probes_are_answered_while_a_large_body_waits(
     service: FakeService, body: dict[str, Any]
 ) -> None:
-    """The threads are occupied, and the event loop is not."""
+    """The threads are occupied, but the event loop is free."""
     async with (
         occupied(service) as (bodies, gate, url),
         httpx.AsyncClient(base_url=url, timeout=120) as http,

@@ -8,7 +8,7 @@ from gateway_http.http.connections import Connections
 
 
 class Fake:
-    """A connection that notes that it was closed."""
+    """A connection that records that it was closed."""
 
     def __init__(self) -> None:
         self.is_closed = False
@@ -29,7 +29,7 @@ def test_connection_idle_longest_gives_way() -> None:
     first, second, third = opened(connections, "a", "a", "b")
     for fake in (second, third, first):
         connections.note_idle(fake)
-    connections.note_idle(second)  # it has been idle all along
+    connections.note_idle(second)  # it was idle before
     connections.note_busy(third)
     connections.note_idle(third)
     opened(connections, "c")

@@ -1,4 +1,4 @@
-"""Compressed bodies: whole, damaged, and far larger than they look."""
+"""Compressed bodies: complete, damaged, and far larger without compression."""
 
 import gzip
 import tracemalloc
@@ -73,7 +73,7 @@ def test_damaged_body_is_rejected(coding: str, damage: Callable[[bytes], bytes],
 
 
 def test_window_of_zstd_is_bounded() -> None:
-    """A frame with a window of 64 MiB, which the sender chooses."""
+    """The sender chooses the window. This frame has one of 64 MiB."""
     compressor = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: 26})
     body = compressor.compress(b"{}") + compressor.flush()
     assert rejection(body, "zstd").status == 400

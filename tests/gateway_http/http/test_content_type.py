@@ -1,4 +1,4 @@
-"""Headers that describe a body: types, charsets, codings."""
+"""Headers that describe a body: its type, charset and codings."""
 
 from contextlib import suppress
 
@@ -78,7 +78,7 @@ def test_number_of_codings_is_bounded() -> None:
     assert caught.value.status == 415
 
 
-# What may stand in a header's value: https://www.rfc-editor.org/rfc/rfc9110#section-5.5.
+# The characters of a header's value: https://www.rfc-editor.org/rfc/rfc9110#section-5.5.
 VALUES = st.text(st.characters(max_codepoint=0xFF, exclude_characters="\r\n\0"), max_size=40)
 
 

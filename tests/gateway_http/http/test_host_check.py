@@ -1,4 +1,4 @@
-"""Names in `Host` under which a gateway on this machine may be called."""
+"""The names in `Host` that a gateway on this machine accepts."""
 
 from pathlib import Path
 from typing import Any

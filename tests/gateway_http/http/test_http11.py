@@ -1,4 +1,4 @@
-"""Bytes that are no request, and heads without end."""
+"""Connections with invalid requests and with heads that never end."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 
 async def answer(url: str, data: bytes) -> tuple[int, dict[str, str | None]]:
-    """Send bytes; the status and the error object that come back before the connection ends."""
+    """Send bytes. Return the status and the error object before the connection ends."""
     async with RawClient(url) as client:
         await client.send(data)
         head = await client.read_until(b"\r\n\r\n")
@@ -44,7 +44,7 @@ async def answer(url: str, data: bytes) -> tuple[int, dict[str, str | None]]:
         b"GET \xff\xfe HTTP/1.1\r\n\r\n",
         b"GET /\xc3\xa9 HTTP/1.1\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: x\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",  # TLS to a port that speaks none
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",  # TLS to a port without TLS
         GET + b"No colon\r\n\r\n",
     ],
 )
@@ -57,7 +57,7 @@ async def test_invalid_http_is_rejected_as_json(url: str, data: bytes) -> None:
     "data",
     [
         GET + b"X: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n",
-        GET + b"X: " + b"x" * (MAX_HEAD_BYTES + 1),  # and never an end
+        GET + b"X: " + b"x" * (MAX_HEAD_BYTES + 1),  # a head without an end
         GET + b"X: y\r\n" * (MAX_HEAD_BYTES // 2) + b"\r\n",
         b"GET /" + b"x" * MAX_HEAD_BYTES + b" HTTP/1.1\r\n\r\n",
     ],
@@ -69,7 +69,7 @@ async def test_head_above_a_limit_is_rejected(url: str, data: bytes) -> None:
 
 async def test_large_head_and_large_body_are_accepted(url: str) -> None:
     async with RawClient(url) as client:
-        for _ in range(3):  # on one connection: nothing adds up
+        for _ in range(3):  # on one connection, to check that each head is counted separately
             await client.send(GET + b"X: " + b"x" * (MAX_HEAD_BYTES // 2) + b"\r\n\r\n")
             assert b" 200 " in await client.read_until(b"ok\n")
         body = b" " * (2 * MAX_HEAD_BYTES)
@@ -92,7 +92,7 @@ async def test_request_for_another_protocol_is_served_with_http_1_1(
             await client.post(body, headers=UPGRADE)
             assert b" 200 " in await client.read_until(b"\r\n\r\n")
             await client.read_until(b"}}")
-        # In pieces, in chunks, and with others after it.
+        # It is sent in pieces, in chunks, and with other requests after it.
         head = "".join(f"{name}: {value}\r\n" for name, value in UPGRADE.items()).encode()
         content = json.dumps(body).encode()
         post = (
@@ -185,7 +185,7 @@ async def test_response_to_http_1_0_ends_with_its_connection(
 
 
 def chunked(*chunks: tuple[bytes, bytes]) -> bytes:
-    """A chat request in chunks, each of its content and its extension."""
+    """Return a chat request in chunks. Each chunk has a content and an extension."""
     head = (
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
         b"Content-Type: application/json\r\n"
@@ -198,7 +198,7 @@ def chunked(*chunks: tuple[bytes, bytes]) -> bytes:
 
 @pytest.mark.parametrize("piece", [b"1;x=%s\r\n \r\n" % (b"y" * 1000), b"y" * 1000])
 async def test_chunk_extensions_are_bounded(service: FakeService, piece: bytes) -> None:
-    """Many of them, and one without an end."""
+    """The request has many extensions, or one without an end."""
     async with (
         started(upstream=service.target) as (server, url),
         RawClient(url) as client,
@@ -209,7 +209,8 @@ async def test_chunk_extensions_are_bounded(service: FakeService, piece: bytes) 
             while rejected._value.get() == 0:
                 await client.send(piece)
         head = await client.read_all()
-        assert b" 400 " in head or not head  # it may get lost, since the client goes on
+        # The response may get lost, since the client goes on sending.
+        assert b" 400 " in head or not head
         assert rejected._value.get() == 1
     assert service.calls == []
 

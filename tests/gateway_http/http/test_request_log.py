@@ -77,7 +77,7 @@ async def test_only_valid_trace_context_is_passed_on(
 
 
 async def finished(logs: list[Any], number: int = 1) -> list[Any]:
-    """Wait for so many requests to be logged: the line follows the response."""
+    """Wait until this many requests have been logged. The line is written after the response."""
 
     def found() -> list[Any]:
         return [line for line in logs if line["event"] == "request_finished"]
@@ -105,7 +105,7 @@ async def test_each_request_leaves_one_log_line(
 @pytest.mark.parametrize("is_streamed", [False, True])
 async def test_log_line_of_a_completion_has_its_model_and_tokens(is_streamed: bool) -> None:
     async with (
-        checking_service() as target,  # which generates "ok", in two tokens
+        checking_service() as target,  # it generates "ok", in two tokens
         serving(upstream=target) as url,
         httpx.AsyncClient(base_url=url, timeout=60) as http,
     ):
@@ -186,7 +186,7 @@ async def test_words_of_clients_are_bounded_and_escaped_in_the_log(
     http: httpx.AsyncClient, body: dict[str, Any]
 ) -> None:
     with capture_logs() as logs:
-        agent = b"\x9b31mred " + b"x" * 1000  # which some terminals obey
+        agent = b"\x9b31mred " + b"x" * 1000  # some terminals interpret \x9b as an escape
         await http.post(
             CHAT, json=body | {"model": "a\nb" + "m" * 1000}, headers=[(b"user-agent", agent)]
         )
@@ -207,7 +207,7 @@ async def test_missing_key_is_logged_with_the_route(tmp_path: Path) -> None:
         with capture_logs() as logs:
             for _ in range(50):
                 assert (await http.post(CHAT)).status_code == 401
-            (line,) = await finished(logs)  # of a flood the first, and a number later
+            (line,) = await finished(logs)  # the first line of a flood; others are only counted
         admitted = {"authorization": "Bearer sk-chatrpc-test"}
         page = (await http.get("/metrics", headers=admitted)).text
     assert (line["route"], line["status"]) == (CHAT, 401)

@@ -1,4 +1,4 @@
-"""Logs and metrics of requests that are rejected before the application, and their bounds."""
+"""Logs and metrics of requests that are rejected before the application gets them."""
 
 import asyncio
 import re
@@ -34,7 +34,7 @@ def value(server: Server, name: str, **labels: str) -> float:
 
 
 async def line(logs: list[Any], event: str) -> Any:
-    """Wait for the line of this event, and see that it is the only one."""
+    """Wait for the line of this event, and check that it is the only one."""
     await until(lambda: any(each["event"] == event for each in logs))
     (found,) = (each for each in logs if each["event"] == event)
     return found
@@ -71,7 +71,7 @@ async def test_early_rejections_are_counted_and_logged_once(
 async def test_surplus_connections_are_counted_and_logged() -> None:
     with capture_logs() as logs:
         async with started(max_connections=1) as (server, url), RawClient(url) as busy:
-            await busy.send(HEAD)  # it has begun, so it is not idle
+            await busy.send(HEAD)  # a request has begun, so the connection is not idle
             connections: Any = server.server_state.connections
             await until(lambda: any(one._is_in_head for one in connections))
             async with RawClient(url) as surplus:
@@ -109,7 +109,7 @@ async def test_failed_tls_handshakes_are_counted_and_logged(tmp_path: Path) -> N
 
 
 def distrust(url: str) -> None:
-    """Send the alert of a client that does not trust the certificate's authority."""
+    """Send the TLS alert of a client that does not trust the CA of the certificate."""
     address = urlsplit(url)
     with (
         socket.create_connection((address.hostname, address.port)) as connection,

@@ -1,4 +1,4 @@
-"""A client that does not read, as its transport sees it."""
+"""The transport of a client that does not read."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from gateway_http.http.transport import ClientTransport
 
 
 class Unread:
-    """A transport with bytes that wait in this process, and no socket."""
+    """A transport without a socket, whose unsent bytes wait in this process."""
 
     def __init__(self) -> None:
         self.num_unsent = 0
@@ -36,7 +36,7 @@ class Unread:
 
 
 class Clock:
-    """A loop whose time passes only in `wait`."""
+    """An event loop whose time passes only in `wait`."""
 
     def __init__(self) -> None:
         self._now_s = 0.0
@@ -92,13 +92,13 @@ def test_unread_bytes_are_reported_once_after_the_timeout() -> None:
     assert len(cuts) == 1
     assert TIMEOUT_S <= cuts[0] <= 1.1 * TIMEOUT_S
     unread.is_closed = True
-    transport.write(b"x")  # in vain
+    transport.write(b"x")  # this has no effect
     assert unread.num_written == 1
 
 
 @pytest.mark.parametrize("num_bytes", [100, 1 << 24])
 def test_reading_some_of_it_in_time_is_reading(num_bytes: int) -> None:
-    """All of a little, or 64 KiB of much."""
+    """The client reads all of a few bytes, or 64 KiB of many."""
     unread, transport, cuts, clock = watched()
     transport.write(b"x" * num_bytes)
     for _ in range(20):

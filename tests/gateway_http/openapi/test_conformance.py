@@ -1,6 +1,6 @@
-"""Random requests made from the OpenAPI document: no server errors, and responses as described.
+"""Random requests made from the OpenAPI document get responses as described, and no server errors.
 
-A short run; `schemathesis run` against a running gateway makes thousands (docs/conformance.md).
+This is a short run. `schemathesis run` sends thousands to a running gateway (docs/conformance.md).
 """
 
 import asyncio
@@ -33,7 +33,7 @@ OPERATIONS: list[Any] = [
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """Yield the URL of a gateway before a real gRPC server with a scripted engine."""
+    """Yield the URL of a gateway in front of a real gRPC server with a scripted engine."""
     started: list[str] = []
     is_ready, stop = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
@@ -73,7 +73,7 @@ def test_responses_are_as_described(url: str, operation: Any, mode: GenerationMo
     @given(case=operation.as_strategy(generation_mode=mode), knows_model=st.booleans())
     def check(case: Any, knows_model: bool) -> None:
         if knows_model and isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
-            case.body["model"] = CARD.id  # or no body would get beyond that
+            case.body["model"] = CARD.id  # otherwise each body would be rejected for it
         case.call_and_validate(base_url=url, excluded_checks=excluded)
 
     check()

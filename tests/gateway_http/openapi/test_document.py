@@ -1,4 +1,4 @@
-"""The OpenAPI document describes what is served, completely and exactly."""
+"""The OpenAPI document describes the API completely and exactly."""
 
 import re
 from typing import Any

@@ -20,9 +20,9 @@ from service.rpc.decode.chat import chat_request
 from service.rpc.decode.completion import completion_request
 
 SCHEMAS = document(ENDPOINTS, "1.0")["components"]["schemas"]
-# Every token id of the document is one of the vocabulary.
+# Every token id that the document allows is in the vocabulary.
 SPEC = ModelSpec(1000, 300, SamplingParams(), vocab_size=2**32)
-# Its only valid value is that of `n`.
+# The only valid value of `best_of` is that of `n`.
 WITHOUT_RANGE = {"best_of"}
 
 Check = Callable[[dict[str, Any]], None]
@@ -50,7 +50,7 @@ CHECKS: dict[str, Check] = {
 
 
 def values(name: str, schema: Schema) -> Iterator[tuple[Any, bool]]:
-    """Yield values at the limits of a schema, and values beyond them with False."""
+    """Yield values at the limits of a schema with True, and values beyond them with False."""
     for branch in schema.get("anyOf", [schema]):
         match branch.get("type"):
             case "integer" | "number":
@@ -110,7 +110,7 @@ def function_tool(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name}}
 
 
-# How a field of a part of a chat completion's request is sent.
+# Functions that put a field of a part into the body of a chat completion.
 PARTS: dict[tuple[str, str], Callable[[Any], dict[str, Any]]] = {
     ("FunctionDefinition", "name"): lambda name: {"tools": [function_tool(name)]},
     ("AllowedTools", "tools"): lambda tools: {

@@ -1,4 +1,4 @@
-"""Bodies with one mistake each, and the errors that OpenAI's clients receive for them."""
+"""Bodies with one mistake each, and the errors that OpenAI's clients receive."""
 
 import contextlib
 import json

@@ -89,7 +89,7 @@ def test_deeply_nested_body_is_rejected() -> None:
     ],
 )
 def test_bytes_that_are_not_json_are_read_once(body: bytes) -> None:
-    """Time that grows with the square of the size would exceed the time limit of tests."""
+    """If the time grew with the square of the size, the test would exceed its time limit."""
     for content in (body, body + body):
         with suppress(InvalidRequest):
             check_elements(content)

@@ -1,4 +1,4 @@
-"""The names in OpenAI's JSON of the proto's fields."""
+"""The names that the proto's fields have in OpenAI's JSON."""
 
 import re
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ BODIES: list[tuple[Any, type[msgspec.Struct]]] = [
     (model_service_pb2.TokenizeRequest.DESCRIPTOR, TokenizeRequest),
     (model_service_pb2.DetokenizeRequest.DESCRIPTOR, DetokenizeRequest),
 ]
-# Fields without a place of their own in a body: the gateway does not set them, the body chooses
-# them by a tag, or the client's name depends on what it sent (`sent_names` in `convert`).
+# Fields without a path of their own in a body: the gateway does not set them, the body chooses
+# them by a tag, or the client's name depends on its request (`sent_names` in `convert`).
 WITHOUT_PARAM = re.compile(
     r"(conversation\.)?.*\.image\.(data|mime_type)|response_format\.(text|json_object)|text"
     r"|conversation|conversation\.prompt\.truncate_prompt_tokens"

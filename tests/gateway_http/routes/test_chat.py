@@ -65,7 +65,7 @@ async def test_head_is_not_sent_before_admission(
         await client.post(body | {"stream": True})
         await service.called()
         head = asyncio.create_task(client.read_until(b"\r\n\r\n"))
-        # Four times the silence after which an admitted stream would be kept alive.
+        # This is four times the period after which an admitted stream gets a ping.
         assert not (await asyncio.wait({head}, timeout=0.2))[0]
         service.release()
         assert b" 200 " in await head
@@ -122,7 +122,7 @@ async def test_unexpected_error_in_a_stream_is_an_event(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any]
 ) -> None:
     """A finish reason of a newer proto cannot be converted, so the client gets an error."""
-    service.script = [Delta("Hello"), Finish(reason=99)]  # type: ignore[arg-type]  # of the future
+    service.script = [Delta("Hello"), Finish(reason=99)]  # type: ignore[arg-type]  # an unknown reason
     answer = await http.post(PATH, json=body | {"stream": True})
     *_, error, done = events(answer.text)
     assert done == "[DONE]"
@@ -155,7 +155,7 @@ async def test_call_cancelled_by_a_stopping_replica_is_retried(
     http: httpx.AsyncClient, service: FakeService, body: dict[str, Any], stream: bool
 ) -> None:
     service.num_rejections = 2
-    service.rejection = Fail(grpc.StatusCode.CANCELLED)  # gRPC's own: it has no reason
+    service.rejection = Fail(grpc.StatusCode.CANCELLED)  # an error of gRPC itself, without a reason
     answer = await http.post(PATH, json=body | {"stream": stream})
     assert answer.status_code == 200
     assert len(service.calls) == 3
@@ -191,7 +191,7 @@ async def test_deadline_that_passes_is_504(service: FakeService, body: dict[str,
         serving(upstream=service.target, request_timeout_s=0.2) as url,
         httpx.AsyncClient(base_url=url) as http,
     ):
-        while not service.calls:  # on a slow machine the time is over before the call is there
+        while not service.calls:  # on a slow machine, the timeout may end before the call arrives
             assert (await http.post(PATH, json=body)).status_code == 504
     await service.cancelled()
 

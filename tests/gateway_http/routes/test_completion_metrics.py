@@ -20,7 +20,7 @@ async def test_tokens_and_the_times_between_them(
     path: str, body: dict[str, Any], is_streamed: bool
 ) -> None:
     async with (
-        checking_service() as target,  # which generates "ok", in two tokens
+        checking_service() as target,  # it generates "ok", in two tokens
         serving(upstream=target) as url,
         httpx.AsyncClient(base_url=url, timeout=60) as http,
     ):

@@ -135,7 +135,7 @@ async def test_openais_client_reads_log_probabilities(url: str, service: FakeSer
         logprobs = answer.choices[0].logprobs
         assert logprobs
         assert logprobs.tokens == ["ab", "c"]
-        # The first is null, which the client's type does not allow.
+        # The first value is null, which the client's type does not allow.
         assert list(logprobs.token_logprobs or ()) == [None, -1.5]
         assert logprobs.text_offset == [0, 2]
     assert service.calls[0].params.logprobs == 1

@@ -1,4 +1,4 @@
-"""A client that leaves, at every moment it can leave: the service must stop working for it."""
+"""If a client disconnects at any time, its call to the service is cancelled."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""GET /: for people, with and without keys."""
+"""GET /, a page for people, with and without keys."""
 
 import re
 from pathlib import Path

@@ -47,7 +47,7 @@ async def test_conversation_is_tokenized_through_the_template(
     )
     assert answer.json()["token_strs"] == ["h", "i"]
     asked = service.calls[-1].params
-    assert asked.model == MODEL  # it named none
+    assert asked.model == MODEL  # the request named no model
     assert not asked.conversation.prompt.add_generation_prompt
     assert asked.conversation.prompt.HasField("add_generation_prompt")
     assert asked.conversation.prompt.chat_template_kwargs_json == '{"a":1}'

@@ -1,4 +1,4 @@
-"""The keys by which calls reach the same replica."""
+"""The keys that send calls to the same replica."""
 
 from typing import Any
 

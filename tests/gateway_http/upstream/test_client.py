@@ -1,4 +1,4 @@
-"""The gateway's side of a call, against a real gRPC server."""
+"""Calls of the gateway to a real gRPC server."""
 
 import asyncio
 import re
@@ -9,7 +9,7 @@ import grpc
 import httpx
 import pytest
 import trustme
-from grpc._cython import cygrpc  # type: ignore[attr-defined]  # core itself
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the compiled core of gRPC
 
 from chatrpc.v1 import chat_pb2, chat_service_pb2
 from chatrpc_process.tls import TlsFiles
@@ -36,7 +36,7 @@ OPTIONS = CallOptions(timeout_s=30)
 
 
 def test_every_channel_option_exists_in_grpc() -> None:
-    """An unknown key is ignored in silence: the key must stand, whole, in the binary."""
+    """gRPC ignores unknown keys silently, so each whole key must occur in its binary."""
     binary = Path(cygrpc.__file__).read_bytes()
     for key, _ in CHANNEL_OPTIONS:
         found = re.finditer(re.escape(key.encode()) + rb"\0", binary)

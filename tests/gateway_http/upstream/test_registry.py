@@ -177,7 +177,7 @@ def test_secrets_come_from_files_beside_it_and_show_nowhere(tmp_path: Path) -> N
 
 
 def test_pipe_or_encrypted_key_is_rejected_at_once(tmp_path: Path) -> None:
-    """Reading does not wait for a writer of a pipe, nor for a passphrase at the terminal."""
+    """Reading waits neither for a writer of a pipe nor for a passphrase at the terminal."""
     ca = trustme.CA()
     (tmp_path / "ca.crt").write_bytes(ca.cert_pem.bytes())
     files = issue(ca, tmp_path)
@@ -208,7 +208,7 @@ def test_example_of_the_documentation_is_valid(tmp_path: Path, page: str) -> Non
 
 
 def touch(path: Path, text: str) -> None:
-    """Write it, later than before by any clock of a file system."""
+    """Write a file with a modification time that is later on any file system."""
     before = path.stat()
     path.write_text(text)
     later = max(before.st_mtime_ns, path.stat().st_mtime_ns) + 1_000_000

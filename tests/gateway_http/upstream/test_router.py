@@ -36,7 +36,7 @@ def entry(name: str, target: str, *more: str) -> str:
 
 
 class File:
-    """A registry's file, each text of it newer than the one before."""
+    """A registry file. Each written text gets a later modification time than the one before."""
 
     def __init__(self, directory: Path, *entries: str) -> None:
         self.path = directory / "registry.toml"
@@ -53,7 +53,8 @@ class File:
 
 @asynccontextmanager
 async def gateway(file: File, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
-    fresh = httpx.Limits(max_keepalive_connections=0)  # idle ones may end just when they are used
+    # Idle connections may end just when they are used.
+    fresh = httpx.Limits(max_keepalive_connections=0)
     async with (
         serving(environment=Environment(poll_s=0.01), registry=file.path, **options) as url,
         httpx.AsyncClient(base_url=url, timeout=60, limits=fresh, verify=False) as http,  # noqa: S501  # plain
@@ -134,7 +135,7 @@ async def test_model_list_is_the_registry(tmp_path: Path) -> None:
             one, away = page["data"]
             assert (one["id"], one["max_model_len"]) == ("one", 1000)
             assert (away["id"], away["object"]) == ("away", "model")
-            assert "max_model_len" not in away  # since its service cannot be reached
+            assert "max_model_len" not in away  # its service cannot be reached
             assert (await http.get("/v1/models/uno")).json() == one
             assert (await http.get("/v1/models/away")).json() == away
 
@@ -240,7 +241,7 @@ async def test_moving_a_model_loses_no_request(tmp_path: Path) -> None:
             lines = stream.aiter_lines()
             while '">"' not in await anext(lines):
                 pass
-            old.engine.script = old.engine.script[-1:]  # those that follow end at once
+            old.engine.script = old.engine.script[-1:]  # later requests end at once
             asked, switched = 0, asyncio.Event()
 
             async def ask() -> None:
@@ -308,7 +309,8 @@ async def test_channel_is_closed_after_its_last_call(service: FakeService) -> No
         service.release()
         rest = [chunk async for chunk in chunks]
         assert rest[-1] is not None
-    with pytest.raises((grpc.aio.UsageError, asyncio.CancelledError)):  # it, or the call on it
+    # The channel fails, or the call on it.
+    with pytest.raises((grpc.aio.UsageError, asyncio.CancelledError)):
         while True:
             await route.upstream.is_ready(10)
     await router.close()
@@ -325,7 +327,7 @@ async def test_readiness_check_of_a_removed_service_is_false() -> None:
 
         async def asking(timeout_s: float) -> "asyncio.Task[bool]":
             task = asyncio.ensure_future(router.is_ready(timeout_s))
-            for _ in range(3):  # the calls are on their way
+            for _ in range(3):  # let the calls start
                 await asyncio.sleep(0)
             return task
 

@@ -1,4 +1,4 @@
-"""One trace over gateway and service."""
+"""A trace that contains spans of the gateway and of the service."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -41,7 +41,7 @@ class Traces:
         return list(self._exporter.get_finished_spans())
 
     async def ended(self, root: str) -> dict[str, ReadableSpan]:
-        """All spans by kind and name, once those of both sides are there."""
+        """Return all spans by kind and name, once both processes have recorded theirs."""
 
         def names() -> list[str]:
             return [f"{span.kind.name} {span.name}" for span in self.spans]
@@ -108,7 +108,7 @@ async def test_request_is_one_trace(
     for phase in phases:
         assert phase.start_time is not None
         assert phase.end_time is not None
-        # The phases are measured by another clock than the spans.
+        # Phases and spans are measured with different clocks.
         assert served.start_time - 1e9 < phase.start_time <= phase.end_time < served.end_time + 1e9
 
 
@@ -162,7 +162,7 @@ async def test_text_completion_has_its_operation_name(
     assert attributes_of(served)["gen_ai.operation.name"] == "text_completion"
     assert attributes_of(served)["gen_ai.response.finish_reasons"] == ("length", "length")
     assert attributes_of(served)["gen_ai.usage.output_tokens"] == 4
-    assert f"INTERNAL {PHASES[-1]}" in spans  # of both prompts together
+    assert f"INTERNAL {PHASES[-1]}" in spans  # one span for both prompts together
 
 
 async def test_rejection_is_no_error_of_the_server(http: httpx.AsyncClient, traces: Traces) -> None:
@@ -215,7 +215,7 @@ async def test_client_that_disconnects_is_no_error(traces: Traces, service: Fake
 async def test_unsampled_trace_is_not_recorded(http: httpx.AsyncClient, traces: Traces) -> None:
     unsampled = {"traceparent": f"00-{TRACE}-{SPAN}-00"}
     await http.post("/v1/chat/completions", json=BODY, headers=unsampled)
-    await http.post("/v1/chat/completions", json=BODY)  # which is, by default
+    await http.post("/v1/chat/completions", json=BODY)  # recorded by default
     spans = await traces.ended("SERVER POST /v1/chat/completions")
     assert TRACE not in {trace_of(span) for span in spans.values()}
 

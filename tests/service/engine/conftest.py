@@ -9,7 +9,7 @@ import transformers
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tiny models gain nothing from threads, and busy machines lose much by them."""
+    """Use one thread: it is enough for tiny models, and more threads are slow on busy machines."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -25,5 +25,5 @@ def _plain_logs() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_progress_bars() -> None:
-    logging: Any = transformers.utils.logging  # which is not typed
+    logging: Any = transformers.utils.logging  # this module has no types
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""The logits of a checkpoint, as our engine computes them."""
+"""Computes the logits of a checkpoint with our engine."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ _BLOCK_SIZE = 16
 
 @torch.inference_mode()
 def logprobs_of(options: EngineOptions, token_ids: Sequence[int]) -> torch.Tensor:
-    """[T, vocab_size]: the log probabilities after each token of one sequence."""
+    """Return the log probabilities [T, vocab_size] after each token of one sequence."""
     num_tokens = len(token_ids)
     num_blocks = -(-num_tokens // _BLOCK_SIZE)
     model = load_model(options).finish(num_blocks, _BLOCK_SIZE, num_tokens)

@@ -15,12 +15,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VOCAB_SIZE = 97
 
-# transformers does not type these.
+# transformers has no types for these.
 _AutoModel: Any = AutoModelForCausalLM
 _GenerationConfig: Any = GenerationConfig
 
-# Heads of another number than their size times the width, groups, and windows shorter than the
-# prompts: whatever is confused with something else shows.
+# All dimensions differ, there are groups of heads, and windows are shorter than the prompts. So the
+# tests fail if one size is used instead of another.
 _LLAMA = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
@@ -139,7 +139,7 @@ def kv_bytes_per_token(config: PreTrainedConfig) -> int:
 
 
 def save_model(path: Path, config: PreTrainedConfig) -> Path:
-    """A checkpoint with weights so large that the most likely token is so by far."""
+    """Write a checkpoint. Its weights are so large that one token is always clearly likeliest."""
     torch.manual_seed(0)
     model: PreTrainedModel = _AutoModel.from_config(config, dtype=torch.float32)
     with torch.no_grad():
@@ -152,7 +152,7 @@ def save_model(path: Path, config: PreTrainedConfig) -> Path:
 
 
 def reference(path: Path) -> Callable[[tuple[int, ...], int], list[int]]:
-    """`model.generate`, greedily, of one prompt at a time, with transformers' own attention."""
+    """Return a function that runs greedy `model.generate` of transformers on one prompt."""
     model: Any = _AutoModel.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
 
     def generate(prompt: tuple[int, ...], max_tokens: int) -> list[int]:
@@ -171,7 +171,7 @@ def reference(path: Path) -> Callable[[tuple[int, ...], int], list[int]]:
 
 
 def reference_logprobs(path: Path) -> Callable[[tuple[int, ...]], torch.Tensor]:
-    """Return a function that computes the log probabilities after each token by transformers.
+    """Return a function that computes the log probabilities after each token with transformers.
 
     Its result is [T, vocab_size].
     """

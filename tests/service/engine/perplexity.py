@@ -34,7 +34,7 @@ def embedded_model() -> Path:
 
 
 def precisions(path: Path) -> dict[str, EngineOptions]:
-    """The reference first, then what is compared with it."""
+    """Return the options of each precision by name. The reference is first."""
     return {
         "float32": EngineOptions(path, device="cpu", dtype="float32", quantization="none"),
         "bfloat16": EngineOptions(path, device="cpu", dtype="bfloat16", quantization="none"),
@@ -43,9 +43,9 @@ def precisions(path: Path) -> dict[str, EngineOptions]:
 
 
 def read_text(path: Path) -> list[int]:
-    """The text as token ids of the model in `path`: about 4000.
+    """Return the text as about 4000 token ids of the model in `path`.
 
-    A tokenizer that begins every text with a token has it at the start of every window.
+    If the tokenizer begins every text with a special token, each window begins with it.
     """
     text = _TEXT.read_text(encoding="utf-8")
     tokenizer = load_tokenizer(path)
@@ -57,7 +57,7 @@ def read_text(path: Path) -> list[int]:
 
 
 def windows(token_ids: Sequence[int], length: int) -> Iterator[Sequence[int]]:
-    """The text in pieces; a last one that holds nothing to predict is left out."""
+    """Yield the text in windows. A last one with no token to predict is left out."""
     for start in range(0, len(token_ids) - 1, length):
         yield token_ids[start : start + length]
 
@@ -66,8 +66,8 @@ def windows(token_ids: Sequence[int], length: int) -> Iterator[Sequence[int]]:
 def perplexity(model: Model, token_ids: Sequence[int], window: int = WINDOW) -> float:
     """Return the perplexity of a text, over all tokens except the first of each window.
 
-    Each window is a sequence of its own, computed in one step, in blocks from 0 on. The model's
-    cache has room for `window` tokens.
+    Each window is a separate sequence, computed in one step, with blocks from 0 on. The model's
+    cache has the capacity for `window` tokens.
     """
     total, num_predicted = 0.0, 0
     for piece in windows(token_ids, window):
@@ -80,13 +80,13 @@ def perplexity(model: Model, token_ids: Sequence[int], window: int = WINDOW) -> 
 
 
 def measure(options: EngineOptions, token_ids: Sequence[int], window: int = WINDOW) -> float:
-    """`perplexity` of the model that `options` makes."""
+    """Return the `perplexity` of the model that is loaded with `options`."""
     loaded = load_model(options)
     return perplexity(loaded.finish(-(-window // _BLOCK_SIZE), _BLOCK_SIZE, window), token_ids)
 
 
 def table(figures: dict[str, float]) -> str:
-    """Each precision, its perplexity, and by how much that is above the first one's."""
+    """Return a table of each precision's perplexity and its increase over the first one's."""
     reference = next(iter(figures.values()))
     lines = [f"{'precision':<12}{'perplexity':>12}{'cost':>10}"]
     lines += [
@@ -97,10 +97,10 @@ def table(figures: dict[str, float]) -> str:
 
 
 def _single(token_ids: Sequence[int]) -> Layout:
-    """All the tokens of one sequence, none of them computed before."""
+    """Return the layout of one sequence, of which no token has been computed."""
     num_tokens = len(token_ids)
     sequence = EngineSequence(0, Request(tuple(token_ids), SamplingParams()), num_tokens + 1)
-    sequence.block_ids = list(range(num_tokens))  # enough, whatever the size of a block
+    sequence.block_ids = list(range(num_tokens))  # enough for any block size
     scheduled = ScheduledSequence(sequence, num_tokens, is_sampled=True)
     return Layout((SequenceRows(scheduled, 0, num_tokens, num_tokens),))
 
@@ -109,8 +109,8 @@ def main() -> None:
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else embedded_model()
     token_ids = read_text(path)
     figures = {name: measure(options, token_ids) for name, options in precisions(path).items()}
-    print(f"{path.name}, {len(token_ids)} tokens in windows of {WINDOW}")  # noqa: T201  # a command
-    print(table(figures))  # noqa: T201  # likewise
+    print(f"{path.name}, {len(token_ids)} tokens in windows of {WINDOW}")  # noqa: T201  # the output of a command
+    print(table(figures))  # noqa: T201  # as above
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Checkpoints as quantizers write them, each beside the float weights that it stands for.
+"""Makes checkpoints in the formats of quantizers, with the float weights that they represent.
 
-Every method is written out by its own definition here: quantize, store, and multiply back.
+Each method is implemented here by its definition: quantize, store, and multiply back.
 """
 
 import json
@@ -16,8 +16,8 @@ FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
 _WEIGHTS = "model.safetensors"
 
-# A weight [N, K] to the tensors that are stored for it, by the last part of their names, and to the
-# float weight that they mean.
+# Converts a weight [N, K] to the tensors that are stored for it, by the last part of their names,
+# and to the float weight that they represent.
 Quantize = Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]
 
 
@@ -58,7 +58,7 @@ def fp8_blocks(
 
 
 def modelopt_blocks(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """ModelOpt keeps the blocks' own dimensions in the scale's shape."""
+    """Quantize as ModelOpt does, whose scales keep the dimensions of blocks in their shape."""
     tensors, meant = fp8_blocks("weight_scale", 128, 128)(weight)
     return tensors | {"weight_scale": tensors["weight_scale"][:, None, :, None]}, meant
 
@@ -115,7 +115,7 @@ def compressed_tensors(weights: dict[str, Any], **fields: Any) -> dict[str, Any]
 _FLOAT = {"type": "float", "symmetric": True}
 _INT = {"type": "int", "symmetric": True}
 
-# By name: the config's description, and how the weights are stored.
+# For each method: its description in the config, and the function that converts a weight.
 METHODS: dict[str, tuple[dict[str, Any], Quantize]] = {
     "fp8 blocks": (
         {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [16, 24]},
@@ -204,7 +204,7 @@ def _with_flat_scale(tensors: dict[str, Tensor], meant: Tensor) -> tuple[dict[st
 def quantize_checkpoint(path: Path, quantize: Quantize, meant: Path | None = None) -> None:
     """Replace the weights of the layers' projections in the checkpoint `path` by quantized ones.
 
-    The checkpoint `meant`, a copy of it, gets the float weights that those stand for.
+    The checkpoint `meant`, a copy of it, gets the float weights that these represent.
     """
     stored, floats = load_file(path / _WEIGHTS), load_file(path / _WEIGHTS)
     for name in [name for name in stored if name.endswith("_proj.weight")]:

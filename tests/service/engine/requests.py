@@ -19,7 +19,7 @@ def make_request(
     priority: int = 0,
     caller: Caller = _ANONYMOUS,
 ) -> Request:
-    """A greedy request; a `prompt` that is a number stands for as many tokens."""
+    """Return a greedy request. If `prompt` is a number, the prompt has this many tokens."""
     token_ids = tuple(range(1, prompt + 1)) if isinstance(prompt, int) else tuple(prompt)
     sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens)
     return Request(

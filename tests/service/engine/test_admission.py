@@ -24,7 +24,7 @@ def leave(admission: Admission, now: float, caller: Caller = ANYBODY) -> None:
 
 
 def fill(admission: Admission, caller: Caller) -> int:
-    """Enter until there is no room; how many came in."""
+    """Admit requests until there is no room. Return their number."""
     num_inside = 0
     while True:
         try:
@@ -67,7 +67,7 @@ def test_estimated_wait_with_a_free_slot_is_zero() -> None:
 
 
 def steady(admission: Admission, gap_s: float, times: int, now: float = 0.0) -> float:
-    """One leaves and one comes each `gap_s`; the time at the end."""
+    """Let one request leave and one arrive every `gap_s` seconds. Return the time at the end."""
     for _ in range(times):
         now += gap_s
         leave(admission, now=now)
@@ -107,14 +107,14 @@ def test_time_without_work_is_no_gap() -> None:
 
 
 def test_estimate_that_rejects_all_requests_is_corrected() -> None:
-    """After a slow hour the estimate is long; a queue that it keeps empty must not preserve it."""
+    """After a slow hour the estimate is long. It must be corrected although the queue is empty."""
     admission = Admission(max_num_seqs=1, max_queue_size=5)
     enter(admission, now=0.0)
     enter(admission, now=0.0)
     now = steady(admission, gap_s=60.0, times=40)
     leave(admission, now=now)
     leave(admission, now=now)
-    for _ in range(40):  # quick ones now, and no queue
+    for _ in range(40):  # requests are quick now, and there is no queue
         enter(admission, now)
         now += 0.1
         leave(admission, now=now)
@@ -123,7 +123,7 @@ def test_estimate_that_rejects_all_requests_is_corrected() -> None:
 
 
 def test_time_goes_on_for_a_queue_that_has_emptied() -> None:
-    """Leaving below the limit is no gap, and the gap after it begins when the places are taken."""
+    """If a request leaves below the limit, no gap is measured until all slots are used again."""
     admission = Admission(max_num_seqs=2, max_queue_size=2)
     enter(admission, now=0.0)
     enter(admission, now=100.0)
@@ -147,7 +147,7 @@ def test_each_sequence_of_a_request_takes_a_place() -> None:
 
 
 def test_places_that_become_free_together_are_as_many_gaps() -> None:
-    """Four that leave every 8 s are one every 2 s."""
+    """Four requests that leave together every 8 s count as one every 2 s."""
     admission = Admission(max_num_seqs=4, max_queue_size=10)
     admission.enter(ANYBODY, 4, now=0.0)
     now = 0.0
@@ -161,7 +161,7 @@ def test_places_that_become_free_together_are_as_many_gaps() -> None:
 
 def test_one_caller_fills_half_of_the_queue_and_another_still_gets_in() -> None:
     admission = Admission(max_num_seqs=32, max_queue_size=256)
-    assert fill(admission, Caller("a")) == 160  # 32 slots and 128 places
+    assert fill(admission, Caller("a")) == 160  # 32 running and 128 waiting requests
     assert fill(admission, Caller("b")) > 64
     enter(admission, now=0.0, caller=Caller("c"))
 
@@ -192,6 +192,6 @@ def test_wait_of_a_caller_below_its_share_is_none() -> None:
         enter(admission, now, caller=busy)
     assert admission.estimated_wait_s(busy) == pytest.approx(74.0, rel=0.01)
     enter(admission, now, deadline=now + 0.1, caller=other)
-    enter(admission, now, deadline=now + 0.1, caller=other)  # its share is two of the slots
-    # Two of its own are ahead of the third, and one of the other caller's comes in between.
+    enter(admission, now, deadline=now + 0.1, caller=other)  # the caller's share is two slots
+    # Two requests of the same caller precede the third, and one of the other caller is in between.
     assert admission.estimated_wait_s(other) == pytest.approx(4.0, rel=0.01)

@@ -64,7 +64,7 @@ class Rig:
         return self.engine.generate(request)
 
     async def collect(self, request: Request) -> list[TokenOutput]:
-        """The outputs of a request: the first, and those with a token or an end."""
+        """Return the outputs of a request: the first, and those with a token or a finish reason."""
         async with aclosing(self.generate(request)) as outputs:
             return [await anext(outputs)] + [o async for o in outputs if not o.is_progress]
 
@@ -156,7 +156,7 @@ async def test_slow_consumer_gets_one_merged_output(rig: Rig) -> None:
     async with aclosing(rig.generate(request)) as slow:
         assert await anext(slow) == EMPTY
         await rig.until_step(20)
-        # Outputs come in the order of the steps: after this one's, all of the slow one's are there.
+        # Outputs come in the order of steps. So after these, all of the slow one have arrived.
         await rig.collect(make_request(max_tokens=1))
         whole = await anext(slow)
         assert list(whole.token_ids) == answer(request, rig.max_model_len)
@@ -284,7 +284,7 @@ async def test_closing_in_a_step(rig: Rig) -> None:
 
 
 async def test_closing_while_it_waits() -> None:
-    # So long a context that the one that runs does not end while the test looks on.
+    # The context is so long that the running request does not end during the test.
     async with started(Rig(num_blocks=100_000, max_num_seqs=1)) as rig:
         running, waiting = (rig.generate(make_request(max_tokens=None)) for _ in range(2))
         await next_token_of(running)
@@ -400,7 +400,7 @@ async def test_failed_step_fails_its_requests_and_the_engine_continues(rig: Rig)
             return "failed"
 
     ends = await asyncio.gather(*map(read, streams))
-    num_failed = ends.count("failed")  # as many as had come when the step began
+    num_failed = ends.count("failed")  # the requests that had arrived when the step began
     assert 1 <= num_failed <= 4
     assert ends[num_failed:] == [str(answer(make_request(max_tokens=9), rig.max_model_len))] * (
         6 - num_failed
@@ -426,7 +426,7 @@ async def test_stop_fails_what_runs(rig: Rig) -> None:
     await anext(stream)
     await rig.blocked()
     stop = asyncio.create_task(rig.engine.stop())
-    await asyncio.sleep(0)  # it has asked the engine to stop
+    await asyncio.sleep(0)  # let the task request the stop
     rig.runner.gate.set()
     await stop
     with pytest.raises(EngineDead):
@@ -464,7 +464,7 @@ async def test_start_raises_what_the_load_raises(error: Exception) -> None:
 
 
 class SlowLoad:
-    """A load that ends when the test lets it end."""
+    """A load of a model that ends when the test permits it."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.is_loading = threading.Event()
@@ -491,7 +491,7 @@ async def test_stop_during_a_load_does_not_wait_for_it(error: Exception | None) 
     start.cancel()
     with suppress(asyncio.CancelledError):
         await start
-    await engine.stop()  # returns, though the load has not
+    await engine.stop()  # returns although the load is not complete
     assert load.thread.is_alive()
     load.may_end.set()
     await asyncio.to_thread(load.thread.join)
@@ -534,9 +534,9 @@ class Client:
     cache_salt: str
     n: int
     priority: int
-    pause: int  # turns of the event loop before it comes
-    reads: int | None  # closes after so many items; None: reads to the end
-    patience: int | None  # is cancelled after so many turns
+    pause: int  # iterations of the event loop before the requests are sent
+    reads: int | None  # number of items after which it closes the stream; None to read all
+    patience: int | None  # iterations after which it is cancelled; None for never
     deadline_s: float | None
 
     async def call(self, rig: Rig) -> str:
@@ -621,7 +621,7 @@ def test_random_calls_all_end_and_leave_no_state(
             ends = await asyncio.gather(*(caller.call(rig) for caller in crowd))
             rig.runner.failing_runs = ()
             await rig.until_empty()
-            # It still works.
+            # The engine still works.
             request = make_request(2, max_tokens=2)
             assert tokens(await rig.collect(request)) == answer(request, rig.max_model_len)
             return ends
@@ -676,7 +676,7 @@ async def test_working_or_idle_engine_is_not_dead() -> None:
     await rig.engine.start(MODEL)
     dead = asyncio.ensure_future(rig.engine.wait_dead())
     await rig.collect(make_request(5, max_tokens=40))
-    await asyncio.sleep(0.6)  # longer than a step may take: the time itself is what is tested
+    await asyncio.sleep(0.6)  # longer than a step may take; the duration itself is tested
     await rig.collect(make_request(5, max_tokens=40))
     assert not dead.done()
     dead.cancel()

@@ -15,7 +15,7 @@ NUM_HEADS = NUM_KV_HEADS * GROUP
 def naive(
     query: Tensor, keys: Tensor, values: Tensor, window: int | None, softcap: float | None
 ) -> Tensor:
-    """One query [H, dim] over what it may see: keys and values [KVH, L, dim], in float64."""
+    """Return the attention of a query [H, dim] to keys and values [KVH, L, dim], in float64."""
     if window is not None:
         keys, values = keys[:, -window:], values[:, -window:]
     heads = []
@@ -36,7 +36,7 @@ def naive(
 def test_every_token_attends_to_its_own_context(
     contexts: list[tuple[int, int]], window: int | None, softcap: float | None, seed: int
 ) -> None:
-    """Sequences of so many tokens in the cache and so many new ones, in one packed step."""
+    """One packed step has sequences with these numbers of cached and new tokens."""
     torch.manual_seed(seed)
     contexts = sorted(contexts, key=lambda c: c[1] > 1)
     num_blocks = 60

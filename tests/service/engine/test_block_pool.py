@@ -181,7 +181,7 @@ def test_least_recently_held_prefix_is_evicted_from_its_end() -> None:
     older, newer = (1,) * 12, (2,) * 12
     pool.free(computed(pool, older))
     pool.free(computed(pool, newer))
-    pool.free(computed(pool, 1))  # in the last block of the older
+    pool.free(computed(pool, 1))  # its block is the last one of the older sequence
     for prompt, num_cached in ((older, 8), (newer, 8)):
         again = sequence((*prompt, 0))
         assert pool.allocate(again, num_spared=2)

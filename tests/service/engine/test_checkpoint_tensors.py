@@ -55,7 +55,7 @@ def test_single_file_takes_precedence_over_shards(tmp_path: Path) -> None:
 
 
 def test_unopenable_file_is_reported_with_the_system_error(tmp_path: Path) -> None:
-    """A link to itself: root, whom these tests may run as, may read every file."""
+    """The file is a link to itself: if the tests run as root, every other file can be read."""
     file = tmp_path / "model.safetensors"
     file.symlink_to(file)
     with pytest.raises(ModelLoadError, match="cannot be read: Too many levels of symbolic links"):

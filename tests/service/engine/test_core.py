@@ -70,7 +70,7 @@ def test_one_request_is_answered_token_by_token() -> None:
 
 def test_stop_token_ends_the_output_and_is_part_of_it() -> None:
     whole = answer(make_request(5, max_tokens=9), 200)
-    end = max(whole.index(token) for token in whole)  # the last that has not come up before
+    end = max(whole.index(token) for token in whole)  # the token whose first occurrence is last
     assert end > 2
     core = core_of()
     core.add(0, make_request(5, max_tokens=9, stop_token_ids=frozenset({whole[end]})))
@@ -194,7 +194,7 @@ def test_step_without_work_does_nothing() -> None:
 class Arrival:
     """A request, and the events before the next one."""
 
-    text: int  # prompts of the same text begin alike
+    text: int  # prompts with the same text share their beginning
     num_prompt_tokens: int
     max_tokens: int | None
     seed: int | None
@@ -202,7 +202,7 @@ class Arrival:
     n: int
     priority: int
     num_steps: int
-    aborts: int | None  # the request of this number, if it has come
+    aborts: int | None  # the number of a request to abort, if it has arrived
 
     def request(self) -> Request:
         prompt = [20 * self.text + i * i % 7 for i in range(self.num_prompt_tokens)]
@@ -326,7 +326,7 @@ def test_running_sequence_is_not_dropped_at_its_deadline() -> None:
 
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 3, 5])
 def test_abort_frees_all_blocks_at_once(num_steps: int) -> None:
-    """While it waits, in the middle of its prompt, at its first token and later."""
+    """The abort comes while it waits, during its prefill, at its first token or later."""
     core = core_of(max_num_batched_tokens=8)
     core.add(0, make_request(20, max_tokens=20))
     for _ in range(num_steps):

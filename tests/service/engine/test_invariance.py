@@ -1,8 +1,8 @@
-"""With the native kernels a request's answer does not depend on how it was computed.
+"""With the native kernels, the output of a request does not depend on how it was computed.
 
-Not on its neighbours, not on the chunks that its prompt was read in, not on a preemption, not on
-the blocks that it lay in, and to the last bit: `test_*_logits` compare what `Model.forward` returns
-by `torch.equal`, the other tests compare tokens that `EngineCore` samples.
+Other requests in the batch, the chunks of the prefill, preemption and the choice of blocks change
+no bit. Tests of logits compare the results of `Model.forward` with `torch.equal`. The other tests
+compare tokens that `EngineCore` samples.
 """
 
 import random
@@ -90,9 +90,10 @@ class Run:
 def compute(
     model: Model, runs: list[Run], block_ids: list[int], *, is_last_only: bool = False
 ) -> list[dict[int, Tensor]]:
-    """The logits of each run by position, all runs side by side, in any blocks.
+    """Return the logits of each run by position. All runs are computed together, in any blocks.
 
-    Of every row, or, as the engine asks for them, only of a step's last and those of its drafts.
+    Logits are computed for every row or, as in the engine, only for the last row and the drafts of
+    each step.
     """
     free = iter(block_ids)
     sequences = []
@@ -111,7 +112,7 @@ def compute(
         if not parts:
             continue
         layout = Layout.of(Batch(tuple(_scheduled(sequences[i], p) for i, p in parts.items())))
-        asked: list[tuple[int, int, int]] = []  # whose, its position, its row
+        asked: list[tuple[int, int, int]] = []  # index of the run, position, row
         for s in layout.sequences:
             sequence = s.scheduled.sequence
             part, start = parts[sequence.request_id], sequence.num_computed_tokens
@@ -141,7 +142,7 @@ def reference(model: Model, token_ids: list[int]) -> dict[int, Tensor]:
 
 
 def differing(got: dict[int, Tensor], expected: dict[int, Tensor]) -> list[int]:
-    """The positions whose logits are not the same bit for bit."""
+    """Return the positions whose logits differ in any bit."""
     assert got
     return [n for n, row in got.items() if not torch.equal(row, expected[n])]
 
@@ -166,7 +167,7 @@ def parts(draw: st.DrawFn, length: int) -> list[Part]:
 
 @st.composite
 def runs(draw: st.DrawFn) -> Run:
-    # By a seed: what the tokens are makes no difference, and lists that hypothesis draws are short.
+    # Tokens are drawn by a seed: their values do not matter, and hypothesis draws short lists.
     length, seed = draw(st.integers(1, MAX_LEN)), draw(st.integers(0, 2**16))
     token_ids = random.Random(seed).choices(range(VOCAB_SIZE), k=length)
     return Run(token_ids, draw(parts(length)), draw(st.integers(0, 3)))
@@ -244,8 +245,8 @@ def set_num_threads() -> Iterator[Callable[[int], None]]:
 def test_logits_of_the_embedded_model_do_not_depend_on_the_batch(
     embedded: Path, text: list[int], set_num_threads: Callable[[int], None]
 ) -> None:
-    """Chunks of 77 and single tokens; beside it prompts of many lengths that come and go; and how
-    a step is divided among threads."""
+    """The prefill has chunks of 77 or single tokens, other prompts arrive and end, and the number
+    of threads varies."""
     model = load_model(EngineOptions(embedded, device="cpu")).finish(200, BLOCK_SIZE, 512)
     mine = text[1000:1170]
     neighbours = [
@@ -290,8 +291,8 @@ def one_by_one(core: EngineCore, requests: list[Request]) -> Outputs:
 
 
 def make_requests(prompts: list[list[int]], max_tokens: int) -> list[Request]:
-    """Every other one greedy. What is sampled shows a difference sooner than what is most likely:
-    each token is a draw that may fall to the other side of a bound."""
+    """Return requests, half of them greedy. Sampled tokens show a small difference sooner: a draw
+    may fall to the other side of a bound."""
     greedy = SamplingParams(temperature=0.0, max_tokens=max_tokens)
     sampled = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=max_tokens)
     return [
@@ -332,7 +333,7 @@ Whole = tuple[list[int], list[TokenLogprobs], list[TokenLogprobs]]
 def detailed_outputs(
     core: EngineCore, requests: list[Request], *, steps_between: int = 0
 ) -> dict[tuple[int, int], Whole]:
-    """Tokens, their log probabilities and the prompt's, by request and sequence."""
+    """Return tokens and log probabilities of outputs and prompts, by request and sequence."""
     wholes: dict[tuple[int, int], Whole] = defaultdict(lambda: ([], [], []))
 
     def step() -> None:
@@ -353,7 +354,7 @@ def detailed_outputs(
 
 
 def requests_with_options() -> list[Request]:
-    """One for each option, and one with all of them."""
+    """Return one request for each option, and one with all options."""
     rng = random.Random(5)
     quoted = FakeConstraint(tuple((i, 8, 8, 9, 7, i, *[6] * 20) for i in range(10, 60)), end=0)
     options: list[dict[str, Any]] = [
@@ -389,7 +390,7 @@ def requests_with_options() -> list[Request]:
 
 
 def test_no_option_s_answer_depends_on_how_it_was_computed(tiny: Path) -> None:
-    """Tokens and log probabilities, these to the last bit."""
+    """Tokens are equal, and log probabilities are equal in all bits."""
     requests = requests_with_options()
     options = EngineOptions(tiny, device="cpu", max_model_len=160, kv_cache_memory_bytes=2**26)
     core, _ = load_engine(replace(options, num_speculative_tokens=0))
@@ -405,7 +406,7 @@ def test_no_option_s_answer_depends_on_how_it_was_computed(tiny: Path) -> None:
         with_room_for(options, 160),
     ]
     cores = [load_engine(way)[0] for way in ways]
-    for core in (*cores, cores[0]):  # and again with what is cached
+    for core in (*cores, cores[0]):  # the last time with cached prefixes
         assert detailed_outputs(core, requests, steps_between=2) == expected
     assert cores[-1].stats.num_preemptions > 0
     assert all(core.stats.num_accepted_tokens > 0 for core in cores)
@@ -416,7 +417,7 @@ NUM_CROWD = 32
 
 @pytest.fixture(scope="module")
 def crowd(text: list[int]) -> list[Request]:
-    """Prompts of 5 to 120 tokens, with outputs of 24 tokens."""
+    """Return requests with prompts of 5 to 120 tokens and outputs of 24 tokens."""
     rng = random.Random(4)
     starts = rng.sample(range(len(text) - 200), k=NUM_CROWD)
     return make_requests([text[s : s + rng.randrange(5, 120)] for s in starts], max_tokens=24)
@@ -461,7 +462,7 @@ def test_outputs_do_not_depend_on_batching_and_chunking(
 def test_preemption_changes_no_token(
     default_options: EngineOptions, core: EngineCore, crowd: list[Request]
 ) -> None:
-    """Four answers that need four blocks each, in eight."""
+    """The cache has eight blocks for four sequences that need four blocks each."""
     prompts = [list(request.prompt_token_ids[:20]) for request in crowd[:4]]
     requests = make_requests(prompts, max_tokens=90)
     small, _ = load_engine(with_room_for(default_options, 8 * default_options.block_size))

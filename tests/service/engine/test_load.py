@@ -114,7 +114,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(llama: Path, tmp_path: Path) -> Path:
-    """A copy of the llama that the test may change."""
+    """Return a copy of the llama checkpoint that the test may change."""
     return Path(shutil.copytree(llama, tmp_path / "copy"))
 
 

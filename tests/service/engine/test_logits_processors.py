@@ -25,7 +25,7 @@ requests = st.builds(
         presence_penalty=penalties,
         frequency_penalty=penalties,
         repetition_penalty=st.just(1.0) | st.floats(0.1, 3.0),
-        # Including tokens outside the vocabulary.
+        # Some of the tokens are outside the vocabulary.
         logit_bias=st.dictionaries(
             st.integers(0, VOCAB_SIZE + 5), st.floats(-100, 100), max_size=4
         ),

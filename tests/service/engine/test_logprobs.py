@@ -19,7 +19,7 @@ from service.engine.logprobs import token_logprobs
 def test_values_are_those_of_the_definition(
     vocab_size: int, seed: int, spread: float, num_top: int, has_ties: bool
 ) -> None:
-    """Against float64; with many logits alike too."""
+    """Values are compared with float64, also if many logits are equal."""
     rng = np.random.default_rng(seed)
     logits = (rng.standard_normal(vocab_size) * spread).astype(np.float32)
     if has_ties:

@@ -14,7 +14,7 @@ from tests.service.engine.models import CONFIGS, make_config
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A config.json with as few fields as those of old models."""
+    """Write a config.json with as few fields as those of old models."""
     path = tmp_path / "model"
     path.mkdir()
     (path / "config.json").write_text('{"model_type": "llama", "rope_theta": 5000.0}')
@@ -28,7 +28,7 @@ def test_config_has_the_attributes_of_transformers(name: str, tmp_path: Path) ->
     theirs.save_pretrained(tmp_path)
     theirs = AutoConfig.from_pretrained(tmp_path).get_text_config()
     read_config(tmp_path, tmp_path)
-    ours = read_config(tmp_path, tmp_path)  # remembered
+    ours = read_config(tmp_path, tmp_path)  # it is cached
     for field in ("model_type", "vocab_size", "num_hidden_layers", "max_position_embeddings"):
         assert getattr(ours, field) == getattr(theirs, field)
     for field, value in theirs.to_dict().items():

@@ -1,4 +1,4 @@
-"""Parity: under batching, greedy output equals `model.generate`, token for token."""
+"""In batches, each token of a greedy output equals that of `model.generate`."""
 
 import itertools
 import random
@@ -48,7 +48,7 @@ def options(path: Path) -> EngineOptions:
 
 
 def with_small_cache(path: Path) -> EngineOptions:
-    """Room for 56 tokens: one long sequence and little beside it."""
+    """Return options with a cache of 56 tokens: one long sequence and little else."""
     budget = 56 * kv_bytes_per_token(AutoConfig.from_pretrained(path))
     return replace(options(path), kv_cache_memory_bytes=budget)
 
@@ -77,7 +77,7 @@ def run(core: EngineCore, requests: list[Request], *, steps_between: int = 2) ->
     return answers
 
 
-# One of each kind of attention and of layer.
+# One model for each kind of attention and of layer.
 QUICK = {"llama", "gemma2", "qwen3-moe", "deepseek_v3", "gpt2"}
 
 
@@ -209,7 +209,7 @@ def test_seed_gives_the_same_output_in_any_batch(llama: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "granite", "gpt2"])
 def test_log_probabilities_are_those_of_transformers(name: str, tmp_path: Path) -> None:
-    """Checked for prompts and outputs, in a large batch, in chunks, preempted, with penalties."""
+    """Prompts and outputs are checked in a large batch, with chunks, preemption and penalties."""
     model_type, fields = CONFIGS[name]
     path = save_model(tmp_path, make_config(model_type, **fields))
     core, _ = load_engine(with_small_cache(path))
@@ -264,7 +264,7 @@ def test_output_ends_when_no_token_is_allowed() -> None:
 
 
 def test_output_that_fulfils_its_grammar_ends() -> None:
-    """By its stop token; without one, where the grammar leaves nothing."""
+    """The output ends with its stop token or, without one, when the grammar allows no token."""
     constraint = FakeConstraint(((3, 4),), END)
     request = Request((5,), SamplingParams(), frozenset({END}), constraint=constraint)
     for stop_token_ids in (frozenset({END}), frozenset[int]()):

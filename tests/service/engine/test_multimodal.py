@@ -1,4 +1,4 @@
-"""Checkpoints of several parts: the language model by itself answers as the whole does to text."""
+"""Multimodal checkpoints: for text, the language model by itself gives the whole model's output."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from tests.service.engine.quantized import METHODS, change_config, quantize_chec
 
 TOKENS = (5, 17, 3, 96, 40, 8, 22, 61, 5)
 
-# transformers does not type these.
+# transformers has no types for these.
 _AutoModel: Any = AutoModelForImageTextToText
 _GenerationConfig: Any = GenerationConfig
 
@@ -32,7 +32,7 @@ _SIZES = {
 }
 _TIED = {"tie_word_embeddings": True}
 
-# By the whole model's type: its text model of `CONFIGS`, the rest of its config.
+# For each type of a whole model: its text model in `CONFIGS`, and the rest of its config.
 WHOLES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": (
         "gemma3",

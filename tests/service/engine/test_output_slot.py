@@ -12,7 +12,7 @@ INTERVAL_S = 1.0
 async def is_waiting(slot: OutputSlot) -> bool:
     """Return True if a consumer has to wait. Otherwise the output that it gets is lost."""
     reader = asyncio.ensure_future(slot.take())
-    await asyncio.sleep(0)  # it runs until it waits or returns
+    await asyncio.sleep(0)  # the task runs until it waits or returns
     is_done = reader.done()
     reader.cancel()
     return not is_done

@@ -21,7 +21,7 @@ from tests.service.engine.perplexity import (
     windows,
 )
 
-# Without the native kernels a busy machine takes many minutes.
+# Without the native kernels, a busy machine needs many minutes.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
@@ -37,8 +37,8 @@ def token_ids(path: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def figures(path: Path, token_ids: list[int]) -> dict[str, float]:
-    """Measured side by side, each in one thread: on a busy machine two that wait for each other at
-    every product take ten times as long."""
+    """Return the perplexities. They are measured in parallel with one thread each: on a busy
+    machine, two threads that wait for each other at every product take ten times as long."""
     options = precisions(path)
     with ThreadPoolExecutor(max_workers=2) as pool:
         measured = pool.map(partial(measure, token_ids=token_ids), options.values())
@@ -63,6 +63,6 @@ def test_perplexity_of_each_precision_is_within_its_limit(figures: dict[str, flo
 
 
 def test_float32_is_as_good_as_transformers(path: Path, token_ids: list[int]) -> None:
-    text = token_ids[: WINDOW + 100]  # a window and a part of one
+    text = token_ids[: WINDOW + 100]  # a whole window and a part of one
     ours = measure(precisions(path)["float32"], text)
     assert ours == pytest.approx(perplexity_by_transformers(path, text), rel=1e-3)

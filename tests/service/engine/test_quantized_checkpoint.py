@@ -36,7 +36,7 @@ def options(path: Path) -> EngineOptions:
 
 
 def rejection(path: Path) -> str:
-    """The one line with which a checkpoint is rejected."""
+    """Return the message, one line, with which a checkpoint is rejected."""
     with pytest.raises(ModelLoadError) as caught:
         load_engine(options(path))
     assert "\n" not in str(caught.value)

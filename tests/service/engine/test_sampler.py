@@ -13,11 +13,11 @@ from service.engine.sampler import sample
 
 GREEDY = SamplingParams(temperature=0.0)
 LARGEST_DRAW = 1 - 2**-53
-_TIE = 1e-4  # float32 against float64: nearer than this to an edge, either side is right
+_TIE = 1e-4  # closer to an edge than this, float32 and float64 may differ
 
 
 def naive(logits: NDArray[np.float64], p: SamplingParams, draw: float) -> int | None:
-    """The token by the definitions, one after the other; None where rounding could decide."""
+    """Return the token by the definitions, or None if rounding could change the result."""
     scaled = logits / p.temperature
     probs = np.exp(scaled - scaled.max())
     probs /= probs.sum()
@@ -64,7 +64,7 @@ draws = st.floats(0.0, LARGEST_DRAW)
 
 
 def distinct_logits(vocab_size: int, spread: float, seed: int) -> NDArray[np.float64]:
-    """Logits without ties, the gaps between them wide enough for float32."""
+    """Return logits without ties. The gaps between them are wide enough for float32."""
     rng = np.random.default_rng(seed)
     steps = rng.uniform(0.5, 1.5, vocab_size).cumsum() * spread / vocab_size
     return rng.permutation(steps).astype(np.float32).astype(np.float64)
@@ -94,7 +94,7 @@ def test_row_gives_the_same_token_by_itself_and_in_a_batch(
     seed: int,
     has_ties: bool,
 ) -> None:
-    """Also among equally likely tokens, of which a model in bfloat16 has many."""
+    """Some tokens are equally likely, as are many of a model in bfloat16."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(len(rows), vocab_size, generator=generator) * spread
     if has_ties:
@@ -166,7 +166,7 @@ def test_parameters_that_leave_one_token_are_greedy(p: SamplingParams) -> None:
     ],
 )
 def test_many_draws_have_the_distribution(p: SamplingParams) -> None:
-    """By evenly spaced draws, each token comes up in proportion to its share, to within one."""
+    """With evenly spaced draws, each token is drawn in proportion to its share, up to one."""
     logits, count = distinct_logits(300, spread=6.0, seed=1), 4000
     rows = torch.tensor(logits).float().expand(count, -1)
     got = Counter(sample(rows, [p] * count, [(i + 0.5) / count for i in range(count)]))
@@ -186,7 +186,7 @@ def test_many_draws_have_the_distribution(p: SamplingParams) -> None:
 def test_flat_distribution_needs_more_than_the_first_candidates(top_p: float) -> None:
     p, draws = SamplingParams(top_p=top_p, min_p=1e-9), [i / 100 for i in range(100)]
     got = sample(torch.zeros(100, 5000), [p] * 100, [*draws[1:], LARGEST_DRAW])
-    assert len(set(got)) == 100  # each a hundredth of the nucleus away from the last
+    assert len(set(got)) == 100  # the draws differ by a hundredth of the nucleus
     assert 0 <= min(got) < max(got) < 5000
 
 

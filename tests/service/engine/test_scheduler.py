@@ -148,7 +148,7 @@ def test_preempted_sequence_reuses_its_cached_blocks() -> None:
     step(scheduler)
     assert (first.num_tokens, second.num_tokens) == (10, 13)
     scheduler.finish(first)
-    # It had three full blocks, and the first has grown into the last of them.
+    # It had three full blocks. The first sequence has taken the last of them.
     assert parts(step(scheduler)) == [(1, 13 - 8, True)]
     assert second.num_cached_tokens == 0, "that is of the first admission"
     assert scheduler.num_prefix_cache_queries == 13
@@ -178,7 +178,7 @@ def test_output_is_cached_for_the_next_turn() -> None:
 
 
 def test_shared_blocks_leave_room_for_more_sequences() -> None:
-    """Two prompts of 12 tokens in 6 blocks, one of which must stay free: they share two."""
+    """Two prompts of 12 tokens share two of 6 blocks, of which one must stay free."""
     scheduler = make_scheduler(num_blocks=6)
     sequences = add(scheduler, 12, 12)
     step(scheduler)
@@ -219,7 +219,7 @@ def test_tokens_after_the_end_are_dropped() -> None:
 def test_drafts_share_what_a_small_step_leaves() -> None:
     scheduler = make_scheduler(max_num_seqs=10, num_speculative_tokens=8)
     add(scheduler, *[(7,) * 3] * 3)
-    assert drafts(scheduler.schedule()) == [7, 8, 8]  # of 32, nine are prompts
+    assert drafts(scheduler.schedule()) == [7, 8, 8]  # of 32 tokens, 9 are prompts
 
 
 def test_unused_share_of_drafts_goes_to_the_next() -> None:
@@ -243,7 +243,7 @@ def test_drafts_keep_the_budget() -> None:
 def test_drafts_leave_a_block_for_each_that_runs() -> None:
     scheduler = make_scheduler(num_blocks=3, num_speculative_tokens=8)
     add(scheduler, (7,) * 4)
-    assert drafts(scheduler.schedule()) == [0]  # eight more would need two of the two that are free
+    assert drafts(scheduler.schedule()) == [0]  # eight more tokens would need both free blocks
     scheduler.num_speculative_tokens = 4
     assert drafts(scheduler.schedule()) == [4]
 
@@ -392,7 +392,7 @@ def test_caller_below_its_share_takes_a_slot_of_one_above_its_own() -> None:
     late = add_for(scheduler, B, 0, 0, 0, first_id=10)
     step(scheduler)
     assert scheduler.running == [*many[:2], *late[:2]]
-    step(scheduler)  # both have their share
+    step(scheduler)  # both callers have their shares
     assert scheduler.running == [*many[:2], *late[:2]]
     assert scheduler.num_preemptions == 2
 
@@ -428,7 +428,7 @@ def test_callers_without_a_whole_slot_as_their_share_wait_for_a_turn() -> None:
 
 def test_caller_below_its_share_of_the_cache_takes_blocks_of_one_above_its_own() -> None:
     scheduler = make_scheduler(num_blocks=20, has_prefix_caching=False, max_num_seqs=8)
-    large = add_for(scheduler, A, 0, 0, 0, prompt=20)  # 6 blocks each, its first token included
+    large = add_for(scheduler, A, 0, 0, 0, prompt=20)  # each needs 6 blocks, with its first token
     step(scheduler)
     assert scheduler.running == large
     (small,) = add_for(scheduler, B, 0, prompt=16, first_id=3)
@@ -540,7 +540,7 @@ class Schedules(RuleBasedStateMachine):
 
     @rule()
     def fail(self) -> None:
-        """A step whose batch cannot be computed, so its sequences are ended."""
+        """Run a step whose batch cannot be computed, so its sequences are ended."""
         for scheduled in self.scheduler.schedule().scheduled:
             self.finish_request(scheduled.sequence)
 
@@ -568,7 +568,7 @@ class Schedules(RuleBasedStateMachine):
                 self.unfinished.remove(sequence)
 
     def sample(self, scheduled: ScheduledSequence) -> tuple[int, ...]:
-        """The tokens 0, 1, 0, 1, ... with some 5s, which no draft contains."""
+        """Return the tokens 0, 1, 0, 1, ... with some 5s, which no draft contains."""
         start, draft = scheduled.sequence.num_tokens, scheduled.draft_token_ids
         end = start + len(draft) + 1
         return accept([5 if i % 11 == 0 else i % 2 for i in range(start, end)], draft)
@@ -622,7 +622,7 @@ class Schedules(RuleBasedStateMachine):
         assert sorted(s.rank for s in members) == sorted(s.rank for s in self.unfinished)
         assert scheduler.num_waiting == len(members) - len(scheduler.running)
         assert len(scheduler.running) <= scheduler.max_num_seqs
-        # A sequence passes followers that have not joined yet, and those that are less urgent.
+        # A sequence overtakes followers that have not joined yet, and less urgent ones.
         for line in by_caller(members).values():
             if all(s.request.priority == 0 and s.request.n == 1 for s in line):
                 assert line == sorted(line, key=lambda s: s.rank), "first come, first served"
@@ -630,7 +630,7 @@ class Schedules(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "pool"):
             return
-        while self.unfinished:  # ends: each step gets the first of them on
+        while self.unfinished:  # this ends, since each step advances the first of them
             self.step()
         assert not self.scheduler.has_unfinished
         assert self.pool.num_free == self.pool.num_blocks

@@ -1,6 +1,6 @@
-"""Random requests with all options, at once and in a small cache.
+"""Random requests with all options, run together in a small cache.
 
-Each must get the output that the definitions give for it by itself.
+Each must get the output that the definitions give for this request without the others.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ requests = st.builds(
     Request,
     prompt_token_ids=st.builds(
         lambda text, length: tuple((text + i * i % 5) % VOCAB_SIZE for i in range(length)),
-        st.integers(0, 2),  # prompts of the same text begin alike
+        st.integers(0, 2),  # prompts with the same text share their beginning
         st.integers(1, 15),
     ),
     sampling=sampling_params,
@@ -78,7 +78,7 @@ class Arrival:
 
     request: Request
     num_steps: int
-    aborts: int | None  # the request of this number, if it has come
+    aborts: int | None  # the number of a request to abort, if it has arrived
 
 
 arrivals = st.builds(Arrival, requests, st.integers(0, 4), st.none() | st.integers(0, 9))

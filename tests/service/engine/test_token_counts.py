@@ -24,7 +24,7 @@ def test_incremental_counts_equal_a_full_count(
     for token_id in reversed(taken_back):
         counts.remove(token_id)
     assert as_dict(counts) == dict.fromkeys(prompt, 0) | Counter(answer)
-    for token_id in answer:  # it goes on from there
+    for token_id in answer:  # counting continues
         counts.add(token_id)
     assert as_dict(counts) == dict.fromkeys(prompt, 0) | Counter(answer * 2)
 

@@ -113,7 +113,7 @@ async def test_logprobs_of_a_long_prompt_are_converted_off_the_event_loop(
     tokenizer = WatchedTokenizer()
     [delta] = await deltas(request_, [TokenOutput((97,), FinishReason.LENGTH)], tokenizer)
     assert len(delta.prompt_logprobs) >= 100
-    assert tokenizer.num_on_loop <= 1  # the first token of the prompt
+    assert tokenizer.num_on_loop <= 1  # one call, for the first token of the prompt
 
 
 async def test_first_token_of_a_prompt_has_no_logprob() -> None:

@@ -1,4 +1,4 @@
-"""Several generators read as one."""
+"""Several generators, merged into one."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -73,5 +73,5 @@ async def test_cancelled_read_closes_all_sources() -> None:
     waiting.cancel()
     await asyncio.wait({waiting})
     assert waiting.cancelled()
-    # One that was never begun has nothing to free.
+    # A generator that has not begun has nothing to free.
     assert all(source.is_closed for source in sources)

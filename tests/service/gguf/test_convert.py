@@ -1,4 +1,4 @@
-"""Checkpoints to GGUF, as llama.cpp's converter does it, and back."""
+"""Conversion of GGUF files, as written by llama.cpp's converter, back to checkpoints."""
 
 import json
 from collections.abc import Callable
@@ -373,7 +373,7 @@ CASES = {
 
 
 def make_model(case: Case) -> Any:
-    """A model of random weights that bf16 and half precision hold exactly, in float32."""
+    """Return a model in float32 with random weights that bfloat16 and float16 represent exactly."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(case.model_type, **(SIZES | case.config))
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
@@ -382,7 +382,7 @@ def make_model(case: Case) -> Any:
             values = torch.randn_like(parameter) * 0.3
             if name.endswith("norm.weight") and case.architecture not in GEMMA:
                 values += 1
-            values[values.abs() < 2**-10] = 0  # half precision, and one more, hold what is left
+            values[values.abs() < 2**-10] = 0  # others are exact in float16
             parameter.copy_(values.bfloat16().float())
     return model.eval()
 

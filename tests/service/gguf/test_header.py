@@ -37,7 +37,7 @@ SHAPES = {
     "blk.0.ffn_up.weight": (32, 32),
     "blk.0.ffn_down.weight": (32, 32),
 }
-MAX_MEMORY = 2**28  # bytes of Python's, for a file of 60 KB that claims anything
+MAX_MEMORY = 2**28  # in bytes, allocated by Python for a file of 60 KB with any header
 
 
 def small_file(path: Path) -> Path:

@@ -16,7 +16,7 @@ HIDDEN, VOCAB = 64, 260
 CODE = (
     "import sys; from pathlib import Path; from service.gguf.convert import convert;"
     "convert(Path(sys.argv[1]), Path(sys.argv[2]), {});"
-    # Not getrusage, whose peak begins with that of the process that started this one.
+    # The peak of getrusage would include that of the process that started this one.
     "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
 )
 

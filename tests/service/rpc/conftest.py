@@ -18,7 +18,7 @@ from tests.support.grpc_server import CARD, Running
 
 @pytest.fixture
 async def starting() -> AsyncIterator[Running]:
-    """A server whose model is not loaded yet."""
+    """Run a server whose model is not loaded yet."""
     engine = FakeEngine()
     model = LocalModel(
         CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), vocab_size=257
@@ -33,6 +33,6 @@ async def starting() -> AsyncIterator[Running]:
 
 @pytest.fixture
 async def running(starting: Running) -> Running:
-    """A server that serves the model `fake`, also called `alias`."""
+    """Run a server with the model `fake`, also called `alias`."""
     await starting.lifecycle.serve(locally_served(starting.model))
     return starting

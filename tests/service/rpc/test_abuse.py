@@ -46,7 +46,7 @@ class VariableTimeouts:
 
 
 async def no_request() -> AsyncIterator[bytes]:
-    """Wait for ever: the request never arrives and never ends."""
+    """Wait forever, so that the request never arrives and never ends."""
     await asyncio.Event().wait()
     yield b""
 
@@ -58,7 +58,7 @@ async def empty() -> AsyncIterator[bytes]:
 
 
 def begin(running: Running, method: str, requests: Any, **options: Any) -> Any:
-    """Begin a call whose request is sent piece by piece."""
+    """Begin a call. `requests` yields the pieces of its request."""
     return running.channel.stream_stream(method)(requests(), **options)
 
 
@@ -198,7 +198,7 @@ async def test_rapid_reset_does_not_stop_the_service() -> None:
 async def test_flood_of_pings_closes_only_its_own_connection() -> None:
     async with served() as running:
         async with RawH2(running.port) as client, asyncio.timeout(60):
-            with suppress(ConnectionError):  # it may be closed before all is sent or read
+            with suppress(ConnectionError):  # the service may close the connection at any time
                 for i in range(10):
                     await client.send(PING, 0, 0, i.to_bytes(8))
                 assert b"too_many_pings" in await client.until(GOAWAY)

@@ -61,7 +61,7 @@ async def test_usage_has_the_cached_prompt_tokens(running: Running) -> None:
 async def test_each_choice_ends_at_its_own_stop_string(running: Running) -> None:
     running.engine.script = [
         TokenOutput(tuple(b"one END")),
-        TokenOutput(tuple(b"more"), FinishReason.LENGTH),  # after the stop string: not returned
+        TokenOutput(tuple(b"more"), FinishReason.LENGTH),  # after the stop string, so not returned
     ]
     sampling = chat_pb2.SamplingParams(n=2, stop=["END"])
     whole = (await running.chat.CreateChatCompletion(unary(sampling=sampling))).completion
@@ -195,7 +195,7 @@ async def test_rejected_stream_has_no_admission_metadata(
     call = running.chat.StreamChatCompletion(stream())
     rejected = await rpc_error(call)
     assert (rejected.code, rejected.reason) == (code, reason)
-    # None were sent, so a client may retry on another replica.
+    # No initial metadata was sent, so a client may retry on another replica.
     assert "chatrpc-admitted" not in dict(await call.initial_metadata())
 
 

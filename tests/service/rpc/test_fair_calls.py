@@ -46,7 +46,7 @@ def tokenizer() -> Iterator[SlowTokenizer]:
 
 @pytest.fixture
 async def shared(tmp_path: Path, tokenizer: SlowTokenizer) -> AsyncIterator[Running]:
-    """A service with two keys."""
+    """Run a service with two keys."""
     keys = write(tmp_path / "keys.toml", key() + key(OTHER, name="two"))
     async with served(keys) as running:
         model = replace(running.model, tokenizer=tokenizer)

@@ -20,7 +20,7 @@ from tests.support.rpc_errors import rpc_error
 
 @pytest.fixture
 async def remote(running: Running) -> Running:
-    """A server with a model called `remote` beside `fake`."""
+    """Return a server with a model called `remote` in addition to `fake`."""
     card = replace(CARD, id="remote", aliases=())
     await running.lifecycle.serve(ServedModel(card, RemoteBackend()))
     return running

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc._cython import cygrpc  # type: ignore[attr-defined]  # core itself
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the compiled core
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -71,7 +71,7 @@ async def test_reflection_is_unimplemented_if_disabled() -> None:
 
 @asynccontextmanager
 async def administered(**options: Any) -> AsyncIterator[tuple[int, grpc.aio.Channel]]:
-    """A server's main port, and a channel to its admin port."""
+    """Run a server. Yield its main port, and a channel to its admin port."""
     server = Server(Lifecycle(SERVICE_NAMES), request_timeout_s=1, **options)
     port = await server.start("127.0.0.1", 0)
     admin_port = await server.start_admin("127.0.0.1", 0)

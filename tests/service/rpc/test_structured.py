@@ -36,7 +36,7 @@ def grammars() -> CompiledGrammars:
 
 @pytest.fixture
 async def constrained(running: Running, grammars: CompiledGrammars) -> Running:
-    """A server whose model generates random tokens that its grammar allows."""
+    """Return a server whose model generates random tokens that the grammar allows."""
     return await serve(running, RandomEngine(seed=7), grammars)
 
 

@@ -15,7 +15,7 @@ SYSTEM, USER, OTHER = (
 
 
 class TemplatingTokenizer(LibraryTokenizer):
-    """Renders role and content, line by line. Rejects messages as `refuses` specifies."""
+    """Renders role and content on one line each. Rejects messages as `refuses` specifies."""
 
     def __init__(self, *refuses: str) -> None:
         super().__init__(byte_level())

@@ -1,4 +1,4 @@
-"""Requests to prompts, grammars and readings, with real tokenizers and templates."""
+"""Requests become prompts, grammars and parsers, with real tokenizers and templates."""
 
 import json
 import random
@@ -33,7 +33,7 @@ from tests.fakes.grammars import allowed, choose_token
 from tests.support.grpc_server import CARD
 from tests.support.library_tokenizers import byte_fallback, byte_level
 
-# The parts of these families' templates that matter here.
+# The parts of these model families' templates that the tests need.
 TEMPLATES = {
     ToolFormat.HERMES: "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}",
     ToolFormat.LLAMA3_JSON: "{% if tools %}{{ tools | tojson }}<|python_tag|>{% endif %}",
@@ -67,7 +67,7 @@ def model(
     kind: Any = byte_level,
     tool_template: str | None = None,
 ) -> LocalModel:
-    """A model with such a template, whose tokenizer has all the markers."""
+    """Return a model with a template of this kind, whose tokenizer has all the markers."""
     backend: tokenizers.Tokenizer = kind()
     added = [tokenizers.AddedToken(m, special=is_special, normalized=False) for m in MARKERS[:-1]]
     backend.add_tokens(added)

@@ -7,7 +7,7 @@ from service.text.detokenizer import Detokenizer
 from tests.support.library_tokenizers import KINDS, TEXTS, LibraryTokenizer
 
 BYTE_LEVEL, BYTE_FALLBACK, METASPACE = (LibraryTokenizer(build()) for build in KINDS.values())
-FIRST_BYTE = 3  # of the byte-fallback tokenizer: the id of <0x00>
+FIRST_BYTE = 3  # the id of <0x00> in the byte-fallback tokenizer
 
 pieces = st.lists(st.sampled_from(["Hello", " ", "é", "日", "你", "😀", "e\u0301", "\n", "x"]))
 
@@ -133,7 +133,7 @@ def test_special_tokens_have_no_text(tokenizer: LibraryTokenizer) -> None:
 
 
 class CountingTokenizer(LibraryTokenizer):
-    """Counts the decoded ids, a measure of the cost that does not depend on the machine."""
+    """A tokenizer that counts decoded ids, since this cost does not depend on the machine."""
 
     num_decoded = 0
 

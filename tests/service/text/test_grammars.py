@@ -179,13 +179,13 @@ def test_exhausted_lexer_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> N
 def test_malformed_grammar_is_rejected_with_the_reason(
     grammars: CompiledGrammars, grammar: str
 ) -> None:
-    for _ in range(2):  # the second time from the cache
+    for _ in range(2):  # the second time, it is in the cache
         with pytest.raises(InvalidGrammar) as caught:
             grammars.compile(grammar)
         assert 0 < len(str(caught.value)) < 400
 
 
-# Grammars that would take long, or much memory, without limits.
+# Grammars that would take much time or memory without limits.
 HOSTILE = {
     "an expression of a million states": "start: /(((a{1,50}){1,50}){1,50}){1,50}/",
     "one that has to remember": "start: /(.*a.{200}|.*b.{200}|.*c.{199})/",
@@ -212,7 +212,7 @@ def test_hostile_grammar_is_rejected_or_followed_within_limits(
         choices = allowed(matcher)
         assert choices
         matcher.advance(choices[-1])
-    assert time.process_time() - started < 20  # seconds; 0.2 at the most, within the limits
+    assert time.process_time() - started < 20  # in seconds; with the limits it is at most 0.2
 
 
 def test_grammar_too_costly_during_output_ends_it_with_a_failure(

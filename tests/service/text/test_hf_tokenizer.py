@@ -289,7 +289,8 @@ def test_processor_template_is_used_if_the_tokenizer_has_none(name: str, tmp_pat
     assert rendered(tmp_path, has_tools=False) == "D"
 
 
-# The form of SmolVLM and LLaVA: a text has no items with a type, so it would not be rendered.
+# A template like those of SmolVLM and LLaVA. It renders only items with a type, so it would not
+# render a content that is a plain text.
 _PARTS = (
     "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
     "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %};{% endfor %}"

@@ -48,7 +48,7 @@ TEMPLATES = {
 
 
 def theirs(template: str, variables: dict[str, Any]) -> str:
-    rendered: Any = render_jinja_template(  # a pair, in spite of its annotation
+    rendered: Any = render_jinja_template(  # the result is a pair; its annotation is wrong
         [MESSAGES], chat_template=template, add_generation_prompt=True, **variables
     )
     return str(rendered[0][0])

@@ -15,7 +15,7 @@ def schema(value: object, *, is_strict: bool = False) -> JsonSchema:
     return JsonSchema(json.dumps(value), "there", JsonLayout.FLEXIBLE, is_strict)
 
 
-@pytest.mark.parametrize("attempt", range(2))  # the second time from the cache
+@pytest.mark.parametrize("attempt", range(2))  # the second time, it is in the cache
 def test_error_has_the_field_of_the_keyword(attempt: int) -> None:
     with pytest.raises(InvalidField) as invalid:
         schema({"items": {"type": 5}}).rules()

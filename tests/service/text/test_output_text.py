@@ -1,4 +1,4 @@
-"""Tokens in, finished text out: where detokenizer, stop strings and the engine's end meet."""
+"""Conversion of tokens to text, with the detokenizer, stop strings and the engine's end."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ def answer(*stop: str, stop_token_ids: frozenset[int] = frozenset()) -> OutputTe
 
 
 def push(text: OutputText, output: TokenOutput) -> TextDelta:
-    """The delta, but for its token ids."""
+    """Push an output. Return the delta without its token ids."""
     return replace(text.push(output), token_ids=())
 
 

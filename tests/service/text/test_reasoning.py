@@ -12,7 +12,7 @@ THINK = MARKERS[ReasoningFormat.THINK]
         ("<assistant>", Thinking.POSSIBLE),
         ("<assistant><think>\n", Thinking.OPEN),
         ("<assistant><think>\n\n</think>\n\n", Thinking.CLOSED),
-        ("<user>\U000f0000<think>\U000f0001", Thinking.POSSIBLE),  # a message's content is text
+        ("<user>\U000f0000<think>\U000f0001", Thinking.POSSIBLE),  # content is only text
     ],
 )
 def test_end_of_the_prompt_determines_the_reasoning(prompt: str, thinking: Thinking) -> None:

@@ -4,12 +4,13 @@ from hypothesis import strategies as st
 
 from service.text.stop_strings import StopStrings
 
-few_letters = st.text("ab", max_size=30)  # few, so that matches and near misses are frequent
+# There are only two letters, so that matches and near misses are frequent.
+few_letters = st.text("ab", max_size=30)
 stops = st.lists(st.text("ab", min_size=1, max_size=5), max_size=4).map(tuple)
 
 
 def naive(text: str, stop: tuple[str, ...]) -> tuple[str, str | None]:
-    """Return the text before the first complete match, the longest of several, and that match."""
+    """Return the text before the first complete match, and the match: the longest, if several."""
     for end in range(1, len(text) + 1):
         for string in sorted(stop, key=len, reverse=True):
             if text[:end].endswith(string):
@@ -60,8 +61,8 @@ def test_held_text_without_a_match_is_returned() -> None:
 @pytest.mark.parametrize(
     ("stop", "text", "before", "matched"),
     [
-        (("abcd", "bc"), "xabcd", "xa", "bc"),  # complete before the longer one
-        (("bcd", "abcd"), "xabcd", "x", "abcd"),  # complete together: the first to start
+        (("abcd", "bc"), "xabcd", "xa", "bc"),  # "bc" is complete before "abcd"
+        (("bcd", "abcd"), "xabcd", "x", "abcd"),  # both are complete together; "abcd" starts first
         (("ab", "abc"), "xabc", "x", "ab"),
         (("b", "a"), "xaxb", "x", "a"),
     ],

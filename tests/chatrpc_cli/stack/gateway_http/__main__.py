@@ -24,7 +24,7 @@ class Gateway(BaseHTTPRequestHandler):
     num_probes = 0
 
     def do_GET(self) -> None:
-        """Not ready when asked for the first time."""
+        """Serve GET. The first request for readiness gets an error."""
         Gateway.num_probes += 1
         is_ready = self.path == "/readyz" and Gateway.num_probes > 1
         self.send_response(200 if is_ready else 503)

@@ -1,4 +1,4 @@
-"""The loss by int8 that is measured while a model is loaded."""
+"""The loss of quantization to int8, which is measured while a model is loaded."""
 
 import math
 from dataclasses import replace
@@ -27,7 +27,7 @@ def test_losses_are_those_of_the_model_in_either_precision(family: str, tmp_path
     by_int8 = measure(options, _TEXT, window=len(_TEXT))
     exact = measure(replace(options, quantization="none", dtype="float32"), _TEXT, len(_TEXT))
     assert math.exp(loss.quantized) == pytest.approx(by_int8, rel=1e-3)
-    assert math.exp(loss.reference) == pytest.approx(exact, rel=2e-2)  # bfloat16, if CPUs have it
+    assert math.exp(loss.reference) == pytest.approx(exact, rel=2e-2)  # the engine may use bfloat16
 
 
 def test_loss_without_a_text_is_not_measured(tmp_path: Path) -> None:

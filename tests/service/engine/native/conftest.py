@@ -8,7 +8,7 @@ from service.engine.native.build import load_library
 
 @pytest.fixture(scope="session")
 def kernels_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache directory in which the kernels have been built, if this machine can build them."""
+    """Return a cache directory, with the built kernels if this machine can build them."""
     directory = tmp_path_factory.mktemp("kernels")
     load_library(directory)
     return directory

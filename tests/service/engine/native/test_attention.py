@@ -1,5 +1,5 @@
-"""Each result is compared with a dense reference in float64, and its bits with those of the same
-tokens computed in another way."""
+"""Each result of attention is compared with a dense reference in float64. Its bits are compared
+with those of the same tokens computed in another way."""
 
 import ctypes
 import math
@@ -45,7 +45,7 @@ class Shape:
         return 1 / math.sqrt(self.head_dim)
 
     def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each [heads, T, head_dim]."""
+        """Return queries, keys and values, each [heads, T, head_dim]."""
         heads = qkv.view(len(qkv), -1, self.head_dim).transpose(0, 1)
         first_value = self.num_heads + self.num_kv_heads
         return heads[: self.num_heads], heads[self.num_heads : first_value], heads[first_value:]
@@ -57,7 +57,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 class Layer:
-    """One layer of attention with a cache of its own, and the tables of its rotary."""
+    """One layer of attention with its own cache and the tables of its rotary embedding."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Layer:
         return positions[:, None] * frequencies
 
     def attend(self, rows: "list[Rows]") -> list[Tensor]:
-        """The results of each one's rows, computed in one step."""
+        """Compute all rows in one step. Return the results of each item of `rows`."""
         plan = AttentionPlan(
             [r.end - r.start for r in rows],
             [r.end for r in rows],
@@ -111,7 +111,7 @@ class Layer:
         return list(torch.split(self.attention(plan, qkv, rotary), [r.end - r.start for r in rows]))
 
     def reference(self, qkv: Tensor) -> Tensor:
-        """Dense attention of a whole sequence, in float64, over keys and values as cached."""
+        """Return dense attention of a whole sequence in float64, over keys and values as cached."""
         shape = self.shape
         query, key, value = shape.heads(qkv.double())
         if self.norms is not None:
@@ -136,7 +136,7 @@ class Layer:
         return (weights @ value).transpose(0, 1).flatten(1)
 
     def cached(self, rows: "Rows") -> list[Tensor]:
-        """The bits of the keys and values of the rows' sequence up to their end."""
+        """Return the bits of the cached keys and values of the sequence up to the rows' end."""
         size = self.store.block_size
         slots = [rows.table[p // size] * size + p % size for p in range(rows.end)]
         bits = torch.int32 if self.store.dtype == EXACT else torch.int16
@@ -169,14 +169,14 @@ def sequence(shape: Shape, length: int, seed: int = 0) -> Tensor:
 def tables(
     lengths: list[int], block_size: int, num_blocks: int, rng: random.Random
 ) -> Iterator[list[int]]:
-    """Block tables of sequences of these lengths, of blocks in any order."""
+    """Yield block tables for sequences of these lengths, with blocks in any order."""
     free = rng.sample(range(num_blocks), num_blocks)
     for length in lengths:
         yield [free.pop() for _ in range(-(-length // block_size))]
 
 
 def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    """To rounding: of float32 sums, or of bfloat16 queries and weights."""
+    """Check equality up to rounding of float32 sums, or of bfloat16 queries and weights."""
     error = (actual.double() - expected).abs().max().item()
     assert error < (3e-6 if dtype == EXACT else 1.5e-2) * max(1.0, expected.abs().max().item())
 
@@ -268,7 +268,7 @@ def test_cache_contains_the_written_keys_and_values(
 
 @st.composite
 def splits(draw: st.DrawFn, length: int) -> list[tuple[int, int]]:
-    """A sequence's tokens in steps: chunks, groups to verify and single tokens, in any order."""
+    """Draw the steps of a sequence: chunks, groups to verify and single tokens, in any order."""
     steps: list[tuple[int, int]] = []
     start = 0
     while start < length:

@@ -19,11 +19,11 @@ pytestmark = pytest.mark.skipif(
 
 
 class Compiler:
-    """A script in a compiler's place: it notes its calls and gives out what was compiled before."""
+    """A script instead of the compiler. It records its calls and copies a compiled library."""
 
     def __init__(self, directory: Path, product: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._calls, self._path = directory / "calls", directory / "compiler"
-        self.behave(f'for out; do :; done; cp "{product}" "$out"')  # -o FILE comes last
+        self.behave(f'for out; do :; done; cp "{product}" "$out"')  # `-o FILE` is last
         monkeypatch.setenv("CXX", f"sh {self._path}")
 
     def behave(self, body: str) -> None:
@@ -40,7 +40,7 @@ class Compiler:
 
 @pytest.fixture(scope="session")
 def product(kernels_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library compiled by the machine's compiler, without the appended digest."""
+    """Return the library as the machine's compiler makes it, without the appended digest."""
     path = tmp_path_factory.mktemp("product") / "product.so"
     path.write_bytes(cached(kernels_dir).read_bytes()[:-32])
     return path
@@ -93,7 +93,7 @@ def test_damaged_library_in_the_cache_is_compiled_again(
     path = cached(tmp_path / "cache")
     whole = path.read_bytes()
     middle = len(whole) // 2
-    path.unlink()  # what a process has mapped is never written to
+    path.unlink()  # a file that a process has mapped must not be overwritten
     path.write_bytes(
         {
             "emptied": b"",
@@ -111,7 +111,7 @@ def test_several_at_once_leave_one_whole_library(tmp_path: Path, compiler: Compi
     with ThreadPoolExecutor(4) as pool:
         libraries = list(pool.map(load_library, [tmp_path / "cache"] * 4))
     assert None not in libraries
-    path = cached(tmp_path / "cache")  # and nothing beside it
+    path = cached(tmp_path / "cache")  # the only file in the directory
     links = compiler.num_links
     assert load_library(tmp_path / "cache") is not None
     assert compiler.num_links == links

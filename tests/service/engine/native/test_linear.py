@@ -74,7 +74,7 @@ def prepared(x: Tensor, prologue: PrologueKind, norm: Tensor | None = None) -> T
 
 
 def hadamard(x: Tensor) -> Tensor:
-    """The orthonormal transform of every 64 columns, by its definition."""
+    """Return the orthonormal Hadamard transform of each 64 columns, by its definition."""
     index = torch.arange(BLOCK)
     bits = sum(((index[:, None] & index[None]) >> bit) & 1 for bit in range(6))
     matrix = (-1.0) ** torch.as_tensor(bits).double() / 8
@@ -85,7 +85,7 @@ def hadamard(x: Tensor) -> Tensor:
 def quantized_rows(
     library: ctypes.CDLL, x: Tensor, in_features: int, prologue: PrologueKind, norm: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The kernel's own int8 rows and their scales."""
+    """Return the int8 rows and the scales that the kernel computes."""
     q = torch.empty(len(x), -(-in_features // BLOCK) * BLOCK, dtype=torch.int8)
     scale = torch.empty(len(x))
     library.chatrpc_linear_quantize(
@@ -128,7 +128,7 @@ def test_weight_packed_by_the_kernel_is_the_quantized_one(
     ours, twin = NativeInt8Linear(library, weight), NativeInt8Linear(library, quantized)
     assert torch.allclose(ours._scales, twin._scales, rtol=1e-6)
     steps = (ours._weights.view(-1).int() - twin._weights.view(torch.uint8).view(-1).int()).abs()
-    assert steps.max() <= 1  # where a value is at a tie
+    assert steps.max() <= 1  # a tie may be rounded to either side
     assert (steps > 0).float().mean() < 1e-3
 
 
@@ -181,7 +181,7 @@ def test_rows_are_quantized_as_specified(
     q, scale = quantized_rows(library, x, in_features, prologue, norm)
     exact = hadamard(prepared(x, prologue, norm))
     assert torch.allclose(scale.double(), exact.abs().amax(1) / 127, rtol=1e-5)
-    # Half a step, and what the prologue's own float32 may move.
+    # The error is half a step, plus the rounding of the prologue in float32.
     assert (q - exact / scale[:, None]).abs().max() <= 0.5 + 1e-3
 
 
@@ -305,7 +305,7 @@ def test_gates_are_right_over_their_whole_range(
     gate = torch.cat([torch.linspace(-120, 120, 4001), torch.linspace(-6, 6, 4001)])
     x = torch.stack([gate, torch.ones_like(gate)], 1)
     q, scale = quantized_rows(library, x, 1, prologue, torch.ones(1))
-    # A row of one value: the transform spreads it over 64 equal ones, each 127 steps of its scale.
+    # The row has one value. The transform makes 64 equal values of it, each 127 steps of its scale.
     value = q[:, 0] * scale * 8
     exact = prepared(x, prologue)[:, 0]
     near = (value.double() - exact).abs() <= 3e-6 * exact.abs() + 1e-9
@@ -313,7 +313,7 @@ def test_gates_are_right_over_their_whole_range(
 
 
 def test_outliers_cost_little(make: Callable[..., Int8Linear]) -> None:
-    """One value 100 times the others takes every bit of a plain int8 row."""
+    """Without the transform, one value 100 times the others would need all bits of an int8 row."""
     weight, x = torch.randn(64, 576), torch.randn(20, 576)
     x[:, 5] *= 100
     exact = x.double() @ weight.double().T
@@ -325,11 +325,11 @@ def test_outliers_cost_little(make: Callable[..., Int8Linear]) -> None:
 def test_norm_with_large_weights_does_not_affect_other_inputs(
     make: Callable[..., Int8Linear],
 ) -> None:
-    """Folded into the weight matrix, the norm's large weights would take its int8 steps."""
+    """If the norm were part of the weight matrix, its large weights would set the int8 scales."""
     weight, x = torch.randn(64, 576) / 24, torch.randn(20, 576)
     norm = torch.ones(576)
     norm[::64] = 500
-    x[:, ::64] /= 500  # so that the product is made of all inputs alike
+    x[:, ::64] /= 500  # so that all inputs contribute to the product equally
     exact = prepared(x, PrologueKind.RMS_NORM, norm) @ weight.double().T
 
     y = make(weight, None, norm)(x, prologue=PrologueKind.RMS_NORM, eps=EPS)
@@ -348,7 +348,7 @@ def test_native_and_torch_layers_agree(library: ctypes.CDLL) -> None:
         x = torch.randn(20, width(180, prologue))
         native = NativeInt8Linear(library, weight, norm=norm)(x, prologue=prologue, eps=EPS)
         twin = TorchInt8Linear(weight, norm=norm, levels=127)(x, prologue=prologue, eps=EPS)
-        assert (native - twin).norm() < 2e-3 * twin.norm()  # a value at a tie may round otherwise
+        assert (native - twin).norm() < 2e-3 * twin.norm()  # ties may be rounded differently
 
 
 def test_torchs_layer_with_seven_bits_is_right_to_its_error() -> None:

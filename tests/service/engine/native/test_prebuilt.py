@@ -24,7 +24,7 @@ on_vnni = pytest.mark.skipif("avx512_vnni" not in FLAGS, reason="needs a CPU wit
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The libraries of all levels, as an image brings them."""
+    """Return a directory with the libraries of all levels, as in an image."""
     directory = tmp_path_factory.mktemp("prebuilt")
     assert compile_all(directory) == [directory / level.file_name for level in _LEVELS]
     return directory
@@ -32,7 +32,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own(compiled: Path, tmp_path: Path) -> Path:
-    """A copy, to be damaged."""
+    """Return a copy that tests may damage."""
     return Path(shutil.copytree(compiled, tmp_path / "own"))
 
 
@@ -74,7 +74,7 @@ def test_damaged_prebuilt_library_is_skipped(own: Path) -> None:
     best = next(level for level in _LEVELS if level.name == can_run()[0])
     path = own / best.file_name
     whole = path.read_bytes()
-    path.unlink()  # what a process has mapped is never written to
+    path.unlink()  # a file that a process has mapped must not be overwritten
     path.write_bytes(whole[:5000] + b"x" + whole[5001:])
     assert chosen(FLAGS, own) == next(iter(can_run()[1:]), None)
 

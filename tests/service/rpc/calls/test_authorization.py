@@ -190,7 +190,7 @@ async def _completed(call: Any) -> Any:
 
 
 async def test_concurrent_requests_below_the_limit_are_all_served(keys: Path) -> None:
-    # Each prompt is tokenized before the next call. So exact lengths are reserved, not bytes.
+    # Each prompt is tokenized before the next call, so the exact length is reserved.
     num_prompt_tokens, num_tokens = len("<user>hi<assistant>"), 10
     limit(keys, f"tokens_per_minute = {16 * (num_prompt_tokens + num_tokens)}")
     async with guarded(keys) as service:
@@ -278,7 +278,7 @@ async def test_open_stream_counts_against_the_concurrency_limit(keys: Path) -> N
         call.cancel()
         go_on.set()
         async with asyncio.timeout(120):
-            while True:  # until the cancellation has arrived
+            while True:  # it ends when the cancellation has arrived
                 with suppress(grpc.aio.AioRpcError):
                     await service.create()
                     break

@@ -1,4 +1,4 @@
-"""Limits of the message reader, for each caller and for all."""
+"""Limits of the message reader, for each caller and for all callers together."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The table of RPCs against the protos."""
+"""The table of RPCs agrees with the protos."""
 
 from typing import Any
 

@@ -40,12 +40,12 @@ class Counted:
         self.models: Any = ModelServiceStub(channel)
 
     def value(self, name: str, **labels: str) -> float | None:
-        """Return the value of a sample. Samples under vLLM's names have its labels too."""
+        """Return the value of a sample. For vLLM's names, its labels are added."""
         model = {"model_name": "fake", "engine": "0"} if name.startswith("vllm:") else {}
         return self._metrics.registry.get_sample_value(name, {**model, **labels})
 
     async def ended(self, number: int = 1) -> None:
-        """Wait until so many calls are counted: this may be after their responses."""
+        """Wait until this many calls have been counted, which may be after their responses."""
 
         def handled() -> float:
             families = self._metrics.registry.collect()

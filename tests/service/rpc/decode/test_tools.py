@@ -1,4 +1,4 @@
-"""Tool calls over the wire, required and optional, unary and streamed; and reasoning."""
+"""Tool calls and reasoning over gRPC, in whole and streamed responses."""
 
 import asyncio
 import json
@@ -361,7 +361,7 @@ async def test_schema_that_cannot_be_enforced_is_accepted_unless_strict(
     await serve(running, RandomEngine(seed=1), grammars)
     [choice] = (await complete(running, tools=[tool("f", odd)], tool_choice=REQUIRED)).choices
     assert isinstance(json.loads(choice.message.tool_calls[0].function.arguments_json)["a"], list)
-    await serve_text(running, "ok")  # only the other tool is strict
+    await serve_text(running, "ok")  # this tool is not strict, only the other one
     await complete(running, tools=[tool("f", odd), tool("g", WEATHER, strict=True)])
 
 

@@ -155,7 +155,7 @@ async def test_call_at_the_end_of_a_drain_is_rejected_with_its_reason(
 async def test_drain_does_not_wait_for_an_open_watch(running: Running) -> None:
     watch = running.health.Watch(health_pb2.HealthCheckRequest(service=""))
     await watch.read()
-    await running.server.drain(delay_s=0, timeout_s=3600)  # it would wait an hour for the watch
+    await running.server.drain(delay_s=0, timeout_s=3600)  # does not wait an hour for the watch
     with pytest.raises(grpc.aio.AioRpcError):
         while True:
             await watch.read()

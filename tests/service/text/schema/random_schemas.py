@@ -14,12 +14,12 @@ _DECIMALS = ("0.1", "1e-7", "-0.25", "1e19", "99.5", "1E400", "-1e400", "0.30000
 
 
 def random_schema(choose: random.Random) -> Schema:
-    """Return a schema of keywords that a grammar can enforce, at least most of them."""
+    """Return a schema. Grammars can enforce all or most of its keywords."""
     return _recursive(choose) if choose.random() < 0.05 else _schema(choose, 3)
 
 
 def unenforceable_schema(choose: random.Random) -> Schema:
-    """Return a schema of which most keywords cannot be enforced by a grammar, and some can."""
+    """Return a schema. Grammars cannot enforce most of its keywords."""
     odd: list[Schema] = [
         {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "maxItems": 3},
         {"type": "string", "pattern": r"\bx", "maxLength": 5},

@@ -1,4 +1,4 @@
-"""Schemas as common libraries write them are accepted, and what they generate can be parsed."""
+"""Schemas that common libraries write are accepted, and outputs for them can be parsed."""
 
 import datetime as dt
 import decimal
@@ -105,7 +105,7 @@ def test_pydantic_schema_generates_json_that_pydantic_accepts(name: str) -> None
         text = random_output(constraint, random.Random(seed), max_tokens=400)
         if text is not None:
             num_read += 1
-            if "decimal" not in name:  # its patterns allow more than pydantic accepts
+            if "decimal" not in name:  # the patterns of decimals allow more than pydantic accepts
                 model.model_validate_json(text)
     assert num_read > 3
 
@@ -128,7 +128,7 @@ def test_zod_schema_is_followed(name: str) -> None:
     validate = (jsonschema.Draft7Validator if is_old else jsonschema.Draft202012Validator)(schema)
     for seed in range(3):
         text = random_output(constraint, random.Random(seed), max_tokens=400)
-        if text is not None and ".openai" not in name:  # its bounds are those of draft 4
+        if text is not None and ".openai" not in name:  # these have bounds as in draft 4
             validate.validate(load_exact(text))
 
 

@@ -10,7 +10,7 @@ from tests.service.text.schema.grammar_checks import accepts, compile_schema, sc
 
 OBJECT = {"type": "object"}
 
-# Schema, texts that match it, texts that do not.
+# Each case has a schema, texts that match it, and texts that do not.
 CASES: dict[str, tuple[Any, list[str], list[str]]] = {
     "true": (True, ["1", "[null]", '{"a": {}}', '"x"'], ["", "nul"]),
     "type": ({"type": "integer"}, ["0", "-7", "12"], ["1.5", '"1"', "01", "-0", "null"]),
@@ -433,7 +433,8 @@ def test_malformed_schema_is_rejected_with_the_keyword_path(name: str, is_strict
     assert caught.value.path == path
 
 
-# Schema, path of the unenforceable keyword, a text that matches all other keywords.
+# Each case has a schema, the path of the unenforceable keyword, and a text that matches all other
+# keywords.
 UNENFORCEABLE: dict[str, tuple[Any, str, str]] = {
     "uniqueItems": (
         {"type": "array", "items": {"type": "string"}, "uniqueItems": True},

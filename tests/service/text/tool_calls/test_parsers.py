@@ -13,7 +13,7 @@ NAMES = frozenset({"f", "get_weather"})
 HERMES, LLAMA, MISTRAL = ToolFormat.HERMES, ToolFormat.LLAMA3_JSON, ToolFormat.MISTRAL
 JSON, GEMMA, GEMMA4 = ToolFormat.JSON, ToolFormat.GEMMA, ToolFormat.GEMMA4
 
-# The pieces of random outputs that resemble calls.
+# Random outputs that resemble calls are made of these pieces.
 PIECES = (
     *("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call>", "<tool_call|>"),
     *('{"name": "f", "arguments": ', '{"a": [1]}', "{", "}", "[", "]", ",", '"', "\\", " "),

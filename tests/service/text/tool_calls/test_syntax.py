@@ -11,7 +11,7 @@ from service.text.tool_calls.syntax import chat_formats
         (None, ToolFormat.HERMES, False),
         ("{{ messages }}", ToolFormat.HERMES, False),
         ("{% broken", ToolFormat.HERMES, False),
-        ("tools <tool_call>", ToolFormat.HERMES, False),  # a word of the text is not a variable
+        ("tools <tool_call>", ToolFormat.HERMES, False),  # "tools" is not a variable
         ("{% if tools %}<tool_call>{% endif %}", ToolFormat.HERMES, True),
         ("{% if tools %}<|python_tag|>{% endif %}", ToolFormat.LLAMA3_JSON, True),
         (
