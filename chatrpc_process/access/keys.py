@@ -171,7 +171,7 @@ def check_keys(path: Path) -> KeyFile:
 
 def parse_keys(content: bytes) -> KeyFile:
     """Check the content of a key file. No problem and no warning quotes a value of the file."""
-    if not content.strip():  # another program may be about to write the file
+    if not content.strip():  # a program may have opened the file and not written it yet
         return KeyFile((), ("The file is empty. A file without any key contains `key = []`.",))
     try:
         text = content.decode()

@@ -20,9 +20,10 @@ OPTIONS = [
     # gRPC servers close a connection if its client pings more often.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # A restarted service is reached within seconds. gRPC's default is two minutes.
+    # A restarted service is reached within seconds. With gRPC's default it can take two minutes.
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # So is a service at a new address. Names are resolved again when a connection ends.
+    # A service at a new address is reached within seconds, too: names are resolved again when a
+    # connection ends.
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     ("grpc.max_receive_message_length", 32 << 20),
     # If a stream's client does not read, 64 KiB wait here, and flow control stops the service.

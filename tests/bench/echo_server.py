@@ -1,7 +1,7 @@
 """An OpenAI-compatible server that responds with `la` per token: `echo_server.py PORT [MODE]`.
 
-Modes: `dies` exits at once. `hangs` never completes a response of more than two tokens, and `short`
-leaves out one of its tokens. `notes FILE` writes the paths of its caches to FILE.
+Modes: `dies` exits at once. `hangs` sends no response to a request for more than two tokens.
+`short` leaves out one token of such a response. `notes FILE` writes the path of its caches to FILE.
 """
 
 import asyncio

@@ -80,7 +80,7 @@ async def test_load_follows_capacity(tmp_path: Path, three: list[Replica]) -> No
             a.load, b.load, c.load = loads
 
             async def follows(order: str = order) -> bool:
-                """Return True if five batches in a row have this order: one might by chance."""
+                """Return True if five batches in a row have this order. One may by chance."""
                 for _ in range(5):
                     taken = await batch(http)
                     least, middle, most = (taken[name] for name in order)

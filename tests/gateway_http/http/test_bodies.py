@@ -221,7 +221,7 @@ async def test_bytes_in_progress_are_bounded_and_shared(bodies: Bodies) -> None:
     async with AsyncExitStack() as stack:
         assert await hold(stack, bodies, (Client(LARGE, owner="a") for _ in range(20))) == 8
         assert await hold(stack, bodies, (Client(LARGE, owner="b") for _ in range(20))) == 4
-        # Callers without a name count as one caller.
+        # Callers without a name may use the whole free capacity.
         assert await hold(stack, bodies, (Client(LARGE) for _ in range(20))) == 4
         assert bodies.num_bytes == 16 * MIB
         small = [Client(b"x" * SMALL_BYTES, owner="a") for _ in range(100)]

@@ -107,7 +107,7 @@ def test_time_without_work_is_no_gap() -> None:
 
 
 def test_estimate_that_rejects_all_requests_is_corrected() -> None:
-    """After a slow hour the estimate is long. It must be corrected although the queue is empty."""
+    """After a slow hour the estimate is long. Quick requests must correct it without a queue."""
     admission = Admission(max_num_seqs=1, max_queue_size=5)
     enter(admission, now=0.0)
     enter(admission, now=0.0)

@@ -30,7 +30,7 @@ def test_split_is_weighted_max_min_fair(budget: int, parties: list[tuple[int, in
     assert sum(grants) == min(budget, sum(demands))
     assert all(0 <= grant <= demand for grant, demand in zip(grants, demands, strict=True))
     for i, demand in enumerate(demands):
-        if grants[i] < demand:  # it could gain only from callers with less per weight
+        if grants[i] < demand:  # no caller has more per weight, except by rounding
             assert all(
                 grants[j] / weights[j] <= (grants[i] + 1) / weights[i] + 1 / weights[j]
                 for j in range(len(demands))
