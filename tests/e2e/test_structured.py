@@ -187,4 +187,4 @@ def test_unsupported_response_format_is_rejected(client: openai.OpenAI) -> None:
             },
         )
     assert caught.value.param == "response_format.json_schema.schema.properties.x.uniqueItems"
-    assert "cannot tell items apart" in caught.value.message
+    assert "can enforce unique items only if" in caught.value.message
