@@ -53,7 +53,8 @@ def start_stack(log: Path) -> Served:
             stderr=stderr,
             text=True,
             start_new_session=True,  # a test sends Ctrl-C to its process group, as a terminal does
-            env={**os.environ, "MAKEFLAGS": ""},
+            # `make test ARGS=...` passes its variables on.
+            env={**os.environ, "MAKEFLAGS": "", "ARGS": ""},
         )
     banner = []
     for line in _lines(process):

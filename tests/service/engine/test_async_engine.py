@@ -358,7 +358,7 @@ async def test_deadline_that_passes_in_the_queue_ends_the_wait() -> None:
             assert await anext(late) == EMPTY
             await rig.until(lambda _: time.monotonic() > deadline)
             rig.runner.gate.set()
-            with pytest.raises(DeadlinePassed, match="waited"):
+            with pytest.raises(DeadlinePassed, match="waiting"):
                 await anext(late)
         await rig.until_empty()
 
