@@ -134,7 +134,7 @@ def test_signal_ends_the_process_while_the_engine_hangs(
 
 @pytest.mark.slow
 def test_event_loop_that_hangs_ends_the_process(start: Callable[..., Process], model: Path) -> None:
-    arguments = ("--model", str(model), "--loop-timeout-s", "0.5")
+    arguments = ("--model", str(model), "--loop-timeout-s", "5")
     process = start(*arguments, module="tests.fakes.hanging_service")
     port = process.until("listening")["port"]
     process.until("ready")
