@@ -4,7 +4,7 @@ The application's routes, the open paths, the labels of metrics and the OpenAPI 
 made from it. A new endpoint is a row here, and its handler in `routes`.
 """
 
-from gateway_http.http.endpoint import Endpoint
+from gateway_http.http.endpoint import Endpoint, Handler
 from gateway_http.protocol import completion, request, response, tokens
 from gateway_http.routes import chat, completions, document, index, models, probes
 from gateway_http.routes import tokens as token_routes
@@ -17,6 +17,26 @@ _WITH_KEY = (*_ANY, 401)
 _CALL = (*_WITH_KEY, 429, 504)
 # Statuses of endpoints with a body that names a model.
 _BODY = (*_CALL, 404, 413, 415)
+
+_READINESS = "Readiness probe: 200 if the service can be reached and is ready."
+_LIVENESS = "Liveness probe: 200 if the gateway runs."
+
+
+def _probe(name: str, handler: Handler, summary: str) -> Endpoint:
+    return Endpoint(
+        name=name,
+        method="GET",
+        path=f"/{name}",
+        summary=summary,
+        tag="Operate",
+        handler=handler,
+        admin_handler=handler,
+        response="text/plain",
+        errors=_ANY,
+        is_probe=True,
+        is_public=True,
+    )
+
 
 ENDPOINTS = (
     Endpoint(
@@ -85,38 +105,8 @@ ENDPOINTS = (
         body=tokens.DetokenizeRequest,
         errors=_BODY,
     ),
-    *(
-        Endpoint(
-            name=name,
-            method="GET",
-            path=f"/{name}",
-            summary="Readiness probe: 200 if the service can be reached and is ready.",
-            tag="Operate",
-            handler=probes.readyz,
-            admin_handler=probes.readyz,
-            response="text/plain",
-            errors=_ANY,
-            is_probe=True,
-            is_public=True,
-        )
-        for name in ("readyz", "ready", "health", "ping")
-    ),
-    *(
-        Endpoint(
-            name=name,
-            method="GET",
-            path=f"/{name}",
-            summary="Liveness probe: 200 if the gateway runs.",
-            tag="Operate",
-            handler=probes.healthz,
-            admin_handler=probes.healthz,
-            response="text/plain",
-            errors=_ANY,
-            is_probe=True,
-            is_public=True,
-        )
-        for name in ("healthz", "live")
-    ),
+    *(_probe(name, probes.readyz, _READINESS) for name in ("readyz", "ready", "health", "ping")),
+    *(_probe(name, probes.healthz, _LIVENESS) for name in ("healthz", "live")),
     Endpoint(
         name="metrics",
         method="GET",

@@ -11,9 +11,9 @@ from msgspec import UNSET, UnsetType
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert import chat_completions
 from gateway_http.convert.logprobs import prompt_logprobs
+from gateway_http.convert.stream_state import StreamState
 from gateway_http.protocol import response as openai
 from gateway_http.protocol.request import ChatCompletionRequest
-from gateway_http.protocol.sampling import StreamOptions
 
 
 class ChunkStream:
@@ -24,13 +24,8 @@ class ChunkStream:
     """
 
     def __init__(self, request: ChatCompletionRequest) -> None:
-        options = request.stream_options or StreamOptions()
         self._n = request.n or 1
-        self._include_usage = bool(options.include_usage)
-        self._running_usage = self._include_usage and bool(options.continuous_usage_stats)
-        self._head = chat_pb2.ChatCompletionChunk()  # the first chunk; empty before it arrives
-        self._model = ""
-        self._usage = chat_pb2.Usage()
+        self._state = StreamState(request.stream_options, chat_pb2.ChatCompletionChunk())
         self._is_prompt_sent = False
         self.is_started = False
 
@@ -43,42 +38,36 @@ class ChunkStream:
             chunk: The service's chunk.
             model: The name of its model for clients. Only that of the first chunk is used.
         """
-        if chunk.id:
-            self._head, self._model = chunk, model
+        self._state.add(chunk, model)
         deltas = [delta for delta in chunk.choices if _has_output(delta)]
-        self._usage.completion_tokens += sum(delta.num_tokens for delta in deltas)
-        if chunk.HasField("usage"):
-            self._usage = chunk.usage
         choices = [choice for delta in deltas for choice in _choices(delta)]
         if deltas and not self.is_started:
             self.is_started = True
             choices = [*_roles(self._n), *choices]
-        chunks = [self._chunk([choice], self._usage_so_far()) for choice in choices]
+        chunks = [self._chunk([choice], self._state.usage_so_far) for choice in choices]
         if chunks and not self._is_prompt_sent:
             self._is_prompt_sent = True
-            chunks[0].prompt_token_ids = list(self._head.prompt_token_ids) or UNSET
-            chunks[0].prompt_logprobs = prompt_logprobs(self._head.prompt_logprobs, has_first=False)
+            head = self._state.head
+            chunks[0].prompt_token_ids = list(head.prompt_token_ids) or UNSET
+            chunks[0].prompt_logprobs = prompt_logprobs(head.prompt_logprobs, has_first=False)
         return chunks
 
     def finish(self) -> list[openai.ChatCompletionChunk]:
         """Return the chunks that follow the service's last chunk."""
-        return [self._chunk([], chat_completions.usage(self._usage))] if self._include_usage else []
-
-    def _usage_so_far(self) -> openai.Usage | UnsetType | None:
-        if self._running_usage:
-            return chat_completions.usage(self._usage)
-        return None if self._include_usage else UNSET
+        usage = self._state.final_usage
+        return [] if usage is None else [self._chunk([], usage)]
 
     def _chunk(
         self, choices: list[openai.ChunkChoice], usage: openai.Usage | UnsetType | None
     ) -> openai.ChatCompletionChunk:
+        head = self._state.head
         return openai.ChatCompletionChunk(
-            id=self._head.id,
-            created=self._head.create_time.seconds,
-            model=self._model,
+            id=head.id,
+            created=head.create_time.seconds,
+            model=self._state.model,
             choices=choices,
             usage=usage,
-            system_fingerprint=self._head.system_fingerprint or UNSET,
+            system_fingerprint=head.system_fingerprint or UNSET,
         )
 
 

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from msgspec import UNSET, UnsetType
 
-from chatrpc.v1 import chat_pb2, completion_pb2
+from chatrpc.v1 import completion_pb2
 from gateway_http.convert import chat_completions, sampling
 from gateway_http.convert.logprobs import Token, completion_logprobs, prompt_logprobs
+from gateway_http.convert.stream_state import StreamState
 from gateway_http.protocol import completion as openai
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 from gateway_http.protocol.response import Usage
-from gateway_http.protocol.sampling import StreamOptions
 
 # The output limit for `max_tokens: -1`. It must be set, since the service's default is 16. The
 # service lowers a limit that exceeds the context.
@@ -97,13 +97,8 @@ class CompletionStream:
     """Converts the chunks of one streamed text completion. Usage comes last, if requested."""
 
     def __init__(self, request: openai.CompletionRequest) -> None:
-        options = request.stream_options or StreamOptions()
         self._request = request
-        self._include_usage = bool(options.include_usage)
-        self._running_usage = self._include_usage and bool(options.continuous_usage_stats)
-        self._head = completion_pb2.CompletionChunk()  # the first chunk; empty before it arrives
-        self._model = ""
-        self._usage = chat_pb2.Usage()
+        self._state = StreamState(request.stream_options, completion_pb2.CompletionChunk())
         self.is_started = False
 
     def push(self, chunk: completion_pb2.CompletionChunk, model: str) -> list[openai.Completion]:
@@ -113,31 +108,27 @@ class CompletionStream:
             chunk: The chunk.
             model: The name of its model for clients. Only that of the first chunk is used.
         """
-        if chunk.id:
-            self._head, self._model = chunk, model
-        self._usage.completion_tokens += sum(delta.num_tokens for delta in chunk.choices)
-        if chunk.HasField("usage"):
-            self._usage = chunk.usage
+        self._state.add(chunk, model)
         self.is_started = self.is_started or bool(chunk.choices)
-        usage: Usage | UnsetType | None = None if self._include_usage else UNSET
-        if self._running_usage:
-            usage = chat_completions.usage(self._usage)
+        usage = self._state.usage_so_far
         return [self._chunk([_choice(delta, self._request)], usage) for delta in chunk.choices]
 
     def finish(self) -> list[openai.Completion]:
         """Return the chunks that follow the service's last chunk."""
-        return [self._chunk([], chat_completions.usage(self._usage))] if self._include_usage else []
+        usage = self._state.final_usage
+        return [] if usage is None else [self._chunk([], usage)]
 
     def _chunk(
         self, choices: list[openai.CompletionChoice], usage: Usage | UnsetType | None
     ) -> openai.Completion:
+        head = self._state.head
         return openai.Completion(
-            id=self._head.id,
-            created=self._head.create_time.seconds,
-            model=self._model,
+            id=head.id,
+            created=head.create_time.seconds,
+            model=self._state.model,
             choices=choices,
             usage=usage,
-            system_fingerprint=self._head.system_fingerprint or UNSET,
+            system_fingerprint=head.system_fingerprint or UNSET,
         )
 
 

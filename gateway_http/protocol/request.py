@@ -13,6 +13,7 @@ from gateway_http.protocol.field_notes import Accepted, Rejected, http_only, not
 from gateway_http.protocol.numbers import UInt32
 from gateway_http.protocol.raw_json import RawObject
 from gateway_http.protocol.sampling import (
+    ChatTemplateKwargs,
     GenerationRequest,
     OutputLimit,
     ReasoningEffort,
@@ -21,7 +22,7 @@ from gateway_http.protocol.sampling import (
 
 
 class Part(Struct, tag_field="type", forbid_unknown_fields=True, kw_only=True):
-    """One part of a message's content."""
+    """A part of a message's content."""
 
     prompt_cache_breakpoint: Accepted = None
     cache_control: Accepted = None  # Anthropic's, which clients of several servers send
@@ -120,7 +121,7 @@ class ToolCall(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Message(Struct, forbid_unknown_fields=True, kw_only=True):
-    """One message of a conversation. Messages that the API returned can be sent as they are."""
+    """A message of a conversation. Messages that the API returned can be sent as they are."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[str | list[ContentPart] | None, note("A string is one part of text.")] = None
@@ -263,13 +264,7 @@ class ChatCompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, k
     prediction: Prediction | None = None
 
     # Options for making a prompt from the conversation.
-    chat_template_kwargs: Annotated[
-        dict[str, Any] | None,
-        proto_field(
-            "PromptOptions.chat_template_kwargs_json",
-            description="Variables for the model's chat template.",
-        ),
-    ] = None
+    chat_template_kwargs: ChatTemplateKwargs = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 

@@ -1,6 +1,6 @@
 """The parameters that chat and text completions have in common."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Raw, Struct, field
 
@@ -11,6 +11,13 @@ from gateway_http.protocol.raw_json import RawObject, RawObjectOrText
 
 # -1 means no limit but the context length, as in llama.cpp.
 OutputLimit = Annotated[int, Meta(ge=-1, le=2**32 - 1)]
+ChatTemplateKwargs = Annotated[
+    dict[str, Any] | None,
+    proto_field(
+        "PromptOptions.chat_template_kwargs_json",
+        description="Variables for the model's chat template.",
+    ),
+]
 
 _NUM_CHOICES = LIMITS["SamplingParams.n"]
 _TOKEN_ID_KEYS = Meta(extra_json_schema={"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,9})$"}})

@@ -3,13 +3,14 @@
 Requests may use vLLM's names or llama.cpp's. Responses have both.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from gateway_http.protocol.field_notes import Rejected, http_only, note, proto_field
 from gateway_http.protocol.numbers import UInt32
 from gateway_http.protocol.request import Message
+from gateway_http.protocol.sampling import ChatTemplateKwargs
 
 _FIRST_MODEL = note("Absent: the first model that is served.")
 
@@ -51,13 +52,7 @@ class TokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     ] = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: Annotated[
-        dict[str, Any] | None,
-        proto_field(
-            "PromptOptions.chat_template_kwargs_json",
-            description="Variables for the model's chat template.",
-        ),
-    ] = None
+    chat_template_kwargs: ChatTemplateKwargs = None
     parse_special: Annotated[
         bool | None,
         http_only("Special tokens in a text are always read as those tokens. Rejected if false."),

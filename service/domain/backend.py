@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from service.domain.chat import ChatRequest
 from service.domain.completion import CompletionRequest
-from service.domain.engine import Caller, EngineTimings, FinishReason
+from service.domain.engine import Caller, EngineTimings, FinishReason, count_logprobs
 from service.domain.model import ModelCard, Tokenizer
 from service.domain.sampling import SamplingParams
 
@@ -77,7 +77,7 @@ class CallContext:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt of a request, after tokenization.
+    """A prompt of a request, after tokenization.
 
     Attributes:
         text: The prompt's text, for text completions.
@@ -158,15 +158,8 @@ class TextDelta:
 
     @property
     def num_logprobs(self) -> int:
-        """Number of log probabilities in the delta, including the most likely alternatives.
-
-        Every entry is expected to have the same number of alternatives.
-        """
-        return sum(
-            len(logprobs) * (1 + len(logprobs[-1].top))
-            for logprobs in (self.logprobs, self.prompt_logprobs)
-            if logprobs
-        )
+        """Number of log probabilities in the delta. See `count_logprobs`."""
+        return count_logprobs(self.logprobs, self.prompt_logprobs)
 
 
 class Generation(Protocol):

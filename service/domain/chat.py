@@ -18,7 +18,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation, with its text parts joined."""
+    """A message of a conversation, with its text parts joined."""
 
     role: str  # system, developer, user, assistant or tool
     content: str | None

@@ -1,10 +1,10 @@
 """The interface of an engine, which generates token ids from token ids."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from service.domain.engine_settings import EngineModel, EngineSettings
 from service.domain.grammar import Constraint
@@ -62,7 +62,7 @@ class EngineTimings:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request to an engine.
+    """A request to an engine.
 
     The options take effect in vLLM's order: allowed tokens, bad sequences, the constraint and
     `min_tokens`, then bias, penalties, temperature, min-p, top-k and top-p. Log probabilities are
@@ -109,6 +109,21 @@ class TokenLogprobs:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+
+
+class _WithAlternatives(Protocol):
+    """A log probability with its likeliest alternatives."""
+
+    @property
+    def top(self) -> Sequence[Any]: ...
+
+
+def count_logprobs(*groups: Sequence[_WithAlternatives]) -> int:
+    """Return the number of log probabilities in all groups together, including the alternatives.
+
+    Every entry of a group is counted as if it had as many alternatives as the last one.
+    """
+    return sum(len(group) * (1 + len(group[-1].top)) for group in groups if group)
 
 
 @dataclass(frozen=True, slots=True)

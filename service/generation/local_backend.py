@@ -15,7 +15,7 @@ from service.domain.backend import (
     ServedModel,
     TextDelta,
 )
-from service.domain.engine import Caller, TokenOutput
+from service.domain.engine import Caller, TokenOutput, count_logprobs
 from service.domain.model import LocalModel, Tokenizer
 from service.generation.merged_streams import MergedStreams
 from service.generation.preparation import Preparation, prepare
@@ -96,11 +96,7 @@ class LocalGeneration:
 
     async def _read(self, prompt: "_PromptOutput", output: TokenOutput) -> list[TextDelta]:
         """Return the deltas of an output, off the event loop if it has many log probabilities."""
-        num_logprobs = len(output.logprobs) + len(output.prompt_logprobs)
-        if num_logprobs:
-            longest = (output.logprobs or output.prompt_logprobs)[0]
-            num_logprobs *= 1 + len(longest.top)
-        if num_logprobs > MAX_LOGPROBS_ON_LOOP:
+        if count_logprobs(output.logprobs, output.prompt_logprobs) > MAX_LOGPROBS_ON_LOOP:
             return await self._call.workers.text(prompt.push, output)
         return prompt.push(output)
 
