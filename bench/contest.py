@@ -58,7 +58,7 @@ class Plan:
 
 
 class Contest:
-    """One run of a plan."""
+    """A run of a plan."""
 
     def __init__(self, plan: Plan, progress: Progress) -> None:
         self._plan = plan

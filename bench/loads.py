@@ -201,7 +201,7 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One client that requests a text again with a small change, so that most of it repeats."""
+    """A client that requests a text again with a small change, so that most of it repeats."""
 
     name: str
     title: str

@@ -25,7 +25,7 @@ _ROW_INCHES, _PANEL_INCHES, _LABEL_INCHES, _HEAD_INCHES = 0.30, 2.1, 2.2, 0.62
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One figure of every server, as a column of bars. Servers without the figure have no bar."""
+    """A figure of every server, as a column of bars. Servers without the figure have no bar."""
 
     title: str
     subtitle: str

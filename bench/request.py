@@ -6,7 +6,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation."""
+    """A message of a conversation."""
 
     role: str
     content: str
@@ -14,7 +14,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One chat completion: greedy, streamed, of exactly `num_tokens` tokens."""
+    """A chat completion: greedy, streamed, of exactly `num_tokens` tokens."""
 
     messages: tuple[Message, ...]
     num_tokens: int

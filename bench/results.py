@@ -39,7 +39,7 @@ class ServerFacts(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """One load against one target in one round. `fault` is the reason why it is not counted.
+    """A load against one target in one round. `fault` is the reason why it is not counted.
 
     `cpu` has the shares of all cores during the load: server, client and others.
     """

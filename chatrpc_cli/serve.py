@@ -30,7 +30,7 @@ CHANNEL_OPTIONS = [("grpc.max_reconnect_backoff_ms", 200), ("grpc.enable_http_pr
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """One service and one gateway, which both listen on `host`.
+    """A service and a gateway, which both listen on `host`.
 
     Without `model` the service loads its default.
     """

@@ -82,11 +82,11 @@ _FIRST_WORDS = frozenset(
         *("Whether", "What", "Whatever", "Those", "These", "That", "This", "Which", "Whose"),
         *("Whoever", "Who", "Whom", "How", "However", "Of", "When", "Whenever", "Where", "Why"),
         *("Wherever", "As", "It", "Its", "They", "Their", "Them", "Nothing", "Nobody", "Somebody"),
-        *("Such", "Another", "Here", "There"),
+        *("Such", "Another", "Here", "There", "One"),
     ]
 )
 _FIRST_PHRASES = (
-    *("All that", "One of", "One that", "One who", "One which", "In which", "To which"),
+    *("All that", "In which", "To which"),
     *("The same", "From there", "No one"),
 )
 # Lower-case names with which a sentence may begin.

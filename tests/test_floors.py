@@ -268,7 +268,7 @@ def _imports_in_functions(path: Path) -> Iterator[tuple[int, str | None]]:
 
 
 def test_modules_of_without_torch_do_not_import_torch() -> None:
-    """One interpreter imports all of them. It reports the first one after which torch is loaded."""
+    """A single interpreter imports them all and reports the first that loads torch."""
     code = (
         "import importlib, sys\n"
         "for module in sys.argv[1:]:\n"

@@ -64,7 +64,7 @@ Priority = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 
 
 class Key(BaseModel):
-    """One key of a caller, without its secret.
+    """A key of a caller, without its secret.
 
     Attributes:
         owner: The owner of limits, turns and cached prompts. None means the key's own name.

@@ -1,4 +1,4 @@
-"""One endpoint of the HTTP API: its path, its types, and the function that handles it."""
+"""An endpoint of the HTTP API: its path, its types, and the function that handles it."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass

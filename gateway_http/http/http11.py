@@ -51,7 +51,7 @@ class Limits:
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. It is closed after a request that cannot be parsed or exceeds a limit."""
+    """A connection. It is closed after a request that cannot be parsed or exceeds a limit."""
 
     def __init__(
         self,

@@ -143,7 +143,7 @@ class RequestLog:
 
 
 class RequestContext:
-    """One request and its response, from the request's head to the response's end.
+    """A request and its response, from the request's head to the response's end.
 
     Attributes:
         record: The facts for the log line and the metrics.

@@ -155,7 +155,7 @@ class ChunkChoice(Struct, kw_only=True):
 
 
 class ChatCompletionChunk(Struct, kw_only=True):
-    """One chunk of a streamed chat completion."""
+    """A chunk of a streamed chat completion."""
 
     id: str
     object: Annotated[Literal["chat.completion.chunk"], http_only("A constant.")] = (

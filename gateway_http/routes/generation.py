@@ -143,7 +143,7 @@ class Generation(Generic[_Body, _Params, _Whole, _Chunk]):
 
 
 class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
-    """One completion, from checked parameters to the end of its response."""
+    """A completion, from checked parameters to the end of its response."""
 
     def __init__(
         self,

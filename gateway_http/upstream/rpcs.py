@@ -21,7 +21,7 @@ Response = TypeVar("Response", bound=Message)
 
 @dataclass(frozen=True, eq=False, kw_only=True)  # rows are compared by identity
 class Rpc(Generic[Request, Response]):
-    """One RPC.
+    """An RPC.
 
     Attributes:
         service: The full name of its service, such as `chatrpc.v1.ChatService`.

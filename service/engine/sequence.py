@@ -1,4 +1,4 @@
-"""One sequence of a request: its tokens, the number of computed ones, and its cache blocks."""
+"""A sequence of a request: its tokens, the number of computed ones, and its cache blocks."""
 
 import secrets
 from collections.abc import Iterable

@@ -38,7 +38,7 @@ def call_headers(path: str, *more: tuple[str, str]) -> Headers:
 
 
 class RawHttp2:
-    """One connection to a gRPC server. Leaving the `async with` closes it.
+    """A connection to a gRPC server. Leaving the `async with` closes it.
 
     Bytes of the server are read and dropped. If `reads` is False, they are not read.
     """

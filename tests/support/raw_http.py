@@ -15,7 +15,7 @@ from tests.fakes.wait import failsafe
 
 
 class RawClient:
-    """One connection. Leaving the `async with` closes it."""
+    """A connection. Leaving the `async with` closes it."""
 
     def __init__(
         self, url: str, receive_buffer: int | None = None, tls: ssl.SSLContext | None = None

@@ -57,7 +57,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """One request to the gateway. `name` is the name of its recording.
+    """A request to the gateway. `name` is the name of its recording.
 
     Its body is `content`, or `json` as compact JSON, or nothing.
     """
@@ -73,7 +73,7 @@ class HttpRequest:
 
 @dataclass(frozen=True)
 class GrpcCall:
-    """One call of the service. `name` is the name of its recording.
+    """A call of the service. `name` is the name of its recording.
 
     `method` is `package.Service/Method`. `message` is the request as protobuf's JSON; bytes are
     sent as they are.

@@ -21,7 +21,7 @@ from service.engine.layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """One layer's weights. Only Gemma 2 and 3 have the post norms."""
+    """The weights of a layer. Only Gemma 2 and 3 have the post norms."""
 
     qkv: Linear
     attention: LayerAttention

@@ -187,7 +187,7 @@ class RotaryRows:
 
 
 class NativeAttention:
-    """One layer's attention, from the projected queries, keys and values to the weighted values.
+    """The attention of a layer, from the projected queries, keys and values to the weighted values.
 
     Args:
         library: The native kernels.

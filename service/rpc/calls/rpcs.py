@@ -13,7 +13,7 @@ from chatrpc.v1 import chat_service_pb2, completion_service_pb2, model_service_p
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rpc:
-    """One RPC.
+    """An RPC.
 
     Attributes:
         service: Full name of its service, such as `chatrpc.v1.ChatService`.

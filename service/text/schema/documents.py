@@ -17,7 +17,7 @@ _VALUES = frozenset({"const", "enum", "default", "example", "examples"})
 
 
 class Document:
-    """One schema document. `root` is an object or a boolean."""
+    """A schema document. `root` is an object or a boolean."""
 
     def __init__(self, text: str) -> None:
         """Parse the document.

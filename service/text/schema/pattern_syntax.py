@@ -51,7 +51,7 @@ class UnsupportedPattern(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CharClass:
-    """One character in these ranges or properties, or in none of them if `is_negated`."""
+    """A character in these ranges or properties, or in none of them if `is_negated`."""
 
     ranges: tuple[tuple[str, str], ...]
     properties: tuple[str, ...] = ()  # such as `\\p{L}`

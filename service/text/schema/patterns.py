@@ -33,7 +33,7 @@ _MAX_VARIANTS = 64
 
 @dataclass(frozen=True, slots=True)
 class _Variant:
-    """One way to match: nodes without anchors.
+    """A way to match: nodes without anchors.
 
     Attributes:
         has_start: The match begins at the start of the string.

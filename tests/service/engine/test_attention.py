@@ -36,7 +36,7 @@ def naive(
 def test_every_token_attends_to_its_own_context(
     contexts: list[tuple[int, int]], window: int | None, softcap: float | None, seed: int
 ) -> None:
-    """One packed step has sequences with these numbers of cached and new tokens."""
+    """A packed step has sequences with these numbers of cached and new tokens."""
     torch.manual_seed(seed)
     contexts = sorted(contexts, key=lambda c: c[1] > 1)
     num_blocks = 60

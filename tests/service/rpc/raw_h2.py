@@ -12,7 +12,7 @@ CANCEL = 8
 
 
 class RawH2:
-    """One connection to a gRPC server on this machine, without TLS."""
+    """A connection to a gRPC server on this machine, without TLS."""
 
     def __init__(self, port: int) -> None:
         self._port = port

@@ -57,7 +57,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 class Layer:
-    """One layer of attention with its own cache and the tables of its rotary embedding."""
+    """A layer of attention with its own cache and the tables of its rotary embedding."""
 
     def __init__(
         self,
