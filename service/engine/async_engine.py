@@ -18,7 +18,14 @@ from functools import partial
 
 import structlog
 
-from service.domain.engine import Caller, EngineStats, EngineTimings, Request, TokenOutput
+from service.domain.engine import (
+    Caller,
+    EngineCapabilities,
+    EngineStats,
+    EngineTimings,
+    Request,
+    TokenOutput,
+)
 from service.domain.engine_settings import EngineModel
 from service.engine.admission import Admission
 from service.engine.core import EngineCore, RequestOutput
@@ -78,6 +85,10 @@ class AsyncEngine:
         self._is_hung = False
         self._is_closed = False
         self._dead = asyncio.Event()
+
+    @property
+    def capabilities(self) -> EngineCapabilities:
+        return EngineCapabilities("local", is_batch_invariant=True)
 
     @property
     def max_model_len(self) -> int:
