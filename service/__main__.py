@@ -1,7 +1,7 @@
 """Starts the service: reads the settings, loads the model, and serves it until it drains.
 
 Exit codes: 0 after a signal and the drain; 1 if the model cannot be loaded, an address cannot be
-bound or the engine fails; 2 if the settings are invalid.
+bound or the engine or backend fails; 2 if the settings are invalid.
 """
 
 from chatrpc_process import first_process  # noqa: F401  # must precede the imports that take long
@@ -29,22 +29,20 @@ from chatrpc_process.interpreter import take_short_turns
 from chatrpc_process.logs.configuration import configure_logging
 from chatrpc_process.logs.native import capture_native_log
 from chatrpc_process.reload_metrics import ReloadMetrics
-from chatrpc_process.threads import run_in_daemon_thread
 from chatrpc_process.tracing.exporter import make_tracer
 from chatrpc_process.watchdog import watched_loop
 from service.config import ServiceSettings
-from service.domain.engine import Engine
+from service.domain.backend import ModelRuntime
 from service.domain.timeouts import ClientTimeouts
-from service.engines import load_engine_factory, make_engine
 from service.errors import ModelLoadError
 from service.metrics import Metrics
 from service.metrics_port import MetricsPort
-from service.model import ModelLoader
 from service.openmp import bound_spinning
 from service.rpc.calls.authorization import Access
 from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
+from service.runtimes import load_runtime_factory
 
 log = structlog.get_logger("service.__main__")  # where `__name__` is "__main__"
 
@@ -57,7 +55,7 @@ def main() -> int:
         return 2
     if settings.check:
         findings = check_listener(settings)
-        findings.attempt(lambda: load_engine_factory(settings.engine))
+        findings.attempt(lambda: load_runtime_factory(settings))
         return findings.report()
     configure_logging(settings.log_level, settings.log_format)
     capture_native_log()
@@ -80,7 +78,7 @@ async def _watched(settings: ServiceSettings) -> int:
 
 
 async def serve(settings: ServiceSettings) -> int:
-    """Serve until a signal comes or the engine fails. Return the exit code.
+    """Serve until a signal comes or the engine or backend fails. Return the exit code.
 
     Raises:
         ConfigError: The engine cannot be imported, or the files of keys or certificates cannot be
@@ -106,16 +104,16 @@ async def serve(settings: ServiceSettings) -> int:
     metrics.registry.register(ReloadMetrics(keys, identity=server.identity))
     metrics_port = MetricsPort(metrics.registry)
     await _listen(settings, server, metrics_port)
-    engine = make_engine(settings.engine, settings.engine_settings)
-    metrics.watch_engine(engine.stats, settings.max_queue_size)
-    service = _Service(settings, lifecycle, server, metrics, engine)
+    runtime = load_runtime_factory(settings)()
+    metrics.watch_engine(runtime.stats, settings.max_queue_size)
+    service = _Service(settings, lifecycle, server, metrics, runtime)
     try:
         async with watching(keys, server.identity):
             outcome = await service.run(stop)
     finally:
         await server.stop()
         await metrics_port.stop()
-        has_failed = not await engine.stop()
+        has_failed = not await runtime.stop()
         tracer.close()
         log.info("stopped")
     return 1 if has_failed else outcome.value
@@ -125,7 +123,7 @@ class _Outcome(Enum):
     """The reason why the service ends. Its value is the exit code."""
 
     STOPPED = 0
-    ENGINE_FAILED = 1
+    BACKEND_FAILED = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +134,7 @@ class _Service:
     lifecycle: Lifecycle
     server: Server
     metrics: Metrics
-    engine: Engine
+    runtime: ModelRuntime
 
     async def run(self, stop: asyncio.Event) -> _Outcome:
         """Load the model and serve it until `stop` is set and requests have drained.
@@ -146,22 +144,21 @@ class _Service:
         """
         if not await _ends_first(self._load(), stop.wait()):
             return _Outcome.STOPPED
-        if await _ends_first(self.engine.wait_dead(), stop.wait()):
+        if await _ends_first(self.runtime.wait_dead(), stop.wait()):
             await self.lifecycle.die()
-            return _Outcome.ENGINE_FAILED
-        if await _ends_first(self._drain(), self.engine.wait_dead()):
+            return _Outcome.BACKEND_FAILED
+        if await _ends_first(self._drain(), self.runtime.wait_dead()):
             return _Outcome.STOPPED
-        return _Outcome.ENGINE_FAILED
+        return _Outcome.BACKEND_FAILED
 
     async def _load(self) -> None:
-        loader = ModelLoader(self.settings)
-        await self.engine.start(await run_in_daemon_thread(loader.load))
+        model = await self.runtime.load()
         # torch creates 200 000 objects. A full collection would visit them all and delay
         # every stream by 0.14 s. They live as long as the process does.
         gc.freeze()
-        self.metrics.name_model(loader.model_id)
-        await self.lifecycle.serve(loader.served(self.engine))
-        log.info("ready", model=loader.model_id)
+        self.metrics.name_model(model.card.id)
+        await self.lifecycle.serve(model)
+        log.info("ready", model=model.card.id)
 
     async def _drain(self) -> None:
         delay_s, timeout_s = self.settings.drain_delay_s, self.settings.drain_timeout_s

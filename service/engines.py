@@ -1,8 +1,9 @@
-"""The engines that `--engine` can name."""
+"""The engines and chat backends that `--engine` can name."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
+from typing import Any
 
 from chatrpc_process.errors import ConfigError
 from service.domain.engine import Engine, EngineFactory
@@ -12,18 +13,22 @@ from service.domain.engine_settings import EngineSettings
 ENGINES: Mapping[str, str] = {
     "local": "service.engine.local:local_engine",
 }
+# An import string of the factory of each chat backend that has no engine. It is called with the
+# service's settings and returns a `ModelRuntime`.
+BACKENDS: Mapping[str, str] = {}
 # The engine that `auto` chooses.
 _AUTO = "local"
 
 
 def check_engine_name(name: str) -> None:
-    """Check that `name` is `auto`, a known engine or an import string. Nothing is imported.
+    """Check that `name` is `auto`, in a table or an import string. Nothing is imported.
 
     Raises:
         ConfigError: `name` is none of these.
     """
-    if name not in ENGINES and name != "auto" and not _is_import_string(name):
-        known = ", ".join(["auto", *ENGINES])
+    known_names = ["auto", *ENGINES, *BACKENDS]
+    if name not in known_names and not _is_import_string(name):
+        known = ", ".join(known_names)
         raise ConfigError(
             f"There is no engine {name!r}. Use one of {known}, or the import string of an engine "
             "factory, such as my_package.engine:make_engine."
@@ -39,6 +44,23 @@ def load_engine_factory(name: str) -> EngineFactory:
     """
     check_engine_name(name)
     target = ENGINES.get(_AUTO if name == "auto" else name, name)
+    factory: EngineFactory = load_factory(name, target)
+    try:
+        inspect.signature(factory).bind(EngineSettings())
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"engine={name}: {target} is not an engine factory: it cannot be called with one "
+            "argument, the engine's settings."
+        ) from None
+    return factory
+
+
+def load_factory(name: str, target: str) -> Callable[..., Any]:
+    """Import the factory `target`, an import string, of the engine or backend `name`.
+
+    Raises:
+        ConfigError: The module or the attribute does not exist, or it cannot be called.
+    """
     module_name, _, attribute = target.partition(":")
     try:
         found: object = import_module(module_name)
@@ -55,15 +77,7 @@ def load_engine_factory(name: str) -> EngineFactory:
             ) from None
     if not callable(found):
         raise ConfigError(f"engine={name}: {target} is not an engine factory: it is not callable.")
-    factory: EngineFactory = found
-    try:
-        inspect.signature(factory).bind(EngineSettings())
-    except (TypeError, ValueError):
-        raise ConfigError(
-            f"engine={name}: {target} is not an engine factory: it cannot be called with one "
-            "argument, the engine's settings."
-        ) from None
-    return factory
+    return found
 
 
 def make_engine(name: str, settings: EngineSettings) -> Engine:

@@ -2,6 +2,7 @@
 
 import structlog
 
+from chatrpc_process.threads import run_in_daemon_thread
 from service.checkpoint import (
     Checkpoint,
     load_generation_defaults,
@@ -11,7 +12,7 @@ from service.checkpoint import (
 from service.config import ServiceSettings
 from service.domain.backend import ServedModel
 from service.domain.chat import JsonLayout
-from service.domain.engine import Engine
+from service.domain.engine import Engine, EngineStats
 from service.domain.engine_settings import EngineModel
 from service.domain.model import ChatFormats, LocalModel, ModelCard, ReasoningFormat, ToolFormat
 from service.domain.sampling import SamplingParams
@@ -98,6 +99,7 @@ class ModelLoader:
             root=self._checkpoint.root,
             max_model_len=engine.max_model_len,
             fingerprint=fingerprint(path, self._settings.dtype, self._settings.quantization),
+            engine=engine.capabilities.name,
         )
         return LocalModel(
             card,
@@ -123,3 +125,28 @@ class ModelLoader:
             log.warning("structured_outputs_unavailable", reason=str(error).splitlines()[0])
             return None
         return CompiledGrammars(trie, self._tokenizer.added_token_ids)
+
+
+class LocalRuntime:
+    """`service.domain.backend.ModelRuntime` of an engine in this process.
+
+    Args:
+        engine: An engine that has not been started.
+    """
+
+    def __init__(self, loader: ModelLoader, engine: Engine) -> None:
+        self._loader = loader
+        self._engine = engine
+
+    async def load(self) -> ServedModel:
+        await self._engine.start(await run_in_daemon_thread(self._loader.load))
+        return self._loader.served(self._engine)
+
+    def stats(self) -> EngineStats:
+        return self._engine.stats()
+
+    async def wait_dead(self) -> None:
+        await self._engine.wait_dead()
+
+    async def stop(self) -> bool:
+        return await self._engine.stop()

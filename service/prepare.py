@@ -19,10 +19,9 @@ from chatrpc_process.check import check_listener
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.logs.configuration import configure_logging
 from service.config import ServiceSettings
-from service.engines import make_engine
 from service.errors import ModelLoadError
-from service.model import ModelLoader
 from service.openmp import bound_spinning
+from service.runtimes import load_runtime_factory
 
 log = structlog.get_logger("service.prepare")
 
@@ -66,11 +65,10 @@ async def _prepare(settings: ServiceSettings) -> None:
         ConfigError: The engine cannot be imported.
         ModelLoadError: The model cannot be served.
     """
-    engine = make_engine(settings.engine, settings.engine_settings)
-    loader = ModelLoader(settings)
-    await engine.start(loader.load())
-    log.info("prepared", model=loader.model_id, max_model_len=engine.max_model_len)
-    await engine.stop()
+    runtime = load_runtime_factory(settings)()
+    card = (await runtime.load()).card
+    log.info("prepared", model=card.id, max_model_len=card.max_model_len)
+    await runtime.stop()
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ ALLOWED: dict[str, set[str]] = {
         "service.rpc.calls",
     },
     "service.model": {
+        "chatrpc_process.threads",
         "service.domain",
         "service.config",
         "service.checkpoint",
@@ -108,13 +109,18 @@ ALLOWED: dict[str, set[str]] = {
         "service.text",
     },
     "service.__main__": {"chatrpc_process", "service"},
+    "service.runtimes": {
+        "service.config",
+        "service.domain",
+        "service.engines",
+        "service.model",
+    },
     "service.prepare": {
         "chatrpc_process",
         "service.config",
-        "service.engines",
         "service.errors",
-        "service.model",
         "service.openmp",
+        "service.runtimes",
     },
     # The gateway, from the bottom to the top.
     "gateway_http.protocol": {"chatrpc.v1.limits"},
@@ -209,6 +215,7 @@ WITHOUT_TORCH = (
     "service.checkpoint",
     "service.text.hf_tokenizer",
     "service.engine.model_config",
+    "service.engine.limits",
     "service.engine.scheduler",
     "service.engine.block_pool",
     "service.engine.admission",

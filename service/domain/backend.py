@@ -14,7 +14,13 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 from service.domain.chat import ChatRequest
 from service.domain.completion import CompletionRequest
 from service.domain.embeddings import EmbeddingRequest, Embeddings
-from service.domain.engine import Caller, EngineTimings, FinishReason, count_logprobs
+from service.domain.engine import (
+    Caller,
+    EngineStats,
+    EngineTimings,
+    FinishReason,
+    count_logprobs,
+)
 from service.domain.model import ModelCard, Tokenizer
 from service.domain.sampling import SamplingParams
 
@@ -255,3 +261,31 @@ class ServedModel:
     card: ModelCard
     backend: ChatBackend
     embeddings: EmbeddingBackend | None = None
+
+
+class ModelRuntime(Protocol):
+    """Loads the model that the process serves, and reports its load and its failure."""
+
+    async def load(self) -> ServedModel:
+        """Load the model. This can take minutes. It must not block the event loop.
+
+        Raises:
+            ModelLoadError: The model cannot be served.
+        """
+        ...
+
+    def stats(self) -> EngineStats:
+        """Return the load of the backend; empty before `load`."""
+        ...
+
+    async def wait_dead(self) -> None:
+        """Return when the backend has failed. Never return otherwise, even after `stop`."""
+        ...
+
+    async def stop(self) -> bool:
+        """Fail the unfinished requests and free the model.
+
+        Returns:
+            False if the backend has failed before; True otherwise.
+        """
+        ...

@@ -188,9 +188,34 @@ class EngineStats:
     num_accepted_tokens: int = 0  # draft tokens accepted
 
 
+@dataclass(frozen=True, slots=True)
+class EngineCapabilities:
+    """The fields of requests that an engine serves, and its guarantees.
+
+    Attributes:
+        name: The engine's name for clients and logs, such as `local`.
+        unsupported: Names of the fields of `Request` and `SamplingParams` that the engine does not
+            serve. A request that sets one of them is rejected before it reaches the engine.
+        max_logprobs: Maximum value of `num_logprobs` and `num_prompt_logprobs`; None means the size
+            of the vocabulary.
+        is_batch_invariant: True if a request with a seed, or a greedy one, gets the same tokens and
+            log probabilities in every batch.
+    """
+
+    name: str
+    unsupported: frozenset[str] = frozenset()
+    max_logprobs: int | None = None
+    is_batch_invariant: bool = False
+
+
 @runtime_checkable
 class Engine(Protocol):
     """Generates token ids from token ids. Text, templates and stop strings are handled outside."""
+
+    @property
+    def capabilities(self) -> EngineCapabilities:
+        """The engine's capabilities. They can depend on the model, and are final after `start`."""
+        ...
 
     @property
     def max_model_len(self) -> int:
@@ -207,7 +232,8 @@ class Engine(Protocol):
 
     @property
     def max_request_sequences(self) -> int:
-        """Maximum number of sequences of one request, for all its prompts together."""
+        """Maximum number of sequences of one request, for all its prompts together; set by
+        `start`."""
         ...
 
     def reserve(self, caller: Caller, num_sequences: int) -> AbstractContextManager[None]:

@@ -54,9 +54,13 @@ class OutputConstraint(Constraint, Protocol):
     """The constraint of one request. It fails if following it costs too much.
 
     Attributes:
+        grammar: The grammar in llguidance's notation, for engines that compile it themselves.
+        begun: The text that the prompt already has of the output; see `after`.
         failure: The reason why the constraint has failed and ended its output; None before that.
     """
 
+    grammar: str
+    begun: str
     failure: str | None
 
     def is_fulfilled(self, token_ids: Sequence[int]) -> bool:

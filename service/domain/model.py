@@ -80,15 +80,21 @@ class ChatFormats:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """The description of a model that clients receive."""
+    """The description of a model that clients receive.
+
+    Attributes:
+        created: Unix time in seconds.
+        engine: The name of the engine or backend that serves the model.
+    """
 
     id: str
     aliases: tuple[str, ...]
-    created: int  # Unix time, seconds
+    created: int
     owned_by: str
     root: str
     max_model_len: int
     fingerprint: str
+    engine: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ class CompiledGrammars:
         if isinstance(compiled, str):
             raise InvalidGrammar(compiled)
         forget = partial(self._forget, grammar)
-        return GrammarConstraint(compiled, self._end, self._tokenizer, forget)
+        return GrammarConstraint(grammar, compiled, self._end, self._tokenizer, forget)
 
     def _entry(self, grammar: str) -> tuple[_Entry, bool]:
         """Return the grammar's cache entry, and True if it is new and the caller has to fill it."""
@@ -183,12 +183,21 @@ class _End:
 
 
 class GrammarConstraint:
-    """A compiled grammar for one request. `failure` is the reason why an output had to end."""
+    """A compiled grammar for one request; see `service.domain.grammar.OutputConstraint`."""
 
     def __init__(
-        self, start: LLMatcher, end: _End, tokenizer: LLTokenizer, forget: Callable[[], None]
+        self,
+        grammar: str,
+        start: LLMatcher,
+        end: _End,
+        tokenizer: LLTokenizer,
+        forget: Callable[[], None],
+        *,
+        begun: str = "",
     ) -> None:
         """Create the constraint. `forget` removes the grammar from its cache."""
+        self.grammar = grammar
+        self.begun = begun
         self.failure: str | None = None
         self._start = start
         self._end = end
@@ -219,7 +228,14 @@ class GrammarConstraint:
         matcher = self._start.deep_copy()
         if not matcher.consume_tokens(self._tokenizer.tokenize_bytes(text.encode())):
             raise InvalidGrammar("no output can begin with this text")
-        return GrammarConstraint(matcher, self._end, self._tokenizer, self._forget)
+        return GrammarConstraint(
+            self.grammar,
+            matcher,
+            self._end,
+            self._tokenizer,
+            self._forget,
+            begun=self.begun + text,
+        )
 
 
 class GrammarMatcher:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from service.domain.engine import (
     Caller,
+    EngineCapabilities,
     EngineStats,
     EngineTimings,
     FinishReason,
@@ -32,6 +33,7 @@ class FakeEngine:
         reserved: The reservations in use: the caller and the number of sequences of each.
         reserve_error: If it is set, `reserve` raises it.
         generate_error: If it is set, `generate` raises it.
+        capabilities: See `service.domain.engine.Engine`.
     """
 
     max_model_len = 1000
@@ -39,6 +41,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.script: list[TokenOutput | Exception | asyncio.Event] = []
+        self.capabilities = EngineCapabilities("fake")
         self.generate_error: ChatrpcError | None = None
         self.requests: list[Request] = []
         self.num_running = 0

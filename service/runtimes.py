@@ -1,0 +1,27 @@
+"""Chooses the runtime of the model: an engine in this process, or a chat backend without one."""
+
+from collections.abc import Callable
+from functools import partial
+
+from service.config import ServiceSettings
+from service.domain.backend import ModelRuntime
+from service.engines import BACKENDS, load_engine_factory, load_factory, make_engine
+from service.model import LocalRuntime, ModelLoader
+
+
+def load_runtime_factory(settings: ServiceSettings) -> Callable[[], ModelRuntime]:
+    """Import the engine or backend that the settings name. It is not made yet.
+
+    Raises:
+        ConfigError: It cannot be imported.
+    """
+    name = settings.engine
+    if name in BACKENDS:
+        return partial(load_factory(name, BACKENDS[name]), settings)
+    load_engine_factory(name)
+    return partial(_local_runtime, settings)
+
+
+def _local_runtime(settings: ServiceSettings) -> LocalRuntime:
+    engine = make_engine(settings.engine, settings.engine_settings)
+    return LocalRuntime(ModelLoader(settings), engine)
