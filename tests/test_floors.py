@@ -106,6 +106,7 @@ ALLOWED: dict[str, set[str]] = {
         "service.domain",
         "service.config",
         "service.checkpoint",
+        "service.engines",
         "service.fingerprint",
         "service.generation",
         "service.text",
@@ -115,7 +116,6 @@ ALLOWED: dict[str, set[str]] = {
         "service.config",
         "service.domain",
         "service.engines",
-        "service.model",
     },
     "service.prepare": {
         "chatrpc_process",
