@@ -28,8 +28,11 @@ from service.upstream.dialects import Names
 _MAX_RETRY_AFTER_S = 3600.0
 _DEFAULT_RETRY_AFTER_S = 1.0
 _MAX_CAUSE_CHARS = 500
-# Such as "maximum context length is 4096 tokens. However, your messages resulted in 5000 tokens".
-_CONTEXT_LENGTH = re.compile(r"maximum context length is (\d{1,9}) tokens\D{1,200}?(\d{1,9})")
+# The length of the context, or that of the prompt, in messages of OpenAI, vLLM and SGLang.
+_CONTEXT_LENGTH = re.compile(r"context length (?:is |of |\()(\d{1,9}) tokens")
+_PROMPT_LENGTH = re.compile(
+    r"(?:resulted in|contains(?: at least)?|input \(|bound for) ?(\d{1,9})(?: input)? tokens"
+)
 _NO_MODEL = re.compile(
     r"model.{0,300}(not found|does not exist|not exist)", re.IGNORECASE | re.DOTALL
 )
@@ -206,10 +209,10 @@ def _context_length(error: _ErrorObject) -> tuple[int, int] | None:
     """Return the length of the prompt and of the context, if the prompt is too long."""
     if isinstance(error.n_prompt_tokens, int) and isinstance(error.n_ctx, int):
         return error.n_prompt_tokens, error.n_ctx
-    found = _CONTEXT_LENGTH.search(error.text)
-    if found is None:
+    context, prompt = _CONTEXT_LENGTH.search(error.text), _PROMPT_LENGTH.search(error.text)
+    if context is None or prompt is None:
         return None
-    return int(found[2]), int(found[1])
+    return int(prompt[1]), int(context[1])
 
 
 def _sentence(text: str) -> str:
