@@ -1,7 +1,8 @@
 """Decodes the options that chat and text completions share: protobuf to the domain."""
 
 from chatrpc.v1 import chat_pb2, completion_pb2
-from chatrpc.v1.limits import LIMITS
+from chatrpc.v1.limits import LIMITS, Limits
+from service.domain.backend import ModelSpec
 from service.domain.engine import Caller
 from service.errors import InvalidField
 
@@ -23,6 +24,23 @@ def priority(
             f"{params.priority}.",
         )
     return params.priority
+
+
+def max_alternatives(spec: ModelSpec) -> int:
+    """Return the maximum number of alternatives to each token with which a model responds."""
+    most = int(LIMITS["ChatCompletionParams.top_logprobs"].maximum)
+    return most if spec.max_logprobs is None else min(most, spec.max_logprobs)
+
+
+def check_alternatives(name: str, count: int, spec: ModelSpec) -> None:
+    """Check the number of alternatives to each token that the field `name` asks for.
+
+    Raises:
+        InvalidField: There are too many.
+    """
+    limits = Limits(minimum=0, maximum=max_alternatives(spec))
+    if not limits.allow(count):
+        raise InvalidField(name, f"must be {limits.range}, not {count}.")
 
 
 def cache_salt(salt: str) -> str:
