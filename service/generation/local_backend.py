@@ -51,9 +51,9 @@ class LocalBackend:
             model.sampling_defaults,
             model.vocab_size,
             model.tokenizer.max_token_chars,
-            self._unsupported_fields,
-            capabilities.max_logprobs,
-            capabilities.is_batch_invariant,
+            unsupported_fields=self._unsupported_fields,
+            max_logprobs=capabilities.max_logprobs,
+            is_batch_invariant=capabilities.is_batch_invariant,
         )
 
     @property

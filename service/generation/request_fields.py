@@ -16,9 +16,11 @@ RESPONSE_FORMATS = (
     "response_format.choice",
 )
 
+_SAMPLING_FIELDS = {field.name for field in fields(SamplingParams)} - {"given"}
+
 # By the fields of `SamplingParams` and of `Request` that requests can set.
 _PATHS: Mapping[str, tuple[str, ...]] = {
-    **{field.name: (f"sampling.{field.name}",) for field in fields(SamplingParams)},
+    **{name: (f"sampling.{name}",) for name in _SAMPLING_FIELDS},
     "max_tokens": ("sampling.max_completion_tokens",),
     "n": ("sampling.n",),
     "bad_token_sequences": ("sampling.bad_words",),

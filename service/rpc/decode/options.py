@@ -1,10 +1,14 @@
 """Decodes the options that chat and text completions share: protobuf to the domain."""
 
+from dataclasses import replace
+
 from chatrpc.v1 import chat_pb2, completion_pb2
-from chatrpc.v1.limits import LIMITS, Limits
+from chatrpc.v1.limits import LIMITS
 from service.domain.backend import ModelSpec
 from service.domain.engine import Caller
 from service.errors import InvalidField
+
+_LOGPROBS = LIMITS["ChatCompletionParams.top_logprobs"]  # the other fields have the same limits
 
 
 def priority(
@@ -26,19 +30,13 @@ def priority(
     return params.priority
 
 
-def max_alternatives(spec: ModelSpec) -> int:
-    """Return the maximum number of alternatives to each token with which a model responds."""
-    most = int(LIMITS["ChatCompletionParams.top_logprobs"].maximum)
-    return most if spec.max_logprobs is None else min(most, spec.max_logprobs)
-
-
 def check_alternatives(name: str, count: int, spec: ModelSpec) -> None:
     """Check the number of alternatives to each token that the field `name` asks for.
 
     Raises:
         InvalidField: There are too many.
     """
-    limits = Limits(minimum=0, maximum=max_alternatives(spec))
+    limits = replace(_LOGPROBS, maximum=spec.most_logprobs(int(_LOGPROBS.maximum)))
     if not limits.allow(count):
         raise InvalidField(name, f"must be {limits.range}, not {count}.")
 
