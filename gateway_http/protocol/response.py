@@ -176,7 +176,7 @@ class ChatCompletionChunk(Struct, kw_only=True):
 
 
 class ModelCapabilities(Struct, kw_only=True):
-    """What a model takes and returns."""
+    """The kinds of input and output of a model, and the parameters that it rejects."""
 
     unsupported_parameters: Annotated[
         list[str],

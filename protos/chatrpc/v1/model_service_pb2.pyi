@@ -75,7 +75,7 @@ class Model(Message):
 
     @property
     def capabilities(self) -> ModelCapabilities:
-        """What the model takes and returns."""
+        """The kinds of input and output of the model, and the fields that it rejects."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Model(Message):
 
 @final
 class ModelCapabilities(Message):
-    """What a model takes and returns."""
+    """The kinds of input and output of a model, and the fields that it rejects."""
 
     DESCRIPTOR: Descriptor
 
