@@ -71,7 +71,8 @@ class UpstreamBackend:
             self._model.max_model_len,
             self._admission.capacity,
             SamplingParams(),  # those that a request does not set are the upstream's
-            takes_images=True,
+            takes_images=self._model.names.has("messages.content.image"),
+            unsupported_fields=self._model.names.unsupported_fields,
         )
 
     def load(self) -> BackendLoad:

@@ -95,6 +95,8 @@ OPTIONS: Mapping[str, tuple[str | None, ...]] = {
     "add_special_tokens": (None, "add_special_tokens", None, None, None),
 }
 
+# Rows of the table that are not fields, but values of fields.
+_PARTS_OF_FIELDS = {"messages.content.image", "prompts.text", "prompts.token_ids"}
 _COLUMNS = {dialect: i for i, dialect in enumerate(Dialect)}
 # The field of a request that a name in an error means, if it is no name of an option.
 _OTHER_FIELDS = {
@@ -120,9 +122,16 @@ class Names:
         self._fields = {name: field for field, name in self._names.items() if name} | _OTHER_FIELDS
 
     @property
-    def unsupported(self) -> frozenset[str]:
-        """The fields that the dialect does not have."""
-        return frozenset(field for field, name in self._names.items() if name is None)
+    def unsupported_fields(self) -> frozenset[str]:
+        """See `service.domain.backend.ModelSpec`."""
+        missing = {field for field, name in self._names.items() if name is None}
+        if "prompt.truncate_prompt_tokens" in missing:
+            missing.add("truncate_prompt_tokens")  # that of text completions
+        return frozenset(missing - _PARTS_OF_FIELDS)
+
+    def has(self, field: str) -> bool:
+        """Return True if the dialect has the field."""
+        return self._names[field] is not None
 
     def of(self, field: str, path: str = "") -> str:
         """Return the dialect's name of `field`.

@@ -33,6 +33,7 @@ _PLAIN = (
     *("repetition_penalty", "min_tokens", "stop", "bad_words", "ignore_eos"),
     *("include_stop_str_in_output", "skip_special_tokens"),
 )
+_NEUTRAL = SamplingParams()
 # Dialects that report the numbers of tokens in every chunk if asked to.
 _WITH_RUNNING_USAGE = (Dialect.VLLM, Dialect.SGLANG)
 
@@ -191,9 +192,11 @@ def _put_sampling(
     body: dict[str, Any], sampling: SamplingParams, names: Names, *, is_chat: bool
 ) -> None:
     for name in _PLAIN:
-        if name in sampling.given:
-            names.put(body, f"sampling.{name}", getattr(sampling, name))
-    if sampling.top_k == 0 and "top_k" in sampling.given and names.dialect is Dialect.SGLANG:
+        field, value = f"sampling.{name}", getattr(sampling, name)
+        # A value without effect may be set for a field that the dialect does not have.
+        if name in sampling.given and (names.has(field) or value != getattr(_NEUTRAL, name)):
+            names.put(body, field, value)
+    if body.get("top_k") == 0 and names.dialect is Dialect.SGLANG:
         body["top_k"] = -1  # no limit
     if "repetition_penalty" in sampling.given and names.dialect is Dialect.LLAMACPP:
         body["repeat_last_n"] = -1  # the whole context
@@ -262,7 +265,7 @@ def _put_cache_salt(body: dict[str, Any], salt: str, caller: Caller, names: Name
     if salt:
         names.of("cache_salt")
     namespace = caller.cache_namespace
-    if salt or (namespace and "cache_salt" not in names.unsupported):
+    if salt or (namespace and names.has("cache_salt")):
         # vLLM takes at most 128 characters, and not all of them.
         digest = hashlib.sha256(repr((namespace, salt)).encode()).hexdigest()
         names.put(body, "cache_salt", digest)
