@@ -16,6 +16,7 @@ from service.domain.engine import Engine, EngineStats
 from service.domain.engine_settings import EngineModel
 from service.domain.model import ChatFormats, LocalModel, ModelCard, ReasoningFormat, ToolFormat
 from service.domain.sampling import SamplingParams
+from service.engines import make_engine
 from service.fingerprint import fingerprint
 from service.generation.local_backend import locally_served
 from service.text.grammars import CompiledGrammars, load_token_trie
@@ -150,3 +151,13 @@ class LocalRuntime:
 
     async def stop(self) -> bool:
         return await self._engine.stop()
+
+
+def local_runtime(settings: ServiceSettings) -> LocalRuntime:
+    """Return the runtime of the engine that the settings name. Nothing is loaded yet.
+
+    Raises:
+        ConfigError: See `make_engine`.
+    """
+    engine = make_engine(settings.engine, settings.engine_settings)
+    return LocalRuntime(ModelLoader(settings), engine)

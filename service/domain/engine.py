@@ -17,6 +17,7 @@ class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
     TOOL_CALLS = "tool_calls"  # set by the output parser; an engine has no tool calls
+    CONTENT_FILTER = "content_filter"  # only remote backends filter outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +233,8 @@ class Engine(Protocol):
 
     @property
     def max_request_sequences(self) -> int:
-        """Maximum number of sequences of one request, for all its prompts together."""
+        """Maximum number of sequences of one request, for all its prompts together; set by
+        `start`."""
         ...
 
     def reserve(self, caller: Caller, num_sequences: int) -> AbstractContextManager[None]:
