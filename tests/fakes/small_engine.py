@@ -4,8 +4,8 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -21,17 +21,14 @@ from service.domain.engine import (
     TokenOutput,
 )
 from service.domain.engine_settings import EngineModel, EngineSettings
-from service.engine.admission import Admission
-from service.engine.output_slot import OutputSlot
 from service.errors import (
     ChatrpcError,
-    ContextLengthExceeded,
     DeadlinePassed,
-    EngineDead,
     ModelLoadError,
     StepFailed,
     first_line,
 )
+from service.streams.request_streams import RequestStreams
 from tests.support.option_definitions import (
     allowed_tokens,
     logprobs_of,
@@ -58,14 +55,14 @@ class SmallModel(Protocol):
 class _Sequence:
     """An unfinished sequence of a request."""
 
-    generation: "_Generation"
+    work: "_Work"
     index: int
     arrival: int
     output: list[int] = field(default_factory=list)
 
     @property
     def request(self) -> Request:
-        return self.generation.request
+        return self.work.request
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -73,12 +70,12 @@ class _Sequence:
 
 
 @dataclass(eq=False)
-class _Generation:
+class _Work:
     """A request in the engine."""
 
+    request_id: int
     request: Request
     timings: EngineTimings
-    slot: OutputSlot = field(default_factory=OutputSlot)
     num_cached_tokens: int | None = None
 
 
@@ -101,18 +98,20 @@ class SmallEngine:
         self._settings = settings
         self._load = load
         self._model: SmallModel
-        self._admission = Admission(settings.max_num_seqs, settings.max_queue_size)
+        self._streams = RequestStreams(self, settings.max_queue_size)
         self._arrivals = itertools.count()
         self._waiting: FairQueue[_Sequence] = FairQueue(_MAX_OVERTAKES)
         self._running: list[_Sequence] = []
-        self._generations: set[_Generation] = set()
+        self._block_size = settings.block_size or 16
         self._cached: set[tuple[str, str, tuple[int, ...]]] = set()
-        self._counts = EngineStats(max_num_seqs=settings.max_num_seqs)
+        self._counts = EngineStats(
+            max_num_seqs=settings.max_num_seqs or 8,
+            num_kv_blocks=_NUM_KV_BLOCKS,
+            kv_block_size=self._block_size,
+        )
         self._has_work = asyncio.Event()
         self._steps: asyncio.Task[None] | None = None
-        self._is_closed = False
         self._dead = asyncio.Event()
-        self.max_model_len = 0
         self.step_error: Exception | None = None
 
     async def start(self, model: EngineModel) -> None:
@@ -120,104 +119,71 @@ class SmallEngine:
             self._model = await asyncio.to_thread(self._load, model.path)
         except Exception as error:
             raise ModelLoadError(f"The model cannot be loaded: {first_line(error)}") from error
-        self.max_model_len = min(
-            self._settings.max_model_len or self._model.max_model_len, self._model.max_model_len
-        )
+        most = self._model.max_model_len
+        max_model_len = min(self._settings.max_model_len or most, most)
+        self._streams.open(self._counts.max_num_seqs, max_model_len)
         self._steps = asyncio.create_task(self._run())
 
     @property
+    def max_model_len(self) -> int:
+        return self._streams.max_model_len
+
+    @property
     def max_request_sequences(self) -> int:
-        return self._admission.capacity
+        return self._streams.max_request_sequences
 
-    @contextmanager
-    def reserve(self, caller: Caller, num_sequences: int) -> Iterator[None]:
-        if self._is_closed:
-            raise EngineDead
-        self._admission.enter(caller, num_sequences, time.monotonic())
-        try:
-            yield
-        finally:
-            self._admission.leave(caller, num_sequences)
+    def reserve(self, caller: Caller, num_sequences: int) -> AbstractContextManager[None]:
+        return self._streams.reserve(caller, num_sequences)
 
-    async def generate(
+    def generate(
         self, request: Request, *, is_reserved: bool = False
     ) -> AsyncGenerator[TokenOutput, int | None]:
-        reservation = nullcontext() if is_reserved else self.reserve(request.caller, request.n)
-        with reservation, self._added(request) as generation:
-            yield TokenOutput(timings=generation.timings)
-            unfinished = set(range(request.n))
-            while unfinished:
-                output = await generation.slot.take()
-                if output.index not in unfinished:
-                    continue
-                if output.finish_reason is not None:
-                    unfinished.remove(output.index)
-                index_to_end = yield output
-                if index_to_end in unfinished:
-                    unfinished.remove(index_to_end)
-                    self._end(s for s in self._sequences(generation) if s.index == index_to_end)
+        return self._streams.generate(request, is_reserved=is_reserved)
 
     def stats(self) -> EngineStats:
-        size = self._settings.block_size
         lengths = (len(s.request.prompt_token_ids) + len(s.output) for s in self._running)
+        num_used = sum(-(-length // self._block_size) for length in lengths)
         return replace(
             self._counts,
             num_running=len(self._running),
             num_waiting=len(self._waiting),
-            num_kv_blocks=_NUM_KV_BLOCKS,
-            kv_block_size=size,
-            num_free_kv_blocks=_NUM_KV_BLOCKS - sum(-(-length // size) for length in lengths),
+            num_free_kv_blocks=_NUM_KV_BLOCKS - num_used,
         )
 
     async def wait_dead(self) -> None:
         await self._dead.wait()
 
     async def stop(self) -> bool:
-        self._close()
+        self._streams.close()
         if self._steps is not None:
             self._steps.cancel()
         return not self._dead.is_set()
 
-    @contextmanager
-    def _added(self, request: Request) -> Iterator[_Generation]:
-        """Add a request to the queue; end its sequences at the end of the context."""
-        if self._is_closed:
-            raise EngineDead
-        num_tokens, now_s = len(request.prompt_token_ids), time.monotonic()
-        if num_tokens >= self.max_model_len:
-            raise ContextLengthExceeded(num_tokens, self.max_model_len)
-        self._admission.check_deadline(request.caller, request.n, request.deadline, now_s)
-        generation = _Generation(request, EngineTimings(now_s))
-        self._generations.add(generation)
+    def add(self, request_id: int, request: Request, queued_s: float) -> None:
+        """See `service.streams.request_streams.EngineWork`."""
+        work = _Work(request_id, request, EngineTimings(queued_s))
         for index in range(request.n):
-            sequence = _Sequence(generation, index, next(self._arrivals))
+            sequence = _Sequence(work, index, next(self._arrivals))
             self._waiting.push(request.caller.name, request.caller.weight, sequence)
         self._has_work.set()
-        try:
-            yield generation
-        finally:
-            self._end(self._sequences(generation))
-            self._generations.discard(generation)
-            self._admission.note_end(request.n, time.monotonic())
 
-    def _sequences(self, generation: _Generation) -> list[_Sequence]:
-        return [s for s in (*self._running, *self._waiting) if s.generation is generation]
+    def finish(self, request_id: int, index: int) -> None:
+        """See `service.streams.request_streams.EngineWork`."""
+        self._end(lambda s: s.work.request_id == request_id and s.index == index)
 
-    def _end(self, sequences: Iterable[_Sequence]) -> None:
-        for sequence in list(sequences):
-            if sequence in self._waiting:
-                self._waiting.remove(sequence)
-            else:
-                self._running.remove(sequence)
+    def abort(self, request_id: int) -> None:
+        """See `service.streams.request_streams.EngineWork`."""
+        self._end(lambda s: s.work.request_id == request_id)
 
-    def _fail(self, generations: Iterable[_Generation], error: ChatrpcError) -> None:
-        for generation in set(generations):
-            self._end(self._sequences(generation))
-            generation.slot.put(error)
+    def _end(self, is_ended: Callable[[_Sequence], bool]) -> None:
+        for sequence in filter(is_ended, list(self._waiting)):
+            self._waiting.remove(sequence)
+        self._running = [s for s in self._running if not is_ended(s)]
 
-    def _close(self) -> None:
-        self._is_closed = True
-        self._fail(self._generations, EngineDead())
+    def _fail(self, request_ids: Iterable[int], error: ChatrpcError) -> None:
+        for request_id in set(request_ids):
+            self.abort(request_id)
+            self._streams.put(request_id, error)
 
     async def _run(self) -> None:
         try:
@@ -227,26 +193,26 @@ class SmallEngine:
                 await self._has_work.wait()
                 await self._step()
         except Exception:
-            self._close()
+            self._streams.close()
             self._dead.set()
 
     async def _step(self) -> None:
         """Compute the next token of each running sequence."""
         now_s = time.monotonic()
         late = [
-            s.generation
+            s.work.request_id
             for s in self._waiting
             if s.request.deadline is not None and s.request.deadline <= now_s
         ]
         self._fail(late, DeadlinePassed("The deadline passed while the request was waiting."))
-        while len(self._waiting) and len(self._running) < self._settings.max_num_seqs:
+        while len(self._waiting) and len(self._running) < self._counts.max_num_seqs:
             self._begin(self._waiting.pop())
         self._counts = replace(self._counts, num_steps=self._counts.num_steps + 1)
         error, self.step_error = self.step_error, None
         if isinstance(error, StepFailed):
             num_failed = self._counts.num_failed_steps + 1
             self._counts = replace(self._counts, num_failed_steps=num_failed)
-            self._fail([s.generation for s in self._running], error)
+            self._fail([s.work.request_id for s in self._running], error)
         elif error is not None:
             raise error
         await asyncio.sleep(0)
@@ -255,21 +221,22 @@ class SmallEngine:
             logits = await asyncio.to_thread(self._model.logits, context)
             if sequence in self._running:  # it has not been ended meanwhile
                 self._append(sequence, logits)
+        self._streams.release(0)
 
     def _begin(self, sequence: _Sequence) -> None:
-        generation = sequence.generation
-        if generation.num_cached_tokens is None:
-            generation.num_cached_tokens = self._look_up(generation.request)
-            timings = replace(generation.timings, scheduled_s=time.monotonic())
-            generation.timings = timings
-            generation.slot.put(TokenOutput(timings=timings))
+        work = sequence.work
+        if work.num_cached_tokens is None:
+            work.num_cached_tokens = self._look_up(work.request)
+            timings = replace(work.timings, scheduled_s=time.monotonic())
+            work.timings = timings
+            self._streams.put(work.request_id, TokenOutput(timings=timings))
         self._running.append(sequence)
 
     def _look_up(self, request: Request) -> int:
         """Return the number of cached tokens of the prompt, and add the prompt to the cache."""
         if request.num_prompt_logprobs is not None or not self._settings.prefix_caching:
             return 0
-        prompt, size = request.prompt_token_ids, self._settings.block_size
+        prompt, size = request.prompt_token_ids, self._block_size
         blocks = [
             (request.cache_salt, request.caller.cache_namespace, prompt[:end])
             for end in range(size, len(prompt), size)  # the last token is always computed
@@ -289,11 +256,11 @@ class SmallEngine:
         Args:
             rows: The logits after each token of the prompt and the output.
         """
-        request, generation, output = sequence.request, sequence.generation, sequence.output
+        request, work, output = sequence.request, sequence.work, sequence.output
         token_id = self._sample(sequence, rows[-1])
         if token_id is None:
             self._running.remove(sequence)
-            generation.slot.put(self._output(sequence, (), FinishReason.STOP))
+            self._streams.put(work.request_id, self._output(sequence, (), FinishReason.STOP))
             return
         output.append(token_id)
         room = self.max_model_len - len(request.prompt_token_ids)
@@ -304,9 +271,9 @@ class SmallEngine:
             finish_reason = FinishReason.LENGTH
         if finish_reason is not None:
             self._running.remove(sequence)
-        now_s, before = time.monotonic(), generation.timings
+        now_s, before = time.monotonic(), work.timings
         first_s = now_s if before.first_token_s is None else before.first_token_s
-        generation.timings = replace(
+        work.timings = replace(
             before, first_token_s=first_s, last_token_s=now_s, num_tokens=before.num_tokens + 1
         )
         new = self._output(sequence, (token_id,), finish_reason)
@@ -318,8 +285,7 @@ class SmallEngine:
             new = replace(
                 new, prompt_logprobs=tuple(logprobs_of(row, t, num_top) for row, t in entries)
             )
-        generation.slot.put(new)
-        generation.slot.release(now_s, 0.0)
+        self._streams.put(work.request_id, new)
 
     def _sample(self, sequence: _Sequence, row: list[float]) -> int | None:
         """Return the next token; None if none is allowed."""
@@ -339,13 +305,13 @@ class SmallEngine:
     def _output(
         self, sequence: _Sequence, token_ids: tuple[int, ...], finish_reason: FinishReason | None
     ) -> TokenOutput:
-        generation = sequence.generation
+        work = sequence.work
         return TokenOutput(
             token_ids,
             finish_reason,
-            generation.num_cached_tokens or 0,
+            work.num_cached_tokens or 0,
             sequence.index,
-            timings=generation.timings,
+            timings=work.timings,
         )
 
 

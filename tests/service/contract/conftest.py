@@ -1,7 +1,6 @@
 """The engines that the contract is tested on, and the model that all of them load."""
 
-import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,7 +39,7 @@ class Kind:
 
     def make(self, **settings: Any) -> Engine:
         """Return an engine that has not been started."""
-        common = {
+        common: dict[str, Any] = {
             "device": "cpu",
             "dtype": "float32",
             "quantization": "none",

@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 import pytest_asyncio
 
-from service.domain.engine import Caller, Engine, TokenOutput
+from service.domain.engine import Caller, Engine, EngineStats, TokenOutput
 from service.domain.engine_settings import EngineModel, EngineSettings
 from service.engine.async_engine import AsyncEngine
 from service.engine.block_pool import BlockPool
@@ -33,12 +33,17 @@ async def test_start_loads_the_model_and_stop_ends_everything(
     start = asyncio.create_task(engine.start(model))
     num_turns = 0
     while not start.done():  # the event loop runs while the engine loads the model
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.001)
         num_turns += 1
     await start
-    assert num_turns > 1
+    assert num_turns > 3
     assert engine.max_model_len == 4096
-    assert engine.stats().num_running == engine.stats().num_waiting == 0
+    stats = engine.stats()
+    assert stats.max_num_seqs == 1
+    assert stats.num_kv_blocks == stats.num_free_kv_blocks > 0
+    names = {"max_num_seqs", "num_kv_blocks", "num_free_kv_blocks", "kv_block_size"}
+    counted = {f.name for f in fields(EngineStats)} - names
+    assert {name: getattr(stats, name) for name in counted} == dict.fromkeys(counted, 0)
     dead = asyncio.create_task(engine.wait_dead())
 
     running, waiting = (engine.generate(make_request(max_tokens=None)) for _ in range(2))
@@ -114,7 +119,7 @@ class NextRun(Container[int]):
 def failing_local() -> Failing:
     runner = FakeRunner(4)
     core = make_core(runner, Scheduler(BlockPool(MAX_MODEL_LEN // 4, 4), 2, 14))
-    engine = AsyncEngine(lambda _model: (core, MAX_MODEL_LEN), max_num_seqs=2, max_queue_size=9)
+    engine = AsyncEngine(lambda _model: (core, MAX_MODEL_LEN), max_queue_size=9)
 
     def fail_step() -> None:
         runner.failing_runs = NextRun()
@@ -163,7 +168,9 @@ async def two_running_and_one_waiting(
 ) -> AsyncIterator[list[AsyncGenerator[TokenOutput, int | None]]]:
     async with failsafe(), AsyncExitStack() as stack:
         streams = [
-            await stack.enter_async_context(aclosing(engine.generate(make_request(max_tokens=None))))
+            await stack.enter_async_context(
+                aclosing(engine.generate(make_request(max_tokens=None)))
+            )
             for _ in range(3)
         ]
         for stream in streams[:2]:

@@ -50,7 +50,7 @@ async def test_most_logprobs_are_served(engine: Engine, definition: Definition) 
         {"allowed_token_ids": frozenset({50, 60})},
         {"bad_token_sequences": ((50,), (60, 70))},
     ],
-    ids=lambda options: "+".join(options),
+    ids="+".join,
 )
 async def test_logprobs_are_those_of_the_model_before_any_option(
     engine: Engine, definition: Definition, options: dict[str, Any]

@@ -2,14 +2,18 @@
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.domain.engine import Caller, Engine, Request
+from service.domain.engine_settings import EngineModel
 from service.text.grammars import CompiledGrammars
+from tests.service.contract.conftest import Kind
 from tests.service.contract.promises import (
     END,
     VOCAB_SIZE,
@@ -124,15 +128,26 @@ async def test_requests_at_once_follow_the_definitions(
     await until_idle(engine)
 
 
+@pytest_asyncio.fixture(loop_scope="session")
+async def invariant(kind: Kind, model: EngineModel) -> AsyncIterator[Engine]:
+    """An engine in the precision that it chooses, whose outputs do not depend on the batch."""
+    engine = kind.make(dtype="auto", quantization="auto", max_model_len=256, max_queue_size=300)
+    await engine.start(model)
+    try:
+        if not engine.capabilities.is_batch_invariant:
+            pytest.skip("the engine's outputs depend on the batch")
+        yield engine
+    finally:
+        await engine.stop()
+
+
 async def test_requests_at_once_get_the_same_outputs_as_separately(
-    engine: Engine, grammars: CompiledGrammars
+    invariant: Engine, grammars: CompiledGrammars
 ) -> None:
-    if not engine.capabilities.is_batch_invariant:
-        pytest.skip("the engine's outputs depend on the batch")
-    requests = mixed_requests(engine, grammars)
-    together = await asyncio.gather(*(collect(engine, request) for request in requests))
+    requests = mixed_requests(invariant, grammars)
+    together = await asyncio.gather(*(collect(invariant, request) for request in requests))
     for request, outputs in zip(requests, together, strict=True):
-        separately = await collect(engine, request)
+        separately = await collect(invariant, request)
         for index in range(request.n):
             for name in ("token_ids", "logprobs", "prompt_logprobs"):
                 first, second = (

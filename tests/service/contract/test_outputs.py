@@ -93,7 +93,9 @@ async def test_slow_consumer_gets_merged_items(engine: Engine) -> None:
         assert tokens(merged, index) == tokens(fast, index)
         assert len(merged) <= 3
         for name in ("logprobs", "prompt_logprobs"):
-            entries = [[e.token_id for o in each for e in getattr(o, name)] for each in (fast, merged)]
+            entries = [
+                [e.token_id for o in each for e in getattr(o, name)] for each in (fast, merged)
+            ]
             assert entries[0] == entries[1]
         assert merged[-1].finish_reason is FinishReason.LENGTH
 
@@ -108,9 +110,7 @@ async def test_greedy_output_is_most_likely_and_reproducible(
 
 
 @pytest.mark.parametrize("max_tokens", [None, 10_000])
-async def test_max_tokens_is_limited_to_the_context(
-    engine: Engine, max_tokens: int | None
-) -> None:
+async def test_max_tokens_is_limited_to_the_context(engine: Engine, max_tokens: int | None) -> None:
     prompt = make_prompt(1, engine.max_model_len - 5)
     outputs = await collect(engine, make_request(prompt, max_tokens=max_tokens))
     assert len(tokens(outputs)) == 5

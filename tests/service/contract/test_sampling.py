@@ -199,7 +199,8 @@ async def test_temperature_scales_the_logits(
 
 
 @pytest.mark.parametrize(
-    "options", [{"top_k": 3}, {"top_p": 0.4}, {"min_p": 0.2}, {"top_k": 300}, {"top_k": 1000}],
+    "options",
+    [{"top_k": 3}, {"top_p": 0.4}, {"min_p": 0.2}, {"top_k": 300}, {"top_k": 1000}],
     ids=str,
 )
 async def test_filters_keep_the_likeliest_tokens(
