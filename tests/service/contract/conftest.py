@@ -1,10 +1,7 @@
-"""The engines that the contract is tested on, and the model that all of them load."""
+"""The engines under test, and the model that all of them load."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -13,54 +10,13 @@ import torch
 import transformers
 
 from service.domain.engine import Engine
-from service.domain.engine_settings import EngineModel, EngineSettings
-from service.engines import make_engine
+from service.domain.engine_settings import EngineModel
 from service.text.grammars import CompiledGrammars, load_token_trie
 from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
-from tests.service.contract.promises import END, VOCAB_SIZE, Definition
+from tests.service.contract.kinds import KINDS, Kind
+from tests.service.contract.promises import END, TIED, VOCAB_SIZE, Definition
 from tests.support.reference_model import ReferenceModel
 from tests.support.tiny_model import save_model
-
-# Equal weights of the output layer make these tokens equally likely everywhere.
-TIED = {41: 40, 42: 40}
-
-
-@dataclass(frozen=True)
-class Kind:
-    """An engine to test, and how it is made.
-
-    Args:
-        name: The engine's name or import string, as in `--engine`.
-        settings: The settings in which it differs from the others.
-    """
-
-    name: str
-    settings: dict[str, Any]
-
-    def make(self, **settings: Any) -> Engine:
-        """Return an engine that has not been started."""
-        common: dict[str, Any] = {
-            "device": "cpu",
-            "dtype": "float32",
-            "quantization": "none",
-            "kv_cache_memory_bytes": 2**25,
-            "num_threads": 1,
-        }
-        return make_engine(self.name, EngineSettings(**common | self.settings | settings))
-
-
-KINDS = [
-    pytest.param(Kind("local", {}), id="local"),
-    pytest.param(Kind("tests.fakes.small_engine:small_engine", {}), id="small"),
-    pytest.param(
-        Kind("vllm", {"num_speculative_tokens": 0}),
-        id="vllm",
-        marks=[
-            pytest.mark.vllm,
-            pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed"),
-        ],
-    ),
-]
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from service.errors import EngineDead, ModelLoadError, StepFailed
 from tests.fakes.runner import FakeRunner, make_core
 from tests.fakes.small_engine import SmallEngine
 from tests.fakes.wait import failsafe
-from tests.service.contract.conftest import Kind
+from tests.service.contract.kinds import Kind
 from tests.service.contract.promises import VOCAB_SIZE, collect, make_request, tokens, until_idle
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from service.domain.engine import Engine
-from tests.service.contract.conftest import TIED
 from tests.service.contract.promises import (
+    TIED,
     VOCAB_SIZE,
     Definition,
     collect,

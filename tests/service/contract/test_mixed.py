@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from service.domain.engine import Caller, Engine, Request
 from service.domain.engine_settings import EngineModel
 from service.text.grammars import CompiledGrammars
-from tests.service.contract.conftest import Kind
+from tests.service.contract.kinds import Kind
 from tests.service.contract.promises import (
     END,
     VOCAB_SIZE,
