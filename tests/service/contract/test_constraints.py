@@ -59,7 +59,7 @@ async def text_of(
     return tokenizer.decode(output, skip_special_tokens=False)
 
 
-async def test_choice_of_texts(
+async def test_output_is_one_of_a_choice(
     engine: Engine, definition: Definition, tokenizer: HfTokenizer, grammars: CompiledGrammars
 ) -> None:
     constraint = grammars.compile(CHOICE)
@@ -68,7 +68,7 @@ async def test_choice_of_texts(
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_json_schema(
+async def test_output_follows_a_json_schema(
     engine: Engine,
     definition: Definition,
     tokenizer: HfTokenizer,
@@ -82,7 +82,7 @@ async def test_json_schema(
     assert set(value["ids"]) <= {1, 20}
 
 
-async def test_special_token_in_a_grammar(
+async def test_special_token_of_a_grammar_is_generated(
     engine: Engine, definition: Definition, tokenizer: HfTokenizer, grammars: CompiledGrammars
 ) -> None:
     token_id = grammars.control_token_id("<|im_start|>")
@@ -91,7 +91,7 @@ async def test_special_token_in_a_grammar(
     assert text == "Hello<|im_start|>world"
 
 
-async def test_rest_of_an_output_that_the_prompt_begins(
+async def test_constraint_after_a_text_allows_the_rest(
     engine: Engine, definition: Definition, tokenizer: HfTokenizer, grammars: CompiledGrammars
 ) -> None:
     constraint = grammars.compile(CHOICE).after("wor")
