@@ -1,4 +1,4 @@
-"""One upstream: its connections, its load and its health."""
+"""Sends requests to an upstream and reads its responses."""
 
 import asyncio
 import ssl

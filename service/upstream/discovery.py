@@ -11,7 +11,7 @@ from service.upstream.dialects import Dialect, Names
 from service.upstream.failures import AttemptFailed, Failures
 from service.upstream.wire import Model, Props, ServerVersion, decoded
 
-# What the entries of the list of models say about their owner. Our own gateway has vLLM's options.
+# By `owned_by` in the list of models. Our own gateway has vLLM's options.
 _OWNERS = {
     "vllm": Dialect.VLLM,
     "sglang": Dialect.SGLANG,
@@ -37,7 +37,7 @@ class Found:
     """A model at an upstream.
 
     Attributes:
-        max_model_len: Maximum number of tokens of a sequence; None if the upstream does not say.
+        max_model_len: Maximum number of tokens of a sequence; None if it is unknown.
     """
 
     model: Model
@@ -119,7 +119,7 @@ async def _dialect(upstream: Upstream, model: Model, server: str) -> Dialect:
 
 
 async def _slot_length(upstream: Upstream) -> int | None:
-    """Return the length of the context of a slot of llama.cpp; None if it does not say."""
+    """Return the length of the context of a slot of llama.cpp; None if it is unknown."""
     content = await upstream.get("/props")
     try:
         return decoded(content or b"", Props).default_generation_settings.n_ctx

@@ -59,6 +59,6 @@ class _Bounded(httpx.AsyncByteStream):
 
 
 def _content_type(response: httpx.Response) -> dict[str, str]:
-    """Return the type of the content. Events are UTF-8, whatever the response says."""
+    """Return the type of the content. Events are always UTF-8."""
     kind, _, _ = response.headers.get("content-type", "").partition(";")
     return {"content-type": f"{kind}; charset=utf-8"}

@@ -22,7 +22,7 @@ from service.upstream.embeddings import UpstreamEmbeddings
 from service.upstream.failures import AttemptFailed
 from service.upstream.pool import Member, UpstreamPool
 
-# The length of the context if neither the upstream nor the operator says it.
+# The length of the context if neither the upstream nor the options specify it.
 DEFAULT_MODEL_LEN = 131_072
 DEFAULT_NUM_SEQS = 256
 _PROBE_INTERVAL_S = 10.0

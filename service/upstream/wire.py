@@ -18,10 +18,14 @@ Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 
 
 class PromptDetails(Struct, frozen=True):
+    """Details about the tokens of the prompt."""
+
     cached_tokens: Count | None = None
 
 
 class OutputDetails(Struct, frozen=True):
+    """Details about the generated tokens."""
+
     reasoning_tokens: Count | None = None
 
 
@@ -36,11 +40,15 @@ class Usage(Struct, frozen=True):
 
 
 class FunctionPiece(Struct, frozen=True):
+    """The function of a tool call, or the next piece of its arguments."""
+
     name: str | None = None
     arguments: Any = None  # a text; some services send the object
 
 
 class ToolCallPiece(Struct, frozen=True):
+    """A tool call, or the next piece of one."""
+
     index: Count | None = None
     id: str | None = None
     function: FunctionPiece | None = None
@@ -57,6 +65,8 @@ class Delta(Struct, frozen=True):
 
 
 class TokenLogprob(Struct, frozen=True):
+    """The log probability of a token, in the form of chats."""
+
     token: str
     logprob: float | None = None
     bytes: list[int] | None = None
@@ -138,7 +148,7 @@ class Model(Struct, frozen=True):
 
     @property
     def length(self) -> int | None:
-        """Maximum number of tokens of a sequence; None if the service does not say."""
+        """Maximum number of tokens of a sequence; None if it is unknown."""
         meta = self.meta or Meta()
         names = (
             *(self.max_model_len, self.context_length, self.context_window),
@@ -148,24 +158,28 @@ class Model(Struct, frozen=True):
 
 
 class ModelList(Struct, frozen=True):
+    """The list of models."""
+
     data: list[Model]
 
 
 class EmbeddingItem(Struct, frozen=True):
+    """The embedding of an input."""
+
     embedding: list[float]
     index: Count = 0
 
 
 class EmbeddingList(Struct, frozen=True):
+    """The embeddings of all inputs."""
+
     data: list[EmbeddingItem]
     usage: Usage | None = None
 
 
-class Tokens(Struct, frozen=True):
-    tokens: list[Count]
-
-
 class ServerVersion(Struct, frozen=True):
+    """The version of a server, in vLLM."""
+
     version: str
 
 

@@ -166,7 +166,7 @@ async def _run(handler: Handler, request: Received, send: Send) -> None:
 
 @asynccontextmanager
 async def running(*, tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeUpstream]:
-    """Run a server with one model, which says "Hi!" to everything."""
+    """Run a server with one model, whose output is always "Hi!"."""
     upstream = FakeUpstream()
     await upstream.start(tls=tls)
     try:

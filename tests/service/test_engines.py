@@ -35,7 +35,7 @@ def test_unknown_engine_is_rejected_with_the_known_names(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         ServiceSettings.load(["--engine", name])
     assert str(caught.value) == (
-        f"engine: There is no engine {name!r}. Use one of auto, local, or the import string of an "
+        f"engine: There is no engine {name!r}. Use one of auto, local, openai, or the import string of an "
         "engine factory, such as my_package.engine:make_engine."
     )
 

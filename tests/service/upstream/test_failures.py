@@ -40,28 +40,28 @@ def test_retry_after_is_a_date() -> None:
     assert retry_after_s({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 1
 
 
+OPENAI = (
+    "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 "
+    "tokens. Please reduce the length of the messages."
+)
+VLLM = (
+    "This model's maximum context length is 64 tokens. However, your prompt contains at least 65 "
+    "input tokens, which exceeds this limit even without any output tokens."
+)
+VLLM_TEXT = (
+    "This model's maximum context length is 64 tokens. However, your prompt contains 999 "
+    "characters (more than 630 characters, which is the upper bound for 63 input tokens)."
+)
+SGLANG = "The input (70 tokens) is longer than the model's context length (64 tokens)."
+
+
 @pytest.mark.parametrize(
     ("text", "lengths"),
     [
-        (  # OpenAI
-            "This model's maximum context length is 8192 tokens. However, your messages "
-            + "resulted in 9000 tokens. Please reduce the length of the messages.",
-            (9000, 8192),
-        ),
-        (  # vLLM
-            "This model's maximum context length is 64 tokens. However, your prompt contains "
-            + "at least 65 input tokens, which exceeds this limit even without any output tokens.",
-            (65, 64),
-        ),
-        (  # vLLM, for a text that is not tokenized
-            "This model's maximum context length is 64 tokens. However, your prompt contains 999 "
-            + "characters (more than 630 characters, which is the bound for 63 input tokens).",
-            (63, 64),
-        ),
-        (  # SGLang
-            "The input (70 tokens) is longer than the model's context length (64 tokens).",
-            (70, 64),
-        ),
+        (OPENAI, (9000, 8192)),
+        (VLLM, (65, 64)),
+        (VLLM_TEXT, (63, 64)),
+        (SGLANG, (70, 64)),
     ],
 )
 def test_length_of_a_prompt_is_found_in_a_message(text: str, lengths: tuple[int, int]) -> None:

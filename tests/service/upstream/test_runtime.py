@@ -29,9 +29,6 @@ MODELS: list[dict[str, Any]] = [
     {"id": "a", "owned_by": "vllm", "max_model_len": 50, "created": 5},
     {"id": "b"},
 ]
-    {"id": "a", "owned_by": "vllm", "max_model_len": 50, "created": 5},
-    {"id": "b"},
-]
 
 
 async def test_only_model_is_served_under_its_own_name() -> None:
