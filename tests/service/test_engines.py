@@ -35,8 +35,8 @@ def test_unknown_engine_is_rejected_with_the_known_names(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         ServiceSettings.load(["--engine", name])
     assert str(caught.value) == (
-        f"engine: There is no engine {name!r}. Use one of auto, local, openai, or the import string of an "
-        "engine factory, such as my_package.engine:make_engine."
+        f"engine: There is no engine {name!r}. Use one of auto, local, openai, or the import "
+        "string of an engine factory, such as my_package.engine:make_engine."
     )
 
 
