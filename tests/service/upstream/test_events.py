@@ -72,7 +72,9 @@ async def test_comments_without_end_are_rejected() -> None:
 
 @given(st.data())
 async def test_events_do_not_depend_on_how_they_are_split(data: st.DataObject) -> None:
-    texts = data.draw(st.lists(st.text(st.characters(exclude_characters="\r\n"), min_size=1)))
+    texts = data.draw(
+        st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), min_size=1))
+    )
     stream = b"".join(f"data: {text}\n\n".encode() for text in texts)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)))))
     pieces = [stream[i:j] for i, j in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
@@ -113,6 +115,13 @@ CHUNK = st.one_of(
         [*map(fake.event, [*fake.chat_chunks(["a"]), fake.text_chunk("b", "stop"), "[DONE]"])]
     ),
     st.binary(max_size=40),
+    st.sampled_from(
+        [
+            b'data: {"choices":[{"text":"\\ud800","delta":{"content":"\\udc00"}}]}\n\n',
+            b'data: {"choices":[{"logprobs":{"content":[{"token":"x","logprob":-1e999}]}}]}\n\n',
+            b"data: " + b"[" * 5000 + b"\n\n",
+        ]
+    ),
 )
 
 
