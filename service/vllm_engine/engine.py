@@ -263,7 +263,7 @@ class VllmEngine:
         """Submit sequences to vLLM, in the order of the queue, while it has room."""
         assert self._client is not None  # noqa: S101  # requests are admitted after the start
         max_num_seqs = self._client.limits.max_num_seqs
-        num_max = max_num_seqs + max(1, int(max_num_seqs * _STANDBY))
+        num_max = max_num_seqs + int(max_num_seqs * _STANDBY)
         while len(self._queue) and len(self._tasks) < num_max:
             sequence = self._queue.pop()
             task = self._loop.create_task(self._run(self._client, sequence))

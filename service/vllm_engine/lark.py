@@ -21,7 +21,9 @@ def single_grammar(grammar: str) -> str:
     main, *names = parts
     # A rule for each grammar, so that several references need no copies of it.
     rules = [f"{_rule(name)}: {_nested(name, parts)}" for name in names]
-    start = _TOKENS.sub(lambda token: _rule(token["name"]) if token["name"] else token[0], parts[main])
+    start = _TOKENS.sub(
+        lambda token: _rule(token["name"]) if token["name"] else token[0], parts[main]
+    )
     return "\n".join([start, *rules])
 
 

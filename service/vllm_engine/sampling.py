@@ -51,6 +51,7 @@ HANDLING: Mapping[str, Handling] = {
     "ignore_eos": Handling.TEXT,  # as `stop_token_ids`
     "include_stop_str_in_output": Handling.TEXT,
     "skip_special_tokens": Handling.TEXT,
+    "given": Handling.TEXT,  # the fields that a request has set
 }
 # The fields that vLLM rejects while it uses drafts.
 UNSUPPORTED_WITH_DRAFTS = frozenset({"min_p", "logit_bias"})
