@@ -94,7 +94,7 @@ def printable(text: str, max_chars: int) -> str:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes log lines to stderr, and knows how they were configured."""
+    """Writes log lines to stderr, and has their level and format."""
 
     def __init__(self, log_level: LogLevel, log_format: LogFormat) -> None:
         super().__init__(sys.stderr)

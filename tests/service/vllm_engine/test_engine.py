@@ -149,7 +149,7 @@ async def test_slow_consumer_gets_one_merged_output(rig: Rig) -> None:
     assert (output.token_ids, output.finish_reason) == ((2, 3, 4, 5), FinishReason.LENGTH)
 
 
-async def test_each_sequence_is_a_request_of_vllm_and_ends_alone(rig: Rig) -> None:
+async def test_each_sequence_is_a_request_of_vllm_and_ends_by_itself(rig: Rig) -> None:
     stream = await rig.admitted(make_request(n=3))
     first, second, third = await rig.submitted(3)
     first.put(FakeOutput.of(8, num_cached_tokens=4))
