@@ -183,7 +183,7 @@ class VllmEngine:
             if self._client is None or self._is_stopping:
                 continue
             if self._client.is_dead:
-                log.error("vllm_process_ended")
+                log.error("core_process_ended")
                 self._die()
             next_check_s -= interval_s
             if next_check_s <= 0:
@@ -297,7 +297,7 @@ class VllmEngine:
             self._num_failed += isinstance(error, StepFailed)
             self._fail(sequence.request_id, error)
         except Exception:
-            log.exception("vllm_request_failed")
+            log.exception("sequence_failed")
             self._num_failed += 1
             self._fail(sequence.request_id, EngineDead() if client.is_dead else StepFailed())
 
