@@ -111,6 +111,7 @@ class ModelLoader:
             self._formats,
             self._grammars,
             JsonLayout(self._settings.json_whitespace),
+            path,
         )
 
     def _load_grammars(self) -> CompiledGrammars | None:

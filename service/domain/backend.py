@@ -19,7 +19,7 @@ from service.domain.engine import (
     FinishReason,
     count_logprobs,
 )
-from service.domain.model import ModelCard, Tokenizer
+from service.domain.model import LocalModel, ModelCard, Tokenizer
 from service.domain.sampling import SamplingParams
 
 GenerationRequest: TypeAlias = ChatRequest | CompletionRequest
@@ -233,10 +233,15 @@ class ChatBackend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model that requests can name, and the backend that serves it."""
+    """A model that requests can name, and the backend that serves it.
+
+    Attributes:
+        local: The model, if it is in this process.
+    """
 
     card: ModelCard
     backend: ChatBackend
+    local: LocalModel | None = None
 
 
 class ModelRuntime(Protocol):

@@ -23,18 +23,20 @@ class Rpc:
         is_limited: True if a call counts against the limits of its key.
         model_of: Returns the name of the model in a request; "" if it names none.
         params_of: Returns the generation parameters of a request; None if it does not generate.
-        output_of: Returns the completion in a response, or the chunk; None if it does not generate.
+        output_of: Returns the completion in a response, or the chunk; None if there is neither.
+        field_of: Returns the RPC's own name of the field of an error.
     """
 
     service: str
     method: str
-    request_type: Any  # the message's class
+    request_type: Any  # the message's class, or another with DESCRIPTOR and FromString
     is_streamed: bool
     operation: str
     is_limited: bool
     model_of: Callable[[Any], str]
     params_of: Callable[[Any], Any]
     output_of: Callable[[Any], Any]
+    field_of: Callable[[str], str] = str
 
     @property
     def full_name(self) -> str:
