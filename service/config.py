@@ -9,7 +9,13 @@ from pydantic_settings import CliImplicitFlag, SettingsConfigDict
 
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.settings.listener import ListenerSettings, Port
-from service.domain.engine_settings import Device, DType, EngineSettings, Quantization
+from service.domain.engine_settings import (
+    DEFAULT_SPECULATIVE_TOKENS,
+    Device,
+    DType,
+    EngineSettings,
+    Quantization,
+)
 from service.domain.timeouts import ClientTimeouts
 from service.engines import check_engine_name
 
@@ -118,14 +124,16 @@ class ServiceSettings(ListenerSettings):
         description="Maximum length of prompt and completion together, in tokens. The default is "
         "the model's own.",
     )
-    max_num_seqs: Annotated[int, Field(ge=1)] = Field(
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = Field(
         _ENGINE.max_num_seqs,
-        description="Maximum number of sequences that run at once. Further ones wait.",
+        description="Maximum number of sequences that run at once. Further ones wait. The default "
+        "of this project's own engine is 32 on a CPU and 256 on CUDA.",
     )
-    max_num_batched_tokens: Annotated[int, Field(ge=1)] = Field(
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = Field(
         _ENGINE.max_num_batched_tokens,
         description="Maximum number of tokens in one engine step. Longer prompts are prefilled in "
-        "chunks over several steps.",
+        "chunks over several steps. The default of this project's own engine is 512 on a CPU and "
+        "2048 on CUDA.",
     )
     max_queue_size: Annotated[int, Field(ge=0)] = Field(
         _ENGINE.max_queue_size,
@@ -142,22 +150,24 @@ class ServiceSettings(ListenerSettings):
         description="CPU threads of the engine. The default is the number of CPUs that the process "
         "may use; a container's CPU quota counts.",
     )
-    block_size: Annotated[int, Field(ge=1, le=1024)] = Field(
+    block_size: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         _ENGINE.block_size,
         description="Tokens in one block of the KV cache. The native kernels need a multiple of "
-        "16.",
+        "16. The default of this project's own engine is 32.",
     )
     prefix_caching: CliImplicitFlag[bool] = Field(
         _ENGINE.prefix_caching,
         description="Share cached blocks between prompts that begin with the same tokens.",
     )
-    speculation: Literal["none", "ngram"] = Field(
-        "ngram",
-        description="Speculative decoding method: `ngram` (prompt lookup) or `none`.",
+    speculation: Literal["auto", "none", "ngram"] = Field(
+        "auto",
+        description="Speculative decoding method: `ngram` (prompt lookup) or `none`. `auto` is "
+        "`ngram` on a CPU or if `num_speculative_tokens` is set, else `none`.",
     )
-    num_speculative_tokens: Annotated[int, Field(ge=1, le=64)] = Field(
+    num_speculative_tokens: Annotated[int, Field(ge=1, le=64)] | None = Field(
         _ENGINE.num_speculative_tokens,
-        description="Maximum number of draft tokens of a sequence in one engine step.",
+        description="Maximum number of draft tokens of a sequence in one engine step. The default "
+        f"is {DEFAULT_SPECULATIVE_TOKENS}.",
     )
 
     step_timeout_s: Annotated[float, Field(gt=0)] = Field(
@@ -197,11 +207,14 @@ class ServiceSettings(ListenerSettings):
         chosen = {each.name: getattr(self, each.name) for each in fields(EngineSettings)}
         if self.speculation == "none":
             chosen["num_speculative_tokens"] = 0
+        elif self.speculation == "ngram" and self.num_speculative_tokens is None:
+            chosen["num_speculative_tokens"] = DEFAULT_SPECULATIVE_TOKENS
         return EngineSettings(**chosen)
 
     @model_validator(mode="after")
     def _step_has_a_token_for_each_sequence(self) -> Self:
-        if self.max_num_batched_tokens < self.max_num_seqs:
+        num_seqs, num_tokens = self.max_num_seqs, self.max_num_batched_tokens
+        if num_seqs is not None and num_tokens is not None and num_tokens < num_seqs:
             raise ValueError(
                 "max_num_batched_tokens must be at least max_num_seqs, because each running "
                 "sequence needs one token in each step"

@@ -215,6 +215,7 @@ WITHOUT_TORCH = (
     "service.checkpoint",
     "service.text.hf_tokenizer",
     "service.engine.model_config",
+    "service.engine.limits",
     "service.engine.scheduler",
     "service.engine.block_pool",
     "service.engine.admission",

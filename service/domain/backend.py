@@ -1,6 +1,7 @@
-"""The chat backend: it turns checked requests into text deltas.
+"""The backends of a model: the chat backend turns checked requests into text deltas, and the
+embedding backend turns inputs into vectors.
 
-The servicers use a model only through this interface. The local backend (`service.generation`) is
+The servicers use a model only through these interfaces. The local backend (`service.generation`) is
 one implementation, over an `Engine`. Another one could call a remote server. It would have no
 engine, and perhaps neither a tokenizer nor token ids.
 """
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from service.domain.chat import ChatRequest
 from service.domain.completion import CompletionRequest
+from service.domain.embeddings import EmbeddingRequest, Embeddings
 from service.domain.engine import (
     Caller,
     EngineStats,
@@ -231,16 +233,35 @@ class ChatBackend(Protocol):
         ...
 
 
+class EmbeddingBackend(Protocol):
+    """Computes embeddings."""
+
+    async def embed(self, request: EmbeddingRequest, call: CallContext) -> Embeddings:
+        """Return the embeddings of all inputs. Cancelling the task aborts the request.
+
+        The caller ends the call at its deadline, so this need not observe `call.deadline`.
+
+        Raises:
+            InvalidField or a subclass: The request cannot be served.
+            QueueFull, DeadlinePassed: The request is rejected.
+            StepFailed: The request failed; others are not affected.
+            EngineDead: The backend has failed.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model that requests can name, and the backend that serves it.
+    """A model that requests can name, and the backends that serve it.
 
     Attributes:
+        embeddings: Computes the model's embeddings; None if it has none.
         local: The model, if it is in this process.
     """
 
     card: ModelCard
     backend: ChatBackend
+    embeddings: EmbeddingBackend | None = None
     local: LocalModel | None = None
 
 

@@ -232,7 +232,8 @@ class Engine(Protocol):
 
     @property
     def max_request_sequences(self) -> int:
-        """Maximum number of sequences of one request, for all its prompts together."""
+        """Maximum number of sequences of one request, for all its prompts together; set by
+        `start`."""
         ...
 
     def reserve(self, caller: Caller, num_sequences: int) -> AbstractContextManager[None]:

@@ -55,7 +55,6 @@ class AsyncEngine:
     Args:
         load: Returns the core of a model and the maximum length of a sequence in tokens. Called
             on the engine's thread, so one thread loads, warms up and runs the model.
-        max_num_seqs: Maximum number of sequences that run at once.
         max_queue_size: Maximum number of sequences that wait.
         step_timeout_s: Maximum duration of a step or command, in seconds. If one takes longer, the
             engine has failed.
@@ -65,13 +64,13 @@ class AsyncEngine:
         self,
         load: Callable[[EngineModel], tuple[EngineCore, int]],
         *,
-        max_num_seqs: int,
         max_queue_size: int,
         step_timeout_s: float = math.inf,
     ) -> None:
         self._load = load
         self._step_timeout_s = step_timeout_s
-        self._admission = Admission(max_num_seqs, max_queue_size)
+        self._max_queue_size = max_queue_size
+        self._admission = Admission(0, max_queue_size)  # until the model is loaded
         self._max_model_len = 0
         self._stats = EngineStats()
         self._request_ids = itertools.count()
@@ -109,6 +108,7 @@ class AsyncEngine:
         self._thread = threading.Thread(target=self._run, args=(model,), name="engine", daemon=True)
         self._thread.start()
         self._max_model_len = await self._started
+        self._admission = Admission(self._stats.max_num_seqs, self._max_queue_size)
 
     async def stop(self) -> bool:
         """Fail the unfinished requests with EngineDead, and end the thread after its current step.

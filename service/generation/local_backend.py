@@ -145,4 +145,4 @@ class _PromptOutput:
 
 def locally_served(model: LocalModel) -> ServedModel:
     """Return the `ServedModel` for a model in this process."""
-    return ServedModel(model.card, LocalBackend(model), model)
+    return ServedModel(model.card, LocalBackend(model), local=model)

@@ -67,3 +67,10 @@ def test_engine_settings_have_the_defaults_of_the_service() -> None:
 def test_speculation_none_disables_drafts() -> None:
     settings = ServiceSettings.load(["--speculation", "none", "--num-speculative-tokens", "4"])
     assert settings.engine_settings.num_speculative_tokens == 0
+
+
+def test_speculation_ngram_enables_drafts_on_every_device() -> None:
+    settings = ServiceSettings.load(["--speculation", "ngram"])
+    assert settings.engine_settings.num_speculative_tokens == 8
+    settings = ServiceSettings.load(["--num-speculative-tokens", "4"])
+    assert settings.engine_settings.num_speculative_tokens == 4

@@ -113,7 +113,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 self._message(rpc, context, counting) as message,
             ):
                 response = await handler.unary_unary(message, context)
-                counting.note_output(rpc.output_of(response))
+                if rpc.input_field:
+                    counting.note_embeddings(response)
+                else:
+                    counting.note_output(rpc.output_of(response))
                 return response
 
         return call
