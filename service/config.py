@@ -17,7 +17,7 @@ from service.domain.engine_settings import (
     Quantization,
 )
 from service.domain.timeouts import ClientTimeouts
-from service.engines import check_engine_name
+from service.engines import BACKENDS, check_engine_name
 
 # The defaults of options stand in these classes.
 _ENGINE = EngineSettings()
@@ -79,6 +79,12 @@ class ServiceSettings(ListenerSettings):
     )
     reflection: CliImplicitFlag[bool] = Field(
         True, description="Serve gRPC reflection, so that clients can fetch the protos."
+    )
+
+    serve_vllm_protocol: CliImplicitFlag[bool] = Field(
+        False,
+        description="Also serve vLLM's token-level gRPC protocol, `vllm.grpc.engine.VllmEngine`, "
+        "for routers that send token ids. It needs the extra `vllm-protocol`.",
     )
 
     tool_format: Literal[
@@ -225,6 +231,15 @@ class ServiceSettings(ListenerSettings):
     def _device_supports_the_quantization(self) -> Self:
         if self.device == "cuda" and self.quantization == "int8":
             raise ValueError("quantization=int8 is served on CPUs only, and device=cuda is set")
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_protocol_has_an_engine(self) -> Self:
+        if self.serve_vllm_protocol and self.engine in BACKENDS:
+            raise ValueError(
+                "serve_vllm_protocol needs an engine in this process, because its requests are "
+                f"token ids, and engine={self.engine} has none"
+            )
         return self
 
     @model_validator(mode="after")

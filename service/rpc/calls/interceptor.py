@@ -209,7 +209,7 @@ async def _call(
             fields["field"] = field
         if code == "UNAUTHENTICATED":  # any client can make any number of these
             limited_log.write(log.info, "request_finished", kind=(rpc.path, code), **fields)
-        else:
+        elif not (rpc.is_polled and code == "OK"):
             log.info("request_finished", **fields)
 
 

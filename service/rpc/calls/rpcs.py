@@ -32,6 +32,7 @@ class Rpc:
         input_field: Name of the field with the input, if the model computes the input and generates
             nothing; else "".
         field_of: Returns the RPC's own name of the field of an error.
+        is_polled: True if clients call it every few seconds. Successful calls are not logged.
     """
 
     service: str
@@ -45,6 +46,7 @@ class Rpc:
     output_of: Callable[[Any], Any]
     input_field: str = ""
     field_of: Callable[[str], str] = str
+    is_polled: bool = False
 
     @property
     def full_name(self) -> str:
