@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from chatrpc_process.errors import ConfigError
@@ -16,6 +17,12 @@ ENGINES: Mapping[str, str] = {
 # An import string of the factory of each chat backend that has no engine. It is called with the
 # service's settings and returns a `ModelRuntime`.
 BACKENDS: Mapping[str, str] = {}
+# The extra of chatrpc that each engine or backend needs, and a package that the extra installs.
+EXTRAS: Mapping[str, tuple[str, str]] = {
+    "local": ("local", "torch"),
+    "vllm": ("vllm", "vllm"),
+    "openai": ("upstream", "httpx"),
+}
 # The engine that `auto` chooses.
 _AUTO = "local"
 
@@ -39,11 +46,13 @@ def load_engine_factory(name: str) -> EngineFactory:
     """Import the factory of the engine `name`: `auto`, a known engine or an import string.
 
     Raises:
-        ConfigError: The name is unknown, the module or the attribute does not exist, or the
-            attribute cannot be called with settings.
+        ConfigError: The name is unknown, its extra is not installed, the module or the attribute
+            does not exist, or the attribute cannot be called with settings.
     """
     check_engine_name(name)
-    target = ENGINES.get(_AUTO if name == "auto" else name, name)
+    if name == "auto":
+        name = _AUTO
+    target = ENGINES.get(name, name)
     factory: EngineFactory = load_factory(name, target)
     try:
         inspect.signature(factory).bind(EngineSettings())
@@ -59,8 +68,10 @@ def load_factory(name: str, target: str) -> Callable[..., Any]:
     """Import the factory `target`, an import string, of the engine or backend `name`.
 
     Raises:
-        ConfigError: The module or the attribute does not exist, or it cannot be called.
+        ConfigError: The extra of `name` is not installed, the module or the attribute does not
+            exist, or it cannot be called.
     """
+    _check_extra(name)
     module_name, _, attribute = target.partition(":")
     try:
         found: object = import_module(module_name)
@@ -93,6 +104,15 @@ def make_engine(name: str, settings: EngineSettings) -> Engine:
             "see service.domain.engine.Engine."
         )
     return engine
+
+
+def _check_extra(name: str) -> None:
+    extra, package = EXTRAS.get(name, (None, ""))
+    if extra is not None and find_spec(package) is None:
+        raise ConfigError(
+            f"engine={name} needs the extra chatrpc[{extra}], which is not installed: "
+            f"pip install 'chatrpc[{extra}]'"
+        )
 
 
 def _is_import_string(name: str) -> bool:

@@ -16,6 +16,7 @@ from service.domain.engine import Engine, EngineStats
 from service.domain.engine_settings import EngineModel
 from service.domain.model import ChatFormats, LocalModel, ModelCard, ReasoningFormat, ToolFormat
 from service.domain.sampling import SamplingParams
+from service.engines import make_engine
 from service.fingerprint import fingerprint
 from service.generation.local_backend import locally_served
 from service.text.grammars import CompiledGrammars, load_token_trie
@@ -109,7 +110,7 @@ class ModelLoader:
             self._eos_token_ids,
             self._vocab_size,
             self._formats,
-            self._grammars,
+            None if "constraint" in engine.capabilities.unsupported else self._grammars,
             JsonLayout(self._settings.json_whitespace),
             path,
         )
@@ -151,3 +152,13 @@ class LocalRuntime:
 
     async def stop(self) -> bool:
         return await self._engine.stop()
+
+
+def local_runtime(settings: ServiceSettings) -> LocalRuntime:
+    """Return the runtime of the engine that the settings name. Nothing is loaded yet.
+
+    Raises:
+        ConfigError: See `make_engine`.
+    """
+    engine = make_engine(settings.engine, settings.engine_settings)
+    return LocalRuntime(ModelLoader(settings), engine)

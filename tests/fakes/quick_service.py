@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from service import __main__ as service_main
-from service import runtimes
+from service import model as service_model
 from service.config import ServiceSettings
 from service.domain.backend import ServedModel
 from service.domain.engine import Engine
@@ -100,6 +100,6 @@ def quick_engine(settings: EngineSettings) -> AsyncEngine:
 
 
 if __name__ == "__main__":
-    runtimes.ModelLoader = QuickLoader  # type: ignore[assignment,attr-defined]  # the fake replaces the real loader
+    service_model.ModelLoader = QuickLoader  # type: ignore[misc,assignment]  # the fake replaces the real loader
     sys.argv += ["--engine", "tests.fakes.quick_service:quick_engine"]
     os._exit(service_main.main())
