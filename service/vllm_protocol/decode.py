@@ -5,41 +5,43 @@ later steps have the names of `chatrpc.v1`; `protocol_field` converts them.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from smg_grpc_proto.generated import vllm_engine_pb2
 
-from chatrpc.v1 import chat_pb2
+from chatrpc.v1 import chat_pb2, completion_pb2
 from chatrpc.v1.limits import LIMITS
 from service.domain.backend import ModelSpec
 from service.domain.completion import CompletionRequest
+from service.domain.sampling import SamplingParams
 from service.errors import ContextLengthExceeded, InvalidField, MissingField, UnsupportedField
 from service.rpc.decode.sampling import check_token_ids, num_choices, sampling_params
 from service.rpc.decode.tools import decoded_format
+from service.rpc.decode.unsupported import check_model_supports
 
 # The fields that are served. All others are rejected if a request sets them.
 _REQUEST_FIELDS = frozenset(
     ("request_id", "tokenized", "text", "sampling_params", "stream", "data_parallel_rank")
 )
-# The sampling parameters that are copied unchanged. In the protocol, most have no presence: 0 means
-# that they are not set, and then they have these values. A gateway fills in the model's defaults,
-# which `GetModelInfo` returns.
-_COPIED: Mapping[str, Any] = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": 0.0,
-    "frequency_penalty": 0.0,
-    "presence_penalty": 0.0,
-    "repetition_penalty": 1.0,
-    "min_tokens": 0,
-    "skip_special_tokens": False,
-    "ignore_eos": False,
-    "n": 1,
-    "include_stop_str_in_output": False,
-}
+# The defaults of the protocol. Those of the model do not apply: `GetModelInfo` returns them, and a
+# gateway sends them. Most fields have no presence, so 0 means that they are not set.
+_DEFAULTS = SamplingParams(skip_special_tokens=False)
+# The scalars that are copied unchanged, except a value that equals the default.
+_COPIED = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "min_tokens",
+    "skip_special_tokens",
+    "ignore_eos",
+    "include_stop_str_in_output",
+)
 _LISTS = ("stop", "stop_token_ids")
 _NUMBERS_OF_LOGPROBS = ("logprobs", "prompt_logprobs")
 _CONSTRAINTS = ("json_schema", "regex", "grammar", "json_object", "choice")
@@ -53,6 +55,7 @@ _SAMPLING_FIELDS = frozenset(
         *_NUMBERS_OF_LOGPROBS,
         *_CONSTRAINTS,
         *_WITHOUT_EFFECT,
+        "n",
         "max_tokens",
         "seed",
         "logit_bias",
@@ -140,8 +143,8 @@ def generate_params(request: vllm_engine_pb2.GenerateRequest, model: str) -> Gen
         prompt=_prompt(request),
         sampling=sampling,
         response_format=_response_format(given),
-        num_logprobs=_num_logprobs(given, "logprobs"),
-        num_prompt_logprobs=_num_logprobs(given, "prompt_logprobs"),
+        num_logprobs=given.logprobs if given.HasField("logprobs") else None,
+        num_prompt_logprobs=given.prompt_logprobs if given.HasField("prompt_logprobs") else None,
         truncate_prompt_tokens=_truncation(given),
     )
 
@@ -152,7 +155,8 @@ def completion_request(params: GenerateParams, spec: ModelSpec) -> CompletionReq
     Raises:
         InvalidField or a subclass: The first error found.
     """
-    sampling = sampling_params(params.sampling, spec)
+    check_model_supports(_as_completion(params), spec.unsupported_fields)
+    sampling = sampling_params(params.sampling, replace(spec, sampling_defaults=_DEFAULTS))
     truncation = params.truncate_prompt_tokens
     if truncation == -1:
         truncation = max(1, spec.max_model_len - (sampling.max_tokens or 1))
@@ -161,10 +165,10 @@ def completion_request(params: GenerateParams, spec: ModelSpec) -> CompletionReq
     return CompletionRequest(
         prompts=(params.prompt,),
         sampling=sampling,
-        n=params.sampling.n,
+        n=num_choices(params.sampling),
         is_echoed=False,
-        num_logprobs=params.num_logprobs,
-        num_prompt_logprobs=params.num_prompt_logprobs,
+        num_logprobs=_checked_logprobs(params.num_logprobs, "logprobs", spec),
+        num_prompt_logprobs=_checked_logprobs(params.num_prompt_logprobs, "prompt_logprobs", spec),
         returns_token_ids=True,
         adds_special_tokens=True,
         truncate_prompt_tokens=truncation,
@@ -209,11 +213,13 @@ def _check_length(token_ids: tuple[int, ...], spec: ModelSpec, *, is_truncated: 
 
 
 def _sampling(given: vllm_engine_pb2.SamplingParams) -> chat_pb2.SamplingParams:
-    """Return the sampling parameters. All of them are set, so the model's defaults do not apply."""
-    sampling = chat_pb2.SamplingParams(**_COPIED)
+    """Return the sampling parameters that differ from the defaults of the protocol."""
+    sampling = chat_pb2.SamplingParams()
     for field, value in given.ListFields():
-        if field.name in _COPIED:
+        if field.name in _COPIED and value != getattr(_DEFAULTS, field.name):
             setattr(sampling, field.name, value)
+    if given.n:
+        sampling.n = given.n
     for name in _LISTS:
         getattr(sampling, name).extend(getattr(given, name))
     if given.HasField("max_tokens"):
@@ -227,14 +233,23 @@ def _sampling(given: vllm_engine_pb2.SamplingParams) -> chat_pb2.SamplingParams:
     return sampling
 
 
-def _num_logprobs(given: vllm_engine_pb2.SamplingParams, name: str) -> int | None:
-    if not given.HasField(name):
-        return None
-    number = int(getattr(given, name))
-    limits = LIMITS[f"CompletionParams.{name}"]
-    if not limits.allow(number):
-        raise InvalidField(f"sampling_params.{name}", f"must be {limits.range}.")
+def _checked_logprobs(number: int | None, name: str, spec: ModelSpec) -> int | None:
+    most = spec.most_logprobs(int(LIMITS[f"CompletionParams.{name}"].maximum))
+    if number is not None and not 0 <= number <= most:
+        raise InvalidField(name, f"must be between 0 and {most}.")
     return number
+
+
+def _as_completion(params: GenerateParams) -> completion_pb2.CompletionParams:
+    """Return the options of a request as those of a text completion."""
+    completion = completion_pb2.CompletionParams(sampling=params.sampling)
+    if params.num_logprobs is not None:
+        completion.logprobs = max(0, params.num_logprobs)
+    if params.num_prompt_logprobs is not None:
+        completion.prompt_logprobs = max(0, params.num_prompt_logprobs)
+    if params.response_format.WhichOneof("format"):
+        completion.response_format.CopyFrom(params.response_format)
+    return completion
 
 
 def _truncation(given: vllm_engine_pb2.SamplingParams) -> int | None:

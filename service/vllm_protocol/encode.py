@@ -8,6 +8,7 @@ from smg_grpc_proto.generated import vllm_engine_pb2
 
 from chatrpc.v1 import chat_pb2, completion_pb2
 from service.domain.backend import DecodedLogprob, TextDelta
+from service.rpc.decode.sampling import num_choices
 from service.rpc.encode.finish import finish_reason
 from service.vllm_protocol.decode import GenerateParams
 
@@ -57,7 +58,7 @@ class GenerateEncoder:
 
     def __init__(self, params: GenerateParams) -> None:
         self._params = params
-        self._choices = [_Choice() for _ in range(params.sampling.n)]
+        self._choices = [_Choice() for _ in range(num_choices(params.sampling))]
         self._num_prompt_tokens = 0 if isinstance(params.prompt, str) else len(params.prompt)
         self._prompt_logprobs: Sequence[DecodedLogprob] = ()
         self._is_begun = False

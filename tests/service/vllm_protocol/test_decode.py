@@ -1,6 +1,7 @@
 """Each field of a request has a decision: it is served, has no effect, or is rejected."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -134,6 +135,37 @@ def test_unset_parameters_have_the_defaults_of_the_protocol() -> None:
     assert request.response_format is None
     assert request.truncate_prompt_tokens is None
     assert request.returns_token_ids
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"repetition_penalty": 1.5}, "sampling.repetition_penalty"),
+        ({"n": 2}, "sampling.n"),
+        ({"logprobs": 0}, "logprobs"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"regex": "a"}, "response_format.regex"),
+        ({"max_tokens": 5}, "sampling.max_completion_tokens"),
+    ],
+)
+def test_field_that_the_model_does_not_support_is_rejected(
+    fields: dict[str, Any], path: str
+) -> None:
+    spec = replace(SPEC, unsupported_fields=frozenset({path}))
+    with pytest.raises(UnsupportedField) as caught:
+        completion_request(params(**fields), spec)
+    [name] = fields
+    assert protocol_field(caught.value.field) == f"sampling_params.{name}"
+
+
+def test_default_value_of_an_unsupported_field_is_accepted() -> None:
+    spec = replace(SPEC, unsupported_fields=frozenset({"sampling.repetition_penalty"}))
+    assert completion_request(params(repetition_penalty=1.0), spec) == decoded()
+
+
+def test_number_of_alternatives_is_limited_by_the_model() -> None:
+    with pytest.raises(InvalidField, match="must be between 0 and 5"):
+        completion_request(params(logprobs=6), replace(SPEC, max_logprobs=5))
 
 
 def test_schemas_are_enforced_exactly() -> None:
