@@ -19,7 +19,7 @@ Reported: TypeAlias = completion_pb2.CompletionChunk | completion_pb2.Completion
 
 @dataclass(frozen=True, slots=True)
 class GenerateOutput:
-    """A message of a response, and what telemetry is told about it in the terms of `chatrpc.v1`.
+    """A message of a response, and its report to telemetry in the terms of `chatrpc.v1`.
 
     Attributes:
         reported: A chunk, or the whole completion, without text. None if it has been reported.

@@ -51,7 +51,7 @@ def server_info(stats: EngineStats, uptime_s: float) -> vllm_engine_pb2.GetServe
     return vllm_engine_pb2.GetServerInfoResponse(
         active_requests=stats.num_running + stats.num_waiting,
         uptime_seconds=uptime_s,
-        server_type="vllm-grpc",  # the name of the protocol, by which clients know it
+        server_type="vllm-grpc",  # the name of the protocol
         data_parallel_size=1,
         block_size=stats.kv_block_size,
         max_num_seqs=stats.max_num_seqs,

@@ -21,7 +21,7 @@ def test_protocol_is_served_if_the_settings_name_it() -> None:
     assert make(Lifecycle(SERVICE_NAMES)).service_name == "vllm.grpc.engine.VllmEngine"
 
 
-def test_nothing_of_the_protocol_is_imported_by_default() -> None:
+def test_protocol_is_not_imported_by_default() -> None:
     program = (
         "import sys, service.__main__\n"
         "from service.config import ServiceSettings\n"
