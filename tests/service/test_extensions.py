@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chatrpc_process.errors import ConfigError
-from service import config, extensions
+from service import extensions
 from service.config import ServiceSettings
 from service.extensions import load_extensions
 from service.rpc.calls.rpcs import SERVICE_NAMES
@@ -41,7 +41,7 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         load_extensions(ServiceSettings.load(["--serve-vllm-protocol"]))
 
 
-def test_backend_without_token_ids_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "BACKENDS", {"local": "a:b"})
-    with pytest.raises(ConfigError, match="serve_vllm_protocol needs an engine in this process"):
-        ServiceSettings.load(["--serve-vllm-protocol", "--engine", "local"])
+def test_engine_without_token_ids_is_rejected() -> None:
+    options = ["--engine", "openai", "--upstream-url", "http://127.0.0.1:1"]
+    with pytest.raises(ConfigError, match="serve_vllm_protocol cannot be set with engine=openai"):
+        ServiceSettings.load([*options, "--serve-vllm-protocol"])
