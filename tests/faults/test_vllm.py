@@ -111,7 +111,7 @@ async def test_core_without_memory_fails_all_requests_and_ends_the_process(launc
     await until(lambda: has_ended(core))
 
 
-async def test_request_that_fails_in_the_core_fails_alone(launch: Launch) -> None:
+async def test_request_that_fails_in_the_core_does_not_affect_others(launch: Launch) -> None:
     service = await launch(VllmService()).ready()
     async with Client(service.target) as client:
         stream = client.stream(num_tokens=200)
