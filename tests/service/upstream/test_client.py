@@ -58,10 +58,14 @@ async def test_certificates_are_verified_and_sent(tmp_path: Path) -> None:
     context.verify_mode = ssl.CERT_REQUIRED
     authority = tmp_path / "ca.crt"
     ca.cert_pem.write_to_path(authority)
-    own = {"upstream_certificate": server.certificate, "upstream_key": server.key}
     async with (
         fake.running(tls=context) as upstream,
-        serving(upstream.url, upstream_ca=authority, **own) as served,
+        serving(
+            upstream.url,
+            upstream_ca=authority,
+            upstream_certificate=server.certificate,
+            upstream_key=server.key,
+        ) as served,
     ):
         assert await served.text() == "Hi!"
 
