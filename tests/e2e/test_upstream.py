@@ -122,7 +122,7 @@ def test_text_completion_is_that_of_the_upstream(
 
 
 def joined(stream: Any) -> Any:
-    """Return what a streamed chat completion says, and its usage."""
+    """Return what a streamed chat completion contains, and its usage."""
     text, reasons, usage = "", [], None
     calls: dict[int, list[str]] = {}
     for chunk in stream:
