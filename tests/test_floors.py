@@ -63,12 +63,14 @@ ALLOWED: dict[str, set[str]] = {
         "service.errors",
         "service.text",
     },
+    "service.streams": {"chatrpc_process.fairness", "service.domain", "service.errors"},
     "service.engine": {
         "chatrpc_process.fairness",
         "service.domain",
         "service.errors",
         "service.cache",
         "service.json_file",
+        "service.streams",
     },
     "service.engine.native": set(),
     "service.rpc": {
@@ -218,7 +220,7 @@ WITHOUT_TORCH = (
     "service.engine.limits",
     "service.engine.scheduler",
     "service.engine.block_pool",
-    "service.engine.admission",
+    "service.streams.admission",
     "service.engine.core",
     "service.engine.async_engine",
     "service.rpc.server",

@@ -39,6 +39,7 @@ class ModelSpec:
         sampling_defaults: The values of sampling parameters that a request does not set.
         vocab_size: Number of token ids of the model; None if the backend has no token ids.
         max_token_chars: Maximum number of characters that one token stands for; None if unknown.
+        takes_images: True if messages may have images.
     """
 
     max_model_len: int
@@ -46,6 +47,7 @@ class ModelSpec:
     sampling_defaults: SamplingParams
     vocab_size: int | None = None
     max_token_chars: int | None = None
+    takes_images: bool = False
 
 
 class Workers(Protocol):
@@ -123,6 +125,15 @@ class ToolCallDelta:
     arguments: str = ""
 
 
+class TokenUsage(NamedTuple):
+    """The numbers of tokens of a request, all its prompts and choices together."""
+
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_reasoning_tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class TextDelta:
     """The next piece of a choice.
@@ -146,6 +157,10 @@ class TextDelta:
         prompt_index: Index of the prompt in the request.
         text_offsets: Offset in the choice's text of each of the `num_tokens` tokens.
         timings: Progress of the prompt's request; None if the backend does not report it.
+        prompt_token_ids: Ids of the prompt's tokens, if its `Prompt` does not have them. The first
+            delta of each choice has them.
+        usage: The numbers of tokens so far, if a remote backend reports them. They replace the sums
+            over the deltas.
     """
 
     text: str = ""
@@ -163,6 +178,8 @@ class TextDelta:
     prompt_index: int = 0
     text_offsets: tuple[int, ...] = ()
     timings: EngineTimings | None = field(default=None, compare=False)
+    prompt_token_ids: tuple[int, ...] = ()
+    usage: TokenUsage | None = None
 
     @property
     def num_logprobs(self) -> int:
@@ -182,13 +199,15 @@ class Generation(Protocol):
         The first item is empty: the request has been admitted. Closing the generator aborts the
         request.
 
-        Raises, at the first item:
+        Raises, at the first item, or a remote backend before the second:
             ContextLengthExceeded, QueueFull, DeadlinePassed: The request is rejected.
+            InvalidField: A remote backend rejects a field.
         Raises, later:
             DeadlinePassed: The deadline passed.
             InvalidField: The grammar cannot be followed to the end of an output.
             StepFailed: The request failed; others are not affected.
             EngineDead: The backend has failed.
+            UpstreamError: A remote backend has failed.
         """
         ...
 

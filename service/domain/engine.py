@@ -17,6 +17,7 @@ class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
     TOOL_CALLS = "tool_calls"  # set by the output parser; an engine has no tool calls
+    CONTENT_FILTER = "content_filter"  # only remote backends filter outputs
 
 
 @dataclass(frozen=True, slots=True)

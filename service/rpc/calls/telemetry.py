@@ -94,13 +94,13 @@ class CallTelemetry:
         """Note a chunk of a stream that is about to be sent."""
         now_s = time.monotonic()
         num_tokens = sum(choice.num_tokens for choice in chunk.choices)
-        num_prompt_tokens = 0
+        # The first chunk has it, and the last one too. A remote backend reports it only at the end.
+        num_prompt_tokens = max(0, chunk.usage.prompt_tokens - self._num_prompt_tokens)
         if self._last_chunk_s is None:
             first_chunk_s = now_s - self._started_s
             self._metrics.first_token_s.observe(first_chunk_s)
             if self.span.is_recording:
                 self.span.set_attributes({"gen_ai.response.time_to_first_chunk": first_chunk_s})
-            num_prompt_tokens = chunk.usage.prompt_tokens  # only the first chunk has it
         elif num_tokens:
             self._metrics.inter_token_s.observe((now_s - self._last_chunk_s) / num_tokens)
         self._last_chunk_s = now_s

@@ -3,12 +3,13 @@
 The field of an error is a path in `ChatCompletionParams`, such as `messages[0].role`.
 """
 
+import base64
 from collections.abc import Sequence
 
 from chatrpc.v1 import chat_pb2
 from chatrpc.v1.limits import LIMITS
 from service.domain.backend import ModelSpec
-from service.domain.chat import ChatRequest, Message, ToolCall
+from service.domain.chat import ChatRequest, Image, Message, ToolCall
 from service.errors import (
     ContextLengthExceeded,
     InvalidField,
@@ -43,7 +44,7 @@ def chat_request(params: chat_pb2.ChatCompletionParams, spec: ModelSpec) -> Chat
     tools, tool_mode = tools_and_mode(params)
     return ChatRequest(
         model=params.model,
-        messages=messages(params.messages),
+        messages=messages(params.messages, takes_images=spec.takes_images),
         sampling=sampling_params(params.sampling, spec),
         prompt=prompt_options(params.prompt, params.reasoning_effort),
         cache_salt=cache_salt(params.cache_salt),
@@ -58,15 +59,22 @@ def chat_request(params: chat_pb2.ChatCompletionParams, spec: ModelSpec) -> Chat
     )
 
 
-def messages(protos: Sequence[chat_pb2.ChatMessage], path: str = "messages") -> tuple[Message, ...]:
+def messages(
+    protos: Sequence[chat_pb2.ChatMessage], path: str = "messages", *, takes_images: bool = False
+) -> tuple[Message, ...]:
     """Return the messages of a conversation.
+
+    Args:
+        takes_images: True if they may have images.
 
     Raises:
         InvalidField or a subclass.
     """
     if not protos:
         raise InvalidField(path, "At least one message is required.")
-    return tuple(_message(proto, f"{path}[{i}]") for i, proto in enumerate(protos))
+    return tuple(
+        _message(proto, f"{path}[{i}]", takes_images=takes_images) for i, proto in enumerate(protos)
+    )
 
 
 def check_fits(
@@ -109,13 +117,15 @@ def check_fits(
         raise ContextLengthExceeded(num_chars // max_token_chars, max_model_len)
 
 
-def _message(proto: chat_pb2.ChatMessage, path: str) -> Message:
+def _message(proto: chat_pb2.ChatMessage, path: str, *, takes_images: bool) -> Message:
     role = _ROLES.get(proto.role)
     if role is None:
         if proto.role == chat_pb2.ROLE_UNSPECIFIED:
             raise MissingField(f"{path}.role")
         raise InvalidField(f"{path}.role", f"{proto.role} is not a role.")
-    content = _text(proto.content, f"{path}.content")
+    parts = _parts(proto.content, f"{path}.content", takes_images=takes_images)
+    has_image = any(isinstance(part, Image) for part in parts)
+    content = "".join(part for part in parts if isinstance(part, str)) if parts else None
     if proto.refusal:  # chat templates have no refusals, so it becomes content
         content = f"{content}\n{proto.refusal}" if content else proto.refusal
     # An assistant message with tool calls, or cut off in its reasoning, has no content.
@@ -135,20 +145,41 @@ def _message(proto: chat_pb2.ChatMessage, path: str) -> Message:
         ),
         tool_call_id=proto.tool_call_id or None,
         reasoning_content=proto.reasoning_content or None,
+        parts=parts if has_image else (),
     )
 
 
-def _text(parts: Sequence[chat_pb2.ContentPart], path: str) -> str | None:
-    """Return the text of the parts, joined; None if there is no part."""
-    for i, part in enumerate(parts):
-        kind = part.WhichOneof("part")
+def _parts(
+    protos: Sequence[chat_pb2.ContentPart], path: str, *, takes_images: bool
+) -> tuple[str | Image, ...]:
+    parts: list[str | Image] = []
+    for i, proto in enumerate(protos):
+        kind = proto.WhichOneof("part")
         if kind is None:
             raise MissingField(f"{path}[{i}]")
-        if kind != "text":
+        if kind == "text":
+            parts.append(proto.text)
+        elif kind == "image" and takes_images:
+            parts.append(_image(proto.image, f"{path}[{i}].image"))
+        else:
+            taken = "text and images" if takes_images else "text"
             raise UnsupportedField(
-                f"{path}[{i}]", f"This model takes only text, not {_PARTS[kind]} parts."
+                f"{path}[{i}]", f"This model takes only {taken}, not {_PARTS[kind]} parts."
             )
-    return "".join(part.text for part in parts) if parts else None
+    return tuple(parts)
+
+
+def _image(proto: chat_pb2.ImageContent, path: str) -> Image:
+    match proto.WhichOneof("source"):
+        case "url":
+            return Image(proto.url, proto.detail)
+        case "data":
+            if not proto.mime_type:
+                raise MissingField(f"{path}.mime_type")
+            encoded = base64.b64encode(proto.data).decode()
+            return Image(f"data:{proto.mime_type};base64,{encoded}", proto.detail)
+        case None:
+            raise MissingField(f"{path}.url")
 
 
 def _tool_call(proto: chat_pb2.ToolCall, path: str) -> ToolCall:

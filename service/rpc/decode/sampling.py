@@ -44,6 +44,7 @@ def sampling_params(proto: chat_pb2.SamplingParams, spec: ModelSpec) -> Sampling
         )
     return replace(
         spec.sampling_defaults,
+        given=frozenset(_RENAMED.get(name, name) for name in given) & _DOMAIN_NAMES,
         **{_NAMES[name]: value for name, value in given.items() if name in _NAMES},
         logit_bias=_logit_bias(proto, spec.vocab_size),
         allowed_token_ids=_allowed_token_ids(proto, spec.vocab_size),
