@@ -38,6 +38,7 @@ The command lines of the processes. They contain paths of files with secrets, ne
 {{- with $model.aliases }}
 - {{ printf "--model-aliases=%s" (join "," .) | quote }}
 {{- end }}
+- {{ printf "--engine=%s" $model.engine | quote }}
 - {{ printf "--host=%s" $values.listen | quote }}
 - --port={{ include "chatrpc.grpcPort" $root }}
 - {{ printf "--admin-host=%s" $values.listen | quote }}
@@ -51,7 +52,11 @@ The command lines of the processes. They contain paths of files with secrets, ne
 {{- /* Converted at each start, because the image's directory is read-only. */}}
 - --cache-dir=/tmp/cache
 {{- end }}
-{{- if gt (int $model.gpu.count) 0 }}
+{{- if eq $model.engine "vllm" }}
+{{- with include "chatrpc.vllm.args" (list $model 0) | fromJson }}
+- {{ printf "--vllm-args=%s" (toJson .) | quote }}
+{{- end }}
+{{- else if gt (int $model.gpu.count) 0 }}
 - --device=cuda
 {{- else }}
 - --device=cpu
@@ -79,6 +84,36 @@ The command lines of the processes. They contain paths of files with secrets, ne
 - {{ printf "--otlp-endpoint=%s" . | quote }}
 {{- end }}
 {{- include "chatrpc.options" $model.options }}
+{{- end }}
+
+{{/*
+Takes (list model rank): vLLM's arguments of a node as JSON. The kubelet replaces $(LWS_LEADER_ADDRESS), which the
+controller of groups sets.
+*/}}
+{{- define "chatrpc.vllm.args" -}}
+{{- $model := first . }}
+{{- $args := deepCopy $model.vllm.args }}
+{{- if eq (include "chatrpc.model.isGroup" $model) "true" }}
+{{- $args = merge (dict "nnodes" (int $model.vllm.nodes) "node_rank" (last .) "master_addr" "$(LWS_LEADER_ADDRESS)") $args }}
+{{- end }}
+{{- toJson $args }}
+{{- end }}
+
+{{/* Takes (list root model): the arguments of `vllm serve` on a node that is not the first of its group. */}}
+{{- define "chatrpc.worker.args" -}}
+{{- $model := last . }}
+- {{ $model.model | quote }}
+- --headless
+- --node-rank=$(LWS_WORKER_INDEX)
+{{- range $name, $value := include "chatrpc.vllm.args" (list $model 0) | fromJson }}
+{{- if ne $name "node_rank" }}
+{{- if kindIs "bool" $value }}
+- --{{ ternary "" "no-" $value }}{{ replace "_" "-" $name }}
+{{- else }}
+- {{ printf "--%s=%s" (replace "_" "-" $name) (ternary $value (toJson $value) (kindIs "string" $value)) | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "chatrpc.gateway.args" -}}
