@@ -110,7 +110,7 @@ class ModelLoader:
             self._eos_token_ids,
             self._vocab_size,
             self._formats,
-            self._grammars,
+            None if "constraint" in engine.capabilities.unsupported else self._grammars,
             JsonLayout(self._settings.json_whitespace),
         )
 

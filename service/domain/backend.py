@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """The properties of a model that are needed to check requests.
+    """The properties of a model that are needed to check requests, and that clients receive.
 
     Attributes:
         max_model_len: Maximum number of tokens of a sequence, prompt and output together.
@@ -40,6 +40,11 @@ class ModelSpec:
         vocab_size: Number of token ids of the model; None if the backend has no token ids.
         max_token_chars: Maximum number of characters that one token stands for; None if unknown.
         takes_images: True if messages may have images.
+        unsupported_fields: The fields that requests may not set: paths in the parameters of an RPC,
+            such as `sampling.top_k`. A request that sets one is rejected before `prepare`.
+        max_logprobs: Maximum number of alternatives to a token's log probability; None if the model
+            has no limit of its own.
+        is_batch_invariant: True if the output of a request does not depend on other requests.
     """
 
     max_model_len: int
@@ -48,6 +53,13 @@ class ModelSpec:
     vocab_size: int | None = None
     max_token_chars: int | None = None
     takes_images: bool = False
+    unsupported_fields: frozenset[str] = frozenset()
+    max_logprobs: int | None = None
+    is_batch_invariant: bool = False
+
+    def most_logprobs(self, limit: int) -> int:
+        """Return `max_logprobs`, or `limit` if that is lower."""
+        return limit if self.max_logprobs is None else min(limit, self.max_logprobs)
 
 
 class Workers(Protocol):

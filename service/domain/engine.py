@@ -76,8 +76,7 @@ class Request:
         deadline: Time in seconds of `time.monotonic()`. If the request is still waiting at that
             time, it fails.
         cache_salt: Only requests with an equal salt share cached prompt prefixes.
-        n: Number of sequences. The prompt is computed once. Sequence `i` is sampled by the seed
-            and `i`.
+        n: Number of sequences. Sequence `i` is sampled by the seed and `i`.
         priority: Requests with a lower value are admitted first and preempted last.
         num_logprobs: Number of most likely tokens whose log probabilities are returned, in addition
             to that of each generated token. If it is None, no log probabilities are returned.

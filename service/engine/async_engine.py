@@ -51,6 +51,7 @@ class AsyncEngine:
         self._load = load
         self._step_timeout_s = step_timeout_s
         self._streams = RequestStreams(self, max_queue_size)
+        self._capabilities = EngineCapabilities("local")
         self._stats = EngineStats()
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._thread: threading.Thread
@@ -63,7 +64,7 @@ class AsyncEngine:
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        return EngineCapabilities("local", is_batch_invariant=True)
+        return self._capabilities
 
     @property
     def max_model_len(self) -> int:
@@ -176,6 +177,7 @@ class AsyncEngine:
             self._post(self._settle_start, None, error)
             return
         self._stats = core.stats
+        self._capabilities = EngineCapabilities("local", is_batch_invariant=core.is_batch_invariant)
         self._post(self._settle_start, max_model_len, None)
         try:
             while self._run_commands(core):

@@ -15,6 +15,7 @@ from service.domain.sampling import SamplingParams
 from service.engine.block_pool import BlockPool
 from service.engine.core import EngineCore
 from service.engine.decoder.architecture import Architecture, read_architecture
+from service.engine.decoder.decoder import Decoder
 from service.engine.decoder.load import load_decoder
 from service.engine.decoder.rope import is_served
 from service.engine.host_resources import available_cpus, available_memory
@@ -104,15 +105,17 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
     max_model_len = min(max_model_len, num_cached_tokens)
     try:
         # The model allocates the cache first, which raises MemoryError for too many blocks.
-        runner = ModelRunner(model.finish(num_blocks, limits.block_size, max_model_len))
+        finished = model.finish(num_blocks, limits.block_size, max_model_len)
+        runner = ModelRunner(finished)
         pool = BlockPool(num_blocks, limits.block_size, has_prefix_caching=options.prefix_caching)
-        scheduler = Scheduler(
+        make_scheduler = partial(
+            Scheduler,
             pool,
             limits.max_num_seqs,
             limits.max_num_batched_tokens,
             limits.num_speculative_tokens,
         )
-        core = EngineCore(scheduler, runner, max_model_len, max_failed_steps=1)
+        core = EngineCore(make_scheduler(), runner, max_model_len, max_failed_steps=1)
         _warm_up(core, min(8, max_model_len - 1))
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelLoadError(
@@ -127,7 +130,14 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
         kv_cache_tokens=num_cached_tokens,
         **asdict(limits),
     )
-    return EngineCore(scheduler, runner, max_model_len), max_model_len
+    # A scheduler counts preemptions, drafts and cache hits, and the warm-up is not counted.
+    core = EngineCore(
+        make_scheduler(),
+        runner,
+        max_model_len,
+        is_batch_invariant=isinstance(finished, Decoder) and finished.is_batch_invariant,
+    )
+    return core, max_model_len
 
 
 def _resolve_device(device: Device) -> torch.device:

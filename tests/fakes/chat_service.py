@@ -332,6 +332,16 @@ def model(model_id: str = MODEL, aliases: tuple[str, ...] = ()) -> model_service
         max_model_len=2048,
         aliases=aliases,
         root="hub/tiny",
+        engine="fake",
+        capabilities=model_service_pb2.ModelCapabilities(
+            unsupported_fields=["priority", "sampling.bad_words", "response_format.regex"],
+            input_modalities=[chat_pb2.MODALITY_TEXT, chat_pb2.MODALITY_IMAGE],
+            embeddings=True,
+            tokenization=True,
+            structured_outputs=True,
+            max_logprobs=5,
+            is_batch_invariant=True,
+        ),
     )
 
 

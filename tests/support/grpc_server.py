@@ -36,6 +36,7 @@ CARD = ModelCard(
     root="nowhere",
     max_model_len=1000,
     fingerprint="fp_fake",
+    engine="fake",
 )
 
 

@@ -59,6 +59,7 @@ _CARD = ModelCard(
     owned_by="tests",
     root="nowhere",
     max_model_len=1000,
+    engine="fake",
     fingerprint="fp_fake",
 )
 

@@ -107,14 +107,18 @@ class _ModalityEnumTypeWrapper(_EnumTypeWrapper[_Modality.ValueType], type):
     MODALITY_TEXT: _Modality.ValueType  # 1
     MODALITY_AUDIO: _Modality.ValueType  # 2
     """Not served."""
+    MODALITY_IMAGE: _Modality.ValueType  # 3
+    """Only as input."""
 
 class Modality(_Modality, metaclass=_ModalityEnumTypeWrapper):
-    """A kind of output."""
+    """A kind of input or output."""
 
 MODALITY_UNSPECIFIED: Modality.ValueType  # 0
 MODALITY_TEXT: Modality.ValueType  # 1
 MODALITY_AUDIO: Modality.ValueType  # 2
 """Not served."""
+MODALITY_IMAGE: Modality.ValueType  # 3
+"""Only as input."""
 
 class _Role:
     ValueType = NewType("ValueType", int)

@@ -7,7 +7,6 @@ import base64
 from collections.abc import Sequence
 
 from chatrpc.v1 import chat_pb2
-from chatrpc.v1.limits import LIMITS
 from service.domain.backend import ModelSpec
 from service.domain.chat import ChatRequest, Image, Message, ToolCall
 from service.errors import (
@@ -16,11 +15,11 @@ from service.errors import (
     MissingField,
     UnsupportedField,
 )
-from service.rpc.decode.options import cache_salt
+from service.rpc.decode.options import cache_salt, check_alternatives
 from service.rpc.decode.prompt import prompt_options
 from service.rpc.decode.sampling import num_choices, sampling_params
 from service.rpc.decode.tools import check_num_tools, response_format, tools_and_mode
-from service.rpc.decode.unsupported import check_unsupported
+from service.rpc.decode.unsupported import check_model_supports, check_unsupported
 
 _ROLES = {
     chat_pb2.ROLE_SYSTEM: "system",
@@ -41,6 +40,7 @@ def chat_request(params: chat_pb2.ChatCompletionParams, spec: ModelSpec) -> Chat
     """
     check_fits(params.messages, spec, params.tools)
     check_unsupported(params)
+    check_model_supports(params, spec.unsupported_fields)
     tools, tool_mode = tools_and_mode(params)
     return ChatRequest(
         model=params.model,
@@ -49,8 +49,8 @@ def chat_request(params: chat_pb2.ChatCompletionParams, spec: ModelSpec) -> Chat
         prompt=prompt_options(params.prompt, params.reasoning_effort),
         cache_salt=cache_salt(params.cache_salt),
         n=num_choices(params.sampling),
-        num_logprobs=_num_logprobs(params),
-        num_prompt_logprobs=_num_prompt_logprobs(params),
+        num_logprobs=_num_logprobs(params, spec),
+        num_prompt_logprobs=_num_prompt_logprobs(params, spec),
         returns_token_ids=params.return_token_ids,
         tools=tools,
         tool_mode=tool_mode,
@@ -188,23 +188,17 @@ def _tool_call(proto: chat_pb2.ToolCall, path: str) -> ToolCall:
     return ToolCall(proto.id, proto.function.name, proto.function.arguments_json)
 
 
-def _num_logprobs(params: chat_pb2.ChatCompletionParams) -> int | None:
+def _num_logprobs(params: chat_pb2.ChatCompletionParams, spec: ModelSpec) -> int | None:
     """Return the number of alternatives to each token; None if none are to be returned."""
     if params.HasField("top_logprobs"):
         if not params.logprobs:
             raise InvalidField("top_logprobs", "needs logprobs to be true.")
-        _check_alternatives("top_logprobs", params.top_logprobs)
+        check_alternatives("top_logprobs", params.top_logprobs, spec)
     return params.top_logprobs if params.logprobs else None
 
 
-def _num_prompt_logprobs(params: chat_pb2.ChatCompletionParams) -> int | None:
+def _num_prompt_logprobs(params: chat_pb2.ChatCompletionParams, spec: ModelSpec) -> int | None:
     if not params.HasField("prompt_logprobs"):
         return None
-    _check_alternatives("prompt_logprobs", params.prompt_logprobs)
+    check_alternatives("prompt_logprobs", params.prompt_logprobs, spec)
     return params.prompt_logprobs
-
-
-def _check_alternatives(name: str, count: int) -> None:
-    limits = LIMITS[f"ChatCompletionParams.{name}"]
-    if not limits.allow(count):
-        raise InvalidField(name, f"must be {limits.range}, not {count}.")
