@@ -59,6 +59,12 @@ def vllm(**values: object) -> Object:
     return one(**(defaults | values))
 
 
+def upstream(**values: object) -> Object:
+    """Return values with one model of an OpenAI-compatible service."""
+    given = {"name": "m", "engine": "openai", "upstream": {"urls": ["http://a"]}}
+    return {"models": [given | values]}
+
+
 def group(**values: object) -> Object:
     """Return values with one model that vLLM serves on two nodes."""
     args = {"nodes": 2, "args": {"pipeline_parallel_size": 2}}
@@ -118,6 +124,14 @@ def group(**values: object) -> Object:
         ),
         *((vllm(vllm={"args": {name: "x"}}), name) for name in ("node_rank", "master_addr")),
         *((vllm(vllm={"args": {name: "x"}}), name) for name in ("model", "max-model-len")),
+        ({"models": [{"name": "m", "engine": "openai"}]}, "engine openai needs upstream.urls"),
+        (upstream(model="m"), "set upstream.model in place of model"),
+        (upstream(gpu={"count": 1}), "neither gpu.count nor storage"),
+        (upstream(storage={"kind": "emptyDir"}), "neither gpu.count nor storage"),
+        (upstream(upstream={"urls": ["upstream:8000"]}), "urls"),
+        (upstream(upstream={"urls": ["http://a,http://b"]}), "urls"),
+        (upstream(upstream={"dialect": "azure"}), "dialect"),
+        (one(upstream={"urls": ["http://a"]}), "upstream needs engine openai"),
         (group(storage={"kind": "pvc"}), "is for one node, and vllm.nodes is 2"),
         (group(options={"max-num-seqs": 8}), "set vllm.args.max_num_seqs in place of options"),
         (group(resourceName="m" * 30, name="m"), "is too long for the pods of a group"),
@@ -329,6 +343,7 @@ _MIXES: dict[str, list[Object]] = {
         one(name="Q.w_e"),
         one(model="org/m", storage={"kind": "emptyDir"}),
         group(grpcRoute={"enabled": True, "parentRefs": [{"name": "edge"}]}),
+        upstream(env=[{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]),
     ],
     "gateway": [{}, {"gateway": {"autoscaling": {"enabled": True}, "minReadySeconds": 5}}],
     "access": [INSECURE, {"access": {"gatewayKeys": {"secret": "keys"}}}],

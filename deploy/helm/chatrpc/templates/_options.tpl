@@ -33,7 +33,9 @@ The command lines of the processes. They contain paths of files with secrets, ne
 {{- $root := first . }}
 {{- $model := last . }}
 {{- $values := $root.Values }}
+{{- if ne $model.engine "openai" }}
 - {{ printf "--model=%s" (required (printf "models: %s: model is missing" $model.name) $model.model) | quote }}
+{{- end }}
 - {{ printf "--served-model-name=%s" (default $model.name $model.servedName) | quote }}
 {{- with $model.aliases }}
 - {{ printf "--model-aliases=%s" (join "," .) | quote }}
@@ -56,6 +58,8 @@ The command lines of the processes. They contain paths of files with secrets, ne
 {{- with include "chatrpc.vllm.args" (list $model 0) | fromJson }}
 - {{ printf "--vllm-args=%s" (toJson .) | quote }}
 {{- end }}
+{{- else if eq $model.engine "openai" }}
+{{- include "chatrpc.upstream.args" $model }}
 {{- else if gt (int $model.gpu.count) 0 }}
 - --device=cuda
 {{- else }}
@@ -84,6 +88,27 @@ The command lines of the processes. They contain paths of files with secrets, ne
 - {{ printf "--otlp-endpoint=%s" . | quote }}
 {{- end }}
 {{- include "chatrpc.options" $model.options }}
+{{- end }}
+
+{{/* Takes a model with the engine openai. */}}
+{{- define "chatrpc.upstream.args" -}}
+{{- with .upstream }}
+- {{ printf "--upstream-url=%s" (join "," .urls) | quote }}
+- --upstream-dialect={{ .dialect }}
+{{- if .model }}
+- {{ printf "--upstream-model=%s" .model | quote }}
+{{- end }}
+{{- if .apiKey.secret }}
+- --upstream-api-key-file=/etc/chatrpc/upstream-key/api-key
+{{- end }}
+{{- if .caSecret }}
+- --upstream-ca=/etc/chatrpc/upstream-ca/ca.crt
+{{- end }}
+{{- if .clientSecret }}
+- --upstream-certificate=/etc/chatrpc/upstream-tls/tls.crt
+- --upstream-key=/etc/chatrpc/upstream-tls/tls.key
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/*

@@ -45,10 +45,13 @@ spec:
         {{- include "chatrpc.worker.args" $names | trim | nindent 8 }}
       {{- end }}
       {{- $keeps := has $model.storage.kind (list "emptyDir" "pvc") }}
+      {{- if or (ne $model.engine "openai") $model.env }}
       env:
+        {{- if ne $model.engine "openai" }}
         # Downloaded weights, and other files of the hub's library.
         - name: HF_HOME
           value: {{ ternary (printf "%s/huggingface" $model.storage.mountPath) "/tmp/huggingface" $keeps | quote }}
+        {{- end }}
         {{- if $model.storage.offline }}
         - name: HF_HUB_OFFLINE
           value: "1"
@@ -74,6 +77,7 @@ spec:
         {{- with $model.env }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
+      {{- end }}
       {{- include "chatrpc.list" (list $model.envFrom "envFrom") | indent 6 }}
       {{- if $isService }}
       ports:
@@ -134,6 +138,17 @@ spec:
         {{- if and $isService $root.Values.tls.grpc.secret }}
         {{- include "chatrpc.mount" "tls" | nindent 8 }}
         {{- end }}
+        {{- with $model.upstream }}
+        {{- if .apiKey.secret }}
+        {{- include "chatrpc.mount" "upstream-key" | nindent 8 }}
+        {{- end }}
+        {{- if .caSecret }}
+        {{- include "chatrpc.mount" "upstream-ca" | nindent 8 }}
+        {{- end }}
+        {{- if .clientSecret }}
+        {{- include "chatrpc.mount" "upstream-tls" | nindent 8 }}
+        {{- end }}
+        {{- end }}
         {{- with $model.extraVolumeMounts }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
@@ -179,6 +194,17 @@ spec:
     {{- $items := dict "tls.crt" "tls.crt" "tls.key" "tls.key" }}
     {{- $clientCa := ternary (dict "ca.crt" "ca.crt") (dict) (ne .clientSecret "") }}
     {{- include "chatrpc.secretVolume" (dict "name" "tls" "secret" .secret "items" (merge $items $clientCa)) | nindent 4 }}
+    {{- end }}
+    {{- end }}
+    {{- with $model.upstream }}
+    {{- if .apiKey.secret }}
+    {{- include "chatrpc.secretVolume" (dict "name" "upstream-key" "secret" .apiKey.secret "items" (dict .apiKey.key "api-key")) | nindent 4 }}
+    {{- end }}
+    {{- if .caSecret }}
+    {{- include "chatrpc.secretVolume" (dict "name" "upstream-ca" "secret" .caSecret "items" (dict "ca.crt" "ca.crt")) | nindent 4 }}
+    {{- end }}
+    {{- if .clientSecret }}
+    {{- include "chatrpc.secretVolume" (dict "name" "upstream-tls" "secret" .clientSecret "items" (dict "tls.crt" "tls.crt" "tls.key" "tls.key")) | nindent 4 }}
     {{- end }}
     {{- end }}
     {{- with $model.extraVolumes }}
