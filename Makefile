@@ -56,7 +56,7 @@ test: $(VENV)/.dev  ## Run the quick tests, in minutes (ARGS= goes to pytest)
 # Property tests run again, with many more examples.
 .PHONY: test-slow
 test-slow: $(VENV)/.dev  ## Run the slow tests (ARGS= goes to pytest)
-	@$(PYTEST) -m "(slow or hypothesis) and not images" --hypothesis-profile=thorough $(ARGS)
+	@$(PYTEST) -m "(slow or hypothesis) and not images and not simulated_cuda" --hypothesis-profile=thorough $(ARGS)
 
 .PHONY: test-deploy
 test-deploy: $(VENV)/.dev  ## Run the steps of the container files, and their results (minutes)

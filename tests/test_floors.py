@@ -310,7 +310,7 @@ def test_tests_import_no_test_modules_or_helpers_of_other_folders() -> None:
                 is_module = (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()
                 helper = name if is_module else name.rpartition(".")[0]
                 folder, _, last = helper.rpartition(".")
-                is_shared = folder in {"tests.support", "tests.fakes"}
+                is_shared = is_within(folder, "tests.support") or folder == "tests.fakes"
                 is_test = last == "conftest" or last.startswith("test_")
                 if is_test or not (is_shared or is_within(module, folder)):
                     wrong.append(f"{path.relative_to(ROOT)}:{line}: imports {name}")
