@@ -42,7 +42,7 @@ from service.rpc.calls.authorization import Access
 from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
-from service.runtimes import load_runtime_factory
+from service.runtimes import check_runtime, load_runtime_factory
 
 log = structlog.get_logger("service.__main__")  # where `__name__` is "__main__"
 
@@ -55,7 +55,7 @@ def main() -> int:
         return 2
     if settings.check:
         findings = check_listener(settings)
-        findings.attempt(lambda: load_runtime_factory(settings))
+        findings.attempt(lambda: check_runtime(settings))
         return findings.report()
     configure_logging(settings.log_level, settings.log_format)
     capture_native_log()

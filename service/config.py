@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, ByteSize, Field, model_validator
 from pydantic_settings import CliImplicitFlag, SettingsConfigDict
@@ -101,8 +101,10 @@ class ServiceSettings(ListenerSettings):
 
     engine: Annotated[str, AfterValidator(_checked_engine)] = Field(
         "auto",
-        description="Engine that generates tokens. `auto` and `local` are this project's own. An "
-        "import string such as `my_package.engine:make_engine` names the factory of another one.",
+        description="Engine that generates tokens. `local` is this project's own. `vllm` is vLLM; "
+        "it needs the extra `vllm`. `auto` is `vllm` if it is installed and there is a GPU, else "
+        "`local`. An import string such as `my_package.engine:make_engine` names the factory of "
+        "another one.",
     )
     device: Device = Field(
         _ENGINE.device,
@@ -168,6 +170,11 @@ class ServiceSettings(ListenerSettings):
         _ENGINE.num_speculative_tokens,
         description="Maximum number of draft tokens of a sequence in one engine step. The default "
         f"is {DEFAULT_SPECULATIVE_TOKENS}.",
+    )
+    vllm_args: dict[str, Any] = Field(
+        {},
+        description="Arguments of the engine `vllm`, by the names of vLLM's `AsyncEngineArgs`: a "
+        'JSON object such as `{"tensor_parallel_size": 2}`, or a table in the TOML file.',
     )
 
     step_timeout_s: Annotated[float, Field(gt=0)] = Field(

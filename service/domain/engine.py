@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
 from service.domain.engine_settings import EngineModel, EngineSettings
-from service.domain.grammar import Constraint
+from service.domain.grammar import OutputConstraint
 from service.domain.sampling import SamplingParams
 
 
@@ -95,7 +95,7 @@ class Request:
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
     bad_token_sequences: tuple[tuple[int, ...], ...] = ()
-    constraint: Constraint | None = None
+    constraint: OutputConstraint | None = None
     caller: Caller = Caller()
 
 
