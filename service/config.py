@@ -18,6 +18,7 @@ from service.domain.engine_settings import (
 )
 from service.domain.timeouts import ClientTimeouts
 from service.engines import check_engine_name
+from service.upstream_url import api_url
 
 # The defaults of options stand in these classes.
 _ENGINE = EngineSettings()
@@ -30,6 +31,23 @@ def _checked_engine(name: str) -> str:
     except ConfigError as error:
         raise ValueError(str(error)) from None
     return name
+
+
+_UPSTREAM_FIELDS = frozenset(
+    (
+        *("upstream_url", "upstream_model", "upstream_dialect", "upstream_api_key_file"),
+        *("upstream_ca", "upstream_certificate", "upstream_key"),
+        *("upstream_connect_timeout_s", "upstream_read_timeout_s"),
+    )
+)
+# The options that an upstream decides itself.
+_ENGINE_FIELDS = frozenset(
+    (
+        *("device", "dtype", "quantization", "max_num_batched_tokens", "kv_cache_memory_bytes"),
+        *("num_threads", "block_size", "prefix_caching", "speculation", "num_speculative_tokens"),
+        *("step_timeout_s", "tool_format", "reasoning_format", "json_whitespace"),
+    )
+)
 
 
 class ServiceSettings(ListenerSettings):
@@ -104,7 +122,7 @@ class ServiceSettings(ListenerSettings):
         description="Engine that generates tokens. `local` is this project's own. `vllm` is vLLM; "
         "it needs the extra `vllm`. `auto` is `vllm` if it is installed and there is a GPU, else "
         "`local`. An import string such as `my_package.engine:make_engine` names the factory of "
-        "another one.",
+        "another one. `openai` has no engine: it calls the services of `upstream_url`.",
     )
     device: Device = Field(
         _ENGINE.device,
@@ -208,6 +226,51 @@ class ServiceSettings(ListenerSettings):
         "finish. Those that remain are aborted.",
     )
 
+    upstream_url: list[Annotated[str, AfterValidator(api_url)]] = Field(
+        [],
+        description="URLs of OpenAI-compatible services that serve the model, for `engine=openai`, "
+        "separated by commas. `/v1` is added to a URL without a path.",
+    )
+    upstream_model: str | None = Field(
+        None,
+        description="The upstreams' id of the model. The default is `model` if it is set, and "
+        "otherwise the only model that they serve.",
+    )
+    upstream_dialect: Literal["auto", "openai", "vllm", "sglang", "llamacpp", "ollama"] = Field(
+        "auto",
+        description="Kind of the upstreams, which decides the names of options that OpenAI's API "
+        "does not have. `auto` derives it from their list of models.",
+    )
+    upstream_api_key_file: Path | None = Field(
+        None,
+        description="Path of a file with the API key for the upstreams. The file is read again "
+        "when it changes.",
+    )
+    upstream_ca: Path | None = Field(
+        None,
+        description="Path of a PEM file with the certificate authority of the upstreams. By "
+        "default the public authorities are trusted.",
+    )
+    upstream_certificate: Path | None = Field(
+        None,
+        description="Path of a PEM file with the service's own certificate, for upstreams that "
+        "require one. It needs `upstream_key`.",
+    )
+    upstream_key: Path | None = Field(
+        None, description="Path of a PEM file with the key of `upstream_certificate`."
+    )
+    upstream_connect_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        5.0,
+        description="Maximum time to connect to an upstream, in seconds. After that, another one "
+        "is tried.",
+    )
+    upstream_read_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        300.0,
+        description="Maximum time without a byte of an upstream's response, in seconds. After "
+        "that, another upstream is tried if there was no token yet. Otherwise the request fails "
+        "with UPSTREAM_DOWN.",
+    )
+
     @property
     def engine_settings(self) -> EngineSettings:
         """The options that the engine gets."""
@@ -232,6 +295,21 @@ class ServiceSettings(ListenerSettings):
     def _device_supports_the_quantization(self) -> Self:
         if self.device == "cuda" and self.quantization == "int8":
             raise ValueError("quantization=int8 is served on CPUs only, and device=cuda is set")
+        return self
+
+    @model_validator(mode="after")
+    def _options_are_those_of_the_engine(self) -> Self:
+        if self.engine == "openai" and not self.upstream_url:
+            raise ValueError("engine=openai needs upstream_url")
+        foreign = _ENGINE_FIELDS if self.engine == "openai" else _UPSTREAM_FIELDS
+        if given := sorted(self.model_fields_set & foreign):
+            raise ValueError(f"{given[0]} cannot be set with engine={self.engine}")
+        return self
+
+    @model_validator(mode="after")
+    def _upstream_certificate_has_a_key(self) -> Self:
+        if (self.upstream_certificate is None) != (self.upstream_key is None):
+            raise ValueError("upstream_certificate and upstream_key must be given together")
         return self
 
     @model_validator(mode="after")

@@ -24,7 +24,9 @@ CHECKS: Mapping[str, str] = {
 }
 # An import string of the factory of each chat backend that has no engine. It is called with the
 # service's settings and returns a `ModelRuntime`.
-BACKENDS: Mapping[str, str] = {}
+BACKENDS: Mapping[str, str] = {
+    "openai": "service.upstream.runtime:upstream_runtime",
+}
 # The extra of chatrpc that each engine or backend needs, and a package that the extra installs.
 EXTRAS: Mapping[str, tuple[str, str]] = {
     "local": ("local", "torch"),

@@ -46,7 +46,22 @@ ALLOWED: dict[str, set[str]] = {
     "service.engines": {"chatrpc_process.errors", "service.domain"},
     "service.vllm_names": {"service.domain"},
     "service.metrics": {"chatrpc_process.metrics", "service.domain", "service.vllm_names"},
-    "service.config": {"chatrpc_process", "service.domain", "service.engines"},
+    "service.upstream_url": set(),
+    "service.config": {
+        "chatrpc_process",
+        "service.domain",
+        "service.engines",
+        "service.upstream_url",
+    },
+    "service.upstream": {
+        "chatrpc_process",
+        "service.config",
+        "service.deadline",
+        "service.domain",
+        "service.errors",
+        "service.streams.admission",
+        "service.upstream_url",
+    },
     "service.gguf": {"service.errors"},
     "service.checkpoint": {
         "service.domain",

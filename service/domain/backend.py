@@ -309,6 +309,13 @@ class ModelRuntime(Protocol):
         """Return the load of the backend; empty before `load`."""
         ...
 
+    async def wait_available(self, *, is_available: bool) -> None:
+        """Return when the model can serve requests, or if `is_available` is False, when it cannot.
+
+        A backend that is not available may become so again. It is available after `load`.
+        """
+        ...
+
     async def wait_dead(self) -> None:
         """Return when the backend has failed. Never return otherwise, even after `stop`."""
         ...
