@@ -20,6 +20,10 @@ CHART = ROOT / "deploy" / "helm" / "chatrpc"
 VALUES = {path.name.removesuffix("-values.yaml"): path for path in (CHART / "ci").iterdir()}
 NAMESPACE = "prod"
 
+# Versions of Kubernetes: the first with native gRPC probes, the first with a sleep action in
+# preStop, and newer ones.
+KUBERNETES = ("1.27", "1.30", "1.34", "1.37")
+
 # Kinds of operators and of the Gateway API. We have no schemas of these.
 CUSTOM = {
     *("ScaledObject", "PodMonitor", "ServiceMonitor", "PrometheusRule", "HTTPRoute", "GRPCRoute"),

@@ -16,6 +16,7 @@ from tests.deploy.chart import (
     CHART,
     CUSTOM,
     INSECURE,
+    KUBERNETES,
     NAMESPACE,
     ROOT,
     VALUES,
@@ -33,10 +34,6 @@ from tests.deploy.chart import (
 from tests.support.exported_metrics import exported
 from tests.support.params import slow_but
 from tests.support.process_options import argument
-
-# Versions of Kubernetes: the first with native gRPC probes, the first with a sleep action in
-# preStop, and newer ones.
-KUBERNETES = ("1.27", "1.30", "1.34", "1.37")
 
 
 def test_chart_passes_helm_lint() -> None:

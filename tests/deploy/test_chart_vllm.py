@@ -8,13 +8,13 @@ import kubernetes_validate
 import pytest
 
 from tests.deploy.chart import (
+    KUBERNETES,
     Object,
     Release,
     deployment_container,
     main_container,
     pod_templates,
 )
-from tests.deploy.test_chart import KUBERNETES
 from tests.support.process_options import argument
 
 _COUNT = {"type": ["integer", "string"]}
