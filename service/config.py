@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, ByteSize, Field, model_validator
 from pydantic_settings import CliImplicitFlag, SettingsConfigDict
@@ -18,6 +18,7 @@ from service.domain.engine_settings import (
 )
 from service.domain.timeouts import ClientTimeouts
 from service.engines import check_engine_name
+from service.upstream_url import api_url
 
 # The defaults of options stand in these classes.
 _ENGINE = EngineSettings()
@@ -30,6 +31,25 @@ def _checked_engine(name: str) -> str:
     except ConfigError as error:
         raise ValueError(str(error)) from None
     return name
+
+
+_UPSTREAM_FIELDS = frozenset(
+    (
+        *("upstream_url", "upstream_model", "upstream_dialect", "upstream_api_key_file"),
+        *("upstream_ca", "upstream_certificate", "upstream_key"),
+        *("upstream_connect_timeout_s", "upstream_read_timeout_s"),
+    )
+)
+# The options that an upstream decides itself, or that need an engine in this process.
+_ENGINE_FIELDS = frozenset(
+    (
+        *("device", "dtype", "quantization", "max_num_batched_tokens", "kv_cache_memory_bytes"),
+        "gpu_memory_utilization",
+        *("num_threads", "block_size", "prefix_caching", "speculation", "num_speculative_tokens"),
+        *("step_timeout_s", "tool_format", "reasoning_format", "json_whitespace"),
+        "serve_vllm_protocol",
+    )
+)
 
 
 class ServiceSettings(ListenerSettings):
@@ -81,6 +101,12 @@ class ServiceSettings(ListenerSettings):
         True, description="Serve gRPC reflection, so that clients can fetch the protos."
     )
 
+    serve_vllm_protocol: CliImplicitFlag[bool] = Field(
+        False,
+        description="Also serve vLLM's token-level gRPC protocol, `vllm.grpc.engine.VllmEngine`, "
+        "for routers that send token ids. It needs the extra `vllm-protocol`.",
+    )
+
     tool_format: Literal[
         "auto", "hermes", "llama3_json", "mistral", "mistral_args", "gemma", "gemma4", "json"
     ] = Field(
@@ -101,8 +127,10 @@ class ServiceSettings(ListenerSettings):
 
     engine: Annotated[str, AfterValidator(_checked_engine)] = Field(
         "auto",
-        description="Engine that generates tokens. `auto` and `local` are this project's own. An "
-        "import string such as `my_package.engine:make_engine` names the factory of another one.",
+        description="Engine that generates tokens. `local` is this project's own. `vllm` is vLLM; "
+        "it needs the extra `vllm`. `auto` is `vllm` if it is installed and there is a GPU, else "
+        "`local`. An import string such as `my_package.engine:make_engine` names the factory of "
+        "another one. `openai` has no engine: it calls the services of `upstream_url`.",
     )
     device: Device = Field(
         _ENGINE.device,
@@ -175,6 +203,11 @@ class ServiceSettings(ListenerSettings):
         description="Maximum number of draft tokens of a sequence in one engine step. The default "
         f"is {DEFAULT_SPECULATIVE_TOKENS}.",
     )
+    vllm_args: dict[str, Any] = Field(
+        {},
+        description="Arguments of the engine `vllm`, by the names of vLLM's `AsyncEngineArgs`: a "
+        'JSON object such as `{"tensor_parallel_size": 2}`, or a table in the TOML file.',
+    )
 
     step_timeout_s: Annotated[float, Field(gt=0)] = Field(
         _ENGINE.step_timeout_s,
@@ -205,6 +238,51 @@ class ServiceSettings(ListenerSettings):
         30.0,
         description="Maximum time in seconds, after the drain delay, for running requests to "
         "finish. Those that remain are aborted.",
+    )
+
+    upstream_url: list[Annotated[str, AfterValidator(api_url)]] = Field(
+        [],
+        description="URLs of OpenAI-compatible services that serve the model, for `engine=openai`, "
+        "separated by commas. `/v1` is added to a URL without a path.",
+    )
+    upstream_model: str | None = Field(
+        None,
+        description="The upstreams' id of the model. The default is `model` if it is set, and "
+        "otherwise the only model that they serve.",
+    )
+    upstream_dialect: Literal["auto", "openai", "vllm", "sglang", "llamacpp", "ollama"] = Field(
+        "auto",
+        description="Kind of the upstreams, which decides the names of options that OpenAI's API "
+        "does not have. `auto` derives it from their list of models.",
+    )
+    upstream_api_key_file: Path | None = Field(
+        None,
+        description="Path of a file with the API key for the upstreams. The file is read again "
+        "when it changes.",
+    )
+    upstream_ca: Path | None = Field(
+        None,
+        description="Path of a PEM file with the certificate authority of the upstreams. By "
+        "default the public authorities are trusted.",
+    )
+    upstream_certificate: Path | None = Field(
+        None,
+        description="Path of a PEM file with the service's own certificate, for upstreams that "
+        "require one. It needs `upstream_key`.",
+    )
+    upstream_key: Path | None = Field(
+        None, description="Path of a PEM file with the key of `upstream_certificate`."
+    )
+    upstream_connect_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        5.0,
+        description="Maximum time to connect to an upstream, in seconds. After that, another one "
+        "is tried.",
+    )
+    upstream_read_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        300.0,
+        description="Maximum time without a byte of an upstream's response, in seconds. After "
+        "that, another upstream is tried if there was no token yet. Otherwise the request fails "
+        "with UPSTREAM_DOWN.",
     )
 
     @property
@@ -240,6 +318,21 @@ class ServiceSettings(ListenerSettings):
                 "gpu_memory_utilization and kv_cache_memory_bytes both set the size of the KV "
                 "cache: set one of them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _options_are_those_of_the_engine(self) -> Self:
+        if self.engine == "openai" and not self.upstream_url:
+            raise ValueError("engine=openai needs upstream_url")
+        foreign = _ENGINE_FIELDS if self.engine == "openai" else _UPSTREAM_FIELDS
+        if given := sorted(self.model_fields_set & foreign):
+            raise ValueError(f"{given[0]} cannot be set with engine={self.engine}")
+        return self
+
+    @model_validator(mode="after")
+    def _upstream_certificate_has_a_key(self) -> Self:
+        if (self.upstream_certificate is None) != (self.upstream_key is None):
+            raise ValueError("upstream_certificate and upstream_key must be given together")
         return self
 
     @model_validator(mode="after")

@@ -1,5 +1,7 @@
 """Loads a model as the settings describe it: checkpoint, tokenizer, formats, grammars, card."""
 
+import asyncio
+
 import structlog
 
 from chatrpc_process.threads import run_in_daemon_thread
@@ -112,6 +114,7 @@ class ModelLoader:
             self._formats,
             None if "constraint" in engine.capabilities.unsupported else self._grammars,
             JsonLayout(self._settings.json_whitespace),
+            path,
         )
 
     def _load_grammars(self) -> CompiledGrammars | None:
@@ -145,6 +148,11 @@ class LocalRuntime:
 
     def stats(self) -> EngineStats:
         return self._engine.stats()
+
+    async def wait_available(self, *, is_available: bool) -> None:
+        """Return at once, or never: an engine in this process is available until it fails."""
+        if not is_available:
+            await asyncio.Event().wait()
 
     async def wait_dead(self) -> None:
         await self._engine.wait_dead()

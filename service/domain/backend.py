@@ -21,7 +21,7 @@ from service.domain.engine import (
     FinishReason,
     count_logprobs,
 )
-from service.domain.model import ModelCard, Tokenizer
+from service.domain.model import LocalModel, ModelCard, Tokenizer
 from service.domain.sampling import SamplingParams
 
 GenerationRequest: TypeAlias = ChatRequest | CompletionRequest
@@ -287,11 +287,13 @@ class ServedModel:
 
     Attributes:
         embeddings: Computes the model's embeddings; None if it has none.
+        local: The model, if it is in this process.
     """
 
     card: ModelCard
     backend: ChatBackend
     embeddings: EmbeddingBackend | None = None
+    local: LocalModel | None = None
 
 
 class ModelRuntime(Protocol):
@@ -307,6 +309,13 @@ class ModelRuntime(Protocol):
 
     def stats(self) -> EngineStats:
         """Return the load of the backend; empty before `load`."""
+        ...
+
+    async def wait_available(self, *, is_available: bool) -> None:
+        """Return when the model can serve requests, or if `is_available` is False, when it cannot.
+
+        A backend that is not available may become so again. It is available after `load`.
+        """
         ...
 
     async def wait_dead(self) -> None:

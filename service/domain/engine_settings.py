@@ -1,8 +1,9 @@
 """The operator's options for an engine, and the model that an engine loads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from service.cache import default_cache_dir
 
@@ -45,6 +46,7 @@ class EngineSettings:
         num_speculative_tokens: Maximum length of a draft, in tokens; 0 disables drafts.
         step_timeout_s: Maximum duration of one step, in seconds. If a step takes longer, the engine
             has failed.
+        vllm_args: Arguments of the engine vllm, by the names of vLLM's `AsyncEngineArgs`.
     """
 
     device: Device = "auto"
@@ -62,6 +64,7 @@ class EngineSettings:
     prefix_caching: bool = True
     num_speculative_tokens: int | None = None
     step_timeout_s: float = 120.0
+    vllm_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

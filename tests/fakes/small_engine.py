@@ -36,7 +36,9 @@ from tests.support.option_definitions import (
     processed_logit,
 )
 
-_NUM_KV_BLOCKS = 10_000
+# Bytes of a token in a KV cache of this size. The engine has no cache, but counts its blocks.
+_BYTES_PER_TOKEN = 512
+_DEFAULT_CACHE_BYTES = 2**26
 _MAX_OVERTAKES = 1000
 
 
@@ -104,9 +106,10 @@ class SmallEngine:
         self._running: list[_Sequence] = []
         self._block_size = settings.block_size or 16
         self._cached: set[tuple[str, str, tuple[int, ...]]] = set()
+        num_tokens = (settings.kv_cache_memory_bytes or _DEFAULT_CACHE_BYTES) // _BYTES_PER_TOKEN
         self._counts = EngineStats(
             max_num_seqs=settings.max_num_seqs or 8,
-            num_kv_blocks=_NUM_KV_BLOCKS,
+            num_kv_blocks=num_tokens // self._block_size,
             kv_block_size=self._block_size,
         )
         self._has_work = asyncio.Event()
@@ -141,13 +144,11 @@ class SmallEngine:
         return self._streams.generate(request, is_reserved=is_reserved)
 
     def stats(self) -> EngineStats:
-        lengths = (len(s.request.prompt_token_ids) + len(s.output) for s in self._running)
-        num_used = sum(-(-length // self._block_size) for length in lengths)
         return replace(
             self._counts,
             num_running=len(self._running),
             num_waiting=len(self._waiting),
-            num_free_kv_blocks=_NUM_KV_BLOCKS - num_used,
+            num_free_kv_blocks=max(0, self._num_free_blocks),
         )
 
     async def wait_dead(self) -> None:
@@ -163,8 +164,7 @@ class SmallEngine:
         """See `service.streams.request_streams.EngineWork`."""
         work = _Work(request_id, request, EngineTimings(queued_s))
         for index in range(request.n):
-            sequence = _Sequence(work, index, next(self._arrivals))
-            self._waiting.push(request.caller.name, request.caller.weight, sequence)
+            self._enqueue(_Sequence(work, index, next(self._arrivals)))
         self._has_work.set()
 
     def finish(self, request_id: int, index: int) -> None:
@@ -205,7 +205,9 @@ class SmallEngine:
             if s.request.deadline is not None and s.request.deadline <= now_s
         ]
         self._fail(late, DeadlinePassed("The deadline passed while the request was waiting."))
-        while len(self._waiting) and len(self._running) < self._counts.max_num_seqs:
+        while self._num_free_blocks < 0:
+            self._preempt()
+        while (first := self._waiting.first()) is not None and self._has_room(first):
             self._begin(self._waiting.pop())
         self._counts = replace(self._counts, num_steps=self._counts.num_steps + 1)
         error, self.step_error = self.step_error, None
@@ -222,6 +224,32 @@ class SmallEngine:
             if sequence in self._running:  # it has not been ended meanwhile
                 self._append(sequence, logits)
         self._streams.release(0)
+
+    @property
+    def _num_free_blocks(self) -> int:
+        return self._counts.num_kv_blocks - sum(map(self._num_blocks, self._running))
+
+    def _num_blocks(self, sequence: _Sequence) -> int:
+        """Return the number of blocks of a sequence with its next token."""
+        num_tokens = len(sequence.request.prompt_token_ids) + len(sequence.output) + 1
+        return -(-num_tokens // self._block_size)
+
+    def _has_room(self, sequence: _Sequence) -> bool:
+        """Return True if the sequence may run, and each running one may get another block."""
+        num_needed = self._num_blocks(sequence) + len(self._running)
+        has_slot = len(self._running) < self._counts.max_num_seqs
+        return has_slot and num_needed <= self._num_free_blocks
+
+    def _preempt(self) -> None:
+        """Return the least urgent sequence to the queue. It keeps its output."""
+        sequence = max(self._running, key=lambda s: s.rank)
+        self._running.remove(sequence)
+        self._enqueue(sequence)
+        self._counts = replace(self._counts, num_preemptions=self._counts.num_preemptions + 1)
+
+    def _enqueue(self, sequence: _Sequence) -> None:
+        caller = sequence.request.caller
+        self._waiting.push(caller.name, caller.weight, sequence)
 
     def _begin(self, sequence: _Sequence) -> None:
         work = sequence.work

@@ -6,6 +6,7 @@ import sys
 from service.config import ServiceSettings
 from service.model import LocalRuntime
 from service.runtimes import load_runtime_factory
+from tests.fakes import openai_upstream
 
 _MODEL_PACKAGES = (
     *("accelerate", "gguf", "huggingface_hub", "jinja2", "llguidance", "numpy", "safetensors"),
@@ -44,3 +45,15 @@ async def test_service_starts_with_the_text_layer_only_and_a_foreign_engine() ->
         packages, "--engine=tests.fakes.engine:scripted_engine", "--check"
     )
     assert (code, errors) == (0, "")
+
+
+async def test_chat_backend_starts_without_packages_of_models() -> None:
+    """The start ends only because the upstream does not have the model."""
+    async with openai_upstream.running() as upstream:
+        arguments = ("--engine", "openai", "--upstream-url", upstream.url, "--port", "0")
+        code, errors = await service_without(
+            _MODEL_PACKAGES, *arguments, "--upstream-model", "missing"
+        )
+    assert code == 1
+    assert "does not serve the model 'missing'" in errors
+    assert "Traceback" not in errors

@@ -7,11 +7,14 @@ from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager
 
 import pytest
 
-from service.domain.engine import Caller, Engine, EngineStats, Request
+from service.domain.engine import Caller, Engine, EngineStats, FinishReason, Request, TokenOutput
+from service.domain.engine_settings import EngineModel
 from service.errors import DeadlinePassed, QueueFull
 from tests.fakes.wait import failsafe, until
+from tests.service.contract.kinds import Kind
 from tests.service.contract.promises import (
     collect,
+    finish_reason,
     generate,
     make_prompt,
     make_request,
@@ -47,17 +50,24 @@ class Waiting:
         return timings.scheduled_s
 
     async def order(self) -> list[str]:
-        """Return the names in the order in which the requests began."""
+        """Return the names, except the first, in the order in which the requests began."""
         times = [(await task, name) for name, task in self._tasks]
-        return [name for _, name in sorted(times)]
+        first, *names = [name for _, name in sorted(times)]
+        assert first == self._tasks[0][0]
+        return names
 
 
 @asynccontextmanager
 async def waiting(engine: Engine) -> AsyncIterator[Waiting]:
-    """Occupy the engine's slot, so that requests wait until the end of the context."""
+    """Occupy the engine's slot, so that requests wait until the end of the context.
+
+    An engine may choose the next request before the slot is free. So another one comes first.
+    """
     await until_idle(engine)
     async with occupied(engine):
-        yield Waiting(engine)
+        queue = Waiting(engine)
+        await queue.add("first", make_request(max_tokens=1, priority=-100, caller=Caller("first")))
+        yield queue
 
 
 async def test_waiting_request_has_only_the_time_of_admission(narrow: Engine) -> None:
@@ -97,9 +107,40 @@ async def test_requests_of_a_caller_are_served_in_order(narrow: Engine) -> None:
 async def test_requests_of_a_lower_priority_value_are_admitted_first(narrow: Engine) -> None:
     skip_unless_served(narrow, "priority")
     async with waiting(narrow) as queue:
-        for name, priority in [("5", 5), ("-3", -3), ("0", 0), ("-3 later", -3), ("9", 9)]:
+        for name, priority in [("9", 9), ("5", 5), ("-3", -3), ("0", 0), ("-3 later", -3)]:
             await queue.add(name, make_request(max_tokens=2, priority=priority))
     assert await queue.order() == ["-3", "-3 later", "0", "5", "9"]
+
+
+async def test_requests_of_a_lower_priority_value_are_preempted_last(
+    kind: Kind, model: EngineModel
+) -> None:
+    """The cache has ten blocks, and each of two sequences needs eight."""
+    engine = kind.make(
+        max_model_len=256, max_num_seqs=2, block_size=32, kv_cache_memory_bytes=10 * 32 * 512
+    )
+    skip_unless_served(engine, "priority")
+    await engine.start(model)
+    requests = [
+        make_request(make_prompt(seed, 60), max_tokens=180, priority=priority)
+        for seed, priority in [(300, 5), (301, -5)]
+    ]
+    low, high = await asyncio.gather(*(collect(engine, request) for request in requests))
+    assert engine.stats().num_preemptions > 0
+    for outputs in (low, high):
+        assert finish_reason(outputs) is FinishReason.LENGTH
+        assert len(tokens(outputs)) == 180
+    assert last_token_s(high) < last_token_s(low)
+    await until_idle(engine)
+    await engine.stop()
+
+
+def last_token_s(outputs: list[TokenOutput]) -> float:
+    """Return the time of a request's last token."""
+    timings = outputs[-1].timings
+    assert timings is not None
+    assert timings.last_token_s is not None
+    return timings.last_token_s
 
 
 async def test_callers_take_turns(narrow: Engine) -> None:
