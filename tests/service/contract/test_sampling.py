@@ -86,7 +86,6 @@ async def test_logit_bias_is_added_to_the_logit(engine: Engine, definition: Defi
         assert await generate(engine, max_tokens=1, logit_bias={second: bias}) == [expected]
 
 
-# Two tokens in turn make the effect of a penalty visible.
 PENALTIES: list[dict[str, float]] = [
     {"presence_penalty": 1.5},
     {"presence_penalty": -2.0},
