@@ -280,7 +280,7 @@ COMMENTS: Mapping[str, str] = {
     "Model.owned_by": "The owner of the model: `chatrpc`, or for the engine `openai` the owner that the other service names.",
     "Model.root": "The origin of the weights: a hub id or a name, never a path.",
     "ModelCapabilities": "The kinds of input and output of a model, and the fields that it rejects.",
-    "ModelCapabilities.embeddings": "Embeddings are served. The service behind the engine `openai` may still reject requests for them.",
+    "ModelCapabilities.embeddings": "Embeddings are served. If the engine is `openai`, the other service may still reject the requests.",
     "ModelCapabilities.input_modalities": "The kinds of input that messages may have.",
     "ModelCapabilities.is_batch_invariant": "Greedy requests, and requests with a seed, have the same output whatever other requests run.",
     "ModelCapabilities.max_logprobs": "The largest number of alternatives to a token's log probability. Absent if the model returns no log probabilities.",

@@ -106,7 +106,7 @@ class ModelCapabilities(Message):
     MAX_LOGPROBS_FIELD_NUMBER: int
     IS_BATCH_INVARIANT_FIELD_NUMBER: int
     embeddings: bool
-    """Embeddings are served. The service behind the engine `openai` may still reject requests for them."""
+    """Embeddings are served. If the engine is `openai`, the other service may still reject the requests."""
     tokenization: bool
     """Texts can be tokenized, and token ids detokenized."""
     structured_outputs: bool
