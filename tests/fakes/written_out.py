@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from service.domain.engine import FinishReason, Request, TokenLogprobs
-from service.engine.sampler import sample
 from service.engine.sequence import Sequence
 from tests.fakes.model import VOCAB_SIZE, logits_after
+from tests.support.sampling import sample
 
 
 @dataclass(frozen=True)
