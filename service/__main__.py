@@ -42,7 +42,7 @@ from service.rpc.calls.authorization import Access
 from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
-from service.runtimes import load_runtime_factory
+from service.runtimes import check_runtime, load_runtime_factory
 
 log = structlog.get_logger("service.__main__")  # where `__name__` is "__main__"
 
@@ -55,7 +55,7 @@ def main() -> int:
         return 2
     if settings.check:
         findings = check_listener(settings)
-        findings.attempt(lambda: load_runtime_factory(settings))
+        findings.attempt(lambda: check_runtime(settings))
         return findings.report()
     configure_logging(settings.log_level, settings.log_format)
     capture_native_log()
@@ -144,9 +144,13 @@ class _Service:
         """
         if not await _ends_first(self._load(), stop.wait()):
             return _Outcome.STOPPED
-        if await _ends_first(self.runtime.wait_dead(), stop.wait()):
-            await self.lifecycle.die()
-            return _Outcome.BACKEND_FAILED
+        following = asyncio.ensure_future(self._follow_availability())
+        try:
+            if await _ends_first(self.runtime.wait_dead(), stop.wait()):
+                await self.lifecycle.die()
+                return _Outcome.BACKEND_FAILED
+        finally:
+            following.cancel()
         if await _ends_first(self._drain(), self.runtime.wait_dead()):
             return _Outcome.STOPPED
         return _Outcome.BACKEND_FAILED
@@ -159,6 +163,13 @@ class _Service:
         self.metrics.name_model(model.card.id)
         await self.lifecycle.serve(model)
         log.info("ready", model=model.card.id)
+
+    async def _follow_availability(self) -> None:
+        """Report the model as not ready while its backend is not available."""
+        while True:
+            for is_available in (False, True):
+                await self.runtime.wait_available(is_available=is_available)
+                await self.lifecycle.set_available(is_available=is_available)
 
     async def _drain(self) -> None:
         delay_s, timeout_s = self.settings.drain_delay_s, self.settings.drain_timeout_s

@@ -2,16 +2,23 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, ByteSize, Field, model_validator
 from pydantic_settings import CliImplicitFlag, SettingsConfigDict
 
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.settings.listener import ListenerSettings, Port
-from service.domain.engine_settings import Device, DType, EngineSettings, Quantization
+from service.domain.engine_settings import (
+    DEFAULT_SPECULATIVE_TOKENS,
+    Device,
+    DType,
+    EngineSettings,
+    Quantization,
+)
 from service.domain.timeouts import ClientTimeouts
 from service.engines import check_engine_name
+from service.upstream_url import api_url
 
 # The defaults of options stand in these classes.
 _ENGINE = EngineSettings()
@@ -24,6 +31,23 @@ def _checked_engine(name: str) -> str:
     except ConfigError as error:
         raise ValueError(str(error)) from None
     return name
+
+
+_UPSTREAM_FIELDS = frozenset(
+    (
+        *("upstream_url", "upstream_model", "upstream_dialect", "upstream_api_key_file"),
+        *("upstream_ca", "upstream_certificate", "upstream_key"),
+        *("upstream_connect_timeout_s", "upstream_read_timeout_s"),
+    )
+)
+# The options that an upstream decides itself.
+_ENGINE_FIELDS = frozenset(
+    (
+        *("device", "dtype", "quantization", "max_num_batched_tokens", "kv_cache_memory_bytes"),
+        *("num_threads", "block_size", "prefix_caching", "speculation", "num_speculative_tokens"),
+        *("step_timeout_s", "tool_format", "reasoning_format", "json_whitespace"),
+    )
+)
 
 
 class ServiceSettings(ListenerSettings):
@@ -95,8 +119,10 @@ class ServiceSettings(ListenerSettings):
 
     engine: Annotated[str, AfterValidator(_checked_engine)] = Field(
         "auto",
-        description="Engine that generates tokens. `auto` and `local` are this project's own. An "
-        "import string such as `my_package.engine:make_engine` names the factory of another one.",
+        description="Engine that generates tokens. `local` is this project's own. `vllm` is vLLM; "
+        "it needs the extra `vllm`. `auto` is `vllm` if it is installed and there is a GPU, else "
+        "`local`. An import string such as `my_package.engine:make_engine` names the factory of "
+        "another one. `openai` has no engine: it calls the services of `upstream_url`.",
     )
     device: Device = Field(
         _ENGINE.device,
@@ -118,14 +144,16 @@ class ServiceSettings(ListenerSettings):
         description="Maximum length of prompt and completion together, in tokens. The default is "
         "the model's own.",
     )
-    max_num_seqs: Annotated[int, Field(ge=1)] = Field(
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = Field(
         _ENGINE.max_num_seqs,
-        description="Maximum number of sequences that run at once. Further ones wait.",
+        description="Maximum number of sequences that run at once. Further ones wait. The default "
+        "of this project's own engine is 32 on a CPU and 256 on CUDA.",
     )
-    max_num_batched_tokens: Annotated[int, Field(ge=1)] = Field(
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = Field(
         _ENGINE.max_num_batched_tokens,
         description="Maximum number of tokens in one engine step. Longer prompts are prefilled in "
-        "chunks over several steps.",
+        "chunks over several steps. The default of this project's own engine is 512 on a CPU and "
+        "2048 on CUDA.",
     )
     max_queue_size: Annotated[int, Field(ge=0)] = Field(
         _ENGINE.max_queue_size,
@@ -142,22 +170,30 @@ class ServiceSettings(ListenerSettings):
         description="CPU threads of the engine. The default is the number of CPUs that the process "
         "may use; a container's CPU quota counts.",
     )
-    block_size: Annotated[int, Field(ge=1, le=1024)] = Field(
+    block_size: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         _ENGINE.block_size,
         description="Tokens in one block of the KV cache. The native kernels need a multiple of "
-        "16.",
+        "16, fast attention on CUDA a multiple of 256. The default of this project's own engine is "
+        "32 on a CPU and 256 on CUDA.",
     )
     prefix_caching: CliImplicitFlag[bool] = Field(
         _ENGINE.prefix_caching,
         description="Share cached blocks between prompts that begin with the same tokens.",
     )
-    speculation: Literal["none", "ngram"] = Field(
-        "ngram",
-        description="Speculative decoding method: `ngram` (prompt lookup) or `none`.",
+    speculation: Literal["auto", "none", "ngram"] = Field(
+        "auto",
+        description="Speculative decoding method: `ngram` (prompt lookup) or `none`. `auto` is "
+        "`ngram` on a CPU or if `num_speculative_tokens` is set, else `none`.",
     )
-    num_speculative_tokens: Annotated[int, Field(ge=1, le=64)] = Field(
+    num_speculative_tokens: Annotated[int, Field(ge=1, le=64)] | None = Field(
         _ENGINE.num_speculative_tokens,
-        description="Maximum number of draft tokens of a sequence in one engine step.",
+        description="Maximum number of draft tokens of a sequence in one engine step. The default "
+        f"is {DEFAULT_SPECULATIVE_TOKENS}.",
+    )
+    vllm_args: dict[str, Any] = Field(
+        {},
+        description="Arguments of the engine `vllm`, by the names of vLLM's `AsyncEngineArgs`: a "
+        'JSON object such as `{"tensor_parallel_size": 2}`, or a table in the TOML file.',
     )
 
     step_timeout_s: Annotated[float, Field(gt=0)] = Field(
@@ -191,17 +227,65 @@ class ServiceSettings(ListenerSettings):
         "finish. Those that remain are aborted.",
     )
 
+    upstream_url: list[Annotated[str, AfterValidator(api_url)]] = Field(
+        [],
+        description="URLs of OpenAI-compatible services that serve the model, for `engine=openai`, "
+        "separated by commas. `/v1` is added to a URL without a path.",
+    )
+    upstream_model: str | None = Field(
+        None,
+        description="The upstreams' id of the model. The default is `model` if it is set, and "
+        "otherwise the only model that they serve.",
+    )
+    upstream_dialect: Literal["auto", "openai", "vllm", "sglang", "llamacpp", "ollama"] = Field(
+        "auto",
+        description="Kind of the upstreams, which decides the names of options that OpenAI's API "
+        "does not have. `auto` derives it from their list of models.",
+    )
+    upstream_api_key_file: Path | None = Field(
+        None,
+        description="Path of a file with the API key for the upstreams. The file is read again "
+        "when it changes.",
+    )
+    upstream_ca: Path | None = Field(
+        None,
+        description="Path of a PEM file with the certificate authority of the upstreams. By "
+        "default the public authorities are trusted.",
+    )
+    upstream_certificate: Path | None = Field(
+        None,
+        description="Path of a PEM file with the service's own certificate, for upstreams that "
+        "require one. It needs `upstream_key`.",
+    )
+    upstream_key: Path | None = Field(
+        None, description="Path of a PEM file with the key of `upstream_certificate`."
+    )
+    upstream_connect_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        5.0,
+        description="Maximum time to connect to an upstream, in seconds. After that, another one "
+        "is tried.",
+    )
+    upstream_read_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        300.0,
+        description="Maximum time without a byte of an upstream's response, in seconds. After "
+        "that, another upstream is tried if there was no token yet. Otherwise the request fails "
+        "with UPSTREAM_DOWN.",
+    )
+
     @property
     def engine_settings(self) -> EngineSettings:
         """The options that the engine gets."""
         chosen = {each.name: getattr(self, each.name) for each in fields(EngineSettings)}
         if self.speculation == "none":
             chosen["num_speculative_tokens"] = 0
+        elif self.speculation == "ngram" and self.num_speculative_tokens is None:
+            chosen["num_speculative_tokens"] = DEFAULT_SPECULATIVE_TOKENS
         return EngineSettings(**chosen)
 
     @model_validator(mode="after")
     def _step_has_a_token_for_each_sequence(self) -> Self:
-        if self.max_num_batched_tokens < self.max_num_seqs:
+        num_seqs, num_tokens = self.max_num_seqs, self.max_num_batched_tokens
+        if num_seqs is not None and num_tokens is not None and num_tokens < num_seqs:
             raise ValueError(
                 "max_num_batched_tokens must be at least max_num_seqs, because each running "
                 "sequence needs one token in each step"
@@ -212,6 +296,21 @@ class ServiceSettings(ListenerSettings):
     def _device_supports_the_quantization(self) -> Self:
         if self.device == "cuda" and self.quantization == "int8":
             raise ValueError("quantization=int8 is served on CPUs only, and device=cuda is set")
+        return self
+
+    @model_validator(mode="after")
+    def _options_are_those_of_the_engine(self) -> Self:
+        if self.engine == "openai" and not self.upstream_url:
+            raise ValueError("engine=openai needs upstream_url")
+        foreign = _ENGINE_FIELDS if self.engine == "openai" else _UPSTREAM_FIELDS
+        if given := sorted(self.model_fields_set & foreign):
+            raise ValueError(f"{given[0]} cannot be set with engine={self.engine}")
+        return self
+
+    @model_validator(mode="after")
+    def _upstream_certificate_has_a_key(self) -> Self:
+        if (self.upstream_certificate is None) != (self.upstream_key is None):
+            raise ValueError("upstream_certificate and upstream_key must be given together")
         return self
 
     @model_validator(mode="after")

@@ -20,7 +20,12 @@
     │   │   ├── PreparationFull
     │   │   └── TooManyStreams
     │   ├── Draining
-    │   └── Starting
+    │   ├── Starting
+    │   ├── UpstreamDown
+    │   └── UpstreamRateLimited
+    ├── UpstreamError            of a remote backend
+    │   ├── UpstreamAccessDenied
+    │   └── UpstreamInvalidResponse
     ├── DeadlinePassed
     ├── StepFailed               the engine continues without the request
     │   └── ConstraintFailed
@@ -165,10 +170,13 @@ class Unavailable(ChatrpcError):
 
     Attributes:
         retry_after_s: Seconds after which this replica may be tried again.
-        elsewhere_after_s: Seconds after which another replica may be tried.
+        elsewhere_after_s: Seconds after which another replica may be tried; None if it would not
+            help.
     """
 
-    elsewhere_after_s = 0.1  # enough for clients that balance by health to notice a drain
+    elsewhere_after_s: float | None = (
+        0.1  # enough for clients that balance by health to notice a drain
+    )
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -219,6 +227,31 @@ class Starting(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("The model is being loaded. Please retry later.", 2.0)
+
+
+class UpstreamDown(Unavailable):
+    """No upstream of a remote backend can serve the request now."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s)
+
+
+class UpstreamRateLimited(Unavailable):
+    """The upstreams reject the request because the service's key has used up a limit."""
+
+    elsewhere_after_s = None  # other replicas have the same key
+
+
+class UpstreamError(ChatrpcError):
+    """An upstream cannot serve any request of this service until its configuration changes."""
+
+
+class UpstreamAccessDenied(UpstreamError):
+    """An upstream rejects the service's key."""
+
+
+class UpstreamInvalidResponse(UpstreamError):
+    """The response of an upstream does not follow OpenAI's API."""
 
 
 class DeadlinePassed(ChatrpcError):

@@ -60,7 +60,7 @@ class Metrics(ProcessMetrics):
         )
         self.prompt_tokens = self.counter(
             "chatrpc_prompt_tokens",
-            "Prompt tokens of generations whose prompt was computed.",
+            "Prompt tokens that were computed, including the inputs of embeddings.",
             alias="prompt_tokens",
         )
         self.generation_tokens = self.counter(

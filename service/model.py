@@ -1,5 +1,7 @@
 """Loads a model as the settings describe it: checkpoint, tokenizer, formats, grammars, card."""
 
+import asyncio
+
 import structlog
 
 from chatrpc_process.threads import run_in_daemon_thread
@@ -16,6 +18,7 @@ from service.domain.engine import Engine, EngineStats
 from service.domain.engine_settings import EngineModel
 from service.domain.model import ChatFormats, LocalModel, ModelCard, ReasoningFormat, ToolFormat
 from service.domain.sampling import SamplingParams
+from service.engines import make_engine
 from service.fingerprint import fingerprint
 from service.generation.local_backend import locally_served
 from service.text.grammars import CompiledGrammars, load_token_trie
@@ -109,7 +112,7 @@ class ModelLoader:
             self._eos_token_ids,
             self._vocab_size,
             self._formats,
-            self._grammars,
+            None if "constraint" in engine.capabilities.unsupported else self._grammars,
             JsonLayout(self._settings.json_whitespace),
         )
 
@@ -145,8 +148,23 @@ class LocalRuntime:
     def stats(self) -> EngineStats:
         return self._engine.stats()
 
+    async def wait_available(self, *, is_available: bool) -> None:
+        """Return at once, or never: an engine in this process is available until it fails."""
+        if not is_available:
+            await asyncio.Event().wait()
+
     async def wait_dead(self) -> None:
         await self._engine.wait_dead()
 
     async def stop(self) -> bool:
         return await self._engine.stop()
+
+
+def local_runtime(settings: ServiceSettings) -> LocalRuntime:
+    """Return the runtime of the engine that the settings name. Nothing is loaded yet.
+
+    Raises:
+        ConfigError: See `make_engine`.
+    """
+    engine = make_engine(settings.engine, settings.engine_settings)
+    return LocalRuntime(ModelLoader(settings), engine)

@@ -5,8 +5,11 @@ from functools import partial
 
 from service.config import ServiceSettings
 from service.domain.backend import ModelRuntime
-from service.engines import BACKENDS, load_engine_factory, load_factory, make_engine
-from service.model import LocalRuntime, ModelLoader
+from service.engines import BACKENDS, check_engine, load_engine_factory, load_factory
+
+# An import string of the factory of the runtime with an engine. It is not imported for a chat
+# backend, which needs no packages of the text layer.
+_LOCAL_RUNTIME = "service.model:local_runtime"
 
 
 def load_runtime_factory(settings: ServiceSettings) -> Callable[[], ModelRuntime]:
@@ -18,10 +21,16 @@ def load_runtime_factory(settings: ServiceSettings) -> Callable[[], ModelRuntime
     name = settings.engine
     if name in BACKENDS:
         return partial(load_factory(name, BACKENDS[name]), settings)
-    load_engine_factory(name)
-    return partial(_local_runtime, settings)
+    load_engine_factory(name, settings.device)
+    return partial(load_factory(name, _LOCAL_RUNTIME), settings)
 
 
-def _local_runtime(settings: ServiceSettings) -> LocalRuntime:
-    engine = make_engine(settings.engine, settings.engine_settings)
-    return LocalRuntime(ModelLoader(settings), engine)
+def check_runtime(settings: ServiceSettings) -> None:
+    """Check the options of the engine or backend that the settings name, without making it.
+
+    Raises:
+        ConfigError: It cannot be imported, or it rejects the options.
+    """
+    load_runtime_factory(settings)
+    if settings.engine not in BACKENDS:
+        check_engine(settings.engine, settings.engine_settings)

@@ -46,7 +46,22 @@ ALLOWED: dict[str, set[str]] = {
     "service.engines": {"chatrpc_process.errors", "service.domain"},
     "service.vllm_names": {"service.domain"},
     "service.metrics": {"chatrpc_process.metrics", "service.domain", "service.vllm_names"},
-    "service.config": {"chatrpc_process", "service.domain", "service.engines"},
+    "service.upstream_url": set(),
+    "service.config": {
+        "chatrpc_process",
+        "service.domain",
+        "service.engines",
+        "service.upstream_url",
+    },
+    "service.upstream": {
+        "chatrpc_process",
+        "service.config",
+        "service.deadline",
+        "service.domain",
+        "service.errors",
+        "service.streams.admission",
+        "service.upstream_url",
+    },
     "service.gguf": {"service.errors"},
     "service.checkpoint": {
         "service.domain",
@@ -63,12 +78,23 @@ ALLOWED: dict[str, set[str]] = {
         "service.errors",
         "service.text",
     },
+    "service.streams": {"chatrpc_process.fairness", "service.domain", "service.errors"},
     "service.engine": {
         "chatrpc_process.fairness",
         "service.domain",
         "service.errors",
         "service.cache",
         "service.json_file",
+        "service.streams",
+    },
+    "service.vllm_engine": {
+        "chatrpc_process.errors",
+        "chatrpc_process.fairness",
+        "chatrpc_process.logs",
+        "chatrpc_process.threads",
+        "service.domain",
+        "service.errors",
+        "service.streams",
     },
     "service.engine.native": set(),
     "service.rpc": {
@@ -104,6 +130,7 @@ ALLOWED: dict[str, set[str]] = {
         "service.domain",
         "service.config",
         "service.checkpoint",
+        "service.engines",
         "service.fingerprint",
         "service.generation",
         "service.text",
@@ -113,7 +140,6 @@ ALLOWED: dict[str, set[str]] = {
         "service.config",
         "service.domain",
         "service.engines",
-        "service.model",
     },
     "service.prepare": {
         "chatrpc_process",
@@ -203,6 +229,7 @@ DEFERRED = {
     ("service.engine.local", "service.engine.native.build"),
     ("service.engine.load", "service.engine.transformers_model"),
     ("service.engine.model_config", "service.engine.transformers_config"),
+    ("service.vllm_engine.engine", "service.vllm_engine.launch"),
     ("service.checkpoint", "service.gguf.convert"),
     ("service.checkpoint", "huggingface_hub"),
     ("chatrpc_process.tracing.exporter", "chatrpc_process.tracing.otel"),
@@ -215,11 +242,13 @@ WITHOUT_TORCH = (
     "service.checkpoint",
     "service.text.hf_tokenizer",
     "service.engine.model_config",
+    "service.engine.limits",
     "service.engine.scheduler",
     "service.engine.block_pool",
-    "service.engine.admission",
+    "service.streams.admission",
     "service.engine.core",
     "service.engine.async_engine",
+    "service.vllm_engine.engine",
     "service.rpc.server",
     "service.text.output_text",
     "service.config",
@@ -307,7 +336,7 @@ def test_tests_import_no_test_modules_or_helpers_of_other_folders() -> None:
                 is_module = (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()
                 helper = name if is_module else name.rpartition(".")[0]
                 folder, _, last = helper.rpartition(".")
-                is_shared = folder in {"tests.support", "tests.fakes"}
+                is_shared = is_within(folder, "tests.support") or folder == "tests.fakes"
                 is_test = last == "conftest" or last.startswith("test_")
                 if is_test or not (is_shared or is_within(module, folder)):
                     wrong.append(f"{path.relative_to(ROOT)}:{line}: imports {name}")

@@ -24,10 +24,14 @@ def root() -> Path:
 
 
 class Environment:
-    """The virtual environment `name`. It counts as installed once `recipe` has completed."""
+    """The virtual environment `name`. It counts as installed once `recipe` has completed.
 
-    def __init__(self, name: str, pins: Sequence[str]) -> None:
-        self.path = root() / name
+    Args:
+        directory: The directory that contains it. The default is that of the peers' environments.
+    """
+
+    def __init__(self, name: str, pins: Sequence[str], directory: Path | None = None) -> None:
+        self.path = (directory or root()).absolute() / name
         self._pins = " ".join(pins)
         self._stamp = self.path / "installed"
 

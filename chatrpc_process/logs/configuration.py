@@ -7,7 +7,7 @@ every line. The names of our events are constants in snake_case; alerts may sear
 
 import logging
 import sys
-from typing import Literal
+from typing import Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -55,7 +55,7 @@ def configure_logging(level: LogLevel, log_format: LogFormat) -> None:
             )
         ]
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(level, log_format)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -72,6 +72,14 @@ def configure_logging(level: LogLevel, log_format: LogFormat) -> None:
     logging.captureWarnings(capture=True)
 
 
+def configured_logging() -> tuple[LogLevel, LogFormat]:
+    """Return the level and format of this process's log lines, for a process that it starts."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Handler):
+            return handler.log_level, handler.log_format
+    return "info", "text"
+
+
 def printable(text: str, max_chars: int) -> str:
     """Return the first `max_chars` characters of a text, with unprintable ones escaped.
 
@@ -83,6 +91,15 @@ def printable(text: str, max_chars: int) -> str:
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in short
     )
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes log lines to stderr, and has their level and format."""
+
+    def __init__(self, log_level: LogLevel, log_format: LogFormat) -> None:
+        super().__init__(sys.stderr)
+        self.log_level: LogLevel = log_level
+        self.log_format: LogFormat = log_format
 
 
 def _set_levels(level: int) -> None:

@@ -12,14 +12,26 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent.parent
-IN_IMAGES = ("service", "gateway", "cli", "otel")
+IN_IMAGES = ("service", "text", "local", "upstream", "gateway", "cli", "otel")
 
 
 def requirements() -> list[Requirement]:
-    """Return the requirements in pyproject.toml of the extras that images contain."""
+    """Return the requirements in pyproject.toml of the extras that images contain.
+
+    The image with vLLM is not among them: no environment can contain it and the extra `local`.
+    """
+    return [requirement for extra in ("", *IN_IMAGES) for requirement in extra_requirements(extra)]
+
+
+def extra_requirements(extra: str) -> list[Requirement]:
+    """Return the requirements in pyproject.toml of one extra, without those of extras it names.
+
+    "" is the project without extras.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = (project["optional-dependencies"][extra] for extra in IN_IMAGES)
-    return [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
+    lines = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    requirements = map(Requirement, lines)
+    return [requirement for requirement in requirements if requirement.name != project["name"]]
 
 
 def installed(wanted: Iterable[Requirement]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from chatrpc.v1 import caller_pb2
-from chatrpc_process.access.cost import Cost, cost_of, default_output_limit
+from chatrpc_process.access.cost import Cost, cost_of, cost_of_input, default_output_limit
 from chatrpc_process.access.keys import Key
 from chatrpc_process.access.quotas import (
     NeverAdmitted,
@@ -103,19 +103,27 @@ class Caller:
         cost = cost_of(params, num_bytes, output_limit)
         with self._admitted(self._key, cost, names) as reservation:
             charge = TokenCharge(reservation, cost, output_limit, is_streamed=is_streamed)
-            try:
+            with charge.charging():
                 yield charge
-            except grpc.aio.AioRpcError as error:
-                charge.charge_failed(error)
-                raise
-            except ApiError:
-                charge.charge_used()  # the gateway failed, not the service
-                raise
-            except BaseException:
-                charge.charge_disconnected()
-                raise
-            else:
-                charge.charge_used()
+
+    @contextmanager
+    def embeddings(self, num_bytes: int) -> "Iterator[TokenCharge]":
+        """Count a request for embeddings against the caller's limits while in the context.
+
+        Args:
+            num_bytes: The size of the request's body.
+
+        Raises:
+            ApiError: A limit is reached, or the request by itself exceeds it.
+        """
+        if self._key is None:
+            yield TokenCharge()
+            return
+        cost = cost_of_input(num_bytes, "input")
+        with self._admitted(self._key, cost, {}) as reservation:
+            charge = TokenCharge(reservation, cost)
+            with charge.charging():
+                yield charge
 
     @contextmanager
     def tokenization(self) -> Iterator[None]:
@@ -152,7 +160,7 @@ class Caller:
 
 
 class TokenCharge:
-    """Charges the tokens of one generation to its caller's limit, for which tokens are reserved.
+    """Charges the tokens of one request to its caller's limit, for which tokens are reserved.
 
     Args:
         reservation: The reserved tokens. None if the caller has no limit.
@@ -175,6 +183,23 @@ class TokenCharge:
         self._cost = cost
         self._is_streamed = is_streamed
         self._num_noted = 0
+
+    @contextmanager
+    def charging(self) -> Iterator[None]:
+        """Charge the tokens at the end of the context, by the way in which it ends."""
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            self.charge_failed(error)
+            raise
+        except ApiError:
+            self.charge_used()  # the gateway failed, not the service
+            raise
+        except BaseException:
+            self.charge_disconnected()
+            raise
+        else:
+            self.charge_used()
 
     def note(self, num_tokens: int) -> None:
         """Count tokens of the prompt and the output. The first call includes the whole prompt."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from msgspec import UNSET, UnsetType
 
-from chatrpc.v1 import chat_pb2, model_service_pb2
+from chatrpc.v1 import chat_pb2
 from gateway_http.convert.logprobs import LEAST_LOGPROB, prompt_logprobs
 from gateway_http.protocol import response as openai
 
@@ -27,17 +27,6 @@ def completion(whole: chat_pb2.ChatCompletion, model: str) -> openai.ChatComplet
         system_fingerprint=whole.system_fingerprint or UNSET,
         prompt_token_ids=list(whole.prompt_token_ids) or UNSET,
         prompt_logprobs=prompt_logprobs(whole.prompt_logprobs, has_first=False),
-    )
-
-
-def model(description: model_service_pb2.Model, name: str) -> openai.Model:
-    """Convert the description of a model; `name` is its name for clients."""
-    return openai.Model(
-        id=name,
-        created=description.create_time.seconds,
-        owned_by=description.owned_by,
-        max_model_len=description.max_model_len or UNSET,
-        root=description.root or UNSET,
     )
 
 

@@ -6,10 +6,11 @@ from msgspec import UNSET, UnsetType
 
 from chatrpc.v1 import completion_pb2
 from gateway_http.convert import chat_completions, sampling
+from gateway_http.convert.inputs import is_single, texts_or_token_ids
 from gateway_http.convert.logprobs import Token, completion_logprobs, prompt_logprobs
 from gateway_http.convert.stream_state import StreamState
 from gateway_http.protocol import completion as openai
-from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
+from gateway_http.protocol.error import UnsupportedParameter
 from gateway_http.protocol.response import Usage
 
 # The output limit for `max_tokens: -1`. It must be set, since the service's default is 16. The
@@ -48,28 +49,18 @@ def sent_names(request: openai.CompletionRequest) -> dict[str, str]:
 
     A single prompt is named `prompt`, without an index.
     """
-    is_single = isinstance(request.prompt, str) or isinstance(request.prompt[0], int)
-    return sampling.sent_names(request) | ({"prompt[0]": "prompt"} if is_single else {})
+    single = {"prompt[0]": "prompt"} if is_single(request.prompt) else {}
+    return sampling.sent_names(request) | single
 
 
 def prompts(prompt: str | openai.Prompts) -> list[completion_pb2.CompletionPrompt]:
     """Convert `prompt`. Raises InvalidRequest if it mixes texts, token ids and lists of them."""
-    if isinstance(prompt, str):
-        return [completion_pb2.CompletionPrompt(text=prompt)]
-    texts = [item for item in prompt if isinstance(item, str)]
-    ids = [item for item in prompt if isinstance(item, int)]
-    lists = [item for item in prompt if isinstance(item, list)]
-    if len(prompt) not in {len(texts), len(ids), len(lists)}:
-        raise InvalidRequest(
-            "Invalid 'prompt': send strings, token ids or lists of token ids, not a mixture.",
-            "prompt",
-            "invalid_type",
-        )
+    texts, token_ids = texts_or_token_ids(prompt, "prompt")
     if texts:
         return [completion_pb2.CompletionPrompt(text=text) for text in texts]
     return [
-        completion_pb2.CompletionPrompt(token_ids=completion_pb2.TokenIds(ids=prompt_ids))
-        for prompt_ids in ([ids] if ids else lists)
+        completion_pb2.CompletionPrompt(token_ids=completion_pb2.TokenIds(ids=ids))
+        for ids in token_ids
     ]
 
 

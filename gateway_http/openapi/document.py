@@ -12,6 +12,7 @@ from gateway_http.http.endpoint import Endpoint
 from gateway_http.openapi.fields import fields_of, structs_within
 from gateway_http.protocol.completion import CompletionRequest
 from gateway_http.protocol.elements import MAX_ELEMENTS
+from gateway_http.protocol.embeddings import EmbeddingsRequest
 from gateway_http.protocol.error import ErrorBody
 from gateway_http.protocol.request import ChatCompletionRequest
 
@@ -71,31 +72,31 @@ _STATUS_WORDS = {
     504: "The request exceeded its time limit.",
 }
 
-_PROMPTS = LIMITS["CompletionParams.prompts"]
 _TOKEN_IDS: _Schema = {
     "type": "array",
     "items": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
     "minItems": LIMITS["TokenIds.ids"].min_size,
 }
-_PROMPT_LIST: _Schema = {
-    "type": "array",
-    "minItems": _PROMPTS.min_size,
-    "maxItems": _PROMPTS.max_size,
-}
+
+
+def _texts_or_token_ids(limits: Limits) -> _Schema:
+    """Return the schema of texts or token ids: one text, several, or the token ids of these."""
+    each = limits.element or Limits()
+    text: _Schema = {"type": "string"}
+    if each.min_size:
+        text["minLength"] = each.min_size
+    several: _Schema = {"type": "array", "minItems": limits.min_size, "maxItems": limits.max_size}
+    return {"anyOf": [text, several | {"items": text}, _TOKEN_IDS, several | {"items": _TOKEN_IDS}]}
+
+
 # The pattern lacks the parts that only Python's regular expressions support.
 _REQUEST_ID: _Schema = {
     "anyOf": [{"type": "string", "pattern": f"^{REQUEST_ID_PATTERN}$"}, {"type": "null"}]
 }
 # Schemas that are more precise than the type of the field.
 _PRECISE_SCHEMAS: dict[tuple[type[msgspec.Struct], str], _Schema] = {
-    (CompletionRequest, "prompt"): {
-        "anyOf": [
-            {"type": "string"},
-            _PROMPT_LIST | {"items": {"type": "string"}},
-            _TOKEN_IDS,
-            _PROMPT_LIST | {"items": _TOKEN_IDS},
-        ]
-    },
+    (CompletionRequest, "prompt"): _texts_or_token_ids(LIMITS["CompletionParams.prompts"]),
+    (EmbeddingsRequest, "input"): _texts_or_token_ids(LIMITS["TextInputs.texts"]),
     (ChatCompletionRequest, "request_id"): _REQUEST_ID,
     (CompletionRequest, "request_id"): _REQUEST_ID,
 }

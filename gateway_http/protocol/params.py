@@ -36,6 +36,14 @@ PARAMS: Mapping[str, str] = {
     "prompts[].text": "prompt[]",
     "prompts[].token_ids": "prompt[]",
     "prompts[].token_ids.ids": "prompt[]",
+    # Embeddings.
+    "text_inputs": "input",
+    "text_inputs.texts": "input",
+    "text_inputs.texts[]": "input[]",
+    "token_inputs": "input",
+    "token_inputs.token_ids": "input",
+    "token_inputs.token_ids[]": "input[]",
+    "token_inputs.token_ids[].ids": "input[]",
     # Tokens.
     "token_ids": "tokens",
     "return_token_bytes": "return_token_strs",

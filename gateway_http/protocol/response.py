@@ -175,6 +175,25 @@ class ChatCompletionChunk(Struct, kw_only=True):
     prompt_logprobs: Annotated[PromptLogprobs | UnsetType, note("Only in the first event.")] = UNSET
 
 
+class ModelCapabilities(Struct, kw_only=True):
+    """The kinds of input and output of a model, and the parameters that it rejects."""
+
+    unsupported_parameters: Annotated[
+        list[str],
+        proto_field(
+            "ModelCapabilities.unsupported_fields",
+            description="The parameters of chat and text completions that this model rejects, as "
+            "paths in the body.",
+        ),
+    ]
+    input_modalities: list[Literal["text", "audio", "image"]]
+    embeddings: bool
+    tokenization: bool
+    structured_outputs: bool
+    max_logprobs: int | UnsetType = UNSET
+    is_batch_invariant: bool
+
+
 class Model(Struct, kw_only=True):
     """A served model."""
 
@@ -186,6 +205,10 @@ class Model(Struct, kw_only=True):
         int | UnsetType, note("Absent if the model's service cannot be reached.")
     ] = UNSET
     root: str | UnsetType = UNSET
+    engine: str | UnsetType = UNSET
+    capabilities: Annotated[
+        ModelCapabilities | UnsetType, note("Absent if the model's service cannot be reached.")
+    ] = UNSET
 
 
 class ModelList(Struct, kw_only=True):

@@ -1,4 +1,4 @@
-"""The metrics and the log record of one completion."""
+"""The metrics and the log record of one completion, or of a request for embeddings."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -64,6 +64,13 @@ class CompletionMetrics:
         if isinstance(usage, Usage):  # always true for a whole completion
             cached = usage.prompt_tokens_details.cached_tokens
             self._note(usage.prompt_tokens, cached, usage.completion_tokens)
+
+    def note_embeddings(self, num_tokens: int, model: str) -> None:
+        """Measure embeddings that are about to be sent; `model` is the model's name for clients."""
+        self._learn_model(model)
+        self._record.prompt_tokens = num_tokens
+        self._metrics.prompt_tokens.labels(self._label).inc(num_tokens)
+        self._count_tokens(num_tokens)
 
     @property
     def _label(self) -> str:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chatrpc.v1 import model_service_pb2
-from gateway_http.convert import chat_completions
+from gateway_http.convert import models as convert
 from gateway_http.http.request_io import json_response
 from gateway_http.protocol import response as openai
 from gateway_http.protocol.error import ApiError
@@ -85,7 +85,7 @@ async def _models_of(
             models = await route.list_models(call_metadata_of(request), timeout_s)
             may_use = caller_of(request).may_use
             return [
-                chat_completions.model(model, model.id)
+                convert.model(model, model.id)
                 for model in models
                 if may_use(model.id, *model.aliases)
             ]
@@ -109,4 +109,4 @@ async def _model(route: Route, request: Request, timeout_s: float) -> openai.Mod
         if isinstance(route.entry, WholeService) or error.code() in _DEFINITE:
             raise
         model = model_service_pb2.Model(owned_by=_UNKNOWN_OWNER)
-    return chat_completions.model(model, route.public_name(model.id))
+    return convert.model(model, route.public_name(model.id))

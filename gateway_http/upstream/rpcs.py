@@ -11,7 +11,12 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from chatrpc.v1 import chat_service_pb2, completion_service_pb2, model_service_pb2
+from chatrpc.v1 import (
+    chat_service_pb2,
+    completion_service_pb2,
+    embedding_service_pb2,
+    model_service_pb2,
+)
 from gateway_http.upstream import affinity
 from gateway_http.upstream.affinity import AffinityFields
 
@@ -30,7 +35,7 @@ class Rpc(Generic[Request, Response]):
         is_retryable: True if gRPC may repeat a call on another replica after it failed without any
             response.
         model_of: Returns the model that a request names; "" for none.
-        operation: The value of `gen_ai.operation.name` in traces; "" if it generates nothing.
+        operation: The value of `gen_ai.operation.name` in traces; "" if it computes nothing.
         affinity: The parts of a request by which its replica may be chosen; None if any replica
             can take it.
     """
@@ -127,6 +132,14 @@ STREAM_COMPLETION = _rpc(
     operation="text_completion",
     affinity=affinity.COMPLETION,
 )
+CREATE_EMBEDDINGS = _rpc(
+    embedding_service_pb2,
+    "CreateEmbeddings",
+    embedding_service_pb2.CreateEmbeddingsRequest,
+    embedding_service_pb2.CreateEmbeddingsResponse,
+    model_of=lambda request: request.model,
+    operation="embeddings",
+)
 LIST_MODELS = _rpc(
     model_service_pb2,
     "ListModels",
@@ -161,6 +174,7 @@ RPCS: tuple[Rpc[Any, Any], ...] = (
     STREAM_CHAT_COMPLETION,
     CREATE_COMPLETION,
     STREAM_COMPLETION,
+    CREATE_EMBEDDINGS,
     LIST_MODELS,
     GET_MODEL,
     TOKENIZE,

@@ -17,7 +17,7 @@ def call_span(rpc: Rpc[Request, Response], request: Request) -> Iterator[Sequenc
     code = "CANCELLED"  # used if the client leaves before the call ends, which is no error
     try:
         if span.is_recording:
-            span.set_attributes(_generation_attributes(rpc, request))
+            span.set_attributes(_operation_attributes(rpc, request))
         yield () if span.context is None else span.context.fields
         code = "OK"
     except grpc.aio.AioRpcError as error:
@@ -29,7 +29,7 @@ def call_span(rpc: Rpc[Request, Response], request: Request) -> Iterator[Sequenc
         span.end()
 
 
-def _generation_attributes(rpc: Rpc[Request, Response], request: Request) -> Mapping[str, Value]:
+def _operation_attributes(rpc: Rpc[Request, Response], request: Request) -> Mapping[str, Value]:
     """Return the operation and the model. Only the service's own span has numbers of tokens: if
     both had them, sums over spans would be wrong.
     """

@@ -1,6 +1,7 @@
-"""The chat backend: it turns checked requests into text deltas.
+"""The backends of a model: the chat backend turns checked requests into text deltas, and the
+embedding backend turns inputs into vectors.
 
-The servicers use a model only through this interface. The local backend (`service.generation`) is
+The servicers use a model only through these interfaces. The local backend (`service.generation`) is
 one implementation, over an `Engine`. Another one could call a remote server. It would have no
 engine, and perhaps neither a tokenizer nor token ids.
 """
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from service.domain.chat import ChatRequest
 from service.domain.completion import CompletionRequest
+from service.domain.embeddings import EmbeddingRequest, Embeddings
 from service.domain.engine import (
     Caller,
     EngineStats,
@@ -29,7 +31,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """The properties of a model that are needed to check requests.
+    """The properties of a model that are needed to check requests, and that clients receive.
 
     Attributes:
         max_model_len: Maximum number of tokens of a sequence, prompt and output together.
@@ -37,6 +39,12 @@ class ModelSpec:
         sampling_defaults: The values of sampling parameters that a request does not set.
         vocab_size: Number of token ids of the model; None if the backend has no token ids.
         max_token_chars: Maximum number of characters that one token stands for; None if unknown.
+        takes_images: True if messages may have images.
+        unsupported_fields: The fields that requests may not set: paths in the parameters of an RPC,
+            such as `sampling.top_k`. A request that sets one is rejected before `prepare`.
+        max_logprobs: Maximum number of alternatives to a token's log probability; None if the model
+            has no limit of its own.
+        is_batch_invariant: True if the output of a request does not depend on other requests.
     """
 
     max_model_len: int
@@ -44,6 +52,14 @@ class ModelSpec:
     sampling_defaults: SamplingParams
     vocab_size: int | None = None
     max_token_chars: int | None = None
+    takes_images: bool = False
+    unsupported_fields: frozenset[str] = frozenset()
+    max_logprobs: int | None = None
+    is_batch_invariant: bool = False
+
+    def most_logprobs(self, limit: int) -> int:
+        """Return `max_logprobs`, or `limit` if that is lower."""
+        return limit if self.max_logprobs is None else min(limit, self.max_logprobs)
 
 
 class Workers(Protocol):
@@ -121,6 +137,15 @@ class ToolCallDelta:
     arguments: str = ""
 
 
+class TokenUsage(NamedTuple):
+    """The numbers of tokens of a request, all its prompts and choices together."""
+
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_reasoning_tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class TextDelta:
     """The next piece of a choice.
@@ -144,6 +169,10 @@ class TextDelta:
         prompt_index: Index of the prompt in the request.
         text_offsets: Offset in the choice's text of each of the `num_tokens` tokens.
         timings: Progress of the prompt's request; None if the backend does not report it.
+        prompt_token_ids: Ids of the prompt's tokens, if its `Prompt` does not have them. The first
+            delta of each choice has them.
+        usage: The numbers of tokens so far, if a remote backend reports them. They replace the sums
+            over the deltas.
     """
 
     text: str = ""
@@ -161,6 +190,8 @@ class TextDelta:
     prompt_index: int = 0
     text_offsets: tuple[int, ...] = ()
     timings: EngineTimings | None = field(default=None, compare=False)
+    prompt_token_ids: tuple[int, ...] = ()
+    usage: TokenUsage | None = None
 
     @property
     def num_logprobs(self) -> int:
@@ -180,13 +211,15 @@ class Generation(Protocol):
         The first item is empty: the request has been admitted. Closing the generator aborts the
         request.
 
-        Raises, at the first item:
+        Raises, at the first item, or a remote backend before the second:
             ContextLengthExceeded, QueueFull, DeadlinePassed: The request is rejected.
+            InvalidField: A remote backend rejects a field.
         Raises, later:
             DeadlinePassed: The deadline passed.
             InvalidField: The grammar cannot be followed to the end of an output.
             StepFailed: The request failed; others are not affected.
             EngineDead: The backend has failed.
+            UpstreamError: A remote backend has failed.
         """
         ...
 
@@ -231,12 +264,34 @@ class ChatBackend(Protocol):
         ...
 
 
+class EmbeddingBackend(Protocol):
+    """Computes embeddings."""
+
+    async def embed(self, request: EmbeddingRequest, call: CallContext) -> Embeddings:
+        """Return the embeddings of all inputs. Cancelling the task aborts the request.
+
+        The caller ends the call at its deadline, so this need not observe `call.deadline`.
+
+        Raises:
+            InvalidField or a subclass: The request cannot be served.
+            QueueFull, DeadlinePassed: The request is rejected.
+            StepFailed: The request failed; others are not affected.
+            EngineDead: The backend has failed.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model that requests can name, and the backend that serves it."""
+    """A model that requests can name, and the backends that serve it.
+
+    Attributes:
+        embeddings: Computes the model's embeddings; None if it has none.
+    """
 
     card: ModelCard
     backend: ChatBackend
+    embeddings: EmbeddingBackend | None = None
 
 
 class ModelRuntime(Protocol):
@@ -252,6 +307,13 @@ class ModelRuntime(Protocol):
 
     def stats(self) -> EngineStats:
         """Return the load of the backend; empty before `load`."""
+        ...
+
+    async def wait_available(self, *, is_available: bool) -> None:
+        """Return when the model can serve requests, or if `is_available` is False, when it cannot.
+
+        A backend that is not available may become so again. It is available after `load`.
+        """
         ...
 
     async def wait_dead(self) -> None:

@@ -17,15 +17,35 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """A message of a conversation, with its text parts joined."""
+class Image:
+    """An image in a message.
 
-    role: str  # system, developer, user, assistant or tool
+    Attributes:
+        url: An URL, or a `data:` URL with the bytes of the image.
+        detail: The resolution to read it in: low, high or auto; "" is the model's default.
+    """
+
+    url: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message of a conversation.
+
+    Attributes:
+        role: system, developer, user, assistant or tool.
+        content: The text parts, joined; None if the message has none.
+        parts: The texts and images in order, if the message has an image. Otherwise it is empty.
+    """
+
+    role: str
     content: str | None
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    parts: tuple[str | Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +53,8 @@ class PromptOptions:
     """Options for rendering a conversation to a prompt.
 
     Attributes:
-        template_kwargs: Variables for the chat template.
+        template_kwargs: Variables for the chat template, those of the reasoning effort included.
+        reasoning_effort: The request's reasoning effort, such as `high`; "" if it sets none.
         continue_final_message: True if the output continues the last message.
         truncate_prompt_tokens: Number of tokens to keep of the prompt's end; None keeps all.
         tools: The tools as chat templates read them: dicts as in OpenAI's API.
@@ -44,6 +65,7 @@ class PromptOptions:
     continue_final_message: bool = False
     truncate_prompt_tokens: int | None = None
     tools: tuple[dict[str, Any], ...] = ()
+    reasoning_effort: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +120,8 @@ class ResponseFormat:
         text: The schema, the regular expression or the grammar.
         is_strict: True if the schema must be enforced exactly, or rejected.
         field: The field of the request that has the format, for error messages.
+        name: The name of the schema.
+        description: A description of the schema.
     """
 
     kind: ResponseFormatKind
@@ -105,6 +129,8 @@ class ResponseFormat:
     is_strict: bool = False
     choices: tuple[str, ...] = ()
     field: str = ""
+    name: str = ""
+    description: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
 from service.domain.engine_settings import EngineModel, EngineSettings
-from service.domain.grammar import Constraint
+from service.domain.grammar import OutputConstraint
 from service.domain.sampling import SamplingParams
 
 
@@ -17,6 +17,7 @@ class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
     TOOL_CALLS = "tool_calls"  # set by the output parser; an engine has no tool calls
+    CONTENT_FILTER = "content_filter"  # only remote backends filter outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,9 @@ class Request:
         deadline: Time in seconds of `time.monotonic()`. If the request is still waiting at that
             time, it fails.
         cache_salt: Only requests with an equal salt share cached prompt prefixes.
-        n: Number of sequences. The prompt is computed once. Sequence `i` is sampled by the seed
-            and `i`.
-        priority: Requests with a lower value are admitted first and preempted last.
+        n: Number of sequences. Sequence `i` is sampled by the seed and `i`.
+        priority: Among the requests of a caller, those with a lower value are admitted first and
+            preempted last. An engine may choose the next request before there is room for it.
         num_logprobs: Number of most likely tokens whose log probabilities are returned, in addition
             to that of each generated token. If it is None, no log probabilities are returned.
         num_prompt_logprobs: The same for the prompt.
@@ -95,7 +96,7 @@ class Request:
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
     bad_token_sequences: tuple[tuple[int, ...], ...] = ()
-    constraint: Constraint | None = None
+    constraint: OutputConstraint | None = None
     caller: Caller = Caller()
 
 
@@ -103,7 +104,7 @@ class Request:
 class TokenLogprobs:
     """The log probability of a token (natural, before temperature) and of the most likely tokens.
 
-    `top` is in descending order. Among equally likely tokens the lower id comes first.
+    `top` is in descending order. Equally likely tokens in it are in ascending order of their ids.
     """
 
     token_id: int
@@ -232,7 +233,8 @@ class Engine(Protocol):
 
     @property
     def max_request_sequences(self) -> int:
-        """Maximum number of sequences of one request, for all its prompts together."""
+        """Maximum number of sequences of one request, for all its prompts together; set by
+        `start`."""
         ...
 
     def reserve(self, caller: Caller, num_sequences: int) -> AbstractContextManager[None]:
@@ -243,7 +245,7 @@ class Engine(Protocol):
 
         Raises:
             QueueFull: The queue is full, or the caller has used its share of it.
-            EngineDead: The engine has failed.
+            EngineDead: The engine has failed or is stopped.
         """
         ...
 
@@ -266,21 +268,27 @@ class Engine(Protocol):
 
         Raises, at the first item:
             ContextLengthExceeded, QueueFull, DeadlinePassed: The request is rejected.
+            EngineDead: The engine has failed or is stopped.
         Raises, later:
             DeadlinePassed: The deadline passed while a sequence was waiting.
-            StepFailed: A step with this request failed. Other requests are not affected.
-            EngineDead: The engine has failed.
+            StepFailed: A step with this request failed. Requests outside the step are not affected.
+            EngineDead: The engine has failed or is stopped.
         """
         ...
 
-    def stats(self) -> EngineStats: ...
+    def stats(self) -> EngineStats:
+        """Return the engine's load and counters.
+
+        Soon after all requests have ended, no sequence runs or waits, and no block is in use.
+        """
+        ...
 
     async def wait_dead(self) -> None:
         """Return when the engine has failed. Never return otherwise, even after `stop`."""
         ...
 
     async def stop(self) -> bool:
-        """Fail the unfinished requests and free the model.
+        """Fail the unfinished requests and all later ones with EngineDead, and free the model.
 
         Returns:
             False if the engine has failed before; True otherwise.

@@ -1,8 +1,9 @@
 """The operator's options for an engine, and the model that an engine loads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from service.cache import default_cache_dir
 
@@ -10,12 +11,17 @@ Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["auto", "none", "int8"]
 
+# Maximum length of a draft, if drafts are enabled without a length.
+DEFAULT_SPECULATIVE_TOKENS = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
     """The options of an engine that an operator can set, and their defaults.
 
-    The service's options of the same names take their defaults from here.
+    The service's options of the same names take their defaults from here. None means that the
+    operator has not set the option, and the engine chooses. The defaults of this project's own
+    engine depend on the device: see `service.engine.limits`.
 
     Attributes:
         device: The device that the model runs on. `auto` is a CUDA device if there is one, else the
@@ -28,7 +34,7 @@ class EngineSettings:
         max_model_len: Maximum length of prompt and completion together, in tokens. None means the
             model's own.
         max_num_seqs: Maximum number of sequences that run at once.
-        max_num_batched_tokens: Maximum number of tokens in one step.
+        max_num_batched_tokens: Maximum number of tokens in one step; at least `max_num_seqs`.
         max_queue_size: Maximum number of waiting sequences.
         block_size: Tokens in a block of the KV cache.
         kv_cache_memory_bytes: Size of the KV cache in bytes. None means enough for a few sequences
@@ -38,6 +44,7 @@ class EngineSettings:
         num_speculative_tokens: Maximum length of a draft, in tokens; 0 disables drafts.
         step_timeout_s: Maximum duration of one step, in seconds. If a step takes longer, the engine
             has failed.
+        vllm_args: Arguments of the engine vllm, by the names of vLLM's `AsyncEngineArgs`.
     """
 
     device: Device = "auto"
@@ -45,15 +52,16 @@ class EngineSettings:
     quantization: Quantization = "auto"
     cache_dir: Path = field(default_factory=default_cache_dir)
     max_model_len: int | None = None
-    max_num_seqs: int = 32
-    max_num_batched_tokens: int = 512
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
     max_queue_size: int = 256
-    block_size: int = 32
+    block_size: int | None = None
     kv_cache_memory_bytes: int | None = None
     num_threads: int | None = None
     prefix_caching: bool = True
-    num_speculative_tokens: int = 8
+    num_speculative_tokens: int | None = None
     step_timeout_s: float = 120.0
+    vllm_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

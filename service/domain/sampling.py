@@ -30,6 +30,8 @@ class SamplingParams:
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    # Names of the fields that the request sets. The others have the model's defaults.
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def is_greedy(self) -> bool:

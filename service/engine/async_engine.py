@@ -5,42 +5,23 @@ Commands enter the thread through one `SimpleQueue`. Outputs of all requests lea
 """
 
 import asyncio
-import itertools
 import math
 import queue
 import sys
 import threading
-import time
 import traceback
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 
 import structlog
 
-from service.domain.engine import (
-    Caller,
-    EngineCapabilities,
-    EngineStats,
-    EngineTimings,
-    Request,
-    TokenOutput,
-)
+from service.domain.engine import Caller, EngineCapabilities, EngineStats, Request, TokenOutput
 from service.domain.engine_settings import EngineModel
-from service.engine.admission import Admission
 from service.engine.core import EngineCore, RequestOutput
-from service.engine.output_slot import OutputSlot
-from service.errors import ContextLengthExceeded, EngineDead
+from service.streams.hang_detector import HangDetector
+from service.streams.request_streams import RequestStreams
 
-# Sending an output to the client costs 0.3 ms of a core, independent of its number of tokens.
-# So at most this many outputs per second are released, over all streams, and the rest are merged;
-# but no output is held longer than _MAX_HOLD_S.
-_OUTPUTS_PER_S = 240
-_MAX_HOLD_S = 0.15
-# Interval at which the engine's thread is checked for a hang. It is also at most 1 / _MIN_CHECKS of
-# the step timeout.
-_MAX_CHECK_INTERVAL_S = 1.0
-_MIN_CHECKS = 4
 # Maximum time that `stop` waits for the step in progress.
 _STOP_TIMEOUT_S = 5.0
 
@@ -55,7 +36,6 @@ class AsyncEngine:
     Args:
         load: Returns the core of a model and the maximum length of a sequence in tokens. Called
             on the engine's thread, so one thread loads, warms up and runs the model.
-        max_num_seqs: Maximum number of sequences that run at once.
         max_queue_size: Maximum number of sequences that wait.
         step_timeout_s: Maximum duration of a step or command, in seconds. If one takes longer, the
             engine has failed.
@@ -65,17 +45,14 @@ class AsyncEngine:
         self,
         load: Callable[[EngineModel], tuple[EngineCore, int]],
         *,
-        max_num_seqs: int,
         max_queue_size: int,
         step_timeout_s: float = math.inf,
     ) -> None:
         self._load = load
         self._step_timeout_s = step_timeout_s
-        self._admission = Admission(max_num_seqs, max_queue_size)
-        self._max_model_len = 0
+        self._streams = RequestStreams(self, max_queue_size)
+        self._capabilities = EngineCapabilities("local")
         self._stats = EngineStats()
-        self._request_ids = itertools.count()
-        self._slots: dict[int, OutputSlot] = {}
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._thread: threading.Thread
         self._loop: asyncio.AbstractEventLoop
@@ -83,16 +60,15 @@ class AsyncEngine:
         self._num_iterations = 0  # steps and commands that the engine's thread has completed
         self._is_idle = True  # True while the engine's thread waits for a command
         self._is_hung = False
-        self._is_closed = False
         self._dead = asyncio.Event()
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        return EngineCapabilities("local", is_batch_invariant=True)
+        return self._capabilities
 
     @property
     def max_model_len(self) -> int:
-        return self._max_model_len
+        return self._streams.max_model_len
 
     def stats(self) -> EngineStats:
         return self._stats
@@ -108,7 +84,8 @@ class AsyncEngine:
         self._started = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, args=(model,), name="engine", daemon=True)
         self._thread.start()
-        self._max_model_len = await self._started
+        max_model_len = await self._started
+        self._streams.open(self._stats.max_num_seqs, max_model_len)
 
     async def stop(self) -> bool:
         """Fail the unfinished requests with EngineDead, and end the thread after its current step.
@@ -120,11 +97,11 @@ class AsyncEngine:
             True if the engine has not failed.
         """
         self._inbox.put(None)
-        if self._max_model_len and not self._is_hung:  # the model is loaded
+        if self.max_model_len and not self._is_hung:  # the model is loaded
             await asyncio.to_thread(self._thread.join, _STOP_TIMEOUT_S)
             if self._thread.is_alive():
                 self._abandon_thread(_STOP_TIMEOUT_S)
-        self._close()
+        self._streams.close()
         return not self._dead.is_set()
 
     async def wait_dead(self) -> None:
@@ -132,88 +109,44 @@ class AsyncEngine:
 
         Hangs are detected only while this method is awaited.
         """
-        interval_s = min(_MAX_CHECK_INTERVAL_S, self._step_timeout_s / _MIN_CHECKS)
-        stuck_s, num_iterations = 0.0, -1
+        detector = HangDetector(self._step_timeout_s)
         while not self._dead.is_set():
             with suppress(TimeoutError):
-                async with asyncio.timeout(interval_s):
+                async with asyncio.timeout(detector.interval_s):
                     await self._dead.wait()
-            # The time is measured in checks and not by a clock. If the process or the machine was
-            # suspended for an hour, only one check was missed.
-            is_stuck = self._num_iterations == num_iterations and not self._is_idle
-            stuck_s = stuck_s + interval_s if is_stuck else 0.0
-            num_iterations = self._num_iterations
-            if stuck_s >= self._step_timeout_s:
-                self._abandon_thread(stuck_s)
+            if detector.check(self._num_iterations, is_idle=self._is_idle):
+                self._abandon_thread(detector.stuck_s)
 
     @property
     def max_request_sequences(self) -> int:
-        return self._admission.capacity
+        return self._streams.max_request_sequences
 
-    @contextmanager
-    def reserve(self, caller: Caller, num_sequences: int) -> Iterator[None]:
+    def reserve(self, caller: Caller, num_sequences: int) -> AbstractContextManager[None]:
         """See `service.domain.engine.Engine.reserve`."""
-        if self._is_closed:
-            raise EngineDead
-        self._admission.enter(caller, num_sequences, time.monotonic())
-        try:
-            yield
-        finally:
-            self._admission.leave(caller, num_sequences)
+        return self._streams.reserve(caller, num_sequences)
 
-    async def generate(
+    def generate(
         self, request: Request, *, is_reserved: bool = False
     ) -> AsyncGenerator[TokenOutput, int | None]:
         """See `service.domain.engine.Engine.generate`."""
-        reservation = nullcontext() if is_reserved else self.reserve(request.caller, request.n)
-        with reservation, self._added(request) as (request_id, slot, queued_s):
-            yield TokenOutput(timings=EngineTimings(queued_s))
-            unfinished = set(range(request.n))
-            while unfinished:
-                output = await slot.take()
-                if output.index not in unfinished:
-                    continue
-                if output.finish_reason is not None:
-                    unfinished.remove(output.index)
-                index_to_finish = yield output
-                if index_to_finish in unfinished:
-                    unfinished.remove(index_to_finish)
-                    finish = partial(
-                        EngineCore.finish, request_id=request_id, index=index_to_finish
-                    )
-                    self._inbox.put(finish)
+        return self._streams.generate(request, is_reserved=is_reserved)
 
-    @contextmanager
-    def _added(self, request: Request) -> Iterator[tuple[int, OutputSlot, float]]:
-        """Add a request to the engine; abort it at the end of the context, if it is unfinished.
+    def add(self, request_id: int, request: Request, queued_s: float) -> None:
+        """See `service.streams.request_streams.EngineWork.add`."""
+        self._inbox.put(lambda core: core.add(request_id, request, queued_s))
 
-        Yields:
-            Its id, its output slot and the time at which it was added.
-        """
-        if self._is_closed:
-            raise EngineDead
-        if len(request.prompt_token_ids) >= self._max_model_len:
-            raise ContextLengthExceeded(len(request.prompt_token_ids), self._max_model_len)
-        now = time.monotonic()
-        self._admission.check_deadline(request.caller, request.n, request.deadline, now)
-        request_id, slot = next(self._request_ids), OutputSlot()
-        self._slots[request_id] = slot
-        self._inbox.put(lambda core: core.add(request_id, request, now))
-        try:
-            yield request_id, slot, now
-        finally:
-            self._inbox.put(lambda core: core.abort(request_id))
-            del self._slots[request_id]
-            self._admission.note_end(request.n, time.monotonic())
+    def finish(self, request_id: int, index: int) -> None:
+        """See `service.streams.request_streams.EngineWork.finish`."""
+        self._inbox.put(lambda core: core.finish(request_id, index))
+
+    def abort(self, request_id: int) -> None:
+        """See `service.streams.request_streams.EngineWork.abort`."""
+        self._inbox.put(lambda core: core.abort(request_id))
 
     def _deliver(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:
-            if (slot := self._slots.get(output.request_id)) is not None:
-                slot.put(output.output)
-        now_s = self._loop.time()
-        interval_s = min(len(outputs) / _OUTPUTS_PER_S, _MAX_HOLD_S)
-        for slot in self._slots.values():
-            slot.release(now_s, interval_s)
+            self._streams.put(output.request_id, output.output)
+        self._streams.release(len(outputs))
 
     def _abandon_thread(self, stuck_s: float) -> None:
         """Log where the engine's thread hangs and fail the engine. A thread cannot be killed."""
@@ -223,13 +156,8 @@ class AsyncEngine:
         self._is_hung = True
         self._die()
 
-    def _close(self) -> None:
-        self._is_closed = True
-        for slot in self._slots.values():
-            slot.put(EngineDead())
-
     def _die(self) -> None:
-        self._close()
+        self._streams.close()
         self._dead.set()
 
     def _settle_start(self, max_model_len: int | None, error: BaseException | None) -> None:
@@ -249,6 +177,7 @@ class AsyncEngine:
             self._post(self._settle_start, None, error)
             return
         self._stats = core.stats
+        self._capabilities = EngineCapabilities("local", is_batch_invariant=core.is_batch_invariant)
         self._post(self._settle_start, max_model_len, None)
         try:
             while self._run_commands(core):

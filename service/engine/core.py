@@ -73,6 +73,7 @@ class EngineCore:
     Args:
         max_model_len: Maximum length of a sequence in tokens, prompt and output together.
         max_failed_steps: Number of failed steps in a row after which `step` raises.
+        is_batch_invariant: True if the output of a request does not depend on the others.
     """
 
     def __init__(
@@ -81,7 +82,10 @@ class EngineCore:
         runner: Runner,
         max_model_len: int,
         max_failed_steps: int = MAX_FAILED_STEPS,
+        *,
+        is_batch_invariant: bool = False,
     ) -> None:
+        self.is_batch_invariant = is_batch_invariant
         self._scheduler = scheduler
         self._runner = runner
         self._max_model_len = max_model_len

@@ -1,7 +1,7 @@
 """Loads a checkpoint into an engine core: device, precision, weights, cache size, warm-up."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from service.domain.sampling import SamplingParams
 from service.engine.block_pool import BlockPool
 from service.engine.core import EngineCore
 from service.engine.decoder.architecture import Architecture, read_architecture
+from service.engine.decoder.decoder import Decoder
 from service.engine.decoder.load import load_decoder
 from service.engine.decoder.rope import is_served
 from service.engine.host_resources import available_cpus, available_memory
 from service.engine.kv_store import KVShape
+from service.engine.limits import EngineLimits
 from service.engine.model_config import read_config
 from service.engine.model_runner import LoadedModel, ModelRunner
 from service.engine.native.build import load_library
@@ -97,20 +99,23 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
     config = _read_config(options)
     model = _load_model(options, config, stored, device)
     max_model_len = _resolve_max_model_len(options, config)
-    num_blocks = _count_blocks(options, model.kv_shapes, max_model_len, device)
-    num_cached_tokens = num_blocks * options.block_size
+    limits = EngineLimits.of(options, device.type)
+    num_blocks = _count_blocks(options, limits, model.kv_shapes, max_model_len, device)
+    num_cached_tokens = num_blocks * limits.block_size
     max_model_len = min(max_model_len, num_cached_tokens)
     try:
         # The model allocates the cache first, which raises MemoryError for too many blocks.
-        runner = ModelRunner(model.finish(num_blocks, options.block_size, max_model_len))
-        pool = BlockPool(num_blocks, options.block_size, has_prefix_caching=options.prefix_caching)
-        scheduler = Scheduler(
+        finished = model.finish(num_blocks, limits.block_size, max_model_len)
+        runner = ModelRunner(finished)
+        pool = BlockPool(num_blocks, limits.block_size, has_prefix_caching=options.prefix_caching)
+        make_scheduler = partial(
+            Scheduler,
             pool,
-            options.max_num_seqs,
-            options.max_num_batched_tokens,
-            options.num_speculative_tokens,
+            limits.max_num_seqs,
+            limits.max_num_batched_tokens,
+            limits.num_speculative_tokens,
         )
-        core = EngineCore(scheduler, runner, max_model_len, max_failed_steps=1)
+        core = EngineCore(make_scheduler(), runner, max_model_len, max_failed_steps=1)
         _warm_up(core, min(8, max_model_len - 1))
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelLoadError(
@@ -123,8 +128,16 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
         **model.description,
         max_model_len=max_model_len,
         kv_cache_tokens=num_cached_tokens,
+        **asdict(limits),
     )
-    return EngineCore(scheduler, runner, max_model_len), max_model_len
+    # A scheduler counts preemptions, drafts and cache hits, and the warm-up is not counted.
+    core = EngineCore(
+        make_scheduler(),
+        runner,
+        max_model_len,
+        is_batch_invariant=isinstance(finished, Decoder) and finished.is_batch_invariant,
+    )
+    return core, max_model_len
 
 
 def _resolve_device(device: Device) -> torch.device:
@@ -290,12 +303,16 @@ def _own_max_model_len(config: Any) -> int | None:
 
 
 def _count_blocks(
-    options: EngineOptions, shapes: list[KVShape], max_model_len: int, device: torch.device
+    options: EngineOptions,
+    limits: EngineLimits,
+    shapes: list[KVShape],
+    max_model_len: int,
+    device: torch.device,
 ) -> int:
     """Return the number of blocks that fit into the memory budget, at most the number that
     `max_num_seqs` sequences of full length need."""
-    bytes_per_block = options.block_size * sum(shape.bytes_per_token for shape in shapes)
-    blocks_per_sequence = -(-max_model_len // options.block_size)
+    bytes_per_block = limits.block_size * sum(shape.bytes_per_token for shape in shapes)
+    blocks_per_sequence = -(-max_model_len // limits.block_size)
     budget = options.kv_cache_memory_bytes
     if budget is None:
         default = max(_FULL_SEQUENCES * blocks_per_sequence * bytes_per_block, _MIN_CACHE_BYTES)
@@ -305,12 +322,12 @@ def _count_blocks(
             f"The KV cache's budget of {budget} bytes is too small: the minimum is 2 blocks of "
             f"{bytes_per_block} bytes."
         )
-    num_blocks = min(budget // bytes_per_block, blocks_per_sequence * options.max_num_seqs)
+    num_blocks = min(budget // bytes_per_block, blocks_per_sequence * limits.max_num_seqs)
     if num_blocks < blocks_per_sequence:
         log.warning(
             "kv_cache_smaller_than_context",
             max_model_len=max_model_len,
-            kv_cache_tokens=num_blocks * options.block_size,
+            kv_cache_tokens=num_blocks * limits.block_size,
         )
     return num_blocks
 

@@ -19,7 +19,6 @@ def local_engine(settings: EngineSettings) -> AsyncEngine:
     compiling.start()
     return AsyncEngine(
         partial(_load, settings, compiling),
-        max_num_seqs=settings.max_num_seqs,
         max_queue_size=settings.max_queue_size,
         step_timeout_s=settings.step_timeout_s,
     )

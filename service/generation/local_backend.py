@@ -19,6 +19,7 @@ from service.domain.engine import Caller, TokenOutput, count_logprobs
 from service.domain.model import LocalModel, Tokenizer
 from service.generation.merged_streams import MergedStreams
 from service.generation.preparation import Preparation, prepare
+from service.generation.request_fields import RESPONSE_FORMATS, unsupported_fields
 from service.generation.sequence_output import SequenceOutput, first_prompt_logprob
 
 # An output with more log probabilities than this is converted to deltas off the event loop. Each
@@ -30,17 +31,29 @@ class LocalBackend:
     """`service.domain.backend.ChatBackend` for a model in this process."""
 
     def __init__(self, model: LocalModel) -> None:
+        """Create the backend of a model whose engine has been started.
+
+        Raises:
+            ModelLoadError: The engine's capabilities are invalid.
+        """
         self._model = model
+        self._unsupported_fields = unsupported_fields(model.engine.capabilities)
+        if model.grammars is None:
+            self._unsupported_fields |= frozenset(RESPONSE_FORMATS)
 
     @property
     def spec(self) -> ModelSpec:
         model = self._model
+        capabilities = model.engine.capabilities
         return ModelSpec(
             model.card.max_model_len,
             model.engine.max_request_sequences,
             model.sampling_defaults,
             model.vocab_size,
             model.tokenizer.max_token_chars,
+            unsupported_fields=self._unsupported_fields,
+            max_logprobs=capabilities.max_logprobs,
+            is_batch_invariant=capabilities.is_batch_invariant,
         )
 
     @property

@@ -40,18 +40,18 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
 
         A page token is the id of the last model on the previous page.
         """
-        cards = [
-            model.card
+        models = [
+            model
             for model in self._lifecycle.models
             if may_use_model(model.card.id, *model.card.aliases)
         ]
-        ids = [card.id for card in cards]
+        ids = [model.card.id for model in models]
         if request.page_token and request.page_token not in ids:
             raise InvalidField("page_token", "This page token was not returned by ListModels.")
         start = ids.index(request.page_token) + 1 if request.page_token else 0
         end = start + min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         return model_service_pb2.ListModelsResponse(
-            models=[model_proto(card) for card in cards[start:end]],
+            models=[model_proto(model) for model in models[start:end]],
             next_page_token=ids[end - 1] if end < len(ids) else "",
         )
 
@@ -60,8 +60,8 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     ) -> model_service_pb2.GetModelResponse:
         if not request.id:
             raise MissingField("id")
-        card = self._lifecycle.find(request.id).card
-        return model_service_pb2.GetModelResponse(model=model_proto(card))
+        model = self._lifecycle.find(request.id)
+        return model_service_pb2.GetModelResponse(model=model_proto(model))
 
     async def Tokenize(
         self, request: model_service_pb2.TokenizeRequest, context: Context

@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2_grpc
 from chatrpc.v1 import (
     chat_service_pb2_grpc,
     completion_service_pb2_grpc,
+    embedding_service_pb2_grpc,
     model_service_pb2_grpc,
 )
 from chatrpc_process.tls import TlsFiles, watch_tls
@@ -22,6 +23,7 @@ from service.rpc.calls.standard_services import StandardServiceInterceptor
 from service.rpc.calls.work_pools import WorkPools
 from service.rpc.chat_servicer import ChatServicer
 from service.rpc.completion_servicer import CompletionServicer
+from service.rpc.embedding_servicer import EmbeddingServicer
 from service.rpc.generation_calls import GenerationCalls
 from service.rpc.model_servicer import ModelServicer
 from service.rpc.serving.lifecycle import Lifecycle
@@ -128,6 +130,9 @@ class Server:
         )
         completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(
             CompletionServicer(generations), self._server
+        )
+        embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(
+            EmbeddingServicer(lifecycle, self._pools, request_timeout_s), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(lifecycle, self._pools), self._server

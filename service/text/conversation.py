@@ -112,9 +112,7 @@ def compile_grammar(grammar: GrammarSpec, model: LocalModel) -> OutputConstraint
             invalid part.
     """
     if model.grammars is None:
-        raise UnsupportedField(
-            grammar.field, "Structured outputs are not supported with this model's tokenizer."
-        )
+        raise UnsupportedField(grammar.field, "Structured outputs are not supported by this model.")
     rules = grammar.rules()
     try:
         constraint = model.grammars.compile(rules)

@@ -22,7 +22,7 @@ from chatrpc.v1 import (
 
 MODELS = [
     model_service_pb2.Model(
-        id="tiny", max_model_len=2048, aliases=["t", "[bold]"], root="org/tiny"
+        id="tiny", engine="local", max_model_len=2048, aliases=["t", "[bold]"], root="org/tiny"
     ),
     model_service_pb2.Model(id="large", max_model_len=131072),
 ]

@@ -8,8 +8,8 @@ from tests.chatrpc_cli.fake_service import FakeService
 
 def test_table_has_a_row_for_each_model_of_every_page(run: Callable[..., Result]) -> None:
     _, head, _, tiny, large, *_ = run("models").stdout.splitlines()
-    assert head.split() == ["model", "context", "aliases", "weights"]
-    assert tiny.split() == ["tiny", "2,048", "t,", "[bold]", "org/tiny"]
+    assert head.split() == ["model", "engine", "context", "aliases", "weights"]
+    assert tiny.split() == ["tiny", "local", "2,048", "t,", "[bold]", "org/tiny"]
     assert large.split() == ["large", "131,072"]
 
 

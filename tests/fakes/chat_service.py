@@ -29,9 +29,12 @@ from chatrpc.v1 import (
     completion_pb2,
     completion_service_pb2,
     completion_service_pb2_grpc,
+    embedding_service_pb2,
+    embedding_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
 )
+from tests.fakes.embeddings import vector_of
 from tests.fakes.wait import failsafe
 
 MODEL = "org/tiny"
@@ -130,9 +133,10 @@ class Call:
 class FakeService(
     chat_service_pb2_grpc.ChatServiceServicer,
     completion_service_pb2_grpc.CompletionServiceServicer,
+    embedding_service_pb2_grpc.EmbeddingServiceServicer,
     model_service_pb2_grpc.ModelServiceServicer,
 ):
-    """ChatService, CompletionService, ModelService and Health on a free port of 127.0.0.1."""
+    """All services of `chatrpc.v1`, and Health, on a free port of 127.0.0.1."""
 
     script: list[Step] = field(default_factory=lambda: list(HELLO))
     num_rejections: int = 0
@@ -144,7 +148,9 @@ class FakeService(
     model_error: Fail | None = None
     """The error of GetModel. If it is None, GetModel returns a model."""
     holds_tokens: bool = False
-    """True if Tokenize and Detokenize wait until they are released or cancelled."""
+    """True if Tokenize, Detokenize and CreateEmbeddings wait until released or cancelled."""
+    embedding_error: Fail | None = None
+    """The error of CreateEmbeddings. If it is None, CreateEmbeddings returns embeddings."""
     calls: list[Call] = field(default_factory=list)
     port: int = 0
 
@@ -155,6 +161,7 @@ class FakeService(
         self._health = health.aio.HealthServicer()
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(self, self._server)
         completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(self, self._server)
+        embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(self, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         await self.set_ready(True)
@@ -219,6 +226,26 @@ class FakeService(
         async with aclosing(self._run(request.params, context)) as chunks:
             async for chunk in chunks:
                 yield completion_service_pb2.StreamCompletionResponse(chunk=_text(chunk))
+
+    async def CreateEmbeddings(  # noqa: N802
+        self, request: embedding_service_pb2.CreateEmbeddingsRequest, context: Any
+    ) -> embedding_service_pb2.CreateEmbeddingsResponse:
+        """Return the embedding that `vector_of` makes from the length of each input."""
+        await self._hold_tokens(self._note(request, context))
+        if self.embedding_error is not None:
+            await self.embedding_error.abort(context)
+        lengths = [len(text) for text in request.text_inputs.texts]
+        lengths += [len(each.ids) for each in request.token_inputs.token_ids]
+        return embedding_service_pb2.CreateEmbeddingsResponse(
+            embeddings=[
+                embedding_service_pb2.Embedding(
+                    index=i, values=vector_of(length, request.dimensions or 3)
+                )
+                for i, length in enumerate(lengths)
+            ],
+            model=request.model,
+            usage=embedding_service_pb2.EmbeddingUsage(prompt_tokens=sum(lengths)),
+        )
 
     async def ListModels(  # noqa: N802
         self, request: model_service_pb2.ListModelsRequest, context: Any
@@ -332,6 +359,16 @@ def model(model_id: str = MODEL, aliases: tuple[str, ...] = ()) -> model_service
         max_model_len=2048,
         aliases=aliases,
         root="hub/tiny",
+        engine="fake",
+        capabilities=model_service_pb2.ModelCapabilities(
+            unsupported_fields=["priority", "sampling.bad_words", "response_format.regex"],
+            input_modalities=[chat_pb2.MODALITY_TEXT, chat_pb2.MODALITY_IMAGE],
+            embeddings=True,
+            tokenization=True,
+            structured_outputs=True,
+            max_logprobs=5,
+            is_batch_invariant=True,
+        ),
     )
 
 

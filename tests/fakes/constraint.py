@@ -1,11 +1,12 @@
 """A grammar that allows a list of outputs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass
 class FakeConstraint:
-    """A `service.domain.grammar.Constraint` that allows these outputs, each followed by `end`.
+    """An `OutputConstraint` that allows these outputs, each followed by `end`.
 
     Args:
         outputs: The allowed outputs, without their end.
@@ -16,6 +17,15 @@ class FakeConstraint:
     outputs: tuple[tuple[int, ...], ...]
     end: int
     fails_at: int | None = None
+    grammar: str = ""
+    begun: str = ""
+    failure: str | None = None
+
+    def is_fulfilled(self, token_ids: Sequence[int]) -> bool:
+        return tuple(token_ids) in self.outputs
+
+    def after(self, text: str) -> "FakeConstraint":
+        raise NotImplementedError
 
     def matcher(self) -> "FakeMatcher":
         return FakeMatcher(self)

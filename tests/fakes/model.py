@@ -5,6 +5,7 @@ from torch import Tensor
 
 from service.engine.layout import Layout, SequenceRows
 from tests.fakes.runner import WrongCacheError
+from tests.support.device import TORCH_DEVICE
 
 VOCAB_SIZE = 14
 
@@ -29,6 +30,7 @@ class FakeModel:
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
+        self._table = _TABLE.to(TORCH_DEVICE)
         self._cache: dict[tuple[int, int], tuple[int, int]] = {}  # position and token, by slot
         self.failing_steps: set[int] = set()
         self.num_steps = 0
@@ -47,11 +49,12 @@ class FakeModel:
         for s in layout.sequences:
             context = self._read(s)
             last_two += [[VOCAB_SIZE, *context[: p + 1]][-2:] for p in s.positions]
-        return torch.tensor([last_two[row] for row in rows], dtype=torch.long).reshape(-1, 2)
+        chosen = [last_two[row] for row in rows]
+        return torch.tensor(chosen, dtype=torch.long, device=TORCH_DEVICE).reshape(-1, 2)
 
     def logits(self, hidden: Tensor) -> Tensor:
         self.most_rows = max(self.most_rows, len(hidden))
-        return _TABLE[hidden[:, 0], hidden[:, 1]]
+        return self._table[hidden[:, 0], hidden[:, 1]]
 
     def _read(self, s: SequenceRows) -> list[int]:
         sequence = s.scheduled.sequence

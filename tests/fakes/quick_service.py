@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from service import __main__ as service_main
-from service import runtimes
+from service import model as service_model
 from service.config import ServiceSettings
 from service.domain.backend import ServedModel
 from service.domain.engine import Engine
@@ -20,6 +20,7 @@ from service.domain.sampling import SamplingParams
 from service.engine.async_engine import AsyncEngine
 from service.engine.block_pool import BlockPool
 from service.engine.core import Computed, DeviceLost, EngineCore
+from service.engine.limits import EngineLimits
 from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
 from service.generation.local_backend import locally_served
 from tests.fakes.tokenizer import EOS, ByteTokenizer
@@ -84,21 +85,21 @@ def quick_engine(settings: EngineSettings) -> AsyncEngine:
     """Return an engine with the limits of the settings that computes with a `TestModel`."""
 
     def load(_model: EngineModel) -> tuple[EngineCore, int]:
-        pool = BlockPool(_NUM_BLOCKS, settings.block_size)
-        scheduler = Scheduler(pool, settings.max_num_seqs, settings.max_num_batched_tokens)
+        limits = EngineLimits.of(settings, "cpu")
+        pool = BlockPool(_NUM_BLOCKS, limits.block_size)
+        scheduler = Scheduler(pool, limits.max_num_seqs, limits.max_num_batched_tokens)
         model = TestModel(float(os.environ.get("STEP_S", "0.002")))
         max_model_len = settings.max_model_len or _MAX_MODEL_LEN
         return EngineCore(scheduler, model, max_model_len), max_model_len
 
     return AsyncEngine(
         load,
-        max_num_seqs=settings.max_num_seqs,
         max_queue_size=settings.max_queue_size,
         step_timeout_s=settings.step_timeout_s,
     )
 
 
 if __name__ == "__main__":
-    runtimes.ModelLoader = QuickLoader  # type: ignore[assignment,attr-defined]  # the fake replaces the real loader
+    service_model.ModelLoader = QuickLoader  # type: ignore[misc,assignment]  # the fake replaces the real loader
     sys.argv += ["--engine", "tests.fakes.quick_service:quick_engine"]
     os._exit(service_main.main())

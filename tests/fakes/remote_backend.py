@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 from service.domain.backend import (
     BackendLoad,
@@ -17,13 +19,16 @@ from service.domain.sampling import SamplingParams
 
 
 class RemoteBackend:
-    """A backend whose completion is always "Hi!", in two deltas for each choice."""
+    """A backend whose completion is always "Hi!", in two deltas for each choice.
+
+    Args:
+        fields: Fields of its `ModelSpec` that differ from those of a plain remote model.
+    """
 
     tokenizer = None
 
-    @property
-    def spec(self) -> ModelSpec:
-        return ModelSpec(max_model_len=1000, max_sequences=8, sampling_defaults=SamplingParams())
+    def __init__(self, **fields: Any) -> None:
+        self.spec = replace(ModelSpec(1000, 8, SamplingParams()), **fields)
 
     def load(self) -> BackendLoad:
         return BackendLoad(0, 1)

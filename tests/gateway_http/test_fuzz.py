@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway_http.protocol import completion, request
+from gateway_http.protocol import completion, embeddings, request
 from gateway_http.protocol.completion import CompletionRequest
 from gateway_http.protocol.decode import decoder
+from gateway_http.protocol.embeddings import EmbeddingsRequest
 from gateway_http.protocol.error import ErrorObject, InvalidRequest
 from gateway_http.protocol.request import ChatCompletionRequest
 from gateway_http.protocol.tokens import DetokenizeRequest, TokenizeRequest
@@ -90,11 +91,18 @@ HOSTILE: dict[str, Any] = {
     "deep_object": wrapped(60),
 }
 HI = {"role": "user", "content": "Hi"}
-UNSUPPORTED = {*request.UNSUPPORTED, *completion.UNSUPPORTED} - {"echo", "add_special_tokens"}
+UNSUPPORTED = {*request.UNSUPPORTED, *completion.UNSUPPORTED, *embeddings.UNSUPPORTED} - {
+    "echo",
+    "add_special_tokens",
+    "truncate_prompt_tokens",
+    "priority",
+    "messages",
+}
 JSON = {"content-type": "application/json"}
 BODIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "/v1/chat/completions": (ChatCompletionRequest, {"model": "fake", "messages": [HI]}),
     "/v1/completions": (CompletionRequest, {"model": "fake", "prompt": "Hi"}),
+    "/v1/embeddings": (EmbeddingsRequest, {"model": "fake", "input": "Hi"}),
     "/tokenize": (TokenizeRequest, {"model": "fake", "prompt": "Hi"}),
     "/detokenize": (DetokenizeRequest, {"model": "fake", "tokens": [1]}),
 }

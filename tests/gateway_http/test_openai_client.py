@@ -126,6 +126,9 @@ async def test_models_are_listed(url: str) -> None:
         listed = [model.id async for model in openai_client.models.list()]
         retrieved = await openai_client.models.retrieve(MODEL)
     assert listed == [retrieved.id] == [MODEL]
+    extra = retrieved.model_extra or {}
+    assert extra["engine"] == "fake"
+    assert extra["capabilities"]["unsupported_parameters"][0] == "bad_words"
 
 
 async def test_leaving_a_stream_cancels_the_call(url: str, service: FakeService) -> None:

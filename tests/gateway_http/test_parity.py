@@ -15,11 +15,13 @@ from chatrpc.v1 import (
     chat_service_pb2,
     completion_pb2,
     completion_service_pb2,
+    embedding_service_pb2,
     model_service_pb2,
 )
 from docs import parity
-from gateway_http.convert import completions, requests, tokens
+from gateway_http.convert import completions, embeddings, requests, tokens
 from gateway_http.protocol import completion, error, request, response, sampling
+from gateway_http.protocol import embeddings as embedding_types
 from gateway_http.protocol import tokens as token_types
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.params import param_of
@@ -29,11 +31,18 @@ ROWS = parity.rows()
 # All pairs of an HTTP field and one of its proto fields.
 PAIRS = [(row.http, wire) for row in ROWS if row.http for wire in row.field.proto_fields]
 
-STRUCTS = (request, sampling, completion, token_types, response, error)
-PROTOS = (chat_pb2, chat_service_pb2, completion_pb2, completion_service_pb2, model_service_pb2)
+STRUCTS = (request, sampling, completion, embedding_types, token_types, response, error)
+PROTOS = (
+    chat_pb2,
+    chat_service_pb2,
+    completion_pb2,
+    completion_service_pb2,
+    embedding_service_pb2,
+    model_service_pb2,
+)
 
 # The fields of these structs are listed with those of the structs that inherit from them.
-PARTS_OF_OTHERS = {"Part", "UnsupportedParameters"}
+PARTS_OF_OTHERS = {"Part", "UnsupportedParameters", "UnsupportedEmbeddingParameters"}
 # The fields of these structs are listed once.
 SHARED = (sampling.SamplingParameters, sampling.GenerationRequest)
 
@@ -152,6 +161,12 @@ def cases() -> Iterator[Case]:
     for name, value in TEXT.items():
         yield completion.CompletionRequest, text | {name: value}, with_model(completions.params)
 
+    inputs: tuple[Any, ...] = ("a", ["a", "b"], [1, 2], [[1], [2]])
+    for each in inputs:
+        wanted = {"model": "m", "input": each, "dimensions": 2, "user": "u"}
+        convert = with_model(embeddings.embeddings_request)
+        yield embedding_types.EmbeddingsRequest, wanted, convert
+
     def tokenize(body: token_types.TokenizeRequest) -> Message:
         return tokens.tokenize_request(body)
 
@@ -216,7 +231,7 @@ def test_cases_have_every_field_of_requests_that_has_a_proto_field() -> None:
         name
         for kind, name in NAMES.items()
         if kind.__module__ in {request.__name__, sampling.__name__}
-    } | {"CompletionRequest", "TokenizeRequest"}
+    } | {"CompletionRequest", "EmbeddingsRequest", "TokenizeRequest"}
     assert {http for http, _ in PAIRS if http.split(".")[0] in requests_of_ours} <= ASKED
 
 
@@ -227,6 +242,9 @@ PATHS = {
     "SamplingParams": "sampling.",
     "PromptOptions": "prompt.",
     "DetokenizeRequest": "",
+    "CreateEmbeddingsRequest": "",
+    "TextInputs": "text_inputs.",
+    "TokenInputs": "token_inputs.",
 }
 
 

@@ -1,41 +1,78 @@
 """Engines by name and by import string."""
 
+from importlib.util import find_spec
+
 import pytest
 
 from chatrpc_process.errors import ConfigError
 from service.config import ServiceSettings
 from service.domain.engine import Engine
-from service.domain.engine_settings import EngineSettings
+from service.domain.engine_settings import Device, EngineSettings
 from service.engine.async_engine import AsyncEngine
-from service.engines import ENGINES, load_engine_factory, make_engine
+from service.engines import (
+    BACKENDS,
+    CHECKS,
+    ENGINES,
+    auto_engine,
+    check_engine,
+    load_factory,
+    make_engine,
+)
 from tests.fakes.engine import FakeEngine
 
 SETTINGS = EngineSettings(device="cuda")  # so that no CPU kernels are compiled
 FAKE = "tests.fakes.engine:scripted_engine"
 
 
-@pytest.mark.parametrize("name", ["auto", "local"])
-def test_local_engine_is_made_by_its_name_and_by_auto(name: str) -> None:
-    engine = make_engine(name, SETTINGS)
-    assert isinstance(engine, AsyncEngine)
-    assert isinstance(engine, Engine)
+def test_local_engine_is_made_by_its_name_and_without_vllm_by_auto() -> None:
+    assert isinstance(make_engine("local", SETTINGS), AsyncEngine)
+    assert isinstance(make_engine("auto", EngineSettings(device="cpu")), Engine)
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_every_engine_of_the_table_can_be_imported(name: str) -> None:
-    assert callable(load_engine_factory(name))
+@pytest.mark.parametrize("target", [*ENGINES.values(), *CHECKS.values()])
+def test_every_function_of_the_tables_can_be_imported(target: str) -> None:
+    assert callable(load_factory("", target))
+
+
+def test_engine_without_its_packages_is_rejected_with_the_command_that_installs_them() -> None:
+    if find_spec("vllm") is not None:
+        pytest.skip("vLLM is installed")
+    for check in (lambda: make_engine("vllm", SETTINGS), lambda: check_engine("vllm", SETTINGS)):
+        with pytest.raises(ConfigError) as caught:
+            check()
+        assert str(caught.value) == (
+            "engine=vllm needs the extra chatrpc[vllm], which is not installed: "
+            "pip install 'chatrpc[vllm]'"
+        )
+
+
+@pytest.mark.parametrize(
+    ("device", "has_vllm", "has_gpu", "expected"),
+    [
+        ("auto", True, True, "vllm"),
+        ("cuda", True, True, "vllm"),
+        ("cpu", True, True, "local"),
+        ("auto", False, True, "local"),
+        ("auto", True, False, "local"),
+    ],
+)
+def test_auto_is_vllm_where_it_is_installed_and_there_is_a_gpu(
+    device: Device, expected: str, *, has_vllm: bool, has_gpu: bool
+) -> None:
+    assert auto_engine(device, has_vllm=has_vllm, has_gpu=has_gpu) == expected
 
 
 def test_import_string_names_the_factory_of_an_engine() -> None:
     assert isinstance(make_engine(FAKE, SETTINGS), FakeEngine)
 
 
-@pytest.mark.parametrize("name", ["vllm", "local:", ":engine", "a b:c", "tests.fakes.engine", ""])
+@pytest.mark.parametrize("name", ["vlm", "local:", ":engine", "a b:c", "tests.fakes.engine", ""])
 def test_unknown_engine_is_rejected_with_the_known_names(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         ServiceSettings.load(["--engine", name])
+    known = ", ".join(["auto", *ENGINES, *BACKENDS])
     assert str(caught.value) == (
-        f"engine: There is no engine {name!r}. Use one of auto, local, or the import string of an "
+        f"engine: There is no engine {name!r}. Use one of {known}, or the import string of an "
         "engine factory, such as my_package.engine:make_engine."
     )
 
@@ -67,3 +104,10 @@ def test_engine_settings_have_the_defaults_of_the_service() -> None:
 def test_speculation_none_disables_drafts() -> None:
     settings = ServiceSettings.load(["--speculation", "none", "--num-speculative-tokens", "4"])
     assert settings.engine_settings.num_speculative_tokens == 0
+
+
+def test_speculation_ngram_enables_drafts_on_every_device() -> None:
+    settings = ServiceSettings.load(["--speculation", "ngram"])
+    assert settings.engine_settings.num_speculative_tokens == 8
+    settings = ServiceSettings.load(["--num-speculative-tokens", "4"])
+    assert settings.engine_settings.num_speculative_tokens == 4

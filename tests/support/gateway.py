@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from service.generation.local_backend import locally_served
 from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
+from tests.fakes.embeddings import FakeEmbeddings
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.fakes.wait import failsafe
@@ -58,18 +60,17 @@ async def started(
 async def checking_service(tracer: Tracer = OFF) -> AsyncIterator[str]:
     """Run the real gRPC server, which checks requests, with an engine that generates "ok".
 
-    Yield its target. The model is called `fake`.
+    Yield its target. The model is called `fake`, and has embeddings.
     """
     engine = FakeEngine()
     engine.answer("ok")
     lifecycle = Lifecycle(SERVICE_NAMES)
     server = Server(lifecycle, request_timeout_s=60, tracer=tracer)
     port = await server.start("127.0.0.1", 0)
-    await lifecycle.serve(
-        locally_served(
-            LocalModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
-        )
+    served = locally_served(
+        LocalModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
     )
+    await lifecycle.serve(replace(served, embeddings=FakeEmbeddings()))
     try:
         yield f"127.0.0.1:{port}"
     finally:

@@ -31,6 +31,9 @@ class Call:
 
 Fault = Literal["nan", "first_rows", "half_context", "missing"]
 
+# What a call on a simulated device adds to its counts. It computes on the CPU.
+READS_PER_CALL, WRITES_PER_CALL = 6, 1
+
 calls: list[Call] = []
 _faults: list[Fault] = []
 
@@ -82,6 +85,10 @@ def _forward(
     # https://github.com/pytorch/pytorch/issues/194167
     assert num_splits == 1 or is_swapped, "the kernel would put the parts together wrongly"
     calls.append(Call(max_rows, max_context, (window_size_left, window_size_right), num_splits))
+    device = query.device
+    query, key, value, row_starts, seqused_k, block_table = (
+        t.cpu() for t in (query, key, value, row_starts, seqused_k, block_table)
+    )
     starts, lengths = row_starts.tolist(), seqused_k.tolist()
     assert max(b - a for a, b in pairwise(starts)) <= max_rows
     assert max(lengths) <= max_context
@@ -95,9 +102,9 @@ def _forward(
             for x in (key, value)
         )
         scores = torch.einsum("qhd,khd->hqk", rows, keys) * scale
-        own = torch.arange(length - len(rows), length, device=query.device)[:, None]
-        positions = torch.arange(length, device=query.device)
-        is_hidden = torch.zeros(len(rows), length, dtype=torch.bool, device=query.device)
+        own = torch.arange(length - len(rows), length)[:, None]
+        positions = torch.arange(length)
+        is_hidden = torch.zeros(len(rows), length, dtype=torch.bool)
         if is_causal or window_size_right == 0:
             is_hidden |= positions > own
         if window_size_left is not None and window_size_left >= 0:
@@ -110,8 +117,8 @@ def _forward(
         out[starts[1] :] = 0.0
     if "nan" in _faults:
         out[-1] = torch.nan
-    none = query.new_empty(0)
-    return out, none, none, none, none
+    none = torch.empty(0, device=device)
+    return out.to(device), none, none, none, none
 
 
 def _check(

@@ -34,6 +34,8 @@ class Setup:
         tools: The tool format of the model, a value of `ToolFormat`.
         reasoning: The reasoning format of the model, a value of `ReasoningFormat`.
         has_grammars: True if the model supports grammars.
+        has_embeddings: True if the model has embeddings.
+        unsupported: The fields that the engine does not serve.
         has_keys: True if the service and the gateway require the API key `SECRET`, which may use
             only the model `fake`.
         key_limits: Further lines of the key's entry in the file of keys, which is TOML.
@@ -50,6 +52,8 @@ class Setup:
     tools: str = "hermes"
     reasoning: str = "none"
     has_grammars: bool = True
+    has_embeddings: bool = False
+    unsupported: tuple[str, ...] = ()
     has_keys: bool = False
     key_limits: tuple[str, ...] = ()
     gateway: Mapping[str, Any] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2
 from chatrpc.v1 import (
     chat_service_pb2,
     completion_service_pb2,
+    embedding_service_pb2,
     errors_pb2,
     model_service_pb2,
 )
@@ -26,6 +27,7 @@ from tests.wire.support import MODEL_CREATED, running_gateway, running_service
 _LOADED = (
     chat_service_pb2,
     completion_service_pb2,
+    embedding_service_pb2,
     error_details_pb2,
     errors_pb2,
     health_pb2,

@@ -31,6 +31,7 @@ _TOOLS = [
 ]
 _TOOL_CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 _DEFAULT = Setup()
+_EMBEDS = Setup(has_embeddings=True)
 _CALLS = Setup(outputs=(_TOOL_CALL,))
 _ARGUMENTS = Setup(outputs=('{"city": "Rome"}',))
 _THINKS = Setup(outputs=("<think>Shall I? Yes.</think>Hello!",), reasoning="think")
@@ -76,6 +77,11 @@ def _model(
     **fields: Any,
 ) -> GrpcCall:
     return GrpcCall(name, f"{_MODEL}/{method}", fields, metadata, setup)
+
+
+def _embeddings(name: str, setup: Setup = _EMBEDS, **fields: Any) -> GrpcCall:
+    method = "chatrpc.v1.EmbeddingService/CreateEmbeddings"
+    return GrpcCall(f"embeddings_{name}", method, fields, setup=setup)
 
 
 _CHATS = [
@@ -158,6 +164,7 @@ _MODELS = [
     _model("get_model", "GetModel", id="fake"),
     _model("get_model_by_alias", "GetModel", id="alias"),
     _model("get_model_absent", "GetModel"),
+    _model("get_model_limited", "GetModel", Setup(unsupported=("top_k", "priority")), id="fake"),
     _model("get_model_unknown", "GetModel", id="other"),
     _model("get_model_starting", "GetModel", Setup(state="starting"), id="fake"),
     _model("get_model_without_key", "GetModel", Setup(has_keys=True), id="fake"),
@@ -194,4 +201,13 @@ _MODELS = [
     GrpcCall("service_unknown", "chatrpc.v1.Nothing/Nothing"),
 ]
 
-GRPC_CALLS = [*_CHATS, *_TEXTS, *_MODELS]
+_EMBEDDINGS = [
+    _embeddings("texts", model="fake", textInputs={"texts": ["Hi", "there"]}, dimensions=2),
+    _embeddings("token_ids", model="fake", tokenInputs={"tokenIds": [{"ids": [72, 105]}]}),
+    _embeddings("input_absent", model="fake"),
+    _embeddings("input_empty", model="fake", textInputs={"texts": ["Hi", ""]}),
+    _embeddings("model_unknown", model="other", textInputs={"texts": ["Hi"]}),
+    _embeddings("not_served_by_model", _DEFAULT, model="fake", textInputs={"texts": ["Hi"]}),
+]
+
+GRPC_CALLS = [*_CHATS, *_TEXTS, *_EMBEDDINGS, *_MODELS]

@@ -31,6 +31,7 @@ _TWO_CALLS = Setup(outputs=(f"{_TOOL_CALL}\n{_SECOND_CALL}",))
 _ARGUMENTS = Setup(outputs=('{"city": "Rome"}',))
 _THINKS = Setup(outputs=("<think>Shall I? Yes.</think>Hello!",), reasoning="think")
 _ANSWERS = Setup(outputs=("One, two", "Three and four"))
+_EMBEDS = Setup(has_embeddings=True)
 _ABSENT = object()
 
 
@@ -54,6 +55,13 @@ def _chat(
     body = {"model": "fake", "messages": [_USER], **fields}
     sent = {key: value for key, value in body.items() if value is not _ABSENT}
     return _post(f"chat_{name}", "/v1/chat/completions", sent, setup, headers)
+
+
+def _embeddings(name: str, setup: Setup = _EMBEDS, **fields: Any) -> HttpRequest:
+    """Return a request for embeddings with the required fields and `fields`, as `_chat` does."""
+    body = {"model": "fake", "input": "Hi", **fields}
+    sent = {key: value for key, value in body.items() if value is not _ABSENT}
+    return _post(f"embeddings_{name}", "/v1/embeddings", sent, setup)
 
 
 def _chat_both(name: str, setup: Setup = _DEFAULT, **fields: Any) -> list[HttpRequest]:
@@ -297,6 +305,7 @@ _CHAT_ERRORS = [
     _chat("unknown_field", colour="red"),
     _chat("unserved_field", use_beam_search=True),
     _chat("unserved_field_with_hint", functions=[]),
+    _chat("field_unsupported_by_model", Setup(unsupported=("top_k",)), top_k=5),
     _chat("unserved_audio", modalities=["text", "audio"]),
     _chat("temperature_too_high", temperature=2.5),
     _chat("temperature_of_wrong_type", temperature="hot"),
@@ -391,9 +400,27 @@ _TEXTS = [
     _text("logprobs_too_many", logprobs=21),
     _text("unknown_field", colour="red"),
     _text("unserved_field", length_penalty=1),
+    _text("field_unsupported_by_model", Setup(unsupported=("priority",)), priority=1),
     _text("model_unknown", model="other"),
     _text("context_length_exceeded", prompt="x" * 1500),
     _text("context_length_exceeded_second_prompt", prompt=[[1], [1] * 1000]),
+]
+
+_EMBEDDINGS = [
+    _embeddings("text"),
+    _embeddings("texts_base64", input=["Hi", "there"], encoding_format="base64", dimensions=2),
+    _embeddings("token_ids", input=[72, 105], user="me"),
+    _embeddings("token_id_lists", input=[[72], [105, 106]]),
+    _embeddings("input_absent", input=_ABSENT),
+    _embeddings("input_empty", input=["Hi", ""]),
+    _embeddings("input_of_mixed_types", input=["a", 1]),
+    _embeddings("inputs_too_many", input=["a"] * 2049),
+    _embeddings("dimensions_zero", dimensions=0),
+    _embeddings("encoding_format_unknown", encoding_format="int8"),
+    _embeddings("unserved_field", input_type="query"),
+    _embeddings("unknown_field", colour="red"),
+    _embeddings("model_unknown", model="other"),
+    _embeddings("not_served_by_model", _DEFAULT),
 ]
 
 _TOKENS = [
@@ -439,7 +466,7 @@ _OTHERS = [
     _get("probe_healthz_unreachable", "/healthz", Setup(state="unreachable")),
     HttpRequest("probe_head", "HEAD", "/healthz"),
     _get("path_unknown", "/v1/nothing"),
-    _get("path_unserved", "/v1/embeddings"),
+    _get("path_unserved", "/v1/images/generations"),
     _get("path_with_extra_slashes", "//v1//models/"),
     _get("method_wrong", "/v1/chat/completions"),
     HttpRequest("method_delete", "DELETE", "/v1/models/fake"),
@@ -476,4 +503,4 @@ _OTHERS = [
     _get("headers_too_large", "/v1/models", x="x" * 70_000),
 ]
 
-HTTP_REQUESTS = [*_CHATS, *_CHAT_ERRORS, *_TEXTS, *_TOKENS, *_OTHERS]
+HTTP_REQUESTS = [*_CHATS, *_CHAT_ERRORS, *_TEXTS, *_EMBEDDINGS, *_TOKENS, *_OTHERS]

@@ -9,6 +9,7 @@ import socket
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from chatrpc_process.access.keys import load_keys
@@ -17,7 +18,7 @@ from chatrpc_process.files.watched import Watched
 from gateway_http.config import Settings
 from gateway_http.server import Server as Gateway
 from service.domain.backend import ServedModel
-from service.domain.engine import FinishReason, Request, TokenOutput
+from service.domain.engine import EngineCapabilities, FinishReason, Request, TokenOutput
 from service.domain.model import ChatFormats, LocalModel, ModelCard, ReasoningFormat, ToolFormat
 from service.domain.sampling import SamplingParams
 from service.errors import (
@@ -34,6 +35,7 @@ from service.rpc.calls.authorization import Access
 from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
+from tests.fakes.embeddings import FakeEmbeddings
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import byte_grammars
 from tests.fakes.tokenizer import EOS, ByteTokenizer
@@ -59,6 +61,7 @@ _CARD = ModelCard(
     owned_by="tests",
     root="nowhere",
     max_model_len=1000,
+    engine="fake",
     fingerprint="fp_fake",
 )
 
@@ -125,6 +128,7 @@ class _ScriptedEngine(FakeEngine):
     def __init__(self, setup: Setup) -> None:
         super().__init__()
         self._setup = setup
+        self.capabilities = EngineCapabilities("fake", frozenset(setup.unsupported))
         self._waiting: list[object] = []  # requests in progress; the first has its turn
         self._turn_changed = asyncio.Event()
         self._num_sequences = 0
@@ -206,7 +210,7 @@ def _check_constraint(request: Request, token_ids: list[int]) -> None:
 
 
 def _model(setup: Setup) -> ServedModel:
-    return locally_served(
+    served = locally_served(
         LocalModel(
             _CARD,
             ByteTokenizer(),
@@ -220,6 +224,7 @@ def _model(setup: Setup) -> ServedModel:
             grammars=byte_grammars() if setup.has_grammars else None,
         )
     )
+    return replace(served, embeddings=FakeEmbeddings()) if setup.has_embeddings else served
 
 
 @contextmanager

@@ -107,14 +107,18 @@ class _ModalityEnumTypeWrapper(_EnumTypeWrapper[_Modality.ValueType], type):
     MODALITY_TEXT: _Modality.ValueType  # 1
     MODALITY_AUDIO: _Modality.ValueType  # 2
     """Not served."""
+    MODALITY_IMAGE: _Modality.ValueType  # 3
+    """Only as input."""
 
 class Modality(_Modality, metaclass=_ModalityEnumTypeWrapper):
-    """A kind of output."""
+    """A kind of input or output."""
 
 MODALITY_UNSPECIFIED: Modality.ValueType  # 0
 MODALITY_TEXT: Modality.ValueType  # 1
 MODALITY_AUDIO: Modality.ValueType  # 2
 """Not served."""
+MODALITY_IMAGE: Modality.ValueType  # 3
+"""Only as input."""
 
 class _Role:
     ValueType = NewType("ValueType", int)
@@ -156,7 +160,7 @@ class _FinishReasonEnumTypeWrapper(_EnumTypeWrapper[_FinishReason.ValueType], ty
     FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 3
     """A tool call."""
     FINISH_REASON_CONTENT_FILTER: _FinishReason.ValueType  # 4
-    """Not used."""
+    """A filter of the remote service that serves the model."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """The reason why generation ended."""
@@ -170,7 +174,7 @@ FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 3
 """A tool call."""
 FINISH_REASON_CONTENT_FILTER: FinishReason.ValueType  # 4
-"""Not used."""
+"""A filter of the remote service that serves the model."""
 
 @final
 class ChatCompletionParams(Message):
@@ -662,7 +666,7 @@ class ContentPart(Message):
     """Text."""
     @property
     def image(self) -> ImageContent:
-        """An image. Rejected, since no images are served."""
+        """An image. Rejected if the model takes no images."""
 
     @property
     def audio(self) -> AudioContent:
@@ -699,7 +703,7 @@ class ImageContent(Message):
     data: bytes
     """The bytes of the image."""
     mime_type: str
-    """The media type of the image, such as image/png."""
+    """The media type of the image, such as image/png. Required with `data`."""
     detail: str
     """The resolution to read it in: low, high or auto."""
     def __init__(

@@ -66,7 +66,7 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     """
     ERROR_REASON_UNSUPPORTED_METHOD: _ErrorReason.ValueType  # 15
     """The model's backend does not implement the method (UNIMPLEMENTED). A model without a tokenizer
-    does not support Tokenize and Detokenize.
+    does not support Tokenize and Detokenize, and only some models support CreateEmbeddings.
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 20
     """UNAVAILABLE: another replica may accept the request. With a `google.rpc.RetryInfo`.
@@ -77,6 +77,14 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     """The service is draining: it finishes its requests and then exits."""
     ERROR_REASON_STARTING: _ErrorReason.ValueType  # 22
     """The model is not loaded yet."""
+    ERROR_REASON_UPSTREAM_DOWN: _ErrorReason.ValueType  # 23
+    """The remote service that serves the model cannot be reached, fails, does not respond in time, or no
+    longer serves the model.
+    """
+    ERROR_REASON_UPSTREAM_RATE_LIMITED: _ErrorReason.ValueType  # 24
+    """The remote service that serves the model limits this service's requests. Other replicas of this
+    service share the limit.
+    """
     ERROR_REASON_DEADLINE: _ErrorReason.ValueType  # 30
     """DEADLINE_EXCEEDED: the call's deadline has passed, or would pass before the request is scheduled."""
     ERROR_REASON_ENGINE_DEAD: _ErrorReason.ValueType  # 40
@@ -88,6 +96,12 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     """An unexpected error. The service's log has its details with the request id."""
     ERROR_REASON_STEP_FAILED: _ErrorReason.ValueType  # 42
     """The model failed while it computed this request. The service continues to serve others."""
+    ERROR_REASON_UPSTREAM_ACCESS_DENIED: _ErrorReason.ValueType  # 43
+    """The remote service that serves the model rejects this service's own key."""
+    ERROR_REASON_UPSTREAM_INVALID_RESPONSE: _ErrorReason.ValueType  # 44
+    """The response of the remote service that serves the model cannot be used: it is malformed, too large or
+    a redirect.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of a failed call. Its name without the prefix is `google.rpc.ErrorInfo.reason`, in the
@@ -129,7 +143,7 @@ act for others.
 """
 ERROR_REASON_UNSUPPORTED_METHOD: ErrorReason.ValueType  # 15
 """The model's backend does not implement the method (UNIMPLEMENTED). A model without a tokenizer
-does not support Tokenize and Detokenize.
+does not support Tokenize and Detokenize, and only some models support CreateEmbeddings.
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 20
 """UNAVAILABLE: another replica may accept the request. With a `google.rpc.RetryInfo`.
@@ -140,6 +154,14 @@ ERROR_REASON_DRAINING: ErrorReason.ValueType  # 21
 """The service is draining: it finishes its requests and then exits."""
 ERROR_REASON_STARTING: ErrorReason.ValueType  # 22
 """The model is not loaded yet."""
+ERROR_REASON_UPSTREAM_DOWN: ErrorReason.ValueType  # 23
+"""The remote service that serves the model cannot be reached, fails, does not respond in time, or no
+longer serves the model.
+"""
+ERROR_REASON_UPSTREAM_RATE_LIMITED: ErrorReason.ValueType  # 24
+"""The remote service that serves the model limits this service's requests. Other replicas of this
+service share the limit.
+"""
 ERROR_REASON_DEADLINE: ErrorReason.ValueType  # 30
 """DEADLINE_EXCEEDED: the call's deadline has passed, or would pass before the request is scheduled."""
 ERROR_REASON_ENGINE_DEAD: ErrorReason.ValueType  # 40
@@ -151,3 +173,9 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 41
 """An unexpected error. The service's log has its details with the request id."""
 ERROR_REASON_STEP_FAILED: ErrorReason.ValueType  # 42
 """The model failed while it computed this request. The service continues to serve others."""
+ERROR_REASON_UPSTREAM_ACCESS_DENIED: ErrorReason.ValueType  # 43
+"""The remote service that serves the model rejects this service's own key."""
+ERROR_REASON_UPSTREAM_INVALID_RESPONSE: ErrorReason.ValueType  # 44
+"""The response of the remote service that serves the model cannot be used: it is malformed, too large or
+a redirect.
+"""

@@ -11,6 +11,7 @@ from builtins import (
 )
 from chatrpc.v1.chat_pb2 import (
     ChatMessage,
+    Modality,
     PromptOptions,
 )
 from collections.abc import (
@@ -50,6 +51,8 @@ class Model(Message):
     MAX_MODEL_LEN_FIELD_NUMBER: int
     ALIASES_FIELD_NUMBER: int
     ROOT_FIELD_NUMBER: int
+    ENGINE_FIELD_NUMBER: int
+    CAPABILITIES_FIELD_NUMBER: int
     id: str
     """The id of the model."""
     owned_by: str
@@ -58,6 +61,10 @@ class Model(Message):
     """The largest number of tokens of prompt and output together."""
     root: str
     """The origin of the weights: a hub id or a name, never a path."""
+    engine: str
+    """The engine that serves the model: `local`, `vllm`, `openai` for another service with OpenAI's API,
+    or the name of an engine from another package.
+    """
     @property
     def create_time(self) -> Timestamp:
         """The time at which the files of the model were written."""
@@ -65,6 +72,10 @@ class Model(Message):
     @property
     def aliases(self) -> RepeatedScalarFieldContainer[str]:
         """Other names of the model, which requests may use."""
+
+    @property
+    def capabilities(self) -> ModelCapabilities:
+        """The kinds of input and output of the model, and the fields that it rejects."""
 
     def __init__(
         self,
@@ -75,9 +86,63 @@ class Model(Message):
         max_model_len: int = ...,
         aliases: Iterable[str] | None = ...,
         root: str = ...,
+        engine: str = ...,
+        capabilities: ModelCapabilities | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: Literal["create_time", b"create_time"]) -> bool: ...
-    def ClearField(self, field_name: Literal["aliases", b"aliases", "create_time", b"create_time", "id", b"id", "max_model_len", b"max_model_len", "owned_by", b"owned_by", "root", b"root"]) -> None: ...
+    def HasField(self, field_name: Literal["capabilities", b"capabilities", "create_time", b"create_time"]) -> bool: ...
+    def ClearField(self, field_name: Literal["aliases", b"aliases", "capabilities", b"capabilities", "create_time", b"create_time", "engine", b"engine", "id", b"id", "max_model_len", b"max_model_len", "owned_by", b"owned_by", "root", b"root"]) -> None: ...
+
+@final
+class ModelCapabilities(Message):
+    """The kinds of input and output of a model, and the fields that it rejects."""
+
+    DESCRIPTOR: Descriptor
+
+    UNSUPPORTED_FIELDS_FIELD_NUMBER: int
+    INPUT_MODALITIES_FIELD_NUMBER: int
+    EMBEDDINGS_FIELD_NUMBER: int
+    TOKENIZATION_FIELD_NUMBER: int
+    STRUCTURED_OUTPUTS_FIELD_NUMBER: int
+    MAX_LOGPROBS_FIELD_NUMBER: int
+    IS_BATCH_INVARIANT_FIELD_NUMBER: int
+    embeddings: bool
+    """Embeddings are served."""
+    tokenization: bool
+    """Texts can be tokenized, and token ids detokenized."""
+    structured_outputs: bool
+    """Response formats are enforced. If false, they are rejected, and so are tool calls that must be made
+    and strict tools.
+    """
+    max_logprobs: int
+    """The largest number of alternatives to a token's log probability. Absent if the model returns no log
+    probabilities.
+    """
+    is_batch_invariant: bool
+    """Greedy requests, and requests with a seed, have the same output whatever other requests run."""
+    @property
+    def unsupported_fields(self) -> RepeatedScalarFieldContainer[str]:
+        """The fields of `ChatCompletionParams` and `CompletionParams` that this model rejects, as paths such as
+        `sampling.top_k`, in alphabetical order.
+        """
+
+    @property
+    def input_modalities(self) -> RepeatedScalarFieldContainer[Modality.ValueType]:
+        """The kinds of input that messages may have."""
+
+    def __init__(
+        self,
+        *,
+        unsupported_fields: Iterable[str] | None = ...,
+        input_modalities: Iterable[Modality.ValueType] | None = ...,
+        embeddings: bool = ...,
+        tokenization: bool = ...,
+        structured_outputs: bool = ...,
+        max_logprobs: int | None = ...,
+        is_batch_invariant: bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: Literal["_max_logprobs", b"_max_logprobs", "max_logprobs", b"max_logprobs"]) -> bool: ...
+    def ClearField(self, field_name: Literal["_max_logprobs", b"_max_logprobs", "embeddings", b"embeddings", "input_modalities", b"input_modalities", "is_batch_invariant", b"is_batch_invariant", "max_logprobs", b"max_logprobs", "structured_outputs", b"structured_outputs", "tokenization", b"tokenization", "unsupported_fields", b"unsupported_fields"]) -> None: ...
+    def WhichOneof(self, oneof_group: Literal["_max_logprobs", b"_max_logprobs"]) -> Literal["max_logprobs"] | None: ...
 
 @final
 class ListModelsRequest(Message):

@@ -43,6 +43,7 @@ class Decoder:
         head: The head, with the last norm before it.
         ropes: The rotary embeddings by `DecoderLayer.rope`.
         hidden_dtype: Type of the rows between the layers.
+        is_batch_invariant: True if a row is computed identically in every batch.
     """
 
     def __init__(
@@ -54,7 +55,10 @@ class Decoder:
         attention: Attention,
         ropes: dict[str, Rope],
         hidden_dtype: torch.dtype,
+        *,
+        is_batch_invariant: bool = False,
     ) -> None:
+        self.is_batch_invariant = is_batch_invariant
         self._embedding_scale = rounded_embedding_scale(architecture, embedding.dtype)
         self._logits_softcap = architecture.logits_softcap
         self._embedding = embedding

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from service.engine.decoder.architecture import Architecture
+from service.engine.decoder.attention import NativeDecoderAttention
 from service.engine.decoder.attention_backends import AttentionSetup, make_attention
 from service.engine.decoder.decoder import Decoder, read_head, read_layer
 from service.engine.decoder.linear import FloatLinear
@@ -80,7 +81,18 @@ def load_decoder(
         attention = make_attention(
             AttentionSetup(a, layer_attention, num_blocks, block_size, dtype, device, library)
         )
-        return Decoder(a, embedding, layers, head, attention, ropes, hidden_dtype)
+        # Sums of integers do not depend on their order, and the native attention has a fixed order.
+        is_batch_invariant = is_int8 and isinstance(attention, NativeDecoderAttention)
+        return Decoder(
+            a,
+            embedding,
+            layers,
+            head,
+            attention,
+            ropes,
+            hidden_dtype,
+            is_batch_invariant=is_batch_invariant,
+        )
 
     description = {
         "decoder": "native",

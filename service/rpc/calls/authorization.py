@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from chatrpc.v1 import caller_pb2
 from chatrpc.v1.limits import LIMITS
-from chatrpc_process.access.cost import Cost, cost_of, default_output_limit
+from chatrpc_process.access.cost import Cost, cost_of, cost_of_input, default_output_limit
 from chatrpc_process.access.keys import Key, KeyRing
 from chatrpc_process.access.quotas import NeverAdmitted, QuotaExceeded, Quotas, Reservation
 from chatrpc_process.access.secret import sent_secret
@@ -110,7 +110,7 @@ class Access:
                 yield
             return
         with (
-            self._admitted(key, rpc.params_of(message), num_bytes) as reservation,
+            self._admitted(key, rpc, message, num_bytes) as reservation,
             acting_for(identity.caller, identity.may_use, reservation.resize, call),
         ):
             try:
@@ -119,15 +119,15 @@ class Access:
                 reservation.resize(call.num_tokens)
 
     @contextmanager
-    def _admitted(self, key: Key, params: Any, num_bytes: int) -> Iterator[Reservation]:
+    def _admitted(self, key: Key, rpc: Rpc, message: Any, num_bytes: int) -> Iterator[Reservation]:
         """Admit a call, and reserve tokens of its key's limit while in the context.
 
-        Args:
-            params: The generation parameters, which get the key's default output limit; None if
-                the call does not generate.
+        The parameters of a generation get the key's default output limit.
         """
-        cost = Cost()
-        if params is not None:
+        cost, params = Cost(), rpc.params_of(message)
+        if rpc.input_field:
+            cost = cost_of_input(num_bytes, rpc.input_field)
+        elif params is not None:
             limit = default_output_limit(params, key)
             cost = cost_of(params, num_bytes, limit)
             if limit is not None:

@@ -1,4 +1,4 @@
-"""Span attributes of a generation, by OpenTelemetry's conventions for generative AI.
+"""Span attributes of generations and embeddings, by OpenTelemetry's conventions for generative AI.
 
 https://github.com/open-telemetry/semantic-conventions-genai. No attribute contains text of a
 prompt, an output or a stop string.
@@ -26,16 +26,20 @@ _SAMPLING = {
 
 def request_attributes(rpc: Rpc, params: Any) -> dict[str, Value]:
     """Return the attributes of the parameters that a request sets. Defaults are left out."""
-    found: dict[str, Value] = {
-        "gen_ai.operation.name": rpc.operation,
-        "gen_ai.provider.name": "chatrpc",
-        "gen_ai.request.model": params.model,
-    }
+    found = _request(rpc, params.model)
     if rpc.is_streamed:
         found["gen_ai.request.stream"] = True
     for field, name in _SAMPLING.items():
         if params.sampling.HasField(field):
             found[f"gen_ai.request.{name}"] = getattr(params.sampling, field)
+    return found
+
+
+def embedding_attributes(rpc: Rpc, request: Any) -> dict[str, Value]:
+    """Return the attributes of a request for embeddings."""
+    found = _request(rpc, request.model)
+    if request.HasField("dimensions"):
+        found["gen_ai.embeddings.dimension.count"] = request.dimensions
     return found
 
 
@@ -72,6 +76,14 @@ class Response:
             "gen_ai.usage.cache_read.input_tokens": usage.cached_prompt_tokens,
             "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens,
         }
+
+
+def _request(rpc: Rpc, model: str) -> dict[str, Value]:
+    return {
+        "gen_ai.operation.name": rpc.operation,
+        "gen_ai.provider.name": "chatrpc",
+        "gen_ai.request.model": model,
+    }
 
 
 def finish_reason(number: "chat_pb2.FinishReason.ValueType") -> str:

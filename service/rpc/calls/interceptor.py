@@ -111,6 +111,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 completion = rpc.output_of(response)
                 if completion is not None:
                     counting.note_completion(completion)
+                elif rpc.input_field:
+                    counting.note_embeddings(response)
                 return response
 
         return call

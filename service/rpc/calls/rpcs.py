@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from chatrpc.v1 import chat_service_pb2, completion_service_pb2, model_service_pb2
+from chatrpc.v1 import (
+    chat_service_pb2,
+    completion_service_pb2,
+    embedding_service_pb2,
+    model_service_pb2,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,11 +24,13 @@ class Rpc:
         service: Full name of its service, such as `chatrpc.v1.ChatService`.
         method: Its name within the service.
         is_streamed: True if the service responds with a stream.
-        operation: Value of `gen_ai.operation.name` in traces; "" if it does not generate.
+        operation: Value of `gen_ai.operation.name` in traces; "" if it computes nothing.
         is_limited: True if a call counts against the limits of its key.
         model_of: Returns the name of the model in a request; "" if it names none.
         params_of: Returns the generation parameters of a request; None if it does not generate.
         output_of: Returns the completion in a response, or the chunk; None if it does not generate.
+        input_field: Name of the field with the input, if the model computes the input and generates
+            nothing; else "".
     """
 
     service: str
@@ -35,6 +42,7 @@ class Rpc:
     model_of: Callable[[Any], str]
     params_of: Callable[[Any], Any]
     output_of: Callable[[Any], Any]
+    input_field: str = ""
 
     @property
     def full_name(self) -> str:
@@ -48,7 +56,7 @@ class Rpc:
 
     @property
     def is_generation(self) -> bool:
-        return bool(self.operation)
+        return bool(self.operation) and not self.input_field
 
 
 def _generation(file: ModuleType, method: str, operation: str) -> Rpc:
@@ -72,7 +80,13 @@ def _generation(file: ModuleType, method: str, operation: str) -> Rpc:
 
 
 def _rpc(
-    file: ModuleType, method: str, model_of: Callable[[Any], str], *, is_limited: bool = True
+    file: ModuleType,
+    method: str,
+    model_of: Callable[[Any], str],
+    *,
+    is_limited: bool = True,
+    operation: str = "",
+    input_field: str = "",
 ) -> Rpc:
     """Return the row of an RPC that does not generate.
 
@@ -86,11 +100,12 @@ def _rpc(
         method=method,
         request_type=getattr(file, descriptor.input_type.name),
         is_streamed=descriptor.server_streaming,
-        operation="",
+        operation=operation,
         is_limited=is_limited,
         model_of=model_of,
         params_of=lambda _: None,
         output_of=lambda _: None,
+        input_field=input_field,
     )
 
 
@@ -99,6 +114,13 @@ RPCS = (
     _generation(chat_service_pb2, "StreamChatCompletion", "chat"),
     _generation(completion_service_pb2, "CreateCompletion", "text_completion"),
     _generation(completion_service_pb2, "StreamCompletion", "text_completion"),
+    _rpc(
+        embedding_service_pb2,
+        "CreateEmbeddings",
+        lambda request: request.model,
+        operation="embeddings",
+        input_field="input",
+    ),
     _rpc(model_service_pb2, "ListModels", lambda _: "", is_limited=False),
     _rpc(model_service_pb2, "GetModel", lambda request: request.id, is_limited=False),
     _rpc(model_service_pb2, "Tokenize", lambda request: request.model),

@@ -61,6 +61,22 @@ _STATUSES: tuple[tuple[type[errors.ChatrpcError], int, errors_pb2.ErrorReason.Va
     (errors.QueueFull, code_pb2.UNAVAILABLE, errors_pb2.ERROR_REASON_QUEUE_FULL),
     (errors.Draining, code_pb2.UNAVAILABLE, errors_pb2.ERROR_REASON_DRAINING),
     (errors.Starting, code_pb2.UNAVAILABLE, errors_pb2.ERROR_REASON_STARTING),
+    (errors.UpstreamDown, code_pb2.UNAVAILABLE, errors_pb2.ERROR_REASON_UPSTREAM_DOWN),
+    (
+        errors.UpstreamRateLimited,
+        code_pb2.UNAVAILABLE,
+        errors_pb2.ERROR_REASON_UPSTREAM_RATE_LIMITED,
+    ),
+    (
+        errors.UpstreamAccessDenied,
+        code_pb2.INTERNAL,
+        errors_pb2.ERROR_REASON_UPSTREAM_ACCESS_DENIED,
+    ),
+    (
+        errors.UpstreamInvalidResponse,
+        code_pb2.INTERNAL,
+        errors_pb2.ERROR_REASON_UPSTREAM_INVALID_RESPONSE,
+    ),
     (errors.DeadlinePassed, code_pb2.DEADLINE_EXCEEDED, errors_pb2.ERROR_REASON_DEADLINE),
     (errors.StepFailed, code_pb2.INTERNAL, errors_pb2.ERROR_REASON_STEP_FAILED),
     (errors.EngineDead, code_pb2.INTERNAL, errors_pb2.ERROR_REASON_ENGINE_DEAD),
@@ -91,6 +107,8 @@ def retry_pushback(error: Exception) -> Metadata:
     """
     if not isinstance(error, errors.Unavailable):
         return ()
+    if error.elsewhere_after_s is None:
+        return ((_PUSHBACK_KEY, "-1"),)  # gRPC makes no further attempt
     return ((_PUSHBACK_KEY, str(int(error.elsewhere_after_s * 1000))),)
 
 

@@ -9,7 +9,12 @@ from service.domain.backend import Prompt
 from service.domain.engine import EngineTimings
 from service.metrics import Metrics
 from service.rpc.calls import engine_timings
-from service.rpc.calls.genai_attributes import Response, finish_reasons, request_attributes
+from service.rpc.calls.genai_attributes import (
+    Response,
+    embedding_attributes,
+    finish_reasons,
+    request_attributes,
+)
 from service.rpc.calls.rpcs import Rpc
 
 # Longer model names are truncated in the log and the span.
@@ -65,8 +70,12 @@ class CallTelemetry:
     def note_request(self, message: Any) -> None:
         """Note the request message, which has just been read."""
         self._model = self._rpc.model_of(message)[:_MAX_MODEL_CHARS]
-        if self._rpc.is_generation and self.span.is_recording:
+        if not self.span.is_recording:
+            return
+        if self._rpc.is_generation:
             self.span.set_attributes(request_attributes(self._rpc, self._rpc.params_of(message)))
+        elif self._rpc.input_field:
+            self.span.set_attributes(embedding_attributes(self._rpc, message))
 
     def note_prompts(self, prompts: Sequence[Prompt], n: int, max_tokens: int | None) -> None:
         """Note the prompts of a generation that is about to be admitted.
@@ -85,13 +94,13 @@ class CallTelemetry:
         """Note a chunk of a stream that is about to be sent."""
         now_s = time.monotonic()
         num_tokens = sum(choice.num_tokens for choice in chunk.choices)
-        num_prompt_tokens = 0
+        # The first chunk has it, and the last one too. A remote backend reports it only at the end.
+        num_prompt_tokens = max(0, chunk.usage.prompt_tokens - self._num_prompt_tokens)
         if self._last_chunk_s is None:
             first_chunk_s = now_s - self._started_s
             self._metrics.first_token_s.observe(first_chunk_s)
             if self.span.is_recording:
                 self.span.set_attributes({"gen_ai.response.time_to_first_chunk": first_chunk_s})
-            num_prompt_tokens = chunk.usage.prompt_tokens  # only the first chunk has it
         elif num_tokens:
             self._metrics.inter_token_s.observe((now_s - self._last_chunk_s) / num_tokens)
         self._last_chunk_s = now_s
@@ -101,6 +110,18 @@ class CallTelemetry:
         """Note a whole completion that is about to be sent."""
         usage = completion.usage
         self._note(completion, usage.prompt_tokens, usage.completion_tokens)
+
+    def note_embeddings(self, response: Any) -> None:
+        """Note a response with embeddings that is about to be sent."""
+        self._num_prompt_tokens = num_tokens = response.usage.prompt_tokens
+        self._metrics.prompt_tokens.inc(num_tokens)
+        if self.span.is_recording:
+            self.span.set_attributes(
+                {
+                    "gen_ai.response.model": response.model,
+                    "gen_ai.usage.input_tokens": num_tokens,
+                }
+            )
 
     def end(self, code: str, reason: str) -> None:
         """Record the end of the call in the metrics and the span.
@@ -135,6 +156,8 @@ class CallTelemetry:
             fields["model"] = self._model
         if self._rpc.is_generation:
             fields |= self._generation_fields()
+        elif self._num_prompt_tokens:
+            fields["prompt_tokens"] = self._num_prompt_tokens
         fields["duration_ms"] = _ms(time.monotonic() - self._started_s)
         return fields
 

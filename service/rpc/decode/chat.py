@@ -3,23 +3,23 @@
 The field of an error is a path in `ChatCompletionParams`, such as `messages[0].role`.
 """
 
+import base64
 from collections.abc import Sequence
 
 from chatrpc.v1 import chat_pb2
-from chatrpc.v1.limits import LIMITS
 from service.domain.backend import ModelSpec
-from service.domain.chat import ChatRequest, Message, ToolCall
+from service.domain.chat import ChatRequest, Image, Message, ToolCall
 from service.errors import (
     ContextLengthExceeded,
     InvalidField,
     MissingField,
     UnsupportedField,
 )
-from service.rpc.decode.options import cache_salt
+from service.rpc.decode.options import cache_salt, check_alternatives
 from service.rpc.decode.prompt import prompt_options
 from service.rpc.decode.sampling import num_choices, sampling_params
 from service.rpc.decode.tools import check_num_tools, response_format, tools_and_mode
-from service.rpc.decode.unsupported import check_unsupported
+from service.rpc.decode.unsupported import check_model_supports, check_unsupported
 
 _ROLES = {
     chat_pb2.ROLE_SYSTEM: "system",
@@ -40,16 +40,17 @@ def chat_request(params: chat_pb2.ChatCompletionParams, spec: ModelSpec) -> Chat
     """
     check_fits(params.messages, spec, params.tools)
     check_unsupported(params)
+    check_model_supports(params, spec.unsupported_fields)
     tools, tool_mode = tools_and_mode(params)
     return ChatRequest(
         model=params.model,
-        messages=messages(params.messages),
+        messages=messages(params.messages, takes_images=spec.takes_images),
         sampling=sampling_params(params.sampling, spec),
         prompt=prompt_options(params.prompt, params.reasoning_effort),
         cache_salt=cache_salt(params.cache_salt),
         n=num_choices(params.sampling),
-        num_logprobs=_num_logprobs(params),
-        num_prompt_logprobs=_num_prompt_logprobs(params),
+        num_logprobs=_num_logprobs(params, spec),
+        num_prompt_logprobs=_num_prompt_logprobs(params, spec),
         returns_token_ids=params.return_token_ids,
         tools=tools,
         tool_mode=tool_mode,
@@ -58,15 +59,22 @@ def chat_request(params: chat_pb2.ChatCompletionParams, spec: ModelSpec) -> Chat
     )
 
 
-def messages(protos: Sequence[chat_pb2.ChatMessage], path: str = "messages") -> tuple[Message, ...]:
+def messages(
+    protos: Sequence[chat_pb2.ChatMessage], path: str = "messages", *, takes_images: bool = False
+) -> tuple[Message, ...]:
     """Return the messages of a conversation.
+
+    Args:
+        takes_images: True if they may have images.
 
     Raises:
         InvalidField or a subclass.
     """
     if not protos:
         raise InvalidField(path, "At least one message is required.")
-    return tuple(_message(proto, f"{path}[{i}]") for i, proto in enumerate(protos))
+    return tuple(
+        _message(proto, f"{path}[{i}]", takes_images=takes_images) for i, proto in enumerate(protos)
+    )
 
 
 def check_fits(
@@ -109,13 +117,15 @@ def check_fits(
         raise ContextLengthExceeded(num_chars // max_token_chars, max_model_len)
 
 
-def _message(proto: chat_pb2.ChatMessage, path: str) -> Message:
+def _message(proto: chat_pb2.ChatMessage, path: str, *, takes_images: bool) -> Message:
     role = _ROLES.get(proto.role)
     if role is None:
         if proto.role == chat_pb2.ROLE_UNSPECIFIED:
             raise MissingField(f"{path}.role")
         raise InvalidField(f"{path}.role", f"{proto.role} is not a role.")
-    content = _text(proto.content, f"{path}.content")
+    parts = _parts(proto.content, f"{path}.content", takes_images=takes_images)
+    has_image = any(isinstance(part, Image) for part in parts)
+    content = "".join(part for part in parts if isinstance(part, str)) if parts else None
     if proto.refusal:  # chat templates have no refusals, so it becomes content
         content = f"{content}\n{proto.refusal}" if content else proto.refusal
     # An assistant message with tool calls, or cut off in its reasoning, has no content.
@@ -135,20 +145,41 @@ def _message(proto: chat_pb2.ChatMessage, path: str) -> Message:
         ),
         tool_call_id=proto.tool_call_id or None,
         reasoning_content=proto.reasoning_content or None,
+        parts=parts if has_image else (),
     )
 
 
-def _text(parts: Sequence[chat_pb2.ContentPart], path: str) -> str | None:
-    """Return the text of the parts, joined; None if there is no part."""
-    for i, part in enumerate(parts):
-        kind = part.WhichOneof("part")
+def _parts(
+    protos: Sequence[chat_pb2.ContentPart], path: str, *, takes_images: bool
+) -> tuple[str | Image, ...]:
+    parts: list[str | Image] = []
+    for i, proto in enumerate(protos):
+        kind = proto.WhichOneof("part")
         if kind is None:
             raise MissingField(f"{path}[{i}]")
-        if kind != "text":
+        if kind == "text":
+            parts.append(proto.text)
+        elif kind == "image" and takes_images:
+            parts.append(_image(proto.image, f"{path}[{i}].image"))
+        else:
+            taken = "text and images" if takes_images else "text"
             raise UnsupportedField(
-                f"{path}[{i}]", f"This model takes only text, not {_PARTS[kind]} parts."
+                f"{path}[{i}]", f"This model takes only {taken}, not {_PARTS[kind]} parts."
             )
-    return "".join(part.text for part in parts) if parts else None
+    return tuple(parts)
+
+
+def _image(proto: chat_pb2.ImageContent, path: str) -> Image:
+    match proto.WhichOneof("source"):
+        case "url":
+            return Image(proto.url, proto.detail)
+        case "data":
+            if not proto.mime_type:
+                raise MissingField(f"{path}.mime_type")
+            encoded = base64.b64encode(proto.data).decode()
+            return Image(f"data:{proto.mime_type};base64,{encoded}", proto.detail)
+        case None:
+            raise MissingField(f"{path}.url")
 
 
 def _tool_call(proto: chat_pb2.ToolCall, path: str) -> ToolCall:
@@ -157,23 +188,17 @@ def _tool_call(proto: chat_pb2.ToolCall, path: str) -> ToolCall:
     return ToolCall(proto.id, proto.function.name, proto.function.arguments_json)
 
 
-def _num_logprobs(params: chat_pb2.ChatCompletionParams) -> int | None:
+def _num_logprobs(params: chat_pb2.ChatCompletionParams, spec: ModelSpec) -> int | None:
     """Return the number of alternatives to each token; None if none are to be returned."""
     if params.HasField("top_logprobs"):
         if not params.logprobs:
             raise InvalidField("top_logprobs", "needs logprobs to be true.")
-        _check_alternatives("top_logprobs", params.top_logprobs)
+        check_alternatives("top_logprobs", params.top_logprobs, spec)
     return params.top_logprobs if params.logprobs else None
 
 
-def _num_prompt_logprobs(params: chat_pb2.ChatCompletionParams) -> int | None:
+def _num_prompt_logprobs(params: chat_pb2.ChatCompletionParams, spec: ModelSpec) -> int | None:
     if not params.HasField("prompt_logprobs"):
         return None
-    _check_alternatives("prompt_logprobs", params.prompt_logprobs)
+    check_alternatives("prompt_logprobs", params.prompt_logprobs, spec)
     return params.prompt_logprobs
-
-
-def _check_alternatives(name: str, count: int) -> None:
-    limits = LIMITS[f"ChatCompletionParams.{name}"]
-    if not limits.allow(count):
-        raise InvalidField(name, f"must be {limits.range}, not {count}.")

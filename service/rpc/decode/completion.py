@@ -11,10 +11,10 @@ from service.domain.backend import ModelSpec
 from service.domain.completion import CompletionRequest
 from service.domain.sampling import SamplingParams
 from service.errors import ContextLengthExceeded, InvalidField, MissingField, UnsupportedField
-from service.rpc.decode.options import cache_salt
+from service.rpc.decode.options import cache_salt, check_alternatives
 from service.rpc.decode.sampling import check_token_ids, num_choices, sampling_params
 from service.rpc.decode.tools import decoded_format
-from service.rpc.decode.unsupported import check_unsupported
+from service.rpc.decode.unsupported import check_model_supports, check_unsupported
 
 # This is OpenAI's default. Chat completions have no default.
 DEFAULT_MAX_TOKENS = 16
@@ -31,10 +31,15 @@ def completion_request(
         InvalidField or a subclass: The first error found.
     """
     _check_options(params)
+    check_model_supports(params, spec.unsupported_fields)
     num_sequences(params)
-    num_logprobs = _num_logprobs(params, "logprobs")
-    num_prompt_logprobs = _num_logprobs(params, "prompt_logprobs")
-    if params.echo and num_prompt_logprobs is None:
+    num_logprobs = _num_logprobs(params, "logprobs", spec)
+    num_prompt_logprobs = _num_logprobs(params, "prompt_logprobs", spec)
+    if params.echo and num_prompt_logprobs is None and num_logprobs is not None:
+        if "prompt_logprobs" in spec.unsupported_fields:
+            raise UnsupportedField(
+                "echo", "is not supported by this model together with log probabilities."
+            )
         num_prompt_logprobs = num_logprobs
     return CompletionRequest(
         prompts=tuple(
@@ -136,13 +141,13 @@ def _sampling(params: completion_pb2.CompletionParams, spec: ModelSpec) -> Sampl
     return replace(sampling, max_tokens=0) if is_scored_only else sampling
 
 
-def _num_logprobs(params: completion_pb2.CompletionParams, name: str) -> int | None:
+def _num_logprobs(
+    params: completion_pb2.CompletionParams, name: str, spec: ModelSpec
+) -> int | None:
     if not params.HasField(name):  # type: ignore[arg-type]  # `name` is a field
         return None
     number = int(getattr(params, name))
-    limits = LIMITS[f"CompletionParams.{name}"]
-    if not limits.allow(number):
-        raise InvalidField(name, f"must be {limits.range}.")
+    check_alternatives(name, number, spec)
     return number
 
 

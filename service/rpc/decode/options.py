@@ -1,9 +1,14 @@
 """Decodes the options that chat and text completions share: protobuf to the domain."""
 
+from dataclasses import replace
+
 from chatrpc.v1 import chat_pb2, completion_pb2
 from chatrpc.v1.limits import LIMITS
+from service.domain.backend import ModelSpec
 from service.domain.engine import Caller
 from service.errors import InvalidField
+
+_LOGPROBS = LIMITS["ChatCompletionParams.top_logprobs"]  # the other fields have the same limits
 
 
 def priority(
@@ -23,6 +28,17 @@ def priority(
             f"{params.priority}.",
         )
     return params.priority
+
+
+def check_alternatives(name: str, count: int, spec: ModelSpec) -> None:
+    """Check the number of alternatives to each token that the field `name` asks for.
+
+    Raises:
+        InvalidField: There are too many.
+    """
+    limits = replace(_LOGPROBS, maximum=spec.most_logprobs(int(_LOGPROBS.maximum)))
+    if not limits.allow(count):
+        raise InvalidField(name, f"must be {limits.range}, not {count}.")
 
 
 def cache_salt(salt: str) -> str:

@@ -31,11 +31,12 @@ def prompt_options(
     if proto.HasField("truncate_prompt_tokens") and not limits.allow(proto.truncate_prompt_tokens):
         raise InvalidField("prompt.truncate_prompt_tokens", f"must be {limits.range}.")
     kwargs: dict[str, Any] = {}
-    if effort == chat_pb2.REASONING_EFFORT_NONE:
-        kwargs["enable_thinking"] = False
-    elif effort != chat_pb2.REASONING_EFFORT_UNSPECIFIED:
+    effort_name = ""
+    if effort != chat_pb2.REASONING_EFFORT_UNSPECIFIED:
         name = _enum_name(chat_pb2.ReasoningEffort, effort, "reasoning_effort")
-        kwargs["reasoning_effort"] = name.removeprefix("REASONING_EFFORT_").lower()
+        effort_name = name.removeprefix("REASONING_EFFORT_").lower()
+        none = {"enable_thinking": False}
+        kwargs |= none if effort_name == "none" else {"reasoning_effort": effort_name}
     if proto.HasField("chat_template_kwargs_json"):
         path = "prompt.chat_template_kwargs_json"
         kwargs |= _json_object(proto.chat_template_kwargs_json, path)
@@ -50,6 +51,7 @@ def prompt_options(
         truncate_prompt_tokens=(
             proto.truncate_prompt_tokens if proto.HasField("truncate_prompt_tokens") else None
         ),
+        reasoning_effort=effort_name,
     )
 
 

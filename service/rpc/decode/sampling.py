@@ -18,7 +18,7 @@ _RENAMED = {"max_completion_tokens": "max_tokens"}
 _LISTS = frozenset(("logit_bias", "allowed_token_ids", "bad_words", "stop", "stop_token_ids"))
 _DOMAIN_NAMES = frozenset(field.name for field in fields(SamplingParams))
 # The scalars that are copied unchanged: the name in the domain, by the name in the proto.
-_NAMES = {
+NAMES = {
     field.name: name
     for field in chat_pb2.SamplingParams.DESCRIPTOR.fields
     if (name := _RENAMED.get(field.name, field.name)) in _DOMAIN_NAMES - _LISTS
@@ -34,7 +34,7 @@ def sampling_params(proto: chat_pb2.SamplingParams, spec: ModelSpec) -> Sampling
     given = {field.name: value for field, value in proto.ListFields()}
     for name, value in given.items():
         limits = LIMITS.get(f"SamplingParams.{name}")
-        if name in _NAMES and limits is not None and not limits.allow(value):
+        if name in NAMES and limits is not None and not limits.allow(value):
             raise InvalidField(f"sampling.{name}", f"must be {limits.range}, not {value:g}.")
     if proto.HasField("max_completion_tokens") and proto.min_tokens > proto.max_completion_tokens:
         raise InvalidField(
@@ -44,7 +44,8 @@ def sampling_params(proto: chat_pb2.SamplingParams, spec: ModelSpec) -> Sampling
         )
     return replace(
         spec.sampling_defaults,
-        **{_NAMES[name]: value for name, value in given.items() if name in _NAMES},
+        given=frozenset(_RENAMED.get(name, name) for name in given) & _DOMAIN_NAMES,
+        **{NAMES[name]: value for name, value in given.items() if name in NAMES},
         logit_bias=_logit_bias(proto, spec.vocab_size),
         allowed_token_ids=_allowed_token_ids(proto, spec.vocab_size),
         bad_words=_strings(proto.bad_words, "bad_words"),

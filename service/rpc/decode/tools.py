@@ -94,6 +94,8 @@ def decoded_format(proto: chat_pb2.ResponseFormat) -> ResponseFormat | None:
                 proto.json_schema.schema_json or "{}",
                 proto.json_schema.strict,
                 field=f"{field}.schema_json",
+                name=proto.json_schema.name,
+                description=proto.json_schema.description,
             )
         case "regex":
             return ResponseFormat(ResponseFormatKind.REGEX, proto.regex, field=field)

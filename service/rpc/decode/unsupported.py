@@ -1,14 +1,18 @@
-"""Rejects the options of a request that this service does not support.
+"""Rejects the options of a request that this service, or its model, does not support.
 
 A value that asks for the default behaviour, such as text as the only modality, is accepted.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
-from chatrpc.v1 import chat_pb2
+from google.protobuf.message import Message
+
+from chatrpc.v1 import chat_pb2, completion_pb2
 from chatrpc.v1.limits import LIMITS, Limits
+from service.domain.sampling import SamplingParams
 from service.errors import InvalidField, UnsupportedField
+from service.rpc.decode.sampling import NAMES
 
 
 class _Option(NamedTuple):
@@ -38,6 +42,54 @@ def check_unsupported(params: chat_pb2.ChatCompletionParams) -> None:
     _check_metadata(params)
     for name in ("user", "safety_identifier", "prompt_cache_key", "service_tier"):
         check_identifier(name, getattr(params, name))
+
+
+# The values that ask for the default behaviour, by the path of their field. Of the fields that are
+# not listed, only false asks for it.
+_NEUTRAL: Mapping[str, Any] = {
+    **{f"sampling.{name}": getattr(SamplingParams(), field) for name, field in NAMES.items()},
+    "sampling.n": 1,
+    "priority": 0,
+    "cache_salt": "",
+    "parallel_tool_calls": True,
+    "prompt.add_generation_prompt": True,
+    "add_special_tokens": True,
+}
+
+
+def check_model_supports(
+    params: chat_pb2.ChatCompletionParams | completion_pb2.CompletionParams,
+    unsupported_fields: Iterable[str],
+) -> None:
+    """Reject the first field that the model does not support.
+
+    Args:
+        unsupported_fields: See `service.domain.backend.ModelSpec`. Paths that these parameters do
+            not have are skipped, since chat and text completions have different fields.
+
+    Raises:
+        UnsupportedField: The field is set, to a value that does not ask for the default behaviour.
+    """
+    for path in sorted(unsupported_fields):
+        if _is_set(params, path):
+            raise UnsupportedField(path, "is not supported by this model.")
+
+
+def _is_set(params: Message, path: str) -> bool:
+    *parents, name = path.split(".")
+    message: Any = params
+    for parent in parents:
+        if parent not in message.DESCRIPTOR.fields_by_name or not message.HasField(parent):
+            return False
+        message = getattr(message, parent)
+    field = message.DESCRIPTOR.fields_by_name.get(name)
+    if field is None:
+        return False
+    value = getattr(message, name)
+    if field.is_repeated or not field.has_presence:
+        return bool(value)
+    neutral = _NEUTRAL.get(path, False if isinstance(value, bool) else None)
+    return bool(message.HasField(name) and value != neutral)
 
 
 def check_identifier(name: str, value: str) -> None:

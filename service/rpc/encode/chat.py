@@ -9,11 +9,12 @@ from itertools import chain
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatrpc.v1 import chat_pb2
-from service.domain.backend import Prompt, TextDelta
+from service.domain.backend import Prompt, TextDelta, TokenUsage
 from service.domain.chat import ChatRequest
 from service.domain.model import ModelCard
 from service.rpc.encode.finish import finish_reason, matched_stop
 from service.rpc.encode.logprobs import token_logprobs
+from service.rpc.encode.usage import usage
 
 
 class ChatEncoder:
@@ -50,9 +51,10 @@ class ChatEncoder:
                 sum(delta.num_tokens for delta in deltas),
                 deltas[-1].num_cached_tokens,
                 sum(choice[-1].num_reasoning_tokens for choice in of_choices),
+                deltas[-1].usage,
             ),
             system_fingerprint=self._card.fingerprint,
-            prompt_token_ids=self._prompt.token_ids if self._returns_token_ids else None,
+            prompt_token_ids=self._prompt_token_ids(of_choices[0][0]),
             prompt_logprobs=token_logprobs(
                 chain.from_iterable(delta.prompt_logprobs for delta in deltas)
             ),
@@ -76,16 +78,23 @@ class ChatEncoder:
                     self._num_tokens,
                     delta.num_cached_tokens,
                     sum(choice.num_reasoning_tokens for choice in self._choices),
+                    delta.usage,
                 )
             )
         if self._is_first:
-            self._add_head(chunk)
+            self._add_head(chunk, delta)
         chunk.prompt_logprobs.extend(token_logprobs(delta.prompt_logprobs))
         return chunk
 
     def _usage(
-        self, num_completion_tokens: int, num_cached_tokens: int, num_reasoning_tokens: int
+        self,
+        num_completion_tokens: int,
+        num_cached_tokens: int,
+        num_reasoning_tokens: int,
+        reported: TokenUsage | None,
     ) -> chat_pb2.Usage:
+        if reported is not None:
+            return usage(reported)
         return chat_pb2.Usage(
             prompt_tokens=self._prompt.num_tokens or 0,
             completion_tokens=num_completion_tokens,
@@ -133,13 +142,16 @@ class ChatEncoder:
         progress.is_finished = delta.finish_reason is not None
         return choice
 
-    def _add_head(self, chunk: chat_pb2.ChatCompletionChunk) -> None:
+    def _prompt_token_ids(self, first: TextDelta) -> Sequence[int]:
+        """Return the ids of the prompt's tokens, if requested. `first` is the first delta."""
+        return (self._prompt.token_ids or first.prompt_token_ids) if self._returns_token_ids else ()
+
+    def _add_head(self, chunk: chat_pb2.ChatCompletionChunk, first: TextDelta) -> None:
         chunk.id = self._id
         chunk.create_time.seconds = self._created
         chunk.model = self._card.id
         chunk.system_fingerprint = self._card.fingerprint
-        if self._returns_token_ids:
-            chunk.prompt_token_ids.extend(self._prompt.token_ids)
+        chunk.prompt_token_ids.extend(self._prompt_token_ids(first))
         self._is_first = False
 
 

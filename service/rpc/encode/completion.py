@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatrpc.v1 import chat_pb2, completion_pb2
-from service.domain.backend import Prompt, TextDelta
+from service.domain.backend import Prompt, TextDelta, TokenUsage
 from service.domain.completion import CompletionRequest
 from service.domain.model import ModelCard
 from service.rpc.encode.finish import finish_reason, matched_stop
 from service.rpc.encode.logprobs import prompt_tokens, token_logprobs
+from service.rpc.encode.usage import usage
 
 
 class CompletionEncoder:
@@ -48,7 +49,7 @@ class CompletionEncoder:
             create_time=Timestamp(seconds=self._created),
             model=self._card.id,
             choices=[choices[index] for index in sorted(choices)],
-            usage=self._usage(),
+            usage=self._usage(deltas[-1].usage),
             system_fingerprint=self._card.fingerprint,
         )
 
@@ -62,7 +63,7 @@ class CompletionEncoder:
         self._num_open -= sum(bool(choice.finish_reason) for choice in choices)
         chunk = completion_pb2.CompletionChunk(choices=choices)
         if self._is_first or not self._num_open:
-            chunk.usage.CopyFrom(self._usage())
+            chunk.usage.CopyFrom(self._usage(delta.usage))
         if self._is_first:
             self._is_first = False
             chunk.id = self._id
@@ -71,7 +72,9 @@ class CompletionEncoder:
             chunk.system_fingerprint = self._card.fingerprint
         return chunk
 
-    def _usage(self) -> chat_pb2.Usage:
+    def _usage(self, reported: TokenUsage | None) -> chat_pb2.Usage:
+        if reported is not None:
+            return usage(reported)
         return chat_pb2.Usage(
             prompt_tokens=self._num_prompt_tokens,
             completion_tokens=self._num_tokens,
@@ -109,6 +112,7 @@ class _Choice:
         self._prompt = prompt
         self._pending = completion_pb2.CompletionChoiceDelta(index=index)
         self._is_begun = False
+        self._prompt_token_ids = prompt.token_ids
 
     @property
     def is_ready(self) -> bool:
@@ -116,6 +120,7 @@ class _Choice:
 
     def add(self, delta: TextDelta) -> None:
         pending = self._pending
+        self._prompt_token_ids = self._prompt_token_ids or delta.prompt_token_ids
         pending.text += delta.text
         pending.num_tokens += delta.num_tokens
         pending.finish_reason = finish_reason(delta.finish_reason)
@@ -142,7 +147,7 @@ class _Choice:
         self._is_begun = True
         taken.prompt_tokens.extend(prompt_tokens)
         if self._request.returns_token_ids:
-            taken.prompt_token_ids.extend(self._prompt.token_ids)
+            taken.prompt_token_ids.extend(self._prompt_token_ids)
         if self._request.is_echoed:
             taken.text = self._prompt.text + taken.text
             offsets = [*self._prompt.text_offsets, *taken.text_offsets]

@@ -1,13 +1,15 @@
-"""Converts a model's card to a protobuf message."""
+"""Converts a served model to a protobuf message."""
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from chatrpc.v1 import model_service_pb2
-from service.domain.model import ModelCard
+from chatrpc.v1 import chat_pb2, model_service_pb2
+from chatrpc.v1.limits import LIMITS
+from service.domain.backend import ServedModel
 
 
-def model_proto(card: ModelCard) -> model_service_pb2.Model:
+def model_proto(model: ServedModel) -> model_service_pb2.Model:
     """Return the description of a model for clients."""
+    card = model.card
     return model_service_pb2.Model(
         id=card.id,
         create_time=Timestamp(seconds=card.created),
@@ -15,4 +17,23 @@ def model_proto(card: ModelCard) -> model_service_pb2.Model:
         max_model_len=card.max_model_len,
         aliases=card.aliases,
         root=card.root,
+        engine=card.engine,
+        capabilities=_capabilities(model),
+    )
+
+
+def _capabilities(model: ServedModel) -> model_service_pb2.ModelCapabilities:
+    spec = model.backend.spec
+    most_logprobs = spec.most_logprobs(int(LIMITS["ChatCompletionParams.top_logprobs"].maximum))
+    modalities = [chat_pb2.MODALITY_TEXT]
+    if spec.takes_images:
+        modalities.append(chat_pb2.MODALITY_IMAGE)
+    return model_service_pb2.ModelCapabilities(
+        unsupported_fields=sorted(spec.unsupported_fields),
+        input_modalities=modalities,
+        embeddings=model.embeddings is not None,
+        tokenization=model.backend.tokenizer is not None,
+        structured_outputs="response_format.json_schema" not in spec.unsupported_fields,
+        max_logprobs=None if "logprobs" in spec.unsupported_fields else most_logprobs,
+        is_batch_invariant=spec.is_batch_invariant,
     )

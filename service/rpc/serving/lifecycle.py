@@ -82,6 +82,10 @@ class Lifecycle:
         await self._set_ready(is_ready=True)
         await self.health.set(STARTUP, SERVING)
 
+    async def set_available(self, *, is_available: bool) -> None:
+        """Set the health to ready or not, after `serve`. Calls are admitted in either case."""
+        await self._set_ready(is_ready=is_available)
+
     async def die(self) -> None:
         """Set the health to neither ready nor alive. Call it after the engine has failed."""
         await self._set_ready(is_ready=False)

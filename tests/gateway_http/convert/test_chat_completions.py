@@ -7,7 +7,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatrpc.v1 import chat_pb2
 from gateway_http.convert import chat_completions
-from tests.fakes.chat_service import model
 
 
 def as_json(struct: msgspec.Struct) -> Any:
@@ -107,14 +106,3 @@ def test_infinite_logprob_is_still_json() -> None:
     token = chat_pb2.TokenLogprob(token="a", token_bytes=b"a", logprob=float("-inf"))
     choice = completion(message=message_of("x"), logprobs=[token])["choices"][0]
     assert choice["logprobs"]["content"][0]["logprob"] == -9999.0
-
-
-def test_model_is_converted_under_its_public_name() -> None:
-    assert as_json(chat_completions.model(model("a/b"), "a/b")) == {
-        "id": "a/b",
-        "object": "model",
-        "created": 1_700_000_000,
-        "owned_by": "tests",
-        "max_model_len": 2048,
-        "root": "hub/tiny",
-    }

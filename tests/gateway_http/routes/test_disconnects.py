@@ -54,9 +54,13 @@ async def test_leaving_cancels_the_call(
 @pytest.mark.parametrize("farewell", ["close", "reset"])
 @pytest.mark.parametrize(
     ("path", "content"),
-    [("/v1/tokenize", {"prompt": "Hi"}), ("/v1/detokenize", {"tokens": [72, 105]})],
+    [
+        ("/v1/tokenize", {"prompt": "Hi"}),
+        ("/v1/detokenize", {"tokens": [72, 105]}),
+        ("/v1/embeddings", {"model": "org/tiny", "input": "Hi"}),
+    ],
 )
-async def test_leaving_cancels_a_tokenization(
+async def test_leaving_cancels_a_call_that_generates_nothing(
     url: str,
     http: httpx.AsyncClient,
     service: FakeService,

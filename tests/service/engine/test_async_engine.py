@@ -55,7 +55,6 @@ class Rig:
         core = make_core(self.runner, scheduler)
         self.engine = AsyncEngine(
             lambda _model: (core, self.max_model_len),
-            max_num_seqs=max_num_seqs,
             max_queue_size=max_queue_size,
             step_timeout_s=step_timeout_s,
         )
@@ -457,7 +456,7 @@ async def test_start_raises_what_the_load_raises(error: Exception) -> None:
     def load(_model: EngineModel) -> tuple[EngineCore, int]:
         raise error
 
-    engine = AsyncEngine(load, max_num_seqs=1, max_queue_size=1)
+    engine = AsyncEngine(load, max_queue_size=1)
     with pytest.raises(type(error), match=str(error)):
         await engine.start(MODEL)
     await engine.stop()
@@ -485,7 +484,7 @@ class SlowLoad:
 @pytest.mark.parametrize("error", [None, ModelLoadError("too late")])
 async def test_stop_during_a_load_does_not_wait_for_it(error: Exception | None) -> None:
     load = SlowLoad(error)
-    engine = AsyncEngine(load, max_num_seqs=1, max_queue_size=1)
+    engine = AsyncEngine(load, max_queue_size=1)
     start = asyncio.create_task(engine.start(MODEL))
     await asyncio.to_thread(load.is_loading.wait)
     start.cancel()
@@ -499,7 +498,7 @@ async def test_stop_during_a_load_does_not_wait_for_it(error: Exception | None) 
 
 async def test_stop_while_start_is_awaited() -> None:
     load = SlowLoad()
-    engine = AsyncEngine(load, max_num_seqs=1, max_queue_size=1)
+    engine = AsyncEngine(load, max_queue_size=1)
     start = asyncio.create_task(engine.start(MODEL))
     await asyncio.to_thread(load.is_loading.wait)
     await engine.stop()
@@ -514,7 +513,7 @@ def test_event_loop_that_ends_during_a_load_leaves_no_error() -> None:
     load = SlowLoad()
 
     async def main() -> None:
-        engine = AsyncEngine(load, max_num_seqs=1, max_queue_size=1)
+        engine = AsyncEngine(load, max_queue_size=1)
         start = asyncio.create_task(engine.start(MODEL))
         await asyncio.to_thread(load.is_loading.wait)
         start.cancel()

@@ -17,12 +17,12 @@ from service.engine.sequence import Sequence
 from service.engine.transfer import to_device
 from service.engine.varlen_attention import VarlenAttention, VarlenKVStore
 from tests.support import varlen_operator
+from tests.support.device import TORCH_DEVICE
 
 NUM_KV_HEADS, GROUP, DIM = 2, 3, 8
 NUM_HEADS = NUM_KV_HEADS * GROUP
-CPU = torch.device("cpu")
 
-varlen_operator.install("CPU")
+varlen_operator.install(TORCH_DEVICE.type.upper())
 
 
 class Float32Store(VarlenKVStore):
@@ -33,12 +33,12 @@ class Float32Store(VarlenKVStore):
 
 def gathered(num_blocks: int, block_size: int) -> PagedAttention:
     shape = KVShape(NUM_KV_HEADS, DIM, DIM, torch.float32)
-    return GatheredAttention(KVStore([shape], num_blocks, block_size, CPU))
+    return GatheredAttention(KVStore([shape], num_blocks, block_size, TORCH_DEVICE))
 
 
 def varlen(num_blocks: int, block_size: int) -> PagedAttention:
     shape = KVShape(NUM_KV_HEADS, DIM, DIM, torch.float32)
-    return VarlenAttention(Float32Store([shape], num_blocks, block_size, CPU))
+    return VarlenAttention(Float32Store([shape], num_blocks, block_size, TORCH_DEVICE))
 
 
 def naive(
@@ -76,11 +76,13 @@ def attend(
             )
         )
     )
-    attention.begin_step(to_device(attention.plan(layout), CPU))
-    query, key, value = (torch.cat(parts, 1) for parts in zip(*tokens, strict=True))
+    attention.begin_step(to_device(attention.plan(layout), TORCH_DEVICE))
+    query, key, value = (
+        torch.cat(parts, 1).to(TORCH_DEVICE) for parts in zip(*tokens, strict=True)
+    )
     for s, (rows, *_) in zip(sequences, tokens, strict=True):
         s.num_computed_tokens += rows.shape[1]
-    return attention.attend(0, query, key, value, DIM**-0.5, window, softcap)
+    return attention.attend(0, query, key, value, DIM**-0.5, window, softcap).cpu()
 
 
 @pytest.mark.parametrize(

@@ -465,7 +465,7 @@ def test_preemption_changes_no_token(
     """The cache has eight blocks for four sequences that need four blocks each."""
     prompts = [list(request.prompt_token_ids[:20]) for request in crowd[:4]]
     requests = make_requests(prompts, max_tokens=90)
-    small, _ = load_engine(with_room_for(default_options, 8 * default_options.block_size))
+    small, _ = load_engine(replace(with_room_for(default_options, 8 * 32), block_size=32))
     assert answers(small, requests, steps_between=1) == one_by_one(core, requests)
     assert small.stats.num_preemptions > 0
 

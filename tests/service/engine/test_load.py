@@ -25,6 +25,7 @@ from tests.service.engine.models import (
     make_config,
     save_model,
 )
+from tests.support.device import DEVICE
 
 _SMALL: dict[str, Any] = {
     "vocab_size": 97,
@@ -93,7 +94,7 @@ UNSUPPORTED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 def options(path: Path) -> EngineOptions:
     return EngineOptions(
-        path, device="cpu", dtype="float32", block_size=16, kv_cache_memory_bytes=2**24
+        path, device=DEVICE, dtype="float32", block_size=16, kv_cache_memory_bytes=2**24
     )
 
 
@@ -242,7 +243,7 @@ def test_cache_is_limited_to_what_the_sequences_can_use(llama: Path) -> None:
 
 def test_without_a_budget_the_sequences_have_what_they_could_fill(llama: Path) -> None:
     core, _ = load_engine(replace(options(llama), kv_cache_memory_bytes=None))
-    assert core.stats.num_kv_blocks == 32 * 8
+    assert core.stats.num_kv_blocks == core.stats.max_num_seqs * 8
 
 
 def test_cache_larger_than_the_memory_is_rejected(llama: Path) -> None:

@@ -28,6 +28,7 @@ from tests.service.engine.models import (
     reference_logprobs,
     save_model,
 )
+from tests.support.device import DEVICE
 from tests.support.params import slow_but
 
 PROMPT_LENS = (1, 5, 19, 3, 12, 30, 2, 8)
@@ -37,7 +38,7 @@ MAX_TOKENS = 16
 def options(path: Path) -> EngineOptions:
     return EngineOptions(
         path,
-        device="cpu",
+        device=DEVICE,
         dtype="float32",
         max_model_len=48,
         max_num_seqs=4,

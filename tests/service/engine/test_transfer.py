@@ -5,8 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from service.engine.transfer import to_device, to_host
-
-TORCH_DEVICE = torch.device("cpu")
+from tests.support.device import TORCH_DEVICE
 
 
 def test_arrays_keep_their_values_shapes_and_types() -> None:
@@ -20,7 +19,7 @@ def test_arrays_keep_their_values_shapes_and_types() -> None:
         np.arange(5, dtype=np.uint8),
     ]
     tensors = to_device(arrays, TORCH_DEVICE)
-    assert {tensor.device for tensor in tensors} == {TORCH_DEVICE}
+    assert {tensor.device.type for tensor in tensors} == {TORCH_DEVICE.type}
     for array, tensor, back in zip(arrays, tensors, to_host(tensors), strict=True):
         assert tuple(tensor.shape) == array.shape == back.shape
         assert back.dtype == array.dtype

@@ -304,7 +304,7 @@ async def test_output_without_allowed_tokens_is_complete_or_an_error(
 
 async def test_format_is_unsupported_without_grammars(running: Running) -> None:
     error = await rejected(running, response_format=schema_format({}))
-    assert (error.reason, error.fields) == ("UNSUPPORTED_FIELD", [SCHEMA_FIELD])
+    assert (error.reason, error.fields) == ("UNSUPPORTED_FIELD", ["response_format.json_schema"])
 
 
 async def test_other_calls_are_served_while_a_costly_grammar_is_compiled(

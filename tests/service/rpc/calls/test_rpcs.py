@@ -4,10 +4,20 @@ from typing import Any
 
 import pytest
 
-from chatrpc.v1 import chat_service_pb2, completion_service_pb2, model_service_pb2
+from chatrpc.v1 import (
+    chat_service_pb2,
+    completion_service_pb2,
+    embedding_service_pb2,
+    model_service_pb2,
+)
 from service.rpc.calls.rpcs import BY_PATH, RPCS, SERVICE_NAMES, Rpc
 
-FILES: list[Any] = [chat_service_pb2, completion_service_pb2, model_service_pb2]
+FILES: list[Any] = [
+    chat_service_pb2,
+    completion_service_pb2,
+    embedding_service_pb2,
+    model_service_pb2,
+]
 METHODS = {
     f"{method.containing_service.full_name}/{method.name}": method
     for file in FILES
@@ -47,6 +57,8 @@ def test_row_agrees_with_its_descriptor(rpc: Rpc) -> None:
     assert rpc.request_type.DESCRIPTOR is method.input_type
     has_params = "params" in method.input_type.fields_by_name
     assert rpc.is_generation == has_params
+    oneofs = method.input_type.oneofs_by_name
+    assert not rpc.input_field or rpc.input_field in oneofs
 
 
 @pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.full_name)

@@ -27,6 +27,10 @@ EXAMPLES: list[tuple[errors.ChatrpcError, int, str]] = [
     (errors.QueueFull(1, 1.5), code_pb2.UNAVAILABLE, "QUEUE_FULL"),
     (errors.Draining(), code_pb2.UNAVAILABLE, "DRAINING"),
     (errors.Starting(), code_pb2.UNAVAILABLE, "STARTING"),
+    (errors.UpstreamDown("down"), code_pb2.UNAVAILABLE, "UPSTREAM_DOWN"),
+    (errors.UpstreamRateLimited("429", 7), code_pb2.UNAVAILABLE, "UPSTREAM_RATE_LIMITED"),
+    (errors.UpstreamAccessDenied("401"), code_pb2.INTERNAL, "UPSTREAM_ACCESS_DENIED"),
+    (errors.UpstreamInvalidResponse("bad"), code_pb2.INTERNAL, "UPSTREAM_INVALID_RESPONSE"),
     (errors.DeadlinePassed("late"), code_pb2.DEADLINE_EXCEEDED, "DEADLINE"),
     (errors.StepFailed(), code_pb2.INTERNAL, "STEP_FAILED"),
     (errors.EngineDead(), code_pb2.INTERNAL, "ENGINE_DEAD"),
@@ -59,8 +63,14 @@ def test_retry_pushback_is_sent_only_if_unavailable() -> None:
     for error, _, _ in EXAMPLES:
         pushback = dict(status.retry_pushback(error))
         assert bool(pushback) == isinstance(error, errors.Unavailable)
-        if isinstance(error, errors.Unavailable):
+        if isinstance(error, errors.Unavailable) and error.elsewhere_after_s is not None:
             assert 0 <= int(pushback["grpc-retry-pushback-ms"]) <= error.retry_after_s * 1000
+
+
+def test_rate_limit_of_an_upstream_is_not_retried_on_another_replica() -> None:
+    assert dict(status.retry_pushback(errors.UpstreamRateLimited("429", 7))) == {
+        "grpc-retry-pushback-ms": "-1"
+    }
 
 
 def test_status_of_a_full_queue_has_a_retry_delay() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from chatrpc.v1 import chat_pb2
 from service.domain.backend import ModelSpec
-from service.domain.chat import Message, PromptOptions, ToolCall
+from service.domain.chat import Image, Message, PromptOptions, ToolCall
 from service.domain.engine import Caller, FinishReason
 from service.domain.sampling import SamplingParams
 from service.errors import (
@@ -69,6 +69,36 @@ def test_messages_of_every_role_are_decoded() -> None:
         ),
         Message("tool", "t", tool_call_id="c1"),
     )
+
+
+def test_images_are_decoded_if_the_model_takes_them() -> None:
+    link = chat_pb2.ContentPart(image=chat_pb2.ImageContent(url="https://x/y.png", detail="low"))
+    data = chat_pb2.ContentPart(image=chat_pb2.ImageContent(data=b"png", mime_type="image/png"))
+    messages = [user(text("a"), link, text("b"), data), user(text("c"), text("d"))]
+    seen, plain = decode.messages(messages, takes_images=True)
+    assert seen.content == "ab"
+    images = Image("https://x/y.png", "low"), Image("data:image/png;base64,cG5n")
+    assert seen.parts == ("a", images[0], "b", images[1])
+    assert (plain.content, plain.parts) == ("cd", ())
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        (chat_pb2.ContentPart(image=chat_pb2.ImageContent()), "messages[0].content[0].image.url"),
+        (
+            chat_pb2.ContentPart(image=chat_pb2.ImageContent(data=b"x")),
+            "messages[0].content[0].image.mime_type",
+        ),
+        (chat_pb2.ContentPart(audio=chat_pb2.AudioContent(data=b"x")), "messages[0].content[0]"),
+    ],
+)
+def test_invalid_part_is_rejected_if_the_model_takes_images(
+    part: chat_pb2.ContentPart, field: str
+) -> None:
+    with pytest.raises(InvalidField) as caught:
+        decode.messages([user(part)], takes_images=True)
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,12 @@ def test_absent_sampling_fields_have_the_defaults_of_the_model() -> None:
     assert sampled() == DEFAULTS
 
 
+def test_fields_that_the_request_sets_are_named() -> None:
+    assert sampled().given == frozenset()
+    given = sampled(temperature=0.0, max_completion_tokens=5, n=2, stop=["x"]).given
+    assert given == {"temperature", "max_tokens", "stop"}
+
+
 def test_zero_is_a_value_and_not_absent() -> None:
     assert sampled(temperature=0.0, top_p=0.0, top_k=0, seed=0) == SamplingParams(
         temperature=0.0, top_p=0.0, seed=0

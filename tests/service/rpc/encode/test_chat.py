@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from chatrpc.v1 import chat_pb2
-from service.domain.backend import DecodedLogprob, Prompt, TextDelta
+from service.domain.backend import DecodedLogprob, Prompt, TextDelta, TokenUsage
 from service.domain.chat import ChatRequest, PromptOptions
 from service.domain.engine import FinishReason
 from service.domain.sampling import SamplingParams
@@ -144,3 +144,22 @@ def test_logprob_has_the_text_bytes_and_id_of_its_token() -> None:
     assert chunk is not None
     assert list(chunk.choices[0].logprobs) == [proto]
     assert list(chunk.prompt_logprobs) == [proto]
+
+
+def test_counts_that_a_remote_backend_reports_replace_the_sums() -> None:
+    reported = TokenUsage(11, 5, 3, 2)
+    deltas = [
+        TextDelta("Hi", 1, prompt_token_ids=(1, 2)),
+        TextDelta("", 1, FinishReason.CONTENT_FILTER, usage=reported),
+    ]
+    remote = ChatEncoder(CARD, replace(REQUEST, returns_token_ids=True), Prompt())
+    whole = remote.completion(deltas)
+    expected = chat_pb2.Usage(
+        prompt_tokens=11, completion_tokens=5, cached_prompt_tokens=3, reasoning_tokens=2
+    )
+    assert (whole.usage, list(whole.prompt_token_ids)) == (expected, [1, 2])
+    assert whole.choices[0].finish_reason == chat_pb2.FINISH_REASON_CONTENT_FILTER
+    remote = ChatEncoder(CARD, replace(REQUEST, returns_token_ids=True), Prompt())
+    first, last = filter(None, map(remote.chunk, deltas))
+    assert (first.usage.prompt_tokens, list(first.prompt_token_ids)) == (0, [1, 2])
+    assert last.usage == expected

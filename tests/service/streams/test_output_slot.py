@@ -3,8 +3,8 @@ import asyncio
 import pytest
 
 from service.domain.engine import FinishReason, TokenOutput
-from service.engine.output_slot import OutputSlot
 from service.errors import StepFailed
+from service.streams.output_slot import OutputSlot
 
 INTERVAL_S = 1.0
 

@@ -1,8 +1,8 @@
 import pytest
 
 from service.domain.engine import Caller
-from service.engine.admission import Admission
 from service.errors import DeadlinePassed, QueueFull
+from service.streams.admission import Admission
 
 ANYBODY = Caller()
 

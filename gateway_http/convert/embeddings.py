@@ -1,0 +1,73 @@
+"""Converts embeddings between OpenAI's JSON and the proto."""
+
+import base64
+import struct
+
+from chatrpc.v1 import completion_pb2, embedding_service_pb2
+from gateway_http.convert.inputs import is_single, texts_or_token_ids
+from gateway_http.protocol import embeddings as openai
+from gateway_http.protocol.error import UnsupportedParameter
+
+
+def embeddings_request(
+    request: openai.EmbeddingsRequest,
+) -> embedding_service_pb2.CreateEmbeddingsRequest:
+    """Convert a body. The result has no model: the service may have another name for it.
+
+    Raises:
+        InvalidRequest: The proto has no equivalent of a field.
+    """
+    for name in openai.UNSUPPORTED:
+        if getattr(request, name) is not None:
+            raise UnsupportedParameter(name)
+    texts, token_ids = texts_or_token_ids(request.input, "input")
+    return embedding_service_pb2.CreateEmbeddingsRequest(
+        text_inputs=embedding_service_pb2.TextInputs(texts=texts) if texts else None,
+        token_inputs=None
+        if texts
+        else embedding_service_pb2.TokenInputs(
+            token_ids=[completion_pb2.TokenIds(ids=ids) for ids in token_ids]
+        ),
+        dimensions=request.dimensions,
+        user=request.user,
+    )
+
+
+def sent_names(request: openai.EmbeddingsRequest) -> dict[str, str]:
+    """Return the names under which a client sent parameters; see `param_of`.
+
+    A single input is named `input`, without an index.
+    """
+    return {"input[0]": "input"} if is_single(request.input) else {}
+
+
+def embeddings_response(
+    response: embedding_service_pb2.CreateEmbeddingsResponse,
+    model: str,
+    request: openai.EmbeddingsRequest,
+) -> openai.Embeddings:
+    """Convert a response.
+
+    Args:
+        response: The response.
+        model: The name of its model for clients.
+        request: The body of its request.
+    """
+    is_base64 = request.encoding_format == "base64"
+    num_tokens = response.usage.prompt_tokens
+    return openai.Embeddings(
+        data=[
+            openai.Embedding(
+                index=each.index,
+                embedding=_as_base64(each) if is_base64 else list(each.values),
+            )
+            for each in response.embeddings
+        ],
+        model=model,
+        usage=openai.EmbeddingsUsage(prompt_tokens=num_tokens, total_tokens=num_tokens),
+    )
+
+
+def _as_base64(embedding: embedding_service_pb2.Embedding) -> str:
+    packed = struct.pack(f"<{len(embedding.values)}f", *embedding.values)
+    return base64.b64encode(packed).decode()

@@ -1,0 +1,1 @@
+"""The chat backend over remote services with OpenAI's HTTP API, which are called upstreams."""

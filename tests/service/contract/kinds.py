@@ -1,0 +1,49 @@
+"""The engines that the contract is tested on."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+from service.domain.engine import Engine
+from service.domain.engine_settings import EngineSettings
+from service.engines import make_engine
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An engine to test, and how it is made.
+
+    Args:
+        name: The engine's name or import string, as in `--engine`.
+        settings: The settings in which it differs from the others.
+    """
+
+    name: str
+    settings: dict[str, Any]
+
+    def make(self, **settings: Any) -> Engine:
+        """Return an engine that has not been started."""
+        common: dict[str, Any] = {
+            "device": "cpu",
+            "dtype": "float32",
+            "quantization": "none",
+            "kv_cache_memory_bytes": 2**25,
+            "num_threads": 1,
+        }
+        return make_engine(self.name, EngineSettings(**common | self.settings | settings))
+
+
+KINDS = [
+    pytest.param(Kind("local", {}), id="local"),
+    pytest.param(Kind("tests.fakes.small_engine:small_engine", {}), id="small"),
+    pytest.param(
+        Kind("vllm", {"num_speculative_tokens": 0}),
+        id="vllm",
+        marks=[
+            pytest.mark.vllm,
+            pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed"),
+        ],
+    ),
+]
