@@ -35,6 +35,7 @@ from service.config import ServiceSettings
 from service.domain.backend import ModelRuntime
 from service.domain.timeouts import ClientTimeouts
 from service.errors import ModelLoadError
+from service.extensions import load_extensions
 from service.metrics import Metrics
 from service.metrics_port import MetricsPort
 from service.openmp import bound_spinning
@@ -56,6 +57,7 @@ def main() -> int:
     if settings.check:
         findings = check_listener(settings)
         findings.attempt(lambda: check_runtime(settings))
+        findings.attempt(lambda: load_extensions(settings))
         return findings.report()
     configure_logging(settings.log_level, settings.log_format)
     capture_native_log()
@@ -88,6 +90,7 @@ async def serve(settings: ServiceSettings) -> int:
     """
     stop = _stop_signal()
     lifecycle = Lifecycle(SERVICE_NAMES)
+    extensions = [make(lifecycle) for make in load_extensions(settings)]
     keys, metrics = _keys(settings), Metrics()
     tracer = make_tracer(settings.otlp_endpoint, "chatrpc-service")
     server = Server(
@@ -99,6 +102,7 @@ async def serve(settings: ServiceSettings) -> int:
         client_timeouts=ClientTimeouts(settings.body_timeout_s, settings.write_timeout_s),
         tracer=tracer,
         has_channelz=settings.channelz,
+        extensions=extensions,
         tls=settings.tls,
     )
     metrics.registry.register(ReloadMetrics(keys, identity=server.identity))

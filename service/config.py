@@ -40,12 +40,13 @@ _UPSTREAM_FIELDS = frozenset(
         *("upstream_connect_timeout_s", "upstream_read_timeout_s"),
     )
 )
-# The options that an upstream decides itself.
+# The options that an upstream decides itself, or that need an engine in this process.
 _ENGINE_FIELDS = frozenset(
     (
         *("device", "dtype", "quantization", "max_num_batched_tokens", "kv_cache_memory_bytes"),
         *("num_threads", "block_size", "prefix_caching", "speculation", "num_speculative_tokens"),
         *("step_timeout_s", "tool_format", "reasoning_format", "json_whitespace"),
+        "serve_vllm_protocol",
     )
 )
 
@@ -97,6 +98,12 @@ class ServiceSettings(ListenerSettings):
     )
     reflection: CliImplicitFlag[bool] = Field(
         True, description="Serve gRPC reflection, so that clients can fetch the protos."
+    )
+
+    serve_vllm_protocol: CliImplicitFlag[bool] = Field(
+        False,
+        description="Also serve vLLM's token-level gRPC protocol, `vllm.grpc.engine.VllmEngine`, "
+        "for routers that send token ids. It needs the extra `vllm-protocol`.",
     )
 
     tool_format: Literal[

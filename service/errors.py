@@ -50,9 +50,12 @@ class InvalidField(ChatrpcError):
     """
 
     def __init__(self, field: str, words: str) -> None:
-        super().__init__(f"{field} {words}" if words[:1].islower() else words)
+        super().__init__(field, words)
         self.field = field
         self.words = words
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.words}" if self.words[:1].islower() else self.words
 
 
 class MissingField(InvalidField):

@@ -114,6 +114,7 @@ class ModelLoader:
             self._formats,
             None if "constraint" in engine.capabilities.unsupported else self._grammars,
             JsonLayout(self._settings.json_whitespace),
+            path,
         )
 
     def _load_grammars(self) -> CompiledGrammars | None:

@@ -141,6 +141,14 @@ ALLOWED: dict[str, set[str]] = {
         "service.domain",
         "service.engines",
     },
+    "service.vllm_protocol": {
+        "chatrpc",
+        "service.domain",
+        "service.errors",
+        "service.json_file",
+        "service.rpc",
+    },
+    "service.extensions": {"chatrpc_process.errors", "service.config", "service.rpc"},
     "service.prepare": {
         "chatrpc_process",
         "service.config",

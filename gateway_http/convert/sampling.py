@@ -152,5 +152,6 @@ def sent_names(request: openai.GenerationRequest) -> dict[str, str]:
         names["repetition_penalty"] = "repeat_penalty"
     if request.structured_outputs is not None:
         names["response_format.json_schema.schema"] = "structured_outputs.json"
+        names["response_format.json_schema"] = "structured_outputs.json"
         names["response_format"] = "structured_outputs"
     return names

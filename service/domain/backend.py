@@ -21,7 +21,7 @@ from service.domain.engine import (
     FinishReason,
     count_logprobs,
 )
-from service.domain.model import ModelCard, Tokenizer
+from service.domain.model import LocalModel, ModelCard, Tokenizer
 from service.domain.sampling import SamplingParams
 
 GenerationRequest: TypeAlias = ChatRequest | CompletionRequest
@@ -287,11 +287,13 @@ class ServedModel:
 
     Attributes:
         embeddings: Computes the model's embeddings; None if it has none.
+        local: The model, if it is in this process.
     """
 
     card: ModelCard
     backend: ChatBackend
     embeddings: EmbeddingBackend | None = None
+    local: LocalModel | None = None
 
 
 class ModelRuntime(Protocol):

@@ -201,12 +201,15 @@ class EngineCapabilities:
             of the vocabulary.
         is_batch_invariant: True if a request with a seed, or a greedy one, gets the same tokens and
             log probabilities in every batch.
+        continues_constraints: True if `Request.constraint` may be the rest of a grammar, after the
+            text in `OutputConstraint.begun`.
     """
 
     name: str
     unsupported: frozenset[str] = frozenset()
     max_logprobs: int | None = None
     is_batch_invariant: bool = False
+    continues_constraints: bool = True
 
 
 @runtime_checkable

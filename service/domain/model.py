@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, Protocol
 
 from service.domain.chat import JsonLayout, PromptOptions
@@ -99,7 +100,11 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A model in this process: its engine, its tokenizer and the formats of its text."""
+    """A model in this process: its engine, its tokenizer and the formats of its text.
+
+    Attributes:
+        path: The directory with config.json and the tokenizer's files; None if there is none.
+    """
 
     card: ModelCard
     tokenizer: Tokenizer
@@ -110,3 +115,4 @@ class LocalModel:
     formats: ChatFormats = ChatFormats()
     grammars: Grammars | None = None  # None if the tokenizer's kind is not supported
     json_layout: JsonLayout = JsonLayout.FLEXIBLE
+    path: Path | None = None

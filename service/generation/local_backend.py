@@ -158,4 +158,4 @@ class _PromptOutput:
 
 def locally_served(model: LocalModel) -> ServedModel:
     """Return the `ServedModel` for a model in this process."""
-    return ServedModel(model.card, LocalBackend(model))
+    return ServedModel(model.card, LocalBackend(model), local=model)

@@ -1,6 +1,8 @@
 """The gRPC server: its options, its services, its start and its drain."""
 
 import asyncio
+from collections.abc import Sequence
+from typing import Protocol
 
 import grpc
 from grpc_channelz.v1 import channelz
@@ -18,7 +20,7 @@ from service.domain.timeouts import ClientTimeouts
 from service.metrics import Metrics
 from service.rpc.calls.authorization import Access
 from service.rpc.calls.interceptor import CallInterceptor
-from service.rpc.calls.rpcs import SERVICE_NAMES
+from service.rpc.calls.rpcs import BY_PATH, SERVICE_NAMES, Rpc
 from service.rpc.calls.standard_services import StandardServiceInterceptor
 from service.rpc.calls.work_pools import WorkPools
 from service.rpc.chat_servicer import ChatServicer
@@ -77,6 +79,24 @@ _CHANNELZ = "grpc.channelz.v1.Channelz"
 _STOP_GRACE_S = 0.5
 
 
+class ServiceExtension(Protocol):
+    """A further gRPC service, of another package, that the server has."""
+
+    @property
+    def service_name(self) -> str:
+        """Full name of the service."""
+        ...
+
+    @property
+    def rpcs(self) -> Sequence[Rpc]: ...
+
+    def add_to(
+        self, server: grpc.aio.Server, generations: GenerationCalls, pools: WorkPools
+    ) -> None:
+        """Add the service to a server that has not been started."""
+        ...
+
+
 class Server:
     """A grpc.aio server with all services of this package.
 
@@ -90,6 +110,7 @@ class Server:
         tracer: Records spans of calls.
         tls: Files of the server's certificate; None disables TLS.
         has_channelz: True if the admin port serves channelz, which lists connections and clients.
+        extensions: Further services.
         options: Options of gRPC.
     """
 
@@ -105,20 +126,24 @@ class Server:
         tracer: Tracer = OFF,
         tls: TlsFiles | None = None,
         has_channelz: bool = False,
+        extensions: Sequence[ServiceExtension] = (),
         options: tuple[tuple[str, int], ...] = OPTIONS,
     ) -> None:
         self._lifecycle = lifecycle
         self.identity = None if tls is None else watch_tls(tls)
         self._credentials = None if self.identity is None else server_credentials(self.identity)
         options = (*options, ("grpc.enable_channelz", int(has_channelz)))
-        standard = StandardServiceInterceptor()
+        rpcs = {rpc.path: rpc for each in extensions for rpc in each.rpcs} | BY_PATH
+        standard = StandardServiceInterceptor(other_paths=rpcs)
         self._pools = WorkPools()
         metrics = metrics or Metrics()
         metrics.preparing.set_function(lambda: self._pools.num_jobs)
         self._server = grpc.aio.server(
             options=options,
             interceptors=[
-                CallInterceptor(access or Access(), metrics, self._pools, client_timeouts, tracer),
+                CallInterceptor(
+                    access or Access(), metrics, self._pools, client_timeouts, tracer, rpcs
+                ),
                 standard,
             ],
         )
@@ -137,12 +162,16 @@ class Server:
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(lifecycle, self._pools), self._server
         )
+        for extension in extensions:
+            lifecycle.add_service(extension.service_name)
+            extension.add_to(self._server, generations, self._pools)
         health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._server)
         LoadReports(lifecycle).add_to(self._server)
         if has_channelz:
             channelz.add_channelz_servicer(self._admin)
         if has_reflection:
-            enable_reflection(self._server, (*SERVICE_NAMES, _HEALTH))
+            names = [extension.service_name for extension in extensions]
+            enable_reflection(self._server, (*SERVICE_NAMES, *names, _HEALTH))
             enable_reflection(self._admin, (_HEALTH, _CHANNELZ) if has_channelz else (_HEALTH,))
 
     @property

@@ -115,13 +115,14 @@ class VllmEngine:
     @property
     def capabilities(self) -> EngineCapabilities:
         if self._client is None:
-            return EngineCapabilities("vllm")
+            return EngineCapabilities("vllm", continues_constraints=False)
         limits = self._client.limits
         return EngineCapabilities(
             "vllm",
             UNSUPPORTED_WITH_DRAFTS if limits.has_drafts else frozenset(),
             limits.max_logprobs,
             limits.is_batch_invariant,
+            continues_constraints=False,
         )
 
     @property

@@ -1,6 +1,6 @@
 """A gRPC server on a free port with a scripted engine and the options of a test."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +18,13 @@ from chatrpc.v1 import (
 )
 from chatrpc_process.access.keys import load_keys
 from chatrpc_process.files.watched import Watched
+from service.domain.grammar import Grammars
 from service.domain.model import LocalModel, ModelCard
 from service.domain.sampling import SamplingParams
 from service.generation.local_backend import locally_served
 from service.rpc.calls.authorization import Access
 from service.rpc.calls.rpcs import SERVICE_NAMES
-from service.rpc.server import Server
+from service.rpc.server import Server, ServiceExtension
 from service.rpc.serving.lifecycle import Lifecycle
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import EOS, ByteTokenizer
@@ -74,14 +75,44 @@ class Running:
 
 
 @asynccontextmanager
-async def served(keys: Path | None = None, **options: Any) -> AsyncIterator[Running]:
-    """Run a server of the model `fake`. `keys` is a file of API keys."""
-    engine = FakeEngine()
-    engine.answer("ok")
-    model = LocalModel(CARD, ByteTokenizer(), engine, SamplingParams(), frozenset({EOS}), 257)
+async def served(
+    keys: Path | None = None,
+    extensions: Sequence[Callable[[Lifecycle], ServiceExtension]] = (),
+    path: Path | None = None,
+    engine: FakeEngine | None = None,
+    grammars: Grammars | None = None,
+    **options: Any,
+) -> AsyncIterator[Running]:
+    """Run a server of the model `fake`.
+
+    Args:
+        keys: A file of API keys.
+        extensions: Make further services of the server.
+        path: The directory of the model's files.
+        engine: The engine; by default it generates "ok".
+        options: Further arguments of `Server`.
+    """
+    if engine is None:
+        engine = FakeEngine()
+        engine.answer("ok")
+    model = LocalModel(
+        CARD,
+        ByteTokenizer(),
+        engine,
+        SamplingParams(),
+        frozenset({EOS}),
+        257,
+        grammars=grammars,
+        path=path,
+    )
     lifecycle = Lifecycle(SERVICE_NAMES)
     access = None if keys is None else Access(Watched(lambda: load_keys(keys), keys))
-    server = Server(lifecycle, request_timeout_s=60, access=access, **options)
+    options = {
+        "request_timeout_s": 60,
+        "extensions": [make(lifecycle) for make in extensions],
+        **options,
+    }
+    server = Server(lifecycle, access=access, **options)
     port = await server.start("127.0.0.1", 0)
     await lifecycle.serve(locally_served(model))
     # The window does not grow, so writes to a client that does not read soon block.

@@ -171,8 +171,11 @@ class Service(RealService):
 
     module = "tests.fakes.quick_service"
 
-    def __init__(self, *options: str, port: int = 0, step_s: float = 0.002) -> None:
-        super().__init__(*options, port=port, env={"STEP_S": str(step_s)})
+    def __init__(
+        self, *options: str, port: int = 0, step_s: float = 0.002, model_id: str = "fake"
+    ) -> None:
+        env = {"STEP_S": str(step_s), "MODEL_ID": model_id}
+        super().__init__(*options, port=port, env=env)
 
 
 class Gateway(Program):

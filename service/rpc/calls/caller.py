@@ -30,6 +30,10 @@ class GenerationObserver(Protocol):
         """Note the timings of a prompt's request, as its last output reports them."""
         ...
 
+    def note_abort(self) -> None:
+        """Note that the generation has been aborted, although the call is not cancelled."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Call:
@@ -95,6 +99,13 @@ def note_timings(prompt_index: int, timings: EngineTimings) -> None:
     observer = _current.get().observer
     if observer is not None:
         observer.note_timings(prompt_index, timings)
+
+
+def note_abort() -> None:
+    """Report to the observer of this task's call, if there is one, that it has been aborted."""
+    observer = _current.get().observer
+    if observer is not None:
+        observer.note_abort()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, NoReturn
 
@@ -44,6 +44,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     Calls to other services are only authenticated. They are not logged: probes would flood the log.
     Health checks and load reports need no key, because kubelets and gRPC's own balancers have none.
+
+    Args:
+        rpcs: The RPCs whose calls are served, by their paths.
     """
 
     def __init__(
@@ -53,7 +56,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         pools: WorkPools,
         client_timeouts: ClientTimeouts | None = None,
         tracer: Tracer = OFF,
+        rpcs: Mapping[str, Rpc] = BY_PATH,
     ) -> None:
+        self._rpcs = rpcs
         self._access = access
         self._metrics = metrics
         self._timeouts = client_timeouts or ClientTimeouts()
@@ -74,7 +79,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return None
         if method.startswith(_OPEN):
             return handler
-        rpc = BY_PATH.get(method)
+        rpc = self._rpcs.get(method)
         if rpc is None:
             return self._with_key(handler, handler_call_details)
         # Requests are read and parsed here. gRPC itself would wait for a request before the call is
@@ -108,11 +113,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 self._message(rpc, context, counting) as message,
             ):
                 response = await handler.unary_unary(message, context)
-                completion = rpc.output_of(response)
-                if completion is not None:
-                    counting.note_completion(completion)
-                elif rpc.input_field:
+                if rpc.input_field:
                     counting.note_embeddings(response)
+                else:
+                    counting.note_output(rpc.output_of(response))
                 return response
 
         return call
@@ -125,7 +129,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 aclosing(handler.unary_stream(message, context)) as responses,
             ):
                 async for response in responses:
-                    counting.note_chunk(rpc.output_of(response))
+                    counting.note_output(rpc.output_of(response))
                     await self._write(context, response)
 
         return call
@@ -181,9 +185,10 @@ async def _call(
         yield counting
         outcome = code = "OK"
     except Exception as error:  # not CancelledError and GeneratorExit
+        if isinstance(error, InvalidField):
+            field = error.field = rpc.field_of(error.field)
         proto = status.status(error, request_id)
         outcome, code = status.reason(proto), status.code(proto).name
-        field = error.field if isinstance(error, InvalidField) else ""
         if outcome == "INTERNAL":
             log.exception("unexpected_error", method=rpc.path)
         trailing = (
@@ -204,7 +209,7 @@ async def _call(
             fields["field"] = field
         if code == "UNAUTHENTICATED":  # any client can make any number of these
             limited_log.write(log.info, "request_finished", kind=(rpc.path, code), **fields)
-        else:
+        elif not (rpc.is_polled and code == "OK"):
             log.info("request_finished", **fields)
 
 

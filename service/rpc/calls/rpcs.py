@@ -28,14 +28,16 @@ class Rpc:
         is_limited: True if a call counts against the limits of its key.
         model_of: Returns the name of the model in a request; "" if it names none.
         params_of: Returns the generation parameters of a request; None if it does not generate.
-        output_of: Returns the completion in a response, or the chunk; None if it does not generate.
+        output_of: Returns the completion in a response, or the chunk; None if there is neither.
         input_field: Name of the field with the input, if the model computes the input and generates
             nothing; else "".
+        field_of: Returns the RPC's own name of the field of an error.
+        is_polled: True if clients call it every few seconds. Successful calls are not logged.
     """
 
     service: str
     method: str
-    request_type: Any  # the message's class
+    request_type: Any  # the message's class, or another with DESCRIPTOR and FromString
     is_streamed: bool
     operation: str
     is_limited: bool
@@ -43,6 +45,8 @@ class Rpc:
     params_of: Callable[[Any], Any]
     output_of: Callable[[Any], Any]
     input_field: str = ""
+    field_of: Callable[[str], str] = str
+    is_polled: bool = False
 
     @property
     def full_name(self) -> str:

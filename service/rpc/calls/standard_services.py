@@ -6,7 +6,7 @@ these services need no key, so the size of requests and the number of streams ar
 """
 
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -36,9 +36,15 @@ class StandardServiceInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         max_open_streams: Maximum number of open streams.
+        other_paths: The paths of the RPCs of all other services.
     """
 
-    def __init__(self, max_open_streams: int = MAX_OPEN_STREAMS) -> None:
+    def __init__(
+        self,
+        max_open_streams: int = MAX_OPEN_STREAMS,
+        other_paths: Container[str] = BY_PATH,
+    ) -> None:
+        self._other_paths = other_paths
         self._streams = OpenStreams(max_open_streams)
 
     async def intercept_service(
@@ -47,7 +53,7 @@ class StandardServiceInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         handler: Any = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method in BY_PATH:
+        if handler is None or handler_call_details.method in self._other_paths:
             return handler  # type: ignore[no-any-return]
         if handler.request_streaming:  # only reflection
             return grpc.stream_stream_rpc_method_handler(

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from chatrpc.v1 import chat_pb2, completion_pb2
 from chatrpc_process.tracing.api import Kind, Span, TraceContext, Tracer, Value
 from service.domain.backend import Prompt
 from service.domain.engine import EngineTimings
@@ -56,6 +57,7 @@ class CallTelemetry:
         # The token counts in the response so far.
         self._num_prompt_tokens = self._num_generated = self._num_cached = 0
         self._finish_reasons: list[str] = []
+        self._is_aborted = False
         name = rpc.full_name
         self.span = tracer.start(
             name, Kind.SERVER, TraceContext.read(metadata), _call_attributes(name, peer)
@@ -89,6 +91,17 @@ class CallTelemetry:
     def note_timings(self, prompt_index: int, timings: EngineTimings) -> None:
         """Note the timings of a prompt's request, as its last output reports them."""
         self._timings[prompt_index] = timings
+
+    def note_abort(self) -> None:
+        """Note that the generation has been aborted, although the call is not cancelled."""
+        self._is_aborted = True
+
+    def note_output(self, output: Any) -> None:
+        """Note a chunk or a whole completion that is about to be sent; None is ignored."""
+        if isinstance(output, chat_pb2.ChatCompletion | completion_pb2.Completion):
+            self.note_completion(output)
+        elif output is not None:
+            self.note_chunk(output)
 
     def note_chunk(self, chunk: Any) -> None:
         """Note a chunk of a stream that is about to be sent."""
@@ -137,11 +150,11 @@ class CallTelemetry:
         self._metrics.prompt_tokens.inc(num_prompt_tokens)
         self._metrics.generation_tokens.inc(num_generated)
         timings = engine_timings.merged(self._timings.values())
-        if self._rpc.is_generation and code == "OK":
+        if self._rpc.is_generation and (self._is_aborted or code == "CANCELLED"):
+            self._metrics.aborted.inc()
+        elif self._rpc.is_generation and code == "OK":
             self._metrics.request_s.observe(duration_s)
             self._note_finished(timings)
-        elif self._rpc.is_generation and code == "CANCELLED":
-            self._metrics.aborted.inc()
         if self.span.is_recording:
             self._end_span(code, reason, timings)
         self.span.end()

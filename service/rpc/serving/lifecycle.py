@@ -50,6 +50,7 @@ class Lifecycle:
         self._ready_names = ["", READINESS, *service_names]
         self._models: dict[str, ServedModel] = {}  # keyed by ids and aliases
         self._state = State.STARTING
+        self._is_ready = False
         self._num_active = 0
         self._num_rejected = 0  # calls rejected while draining
         self._idle = asyncio.Event()
@@ -60,9 +61,22 @@ class Lifecycle:
         return self._state
 
     @property
+    def is_ready(self) -> bool:
+        """True if the service is ready for calls, as its health reports it."""
+        return self._is_ready
+
+    @property
     def models(self) -> list[ServedModel]:
         """The served models, each once, in the order in which they were added."""
         return list({model.card.id: model for model in self._models.values()}.values())
+
+    def add_service(self, name: str) -> None:
+        """Report the health of one more gRPC service that needs a model.
+
+        Args:
+            name: Full name of the service. Call it before `start`.
+        """
+        self._ready_names.append(name)
 
     async def start(self) -> None:
         """Set the health to alive, but not ready.
@@ -148,5 +162,6 @@ class Lifecycle:
             self._idle.set()
 
     async def _set_ready(self, *, is_ready: bool) -> None:
+        self._is_ready = is_ready
         for name in self._ready_names:
             await self.health.set(name, SERVING if is_ready else NOT_SERVING)

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from chatrpc.v1 import chat_pb2, completion_pb2, model_service_pb2
+from chatrpc.v1 import chat_pb2, completion_pb2, embedding_service_pb2, model_service_pb2
 from gateway_http.protocol.completion import CompletionRequest
+from gateway_http.protocol.embeddings import EmbeddingsRequest
 from gateway_http.protocol.params import PARAMS, param_of
 from gateway_http.protocol.request import ChatCompletionRequest
 from gateway_http.protocol.tokens import DetokenizeRequest, TokenizeRequest
@@ -17,6 +18,7 @@ from gateway_http.protocol.tokens import DetokenizeRequest, TokenizeRequest
 BODIES: list[tuple[Any, type[msgspec.Struct]]] = [
     (chat_pb2.ChatCompletionParams.DESCRIPTOR, ChatCompletionRequest),
     (completion_pb2.CompletionParams.DESCRIPTOR, CompletionRequest),
+    (embedding_service_pb2.CreateEmbeddingsRequest.DESCRIPTOR, EmbeddingsRequest),
     (model_service_pb2.TokenizeRequest.DESCRIPTOR, TokenizeRequest),
     (model_service_pb2.DetokenizeRequest.DESCRIPTOR, DetokenizeRequest),
 ]
