@@ -1,7 +1,4 @@
-"""The service as the head of two nodes, on which vLLM runs a model with pipeline parallelism.
-
-The second node is a network namespace with a host name and shared memory of its own.
-"""
+"""The service as the head of two nodes, on which vLLM runs a model with pipeline parallelism."""
 
 import asyncio
 import json
@@ -13,21 +10,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-import grpc
 import pytest
 
 from service.checkpoint import resolve
 from service.config import ServiceSettings
-from tests.support.programs import Client, RealService
-from tests.support.rpc_errors import rpc_error
-from tests.support.second_node import (
-    HERE,
-    INTERFACE_HERE,
-    INTERFACE_THERE,
-    THERE,
-    SecondNode,
-    why_unavailable,
-)
+from tests.support.nodes import ADDRESSES, INTERFACES, Nodes, why_unavailable
+from tests.support.programs import RealService
 
 pytestmark = [
     pytest.mark.vllm,
@@ -37,7 +25,7 @@ pytestmark = [
 ARGUMENTS = {
     "pipeline_parallel_size": 2,
     "nnodes": 2,
-    "master_addr": HERE,
+    "master_addr": ADDRESSES[0],
     "max_model_len": 1024,
     "max_num_seqs": 4,
     "kv_cache_memory_bytes": 1 << 28,
@@ -47,32 +35,36 @@ ARGUMENTS = {
 }
 
 
-def environment(address: str, interface: str) -> dict[str, str]:
-    return {"VLLM_HOST_IP": address, "GLOO_SOCKET_IFNAME": interface, "HF_HUB_OFFLINE": "1"}
+def environment(index: int) -> dict[str, str]:
+    return {
+        "VLLM_HOST_IP": ADDRESSES[index],
+        "GLOO_SOCKET_IFNAME": INTERFACES[index],
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
-def head() -> RealService:
+def head(nodes: Nodes) -> RealService:
     arguments = json.dumps(ARGUMENTS | {"node_rank": 0})
     options = ("--engine", "vllm", "--vllm-args", arguments, "--step-timeout-s", "15")
-    return RealService(*options, env=environment(HERE, INTERFACE_HERE))
+    return RealService(*options, env=environment(0), prefix=nodes.command(0))
 
 
 @contextmanager
-def worker(node: SecondNode, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the second node of vLLM, as a group of processes."""
+def worker(nodes: Nodes, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run vLLM on the second node, as a group of processes."""
     settings = ServiceSettings.load([])
     model = str(resolve(settings.model, settings.cache_dir).path)
     options = [
         f"--{name.replace('_', '-')}={value if isinstance(value, str) else json.dumps(value)}"
         for name, value in ARGUMENTS.items()
     ]
-    vllm = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, "--headless"]
+    vllm = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, "--headless")
     with log.open("wb") as output:
         process = subprocess.Popen(
-            node.command(*vllm, "--node-rank=1", *options),
+            nodes.command(1, *vllm, "--node-rank=1", *options),
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment(THERE, INTERFACE_THERE)},
+            env={**os.environ, **environment(1)},
             start_new_session=True,
         )
     try:
@@ -83,20 +75,30 @@ def worker(node: SecondNode, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
+async def ask(nodes: Nodes, service: RealService, question: str) -> str:
+    """Send a chat on the first node. Return what `chatrpc` writes, with the error."""
+    process = await asyncio.create_subprocess_exec(
+        *nodes.command(0, sys.executable, "-m", "chatrpc_cli", "chat"),
+        *("--target", service.target, question),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    return output.decode()
+
+
 async def test_service_serves_on_two_nodes_and_ends_when_the_second_fails(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
     with ExitStack() as stack:
-        node = stack.enter_context(SecondNode())
-        second = stack.enter_context(worker(node, tmp_path / "worker.log"))
-        service = stack.enter_context(closing(head()))
+        nodes = stack.enter_context(Nodes())
+        second = stack.enter_context(worker(nodes, log))
+        service = stack.enter_context(closing(head(nodes)))
         while not service.events("ready"):  # a start takes minutes
             assert service.is_running, service.log
-            assert second.poll() is None, (tmp_path / "worker.log").read_text()
+            assert second.poll() is None, log.read_text()
             await asyncio.sleep(0.1)
         await service.ready()
-        async with Client(service.target) as client:
-            response = await client.create("What is the capital of France?", 16)
-            assert "Paris" in response.choices[0].message.content
-            os.killpg(second.pid, signal.SIGKILL)
-            failed = await rpc_error(client.create("What is the capital of Italy?", 16))
-            assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_DEAD")
+        assert "Paris" in await ask(nodes, service, "What is the capital of France?")
+        os.killpg(second.pid, signal.SIGKILL)
+        assert "ENGINE_DEAD" in await ask(nodes, service, "What is the capital of Italy?")
         assert await service.ended() == 1
