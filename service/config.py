@@ -46,7 +46,7 @@ _ENGINE_FIELDS = frozenset(
         *("device", "dtype", "quantization", "max_num_batched_tokens", "kv_cache_memory_bytes"),
         "gpu_memory_utilization",
         *("num_threads", "block_size", "prefix_caching", "speculation", "num_speculative_tokens"),
-        *("step_timeout_s", "tool_format", "reasoning_format", "json_whitespace"),
+        *("step_timeout_s", "vllm_args", "tool_format", "reasoning_format", "json_whitespace"),
         "serve_vllm_protocol",
     )
 )
