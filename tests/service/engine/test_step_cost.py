@@ -1,4 +1,4 @@
-"""What a step asks of a CUDA device: waits, copies and kernels, counted by a simulated device."""
+"""Waits, copies and kernels of a step on a CUDA device, counted by the simulated device."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -132,7 +132,7 @@ def step_counts(core: EngineCore, requests: list[Request], num_steps: int) -> li
 
 @pytest.mark.parametrize("kind", [*KINDS, "mixed"])
 def test_step_waits_once_whatever_its_requests_ask_for(varlen_core: EngineCore, kind: str) -> None:
-    """There are 64 sequences. The first step has their prompts, the others have one token each."""
+    """The first of three steps has the prompts of 64 sequences, the others one token of each."""
     make = mixed if kind == "mixed" else KINDS[kind]
     for counts in step_counts(varlen_core, [make(i) for i in range(64)], num_steps=3):
         assert (counts.waits, counts.copies_to_host) == (1, 1)

@@ -26,7 +26,7 @@ def test_arrays_keep_their_values_shapes_and_types() -> None:
         assert np.array_equal(back, array)
 
 
-def test_there_may_be_no_arrays() -> None:
+def test_empty_list_is_not_copied() -> None:
     assert to_device([], TORCH_DEVICE) == []
     assert to_host([]) == []
 
