@@ -91,7 +91,8 @@ async def test_large_request_is_served(embedding: Running) -> None:
 async def test_model_without_embeddings_is_unimplemented(embedding: Running) -> None:
     error = await rejected(embedding, texts("a", model="fake"))
     assert (error.code, error.reason) == (grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED_METHOD")
-    assert "`fake` does not support CreateEmbeddings" in error.message
+    assert error.message == "This model does not support CreateEmbeddings."
+    assert error.metadata == {"model": "fake"}
 
 
 async def test_unknown_model_is_not_found(embedding: Running) -> None:
