@@ -73,7 +73,7 @@ test-vllm: $(VLLM_VENV)/.installed  ## Run the tests of --engine vllm on vLLM's 
 constraints: $(VENV)/.dev  ## Pin the packages of images to the versions of this environment
 	@$(BIN)/python deploy/docker/pin.py > deploy/docker/constraints.txt.new
 	@mv deploy/docker/constraints.txt.new deploy/docker/constraints.txt
-	@$(BIN)/uv pip compile --quiet --upgrade pyproject.toml --extra vllm --extra cli --extra otel \
+	@$(BIN)/uv pip compile --quiet --upgrade pyproject.toml --extra vllm --extra vllm-protocol --extra cli --extra otel \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate \
 	  --custom-compile-command "make constraints" --output-file deploy/docker/constraints-vllm.txt
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -11,7 +11,7 @@ import typer
 import uvloop
 from rich.console import Console
 
-from bench import loads, neighbour, ours, probes, report, results, server, table
+from bench import fronts, loads, neighbour, ours, probes, report, results, server, table
 from bench.attacks import ATTACKS
 from bench.budgets import budgets
 from bench.client_grpc import GrpcClient
@@ -42,6 +42,7 @@ DOCS = Path("docs")
 
 ALL_LOADS = ",".join(loads.standard())
 SHARED_LOADS = ",".join((*COMMON, *OURS_ALONE))
+FRONT_LOADS = ",".join(loads.of_fronts())
 ALL_VARIANTS = ",".join(VARIANTS)
 
 Quick = Annotated[
@@ -211,6 +212,27 @@ def peers(
         report.publish(found, DOCS)
 
 
+@app.command(name="fronts")
+def fronts_command(
+    *,
+    rounds: Rounds = 3,
+    wanted: Loads = FRONT_LOADS,
+    names: Annotated[
+        str, typer.Option("--fronts", help="Names of the fronts to measure, separated by commas.")
+    ] = ",".join(fronts.FRONTS),
+    quick: Quick = False,
+    first_starts: FirstStarts = False,
+) -> None:
+    """Measure servers and our fronts of the same engines in turn."""
+    chosen = _names(wanted, loads.of_fronts())
+    plan = _RunOptions("fronts", rounds, chosen, quick, first_starts)
+    with Progress(Console(stderr=True)) as progress:
+        entries = fronts.entries(_names(names, fronts.FRONTS), progress.print)
+        found = _contest(plan, entries, progress, loads.of_fronts(is_quick=quick))
+    table.show(table.of_results(found))
+    table.show(fronts.costs(found))
+
+
 @app.command()
 def soak(
     *,
@@ -297,8 +319,15 @@ class _RunOptions(msgspec.Struct, frozen=True):
     has_first_starts: bool
 
 
-def _contest(options: _RunOptions, entries: list[Entry], progress: Progress) -> Results:
-    table_of_loads = loads.standard(is_quick=options.is_quick)
+def _contest(
+    options: _RunOptions,
+    entries: list[Entry],
+    progress: Progress,
+    table_of_loads: Mapping[str, loads.Load] | None = None,
+) -> Results:
+    """Run the loads of the options. They are of the standard table, unless another one is given."""
+    if table_of_loads is None:
+        table_of_loads = loads.standard(is_quick=options.is_quick)
     entries = [entry.only(options.loads) for entry in entries]
     logs = OUT / "logs"
     logs.mkdir(parents=True, exist_ok=True)

@@ -254,6 +254,20 @@ def standard(*, is_quick: bool = False) -> dict[str, Load]:
     return {load.name: load for load in loads}
 
 
+def of_fronts(*, is_quick: bool = False) -> dict[str, Load]:
+    """Return the loads that compare fronts of one engine, by name. Their requests are short, so
+    that the front takes a large part of the time.
+    """
+    share = 4 if is_quick else 1
+    loads: list[Load] = [
+        Closed("c1", "1 client", 1, 8 // share, 120, 64),
+        Closed("c8", "8 clients", 8, 32 // share, 120, 64),
+        Closed("c32", "32 clients", 32, 128 // share, 120, 64),
+        Closed("c128", "128 clients", 128, 512 // share, 120, 64),
+    ]
+    return {load.name: load for load in loads}
+
+
 async def _sent(client: Client, request: Request) -> Record:
     transcript = Transcript(request)
     await exchange(client, transcript)

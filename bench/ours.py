@@ -9,6 +9,7 @@ from importlib.metadata import version
 from bench.server import Ports, Server
 
 MODEL = "smollm2-135m-instruct"
+_LOG = ("--log-level", "warning")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +34,7 @@ def service_options(variant: str) -> list[str]:
 
 def server(variant: str) -> Server:
     def commands(ports: Ports) -> Sequence[Sequence[str]]:
-        python = (sys.executable, "-m")
-        log = ("--log-level", "warning")
-        service = (*python, "service", *service_options(variant), "--port", str(ports.grpc), *log)
-        upstream = f"127.0.0.1:{ports.grpc}"
-        gateway = (*python, "gateway_http", "--upstream", upstream, "--port", str(ports.http), *log)
-        return service, gateway
+        return service_command(ports, *service_options(variant)), gateway_command(ports)
 
     return Server(
         name=variant,
@@ -50,6 +46,17 @@ def server(variant: str) -> Server:
         env=os.environ,
         has_grpc=True,
     )
+
+
+def service_command(ports: Ports, *options: str, python: str = sys.executable) -> Sequence[str]:
+    """Return the command of the service, in the environment of `python`."""
+    return (python, "-m", "service", *options, "--port", str(ports.grpc), *_LOG)
+
+
+def gateway_command(ports: Ports) -> Sequence[str]:
+    """Return the command of the gateway in front of the service."""
+    listen = ("--upstream", f"127.0.0.1:{ports.grpc}", "--port", str(ports.http))
+    return (sys.executable, "-m", "gateway_http", *listen, *_LOG)
 
 
 def _settings(options: Sequence[str]) -> str:

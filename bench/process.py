@@ -72,10 +72,14 @@ class ProcessGroup:
 
     def freeze(self) -> None:
         """Suspend the processes, since an idle server may use CPU time that another one needs."""
-        self._signal(signal.SIGSTOP)
+        for process in self.tree():
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
 
     def thaw(self) -> None:
-        self._signal(signal.SIGCONT)
+        for process in self.tree():
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def pss_bytes(self) -> int:
         """Return the proportional set size of all processes. Shared pages count in part."""

@@ -49,13 +49,13 @@ def peer_entries(names: Iterable[str], report: Callable[[str], None]) -> list[En
 
 def _vllm_bf16() -> Server:
     vllm.install()
-    return vllm.server("vllm-bf16", "vLLM, bf16", _checkpoint("bf16"), "bfloat16")
+    return vllm.server("vllm-bf16", "vLLM, bf16", checkpoint("bf16"), "bfloat16")
 
 
 def _vllm_int8() -> Server:
     vllm.install()
     precision = "int8 weights and activations (W8A8)"
-    return vllm.server("vllm-int8", "vLLM, int8", _checkpoint("int8"), precision)
+    return vllm.server("vllm-int8", "vLLM, int8", checkpoint("int8"), precision)
 
 
 def _llama_cpp() -> Server:
@@ -65,7 +65,7 @@ def _llama_cpp() -> Server:
 
 def _transformers() -> Server:
     transformers_serve.install()
-    return transformers_serve.server(_checkpoint("bf16"))
+    return transformers_serve.server(checkpoint("bf16"))
 
 
 # The peers by name. Each function installs its peer unless it is installed, and raises InstallError
@@ -78,7 +78,7 @@ PEERS: dict[str, Callable[[], Server]] = {
 }
 
 
-def _checkpoint(precision: str) -> Path:
+def checkpoint(precision: str) -> Path:
     """Return the directory of the model in bf16, as in our service, or in int8, made from it."""
     command = [sys.executable, "-m", "bench.checkpoints", str(root() / "smollm2-int8")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603

@@ -28,6 +28,7 @@ class Ports:
 
     http: int = field(default_factory=free_port)
     grpc: int = field(default_factory=free_port)
+    upstream: int = field(default_factory=free_port)  # of a server that `http` and `grpc` call
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,16 @@ class Summary:
         theirs, ours = self._by_round(target, load, name), self._by_round(to, load, name)
         return _figure([theirs[r] / ours[r] for r in theirs.keys() & ours.keys() if ours[r]])
 
+    def cpu_s_per_1000_tokens(self, target: str, load: str, num_cores: int) -> Figure | None:
+        """Return the CPU seconds of all processes of a server for 1000 generated tokens."""
+        return _figure(
+            [
+                1000 * s.cpu["server"] * num_cores / s.figures["output_tok_s"]
+                for s in self._valid(target, load)
+                if "server" in s.cpu and s.figures.get("output_tok_s")
+            ]
+        )
+
     def cpu(self, share: str) -> Figure | None:
         """Return the number of cores that one side uses, over all valid samples.
 

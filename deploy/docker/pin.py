@@ -12,7 +12,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent.parent
-IN_IMAGES = ("service", "text", "local", "upstream", "gateway", "cli", "otel")
+IN_IMAGES = (
+    *("service", "text", "local", "upstream", "vllm-protocol"),
+    *("gateway", "cli", "otel"),
+)
 
 
 def requirements() -> list[Requirement]:

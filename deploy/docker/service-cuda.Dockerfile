@@ -29,7 +29,7 @@ COPY service ./service
 COPY gateway_http ./gateway_http
 COPY chatrpc_cli ./chatrpc_cli
 COPY chatrpc_process ./chatrpc_process
-RUN python -m pip --python /opt/chatrpc/bin/python install --constraint constraints.txt '.[local,cli,otel]'
+RUN python -m pip --python /opt/chatrpc/bin/python install --constraint constraints.txt '.[local,vllm-protocol,cli,otel]'
 
 FROM ${PYTHON_IMAGE}
 ARG VERSION=0.1.0

@@ -37,8 +37,10 @@ class EngineSettings:
         max_num_batched_tokens: Maximum number of tokens in one step; at least `max_num_seqs`.
         max_queue_size: Maximum number of waiting sequences.
         block_size: Tokens in a block of the KV cache.
-        kv_cache_memory_bytes: Size of the KV cache in bytes. None means enough for a few sequences
-            of maximum length, but at most half of the free memory.
+        kv_cache_memory_bytes: Size of the KV cache in bytes. None means, on a CPU, enough for a few
+            sequences of maximum length, but at most half of the free memory.
+        gpu_memory_utilization: The share of a GPU's memory, in (0, 1], for weights, steps and KV
+            cache together. The KV cache gets the rest of it if `kv_cache_memory_bytes` is not set.
         num_threads: Number of CPU threads. None means one for each CPU that the process may use.
         prefix_caching: If True, requests share cached blocks of equal prompt prefixes.
         num_speculative_tokens: Maximum length of a draft, in tokens; 0 disables drafts.
@@ -57,6 +59,7 @@ class EngineSettings:
     max_queue_size: int = 256
     block_size: int | None = None
     kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float | None = None
     num_threads: int | None = None
     prefix_caching: bool = True
     num_speculative_tokens: int | None = None

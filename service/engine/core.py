@@ -54,6 +54,7 @@ class Runner(Protocol):
 
         Raises:
             DeviceLost: The device has failed; later batches will fail too.
+            MemoryError: There is not enough memory for this batch.
             Exception: This batch cannot be computed.
         """
         ...

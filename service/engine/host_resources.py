@@ -4,8 +4,6 @@ import math
 import os
 from pathlib import Path
 
-import torch
-
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 
@@ -23,17 +21,14 @@ def available_cpus(cgroup: Path = _CGROUP) -> int:
     return max(1, min(limits))
 
 
-def available_memory(device: torch.device, cgroup: Path = _CGROUP, meminfo: Path = _MEMINFO) -> int:
-    """Return the number of bytes that can still be allocated on `device`.
+def available_memory(cgroup: Path = _CGROUP, meminfo: Path = _MEMINFO) -> int:
+    """Return the number of bytes that the process can still allocate.
 
-    For a CPU it is the smaller of the host's available memory and what the control group allows.
+    It is the smaller of the host's available memory and what the control group allows.
 
     Raises:
         OSError: `meminfo` cannot be read, or has no `MemAvailable`.
     """
-    if device.type == "cuda":
-        free, _total = torch.cuda.mem_get_info(device)
-        return free
     on_host, in_cgroup = _available_on_host(meminfo), _available_in_cgroup(cgroup)
     return on_host if in_cgroup is None else min(on_host, in_cgroup)
 

@@ -13,13 +13,13 @@ from service.domain.engine import Request
 from service.domain.engine_settings import Device, DType, EngineSettings, Quantization
 from service.domain.sampling import SamplingParams
 from service.engine.block_pool import BlockPool
-from service.engine.core import EngineCore
+from service.engine.core import DeviceLost, EngineCore
 from service.engine.decoder.architecture import Architecture, read_architecture
 from service.engine.decoder.decoder import Decoder
 from service.engine.decoder.load import load_decoder
 from service.engine.decoder.rope import is_served
-from service.engine.host_resources import available_cpus, available_memory
-from service.engine.kv_store import KVShape
+from service.engine.host_resources import available_cpus
+from service.engine.kv_cache_size import count_blocks
 from service.engine.limits import EngineLimits
 from service.engine.model_config import read_config
 from service.engine.model_runner import LoadedModel, ModelRunner
@@ -27,13 +27,6 @@ from service.engine.native.build import load_library
 from service.engine.quantized_checkpoint import QuantizedWeights, read_quantized_weights
 from service.engine.scheduler import Scheduler
 from service.errors import ModelLoadError, first_line
-
-# These set the default size of the KV cache. It fits this number of sequences of full length, but
-# has at least 1 GiB and at most this share of the memory that is free after loading. After some
-# time all of it is used, because the prefix cache keeps blocks until they are needed.
-_FULL_SEQUENCES = 4
-_MIN_CACHE_BYTES = 2**30
-_MAX_CACHE_SHARE = 0.5
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -95,39 +88,46 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
     torch.set_num_threads(options.num_threads or available_cpus())
     device = _resolve_device(options.device)
     check_quantization(options.quantization, device)
+    check_memory_utilization(options.gpu_memory_utilization, device)
+    try:
+        return _load_on_device(options, device)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ModelLoadError(
+            f"The model, its KV cache and a step do not fit into the memory: {first_line(error)}"
+        ) from error
+    except (DeviceLost, torch.AcceleratorError) as error:
+        raise ModelLoadError(f"The device {device} failed: {first_line(error)}") from error
+
+
+def _load_on_device(options: EngineOptions, device: torch.device) -> tuple[EngineCore, int]:
     stored = read_quantized_weights(options.path)
     config = _read_config(options)
     model = _load_model(options, config, stored, device)
     max_model_len = _resolve_max_model_len(options, config)
     limits = EngineLimits.of(options, device.type)
-    num_blocks = _count_blocks(options, limits, model.kv_shapes, max_model_len, device)
+    num_blocks = count_blocks(options, limits, model, max_model_len, device)
     num_cached_tokens = num_blocks * limits.block_size
     max_model_len = min(max_model_len, num_cached_tokens)
-    try:
-        # The model allocates the cache first, which raises MemoryError for too many blocks.
-        finished = model.finish(num_blocks, limits.block_size, max_model_len)
-        runner = ModelRunner(finished)
-        pool = BlockPool(num_blocks, limits.block_size, has_prefix_caching=options.prefix_caching)
-        make_scheduler = partial(
-            Scheduler,
-            pool,
-            limits.max_num_seqs,
-            limits.max_num_batched_tokens,
-            limits.num_speculative_tokens,
-        )
-        core = EngineCore(make_scheduler(), runner, max_model_len, max_failed_steps=1)
-        _warm_up(core, min(8, max_model_len - 1))
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ModelLoadError(
-            f"The model and a KV cache of {num_cached_tokens} tokens do not fit into the memory: "
-            f"{first_line(error)}"
-        ) from error
+    # The model allocates the cache first, which raises MemoryError for too many blocks.
+    finished = model.finish(num_blocks, limits.block_size, max_model_len)
+    runner = ModelRunner(finished)
+    pool = BlockPool(num_blocks, limits.block_size, has_prefix_caching=options.prefix_caching)
+    make_scheduler = partial(
+        Scheduler,
+        pool,
+        limits.max_num_seqs,
+        limits.max_num_batched_tokens,
+        limits.num_speculative_tokens,
+    )
+    core = EngineCore(make_scheduler(), runner, max_model_len, max_failed_steps=1)
+    _warm_up(core, min(8, max_model_len - 1))
     log.info(
         "model_loaded",
         device=str(device),
         **model.description,
         max_model_len=max_model_len,
         kv_cache_tokens=num_cached_tokens,
+        kv_cache_bytes=num_cached_tokens * model.kv_bytes_per_token,
         **asdict(limits),
     )
     # A scheduler counts preemptions, drafts and cache hits, and the warm-up is not counted.
@@ -157,6 +157,18 @@ def check_quantization(quantization: Quantization, device: torch.device) -> None
     if quantization == "int8" and device.type != "cpu":
         raise ModelLoadError(
             f"quantization=int8 is supported only on CPUs, and the device is {device.type}."
+        )
+
+
+def check_memory_utilization(utilization: float | None, device: torch.device) -> None:
+    """Check that `gpu_memory_utilization` is set only for a GPU.
+
+    Raises:
+        ModelLoadError: It is set for another device.
+    """
+    if utilization is not None and device.type != "cuda":
+        raise ModelLoadError(
+            f"gpu_memory_utilization is set, and the device is {device.type}, not cuda."
         )
 
 
@@ -300,36 +312,6 @@ def _own_max_model_len(config: Any) -> int | None:
         if scope is not None and scope["rope_type"] == "longrope"
     ]
     return min([own, *switches]) if own is not None else None
-
-
-def _count_blocks(
-    options: EngineOptions,
-    limits: EngineLimits,
-    shapes: list[KVShape],
-    max_model_len: int,
-    device: torch.device,
-) -> int:
-    """Return the number of blocks that fit into the memory budget, at most the number that
-    `max_num_seqs` sequences of full length need."""
-    bytes_per_block = limits.block_size * sum(shape.bytes_per_token for shape in shapes)
-    blocks_per_sequence = -(-max_model_len // limits.block_size)
-    budget = options.kv_cache_memory_bytes
-    if budget is None:
-        default = max(_FULL_SEQUENCES * blocks_per_sequence * bytes_per_block, _MIN_CACHE_BYTES)
-        budget = min(default, int(available_memory(device) * _MAX_CACHE_SHARE))
-    if budget < 2 * bytes_per_block:
-        raise ModelLoadError(
-            f"The KV cache's budget of {budget} bytes is too small: the minimum is 2 blocks of "
-            f"{bytes_per_block} bytes."
-        )
-    num_blocks = min(budget // bytes_per_block, blocks_per_sequence * limits.max_num_seqs)
-    if num_blocks < blocks_per_sequence:
-        log.warning(
-            "kv_cache_smaller_than_context",
-            max_model_len=max_model_len,
-            kv_cache_tokens=num_blocks * limits.block_size,
-        )
-    return num_blocks
 
 
 def _warm_up(core: EngineCore, prompt_len: int) -> None:

@@ -96,6 +96,11 @@ class LoadedModel:
     description: dict[str, str]
     quantization_loss: QuantizationLoss | None = None
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        return sum(shape.bytes_per_token for shape in self.kv_shapes)
+
 
 def _perplexity(loss: float) -> float:
     return math.exp(min(loss, _MAX_LOSS))
@@ -134,6 +139,12 @@ class ModelRunner:
             return self._compute(batch)
         except torch.AcceleratorError as error:  # CUDA raises the same error in each later call
             raise DeviceLost(str(error)) from error
+        except torch.OutOfMemoryError as error:
+            reason = str(error)
+        # The error is gone, and with it the tensors of the failed step. The memory that torch keeps
+        # for later tensors may be in pieces that are too small for them.
+        torch.cuda.empty_cache()
+        raise MemoryError(reason)
 
     def _compute(self, batch: Batch) -> list[Computed]:
         layout = Layout.of(batch)

@@ -113,6 +113,11 @@ def compile_grammar(grammar: GrammarSpec, model: LocalModel) -> OutputConstraint
     """
     if model.grammars is None:
         raise UnsupportedField(grammar.field, "Structured outputs are not supported by this model.")
+    if grammar.begun and not model.engine.capabilities.continues_constraints:
+        raise UnsupportedField(
+            "prompt.continue_final_message",
+            "is not supported by this model in a response format or a forced tool call.",
+        )
     rules = grammar.rules()
     try:
         constraint = model.grammars.compile(rules)

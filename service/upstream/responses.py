@@ -15,7 +15,7 @@ from service.domain.backend import (
     TokenUsage,
     ToolCallDelta,
 )
-from service.domain.chat import ChatRequest
+from service.domain.chat import ChatRequest, ToolMode
 from service.domain.completion import CompletionRequest
 from service.domain.engine import EngineTimings, FinishReason
 from service.errors import UpstreamDown, UpstreamInvalidResponse
@@ -247,7 +247,10 @@ class ResponseReader:
         if reason in _FAILURES:
             raise UpstreamDown("The upstream service aborted the request.")
         known = _FINISH_REASONS.get(reason, FinishReason.STOP)
-        if known is FinishReason.STOP and state.call_ids:
+        request = self._request
+        # A call that the request names ends with `stop`, as in OpenAI's API.
+        is_named = isinstance(request, ChatRequest) and request.tool_mode is ToolMode.NAMED
+        if known is FinishReason.STOP and state.call_ids and not is_named:
             return FinishReason.TOOL_CALLS
         return known
 

@@ -14,6 +14,7 @@ _OPTIONS: Mapping[str, str] = {
     "max_num_batched_tokens": "max_num_batched_tokens",
     "block_size": "block_size",
     "kv_cache_memory_bytes": "kv_cache_memory_bytes",
+    "gpu_memory_utilization": "gpu_memory_utilization",
 }
 # The arguments that `vllm_args` must not set, with the reason.
 _REJECTED: Mapping[str, str] = {

@@ -5,8 +5,6 @@ from enum import Enum
 from typing import Any
 
 from service.domain.engine import Request
-from service.domain.grammar import OutputConstraint
-from service.errors import UnsupportedField
 from service.vllm_engine.lark import single_grammar
 
 
@@ -81,9 +79,6 @@ def sampling_arguments(
         index: Index of the sequence.
         max_model_len: Maximum length of a sequence in tokens, prompt and output together.
         grammar_end: Id of the token that vLLM generates at the end of a grammar; None if unknown.
-
-    Raises:
-        UnsupportedField: The prompt contains the beginning of an output with a grammar.
     """
     params = request.sampling
     room = max_model_len - len(request.prompt_token_ids)
@@ -108,7 +103,9 @@ def sampling_arguments(
         # vLLM computes the whole prompt for them, without the prefix cache.
         "prompt_logprobs": request.num_prompt_logprobs if index == 0 else None,
         "structured_outputs": (
-            None if request.constraint is None else {"grammar": _grammar(request.constraint)}
+            None
+            if request.constraint is None
+            else {"grammar": single_grammar(request.constraint.grammar)}
         ),
         "detokenize": False,
     }
@@ -122,12 +119,3 @@ def sampling_arguments(
         "min_p": params.min_p,
         "seed": None if params.seed is None else (params.seed + index) % _NUM_SEEDS,
     }
-
-
-def _grammar(constraint: OutputConstraint) -> str:
-    if constraint.begun:
-        raise UnsupportedField(
-            "continue_final_message",
-            "The engine vllm cannot continue a message in a response format or a forced tool call.",
-        )
-    return single_grammar(constraint.grammar)

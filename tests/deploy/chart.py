@@ -20,9 +20,14 @@ CHART = ROOT / "deploy" / "helm" / "chatrpc"
 VALUES = {path.name.removesuffix("-values.yaml"): path for path in (CHART / "ci").iterdir()}
 NAMESPACE = "prod"
 
+# Versions of Kubernetes: the first with native gRPC probes, the first with a sleep action in
+# preStop, and newer ones.
+KUBERNETES = ("1.27", "1.30", "1.34", "1.37")
+
 # Kinds of operators and of the Gateway API. We have no schemas of these.
 CUSTOM = {
-    *("ScaledObject", "PodMonitor", "ServiceMonitor", "PrometheusRule", "HTTPRoute", "GRPCRoute")
+    *("ScaledObject", "PodMonitor", "ServiceMonitor", "PrometheusRule", "HTTPRoute", "GRPCRoute"),
+    "LeaderWorkerSet",
 }
 
 Object = dict[str, Any]
@@ -55,13 +60,24 @@ class Release:
         (found,) = (each for each in self.all(kind) if each["metadata"]["name"] == name)
         return found
 
+    @property
+    def workloads(self) -> list[Object]:
+        """The objects that have replicas."""
+        return [*self.all("Deployment"), *self.all("LeaderWorkerSet")]
+
     def pods(self) -> Iterator[Object]:
-        """Yield the pods and the pod templates of Deployments."""
-        for each in self.objects:
-            if each["kind"] == "Deployment":
-                yield each["spec"]["template"]
-            elif each["kind"] == "Pod":
-                yield each
+        """Yield the pods, and the pod templates of workloads."""
+        yield from self.all("Pod")
+        for each in self.workloads:
+            yield from pod_templates(each)
+
+
+def pod_templates(workload: Object) -> list[Object]:
+    """Return the templates of a workload's pods. The pods of the first one have the service."""
+    if workload["kind"] == "Deployment":
+        return [workload["spec"]["template"]]
+    group = workload["spec"]["leaderWorkerTemplate"]
+    return [group["leaderTemplate"], group["workerTemplate"]]
 
 
 def render(values: Object) -> Release:
@@ -93,7 +109,13 @@ def containers(release: Release, name: str) -> list[Object]:
 
 
 def deployment_container(release: Release, name: str) -> Object:
-    return main_container(release.one("Deployment", name)["spec"]["template"])
+    """Return the container with the service, or the gateway, of a Deployment or of its like."""
+    (found,) = (
+        each
+        for each in release.workloads
+        if each["metadata"]["name"].removesuffix("-group") == name
+    )
+    return main_container(pod_templates(found)[0])
 
 
 def main_container(pod: Object) -> Object:

@@ -16,6 +16,7 @@ from tests.deploy.chart import (
     CHART,
     CUSTOM,
     INSECURE,
+    KUBERNETES,
     NAMESPACE,
     ROOT,
     VALUES,
@@ -25,6 +26,7 @@ from tests.deploy.chart import (
     deployment_container,
     main_container,
     merged,
+    pod_templates,
     render,
     settings_of,
     values_file,
@@ -32,10 +34,6 @@ from tests.deploy.chart import (
 from tests.support.exported_metrics import exported
 from tests.support.params import slow_but
 from tests.support.process_options import argument
-
-# Versions of Kubernetes: the first with native gRPC probes, the first with a sleep action in
-# preStop, and newer ones.
-KUBERNETES = ("1.27", "1.30", "1.34", "1.37")
 
 
 def test_chart_passes_helm_lint() -> None:
@@ -114,9 +112,10 @@ def test_startup_probe_allows_the_configured_time(releases: dict[str, Release]) 
 
 
 def test_grace_period_exceeds_delay_and_drain(release: Release) -> None:
-    for each in release.all("Deployment"):
-        pod = each["spec"]["template"]["spec"]
-        container = main_container(each["spec"]["template"])
+    for each in release.workloads:
+        template = pod_templates(each)[0]
+        pod = template["spec"]
+        container = main_container(template)
         sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         settings = settings_of(container)
         if isinstance(settings, ServiceSettings):
@@ -149,8 +148,11 @@ def test_selectors_match_only_their_pods(release: Release) -> None:
         else:
             continue
         found = [label for label in labels if selector.items() <= label.items()]
+        components = {label["app.kubernetes.io/component"] for label in found}
         if each["metadata"]["name"].endswith("-services-metrics"):
-            assert {label["app.kubernetes.io/component"] for label in found} == {"service"}
+            assert components == {"service"}
+        elif each["kind"] == "PodDisruptionBudget" and "worker" in components:
+            assert components == {"service", "worker"}  # of one group
         else:
             assert len(found) == 1, each["metadata"]["name"]
 
@@ -159,15 +161,15 @@ def test_ports_of_services_and_policies_exist(release: Release) -> None:
     names = {
         (pod["metadata"]["labels"]["app.kubernetes.io/component"], port["name"])
         for pod in release.pods()
-        for port in pod["spec"]["containers"][0].get("ports", [])
+        for port in main_container(pod).get("ports", [])
     }
     for service in release.all("Service"):
         component = service["spec"]["selector"]["app.kubernetes.io/component"]
         assert all((component, port["targetPort"]) in names for port in service["spec"]["ports"])
     for policy in release.all("NetworkPolicy"):
-        component = policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
+        component = policy["spec"]["podSelector"]["matchLabels"].get("app.kubernetes.io/component")
         for rule in policy["spec"]["ingress"]:
-            assert all((component, port["port"]) in names for port in rule["ports"])
+            assert all((component, port["port"]) in names for port in rule.get("ports", ()))
     for monitor in release.all("ServiceMonitor"):
         wanted = monitor["spec"]["selector"]["matchLabels"]
         (service,) = (
@@ -186,7 +188,7 @@ def test_models_have_headless_http2_services(release: Release) -> None:
     (gateway,) = (s for s in services if s["metadata"]["name"].endswith("-gateway"))
     assert gateway["spec"].get("clusterIP") is None
     models = [service for service in services if service is not gateway]
-    assert len(models) == len(release.all("Deployment")) - 1
+    assert len(models) == len(release.workloads) - 1
     for service in models:
         assert service["spec"]["clusterIP"] == "None"
         (port,) = service["spec"]["ports"]
@@ -234,18 +236,19 @@ def test_memory_request_equals_the_limit(release: Release) -> None:
 def test_node_disk_volumes_are_sized_and_requested(
     release: Release,
 ) -> None:
-    for each in release.all("Deployment"):
-        pod = each["spec"]["template"]
-        resources = main_container(pod)["resources"]
-        asked = resources["requests"]["ephemeral-storage"]
-        assert resources["limits"]["ephemeral-storage"] == asked
-        sizes = [
-            volume["emptyDir"]["sizeLimit"]
-            for volume in pod["spec"]["volumes"]
-            if "emptyDir" in volume and volume["name"] != "scratch"  # a volume of the operator
-        ]
-        if each["metadata"]["name"] != "llm-small":  # its values set the request
-            assert mebibytes(asked) == sum(map(mebibytes, sizes)) + 512  # for logs
+    for each in release.workloads:
+        for pod in pod_templates(each):
+            resources = main_container(pod)["resources"]
+            asked = resources["requests"]["ephemeral-storage"]
+            assert resources["limits"]["ephemeral-storage"] == asked
+            sizes = [
+                volume["emptyDir"]["sizeLimit"]
+                for volume in pod["spec"]["volumes"]
+                # Without shared memory, and without a volume of the operator.
+                if "emptyDir" in volume and volume["name"] not in {"scratch", "shm"}
+            ]
+            if each["metadata"]["name"] != "llm-small":  # its values set the request
+                assert mebibytes(asked) == sum(map(mebibytes, sizes)) + 512  # for logs
 
 
 def mebibytes(quantity: str) -> int:

@@ -48,6 +48,29 @@ def one(**values: object) -> Object:
     return {"models": [{"name": "m", "model": "m"} | values]}
 
 
+def vllm(**values: object) -> Object:
+    """Return values with one model on one GPU that vLLM serves."""
+    defaults: Object = {
+        "model": "/weights/m",
+        "engine": "vllm",
+        "gpu": {"count": 1},
+        "storage": {"kind": "emptyDir"},
+    }
+    return one(**(defaults | values))
+
+
+def upstream(**values: object) -> Object:
+    """Return values with one model of an OpenAI-compatible service."""
+    given = {"name": "m", "engine": "openai", "upstream": {"urls": ["http://a"]}}
+    return {"models": [given | values]}
+
+
+def group(**values: object) -> Object:
+    """Return values with one model that vLLM serves on two nodes."""
+    args = {"nodes": 2, "args": {"pipeline_parallel_size": 2}}
+    return vllm(**({"vllm": args} | values))
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -87,6 +110,31 @@ def one(**values: object) -> Object:
         ),
         (one(storage={"existingClaim": "c"}), "need storage.kind pvc"),
         (one(storage={"reference": "r"}), "storage.reference needs storage.kind image"),
+        (one(gpu={"count": 2}), "this engine uses one GPU: set gpu.count to 1, or engine to vllm"),
+        (one(engine="vlm"), "engine"),
+        (one(options={"engine": "local"}), "engine"),
+        (one(vllm={"args": {"tensor_parallel_size": 2}}), "need engine vllm"),
+        (one(vllm={"nodes": 2}), "need engine vllm"),
+        (vllm(model="m"), "the image with vLLM has no embedded model"),
+        (vllm(gpu={"count": 0}), "need 1 GPUs, and vllm.nodes times gpu.count is 0"),
+        (vllm(gpu={"count": 4}), "need 1 GPUs, and vllm.nodes times gpu.count is 4"),
+        (
+            vllm(vllm={"nodes": 2, "args": {"tensor_parallel_size": 4}}),
+            "need 4 GPUs, and vllm.nodes times gpu.count is 2",
+        ),
+        *((vllm(vllm={"args": {name: "x"}}), name) for name in ("node_rank", "master_addr")),
+        *((vllm(vllm={"args": {name: "x"}}), name) for name in ("model", "max-model-len")),
+        ({"models": [{"name": "m", "engine": "openai"}]}, "engine openai needs upstream.urls"),
+        (upstream(model="m"), "set upstream.model in place of model"),
+        (upstream(gpu={"count": 1}), "neither gpu.count nor storage"),
+        (upstream(storage={"kind": "emptyDir"}), "neither gpu.count nor storage"),
+        (upstream(upstream={"urls": ["upstream:8000"]}), "urls"),
+        (upstream(upstream={"urls": ["http://a,http://b"]}), "urls"),
+        (upstream(upstream={"dialect": "azure"}), "dialect"),
+        (one(upstream={"urls": ["http://a"]}), "upstream needs engine openai"),
+        (group(storage={"kind": "pvc"}), "is for one node, and vllm.nodes is 2"),
+        (group(options={"max-num-seqs": 8}), "set vllm.args.max_num_seqs in place of options"),
+        (group(resourceName="m" * 30, name="m"), "is too long for the pods of a group"),
         (one(drain={"timeoutSeconds": 121}), "set gateway.drain.timeoutSeconds to 121 or more"),
         (one(autoscaling={"metrics": [{"type": "Resource"}]}), "needs autoscaling.kind hpa"),
         (one(grpcRoute={"enabled": True}), "grpcRoute.parentRefs"),
@@ -290,7 +338,13 @@ def test_several_replicas_require_shared_storage(storage: Object) -> None:
 
 # Each of these values is allowed by itself, so any combination has to be allowed too.
 _MIXES: dict[str, list[Object]] = {
-    "model": [one(), one(name="Q.w_e"), one(model="org/m", storage={"kind": "emptyDir"})],
+    "model": [
+        one(),
+        one(name="Q.w_e"),
+        one(model="org/m", storage={"kind": "emptyDir"}),
+        group(grpcRoute={"enabled": True, "parentRefs": [{"name": "edge"}]}),
+        upstream(env=[{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]),
+    ],
     "gateway": [{}, {"gateway": {"autoscaling": {"enabled": True}, "minReadySeconds": 5}}],
     "access": [INSECURE, {"access": {"gatewayKeys": {"secret": "keys"}}}],
     "tls": [{}, {"tls": {"grpc": {"secret": "g"}, "gateway": {"secret": "h"}}}],

@@ -26,6 +26,9 @@ def services(*names: str) -> dict[str, Any]:
 
 
 SERVICES = services("compose.yaml")
+# A file of its own, which takes the gateway from the other file.
+VLLM = services("compose.vllm.yaml")
+OURS = [*SERVICES.values(), VLLM["service"]]
 
 
 def read(name: str) -> PyCompose:
@@ -38,6 +41,9 @@ def read(name: str) -> PyCompose:
         ("MEMORY", "3g"),
         ("MODEL", "smollm2-135m-instruct"),
         ("CACHE_DIR", "/opt/chatrpc/cache"),
+        ("MODEL", "Qwen/Qwen3-8B"),
+        ("SHM", "8g"),
+        ("GPUS", "1"),
     ):
         text = text.replace(f"${{{variable}:-{default}}}", default)
     assert "${" not in text
@@ -49,6 +55,7 @@ def read(name: str) -> PyCompose:
 def test_compose_file_is_valid() -> None:
     assert set(read("compose.yaml").service_names()) == set(SERVICES)
     assert read("compose.keys.yaml").service_names() == ["gateway"]
+    assert set(read("compose.vllm.yaml").service_names()) == {"service", "gateway"}
 
 
 def test_compose_file_with_a_misspelled_key_is_invalid() -> None:
@@ -70,9 +77,47 @@ def test_processes_take_their_arguments(
         assert settings.upstream == "dns:///service:50051"
 
 
-@pytest.mark.parametrize("name", sorted(KINDS))
-def test_built_image_has_the_name_of_its_dockerfile(name: str) -> None:
-    service = SERVICES[name]
+def test_service_with_vllm_takes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = VLLM["service"]
+    image = parse(DEPLOY / "docker" / "service-vllm.Dockerfile").final.environment
+    for name, value in image.items():
+        monkeypatch.setenv(name, value)
+    arguments = [word.replace("${GPUS:-1}", "4") for word in service["command"]]
+    settings = parsed(ServiceSettings, arguments)
+    assert isinstance(settings, ServiceSettings)
+    assert settings.engine == "vllm"
+    assert settings.vllm_args == {"tensor_parallel_size": 4}
+    assert not unknown_variables(service["environment"])
+
+
+def test_service_with_vllm_has_gpus_shared_memory_and_caches() -> None:
+    service = VLLM["service"]
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": "${GPUS:-1}", "capabilities": ["gpu"]}
+    assert service["shm_size"] == "${SHM:-8g}"
+    # Compiled kernels are loaded from /tmp.
+    assert service["tmpfs"] == ["/tmp:exec,mode=1777"]  # noqa: S108  # of a container
+    (volume,) = service["volumes"]
+    target = volume.partition(":")[2]
+    environment = service["environment"]
+    for name in ("HF_HOME", "VLLM_CACHE_ROOT", "CHATRPC_SERVICE_CACHE_DIR"):
+        assert environment[name].startswith(target)
+
+
+def test_gateway_in_front_of_vllm_is_that_of_the_other_file() -> None:
+    assert VLLM["gateway"] == {"extends": {"file": "compose.yaml", "service": "gateway"}}
+    files = [
+        yaml.safe_load((DEPLOY / f).read_text()) for f in ("compose.yaml", "compose.vllm.yaml")
+    ]
+    assert files[1]["networks"] == files[0]["networks"]
+    assert files[1]["name"] == files[0]["name"]
+
+
+@pytest.mark.parametrize(
+    "service",
+    [pytest.param(each, id=each["image"]) for each in OURS if "build" in each],
+)
+def test_built_image_has_the_name_of_its_dockerfile(service: dict[str, Any]) -> None:
     context = DEPLOY / service["build"]["context"]
     file = parse(context / service["build"]["dockerfile"])
     title = file.final.one("LABEL").pairs["org.opencontainers.image.title"]
@@ -87,21 +132,21 @@ def test_cache_directory_is_that_of_the_image_by_default() -> None:
 
 
 def test_published_ports_are_bound_to_loopback() -> None:
-    for service in SERVICES.values():
+    for service in OURS:
         for port in service.get("ports", []):
             assert port.startswith(("127.0.0.1:", "${LISTEN:-127.0.0.1}:"))
     assert "ports" not in SERVICES["service"]
 
 
 def test_containers_have_no_unneeded_privileges() -> None:
-    for service in SERVICES.values():
+    for service in OURS:
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
 def test_containers_restart_and_do_not_wait_for_each_other() -> None:
-    for service in SERVICES.values():
+    for service in OURS:
         assert service["restart"] == "unless-stopped"
         assert service["init"] is True  # so SIGTERM ends a process that has no handler yet
     # If the service never gets ready, the gateway still runs and reports it.
@@ -109,14 +154,13 @@ def test_containers_restart_and_do_not_wait_for_each_other() -> None:
 
 
 def test_stop_grace_period_exceeds_the_drain() -> None:
-    service, gateway = SERVICES["service"], SERVICES["gateway"]
-    for each in (service, gateway):
+    for each in (SERVICES["service"], SERVICES["gateway"], VLLM["service"]):
         grace = float(each["stop_grace_period"].removesuffix("s"))
         assert grace >= float(argument(each["command"], "drain-timeout-s")) + 10
 
 
 def test_mounted_files_exist() -> None:
-    for service in SERVICES.values():
+    for service in OURS:
         for volume in service.get("volumes", []):
             source = volume.partition(":")[0]
             if source.startswith("."):

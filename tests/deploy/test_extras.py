@@ -4,7 +4,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from deploy.docker.pin import extra_requirements
+from deploy.docker.pin import IN_IMAGES, extra_requirements
 from tests.deploy.image import ROOT
 
 _HEAVY = {"torch", "transformers", "llguidance", "tokenizers", "vllm", "accelerate"}
@@ -44,8 +44,8 @@ def test_only_the_own_engine_pins_packages() -> None:
 @pytest.mark.parametrize(
     ("constraints", "extras"),
     [
-        ("constraints.txt", ("service", "text", "local", "upstream", "gateway", "cli", "otel")),
-        ("constraints-vllm.txt", ("service", "text", "vllm", "cli", "otel")),
+        ("constraints.txt", IN_IMAGES),
+        ("constraints-vllm.txt", ("service", "text", "vllm", "vllm-protocol", "cli", "otel")),
     ],
 )
 def test_constraints_of_an_image_satisfy_its_extras(

@@ -1,5 +1,6 @@
 """The steps of the images run, and their processes start. `make test-deploy` runs these tests."""
 
+import asyncio
 import json
 import os
 import queue
@@ -15,6 +16,7 @@ import pytest
 
 from tests.deploy.dockerfile import parse
 from tests.deploy.image import ROOT, Image
+from tests.fakes import openai_upstream
 from tests.support.make_serve import free_port
 
 pytestmark = pytest.mark.images
@@ -42,6 +44,11 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Image:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Image:
     return image("service", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    return image("service-upstream", tmp_path_factory)
 
 
 class Container:
@@ -179,6 +186,20 @@ def test_images_serve_write_no_files_and_stop_on_sigterm(
         assert back.stop() == 0
     assert any("native_kernels_prebuilt" in line for line in back.log) or not has_vnni()
     assert (snapshot(service.path("/")), snapshot(gateway.path("/"))) == before
+
+
+async def test_image_without_a_model_serves_that_of_another_service(upstream: Image) -> None:
+    assert not packages(upstream) & {"torch", "transformers", "llguidance", "tokenizers", "numpy"}
+    assert_readable_by_all_users(upstream)
+    before = snapshot(upstream.path("/"))
+    environment = ports("CHATRPC_SERVICE") | {"HOME": "/nowhere", "TMPDIR": "/nowhere"}
+    async with openai_upstream.running() as server:
+        url = f"--upstream-url={server.url}"
+        with Container(upstream, "--insecure", url, environment=environment) as service:
+            await asyncio.to_thread(service.until, "ready")
+            assert await asyncio.to_thread(service.is_healthy)
+            assert await asyncio.to_thread(service.stop) == 0
+    assert snapshot(upstream.path("/")) == before
 
 
 def has_vnni() -> bool:

@@ -25,7 +25,7 @@ from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
 from service.generation.local_backend import locally_served
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 
-MODEL_ID = "fake"
+MODEL_ID = os.environ.get("MODEL_ID", "fake")
 
 _MAX_MODEL_LEN = 1 << 16
 _NUM_BLOCKS = 4096

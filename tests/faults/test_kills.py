@@ -53,6 +53,26 @@ async def test_gateway_survives_a_killed_service_and_uses_its_successor(launch: 
         await gateway.has_fds(num_fds)
 
 
+async def test_successor_with_another_model_rejects_the_name_of_the_former(launch: Launch) -> None:
+    service = await launch(Service()).ready()
+    gateway = await launch(Gateway(upstream=service.target)).ready()
+    async with http_client(gateway.url) as http:
+        assert (await http.post("/v1/chat/completions", json=body())).status_code == 200
+        service.send(signal.SIGKILL)
+        await service.ended()
+        await launch(Service(port=service.port, model_id="other")).ready()
+        async with failsafe():
+            while (await http.get("/readyz")).status_code != 200:
+                await asyncio.sleep(0.02)
+        listed = (await http.get("/v1/models")).json()["data"]
+        assert [model["id"] for model in listed] == ["other"]
+        former = await http.post("/v1/chat/completions", json=body())
+        assert former.status_code == 404
+        assert former.json()["error"]["code"] == "model_not_found"
+        created = await http.post("/v1/chat/completions", json=body(model="other"))
+        assert created.json()["model"] == "other"
+
+
 async def test_killed_gateway_frees_its_requests_in_the_service(launch: Launch) -> None:
     service = await launch(Service("--max-num-seqs", "2")).ready()
     gateway = await launch(Gateway(upstream=service.target)).ready()

@@ -10,3 +10,12 @@ def test_int8_on_cuda_is_rejected_in_one_line() -> None:
     with pytest.raises(ConfigError, match="quantization=int8 is served on CPUs only") as caught:
         ServiceSettings.load(["--device", "cuda", "--quantization", "int8"])
     assert "\n" not in str(caught.value)
+
+
+def test_size_of_the_cache_is_set_by_one_option() -> None:
+    options = ["--gpu-memory-utilization", "0.5", "--kv-cache-memory-bytes", "1GiB"]
+    with pytest.raises(ConfigError, match="both set the size of the KV cache"):
+        ServiceSettings.load(options)
+    for value in ("0", "1.1"):
+        with pytest.raises(ConfigError, match="gpu_memory_utilization"):
+            ServiceSettings.load(["--gpu-memory-utilization", value])

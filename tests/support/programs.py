@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
 import grpc
@@ -34,7 +34,11 @@ _WITHOUT_PRIVILEGES = (
 
 
 class Program:
-    """A process whose log a thread reads. It does not depend on an event loop."""
+    """A process whose log a thread reads. It does not depend on an event loop.
+
+    Args:
+        prefix: A command that runs the rest of its words, in place of itself.
+    """
 
     def __init__(
         self,
@@ -42,8 +46,9 @@ class Program:
         *options: str,
         env: Mapping[str, str] | None = None,
         is_privileged: bool = True,
+        prefix: Sequence[str] = (),
     ) -> None:
-        command = [sys.executable, "-m", module, "--log-format", "json", *options]
+        command = [*prefix, sys.executable, "-m", module, "--log-format", "json", *options]
         if not is_privileged:
             command = [sys.executable, "-c", _WITHOUT_PRIVILEGES, *command]
         self._popen = subprocess.Popen(
@@ -132,9 +137,10 @@ class RealService(Program):
         port: int = 0,
         env: Mapping[str, str] | None = None,
         is_privileged: bool = True,
+        prefix: Sequence[str] = (),
     ) -> None:
         given = "--port", str(port), "--metrics-port", "0", *options
-        super().__init__(self.module, *given, env=env, is_privileged=is_privileged)
+        super().__init__(self.module, *given, env=env, is_privileged=is_privileged, prefix=prefix)
         self.port = port
 
     async def ready(self) -> Self:
@@ -171,8 +177,11 @@ class Service(RealService):
 
     module = "tests.fakes.quick_service"
 
-    def __init__(self, *options: str, port: int = 0, step_s: float = 0.002) -> None:
-        super().__init__(*options, port=port, env={"STEP_S": str(step_s)})
+    def __init__(
+        self, *options: str, port: int = 0, step_s: float = 0.002, model_id: str = "fake"
+    ) -> None:
+        env = {"STEP_S": str(step_s), "MODEL_ID": model_id}
+        super().__init__(*options, port=port, env=env)
 
 
 class Gateway(Program):

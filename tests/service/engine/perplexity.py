@@ -73,7 +73,8 @@ def perplexity(model: Model, token_ids: Sequence[int], window: int = WINDOW) -> 
     for piece in windows(token_ids, window):
         rows = range(len(piece) - 1)
         logits = model.logits(model.forward(_single(piece), list(rows)))
-        losses = F.cross_entropy(logits, torch.tensor(piece[1:]), reduction="none")
+        targets = torch.tensor(piece[1:], device=logits.device)
+        losses = F.cross_entropy(logits, targets, reduction="none")
         total += losses.double().sum().item()
         num_predicted += len(rows)
     return math.exp(total / num_predicted)
@@ -82,7 +83,8 @@ def perplexity(model: Model, token_ids: Sequence[int], window: int = WINDOW) -> 
 def measure(options: EngineOptions, token_ids: Sequence[int], window: int = WINDOW) -> float:
     """Return the `perplexity` of the model that is loaded with `options`."""
     loaded = load_model(options)
-    return perplexity(loaded.finish(-(-window // _BLOCK_SIZE), _BLOCK_SIZE, window), token_ids)
+    model = loaded.finish(-(-window // _BLOCK_SIZE), _BLOCK_SIZE, window)
+    return perplexity(model, token_ids, window)
 
 
 def table(figures: dict[str, float]) -> str:

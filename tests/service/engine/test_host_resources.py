@@ -2,11 +2,9 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 from service.engine.host_resources import available_cpus, available_memory
 
-CPU = torch.device("cpu")
 GIB = 2**30
 
 
@@ -90,45 +88,45 @@ def test_cpus_of_this_machine_are_positive() -> None:
 
 
 def test_memory_without_a_control_group_is_the_host_s(tmp_path: Path, meminfo: Path) -> None:
-    assert available_memory(CPU, tmp_path / "none", meminfo) == 8 * GIB
+    assert available_memory(tmp_path / "none", meminfo) == 8 * GIB
 
 
 def test_memory_of_a_group_without_limit_is_the_host_s(tmp_path: Path, meminfo: Path) -> None:
     group = memory_group(tmp_path, "max", used=5 * GIB, inactive_file=0)
-    assert available_memory(CPU, group, meminfo) == 8 * GIB
+    assert available_memory(group, meminfo) == 8 * GIB
 
 
 def test_memory_is_limited_by_a_group_with_less_than_the_host(
     tmp_path: Path, meminfo: Path
 ) -> None:
     group = memory_group(tmp_path, str(4 * GIB), used=3 * GIB, inactive_file=0)
-    assert available_memory(CPU, group, meminfo) == 1 * GIB
+    assert available_memory(group, meminfo) == 1 * GIB
 
 
 def test_memory_is_limited_by_a_host_with_less_than_the_group(
     tmp_path: Path, meminfo: Path
 ) -> None:
     group = memory_group(tmp_path, str(64 * GIB), used=GIB, inactive_file=0)
-    assert available_memory(CPU, group, meminfo) == 8 * GIB
+    assert available_memory(group, meminfo) == 8 * GIB
 
 
 def test_inactive_file_pages_count_as_available(tmp_path: Path, meminfo: Path) -> None:
     """A checkpoint of 3 GiB has been read, so the group's usage is at its limit."""
     group = memory_group(tmp_path, str(4 * GIB), used=4 * GIB, inactive_file=3 * GIB)
-    assert available_memory(CPU, group, meminfo) == 3 * GIB
+    assert available_memory(group, meminfo) == 3 * GIB
 
 
 def test_memory_of_a_group_above_its_limit_is_zero(tmp_path: Path, meminfo: Path) -> None:
     group = memory_group(tmp_path, str(GIB), used=2 * GIB, inactive_file=0)
-    assert available_memory(CPU, group, meminfo) == 0
+    assert available_memory(group, meminfo) == 0
 
 
 def test_meminfo_without_mem_available_raises(tmp_path: Path) -> None:
     file = tmp_path / "meminfo"
     file.write_text("MemTotal: 5 kB\n")
     with pytest.raises(OSError, match="MemAvailable"):
-        available_memory(CPU, tmp_path / "none", file)
+        available_memory(tmp_path / "none", file)
 
 
 def test_memory_of_this_machine_is_positive() -> None:
-    assert available_memory(CPU) > 0
+    assert available_memory() > 0

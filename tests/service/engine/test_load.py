@@ -242,8 +242,8 @@ def test_cache_is_limited_to_what_the_sequences_can_use(llama: Path) -> None:
 
 
 def test_without_a_budget_the_sequences_have_what_they_could_fill(llama: Path) -> None:
-    core, _ = load_engine(replace(options(llama), kv_cache_memory_bytes=None))
-    assert core.stats.num_kv_blocks == core.stats.max_num_seqs * 8
+    core, _ = load_engine(replace(options(llama), kv_cache_memory_bytes=None, max_num_seqs=9))
+    assert core.stats.num_kv_blocks == 9 * 8
 
 
 def test_cache_larger_than_the_memory_is_rejected(llama: Path) -> None:

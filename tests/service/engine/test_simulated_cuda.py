@@ -16,6 +16,7 @@ from tests.support.sources import ROOT
 
 FILES = (
     "tests/support/simulated_cuda/test_device.py",
+    "tests/service/engine/test_cuda.py",
     "tests/service/engine/test_load.py",
     "tests/service/engine/test_model_runner.py",
     "tests/service/engine/test_stress.py",

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from chatrpc.v1 import chat_pb2, completion_pb2, completion_service_pb2
-from service.domain.engine import FinishReason, TokenOutput
+from service.domain.engine import EngineCapabilities, FinishReason, TokenOutput
 from service.text.grammars import CompiledGrammars
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import COSTLY_LATER, RandomEngine, byte_grammars
@@ -261,6 +261,17 @@ async def test_continued_message_outside_the_grammar_is_rejected(constrained: Ru
     error = await rejected(constrained, **continued("Sure: {"))
     assert error.fields == ["messages[1].content"]
     assert constrained.engine.requests == []
+
+
+async def test_continued_message_is_rejected_if_the_engine_cannot_continue_a_grammar(
+    running: Running, grammars: CompiledGrammars
+) -> None:
+    engine = FakeEngine()
+    engine.capabilities = EngineCapabilities("fake", continues_constraints=False)
+    await serve(running, engine, grammars)
+    error = await rejected(running, **continued("{"))
+    assert (error.reason, error.fields) == ("UNSUPPORTED_FIELD", ["prompt.continue_final_message"])
+    assert engine.requests == []
 
 
 def continued(begun: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from service.domain.backend import DecodedLogprob, TextDelta, TokenUsage, ToolCallDelta
+from service.domain.chat import Tool, ToolMode
 from service.domain.engine import Caller, FinishReason
 from service.errors import (
     ChatrpcError,
@@ -100,6 +101,15 @@ async def test_tool_calls_are_joined_by_their_index() -> None:
         ToolCallDelta(1, "c2", "g", '{"b":2}'),
     ]
     assert deltas[-1].finish_reason is FinishReason.TOOL_CALLS
+
+
+async def test_call_of_a_named_tool_ends_with_stop() -> None:
+    given = {"index": 0, "id": "c1", "function": {"name": "f", "arguments": "{}"}}
+    [delta] = await deltas_of(
+        chat_chunk({"tool_calls": [given]}, "stop"),
+        request=chat(tools=(Tool("f", "", ""),), tool_mode=ToolMode.NAMED),
+    )
+    assert delta.finish_reason is FinishReason.STOP
 
 
 async def test_logprobs_of_chats_have_bytes_and_alternatives() -> None:
@@ -406,12 +416,21 @@ async def test_silence_ends_with_an_error(handler: fake.Handler) -> None:
         await until(lambda: upstream.num_running == 0)
 
 
-async def test_deadline_ends_the_request_at_the_upstream() -> None:
+async def endless(_: Received, send: Send) -> None:
+    """Send tokens without end."""
+    await fake.send_stream(send, [chat_chunk({"content": "Hi"})], has_end=False)
+    while True:
+        await send(fake.http_chunk(fake.event(chat_chunk({"content": "more"}))))
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("handler", [hanging, silent, endless])
+async def test_deadline_ends_the_request_at_the_upstream(handler: fake.Handler) -> None:
     async with fake.running() as upstream, serving(upstream.url) as served:
-        upstream.chat(hanging)
+        upstream.chat(handler)
         with pytest.raises(DeadlinePassed):
             await served.deltas(context=call(time.monotonic()))
-        await until(lambda: upstream.num_abandoned == 1)
+        await until(lambda: upstream.num_running == 0)
 
 
 @pytest.mark.parametrize("handler", [hanging, silent])

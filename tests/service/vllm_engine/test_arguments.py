@@ -28,6 +28,7 @@ def test_options_that_are_not_set_leave_the_defaults_of_vllm() -> None:
         ("max_num_batched_tokens", 70, "max_num_batched_tokens", 70),
         ("block_size", 64, "block_size", 64),
         ("kv_cache_memory_bytes", 2**30, "kv_cache_memory_bytes", 2**30),
+        ("gpu_memory_utilization", 0.5, "gpu_memory_utilization", 0.5),
         ("prefix_caching", False, "enable_prefix_caching", False),
         (
             "num_speculative_tokens",

@@ -18,7 +18,6 @@ from service.errors import (
     EngineDead,
     QueueFull,
     StepFailed,
-    UnsupportedField,
 )
 from service.vllm_engine.client import VllmLimits
 from service.vllm_engine.engine import VllmEngine
@@ -269,14 +268,6 @@ async def test_error_of_one_request_hurts_no_other(
     rig.step(FakeOutput.of(9, finish_reason="length"), to=1)
     assert (await item(other)).token_ids == (9,)
     await rig.idle()
-
-
-async def test_continued_message_in_a_grammar_is_rejected_by_name(rig: Rig) -> None:
-    constraint = FakeConstraint((), STOP, begun="{")
-    stream = await rig.admitted(make_request(constraint=constraint))
-    with pytest.raises(UnsupportedField):
-        await item(stream)
-    assert not rig.vllm.submitted
 
 
 @pytest.mark.parametrize(("token_ids", "is_failure"), [((8, 9, STOP), False), ((8, STOP), True)])

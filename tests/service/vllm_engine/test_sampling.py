@@ -7,7 +7,6 @@ import pytest
 
 from service.domain.engine import Caller, Request
 from service.domain.sampling import SamplingParams
-from service.errors import UnsupportedField
 from service.vllm_engine.sampling import HANDLING, Handling, prompt, sampling_arguments
 from tests.fakes.constraint import FakeConstraint
 
@@ -127,10 +126,3 @@ def test_namespace_and_salt_are_separated() -> None:
 
     assert salt("", "") is None
     assert len({salt("a", "b"), salt("ab", ""), salt("", "ab"), salt("a", "")}) == 4
-
-
-def test_continued_message_in_a_grammar_is_rejected() -> None:
-    constraint = FakeConstraint((), 1, grammar='start: "ab"', begun="a")
-    with pytest.raises(UnsupportedField, match="cannot continue a message") as caught:
-        arguments(replace(REQUEST, constraint=constraint))
-    assert caught.value.field == "continue_final_message"

@@ -55,6 +55,14 @@ chatrpc/model: {{ last . | quote }}
 {{- end }}
 {{- end }}
 
+{{/* Takes (list root name): the labels of all pods of a model, with the workers of groups. */}}
+{{- define "chatrpc.modelLabels" -}}
+{{- $root := first . -}}
+app.kubernetes.io/name: {{ include "chatrpc.name" $root }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+chatrpc/model: {{ last . | quote }}
+{{- end }}
+
 {{- define "chatrpc.labels" -}}
 {{- $root := first . -}}
 {{ include "chatrpc.selectorLabels" . }}

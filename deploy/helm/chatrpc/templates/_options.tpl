@@ -33,11 +33,14 @@ The command lines of the processes. They contain paths of files with secrets, ne
 {{- $root := first . }}
 {{- $model := last . }}
 {{- $values := $root.Values }}
+{{- if ne $model.engine "openai" }}
 - {{ printf "--model=%s" (required (printf "models: %s: model is missing" $model.name) $model.model) | quote }}
+{{- end }}
 - {{ printf "--served-model-name=%s" (default $model.name $model.servedName) | quote }}
 {{- with $model.aliases }}
 - {{ printf "--model-aliases=%s" (join "," .) | quote }}
 {{- end }}
+- {{ printf "--engine=%s" $model.engine | quote }}
 - {{ printf "--host=%s" $values.listen | quote }}
 - --port={{ include "chatrpc.grpcPort" $root }}
 - {{ printf "--admin-host=%s" $values.listen | quote }}
@@ -51,7 +54,13 @@ The command lines of the processes. They contain paths of files with secrets, ne
 {{- /* Converted at each start, because the image's directory is read-only. */}}
 - --cache-dir=/tmp/cache
 {{- end }}
-{{- if gt (int $model.gpu.count) 0 }}
+{{- if eq $model.engine "vllm" }}
+{{- with include "chatrpc.vllm.args" (list $model 0) | fromJson }}
+- {{ printf "--vllm-args=%s" (toJson .) | quote }}
+{{- end }}
+{{- else if eq $model.engine "openai" }}
+{{- include "chatrpc.upstream.args" $model }}
+{{- else if gt (int $model.gpu.count) 0 }}
 - --device=cuda
 {{- else }}
 - --device=cpu
@@ -79,6 +88,57 @@ The command lines of the processes. They contain paths of files with secrets, ne
 - {{ printf "--otlp-endpoint=%s" . | quote }}
 {{- end }}
 {{- include "chatrpc.options" $model.options }}
+{{- end }}
+
+{{/* Takes a model with the engine openai. */}}
+{{- define "chatrpc.upstream.args" -}}
+{{- with .upstream }}
+- {{ printf "--upstream-url=%s" (join "," .urls) | quote }}
+- --upstream-dialect={{ .dialect }}
+{{- if .model }}
+- {{ printf "--upstream-model=%s" .model | quote }}
+{{- end }}
+{{- if .apiKey.secret }}
+- --upstream-api-key-file=/etc/chatrpc/upstream-key/api-key
+{{- end }}
+{{- if .caSecret }}
+- --upstream-ca=/etc/chatrpc/upstream-ca/ca.crt
+{{- end }}
+{{- if .clientSecret }}
+- --upstream-certificate=/etc/chatrpc/upstream-tls/tls.crt
+- --upstream-key=/etc/chatrpc/upstream-tls/tls.key
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/*
+Takes (list model rank): vLLM's arguments of a node as JSON. The kubelet replaces $(LWS_LEADER_ADDRESS), which the
+controller of groups sets.
+*/}}
+{{- define "chatrpc.vllm.args" -}}
+{{- $model := first . }}
+{{- $args := deepCopy $model.vllm.args }}
+{{- if eq (include "chatrpc.model.isGroup" $model) "true" }}
+{{- $args = merge (dict "nnodes" (int $model.vllm.nodes) "node_rank" (last .) "master_addr" "$(LWS_LEADER_ADDRESS)") $args }}
+{{- end }}
+{{- toJson $args }}
+{{- end }}
+
+{{/* Takes (list root model): the arguments of `vllm serve` on a node that is not the first of its group. */}}
+{{- define "chatrpc.worker.args" -}}
+{{- $model := last . }}
+- {{ $model.model | quote }}
+- --headless
+- --node-rank=$(LWS_WORKER_INDEX)
+{{- range $name, $value := include "chatrpc.vllm.args" (list $model 0) | fromJson }}
+{{- if ne $name "node_rank" }}
+{{- if kindIs "bool" $value }}
+- --{{ ternary "" "no-" $value }}{{ replace "_" "-" $name }}
+{{- else }}
+- {{ printf "--%s=%s" (replace "_" "-" $name) (ternary $value (toJson $value) (kindIs "string" $value)) | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "chatrpc.gateway.args" -}}

@@ -31,10 +31,11 @@ tolerations:
 affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- if $own.topologySpreadConstraints }}
 topologySpreadConstraints:
-{{- with $own.topologySpreadConstraints }}
-  {{- toYaml . | nindent 2 }}
-{{- else }}
+  {{- toYaml $own.topologySpreadConstraints | nindent 2 }}
+{{- else if not (eq (include "chatrpc.model.isGroup" $own) "true") }}
+topologySpreadConstraints:
   {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
   - topologyKey: {{ . }}
     maxSkew: 1
