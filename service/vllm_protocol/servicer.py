@@ -63,8 +63,7 @@ class VllmEngineServicer:
         """
         if not params.model:
             raise Starting
-        if re.fullmatch(REQUEST_ID_PATTERN, params.request_id):
-            structlog.contextvars.bind_contextvars(client_request_id=params.request_id)
+        _log_request_id(params.request_id)
         encoder = GenerateEncoder(params)
         last: Sequence[GenerateOutput] = ()
         with self._running.added(current_caller().name, params.request_id) as running:
@@ -163,3 +162,9 @@ class VllmEngineServicer:
         if served.local is None:
             raise UnsupportedMethod(method, served.card.id)
         return served.local
+
+
+def _log_request_id(request_id: str) -> None:
+    """Add the id in the request to its log lines, if it is short and printable."""
+    if re.fullmatch(REQUEST_ID_PATTERN, request_id):
+        structlog.contextvars.bind_contextvars(client_request_id=request_id)
