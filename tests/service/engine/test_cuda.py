@@ -56,7 +56,7 @@ def test_auto_chooses_the_device_and_its_defaults(llama: Path) -> None:
     assert (event["device"], event["dtype"], event["quantization"]) == ("cuda", "bfloat16", "none")
     assert (event["max_num_seqs"], event["max_num_batched_tokens"]) == (256, 2048)
     assert event["num_speculative_tokens"] == 0
-    assert event["kv_cache_tokens"] == 256 * 128
+    assert event["kv_cache_tokens"] == 256 * 256  # a block for each sequence
 
 
 def test_output_may_depend_on_the_batch(llama: Path) -> None:
