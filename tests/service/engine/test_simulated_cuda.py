@@ -20,6 +20,7 @@ FILES = (
     "tests/service/engine/test_load.py",
     "tests/service/engine/test_model_runner.py",
     "tests/service/engine/test_stress.py",
+    "tests/service/contract",
 )
 
 
