@@ -187,7 +187,8 @@ class ServiceSettings(ListenerSettings):
     block_size: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         _ENGINE.block_size,
         description="Tokens in one block of the KV cache. The native kernels need a multiple of "
-        "16. The default of this project's own engine is 32.",
+        "16, fast attention on CUDA a multiple of 256. The default of this project's own engine is "
+        "32 on a CPU and 256 on CUDA.",
     )
     prefix_caching: CliImplicitFlag[bool] = Field(
         _ENGINE.prefix_caching,

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from service.domain.chat import ChatRequest
+from service.domain.chat import ChatRequest, Message, PromptOptions
 from service.domain.completion import CompletionRequest
 from service.domain.embeddings import EmbeddingRequest, Embeddings
 from service.domain.engine import (
@@ -281,18 +281,35 @@ class EmbeddingBackend(Protocol):
         ...
 
 
+class RemoteTokenizer(Protocol):
+    """The tokenizer of a remote service, for a backend that has none of its own.
+
+    All methods raise InvalidField, UnsupportedMethod, Unavailable or UpstreamError.
+    """
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> Sequence[int]: ...
+
+    async def encode_chat(
+        self, messages: Sequence[Message], options: PromptOptions
+    ) -> Sequence[int]: ...
+
+    async def decode(self, token_ids: Sequence[int]) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """A model that requests can name, and the backends that serve it.
 
     Attributes:
         embeddings: Computes the model's embeddings; None if it has none.
+        remote_tokenizer: Tokenizes if `backend.tokenizer` is None; None if nothing does.
         local: The model, if it is in this process.
     """
 
     card: ModelCard
     backend: ChatBackend
     embeddings: EmbeddingBackend | None = None
+    remote_tokenizer: RemoteTokenizer | None = None
     local: LocalModel | None = None
 
 

@@ -203,6 +203,8 @@ class EngineCapabilities:
             log probabilities in every batch.
         continues_constraints: True if `Request.constraint` may be the rest of a grammar, after the
             text in `OutputConstraint.begun`.
+        masks_logprobs: True if the log probabilities of an output with a constraint are those among
+            the tokens that the constraint allows.
     """
 
     name: str
@@ -210,6 +212,7 @@ class EngineCapabilities:
     max_logprobs: int | None = None
     is_batch_invariant: bool = False
     continues_constraints: bool = True
+    masks_logprobs: bool = False
 
 
 @runtime_checkable

@@ -1,104 +1,40 @@
-"""Attention over the paged KV cache, in torch."""
+"""Attention over the paged KV cache in torch, on any device."""
 
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, compress
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.kv_store import KVStore
-from service.engine.layout import Layout
+from service.engine.layout import Layout, SequenceRows
+
+# Sequences that are computed together are padded to the longest of them. It has at most this many
+# times as many rows and positions as the others. Fewer than `_SHORT` positions count as `_SHORT`.
+_MAX_PADDING = 2
+_SHORT = 256
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillChunk:
-    """Rows [start, end) of a step, which are consecutive tokens of one sequence.
+class PagedAttention(Protocol):
+    """Attention over a paged KV cache. Call `plan` and `begin_step` before each forward pass."""
 
-    `context_len` is the number of the sequence's tokens up to and including the last row.
-    """
+    def plan(self, layout: Layout) -> list[NDArray[Any]]:
+        """Plan the next step. Return the arrays that `begin_step` needs on the device."""
+        ...
 
-    start: int
-    end: int
-    context_len: int
-    block_table: Tensor  # [1, M], the ids of the sequence's M blocks
+    def begin_step(self, arrays: Sequence[Tensor]) -> None:
+        """Begin the planned step.
 
-    @property
-    def num_tokens(self) -> int:
-        return self.end - self.start
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionBatch:
-    """The cache slots of a step's tokens, and the positions that each token attends to.
-
-    The first `num_decodes` rows are one token of one sequence each. The chunks follow.
-    """
-
-    slots: Tensor  # [T], the slot of each token's key and value
-    num_decodes: int
-    decode_context_lens: Tensor  # [num_decodes]
-    decode_block_table: Tensor  # [num_decodes, M], padded with any valid block
-    chunks: tuple[PrefillChunk, ...]
-    masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, layout: Layout, block_size: int, device: torch.device) -> "AttentionBatch":
-        """Return the batch for a step's layout."""
-
-        def tensor(values: list[int] | list[list[int]]) -> Tensor:
-            return torch.tensor(values, dtype=torch.long, device=device)
-
-        num_decodes = layout.num_decodes
-        tables = list(layout.block_ids(block_size))
-        longest = max(map(len, tables[:num_decodes]), default=0)
-        decodes, chunks = layout.sequences[:num_decodes], layout.sequences[num_decodes:]
-        return cls(
-            slots=tensor(layout.slots(block_size)),
-            num_decodes=num_decodes,
-            decode_context_lens=tensor([s.context_len for s in decodes]),
-            decode_block_table=tensor([_padded(t, longest) for t in tables[:num_decodes]]),
-            chunks=tuple(
-                PrefillChunk(s.start, s.end, s.context_len, tensor([table]))
-                for s, table in zip(chunks, tables[num_decodes:], strict=True)
-            ),
-        )
-
-    def decode_mask(self, length: int, window: int | None) -> Tensor:
-        """Return a mask of the positions that each decoding token attends to.
-
-        Returns:
-            [num_decodes, length], bool.
+        Args:
+            arrays: The arrays of `plan`, on the device.
         """
-        if (mask := self.masks.get((-1, window))) is None:
-            query = self.decode_context_lens[:, None] - 1
-            mask = self.masks[-1, window] = _visible(query, length, window)
-        return mask
-
-    def chunk_mask(self, index: int, window: int | None) -> Tensor:
-        """Return a mask of the positions that each token of a chunk attends to.
-
-        Returns:
-            [num_tokens, context_len], bool.
-        """
-        if (mask := self.masks.get((index, window))) is None:
-            chunk = self.chunks[index]
-            query = torch.arange(
-                chunk.context_len - chunk.num_tokens, chunk.context_len, device=self.slots.device
-            )
-            mask = self.masks[index, window] = _visible(query[:, None], chunk.context_len, window)
-        return mask
-
-
-class PagedAttention:
-    """Attention in torch over a `KVStore`. Call `begin_step` before each forward pass."""
-
-    def __init__(self, store: KVStore) -> None:
-        self._store = store
-        self.batch: AttentionBatch
-
-    def begin_step(self, layout: Layout) -> None:
-        """Set the layout of the next step."""
-        self.batch = AttentionBatch.of(layout, self._store.block_size, self._store.device)
+        ...
 
     def attend(
         self,
@@ -123,40 +59,211 @@ class PagedAttention:
         Returns:
             [T, num_heads, value_dim]
         """
-        batch = self.batch
-        self._store.write(layer, batch.slots, key, value)
-        parts = []
-        if batch.num_decodes:
-            keys, values = self._store.gather(layer, batch.decode_block_table)
-            mask = batch.decode_mask(keys.shape[2], window)
-            decodes = query[:, : batch.num_decodes]
-            parts.append(_decode(decodes, keys, values, mask, scale, softcap))
-        for index, chunk in enumerate(batch.chunks):
-            keys, values = self._store.gather(layer, chunk.block_table)
-            parts.append(
-                _prefill(
-                    query[:, chunk.start : chunk.end],
-                    keys[:, 0, : chunk.context_len],
-                    values[:, 0, : chunk.context_len],
-                    batch.chunk_mask(index, window),
-                    scale,
-                    softcap,
-                )
-            )
-        return torch.cat(parts)
+        ...
 
 
-def _visible(query_positions: Tensor, length: int, window: int | None) -> Tensor:
-    """Return a mask of the positions that the queries at `query_positions` [N, 1] attend to.
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """B sequences that are computed together, padded to N rows and L positions each.
+
+    Attributes:
+        num_rows: N. Padding repeats the last row of a sequence.
+        context_len: L.
+        is_padded: True if a sequence has fewer than N rows.
+        is_adjacent: True if there is no padding, and the group's rows are adjacent in the step.
+    """
+
+    sequences: list[SequenceRows]
+    num_rows: int
+    context_len: int
+    is_padded: bool
+    is_adjacent: bool
+
+    @classmethod
+    def of(cls, sequences: list[SequenceRows]) -> "_Group":
+        num_rows = max(s.num_rows for s in sequences)
+        total = sum(s.num_rows for s in sequences)
+        is_padded = total < num_rows * len(sequences)
+        return cls(
+            sequences,
+            num_rows,
+            max(s.context_len for s in sequences),
+            is_padded,
+            not is_padded and sequences[-1].end - sequences[0].start == total,
+        )
+
+    def arrays(self, block_size: int) -> list[NDArray[np.int64]]:
+        """Return the arrays of the group's `_GroupTensors`."""
+        rows, kept = [], []
+        if not self.is_adjacent:
+            rows = self._padded(range(s.start, s.end) for s in self.sequences)
+        if self.is_padded:
+            kept = [
+                index * self.num_rows + n
+                for index, s in enumerate(self.sequences)
+                for n in range(s.num_rows)
+            ]
+        positions = self._padded(s.positions for s in self.sequences)
+        return [
+            block_table(self.sequences, block_size, np.int64),
+            np.array(positions, dtype=np.int64).reshape(len(self.sequences), self.num_rows),
+            np.array(rows, dtype=np.int64),
+            np.array(kept, dtype=np.int64),
+        ]
+
+    def _padded(self, numbers: Iterable[range]) -> list[int]:
+        """Return the numbers of the rows of each sequence, as B * N numbers."""
+        return [n for line in numbers for n in (*line, *[line[-1]] * (self.num_rows - len(line)))]
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupTensors:
+    """A group of sequences on the device.
+
+    Attributes:
+        block_table: [B, M], padded with any valid block.
+        positions: The positions of the rows in their sequences, [B, N].
+        rows: The rows of the step, [B * N]; empty if they are adjacent.
+        kept: The indices of rows that are not padding; empty if there is no padding.
+        masks: The results of `mask` by window.
+    """
+
+    group: _Group
+    block_table: Tensor
+    positions: Tensor
+    rows: Tensor
+    kept: Tensor
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def select(self, query: Tensor) -> Tensor:
+        """Return the group's rows [H, B * N, dim] of `query` [H, T, dim]."""
+        if self.group.is_adjacent:
+            return query[:, self.group.sequences[0].start : self.group.sequences[-1].end]
+        return query.index_select(1, self.rows)
+
+    def mask(self, length: int, window: int | None) -> Tensor:
+        """Return a mask of the positions that each row attends to: its own and earlier ones.
+
+        Args:
+            length: Number of positions, the same in each call.
+
+        Returns:
+            [B, N, length], bool.
+        """
+        if (mask := self.masks.get(window)) is None:
+            own = self.positions[..., None]
+            positions = torch.arange(length, device=own.device)
+            mask = positions <= own
+            if window is not None:
+                mask &= positions > own - window
+            self.masks[window] = mask
+        return mask
+
+
+class GatheredAttention:
+    """`PagedAttention` over a `KVStore`, for any device, type and head size.
+
+    The keys and values of each sequence are copied out of the cache for each layer.
+    """
+
+    def __init__(self, store: KVStore) -> None:
+        self._store = store
+        self._groups: list[_Group]
+        self._tensors: list[_GroupTensors]
+        self._slots: Tensor
+        self._inverse: Tensor | None
+        if store.device.type == "cuda":
+            # cuDNN makes a plan for each new shape, which takes up to half a second.
+            torch.backends.cuda.enable_cudnn_sdp(False)
+
+    def plan(self, layout: Layout) -> list[NDArray[Any]]:
+        """See `PagedAttention.plan`."""
+        decodes = layout.sequences[: layout.num_decodes]
+        chunks = layout.sequences[layout.num_decodes :]
+        # On a CPU a chunk's padding takes more time than a call.
+        groups = [[c] for c in chunks] if self._store.device.type == "cpu" else _similar(chunks)
+        self._groups = [_Group.of(group) for group in (*_similar(decodes), *groups)]
+        order = [row for g in self._groups for s in g.sequences for row in range(s.start, s.end)]
+        is_ordered = order == list(range(len(order)))
+        inverse = np.array([] if is_ordered else order, dtype=np.int64).argsort()
+        return [
+            np.array(layout.slots(self._store.block_size), dtype=np.int64),
+            inverse,
+            *chain.from_iterable(g.arrays(self._store.block_size) for g in self._groups),
+        ]
+
+    def begin_step(self, arrays: Sequence[Tensor]) -> None:
+        """See `PagedAttention.begin_step`."""
+        self._slots, inverse, *rest = arrays
+        self._inverse = inverse if len(inverse) else None
+        fields = (rest[i::4] for i in range(4))
+        self._tensors = [_GroupTensors(*t) for t in zip(self._groups, *fields, strict=True)]
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """See `PagedAttention.attend`."""
+        self._store.write(layer, self._slots, key, value)
+        parts = [
+            self._attend(layer, group, query, scale, window, softcap) for group in self._tensors
+        ]
+        attended = torch.cat(parts)
+        return attended if self._inverse is None else attended.index_select(0, self._inverse)
+
+    def _attend(
+        self,
+        layer: int,
+        tensors: _GroupTensors,
+        query: Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Return the attention of a group's rows, [rows, num_heads, value_dim]."""
+        group = tensors.group
+        rows = tensors.select(query)
+        keys, values = self._store.gather(layer, tensors.block_table)
+        if group.num_rows == 1:
+            mask = tensors.mask(keys.shape[2], window)
+            return _decode(rows, keys, values, mask, scale, softcap)
+        keys, values = keys[:, :, : group.context_len], values[:, :, : group.context_len]
+        mask = tensors.mask(group.context_len, window)
+        attended = _prefill(rows, keys, values, mask, scale, softcap)
+        return attended.index_select(0, tensors.kept) if group.is_padded else attended
+
+
+def block_table(
+    sequences: Sequence[SequenceRows], block_size: int, dtype: type[np.integer[Any]]
+) -> NDArray[Any]:
+    """Return the ids of the blocks that contain each sequence's context.
 
     Returns:
-        [N, length], bool. A query attends to its own position and earlier ones in the window.
+        [len(sequences), M], padded with the first block of the sequence.
     """
-    positions = torch.arange(length, device=query_positions.device)
-    visible = positions <= query_positions
-    if window is not None:
-        visible &= positions > query_positions - window
-    return visible
+    tables = [s.block_ids(block_size) for s in sequences]
+    longest = max(map(len, tables))
+    return np.array([table + table[:1] * (longest - len(table)) for table in tables], dtype=dtype)
+
+
+def _similar(sequences: Sequence[SequenceRows]) -> Iterator[list[SequenceRows]]:
+    """Yield groups of sequences of similar size. Each group has the order of `sequences`."""
+    by_rows: dict[int, list[SequenceRows]] = defaultdict(list)
+    for s in sequences:
+        by_rows[(s.num_rows - 1).bit_length()].append(s)
+    for group in by_rows.values():
+        left = group
+        while left:
+            longest = max(s.context_len for s in left)
+            is_long = [_MAX_PADDING * max(s.context_len, _SHORT) >= longest for s in left]
+            yield list(compress(left, is_long))
+            left = [s for s, is_in_group in zip(left, is_long, strict=True) if not is_in_group]
 
 
 def _decode(
@@ -170,7 +277,7 @@ def _decode(
         query: [H, B, dim].
         keys: [KVH, B, L, dim].
         values: [KVH, B, L, value_dim].
-        mask: [B, L].
+        mask: [B, 1, L].
 
     Returns:
         [B, H, value_dim]
@@ -180,35 +287,47 @@ def _decode(
     num_kv_heads, num_sequences, _, dim = keys.shape
     grouped = query.reshape(num_kv_heads, -1, num_sequences, dim).transpose(1, 2)
     scores = grouped @ keys.transpose(-1, -2) * scale
-    weights = _softmax(scores, mask[:, None, :], softcap)
+    weights = _softmax(scores, mask, softcap)
     return (weights @ values).transpose(0, 1).flatten(1, 2)
 
 
 def _prefill(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float | None
 ) -> Tensor:
-    """Attend with N tokens of one sequence.
+    """Attend with N tokens of each of B sequences.
 
     H is the number of query heads, KVH of key-value heads, L the length of the context.
 
     Args:
-        query: [H, N, dim].
-        keys: [KVH, L, dim].
-        values: [KVH, L, value_dim].
-        mask: [N, L].
+        query: [H, B * N, dim].
+        keys: [KVH, B, L, dim].
+        values: [KVH, B, L, value_dim].
+        mask: [B, N, L].
 
     Returns:
-        [N, H, value_dim]
+        [B * N, H, value_dim]
     """
+    num_kv_heads, num_sequences, *_ = keys.shape
+    keys, values = keys.transpose(0, 1), values.transpose(0, 1)
+    num_heads, _, dim = query.shape
+    query = query.reshape(num_heads, num_sequences, -1, dim).transpose(0, 1)  # [B, H, N, dim]
     if softcap is None:
+        is_cpu = query.device.type == "cpu"
+        if not is_cpu:
+            # CUDA's kernels that take a mask have no grouped heads. torch would compute all scores
+            # in memory instead: gigabytes for a long prompt.
+            group = num_heads // num_kv_heads
+            keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
         attended = F.scaled_dot_product_attention(
-            query[None], keys[None], values[None], attn_mask=mask, scale=scale, enable_gqa=True
-        )[0]
+            query, keys, values, attn_mask=mask[:, None], scale=scale, enable_gqa=is_cpu
+        )
     else:
-        grouped = query.reshape(keys.shape[0], -1, *query.shape[1:])  # [KVH, group, N, dim]
-        scores = grouped @ keys[:, None].transpose(-1, -2) * scale
-        attended = (_softmax(scores, mask, softcap) @ values[:, None]).flatten(0, 1)
-    return attended.transpose(0, 1)
+        # [B, KVH, group, N, dim]
+        grouped = query.reshape(num_sequences, num_kv_heads, -1, *query.shape[2:])
+        scores = grouped @ keys[:, :, None].transpose(-1, -2) * scale
+        weights = _softmax(scores, mask[:, None, None], softcap)
+        attended = (weights @ values[:, :, None]).flatten(1, 2)
+    return attended.transpose(1, 2).flatten(0, 1)
 
 
 def _softmax(scores: Tensor, mask: Tensor, softcap: float | None) -> Tensor:
@@ -217,7 +336,3 @@ def _softmax(scores: Tensor, mask: Tensor, softcap: float | None) -> Tensor:
         scores = torch.tanh(scores / softcap) * softcap
     masked = scores.masked_fill(~mask, float("-inf"))
     return torch.softmax(masked, dim=-1, dtype=torch.float32).to(scores.dtype)
-
-
-def _padded(block_ids: list[int], length: int) -> list[int]:
-    return block_ids + block_ids[:1] * (length - len(block_ids))

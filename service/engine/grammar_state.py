@@ -7,7 +7,7 @@ import numpy as np
 
 from service.domain.engine import Request
 from service.domain.grammar import Matcher
-from service.engine.token_rules import Forbidden
+from service.engine.token_rules import TokenMask
 
 
 class GrammarState:
@@ -38,7 +38,7 @@ class GrammarState:
             self._error = error
             return ()
 
-    def masks(self, draft: Sequence[int]) -> list[Forbidden]:
+    def masks(self, draft: Sequence[int]) -> list[TokenMask]:
         """Return the masks for the next token and for the token after each draft token.
 
         The list is shorter if the grammar forbids a draft token, if a draft token is a stop token,
@@ -56,19 +56,19 @@ class GrammarState:
         if self._error is not None:
             raise self._error
         matcher = self._catch_up()
-        masks = [_forbidden(matcher)]
+        masks = [_mask(matcher)]
         with suppress(Exception):
             masks += self._draft_masks(matcher.fork(), draft, masks[0])
         return masks
 
     def _draft_masks(
-        self, matcher: Matcher, draft: Sequence[int], mask: Forbidden
-    ) -> Iterator[Forbidden]:
+        self, matcher: Matcher, draft: Sequence[int], mask: TokenMask
+    ) -> Iterator[TokenMask]:
         for token_id in draft:
             if token_id in self._request.stop_token_ids or not _allows(mask, token_id):
                 return
             matcher.advance(token_id)
-            mask = _forbidden(matcher)
+            mask = _mask(matcher)
             yield mask
 
     def _catch_up(self) -> Matcher:
@@ -81,10 +81,10 @@ class GrammarState:
         return self._matcher
 
 
-def _forbidden(matcher: Matcher) -> Forbidden:
-    allowed = np.frombuffer(matcher.allowed_tokens(), dtype=np.uint8)
-    return np.unpackbits(~allowed, bitorder="little").view(np.bool_)
+def _mask(matcher: Matcher) -> TokenMask:
+    return np.frombuffer(matcher.allowed_tokens(), dtype=np.uint8)
 
 
-def _allows(forbidden: Forbidden, token_id: int) -> bool:
-    return token_id < len(forbidden) and not forbidden[token_id]
+def _allows(mask: TokenMask, token_id: int) -> bool:
+    byte, bit = divmod(token_id, 8)
+    return byte < len(mask) and bool(mask[byte] >> bit & 1)

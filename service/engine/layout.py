@@ -1,6 +1,5 @@
 """The packing of a batch's tokens into the rows of one step."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -26,6 +25,10 @@ class SequenceRows:
     @property
     def positions(self) -> range:
         return range(self.context_len - self.num_rows, self.context_len)
+
+    def block_ids(self, block_size: int) -> list[int]:
+        """Return the ids of the blocks that contain the sequence's context."""
+        return self.scheduled.sequence.block_ids[: -(-self.context_len // block_size)]
 
     @property
     def prompt_logprob_positions(self) -> range:
@@ -73,11 +76,6 @@ class Layout:
             for s in self.sequences
             for position in s.positions
         ]
-
-    def block_ids(self, block_size: int) -> Iterator[list[int]]:
-        """Yield the ids of the blocks that contain each sequence's context."""
-        for s in self.sequences:
-            yield s.scheduled.sequence.block_ids[: -(-s.context_len // block_size)]
 
     def sampled_rows(self) -> list[int]:
         """Return the rows after which tokens are sampled: for each sequence of `Batch.sampled`, the

@@ -56,7 +56,7 @@ _DEFAULTS = {
     "cuda": EngineLimits(
         max_num_seqs=256,
         max_num_batched_tokens=2048,
-        block_size=32,
+        block_size=256,  # the smallest that `VarlenAttention` supports
         num_speculative_tokens=0,
     ),
 }

@@ -2,71 +2,87 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from service.domain.engine import TokenLogprobs
-from service.engine.vocab_blocks import BLOCK, as_blocks, top
+from service.engine.vocab_blocks import as_blocks, top_in_order
 
-# Number of rows computed at once. This number of rows fits into a CPU's cache.
+# Number of rows computed at once on a CPU. This number of rows fits into a cache.
 _ROWS = 8
 
 
-def token_logprobs(logits: Tensor, tokens: Sequence[tuple[int, int, int]]) -> list[TokenLogprobs]:
-    """Return the log probabilities of tokens and of the most likely tokens in the same rows.
+class LogprobTensors(NamedTuple):
+    """Log probabilities of n tokens and of the k most likely tokens in the same rows.
+
+    Attributes:
+        token_ids: [n].
+        logprobs: [n], float32.
+        top_token_ids: [n, k], in descending order of probability. Of equally likely tokens the
+            lower id comes first.
+        top_logprobs: [n, k], float32.
+    """
+
+    token_ids: Tensor
+    logprobs: Tensor
+    top_token_ids: Tensor
+    top_logprobs: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, rows: Tensor, token_ids: Tensor, num_top: int) -> "LogprobTensors":
+        """Compute the log probabilities. Nothing waits for the device.
+
+        Args:
+            logits: [B, vocab_size], float32.
+            rows: The row of each token, [n].
+            token_ids: [n].
+            num_top: The number of most likely tokens; at most all are returned.
+        """
+        at_once = _ROWS if logits.device.type == "cpu" else len(rows)
+        return cls.joined(
+            [
+                _logprobs(logits.index_select(0, some_rows), some_ids, num_top)
+                for some_rows, some_ids in zip(
+                    torch.split(rows, at_once), torch.split(token_ids, at_once), strict=True
+                )
+            ]
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["LogprobTensors"]) -> "LogprobTensors":
+        """Return the log probabilities of all parts, which have the same k."""
+        return parts[0] if len(parts) == 1 else cls(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> LogprobTensors:
+    logprobs = torch.log_softmax(logits, dim=-1)
+    own = logprobs.gather(-1, token_ids[:, None]).squeeze(-1)
+    count = min(num_top, logits.shape[-1])
+    if not count:
+        none = own.new_empty(len(own), 0)
+        return LogprobTensors(token_ids, own, none.long(), none)
+    top_logprobs, top_token_ids = top_in_order(as_blocks(logprobs, padding=-torch.inf), count)
+    return LogprobTensors(token_ids, own, top_token_ids, top_logprobs)
+
+
+def token_logprobs(arrays: Sequence[NDArray[Any]], num_top: Sequence[int]) -> list[TokenLogprobs]:
+    """Return the log probabilities of n tokens as values.
 
     Args:
-        logits: [B, vocab_size], float32.
-        tokens: Triples of a row, a token id and the number of most likely tokens to return.
-
-    Returns:
-        One for each of `tokens`.
+        arrays: The fields of `LogprobTensors`, on the host.
+        num_top: The number of most likely tokens to return for each token, at most k.
     """
-    found: list[TokenLogprobs] = []
-    for start in range(0, len(tokens), _ROWS):
-        rows, token_ids, num_top = zip(*tokens[start : start + _ROWS], strict=True)
-        logprobs = torch.log_softmax(logits[list(rows)], dim=-1)
-        index = torch.tensor(token_ids, device=logits.device)[:, None]
-        chosen: list[float] = logprobs.gather(-1, index).squeeze(-1).tolist()
-        tops = _top(logprobs, num_top)
-        found += map(TokenLogprobs, token_ids, map(_number, chosen), tops)
-    return found
-
-
-def _top(logprobs: Tensor, num_top: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
-    """Return the most likely tokens of each row and their log probabilities.
-
-    They are in descending order. Of equally likely tokens the lower id comes first.
-    """
-    # `topk` chooses arbitrarily among equal values. So only its smallest value is used, and the
-    # tokens are chosen by id among all that are at least as likely.
-    vocab_size = logprobs.shape[-1]
-    most = min(max(num_top), vocab_size)
-    if not most:
-        return [()] * len(num_top)
-    last = [min(max(n, 1), vocab_size) - 1 for n in num_top]
-    blocks = as_blocks(logprobs, padding=-torch.inf)
-    values, _ = top(blocks, most)
-    least = values.gather(-1, torch.tensor(last, device=logprobs.device)[:, None])
-    in_row, in_block = (blocks.amax(-1) >= least).nonzero(as_tuple=True)
-    found = blocks[in_row, in_block]
-    index, offset = (found >= least[in_row]).nonzero(as_tuple=True)
-    candidates: list[list[tuple[int, float]]] = [[] for _ in num_top]
-    for row, token_id, value in zip(
-        in_row[index].tolist(),
-        (in_block[index] * BLOCK + offset).tolist(),
-        found[index, offset].tolist(),
-        strict=True,
-    ):
-        candidates[row].append((token_id, value))
-    # The sort is stable, and candidates are in ascending order of id.
     return [
-        tuple(sorted(row, key=lambda pair: -pair[1])[:n])
-        for row, n in zip(candidates, num_top, strict=True)
+        TokenLogprobs(
+            token_id,
+            -math.inf if math.isnan(logprob) else logprob,
+            # The logits of a broken model may be NaNs.
+            tuple((t, p) for t, p in zip(ids[:n], values[:n], strict=True) if not math.isnan(p)),
+        )
+        for token_id, logprob, ids, values, n in zip(
+            *(array.tolist() for array in arrays), num_top, strict=True
+        )
     ]
-
-
-def _number(logprob: float) -> float:
-    """Return the log probability, or -inf for the NaN of a broken model."""
-    return -math.inf if math.isnan(logprob) else logprob

@@ -4,24 +4,26 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Protocol
+from itertools import chain, islice
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from service.domain.engine import TokenLogprobs
 from service.domain.sampling import SamplingParams
 from service.engine.core import Computed, DeviceLost
 from service.engine.kv_store import KVShape
 from service.engine.layout import Layout
-from service.engine.logits_processors import apply_rules
-from service.engine.logprobs import token_logprobs
-from service.engine.sampler import sample
+from service.engine.logits_processors import RuleBatch
+from service.engine.logprobs import LogprobTensors, token_logprobs
+from service.engine.sampler import SamplerBatch
 from service.engine.scheduler import Batch, ScheduledSequence
 from service.engine.sequence import Sequence
 from service.engine.speculation import accept
-from service.engine.token_rules import Forbidden, RowRules
+from service.engine.token_rules import RowRules, TokenMask
+from service.engine.transfer import to_device, to_host
 
 # Rows of prompts whose logits are in memory at once: 32 rows of 49152 numbers take 6 MB.
 _PROMPT_ROWS = 32
@@ -115,11 +117,19 @@ class _Sampled:
 
     scheduled: ScheduledSequence
     rows: range
-    masks: Future[list[Forbidden]] | None
+    masks: Future[list[TokenMask]] | None
 
     @property
     def sequence(self) -> Sequence:
         return self.scheduled.sequence
+
+    @property
+    def has_logprobs(self) -> bool:
+        return self.sequence.request.num_logprobs is not None
+
+    @property
+    def num_logprobs(self) -> int:
+        return self.sequence.request.num_logprobs or 0
 
 
 class ModelRunner:
@@ -151,10 +161,16 @@ class ModelRunner:
         sampled = list(self._begin(batch))
         rows, prompt_rows = layout.sampled_rows(), layout.prompt_logprob_rows()
         hidden = self._model.forward(layout, rows + prompt_rows)
-        results = iter(self._sample(hidden[: len(rows)], sampled) if sampled else ())
+        # The whole step is queued on the device before the only wait, which is for its results.
+        tokens = _SampledTokens(sampled, self._model.logits(hidden[: len(rows)])) if rows else None
+        prompt = self._prompt_logprobs(hidden[len(rows) :], layout) if prompt_rows else ()
+        queued = () if tokens is None else tokens.tensors
+        arrays = to_host([*queued, *prompt])
+        results = iter(() if tokens is None else tokens.results(arrays[: len(queued)]))
         computed = [next(results) if s.is_sampled else Computed() for s in batch.scheduled]
         if prompt_rows:
-            logprobs = iter(self._prompt_logprobs(hidden[len(rows) :], layout))
+            num_top = [num_top for _, num_top in layout.prompt_logprob_targets()]
+            logprobs = iter(token_logprobs(arrays[len(queued) :], num_top))
             return [
                 replace(c, prompt_logprobs=tuple(islice(logprobs, len(s.prompt_logprob_positions))))
                 for c, s in zip(computed, layout.sequences, strict=True)
@@ -170,36 +186,99 @@ class ModelRunner:
             yield _Sampled(s, range(start, start + 1 + len(draft)), masks)
             start += 1 + len(draft)
 
-    def _sample(self, hidden: Tensor, sampled: list[_Sampled]) -> list[Computed]:
-        logits = self._model.logits(hidden)
-        rules, errors = _rules(sampled)
-        # Log probabilities are those of the model's own logits, and the rules change the logits.
-        has_logprobs = any(s.sequence.request.num_logprobs is not None for s in sampled)
-        own_logits = logits.clone() if rules and has_logprobs else logits
-        rows_without_token = apply_rules(logits, rules) if rules else ()
-        token_ids = sample(logits, *_sampling(sampled))
-        for row in rows_without_token:
-            token_ids[row] = _NO_TOKEN
-        accepted = [_accepted(token_ids, s) for s in sampled]
-        logprobs = _logprobs(own_logits, sampled, accepted) if has_logprobs else [()] * len(sampled)
-        return [
-            Computed(*result) if i not in errors else Computed(error=errors[i])
-            for i, result in enumerate(zip(accepted, logprobs, strict=True))
-        ]
-
-    def _prompt_logprobs(self, hidden: Tensor, layout: Layout) -> Iterator[TokenLogprobs]:
-        """Yield the log probability of the token after each of `layout.prompt_logprob_rows`.
+    def _prompt_logprobs(self, hidden: Tensor, layout: Layout) -> LogprobTensors:
+        """Return the log probability of the token after each of `layout.prompt_logprob_rows`.
 
         Args:
             hidden: The output of `Model.forward` for these rows.
         """
         targets = layout.prompt_logprob_targets()
-        for start in range(0, len(targets), _PROMPT_ROWS):
-            block = targets[start : start + _PROMPT_ROWS]
-            logits = self._model.logits(hidden[start : start + _PROMPT_ROWS])
-            yield from token_logprobs(
-                logits, [(row, token_id, num_top) for row, (token_id, num_top) in enumerate(block)]
-            )
+        [token_ids] = to_device([np.array([t for t, _ in targets], dtype=np.int64)], hidden.device)
+        num_top = max(num_top for _, num_top in targets)
+        parts = []
+        for some, ids in zip(
+            torch.split(hidden, _PROMPT_ROWS), torch.split(token_ids, _PROMPT_ROWS), strict=True
+        ):
+            rows = torch.arange(len(ids), device=ids.device)
+            parts.append(LogprobTensors.of(self._model.logits(some), rows, ids, num_top))
+        return LogprobTensors.joined(parts)
+
+
+class _SampledTokens:
+    """The tokens of a step and their log probabilities, queued on the device.
+
+    Args:
+        sampled: The sequences for which tokens are sampled.
+        logits: [rows, vocab_size], the logits of their rows. They are changed.
+
+    Attributes:
+        tensors: The tensors that `results` needs on the host.
+    """
+
+    def __init__(self, sampled: list[_Sampled], logits: Tensor) -> None:
+        device = logits.device
+        self._sampled = sampled
+        rules, self._errors = _rules(sampled)
+        self._rules = RuleBatch(rules, logits.shape[-1], device)
+        sampler = SamplerBatch(*_sampling(sampled), device)
+        copied = iter(to_device([*self._rules.arrays, *sampler.arrays], device))
+        has_logprobs = any(s.has_logprobs for s in sampled)
+        # Log probabilities are those of the model's own logits, and the rules change the logits.
+        own_logits = logits.clone() if rules and has_logprobs else logits
+        largest = self._rules.apply(logits, list(islice(copied, len(self._rules.arrays))))
+        token_ids = sampler.sample(logits, list(copied))
+        self.tensors: list[Tensor] = [largest, token_ids]
+        self._num_logprobs = [0] * len(sampled)
+        if has_logprobs:
+            self.tensors += self._logprobs(own_logits, token_ids)
+
+    def results(self, arrays: list[NDArray[Any]]) -> list[Computed]:
+        """Return the result of each sequence.
+
+        Args:
+            arrays: `self.tensors` on the host.
+        """
+        accepted = self._accepted(*arrays[:2])
+        num_top = [
+            s.num_logprobs
+            for s, count in zip(self._sampled, self._num_logprobs, strict=True)
+            for _ in range(count)
+        ]
+        found = iter(token_logprobs(arrays[2:], num_top) if num_top else ())
+        logprobs = [tuple(islice(found, count)) for count in self._num_logprobs]
+        return [
+            Computed(token_ids, entries[: len(token_ids)])
+            if i not in self._errors
+            else Computed(error=self._errors[i])
+            for i, (token_ids, entries) in enumerate(zip(accepted, logprobs, strict=True))
+        ]
+
+    def _logprobs(self, logits: Tensor, token_ids: Tensor) -> LogprobTensors:
+        """Queue the log probabilities of the first `_num_logprobs` tokens of each sequence."""
+        is_cpu = logits.device.type == "cpu"
+        # Without a wait it is not known which rows are drafts that are rejected. On a CPU it is.
+        rows_of = [s.rows for s in self._sampled]
+        if is_cpu:
+            accepted = self._accepted(*to_host(self.tensors))
+            rows_of = [rows[: len(ids)] for rows, ids in zip(rows_of, accepted, strict=True)]
+        rows_of = [
+            rows if s.has_logprobs else range(0)
+            for s, rows in zip(self._sampled, rows_of, strict=True)
+        ]
+        self._num_logprobs = list(map(len, rows_of))
+        rows = np.array(list(chain.from_iterable(rows_of)), dtype=np.int64)
+        [index] = to_device([rows], logits.device)
+        num_top = max(s.num_logprobs for s in self._sampled)
+        return LogprobTensors.of(logits, index, token_ids.index_select(0, index), num_top)
+
+    def _accepted(
+        self, largest: NDArray[np.float32], token_ids: NDArray[np.int64]
+    ) -> list[tuple[int, ...]]:
+        """Return the accepted tokens of each sequence."""
+        of_row: list[int] = token_ids.tolist()
+        for row in self._rules.rows_without_token(largest):
+            of_row[row] = _NO_TOKEN
+        return [_accepted(of_row, s) for s in self._sampled]
 
 
 def _rules(sampled: list[_Sampled]) -> tuple[dict[int, RowRules], dict[int, Exception]]:
@@ -245,20 +324,3 @@ def _accepted(token_ids: list[int], s: _Sampled) -> tuple[int, ...]:
     draft = s.scheduled.draft_token_ids[: num_rows - 1]
     accepted = accept(token_ids[s.rows.start : s.rows.start + num_rows], draft)
     return accepted[:-1] if accepted[-1] == _NO_TOKEN else accepted
-
-
-def _logprobs(
-    logits: Tensor, sampled: list[_Sampled], accepted: list[tuple[int, ...]]
-) -> list[tuple[TokenLogprobs, ...]]:
-    """Return the log probabilities of the accepted tokens; empty for requests without them."""
-    counts = [
-        0 if s.sequence.request.num_logprobs is None else len(token_ids)
-        for s, token_ids in zip(sampled, accepted, strict=True)
-    ]
-    tokens = [
-        (row, token_id, s.sequence.request.num_logprobs or 0)
-        for s, token_ids, count in zip(sampled, accepted, counts, strict=True)
-        for row, token_id in zip(s.rows[:count], token_ids[:count], strict=True)
-    ]
-    logprobs = iter(token_logprobs(logits, tokens))
-    return [tuple(islice(logprobs, count)) for count in counts]

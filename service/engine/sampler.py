@@ -1,15 +1,18 @@
 """Samples the next token of each sequence in a batch by the sequence's own parameters.
 
-Each row is sampled with one uniform draw of its own sequence, and with operations that torch
-computes identically for one row and for many. So a sequence's tokens do not depend on the rest of
+Each row is sampled with one uniform draw of its own sequence. On a CPU, torch computes each of the
+operations identically for one row and for many. So a sequence's tokens do not depend on the rest of
 the batch, to the last bit. Tests check this.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from service.domain.sampling import SamplingParams
@@ -19,53 +22,134 @@ from service.engine.vocab_blocks import BLOCK, as_blocks, gather_block, top
 # cache, and malloc reuses the memory. With 32 rows a softmax takes 17 ms instead of 4 ms, mostly in
 # page faults.
 _ROWS = 8
-# Number of candidates that `topk` finds first, and the factor by which that number grows. The
-# nucleus of a confident model has few tokens, and top-k is often 50. The number grows for each row
-# separately, because the order of equally likely tokens depends on it.
+# Number of candidates that `topk` finds first on a CPU, and the factor by which that number grows.
+# The nucleus of a confident model has few tokens, and top-k is often 50. The number grows for each
+# row separately, because the order of equally likely tokens depends on it.
 _FIRST_CANDIDATES = 64
 _GROWTH = 8
+# Number of candidates on a GPU for rows whose top-k is at most this. Other filtered rows sort the
+# whole vocabulary: to find out how many candidates they need would wait for the device.
+_MOST_CANDIDATES = 128
+_NO_TOP_K = 2**62  # the value of `_Columns.top_k` in a row without top-k
 _LARGEST_DRAW = 1 - 2**-53
 
-Chooser = Callable[[Tensor, list[SamplingParams], list[float]], Tensor]
+
+class _Columns(NamedTuple):
+    """The parameters of n rows. Each is [n, 1]."""
+
+    temperature: Tensor
+    draw: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
 
 
-def sample(logits: Tensor, params: list[SamplingParams], draws: list[float]) -> list[int]:
-    """Sample one token for each row.
+_Chooser = Callable[[Tensor, Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Rows that are sampled together.
+
+    Attributes:
+        rows: The rows of the logits, in ascending order.
+        start: The place of the first of them in the arrays of the batch.
+    """
+
+    choose: _Chooser
+    rows: list[int]
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.rows)
+
+    @property
+    def is_adjacent(self) -> bool:
+        return self.rows[-1] - self.rows[0] + 1 == len(self.rows)
+
+
+class SamplerBatch:
+    """The sampling parameters of the rows of a step.
 
     Args:
-        logits: [B, vocab_size], float32.
         params: The sampling parameters of each row.
         draws: A uniform draw from [0, 1) for each row. Greedy rows do not use it.
+        device: The device of the logits.
 
-    Returns:
-        B token ids. A greedy row gives the lowest id of its most likely tokens. A row with NaNs
-        gives any token id of the vocabulary.
+    Attributes:
+        arrays: The arrays that `sample` needs on the device.
     """
-    rows_of: dict[Chooser, list[int]] = defaultdict(list)
-    for row, p in enumerate(params):
-        rows_of[_chooser(p)].append(row)
-    at_once = _ROWS if logits.device.type == "cpu" else len(params)
-    chosen = [0] * len(params)
-    for choose, all_rows in rows_of.items():
-        for start in range(0, len(all_rows), at_once):
-            rows = all_rows[start : start + at_once]
-            token_ids = choose(
-                _rows(logits, rows), [params[row] for row in rows], [draws[row] for row in rows]
-            )
-            for row, token_id in zip(rows, cast("list[int]", token_ids.tolist()), strict=True):
-                # If there are NaNs, the index can be in the padding.
-                chosen[row] = min(token_id, logits.shape[-1] - 1)
-    return chosen
+
+    def __init__(
+        self, params: Sequence[SamplingParams], draws: Sequence[float], device: torch.device
+    ) -> None:
+        is_cpu = device.type == "cpu"
+        rows_of: dict[_Chooser, list[int]] = defaultdict(list)
+        for row, p in enumerate(params):
+            rows_of[_chooser(p, is_cpu=is_cpu)].append(row)
+        at_once = _ROWS if is_cpu else len(params)
+        order: list[int] = []
+        self._groups: list[_Group] = []
+        for choose, all_rows in rows_of.items():
+            for first in range(0, len(all_rows), at_once):
+                rows = all_rows[first : first + at_once]
+                self._groups.append(_Group(choose, rows, len(order)))
+                order += rows
+        self._is_ordered = order == list(range(len(params)))
+        self.arrays: list[NDArray[Any]] = []
+        if not self._is_ordered:
+            self.arrays.append(np.array(order, dtype=np.int64))
+        if any(choose is not _most_likely for choose in rows_of):
+            ordered = [params[row] for row in order]
+            self.arrays += [
+                np.array([p.temperature for p in ordered], dtype=np.float32)[:, None],
+                np.array([draws[row] for row in order], dtype=np.float64)[:, None],
+                np.array([p.top_k or _NO_TOP_K for p in ordered], dtype=np.int64)[:, None],
+                np.array([p.top_p for p in ordered], dtype=np.float32)[:, None],
+                np.array([p.min_p for p in ordered], dtype=np.float32)[:, None],
+            ]
+
+    def sample(self, logits: Tensor, arrays: Sequence[Tensor]) -> Tensor:
+        """Sample one token for each row. Nothing waits for the device.
+
+        Args:
+            logits: [B, vocab_size], float32.
+            arrays: `self.arrays` on the device of the logits.
+
+        Returns:
+            Token ids [B]. A greedy row gives the lowest id of its most likely tokens. A row with
+            NaNs gives any token id of the vocabulary.
+        """
+        order, columns = (None, arrays) if self._is_ordered else (arrays[0], arrays[1:])
+        parts = [
+            group.choose(_rows(logits, group, order), [c[group.start : group.end] for c in columns])
+            for group in self._groups
+        ]
+        chosen = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if order is not None:
+            chosen = torch.empty_like(chosen).index_copy_(0, order, chosen)
+        return chosen.clamp_(max=logits.shape[-1] - 1)  # with NaNs the index can be in the padding
 
 
-def _chooser(p: SamplingParams) -> Chooser:
+def _chooser(p: SamplingParams, *, is_cpu: bool) -> _Chooser:
     if p.is_greedy:
         return _most_likely
-    is_filtered = p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0
-    return _sample_candidates if is_filtered else _sample_all
+    if p.top_k == 0 and p.top_p >= 1.0 and p.min_p <= 0.0:
+        return _sample_all
+    if is_cpu:
+        return _sample_filtered
+    return _sample_top_k if 0 < p.top_k <= _MOST_CANDIDATES else _sample_sorted
 
 
-def _most_likely(logits: Tensor, params: list[SamplingParams], draws: list[float]) -> Tensor:  # noqa: ARG001
+def _rows(logits: Tensor, group: _Group, order: Tensor | None) -> Tensor:
+    """Return the rows of a group, without a copy if they are adjacent."""
+    if order is None or group.is_adjacent:
+        return logits[group.rows[0] : group.rows[-1] + 1]
+    return logits.index_select(0, order[group.start : group.end])
+
+
+def _most_likely(logits: Tensor, columns: Sequence[Tensor]) -> Tensor:  # noqa: ARG001
     """Return the most likely token of each row, [B]."""
     # torch's `argmax` is not vectorized, so it runs on the maxima of blocks.
     blocks = as_blocks(logits, padding=-torch.inf)
@@ -73,25 +157,32 @@ def _most_likely(logits: Tensor, params: list[SamplingParams], draws: list[float
     return (block * BLOCK + gather_block(blocks, block).argmax(-1, keepdim=True)).squeeze(-1)
 
 
-def _sample_all(logits: Tensor, params: list[SamplingParams], draws: list[float]) -> Tensor:
+def _sample_all(logits: Tensor, columns: Sequence[Tensor]) -> Tensor:
     """Return token ids [B], sampled from the whole vocabulary: first a block, then its token."""
-    blocks = as_blocks(_probabilities(logits, params), padding=0.0)
-    block, rest = _invert(blocks.sum(-1), _column(draws, torch.float64, logits))
+    c = _Columns(*columns)
+    blocks = as_blocks(_probabilities(logits, c), padding=0.0)
+    block, rest = _invert(blocks.sum(-1), c.draw)
     token, _ = _invert(gather_block(blocks, block), rest)
     return (block * BLOCK + token).squeeze(-1)
 
 
-def _sample_candidates(logits: Tensor, params: list[SamplingParams], draws: list[float]) -> Tensor:
-    """Return token ids [B], sampled after top-k, top-p and min-p are applied in this order."""
-    blocks = as_blocks(_probabilities(logits, params), padding=0.0)
+def _sample_filtered(
+    logits: Tensor, columns: Sequence[Tensor], num_candidates: int | None = None
+) -> Tensor:
+    """Return token ids [B], sampled after top-k, top-p and min-p are applied in this order.
+
+    Args:
+        num_candidates: Number of most likely tokens of which the filters leave some. If it is None,
+            each row has as few candidates as its parameters need, and this waits for the device.
+    """
+    c = _Columns(*columns)
+    blocks = as_blocks(_probabilities(logits, c), padding=0.0)
+    uniform, top_k, top_p, min_p = c.draw, c.top_k, c.top_p, c.min_p
     size = blocks.shape[1] * BLOCK
-    top_k = _column([min(p.top_k or size, size) for p in params], torch.long, logits)
-    top_p = _column([p.top_p for p in params], torch.float32, logits)
-    min_p = _column([p.min_p for p in params], torch.float32, logits)
-    uniform = _column(draws, torch.float64, logits)
-    chosen = torch.empty(len(params), dtype=torch.long, device=logits.device)
-    rows = torch.arange(len(params), device=logits.device)  # rows that are not sampled yet
-    num_candidates = min(_FIRST_CANDIDATES, size)
+    is_fixed = num_candidates is not None
+    num_candidates = min(num_candidates or _FIRST_CANDIDATES, size)
+    chosen = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    rows = torch.arange(len(logits), device=logits.device)  # rows that are not sampled yet
     while True:
         best, token_ids = top(blocks, num_candidates)
         rank = torch.arange(num_candidates, device=logits.device)
@@ -102,12 +193,15 @@ def _sample_candidates(logits: Tensor, params: list[SamplingParams], draws: list
         mass = torch.where(top_k < size, mass, 1.0)
         is_nucleus = cumulative - best < top_p * mass
         kept = (rank < top_k) & is_nucleus & (best >= min_p * best[:, :1]) | (rank == 0)
+        index, _ = _invert(best * kept, uniform)
+        found = token_ids.gather(-1, index).squeeze(-1)
+        if is_fixed:
+            return found
         # Each filter drops the least likely tokens. So a row needs no more candidates if its last
         # candidate is dropped. But top-p needs the sum of all k probabilities.
-        is_whole = ((top_k <= num_candidates) | (top_k == size)).squeeze(-1)
+        is_whole = ((top_k <= num_candidates) | (top_k >= size)).squeeze(-1)
         is_final = ~kept[:, -1] & is_whole | (num_candidates == size)
-        index, _ = _invert(best * kept, uniform)
-        chosen[rows[is_final]] = token_ids.gather(-1, index).squeeze(-1)[is_final]
+        chosen[rows[is_final]] = found[is_final]
         if bool(is_final.all()):
             return chosen
         rows, blocks, uniform, top_k, top_p, min_p = (
@@ -116,17 +210,18 @@ def _sample_candidates(logits: Tensor, params: list[SamplingParams], draws: list
         num_candidates = min(num_candidates * _GROWTH, size)
 
 
-def _rows(logits: Tensor, rows: list[int]) -> Tensor:
-    """Return the given rows, which are in ascending order, without a copy if they are adjacent."""
-    first, last = rows[0], rows[-1]
-    if last - first + 1 == len(rows):
-        return logits[first : last + 1]
-    return logits[rows]
+def _sample_top_k(logits: Tensor, columns: Sequence[Tensor]) -> Tensor:
+    """Call `_sample_filtered` for rows with a top-k of at most `_MOST_CANDIDATES`."""
+    return _sample_filtered(logits, columns, _MOST_CANDIDATES)
 
 
-def _probabilities(logits: Tensor, params: list[SamplingParams]) -> Tensor:
-    temperature = _column([p.temperature for p in params], torch.float32, logits)
-    return torch.softmax(logits / temperature, dim=-1)
+def _sample_sorted(logits: Tensor, columns: Sequence[Tensor]) -> Tensor:
+    """Call `_sample_filtered` with the whole vocabulary as candidates."""
+    return _sample_filtered(logits, columns, logits.shape[-1] + BLOCK)
+
+
+def _probabilities(logits: Tensor, c: _Columns) -> Tensor:
+    return torch.softmax(logits / c.temperature, dim=-1)
 
 
 def _invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,7 +244,3 @@ def _invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     weight = weights.gather(-1, index)
     inside = (targets - (cumulative.gather(-1, index) - weight)) / weight
     return index, inside.clamp(0.0, _LARGEST_DRAW)
-
-
-def _column(values: list[float] | list[int], dtype: torch.dtype, like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=like.device)[:, None]

@@ -15,8 +15,9 @@ from service.domain.engine import Request
 from service.domain.sampling import SamplingParams
 from service.engine.token_counts import CountedTokens, TokenCounts
 
-# True for each token id that is forbidden. Token ids beyond the end of a mask are forbidden too.
-Forbidden = NDArray[np.bool_]
+# A bit for each token id, the lowest bit of a byte first; 1 means allowed. Token ids beyond the end
+# of a mask are not allowed. This is what llguidance computes, and the smallest form to copy.
+TokenMask = NDArray[np.uint8]
 TokenIds = NDArray[np.int64]
 
 
@@ -25,15 +26,15 @@ class RowRules:
     """The rules for one row of logits, applied in this order: masks, bias, penalties.
 
     Attributes:
-        forbidden: The masks. A token is forbidden if any of them forbids it.
-        banned_token_ids: Forbidden tokens in addition to the masks.
+        masks: A token is allowed if all of them allow it.
+        banned_token_ids: Tokens that are not allowed, in addition to the masks.
         biased_token_ids: The tokens that `bias` is added to.
         counted: Occurrences of tokens, for the penalties; None if there are none. Prompt tokens are
             included only if there is a repetition penalty.
         params: The penalties.
     """
 
-    forbidden: tuple[Forbidden, ...]
+    masks: tuple[TokenMask, ...]
     banned_token_ids: Sequence[int]
     biased_token_ids: TokenIds
     bias: NDArray[np.float32]
@@ -42,7 +43,7 @@ class RowRules:
 
     @property
     def is_masked(self) -> bool:
-        return bool(self.forbidden or self.banned_token_ids)
+        return bool(self.masks or self.banned_token_ids)
 
 
 class TokenRules:
@@ -57,7 +58,7 @@ class TokenRules:
         "_bias",
         "_biased_token_ids",
         "_counts",
-        "_forbidden",
+        "_masks",
         "_output",
         "_request",
         "_stop_token_ids",
@@ -74,9 +75,9 @@ class TokenRules:
             self._counts = TokenCounts()
         self._biased_token_ids = np.array(list(params.logit_bias), dtype=np.int64)
         self._bias = np.array(list(params.logit_bias.values()), dtype=np.float32)
-        self._forbidden: tuple[Forbidden, ...] = ()
+        self._masks: tuple[TokenMask, ...] = ()
         if params.allowed_token_ids is not None:
-            self._forbidden = (_all_but(params.allowed_token_ids),)
+            self._masks = (_mask_of(params.allowed_token_ids),)
         self._stop_token_ids = sorted(request.stop_token_ids)
         # The bad sequences, keyed by their last token but one. Each is a pair: the tokens before
         # the last one, and the last one.
@@ -107,7 +108,7 @@ class TokenRules:
             self._counts.add(token_id)
 
     def rows(
-        self, draft: Sequence[int], masks: Sequence[Forbidden] | None = None
+        self, draft: Sequence[int], masks: Sequence[TokenMask] | None = None
     ) -> list[RowRules]:
         """Return the rules for the next token and for the token after each draft token.
 
@@ -126,9 +127,9 @@ class TokenRules:
             self._remove(token_id)
         return rows
 
-    def _row(self, masks: tuple[Forbidden, ...]) -> RowRules:
+    def _row(self, masks: tuple[TokenMask, ...]) -> RowRules:
         return RowRules(
-            (*self._forbidden, *masks),
+            (*self._masks, *masks),
             list(self._banned()),
             self._biased_token_ids,
             self._bias,
@@ -152,7 +153,7 @@ class TokenRules:
 
 
 @lru_cache(maxsize=64)
-def _all_but(token_ids: frozenset[int]) -> Forbidden:
-    forbidden = np.ones(max(token_ids, default=-1) + 1, dtype=np.bool_)
-    forbidden[list(token_ids)] = False
-    return forbidden
+def _mask_of(token_ids: frozenset[int]) -> TokenMask:
+    is_allowed = np.zeros(max(token_ids, default=-1) + 1, dtype=np.bool_)
+    is_allowed[list(token_ids)] = True
+    return np.packbits(is_allowed, bitorder="little")

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
 import torch
 from torch import Tensor, nn
@@ -25,11 +26,13 @@ from transformers.utils import logging as transformers_logging
 
 from service.engine.attention import PagedAttention
 from service.engine.checkpoint_tensors import open_tensors, reject_foreign, unusable_weight
-from service.engine.kv_store import KVShape, KVStore
+from service.engine.kv_store import KVShape
 from service.engine.layout import Layout
 from service.engine.model_runner import LoadedModel
+from service.engine.paged_attention import make_paged_attention
 from service.engine.quantized_checkpoint import QuantizedWeights
 from service.engine.stored_weights import StoredWeights
+from service.engine.transfer import to_device
 from service.errors import ModelLoadError, first_line
 
 # Layer kinds in transformers' configs whose only state is keys and values by position.
@@ -51,12 +54,12 @@ class TransformersModel:
     """`service.engine.model_runner.Model` over transformers' modules.
 
     Args:
-        store: The KV cache, with the shapes that the model's layers use.
+        attention: Attention over a KV cache with the shapes that the model's layers use.
     """
 
-    def __init__(self, model: PreTrainedModel, store: KVStore) -> None:
+    def __init__(self, model: PreTrainedModel, attention: PagedAttention) -> None:
         self._model = model
-        self._attention = PagedAttention(store)
+        self._attention = attention
         model.set_attn_implementation(_register(_AttentionFunction(self._attention)))
         # A few models always compute the logits of every row.
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -69,11 +72,13 @@ class TransformersModel:
         """
         # Models of transformers do not return the input of their head. The memory for logits is
         # limited by the step's token budget.
-        self._attention.begin_step(layout)
-        index = self._tensor(rows)
+        numbers = (layout.token_ids(), layout.positions(), rows)
+        arrays = [np.array(n, dtype=np.int64) for n in numbers] + self._attention.plan(layout)
+        token_ids, positions, index, *rest = to_device(arrays, self._model.device)
+        self._attention.begin_step(rest)
         logits: Tensor = self._model(
-            input_ids=self._tensor(layout.token_ids())[None],
-            position_ids=self._tensor(layout.positions())[None],
+            input_ids=token_ids[None],
+            position_ids=positions[None],
             use_cache=False,
             **({"logits_to_keep": index} if self._keeps_logits else {}),
         ).logits[0]
@@ -82,9 +87,6 @@ class TransformersModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """Return rows that `forward` returned, in float32."""
         return hidden.float()
-
-    def _tensor(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._model.device)
 
 
 def load_transformers_model(
@@ -99,10 +101,19 @@ def load_transformers_model(
         ModelLoadError: The model cannot be read, is not complete, or is not supported.
     """
     model = _read(path, stored, device, dtype)
-    shapes = _probe(model)
+    probe = _probe(model)
+    shapes = [probe.shapes[layer] for layer in sorted(probe.shapes)]
 
     def finish(num_blocks: int, block_size: int, _max_model_len: int) -> TransformersModel:
-        return TransformersModel(model, KVStore(shapes, num_blocks, block_size, device))
+        attention = make_paged_attention(
+            shapes,
+            probe.num_heads,
+            num_blocks,
+            block_size,
+            device,
+            has_softcap=probe.has_softcap,
+        )
+        return TransformersModel(model, attention)
 
     description = {"decoder": type(model).__name__, "dtype": str(dtype).removeprefix("torch.")}
     return LoadedModel(shapes, finish, description)
@@ -227,11 +238,11 @@ def _check_stored_dtypes(path: Path) -> None:
 
 
 @torch.inference_mode()
-def _probe(model: PreTrainedModel) -> list[KVShape]:
-    """Return the shape of each layer's keys and values, by running the model on one token."""
-    shapes = ShapeProbe()
+def _probe(model: PreTrainedModel) -> "ShapeProbe":
+    """Return what each layer passes to attention, by running the model on one token."""
+    probe = ShapeProbe()
     try:
-        model.set_attn_implementation(_register(shapes))
+        model.set_attn_implementation(_register(probe))
         token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         model(input_ids=token, position_ids=token, use_cache=False)
     except ModelLoadError:
@@ -240,18 +251,18 @@ def _probe(model: PreTrainedModel) -> list[KVShape]:
         raise ModelLoadError(
             f"{type(model).__name__} is not supported: {first_line(error)}"
         ) from error
-    if sorted(shapes.shapes) != list(range(model.config.get_text_config().num_hidden_layers)):
+    if sorted(probe.shapes) != list(range(model.config.get_text_config().num_hidden_layers)):
         raise ModelLoadError(
             f"{type(model).__name__} is not supported: not all of its layers use transformers' "
             "attention interface."
         )
     if any(
-        shapes.windows[layer] is None for layer in _sliding_layers(model.config.get_text_config())
+        probe.windows[layer] is None for layer in _sliding_layers(model.config.get_text_config())
     ):
         raise ModelLoadError(
             f"{type(model).__name__} is not supported: it passes its sliding window only in a mask."
         )
-    return [shapes.shapes[layer] for layer in sorted(shapes.shapes)]
+    return probe
 
 
 def _sliding_layers(config: PreTrainedConfig) -> list[int]:
@@ -310,11 +321,20 @@ _SUPPORTED_ARGUMENTS = {
 
 
 class ShapeProbe:
-    """An attention function that returns zeros, and records each layer's shapes and window."""
+    """An attention function that returns zeros, and records what each layer passes.
+
+    Attributes:
+        shapes: The shape of keys and values, by layer.
+        windows: The sliding window, by layer.
+        num_heads: The largest number of query heads.
+        has_softcap: True if a layer has a softcap.
+    """
 
     def __init__(self) -> None:
         self.shapes: dict[int, KVShape] = {}
         self.windows: dict[int, object] = {}
+        self.num_heads = 0
+        self.has_softcap = False
 
     def __call__(
         self,
@@ -339,6 +359,8 @@ class ShapeProbe:
         if layer in self.shapes:
             raise ModelLoadError(f"{kind} attends twice in a layer, which is not supported.")
         self.windows[layer] = kwargs.get("sliding_window")
+        self.num_heads = max(self.num_heads, query.shape[1])
+        self.has_softcap |= kwargs.get("softcap") is not None
         self.shapes[layer] = KVShape(key.shape[1], key.shape[-1], value.shape[-1], key.dtype)
         return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
 

@@ -2,9 +2,15 @@
 
 from chatrpc.v1 import chat_pb2, model_service_pb2, model_service_pb2_grpc
 from chatrpc.v1.limits import LIMITS
-from service.domain.backend import ModelSpec, ServedModel
+from service.domain.backend import ModelSpec, RemoteTokenizer, ServedModel
 from service.domain.model import Tokenizer
-from service.errors import ContextLengthExceeded, InvalidField, MissingField, UnsupportedMethod
+from service.errors import (
+    ContextLengthExceeded,
+    InvalidField,
+    MissingField,
+    UnsupportedField,
+    UnsupportedMethod,
+)
 from service.rpc.calls.caller import may_use_model
 from service.rpc.calls.context import Context
 from service.rpc.calls.work_pools import WorkPools
@@ -71,6 +77,8 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         model = self._lifecycle.admit(request.model, context)
         if request.WhichOneof("input") is None:
             raise MissingField("input")
+        if model.remote_tokenizer is not None:
+            return await _remotely_tokenized(request, model.backend.spec, model.remote_tokenizer)
         tokenizer = _tokenizer(model, "Tokenize")
         return await self._pools.text(_tokenized, request, model.backend.spec, tokenizer)
 
@@ -79,10 +87,14 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     ) -> model_service_pb2.DetokenizeResponse:
         if not request.model:
             raise MissingField("model")
-        tokenizer = _tokenizer(self._lifecycle.admit(request.model, context), "Detokenize")
+        model = self._lifecycle.admit(request.model, context)
         max_size = LIMITS["DetokenizeRequest.token_ids"].max_size
         if len(request.token_ids) > max_size:
             raise InvalidField("token_ids", f"At most {max_size} token ids are taken.")
+        if model.remote_tokenizer is not None:
+            text = await model.remote_tokenizer.decode(request.token_ids)
+            return model_service_pb2.DetokenizeResponse(text=text)
+        tokenizer = _tokenizer(model, "Detokenize")
         return await self._pools.text(_detokenized, request, tokenizer)
 
 
@@ -126,6 +138,31 @@ def _tokenized(
     )
 
 
+async def _remotely_tokenized(
+    request: model_service_pb2.TokenizeRequest, spec: ModelSpec, tokenizer: RemoteTokenizer
+) -> model_service_pb2.TokenizeResponse:
+    """Tokenize a request's text at a remote service.
+
+    Raises:
+        UnsupportedField: The bytes of tokens are requested, which no service returns.
+    """
+    if request.return_token_bytes:
+        raise UnsupportedField("return_token_bytes", "is not supported by this model.")
+    if request.HasField("conversation"):
+        path = "conversation.messages"
+        check_fits(request.conversation.messages, spec, path=path)
+        messages = decode_messages(
+            request.conversation.messages, path, takes_images=spec.takes_images
+        )
+        options = prompt_options(request.conversation.prompt, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
+        token_ids = await tokenizer.encode_chat(messages, options)
+    else:
+        _check_num_bytes(request.text)
+        adds_special = not request.HasField("add_special_tokens") or request.add_special_tokens
+        token_ids = await tokenizer.encode(request.text, add_special_tokens=adds_special)
+    return model_service_pb2.TokenizeResponse(token_ids=token_ids, max_model_len=spec.max_model_len)
+
+
 def _detokenized(
     request: model_service_pb2.DetokenizeRequest, tokenizer: Tokenizer
 ) -> model_service_pb2.DetokenizeResponse:
@@ -139,5 +176,9 @@ def _check_text(text: str, max_model_len: int, max_token_chars: int) -> None:
     """Raise an error if a text is too long, before any work is done on it."""
     if len(text) >= max_token_chars * max_model_len:
         raise ContextLengthExceeded(len(text) // max_token_chars, max_model_len, "text", "text")
+    _check_num_bytes(text)
+
+
+def _check_num_bytes(text: str) -> None:
     if len(text.encode()) > MAX_TEXT_BYTES:
         raise InvalidField("text", f"At most {MAX_TEXT_BYTES} bytes of text are tokenized at once.")

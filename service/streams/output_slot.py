@@ -28,9 +28,9 @@ class OutputSlot:
         self._released_s = float("-inf")
 
     def put(self, output: TokenOutput | ChatrpcError) -> None:
-        """Add an output, or the error that ends the request."""
+        """Add an output, or the error that ends the request. Later errors are dropped."""
         if isinstance(output, ChatrpcError):
-            self._error = output
+            self._error = self._error or output
             self._ready.set()
             return
         if output.is_progress:

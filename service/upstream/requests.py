@@ -73,7 +73,7 @@ def upstream_request(
     if isinstance(request, ChatRequest):
         path = "/chat/completions"
         body["messages"] = [
-            _message(message, f"{request.messages_field}[{i}]", names)
+            message_body(message, f"{request.messages_field}[{i}]", names)
             for i, message in enumerate(request.messages)
         ]
         _put_chat_options(body, request, names)
@@ -295,8 +295,12 @@ def _schema(text: str, field: str) -> msgspec.Raw:
     return msgspec.Raw(text.encode())
 
 
-def _message(message: Message, path: str, names: Names) -> dict[str, Any]:
-    """Return a message in OpenAI's form. OpenAI's own API has no reasoning in messages."""
+def message_body(message: Message, path: str, names: Names) -> dict[str, Any]:
+    """Return a message in OpenAI's form. OpenAI's own API has no reasoning in messages.
+
+    Args:
+        path: The message's path in the request, for errors.
+    """
     fields: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.parts:
         fields["content"] = list(_parts(message, f"{path}.content", names))

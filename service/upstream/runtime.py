@@ -21,6 +21,7 @@ from service.upstream.discovery import Found, find
 from service.upstream.embeddings import UpstreamEmbeddings
 from service.upstream.failures import AttemptFailed
 from service.upstream.pool import Member, UpstreamPool
+from service.upstream.tokenization import UpstreamTokenizer
 
 # The length of the context if neither the upstream nor the options specify it.
 DEFAULT_MODEL_LEN = 131_072
@@ -94,7 +95,13 @@ class UpstreamRuntime:
             fingerprint=_fingerprint(model),
             engine="openai",
         )
-        return ServedModel(card, self._backend, UpstreamEmbeddings(model, self._pool))
+        tokenizer = UpstreamTokenizer(model, self._pool)
+        return ServedModel(
+            card,
+            self._backend,
+            UpstreamEmbeddings(model, self._pool),
+            tokenizer if found.dialect is Dialect.VLLM else None,
+        )
 
     def stats(self) -> EngineStats:
         return EngineStats() if self._backend is None else self._backend.stats()

@@ -177,6 +177,18 @@ class EmbeddingList(Struct, frozen=True):
     usage: Usage | None = None
 
 
+class Tokens(Struct, frozen=True):
+    """The token ids of a text, in vLLM."""
+
+    tokens: list[Count]
+
+
+class DetokenizedText(Struct, frozen=True):
+    """The text of token ids, in vLLM."""
+
+    prompt: str
+
+
 class ServerVersion(Struct, frozen=True):
     """The version of a server, in vLLM."""
 

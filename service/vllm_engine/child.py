@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import threading
+from collections.abc import Container
 from contextlib import suppress
 from typing import get_args
 
@@ -68,10 +69,16 @@ def plugin() -> None:
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
-def kill_starting_processes() -> None:
-    """Kill the processes of a vLLM that is being started by this process."""
+def running_processes() -> set[int]:
+    """Return the ids of the processes that this process has started and that have not ended."""
+    return {process.pid for process in multiprocessing.active_children() if process.pid}
+
+
+def kill_processes(*, except_for: Container[int]) -> None:
+    """Kill the processes that this process has started, except for those with these ids."""
     for process in multiprocessing.active_children():
-        process.kill()
+        if process.pid not in except_for:
+            process.kill()
 
 
 def _exit_with(parent: "multiprocessing.process.BaseProcess") -> None:

@@ -27,7 +27,7 @@ from service.errors import ChatrpcError, DeadlinePassed, EngineDead, StepFailed
 from service.streams.hang_detector import HangDetector
 from service.streams.request_streams import RequestStreams
 from service.vllm_engine.arguments import engine_arguments, settings_arguments
-from service.vllm_engine.child import kill_starting_processes, prepare_environment
+from service.vllm_engine.child import kill_processes, prepare_environment, running_processes
 from service.vllm_engine.client import Launch, Output, StepListener, VllmClient
 from service.vllm_engine.sampling import UNSUPPORTED_WITH_DRAFTS, prompt, sampling_arguments
 from service.vllm_engine.sequence_reader import SequenceReader
@@ -109,20 +109,21 @@ class VllmEngine:
         self._arrivals = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._num_failed = 0
+        self._others: set[int] | None = None  # processes that were started before vLLM
         self._is_stopping = False
         self._dead = asyncio.Event()
 
     @property
     def capabilities(self) -> EngineCapabilities:
+        known = EngineCapabilities("vllm", continues_constraints=False, masks_logprobs=True)
         if self._client is None:
-            return EngineCapabilities("vllm", continues_constraints=False)
+            return known
         limits = self._client.limits
-        return EngineCapabilities(
-            "vllm",
-            UNSUPPORTED_WITH_DRAFTS if limits.has_drafts else frozenset(),
-            limits.max_logprobs,
-            limits.is_batch_invariant,
-            continues_constraints=False,
+        return replace(
+            known,
+            unsupported=UNSUPPORTED_WITH_DRAFTS if limits.has_drafts else frozenset(),
+            max_logprobs=limits.max_logprobs,
+            is_batch_invariant=limits.is_batch_invariant,
         )
 
     @property
@@ -141,6 +142,7 @@ class VllmEngine:
             ModelLoadError: vLLM cannot serve the model.
         """
         self._loop = asyncio.get_running_loop()
+        self._others = running_processes()
         arguments = engine_arguments(self._arguments, model.path)
         launched = partial(self._launch, arguments, self._on_step)
         self._client = await run_in_daemon_thread(launched)
@@ -205,7 +207,8 @@ class VllmEngine:
         self._streams.close()
         has_failed = self._dead.is_set()
         if self._client is None:
-            kill_starting_processes()
+            if self._others is not None:
+                kill_processes(except_for=self._others)
         else:
             has_failed = has_failed or self._client.is_dead
             timeout_s = 0.0 if has_failed else _STOP_TIMEOUT_S

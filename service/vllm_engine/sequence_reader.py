@@ -12,6 +12,8 @@ _FINISH_REASONS = {
     "length": FinishReason.LENGTH,
     "repetition": FinishReason.STOP,
 }
+# The value that vLLM's own server returns.
+_LEAST_LOGPROB = -9999.0
 
 
 class SequenceReader:
@@ -129,9 +131,14 @@ def _token_logprobs(token_id: int, position: PositionLogprobs, num_top: int) -> 
     # The token itself is among the entries even if it is not one of the likeliest. Its rank is then
     # greater than their number.
     top = [
-        (each, entry.logprob)
+        (each, _finite(entry.logprob))
         for each, entry in position.items()
         if entry.rank is not None and entry.rank <= num_top
     ]
     top.sort(key=lambda pair: (-pair[1], pair[0]))
-    return TokenLogprobs(token_id, position[token_id].logprob, tuple(top))
+    return TokenLogprobs(token_id, _finite(position[token_id].logprob), tuple(top))
+
+
+def _finite(logprob: float) -> float:
+    """Return a log probability that JSON can represent. A token that a grammar forbids has -inf."""
+    return max(logprob, _LEAST_LOGPROB)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from service.domain.engine import FinishReason, Request, TokenLogprobs
-from service.engine.sampler import sample
 from service.engine.sequence import Sequence
 from tests.fakes.model import VOCAB_SIZE, logits_after
 from tests.support.option_definitions import allowed_tokens, logprobs_of, processed_logit
+from tests.support.sampling import sample
 
 
 @dataclass(frozen=True)

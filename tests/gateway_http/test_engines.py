@@ -11,6 +11,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from service.config import ServiceSettings
 from service.domain.backend import ServedModel
 from service.domain.engine import EngineCapabilities
 from service.domain.model import LocalModel
@@ -19,17 +20,21 @@ from service.generation.local_backend import locally_served
 from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.server import Server
 from service.rpc.serving.lifecycle import Lifecycle
-from tests.fakes.embeddings import FakeEmbeddings, vector_of
+from service.upstream.runtime import UpstreamRuntime
+from tests.fakes import openai_upstream as fake
 from tests.fakes.engine import FakeEngine
 from tests.fakes.grammars import byte_grammars
-from tests.fakes.remote_backend import RemoteBackend
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 from tests.support.gateway import serving
 from tests.support.grpc_server import CARD
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
-NAMES = ("small", "org/large", "hosted")
 TEXTS = {"small": "from local", "org/large": "from vllm", "hosted": "Hi!"}
+NAMES = tuple(TEXTS)
+EMBEDDINGS = {
+    "data": [{"index": 1, "embedding": [0.5, 1.5]}, {"index": 0, "embedding": [0.25, 2]}],
+    "usage": {"prompt_tokens": 3},
+}
 
 
 def by_engine(capabilities: EngineCapabilities, text: str) -> ServedModel:
@@ -45,12 +50,19 @@ def by_engine(capabilities: EngineCapabilities, text: str) -> ServedModel:
     return locally_served(model)
 
 
-def remote() -> ServedModel:
-    """Return a model of another service, which takes images and has embeddings."""
-    card = replace(CARD, id="own-name", engine="openai")
-    unsupported = frozenset({"sampling.top_k", "prompt_logprobs"})
-    backend = RemoteBackend(takes_images=True, unsupported_fields=unsupported)
-    return ServedModel(card, backend, FakeEmbeddings())
+@asynccontextmanager
+async def remote() -> AsyncIterator[ServedModel]:
+    """Provide a model of a hosted service with OpenAI's API."""
+    async with fake.running() as upstream:
+        upstream.models = [{"id": fake.MODEL, "owned_by": "somebody"}]
+        upstream.handlers["/v1/embeddings"] = fake.replies(fake.response(200, EMBEDDINGS))
+        options: dict[str, Any] = {"engine": "openai", "upstream_url": [upstream.url]}
+        runtime = UpstreamRuntime(ServiceSettings(**options))
+        try:
+            model = await runtime.load()
+            yield replace(model, card=replace(model.card, id="own-name"))
+        finally:
+            await runtime.stop()
 
 
 @asynccontextmanager
@@ -70,12 +82,12 @@ async def service_of(model: ServedModel) -> AsyncIterator[str]:
 async def mixed_url(tmp_path: Path) -> AsyncIterator[str]:
     local = EngineCapabilities("local", is_batch_invariant=True)
     vllm = EngineCapabilities("vllm", frozenset({"bad_token_sequences"}), max_logprobs=5)
-    models = (
-        by_engine(local, TEXTS["small"]),
-        by_engine(vllm, TEXTS["org/large"]),
-        remote(),
-    )
     async with AsyncExitStack() as stack:
+        models = (
+            by_engine(local, TEXTS["small"]),
+            by_engine(vllm, TEXTS["org/large"]),
+            await stack.enter_async_context(remote()),
+        )
         targets = [await stack.enter_async_context(service_of(model)) for model in models]
         registry = tmp_path / "registry.toml"
         registry.write_text(
@@ -129,8 +141,11 @@ async def test_list_has_the_engine_and_the_capabilities_of_every_model(
         "max_logprobs": 5,
         "is_batch_invariant": False,
     }
-    assert listed["hosted"]["capabilities"] == {
-        "unsupported_parameters": ["prompt_logprobs", "top_k"],
+    hosted = listed["hosted"]["capabilities"]
+    unsupported = hosted.pop("unsupported_parameters")
+    assert {"top_k", "prompt_logprobs", "structured_outputs.regex"} <= set(unsupported)
+    assert not {"temperature", "tools", "stop"} & set(unsupported)
+    assert hosted == {
         "input_modalities": ["text", "image"],
         "embeddings": True,
         "tokenization": False,
@@ -181,8 +196,8 @@ async def test_parameter_that_another_model_does_not_support_is_served(
 
 async def test_only_the_model_with_embeddings_serves_them(client: openai.AsyncOpenAI) -> None:
     created = await client.embeddings.create(model="hosted", input=["a", "bc"])
-    assert created.model == "hosted"
-    assert [each.embedding for each in created.data] == [vector_of(1), vector_of(2)]
+    assert (created.model, created.usage.total_tokens) == ("hosted", 3)
+    assert [each.embedding for each in created.data] == [[0.25, 2], [0.5, 1.5]]
     for name in ("small", "org/large"):
         with pytest.raises(openai.BadRequestError, match="does not support CreateEmbeddings"):
             await client.embeddings.create(model=name, input="a")

@@ -56,7 +56,7 @@ class Model(Message):
     id: str
     """The id of the model."""
     owned_by: str
-    """The owner of the model: always `chatrpc`."""
+    """The owner of the model: `chatrpc`, or for the engine `openai` the owner that the other service names."""
     max_model_len: int
     """The largest number of tokens of prompt and output together."""
     root: str
@@ -106,7 +106,7 @@ class ModelCapabilities(Message):
     MAX_LOGPROBS_FIELD_NUMBER: int
     IS_BATCH_INVARIANT_FIELD_NUMBER: int
     embeddings: bool
-    """Embeddings are served."""
+    """Embeddings are served. If the engine is `openai`, the other service may still reject the requests."""
     tokenization: bool
     """Texts can be tokenized, and token ids detokenized."""
     structured_outputs: bool

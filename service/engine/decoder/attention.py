@@ -2,16 +2,17 @@
 projection."""
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.attention import PagedAttention
 from service.engine.decoder.architecture import Architecture
 from service.engine.decoder.linear import RmsNorm
-from service.engine.kv_store import KVStore
 from service.engine.layout import Layout
 from service.engine.native.attention import (
     AttentionPlan,
@@ -39,10 +40,15 @@ class Attention(Protocol):
     `service.engine.decoder.attention_backends` lists the implementations.
     """
 
-    def begin_step(self, layout: Layout, ropes: dict[str, CosSin]) -> None:
-        """Set the layout of the next step.
+    def plan(self, layout: Layout) -> list[NDArray[Any]]:
+        """Plan the next step. Return the arrays that `begin_step` needs on the device."""
+        ...
+
+    def begin_step(self, arrays: Sequence[Tensor], ropes: dict[str, CosSin]) -> None:
+        """Begin the planned step.
 
         Args:
+            arrays: The arrays of `plan`, on the device.
             ropes: Two tensors [T, pairs] for each rotary embedding, by its name: the cosines and
                 the sines at the rows' positions.
         """
@@ -64,14 +70,19 @@ class Attention(Protocol):
 class TorchAttention:
     """`Attention` in torch, for any device and any head size."""
 
-    def __init__(self, architecture: Architecture, store: KVStore, dtype: torch.dtype) -> None:
+    def __init__(
+        self, architecture: Architecture, paged: PagedAttention, dtype: torch.dtype
+    ) -> None:
         self._architecture = architecture
         self._dtype = dtype
-        self._paged = PagedAttention(store)
+        self._paged = paged
         self._ropes: dict[str, CosSin] = {}
 
-    def begin_step(self, layout: Layout, ropes: dict[str, CosSin]) -> None:
-        self._paged.begin_step(layout)
+    def plan(self, layout: Layout) -> list[NDArray[Any]]:
+        return self._paged.plan(layout)
+
+    def begin_step(self, arrays: Sequence[Tensor], ropes: dict[str, CosSin]) -> None:
+        self._paged.begin_step(arrays)
         self._ropes = ropes
 
     def attend(self, layer: LayerAttention, rope: str | None, qkv: Tensor) -> Tensor:
@@ -132,13 +143,16 @@ class NativeDecoderAttention:
         self._plan: AttentionPlan
         self._ropes: dict[str | None, RotaryRows | None]
 
-    def begin_step(self, layout: Layout, ropes: dict[str, CosSin]) -> None:
+    def plan(self, layout: Layout) -> list[NDArray[Any]]:
         self._plan = AttentionPlan(
             [s.num_rows for s in layout.sequences],
             [s.context_len for s in layout.sequences],
-            list(layout.block_ids(self._block_size)),
+            [s.block_ids(self._block_size) for s in layout.sequences],
             self._block_size,
         )
+        return []
+
+    def begin_step(self, arrays: Sequence[Tensor], ropes: dict[str, CosSin]) -> None:  # noqa: ARG002
         self._ropes = {name: RotaryRows(*cos_sin) for name, cos_sin in ropes.items()} | {None: None}
 
     def attend(self, layer: LayerAttention, rope: str | None, qkv: Tensor) -> Tensor:

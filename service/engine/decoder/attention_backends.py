@@ -18,8 +18,9 @@ from service.engine.decoder.attention import (
     NativeDecoderAttention,
     TorchAttention,
 )
-from service.engine.kv_store import KVShape, KVStore
+from service.engine.kv_store import KVShape
 from service.engine.native.attention import NativeKVStore
+from service.engine.paged_attention import make_paged_attention
 
 log = structlog.get_logger(__name__)
 
@@ -62,9 +63,15 @@ def _native(setup: AttentionSetup) -> Attention | None:
 
 def _torch(setup: AttentionSetup) -> Attention:
     a = setup.architecture
-    shapes = [KVShape(a.num_kv_heads, a.head_dim, a.head_dim, setup.dtype)] * len(setup.layers)
-    store = KVStore(shapes, setup.num_blocks, setup.block_size, setup.device)
-    return TorchAttention(a, store, setup.dtype)
+    paged = make_paged_attention(
+        [KVShape(a.num_kv_heads, a.head_dim, a.head_dim, setup.dtype)] * len(setup.layers),
+        a.num_heads,
+        setup.num_blocks,
+        setup.block_size,
+        setup.device,
+        has_softcap=a.attention_softcap is not None,
+    )
+    return TorchAttention(a, paged, setup.dtype)
 
 
 # The backends in order of preference. A backend returns None if it does not support the device, and

@@ -7,6 +7,7 @@ layers. transformers' modules spend 35 ms of a step on other things than arithme
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +18,7 @@ from service.engine.decoder.linear import Gate, Linear, MakeLinear, RmsNorm
 from service.engine.decoder.rope import Rope
 from service.engine.decoder.weights import Weights
 from service.engine.layout import Layout
+from service.engine.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,28 +74,26 @@ class Decoder:
         Returns:
             The last layer's output in `rows`: [len(rows), hidden_size].
         """
-        positions = self._tensor(layout.positions())
-        self._attention.begin_step(
-            layout, {name: rope.at(positions) for name, rope in self._ropes.items()}
-        )
-        x = F.embedding(self._tensor(layout.token_ids()), self._embedding)
+        numbers = (layout.token_ids(), layout.positions(), rows)
+        arrays = [np.array(n, dtype=np.int64) for n in numbers] + self._attention.plan(layout)
+        token_ids, positions, index, *rest = to_device(arrays, self._embedding.device)
+        ropes = {name: rope.at(positions) for name, rope in self._ropes.items()}
+        self._attention.begin_step(rest, ropes)
+        x = F.embedding(token_ids, self._embedding)
         x = x.to(self._hidden_dtype) * self._embedding_scale
         for layer in self._layers:
             x = run_layer(layer, x, self._attention)
-        return x[self._tensor(rows)]
+        return x[index]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of n rows that `forward` returned: [n, vocab_size], float32."""
         return soft_capped(self._head(hidden).float(), self._logits_softcap)
 
-    def _tensor(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._embedding.device)
-
 
 def run_layer(layer: DecoderLayer, x: Tensor, attention: Attention) -> Tensor:
     """Return a layer's output [T, hidden_size] for the rows `x` [T, hidden_size] of a step.
 
-    `Attention.begin_step` was called for the step.
+    `Attention.plan` and `Attention.begin_step` were called for the step.
     """
     attended = attention.attend(layer.attention, layer.rope, layer.qkv(x))
     x = _add(layer.o, attended, x, layer.post_attention_norm)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from service.domain.engine import Request
 from service.domain.sampling import SamplingParams
+from service.engine.attention import GatheredAttention
 from service.engine.decoder.architecture import Architecture
 from service.engine.decoder.attention import TorchAttention
 from service.engine.decoder.decoder import (
@@ -29,6 +30,7 @@ from service.engine.kv_store import KVShape, KVStore
 from service.engine.layout import Layout, SequenceRows
 from service.engine.scheduler import ScheduledSequence
 from service.engine.sequence import Sequence
+from service.engine.transfer import to_device
 
 BLOCK_SIZE = 16
 
@@ -60,11 +62,12 @@ class ReferenceRun:
         self._dtype = dtype
         shapes = [KVShape(a.num_kv_heads, a.head_dim, a.head_dim, dtype)] * len(a.layers)
         store = KVStore(shapes, num_blocks(token_ids), BLOCK_SIZE, device)
-        self._attention = TorchAttention(a, store, dtype)
+        self._attention = TorchAttention(a, GatheredAttention(store), dtype)
         positions = torch.arange(len(token_ids), device=device)
         ropes = make_ropes(config, a, len(token_ids), device)
+        arrays = self._attention.plan(_whole(token_ids))
         self._attention.begin_step(
-            _whole(token_ids), {name: rope.at(positions) for name, rope in ropes.items()}
+            to_device(arrays, device), {name: rope.at(positions) for name, rope in ropes.items()}
         )
         embedding = weights.shaped("model.embed_tokens.weight", a.vocab_size, a.hidden_size)
         rows = F.embedding(torch.tensor(token_ids, device=device), embedding)

@@ -3,7 +3,7 @@
 A value that asks for the default behaviour, such as text as the only modality, is accepted.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
@@ -44,16 +44,20 @@ def check_unsupported(params: chat_pb2.ChatCompletionParams) -> None:
         check_identifier(name, getattr(params, name))
 
 
-# The values that ask for the default behaviour, by the path of their field. Of the fields that are
-# not listed, only false asks for it.
-_NEUTRAL: Mapping[str, Any] = {
-    **{f"sampling.{name}": getattr(SamplingParams(), field) for name, field in NAMES.items()},
-    "sampling.n": 1,
-    "priority": 0,
-    "cache_salt": "",
-    "parallel_tool_calls": True,
-    "prompt.add_generation_prompt": True,
-    "add_special_tokens": True,
+# The values that ask for the default behaviour, or need no support of the model, by the path of
+# their field. Of the fields that are not listed, only false asks for it.
+_NEUTRAL: Mapping[str, Sequence[Any]] = {
+    **{f"sampling.{name}": (getattr(SamplingParams(), field),) for name, field in NAMES.items()},
+    "sampling.n": (1,),
+    "priority": (0,),
+    "cache_salt": ("",),
+    "tool_choice": (
+        chat_pb2.ToolChoice(mode=chat_pb2.ToolChoice.MODE_AUTO),
+        chat_pb2.ToolChoice(mode=chat_pb2.ToolChoice.MODE_NONE),  # the tools are left out
+    ),
+    "parallel_tool_calls": (True,),
+    "prompt.add_generation_prompt": (True,),
+    "add_special_tokens": (True,),
 }
 
 
@@ -88,8 +92,8 @@ def _is_set(params: Message, path: str) -> bool:
     value = getattr(message, name)
     if field.is_repeated or not field.has_presence:
         return bool(value)
-    neutral = _NEUTRAL.get(path, False if isinstance(value, bool) else None)
-    return bool(message.HasField(name) and value != neutral)
+    neutral = _NEUTRAL.get(path, (False,) if isinstance(value, bool) else ())
+    return bool(message.HasField(name) and value not in neutral)
 
 
 def check_identifier(name: str, value: str) -> None:

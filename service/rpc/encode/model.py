@@ -32,7 +32,7 @@ def _capabilities(model: ServedModel) -> model_service_pb2.ModelCapabilities:
         unsupported_fields=sorted(spec.unsupported_fields),
         input_modalities=modalities,
         embeddings=model.embeddings is not None,
-        tokenization=model.backend.tokenizer is not None,
+        tokenization=bool(model.backend.tokenizer or model.remote_tokenizer),
         structured_outputs="response_format.json_schema" not in spec.unsupported_fields,
         max_logprobs=None if "logprobs" in spec.unsupported_fields else most_logprobs,
         is_batch_invariant=spec.is_batch_invariant,

@@ -75,6 +75,8 @@ def served(
     if "constraint" in options:
         options["constraint"] = grammars.compile(options["constraint"])
         options["stop_token_ids"] = frozenset({END, *options.get("stop_token_ids", ())})
+        if engine.capabilities.masks_logprobs:
+            options.pop("num_logprobs", None)
     return make_request(prompt, **options)
 
 

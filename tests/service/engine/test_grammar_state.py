@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from service.engine.grammar_state import GrammarState
-from service.engine.token_rules import Forbidden
+from service.engine.token_rules import TokenMask
 from tests.fakes.constraint import FakeConstraint
 from tests.service.engine.requests import make_request
 
@@ -17,11 +17,11 @@ def grammar_of(*answers: tuple[int, ...], fails_at: int | None = None) -> Gramma
     return GrammarState(replace(request, constraint=constraint))
 
 
-def allowed(masks: list[Forbidden]) -> list[list[int]]:
-    return [np.flatnonzero(~mask).tolist() for mask in masks]
+def allowed(masks: list[TokenMask]) -> list[list[int]]:
+    return [np.flatnonzero(np.unpackbits(mask, bitorder="little")).tolist() for mask in masks]
 
 
-def test_mask_forbids_what_the_grammar_does_not_allow() -> None:
+def test_mask_allows_what_the_grammar_allows() -> None:
     grammar = grammar_of((3, 20), (5,))
     assert allowed(grammar.masks(())) == [[3, 5]]
     grammar.append(3)

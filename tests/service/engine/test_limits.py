@@ -6,7 +6,7 @@ from service.engine.limits import EngineLimits
 
 def test_defaults_depend_on_the_device() -> None:
     assert EngineLimits.of(EngineSettings(), "cpu") == EngineLimits(32, 512, 32, 8)
-    assert EngineLimits.of(EngineSettings(), "cuda") == EngineLimits(256, 2048, 32, 0)
+    assert EngineLimits.of(EngineSettings(), "cuda") == EngineLimits(256, 2048, 256, 0)
 
 
 @pytest.mark.parametrize("device_type", ["cpu", "cuda"])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.logprobs import token_logprobs
+from tests.support.sampling import logprobs_of
 
 
 @given(
@@ -25,7 +25,7 @@ def test_values_are_those_of_the_definition(
     if has_ties:
         logits = np.rint(logits)
     token_id = int(rng.integers(vocab_size))
-    [told] = token_logprobs(torch.from_numpy(logits)[None], [(0, token_id, num_top)])
+    [told] = logprobs_of(torch.from_numpy(logits)[None], [(0, token_id, num_top)])
     exact = logits.astype(np.float64)
     exact -= exact.max()
     exact -= math.log(np.exp(exact).sum())
@@ -40,13 +40,13 @@ def test_values_are_those_of_the_definition(
 def test_lowest_ids_are_chosen_among_equal_values() -> None:
     logits = torch.zeros(1, 1000)
     logits[0, 7::10] = 2.0
-    [told] = token_logprobs(logits, [(0, 3, 5)])
+    [told] = logprobs_of(logits, [(0, 3, 5)])
     assert [t for t, _ in told.top] == [7, 17, 27, 37, 47]
 
 
 def test_each_row_returns_the_requested_number_of_tokens() -> None:
     logits = torch.randn(3, 300, generator=torch.Generator().manual_seed(0))
-    told = token_logprobs(logits, [(0, 5, 0), (2, 6, 7), (1, 7, 1), (1, 8, 3)])
+    told = logprobs_of(logits, [(0, 5, 0), (2, 6, 7), (1, 7, 1), (1, 8, 3)])
     assert [len(t.top) for t in told] == [0, 7, 1, 3]
     assert [t.token_id for t in told] == [5, 6, 7, 8]
 
@@ -59,9 +59,9 @@ def test_row_has_the_same_bits_by_itself_and_in_a_batch(vocab_size: int, num_thr
     wanted = [(row, row * 7, row % 6) for row in range(40)]
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
-    together = token_logprobs(logits, wanted)
-    separate = [token_logprobs(logits[r : r + 1].clone(), [(0, t, n)])[0] for r, t, n in wanted]
-    others = token_logprobs(logits[5:30], [(r, t, n) for r, (_, t, n) in enumerate(wanted[5:30])])
+    together = logprobs_of(logits, wanted)
+    separate = [logprobs_of(logits[r : r + 1].clone(), [(0, t, n)])[0] for r, t, n in wanted]
+    others = logprobs_of(logits[5:30], [(r, t, n) for r, (_, t, n) in enumerate(wanted[5:30])])
     torch.set_num_threads(before)
     assert together == separate
     assert others == together[5:30]
@@ -70,9 +70,9 @@ def test_row_has_the_same_bits_by_itself_and_in_a_batch(vocab_size: int, num_thr
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_row_of_nans_has_no_probability_and_affects_no_other(bad: float) -> None:
     logits = torch.randn(2, 200, generator=torch.Generator().manual_seed(0))
-    [good] = token_logprobs(logits[1:].clone(), [(0, 4, 3)])
+    [good] = logprobs_of(logits[1:].clone(), [(0, 4, 3)])
     logits[0] = bad
-    broken, still_good = token_logprobs(logits, [(0, 4, 3), (1, 4, 3)])
+    broken, still_good = logprobs_of(logits, [(0, 4, 3), (1, 4, 3)])
     assert broken.logprob == -math.inf
     assert not any(math.isnan(p) for _, p in broken.top)
     assert still_good == good

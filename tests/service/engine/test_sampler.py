@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from service.domain.sampling import SamplingParams
-from service.engine.sampler import sample
+from tests.support.sampling import sample
 
 GREEDY = SamplingParams(temperature=0.0)
 LARGEST_DRAW = 1 - 2**-53

@@ -126,17 +126,17 @@ def test_bad_sequence_across_a_draft_is_banned() -> None:
     assert [list(r.banned_token_ids) for r in rules_of(request).rows((3, 5))] == [[], [4], []]
 
 
-def test_only_allowed_tokens_are_not_forbidden() -> None:
+def test_mask_has_the_bits_of_the_allowed_tokens() -> None:
     row = next_row(with_params(allowed_token_ids=frozenset({1, 4})))
-    assert [f.tolist() for f in row.forbidden] == [[True, False, True, True, False]]
+    assert [mask.tolist() for mask in row.masks] == [[0b10010]]
     row = next_row(with_params(allowed_token_ids=frozenset()))
-    assert [f.tolist() for f in row.forbidden] == [[]]
+    assert [mask.tolist() for mask in row.masks] == [[]]
 
 
 def test_rows_without_a_mask_of_the_grammar_are_left_out() -> None:
     request = replace(PLAIN, constraint=FakeConstraint(((1,),), end=0))
-    mask = np.zeros(4, dtype=np.bool_)
+    mask = np.full(1, 0xFF, dtype=np.uint8)
     rules = rules_of(request)
     rows = rules.rows((1, 2, 3), [mask, mask])
-    assert [r.forbidden for r in rows] == [(mask,), (mask,)]
+    assert [r.masks for r in rows] == [(mask,), (mask,)]
     assert rules.rows((), [mask])[0].is_masked

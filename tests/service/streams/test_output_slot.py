@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from service.domain.engine import FinishReason, TokenOutput
-from service.errors import StepFailed
+from service.errors import EngineDead, StepFailed
 from service.streams.output_slot import OutputSlot
 
 INTERVAL_S = 1.0
@@ -60,3 +60,13 @@ async def test_error_comes_at_once_after_pending_outputs() -> None:
     assert await slot.take() == TokenOutput((1,))
     with pytest.raises(StepFailed):
         await slot.take()
+
+
+async def test_first_error_ends_the_request() -> None:
+    slot = OutputSlot()
+    first = EngineDead()
+    for error in (first, StepFailed()):
+        slot.put(error)
+    with pytest.raises(EngineDead) as caught:
+        await slot.take()
+    assert caught.value is first

@@ -1,5 +1,6 @@
 """Outputs of vLLM as outputs of the engine."""
 
+import math
 from typing import Any
 
 import pytest
@@ -56,6 +57,13 @@ def test_log_probabilities_are_in_descending_order_and_ties_by_id() -> None:
     [found] = reader(num_logprobs=0).read(output).logprobs
     assert found == TokenLogprobs(9, -4.0)
     assert reader().read(output).logprobs == ()
+
+
+def test_token_without_a_chance_has_a_finite_log_probability() -> None:
+    position = {9: FakeLogprob(0.0, 1), 4: FakeLogprob(-math.inf, 2)}
+    output = FakeOutput([FakeCompletion((9,), None, [position])])
+    [found] = reader(num_logprobs=2).read(output).logprobs
+    assert found.top == ((9, 0.0), (4, -9999.0))
 
 
 def test_log_probabilities_of_the_prompt_begin_with_its_second_token() -> None:

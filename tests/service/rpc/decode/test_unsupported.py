@@ -1,12 +1,14 @@
 """Fields that are not supported are rejected, never ignored."""
 
+from typing import Any
+
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from chatrpc.v1 import chat_pb2
 from service.errors import InvalidField, UnsupportedField
-from service.rpc.decode.unsupported import check_unsupported
+from service.rpc.decode.unsupported import check_model_supports, check_unsupported
 from tests.support.grpc_server import params
 
 # The path of each field that is supported, or accepted without an effect.
@@ -96,6 +98,55 @@ def test_fields_with_their_default_values_are_accepted() -> None:
             modalities=[chat_pb2.MODALITY_TEXT],
         )
     )
+
+
+AUTO = chat_pb2.ToolChoice(mode=chat_pb2.ToolChoice.MODE_AUTO)
+NONE = chat_pb2.ToolChoice(mode=chat_pb2.ToolChoice.MODE_NONE)
+REQUIRED = chat_pb2.ToolChoice(mode=chat_pb2.ToolChoice.MODE_REQUIRED)
+
+
+@pytest.mark.parametrize(
+    ("path", "neutral", "given"),
+    [
+        ("tool_choice", {"tool_choice": AUTO}, {"tool_choice": REQUIRED}),
+        ("tool_choice", {"tool_choice": NONE}, {"tool_choice": {"function_name": "f"}}),
+        ("parallel_tool_calls", {"parallel_tool_calls": True}, {"parallel_tool_calls": False}),
+        ("return_token_ids", {"return_token_ids": False}, {"return_token_ids": True}),
+        ("cache_salt", {"cache_salt": ""}, {"cache_salt": "a"}),
+        ("tools", {"tools": []}, {"tools": [chat_pb2.Tool()]}),
+        ("reasoning_effort", {"reasoning_effort": 0}, {"reasoning_effort": 1}),
+        ("prompt_logprobs", {}, {"prompt_logprobs": 0}),
+        ("sampling.seed", {"sampling": {}}, {"sampling": {"seed": 0}}),
+        (
+            "sampling.temperature",
+            {"sampling": {"temperature": 1}},
+            {"sampling": {"temperature": 0}},
+        ),
+        ("sampling.logit_bias", {"sampling": {}}, {"sampling": {"logit_bias": {1: 1}}}),
+        (
+            "prompt.add_generation_prompt",
+            {"prompt": {"add_generation_prompt": True}},
+            {"prompt": {"add_generation_prompt": False}},
+        ),
+        (
+            "response_format.regex",
+            {"response_format": {"text": {}}},
+            {"response_format": {"regex": ""}},
+        ),
+    ],
+)
+def test_field_that_a_model_does_not_support_may_have_only_neutral_values(
+    path: str, neutral: dict[str, Any], given: dict[str, Any]
+) -> None:
+    check_model_supports(params(), [path])
+    check_model_supports(params(**neutral), [path])
+    with pytest.raises(UnsupportedField) as caught:
+        check_model_supports(params(**given), [path])
+    assert caught.value.field == path
+
+
+def test_field_of_other_parameters_is_skipped() -> None:
+    check_model_supports(params(), ["suffix", "no_message.field"])
 
 
 @pytest.mark.parametrize(
