@@ -157,7 +157,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 $(VLLM_VENV)/.installed: pyproject.toml bench/peers/vllm.py | $(VENV)/.bench
 	@echo "installing vLLM into $(VLLM_VENV) (once; minutes)"
 	@$(BIN)/python -m bench.peers.vllm $(VLLM_VENV)
-	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[vllm,gateway,test]'
+	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[vllm,gateway,cli,test]'
 	@touch $@
 
 $(PROTOC_VENV)/.installed: pyproject.toml

@@ -106,10 +106,14 @@ class TemplateRejected(InvalidField):
 
 
 class UnsupportedMethod(ChatrpcError):
-    """The model's backend does not implement the method."""
+    """The model's backend does not implement the method.
+
+    The gateway may have another name for the model, so the message does not contain the name.
+    """
 
     def __init__(self, method: str, model: str) -> None:
-        super().__init__(f"The model `{model}` does not support {method}.")
+        super().__init__(f"This model does not support {method}.")
+        self.model = model
 
 
 class ModelNotFound(ChatrpcError):

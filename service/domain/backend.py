@@ -270,7 +270,8 @@ class EmbeddingBackend(Protocol):
     async def embed(self, request: EmbeddingRequest, call: CallContext) -> Embeddings:
         """Return the embeddings of all inputs. Cancelling the task aborts the request.
 
-        The caller ends the call at its deadline, so this need not observe `call.deadline`.
+        The servicer has reserved capacity for one sequence (`ChatBackend.reserve`). It ends the
+        call at its deadline, so this method need not observe `call.deadline`.
 
         Raises:
             InvalidField or a subclass: The request cannot be served.

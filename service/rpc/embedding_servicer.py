@@ -41,12 +41,13 @@ class EmbeddingServicer(embedding_service_pb2_grpc.EmbeddingServiceServicer):
             raise UnsupportedMethod("CreateEmbeddings", model.card.id)
         caller = current_caller()
         call = CallContext(caller, deadline, max(0, caller.min_priority), self._pools)
-        async with deadline_scope(deadline):
-            if received_bytes() > _MAX_DECODED_BYTES_ON_LOOP:
-                decoded = await self._pools.text(embedding_request, request)
-            else:
-                decoded = embedding_request(request)
-            embeddings = await model.embeddings.embed(decoded, call)
+        with model.backend.reserve(caller, 1):
+            async with deadline_scope(deadline):
+                if received_bytes() > _MAX_DECODED_BYTES_ON_LOOP:
+                    decoded = await self._pools.text(embedding_request, request)
+                else:
+                    decoded = embedding_request(request)
+                embeddings = await model.embeddings.embed(decoded, call)
         num_dimensions = max(map(len, embeddings.vectors))
         check_fits(len(embeddings.vectors), num_dimensions, decoded.inputs_field)
         if len(embeddings.vectors) * num_dimensions > _MAX_ENCODED_NUMBERS_ON_LOOP:

@@ -217,7 +217,7 @@ COMMENTS: Mapping[str, str] = {
     "ErrorReason.ERROR_REASON_TEMPLATE_REFUSED": "The model's chat template rejects the conversation.",
     "ErrorReason.ERROR_REASON_UNAUTHENTICATED": "UNAUTHENTICATED: the API key is missing or unknown.",
     "ErrorReason.ERROR_REASON_UNSUPPORTED_FIELD": "The service or the model does not serve this option.",
-    "ErrorReason.ERROR_REASON_UNSUPPORTED_METHOD": "The model's backend does not implement the method (UNIMPLEMENTED). A model without a tokenizer does not support Tokenize and Detokenize, and only some models support CreateEmbeddings.",
+    "ErrorReason.ERROR_REASON_UNSUPPORTED_METHOD": "The model's backend does not implement the method (UNIMPLEMENTED). A model without a tokenizer does not support Tokenize and Detokenize, and only some models support CreateEmbeddings. ErrorInfo.metadata: `model`.",
     "ErrorReason.ERROR_REASON_UPSTREAM_ACCESS_DENIED": "The remote service that serves the model rejects this service's own key.",
     "ErrorReason.ERROR_REASON_UPSTREAM_DOWN": "The remote service that serves the model cannot be reached, fails, does not respond in time, or no longer serves the model.",
     "ErrorReason.ERROR_REASON_UPSTREAM_INVALID_RESPONSE": "The response of the remote service that serves the model cannot be used: it is malformed, too large or a redirect.",

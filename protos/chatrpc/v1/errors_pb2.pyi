@@ -67,6 +67,7 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     ERROR_REASON_UNSUPPORTED_METHOD: _ErrorReason.ValueType  # 15
     """The model's backend does not implement the method (UNIMPLEMENTED). A model without a tokenizer
     does not support Tokenize and Detokenize, and only some models support CreateEmbeddings.
+    ErrorInfo.metadata: `model`.
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 20
     """UNAVAILABLE: another replica may accept the request. With a `google.rpc.RetryInfo`.
@@ -144,6 +145,7 @@ act for others.
 ERROR_REASON_UNSUPPORTED_METHOD: ErrorReason.ValueType  # 15
 """The model's backend does not implement the method (UNIMPLEMENTED). A model without a tokenizer
 does not support Tokenize and Detokenize, and only some models support CreateEmbeddings.
+ErrorInfo.metadata: `model`.
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 20
 """UNAVAILABLE: another replica may accept the request. With a `google.rpc.RetryInfo`.

@@ -143,7 +143,7 @@ def _info(
     if isinstance(error, errors.ContextLengthExceeded):
         info.metadata["prompt_tokens"] = str(error.prompt_tokens)
         info.metadata["max_model_len"] = str(error.max_model_len)
-    elif isinstance(error, errors.ModelNotFound | errors.ModelForbidden):
+    elif isinstance(error, errors.ModelNotFound | errors.ModelForbidden | errors.UnsupportedMethod):
         info.metadata["model"] = _short(error.model)
     return info
 

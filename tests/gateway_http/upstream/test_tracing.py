@@ -165,6 +165,28 @@ async def test_text_completion_has_its_operation_name(
     assert f"INTERNAL {PHASES[-1]}" in spans  # one span for both prompts together
 
 
+async def test_embeddings_have_a_span_with_their_tokens(
+    http: httpx.AsyncClient, traces: Traces
+) -> None:
+    body = {"model": "fake", "input": ["a", "secret"], "dimensions": 2}
+    assert (await http.post("/v1/embeddings", json=body)).status_code == 200
+    spans = await traces.ended("SERVER POST /v1/embeddings")
+    name = "chatrpc.v1.EmbeddingService/CreateEmbeddings"
+    called, served = attributes_of(spans[f"CLIENT {name}"]), attributes_of(spans[f"SERVER {name}"])
+    request = {
+        "gen_ai.operation.name": "embeddings",
+        "gen_ai.provider.name": "chatrpc",
+        "gen_ai.request.model": "fake",
+    }
+    assert {key: value for key, value in called.items() if key.startswith("gen_ai.")} == request
+    assert {key: value for key, value in served.items() if key.startswith("gen_ai.")} == request | {
+        "gen_ai.embeddings.dimension.count": 2,
+        "gen_ai.response.model": "fake",
+        "gen_ai.usage.input_tokens": 7,
+    }
+    assert "secret" not in "".join(span.to_json() for span in spans.values())
+
+
 async def test_rejection_is_no_error_of_the_server(http: httpx.AsyncClient, traces: Traces) -> None:
     answer = await http.post("/v1/chat/completions", json={**BODY, "model": "nobody"})
     assert answer.status_code == 404

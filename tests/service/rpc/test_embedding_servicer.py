@@ -91,7 +91,8 @@ async def test_large_request_is_served(embedding: Running) -> None:
 async def test_model_without_embeddings_is_unimplemented(embedding: Running) -> None:
     error = await rejected(embedding, texts("a", model="fake"))
     assert (error.code, error.reason) == (grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED_METHOD")
-    assert "`fake` does not support CreateEmbeddings" in error.message
+    assert error.message == "This model does not support CreateEmbeddings."
+    assert error.metadata == {"model": "fake"}
 
 
 async def test_unknown_model_is_not_found(embedding: Running) -> None:
@@ -154,6 +155,23 @@ async def test_error_of_the_backend_is_returned(
     backend(embedding).error = raised
     error = await rejected(embedding, texts("a"))
     assert (error.code, error.reason) == (code, reason)
+
+
+async def test_request_reserves_capacity_while_it_runs(embedding: Running) -> None:
+    hold = backend(embedding).hold = asyncio.Event()
+    call = embedding.embeddings.CreateEmbeddings(texts("a", "b"))
+    await until(lambda: len(backend(embedding).requests) == 1)
+    assert [num_sequences for _, num_sequences in embedding.engine.reserved] == [1]
+    hold.set()
+    await call
+    assert embedding.engine.reserved == []
+
+
+async def test_request_without_capacity_is_rejected_before_the_backend(embedding: Running) -> None:
+    embedding.engine.reserve_error = QueueFull(1, 1.0)
+    error = await rejected(embedding, texts("a"))
+    assert (error.reason, error.retry_after_s) == ("QUEUE_FULL", 1.0)
+    assert backend(embedding).requests == []
 
 
 async def test_cancelled_call_cancels_the_backend(embedding: Running) -> None:
