@@ -10,9 +10,9 @@ _NUM_SAMPLES = 64
 _SAMPLE_BYTES = 4096
 
 
-def fingerprint(path: Path, *precision: str) -> str:
-    """Return a hash of the model's files in `path`, the precision options and our version."""
-    digest = hashlib.sha256(repr((precision, version("chatrpc"))).encode())
+def fingerprint(path: Path, *options: str) -> str:
+    """Return a hash of the model's files in `path`, of options and of our version."""
+    digest = hashlib.sha256(repr((options, version("chatrpc"))).encode())
     for file in sorted(file for file in path.iterdir() if file.is_file()):
         digest.update(repr((file.name, file.stat().st_size)).encode())
         with suppress(PermissionError):  # a file that the service does not need

@@ -93,7 +93,9 @@ class ModelLoader:
 
     def local_model(self, engine: Engine) -> LocalModel:
         """Return the model with its engine. `engine` must have been started."""
-        path = self._checkpoint.path
+        path, settings = self._checkpoint.path, self._settings
+        # The options on which completions depend.
+        options = engine.capabilities.name, settings.dtype, settings.quantization
         card = ModelCard(
             id=self.model_id,
             aliases=tuple(self._settings.model_aliases),
@@ -101,7 +103,7 @@ class ModelLoader:
             owned_by="chatrpc",
             root=self._checkpoint.root,
             max_model_len=engine.max_model_len,
-            fingerprint=fingerprint(path, self._settings.dtype, self._settings.quantization),
+            fingerprint=fingerprint(path, *options, repr(settings.vllm_args)),
             engine=engine.capabilities.name,
         )
         return LocalModel(

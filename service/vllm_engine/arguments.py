@@ -7,15 +7,19 @@ from typing import Any
 from chatrpc_process.errors import ConfigError
 from service.domain.engine_settings import EngineSettings
 
-# The arguments that an option of the service sets, by the option's name.
-_OPTIONS: Mapping[str, str] = {
-    "max_model_len": "max_model_len",
-    "max_num_seqs": "max_num_seqs",
-    "max_num_batched_tokens": "max_num_batched_tokens",
-    "block_size": "block_size",
-    "kv_cache_memory_bytes": "kv_cache_memory_bytes",
-    "gpu_memory_utilization": "gpu_memory_utilization",
-}
+# The options that set vLLM's arguments of the same names.
+_PASSED = (
+    *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"),
+    *("kv_cache_memory_bytes", "gpu_memory_utilization"),
+)
+# The other options.
+_OTHERS = (
+    *("dtype", "quantization", "prefix_caching", "num_speculative_tokens"),  # see below
+    *("device", "num_threads"),  # see launch.py
+    *("cache_dir", "max_queue_size", "step_timeout_s", "vllm_args"),  # of the service
+)
+# A test compares the names with those of `EngineSettings`, so that a new one needs a decision.
+OPTIONS = frozenset((*_PASSED, *_OTHERS))
 # The arguments that `vllm_args` must not set, with the reason.
 _REJECTED: Mapping[str, str] = {
     "model": "the option `model` sets it",
@@ -96,9 +100,9 @@ def _from_options(settings: EngineSettings) -> dict[str, Any]:
             'quantized checkpoint, or set vllm_args, for example {"quantization": "fp8"}.'
         )
     arguments: dict[str, Any] = {}
-    for option, argument in _OPTIONS.items():
+    for option in _PASSED:
         if (value := getattr(settings, option)) is not None:
-            arguments[argument] = value
+            arguments[option] = value
     if settings.dtype != "auto":
         arguments["dtype"] = settings.dtype
     if not settings.prefix_caching:

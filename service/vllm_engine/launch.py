@@ -20,7 +20,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
-from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from chatrpc_process.errors import ConfigError
 from service.domain.engine_settings import EngineSettings
@@ -172,11 +172,14 @@ def _checked(name: str, value: Any, expected: Any) -> Any:
 
 
 def _listening(on_step: StepListener) -> Any:
-    """Return a class of vLLM's that passes the statistics of each step to `on_step`."""
+    """Return a class of vLLM's that passes the statistics of each step to `on_step`.
 
-    class Listener(StatLoggerBase):  # type: ignore[misc]  # vLLM is not installed with mypy
-        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-            """Keep nothing: `record` gets the core's index."""
+    It takes the place of vLLM's own Prometheus metrics, which nothing would read.
+    """
+
+    class Listener(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is not installed with mypy
+        def __init__(self, vllm_config: Any, engine_indexes: Any = None) -> None:
+            """Create no metrics."""
 
         def record(
             self,

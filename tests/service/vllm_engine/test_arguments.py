@@ -1,5 +1,6 @@
 """The service's options, and `vllm_args`, as arguments of vLLM."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ from chatrpc_process.errors import ConfigError
 from service.config import ServiceSettings
 from service.domain.engine_settings import EngineSettings
 from service.engines import make_engine
-from service.vllm_engine.arguments import engine_arguments, settings_arguments
+from service.vllm_engine.arguments import OPTIONS, engine_arguments, settings_arguments
 
 GUIDANCE = {"structured_outputs_config": {"backend": "guidance"}}
+
+
+def test_every_option_of_an_engine_has_a_decision() -> None:
+    assert {each.name for each in fields(EngineSettings)} == OPTIONS
 
 
 def test_options_that_are_not_set_leave_the_defaults_of_vllm() -> None:
