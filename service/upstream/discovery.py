@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from service.errors import UnsupportedMethod, UpstreamError, UpstreamInvalidResponse
+from service.errors import InvalidField, UnsupportedMethod, UpstreamError, UpstreamInvalidResponse
 from service.upstream.client import Upstream
 from service.upstream.dialects import Dialect, Names
 from service.upstream.failures import AttemptFailed, Failures
@@ -62,6 +62,9 @@ async def find(upstream: Upstream, wanted: str | None, dialect: Dialect | None) 
             text = f"The upstream {upstream.label} has no list of models. Set upstream_model."
             raise AttemptFailed(NoSuchModel(text), text) from error
         models, server = [Model(wanted)], ""
+    except InvalidField as error:
+        invalid = UpstreamInvalidResponse("The upstream service rejects requests for its models.")
+        raise AttemptFailed(invalid, str(error)) from error
     model = _chosen(upstream, models, wanted)
     found = dialect or await _dialect(upstream, model, server)
     length = model.length
