@@ -1,4 +1,4 @@
-"""smg, a router of another project, in front of the service with vLLM's protocol."""
+"""The router smg, of another project, in front of the service with vLLM's protocol."""
 
 import socket
 import subprocess
