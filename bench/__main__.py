@@ -11,7 +11,7 @@ import typer
 import uvloop
 from rich.console import Console
 
-from bench import fronts, loads, neighbour, ours, probes, report, results, server, table
+from bench import fronts, gpu, loads, neighbour, ours, probes, report, results, server, table
 from bench.attacks import ATTACKS
 from bench.budgets import budgets
 from bench.client_grpc import GrpcClient
@@ -293,6 +293,33 @@ def siege_command(
     (OUT / "siege.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)))
     table.show(table.of_siege(found))
     raise typer.Exit(1 if any(map(found.fault, found.attacked)) else 0)
+
+
+@app.command(name="gpu")
+def gpu_command(
+    *,
+    models: Annotated[
+        list[str],
+        typer.Option("--model", help="Model to measure, as for the service. May be repeated."),
+    ] = [ours.MODEL],  # noqa: B006  # typer copies it
+    device: Annotated[str, typer.Option(help="`cuda`, or `cpu` to try the command.")] = "cuda",
+    quick: Quick = False,
+    servers: Annotated[
+        bool, typer.Option(help="Also measure our service, and vLLM if it is installed.")
+    ] = True,
+    out: Annotated[Path, typer.Option(help="Directory of gpu.json and gpu.md.")] = OUT,
+) -> None:
+    """Measure the engine on a GPU, and write one report to send back.
+
+    The exit code is 1 if a part failed. The report has the others.
+    """
+    if device not in {"cpu", "cuda"}:
+        raise typer.BadParameter(f"unknown device {device}: cuda or cpu")
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    with Progress(Console(stderr=True)) as progress:
+        found = _run(gpu.run(models, device, out, progress, is_quick=quick, has_servers=servers))
+    typer.echo((out / "gpu.md").read_text())
+    raise typer.Exit(1 if found.failures else 0)
 
 
 @app.command(name="report")

@@ -29,7 +29,7 @@ OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 # Options of docker, kubectl, vLLM, Ray and our benchmarks.
 _OF_OTHERS = {
     *("build-arg", "platform", "profile", "scale", "raw", "grpc", "url", "help"),
-    *("headless", "head", "address"),
+    *("headless", "head", "address", "tool-call-parser"),
 }
 _OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]+)")
 _VARIABLE = re.compile(r"\bCHATRPC_(?:SERVICE|GATEWAY)_[A-Z][A-Z0-9_]+\b")

@@ -66,22 +66,7 @@ class Upstream:
         self.num_running = 0
         self.model_in_responses: str | None = None
         self._options = options
-        self._client = httpx.AsyncClient(
-            headers={
-                "user-agent": f"chatrpc/{version('chatrpc')}",
-                "accept-encoding": "identity",  # compressed events would be delayed
-            },
-            verify=options.tls,
-            timeout=httpx.Timeout(
-                connect=options.connect_timeout_s,
-                read=options.read_timeout_s,
-                write=_WRITE_TIMEOUT_S,
-                pool=None,
-            ),
-            limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP_ALIVE_S
-            ),
-        )
+        self._client = _client(options)
 
     @property
     def label(self) -> str:
@@ -180,6 +165,33 @@ class Upstream:
         except TimeoutError:
             down = UpstreamDown("The upstream service did not respond in time.")
             raise AttemptFailed(down, f"no response within {PROBE_TIMEOUT_S} s") from None
+
+
+def _client(options: ConnectionOptions) -> httpx.AsyncClient:
+    """Return a client of the upstreams.
+
+    Raises:
+        ConfigError: The environment names a proxy that cannot be used.
+    """
+    try:
+        return httpx.AsyncClient(
+            headers={
+                "user-agent": f"chatrpc/{version('chatrpc')}",
+                "accept-encoding": "identity",  # compressed events would be delayed
+            },
+            verify=options.tls,
+            timeout=httpx.Timeout(
+                connect=options.connect_timeout_s,
+                read=options.read_timeout_s,
+                write=_WRITE_TIMEOUT_S,
+                pool=None,
+            ),
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP_ALIVE_S
+            ),
+        )
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"The proxy of the environment cannot be used: {error}") from None
 
 
 def tls_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from chatrpc_process.logs.limited import LimitedLog
 from service.errors import ChatrpcError, UpstreamDown, UpstreamError, UpstreamRateLimited
 from service.upstream.client import Upstream
 from service.upstream.failures import AttemptFailed
@@ -73,6 +74,7 @@ class UpstreamPool:
         self._clock = clock
         self._jitter = jitter
         self._changed = asyncio.Event()
+        self._limited_log = LimitedLog()
 
     @property
     def is_available(self) -> bool:
@@ -113,12 +115,9 @@ class UpstreamPool:
 
     def note_failure(self, member: Member, failed: AttemptFailed) -> None:
         """Put an upstream aside after a failed request or probe."""
-        log.warning(
-            "upstream_failed",
-            upstream=member.upstream.label,
-            reason=type(failed.error).__name__,
-            cause=failed.cause,
-        )
+        label, reason = member.upstream.label, type(failed.error).__name__
+        fields = {"upstream": label, "reason": reason, "cause": failed.cause}
+        self._limited_log.write(log.warning, "upstream_failed", kind=(label, reason), **fields)
         member.failure = failed.error
         if failed.aside_s is None:
             return

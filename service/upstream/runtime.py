@@ -163,6 +163,8 @@ class UpstreamRuntime:
                 await find(member.upstream, model.upstream_id, model.names.dialect)
             except AttemptFailed as failed:
                 self._pool.note_failed_probe(member, failed)
+            except Exception:  # without probes, an upstream would stay down
+                log.exception("unexpected_error")
             else:
                 self._pool.note_success(member)
 

@@ -15,6 +15,8 @@ _Response = TypeVar("_Response")
 
 # The protos have such integers for counts, indices and token ids.
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+# The largest finite float of 32 bits. The protos would turn a larger number into infinity.
+Float32 = Annotated[float, msgspec.Meta(ge=-3.4028234663852886e38, le=3.4028234663852886e38)]
 
 
 class PromptDetails(Struct, frozen=True):
@@ -166,7 +168,7 @@ class ModelList(Struct, frozen=True):
 class EmbeddingItem(Struct, frozen=True):
     """The embedding of an input."""
 
-    embedding: list[float]
+    embedding: list[Float32]
     index: Count = 0
 
 

@@ -22,6 +22,9 @@ _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 def model_info(model: LocalModel) -> vllm_engine_pb2.GetModelInfoResponse:
     """Return the description of a model. `model_path` is not a path, but the model's origin.
 
+    smg looks for `tokenizer_path` on its disk and on the Hugging Face hub before it calls
+    `GetTokenizer`. So it is a name that neither of them can have.
+
     Raises:
         ModelLoadError: A file of the model cannot be read any more.
     """
@@ -35,7 +38,7 @@ def model_info(model: LocalModel) -> vllm_engine_pb2.GetModelInfoResponse:
         vocab_size=model.vocab_size,
         supports_vision=False,
         served_model_name=card.id,
-        tokenizer_path=card.root,
+        tokenizer_path=f"chatrpc:{card.root}",
         model_type=str(config.get("model_type", "")),
         architectures=[str(name) for name in config.get("architectures") or ()],
         eos_token_ids=sorted(model.eos_token_ids),

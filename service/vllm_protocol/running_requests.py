@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 
 class RunningRequest:
@@ -14,13 +15,34 @@ class RunningRequest:
         assert task is not None  # noqa: S101  # a coroutine runs in a task
         self._task = task
         self._num_cancellations = task.cancelling()
-        self._is_aborted = False
+        self._paused: AsyncGenerator[Any, None] | None = None
+        self._closing: asyncio.Future[None] | None = None
+        self.is_aborted = False
 
     def abort(self) -> None:
-        """Cancel the request's task, if it has not been aborted before."""
-        if not self._is_aborted:
-            self._is_aborted = True
+        """End the request's generation, if it has not been aborted before.
+
+        If the task waits for the generation, it is cancelled. If it waits for the client to read,
+        the generation is closed, and the task is not disturbed.
+        """
+        if self.is_aborted:
+            return
+        self.is_aborted = True
+        if self._paused is None:
             self._task.cancel()
+        else:
+            self._closing = asyncio.ensure_future(self._paused.aclose())
+
+    @asynccontextmanager
+    async def paused(self, generation: AsyncGenerator[Any, None]) -> AsyncIterator[None]:
+        """Let `abort` close the generation while in the context. The task does not use it there."""
+        self._paused = generation
+        try:
+            yield
+        finally:
+            self._paused = None
+            if self._closing is not None:
+                await asyncio.shield(self._closing)
 
     def end_cancellation(self) -> bool:
         """End the cancellation of the task, which has just been raised in it.
@@ -28,7 +50,7 @@ class RunningRequest:
         Returns:
             False if something else than `abort` has cancelled the task, so that it must end.
         """
-        return self._is_aborted and self._task.uncancel() <= self._num_cancellations
+        return self.is_aborted and self._task.uncancel() <= self._num_cancellations
 
 
 class RunningRequests:

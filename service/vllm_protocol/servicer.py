@@ -1,12 +1,15 @@
 """VllmEngine: vLLM's token-level protocol, over the models of this service."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
+import structlog
 from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2
 
+from chatrpc.v1.limits import REQUEST_ID_PATTERN
 from service.domain.completion import CompletionRequest
 from service.domain.model import LocalModel
 from service.errors import InvalidField, Starting, UnsupportedMethod
@@ -55,11 +58,12 @@ class VllmEngineServicer:
     ) -> AsyncGenerator[GenerateOutput, None]:
         """Generate from a prompt. Cancelling the call aborts its generation, and so does `Abort`.
 
-        After `Abort` the call ends with OK and the finish reason `abort`. If the client does not
-        read, so that a message is being written, the call ends with CANCELLED instead.
+        After `Abort` the call ends with OK, and the finish reason of its unfinished sequences is
+        `abort`.
         """
         if not params.model:
             raise Starting
+        _log_request_id(params.request_id)
         encoder = GenerateEncoder(params)
         last: Sequence[GenerateOutput] = ()
         with self._running.added(current_caller().name, params.request_id) as running:
@@ -72,12 +76,16 @@ class VllmEngineServicer:
                             last = batch
                             break
                         for output in batch:
-                            yield output
+                            async with running.paused(batches):
+                                yield output
+                        if running.is_aborted:
+                            break
             except asyncio.CancelledError:
                 if not running.end_cancellation():
                     raise
-                note_abort()
-                last = encoder.aborted()
+        if running.is_aborted:
+            note_abort()
+            last = encoder.aborted()
         for output in last:
             yield output
 
@@ -154,3 +162,9 @@ class VllmEngineServicer:
         if served.local is None:
             raise UnsupportedMethod(method, served.card.id)
         return served.local
+
+
+def _log_request_id(request_id: str) -> None:
+    """Add the id in the request to its log lines, if it is short and printable."""
+    if re.fullmatch(REQUEST_ID_PATTERN, request_id):
+        structlog.contextvars.bind_contextvars(client_request_id=request_id)

@@ -235,3 +235,8 @@ def test_gateway_routes_to_replicas_by_the_beginning_of_prompts(
     registry = release.one("ConfigMap", "demo-chatrpc-gateway-registry")["data"]["registry.toml"]
     (model,) = tomllib.loads(registry)["model"]
     assert (model["balance"], model["affinity"]) == ("ring_hash", "prefix")
+
+
+def test_notes_show_how_to_wait_for_a_group(nodes: Release) -> None:
+    assert f"wait --for=condition=Available leaderworkerset/{GROUP} --timeout=7200s" in nodes.notes
+    assert "rollout status" not in nodes.notes

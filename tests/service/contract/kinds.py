@@ -9,6 +9,7 @@ import pytest
 from service.domain.engine import Engine
 from service.domain.engine_settings import EngineSettings
 from service.engines import make_engine
+from tests.support.device import DEVICE
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Kind:
     def make(self, **settings: Any) -> Engine:
         """Return an engine that has not been started."""
         common: dict[str, Any] = {
-            "device": "cpu",
+            "device": DEVICE,
             "dtype": "float32",
             "quantization": "none",
             "kv_cache_memory_bytes": 2**25,

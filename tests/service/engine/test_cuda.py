@@ -104,7 +104,7 @@ def test_cache_gets_the_memory_that_weights_and_a_step_leave(llama: Path) -> Non
         core, _ = load_engine(limited)
     [measured] = [entry for entry in logs if entry["event"] == "gpu_memory_measured"]
     # A step needs at least the logits of 32 sequences for 97 tokens.
-    assert 32 * 97 * 4 < measured["step_bytes"] < mib // 2
+    assert 32 * 97 * 4 < measured["step_bytes"] < mib * 3 // 4
     weights = sum(file.stat().st_size for file in llama.glob("*.safetensors"))
     config = make_config(CONFIGS["llama"][0], **CONFIGS["llama"][1])
     used = core.stats.num_kv_blocks * 16 * kv_bytes_per_token(config)

@@ -12,6 +12,7 @@ from service.domain.sampling import SamplingParams
 from service.engine.logits_processors import RuleBatch
 from service.engine.token_rules import RowRules, TokenRules
 from service.engine.transfer import to_device, to_host
+from tests.support.device import TORCH_DEVICE
 
 VOCAB_SIZE = 40
 
@@ -74,10 +75,10 @@ def written_out(logits: list[float], request: Request, output: list[int]) -> lis
 
 def processed(logits: Tensor, asked: list[tuple[Request, list[int]]]) -> tuple[Tensor, set[int]]:
     rules = {row: r for row, (q, a) in enumerate(asked) if (r := rules_of(q, a)) is not None}
-    changed = logits.clone()
-    batch = RuleBatch(rules, logits.shape[-1], logits.device)
-    [largest] = to_host([batch.apply(changed, to_device(batch.arrays, logits.device))])
-    return changed, set(batch.rows_without_token(largest))
+    changed = logits.to(TORCH_DEVICE, copy=True)
+    batch = RuleBatch(rules, logits.shape[-1], TORCH_DEVICE)
+    [largest] = to_host([batch.apply(changed, to_device(batch.arrays, TORCH_DEVICE))])
+    return changed.cpu(), set(batch.rows_without_token(largest))
 
 
 @given(st.lists(st.tuples(requests, outputs), min_size=1, max_size=5), st.integers(0, 2**32))

@@ -19,10 +19,14 @@ FILES = (
     "tests/service/engine/test_attention.py",
     "tests/service/engine/test_cuda.py",
     "tests/service/engine/test_load.py",
+    "tests/service/engine/test_logits_processors.py",
+    "tests/service/engine/test_logprobs.py",
     "tests/service/engine/test_model_runner.py",
+    "tests/service/engine/test_sampler.py",
     "tests/service/engine/test_step_cost.py",
     "tests/service/engine/test_stress.py",
     "tests/service/engine/test_transfer.py",
+    "tests/service/contract",
 )
 
 

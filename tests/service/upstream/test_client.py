@@ -49,6 +49,12 @@ def test_invalid_url_is_rejected_without_its_secret(url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_proxy_that_cannot_be_used_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:1")
+    with pytest.raises(ConfigError, match="proxy of the environment"):
+        UpstreamRuntime(settings("http://127.0.0.1:1"))
+
+
 async def test_certificates_are_verified_and_sent(tmp_path: Path) -> None:
     ca = trustme.CA()
     server = tls_files.issue(ca, tmp_path)

@@ -51,6 +51,7 @@ async def test_token_ids_are_sent(upstream: FakeUpstream) -> None:
     [
         (200, {"data": ITEMS[:1]}, UpstreamInvalidResponse),
         (200, {"data": [{"index": 0, "embedding": "AAAA"}]}, UpstreamInvalidResponse),
+        (200, {"data": [{"index": 0, "embedding": [1e39]}]}, UpstreamInvalidResponse),
         (200, b"[]", UpstreamInvalidResponse),
         (400, {"error": {"message": "no", "param": "dimensions"}}, InvalidField),
         (404, {"detail": "Not Found"}, UnsupportedMethod),

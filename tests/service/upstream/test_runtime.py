@@ -130,6 +130,7 @@ async def test_context_of_the_options_is_a_limit() -> None:
         (fake.response(401, {"error": "Unauthorized"}), "rejects this service's access"),
         (fake.response(200, b"<html>"), "does not follow OpenAI's API"),
         (fake.response(301, b"", location="https://x"), "redirected"),
+        (fake.response(400, {"error": {"message": "what?"}}), "rejects requests for its models"),
     ],
 )
 async def test_wrong_upstream_is_an_error_of_the_start(sent: bytes, words: str) -> None:

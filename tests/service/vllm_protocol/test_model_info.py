@@ -35,7 +35,7 @@ def test_model_is_described_by_its_card_and_its_files(tmp_path: Path) -> None:
     assert (info.served_model_name, info.model_path, info.tokenizer_path) == (
         "fake",
         "nowhere",
-        "nowhere",
+        "chatrpc:nowhere",
     )
     assert (info.max_context_length, info.max_req_input_len, info.vocab_size) == (1000, 999, 257)
     assert (info.model_type, list(info.architectures)) == ("llama", ["LlamaForCausalLM"])

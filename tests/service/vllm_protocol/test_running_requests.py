@@ -1,6 +1,7 @@
 """Requests are aborted by their caller and id."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 import pytest
 
@@ -66,3 +67,24 @@ async def test_finished_request_is_not_aborted() -> None:
         pass
     requests.abort("me", ["r"])
     await asyncio.sleep(0)  # an abort would cancel this task here
+
+
+async def test_abort_of_a_paused_request_closes_its_generation_only() -> None:
+    requests = RunningRequests()
+    is_closed = False
+
+    async def generation() -> AsyncGenerator[int, None]:
+        nonlocal is_closed
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(0)
+            is_closed = True
+
+    started = generation()
+    await anext(started)
+    with requests.added("me", "r") as request:
+        async with request.paused(started):
+            requests.abort("me", ["r"])
+        assert is_closed
+        assert request.is_aborted

@@ -236,7 +236,10 @@ async def test_abort_frees_the_engine_of_a_client_that_does_not_read(
         return engine.num_running == 0
 
     await until(is_free)
-    call.cancel()
+    *chunks, last = [response async for response in call]
+    assert len(chunks) < 400
+    assert last.complete.finish_reason == "abort"
+    assert await call.code() == grpc.StatusCode.OK
 
 
 async def test_second_abort_of_a_request_has_no_effect(protocol: ProtocolRunning) -> None:
