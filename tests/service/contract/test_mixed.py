@@ -117,7 +117,7 @@ def mixed_requests(engine: Engine, grammars: CompiledGrammars) -> list[Request]:
         served(
             engine,
             grammars,
-            {"temperature": 0.0, "seed": i, "max_tokens": 20} | choices[i % len(choices)],
+            {"temperature": 0.0, "seed": i, "max_tokens": 10} | choices[i % len(choices)],
             make_prompt(i % 7, rng.randrange(1, 100)),
         )
         for i in range(40)
