@@ -25,6 +25,9 @@ MAX_MODEL_LEN = 256
 # Equal weights of the output layer make these tokens equally likely everywhere.
 TIED = {41: 40, 42: 40}
 
+# The highest temperature of engines that have one. The API's maximum is 2.
+MAX_TEMPERATURE = {"vllm": 2.0}
+
 # Engines sum in different orders, so their float32 logits differ slightly.
 _TOLERANCE = 2e-3
 # `stop_token_ids` is a field of both. An engine reads that of the request.
