@@ -67,7 +67,7 @@ test-deploy: $(VENV)/.dev  ## Run the steps of the container files, and their re
 # Deprecations that vLLM and its packages report are not ours to fix.
 .PHONY: test-vllm
 test-vllm: $(VLLM_VENV)/.installed  ## Run the tests of --engine vllm on vLLM's CPU build (minutes)
-	@VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_VENV)/bin/python -m pytest -m vllm -W default tests $(ARGS)
+	@$(VLLM_VENV)/bin/python -m pytest -m vllm -W default tests $(ARGS)
 
 .PHONY: constraints
 constraints: $(VENV)/.dev  ## Pin the packages of images to the versions of this environment

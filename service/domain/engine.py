@@ -140,7 +140,7 @@ class TokenOutput:
         logprobs: Log probabilities of `token_ids`, if requested.
         prompt_logprobs: Log probabilities of all tokens of the prompt except the first, if
             requested. Only the first output of sequence 0 has them.
-        timings: Progress of the request at this output.
+        timings: Progress of the request. It never goes back from one output to the next.
     """
 
     token_ids: tuple[int, ...] = ()

@@ -169,7 +169,7 @@ def _sample_all(logits: Tensor, columns: Sequence[Tensor]) -> Tensor:
 def _sample_filtered(
     logits: Tensor, columns: Sequence[Tensor], num_candidates: int | None = None
 ) -> Tensor:
-    """Return token ids [B], sampled after top-k, top-p and min-p are applied in this order.
+    """Return token ids [B], sampled after min-p, top-k and top-p are applied in this order.
 
     Args:
         num_candidates: Number of most likely tokens of which the filters leave some. If it is None,
@@ -186,21 +186,22 @@ def _sample_filtered(
     while True:
         best, token_ids = top(blocks, num_candidates)
         rank = torch.arange(num_candidates, device=logits.device)
-        # top-p is a share of the probability that top-k leaves. That is the sum of the first k
-        # probabilities, or 1 without top-k.
-        cumulative = best.cumsum(-1)
+        # top-p is a share of the probability that min-p and top-k leave. Without these, it is 1.
+        is_likely = best >= min_p * best[:, :1]
+        cumulative = (best * is_likely).cumsum(-1)
         mass = cumulative.gather(-1, top_k.clamp(max=num_candidates) - 1)
-        mass = torch.where(top_k < size, mass, 1.0)
+        is_unlimited = (top_k >= size) & (min_p <= 0.0)
+        mass = torch.where(is_unlimited, 1.0, mass)
         is_nucleus = cumulative - best < top_p * mass
-        kept = (rank < top_k) & is_nucleus & (best >= min_p * best[:, :1]) | (rank == 0)
+        kept = (rank < top_k) & is_nucleus & is_likely | (rank == 0)
         index, _ = _invert(best * kept, uniform)
         found = token_ids.gather(-1, index).squeeze(-1)
         if is_fixed:
             return found
         # Each filter drops the least likely tokens. So a row needs no more candidates if its last
-        # candidate is dropped. But top-p needs the sum of all k probabilities.
-        is_whole = ((top_k <= num_candidates) | (top_k >= size)).squeeze(-1)
-        is_final = ~kept[:, -1] & is_whole | (num_candidates == size)
+        # candidate is dropped. But top-p needs the sum of all that min-p and top-k leave.
+        is_whole = (top_k <= num_candidates) | ~is_likely[:, -1:] | is_unlimited
+        is_final = ~kept[:, -1] & is_whole.squeeze(-1) | (num_candidates == size)
         chosen[rows[is_final]] = found[is_final]
         if bool(is_final.all()):
             return chosen

@@ -1,8 +1,9 @@
 """A buffer of one request's outputs, between the engine and the consumer."""
 
 import asyncio
+from dataclasses import replace
 
-from service.domain.engine import TokenOutput
+from service.domain.engine import EngineTimings, TokenOutput
 from service.errors import ChatrpcError
 
 
@@ -15,9 +16,12 @@ class OutputSlot:
     The consumer gets outputs when they are released, so that several tokens are sent together. The
     first output and finish reasons are released at once. An output without a token or finish reason
     is dropped if the next output arrives before the consumer takes it.
+
+    An output has the latest timings of the request when the consumer takes it. So they never go
+    back from one output to the next, although pending outputs are taken by sequence.
     """
 
-    __slots__ = ("_error", "_pending", "_progress", "_ready", "_released_s")
+    __slots__ = ("_error", "_pending", "_progress", "_ready", "_released_s", "_timings")
 
     def __init__(self) -> None:
         # Keyed by the sequence's index and True if the output has tokens. In the order of arrival.
@@ -26,6 +30,7 @@ class OutputSlot:
         self._error: ChatrpcError | None = None
         self._ready = asyncio.Event()
         self._released_s = float("-inf")
+        self._timings: EngineTimings | None = None
 
     def put(self, output: TokenOutput | ChatrpcError) -> None:
         """Add an output, or the error that ends the request. Later errors are dropped."""
@@ -33,6 +38,7 @@ class OutputSlot:
             self._error = self._error or output
             self._ready.set()
             return
+        self._timings = output.timings
         if output.is_progress:
             self._progress = output
             self._ready.set()
@@ -71,4 +77,6 @@ class OutputSlot:
         output = self._pending.pop(next(iter(self._pending)))
         if not self._pending and self._error is None:
             self._ready.clear()
+        if output.timings is not self._timings:
+            output = replace(output, timings=self._timings)
         return output

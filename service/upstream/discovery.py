@@ -5,7 +5,13 @@ from dataclasses import dataclass
 
 import structlog
 
-from service.errors import InvalidField, UnsupportedMethod, UpstreamError, UpstreamInvalidResponse
+from service.errors import (
+    InvalidField,
+    UnsupportedMethod,
+    UpstreamDown,
+    UpstreamError,
+    UpstreamInvalidResponse,
+)
 from service.upstream.client import Upstream
 from service.upstream.dialects import Dialect, Names
 from service.upstream.failures import AttemptFailed, Failures
@@ -88,7 +94,11 @@ async def check_model(upstream: Upstream, model_id: str, answered: str | None) -
     """
     if not answered or answered == (upstream.model_in_responses or model_id):
         return
-    await find(upstream, model_id, Dialect.OPENAI)
+    try:
+        await find(upstream, model_id, Dialect.OPENAI)
+    except AttemptFailed as failed:
+        gone = UpstreamDown("The upstream service no longer serves the model.")
+        raise AttemptFailed(gone, failed.cause) from failed
     log.info("upstream_model_name", upstream=upstream.label, model=model_id, name=answered)
     upstream.model_in_responses = answered
 

@@ -54,6 +54,8 @@ HANDLING: Mapping[str, Handling] = {
 # The fields that vLLM rejects while it uses drafts.
 UNSUPPORTED_WITH_DRAFTS = frozenset({"min_p", "logit_bias"})
 
+# vLLM rejects higher temperatures, and so does the API. A model's own default may be higher.
+_MAX_TEMPERATURE = 2.0
 # vLLM's seeds are below 2**63. It takes -1 as no seed.
 _NUM_SEEDS = 2**63
 

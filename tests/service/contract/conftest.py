@@ -14,7 +14,7 @@ from service.domain.engine_settings import EngineModel
 from service.text.grammars import CompiledGrammars, load_token_trie
 from service.text.hf_tokenizer import HfTokenizer, load_tokenizer
 from tests.service.contract.kinds import KINDS, Kind
-from tests.service.contract.promises import END, TIED, VOCAB_SIZE, Definition
+from tests.service.contract.promises import END, MAX_MODEL_LEN, TIED, VOCAB_SIZE, Definition
 from tests.support.reference_model import ReferenceModel
 from tests.support.tiny_model import save_model
 
@@ -71,7 +71,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def engine(kind: Kind, model: EngineModel) -> AsyncIterator[Engine]:
     """An engine with eight slots and a long queue."""
-    engine = kind.make(max_model_len=256, max_num_seqs=8, max_queue_size=300)
+    engine = kind.make(max_model_len=MAX_MODEL_LEN, max_num_seqs=8, max_queue_size=300)
     await engine.start(model)
     yield engine
     assert await engine.stop()

@@ -39,6 +39,7 @@ class Kind:
 KINDS = [
     pytest.param(Kind("local", {}), id="local"),
     pytest.param(Kind("tests.fakes.small_engine:small_engine", {}), id="small"),
+    pytest.param(Kind("tests.fakes.small_vllm:small_vllm_engine", {}), id="vllm over small"),
     pytest.param(
         Kind("vllm", {"num_speculative_tokens": 0}),
         id="vllm",

@@ -21,8 +21,12 @@ from tests.support.reference_model import ReferenceModel
 
 VOCAB_SIZE = 300
 END = 1  # the model's own end token
+MAX_MODEL_LEN = 256
 # Equal weights of the output layer make these tokens equally likely everywhere.
 TIED = {41: 40, 42: 40}
+
+# The highest temperature of engines that have one. The API's maximum is 2.
+MAX_TEMPERATURE = {"vllm": 2.0}
 
 # Engines sum in different orders, so their float32 logits differ slightly.
 _TOLERANCE = 2e-3
@@ -117,14 +121,15 @@ class Definition:
         row = self.logits((*request.prompt_token_ids, *output))
         return probabilities(_processed(row, request, output), request.sampling, slack)
 
-    def check(
-        self, request: Request, outputs: Sequence[TokenOutput], max_model_len: int = 256
-    ) -> None:
-        """Check all items of a request that has ended without an error."""
+    def check(self, request: Request, outputs: Sequence[TokenOutput]) -> None:
+        """Check all items of a request that has ended without an error.
+
+        The maximum length of a sequence is MAX_MODEL_LEN.
+        """
         for index in range(request.n):
             own = [o for o in outputs if o.index == index and not o.is_progress]
             assert [o.finish_reason is not None for o in own] == [False] * (len(own) - 1) + [True]
-            self._check_sequence(request, own, max_model_len)
+            self._check_sequence(request, own)
         told = [o.prompt_logprobs for o in outputs if o.prompt_logprobs]
         first = next((o for o in outputs if o.token_ids and o.index == 0), None)
         assert told == ([first.prompt_logprobs] if first and first.prompt_logprobs else [])
@@ -133,9 +138,7 @@ class Definition:
             rows = self._model.logits(prompt)
             _check_logprobs(first.prompt_logprobs, rows, prompt[1:], request.num_prompt_logprobs)
 
-    def _check_sequence(
-        self, request: Request, own: Sequence[TokenOutput], max_model_len: int
-    ) -> None:
+    def _check_sequence(self, request: Request, own: Sequence[TokenOutput]) -> None:
         prompt, p = request.prompt_token_ids, request.sampling
         output = [token_id for o in own for token_id in o.token_ids]
         rows = self._model.logits((*prompt, *output))[len(prompt) - 1 :]
@@ -147,7 +150,7 @@ class Definition:
                 assert logits[token_id] >= max(logits.values()) - _TOLERANCE
             else:
                 assert token_id in probabilities(logits, p, slack=_TOLERANCE)
-        room = max_model_len - len(prompt)
+        room = MAX_MODEL_LEN - len(prompt)
         limit = room if p.max_tokens is None else min(p.max_tokens, room)
         stops = [i for i, token_id in enumerate(output) if token_id in request.stop_token_ids]
         if own[-1].finish_reason is FinishReason.LENGTH:

@@ -1,6 +1,7 @@
 """Requests with any combination of options, separately and together."""
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,6 +17,7 @@ from service.text.grammars import CompiledGrammars
 from tests.service.contract.kinds import Kind
 from tests.service.contract.promises import (
     END,
+    MAX_TEMPERATURE,
     VOCAB_SIZE,
     Definition,
     collect,
@@ -72,6 +74,8 @@ def served(
     options: dict[str, Any] = {"max_tokens": 12} | {
         name: value for name, value in chosen.items() if name not in engine.capabilities.unsupported
     }
+    if options.get("temperature", 0.0) > MAX_TEMPERATURE.get(engine.capabilities.name, math.inf):
+        options["temperature"] = MAX_TEMPERATURE[engine.capabilities.name]
     if "constraint" in options:
         options["constraint"] = grammars.compile(options["constraint"])
         options["stop_token_ids"] = frozenset({END, *options.get("stop_token_ids", ())})
@@ -113,7 +117,7 @@ def mixed_requests(engine: Engine, grammars: CompiledGrammars) -> list[Request]:
         served(
             engine,
             grammars,
-            {"temperature": 0.0, "seed": i, "max_tokens": 20} | choices[i % len(choices)],
+            {"temperature": 0.0, "seed": i, "max_tokens": 10} | choices[i % len(choices)],
             make_prompt(i % 7, rng.randrange(1, 100)),
         )
         for i in range(40)

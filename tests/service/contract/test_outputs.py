@@ -64,8 +64,9 @@ async def test_timings_of_items_increase(engine: Engine) -> None:
     for output in outputs:
         now = times(output.timings)
         assert now == sorted(now)
-        assert now[: len(before)] >= before
-        assert now[:3] == before[:3] or len(now) > len(before)
+        # The time of the last token is the only one that changes.
+        assert now[: min(3, len(before))] == before[:3]
+        assert now[3:] >= before[3:]
         assert output.timings is not None
         assert output.timings.num_tokens >= num_tokens
         before, num_tokens = now, output.timings.num_tokens

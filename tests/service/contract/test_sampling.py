@@ -9,6 +9,7 @@ from service.domain.engine import Engine, Request
 from service.domain.sampling import SamplingParams
 from tests.service.contract.promises import (
     END,
+    MAX_TEMPERATURE,
     VOCAB_SIZE,
     Definition,
     collect,
@@ -86,7 +87,6 @@ async def test_logit_bias_is_added_to_the_logit(engine: Engine, definition: Defi
         assert await generate(engine, max_tokens=1, logit_bias={second: bias}) == [expected]
 
 
-# Two tokens in turn make the effect of a penalty visible.
 PENALTIES: list[dict[str, float]] = [
     {"presence_penalty": 1.5},
     {"presence_penalty": -2.0},
@@ -184,6 +184,8 @@ async def first_tokens(engine: Engine, **options: Any) -> tuple[Request, list[in
 async def test_temperature_scales_the_logits(
     engine: Engine, definition: Definition, temperature: float
 ) -> None:
+    if temperature > MAX_TEMPERATURE.get(engine.capabilities.name, temperature):
+        pytest.skip("the engine does not serve this temperature")
     request, drawn = await first_tokens(engine, temperature=temperature)
     chances = definition.chances(request)
     # The share of the likeliest tokens, which have half of the probability together.
@@ -212,15 +214,19 @@ async def test_filters_keep_the_likeliest_tokens(
     assert len(set(drawn)) > 1
 
 
-async def test_top_p_is_a_share_of_what_top_k_leaves(
-    engine: Engine, definition: Definition
+@pytest.mark.parametrize(
+    ("first", "num_left"), [({}, 5), ({"top_k": 2}, 2), ({"min_p": 0.65}, 2)], ids=str
+)
+async def test_top_p_is_a_share_of_what_other_filters_leave(
+    engine: Engine, definition: Definition, first: dict[str, float], num_left: int
 ) -> None:
-    skip_unless_served(engine, "top_k", "top_p", "allowed_token_ids", "logit_bias")
+    skip_unless_served(engine, "top_p", "allowed_token_ids", "logit_bias", *first)
     options = known_shares(definition, {50: 0.3, 51: 0.2, 52: 0.19, 53: 0.16, 54: 0.15})
-    _, drawn = await first_tokens(engine, **options, top_p=0.55)
-    assert set(drawn) >= {50, 51}
-    _, drawn = await first_tokens(engine, **options, top_k=2, top_p=0.55)
-    assert set(drawn) == {50}  # it has 0.6 of what is left
+    _, drawn = await first_tokens(engine, **options, **first)
+    assert set(drawn) == set(range(50, 50 + num_left))
+    _, drawn = await first_tokens(engine, **options, **first, top_p=0.55)
+    # The first token has 0.3 of all, and 0.6 of the two that are left.
+    assert set(drawn) == ({50, 51, 52} if num_left == 5 else {50})
 
 
 async def test_seed_makes_sampling_reproducible(engine: Engine, definition: Definition) -> None:

@@ -116,6 +116,8 @@ async def test_requests_of_a_lower_priority_value_are_preempted_last(
     kind: Kind, model: EngineModel
 ) -> None:
     """The cache has ten blocks, and each of two sequences needs eight."""
+    if kind.name == "vllm":
+        pytest.skip("vLLM preempts the latest request")
     engine = kind.make(
         max_model_len=256, max_num_seqs=2, block_size=32, kv_cache_memory_bytes=10 * 32 * 512
     )

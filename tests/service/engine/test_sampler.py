@@ -24,6 +24,10 @@ def naive(logits: NDArray[np.float64], p: SamplingParams, draw: float) -> int | 
     if not (p.top_k or p.top_p < 1 or p.min_p):
         return invert(list(enumerate(probs)), draw)
     ranked = sorted(enumerate(probs), key=lambda pair: -pair[1])
+    floor = p.min_p * ranked[0][1]
+    if any(abs(prob - floor) < _TIE * floor for _, prob in ranked[1:]):
+        return None
+    ranked = [pair for pair in ranked if pair[1] >= floor]
     if p.top_k:
         ranked = ranked[: p.top_k]
     mass = sum(prob for _, prob in ranked)
@@ -35,10 +39,7 @@ def naive(logits: NDArray[np.float64], p: SamplingParams, draw: float) -> int | 
         if not nucleus or before < p.top_p * mass:
             nucleus.append((token_id, prob))
         before += prob
-    floor = p.min_p * nucleus[0][1]
-    if any(abs(prob - floor) < _TIE * floor for _, prob in nucleus[1:]):
-        return None
-    return invert([pair for pair in nucleus if pair[1] >= floor], draw)
+    return invert(nucleus, draw)
 
 
 def invert(kept: list[tuple[int, float]], draw: float) -> int | None:

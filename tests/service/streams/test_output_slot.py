@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from service.domain.engine import FinishReason, TokenOutput
+from service.domain.engine import EngineTimings, FinishReason, TokenOutput
 from service.errors import EngineDead, StepFailed
 from service.streams.output_slot import OutputSlot
 
@@ -70,3 +70,13 @@ async def test_first_error_ends_the_request() -> None:
     with pytest.raises(EngineDead) as caught:
         await slot.take()
     assert caught.value is first
+
+
+async def test_outputs_have_the_latest_timings_of_their_request() -> None:
+    slot = OutputSlot()
+    for num_tokens, index in enumerate([0, 1, 0], 1):
+        slot.put(TokenOutput((7,), index=index, timings=EngineTimings(num_tokens=num_tokens)))
+    slot.release(100.0, INTERVAL_S)
+    outputs = [await slot.take(), await slot.take()]
+    assert [len(output.token_ids) for output in outputs] == [2, 1]
+    assert [output.timings for output in outputs] == [EngineTimings(num_tokens=3)] * 2

@@ -561,6 +561,25 @@ async def test_response_of_another_model_is_not_used() -> None:
         assert (len(swapped.requests), len(good.requests)) == (1, 1)
 
 
+async def test_response_of_another_model_is_a_failure_of_the_only_upstream() -> None:
+    other = chat_chunk({"content": "x"}, "stop") | {"model": "another"}
+    async with fake.running() as upstream, serving(upstream.url) as served:
+        upstream.chat(fake.streams(other))
+        upstream.models = [{"id": "another"}]
+        with pytest.raises(UpstreamDown, match="no longer serves the model"):
+            await served.deltas()
+        assert not served.runtime._pool.is_available
+
+
+async def test_logprobs_of_llamacpp_text_completions_have_the_form_of_chats() -> None:
+    entry = {"id": 9, "token": " a", "bytes": [32, 97], "logprob": -0.5, "top_logprobs": []}
+    chunks = [text_chunk(" a", logprobs={"content": [entry]}), text_chunk("", "stop")]
+    request = completion("Say", num_logprobs=1)
+    first, _ = await deltas_of(*chunks, request=request, path="completions")
+    assert first.logprobs == (DecodedLogprob(b" a", -0.5, 9),)
+    assert first.text_offsets == (0,)
+
+
 async def test_other_name_of_the_model_in_responses_is_accepted() -> None:
     versioned = chat_chunk({"content": "x"}, "stop") | {"model": f"{fake.MODEL}-2026-01-01"}
     async with fake.running() as upstream, serving(upstream.url) as served:
