@@ -77,8 +77,9 @@ class Request:
             time, it fails.
         cache_salt: Only requests with an equal salt share cached prompt prefixes.
         n: Number of sequences. Sequence `i` is sampled by the seed and `i`.
-        priority: Among the requests of a caller, those with a lower value are admitted first and
-            preempted last. An engine may choose the next request before there is room for it.
+        priority: Among the requests of a caller, those with a lower value are admitted first, and
+            preempted last if `EngineCapabilities.preempts_by_priority`. An engine may choose the
+            next request before there is room for it.
         num_logprobs: Number of most likely tokens whose log probabilities are returned, in addition
             to that of each generated token. If it is None, no log probabilities are returned.
         num_prompt_logprobs: The same for the prompt.
@@ -205,6 +206,7 @@ class EngineCapabilities:
             text in `OutputConstraint.begun`.
         masks_logprobs: True if the log probabilities of an output with a constraint are those among
             the tokens that the constraint allows.
+        preempts_by_priority: True if `Request.priority` decides which sequence is preempted.
     """
 
     name: str
@@ -213,6 +215,7 @@ class EngineCapabilities:
     is_batch_invariant: bool = False
     continues_constraints: bool = True
     masks_logprobs: bool = False
+    preempts_by_priority: bool = True
 
 
 @runtime_checkable

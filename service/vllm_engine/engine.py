@@ -115,7 +115,9 @@ class VllmEngine:
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        known = EngineCapabilities("vllm", continues_constraints=False, masks_logprobs=True)
+        known = EngineCapabilities(
+            "vllm", continues_constraints=False, masks_logprobs=True, preempts_by_priority=False
+        )
         if self._client is None:
             return known
         limits = self._client.limits

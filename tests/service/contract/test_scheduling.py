@@ -116,12 +116,12 @@ async def test_requests_of_a_lower_priority_value_are_preempted_last(
     kind: Kind, model: EngineModel
 ) -> None:
     """The cache has ten blocks, and each of two sequences needs eight."""
-    if kind.name == "vllm":
-        pytest.skip("vLLM preempts the latest request")
     engine = kind.make(
         max_model_len=256, max_num_seqs=2, block_size=32, kv_cache_memory_bytes=10 * 32 * 512
     )
     skip_unless_served(engine, "priority")
+    if not engine.capabilities.preempts_by_priority:
+        pytest.skip("the engine preempts without regard to the priority")
     await engine.start(model)
     requests = [
         make_request(make_prompt(seed, 60), max_tokens=180, priority=priority)
