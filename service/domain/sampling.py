@@ -12,7 +12,7 @@ class SamplingParams:
     model's `generation_config` replaces them. The fields that a request sets replace both.
     """
 
-    temperature: float = 1.0  # 0 means greedy sampling
+    temperature: float = 1.0  # 0 to 2; 0 means greedy sampling
     top_p: float = 1.0
     top_k: int = 0  # 0 means no limit
     min_p: float = 0.0

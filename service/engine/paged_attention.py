@@ -1,6 +1,7 @@
 """The choice among the implementations of attention over the paged KV cache in torch."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import structlog
 import torch
@@ -47,29 +48,35 @@ def make_paged_attention(
         num_heads: Number of query heads.
         has_softcap: True if a layer has a softcap.
     """
-    if device.type == "cuda":
-        try:
-            _check_support(device, has_softcap=has_softcap)
-            for shape in dict.fromkeys(shapes):
-                check_results(shape, num_heads, block_size, device)
-            return VarlenAttention(VarlenKVStore(shapes, num_blocks, block_size, device))
-        except ValueError as error:
-            log.info("attention_backend_unavailable", backend="varlen", reason=str(error))
+    if device.type == "cuda" and _is_supported(
+        tuple(dict.fromkeys(shapes)), num_heads, block_size, device, has_softcap=has_softcap
+    ):
+        return VarlenAttention(VarlenKVStore(shapes, num_blocks, block_size, device))
     return GatheredAttention(KVStore(shapes, num_blocks, block_size, device))
 
 
-def _check_support(device: torch.device, *, has_softcap: bool) -> None:
-    """Check that the kernel supports the device and the model.
-
-    Raises:
-        ValueError: It does not.
-    """
-    if has_softcap:
-        raise ValueError("the kernel has no softcap")
-    capability = torch.cuda.get_device_capability(device)
-    if capability < _MIN_CAPABILITY:
-        major, minor = capability
-        raise ValueError(f"the compute capability {major}.{minor} is below 8.0")
+@cache  # a model may get several caches, the first of them to measure the memory of a step
+def _is_supported(
+    shapes: tuple[KVShape, ...],
+    num_heads: int,
+    block_size: int,
+    device: torch.device,
+    *,
+    has_softcap: bool,
+) -> bool:
+    """Return True if the kernel supports the model and the device. Otherwise log the reason."""
+    try:
+        if has_softcap:
+            raise ValueError("the kernel has no softcap")  # noqa: TRY301  # logged like the others
+        major, minor = torch.cuda.get_device_capability(device)
+        if (major, minor) < _MIN_CAPABILITY:
+            raise ValueError(f"the compute capability {major}.{minor} is below 8.0")  # noqa: TRY301
+        for shape in shapes:
+            check_results(shape, num_heads, block_size, device)
+    except ValueError as error:
+        log.info("attention_backend_unavailable", backend="varlen", reason=str(error))
+        return False
+    return True
 
 
 @torch.inference_mode()

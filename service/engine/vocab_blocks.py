@@ -18,7 +18,7 @@ def as_blocks(rows: Tensor, padding: float) -> Tensor:
     """
     rest = -rows.shape[-1] % BLOCK
     padded = F.pad(rows, (0, rest), value=padding) if rest else rows
-    return padded.reshape(rows.shape[0], -1, BLOCK)
+    return padded.reshape(rows.shape[0], padded.shape[-1] // BLOCK, BLOCK)
 
 
 def gather_block(blocks: Tensor, index: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ KINDS = [
     pytest.param(Kind("tests.fakes.small_engine:small_engine", {}), id="small"),
     pytest.param(Kind("tests.fakes.small_vllm:small_vllm_engine", {}), id="vllm over small"),
     pytest.param(
-        Kind("vllm", {"num_speculative_tokens": 0}),
+        Kind("vllm", {}),
         id="vllm",
         marks=[
             pytest.mark.vllm,

@@ -187,6 +187,18 @@ async def test_ending_the_only_sequence_ends_the_request(engine: Engine) -> None
     await until_idle(engine)
 
 
+async def test_sequence_without_any_token_has_no_logprobs(
+    engine: Engine, definition: Definition
+) -> None:
+    skip_unless_served(engine, "allowed_token_ids", "bad_token_sequences")
+    request = make_request(
+        allowed_token_ids=frozenset({50}), bad_token_sequences=((50,),), num_logprobs=2
+    )
+    outputs = await collect(engine, request)
+    assert tokens(outputs) == []
+    definition.check(request, outputs)
+
+
 @pytest.mark.parametrize("num_items", [0, 1, 2, 3])
 async def test_closing_the_generator_frees_its_resources(engine: Engine, num_items: int) -> None:
     stream = engine.generate(make_request(temperature=1.0, max_tokens=None, n=2))

@@ -180,7 +180,7 @@ async def first_tokens(engine: Engine, **options: Any) -> tuple[Request, list[in
     return request, [tokens(outputs, index)[0] for index in range(NUM_DRAWS)]
 
 
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0, 1000.0])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 async def test_temperature_scales_the_logits(
     engine: Engine, definition: Definition, temperature: float
 ) -> None:

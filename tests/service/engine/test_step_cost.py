@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import torch
 
 from service.domain.engine import Request
@@ -177,3 +178,14 @@ def test_varlen_attention_gives_the_log_probabilities_of_gathered_attention(
     for varlen, gathered in zip(*told, strict=True):
         assert len(varlen) > 1
         torch.testing.assert_close(varlen, gathered, atol=0.3, rtol=0.02)
+
+
+def test_reason_for_another_attention_is_logged_once(model: Path) -> None:
+    with structlog.testing.capture_logs() as logs:
+        load(model, 16)
+        load(model, 16)
+    [event] = [entry for entry in logs if entry["event"] == "attention_backend_unavailable"]
+    assert (event["backend"], event["reason"]) == (
+        "varlen",
+        "block_size 16 is not a multiple of 256",
+    )
