@@ -26,11 +26,13 @@ def load_runtime_factory(settings: ServiceSettings) -> Callable[[], ModelRuntime
 
 
 def check_runtime(settings: ServiceSettings) -> None:
-    """Check the options of the engine or backend that the settings name, without making it.
+    """Check the options of the engine or backend that the settings name. No engine is made.
 
     Raises:
         ConfigError: It cannot be imported, or it rejects the options.
     """
-    load_runtime_factory(settings)
-    if settings.engine not in BACKENDS:
+    make = load_runtime_factory(settings)
+    if settings.engine in BACKENDS:
+        make()  # reads files of keys and certificates, and connects to nothing
+    else:
         check_engine(settings.engine, settings.engine_settings)

@@ -2,6 +2,7 @@
 
 from chatrpc.v1 import chat_pb2, model_service_pb2, model_service_pb2_grpc
 from chatrpc.v1.limits import LIMITS
+from service.deadline import deadline_scope
 from service.domain.backend import ModelSpec, RemoteTokenizer, ServedModel
 from service.domain.model import Tokenizer
 from service.errors import (
@@ -13,6 +14,7 @@ from service.errors import (
 )
 from service.rpc.calls.caller import may_use_model
 from service.rpc.calls.context import Context
+from service.rpc.calls.deadline import deadline_of
 from service.rpc.calls.work_pools import WorkPools
 from service.rpc.decode.chat import check_fits
 from service.rpc.decode.chat import messages as decode_messages
@@ -33,11 +35,14 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
 
     Args:
         pools: Threads for tokenizing.
+        request_timeout_s: Maximum duration of a request to a remote tokenizer, in seconds, even if
+            the caller's deadline is later.
     """
 
-    def __init__(self, lifecycle: Lifecycle, pools: WorkPools) -> None:
+    def __init__(self, lifecycle: Lifecycle, pools: WorkPools, request_timeout_s: float) -> None:
         self._lifecycle = lifecycle
         self._pools = pools
+        self._request_timeout_s = request_timeout_s
 
     async def ListModels(
         self, request: model_service_pb2.ListModelsRequest, context: Context
@@ -78,7 +83,10 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         if request.WhichOneof("input") is None:
             raise MissingField("input")
         if model.remote_tokenizer is not None:
-            return await _remotely_tokenized(request, model.backend.spec, model.remote_tokenizer)
+            async with deadline_scope(deadline_of(context, self._request_timeout_s)):
+                return await _remotely_tokenized(
+                    request, model.backend.spec, model.remote_tokenizer
+                )
         tokenizer = _tokenizer(model, "Tokenize")
         return await self._pools.text(_tokenized, request, model.backend.spec, tokenizer)
 
@@ -92,7 +100,8 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         if len(request.token_ids) > max_size:
             raise InvalidField("token_ids", f"At most {max_size} token ids are taken.")
         if model.remote_tokenizer is not None:
-            text = await model.remote_tokenizer.decode(request.token_ids)
+            async with deadline_scope(deadline_of(context, self._request_timeout_s)):
+                text = await model.remote_tokenizer.decode(request.token_ids)
             return model_service_pb2.DetokenizeResponse(text=text)
         tokenizer = _tokenizer(model, "Detokenize")
         return await self._pools.text(_detokenized, request, tokenizer)

@@ -160,7 +160,7 @@ class Server:
             EmbeddingServicer(lifecycle, self._pools, request_timeout_s), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(lifecycle, self._pools), self._server
+            ModelServicer(lifecycle, self._pools, request_timeout_s), self._server
         )
         for extension in extensions:
             lifecycle.add_service(extension.service_name)

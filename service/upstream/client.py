@@ -5,6 +5,7 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,7 @@ class Upstream:
         """Return the upstream's models, and its name of its server.
 
         Raises:
-            AttemptFailed: The upstream failed.
-            UnsupportedMethod: It has no list of models.
+            AttemptFailed: The upstream failed, or it has no list of models.
         """
         async with self._in_time(), self._response("GET", f"{self.url}/models") as response:
             await _check(response, failures)
@@ -179,6 +179,8 @@ def _client(options: ConnectionOptions) -> httpx.AsyncClient:
                 "user-agent": f"chatrpc/{version('chatrpc')}",
                 "accept-encoding": "identity",  # compressed events would be delayed
             },
+            # Cookies would link the requests of all callers, and bind them to one replica.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             verify=options.tls,
             timeout=httpx.Timeout(
                 connect=options.connect_timeout_s,

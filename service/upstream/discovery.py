@@ -63,10 +63,12 @@ async def find(upstream: Upstream, wanted: str | None, dialect: Dialect | None) 
     """
     try:
         models, server = await upstream.models(_FAILURES)
-    except UnsupportedMethod as error:
+    except AttemptFailed as failed:
+        if not isinstance(failed.error, UnsupportedMethod):
+            raise
         if wanted is None:
             text = f"The upstream {upstream.label} has no list of models. Set upstream_model."
-            raise AttemptFailed(NoSuchModel(text), text) from error
+            raise AttemptFailed(NoSuchModel(text), text) from failed
         models, server = [Model(wanted)], ""
     except InvalidField as error:
         invalid = UpstreamInvalidResponse("The upstream service rejects requests for its models.")

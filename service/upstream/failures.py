@@ -133,7 +133,8 @@ class Failures:
         if status == 404 and (names_model or _NO_MODEL.search(error.text)):
             gone = UpstreamDown("The upstream service no longer serves the model.")
             return AttemptFailed(gone, cause)
-        return UnsupportedMethod(self._method, self._model)
+        # A proxy returns the same status while it has no route to the upstream.
+        return AttemptFailed(UnsupportedMethod(self._method, self._model), cause, None)
 
     def _rejection(self, error: _ErrorObject) -> ChatrpcError:
         too_long = _context_length(error)

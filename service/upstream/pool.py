@@ -78,8 +78,11 @@ class UpstreamPool:
 
     @property
     def is_available(self) -> bool:
-        """True if not all upstreams are down."""
-        return not all(member.is_down for member in self.members)
+        """True unless every upstream is down and has failed a probe.
+
+        A request may make every upstream fail. The model stays available for other requests.
+        """
+        return not all(member.is_down and member.num_failed_probes for member in self.members)
 
     async def wait_available(self, *, is_available: bool) -> None:
         """Return when `self.is_available` has the value `is_available`."""
@@ -118,9 +121,9 @@ class UpstreamPool:
         label, reason = member.upstream.label, type(failed.error).__name__
         fields = {"upstream": label, "reason": reason, "cause": failed.cause}
         self._limited_log.write(log.warning, "upstream_failed", kind=(label, reason), **fields)
-        member.failure = failed.error
         if failed.aside_s is None:
             return
+        member.failure = failed.error
         if isinstance(failed.error, UpstreamRateLimited):
             member.aside_until_s = self._clock() + failed.aside_s
             return

@@ -30,6 +30,7 @@ class SequenceReader:
         params = request.sampling
         self._allowed = params.allowed_token_ids
         self._min_tokens = params.min_tokens
+        self._longest_bad = max(map(len, request.bad_token_sequences), default=0)
         self._is_restricted = bool(
             self._allowed is not None or self._min_tokens or request.bad_token_sequences
         )
@@ -88,20 +89,22 @@ class SequenceReader:
         """Return the number of tokens before the first one that an option forbids."""
         if not self._is_restricted:
             return len(new)
-        token_ids = list(self._token_ids)
+        num_before = len(self._token_ids)
+        # Only as many earlier tokens as a forbidden sequence can have, since outputs are long.
+        last = tuple(self._token_ids[max(0, num_before - self._longest_bad) :])
         for position, token_id in enumerate(new):
-            if self._is_forbidden(token_ids, token_id):
+            last = (*last, token_id)
+            if self._is_forbidden(last, num_before + position):
                 return position
-            token_ids.append(token_id)
         return len(new)
 
-    def _is_forbidden(self, before: list[int], token_id: int) -> bool:
-        if self._allowed is not None and token_id not in self._allowed:
+    def _is_forbidden(self, last: tuple[int, ...], num_before: int) -> bool:
+        """Return True if an option forbids the last token, which has `num_before` before it."""
+        if self._allowed is not None and last[-1] not in self._allowed:
             return True
-        if len(before) < self._min_tokens and token_id in self._request.stop_token_ids:
+        if num_before < self._min_tokens and last[-1] in self._request.stop_token_ids:
             return True
-        extended = (*before, token_id)
-        return any(extended[-len(bad) :] == bad for bad in self._request.bad_token_sequences)
+        return any(last[-len(bad) :] == bad for bad in self._request.bad_token_sequences)
 
 
 def _logprobs(

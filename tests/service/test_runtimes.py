@@ -2,10 +2,14 @@
 
 import asyncio
 import sys
+from pathlib import Path
 
+import pytest
+
+from chatrpc_process.errors import ConfigError
 from service.config import ServiceSettings
 from service.model import LocalRuntime
-from service.runtimes import load_runtime_factory
+from service.runtimes import check_runtime, load_runtime_factory
 from tests.fakes import openai_upstream
 
 _MODEL_PACKAGES = (
@@ -57,3 +61,11 @@ async def test_chat_backend_starts_without_packages_of_models() -> None:
     assert code == 1
     assert "does not serve the model 'missing'" in errors
     assert "Traceback" not in errors
+
+
+def test_check_reads_the_key_of_an_upstream(tmp_path: Path) -> None:
+    options = ["--engine", "openai", "--upstream-url", "http://127.0.0.1:1"]
+    missing = f"--upstream-api-key-file={tmp_path / 'missing'}"
+    check_runtime(ServiceSettings.load(options))
+    with pytest.raises(ConfigError, match="missing"):
+        check_runtime(ServiceSettings.load([*options, missing]))

@@ -24,7 +24,7 @@ from service.errors import (
 )
 from tests.fakes import openai_upstream as fake
 from tests.fakes.openai_upstream import Received, Send, chat_chunk, text_chunk
-from tests.fakes.wait import until
+from tests.fakes.wait import failsafe, until
 from tests.service.upstream.serving import call, chat, completion, joined, sampling, serving
 
 
@@ -547,6 +547,38 @@ async def test_closed_idle_connection_is_no_failure() -> None:
         assert len(upstream.requests) == 2
 
 
+async def test_upstream_without_the_endpoint_is_replaced_and_not_put_aside() -> None:
+    async with (
+        fake.running() as unrouted,
+        fake.running() as good,
+        serving(unrouted.url, good.url) as served,
+    ):
+        unrouted.chat(fake.replies(fake.response(404, b"default backend - 404")))
+        assert await served.text() == "Hi!"
+        assert (len(unrouted.requests), len(good.requests)) == (1, 1)
+        assert not any(member.is_down for member in served.runtime._pool.members)
+
+
+async def test_request_that_makes_every_upstream_fail_leaves_the_model_available() -> None:
+    async with fake.running() as upstream, serving(upstream.url) as served:
+        upstream.chat(fake.replies(fake.response(500, b"")))
+        with pytest.raises(UpstreamDown):
+            await served.deltas()
+        [member] = served.runtime._pool.members
+        assert member.is_down
+        assert served.runtime._pool.is_available
+
+
+async def test_cookies_are_not_sent() -> None:
+    async with fake.running() as upstream, serving(upstream.url) as served:
+        limited = fake.response(429, b"", set_cookie="replica=1; Path=/", retry_after="0")
+        upstream.chat(fake.replies(limited))
+        for _ in range(2):
+            with pytest.raises(UpstreamRateLimited):
+                await served.deltas()
+        assert ["cookie" in request.headers for request in upstream.requests] == [False, False]
+
+
 async def test_response_of_another_model_is_not_used() -> None:
     """Some services answer with whatever model they have."""
     other = chat_chunk({"content": "x"}, "stop") | {"model": "another"}
@@ -568,7 +600,8 @@ async def test_response_of_another_model_is_a_failure_of_the_only_upstream() -> 
         upstream.models = [{"id": "another"}]
         with pytest.raises(UpstreamDown, match="no longer serves the model"):
             await served.deltas()
-        assert not served.runtime._pool.is_available
+        async with failsafe():
+            await served.runtime.wait_available(is_available=False)
 
 
 async def test_logprobs_of_llamacpp_text_completions_have_the_form_of_chats() -> None:

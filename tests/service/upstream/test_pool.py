@@ -110,6 +110,10 @@ async def test_availability_follows_the_upstreams() -> None:
         for member in upstreams.members:
             assert upstreams.is_available
             upstreams.note_failure(member, down())
+            assert upstreams.is_available  # only a request has failed
+        for member in upstreams.members:
+            assert upstreams.is_available
+            upstreams.note_failed_probe(member, down())
         await upstreams.wait_available(is_available=False)
         waiting = asyncio.ensure_future(upstreams.wait_available(is_available=True))
         await asyncio.sleep(0)

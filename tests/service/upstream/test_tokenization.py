@@ -1,5 +1,6 @@
 """Tokenizing at an upstream, through the servicer."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from chatrpc.v1 import chat_pb2, model_service_pb2
 from tests.fakes import openai_upstream as fake
+from tests.fakes.wait import until
 from tests.service.upstream.serving import serving
 from tests.support.grpc_server import Running, served
 from tests.support.rpc_errors import rpc_error
@@ -74,6 +76,27 @@ async def test_failure_has_its_status(
         await server.lifecycle.serve(remote.model)
         error = await rpc_error(server.models.Tokenize(tokenized(text="hi", **fields)))
         assert (error.code, error.reason) == (grpc.StatusCode[code], reason)
+
+
+async def test_call_without_a_deadline_ends_after_the_request_timeout() -> None:
+    async def silent(_: fake.Received, __: fake.Send) -> None:
+        await asyncio.Event().wait()
+
+    async with (
+        served(request_timeout_s=0.01) as server,
+        fake.running() as upstream,
+        serving(upstream.url) as remote,
+    ):
+        upstream.handlers |= {"/tokenize": silent, "/detokenize": silent}
+        await server.lifecycle.serve(remote.model)
+        request = model_service_pb2.DetokenizeRequest(model=fake.MODEL, token_ids=[1])
+        for call in (
+            server.models.Tokenize(tokenized(text="hi")),
+            server.models.Detokenize(request),
+        ):
+            error = await rpc_error(call)
+            assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: upstream.num_running == 0)
 
 
 async def test_other_upstreams_do_not_tokenize(server: Running) -> None:

@@ -89,7 +89,7 @@ async def test_killed_process_fails_the_streams_and_the_service(
     found = processes(service)
     async with Client(service.target) as client:
         stream = client.stream(num_tokens=3000)
-        await stream.read()
+        await anext(aiter(stream))
         killed_s = time.monotonic()
         found[name].kill()
         assert (await rpc_error(stream)).reason == "ENGINE_DEAD"
@@ -104,7 +104,7 @@ async def test_frozen_core_fails_the_streams_and_the_service(launch: Launch, mod
     found = processes(service)
     async with Client(service.target) as client:
         stream = client.stream(num_tokens=3000)
-        await stream.read()
+        await anext(aiter(stream))
         frozen_s = time.monotonic()
         found[CORE].suspend()
         assert (await rpc_error(stream)).reason == "ENGINE_DEAD"
@@ -123,7 +123,7 @@ async def test_drain_serves_what_runs_and_ends_all_processes(launch: Launch, mod
     assert os.getpgid(service.process.pid) not in groups
     async with Client(service.target) as client:
         stream = client.stream(num_tokens=300)
-        await stream.read()
+        await anext(aiter(stream))
         service.send(signal.SIGINT)
         chunks = [chunk async for chunk in stream]
     assert chunks[-1].usage.completion_tokens == 300
@@ -135,7 +135,7 @@ async def test_killed_service_leaves_no_process(launch: Launch, model: Path) -> 
     service = await launch(VllmService(*options(model))).ready()
     found = processes(service)
     async with Client(service.target) as client:
-        await client.stream(num_tokens=3000).read()
+        await anext(aiter(client.stream(num_tokens=3000)))
         service.send(signal.SIGKILL)
     await all_ended(found)
 
@@ -156,7 +156,7 @@ async def test_aborted_requests_leave_nothing_in_vllm(launch: Launch, model: Pat
     async with Client(service.target) as client:
         streams = [client.stream(num_tokens=3000) for _ in range(20)]
         for stream in streams:
-            await stream.read()
+            await anext(aiter(stream))
         assert (await service.metrics())["chatrpc_sequences_running"] == 20
         for stream in streams:
             stream.cancel()
