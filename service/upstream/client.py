@@ -58,14 +58,17 @@ class Upstream:
     Attributes:
         root: The URL without `/v1`, where some services have further endpoints.
         num_running: Number of requests in progress.
-        model_in_responses: The model's id in the last response; None before the first response.
+        accepted_ids: Other ids of the model that its responses may have, and the time until which
+            each is accepted, in seconds of `time.monotonic()`.
+        checking: Held while an id is checked.
     """
 
     def __init__(self, url: str, options: ConnectionOptions) -> None:
         self.url = api_url(url)
         self.root = self.url.removesuffix("/v1")
         self.num_running = 0
-        self.model_in_responses: str | None = None
+        self.accepted_ids: dict[str, float] = {}
+        self.checking = asyncio.Lock()
         self._options = options
         self._client = _client(options)
 

@@ -1,5 +1,7 @@
 """Finds the model at an upstream, and the kind of the upstream."""
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +30,10 @@ _OWNERS = {
 }
 # Names that this many models have are in an error.
 _MAX_NAMED_MODELS = 20
+# An id in responses is checked again after this time if the list of models could not be read.
+_UNCHECKED_S = 10.0
+# An upstream that has a new id in each response must not fill the memory.
+_MAX_ACCEPTED_IDS = 100
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +42,10 @@ _FAILURES = Failures(Names(Dialect.OPENAI), "its list of models", "", "model")
 
 class NoSuchModel(UpstreamError):
     """An upstream does not serve the model, or it serves several and none is chosen."""
+
+
+class OtherDialect(UpstreamError):
+    """An upstream is of another kind than those that serve the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +94,9 @@ async def find(upstream: Upstream, wanted: str | None, dialect: Dialect | None) 
 async def check_model(upstream: Upstream, model_id: str, answered: str | None) -> None:
     """Check that a response is that of the model, before its output is used.
 
-    The id in responses may be another one than that in requests, such as that of a version. If it
-    changes, the list of models must still have the model.
+    The id in responses may be another one than that in requests, such as that of a version. When
+    there is a new one, the list of models must still have the model. If the list cannot be read,
+    the response is used, and the id is checked again later.
 
     Args:
         model_id: The model's id in requests.
@@ -94,15 +105,28 @@ async def check_model(upstream: Upstream, model_id: str, answered: str | None) -
     Raises:
         AttemptFailed: The upstream does not serve the model any more.
     """
-    if not answered or answered == (upstream.model_in_responses or model_id):
+    if not answered or answered == model_id or _is_accepted(upstream, answered):
         return
-    try:
-        await find(upstream, model_id, Dialect.OPENAI)
-    except AttemptFailed as failed:
-        gone = UpstreamDown("The upstream service no longer serves the model.")
-        raise AttemptFailed(gone, failed.cause) from failed
-    log.info("upstream_model_name", upstream=upstream.label, model=model_id, name=answered)
-    upstream.model_in_responses = answered
+    async with upstream.checking:
+        if _is_accepted(upstream, answered):  # another request has checked it
+            return
+        accepted_until_s = math.inf
+        try:
+            await find(upstream, model_id, Dialect.OPENAI)
+        except AttemptFailed as failed:
+            if isinstance(failed.error, NoSuchModel):
+                gone = UpstreamDown("The upstream service no longer serves the model.")
+                raise AttemptFailed(gone, failed.cause) from failed
+            accepted_until_s = time.monotonic() + _UNCHECKED_S
+        else:
+            log.info("upstream_model_name", upstream=upstream.label, model=model_id, name=answered)
+        if len(upstream.accepted_ids) >= _MAX_ACCEPTED_IDS:
+            upstream.accepted_ids.clear()
+        upstream.accepted_ids[answered] = accepted_until_s
+
+
+def _is_accepted(upstream: Upstream, answered: str) -> bool:
+    return upstream.accepted_ids.get(answered, 0.0) > time.monotonic()
 
 
 def _chosen(upstream: Upstream, models: Sequence[Model], wanted: str | None) -> Model:

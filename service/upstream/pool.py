@@ -21,7 +21,7 @@ _MAX_FAILED_PROBES = 2
 log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Member:
     """An upstream and its health.
 
@@ -32,6 +32,9 @@ class Member:
         failure: The error of its last failure.
         num_failures: Number of failures in sequence.
         num_failed_probes: Number of failed probes in sequence.
+        is_checked: True if its kind is known to be that of the others. It is checked again after
+            a failure, since another server may have taken its place.
+        is_excluded: True if it is of another kind than the others, and gets no requests.
     """
 
     upstream: Upstream
@@ -42,11 +45,14 @@ class Member:
     )
     num_failures: int = 0
     num_failed_probes: int = 0
+    is_checked: bool = False
+    is_excluded: bool = False
     _went_down: asyncio.Event = field(default_factory=asyncio.Event)
 
     def set_down(self, *, is_down: bool) -> None:
         self.is_down = is_down
         if is_down:
+            self.is_checked = False
             self._went_down.set()
         else:
             self._went_down.clear()
@@ -103,7 +109,8 @@ class UpstreamPool:
             UpstreamRateLimited: All upstreams limit requests.
         """
         now_s = self._clock()
-        rest = [member for member in self.members if not _is_in(member, tried)]
+        members = [member for member in self.members if not member.is_excluded]
+        rest = [member for member in members if member not in tried]
         ready = [member for member in rest if member.aside_until_s <= now_s]
         if ready:
             # A member that is down is ready when its backoff has passed, but others come first.
@@ -143,6 +150,7 @@ class UpstreamPool:
     def note_failed_probe(self, member: Member, failed: AttemptFailed) -> None:
         """Put an upstream aside if several probes have failed, or if it is wrongly configured."""
         member.num_failed_probes += 1
+        member.is_checked = False
         is_busy = not isinstance(failed.error, UpstreamError) and not failed.is_disconnect
         if member.is_down or not is_busy or member.num_failed_probes >= _MAX_FAILED_PROBES:
             self.note_failure(member, failed)
@@ -150,7 +158,3 @@ class UpstreamPool:
     def _set_down(self, member: Member, *, is_down: bool) -> None:
         member.set_down(is_down=is_down)
         self._changed.set()
-
-
-def _is_in(member: Member, members: Collection[Member]) -> bool:
-    return any(each is member for each in members)

@@ -17,7 +17,7 @@ from service.errors import ModelLoadError, UpstreamError
 from service.upstream.backend import UpstreamBackend, UpstreamModel
 from service.upstream.client import ConnectionOptions, Upstream, tls_context
 from service.upstream.dialects import Dialect, Names
-from service.upstream.discovery import Found, find
+from service.upstream.discovery import Found, OtherDialect, find
 from service.upstream.embeddings import UpstreamEmbeddings
 from service.upstream.failures import AttemptFailed
 from service.upstream.pool import Member, UpstreamPool
@@ -57,6 +57,8 @@ class UpstreamRuntime:
             settings.upstream_connect_timeout_s,
             settings.upstream_read_timeout_s,
         )
+        name = settings.upstream_dialect
+        self._dialect = None if name == "auto" else Dialect(name)
         self._pool = UpstreamPool([Upstream(url, options) for url in settings.upstream_url])
         self._backend: UpstreamBackend | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -70,14 +72,24 @@ class UpstreamRuntime:
         """
         if self._key is not None:
             self._tasks.append(asyncio.ensure_future(self._key.watch()))
-        found = await self._first_found()
+        all_found = await self._first_found()
+        found, *others = all_found.values()
         settings, entry = self._settings, found.model
         model = UpstreamModel(
             settings.served_model_name or entry.id,
             entry.id,
-            _model_len(settings.max_model_len, found.max_model_len),
+            _model_len(
+                settings.max_model_len,
+                found.max_model_len,
+                *(each.max_model_len for each in others if each.dialect is found.dialect),
+            ),
             Names(found.dialect),
         )
+        for member, each in all_found.items():
+            try:
+                _check(member, each, model)
+            except AttemptFailed as failed:
+                self._pool.note_failed_probe(member, failed)
         log.info("upstream_found", model=entry.id, dialect=found.dialect.value)
         self._backend = UpstreamBackend(
             model, self._pool, settings.max_num_seqs or DEFAULT_NUM_SEQS, settings.max_queue_size
@@ -121,12 +133,14 @@ class UpstreamRuntime:
             await member.upstream.aclose()
         return True
 
-    async def _first_found(self) -> Found:
+    async def _first_found(self) -> dict[Member, Found]:
+        """Return what the upstreams have that can be reached. Wait until there is one."""
         while True:
             members = self._pool.members
             results = await asyncio.gather(*(self._find(member) for member in members))
-            found = next((result for result in results if isinstance(result, Found)), None)
-            if found is not None:
+            pairs = zip(members, results, strict=True)
+            found = {member: each for member, each in pairs if isinstance(each, Found)}
+            if found:
                 return found
             for result in results:
                 if isinstance(result, AttemptFailed) and isinstance(result.error, UpstreamError):
@@ -140,10 +154,8 @@ class UpstreamRuntime:
         wanted = settings.upstream_model
         if wanted is None and "model" in settings.model_fields_set:
             wanted = settings.model
-        name = settings.upstream_dialect
-        dialect = None if name == "auto" else Dialect(name)
         try:
-            found = await find(member.upstream, wanted, dialect)
+            found = await find(member.upstream, wanted, self._dialect)
         except AttemptFailed as failed:
             self._pool.note_failure(member, failed)
             return failed
@@ -160,13 +172,26 @@ class UpstreamRuntime:
             if member.is_down and pause_s > 0:
                 await asyncio.sleep(pause_s)
             try:
-                await find(member.upstream, model.upstream_id, model.names.dialect)
+                await self._probe(member, model)
             except AttemptFailed as failed:
                 self._pool.note_failed_probe(member, failed)
             except Exception:  # without probes, an upstream would stay down
                 log.exception("unexpected_error")
+                await asyncio.sleep(self._probe_interval_s)
             else:
                 self._pool.note_success(member)
+
+    async def _probe(self, member: Member, model: UpstreamModel) -> None:
+        """Check that an upstream serves the model, and is of the same kind as the others.
+
+        Raises:
+            AttemptFailed: It does not, or it is not.
+        """
+        # To find the kind may need a further request.
+        dialect = model.names.dialect if member.is_checked else self._dialect
+        found = await find(member.upstream, model.upstream_id, dialect)
+        if not member.is_checked:
+            _check(member, found, model)
 
 
 def upstream_runtime(settings: ServiceSettings) -> UpstreamRuntime:
@@ -178,9 +203,29 @@ def upstream_runtime(settings: ServiceSettings) -> UpstreamRuntime:
     return UpstreamRuntime(settings)
 
 
-def _model_len(wanted: int | None, of_upstream: int | None) -> int:
-    known = [length for length in (wanted, of_upstream) if length is not None]
-    return min(known) if known else DEFAULT_MODEL_LEN
+def _model_len(*lengths: int | None) -> int:
+    known = [length for length in lengths if length is not None]
+    return min(known, default=DEFAULT_MODEL_LEN)
+
+
+def _check(member: Member, found: Found, model: UpstreamModel) -> None:
+    """Check that an upstream is of the same kind as the others. Otherwise exclude it.
+
+    Raises:
+        AttemptFailed: It is of another kind.
+    """
+    label, dialect = member.upstream.label, model.names.dialect
+    member.is_excluded = found.dialect is not dialect
+    if member.is_excluded:
+        text = (
+            f"The upstream {label} is of the kind {found.dialect.value!r}, but the model is served "
+            f"with that of {dialect.value!r}."
+        )
+        raise AttemptFailed(OtherDialect(text), text)
+    member.is_checked = True
+    if found.max_model_len is not None and found.max_model_len < model.max_model_len:
+        lengths = {"max_model_len": found.max_model_len, "of_model": model.max_model_len}
+        log.warning("upstream_context_is_shorter", upstream=label, **lengths)
 
 
 def _fingerprint(model: UpstreamModel) -> str:

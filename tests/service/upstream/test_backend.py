@@ -623,6 +623,46 @@ async def test_other_name_of_the_model_in_responses_is_accepted() -> None:
         assert upstream.num_probes == num_probes + 1
 
 
+async def test_accepted_names_of_the_model_are_remembered() -> None:
+    names = iter(["v1", "v2", "v1", fake.MODEL, "v2"])
+
+    async def renamed(received: Received, send: Send) -> None:
+        await fake.send_stream(
+            send, [chat_chunk({"content": "x"}, "stop") | {"model": next(names)}]
+        )
+
+    async with fake.running() as upstream, serving(upstream.url) as served:
+        upstream.chat(renamed)
+        num_probes = upstream.num_probes
+        for _ in range(5):
+            assert await served.text() == "x"
+        assert upstream.num_probes == num_probes + 2
+
+
+@pytest.mark.parametrize("status", [429, 500])
+async def test_response_is_used_if_the_list_of_models_cannot_be_read(status: int) -> None:
+    versioned = chat_chunk({"content": "x"}, "stop") | {"model": "v1"}
+    async with fake.running() as upstream, serving(upstream.url) as served:
+        upstream.chat(fake.streams(versioned))
+        upstream.handlers["/v1/models"] = fake.replies(fake.response(status, b""))
+        num_probes = upstream.num_probes
+        for _ in range(2):
+            assert await served.text() == "x"
+        assert upstream.num_probes == num_probes + 1
+        [upstream_client] = [member.upstream for member in served.runtime._pool.members]
+        assert upstream_client.accepted_ids["v1"] < float("inf")  # it is checked again
+
+
+async def test_requests_at_once_check_a_name_of_the_model_only_once() -> None:
+    versioned = chat_chunk({"content": "x"}, "stop") | {"model": "v1"}
+    async with fake.running() as upstream, serving(upstream.url) as served:
+        upstream.chat(fake.streams(versioned))
+        num_probes = upstream.num_probes
+        texts = await asyncio.gather(*(served.text() for _ in range(4)))
+        assert texts == ["x"] * 4
+        assert upstream.num_probes == num_probes + 1
+
+
 async def test_capacity_is_shared_by_callers() -> None:
     async with (
         fake.running() as upstream,

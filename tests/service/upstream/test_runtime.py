@@ -8,6 +8,8 @@ import pytest
 
 from chatrpc_process.errors import ConfigError
 from service.errors import ModelLoadError, UpstreamAccessDenied, UpstreamDown
+from service.upstream import runtime
+from service.upstream.failures import AttemptFailed
 from service.upstream.runtime import DEFAULT_MODEL_LEN, UpstreamRuntime
 from tests.fakes import openai_upstream as fake
 from tests.fakes.openai_upstream import FakeUpstream
@@ -16,12 +18,12 @@ from tests.service.upstream.serving import serving, settings
 
 
 async def loading_error(*urls: str, **options: Any) -> str:
-    runtime = UpstreamRuntime(settings(*urls, **options))
+    found = UpstreamRuntime(settings(*urls, **options))
     try:
         with pytest.raises(ModelLoadError) as caught:
-            await runtime.load()
+            await found.load()
     finally:
-        await runtime.stop()
+        await found.stop()
     return str(caught.value)
 
 
@@ -144,11 +146,11 @@ async def test_start_waits_for_an_upstream() -> None:
     await upstream.start()
     port = upstream.port
     await upstream.stop()
-    runtime = UpstreamRuntime(settings(upstream.url))
-    loading = asyncio.ensure_future(runtime.load())
+    started = UpstreamRuntime(settings(upstream.url))
+    loading = asyncio.ensure_future(started.load())
     try:
         await asyncio.sleep(0)
-        assert runtime.stats().num_running == 0
+        assert started.stats().num_running == 0
         loading_503 = fake.response(503, {"error": {"message": "Loading model"}})
         upstream.handlers["/v1/models"] = fake.replies(loading_503)
         await upstream.start(port)
@@ -158,7 +160,7 @@ async def test_start_waits_for_an_upstream() -> None:
         async with failsafe():
             assert (await loading).card.id == fake.MODEL
     finally:
-        await runtime.stop()
+        await started.stop()
         await upstream.stop()
 
 
@@ -168,6 +170,92 @@ async def test_start_needs_one_of_the_upstreams() -> None:
         async with serving(wrong.url, good.url) as served:
             assert await served.text() == "Hi!"
             assert wrong.requests == []
+
+
+async def test_shortest_context_of_the_upstreams_is_that_of_the_model() -> None:
+    async with fake.running() as long, fake.running() as short, fake.running() as unknown:
+        long.models = [{"id": "a", "owned_by": "vllm", "max_model_len": 50}]
+        short.models = [{"id": "a", "owned_by": "vllm", "max_model_len": 30}]
+        unknown.models = [{"id": "a", "owned_by": "vllm"}]
+        async with serving(long.url, short.url, unknown.url) as served:
+            assert served.model.card.max_model_len == 30
+
+
+async def test_upstream_of_another_kind_gets_no_requests(capsys: Any) -> None:
+    async with fake.running() as vllm, fake.running() as other:
+        vllm.models = [{"id": "a", "owned_by": "vllm", "max_model_len": 50}]
+        other.models = [{"id": "a", "owned_by": "sglang", "max_model_len": 30}]
+        async with serving(vllm.url, other.url) as served:
+            assert served.model.card.max_model_len == 50
+            assert "is of the kind 'sglang'" in capsys.readouterr().out
+            vllm.chat(fake.replies(fake.response(500, b"")))
+            for _ in range(2):
+                with pytest.raises(UpstreamDown):
+                    await served.deltas()
+            assert other.requests == []
+
+
+async def test_dialect_of_the_options_is_that_of_all_upstreams() -> None:
+    async with fake.running() as first, fake.running() as other:
+        other.models = [{**other.models[0], "owned_by": "sglang"}]
+        async with serving(first.url, other.url, upstream_dialect="openai") as served:
+            first.chat(fake.replies(fake.response(500, b"")))
+            assert await served.text() == "Hi!"
+
+
+async def test_kind_of_an_upstream_that_comes_back_is_checked() -> None:
+    upstream = FakeUpstream()
+    await upstream.start()
+    async with serving(upstream.url, probe_interval_s=0.01) as served, failsafe():
+        port = upstream.port
+        await upstream.stop()
+        await served.runtime.wait_available(is_available=False)
+        upstream.models = [{**upstream.models[0], "owned_by": "sglang"}]
+        await upstream.start(port)
+        [member] = served.runtime._pool.members
+        await until(lambda: member.is_excluded)
+        with pytest.raises(UpstreamDown):
+            await served.deltas()
+        upstream.models = [{**upstream.models[0], "owned_by": "vllm"}]
+        await served.runtime.wait_available(is_available=True)
+        assert await served.text() == "Hi!"
+    await upstream.stop()
+
+
+async def test_shorter_context_of_an_upstream_that_comes_back_is_logged(capsys: Any) -> None:
+    upstream = FakeUpstream(models=[{"id": "a", "owned_by": "vllm", "max_model_len": 50}])
+    await upstream.start()
+    async with serving(upstream.url, probe_interval_s=0.01) as served, failsafe():
+        port = upstream.port
+        await upstream.stop()
+        await served.runtime.wait_available(is_available=False)
+        upstream.models = [{**upstream.models[0], "max_model_len": 30}]
+        await upstream.start(port)
+        await served.runtime.wait_available(is_available=True)
+        assert "upstream_context_is_shorter" in capsys.readouterr().out
+    await upstream.stop()
+
+
+async def test_probes_that_fail_unexpectedly_are_not_repeated_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    num_calls = 0
+
+    async def broken(*_: Any) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        raise RuntimeError
+
+    async with fake.running() as upstream, serving(upstream.url) as served:
+        monkeypatch.setattr(runtime, "find", broken)
+        pool = served.runtime._pool
+        [member] = pool.members
+        pool.note_failure(member, AttemptFailed(UpstreamDown("down"), "down"))
+        member.aside_until_s = 0.0
+        await until(lambda: num_calls > 0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert num_calls == 1
 
 
 async def test_availability_follows_the_upstream() -> None:
