@@ -154,7 +154,11 @@ def failing_small() -> Failing:
     return Failing(engine, fail_step, fail_engine)
 
 
-@pytest_asyncio.fixture(params=[failing_local, failing_small], ids=str, loop_scope="session")
+@pytest_asyncio.fixture(
+    params=[failing_local, failing_small],
+    ids=["local", "small"],
+    loop_scope="session",
+)
 async def failing(request: pytest.FixtureRequest) -> AsyncIterator[Failing]:
     failing: Failing = request.param()
     await failing.engine.start(EngineModel(Path()))
