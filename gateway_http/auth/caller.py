@@ -124,6 +124,7 @@ class Caller:
             charge = TokenCharge(reservation, cost)
             with charge.charging():
                 yield charge
+                charge.note_least()
 
     @contextmanager
     def tokenization(self) -> Iterator[None]:
@@ -206,6 +207,11 @@ class TokenCharge:
         if num_tokens and not self._num_noted:
             self._resize(num_tokens + self._cost.num_output_tokens)
         self._num_noted += num_tokens
+
+    def note_least(self) -> None:
+        """Count the least tokens of the request if the service has not counted them."""
+        if not self._num_noted:
+            self.note(self._cost.least_tokens)
 
     def charge_used(self) -> None:
         """Charge the counted tokens, and free the rest of the reservation."""

@@ -49,6 +49,10 @@ class ConnectionOptions:
     read_timeout_s: float = 300.0
 
 
+class ResponseTooLarge(UpstreamInvalidResponse):
+    """A response of an upstream has more bytes than are read."""
+
+
 class Upstream:
     """A service with OpenAI's API.
 
@@ -93,7 +97,7 @@ class Upstream:
             async with self._response("POST", self.url + request.path, request.body) as response:
                 await _check(response, failures)
                 if not request.is_streamed:
-                    yield _checked(await _content(response, MAX_BODY_BYTES), failures)
+                    yield _checked(await _whole(response, failures), failures)
                     return
                 async with aclosing(events.event_data(response)) as stream:
                     async for data in stream:
@@ -115,7 +119,7 @@ class Upstream:
         try:
             async with self._response("POST", url, body) as response:
                 await _check(response, failures)
-                return await _content(response, MAX_BODY_BYTES)
+                return await _whole(response, failures)
         finally:
             self.num_running -= 1
 
@@ -232,6 +236,18 @@ async def _check(response: httpx.Response, failures: Failures) -> None:
         raise UpstreamInvalidResponse("The upstream service sent a compressed response.")
 
 
+async def _whole(response: httpx.Response, failures: Failures) -> bytes:
+    """Return the body of a response to a request.
+
+    Raises:
+        InvalidField: It is too large, and so it would be at every upstream.
+    """
+    try:
+        return await _content(response, MAX_BODY_BYTES)
+    except ResponseTooLarge as error:
+        raise failures.too_large(MAX_BODY_BYTES) from error
+
+
 async def _content(response: httpx.Response, max_bytes: int, *, cut: bool = False) -> bytes:
     """Return the body of a response.
 
@@ -244,7 +260,7 @@ async def _content(response: httpx.Response, max_bytes: int, *, cut: bool = Fals
         if len(content) > max_bytes:
             if cut:
                 break
-            raise UpstreamInvalidResponse("The upstream service sent a response that is too large.")
+            raise ResponseTooLarge("The upstream service sent a response that is too large.")
     return bytes(content[:max_bytes])
 
 

@@ -1,6 +1,10 @@
 """The `EmbeddingBackend` over upstreams."""
 
-from collections.abc import AsyncGenerator
+import base64
+import math
+import sys
+from array import array
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -28,7 +32,8 @@ class UpstreamEmbeddings:
         body: dict[str, Any] = {
             "model": self._model.upstream_id,
             "input": request.inputs,
-            "encoding_format": "float",
+            # Base64 has 5.3 bytes for each number, and a list about 21. Some services return lists.
+            "encoding_format": "base64",
         }
         if request.dimensions is not None:
             body["dimensions"] = request.dimensions
@@ -59,4 +64,30 @@ def _embeddings(content: bytes, num_inputs: int) -> Embeddings:
         text = "The upstream service did not return one embedding for each input."
         raise AttemptFailed(UpstreamInvalidResponse(text), text)
     usage = response.usage
-    return Embeddings([item.embedding for item in items], (usage and usage.prompt_tokens) or 0)
+    vectors = [_vector(item.embedding) for item in items]
+    return Embeddings(vectors, (usage and usage.prompt_tokens) or 0)
+
+
+def _vector(embedding: str | Sequence[float]) -> Sequence[float]:
+    """Return the numbers of an embedding.
+
+    Raises:
+        AttemptFailed: It is no base64 of little-endian floats of 32 bits, or one is not finite.
+    """
+    if not isinstance(embedding, str):
+        return embedding
+    vector = array("f")
+    try:
+        vector.frombytes(base64.b64decode(embedding, validate=True))
+    except ValueError as error:
+        raise _not_base64(str(error)) from error
+    if sys.byteorder == "big":
+        vector.byteswap()
+    if not math.isfinite(sum(vector)):
+        raise _not_base64("A number is not finite.")
+    return vector
+
+
+def _not_base64(cause: str) -> AttemptFailed:
+    text = "The upstream service did not return embeddings as base64 of finite numbers."
+    return AttemptFailed(UpstreamInvalidResponse(text), f"{text} {cause}")

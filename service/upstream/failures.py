@@ -105,6 +105,13 @@ class Failures:
         is_status = isinstance(found.code, int) and 400 <= found.code < 600
         return self._of(found.code if is_status else 500, {}, found)
 
+    def too_large(self, max_bytes: int) -> InvalidField:
+        """Return the error for a request whose response has more than `max_bytes`."""
+        return InvalidField(
+            self._default_field,
+            f"The response to this input has more than {max_bytes >> 20} MiB. Send less of it.",
+        )
+
     def _of(self, status: int, headers: Mapping[str, str], error: _ErrorObject) -> Exception:
         cause = f"HTTP status {status}: {error.text}"[:_MAX_CAUSE_CHARS]
         if status < 400:

@@ -166,9 +166,9 @@ class ModelList(Struct, frozen=True):
 
 
 class EmbeddingItem(Struct, frozen=True):
-    """The embedding of an input."""
+    """The embedding of an input: as base64 of floats of 32 bits, or as a list of numbers."""
 
-    embedding: list[Float32]
+    embedding: str | list[Float32]
     index: Count = 0
 
 

@@ -17,6 +17,7 @@ class FakeEmbeddings:
         hold: If it is set, `embed` waits for it.
         num_dimensions: The number of dimensions, unless the request sets it.
         num_cancelled: The number of requests that were cancelled.
+        counts_tokens: False if the numbers of tokens are unknown.
     """
 
     def __init__(self) -> None:
@@ -26,6 +27,7 @@ class FakeEmbeddings:
         self.hold: asyncio.Event | None = None
         self.num_dimensions = 3
         self.num_cancelled = 0
+        self.counts_tokens = True
 
     async def embed(self, request: EmbeddingRequest, call: CallContext) -> Embeddings:
         self.requests.append(request)
@@ -41,7 +43,8 @@ class FakeEmbeddings:
         lengths = [len(each) for each in request.inputs]
         num_dimensions = request.dimensions or self.num_dimensions
         vectors = {length: vector_of(length, num_dimensions) for length in lengths}
-        return Embeddings([vectors[length] for length in lengths], num_prompt_tokens=sum(lengths))
+        num_tokens = sum(lengths) if self.counts_tokens else 0
+        return Embeddings([vectors[length] for length in lengths], num_tokens)
 
 
 def vector_of(length: int, num_dimensions: int = 3) -> list[float]:

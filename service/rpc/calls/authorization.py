@@ -115,8 +115,12 @@ class Access:
         ):
             try:
                 yield
-            finally:
+            except BaseException:
                 reservation.resize(call.num_tokens)
+                raise
+            # Not every backend of embeddings counts their tokens.
+            least = cost_of_input(num_bytes, rpc.input_field) if rpc.input_field else Cost()
+            reservation.resize(call.num_tokens or least.least_tokens)
 
     @contextmanager
     def _admitted(self, key: Key, rpc: Rpc, message: Any, num_bytes: int) -> Iterator[Reservation]:

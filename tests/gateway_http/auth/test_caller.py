@@ -190,6 +190,19 @@ def test_response_that_is_not_streamed_is_charged_once() -> None:
     assert left(one) == 60
 
 
+def test_embeddings_without_a_count_are_charged_the_least_tokens_of_their_input() -> None:
+    one = caller(tokens_per_minute=1000)
+    with one.embeddings(80):
+        pass
+    assert left(one) == 990
+    with one.embeddings(80) as charge:
+        charge.note(3)
+    assert left(one) == 987
+    with pytest.raises(ApiError), one.embeddings(80):
+        raise ApiError(404, "There is no such model.")
+    assert left(one) == 987
+
+
 def test_limit_that_is_reached_has_a_retry_after() -> None:
     one = caller(requests_per_minute=2)
     with generation(one), one.tokenization():

@@ -226,6 +226,27 @@ async def test_embeddings_count_against_the_limits_of_a_key(
         )
 
 
+async def test_embeddings_without_a_count_cost_the_least_tokens_of_their_input(
+    tmp_path: Path,
+) -> None:
+    async with served(keys_file(tmp_path, "tokens_per_minute = 100")) as running:
+        await running.lifecycle.serve(with_embeddings(running))
+        backend(running).counts_tokens = False
+        for _ in range(2):  # each has at least 50 tokens
+            await running.embeddings.CreateEmbeddings(texts("a" * 400), metadata=MINE)
+        error = await rejected(running, texts("a" * 400), metadata=MINE)
+        assert error.reason == "LIMIT_REACHED"
+
+
+async def test_failed_embeddings_cost_no_tokens(tmp_path: Path) -> None:
+    async with served(keys_file(tmp_path, "tokens_per_minute = 100")) as running:
+        await running.lifecycle.serve(with_embeddings(running))
+        backend(running).error = StepFailed()
+        for _ in range(4):
+            error = await rejected(running, texts("a" * 400), metadata=MINE)
+            assert error.reason == "STEP_FAILED"
+
+
 async def test_request_above_the_token_limit_of_a_key_names_its_input(tmp_path: Path) -> None:
     async with served(keys_file(tmp_path, "tokens_per_minute = 10")) as running:
         await running.lifecycle.serve(with_embeddings(running))
