@@ -1,6 +1,7 @@
 """Encodes the deltas of a generation as the responses of vLLM's protocol."""
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -54,6 +55,8 @@ class GenerateEncoder:
     A stream has a chunk for each delta, and a `GenerateComplete` at the end of each sequence. That
     has the ids of all tokens of the sequence, but the log probabilities are only in the chunks.
     Without streaming, a `GenerateComplete` for each sequence is sent after the last has ended.
+
+    Messages are kept until `take` returns them, so a call that is aborted loses none.
     """
 
     def __init__(self, params: GenerateParams) -> None:
@@ -62,6 +65,7 @@ class GenerateEncoder:
         self._num_prompt_tokens = 0 if isinstance(params.prompt, str) else len(params.prompt)
         self._prompt_logprobs: Sequence[DecodedLogprob] = ()
         self._is_begun = False
+        self._outputs: deque[GenerateOutput] = deque()  # not taken yet
 
     def note_prompt(self, num_tokens: int) -> None:
         """Note the number of tokens of the prompt, after it has been tokenized and truncated."""
@@ -72,10 +76,14 @@ class GenerateEncoder:
         """True if all sequences have ended."""
         return all(choice.finish_reason for choice in self._choices)
 
-    def push(self, delta: TextDelta) -> list[GenerateOutput]:
-        """Return the messages that the next delta completes."""
+    def push(self, delta: TextDelta) -> bool:
+        """Add the messages that the next delta completes. No other method may run meanwhile.
+
+        Returns:
+            True if there are messages to take.
+        """
         if not (delta.num_tokens or delta.finish_reason):
-            return []
+            return bool(self._outputs)
         choice = self._choices[delta.index]
         choice.token_ids += delta.token_ids
         choice.num_cached_tokens = delta.num_cached_tokens
@@ -83,22 +91,26 @@ class GenerateEncoder:
         if delta.finish_reason is not None:
             choice.finish_reason = delta.finish_reason.value
         if self._params.is_streamed:
-            return self._streamed(delta, choice)
-        choice.logprobs += delta.logprobs
-        self._prompt_logprobs = delta.prompt_logprobs or self._prompt_logprobs
-        return self._completes() if self.is_finished else []
+            self._outputs += self._streamed(delta, choice)
+        else:
+            choice.logprobs += delta.logprobs
+            self._prompt_logprobs = delta.prompt_logprobs or self._prompt_logprobs
+            if self.is_finished:
+                self._outputs += self._completes()
+        return bool(self._outputs)
 
-    def aborted(self) -> list[GenerateOutput]:
-        """Return the messages of an aborted response. Its unfinished sequences end with `abort`."""
-        finished = [i for i, choice in enumerate(self._choices) if choice.finish_reason]
-        for choice in self._choices:
-            choice.finish_reason = choice.finish_reason or _ABORT
-        sent = finished if self._params.is_streamed else []
-        return [
-            GenerateOutput(self._complete(i), None)
-            for i in range(len(self._choices))
-            if i not in sent
-        ]
+    def abort(self) -> None:
+        """End the unfinished sequences with `abort`, and add the messages of their end."""
+        unfinished = [i for i, choice in enumerate(self._choices) if not choice.finish_reason]
+        for i in unfinished:
+            self._choices[i].finish_reason = _ABORT
+        ended = unfinished if self._params.is_streamed else range(len(self._choices))
+        self._outputs += [GenerateOutput(self._complete(i), None) for i in ended]
+
+    def take(self) -> Iterator[GenerateOutput]:
+        """Yield the messages that have not been taken yet, in order."""
+        while self._outputs:
+            yield self._outputs.popleft()
 
     def _streamed(self, delta: TextDelta, choice: _Choice) -> list[GenerateOutput]:
         chunk = vllm_engine_pb2.GenerateStreamChunk(

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import aclosing
 
 import structlog
@@ -65,15 +65,13 @@ class VllmEngineServicer:
             raise Starting
         _log_request_id(params.request_id)
         encoder = GenerateEncoder(params)
-        last: Sequence[GenerateOutput] = ()
         with self._running.added(current_caller().name, params.request_id) as running:
             try:
                 async with aclosing(
-                    with_admission_metadata(self._outputs(params, context, encoder), context)
+                    with_admission_metadata(self._encoded(params, context, encoder), context)
                 ) as batches:
                     async for batch in batches:
                         if encoder.is_finished:
-                            last = batch
                             break
                         for output in batch:
                             async with running.paused(batches):
@@ -83,24 +81,25 @@ class VllmEngineServicer:
             except asyncio.CancelledError:
                 if not running.end_cancellation():
                     raise
-        if running.is_aborted:
+        if running.is_aborted and not encoder.is_finished:
             note_abort()
-            last = encoder.aborted()
-        for output in last:
+            encoder.abort()
+        for output in encoder.take():
             yield output
 
-    async def _outputs(
+    async def _encoded(
         self, params: GenerateParams, context: Context, encoder: GenerateEncoder
-    ) -> AsyncGenerator[Sequence[GenerateOutput], None]:
-        """Yield the messages of each delta that completes some."""
+    ) -> AsyncGenerator[Iterator[GenerateOutput], None]:
+        """Add the generation to `encoder`. Yield its messages when there are some to take."""
         async with self._generations.admitted(
             _DECODER, params, context, is_streamed=params.is_streamed
         ) as generation:
             encoder.note_prompt(generation.prompts[0].num_tokens or 0)
             async for delta in generation.deltas:
-                outputs = await self._generations.encode(encoder.push, delta, [delta])
-                if outputs:
-                    yield outputs
+                encoding = self._generations.encode(encoder.push, delta, [delta])
+                # Only log probabilities take so long that a thread encodes them.
+                if await (_to_its_end(encoding) if delta.num_logprobs else encoding):
+                    yield encoder.take()
 
     async def Abort(
         self, request: vllm_engine_pb2.AbortRequest, context: Context
@@ -162,6 +161,16 @@ class VllmEngineServicer:
         if served.local is None:
             raise UnsupportedMethod(method, served.card.id)
         return served.local
+
+
+async def _to_its_end(encoding: Coroutine[None, None, bool]) -> bool:
+    """Return the result of `encoding`. A cancellation of the task is raised after its end."""
+    task = asyncio.ensure_future(encoding)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 def _log_request_id(request_id: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 from grpc_health.v1 import health_pb2
 from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2
 
+from service.domain.backend import TextDelta
 from service.domain.engine import FinishReason, TokenLogprobs, TokenOutput
 from service.errors import EngineDead, QueueFull, StepFailed
+from service.rpc.generation_calls import MAX_ENCODED_ON_LOOP
+from service.vllm_protocol.encode import GenerateEncoder
 from tests.fakes.grammars import RandomEngine, byte_grammars
 from tests.fakes.tokenizer import EOS
 from tests.fakes.wait import until
@@ -240,6 +244,31 @@ async def test_abort_frees_the_engine_of_a_client_that_does_not_read(
     assert len(chunks) < 400
     assert last.complete.finish_reason == "abort"
     assert await call.code() == grpc.StatusCode.OK
+
+
+async def test_abort_while_a_thread_encodes_loses_no_message(
+    protocol: ProtocolRunning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, started, go_on = GenerateEncoder.push, threading.Event(), threading.Event()
+
+    def slow_push(encoder: GenerateEncoder, delta: TextDelta) -> object:
+        pushed = encode(encoder, delta)
+        if delta.num_logprobs:
+            started.set()
+            go_on.wait(timeout=10)  # ends a failed test
+        return pushed
+
+    monkeypatch.setattr(GenerateEncoder, "push", slow_push)
+    tokens = (1,) * MAX_ENCODED_ON_LOOP
+    protocol.running.engine.script = [TokenOutput(tokens, FinishReason.LENGTH)]
+    call = protocol.stub.Generate(generate(request_id="r", stream=True, logprobs=0))
+    await until(started.is_set)
+    await protocol.stub.Abort(vllm_engine_pb2.AbortRequest(request_ids=["r"]))
+    go_on.set()
+    chunk, last = [response async for response in call]
+    assert tuple(chunk.chunk.token_ids) == tokens
+    assert tuple(last.complete.output_ids) == tokens
+    assert last.complete.finish_reason == "length"
 
 
 async def test_second_abort_of_a_request_has_no_effect(protocol: ProtocolRunning) -> None:
