@@ -19,9 +19,10 @@ from chatrpc_process.check import check_listener
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.logs.configuration import configure_logging
 from service.config import ServiceSettings
+from service.engines import BACKENDS
 from service.errors import ModelLoadError
 from service.openmp import bound_spinning
-from service.runtimes import load_runtime_factory
+from service.runtimes import check_runtime, load_runtime_factory
 
 log = structlog.get_logger("service.prepare")
 
@@ -46,29 +47,37 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  # logs are not set up yet
         return 2
     if settings.check:
-        return check_listener(settings).report()
+        findings = check_listener(settings)
+        findings.attempt(lambda: check_runtime(settings))
+        return findings.report()
     configure_logging(settings.log_level, settings.log_format)
     settings.log_warnings()
     bound_spinning()
     try:
-        asyncio.run(_prepare(settings))
+        asyncio.run(make_files(settings))
     except (ConfigError, ModelLoadError) as error:
         log.error("prepare_failed", reason=str(error))  # noqa: TRY400  # the text is enough
         return 2 if isinstance(error, ConfigError) else 1
     return 0
 
 
-async def _prepare(settings: ServiceSettings) -> None:
-    """Load the model and drop it.
+async def make_files(settings: ServiceSettings) -> None:
+    """Load the model and drop it. A backend without an engine has no files.
 
     Raises:
-        ConfigError: The engine cannot be imported.
+        ConfigError: The engine or backend cannot be imported, or it rejects the options.
         ModelLoadError: The model cannot be served.
     """
-    runtime = load_runtime_factory(settings)()
-    card = (await runtime.load()).card
-    log.info("prepared", model=card.id, max_model_len=card.max_model_len)
-    await runtime.stop()
+    make_runtime = load_runtime_factory(settings)
+    if settings.engine in BACKENDS:
+        log.info("nothing_to_prepare", engine=settings.engine)
+        return
+    runtime = make_runtime()
+    try:
+        card = (await runtime.load()).card
+        log.info("prepared", model=card.id, max_model_len=card.max_model_len)
+    finally:
+        await runtime.stop()
 
 
 if __name__ == "__main__":

@@ -152,6 +152,7 @@ ALLOWED: dict[str, set[str]] = {
     "service.prepare": {
         "chatrpc_process",
         "service.config",
+        "service.engines",
         "service.errors",
         "service.openmp",
         "service.runtimes",

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from enum import EnumType
@@ -26,6 +27,10 @@ from chatrpc_process.errors import ConfigError
 from service.domain.engine_settings import EngineSettings
 from service.errors import EngineDead, ModelLoadError, StepFailed, first_line
 from service.vllm_engine.client import Output, StepListener, VllmLimits
+
+_KV_CACHE = "kv_cache_memory_bytes"
+# On a CPU this variable, in GiB, takes precedence over the argument.
+_KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
 
 def launch(
@@ -55,8 +60,8 @@ def checked_arguments(settings: EngineSettings, arguments: Mapping[str, Any]) ->
         arguments: Values as in JSON, by name.
 
     Raises:
-        ConfigError: An argument is unknown or has a wrong type, or the installed build of vLLM does
-            not support an option.
+        ConfigError: An argument is unknown or has a wrong type, the installed build of vLLM does
+            not support an option, or a variable overrides one.
     """
     device = current_platform.device_type
     if settings.device not in ("auto", device):
@@ -65,6 +70,11 @@ def checked_arguments(settings: EngineSettings, arguments: Mapping[str, Any]) ->
         )
     if settings.num_threads is not None and device != "cpu":
         raise ConfigError("num_threads has no meaning for vLLM, except on a CPU.")
+    if device == "cpu" and _KV_CACHE in arguments and os.environ.get(_KV_CACHE_VARIABLE):
+        raise ConfigError(
+            f"{_KV_CACHE} and the variable {_KV_CACHE_VARIABLE} are both set: vLLM would ignore "
+            f"{_KV_CACHE}. Remove one of them."
+        )
     known = dataclasses.fields(AsyncEngineArgs)
     types = {each.name: each.type for each in known if not each.name.startswith("_")}
     if unknown := sorted(arguments.keys() - types.keys()):

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from service.config import ServiceSettings
+from service.domain.engine_settings import EngineModel, EngineSettings
+from service.errors import ModelLoadError
+from service.prepare import make_files
+from tests.fakes.engine import FakeEngine
 from tests.support.tiny_model import save_model
 
 
@@ -44,3 +49,46 @@ def test_failed_preparation_is_explained_as_by_the_service(
     assert done.returncode == code
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_backend_without_an_engine_has_nothing_to_prepare() -> None:
+    """The command ends although the upstream does not exist."""
+    done = prepare("--engine", "openai", "--upstream-url", "http://127.0.0.1:1")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stderr.splitlines()[-1])["event"] == "nothing_to_prepare"
+
+
+def test_check_finds_what_the_check_of_the_service_finds(tmp_path: Path) -> None:
+    upstream = "--engine", "openai", "--upstream-url", "http://127.0.0.1:1"
+    done = prepare("--check", *upstream, "--upstream-api-key-file", str(tmp_path / "missing"))
+    assert done.returncode == 2
+    assert "missing" in done.stderr
+
+
+class _FailingEngine(FakeEngine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_stopped = False
+
+    async def start(self, model: EngineModel) -> None:
+        raise ModelLoadError("The weights are too large.")
+
+    async def stop(self) -> bool:
+        self.is_stopped = True
+        return await super().stop()
+
+
+_failing = _FailingEngine()
+
+
+def failing_engine(_: EngineSettings) -> _FailingEngine:
+    return _failing
+
+
+async def test_engine_that_cannot_load_is_stopped(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "tiny", vocab_size=300)
+    options = "--engine", f"{__name__}:failing_engine", "--model", str(model)
+    settings = ServiceSettings.load([*options, "--cache-dir", str(tmp_path / "cache")])
+    with pytest.raises(ModelLoadError, match="too large"):
+        await make_files(settings)
+    assert _failing.is_stopped

@@ -191,3 +191,16 @@ def test_check_names_an_option_without_a_meaning() -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert "device=cuda: the installed vLLM computes on the device 'cpu'." in done.stderr
+
+
+def test_check_names_an_option_that_a_variable_would_override() -> None:
+    command = [sys.executable, "-m", "service", "--check", "--engine", "vllm"]
+    done = subprocess.run(
+        [*command, "--kv-cache-memory-bytes", "1GiB"],
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "kv_cache_memory_bytes and the variable VLLM_CPU_KVCACHE_SPACE" in done.stderr
