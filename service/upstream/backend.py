@@ -159,14 +159,16 @@ class UpstreamGeneration:
         """
         reader = ResponseReader(self._request, has_upstream_echo=self._sent.has_upstream_echo)
         all_pieces = member.upstream.pieces(self._sent, self._failures, lambda: reader.is_complete)
-        end_s = None
+        end_s = name = None
         async with aclosing(all_pieces) as pieces:
             while True:
                 async with deadline_scope(self._deadline):
                     piece = await _next(pieces, end_s)
                     if piece is None:
                         break
-                    await check_model(member.upstream, self._model.upstream_id, piece.model)
+                    if piece.model != name:  # no check interrupts a response that has begun
+                        name = piece.model
+                        await check_model(member.upstream, self._model.upstream_id, name)
                 for delta in _pushed(reader, piece):
                     yield delta
                 if reader.is_finished and end_s is None:

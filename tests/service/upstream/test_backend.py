@@ -22,7 +22,7 @@ from service.errors import (
     UpstreamInvalidResponse,
     UpstreamRateLimited,
 )
-from service.upstream import backend
+from service.upstream import backend, discovery
 from tests.fakes import openai_upstream as fake
 from tests.fakes.openai_upstream import Received, Send, chat_chunk, text_chunk
 from tests.fakes.wait import failsafe, until
@@ -692,6 +692,19 @@ async def test_response_is_used_if_the_list_of_models_cannot_be_read(status: int
         assert upstream.num_probes == num_probes + 1
         [upstream_client] = [member.upstream for member in served.runtime._pool.members]
         assert upstream_client.accepted_ids["v1"] < float("inf")  # it is checked again
+
+
+async def test_name_of_the_model_is_checked_once_in_a_response(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(discovery, "_UNCHECKED_S", 0.0)
+    chunks = [chunk | {"model": "v1"} for chunk in fake.chat_chunks(["Hi", "!"])]
+    async with fake.running() as upstream, serving(upstream.url) as served:
+        upstream.chat(fake.streams(*chunks))
+        upstream.handlers["/v1/models"] = fake.replies(fake.response(429, b""))
+        num_probes = upstream.num_probes
+        assert await served.text() == "Hi!"
+        assert upstream.num_probes == num_probes + 1
 
 
 async def test_requests_at_once_check_a_name_of_the_model_only_once() -> None:
