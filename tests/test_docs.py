@@ -28,6 +28,7 @@ PAGES = [
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 # Options of docker, kubectl, vLLM, Ray and our benchmarks.
 _OF_OTHERS = {
+    "allowed-media-domains",
     *("build-arg", "platform", "profile", "scale", "raw", "grpc", "url", "help"),
     *("headless", "head", "address", "tool-call-parser"),
 }

@@ -1,5 +1,6 @@
 """The `ChatBackend` over upstreams."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing, contextmanager
@@ -30,6 +31,8 @@ from service.upstream.wire import Completion
 
 # The body of a request with more characters is made off the event loop.
 _MAX_CHARS_ON_LOOP = 32 << 10
+# Time for the numbers of tokens after the last output. Some upstreams send none.
+_USAGE_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +158,37 @@ class UpstreamGeneration:
             AttemptFailed: The upstream failed.
         """
         reader = ResponseReader(self._request, has_upstream_echo=self._sent.has_upstream_echo)
-        async with aclosing(member.upstream.pieces(self._sent, self._failures)) as pieces:
+        all_pieces = member.upstream.pieces(self._sent, self._failures, lambda: reader.is_complete)
+        end_s = name = None
+        async with aclosing(all_pieces) as pieces:
             while True:
                 async with deadline_scope(self._deadline):
-                    piece = await anext(pieces, None)
+                    piece = await _next(pieces, end_s)
                     if piece is None:
                         break
-                    await check_model(member.upstream, self._model.upstream_id, piece.model)
+                    if piece.model != name:  # no check interrupts a response that has begun
+                        name = piece.model
+                        await check_model(member.upstream, self._model.upstream_id, name)
                 for delta in _pushed(reader, piece):
                     yield delta
+                if reader.is_finished and end_s is None:
+                    end_s = asyncio.get_running_loop().time() + _USAGE_TIMEOUT_S
         yield _finished(reader)
+
+
+async def _next(pieces: AsyncGenerator[Completion, None], end_s: float | None) -> Completion | None:
+    """Return the next piece; None at the end of the response, or when `end_s` has passed.
+
+    Args:
+        end_s: Time in seconds of the event loop; None if there is no limit.
+    """
+    try:
+        async with asyncio.timeout_at(end_s) as scope:
+            return await anext(pieces, None)
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        return None
 
 
 def _pushed(reader: ResponseReader, piece: Completion) -> list[TextDelta]:

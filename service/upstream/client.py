@@ -82,11 +82,14 @@ class Upstream:
         return urlsplit(self.url).netloc
 
     async def pieces(
-        self, request: UpstreamRequest, failures: Failures
+        self, request: UpstreamRequest, failures: Failures, is_complete: Callable[[], bool]
     ) -> AsyncGenerator[Completion, None]:
         """Send a request and yield the pieces of its response: its chunks, or one completion.
 
         Closing the generator closes the connection, and so cancels the request at the upstream.
+
+        Args:
+            is_complete: Returns True if no piece is needed after those that were yielded.
 
         Raises:
             AttemptFailed: The upstream failed.
@@ -104,6 +107,8 @@ class Upstream:
                         if data == events.DONE:
                             break
                         yield _checked(data, failures)
+                        if is_complete():
+                            break
                     await _drain(stream)
         finally:
             self.num_running -= 1

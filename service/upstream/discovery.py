@@ -31,7 +31,7 @@ _OWNERS = {
 # Names that this many models have are in an error.
 _MAX_NAMED_MODELS = 20
 # An id in responses is checked again after this time if the list of models could not be read.
-_UNCHECKED_S = 10.0
+_UNCHECKED_S = 60.0
 # An upstream that has a new id in each response must not fill the memory.
 _MAX_ACCEPTED_IDS = 100
 

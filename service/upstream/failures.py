@@ -1,7 +1,7 @@
 """Converts the failures of upstreams to errors of our own API.
 
 The messages of an upstream's rejections are sent to the client, since they are about its request.
-Those of other failures are only logged.
+Those of other failures are only logged, and only at debug, since they may quote a prompt.
 """
 
 import re
@@ -27,7 +27,9 @@ from service.upstream.dialects import Names
 
 _MAX_RETRY_AFTER_S = 3600.0
 _DEFAULT_RETRY_AFTER_S = 1.0
-_MAX_CAUSE_CHARS = 500
+_MAX_TEXT_CHARS = 500
+# Types and codes of errors are such names. Anything else could be a text.
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # The length of the context, or that of the prompt, in messages of OpenAI, vLLM and SGLang.
 _CONTEXT_LENGTH = re.compile(r"context length (?:is |of |\()(\d{1,9}) tokens")
 _PROMPT_LENGTH = re.compile(
@@ -43,7 +45,8 @@ class AttemptFailed(Exception):
 
     Attributes:
         error: The error for the client if there is no other upstream.
-        cause: The cause for the log.
+        cause: The cause for the log. It has no text of the upstream.
+        text: The text of the upstream's error, which may quote a prompt; "" if there is none.
         aside_s: Minimum time in seconds for which the upstream gets no requests; None if it may
             get them at once.
         is_disconnect: True if the connection was closed before any response. An idle connection
@@ -56,11 +59,13 @@ class AttemptFailed(Exception):
         cause: str,
         aside_s: float | None = 0.0,
         *,
+        text: str = "",
         is_disconnect: bool = False,
     ) -> None:
         super().__init__(cause)
         self.error = error
         self.cause = cause
+        self.text = text[:_MAX_TEXT_CHARS]
         self.aside_s = aside_s
         self.is_disconnect = is_disconnect
 
@@ -74,6 +79,16 @@ class _ErrorObject(msgspec.Struct, frozen=True):
     code: Any = None
     n_prompt_tokens: Any = None  # llama.cpp
     n_ctx: Any = None
+
+    @property
+    def names(self) -> str:
+        """The type and the code, as far as they are names, for logs."""
+        named = {"type": str(self.type), "code": str(self.code)}
+        return "".join(
+            f", {name} {value}"
+            for name, value in named.items()
+            if value != "None" and _NAME.fullmatch(value)
+        )
 
     @property
     def text(self) -> str:
@@ -113,35 +128,37 @@ class Failures:
         )
 
     def _of(self, status: int, headers: Mapping[str, str], error: _ErrorObject) -> Exception:
-        cause = f"HTTP status {status}: {error.text}"[:_MAX_CAUSE_CHARS]
+        cause, text = f"HTTP status {status}{error.names}", error.text
         if status < 400:
             what = "redirected the request" if 300 <= status < 400 else f"returned status {status}"
             invalid = UpstreamInvalidResponse(f"The upstream service {what}.")
-            return AttemptFailed(invalid, cause)
+            return AttemptFailed(invalid, cause, text=text)
         if status in (401, 402, 403):
             denied = UpstreamAccessDenied("The upstream service rejects this service's access.")
-            return AttemptFailed(denied, cause)
+            return AttemptFailed(denied, cause, text=text)
         if status == 429:
             after_s = retry_after_s(headers)
             limited = UpstreamRateLimited(
                 "The upstream service limits requests. Please retry later.", after_s
             )
-            return AttemptFailed(limited, cause, after_s)
+            return AttemptFailed(limited, cause, after_s, text=text)
         if status in (404, 405, 501):
             return self._not_found(status, cause, error)
         if status >= 500 or status in (408, 425):
             after_s = retry_after_s(headers)
             down = UpstreamDown("The upstream service failed. Please retry later.", after_s)
-            return AttemptFailed(down, cause, after_s if "retry-after" in headers else 0.0)
+            aside_s = after_s if "retry-after" in headers else 0.0
+            return AttemptFailed(down, cause, aside_s, text=text)
         return self._rejection(error)
 
     def _not_found(self, status: int, cause: str, error: _ErrorObject) -> Exception:
         names_model = error.code == "model_not_found" or error.param == "model"
         if status == 404 and (names_model or _NO_MODEL.search(error.text)):
             gone = UpstreamDown("The upstream service no longer serves the model.")
-            return AttemptFailed(gone, cause)
+            return AttemptFailed(gone, cause, text=error.text)
         # A proxy returns the same status while it has no route to the upstream.
-        return AttemptFailed(UnsupportedMethod(self._method, self._model), cause, None)
+        unsupported = UnsupportedMethod(self._method, self._model)
+        return AttemptFailed(unsupported, cause, None, text=error.text)
 
     def _rejection(self, error: _ErrorObject) -> ChatrpcError:
         too_long = _context_length(error)
@@ -158,7 +175,7 @@ class Failures:
 
 def failure_of_transport(error: Exception) -> AttemptFailed:
     """Return the failure for an error of the connection, or for an invalid response to HTTP."""
-    cause = f"{type(error).__name__}: {error}"[:_MAX_CAUSE_CHARS]
+    cause = f"{type(error).__name__}: {error}"[:_MAX_TEXT_CHARS]
     match error:
         case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.ProxyError():
             text = "The upstream service cannot be reached. Please retry later."

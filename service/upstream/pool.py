@@ -128,6 +128,8 @@ class UpstreamPool:
         label, reason = member.upstream.label, type(failed.error).__name__
         fields = {"upstream": label, "reason": reason, "cause": failed.cause}
         self._limited_log.write(log.warning, "upstream_failed", kind=(label, reason), **fields)
+        if failed.text:
+            log.debug("upstream_error_text", upstream=label, text=failed.text)
         if failed.aside_s is None:
             return
         member.failure = failed.error

@@ -46,6 +46,7 @@ class ResponseReader:
         num_prompts = len(request.prompts) if isinstance(request, CompletionRequest) else 1
         self._choices = [_ChoiceState() for _ in range(num_prompts * request.n)]
         self._usage: Usage | None = None
+        self._has_total = False
         self._num_counted = 0  # generated tokens in the deltas so far
         self._prompt_token_ids: tuple[int, ...] = ()
         self._last: TextDelta | None = None  # the delta that ends the last choice
@@ -57,6 +58,14 @@ class ResponseReader:
     def is_finished(self) -> bool:
         """True if every choice has ended."""
         return all(choice.is_finished for choice in self._choices)
+
+    @property
+    def is_complete(self) -> bool:
+        """True if every choice has ended and the numbers of all tokens have come after that.
+
+        Nothing else follows that is read.
+        """
+        return self._has_total
 
     def push(self, piece: Completion) -> list[TextDelta]:
         """Return the deltas of a completion, or of the next chunk of it.
@@ -71,6 +80,8 @@ class ResponseReader:
             self._responded_s = time.monotonic()
         if piece.usage is not None:
             self._usage = piece.usage
+            # Other chunks have the numbers so far.
+            self._has_total = self.is_finished and not piece.choices
         self._prompt_token_ids = tuple(piece.prompt_token_ids or ()) or self._prompt_token_ids
         deltas = [delta for choice in piece.choices or () for delta in self._read(choice, piece)]
         if piece.usage is not None and deltas:

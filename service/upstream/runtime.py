@@ -144,7 +144,8 @@ class UpstreamRuntime:
                 return found
             for result in results:
                 if isinstance(result, AttemptFailed) and isinstance(result.error, UpstreamError):
-                    raise ModelLoadError(f"{result.error} ({result.cause})")
+                    cause = ": ".join(part for part in (result.cause, result.text) if part)
+                    raise ModelLoadError(f"{result.error} ({cause})")
             now_s = time.monotonic()
             pause_s = min(member.aside_until_s for member in members) - now_s
             await asyncio.sleep(max(_MIN_PAUSE_S, pause_s))

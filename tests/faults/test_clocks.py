@@ -20,7 +20,11 @@ WALL_CLOCK = {
     ("service.rpc.encode.completion", "time.time"),
     ("service.rpc.calls.engine_timings", "time.time_ns"),  # when the spans of a trace began
     ("service.text.jinja_template", "datetime.now"),  # templates may ask for the date
+    ("service.upstream.runtime", "time.time"),  # when a model was created
+    ("service.upstream.failures", "time.time"),  # `Retry-After` may be a date
+    ("service.vllm_protocol.model_info", "datetime.now"),  # when a load was read
     ("bench.contest", "datetime.now"),  # when it was measured
+    ("bench.gpu", "time.gmtime"),
 }
 _WALL_CLOCKS = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime", "ctime"}
 _MODULES = {"time", "datetime", "date"}

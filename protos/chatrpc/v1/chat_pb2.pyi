@@ -699,7 +699,7 @@ class ImageContent(Message):
     MIME_TYPE_FIELD_NUMBER: int
     DETAIL_FIELD_NUMBER: int
     url: str
-    """The URL of the image."""
+    """The URL of the image, which begins with http:, https: or data:."""
     data: bytes
     """The bytes of the image."""
     mime_type: str

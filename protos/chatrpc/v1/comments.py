@@ -250,7 +250,7 @@ COMMENTS: Mapping[str, str] = {
     "ImageContent.detail": "The resolution to read it in: low, high or auto.",
     "ImageContent.mime_type": "The media type of the image, such as image/png. Required with `data`.",
     "ImageContent.source": "The source of the image.",
-    "ImageContent.url": "The URL of the image.",
+    "ImageContent.url": "The URL of the image, which begins with http:, https: or data:.",
     "JsonObjectFormat": "Any JSON object.",
     "JsonSchemaFormat": "JSON that follows a JSON Schema.",
     "JsonSchemaFormat.description": "A description of the schema. It has no effect on the output.",

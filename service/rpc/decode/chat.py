@@ -29,6 +29,8 @@ _ROLES = {
     chat_pb2.ROLE_TOOL: "tool",
 }
 
+# Other URLs, such as those of files, would be read by an upstream with its own rights.
+_IMAGE_SCHEMES = ("http:", "https:", "data:")
 _PARTS = {"image": "image_url", "audio": "input_audio", "file": "file"}
 
 
@@ -172,6 +174,8 @@ def _parts(
 def _image(proto: chat_pb2.ImageContent, path: str) -> Image:
     match proto.WhichOneof("source"):
         case "url":
+            if not proto.url.lower().startswith(_IMAGE_SCHEMES):
+                raise InvalidField(f"{path}.url", "must be an http:, https: or data: URL.")
             return Image(proto.url, proto.detail)
         case "data":
             if not proto.mime_type:

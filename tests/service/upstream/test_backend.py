@@ -22,6 +22,7 @@ from service.errors import (
     UpstreamInvalidResponse,
     UpstreamRateLimited,
 )
+from service.upstream import backend, discovery
 from tests.fakes import openai_upstream as fake
 from tests.fakes.openai_upstream import Received, Send, chat_chunk, text_chunk
 from tests.fakes.wait import failsafe, until
@@ -255,6 +256,46 @@ async def test_stream_without_done_is_complete_if_all_choices_have_ended() -> No
     async with fake.running() as upstream, serving(upstream.url) as served:
         upstream.chat(without_done)
         assert await served.text() == "Hi"
+
+
+def pinging(*chunks: Any) -> fake.Handler:
+    """Return a handler that sends the chunks, and then only comments and empty chunks."""
+
+    async def handle(_: Received, send: Send) -> None:
+        await fake.send_stream(send, chunks, has_end=False)
+        while True:
+            await send(fake.http_chunk(b": ping\n\n" + fake.event({"choices": []})))
+            await asyncio.sleep(0.001)
+
+    return handle
+
+
+async def test_complete_response_does_not_wait_for_the_end_of_the_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backend, "_USAGE_TIMEOUT_S", 1000.0)
+    async with fake.running() as upstream, serving(upstream.url) as served, failsafe():
+        upstream.chat(pinging(*fake.chat_chunks(["Hi"]), fake.usage_chunk()))
+        *_, last = await served.deltas()
+        assert (last.finish_reason, last.usage) == (FinishReason.STOP, TokenUsage(7, 3, 4, 1))
+        await until(lambda: upstream.num_running == 0)
+
+
+async def test_usage_is_awaited_for_a_short_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_USAGE_TIMEOUT_S", 0.01)
+    async with fake.running() as upstream, serving(upstream.url) as served, failsafe():
+        upstream.chat(pinging(*fake.chat_chunks(["Hi"])))
+        *_, last = await served.deltas()
+        assert (last.finish_reason, last.usage) == (FinishReason.STOP, None)
+        await until(lambda: upstream.num_running == 0)
+        assert not any(member.is_down for member in served.runtime._pool.members)
+
+
+async def test_numbers_of_a_running_choice_do_not_end_the_response() -> None:
+    first, second = chat_chunk({"content": "a"}, "stop"), chat_chunk({"content": "b"}, "stop")
+    second["choices"][0]["index"] = 1
+    deltas = await deltas_of(first, fake.usage_chunk(), second, request=chat(n=2))
+    assert joined(deltas) == "ab"
 
 
 async def test_connection_is_used_again() -> None:
@@ -651,6 +692,19 @@ async def test_response_is_used_if_the_list_of_models_cannot_be_read(status: int
         assert upstream.num_probes == num_probes + 1
         [upstream_client] = [member.upstream for member in served.runtime._pool.members]
         assert upstream_client.accepted_ids["v1"] < float("inf")  # it is checked again
+
+
+async def test_name_of_the_model_is_checked_once_in_a_response(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(discovery, "_UNCHECKED_S", 0.0)
+    chunks = [chunk | {"model": "v1"} for chunk in fake.chat_chunks(["Hi", "!"])]
+    async with fake.running() as upstream, serving(upstream.url) as served:
+        upstream.chat(fake.streams(*chunks))
+        upstream.handlers["/v1/models"] = fake.replies(fake.response(429, b""))
+        num_probes = upstream.num_probes
+        assert await served.text() == "Hi!"
+        assert upstream.num_probes == num_probes + 1
 
 
 async def test_requests_at_once_check_a_name_of_the_model_only_once() -> None:

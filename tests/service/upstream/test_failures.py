@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import httpx
+import msgspec
 import pytest
 
 from service.errors import (
@@ -97,7 +98,24 @@ def test_rejection_without_a_message_has_one(body: bytes) -> None:
     assert str(error) == "The upstream service rejects the request."
 
 
-def test_cause_is_cut() -> None:
+def test_text_of_the_upstream_is_cut() -> None:
     failed = FAILURES.of_response(httpx.Response(500), b'{"error":"' + b"x" * 9999 + b'"}')
     assert isinstance(failed, AttemptFailed)
-    assert len(failed.cause) == 500
+    assert failed.text == "x" * 500
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        ({"type": "server_error", "code": "overloaded"}, ", type server_error, code overloaded"),
+        ({"type": None, "code": 500}, ", code 500"),
+        ({"type": "Cannot serve the secret", "code": {"a": "secret"}}, ""),
+        ({"type": "x" * 65}, ""),
+    ],
+)
+def test_cause_has_the_type_and_code_but_no_text(error: dict[str, object], cause: str) -> None:
+    body = msgspec.json.encode({"error": {"message": "the secret", **error}})
+    failed = FAILURES.of_response(httpx.Response(500), body)
+    assert isinstance(failed, AttemptFailed)
+    assert failed.cause == f"HTTP status 500{cause}"
+    assert failed.text == "the secret"

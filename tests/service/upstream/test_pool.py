@@ -119,3 +119,16 @@ async def test_availability_follows_the_upstreams() -> None:
         await asyncio.sleep(0)
         upstreams.note_success(upstreams.members[1])
         await waiting
+
+
+async def test_text_of_an_upstream_is_logged_only_at_debug(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    upstreams, _ = pool(1)
+    failed = AttemptFailed(UpstreamDown("down"), "HTTP status 500", text="secret")
+    upstreams.note_failure(upstreams.members[0], failed)
+    lines = capsys.readouterr().out.splitlines()
+    [failure] = [line for line in lines if "upstream_failed" in line]
+    assert "HTTP status 500" in failure
+    [text] = [line for line in lines if "secret" in line]
+    assert "debug" in text

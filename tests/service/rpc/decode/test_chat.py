@@ -87,6 +87,14 @@ def test_images_are_decoded_if_the_model_takes_them() -> None:
     [
         (chat_pb2.ContentPart(image=chat_pb2.ImageContent()), "messages[0].content[0].image.url"),
         (
+            chat_pb2.ContentPart(image=chat_pb2.ImageContent(url="file:///etc/passwd")),
+            "messages[0].content[0].image.url",
+        ),
+        (
+            chat_pb2.ContentPart(image=chat_pb2.ImageContent(url="")),
+            "messages[0].content[0].image.url",
+        ),
+        (
             chat_pb2.ContentPart(image=chat_pb2.ImageContent(data=b"x")),
             "messages[0].content[0].image.mime_type",
         ),
