@@ -252,11 +252,10 @@ async def test_abort_while_a_thread_encodes_loses_no_message(
     encode, started, go_on = GenerateEncoder.push, threading.Event(), threading.Event()
 
     def slow_push(encoder: GenerateEncoder, delta: TextDelta) -> object:
-        pushed = encode(encoder, delta)
         if delta.num_logprobs:
             started.set()
             go_on.wait(timeout=10)  # ends a failed test
-        return pushed
+        return encode(encoder, delta)
 
     monkeypatch.setattr(GenerateEncoder, "push", slow_push)
     tokens = (1,) * MAX_ENCODED_ON_LOOP
