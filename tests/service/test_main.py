@@ -149,7 +149,8 @@ def test_event_loop_that_hangs_ends_the_process(start: Callable[..., Process], m
 # Each row has the arguments, the exit code, and a part of the error.
 BAD_OPTIONS: list[tuple[list[str], int, str]] = [
     (["--max-num-batched-tokens", "1", "--max-num-seqs", "2"], 2, "max_num_batched_tokens must"),
-    (["--engine", "vllm"], 2, "error: engine: There is no engine 'vllm'"),
+    (["--engine", "none"], 2, "error: engine: There is no engine 'none'"),
+    (["--engine", "vllm"], 2, "pip install 'chatrpc[vllm]'"),
     (["--engine", "no_such:make"], 2, "engine=no_such:make: the module no_such cannot be"),
     (["--engine", "no_such:make", "--check"], 2, "error: engine=no_such:make: the module"),
     (["--channelz"], 2, "channelz needs admin_port"),
