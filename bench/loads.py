@@ -262,8 +262,8 @@ def of_fronts(*, is_quick: bool = False) -> dict[str, Load]:
     loads: list[Load] = [
         Closed("c1", "1 client", 1, 8 // share, 120, 64),
         Closed("c8", "8 clients", 8, 32 // share, 120, 64),
-        Closed("c32", "32 clients", 32, 128 // share, 120, 64),
-        Closed("c128", "128 clients", 128, 512 // share, 120, 64),
+        Closed("c32", "32 clients", 32, 96 // share, 120, 64),
+        Closed("c128", "128 clients", 128, 256 // share, 120, 64),
     ]
     return {load.name: load for load in loads}
 
