@@ -39,6 +39,11 @@ class Caller:
     cache_namespace: str = ""
     min_priority: int = -(2**31)
 
+    @property
+    def default_priority(self) -> int:
+        """The priority of requests that set none: 0, or `min_priority` if that is higher."""
+        return max(0, self.min_priority)
+
 
 @dataclass(frozen=True, slots=True)
 class EngineTimings:

@@ -40,7 +40,7 @@ class EmbeddingServicer(embedding_service_pb2_grpc.EmbeddingServiceServicer):
         if model.embeddings is None:
             raise UnsupportedMethod("CreateEmbeddings", model.card.id)
         caller = current_caller()
-        call = CallContext(caller, deadline, max(0, caller.min_priority), self._pools)
+        call = CallContext(caller, deadline, caller.default_priority, self._pools)
         with model.backend.reserve(caller, 1):
             async with deadline_scope(deadline):
                 if received_bytes() > _MAX_DECODED_BYTES_ON_LOOP:

@@ -18,12 +18,11 @@ from service.domain.backend import (
 from service.domain.chat import ChatRequest, Image
 from service.domain.engine import Caller, EngineStats
 from service.domain.sampling import SamplingParams
-from service.errors import UpstreamDown, UpstreamInvalidResponse
 from service.streams.admission import Admission
 from service.upstream.dialects import Names
 from service.upstream.discovery import check_model
 from service.upstream.failover import with_failover
-from service.upstream.failures import AttemptFailed, Failures
+from service.upstream.failures import Failures
 from service.upstream.pool import Member, UpstreamPool
 from service.upstream.requests import UpstreamRequest, upstream_request
 from service.upstream.responses import ResponseReader
@@ -155,7 +154,7 @@ class UpstreamGeneration:
         """Yield the deltas of the response of one upstream.
 
         Raises:
-            AttemptFailed: The upstream failed.
+            AttemptFailed, UpstreamDown, UpstreamInvalidResponse: The upstream failed.
         """
         reader = ResponseReader(self._request, has_upstream_echo=self._sent.has_upstream_echo)
         all_pieces = member.upstream.pieces(self._sent, self._failures, lambda: reader.is_complete)
@@ -169,11 +168,11 @@ class UpstreamGeneration:
                     if piece.model != name:  # no check interrupts a response that has begun
                         name = piece.model
                         await check_model(member.upstream, self._model.upstream_id, name)
-                for delta in _pushed(reader, piece):
+                for delta in reader.push(piece):
                     yield delta
                 if reader.is_finished and end_s is None:
                     end_s = asyncio.get_running_loop().time() + _USAGE_TIMEOUT_S
-        yield _finished(reader)
+        yield reader.finish()
 
 
 async def _next(pieces: AsyncGenerator[Completion, None], end_s: float | None) -> Completion | None:
@@ -189,20 +188,6 @@ async def _next(pieces: AsyncGenerator[Completion, None], end_s: float | None) -
         if not scope.expired():
             raise
         return None
-
-
-def _pushed(reader: ResponseReader, piece: Completion) -> list[TextDelta]:
-    try:
-        return reader.push(piece)
-    except (UpstreamDown, UpstreamInvalidResponse) as error:
-        raise AttemptFailed(error, str(error)) from error
-
-
-def _finished(reader: ResponseReader) -> TextDelta:
-    try:
-        return reader.finish()
-    except UpstreamDown as error:
-        raise AttemptFailed(error, str(error)) from error
 
 
 def _num_chars(request: GenerationRequest) -> int:

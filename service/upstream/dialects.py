@@ -113,21 +113,21 @@ _OTHER_FIELDS = {
 
 
 class Names:
-    """The names of our fields in one dialect."""
+    """The names of our fields in one dialect.
+
+    Attributes:
+        unsupported_fields: See `service.domain.backend.ModelSpec`.
+    """
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
         column = _COLUMNS[dialect]
         self._names = {field: names[column] for field, names in OPTIONS.items()}
         self._fields = {name: field for field, name in self._names.items() if name} | _OTHER_FIELDS
-
-    @property
-    def unsupported_fields(self) -> frozenset[str]:
-        """See `service.domain.backend.ModelSpec`."""
         missing = {field for field, name in self._names.items() if name is None}
         if "prompt.truncate_prompt_tokens" in missing:
             missing.add("truncate_prompt_tokens")  # that of text completions
-        return frozenset(missing - _PARTS_OF_FIELDS)
+        self.unsupported_fields = frozenset(missing - _PARTS_OF_FIELDS)
 
     def has(self, field: str) -> bool:
         """Return True if the dialect has the field."""

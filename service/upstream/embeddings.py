@@ -4,8 +4,7 @@ import base64
 import math
 import sys
 from array import array
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -14,7 +13,7 @@ from service.domain.backend import CallContext
 from service.domain.embeddings import EmbeddingRequest, Embeddings
 from service.errors import UpstreamInvalidResponse
 from service.upstream.backend import UpstreamModel
-from service.upstream.failover import with_failover
+from service.upstream.failover import first_result
 from service.upstream.failures import AttemptFailed, Failures
 from service.upstream.pool import Member, UpstreamPool
 from service.upstream.wire import EmbeddingList, decoded
@@ -40,29 +39,27 @@ class UpstreamEmbeddings:
         content = await call.workers.text(msgspec.json.encode, body)
         failures = Failures(self._model.names, "embeddings", self._model.id, request.inputs_field)
 
-        async def attempt(member: Member) -> AsyncGenerator[Embeddings, None]:
+        async def attempt(member: Member) -> Embeddings:
             upstream = member.upstream
             response = await upstream.post(f"{upstream.url}/embeddings", content, failures)
-            yield await call.workers.text(_embeddings, response, len(request.inputs))
+            return await call.workers.text(_embeddings, response, len(request.inputs))
 
-        async with aclosing(with_failover(self._pool, attempt)) as results:
-            return await anext(results)
+        return await first_result(self._pool, attempt)
 
 
 def _embeddings(content: bytes, num_inputs: int) -> Embeddings:
     """Return the embeddings in a response.
 
     Raises:
-        AttemptFailed: There is not one for each input.
+        UpstreamInvalidResponse: There is not one for each input.
+        AttemptFailed: See `_vector`.
     """
-    try:
-        response = decoded(content, EmbeddingList)
-    except UpstreamInvalidResponse as error:
-        raise AttemptFailed(error, str(error)) from error
+    response = decoded(content, EmbeddingList)
     items = sorted(response.data, key=lambda item: item.index)
     if [item.index for item in items] != list(range(num_inputs)):
-        text = "The upstream service did not return one embedding for each input."
-        raise AttemptFailed(UpstreamInvalidResponse(text), text)
+        raise UpstreamInvalidResponse(
+            "The upstream service did not return one embedding for each input."
+        )
     usage = response.usage
     vectors = [_vector(item.embedding) for item in items]
     return Embeddings(vectors, (usage and usage.prompt_tokens) or 0)

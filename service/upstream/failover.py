@@ -1,10 +1,10 @@
 """Sends a request to another upstream if the first one fails before its first output."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TypeVar
 
-from service.errors import UpstreamDown
+from service.errors import UpstreamDown, UpstreamInvalidResponse
 from service.upstream.failures import AttemptFailed
 from service.upstream.pool import Member, UpstreamPool
 
@@ -19,7 +19,8 @@ async def with_failover(
     Closing the generator closes the attempt.
 
     Args:
-        attempt: Yields the outputs of one upstream, and raises AttemptFailed if it fails.
+        attempt: Yields the outputs of one upstream. If it fails, it raises AttemptFailed, or
+            UpstreamDown or UpstreamInvalidResponse if the response cannot be used.
 
     Raises:
         ChatrpcError: An upstream rejected the request; or the last of them failed, or one failed
@@ -37,7 +38,8 @@ async def with_failover(
                         has_output = True
                         pool.note_success(member)
                     yield output
-        except AttemptFailed as failed:
+        except (AttemptFailed, UpstreamDown, UpstreamInvalidResponse) as error:
+            failed = error if isinstance(error, AttemptFailed) else AttemptFailed(error, str(error))
             if failed.is_disconnect and not has_output and not has_reconnected:
                 has_reconnected = True  # the upstream may have closed an idle connection just then
                 continue
@@ -49,3 +51,15 @@ async def with_failover(
         else:
             return
     raise UpstreamDown("No upstream service can be reached. Please retry later.")
+
+
+async def first_result(
+    pool: UpstreamPool, attempt: Callable[[Member], Awaitable[_Output]]
+) -> _Output:
+    """Return the result of the first attempt that succeeds; see `with_failover`."""
+
+    async def outputs(member: Member) -> AsyncGenerator[_Output, None]:
+        yield await attempt(member)
+
+    async with aclosing(with_failover(pool, outputs)) as results:
+        return await anext(results)

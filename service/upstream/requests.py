@@ -255,8 +255,7 @@ def _json_schema(response_format: ResponseFormat, schema: msgspec.Raw) -> dict[s
 
 
 def _put_priority(body: dict[str, Any], call: CallContext, names: Names) -> None:
-    # Without a priority in the request, it is the lowest that the caller may set.
-    if call.priority != max(0, call.caller.min_priority):
+    if call.priority != call.caller.default_priority:
         names.put(body, "priority", call.priority)
 
 

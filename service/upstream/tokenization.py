@@ -1,16 +1,14 @@
 """The `RemoteTokenizer` of upstreams with vLLM's API."""
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
 from service.domain.chat import Message, PromptOptions
-from service.errors import UpstreamInvalidResponse
 from service.upstream.backend import UpstreamModel
-from service.upstream.failover import with_failover
-from service.upstream.failures import AttemptFailed, Failures
+from service.upstream.failover import first_result
+from service.upstream.failures import Failures
 from service.upstream.pool import Member, UpstreamPool
 from service.upstream.requests import message_body
 from service.upstream.wire import DetokenizedText, Tokens, decoded
@@ -57,13 +55,8 @@ class UpstreamTokenizer:
         method = path.removeprefix("/").capitalize()
         failures = Failures(self._model.names, method, self._model.id, default_field)
 
-        async def attempt(member: Member) -> AsyncGenerator[_Result, None]:
+        async def attempt(member: Member) -> _Result:
             response = await member.upstream.post(member.upstream.root + path, content, failures)
-            try:
-                result = decoded(response, kind)
-            except UpstreamInvalidResponse as error:
-                raise AttemptFailed(error, str(error)) from error
-            yield result
+            return decoded(response, kind)
 
-        async with aclosing(with_failover(self._pool, attempt)) as results:
-            return await anext(results)
+        return await first_result(self._pool, attempt)

@@ -29,7 +29,7 @@ from service.vllm_protocol.tokenizer_bundle import TokenizerBundle, load_tokeniz
 # The protocol has no priority: a request has the default one.
 _DECODER: Decoder[GenerateParams, CompletionRequest] = Decoder(
     num_sequences=lambda params, most: num_choices(params.sampling, most),
-    priority=lambda _, caller: max(0, caller.min_priority),
+    priority=lambda _, caller: caller.default_priority,
     request=completion_request,
 )
 

@@ -45,7 +45,7 @@ def install(dispatch_key: str) -> None:
 
 @contextmanager
 def fault(kind: Fault) -> Iterator[None]:
-    """In the context, the operator gives wrong results or fails.
+    """The operator gives wrong results or fails while in the context.
 
     The results are NaNs, only those of the first sequence are written, only the first half of each
     context is used, or there is no kernel.

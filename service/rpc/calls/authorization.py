@@ -113,14 +113,13 @@ class Access:
             self._admitted(key, rpc, message, num_bytes) as reservation,
             acting_for(identity.caller, identity.may_use, reservation.resize, call),
         ):
+            num_least = 0
             try:
                 yield
-            except BaseException:
-                reservation.resize(call.num_tokens)
-                raise
-            # Not every backend of embeddings counts their tokens.
-            least = cost_of_input(num_bytes, rpc.input_field) if rpc.input_field else Cost()
-            reservation.resize(call.num_tokens or least.least_tokens)
+                if rpc.input_field:  # not every backend of embeddings counts their tokens
+                    num_least = cost_of_input(num_bytes, rpc.input_field).least_tokens
+            finally:
+                reservation.resize(call.num_tokens or num_least)
 
     @contextmanager
     def _admitted(self, key: Key, rpc: Rpc, message: Any, num_bytes: int) -> Iterator[Reservation]:

@@ -14,13 +14,13 @@ _LOGPROBS = LIMITS["ChatCompletionParams.top_logprobs"]  # the other fields have
 def priority(
     params: chat_pb2.ChatCompletionParams | completion_pb2.CompletionParams, caller: Caller
 ) -> int:
-    """Return the priority of a request. The default is 0, or the caller's lowest if that is higher.
+    """Return the priority of a request.
 
     Raises:
         InvalidField: The priority is lower (more urgent) than the caller may set.
     """
     if not params.HasField("priority"):
-        return max(0, caller.min_priority)
+        return caller.default_priority
     if params.priority < caller.min_priority:
         raise InvalidField(
             "priority",

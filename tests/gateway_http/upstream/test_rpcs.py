@@ -5,28 +5,10 @@ from typing import Any
 
 import pytest
 
-from chatrpc.v1 import (
-    chat_service_pb2,
-    completion_service_pb2,
-    embedding_service_pb2,
-    model_service_pb2,
-)
 from gateway_http.upstream import rpcs
 from gateway_http.upstream.rpcs import RPCS, Rpc
 from gateway_http.upstream.service_config import service_config
-
-FILES: list[Any] = [
-    chat_service_pb2,
-    completion_service_pb2,
-    embedding_service_pb2,
-    model_service_pb2,
-]
-METHODS = {
-    f"{method.containing_service.full_name}/{method.name}": method
-    for file in FILES
-    for service in file.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-}
+from tests.support.rpc_methods import METHODS
 
 
 def test_every_method_of_the_protos_has_a_row() -> None:

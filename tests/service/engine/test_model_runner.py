@@ -1,4 +1,4 @@
-"""In batches, each token of a greedy output equals that of `model.generate`."""
+"""Each token of a greedy output in a batch equals that of `model.generate`."""
 
 import itertools
 import random

@@ -4,26 +4,9 @@ from typing import Any
 
 import pytest
 
-from chatrpc.v1 import (
-    chat_service_pb2,
-    completion_service_pb2,
-    embedding_service_pb2,
-    model_service_pb2,
-)
 from service.rpc.calls.rpcs import BY_PATH, RPCS, SERVICE_NAMES, Rpc
+from tests.support.rpc_methods import METHODS
 
-FILES: list[Any] = [
-    chat_service_pb2,
-    completion_service_pb2,
-    embedding_service_pb2,
-    model_service_pb2,
-]
-METHODS = {
-    f"{method.containing_service.full_name}/{method.name}": method
-    for file in FILES
-    for service in file.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-}
 MODEL_FIELDS = ("params.model", "model", "id")
 
 
