@@ -84,6 +84,7 @@ ALLOWED: dict[str, set[str]] = {
         "service.domain",
         "service.errors",
         "service.cache",
+        "service.gguf.index",
         "service.json_file",
         "service.streams",
     },
