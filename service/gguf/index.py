@@ -15,7 +15,7 @@ _INDEX = "gguf_index.json"
 
 @dataclass(frozen=True, slots=True)
 class IndexedTensor:
-    """One tensor of a checkpoint, in a GGUF file.
+    """A tensor of a checkpoint, in a GGUF file.
 
     Attributes:
         stored_name: The tensor's name in the file.
