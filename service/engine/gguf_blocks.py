@@ -45,14 +45,12 @@ def dequantized(kind: str, rows: Tensor) -> Tensor:
     """
     if kind in GROUPED:
         return grouped(kind, rows).dequantized()
-    # Imported here, because it takes 0.4 s.
-    from gguf.constants import GGMLQuantizationType  # noqa: PLC0415
-    from gguf.quants import dequantize  # noqa: PLC0415
+    from gguf import GGMLQuantizationType, quants  # noqa: PLC0415  # takes 0.4 s, rarely needed
 
     with np.errstate(all="ignore"):  # damaged scales may overflow; the caller checks the values
         # The values are passed as one row, because gguf loops over rows in Python. Quantized blocks
         # do not cross rows, so the result is the same.
-        values = dequantize(rows.reshape(1, -1).numpy(), GGMLQuantizationType[kind])
+        values = quants.dequantize(rows.reshape(1, -1).numpy(), GGMLQuantizationType[kind])
     return torch.from_numpy(values).view(len(rows), -1)
 
 
