@@ -7,18 +7,22 @@
 // other rows, blocks or threads. So a token's result has the same bits in a decode, a verification
 // or any chunk of a prompt.
 //
-// attention.py describes the layout of the cache. If the CPU has AMX tiles, they read a cache of
-// bfloat16, with queries and weights rounded to bfloat16 and sums in float32. On other CPUs, and
-// for a cache of float32, everything is computed in float32.
+// attention.py describes the layout of the cache. If the CPU has products of bfloat16 (AMX tiles or
+// AVX-512 BF16), they read a cache of bfloat16, with queries and weights rounded to bfloat16 and sums
+// in float32. On other CPUs, and for a cache of float32, everything is computed in float32.
 
 #include <cmath>
 #include <vector>
 
 #include "attention_kernels.h"
 #include "threads.h"
-#if defined(CHATRPC_AVX512) && defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#if defined(CHATRPC_AVX512) && defined(__AVX512BF16__)
+#define CHATRPC_BF16
+#include "attention_bf16.h"
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
 #define CHATRPC_AMX
 #include "attention_amx.h"
+#endif
 #endif
 
 extern "C" {
@@ -300,17 +304,18 @@ struct Fma {
     }
 };
 
-#ifdef CHATRPC_AMX
+#ifdef CHATRPC_BF16
 
-// Arithmetic with bfloat16 operands, over a bfloat16 cache, for heads of at least 32 dimensions.
-struct Amx {
-    static void prepare() {
-        configure_tiles(kKeyDepth);
-    }
-    static void release() { _tile_release(); }
+// Arithmetic with bfloat16 operands, over a bfloat16 cache.
+//
+// `Products` are the two matrix products: `DotProducts` or `AmxProducts`.
+template <typename Products>
+struct Bf16 {
+    static void prepare() { Products::prepare(); }
+    static void release() { Products::release(); }
 
     static void put_query(const Call& call, int r, const float* query) {
-        put_query_amx(query, call.dim(), queries() + r * query_stride(call.dim()));
+        Products::put_query(query, call.dim(), queries() + r * Products::query_stride(call.dim()));
     }
 
     static void attend(const Call& call, const Tile& tile, int segment, Partial out) {
@@ -331,19 +336,14 @@ struct Amx {
             copy_values_between(values[s], lo, hi, step, dim, copy);
             values[s] = copy;
         }
-        const bool two = tile.num_rows > 16;
-        if (step != kKeyDepth) configure_tiles(kKeyDepth);
-        (two ? scores_amx<true> : scores_amx<false>)(queries(), keys, g0, g1, dim, scratch.scores);
+        Products::scores(queries(), keys, g0, g1, tile.num_rows, step, dim, scratch.scores);
         weigh_rows<uint16_t>(call, tile, segment, g0 * kGroup, g1 * kGroup, out);
-        if (step != kKeyDepth) configure_tiles(step);
         const auto* weights = reinterpret_cast<const uint16_t*>(scratch.scores);
-        (two ? values_amx<true> : values_amx<false>)(weights, values, s0, s1, step, dim, out.sum);
+        Products::values(weights, values, s0, s1, tile.num_rows, step, dim, out.sum);
     }
 
     static uint16_t* queries() { return reinterpret_cast<uint16_t*>(scratch.q); }
 };
-
-bool uses_amx(const Layer& layer) { return layer.is_bf16 && layer.head_dim >= 32 && has_amx(); }
 
 #endif
 
@@ -577,7 +577,12 @@ void chatrpc_attend(const chatrpc_attention_layer* layer, const chatrpc_attentio
     using namespace chatrpc::attention;
     const Call call{*layer, *plan, qkv, rotary, out};
 #ifdef CHATRPC_AMX
-    if (uses_amx(*layer)) return attend_step<Amx>(call);
+    if (layer->is_bf16 && layer->head_dim >= kKeyDepth && has_amx()) {
+        return attend_step<Bf16<AmxProducts>>(call);
+    }
+#endif
+#ifdef CHATRPC_BF16
+    if (layer->is_bf16) return attend_step<Bf16<DotProducts>>(call);
 #endif
     attend_step<Fma>(call);
 }

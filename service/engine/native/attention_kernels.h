@@ -195,7 +195,18 @@ using ValuesBlock = void (*)(const float*, const float* const*, int, int, int, f
     {f<6, 1>, f<6, 2>, f<6, 3>, f<6, 4>}}
 constexpr ScoresBlock kScoresBlocks[kBlockRows][kBlockVectors] = CHATRPC_BLOCKS(scores_block);
 constexpr ValuesBlock kValuesBlocks[kBlockRows][kBlockVectors] = CHATRPC_BLOCKS(values_block);
-#undef CHATRPC_BLOCKS
+
+// Calls use(first, width) for the slices of a head's dimensions, of at most `most` vectors: the first
+// of them and their number.
+template <typename Use>
+inline void for_slices(int dim, int most, Use use) {
+    const int vectors = dim / kGroup;
+    const int slices = (vectors + most - 1) / most;
+    for (int slice = 0; slice < slices; ++slice) {
+        const int first = vectors * slice / slices;
+        use(first, vectors * (slice + 1) / slices - first);
+    }
+}
 
 // Scores of `rows` rows against the groups [g0, g1).
 inline void scores_fma(const float* q, const float* const* keys, int g0, int g1, int rows, int dim,
@@ -215,15 +226,10 @@ inline void scores_fma(const float* q, const float* const* keys, int g0, int g1,
 inline void values_fma(const float* weights, const float* const* values, int t0, int t1, int rows,
                        int dim, float* out) {
     std::fill(out, out + rows * dim, 0.0f);
-    const int vectors = dim / kGroup;
-    const int most = vectors_at_once(rows);
-    const int slices = (vectors + most - 1) / most;
-    constexpr int kStride = 4 * kGroup;  // tokens whose values stay in the L1 cache
+    constexpr int kStride = kBlockVectors * kGroup;  // tokens whose values stay in the L1 cache
     for (int t = t0; t < t1;) {
         const int end = std::min(t1, (t / kStride + 1) * kStride);
-        for (int slice = 0; slice < slices; ++slice) {
-            const int first = vectors * slice / slices;
-            const int width = vectors * (slice + 1) / slices - first;
+        for_slices(dim, vectors_at_once(rows), [&](int first, int width) {
             const float* shifted[kSegment / kGroup];
             for (int g = t / kGroup; g * kGroup < end; ++g) {
                 shifted[g] = values[g] + first * kGroup * kGroup;
@@ -233,7 +239,7 @@ inline void values_fma(const float* weights, const float* const* values, int t0,
                 kValuesBlocks[block - 1][width - 1](weights + r * kSegment, shifted, t, end, dim,
                                                     out + r * dim + first * kGroup);
             }
-        }
+        });
         t = end;
     }
 }
