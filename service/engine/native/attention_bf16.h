@@ -106,7 +106,7 @@ struct DotProducts {
         const int at_once = kBlockVectors * kGroup / step;  // steps that stay in the L1 cache
         for (int s = s0; s < s1; s += at_once) {
             const int end = std::min(s1, s + at_once);
-            for_slices(dim, [&](int first, int width) {
+            for_slices(dim, kBlockVectors, [&](int first, int width) {
                 for (int r = 0; r < rows; r += kBlockRows) {
                     const int block = std::min(kBlockRows, rows - r);
                     kValuesDots[block - 1][width - 1](weights + r * 2 * kSegment, values,
