@@ -4,7 +4,8 @@ import ctypes
 
 from torch import Tensor
 
-from service.engine.decoder.linear import Gate, Prologue, RmsNorm
+from service.engine.decoder.linear import Gate, Prologue, RmsNorm, Weight
+from service.engine.grouped_weight import GroupedWeight
 from service.engine.native.linear import NativeInt8Linear, PrologueKind, TorchInt8Linear
 
 _GATES = {"silu": PrologueKind.SILU_GATE, "gelu_tanh": PrologueKind.GELU_TANH_GATE}
@@ -15,14 +16,14 @@ class QuantizedLinear:
 
     Args:
         library: The native kernels; None to use torch's operators.
-        weight: [N, K].
+        weight: [N, K]. A weight in groups is dequantized first.
         bias: [N].
     """
 
     def __init__(
         self,
         library: ctypes.CDLL | None,
-        weight: Tensor,
+        weight: Weight,
         bias: Tensor | None,
         prologue: Prologue,
     ) -> None:
@@ -36,6 +37,8 @@ class QuantizedLinear:
                 norm = prologue.weight
             case Gate():
                 self._prologue = _GATES[prologue.activation]
+        if isinstance(weight, GroupedWeight):
+            weight = weight.dequantized()
         self._product = (
             TorchInt8Linear(weight, bias, norm)
             if library is None
