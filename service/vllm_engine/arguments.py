@@ -15,6 +15,7 @@ _PASSED = (
 # The other options.
 _OTHERS = (
     *("dtype", "quantization", "prefix_caching", "num_speculative_tokens"),  # see below
+    *("prefix_cache_dir", "prefix_cache_disk_bytes"),  # rejected
     *("device", "num_threads"),  # see launch.py
     *("cache_dir", "max_queue_size", "step_timeout_s", "vllm_args"),  # of the service
 )
@@ -98,6 +99,11 @@ def _from_options(settings: EngineSettings) -> dict[str, Any]:
         raise ConfigError(
             "quantization=int8 is a method of the engine local. With engine=vllm, serve a "
             'quantized checkpoint, or set vllm_args, for example {"quantization": "fp8"}.'
+        )
+    if settings.prefix_cache_dir is not None:
+        raise ConfigError(
+            "prefix_cache_dir is an option of the engine local. With engine=vllm, set "
+            'vllm_args, for example {"kv_transfer_config": ...}.'
         )
     arguments: dict[str, Any] = {}
     for option in _PASSED:
