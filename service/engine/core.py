@@ -8,7 +8,8 @@ from typing import Protocol
 import structlog
 
 from service.domain.engine import EngineStats, EngineTimings, Request, TokenLogprobs, TokenOutput
-from service.engine.scheduler import Batch, Scheduler
+from service.engine.batch import Batch
+from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
 from service.errors import ChatrpcError, ConstraintFailed, DeadlinePassed, StepFailed
 

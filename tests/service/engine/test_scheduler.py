@@ -14,8 +14,9 @@ from hypothesis.stateful import (
 )
 
 from service.domain.engine import Caller, FinishReason
+from service.engine.batch import Batch, ScheduledSequence
 from service.engine.block_pool import BlockPool
-from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
+from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
 from service.engine.speculation import accept
 from tests.fakes.constraint import FakeConstraint

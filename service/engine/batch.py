@@ -1,0 +1,50 @@
+"""The input of one step: the sequences and tokens that it computes. No torch."""
+
+from dataclasses import dataclass
+
+from service.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """A sequence's part of a batch.
+
+    Attributes:
+        num_new_tokens: Number of uncomputed tokens that the step computes, from the first on.
+        is_sampled: True if these are all uncomputed tokens, so that the step samples the next one.
+        draft_token_ids: The draft tokens that follow, which the step computes and checks.
+        is_draft_forced: True if the sequence's grammar allows no other tokens than the draft.
+    """
+
+    sequence: Sequence
+    num_new_tokens: int
+    is_sampled: bool
+    draft_token_ids: tuple[int, ...] = ()
+    is_draft_forced: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_new_tokens + len(self.draft_token_ids)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The `num_tokens` tokens that the model computes, from `num_computed_tokens` on."""
+        start = self.sequence.num_computed_tokens
+        new = self.sequence.token_ids[start : start + self.num_new_tokens]
+        return [*new, *self.draft_token_ids]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The input of one step: sequences with a single token first, then drafts and prompts."""
+
+    scheduled: tuple[ScheduledSequence, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(s.num_tokens for s in self.scheduled)
+
+    @property
+    def sampled(self) -> list[ScheduledSequence]:
+        """The entries for which the step samples tokens, in batch order."""
+        return [s for s in self.scheduled if s.is_sampled]
