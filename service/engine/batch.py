@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from service.engine.sequence import Sequence
+from service.engine.step_time import StepSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,22 @@ class ScheduledSequence:
         return self.num_new_tokens + len(self.draft_token_ids)
 
     @property
+    def size(self) -> StepSize:
+        """The sequence's part of the size of the step."""
+        num_tokens, start = self.num_tokens, self.sequence.num_computed_tokens
+        num_logits = 1 + len(self.draft_token_ids) if self.is_sampled else 0
+        if self.sequence.prompt_logprobs is not None:
+            num_logits = num_tokens
+        num_positions = num_tokens * start + num_tokens * (num_tokens + 1) // 2
+        is_decode = self.num_new_tokens == 1
+        return StepSize(
+            num_tokens,
+            num_logits,
+            num_positions if is_decode else 0,
+            0 if is_decode else num_positions,
+        )
+
+    @property
     def token_ids(self) -> list[int]:
         """The `num_tokens` tokens that the model computes, from `num_computed_tokens` on."""
         start = self.sequence.num_computed_tokens
@@ -43,6 +60,10 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         return sum(s.num_tokens for s in self.scheduled)
+
+    @property
+    def size(self) -> StepSize:
+        return StepSize.total(s.size for s in self.scheduled)
 
     @property
     def sampled(self) -> list[ScheduledSequence]:
