@@ -214,6 +214,8 @@ class EngineCapabilities:
         masks_logprobs: True if the log probabilities of an output with a constraint are those among
             the tokens that the constraint allows.
         preempts_by_priority: True if `Request.priority` decides which sequence is preempted.
+        reads_gguf: True if the engine reads a GGUF file that `EngineModel.path` has a link to. It
+            does not depend on the model.
     """
 
     name: str
@@ -223,6 +225,7 @@ class EngineCapabilities:
     continues_constraints: bool = True
     masks_logprobs: bool = False
     preempts_by_priority: bool = True
+    reads_gguf: bool = False
 
 
 @runtime_checkable

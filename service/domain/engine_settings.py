@@ -78,7 +78,9 @@ class EngineModel:
     """The model that an engine loads.
 
     Attributes:
-        path: A directory with config.json, weights in safetensors and the tokenizer's files.
+        path: A directory with config.json, the tokenizer's files, and weights in safetensors; for
+            an engine with `EngineCapabilities.reads_gguf` perhaps a linked GGUF file instead of
+            these weights, with the index `service.gguf.index`.
         check_token_ids: Token ids of a short text. An engine may measure on it how much
             quantization increases the model's loss. Empty means that there is no such text.
     """

@@ -24,7 +24,7 @@ from service.engine.limits import EngineLimits
 from service.engine.model_config import read_config
 from service.engine.model_runner import LoadedModel, ModelRunner
 from service.engine.native.build import load_library
-from service.engine.quantized_checkpoint import QuantizedWeights, read_quantized_weights
+from service.engine.quantized_checkpoint import StoredQuantization, read_quantized_weights
 from service.engine.scheduler import Scheduler
 from service.errors import ModelLoadError, first_line
 
@@ -195,7 +195,7 @@ def _read_config(options: EngineOptions) -> Any:
 
 
 def _load_model(
-    options: EngineOptions, config: Any, stored: QuantizedWeights | None, device: torch.device
+    options: EngineOptions, config: Any, stored: StoredQuantization | None, device: torch.device
 ) -> LoadedModel:
     """Load the model with the native decoder if it supports it, else with transformers."""
     dtype = _resolve_dtype(options.dtype, device)
@@ -235,7 +235,7 @@ def _load_decoder(
     options: EngineOptions,
     config: Any,
     architecture: Architecture,
-    stored: QuantizedWeights | None,
+    stored: StoredQuantization | None,
     device: torch.device,
     dtype: torch.dtype,
 ) -> LoadedModel:
