@@ -57,7 +57,7 @@ class Scheduler:
         max_step_s: Time budget of one step in seconds.
 
     Attributes:
-        step_time: Predicts the durations of steps. Whoever runs the steps records their durations.
+        step_time: Predicts the durations of steps. The engine core records the measured ones.
 
     Raises:
         ValueError: `max_num_batched_tokens` is less than `max_num_seqs`.

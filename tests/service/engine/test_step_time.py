@@ -54,7 +54,7 @@ def test_total_adds_the_parts() -> None:
     assert StepSize.total([decode(2, 10), prefill(3, 1)]) == StepSize(5, 3, 20, 9)
 
 
-def test_nothing_is_known_before_the_first_measurement() -> None:
+def test_times_are_unknown_before_the_first_measurement() -> None:
     times = StepTime()
     assert not times.is_known
     assert times.predict(decode(8, 100)) > times.predict(decode(1, 100)) > 1
