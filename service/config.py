@@ -10,6 +10,7 @@ from pydantic_settings import CliImplicitFlag, SettingsConfigDict
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.settings.listener import ListenerSettings, Port
 from service.domain.engine_settings import (
+    DEFAULT_MAX_STEP_MS,
     DEFAULT_SPECULATIVE_TOKENS,
     Device,
     DType,
@@ -44,7 +45,7 @@ _UPSTREAM_FIELDS = frozenset(
 _ENGINE_FIELDS = frozenset(
     (
         *("device", "dtype", "quantization", "max_num_batched_tokens", "kv_cache_memory_bytes"),
-        "gpu_memory_utilization",
+        *("gpu_memory_utilization", "max_step_ms"),
         *("num_threads", "block_size", "prefix_caching", "speculation", "num_speculative_tokens"),
         *("prefix_cache_dir", "prefix_cache_disk_bytes"),
         *("step_timeout_s", "vllm_args", "tool_format", "reasoning_format", "json_whitespace"),
@@ -164,6 +165,13 @@ class ServiceSettings(ListenerSettings):
         "chunks over several steps. The default of this project's own engine is 512 on a CPU and "
         "2048 on CUDA.",
     )
+    max_step_ms: Annotated[int, Field(ge=1)] | None = Field(
+        _ENGINE.max_step_ms,
+        description="Maximum predicted duration of one engine step, in milliseconds, while "
+        "sequences generate tokens. Chunks of prompts are made short enough for it, so that "
+        "running streams keep their pace. It is an option of this project's own engine; the "
+        f"default is {DEFAULT_MAX_STEP_MS}.",
+    )
     max_queue_size: Annotated[int, Field(ge=0)] = Field(
         _ENGINE.max_queue_size,
         description="Maximum number of waiting sequences. If the queue is full, requests are "
@@ -198,8 +206,8 @@ class ServiceSettings(ListenerSettings):
     prefix_cache_dir: Path | None = Field(
         _ENGINE.prefix_cache_dir,
         description="Directory for the prefix cache on disk, which keeps blocks of long prompts "
-        "that are used again, also after a restart. Prompts can be reconstructed from its files. By default blocks "
-        "are cached only in memory.",
+        "that are used again, also after a restart. Prompts can be reconstructed from its files. "
+        "By default blocks are cached only in memory.",
     )
     prefix_cache_disk_bytes: ByteSize | None = Field(
         None,

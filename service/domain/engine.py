@@ -202,6 +202,8 @@ class EngineStats:
     num_preemptions: int = 0
     num_steps: int = 0
     num_failed_steps: int = 0
+    step_s: float = 0.0  # duration of all steps that did not fail
+    predicted_step_s: float = 0.0  # their predicted duration
     num_prefix_cache_queries: int = 0  # prompt tokens looked up in the prefix cache
     num_prefix_cache_hits: int = 0  # prompt tokens that were found in it, in memory or on disk
     disk_cache: DiskCacheStats = DiskCacheStats()

@@ -11,6 +11,9 @@ Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["auto", "none", "int8"]
 
+# Maximum predicted duration of a step, in milliseconds, if none is set.
+DEFAULT_MAX_STEP_MS = 200
+
 # Maximum length of a draft, if drafts are enabled without a length.
 DEFAULT_SPECULATIVE_TOKENS = 8
 # Size of the prefix cache on disk, if there is a directory for it and no size: 10 GiB.
@@ -37,6 +40,8 @@ class EngineSettings:
             model's own.
         max_num_seqs: Maximum number of sequences that run at once.
         max_num_batched_tokens: Maximum number of tokens in one step; at least `max_num_seqs`.
+        max_step_ms: Maximum predicted duration of a step that computes prompts while sequences
+            decode, in milliseconds.
         max_queue_size: Maximum number of waiting sequences.
         block_size: Tokens in a block of the KV cache.
         kv_cache_memory_bytes: Size of the KV cache in bytes. None means, on a CPU, enough for a few
@@ -62,6 +67,7 @@ class EngineSettings:
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    max_step_ms: int | None = None
     max_queue_size: int = 256
     block_size: int | None = None
     kv_cache_memory_bytes: int | None = None

@@ -119,6 +119,7 @@ def _load_on_device(options: EngineOptions, device: torch.device) -> tuple[Engin
         limits.max_num_seqs,
         limits.max_num_batched_tokens,
         limits.num_speculative_tokens,
+        limits.max_step_ms / 1000,
     )
     core = EngineCore(make_scheduler(), runner, max_model_len, max_failed_steps=1)
     disk_cache = load_disk_cache(

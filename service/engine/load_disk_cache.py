@@ -7,13 +7,13 @@ from pathlib import Path
 from service.domain.engine import Request
 from service.domain.engine_settings import DEFAULT_PREFIX_CACHE_DISK_BYTES, EngineSettings
 from service.domain.sampling import SamplingParams
+from service.engine.batch import Batch, ScheduledSequence
 from service.engine.block_bytes import BlockBytes
 from service.engine.block_files import BlockFiles
 from service.engine.block_pool import BlockPool
 from service.engine.core import Runner
 from service.engine.disk_cache import MIN_TOKENS, DiskCache
 from service.engine.model_runner import LoadedModel, Model
-from service.engine.scheduler import Batch, ScheduledSequence
 from service.engine.sequence import Sequence
 from service.errors import ModelLoadError
 from service.fingerprint import content_digest

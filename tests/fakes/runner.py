@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain.engine import Request
+from service.engine.batch import Batch, ScheduledSequence
 from service.engine.core import Computed, EngineCore
-from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
+from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence
 from service.engine.speculation import accept
 

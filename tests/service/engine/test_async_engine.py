@@ -59,7 +59,11 @@ class Rig:
             files = BlockFiles(prefix_cache_dir, max_bytes=10**6)
             self.disk_cache = DiskCache(files, self.runner, pool, lambda: b"model", min_tokens=8)
         scheduler = Scheduler(
-            pool, max_num_seqs, max_num_seqs + 12, num_speculative_tokens, self.disk_cache
+            pool,
+            max_num_seqs,
+            max_num_seqs + 12,
+            num_speculative_tokens,
+            disk_cache=self.disk_cache,
         )
         core = make_core(self.runner, scheduler)
         self.engine = AsyncEngine(

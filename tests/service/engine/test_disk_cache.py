@@ -86,7 +86,11 @@ class Engine:
             clock=self.clock,
         )
         scheduler = Scheduler(
-            self.pool, max_num_seqs, max_num_seqs + 12, num_speculative_tokens, self.cache
+            self.pool,
+            max_num_seqs,
+            max_num_seqs + 12,
+            num_speculative_tokens,
+            disk_cache=self.cache,
         )
         self.core = make_core(self.runner, scheduler)
         self.outputs: dict[int, list[TokenOutput]] = {}
