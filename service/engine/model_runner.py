@@ -39,6 +39,10 @@ _NO_TOKEN = -1  # instead of a token id, for a row in which no token is allowed
 class Model(Protocol):
     """A decoder and its KV cache."""
 
+    def block_tensors(self) -> list[Tensor]:
+        """Return the KV cache as tensors, each with the blocks as its first dimension."""
+        ...
+
     def forward(self, layout: Layout, rows: list[int]) -> Tensor:
         """Compute a step, and write its keys and values into the cache.
 

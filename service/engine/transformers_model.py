@@ -64,6 +64,10 @@ class TransformersModel:
         # A few models always compute the logits of every row.
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
+    def block_tensors(self) -> list[Tensor]:
+        """See `service.engine.model_runner.Model.block_tensors`."""
+        return self._attention.block_tensors()
+
     def forward(self, layout: Layout, rows: list[int]) -> Tensor:
         """Compute a step; see `service.engine.model_runner.Model`.
 
