@@ -203,6 +203,12 @@ inline void store_bf16(uint16_t* p, Floats a) {
     store_256(p, _mm256_permute4x64_epi64(mixed, 0xD8));
 }
 
+inline void store_bf16_in_pairs(uint16_t* pairs, int odd, Floats a) {
+    uint16_t rounded[16];
+    store_bf16(rounded, a);
+    for (int i = 0; i < 16; ++i) pairs[2 * i + odd] = rounded[i];
+}
+
 inline void unpack_pairs(const uint16_t* pairs, float* first, float* second) {
     for (int i = 0; i < 2; ++i) {
         const __m256i both = load_256(pairs + 16 * i);

@@ -89,18 +89,24 @@ inline Ints bits_of(Floats a) { return {_mm512_castps_si512(a.v)}; }
 inline Floats to_floats(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline Ints round_to_ints(Floats a) { return {_mm512_cvtps_epi32(a.v)}; }
 
-inline void store_bf16(uint16_t* p, Floats a) {
+inline __m256i to_bf16(Floats a) {
     const __m512i bits = _mm512_castps_si512(a.v);
     const __m512i high = _mm512_srli_epi32(bits, 16);
     const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
     const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
     const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
     const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
-    const __m256i half = _mm512_cvtepi32_epi16(
+    return _mm512_cvtepi32_epi16(
         _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
 }
-
+inline void store_bf16(uint16_t* p, Floats a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(a));
+}
+inline void store_bf16_in_pairs(uint16_t* pairs, int odd, Floats a) {
+    const __m512i rounded = _mm512_cvtepu16_epi32(to_bf16(a));
+    _mm512_mask_storeu_epi16(pairs, odd ? 0xaaaaaaaau : 0x55555555u,
+                             _mm512_slli_epi32(rounded, static_cast<unsigned>(16 * odd)));
+}
 inline void unpack_pairs(const uint16_t* pairs, float* first, float* second) {
     const __m512i both = _mm512_loadu_si512(pairs);
     const __m512i high = _mm512_and_si512(both, _mm512_set1_epi32(-0x10000));

@@ -205,6 +205,12 @@ inline void store_bf16(uint16_t* p, Floats a) {
     }
 }
 
+inline void store_bf16_in_pairs(uint16_t* pairs, int odd, Floats a) {
+    uint16_t rounded[16];
+    store_bf16(rounded, a);
+    for (int i = 0; i < 16; ++i) pairs[2 * i + odd] = rounded[i];
+}
+
 inline void unpack_pairs(const uint16_t* pairs, float* first, float* second) {
     for (int i = 0; i < 4; ++i) {
         const uint32x4_t both = vreinterpretq_u32_u16(vld1q_u16(pairs + 8 * i));
