@@ -114,18 +114,13 @@ class Weights:
         return weight
 
     def linear(self, name: str, out_features: int, in_features: int) -> Weight:
-        """Return the weight `name`: in its groups if they have 4 bits and are kept.
-
-        Others are dequantized, because there are no kernels for groups of 8 bits. int8 with one
-        scale for each output channel takes the same memory.
+        """Return the weight `name`: in its groups of integers if they are kept, else as floats.
 
         Raises:
             ModelLoadError: See `shaped`.
         """
         weight = self.grouped(name, out_features, in_features)
-        if weight is not None and weight.bits == 4:
-            return weight
-        return self.shaped(name, out_features, in_features)
+        return self.shaped(name, out_features, in_features) if weight is None else weight
 
     def _stored_name(self, name: str) -> str:
         """Return the name in the checkpoint's files, and mark the tensor as read."""
