@@ -1,4 +1,4 @@
-"""Server-sent events in the form that OpenAI's clients expect."""
+"""Server-sent events in the forms that clients expect."""
 
 import msgspec
 from starlette.types import Send
@@ -6,7 +6,9 @@ from starlette.types import Send
 PING = b": ping\n\n"
 """A comment. Clients skip it. Proxies see traffic, and keep the connection open."""
 
-_DONE = b"data: [DONE]\n\n"
+DONE = b"data: [DONE]\n\n"
+"""The end of a stream. OpenAI's clients treat a stream without it as incomplete."""
+
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -34,6 +36,11 @@ def event(data: msgspec.Struct) -> bytes:
     return b"data: " + text + b"\n\n"
 
 
+def named_event(data: msgspec.Struct) -> bytes:
+    """Return the event with `data` as JSON. Its name is the tag of the struct."""
+    return f"event: {data.__struct_config__.tag}\n".encode() + event(data)
+
+
 class EventStream:
     """A response that consists of events. Its head is sent with the first event. Until then, the
     request can be rejected with an error response.
@@ -50,9 +57,9 @@ class EventStream:
         """Send encoded events."""
         await self._write(events, more=True)
 
-    async def close(self) -> None:
-        """Send `[DONE]` and end the response. Clients treat a stream without it as incomplete."""
-        await self._write(_DONE, more=False)
+    async def close(self, end: bytes = DONE) -> None:
+        """Send the end of the stream, and end the response."""
+        await self._write(end, more=False)
 
     async def _write(self, events: bytes, *, more: bool) -> None:
         if not self.is_open:
