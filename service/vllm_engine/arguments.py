@@ -16,6 +16,7 @@ _PASSED = (
 _OTHERS = (
     *("dtype", "quantization", "prefix_caching", "num_speculative_tokens"),  # see below
     *("device", "num_threads"),  # see launch.py
+    "max_step_ms",  # rejected
     *("cache_dir", "max_queue_size", "step_timeout_s", "vllm_args"),  # of the service
 )
 # A test compares the names with those of `EngineSettings`, so that a new one needs a decision.
@@ -99,6 +100,8 @@ def _from_options(settings: EngineSettings) -> dict[str, Any]:
             "quantization=int8 is a method of the engine local. With engine=vllm, serve a "
             'quantized checkpoint, or set vllm_args, for example {"quantization": "fp8"}.'
         )
+    if settings.max_step_ms is not None:
+        raise ConfigError("max_step_ms is an option of the engine local: vLLM counts tokens only.")
     arguments: dict[str, Any] = {}
     for option in _PASSED:
         if (value := getattr(settings, option)) is not None:

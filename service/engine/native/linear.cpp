@@ -1,6 +1,5 @@
 #include "linear.h"
 
-#include <immintrin.h>
 #include <omp.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -13,8 +12,12 @@
 #include "quantize.h"
 #include "threads.h"
 
-#ifndef __AVX512VNNI__
-#error "this CPU lacks AVX-512 VNNI"
+#if defined(CHATRPC_AVX512)
+#include "product_avx512.h"
+#elif defined(CHATRPC_AVX2)
+#include "product_avx2.h"
+#else
+#include "product_neon.h"
 #endif
 
 namespace chatrpc {
@@ -135,7 +138,7 @@ void multiply_panels(const Call& call, const Activations& activations, int64_t f
                 call.residual == nullptr ? nullptr : call.residual + place,
                 call.out + place,
                 layer.out_features,
-                {static_cast<__mmask16>(mask), static_cast<__mmask16>(mask >> 16)},
+                {static_cast<Mask>(mask), static_cast<Mask>(mask >> 16)},
             };
             product(layer.weights + p * panel_bytes,
                     activations.tiles + first / kTileRows * activations.tile_stride,
@@ -157,7 +160,7 @@ void multiply(const Call& call, const Activations& activations, int thread, Part
     }
 #endif
     while (panels.take(thread, first, last)) {
-        multiply_panels<VnniProduct>(call, activations, first, last);
+        multiply_panels<VectorProduct>(call, activations, first, last);
     }
 }
 
