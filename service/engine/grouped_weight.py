@@ -85,7 +85,8 @@ class GroupedWeight:
 
     def dequantized(self) -> Tensor:
         """Return the weight [N, K] in float32."""
-        values = self.unpacked().float().unflatten(1, (-1, self.group_size))
+        values = self.unpacked().float()
+        values = values.view(len(values), -1, self.group_size)
         if self.minimum is None:
             if self.bits == 4:
                 values -= 8
@@ -99,7 +100,7 @@ class GroupedWeight:
 
 def pack_nibbles(values: Tensor) -> Tensor:
     """Pack integers from 0 to 15 [N, K] two in a byte, as in `GroupedWeight.values`."""
-    pairs = values.to(torch.uint8).unflatten(1, (-1, 2))
+    pairs = values.to(torch.uint8).reshape(len(values), -1, 2)
     return pairs[..., 0] | pairs[..., 1] << 4
 
 
