@@ -146,7 +146,8 @@ class ServiceSettings(ListenerSettings):
     )
     quantization: Quantization = Field(
         _ENGINE.quantization,
-        description="Quantization of weights and activations. `int8` needs a CPU. On a CPU, if "
+        description="Quantization of weights and activations. `int8` and `int4` need a CPU. `int4` "
+        "has weights in 4 bits, and activations and the head in int8. On a CPU, if "
         "`dtype` is `auto`, then `auto` is that of a GGUF file, or else int8 if the model loses "
         "little accuracy. In all other cases it is none.",
     )
@@ -329,8 +330,10 @@ class ServiceSettings(ListenerSettings):
 
     @model_validator(mode="after")
     def _device_supports_the_quantization(self) -> Self:
-        if self.device == "cuda" and self.quantization == "int8":
-            raise ValueError("quantization=int8 is served on CPUs only, and device=cuda is set")
+        if self.device == "cuda" and self.quantization in {"int8", "int4"}:
+            raise ValueError(
+                f"quantization={self.quantization} is served on CPUs only, and device=cuda is set"
+            )
         return self
 
     @model_validator(mode="after")

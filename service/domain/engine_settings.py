@@ -9,7 +9,7 @@ from service.cache import default_cache_dir
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Quantization = Literal["auto", "none", "int8"]
+Quantization = Literal["auto", "none", "int8", "int4"]
 
 # Maximum predicted duration of a step, in milliseconds, if none is set.
 DEFAULT_MAX_STEP_MS = 200
@@ -33,7 +33,8 @@ class EngineSettings:
             CPU.
         dtype: Type of weights and KV cache. `auto` is bfloat16 if the hardware multiplies it, else
             float32.
-        quantization: Quantization of weights and activations. For the native decoder on a CPU, if
+        quantization: Quantization of weights and activations. `int4` has weights in 4 bits and
+            activations and the head in int8. For the native decoder on a CPU, if
             `dtype` is `auto`, then `auto` is that of a checkpoint in groups of integers, or else
             int8. In all other cases it is none.
         cache_dir: Directory for files that are made once, such as compiled kernels.

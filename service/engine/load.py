@@ -55,8 +55,9 @@ class EngineOptions(EngineSettings):
         path: The model's directory.
         check_token_ids: The token ids of a short text. When the model is loaded, the increase of
             its loss by int8 is measured on this text. Empty means that it is not measured.
-        max_quantization_cost: Maximum increase of the loss by int8, in nats per token. If it is
-            larger, quantization "auto" loads the model without int8, and "int8" logs a warning. The
+        max_quantization_cost: Maximum increase of the loss by int8 or int4, in nats per token. If
+            it is larger, quantization "auto" loads the model without int8, and "int8" and "int4"
+            log a warning. The
             default is an increase of perplexity by 10 %. Models that suit int8 have less than 4 %.
     """
 
@@ -159,9 +160,10 @@ def check_quantization(quantization: Quantization, device: torch.device) -> None
     Raises:
         ModelLoadError: It is not supported.
     """
-    if quantization == "int8" and device.type != "cpu":
+    if quantization in {"int8", "int4"} and device.type != "cpu":
         raise ModelLoadError(
-            f"quantization=int8 is supported only on CPUs, and the device is {device.type}."
+            f"quantization={quantization} is supported only on CPUs, and the device is "
+            f"{device.type}."
         )
 
 
@@ -207,9 +209,10 @@ def _load_model(
     if architecture is not None and is_served(config):
         _check_parts(options.path, config)
         return _load_decoder(options, config, architecture, stored, device, dtype)
-    if options.quantization == "int8":
+    if options.quantization in {"int8", "int4"}:
         raise ModelLoadError(
-            f"quantization=int8 is not supported for a model of the type {config.model_type}."
+            f"quantization={options.quantization} is not supported for a model of the type "
+            f"{config.model_type}."
         )
     # Imported here, because importing transformers' model classes takes seconds.
     from service.engine.transformers_model import load_transformers_model  # noqa: PLC0415
@@ -243,7 +246,7 @@ def _load_decoder(
     device: torch.device,
     dtype: torch.dtype,
 ) -> LoadedModel:
-    """Load the model with the native decoder, in int8 if that is requested or costs little.
+    """Load the model with the native decoder, by default in int8 if that costs little.
 
     Weights that the checkpoint stores in groups of integers are kept by default.
     """

@@ -117,9 +117,10 @@ def _from_options(settings: EngineSettings) -> dict[str, Any]:
 
 
 def _check_options(settings: EngineSettings) -> None:
-    if settings.quantization == "int8":
+    if settings.quantization in {"int8", "int4"}:
         raise ConfigError(
-            "quantization=int8 is a method of the engine local. With engine=vllm, serve a "
+            f"quantization={settings.quantization} is a method of the engine local. With "
+            "engine=vllm, serve a "
             'quantized checkpoint, or set vllm_args, for example {"quantization": "fp8"}.'
         )
     if settings.prefix_cache_dir is not None:

@@ -8,9 +8,12 @@ from chatrpc_process.errors import ConfigError
 from service.config import ServiceSettings
 
 
-def test_int8_on_cuda_is_rejected_in_one_line() -> None:
-    with pytest.raises(ConfigError, match="quantization=int8 is served on CPUs only") as caught:
-        ServiceSettings.load(["--device", "cuda", "--quantization", "int8"])
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_quantization_on_cuda_is_rejected_in_one_line(method: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"quantization={method} is served on CPUs only"
+    ) as caught:
+        ServiceSettings.load(["--device", "cuda", "--quantization", method])
     assert "\n" not in str(caught.value)
 
 

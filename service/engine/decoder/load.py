@@ -11,7 +11,7 @@ from service.engine.decoder.architecture import Architecture
 from service.engine.decoder.attention import NativeDecoderAttention
 from service.engine.decoder.attention_backends import AttentionSetup, make_attention
 from service.engine.decoder.decoder import Decoder, read_embedding, read_head, read_layer
-from service.engine.decoder.linear import FloatLinear
+from service.engine.decoder.linear import FloatLinear, MakeLinear
 from service.engine.decoder.quantization_loss import (
     BLOCK_SIZE,
     ReferenceRun,
@@ -32,7 +32,7 @@ def load_decoder(
     architecture: Architecture,
     stored: StoredQuantization | None,
     dtype: torch.dtype,
-    quantization: Literal["none", "int8"],
+    quantization: Literal["none", "int8", "int4"],
     device: torch.device,
     library: ctypes.CDLL | None,
     check_token_ids: tuple[int, ...] = (),
@@ -46,10 +46,10 @@ def load_decoder(
         architecture: The architecture that the config describes.
         stored: How the checkpoint's weights are quantized; None if they are not.
         dtype: Type of the cache and of every weight that is not quantized.
-        quantization: Quantization of the loaded weights.
+        quantization: Quantization of the loaded weights. The head is in int8 with int4, too.
         library: The native kernels; None to use torch's operators.
-        check_token_ids: The token ids of a text. If there are at least two, the loss of the int8
-            model on this text is measured.
+        check_token_ids: The token ids of a text. If there are at least two, the loss of the
+            quantized model on this text is measured.
         keeps_groups: If True, weights that the checkpoint stores in groups of integers are used as
             they are, and `quantization` applies to all other weights.
 
@@ -58,15 +58,19 @@ def load_decoder(
             weights are stored in a way that is not supported.
     """
     a = architecture
-    is_int8 = quantization == "int8"
-    hidden_dtype = torch.float32 if is_int8 else dtype
-    make_linear = partial(QuantizedLinear, library) if is_int8 else FloatLinear
+    is_quantized = quantization != "none"
+    hidden_dtype = torch.float32 if is_quantized else dtype
+    make_linear: MakeLinear = FloatLinear
+    make_head: MakeLinear = FloatLinear
+    if is_quantized:
+        make_linear = partial(QuantizedLinear, library, bits=4 if quantization == "int4" else 8)
+        make_head = partial(QuantizedLinear, library)
     with (
         Weights(path, hidden_dtype, device, stored, keeps_groups=keeps_groups) as weights,
         Weights(path, dtype, device, stored) as exact,
     ):
         reference = None
-        if is_int8 and len(check_token_ids) > 1:
+        if is_quantized and len(check_token_ids) > 1:
             reference = ReferenceRun(check_token_ids, exact, config, a, dtype, device)
         layers = []
         for index in range(len(a.layers)):
@@ -75,7 +79,7 @@ def load_decoder(
                 reference.pass_layer(index)
         reference_loss = None if reference is None else reference.loss()
         embedding = read_embedding(weights, a, dtype)
-        head = read_head(weights, a, make_linear, hidden_dtype)
+        head = read_head(weights, a, make_head, hidden_dtype)
         weights.check_unread()
     shapes = [KVShape(a.num_kv_heads, a.head_dim, a.head_dim, dtype)] * len(layers)
 
@@ -86,7 +90,7 @@ def load_decoder(
             AttentionSetup(a, layer_attention, num_blocks, block_size, dtype, device, library)
         )
         # Sums of integers do not depend on their order, and the native attention has a fixed order.
-        is_batch_invariant = is_int8 and isinstance(attention, NativeDecoderAttention)
+        is_batch_invariant = is_quantized and isinstance(attention, NativeDecoderAttention)
         return Decoder(
             a,
             embedding,

@@ -1,4 +1,4 @@
-"""Measures a model's loss on a short text, with int8 weights and with the original weights.
+"""Measures a model's loss on a short text, with quantized and with the original weights.
 
 The reference is computed layer by layer while the model is loaded. So at most one layer is in
 memory in both precisions.

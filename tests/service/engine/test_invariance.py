@@ -194,6 +194,24 @@ def test_neither_neighbours_nor_chunks_nor_drafts_change_logits(
         assert differing(logits, reference(tiny_model, run.token_ids)) == []
 
 
+@pytest.fixture(scope="module")
+def int4_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    model_type, fields = TINY["heads of 64"]
+    path = save_model(tmp_path_factory.mktemp("int4"), make_config(model_type, **fields))
+    options = EngineOptions(path, device="cpu", quantization="int4")
+    return load_model(options).finish(NUM_BLOCKS, BLOCK_SIZE, 512)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(runs(), min_size=1, max_size=6))
+def test_neighbours_and_chunks_change_no_logits_in_int4(
+    int4_model: Model, together: list[Run]
+) -> None:
+    got = compute(int4_model, together, list(range(NUM_BLOCKS)))
+    for run, logits in zip(together, got, strict=True):
+        assert differing(logits, reference(int4_model, run.token_ids)) == []
+
+
 LONG = 300
 
 

@@ -293,6 +293,7 @@ _CHECKED = tuple(range(1, 60))
     [
         ("auto", "none", "loaded without quantization"),
         ("int8", "int8", "worse responses"),
+        ("int4", "int4", "worse responses"),
     ],
 )
 def test_quantization_that_costs_too_much_is_logged_and_by_default_not_used(
@@ -328,6 +329,7 @@ def test_check_text_outside_the_vocabulary_is_not_used(llama: Path, tmp_path: Pa
     assert load_model(asked).quantization_loss is None
 
 
-def test_int8_on_a_gpu_is_rejected_in_one_line() -> None:
-    with pytest.raises(ModelLoadError, match="quantization=int8 is supported only on CPUs"):
-        check_quantization("int8", torch.device("cuda"))
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_quantization_on_a_gpu_is_rejected_in_one_line(method: Quantization) -> None:
+    with pytest.raises(ModelLoadError, match=f"quantization={method} is supported only on CPUs"):
+        check_quantization(method, torch.device("cuda"))

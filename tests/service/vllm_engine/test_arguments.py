@@ -84,6 +84,7 @@ def test_vllm_args_are_passed_through() -> None:
     ("settings", "message"),
     [
         ({"quantization": "int8"}, "quantization=int8 is a method of the engine local."),
+        ({"quantization": "int4"}, "quantization=int4 is a method of the engine local."),
         ({"vllm_args": {"model": "x"}}, "vllm_args.model cannot be set: the option `model`"),
         (
             {"vllm_args": {"max_num_queued_reqs": 1}},

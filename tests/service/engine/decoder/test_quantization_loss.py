@@ -1,4 +1,4 @@
-"""The loss of quantization to int8, which is measured while a model is loaded."""
+"""The loss of quantization, which is measured while a model is loaded."""
 
 import math
 from dataclasses import replace
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from service.domain.engine_settings import Quantization
 from service.engine.load import EngineOptions, load_model
 from service.engine.model_runner import QuantizationLoss
 from tests.service.engine.models import CONFIGS, make_config, save_model
@@ -15,18 +16,25 @@ _TEXT = tuple(range(1, 90))
 _TIED_AND_CAPPED = ("llama", "gemma2", "gemma3_text")
 
 
-@pytest.mark.parametrize("family", [name for name in _TIED_AND_CAPPED if name in CONFIGS])
-def test_losses_are_those_of_the_model_in_either_precision(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "quantization"),
+    [*((name, "int8") for name in _TIED_AND_CAPPED if name in CONFIGS), ("llama", "int4")],
+)
+def test_losses_are_those_of_the_model_in_either_precision(
+    family: str, quantization: Quantization, tmp_path: Path
+) -> None:
     model_type, fields = CONFIGS[family]
     path = save_model(tmp_path, make_config(model_type, **fields))
-    options = EngineOptions(path, device="cpu", quantization="int8", cache_dir=tmp_path / "cache")
+    options = EngineOptions(
+        path, device="cpu", quantization=quantization, cache_dir=tmp_path / "cache"
+    )
 
     loss = load_model(replace(options, check_token_ids=_TEXT)).quantization_loss
 
     assert loss is not None
-    by_int8 = measure(options, _TEXT, window=len(_TEXT))
+    quantized = measure(options, _TEXT, window=len(_TEXT))
     exact = measure(replace(options, quantization="none", dtype="float32"), _TEXT, len(_TEXT))
-    assert math.exp(loss.quantized) == pytest.approx(by_int8, rel=1e-3)
+    assert math.exp(loss.quantized) == pytest.approx(quantized, rel=1e-3)
     assert math.exp(loss.reference) == pytest.approx(exact, rel=2e-2)  # the engine may use bfloat16
 
 
