@@ -253,7 +253,7 @@ def run(
     chosen = _model(shape, model, gguf, own_vocabulary=own_vocabulary)
     with Progress(Console(stderr=True)) as progress:
         names = _names(variants, VARIANTS)
-        entries = our_entries(names, chosen, options.loads, progress.print)
+        entries = our_entries(names, chosen, options.loads, progress.print, has_layers=not brief)
         found = _contest(options, chosen, entries, progress)
     table.show(table.of_results(found))
     table.show(table.of_budgets(budgets(Summary(found))))
@@ -290,7 +290,9 @@ def peers(
     wanted_variants, wanted_peers = _names(variants, VARIANTS), _names(names, PEERS)
     chosen = _model(shape, model, gguf, own_vocabulary=own_vocabulary)
     with Progress(Console(stderr=True)) as progress:
-        entries = our_entries(wanted_variants, chosen, options.loads, progress.print)
+        entries = our_entries(
+            wanted_variants, chosen, options.loads, progress.print, has_layers=not brief
+        )
         entries += peer_entries(wanted_peers, chosen, options.loads, progress.print)
         if install_only:
             return

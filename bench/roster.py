@@ -19,11 +19,17 @@ LAYERS = ("c32",)
 
 
 def our_entries(
-    variants: Iterable[str], model: Model, loads: Iterable[str], report: Callable[[str], None]
+    variants: Iterable[str],
+    model: Model,
+    loads: Iterable[str],
+    report: Callable[[str], None],
+    *,
+    has_layers: bool = False,
 ) -> list[Entry]:
     """Return our variants with the loads that they have among `loads`.
 
-    The default one also has the layers. One whose files cannot be made is reported and left out.
+    With `has_layers`, the default one is also measured over gRPC and as a bare engine. One whose
+    files cannot be made is reported and left out.
     """
     entries = []
     for variant in variants:
@@ -34,7 +40,9 @@ def our_entries(
             continue
         only = ours.VARIANTS[variant].loads
         wanted = [load for load in loads if not only or load in only]
-        layers = [load for load in LAYERS if load in wanted] if variant == BASELINE else []
+        layers = [load for load in LAYERS if load in wanted]
+        if variant != BASELINE or not has_layers:
+            layers = []
         entries.append(Entry(server, wanted, grpc_loads=layers, engine_loads=layers))
     return entries
 

@@ -38,7 +38,7 @@ def test_weights_of_a_decode_step_are_those_of_layers_and_head(model: Model) -> 
 
 def test_default_variant_has_its_layers_and_others_have_their_loads(model: Model) -> None:
     loads = ("c1", "c32", "stall", "edit")
-    default, plain = our_entries(["chatrpc", "chatrpc-plain"], model, loads, print)
+    default, plain = our_entries(["chatrpc", "chatrpc-plain"], model, loads, print, has_layers=True)
     assert list(default.loads) == list(loads)
     assert default.grpc_loads == default.engine_loads == ["c32"]
     assert list(plain.loads) == ["c1", "c32", "edit"]
@@ -46,7 +46,7 @@ def test_default_variant_has_its_layers_and_others_have_their_loads(model: Model
 
 
 def test_unselected_targets_are_left_out(model: Model) -> None:
-    [default] = our_entries(["chatrpc"], model, ("c1", "c32"), print)
+    [default] = our_entries(["chatrpc"], model, ("c1", "c32"), print, has_layers=True)
     assert list(default.targets) == ["chatrpc", "chatrpc/grpc", "chatrpc/engine"]
     assert default.only({"c1"}).targets == {"chatrpc": ["c1"]}
     assert not default.only({"nothing"}).targets
