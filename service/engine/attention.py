@@ -24,6 +24,10 @@ _SHORT = 256
 class PagedAttention(Protocol):
     """Attention over a paged KV cache. Call `plan` and `begin_step` before each forward pass."""
 
+    def block_tensors(self) -> list[Tensor]:
+        """Return the KV cache as tensors, each with the blocks as its first dimension."""
+        ...
+
     def plan(self, layout: Layout) -> list[NDArray[Any]]:
         """Plan the next step. Return the arrays that `begin_step` needs on the device."""
         ...
@@ -175,6 +179,10 @@ class GatheredAttention:
         if store.device.type == "cuda":
             # cuDNN makes a plan for each new shape, which takes up to half a second.
             torch.backends.cuda.enable_cudnn_sdp(False)
+
+    def block_tensors(self) -> list[Tensor]:
+        """See `PagedAttention.block_tensors`."""
+        return self._store.block_tensors()
 
     def plan(self, layout: Layout) -> list[NDArray[Any]]:
         """See `PagedAttention.plan`."""

@@ -59,6 +59,10 @@ class KVStore:
         self._keys[layer].flatten(1, 2).index_copy_(1, slots, key)
         self._values[layer].flatten(1, 2).index_copy_(1, slots, value)
 
+    def block_tensors(self) -> list[torch.Tensor]:
+        """Return views of the whole cache, each with the blocks as its first dimension."""
+        return [tensor.transpose(0, 1) for tensor in (*self._keys, *self._values)]
+
     def gather(self, layer: int, block_table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the keys and values of the blocks in `block_table` [B, M].
 

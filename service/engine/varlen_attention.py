@@ -67,6 +67,10 @@ class VarlenKVStore:
         self._keys[layer].flatten(0, 1).index_copy_(0, slots, key)
         self._values[layer].flatten(0, 1).index_copy_(0, slots, value)
 
+    def block_tensors(self) -> list[Tensor]:
+        """Return the whole cache as tensors, each with the blocks as its first dimension."""
+        return [*self._keys, *self._values]
+
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return the keys and the values of a layer."""
         return self._keys[layer], self._values[layer]
@@ -83,6 +87,10 @@ class VarlenAttention:
         self._row_starts: Tensor  # [B + 1]
         self._context_lens: Tensor  # [B]
         self._block_table: Tensor  # [B, M]
+
+    def block_tensors(self) -> list[Tensor]:
+        """See `PagedAttention.block_tensors`."""
+        return self._store.block_tensors()
 
     def plan(self, layout: Layout) -> list[NDArray[Any]]:
         """See `PagedAttention.plan`."""

@@ -40,6 +40,10 @@ class Attention(Protocol):
     `service.engine.decoder.attention_backends` lists the implementations.
     """
 
+    def block_tensors(self) -> list[Tensor]:
+        """Return the KV cache as tensors, each with the blocks as its first dimension."""
+        ...
+
     def plan(self, layout: Layout) -> list[NDArray[Any]]:
         """Plan the next step. Return the arrays that `begin_step` needs on the device."""
         ...
@@ -77,6 +81,9 @@ class TorchAttention:
         self._dtype = dtype
         self._paged = paged
         self._ropes: dict[str, CosSin] = {}
+
+    def block_tensors(self) -> list[Tensor]:
+        return self._paged.block_tensors()
 
     def plan(self, layout: Layout) -> list[NDArray[Any]]:
         return self._paged.plan(layout)
@@ -124,6 +131,7 @@ class NativeDecoderAttention:
         Raises:
             ValueError: The kernels do not support the number of heads.
         """
+        self._store = store
         self._block_size = store.block_size
         self._layers = {
             layer.index: NativeAttention(
@@ -142,6 +150,9 @@ class NativeDecoderAttention:
         }
         self._plan: AttentionPlan
         self._ropes: dict[str | None, RotaryRows | None]
+
+    def block_tensors(self) -> list[Tensor]:
+        return self._store.block_tensors()
 
     def plan(self, layout: Layout) -> list[NDArray[Any]]:
         self._plan = AttentionPlan(

@@ -68,6 +68,10 @@ class Decoder:
         self._ropes = ropes
         self._hidden_dtype = hidden_dtype
 
+    def block_tensors(self) -> list[Tensor]:
+        """See `service.engine.model_runner.Model.block_tensors`."""
+        return self._attention.block_tensors()
+
     def forward(self, layout: Layout, rows: list[int]) -> Tensor:
         """Compute a step; see `service.engine.model_runner.Model`.
 

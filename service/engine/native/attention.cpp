@@ -7,19 +7,22 @@
 // other rows, blocks or threads. So a token's result has the same bits in a decode, a verification
 // or any chunk of a prompt.
 //
-// attention.py describes the layout of the cache. If the CPU has AMX tiles, they read a cache of
-// bfloat16, with queries and weights rounded to bfloat16 and sums in float32. On other CPUs, and
-// for a cache of float32, everything is computed in float32.
+// attention.py describes the layout of the cache. If the CPU has products of bfloat16 (AMX tiles or
+// AVX-512 BF16), they read a cache of bfloat16, with queries and weights rounded to bfloat16 and sums
+// in float32. On other CPUs, and for a cache of float32, everything is computed in float32.
 
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "attention_kernels.h"
 #include "threads.h"
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#if defined(CHATRPC_AVX512) && defined(__AVX512BF16__)
+#define CHATRPC_BF16
+#include "attention_bf16.h"
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
 #define CHATRPC_AMX
 #include "attention_amx.h"
+#endif
 #endif
 
 extern "C" {
@@ -142,11 +145,11 @@ thread_local Scratch scratch;
 
 // A masked store must reach the cache before its result can be loaded, which takes 20 cycles for
 // each vector.
-inline void store_lanes(float* out, __mmask16 mask, __m512 v) {
+inline void store_lanes(float* out, Mask mask, Floats v) {
     if (mask == 0xffff) {
-        _mm512_storeu_ps(out, v);
+        store(out, v);
     } else {
-        _mm512_mask_storeu_ps(out, mask, v);
+        store(out, mask, v);
     }
 }
 
@@ -155,16 +158,15 @@ void load_head(const Call& call, int64_t row, int64_t head, const float* norm, f
     const int dim = call.dim();
     const float* x = call.qkv + row * call.width() + head * dim;
     if (norm != nullptr) {
-        __m512 squares = _mm512_setzero_ps();
+        Floats squares = zero_floats();
         for (int d = 0; d < dim; d += kGroup) {
-            const __m512 v = _mm512_loadu_ps(x + d);
-            squares = _mm512_fmadd_ps(v, v, squares);
+            const Floats v = load(x + d);
+            squares = fma(v, v, squares);
         }
-        const float mean = _mm512_reduce_add_ps(squares) / static_cast<float>(dim);
-        const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(mean + call.layer.norm_eps));
+        const float mean = sum(squares) / static_cast<float>(dim);
+        const Floats factor = broadcast(1.0f / std::sqrt(mean + call.layer.norm_eps));
         for (int d = 0; d < dim; d += kGroup) {
-            const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(x + d), factor);
-            _mm512_storeu_ps(out + d, _mm512_mul_ps(v, _mm512_loadu_ps(norm + d)));
+            store(out + d, load(x + d) * factor * load(norm + d));
         }
         x = out;
     }
@@ -175,13 +177,11 @@ void load_head(const Call& call, int64_t row, int64_t head, const float* norm, f
         const float *cos = call.rotary->cos + row * half, *sin = call.rotary->sin + row * half;
         for (int d = 0; d < half; d += kGroup) {
             const int left = std::min(half - d, kGroup);
-            const auto mask = static_cast<__mmask16>(0xffffu >> (kGroup - left));
-            const __m512 c = _mm512_maskz_loadu_ps(mask, cos + d);
-            const __m512 s = _mm512_maskz_loadu_ps(mask, sin + d);
-            const __m512 a = _mm512_maskz_loadu_ps(mask, x + d);
-            const __m512 b = _mm512_maskz_loadu_ps(mask, x + half + d);
-            store_lanes(out + d, mask, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
-            store_lanes(out + half + d, mask, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+            const auto mask = static_cast<Mask>(0xffffu >> (kGroup - left));
+            const Floats c = load(cos + d, mask), s = load(sin + d, mask);
+            const Floats a = load(x + d, mask), b = load(x + half + d, mask);
+            store_lanes(out + d, mask, fms(a, c, b * s));
+            store_lanes(out + half + d, mask, fma(b, c, a * s));
         }
     }
     if (x != out) std::copy(x + rotated, x + dim, out + rotated);
@@ -202,28 +202,24 @@ void write_token(const Call& call, int64_t s, int64_t row) {
             // Each 32-bit word has two dimensions of a key, [dim / 2][16], or two tokens' values.
             uint32_t words[kMaxDim / 2];
             for (int d = 0; d < dim; d += kGroup) {
-                const __m256i rounded = to_bf16(_mm512_loadu_ps(key + d));
-                _mm256_storeu_si256(reinterpret_cast<__m256i*>(words + d / 2), rounded);
+                store_bf16(reinterpret_cast<uint16_t*>(words) + d, load(key + d));
             }
             auto* keys = call.keys<uint16_t>(s, h, group);
             for (int i = 0; i < dim / 2; ++i) {
                 std::memcpy(keys + 2 * (i * kGroup + position % kGroup), words + i, 4);
             }
-            // The store is masked by half words, because another thread may be writing the other
-            // token of the pair.
+            // The store leaves the other token of the pair, which another thread may be writing.
             const int odd = offset % 2;
             uint16_t* line = call.values<uint16_t>(s, h, first) + (offset / 2) * 2 * kGroup;
             for (int d = 0; d < dim; d += kGroup, line += step * kGroup) {
-                const __m512i rounded = _mm512_cvtepu16_epi32(to_bf16(_mm512_loadu_ps(value + d)));
-                _mm512_mask_storeu_epi16(line, odd ? 0xaaaaaaaau : 0x55555555u,
-                                         _mm512_slli_epi32(rounded, static_cast<unsigned>(16 * odd)));
+                store_bf16_in_pairs(line, odd, load(value + d));
             }
         } else {
             float* keys = call.keys<float>(s, h, group) + position % kGroup;
             for (int d = 0; d < dim; ++d) keys[d * kGroup] = key[d];
             float* line = call.values<float>(s, h, first) + offset * kGroup;
             for (int d = 0; d < dim; d += kGroup, line += step * kGroup) {
-                _mm512_storeu_ps(line, _mm512_loadu_ps(value + d));
+                store(line, load(value + d));
             }
         }
     }
@@ -308,17 +304,18 @@ struct Fma {
     }
 };
 
-#ifdef CHATRPC_AMX
+#ifdef CHATRPC_BF16
 
-// Arithmetic with bfloat16 operands, over a bfloat16 cache, for heads of at least 32 dimensions.
-struct Amx {
-    static void prepare() {
-        configure_tiles(kKeyDepth);
-    }
-    static void release() { _tile_release(); }
+// Arithmetic with bfloat16 operands, over a bfloat16 cache.
+//
+// `Products` are the two matrix products: `DotProducts` or `AmxProducts`.
+template <typename Products>
+struct Bf16 {
+    static void prepare() { Products::prepare(); }
+    static void release() { Products::release(); }
 
     static void put_query(const Call& call, int r, const float* query) {
-        put_query_amx(query, call.dim(), queries() + r * query_stride(call.dim()));
+        Products::put_query(query, call.dim(), queries() + r * Products::query_stride(call.dim()));
     }
 
     static void attend(const Call& call, const Tile& tile, int segment, Partial out) {
@@ -339,19 +336,14 @@ struct Amx {
             copy_values_between(values[s], lo, hi, step, dim, copy);
             values[s] = copy;
         }
-        const bool two = tile.num_rows > 16;
-        if (step != kKeyDepth) configure_tiles(kKeyDepth);
-        (two ? scores_amx<true> : scores_amx<false>)(queries(), keys, g0, g1, dim, scratch.scores);
+        Products::scores(queries(), keys, g0, g1, tile.num_rows, step, dim, scratch.scores);
         weigh_rows<uint16_t>(call, tile, segment, g0 * kGroup, g1 * kGroup, out);
-        if (step != kKeyDepth) configure_tiles(step);
         const auto* weights = reinterpret_cast<const uint16_t*>(scratch.scores);
-        (two ? values_amx<true> : values_amx<false>)(weights, values, s0, s1, step, dim, out.sum);
+        Products::values(weights, values, s0, s1, tile.num_rows, step, dim, out.sum);
     }
 
     static uint16_t* queries() { return reinterpret_cast<uint16_t*>(scratch.q); }
 };
-
-bool uses_amx(const Layer& layer) { return layer.is_bf16 && layer.head_dim >= 32 && has_amx(); }
 
 #endif
 
@@ -367,8 +359,7 @@ void load_queries(const Call& call, const Tile& tile) {
         load_head(call, call.plan.row_starts[tile.sequence] + row / group,
                   tile.kv_head * group + row % group, layer.q_norm, scratch.row);
         for (int d = 0; d < call.dim(); d += kGroup) {
-            const __m512 v = _mm512_loadu_ps(scratch.row + d);
-            _mm512_storeu_ps(scratch.row + d, _mm512_mul_ps(v, _mm512_set1_ps(factor)));
+            store(scratch.row + d, load(scratch.row + d) * broadcast(factor));
         }
         Kernel::put_query(call, r, scratch.row);
     }
@@ -385,26 +376,21 @@ void start_sum(const Call& call, const Tile& tile) {
 void merge(const Call& call, const Tile& tile, Partial next) {
     alignas(64) float old_factor[kTileRows], new_factor[kTileRows];
     for (int r = 0; r < tile.num_rows; r += kGroup) {
-        const __m512 before = _mm512_loadu_ps(scratch.maximum + r);
-        const __m512 here = _mm512_loadu_ps(next.maximum + r);
-        const __m512 largest = _mm512_max_ps(before, here);
-        const __m512 a = exp2_ps<true>(_mm512_sub_ps(before, largest));
-        const __m512 b = exp2_ps<true>(_mm512_sub_ps(here, largest));
-        const __m512 total = _mm512_mul_ps(_mm512_loadu_ps(scratch.total + r), a);
-        _mm512_storeu_ps(scratch.maximum + r, largest);
-        _mm512_storeu_ps(scratch.total + r,
-                         _mm512_fmadd_ps(_mm512_loadu_ps(next.total + r), b, total));
-        _mm512_store_ps(old_factor + r, a);
-        _mm512_store_ps(new_factor + r, b);
+        const Floats before = load(scratch.maximum + r), here = load(next.maximum + r);
+        const Floats largest = max(before, here);
+        const Floats a = exp2<true>(before - largest), b = exp2<true>(here - largest);
+        const Floats total = load(scratch.total + r) * a;
+        store(scratch.maximum + r, largest);
+        store(scratch.total + r, fma(load(next.total + r), b, total));
+        store(old_factor + r, a);
+        store(new_factor + r, b);
     }
     const int dim = call.dim();
     for (int r = 0; r < tile.num_rows; ++r) {
         if (next.total[r] == 0.0f) continue;
-        const __m512 a = _mm512_set1_ps(old_factor[r]), b = _mm512_set1_ps(new_factor[r]);
+        const Floats a = broadcast(old_factor[r]), b = broadcast(new_factor[r]);
         for (int d = r * dim; d < (r + 1) * dim; d += kGroup) {
-            const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(scratch.sum + d), a);
-            _mm512_storeu_ps(scratch.sum + d,
-                             _mm512_fmadd_ps(_mm512_loadu_ps(next.sum + d), b, scaled));
+            store(scratch.sum + d, fma(load(next.sum + d), b, load(scratch.sum + d) * a));
         }
     }
 }
@@ -412,18 +398,17 @@ void merge(const Call& call, const Tile& tile, Partial next) {
 // Write the tile's rows. Returns false if one is not finite.
 bool finish(const Call& call, const Tile& tile) {
     const int dim = call.dim(), group = call.group();
-    const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
-    __mmask16 finite = 0xffff;
+    Mask finite = 0xffff;
     for (int r = 0; r < tile.num_rows; ++r) {
         const int row = tile.first_row + r;
         const int64_t token = call.plan.row_starts[tile.sequence] + row / group;
         const int64_t head = tile.kv_head * group + row % group;
         float* out = call.out + (token * call.layer.num_heads + head) * dim;
-        const __m512 factor = _mm512_set1_ps(1.0f / scratch.total[r]);
+        const Floats factor = broadcast(1.0f / scratch.total[r]);
         for (int d = 0; d < dim; d += kGroup) {
-            const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(scratch.sum + r * dim + d), factor);
-            finite &= _mm512_cmp_ps_mask(_mm512_abs_ps(v), infinity, _CMP_LT_OQ);
-            _mm512_storeu_ps(out + d, v);
+            const Floats v = load(scratch.sum + r * dim + d) * factor;
+            finite &= finite_lanes(v);
+            store(out + d, v);
         }
     }
     return finite == 0xffff;
@@ -592,7 +577,12 @@ void chatrpc_attend(const chatrpc_attention_layer* layer, const chatrpc_attentio
     using namespace chatrpc::attention;
     const Call call{*layer, *plan, qkv, rotary, out};
 #ifdef CHATRPC_AMX
-    if (uses_amx(*layer)) return attend_step<Amx>(call);
+    if (layer->is_bf16 && layer->head_dim >= kKeyDepth && has_amx()) {
+        return attend_step<Bf16<AmxProducts>>(call);
+    }
+#endif
+#ifdef CHATRPC_BF16
+    if (layer->is_bf16) return attend_step<Bf16<DotProducts>>(call);
 #endif
     attend_step<Fma>(call);
 }

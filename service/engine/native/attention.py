@@ -95,6 +95,10 @@ class NativeKVStore:
         """Return the address of a layer's memory."""
         return self._layers[layer].data_ptr()
 
+    def block_tensors(self) -> list[Tensor]:
+        """Return views of the whole cache, each with the blocks as its first dimension."""
+        return [layer.view(self.num_blocks, -1) for layer in self._layers]
+
     def keys(self, layer: int) -> Tensor:
         """Return a view [num_blocks, num_kv_heads, block_size / 16, 16, head_dim / pack, pack]."""
         shape = (self.block_size // 16, self.head_dim // self._pack, 16, self._pack)

@@ -10,7 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "attention_kernels.h"
+#include "attention_bf16.h"
 
 namespace chatrpc::attention {
 
@@ -140,19 +140,24 @@ void values_amx(const uint16_t* weights, const uint16_t* const* values, int s0, 
     memory_fence();
 }
 
-// Copies a value step, with zeros for the tokens outside of [lo, hi). These tokens may be NaN, and
-// a weight of 0 times NaN is NaN.
-inline void copy_values_between(const uint16_t* values, int lo, int hi, int step, int dim,
-                                uint16_t* out) {
-    for (int d = 0; d < dim; d += kGroup) {
-        for (int pair = 0; pair < step / 2; ++pair) {
-            const bool first = lo <= 2 * pair && 2 * pair < hi;
-            const bool second = lo <= 2 * pair + 1 && 2 * pair + 1 < hi;
-            const __mmask32 mask = (first ? 0x55555555u : 0) | (second ? 0xaaaaaaaau : 0);
-            const int64_t line = (d / kGroup * (step / 2) + pair) * 2 * kGroup;
-            _mm512_storeu_si512(out + line, _mm512_maskz_loadu_epi16(mask, values + line));
-        }
+// The products of attention.cpp's `Bf16`, for heads of at least `kKeyDepth` dimensions.
+struct AmxProducts {
+    static void prepare() { configure_tiles(kKeyDepth); }
+    static void release() { _tile_release(); }
+    static int query_stride(int dim) { return attention::query_stride(dim); }
+    static void put_query(const float* query, int dim, uint16_t* out) {
+        put_query_amx(query, dim, out);
     }
-}
+    static void scores(const uint16_t* q, const uint16_t* const* keys, int g0, int g1, int rows,
+                       int step, int dim, float* scores) {
+        if (step != kKeyDepth) configure_tiles(kKeyDepth);
+        (rows > 16 ? scores_amx<true> : scores_amx<false>)(q, keys, g0, g1, dim, scores);
+    }
+    static void values(const uint16_t* weights, const uint16_t* const* values, int s0, int s1,
+                       int rows, int step, int dim, float* out) {
+        if (step != kKeyDepth) configure_tiles(step);
+        (rows > 16 ? values_amx<true> : values_amx<false>)(weights, values, s0, s1, step, dim, out);
+    }
+};
 
 }  // namespace chatrpc::attention

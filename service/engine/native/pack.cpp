@@ -3,7 +3,6 @@
 
 #include "linear.h"
 
-#include <immintrin.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -13,70 +12,24 @@
 
 #include "product.h"
 #include "quantize.h"
+#include "rotate.h"
 #include "threads.h"
 
 namespace chatrpc {
 namespace {
-
-struct Float32 {
-    using Value = float;
-    static __m512 load(const Value* x) { return _mm512_loadu_ps(x); }
-};
-
-struct BFloat16 {
-    using Value = uint16_t;
-    static __m512 load(const Value* x) {
-        const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-    }
-};
-
-struct Float16 {
-    using Value = uint16_t;
-    static __m512 load(const Value* x) {
-        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
-    }
-};
-
-// Writes the transform of a row's blocks, without its factor 1/8, to `rotated`. Returns the largest
-// magnitude; NaN if a weight is not finite.
-template <class Type>
-float rotate(const typename Type::Value* row, int64_t size, float* rotated) {
-    __m512 largest = _mm512_setzero_ps();
-    __m512i largest_bits = _mm512_setzero_si512();  // shows what is not finite: see quantize_row
-    for (int64_t k = 0; k < size; k += kBlock) {
-        typename Type::Value last[kBlock] = {};
-        const typename Type::Value* block = row + k;
-        if (size - k < kBlock) {
-            std::memcpy(last, block, (size - k) * sizeof *block);
-            block = last;
-        }
-        __m512 v[4];
-        for (int i = 0; i < 4; ++i) v[i] = Type::load(block + 16 * i);
-        hadamard(v);
-        for (int i = 0; i < 4; ++i) {
-            _mm512_storeu_ps(rotated + k + 16 * i, v[i]);
-            largest = _mm512_max_ps(largest, _mm512_abs_ps(v[i]));
-        }
-        const __m512i bits = _mm512_castps_si512(v[0]);
-        largest_bits = _mm512_max_epu32(largest_bits, _mm512_add_epi32(bits, bits));
-    }
-    const float amax = _mm512_reduce_max_ps(largest);
-    const bool is_finite = _mm512_reduce_max_epu32(largest_bits) < 0xff000000u &&
-                           amax <= std::numeric_limits<float>::max();
-    return is_finite ? amax : std::numeric_limits<float>::quiet_NaN();
-}
 
 // Writes channel `channel` of a panel: the int8 values plus 128, four inputs in each line.
 void put_channel(const float* rotated, int64_t num_blocks, float factor, int64_t channel,
                  uint8_t* panel) {
     uint8_t* const tile = panel + channel / 16 * kTileBytes + channel % 16 * 4;
     for (int64_t b = 0; b < num_blocks; ++b) {
-        alignas(64) uint32_t fours[16];
-        _mm512_store_si512(fours, to_int8(rotated + b * kBlock, _mm512_set1_ps(factor)));
+        alignas(64) int8_t values[kBlock];
+        store(values, to_int8(rotated + b * kBlock, broadcast(factor)));
         for (int line = 0; line < 16; ++line) {
-            const uint32_t biased = fours[line] ^ 0x80808080u;
-            std::memcpy(tile + b * kPanelBlockBytes + line * 64, &biased, sizeof biased);
+            uint32_t four;
+            std::memcpy(&four, values + 4 * line, sizeof four);
+            four ^= 0x80808080u;
+            std::memcpy(tile + b * kPanelBlockBytes + line * 64, &four, sizeof four);
         }
     }
 }

@@ -1,16 +1,16 @@
 // The integer products of a linear layer: one panel of 32 output channels against rows of int8.
 //
-// Integer sums do not depend on their order, so both instruction sets give the same bits; what a
-// sum becomes in floats is written once, in `finish`.
+// Integer sums do not depend on their order, so all instruction sets give the same bits; what a
+// sum becomes in floats is written once, in `Finish`.
 
 #pragma once
 
-#include <immintrin.h>
-
 #include <cstdint>
+#include <cstring>
 
 #include "linear.h"
 #include "quantize.h"
+#include "simd.h"
 
 namespace chatrpc {
 
@@ -24,205 +24,45 @@ struct Output {
     const float* residual;  // address of row 0 at the panel's first channel; or null
     float* out;             // address of row 0 at the panel's first channel
     int64_t stride;
-    __mmask16 mask[2];      // the panel's channels that exist
+    Mask mask[2];           // the panel's channels that exist
 };
+
+// The sum of a row's products with weights, from the sum with 128 added to each weight, as they are
+// stored.
+inline Ints without_bias(Ints sum, const RowScale& of_row) {
+    return sum - broadcast(of_row.compensation);
+}
 
 // Computes outputs of 16 of the panel's channels. Values that all rows share are in registers.
 class Finish {
   public:
     Finish(const Output& output, int half)
-        : scales_(_mm512_loadu_ps(output.scales + 16 * half)),
-          bias_(_mm512_loadu_ps(output.bias + 16 * half)),
+        : scales_(load(output.scales + 16 * half)),
+          bias_(load(output.bias + 16 * half)),
           residual_(output.residual == nullptr ? nullptr : output.residual + 16 * half),
           out_(output.out + 16 * half),
           stride_(output.stride),
           mask_(output.mask[half]) {}
 
-    void operator()(int64_t row, const RowScale& of_row, __m512i sum) const {
-        const __m512 exact = _mm512_cvtepi32_ps(
-            _mm512_sub_epi32(sum, _mm512_set1_epi32(of_row.compensation)));
-        const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(of_row.scale), scales_);
+    void operator()(int64_t row, const RowScale& of_row, Ints sum) const {
+        const Floats scale = broadcast(of_row.scale) * scales_;
         // The fused operation rounds once. If the compiler could choose to fuse or not, the bits
         // would depend on the path.
-        __m512 y = _mm512_fmadd_ps(exact, scale, bias_);
-        if (residual_ != nullptr) {
-            y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask_, residual_ + row * stride_));
-        }
-        _mm512_mask_storeu_ps(out_ + row * stride_, mask_, y);
+        Floats y = fma(to_floats(sum), scale, bias_);
+        if (residual_ != nullptr) y = y + load(residual_ + row * stride_, mask_);
+        store(out_ + row * stride_, mask_, y);
     }
 
   private:
-    __m512 scales_, bias_;
+    Floats scales_, bias_;
     const float* residual_;
     float* out_;
     int64_t stride_;
-    __mmask16 mask_;
+    Mask mask_;
 };
 
 // The distance at which weights are fetched before their use. Without this, one core has too few
 // memory reads in progress.
 constexpr int64_t kPrefetchBytes = 4096;
-
-// Multiplies rows [0, R) of a tile of activations, whose blocks of 64 inputs are kTileBytes apart.
-template <int R>
-inline void vnni_panel(const uint8_t* weights, const int8_t* rows, int64_t num_blocks,
-                       const RowScale* row_scales, int64_t first_row, const Output& output) {
-    // With few rows, each sum would wait for the one before it. So then even and odd inputs have
-    // separate sums.
-    constexpr int kPhases = R <= 2 ? 4 / R : 1;
-    __m512i sums[R][2][kPhases];
-    for (auto& row : sums)
-        for (auto& half : row)
-            for (auto& sum : half) sum = _mm512_setzero_si512();
-    for (int64_t b = 0; b < num_blocks; ++b) {
-        const uint8_t* block = weights + b * kPanelBlockBytes;
-        const int8_t* part = rows + b * kTileBytes;
-#pragma GCC unroll 16
-        for (int j = 0; j < 16; ++j) {
-            const __m512i low = _mm512_load_si512(block + 64 * j);
-            const __m512i high = _mm512_load_si512(block + kTileBytes + 64 * j);
-            _mm_prefetch(block + 128 * j + kPrefetchBytes, _MM_HINT_T0);
-            _mm_prefetch(block + 128 * j + 64 + kPrefetchBytes, _MM_HINT_T0);
-#pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) {
-                int32_t four;
-                std::memcpy(&four, part + 64 * r + 4 * j, sizeof four);
-                const __m512i x = _mm512_set1_epi32(four);
-                auto& sum = sums[r];
-                sum[0][j % kPhases] = _mm512_dpbusd_epi32(sum[0][j % kPhases], low, x);
-                sum[1][j % kPhases] = _mm512_dpbusd_epi32(sum[1][j % kPhases], high, x);
-            }
-        }
-    }
-    for (int half = 0; half < 2; ++half) {
-        const Finish finish(output, half);
-        for (int r = 0; r < R; ++r) {
-            __m512i sum = sums[r][half][0];
-            for (int p = 1; p < kPhases; ++p) sum = _mm512_add_epi32(sum, sums[r][half][p]);
-            finish(first_row + r, row_scales[first_row + r], sum);
-        }
-    }
-}
-
-inline void vnni_rows(int64_t count, const uint8_t* weights, const int8_t* rows,
-                      int64_t num_blocks, const RowScale* scales, int64_t first,
-                      const Output& output) {
-    switch (count) {
-        case 1: return vnni_panel<1>(weights, rows, num_blocks, scales, first, output);
-        case 2: return vnni_panel<2>(weights, rows, num_blocks, scales, first, output);
-        case 3: return vnni_panel<3>(weights, rows, num_blocks, scales, first, output);
-        case 4: return vnni_panel<4>(weights, rows, num_blocks, scales, first, output);
-        case 5: return vnni_panel<5>(weights, rows, num_blocks, scales, first, output);
-        case 6: return vnni_panel<6>(weights, rows, num_blocks, scales, first, output);
-        case 7: return vnni_panel<7>(weights, rows, num_blocks, scales, first, output);
-        default: return vnni_panel<8>(weights, rows, num_blocks, scales, first, output);
-    }
-}
-
-// Multiplies a panel with `num_rows` rows in tiles of 16, which are `tile_stride` bytes apart.
-struct VnniProduct {
-    void operator()(const uint8_t* weights, const int8_t* tiles, int64_t tile_stride,
-                    int64_t num_rows, int64_t num_blocks, const RowScale* scales,
-                    const Output& output) const {
-        for (int64_t first = 0; first < num_rows; first += 8) {
-            const int8_t* rows = tiles + first / kTileRows * tile_stride + first % kTileRows * 64;
-            const int64_t count = num_rows - first < 8 ? num_rows - first : 8;
-            vnni_rows(count, weights, rows, num_blocks, scales, first, output);
-        }
-    }
-};
-
-#ifdef __AMX_INT8__
-
-// Eight tiles of 16 rows of 64 bytes, for the calling thread, from construction to destruction.
-class TileScope {
-  public:
-    TileScope() {
-        struct alignas(64) {
-            uint8_t palette = 1, start_row = 0, reserved[14] = {};
-            uint16_t column_bytes[16] = {};
-            uint8_t rows[16] = {};
-        } config;
-        for (int tile = 0; tile < 8; ++tile) {
-            config.column_bytes[tile] = 64;
-            config.rows[tile] = kTileRows;
-        }
-        _tile_loadconfig(&config);
-    }
-    ~TileScope() { _tile_release(); }
-    TileScope(const TileScope&) = delete;
-    TileScope& operator=(const TileScope&) = delete;
-};
-
-inline void finish_tiles(const int32_t (*sums)[kTileRows * 16], int64_t first_row, int64_t count,
-                         const RowScale* scales, const Output& output) {
-    const Finish low(output, 0), high(output, 1);
-    for (int64_t r = 0; r < count; ++r) {
-        const RowScale& scale = scales[first_row + r];
-        low(first_row + r, scale, _mm512_load_si512(sums[0] + 16 * r));
-        high(first_row + r, scale, _mm512_load_si512(sums[1] + 16 * r));
-    }
-}
-
-// The sums of a panel's two tiles of channels with 32 rows, or with 16, in tiles 0 to 3. `lines`
-// lines of the weights to come are fetched at each step.
-template <int RowTiles>
-inline void amx_sums(const uint8_t* weights, const int8_t* a, int64_t tile_stride,
-                     int64_t num_blocks, const uint8_t* next, int64_t lines) {
-    // The intrinsics require a tile's number as a literal.
-    _tile_zero(0);
-    _tile_zero(1);
-    if constexpr (RowTiles == 2) {
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    for (int64_t b = 0; b < num_blocks; ++b) {
-        _tile_loadd(4, a + b * kTileBytes, 64);
-        _tile_loadd(6, weights + b * kPanelBlockBytes, 64);
-        _tile_loadd(7, weights + b * kPanelBlockBytes + kTileBytes, 64);
-        if constexpr (RowTiles == 2) _tile_loadd(5, a + tile_stride + b * kTileBytes, 64);
-        _tile_dpbsud(0, 4, 6);
-        _tile_dpbsud(1, 4, 7);
-        if constexpr (RowTiles == 2) {
-            _tile_dpbsud(2, 5, 6);
-            _tile_dpbsud(3, 5, 7);
-        }
-        for (int64_t line = 0; line < lines; ++line, next += 64) _mm_prefetch(next, _MM_HINT_T1);
-    }
-}
-
-// The calling thread must be inside a TileScope.
-struct AmxProduct {
-    void operator()(const uint8_t* weights, const int8_t* tiles, int64_t tile_stride,
-                    int64_t num_rows, int64_t num_blocks, const RowScale* scales,
-                    const Output& output) const {
-        alignas(64) int32_t sums[4][kTileRows * 16];
-        // The next panel's weights are fetched during this one's products, some at every step.
-        const uint8_t* next = weights + num_blocks * kPanelBlockBytes;
-        const int64_t num_groups = (num_rows + 2 * kTileRows - 1) / (2 * kTileRows);
-        const int64_t lines = (kPanelBlockBytes / 64 + num_groups - 1) / num_groups;
-        for (int64_t first = 0; first < num_rows; first += 2 * kTileRows) {
-            const int8_t* a = tiles + first / kTileRows * tile_stride;
-            const int64_t count = num_rows - first;
-            if (count > kTileRows) {
-                amx_sums<2>(weights, a, tile_stride, num_blocks, next, lines);
-                _tile_stored(2, sums[2], 64);
-                _tile_stored(3, sums[3], 64);
-            } else {
-                amx_sums<1>(weights, a, tile_stride, num_blocks, next, lines);
-            }
-            _tile_stored(0, sums[0], 64);
-            _tile_stored(1, sums[1], 64);
-            next += num_blocks * lines * 64;
-            finish_tiles(sums, first, count < kTileRows ? count : kTileRows, scales, output);
-            if (count > kTileRows) {
-                finish_tiles(sums + 2, first + kTileRows,
-                             count < 2 * kTileRows ? count - kTileRows : kTileRows, scales, output);
-            }
-        }
-    }
-};
-
-#endif  // __AMX_INT8__
 
 }  // namespace chatrpc

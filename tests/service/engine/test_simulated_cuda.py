@@ -17,8 +17,10 @@ from tests.support.sources import ROOT
 FILES = (
     "tests/support/simulated_cuda/test_device.py",
     "tests/service/engine/test_attention.py",
+    "tests/service/engine/test_block_bytes.py",
     "tests/service/engine/test_cuda.py",
     "tests/service/engine/test_load.py",
+    "tests/service/engine/test_load_disk_cache.py",
     "tests/service/engine/test_logits_processors.py",
     "tests/service/engine/test_logprobs.py",
     "tests/service/engine/test_model_runner.py",
