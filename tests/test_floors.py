@@ -116,6 +116,7 @@ ALLOWED: dict[str, set[str]] = {
     "service.rpc.calls": {
         "chatrpc",
         "chatrpc_process",
+        "service.deadline",
         "service.domain",
         "service.errors",
         "service.metrics",
