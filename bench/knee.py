@@ -33,7 +33,7 @@ Measure = Callable[[Open], Awaitable[Outcome]]
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """How rates are tried.
+    """The order in which rates are tried.
 
     The rate doubles, from `first_rate` requests a second, until a bound is exceeded. If that is at
     once, it halves until none is. Then `num_refinements` rates between the best good one and the

@@ -50,7 +50,7 @@ def our_entries(
 def peer_entries(
     names: Iterable[str], model: Model, loads: Iterable[str], report: Callable[[str], None]
 ) -> list[Entry]:
-    """Install the peers and return them, with the `loads` that are not ours alone.
+    """Install the peers and return them, with those of the `loads` that are not only for ours.
 
     One that cannot be installed, or whose files cannot be made, is reported and left out.
     """
