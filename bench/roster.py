@@ -95,10 +95,10 @@ def _transformers(model: Model) -> Server:
     return transformers_serve.server(model.source())
 
 
-def _llama_cpp(kind: str) -> Callable[[Model], Server]:
+def _llama_cpp(kind: str, *, is_avx2: bool = False) -> Callable[[Model], Server]:
     def server(model: Model) -> Server:
-        llama_cpp.install()
-        return llama_cpp.server(kind, model.gguf(kind), model.name)
+        llama_cpp.install(is_avx2=is_avx2)
+        return llama_cpp.server(kind, model.gguf(kind), model.name, is_avx2=is_avx2)
 
     return server
 
@@ -112,5 +112,6 @@ PEERS: dict[str, Callable[[Model], Server]] = {
     "llama.cpp-q4_0": _llama_cpp("Q4_0"),
     "llama.cpp-q4_k_m": _llama_cpp("Q4_K_M"),
     "llama.cpp-q8_0": _llama_cpp("Q8_0"),
+    "llama.cpp-avx2-q4_0": _llama_cpp("Q4_0", is_avx2=True),
     "transformers": _transformers,
 }
