@@ -81,9 +81,11 @@ ALLOWED: dict[str, set[str]] = {
     "service.streams": {"chatrpc_process.fairness", "service.domain", "service.errors"},
     "service.engine": {
         "chatrpc_process.fairness",
+        "chatrpc_process.logs",
         "service.domain",
         "service.errors",
         "service.cache",
+        "service.fingerprint",
         "service.gguf.index",
         "service.json_file",
         "service.streams",
@@ -97,7 +99,7 @@ ALLOWED: dict[str, set[str]] = {
         "service.errors",
         "service.streams",
     },
-    "service.engine.native": set(),
+    "service.engine.native": {"service.engine.grouped_weight"},
     "service.rpc": {
         "chatrpc",
         "chatrpc_process.fairness",
@@ -114,6 +116,7 @@ ALLOWED: dict[str, set[str]] = {
     "service.rpc.calls": {
         "chatrpc",
         "chatrpc_process",
+        "service.deadline",
         "service.domain",
         "service.errors",
         "service.metrics",
