@@ -543,12 +543,12 @@ def _logs() -> Path:
 
 
 def _names(text: str, known: Collection[str]) -> list[str]:
-    """Return the names in a comma-separated list.
+    """Return the names in a comma-separated list, which may be empty.
 
     Raises:
         typer.BadParameter: A name is unknown.
     """
-    names = text.split(",")
+    names = [name for name in text.split(",") if name]
     if unknown := set(names) - set(known):
         raise typer.BadParameter(
             f"unknown: {', '.join(sorted(unknown))}; valid names: {', '.join(known)}"

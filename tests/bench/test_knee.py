@@ -1,13 +1,19 @@
 """The search for the highest rate within bounds, on servers whose limit is known."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from bench.knee import Search
+from bench.knee import RateRun, Search
 from bench.loads import Open
 from bench.metrics import Outcome
-from bench.results import Bounds
+from bench.progress import Progress
+from bench.results import Bounds, Results
+from tests.bench.echo import echo
+from tests.bench.runs import MACHINE, MODEL
 
 BOUNDS = Bounds(ttft_p99_ms=1000.0, tpot_p50_ms=100.0)
 
@@ -52,6 +58,20 @@ async def test_server_that_holds_no_rate_has_no_knee() -> None:
         return Outcome({}, "no response")
 
     assert await search().run(measure) is None
+
+
+@pytest.mark.slow
+async def test_servers_are_measured_one_after_another(tmp_path: Path) -> None:
+    found = Results("now", MACHINE, MODEL)
+    fast = Search(Bounds(1e6, 1e6), first_rate=600.0, seconds=0.01, num_refinements=1)
+    run = RateRun(found, fast, tmp_path, Progress(Console(quiet=True)))
+    await run.run([echo("a", "dies"), echo("b")], lambda _: None, settle_s=0.0)
+    assert found.servers["a"].failure == "does not start: exit code 1: no such model"
+    assert found.servers["b"].knee == 600.0
+    assert found.bounds == fast.bounds
+    [sample] = found.samples
+    assert (sample.target, sample.load, sample.fault) == ("b", "rate-600", None)
+    assert sample.figures["rate"] == 600.0
 
 
 def test_load_has_arrivals_for_its_seconds_and_at_least_16() -> None:
