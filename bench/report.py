@@ -115,7 +115,7 @@ class Section:
 
     def plots(self) -> dict[str, list[Panel]]:
         servers = {name: self._found.servers[name] for name in self.titles}
-        return {
+        plots = {
             "throughput": [self._panel(column, "tok/s, more is better") for column in _RATES],
             "latency": [self._panel(column, "ms, less is better") for column in _TIMES],
             "life": [
@@ -123,6 +123,10 @@ class Section:
                 _facts_panel("First start", "s, less is better", servers, "first_ready_s"),
                 _facts_panel("Memory", "MiB, less is better", servers, "pss_mib"),
             ],
+        }
+        return {
+            name: [panel for panel in panels if panel.values] or panels[:1]
+            for name, panels in plots.items()
         }
 
     def values(self) -> dict[str, str]:
@@ -141,11 +145,13 @@ class Section:
             "throughput_table": self._table(_RATES, "tokens per second"),
             "limits": self._limits(),
             "latency_table": "\n\n".join(
-                (
-                    self._table(_TIMES, "milliseconds, 1 client"),
-                    self._table(_MORE_TIMES, "ratio; milliseconds"),
-                    self._table(_TAILS, "milliseconds, 32 clients"),
+                self._table(columns, corner)
+                for columns, corner in (
+                    (_TIMES, "milliseconds"),
+                    (_MORE_TIMES, "ratio; milliseconds"),
+                    (_TAILS, "milliseconds, 32 clients"),
                 )
+                if self._measured(columns)
             ),
             "ratio_table": self._ratios((*_RATES, *_TIMES)),
             "life_table": self._life(),
@@ -217,7 +223,8 @@ class Section:
         return Panel(column.title, unit, values)
 
     def _table(self, columns: Sequence[Column], corner: str) -> str:
-        """Return a table with a row for each server that has any of the figures."""
+        """Return a table with a row for each server, and a column for each measured figure."""
+        columns = self._measured(columns)
         rows = (
             [title, *(self._cell(name, column) for column in columns)]
             for name, title in self.titles.items()
@@ -226,6 +233,11 @@ class Section:
             [corner, *(column.title for column in columns)], [row for row in rows if any(row[1:])]
         )
 
+    def _measured(self, columns: Sequence[Column]) -> Sequence[Column]:
+        """Return the columns whose load was sent to any of the servers."""
+        loads = {sample.load for sample in self._found.samples if sample.target in self.titles}
+        return [column for column in columns if column.load in loads]
+
     def _cell(self, target: str, column: Column) -> str:
         if figure := self._summary.figure(target, column.load, column.figure):
             return _spread(figure)
@@ -233,6 +245,7 @@ class Section:
 
     def _ratios(self, columns: Sequence[Column]) -> str:
         """Return a table of ratios that are above 1 if our server is faster."""
+        columns = self._measured(columns)
         rows = []
         for ours in self.ours:
             for peer, title in self.titles.items():
@@ -248,12 +261,16 @@ class Section:
         return _markdown(["", *(column.title for column in columns)], rows)
 
     def _life(self) -> str:
+        servers = self._found.servers.values()
+        has_first = any(facts.first_ready_s for facts in servers)
         rows = []
-        for facts in self._found.servers.values():
+        for facts in servers:
             idle = "" if facts.idle_cpu is None else f"{facts.idle_cpu:.0%}"
-            times = (_with_unit(value, "s") for value in (facts.ready_s, facts.first_ready_s))
-            rows.append([facts.title, *times, _with_unit(facts.pss_mib, "MiB"), idle])
-        return _markdown(["", "Start", "First start", "Memory", "Idle"], rows)
+            first = [_with_unit(facts.first_ready_s, "s")] if has_first else []
+            memory = _with_unit(facts.pss_mib, "MiB")
+            rows.append([facts.title, _with_unit(facts.ready_s, "s"), *first, memory, idle])
+        columns = ["Start", *(["First start"] if has_first else []), "Memory", "Idle"]
+        return _markdown(["", *columns], rows)
 
     def _budgets(self) -> str:
         rows = [
