@@ -134,7 +134,10 @@ def test_scales_of_a_quantized_cache_are_ignored_where_the_config_declares_it(co
             "awq with 4 bits in the version gemv",
         ),
         ({"quant_method": "gptq", "bits": 3, "group_size": 128}, "gptq with 3 bits"),
-        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "the format marlin"),
+        (
+            {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
+            "gptq with 4 bits in the format marlin",
+        ),
         (
             {"quant_method": "gptq", "bits": 4, "dynamic": {"-:q": {}}},
             "gptq with settings of single",
