@@ -69,15 +69,14 @@ async def _tokenized(
         name = await _model_name(request, body.model)
         if isinstance(converted, ApiError):
             raise converted
-        with router_of(request).route(name) as route:
-            message = model_service_pb2.TokenizeRequest(model=route.model)
-            message.MergeFrom(converted)
-            try:
-                tokenized = await route.call(
-                    TOKENIZE, message, call_metadata_of(request), _TIMEOUT_S
-                )
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc(error, tokens.sent_names(body)) from None
+        try:
+            with router_of(request).route(name) as route:
+                message = model_service_pb2.TokenizeRequest(model=route.model)
+                message.MergeFrom(converted)
+                metadata = call_metadata_of(request)
+                tokenized = await route.call(TOKENIZE, message, metadata, _TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, tokens.sent_names(body)) from None
     return await bodies_of(request).converted(
         caller, tokenized.ByteSize(), _tokenize_response, tokenized, body
     )
