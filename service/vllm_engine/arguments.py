@@ -15,6 +15,7 @@ _PASSED = (
 # The other options.
 _OTHERS = (
     *("dtype", "quantization", "prefix_caching", "num_speculative_tokens"),  # see below
+    "cpu_level",  # must be `auto`
     *("device", "num_threads"),  # see launch.py
     *("cache_dir", "max_queue_size", "step_timeout_s", "vllm_args"),  # of the service
 )
@@ -99,6 +100,8 @@ def _from_options(settings: EngineSettings) -> dict[str, Any]:
             "quantization=int8 is a method of the engine local. With engine=vllm, serve a "
             'quantized checkpoint, or set vllm_args, for example {"quantization": "fp8"}.'
         )
+    if settings.cpu_level != "auto":
+        raise ConfigError("cpu_level has no meaning for vLLM: it chooses this project's kernels.")
     arguments: dict[str, Any] = {}
     for option in _PASSED:
         if (value := getattr(settings, option)) is not None:

@@ -37,6 +37,9 @@ void chatrpc_linear_quantize(const float* x, const float* norm, int64_t rows, in
 void chatrpc_linear_pack(const void* weight, int32_t type, int64_t out_features,
                          int64_t in_features, uint8_t* packed, float* scales);
 
+// Returns the name of the instructions that the library was compiled for; see levels.py.
+const char* chatrpc_cpu_level();
+
 // Returns 1 if the CPU has AMX tiles and the operating system permits them, else 0.
 int32_t chatrpc_linear_has_amx();
 
