@@ -10,6 +10,7 @@ from pydantic_settings import CliImplicitFlag, SettingsConfigDict
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.settings.listener import ListenerSettings, Port
 from service.domain.engine_settings import (
+    DEFAULT_MAX_STEP_MS,
     DEFAULT_SPECULATIVE_TOKENS,
     CpuLevel,
     Device,
@@ -45,7 +46,7 @@ _UPSTREAM_FIELDS = frozenset(
 _ENGINE_FIELDS = frozenset(
     (
         *("device", "dtype", "quantization", "max_num_batched_tokens", "kv_cache_memory_bytes"),
-        "gpu_memory_utilization",
+        *("gpu_memory_utilization", "max_step_ms"),
         *("num_threads", "cpu_level", "block_size", "prefix_caching"),
         *("speculation", "num_speculative_tokens"),
         *("step_timeout_s", "vllm_args", "tool_format", "reasoning_format", "json_whitespace"),
@@ -164,6 +165,13 @@ class ServiceSettings(ListenerSettings):
         description="Maximum number of tokens in one engine step. Longer prompts are prefilled in "
         "chunks over several steps. The default of this project's own engine is 512 on a CPU and "
         "2048 on CUDA.",
+    )
+    max_step_ms: Annotated[int, Field(ge=1)] | None = Field(
+        _ENGINE.max_step_ms,
+        description="Maximum predicted duration of one engine step, in milliseconds, while "
+        "sequences generate tokens. Chunks of prompts are made short enough for it, so that "
+        "running streams keep their pace. It is an option of this project's own engine; the "
+        f"default is {DEFAULT_MAX_STEP_MS}.",
     )
     max_queue_size: Annotated[int, Field(ge=0)] = Field(
         _ENGINE.max_queue_size,

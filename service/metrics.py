@@ -222,6 +222,16 @@ _COUNTERS = (
         "chatrpc_failed_steps", "Engine steps that failed.", lambda s: s.num_failed_steps
     ),
     _EngineMetric(
+        "chatrpc_step_seconds",
+        "Duration of the engine steps that did not fail, in seconds.",
+        lambda s: s.step_s,
+    ),
+    _EngineMetric(
+        "chatrpc_predicted_step_seconds",
+        "Duration of these steps that the scheduler predicted, in seconds.",
+        lambda s: s.predicted_step_s,
+    ),
+    _EngineMetric(
         "chatrpc_prefix_cache_queries",
         "Prompt tokens looked up in the prefix cache.",
         lambda s: s.num_prefix_cache_queries,

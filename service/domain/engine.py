@@ -189,6 +189,8 @@ class EngineStats:
     num_preemptions: int = 0
     num_steps: int = 0
     num_failed_steps: int = 0
+    step_s: float = 0.0  # duration of all steps that did not fail
+    predicted_step_s: float = 0.0  # their predicted duration
     num_prefix_cache_queries: int = 0  # prompt tokens looked up in the prefix cache
     num_prefix_cache_hits: int = 0  # prompt tokens that were found in it
     num_draft_tokens: int = 0  # draft tokens proposed
@@ -212,6 +214,8 @@ class EngineCapabilities:
         masks_logprobs: True if the log probabilities of an output with a constraint are those among
             the tokens that the constraint allows.
         preempts_by_priority: True if `Request.priority` decides which sequence is preempted.
+        reads_gguf: True if the engine reads a GGUF file that `EngineModel.path` has a link to. It
+            does not depend on the model.
     """
 
     name: str
@@ -221,6 +225,7 @@ class EngineCapabilities:
     continues_constraints: bool = True
     masks_logprobs: bool = False
     preempts_by_priority: bool = True
+    reads_gguf: bool = False
 
 
 @runtime_checkable

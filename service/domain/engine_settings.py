@@ -12,6 +12,9 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 CpuLevel = Literal["auto", "none", "amx", "bf16", "vnni", "avxvnni", "avx2", "i8mm", "dotprod"]
 Quantization = Literal["auto", "none", "int8"]
 
+# Maximum predicted duration of a step, in milliseconds, if none is set.
+DEFAULT_MAX_STEP_MS = 200
+
 # Maximum length of a draft, if drafts are enabled without a length.
 DEFAULT_SPECULATIVE_TOKENS = 8
 
@@ -36,6 +39,8 @@ class EngineSettings:
             model's own.
         max_num_seqs: Maximum number of sequences that run at once.
         max_num_batched_tokens: Maximum number of tokens in one step; at least `max_num_seqs`.
+        max_step_ms: Maximum predicted duration of a step that computes prompts while sequences
+            decode, in milliseconds.
         max_queue_size: Maximum number of waiting sequences.
         block_size: Tokens in a block of the KV cache.
         kv_cache_memory_bytes: Size of the KV cache in bytes. None means, on a CPU, enough for a few
@@ -60,6 +65,7 @@ class EngineSettings:
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    max_step_ms: int | None = None
     max_queue_size: int = 256
     block_size: int | None = None
     kv_cache_memory_bytes: int | None = None
@@ -77,7 +83,9 @@ class EngineModel:
     """The model that an engine loads.
 
     Attributes:
-        path: A directory with config.json, weights in safetensors and the tokenizer's files.
+        path: A directory with config.json, the tokenizer's files, and weights in safetensors; for
+            an engine with `EngineCapabilities.reads_gguf` perhaps a linked GGUF file instead of
+            these weights, with the index `service.gguf.index`.
         check_token_ids: Token ids of a short text. An engine may measure on it how much
             quantization increases the model's loss. Empty means that there is no such text.
     """

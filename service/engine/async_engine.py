@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -51,7 +52,7 @@ class AsyncEngine:
         self._load = load
         self._step_timeout_s = step_timeout_s
         self._streams = RequestStreams(self, max_queue_size)
-        self._capabilities = EngineCapabilities("local")
+        self._capabilities = EngineCapabilities("local", reads_gguf=True)
         self._stats = EngineStats()
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._thread: threading.Thread
@@ -177,7 +178,7 @@ class AsyncEngine:
             self._post(self._settle_start, None, error)
             return
         self._stats = core.stats
-        self._capabilities = EngineCapabilities("local", is_batch_invariant=core.is_batch_invariant)
+        self._capabilities = replace(self._capabilities, is_batch_invariant=core.is_batch_invariant)
         self._post(self._settle_start, max_model_len, None)
         try:
             while self._run_commands(core):

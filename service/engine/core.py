@@ -8,8 +8,10 @@ from typing import Protocol
 import structlog
 
 from service.domain.engine import EngineStats, EngineTimings, Request, TokenLogprobs, TokenOutput
-from service.engine.scheduler import Batch, Scheduler
+from service.engine.batch import Batch
+from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
+from service.engine.step_time import StepSize
 from service.errors import ChatrpcError, ConstraintFailed, DeadlinePassed, StepFailed
 
 # A step may fail because of a request in it. If this number of steps fail in a row, the cause is
@@ -75,6 +77,7 @@ class EngineCore:
         max_model_len: Maximum length of a sequence in tokens, prompt and output together.
         max_failed_steps: Number of failed steps in a row after which `step` raises.
         is_batch_invariant: True if the output of a request does not depend on the others.
+        clock: Returns a time in seconds, from which the durations of steps are computed.
     """
 
     def __init__(
@@ -85,17 +88,21 @@ class EngineCore:
         max_failed_steps: int = MAX_FAILED_STEPS,
         *,
         is_batch_invariant: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.is_batch_invariant = is_batch_invariant
         self._scheduler = scheduler
         self._runner = runner
         self._max_model_len = max_model_len
         self._max_failed_steps = max_failed_steps
+        self._clock = clock
         self._sequences: dict[int, list[Sequence]] = {}  # key: id of an unfinished request
         self._timings: dict[int, EngineTimings] = {}  # key: the same ids
         self._num_steps = 0
         self._num_failed_steps = 0
         self._num_failed_in_a_row = 0
+        self._step_s = 0.0
+        self._predicted_step_s = 0.0
 
     @property
     def has_unfinished(self) -> bool:
@@ -118,6 +125,8 @@ class EngineCore:
             num_accepted_tokens=self._scheduler.num_accepted_tokens,
             num_steps=self._num_steps,
             num_failed_steps=self._num_failed_steps,
+            step_s=self._step_s,
+            predicted_step_s=self._predicted_step_s,
         )
 
     def add(self, request_id: int, request: Request, queued_s: float | None = None) -> None:
@@ -166,10 +175,12 @@ class EngineCore:
             Exception: The exception of the runner, if the device is lost or if `max_failed_steps`
                 steps in a row have failed.
         """
+        start_s = self._clock()
         expired = self._expire_waiting(time.monotonic())
         batch = self._scheduler.schedule()
         if not batch.scheduled:
             return expired
+        size = batch.size
         self._num_steps += 1
         started = self._note_scheduled(batch, time.monotonic())
         if started and report is not None:
@@ -179,7 +190,16 @@ class EngineCore:
         except Exception as error:
             return expired + self._fail(batch, error)
         self._num_failed_in_a_row = 0
-        return expired + self._outputs(batch, computed)
+        outputs = self._outputs(batch, computed)
+        self._record(size, self._clock() - start_s)
+        return expired + outputs
+
+    def _record(self, size: StepSize, step_s: float) -> None:
+        """Count the duration of a step, and learn from it how long steps take."""
+        times = self._scheduler.step_time
+        self._step_s += step_s
+        self._predicted_step_s += times.predict(size) if times.is_known else step_s
+        times.record(size, step_s)
 
     def _outputs(self, batch: Batch, computed: list[Computed]) -> list[RequestOutput]:
         """Append the results to the sequences, and return the outputs."""

@@ -31,7 +31,7 @@ from service.engine.model_config import read_config
 from service.engine.model_runner import LoadedModel, ModelRunner
 from service.engine.native.build import check_cpu_level, load_library
 from service.engine.native.compiler import Unavailable
-from service.engine.quantized_checkpoint import QuantizedWeights, read_quantized_weights
+from service.engine.quantized_checkpoint import StoredQuantization, read_quantized_weights
 from service.engine.scheduler import Scheduler
 from service.errors import ModelLoadError, first_line
 
@@ -139,6 +139,7 @@ def _load_on_device(options: EngineOptions, device: torch.device) -> tuple[Engin
         limits.max_num_seqs,
         limits.max_num_batched_tokens,
         limits.num_speculative_tokens,
+        limits.max_step_ms / 1000,
     )
     core = EngineCore(make_scheduler(), runner, max_model_len, max_failed_steps=1)
     _warm_up(core, min(8, max_model_len - 1))
@@ -215,7 +216,7 @@ def _read_config(options: EngineOptions) -> Any:
 
 
 def _load_model(
-    options: EngineOptions, config: Any, stored: QuantizedWeights | None, device: torch.device
+    options: EngineOptions, config: Any, stored: StoredQuantization | None, device: torch.device
 ) -> LoadedModel:
     """Load the model with the native decoder if it supports it, else with transformers."""
     dtype = _resolve_dtype(options.dtype, device)
@@ -255,7 +256,7 @@ def _load_decoder(
     options: EngineOptions,
     config: Any,
     architecture: Architecture,
-    stored: QuantizedWeights | None,
+    stored: StoredQuantization | None,
     device: torch.device,
     dtype: torch.dtype,
 ) -> LoadedModel:

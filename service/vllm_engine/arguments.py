@@ -15,8 +15,8 @@ _PASSED = (
 # The other options.
 _OTHERS = (
     *("dtype", "quantization", "prefix_caching", "num_speculative_tokens"),  # see below
-    "cpu_level",  # must be `auto`
     *("device", "num_threads"),  # see launch.py
+    *("cpu_level", "max_step_ms"),  # rejected
     *("cache_dir", "max_queue_size", "step_timeout_s", "vllm_args"),  # of the service
 )
 # A test compares the names with those of `EngineSettings`, so that a new one needs a decision.
@@ -102,6 +102,8 @@ def _from_options(settings: EngineSettings) -> dict[str, Any]:
         )
     if settings.cpu_level != "auto":
         raise ConfigError("cpu_level has no meaning for vLLM: it chooses this project's kernels.")
+    if settings.max_step_ms is not None:
+        raise ConfigError("max_step_ms is an option of the engine local: vLLM counts tokens only.")
     arguments: dict[str, Any] = {}
     for option in _PASSED:
         if (value := getattr(settings, option)) is not None:

@@ -5,8 +5,9 @@ import zlib
 from collections.abc import Container
 
 from service.domain.engine import Request
+from service.engine.batch import Batch, ScheduledSequence
 from service.engine.core import Computed, EngineCore
-from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
+from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence
 from service.engine.speculation import accept
 

@@ -24,14 +24,14 @@ from service.engine.decoder.weights import Weights
 from service.engine.kv_store import KVShape
 from service.engine.model_runner import LoadedModel, QuantizationLoss
 from service.engine.native.compiler import kernels_level
-from service.engine.quantized_checkpoint import QuantizedWeights
+from service.engine.quantized_checkpoint import StoredQuantization
 
 
 def load_decoder(
     path: Path,
     config: Any,
     architecture: Architecture,
-    stored: QuantizedWeights | None,
+    stored: StoredQuantization | None,
     dtype: torch.dtype,
     quantization: Literal["none", "int8"],
     device: torch.device,
