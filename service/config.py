@@ -49,6 +49,7 @@ _ENGINE_FIELDS = frozenset(
         *("gpu_memory_utilization", "max_step_ms"),
         *("num_threads", "cpu_level", "block_size", "prefix_caching"),
         *("speculation", "num_speculative_tokens"),
+        *("prefix_cache_dir", "prefix_cache_disk_bytes"),
         *("step_timeout_s", "vllm_args", "tool_format", "reasoning_format", "json_whitespace"),
         "serve_vllm_protocol",
     )
@@ -211,6 +212,17 @@ class ServiceSettings(ListenerSettings):
         _ENGINE.prefix_caching,
         description="Share cached blocks between prompts that begin with the same tokens.",
     )
+    prefix_cache_dir: Path | None = Field(
+        _ENGINE.prefix_cache_dir,
+        description="Directory for the prefix cache on disk, which keeps blocks of long prompts "
+        "that are used again, also after a restart. Prompts can be reconstructed from its files. "
+        "By default blocks are cached only in memory.",
+    )
+    prefix_cache_disk_bytes: ByteSize | None = Field(
+        None,
+        description="Maximum size of the files in `prefix_cache_dir`, in bytes or with a unit such "
+        "as `20GiB`. The least recently used blocks are removed. The default is 10 GiB.",
+    )
     speculation: Literal["auto", "none", "ngram"] = Field(
         "auto",
         description="Speculative decoding method: `ngram` (prompt lookup) or `none`. `auto` is "
@@ -336,6 +348,14 @@ class ServiceSettings(ListenerSettings):
                 "gpu_memory_utilization and kv_cache_memory_bytes both set the size of the KV "
                 "cache: set one of them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _prefix_cache_on_disk_has_prefix_caching(self) -> Self:
+        if self.prefix_cache_dir is not None and not self.prefix_caching:
+            raise ValueError("prefix_cache_dir needs prefix_caching, which is turned off")
+        if self.prefix_cache_disk_bytes is not None and self.prefix_cache_dir is None:
+            raise ValueError("prefix_cache_disk_bytes needs prefix_cache_dir")
         return self
 
     @model_validator(mode="after")

@@ -81,9 +81,11 @@ ALLOWED: dict[str, set[str]] = {
     "service.streams": {"chatrpc_process.fairness", "service.domain", "service.errors"},
     "service.engine": {
         "chatrpc_process.fairness",
+        "chatrpc_process.logs",
         "service.domain",
         "service.errors",
         "service.cache",
+        "service.fingerprint",
         "service.gguf.index",
         "service.json_file",
         "service.streams",

@@ -176,6 +176,19 @@ class TokenOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskCacheStats:
+    """The use of the prefix cache on disk, counted since the start of the engine."""
+
+    num_bytes: int = 0  # size of the files now
+    num_queries: int = 0  # prompt tokens that were not in memory, and were looked up on disk
+    num_hits: int = 0  # prompt tokens that were loaded from disk
+    num_read_bytes: int = 0
+    num_written_bytes: int = 0
+    num_evictions: int = 0  # blocks that were removed to make room
+    num_errors: int = 0  # failed reads and writes, damaged files
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """The engine's load, as of its last step."""
 
@@ -192,7 +205,8 @@ class EngineStats:
     step_s: float = 0.0  # duration of all steps that did not fail
     predicted_step_s: float = 0.0  # their predicted duration
     num_prefix_cache_queries: int = 0  # prompt tokens looked up in the prefix cache
-    num_prefix_cache_hits: int = 0  # prompt tokens that were found in it
+    num_prefix_cache_hits: int = 0  # prompt tokens that were found in it, in memory or on disk
+    disk_cache: DiskCacheStats = DiskCacheStats()
     num_draft_tokens: int = 0  # draft tokens proposed
     num_accepted_tokens: int = 0  # draft tokens accepted
 

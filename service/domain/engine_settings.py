@@ -17,6 +17,8 @@ DEFAULT_MAX_STEP_MS = 200
 
 # Maximum length of a draft, if drafts are enabled without a length.
 DEFAULT_SPECULATIVE_TOKENS = 8
+# Size of the prefix cache on disk, if there is a directory for it and no size: 10 GiB.
+DEFAULT_PREFIX_CACHE_DISK_BYTES = 10 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,10 @@ class EngineSettings:
             `service.engine.native.levels`. `auto` means all that the CPU has, `none` torch's
             operators instead.
         prefix_caching: If True, requests share cached blocks of equal prompt prefixes.
+        prefix_cache_dir: Directory that keeps blocks of prompt prefixes after a restart. None means
+            that blocks are cached only in memory.
+        prefix_cache_disk_bytes: Maximum size of the blocks in `prefix_cache_dir`, in bytes. None
+            means `DEFAULT_PREFIX_CACHE_DISK_BYTES`.
         num_speculative_tokens: Maximum length of a draft, in tokens; 0 disables drafts.
         step_timeout_s: Maximum duration of one step, in seconds. If a step takes longer, the engine
             has failed.
@@ -73,6 +79,8 @@ class EngineSettings:
     num_threads: int | None = None
     cpu_level: CpuLevel = "auto"
     prefix_caching: bool = True
+    prefix_cache_dir: Path | None = None
+    prefix_cache_disk_bytes: int | None = None
     num_speculative_tokens: int | None = None
     step_timeout_s: float = 120.0
     vllm_args: Mapping[str, Any] = field(default_factory=dict)

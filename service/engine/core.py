@@ -7,7 +7,14 @@ from typing import Protocol
 
 import structlog
 
-from service.domain.engine import EngineStats, EngineTimings, Request, TokenLogprobs, TokenOutput
+from service.domain.engine import (
+    DiskCacheStats,
+    EngineStats,
+    EngineTimings,
+    Request,
+    TokenLogprobs,
+    TokenOutput,
+)
 from service.engine.batch import Batch
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
@@ -98,6 +105,7 @@ class EngineCore:
         self._clock = clock
         self._sequences: dict[int, list[Sequence]] = {}  # key: id of an unfinished request
         self._timings: dict[int, EngineTimings] = {}  # key: the same ids
+        self._can_compute = True  # False after a step without a sequence to compute
         self._num_steps = 0
         self._num_failed_steps = 0
         self._num_failed_in_a_row = 0
@@ -109,8 +117,30 @@ class EngineCore:
         return self._scheduler.has_unfinished
 
     @property
+    def has_work(self) -> bool:
+        """True if `step` has something to do at once. Sequences may still wait for a disk."""
+        disk = self._scheduler.disk_cache
+        return (self.has_unfinished and self._can_compute) or (disk is not None and disk.has_work)
+
+    @property
+    def is_loading(self) -> bool:
+        """True while a sequence waits for a disk."""
+        disk = self._scheduler.disk_cache
+        return disk is not None and disk.is_loading
+
+    def on_work(self, wake: Callable[[], None]) -> None:
+        """Set a function that any thread calls when `has_work` may have become true."""
+        if (disk := self._scheduler.disk_cache) is not None:
+            disk.on_work(wake)
+
+    def close(self) -> None:
+        """End the threads of the prefix cache on disk. No method may be called after this."""
+        if (disk := self._scheduler.disk_cache) is not None:
+            disk.close()
+
+    @property
     def stats(self) -> EngineStats:
-        pool = self._scheduler.pool
+        pool, disk = self._scheduler.pool, self._scheduler.disk_cache
         return EngineStats(
             max_num_seqs=self._scheduler.max_num_seqs,
             num_running=len(self._scheduler.running),
@@ -121,6 +151,7 @@ class EngineCore:
             num_preemptions=self._scheduler.num_preemptions,
             num_prefix_cache_queries=self._scheduler.num_prefix_cache_queries,
             num_prefix_cache_hits=self._scheduler.num_prefix_cache_hits,
+            disk_cache=DiskCacheStats() if disk is None else disk.stats,
             num_draft_tokens=self._scheduler.num_draft_tokens,
             num_accepted_tokens=self._scheduler.num_accepted_tokens,
             num_steps=self._num_steps,
@@ -140,10 +171,12 @@ class EngineCore:
         ]
         self._sequences[request_id] = sequences
         self._timings[request_id] = EngineTimings(queued_s)
+        self._can_compute = True
         self._scheduler.add(*sequences)
 
     def abort(self, request_id: int) -> None:
         """End a request and free its blocks. Does nothing if it has already finished."""
+        self._can_compute = True
         self._timings.pop(request_id, None)
         for sequence in self._sequences.pop(request_id, ()):
             self._scheduler.finish(sequence)
@@ -153,6 +186,7 @@ class EngineCore:
 
         Does nothing if the sequence has already finished.
         """
+        self._can_compute = True
         for sequence in self._sequences.get(request_id, ()):
             if sequence.index == index and sequence.status is not SequenceStatus.FINISHED:
                 self._scheduler.finish(sequence)
@@ -178,6 +212,7 @@ class EngineCore:
         start_s = self._clock()
         expired = self._expire_waiting(time.monotonic())
         batch = self._scheduler.schedule()
+        self._can_compute = bool(batch.scheduled)
         if not batch.scheduled:
             return expired
         size = batch.size

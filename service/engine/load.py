@@ -27,6 +27,7 @@ from service.engine.decoder.rope import is_served
 from service.engine.host_resources import available_cpus
 from service.engine.kv_cache_size import count_blocks
 from service.engine.limits import EngineLimits
+from service.engine.load_disk_cache import load_disk_cache
 from service.engine.model_config import read_config
 from service.engine.model_runner import LoadedModel, ModelRunner
 from service.engine.native.build import check_cpu_level, load_library
@@ -142,6 +143,9 @@ def _load_on_device(options: EngineOptions, device: torch.device) -> tuple[Engin
         limits.max_step_ms / 1000,
     )
     core = EngineCore(make_scheduler(), runner, max_model_len, max_failed_steps=1)
+    disk_cache = load_disk_cache(
+        options, options.path, config.vocab_size, max_model_len, model, finished, runner, pool
+    )
     _warm_up(core, min(8, max_model_len - 1))
     log.info(
         "model_loaded",
@@ -154,7 +158,7 @@ def _load_on_device(options: EngineOptions, device: torch.device) -> tuple[Engin
     )
     # A scheduler counts preemptions, drafts and cache hits, and the warm-up is not counted.
     core = EngineCore(
-        make_scheduler(),
+        make_scheduler(disk_cache=disk_cache),
         runner,
         max_model_len,
         is_batch_invariant=isinstance(finished, Decoder) and finished.is_batch_invariant,

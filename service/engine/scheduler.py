@@ -9,6 +9,7 @@ from operator import attrgetter
 from chatrpc_process.fairness.queue import FairQueue
 from service.engine.batch import Batch, ScheduledSequence
 from service.engine.block_pool import BlockPool
+from service.engine.disk_cache import DiskCache
 from service.engine.fairness import usage_by_caller, victim_above_share, victim_when_full
 from service.engine.prefill import Prompts
 from service.engine.sequence import Sequence, SequenceStatus
@@ -46,6 +47,9 @@ class Scheduler:
     a more urgent one of the same caller. So every sequence finishes if none is longer than the
     cache.
 
+    Prefixes on disk: a sequence is admitted as usual, and is not scheduled until the blocks of its
+    prefix are loaded.
+
     Several sequences of a request: the others are queued when the first has computed the prompt,
     and find it in the prefix cache.
 
@@ -55,6 +59,7 @@ class Scheduler:
         max_num_batched_tokens: Token budget of one step; at least `max_num_seqs`.
         num_speculative_tokens: Maximum number of draft tokens of a sequence; 0 disables drafts.
         max_step_s: Time budget of one step in seconds.
+        disk_cache: The prefix cache on disk; None if there is none.
 
     Attributes:
         step_time: Predicts the durations of steps. The engine core records the measured ones.
@@ -70,6 +75,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         num_speculative_tokens: int = 0,
         max_step_s: float = math.inf,
+        disk_cache: DiskCache | None = None,
     ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             raise ValueError("max_num_batched_tokens must be at least max_num_seqs")
@@ -77,6 +83,7 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.num_speculative_tokens = num_speculative_tokens
+        self.disk_cache = disk_cache
         self.max_step_s = max_step_s
         self.step_time = StepTime()
         self.waiting: FairQueue[Sequence] = FairQueue(_MAX_OVERTAKES)
@@ -104,7 +111,10 @@ class Scheduler:
         self._enqueue(sequence)
 
     def schedule(self) -> Batch:
-        """Return the next batch. It is empty only if every sequence has finished."""
+        """Return the next batch. It is empty only if every sequence has finished or is loading."""
+        if self.disk_cache is not None:
+            for sequence in self.disk_cache.work():
+                self._count_cached(sequence)
         num_preemptions = self.num_preemptions
         self._grow_running()
         if self.num_preemptions == num_preemptions:
@@ -171,7 +181,9 @@ class Scheduler:
     def _start(self, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.RUNNING
         insort(self.running, sequence, key=_rank)
-        if sequence.num_cached_tokens is None:
+        if self.disk_cache is not None:
+            self.disk_cache.begin(sequence)
+        if not sequence.is_loading:
             self._count_cached(sequence)
 
     def _allocate(self, sequence: Sequence) -> bool:
@@ -223,7 +235,9 @@ class Scheduler:
         return True
 
     def _count_cached(self, sequence: Sequence) -> None:
-        """Count the prefix cache hits of a sequence that is admitted for the first time."""
+        """Count the prefix cache hits of a sequence, if it is admitted for the first time."""
+        if sequence.num_cached_tokens is not None:
+            return
         sequence.num_cached_tokens = sequence.num_computed_tokens
         # Only the first sequence of a request is counted: the others find the blocks of the first.
         # A prompt with log probabilities is not looked up.
@@ -234,8 +248,9 @@ class Scheduler:
     def _share_budget(self) -> list[ScheduledSequence]:
         """Schedule one token for each decoding sequence, and chunks of prompts in the rest of the
         budgets."""
-        decoding = [s for s in self.running if s.num_uncomputed_tokens == 1]
-        prefilling = [s for s in self.running if s.num_uncomputed_tokens > 1]
+        running = [s for s in self.running if not s.is_loading]
+        decoding = [s for s in running if s.num_uncomputed_tokens == 1]
+        prefilling = [s for s in running if s.num_uncomputed_tokens > 1]
         scheduled = [ScheduledSequence(s, 1, is_sampled=True) for s in decoding]
         num_left = self.max_num_batched_tokens - len(decoding)
         if not prefilling or not num_left:

@@ -15,6 +15,7 @@ _PASSED = (
 # The other options.
 _OTHERS = (
     *("dtype", "quantization", "prefix_caching", "num_speculative_tokens"),  # see below
+    *("prefix_cache_dir", "prefix_cache_disk_bytes"),  # rejected
     *("device", "num_threads"),  # see launch.py
     *("cpu_level", "max_step_ms"),  # rejected
     *("cache_dir", "max_queue_size", "step_timeout_s", "vllm_args"),  # of the service
@@ -95,15 +96,7 @@ def engine_arguments(arguments: Mapping[str, Any], model: Path) -> dict[str, Any
 
 
 def _from_options(settings: EngineSettings) -> dict[str, Any]:
-    if settings.quantization == "int8":
-        raise ConfigError(
-            "quantization=int8 is a method of the engine local. With engine=vllm, serve a "
-            'quantized checkpoint, or set vllm_args, for example {"quantization": "fp8"}.'
-        )
-    if settings.cpu_level != "auto":
-        raise ConfigError("cpu_level has no meaning for vLLM: it chooses this project's kernels.")
-    if settings.max_step_ms is not None:
-        raise ConfigError("max_step_ms is an option of the engine local: vLLM counts tokens only.")
+    _check_options(settings)
     arguments: dict[str, Any] = {}
     for option in _PASSED:
         if (value := getattr(settings, option)) is not None:
@@ -121,3 +114,20 @@ def _from_options(settings: EngineSettings) -> dict[str, Any]:
             "num_speculative_tokens": settings.num_speculative_tokens,
         }
     return arguments
+
+
+def _check_options(settings: EngineSettings) -> None:
+    if settings.quantization == "int8":
+        raise ConfigError(
+            "quantization=int8 is a method of the engine local. With engine=vllm, serve a "
+            'quantized checkpoint, or set vllm_args, for example {"quantization": "fp8"}.'
+        )
+    if settings.prefix_cache_dir is not None:
+        raise ConfigError(
+            "prefix_cache_dir is an option of the engine local. With engine=vllm, set "
+            'vllm_args, for example {"kv_transfer_config": ...}.'
+        )
+    if settings.cpu_level != "auto":
+        raise ConfigError("cpu_level is an option of the engine local, which has such kernels.")
+    if settings.max_step_ms is not None:
+        raise ConfigError("max_step_ms is an option of the engine local: vLLM counts tokens only.")

@@ -138,3 +138,8 @@ def test_vllm_args_are_rejected_with_another_engine() -> None:
     settings = EngineSettings(device="cuda", vllm_args={"seed": 1})
     with pytest.raises(ConfigError, match="vllm_args are for the engine vllm"):
         make_engine("local", settings)
+
+
+def test_prefix_cache_on_disk_is_rejected() -> None:
+    with pytest.raises(ConfigError, match="prefix_cache_dir is an option of the engine local"):
+        settings_arguments(EngineSettings(prefix_cache_dir=Path("/cache")))
