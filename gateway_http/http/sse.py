@@ -1,11 +1,13 @@
 """Server-sent events in the form that OpenAI's clients expect."""
 
+import asyncio
+from typing import Self
+
 import msgspec
 from starlette.types import Send
 
-PING = b": ping\n\n"
-"""A comment. Clients skip it. Proxies see traffic, and keep the connection open."""
-
+# A comment. Clients skip it. Proxies see traffic, and keep the connection open.
+_PING = b": ping\n\n"
 _DONE = b"data: [DONE]\n\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -36,15 +38,32 @@ def event(data: msgspec.Struct) -> bytes:
 
 class EventStream:
     """A response that consists of events. Its head is sent with the first event. Until then, the
-    request can be rejected with an error response.
+    request can be rejected with an error response. After the head, a comment is sent whenever
+    nothing was sent for `ping_interval_s` seconds.
+
+    Use it as a context manager, and write from one task.
 
     Attributes:
         is_open: True once the head has been sent.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, ping_interval_s: float) -> None:
         self._send = send
+        self._ping_interval_s = ping_interval_s
+        self._loop = asyncio.get_running_loop()
+        self._written_s = 0.0
+        self._pings: asyncio.Task[None] | None = None
         self.is_open = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._end_pings()
+
+    async def ping(self) -> None:
+        """Send a comment."""
+        await self.write(_PING)
 
     async def write(self, events: bytes) -> None:
         """Send encoded events."""
@@ -52,10 +71,26 @@ class EventStream:
 
     async def close(self) -> None:
         """Send `[DONE]` and end the response. Clients treat a stream without it as incomplete."""
+        await self._end_pings()
         await self._write(_DONE, more=False)
 
     async def _write(self, events: bytes, *, more: bool) -> None:
         if not self.is_open:
             self.is_open = True
             await self._send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS]})
+            if more:
+                self._pings = asyncio.create_task(self._ping_when_idle())
+        self._written_s = self._loop.time()
         await self._send({"type": "http.response.body", "body": events, "more_body": more})
+
+    async def _ping_when_idle(self) -> None:
+        while True:
+            await asyncio.sleep(self._written_s + self._ping_interval_s - self._loop.time())
+            if self._loop.time() - self._written_s >= self._ping_interval_s:
+                await self.ping()
+
+    async def _end_pings(self) -> None:
+        if self._pings is not None:
+            self._pings.cancel()
+            await asyncio.gather(self._pings, return_exceptions=True)
+            self._pings = None

@@ -206,42 +206,42 @@ class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
         await http_response(request.scope, request.receive, self._send)
 
     async def _stream(self, charge: TokenCharge) -> None:
-        events = sse.EventStream(self._send)
-        try:
-            await run_while_connected(self._request, self._send_events(charge, events))
-        except ClientDisconnect:
-            raise
-        except Exception as error:
-            if not events.is_open:
+        interval_s = settings_of(self._request).sse_ping_interval_s
+        async with sse.EventStream(self._send, interval_s) as events:
+            try:
+                await run_while_connected(self._request, self._send_events(charge, events))
+            except ClientDisconnect:
                 raise
-            if isinstance(error, grpc.aio.AioRpcError):
-                error = from_rpc(error, self._names)
-            api_error = from_exception(error)
-            self._record.fail(api_error)
-            await events.write(sse.event(api_error.body))
-        await events.close()
+            except Exception as error:
+                if not events.is_open:
+                    raise
+                if isinstance(error, grpc.aio.AioRpcError):
+                    error = from_rpc(error, self._names)
+                api_error = from_exception(error)
+                self._record.fail(api_error)
+                await events.write(sse.event(api_error.body))
+            await events.close()
 
     async def _send_events(self, charge: TokenCharge, stream: sse.EventStream) -> None:
         request, rpc = self._request, self._operation.stream
         metrics, events = self._metrics(charge), self._operation.events(self._body)
-        settings = settings_of(request)
+        bodies, caller = bodies_of(request), caller_of(request)
         with router_of(request).route(self._body.model) as route:
             responses = route.stream(
                 rpc,
                 self._message(rpc, route, charge),
                 call_metadata_of(request),
-                settings.request_timeout_s,
-                settings.sse_ping_interval_s,
+                settings_of(request).request_timeout_s,
             )
             async with aclosing(responses):
                 async for response in responses:
                     if response is None:
-                        await stream.write(sse.PING)
+                        await stream.ping()
                         continue
                     chunk = response.chunk
                     model = route.public_name(chunk.model)
-                    encoded = await bodies_of(request).converted(
-                        caller_of(request), chunk.ByteSize(), _encoded, events, chunk, model
+                    encoded = await bodies.converted(
+                        caller, chunk.ByteSize(), _encoded, events, chunk, model
                     )
                     metrics.note_chunk(chunk, model, is_started=events.is_started)
                     await stream.write(encoded)

@@ -146,7 +146,8 @@ class TokenUsage(NamedTuple):
     num_reasoning_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+# One is made for each token. It is not frozen, because that would take several times as long.
+@dataclass(slots=True)
 class TextDelta:
     """The next piece of a choice.
 
@@ -196,6 +197,8 @@ class TextDelta:
     @property
     def num_logprobs(self) -> int:
         """Number of log probabilities in the delta. See `count_logprobs`."""
+        if not (self.logprobs or self.prompt_logprobs):
+            return 0
         return count_logprobs(self.logprobs, self.prompt_logprobs)
 
 
