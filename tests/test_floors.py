@@ -200,6 +200,7 @@ ALLOWED: dict[str, set[str]] = {
         "gateway_http.upstream",
     },
     "gateway_http.endpoints": {
+        "gateway_http.http.api_style",
         "gateway_http.http.endpoint",
         "gateway_http.protocol",
         "gateway_http.routes",

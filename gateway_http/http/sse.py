@@ -1,4 +1,4 @@
-"""Server-sent events in the form that OpenAI's clients expect."""
+"""Server-sent events in the forms that clients expect."""
 
 import asyncio
 from typing import Self
@@ -6,9 +6,12 @@ from typing import Self
 import msgspec
 from starlette.types import Send
 
-# A comment. Clients skip it. Proxies see traffic, and keep the connection open.
-_PING = b": ping\n\n"
-_DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
+"""A comment. Clients skip it. Proxies see traffic, and keep the connection open."""
+
+DONE = b"data: [DONE]\n\n"
+"""The end of a stream. OpenAI's clients treat a stream without it as incomplete."""
+
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -36,20 +39,33 @@ def event(data: msgspec.Struct) -> bytes:
     return b"data: " + text + b"\n\n"
 
 
+def named_event(data: msgspec.Struct) -> bytes:
+    """Return the event with `data` as JSON. Its name is the tag of the struct."""
+    return f"event: {data.__struct_config__.tag}\n".encode() + event(data)
+
+
 class EventStream:
     """A response that consists of events. Its head is sent with the first event. Until then, the
-    request can be rejected with an error response. After the head, a comment is sent whenever
-    nothing was sent for `ping_interval_s` seconds.
+    request can be rejected with an error response. After the head, a ping is sent whenever nothing
+    was sent for `ping_interval_s` seconds.
 
     Use it as a context manager, and write from one task.
+
+    Args:
+        ping: A comment or an event without content, encoded.
+        done: The end of the stream, encoded.
 
     Attributes:
         is_open: True once the head has been sent.
     """
 
-    def __init__(self, send: Send, ping_interval_s: float) -> None:
+    def __init__(
+        self, send: Send, ping_interval_s: float, ping: bytes = PING, done: bytes = DONE
+    ) -> None:
         self._send = send
         self._ping_interval_s = ping_interval_s
+        self._ping = ping
+        self._done = done
         self._loop = asyncio.get_running_loop()
         self._written_s = 0.0
         self._pings: asyncio.Task[None] | None = None
@@ -62,17 +78,17 @@ class EventStream:
         await self._end_pings()
 
     async def ping(self) -> None:
-        """Send a comment."""
-        await self.write(_PING)
+        """Send a ping."""
+        await self.write(self._ping)
 
     async def write(self, events: bytes) -> None:
         """Send encoded events."""
         await self._write(events, more=True)
 
     async def close(self) -> None:
-        """Send `[DONE]` and end the response. Clients treat a stream without it as incomplete."""
+        """Send the end of the stream, and end the response."""
         await self._end_pings()
-        await self._write(_DONE, more=False)
+        await self._write(self._done, more=False)
 
     async def _write(self, events: bytes, *, more: bool) -> None:
         if not self.is_open:

@@ -1,7 +1,7 @@
 """The metrics and the log record of one completion, or of a request for embeddings."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -10,8 +10,6 @@ from prometheus_client import Counter, Histogram
 from gateway_http.convert.chat_completions import finish_reason
 from gateway_http.http.request_record import RequestRecord
 from gateway_http.metrics import Metrics
-from gateway_http.protocol.completion import Completion
-from gateway_http.protocol.response import ChatCompletion, Usage
 
 
 class CompletionMetrics:
@@ -63,15 +61,17 @@ class CompletionMetrics:
         else:
             self._note(0, 0, num_tokens)
 
-    def note_completion(self, completion: ChatCompletion | Completion) -> None:
-        """Measure a whole completion that is about to be sent."""
-        self._learn_model(completion.model)
-        choices: Sequence[Any] = completion.choices
-        self._record.finish_reasons = [choice.finish_reason for choice in choices]
-        usage = completion.usage
-        if isinstance(usage, Usage):  # always true for a whole completion
-            cached = usage.prompt_tokens_details.cached_tokens
-            self._note(usage.prompt_tokens, cached, usage.completion_tokens)
+    def note_completion(self, whole: Any, model: str) -> None:
+        """Measure a whole completion that is about to be sent.
+
+        Args:
+            whole: The service's completion.
+            model: The name of the model for clients.
+        """
+        self._learn_model(model)
+        self._record.finish_reasons = [finish_reason(c.finish_reason) for c in whole.choices]
+        usage = whole.usage
+        self._note(usage.prompt_tokens, usage.cached_prompt_tokens, usage.completion_tokens)
 
     def note_embeddings(self, num_tokens: int, model: str) -> None:
         """Measure embeddings that are about to be sent; `model` is the model's name for clients."""

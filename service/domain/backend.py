@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from service.domain.chat import ChatRequest, Message, PromptOptions
+from service.domain.chat import ChatRequest, Message, PromptOptions, Tool
 from service.domain.completion import CompletionRequest
 from service.domain.embeddings import EmbeddingRequest, Embeddings
 from service.domain.engine import (
@@ -294,7 +294,7 @@ class RemoteTokenizer(Protocol):
     async def encode(self, text: str, *, add_special_tokens: bool) -> Sequence[int]: ...
 
     async def encode_chat(
-        self, messages: Sequence[Message], options: PromptOptions
+        self, messages: Sequence[Message], tools: Sequence[Tool], options: PromptOptions
     ) -> Sequence[int]: ...
 
     async def decode(self, token_ids: Sequence[int]) -> str: ...
