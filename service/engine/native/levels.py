@@ -51,7 +51,7 @@ LEVELS = (
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """What /proc/cpuinfo says about the first CPU.
+    """The first CPU of /proc/cpuinfo.
 
     Attributes:
         flags: The instructions that it has.
