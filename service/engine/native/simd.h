@@ -20,6 +20,7 @@
 //     store_bf16(p, a)         16 bfloat16, half to even; NaN stays NaN
 //     store_bf16_in_pairs      the same to each first (odd = 0) or second (1) of 16 pairs
 //     unpack_pairs(p, a, b)    16 pairs of bfloat16 to floats: the first of each pair, the second
+//     unpack_quads(p, ...)     16 fours of int8 to floats: the first of each four, the second, ...
 //     to_bytes(a, b, c, d)     64 integers to int8, with saturation
 //     add_bytes(to, a)         adds each four bytes to a lane
 

@@ -217,6 +217,16 @@ inline void unpack_pairs(const uint16_t* pairs, float* first, float* second) {
     }
 }
 
+inline void unpack_quads(const int8_t* quads, Floats (&out)[4]) {
+    const __m256i low = load_256(quads), high = load_256(quads + 32);
+    for (int i = 0; i < 4; ++i) {
+        const auto byte = [i](__m256i words) {
+            return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(words, 24 - 8 * i), 24));
+        };
+        out[i] = {byte(low), byte(high)};
+    }
+}
+
 inline Bytes to_bytes(Ints a, Ints b, Ints c, Ints d) {
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     const auto pack = [&](Ints first, Ints second) {

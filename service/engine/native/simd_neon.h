@@ -220,6 +220,16 @@ inline void unpack_pairs(const uint16_t* pairs, float* first, float* second) {
     }
 }
 
+inline void unpack_quads(const int8_t* quads, Floats (&out)[4]) {
+    for (int i = 0; i < 4; ++i) {
+        const int32x4_t left = vdupq_n_s32(24 - 8 * i);
+        out[i] = each<Floats>([&](int part) {
+            const int32x4_t words = vreinterpretq_s32_s8(vld1q_s8(quads + 16 * part));
+            return vcvtq_f32_s32(vshrq_n_s32(vshlq_s32(words, left), 24));
+        });
+    }
+}
+
 inline Bytes to_bytes(Ints a, Ints b, Ints c, Ints d) {
     const auto pack = [](Ints x) {
         const int16x8_t low = vcombine_s16(vqmovn_s32(x.v[0]), vqmovn_s32(x.v[1]));
