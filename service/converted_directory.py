@@ -11,7 +11,8 @@ _SIZES = "conversion.json"  # has the size of every other file, and is written l
 def seal(directory: Path) -> None:
     """Write the sizes of the files into `directory` and flush everything in it to the disk.
 
-    If the directory is renamed after this, it is complete, even after a power failure.
+    If the directory is renamed after this, it is complete, even after a power failure. A linked
+    file is not flushed.
 
     Raises:
         OSError: A file cannot be written, for example because the disk is full.
@@ -20,6 +21,8 @@ def seal(directory: Path) -> None:
     sizes = {str(file.relative_to(directory)): file.stat().st_size for file in files}
     (directory / _SIZES).write_text(json.dumps(sizes))
     for path in (*directory.rglob("*"), directory):
+        if path.is_symlink():
+            continue  # its target may be on a read-only file system, where fsync fails
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -209,6 +209,11 @@ _GAUGES = (
         lambda s: 1 - s.num_free_kv_blocks / s.num_kv_blocks if s.num_kv_blocks else 0.0,
         "kv_cache_usage_perc",
     ),
+    _EngineMetric(
+        "chatrpc_prefix_cache_disk_bytes",
+        "Bytes of the blocks in the prefix cache on disk, those of other processes included.",
+        lambda s: s.disk_cache.num_bytes,
+    ),
 )
 _COUNTERS = (
     _EngineMetric(
@@ -222,6 +227,16 @@ _COUNTERS = (
         "chatrpc_failed_steps", "Engine steps that failed.", lambda s: s.num_failed_steps
     ),
     _EngineMetric(
+        "chatrpc_step_seconds",
+        "Duration of the engine steps that did not fail, in seconds.",
+        lambda s: s.step_s,
+    ),
+    _EngineMetric(
+        "chatrpc_predicted_step_seconds",
+        "Duration of these steps that the scheduler predicted, in seconds.",
+        lambda s: s.predicted_step_s,
+    ),
+    _EngineMetric(
         "chatrpc_prefix_cache_queries",
         "Prompt tokens looked up in the prefix cache.",
         lambda s: s.num_prefix_cache_queries,
@@ -232,6 +247,36 @@ _COUNTERS = (
         "Prompt tokens served from the prefix cache.",
         lambda s: s.num_prefix_cache_hits,
         "prefix_cache_hits",
+    ),
+    _EngineMetric(
+        "chatrpc_prefix_cache_disk_queries",
+        "Prompt tokens looked up in the prefix cache on disk, because memory did not have them.",
+        lambda s: s.disk_cache.num_queries,
+    ),
+    _EngineMetric(
+        "chatrpc_prefix_cache_disk_hits",
+        "Prompt tokens loaded from the prefix cache on disk.",
+        lambda s: s.disk_cache.num_hits,
+    ),
+    _EngineMetric(
+        "chatrpc_prefix_cache_disk_read_bytes",
+        "Bytes of blocks loaded from the prefix cache on disk.",
+        lambda s: s.disk_cache.num_read_bytes,
+    ),
+    _EngineMetric(
+        "chatrpc_prefix_cache_disk_written_bytes",
+        "Bytes of blocks written to the prefix cache on disk.",
+        lambda s: s.disk_cache.num_written_bytes,
+    ),
+    _EngineMetric(
+        "chatrpc_prefix_cache_disk_evictions",
+        "Blocks removed from the prefix cache on disk to make room.",
+        lambda s: s.disk_cache.num_evictions,
+    ),
+    _EngineMetric(
+        "chatrpc_prefix_cache_disk_errors",
+        "Failed reads and writes of the prefix cache on disk, and damaged files in it.",
+        lambda s: s.disk_cache.num_errors,
     ),
     _EngineMetric(
         "chatrpc_draft_tokens",

@@ -43,10 +43,14 @@ class ModelLoader:
     """Loads everything of one model except its weights, which the engine loads.
 
     `model_id` and `served` can be used after `load` has returned.
+
+    Args:
+        reads_gguf: See `EngineCapabilities.reads_gguf`.
     """
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    def __init__(self, settings: ServiceSettings, *, reads_gguf: bool = False) -> None:
         self._settings = settings
+        self._reads_gguf = reads_gguf
         self._checkpoint: Checkpoint
         self._tokenizer: HfTokenizer
         self._sampling_defaults: SamplingParams
@@ -64,7 +68,7 @@ class ModelLoader:
             ModelLoadError: The model is missing, corrupt or of a kind that is not served.
         """
         settings = self._settings
-        self._checkpoint = resolve(settings.model, settings.cache_dir)
+        self._checkpoint = resolve(settings.model, settings.cache_dir, reads_gguf=self._reads_gguf)
         self._tokenizer = load_tokenizer(self._checkpoint.path)
         self._sampling_defaults, self._eos_token_ids = load_generation_defaults(
             self._checkpoint.path
@@ -170,4 +174,5 @@ def local_runtime(settings: ServiceSettings) -> LocalRuntime:
         ConfigError: See `make_engine`.
     """
     engine = make_engine(settings.engine, settings.engine_settings)
-    return LocalRuntime(ModelLoader(settings), engine)
+    loader = ModelLoader(settings, reads_gguf=engine.capabilities.reads_gguf)
+    return LocalRuntime(loader, engine)

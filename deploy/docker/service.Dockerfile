@@ -3,8 +3,8 @@
 #   docker build -f deploy/docker/service.Dockerfile -t chatrpc-service:0.1.0 .
 #
 # It runs with a read-only root filesystem, as any user. With the embedded model it writes no files.
-# Downloaded weights are written to HF_HOME, by default below /tmp, and converted GGUF files to
-# CHATRPC_SERVICE_CACHE_DIR.
+# Downloaded weights are written to HF_HOME, by default below /tmp, and the config and the tokenizer of
+# a GGUF file to CHATRPC_SERVICE_CACHE_DIR.
 
 # Add the digest to get the same bytes each time.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11.15-slim-bookworm

@@ -176,6 +176,19 @@ class TokenOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskCacheStats:
+    """The use of the prefix cache on disk, counted since the start of the engine."""
+
+    num_bytes: int = 0  # size of the files now
+    num_queries: int = 0  # prompt tokens that were not in memory, and were looked up on disk
+    num_hits: int = 0  # prompt tokens that were loaded from disk
+    num_read_bytes: int = 0
+    num_written_bytes: int = 0
+    num_evictions: int = 0  # blocks that were removed to make room
+    num_errors: int = 0  # failed reads and writes, damaged files
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """The engine's load, as of its last step."""
 
@@ -189,8 +202,11 @@ class EngineStats:
     num_preemptions: int = 0
     num_steps: int = 0
     num_failed_steps: int = 0
+    step_s: float = 0.0  # duration of all steps that did not fail
+    predicted_step_s: float = 0.0  # their predicted duration
     num_prefix_cache_queries: int = 0  # prompt tokens looked up in the prefix cache
-    num_prefix_cache_hits: int = 0  # prompt tokens that were found in it
+    num_prefix_cache_hits: int = 0  # prompt tokens that were found in it, in memory or on disk
+    disk_cache: DiskCacheStats = DiskCacheStats()
     num_draft_tokens: int = 0  # draft tokens proposed
     num_accepted_tokens: int = 0  # draft tokens accepted
 
@@ -212,6 +228,8 @@ class EngineCapabilities:
         masks_logprobs: True if the log probabilities of an output with a constraint are those among
             the tokens that the constraint allows.
         preempts_by_priority: True if `Request.priority` decides which sequence is preempted.
+        reads_gguf: True if the engine reads a GGUF file that `EngineModel.path` has a link to. It
+            does not depend on the model.
     """
 
     name: str
@@ -221,6 +239,7 @@ class EngineCapabilities:
     continues_constraints: bool = True
     masks_logprobs: bool = False
     preempts_by_priority: bool = True
+    reads_gguf: bool = False
 
 
 @runtime_checkable

@@ -11,8 +11,13 @@ Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["auto", "none", "int8"]
 
+# Maximum predicted duration of a step, in milliseconds, if none is set.
+DEFAULT_MAX_STEP_MS = 200
+
 # Maximum length of a draft, if drafts are enabled without a length.
 DEFAULT_SPECULATIVE_TOKENS = 8
+# Size of the prefix cache on disk, if there is a directory for it and no size: 10 GiB.
+DEFAULT_PREFIX_CACHE_DISK_BYTES = 10 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,8 @@ class EngineSettings:
             model's own.
         max_num_seqs: Maximum number of sequences that run at once.
         max_num_batched_tokens: Maximum number of tokens in one step; at least `max_num_seqs`.
+        max_step_ms: Maximum predicted duration of a step that computes prompts while sequences
+            decode, in milliseconds.
         max_queue_size: Maximum number of waiting sequences.
         block_size: Tokens in a block of the KV cache.
         kv_cache_memory_bytes: Size of the KV cache in bytes. None means, on a CPU, enough for a few
@@ -43,6 +50,10 @@ class EngineSettings:
             cache together. The KV cache gets the rest of it if `kv_cache_memory_bytes` is not set.
         num_threads: Number of CPU threads. None means one for each CPU that the process may use.
         prefix_caching: If True, requests share cached blocks of equal prompt prefixes.
+        prefix_cache_dir: Directory that keeps blocks of prompt prefixes after a restart. None means
+            that blocks are cached only in memory.
+        prefix_cache_disk_bytes: Maximum size of the blocks in `prefix_cache_dir`, in bytes. None
+            means `DEFAULT_PREFIX_CACHE_DISK_BYTES`.
         num_speculative_tokens: Maximum length of a draft, in tokens; 0 disables drafts.
         step_timeout_s: Maximum duration of one step, in seconds. If a step takes longer, the engine
             has failed.
@@ -56,12 +67,15 @@ class EngineSettings:
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    max_step_ms: int | None = None
     max_queue_size: int = 256
     block_size: int | None = None
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float | None = None
     num_threads: int | None = None
     prefix_caching: bool = True
+    prefix_cache_dir: Path | None = None
+    prefix_cache_disk_bytes: int | None = None
     num_speculative_tokens: int | None = None
     step_timeout_s: float = 120.0
     vllm_args: Mapping[str, Any] = field(default_factory=dict)
@@ -72,7 +86,9 @@ class EngineModel:
     """The model that an engine loads.
 
     Attributes:
-        path: A directory with config.json, weights in safetensors and the tokenizer's files.
+        path: A directory with config.json, the tokenizer's files, and weights in safetensors; for
+            an engine with `EngineCapabilities.reads_gguf` perhaps a linked GGUF file instead of
+            these weights, with the index `service.gguf.index`.
         check_token_ids: Token ids of a short text. An engine may measure on it how much
             quantization increases the model's loss. Empty means that there is no such text.
     """

@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -24,6 +25,9 @@ from service.streams.request_streams import RequestStreams
 
 # Maximum time that `stop` waits for the step in progress.
 _STOP_TIMEOUT_S = 5.0
+
+# Interval in which the engine checks whether a disk still answers, in seconds.
+_LOADING_INTERVAL_S = 0.1
 
 Command = Callable[[EngineCore], None]
 
@@ -51,7 +55,7 @@ class AsyncEngine:
         self._load = load
         self._step_timeout_s = step_timeout_s
         self._streams = RequestStreams(self, max_queue_size)
-        self._capabilities = EngineCapabilities("local")
+        self._capabilities = EngineCapabilities("local", reads_gguf=True)
         self._stats = EngineStats()
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._thread: threading.Thread
@@ -176,8 +180,9 @@ class AsyncEngine:
         except BaseException as error:  # it is reported by start()
             self._post(self._settle_start, None, error)
             return
+        core.on_work(partial(self._inbox.put, _wake))
         self._stats = core.stats
-        self._capabilities = EngineCapabilities("local", is_batch_invariant=core.is_batch_invariant)
+        self._capabilities = replace(self._capabilities, is_batch_invariant=core.is_batch_invariant)
         self._post(self._settle_start, max_model_len, None)
         try:
             while self._run_commands(core):
@@ -188,9 +193,10 @@ class AsyncEngine:
         except BaseException:  # after any error the state of the model is undefined
             log.exception("engine_failed")
             self._post(self._die)
+        core.close()
 
     def _run_commands(self, core: EngineCore) -> bool:
-        """Run the commands in the inbox. Wait for one if no request is unfinished.
+        """Run the commands in the inbox. Wait for one if the core has no work.
 
         Returns:
             False if the thread has to end.
@@ -198,7 +204,10 @@ class AsyncEngine:
         while True:
             self._is_idle = not core.has_unfinished
             try:
-                command = self._inbox.get(block=self._is_idle)
+                command = self._inbox.get(
+                    block=not core.has_work,
+                    timeout=_LOADING_INTERVAL_S if core.is_loading else None,
+                )
             except queue.Empty:
                 return True
             if command is None:
@@ -215,3 +224,7 @@ class AsyncEngine:
         except RuntimeError:
             # The event loop is closed: the process is about to exit.
             log.debug("engine_thread_outlived_event_loop")
+
+
+def _wake(_: EngineCore) -> None:
+    """Do nothing: a command that only ends a wait for commands."""

@@ -83,7 +83,7 @@ class BlockPool:
         if not self._is_shared(sequence):
             return
         for i in range(num_full, sequence.num_computed_tokens // self.block_size):
-            prefix, block_id = self._prefix_hash(sequence, i + 1), sequence.block_ids[i]
+            prefix, block_id = self.prefix_hash(sequence, i + 1), sequence.block_ids[i]
             if self._cached.setdefault(prefix, block_id) == block_id:
                 self._hashes[block_id] = prefix
 
@@ -91,31 +91,64 @@ class BlockPool:
         """Free every block of a sequence. Its tokens no longer count as computed."""
         # The last block is freed first. So the first blocks of a cached prefix are evicted last.
         for block_id in reversed(sequence.block_ids):
-            self._num_holders[block_id] -= 1
-            if not self._num_holders[block_id]:
-                self._free[block_id] = None
-                self._free.move_to_end(block_id, last=block_id in self._hashes)
+            self._release(block_id)
         sequence.block_ids.clear()
         sequence.num_computed_tokens = 0
+        sequence.is_loading = False
 
-    def _find_cached(self, sequence: Sequence) -> list[int]:
-        """Return the ids of the cached blocks at the start of a sequence.
+    def find(self, prefix: bytes) -> int | None:
+        """Return the id of the cached block that ends this prefix; None if there is none.
+
+        Args:
+            prefix: A result of `prefix_hash`.
+        """
+        return self._cached.get(prefix)
+
+    def share_cached(self, sequence: Sequence) -> bool:
+        """Replace a sequence's first block that is not computed by a cached block of equal content.
+
+        Its tokens then count as computed.
+
+        Returns:
+            False, without any change, if no such block is cached.
+        """
+        index = sequence.num_computed_tokens // self.block_size
+        cached = self._cached.get(self.prefix_hash(sequence, index + 1))
+        if cached is None:
+            return False
+        own = sequence.block_ids[index]
+        self._free.pop(cached, None)
+        self._num_holders[cached] += 1
+        sequence.block_ids[index] = cached
+        self._release(own)
+        sequence.num_computed_tokens += self.block_size
+        return True
+
+    def max_cached_blocks(self, sequence: Sequence) -> int:
+        """Return the maximum number of blocks of a sequence that may come from the prefix cache.
 
         The last token is always computed, because the next one is sampled from its logits. A prompt
         with requested log probabilities is computed completely.
         """
-        block_ids: list[int] = []
         if not self._is_shared(sequence) or sequence.positions_without_logprobs:
-            return block_ids
-        for num_blocks in range(1, (sequence.num_tokens - 1) // self.block_size + 1):
-            block_id = self._cached.get(self._prefix_hash(sequence, num_blocks))
+            return 0
+        return (sequence.num_tokens - 1) // self.block_size
+
+    def _find_cached(self, sequence: Sequence) -> list[int]:
+        """Return the ids of the cached blocks at the start of a sequence."""
+        block_ids: list[int] = []
+        for num_blocks in range(1, self.max_cached_blocks(sequence) + 1):
+            block_id = self._cached.get(self.prefix_hash(sequence, num_blocks))
             if block_id is None:
                 break
             block_ids.append(block_id)
         return block_ids
 
-    def _prefix_hash(self, sequence: Sequence, num_blocks: int) -> bytes:
-        """Return the hash that identifies the first `num_blocks` blocks of a sequence."""
+    def prefix_hash(self, sequence: Sequence, num_blocks: int) -> bytes:
+        """Return the hash that identifies the first `num_blocks` blocks of a sequence, 32 bytes.
+
+        It depends on their tokens, the cache salt and the caller's namespace.
+        """
         hashes = sequence.prefix_hashes
         if not hashes:
             hashes.append(self._salt_hash(sequence))
@@ -141,6 +174,12 @@ class BlockPool:
     def _hold(self, sequence: Sequence, block_id: int) -> None:
         sequence.block_ids.append(block_id)
         self._num_holders[block_id] += 1
+
+    def _release(self, block_id: int) -> None:
+        self._num_holders[block_id] -= 1
+        if not self._num_holders[block_id]:
+            self._free[block_id] = None
+            self._free.move_to_end(block_id, last=block_id in self._hashes)
 
     def _take_free(self) -> int:
         block_id, _ = self._free.popitem(last=False)

@@ -7,9 +7,18 @@ from typing import Protocol
 
 import structlog
 
-from service.domain.engine import EngineStats, EngineTimings, Request, TokenLogprobs, TokenOutput
-from service.engine.scheduler import Batch, Scheduler
+from service.domain.engine import (
+    DiskCacheStats,
+    EngineStats,
+    EngineTimings,
+    Request,
+    TokenLogprobs,
+    TokenOutput,
+)
+from service.engine.batch import Batch
+from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
+from service.engine.step_time import StepSize
 from service.errors import ChatrpcError, ConstraintFailed, DeadlinePassed, StepFailed
 
 # A step may fail because of a request in it. If this number of steps fail in a row, the cause is
@@ -75,6 +84,7 @@ class EngineCore:
         max_model_len: Maximum length of a sequence in tokens, prompt and output together.
         max_failed_steps: Number of failed steps in a row after which `step` raises.
         is_batch_invariant: True if the output of a request does not depend on the others.
+        clock: Returns a time in seconds, from which the durations of steps are computed.
     """
 
     def __init__(
@@ -85,25 +95,52 @@ class EngineCore:
         max_failed_steps: int = MAX_FAILED_STEPS,
         *,
         is_batch_invariant: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.is_batch_invariant = is_batch_invariant
         self._scheduler = scheduler
         self._runner = runner
         self._max_model_len = max_model_len
         self._max_failed_steps = max_failed_steps
+        self._clock = clock
         self._sequences: dict[int, list[Sequence]] = {}  # key: id of an unfinished request
         self._timings: dict[int, EngineTimings] = {}  # key: the same ids
+        self._can_compute = True  # False after a step without a sequence to compute
         self._num_steps = 0
         self._num_failed_steps = 0
         self._num_failed_in_a_row = 0
+        self._step_s = 0.0
+        self._predicted_step_s = 0.0
 
     @property
     def has_unfinished(self) -> bool:
         return self._scheduler.has_unfinished
 
     @property
+    def has_work(self) -> bool:
+        """True if `step` has something to do at once. Sequences may still wait for a disk."""
+        disk = self._scheduler.disk_cache
+        return (self.has_unfinished and self._can_compute) or (disk is not None and disk.has_work)
+
+    @property
+    def is_loading(self) -> bool:
+        """True while a sequence waits for a disk."""
+        disk = self._scheduler.disk_cache
+        return disk is not None and disk.is_loading
+
+    def on_work(self, wake: Callable[[], None]) -> None:
+        """Set a function that any thread calls when `has_work` may have become true."""
+        if (disk := self._scheduler.disk_cache) is not None:
+            disk.on_work(wake)
+
+    def close(self) -> None:
+        """End the threads of the prefix cache on disk. No method may be called after this."""
+        if (disk := self._scheduler.disk_cache) is not None:
+            disk.close()
+
+    @property
     def stats(self) -> EngineStats:
-        pool = self._scheduler.pool
+        pool, disk = self._scheduler.pool, self._scheduler.disk_cache
         return EngineStats(
             max_num_seqs=self._scheduler.max_num_seqs,
             num_running=len(self._scheduler.running),
@@ -114,10 +151,13 @@ class EngineCore:
             num_preemptions=self._scheduler.num_preemptions,
             num_prefix_cache_queries=self._scheduler.num_prefix_cache_queries,
             num_prefix_cache_hits=self._scheduler.num_prefix_cache_hits,
+            disk_cache=DiskCacheStats() if disk is None else disk.stats,
             num_draft_tokens=self._scheduler.num_draft_tokens,
             num_accepted_tokens=self._scheduler.num_accepted_tokens,
             num_steps=self._num_steps,
             num_failed_steps=self._num_failed_steps,
+            step_s=self._step_s,
+            predicted_step_s=self._predicted_step_s,
         )
 
     def add(self, request_id: int, request: Request, queued_s: float | None = None) -> None:
@@ -131,10 +171,12 @@ class EngineCore:
         ]
         self._sequences[request_id] = sequences
         self._timings[request_id] = EngineTimings(queued_s)
+        self._can_compute = True
         self._scheduler.add(*sequences)
 
     def abort(self, request_id: int) -> None:
         """End a request and free its blocks. Does nothing if it has already finished."""
+        self._can_compute = True
         self._timings.pop(request_id, None)
         for sequence in self._sequences.pop(request_id, ()):
             self._scheduler.finish(sequence)
@@ -144,6 +186,7 @@ class EngineCore:
 
         Does nothing if the sequence has already finished.
         """
+        self._can_compute = True
         for sequence in self._sequences.get(request_id, ()):
             if sequence.index == index and sequence.status is not SequenceStatus.FINISHED:
                 self._scheduler.finish(sequence)
@@ -166,10 +209,13 @@ class EngineCore:
             Exception: The exception of the runner, if the device is lost or if `max_failed_steps`
                 steps in a row have failed.
         """
+        start_s = self._clock()
         expired = self._expire_waiting(time.monotonic())
         batch = self._scheduler.schedule()
+        self._can_compute = bool(batch.scheduled)
         if not batch.scheduled:
             return expired
+        size = batch.size
         self._num_steps += 1
         started = self._note_scheduled(batch, time.monotonic())
         if started and report is not None:
@@ -179,7 +225,16 @@ class EngineCore:
         except Exception as error:
             return expired + self._fail(batch, error)
         self._num_failed_in_a_row = 0
-        return expired + self._outputs(batch, computed)
+        outputs = self._outputs(batch, computed)
+        self._record(size, self._clock() - start_s)
+        return expired + outputs
+
+    def _record(self, size: StepSize, step_s: float) -> None:
+        """Count the duration of a step, and learn from it how long steps take."""
+        times = self._scheduler.step_time
+        self._step_s += step_s
+        self._predicted_step_s += times.predict(size) if times.is_known else step_s
+        times.record(size, step_s)
 
     def _outputs(self, batch: Batch, computed: list[Computed]) -> list[RequestOutput]:
         """Append the results to the sequences, and return the outputs."""

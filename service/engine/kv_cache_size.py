@@ -6,10 +6,10 @@ import torch
 from service.domain.engine import Request
 from service.domain.engine_settings import EngineSettings
 from service.domain.sampling import SamplingParams
+from service.engine.batch import Batch, ScheduledSequence
 from service.engine.host_resources import available_memory
 from service.engine.limits import EngineLimits
 from service.engine.model_runner import LoadedModel, ModelRunner
-from service.engine.scheduler import Batch, ScheduledSequence
 from service.engine.sequence import Sequence
 from service.errors import ModelLoadError
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import chain
 
-from service.engine.scheduler import Batch, ScheduledSequence
+from service.engine.batch import Batch, ScheduledSequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-from service.domain.engine_settings import DEFAULT_SPECULATIVE_TOKENS, EngineSettings
+from service.domain.engine_settings import (
+    DEFAULT_MAX_STEP_MS,
+    DEFAULT_SPECULATIVE_TOKENS,
+    EngineSettings,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +18,7 @@ class EngineLimits:
 
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_step_ms: int
     block_size: int
     num_speculative_tokens: int
 
@@ -37,6 +42,7 @@ class EngineLimits:
         return cls(
             _chosen(settings.max_num_seqs, defaults.max_num_seqs),
             _chosen(settings.max_num_batched_tokens, defaults.max_num_batched_tokens),
+            _chosen(settings.max_step_ms, defaults.max_step_ms),
             _chosen(settings.block_size, defaults.block_size),
             _chosen(settings.num_speculative_tokens, defaults.num_speculative_tokens),
         )
@@ -46,6 +52,7 @@ _DEFAULTS = {
     "cpu": EngineLimits(
         max_num_seqs=32,
         max_num_batched_tokens=512,
+        max_step_ms=DEFAULT_MAX_STEP_MS,
         block_size=32,
         num_speculative_tokens=DEFAULT_SPECULATIVE_TOKENS,
     ),
@@ -56,6 +63,7 @@ _DEFAULTS = {
     "cuda": EngineLimits(
         max_num_seqs=256,
         max_num_batched_tokens=2048,
+        max_step_ms=DEFAULT_MAX_STEP_MS,
         block_size=256,  # the smallest that `VarlenAttention` supports
         num_speculative_tokens=0,
     ),

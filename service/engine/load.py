@@ -21,10 +21,11 @@ from service.engine.decoder.rope import is_served
 from service.engine.host_resources import available_cpus
 from service.engine.kv_cache_size import count_blocks
 from service.engine.limits import EngineLimits
+from service.engine.load_disk_cache import load_disk_cache
 from service.engine.model_config import read_config
 from service.engine.model_runner import LoadedModel, ModelRunner
 from service.engine.native.build import load_library
-from service.engine.quantized_checkpoint import QuantizedWeights, read_quantized_weights
+from service.engine.quantized_checkpoint import StoredQuantization, read_quantized_weights
 from service.engine.scheduler import Scheduler
 from service.errors import ModelLoadError, first_line
 
@@ -118,8 +119,12 @@ def _load_on_device(options: EngineOptions, device: torch.device) -> tuple[Engin
         limits.max_num_seqs,
         limits.max_num_batched_tokens,
         limits.num_speculative_tokens,
+        limits.max_step_ms / 1000,
     )
     core = EngineCore(make_scheduler(), runner, max_model_len, max_failed_steps=1)
+    disk_cache = load_disk_cache(
+        options, options.path, config.vocab_size, max_model_len, model, finished, runner, pool
+    )
     _warm_up(core, min(8, max_model_len - 1))
     log.info(
         "model_loaded",
@@ -132,7 +137,7 @@ def _load_on_device(options: EngineOptions, device: torch.device) -> tuple[Engin
     )
     # A scheduler counts preemptions, drafts and cache hits, and the warm-up is not counted.
     core = EngineCore(
-        make_scheduler(),
+        make_scheduler(disk_cache=disk_cache),
         runner,
         max_model_len,
         is_batch_invariant=isinstance(finished, Decoder) and finished.is_batch_invariant,
@@ -194,7 +199,7 @@ def _read_config(options: EngineOptions) -> Any:
 
 
 def _load_model(
-    options: EngineOptions, config: Any, stored: QuantizedWeights | None, device: torch.device
+    options: EngineOptions, config: Any, stored: StoredQuantization | None, device: torch.device
 ) -> LoadedModel:
     """Load the model with the native decoder if it supports it, else with transformers."""
     dtype = _resolve_dtype(options.dtype, device)
@@ -234,7 +239,7 @@ def _load_decoder(
     options: EngineOptions,
     config: Any,
     architecture: Architecture,
-    stored: QuantizedWeights | None,
+    stored: StoredQuantization | None,
     device: torch.device,
     dtype: torch.dtype,
 ) -> LoadedModel:

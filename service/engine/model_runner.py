@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.domain.sampling import SamplingParams
+from service.engine.batch import Batch, ScheduledSequence
 from service.engine.core import Computed, DeviceLost
 from service.engine.kv_store import KVShape
 from service.engine.layout import Layout
 from service.engine.logits_processors import RuleBatch
 from service.engine.logprobs import LogprobTensors, token_logprobs
 from service.engine.sampler import SamplerBatch
-from service.engine.scheduler import Batch, ScheduledSequence
 from service.engine.sequence import Sequence
 from service.engine.speculation import accept
 from service.engine.token_rules import RowRules, TokenMask

@@ -10,9 +10,9 @@ from torch import Tensor
 from service.domain.engine import Request
 from service.domain.sampling import SamplingParams
 from service.engine.attention import GatheredAttention, PagedAttention
+from service.engine.batch import Batch, ScheduledSequence
 from service.engine.kv_store import KVShape, KVStore
 from service.engine.layout import Layout
-from service.engine.scheduler import Batch, ScheduledSequence
 from service.engine.sequence import Sequence as EngineSequence
 from service.engine.transfer import to_device
 from service.engine.varlen_attention import VarlenAttention, VarlenKVStore

@@ -4,12 +4,14 @@ Each method has one reader here. A method without a reader is rejected: weights 
 without their scales would give meaningless responses and no error.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from service.errors import ModelLoadError
+from service.gguf.index import IndexedTensor, read_index
 from service.json_file import read_json_object
 
 # Files that quantizers write next to config.json, with the name of each quantizer's method. Only
@@ -41,12 +43,38 @@ class QuantizedWeights:
     has_quantized_cache: bool = False  # the checkpoint has scales for a quantized KV cache too
 
 
-def read_quantized_weights(path: Path) -> QuantizedWeights | None:
-    """Return how the checkpoint in the directory `path` is quantized; None if it is not.
+@dataclass(frozen=True, slots=True)
+class GgufTensors:
+    """The tensors of a checkpoint whose weights are in a GGUF file, by name."""
+
+    tensors: Mapping[str, IndexedTensor]
+
+    @property
+    def method(self) -> str:
+        """The type in which most bytes are stored, such as `Q4_K`."""
+        sizes: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            sizes[tensor.type] += tensor.num_bytes
+        return sizes.most_common(1)[0][0]
+
+
+StoredQuantization = QuantizedWeights | GgufTensors
+
+
+def read_quantized_weights(path: Path) -> StoredQuantization | None:
+    """Return how the weights of the checkpoint in the directory `path` are stored.
+
+    None if they are floating-point numbers in safetensors.
 
     Raises:
         ModelLoadError: The method is not supported.
     """
+    try:
+        tensors = read_index(path)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelLoadError(f"The index of the GGUF file in {path} cannot be read.") from error
+    if tensors is not None:
+        return GgufTensors(tensors)
     for file, method in _OTHER_FILES.items():
         if (path / file).is_file():
             raise _not_served(path, f"{method} ({file})")

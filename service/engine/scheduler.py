@@ -1,19 +1,19 @@
 """The choice of the sequences and tokens that the next step computes. No torch, no clock."""
 
+import math
 from bisect import insort
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import attrgetter
 
 from chatrpc_process.fairness.queue import FairQueue
+from service.engine.batch import Batch, ScheduledSequence
 from service.engine.block_pool import BlockPool
-from service.engine.fairness import (
-    split_budget,
-    usage_by_caller,
-    victim_above_share,
-    victim_when_full,
-)
+from service.engine.disk_cache import DiskCache
+from service.engine.fairness import usage_by_caller, victim_above_share, victim_when_full
+from service.engine.prefill import Prompts
 from service.engine.sequence import Sequence, SequenceStatus
+from service.engine.step_time import StepSize, StepTime
 
 # Maximum number of tokens of a step that drafts are added to. A step reads all weights even for few
 # tokens, so a few more tokens cost little time.
@@ -25,56 +25,15 @@ _MAX_OVERTAKES = 16
 _rank = attrgetter("rank")
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledSequence:
-    """A sequence's part of a batch.
-
-    Attributes:
-        num_new_tokens: Number of uncomputed tokens that the step computes, from the first on.
-        is_sampled: True if these are all uncomputed tokens, so that the step samples the next one.
-        draft_token_ids: The draft tokens that follow, which the step computes and checks.
-        is_draft_forced: True if the sequence's grammar allows no other tokens than the draft.
-    """
-
-    sequence: Sequence
-    num_new_tokens: int
-    is_sampled: bool
-    draft_token_ids: tuple[int, ...] = ()
-    is_draft_forced: bool = False
-
-    @property
-    def num_tokens(self) -> int:
-        return self.num_new_tokens + len(self.draft_token_ids)
-
-    @property
-    def token_ids(self) -> list[int]:
-        """The `num_tokens` tokens that the model computes, from `num_computed_tokens` on."""
-        start = self.sequence.num_computed_tokens
-        new = self.sequence.token_ids[start : start + self.num_new_tokens]
-        return [*new, *self.draft_token_ids]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The input of one step: sequences with a single token first, then drafts and prompts."""
-
-    scheduled: tuple[ScheduledSequence, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(s.num_tokens for s in self.scheduled)
-
-    @property
-    def sampled(self) -> list[ScheduledSequence]:
-        """The entries for which the step samples tokens, in batch order."""
-        return [s for s in self.scheduled if s.is_sampled]
-
-
 class Scheduler:
     """Continuous batching: sequences join and leave the running set at every step.
 
     Token budget: running sequences come before waiting ones, and single tokens before chunks of
-    prompts. So a long prompt uses the rest of the budget and does not delay streams.
+    prompts. So a long prompt uses the rest of the budget.
+
+    Time budget: while sequences decode, chunks of prompts are so short that the predicted duration
+    of a step is at most `max_step_s`. So a long prompt does not delay streams. If no sequence
+    decodes, only the token budget holds, since longer chunks compute more tokens per second.
 
     Admission: callers take turns (`FairQueue`) and share the budget for prompts by weight. Within a
     caller the sequence with the lowest `priority` comes first, then the one that arrived first. A
@@ -88,6 +47,9 @@ class Scheduler:
     a more urgent one of the same caller. So every sequence finishes if none is longer than the
     cache.
 
+    Prefixes on disk: a sequence is admitted as usual, and is not scheduled until the blocks of its
+    prefix are loaded.
+
     Several sequences of a request: the others are queued when the first has computed the prompt,
     and find it in the prefix cache.
 
@@ -96,6 +58,11 @@ class Scheduler:
         max_num_seqs: Maximum number of sequences that run at once.
         max_num_batched_tokens: Token budget of one step; at least `max_num_seqs`.
         num_speculative_tokens: Maximum number of draft tokens of a sequence; 0 disables drafts.
+        max_step_s: Time budget of one step in seconds.
+        disk_cache: The prefix cache on disk; None if there is none.
+
+    Attributes:
+        step_time: Predicts the durations of steps. The engine core records the measured ones.
 
     Raises:
         ValueError: `max_num_batched_tokens` is less than `max_num_seqs`.
@@ -107,6 +74,8 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         num_speculative_tokens: int = 0,
+        max_step_s: float = math.inf,
+        disk_cache: DiskCache | None = None,
     ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             raise ValueError("max_num_batched_tokens must be at least max_num_seqs")
@@ -114,6 +83,9 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.num_speculative_tokens = num_speculative_tokens
+        self.disk_cache = disk_cache
+        self.max_step_s = max_step_s
+        self.step_time = StepTime()
         self.waiting: FairQueue[Sequence] = FairQueue(_MAX_OVERTAKES)
         self.running: list[Sequence] = []  # sorted by rank
         # Number of other callers' sequences that have overtaken the sequence whose turn it is.
@@ -139,12 +111,15 @@ class Scheduler:
         self._enqueue(sequence)
 
     def schedule(self) -> Batch:
-        """Return the next batch. It is empty only if every sequence has finished."""
+        """Return the next batch. It is empty only if every sequence has finished or is loading."""
+        if self.disk_cache is not None:
+            for sequence in self.disk_cache.work():
+                self._count_cached(sequence)
         num_preemptions = self.num_preemptions
         self._grow_running()
         if self.num_preemptions == num_preemptions:
             self._admit_waiting()
-        scheduled = self._add_drafts(list(self._share_budget()))
+        scheduled = self._add_drafts(self._share_budget())
         # This moves single tokens to the front: a chunk of a prompt may be a single token too.
         return Batch(tuple(sorted(scheduled, key=lambda s: s.num_tokens > 1)))
 
@@ -206,7 +181,9 @@ class Scheduler:
     def _start(self, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.RUNNING
         insort(self.running, sequence, key=_rank)
-        if sequence.num_cached_tokens is None:
+        if self.disk_cache is not None:
+            self.disk_cache.begin(sequence)
+        if not sequence.is_loading:
             self._count_cached(sequence)
 
     def _allocate(self, sequence: Sequence) -> bool:
@@ -258,7 +235,9 @@ class Scheduler:
         return True
 
     def _count_cached(self, sequence: Sequence) -> None:
-        """Count the prefix cache hits of a sequence that is admitted for the first time."""
+        """Count the prefix cache hits of a sequence, if it is admitted for the first time."""
+        if sequence.num_cached_tokens is not None:
+            return
         sequence.num_cached_tokens = sequence.num_computed_tokens
         # Only the first sequence of a request is counted: the others find the blocks of the first.
         # A prompt with log probabilities is not looked up.
@@ -266,26 +245,21 @@ class Scheduler:
             self.num_prefix_cache_queries += sequence.num_prompt_tokens
             self.num_prefix_cache_hits += sequence.num_cached_tokens
 
-    def _share_budget(self) -> Iterator[ScheduledSequence]:
-        """Schedule one token for each decoding sequence, and divide the rest of the budget among
-        callers with prompts. A caller's share goes to its prompts in order.
-        """
-        decoding = [s for s in self.running if s.num_uncomputed_tokens == 1]
-        yield from (ScheduledSequence(s, 1, is_sampled=True) for s in decoding)
-        prefilling = [s for s in self.running if s.num_uncomputed_tokens > 1]
-        uses = usage_by_caller(prefilling, {})
-        grants = split_budget(
-            self.max_num_batched_tokens - len(decoding),
-            [sum(s.num_uncomputed_tokens for s in use.running) for use in uses.values()],
-            [use.weight for use in uses.values()],
-        )
-        budgets = dict(zip(uses, grants, strict=True))
-        for sequence in prefilling:
-            caller, num_uncomputed = sequence.request.caller.name, sequence.num_uncomputed_tokens
-            num_new_tokens = min(num_uncomputed, budgets[caller])
-            if num_new_tokens:
-                budgets[caller] -= num_new_tokens
-                yield ScheduledSequence(sequence, num_new_tokens, num_new_tokens == num_uncomputed)
+    def _share_budget(self) -> list[ScheduledSequence]:
+        """Schedule one token for each decoding sequence, and chunks of prompts in the rest of the
+        budgets."""
+        running = [s for s in self.running if not s.is_loading]
+        decoding = [s for s in running if s.num_uncomputed_tokens == 1]
+        prefilling = [s for s in running if s.num_uncomputed_tokens > 1]
+        scheduled = [ScheduledSequence(s, 1, is_sampled=True) for s in decoding]
+        num_left = self.max_num_batched_tokens - len(decoding)
+        if not prefilling or not num_left:
+            return scheduled
+        prompts = Prompts(prefilling)
+        if decoding and self.step_time.is_known:
+            decode = StepSize.total(s.size for s in scheduled)
+            num_left = prompts.num_tokens_in_time(num_left, self.max_step_s, self.step_time, decode)
+        return scheduled + prompts.chunks(num_left)
 
     def _add_drafts(self, scheduled: list[ScheduledSequence]) -> Iterator[ScheduledSequence]:
         """Add drafts to sampled sequences. They share the tokens left up to

@@ -32,8 +32,10 @@ class Sequence:
         token_ids: The prompt, then the generated tokens.
         num_computed_tokens: Number of tokens, from the start, whose keys and values are in the
             cache, in the blocks `block_ids`.
-        num_cached_tokens: Number of prompt tokens found in the prefix cache when the sequence was
-            admitted for the first time. None before that.
+        num_cached_tokens: Number of prompt tokens found in the prefix cache, in memory and on
+            disk, when the sequence was admitted for the first time. None before that.
+        is_loading: True while blocks of the prefix are read from disk. The sequence runs, but no
+            step computes its tokens.
         prefix_hashes: `prefix_hashes[n]` identifies the first n blocks in the prefix cache. Hashes
             are added when they are needed.
         lookup: The source of draft tokens.
@@ -50,6 +52,7 @@ class Sequence:
         "followers",
         "grammar",
         "index",
+        "is_loading",
         "lookup",
         "max_tokens",
         "num_cached_tokens",
@@ -81,6 +84,7 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None
         self.block_ids: list[int] = []
+        self.is_loading = False
         self.prefix_hashes: list[bytes] = []
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None

@@ -1,12 +1,18 @@
 """Reads the weights of a checkpoint one by one, and dequantizes them with their scales."""
 
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from service.engine.checkpoint_tensors import open_tensors, unusable_weight
 from service.engine.dequantize import dequantize
-from service.engine.quantized_checkpoint import QuantizedWeights
+from service.engine.gguf_weights import GgufWeights
+from service.engine.quantized_checkpoint import (
+    GgufTensors,
+    QuantizedWeights,
+    StoredQuantization,
+)
 from service.errors import ModelLoadError
 
 _FLOAT8 = {
@@ -31,8 +37,49 @@ _ORDER = "weight_format"  # bitsandbytes' name of the order; 0 is row-major
 _ZERO_POINT = "weight_zero_point"
 
 
-class StoredWeights:
-    """The tensors of the checkpoint in a directory. Quantized weights are dequantized.
+class StoredWeights(Protocol):
+    """The tensors of a checkpoint. Each is read when it is needed."""
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all tensors, except those that only belong to another one, as scales do."""
+        ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a tensor: as it is stored, or in float32 if it is quantized.
+
+        Args:
+            name: One of `names`.
+
+        Raises:
+            ModelLoadError: The file is damaged, or the quantization is not supported.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the files. No tensor can be read after that."""
+        ...
+
+
+def open_weights(
+    path: Path, device: torch.device, quantization: StoredQuantization | None
+) -> StoredWeights:
+    """Open the weights of the checkpoint in the directory `path`.
+
+    Args:
+        device: The device of the tensors that are read.
+        quantization: How the weights are stored, from `read_quantized_weights`.
+
+    Raises:
+        ModelLoadError: A file cannot be read.
+    """
+    if isinstance(quantization, GgufTensors):
+        return GgufWeights(path, quantization.tensors, device)
+    return SafetensorsWeights(path, device, quantization)
+
+
+class SafetensorsWeights:
+    """`StoredWeights` of the safetensors files in a directory.
 
     Args:
         path: The directory.
@@ -52,13 +99,12 @@ class StoredWeights:
         self._files = open_tensors(path)
 
     def close(self) -> None:
-        """Close the files. `read` cannot be called after that."""
+        """See `StoredWeights`."""
         self._files.clear()
 
     @property
     def names(self) -> set[str]:
-        """The names of all tensors, except scales and other tensors that belong to quantized
-        weights or to a quantized KV cache."""
+        """See `StoredWeights`. The scales of a quantized KV cache are not among them either."""
         auxiliary: set[str] = set()
         if self._quantization is not None and self._quantization.has_quantized_cache:
             auxiliary.update(name for name in self._files if name.endswith(_CACHE_SCALES))
@@ -68,14 +114,7 @@ class StoredWeights:
         return self._files.keys() - auxiliary
 
     def read(self, name: str) -> torch.Tensor:
-        """Return a tensor: as it is stored, or in float32 if it is quantized.
-
-        Args:
-            name: One of `names`.
-
-        Raises:
-            ModelLoadError: Its quantization is not supported.
-        """
+        """See `StoredWeights`."""
         tensor = self._stored(name)
         if tensor.is_floating_point() and tensor.dtype not in _FLOAT8:
             return tensor

@@ -30,8 +30,8 @@ from service.engine.kv_store import KVShape
 from service.engine.layout import Layout
 from service.engine.model_runner import LoadedModel
 from service.engine.paged_attention import make_paged_attention
-from service.engine.quantized_checkpoint import QuantizedWeights
-from service.engine.stored_weights import StoredWeights
+from service.engine.quantized_checkpoint import StoredQuantization
+from service.engine.stored_weights import open_weights
 from service.engine.transfer import to_device
 from service.errors import ModelLoadError, first_line
 
@@ -94,7 +94,7 @@ class TransformersModel:
 
 
 def load_transformers_model(
-    path: Path, stored: QuantizedWeights | None, device: torch.device, dtype: torch.dtype
+    path: Path, stored: StoredQuantization | None, device: torch.device, dtype: torch.dtype
 ) -> LoadedModel:
     """Load the model in the directory `path` through transformers.
 
@@ -124,7 +124,7 @@ def load_transformers_model(
 
 
 def _read(
-    path: Path, stored: QuantizedWeights | None, device: torch.device, dtype: torch.dtype
+    path: Path, stored: StoredQuantization | None, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
     options = {
         "dtype": dtype,
@@ -194,7 +194,7 @@ class _LazyTensor:
 
 
 def _read_quantized(
-    path: Path, stored: QuantizedWeights, device: torch.device, options: dict[str, Any]
+    path: Path, stored: StoredQuantization, device: torch.device, options: dict[str, Any]
 ) -> Any:
     """Return the model of a quantized checkpoint, and transformers' loading report."""
     # transformers gets the dequantized weights, one by one, and no information on quantization.
@@ -205,7 +205,7 @@ def _read_quantized(
     with torch.device("meta"):  # only the class and the config of the result are used
         make_model: Any = AutoModelForCausalLM.from_config  # transformers does not type it
         empty = make_model(config)
-    weights = StoredWeights(path, device, stored)
+    weights = open_weights(path, device, stored)
     failures: list[ModelLoadError] = []
 
     def read(name: str) -> Tensor:

@@ -1,1 +1,1 @@
-"""Converts a GGUF file to a checkpoint of safetensors. The entry point is `convert.py`."""
+"""Makes a checkpoint of a GGUF file. The entry point is `convert.py`."""

@@ -1,5 +1,6 @@
-"""Converts a GGUF file to a directory with bf16 weights, configs and a tokenizer."""
+"""Writes the configs and the tokenizer of a GGUF file, and its weights or a link to them."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,19 +8,20 @@ from typing import Any
 
 from service.errors import ModelLoadError
 from service.gguf.architectures import ARCHITECTURES
-from service.gguf.file import open_gguf
-from service.gguf.header import Header
+from service.gguf.file import GgufFile, open_gguf
+from service.gguf.header import Header, TensorInfo
+from service.gguf.index import write_index
 from service.gguf.metadata import Metadata, shortened
-from service.gguf.modules import EMBEDDING, Sizes
+from service.gguf.modules import EMBEDDING, Sizes, Weight
 from service.gguf.tokenizer import GgufTokenizer
-from service.gguf.weights import pair_up, write_weights
+from service.gguf.weights import indexed, pair_up, write_weights
 
 
 def convert(path: Path, directory: Path, generation: Mapping[str, Any]) -> None:
     """Write the model of the GGUF file `path` into the new directory `directory`.
 
-    The weights are dequantized, because the engine has its own quantization. If the file has
-    metadata or tensors that are not converted, it is rejected.
+    The weights are dequantized, for engines that do not read GGUF files. If the file has metadata
+    or tensors that are not converted, it is rejected.
 
     Args:
         generation: Additional fields for generation_config.json.
@@ -29,25 +31,65 @@ def convert(path: Path, directory: Path, generation: Mapping[str, Any]) -> None:
         OSError: A file cannot be read or written.
     """
     with open_gguf(path) as file:
-        name = _architecture(file.header)
-        architecture = ARCHITECTURES[name]
-        metadata = Metadata(file.header.metadata, name)
-        sizes = _sizes(metadata, file.header, has_experts=architecture.has_experts)
-        config = architecture.config(metadata, file, sizes)
-        metadata.check_all_read()
-        weights = architecture.weights(config, sizes)
-        pairs = pair_up(file.header.tensors, weights, architecture.harmless)
-        tokenizer = GgufTokenizer(file.header.metadata, name, sizes.vocab)
-        token_ids = {
-            "bos_token_id": tokenizer.token_id("bos_token_id"),
-            "eos_token_id": tokenizer.end_token_ids or None,
-            "pad_token_id": tokenizer.token_id("padding_token_id"),
-        }
-        directory.mkdir()
-        tokenizer.write(directory)
-        _write_json(directory / "config.json", config | token_ids)
-        _write_json(directory / "generation_config.json", token_ids | dict(generation))
+        pairs = _write_description(file, directory, generation)
         write_weights(directory / "model.safetensors", file, pairs)
+
+
+def link(path: Path, directory: Path, generation: Mapping[str, Any]) -> None:
+    """Do the same as `convert`, but leave the weights in the file.
+
+    The directory gets a link to the file, and the index of its tensors (`index.py`). `path` must be
+    absolute.
+
+    Raises:
+        ModelLoadError, OSError: As `convert`.
+    """
+    with open_gguf(path) as file:
+        pairs = _write_description(file, directory, generation)
+        write_index(directory, path, indexed(pairs))
+
+
+def header_digest(path: Path) -> str:
+    """Return a hash of the part of the GGUF file `path` on which the result of `link` depends.
+
+    That is all of it except the values of matrices, and the file's own path.
+
+    Raises:
+        ModelLoadError: The file is damaged.
+        OSError: The file cannot be read.
+    """
+    with open_gguf(path) as file:
+        digest = hashlib.sha256(repr(path.resolve()).encode())
+        digest.update(file.read(0, file.header.num_bytes))
+        for tensor in file.header.tensors.values():
+            if len(tensor.shape) == 1:
+                digest.update(file.read(tensor.offset, tensor.num_bytes))
+        return digest.hexdigest()
+
+
+def _write_description(
+    file: GgufFile, directory: Path, generation: Mapping[str, Any]
+) -> list[tuple[TensorInfo, Weight]]:
+    """Write the configs and the tokenizer, and return the tensors that the model uses."""
+    name = _architecture(file.header)
+    architecture = ARCHITECTURES[name]
+    metadata = Metadata(file.header.metadata, name)
+    sizes = _sizes(metadata, file.header, has_experts=architecture.has_experts)
+    config = architecture.config(metadata, file, sizes)
+    metadata.check_all_read()
+    weights = architecture.weights(config, sizes)
+    pairs = pair_up(file.header.tensors, weights, architecture.harmless)
+    tokenizer = GgufTokenizer(file.header.metadata, name, sizes.vocab)
+    token_ids = {
+        "bos_token_id": tokenizer.token_id("bos_token_id"),
+        "eos_token_id": tokenizer.end_token_ids or None,
+        "pad_token_id": tokenizer.token_id("padding_token_id"),
+    }
+    directory.mkdir()
+    tokenizer.write(directory)
+    _write_json(directory / "config.json", config | token_ids)
+    _write_json(directory / "generation_config.json", token_ids | dict(generation))
+    return pairs
 
 
 def _architecture(header: Header) -> str:

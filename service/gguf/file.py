@@ -49,8 +49,8 @@ class GgufFile:
             OSError: The file cannot be read.
         """
         row_bytes = tensor.num_bytes // math.prod(tensor.shape[:-1])
-        start, size = tensor.offset + first * row_bytes, number * row_bytes
-        raw = os.pread(self._file.fileno(), size, start)
+        size = number * row_bytes
+        raw = self.read(tensor.offset + first * row_bytes, size)
         if len(raw) != size:
             raise ModelLoadError(f"The file is cut off: it ends within the tensor {tensor.name}.")
         values = _dequantized(tensor, np.frombuffer(raw, np.uint8))
@@ -59,6 +59,14 @@ class GgufFile:
                 f"The file is damaged: the tensor {tensor.name} has values that are not finite."
             )
         return values.reshape(number, tensor.shape[-1])
+
+    def read(self, offset: int, num_bytes: int) -> bytes:
+        """Read bytes of the file: fewer than `num_bytes` at its end.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        return os.pread(self._file.fileno(), num_bytes, offset)
 
     def vector(self, tensor: TensorInfo) -> list[float]:
         """Return the values of a tensor of one dimension.

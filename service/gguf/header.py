@@ -68,6 +68,7 @@ class Header:
 
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    num_bytes: int  # size of the header in the file
 
 
 def read_header(file: Path) -> Header:
@@ -95,7 +96,8 @@ def read_header(file: Path) -> Header:
         alignment = _alignment(metadata)
         infos = [_read_tensor_info(reader) for _ in range(num_tensors)]
         start = _aligned(reader.position, alignment)
-        return Header(metadata, _located(infos, start, alignment, reader.file_size))
+        tensors = _located(infos, start, alignment, reader.file_size)
+        return Header(metadata, tensors, reader.position)
 
 
 class _Reader:

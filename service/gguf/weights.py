@@ -1,4 +1,4 @@
-"""Writes the weights of a GGUF file to a safetensors file in bf16, a few rows at a time.
+"""Matches the tensors of a GGUF file with those of a checkpoint, and writes them in bf16.
 
 The library of safetensors can only write tensors that are all in memory. The format is a JSON
 header, followed by the values: https://github.com/huggingface/safetensors#format
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from service.errors import ModelLoadError
 from service.gguf.file import GgufFile, Values
 from service.gguf.header import TensorInfo
+from service.gguf.index import IndexedTensor
 from service.gguf.modules import Weight
 
 _CHUNK_VALUES = 2**17  # number of values converted at once; they fit into a core's cache
@@ -54,6 +55,25 @@ def pair_up(
             )
         pairs.append((tensor, weight))
     return pairs
+
+
+def indexed(pairs: list[tuple[TensorInfo, Weight]]) -> dict[str, IndexedTensor]:
+    """Return the checkpoint's tensors by name, with their positions in the file."""
+    tensors = {}
+    for tensor, weight in pairs:
+        outputs = weight.outputs()
+        num_bytes = tensor.num_bytes // len(outputs)
+        for index, (name, shape) in enumerate(outputs):
+            tensors[name] = IndexedTensor(
+                tensor.name,
+                tensor.type.name,
+                shape,
+                tensor.offset + index * num_bytes,
+                num_bytes,
+                weight.num_heads,
+                weight.offset,
+            )
+    return tensors
 
 
 def write_weights(path: Path, file: GgufFile, pairs: list[tuple[TensorInfo, Weight]]) -> None:

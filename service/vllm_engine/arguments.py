@@ -15,7 +15,9 @@ _PASSED = (
 # The other options.
 _OTHERS = (
     *("dtype", "quantization", "prefix_caching", "num_speculative_tokens"),  # see below
+    *("prefix_cache_dir", "prefix_cache_disk_bytes"),  # rejected
     *("device", "num_threads"),  # see launch.py
+    "max_step_ms",  # rejected
     *("cache_dir", "max_queue_size", "step_timeout_s", "vllm_args"),  # of the service
 )
 # A test compares the names with those of `EngineSettings`, so that a new one needs a decision.
@@ -94,11 +96,7 @@ def engine_arguments(arguments: Mapping[str, Any], model: Path) -> dict[str, Any
 
 
 def _from_options(settings: EngineSettings) -> dict[str, Any]:
-    if settings.quantization == "int8":
-        raise ConfigError(
-            "quantization=int8 is a method of the engine local. With engine=vllm, serve a "
-            'quantized checkpoint, or set vllm_args, for example {"quantization": "fp8"}.'
-        )
+    _check_options(settings)
     arguments: dict[str, Any] = {}
     for option in _PASSED:
         if (value := getattr(settings, option)) is not None:
@@ -116,3 +114,18 @@ def _from_options(settings: EngineSettings) -> dict[str, Any]:
             "num_speculative_tokens": settings.num_speculative_tokens,
         }
     return arguments
+
+
+def _check_options(settings: EngineSettings) -> None:
+    if settings.quantization == "int8":
+        raise ConfigError(
+            "quantization=int8 is a method of the engine local. With engine=vllm, serve a "
+            'quantized checkpoint, or set vllm_args, for example {"quantization": "fp8"}.'
+        )
+    if settings.prefix_cache_dir is not None:
+        raise ConfigError(
+            "prefix_cache_dir is an option of the engine local. With engine=vllm, set "
+            'vllm_args, for example {"kv_transfer_config": ...}.'
+        )
+    if settings.max_step_ms is not None:
+        raise ConfigError("max_step_ms is an option of the engine local: vLLM counts tokens only.")

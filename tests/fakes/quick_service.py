@@ -18,10 +18,11 @@ from service.domain.engine_settings import EngineModel, EngineSettings
 from service.domain.model import LocalModel, ModelCard
 from service.domain.sampling import SamplingParams
 from service.engine.async_engine import AsyncEngine
+from service.engine.batch import Batch, ScheduledSequence
 from service.engine.block_pool import BlockPool
 from service.engine.core import Computed, DeviceLost, EngineCore
 from service.engine.limits import EngineLimits
-from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
+from service.engine.scheduler import Scheduler
 from service.generation.local_backend import locally_served
 from tests.fakes.tokenizer import EOS, ByteTokenizer
 

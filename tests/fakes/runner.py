@@ -4,9 +4,13 @@ import threading
 import zlib
 from collections.abc import Container
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.domain.engine import Request
+from service.engine.batch import Batch, ScheduledSequence
 from service.engine.core import Computed, EngineCore
-from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
+from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence
 from service.engine.speculation import accept
 
@@ -66,6 +70,7 @@ class FakeRunner:
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
+        self.num_bytes = 16 * block_size  # of a block; two numbers for each token
         self._cache: dict[tuple[int, int], tuple[int, int]] = {}  # position and token, by slot
         self.gate = threading.Event()
         self.gate.set()
@@ -95,6 +100,18 @@ class FakeRunner:
         for scheduled in batch.scheduled:
             self._check(scheduled)
         return [self._sample(s) if s.is_sampled else Computed() for s in batch.scheduled]
+
+    def read(self, block_id: int) -> NDArray[np.uint8]:
+        """Return a block; see `service.engine.disk_cache.BlockMemory`."""
+        slots = ((block_id, offset) for offset in range(self._block_size))
+        content = np.array([self._cache[slot] for slot in slots], dtype=np.int64)
+        return content.reshape(-1).view(np.uint8)
+
+    def write(self, block_id: int, content: NDArray[np.uint8]) -> None:
+        """Replace a block; see `service.engine.disk_cache.BlockMemory`."""
+        pairs = content.view(np.int64).reshape(-1, 2).tolist()
+        for offset, (position, token_id) in enumerate(pairs):
+            self._cache[block_id, offset] = (position, token_id)
 
     def _sample(self, scheduled: ScheduledSequence) -> Computed:
         draft = scheduled.draft_token_ids

@@ -7,9 +7,9 @@ import structlog
 
 from service.__main__ import main
 from service.engine import load
+from service.engine.batch import Batch
 from service.engine.core import Computed, EngineCore
 from service.engine.load import EngineOptions, load_engine
-from service.engine.scheduler import Batch
 
 log = structlog.get_logger(__name__)
 

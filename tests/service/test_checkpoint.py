@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +27,8 @@ from service.checkpoint import Checkpoint, load_generation_defaults, resolve
 from service.domain.chat import Message, PromptOptions
 from service.domain.sampling import SamplingParams
 from service.errors import ModelLoadError
+from service.fingerprint import fingerprint
+from service.gguf.index import LINK
 from service.text.chat_template import render_prompt
 from service.text.detokenizer import Detokenizer
 from service.text.hf_tokenizer import load_tokenizer
@@ -339,6 +342,44 @@ class TestConversion:
         file.write_bytes(whole[: len(whole) // 2])
         assert resolve(str(tiny_gguf), tmp_path).path == file.parent
         assert file.read_bytes() == whole
+
+    def test_linked_file_has_no_converted_weights(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        first = resolve(str(tiny_gguf), tmp_path, reads_gguf=True)
+        assert resolve(str(tiny_gguf), tmp_path, reads_gguf=True) == first
+        assert (first.id, first.root) == ("tiny", "tiny.gguf")
+        assert (first.path / LINK).resolve() == tiny_gguf
+        assert not list(first.path.glob("*.safetensors"))
+        assert resolve(str(tiny_gguf), tmp_path).path != first.path
+
+    def test_linked_file_with_other_weights_keeps_its_directory(
+        self, tiny_gguf: Path, tmp_path: Path
+    ) -> None:
+        """The configs and the tokenizer do not depend on the matrices."""
+        path = Path(shutil.copy(tiny_gguf, tmp_path / "model.gguf"))
+        first = resolve(str(path), tmp_path, reads_gguf=True).path
+        original = fingerprint(first)
+        content = path.read_bytes()
+        path.write_bytes(content[:-4096] + bytes(4096))
+        assert resolve(str(path), tmp_path, reads_gguf=True).path == first
+        assert fingerprint(first) != original
+
+    def test_linked_file_elsewhere_has_a_directory_of_its_own(
+        self, tiny_gguf: Path, tmp_path: Path
+    ) -> None:
+        copy = Path(shutil.copy(tiny_gguf, tmp_path / "tiny.gguf"))
+        first = resolve(str(tiny_gguf), tmp_path, reads_gguf=True).path
+        second = resolve(str(copy), tmp_path, reads_gguf=True).path
+        assert [(path / LINK).resolve() for path in (first, second)] == [tiny_gguf, copy]
+        assert fingerprint(first) == fingerprint(second)
+
+    def test_link_to_a_file_that_was_cut_off_is_rejected(
+        self, tiny_gguf: Path, tmp_path: Path
+    ) -> None:
+        path = Path(shutil.copy(tiny_gguf, tmp_path / "tiny.gguf"))
+        resolve(str(path), tmp_path, reads_gguf=True)
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(ModelLoadError, match="cut off: it ends within the tensor"):
+            resolve(str(path), tmp_path, reads_gguf=True)
 
     def test_every_end_of_turn_token_ends_a_completion(self, tmp_path: Path) -> None:
         path = write_gguf(tmp_path / "chat.gguf", eot_token_id=5)

@@ -1,5 +1,7 @@
 """The service's settings."""
 
+from pathlib import Path
+
 import pytest
 
 from chatrpc_process.errors import ConfigError
@@ -19,3 +21,15 @@ def test_size_of_the_cache_is_set_by_one_option() -> None:
     for value in ("0", "1.1"):
         with pytest.raises(ConfigError, match="gpu_memory_utilization"):
             ServiceSettings.load(["--gpu-memory-utilization", value])
+
+
+def test_prefix_cache_on_disk_needs_what_it_depends_on() -> None:
+    with pytest.raises(ConfigError, match="prefix_cache_dir needs prefix_caching"):
+        ServiceSettings.load(["--prefix-cache-dir", "/cache", "--no-prefix-caching"])
+    with pytest.raises(ConfigError, match="prefix_cache_disk_bytes needs prefix_cache_dir"):
+        ServiceSettings.load(["--prefix-cache-disk-bytes", "20GiB"])
+    settings = ServiceSettings.load(
+        ["--prefix-cache-dir", "/cache", "--prefix-cache-disk-bytes", "20GiB"]
+    ).engine_settings
+    assert settings.prefix_cache_dir == Path("/cache")
+    assert settings.prefix_cache_disk_bytes == 20 * 2**30

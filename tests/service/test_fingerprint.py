@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from service.fingerprint import fingerprint
+from service.fingerprint import content_digest, fingerprint
 
 
 @pytest.fixture
@@ -44,3 +44,19 @@ def test_unreadable_file_counts_by_its_size(model: Path) -> None:
     (model / "notes").write_text("private")
     (model / "notes").chmod(0)
     assert fingerprint(model).startswith("fp_")
+
+
+@pytest.mark.parametrize("place", [0, 5000, 999_999])
+def test_every_byte_changes_the_digest(model: Path, place: int) -> None:
+    before = content_digest(model)
+    assert content_digest(model) == before
+    weights = bytearray(1_000_000)
+    weights[place] = 1
+    (model / "model.safetensors").write_bytes(weights)
+    assert content_digest(model) != before
+
+
+def test_name_of_a_file_changes_the_digest(model: Path) -> None:
+    before = content_digest(model)
+    (model / "config.json").rename(model / "other.json")
+    assert content_digest(model) != before

@@ -23,14 +23,14 @@ from service.engine.decoder.rope import make_ropes
 from service.engine.decoder.weights import Weights
 from service.engine.kv_store import KVShape
 from service.engine.model_runner import LoadedModel, QuantizationLoss
-from service.engine.quantized_checkpoint import QuantizedWeights
+from service.engine.quantized_checkpoint import StoredQuantization
 
 
 def load_decoder(
     path: Path,
     config: Any,
     architecture: Architecture,
-    stored: QuantizedWeights | None,
+    stored: StoredQuantization | None,
     dtype: torch.dtype,
     quantization: Literal["none", "int8"],
     device: torch.device,

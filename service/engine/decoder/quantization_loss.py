@@ -13,6 +13,7 @@ from torch import Tensor
 from service.domain.engine import Request
 from service.domain.sampling import SamplingParams
 from service.engine.attention import GatheredAttention
+from service.engine.batch import ScheduledSequence
 from service.engine.decoder.architecture import Architecture
 from service.engine.decoder.attention import TorchAttention
 from service.engine.decoder.decoder import (
@@ -28,7 +29,6 @@ from service.engine.decoder.rope import make_ropes
 from service.engine.decoder.weights import Weights
 from service.engine.kv_store import KVShape, KVStore
 from service.engine.layout import Layout, SequenceRows
-from service.engine.scheduler import ScheduledSequence
 from service.engine.sequence import Sequence
 from service.engine.transfer import to_device
 

@@ -8,8 +8,8 @@ import structlog
 import torch
 
 from service.engine.checkpoint_tensors import reject_foreign
-from service.engine.quantized_checkpoint import QuantizedWeights
-from service.engine.stored_weights import StoredWeights
+from service.engine.quantized_checkpoint import StoredQuantization
+from service.engine.stored_weights import open_weights
 from service.errors import ModelLoadError
 
 log = structlog.get_logger(__name__)
@@ -37,7 +37,7 @@ class Weights:
         path: The directory.
         dtype: The type that tensors are converted to.
         device: The device that tensors are moved to.
-        quantization: How quantized weights are stored; None if there are none.
+        quantization: How the weights are stored, from `read_quantized_weights`.
 
     Raises:
         ModelLoadError: A file cannot be read.
@@ -48,11 +48,11 @@ class Weights:
         path: Path,
         dtype: torch.dtype,
         device: torch.device,
-        quantization: QuantizedWeights | None = None,
+        quantization: StoredQuantization | None = None,
     ) -> None:
         self._path = path
         self._dtype = dtype
-        self._stored = StoredWeights(path, device, quantization)
+        self._stored = open_weights(path, device, quantization)
         names = self._stored.names
         is_multimodal = any(name.startswith(tuple(_LANGUAGE_MODELS)) for name in names)
         own = {_own_name(name) if is_multimodal else name: name for name in sorted(names)}

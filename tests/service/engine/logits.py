@@ -6,9 +6,9 @@ import torch
 
 from service.domain.engine import Request
 from service.domain.sampling import SamplingParams
+from service.engine.batch import ScheduledSequence
 from service.engine.layout import Layout, SequenceRows
 from service.engine.load import EngineOptions, load_model
-from service.engine.scheduler import ScheduledSequence
 from service.engine.sequence import Sequence as EngineSequence
 
 _BLOCK_SIZE = 16

@@ -16,10 +16,10 @@ from service.checkpoint import resolve
 from service.config import ServiceSettings
 from service.domain.engine import Request
 from service.domain.sampling import SamplingParams
+from service.engine.batch import ScheduledSequence
 from service.engine.layout import Layout, SequenceRows
 from service.engine.load import EngineOptions, load_model
 from service.engine.model_runner import Model
-from service.engine.scheduler import ScheduledSequence
 from service.engine.sequence import Sequence as EngineSequence
 from service.text.hf_tokenizer import load_tokenizer
 

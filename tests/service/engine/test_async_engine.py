@@ -15,8 +15,10 @@ from service.domain.engine import Caller, EngineStats, FinishReason, Request, To
 from service.domain.engine_settings import EngineModel
 from service.domain.sampling import SamplingParams
 from service.engine.async_engine import AsyncEngine
+from service.engine.block_files import BlockFiles
 from service.engine.block_pool import BlockPool
 from service.engine.core import DeviceLost, EngineCore
+from service.engine.disk_cache import DiskCache
 from service.engine.scheduler import Scheduler
 from service.errors import (
     ChatrpcError,
@@ -47,11 +49,22 @@ class Rig:
         max_queue_size: int = 100,
         num_speculative_tokens: int = 0,
         step_timeout_s: float = math.inf,
+        prefix_cache_dir: Path | None = None,
     ) -> None:
         self.runner = FakeRunner(BLOCK_SIZE)
         self.max_model_len = num_blocks * BLOCK_SIZE
         pool = BlockPool(num_blocks, BLOCK_SIZE)
-        scheduler = Scheduler(pool, max_num_seqs, max_num_seqs + 12, num_speculative_tokens)
+        self.disk_cache = None
+        if prefix_cache_dir is not None:
+            files = BlockFiles(prefix_cache_dir, max_bytes=10**6)
+            self.disk_cache = DiskCache(files, self.runner, pool, lambda: b"model", min_tokens=8)
+        scheduler = Scheduler(
+            pool,
+            max_num_seqs,
+            max_num_seqs + 12,
+            num_speculative_tokens,
+            disk_cache=self.disk_cache,
+        )
         core = make_core(self.runner, scheduler)
         self.engine = AsyncEngine(
             lambda _model: (core, self.max_model_len),
@@ -758,3 +771,18 @@ async def test_waiting_request_is_reported_as_queued_only() -> None:
             await asyncio.gather(next_output, return_exceptions=True)
         rig.runner.gate.set()
         await first
+
+
+async def test_prefix_on_disk_is_stored_and_loaded_by_an_idle_engine(tmp_path: Path) -> None:
+    prompt = tuple(i % 29 for i in range(42))
+    for num_cached in (0, 40, 40):
+        async with started(Rig(prefix_cache_dir=tmp_path)) as rig:
+            assert rig.disk_cache is not None
+            await until(lambda rig=rig: rig.disk_cache.is_open)  # type: ignore[misc]
+            for user in range(2):  # the second request uses the blocks again
+                request = make_request((*prompt, user), max_tokens=3)
+                outputs = await rig.collect(request)
+                assert tokens(outputs) == answer(request, rig.max_model_len)
+                assert outputs[-1].num_cached_tokens == (40 if user else num_cached)
+            await rig.until(lambda s: s.disk_cache.num_bytes > 0)
+            await rig.until_empty()

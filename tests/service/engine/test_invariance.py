@@ -21,11 +21,11 @@ from torch import Tensor
 
 from service.domain.engine import Caller, Request, TokenLogprobs, TokenOutput
 from service.domain.sampling import SamplingParams
+from service.engine.batch import Batch, ScheduledSequence
 from service.engine.core import EngineCore
 from service.engine.layout import Layout
 from service.engine.load import EngineOptions, load_engine, load_model
 from service.engine.model_runner import Model
-from service.engine.scheduler import Batch, ScheduledSequence
 from service.engine.sequence import Sequence
 from tests.fakes.constraint import FakeConstraint
 from tests.service.engine.models import VOCAB_SIZE, make_config, save_model

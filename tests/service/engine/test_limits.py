@@ -5,16 +5,20 @@ from service.engine.limits import EngineLimits
 
 
 def test_defaults_depend_on_the_device() -> None:
-    assert EngineLimits.of(EngineSettings(), "cpu") == EngineLimits(32, 512, 32, 8)
-    assert EngineLimits.of(EngineSettings(), "cuda") == EngineLimits(256, 2048, 256, 0)
+    assert EngineLimits.of(EngineSettings(), "cpu") == EngineLimits(32, 512, 200, 32, 8)
+    assert EngineLimits.of(EngineSettings(), "cuda") == EngineLimits(256, 2048, 200, 256, 0)
 
 
 @pytest.mark.parametrize("device_type", ["cpu", "cuda"])
 def test_options_that_are_set_replace_the_defaults(device_type: str) -> None:
     settings = EngineSettings(
-        max_num_seqs=3, max_num_batched_tokens=7, block_size=16, num_speculative_tokens=5
+        max_num_seqs=3,
+        max_num_batched_tokens=7,
+        max_step_ms=50,
+        block_size=16,
+        num_speculative_tokens=5,
     )
-    assert EngineLimits.of(settings, device_type) == EngineLimits(3, 7, 16, 5)
+    assert EngineLimits.of(settings, device_type) == EngineLimits(3, 7, 50, 16, 5)
 
 
 def test_drafts_are_disabled_by_a_length_of_zero() -> None:

@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,8 +15,9 @@ from hypothesis.stateful import (
 )
 
 from service.domain.engine import Caller, FinishReason
+from service.engine.batch import Batch, ScheduledSequence
 from service.engine.block_pool import BlockPool
-from service.engine.scheduler import Batch, ScheduledSequence, Scheduler
+from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence, SequenceStatus
 from service.engine.speculation import accept
 from tests.fakes.constraint import FakeConstraint
@@ -486,6 +488,7 @@ class Schedules(RuleBasedStateMachine):
         spare_tokens=st.integers(0, 20),
         has_prefix_caching=st.booleans(),
         num_speculative_tokens=st.sampled_from([0, 1, 8]),
+        max_step_s=st.sampled_from([math.inf, 1.0, 0.01]),
     )
     def start(
         self,
@@ -495,10 +498,15 @@ class Schedules(RuleBasedStateMachine):
         spare_tokens: int,
         has_prefix_caching: bool,
         num_speculative_tokens: int,
+        max_step_s: float,
     ) -> None:
         self.pool = BlockPool(num_blocks, block_size, has_prefix_caching=has_prefix_caching)
         self.scheduler = Scheduler(
-            self.pool, max_num_seqs, max_num_seqs + spare_tokens, num_speculative_tokens
+            self.pool,
+            max_num_seqs,
+            max_num_seqs + spare_tokens,
+            num_speculative_tokens,
+            max_step_s,
         )
         self.unfinished: list[Sequence] = []  # in the order of their arrival
         self.num_added = 0
@@ -533,10 +541,10 @@ class Schedules(RuleBasedStateMachine):
             self.scheduler.finish(sibling)
             assert sibling.block_ids == []
 
-    @rule(times=st.integers(1, 8))
-    def run(self, times: int) -> None:
+    @rule(times=st.integers(1, 8), step_s=st.floats(1e-4, 10.0))
+    def run(self, times: int, step_s: float) -> None:
         for _ in range(times):
-            self.step()
+            self.step(step_s)
 
     @rule()
     def fail(self) -> None:
@@ -544,7 +552,7 @@ class Schedules(RuleBasedStateMachine):
         for scheduled in self.scheduler.schedule().scheduled:
             self.finish_request(scheduled.sequence)
 
-    def step(self) -> None:
+    def step(self, step_s: float = 0.1) -> None:
         scheduler = self.scheduler
         before = list(scheduler.running)
         batch = scheduler.schedule()
@@ -560,6 +568,8 @@ class Schedules(RuleBasedStateMachine):
         if batch.scheduled:
             assert scheduler.running[0] in [s.sequence for s in batch.scheduled]
         self.check(batch)
+        if batch.scheduled:
+            scheduler.step_time.record(batch.size, step_s)
         scheduler.postprocess(batch, [self.sample(s) for s in batch.sampled])
         for sequence in (s.sequence for s in batch.sampled):
             assert sequence.num_uncomputed_tokens == 1 or sequence.finish_reason is not None

@@ -20,6 +20,7 @@ FILES = (
     "tests/service/engine/test_block_bytes.py",
     "tests/service/engine/test_cuda.py",
     "tests/service/engine/test_load.py",
+    "tests/service/engine/test_load_disk_cache.py",
     "tests/service/engine/test_logits_processors.py",
     "tests/service/engine/test_logprobs.py",
     "tests/service/engine/test_model_runner.py",

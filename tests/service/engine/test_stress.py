@@ -3,7 +3,9 @@
 Each must get the output that the definitions give for this request without the others.
 """
 
+import math
 from dataclasses import dataclass
+from itertools import accumulate, cycle
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -93,12 +95,19 @@ class Engine:
     spare_tokens: int
     has_prefix_caching: bool
     num_speculative_tokens: int
+    max_step_s: float
+    durations: tuple[float, ...]
 
     def core(self, model: FakeModel) -> EngineCore:
         pool = BlockPool(self.num_blocks, BLOCK_SIZE, has_prefix_caching=self.has_prefix_caching)
         budget = self.max_num_seqs + self.spare_tokens
-        scheduler = Scheduler(pool, self.max_num_seqs, budget, self.num_speculative_tokens)
-        return EngineCore(scheduler, ModelRunner(model), self.max_model_len)
+        scheduler = Scheduler(
+            pool, self.max_num_seqs, budget, self.num_speculative_tokens, self.max_step_s
+        )
+        clock = accumulate(cycle(self.durations))
+        return EngineCore(
+            scheduler, ModelRunner(model), self.max_model_len, clock=lambda: next(clock)
+        )
 
     @property
     def max_model_len(self) -> int:
@@ -112,6 +121,8 @@ engines = st.builds(
     spare_tokens=st.integers(0, 12),
     has_prefix_caching=st.booleans(),
     num_speculative_tokens=st.sampled_from([0, 1, 8]),
+    max_step_s=st.sampled_from([math.inf, 1.0, 0.01]),
+    durations=st.lists(st.floats(1e-3, 10.0), min_size=1, max_size=5).map(tuple),
 )
 
 

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from gguf.constants import GGMLQuantizationType
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from service.engine.quantized_checkpoint import read_quantized_weights
+from service.engine.stored_weights import open_weights
 from service.errors import ModelLoadError
-from service.gguf.convert import convert
+from service.gguf.convert import convert, link
 from tests.fakes.gguf_files import (
     GEMMA,
     byte_level_vocab,
@@ -451,6 +454,51 @@ class TestRoundTrip:
         convert(write_case(tmp_path / "model.gguf", case, make_model(case)), tmp_path / "out", {})
         config = json.loads((tmp_path / "out" / "config.json").read_bytes())
         assert config["rope_parameters"] == llama3(8.0, 1.0, 4.0, 64)
+
+
+class TestLink:
+    @pytest.mark.parametrize("name", slow_but(QUICK, CASES))
+    def test_linked_weights_are_those_of_the_conversion(self, name: str, tmp_path: Path) -> None:
+        case = CASES[name]
+        path = write_case(tmp_path / "model.gguf", case, make_model(case))
+        check_link(path, tmp_path)
+
+    @pytest.mark.parametrize("kind", ["F32", "F16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+    def test_weights_of_each_type_are_those_of_the_conversion(
+        self, kind: str, tiny: tuple[Case, Any], tmp_path: Path
+    ) -> None:
+        path = write_case(tmp_path / "model.gguf", *tiny, kind=GGMLQuantizationType[kind])
+        check_link(path, tmp_path)
+        stored = read_quantized_weights(tmp_path / "link")
+        assert stored is not None
+        assert stored.method == kind
+
+    def test_weights_are_not_copied(self, tiny: tuple[Case, Any], tmp_path: Path) -> None:
+        path = write_case(tmp_path / "model.gguf", *tiny)
+        link(path, tmp_path / "link", {})
+        own = [file for file in (tmp_path / "link").iterdir() if not file.is_symlink()]
+        assert not list((tmp_path / "link").glob("*.safetensors"))
+        assert sum(file.stat().st_size for file in own) < 50_000
+
+
+def check_link(path: Path, directory: Path) -> None:
+    """Check that a link and a conversion of the file `path` are the same checkpoint."""
+    convert(path, directory / "out", {})
+    link(path, directory / "link", {})
+    for name in ("config.json", "generation_config.json", "tokenizer.json"):
+        files = [directory / kind / name for kind in ("out", "link")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    converted = load_file(directory / "out" / "model.safetensors")
+    stored = read_quantized_weights(directory / "link")
+    weights = open_weights(directory / "link", torch.device("cpu"), stored)
+    assert weights.names == converted.keys()
+    different = [
+        name
+        for name, values in converted.items()
+        if not torch.equal(weights.read(name).bfloat16(), values)
+    ]
+    assert different == []
+    weights.close()
 
 
 def _set(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:

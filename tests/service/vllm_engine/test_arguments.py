@@ -48,6 +48,11 @@ def test_option_sets_its_argument(option: str, value: Any, argument: str, expect
     assert settings_arguments(settings) == {**GUIDANCE, argument: expected}
 
 
+def test_time_budget_is_rejected() -> None:
+    with pytest.raises(ConfigError, match="max_step_ms is an option of the engine local"):
+        settings_arguments(EngineSettings(max_step_ms=100))
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"quantization": "none"}, {"num_speculative_tokens": 0}, {"step_timeout_s": 1.0}],
@@ -133,3 +138,8 @@ def test_vllm_args_are_rejected_with_another_engine() -> None:
     settings = EngineSettings(device="cuda", vllm_args={"seed": 1})
     with pytest.raises(ConfigError, match="vllm_args are for the engine vllm"):
         make_engine("local", settings)
+
+
+def test_prefix_cache_on_disk_is_rejected() -> None:
+    with pytest.raises(ConfigError, match="prefix_cache_dir is an option of the engine local"):
+        settings_arguments(EngineSettings(prefix_cache_dir=Path("/cache")))

@@ -51,7 +51,7 @@ The command lines of the processes. They contain paths of files with secrets, ne
 {{- if has $model.storage.kind (list "emptyDir" "pvc") }}
 - {{ printf "--cache-dir=%s/cache" $model.storage.mountPath | quote }}
 {{- else if hasSuffix ".gguf" $model.model }}
-{{- /* Converted at each start, because the image's directory is read-only. */}}
+{{- /* Its config and tokenizer are written at each start, because the image's directory is read-only. */}}
 - --cache-dir=/tmp/cache
 {{- end }}
 {{- if eq $model.engine "vllm" }}
