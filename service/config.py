@@ -15,6 +15,7 @@ from service.domain.engine_settings import (
     Device,
     DType,
     EngineSettings,
+    KVCacheDType,
     Quantization,
 )
 from service.domain.timeouts import ClientTimeouts
@@ -44,7 +45,8 @@ _UPSTREAM_FIELDS = frozenset(
 # The options that an upstream decides itself, or that need an engine in this process.
 _ENGINE_FIELDS = frozenset(
     (
-        *("device", "dtype", "quantization", "max_num_batched_tokens", "kv_cache_memory_bytes"),
+        *("device", "dtype", "quantization", "kv_cache_dtype"),
+        *("max_num_batched_tokens", "kv_cache_memory_bytes"),
         *("gpu_memory_utilization", "max_step_ms"),
         *("num_threads", "block_size", "prefix_caching", "speculation", "num_speculative_tokens"),
         *("prefix_cache_dir", "prefix_cache_disk_bytes"),
@@ -148,6 +150,12 @@ class ServiceSettings(ListenerSettings):
         _ENGINE.quantization,
         description="Quantization of weights and activations. `int8` needs a CPU. `auto` is int8 "
         "on a CPU if `dtype` is `auto` and the model loses little accuracy, else none.",
+    )
+    kv_cache_dtype: KVCacheDType = Field(
+        _ENGINE.kv_cache_dtype,
+        description="Data type of the KV cache, if it differs from that of `dtype`. `int8` needs "
+        "about half of the memory of bfloat16 and makes long contexts faster; it needs the native "
+        "kernels of a CPU. Only this project's own engine has this option.",
     )
     max_model_len: Annotated[int, Field(ge=2)] | None = Field(
         None,
@@ -330,6 +338,8 @@ class ServiceSettings(ListenerSettings):
     def _device_supports_the_quantization(self) -> Self:
         if self.device == "cuda" and self.quantization == "int8":
             raise ValueError("quantization=int8 is served on CPUs only, and device=cuda is set")
+        if self.device == "cuda" and self.kv_cache_dtype == "int8":
+            raise ValueError("kv_cache_dtype=int8 is served on CPUs only, and device=cuda is set")
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from service.cache import default_cache_dir
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["auto", "none", "int8"]
+KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 # Maximum predicted duration of a step, in milliseconds, if none is set.
 DEFAULT_MAX_STEP_MS = 200
@@ -35,6 +36,8 @@ class EngineSettings:
             float32.
         quantization: Quantization of weights and activations. `auto` is int8 for the native decoder
             on a CPU if `dtype` is `auto`, and none otherwise.
+        kv_cache_dtype: Type of the keys and values in the KV cache. `auto` is that of the weights.
+            `int8` has a scale for each token and head, and needs the native kernels of a CPU.
         cache_dir: Directory for files that are made once, such as compiled kernels.
         max_model_len: Maximum length of prompt and completion together, in tokens. None means the
             model's own.
@@ -63,6 +66,7 @@ class EngineSettings:
     device: Device = "auto"
     dtype: DType = "auto"
     quantization: Quantization = "auto"
+    kv_cache_dtype: KVCacheDType = "auto"
     cache_dir: Path = field(default_factory=default_cache_dir)
     max_model_len: int | None = None
     max_num_seqs: int | None = None

@@ -220,6 +220,7 @@ void write_token(const Call& call, int64_t s, int64_t row) {
         if (layer.type == kInt8) {
             const int lane = position % kGroup;
             int8_t bytes[kMaxDim];
+            rotate_head(key, dim);
             float key_scale = quantize_head(key, dim, bytes);
             put_key(bytes, dim, lane, call.keys<uint8_t>(s, h, group));
             const float value_scale = quantize_head(value, dim, bytes);
@@ -462,8 +463,9 @@ void load_queries(const Call& call, const Tile& tile) {
         const int row = tile.first_row + r;
         load_head(call, call.plan.row_starts[tile.sequence] + row / group,
                   tile.kv_head * group + row % group, layer.q_norm, scratch.row);
+        const int width = layer.type == kInt8 ? rotate_head(scratch.row, call.dim()) : 1;
         for (int d = 0; d < call.dim(); d += kGroup) {
-            store(scratch.row + d, load(scratch.row + d) * broadcast(factor));
+            store(scratch.row + d, load(scratch.row + d) * broadcast(factor / width));
         }
         Kernel::put_query(call, r, scratch.row);
     }

@@ -59,8 +59,9 @@ class NativeKVStore:
 
     float32 has pack 1 and step 16. bfloat16 has pack 2, because its products take pairs, and step
     32. If the block size is not a multiple of 32, bfloat16 has step 16, which is slower. int8 has
-    pack 4 and step 16. Its keys are stored plus 128, as unsigned bytes, and each key and value has a
-    scale of float32 in another tensor.
+    pack 4 and step 16. Its keys are rotated by a Walsh-Hadamard transform of 64 dimensions (16 if
+    64 do not divide the head size) and stored plus 128, as unsigned bytes. Each key and each value
+    of a token and head has a scale of float32 in another tensor.
 
     The memory is zero, and the operating system commits it when it is first written.
     """
@@ -129,7 +130,8 @@ class NativeKVStore:
 
     def token(self, layer: int, slot: int) -> tuple[Tensor, Tensor]:
         """Return the key and the value of a slot (block * block_size + offset), each
-        [num_kv_heads, head_dim]. Those of int8 are float32, multiplied by their scales."""
+        [num_kv_heads, head_dim]. Those of int8 are float32, multiplied by their scales; the
+        key is rotated."""
         block, offset = divmod(slot, self.block_size)
         key = self.keys(layer)[block, :, offset // 16, offset % 16]
         pair, odd = divmod(offset % self._step, self._pack)

@@ -1,5 +1,8 @@
 // A KV cache of int8: each key and each value of a token and head has one scale.
 //
+// Keys and queries are rotated before they are rounded, like the activations of linear layers
+// (QuaRot, arXiv 2404.00456): some dimensions of keys are far larger than the others. A rotation does
+// not change a product of a query and a key.
 // A key is stored plus 128, as an unsigned byte, because a product of bytes has one unsigned operand.
 // A token whose key or value is not finite has NaN as its scales, so every row that attends to it is
 // NaN. attention.py describes the layout.
@@ -10,10 +13,27 @@
 #include <limits>
 
 #include "attention_kernels.h"
+#include "quantize.h"
 
 namespace chatrpc::attention {
 
 constexpr int kQuad = 4;  // dimensions of a key, or tokens' values, in a word of 32 bits
+
+// Applies the Walsh-Hadamard transform to each 64 dimensions of a head, or to each 16 if 64 do not
+// divide them. The transform multiplies a product of two heads by its width, which is returned.
+inline int rotate_head(float* x, int dim) {
+    if (dim % kBlock != 0) {
+        for (int d = 0; d < dim; d += kGroup) store(x + d, hadamard(load(x + d)));
+        return kGroup;
+    }
+    for (int d = 0; d < dim; d += kBlock) {
+        Floats v[4];
+        for (int i = 0; i < 4; ++i) v[i] = load(x + d + i * kGroup);
+        hadamard(v);
+        for (int i = 0; i < 4; ++i) store(x + d + i * kGroup, v[i]);
+    }
+    return kBlock;
+}
 
 // Quantizes a head's key or value: x ~ scale * out. Returns the scale, or NaN if an element of x is
 // not finite.
