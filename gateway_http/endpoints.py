@@ -4,9 +4,18 @@ The application's routes, the open paths, the labels of metrics and the OpenAPI 
 made from it. A new endpoint is a row here, and its handler in `routes`.
 """
 
+from gateway_http.http.api_style import ANTHROPIC
 from gateway_http.http.endpoint import Endpoint, Handler
-from gateway_http.protocol import completion, embeddings, request, response, tokens
-from gateway_http.routes import chat, completions, document, index, models, probes
+from gateway_http.protocol import anthropic, completion, embeddings, request, response, tokens
+from gateway_http.routes import (
+    anthropic_messages,
+    chat,
+    completions,
+    document,
+    index,
+    models,
+    probes,
+)
 from gateway_http.routes import embeddings as embedding_routes
 from gateway_http.routes import tokens as token_routes
 
@@ -49,7 +58,7 @@ ENDPOINTS = (
         handler=chat.create_chat_completion,
         response=response.ChatCompletion,
         body=request.ChatCompletionRequest,
-        event=response.ChatCompletionChunk,
+        events=(response.ChatCompletionChunk,),
         errors=_BODY,
     ),
     Endpoint(
@@ -61,8 +70,33 @@ ENDPOINTS = (
         handler=completions.create_completion,
         response=completion.Completion,
         body=completion.CompletionRequest,
-        event=completion.Completion,
+        events=(completion.Completion,),
         errors=_BODY,
+    ),
+    Endpoint(
+        name="create_message",
+        method="POST",
+        path="/messages",
+        summary="Generate the next message of a conversation, in Anthropic's form.",
+        tag="Generate",
+        handler=anthropic_messages.create_message,
+        response=anthropic.AssistantMessage,
+        body=anthropic.MessagesRequest,
+        events=anthropic.EVENTS,
+        errors=_BODY,
+        style=ANTHROPIC,
+    ),
+    Endpoint(
+        name="count_message_tokens",
+        method="POST",
+        path="/messages/count_tokens",
+        summary="Count the tokens of a conversation, in Anthropic's form.",
+        tag="Tokens",
+        handler=anthropic_messages.count_tokens,
+        response=anthropic.TokenCount,
+        body=anthropic.CountTokensRequest,
+        errors=_BODY,
+        style=ANTHROPIC,
     ),
     Endpoint(
         name="create_embeddings",

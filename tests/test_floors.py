@@ -99,7 +99,7 @@ ALLOWED: dict[str, set[str]] = {
         "service.errors",
         "service.streams",
     },
-    "service.engine.native": set(),
+    "service.engine.native": {"service.engine.grouped_weight"},
     "service.rpc": {
         "chatrpc",
         "chatrpc_process.fairness",
@@ -116,6 +116,7 @@ ALLOWED: dict[str, set[str]] = {
     "service.rpc.calls": {
         "chatrpc",
         "chatrpc_process",
+        "service.deadline",
         "service.domain",
         "service.errors",
         "service.metrics",
@@ -199,6 +200,7 @@ ALLOWED: dict[str, set[str]] = {
         "gateway_http.upstream",
     },
     "gateway_http.endpoints": {
+        "gateway_http.http.api_style",
         "gateway_http.http.endpoint",
         "gateway_http.protocol",
         "gateway_http.routes",

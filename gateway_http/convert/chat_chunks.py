@@ -39,12 +39,15 @@ class ChunkStream:
             model: The name of its model for clients. Only that of the first chunk is used.
         """
         self._state.add(chunk, model)
-        deltas = [delta for delta in chunk.choices if _has_output(delta)]
-        choices = [choice for delta in deltas for choice in _choices(delta)]
-        if deltas and not self.is_started:
-            self.is_started = True
-            choices = [*_roles(self._n), *choices]
-        chunks = [self._chunk([choice], self._state.usage_so_far) for choice in choices]
+        choices: list[openai.ChunkChoice] = []
+        for delta in chunk.choices:
+            new = _choices(delta)
+            if not self.is_started and (new or delta.num_tokens):
+                self.is_started = True
+                choices += _roles(self._n)
+            choices += new
+        usage = self._state.usage_so_far
+        chunks = [self._chunk([choice], usage) for choice in choices]
         if chunks and not self._is_prompt_sent:
             self._is_prompt_sent = True
             head = self._state.head
@@ -60,31 +63,15 @@ class ChunkStream:
     def _chunk(
         self, choices: list[openai.ChunkChoice], usage: openai.Usage | UnsetType | None
     ) -> openai.ChatCompletionChunk:
-        head = self._state.head
+        state = self._state
         return openai.ChatCompletionChunk(
-            id=head.id,
-            created=head.create_time.seconds,
-            model=self._state.model,
+            id=state.id,
+            created=state.created,
+            model=state.model,
             choices=choices,
             usage=usage,
-            system_fingerprint=head.system_fingerprint or UNSET,
+            system_fingerprint=state.fingerprint,
         )
-
-
-def _has_output(delta: chat_pb2.ChoiceDelta) -> bool:
-    return bool(delta.num_tokens or delta.finish_reason or _has_content(delta))
-
-
-def _has_content(delta: chat_pb2.ChoiceDelta) -> bool:
-    message = delta.delta
-    return bool(
-        message.content
-        or message.reasoning_content
-        or message.tool_calls
-        or message.refusal
-        or delta.logprobs
-        or delta.token_ids
-    )
 
 
 def _roles(n: int) -> list[openai.ChunkChoice]:
@@ -98,17 +85,20 @@ def _roles(n: int) -> list[openai.ChunkChoice]:
 
 def _choices(delta: chat_pb2.ChoiceDelta) -> list[openai.ChunkChoice]:
     """Return the choices of a delta. Clients expect content and finish reason in two choices."""
-    choices = []
-    if _has_content(delta):
-        choices = [
-            openai.ChunkChoice(index=delta.index, delta=each) for each in _deltas(delta.delta)
-        ]
-        choices[0].logprobs = chat_completions.logprobs(delta.logprobs)
-        choices[0].token_ids = list(delta.token_ids) or UNSET
+    index, logprobs, token_ids = delta.index, delta.logprobs, delta.token_ids
+    deltas = _deltas(delta.delta)
+    if not deltas and (logprobs or token_ids):
+        # The text of a token is not complete yet.
+        deltas = [openai.Delta(content="")]
+    choices = [openai.ChunkChoice(index=index, delta=each) for each in deltas]
+    if logprobs:
+        choices[0].logprobs = chat_completions.logprobs(logprobs)
+    if token_ids:
+        choices[0].token_ids = list(token_ids)
     if delta.finish_reason:
         choices.append(
             openai.ChunkChoice(
-                index=delta.index,
+                index=index,
                 delta=openai.Delta(),
                 finish_reason=chat_completions.finish_reason(delta.finish_reason),
                 stop_reason=chat_completions.stop_reason(delta.matched_stop),
@@ -122,21 +112,18 @@ def _deltas(delta: chat_pb2.Delta) -> list[openai.Delta]:
 
     Clients accumulate pieces in this form.
     """
-    pieces = [piece for call in delta.tool_calls for piece in _call_pieces(call)]
-    deltas = [openai.Delta(tool_calls=[piece]) for piece in pieces]
-    if delta.content or delta.reasoning_content or delta.refusal or not deltas:
-        deltas.insert(0, _text_delta(delta))
+    content, reasoning, refusal = delta.content, delta.reasoning_content, delta.refusal
+    deltas = []
+    if content or reasoning or refusal:
+        text = openai.Delta(
+            content=content or UNSET,
+            refusal=refusal or UNSET,
+            reasoning_content=reasoning or UNSET,
+        )
+        deltas.append(text)
+    for call in delta.tool_calls:
+        deltas += [openai.Delta(tool_calls=[piece]) for piece in _call_pieces(call)]
     return deltas
-
-
-def _text_delta(delta: chat_pb2.Delta) -> openai.Delta:
-    is_content = not (delta.reasoning_content or delta.refusal)
-    return openai.Delta(
-        # If the text of a token is not complete yet, its log probabilities are sent with "".
-        content=delta.content if delta.content or is_content else UNSET,
-        refusal=delta.refusal or UNSET,
-        reasoning_content=delta.reasoning_content or UNSET,
-    )
 
 
 def _call_pieces(call: chat_pb2.ToolCall) -> list[openai.ToolCall]:

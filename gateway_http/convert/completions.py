@@ -112,14 +112,14 @@ class CompletionStream:
     def _chunk(
         self, choices: list[openai.CompletionChoice], usage: Usage | UnsetType | None
     ) -> openai.Completion:
-        head = self._state.head
+        state = self._state
         return openai.Completion(
-            id=head.id,
-            created=head.create_time.seconds,
-            model=self._state.model,
+            id=state.id,
+            created=state.created,
+            model=state.model,
             choices=choices,
             usage=usage,
-            system_fingerprint=head.system_fingerprint or UNSET,
+            system_fingerprint=state.fingerprint,
         )
 
 

@@ -15,7 +15,7 @@ _TOOL_MODES = {
     "auto": chat_pb2.ToolChoice.MODE_AUTO,
     "required": chat_pb2.ToolChoice.MODE_REQUIRED,
 }
-_EFFORTS = {
+EFFORTS = {
     None: chat_pb2.REASONING_EFFORT_UNSPECIFIED,
     "none": chat_pb2.REASONING_EFFORT_NONE,
     "minimal": chat_pb2.REASONING_EFFORT_MINIMAL,
@@ -44,14 +44,14 @@ def params(request: openai.ChatCompletionRequest) -> chat_pb2.ChatCompletionPara
     return chat_pb2.ChatCompletionParams(
         messages=[chat_message(m, f"messages[{i}]") for i, m in enumerate(request.messages)],
         sampling=sampling_params(request, request.max_completion_tokens),
-        tools=[_tool(tool) for tool in request.tools or ()],
+        tools=[function_tool(tool) for tool in request.tools or ()],
         tool_choice=_tool_choice(request.tool_choice),
         parallel_tool_calls=request.parallel_tool_calls,
         response_format=response_format(request),
         logprobs=request.logprobs,
         top_logprobs=request.top_logprobs,
         prompt=_prompt(request),
-        reasoning_effort=_EFFORTS[request.reasoning_effort],
+        reasoning_effort=EFFORTS[request.reasoning_effort],
         return_token_ids=request.return_token_ids,
         prompt_logprobs=request.prompt_logprobs,
         priority=request.priority,
@@ -91,7 +91,8 @@ def _prediction(expected: openai.Prediction | None) -> chat_pb2.Prediction | Non
     return chat_pb2.Prediction(content=content_parts(expected.content, "prediction.content"))
 
 
-def _tool(tool: openai.FunctionTool) -> chat_pb2.Tool:
+def function_tool(tool: openai.FunctionTool) -> chat_pb2.Tool:
+    """Convert a tool."""
     function = tool.function
     return chat_pb2.Tool(
         function=chat_pb2.FunctionDefinition(

@@ -17,13 +17,18 @@ class StreamState(Generic[Chunk]):
 
     Attributes:
         head: The service's first chunk; empty before it arrives.
+        id: The id of the completion.
+        created: The time at which it was created, in seconds since 1970.
+        fingerprint: The `system_fingerprint`, if there is one.
         model: The name of the model for clients.
     """
 
     def __init__(self, options: StreamOptions | None, head: Chunk) -> None:
         options = options or StreamOptions()
         self.head: Chunk = head
-        self.model = ""
+        self.id = self.model = ""
+        self.created = 0
+        self.fingerprint: str | UnsetType = UNSET
         self._has_usage = bool(options.include_usage)
         self._has_running_usage = self._has_usage and bool(options.continuous_usage_stats)
         self._usage = chat_pb2.Usage()
@@ -31,10 +36,13 @@ class StreamState(Generic[Chunk]):
     def add(self, chunk: Chunk, model: str) -> None:
         """Add the service's next chunk. Only the `model` of the first chunk is used."""
         if chunk.id:
-            self.head, self.model = chunk, model
-        self._usage.completion_tokens += sum(delta.num_tokens for delta in chunk.choices)
+            self.head, self.model, self.id = chunk, model, chunk.id
+            self.created = chunk.create_time.seconds
+            self.fingerprint = chunk.system_fingerprint or UNSET
         if chunk.HasField("usage"):
             self._usage = chunk.usage
+        elif self._has_usage:
+            self._usage.completion_tokens += sum([delta.num_tokens for delta in chunk.choices])
 
     @property
     def usage_so_far(self) -> Usage | UnsetType | None:

@@ -6,6 +6,7 @@ from chatrpc.v1 import chat_pb2, model_service_pb2
 from gateway_http.convert.aliases import first_given
 from gateway_http.convert.json_text import json_text
 from gateway_http.convert.messages import chat_message
+from gateway_http.convert.requests import EFFORTS, function_tool
 from gateway_http.protocol import tokens as openai
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 
@@ -38,6 +39,8 @@ def tokenize_request(request: openai.TokenizeRequest) -> model_service_pb2.Token
                     chat_message(m, f"messages[{i}]") for i, m in enumerate(request.messages)
                 ],
                 prompt=_prompt(request),
+                tools=[function_tool(tool) for tool in request.tools or ()],
+                reasoning_effort=EFFORTS[request.reasoning_effort],
             ),
             return_token_bytes=returns_token_bytes,
         )
@@ -80,12 +83,18 @@ def detokenize_response(
 
 
 def _check_supported(request: openai.TokenizeRequest, given: str) -> None:
-    for name in ("chat_template", "tools", "mm_processor_kwargs"):
+    for name in ("chat_template", "mm_processor_kwargs"):
         if getattr(request, name) not in (None, []):
             raise UnsupportedParameter(name)
     if request.parse_special is False:
         raise UnsupportedParameter("parse_special", "Special tokens in a text are those tokens.")
-    of_conversations = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs")
+    of_conversations = (
+        "add_generation_prompt",
+        "continue_final_message",
+        "chat_template_kwargs",
+        "tools",
+        "reasoning_effort",
+    )
     if given == "messages":
         if first_given(request.add_special_tokens, request.add_special):
             raise UnsupportedParameter("add_special_tokens", "The chat template adds its own.")

@@ -9,6 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from gateway_http.http.api_style import OPENAI, ApiStyle
+
 Handler = Callable[[Request], Awaitable[Response]] | ASGIApp
 """A function from a request to its response, or an ASGI application."""
 
@@ -25,11 +27,12 @@ class Endpoint:
         admin_handler: Handles requests on the admin port; None if it is not served there.
         response: The type of a JSON response, or the media type of another one.
         body: The type of the request's JSON body; None if it has none.
-        event: The type of the events of a streamed response; None if it is never streamed.
+        events: The types of the events of a streamed response; empty if it is never streamed.
         errors: The error statuses that it may respond with.
         is_probe: True if monitoring calls it every few seconds. Its requests are counted
             separately, and logged at debug level only.
         is_public: True if it needs no API key.
+        style: The form of its errors and streams.
     """
 
     name: str
@@ -40,11 +43,12 @@ class Endpoint:
     handler: Handler
     response: type[Struct] | str
     body: type[Struct] | None = None
-    event: type[Struct] | None = None
+    events: tuple[type[Struct], ...] = ()
     errors: tuple[int, ...]
     admin_handler: Handler | None = None
     is_probe: bool = False
     is_public: bool = False
+    style: ApiStyle = OPENAI
 
     @property
     def needs_key(self) -> bool:
@@ -62,6 +66,7 @@ class PathLabels:
 
     Attributes:
         probes: The labels of endpoints that are probes.
+        styles: The styles of endpoints by label.
     """
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
@@ -71,6 +76,7 @@ class PathLabels:
         self.probes = frozenset(
             path for endpoint in endpoints if endpoint.is_probe for path in endpoint.paths
         )
+        self.styles = {path: endpoint.style for endpoint in endpoints for path in endpoint.paths}
 
     def of(self, path: str) -> str:
         """Return the path of the endpoint that serves `path`, or `UNMATCHED`."""

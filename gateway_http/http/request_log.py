@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from chatrpc_process.logs.limited import LimitedLog
 from chatrpc_process.tracing.api import OFF, Kind, Span, TraceContext, Tracer, Value, within
 from gateway_http.errors import from_exception
+from gateway_http.http.api_style import OPENAI, ApiStyle
 from gateway_http.http.endpoint import PathLabels
 from gateway_http.http.request_io import json_response
 from gateway_http.http.request_record import RequestRecord, address, milliseconds
@@ -68,7 +69,8 @@ class RequestLog:
         headers = Headers(scope=scope)
         scope["path"] = _normalized_path(scope)
         route = self._labels.of(scope["path"])
-        context = RequestContext(send, headers, self._draining)
+        style = self._labels.styles.get(route, OPENAI)
+        context = RequestContext(send, headers, self._draining, style)
         scope["state"]["context"] = context
         context.record.client = address(scope.get("client"))
         context.record.user_agent = headers.get("user-agent", "")
@@ -101,7 +103,8 @@ class RequestLog:
                 raise
             api_error = from_exception(error)
             context.record.fail(api_error)
-            response = json_response(api_error.body, api_error.status, api_error.headers)
+            body = context.style.error(api_error, context.request_id)
+            response = json_response(body, api_error.status, api_error.headers)
             await response(scope, receive, context.send)
 
     def _start_span(self, scope: Scope, headers: Headers, *, is_probe: bool) -> Span:
@@ -147,6 +150,7 @@ class RequestContext:
 
     Attributes:
         record: The facts for the log line and the metrics.
+        style: The form of the response.
         request_id: The client's id, or a new one.
         status: The status of the response; 499 until its head is sent.
         first_byte_s: The time in seconds from the head of the request to that of the response; None
@@ -155,8 +159,11 @@ class RequestContext:
             sent.
     """
 
-    def __init__(self, send: Send, headers: Headers, draining: asyncio.Event) -> None:
+    def __init__(
+        self, send: Send, headers: Headers, draining: asyncio.Event, style: ApiStyle = OPENAI
+    ) -> None:
         self._send = send
+        self.style = style
         self._draining = draining
         self.record = RequestRecord()
         sent = _sent_id(headers)
@@ -183,7 +190,7 @@ class RequestContext:
             self.first_byte_s = self.elapsed_s()
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            headers["x-request-id"] = self.request_id
+            headers["x-request-id"] = headers[self.style.id_header] = self.request_id
             headers.update(self.limit_headers())
             headers["openai-processing-ms"] = str(round(self.first_byte_s * 1000))
             if self._draining.is_set():

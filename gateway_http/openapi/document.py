@@ -20,9 +20,10 @@ _REF = "#/components/schemas/{name}"
 _Schema = dict[str, Any]
 
 _DESCRIPTION = f"""\
-OpenAI's API over a chatrpc service. Every path exists with the prefix `/v1` and without it. `null`
-is the same as absent for every optional field. A field that is not described here is rejected by
-name, never ignored. Every error is one of OpenAI's error objects. Bodies are JSON in UTF-8, plain
+OpenAI's API and Anthropic's Messages API over a chatrpc service. Every path exists with the prefix
+`/v1` and without it. `null` is the same as absent for every optional field. A field that is not
+described here is rejected by name, never ignored. Every error is an error object of OpenAI, or of
+Anthropic for its paths. Bodies are JSON in UTF-8, plain
 or compressed (`Content-Encoding`: gzip, deflate or zstd), of at most {MAX_ELEMENTS:,} keys and
 values."""
 
@@ -71,6 +72,9 @@ _STATUS_WORDS = {
     503: "The service is overloaded, is starting or cannot be reached.",
     504: "The request exceeded its time limit.",
 }
+
+# Statuses that a request may get before it reaches the application.
+_ANY_PATH = frozenset({400, 408, 431, 503})
 
 _TOKEN_IDS: _Schema = {
     "type": "array",
@@ -122,7 +126,7 @@ def _path(endpoint: Endpoint) -> _Schema:
         "summary": endpoint.summary,
         "tags": [endpoint.tag],
         "responses": {"200": _success(endpoint)}
-        | {str(status): _failure(status) for status in sorted(endpoint.errors)},
+        | {str(status): _failure(status, endpoint) for status in sorted(endpoint.errors)},
     }
     if not endpoint.needs_key:
         operation["security"] = []
@@ -147,30 +151,33 @@ def _success(endpoint: Endpoint) -> _Schema:
         content: _Schema = {endpoint.response: {}}
     else:
         content = {"application/json": {"schema": _ref(endpoint.response)}}
-    if endpoint.event is not None:
+    if endpoint.events:
         content["text/event-stream"] = {
-            "schema": {
-                "type": "string",
-                "description": "With `stream`: events `data: {...}`, the last of which is "
-                "`data: [DONE]`. If the request fails after the first event, an event contains the "
-                "error object.",
-            },
-            "x-event-schema": _ref(endpoint.event),
+            "schema": {"type": "string", "description": endpoint.style.stream_description},
+            "x-event-schema": _any_of(endpoint.events),
         }
-    headers = _HEADERS | (_LIMITS if endpoint.event is not None else {})
+    headers = _HEADERS | (_LIMITS if endpoint.events else {})
     return {"description": "Success.", "headers": headers, "content": content}
 
 
-def _failure(status: int) -> _Schema:
+def _failure(status: int, endpoint: Endpoint) -> _Schema:
     # A request that is rejected before it reaches the application has no id.
-    headers = {} if status in {400, 408, 431, 503} else dict(_HEADERS)
+    headers = {} if status in _ANY_PATH else dict(_HEADERS)
     if status in {429, 503}:
         headers["retry-after"] = _RETRY_AFTER
     return {
         "description": f"{HTTPStatus(status).phrase}. {_STATUS_WORDS[status]}",
         "headers": headers,
-        "content": {"application/json": {"schema": _ref(ErrorBody)}},
+        "content": {"application/json": {"schema": _error(status, endpoint)}},
     }
+
+
+def _error(status: int, endpoint: Endpoint) -> _Schema:
+    """Return the schema of an error. One that is found before the path is known is OpenAI's."""
+    kinds: list[type[msgspec.Struct]] = [endpoint.style.error_type]
+    if status in _ANY_PATH:
+        kinds.append(ErrorBody)
+    return _any_of(list(dict.fromkeys(kinds)))
 
 
 def _schemas(endpoints: Sequence[Endpoint]) -> _Schema:
@@ -190,10 +197,15 @@ def _schemas(endpoints: Sequence[Endpoint]) -> _Schema:
 
 
 def _types(endpoints: Sequence[Endpoint]) -> list[type[msgspec.Struct]]:
-    """Return the structs that the endpoints name, and the struct of errors."""
-    types: list[type[msgspec.Struct]] = [ErrorBody]
+    """Return the structs that the endpoints name, and those of errors."""
+    types: list[type[msgspec.Struct]] = []
     for endpoint in endpoints:
-        for kind in (endpoint.body, endpoint.event, endpoint.response):
+        for kind in (
+            endpoint.style.error_type,
+            endpoint.body,
+            *endpoint.events,
+            endpoint.response,
+        ):
             if kind is not None and not isinstance(kind, str) and kind not in types:
                 types.append(kind)
     return types
@@ -257,6 +269,11 @@ def _limit_size(schema: _Schema, limits: Limits, least: str, most: str) -> None:
         schema[least] = limits.min_size
     if limits.max_size != unlimited.max_size:
         schema[most] = limits.max_size
+
+
+def _any_of(kinds: Sequence[type[msgspec.Struct]]) -> _Schema:
+    refs = [_ref(kind) for kind in kinds]
+    return refs[0] if len(refs) == 1 else {"anyOf": refs}
 
 
 def _ref(kind: type[msgspec.Struct]) -> _Schema:

@@ -9,8 +9,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from gateway_http.protocol.field_notes import Rejected, http_only, note, proto_field
 from gateway_http.protocol.numbers import UInt32
-from gateway_http.protocol.request import Message
-from gateway_http.protocol.sampling import ChatTemplateKwargs
+from gateway_http.protocol.request import FunctionTool, Message
+from gateway_http.protocol.sampling import ChatTemplateKwargs, ReasoningEffort
 
 _FIRST_MODEL = note("Absent: the first model that is served.")
 
@@ -57,8 +57,15 @@ class TokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
         bool | None,
         http_only("Special tokens in a text are always read as those tokens. Rejected if false."),
     ] = None
+    tools: Annotated[
+        list[FunctionTool] | None,
+        proto_field("Conversation.tools", note="Valid only with `messages`."),
+    ] = None
+    reasoning_effort: Annotated[
+        ReasoningEffort | None,
+        proto_field("Conversation.reasoning_effort", note="Valid only with `messages`."),
+    ] = None
     chat_template: Rejected = None
-    tools: Rejected = None
     mm_processor_kwargs: Rejected = None
 
 

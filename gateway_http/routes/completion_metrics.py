@@ -1,14 +1,15 @@
 """The metrics and the log record of one completion, or of a request for embeddings."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
+
+from prometheus_client import Counter, Histogram
 
 from gateway_http.convert.chat_completions import finish_reason
 from gateway_http.http.request_record import RequestRecord
 from gateway_http.metrics import Metrics
-from gateway_http.protocol.completion import Completion
-from gateway_http.protocol.response import ChatCompletion, Usage
 
 
 class CompletionMetrics:
@@ -29,6 +30,7 @@ class CompletionMetrics:
         self._record = record
         self._started_s = time.perf_counter()
         self._last_event_s: float | None = None
+        self._of_model: _ModelMetrics | None = None
 
     def note_chunk(self, chunk: Any, model: str, *, is_started: bool) -> None:
         """Measure a chunk whose events are about to be sent.
@@ -40,48 +42,57 @@ class CompletionMetrics:
         """
         now_s = time.perf_counter()
         self._learn_model(model)
-        num_tokens = sum(choice.num_tokens for choice in chunk.choices)
+        num_tokens = 0
+        for choice in chunk.choices:
+            num_tokens += choice.num_tokens
+            if choice.finish_reason:
+                self._record.finish_reasons.append(finish_reason(choice.finish_reason))
         if self._last_event_s is None:
             if is_started:
                 self._note_first_token(now_s - self._started_s)
         elif num_tokens:
-            self._metrics.inter_token_s.labels(self._label).observe(
-                (now_s - self._last_event_s) / num_tokens
-            )
+            gap_s = now_s - self._last_event_s
+            self._model_metrics.inter_token_s.observe(gap_s / num_tokens)
         if is_started:
             self._last_event_s = now_s
-        self._record.finish_reasons += [
-            finish_reason(choice.finish_reason) for choice in chunk.choices if choice.finish_reason
-        ]
-        self._note(chunk.usage.prompt_tokens, chunk.usage.cached_prompt_tokens, num_tokens)
+        if chunk.HasField("usage"):
+            usage = chunk.usage
+            self._note(usage.prompt_tokens, usage.cached_prompt_tokens, num_tokens)
+        else:
+            self._note(0, 0, num_tokens)
 
-    def note_completion(self, completion: ChatCompletion | Completion) -> None:
-        """Measure a whole completion that is about to be sent."""
-        self._learn_model(completion.model)
-        choices: Sequence[Any] = completion.choices
-        self._record.finish_reasons = [choice.finish_reason for choice in choices]
-        usage = completion.usage
-        if isinstance(usage, Usage):  # always true for a whole completion
-            cached = usage.prompt_tokens_details.cached_tokens
-            self._note(usage.prompt_tokens, cached, usage.completion_tokens)
+    def note_completion(self, whole: Any, model: str) -> None:
+        """Measure a whole completion that is about to be sent.
+
+        Args:
+            whole: The service's completion.
+            model: The name of the model for clients.
+        """
+        self._learn_model(model)
+        self._record.finish_reasons = [finish_reason(c.finish_reason) for c in whole.choices]
+        usage = whole.usage
+        self._note(usage.prompt_tokens, usage.cached_prompt_tokens, usage.completion_tokens)
 
     def note_embeddings(self, num_tokens: int, model: str) -> None:
         """Measure embeddings that are about to be sent; `model` is the model's name for clients."""
         self._learn_model(model)
         self._record.prompt_tokens = num_tokens
-        self._metrics.prompt_tokens.labels(self._label).inc(num_tokens)
+        self._model_metrics.prompt_tokens.inc(num_tokens)
         self._count_tokens(num_tokens)
 
     @property
-    def _label(self) -> str:
-        return self._metrics.models.of(self._record.model)
+    def _model_metrics(self) -> "_ModelMetrics":
+        label = self._metrics.models.of(self._record.model)
+        if self._of_model is None or self._of_model.label != label:
+            self._of_model = _ModelMetrics(self._metrics, label)
+        return self._of_model
 
     def _learn_model(self, model: str) -> None:
         if model:
             self._metrics.models.learn(self._record.model, model)
 
     def _note_first_token(self, duration_s: float) -> None:
-        self._metrics.first_token_s.labels(self._label).observe(duration_s)
+        self._metrics.first_token_s.labels(self._model_metrics.label).observe(duration_s)
         self._record.first_token_s = duration_s
 
     def _note(self, num_prompt_tokens: int, num_cached_tokens: int, num_tokens: int) -> None:
@@ -91,6 +102,28 @@ class CompletionMetrics:
         record.prompt_tokens = (record.prompt_tokens or 0) + num_prompt_tokens
         record.cached_tokens = max(record.cached_tokens or 0, num_cached_tokens)
         record.completion_tokens = (record.completion_tokens or 0) + num_tokens
-        self._metrics.prompt_tokens.labels(self._label).inc(num_prompt_tokens)
-        self._metrics.generation_tokens.labels(self._label).inc(num_tokens)
+        if num_prompt_tokens:
+            self._model_metrics.prompt_tokens.inc(num_prompt_tokens)
+        if num_tokens:
+            self._model_metrics.generation_tokens.inc(num_tokens)
         self._count_tokens(num_prompt_tokens + num_tokens)
+
+
+class _ModelMetrics:
+    """The metrics of one model. It takes some microseconds to find them by their label."""
+
+    def __init__(self, metrics: Metrics, label: str) -> None:
+        self.label = label
+        self._metrics = metrics
+
+    @cached_property
+    def prompt_tokens(self) -> Counter:
+        return self._metrics.prompt_tokens.labels(self.label)
+
+    @cached_property
+    def generation_tokens(self) -> Counter:
+        return self._metrics.generation_tokens.labels(self.label)
+
+    @cached_property
+    def inter_token_s(self) -> Histogram:
+        return self._metrics.inter_token_s.labels(self.label)

@@ -6,18 +6,16 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
+from msgspec import Struct
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway_http.auth.caller import TokenCharge
 from gateway_http.errors import from_exception, from_rpc
-from gateway_http.http import sse
 from gateway_http.http.request_io import json_response
-from gateway_http.protocol.completion import Completion
+from gateway_http.http.sse import EventStream
 from gateway_http.protocol.error import ApiError
-from gateway_http.protocol.response import ChatCompletion
-from gateway_http.protocol.sampling import GenerationRequest
 from gateway_http.routes.completion_metrics import CompletionMetrics
 from gateway_http.routes.request_state import (
     bodies_of,
@@ -32,15 +30,34 @@ from gateway_http.routes.request_state import (
 from gateway_http.upstream.router import Route
 from gateway_http.upstream.rpcs import Rpc
 
-_Body = TypeVar("_Body", bound=GenerationRequest)
+_Body = TypeVar("_Body", bound="GenerationBody")
 _Params = TypeVar("_Params")
 _Whole = TypeVar("_Whole")
 _Chunk = TypeVar("_Chunk")
 _Chunk_contra = TypeVar("_Chunk_contra", contravariant=True)
 
 
+class GenerationBody(Protocol):
+    """The body of a request that generates."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def stream(self) -> bool | None: ...
+
+    @property
+    def request_id(self) -> str | None:
+        """The id of the request, if the body has one."""
+        ...
+
+    def drop_input(self) -> None:
+        """Free the model's input after it has been converted."""
+        ...
+
+
 class Events(Protocol[_Chunk_contra]):
-    """Converts the chunks of one stream to OpenAI's events."""
+    """Converts the chunks of one stream to the events of an API."""
 
     is_started: bool  # true once an event with a token has been returned
 
@@ -87,7 +104,7 @@ class Operation(Generic[_Body, _Params, _Whole, _Chunk]):
     names: Callable[[_Body], Mapping[str, str]]
     create: Rpc[Any, Any]
     stream: Rpc[Any, Any]
-    completion: Callable[[_Whole, str, _Body], ChatCompletion | Completion]
+    completion: Callable[[_Whole, str, _Body], Struct]
     events: Callable[[_Body], Events[_Chunk]]
 
     def receive(self, content: bytes) -> Received[_Body, _Params]:
@@ -106,12 +123,9 @@ class Operation(Generic[_Body, _Params, _Whole, _Chunk]):
         body.drop_input()
         return Received(body, params, names)
 
-    def respond(
-        self, whole: _Whole, model: str, body: _Body
-    ) -> tuple[ChatCompletion | Completion, Response]:
+    def respond(self, whole: _Whole, model: str, body: _Body) -> Response:
         """Convert and encode a whole completion."""
-        completion = self.completion(whole, model, body)
-        return completion, json_response(completion)
+        return json_response(self.completion(whole, model, body))
 
 
 class Generation(Generic[_Body, _Params, _Whole, _Chunk]):
@@ -160,7 +174,9 @@ class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
         self._params = params
         self._names = names
         self._send = send
-        self._record = context_of(request).record
+        self._context = context_of(request)
+        self._record = self._context.record
+        self._style = self._context.style
 
     async def run(self, num_bytes: int) -> None:
         """Send the response.
@@ -193,7 +209,7 @@ class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
             metadata = call_metadata_of(request)
             response = await route.call(operation.create, message, metadata, timeout_s)
             model = route.public_name(response.completion.model)
-        completion, http_response = await bodies_of(request).converted(
+        http_response = await bodies_of(request).converted(
             caller_of(request),
             response.completion.ByteSize(),
             operation.respond,
@@ -201,51 +217,55 @@ class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
             model,
             self._body,
         )
-        metrics.note_completion(completion)
+        metrics.note_completion(response.completion, model)
         charge.charge_used()  # before the head is sent: it reports the remaining tokens
         await http_response(request.scope, request.receive, self._send)
 
     async def _stream(self, charge: TokenCharge) -> None:
-        events = sse.EventStream(self._send)
-        try:
-            await run_while_connected(self._request, self._send_events(charge, events))
-        except ClientDisconnect:
-            raise
-        except Exception as error:
-            if not events.is_open:
+        interval_s, style = settings_of(self._request).sse_ping_interval_s, self._style
+        async with EventStream(self._send, interval_s, style.ping, style.done) as events:
+            try:
+                await run_while_connected(self._request, self._send_events(charge, events))
+            except ClientDisconnect:
                 raise
-            if isinstance(error, grpc.aio.AioRpcError):
-                error = from_rpc(error, self._names)
-            api_error = from_exception(error)
-            self._record.fail(api_error)
-            await events.write(sse.event(api_error.body))
-        await events.close()
+            except Exception as error:
+                if not events.is_open:
+                    raise
+                if isinstance(error, grpc.aio.AioRpcError):
+                    error = from_rpc(error, self._names)
+                api_error = from_exception(error)
+                self._record.fail(api_error)
+                await events.write(style.event(style.error(api_error, self._context.request_id)))
+            await events.close()
 
-    async def _send_events(self, charge: TokenCharge, stream: sse.EventStream) -> None:
+    async def _send_events(self, charge: TokenCharge, stream: EventStream) -> None:
         request, rpc = self._request, self._operation.stream
         metrics, events = self._metrics(charge), self._operation.events(self._body)
-        settings = settings_of(request)
+        bodies, caller = bodies_of(request), caller_of(request)
         with router_of(request).route(self._body.model) as route:
             responses = route.stream(
                 rpc,
                 self._message(rpc, route, charge),
                 call_metadata_of(request),
-                settings.request_timeout_s,
-                settings.sse_ping_interval_s,
+                settings_of(request).request_timeout_s,
             )
             async with aclosing(responses):
                 async for response in responses:
                     if response is None:
-                        await stream.write(sse.PING)
+                        await stream.ping()
                         continue
                     chunk = response.chunk
                     model = route.public_name(chunk.model)
-                    encoded = await bodies_of(request).converted(
-                        caller_of(request), chunk.ByteSize(), _encoded, events, chunk, model
+                    encoded = await bodies.converted(
+                        caller, chunk.ByteSize(), self._encoded, events, chunk, model
                     )
                     metrics.note_chunk(chunk, model, is_started=events.is_started)
                     await stream.write(encoded)
-        await stream.write(b"".join(map(sse.event, events.finish())))
+        await stream.write(b"".join(map(self._style.event, events.finish())))
+
+    def _encoded(self, events: Events[_Chunk], chunk: _Chunk, model: str) -> bytes:
+        """Return the encoded events of a chunk."""
+        return b"".join(map(self._style.event, events.push(chunk, model)))
 
     def _message(self, rpc: Rpc[Any, Any], route: Route, charge: TokenCharge) -> Any:
         """Return the message of a call. It is a copy of the parameters with the service's name of
@@ -259,8 +279,3 @@ class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
 
     def _metrics(self, charge: TokenCharge) -> CompletionMetrics:
         return CompletionMetrics(metrics_of(self._request), charge.note, self._record)
-
-
-def _encoded(events: Events[_Chunk], chunk: _Chunk, model: str) -> bytes:
-    """Return the encoded events of a chunk."""
-    return b"".join(map(sse.event, events.push(chunk, model)))

@@ -1,5 +1,7 @@
 """POST /tokenize and /detokenize."""
 
+from collections.abc import Mapping
+
 import grpc
 from starlette.requests import Request
 from starlette.responses import Response
@@ -63,24 +65,43 @@ async def _tokenized(
     body: TokenizeRequest,
     converted: model_service_pb2.TokenizeRequest | ApiError,
 ) -> Response:
+    tokenized = await call_tokenize(request, body.model, converted, tokens.sent_names(body))
+    return await bodies_of(request).converted(
+        caller_of(request), tokenized.ByteSize(), _tokenize_response, tokenized, body
+    )
+
+
+async def call_tokenize(
+    request: Request,
+    model: str | None,
+    converted: model_service_pb2.TokenizeRequest | ApiError,
+    names: Mapping[str, str],
+) -> model_service_pb2.TokenizeResponse:
+    """Return the service's response to a request for tokens.
+
+    Args:
+        request: The HTTP request.
+        model: The name of the model in the request; None for the first one.
+        converted: The message without a model, or the error of its conversion.
+        names: The client's names of parameters; see `param_of`.
+
+    Raises:
+        ApiError: `converted` is an error, the caller may not use the model or has reached a limit,
+            or the call has failed.
+    """
     caller = caller_of(request)
     context_of(request).limit_headers = caller.limits
     with caller.tokenization():
-        name = await _model_name(request, body.model)
+        name = await _model_name(request, model)
         if isinstance(converted, ApiError):
             raise converted
         with router_of(request).route(name) as route:
             message = model_service_pb2.TokenizeRequest(model=route.model)
             message.MergeFrom(converted)
             try:
-                tokenized = await route.call(
-                    TOKENIZE, message, call_metadata_of(request), _TIMEOUT_S
-                )
+                return await route.call(TOKENIZE, message, call_metadata_of(request), _TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
-                raise from_rpc(error, tokens.sent_names(body)) from None
-    return await bodies_of(request).converted(
-        caller, tokenized.ByteSize(), _tokenize_response, tokenized, body
-    )
+                raise from_rpc(error, names) from None
 
 
 def _tokenize_response(

@@ -84,9 +84,9 @@ class Upstream:
                 call.cancel()
 
     async def stream(
-        self, rpc: Rpc[Request, Response], request: Request, options: CallOptions, idle_s: float
+        self, rpc: Rpc[Request, Response], request: Request, options: CallOptions
     ) -> AsyncGenerator[Response | None, None]:
-        """Yield the responses of a streamed RPC, and None whenever none arrived for `idle_s`.
+        """Yield the responses of a streamed RPC.
 
         After the first item, the request is admitted and will not be rejected. The first item is
         None if the service reports the admission before its first response.
@@ -94,25 +94,19 @@ class Upstream:
         with call_span(rpc, request) as trace:
             metadata = (*options.metadata, *trace)
             call = self._method(rpc)(request, timeout=options.timeout_s, metadata=metadata)
-            read = asyncio.ensure_future(call.read())
+            first = asyncio.ensure_future(call.read())
             try:
-                initial_metadata = await call.initial_metadata()
-                timeout_s = 0.0 if _ADMITTED_KEY in dict(initial_metadata) else None
-                while True:
-                    # `wait_for` would cancel the read, and with it the call.
-                    await asyncio.wait({read}, timeout=timeout_s)
-                    timeout_s = idle_s
-                    if not read.done():
+                if _ADMITTED_KEY in dict(await call.initial_metadata()):
+                    await asyncio.wait({first}, timeout=0)
+                    if not first.done():
                         yield None
-                        continue
-                    response = read.result()
-                    if response is grpc.aio.EOF:
-                        return
+                response = await first
+                while response is not grpc.aio.EOF:
                     yield cast("Response", response)
-                    read = asyncio.ensure_future(call.read())
+                    response = await call.read()
             finally:
                 call.cancel()
-                read.cancel()
+                first.cancel()
 
     async def is_ready(self, timeout_s: float) -> bool:
         """Return whether the service reports the connection's health name as serving."""

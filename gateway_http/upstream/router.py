@@ -66,11 +66,10 @@ class Route:
         request: Request,
         metadata: CallMetadata,
         timeout_s: float,
-        idle_s: float,
     ) -> AsyncGenerator[Response | None, None]:
         """Return the responses of a streamed RPC, as `Upstream.stream` does."""
         options = self._options(rpc, request, metadata, timeout_s)
-        return self.upstream.stream(rpc, request, options, idle_s)
+        return self.upstream.stream(rpc, request, options)
 
     async def list_models(
         self, metadata: CallMetadata, timeout_s: float

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from service.domain.chat import ChatRequest, Message, PromptOptions
+from service.domain.chat import ChatRequest, Message, PromptOptions, Tool
 from service.domain.completion import CompletionRequest
 from service.domain.embeddings import EmbeddingRequest, Embeddings
 from service.domain.engine import (
@@ -146,7 +146,8 @@ class TokenUsage(NamedTuple):
     num_reasoning_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+# One is made for each token. It is not frozen, because that would take several times as long.
+@dataclass(slots=True)
 class TextDelta:
     """The next piece of a choice.
 
@@ -196,6 +197,8 @@ class TextDelta:
     @property
     def num_logprobs(self) -> int:
         """Number of log probabilities in the delta. See `count_logprobs`."""
+        if not (self.logprobs or self.prompt_logprobs):
+            return 0
         return count_logprobs(self.logprobs, self.prompt_logprobs)
 
 
@@ -291,7 +294,7 @@ class RemoteTokenizer(Protocol):
     async def encode(self, text: str, *, add_special_tokens: bool) -> Sequence[int]: ...
 
     async def encode_chat(
-        self, messages: Sequence[Message], options: PromptOptions
+        self, messages: Sequence[Message], tools: Sequence[Tool], options: PromptOptions
     ) -> Sequence[int]: ...
 
     async def decode(self, token_ids: Sequence[int]) -> str: ...

@@ -85,7 +85,7 @@ class GroupedWeight:
 
     def dequantized(self) -> Tensor:
         """Return the weight [N, K] in float32."""
-        values = self.unpacked().float().unflatten(1, (-1, self.group_size))
+        values = self.unpacked().float().view(*self.scale.shape, self.group_size)
         if self.minimum is None:
             if self.bits == 4:
                 values -= 8
@@ -94,13 +94,13 @@ class GroupedWeight:
             # Two roundings, as in the definition.
             values *= self.scale[..., None]
             values -= self.minimum[..., None]
-        return values.flatten(1)
+        return values.view(self.shape)
 
 
 def pack_nibbles(values: Tensor) -> Tensor:
     """Pack integers from 0 to 15 [N, K] two in a byte, as in `GroupedWeight.values`."""
-    pairs = values.to(torch.uint8).unflatten(1, (-1, 2))
-    return pairs[..., 0] | pairs[..., 1] << 4
+    values = values.to(torch.uint8)
+    return values[:, ::2] | values[:, 1::2] << 4
 
 
 def concatenate(weights: Sequence[GroupedWeight]) -> GroupedWeight | None:

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import replace
 
-from service.deadline import deadline_scope
+from service.deadline import deadline_of_waits
 from service.domain.backend import (
     BackendLoad,
     CallContext,
@@ -95,23 +95,24 @@ class LocalGeneration:
             for index, admitted in enumerate(timings):
                 yield TextDelta(prompt_index=index, timings=admitted)
             ended = None
-            while not all(prompt.is_finished for prompt in prompts):
-                async with deadline_scope(self._call.deadline):
-                    index, output = await outputs.next(ended)
-                deltas = await self._read(prompts[index], output)
-                # If a stop string has ended the sequence, the engine must end it too.
-                ended = None if deltas[-1].finish_reason is None else output.index
-                if prompts[index].is_finished:
-                    await outputs.drop(index)
-                    ended = None
-                for delta in deltas:
-                    yield delta
-
-    async def _read(self, prompt: "_PromptOutput", output: TokenOutput) -> list[TextDelta]:
-        """Return the deltas of an output, off the event loop if it has many log probabilities."""
-        if count_logprobs(output.logprobs, output.prompt_logprobs) > MAX_LOGPROBS_ON_LOOP:
-            return await self._call.workers.text(prompt.push, output)
-        return prompt.push(output)
+            num_open = len(prompts)
+            with deadline_of_waits(self._call.deadline) as limit:
+                while num_open:
+                    with limit:
+                        index, output = await outputs.next(ended)
+                    prompt = prompts[index]
+                    if _is_short(output):
+                        deltas = prompt.push(output)
+                    else:
+                        deltas = await self._call.workers.text(prompt.push, output)
+                    # If a stop string has ended the sequence, the engine must end it too.
+                    ended = None if deltas[-1].finish_reason is None else output.index
+                    if prompt.is_finished:
+                        await outputs.drop(index)
+                        num_open -= 1
+                        ended = None
+                    for delta in deltas:
+                        yield delta
 
 
 class _PromptOutput:
@@ -136,7 +137,9 @@ class _PromptOutput:
         """Return the deltas of an output of one of the sequences."""
         if output.is_progress:
             return [TextDelta(prompt_index=self._prompt_index, timings=output.timings)]
-        deltas = list(self._with_first_logprob(self._open[output.index].push(output)))
+        deltas = self._open[output.index].push(output)
+        if self._first_logprob is not None:
+            deltas = list(self._with_first_logprob(deltas))
         if deltas[-1].finish_reason is not None:
             del self._open[output.index]
         return deltas
@@ -154,6 +157,15 @@ class _PromptOutput:
                 yield replace(delta, prompt_logprobs=(first, *delta.prompt_logprobs))
             else:
                 yield delta
+
+
+def _is_short(output: TokenOutput) -> bool:
+    """Return True if the output may be converted to deltas on the event loop."""
+    has_logprobs = output.logprobs or output.prompt_logprobs
+    return (
+        not has_logprobs
+        or count_logprobs(output.logprobs, output.prompt_logprobs) <= MAX_LOGPROBS_ON_LOOP
+    )
 
 
 def locally_served(model: LocalModel) -> ServedModel:

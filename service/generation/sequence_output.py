@@ -1,6 +1,5 @@
 """Converts the engine's outputs of one sequence to text deltas."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from service.domain.backend import DecodedLogprob, TextDelta
@@ -24,12 +23,17 @@ class SequenceOutput:
         request, completion = preparation.request, preparation.completion
         sampling = request.sampling
         self._preparation = preparation
-        self._prompt_index = prompt_index
         self._token_ids: list[int] = []
         self._is_scored_only = sampling.max_tokens == 0
         markers = preparation.output_format.shown_tokens
         has_all_logprobs = completion is not None
-        text = OutputText(model.tokenizer, sampling, markers, has_all_logprobs=has_all_logprobs)
+        text = OutputText(
+            model.tokenizer,
+            sampling,
+            markers,
+            has_all_logprobs=has_all_logprobs,
+            prompt_index=prompt_index,
+        )
         self._parser = OutputParser(preparation.output_format, text)
         self._offsets: TextOffsets | None = None
         if completion is not None and completion.num_logprobs is not None:
@@ -49,17 +53,13 @@ class SequenceOutput:
         if self._is_scored_only:
             output = replace(output, token_ids=(), finish_reason=FinishReason.LENGTH, logprobs=())
         self._token_ids += output.token_ids
-        return list(self._deltas(output))
-
-    def _deltas(self, output: TokenOutput) -> Iterator[TextDelta]:
-        timings = output.timings
-        for delta in self._parser.push(output):
-            if delta.finish_reason is not None:
-                self._check_constraint(output)
-            offsets = () if self._offsets is None else tuple(self._offsets.push(delta.token_ids))
-            yield replace(
-                delta, prompt_index=self._prompt_index, text_offsets=offsets, timings=timings
-            )
+        deltas = self._parser.push(output)
+        if deltas[-1].finish_reason is not None:
+            self._check_constraint(output)
+        if self._offsets is not None:
+            for delta in deltas:
+                delta.text_offsets = tuple(self._offsets.push(delta.token_ids))
+        return deltas
 
     def _check_constraint(self, last: TokenOutput) -> None:
         """Raise InvalidField if the output does not follow its grammar to the end."""

@@ -137,9 +137,10 @@ class GenerationCalls:
         self, encode: Callable[..., Encoded], value: Any, deltas: Sequence[TextDelta]
     ) -> Encoded:
         """Return `encode(value)`. If `deltas` are many, it is called off the event loop."""
-        num_encoded = len(deltas) + sum(delta.num_logprobs for delta in deltas)
-        is_long = num_encoded > MAX_ENCODED_ON_LOOP
-        return await self._run(encode, value, is_long=is_long)
+        num_encoded = len(deltas) + sum([delta.num_logprobs for delta in deltas])
+        if num_encoded > MAX_ENCODED_ON_LOOP:
+            return await self._pools.text(encode, value)
+        return encode(value)
 
     async def _run(
         self, function: Callable[..., Encoded], *arguments: Any, is_long: bool

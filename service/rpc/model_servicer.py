@@ -1,9 +1,12 @@
 """ModelService: lists the served models, and tokenizes with their tokenizers."""
 
-from chatrpc.v1 import chat_pb2, model_service_pb2, model_service_pb2_grpc
+from typing import NamedTuple
+
+from chatrpc.v1 import model_service_pb2, model_service_pb2_grpc
 from chatrpc.v1.limits import LIMITS
 from service.deadline import deadline_scope
 from service.domain.backend import ModelSpec, RemoteTokenizer, ServedModel
+from service.domain.chat import Message, PromptOptions, Tool
 from service.domain.model import Tokenizer
 from service.errors import (
     ContextLengthExceeded,
@@ -20,9 +23,11 @@ from service.rpc.decode.chat import check_fits
 from service.rpc.decode.chat import messages as decode_messages
 from service.rpc.decode.prompt import prompt_options
 from service.rpc.decode.sampling import check_token_ids
+from service.rpc.decode.tools import decoded_tools
 from service.rpc.encode.model import model_proto
 from service.rpc.serving.lifecycle import Lifecycle
 from service.text.chat_template import render_prompt
+from service.text.conversation import prompt_token_ids
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
@@ -88,7 +93,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
                     request, model.backend.spec, model.remote_tokenizer
                 )
         tokenizer = _tokenizer(model, "Tokenize")
-        return await self._pools.text(_tokenized, request, model.backend.spec, tokenizer)
+        return await self._pools.text(_tokenized, request, model, tokenizer)
 
     async def Detokenize(
         self, request: model_service_pb2.DetokenizeRequest, context: Context
@@ -119,17 +124,42 @@ def _tokenizer(model: ServedModel, method: str) -> Tokenizer:
     return tokenizer
 
 
+class _Conversation(NamedTuple):
+    """A decoded conversation to tokenize."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+    options: PromptOptions
+
+
+def _conversation(proto: model_service_pb2.Conversation, spec: ModelSpec) -> _Conversation:
+    """Decode a conversation.
+
+    Raises:
+        InvalidField or a subclass.
+    """
+    path = "conversation.messages"
+    check_fits(proto.messages, spec, path=path)
+    return _Conversation(
+        decode_messages(proto.messages, path, takes_images=spec.takes_images),
+        decoded_tools(proto.tools, "conversation.tools"),
+        prompt_options(proto.prompt, proto.reasoning_effort),
+    )
+
+
 def _tokenized(
-    request: model_service_pb2.TokenizeRequest, spec: ModelSpec, tokenizer: Tokenizer
+    request: model_service_pb2.TokenizeRequest, model: ServedModel, tokenizer: Tokenizer
 ) -> model_service_pb2.TokenizeResponse:
     """Tokenize a request's text. This runs on a thread, because a long text takes long."""
+    spec = model.backend.spec
     if request.HasField("conversation"):
-        path = "conversation.messages"
-        protos = request.conversation.messages
-        check_fits(protos, spec, path=path)
-        messages = decode_messages(protos, path)
-        options = prompt_options(request.conversation.prompt, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
-        token_ids = render_prompt(tokenizer, messages, options)
+        conversation = _conversation(request.conversation, spec)
+        if model.local is not None:
+            token_ids = prompt_token_ids(*conversation, model.local)
+        elif conversation.tools:
+            raise UnsupportedField("conversation.tools", "are not supported by this model.")
+        else:
+            token_ids = render_prompt(tokenizer, conversation.messages, conversation.options)
     else:
         _check_text(request.text, spec.max_model_len, tokenizer.max_token_chars)
         adds_special = not request.HasField("add_special_tokens") or request.add_special_tokens
@@ -158,13 +188,7 @@ async def _remotely_tokenized(
     if request.return_token_bytes:
         raise UnsupportedField("return_token_bytes", "is not supported by this model.")
     if request.HasField("conversation"):
-        path = "conversation.messages"
-        check_fits(request.conversation.messages, spec, path=path)
-        messages = decode_messages(
-            request.conversation.messages, path, takes_images=spec.takes_images
-        )
-        options = prompt_options(request.conversation.prompt, chat_pb2.REASONING_EFFORT_UNSPECIFIED)
-        token_ids = await tokenizer.encode_chat(messages, options)
+        token_ids = await tokenizer.encode_chat(*_conversation(request.conversation, spec))
     else:
         _check_num_bytes(request.text)
         adds_special = not request.HasField("add_special_tokens") or request.add_special_tokens

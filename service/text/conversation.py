@@ -1,8 +1,16 @@
 """Prepares a chat request: its prompt, its grammar, and the format of its output."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from service.domain.chat import ChatRequest, ResponseFormat, ToolMode
+from service.domain.chat import (
+    ChatRequest,
+    Message,
+    PromptOptions,
+    ResponseFormat,
+    Tool,
+    ToolMode,
+)
 from service.domain.grammar import OutputConstraint
 from service.domain.model import LocalModel
 from service.errors import (
@@ -44,7 +52,7 @@ def prepare(chat: ChatRequest, model: LocalModel) -> Conversation:
     for tool in chat.tools:
         if tool.schema:
             check_parameters(tool.schema, tool.schema_field)
-    text = _prompt(chat, model)
+    text = _prompt_text(chat.messages, chat.tools, chat.prompt, model)
     max_model_len = model.card.max_model_len
     if chat.prompt.truncate_prompt_tokens is None and (
         num_tokens := least_num_tokens(model.tokenizer, text, max_model_len)
@@ -87,6 +95,18 @@ def prepare(chat: ChatRequest, model: LocalModel) -> Conversation:
         ),
         grammar=grammar if grammar.is_needed else None,
     )
+
+
+def prompt_token_ids(
+    messages: Sequence[Message], tools: Sequence[Tool], options: PromptOptions, model: LocalModel
+) -> list[int]:
+    """Return the token ids of the prompt of a conversation.
+
+    Raises:
+        TemplateRejected: The template rejects the conversation.
+    """
+    text = _prompt_text(messages, tools, options, model)
+    return encode_prompt(model.tokenizer, text, options)
 
 
 def response_grammar(response_format: ResponseFormat, model: LocalModel) -> GrammarSpec:
@@ -166,25 +186,26 @@ def _begun(chat: ChatRequest, markers: ReasoningMarkers | None) -> tuple[str, st
     return text, f"{chat.messages_field}[{len(chat.messages) - 1}].content"
 
 
-def _prompt(chat: ChatRequest, model: LocalModel) -> str:
+def _prompt_text(
+    messages: Sequence[Message], tools: Sequence[Tool], options: PromptOptions, model: LocalModel
+) -> str:
     """Return the prompt's text. It contains the tools in the form that the template supports."""
     formats = model.formats
     if formats.has_tool_template:
-        messages = chat.messages
         if SYNTAXES[formats.tools].has_short_ids:
             messages = with_mistral_ids(messages)
-        options = replace(chat.prompt, tools=template_tools(chat.tools))
+        options = replace(options, tools=template_tools(tools))
         return render_text(model.tokenizer, messages, options)
     syntax = SYNTAXES[formats.tools]
     try:
-        messages = with_tools_in_text(chat.messages, chat.tools, syntax)
-        return render_text(model.tokenizer, messages, chat.prompt)
+        with_tools = with_tools_in_text(messages, tools, syntax)
+        return render_text(model.tokenizer, with_tools, options)
     except TemplateRejected:
-        if not chat.tools:
+        if not tools:
             raise
     # Some templates, Gemma 2's among them, take no system message.
-    messages = with_tools_in_text(chat.messages, chat.tools, syntax, has_system=False)
-    return render_text(model.tokenizer, messages, chat.prompt)
+    with_tools = with_tools_in_text(messages, tools, syntax, has_system=False)
+    return render_text(model.tokenizer, with_tools, options)
 
 
 def _no_token(_: str) -> int | None:

@@ -64,34 +64,23 @@ class OutputParser:
         self._call: tuple[str, str] | None = None  # the incomplete call: its name and arguments
         self._is_over = False
 
-    def push(self, output: TokenOutput) -> Iterator[TextDelta]:
-        """Yield the deltas of an output. A delta with a finish reason is the sequence's last.
+    def push(self, output: TokenOutput) -> list[TextDelta]:
+        """Return the deltas of an output. A delta with a finish reason is the sequence's last.
 
         The sequence may end before the engine ends it, in the middle of an output.
         """
-        for piece in self._pieces(output):
-            delta = self._parse(self._text.push(piece))
-            yield delta
-            if delta.finish_reason is not None:
-                return
-
-    def _pieces(self, output: TokenOutput) -> Iterator[TokenOutput]:
-        """Yield the output token by token while reasoning tokens are counted, else as a whole."""
         if self._reasoning is None or self._reasoning.is_over or len(output.token_ids) < 2:
-            yield output
-            return
-        last = len(output.token_ids) - 1
-        for i, token_id in enumerate(output.token_ids):
-            yield replace(
-                output,
-                token_ids=(token_id,),
-                finish_reason=output.finish_reason if i == last else None,
-                logprobs=output.logprobs[i : i + 1],
-                prompt_logprobs=output.prompt_logprobs if i == 0 else (),
-            )
+            return [self._parse(self._text.push(output))]
+        # Reasoning tokens are counted one by one.
+        deltas = []
+        for piece in _single_tokens(output):
+            deltas.append(self._parse(self._text.push(piece)))
+            if deltas[-1].finish_reason is not None:
+                break
+        return deltas
 
     def _parse(self, delta: TextDelta) -> TextDelta:
-        """Divide a delta's text into reasoning, content and calls."""
+        """Divide a delta's text into reasoning, content and calls. Return the same delta."""
         if self._reasoning is None and self._call_parser is None:
             return delta
         reasoning, text, num_reasoning_tokens = "", delta.text, 0
@@ -104,7 +93,7 @@ class OutputParser:
             num_reasoning_tokens = self._reasoning.num_tokens
         calls: tuple[ToolCallDelta, ...] = ()
         if self._format.has_only_calls:
-            delta = replace(delta, logprobs=())
+            delta.logprobs = ()
         if self._call_parser is not None:
             events = self._call_parser.push(text)
             if is_last:
@@ -112,14 +101,10 @@ class OutputParser:
             text, calls = self._apply(events)
             if is_last and self._call is not None and self._delays_calls:
                 calls += (self._first_piece(self._call),)
-        return replace(
-            delta,
-            text=text,
-            reasoning=reasoning,
-            num_reasoning_tokens=num_reasoning_tokens,
-            tool_calls=calls,
-            finish_reason=self._finish_reason(delta.finish_reason),
-        )
+        delta.text, delta.reasoning, delta.tool_calls = text, reasoning, calls
+        delta.num_reasoning_tokens = num_reasoning_tokens
+        delta.finish_reason = self._finish_reason(delta.finish_reason)
+        return delta
 
     @property
     def _delays_calls(self) -> bool:
@@ -171,3 +156,16 @@ class OutputParser:
             reason = FinishReason.STOP
         has_calls = bool(self._complete_calls) and self._call is None and not self._format.is_named
         return FinishReason.TOOL_CALLS if reason is FinishReason.STOP and has_calls else reason
+
+
+def _single_tokens(output: TokenOutput) -> Iterator[TokenOutput]:
+    """Yield an output of at least one token, token by token."""
+    last = len(output.token_ids) - 1
+    for i, token_id in enumerate(output.token_ids):
+        yield replace(
+            output,
+            token_ids=(token_id,),
+            finish_reason=output.finish_reason if i == last else None,
+            logprobs=output.logprobs[i : i + 1],
+            prompt_logprobs=output.prompt_logprobs if i == 0 else (),
+        )

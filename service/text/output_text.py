@@ -20,6 +20,7 @@ class OutputText:
         markers: The texts of special tokens that appear in the text, by token id.
         has_all_logprobs: If True, a delta has the log probabilities of all its tokens. Otherwise it
             has only those of tokens whose text begins in the delta.
+        prompt_index: Index of the prompt in the request.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class OutputText:
         markers: Mapping[int, str] | None = None,
         *,
         has_all_logprobs: bool = False,
+        prompt_index: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
+        self._prompt_index = prompt_index
         self._has_all_logprobs = has_all_logprobs
         self._markers = markers or {}
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
@@ -68,9 +71,10 @@ class OutputText:
                 matched_stop = ended_by
         if self._stop_strings.matched is not None:
             finish_reason = FinishReason.STOP
-        logprobs = self._logprobs.release(len(text), is_last=finish_reason is not None)
         if self._has_all_logprobs:
             logprobs = output.logprobs[:num_tokens]
+        else:
+            logprobs = self._logprobs.release(len(text), is_last=finish_reason is not None)
         return TextDelta(
             text,
             num_tokens,
@@ -79,8 +83,10 @@ class OutputText:
             output.num_cached_tokens,
             output.index,
             token_ids[:num_tokens],
-            decoded(logprobs, self._tokenizer),
-            decoded(output.prompt_logprobs, self._tokenizer),
+            decoded(logprobs, self._tokenizer) if logprobs else (),
+            decoded(output.prompt_logprobs, self._tokenizer) if output.prompt_logprobs else (),
+            prompt_index=self._prompt_index,
+            timings=output.timings,
         )
 
     def _read(
@@ -150,6 +156,8 @@ class _PendingLogprobs:
             is_last: If True, all pending log probabilities are returned.
         """
         self._num_delivered += num_chars
+        if not self._pending:
+            return ()
         released = []
         while self._pending:
             start, logprobs = self._pending[0]

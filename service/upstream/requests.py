@@ -113,7 +113,7 @@ def _stream_options(request: GenerationRequest, dialect: Dialect) -> dict[str, b
 
 def _put_chat_options(body: dict[str, Any], request: ChatRequest, names: Names) -> None:
     if request.tools:
-        names.put(body, "tools", [_tool(tool) for tool in request.tools])
+        names.put(body, "tools", [tool_body(tool) for tool in request.tools])
         _put_tool_choice(body, request, names)
         if not request.has_parallel_calls:
             names.put(body, "parallel_tool_calls", False)
@@ -270,7 +270,7 @@ def _put_cache_salt(body: dict[str, Any], salt: str, caller: Caller, names: Name
         names.put(body, "cache_salt", digest)
 
 
-def _tool(tool: Tool) -> dict[str, Any]:
+def tool_body(tool: Tool) -> dict[str, Any]:
     function: dict[str, Any] = {"name": tool.name}
     if tool.description:
         function["description"] = tool.description

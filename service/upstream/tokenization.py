@@ -5,12 +5,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from service.domain.chat import Message, PromptOptions
+from service.domain.chat import Message, PromptOptions, Tool
 from service.upstream.backend import UpstreamModel
 from service.upstream.failover import first_result
 from service.upstream.failures import Failures
 from service.upstream.pool import Member, UpstreamPool
-from service.upstream.requests import message_body
+from service.upstream.requests import message_body, tool_body
 from service.upstream.wire import DetokenizedText, Tokens, decoded
 
 _Result = TypeVar("_Result")
@@ -28,7 +28,7 @@ class UpstreamTokenizer:
         return (await self._call("/tokenize", body, Tokens, "text")).tokens
 
     async def encode_chat(
-        self, messages: Sequence[Message], options: PromptOptions
+        self, messages: Sequence[Message], tools: Sequence[Tool], options: PromptOptions
     ) -> Sequence[int]:
         field = "conversation.messages"
         body: dict[str, Any] = {
@@ -39,6 +39,8 @@ class UpstreamTokenizer:
             "add_generation_prompt": options.add_generation_prompt,
             "continue_final_message": options.continue_final_message,
         }
+        if tools:
+            body["tools"] = [tool_body(tool) for tool in tools]
         if options.template_kwargs:
             body["chat_template_kwargs"] = options.template_kwargs
         tokens = (await self._call("/tokenize", body, Tokens, field)).tokens

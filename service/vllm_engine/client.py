@@ -3,7 +3,8 @@
 Nothing here imports vLLM. The types of outputs and statistics have the names of vLLM's attributes.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -54,6 +55,47 @@ class Output(Protocol):
     def metrics(self) -> RequestStats | None: ...
 
 
+# Called with each output of one of vLLM's requests, on the event loop's thread. It returns False if
+# the request has ended, or is to be ended.
+OutputListener: TypeAlias = Callable[[Output], bool]
+
+
+class Delivery:
+    """Passes the outputs of one of vLLM's requests to a listener, until the request has ended.
+
+    No task runs for an output, because that would take longer than all else that is done for it.
+    """
+
+    def __init__(self, on_output: OutputListener) -> None:
+        self._on_output = on_output
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def put(self, output: Output | Exception) -> None:
+        """Pass on an output, or end the request with an error. Does nothing after the end."""
+        if self._ended.done():
+            return
+        if isinstance(output, Exception):
+            self._fail(output)
+            return
+        try:
+            if not self._on_output(output):
+                self._ended.set_result(None)
+        except Exception as error:  # the caller serves other requests too
+            self._fail(error)
+
+    async def wait_ended(self) -> None:
+        """Wait until the request has ended.
+
+        Raises:
+            Exception: The error that has ended the request, or that the listener raised.
+        """
+        await self._ended
+
+    def _fail(self, error: Exception) -> None:
+        self._ended.set_exception(error)
+        self._ended.exception()  # asyncio logs exceptions that nothing has read
+
+
 @dataclass(frozen=True, slots=True)
 class VllmLimits:
     """The properties of a running vLLM.
@@ -91,22 +133,25 @@ class VllmClient(Protocol):
         """True if a process of vLLM has ended or has failed."""
         ...
 
-    def generate(
+    async def run(
         self,
         prompt: Mapping[str, Any],
         sampling_arguments: Mapping[str, Any],
         request_id: str,
         priority: int,
-    ) -> AsyncGenerator[Output, None]:
-        """Run one request. Closing the generator aborts the request.
+        on_output: OutputListener,
+    ) -> None:
+        """Run one request until it has ended. Cancelling this aborts the request.
 
         Args:
             prompt: See `service.vllm_engine.sampling.prompt`.
             sampling_arguments: See `service.vllm_engine.sampling.sampling_arguments`.
+            on_output: Receives the outputs, those of a step before the step is reported.
 
         Raises:
             EngineDead: vLLM has failed.
             StepFailed: This request failed. Others are not affected.
+            Exception: The exception that `on_output` raised.
         """
         ...
 

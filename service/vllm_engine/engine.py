@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AbstractContextManager, aclosing, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -284,21 +284,29 @@ class VllmEngine:
     async def _run(self, client: VllmClient, sequence: _Sequence) -> None:
         """Run a sequence in vLLM, and deliver its outputs. Cancelling this aborts the sequence."""
         request = sequence.entry.request
+        reader = SequenceReader(request, sequence.index)
+        last: tuple[Output, TokenOutput] | None = None
+
+        def on_output(output: Output) -> bool:
+            nonlocal last
+            read = reader.read(output)
+            if read.finish_reason is not None:
+                last = output, read
+                return False
+            self._deliver(sequence, output, read)
+            return True
+
         try:
             arguments = sampling_arguments(
                 request, sequence.index, client.limits.max_model_len, client.limits.grammar_end
             )
-            reader = SequenceReader(request, sequence.index)
             name = f"{sequence.request_id}-{sequence.index}"
-            outputs = client.generate(prompt(request), arguments, name, request.priority)
-            async with aclosing(outputs):
-                async for output in outputs:
-                    read = reader.read(output)
-                    if read.finish_reason is FinishReason.STOP and read.token_ids:
-                        await self._check_grammar(reader, request)
-                    self._deliver(sequence, output, read)
-                    if read.finish_reason is not None:
-                        break
+            await client.run(prompt(request), arguments, name, request.priority, on_output)
+            if last is not None:
+                output, read = last
+                if read.finish_reason is FinishReason.STOP and read.token_ids:
+                    await self._check_grammar(reader, request)
+                self._deliver(sequence, output, read)
         except ChatrpcError as error:
             self._num_failed += isinstance(error, StepFailed)
             self._fail(sequence.request_id, error)
@@ -319,8 +327,16 @@ class VllmEngine:
         sequence.has_output = True
         if read.finish_reason is not None:
             entry.sequences.pop(sequence.index, None)
-        # The other sequences find the prompt of the first one in the prefix cache.
-        delivered = replace(read, num_cached_tokens=entry.num_cached_tokens, timings=entry.timings)
+        delivered = TokenOutput(
+            read.token_ids,
+            read.finish_reason,
+            # The other sequences find the prompt of the first one in the prefix cache.
+            entry.num_cached_tokens,
+            read.index,
+            read.logprobs,
+            read.prompt_logprobs,
+            entry.timings,
+        )
         self._streams.put(sequence.request_id, delivered)
 
     async def _check_grammar(self, reader: SequenceReader, request: Request) -> None:
@@ -335,8 +351,7 @@ class VllmEngine:
 
     def _on_step(self, core: int, scheduler_stats: Any, iteration_stats: Any) -> None:
         self._statistics.add(core, scheduler_stats, iteration_stats)
-        # vLLM has resumed the tasks with an output in this step. They run before this callback.
-        self._loop.call_soon(self._streams.release, len(self._tasks))
+        self._streams.release(len(self._tasks))
 
     def _die(self) -> None:
         self._streams.close()

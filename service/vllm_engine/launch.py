@@ -1,11 +1,9 @@
 """Starts vLLM. Only this module imports it."""
 
-import asyncio
 import dataclasses
 import json
 import os
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from enum import EnumType
 from typing import Any, get_args
 
@@ -26,7 +24,7 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 from chatrpc_process.errors import ConfigError
 from service.domain.engine_settings import EngineSettings
 from service.errors import EngineDead, ModelLoadError, StepFailed, first_line
-from service.vllm_engine.client import Output, StepListener, VllmLimits
+from service.vllm_engine.client import Delivery, OutputListener, StepListener, VllmLimits
 
 _KV_CACHE = "kv_cache_memory_bytes"
 # On a CPU this variable, in GiB, takes precedence over the argument.
@@ -105,34 +103,36 @@ class AsyncLlmClient:
     def is_dead(self) -> bool:
         return bool(self.llm.errored)
 
-    async def generate(
+    async def run(
         self,
         prompt: Mapping[str, Any],
         sampling_arguments: Mapping[str, Any],
         request_id: str,
         priority: int,
-    ) -> AsyncGenerator[Output, None]:
-        """See `service.vllm_engine.client.VllmClient.generate`."""
+        on_output: OutputListener,
+    ) -> None:
+        """See `service.vllm_engine.client.VllmClient.run`."""
+        delivery = Delivery(on_output)
         try:
-            outputs = self.llm.generate(
+            collector = await self.llm.add_request(
+                request_id,
                 _prompt(prompt, sampling_arguments),
                 _sampling_params(sampling_arguments),
-                request_id,
                 priority=priority,
             )
-            async with aclosing(outputs):
-                async for output in outputs:
-                    yield output
-        except (asyncio.CancelledError, GeneratorExit):
-            # vLLM's generator aborts nothing if it was cancelled before its first output.
-            await self.llm.abort(request_id)
-            raise
+            # vLLM calls this for each output. Its own method would wake a task.
+            collector.put = delivery.put
+            if (early := collector.get_nowait()) is not None:
+                delivery.put(early)
+            await delivery.wait_ended()
         except EngineDeadError as error:
             raise EngineDead from error
         except VLLMClientError as error:
             raise StepFailed(f"vLLM rejects the request: {error}") from error
         except VLLMError as error:
             raise EngineDead if self.is_dead else StepFailed from error
+        finally:
+            await self.llm.abort(request_id)  # does nothing if vLLM has ended the request
 
     def stop(self, timeout_s: float) -> None:
         """See `service.vllm_engine.client.VllmClient.stop`."""

@@ -395,9 +395,15 @@ def _choice(step: Delta | Finish) -> chat_pb2.ChoiceDelta:
 
 
 def _whole(chunks: list[chat_pb2.ChatCompletionChunk]) -> chat_pb2.ChatCompletion:
-    """Return the text of choice 0 as a unary response."""
-    text = "".join(delta.delta.content for chunk in chunks for delta in chunk.choices)
-    head = chunks[0]
+    """Return the deltas of choice 0 as a unary response."""
+    head, deltas = chunks[0], [delta for chunk in chunks for delta in chunk.choices]
+    calls: dict[int, chat_pb2.ToolCall] = {}
+    for piece in (piece for each in deltas for piece in each.delta.tool_calls):
+        call = calls.setdefault(piece.index, chat_pb2.ToolCall(index=piece.index))
+        arguments = call.function.arguments_json + piece.function.arguments_json
+        call.MergeFrom(piece)
+        call.function.arguments_json = arguments
+    text = "".join(each.delta.content for each in deltas)
     return chat_pb2.ChatCompletion(
         id=head.id,
         create_time=head.create_time,
@@ -406,9 +412,13 @@ def _whole(chunks: list[chat_pb2.ChatCompletionChunk]) -> chat_pb2.ChatCompletio
         choices=[
             chat_pb2.Choice(
                 message=chat_pb2.ChatMessage(
-                    role=chat_pb2.ROLE_ASSISTANT, content=[chat_pb2.ContentPart(text=text)]
+                    role=chat_pb2.ROLE_ASSISTANT,
+                    content=[chat_pb2.ContentPart(text=text)],
+                    reasoning_content="".join(each.delta.reasoning_content for each in deltas),
+                    tool_calls=calls.values(),
                 ),
-                finish_reason=chat_pb2.FINISH_REASON_STOP,
+                finish_reason=deltas[-1].finish_reason or chat_pb2.FINISH_REASON_STOP,
+                matched_stop=deltas[-1].matched_stop,
             )
         ],
         usage=chunks[-1].usage,

@@ -1,7 +1,7 @@
 """A vLLM that computes with a small engine, so that the engine vllm runs without vLLM."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from service.domain.sampling import SamplingParams
 from service.text.grammars import CompiledGrammars, load_token_trie
 from service.text.hf_tokenizer import load_tokenizer
 from service.vllm_engine.arguments import settings_arguments
-from service.vllm_engine.client import StepListener, VllmClient, VllmLimits
+from service.vllm_engine.client import OutputListener, StepListener, VllmClient, VllmLimits
 from service.vllm_engine.engine import VllmEngine
 from tests.fakes.small_engine import SmallEngine, small_engine
 from tests.fakes.vllm_client import FakeCompletion, FakeLogprob, FakeOutput, FakeRequestStats
@@ -60,20 +60,23 @@ class SmallVllm:
             grammar_end=end,
         )
 
-    async def generate(
+    async def run(
         self,
         prompt: Mapping[str, Any],
         sampling_arguments: Mapping[str, Any],
         request_id: str,
         priority: int,
-    ) -> AsyncGenerator[FakeOutput, None]:
-        """See `service.vllm_engine.client.VllmClient.generate`."""
+        on_output: OutputListener,
+    ) -> None:
+        """See `service.vllm_engine.client.VllmClient.run`."""
         request = self._request(prompt, sampling_arguments, priority)
         async with aclosing(self._engine.generate(request)) as outputs:
             async for output in outputs:
                 if not output.is_progress:
-                    yield self._converted(request, output)
+                    goes_on = on_output(self._converted(request, output))
                     self._report()
+                    if not goes_on:
+                        return
 
     def stop(self, timeout_s: float) -> None:
         """End nothing: there are no processes."""

@@ -1,13 +1,18 @@
 """A vLLM whose outputs are a script."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 from service.errors import EngineDead
-from service.vllm_engine.client import PositionLogprobs, StepListener, VllmLimits
+from service.vllm_engine.client import (
+    Delivery,
+    OutputListener,
+    PositionLogprobs,
+    StepListener,
+    VllmLimits,
+)
 
 
 @dataclass
@@ -46,18 +51,18 @@ class FakeOutput:
 
 @dataclass
 class Submitted:
-    """A request to a `FakeVllm`. Its outputs are what a test puts into `script`."""
+    """A request to a `FakeVllm`. Its outputs are what a test puts."""
 
     prompt: Mapping[str, Any]
     arguments: Mapping[str, Any]
     request_id: str
     priority: int
-    script: "asyncio.Queue[FakeOutput | Exception]" = field(default_factory=asyncio.Queue)
+    delivery: Delivery
     is_ended: bool = False  # it has finished or was aborted
 
     def put(self, *steps: FakeOutput | Exception) -> None:
         for step in steps:
-            self.script.put_nowait(step)
+            self.delivery.put(step)
 
 
 class FakeVllm:
@@ -83,25 +88,22 @@ class FakeVllm:
         self.arguments, self._on_step = arguments, on_step
         return self
 
-    async def generate(
+    async def run(
         self,
         prompt: Mapping[str, Any],
         sampling_arguments: Mapping[str, Any],
         request_id: str,
         priority: int,
-    ) -> AsyncGenerator[FakeOutput, None]:
-        submitted = Submitted(prompt, sampling_arguments, request_id, priority)
+        on_output: OutputListener,
+    ) -> None:
+        """See `service.vllm_engine.client.VllmClient.run`."""
+        delivery = Delivery(on_output)
+        submitted = Submitted(prompt, sampling_arguments, request_id, priority, delivery)
         self.submitted.append(submitted)
         try:
             if self.is_dead:
                 raise EngineDead
-            while True:
-                step = await submitted.script.get()
-                if isinstance(step, Exception):
-                    raise step
-                yield step
-                if step.outputs[0].finish_reason is not None:
-                    return
+            await delivery.wait_ended()
         finally:
             submitted.is_ended = True
 

@@ -5,14 +5,14 @@ import contextlib
 import multiprocessing
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
 from typing import Any
 
 from service.errors import EngineDead, ModelLoadError, StepFailed
 from service.vllm_engine.child import plugin
-from service.vllm_engine.client import StepListener, VllmLimits
+from service.vllm_engine.client import Delivery, OutputListener, StepListener, VllmLimits
 from tests.fakes.tokenizer import EOS
 from tests.fakes.vllm_client import FakeOutput
 
@@ -68,7 +68,7 @@ class CoreProcess:
     ) -> None:
         self._loop = loop
         self._on_step = on_step
-        self._queues: dict[str, asyncio.Queue[FakeOutput | Exception]] = {}
+        self._deliveries: dict[str, Delivery] = {}
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=run_core, args=(theirs, step_s, failure))
@@ -84,27 +84,22 @@ class CoreProcess:
     def is_dead(self) -> bool:
         return not self._process.is_alive()
 
-    async def generate(
+    async def run(
         self,
         prompt: Mapping[str, Any],
         sampling_arguments: Mapping[str, Any],
         request_id: str,
         priority: int,
-    ) -> AsyncGenerator[FakeOutput, None]:
-        """See `service.vllm_engine.client.VllmClient.generate`."""
+        on_output: OutputListener,
+    ) -> None:
+        """See `service.vllm_engine.client.VllmClient.run`."""
         text = bytes(token_id for token_id in prompt["prompt_token_ids"] if token_id < EOS)
-        queue = self._queues[request_id] = asyncio.Queue()
+        delivery = self._deliveries[request_id] = Delivery(on_output)
         self._send(request_id, text, sampling_arguments["max_tokens"])
         try:
-            while True:
-                output = await queue.get()
-                if isinstance(output, Exception):
-                    raise output
-                yield output
-                if output.outputs[0].finish_reason is not None:
-                    return
+            await delivery.wait_ended()
         finally:
-            del self._queues[request_id]
+            del self._deliveries[request_id]
             self._send(request_id, b"", 0)
 
     def stop(self, timeout_s: float) -> None:
@@ -127,10 +122,10 @@ class CoreProcess:
     def _deliver(self, step: list[tuple[str, int]]) -> None:
         """Deliver the outputs of a step: request ids, and the numbers of tokens still to come."""
         for request_id, left in step:
-            if queue := self._queues.get(request_id):
+            if delivery := self._deliveries.get(request_id):
                 reason = None if left else "length"
                 failed = left < 0
-                queue.put_nowait(
+                delivery.put(
                     StepFailed() if failed else FakeOutput.of(ord("a"), finish_reason=reason)
                 )
         scheduler_stats = SimpleNamespace(
@@ -144,5 +139,5 @@ class CoreProcess:
         self._on_step(0, scheduler_stats, SimpleNamespace(num_preempted_reqs=0))
 
     def _die(self) -> None:
-        for queue in self._queues.values():
-            queue.put_nowait(EngineDead())
+        for delivery in self._deliveries.values():
+            delivery.put(EngineDead())

@@ -5,20 +5,13 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.fakes.chat_service import FakeService
-from tests.support.programs import Launch, Program, _Program
+from tests.support.programs import Launch, launching
 
 
 @pytest.fixture
 def launch() -> Iterator[Launch]:
-    launched: list[Program] = []
-
-    def launch(program: _Program) -> _Program:
-        launched.append(program)
-        return program
-
-    yield launch
-    for program in launched:
-        program.close()
+    with launching() as launch:
+        yield launch
 
 
 @pytest.fixture

@@ -89,3 +89,63 @@ CONVERSATION = [
     {"role": "assistant", "content": "x", "refusal": "no", "reasoning": "r"},
     {"role": "tool", "content": "x", "tool_call_id": "c"},
 ]
+
+# Bodies of Anthropic's Messages API, without what every body has.
+MESSAGES: list[dict[str, Any]] = [
+    {
+        "system": [{"type": "text", "text": "Be brief."}],
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "top_k": 5,
+        "stop_sequences": ["x"],
+        "metadata": {"user_id": "u"},
+        "output_config": {
+            "effort": "low",
+            "format": {"type": "json_schema", "schema": {"type": "object"}},
+        },
+    },
+    {
+        "tools": [{"name": "f", "description": "d", "input_schema": {"a": 1}, "strict": True}],
+        "tool_choice": {"type": "auto", "disable_parallel_tool_use": True},
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+    },
+    {
+        "tools": [{"name": "f"}],
+        "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
+    },
+    {
+        "tools": [{"name": "f"}],
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+    },
+    {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "Hi"},
+                    {"type": "image", "source": {"type": "url", "url": "https://a/b.png"}},
+                    {
+                        "type": "document",
+                        "title": "t",
+                        "source": {
+                            "type": "base64",
+                            "data": "QUI=",
+                            "media_type": "application/pdf",
+                        },
+                    },
+                ],
+            },
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "Hmm.", "signature": ""},
+                    {"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [{"type": "tool_result", "tool_use_id": "c", "content": "1"}],
+            },
+        ]
+    },
+]

@@ -19,19 +19,25 @@ from chatrpc.v1 import (
     model_service_pb2,
 )
 from docs import parity
-from gateway_http.convert import completions, embeddings, requests, tokens
-from gateway_http.protocol import completion, error, request, response, sampling
+from gateway_http.convert import (
+    anthropic_requests,
+    completions,
+    embeddings,
+    requests,
+    tokens,
+)
+from gateway_http.protocol import anthropic, completion, error, request, response, sampling
 from gateway_http.protocol import embeddings as embedding_types
 from gateway_http.protocol import tokens as token_types
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.params import param_of
-from tests.gateway_http.sample_bodies import CHAT, CONVERSATION, HI, TEXT, TOOL
+from tests.gateway_http.sample_bodies import CHAT, CONVERSATION, HI, MESSAGES, TEXT, TOOL
 
 ROWS = parity.rows()
 # All pairs of an HTTP field and one of its proto fields.
 PAIRS = [(row.http, wire) for row in ROWS if row.http for wire in row.field.proto_fields]
 
-STRUCTS = (request, sampling, completion, embedding_types, token_types, response, error)
+STRUCTS = (request, sampling, completion, embedding_types, token_types, anthropic, response, error)
 PROTOS = (
     chat_pb2,
     chat_service_pb2,
@@ -42,7 +48,15 @@ PROTOS = (
 )
 
 # The fields of these structs are listed with those of the structs that inherit from them.
-PARTS_OF_OTHERS = {"Part", "UnsupportedParameters", "UnsupportedEmbeddingParameters"}
+PARTS_OF_OTHERS = {
+    "Part",
+    "Block",
+    "Prompt",
+    "AnyToolChoice",
+    "UnsupportedParameters",
+    "UnsupportedEmbeddingParameters",
+    "UnsupportedMessageParameters",
+}
 # The fields of these structs are listed once.
 SHARED = (sampling.SamplingParameters, sampling.GenerationRequest)
 
@@ -128,6 +142,8 @@ OF_MESSAGES = {
     "add_generation_prompt": False,
     "continue_final_message": True,
     "chat_template_kwargs": {"a": 1},
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "reasoning_effort": "low",
 }
 
 
@@ -160,6 +176,10 @@ def cases() -> Iterator[Case]:
     yield completion.CompletionRequest, text | {"prompt": [1]}, with_model(completions.params)
     for name, value in TEXT.items():
         yield completion.CompletionRequest, text | {name: value}, with_model(completions.params)
+
+    for fields in MESSAGES:
+        body = {"model": "m", "max_tokens": 5, "messages": [HI]} | fields
+        yield anthropic.MessagesRequest, body, with_model(anthropic_requests.params)
 
     inputs: tuple[Any, ...] = ("a", ["a", "b"], [1, 2], [[1], [2]])
     for each in inputs:
@@ -231,7 +251,7 @@ def test_cases_have_every_field_of_requests_that_has_a_proto_field() -> None:
         name
         for kind, name in NAMES.items()
         if kind.__module__ in {request.__name__, sampling.__name__}
-    } | {"CompletionRequest", "EmbeddingsRequest", "TokenizeRequest"}
+    } | {"CompletionRequest", "EmbeddingsRequest", "TokenizeRequest", "MessagesRequest"}
     assert {http for http, _ in PAIRS if http.split(".")[0] in requests_of_ours} <= ASKED
 
 

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, Self, TypeVar
 
 import grpc
@@ -124,6 +125,26 @@ class Launch(Protocol):
     """Starts a process that ends with the test: `await launch(Service()).ready()`."""
 
     def __call__(self, program: _Program, /) -> _Program: ...
+
+
+@contextmanager
+def launching() -> Iterator[Launch]:
+    """Yield a function that registers processes. They end with the context.
+
+    Their logs are written to stderr, which pytest shows if the test has failed.
+    """
+    launched: list[Program] = []
+
+    def launch(program: _Program) -> _Program:
+        launched.append(program)
+        return program
+
+    try:
+        yield launch
+    finally:
+        for program in launched:
+            program.close()
+            sys.stderr.write(program.log)
 
 
 class RealService(Program):

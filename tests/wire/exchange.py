@@ -40,7 +40,7 @@ _LONG_LINE = 100
 # Values that vary between two runs, and their names in a recording. Equal values in a response get
 # equal placeholders: the first is `{name}`, a second value is `{name 2}`. Nothing else is replaced.
 _VARYING = (
-    ("completion id", re.compile(r"(?<=cmpl-)[0-9a-f]{32}")),
+    ("completion id", re.compile(r"(?<=mpl-|msg_)[0-9a-f]{32}")),
     ("tool call id", re.compile(r"(?<=call_)[0-9A-Za-z]{8,}")),
     ("request id", re.compile(r"(?<=req_)[0-9a-f]{32}")),
     ("request id", re.compile(r"(?<=x-request-id: )[0-9a-f]{32}")),

@@ -423,6 +423,18 @@ _EMBEDDINGS = [
     _embeddings("not_served_by_model", _DEFAULT),
 ]
 
+_MESSAGE = {"model": "fake", "max_tokens": 8, "messages": [_USER]}
+_MESSAGES = [
+    _post("message", "/v1/messages", _MESSAGE),
+    _post("message_stream", "/v1/messages", _MESSAGE | {"stream": True}),
+    _post("message_bare_path", "/messages", _MESSAGE | {"system": "Be brief."}),
+    _post("message_without_limit", "/v1/messages", {"model": "fake", "messages": [_USER]}),
+    _post("message_temperature_too_high", "/v1/messages", _MESSAGE | {"temperature": 2.5}),
+    _post("message_unserved_field", "/v1/messages", _MESSAGE | {"container": "c"}),
+    _post("message_model_unknown", "/v1/messages", _MESSAGE | {"model": "other"}),
+    _post("message_tokens", "/v1/messages/count_tokens", {"model": "fake", "messages": [_USER]}),
+]
+
 _TOKENS = [
     _post("tokenize_prompt", "/tokenize", {"model": "fake", "prompt": "aé"}),
     _post(
@@ -434,7 +446,8 @@ _TOKENS = [
     _post("tokenize_messages", "/tokenize", {"model": "fake", "messages": [_USER]}),
     _post("tokenize_nothing", "/tokenize", {"model": "fake"}),
     _post("tokenize_two_inputs", "/tokenize", {"prompt": "a", "content": "b"}),
-    _post("tokenize_unserved", "/tokenize", {"messages": [_USER], "tools": _TOOLS}),
+    _post("tokenize_tools", "/tokenize", {"messages": [_USER], "tools": _TOOLS}),
+    _post("tokenize_unserved", "/tokenize", {"messages": [_USER], "chat_template": "x"}),
     _post("tokenize_too_long", "/tokenize", {"prompt": "x" * 6000}),
     _post("tokenize_unknown_model", "/tokenize", {"model": "other", "prompt": "a"}),
     _post("detokenize", "/detokenize", {"model": "fake", "tokens": [72, 105, 256]}),
@@ -503,4 +516,4 @@ _OTHERS = [
     _get("headers_too_large", "/v1/models", x="x" * 70_000),
 ]
 
-HTTP_REQUESTS = [*_CHATS, *_CHAT_ERRORS, *_TEXTS, *_EMBEDDINGS, *_TOKENS, *_OTHERS]
+HTTP_REQUESTS = [*_CHATS, *_CHAT_ERRORS, *_TEXTS, *_MESSAGES, *_EMBEDDINGS, *_TOKENS, *_OTHERS]

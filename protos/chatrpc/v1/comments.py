@@ -161,6 +161,8 @@ COMMENTS: Mapping[str, str] = {
     "Conversation": "A conversation to tokenize.",
     "Conversation.messages": "Required. The messages: at least 1.",
     "Conversation.prompt": "Options for making a prompt from the conversation.",
+    "Conversation.reasoning_effort": "How much the model reasons, which may change the prompt.",
+    "Conversation.tools": "The tools that the prompt describes: at most 128.",
     "CreateChatCompletionRequest": "The request of CreateChatCompletion.",
     "CreateChatCompletionRequest.params": "Required. The parameters of the completion.",
     "CreateChatCompletionResponse": "The response of CreateChatCompletion.",

@@ -13,6 +13,8 @@ from chatrpc.v1.chat_pb2 import (
     ChatMessage,
     Modality,
     PromptOptions,
+    ReasoningEffort,
+    Tool,
 )
 from collections.abc import (
     Iterable,
@@ -270,6 +272,10 @@ class Conversation(Message):
 
     MESSAGES_FIELD_NUMBER: int
     PROMPT_FIELD_NUMBER: int
+    TOOLS_FIELD_NUMBER: int
+    REASONING_EFFORT_FIELD_NUMBER: int
+    reasoning_effort: ReasoningEffort.ValueType
+    """How much the model reasons, which may change the prompt."""
     @property
     def messages(self) -> RepeatedCompositeFieldContainer[ChatMessage]:
         """Required. The messages: at least 1."""
@@ -278,14 +284,20 @@ class Conversation(Message):
     def prompt(self) -> PromptOptions:
         """Options for making a prompt from the conversation."""
 
+    @property
+    def tools(self) -> RepeatedCompositeFieldContainer[Tool]:
+        """The tools that the prompt describes: at most 128."""
+
     def __init__(
         self,
         *,
         messages: Iterable[ChatMessage] | None = ...,
         prompt: PromptOptions | None = ...,
+        tools: Iterable[Tool] | None = ...,
+        reasoning_effort: ReasoningEffort.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: Literal["prompt", b"prompt"]) -> bool: ...
-    def ClearField(self, field_name: Literal["messages", b"messages", "prompt", b"prompt"]) -> None: ...
+    def ClearField(self, field_name: Literal["messages", b"messages", "prompt", b"prompt", "reasoning_effort", b"reasoning_effort", "tools", b"tools"]) -> None: ...
 
 @final
 class TokenizeResponse(Message):

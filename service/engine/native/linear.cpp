@@ -7,9 +7,12 @@
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
+#include <type_traits>
 
+#include "int4.h"
 #include "product.h"
 #include "quantize.h"
+#include "quantize_groups.h"
 #include "threads.h"
 
 #if defined(CHATRPC_AVX512)
@@ -73,21 +76,24 @@ char* kept_space(int64_t size) {
     return memory.get();
 }
 
-// The rows of a chunk in int8, tile by tile, and the parameters of each row.
+// The rows of a chunk in int8, tile by tile, and the parameters of each row: those of all rows, for
+// each group of inputs that has a scale.
 struct Activations {
     RowScale* scales;
     int8_t* tiles;
     int64_t tile_stride;
 
-    static int64_t bytes(int64_t rows, int64_t num_blocks) {
-        return round_up(rows * static_cast<int64_t>(sizeof(RowScale)), 64) +
+    static int64_t bytes(int64_t rows, int64_t num_blocks, int64_t num_scales) {
+        return scale_bytes(rows, num_scales) +
                round_up(rows, 2 * kTileRows) / kTileRows * num_blocks * kTileBytes;
     }
-    Activations(char* space, int64_t rows, int64_t num_blocks)
+    Activations(char* space, int64_t rows, int64_t num_blocks, int64_t num_scales)
         : scales(reinterpret_cast<RowScale*>(space)),
-          tiles(reinterpret_cast<int8_t*>(
-              space + round_up(rows * static_cast<int64_t>(sizeof(RowScale)), 64))),
+          tiles(reinterpret_cast<int8_t*>(space + scale_bytes(rows, num_scales))),
           tile_stride(num_blocks * kTileBytes) {}
+    static int64_t scale_bytes(int64_t rows, int64_t num_scales) {
+        return round_up(rows * num_scales * static_cast<int64_t>(sizeof(RowScale)), 64);
+    }
     int8_t* row(int64_t r) const {
         return tiles + r / kTileRows * tile_stride + r % kTileRows * 64;
     }
@@ -97,7 +103,7 @@ struct Call {
     const chatrpc_linear_layer& layer;
     const float* x;
     int64_t rows;
-    QuantizeRow quantize;
+    int32_t prologue;
     int64_t row_width;
     float eps;
     const float* residual;
@@ -105,15 +111,61 @@ struct Call {
     bool uses_amx;
     int64_t num_blocks;
     int64_t num_panels;
+    int64_t panel_bytes;
+    int64_t num_scales;  // of a row
 };
 
 void quantize_rows(const Call& call, const Activations& activations, int64_t first, int64_t last,
                    Fetch fetch) {
     const int64_t size = call.layer.in_features;
     auto* space = reinterpret_cast<float*>(kept_space<0>(call.num_blocks * kBlock * 4));
+    if (call.layer.format == kGroups) {
+        const QuantizeRowInGroups quantize = quantize_row_in_groups_for(call.prologue);
+        for (int64_t r = first; r < last; ++r) {
+            quantize(call.x + r * call.row_width, call.layer.norm, size, call.eps, space,
+                     activations.row(r), fetch, activations.scales + r, call.rows);
+        }
+        return;
+    }
+    const QuantizeRow quantize = quantize_row_for(call.prologue);
     for (int64_t r = first; r < last; ++r) {
-        activations.scales[r] = call.quantize(call.x + r * call.row_width, call.layer.norm, size,
-                                              call.eps, space, activations.row(r), fetch);
+        activations.scales[r] = quantize(call.x + r * call.row_width, call.layer.norm, size,
+                                         call.eps, space, activations.row(r), fetch);
+    }
+}
+
+// Multiplies a panel of 4-bit weights with rows that have one scale each.
+template <class Product>
+void multiply_int4(const uint8_t* weights, const int8_t* tiles, int64_t tile_stride, int64_t rows,
+                   int64_t num_blocks, const RowScale* scales, const Output& output) {
+    auto* panel = reinterpret_cast<uint8_t*>(kept_space<2>(num_blocks * kPanelBlockBytes));
+#ifdef CHATRPC_AVX512
+    if constexpr (std::is_same_v<Product, VectorProduct>) {
+        return int4_product(weights, tiles, tile_stride, rows, num_blocks, scales, output, panel);
+    }
+#endif
+    expand_int4(weights, num_blocks, panel);
+    Product()(panel, tiles, tile_stride, rows, num_blocks, scales, output);
+}
+
+// Multiplies a panel of 4-bit weights with rows that have a scale for each group of inputs. The
+// products of the groups are added in order. `stride` is the distance of a row's scales.
+template <class Product>
+void multiply_groups(const uint8_t* weights, const int8_t* tiles, int64_t tile_stride,
+                     int64_t rows, int64_t num_blocks, const RowScale* scales, int64_t stride,
+                     Output output) {
+    alignas(64) static constexpr float kZeros[kPanelChannels] = {};
+    alignas(64) uint8_t panel[kGroupBlocks * kPanelBlockBytes];
+    alignas(64) float group_scales[kPanelChannels];
+    output.scales = group_scales;
+    for (int64_t b = 0; b < num_blocks; b += kGroupBlocks) {
+        const int64_t count = std::min(num_blocks - b, kGroupBlocks);
+        expand_group(weights, count, panel, group_scales);
+        Product()(panel, tiles + b * kTileBytes, tile_stride, rows, count, scales, output);
+        output.bias = kZeros;
+        output.residual = output.out;
+        weights += kGroupBytes;
+        scales += stride;
     }
 }
 
@@ -121,10 +173,8 @@ template <class Product>
 void multiply_panels(const Call& call, const Activations& activations, int64_t first_panel,
                      int64_t last_panel) {
     const chatrpc_linear_layer& layer = call.layer;
-    const int64_t panel_bytes = call.num_blocks * kPanelBlockBytes;
-    const bool is_cached = (last_panel - first_panel) * panel_bytes <= kMaxCachedWeightBytes;
+    const bool is_cached = (last_panel - first_panel) * call.panel_bytes <= kMaxCachedWeightBytes;
     const int64_t step = is_cached ? kRowsAtOnce : call.rows;
-    const Product product;
     for (int64_t first = 0; first < call.rows; first += step) {
         const int64_t rows = std::min(step, call.rows - first);
         for (int64_t p = first_panel; p < last_panel; ++p) {
@@ -140,10 +190,22 @@ void multiply_panels(const Call& call, const Activations& activations, int64_t f
                 layer.out_features,
                 {static_cast<Mask>(mask), static_cast<Mask>(mask >> 16)},
             };
-            product(layer.weights + p * panel_bytes,
-                    activations.tiles + first / kTileRows * activations.tile_stride,
-                    activations.tile_stride, rows, call.num_blocks, activations.scales + first,
-                    output);
+            const uint8_t* const weights = layer.weights + p * call.panel_bytes;
+            const int64_t stride = activations.tile_stride;
+            const int8_t* const tiles = activations.tiles + first / kTileRows * stride;
+            const RowScale* const scales = activations.scales + first;
+            switch (layer.format) {
+                case kInt4:
+                    multiply_int4<Product>(weights, tiles, stride, rows, call.num_blocks, scales,
+                                           output);
+                    break;
+                case kGroups:
+                    multiply_groups<Product>(weights, tiles, stride, rows, call.num_blocks, scales,
+                                             call.rows, output);
+                    break;
+                default:
+                    Product()(weights, tiles, stride, rows, call.num_blocks, scales, output);
+            }
         }
     }
 }
@@ -166,31 +228,32 @@ void multiply(const Call& call, const Activations& activations, int thread, Part
 
 // Return the weights to fetch first: the beginning of a thread's share of the panels.
 Fetch fetch_share(const Call& call, int64_t thread, int64_t num_threads) {
-    const int64_t panel_bytes = call.num_blocks * kPanelBlockBytes;
     const int64_t first = call.num_panels * thread / num_threads;
     const int64_t last = call.num_panels * (thread + 1) / num_threads;
-    const uint8_t* const weights = call.layer.weights + first * panel_bytes;
-    return {weights, weights + std::min((last - first) * panel_bytes, kMaxFetchedWeightBytes)};
+    const uint8_t* const weights = call.layer.weights + first * call.panel_bytes;
+    return {weights,
+            weights + std::min((last - first) * call.panel_bytes, kMaxFetchedWeightBytes)};
 }
 
 void run(const Call& call) {
-    const int64_t bytes = Activations::bytes(call.rows, call.num_blocks);
+    const int64_t bytes = Activations::bytes(call.rows, call.num_blocks, call.num_scales);
     const auto limit = std::min(static_cast<int64_t>(omp_get_max_threads()), call.num_panels);
     const auto num_threads = static_cast<int>(std::min(limit, int64_t{kMaxThreads}));
-    const int64_t panel_bytes = call.num_blocks * kPanelBlockBytes;
-    const int64_t panels_at_once = std::max(call.num_panels / (num_threads * kPartsPerThread),
-                                            (kLeastPartBytes + panel_bytes - 1) / panel_bytes);
+    const int64_t panels_at_once =
+        std::max(call.num_panels / (num_threads * kPartsPerThread),
+                 (kLeastPartBytes + call.panel_bytes - 1) / call.panel_bytes);
     if (call.rows == 1) {
         // Every thread quantizes the row itself, which takes less time than waiting for another.
         in_parallel(num_threads, call.num_panels, panels_at_once, num_threads,
                     [&](int thread, Parts& panels) {
-                        const Activations own(kept_space<1>(bytes), 1, call.num_blocks);
+                        const Activations own(kept_space<1>(bytes), 1, call.num_blocks,
+                                              call.num_scales);
                         quantize_rows(call, own, 0, 1, fetch_share(call, thread, num_threads));
                         multiply(call, own, thread, panels);
                     });
         return;
     }
-    const Activations shared(kept_space<1>(bytes), call.rows, call.num_blocks);
+    const Activations shared(kept_space<1>(bytes), call.rows, call.num_blocks, call.num_scales);
     in_parallel(num_threads, call.rows, call.rows / (num_threads * kPartsPerThread), num_threads,
                 [&](int thread, Parts& rows) {
                     int64_t first, last;
@@ -222,7 +285,7 @@ void chatrpc_linear(const chatrpc_linear_layer* layer, const float* x, int64_t r
             *layer,
             x + first * row_width,
             count,
-            quantize_row_for(prologue),
+            prologue,
             row_width,
             eps,
             residual == nullptr ? nullptr : residual + place,
@@ -230,6 +293,8 @@ void chatrpc_linear(const chatrpc_linear_layer* layer, const float* x, int64_t r
             has_amx() && (layer->path == 2 || (layer->path == 0 && count >= kFewestRowsForAmx)),
             num_blocks,
             (layer->out_features + kPanelChannels - 1) / kPanelChannels,
+            panel_bytes(layer->format, num_blocks),
+            layer->format == kGroups ? num_groups(num_blocks) : 1,
         });
     }
 }

@@ -1,4 +1,5 @@
-// An int8 linear layer: y = s_row * s_w * (q_x . q_w) + bias + residual, one call with its prologue.
+// A linear layer in int8: y = s_row * s_w * (q_x . q_w) + bias + residual, one call with its
+// prologue. Weights may be stored in 4 bits.
 
 #pragma once
 
@@ -8,7 +9,7 @@ extern "C" {
 
 // linear.py has the same struct, with the same fields in the same order.
 //
-// Weights are stored in panels of 32 output channels. For every 64 inputs a panel has two tiles of
+// Weights are stored in panels of 32 output channels. In int8, for every 64 inputs a panel has two tiles of
 // 16 channels. A tile has 16 lines of 16 channels x 4 inputs. Each weight is one byte, with 128
 // added. A line is the operand of vpdpbusd, a tile that of tdpbsud. A panel is read from front to
 // back.
@@ -16,9 +17,10 @@ struct chatrpc_linear_layer {
     int64_t out_features;
     int64_t in_features;
     const uint8_t* weights;  // 64-byte aligned
-    const float* scales;     // padded to whole panels, as is the bias
+    const float* scales;     // padded to whole panels, as is the bias; none in the format kGroups
     const float* bias;       // zeros for none
     const float* norm;       // the RMS norm's weights [in_features]; read with that prologue only
+    int32_t format;          // 0 is int8; int4.h has the others
     int32_t path;            // 1 is VNNI, 2 is AMX, 0 the faster one for the number of rows
 };
 
@@ -36,6 +38,17 @@ void chatrpc_linear_quantize(const float* x, const float* norm, int64_t rows, in
 // and quantizes it to int8 by channel. `packed` and `scales` are whole panels.
 void chatrpc_linear_pack(const void* weight, int32_t type, int64_t out_features,
                          int64_t in_features, uint8_t* packed, float* scales);
+
+// The same for the format kInt4.
+void chatrpc_int4_pack(const void* weight, int32_t type, int64_t out_features, int64_t in_features,
+                       uint8_t* packed, float* scales);
+
+// Packs a weight in the format kGroups. `values` [out_features, in_features / 2] has two values in a
+// byte, the one with the even index in the lower bits; `scales` and `minimums` are [out_features,
+// in_features / group_size] and the weights value * scale - minimum. group_size is a multiple of 32.
+void chatrpc_groups_pack(const uint8_t* values, const float* scales, const float* minimums,
+                         int64_t out_features, int64_t in_features, int64_t group_size,
+                         uint8_t* packed);
 
 // Returns 1 if the CPU has AMX tiles and the operating system permits them, else 0.
 int32_t chatrpc_linear_has_amx();

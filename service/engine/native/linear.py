@@ -1,4 +1,4 @@
-"""Linear layers in int8, each with its norm or gate, bias and residual in one call.
+"""Linear layers with int8 activations, each with its norm or gate, bias and residual in one call.
 
 y[r, n] = s_row[r] * s_w[n] * sum_k q_x[r, k] * q_w[n, k] + bias[n] + residual[r, n]
 
@@ -21,14 +21,16 @@ import mmap
 import platform
 import warnings
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from service.engine.grouped_weight import GroupedWeight
+
 BLOCK = 64  # inputs that are rotated together; K is padded with zeros to a multiple of it
-_PANEL = 32  # output channels that are adjacent in a packed weight
+PANEL = 32  # output channels that are adjacent in a packed weight
 _CHUNK = 1 << 20  # weights that are quantized, and in memory as floats, at once
 _ARENA_BYTES = 32 << 20
 _SMALLEST = 1e-30  # smaller rows count as zeros; 2^17 divided by it fits a float32
@@ -48,7 +50,7 @@ class PrologueKind(IntEnum):
 
 
 class Int8Linear(Protocol):
-    """A linear layer in int8. All tensors are contiguous float32.
+    """A linear layer with activations in int8. All tensors are contiguous float32.
 
     `__call__` takes x [rows, K], or [rows, 2 K] with a gate, and returns [rows, N]. `residual`
     [rows, N] is added at the end, and `out` may be the same tensor. A row that contains NaN or
@@ -87,8 +89,18 @@ def _sylvester(size: int) -> Tensor:
 _SIGNS = _sylvester(BLOCK)  # the Hadamard matrix times 8: symmetric, and its own inverse times 64
 
 
-def quantize(weight: Tensor) -> QuantizedWeight:
-    """Rotate and quantize a weight [N, K] of any float type."""
+def rotated_rows(weight: Tensor | GroupedWeight, start: int, stop: int) -> Tensor:
+    """Return rows of a weight [N, K], padded to whole blocks and rotated, in float32."""
+    if isinstance(weight, GroupedWeight):
+        part = weight.rows(start, stop).dequantized()
+    else:
+        part = weight[start:stop].float()
+    part = F.pad(part, (0, -part.shape[1] % BLOCK))
+    return (part.view(-1, BLOCK) @ (_SIGNS / 8)).view_as(part)
+
+
+def quantize(weight: Tensor | GroupedWeight) -> QuantizedWeight:
+    """Rotate and quantize a weight [N, K]: of any float type, or in groups."""
     out_features, in_features = weight.shape
     padded = -(-in_features // BLOCK) * BLOCK
     values = torch.empty(out_features, padded, dtype=torch.int8)
@@ -96,10 +108,7 @@ def quantize(weight: Tensor) -> QuantizedWeight:
     rows_at_once = max(1, _CHUNK // padded)
     for start in range(0, out_features, rows_at_once):
         rows = slice(start, start + rows_at_once)
-        part = weight[rows].float()
-        if padded != in_features:
-            part = F.pad(part, (0, padded - in_features))
-        rotated = (part.view(-1, BLOCK) @ (_SIGNS / 8)).view_as(part)
+        rotated = rotated_rows(weight, start, start + rows_at_once)
         amax = torch.linalg.vector_norm(rotated, torch.inf, dim=1, keepdim=True)
         scale[rows] = (amax / 127).squeeze(1)
         values[rows] = rotated.mul_(torch.where(amax > 0, 127 / amax, 0.0)).round_()
@@ -116,38 +125,45 @@ class _Layer(ctypes.Structure):
         ("scales", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("norm", ctypes.c_void_p),
+        ("format", ctypes.c_int32),
         ("path", ctypes.c_int32),
     )
 
 
-class NativeInt8Linear:
-    """An `Int8Linear` by the native kernels."""
+class PackedWeight(NamedTuple):
+    """A weight in a form that the kernels read."""
+
+    out_features: int
+    in_features: int
+    format: int  # the number in linear.h
+    values: Tensor  # uint8, aligned to 64 bytes
+    scale: Tensor  # float32 [N padded to whole panels]
+
+
+class NativeLinear:
+    """A `Int8Linear` by the native kernels."""
 
     def __init__(
         self,
         library: ctypes.CDLL,
-        weight: Tensor | QuantizedWeight,
+        weight: PackedWeight,
         bias: Tensor | None = None,
         norm: Tensor | None = None,
     ) -> None:
-        if isinstance(weight, QuantizedWeight):
-            self.out_features, self.in_features = len(weight.scale), weight.in_features
-            self._weights = _pack(weight.values)
-            self._scales = F.pad(weight.scale, (0, -self.out_features % _PANEL))
-        else:
-            self.out_features, self.in_features = weight.shape
-            self._weights, self._scales = _quantize_packed(library, weight)
-        self._bias = torch.zeros_like(self._scales)
+        self.out_features, self.in_features = weight.out_features, weight.in_features
+        self.weight = weight
+        self._bias = torch.zeros_like(weight.scale)
         if bias is not None:
             self._bias[: self.out_features] = bias
         self._norm = _norm_weight(norm, self.in_features)
         self._layer = _Layer(
             self.out_features,
             self.in_features,
-            self._weights.data_ptr(),
-            self._scales.data_ptr(),
+            weight.values.data_ptr(),
+            weight.scale.data_ptr(),
             self._bias.data_ptr(),
             self._norm.data_ptr(),
+            weight.format,
             0,
         )
         self._address = ctypes.addressof(self._layer)
@@ -187,6 +203,48 @@ class NativeInt8Linear:
         return out
 
 
+def pack_int8(
+    library: ctypes.CDLL, weight: Tensor | QuantizedWeight | GroupedWeight
+) -> PackedWeight:
+    """Pack a weight [N, K] in int8 with one scale per output channel.
+
+    A float or grouped weight is rotated and quantized on all threads.
+    """
+    if isinstance(weight, QuantizedWeight):
+        out_features = len(weight.scale)
+        scale = F.pad(weight.scale, (0, -out_features % PANEL))
+        return PackedWeight(out_features, weight.in_features, 0, _pack(weight.values), scale)
+    out_features, in_features = weight.shape
+    channels = -(-out_features // PANEL) * PANEL
+    row_bytes = -(-in_features // BLOCK) * BLOCK
+    values = arena.allocate(channels * row_bytes)
+    scale = torch.empty(channels)
+    # A float weight is packed at once. A grouped one is dequantized in parts.
+    rows_at_once = out_features
+    if isinstance(weight, GroupedWeight):
+        rows_at_once = max(1, _CHUNK // row_bytes // PANEL) * PANEL
+    for start in range(0, out_features, rows_at_once):
+        stop = min(start + rows_at_once, out_features)
+        part = (
+            weight.rows(start, stop).dequantized() if isinstance(weight, GroupedWeight) else weight
+        )
+        pack_floats(library.chatrpc_linear_pack, part, values[start * row_bytes :], scale[start:])
+    return PackedWeight(out_features, in_features, 0, values, scale)
+
+
+class NativeInt8Linear(NativeLinear):
+    """An `Int8Linear` by the native kernels, with weights in int8."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        weight: Tensor | QuantizedWeight | GroupedWeight,
+        bias: Tensor | None = None,
+        norm: Tensor | None = None,
+    ) -> None:
+        super().__init__(library, pack_int8(library, weight), bias, norm)
+
+
 class _Arena:
     """An allocator of memory in huge pages, for weights.
 
@@ -208,7 +266,7 @@ class _Arena:
         return taken
 
 
-_arena = _Arena()
+arena = _Arena()
 
 
 def _norm_weight(norm: Tensor | None, in_features: int) -> Tensor:
@@ -217,10 +275,10 @@ def _norm_weight(norm: Tensor | None, in_features: int) -> Tensor:
 
 def _pack(values: Tensor) -> Tensor:
     """Pack int8 [N, K] in the order of linear.h: panel, block, tile, line, channel, four inputs."""
-    panels = F.pad(values, (0, 0, 0, -len(values) % _PANEL)).view(torch.int32)
+    panels = F.pad(values, (0, 0, 0, -len(values) % PANEL)).view(torch.int32)
     num_blocks = values.shape[1] // BLOCK
     lines = panels.view(-1, 2, 16, num_blocks, 16).permute(0, 3, 1, 4, 2)
-    packed = _arena.allocate(4 * lines.numel()).view(torch.int32).view(lines.shape)
+    packed = arena.allocate(4 * lines.numel()).view(torch.int32).view(lines.shape)
     # This adds 128 to every byte. The constant is 0x80808080 as a signed number.
     return torch.bitwise_xor(lines, -0x7F7F7F80, out=packed)
 
@@ -232,28 +290,22 @@ _PACKED_TYPES = {
 }  # the numbers in pack.cpp
 
 
-def _quantize_packed(library: ctypes.CDLL, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize and pack a weight [N, K] in one pass on all threads.
+def pack_floats(function: Any, weight: Tensor, packed: Tensor, scale: Tensor) -> None:
+    """Quantize and pack a float weight [N, K] by a function of linear.h, on all threads.
 
-    Returns:
-        The packed values, and the scales padded to whole panels.
+    The packed values and the scales are written to the beginnings of `packed` and `scale`.
     """
     if weight.dtype not in _PACKED_TYPES:
         weight = weight.float()
     weight = weight.contiguous()
-    out_features, in_features = weight.shape
-    channels = -(-out_features // _PANEL) * _PANEL
-    packed = _arena.allocate(channels * -(-in_features // BLOCK) * BLOCK)
-    scales = torch.empty(channels)
-    library.chatrpc_linear_pack(
+    function(
         ctypes.c_void_p(weight.data_ptr()),
         ctypes.c_int32(_PACKED_TYPES[weight.dtype]),
-        ctypes.c_int64(out_features),
-        ctypes.c_int64(in_features),
+        ctypes.c_int64(weight.shape[0]),
+        ctypes.c_int64(weight.shape[1]),
         ctypes.c_void_p(packed.data_ptr()),
-        ctypes.c_void_p(scales.data_ptr()),
+        ctypes.c_void_p(scale.data_ptr()),
     )
-    return packed, scales
 
 
 # Without VNNI, torch's x86 kernels add pairs of products in 16 bits. With 8-bit activations that
@@ -262,14 +314,14 @@ _LEVELS = 63 if platform.machine() == "x86_64" and not torch.cpu._is_vnni_suppor
 
 
 class TorchInt8Linear:
-    """An `Int8Linear` by torch's operators, for machines without the native kernels.
+    """A `Int8Linear` by torch's operators, for machines without the native kernels.
 
     Activations are quantized to integers from -`levels` to `levels`.
     """
 
     def __init__(
         self,
-        weight: Tensor | QuantizedWeight,
+        weight: Tensor | QuantizedWeight | GroupedWeight,
         bias: Tensor | None = None,
         norm: Tensor | None = None,
         *,

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
+#include "int4.h"
 #include "linear.h"
 #include "quantize.h"
 
@@ -12,7 +14,8 @@ using namespace chatrpc;
 
 namespace {
 
-constexpr int64_t kOut = 37, kIn = 100, kPaddedIn = 128, kRows = 35;
+constexpr int64_t kOut = 37, kIn = 164, kPaddedIn = 192, kRows = 35;
+constexpr int64_t kPanels = 2, kBlocks = kPaddedIn / 64;
 constexpr float kEps = 1e-5f;
 
 class Random {
@@ -50,30 +53,87 @@ std::vector<double> prologue_of(int32_t prologue, const float* x, const float* n
     return z;
 }
 
-}  // namespace
+// Random weights in one of the formats of linear.h.
+struct Weights {
+    alignas(64) uint8_t packed[kPanels * 32 * kPaddedIn] = {};
+    std::vector<double> values;  // [kOut, kIn] without the channel's scale, before a rotation
+    std::vector<float> scales;   // of the channels
 
-int32_t chatrpc_linear_self_test() {
-    Random random;
-    alignas(64) static uint8_t packed[2 * 32 * kPaddedIn];
-    std::vector<double> weight(kOut * kIn);  // before the rotation: H is its own inverse
-    std::vector<int32_t> rotated(kOut * kPaddedIn);
-    std::fill(std::begin(packed), std::end(packed), uint8_t{128});
-    for (int64_t n = 0; n < kOut; ++n) {
-        for (int64_t k = 0; k < kPaddedIn; ++k) {
-            rotated[n * kPaddedIn + k] = random.below(255) - 127;
-            const int64_t tile = (n / 32 * (kPaddedIn / 64) + k / 64) * 2 + n % 32 / 16;
-            packed[tile * 1024 + k % 64 / 4 * 64 + n % 16 * 4 + k % 4] =
-                static_cast<uint8_t>(rotated[n * kPaddedIn + k] + 128);
+    Weights(int32_t format, Random& random) : values(kOut * kIn), scales(kPanels * 32, 1.0f) {
+        std::vector<double> stored(kOut * kPaddedIn);
+        for (auto& byte : packed) byte = static_cast<uint8_t>(random.below(256));
+        if (format == kGroups) {
+            for (int64_t panel = 0; panel < kPanels; ++panel) {
+                for (int64_t g = 0; g < num_groups(kBlocks); ++g) {
+                    for (int64_t c = 0; c < 32; ++c) set_scale(panel, g, c, random.below(256));
+                }
+            }
+        } else {
+            for (auto& scale : scales) scale = 0.01f + 0.001f * random.unit();
         }
-        for (int64_t k = 0; k < kIn; ++k) {
-            for (int64_t j = 0; j < 64; ++j) {
-                weight[n * kIn + k] +=
-                    hadamard_entry(k % 64, j) * rotated[n * kPaddedIn + k / 64 * 64 + j];
+        for (int64_t n = 0; n < kOut; ++n) {
+            for (int64_t k = 0; k < kPaddedIn; ++k) {
+                stored[n * kPaddedIn + k] = format == kInt8   ? int8_weight(n, k)
+                                            : format == kInt4 ? int4_weight(n, k)
+                                                              : group_weight(n, k);
+            }
+            for (int64_t k = 0; k < kIn; ++k) {
+                double& value = values[n * kIn + k];
+                if (format == kGroups) {
+                    value = stored[n * kPaddedIn + k];
+                    continue;
+                }
+                for (int64_t j = 0; j < 64; ++j) {  // the rotation is its own inverse
+                    value += hadamard_entry(k % 64, j) * stored[n * kPaddedIn + k / 64 * 64 + j];
+                }
             }
         }
     }
-    std::vector<float> scales(64), bias(64), norm(kIn), x(kRows * 2 * kIn), residual(kRows * kOut);
-    for (auto& value : scales) value = 0.01f + 0.001f * random.unit();
+
+  private:
+    static int without_128(int v) { return (v & 255) - 128; }
+
+    int int8_weight(int64_t n, int64_t k) {
+        const int64_t tile = (n / 32 * kBlocks + k / 64) * 2 + n % 32 / 16;
+        uint8_t& v = packed[tile * 1024 + k % 64 / 4 * 64 + n % 16 * 4 + k % 4];
+        if (v == 0) v = 1;  // -128 is not an int8 weight
+        return without_128(v);
+    }
+    static int nibble(const uint8_t* lines, int64_t n, int64_t k) {
+        return lines[k / 4 * 64 + n % 16 * 4 + k % 4] >> (n % 32 / 16 * 4) & 15;
+    }
+    int int4_weight(int64_t n, int64_t k) const {
+        const uint8_t* const block = packed + (n / 32 * kBlocks + k / 64) * kInt4BlockBytes;
+        const int parameter = block[k % 64 / 32 * 32 + n % 32];
+        const int q = nibble(block + 64, n, k % 64);
+        return without_128((q - (parameter >> 4)) * ((parameter & 15) + 1) + 128);
+    }
+    uint8_t* group(int64_t panel, int64_t g) {
+        return packed + (panel * num_groups(kBlocks) + g) * kGroupBytes;
+    }
+    void set_scale(int64_t panel, int64_t g, int64_t c, int mantissa) {
+        group(panel, g)[2 * c] = static_cast<uint8_t>(mantissa);
+        group(panel, g)[2 * c + 1] = 0x3c;  // 2^-7 to 2^-5
+    }
+    double group_weight(int64_t n, int64_t k) {
+        const uint8_t* const at = group(n / 32, k / 128);
+        const uint32_t bits = static_cast<uint32_t>(at[n % 32 * 2] | at[n % 32 * 2 + 1] << 8) << 16;
+        float scale;
+        std::memcpy(&scale, &bits, sizeof scale);
+        const uint8_t* const factors = at + 64;
+        const int64_t place = k % 128 / 32 * 32 + n % 32;
+        const int factor = factors[place], offset = factors[128 + place];
+        const int q = nibble(factors + 256, n, k % 128);
+        const int v = q * (factor >> 4) + (q * (factor & 15) >> 4) + offset;
+        return static_cast<double>(scale) * without_128(v);
+    }
+};
+
+// Returns 0 if all paths are correct, else the number of the first wrong check of this format.
+int32_t check_format(int32_t format) {
+    Random random;
+    const Weights weights(format, random);
+    std::vector<float> bias(kPanels * 32), norm(kIn), x(kRows * 2 * kIn), residual(kRows * kOut);
     for (auto& value : bias) value = random.unit();
     for (auto& value : norm) value = 1.0f + random.unit();
     for (auto& value : x) value = 3.0f * random.unit();
@@ -87,18 +147,19 @@ int32_t chatrpc_linear_self_test() {
             const auto z = prologue_of(
                 prologue, x.data() + r * (prologue >= kSiluGate ? 2 : 1) * kIn, norm.data());
             // Errors of up to half a step of int8 (2 * the largest / 127 once the transform has mixed
-            // the values) add up over 128 inputs like random ones, not like their worst case.
-            for (const double value : z) bound[r] = std::max(bound[r], 0.5 * std::abs(value));
+            // the values) add up over the inputs like random ones, not like their worst case.
+            for (const double value : z) bound[r] = std::max(bound[r], std::abs(value));
             for (int64_t n = 0; n < kOut; ++n) {
                 double& y = exact[r * kOut + n];
-                for (int64_t k = 0; k < kIn; ++k) y += z[k] * weight[n * kIn + k];
-                y = y * scales[n] + bias[n] + residual[r * kOut + n];
+                for (int64_t k = 0; k < kIn; ++k) y += z[k] * weights.values[n * kIn + k];
+                y = y * weights.scales[n] + bias[n] + residual[r * kOut + n];
             }
         }
         std::vector<float> first;  // what the first path gave for all rows: the same bits always
         for (int32_t path = 1; path <= last_path; ++path) {
             const chatrpc_linear_layer layer{
-                kOut, kIn, packed, scales.data(), bias.data(), norm.data(), path};
+                kOut, kIn, weights.packed, weights.scales.data(), bias.data(), norm.data(),
+                format, path};
             for (const int64_t rows : {kRows, int64_t{16}, int64_t{7}, int64_t{2}, int64_t{1}}) {
                 ++check;
                 std::vector<float> y(rows * kOut);
@@ -110,6 +171,16 @@ int32_t chatrpc_linear_self_test() {
                 }
             }
         }
+    }
+    return 0;
+}
+
+}  // namespace
+
+int32_t chatrpc_linear_self_test() {
+    for (const int32_t format : {kInt8, kInt4, kGroups}) {
+        const int32_t failed = check_format(format);
+        if (failed != 0) return 100 * format + failed;
     }
     return 0;
 }

@@ -4,7 +4,7 @@ import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, closing
 from typing import Any, NoReturn
 
 import grpc
@@ -14,8 +14,9 @@ from google.rpc import status_pb2
 from chatrpc.v1.limits import REQUEST_ID_PATTERN
 from chatrpc_process.logs.limited import LimitedLog
 from chatrpc_process.tracing.api import OFF, Tracer, log_fields
+from service.deadline import WaitLimit
 from service.domain.timeouts import ClientTimeouts
-from service.errors import ChatrpcError, DeadlinePassed, InvalidField
+from service.errors import ChatrpcError, InvalidField
 from service.metrics import Metrics
 from service.rpc.calls import status
 from service.rpc.calls.authorization import Access
@@ -128,9 +129,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 self._message(rpc, context, counting) as message,
                 aclosing(handler.unary_stream(message, context)) as responses,
             ):
-                async for response in responses:
-                    counting.note_output(rpc.output_of(response))
-                    await self._write(context, response)
+                with closing(WaitLimit("The response was not read in time.")) as limit:
+                    async for response in responses:
+                        counting.note_output(rpc.output_of(response))
+                        with limit.within(self._timeouts.write_s):
+                            await context.write(response)
 
         return call
 
@@ -160,13 +163,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """
         fields = {"method": method, "reason": reason}
         self._limited_log.write(log.info, "request_rejected", kind=(reason, kind), **fields)
-
-    async def _write(self, context: Context, response: Any) -> None:
-        try:
-            async with asyncio.timeout(self._timeouts.write_s):
-                await context.write(response)
-        except TimeoutError:
-            raise DeadlinePassed("The response was not read in time.") from None
 
 
 @asynccontextmanager

@@ -106,9 +106,11 @@ class CallTelemetry:
     def note_chunk(self, chunk: Any) -> None:
         """Note a chunk of a stream that is about to be sent."""
         now_s = time.monotonic()
-        num_tokens = sum(choice.num_tokens for choice in chunk.choices)
+        num_tokens = sum([choice.num_tokens for choice in chunk.choices])
         # The first chunk has it, and the last one too. A remote backend reports it only at the end.
-        num_prompt_tokens = max(0, chunk.usage.prompt_tokens - self._num_prompt_tokens)
+        num_prompt_tokens = 0
+        if chunk.HasField("usage"):
+            num_prompt_tokens = max(0, chunk.usage.prompt_tokens - self._num_prompt_tokens)
         if self._last_chunk_s is None:
             first_chunk_s = now_s - self._started_s
             self._metrics.first_token_s.observe(first_chunk_s)
@@ -193,11 +195,14 @@ class CallTelemetry:
         return fields
 
     def _note(self, piece: Any, num_prompt_tokens: int, num_generated: int) -> None:
-        self._metrics.prompt_tokens.inc(num_prompt_tokens)
-        self._metrics.generation_tokens.inc(num_generated)
-        self._num_prompt_tokens += num_prompt_tokens
-        self._num_generated += num_generated
-        self._num_cached = max(self._num_cached, piece.usage.cached_prompt_tokens)
+        if num_prompt_tokens:
+            self._metrics.prompt_tokens.inc(num_prompt_tokens)
+            self._num_prompt_tokens += num_prompt_tokens
+        if num_generated:
+            self._metrics.generation_tokens.inc(num_generated)
+            self._num_generated += num_generated
+        if piece.HasField("usage"):
+            self._num_cached = max(self._num_cached, piece.usage.cached_prompt_tokens)
         for name in finish_reasons(piece.choices):
             self._finish_reasons.append(name)
             self._metrics.finished.labels(name).inc()

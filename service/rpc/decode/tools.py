@@ -22,15 +22,8 @@ def tools_and_mode(params: chat_pb2.ChatCompletionParams) -> tuple[tuple[Tool, .
     Raises:
         InvalidField or a subclass.
     """
-    check_num_tools(params.tools)
-    tools = tuple(_tool(proto, i) for i, proto in enumerate(params.tools))
-    by_name: dict[str, Tool] = {}
-    for i, tool in enumerate(tools):
-        if tool.name in by_name:
-            raise InvalidField(
-                f"tools[{i}].function.name", f"There are two functions {tool.name!r}."
-            )
-        by_name[tool.name] = tool
+    tools = decoded_tools(params.tools)
+    by_name = {tool.name: tool for tool in tools}
     choice = params.tool_choice
     match choice.WhichOneof("choice"):
         case None:
@@ -58,11 +51,32 @@ def tools_and_mode(params: chat_pb2.ChatCompletionParams) -> tuple[tuple[Tool, .
             return tools, mode
 
 
-def check_num_tools(tools: Sequence[chat_pb2.Tool]) -> None:
+def decoded_tools(protos: Sequence[chat_pb2.Tool], path: str = "tools") -> tuple[Tool, ...]:
+    """Return the tools of a request.
+
+    Args:
+        path: The path of the tools, for errors.
+
+    Raises:
+        InvalidField or a subclass.
+    """
+    check_num_tools(protos, path)
+    tools = tuple(_tool(proto, f"{path}[{i}].function") for i, proto in enumerate(protos))
+    names: set[str] = set()
+    for i, tool in enumerate(tools):
+        if tool.name in names:
+            raise InvalidField(
+                f"{path}[{i}].function.name", f"There are two functions {tool.name!r}."
+            )
+        names.add(tool.name)
+    return tools
+
+
+def check_num_tools(tools: Sequence[chat_pb2.Tool], path: str = "tools") -> None:
     """Raise InvalidField if there are more tools than a request may have."""
     max_size = LIMITS["ChatCompletionParams.tools"].max_size
     if len(tools) > max_size:
-        raise InvalidField("tools", f"A request may have at most {max_size} tools.")
+        raise InvalidField(path, f"A request may have at most {max_size} tools.")
 
 
 def response_format(params: chat_pb2.ChatCompletionParams, mode: ToolMode) -> ResponseFormat | None:
@@ -110,8 +124,7 @@ def decoded_format(proto: chat_pb2.ResponseFormat) -> ResponseFormat | None:
             return None
 
 
-def _tool(proto: chat_pb2.Tool, index: int) -> Tool:
-    field = f"tools[{index}].function"
+def _tool(proto: chat_pb2.Tool, field: str) -> Tool:
     if not proto.HasField("function"):
         raise MissingField(field)
     function = proto.function

@@ -70,9 +70,10 @@ class ChatEncoder:
         progress.num_reasoning_tokens = delta.num_reasoning_tokens
         if _is_empty(delta) and delta.finish_reason is None:
             return None
-        chunk = chat_pb2.ChatCompletionChunk(choices=[self._choice_delta(delta, progress)])
-        is_last = all(choice.is_finished for choice in self._choices)
-        if self._is_first or is_last:
+        chunk = chat_pb2.ChatCompletionChunk()
+        _set_choice(chunk.choices.add(), delta, progress)
+        is_end = delta.finish_reason is not None
+        if self._is_first or (is_end and all(choice.is_finished for choice in self._choices)):
             chunk.usage.CopyFrom(
                 self._usage(
                     self._num_tokens,
@@ -83,7 +84,8 @@ class ChatEncoder:
             )
         if self._is_first:
             self._add_head(chunk, delta)
-        chunk.prompt_logprobs.extend(token_logprobs(delta.prompt_logprobs))
+        if delta.prompt_logprobs:
+            chunk.prompt_logprobs.extend(token_logprobs(delta.prompt_logprobs))
         return chunk
 
     def _usage(
@@ -121,27 +123,6 @@ class ChatEncoder:
             token_ids=token_ids if self._returns_token_ids else None,
         )
 
-    def _choice_delta(self, delta: TextDelta, progress: "_ChoiceProgress") -> chat_pb2.ChoiceDelta:
-        choice = chat_pb2.ChoiceDelta(
-            index=delta.index,
-            delta=chat_pb2.Delta(
-                content=delta.text or None,
-                reasoning_content=delta.reasoning or None,
-                tool_calls=tool_calls([delta]),
-            ),
-            finish_reason=finish_reason(delta.finish_reason),
-            num_tokens=progress.num_tokens,
-            matched_stop=matched_stop(delta.matched_stop),
-            token_ids=progress.token_ids,
-        )
-        if delta.logprobs:
-            choice.logprobs.extend(token_logprobs(delta.logprobs))
-        if progress.is_new:
-            choice.delta.role = chat_pb2.ROLE_ASSISTANT
-        progress.is_new, progress.num_tokens, progress.token_ids = False, 0, ()
-        progress.is_finished = delta.finish_reason is not None
-        return choice
-
     def _prompt_token_ids(self, first: TextDelta) -> Sequence[int]:
         """Return the ids of the prompt's tokens, if requested. `first` is the first delta."""
         return (self._prompt.token_ids or first.prompt_token_ids) if self._returns_token_ids else ()
@@ -175,6 +156,40 @@ class _ChoiceProgress:
     num_reasoning_tokens: int = 0  # since the start of the choice
     is_new: bool = True
     is_finished: bool = False
+
+
+# Most chunks have one token and no more. So only the fields with a value are set.
+def _set_choice(
+    choice: chat_pb2.ChoiceDelta, delta: TextDelta, progress: "_ChoiceProgress"
+) -> None:
+    """Set an empty message to a delta and to what the last chunk of the choice left unsent."""
+    _set_message(choice.delta, delta)
+    if progress.is_new:
+        choice.delta.role = chat_pb2.ROLE_ASSISTANT
+    if delta.index:
+        choice.index = delta.index
+    if delta.logprobs:
+        choice.logprobs.extend(token_logprobs(delta.logprobs))
+    if progress.num_tokens:
+        choice.num_tokens = progress.num_tokens
+    if progress.token_ids:
+        choice.token_ids.extend(progress.token_ids)
+    if delta.finish_reason is not None:
+        choice.finish_reason = finish_reason(delta.finish_reason)
+        if (matched := matched_stop(delta.matched_stop)) is not None:
+            choice.matched_stop.CopyFrom(matched)
+    progress.is_new, progress.num_tokens, progress.token_ids = False, 0, ()
+    progress.is_finished = delta.finish_reason is not None
+
+
+def _set_message(message: chat_pb2.Delta, delta: TextDelta) -> None:
+    message.SetInParent()  # a chunk has it even if it is empty
+    if delta.text:
+        message.content = delta.text
+    if delta.reasoning:
+        message.reasoning_content = delta.reasoning
+    if delta.tool_calls:
+        message.tool_calls.extend(tool_calls([delta]))
 
 
 def _is_empty(delta: TextDelta) -> bool:

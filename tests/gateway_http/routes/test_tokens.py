@@ -79,7 +79,7 @@ async def test_long_text_is_tokenized_off_the_event_loop(http: httpx.AsyncClient
         ({"prompt": 1}, "prompt", "invalid_type"),
         ({"prompt": "a", "add_generation_prompt": True}, "add_generation_prompt", "invalid_value"),
         ({"content": "a", "parse_special": False}, "parse_special", "unsupported_parameter"),
-        ({"prompt": "a", "tools": [{}]}, "tools", "unsupported_parameter"),
+        ({"prompt": "a", "tools": []}, "tools", "invalid_value"),
         ({"prompt": "a", "chat_template": "x"}, "chat_template", "unsupported_parameter"),
         (
             {"messages": [{"role": "user", "content": "x"}], "add_special_tokens": True},

@@ -298,7 +298,7 @@ async def test_channel_is_closed_after_its_last_call(service: FakeService) -> No
     request = chat_service_pb2.StreamChatCompletionRequest(params=params)
     metadata = CallMetadata("r")
     with router.route("m") as route:
-        chunks = route.stream(STREAM_CHAT_COMPLETION, request, metadata, timeout_s=60, idle_s=60)
+        chunks = route.stream(STREAM_CHAT_COMPLETION, request, metadata, timeout_s=60)
         assert (await anext(chunks)) is not None
         router.adopt([here])
         with router.route("m") as same:

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from chatrpc.v1 import chat_pb2, model_service_pb2
+from chatrpc.v1 import chat_pb2, chat_service_pb2, model_service_pb2
 from service.generation.local_backend import locally_served
 from service.metrics import Metrics
 from service.rpc.model_servicer import MAX_TEXT_BYTES
@@ -107,6 +107,36 @@ async def test_conversation_is_tokenized_as_its_prompt(running: Running) -> None
         model_service_pb2.TokenizeRequest(model="fake", conversation=conversation)
     )
     assert bytes(tokens.token_ids) == b"<user>x<assistant>"
+
+
+async def test_tools_of_a_conversation_are_part_of_its_prompt(running: Running) -> None:
+    message = chat_pb2.ChatMessage(
+        role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text="x")]
+    )
+    tool = chat_pb2.Tool(function=chat_pb2.FunctionDefinition(name="weather"))
+    conversation = model_service_pb2.Conversation(messages=[message], tools=[tool])
+    tokens = await running.models.Tokenize(
+        model_service_pb2.TokenizeRequest(model="fake", conversation=conversation)
+    )
+    params = chat_pb2.ChatCompletionParams(
+        model="fake", messages=[message], tools=[tool], return_token_ids=True
+    )
+    created = await running.chat.CreateChatCompletion(
+        chat_service_pb2.CreateChatCompletionRequest(params=params)
+    )
+    assert b"weather" in bytes(tokens.token_ids)
+    assert tokens.token_ids == created.completion.prompt_token_ids
+
+
+async def test_invalid_tool_of_a_conversation_is_rejected(running: Running) -> None:
+    message = chat_pb2.ChatMessage(
+        role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text="x")]
+    )
+    tool = chat_pb2.Tool(function=chat_pb2.FunctionDefinition(name="a b"))
+    conversation = model_service_pb2.Conversation(messages=[message], tools=[tool])
+    request = model_service_pb2.TokenizeRequest(model="fake", conversation=conversation)
+    error = await rpc_error(running.models.Tokenize(request))
+    assert error.fields == ["conversation.tools[0].function.name"]
 
 
 async def test_invalid_input_is_rejected_with_its_field(running: Running) -> None:

@@ -36,7 +36,10 @@ async def test_texts_and_conversations_are_tokenized(server: Running) -> None:
             role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text="hi")]
         )
         prompt = chat_pb2.PromptOptions(truncate_prompt_tokens=2)
-        conversation = model_service_pb2.Conversation(messages=[message], prompt=prompt)
+        tool = chat_pb2.Tool(function=chat_pb2.FunctionDefinition(name="weather"))
+        conversation = model_service_pb2.Conversation(
+            messages=[message], prompt=prompt, tools=[tool]
+        )
         response = await server.models.Tokenize(tokenized(conversation=conversation))
         assert list(response.token_ids) == [2, 3]
         assert upstream.generations == [
@@ -46,6 +49,7 @@ async def test_texts_and_conversations_are_tokenized(server: Running) -> None:
                 "messages": [{"role": "user", "content": "hi"}],
                 "add_generation_prompt": True,
                 "continue_final_message": False,
+                "tools": [{"type": "function", "function": {"name": "weather"}}],
             },
         ]
 

@@ -14,8 +14,9 @@ import grpc
 import psutil
 import pytest
 
+from chatrpc.v1 import chat_service_pb2
 from tests.fakes.wait import until
-from tests.support.programs import Client, Launch, Program, RealService
+from tests.support.programs import Client, Launch, Program, RealService, chat, launching
 from tests.support.rpc_errors import rpc_error
 from tests.support.tiny_model import save_model
 
@@ -39,16 +40,8 @@ class VllmService(RealService):
 
 @pytest.fixture
 def launch() -> Iterator[Launch]:
-    launched: list[Any] = []
-
-    def launch(program: Any) -> Any:
-        launched.append(program)
-        return program
-
-    yield launch
-    for program in launched:
-        program.close()
-        sys.stderr.write(program.log)  # pytest shows it if the test has failed
+    with launching() as launch:
+        yield launch
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +63,14 @@ def processes(program: Program) -> dict[str, psutil.Process]:
     return {each.name(): each for each in found if each.name().startswith("VLLM::")}
 
 
+def endless(client: Client, num_tokens: int = 3000, **call: Any) -> Any:
+    """Return a stream of `num_tokens` tokens, which the model does not end before."""
+    params = chat("hi", num_tokens)
+    params.sampling.ignore_eos = True
+    request = chat_service_pb2.StreamChatCompletionRequest(params=params)
+    return client.chat.StreamChatCompletion(request, **call)
+
+
 async def all_ended(found: dict[str, psutil.Process]) -> None:
     await until(lambda: not any(_is_alive(each) for each in found.values()))
 
@@ -88,7 +89,7 @@ async def test_killed_process_fails_the_streams_and_the_service(
     service = await launch(VllmService(*options(model))).ready()
     found = processes(service)
     async with Client(service.target) as client:
-        stream = client.stream(num_tokens=3000)
+        stream = endless(client)
         await anext(aiter(stream))
         killed_s = time.monotonic()
         found[name].kill()
@@ -103,7 +104,7 @@ async def test_frozen_core_fails_the_streams_and_the_service(launch: Launch, mod
     service = await launch(VllmService(*options(model, "--step-timeout-s", "3"))).ready()
     found = processes(service)
     async with Client(service.target) as client:
-        stream = client.stream(num_tokens=3000)
+        stream = endless(client)
         await anext(aiter(stream))
         frozen_s = time.monotonic()
         found[CORE].suspend()
@@ -122,11 +123,12 @@ async def test_drain_serves_what_runs_and_ends_all_processes(launch: Launch, mod
     groups = {os.getpgid(each.pid) for each in found.values()}
     assert os.getpgid(service.process.pid) not in groups
     async with Client(service.target) as client:
-        stream = client.stream(num_tokens=300)
-        await anext(aiter(stream))
+        stream = endless(client, num_tokens=300)
+        responses = aiter(stream)
+        await anext(responses)
         service.send(signal.SIGINT)
-        chunks = [chunk async for chunk in stream]
-    assert chunks[-1].usage.completion_tokens == 300
+        last = [response async for response in responses][-1]
+    assert last.chunk.usage.completion_tokens == 300
     assert await service.ended() == 0
     await all_ended(found)
 
@@ -135,7 +137,7 @@ async def test_killed_service_leaves_no_process(launch: Launch, model: Path) -> 
     service = await launch(VllmService(*options(model))).ready()
     found = processes(service)
     async with Client(service.target) as client:
-        await anext(aiter(client.stream(num_tokens=3000)))
+        await anext(aiter(endless(client)))
         service.send(signal.SIGKILL)
     await all_ended(found)
 
@@ -154,13 +156,13 @@ async def test_stop_during_the_load_leaves_no_process(launch: Launch, model: Pat
 async def test_aborted_requests_leave_nothing_in_vllm(launch: Launch, model: Path) -> None:
     service = await launch(VllmService(*options(model))).ready()
     async with Client(service.target) as client:
-        streams = [client.stream(num_tokens=3000) for _ in range(20)]
+        streams = [endless(client) for _ in range(20)]
         for stream in streams:
             await anext(aiter(stream))
         assert (await service.metrics())["chatrpc_sequences_running"] == 20
         for stream in streams:
             stream.cancel()
-        late = client.stream(num_tokens=3000, timeout=0.5)
+        late = endless(client, timeout=0.5)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             async for _ in late:
                 pass

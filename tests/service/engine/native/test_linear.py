@@ -17,6 +17,7 @@ from service.engine.native.linear import (
     PrologueKind,
     QuantizedWeight,
     TorchInt8Linear,
+    pack_int8,
     quantize,
 )
 from tests.support.native_kernels import are_kernels_required, loaded
@@ -125,9 +126,9 @@ def test_weight_packed_by_the_kernel_is_the_quantized_one(
     weight = torch.randn(out_features, in_features).to(dtype)
     weight[0] *= 0 if out_features > 1 else 1
     quantized = quantize(weight)
-    ours, twin = NativeInt8Linear(library, weight), NativeInt8Linear(library, quantized)
-    assert torch.allclose(ours._scales, twin._scales, rtol=1e-6)
-    steps = (ours._weights.view(-1).int() - twin._weights.view(torch.uint8).view(-1).int()).abs()
+    ours, twin = pack_int8(library, weight), pack_int8(library, quantized)
+    assert torch.allclose(ours.scale, twin.scale, rtol=1e-6)
+    steps = (ours.values.view(-1).int() - twin.values.view(torch.uint8).view(-1).int()).abs()
     assert steps.max() <= 1  # a tie may be rounded to either side
     assert (steps > 0).float().mean() < 1e-3
 

@@ -1,0 +1,49 @@
+"""The signatures of reasoning."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway_http.convert.thinking_signature import (
+    InvalidSignature,
+    signature,
+    signature_with_text,
+    signed_text,
+)
+
+
+@given(st.text())
+def test_signed_text_is_the_text(text: str) -> None:
+    assert signed_text(text, signature(text)) == text
+
+
+@given(st.text())
+def test_signature_contains_a_text_that_is_not_returned(text: str) -> None:
+    assert signed_text("", signature_with_text(text)) == text
+
+
+@given(st.text(), st.text())
+def test_signature_of_another_text_is_rejected(text: str, other: str) -> None:
+    if text != other:
+        with pytest.raises(InvalidSignature):
+            signed_text(other, signature(text))
+
+
+@pytest.mark.parametrize("sent", ["", "EqQBCgIYAhIM1gbcDa9GJwZA2b3h", "chatrpc"])
+def test_signature_of_another_server_is_not_checked(sent: str) -> None:
+    assert signed_text("Hmm.", sent) == "Hmm."
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "chatrpc-text:",
+        "chatrpc-text:!",
+        "chatrpc-text:QUJD",
+        signature_with_text("Hmm.")[:-4],
+        signature_with_text("a" * (5 << 20)),  # longer than any context
+    ],
+)
+def test_damaged_signature_is_rejected(sent: str) -> None:
+    with pytest.raises(InvalidSignature):
+        signed_text("", sent)
