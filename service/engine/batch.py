@@ -14,14 +14,12 @@ class ScheduledSequence:
         num_new_tokens: Number of uncomputed tokens that the step computes, from the first on.
         is_sampled: True if these are all uncomputed tokens, so that the step samples the next one.
         draft_token_ids: The draft tokens that follow, which the step computes and checks.
-        is_draft_forced: True if the sequence's grammar allows no other tokens than the draft.
     """
 
     sequence: Sequence
     num_new_tokens: int
     is_sampled: bool
     draft_token_ids: tuple[int, ...] = ()
-    is_draft_forced: bool = False
 
     @property
     def num_tokens(self) -> int:

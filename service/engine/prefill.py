@@ -7,10 +7,9 @@ from service.engine.fairness import split_budget, usage_by_caller
 from service.engine.sequence import Sequence
 from service.engine.step_time import StepSize, StepTime
 
-# While sequences decode, the prompts of a step get at least this number of tokens, or at least this
-# multiple of the time of the decoding sequences. So prefill proceeds even if these take all time.
+# The prompts of a step get at least this number of tokens. So prefill proceeds even if the other
+# sequences take all the time.
 _MIN_TOKENS = 16
-_MIN_TIME = 0.25
 
 
 class Prompts:
@@ -47,13 +46,12 @@ class Prompts:
     ) -> int:
         """Return the largest number of tokens, up to `limit`, for a step of at most `max_step_s`.
 
-        It is at least 16 or what takes a quarter of the time of `decode`, if `limit` allows that.
+        It is at least 16, if `limit` allows that.
 
         Args:
             max_step_s: Maximum predicted duration of the step, in seconds.
             decode: The size of the rest of the step.
         """
-        max_step_s = max(max_step_s, (1 + _MIN_TIME) * step_time.predict(decode))
 
         def is_too_long(num_tokens: int) -> bool:
             sizes = (chunk.size for chunk in self.chunks(num_tokens))

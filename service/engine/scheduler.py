@@ -2,7 +2,7 @@
 
 import math
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from operator import attrgetter
 
@@ -10,14 +10,19 @@ from chatrpc_process.fairness.queue import FairQueue
 from service.engine.batch import Batch, ScheduledSequence
 from service.engine.block_pool import BlockPool
 from service.engine.disk_cache import DiskCache
+from service.engine.drafts import DraftCandidate, draft_lengths
 from service.engine.fairness import usage_by_caller, victim_above_share, victim_when_full
 from service.engine.prefill import Prompts
 from service.engine.sequence import Sequence, SequenceStatus
 from service.engine.step_time import StepSize, StepTime
 
-# Maximum number of tokens of a step that drafts are added to. A step reads all weights even for few
-# tokens, so a few more tokens cost little time.
-_MAX_TOKENS_WITH_DRAFTS = 32
+# Maximum number of rows of logits in a step with drafts. It limits their memory: a row of a large
+# vocabulary takes 1 MB.
+_MAX_LOGITS_WITH_DRAFTS = 64
+
+# A step with prompts or drafts may take at least this multiple of the time of the decoding
+# sequences, even if that is more than the time budget.
+_MIN_STEP_TIME = 1.25
 
 # Number of more urgent sequences of the same caller that may overtake a waiting sequence.
 _MAX_OVERTAKES = 16
@@ -119,7 +124,12 @@ class Scheduler:
         self._grow_running()
         if self.num_preemptions == num_preemptions:
             self._admit_waiting()
-        scheduled = self._add_drafts(self._share_budget())
+        running = [s for s in self.running if not s.is_loading]
+        decoding = [s for s in running if s.num_uncomputed_tokens == 1]
+        prefilling = [s for s in running if s.num_uncomputed_tokens > 1]
+        max_step_s = self._time_budget(decoding)
+        scheduled = self._add_chunks(decoding, prefilling, max_step_s)
+        scheduled = self._add_drafts(scheduled, max_step_s)
         # This moves single tokens to the front: a chunk of a prompt may be a single token too.
         return Batch(tuple(sorted(scheduled, key=lambda s: s.num_tokens > 1)))
 
@@ -245,48 +255,69 @@ class Scheduler:
             self.num_prefix_cache_queries += sequence.num_prompt_tokens
             self.num_prefix_cache_hits += sequence.num_cached_tokens
 
-    def _share_budget(self) -> list[ScheduledSequence]:
+    def _time_budget(self, decoding: list[Sequence]) -> float:
+        """Return the maximum predicted duration of the next step in seconds. It is infinite if no
+        sequence decodes, and before the first step is measured."""
+        if not decoding or not self.step_time.is_known:
+            return math.inf
+        return max(self.max_step_s, _MIN_STEP_TIME * self.step_time.predict(_decode_size(decoding)))
+
+    def _add_chunks(
+        self, decoding: list[Sequence], prefilling: list[Sequence], max_step_s: float
+    ) -> list[ScheduledSequence]:
         """Schedule one token for each decoding sequence, and chunks of prompts in the rest of the
         budgets."""
-        running = [s for s in self.running if not s.is_loading]
-        decoding = [s for s in running if s.num_uncomputed_tokens == 1]
-        prefilling = [s for s in running if s.num_uncomputed_tokens > 1]
         scheduled = [ScheduledSequence(s, 1, is_sampled=True) for s in decoding]
         num_left = self.max_num_batched_tokens - len(decoding)
         if not prefilling or not num_left:
             return scheduled
         prompts = Prompts(prefilling)
-        if decoding and self.step_time.is_known:
-            decode = StepSize.total(s.size for s in scheduled)
-            num_left = prompts.num_tokens_in_time(num_left, self.max_step_s, self.step_time, decode)
+        if max_step_s < math.inf:
+            num_left = prompts.num_tokens_in_time(
+                num_left, max_step_s, self.step_time, _decode_size(decoding)
+            )
         return scheduled + prompts.chunks(num_left)
 
-    def _add_drafts(self, scheduled: list[ScheduledSequence]) -> Iterator[ScheduledSequence]:
-        """Add drafts to sampled sequences. They share the tokens left up to
-        `_MAX_TOKENS_WITH_DRAFTS`; tokens that one does not use are left to the next."""
-        limit = min(_MAX_TOKENS_WITH_DRAFTS, self.max_num_batched_tokens)
-        num_spare = limit - sum(s.num_tokens for s in scheduled)
-        num_sharing = sum(s.is_sampled for s in scheduled)
-        for s in scheduled:
-            drafted = self._draft(s, num_spare // num_sharing) if s.is_sampled else s
-            num_spare -= len(drafted.draft_token_ids)
-            num_sharing -= s.is_sampled
-            yield drafted
+    def _add_drafts(
+        self, scheduled: list[ScheduledSequence], max_step_s: float
+    ) -> list[ScheduledSequence]:
+        """Add drafts to sampled sequences, as far as they are expected to save time."""
+        sampled = [s.sequence for s in scheduled if s.is_sampled]
+        num_left = self.max_num_batched_tokens - sum(s.num_tokens for s in scheduled)
+        max_tokens = min(num_left, _MAX_LOGITS_WITH_DRAFTS - len(sampled))
+        if not self.num_speculative_tokens or max_tokens <= 0:
+            return scheduled
+        candidates = {
+            s: c for s in sampled if (c := DraftCandidate.of(s, self.num_speculative_tokens))
+        }
+        if not candidates:
+            return scheduled
+        singles = [s.sequence for s in scheduled if s.num_tokens == 1]
+        chunks = [s.size for s in scheduled if s.num_tokens > 1]
+        lengths = draft_lengths(
+            list(candidates.values()),
+            self.step_time,
+            StepSize.total([_decode_size(singles), *chunks]),
+            _decode_size(sampled),
+            max_step_s=max_step_s,
+            max_tokens=max_tokens,
+        )
+        drafts = {
+            sequence: candidate.forced[:length] or sequence.lookup.draft(sequence.token_ids, length)
+            for (sequence, candidate), length in zip(candidates.items(), lengths, strict=True)
+            if length
+        }
+        return [self._with_draft(s, drafts.get(s.sequence, ())) for s in scheduled]
 
-    def _draft(self, scheduled: ScheduledSequence, limit: int) -> ScheduledSequence:
-        """Add a draft of at most `limit` tokens. It preempts no sequence, and leaves one free block
-        for each running sequence."""
-        sequence = scheduled.sequence
-        # The step samples one more token after the draft.
-        num_useful = sequence.max_tokens - sequence.num_output_tokens - 1
-        limit = max(0, min(limit, num_useful, self.num_speculative_tokens))
-        grammar = sequence.grammar
-        forced = grammar.forced_tokens()[:limit] if grammar is not None and limit else ()
-        draft = forced or sequence.lookup.propose(sequence.token_ids, limit)
+    def _with_draft(
+        self, scheduled: ScheduledSequence, draft: tuple[int, ...]
+    ) -> ScheduledSequence:
+        """Add a draft if there are blocks for it. It preempts no sequence, and leaves one free
+        block for each running sequence."""
         if draft and self.pool.allocate(
-            sequence, num_draft_tokens=len(draft), num_spared=len(self.running)
+            scheduled.sequence, num_draft_tokens=len(draft), num_spared=len(self.running)
         ):
-            return replace(scheduled, draft_token_ids=draft, is_draft_forced=bool(forced))
+            return replace(scheduled, draft_token_ids=draft)
         return scheduled
 
     def _extend(self, scheduled: ScheduledSequence, token_ids: tuple[int, ...]) -> int:
@@ -299,8 +330,6 @@ class Scheduler:
         if scheduled.draft_token_ids:
             self.num_draft_tokens += len(scheduled.draft_token_ids)
             self.num_accepted_tokens += num_accepted
-            if not scheduled.is_draft_forced:
-                sequence.lookup.record(num_accepted)
         num_appended = sequence.extend(token_ids)
         self.pool.advance(sequence, max(0, num_appended - 1))
         if not token_ids:
@@ -322,3 +351,9 @@ class Scheduler:
         sequence.status = SequenceStatus.WAITING
         self._enqueue(sequence)
         self.num_preemptions += 1
+
+
+def _decode_size(sequences: Iterable[Sequence]) -> StepSize:
+    """Return the size of a step that computes the last token of each sequence."""
+    num_positions = [sequence.num_tokens for sequence in sequences]
+    return StepSize(len(num_positions), len(num_positions), sum(num_positions))

@@ -17,19 +17,35 @@ _MAX_MATCH = 5
 # Number of earlier occurrences that are compared, the latest first.
 _MAX_CANDIDATES = 8
 
-# If no token of the last drafts was accepted, no draft is proposed for at most this many steps.
-_MAX_PAUSE = 31
+# Maximum number of tokens that one call adds to the index: 1 ms of work. A longer prompt is indexed
+# over several steps, so that it does not delay the other sequences of the step.
+_MAX_INDEXED = 4096
+
+# Initial estimate of the share of accepted tokens, and weight of each new token in the estimate.
+_INITIAL_ACCEPTANCE = 0.5
+_ACCEPTANCE_RATE = 0.2
+
+# Each match in a row whose first token was wrong doubles the number of steps without a search, up
+# to this number.
+_MAX_PAUSE = 15
 
 
 class PromptLookup:
-    """Proposes drafts for one sequence.
+    """Proposes drafts for one sequence, and estimates how many of their tokens are accepted.
 
-    Rejected drafts cost time, so the number of draft tokens depends on earlier success. A draft has
-    at most 2 n + 1 tokens if n tokens of the last one were accepted. Each draft in a row of which
-    no token was accepted doubles the number of steps without a draft.
+    A match is followed from token to token, whether the model has computed its continuation as a
+    draft or not. So the acceptance is measured also while no draft is computed.
     """
 
-    __slots__ = ("_latest", "_max_length", "_num_misses", "_pause", "_previous")
+    __slots__ = (
+        "_acceptance",
+        "_latest",
+        "_match",
+        "_num_followed",
+        "_num_misses",
+        "_pause",
+        "_previous",
+    )
 
     def __init__(self) -> None:
         # Chains of the occurrences of each token pair, as in LZ77. `_latest` maps a pair to the
@@ -37,38 +53,69 @@ class PromptLookup:
         # the index after its previous occurrence.
         self._latest: dict[tuple[int, int], int] = {}
         self._previous: list[int | None] = []
-        self._max_length: int | None = None  # None before the first draft
-        self._num_misses = 0
+        self._match = (
+            0  # the index after the earlier occurrence of the last tokens; 0: there is none
+        )
+        self._num_followed = 0  # number of tokens when the match was found or followed last
+        self._acceptance = _INITIAL_ACCEPTANCE
+        self._num_misses = 0  # in a row, at the first token of a match
         self._pause = 0
 
-    def propose(self, token_ids: list[int], limit: int) -> tuple[int, ...]:
-        """Return a draft of at most `limit` tokens to follow `token_ids`; empty if there is none.
+    def acceptance(self, token_ids: list[int]) -> float:
+        """Return the estimated probability that a draft token is accepted if those before it are.
 
-        `token_ids` must begin with the `token_ids` of the last call.
+        It is 0 if there is no draft. `token_ids` must begin with the `token_ids` of the last call.
         """
-        if self._pause:
-            self._pause -= 1
-            return ()
-        length = limit if self._max_length is None else min(limit, self._max_length)
-        if length <= 0 or len(token_ids) < _MIN_MATCH:
-            return ()
-        self._index(token_ids)
+        if self._match:
+            self._follow(token_ids)
+        if not self._match:
+            if self._pause:
+                self._pause -= 1
+                return 0.0
+            self._match = self._find(token_ids)
+            self._num_followed = len(token_ids)
+        return self._acceptance if self._match else 0.0
+
+    def draft(self, token_ids: list[int], length: int) -> tuple[int, ...]:
+        """Return a draft of `length` tokens to follow `token_ids`.
+
+        The last call of `acceptance` had the same `token_ids`, and returned more than 0.
+        """
+        return _continuation(token_ids, self._match, length)
+
+    def _follow(self, token_ids: list[int]) -> None:
+        """Compare the new tokens with those after the match, up to the first that differs."""
+        for i in range(self._num_followed, len(token_ids)):
+            is_hit = token_ids[self._match] == token_ids[i]
+            self._acceptance += _ACCEPTANCE_RATE * (is_hit - self._acceptance)
+            if not is_hit:
+                self._match = 0
+                self._num_misses += 1
+                self._pause = min(2 ** (self._num_misses - 1) - 1, _MAX_PAUSE)
+                return
+            self._num_misses = 0
+            self._match += 1
+        self._num_followed = len(token_ids)
+
+    def _find(self, token_ids: list[int]) -> int:
+        """Return the index after the best earlier occurrence of the last tokens; 0 if none."""
+        if len(token_ids) < _MIN_MATCH or not self._index(token_ids):
+            return 0
         ends = islice(self._occurrences(token_ids), _MAX_CANDIDATES)
-        end = max(ends, key=lambda end: _match_size(token_ids, end), default=None)
-        return () if end is None else _continuation(token_ids, end, length)
+        return max(ends, key=lambda end: _match_size(token_ids, end), default=0)
 
-    def record(self, num_accepted: int) -> None:
-        """Record the number of accepted tokens of the last draft."""
-        self._max_length = 2 * num_accepted + 1
-        self._num_misses = 0 if num_accepted else self._num_misses + 1
-        self._pause = min(2**self._num_misses - 1, _MAX_PAUSE)
+    def _index(self, token_ids: list[int]) -> bool:
+        """Add new pairs, except the last one, which no token follows yet.
 
-    def _index(self, token_ids: list[int]) -> None:
-        """Add the new pairs, except the last one, which no token follows yet."""
+        Returns:
+            True if all pairs are in the index.
+        """
         first = len(self._previous)
-        for pair in zip(token_ids[first:-2], token_ids[first + 1 : -1], strict=True):
+        last = min(len(token_ids) - 2, first + _MAX_INDEXED)
+        for pair in zip(token_ids[first:last], token_ids[first + 1 : last + 1], strict=True):
             self._previous.append(self._latest.get(pair))
             self._latest[pair] = len(self._previous) + 1
+        return last == len(token_ids) - 2
 
     def _occurrences(self, token_ids: list[int]) -> Iterator[int]:
         """Yield the index after each earlier occurrence of the last two tokens, latest first."""

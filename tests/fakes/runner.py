@@ -1,8 +1,9 @@
 """A runner whose next token is a hash of the context, which it reads from a cache."""
 
+import itertools
 import threading
 import zlib
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,6 +134,15 @@ class FakeRunner:
         return sequence.block_ids[block], offset
 
 
+def steady_clock() -> Callable[[], float]:
+    """Return a clock by which every step takes 1 s, whatever it computes.
+
+    So drafts cost nothing, and the same drafts are computed in each run of a test.
+    """
+    seconds = itertools.count()
+    return lambda: float(next(seconds))
+
+
 def make_core(runner: FakeRunner, scheduler: Scheduler) -> EngineCore:
     """Return a core whose sequences may be as long as its cache."""
-    return EngineCore(scheduler, runner, scheduler.pool.num_tokens)
+    return EngineCore(scheduler, runner, scheduler.pool.num_tokens, clock=steady_clock())

@@ -19,6 +19,7 @@ from service.engine.scheduler import Scheduler
 from service.errors import ConstraintFailed
 from tests.fakes.constraint import FakeConstraint, FakeMatcher
 from tests.fakes.model import FakeModel
+from tests.fakes.runner import steady_clock
 from tests.service.engine.models import (
     CONFIGS,
     VOCAB_SIZE,
@@ -151,6 +152,7 @@ def test_drafts_change_no_token(llama: Path, num_speculative_tokens: int) -> Non
     core, _ = load_engine(
         replace(with_small_cache(llama), num_speculative_tokens=num_speculative_tokens)
     )
+    core._clock = steady_clock()
     generate = reference(llama)
     greedy = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
     got = run(core, [Request(turn, greedy) for turn in turns])
@@ -167,6 +169,7 @@ def test_drafts_change_no_draw(llama: Path) -> None:
         core, _ = load_engine(
             replace(options(llama), num_speculative_tokens=num_speculative_tokens)
         )
+        core._clock = steady_clock()
         answers.append(run(core, [request]))
     assert core.stats.num_draft_tokens > 0
     assert answers[0] == answers[1]
@@ -240,7 +243,7 @@ def test_log_probabilities_are_those_of_transformers(name: str, tmp_path: Path) 
 
 def core_over(model: FakeModel, num_speculative_tokens: int = 8) -> EngineCore:
     scheduler = Scheduler(BlockPool(100, 4), 4, 512, num_speculative_tokens)
-    return EngineCore(scheduler, ModelRunner(model), 400)
+    return EngineCore(scheduler, ModelRunner(model), 400, clock=steady_clock())
 
 
 def outputs_of(core: EngineCore, request: Request, request_id: int = 0) -> list[TokenOutput]:
