@@ -143,8 +143,8 @@ def test_int8_cache_is_rejected_where_it_is_not_supported(llama: Path, tmp_path:
     with pytest.raises(ModelLoadError, match="kv_cache_dtype=int8 is supported only on CPUs"):
         check_kv_cache_dtype("int8", torch.device("cuda"))
     # The heads of this model have 10 dimensions.
-    quantized = {"device": "cpu", "kv_cache_dtype": "int8", "cache_dir": tmp_path}
-    text = rejection(replace(options(llama), **quantized))
+    quantized = replace(options(llama), device="cpu", kv_cache_dtype="int8", cache_dir=tmp_path)
+    text = rejection(quantized)
     assert text.startswith("kv_cache_dtype=int8 is not supported for this model: ")
     model_type, fields = CONFIGS["gpt2"]
     gpt2 = save_model(tmp_path / "gpt2", make_config(model_type, **fields))

@@ -171,7 +171,7 @@ def hadamard(head_dim: int) -> Tensor:
     block = torch.ones(1, 1)
     while len(block) < width:
         block = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), block)
-    return torch.block_diag(*[block] * (head_dim // width))
+    return torch.kron(torch.eye(head_dim // width), block)
 
 
 def as_cached(x: Tensor, dtype: torch.dtype) -> Tensor:
