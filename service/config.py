@@ -148,8 +148,9 @@ class ServiceSettings(ListenerSettings):
     )
     quantization: Quantization = Field(
         _ENGINE.quantization,
-        description="Quantization of weights and activations. `int8` needs a CPU. `auto` is int8 "
-        "on a CPU if `dtype` is `auto` and the model loses little accuracy, else none.",
+        description="Quantization of weights and activations. `int8` needs a CPU. On a CPU, if "
+        "`dtype` is `auto`, then `auto` is that of a GGUF file, or else int8 if the model loses "
+        "little accuracy. In all other cases it is none.",
     )
     kv_cache_dtype: KVCacheDType = Field(
         _ENGINE.kv_cache_dtype,

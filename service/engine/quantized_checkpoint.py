@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from service.engine.gguf_blocks import GROUPED
 from service.errors import ModelLoadError
 from service.gguf.index import IndexedTensor, read_index
 from service.json_file import read_json_object
@@ -42,6 +43,11 @@ class QuantizedWeights:
     divisor: float = 1.0  # the stored scale is divided by it
     has_quantized_cache: bool = False  # the checkpoint has scales for a quantized KV cache too
 
+    @property
+    def has_groups(self) -> bool:
+        """True if the weights are integers in groups."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class GgufTensors:
@@ -57,6 +63,11 @@ class GgufTensors:
             sizes[tensor.type] += tensor.num_bytes
         return sizes.most_common(1)[0][0]
 
+    @property
+    def has_groups(self) -> bool:
+        """True if most weights are integers in groups."""
+        return self.method in GROUPED
+
 
 StoredQuantization = QuantizedWeights | GgufTensors
 
@@ -69,10 +80,7 @@ def read_quantized_weights(path: Path) -> StoredQuantization | None:
     Raises:
         ModelLoadError: The method is not supported.
     """
-    try:
-        tensors = read_index(path)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ModelLoadError(f"The index of the GGUF file in {path} cannot be read.") from error
+    tensors = read_index(path)
     if tensors is not None:
         return GgufTensors(tensors)
     for file, method in _OTHER_FILES.items():

@@ -8,6 +8,7 @@ import torch
 from service.engine.checkpoint_tensors import open_tensors, unusable_weight
 from service.engine.dequantize import dequantize
 from service.engine.gguf_weights import GgufWeights
+from service.engine.grouped_weight import GroupedWeight
 from service.engine.quantized_checkpoint import (
     GgufTensors,
     QuantizedWeights,
@@ -47,6 +48,17 @@ class StoredWeights(Protocol):
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor: as it is stored, or in float32 if it is quantized.
+
+        Args:
+            name: One of `names`.
+
+        Raises:
+            ModelLoadError: The file is damaged, or the quantization is not supported.
+        """
+        ...
+
+    def read_grouped(self, name: str) -> GroupedWeight | None:
+        """Return a weight as it is stored; None if it is not stored as integers in groups.
 
         Args:
             name: One of `names`.
@@ -119,6 +131,10 @@ class SafetensorsWeights:
         if tensor.is_floating_point() and tensor.dtype not in _FLOAT8:
             return tensor
         return self._dequantized(name, tensor)
+
+    def read_grouped(self, name: str) -> GroupedWeight | None:  # noqa: ARG002
+        """See `StoredWeights`."""
+        return None
 
     def _is_quantized(self, name: str) -> bool:
         """Return True if `name` is a weight that is stored in the quantized type."""
