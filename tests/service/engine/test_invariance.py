@@ -205,7 +205,7 @@ def model_with_int8_cache(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(runs(), min_size=1, max_size=6), st.permutations(range(NUM_BLOCKS)))
-def test_nothing_changes_logits_with_an_int8_cache(
+def test_int8_cache_does_not_make_logits_depend_on_the_batch(
     model_with_int8_cache: Model, together: list[Run], block_ids: list[int]
 ) -> None:
     got = compute(model_with_int8_cache, together, block_ids)
