@@ -149,7 +149,7 @@ class ServiceSettings(ListenerSettings):
     quantization: Quantization = Field(
         _ENGINE.quantization,
         description="Quantization of weights and activations. `int8` needs a CPU. On a CPU, if "
-        "`dtype` is `auto`, then `auto` is that of a GGUF file, or else int8 if the model loses "
+        "`dtype` is `auto`, then `auto` is that of the checkpoint, or else int8 if the model loses "
         "little accuracy. In all other cases it is none.",
     )
     kv_cache_dtype: KVCacheDType = Field(

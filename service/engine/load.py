@@ -27,7 +27,7 @@ from service.engine.decoder.rope import is_served
 from service.engine.host_resources import available_cpus
 from service.engine.kv_cache_size import count_blocks
 from service.engine.limits import EngineLimits
-from service.engine.load_disk_cache import load_disk_cache
+from service.engine.load_disk_cache import load_disk_cache, start_digest
 from service.engine.model_config import read_config
 from service.engine.model_runner import LoadedModel, ModelRunner
 from service.engine.native.build import load_library
@@ -110,6 +110,7 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
 
 
 def _load_on_device(options: EngineOptions, device: torch.device) -> tuple[EngineCore, int]:
+    digest = start_digest(options, options.path)
     stored = read_quantized_weights(options.path)
     config = _read_config(options)
     model = _load_model(options, config, stored, device)
@@ -132,7 +133,7 @@ def _load_on_device(options: EngineOptions, device: torch.device) -> tuple[Engin
     )
     core = EngineCore(make_scheduler(), runner, max_model_len, max_failed_steps=1)
     disk_cache = load_disk_cache(
-        options, options.path, config.vocab_size, max_model_len, model, finished, runner, pool
+        options, digest, config.vocab_size, max_model_len, model, finished, runner, pool
     )
     _warm_up(core, min(8, max_model_len - 1))
     log.info(
