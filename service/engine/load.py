@@ -11,6 +11,7 @@ import torch
 
 from service.domain.engine import Request
 from service.domain.engine_settings import (
+    CpuLevel,
     Device,
     DType,
     EngineSettings,
@@ -30,7 +31,8 @@ from service.engine.limits import EngineLimits
 from service.engine.load_disk_cache import load_disk_cache, start_digest
 from service.engine.model_config import read_config
 from service.engine.model_runner import LoadedModel, ModelRunner
-from service.engine.native.build import load_library
+from service.engine.native.build import check_cpu_level, load_library
+from service.engine.native.compiler import Unavailable
 from service.engine.quantized_checkpoint import StoredQuantization, read_quantized_weights
 from service.engine.scheduler import Scheduler
 from service.errors import ModelLoadError, first_line
@@ -81,6 +83,7 @@ def load_model(options: EngineOptions) -> LoadedModel:
     device = _resolve_device(options.device)
     check_quantization(options.quantization, device)
     check_kv_cache_dtype(options.kv_cache_dtype, device)
+    _check_cpu_level(options.cpu_level, device)
     stored = read_quantized_weights(options.path)
     return _load_model(options, _read_config(options), stored, device)
 
@@ -98,6 +101,7 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
     device = _resolve_device(options.device)
     check_quantization(options.quantization, device)
     check_kv_cache_dtype(options.kv_cache_dtype, device)
+    _check_cpu_level(options.cpu_level, device)
     check_memory_utilization(options.gpu_memory_utilization, device)
     try:
         return _load_on_device(options, device)
@@ -107,6 +111,18 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
         ) from error
     except (DeviceLost, torch.AcceleratorError) as error:
         raise ModelLoadError(f"The device {device} failed: {first_line(error)}") from error
+
+
+def _check_cpu_level(level: CpuLevel, device: torch.device) -> None:
+    if level == "auto":
+        return
+    if device.type != "cpu":
+        raise ModelLoadError(f"The option cpu_level needs a CPU, and the device is {device}.")
+    if level != "none":
+        try:
+            check_cpu_level(level)
+        except Unavailable as error:
+            raise ModelLoadError(f"cpu_level={level}: {error}.") from error
 
 
 def _load_on_device(options: EngineOptions, device: torch.device) -> tuple[EngineCore, int]:
@@ -280,7 +296,7 @@ def _load_decoder(
         has_int8 = device.type == "cpu" and options.dtype == "auto"
         quantization = "int8" if has_int8 else "none"
         keeps_groups = has_int8 and stored is not None and stored.has_groups
-    library = load_library(options.cache_dir) if device.type == "cpu" else None
+    library = load_library(options.cache_dir, options.cpu_level) if device.type == "cpu" else None
     load = partial(
         load_decoder,
         options.path,
