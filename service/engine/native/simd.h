@@ -22,6 +22,12 @@
 //     unpack_pairs(p, a, b)    16 pairs of bfloat16 to floats: the first of each pair, the second
 //     to_bytes(a, b, c, d)     64 integers to int8, with saturation
 //     add_bytes(to, a)         adds each four bytes to a lane
+//
+// Only in AVX2 and NEON, for int4.h:
+//
+//     each_four_times(p)       byte i at 4 i to 4 i + 3
+//     low_bytes(a)             0 in every second byte
+//     multiply_words(a, b)     as 32 integers of 16 bits
 
 #pragma once
 
