@@ -11,22 +11,38 @@ import typer
 import uvloop
 from rich.console import Console
 
-from bench import fronts, gpu, loads, neighbour, ours, probes, report, results, server, table
+from bench import (
+    fronts,
+    gpu,
+    loads,
+    machine,
+    neighbour,
+    ours,
+    probes,
+    report,
+    results,
+    server,
+    table,
+)
 from bench.attacks import ATTACKS
 from bench.budgets import budgets
 from bench.client_grpc import GrpcClient
 from bench.client_http import HttpClient
 from bench.contest import Contest, Entry, Plan
+from bench.knee import RateRun, Search
 from bench.metrics import Outcome
+from bench.model import Model, of_options
 from bench.ours import VARIANTS
 from bench.progress import Progress
 from bench.request import Client
-from bench.results import Results
-from bench.roster import COMMON, OURS_ALONE, PEERS, our_entries, peer_entries
+from bench.results import Bounds, Results
+from bench.roster import COMMON, OPEN, OURS_ALONE, PEERS, our_entries, peer_entries
+from bench.shapes import SHAPES
 from bench.siege import siege
 from bench.soak import Soak
 from bench.soak import soak as run_soak
 from bench.summary import Summary
+from service.checkpoint import EMBEDDED_MODEL
 
 app = typer.Typer(
     help="Measure chatrpc by itself or against other servers.",
@@ -40,13 +56,21 @@ T = TypeVar("T")
 OUT = Path(".bench")
 DOCS = Path("docs")
 
-ALL_LOADS = ",".join(loads.standard())
+OUR_LOADS = ",".join((*COMMON, *OURS_ALONE, *OPEN))
 SHARED_LOADS = ",".join((*COMMON, *OURS_ALONE))
 FRONT_LOADS = ",".join(loads.of_fronts())
-ALL_VARIANTS = ",".join(VARIANTS)
+DEFAULT_VARIANTS = "chatrpc,chatrpc-int4,chatrpc-q4_0,chatrpc-plain"
+DEFAULT_PEERS = "vllm-int8,vllm-int4,llama.cpp-q4_0,llama.cpp-q4_k_m"
 
 Quick = Annotated[
     bool, typer.Option("--quick", help="Run one short round, only to check that everything works.")
+]
+Brief = Annotated[
+    bool,
+    typer.Option(
+        "--brief",
+        help="Send fewer and shorter requests, for models of a billion parameters and more.",
+    ),
 ]
 Rounds = Annotated[
     int, typer.Option(help="Number of rounds. Each load runs once in a round.", min=1)
@@ -54,9 +78,51 @@ Rounds = Annotated[
 Loads = Annotated[
     str, typer.Option("--loads", help="Names of the loads to run, separated by commas.")
 ]
-Variants = Annotated[str, typer.Option(help="Variants of our service to run, separated by commas.")]
+Variants = Annotated[
+    str,
+    typer.Option(help=f"Variants of our service, separated by commas: {', '.join(VARIANTS)}."),
+]
+Peers = Annotated[
+    str, typer.Option("--peers", help=f"Peers, separated by commas: {', '.join(PEERS)}.")
+]
 FirstStarts = Annotated[
     bool, typer.Option("--first-starts", help="Also start each server with empty caches.")
+]
+Shape = Annotated[
+    str | None,
+    typer.Option(help=f"Use a model with random weights of a shape: {', '.join(SHAPES)}."),
+]
+OwnVocabulary = Annotated[
+    bool,
+    typer.Option(
+        "--own-vocabulary",
+        help="Give the model of a shape its own vocabulary size, instead of the 49152 tokens of "
+        "the embedded model.",
+    ),
+]
+ModelPath = Annotated[
+    Path | None,
+    typer.Option("--model", help="Use the checkpoint in this directory. It is in bfloat16."),
+]
+Gguf = Annotated[
+    Path | None,
+    typer.Option(help="The GGUF file of --model, from which llama.cpp quantizes.", exists=True),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Continue the last run of this command, model and size: measure only what is "
+        "missing. With a larger --rounds, further rounds are added.",
+    ),
+]
+InTurn = Annotated[
+    bool,
+    typer.Option(
+        "--in-turn",
+        help="End each server after its loads of a round, so that it needs no memory while others "
+        "are measured. Otherwise all servers are in memory during the whole run.",
+    ),
 ]
 
 
@@ -70,7 +136,7 @@ def load(
     grpc: Annotated[
         str | None, typer.Option(help="gRPC address of a chatrpc service.", metavar="HOST:PORT")
     ] = None,
-    model: Annotated[str, typer.Option(help="Id of the model.")] = "smollm2-135m-instruct",
+    model: Annotated[str, typer.Option(help="Id of the model.")] = EMBEDDED_MODEL,
     clients: Annotated[
         int, typer.Option(help="Closed loop: number of concurrent clients.", min=1)
     ] = 8,
@@ -167,15 +233,28 @@ def neighbour_command(
 def run(
     *,
     rounds: Rounds = 5,
-    wanted: Loads = ALL_LOADS,
-    variants: Variants = ALL_VARIANTS,
+    wanted: Loads = OUR_LOADS,
+    variants: Variants = DEFAULT_VARIANTS,
+    shape: Shape = None,
+    own_vocabulary: OwnVocabulary = False,
+    model: ModelPath = None,
+    gguf: Gguf = None,
+    brief: Brief = False,
     quick: Quick = False,
+    resume: Resume = False,
+    in_turn: InTurn = False,
     first_starts: FirstStarts = False,
 ) -> None:
     """Measure our own service: all loads, layers and variants."""
-    plan = _RunOptions("run", rounds, _names(wanted, loads.standard()), quick, first_starts)
+    options = _RunOptions(
+        "run", rounds, _names(wanted, loads.standard()), _size(brief=brief, quick=quick),
+        has_first_starts=first_starts, is_resumed=resume, is_in_turn=in_turn,
+    )  # fmt: skip
+    chosen = _model(shape, model, gguf, own_vocabulary=own_vocabulary)
     with Progress(Console(stderr=True)) as progress:
-        found = _contest(plan, our_entries(_names(variants, VARIANTS)), progress)
+        names = _names(variants, VARIANTS)
+        entries = our_entries(names, chosen, options.loads, progress.print, has_layers=not brief)
+        found = _contest(options, chosen, entries, progress)
     table.show(table.of_results(found))
     table.show(table.of_budgets(budgets(Summary(found))))
 
@@ -185,11 +264,16 @@ def peers(
     *,
     rounds: Rounds = 3,
     wanted: Loads = SHARED_LOADS,
-    variants: Variants = ALL_VARIANTS,
-    names: Annotated[
-        str, typer.Option("--peers", help="Names of the peers to measure, separated by commas.")
-    ] = ",".join(PEERS),
+    variants: Variants = DEFAULT_VARIANTS,
+    names: Peers = DEFAULT_PEERS,
+    shape: Shape = None,
+    own_vocabulary: OwnVocabulary = False,
+    model: ModelPath = None,
+    gguf: Gguf = None,
+    brief: Brief = False,
     quick: Quick = False,
+    resume: Resume = False,
+    in_turn: InTurn = False,
     first_starts: FirstStarts = False,
     install_only: Annotated[
         bool, typer.Option("--install-only", help="Install the peers without measuring.")
@@ -199,17 +283,67 @@ def peers(
     ] = True,
 ) -> None:
     """Install the peers, measure them and our service in turn, and write the report."""
-    plan = _RunOptions("peers", rounds, _names(wanted, loads.standard()), quick, first_starts)
-    entries = our_entries(_names(variants, VARIANTS))
-    wanted_peers = _names(names, PEERS)
+    options = _RunOptions(
+        "peers", rounds, _names(wanted, loads.standard()), _size(brief=brief, quick=quick),
+        has_first_starts=first_starts, is_resumed=resume, is_in_turn=in_turn,
+    )  # fmt: skip
+    wanted_variants, wanted_peers = _names(variants, VARIANTS), _names(names, PEERS)
+    chosen = _model(shape, model, gguf, own_vocabulary=own_vocabulary)
     with Progress(Console(stderr=True)) as progress:
-        entries += peer_entries(wanted_peers, progress.print)
+        entries = our_entries(
+            wanted_variants, chosen, options.loads, progress.print, has_layers=not brief
+        )
+        entries += peer_entries(wanted_peers, chosen, options.loads, progress.print)
         if install_only:
             return
-        found = _contest(plan, entries, progress)
+        found = _contest(options, chosen, entries, progress)
     table.show(table.of_results(found))
     if publish and not quick:
         report.publish(found, DOCS)
+
+
+@app.command()
+def rates(
+    *,
+    variants: Variants = "chatrpc,chatrpc-int4",
+    names: Peers = "vllm-int8,llama.cpp-q4_0",
+    shape: Shape = None,
+    own_vocabulary: OwnVocabulary = False,
+    model: ModelPath = None,
+    gguf: Gguf = None,
+    max_ttft_ms: Annotated[
+        float, typer.Option(help="Bound of the 99th percentile of the time to first token.", min=1)
+    ] = 2000.0,
+    max_tpot_ms: Annotated[
+        float, typer.Option(help="Bound of the median time per output token.", min=1)
+    ] = 200.0,
+    first_rate: Annotated[
+        float, typer.Option(help="Requests per second that are tried first.", min=0.001)
+    ] = 1.0,
+    seconds: Annotated[
+        float, typer.Option(help="Seconds in which requests arrive, for each rate.", min=1)
+    ] = 30.0,
+    refinements: Annotated[
+        int, typer.Option(help="Number of rates between the last good and the first bad one.")
+    ] = 2,
+) -> None:
+    """Find the knee of each server: the highest rate of requests that it serves within bounds.
+
+    Requests arrive in an open loop, as a Poisson process. Servers run one after another.
+    """
+    chosen = _model(shape, model, gguf, own_vocabulary=own_vocabulary)
+    search = Search(Bounds(max_ttft_ms, max_tpot_ms), first_rate, seconds, refinements)
+    wanted_variants, wanted_peers = _names(variants, VARIANTS), _names(names, PEERS)
+    with Progress(Console(stderr=True)) as progress:
+        entries = our_entries(wanted_variants, chosen, (), progress.print)
+        entries += peer_entries(wanted_peers, chosen, (), progress.print)
+        found = Results(started=results.now(), machine=machine.facts(), model=chosen.facts)
+        file = OUT / f"rates-{chosen.name}.json"
+        work = RateRun(found, search, _logs(), progress)
+        servers = [entry.server for entry in entries]
+        _run(work.run(servers, lambda found: results.write(found, file)))
+    table.show(table.of_results(found))
+    table.show(table.of_knees(found))
 
 
 @app.command(name="fronts")
@@ -225,10 +359,13 @@ def fronts_command(
 ) -> None:
     """Measure servers and our fronts of the same engines in turn."""
     chosen = _names(wanted, loads.of_fronts())
-    plan = _RunOptions("fronts", rounds, chosen, quick, first_starts)
+    options = _RunOptions(
+        "fronts", rounds, chosen, _size(brief=False, quick=quick), has_first_starts=first_starts
+    )
     with Progress(Console(stderr=True)) as progress:
         entries = fronts.entries(_names(names, fronts.FRONTS), progress.print)
-        found = _contest(plan, entries, progress, loads.of_fronts(is_quick=quick))
+        table_of_loads = loads.of_fronts(is_quick=quick)
+        found = _contest(options, Model.embedded(), entries, progress, table_of_loads)
     table.show(table.of_results(found))
     table.show(fronts.costs(found))
 
@@ -248,11 +385,9 @@ def soak(
 
     The exit code is 1 if a request failed or the memory of a process grew by more than 5 %.
     """
-    logs = OUT / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
 
     async def soaked(progress: Progress) -> Soak:
-        running = await server.start(ours.server("chatrpc"), logs)
+        running = await server.start(ours.server("chatrpc", Model.embedded()), _logs())
         try:
             async with running.awake():
                 with progress.load(f"{clients} clients", "chatrpc", None):
@@ -286,10 +421,8 @@ def siege_command(
 
     The exit code is 1 if a time to first token or a probe took longer than allowed.
     """
-    logs = OUT / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     with Progress(Console(stderr=True)) as progress:
-        found = _run(siege(_names(names, ATTACKS), seconds, logs, progress))
+        found = _run(siege(_names(names, ATTACKS), seconds, _logs(), progress))
     (OUT / "siege.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)))
     table.show(table.of_siege(found))
     raise typer.Exit(1 if any(map(found.fault, found.attacked)) else 0)
@@ -301,7 +434,7 @@ def gpu_command(
     models: Annotated[
         list[str],
         typer.Option("--model", help="Model to measure, as for the service. May be repeated."),
-    ] = [ours.MODEL],  # noqa: B006  # typer copies it
+    ] = [EMBEDDED_MODEL],  # noqa: B006  # typer copies it
     device: Annotated[str, typer.Option(help="`cuda`, or `cpu` to try the command.")] = "cuda",
     quick: Quick = False,
     servers: Annotated[
@@ -326,14 +459,16 @@ def gpu_command(
 def report_command(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="Results of one run, or of several runs to merge.", exists=True),
+        typer.Argument(
+            help="Results of one run, or of several runs of a model to merge.", exists=True
+        ),
     ] = None,
 ) -> None:
     """Write docs/benchmarks.md from the published results, or publish the given ones."""
     if files:
         report.publish(results.merged([results.read(file) for file in files]), DOCS)
     else:
-        report.render(results.read(DOCS / "benchmarks.json"), DOCS)
+        report.render(DOCS)
 
 
 class _RunOptions(msgspec.Struct, frozen=True):
@@ -342,42 +477,78 @@ class _RunOptions(msgspec.Struct, frozen=True):
     name: str
     rounds: int
     loads: list[str]
-    is_quick: bool
-    has_first_starts: bool
+    size: str
+    has_first_starts: bool = False
+    is_resumed: bool = False
+    is_in_turn: bool = False
 
 
 def _contest(
     options: _RunOptions,
+    model: Model,
     entries: list[Entry],
     progress: Progress,
     table_of_loads: Mapping[str, loads.Load] | None = None,
 ) -> Results:
     """Run the loads of the options. They are of the standard table, unless another one is given."""
     if table_of_loads is None:
-        table_of_loads = loads.standard(is_quick=options.is_quick)
+        table_of_loads = loads.standard(options.size)
     entries = [entry.only(options.loads) for entry in entries]
-    logs = OUT / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    stem = options.name + ("-quick" if options.is_quick else "")
+    suffix = "" if options.size == "full" else f"-{options.size}"
+    file = OUT / f"{options.name}-{model.name}{suffix}.json"
+    earlier = results.read(file) if options.is_resumed and file.exists() else None
+    limits = earlier.machine.limits if earlier else None
+    if limits is None and options.size != "quick":
+        progress.print("measuring the limits of the machine")
+        limits = machine.limits()
     plan = Plan(
-        entries=[entry for entry in entries if not entry.is_idle],
+        entries=[entry for entry in entries if entry.targets],
         loads={name: table_of_loads[name] for name in options.loads},
-        num_rounds=1 if options.is_quick else options.rounds,
-        logs=logs,
-        save=lambda found: results.write(found, OUT / f"{stem}.json"),
+        num_rounds=1 if options.size == "quick" else options.rounds,
+        logs=_logs(),
+        save=lambda found: results.write(found, file),
+        machine=msgspec.structs.replace(machine.facts(), limits=limits),
+        model=model.facts,
+        size=options.size,
+        earlier=earlier,
+        is_in_turn=options.is_in_turn,
         has_first_starts=options.has_first_starts,
-        is_quick=options.is_quick,
     )
     return _run(Contest(plan, progress).run())
 
 
+def _model(
+    shape: str | None, path: Path | None, gguf: Path | None, *, own_vocabulary: bool
+) -> Model:
+    """Return the model that the options of a command name.
+
+    Raises:
+        typer.BadParameter: They contradict each other, or there is no such model.
+    """
+    try:
+        return of_options(shape, path, gguf, has_own_vocabulary=own_vocabulary)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _size(*, brief: bool, quick: bool) -> str:
+    return "quick" if quick else "brief" if brief else "full"
+
+
+def _logs() -> Path:
+    """Return the directory of the servers' logs, which is created."""
+    logs = OUT / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    return logs
+
+
 def _names(text: str, known: Collection[str]) -> list[str]:
-    """Return the names in a comma-separated list.
+    """Return the names in a comma-separated list, which may be empty.
 
     Raises:
         typer.BadParameter: A name is unknown.
     """
-    names = text.split(",")
+    names = [name for name in text.split(",") if name]
     if unknown := set(names) - set(known):
         raise typer.BadParameter(
             f"unknown: {', '.join(sorted(unknown))}; valid names: {', '.join(known)}"

@@ -5,23 +5,26 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 from zlib import crc32
 
 import msgspec
 
-from bench import machine
+from bench import results
 from bench.loads import Load
 from bench.progress import Progress
-from bench.results import Results, Sample, ServerFacts
+from bench.results import Machine, ModelFacts, Results, Sample, ServerFacts
 from bench.server import SETTLE_S, Running, Server, StartError, start
 from bench.target import CpuMeter, EngineTarget, Target, WireTarget
 
+T = TypeVar("T")
 Turn = tuple[Load, Target]
 
 # The load after which memory is measured.
 _MEMORY_LOAD = "c32"
+# If servers run in turn, one that took longer to start is not ended after its turn, only frozen.
+_SLOW_START_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +42,41 @@ class Entry:
         return Entry(self.server, *([name for name in names if name in wanted] for names in ours))
 
     @property
-    def is_idle(self) -> bool:
-        return not (self.loads or self.grpc_loads or self.engine_loads)
+    def targets(self) -> Mapping[str, Collection[str]]:
+        """The loads of each target of the server, by the target's name."""
+        name = self.server.name
+        loads = {
+            name: self.loads,
+            f"{name}/grpc": self.grpc_loads,
+            f"{name}/engine": self.engine_loads,
+        }
+        return {target: names for target, names in loads.items() if names}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The plan of a run. `save` is called with the results after every round and at the end."""
+    """The plan of a run.
+
+    Attributes:
+        save: It is called with the results after every sample and at the end.
+        earlier: Results to continue. A sample that they have is not measured again, unless it has a
+            fault.
+        is_in_turn: Each server gets all loads of a round at once, and is ended before the next one
+            starts. Otherwise all servers are in memory during the whole run, and each load goes to
+            one server after another.
+    """
 
     entries: Sequence[Entry]
     loads: Mapping[str, Load]
     num_rounds: int
     logs: Path
     save: Callable[[Results], None]
+    machine: Machine
+    model: ModelFacts
+    size: str = "full"
+    earlier: Results | None = None
+    is_in_turn: bool = False
     has_first_starts: bool = False
-    is_quick: bool = False
     settle_s: float = SETTLE_S
 
 
@@ -64,46 +87,98 @@ class Contest:
         self._plan = plan
         self._progress = progress
         self._start_s = time.monotonic()
-        self.results = Results(
-            started=datetime.now(UTC).isoformat(timespec="seconds"),
-            machine=machine.facts(),
-            is_quick=plan.is_quick,
-            loads={name: load.title for name, load in plan.loads.items()},
+        self.results = plan.earlier or Results(
+            started=results.now(),
+            machine=plan.machine,
+            model=plan.model,
+            size=plan.size,
         )
+        self._earlier_s = self.results.duration_s
+        self.results.servers = {
+            name: msgspec.structs.replace(facts, failure=None)
+            for name, facts in self.results.servers.items()
+        }
+        self.results.loads |= {name: load.title for name, load in plan.loads.items()}
+        self.results.samples = [s for s in self.results.samples if not s.fault]
+        self._measured = {(s.target, s.load, s.round) for s in self.results.samples}
+        self._failed: set[tuple[str, str]] = set()
 
     async def run(self) -> Results:
         """Run the plan. A server that fails is left out from then on."""
-        plan = self._plan
         async with AsyncExitStack() as stack:
             try:
-                turns = await self._start_all(stack)
-                for load, target in list(turns):
-                    await self._warm_up(load, target, turns)
-                for index in range(plan.num_rounds):
-                    await self._round(index, turns)
-                    self.results.num_rounds = index + 1
-                    self._save()
+                if self._plan.is_in_turn:
+                    await self._run_in_turn(stack)
+                else:
+                    await self._run_together(stack)
             finally:
                 self._save()
         return self.results
 
-    async def _start_all(self, stack: AsyncExitStack) -> list[Turn]:
-        """Start every server. Return all pairs of a load and a target to measure."""
-        wanted: dict[str, list[Target]] = {name: [] for name in self._plan.loads}
+    async def _run_together(self, stack: AsyncExitStack) -> None:
+        """Start all servers, then send each load to one after another."""
+        turns: list[Turn] = []
         for entry in self._plan.entries:
-            for target, names in await self._start(entry, stack):
-                for name in names:
-                    wanted[name].append(target)
-        loads = self._plan.loads
-        return [(loads[name], target) for name, targets in wanted.items() for target in targets]
+            if any(self._missing(entry, index) for index in range(self._plan.num_rounds)):
+                turns += self._turns(entry, await self._start(entry, stack))
+        for load, target in turns:
+            await self._warm_up(load, target)
+        for index in range(self._plan.num_rounds):
+            for load in self._plan.loads.values():
+                targets = [target for wanted, target in turns if wanted is load]
+                for target in _rotated(targets, index):
+                    await self._measure(load, target, index)
 
-    async def _start(
-        self, entry: Entry, stack: AsyncExitStack
-    ) -> list[tuple[Target, Collection[str]]]:
+    async def _run_in_turn(self, stack: AsyncExitStack) -> None:
+        """Start one server after another, and send it all of its loads."""
+        kept: dict[str, list[Target]] = {}
+        for index in range(self._plan.num_rounds):
+            for entry in _rotated(self._plan.entries, index):
+                name = entry.server.name
+                if not self._missing(entry, index) or self._facts(name).failure:
+                    continue
+                async with AsyncExitStack() as turn:
+                    if (targets := kept.get(name)) is None:
+                        targets = await self._start(entry, turn)
+                        for target in targets:
+                            await self._warm_up_once(self._turns(entry, [target]))
+                    for load, target in self._turns(entry, targets):
+                        await self._measure(load, target, index)
+                    if targets and (self._facts(name).ready_s or 0.0) > _SLOW_START_S:
+                        kept[name] = targets
+                        stack.push_async_callback(turn.pop_all().aclose)
+
+    def _missing(self, entry: Entry, index: int) -> bool:
+        """Return whether samples of the entry are missing in the round `index`."""
+        return any(
+            (target, load, index) not in self._measured
+            for target, loads in entry.targets.items()
+            for load in loads
+        )
+
+    def _turns(self, entry: Entry, targets: Sequence[Target]) -> list[Turn]:
+        """Return the pairs of a load and a target, in the order of the plan's loads."""
+        return [
+            (load, target)
+            for name, load in self._plan.loads.items()
+            for target in targets
+            if name in entry.targets[target.name]
+        ]
+
+    async def _start(self, entry: Entry, stack: AsyncExitStack) -> list[Target]:
+        """Start a server. Return its targets, or none if it does not start."""
         server = entry.server
-        facts = ServerFacts(server.title, server.version, server.settings)
+        known = self.results.servers.get(server.name)
+        facts = ServerFacts(
+            server.title,
+            server.version,
+            server.settings,
+            weight_bytes=server.weight_bytes,
+            arithmetic=server.arithmetic,
+            pss_mib=known.pss_mib if known else None,
+        )
         self.results.servers[server.name] = facts
-        targets: list[tuple[Target, Collection[str]]] = []
+        targets: list[Target] = []
         try:
             if self._plan.has_first_starts:
                 self._note(server.name, first_ready_s=await self._first_start(server))
@@ -112,11 +187,12 @@ class Contest:
             stack.push_async_callback(running.end)
             self._note(server.name, ready_s=running.ready_s, idle_cpu=running.idle_cpu)
             self._progress.print(f"{server.title}: ready after {running.ready_s:.1f} s")
-            targets.append((WireTarget(running), entry.loads))
+            if entry.loads:
+                targets.append(WireTarget(running))
             if entry.grpc_loads:
-                targets.append((WireTarget(running, "grpc"), entry.grpc_loads))
+                targets.append(WireTarget(running, "grpc"))
             if entry.engine_loads:
-                targets.append((await self._engine(running, stack), entry.engine_loads))
+                targets.append(await self._engine(running, stack))
         except StartError as error:
             self._fail(server.name, f"does not start: {error}")
         return targets
@@ -132,14 +208,18 @@ class Contest:
 
     async def _engine(self, running: Running, stack: AsyncExitStack) -> EngineTarget:
         self._progress.print(f"starting the bare engine of {running.server.title}")
-        target = await EngineTarget.start(
-            running.server.name, self._plan.logs, is_quick=self._plan.is_quick
-        )
+        target = await EngineTarget.start(running.server, self._plan.logs, self._plan.size)
         stack.push_async_callback(target.group.end)
         return target
 
-    async def _warm_up(self, load: Load, target: Target, turns: list[Turn]) -> None:
-        """Send the warm-up, which is not measured. A target that fails is left out."""
+    async def _warm_up_once(self, turns: Sequence[Turn]) -> None:
+        """Send the warm-up of the first load that has several clients, or else of the first one."""
+        several = [turn for turn in turns if turn[0].warm_up.num_requests > 1]
+        for load, target in (several or turns)[:1]:
+            await self._warm_up(load, target)
+
+    async def _warm_up(self, load: Load, target: Target) -> None:
+        """Send the warm-up, which is not measured. If it fails, the load is left out."""
         with self._progress.load(f"warm-up: {load.title}", target.name, load.warm_up.num_requests):
             async with target.awake():
                 outcome = await target.run(
@@ -147,19 +227,21 @@ class Contest:
                 )
         if outcome.fault:
             self._progress.print(f"{target.name}, {load.title}: {outcome.fault}")
-            turns.remove((load, target))
+            self._failed.add((target.name, load.name))
             self.results.samples.append(Sample(target.name, load.name, 0, fault=outcome.fault))
 
-    async def _round(self, index: int, turns: list[Turn]) -> None:
-        for load in self._plan.loads.values():
-            targets = [target for wanted, target in turns if wanted is load]
-            first = index % len(targets) if targets else 0
-            for target in (*targets[first:], *targets[:first]):  # the order rotates
-                sample = await self._sample(load, target, index)
-                self.results.samples.append(sample)
-                self._progress.sample(sample, load.title)
-                if sample.fault:  # do not measure it again: each load could take until its timeout
-                    turns.remove((load, target))
+    async def _measure(self, load: Load, target: Target, index: int) -> None:
+        """Add a sample, unless there is one, or the load has failed on this target."""
+        pair = (target.name, load.name)
+        if (*pair, index) in self._measured or pair in self._failed:
+            return
+        sample = await self._sample(load, target, index)
+        self.results.samples.append(sample)
+        self.results.num_rounds = max(self.results.num_rounds, index + 1)
+        self._progress.sample(sample, load.title)
+        if sample.fault:  # do not measure it again: each load could take until its timeout
+            self._failed.add(pair)
+        self._save()
 
     async def _sample(self, load: Load, target: Target, index: int) -> Sample:
         # The prompts differ by wire: the server's prefix cache has those of its other wires.
@@ -177,6 +259,9 @@ class Contest:
             target.name, load.name, index, dict(outcome.figures), asdict(shares), outcome.fault
         )
 
+    def _facts(self, server: str) -> ServerFacts:
+        return self.results.servers.get(server, ServerFacts("", "", ""))
+
     def _note(self, server: str, **facts: float) -> None:
         known = self.results.servers[server]
         self.results.servers[server] = msgspec.structs.replace(known, **facts)
@@ -187,8 +272,14 @@ class Contest:
         self.results.servers[server] = msgspec.structs.replace(known, failure=reason)
 
     def _save(self) -> None:
-        self.results.duration_s = time.monotonic() - self._start_s
+        self.results.duration_s = self._earlier_s + time.monotonic() - self._start_s
         self._plan.save(self.results)
+
+
+def _rotated(items: Sequence[T], index: int) -> Sequence[T]:
+    """Return the items in an order that begins one item later in each round."""
+    first = index % len(items) if items else 0
+    return (*items[first:], *items[:first])
 
 
 def _seed(load: Load, occasion: str) -> int:

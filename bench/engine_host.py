@@ -1,15 +1,16 @@
 """A process that runs loads on a bare engine inside it, to measure the cost of our layers.
 
-`python -m bench.engine_host VARIANT full|quick` reads one `Order` per line from stdin and replies
-to each with an `Answer`. The first `Answer` reports that it is ready. The process does nothing
-else, so it is suited for profiling: `echo '{"load": "c32", "seed": 1}' | PROFILER python -m
-bench.engine_host chatrpc full`.
+`python -m bench.engine_host SIZE OPTION...` starts the engine with options of our service, and runs
+loads of a size: see `bench.loads.standard`. It reads one `Order` per line from stdin and replies to
+each with an `Answer`. The first `Answer` reports that it is ready. The process does nothing else,
+so it is suited for profiling: `echo '{"load": "c32", "seed": 1}' | PROFILER python -m
+bench.engine_host full`.
 """
 
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -19,7 +20,6 @@ from bench import loads
 from bench.client_engine import EngineClient
 from bench.engine_wire import Answer, Order
 from bench.loads import Load
-from bench.ours import service_options
 from bench.request import Client
 from service.config import ServiceSettings
 from service.engines import make_engine
@@ -29,9 +29,9 @@ Ask = Callable[[], str]
 Reply = Callable[[str], object]
 
 
-async def serve(variant: str, table: Mapping[str, Load], ask: Ask, reply: Reply) -> None:
+async def serve(options: Sequence[str], table: Mapping[str, Load], ask: Ask, reply: Reply) -> None:
     """Start the engine as the service does, and run orders until `ask` returns an empty line."""
-    settings = ServiceSettings.load(service_options(variant))
+    settings = ServiceSettings.load(list(options))
     engine = make_engine(settings.engine, settings.engine_settings)
     loader = ModelLoader(settings, reads_gguf=engine.capabilities.reads_gguf)
     await engine.start(loader.load())
@@ -54,14 +54,14 @@ def _line(answer: Answer) -> str:
 
 
 if __name__ == "__main__":
-    variant, speed = sys.argv[1:]
+    size, *options = sys.argv[1:]
     # Output of libraries goes to the log. Only replies go to stdout.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     uvloop.run(
         serve(
-            variant,
-            loads.standard(is_quick=speed == "quick"),
+            options,
+            loads.standard(size),
             sys.stdin.readline,
             partial(print, file=replies, flush=True),
         )

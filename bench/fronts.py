@@ -4,17 +4,16 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 from rich.console import RenderableType
 
 from bench import ours, table
 from bench.contest import Entry
 from bench.loads import of_fronts
+from bench.model import Model
 from bench.peers import llama_cpp, vllm
 from bench.peers.environment import InstallError
 from bench.results import Results
-from bench.roster import checkpoint
 from bench.server import Ports, Server
 from bench.summary import Summary
 
@@ -22,6 +21,7 @@ from bench.summary import Summary
 _MAX_NUM_SEQS = 128
 _LIMITS = ("--max-num-seqs", str(_MAX_NUM_SEQS), "--max-model-len", "8192")
 _BF16 = "bfloat16"
+_GGUF = "Q4_0"
 
 Command = Callable[[Ports], Sequence[str]]
 
@@ -32,21 +32,22 @@ class Front:
 
     Attributes:
         install: Installs it, unless it is installed. Raises InstallError if that fails.
-        server: Returns the server. The argument is the directory of the model in bf16.
+        server: Returns the server of a model.
     """
 
     install: Callable[[], None]
-    server: Callable[[Path], Server]
+    server: Callable[[Model], Server]
 
 
 def entries(names: Iterable[str], report: Callable[[str], None]) -> list[Entry]:
     """Install the fronts and return them. One that cannot be installed is reported and left out."""
+    model = Model.embedded()
     found = []
     for name in names:
         try:
             report(f"installing {name} if necessary")
             FRONTS[name].install()
-            server = FRONTS[name].server(checkpoint("bf16"))
+            server = FRONTS[name].server(model)
         except InstallError as error:
             report(f"{name} cannot be installed: {error}")
         else:
@@ -74,50 +75,62 @@ def costs(found: Results) -> RenderableType:
 
 
 def _server(
-    name: str, title: str, settings: str, commands: Sequence[Command], *, is_ours: bool = True
+    name: str,
+    title: str,
+    settings: str,
+    model: Model,
+    commands: Sequence[Command],
+    *,
+    is_ours: bool = True,
 ) -> Server:
     return Server(
         name=name,
         title=title,
         version=version("chatrpc") if is_ours else vllm.VERSION,
         settings=settings,
-        model=vllm.MODEL,
+        model=model.name,
         commands=lambda ports: [command(ports) for command in commands],
         env=vllm.environ(),
         has_grpc=is_ours,
     )
 
 
-def _vllm(model: Path) -> Server:
+def _vllm(model: Model) -> Server:
     def serve(ports: Ports) -> Sequence[str]:
-        return vllm.serve_command(model, ports.http, _MAX_NUM_SEQS)
+        return vllm.serve_command(model.source(), model.name, ports.http, _MAX_NUM_SEQS)
 
-    return _server("vllm", "vLLM's OpenAI server", " ".join(_LIMITS), [serve], is_ours=False)
+    settings = " ".join(_LIMITS)
+    return _server("vllm", "vLLM's OpenAI server", settings, model, [serve], is_ours=False)
 
 
-def _chatrpc_vllm(model: Path) -> Server:
+def _chatrpc_vllm(model: Model) -> Server:
     def service(ports: Ports) -> Sequence[str]:
         python = str(vllm.ENVIRONMENT.python)
-        options = ("--engine", "vllm", *_named(model), "--dtype", _BF16, *_LIMITS)
+        named = ("--model", str(model.source()), "--served-model-name", model.name)
+        options = ("--engine", "vllm", *named, "--dtype", _BF16, *_LIMITS)
         return ours.service_command(ports, *options, python=python)
 
     commands = [service, ours.gateway_command]
     settings = f"service with `--engine vllm {' '.join(_LIMITS)}`, and gateway"
-    return _server("chatrpc-vllm", "chatrpc, engine vllm", settings, commands)
+    return _server("chatrpc-vllm", "chatrpc, engine vllm", settings, model, commands)
 
 
-def _openai_vllm(model: Path) -> Server:
+def _openai_vllm(model: Model) -> Server:
     def serve(ports: Ports) -> Sequence[str]:
-        return vllm.serve_command(model, ports.upstream, _MAX_NUM_SEQS)
+        return vllm.serve_command(model.source(), model.name, ports.upstream, _MAX_NUM_SEQS)
 
     commands = [serve, _upstream_service, ours.gateway_command]
     settings = "service with `--engine openai` and gateway, before vLLM's OpenAI server"
-    return _server("openai-vllm", "chatrpc, engine openai, vLLM", settings, commands)
+    return _server("openai-vllm", "chatrpc, engine openai, vLLM", settings, model, commands)
 
 
-def _openai_llama_cpp(_: Path) -> Server:
+def _llama_cpp(model: Model) -> Server:
+    return llama_cpp.server(_GGUF, model.gguf(_GGUF), model.name)
+
+
+def _openai_llama_cpp(model: Model) -> Server:
     def serve(ports: Ports) -> Sequence[str]:
-        return llama_cpp.serve_command(ports.upstream)
+        return llama_cpp.serve_command(model.gguf(_GGUF), model.name, ports.upstream)
 
     commands = [serve, _upstream_service, ours.gateway_command]
     return Server(
@@ -125,7 +138,7 @@ def _openai_llama_cpp(_: Path) -> Server:
         title="chatrpc, engine openai, llama.cpp",
         version=version("chatrpc"),
         settings="service with `--engine openai` and gateway, before llama.cpp's server",
-        model=llama_cpp.MODEL,
+        model=model.name,
         commands=lambda ports: [command(ports) for command in commands],
         env=os.environ,
         has_grpc=True,
@@ -137,14 +150,10 @@ def _upstream_service(ports: Ports) -> Sequence[str]:
     return ours.service_command(ports, "--engine", "openai", "--upstream-url", url)
 
 
-def _named(model: Path) -> Sequence[str]:
-    return "--model", str(model), "--served-model-name", vllm.MODEL
-
-
 FRONTS = {
     "vllm": Front(vllm.install, _vllm),
     "chatrpc-vllm": Front(vllm.install_with_service, _chatrpc_vllm),
     "openai-vllm": Front(vllm.install, _openai_vllm),
-    "llama.cpp": Front(llama_cpp.install, lambda _: llama_cpp.server()),
+    "llama.cpp": Front(llama_cpp.install, _llama_cpp),
     "openai-llama.cpp": Front(llama_cpp.install, _openai_llama_cpp),
 }

@@ -7,7 +7,7 @@ server of a round gets the same prompts, and every round has new ones.
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -59,12 +59,10 @@ class Closed:
 
     async def run(self, client: Client, seed: int, on_done: OnDone) -> Outcome:
         requests = random_requests(self.num_requests, self.num_words, self.num_tokens, seed)
-        return _outcome(
-            client,
-            await closed_loop(
-                client, requests, self.num_clients, max_start_s=MAX_START_S, on_done=on_done
-            ),
+        transcripts = await closed_loop(
+            client, requests, self.num_clients, max_start_s=MAX_START_S, on_done=on_done
         )
+        return _outcome(client, transcripts, {"num_clients": float(self.num_clients)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,8 @@ class Open:
     async def run(self, client: Client, seed: int, on_done: OnDone) -> Outcome:
         requests = random_requests(self.num_requests, self.num_words, self.num_tokens, seed)
         times_s = poisson(self.rate, self.num_requests, random.Random(seed))
-        return _outcome(client, await open_loop(client, requests, times_s, on_done=on_done))
+        transcripts = await open_loop(client, requests, times_s, on_done=on_done)
+        return _outcome(client, transcripts, {"rate": self.rate})
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,24 +233,54 @@ def random_requests(num_requests: int, num_words: int, num_tokens: int, seed: in
     return [ask(words(num_words, rng), num_tokens) for _ in range(num_requests)]
 
 
-def standard(*, is_quick: bool = False) -> dict[str, Load]:
-    """Return the loads of a run by name. Quick ones only check that everything works.
+# The numbers of clients of the closed loops.
+CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def standard(size: str = "full") -> dict[str, Load]:
+    """Return the loads of a run by name.
 
     A prompt is its words and about 30 tokens of template.
+
+    Args:
+        size: `full`, `brief` for models of a billion parameters and more, or `quick` only to check
+            that everything works.
     """
-    share = 4 if is_quick else 1
-    loads: list[Load] = [
-        Closed("c1", "1 client", 1, 4 // share, 120, 64),
-        Closed("c8", "8 clients", 8, 16 // share, 120, 64),
-        Closed("c32", "32 clients", 32, 64 // share, 120, 64),
+    loads = _SIZES[size]
+    return {load.name: load for load in loads}
+
+
+def _closed(num_clients: int, num_requests: int, num_tokens: int) -> Closed:
+    title = "1 client" if num_clients == 1 else f"{num_clients} clients"
+    return Closed(f"c{num_clients}", title, num_clients, num_requests, 120, num_tokens)
+
+
+def _others(share: int, num_tokens: int) -> list[Load]:
+    """Return the loads that have several variants of a size, with 1 / `share` of the requests."""
+    return [
         Closed("long", "4 clients, long prompts", 4, 8 // share, 820, 32),
         Turns("turns", "second turn", 4 // share, 870, 32),
-        Stall("stall", "a long prompt arrives", 4, 192 // share, 120, 3960 // share),
+        Stall("stall", "a long prompt arrives", 4, num_tokens, 120, 3960),
         Edit("edit", "repeat a text", 4 // share, 120, 128),
         Open("open-2", "2 requests a second", 2.0, 40 // share, 120, 64),
         Open("open-6", "6 requests a second", 6.0, 120 // share, 120, 64),
     ]
-    return {load.name: load for load in loads}
+
+
+_SIZES: dict[str, list[Load]] = {
+    "full": [*(_closed(n, max(4, 2 * n), 64) for n in CLIENTS), *_others(1, 192)],
+    "brief": [*(_closed(n, max(2, n), 48) for n in CLIENTS), *_others(2, 128)],
+    "quick": [
+        *(_closed(n, max(1, n // 2), 64) for n in CLIENTS),
+        Closed("long", "4 clients, long prompts", 4, 2, 820, 32),
+        Turns("turns", "second turn", 1, 870, 32),
+        Stall("stall", "a long prompt arrives", 4, 48, 120, 990),
+        Edit("edit", "repeat a text", 1, 120, 128),
+        Open("open-2", "2 requests a second", 2.0, 10, 120, 64),
+        Open("open-6", "6 requests a second", 6.0, 30, 120, 64),
+    ],
+}
+SIZES = tuple(_SIZES)
 
 
 def of_fronts(*, is_quick: bool = False) -> dict[str, Load]:
@@ -274,5 +303,7 @@ async def _sent(client: Client, request: Request) -> Record:
     return client.read(transcript)
 
 
-def _outcome(client: Client, transcripts: Sequence[Transcript]) -> Outcome:
-    return metrics.outcome([client.read(transcript) for transcript in transcripts])
+def _outcome(
+    client: Client, transcripts: Sequence[Transcript], extra: Mapping[str, float] | None = None
+) -> Outcome:
+    return metrics.outcome([client.read(transcript) for transcript in transcripts], extra)

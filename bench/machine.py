@@ -1,12 +1,15 @@
-"""Collects the facts about the machine of a run."""
+"""Collects the facts about the machine of a run, and measures its limits."""
 
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
+import msgspec
 import psutil
 
-from bench.results import Machine
+from bench.results import Limits, Machine
 
 # The vector and matrix units that inference kernels use.
 _FLAGS = (
@@ -21,6 +24,15 @@ _FLAGS = (
     "asimd",
     "sve",
 )
+
+
+def limits() -> Limits | None:
+    """Return the limits that `bench.limits` measures, or None if it fails."""
+    command = [sys.executable, "-m", "bench.limits"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode != 0:
+        return None
+    return msgspec.json.decode(done.stdout.splitlines()[-1], type=Limits)
 
 
 def facts() -> Machine:

@@ -6,45 +6,78 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from bench import weights
+from bench.model import Model
 from bench.server import Ports, Server
 
-MODEL = "smollm2-135m-instruct"
 _LOG = ("--log-level", "warning")
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A way to run the service: its options and loads. Without loads, it gets the common ones."""
+    """A way to run the service.
+
+    Attributes:
+        loads: Names of its loads. If there are none, it gets the common ones.
+        gguf: The type of the GGUF file that it loads instead of the checkpoint in bfloat16.
+        bits: Bits of a weight in the layers and in the head, with the scales, if the checkpoint in
+            bfloat16 is loaded.
+        arithmetic: The type of its matrix products: `int8` or `bf16`.
+    """
 
     title: str
     options: tuple[str, ...] = ()
     loads: tuple[str, ...] = ()
+    gguf: str | None = None
+    bits: tuple[float, float] = (8, 8)
+    arithmetic: str = "int8"
 
 
 VARIANTS = {
-    "chatrpc": Variant("chatrpc"),
-    "chatrpc-exact": Variant("chatrpc, unquantised", ("--quantization", "none")),
-    "chatrpc-plain": Variant("chatrpc, no drafts", ("--speculation", "none"), ("c1", "edit")),
+    "chatrpc": Variant("chatrpc, int8"),
+    "chatrpc-int4": Variant("chatrpc, int4", ("--quantization", "int4"), bits=(4.25, 8)),
+    "chatrpc-q4_0": Variant("chatrpc, GGUF Q4_0", gguf="Q4_0"),
+    "chatrpc-q4_k_m": Variant("chatrpc, GGUF Q4_K_M", gguf="Q4_K_M"),
+    "chatrpc-avx2": Variant("chatrpc, int8, AVX2", ("--cpu-level", "avx2")),
+    "chatrpc-int4-avx2": Variant(
+        "chatrpc, int4, AVX2",
+        ("--quantization", "int4", "--cpu-level", "avx2"),
+        bits=(4.25, 8),
+    ),
+    "chatrpc-exact": Variant(
+        "chatrpc, unquantised", ("--quantization", "none"), bits=(16, 16), arithmetic="bf16"
+    ),
+    "chatrpc-plain": Variant(
+        "chatrpc, int8, no drafts", ("--speculation", "none"), ("c1", "c8", "c32", "edit")
+    ),
 }
 
 
-def service_options(variant: str) -> list[str]:
-    return ["--model", MODEL, *VARIANTS[variant].options]
+def server(variant: str, model: Model) -> Server:
+    """Return a variant of our service, on `model`.
 
+    Raises:
+        InstallError: The files of the model cannot be made.
+    """
+    wanted = VARIANTS[variant]
+    argument = str(model.gguf(wanted.gguf)) if wanted.gguf else model.argument()
+    options = ("--model", argument, "--served-model-name", model.name, *wanted.options)
 
-def server(variant: str) -> Server:
     def commands(ports: Ports) -> Sequence[Sequence[str]]:
-        return service_command(ports, *service_options(variant)), gateway_command(ports)
+        return service_command(ports, *options), gateway_command(ports)
 
     return Server(
         name=variant,
-        title=VARIANTS[variant].title,
+        title=wanted.title,
         version=version("chatrpc"),
-        settings=_settings(VARIANTS[variant].options),
-        model=MODEL,
+        settings=_settings(wanted),
+        model=model.name,
         commands=commands,
         env=os.environ,
         has_grpc=True,
+        weight_bytes=_weight_bytes(wanted, model),
+        arithmetic=wanted.arithmetic,
+        engine_options=options,
     )
 
 
@@ -59,7 +92,16 @@ def gateway_command(ports: Ports) -> Sequence[str]:
     return (sys.executable, "-m", "gateway_http", *listen, *_LOG)
 
 
-def _settings(options: Sequence[str]) -> str:
-    if not options:
-        return "service and gateway as they come"
-    return f"service and gateway, `{' '.join(options)}`, otherwise as they come"
+def _settings(variant: Variant) -> str:
+    model = f" on a {variant.gguf} file" if variant.gguf else ""
+    if not variant.options:
+        return f"service and gateway as they come{model}"
+    return f"service and gateway{model}, `{' '.join(variant.options)}`, otherwise as they come"
+
+
+def _weight_bytes(variant: Variant, model: Model) -> int:
+    if variant.gguf:
+        return weights.gguf_bytes(model.gguf(variant.gguf))
+    of_layers, of_head = variant.bits
+    facts = model.facts
+    return int(facts.num_layer_weights * of_layers + facts.num_head_weights * of_head) // 8

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,14 @@ class Panel:
     values: Mapping[str, float]
 
 
-def bars(panels: Sequence[Panel], servers: Mapping[str, str], ours: str, path: Path) -> None:
+def bars(
+    panels: Sequence[Panel], servers: Mapping[str, str], ours: Collection[str], path: Path
+) -> None:
     """Write the panels side by side. Each server is a row, and each bar has its value.
 
     Args:
         servers: Titles by name, from top to bottom.
-        ours: The name of the server in colour.
+        ours: The names of the servers in colour.
     """
     height = _ROW_INCHES * (len(servers) + 0.3) + _HEAD_INCHES
     width = _PANEL_INCHES * len(panels) + _LABEL_INCHES
@@ -57,7 +59,12 @@ def bars(panels: Sequence[Panel], servers: Mapping[str, str], ours: str, path: P
 
 
 def _draw(
-    axes: Axes, panel: Panel, servers: Mapping[str, str], ours: str, *, has_names: bool
+    axes: Axes,
+    panel: Panel,
+    servers: Mapping[str, str],
+    ours: Collection[str],
+    *,
+    has_names: bool,
 ) -> None:
     axes.set_axis_off()
     largest = max(panel.values.values(), default=1.0) or 1.0
@@ -71,7 +78,7 @@ def _draw(
     axes.annotate(panel.title, (0, 1), (0, 20), weight="bold", size=12, **head)
     axes.annotate(panel.subtitle, (0, 1), (0, 5), size=10, color=_FAINT, **head)
     for row, (name, title) in enumerate(servers.items()):
-        weight = "bold" if name == ours else "normal"
+        weight = "bold" if name in ours else "normal"
         if has_names:
             axes.annotate(
                 title, (0, row), (-8, 0), xycoords="data", textcoords="offset points",
@@ -79,7 +86,7 @@ def _draw(
             )  # fmt: skip
         value = panel.values.get(name)
         if value is not None:
-            axes.barh(row, value, height=0.66, color=_OURS if name == ours else _THEIRS)
+            axes.barh(row, value, height=0.66, color=_OURS if name in ours else _THEIRS)
         axes.annotate(
             "no figure" if value is None else short(value),
             (value or 0, row), (5, 0), xycoords="data", textcoords="offset points",

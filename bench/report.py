@@ -1,4 +1,7 @@
-"""Renders results to docs/benchmarks.md: a template with our text, tables and plots."""
+"""Renders results to docs/benchmarks.md: our text, and a section with tables and plots for each.
+
+The results are in docs/benchmarks/, a file for each model and kind of machine.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -7,14 +10,17 @@ from string import Template
 
 from bench import plot, results
 from bench.budgets import budgets
+from bench.knee import PREFIX
 from bench.plot import Panel, short
 from bench.results import Machine, Results, ServerFacts
+from bench.roofline import Roofline
 from bench.summary import Figure, Summary
 
 OURS = "chatrpc"
 TEMPLATE_TOKENS = 30
 
-_TEMPLATE = Path(__file__).with_name("report.md")
+_PAGE = Path(__file__).with_name("report.md")
+_SECTION = Path(__file__).with_name("report_section.md")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,39 +65,57 @@ _OPEN = (
     Column("TPOT p99", "", "tpot_ms.p99"),
 )
 
+_EDIT = Column("", "edit", "output_tok_s")
+# The loads that show what drafts cost and what they gain.
+_DRAFTED = ("c1", "c8", "c32", "edit")
+
 
 def publish(found: Results, docs: Path) -> None:
-    """Write benchmarks.json, benchmarks.md and its plots."""
-    results.write(found, docs / "benchmarks.json")
-    render(found, docs)
+    """Write the results to docs/benchmarks/, and the page."""
+    has_amx = "amx_int8" in found.machine.flags
+    name = found.model.name + ("-amx" if has_amx else "")
+    results.write(found, docs / "benchmarks" / f"{name}.json")
+    render(docs)
 
 
-def render(found: Results, docs: Path) -> None:
-    """Write benchmarks.md and its plots."""
-    page = Page(found)
-    values = page.values()
-    for name, panels in page.plots().items():
-        plot.bars(panels, page.titles, OURS, docs / f"benchmarks-{name}.svg")
-    text = Template(_TEMPLATE.read_text()).substitute(values)
-    (docs / "benchmarks.md").write_text(text)
+def render(docs: Path) -> None:
+    """Write benchmarks.md and the plots of all results in docs/benchmarks/."""
+    runs = {file.stem: results.read(file) for file in (docs / "benchmarks").glob("*.json")}
+    sections = []
+    for name in sorted(runs, key=lambda name: _order(runs[name])):
+        section = Section(name, runs[name])
+        for plot_name, panels in section.plots().items():
+            path = docs / "benchmarks" / f"{name}-{plot_name}.svg"
+            plot.bars(panels, section.titles, section.ours, path)
+        sections.append(Template(_SECTION.read_text()).substitute(section.values()))
+    values = {"template_tokens": str(TEMPLATE_TOKENS), "sections": "\n".join(sections)}
+    (docs / "benchmarks.md").write_text(Template(_PAGE.read_text()).substitute(values))
 
 
-class Page:
-    """The values and tables of docs/benchmarks.md."""
+def _order(found: Results) -> tuple[str, int]:
+    """Return the key of the order of sections: latest machine first, smaller models first."""
+    started = "".join(chr(0x10FFFF - ord(c)) for c in found.started[:10])
+    return started, found.model.num_parameters
 
-    def __init__(self, found: Results) -> None:
+
+class Section:
+    """The values, tables and plots of the results of one model on one machine."""
+
+    def __init__(self, name: str, found: Results) -> None:
+        self._name = name
         self._found = found
         self._summary = Summary(found)
+        closed = [load for load in found.loads if not load.startswith((PREFIX, "open-"))]
         self.titles = {
-            name: facts.title
-            for name, facts in found.servers.items()
-            if any(self._summary.has(name, load) for load in ("c1", "c8", "c32"))
-            and (name == OURS or not name.startswith(OURS))
+            server: facts.title
+            for server, facts in found.servers.items()
+            if any(self._summary.has(server, load) for load in closed)
         }
+        self.ours = [server for server in self.titles if server.startswith(OURS)]
 
     def plots(self) -> dict[str, list[Panel]]:
-        servers = self._found.servers
-        return {
+        servers = {name: self._found.servers[name] for name in self.titles}
+        plots = {
             "throughput": [self._panel(column, "tok/s, more is better") for column in _RATES],
             "latency": [self._panel(column, "ms, less is better") for column in _TIMES],
             "life": [
@@ -100,34 +124,96 @@ class Page:
                 _facts_panel("Memory", "MiB, less is better", servers, "pss_mib"),
             ],
         }
+        return {
+            name: [panel for panel in panels if panel.values] or panels[:1]
+            for name, panels in plots.items()
+        }
 
     def values(self) -> dict[str, str]:
-        """Return the values of the template's placeholders."""
+        """Return the values of the placeholders of a section."""
         found = self._found
-        quick = " (a quick run, only to check that everything works)" if found.is_quick else ""
+        amx = "with AMX" if "amx_int8" in found.machine.flags else "without AMX"
         return {
-            "started": found.started[:10] + quick,
+            "title": f"{found.model.title}, {amx}",
+            "note": f"\n{found.note}\n" if found.note else "",
+            "model": self._model(),
+            "started": found.started[:10],
+            "requests": self._requests(),
             "num_rounds": str(found.num_rounds),
-            "template_tokens": str(TEMPLATE_TOKENS),
             "machine": _machine(found.machine),
             "servers": _servers(found.servers),
             "throughput_table": self._table(_RATES, "tokens per second"),
+            "limits": self._limits(),
             "latency_table": "\n\n".join(
-                (
-                    self._table(_TIMES, "milliseconds, 1 client"),
-                    self._table(_MORE_TIMES, "ratio; milliseconds"),
-                    self._table(_TAILS, "milliseconds, 32 clients"),
+                self._table(columns, corner)
+                for columns, corner in (
+                    (_TIMES, "milliseconds"),
+                    (_MORE_TIMES, "ratio; milliseconds"),
+                    (_TAILS, "milliseconds, 32 clients"),
                 )
+                if self._measured(columns)
             ),
             "ratio_table": self._ratios((*_RATES, *_TIMES)),
             "life_table": self._life(),
             "own_sections": "".join(
-                (self._budgets(), self._layers(), self._variants(), self._open_loop())
+                (
+                    self._budgets(),
+                    self._layers(),
+                    self._variants(),
+                    self._open_loop(),
+                    self._knees(),
+                )
             ),
             "client_cpu": _share(self._summary.cpu("client")),
             "others_cpu": _share(self._summary.cpu("others")),
-            **{f"{name}_plot": _image(name, alt) for name, alt in _ALTS.items()},
+            **{
+                f"{name}_plot": f"![{alt}](benchmarks/{self._name}-{name}.svg)"
+                for name, alt in _ALTS.items()
+            },
         }
+
+    def _model(self) -> str:
+        model = self._found.model
+        return f"{model.title}, with {model.num_parameters / 1e9:.3g} billion parameters"
+
+    def _requests(self) -> str:
+        """Describe the requests of one client, from any server that has them."""
+        for server in self.titles:
+            figures = self._summary.medians(server, "c1")
+            if "num_prompt_tokens" in figures:
+                each = figures["num_output_tokens"] / figures["num_requests"]
+                return (
+                    f"prompts of about {figures['num_prompt_tokens']:.0f} tokens and responses of "
+                    f"{each:.0f}"
+                )
+        return "prompts and responses of a fixed length"
+
+    def _limits(self) -> str:
+        """Return the section on what bounds each speed."""
+        limits = self._found.machine.limits
+        if limits is None:
+            return ""
+        rows = []
+        for name, title in self.titles.items():
+            roofline = Roofline(limits, self._found.model, self._found.servers[name])
+            single = self._summary.medians(name, "c1")
+            loads = (self._summary.medians(name, column.load) for column in _RATES)
+            shares = [
+                f"{share(single):.0%}" if "num_clients" in single else ""
+                for share in (roofline.decode_step, roofline.prefill)
+            ]
+            closer = [
+                roofline.load(figures).text if "num_clients" in figures else "" for figures in loads
+            ]
+            rows.append([title, *shares, *closer])
+        tops = ", ".join(f"{rate:.3g} TOP/s in {kind}" for kind, rate in limits.tops.items())
+        columns = ["Decode step, bytes", "Prefill, arithmetic"]
+        return (
+            "### What bounds the speed\n\n"
+            f"The machine reads {limits.read_gb_s:.3g} GB/s from memory, and computes {tops}.\n\n"
+            + _markdown(["", *columns, *(column.title for column in _RATES)], rows)
+            + "\n\n"
+        )
 
     def _panel(self, column: Column, unit: str) -> Panel:
         figures = {
@@ -137,7 +223,8 @@ class Page:
         return Panel(column.title, unit, values)
 
     def _table(self, columns: Sequence[Column], corner: str) -> str:
-        """Return a table with a row for each server that has any of the figures."""
+        """Return a table with a row for each server, and a column for each measured figure."""
+        columns = self._measured(columns)
         rows = (
             [title, *(self._cell(name, column) for column in columns)]
             for name, title in self.titles.items()
@@ -146,6 +233,11 @@ class Page:
             [corner, *(column.title for column in columns)], [row for row in rows if any(row[1:])]
         )
 
+    def _measured(self, columns: Sequence[Column]) -> Sequence[Column]:
+        """Return the columns whose load was sent to any of the servers."""
+        loads = {sample.load for sample in self._found.samples if sample.target in self.titles}
+        return [column for column in columns if column.load in loads]
+
     def _cell(self, target: str, column: Column) -> str:
         if figure := self._summary.figure(target, column.load, column.figure):
             return _spread(figure)
@@ -153,25 +245,32 @@ class Page:
 
     def _ratios(self, columns: Sequence[Column]) -> str:
         """Return a table of ratios that are above 1 if our server is faster."""
+        columns = self._measured(columns)
         rows = []
-        for name, title in self.titles.items():
-            if name == OURS:
-                continue
-            cells = []
-            for column in columns:
-                pair = (OURS, name) if column.is_rate else (name, OURS)
-                figure = self._summary.ratio(*pair, column.load, column.figure)
-                cells.append(_spread(figure) if figure else "")
-            rows.append([title, *cells])
-        return _markdown(["chatrpc against", *(column.title for column in columns)], rows)
+        for ours in self.ours:
+            for peer, title in self.titles.items():
+                if peer in self.ours:
+                    continue
+                cells = []
+                for column in columns:
+                    pair = (ours, peer) if column.is_rate else (peer, ours)
+                    figure = self._summary.ratio(*pair, column.load, column.figure)
+                    cells.append(_spread(figure) if figure else "")
+                if any(cells):
+                    rows.append([f"{self.titles[ours]} / {title}", *cells])
+        return _markdown(["", *(column.title for column in columns)], rows)
 
     def _life(self) -> str:
+        servers = self._found.servers.values()
+        has_first = any(facts.first_ready_s for facts in servers)
         rows = []
-        for facts in self._found.servers.values():
+        for facts in servers:
             idle = "" if facts.idle_cpu is None else f"{facts.idle_cpu:.0%}"
-            times = (_with_unit(value, "s") for value in (facts.ready_s, facts.first_ready_s))
-            rows.append([facts.title, *times, _with_unit(facts.pss_mib, "MiB"), idle])
-        return _markdown(["", "Start", "First start", "Memory", "Idle"], rows)
+            first = [_with_unit(facts.first_ready_s, "s")] if has_first else []
+            memory = _with_unit(facts.pss_mib, "MiB")
+            rows.append([facts.title, _with_unit(facts.ready_s, "s"), *first, memory, idle])
+        columns = ["Start", *(["First start"] if has_first else []), "Memory", "Idle"]
+        return _markdown(["", *columns], rows)
 
     def _budgets(self) -> str:
         rows = [
@@ -186,7 +285,7 @@ class Page:
         if not rows:
             return ""
         return (
-            "## Budgets\n\nThe limits that chatrpc sets for itself.\n\n"
+            "### Budgets\n\nThe limits that chatrpc sets for itself.\n\n"
             + _markdown(["", "at most", "measured", "kept"], rows)
             + "\n\n"
         )
@@ -206,29 +305,26 @@ class Page:
             rows.append([title, _spread(figure), cost])
             below = target
         return (
-            "## Cost of the layers\n\nThe same load of 32 streams on the engine in its process, "
+            "### Cost of the layers\n\nThe same load of 32 streams on the engine in its process, "
             "over gRPC, and over HTTP through the gateway.\n\n"
             + _markdown(["", "tok/s", "cost over the line above"], rows)
             + "\n\n"
         )
 
     def _variants(self) -> str:
-        """Return the section on our variants."""
-        rows = []
-        for name, facts in self._found.servers.items():
-            if name.startswith(OURS):
-                cells = (
-                    self._cell(name, Column("", load, "output_tok_s"))
-                    for load in ("c1", "c32", "edit")
-                )
-                rows.append([facts.title, *cells])
-        if len(rows) < 2:
+        """Return the section on text that repeats."""
+        rows = [
+            [self.titles[name], *(self._cell(name, replace(_EDIT, load=load)) for load in _DRAFTED)]
+            for name in self.ours
+        ]
+        if not any(self._summary.has(name, _EDIT.load) for name in self.ours):
             return ""
+        columns = (self._found.loads.get(load, "") for load in _DRAFTED)
         return (
-            "## Variants\n\nTokens per second of our own service with other options. The load "
-            "*repeat a text* is one client that requests a text again with a small change, for "
-            "which speculative decoding by prompt lookup is intended.\n\n"
-            + _markdown(["", "1 client", "32 clients", "repeat a text"], rows)
+            "### Drafts\n\nTokens per second of our own service. The load *repeat a text* is one "
+            "client that requests a text again with a small change, for which speculative decoding "
+            "by prompt lookup is intended. The other loads have random text.\n\n"
+            + _markdown(["", *columns], rows)
             + "\n\n"
         )
 
@@ -242,9 +338,38 @@ class Page:
         if not any(self._summary.has(OURS, load) for load in self._found.loads if "open-" in load):
             return ""
         return (
-            "## Open loop\n\nRequests with prompts of 150 tokens and responses of 64 tokens arrive "
+            "### Open loop\n\nRequests with prompts of 150 tokens and responses of 64 arrive "
             "as a Poisson process, independent of earlier ones. TTFT is measured from when a "
             "request was due. Times are in milliseconds.\n\n" + "\n\n".join(parts) + "\n\n"
+        )
+
+    def _knees(self) -> str:
+        """Return the section on the highest rates that servers hold."""
+        found = self._found
+        if found.bounds is None:
+            return ""
+        knees = [
+            [facts.title, "none" if facts.knee is None else short(facts.knee)]
+            for name, facts in found.servers.items()
+            if any(s.target == name and s.load.startswith(PREFIX) for s in found.samples)
+        ]
+        rows = []
+        for sample in sorted(found.samples, key=lambda s: (s.target, s.figures.get("rate", 0.0))):
+            if sample.load.startswith(PREFIX):
+                cells = (
+                    short(sample.figures[column.figure]) if sample.figures else "invalid"
+                    for column in _OPEN
+                )
+                title = found.servers[sample.target].title
+                rows.append([f"{title}, {found.loads[sample.load]}", *cells])
+        return (
+            "### Rates\n\nRequests arrive as a Poisson process, independent of earlier ones. TTFT "
+            "is measured from when a request was due. The knee is the highest rate that was tried "
+            f"at which the server stayed within bounds: {found.bounds.text}.\n\n"
+            + _markdown(["", "Knee, requests a second"], knees)
+            + "\n\n"
+            + _markdown(["", *(column.title for column in _OPEN)], rows)
+            + "\n\n"
         )
 
 
@@ -253,10 +378,6 @@ _ALTS = {
     "latency": "Times to first and next token of each server",
     "life": "Start times and memory of each server",
 }
-
-
-def _image(name: str, alt: str) -> str:
-    return f"![{alt}](benchmarks-{name}.svg)"
 
 
 def _facts_panel(title: str, unit: str, servers: dict[str, ServerFacts], name: str) -> Panel:

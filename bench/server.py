@@ -33,7 +33,14 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The description of a server. `settings` explains its options in the report."""
+    """The description of a server.
+
+    Attributes:
+        settings: Explains its options in the report.
+        weight_bytes: Bytes of the weights that it reads in a decode step. None if unknown.
+        arithmetic: The type of its matrix products: `int8` or `bf16`.
+        engine_options: The options of our service with which its bare engine is measured.
+    """
 
     name: str
     title: str
@@ -44,6 +51,9 @@ class Server:
     env: Mapping[str, str]
     dialect: Dialect = openai_body
     has_grpc: bool = False
+    weight_bytes: int | None = None
+    arithmetic: str = "bf16"
+    engine_options: Sequence[str] = ()
 
 
 @dataclass(slots=True)

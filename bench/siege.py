@@ -26,13 +26,13 @@ from bench.client_grpc import GrpcClient
 from bench.client_http import HttpClient
 from bench.loadgen import exchange
 from bench.metrics import ttft
-from bench.ours import MODEL, service_options
 from bench.probes import gateway_probes, service_probes
 from bench.process import ProcessGroup
 from bench.progress import Progress
 from bench.request import Client, Transcript, ask
 from bench.server import Ports, StartError
 from bench.words import words
+from service.checkpoint import EMBEDDED_MODEL
 
 # The bound on the time to first token during an attack is this multiple of the time without an
 # attack, plus the duration of one step.
@@ -127,8 +127,8 @@ async def siege(names: Sequence[str], seconds: float, logs: Path, progress: Prog
 async def _serve(stack: Stack, seconds: float) -> Served:
     """Send chats and call the probes for some seconds."""
     clients: list[Client] = [
-        HttpClient(f"{stack.url}/v1", MODEL, key=stack.ordinary),
-        GrpcClient(stack.grpc, MODEL, key=stack.ordinary),
+        HttpClient(f"{stack.url}/v1", EMBEDDED_MODEL, key=stack.ordinary),
+        GrpcClient(stack.grpc, EMBEDDED_MODEL, key=stack.ordinary),
     ]
     stop = asyncio.Event()
     probing = asyncio.ensure_future(_probe(stack, stop))
@@ -173,7 +173,7 @@ async def _probe(stack: Stack, stop: asyncio.Event) -> tuple[dict[str, list[floa
 
 async def _step_ms(stack: Stack) -> float:
     """Return the median time to first token of a prompt that nearly fills one step."""
-    client = GrpcClient(stack.grpc, MODEL, key=stack.ordinary)
+    client = GrpcClient(stack.grpc, EMBEDDED_MODEL, key=stack.ordinary)
     rng, times = random.Random(2), []
     try:
         for _ in range(5):
@@ -193,7 +193,9 @@ async def _until_calm(stack: Stack) -> None:
 
 async def _attack(stack: Stack, name: str, logs: Path) -> ProcessGroup:
     """Start an attack and wait until it has begun."""
-    target = msgspec.json.encode(Target(stack.url, stack.grpc, MODEL, stack.attacker)).decode()
+    target = msgspec.json.encode(
+        Target(stack.url, stack.grpc, EMBEDDED_MODEL, stack.attacker)
+    ).decode()
     worker = ProcessGroup(logs / f"attack-{name}.log")
     process = await worker.add(
         (sys.executable, "-m", "bench.siege", name, target),
@@ -212,7 +214,7 @@ async def _stack(logs: Path) -> AsyncIterator[Stack]:
     keys = logs / "siege-keys.toml"
     keys.write_text(_key("ordinary", ordinary) + _key("attacker", attacker))
     python, log = (sys.executable, "-m"), ("--log-level", "warning", "--api-keys", str(keys))
-    service = (*python, "service", *service_options("chatrpc"), "--port", str(ports.grpc), *log)
+    service = (*python, "service", "--model", EMBEDDED_MODEL, "--port", str(ports.grpc), *log)
     upstream = ("--upstream", f"127.0.0.1:{ports.grpc}")
     gateway = (*python, "gateway_http", *upstream, "--port", str(ports.http), *log)
     group = await ProcessGroup.start((service, gateway), os.environ, logs / "siege.log")

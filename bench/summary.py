@@ -40,6 +40,16 @@ class Summary:
     def figure(self, target: str, load: str, name: str) -> Figure | None:
         return _figure([s.figures[name] for s in self._valid(target, load) if name in s.figures])
 
+    def medians(self, target: str, load: str) -> dict[str, float]:
+        """Return the median of every figure of a load, or nothing if there are none."""
+        samples = self._valid(target, load)
+        names = samples[0].figures if samples else {}
+        return {
+            name: median(s.figures[name] for s in samples)
+            for name in names
+            if all(name in s.figures for s in samples)
+        }
+
     def ratio(self, target: str, to: str, load: str, name: str) -> Figure | None:
         """Return the median over the rounds of the ratio of `target` to `to`.
 

@@ -82,6 +82,14 @@ def of_results(found: Results) -> RenderableType:
     return _with_faults(table, faults)
 
 
+def of_knees(found: Results) -> RenderableType:
+    """Return a table of the highest rate of each server within the bounds of the run."""
+    table = _table(["server", "requests a second"], num_names=1)
+    for facts in found.servers.values():
+        table.add_row(facts.title, _number(facts.knee))
+    return Group(table, Text(found.bounds.text if found.bounds else ""))
+
+
 def of_figures(columns: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> Table:
     """Return a table with a row for each name."""
     table = _table(["", *columns], num_names=1)

@@ -18,7 +18,7 @@ from bench.loadgen import OnDone
 from bench.loads import Load
 from bench.metrics import Outcome
 from bench.process import ProcessGroup
-from bench.server import START_TIMEOUT_S, Running, StartError
+from bench.server import START_TIMEOUT_S, Running, Server, StartError
 
 
 class Target(Protocol):
@@ -70,18 +70,17 @@ class EngineTarget:
     process: asyncio.subprocess.Process
 
     @classmethod
-    async def start(cls, variant: str, logs: Path, *, is_quick: bool) -> Self:
-        """Start the process.
+    async def start(cls, server: Server, logs: Path, size: str) -> Self:
+        """Start the process. It runs loads of this size: see `bench.loads.standard`.
 
         Raises:
             StartError: The process did not start.
         """
-        group = ProcessGroup(logs / f"{variant}-engine.log")
-        speed = "quick" if is_quick else "full"
-        command = (sys.executable, "-m", "bench.engine_host", variant, speed)
+        group = ProcessGroup(logs / f"{server.name}-engine.log")
+        command = (sys.executable, "-m", "bench.engine_host", size, *server.engine_options)
         try:
             process = await group.add(command, os.environ, stdin=asyncio.subprocess.PIPE)
-            target = cls(f"{variant}/engine", group, process)
+            target = cls(f"{server.name}/engine", group, process)
             async with asyncio.timeout(START_TIMEOUT_S):
                 ready = await target._answer()
         except TimeoutError:

@@ -146,8 +146,9 @@ class ServiceSettings(ListenerSettings):
     )
     quantization: Quantization = Field(
         _ENGINE.quantization,
-        description="Quantization of weights and activations. `int8` needs a CPU. `auto` is int8 "
-        "on a CPU if `dtype` is `auto` and the model loses little accuracy, else none.",
+        description="Quantization of weights and activations. `int8` needs a CPU. On a CPU, if "
+        "`dtype` is `auto`, then `auto` is that of the checkpoint, or else int8 if the model loses "
+        "little accuracy. In all other cases it is none.",
     )
     max_model_len: Annotated[int, Field(ge=2)] | None = Field(
         None,

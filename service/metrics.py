@@ -5,7 +5,7 @@ read are exported under vLLM's names as well, such as `vllm:num_requests_running
 labels `model_name` and `engine`. These copies appear when the model's name is known.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from chatrpc_process.metrics import ProcessMetrics
-from service.domain.engine import EngineStats
+from service.domain.engine import EngineStats, UpstreamStats
 from service.vllm_names import Aliased, CacheConfig
 
 _FIRST_TOKEN_BUCKETS_S = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -311,3 +311,34 @@ class _Engine(Collector):
             yield GaugeMetricFamily(metric.name, metric.text, value=metric.read(stats))
         for metric in _COUNTERS:
             yield CounterMetricFamily(metric.name, metric.text, value=metric.read(stats))
+        if stats.upstreams:
+            yield from _of_upstreams(stats.upstreams)
+
+
+def _of_upstreams(upstreams: Sequence[UpstreamStats]) -> Iterator[Metric]:
+    up = GaugeMetricFamily(
+        "chatrpc_upstream_up",
+        "State of an upstream: 1 if its last request or probe did not fail, else 0.",
+        labels=["upstream"],
+    )
+    attempts = CounterMetricFamily(
+        "chatrpc_upstream_attempts",
+        "Attempts to send a request to an upstream, without probes.",
+        labels=["upstream"],
+    )
+    failures = CounterMetricFamily(
+        "chatrpc_upstream_failures",
+        "Attempts that failed because of the upstream.",
+        labels=["upstream"],
+    )
+    failovers = CounterMetricFamily(
+        "chatrpc_upstream_failovers",
+        "Failed attempts after which the request was sent to another upstream.",
+        labels=["upstream"],
+    )
+    for each in upstreams:
+        up.add_metric([each.name], float(each.is_up))
+        attempts.add_metric([each.name], each.num_attempts)
+        failures.add_metric([each.name], each.num_failed)
+        failovers.add_metric([each.name], each.num_failovers)
+    yield from (up, attempts, failures, failovers)

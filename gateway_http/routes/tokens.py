@@ -95,13 +95,13 @@ async def call_tokenize(
         name = await _model_name(request, model)
         if isinstance(converted, ApiError):
             raise converted
-        with router_of(request).route(name) as route:
-            message = model_service_pb2.TokenizeRequest(model=route.model)
-            message.MergeFrom(converted)
-            try:
+        try:
+            with router_of(request).route(name) as route:
+                message = model_service_pb2.TokenizeRequest(model=route.model)
+                message.MergeFrom(converted)
                 return await route.call(TOKENIZE, message, call_metadata_of(request), _TIMEOUT_S)
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc(error, names) from None
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, names) from None
 
 
 def _tokenize_response(

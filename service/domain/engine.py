@@ -189,6 +189,26 @@ class DiskCacheStats:
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamStats:
+    """The use of one remote service, counted since the start. Probes are not counted.
+
+    Attributes:
+        name: Its host and port.
+        num_attempts: Attempts to send it a request.
+        num_failed: Attempts that failed because of it. A request that it rejected, or that was
+            cancelled, has not failed.
+        num_failovers: Failed attempts after which the request was sent to another upstream.
+        is_up: True if its last request or probe did not fail.
+    """
+
+    name: str
+    num_attempts: int = 0
+    num_failed: int = 0
+    num_failovers: int = 0
+    is_up: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """The engine's load, as of its last step."""
 
@@ -209,6 +229,7 @@ class EngineStats:
     disk_cache: DiskCacheStats = DiskCacheStats()
     num_draft_tokens: int = 0  # draft tokens proposed
     num_accepted_tokens: int = 0  # draft tokens accepted
+    upstreams: tuple[UpstreamStats, ...] = ()  # of a backend over remote services
 
 
 @dataclass(frozen=True, slots=True)

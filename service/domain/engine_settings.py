@@ -33,8 +33,9 @@ class EngineSettings:
             CPU.
         dtype: Type of weights and KV cache. `auto` is bfloat16 if the hardware multiplies it, else
             float32.
-        quantization: Quantization of weights and activations. `auto` is int8 for the native decoder
-            on a CPU if `dtype` is `auto`, and none otherwise.
+        quantization: Quantization of weights and activations. For the native decoder on a CPU, if
+            `dtype` is `auto`, then `auto` is that of a checkpoint in groups of integers, or else
+            int8. In all other cases it is none.
         cache_dir: Directory for files that are made once, such as compiled kernels.
         max_model_len: Maximum length of prompt and completion together, in tokens. None means the
             model's own.

@@ -19,7 +19,7 @@ _MAX_READ = 2**30  # bytes; Linux reads at most 2 GB at once
 
 
 class GgufWeights:
-    """The tensors of a GGUF file; see `service.engine.stored_weights.StoredWeights`.
+    """`service.engine.stored_weights.StoredWeights` of a GGUF file.
 
     Args:
         path: The checkpoint's directory, which has a link to the file.
@@ -43,22 +43,15 @@ class GgufWeights:
 
     @property
     def names(self) -> set[str]:
-        """The names of all tensors."""
+        """See `StoredWeights`."""
         return set(self._tensors)
 
     def close(self) -> None:
-        """Close the file. No tensor can be read after that."""
+        """See `StoredWeights`."""
         self._file.close()
 
     def read(self, name: str) -> Tensor:
-        """Return a tensor: as it is stored, or in float32 if it is quantized.
-
-        Args:
-            name: One of `names`.
-
-        Raises:
-            ModelLoadError: The file is damaged or cannot be read, or the type is not supported.
-        """
+        """See `StoredWeights`."""
         tensor = self._tensors[name]
         rows = self._rows(tensor)
         if tensor.type in FLOATS:
@@ -77,14 +70,7 @@ class GgufWeights:
         return values.to(self._device)
 
     def read_grouped(self, name: str) -> GroupedWeight | None:
-        """Return a weight as it is stored; None if it is not stored as integers in groups.
-
-        Args:
-            name: One of `names`.
-
-        Raises:
-            ModelLoadError: The file is damaged or cannot be read.
-        """
+        """See `StoredWeights`."""
         tensor = self._tensors[name]
         if tensor.type not in GROUPED:
             return None

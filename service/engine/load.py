@@ -243,11 +243,16 @@ def _load_decoder(
     device: torch.device,
     dtype: torch.dtype,
 ) -> LoadedModel:
-    """Load the model with the native decoder, in int8 if that is requested or costs little."""
+    """Load the model with the native decoder, in int8 if that is requested or costs little.
+
+    Weights that the checkpoint stores in groups of integers are kept by default.
+    """
     quantization = options.quantization
+    keeps_groups = False
     if quantization == "auto":
         has_int8 = device.type == "cpu" and options.dtype == "auto"
         quantization = "int8" if has_int8 else "none"
+        keeps_groups = has_int8 and stored is not None and stored.has_groups
     library = load_library(options.cache_dir) if device.type == "cpu" else None
     load = partial(
         load_decoder,
@@ -259,6 +264,8 @@ def _load_decoder(
         device=device,
         library=library,
     )
+    if keeps_groups:
+        return load(quantization=quantization, keeps_groups=True)
     model = load(quantization=quantization, check_token_ids=_checkable(options, architecture))
     loss = model.quantization_loss
     if (

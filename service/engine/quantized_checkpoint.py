@@ -6,19 +6,20 @@ without their scales would give meaningless responses and no error.
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from service.engine.gguf_blocks import GROUPED
+from service.engine.packed_weights import PackedWeights
 from service.errors import ModelLoadError
 from service.gguf.index import IndexedTensor, read_index
 from service.json_file import read_json_object
 
-# Files that quantizers write next to config.json, with the name of each quantizer's method. Only
-# the file of ModelOpt is read.
+# Files that quantizers write next to config.json, with the name of each quantizer's method. The
+# first ones are read if config.json describes no quantization.
+_METHOD_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _OTHER_FILES = {
-    "quantize_config.json": "gptq",
-    "quant_config.json": "awq",
     "quant_model_description.json": "msmodelslim",
     "smash_config.json": "pruna",
 }
@@ -42,6 +43,11 @@ class QuantizedWeights:
     divisor: float = 1.0  # the stored scale is divided by it
     has_quantized_cache: bool = False  # the checkpoint has scales for a quantized KV cache too
 
+    @property
+    def has_groups(self) -> bool:
+        """True if the weights are integers in groups."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class GgufTensors:
@@ -57,8 +63,14 @@ class GgufTensors:
             sizes[tensor.type] += tensor.num_bytes
         return sizes.most_common(1)[0][0]
 
+    @property
+    def has_groups(self) -> bool:
+        """True if most weights are integers in groups."""
+        return self.method in GROUPED
 
-StoredQuantization = QuantizedWeights | GgufTensors
+
+StoredQuantization = QuantizedWeights | PackedWeights | GgufTensors
+_Safetensors = QuantizedWeights | PackedWeights
 
 
 def read_quantized_weights(path: Path) -> StoredQuantization | None:
@@ -69,10 +81,7 @@ def read_quantized_weights(path: Path) -> StoredQuantization | None:
     Raises:
         ModelLoadError: The method is not supported.
     """
-    try:
-        tensors = read_index(path)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ModelLoadError(f"The index of the GGUF file in {path} cannot be read.") from error
+    tensors = read_index(path)
     if tensors is not None:
         return GgufTensors(tensors)
     for file, method in _OTHER_FILES.items():
@@ -97,13 +106,16 @@ def _descriptions(path: Path) -> list[dict[str, Any]]:
     modelopt = read_json_object(path / _MODELOPT_FILE)
     if modelopt:
         found.append({"quant_method": "modelopt"} | modelopt)
+    for file, method in _METHOD_FILES.items():
+        if not found and (path / file).is_file():
+            found.append({"quant_method": method} | read_json_object(path / file))
     for fields in found:
         if not isinstance(fields, dict):
             raise _not_served(path, repr(fields))
     return found
 
 
-def _read(path: Path, fields: dict[str, Any]) -> QuantizedWeights | None:
+def _read(path: Path, fields: dict[str, Any]) -> _Safetensors | None:
     method = _method(fields)
     reader = _READERS.get(method)
     if reader is None:
@@ -157,6 +169,26 @@ def _bitsandbytes(fields: dict[str, Any]) -> QuantizedWeights:
     return QuantizedWeights("bitsandbytes int8", "int8", ("SCB",), divisor=127.0)
 
 
+def _awq(fields: dict[str, Any]) -> PackedWeights:
+    bits = fields.get("bits", fields.get("w_bit"))
+    version = str(fields.get("version", "gemm")).lower()
+    if bits != 4 or version != "gemm" or fields.get("zero_point") is False:
+        raise _NotServed(f"awq with {bits} bits in the version {version}")
+    return PackedWeights("awq", "awq", 4)
+
+
+def _gptq(fields: dict[str, Any]) -> PackedWeights:
+    """Read GPTQ's formats. The first one stores zero points less 1."""
+    bits, stored_as = fields.get("bits"), fields.get("checkpoint_format") or "gptq"
+    if fields.get("is_marlin_format"):
+        stored_as = "marlin"
+    if bits not in (4, 8) or stored_as not in ("gptq", "gptq_v2"):
+        raise _NotServed(f"gptq with {bits} bits in the format {stored_as}")
+    if fields.get("dynamic"):
+        raise _NotServed("gptq with settings of single layers (dynamic)")
+    return PackedWeights(f"gptq {bits} bits", "gptq", bits, int(stored_as == "gptq"))
+
+
 def _modelopt(fields: dict[str, Any]) -> QuantizedWeights | None:
     inner = fields.get("quantization") or fields
     algorithm = inner.get("quant_algo")
@@ -175,7 +207,7 @@ def _modelopt(fields: dict[str, Any]) -> QuantizedWeights | None:
     )
 
 
-def _compressed_tensors(fields: dict[str, Any]) -> QuantizedWeights | None:
+def _compressed_tensors(fields: dict[str, Any]) -> _Safetensors | None:
     """Read compressed-tensors. All groups must store their weights in the same way."""
     # Older files contain the description one level deeper.
     fields = fields | (fields.get("quantization_config") or {})
@@ -191,7 +223,10 @@ def _compressed_tensors(fields: dict[str, Any]) -> QuantizedWeights | None:
         raise _NotServed("compressed-tensors with several kinds of weights")
     if not kinds:
         return None  # only the cache or activations are quantized
-    dtype, block = kinds.pop()
+    kind = kinds.pop()
+    if isinstance(kind, PackedWeights):
+        return replace(kind, has_quantized_cache=bool(fields.get("kv_cache_scheme")))
+    dtype, block = kind
     return QuantizedWeights(
         method=f"compressed-tensors {dtype}",
         dtype=dtype,
@@ -201,7 +236,7 @@ def _compressed_tensors(fields: dict[str, Any]) -> QuantizedWeights | None:
     )
 
 
-_Kind = tuple[Literal["float8", "int8"], tuple[int | None, int] | None]
+_Kind = tuple[Literal["float8", "int8"], tuple[int | None, int] | None] | PackedWeights
 
 
 def _compressed_group(group: Mapping[str, Any], default_format: str) -> _Kind | None:
@@ -210,6 +245,8 @@ def _compressed_group(group: Mapping[str, Any], default_format: str) -> _Kind | 
         return None
     stored_as = group.get("format") or default_format
     kind, num_bits = weights.get("type", "int"), weights.get("num_bits", 8)
+    if stored_as == "pack-quantized" and kind == "int" and num_bits in (4, 8):
+        return PackedWeights(f"compressed-tensors W{num_bits}A16", "compressed-tensors", num_bits)
     formats = {"float": "float-quantized", "int": "int-quantized"}
     if stored_as not in {formats.get(kind), "naive-quantized"}:
         raise _NotServed(f"compressed-tensors {stored_as}")
@@ -240,7 +277,9 @@ def _block(size: Any) -> tuple[int, int]:
     return block
 
 
-_READERS: dict[str, Callable[[dict[str, Any]], QuantizedWeights | None]] = {
+_READERS: dict[str, Callable[[dict[str, Any]], _Safetensors | None]] = {
+    "awq": _awq,
+    "gptq": _gptq,
     "fp8": _fp8,
     "fbgemm_fp8": _fbgemm_fp8,
     "bitsandbytes": _bitsandbytes,
@@ -252,5 +291,5 @@ _READERS: dict[str, Callable[[dict[str, Any]], QuantizedWeights | None]] = {
 def _not_served(path: Path, method: str) -> ModelLoadError:
     return ModelLoadError(
         f"The model at {path} is quantized by {method}, which is not supported. Use the checkpoint "
-        "without quantization, or one in FP8 or 8-bit integers."
+        "without quantization, or one in FP8, 8-bit integers, AWQ or GPTQ."
     )

@@ -8,6 +8,8 @@ import torch
 from service.engine.checkpoint_tensors import open_tensors, unusable_weight
 from service.engine.dequantize import dequantize
 from service.engine.gguf_weights import GgufWeights
+from service.engine.grouped_weight import GroupedWeight
+from service.engine.packed_weights import AUXILIARY, PACKED, PackedWeights, UnpackedWeight, unpack
 from service.engine.quantized_checkpoint import (
     GgufTensors,
     QuantizedWeights,
@@ -56,6 +58,17 @@ class StoredWeights(Protocol):
         """
         ...
 
+    def read_grouped(self, name: str) -> GroupedWeight | None:
+        """Return a weight as it is stored; None if it is not stored as integers in groups.
+
+        Args:
+            name: One of `names`.
+
+        Raises:
+            ModelLoadError: The file is damaged, or the quantization is not supported.
+        """
+        ...
+
     def close(self) -> None:
         """Close the files. No tensor can be read after that."""
         ...
@@ -75,6 +88,8 @@ def open_weights(
     """
     if isinstance(quantization, GgufTensors):
         return GgufWeights(path, quantization.tensors, device)
+    if isinstance(quantization, PackedWeights):
+        return PackedSafetensorsWeights(path, device, quantization)
     return SafetensorsWeights(path, device, quantization)
 
 
@@ -119,6 +134,10 @@ class SafetensorsWeights:
         if tensor.is_floating_point() and tensor.dtype not in _FLOAT8:
             return tensor
         return self._dequantized(name, tensor)
+
+    def read_grouped(self, name: str) -> GroupedWeight | None:  # noqa: ARG002
+        """See `StoredWeights`."""
+        return None
 
     def _is_quantized(self, name: str) -> bool:
         """Return True if `name` is a weight that is stored in the quantized type."""
@@ -171,4 +190,70 @@ class SafetensorsWeights:
         except ValueError as error:
             raise ModelLoadError(
                 f"The model at {self._path} cannot be loaded: the scale of {name}: {error}."
+            ) from error
+
+
+class PackedSafetensorsWeights:
+    """`StoredWeights` of safetensors files with weights packed in 32-bit integers.
+
+    A packed weight has the name `*.weight`, as in a checkpoint without quantization.
+
+    Args:
+        path: The directory.
+        device: The device of the tensors that are returned.
+        storage: How the weights are packed.
+
+    Raises:
+        ModelLoadError: A file cannot be read.
+    """
+
+    def __init__(self, path: Path, device: torch.device, storage: PackedWeights) -> None:
+        self._path = path
+        self._device = device
+        self._storage = storage
+        self._files = open_tensors(path)
+        end = f".{PACKED[storage.layout]}"
+        layers = [name.removesuffix(end) for name in self._files if name.endswith(end)]
+        self._layers = {f"{layer}.weight": layer for layer in layers}
+
+    def close(self) -> None:
+        """See `StoredWeights`."""
+        self._files.clear()
+
+    @property
+    def names(self) -> set[str]:
+        """See `StoredWeights`. The scales of a quantized KV cache are not among them either."""
+        layout = self._storage.layout
+        parts = (PACKED[layout], *AUXILIARY[layout], *_ACTIVATION_SCALES)
+        others = {f"{layer}.{part}" for layer in self._layers.values() for part in parts}
+        if self._storage.has_quantized_cache:
+            others.update(name for name in self._files if name.endswith(_CACHE_SCALES))
+        return (self._files.keys() | self._layers.keys()) - others
+
+    def read(self, name: str) -> torch.Tensor:
+        """See `StoredWeights`."""
+        if name in self._layers:
+            return self._unpacked(name).dequantized().to(self._device)
+        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        if not tensor.is_floating_point() or tensor.dtype in _FLOAT8:
+            raise unusable_weight(self._path, name, str(tensor.dtype).removeprefix("torch."))
+        return tensor.to(self._device)
+
+    def read_grouped(self, name: str) -> GroupedWeight | None:
+        """See `StoredWeights`. Groups of inputs that are not adjacent (act-order) are not kept."""
+        return self._unpacked(name).grouped(self._storage.bits) if name in self._layers else None
+
+    def _unpacked(self, name: str) -> UnpackedWeight:
+        layer, layout = self._layers[name], self._storage.layout
+        names = {part: f"{layer}.{part}" for part in (PACKED[layout], *AUXILIARY[layout])}
+        tensors = {
+            part: self._files[full].get_tensor(full)
+            for part, full in names.items()
+            if full in self._files
+        }
+        try:
+            return unpack(self._storage, tensors)
+        except ValueError as error:
+            raise ModelLoadError(
+                f"The model at {self._path} cannot be loaded: {name} is packed, and {error}."
             ) from error

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from service.errors import ModelLoadError
+
 LINK = "weights.gguf"
 _INDEX = "gguf_index.json"
 
@@ -55,14 +57,16 @@ def read_index(directory: Path) -> dict[str, IndexedTensor] | None:
     """Return the tensors in the index of `directory`, by name; None if there is no index.
 
     Raises:
-        OSError: The index cannot be read.
-        ValueError, TypeError: It is not an index.
+        ModelLoadError: It cannot be read.
     """
+    file = directory / _INDEX
     try:
-        content: dict[str, dict[str, Any]] = json.loads((directory / _INDEX).read_bytes())
+        content: dict[str, dict[str, Any]] = json.loads(file.read_bytes())
+        return {
+            name: IndexedTensor(**fields | {"shape": tuple(fields["shape"])})
+            for name, fields in content.items()
+        }
     except FileNotFoundError:
         return None
-    return {
-        name: IndexedTensor(**fields | {"shape": tuple(fields["shape"])})
-        for name, fields in content.items()
-    }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelLoadError(f"{file} is not an index of a GGUF file.") from error

@@ -31,6 +31,7 @@ async def with_failover(
     member = pool.choose()
     while member is not None:
         has_output = False
+        member.num_attempts += 1
         try:
             async with aclosing(attempt(member)) as outputs:
                 async for output in outputs:
@@ -43,11 +44,14 @@ async def with_failover(
             if failed.is_disconnect and not has_output and not has_reconnected:
                 has_reconnected = True  # the upstream may have closed an idle connection just then
                 continue
+            member.num_failed += 1
             pool.note_failure(member, failed)
             tried.append(member)
-            member = None if has_output else pool.choose(tried)
-            if member is None:
+            following = None if has_output else pool.choose(tried)
+            if following is None:
                 raise failed.error from failed
+            member.num_failovers += 1
+            member = following
         else:
             return
     raise UpstreamDown("No upstream service can be reached. Please retry later.")

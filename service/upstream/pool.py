@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from chatrpc_process.logs.limited import LimitedLog
+from service.domain.engine import UpstreamStats
 from service.errors import ChatrpcError, UpstreamDown, UpstreamError, UpstreamRateLimited
 from service.upstream.client import Upstream
 from service.upstream.failures import AttemptFailed
@@ -35,6 +36,7 @@ class Member:
         is_checked: True if its kind is known to be that of the others. It is checked again after
             a failure, since another server may have taken its place.
         is_excluded: True if it is of another kind than the others, and gets no requests.
+        num_attempts, num_failed, num_failovers: See `UpstreamStats`.
     """
 
     upstream: Upstream
@@ -47,6 +49,9 @@ class Member:
     num_failed_probes: int = 0
     is_checked: bool = False
     is_excluded: bool = False
+    num_attempts: int = 0
+    num_failed: int = 0
+    num_failovers: int = 0
     _went_down: asyncio.Event = field(default_factory=asyncio.Event)
 
     def set_down(self, *, is_down: bool) -> None:
@@ -89,6 +94,21 @@ class UpstreamPool:
         A request may make every upstream fail. The model stays available for other requests.
         """
         return not all(member.is_down and member.num_failed_probes for member in self.members)
+
+    def stats(self) -> tuple[UpstreamStats, ...]:
+        """Return the statistics of the upstreams. Those of one host and port are added up."""
+        by_name: dict[str, UpstreamStats] = {}
+        for member in self.members:
+            name = member.upstream.label
+            before = by_name.get(name, UpstreamStats(name, is_up=False))
+            by_name[name] = UpstreamStats(
+                name,
+                before.num_attempts + member.num_attempts,
+                before.num_failed + member.num_failed,
+                before.num_failovers + member.num_failovers,
+                is_up=before.is_up or not (member.is_down or member.is_excluded),
+            )
+        return tuple(by_name.values())
 
     async def wait_available(self, *, is_available: bool) -> None:
         """Return when `self.is_available` has the value `is_available`."""

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 
@@ -116,7 +117,8 @@ class UpstreamRuntime:
         )
 
     def stats(self) -> EngineStats:
-        return EngineStats() if self._backend is None else self._backend.stats()
+        stats = EngineStats() if self._backend is None else self._backend.stats()
+        return replace(stats, upstreams=self._pool.stats())
 
     async def wait_available(self, *, is_available: bool) -> None:
         await self._pool.wait_available(is_available=is_available)

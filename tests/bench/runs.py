@@ -1,8 +1,11 @@
 """Makes invented results of a small run."""
 
-from bench.results import Machine, Results, Sample, ServerFacts
+from bench.results import Limits, Machine, ModelFacts, Results, Sample, ServerFacts
 
-MACHINE = Machine("A CPU", 2, ["avx2"], 24.0, "6.1", "3.11.7")
+MACHINE = Machine(
+    "A CPU", 2, ["avx2"], 24.0, "6.1", "3.11.7", Limits(20.0, {"int8": 1.0, "bf16": 0.5})
+)
+MODEL = ModelFacts("tiny", "A tiny model", 110_000, 100_000, 10_000, 100, 10)
 CPU = {"server": 0.8, "client": 0.02, "others": 0.01}
 
 
@@ -33,6 +36,7 @@ def results() -> Results:
     return Results(
         started="2026-01-02T03:04:05+00:00",
         machine=MACHINE,
+        model=MODEL,
         num_rounds=2,
         loads={"c1": "1 client", "c8": "8", "c32": "32", "stall": "stall", "open-2": "2 a second"},
         servers={

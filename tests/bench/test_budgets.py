@@ -5,7 +5,7 @@ import pytest
 from bench.budgets import budgets
 from bench.results import Results
 from bench.summary import Summary
-from tests.bench.runs import MACHINE, results, sample
+from tests.bench.runs import MACHINE, MODEL, results, sample
 
 
 def test_layers_and_stall_are_compared_with_their_bounds() -> None:
@@ -24,9 +24,9 @@ def test_figure_above_its_bound_breaks_the_budget() -> None:
         sample("chatrpc/grpc", "c32", 0, output_tok_s=94.0),
         sample("chatrpc", "stall", 0, stall_ms=5000.0),
     ]
-    found = list(budgets(Summary(Results("now", MACHINE, samples=samples))))
+    found = list(budgets(Summary(Results("now", MACHINE, MODEL, samples=samples))))
     assert [budget.is_kept for budget in found] == [False, False]
 
 
 def test_unmeasured_figure_breaks_no_budget() -> None:
-    assert list(budgets(Summary(Results("now", MACHINE)))) == []
+    assert list(budgets(Summary(Results("now", MACHINE, MODEL)))) == []

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 from rich.console import Console
@@ -16,9 +17,10 @@ from bench import loads, results, server
 from bench.contest import Contest, Entry, Plan
 from bench.process import ProcessGroup
 from bench.progress import Progress
-from bench.results import Results, ServerFacts
+from bench.results import Results, Sample, ServerFacts
 from bench.server import Server
 from tests.bench.echo import echo
+from tests.bench.runs import MACHINE, MODEL
 from tests.fakes.wait import until
 
 ANY = ServerFacts("", "", "")
@@ -38,6 +40,8 @@ def plan(tmp_path: Path) -> Callable[..., Plan]:
             settle_s=0.0,
             logs=tmp_path,
             save=lambda found: results.write(found, tmp_path / "results.json"),
+            machine=MACHINE,
+            model=MODEL,
             **fields,
         )
 
@@ -68,6 +72,43 @@ async def test_servers_are_measured_in_turn(plan: Callable[..., Plan], tmp_path:
         assert facts.pss_mib is not None
         assert facts.pss_mib > 1
     assert results.read(tmp_path / "results.json") == found
+
+
+async def test_servers_in_turn_get_all_loads_of_a_round_at_once(plan: Callable[..., Plan]) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    found = await held(plan(echo("a"), echo("b"), is_in_turn=True))
+    assert [(s.round, s.target, s.load) for s in found.samples] == [
+        (0, "a", "c1"),
+        (0, "a", "c32"),
+        (0, "b", "c1"),
+        (0, "b", "c32"),
+        (1, "b", "c1"),
+        (1, "b", "c32"),
+        (1, "a", "c1"),
+        (1, "a", "c32"),
+    ]
+    assert not [s.fault for s in found.samples if s.fault]
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_in_turn", [False, True])
+async def test_continued_run_measures_only_what_is_missing(
+    plan: Callable[..., Plan], tmp_path: Path, is_in_turn: bool
+) -> None:
+    first = await held(replace(plan(echo("a"), is_in_turn=is_in_turn), num_rounds=1))
+    kept = list(first.samples)
+    first.samples[0] = replace_fault(first.samples[0])
+    earlier = results.read(tmp_path / "results.json")
+    earlier.samples = first.samples
+    fields = {"earlier": earlier, "is_in_turn": is_in_turn}
+    found = await held(plan(echo("a"), echo("b"), **fields))
+    assert kept[1] in found.samples
+    assert sorted((s.round, s.target, s.load) for s in found.samples) == sorted(
+        (index, target, load) for index in (0, 1) for target in "ab" for load in LOADS
+    )
+    assert found.num_rounds == 2
+    assert not [s.fault for s in found.samples if s.fault]
 
 
 @pytest.mark.slow
@@ -156,6 +197,10 @@ async def test_frozen_server_does_not_respond_until_it_is_thawed(tmp_path: Path)
             assert process.status() != psutil.STATUS_STOPPED
     finally:
         await running.end()
+
+
+def replace_fault(sample: Sample) -> Sample:
+    return msgspec.structs.replace(sample, fault="no response")
 
 
 def is_there(path: Path) -> bool:

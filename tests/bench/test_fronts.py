@@ -8,28 +8,35 @@ from rich.console import Console
 
 from bench import fronts
 from bench.loads import of_fronts
+from bench.model import Model
 from bench.peers import vllm
 from bench.results import Machine, Results, Sample, ServerFacts
 from bench.server import Ports
+from tests.bench.models import tiny
+from tests.bench.runs import MODEL
 
-MODEL = Path("/models/x")
 PORTS = Ports(http=1, grpc=2, upstream=3)
 
 
-def test_service_with_vllm_and_vllm_itself_have_the_same_model_and_limits() -> None:
-    [own] = fronts.FRONTS["vllm"].server(MODEL).commands(PORTS)
-    service, gateway = fronts.FRONTS["chatrpc-vllm"].server(MODEL).commands(PORTS)
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    return tiny(tmp_path)
+
+
+def test_service_with_vllm_and_vllm_itself_have_the_same_model_and_limits(model: Model) -> None:
+    [own] = fronts.FRONTS["vllm"].server(model).commands(PORTS)
+    service, gateway = fronts.FRONTS["chatrpc-vllm"].server(model).commands(PORTS)
     for option in ("--max-num-seqs", "--max-model-len", "--dtype", "--served-model-name"):
         values = {command[list(command).index(option) + 1] for command in (own, service)}
         assert len(values) == 1
-    assert str(MODEL) in own
-    assert str(MODEL) in service
+    assert str(model.source()) in own
+    assert str(model.source()) in service
     assert own[list(own).index("--port") + 1] == gateway[list(gateway).index("--port") + 1] == "1"
     assert service[0] == str(vllm.ENVIRONMENT.python)
 
 
-def test_service_of_an_upstream_calls_the_server_before_it() -> None:
-    upstream, service, gateway = fronts.FRONTS["openai-vllm"].server(MODEL).commands(PORTS)
+def test_service_of_an_upstream_calls_the_server_before_it(model: Model) -> None:
+    upstream, service, gateway = fronts.FRONTS["openai-vllm"].server(model).commands(PORTS)
     assert upstream[list(upstream).index("--port") + 1] == "3"
     assert service[list(service).index("--upstream-url") + 1] == "http://127.0.0.1:3/v1"
     assert gateway[list(gateway).index("--upstream") + 1] == "127.0.0.1:2"
@@ -43,6 +50,7 @@ def test_costs_are_cpu_seconds_of_all_cores_for_1000_tokens() -> None:
     found = Results(
         started="",
         machine=Machine("", 2, [], 1.0, "", ""),
+        model=MODEL,
         loads={"c1": "1 client"},
         servers={"a": ServerFacts("a", "", "", ready_s=12.5, pss_mib=300.0)},
         samples=[
@@ -60,5 +68,5 @@ def test_costs_are_cpu_seconds_of_all_cores_for_1000_tokens() -> None:
 
 
 @pytest.mark.parametrize("name", ["vllm", "chatrpc-vllm", "openai-vllm", "openai-llama.cpp"])
-def test_front_of_ours_has_grpc_too(name: str) -> None:
-    assert fronts.FRONTS[name].server(MODEL).has_grpc is (name != "vllm")
+def test_front_of_ours_has_grpc_too(name: str, model: Model) -> None:
+    assert fronts.FRONTS[name].server(model).has_grpc is (name != "vllm")

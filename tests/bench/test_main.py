@@ -68,7 +68,14 @@ def test_load_command_without_a_target_fails() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
-    [("run", "--loads"), ("run", "--variants"), ("peers", "--peers"), ("peers", "--loads")],
+    [
+        ("run", "--loads"),
+        ("run", "--variants"),
+        ("run", "--shape"),
+        ("peers", "--peers"),
+        ("peers", "--loads"),
+        ("rates", "--peers"),
+    ],
 )
 def test_unknown_name_is_rejected_before_anything_starts(
     arguments: tuple[str, ...],

@@ -3,9 +3,11 @@
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import msgspec
 import pytest
 
 from bench import report, results
+from bench.results import Bounds, Sample
 from tests.bench import runs
 
 
@@ -21,19 +23,30 @@ def page(docs: Path) -> str:
 
 
 def test_report_writes_each_file(docs: Path) -> None:
-    assert sorted(path.name for path in docs.iterdir()) == [
-        "benchmarks-latency.svg",
-        "benchmarks-life.svg",
-        "benchmarks-throughput.svg",
-        "benchmarks.json",
-        "benchmarks.md",
+    assert [path.name for path in sorted(docs.iterdir())] == ["benchmarks", "benchmarks.md"]
+    assert sorted(path.name for path in (docs / "benchmarks").iterdir()) == [
+        "tiny-latency.svg",
+        "tiny-life.svg",
+        "tiny-throughput.svg",
+        "tiny.json",
     ]
 
 
 def test_rendering_the_published_results_changes_no_file(docs: Path) -> None:
-    before = {path.name: path.read_bytes() for path in docs.iterdir()}
-    report.render(results.read(docs / "benchmarks.json"), docs)
-    assert {path.name: path.read_bytes() for path in docs.iterdir()} == before
+    before = {path: path.read_bytes() for path in docs.rglob("*.*")}
+    report.render(docs)
+    assert {path: path.read_bytes() for path in docs.rglob("*.*")} == before
+
+
+def test_each_model_and_kind_of_machine_has_a_section(docs: Path) -> None:
+    other = runs.results()
+    other.machine = msgspec.structs.replace(other.machine, flags=["amx_int8"])
+    other.started = "2026-01-01T00:00:00+00:00"
+    report.publish(other, docs)
+    page = (docs / "benchmarks.md").read_text()
+    sections = [line for line in page.splitlines() if line.startswith("## A tiny model")]
+    assert sections == ["## A tiny model, without AMX", "## A tiny model, with AMX"]
+    assert (docs / "benchmarks" / "tiny-amx.json").is_file()
 
 
 def test_report_shows_medians_with_their_spread(page: str) -> None:
@@ -42,7 +55,9 @@ def test_report_shows_medians_with_their_spread(page: str) -> None:
 
 
 def test_ratios_compare_our_server_with_each_peer(page: str) -> None:
-    [row] = [line for line in page.splitlines() if line.startswith("| Peer, bf16 | **2**")]
+    [row] = [
+        line for line in page.splitlines() if line.startswith("| chatrpc / Peer, bf16 | **2**")
+    ]
     # Our throughput divided by theirs, and their times divided by ours, are all 2.
     assert row.count("**2** (2-2)") == 4
     assert "**1** (1-1)" in row  # the stall is the same for both
@@ -61,14 +76,50 @@ def test_report_shows_the_cost_of_each_layer(page: str) -> None:
 
 
 def test_report_leaves_out_sections_without_figures(page: str, tmp_path: Path) -> None:
-    assert "## Open loop" in page
-    assert "## Variants" not in page
+    assert "### Open loop" in page
+    assert "### Drafts" not in page
     without = runs.results()
     without.samples = [s for s in without.samples if s.load == "c1" and "/" not in s.target]
-    report.render(without, tmp_path)
+    report.publish(without, tmp_path)
     page = (tmp_path / "benchmarks.md").read_text()
-    assert "## Open loop" not in page
+    assert "### Open loop" not in page
     assert "What the layers cost" not in page
+
+
+def test_report_shows_what_bounds_the_speed(tmp_path: Path) -> None:
+    found = runs.results()
+    figures = {
+        "num_prompt_tokens": 100.0,
+        "num_cached_tokens": 0.0,
+        "num_output_tokens": 64.0,
+        "num_requests": 1.0,
+        "num_clients": 1.0,
+        "tpot_ms.p50": 0.01,
+        "ttft_ms.p50": 0.1,
+        "duration_s": 0.001,
+        "output_tok_s": 64000.0,
+    }
+    found.samples = [Sample("chatrpc", "c1", 0, figures)]
+    weight_bytes = {"weight_bytes": 100_000, "arithmetic": "int8"}
+    found.servers["chatrpc"] = msgspec.structs.replace(found.servers["chatrpc"], **weight_bytes)
+    report.publish(found, tmp_path)
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "The machine reads 20 GB/s from memory, and computes 1 TOP/s in int8" in page
+    assert "| chatrpc | 57% | 20% | bytes 36% |  |  |  |" in page
+
+
+def test_report_shows_the_knees(tmp_path: Path) -> None:
+    found = runs.results()
+    found.bounds = Bounds(2000.0, 200.0)
+    found.servers["peer"] = msgspec.structs.replace(found.servers["peer"], knee=2.5)
+    found.loads["rate-2.5"] = "2.5 requests a second"
+    times = {f"{name}__{p}": 10.0 for name in ("ttft_ms", "tpot_ms") for p in ("p50", "p99")}
+    found.samples.append(runs.sample("peer", "rate-2.5", 0, output_tok_s=70.0, rate=2.5, **times))
+    report.publish(found, tmp_path)
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "within bounds: TTFT p99 <= 2000 ms, TPOT p50 <= 200 ms." in page
+    assert "| Peer, bf16 | 2.5 |" in page
+    assert "| Peer, bf16, 2.5 requests a second | 70 | 10 | 10 | 10 | 10 |" in page
 
 
 def test_report_has_no_placeholders_of_the_template(page: str) -> None:
@@ -76,7 +127,7 @@ def test_report_has_no_placeholders_of_the_template(page: str) -> None:
 
 
 def test_plots_name_each_measured_server(docs: Path) -> None:
-    text = (docs / "benchmarks-throughput.svg").read_text()
+    text = (docs / "benchmarks" / "tiny-throughput.svg").read_text()
     root = ET.fromstring(text)  # noqa: S314  # our own file
     texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {"chatrpc", "Peer, bf16", "Broken", "400", "no figure"} <= texts

@@ -24,13 +24,15 @@ def write_gguf(
     tensors: Mapping[str, npt.NDArray[np.float32]],
     *,
     kind: GGMLQuantizationType = GGMLQuantizationType.F32,
+    kinds: Mapping[str, GGMLQuantizationType] | None = None,
     tokenizer: Mapping[str, Any] | None = None,
     general: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the file and return its path.
 
     Names in `keys` get the prefix of the architecture, those in `tokenizer` get `tokenizer.ggml`.
-    Matrices are stored as `kind`, other tensors as float32. Keys whose value is None are left out.
+    Matrices are stored as `kind`, or as in `kinds` by the tensor's name, and other tensors as
+    float32. Keys whose value is None are left out.
     """
     writer = gguf.GGUFWriter(path, architecture)
     vocab = {} if tokenizer is None else {f"tokenizer.ggml.{k}": v for k, v in tokenizer.items()}
@@ -41,7 +43,9 @@ def write_gguf(
         if values.ndim == 1:
             writer.add_tensor(name, np.ascontiguousarray(values, np.float32))
         else:
-            writer.add_tensor(name, quantize(np.ascontiguousarray(values), kind), raw_dtype=kind)
+            own_kind = (kinds or {}).get(name, kind)
+            stored = quantize(np.ascontiguousarray(values), own_kind)
+            writer.add_tensor(name, stored, raw_dtype=own_kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -69,7 +69,7 @@ class QuickLoader:
 
     model_id = MODEL_ID
 
-    def __init__(self, _settings: ServiceSettings) -> None: ...
+    def __init__(self, _settings: ServiceSettings, *, reads_gguf: bool = False) -> None: ...
 
     def load(self) -> EngineModel:
         return EngineModel(Path())

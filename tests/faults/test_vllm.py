@@ -10,22 +10,16 @@ from collections.abc import Callable
 import grpc
 import psutil
 import pytest
-from grpc_health.v1 import health_pb2
 
-from tests.fakes.wait import failsafe, until
+from tests.fakes.wait import until
 from tests.support.programs import (
     Client,
     Gateway,
     Launch,
     RealService,
-    body,
-    http_client,
 )
-from tests.support.raw_http import RawClient
 from tests.support.rpc_errors import rpc_error
-
-LONG = 50_000  # tokens of 2 ms each; no test waits for the last
-HIDDEN = "secret words"
+from tests.support.running_requests import HIDDEN, LONG, running_requests
 
 
 class VllmService(RealService):
@@ -65,35 +59,9 @@ async def test_killed_or_frozen_core_fails_all_requests_and_ends_the_process(
     service = await launch(VllmService("--step-timeout-s", "1")).ready()
     gateway = await launch(Gateway(upstream=service.target)).ready()
     core = service.core
-    async with (
-        Client(service.target) as client,
-        RawClient(gateway.url) as http,
-        http_client(gateway.url) as whole,
-    ):
-        watch = client.health.Watch(health_pb2.HealthCheckRequest(service="liveness"))
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-        stream = client.stream(num_tokens=LONG)
-        await anext(aiter(stream))
-        await http.post(body(num_tokens=LONG, stream=True))
-        await http.read_until(b'"content":"a')
-        waiting = asyncio.create_task(
-            whole.post("/v1/chat/completions", json=body(num_tokens=LONG))
-        )
-        async with failsafe():
-            while (await service.metrics())["chatrpc_sequences_running"] < 3:
-                await asyncio.sleep(0.01)
-
+    async with running_requests(service, gateway) as running:
         fault(service)
-        error = await rpc_error(stream)
-        assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_DEAD")
-        assert b'"server_error"' in await http.read_until(b"[DONE]")
-        assert (await waiting).status_code == 500
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-
-        assert await service.ended() == 1
-        after = await whole.post("/v1/chat/completions", json=body())
-        assert after.status_code == 503
-        assert "retry-after" in after.headers
+        await running.fail_as_engine_dead(service)
     await until(lambda: has_ended(core))
     assert len(service.events(event)) == 1
 

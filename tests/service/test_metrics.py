@@ -8,7 +8,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway_http.metrics import Metrics as GatewayMetrics
-from service.domain.engine import EngineStats
+from service.domain.engine import EngineStats, UpstreamStats
 from service.metrics import Metrics as ServiceMetrics
 
 # Words that begin a phrase which makes sense only after another phrase.
@@ -21,7 +21,8 @@ def families(registry: CollectorRegistry) -> list[Metric]:
 
 def service() -> ServiceMetrics:
     metrics = ServiceMetrics()
-    metrics.watch_engine(EngineStats, 256)
+    upstreams = (UpstreamStats("a.test", 3, 2, 1, is_up=False), UpstreamStats("b.test", 4))
+    metrics.watch_engine(lambda: EngineStats(upstreams=upstreams), 256)
     metrics.name_model("m")
     return metrics
 
@@ -86,3 +87,22 @@ def test_model_is_exported_when_it_is_known() -> None:
     metrics.name_model("org/tiny")
     value = metrics.registry.get_sample_value("chatrpc_model_info", {"model": "org/tiny"})
     assert value == 1
+
+
+def test_upstreams_are_labels_of_their_metrics() -> None:
+    found = {
+        (sample.name, sample.labels["upstream"]): sample.value
+        for family in OURS
+        for sample in family.samples
+        if "upstream" in sample.labels
+    }
+    assert found == {
+        ("chatrpc_upstream_up", "a.test"): 0,
+        ("chatrpc_upstream_up", "b.test"): 1,
+        ("chatrpc_upstream_attempts_total", "a.test"): 3,
+        ("chatrpc_upstream_attempts_total", "b.test"): 4,
+        ("chatrpc_upstream_failures_total", "a.test"): 2,
+        ("chatrpc_upstream_failures_total", "b.test"): 0,
+        ("chatrpc_upstream_failovers_total", "a.test"): 1,
+        ("chatrpc_upstream_failovers_total", "b.test"): 0,
+    }

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from chatrpc_process.reload_metrics import ReloadMetrics
 from gateway_http.metrics import Metrics as GatewayMetrics
-from service.domain.engine import EngineStats
+from service.domain.engine import EngineStats, UpstreamStats
 from service.metrics import Metrics as ServiceMetrics
 
 _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
@@ -17,7 +17,7 @@ _NAME = re.compile(r"\b(?:chatrpc|grpc_server|process|vllm)[_:]\w+(?![\w-])")
 def exported() -> set[str]:
     """Return the names of all samples that the processes can export."""
     service, gateway = ServiceMetrics(), GatewayMetrics()
-    service.watch_engine(EngineStats, 256)
+    service.watch_engine(lambda: EngineStats(upstreams=(UpstreamStats("a.test"),)), 256)
     service.name_model("m")
     gateway.watch_upstreams(lambda: [("m", True)])
     files = CollectorRegistry()

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from service.engine.decoder.architecture import Architecture
 from service.engine.decoder.attention import Attention, LayerAttention
-from service.engine.decoder.linear import Gate, Linear, MakeLinear, RmsNorm
+from service.engine.decoder.embedding import Embedding, FloatEmbedding, GroupedEmbedding
+from service.engine.decoder.linear import Gate, Linear, MakeLinear, RmsNorm, make_joined
 from service.engine.decoder.rope import Rope
 from service.engine.decoder.weights import Weights
 from service.engine.layout import Layout
 from service.engine.transfer import to_device
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,6 @@ class Decoder:
     """`service.engine.model_runner.Model` for an `Architecture`.
 
     Args:
-        embedding: [vocab_size, hidden_size].
         head: The head, with the last norm before it.
         ropes: The rotary embeddings by `DecoderLayer.rope`.
         hidden_dtype: Type of the rows between the layers.
@@ -49,7 +50,7 @@ class Decoder:
     def __init__(
         self,
         architecture: Architecture,
-        embedding: Tensor,
+        embedding: Embedding,
         layers: list[DecoderLayer],
         head: Linear,
         attention: Attention,
@@ -83,8 +84,7 @@ class Decoder:
         token_ids, positions, index, *rest = to_device(arrays, self._embedding.device)
         ropes = {name: rope.at(positions) for name, rope in self._ropes.items()}
         self._attention.begin_step(rest, ropes)
-        x = F.embedding(token_ids, self._embedding)
-        x = x.to(self._hidden_dtype) * self._embedding_scale
+        x = self._embedding(token_ids).to(self._hidden_dtype) * self._embedding_scale
         for layer in self._layers:
             x = run_layer(layer, x, self._attention)
         return x[index]
@@ -147,9 +147,9 @@ def read_layer(
             names: The output size of each layer, by its name after `prefix`.
         """
         parts = {f"{prefix}.{name}": n for name, n in names.items()}
-        weight = [weights.shaped(f"{name}.weight", n, num_inputs) for name, n in parts.items()]
+        weight = [weights.linear(f"{name}.weight", n, num_inputs) for name, n in parts.items()]
         bias = [weights.shaped(f"{name}.bias", n) for name, n in parts.items() if has_bias]
-        return make_linear(torch.cat(weight), torch.cat(bias) if bias else None, prologue)
+        return make_joined(make_linear, weight, torch.cat(bias) if bias else None, prologue)
 
     num_queries, num_keys = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     qkv = {"q_proj": num_queries, "k_proj": num_keys, "v_proj": num_keys}
@@ -185,16 +185,28 @@ def read_layer(
     )
 
 
+def read_embedding(weights: Weights, a: Architecture, dtype: torch.dtype) -> Embedding:
+    """Read the embedding, in `dtype` or as the checkpoint stores it.
+
+    Raises:
+        ModelLoadError: The tensor is missing or has the wrong shape.
+    """
+    shape = a.vocab_size, a.hidden_size
+    table = weights.grouped(_EMBEDDING, *shape)
+    if table is not None:
+        return GroupedEmbedding(table)
+    return FloatEmbedding(weights.shaped(_EMBEDDING, *shape).to(dtype))
+
+
 def read_head(
     weights: Weights, a: Architecture, make_linear: MakeLinear, norm_dtype: torch.dtype
-) -> tuple[Tensor, Linear]:
-    """Read the embedding, and the head with the last norm before it.
+) -> Linear:
+    """Read the head with the last norm before it.
 
     Raises:
         ModelLoadError: A tensor is missing or has the wrong shape.
     """
-    embedding = weights.shaped("model.embed_tokens.weight", a.vocab_size, a.hidden_size)
-    is_tied = a.is_tied and "lm_head.weight" not in weights
-    head = embedding if is_tied else weights.shaped("lm_head.weight", *embedding.shape)
+    is_tied = a.is_tied and _HEAD not in weights
+    head = weights.linear(_EMBEDDING if is_tied else _HEAD, a.vocab_size, a.hidden_size)
     scale = weights.shaped("model.norm.weight", a.hidden_size).float() + a.norm_offset
-    return embedding, make_linear(head, None, RmsNorm(scale.to(norm_dtype), a.norm_eps))
+    return make_linear(head, None, RmsNorm(scale.to(norm_dtype), a.norm_eps))

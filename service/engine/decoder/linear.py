@@ -1,12 +1,15 @@
 """Linear layers of the native decoder, each with its norm or gate, bias and residual."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from service.engine.decoder.architecture import Activation
+from service.engine.grouped_weight import GroupedWeight, concatenate
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class Gate:
 
 Prologue = RmsNorm | Gate | None
 
+Weight = Tensor | GroupedWeight
+
 
 class Linear(Protocol):
     """A linear layer: y = prologue(x) @ weight.T + bias + residual."""
@@ -54,14 +59,14 @@ class Linear(Protocol):
 class MakeLinear(Protocol):
     """Makes a linear layer from a weight [N, K] and a bias [N]."""
 
-    def __call__(self, weight: Tensor, bias: Tensor | None, prologue: Prologue) -> Linear: ...
+    def __call__(self, weight: Weight, bias: Tensor | None, prologue: Prologue) -> Linear: ...
 
 
 class FloatLinear:
-    """A `Linear` in the precision of its weight."""
+    """A `Linear` in the precision of its weight; in float32 if the weight is in groups."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, prologue: Prologue) -> None:
-        self._weight = weight
+    def __init__(self, weight: Weight, bias: Tensor | None, prologue: Prologue) -> None:
+        self._weight = weight.dequantized() if isinstance(weight, GroupedWeight) else weight
         self._bias = bias
         self._prologue = prologue
 
@@ -70,3 +75,40 @@ class FloatLinear:
             x = self._prologue(x)
         y = F.linear(x, self._weight, self._bias)
         return y if residual is None else residual + y
+
+
+class JoinedLinear:
+    """A `Linear` whose output is the outputs of several ones with the same input, side by side."""
+
+    def __init__(self, parts: Sequence[Linear]) -> None:
+        self._parts = parts
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = torch.cat([part(x) for part in self._parts], dim=1)
+        return y if residual is None else residual + y
+
+
+def make_joined(
+    make_linear: MakeLinear, weights: Sequence[Weight], bias: Tensor | None, prologue: Prologue
+) -> Linear:
+    """Make one linear layer of several weights [N_i, K]. Its output has their outputs in order.
+
+    Args:
+        bias: [sum of N_i].
+    """
+    whole = _concatenated(weights)
+    if whole is not None:
+        return make_linear(whole, bias, prologue)
+    # For example, files in Q4_K_M have 4 bits for q and k, and 6 bits for v in every second layer.
+    sizes = [weight.shape[0] for weight in weights]
+    biases = [None] * len(weights) if bias is None else torch.split(bias, sizes)
+    return JoinedLinear([make_linear(w, b, prologue) for w, b in zip(weights, biases, strict=True)])
+
+
+def _concatenated(weights: Sequence[Weight]) -> Weight | None:
+    """Return one weight with all output channels; None if they are not stored in the same way."""
+    floats = [weight for weight in weights if isinstance(weight, Tensor)]
+    grouped = [weight for weight in weights if isinstance(weight, GroupedWeight)]
+    if not grouped:
+        return torch.cat(floats)
+    return None if floats else concatenate(grouped)

@@ -10,7 +10,7 @@ import torch
 from service.engine.decoder.architecture import Architecture
 from service.engine.decoder.attention import NativeDecoderAttention
 from service.engine.decoder.attention_backends import AttentionSetup, make_attention
-from service.engine.decoder.decoder import Decoder, read_head, read_layer
+from service.engine.decoder.decoder import Decoder, read_embedding, read_head, read_layer
 from service.engine.decoder.linear import FloatLinear
 from service.engine.decoder.quantization_loss import (
     BLOCK_SIZE,
@@ -36,6 +36,8 @@ def load_decoder(
     device: torch.device,
     library: ctypes.CDLL | None,
     check_token_ids: tuple[int, ...] = (),
+    *,
+    keeps_groups: bool = False,
 ) -> LoadedModel:
     """Load the checkpoint in the directory `path` into the native decoder.
 
@@ -48,6 +50,8 @@ def load_decoder(
         library: The native kernels; None to use torch's operators.
         check_token_ids: The token ids of a text. If there are at least two, the loss of the int8
             model on this text is measured.
+        keeps_groups: If True, weights that the checkpoint stores in groups of integers are used as
+            they are, and `quantization` applies to all other weights.
 
     Raises:
         ModelLoadError: A tensor is missing or has the wrong shape, a file is damaged, or the
@@ -58,7 +62,7 @@ def load_decoder(
     hidden_dtype = torch.float32 if is_int8 else dtype
     make_linear = partial(QuantizedLinear, library) if is_int8 else FloatLinear
     with (
-        Weights(path, hidden_dtype, device, stored) as weights,
+        Weights(path, hidden_dtype, device, stored, keeps_groups=keeps_groups) as weights,
         Weights(path, dtype, device, stored) as exact,
     ):
         reference = None
@@ -70,9 +74,9 @@ def load_decoder(
             if reference is not None:
                 reference.pass_layer(index)
         reference_loss = None if reference is None else reference.loss()
-        embedding, head = read_head(weights, a, make_linear, hidden_dtype)
+        embedding = read_embedding(weights, a, dtype)
+        head = read_head(weights, a, make_linear, hidden_dtype)
         weights.check_unread()
-    embedding = embedding.to(dtype)
     shapes = [KVShape(a.num_kv_heads, a.head_dim, a.head_dim, dtype)] * len(layers)
 
     def finish(num_blocks: int, block_size: int, max_model_len: int) -> Decoder:
@@ -97,7 +101,7 @@ def load_decoder(
     description = {
         "decoder": "native",
         "dtype": str(dtype).removeprefix("torch."),
-        "quantization": quantization,
+        "quantization": stored.method if stored is not None and keeps_groups else quantization,
         "kernels": "torch" if library is None else "native",
     }
     if stored is not None:

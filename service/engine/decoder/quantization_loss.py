@@ -18,6 +18,7 @@ from service.engine.decoder.architecture import Architecture
 from service.engine.decoder.attention import TorchAttention
 from service.engine.decoder.decoder import (
     Decoder,
+    read_embedding,
     read_head,
     read_layer,
     rounded_embedding_scale,
@@ -69,8 +70,8 @@ class ReferenceRun:
         self._attention.begin_step(
             to_device(arrays, device), {name: rope.at(positions) for name, rope in ropes.items()}
         )
-        embedding = weights.shaped("model.embed_tokens.weight", a.vocab_size, a.hidden_size)
-        rows = F.embedding(torch.tensor(token_ids, device=device), embedding)
+        embedding = read_embedding(weights, a, dtype)
+        rows = embedding(torch.tensor(token_ids, device=device))
         self._x = rows * rounded_embedding_scale(a, dtype)
 
     @torch.inference_mode()
@@ -83,7 +84,7 @@ class ReferenceRun:
     def loss(self) -> float:
         """Return the mean loss of the text in nats per token, after all layers are computed."""
         a = self._architecture
-        _, head = read_head(self._weights, a, FloatLinear, self._dtype)
+        head = read_head(self._weights, a, FloatLinear, self._dtype)
         targets = self._token_ids[1:]
         total = sum(
             _summed_loss(soft_capped(head(rows).float(), a.logits_softcap), targets, start)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from service.engine.decoder.linear import Gate, Prologue, RmsNorm
+from service.engine.decoder.linear import Gate, Prologue, RmsNorm, Weight
 from service.engine.grouped_weight import GroupedWeight
 from service.engine.native.int4 import (
     NativeGroupedLinear,
@@ -39,7 +39,7 @@ class QuantizedLinear:
     def __init__(
         self,
         library: ctypes.CDLL | None,
-        weight: Tensor | GroupedWeight,
+        weight: Weight,
         bias: Tensor | None,
         prologue: Prologue,
         *,
@@ -63,7 +63,7 @@ class QuantizedLinear:
 
 def _product(
     library: ctypes.CDLL | None,
-    weight: Tensor | GroupedWeight,
+    weight: Weight,
     bias: Tensor | None,
     norm: Tensor | None,
     bits: Literal[4, 8],

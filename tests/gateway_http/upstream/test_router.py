@@ -162,10 +162,12 @@ async def test_calls_are_counted_by_name_and_outcome(tmp_path: Path) -> None:
         async with gateway(file) as http:
             await text_and_model(http, "uno")
             assert (await http.post("/v1/chat/completions", json=chat("away"))).status_code == 503
+            tokenized = await http.post("/tokenize", json={"model": "away", "prompt": "a"})
+            assert tokenized.status_code == 503
             await http.post("/v1/chat/completions", json=chat("none"))
             name = "chatrpc_gateway_upstream_requests_total"
             assert await metric(http, name, {"model": "one", "code": "OK"}) == 1
-            assert await metric(http, name, {"model": "away", "code": "UNAVAILABLE"}) == 1
+            assert await metric(http, name, {"model": "away", "code": "UNAVAILABLE"}) == 2
             assert '"none"' not in (await http.get("/metrics")).text
 
 

@@ -90,9 +90,9 @@ def test_experts_that_are_quantized_one_by_one_are_read(
 
 @pytest.mark.parametrize("name", ["quantization_config", "compression_config"])
 def test_description_in_the_text_config_is_read(copy: Path, name: str) -> None:
-    config = {"model_type": "gemma3", "text_config": {name: {"quant_method": "awq"}}}
+    config = {"model_type": "gemma3", "text_config": {name: {"quant_method": "hqq"}}}
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelLoadError, match="quantized by awq"):
+    with pytest.raises(ModelLoadError, match="quantized by hqq"):
         read_quantized_weights(copy)
 
 
@@ -129,8 +129,19 @@ def test_scales_of_a_quantized_cache_are_ignored_where_the_config_declares_it(co
 @pytest.mark.parametrize(
     ("description", "named"),
     [
-        ({"quant_method": "awq", "bits": 4}, "awq"),
-        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq"),
+        (
+            {"quant_method": "awq", "bits": 4, "version": "gemv"},
+            "awq with 4 bits in the version gemv",
+        ),
+        ({"quant_method": "gptq", "bits": 3, "group_size": 128}, "gptq with 3 bits"),
+        (
+            {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
+            "gptq with 4 bits in the format marlin",
+        ),
+        (
+            {"quant_method": "gptq", "bits": 4, "dynamic": {"-:q": {}}},
+            "gptq with settings of single",
+        ),
         ({"quant_method": "mxfp4"}, "mxfp4"),
         ({"quant_method": "nvfp4"}, "nvfp4"),
         ({"quant_method": "hqq"}, "hqq"),
@@ -149,7 +160,7 @@ def test_scales_of_a_quantized_cache_are_ignored_where_the_config_declares_it(co
         ({"quant_method": "fp8", "weight_block_size": [0, 1]}, "fp8, with a description"),
         ("fp8", "'fp8'"),
         (
-            compressed_tensors({"num_bits": 4, "type": "int"}, format="pack-quantized"),
+            compressed_tensors({"num_bits": 3, "type": "int"}, format="pack-quantized"),
             "compressed-tensors pack-quantized",
         ),
         (
@@ -187,9 +198,11 @@ def test_unsupported_method_is_rejected_by_name(description: Any, named: str, co
 @pytest.mark.parametrize(
     ("file", "named"), [("quantize_config.json", "gptq"), ("quant_config.json", "awq")]
 )
-def test_own_file_of_a_quantizer_is_rejected_by_name(file: str, named: str, copy: Path) -> None:
+def test_own_file_of_a_quantizer_without_its_settings_is_rejected(
+    file: str, named: str, copy: Path
+) -> None:
     (copy / file).write_text("{}")
-    assert f"is quantized by {named} ({file})" in rejection(copy)
+    assert f"is quantized by {named} with None bits" in rejection(copy)
 
 
 @pytest.mark.parametrize("method", ["never-heard-of", "mxfp4"])

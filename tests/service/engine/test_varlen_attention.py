@@ -17,7 +17,7 @@ from service.engine.block_pool import BlockPool
 from service.engine.core import EngineCore
 from service.engine.decoder.architecture import read_architecture
 from service.engine.decoder.attention import TorchAttention
-from service.engine.decoder.decoder import Decoder, read_head, read_layer
+from service.engine.decoder.decoder import Decoder, read_embedding, read_head, read_layer
 from service.engine.decoder.linear import FloatLinear
 from service.engine.decoder.rope import make_ropes
 from service.engine.decoder.weights import Weights
@@ -50,7 +50,8 @@ def load_core(path: Path) -> EngineCore:
         layers = [
             read_layer(i, weights, a, FloatLinear, torch.float32) for i in range(len(a.layers))
         ]
-        embedding, head = read_head(weights, a, FloatLinear, torch.float32)
+        embedding = read_embedding(weights, a, torch.float32)
+        head = read_head(weights, a, FloatLinear, torch.float32)
     shapes = [KVShape(a.num_kv_heads, a.head_dim, a.head_dim, torch.float32)] * len(layers)
     varlen = VarlenAttention(Float32Store(shapes, NUM_BLOCKS, BLOCK_SIZE, CPU))
     attention = TorchAttention(a, varlen, torch.float32)

@@ -519,6 +519,11 @@ async def test_request_without_a_token_goes_to_another_upstream(name: str) -> No
             # The failed upstream has been put aside.
             assert await served.text() == "Hi!"
             assert (len(bad.requests), len(good.requests)) == (1, 2)
+            counts = [
+                (each.num_attempts, each.num_failed, each.num_failovers)
+                for each in served.runtime.stats().upstreams
+            ]
+            assert counts == [(1, 1, 1), (2, 0, 0)]
 
 
 async def test_unreachable_upstream_is_skipped() -> None:

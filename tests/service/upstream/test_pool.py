@@ -5,6 +5,7 @@ import ssl
 
 import pytest
 
+from service.domain.engine import UpstreamStats
 from service.errors import UpstreamAccessDenied, UpstreamDown, UpstreamRateLimited
 from service.upstream.client import ConnectionOptions, Upstream
 from service.upstream.failures import AttemptFailed
@@ -101,6 +102,20 @@ def test_probe_may_fail_once() -> None:
             upstreams.note_failed_probe(member, failed)
         states.append(member.is_down)
     assert states == [False, True, False, True]
+
+
+def test_statistics_of_upstreams_with_one_address_are_added_up() -> None:
+    options = ConnectionOptions(lambda: None, ssl.create_default_context())
+    urls = "http://a.test/one", "http://a.test/two", "http://b.test"
+    upstreams = UpstreamPool([Upstream(url, options) for url in urls])
+    for number, member in enumerate(upstreams.members, start=1):
+        member.num_attempts, member.num_failed, member.num_failovers = 10 * number, number, 1
+    upstreams.note_failure(upstreams.members[0], down())
+    upstreams.note_failure(upstreams.members[2], down())
+    assert upstreams.stats() == (
+        UpstreamStats("a.test", 30, 3, 2, is_up=True),
+        UpstreamStats("b.test", 30, 3, 1, is_up=False),
+    )
 
 
 async def test_availability_follows_the_upstreams() -> None:
