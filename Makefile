@@ -164,5 +164,5 @@ $(VLLM_VENV)/.installed: pyproject.toml bench/peers/vllm.py | $(VENV)/.bench
 
 $(PROTOC_VENV)/.installed: pyproject.toml
 	@$(PYTHON) -m venv $(PROTOC_VENV)
-	@$(PROTOC_VENV)/bin/python -m pip --disable-pip-version-check --quiet install '.[protos]'
+	@$(PROTOC_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[protos]'
 	@touch $@

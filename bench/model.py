@@ -32,6 +32,7 @@ class Model:
         directory: The directory of the files that are made.
         source: Returns the checkpoint in bfloat16, which is made or found.
         source_gguf: Returns the GGUF file from which llama.cpp quantizes.
+        is_random: The weights are random.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Model:
     argument: Callable[[], str]
     source: Callable[[], Path]
     source_gguf: Callable[[], Path]
+    is_random: bool = False
 
     @classmethod
     def embedded(cls) -> Self:
@@ -75,7 +77,7 @@ class Model:
             return _made(directory / "bf16.gguf", write)
 
         title = f"random weights in the shape `{shape}`, {vocabulary}"
-        return cls(name, title, directory, lambda: str(source()), source, gguf)
+        return cls(name, title, directory, lambda: str(source()), source, gguf, is_random=True)
 
     @classmethod
     def given(cls, path: Path, gguf: Path | None) -> Self:

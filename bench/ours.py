@@ -11,6 +11,7 @@ from bench.model import Model
 from bench.server import Ports, Server
 
 _LOG = ("--log-level", "warning")
+_NO_DRAFTS = ("--speculation", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +48,25 @@ VARIANTS = {
     "chatrpc-exact": Variant(
         "chatrpc, unquantised", ("--quantization", "none"), bits=(16, 16), arithmetic="bf16"
     ),
-    "chatrpc-plain": Variant(
-        "chatrpc, int8, no drafts", ("--speculation", "none"), ("c1", "c8", "c32", "edit")
-    ),
+    "chatrpc-plain": Variant("chatrpc, int8, no drafts", _NO_DRAFTS, ("c1", "c8", "c32", "edit")),
 }
 
 
 def server(variant: str, model: Model) -> Server:
     """Return a variant of our service, on `model`.
 
+    With random weights it has no drafts: such a model repeats words, and drafts would be accepted
+    more often than in real text.
+
     Raises:
         InstallError: The files of the model cannot be made.
     """
     wanted = VARIANTS[variant]
     argument = str(model.gguf(wanted.gguf)) if wanted.gguf else model.argument()
-    options = ("--model", argument, "--served-model-name", model.name, *wanted.options)
+    chosen = wanted.options
+    if model.is_random and _NO_DRAFTS[0] not in chosen:
+        chosen = (*chosen, *_NO_DRAFTS)
+    options = ("--model", argument, "--served-model-name", model.name, *chosen)
 
     def commands(ports: Ports) -> Sequence[Sequence[str]]:
         return service_command(ports, *options), gateway_command(ports)
@@ -70,7 +75,7 @@ def server(variant: str, model: Model) -> Server:
         name=variant,
         title=wanted.title,
         version=version("chatrpc"),
-        settings=_settings(wanted),
+        settings=_settings(wanted, chosen),
         model=model.name,
         commands=commands,
         env=os.environ,
@@ -92,11 +97,11 @@ def gateway_command(ports: Ports) -> Sequence[str]:
     return (sys.executable, "-m", "gateway_http", *listen, *_LOG)
 
 
-def _settings(variant: Variant) -> str:
+def _settings(variant: Variant, options: Sequence[str]) -> str:
     model = f" on a {variant.gguf} file" if variant.gguf else ""
-    if not variant.options:
+    if not options:
         return f"service and gateway as they come{model}"
-    return f"service and gateway{model}, `{' '.join(variant.options)}`, otherwise as they come"
+    return f"service and gateway{model}, `{' '.join(options)}`, otherwise as they come"
 
 
 def _weight_bytes(variant: Variant, model: Model) -> int:

@@ -12,6 +12,7 @@ from chatrpc_process.settings.listener import ListenerSettings, Port
 from service.domain.engine_settings import (
     DEFAULT_MAX_STEP_MS,
     DEFAULT_SPECULATIVE_TOKENS,
+    CpuLevel,
     Device,
     DType,
     EngineSettings,
@@ -46,7 +47,8 @@ _ENGINE_FIELDS = frozenset(
     (
         *("device", "dtype", "quantization", "max_num_batched_tokens", "kv_cache_memory_bytes"),
         *("gpu_memory_utilization", "max_step_ms"),
-        *("num_threads", "block_size", "prefix_caching", "speculation", "num_speculative_tokens"),
+        *("num_threads", "cpu_level", "block_size", "prefix_caching"),
+        *("speculation", "num_speculative_tokens"),
         *("prefix_cache_dir", "prefix_cache_disk_bytes"),
         *("step_timeout_s", "vllm_args", "tool_format", "reasoning_format", "json_whitespace"),
         "serve_vllm_protocol",
@@ -193,6 +195,13 @@ class ServiceSettings(ListenerSettings):
         None,
         description="CPU threads of the engine. The default is the number of CPUs that the process "
         "may use; a container's CPU quota counts.",
+    )
+    cpu_level: CpuLevel = Field(
+        _ENGINE.cpu_level,
+        description="CPU instructions that the native kernels use. `auto` means all that the CPU "
+        "has. A level that the CPU lacks is an error. On x86-64, from the most capable: `amx`, "
+        "`bf16` and `vnni` (all three AVX-512), `avxvnni` and `avx2`; on ARM `i8mm` and `dotprod`. "
+        "`none` uses torch's operators instead of native kernels.",
     )
     block_size: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         _ENGINE.block_size,

@@ -242,6 +242,7 @@ DEFERRED = {
     ("service.engine.local", "service.engine.load"),
     ("service.engine.local", "service.engine.native.build"),
     ("service.engine.load", "service.engine.transformers_model"),
+    ("service.engine.native.wheel_hook", "service.engine.native"),
     ("service.engine.model_config", "service.engine.transformers_config"),
     ("service.engine.gguf_blocks", "gguf"),
     ("service.vllm_engine.engine", "service.vllm_engine.launch"),

@@ -33,7 +33,7 @@ COPY gateway_http ./gateway_http
 COPY chatrpc_cli ./chatrpc_cli
 COPY chatrpc_process ./chatrpc_process
 RUN python -m pip --python /opt/chatrpc/bin/python install --constraint constraints.txt '.[local,vllm-protocol,cli,otel]'
-# Compile the kernels for every kind of x86-64 CPU that can run them; on other architectures there are none. /src has
+# Compile the kernels for every kind of CPU of the architecture that has kernels (x86-64, arm64). /src has
 # the sources too, so change the directory to use the installed package.
 WORKDIR /opt/chatrpc
 RUN /opt/chatrpc/bin/python -m service.engine.native.prebuilt

@@ -9,6 +9,7 @@ from service.cache import default_cache_dir
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+CpuLevel = Literal["auto", "none", "amx", "bf16", "vnni", "avxvnni", "avx2", "i8mm", "dotprod"]
 Quantization = Literal["auto", "none", "int8"]
 
 # Maximum predicted duration of a step, in milliseconds, if none is set.
@@ -50,6 +51,9 @@ class EngineSettings:
         gpu_memory_utilization: The share of a GPU's memory, in (0, 1], for weights, steps and KV
             cache together. The KV cache gets the rest of it if `kv_cache_memory_bytes` is not set.
         num_threads: Number of CPU threads. None means one for each CPU that the process may use.
+        cpu_level: The CPU instructions that the native kernels use, a level of
+            `service.engine.native.levels`. `auto` means all that the CPU has, `none` torch's
+            operators instead.
         prefix_caching: If True, requests share cached blocks of equal prompt prefixes.
         prefix_cache_dir: Directory that keeps blocks of prompt prefixes after a restart. None means
             that blocks are cached only in memory.
@@ -74,6 +78,7 @@ class EngineSettings:
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float | None = None
     num_threads: int | None = None
+    cpu_level: CpuLevel = "auto"
     prefix_caching: bool = True
     prefix_cache_dir: Path | None = None
     prefix_cache_disk_bytes: int | None = None

@@ -357,7 +357,8 @@ class DiskCache:
         except OSError as error:
             self._fail("read", str(error))
         self._results.put((load, content))
-        self._wake()
+        if self._results.qsize() == 1:  # otherwise the engine is about to take the others
+            self._wake()
 
     def _write(self, prefix: bytes, content: NDArray[np.uint8], used_ns: int) -> None:
         try:

@@ -10,7 +10,13 @@ import structlog
 import torch
 
 from service.domain.engine import Request
-from service.domain.engine_settings import Device, DType, EngineSettings, Quantization
+from service.domain.engine_settings import (
+    CpuLevel,
+    Device,
+    DType,
+    EngineSettings,
+    Quantization,
+)
 from service.domain.sampling import SamplingParams
 from service.engine.block_pool import BlockPool
 from service.engine.core import DeviceLost, EngineCore
@@ -21,10 +27,11 @@ from service.engine.decoder.rope import is_served
 from service.engine.host_resources import available_cpus
 from service.engine.kv_cache_size import count_blocks
 from service.engine.limits import EngineLimits
-from service.engine.load_disk_cache import load_disk_cache
+from service.engine.load_disk_cache import load_disk_cache, start_digest
 from service.engine.model_config import read_config
 from service.engine.model_runner import LoadedModel, ModelRunner
-from service.engine.native.build import load_library
+from service.engine.native.build import check_cpu_level, load_library
+from service.engine.native.compiler import Unavailable
 from service.engine.quantized_checkpoint import StoredQuantization, read_quantized_weights
 from service.engine.scheduler import Scheduler
 from service.errors import ModelLoadError, first_line
@@ -73,6 +80,7 @@ def load_model(options: EngineOptions) -> LoadedModel:
     """
     device = _resolve_device(options.device)
     check_quantization(options.quantization, device)
+    _check_cpu_level(options.cpu_level, device)
     stored = read_quantized_weights(options.path)
     return _load_model(options, _read_config(options), stored, device)
 
@@ -89,6 +97,7 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
     torch.set_num_threads(options.num_threads or available_cpus())
     device = _resolve_device(options.device)
     check_quantization(options.quantization, device)
+    _check_cpu_level(options.cpu_level, device)
     check_memory_utilization(options.gpu_memory_utilization, device)
     try:
         return _load_on_device(options, device)
@@ -100,7 +109,20 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
         raise ModelLoadError(f"The device {device} failed: {first_line(error)}") from error
 
 
+def _check_cpu_level(level: CpuLevel, device: torch.device) -> None:
+    if level == "auto":
+        return
+    if device.type != "cpu":
+        raise ModelLoadError(f"The option cpu_level needs a CPU, and the device is {device}.")
+    if level != "none":
+        try:
+            check_cpu_level(level)
+        except Unavailable as error:
+            raise ModelLoadError(f"cpu_level={level}: {error}.") from error
+
+
 def _load_on_device(options: EngineOptions, device: torch.device) -> tuple[EngineCore, int]:
+    digest = start_digest(options, options.path)
     stored = read_quantized_weights(options.path)
     config = _read_config(options)
     model = _load_model(options, config, stored, device)
@@ -123,7 +145,7 @@ def _load_on_device(options: EngineOptions, device: torch.device) -> tuple[Engin
     )
     core = EngineCore(make_scheduler(), runner, max_model_len, max_failed_steps=1)
     disk_cache = load_disk_cache(
-        options, options.path, config.vocab_size, max_model_len, model, finished, runner, pool
+        options, digest, config.vocab_size, max_model_len, model, finished, runner, pool
     )
     _warm_up(core, min(8, max_model_len - 1))
     log.info(
@@ -253,7 +275,7 @@ def _load_decoder(
         has_int8 = device.type == "cpu" and options.dtype == "auto"
         quantization = "int8" if has_int8 else "none"
         keeps_groups = has_int8 and stored is not None and stored.has_groups
-    library = load_library(options.cache_dir) if device.type == "cpu" else None
+    library = load_library(options.cache_dir, options.cpu_level) if device.type == "cpu" else None
     load = partial(
         load_decoder,
         options.path,

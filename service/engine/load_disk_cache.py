@@ -1,8 +1,10 @@
 """Opens the prefix cache on disk for a loaded model."""
 
-from functools import partial
+from collections.abc import Callable
+from concurrent.futures import Future
 from hashlib import sha256
 from pathlib import Path
+from threading import Thread
 
 from service.domain.engine import Request
 from service.domain.engine_settings import DEFAULT_PREFIX_CACHE_DISK_BYTES, EngineSettings
@@ -19,9 +21,32 @@ from service.errors import ModelLoadError
 from service.fingerprint import content_digest
 
 
+def start_digest(settings: EngineSettings, path: Path) -> Callable[[], bytes] | None:
+    """Start to compute `content_digest(path)` on another thread, for `load_disk_cache`.
+
+    Large files take seconds, so this should be called before the model is loaded.
+
+    Returns:
+        A function that waits for the digest and returns it. It raises OSError as `content_digest`.
+        None if `settings` names no directory for the prefix cache on disk.
+    """
+    if settings.prefix_cache_dir is None:
+        return None
+    digest: Future[bytes] = Future()
+
+    def run() -> None:
+        try:
+            digest.set_result(content_digest(path))
+        except BaseException as error:
+            digest.set_exception(error)
+
+    Thread(target=run, name="model-digest", daemon=True).start()
+    return digest.result
+
+
 def load_disk_cache(
     settings: EngineSettings,
-    path: Path,
+    digest: Callable[[], bytes] | None,
     vocab_size: int,
     max_model_len: int,
     loaded: LoadedModel,
@@ -34,7 +59,7 @@ def load_disk_cache(
     It overwrites the first block of the KV cache, so the pool must not have cached it.
 
     Args:
-        path: The model's directory.
+        digest: The result of `start_digest`.
         loaded, model: The model without and with its KV cache.
         runner: The runner of `model`.
         pool: The blocks of the KV cache.
@@ -42,7 +67,7 @@ def load_disk_cache(
     Raises:
         ModelLoadError: The size in `settings` is too small.
     """
-    if settings.prefix_cache_dir is None:
+    if settings.prefix_cache_dir is None or digest is None:
         return None
     memory = BlockBytes(model.block_tensors())
     max_bytes = settings.prefix_cache_disk_bytes or DEFAULT_PREFIX_CACHE_DISK_BYTES
@@ -53,6 +78,7 @@ def load_disk_cache(
             f"prefix_cache_disk_bytes={max_bytes} is too small: the minimum for this model is "
             f"{min_bytes}, twice the size of {MIN_TOKENS} tokens."
         )
+    # Everything that the bits of a block depend on, apart from the model's files and its prefix.
     facts = (
         sorted(loaded.description.items()),
         loaded.kv_shapes,
@@ -63,7 +89,7 @@ def load_disk_cache(
         BlockFiles(settings.prefix_cache_dir, max_bytes),
         memory,
         pool,
-        partial(_identity, path, repr(facts)),
+        lambda: sha256(digest() + repr(facts).encode()).digest(),
     )
 
 
@@ -77,8 +103,3 @@ def _computed_block(runner: Runner, memory: BlockBytes, num_tokens: int, vocab_s
     sequence.block_ids = [0]
     runner.run(Batch((ScheduledSequence(sequence, num_tokens, is_sampled=True),)))
     return sha256(memory.read(0).data).hexdigest()
-
-
-def _identity(path: Path, facts: str) -> bytes:
-    """Return a hash of everything that the bits of a block depend on, apart from its prefix."""
-    return sha256(content_digest(path) + facts.encode()).digest()

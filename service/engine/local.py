@@ -41,4 +41,4 @@ def _compile_kernels(settings: EngineSettings) -> None:
         return
     from service.engine.native.build import compile_kernels  # noqa: PLC0415  # it imports torch
 
-    compile_kernels(settings.cache_dir, may_use_gpu=settings.device == "auto")
+    compile_kernels(settings.cache_dir, settings.cpu_level, may_use_gpu=settings.device == "auto")

@@ -17,7 +17,7 @@ _OTHERS = (
     *("dtype", "quantization", "prefix_caching", "num_speculative_tokens"),  # see below
     *("prefix_cache_dir", "prefix_cache_disk_bytes"),  # rejected
     *("device", "num_threads"),  # see launch.py
-    "max_step_ms",  # rejected
+    *("cpu_level", "max_step_ms"),  # rejected
     *("cache_dir", "max_queue_size", "step_timeout_s", "vllm_args"),  # of the service
 )
 # A test compares the names with those of `EngineSettings`, so that a new one needs a decision.
@@ -127,5 +127,7 @@ def _check_options(settings: EngineSettings) -> None:
             "prefix_cache_dir is an option of the engine local. With engine=vllm, set "
             'vllm_args, for example {"kv_transfer_config": ...}.'
         )
+    if settings.cpu_level != "auto":
+        raise ConfigError("cpu_level is an option of the engine local, which has such kernels.")
     if settings.max_step_ms is not None:
         raise ConfigError("max_step_ms is an option of the engine local: vLLM counts tokens only.")

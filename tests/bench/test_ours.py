@@ -1,5 +1,6 @@
 """Our own service as a server to measure."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,16 @@ def test_variant_is_the_service_with_its_options_after_the_gateway(model: Model)
         assert f"--model {model.directory / file}" in text
         assert gateway[gateway.index("--upstream") + 1] == "127.0.0.1:2"
         assert gateway[gateway.index("--port") + 1] == "1"
+
+
+def test_model_with_random_weights_is_served_without_drafts(model: Model) -> None:
+    random = replace(model, is_random=True)
+    for name in ("chatrpc", "chatrpc-int4", "chatrpc-plain"):
+        options = server(name, random).engine_options
+        assert options.count("--speculation") == 1
+        assert options[options.index("--speculation") + 1] == "none"
+    assert "`--speculation none`" in server("chatrpc", random).settings
+    assert "--speculation" not in server("chatrpc", model).engine_options
 
 
 def test_weights_of_a_decode_step_are_those_of_layers_and_head(model: Model) -> None:

@@ -357,7 +357,11 @@ def test_model_volumes_are_mounted(releases: dict[str, Release]) -> None:
     assert model_volume("llm-fetched") == {"name": "model", "emptyDir": {"sizeLimit": "4Gi"}}
     # A converted model is stored beside the model, or is in the image.
     caches = {
-        name: [a for a in deployment_container(releases["full"], name)["args"] if "cache-dir" in a]
+        name: [
+            a
+            for a in deployment_container(releases["full"], name)["args"]
+            if a.startswith("--cache-dir")
+        ]
         for name in ("llm-small", "llm-files", "llm-shared", "llm-fetched")
     }
     assert caches == {
@@ -445,3 +449,22 @@ def test_network_policy_admits_only_the_gateway_to_a_service(releases: dict[str,
     assert policy["policyTypes"] == ["Ingress"]
     full = releases["full"].one("NetworkPolicy", "llm-services")["spec"]
     assert full["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_prefix_cache_has_a_volume_that_is_larger_than_it(releases: dict[str, Release]) -> None:
+    def prefixes(name: str) -> tuple[Object, ServiceSettings]:
+        spec = releases["full"].one("Deployment", name)["spec"]["template"]["spec"]
+        (volume,) = (each for each in spec["volumes"] if each["name"] == "prefixes")
+        container = deployment_container(releases["full"], name)
+        (mount,) = (each for each in container["volumeMounts"] if each["name"] == "prefixes")
+        settings = settings_of(container)
+        assert isinstance(settings, ServiceSettings)
+        assert str(settings.prefix_cache_dir) == mount["mountPath"]
+        return volume, settings
+
+    volume, settings = prefixes("llm-fetched")
+    assert volume == {"name": "prefixes", "emptyDir": {"sizeLimit": "2Gi"}}
+    assert settings.prefix_cache_disk_bytes == int(0.9 * 2 * 2**30)
+    volume, settings = prefixes("llm-shared")
+    assert volume == {"name": "prefixes", "persistentVolumeClaim": {"claimName": "prefixes"}}
+    assert settings.prefix_cache_disk_bytes == int(0.9 * 50 * 2**30)

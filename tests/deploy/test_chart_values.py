@@ -109,6 +109,17 @@ def group(**values: object) -> Object:
             "ReadOnlyMany needs storage.existingClaim",
         ),
         (one(storage={"existingClaim": "c"}), "need storage.kind pvc"),
+        (one(prefixCache={"kind": "pvc"}), "prefixCache.existingClaim need each other"),
+        (
+            one(prefixCache={"kind": "emptyDir", "existingClaim": "c"}),
+            "prefixCache.existingClaim need each other",
+        ),
+        (
+            one(prefixCache={"kind": "emptyDir"}, options={"prefix-caching": False}),
+            "prefixCache needs options.prefix-caching",
+        ),
+        (upstream(prefixCache={"kind": "emptyDir"}), "prefixCache needs engine auto or local"),
+        (one(options={"prefix-cache-dir": "/cache"}), "prefix-cache-dir"),
         (one(storage={"reference": "r"}), "storage.reference needs storage.kind image"),
         (one(gpu={"count": 2}), "this engine uses one GPU: set gpu.count to 1, or engine to vllm"),
         (one(engine="vlm"), "engine"),

@@ -18,6 +18,7 @@ from tests.deploy.dockerfile import parse
 from tests.deploy.image import ROOT, Image
 from tests.fakes import openai_upstream
 from tests.support.make_serve import free_port
+from tests.support.native_kernels import CPU_LEVELS
 
 pytestmark = pytest.mark.images
 
@@ -143,7 +144,13 @@ def test_service_image_has_its_kernels_and_converted_model(service: Image) -> No
     assert_readable_by_all_users(service)
     (package,) = service.path("/opt/chatrpc/lib").glob("python*/site-packages/service")
     kernels = [path.name for path in (package / "engine" / "native" / "prebuilt").glob("*.so")]
-    assert sorted(name.partition("-")[0] for name in kernels) == ["amx", "bf16", "vnni"]
+    assert sorted(name.partition("-")[0] for name in kernels) == [
+        "amx",
+        "avx2",
+        "avxvnni",
+        "bf16",
+        "vnni",
+    ]
     assert list(service.path("/opt/chatrpc/cache/embedded").glob("*/model.safetensors"))
     assert not service.path("/opt/chatrpc/cache/native").exists()
 
@@ -184,7 +191,7 @@ def test_images_serve_write_no_files_and_stop_on_sigterm(
             assert "Paris" in json.load(response)["choices"][0]["message"]["content"]
         assert front.stop() == 0
         assert back.stop() == 0
-    assert any("native_kernels_prebuilt" in line for line in back.log) or not has_vnni()
+    assert any("native_kernels_prebuilt" in line for line in back.log) or not CPU_LEVELS
     assert (snapshot(service.path("/")), snapshot(gateway.path("/"))) == before
 
 
@@ -200,7 +207,3 @@ async def test_image_without_a_model_serves_that_of_another_service(upstream: Im
             assert await asyncio.to_thread(service.is_healthy)
             assert await asyncio.to_thread(service.stop) == 0
     assert snapshot(upstream.path("/")) == before
-
-
-def has_vnni() -> bool:
-    return "avx512_vnni" in Path("/proc/cpuinfo").read_text()

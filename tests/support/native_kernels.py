@@ -7,20 +7,37 @@ cannot run the kernels, tests that run them are skipped, and `test_prebuilt.py` 
 import ctypes
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 
-_CPUINFO = Path("/proc/cpuinfo")
+from service.engine.native.levels import read_cpu
+
+
+def _levels() -> tuple[str, ...]:
+    try:
+        return tuple(level.name for level in read_cpu().levels())
+    except OSError:
+        return ()
+
 
 ARE_REQUIRED = os.environ.get("CHATRPC_REQUIRE_KERNELS", "0") not in {"", "0"}
-HAS_VNNI = _CPUINFO.exists() and "avx512_vnni" in _CPUINFO.read_text()
+# The levels that this CPU can run, the most capable first.
+CPU_LEVELS = _levels()
 HAS_COMPILER = (
     ARE_REQUIRED or shutil.which("g++") is not None
 )  # if it is required, its tests fail without it
+# The values of `cpu_level` to test with. The quick tests run what this CPU would choose, and the
+# least capable level; levels in between have the code of these two but for the products.
+LEVELS_TO_TEST = (
+    "auto",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in CPU_LEVELS[1:-1]),
+    *CPU_LEVELS[1:][-1:],
+)
 
 
-def are_kernels_required(*, are_required: bool = ARE_REQUIRED, can_run: bool = HAS_VNNI) -> bool:
+def are_kernels_required(
+    *, are_required: bool = ARE_REQUIRED, can_run: bool = bool(CPU_LEVELS)
+) -> bool:
     """Return True if a test fails when the kernels cannot be loaded."""
     return are_required and can_run
 

@@ -23,6 +23,7 @@ from service.engine.decoder.rope import make_ropes
 from service.engine.decoder.weights import Weights
 from service.engine.kv_store import KVShape
 from service.engine.model_runner import LoadedModel, QuantizationLoss
+from service.engine.native.compiler import kernels_level
 from service.engine.quantized_checkpoint import StoredQuantization
 
 
@@ -102,7 +103,7 @@ def load_decoder(
         "decoder": "native",
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": stored.method if stored is not None and keeps_groups else quantization,
-        "kernels": "torch" if library is None else "native",
+        "kernels": "torch" if library is None else kernels_level(library),
     }
     if stored is not None:
         description["checkpoint_quantization"] = stored.method

@@ -53,6 +53,15 @@ def version(compiler: tuple[str, ...]) -> str:
     return _run((*compiler, "--version"))
 
 
+def target_machine(compiler: tuple[str, ...]) -> str:
+    """Return the architecture that the compiler compiles for, such as `x86_64` or `aarch64`.
+
+    Raises:
+        Unavailable: The compiler cannot be run.
+    """
+    return _run((*compiler, "-dumpmachine")).partition("-")[0]
+
+
 def sources_digest(*parts: str) -> str:
     """Return a hash of the sources and of `parts`, which identifies a compiled library."""
     texts = [part.encode() for part in parts]
@@ -117,6 +126,14 @@ def open_library(path: Path) -> ctypes.CDLL:
     if failed != 0:
         raise Unavailable(f"the compiled kernels compute wrong results: self-test {failed}")
     return library
+
+
+def kernels_level(library: ctypes.CDLL) -> str:
+    """Return the name of the level (see `levels.py`) that a library was compiled for."""
+    function = library.chatrpc_cpu_level
+    function.restype = ctypes.c_char_p
+    name: bytes = function()
+    return name.decode()
 
 
 def _run(command: tuple[str, ...]) -> str:

@@ -316,4 +316,18 @@ void chatrpc_linear_quantize(const float* x, const float* norm, int64_t rows, in
     }
 }
 
+const char* chatrpc_cpu_level() {
+#if defined(CHATRPC_AVX512) && defined(__AMX_INT8__)
+    return "amx";
+#elif defined(CHATRPC_AVX512) && defined(__AVX512BF16__)
+    return "bf16";
+#elif defined(CHATRPC_AVX512)
+    return "vnni";
+#elif defined(CHATRPC_AVX2)
+    return kIsBiased ? "avxvnni" : "avx2";
+#else
+    return kIsBiased ? "i8mm" : "dotprod";
+#endif
+}
+
 int32_t chatrpc_linear_has_amx() { return has_amx() ? 1 : 0; }

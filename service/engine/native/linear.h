@@ -50,6 +50,9 @@ void chatrpc_groups_pack(const uint8_t* values, const float* scales, const float
                          int64_t out_features, int64_t in_features, int64_t group_size,
                          uint8_t* packed);
 
+// Returns the name of the instructions that the library was compiled for; see levels.py.
+const char* chatrpc_cpu_level();
+
 // Returns 1 if the CPU has AMX tiles and the operating system permits them, else 0.
 int32_t chatrpc_linear_has_amx();
 

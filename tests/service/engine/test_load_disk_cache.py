@@ -18,7 +18,7 @@ from service.engine.block_pool import BlockPool
 from service.engine.core import EngineCore
 from service.engine.disk_cache import MIN_TOKENS, DiskCache
 from service.engine.load import EngineOptions, load_engine, load_model
-from service.engine.load_disk_cache import load_disk_cache
+from service.engine.load_disk_cache import load_disk_cache, start_digest
 from service.engine.model_runner import ModelRunner
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence
@@ -96,7 +96,8 @@ def start(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., Engine]]:
         loaded = load_model(chosen)
         model = loaded.finish(NUM_BLOCKS, block_size, MAX_LEN)
         runner, pool = ModelRunner(model), BlockPool(NUM_BLOCKS, block_size)
-        cache = load_disk_cache(chosen, path, VOCAB_SIZE, MAX_LEN, loaded, model, runner, pool)
+        digest = start_digest(chosen, path)
+        cache = load_disk_cache(chosen, digest, VOCAB_SIZE, MAX_LEN, loaded, model, runner, pool)
         scheduler = Scheduler(pool, 4, 128, disk_cache=cache)
         core = EngineCore(scheduler, runner, MAX_LEN)
         engines.append(Engine(core, pool, BlockBytes(model.block_tensors()), cache))

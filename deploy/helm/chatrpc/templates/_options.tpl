@@ -54,6 +54,10 @@ The command lines of the processes. They contain paths of files with secrets, ne
 {{- /* Its config and tokenizer are written at each start, because the image's directory is read-only. */}}
 - --cache-dir=/tmp/cache
 {{- end }}
+{{- if ne $model.prefixCache.kind "none" }}
+- {{ printf "--prefix-cache-dir=%s" (include "chatrpc.prefixCache.path" $) | quote }}
+- --prefix-cache-disk-bytes={{ include "chatrpc.bytes" $model.prefixCache.size | float64 | mulf 0.9 | int64 }}
+{{- end }}
 {{- if eq $model.engine "vllm" }}
 {{- with include "chatrpc.vllm.args" (list $model 0) | fromJson }}
 - {{ printf "--vllm-args=%s" (toJson .) | quote }}

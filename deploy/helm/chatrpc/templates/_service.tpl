@@ -111,6 +111,9 @@ spec:
         {{- if eq $model.storage.kind "emptyDir" }}
         {{- $disks = append $disks $model.storage.size }}
         {{- end }}
+        {{- if eq $model.prefixCache.kind "emptyDir" }}
+        {{- $disks = append $disks $model.prefixCache.size }}
+        {{- end }}
         {{- include "chatrpc.resources" (list $model.resources $disks) | nindent 8 }}
           {{- if gt (int $model.gpu.count) 0 }}
           {{ $model.gpu.resource }}: {{ int $model.gpu.count | quote }}
@@ -128,6 +131,10 @@ spec:
         - name: model
           mountPath: {{ $model.storage.mountPath }}
           readOnly: {{ or $model.storage.readOnly (eq $model.storage.kind "image") }}
+        {{- end }}
+        {{- if ne $model.prefixCache.kind "none" }}
+        - name: prefixes
+          mountPath: {{ include "chatrpc.prefixCache.path" $ }}
         {{- end }}
         {{- if $model.storage.hubTokenSecret }}
         {{- include "chatrpc.mount" "hub" | nindent 8 }}
@@ -181,6 +188,15 @@ spec:
         reference: {{ required (printf "models: %s: storage.reference is missing" $model.name) $model.storage.reference | quote }}
         pullPolicy: {{ $root.Values.image.pullPolicy }}
     {{- end }}
+    {{- if eq $model.prefixCache.kind "emptyDir" }}
+    - name: prefixes
+      emptyDir:
+        sizeLimit: {{ $model.prefixCache.size }}
+    {{- else if eq $model.prefixCache.kind "pvc" }}
+    - name: prefixes
+      persistentVolumeClaim:
+        claimName: {{ $model.prefixCache.existingClaim }}
+    {{- end }}
     {{- with $model.storage.hubTokenSecret }}
     {{- include "chatrpc.secretVolume" (dict "name" "hub" "secret" . "items" (dict "token" "token")) | nindent 4 }}
     {{- end }}
@@ -228,6 +244,11 @@ name of the group, so the name differs from that of our Service.
 */}}
 {{- define "chatrpc.model.workload" -}}
 {{- include "chatrpc.model.fullname" . }}{{ if eq (include "chatrpc.model.isGroup" (last .)) "true" }}-group{{ end }}
+{{- end }}
+
+{{/* The directory of the prefix cache on disk. */}}
+{{- define "chatrpc.prefixCache.path" -}}
+/var/lib/chatrpc-prefixes
 {{- end }}
 
 {{/* Takes a model: the repository of its image. */}}

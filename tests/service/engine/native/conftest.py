@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from service.engine.native.build import load_library
+from tests.support.native_kernels import LEVELS_TO_TEST
 
 
 @pytest.fixture(scope="session")
@@ -15,5 +16,12 @@ def kernels_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def kernels(kernels_dir: Path) -> ctypes.CDLL | None:
-    return load_library(kernels_dir)
+def level_kernels_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache directory for the kernels of all levels."""
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="session", params=LEVELS_TO_TEST)
+def kernels(request: pytest.FixtureRequest, level_kernels_dir: Path) -> ctypes.CDLL | None:
+    """Return the kernels of each level to test."""
+    return load_library(level_kernels_dir, request.param)

@@ -19,7 +19,6 @@ from service.engine.native.attention import (
     NativeKVStore,
     RotaryRows,
 )
-from service.engine.native.build import load_library
 from tests.support.native_kernels import loaded
 
 EXACT, ROUNDED = torch.float32, torch.bfloat16
@@ -52,8 +51,8 @@ class Shape:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return loaded(load_library(tmp_path_factory.mktemp("kernels")))
+def library(kernels: ctypes.CDLL | None) -> ctypes.CDLL:
+    return loaded(kernels)
 
 
 class Layer:

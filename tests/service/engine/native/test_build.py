@@ -8,13 +8,14 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from service.engine.native import build
+from service.engine.native import build, levels
 from service.engine.native import compiler as compiler_module
 from service.engine.native.build import compile_kernels, load_library
-from tests.support.native_kernels import HAS_COMPILER, HAS_VNNI
+from service.engine.native.compiler import Unavailable, kernels_level
+from tests.support.native_kernels import CPU_LEVELS, HAS_COMPILER
 
 pytestmark = pytest.mark.skipif(
-    not (HAS_VNNI and HAS_COMPILER), reason="needs a CPU with AVX-512 VNNI and GCC"
+    not (CPU_LEVELS and HAS_COMPILER), reason="needs a CPU that has kernels, and GCC"
 )
 
 
@@ -79,7 +80,7 @@ def test_another_compiler_builds_its_own(
     tmp_path: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert load_library(tmp_path / "cache") is not None
-    monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-g"))
+    monkeypatch.setattr(build, "COMMON_FLAGS", (*compiler_module.COMMON_FLAGS, "-g"))
     assert load_library(tmp_path / "cache") is not None
     assert compiler.num_links == 2
     assert len(list((tmp_path / "cache" / "native").iterdir())) == 2
@@ -198,19 +199,50 @@ def test_library_that_fails_its_self_test_is_not_used(
 @pytest.mark.parametrize(
     "cpuinfo", ["processor : 0\nflags : fpu avx2\n\n", "Features : asimd\n", ""]
 )
-def test_cpu_without_vnni_gets_no_kernels(
+def test_cpu_without_a_level_gets_no_kernels(
     tmp_path: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch, cpuinfo: str
 ) -> None:
     (tmp_path / "cpuinfo").write_text(cpuinfo)
-    monkeypatch.setattr(build, "_CPUINFO", tmp_path / "cpuinfo")
-    assert "AVX-512 VNNI" in reason_for_none(tmp_path / "cache")
+    monkeypatch.setattr(levels, "_CPUINFO", tmp_path / "cpuinfo")
+    assert "AVX2" in reason_for_none(tmp_path / "cache")
     assert compiler.num_links == 0
+
+
+def test_level_none_loads_no_kernels(tmp_path: Path, compiler: Compiler) -> None:
+    compile_kernels(tmp_path, "none")
+    with capture_logs() as logs:
+        assert load_library(tmp_path, "none") is None
+    assert logs == []
+    assert compiler.num_links == 0
+
+
+def test_level_is_compiled_beside_that_of_the_cpu(tmp_path: Path, compiler: Compiler) -> None:
+    compile_kernels(tmp_path, CPU_LEVELS[-1])
+    for _ in range(2):
+        assert load_library(tmp_path, CPU_LEVELS[-1]) is not None
+        assert load_library(tmp_path, "auto") is not None
+    assert compiler.num_links == 2
+
+
+def test_level_that_the_cpu_lacks_is_an_error_that_names_the_instructions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text("flags : avx2 fma f16c bmi1 bmi2 movbe abm\n")
+    monkeypatch.setattr(levels, "_CPUINFO", tmp_path / "cpuinfo")
+    with pytest.raises(Unavailable, match="cannot run the level avxvnni: it lacks avx_vnni"):
+        load_library(tmp_path, "avxvnni")
+
+
+def test_library_contains_the_name_of_its_level(kernels_dir: Path) -> None:
+    library = load_library(kernels_dir)
+    assert library is not None
+    assert kernels_level(library) == CPU_LEVELS[0]
 
 
 def test_machine_without_cpuinfo_gets_no_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "_CPUINFO", tmp_path / "nothing")
+    monkeypatch.setattr(levels, "_CPUINFO", tmp_path / "nothing")
     assert "nothing" in reason_for_none(tmp_path)
 
 

@@ -2,6 +2,7 @@ import ctypes
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from service.engine.native.build import load_library
 from service.engine.native.linear import (
     BLOCK,
     Int8Linear,
@@ -20,7 +22,7 @@ from service.engine.native.linear import (
     pack_int8,
     quantize,
 )
-from tests.support.native_kernels import are_kernels_required, loaded
+from tests.support.native_kernels import LEVELS_TO_TEST, are_kernels_required, loaded
 
 EPS = 1e-5
 VNNI, AMX = 1, 2
@@ -37,11 +39,11 @@ def library(kernels: ctypes.CDLL | None) -> ctypes.CDLL:
     return loaded(kernels)
 
 
-@pytest.fixture(params=["native", "torch"])
-def make(request: pytest.FixtureRequest) -> Callable[..., Int8Linear]:
+@pytest.fixture(params=[*LEVELS_TO_TEST, "torch"])
+def make(request: pytest.FixtureRequest, level_kernels_dir: Path) -> Callable[..., Int8Linear]:
     if request.param == "torch":
         return TorchInt8Linear
-    library: ctypes.CDLL = request.getfixturevalue("library")
+    library = loaded(load_library(level_kernels_dir, request.param))
     return lambda *arguments: NativeInt8Linear(library, *arguments)
 
 

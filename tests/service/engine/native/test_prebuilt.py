@@ -8,25 +8,24 @@ from structlog.testing import capture_logs
 
 from service.engine.native import prebuilt
 from service.engine.native.build import load_library
-from service.engine.native.compiler import SOURCES, Unavailable
-from service.engine.native.prebuilt import _LEVELS, compile_all, open_prebuilt
-from tests.support.native_kernels import HAS_COMPILER
+from service.engine.native.compiler import SOURCES, Unavailable, kernels_level
+from service.engine.native.levels import LEVELS, Level
+from service.engine.native.prebuilt import compile_all, file_name, open_prebuilt
+from tests.support.native_kernels import CPU_LEVELS, HAS_COMPILER
 
-CPUINFO = Path("/proc/cpuinfo")
-FLAGS = next(
-    (set(line.split()) for line in CPUINFO.read_text().splitlines() if line.startswith("flags")),
-    set(),
-)
+CROSS_COMPILER = shutil.which("aarch64-linux-gnu-g++")
+HERE = [level for level in LEVELS if level.name in CPU_LEVELS]
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="needs GCC")
-on_vnni = pytest.mark.skipif("avx512_vnni" not in FLAGS, reason="needs a CPU with AVX-512 VNNI")
+on_supported_cpu = pytest.mark.skipif(not HERE, reason="needs a CPU that has kernels")
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with the libraries of all levels, as in an image."""
+    """Return a directory with the most and the least capable library for this CPU."""
     directory = tmp_path_factory.mktemp("prebuilt")
-    assert compile_all(directory) == [directory / level.file_name for level in _LEVELS]
+    names = {level.name for level in (*(HERE or LEVELS)[:1], *HERE[-1:])}
+    assert {path.name.partition("-")[0] for path in compile_all(directory, names)} == names
     return directory
 
 
@@ -36,47 +35,58 @@ def own(compiled: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(compiled, tmp_path / "own"))
 
 
-def chosen(flags: set[str], directory: Path) -> str | None:
-    with capture_logs() as logs:
-        library = open_prebuilt(flags, directory)
-    names = [line["kernels"] for line in logs if line["event"] == "native_kernels_prebuilt"]
-    assert len(names) == (library is not None)
-    return names[0] if names else None
-
-
-def can_run() -> list[str]:
-    return [level.name for level in _LEVELS if level.cpu_flags <= FLAGS]
+def chosen(levels: list[Level], directory: Path) -> str | None:
+    """Return the name of the level whose library is opened."""
+    opened = open_prebuilt(levels, directory)
+    if opened is None:
+        return None
+    library, level = opened
+    assert kernels_level(library) == level.name
+    return level.name
 
 
 @pytest.mark.slow
-def test_command_writes_one_library_for_each_level(compiled: Path) -> None:
-    assert {path.name for path in compiled.iterdir()} == {level.file_name for level in _LEVELS}
+def test_command_writes_one_library_for_each_level_of_the_architecture(tmp_path: Path) -> None:
+    machine = subprocess.run(["uname", "-m"], capture_output=True, text=True, check=True).stdout
+    expected = [level for level in LEVELS if level.machine == machine.strip()]
+    assert compile_all(tmp_path) == [tmp_path / file_name(level) for level in expected]
+    assert {path.name for path in tmp_path.iterdir()} == {file_name(level) for level in expected}
+    for level in expected:
+        if level.name in CPU_LEVELS:
+            assert chosen([level], tmp_path) == level.name  # its self-test passed
 
 
-@on_vnni
-def test_each_computes_what_it_should(compiled: Path) -> None:
-    for level in _LEVELS:
-        if level.name in can_run():
-            assert chosen(set(level.cpu_flags), compiled) == level.name  # its self-test passed
+@pytest.mark.slow
+@pytest.mark.skipif(CROSS_COMPILER is None, reason="needs aarch64-linux-gnu-g++")
+def test_cross_compiler_compiles_the_levels_of_its_architecture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", str(CROSS_COMPILER))
+    names = [path.name.partition("-")[0] for path in compile_all(tmp_path)]
+    assert names == ["i8mm", "dotprod"]
 
 
-@on_vnni
-def test_fastest_supported_library_is_opened(compiled: Path) -> None:
-    assert chosen(FLAGS, compiled) == can_run()[0]
+@on_supported_cpu
+def test_most_capable_supported_library_is_opened(compiled: Path) -> None:
+    assert chosen(HERE, compiled) == CPU_LEVELS[0]
 
 
-def test_cpu_without_vnni_gets_no_prebuilt_kernels(compiled: Path) -> None:
-    assert chosen({"avx2", "fma"}, compiled) is None
+@on_supported_cpu
+def test_level_can_be_chosen(compiled: Path) -> None:
+    assert chosen(HERE[-1:], compiled) == CPU_LEVELS[-1]
 
 
-@on_vnni
+def test_cpu_without_a_level_gets_no_prebuilt_kernels(compiled: Path) -> None:
+    assert chosen([], compiled) is None
+
+
+@on_supported_cpu
 def test_damaged_prebuilt_library_is_skipped(own: Path) -> None:
-    best = next(level for level in _LEVELS if level.name == can_run()[0])
-    path = own / best.file_name
+    path = own / file_name(HERE[0])
     whole = path.read_bytes()
     path.unlink()  # a file that a process has mapped must not be overwritten
     path.write_bytes(whole[:5000] + b"x" + whole[5001:])
-    assert chosen(FLAGS, own) == next(iter(can_run()[1:]), None)
+    assert chosen(HERE, own) == next(iter(CPU_LEVELS[1:][-1:]), None)
 
 
 def test_library_of_other_sources_is_not_opened(
@@ -87,21 +97,24 @@ def test_library_of_other_sources_is_not_opened(
     with (changed / "linear.h").open("a") as file:
         file.write("// changed\n")
     monkeypatch.setattr("service.engine.native.compiler.SOURCES", changed)
-    assert chosen(FLAGS, own) is None
+    assert chosen(HERE, own) is None
 
 
-@on_vnni
+@on_supported_cpu
+@pytest.mark.parametrize("cpu_level", ["auto", *CPU_LEVELS[-1:]])
 def test_prebuilt_kernels_are_loaded_without_a_compiler(
-    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cpu_level: str, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(
-        "service.engine.native.build.open_prebuilt", lambda f: open_prebuilt(f, own)
+        "service.engine.native.build.open_prebuilt", lambda levels: open_prebuilt(levels, own)
     )
     with capture_logs() as logs:
-        assert load_library(tmp_path / "cache") is not None
-    assert [line["event"] for line in logs] == ["native_kernels_prebuilt"]
+        assert load_library(tmp_path / "cache", cpu_level) is not None
+    expected = CPU_LEVELS[0] if cpu_level == "auto" else cpu_level
+    (line,) = logs
+    assert (line["event"], line["kernels"]) == ("native_kernels_prebuilt", expected)
     assert not (tmp_path / "cache").exists()
 
 
@@ -128,10 +141,10 @@ def test_command_without_compiler_fails_with_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_on_another_machine_there_is_nothing_to_compile(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_for_another_architecture_there_is_nothing_to_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    monkeypatch.setattr(prebuilt, "compile_all", lambda: pytest.fail("it compiles"))
+    (tmp_path / "compiler").write_text("echo riscv64-linux-gnu\n")
+    monkeypatch.setenv("CXX", f"sh {tmp_path / 'compiler'}")
     assert prebuilt.main() == 0
-    assert "aarch64" in capsys.readouterr().out
+    assert "no kernels" in capsys.readouterr().out
