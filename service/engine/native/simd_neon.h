@@ -248,4 +248,45 @@ inline Ints add_bytes(Ints to, Bytes a) {
     return each<Ints>([&](int i) { return vdotq_s32(to.v[i], a.v[i], vdupq_n_s8(1)); });
 }
 
+
+inline Bytes load_bytes(const uint8_t* p) {
+    return each<Bytes>([&](int i) { return vreinterpretq_s8_u8(vld1q_u8(p + 16 * i)); });
+}
+inline Bytes each_four_times(const uint8_t* p) {
+    const uint8x16_t bytes = vld1q_u8(p);
+    const uint8x16_t first = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
+    return each<Bytes>([&](int i) {
+        const uint8x16_t order = vaddq_u8(first, vdupq_n_u8(static_cast<uint8_t>(4 * i)));
+        return vreinterpretq_s8_u8(vqtbl1q_u8(bytes, order));
+    });
+}
+inline Bytes low_bytes(Bytes a) {
+    return each<Bytes>([&](int i) {
+        return vreinterpretq_s8_s16(vandq_s16(vreinterpretq_s16_s8(a.v[i]), vdupq_n_s16(0xff)));
+    });
+}
+inline Bytes lower_nibbles(Bytes a) {
+    return each<Bytes>([&](int i) { return vandq_s8(a.v[i], vdupq_n_s8(15)); });
+}
+inline Bytes upper_nibbles(Bytes a) {
+    return each<Bytes>([&](int i) {
+        return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(a.v[i]), 4));
+    });
+}
+inline Bytes add(Bytes a, Bytes b) {
+    return each<Bytes>([&](int i) { return vaddq_s8(a.v[i], b.v[i]); });
+}
+inline Bytes subtract(Bytes a, Bytes b) {
+    return each<Bytes>([&](int i) { return vsubq_s8(a.v[i], b.v[i]); });
+}
+inline Bytes broadcast_bytes(int8_t x) {
+    return each<Bytes>([&](int) { return vdupq_n_s8(x); });
+}
+inline Bytes multiply_words(Bytes a, Bytes b) {
+    return each<Bytes>([&](int i) {
+        return vreinterpretq_s8_s16(
+            vmulq_s16(vreinterpretq_s16_s8(a.v[i]), vreinterpretq_s16_s8(b.v[i])));
+    });
+}
+
 }  // namespace chatrpc
