@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from bench import context
 from bench.__main__ import app
 from tests.service.engine.models import VOCAB_SIZE, make_config, save_model
-from tests.support.native_kernels import HAS_COMPILER, HAS_VNNI
+from tests.support.native_kernels import CPU_LEVELS, HAS_COMPILER
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(
-    not (HAS_VNNI and HAS_COMPILER), reason="an int8 cache needs the native kernels"
+    not (CPU_LEVELS and HAS_COMPILER), reason="an int8 cache needs the native kernels"
 )
 def test_each_number_of_sequences_and_tokens_has_a_row(model: Path) -> None:
     lines: list[str] = []
