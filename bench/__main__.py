@@ -475,13 +475,13 @@ def context_command(
     The cache of the longest contexts has to fit into the memory.
     """
     # Imported here, because it imports torch, which takes seconds.
-    from bench import context  # noqa: PLC0415
+    from bench.context import measure, page  # noqa: PLC0415
 
     chosen = _model(shape, model, None, own_vocabulary=False)
     counts = _counts(lengths), _counts(sequences)
     with Progress(Console(stderr=True)) as progress:
-        rows = context.measure(chosen.source(), *counts, steps, progress.print)
-    text = context.page(chosen.title, rows)
+        rows = measure(chosen.source(), *counts, steps, progress.print)
+    text = page(chosen.title, rows)
     if out is not None:
         out.write_text(text)
     typer.echo(text)
