@@ -1,19 +1,19 @@
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from bench import context
 from bench.__main__ import app
-from tests.service.engine.models import VOCAB_SIZE, make_config, save_model
 from tests.support.native_kernels import CPU_LEVELS, HAS_COMPILER
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = make_config(
-        "llama",
-        vocab_size=VOCAB_SIZE,
+    path = tmp_path_factory.mktemp("llama")
+    config = LlamaConfig(
+        vocab_size=97,
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
@@ -21,11 +21,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=2,
         head_dim=16,
         max_position_embeddings=512,
-        pad_token_id=None,
-        bos_token_id=1,
-        eos_token_id=None,
     )
-    return save_model(tmp_path_factory.mktemp("llama"), config)
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
 
 
 @pytest.mark.skipif(
