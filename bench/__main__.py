@@ -455,6 +455,38 @@ def gpu_command(
     raise typer.Exit(1 if found.failures else 0)
 
 
+@app.command(name="context")
+def context_command(
+    shape: Shape = None,
+    model: ModelPath = None,
+    lengths: Annotated[
+        str, typer.Option(help="Numbers of tokens of context, separated by commas.")
+    ] = "150,2000,8000,32000",
+    sequences: Annotated[
+        str, typer.Option(help="Numbers of sequences, separated by commas.")
+    ] = "1,8",
+    steps: Annotated[int, typer.Option(help="Number of steps of each row.", min=1)] = 9,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the table to this file.", dir_okay=False)
+    ] = None,
+) -> None:
+    """Measure decoding on a CPU as contexts grow, with a KV cache of bfloat16 and of int8.
+
+    The cache of the longest contexts has to fit into the memory.
+    """
+    # Imported here, because it imports torch, which takes seconds.
+    from bench.context import measure, page  # noqa: PLC0415
+
+    chosen = _model(shape, model, None, own_vocabulary=False)
+    counts = _counts(lengths), _counts(sequences)
+    with Progress(Console(stderr=True)) as progress:
+        rows = measure(chosen.source(), *counts, steps, progress.print)
+    text = page(chosen.title, rows)
+    if out is not None:
+        out.write_text(text)
+    typer.echo(text)
+
+
 @app.command(name="report")
 def report_command(
     files: Annotated[
@@ -540,6 +572,18 @@ def _logs() -> Path:
     logs = OUT / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     return logs
+
+
+def _counts(text: str) -> list[int]:
+    """Return the positive numbers in a comma-separated list.
+
+    Raises:
+        typer.BadParameter: An element is none.
+    """
+    counts = [int(part) if part.isascii() and part.isdigit() else 0 for part in text.split(",")]
+    if not all(counts):
+        raise typer.BadParameter(f"{text} is not a list of positive numbers")
+    return counts
 
 
 def _names(text: str, known: Collection[str]) -> list[str]:

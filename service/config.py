@@ -16,6 +16,7 @@ from service.domain.engine_settings import (
     Device,
     DType,
     EngineSettings,
+    KVCacheDType,
     Quantization,
 )
 from service.domain.timeouts import ClientTimeouts
@@ -45,7 +46,8 @@ _UPSTREAM_FIELDS = frozenset(
 # The options that an upstream decides itself, or that need an engine in this process.
 _ENGINE_FIELDS = frozenset(
     (
-        *("device", "dtype", "quantization", "max_num_batched_tokens", "kv_cache_memory_bytes"),
+        *("device", "dtype", "quantization", "kv_cache_dtype"),
+        *("max_num_batched_tokens", "kv_cache_memory_bytes"),
         *("gpu_memory_utilization", "max_step_ms"),
         *("num_threads", "cpu_level", "block_size", "prefix_caching"),
         *("speculation", "num_speculative_tokens"),
@@ -152,6 +154,12 @@ class ServiceSettings(ListenerSettings):
         "has weights in 4 bits, and activations and the head in int8. On a CPU, if `dtype` is "
         "`auto`, then `auto` is that of the checkpoint, or else int8 if the model loses "
         "little accuracy. In all other cases it is none.",
+    )
+    kv_cache_dtype: KVCacheDType = Field(
+        _ENGINE.kv_cache_dtype,
+        description="Data type of the KV cache, if it differs from that of `dtype`. `int8` needs "
+        "about half of the memory of bfloat16 and makes long contexts faster; it needs the native "
+        "kernels of a CPU. Only this project's own engine has this option.",
     )
     max_model_len: Annotated[int, Field(ge=2)] | None = Field(
         None,
@@ -343,6 +351,8 @@ class ServiceSettings(ListenerSettings):
             raise ValueError(
                 f"quantization={self.quantization} is served on CPUs only, and device=cuda is set"
             )
+        if self.device == "cuda" and self.kv_cache_dtype == "int8":
+            raise ValueError("kv_cache_dtype=int8 is served on CPUs only, and device=cuda is set")
         return self
 
     @model_validator(mode="after")

@@ -99,7 +99,12 @@ class ModelLoader:
         """Return the model with its engine. `engine` must have been started."""
         path, settings = self._checkpoint.path, self._settings
         # The options on which completions depend.
-        options = engine.capabilities.name, settings.dtype, settings.quantization
+        options = (
+            engine.capabilities.name,
+            settings.dtype,
+            settings.quantization,
+            settings.kv_cache_dtype,
+        )
         card = ModelCard(
             id=self.model_id,
             aliases=tuple(self._settings.model_aliases),

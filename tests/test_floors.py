@@ -248,6 +248,7 @@ DEFERRED = {
     ("service.vllm_engine.engine", "service.vllm_engine.launch"),
     ("service.checkpoint", "service.gguf.convert"),
     ("service.checkpoint", "huggingface_hub"),
+    ("bench.__main__", "bench.context"),
     ("chatrpc_process.tracing.exporter", "chatrpc_process.tracing.otel"),
 }
 

@@ -11,6 +11,7 @@ Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 CpuLevel = Literal["auto", "none", "amx", "bf16", "vnni", "avxvnni", "avx2", "i8mm", "dotprod"]
 Quantization = Literal["auto", "none", "int8", "int4"]
+KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 # Maximum predicted duration of a step, in milliseconds, if none is set.
 DEFAULT_MAX_STEP_MS = 200
@@ -38,6 +39,8 @@ class EngineSettings:
             activations and the head in int8. For the native decoder on a CPU, if
             `dtype` is `auto`, then `auto` is that of a checkpoint in groups of integers, or else
             int8. In all other cases it is none.
+        kv_cache_dtype: Type of the keys and values in the KV cache. `auto` is that of the weights.
+            `int8` has a scale for each token and head, and needs the native kernels of a CPU.
         cache_dir: Directory for files that are made once, such as compiled kernels.
         max_model_len: Maximum length of prompt and completion together, in tokens. None means the
             model's own.
@@ -69,6 +72,7 @@ class EngineSettings:
     device: Device = "auto"
     dtype: DType = "auto"
     quantization: Quantization = "auto"
+    kv_cache_dtype: KVCacheDType = "auto"
     cache_dir: Path = field(default_factory=default_cache_dir)
     max_model_len: int | None = None
     max_num_seqs: int | None = None

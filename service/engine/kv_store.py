@@ -18,7 +18,10 @@ class KVShape:
 
     @property
     def bytes_per_token(self) -> int:
-        return self.num_kv_heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+        num_bytes = (self.key_dim + self.value_dim) * self.dtype.itemsize
+        if self.dtype is torch.int8:
+            num_bytes += 2 * torch.float32.itemsize  # the scales of the key and of the value
+        return self.num_kv_heads * num_bytes
 
 
 class KVStore:

@@ -15,6 +15,7 @@ from service.domain.engine_settings import (
     Device,
     DType,
     EngineSettings,
+    KVCacheDType,
     Quantization,
 )
 from service.domain.sampling import SamplingParams
@@ -37,6 +38,7 @@ from service.engine.scheduler import Scheduler
 from service.errors import ModelLoadError, first_line
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_KV_CACHE_DTYPES = {**_DTYPES, "int8": torch.int8}
 
 # Multimodal models whose language model can be used by itself. Others attend to a prompt in both
 # directions (PaliGemma), or change layers of the language model.
@@ -81,6 +83,7 @@ def load_model(options: EngineOptions) -> LoadedModel:
     """
     device = _resolve_device(options.device)
     check_quantization(options.quantization, device)
+    check_kv_cache_dtype(options.kv_cache_dtype, device)
     _check_cpu_level(options.cpu_level, device)
     stored = read_quantized_weights(options.path)
     return _load_model(options, _read_config(options), stored, device)
@@ -98,6 +101,7 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
     torch.set_num_threads(options.num_threads or available_cpus())
     device = _resolve_device(options.device)
     check_quantization(options.quantization, device)
+    check_kv_cache_dtype(options.kv_cache_dtype, device)
     _check_cpu_level(options.cpu_level, device)
     check_memory_utilization(options.gpu_memory_utilization, device)
     try:
@@ -189,6 +193,18 @@ def check_quantization(quantization: Quantization, device: torch.device) -> None
         )
 
 
+def check_kv_cache_dtype(kv_cache_dtype: KVCacheDType, device: torch.device) -> None:
+    """Check that a type of the KV cache is supported on a device.
+
+    Raises:
+        ModelLoadError: It is not supported.
+    """
+    if kv_cache_dtype == "int8" and device.type != "cpu":
+        raise ModelLoadError(
+            f"kv_cache_dtype=int8 is supported only on CPUs, and the device is {device.type}."
+        )
+
+
 def check_memory_utilization(utilization: float | None, device: torch.device) -> None:
     """Check that `gpu_memory_utilization` is set only for a GPU.
 
@@ -234,6 +250,11 @@ def _load_model(
     if options.quantization in {"int8", "int4"}:
         raise ModelLoadError(
             f"quantization={options.quantization} is not supported for a model of the type "
+            f"{config.model_type}."
+        )
+    if options.kv_cache_dtype != "auto":
+        raise ModelLoadError(
+            f"kv_cache_dtype={options.kv_cache_dtype} is not supported for a model of the type "
             f"{config.model_type}."
         )
     # Imported here, because importing transformers' model classes takes seconds.
@@ -286,6 +307,7 @@ def _load_decoder(
         architecture,
         stored,
         dtype,
+        _KV_CACHE_DTYPES.get(options.kv_cache_dtype, dtype),
         device=device,
         library=library,
     )

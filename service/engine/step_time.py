@@ -14,7 +14,7 @@ _NUM_CHEAP_TOKENS = 8
 # Costs relative to the fixed cost of a step, in the order of `StepSize.features`. They are used
 # until there are measurements. They are those of int8 models of 0.1 to 1 billion parameters on a
 # CPU, rounded up.
-_PRIOR = (1.0, 1 / 16, 1 / 16, 1 / 16, 1 / 4096, 1 / 8192)
+_PRIOR = (1.0, 1 / 32, 1 / 16, 1 / 32, 1 / 4096, 1 / 8192)
 
 # Standard deviations of the prior and of the duration of a step, relative to their values.
 _PRIOR_DEVIATION = 1.0

@@ -14,6 +14,7 @@ _PASSED = (
 )
 # The other options.
 _OTHERS = (
+    "kv_cache_dtype",  # rejected
     *("dtype", "quantization", "prefix_caching", "num_speculative_tokens"),  # see below
     *("prefix_cache_dir", "prefix_cache_disk_bytes"),  # rejected
     *("device", "num_threads"),  # see launch.py
@@ -122,6 +123,11 @@ def _check_options(settings: EngineSettings) -> None:
             f"quantization={settings.quantization} is a method of the engine local. With "
             "engine=vllm, serve a "
             'quantized checkpoint, or set vllm_args, for example {"quantization": "fp8"}.'
+        )
+    if settings.kv_cache_dtype != "auto":
+        raise ConfigError(
+            "kv_cache_dtype is an option of the engine local. With engine=vllm, set vllm_args, for "
+            'example {"kv_cache_dtype": "fp8"}.'
         )
     if settings.prefix_cache_dir is not None:
         raise ConfigError(

@@ -17,6 +17,11 @@ def test_quantization_on_cuda_is_rejected_in_one_line(method: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_int8_cache_on_cuda_is_rejected() -> None:
+    with pytest.raises(ConfigError, match="kv_cache_dtype=int8 is served on CPUs only"):
+        ServiceSettings.load(["--device", "cuda", "--kv-cache-dtype", "int8"])
+
+
 def test_size_of_the_cache_is_set_by_one_option() -> None:
     options = ["--gpu-memory-utilization", "0.5", "--kv-cache-memory-bytes", "1GiB"]
     with pytest.raises(ConfigError, match="both set the size of the KV cache"):

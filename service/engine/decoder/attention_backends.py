@@ -21,6 +21,7 @@ from service.engine.decoder.attention import (
 from service.engine.kv_store import KVShape
 from service.engine.native.attention import NativeKVStore
 from service.engine.paged_attention import make_paged_attention
+from service.errors import ModelLoadError
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +63,8 @@ def _native(setup: AttentionSetup) -> Attention | None:
 
 
 def _torch(setup: AttentionSetup) -> Attention:
+    if setup.dtype is torch.int8:
+        raise ValueError("the KV cache of torch's attention has floating-point types only")
     a = setup.architecture
     paged = make_paged_attention(
         [KVShape(a.num_kv_heads, a.head_dim, a.head_dim, setup.dtype)] * len(setup.layers),
@@ -75,7 +78,8 @@ def _torch(setup: AttentionSetup) -> Attention:
 
 
 # The backends in order of preference. A backend returns None if it does not support the device, and
-# raises ValueError if it does not support the sizes of the model. The last one supports everything.
+# raises ValueError if it does not support the sizes of the model or the type of the cache. The last
+# one supports every model with a cache of a floating-point type.
 BACKENDS: dict[str, Callable[[AttentionSetup], Attention | None]] = {
     "native": _native,
     "torch": _torch,
@@ -83,13 +87,20 @@ BACKENDS: dict[str, Callable[[AttentionSetup], Attention | None]] = {
 
 
 def make_attention(setup: AttentionSetup) -> Attention:
-    """Make the first implementation in `BACKENDS` that supports the model on the device."""
+    """Make the first implementation in `BACKENDS` that supports the model on the device.
+
+    Raises:
+        ModelLoadError: No implementation supports the type of the cache for this model.
+    """
+    reason = "the native kernels are not available"
     for name, make in BACKENDS.items():
         try:
             attention = make(setup)
         except ValueError as error:
             log.info("attention_backend_unavailable", backend=name, reason=str(error))
+            reason = reason if name == "torch" else str(error)
             continue
         if attention is not None:
             return attention
-    raise AssertionError("the last attention backend supports everything")
+    type_name = str(setup.dtype).removeprefix("torch.")
+    raise ModelLoadError(f"kv_cache_dtype={type_name} is not supported for this model: {reason}.")

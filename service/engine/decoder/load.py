@@ -33,6 +33,7 @@ def load_decoder(
     architecture: Architecture,
     stored: StoredQuantization | None,
     dtype: torch.dtype,
+    kv_cache_dtype: torch.dtype,
     quantization: Literal["none", "int8", "int4"],
     device: torch.device,
     library: ctypes.CDLL | None,
@@ -46,7 +47,8 @@ def load_decoder(
         config: The model's config.
         architecture: The architecture that the config describes.
         stored: How the checkpoint's weights are quantized; None if they are not.
-        dtype: Type of the cache and of every weight that is not quantized.
+        dtype: Type of every weight that is not quantized.
+        kv_cache_dtype: Type of the cached keys and values.
         quantization: Quantization of the loaded weights. The head is in int8 with int4, too.
         library: The native kernels; None to use torch's operators.
         check_token_ids: The token ids of a text. If there are at least two, the loss of the
@@ -82,13 +84,15 @@ def load_decoder(
         embedding = read_embedding(weights, a, dtype)
         head = read_head(weights, a, make_head, hidden_dtype)
         weights.check_unread()
-    shapes = [KVShape(a.num_kv_heads, a.head_dim, a.head_dim, dtype)] * len(layers)
+    shapes = [KVShape(a.num_kv_heads, a.head_dim, a.head_dim, kv_cache_dtype)] * len(layers)
 
     def finish(num_blocks: int, block_size: int, max_model_len: int) -> Decoder:
         ropes = make_ropes(config, a, max_model_len, device)
         layer_attention = [layer.attention for layer in layers]
         attention = make_attention(
-            AttentionSetup(a, layer_attention, num_blocks, block_size, dtype, device, library)
+            AttentionSetup(
+                a, layer_attention, num_blocks, block_size, kv_cache_dtype, device, library
+            )
         )
         # Sums of integers do not depend on their order, and the native attention has a fixed order.
         is_batch_invariant = is_quantized and isinstance(attention, NativeDecoderAttention)
@@ -107,6 +111,7 @@ def load_decoder(
         "decoder": "native",
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": stored.method if stored is not None and keeps_groups else quantization,
+        "kv_cache_dtype": str(kv_cache_dtype).removeprefix("torch."),
         "kernels": "torch" if library is None else kernels_level(library),
     }
     if stored is not None:

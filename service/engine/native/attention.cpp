@@ -9,11 +9,14 @@
 //
 // attention.py describes the layout of the cache. If the CPU has products of bfloat16 (AMX tiles or
 // AVX-512 BF16), they read a cache of bfloat16, with queries and weights rounded to bfloat16 and sums
-// in float32. On other CPUs, and for a cache of float32, everything is computed in float32.
+// in float32. A cache of int8 is read by products of bytes, if the CPU has AVX-512 VNNI, with queries
+// and weights rounded to 16 bits. On other CPUs, and for a cache of float32, everything is computed
+// in float32.
 
 #include <cmath>
 #include <vector>
 
+#include "attention_int8.h"
 #include "attention_kernels.h"
 #include "threads.h"
 #if defined(CHATRPC_AVX512) && defined(__AVX512BF16__)
@@ -30,6 +33,7 @@ extern "C" {
 // attention.py has the same structs, with the same fields in the same order.
 struct chatrpc_attention_layer {
     void* cache;
+    float* scales;  // of a cache of int8: [num_blocks][num_kv_heads][2: keys, values][block_size]
     const float* q_norm;  // [head_dim] each, or null
     const float* k_norm;
     int64_t num_heads;
@@ -40,7 +44,7 @@ struct chatrpc_attention_layer {
     float norm_eps;
     float scale;
     float softcap;  // 0 means no soft cap
-    int32_t is_bf16;
+    int32_t type;  // a value of `CacheType`
 };
 
 struct chatrpc_attention_plan {
@@ -70,6 +74,8 @@ using Rotary = chatrpc_attention_rotary;
 
 constexpr float kLog2E = 1.44269504088896f;
 
+enum CacheType : int32_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
+
 struct Call {
     const Layer& layer;
     const Plan& plan;
@@ -84,25 +90,35 @@ struct Call {
     // The position in sequence s of its first token in this step.
     int start(int64_t s) const { return plan.context_lens[s] - num_tokens(s); }
     // Number of tokens whose values are interleaved; see attention.py.
-    int value_step() const { return layer.is_bf16 && layer.block_size % 32 == 0 ? 32 : 16; }
+    int value_step() const {
+        return layer.type == kBfloat16 && layer.block_size % 32 == 0 ? 32 : kGroup;
+    }
     int first_visible(int position) const {
         return layer.window == 0 || position < layer.window
                    ? 0
                    : position - static_cast<int>(layer.window) + 1;
     }
 
+    // The index of a position's key in a cache with `width` elements for each key and each value.
+    int64_t index(int64_t s, int64_t kv_head, int position, int64_t width) const {
+        const auto size = static_cast<int>(layer.block_size);  // a division of 64 bits is slower
+        const int64_t block = plan.blocks[plan.table_starts[s] + position / size];
+        return ((block * layer.num_kv_heads + kv_head) * 2 * size + position % size) * width;
+    }
     // The address of the key group (of 16 tokens) or value step that begins at a position.
     template <typename T>
     T* keys(int64_t s, int64_t kv_head, int position) const {
-        const auto size = static_cast<int>(layer.block_size);  // a division of 64 bits is slower
-        const int64_t block = plan.blocks[plan.table_starts[s] + position / size];
-        T* const first = static_cast<T*>(layer.cache);
-        return first + (block * layer.num_kv_heads + kv_head) * 2 * size * layer.head_dim +
-               position % size * layer.head_dim;
+        return static_cast<T*>(layer.cache) + index(s, kv_head, position, layer.head_dim);
     }
     template <typename T>
     T* values(int64_t s, int64_t kv_head, int position) const {
         return keys<T>(s, kv_head, position) + layer.block_size * layer.head_dim;
+    }
+    float* key_scales(int64_t s, int64_t kv_head, int position) const {
+        return layer.scales + index(s, kv_head, position, 1);
+    }
+    float* value_scales(int64_t s, int64_t kv_head, int position) const {
+        return key_scales(s, kv_head, position) + layer.block_size;
     }
 };
 
@@ -128,7 +144,7 @@ struct Partial {
 };
 
 struct alignas(64) Scratch {
-    float q[kTileRows * kMaxDim];  // or bfloat16
+    float q[kTileRows * kMaxDim];  // or bfloat16, or bytes
     float scores[kTileRows * kSegment];
     float partial_sum[kTileRows * kMaxDim];
     float partial_maximum[kTileRows];
@@ -139,6 +155,9 @@ struct alignas(64) Scratch {
     float keys[kSegment * kMaxDim];    // unpacked, if the cache cannot be used directly
     float values[kSegment * kMaxDim];
     float row[kMaxDim];
+#ifdef CHATRPC_AVX512
+    ByteQuery byte_queries[kTileRows];
+#endif
 };
 
 thread_local Scratch scratch;
@@ -198,7 +217,18 @@ void write_token(const Call& call, int64_t s, int64_t row) {
         const float* value =
             call.qkv + row * call.width() + (layer.num_heads + layer.num_kv_heads + h) * dim;
         const int group = position & -kGroup, first = position - offset;
-        if (layer.is_bf16) {
+        if (layer.type == kInt8) {
+            const int lane = position % kGroup;
+            int8_t bytes[kMaxDim];
+            rotate_head(key, dim);
+            float key_scale = quantize_head(key, dim, bytes);
+            put_key(bytes, dim, lane, call.keys<uint8_t>(s, h, group));
+            const float value_scale = quantize_head(value, dim, bytes);
+            put_value(bytes, dim, lane, call.values<int8_t>(s, h, group));
+            if (std::isnan(value_scale)) key_scale = value_scale;
+            *call.key_scales(s, h, position) = key_scale;
+            *call.value_scales(s, h, position) = value_scale;
+        } else if (layer.type == kBfloat16) {
             // Each 32-bit word has two dimensions of a key, [dim / 2][16], or two tokens' values.
             uint32_t words[kMaxDim / 2];
             for (int d = 0; d < dim; d += kGroup) {
@@ -240,8 +270,12 @@ Range range_in(int first_visible, int end, int segment) {
     return {std::clamp(first_visible - origin, 0, kSegment), std::clamp(end - origin, 0, kSegment)};
 }
 
-template <typename Weight>
-void weigh_rows(const Call& call, const Tile& tile, int segment, int begin, int end, Partial out) {
+// Calls weigh(r, scores, seen) for each row, with the positions of the segment that the row attends
+// to; {begin, begin} if there are none. It converts the scores to weights, relative to
+// `out.maximum[r]`, and returns their sum.
+template <typename Weigh>
+void weigh_rows(const Call& call, const Tile& tile, int segment, int begin, Partial out,
+                Weigh weigh) {
     const float cap = call.layer.softcap * kLog2E;
     Range seen[kTileRows];
     // All maxima are computed first, so that the exponentials of a row do not wait for another row.
@@ -254,12 +288,19 @@ void weigh_rows(const Call& call, const Tile& tile, int segment, int begin, int 
         out.maximum[r] = largest_score(scores, seen[r].lo, seen[r].hi);
     }
     for (int r = 0; r < tile.num_rows; ++r) {
-        out.total[r] = weigh<Weight>(scratch.scores + r * kSegment, seen[r].lo, seen[r].hi, begin,
-                                     end, out.maximum[r]);
+        out.total[r] = weigh(r, scratch.scores + r * kSegment, seen[r]);
     }
 }
 
-// Arithmetic in float32, over a cache of either kind.
+// The same with weights of float32 or bfloat16, which are 0 in the other lanes of [begin, end).
+template <typename Weight>
+void weigh_rows(const Call& call, const Tile& tile, int segment, int begin, int end, Partial out) {
+    weigh_rows(call, tile, segment, begin, out, [&](int r, float* scores, Range seen) {
+        return weigh<Weight>(scores, seen.lo, seen.hi, begin, end, out.maximum[r]);
+    });
+}
+
+// Arithmetic in float32, over a cache of any type.
 struct Fma {
     static void prepare() {}
     static void release() {}
@@ -275,7 +316,7 @@ struct Fma {
         const float *keys[kSegment / kGroup], *values[kSegment / kGroup];
         for (int g = g0; g < g1; ++g) {
             const int position = origin + g * kGroup;
-            if (call.layer.is_bf16) {
+            if (call.layer.type != kFloat32) {
                 keys[g] = scratch.keys + g * kGroup * dim;
                 values[g] = scratch.values + g * kGroup * dim;
                 unpack(call, tile, position, scratch.keys + g * kGroup * dim,
@@ -290,19 +331,83 @@ struct Fma {
         values_fma(scratch.scores, values, seen.lo, seen.hi, tile.num_rows, dim, out.sum);
     }
 
-    // Converts a group of bfloat16 keys and values to the layout of a float32 cache.
+    // Converts a group of keys and values to the layout of a float32 cache.
     static void unpack(const Call& call, const Tile& tile, int position, float* keys,
                        float* values) {
+        const int64_t s = tile.sequence, h = tile.kv_head;
         const int dim = call.dim(), step = call.value_step();
-        unpack_lines(call.keys<uint16_t>(tile.sequence, tile.kv_head, position), dim / 2, keys);
+        if (call.layer.type == kInt8) {
+            unpack_keys(call.keys<uint8_t>(s, h, position), call.key_scales(s, h, position), dim,
+                        keys);
+            unpack_values(call.values<int8_t>(s, h, position), call.value_scales(s, h, position),
+                          dim, values);
+            return;
+        }
+        unpack_lines(call.keys<uint16_t>(s, h, position), dim / 2, keys);
         const uint16_t* packed =
-            call.values<uint16_t>(tile.sequence, tile.kv_head, position & -step) +
-            position % step * kGroup;
+            call.values<uint16_t>(s, h, position & -step) + position % step * kGroup;
         for (int d = 0; d < dim; d += kGroup, packed += step * kGroup) {
             unpack_lines(packed, kGroup / 2, values + d * kGroup);
         }
     }
 };
+
+#ifdef CHATRPC_AVX512
+
+// Arithmetic with bytes, over a cache of int8.
+struct Bytes8 {
+    static void prepare() {}
+    static void release() {}
+
+    static void put_query(const Call& call, int r, const float* query) {
+        scratch.byte_queries[r] = put_query_bytes(query, call.dim(), r, queries());
+    }
+
+    static void attend(const Call& call, const Tile& tile, int segment, Partial out) {
+        const int dim = call.dim(), rows = tile.num_rows;
+        const Range seen = range_in(tile.first_visible, tile.end, segment);
+        const int g0 = seen.lo / kGroup, g1 = (seen.hi + kGroup - 1) / kGroup;
+        const uint8_t* keys[kSegment / kGroup];
+        const int8_t* values[kSegment / kGroup];
+        float *const key_scales = scratch.keys, *const value_scales = scratch.values;
+        for (int g = g0; g < g1; ++g) {
+            const int64_t s = tile.sequence, h = tile.kv_head;
+            const int position = segment * kSegment + g * kGroup;
+            keys[g] = call.keys<uint8_t>(s, h, position);
+            values[g] = call.values<int8_t>(s, h, position);
+            store(key_scales + g * kGroup, load(call.key_scales(s, h, position)));
+            store(value_scales + g * kGroup, load(call.value_scales(s, h, position)));
+        }
+        for (int g = g0; g < g1; g += kBlockVectors) {
+            const int vectors = std::min(kBlockVectors, g1 - g);
+            for (int r = 0; r < rows; r += kBlockRows) {
+                const int block = std::min(kBlockRows, rows - r);
+                kScoresBytes[block - 1][vectors - 1](
+                    queries() + r * kQuad, scratch.byte_queries + r, keys + g,
+                    key_scales + g * kGroup, dim, scratch.scores + r * kSegment + g * kGroup);
+            }
+        }
+        ByteWeights weights[kTileRows];
+        weigh_rows(call, tile, segment, g0 * kGroup, out, [&](int r, float* scores, Range range) {
+            weights[r] = weigh_bytes(scores, range.lo, range.hi, g0 * kGroup, g1 * kGroup,
+                                     out.maximum[r], value_scales);
+            return weights[r].total;
+        });
+        const auto* bytes = reinterpret_cast<const uint8_t*>(scratch.scores);
+        for_slices(dim, kBlockVectors, [&](int first, int width) {
+            for (int r = 0; r < rows; r += kBlockRows) {
+                const int block = std::min(kBlockRows, rows - r);
+                kValuesBytes[block - 1][width - 1](bytes + r * kSegment * sizeof(float),
+                                                   weights + r, values, first * kGroup * kGroup, g0,
+                                                   g1, dim, out.sum + r * dim + first * kGroup);
+            }
+        });
+    }
+
+    static int8_t* queries() { return reinterpret_cast<int8_t*>(scratch.q); }
+};
+
+#endif
 
 #ifdef CHATRPC_BF16
 
@@ -358,8 +463,9 @@ void load_queries(const Call& call, const Tile& tile) {
         const int row = tile.first_row + r;
         load_head(call, call.plan.row_starts[tile.sequence] + row / group,
                   tile.kv_head * group + row % group, layer.q_norm, scratch.row);
+        const int width = layer.type == kInt8 ? rotate_head(scratch.row, call.dim()) : 1;
         for (int d = 0; d < call.dim(); d += kGroup) {
-            store(scratch.row + d, load(scratch.row + d) * broadcast(factor));
+            store(scratch.row + d, load(scratch.row + d) * broadcast(factor / width));
         }
         Kernel::put_query(call, r, scratch.row);
     }
@@ -577,12 +683,15 @@ void chatrpc_attend(const chatrpc_attention_layer* layer, const chatrpc_attentio
     using namespace chatrpc::attention;
     const Call call{*layer, *plan, qkv, rotary, out};
 #ifdef CHATRPC_AMX
-    if (layer->is_bf16 && layer->head_dim >= kKeyDepth && has_amx()) {
+    if (layer->type == kBfloat16 && layer->head_dim >= kKeyDepth && has_amx()) {
         return attend_step<Bf16<AmxProducts>>(call);
     }
 #endif
 #ifdef CHATRPC_BF16
-    if (layer->is_bf16) return attend_step<Bf16<DotProducts>>(call);
+    if (layer->type == kBfloat16) return attend_step<Bf16<DotProducts>>(call);
+#endif
+#ifdef CHATRPC_AVX512
+    if (layer->type == kInt8) return attend_step<Bytes8>(call);
 #endif
     attend_step<Fma>(call);
 }

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_DTYPES = {torch.float32, torch.bfloat16}
+# The types of a cache, with the kernel's numbers for them.
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
 class _Layer(ctypes.Structure):
     _fields_ = (
         ("cache", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
         ("q_norm", ctypes.c_void_p),
         ("k_norm", ctypes.c_void_p),
         ("num_heads", ctypes.c_int64),
@@ -28,7 +30,7 @@ class _Layer(ctypes.Structure):
         ("norm_eps", ctypes.c_float),
         ("scale", ctypes.c_float),
         ("softcap", ctypes.c_float),
-        ("is_bf16", ctypes.c_int32),
+        ("type", ctypes.c_int32),
     )
 
 
@@ -56,7 +58,10 @@ class NativeKVStore:
         values [block_size / step, head_dim / 16, step / pack tokens, 16, pack tokens]
 
     float32 has pack 1 and step 16. bfloat16 has pack 2, because its products take pairs, and step
-    32. If the block size is not a multiple of 32, bfloat16 has step 16, which is slower.
+    32. If the block size is not a multiple of 32, bfloat16 has step 16, which is slower. int8 has
+    pack 4 and step 16. Its keys are rotated by a Walsh-Hadamard transform of 64 dimensions (16 if
+    64 do not divide the head size) and stored plus 128, as unsigned bytes. Each key and each value
+    of a token and head has a scale of float32 in another tensor.
 
     The memory is zero, and the operating system commits it when it is first written.
     """
@@ -79,8 +84,8 @@ class NativeKVStore:
             raise ValueError(f"block_size {block_size} is not a multiple of 16")
         if head_dim not in range(16, 257, 16):
             raise ValueError(f"head_dim {head_dim} is not a multiple of 16 up to 256")
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype {dtype} is neither float32 nor bfloat16")
+        if dtype not in _TYPES:
+            raise ValueError(f"dtype {dtype} is none of float32, bfloat16 and int8")
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         self.num_blocks = num_blocks
@@ -90,14 +95,21 @@ class NativeKVStore:
         self._step = 32 if self._pack == 2 and block_size % 32 == 0 else 16
         size = num_blocks * num_kv_heads * 2 * block_size * head_dim
         self._layers = [_zeros(size, dtype) for _ in range(num_layers)]
+        num_scales = size // head_dim if dtype is torch.int8 else 0
+        self._scales = [_zeros(num_scales, torch.float32) for _ in range(num_layers)]
 
     def address(self, layer: int) -> int:
         """Return the address of a layer's memory."""
         return self._layers[layer].data_ptr()
 
+    def scales_address(self, layer: int) -> int | None:
+        """Return the address of a layer's scales; None if the cache has none."""
+        return self._scales[layer].data_ptr() if self.dtype is torch.int8 else None
+
     def block_tensors(self) -> list[Tensor]:
         """Return views of the whole cache, each with the blocks as its first dimension."""
-        return [layer.view(self.num_blocks, -1) for layer in self._layers]
+        tensors = [*self._layers, *(self._scales if self.dtype is torch.int8 else ())]
+        return [tensor.view(self.num_blocks, -1) for tensor in tensors]
 
     def keys(self, layer: int) -> Tensor:
         """Return a view [num_blocks, num_kv_heads, block_size / 16, 16, head_dim / pack, pack]."""
@@ -118,12 +130,22 @@ class NativeKVStore:
 
     def token(self, layer: int, slot: int) -> tuple[Tensor, Tensor]:
         """Return the key and the value of a slot (block * block_size + offset), each
-        [num_kv_heads, head_dim]."""
+        [num_kv_heads, head_dim]. Those of int8 are float32, multiplied by their scales; the
+        key is rotated."""
         block, offset = divmod(slot, self.block_size)
         key = self.keys(layer)[block, :, offset // 16, offset % 16]
         pair, odd = divmod(offset % self._step, self._pack)
         value = self.values(layer)[block, :, offset // self._step, pair, odd]
-        return key.flatten(1), value.flatten(1)
+        key, value = key.flatten(1), value.flatten(1)
+        if self.dtype is torch.int8:
+            key_scale, value_scale = self.scales(layer)[block, :, :, offset, None].unbind(1)
+            return (key ^ -128).float() * key_scale, value.float() * value_scale
+        return key, value
+
+    def scales(self, layer: int) -> Tensor:
+        """Return a view of the scales of int8 [num_blocks, num_kv_heads, 2, block_size]: those of
+        the keys and those of the values."""
+        return self._scales[layer].view(self.num_blocks, self.num_kv_heads, 2, self.block_size)
 
     def _parts(self, layer: int, part: int, shape: tuple[int, ...]) -> Tensor:
         parts = self._layers[layer].view(self.num_blocks, self.num_kv_heads, 2, -1)
@@ -232,6 +254,7 @@ class NativeAttention:
         self._width_out = num_heads * store.head_dim
         self._layer = _Layer(
             cache=store.address(layer),
+            scales=store.scales_address(layer),
             q_norm=None if self._norms[0] is None else self._norms[0].data_ptr(),
             k_norm=None if self._norms[1] is None else self._norms[1].data_ptr(),
             num_heads=num_heads,
@@ -242,7 +265,7 @@ class NativeAttention:
             norm_eps=norm_eps,
             scale=scale,
             softcap=softcap or 0.0,
-            is_bf16=store.dtype == torch.bfloat16,
+            type=_TYPES[store.dtype],
         )
         self._address = ctypes.addressof(self._layer)
         self._attend = library.chatrpc_attend

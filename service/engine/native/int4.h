@@ -62,44 +62,36 @@ inline int64_t panel_bytes(int32_t format, int64_t num_blocks) {
 
 namespace chatrpc {
 
-// The expansion of 16 channels' weights with the parameters of 32 inputs.
+// The expansion of 16 channels' weights with the parameters of 32 inputs. Two bytes are multiplied as
+// one word: no product of the lower byte exceeds 255, so it has no carry.
 class ExpandInt4 {
   public:
     explicit ExpandInt4(const uint8_t* parameters) {
-        for (int i = 0; i < 64; ++i) {
-            const int parameter = parameters[i / 4];
-            factors_[i] = static_cast<uint8_t>((parameter & 15) + 1);
-            offsets_[i] = static_cast<uint8_t>(128 - (parameter >> 4) * factors_[i]);
-        }
+        const Bytes all = each_four_times(parameters);
+        factors_ = low_bytes(add(lower_nibbles(all), broadcast_bytes(1)));
+        offsets_ = subtract(broadcast_bytes(-128), multiply_words(upper_nibbles(all), factors_));
     }
-    void operator()(const uint8_t* nibbles, uint8_t* line) const {
-        for (int i = 0; i < 64; ++i) {
-            line[i] = static_cast<uint8_t>(nibbles[i] * factors_[i] + offsets_[i]);
-        }
+    Bytes operator()(Bytes nibbles) const {
+        return add(multiply_words(nibbles, factors_), offsets_);
     }
 
   private:
-    uint8_t factors_[64], offsets_[64];
+    Bytes factors_, offsets_;
 };
 
 class ExpandGroup {
   public:
-    ExpandGroup(const uint8_t* factors, const uint8_t* offsets) {
-        for (int i = 0; i < 64; ++i) {
-            whole_[i] = factors[i / 4] >> 4;
-            sixteenths_[i] = factors[i / 4] & 15;
-            offsets_[i] = offsets[i / 4];
-        }
-    }
-    void operator()(const uint8_t* nibbles, uint8_t* line) const {
-        for (int i = 0; i < 64; ++i) {
-            const int part = nibbles[i] * sixteenths_[i] >> 4;
-            line[i] = static_cast<uint8_t>(nibbles[i] * whole_[i] + part + offsets_[i]);
-        }
+    ExpandGroup(const uint8_t* factors, const uint8_t* offsets)
+        : whole_(low_bytes(upper_nibbles(each_four_times(factors)))),
+          sixteenths_(low_bytes(lower_nibbles(each_four_times(factors)))),
+          offsets_(each_four_times(offsets)) {}
+    Bytes operator()(Bytes nibbles) const {
+        const Bytes part = upper_nibbles(multiply_words(nibbles, sixteenths_));
+        return add(add(multiply_words(nibbles, whole_), part), offsets_);
     }
 
   private:
-    uint8_t whole_[64], sixteenths_[64], offsets_[64];
+    Bytes whole_, sixteenths_, offsets_;
 };
 
 // Expands the lines of 32 inputs into the lines of a panel's two tiles.
@@ -108,13 +100,9 @@ inline void expand_lines(const Expand& first, const Expand& second, const uint8_
                          uint8_t* lines) {
     for (int j = 0; j < 8; ++j, nibbles += 64, lines += 64) {
         __builtin_prefetch(nibbles + kPrefetchBytes, 0, 3);
-        uint8_t low[64], high[64];
-        for (int i = 0; i < 64; ++i) {
-            low[i] = nibbles[i] & 15;
-            high[i] = nibbles[i] >> 4;
-        }
-        first(low, lines);
-        second(high, lines + kTileBytes);
+        const Bytes both = load_bytes(nibbles);
+        store(reinterpret_cast<int8_t*>(lines), first(lower_nibbles(both)));
+        store(reinterpret_cast<int8_t*>(lines + kTileBytes), second(upper_nibbles(both)));
     }
 }
 

@@ -89,10 +89,13 @@ inline Floats butterfly(Floats x) {
     return fma(x, load(kSigns[Bit]), swapped<Bit>(x));  // the product is exact: one rounding
 }
 
+// The Walsh-Hadamard transform of 16 values, in Sylvester's order, without the factor 1/4.
+inline Floats hadamard(Floats x) { return butterfly<3>(butterfly<2>(butterfly<1>(butterfly<0>(x)))); }
+
 // The Walsh-Hadamard transform of 64 values, in Sylvester's order, without the factor 1/8.
 inline void hadamard(Floats v[4]) {
     for (int i = 0; i < 4; ++i) {
-        v[i] = butterfly<3>(butterfly<2>(butterfly<1>(butterfly<0>(v[i]))));
+        v[i] = hadamard(v[i]);
     }
     const Floats a = v[0] + v[1], b = v[0] - v[1];
     const Floats c = v[2] + v[3], d = v[2] - v[3];

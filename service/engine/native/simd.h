@@ -20,8 +20,15 @@
 //     store_bf16(p, a)         16 bfloat16, half to even; NaN stays NaN
 //     store_bf16_in_pairs      the same to each first (odd = 0) or second (1) of 16 pairs
 //     unpack_pairs(p, a, b)    16 pairs of bfloat16 to floats: the first of each pair, the second
+//     unpack_quads(p, ...)     16 fours of int8 to floats: the first of each four, the second, ...
 //     to_bytes(a, b, c, d)     64 integers to int8, with saturation
 //     add_bytes(to, a)         adds each four bytes to a lane
+//
+// Only in AVX2 and NEON, for int4.h:
+//
+//     each_four_times(p)       byte i at 4 i to 4 i + 3
+//     low_bytes(a)             0 in every second byte
+//     multiply_words(a, b)     as 32 integers of 16 bits
 
 #pragma once
 

@@ -217,6 +217,16 @@ inline void unpack_pairs(const uint16_t* pairs, float* first, float* second) {
     }
 }
 
+inline void unpack_quads(const int8_t* quads, Floats (&out)[4]) {
+    const __m256i low = load_256(quads), high = load_256(quads + 32);
+    for (int i = 0; i < 4; ++i) {
+        const auto byte = [i](__m256i words) {
+            return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(words, 24 - 8 * i), 24));
+        };
+        out[i] = {byte(low), byte(high)};
+    }
+}
+
 inline Bytes to_bytes(Ints a, Ints b, Ints c, Ints d) {
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     const auto pack = [&](Ints first, Ints second) {
@@ -237,6 +247,37 @@ inline Ints add_bytes(Ints to, Bytes a) {
         return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
     };
     return {_mm256_add_epi32(to.low, sums(a.low)), _mm256_add_epi32(to.high, sums(a.high))};
+}
+
+
+inline Bytes load_bytes(const uint8_t* p) { return {load_256(p), load_256(p + 32)}; }
+inline Bytes each_four_times(const uint8_t* p) {
+    const auto spread = [](const uint8_t* eight) {
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(eight));
+        return _mm256_mullo_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_set1_epi32(0x01010101));
+    };
+    return {spread(p), spread(p + 8)};
+}
+inline Bytes low_bytes(Bytes a) {
+    const __m256i mask = _mm256_set1_epi16(0xff);
+    return {_mm256_and_si256(a.low, mask), _mm256_and_si256(a.high, mask)};
+}
+inline Bytes lower_nibbles(Bytes a) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    return {_mm256_and_si256(a.low, mask), _mm256_and_si256(a.high, mask)};
+}
+inline Bytes upper_nibbles(Bytes a) {
+    return lower_nibbles({_mm256_srli_epi16(a.low, 4), _mm256_srli_epi16(a.high, 4)});
+}
+inline Bytes add(Bytes a, Bytes b) {
+    return {_mm256_add_epi8(a.low, b.low), _mm256_add_epi8(a.high, b.high)};
+}
+inline Bytes subtract(Bytes a, Bytes b) {
+    return {_mm256_sub_epi8(a.low, b.low), _mm256_sub_epi8(a.high, b.high)};
+}
+inline Bytes broadcast_bytes(int8_t x) { return {_mm256_set1_epi8(x), _mm256_set1_epi8(x)}; }
+inline Bytes multiply_words(Bytes a, Bytes b) {
+    return {_mm256_mullo_epi16(a.low, b.low), _mm256_mullo_epi16(a.high, b.high)};
 }
 
 }  // namespace chatrpc

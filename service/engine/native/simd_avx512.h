@@ -114,6 +114,14 @@ inline void unpack_pairs(const uint16_t* pairs, float* first, float* second) {
     _mm512_storeu_si512(second, high);
 }
 
+inline void unpack_quads(const int8_t* quads, Floats (&out)[4]) {
+    const __m512i all = _mm512_loadu_si512(quads);
+    out[0] = {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(all, 24), 24))};
+    out[1] = {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(all, 16), 24))};
+    out[2] = {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(all, 8), 24))};
+    out[3] = {_mm512_cvtepi32_ps(_mm512_srai_epi32(all, 24))};
+}
+
 inline Bytes to_bytes(Ints a, Ints b, Ints c, Ints d) {
     const __m512i mixed =
         _mm512_packs_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));

@@ -220,6 +220,16 @@ inline void unpack_pairs(const uint16_t* pairs, float* first, float* second) {
     }
 }
 
+inline void unpack_quads(const int8_t* quads, Floats (&out)[4]) {
+    for (int i = 0; i < 4; ++i) {
+        const int32x4_t left = vdupq_n_s32(24 - 8 * i);
+        out[i] = each<Floats>([&](int part) {
+            const int32x4_t words = vreinterpretq_s32_s8(vld1q_s8(quads + 16 * part));
+            return vcvtq_f32_s32(vshrq_n_s32(vshlq_s32(words, left), 24));
+        });
+    }
+}
+
 inline Bytes to_bytes(Ints a, Ints b, Ints c, Ints d) {
     const auto pack = [](Ints x) {
         const int16x8_t low = vcombine_s16(vqmovn_s32(x.v[0]), vqmovn_s32(x.v[1]));
@@ -236,6 +246,47 @@ inline void store(int8_t* p, Bytes a) {
 }
 inline Ints add_bytes(Ints to, Bytes a) {
     return each<Ints>([&](int i) { return vdotq_s32(to.v[i], a.v[i], vdupq_n_s8(1)); });
+}
+
+
+inline Bytes load_bytes(const uint8_t* p) {
+    return each<Bytes>([&](int i) { return vreinterpretq_s8_u8(vld1q_u8(p + 16 * i)); });
+}
+inline Bytes each_four_times(const uint8_t* p) {
+    const uint8x16_t bytes = vld1q_u8(p);
+    const uint8x16_t first = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
+    return each<Bytes>([&](int i) {
+        const uint8x16_t order = vaddq_u8(first, vdupq_n_u8(static_cast<uint8_t>(4 * i)));
+        return vreinterpretq_s8_u8(vqtbl1q_u8(bytes, order));
+    });
+}
+inline Bytes low_bytes(Bytes a) {
+    return each<Bytes>([&](int i) {
+        return vreinterpretq_s8_s16(vandq_s16(vreinterpretq_s16_s8(a.v[i]), vdupq_n_s16(0xff)));
+    });
+}
+inline Bytes lower_nibbles(Bytes a) {
+    return each<Bytes>([&](int i) { return vandq_s8(a.v[i], vdupq_n_s8(15)); });
+}
+inline Bytes upper_nibbles(Bytes a) {
+    return each<Bytes>([&](int i) {
+        return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(a.v[i]), 4));
+    });
+}
+inline Bytes add(Bytes a, Bytes b) {
+    return each<Bytes>([&](int i) { return vaddq_s8(a.v[i], b.v[i]); });
+}
+inline Bytes subtract(Bytes a, Bytes b) {
+    return each<Bytes>([&](int i) { return vsubq_s8(a.v[i], b.v[i]); });
+}
+inline Bytes broadcast_bytes(int8_t x) {
+    return each<Bytes>([&](int) { return vdupq_n_s8(x); });
+}
+inline Bytes multiply_words(Bytes a, Bytes b) {
+    return each<Bytes>([&](int i) {
+        return vreinterpretq_s8_s16(
+            vmulq_s16(vreinterpretq_s16_s8(a.v[i]), vreinterpretq_s16_s8(b.v[i])));
+    });
 }
 
 }  // namespace chatrpc

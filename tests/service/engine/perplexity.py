@@ -39,6 +39,7 @@ def precisions(path: Path) -> dict[str, EngineOptions]:
         "float32": EngineOptions(path, device="cpu", dtype="float32", quantization="none"),
         "bfloat16": EngineOptions(path, device="cpu", dtype="bfloat16", quantization="none"),
         "default": EngineOptions(path, device="cpu"),
+        "int8 cache": EngineOptions(path, device="cpu", kv_cache_dtype="int8"),
     }
 
 

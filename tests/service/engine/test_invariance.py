@@ -213,6 +213,24 @@ def test_neighbours_and_chunks_change_no_logits_in_int4(
         assert differing(logits, reference(int4_model, run.token_ids)) == []
 
 
+@pytest.fixture(scope="module")
+def model_with_int8_cache(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    model_type, fields = TINY["a window"]
+    path = save_model(tmp_path_factory.mktemp("tiny"), make_config(model_type, **fields))
+    options = EngineOptions(path, device="cpu", kv_cache_dtype="int8")
+    return load_model(options).finish(NUM_BLOCKS, BLOCK_SIZE, 512)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(runs(), min_size=1, max_size=6), st.permutations(range(NUM_BLOCKS)))
+def test_int8_cache_does_not_make_logits_depend_on_the_batch(
+    model_with_int8_cache: Model, together: list[Run], block_ids: list[int]
+) -> None:
+    got = compute(model_with_int8_cache, together, block_ids)
+    for run, logits in zip(together, got, strict=True):
+        assert differing(logits, reference(model_with_int8_cache, run.token_ids)) == []
+
+
 LONG = 300
 
 

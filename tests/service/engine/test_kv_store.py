@@ -7,6 +7,7 @@ CPU = torch.device("cpu")
 
 def test_bytes_are_those_of_keys_and_values() -> None:
     assert KVShape(4, 8, 6, torch.bfloat16).bytes_per_token == 4 * (8 + 6) * 2
+    assert KVShape(4, 8, 6, torch.int8).bytes_per_token == 4 * (8 + 6 + 2 * 4)
 
 
 def test_written_values_are_gathered_in_block_order() -> None:

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from service.domain.engine import Request, TokenOutput
-from service.domain.engine_settings import Quantization
+from service.domain.engine_settings import KVCacheDType, Quantization
 from service.domain.sampling import SamplingParams
 from service.engine.load import (
     EngineOptions,
+    check_kv_cache_dtype,
     check_quantization,
     load_engine,
     load_model,
@@ -136,6 +137,28 @@ def test_unsupported_model_is_rejected_with_the_reason(name: str, tmp_path: Path
     text = rejection(options(save_model(tmp_path, make_config(model_type, **fields))))
     assert reason in text
     assert text.endswith(".")
+
+
+def test_int8_cache_is_rejected_where_it_is_not_supported(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="kv_cache_dtype=int8 is supported only on CPUs"):
+        check_kv_cache_dtype("int8", torch.device("cuda"))
+    # The heads of this model have 10 dimensions.
+    quantized = replace(options(llama), device="cpu", kv_cache_dtype="int8", cache_dir=tmp_path)
+    text = rejection(quantized)
+    assert text.startswith("kv_cache_dtype=int8 is not supported for this model: ")
+    model_type, fields = CONFIGS["gpt2"]
+    gpt2 = save_model(tmp_path / "gpt2", make_config(model_type, **fields))
+    text = rejection(replace(options(gpt2), kv_cache_dtype="bfloat16"))
+    assert text == "kv_cache_dtype=bfloat16 is not supported for a model of the type gpt2."
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["float32", "bfloat16", "float16"])
+def test_cache_has_another_type_than_weights(llama: Path, kv_cache_dtype: KVCacheDType) -> None:
+    chosen = replace(options(llama), kv_cache_dtype=kv_cache_dtype)
+    model = load_model(chosen)
+    assert model.description["kv_cache_dtype"] == kv_cache_dtype
+    assert {shape.dtype for shape in model.kv_shapes} == {getattr(torch, kv_cache_dtype)}
+    assert generate(chosen, 20, 8)
 
 
 def test_missing_directory_is_named(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_perplexity_of_each_precision_is_within_its_limit(figures: dict[str, flo
     assert 10 < figures["float32"] < 30, "not a text that the model can read"
     assert figures["bfloat16"] <= 1.005 * figures["float32"]
     assert figures["default"] <= 1.01 * figures["float32"]
+    assert figures["int8 cache"] <= 1.005 * figures["default"]
 
 
 def test_float32_is_as_good_as_transformers(path: Path, token_ids: list[int]) -> None:

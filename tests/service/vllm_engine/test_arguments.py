@@ -141,6 +141,11 @@ def test_vllm_args_are_rejected_with_another_engine() -> None:
         make_engine("local", settings)
 
 
+def test_type_of_the_cache_is_rejected() -> None:
+    with pytest.raises(ConfigError, match="kv_cache_dtype is an option of the engine local"):
+        settings_arguments(EngineSettings(kv_cache_dtype="bfloat16"))
+
+
 def test_prefix_cache_on_disk_is_rejected() -> None:
     with pytest.raises(ConfigError, match="prefix_cache_dir is an option of the engine local"):
         settings_arguments(EngineSettings(prefix_cache_dir=Path("/cache")))

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from service.engine.kv_store import KVShape
 from service.engine.native.attention import (
     AttentionPlan,
     NativeAttention,
@@ -21,8 +22,10 @@ from service.engine.native.attention import (
 )
 from tests.support.native_kernels import loaded
 
-EXACT, ROUNDED = torch.float32, torch.bfloat16
-DTYPES = [EXACT, ROUNDED]
+EXACT, ROUNDED, QUANTIZED = torch.float32, torch.bfloat16, torch.int8
+DTYPES = [EXACT, ROUNDED, QUANTIZED]
+# The largest error, as a multiple of the largest result.
+TOLERANCES = {EXACT: 3e-6, ROUNDED: 1.5e-2, QUANTIZED: 1e-3}
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,11 @@ class Layer:
         self.store = NativeKVStore(
             2, shape.num_kv_heads, shape.head_dim, num_blocks, block_size, dtype
         )
-        self.store.keys(1).fill_(fill)
-        self.store.values(1).fill_(fill)
+        if dtype is QUANTIZED:
+            self.store.scales(1).fill_(fill)
+        else:
+            self.store.keys(1).fill_(fill)
+            self.store.values(1).fill_(fill)
         norms = 1 + 0.3 * torch.randn(2, shape.head_dim, generator=generator)
         self.norms = norms if shape.has_norms else None
         self.attention = NativeAttention(
@@ -122,7 +128,12 @@ class Layer:
         if shape.rotary_dim:
             angles = self.angles(positions)
             query, key = (_rotated(x, angles) for x in (query, key))
-        key, value = key.to(self.store.dtype).double(), value.to(self.store.dtype).double()
+        rotation = hadamard(shape.head_dim).double()
+        if self.store.dtype is QUANTIZED:
+            key = key @ rotation
+        key, value = (as_cached(x, self.store.dtype).double() for x in (key, value))
+        if self.store.dtype is QUANTIZED:
+            key = key @ rotation.T / rotation.square().sum(0)
         group = shape.num_heads // shape.num_kv_heads
         key, value = (x.repeat_interleave(group, 0) for x in (key, value))
         scores = query @ key.transpose(1, 2) * shape.scale
@@ -138,7 +149,7 @@ class Layer:
         """Return the bits of the cached keys and values of the sequence up to the rows' end."""
         size = self.store.block_size
         slots = [rows.table[p // size] * size + p % size for p in range(rows.end)]
-        bits = torch.int32 if self.store.dtype == EXACT else torch.int16
+        bits = torch.int16 if self.store.dtype == ROUNDED else torch.int32
         tokens = [torch.stack(self.store.token(1, slot)).view(bits) for slot in slots]
         return [torch.stack(tokens)]
 
@@ -151,6 +162,23 @@ class Rows:
     start: int
     end: int
     table: list[int]
+
+
+def hadamard(head_dim: int) -> Tensor:
+    """Return the matrix that rotates the keys of an int8 cache, [head_dim, head_dim]."""
+    width = 64 if head_dim % 64 == 0 else 16
+    block = torch.ones(1, 1)
+    while len(block) < width:
+        block = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), block)
+    return torch.kron(torch.eye(head_dim // width), block)
+
+
+def as_cached(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return keys or values [..., head_dim] as they are in a cache of a type, with their scales."""
+    if dtype is not QUANTIZED:
+        return x.to(dtype)
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return (x / scale).round() * scale
 
 
 def _rotated(x: Tensor, angles: Tensor) -> Tensor:
@@ -175,9 +203,9 @@ def tables(
 
 
 def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    """Check equality up to rounding of float32 sums, or of bfloat16 queries and weights."""
+    """Check equality up to rounding of float32 sums, or of queries and weights of fewer bits."""
     error = (actual.double() - expected).abs().max().item()
-    assert error < (3e-6 if dtype == EXACT else 1.5e-2) * max(1.0, expected.abs().max().item())
+    assert error < TOLERANCES[dtype] * max(1.0, expected.abs().max().item())
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -259,6 +287,11 @@ def test_cache_contains_the_written_keys_and_values(
     for position in range(100):
         slot = table[position // block_size] * block_size + position % block_size
         key, value = layer.store.token(1, slot)
+        if dtype is QUANTIZED:
+            rotated = keys[:, position] @ hadamard(shape.head_dim)
+            assert torch.allclose(key, as_cached(rotated, dtype), atol=0.1)
+            assert torch.allclose(value, as_cached(values[:, position], dtype), atol=0.02)
+            continue
         assert torch.equal(key, keys[:, position].to(dtype))
         assert torch.equal(value, values[:, position].to(dtype))
     assert not layer.store.keys(0).any()
@@ -355,6 +388,37 @@ def test_non_finite_token_does_not_change_earlier_tokens(
     (actual,) = Layer(library, shape, dtype, 32).attend([Rows(spoiled, 0, 45, table)])
     assert torch.equal(actual[:37], expected[:37])
     assert not actual[37:].isfinite().any()
+
+
+def test_zeros_and_tiny_numbers_are_quantized_to_zeros(library: ctypes.CDLL) -> None:
+    shape = Shape(num_heads=3, num_kv_heads=1)
+    qkv = sequence(shape, 40)
+    qkv[:, 3 * shape.head_dim :] = 0.0
+    qkv[20:, 4 * shape.head_dim :] = 1e-38
+    layer = Layer(library, shape, QUANTIZED)
+    (attended,) = layer.attend([Rows(qkv, 0, 40, [0, 1, 2])])
+    assert not attended.any()
+
+
+def test_large_dimensions_of_keys_do_not_spoil_the_others(library: ctypes.CDLL) -> None:
+    shape = Shape()
+    qkv = sequence(shape, 200)
+    keys = qkv.view(200, -1, shape.head_dim)[:, shape.num_heads : -shape.num_kv_heads]
+    keys[..., 5] += 100.0  # an attention that ignores it: the queries have nothing there
+    qkv.view(200, -1, shape.head_dim)[:, : shape.num_heads, 5] = 0.0
+    exact, quantized = (Layer(library, shape, dtype, num_blocks=13) for dtype in (EXACT, QUANTIZED))
+    (expected,), (actual,) = (
+        layer.attend([Rows(qkv, 0, 200, list(range(13)))]) for layer in (exact, quantized)
+    )
+    assert (actual - expected).norm() < 0.1 * expected.norm()
+
+
+def test_blocks_of_int8_have_values_and_scales() -> None:
+    store = NativeKVStore(2, 3, 64, num_blocks=5, block_size=16, dtype=QUANTIZED)
+    tensors = store.block_tensors()
+    assert [len(tensor) for tensor in tensors] == [5] * 4
+    shape = KVShape(3, 64, 64, QUANTIZED)
+    assert sum(tensor[0].nbytes for tensor in tensors) == 2 * 16 * shape.bytes_per_token
 
 
 @pytest.mark.parametrize(
