@@ -83,6 +83,9 @@ inline void vector_panel(const uint8_t* weights, const int8_t* rows, int64_t num
                     for (int r = 0; r < R; ++r) {
                         auto& sum = sums[r][h][i][j % kPhases];
                         sum = add_products(sum, vector, x[r]);
+                        // Otherwise GCC changes the order of the additions, and keeps their
+                        // operands in memory.
+                        __asm__("" : "+x"(sum));
                     }
                 }
             }
