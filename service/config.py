@@ -158,8 +158,9 @@ class ServiceSettings(ListenerSettings):
     kv_cache_dtype: KVCacheDType = Field(
         _ENGINE.kv_cache_dtype,
         description="Data type of the KV cache, if it differs from that of `dtype`. `int8` needs "
-        "about half of the memory of bfloat16 and makes long contexts faster; it needs the native "
-        "kernels of a CPU. Only this project's own engine has this option.",
+        "about half of the memory of bfloat16. Decode over long contexts is faster, and prefill is "
+        "slower. It needs the native kernels of a CPU. Only this project's own engine has this "
+        "option.",
     )
     max_model_len: Annotated[int, Field(ge=2)] | None = Field(
         None,
