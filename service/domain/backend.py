@@ -300,6 +300,9 @@ class RemoteTokenizer(Protocol):
     async def decode(self, token_ids: Sequence[int]) -> str: ...
 
 
+EncodeChat = Callable[[Sequence[Message], Sequence[Tool], PromptOptions], Sequence[int]]
+
+
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """A model that requests can name, and the backends that serve it.
@@ -308,6 +311,8 @@ class ServedModel:
         embeddings: Computes the model's embeddings; None if it has none.
         remote_tokenizer: Tokenizes if `backend.tokenizer` is None; None if nothing does.
         local: The model, if it is in this process.
+        encode_chat: Returns the token ids of the prompt of a conversation with tools; None if the
+            backend renders no prompts itself.
     """
 
     card: ModelCard
@@ -315,6 +320,7 @@ class ServedModel:
     embeddings: EmbeddingBackend | None = None
     remote_tokenizer: RemoteTokenizer | None = None
     local: LocalModel | None = None
+    encode_chat: EncodeChat | None = None
 
 
 class ModelRuntime(Protocol):

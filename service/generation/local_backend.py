@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import replace
+from functools import partial
 
 from service.deadline import deadline_of_waits
 from service.domain.backend import (
@@ -21,6 +22,7 @@ from service.generation.merged_streams import MergedStreams
 from service.generation.preparation import Preparation, prepare
 from service.generation.request_fields import RESPONSE_FORMATS, unsupported_fields
 from service.generation.sequence_output import SequenceOutput, first_prompt_logprob
+from service.text.prompt import prompt_token_ids
 
 # An output with more log probabilities than this is converted to deltas off the event loop. Each
 # log probability takes about 1 us.
@@ -170,4 +172,9 @@ def _is_short(output: TokenOutput) -> bool:
 
 def locally_served(model: LocalModel) -> ServedModel:
     """Return the `ServedModel` for a model in this process."""
-    return ServedModel(model.card, LocalBackend(model), local=model)
+    return ServedModel(
+        model.card,
+        LocalBackend(model),
+        local=model,
+        encode_chat=partial(prompt_token_ids, model),
+    )

@@ -1,5 +1,6 @@
 """ModelService: lists the served models, and tokenizes with their tokenizers."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from chatrpc.v1 import model_service_pb2, model_service_pb2_grpc
@@ -27,7 +28,6 @@ from service.rpc.decode.tools import decoded_tools
 from service.rpc.encode.model import model_proto
 from service.rpc.serving.lifecycle import Lifecycle
 from service.text.chat_template import render_prompt
-from service.text.conversation import prompt_token_ids
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
@@ -154,8 +154,9 @@ def _tokenized(
     spec = model.backend.spec
     if request.HasField("conversation"):
         conversation = _conversation(request.conversation, spec)
-        if model.local is not None:
-            token_ids = prompt_token_ids(*conversation, model.local)
+        token_ids: Sequence[int]
+        if model.encode_chat is not None:
+            token_ids = model.encode_chat(*conversation)
         elif conversation.tools:
             raise UnsupportedField("conversation.tools", "are not supported by this model.")
         else:

@@ -1,14 +1,10 @@
 """Prepares a chat request: its prompt, its grammar, and the format of its output."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from service.domain.chat import (
     ChatRequest,
-    Message,
-    PromptOptions,
     ResponseFormat,
-    Tool,
     ToolMode,
 )
 from service.domain.grammar import OutputConstraint
@@ -17,16 +13,15 @@ from service.errors import (
     ContextLengthExceeded,
     InvalidField,
     InvalidGrammar,
-    TemplateRejected,
     UnsupportedField,
 )
-from service.text.chat_template import encode_prompt, render_text
+from service.text.chat_template import encode_prompt
 from service.text.grammar_spec import GrammarSpec
 from service.text.json_schemas import check_parameters
 from service.text.output_parser import OutputFormat
+from service.text.prompt import prompt_text
 from service.text.prompt_length import least_num_tokens
 from service.text.reasoning import MARKERS, ReasoningMarkers, Thinking, thinking_after
-from service.text.tool_calls.prompt import template_tools, with_mistral_ids, with_tools_in_text
 from service.text.tool_calls.syntax import SYNTAXES
 
 
@@ -52,7 +47,7 @@ def prepare(chat: ChatRequest, model: LocalModel) -> Conversation:
     for tool in chat.tools:
         if tool.schema:
             check_parameters(tool.schema, tool.schema_field)
-    text = _prompt_text(chat.messages, chat.tools, chat.prompt, model)
+    text = prompt_text(chat.messages, chat.tools, chat.prompt, model)
     max_model_len = model.card.max_model_len
     if chat.prompt.truncate_prompt_tokens is None and (
         num_tokens := least_num_tokens(model.tokenizer, text, max_model_len)
@@ -95,18 +90,6 @@ def prepare(chat: ChatRequest, model: LocalModel) -> Conversation:
         ),
         grammar=grammar if grammar.is_needed else None,
     )
-
-
-def prompt_token_ids(
-    messages: Sequence[Message], tools: Sequence[Tool], options: PromptOptions, model: LocalModel
-) -> list[int]:
-    """Return the token ids of the prompt of a conversation.
-
-    Raises:
-        TemplateRejected: The template rejects the conversation.
-    """
-    text = _prompt_text(messages, tools, options, model)
-    return encode_prompt(model.tokenizer, text, options)
 
 
 def response_grammar(response_format: ResponseFormat, model: LocalModel) -> GrammarSpec:
@@ -184,28 +167,6 @@ def _begun(chat: ChatRequest, markers: ReasoningMarkers | None) -> tuple[str, st
         for marker in (markers.start, markers.end):
             text = text.rpartition(marker)[2]
     return text, f"{chat.messages_field}[{len(chat.messages) - 1}].content"
-
-
-def _prompt_text(
-    messages: Sequence[Message], tools: Sequence[Tool], options: PromptOptions, model: LocalModel
-) -> str:
-    """Return the prompt's text. It contains the tools in the form that the template supports."""
-    formats = model.formats
-    if formats.has_tool_template:
-        if SYNTAXES[formats.tools].has_short_ids:
-            messages = with_mistral_ids(messages)
-        options = replace(options, tools=template_tools(tools))
-        return render_text(model.tokenizer, messages, options)
-    syntax = SYNTAXES[formats.tools]
-    try:
-        with_tools = with_tools_in_text(messages, tools, syntax)
-        return render_text(model.tokenizer, with_tools, options)
-    except TemplateRejected:
-        if not tools:
-            raise
-    # Some templates, Gemma 2's among them, take no system message.
-    with_tools = with_tools_in_text(messages, tools, syntax, has_system=False)
-    return render_text(model.tokenizer, with_tools, options)
 
 
 def _no_token(_: str) -> int | None:

@@ -23,7 +23,10 @@ WALL_CLOCK = {
     ("service.upstream.runtime", "time.time"),  # when a model was created
     ("service.upstream.failures", "time.time"),  # `Retry-After` may be a date
     ("service.vllm_protocol.model_info", "datetime.now"),  # when a load was read
+    ("service.engine.block_files", "time.time_ns"),  # when a file was used last
+    ("service.engine.disk_cache", "time.time_ns"),
     ("bench.contest", "datetime.now"),  # when it was measured
+    ("bench.results", "datetime.now"),
     ("bench.gpu", "time.gmtime"),
 }
 _WALL_CLOCKS = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime", "ctime"}

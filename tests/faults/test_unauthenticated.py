@@ -10,6 +10,7 @@ import pytest
 
 from chatrpc_process.access.secret import digest_of
 from gateway_http.endpoints import ENDPOINTS
+from gateway_http.http.api_style import ANTHROPIC
 from gateway_http.http.endpoint import Endpoint
 from service.rpc.calls.rpcs import SERVICE_NAMES
 from service.rpc.server import Server
@@ -153,6 +154,8 @@ HTTP_OPEN = {"Operate"}
 BODIES = {
     "create_chat_completion": body(),
     "create_completion": {"model": "fake", "prompt": "hi"},
+    "create_message": body(),
+    "count_message_tokens": {"model": "fake", "messages": [{"role": "user", "content": "hi"}]},
     "create_embeddings": {"model": "fake", "input": "hi"},
     "tokenize": {"model": "fake", "prompt": "hi"},
     "detokenize": {"model": "fake", "tokens": [1]},
@@ -178,5 +181,9 @@ async def test_http_routes_except_operations_require_a_key(
             assert response.status_code == 200, label
         else:
             assert response.status_code == 401, label
-            assert response.json()["error"]["code"] == "invalid_api_key"
+            error = response.json()["error"]
+            expected = {"code": "invalid_api_key"}
+            if endpoint.style is ANTHROPIC:
+                expected = {"type": "authentication_error"}
+            assert expected.items() <= error.items()
             assert KEY not in response.text

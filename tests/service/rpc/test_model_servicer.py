@@ -121,6 +121,7 @@ async def test_tools_of_a_conversation_are_part_of_its_prompt(running: Running) 
     params = chat_pb2.ChatCompletionParams(
         model="fake", messages=[message], tools=[tool], return_token_ids=True
     )
+    running.engine.answer("ok")
     created = await running.chat.CreateChatCompletion(
         chat_service_pb2.CreateChatCompletionRequest(params=params)
     )
