@@ -20,14 +20,14 @@ class DraftCandidate:
     Attributes:
         max_length: Maximum length of the draft.
         acceptance: Probability that a token of the draft is accepted if those before it are.
-        num_positions: Number of positions that a token of the draft attends to.
+        num_tokens: Number of tokens before the draft. Its first token attends to one more.
         forced: The tokens that the sequence's grammar forces, which are the draft; empty if the
             grammar leaves a choice.
     """
 
     max_length: int
     acceptance: float
-    num_positions: int
+    num_tokens: int
     forced: tuple[int, ...] = ()
 
     @classmethod
@@ -76,7 +76,7 @@ def draft_lengths(
     while queue and num_left:
         minus_probability, i = heappop(queue)
         candidate = candidates[i]
-        larger = StepSize.total((step, StepSize(1, 1, candidate.num_positions)))
+        larger = StepSize.total((step, StepSize(1, 1, candidate.num_tokens + lengths[i] + 1)))
         cost_s = step_time.predict(larger) - step_s
         gain_s = -minus_probability * decode_s / num_expected
         if step_s + cost_s > max_step_s:

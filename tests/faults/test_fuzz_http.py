@@ -64,14 +64,16 @@ async def exchange(port: int, data: bytes) -> bytes:
 
 
 def check_error(response: bytes) -> None:
-    """Check that the first response, if it is an error, has OpenAI's format."""
+    """Check that the first response, if it is an error, has OpenAI's format, or Anthropic's."""
     head, _, rest = response.removeprefix(_CONTINUE).partition(b"\r\n\r\n")
     length = re.search(rb"content-length: (\d+)", head)
     if b" 200 " in head[:13] or length is None or not int(length[1]) or not rest:
         return  # a response to HEAD has a length but no body
     assert b"application/json" in head
-    error = json.loads(rest[: int(length[1])])["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    body = json.loads(rest[: int(length[1])])
+    is_anthropic = body.get("type") == "error"
+    expected = {"message", "type"} | (set() if is_anthropic else {"param", "code"})
+    assert set(body["error"]) == expected
 
 
 async def test_damaged_requests_over_http_end_in_a_documented_status(

@@ -104,7 +104,7 @@ candidates = st.builds(
 def test_drafts_never_lower_the_expected_tokens_per_second(
     drafts: list[DraftCandidate], num_others: int, max_step_s: float, max_tokens: int
 ) -> None:
-    parts = [StepSize(1, 1, c.num_positions) for c in drafts] + [StepSize(1, 1, 100)] * num_others
+    parts = [StepSize(1, 1, c.num_tokens) for c in drafts] + [StepSize(1, 1, 100)] * num_others
     decode = StepSize.total(parts)
     found = draft_lengths(
         drafts, TIMES, decode, decode, max_step_s=max_step_s, max_tokens=max_tokens
@@ -115,9 +115,9 @@ def test_drafts_never_lower_the_expected_tokens_per_second(
     if not sum(found):
         return
     rows = [
-        StepSize(1, 1, c.num_positions)
+        StepSize(1, 1, c.num_tokens + i + 1)
         for length, c in zip(found, drafts, strict=True)
-        for _ in range(length)
+        for i in range(length)
     ]
     expected = decode.num_tokens + sum(
         sum(c.acceptance**i for i in range(1, length + 1))

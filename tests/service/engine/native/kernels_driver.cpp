@@ -87,9 +87,9 @@ void run_attention(int64_t dim, bool is_bf16, int64_t window, float softcap, Ran
     for (std::vector<float>& result : results) {
         result.resize(kTokens * kHeads * dim);
         std::vector<float> cache(3 * kKvHeads * 2 * kBlockSize * dim);
-        const chatrpc_attention_layer layer{cache.data(), norms.data(), norms.data() + dim, kHeads,
-                                            kKvHeads, dim, kBlockSize, window, 1e-6f, 0.125f,
-                                            softcap, is_bf16};
+        const chatrpc_attention_layer layer{cache.data(), nullptr, norms.data(), norms.data() + dim,
+                                            kHeads, kKvHeads, dim, kBlockSize, window, 1e-6f,
+                                            0.125f, softcap, is_bf16};
         const int32_t step = &result == results ? kTokens : 1;
         for (int32_t first = 0; first < kTokens; first += step) {
             const int32_t rows[] = {0, step}, length = first + step, table = 0;
