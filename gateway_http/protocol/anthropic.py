@@ -124,7 +124,8 @@ class ToolResultBlockParam(Block, tag="tool_result"):
         proto_field("ChatMessage.content", description="The result. A string is one text."),
     ] = None
     is_error: Annotated[
-        bool | None, http_only("If it is true, the result in the prompt begins with `Error: `.")
+        bool | None,
+        http_only("If it is true, the result in the prompt begins with the word `Error`."),
     ] = None
 
 
