@@ -20,6 +20,9 @@ from tests.fakes.wait import until
 from tests.support.service_process import request
 from tests.support.tiny_model import save_model
 
+# The tokens of a call that is ended early. Each takes a step.
+NUM_TOKENS = 4000
+
 
 @dataclass
 class Stack:
@@ -38,13 +41,17 @@ class Stack:
         await until(lambda: self.num_inside() == number)
 
     async def empty(self) -> None:
-        """Wait until no sequence runs or waits and the whole cache is free."""
+        """Wait until no sequence runs or waits and the whole cache is free.
+
+        Fails if the engine has generated all tokens of an ended call instead of aborting it.
+        """
 
         def is_free() -> bool:
             stats = self.engine.stats()
             return stats.num_free_kv_blocks == stats.num_kv_blocks
 
         await until(lambda: self.num_inside() == 0 and is_free())
+        assert self.engine.stats().num_steps < NUM_TOKENS
 
 
 @pytest.fixture
@@ -52,7 +59,7 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     model = save_model(tmp_path / "tiny", vocab_size=300)
     options = ("--model", str(model), "--dtype", "float32")
     limits = ("--max-num-seqs", "2", "--max-queue-size", "8")
-    settings = ServiceSettings.load([*options, *limits])
+    settings = ServiceSettings.load([*options, *limits, "--speculation", "none"])
     loader = ModelLoader(settings)
     engine = local_engine(settings.engine_settings)
     await engine.start(loader.load())
@@ -68,21 +75,23 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
 
 
 async def test_call_cancelled_while_streaming_frees_the_engine(stack: Stack) -> None:
-    call = stack.chat.StreamChatCompletion(request(num_tokens=4000))
+    call = stack.chat.StreamChatCompletion(request(num_tokens=NUM_TOKENS))
     await call.read()
     call.cancel()
     await stack.empty()
 
 
 async def test_call_cancelled_before_the_first_token_frees_the_engine(stack: Stack) -> None:
-    call = stack.chat.StreamChatCompletion(request(num_tokens=4000))
+    call = stack.chat.StreamChatCompletion(request(num_tokens=NUM_TOKENS))
     await stack.inside(1)
     call.cancel()
     await stack.empty()
 
 
 async def test_unary_call_cancelled_while_running_frees_the_engine(stack: Stack) -> None:
-    unary = chat_service_pb2.CreateChatCompletionRequest(params=request(num_tokens=4000).params)
+    unary = chat_service_pb2.CreateChatCompletionRequest(
+        params=request(num_tokens=NUM_TOKENS).params
+    )
     call = stack.chat.CreateChatCompletion(unary)
     await until(lambda: stack.engine.stats().num_running == 1)
     call.cancel()
@@ -90,7 +99,7 @@ async def test_unary_call_cancelled_while_running_frees_the_engine(stack: Stack)
 
 
 async def test_call_cancelled_while_queued_frees_the_engine(stack: Stack) -> None:
-    calls = [stack.chat.StreamChatCompletion(request(num_tokens=4000)) for _ in range(6)]
+    calls = [stack.chat.StreamChatCompletion(request(num_tokens=NUM_TOKENS)) for _ in range(6)]
     await stack.inside(6)
     for call in reversed(calls):  # waiting calls first
         call.cancel()
@@ -98,7 +107,7 @@ async def test_call_cancelled_while_queued_frees_the_engine(stack: Stack) -> Non
 
 
 async def test_passed_deadline_frees_the_engine(stack: Stack) -> None:
-    call = stack.chat.StreamChatCompletion(request(num_tokens=4000), timeout=0.5)
+    call = stack.chat.StreamChatCompletion(request(num_tokens=NUM_TOKENS), timeout=0.5)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for _ in call:
             pass
@@ -109,14 +118,14 @@ async def test_passed_deadline_frees_the_engine(stack: Stack) -> None:
 async def test_vanished_client_frees_the_engine(stack: Stack) -> None:
     async with grpc.aio.insecure_channel(stack.target) as channel:
         chat: Any = chat_service_pb2_grpc.ChatServiceStub(channel)
-        calls = [chat.StreamChatCompletion(request(num_tokens=4000)) for _ in range(4)]
+        calls = [chat.StreamChatCompletion(request(num_tokens=NUM_TOKENS)) for _ in range(4)]
         await stack.inside(4)
         assert len(calls) == 4  # this keeps a reference to the calls until here
     await stack.empty()
 
 
 async def test_other_calls_finish_after_cancellations(stack: Stack) -> None:
-    leaving = [stack.chat.StreamChatCompletion(request(num_tokens=4000)) for _ in range(3)]
+    leaving = [stack.chat.StreamChatCompletion(request(num_tokens=NUM_TOKENS)) for _ in range(3)]
     await stack.inside(3)
     staying = [stack.chat.StreamChatCompletion(request(num_tokens=40)) for _ in range(3)]
     await stack.inside(6)
