@@ -15,14 +15,14 @@ _INCOMPLETE = "The deadline passed before the response was complete."
 
 
 @asynccontextmanager
-async def deadline_scope(deadline: float | None) -> AsyncIterator[None]:
+async def deadline_scope(deadline: float) -> AsyncIterator[None]:
     """Cancel the body and raise DeadlinePassed when the deadline passes.
 
     Args:
-        deadline: Time in seconds of `time.monotonic()`; None if there is no deadline.
+        deadline: Time in seconds of `time.monotonic()`.
     """
     try:
-        async with asyncio.timeout_at(None if deadline is None else _loop_time(deadline)):
+        async with asyncio.timeout_at(_loop_time(deadline)):
             yield
     except TimeoutError as error:
         raise DeadlinePassed(_INCOMPLETE) from error

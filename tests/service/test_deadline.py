@@ -6,10 +6,12 @@ import pytest
 
 from service.deadline import WaitLimit, deadline_of_waits
 from service.errors import DeadlinePassed
+from tests.fakes.wait import failsafe
 
 
 async def never() -> None:
-    await asyncio.Event().wait()
+    async with failsafe():
+        await asyncio.Event().wait()
 
 
 async def test_wait_that_takes_too_long_is_cancelled() -> None:
@@ -32,12 +34,34 @@ async def test_limit_applies_to_each_wait() -> None:
 
 
 async def test_time_between_waits_does_not_count() -> None:
+    failures = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: failures.append(context))
     with closing(WaitLimit("Too late.")) as limit:
         with limit.within(0.01):
             pass
         await asyncio.sleep(0.03)  # the limit passes
         with limit.within(600):
             await asyncio.sleep(0)
+    assert not failures  # those of the timer
+
+
+async def test_limit_of_an_earlier_wait_does_not_end_a_later_one() -> None:
+    with closing(WaitLimit("Too late.")) as limit:
+        with limit.within(0.01):
+            pass
+        with limit.within(600):
+            await asyncio.sleep(0.03)  # the earlier limit passes
+
+
+async def test_later_wait_ends_at_its_own_limit() -> None:
+    with closing(WaitLimit("Too late.")) as limit:
+        with limit.within(0.01):
+            pass
+        start_s = time.monotonic()
+        with pytest.raises(DeadlinePassed), limit.within(0.05):
+            await never()
+    assert time.monotonic() - start_s > 0.04
 
 
 async def test_shorter_limit_applies_after_a_longer_one() -> None:
