@@ -2,11 +2,7 @@
 
 from dataclasses import dataclass
 
-from service.domain.chat import (
-    ChatRequest,
-    ResponseFormat,
-    ToolMode,
-)
+from service.domain.chat import ChatRequest, ResponseFormat, ToolMode
 from service.domain.grammar import OutputConstraint
 from service.domain.model import LocalModel
 from service.errors import (

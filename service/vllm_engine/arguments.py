@@ -121,8 +121,8 @@ def _check_options(settings: EngineSettings) -> None:
     if settings.quantization in {"int8", "int4"}:
         raise ConfigError(
             f"quantization={settings.quantization} is a method of the engine local. With "
-            "engine=vllm, serve a "
-            'quantized checkpoint, or set vllm_args, for example {"quantization": "fp8"}.'
+            "engine=vllm, serve a quantized checkpoint, or set vllm_args, for example "
+            '{"quantization": "fp8"}.'
         )
     if settings.kv_cache_dtype != "auto":
         raise ConfigError(
