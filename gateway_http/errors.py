@@ -103,7 +103,7 @@ def from_rpc(error: grpc.aio.AioRpcError, names: Mapping[str, str] = NO_NAMES) -
 
     Args:
         error: The error of the failed call.
-        names: The client's names of parameters that have several names; see `param_of`.
+        names: The client's names of parameters; see `param_of`.
     """
     details = _Details(error)
     if details.reason == "ACTING_FORBIDDEN":

@@ -90,7 +90,7 @@ class Caller:
         Args:
             params: The parameters of the generation.
             num_bytes: The size of the request's body.
-            names: The client's names of parameters that have several names; see `param_of`.
+            names: The client's names of parameters; see `param_of`.
             is_streamed: True if the response is streamed.
 
         Raises:

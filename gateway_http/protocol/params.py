@@ -1,4 +1,7 @@
-"""The names in OpenAI's JSON of the proto's fields, for errors that name a field."""
+"""The names of the proto's fields in the JSON of requests, for errors that name a field.
+
+The table has OpenAI's names. If a request has other ones, a map from these to them is passed.
+"""
 
 import re
 from collections.abc import Mapping
@@ -56,11 +59,12 @@ _INDEX = re.compile(r"\[\d+\]")
 
 
 def param_of(field: str, names: Mapping[str, str] = NO_NAMES) -> str:
-    """Return the path in OpenAI's JSON of a field: `sampling.temperature` is `temperature`.
+    """Return the path in the JSON of a field: `sampling.temperature` is `temperature`.
 
     Args:
         field: The path in the parameters of an RPC. It may continue within a JSON schema.
-        names: The client's names of parameters that have several names, by the first of these.
+        names: The client's paths of parameters by their paths in OpenAI's API, where they differ.
+            The first entry that is the path, or a beginning of it, applies.
     """
     param = _param(field.removeprefix(_CONVERSATION))
     for name, sent_name in names.items():
