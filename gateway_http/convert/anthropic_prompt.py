@@ -20,22 +20,22 @@ _ROLES = {
     "assistant": chat_pb2.ROLE_ASSISTANT,
     "tool": chat_pb2.ROLE_TOOL,
 }
-_ANY_ROLE = (anthropic.TextBlockParam,)
+# The blocks of the groups of a role.
 _BLOCKS: Mapping[str, tuple[type, ...]] = {
-    "system": _ANY_ROLE,
+    "system": (anthropic.TextBlockParam,),
     "user": (
-        *_ANY_ROLE,
+        anthropic.TextBlockParam,
         anthropic.ImageBlockParam,
         anthropic.DocumentBlockParam,
         anthropic.SearchResultBlockParam,
-        anthropic.ToolResultBlockParam,
     ),
     "assistant": (
-        *_ANY_ROLE,
+        anthropic.TextBlockParam,
         anthropic.ThinkingBlockParam,
         anthropic.RedactedThinkingBlockParam,
         anthropic.ToolUseBlockParam,
     ),
+    "tool": (anthropic.ToolResultBlockParam,),
 }
 
 
@@ -159,7 +159,7 @@ def _placed(content: str | Sequence[anthropic.ContentBlockParam], path: str) -> 
 def _chat_message(group: Group) -> chat_pb2.ChatMessage:
     message = chat_pb2.ChatMessage(role=_ROLES[group.role])
     for placed in group.blocks:
-        if group.role != "tool" and not isinstance(placed.block, _BLOCKS[group.role]):
+        if not isinstance(placed.block, _BLOCKS[group.role]):
             kind = type(placed.block).__struct_config__.tag
             raise InvalidRequest(
                 f"Invalid value for '{placed.path}': a message of the role '{group.role}' has no "

@@ -19,9 +19,13 @@ def message(
 ) -> anthropic.AssistantMessage:
     """Convert a completion; `model` is the name of its model for clients."""
     choice = whole.choices[0]
-    end = _end(choice.finish_reason, choice.matched_stop, whole.usage, request)
-    if choice.message.refusal:
-        end.stop_reason = "refusal"
+    end = _end(
+        choice.finish_reason,
+        choice.matched_stop,
+        whole.usage,
+        request,
+        has_refused=bool(choice.message.refusal),
+    )
     return anthropic.AssistantMessage(
         id=_message_id(whole.id),
         model=model,
@@ -45,8 +49,7 @@ class MessageEvents:
     def __init__(self, request: anthropic.MessagesRequest) -> None:
         self._request = request
         self._hides_thinking = _hides_thinking(request)
-        self._head = chat_pb2.ChatCompletionChunk()
-        self._model = ""
+        self._id = self._model = ""
         self._usage = chat_pb2.Usage()
         self._finish_reason = chat_pb2.FINISH_REASON_STOP
         self._matched_stop = chat_pb2.MatchedStop()
@@ -64,7 +67,7 @@ class MessageEvents:
             model: The name of its model for clients. Only that of the first chunk is used.
         """
         if chunk.id:
-            self._head, self._model = chunk, model
+            self._id, self._model = chunk.id, model
         if chunk.HasField("usage"):
             self._usage = chunk.usage
         events: list[anthropic.Event] = []
@@ -80,9 +83,13 @@ class MessageEvents:
 
     def finish(self) -> list[anthropic.Event]:
         """Return the events that follow the service's last chunk."""
-        end = _end(self._finish_reason, self._matched_stop, self._usage, self._request)
-        if self._has_refused:
-            end.stop_reason = "refusal"
+        end = _end(
+            self._finish_reason,
+            self._matched_stop,
+            self._usage,
+            self._request,
+            has_refused=self._has_refused,
+        )
         return [
             *self._close(),
             anthropic.MessageDelta(end, _usage(self._usage)),
@@ -92,7 +99,7 @@ class MessageEvents:
     def _start(self) -> anthropic.MessageStart:
         return anthropic.MessageStart(
             anthropic.AssistantMessage(
-                id=_message_id(self._head.id),
+                id=_message_id(self._id),
                 model=self._model,
                 content=[],
                 stop_reason=None,
@@ -193,15 +200,21 @@ def _end(
     matched_stop: chat_pb2.MatchedStop,
     usage: chat_pb2.Usage,
     request: anthropic.MessagesRequest,
+    *,
+    has_refused: bool,
 ) -> anthropic.MessageEnd:
+    reason: anthropic.StopReason
+    sequence: str | None = None
     if finish_reason == chat_pb2.FINISH_REASON_LENGTH:
         is_limit = usage.completion_tokens >= request.max_tokens
-        return anthropic.MessageEnd(
-            stop_reason="max_tokens" if is_limit else "model_context_window_exceeded"
-        )
-    if matched_stop.text:
-        return anthropic.MessageEnd(stop_reason="stop_sequence", stop_sequence=matched_stop.text)
-    return anthropic.MessageEnd(stop_reason=_STOP_REASONS[finish_reason])
+        reason = "max_tokens" if is_limit else "model_context_window_exceeded"
+    elif matched_stop.text:
+        reason, sequence = "stop_sequence", matched_stop.text
+    else:
+        reason = _STOP_REASONS[finish_reason]
+    return anthropic.MessageEnd(
+        stop_reason="refusal" if has_refused else reason, stop_sequence=sequence
+    )
 
 
 def _usage(counted: chat_pb2.Usage) -> anthropic.MessageUsage:
