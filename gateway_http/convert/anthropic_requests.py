@@ -3,6 +3,7 @@
 from chatrpc.v1 import chat_pb2, model_service_pb2
 from gateway_http.convert import anthropic_prompt
 from gateway_http.convert.json_text import raw_text
+from gateway_http.convert.requests import EFFORTS
 from gateway_http.protocol import anthropic
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
 
@@ -11,13 +12,6 @@ _BUDGETS = (
     (4096, chat_pb2.REASONING_EFFORT_LOW),
     (16384, chat_pb2.REASONING_EFFORT_MEDIUM),
 )
-_EFFORTS = {
-    "low": chat_pb2.REASONING_EFFORT_LOW,
-    "medium": chat_pb2.REASONING_EFFORT_MEDIUM,
-    "high": chat_pb2.REASONING_EFFORT_HIGH,
-    "xhigh": chat_pb2.REASONING_EFFORT_XHIGH,
-    "max": chat_pb2.REASONING_EFFORT_MAX,
-}
 # The edits that the chat template makes by itself.
 _EDITS = {"clear_thinking_20251015"}
 
@@ -64,18 +58,22 @@ def params(request: anthropic.MessagesRequest) -> chat_pb2.ChatCompletionParams:
     )
 
 
-def conversation(request: anthropic.CountTokensRequest) -> model_service_pb2.Conversation:
-    """Convert a body whose tokens are to be counted.
+def tokenize_request(
+    request: anthropic.CountTokensRequest,
+) -> model_service_pb2.TokenizeRequest:
+    """Convert a body whose tokens are to be counted. The result has no model.
 
     Raises:
         InvalidRequest: The proto has no equivalent of a field.
     """
     _check_edits(request.context_management)
-    return model_service_pb2.Conversation(
-        messages=anthropic_prompt.chat_messages(request),
-        prompt=_prompt_options(request),
-        tools=anthropic_prompt.tools(request),
-        reasoning_effort=_effort(request),
+    return model_service_pb2.TokenizeRequest(
+        conversation=model_service_pb2.Conversation(
+            messages=anthropic_prompt.chat_messages(request),
+            prompt=_prompt_options(request),
+            tools=anthropic_prompt.tools(request),
+            reasoning_effort=_effort(request),
+        )
     )
 
 
@@ -133,7 +131,7 @@ def _effort(request: anthropic.Prompt) -> chat_pb2.ReasoningEffort.ValueType:
     if isinstance(request.thinking, anthropic.ThinkingDisabled):
         return chat_pb2.REASONING_EFFORT_NONE
     if request.output_config is not None and request.output_config.effort is not None:
-        return _EFFORTS[request.output_config.effort]
+        return EFFORTS[request.output_config.effort]
     if isinstance(request.thinking, anthropic.ThinkingEnabled):
         for most, effort in _BUDGETS:
             if request.thinking.budget_tokens <= most:

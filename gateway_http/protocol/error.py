@@ -1,11 +1,14 @@
 """OpenAI's error object, and the exceptions that are sent as one."""
 
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from gateway_http.protocol.field_notes import http_only
+
+_Body = TypeVar("_Body")
+_Message = TypeVar("_Message")
 
 
 class ErrorObject(msgspec.Struct, frozen=True):
@@ -125,3 +128,14 @@ class ServiceUnavailable(ApiError):
             headers={} if retry_after_s is None else {"retry-after": str(retry_after_s)},
             reason=reason,
         )
+
+
+def converted_or_error(convert: Callable[[_Body], _Message], body: _Body) -> _Message | ApiError:
+    """Return `convert(body)`, or the ApiError that it raises.
+
+    A handler raises the error later, after it has noted the body's model for the log.
+    """
+    try:
+        return convert(body)
+    except ApiError as error:
+        return error

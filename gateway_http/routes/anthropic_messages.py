@@ -11,7 +11,7 @@ from gateway_http.convert.anthropic_responses import MessageEvents, message
 from gateway_http.http.request_io import json_response
 from gateway_http.protocol.anthropic import CountTokensRequest, MessagesRequest, TokenCount
 from gateway_http.protocol.decode import decoder
-from gateway_http.protocol.error import ApiError
+from gateway_http.protocol.error import ApiError, converted_or_error
 from gateway_http.routes.generation import Generation, Operation
 from gateway_http.routes.request_state import bodies_of, caller_of, run_while_connected
 from gateway_http.routes.tokens import call_tokenize
@@ -57,12 +57,7 @@ def _receive_count_tokens(
         ApiError: The body cannot be decoded.
     """
     body = _decode_count_tokens(content)
-    converted: model_service_pb2.TokenizeRequest | ApiError
-    try:
-        conversation = anthropic_requests.conversation(body)
-        converted = model_service_pb2.TokenizeRequest(conversation=conversation)
-    except ApiError as error:
-        converted = error
+    converted = converted_or_error(anthropic_requests.tokenize_request, body)
     return body.model, anthropic_requests.sent_names(body), converted
 
 

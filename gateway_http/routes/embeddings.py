@@ -14,7 +14,7 @@ from gateway_http.http.bodies import Decoded
 from gateway_http.http.request_io import json_response
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.embeddings import EmbeddingsRequest
-from gateway_http.protocol.error import ApiError
+from gateway_http.protocol.error import ApiError, converted_or_error
 from gateway_http.routes.completion_metrics import CompletionMetrics
 from gateway_http.routes.request_state import (
     bodies_of,
@@ -57,11 +57,7 @@ def _receive(content: bytes) -> _Received:
     """Decode and convert a body. Raises ApiError if it cannot be decoded."""
     body = _decode(content)
     names = embeddings.sent_names(body)
-    message: embedding_service_pb2.CreateEmbeddingsRequest | ApiError
-    try:
-        message = embeddings.embeddings_request(body)
-    except ApiError as error:
-        message = error
+    message = converted_or_error(embeddings.embeddings_request, body)
     body.input = ""  # it is most of the request, and no response depends on it
     return _Received(body, message, names)
 

@@ -15,7 +15,7 @@ from gateway_http.auth.caller import TokenCharge
 from gateway_http.errors import from_exception, from_rpc
 from gateway_http.http.request_io import json_response
 from gateway_http.http.sse import EventStream
-from gateway_http.protocol.error import ApiError
+from gateway_http.protocol.error import ApiError, converted_or_error
 from gateway_http.routes.completion_metrics import CompletionMetrics
 from gateway_http.routes.request_state import (
     bodies_of,
@@ -77,7 +77,7 @@ class Received(Generic[_Body, _Params]):
     Attributes:
         body: The body, without the model's input.
         params: The parameters of the RPC, without the model, or the error of their conversion.
-        names: The client's names of parameters that have several names; see `param_of`.
+        names: The client's names of parameters; see `param_of`.
     """
 
     body: _Body
@@ -115,11 +115,7 @@ class Operation(Generic[_Body, _Params, _Whole, _Chunk]):
         """
         body = self.decode(content)
         names = self.names(body)
-        params: _Params | ApiError
-        try:
-            params = self.params(body)
-        except ApiError as error:
-            params = error
+        params = converted_or_error(self.params, body)
         body.drop_input()
         return Received(body, params, names)
 

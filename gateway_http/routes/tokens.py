@@ -11,7 +11,7 @@ from gateway_http.convert import tokens
 from gateway_http.errors import from_rpc
 from gateway_http.http.request_io import json_response
 from gateway_http.protocol.decode import decoder
-from gateway_http.protocol.error import ApiError, ServiceUnavailable
+from gateway_http.protocol.error import ApiError, ServiceUnavailable, converted_or_error
 from gateway_http.protocol.tokens import DetokenizeRequest, TokenizeRequest
 from gateway_http.routes.request_state import (
     bodies_of,
@@ -54,10 +54,7 @@ def _receive_tokenize(
         ApiError: The body cannot be decoded.
     """
     body = _decode_tokenize(content)
-    try:
-        return body, tokens.tokenize_request(body)
-    except ApiError as error:
-        return body, error
+    return body, converted_or_error(tokens.tokenize_request, body)
 
 
 async def _tokenized(

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from chatrpc.v1 import chat_pb2
-from gateway_http.convert.anthropic_requests import conversation, params, sent_names
+from gateway_http.convert.anthropic_requests import params, sent_names, tokenize_request
 from gateway_http.protocol.anthropic import CountTokensRequest, MessagesRequest
 from gateway_http.protocol.error import InvalidRequest
 from gateway_http.protocol.params import param_of
@@ -87,7 +87,7 @@ def test_parallel_tool_use_can_be_disabled() -> None:
 def test_thinking_becomes_the_reasoning_effort(fields: Any, expected: int) -> None:
     assert converted(**fields).reasoning_effort == expected
     body = {name: value for name, value in BODY.items() if name != "max_tokens"}
-    counted = conversation(decoded(body | fields, CountTokensRequest))
+    counted = tokenize_request(decoded(body | fields, CountTokensRequest)).conversation
     assert counted.reasoning_effort == expected
 
 
