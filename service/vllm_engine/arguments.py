@@ -19,7 +19,7 @@ _OTHERS = (
     *("cache_dir", "max_queue_size", "step_timeout_s", "vllm_args"),  # of the service
     "prefix_cache_disk_bytes",  # only with `prefix_cache_dir`
 )
-# The options that only the engine `local` has, with the end of the sentence that says so.
+# The options that only the engine `local` has, with the rest of the error message.
 _LOCAL: Mapping[str, str] = {
     "kv_cache_dtype": '. With engine=vllm, set vllm_args, for example {"kv_cache_dtype": "fp8"}.',
     "prefix_cache_dir": ". With engine=vllm, set vllm_args, for example "
