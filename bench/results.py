@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -129,6 +130,10 @@ class Results(msgspec.Struct):
     servers: dict[str, ServerFacts] = {}
     samples: list[Sample] = []
     note: str = ""  # what the report adds about this run
+
+    def set_facts(self, server: str, **facts: Any) -> None:
+        """Replace some of the facts about a server."""
+        self.servers[server] = msgspec.structs.replace(self.servers[server], **facts)
 
 
 def now() -> str:
