@@ -362,10 +362,11 @@ def fronts_command(
     options = _RunOptions(
         "fronts", rounds, chosen, _size(brief=False, quick=quick), has_first_starts=first_starts
     )
+    model = Model.embedded()
     with Progress(Console(stderr=True)) as progress:
-        entries = fronts.entries(_names(names, fronts.FRONTS), progress.print)
+        entries = fronts.entries(_names(names, fronts.FRONTS), model, progress.print)
         table_of_loads = loads.of_fronts(is_quick=quick)
-        found = _contest(options, Model.embedded(), entries, progress, table_of_loads)
+        found = _contest(options, model, entries, progress, table_of_loads)
     table.show(table.of_results(found))
     table.show(fronts.costs(found))
 
