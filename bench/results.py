@@ -33,6 +33,11 @@ class Machine(msgspec.Struct, frozen=True):
     python: str
     limits: Limits | None = None
 
+    @property
+    def has_amx(self) -> bool:
+        """The CPU has AMX, Intel's matrix unit, for products in int8."""
+        return "amx_int8" in self.flags
+
 
 class ModelFacts(msgspec.Struct, frozen=True):
     """The model of a run.
