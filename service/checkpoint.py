@@ -69,7 +69,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A directory with config.json, the tokenizer's files, and safetensors or a link to a GGUF."""
+    """A directory with a config, a tokenizer, and safetensors or a link to a GGUF file."""
 
     path: Path
     id: str  # the default of `--served-model-name`
@@ -159,10 +159,10 @@ def _converted(
 ) -> Path:
     """Return the directory in `cache_dir` with the checkpoint made of the file `gguf`.
 
-    The directory is named by the file's content and the version of the conversion. It gets its name
-    when it is complete and on the disk. A lock that ends with its process makes other processes
-    wait. An interrupted conversion is never used; the next one removes it. A directory whose files
-    have lost bytes is converted again.
+    The directory is named by a hash of what it depends on (`_digest`) and the version of the
+    conversion. It gets its name when it is complete and on the disk. A lock that ends with its
+    process makes other processes wait. An interrupted conversion is never used; the next one
+    removes it. If files of a directory have lost bytes, it is made again.
 
     Raises:
         ModelLoadError: There is no such file, or it cannot be converted.
@@ -206,8 +206,10 @@ def _convert_into(target: Path, gguf: Path, generation: Mapping[str, Any], kind:
 def _digest(gguf: Path, digests: Path, kind: _Kind) -> str:
     """Return the SHA-256 of what a directory of the kind depends on, in hexadecimal digits.
 
-    It is cached, since 100 MB take 0.12 s, until the file changes. The inode's change time detects
-    that even in layers of an image, where all files have the same modification time.
+    A link depends on the file's header and vectors (`header_digest`), and converted weights on the
+    whole content, of which 100 MB take 0.12 s. The hash is cached until the file changes. The
+    inode's change time detects that even in layers of an image, where all files have the same
+    modification time.
     """
     stat = gguf.stat()
     seen = (gguf.resolve(), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, kind)

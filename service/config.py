@@ -347,13 +347,11 @@ class ServiceSettings(ListenerSettings):
         return self
 
     @model_validator(mode="after")
-    def _device_supports_the_quantization(self) -> Self:
-        if self.device == "cuda" and self.quantization in {"int8", "int4"}:
-            raise ValueError(
-                f"quantization={self.quantization} is served on CPUs only, and device=cuda is set"
-            )
-        if self.device == "cuda" and self.kv_cache_dtype == "int8":
-            raise ValueError("kv_cache_dtype=int8 is served on CPUs only, and device=cuda is set")
+    def _device_supports_the_precision(self) -> Self:
+        for option in ("quantization", "kv_cache_dtype"):
+            value = getattr(self, option)
+            if self.device == "cuda" and value in {"int8", "int4"}:
+                raise ValueError(f"{option}={value} is served on CPUs only, and device=cuda is set")
         return self
 
     @model_validator(mode="after")

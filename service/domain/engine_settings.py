@@ -18,6 +18,7 @@ DEFAULT_MAX_STEP_MS = 200
 
 # Maximum length of a draft, if drafts are enabled without a length.
 DEFAULT_SPECULATIVE_TOKENS = 8
+
 # Size of the prefix cache on disk, if there is a directory for it and no size: 10 GiB.
 DEFAULT_PREFIX_CACHE_DISK_BYTES = 10 * 2**30
 
@@ -35,10 +36,10 @@ class EngineSettings:
             CPU.
         dtype: Type of weights and KV cache. `auto` is bfloat16 if the hardware multiplies it, else
             float32.
-        quantization: Quantization of weights and activations. `int4` has weights in 4 bits and
-            activations and the head in int8. For the native decoder on a CPU, if
-            `dtype` is `auto`, then `auto` is that of a checkpoint in groups of integers, or else
-            int8. In all other cases it is none.
+        quantization: Quantization of weights and activations. `int4` has weights in 4 bits, and
+            activations and the head in int8. For the native decoder on a CPU, if `dtype` is `auto`,
+            then `auto` is that of a checkpoint in groups of integers, or else int8. In all other
+            cases it is none.
         kv_cache_dtype: Type of the keys and values in the KV cache. `auto` is that of the weights.
             `int8` has a scale for each token and head, and needs the native kernels of a CPU.
         cache_dir: Directory for files that are made once, such as compiled kernels.

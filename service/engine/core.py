@@ -209,8 +209,9 @@ class EngineCore:
             Exception: The exception of the runner, if the device is lost or if `max_failed_steps`
                 steps in a row have failed.
         """
-        start_s = self._clock()
         expired = self._expire_waiting(time.monotonic())
+        self._scheduler.copy_blocks()
+        start_s = self._clock()
         batch = self._scheduler.schedule()
         self._can_compute = bool(batch.scheduled)
         if not batch.scheduled:

@@ -24,7 +24,7 @@ class GgufWeights:
     Args:
         path: The checkpoint's directory, which has a link to the file.
         tensors: The index of the directory.
-        device: The device of the tensors that are returned.
+        device: The device of the tensors that `read` returns.
 
     Raises:
         ModelLoadError: The file cannot be opened.

@@ -81,7 +81,7 @@ class GroupedWeight:
         """Return the values [N, K] as uint8 for 4 bits, as int8 for 8 bits."""
         if self.bits == 8:
             return self.values
-        return torch.stack((self.values & 15, self.values >> 4), dim=-1).flatten(1)
+        return unpack_nibbles(self.values)
 
     def dequantized(self) -> Tensor:
         """Return the weight [N, K] in float32."""
@@ -101,6 +101,11 @@ def pack_nibbles(values: Tensor) -> Tensor:
     """Pack integers from 0 to 15 [N, K] two in a byte, as in `GroupedWeight.values`."""
     values = values.to(torch.uint8)
     return values[:, ::2] | values[:, 1::2] << 4
+
+
+def unpack_nibbles(packed: Tensor) -> Tensor:
+    """Return the integers [N, K] in uint8 that `pack_nibbles` has packed."""
+    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
 
 
 def concatenate(weights: Sequence[GroupedWeight]) -> GroupedWeight | None:

@@ -63,11 +63,11 @@ class EngineOptions(EngineSettings):
     Attributes:
         path: The model's directory.
         check_token_ids: The token ids of a short text. When the model is loaded, the increase of
-            its loss by int8 is measured on this text. Empty means that it is not measured.
+            its loss by int8 or int4 is measured on this text. Empty means that it is not measured.
         max_quantization_cost: Maximum increase of the loss by int8 or int4, in nats per token. If
             it is larger, quantization "auto" loads the model without int8, and "int8" and "int4"
-            log a warning. The
-            default is an increase of perplexity by 10 %. Models that suit int8 have less than 4 %.
+            log a warning. The default is an increase of perplexity by 10 %. Models that suit int8
+            have less than 4 %.
     """
 
     path: Path
@@ -81,10 +81,7 @@ def load_model(options: EngineOptions) -> LoadedModel:
     Raises:
         ModelLoadError: The model cannot be read, or is not supported.
     """
-    device = _resolve_device(options.device)
-    check_quantization(options.quantization, device)
-    check_kv_cache_dtype(options.kv_cache_dtype, device)
-    _check_cpu_level(options.cpu_level, device)
+    device = _choose_device(options)
     stored = read_quantized_weights(options.path)
     return _load_model(options, _read_config(options), stored, device)
 
@@ -99,10 +96,7 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
         ModelLoadError: The model cannot be read, is not supported, or does not fit into memory.
     """
     torch.set_num_threads(options.num_threads or available_cpus())
-    device = _resolve_device(options.device)
-    check_quantization(options.quantization, device)
-    check_kv_cache_dtype(options.kv_cache_dtype, device)
-    _check_cpu_level(options.cpu_level, device)
+    device = _choose_device(options)
     check_memory_utilization(options.gpu_memory_utilization, device)
     try:
         return _load_on_device(options, device)
@@ -112,6 +106,20 @@ def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
         ) from error
     except (DeviceLost, torch.AcceleratorError) as error:
         raise ModelLoadError(f"The device {device} failed: {first_line(error)}") from error
+
+
+def _choose_device(options: EngineOptions) -> torch.device:
+    """Return the device for the model.
+
+    Raises:
+        ModelLoadError: There is no such device, or it does not support the precision or the level
+            of CPU instructions in `options`.
+    """
+    device = _resolve_device(options.device)
+    check_quantization(options.quantization, device)
+    check_kv_cache_dtype(options.kv_cache_dtype, device)
+    _check_cpu_level(options.cpu_level, device)
+    return device
 
 
 def _check_cpu_level(level: CpuLevel, device: torch.device) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from service.engine.grouped_weight import GroupedWeight, pack_nibbles
+from service.engine.grouped_weight import GroupedWeight, pack_nibbles, unpack_nibbles
 
 Layout = Literal["awq", "gptq", "compressed-tensors"]
 
@@ -47,6 +47,7 @@ class PackedWeights:
         method: The quantization method's name, for messages and the log.
         bits: Size of a value.
         zero_offset: The number that is added to stored zero points of GPTQ: 1 in its first format.
+        has_quantized_cache: True if the checkpoint has scales for a quantized KV cache too.
     """
 
     method: str
@@ -81,8 +82,7 @@ class UnpackedWeight:
         """Return the weight [N, K] in float32."""
         groups = self.groups
         if groups is None:
-            size = self.values.shape[1] // self.scale.shape[1]
-            groups = torch.arange(self.values.shape[1]) // size
+            groups = _adjacent_groups(self.values.shape[1], self.scale.shape[1])
         return (self.values.float() - self.zeros[:, groups]) * self.scale[:, groups]
 
     def grouped(self, bits: Literal[4, 8]) -> GroupedWeight | None:
@@ -145,20 +145,23 @@ def unpack(storage: PackedWeights, tensors: Mapping[str, Tensor]) -> UnpackedWei
     return UnpackedWeight(values, zeros.float() + storage.zero_offset, scale, groups)
 
 
-def _typed(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
-    """Return a tensor, which must have the type `dtype`, and two dimensions if it is packed."""
+def _required(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     tensor = tensors.get(name)
     if tensor is None:
         raise ValueError(f"there is no {name}")
+    return tensor
+
+
+def _typed(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
+    """Return a tensor, which must have the type `dtype`, and two dimensions if it is packed."""
+    tensor = _required(tensors, name)
     if tensor.dtype != dtype or (dtype == torch.int32 and tensor.dim() != 2):
         raise ValueError(f"{name} is {tensor.dtype} {[*tensor.shape]}")
     return tensor
 
 
 def _floats(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    tensor = tensors.get(name)
-    if tensor is None:
-        raise ValueError(f"there is no {name}")
+    tensor = _required(tensors, name)
     if not tensor.is_floating_point() or tensor.dim() != 2:
         raise ValueError(f"{name} is {tensor.dtype} {[*tensor.shape]}")
     return tensor.float()
@@ -167,9 +170,7 @@ def _floats(tensors: Mapping[str, Tensor], name: str) -> Tensor:
 def _unpacked(packed: Tensor, bits: int) -> Tensor:
     """Return the values of integers [R, C] as uint8 [R, C * 32 / bits], from the lowest bits on."""
     stored = packed.contiguous().view(torch.uint8)  # in little-endian order
-    if bits == 8:
-        return stored
-    return torch.stack((stored & 15, stored >> 4), dim=-1).flatten(1)
+    return stored if bits == 8 else unpack_nibbles(stored)
 
 
 def _awq(packed: Tensor) -> Tensor:
@@ -199,5 +200,9 @@ def _order(order: Tensor | None, num_columns: int, num_groups: int) -> Tensor | 
     order = order.long()
     if order.min() < 0 or order.max() >= num_groups:
         raise ValueError(f"g_idx has a group outside the {num_groups} groups")
-    adjacent = torch.arange(num_columns) // (num_columns // num_groups)
-    return None if torch.equal(order, adjacent) else order
+    return None if torch.equal(order, _adjacent_groups(num_columns, num_groups)) else order
+
+
+def _adjacent_groups(num_columns: int, num_groups: int) -> Tensor:
+    """Return the group of each input, if groups are adjacent inputs of equal number."""
+    return torch.arange(num_columns) // (num_columns // num_groups)

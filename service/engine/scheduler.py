@@ -115,11 +115,18 @@ class Scheduler:
         sequence.followers = list(followers)
         self._enqueue(sequence)
 
-    def schedule(self) -> Batch:
-        """Return the next batch. It is empty only if every sequence has finished or is loading."""
+    def copy_blocks(self) -> None:
+        """Copy a few blocks from and to the prefix cache on disk, if there is one.
+
+        This is separate from `schedule`, so that the copies do not count as a part of a step, whose
+        duration `step_time` learns.
+        """
         if self.disk_cache is not None:
             for sequence in self.disk_cache.work():
                 self._count_cached(sequence)
+
+    def schedule(self) -> Batch:
+        """Return the next batch. It is empty only if every sequence has finished or is loading."""
         num_preemptions = self.num_preemptions
         self._grow_running()
         if self.num_preemptions == num_preemptions:

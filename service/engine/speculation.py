@@ -53,9 +53,7 @@ class PromptLookup:
         # the index after its previous occurrence.
         self._latest: dict[tuple[int, int], int] = {}
         self._previous: list[int | None] = []
-        self._match = (
-            0  # the index after the earlier occurrence of the last tokens; 0: there is none
-        )
+        self._match = 0  # index after the earlier occurrence of the last tokens; 0 if none
         self._num_followed = 0  # number of tokens when the match was found or followed last
         self._acceptance = _INITIAL_ACCEPTANCE
         self._num_misses = 0  # in a row, at the first token of a match

@@ -1,5 +1,6 @@
 """Reads the weights of a checkpoint one by one, and dequantizes them with their scales."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +25,8 @@ _FLOAT8 = {
     torch.float8_e5m2fnuz,
     torch.float8_e8m0fnu,
 }
-# Scales of a quantized layer's activations. They are not used: activations are not quantized here.
+# Scales of a quantized layer's activations. They are not used: if activations are quantized here,
+# each row gets scales of its own.
 _ACTIVATION_SCALES = (
     "input_scale",
     "input_zero_point",
@@ -33,7 +35,7 @@ _ACTIVATION_SCALES = (
     "activation_scale_ub",
     "output_scale",
 )
-# Scales of a quantized KV cache. They are not used: the cache is not quantized here.
+# Scales of a quantized KV cache. They are not used: a cache in int8 has scales of its own here.
 _CACHE_SCALES = (".k_scale", ".v_scale", ".q_scale", ".prob_output_scale", ".kv_scale")
 _ORDER = "weight_format"  # bitsandbytes' name of the order; 0 is row-major
 _ZERO_POINT = "weight_zero_point"
@@ -59,7 +61,7 @@ class StoredWeights(Protocol):
         ...
 
     def read_grouped(self, name: str) -> GroupedWeight | None:
-        """Return a weight as it is stored; None if it is not stored as integers in groups.
+        """Return a weight as it is stored, on the CPU; None if it is not integers in groups.
 
         Args:
             name: One of `names`.
@@ -80,7 +82,7 @@ def open_weights(
     """Open the weights of the checkpoint in the directory `path`.
 
     Args:
-        device: The device of the tensors that are read.
+        device: The device of the tensors that `read` returns.
         quantization: How the weights are stored, from `read_quantized_weights`.
 
     Raises:
@@ -120,9 +122,7 @@ class SafetensorsWeights:
     @property
     def names(self) -> set[str]:
         """See `StoredWeights`. The scales of a quantized KV cache are not among them either."""
-        auxiliary: set[str] = set()
-        if self._quantization is not None and self._quantization.has_quantized_cache:
-            auxiliary.update(name for name in self._files if name.endswith(_CACHE_SCALES))
+        auxiliary = _cache_scales(self._files, self._quantization)
         for name in self._files:
             if self._is_quantized(name):
                 auxiliary.update(self._auxiliary(name.removesuffix(".weight")))
@@ -131,9 +131,7 @@ class SafetensorsWeights:
     def read(self, name: str) -> torch.Tensor:
         """See `StoredWeights`."""
         tensor = self._stored(name)
-        if tensor.is_floating_point() and tensor.dtype not in _FLOAT8:
-            return tensor
-        return self._dequantized(name, tensor)
+        return tensor if _is_usable(tensor) else self._dequantized(name, tensor)
 
     def read_grouped(self, name: str) -> GroupedWeight | None:  # noqa: ARG002
         """See `StoredWeights`."""
@@ -173,10 +171,10 @@ class SafetensorsWeights:
         scheme, layer = self._quantization, name.removesuffix(".weight")
         scale_name = self._scale_name(layer)
         if scheme is None or scale_name is None or not self._is_quantized(name):
-            raise unusable_weight(self._path, name, str(stored.dtype).removeprefix("torch."))
+            raise _unusable(self._path, name, stored)
         scale = self._stored(scale_name)
         if not scale.is_floating_point() or stored.dim() != 2:
-            raise unusable_weight(self._path, name, str(stored.dtype).removeprefix("torch."))
+            raise _unusable(self._path, name, stored)
         is_int8 = scheme.dtype == "int8"
         order = self._optional(f"{layer}.{_ORDER}") if is_int8 else None
         if order is not None and order.item() != 0:
@@ -200,7 +198,7 @@ class PackedSafetensorsWeights:
 
     Args:
         path: The directory.
-        device: The device of the tensors that are returned.
+        device: The device of the tensors that `read` returns.
         storage: How the weights are packed.
 
     Raises:
@@ -226,8 +224,7 @@ class PackedSafetensorsWeights:
         layout = self._storage.layout
         parts = (PACKED[layout], *AUXILIARY[layout], *_ACTIVATION_SCALES)
         others = {f"{layer}.{part}" for layer in self._layers.values() for part in parts}
-        if self._storage.has_quantized_cache:
-            others.update(name for name in self._files if name.endswith(_CACHE_SCALES))
+        others |= _cache_scales(self._files, self._storage)
         return (self._files.keys() | self._layers.keys()) - others
 
     def read(self, name: str) -> torch.Tensor:
@@ -235,8 +232,8 @@ class PackedSafetensorsWeights:
         if name in self._layers:
             return self._unpacked(name).dequantized().to(self._device)
         tensor: torch.Tensor = self._files[name].get_tensor(name)
-        if not tensor.is_floating_point() or tensor.dtype in _FLOAT8:
-            raise unusable_weight(self._path, name, str(tensor.dtype).removeprefix("torch."))
+        if not _is_usable(tensor):
+            raise _unusable(self._path, name, tensor)
         return tensor.to(self._device)
 
     def read_grouped(self, name: str) -> GroupedWeight | None:
@@ -257,3 +254,21 @@ class PackedSafetensorsWeights:
             raise ModelLoadError(
                 f"The model at {self._path} cannot be loaded: {name} is packed, and {error}."
             ) from error
+
+
+def _cache_scales(
+    names: Iterable[str], quantization: QuantizedWeights | PackedWeights | None
+) -> set[str]:
+    """Return the names that are scales of a quantized KV cache, if the checkpoint declares one."""
+    if quantization is None or not quantization.has_quantized_cache:
+        return set()
+    return {name for name in names if name.endswith(_CACHE_SCALES)}
+
+
+def _is_usable(tensor: torch.Tensor) -> bool:
+    """Return True if a stored tensor has floating-point numbers that need no scale."""
+    return tensor.is_floating_point() and tensor.dtype not in _FLOAT8
+
+
+def _unusable(path: Path, name: str, tensor: torch.Tensor) -> ModelLoadError:
+    return unusable_weight(path, name, str(tensor.dtype).removeprefix("torch."))

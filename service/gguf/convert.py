@@ -52,7 +52,8 @@ def link(path: Path, directory: Path, generation: Mapping[str, Any]) -> None:
 def header_digest(path: Path) -> str:
     """Return a hash of the part of the GGUF file `path` on which the result of `link` depends.
 
-    That is all of it except the values of matrices, and the file's own path.
+    That part is everything except the values of matrices. The hash also contains the file's own
+    path, because the link does.
 
     Raises:
         ModelLoadError: The file is damaged.

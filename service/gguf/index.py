@@ -1,4 +1,4 @@
-"""The index of a GGUF file: which of its tensors are those of a checkpoint, and where they lie.
+"""The index of a GGUF file: which of its tensors are those of a checkpoint, and their positions.
 
 A checkpoint's directory has the index and a link to the GGUF file instead of weights in
 safetensors.

@@ -14,15 +14,21 @@ _PASSED = (
 )
 # The other options.
 _OTHERS = (
-    "kv_cache_dtype",  # rejected
     *("dtype", "quantization", "prefix_caching", "num_speculative_tokens"),  # see below
-    *("prefix_cache_dir", "prefix_cache_disk_bytes"),  # rejected
     *("device", "num_threads"),  # see launch.py
-    *("cpu_level", "max_step_ms"),  # rejected
     *("cache_dir", "max_queue_size", "step_timeout_s", "vllm_args"),  # of the service
+    "prefix_cache_disk_bytes",  # only with `prefix_cache_dir`
 )
+# The options that only the engine `local` has, with the rest of the error message.
+_LOCAL: Mapping[str, str] = {
+    "kv_cache_dtype": '. With engine=vllm, set vllm_args, for example {"kv_cache_dtype": "fp8"}.',
+    "prefix_cache_dir": ". With engine=vllm, set vllm_args, for example "
+    '{"kv_transfer_config": ...}.',
+    "cpu_level": ", which has such kernels.",
+    "max_step_ms": ": vLLM counts tokens only.",
+}
 # A test compares the names with those of `EngineSettings`, so that a new one needs a decision.
-OPTIONS = frozenset((*_PASSED, *_OTHERS))
+OPTIONS = frozenset((*_PASSED, *_OTHERS, *_LOCAL))
 # The arguments that `vllm_args` must not set, with the reason.
 _REJECTED: Mapping[str, str] = {
     "model": "the option `model` sets it",
@@ -121,20 +127,9 @@ def _check_options(settings: EngineSettings) -> None:
     if settings.quantization in {"int8", "int4"}:
         raise ConfigError(
             f"quantization={settings.quantization} is a method of the engine local. With "
-            "engine=vllm, serve a "
-            'quantized checkpoint, or set vllm_args, for example {"quantization": "fp8"}.'
+            "engine=vllm, serve a quantized checkpoint, or set vllm_args, for example "
+            '{"quantization": "fp8"}.'
         )
-    if settings.kv_cache_dtype != "auto":
-        raise ConfigError(
-            "kv_cache_dtype is an option of the engine local. With engine=vllm, set vllm_args, for "
-            'example {"kv_cache_dtype": "fp8"}.'
-        )
-    if settings.prefix_cache_dir is not None:
-        raise ConfigError(
-            "prefix_cache_dir is an option of the engine local. With engine=vllm, set "
-            'vllm_args, for example {"kv_transfer_config": ...}.'
-        )
-    if settings.cpu_level != "auto":
-        raise ConfigError("cpu_level is an option of the engine local, which has such kernels.")
-    if settings.max_step_ms is not None:
-        raise ConfigError("max_step_ms is an option of the engine local: vLLM counts tokens only.")
+    for option, rest in _LOCAL.items():
+        if getattr(settings, option) not in {None, "auto"}:
+            raise ConfigError(f"{option} is an option of the engine local{rest}")

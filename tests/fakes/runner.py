@@ -143,6 +143,13 @@ def steady_clock() -> Callable[[], float]:
     return lambda: float(next(seconds))
 
 
-def make_core(runner: FakeRunner, scheduler: Scheduler) -> EngineCore:
-    """Return a core whose sequences may be as long as its cache."""
-    return EngineCore(scheduler, runner, scheduler.pool.num_tokens, clock=steady_clock())
+def make_core(
+    runner: FakeRunner, scheduler: Scheduler, clock: Callable[[], float] | None = None
+) -> EngineCore:
+    """Return a core whose sequences may be as long as its cache.
+
+    Args:
+        clock: See `EngineCore`. The default is `steady_clock`.
+    """
+    max_model_len = scheduler.pool.num_tokens
+    return EngineCore(scheduler, runner, max_model_len, clock=clock or steady_clock())

@@ -443,9 +443,10 @@ class SamplingParams(Message):
     ends the output.
     """
     seed: int
-    """The seed of random sampling. Equal requests with an equal seed have equal outputs. With int8
-    weights on a CPU with native kernels, this is true in every batch. Otherwise, it is only true if
-    the batches are equal, too. Each of `n` choices is sampled by the seed and its index.
+    """The seed of random sampling. Equal requests with an equal seed have equal outputs. With
+    quantized weights on a CPU with native kernels, this is true in every batch. Otherwise, it is
+    only true if the batches are equal, too. Each of `n` choices is sampled by the seed and its
+    index.
     """
     n: int
     """The number of choices to generate from one prompt: 1 to 128. Absent: 1."""

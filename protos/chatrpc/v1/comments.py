@@ -332,7 +332,7 @@ COMMENTS: Mapping[str, str] = {
     "SamplingParams.n": "The number of choices to generate from one prompt: 1 to 128. Absent: 1.",
     "SamplingParams.presence_penalty": "Subtracted once from the logit of every token that the output already contains: -2 to 2.",
     "SamplingParams.repetition_penalty": "Divides positive and multiplies negative logits of tokens that the prompt or the output already contains. Above 0 and at most 1000; 1 is no penalty.",
-    "SamplingParams.seed": "The seed of random sampling. Equal requests with an equal seed have equal outputs. With int8 weights on a CPU with native kernels, this is true in every batch. Otherwise, it is only true if the batches are equal, too. Each of `n` choices is sampled by the seed and its index.",
+    "SamplingParams.seed": "The seed of random sampling. Equal requests with an equal seed have equal outputs. With quantized weights on a CPU with native kernels, this is true in every batch. Otherwise, it is only true if the batches are equal, too. Each of `n` choices is sampled by the seed and its index.",
     "SamplingParams.skip_special_tokens": "Leave special tokens out of the text. Absent: true.",
     "SamplingParams.stop": "Generation ends before the first of these strings. At most 64 strings of 1 to 256 characters.",
     "SamplingParams.stop_token_ids": "Generation ends with the first of these tokens. At most 1024.",

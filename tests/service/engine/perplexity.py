@@ -29,8 +29,9 @@ _TEXT = Path(__file__).parents[2] / "data" / "perplexity.txt"
 _BLOCK_SIZE = 16
 
 
-def embedded_model() -> Path:
-    return resolve(None, ServiceSettings.load([]).cache_dir).path
+def embedded_model(*, reads_gguf: bool = True) -> Path:
+    """Return the embedded model as the service loads it, or with weights converted to bfloat16."""
+    return resolve(None, ServiceSettings.load([]).cache_dir, reads_gguf=reads_gguf).path
 
 
 def precisions(path: Path) -> dict[str, EngineOptions]:
@@ -38,6 +39,7 @@ def precisions(path: Path) -> dict[str, EngineOptions]:
     return {
         "float32": EngineOptions(path, device="cpu", dtype="float32", quantization="none"),
         "bfloat16": EngineOptions(path, device="cpu", dtype="bfloat16", quantization="none"),
+        "int8": EngineOptions(path, device="cpu", quantization="int8"),
         "default": EngineOptions(path, device="cpu"),
         "int8 cache": EngineOptions(path, device="cpu", kv_cache_dtype="int8"),
     }

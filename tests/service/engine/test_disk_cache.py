@@ -21,6 +21,7 @@ from service.engine.disk_cache import DiskCache
 from service.engine.scheduler import Scheduler
 from service.errors import ChatrpcError
 from tests.fakes.runner import VOCAB_SIZE, FakeRunner, answer, make_core
+from tests.fakes.timed_runner import TimedRunner
 from tests.fakes.wait import FAILSAFE_S, block_until
 from tests.service.engine.requests import make_request
 
@@ -60,6 +61,14 @@ class Clock:
         return self.now_s
 
 
+class SlowCopies(TimedRunner):
+    """A `TimedRunner` for which a block that is copied into the cache takes a simulated second."""
+
+    def write(self, block_id: int, content: NDArray[np.uint8]) -> None:
+        self.now_s += 1.0
+        super().write(block_id, content)
+
+
 class Engine:
     """An engine over a `FakeRunner`, with a prefix cache in a directory."""
 
@@ -72,8 +81,10 @@ class Engine:
         identity: bytes = b"model",
         max_bytes: int = 10**6,
         num_speculative_tokens: int = 0,
+        runner: FakeRunner | None = None,
+        step_clock: Callable[[], float] | None = None,
     ) -> None:
-        self.runner = FakeRunner(BLOCK_SIZE)
+        self.runner = runner or FakeRunner(BLOCK_SIZE)
         self.pool = BlockPool(num_blocks, BLOCK_SIZE)
         self.files = GatedFiles(directory, max_bytes)
         self.clock = Clock()
@@ -92,7 +103,7 @@ class Engine:
             num_speculative_tokens,
             disk_cache=self.cache,
         )
-        self.core = make_core(self.runner, scheduler)
+        self.core = make_core(self.runner, scheduler, step_clock)
         self.outputs: dict[int, list[TokenOutput]] = {}
         self._ids = count()
 
@@ -189,6 +200,15 @@ def test_prefix_is_loaded_after_a_restart(start: Callable[..., Engine]) -> None:
     assert stats.disk_cache.num_read_bytes == 10 * engine.runner.num_bytes
     assert (stats.num_prefix_cache_queries, stats.num_prefix_cache_hits) == (45, 40)
     assert stats.disk_cache.num_errors == 0
+
+
+def test_duration_of_a_step_does_not_include_copies(start: Callable[..., Engine]) -> None:
+    stored(start())
+    runner = SlowCopies(BLOCK_SIZE)
+    engine = start(runner=runner, step_clock=runner.clock)
+    assert engine.run(make_request(prompt(3))).num_cached_tokens == 40
+    assert runner.now_s >= 10
+    assert engine.core.stats.step_s == pytest.approx(sum(step_s for step_s, _ in runner.steps))
 
 
 def test_loaded_prefix_is_found_in_memory_later(start: Callable[..., Engine]) -> None:

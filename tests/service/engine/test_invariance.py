@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from service.domain.engine import Caller, Request, TokenLogprobs, TokenOutput
+from service.domain.engine_settings import Quantization
 from service.domain.sampling import SamplingParams
 from service.engine.batch import Batch, ScheduledSequence
 from service.engine.core import EngineCore
@@ -279,12 +280,17 @@ def set_num_threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(num_threads)
 
 
+@pytest.mark.parametrize("quantization", ["auto", "int8"])  # auto keeps the file's 4 bits
 def test_logits_of_the_embedded_model_do_not_depend_on_the_batch(
-    embedded: Path, text: list[int], set_num_threads: Callable[[int], None]
+    embedded: Path,
+    text: list[int],
+    quantization: Quantization,
+    set_num_threads: Callable[[int], None],
 ) -> None:
     """The prefill has chunks of 77 or single tokens, other prompts arrive and end, and the number
     of threads varies."""
-    model = load_model(EngineOptions(embedded, device="cpu")).finish(200, BLOCK_SIZE, 512)
+    options = EngineOptions(embedded, device="cpu", quantization=quantization)
+    model = load_model(options).finish(200, BLOCK_SIZE, 512)
     mine = text[1000:1170]
     neighbours = [
         Run.of(text[start : start + length], [length - 6, *[1] * 6], delay)
