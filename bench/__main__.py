@@ -69,7 +69,8 @@ Brief = Annotated[
     bool,
     typer.Option(
         "--brief",
-        help="Send fewer and shorter requests, for models of a billion parameters and more.",
+        help="Send fewer and shorter requests, for models of a billion parameters and more. The "
+        "layers are not measured.",
     ),
 ]
 Rounds = Annotated[
@@ -245,7 +246,7 @@ def run(
     in_turn: InTurn = False,
     first_starts: FirstStarts = False,
 ) -> None:
-    """Measure our own service: all loads, layers and variants."""
+    """Measure our own service: its loads, layers and variants."""
     options = _RunOptions(
         "run", rounds, _names(wanted, loads.standard()), _size(brief=brief, quick=quick),
         has_first_starts=first_starts, is_resumed=resume, is_in_turn=in_turn,
@@ -362,10 +363,11 @@ def fronts_command(
     options = _RunOptions(
         "fronts", rounds, chosen, _size(brief=False, quick=quick), has_first_starts=first_starts
     )
+    model = Model.embedded()
     with Progress(Console(stderr=True)) as progress:
-        entries = fronts.entries(_names(names, fronts.FRONTS), progress.print)
+        entries = fronts.entries(_names(names, fronts.FRONTS), model, progress.print)
         table_of_loads = loads.of_fronts(is_quick=quick)
-        found = _contest(options, Model.embedded(), entries, progress, table_of_loads)
+        found = _contest(options, model, entries, progress, table_of_loads)
     table.show(table.of_results(found))
     table.show(fronts.costs(found))
 

@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 from zlib import crc32
@@ -16,7 +16,7 @@ from bench.loads import Load
 from bench.progress import Progress
 from bench.results import Machine, ModelFacts, Results, Sample, ServerFacts
 from bench.server import SETTLE_S, Running, Server, StartError, start
-from bench.target import CpuMeter, EngineTarget, Target, WireTarget
+from bench.target import EngineTarget, Target, WireTarget, measure
 
 T = TypeVar("T")
 Turn = tuple[Load, Target]
@@ -168,24 +168,19 @@ class Contest:
     async def _start(self, entry: Entry, stack: AsyncExitStack) -> list[Target]:
         """Start a server. Return its targets, or none if it does not start."""
         server = entry.server
-        known = self.results.servers.get(server.name)
-        facts = ServerFacts(
-            server.title,
-            server.version,
-            server.settings,
-            weight_bytes=server.weight_bytes,
-            arithmetic=server.arithmetic,
-            pss_mib=known.pss_mib if known else None,
+        known = self._facts(server.name)
+        self.results.servers[server.name] = msgspec.structs.replace(
+            server.facts, pss_mib=known.pss_mib, first_ready_s=known.first_ready_s
         )
-        self.results.servers[server.name] = facts
         targets: list[Target] = []
         try:
-            if self._plan.has_first_starts:
-                self._note(server.name, first_ready_s=await self._first_start(server))
+            if self._plan.has_first_starts and known.first_ready_s is None:
+                first_ready_s = await self._first_start(server)
+                self.results.set_facts(server.name, first_ready_s=first_ready_s)
             self._progress.print(f"starting {server.title}")
             running = await start(server, self._plan.logs, settle_s=self._plan.settle_s)
             stack.push_async_callback(running.end)
-            self._note(server.name, ready_s=running.ready_s, idle_cpu=running.idle_cpu)
+            self.results.set_facts(server.name, ready_s=running.ready_s, idle_cpu=running.idle_cpu)
             self._progress.print(f"{server.title}: ready after {running.ready_s:.1f} s")
             if entry.loads:
                 targets.append(WireTarget(running))
@@ -249,27 +244,17 @@ class Contest:
         seed = _seed(load, f"round {index} {wire}")
         title = f"round {index + 1} of {self._plan.num_rounds}: {load.title}"
         with self._progress.load(title, target.name, load.num_requests):
-            async with target.awake():
-                meter = CpuMeter(target.group)
-                outcome = await target.run(load, seed, self._progress.on_done, is_warm_up=False)
-                shares = meter.shares()
+            sample = await measure(target, load, index, seed, self._progress.on_done)
         if load.name == _MEMORY_LOAD and target.name == server:
-            self._note(server, pss_mib=target.group.pss_bytes() / 2**20)
-        return Sample(
-            target.name, load.name, index, dict(outcome.figures), asdict(shares), outcome.fault
-        )
+            self.results.set_facts(server, pss_mib=target.group.pss_bytes() / 2**20)
+        return sample
 
     def _facts(self, server: str) -> ServerFacts:
         return self.results.servers.get(server, ServerFacts("", "", ""))
 
-    def _note(self, server: str, **facts: float) -> None:
-        known = self.results.servers[server]
-        self.results.servers[server] = msgspec.structs.replace(known, **facts)
-
     def _fail(self, server: str, reason: str) -> None:
         self._progress.print(f"{server} {reason}")
-        known = self.results.servers[server]
-        self.results.servers[server] = msgspec.structs.replace(known, failure=reason)
+        self.results.set_facts(server, failure=reason)
 
     def _save(self) -> None:
         self.results.duration_s = self._earlier_s + time.monotonic() - self._start_s

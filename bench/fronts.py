@@ -1,7 +1,7 @@
 """The fronts of one engine: vLLM's own OpenAI server and ours, llama.cpp's server and ours."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -39,9 +39,8 @@ class Front:
     server: Callable[[Model], Server]
 
 
-def entries(names: Iterable[str], report: Callable[[str], None]) -> list[Entry]:
+def entries(names: Iterable[str], model: Model, report: Callable[[str], None]) -> list[Entry]:
     """Install the fronts and return them. One that cannot be installed is reported and left out."""
-    model = Model.embedded()
     found = []
     for name in names:
         try:
@@ -74,54 +73,72 @@ def costs(found: Results) -> RenderableType:
     return table.of_figures(columns, rows)
 
 
-def _server(
+def _ours(
     name: str,
     title: str,
     settings: str,
     model: Model,
     commands: Sequence[Command],
-    *,
-    is_ours: bool = True,
+    env: Mapping[str, str],
 ) -> Server:
     return Server(
         name=name,
         title=title,
-        version=version("chatrpc") if is_ours else vllm.VERSION,
+        version=version("chatrpc"),
         settings=settings,
         model=model.name,
         commands=lambda ports: [command(ports) for command in commands],
-        env=vllm.environ(),
-        has_grpc=is_ours,
+        env=env,
+        has_grpc=True,
     )
 
 
-def _vllm(model: Model) -> Server:
-    def serve(ports: Ports) -> Sequence[str]:
-        return vllm.serve_command(model.source(), model.name, ports.http, _MAX_NUM_SEQS)
+# The files of the model are made before the commands, since these are made during the measured
+# start.
 
-    settings = " ".join(_LIMITS)
-    return _server("vllm", "vLLM's OpenAI server", settings, model, [serve], is_ours=False)
+
+def _vllm(model: Model) -> Server:
+    checkpoint = model.source()
+
+    def commands(ports: Ports) -> Sequence[Sequence[str]]:
+        return [vllm.serve_command(checkpoint, model.name, ports.http, _MAX_NUM_SEQS)]
+
+    return Server(
+        name="vllm",
+        title="vLLM's OpenAI server",
+        version=vllm.VERSION,
+        settings=" ".join(_LIMITS),
+        model=model.name,
+        commands=commands,
+        env=vllm.environ(),
+    )
 
 
 def _chatrpc_vllm(model: Model) -> Server:
+    checkpoint = model.source()
+
     def service(ports: Ports) -> Sequence[str]:
         python = str(vllm.ENVIRONMENT.python)
-        named = ("--model", str(model.source()), "--served-model-name", model.name)
+        named = ("--model", str(checkpoint), "--served-model-name", model.name)
         options = ("--engine", "vllm", *named, "--dtype", _BF16, *_LIMITS)
         return ours.service_command(ports, *options, python=python)
 
     commands = [service, ours.gateway_command]
     settings = f"service with `--engine vllm {' '.join(_LIMITS)}`, and gateway"
-    return _server("chatrpc-vllm", "chatrpc, engine vllm", settings, model, commands)
+    env = vllm.environ()
+    return _ours("chatrpc-vllm", "chatrpc, engine vllm", settings, model, commands, env)
 
 
 def _openai_vllm(model: Model) -> Server:
+    checkpoint = model.source()
+
     def serve(ports: Ports) -> Sequence[str]:
-        return vllm.serve_command(model.source(), model.name, ports.upstream, _MAX_NUM_SEQS)
+        return vllm.serve_command(checkpoint, model.name, ports.upstream, _MAX_NUM_SEQS)
 
     commands = [serve, _upstream_service, ours.gateway_command]
     settings = "service with `--engine openai` and gateway, before vLLM's OpenAI server"
-    return _server("openai-vllm", "chatrpc, engine openai, vLLM", settings, model, commands)
+    env = vllm.environ()
+    return _ours("openai-vllm", "chatrpc, engine openai, vLLM", settings, model, commands, env)
 
 
 def _llama_cpp(model: Model) -> Server:
@@ -129,20 +146,15 @@ def _llama_cpp(model: Model) -> Server:
 
 
 def _openai_llama_cpp(model: Model) -> Server:
-    def serve(ports: Ports) -> Sequence[str]:
-        return llama_cpp.serve_command(model.gguf(_GGUF), model.name, ports.upstream)
+    file = model.gguf(_GGUF)
 
+    def serve(ports: Ports) -> Sequence[str]:
+        return llama_cpp.serve_command(file, model.name, ports.upstream)
+
+    name, title = "openai-llama.cpp", "chatrpc, engine openai, llama.cpp"
     commands = [serve, _upstream_service, ours.gateway_command]
-    return Server(
-        name="openai-llama.cpp",
-        title="chatrpc, engine openai, llama.cpp",
-        version=version("chatrpc"),
-        settings="service with `--engine openai` and gateway, before llama.cpp's server",
-        model=model.name,
-        commands=lambda ports: [command(ports) for command in commands],
-        env=os.environ,
-        has_grpc=True,
-    )
+    settings = "service with `--engine openai` and gateway, before llama.cpp's server"
+    return _ours(name, title, settings, model, commands, os.environ)
 
 
 def _upstream_service(ports: Ports) -> Sequence[str]:

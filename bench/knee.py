@@ -5,19 +5,16 @@ faster than a server completes them, they queue, and the time to first token gro
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil, sqrt
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from bench.loads import Open
 from bench.metrics import Outcome
 from bench.progress import Progress
-from bench.results import Bounds, Results, Sample, ServerFacts
+from bench.results import Bounds, Results
 from bench.server import SETTLE_S, Server, StartError, start
-from bench.target import CpuMeter, Target, WireTarget
+from bench.target import Target, WireTarget, measure
 
 # A load of a rate is called by this and the rate.
 PREFIX = "rate-"
@@ -92,48 +89,36 @@ class RateRun:
         self.results.bounds = self._search.bounds
         self.results.num_rounds = 1
         for server in servers:
-            self.results.servers[server.name] = ServerFacts(
-                server.title, server.version, server.settings
-            )
+            self.results.servers[server.name] = server.facts
             try:
                 running = await start(server, self._logs, settle_s=settle_s)
             except StartError as error:
                 self._progress.print(f"{server.title} does not start: {error}")
-                self._note(server, failure=f"does not start: {error}")
+                self.results.set_facts(server.name, failure=f"does not start: {error}")
                 continue
-            self._note(server, ready_s=running.ready_s)
+            self.results.set_facts(server.name, ready_s=running.ready_s)
             try:
                 knee = await self._find(WireTarget(running), save)
             finally:
                 await running.end()
-            self._note(server, knee=knee)
+            self.results.set_facts(server.name, knee=knee)
             save(self.results)
 
     async def _find(self, target: Target, save: Callable[[Results], None]) -> float | None:
         seed = 0
 
-        async def measure(load: Open) -> Outcome:
+        async def measure_rate(load: Open) -> Outcome:
             nonlocal seed
             seed += 1
             with self._progress.load(load.title, target.name, load.num_requests):
-                async with target.awake():
-                    meter = CpuMeter(target.group)
-                    outcome = await target.run(load, seed, self._progress.on_done, is_warm_up=False)
-                    shares = meter.shares()
-            sample = Sample(
-                target.name, load.name, 0, dict(outcome.figures), asdict(shares), outcome.fault
-            )
+                sample = await measure(target, load, 0, seed, self._progress.on_done)
             self.results.loads[load.name] = load.title
             self.results.samples.append(sample)
             self._progress.sample(sample, load.title)
             save(self.results)
-            return outcome
+            return Outcome(sample.figures, sample.fault)
 
         warm_up = self._search.load(self._search.first_rate)
         async with target.awake():
             await target.run(warm_up, 0, lambda: None, is_warm_up=True)
-        return await self._search.run(measure)
-
-    def _note(self, server: Server, **facts: Any) -> None:
-        known = self.results.servers[server.name]
-        self.results.servers[server.name] = msgspec.structs.replace(known, **facts)
+        return await self._search.run(measure_rate)

@@ -255,12 +255,17 @@ def _closed(num_clients: int, num_requests: int, num_tokens: int) -> Closed:
     return Closed(f"c{num_clients}", title, num_clients, num_requests, 120, num_tokens)
 
 
-def _others(share: int, num_tokens: int) -> list[Load]:
-    """Return the loads that have several variants of a size, with 1 / `share` of the requests."""
+def _others(share: int, num_tokens: int, num_long_words: int = 3960) -> list[Load]:
+    """Return the loads other than `c1` to `c256`, with 1 / `share` of the requests of a full run.
+
+    Args:
+        num_tokens: Number of tokens of each running stream of the load `stall`.
+        num_long_words: Number of words of its long prompt.
+    """
     return [
         Closed("long", "4 clients, long prompts", 4, 8 // share, 820, 32),
         Turns("turns", "second turn", 4 // share, 870, 32),
-        Stall("stall", "a long prompt arrives", 4, num_tokens, 120, 3960),
+        Stall("stall", "a long prompt arrives", 4, num_tokens, 120, num_long_words),
         Edit("edit", "repeat a text", 4 // share, 120, 128),
         Open("open-2", "2 requests a second", 2.0, 40 // share, 120, 64),
         Open("open-6", "6 requests a second", 6.0, 120 // share, 120, 64),
@@ -270,17 +275,8 @@ def _others(share: int, num_tokens: int) -> list[Load]:
 _SIZES: dict[str, list[Load]] = {
     "full": [*(_closed(n, max(4, 2 * n), 64) for n in CLIENTS), *_others(1, 192)],
     "brief": [*(_closed(n, max(2, n), 48) for n in CLIENTS), *_others(2, 128)],
-    "quick": [
-        *(_closed(n, max(1, n // 2), 64) for n in CLIENTS),
-        Closed("long", "4 clients, long prompts", 4, 2, 820, 32),
-        Turns("turns", "second turn", 1, 870, 32),
-        Stall("stall", "a long prompt arrives", 4, 48, 120, 990),
-        Edit("edit", "repeat a text", 1, 120, 128),
-        Open("open-2", "2 requests a second", 2.0, 10, 120, 64),
-        Open("open-6", "6 requests a second", 6.0, 30, 120, 64),
-    ],
+    "quick": [*(_closed(n, max(1, n // 2), 64) for n in CLIENTS), *_others(4, 48, 990)],
 }
-SIZES = tuple(_SIZES)
 
 
 def of_fronts(*, is_quick: bool = False) -> dict[str, Load]:
@@ -288,12 +284,8 @@ def of_fronts(*, is_quick: bool = False) -> dict[str, Load]:
     that the front takes a large part of the time.
     """
     share = 4 if is_quick else 1
-    loads: list[Load] = [
-        Closed("c1", "1 client", 1, 8 // share, 120, 64),
-        Closed("c8", "8 clients", 8, 32 // share, 120, 64),
-        Closed("c32", "32 clients", 32, 96 // share, 120, 64),
-        Closed("c128", "128 clients", 128, 256 // share, 120, 64),
-    ]
+    nums_requests = {1: 8, 8: 32, 32: 96, 128: 256}
+    loads = [_closed(n, num // share, 64) for n, num in nums_requests.items()]
     return {load.name: load for load in loads}
 
 

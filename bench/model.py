@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, Self
 from zlib import crc32
@@ -46,12 +46,17 @@ class Model:
     @classmethod
     def embedded(cls) -> Self:
         """Return the model that our service has by default."""
+
+        @cache  # a process that imports torch finds it
+        def source() -> Path:
+            return Path(_run("embedded").strip().splitlines()[-1])
+
         return cls(
             EMBEDDED_MODEL,
             "SmolLM2-135M-Instruct",
             root() / "models" / EMBEDDED_MODEL,
             lambda: EMBEDDED_MODEL,
-            lambda: Path(_run("embedded").strip().splitlines()[-1]),
+            source,
             _embedded_gguf,
         )
 

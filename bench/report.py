@@ -5,6 +5,7 @@ The results are in docs/benchmarks/, a file for each model and kind of machine.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from string import Template
 
@@ -72,8 +73,7 @@ _DRAFTED = ("c1", "c8", "c32", "edit")
 
 def publish(found: Results, docs: Path) -> None:
     """Write the results to docs/benchmarks/, and the page."""
-    has_amx = "amx_int8" in found.machine.flags
-    name = found.model.name + ("-amx" if has_amx else "")
+    name = found.model.name + ("-amx" if found.machine.has_amx else "")
     results.write(found, docs / "benchmarks" / f"{name}.json")
     render(docs)
 
@@ -92,10 +92,10 @@ def render(docs: Path) -> None:
     (docs / "benchmarks.md").write_text(Template(_PAGE.read_text()).substitute(values))
 
 
-def _order(found: Results) -> tuple[str, int]:
-    """Return the key of the order of sections: latest machine first, smaller models first."""
-    started = "".join(chr(0x10FFFF - ord(c)) for c in found.started[:10])
-    return started, found.model.num_parameters
+def _order(found: Results) -> tuple[int, int]:
+    """Return the key of the order of sections: latest day first, then smallest model first."""
+    day = datetime.fromisoformat(found.started).toordinal()
+    return -day, found.model.num_parameters
 
 
 class Section:
@@ -132,7 +132,7 @@ class Section:
     def values(self) -> dict[str, str]:
         """Return the values of the placeholders of a section."""
         found = self._found
-        amx = "with AMX" if "amx_int8" in found.machine.flags else "without AMX"
+        amx = "with AMX" if found.machine.has_amx else "without AMX"
         return {
             "title": f"{found.model.title}, {amx}",
             "note": f"\n{found.note}\n" if found.note else "",
@@ -159,7 +159,7 @@ class Section:
                 (
                     self._budgets(),
                     self._layers(),
-                    self._variants(),
+                    self._drafts(),
                     self._open_loop(),
                     self._knees(),
                 )
@@ -311,8 +311,8 @@ class Section:
             + "\n\n"
         )
 
-    def _variants(self) -> str:
-        """Return the section on text that repeats."""
+    def _drafts(self) -> str:
+        """Return the section on the speed with and without drafts."""
         rows = [
             [self.titles[name], *(self._cell(name, replace(_EDIT, load=load)) for load in _DRAFTED)]
             for name in self.ours
@@ -330,13 +330,13 @@ class Section:
 
     def _open_loop(self) -> str:
         """Return the section on requests that arrive independently of earlier ones."""
-        parts = []
-        for load, title in self._found.loads.items():
-            if load.startswith("open-"):
-                columns = [replace(column, load=load) for column in _OPEN]
-                parts.append(self._table(columns, title))
-        if not any(self._summary.has(OURS, load) for load in self._found.loads if "open-" in load):
+        loads = {k: title for k, title in self._found.loads.items() if k.startswith("open-")}
+        if not any(self._summary.has(OURS, load) for load in loads):
             return ""
+        parts = [
+            self._table([replace(column, load=load) for column in _OPEN], title)
+            for load, title in loads.items()
+        ]
         return (
             "### Open loop\n\nRequests with prompts of 150 tokens and responses of 64 arrive "
             "as a Poisson process, independent of earlier ones. TTFT is measured from when a "

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -31,6 +32,11 @@ class Machine(msgspec.Struct, frozen=True):
     kernel: str
     python: str
     limits: Limits | None = None
+
+    @property
+    def has_amx(self) -> bool:
+        """The CPU has AMX, Intel's matrix unit, for products in int8."""
+        return "amx_int8" in self.flags
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -129,6 +135,10 @@ class Results(msgspec.Struct):
     servers: dict[str, ServerFacts] = {}
     samples: list[Sample] = []
     note: str = ""  # what the report adds about this run
+
+    def set_facts(self, server: str, **facts: Any) -> None:
+        """Replace some of the facts about a server."""
+        self.servers[server] = msgspec.structs.replace(self.servers[server], **facts)
 
 
 def now() -> str:

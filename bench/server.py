@@ -12,6 +12,7 @@ from bench.client_http import Dialect, HttpClient, openai_body
 from bench.loadgen import exchange
 from bench.process import ProcessGroup, free_port, idle_cpu
 from bench.request import Client, Transcript, ask
+from bench.results import ServerFacts
 
 START_TIMEOUT_S = 600
 _POLL_S = 0.1
@@ -54,6 +55,17 @@ class Server:
     weight_bytes: int | None = None
     arithmetic: str = "bf16"
     engine_options: Sequence[str] = ()
+
+    @property
+    def facts(self) -> ServerFacts:
+        """The description of the server in the results of a run, without any figures."""
+        return ServerFacts(
+            self.title,
+            self.version,
+            self.settings,
+            weight_bytes=self.weight_bytes,
+            arithmetic=self.arithmetic,
+        )
 
 
 @dataclass(slots=True)

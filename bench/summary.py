@@ -70,7 +70,7 @@ class Summary:
         )
 
     def cpu(self, share: str) -> Figure | None:
-        """Return the number of cores that one side uses, over all valid samples.
+        """Return the share of all cores that one side uses, over all valid samples.
 
         Args:
             share: "server", "client" or "others".

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -18,6 +18,7 @@ from bench.loadgen import OnDone
 from bench.loads import Load
 from bench.metrics import Outcome
 from bench.process import ProcessGroup
+from bench.results import Sample
 from bench.server import START_TIMEOUT_S, Running, Server, StartError
 
 
@@ -147,3 +148,14 @@ class CpuMeter:
         times = psutil.cpu_times()
         busy = sum(times) - times.idle - times.iowait - times.guest - times.guest_nice
         return time.perf_counter(), self._group.cpu_s(), time.process_time(), busy
+
+
+async def measure(target: Target, load: Load, index: int, seed: int, on_done: OnDone) -> Sample:
+    """Run a load on a frozen target, and return its figures as the sample of the round `index`."""
+    async with target.awake():
+        meter = CpuMeter(target.group)
+        outcome = await target.run(load, seed, on_done, is_warm_up=False)
+        shares = meter.shares()
+    return Sample(
+        target.name, load.name, index, dict(outcome.figures), asdict(shares), outcome.fault
+    )

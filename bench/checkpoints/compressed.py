@@ -13,10 +13,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from bench.checkpoints.files import INDEX, write_json
+
 Bits = Literal[4, 8]
 
 _GROUP_SIZE = 32
-_INDEX = "model.safetensors.index.json"
 
 
 def quantize(weight: torch.Tensor, bits: Bits) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,12 +69,12 @@ def convert(source: Path, target: Path, bits: Bits) -> None:
             tensors = _converted(file, bits)
             save_file(tensors, target / file.name, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(tensors, file.name)
-        elif file.is_file() and file.name != _INDEX:
+        elif file.is_file() and file.name != INDEX:
             shutil.copy(file, target)
     if len(set(weight_map.values())) > 1:
-        _write_json(target / _INDEX, {"metadata": {}, "weight_map": weight_map})
+        write_json(target / INDEX, {"metadata": {}, "weight_map": weight_map})
     config = json.loads((source / "config.json").read_text())
-    _write_json(target / "config.json", {**config, "quantization_config": _description(bits)})
+    write_json(target / "config.json", {**config, "quantization_config": _description(bits)})
 
 
 def _converted(file: Path, bits: Bits) -> dict[str, torch.Tensor]:
@@ -110,7 +111,3 @@ def _description(bits: Bits) -> dict[str, Any]:
         "ignore": ["lm_head"],
         "config_groups": {"group_0": group},
     }
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n")

@@ -3,17 +3,16 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 import torch
 from safetensors.torch import save_file
 
+from bench.checkpoints.files import INDEX, write_json
 from bench.shapes import Shape
 
 # The memory that the writer needs is about that of one file.
 _MAX_FILE_BYTES = 2**30
-_INDEX = "model.safetensors.index.json"
 # The standard deviation of embeddings. The outputs of the layers are larger by far. So the most
 # likely token is not the last one again, although embeddings and head are often the same weight.
 _EMBEDDING_STD = 0.02
@@ -41,8 +40,8 @@ def write(shape: Shape, tokenizer: Path, target: Path, *, has_own_vocabulary: bo
     if has_own_vocabulary:
         _pad_vocabulary(target / "tokenizer.json", vocab_size)
     special = {name: theirs[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    _write_json(target / "config.json", {**shape.config(vocab_size), **special})
-    _write_json(target / "generation_config.json", {"do_sample": False, **special})
+    write_json(target / "config.json", {**shape.config(vocab_size), **special})
+    write_json(target / "generation_config.json", {"do_sample": False, **special})
     _write_weights(shape.tensors(vocab_size), target)
 
 
@@ -57,7 +56,7 @@ def _write_weights(sizes: dict[str, tuple[int, ...]], target: Path) -> None:
     of_tensors = dict(zip(file_names, files, strict=True))
     weight_map = {name: file for file, names in of_tensors.items() for name in names}
     total = sum(_num_bytes(size) for size in sizes.values())
-    _write_json(target / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(target / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _files(sizes: dict[str, tuple[int, ...]]) -> list[list[str]]:
@@ -97,7 +96,3 @@ def _pad_vocabulary(file: Path, vocab_size: int) -> None:
     # to these tokens.
     vocabulary |= {f"\u0120word{index}": index for index in range(num_tokens, vocab_size)}
     file.write_text(json.dumps(tokenizer, ensure_ascii=False))
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n")

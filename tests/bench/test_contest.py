@@ -148,6 +148,18 @@ async def test_first_start_has_empty_caches(plan: Callable[..., Plan], tmp_path:
 
 
 @pytest.mark.slow
+async def test_first_start_is_measured_once_if_servers_run_in_turn(
+    plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    seen = tmp_path / "seen"
+    fields = {"has_first_starts": True, "is_in_turn": True}
+    found = await held(plan(echo("a", "notes", str(seen)), **fields))
+    assert found.servers["a"].first_ready_s is not None
+    starts = seen.read_text().splitlines()
+    assert ["chatrpc-bench-" in start for start in starts] == [True, False, False]
+
+
+@pytest.mark.slow
 async def test_failed_run_ends_the_servers(plan: Callable[..., Plan]) -> None:
     def fail(found: Results) -> None:
         raise RuntimeError("disk full")

@@ -1,5 +1,6 @@
 """The search for the highest rate within bounds, on servers whose limit is known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,9 +66,11 @@ async def test_servers_are_measured_one_after_another(tmp_path: Path) -> None:
     found = Results("now", MACHINE, MODEL)
     fast = Search(Bounds(1e6, 1e6), first_rate=600.0, seconds=0.01, num_refinements=1)
     run = RateRun(found, fast, tmp_path, Progress(Console(quiet=True)))
-    await run.run([echo("a", "dies"), echo("b")], lambda _: None, settle_s=0.0)
+    servers = [echo("a", "dies"), replace(echo("b"), weight_bytes=5, arithmetic="int8")]
+    await run.run(servers, lambda _: None, settle_s=0.0)
     assert found.servers["a"].failure == "does not start: exit code 1: no such model"
     assert found.servers["b"].knee == 600.0
+    assert (found.servers["b"].weight_bytes, found.servers["b"].arithmetic) == (5, "int8")
     assert found.bounds == fast.bounds
     [sample] = found.samples
     assert (sample.target, sample.load, sample.fault) == ("b", "rate-600", None)

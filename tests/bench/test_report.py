@@ -77,13 +77,14 @@ def test_report_shows_the_cost_of_each_layer(page: str) -> None:
 
 def test_report_leaves_out_sections_without_figures(page: str, tmp_path: Path) -> None:
     assert "### Open loop" in page
+    assert "### Cost of the layers" in page
     assert "### Drafts" not in page
     without = runs.results()
     without.samples = [s for s in without.samples if s.load == "c1" and "/" not in s.target]
     report.publish(without, tmp_path)
     page = (tmp_path / "benchmarks.md").read_text()
     assert "### Open loop" not in page
-    assert "What the layers cost" not in page
+    assert "### Cost of the layers" not in page
 
 
 def test_report_shows_what_bounds_the_speed(tmp_path: Path) -> None:
