@@ -1,5 +1,7 @@
 """Converts a served model to a protobuf message."""
 
+from collections.abc import Iterator
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatrpc.v1 import chat_pb2, model_service_pb2
@@ -36,4 +38,11 @@ def _capabilities(model: ServedModel) -> model_service_pb2.ModelCapabilities:
         structured_outputs="response_format.json_schema" not in spec.unsupported_fields,
         max_logprobs=None if "logprobs" in spec.unsupported_fields else most_logprobs,
         is_batch_invariant=spec.is_batch_invariant,
+        tasks=_tasks(model),
     )
+
+
+def _tasks(model: ServedModel) -> Iterator[model_service_pb2.ModelTask.ValueType]:
+    yield model_service_pb2.MODEL_TASK_GENERATE
+    if model.embeddings is not None:
+        yield model_service_pb2.MODEL_TASK_EMBED

@@ -134,6 +134,7 @@ async def test_model_shows_its_engine_and_capabilities(limited: Running) -> None
         input_modalities=[chat_pb2.MODALITY_TEXT],
         tokenization=True,
         max_logprobs=5,
+        tasks=[model_service_pb2.MODEL_TASK_GENERATE],
     )
     listed = await limited.models.ListModels(model_service_pb2.ListModelsRequest())
     assert list(listed.models) == [shown]
@@ -148,4 +149,5 @@ async def test_capabilities_of_a_remote_backend_are_those_of_its_spec(running: R
         input_modalities=[chat_pb2.MODALITY_TEXT, chat_pb2.MODALITY_IMAGE],
         embeddings=True,
         structured_outputs=True,
+        tasks=[model_service_pb2.MODEL_TASK_GENERATE, model_service_pb2.MODEL_TASK_EMBED],
     )
