@@ -91,6 +91,7 @@ class InputText:
 def _unescaped(text: str) -> str:
     """Return the text that a JSON string contains, or its source if that is not valid JSON."""
     try:
-        return json.loads(f'"{text}"', strict=False)
+        decoded: str = json.loads(f'"{text}"', strict=False)
     except ValueError:
         return text
+    return decoded

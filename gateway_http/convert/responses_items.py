@@ -266,7 +266,7 @@ class OpenSummary(OpenReasoning):
 
 
 class OpenFunctionCall(OpenItem):
-    """A call of a function.
+    """A tool call: a function with its arguments.
 
     Args:
         call_id: The id of the call.

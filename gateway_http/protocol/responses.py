@@ -76,7 +76,7 @@ class ReasoningOutput(Struct, tag_field="type", tag="reasoning", kw_only=True):
 
 
 class FunctionToolCall(Struct, tag_field="type", tag="function_call", kw_only=True):
-    """A call of a function."""
+    """A tool call: a function with its arguments."""
 
     id: _ItemId
     status: _Status

@@ -101,7 +101,7 @@ class MessageItem(InputItem, tag="message"):
 
 
 class FunctionCallItem(InputItem, tag="function_call"):
-    """A call of a function that the model made."""
+    """A tool call, of a function, that the model made."""
 
     call_id: Annotated[str, proto_field("ToolCall.id")]
     name: Annotated[str, proto_field("FunctionCall.name")]
@@ -139,7 +139,7 @@ class CallOutputItem(InputItem):
 
 
 class FunctionCallOutputItem(CallOutputItem, tag="function_call_output"):
-    """The result of a call of a function."""
+    """The result of a tool call, of a function."""
 
     name: Accepted = None
     namespace: Accepted = None

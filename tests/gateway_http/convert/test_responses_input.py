@@ -179,7 +179,7 @@ def test_parameter_without_effect_is_accepted(fields: dict[str, Any]) -> None:
 )
 def test_error_of_the_service_has_the_name_of_the_client(field: str, param: str) -> None:
     files = [IMAGE, {"type": "input_file", "file_data": "QQ=="}]
-    items = [{"role": "user", "content": files}, REASONING, TEXT, CALL, CUSTOM, RESULT]
+    items: list[Any] = [{"role": "user", "content": files}, REASONING, TEXT, CALL, CUSTOM, RESULT]
     tools = [{"type": "function", "name": "f"}, {"type": "custom", "name": "g"}]
     body = request(*items, instructions="Be brief.", tools=tools)
     assert param_of(field, sent_names(body)) == param
