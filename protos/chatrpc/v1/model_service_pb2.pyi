@@ -60,27 +60,29 @@ class _ModelTask:
 class _ModelTaskEnumTypeWrapper(_EnumTypeWrapper[_ModelTask.ValueType], type):
     DESCRIPTOR: EnumDescriptor
     MODEL_TASK_UNSPECIFIED: _ModelTask.ValueType  # 0
+    """Unknown."""
     MODEL_TASK_GENERATE: _ModelTask.ValueType  # 1
-    """Chat and text completions."""
+    """Text: ChatService and CompletionService."""
     MODEL_TASK_EMBED: _ModelTask.ValueType  # 2
-    """Embeddings. If the engine is `openai`, the other service may still reject the requests."""
+    """Embeddings: EmbeddingService."""
     MODEL_TASK_CLASSIFY: _ModelTask.ValueType  # 3
-    """Classes of texts and their probabilities."""
+    """Scores of labels: `ClassificationService.Classify`."""
     MODEL_TASK_SCORE: _ModelTask.ValueType  # 4
-    """Scores of pairs of texts, by which documents are ranked for a query."""
+    """Scores of pairs of texts: `ClassificationService.Score` and `ClassificationService.Rerank`."""
 
 class ModelTask(_ModelTask, metaclass=_ModelTaskEnumTypeWrapper):
-    """What a model is served for."""
+    """What a model computes."""
 
 MODEL_TASK_UNSPECIFIED: ModelTask.ValueType  # 0
+"""Unknown."""
 MODEL_TASK_GENERATE: ModelTask.ValueType  # 1
-"""Chat and text completions."""
+"""Text: ChatService and CompletionService."""
 MODEL_TASK_EMBED: ModelTask.ValueType  # 2
-"""Embeddings. If the engine is `openai`, the other service may still reject the requests."""
+"""Embeddings: EmbeddingService."""
 MODEL_TASK_CLASSIFY: ModelTask.ValueType  # 3
-"""Classes of texts and their probabilities."""
+"""Scores of labels: `ClassificationService.Classify`."""
 MODEL_TASK_SCORE: ModelTask.ValueType  # 4
-"""Scores of pairs of texts, by which documents are ranked for a query."""
+"""Scores of pairs of texts: `ClassificationService.Score` and `ClassificationService.Rerank`."""
 
 @final
 class Model(Message):
@@ -159,6 +161,9 @@ class ModelCapabilities(Message):
     MAX_LOGPROBS_FIELD_NUMBER: int
     IS_BATCH_INVARIANT_FIELD_NUMBER: int
     TASKS_FIELD_NUMBER: int
+    EMBEDDING_DIMENSIONS_FIELD_NUMBER: int
+    PROMPT_NAMES_FIELD_NUMBER: int
+    LABELS_FIELD_NUMBER: int
     OUTPUT_MODALITIES_FIELD_NUMBER: int
     TOOLS_FIELD_NUMBER: int
     REASONING_FIELD_NUMBER: int
@@ -176,6 +181,10 @@ class ModelCapabilities(Message):
     """
     is_batch_invariant: bool
     """Greedy requests, and requests with a seed, have the same output whatever other requests run."""
+    embedding_dimensions: int
+    """The number of dimensions of the model's embeddings. Absent if it computes none, or if the number is
+    unknown.
+    """
     tools: bool
     """Requests may have tools."""
     reasoning: bool
@@ -192,7 +201,15 @@ class ModelCapabilities(Message):
 
     @property
     def tasks(self) -> RepeatedScalarFieldContainer[ModelTask.ValueType]:
-        """What the model is served for."""
+        """The tasks of the model."""
+
+    @property
+    def prompt_names(self) -> RepeatedScalarFieldContainer[str]:
+        """The names of the prompts of `CreateEmbeddingsRequest.prompt_name`, in alphabetical order."""
+
+    @property
+    def labels(self) -> RepeatedScalarFieldContainer[str]:
+        """The names of the labels of a classifier, in the order of its scores."""
 
     @property
     def output_modalities(self) -> RepeatedScalarFieldContainer[Modality.ValueType]:
@@ -209,12 +226,17 @@ class ModelCapabilities(Message):
         max_logprobs: int | None = ...,
         is_batch_invariant: bool = ...,
         tasks: Iterable[ModelTask.ValueType] | None = ...,
+        embedding_dimensions: int | None = ...,
+        prompt_names: Iterable[str] | None = ...,
+        labels: Iterable[str] | None = ...,
         output_modalities: Iterable[Modality.ValueType] | None = ...,
         tools: bool = ...,
         reasoning: bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: Literal["_max_logprobs", b"_max_logprobs", "_reasoning", b"_reasoning", "max_logprobs", b"max_logprobs", "reasoning", b"reasoning"]) -> bool: ...
-    def ClearField(self, field_name: Literal["_max_logprobs", b"_max_logprobs", "_reasoning", b"_reasoning", "embeddings", b"embeddings", "input_modalities", b"input_modalities", "is_batch_invariant", b"is_batch_invariant", "max_logprobs", b"max_logprobs", "output_modalities", b"output_modalities", "reasoning", b"reasoning", "structured_outputs", b"structured_outputs", "tasks", b"tasks", "tokenization", b"tokenization", "tools", b"tools", "unsupported_fields", b"unsupported_fields"]) -> None: ...
+    def HasField(self, field_name: Literal["_embedding_dimensions", b"_embedding_dimensions", "_max_logprobs", b"_max_logprobs", "_reasoning", b"_reasoning", "embedding_dimensions", b"embedding_dimensions", "max_logprobs", b"max_logprobs", "reasoning", b"reasoning"]) -> bool: ...
+    def ClearField(self, field_name: Literal["_embedding_dimensions", b"_embedding_dimensions", "_max_logprobs", b"_max_logprobs", "_reasoning", b"_reasoning", "embedding_dimensions", b"embedding_dimensions", "embeddings", b"embeddings", "input_modalities", b"input_modalities", "is_batch_invariant", b"is_batch_invariant", "labels", b"labels", "max_logprobs", b"max_logprobs", "output_modalities", b"output_modalities", "prompt_names", b"prompt_names", "reasoning", b"reasoning", "structured_outputs", b"structured_outputs", "tasks", b"tasks", "tokenization", b"tokenization", "tools", b"tools", "unsupported_fields", b"unsupported_fields"]) -> None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_embedding_dimensions", b"_embedding_dimensions"]) -> Literal["embedding_dimensions"] | None: ...
     @overload
     def WhichOneof(self, oneof_group: Literal["_max_logprobs", b"_max_logprobs"]) -> Literal["max_logprobs"] | None: ...
     @overload

@@ -1,5 +1,7 @@
 """Converts a served model to a protobuf message."""
 
+from collections.abc import Iterator
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatrpc.v1 import chat_pb2, model_service_pb2
@@ -31,13 +33,6 @@ def _max_output_tokens(card: ModelCard) -> int:
     return longest if card.max_output_tokens is None else min(longest, card.max_output_tokens)
 
 
-def _tasks(model: ServedModel) -> list[model_service_pb2.ModelTask.ValueType]:
-    tasks = [model_service_pb2.MODEL_TASK_GENERATE]
-    if model.embeddings is not None:
-        tasks.append(model_service_pb2.MODEL_TASK_EMBED)
-    return tasks
-
-
 def _capabilities(model: ServedModel) -> model_service_pb2.ModelCapabilities:
     spec = model.backend.spec
     most_logprobs = spec.most_logprobs(int(LIMITS["ChatCompletionParams.top_logprobs"].maximum))
@@ -57,3 +52,9 @@ def _capabilities(model: ServedModel) -> model_service_pb2.ModelCapabilities:
         tools="tools" not in spec.unsupported_fields,
         reasoning=spec.has_reasoning,
     )
+
+
+def _tasks(model: ServedModel) -> Iterator[model_service_pb2.ModelTask.ValueType]:
+    yield model_service_pb2.MODEL_TASK_GENERATE
+    if model.embeddings is not None:
+        yield model_service_pb2.MODEL_TASK_EMBED
