@@ -10,6 +10,7 @@ from gateway_http.protocol import (
     anthropic,
     completion,
     embeddings,
+    metadata,
     request,
     response,
     responses,
@@ -39,14 +40,15 @@ _CALL = (*_WITH_KEY, 429, 504)
 _BODY = (*_CALL, 404, 413, 415)
 
 _READINESS = "Readiness probe: 200 if the service can be reached and is ready."
+_READINESS_PATHS = ("readyz", "ready", "health", "ping", "health/ready")
 _LIVENESS = "Liveness probe: 200 if the gateway runs."
 
 
-def _probe(name: str, handler: Handler, summary: str) -> Endpoint:
+def _probe(path: str, handler: Handler, summary: str) -> Endpoint:
     return Endpoint(
-        name=name,
+        name=path.replace("/", "_"),
         method="GET",
-        path=f"/{name}",
+        path=f"/{path}",
         summary=summary,
         tag="Operate",
         handler=handler,
@@ -165,6 +167,16 @@ ENDPOINTS = (
         errors=(*_CALL, 404),
     ),
     Endpoint(
+        name="metadata",
+        method="GET",
+        path="/metadata",
+        summary="Return the version of the gateway and its models, in NVIDIA NIM's form.",
+        tag="Models",
+        handler=models.metadata,
+        response=metadata.DeploymentMetadata,
+        errors=_CALL,
+    ),
+    Endpoint(
         name="tokenize",
         method="POST",
         path="/tokenize",
@@ -186,8 +198,8 @@ ENDPOINTS = (
         body=tokens.DetokenizeRequest,
         errors=_BODY,
     ),
-    *(_probe(name, probes.readyz, _READINESS) for name in ("readyz", "ready", "health", "ping")),
-    *(_probe(name, probes.healthz, _LIVENESS) for name in ("healthz", "live")),
+    *(_probe(path, probes.readyz, _READINESS) for path in _READINESS_PATHS),
+    *(_probe(path, probes.healthz, _LIVENESS) for path in ("healthz", "live", "health/live")),
     Endpoint(
         name="metrics",
         method="GET",
