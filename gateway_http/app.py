@@ -31,6 +31,7 @@ from gateway_http.http.host_check import HostCheck
 from gateway_http.http.request_log import RequestLog
 from gateway_http.metrics import Metrics
 from gateway_http.protocol.error import ApiError
+from gateway_http.response_store import ResponseStore
 from gateway_http.upstream.connection import Connection, read_tls, tls_validities
 from gateway_http.upstream.registry import Entry, WholeService
 from gateway_http.upstream.registry_file import RegistryFile
@@ -67,7 +68,8 @@ def build_app(settings: Settings, environment: Environment | None = None) -> Sta
     - `identity`: the server's certificate; None without TLS.
 
     Raises:
-        ConfigError: The registry or a file of keys or certificates cannot be read.
+        ConfigError: The registry or a file of keys or certificates cannot be read, or the store of
+            responses cannot be used.
     """
     environment = environment or Environment()
     metrics, draining, stopping = Metrics(), asyncio.Event(), asyncio.Event()
@@ -85,6 +87,7 @@ def build_app(settings: Settings, environment: Environment | None = None) -> Sta
     metrics.registry.register(
         ReloadMetrics(keys, upstream_secret, registry, identity=identity, others=validities)
     )
+    store = _response_store(settings)
     endpoints = tuple(environment.endpoints)
     has_guard = keys is not None or identity is not None
     app = Starlette(
@@ -111,6 +114,7 @@ def build_app(settings: Settings, environment: Environment | None = None) -> Sta
             [_whole_service(settings)] if registry is None else registry.entries,
             metrics,
             bodies,
+            store,
             registry,
             lambda: watching(keys, upstream_secret, identity, poll_s=environment.poll_s),
         ),
@@ -119,6 +123,7 @@ def build_app(settings: Settings, environment: Environment | None = None) -> Sta
     app.state.metrics = metrics
     app.state.endpoints = endpoints
     app.state.bodies = bodies
+    app.state.response_store = store
     app.state.upstream_secret = upstream_secret
     app.state.stopping = stopping
     app.state.draining = draining
@@ -210,6 +215,16 @@ def _upstream_validities(
     return lambda: validities
 
 
+def _response_store(settings: Settings) -> ResponseStore | None:
+    if settings.response_store is None:
+        return None
+    return ResponseStore(
+        settings.response_store,
+        settings.response_store_max_bytes,
+        settings.response_store_max_age_s,
+    )
+
+
 def _watched(load: Callable[[Path], _Content], path: Path | None) -> Watched[_Content] | None:
     return None if path is None else Watched(lambda: load(path), path)
 
@@ -218,6 +233,7 @@ def _lifespan(
     entries: Sequence[Entry],
     metrics: Metrics,
     bodies: Bodies,
+    store: ResponseStore | None,
     registry: RegistryFile | None,
     watching_files: Callable[[], AbstractAsyncContextManager[None]],
 ) -> Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]:
@@ -232,6 +248,8 @@ def _lifespan(
                 for task in adopting:
                     task.cancel()
                 bodies.close()
+                if store is not None:
+                    store.close()
                 await router.close()
 
     return lifespan

@@ -1,5 +1,6 @@
 """Converts chat completions to the responses and the events of OpenAI's Responses API."""
 
+import secrets
 import time
 
 import msgspec
@@ -79,7 +80,7 @@ class ResponseEvents:
         self._request = request
         tools = request.tools or ()
         self._custom = {tool.name for tool in tools if isinstance(tool, ResponseCustomTool)}
-        self._suffix = ""
+        self._suffix = secrets.token_hex(12)
         self._num_events = 0
         self._finish_reason = chat_pb2.FINISH_REASON_STOP
         self._usage = chat_pb2.Usage()
@@ -95,7 +96,6 @@ class ResponseEvents:
             model: The name of its model for clients. Only that of the first chunk is used.
         """
         if chunk.id:
-            self._suffix = chunk.id.removeprefix("chatcmpl-")
             created_s = chunk.create_time.seconds
             self.response = _new_response(self._request, self._suffix, created_s, model)
         if chunk.HasField("usage"):
@@ -237,7 +237,7 @@ def _new_response(
         prompt_cache_key=request.prompt_cache_key,
         reasoning=request.reasoning or ReasoningOptions(),
         safety_identifier=request.safety_identifier,
-        store=False,
+        store=bool(request.store),
         temperature=request.temperature,
         text=_text_options(request.text),
         tool_choice=request.tool_choice or "auto",

@@ -1,6 +1,7 @@
 """A service and a gateway that require keys serve only probes without one."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
@@ -162,8 +163,14 @@ BODIES = {
     "tokenize": {"model": "fake", "prompt": "hi"},
     "detokenize": {"model": "fake", "tokens": [1]},
 }
-# Requests that the model does not support. They are rejected after the key was accepted.
-HTTP_UNSUPPORTED = {"create_embeddings"}
+# Requests that are rejected after the key was accepted: the model does not support them, or the
+# response does not exist.
+HTTP_REJECTED = {
+    "create_embeddings": 400,
+    "retrieve_response": 404,
+    "delete_response": 404,
+    "list_input_items": 404,
+}
 
 
 @pytest.mark.parametrize("prefix", ["/v1", ""])
@@ -171,11 +178,11 @@ HTTP_UNSUPPORTED = {"create_embeddings"}
 async def test_http_routes_except_operations_require_a_key(
     http: httpx.AsyncClient, endpoint: Endpoint, prefix: str
 ) -> None:
-    path = prefix + endpoint.path.replace("{model_id}", "fake")
+    path = prefix + re.sub(r"{\w+}", "fake", endpoint.path)
     sent = BODIES.get(endpoint.name)
     for headers in ([("authorization", f"Bearer {KEY}")], [("x-api-key", KEY)]):
         response = await http.request(endpoint.method, path, json=sent, headers=headers)
-        assert response.status_code == (400 if endpoint.name in HTTP_UNSUPPORTED else 200)
+        assert response.status_code == HTTP_REJECTED.get(endpoint.name, 200)
     for label, wrong in HTTP_WRONG.items():
         raw = [(name.encode(), value.encode("latin-1")) for name, value in wrong]
         response = await http.request(endpoint.method, path, json=sent, headers=raw)
