@@ -63,6 +63,17 @@ _ONLY_GRPC = {
     "GetModelRequest.id": "HTTP: in the path.",
     "GetModelResponse.model": "HTTP: the body.",
     "Model.aliases": "HTTP: not returned, since OpenAI's form has no such field.",
+    "CreateEmbeddingsRequest.prompt_name": "HTTP: the model's default prompt.",
+    "CreateEmbeddingsRequest.truncation": "HTTP: not offered.",
+    "CreateEmbeddingsRequest.normalize": "HTTP: not offered.",
+    "CreateEmbeddingsRequest.add_special_tokens": "HTTP: not offered.",
+    "CreateEmbeddingsRequest.priority": "HTTP: not offered.",
+    "Truncation.side": "HTTP: not offered.",
+    "Truncation.max_tokens": "HTTP: not offered.",
+    "ModelCapabilities.tasks": "HTTP: not returned.",
+    "ModelCapabilities.embedding_dimensions": "HTTP: not returned.",
+    "ModelCapabilities.prompt_names": "HTTP: not returned.",
+    "ModelCapabilities.labels": "HTTP: not returned.",
     "Conversation.prompt": "HTTP: its fields are fields of the request.",
 }
 

@@ -6,7 +6,15 @@ made from it. A new endpoint is a row here, and its handler in `routes`.
 
 from gateway_http.http.api_style import ANTHROPIC
 from gateway_http.http.endpoint import Endpoint, Handler
-from gateway_http.protocol import anthropic, completion, embeddings, request, response, tokens
+from gateway_http.protocol import (
+    anthropic,
+    completion,
+    embeddings,
+    metadata,
+    request,
+    response,
+    tokens,
+)
 from gateway_http.routes import (
     anthropic_messages,
     chat,
@@ -29,14 +37,15 @@ _CALL = (*_WITH_KEY, 429, 504)
 _BODY = (*_CALL, 404, 413, 415)
 
 _READINESS = "Readiness probe: 200 if the service can be reached and is ready."
+_READINESS_PATHS = ("readyz", "ready", "health", "ping", "health/ready")
 _LIVENESS = "Liveness probe: 200 if the gateway runs."
 
 
-def _probe(name: str, handler: Handler, summary: str) -> Endpoint:
+def _probe(path: str, handler: Handler, summary: str) -> Endpoint:
     return Endpoint(
-        name=name,
+        name=path.replace("/", "_"),
         method="GET",
-        path=f"/{name}",
+        path=f"/{path}",
         summary=summary,
         tag="Operate",
         handler=handler,
@@ -130,6 +139,16 @@ ENDPOINTS = (
         errors=(*_CALL, 404),
     ),
     Endpoint(
+        name="metadata",
+        method="GET",
+        path="/metadata",
+        summary="Return the version of the gateway and its models, in NVIDIA NIM's form.",
+        tag="Models",
+        handler=models.metadata,
+        response=metadata.DeploymentMetadata,
+        errors=_CALL,
+    ),
+    Endpoint(
         name="tokenize",
         method="POST",
         path="/tokenize",
@@ -151,8 +170,8 @@ ENDPOINTS = (
         body=tokens.DetokenizeRequest,
         errors=_BODY,
     ),
-    *(_probe(name, probes.readyz, _READINESS) for name in ("readyz", "ready", "health", "ping")),
-    *(_probe(name, probes.healthz, _LIVENESS) for name in ("healthz", "live")),
+    *(_probe(path, probes.readyz, _READINESS) for path in _READINESS_PATHS),
+    *(_probe(path, probes.healthz, _LIVENESS) for path in ("healthz", "live", "health/live")),
     Endpoint(
         name="metrics",
         method="GET",

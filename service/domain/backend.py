@@ -45,6 +45,8 @@ class ModelSpec:
         max_logprobs: Maximum number of alternatives to a token's log probability; None if the model
             has no limit of its own.
         is_batch_invariant: True if the output of a request does not depend on other requests.
+        has_reasoning: True if the model reasons, and its reasoning is separated from the content;
+            None if it is unknown.
     """
 
     max_model_len: int
@@ -56,6 +58,7 @@ class ModelSpec:
     unsupported_fields: frozenset[str] = frozenset()
     max_logprobs: int | None = None
     is_batch_invariant: bool = False
+    has_reasoning: bool | None = None
 
     def most_logprobs(self, limit: int) -> int:
         """Return `max_logprobs`, or `limit` if that is lower."""

@@ -179,6 +179,7 @@ def _load_on_device(options: EngineOptions, device: torch.device) -> tuple[Engin
         runner,
         max_model_len,
         is_batch_invariant=isinstance(finished, Decoder) and finished.is_batch_invariant,
+        quantization=model.quantization,
     )
     return core, max_model_len
 

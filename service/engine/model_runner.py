@@ -104,6 +104,12 @@ class LoadedModel:
     quantization_loss: QuantizationLoss | None = None
 
     @property
+    def quantization(self) -> str:
+        """The precision of the weights; see `service.domain.engine.EngineCapabilities`."""
+        name = self.description.get("quantization", "none")
+        return self.description.get("dtype", "") if name == "none" else name
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of one token's keys and values in all layers."""
         return sum(shape.bytes_per_token for shape in self.kv_shapes)

@@ -17,7 +17,7 @@ from service.domain.backend import (
     TextDelta,
 )
 from service.domain.engine import Caller, TokenOutput, count_logprobs
-from service.domain.model import LocalModel, Tokenizer
+from service.domain.model import LocalModel, ReasoningFormat, Tokenizer
 from service.generation.merged_streams import MergedStreams
 from service.generation.preparation import Preparation, prepare
 from service.generation.request_fields import RESPONSE_FORMATS, unsupported_fields
@@ -56,6 +56,7 @@ class LocalBackend:
             unsupported_fields=self._unsupported_fields,
             max_logprobs=capabilities.max_logprobs,
             is_batch_invariant=capabilities.is_batch_invariant,
+            has_reasoning=model.formats.reasoning is not ReasoningFormat.NONE,
         )
 
     @property

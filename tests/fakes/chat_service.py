@@ -368,7 +368,13 @@ def model(model_id: str = MODEL, aliases: tuple[str, ...] = ()) -> model_service
             structured_outputs=True,
             max_logprobs=5,
             is_batch_invariant=True,
+            tasks=[model_service_pb2.MODEL_TASK_GENERATE, model_service_pb2.MODEL_TASK_EMBED],
+            output_modalities=[chat_pb2.MODALITY_TEXT],
+            tools=True,
+            reasoning=False,
         ),
+        max_output_tokens=2047,
+        quantization="int8",
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from chatrpc.v1 import (
     chat_service_pb2,
+    classification_service_pb2,
     completion_service_pb2,
     embedding_service_pb2,
     model_service_pb2,
@@ -83,6 +84,17 @@ def _generation(file: ModuleType, method: str, operation: str) -> Rpc:
     )
 
 
+def _pooling(file: ModuleType, method: str, operation: str, input_field: str) -> Rpc:
+    """Return the row of an RPC whose input is computed and that generates nothing."""
+    return _rpc(
+        file,
+        method,
+        lambda request: request.model,
+        operation=operation,
+        input_field=input_field,
+    )
+
+
 def _rpc(
     file: ModuleType,
     method: str,
@@ -118,13 +130,10 @@ RPCS = (
     _generation(chat_service_pb2, "StreamChatCompletion", "chat"),
     _generation(completion_service_pb2, "CreateCompletion", "text_completion"),
     _generation(completion_service_pb2, "StreamCompletion", "text_completion"),
-    _rpc(
-        embedding_service_pb2,
-        "CreateEmbeddings",
-        lambda request: request.model,
-        operation="embeddings",
-        input_field="input",
-    ),
+    _pooling(embedding_service_pb2, "CreateEmbeddings", "embeddings", "input"),
+    _pooling(classification_service_pb2, "Classify", "classify", "input"),
+    _pooling(classification_service_pb2, "Score", "score", "pairs"),
+    _pooling(classification_service_pb2, "Rerank", "rerank", "documents"),
     _rpc(model_service_pb2, "ListModels", lambda _: "", is_limited=False),
     _rpc(model_service_pb2, "GetModel", lambda request: request.id, is_limited=False),
     _rpc(model_service_pb2, "Tokenize", lambda request: request.model),
