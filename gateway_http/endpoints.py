@@ -4,7 +4,7 @@ The application's routes, the open paths, the labels of metrics and the OpenAPI 
 made from it. A new endpoint is a row here, and its handler in `routes`.
 """
 
-from gateway_http.http.api_style import ANTHROPIC
+from gateway_http.http.api_style import ANTHROPIC, RESPONSES
 from gateway_http.http.endpoint import Endpoint, Handler
 from gateway_http.protocol import (
     anthropic,
@@ -13,6 +13,8 @@ from gateway_http.protocol import (
     metadata,
     request,
     response,
+    responses,
+    responses_request,
     tokens,
 )
 from gateway_http.routes import (
@@ -25,6 +27,7 @@ from gateway_http.routes import (
     probes,
 )
 from gateway_http.routes import embeddings as embedding_routes
+from gateway_http.routes import responses as response_routes
 from gateway_http.routes import tokens as token_routes
 
 # Statuses of every endpoint. The head is invalid, too large or too slow, the host is not allowed,
@@ -81,6 +84,31 @@ ENDPOINTS = (
         body=completion.CompletionRequest,
         events=(completion.Completion,),
         errors=_BODY,
+    ),
+    Endpoint(
+        name="create_response",
+        method="POST",
+        path="/responses",
+        summary="Generate a response, in the form of OpenAI's Responses API.",
+        tag="Generate",
+        handler=response_routes.create_response,
+        response=responses.ResponseObject,
+        body=responses_request.ResponsesRequest,
+        events=responses.EVENTS,
+        errors=_BODY,
+        style=RESPONSES,
+    ),
+    Endpoint(
+        name="count_input_tokens",
+        method="POST",
+        path="/responses/input_tokens",
+        summary="Count the tokens of a response's input.",
+        tag="Tokens",
+        handler=response_routes.count_input_tokens,
+        response=responses.InputTokenCount,
+        body=responses_request.InputTokensRequest,
+        errors=_BODY,
+        style=RESPONSES,
     ),
     Endpoint(
         name="create_message",

@@ -154,6 +154,8 @@ HTTP_OPEN = {"Operate"}
 BODIES = {
     "create_chat_completion": body(),
     "create_completion": {"model": "fake", "prompt": "hi"},
+    "create_response": {"model": "fake", "input": "hi"},
+    "count_input_tokens": {"model": "fake", "input": "hi"},
     "create_message": body(),
     "count_message_tokens": {"model": "fake", "messages": [{"role": "user", "content": "hi"}]},
     "create_embeddings": {"model": "fake", "input": "hi"},

@@ -149,3 +149,105 @@ MESSAGES: list[dict[str, Any]] = [
         ]
     },
 ]
+
+# Bodies of OpenAI's Responses API, without what every body has.
+RESPONSES: list[dict[str, Any]] = [
+    {
+        "instructions": "Be brief.",
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "top_k": 5,
+        "min_p": 0.5,
+        "presence_penalty": 1,
+        "frequency_penalty": 1,
+        "repetition_penalty": 1.5,
+        "seed": 5,
+        "stop": ["x"],
+        "priority": 1,
+        "cache_salt": "s",
+        "chat_template_kwargs": {"a": 1},
+        "max_output_tokens": 5,
+        "top_logprobs": 1,
+        "include": ["message.output_text.logprobs"],
+        "reasoning": {"effort": "low", "summary": "auto"},
+        "text": {
+            "verbosity": "low",
+            "format": {
+                "type": "json_schema",
+                "name": "s",
+                "description": "d",
+                "schema": {"a": 1},
+                "strict": True,
+            },
+        },
+        "metadata": {"a": "b"},
+        "user": "u",
+        "safety_identifier": "i",
+        "prompt_cache_key": "k",
+        "service_tier": "auto",
+    },
+    {
+        "tools": [
+            {
+                "type": "function",
+                "name": "f",
+                "description": "d",
+                "parameters": {"a": 1},
+                "strict": True,
+            },
+            {
+                "type": "custom",
+                "name": "g",
+                "description": "d",
+                "format": {"type": "grammar", "syntax": "regex", "definition": "a+"},
+            },
+        ],
+        "tool_choice": {
+            "type": "allowed_tools",
+            "mode": "auto",
+            "tools": [{"type": "function", "name": "f"}],
+        },
+        "parallel_tool_calls": False,
+    },
+    {
+        "tools": [{"type": "function", "name": "f"}],
+        "tool_choice": {"type": "function", "name": "f"},
+    },
+    {"tools": [{"type": "custom", "name": "g"}], "tool_choice": {"type": "custom", "name": "g"}},
+    {"tools": [{"type": "custom", "name": "g"}], "tool_choice": "required"},
+    {
+        "input": [
+            {
+                "type": "message",
+                "role": "user",
+                "content": [
+                    {"type": "input_text", "text": "t"},
+                    {"type": "input_image", "image_url": "https://a/b.png", "detail": "low"},
+                    {"type": "input_file", "file_id": "i", "filename": "n"},
+                    {"type": "input_file", "file_data": DATA},
+                ],
+            },
+            {
+                "type": "reasoning",
+                "summary": [{"type": "summary_text", "text": "Hm."}],
+                "content": [{"type": "reasoning_text", "text": "Hmm."}],
+            },
+            {
+                "type": "reasoning",
+                "summary": [{"type": "summary_text", "text": "Hm."}],
+            },
+            {
+                "type": "message",
+                "role": "assistant",
+                "content": [
+                    {"type": "output_text", "text": "t", "annotations": []},
+                    {"type": "refusal", "refusal": "no"},
+                ],
+            },
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "custom_tool_call", "call_id": "d", "name": "g", "input": "a"},
+            {"type": "function_call_output", "call_id": "c", "output": "1"},
+            {"type": "custom_tool_call_output", "call_id": "d", "output": "2"},
+        ]
+    },
+]

@@ -24,20 +24,41 @@ from gateway_http.convert import (
     completions,
     embeddings,
     requests,
+    responses_requests,
     tokens,
 )
-from gateway_http.protocol import anthropic, completion, error, request, response, sampling
+from gateway_http.protocol import (
+    anthropic,
+    completion,
+    error,
+    request,
+    response,
+    responses,
+    responses_request,
+    sampling,
+)
 from gateway_http.protocol import embeddings as embedding_types
 from gateway_http.protocol import tokens as token_types
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.params import param_of
-from tests.gateway_http.sample_bodies import CHAT, CONVERSATION, HI, MESSAGES, TEXT, TOOL
+from tests.gateway_http.sample_bodies import CHAT, CONVERSATION, HI, MESSAGES, RESPONSES, TEXT, TOOL
 
 ROWS = parity.rows()
 # All pairs of an HTTP field and one of its proto fields.
 PAIRS = [(row.http, wire) for row in ROWS if row.http for wire in row.field.proto_fields]
 
-STRUCTS = (request, sampling, completion, embedding_types, token_types, anthropic, response, error)
+STRUCTS = (
+    request,
+    sampling,
+    completion,
+    embedding_types,
+    token_types,
+    anthropic,
+    response,
+    responses_request,
+    responses,
+    error,
+)
 PROTOS = (
     chat_pb2,
     chat_service_pb2,
@@ -56,6 +77,12 @@ PARTS_OF_OTHERS = {
     "UnsupportedParameters",
     "UnsupportedEmbeddingParameters",
     "UnsupportedMessageParameters",
+    "ResponsePart",
+    "InputItem",
+    "CallOutputItem",
+    "ResponsePrompt",
+    "UnsupportedResponseParameters",
+    "ResponseEvent",
 }
 # The fields of these structs are listed once.
 SHARED = (sampling.SamplingParameters, sampling.GenerationRequest)
@@ -69,6 +96,7 @@ def own_structs(module: ModuleType) -> dict[str, type[msgspec.Struct]]:
         and issubclass(kind, msgspec.Struct)
         and kind.__module__ == module.__name__
         and name not in PARTS_OF_OTHERS
+        and not name.startswith("_")
     }
 
 
@@ -181,6 +209,10 @@ def cases() -> Iterator[Case]:
         body = {"model": "m", "max_tokens": 5, "messages": [HI]} | fields
         yield anthropic.MessagesRequest, body, with_model(anthropic_requests.params)
 
+    for fields in RESPONSES:
+        body = {"model": "m", "input": "x"} | fields
+        yield responses_request.ResponsesRequest, body, with_model(responses_requests.params)
+
     inputs: tuple[Any, ...] = ("a", ["a", "b"], [1, 2], [[1], [2]])
     for each in inputs:
         wanted = {"model": "m", "input": each, "dimensions": 2, "user": "u"}
@@ -252,6 +284,7 @@ def test_cases_have_every_field_of_requests_that_has_a_proto_field() -> None:
         for kind, name in NAMES.items()
         if kind.__module__ in {request.__name__, sampling.__name__}
     } | {"CompletionRequest", "EmbeddingsRequest", "TokenizeRequest", "MessagesRequest"}
+    requests_of_ours |= {"ResponsesRequest", "TextOptions", "ReasoningOptions"}
     assert {http for http, _ in PAIRS if http.split(".")[0] in requests_of_ours} <= ASKED
 
 
