@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.domain.sampling import SamplingParams
-from service.engine.native.sampler import MAX_VOCAB_SIZE, NativeSamplerBatch
+from service.engine.native.sampler import MAX_VOCAB_SIZE, SamplingColumns
+from service.engine.native.sampler import sample as sample_by_kernels
 from service.engine.vocab_blocks import BLOCK, as_blocks, gather_block, top_in_order
 
 # Number of rows computed at once on a CPU. 8 rows of 49152 numbers are 1.6 MB: they fit into a
@@ -73,25 +74,6 @@ class _Group:
     @property
     def is_adjacent(self) -> bool:
         return self.rows[-1] - self.rows[0] + 1 == len(self.rows)
-
-
-def sampler_batch(
-    params: Sequence[SamplingParams],
-    draws: Sequence[float],
-    logits: Tensor,
-    library: ctypes.CDLL | None,
-) -> "SamplerBatch | NativeSamplerBatch":
-    """Return the sampler of the rows of a step.
-
-    Args:
-        params: The sampling parameters of each row.
-        draws: A uniform draw from [0, 1) for each row.
-        logits: The tensor that is sampled from later, for its shape and its device.
-        library: The native kernels, for logits on a CPU; None to use torch.
-    """
-    if library is None or logits.shape[-1] > MAX_VOCAB_SIZE:
-        return SamplerBatch(params, draws, logits.device)
-    return NativeSamplerBatch(library, params, draws)
 
 
 class SamplerBatch:
@@ -155,6 +137,61 @@ class SamplerBatch:
         if order is not None:
             chosen = torch.empty_like(chosen).index_copy_(0, order, chosen)
         return chosen.clamp_(max=logits.shape[-1] - 1)  # with NaNs the index can be in the padding
+
+
+class NativeSamplerBatch:
+    """A `SamplerBatch` of logits on a CPU, by the native kernels.
+
+    Args:
+        library: The native kernels.
+        params: The sampling parameters of each row.
+        draws: A uniform draw from [0, 1) for each row. Greedy rows do not use it.
+
+    Attributes:
+        arrays: Nothing, because there is no device to copy the parameters to.
+    """
+
+    arrays: Sequence[NDArray[Any]] = ()
+
+    def __init__(
+        self, library: ctypes.CDLL, params: Sequence[SamplingParams], draws: Sequence[float]
+    ) -> None:
+        self._library = library
+        self._columns = SamplingColumns(
+            np.array([1.0 if p.is_greedy else p.temperature for p in params], dtype=np.float32),
+            np.array(draws, dtype=np.float64),
+            np.array([1 if p.is_greedy else p.top_k or _NO_TOP_K for p in params], dtype=np.int64),
+            np.array([p.top_p for p in params], dtype=np.float32),
+            np.array([p.min_p for p in params], dtype=np.float32),
+        )
+
+    def sample(self, logits: Tensor, arrays: Sequence[Tensor] = ()) -> Tensor:  # noqa: ARG002
+        """Sample one token for each row. See `SamplerBatch.sample`.
+
+        Args:
+            logits: [B, vocab_size], float32, contiguous.
+            arrays: Not used.
+        """
+        return sample_by_kernels(self._library, self._columns, logits)
+
+
+def sampler_batch(
+    params: Sequence[SamplingParams],
+    draws: Sequence[float],
+    logits: Tensor,
+    library: ctypes.CDLL | None,
+) -> SamplerBatch | NativeSamplerBatch:
+    """Return the sampler of the rows of a step.
+
+    Args:
+        params: The sampling parameters of each row.
+        draws: A uniform draw from [0, 1) for each row.
+        logits: The tensor that is sampled from later, for its shape and its device.
+        library: The native kernels, for logits on a CPU; None to use torch.
+    """
+    if library is None or logits.shape[-1] > MAX_VOCAB_SIZE:
+        return SamplerBatch(params, draws, logits.device)
+    return NativeSamplerBatch(library, params, draws)
 
 
 def _chooser(p: SamplingParams, *, is_cpu: bool) -> _Chooser:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from service.domain.sampling import SamplingParams
 from service.engine.native.build import load_library
-from service.engine.native.sampler import MAX_VOCAB_SIZE, NativeSamplerBatch
-from service.engine.sampler import SamplerBatch, sampler_batch
+from service.engine.native.sampler import MAX_VOCAB_SIZE
+from service.engine.sampler import NativeSamplerBatch, SamplerBatch, sampler_batch
 from tests.support.native_kernels import loaded
 
 CPU = torch.device("cpu")
