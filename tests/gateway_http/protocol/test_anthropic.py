@@ -8,7 +8,6 @@ from anthropic.types import (
     MessageDeltaUsage,
     RawMessageStreamEvent,
     Usage,
-    beta,
     message_count_tokens_params,
     message_create_params,
 )
@@ -17,7 +16,7 @@ from msgspec import Struct
 from gateway_http.protocol import anthropic
 
 # Headers, which the SDK has as parameters, too.
-_HEADERS = {"workspace_id", "user_profile_id", "betas"}
+_HEADERS = {"workspace_id", "user_profile_id"}
 
 
 def fields(struct: type[Struct]) -> set[str]:
@@ -28,7 +27,6 @@ def fields(struct: type[Struct]) -> set[str]:
     ("struct", "params"),
     [
         (anthropic.MessagesRequest, message_create_params.MessageCreateParamsBase),
-        (anthropic.MessagesRequest, beta.message_create_params.MessageCreateParamsBase),
         (anthropic.CountTokensRequest, message_count_tokens_params.MessageCountTokensParams),
     ],
 )
