@@ -95,7 +95,7 @@ async def test_reference_is_replaced_by_its_item(
     )
     assert texts(service) == ["Hello world", "Two"]
     with pytest.raises(openai.BadRequestError) as caught:
-        await ai.responses.create(model=MODEL, input=[{"id": "msg_x"}])  # type: ignore[list-item]
+        await ai.responses.create(model=MODEL, input=[{"id": "msg_x"}])
     assert (caught.value.param, caught.value.code) == ("input[0].id", "item_not_found")
 
 
@@ -129,7 +129,7 @@ async def test_input_items_are_listed_in_pages(ai: openai.AsyncOpenAI) -> None:
     assert [item.id for item in ascending] == [item.id for item in reversed(page.data)]
     for fields in ({"limit": 0}, {"limit": 101}, {"after": "x"}, {"order": "up"}):
         with pytest.raises(openai.BadRequestError) as caught:
-            await ai.responses.input_items.list(created.id, **fields)  # type: ignore[arg-type]
+            await ai.responses.input_items.list(created.id, **fields)
         assert caught.value.param == next(iter(fields))
 
 
