@@ -13,7 +13,9 @@ from google.protobuf.message import Message
 
 from chatrpc.v1 import (
     chat_service_pb2,
+    classification_service_pb2,
     completion_service_pb2,
+    decision_service_pb2,
     embedding_service_pb2,
     model_service_pb2,
 )
@@ -140,6 +142,39 @@ CREATE_EMBEDDINGS = _rpc(
     model_of=lambda request: request.model,
     operation="embeddings",
 )
+CREATE_DECISION = _rpc(
+    decision_service_pb2,
+    "CreateDecision",
+    decision_service_pb2.CreateDecisionRequest,
+    decision_service_pb2.CreateDecisionResponse,
+    model_of=lambda request: request.model,
+    operation="decision",
+    affinity=affinity.DECISION,
+)
+CLASSIFY = _rpc(
+    classification_service_pb2,
+    "Classify",
+    classification_service_pb2.ClassifyRequest,
+    classification_service_pb2.ClassifyResponse,
+    model_of=lambda request: request.model,
+    operation="classify",
+)
+SCORE = _rpc(
+    classification_service_pb2,
+    "Score",
+    classification_service_pb2.ScoreRequest,
+    classification_service_pb2.ScoreResponse,
+    model_of=lambda request: request.model,
+    operation="score",
+)
+RERANK = _rpc(
+    classification_service_pb2,
+    "Rerank",
+    classification_service_pb2.RerankRequest,
+    classification_service_pb2.RerankResponse,
+    model_of=lambda request: request.model,
+    operation="rerank",
+)
 LIST_MODELS = _rpc(
     model_service_pb2,
     "ListModels",
@@ -175,6 +210,10 @@ RPCS: tuple[Rpc[Any, Any], ...] = (
     CREATE_COMPLETION,
     STREAM_COMPLETION,
     CREATE_EMBEDDINGS,
+    CREATE_DECISION,
+    CLASSIFY,
+    SCORE,
+    RERANK,
     LIST_MODELS,
     GET_MODEL,
     TOKENIZE,

@@ -10,7 +10,9 @@ from grpc_health.v1 import health_pb2_grpc
 
 from chatrpc.v1 import (
     chat_service_pb2_grpc,
+    classification_service_pb2_grpc,
     completion_service_pb2_grpc,
+    decision_service_pb2_grpc,
     embedding_service_pb2_grpc,
     model_service_pb2_grpc,
 )
@@ -24,7 +26,9 @@ from service.rpc.calls.rpcs import BY_PATH, SERVICE_NAMES, Rpc
 from service.rpc.calls.standard_services import StandardServiceInterceptor
 from service.rpc.calls.work_pools import WorkPools
 from service.rpc.chat_servicer import ChatServicer
+from service.rpc.classification_servicer import ClassificationServicer
 from service.rpc.completion_servicer import CompletionServicer
+from service.rpc.decision_servicer import DecisionServicer
 from service.rpc.embedding_servicer import EmbeddingServicer
 from service.rpc.generation_calls import GenerationCalls
 from service.rpc.model_servicer import ModelServicer
@@ -156,8 +160,14 @@ class Server:
         completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(
             CompletionServicer(generations), self._server
         )
+        decision_service_pb2_grpc.add_DecisionServiceServicer_to_server(
+            DecisionServicer(lifecycle, self._pools, request_timeout_s), self._server
+        )
         embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(
             EmbeddingServicer(lifecycle, self._pools, request_timeout_s), self._server
+        )
+        classification_service_pb2_grpc.add_ClassificationServiceServicer_to_server(
+            ClassificationServicer(lifecycle), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(lifecycle, self._pools, request_timeout_s), self._server

@@ -25,25 +25,29 @@ _sym_db = _symbol_database.Default()
 from chatrpc.v1 import completion_pb2 as chatrpc_dot_v1_dot_completion__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"chatrpc/v1/embedding_service.proto\x12\nchatrpc.v1\x1a\x1b\x63hatrpc/v1/completion.proto\"\xd5\x01\n\x17\x43reateEmbeddingsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x0btext_inputs\x18\x02 \x01(\x0b\x32\x16.chatrpc.v1.TextInputsH\x00\x12/\n\x0ctoken_inputs\x18\x03 \x01(\x0b\x32\x17.chatrpc.v1.TokenInputsH\x00\x12\x17\n\ndimensions\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04user\x18\x05 \x01(\tH\x02\x88\x01\x01\x42\x07\n\x05inputB\r\n\x0b_dimensionsB\x07\n\x05_user\"\x1b\n\nTextInputs\x12\r\n\x05texts\x18\x01 \x03(\t\"6\n\x0bTokenInputs\x12\'\n\ttoken_ids\x18\x01 \x03(\x0b\x32\x14.chatrpc.v1.TokenIds\"\x7f\n\x18\x43reateEmbeddingsResponse\x12)\n\nembeddings\x18\x01 \x03(\x0b\x32\x15.chatrpc.v1.Embedding\x12\r\n\x05model\x18\x02 \x01(\t\x12)\n\x05usage\x18\x03 \x01(\x0b\x32\x1a.chatrpc.v1.EmbeddingUsage\"*\n\tEmbedding\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x03(\x02\"\'\n\x0e\x45mbeddingUsage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r2q\n\x10\x45mbeddingService\x12]\n\x10\x43reateEmbeddings\x12#.chatrpc.v1.CreateEmbeddingsRequest\x1a$.chatrpc.v1.CreateEmbeddingsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"chatrpc/v1/embedding_service.proto\x12\nchatrpc.v1\x1a\x1b\x63hatrpc/v1/completion.proto\"\xad\x03\n\x17\x43reateEmbeddingsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x0btext_inputs\x18\x02 \x01(\x0b\x32\x16.chatrpc.v1.TextInputsH\x00\x12/\n\x0ctoken_inputs\x18\x03 \x01(\x0b\x32\x17.chatrpc.v1.TokenInputsH\x00\x12\x17\n\ndimensions\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04user\x18\x05 \x01(\tH\x02\x88\x01\x01\x12\x18\n\x0bprompt_name\x18\x06 \x01(\tH\x03\x88\x01\x01\x12*\n\ntruncation\x18\x07 \x01(\x0b\x32\x16.chatrpc.v1.Truncation\x12\x16\n\tnormalize\x18\x08 \x01(\x08H\x04\x88\x01\x01\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\t \x01(\x08H\x05\x88\x01\x01\x12\x15\n\x08priority\x18\n \x01(\x05H\x06\x88\x01\x01\x42\x07\n\x05inputB\r\n\x0b_dimensionsB\x07\n\x05_userB\x0e\n\x0c_prompt_nameB\x0c\n\n_normalizeB\x15\n\x13_add_special_tokensB\x0b\n\t_priority\"^\n\nTruncation\x12(\n\x04side\x18\x01 \x01(\x0e\x32\x1a.chatrpc.v1.TruncationSide\x12\x17\n\nmax_tokens\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_max_tokens\"\x1b\n\nTextInputs\x12\r\n\x05texts\x18\x01 \x03(\t\"6\n\x0bTokenInputs\x12\'\n\ttoken_ids\x18\x01 \x03(\x0b\x32\x14.chatrpc.v1.TokenIds\"\x7f\n\x18\x43reateEmbeddingsResponse\x12)\n\nembeddings\x18\x01 \x03(\x0b\x32\x15.chatrpc.v1.Embedding\x12\r\n\x05model\x18\x02 \x01(\t\x12)\n\x05usage\x18\x03 \x01(\x0b\x32\x1a.chatrpc.v1.EmbeddingUsage\"*\n\tEmbedding\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x03(\x02\"\'\n\x0e\x45mbeddingUsage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r*f\n\x0eTruncationSide\x12\x1f\n\x1bTRUNCATION_SIDE_UNSPECIFIED\x10\x00\x12\x18\n\x14TRUNCATION_SIDE_LEFT\x10\x01\x12\x19\n\x15TRUNCATION_SIDE_RIGHT\x10\x02\x32q\n\x10\x45mbeddingService\x12]\n\x10\x43reateEmbeddings\x12#.chatrpc.v1.CreateEmbeddingsRequest\x1a$.chatrpc.v1.CreateEmbeddingsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chatrpc.v1.embedding_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_TRUNCATIONSIDE']._serialized_start=906
+  _globals['_TRUNCATIONSIDE']._serialized_end=1008
   _globals['_CREATEEMBEDDINGSREQUEST']._serialized_start=80
-  _globals['_CREATEEMBEDDINGSREQUEST']._serialized_end=293
-  _globals['_TEXTINPUTS']._serialized_start=295
-  _globals['_TEXTINPUTS']._serialized_end=322
-  _globals['_TOKENINPUTS']._serialized_start=324
-  _globals['_TOKENINPUTS']._serialized_end=378
-  _globals['_CREATEEMBEDDINGSRESPONSE']._serialized_start=380
-  _globals['_CREATEEMBEDDINGSRESPONSE']._serialized_end=507
-  _globals['_EMBEDDING']._serialized_start=509
-  _globals['_EMBEDDING']._serialized_end=551
-  _globals['_EMBEDDINGUSAGE']._serialized_start=553
-  _globals['_EMBEDDINGUSAGE']._serialized_end=592
-  _globals['_EMBEDDINGSERVICE']._serialized_start=594
-  _globals['_EMBEDDINGSERVICE']._serialized_end=707
+  _globals['_CREATEEMBEDDINGSREQUEST']._serialized_end=509
+  _globals['_TRUNCATION']._serialized_start=511
+  _globals['_TRUNCATION']._serialized_end=605
+  _globals['_TEXTINPUTS']._serialized_start=607
+  _globals['_TEXTINPUTS']._serialized_end=634
+  _globals['_TOKENINPUTS']._serialized_start=636
+  _globals['_TOKENINPUTS']._serialized_end=690
+  _globals['_CREATEEMBEDDINGSRESPONSE']._serialized_start=692
+  _globals['_CREATEEMBEDDINGSRESPONSE']._serialized_end=819
+  _globals['_EMBEDDING']._serialized_start=821
+  _globals['_EMBEDDING']._serialized_end=863
+  _globals['_EMBEDDINGUSAGE']._serialized_start=865
+  _globals['_EMBEDDINGUSAGE']._serialized_end=904
+  _globals['_EMBEDDINGSERVICE']._serialized_start=1010
+  _globals['_EMBEDDINGSERVICE']._serialized_end=1123
 # @@protoc_insertion_point(module_scope)

@@ -3,11 +3,18 @@
 isort:skip_file
 """
 
+import sys
+
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
 from builtins import (
     bool,
     float,
     int,
     str,
+    type,
 )
 from chatrpc.v1.completion_pb2 import (
     TokenIds,
@@ -17,22 +24,50 @@ from collections.abc import (
 )
 from google.protobuf.descriptor import (
     Descriptor,
+    EnumDescriptor,
     FileDescriptor,
 )
 from google.protobuf.internal.containers import (
     RepeatedCompositeFieldContainer,
     RepeatedScalarFieldContainer,
 )
+from google.protobuf.internal.enum_type_wrapper import (
+    _EnumTypeWrapper,
+)
 from google.protobuf.message import (
     Message,
 )
 from typing import (
     Literal,
+    NewType,
     final,
     overload,
 )
 
 DESCRIPTOR: FileDescriptor
+
+class _TruncationSide:
+    ValueType = NewType("ValueType", int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _TruncationSideEnumTypeWrapper(_EnumTypeWrapper[_TruncationSide.ValueType], type):
+    DESCRIPTOR: EnumDescriptor
+    TRUNCATION_SIDE_UNSPECIFIED: _TruncationSide.ValueType  # 0
+    """The right."""
+    TRUNCATION_SIDE_LEFT: _TruncationSide.ValueType  # 1
+    """The start of the input."""
+    TRUNCATION_SIDE_RIGHT: _TruncationSide.ValueType  # 2
+    """The end of the input."""
+
+class TruncationSide(_TruncationSide, metaclass=_TruncationSideEnumTypeWrapper):
+    """A side of an input."""
+
+TRUNCATION_SIDE_UNSPECIFIED: TruncationSide.ValueType  # 0
+"""The right."""
+TRUNCATION_SIDE_LEFT: TruncationSide.ValueType  # 1
+"""The start of the input."""
+TRUNCATION_SIDE_RIGHT: TruncationSide.ValueType  # 2
+"""The end of the input."""
 
 @final
 class CreateEmbeddingsRequest(Message):
@@ -45,6 +80,11 @@ class CreateEmbeddingsRequest(Message):
     TOKEN_INPUTS_FIELD_NUMBER: int
     DIMENSIONS_FIELD_NUMBER: int
     USER_FIELD_NUMBER: int
+    PROMPT_NAME_FIELD_NUMBER: int
+    TRUNCATION_FIELD_NUMBER: int
+    NORMALIZE_FIELD_NUMBER: int
+    ADD_SPECIAL_TOKENS_FIELD_NUMBER: int
+    PRIORITY_FIELD_NUMBER: int
     model: str
     """Required. The id or an alias of a model."""
     dimensions: int
@@ -53,6 +93,18 @@ class CreateEmbeddingsRequest(Message):
     """
     user: str
     """An identifier of the end user, of at most 512 characters. Accepted, without effect on the output."""
+    prompt_name: str
+    """The name of a prompt of the model, such as `query`, of at most 64 characters. The prompt is put
+    before each text. Absent: the model's default prompt, if it has one. Rejected with token ids.
+    """
+    normalize: bool
+    """Scale each embedding to the length 1. Absent: as the model does."""
+    add_special_tokens: bool
+    """Put the model's own start and end tokens around a text. Absent: true."""
+    priority: int
+    """Among the requests of one caller, those with a lower value run first. Absent: 0, or the lowest
+    that the API key may set if that is higher.
+    """
     @property
     def text_inputs(self) -> TextInputs:
         """Texts."""
@@ -60,6 +112,10 @@ class CreateEmbeddingsRequest(Message):
     @property
     def token_inputs(self) -> TokenInputs:
         """Texts as token ids."""
+
+    @property
+    def truncation(self) -> Truncation:
+        """How inputs are shortened that have too many tokens. Absent: they are rejected."""
 
     def __init__(
         self,
@@ -69,15 +125,52 @@ class CreateEmbeddingsRequest(Message):
         token_inputs: TokenInputs | None = ...,
         dimensions: int | None = ...,
         user: str | None = ...,
+        prompt_name: str | None = ...,
+        truncation: Truncation | None = ...,
+        normalize: bool | None = ...,
+        add_special_tokens: bool | None = ...,
+        priority: int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: Literal["_dimensions", b"_dimensions", "_user", b"_user", "dimensions", b"dimensions", "input", b"input", "text_inputs", b"text_inputs", "token_inputs", b"token_inputs", "user", b"user"]) -> bool: ...
-    def ClearField(self, field_name: Literal["_dimensions", b"_dimensions", "_user", b"_user", "dimensions", b"dimensions", "input", b"input", "model", b"model", "text_inputs", b"text_inputs", "token_inputs", b"token_inputs", "user", b"user"]) -> None: ...
+    def HasField(self, field_name: Literal["_add_special_tokens", b"_add_special_tokens", "_dimensions", b"_dimensions", "_normalize", b"_normalize", "_priority", b"_priority", "_prompt_name", b"_prompt_name", "_user", b"_user", "add_special_tokens", b"add_special_tokens", "dimensions", b"dimensions", "input", b"input", "normalize", b"normalize", "priority", b"priority", "prompt_name", b"prompt_name", "text_inputs", b"text_inputs", "token_inputs", b"token_inputs", "truncation", b"truncation", "user", b"user"]) -> bool: ...
+    def ClearField(self, field_name: Literal["_add_special_tokens", b"_add_special_tokens", "_dimensions", b"_dimensions", "_normalize", b"_normalize", "_priority", b"_priority", "_prompt_name", b"_prompt_name", "_user", b"_user", "add_special_tokens", b"add_special_tokens", "dimensions", b"dimensions", "input", b"input", "model", b"model", "normalize", b"normalize", "priority", b"priority", "prompt_name", b"prompt_name", "text_inputs", b"text_inputs", "token_inputs", b"token_inputs", "truncation", b"truncation", "user", b"user"]) -> None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_add_special_tokens", b"_add_special_tokens"]) -> Literal["add_special_tokens"] | None: ...
     @overload
     def WhichOneof(self, oneof_group: Literal["_dimensions", b"_dimensions"]) -> Literal["dimensions"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_normalize", b"_normalize"]) -> Literal["normalize"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_priority", b"_priority"]) -> Literal["priority"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_prompt_name", b"_prompt_name"]) -> Literal["prompt_name"] | None: ...
     @overload
     def WhichOneof(self, oneof_group: Literal["_user", b"_user"]) -> Literal["user"] | None: ...
     @overload
     def WhichOneof(self, oneof_group: Literal["input", b"input"]) -> Literal["text_inputs", "token_inputs"] | None: ...
+
+@final
+class Truncation(Message):
+    """How inputs are shortened that have too many tokens. The model's own start and end tokens remain."""
+
+    DESCRIPTOR: Descriptor
+
+    SIDE_FIELD_NUMBER: int
+    MAX_TOKENS_FIELD_NUMBER: int
+    side: TruncationSide.ValueType
+    """The side at which tokens are removed. Absent: the right."""
+    max_tokens: int
+    """The largest number of tokens of an input, with the model's own start and end tokens: at least 1.
+    Absent, or larger than the model's own: the model's own.
+    """
+    def __init__(
+        self,
+        *,
+        side: TruncationSide.ValueType = ...,
+        max_tokens: int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: Literal["_max_tokens", b"_max_tokens", "max_tokens", b"max_tokens"]) -> bool: ...
+    def ClearField(self, field_name: Literal["_max_tokens", b"_max_tokens", "max_tokens", b"max_tokens", "side", b"side"]) -> None: ...
+    def WhichOneof(self, oneof_group: Literal["_max_tokens", b"_max_tokens"]) -> Literal["max_tokens"] | None: ...
 
 @final
 class TextInputs(Message):

@@ -66,7 +66,8 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     """
     ERROR_REASON_UNSUPPORTED_METHOD: _ErrorReason.ValueType  # 15
     """The model's backend does not implement the method (UNIMPLEMENTED). A model without a tokenizer
-    does not support Tokenize and Detokenize, and only some models support CreateEmbeddings.
+    does not support Tokenize and Detokenize. A model that generates text supports the methods of
+    ChatService and CompletionService, and others those of EmbeddingService or ClassificationService.
     ErrorInfo.metadata: `model`.
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 20
@@ -144,7 +145,8 @@ act for others.
 """
 ERROR_REASON_UNSUPPORTED_METHOD: ErrorReason.ValueType  # 15
 """The model's backend does not implement the method (UNIMPLEMENTED). A model without a tokenizer
-does not support Tokenize and Detokenize, and only some models support CreateEmbeddings.
+does not support Tokenize and Detokenize. A model that generates text supports the methods of
+ChatService and CompletionService, and others those of EmbeddingService or ClassificationService.
 ErrorInfo.metadata: `model`.
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 20

@@ -62,6 +62,9 @@ _ALTERNATIVES = Limits(minimum=0, maximum=20)
 _STRINGS = Limits(max_size=64, element=Limits(min_size=1, max_size=256))
 _IDENTIFIER = Limits(max_size=512)
 _AT_LEAST_ONE = Limits(minimum=1)
+_NOT_EMPTY = Limits(min_size=1)
+_OPTION = Limits(min_size=1, max_size=256)
+_OPTIONS = Limits(min_size=2, max_size=255)
 
 # By message and field.
 LIMITS: Mapping[str, Limits] = {
@@ -104,8 +107,32 @@ LIMITS: Mapping[str, Limits] = {
     "DetokenizeRequest.token_ids": Limits(max_size=100_000),
     "CreateEmbeddingsRequest.dimensions": _AT_LEAST_ONE,
     "CreateEmbeddingsRequest.user": _IDENTIFIER,
+    "CreateEmbeddingsRequest.prompt_name": Limits(max_size=64),
+    "Truncation.max_tokens": _AT_LEAST_ONE,
     "TextInputs.texts": Limits(min_size=1, max_size=2048, element=Limits(min_size=1)),
     "TokenInputs.token_ids": Limits(min_size=1, max_size=2048),
+    "TextPairs.pairs": Limits(min_size=1, max_size=2048),
+    "TextPair.query": Limits(min_size=1),
+    "TextPair.document": Limits(min_size=1),
+    "ClassifyRequest.user": _IDENTIFIER,
+    "ScoreRequest.pairs": Limits(min_size=1, max_size=2048),
+    "ScoreRequest.user": _IDENTIFIER,
+    "RerankRequest.query": Limits(min_size=1),
+    "RerankRequest.documents": Limits(min_size=1, max_size=2048, element=Limits(min_size=1)),
+    "RerankRequest.top_n": _AT_LEAST_ONE,
+    "RerankRequest.max_tokens_per_document": _AT_LEAST_ONE,
+    "RerankRequest.user": _IDENTIFIER,
+    "CreateDecisionRequest.messages": Limits(min_size=1),
+    "CreateDecisionRequest.questions": Limits(min_size=1, max_size=400),
+    "CreateDecisionRequest.cache_salt": _IDENTIFIER,
+    "CreateDecisionRequest.safety_identifier": _IDENTIFIER,
+    "CreateDecisionRequest.prompt_cache_key": _IDENTIFIER,
+    "DecisionQuestion.name": _IDENTIFIER,
+    "DecisionQuestion.instructions": _NOT_EMPTY,
+    "ChoiceQuestion.choices": _OPTIONS,
+    "DecisionChoice.text": _OPTION,
+    "ScoreQuestion.levels": _OPTIONS,
+    "DecisionLevel.label": _OPTION,
     "CallerInfo.name": Limits(min_size=1, max_size=128),
     "CallerInfo.weight": Limits(minimum=1, maximum=100),
     "CallerInfo.cache_namespace": Limits(max_size=128),

@@ -3,11 +3,18 @@
 isort:skip_file
 """
 
+import sys
+
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
 from builtins import (
     bool,
     bytes,
     int,
     str,
+    type,
 )
 from chatrpc.v1.chat_pb2 import (
     ChatMessage,
@@ -21,11 +28,15 @@ from collections.abc import (
 )
 from google.protobuf.descriptor import (
     Descriptor,
+    EnumDescriptor,
     FileDescriptor,
 )
 from google.protobuf.internal.containers import (
     RepeatedCompositeFieldContainer,
     RepeatedScalarFieldContainer,
+)
+from google.protobuf.internal.enum_type_wrapper import (
+    _EnumTypeWrapper,
 )
 from google.protobuf.message import (
     Message,
@@ -35,11 +46,43 @@ from google.protobuf.timestamp_pb2 import (
 )
 from typing import (
     Literal,
+    NewType,
     final,
     overload,
 )
 
 DESCRIPTOR: FileDescriptor
+
+class _ModelTask:
+    ValueType = NewType("ValueType", int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ModelTaskEnumTypeWrapper(_EnumTypeWrapper[_ModelTask.ValueType], type):
+    DESCRIPTOR: EnumDescriptor
+    MODEL_TASK_UNSPECIFIED: _ModelTask.ValueType  # 0
+    """Unknown."""
+    MODEL_TASK_GENERATE: _ModelTask.ValueType  # 1
+    """Text: ChatService and CompletionService."""
+    MODEL_TASK_EMBED: _ModelTask.ValueType  # 2
+    """Embeddings: EmbeddingService."""
+    MODEL_TASK_CLASSIFY: _ModelTask.ValueType  # 3
+    """Scores of labels: `ClassificationService.Classify`."""
+    MODEL_TASK_SCORE: _ModelTask.ValueType  # 4
+    """Scores of pairs of texts: `ClassificationService.Score` and `ClassificationService.Rerank`."""
+
+class ModelTask(_ModelTask, metaclass=_ModelTaskEnumTypeWrapper):
+    """What a model computes."""
+
+MODEL_TASK_UNSPECIFIED: ModelTask.ValueType  # 0
+"""Unknown."""
+MODEL_TASK_GENERATE: ModelTask.ValueType  # 1
+"""Text: ChatService and CompletionService."""
+MODEL_TASK_EMBED: ModelTask.ValueType  # 2
+"""Embeddings: EmbeddingService."""
+MODEL_TASK_CLASSIFY: ModelTask.ValueType  # 3
+"""Scores of labels: `ClassificationService.Classify`."""
+MODEL_TASK_SCORE: ModelTask.ValueType  # 4
+"""Scores of pairs of texts: `ClassificationService.Score` and `ClassificationService.Rerank`."""
 
 @final
 class Model(Message):
@@ -55,6 +98,8 @@ class Model(Message):
     ROOT_FIELD_NUMBER: int
     ENGINE_FIELD_NUMBER: int
     CAPABILITIES_FIELD_NUMBER: int
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: int
+    QUANTIZATION_FIELD_NUMBER: int
     id: str
     """The id of the model."""
     owned_by: str
@@ -66,6 +111,12 @@ class Model(Message):
     engine: str
     """The engine that serves the model: `local`, `vllm`, `openai` for another service with OpenAI's API,
     or the name of an engine from another package.
+    """
+    max_output_tokens: int
+    """The largest number of tokens of an output."""
+    quantization: str
+    """The precision of the weights in computations: `float32`, `bfloat16`, `float16`, `int8`, `int4`, or the
+    method of a quantized checkpoint, such as `awq`. Empty if it is unknown.
     """
     @property
     def create_time(self) -> Timestamp:
@@ -90,9 +141,11 @@ class Model(Message):
         root: str = ...,
         engine: str = ...,
         capabilities: ModelCapabilities | None = ...,
+        max_output_tokens: int = ...,
+        quantization: str = ...,
     ) -> None: ...
     def HasField(self, field_name: Literal["capabilities", b"capabilities", "create_time", b"create_time"]) -> bool: ...
-    def ClearField(self, field_name: Literal["aliases", b"aliases", "capabilities", b"capabilities", "create_time", b"create_time", "engine", b"engine", "id", b"id", "max_model_len", b"max_model_len", "owned_by", b"owned_by", "root", b"root"]) -> None: ...
+    def ClearField(self, field_name: Literal["aliases", b"aliases", "capabilities", b"capabilities", "create_time", b"create_time", "engine", b"engine", "id", b"id", "max_model_len", b"max_model_len", "max_output_tokens", b"max_output_tokens", "owned_by", b"owned_by", "quantization", b"quantization", "root", b"root"]) -> None: ...
 
 @final
 class ModelCapabilities(Message):
@@ -107,6 +160,13 @@ class ModelCapabilities(Message):
     STRUCTURED_OUTPUTS_FIELD_NUMBER: int
     MAX_LOGPROBS_FIELD_NUMBER: int
     IS_BATCH_INVARIANT_FIELD_NUMBER: int
+    TASKS_FIELD_NUMBER: int
+    EMBEDDING_DIMENSIONS_FIELD_NUMBER: int
+    PROMPT_NAMES_FIELD_NUMBER: int
+    LABELS_FIELD_NUMBER: int
+    OUTPUT_MODALITIES_FIELD_NUMBER: int
+    TOOLS_FIELD_NUMBER: int
+    REASONING_FIELD_NUMBER: int
     embeddings: bool
     """Embeddings are served. If the engine is `openai`, the other service may still reject the requests."""
     tokenization: bool
@@ -121,6 +181,14 @@ class ModelCapabilities(Message):
     """
     is_batch_invariant: bool
     """Greedy requests, and requests with a seed, have the same output whatever other requests run."""
+    embedding_dimensions: int
+    """The number of dimensions of the model's embeddings. Absent if it computes none, or if the number is
+    unknown.
+    """
+    tools: bool
+    """Requests may have tools."""
+    reasoning: bool
+    """The model reasons, and its reasoning is returned apart from the content. Absent if it is unknown."""
     @property
     def unsupported_fields(self) -> RepeatedScalarFieldContainer[str]:
         """The fields of `ChatCompletionParams` and `CompletionParams` that this model rejects, as paths such as
@@ -130,6 +198,22 @@ class ModelCapabilities(Message):
     @property
     def input_modalities(self) -> RepeatedScalarFieldContainer[Modality.ValueType]:
         """The kinds of input that messages may have."""
+
+    @property
+    def tasks(self) -> RepeatedScalarFieldContainer[ModelTask.ValueType]:
+        """The tasks of the model."""
+
+    @property
+    def prompt_names(self) -> RepeatedScalarFieldContainer[str]:
+        """The names of the prompts of `CreateEmbeddingsRequest.prompt_name`, in alphabetical order."""
+
+    @property
+    def labels(self) -> RepeatedScalarFieldContainer[str]:
+        """The names of the labels of a classifier, in the order of its scores."""
+
+    @property
+    def output_modalities(self) -> RepeatedScalarFieldContainer[Modality.ValueType]:
+        """The kinds of output that the model generates."""
 
     def __init__(
         self,
@@ -141,10 +225,22 @@ class ModelCapabilities(Message):
         structured_outputs: bool = ...,
         max_logprobs: int | None = ...,
         is_batch_invariant: bool = ...,
+        tasks: Iterable[ModelTask.ValueType] | None = ...,
+        embedding_dimensions: int | None = ...,
+        prompt_names: Iterable[str] | None = ...,
+        labels: Iterable[str] | None = ...,
+        output_modalities: Iterable[Modality.ValueType] | None = ...,
+        tools: bool = ...,
+        reasoning: bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: Literal["_max_logprobs", b"_max_logprobs", "max_logprobs", b"max_logprobs"]) -> bool: ...
-    def ClearField(self, field_name: Literal["_max_logprobs", b"_max_logprobs", "embeddings", b"embeddings", "input_modalities", b"input_modalities", "is_batch_invariant", b"is_batch_invariant", "max_logprobs", b"max_logprobs", "structured_outputs", b"structured_outputs", "tokenization", b"tokenization", "unsupported_fields", b"unsupported_fields"]) -> None: ...
+    def HasField(self, field_name: Literal["_embedding_dimensions", b"_embedding_dimensions", "_max_logprobs", b"_max_logprobs", "_reasoning", b"_reasoning", "embedding_dimensions", b"embedding_dimensions", "max_logprobs", b"max_logprobs", "reasoning", b"reasoning"]) -> bool: ...
+    def ClearField(self, field_name: Literal["_embedding_dimensions", b"_embedding_dimensions", "_max_logprobs", b"_max_logprobs", "_reasoning", b"_reasoning", "embedding_dimensions", b"embedding_dimensions", "embeddings", b"embeddings", "input_modalities", b"input_modalities", "is_batch_invariant", b"is_batch_invariant", "labels", b"labels", "max_logprobs", b"max_logprobs", "output_modalities", b"output_modalities", "prompt_names", b"prompt_names", "reasoning", b"reasoning", "structured_outputs", b"structured_outputs", "tasks", b"tasks", "tokenization", b"tokenization", "tools", b"tools", "unsupported_fields", b"unsupported_fields"]) -> None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_embedding_dimensions", b"_embedding_dimensions"]) -> Literal["embedding_dimensions"] | None: ...
+    @overload
     def WhichOneof(self, oneof_group: Literal["_max_logprobs", b"_max_logprobs"]) -> Literal["max_logprobs"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_reasoning", b"_reasoning"]) -> Literal["reasoning"] | None: ...
 
 @final
 class ListModelsRequest(Message):

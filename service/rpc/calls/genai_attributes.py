@@ -35,10 +35,10 @@ def request_attributes(rpc: Rpc, params: Any) -> dict[str, Value]:
     return found
 
 
-def embedding_attributes(rpc: Rpc, request: Any) -> dict[str, Value]:
-    """Return the attributes of a request for embeddings."""
+def pooling_attributes(rpc: Rpc, request: Any) -> dict[str, Value]:
+    """Return the attributes of a request that generates nothing, such as one for embeddings."""
     found = _request(rpc, request.model)
-    if request.HasField("dimensions"):
+    if "dimensions" in request.DESCRIPTOR.fields_by_name and request.HasField("dimensions"):
         found["gen_ai.embeddings.dimension.count"] = request.dimensions
     return found
 

@@ -115,7 +115,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             ):
                 response = await handler.unary_unary(message, context)
                 if rpc.input_field:
-                    counting.note_embeddings(response)
+                    counting.note_pooling(response)
                 else:
                     counting.note_output(rpc.output_of(response))
                 return response

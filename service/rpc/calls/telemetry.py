@@ -12,8 +12,8 @@ from service.metrics import Metrics
 from service.rpc.calls import engine_timings
 from service.rpc.calls.genai_attributes import (
     Response,
-    embedding_attributes,
     finish_reasons,
+    pooling_attributes,
     request_attributes,
 )
 from service.rpc.calls.rpcs import Rpc
@@ -77,7 +77,7 @@ class CallTelemetry:
         if self._rpc.is_generation:
             self.span.set_attributes(request_attributes(self._rpc, self._rpc.params_of(message)))
         elif self._rpc.input_field:
-            self.span.set_attributes(embedding_attributes(self._rpc, message))
+            self.span.set_attributes(pooling_attributes(self._rpc, message))
 
     def note_prompts(self, prompts: Sequence[Prompt], n: int, max_tokens: int | None) -> None:
         """Note the prompts of a generation that is about to be admitted.
@@ -126,10 +126,13 @@ class CallTelemetry:
         usage = completion.usage
         self._note(completion, usage.prompt_tokens, usage.completion_tokens)
 
-    def note_embeddings(self, response: Any) -> None:
-        """Note a response with embeddings that is about to be sent."""
+    def note_pooling(self, response: Any) -> None:
+        """Note a response without generated tokens that is about to be sent."""
         self._num_prompt_tokens = num_tokens = response.usage.prompt_tokens
         self._metrics.prompt_tokens.inc(num_tokens)
+        if isinstance(response.usage, chat_pb2.Usage):
+            self._num_generated = response.usage.completion_tokens
+            self._metrics.generation_tokens.inc(self._num_generated)
         if self.span.is_recording:
             self.span.set_attributes(
                 {

@@ -8,11 +8,12 @@ from collections.abc import Sequence, Sized
 from chatrpc.v1 import embedding_service_pb2
 from chatrpc.v1.limits import LIMITS
 from service.domain.embeddings import EmbeddingRequest
-from service.errors import InvalidField, MissingField
+from service.errors import InvalidField, MissingField, UnsupportedField
 
 # The numbers of all embeddings of a response, as floats of 32 bits, must fit into one message of
 # 32 MiB.
 MAX_NUMBERS = 8_000_000
+_NOT_SERVED = ("prompt_name", "truncation", "normalize", "add_special_tokens", "priority")
 
 
 def embedding_request(
@@ -27,6 +28,9 @@ def embedding_request(
     if len(request.user) > max_size:
         raise InvalidField("user", f"has at most {max_size} characters.")
     inputs: tuple[str, ...] | tuple[tuple[int, ...], ...]
+    for descriptor, _ in request.ListFields():
+        if descriptor.name in _NOT_SERVED:
+            raise UnsupportedField(descriptor.name, "is not supported by this model.")
     match request.WhichOneof("input"):
         case "text_inputs":
             field, inputs = "text_inputs.texts", tuple(request.text_inputs.texts)

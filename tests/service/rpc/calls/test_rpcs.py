@@ -40,8 +40,8 @@ def test_row_agrees_with_its_descriptor(rpc: Rpc) -> None:
     assert rpc.request_type.DESCRIPTOR is method.input_type
     has_params = "params" in method.input_type.fields_by_name
     assert rpc.is_generation == has_params
-    oneofs = method.input_type.oneofs_by_name
-    assert not rpc.input_field or rpc.input_field in oneofs
+    fields = {*method.input_type.oneofs_by_name, *method.input_type.fields_by_name}
+    assert not rpc.input_field or rpc.input_field in fields
 
 
 @pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.full_name)
