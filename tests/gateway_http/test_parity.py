@@ -239,6 +239,10 @@ def cases() -> Iterator[Case]:
         convert = with_model(decisions.decision_request)
         yield decision_types.DecisionRequest, {"model": "m"} | each, convert
 
+    yield from tokenize_cases()
+
+
+def tokenize_cases() -> Iterator[Case]:
     def tokenize(body: token_types.TokenizeRequest) -> Message:
         return tokens.tokenize_request(body)
 
@@ -246,8 +250,8 @@ def cases() -> Iterator[Case]:
         yield token_types.TokenizeRequest, given | {"model": "m"}, with_model(tokenize)
         for name, value in TOKENIZE.items():
             yield token_types.TokenizeRequest, given | {name: value}, with_model(tokenize)
-    for name, value in OF_MESSAGES.items():
-        yield token_types.TokenizeRequest, {"messages": [HI], name: value}, with_model(tokenize)
+    for name, wanted in OF_MESSAGES.items():
+        yield token_types.TokenizeRequest, {"messages": [HI], name: wanted}, with_model(tokenize)
 
 
 def given_fields(value: Any) -> Iterator[str]:
