@@ -23,7 +23,7 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> Any:
     return condition
 
 
-def test_nothing_happens_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_without_vllm_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, MODULE, None)
     end_busy_waits()
 
@@ -46,7 +46,7 @@ def test_notification_wakes_the_reader(waiting: Any, tmp_path: Path) -> None:
     writer = waiting(is_reader=False, context=context, notify_address=address)
     reader = waiting(is_reader=True, context=context, notify_address=address)
     reader.last_read = float("-inf")
-    while not reader.local_notify_socket.poll(10):  # the writer may not know the reader yet
+    while not reader.local_notify_socket.poll(10):  # the first ones precede the connection
         writer.notify()
     reader.wait()
     context.destroy()
