@@ -9,6 +9,7 @@ from gateway_http.http.endpoint import Endpoint, Handler
 from gateway_http.protocol import (
     anthropic,
     completion,
+    decisions,
     embeddings,
     metadata,
     request,
@@ -26,6 +27,7 @@ from gateway_http.routes import (
     models,
     probes,
 )
+from gateway_http.routes import decisions as decision_routes
 from gateway_http.routes import embeddings as embedding_routes
 from gateway_http.routes import responses as response_routes
 from gateway_http.routes import tokens as token_routes
@@ -144,6 +146,17 @@ ENDPOINTS = (
         handler=embedding_routes.create_embeddings,
         response=embeddings.Embeddings,
         body=embeddings.EmbeddingsRequest,
+        errors=_BODY,
+    ),
+    Endpoint(
+        name="create_decision",
+        method="POST",
+        path="/decisions",
+        summary="Answer typed questions about an input by probabilities.",
+        tag="Generate",
+        handler=decision_routes.create_decision,
+        response=decisions.Decision,
+        body=decisions.DecisionRequest,
         errors=_BODY,
     ),
     Endpoint(

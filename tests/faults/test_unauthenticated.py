@@ -159,6 +159,11 @@ BODIES = {
     "create_message": body(),
     "count_message_tokens": {"model": "fake", "messages": [{"role": "user", "content": "hi"}]},
     "create_embeddings": {"model": "fake", "input": "hi"},
+    "create_decision": {
+        "model": "fake",
+        "input": "hi",
+        "questions": [{"type": "predicate", "instructions": "It is a greeting."}],
+    },
     "tokenize": {"model": "fake", "prompt": "hi"},
     "detokenize": {"model": "fake", "tokens": [1]},
 }

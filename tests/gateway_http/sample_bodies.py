@@ -150,6 +150,73 @@ MESSAGES: list[dict[str, Any]] = [
     },
 ]
 
+# Decisions with all kinds of items and questions, without a model.
+DECISIONS: tuple[dict[str, Any], ...] = (
+    {"input": "Hi", "questions": [{"type": "predicate", "instructions": "It is a greeting."}]},
+    {
+        "input": [
+            {"type": "message", "role": "system", "content": "Be brief."},
+            {
+                "role": "user",
+                "content": [
+                    {
+                        "type": "input_text",
+                        "text": "Look",
+                        "prompt_cache_breakpoint": {"mode": "explicit"},
+                    },
+                    {"type": "input_image", "image_url": "data:image/png;base64,", "detail": "low"},
+                    {"type": "input_json", "data": {"a": [1, 2]}},
+                ],
+            },
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "output_text", "text": "Yes."},
+                    {"type": "refusal", "refusal": "No."},
+                ],
+                "phase": "commentary",
+            },
+            {
+                "type": "function_call",
+                "call_id": "c1",
+                "name": "f",
+                "arguments": "{}",
+                "namespace": "n",
+                "status": "completed",
+                "id": "fc_1",
+            },
+            {
+                "type": "function_call_output",
+                "call_id": "c1",
+                "output": [{"type": "input_text", "text": "ok"}],
+            },
+            {"type": "custom_tool_call", "call_id": "c2", "name": "g", "input": "x"},
+            {"type": "custom_tool_call_output", "call_id": "c2", "output": "done"},
+        ],
+        "questions": [
+            {
+                "type": "choice",
+                "name": "which",
+                "instructions": [
+                    {"type": "input_text", "text": "Which?"},
+                    {"type": "input_json", "data": [{"b": 1}]},
+                ],
+                "choices": [{"value": "a", "description": "the first"}, {"value": True}],
+            },
+            {
+                "type": "score",
+                "instructions": "How good?",
+                "levels": [{"label": "bad", "description": "the worst"}, {"label": "good"}],
+            },
+        ],
+        "prompt_cache_key": "k",
+        "prompt_cache_options": {"mode": "implicit", "ttl": "30m"},
+        "safety_identifier": "s",
+        "priority": 1,
+        "cache_salt": "salt",
+    },
+)
+
 # Bodies of OpenAI's Responses API, without what every body has.
 RESPONSES: list[dict[str, Any]] = [
     {

@@ -15,6 +15,7 @@ from chatrpc.v1 import (
     chat_service_pb2,
     completion_pb2,
     completion_service_pb2,
+    decision_service_pb2,
     embedding_service_pb2,
     model_service_pb2,
 )
@@ -22,6 +23,7 @@ from docs import parity
 from gateway_http.convert import (
     anthropic_requests,
     completions,
+    decisions,
     embeddings,
     requests,
     responses_requests,
@@ -31,17 +33,28 @@ from gateway_http.protocol import (
     anthropic,
     completion,
     error,
+    metadata,
     request,
     response,
     responses,
     responses_request,
     sampling,
 )
+from gateway_http.protocol import decisions as decision_types
 from gateway_http.protocol import embeddings as embedding_types
 from gateway_http.protocol import tokens as token_types
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.params import param_of
-from tests.gateway_http.sample_bodies import CHAT, CONVERSATION, HI, MESSAGES, RESPONSES, TEXT, TOOL
+from tests.gateway_http.sample_bodies import (
+    CHAT,
+    CONVERSATION,
+    DECISIONS,
+    HI,
+    MESSAGES,
+    RESPONSES,
+    TEXT,
+    TOOL,
+)
 
 ROWS = parity.rows()
 # All pairs of an HTTP field and one of its proto fields.
@@ -52,11 +65,13 @@ STRUCTS = (
     sampling,
     completion,
     embedding_types,
+    decision_types,
     token_types,
     anthropic,
     response,
     responses_request,
     responses,
+    metadata,
     error,
 )
 PROTOS = (
@@ -64,6 +79,7 @@ PROTOS = (
     chat_service_pb2,
     completion_pb2,
     completion_service_pb2,
+    decision_service_pb2,
     embedding_service_pb2,
     model_service_pb2,
 )
@@ -219,6 +235,10 @@ def cases() -> Iterator[Case]:
         convert = with_model(embeddings.embeddings_request)
         yield embedding_types.EmbeddingsRequest, wanted, convert
 
+    for each in DECISIONS:
+        convert = with_model(decisions.decision_request)
+        yield decision_types.DecisionRequest, {"model": "m"} | each, convert
+
     def tokenize(body: token_types.TokenizeRequest) -> Message:
         return tokens.tokenize_request(body)
 
@@ -284,7 +304,7 @@ def test_cases_have_every_field_of_requests_that_has_a_proto_field() -> None:
         for kind, name in NAMES.items()
         if kind.__module__ in {request.__name__, sampling.__name__}
     } | {"CompletionRequest", "EmbeddingsRequest", "TokenizeRequest", "MessagesRequest"}
-    requests_of_ours |= {"ResponsesRequest", "TextOptions", "ReasoningOptions"}
+    requests_of_ours |= {"ResponsesRequest", "TextOptions", "ReasoningOptions", "DecisionRequest"}
     assert {http for http, _ in PAIRS if http.split(".")[0] in requests_of_ours} <= ASKED
 
 
@@ -296,6 +316,12 @@ PATHS = {
     "PromptOptions": "prompt.",
     "DetokenizeRequest": "",
     "CreateEmbeddingsRequest": "",
+    "CreateDecisionRequest": "",
+    "DecisionQuestion": "questions[0].",
+    "ChoiceQuestion": "questions[0].choice.",
+    "DecisionChoice": "questions[0].choice.choices[0].",
+    "ScoreQuestion": "questions[0].score.",
+    "DecisionLevel": "questions[0].score.levels[0].",
     "TextInputs": "text_inputs.",
     "TokenInputs": "token_inputs.",
 }
@@ -305,4 +331,5 @@ PATHS = {
 def test_error_names_an_http_field_of_the_proto_field(wire: str) -> None:
     message, _, field = wire.partition(".")
     names = {http.rpartition(".")[2] for http, each in PAIRS if each == wire}
-    assert param_of(PATHS[message] + field) in names
+    sent_names = {"messages": "input"} if message == "CreateDecisionRequest" else {}
+    assert param_of(PATHS[message] + field, sent_names).rpartition(".")[2] in names
