@@ -229,6 +229,25 @@ def cases() -> Iterator[Case]:
         body = {"model": "m", "input": "x"} | fields
         yield responses_request.ResponsesRequest, body, with_model(responses_requests.params)
 
+    yield from computation_cases()
+
+    yield from tokenize_cases()
+
+
+def tokenize_cases() -> Iterator[Case]:
+    def tokenize(body: token_types.TokenizeRequest) -> Message:
+        return tokens.tokenize_request(body)
+
+    for given in ({"prompt": "x"}, {"content": "x"}):
+        yield token_types.TokenizeRequest, given | {"model": "m"}, with_model(tokenize)
+        for name, value in TOKENIZE.items():
+            yield token_types.TokenizeRequest, given | {name: value}, with_model(tokenize)
+    for name, wanted in OF_MESSAGES.items():
+        yield token_types.TokenizeRequest, {"messages": [HI], name: wanted}, with_model(tokenize)
+
+
+def computation_cases() -> Iterator[Case]:
+    """Yield the cases of requests that generate nothing."""
     inputs: tuple[Any, ...] = ("a", ["a", "b"], [1, 2], [[1], [2]])
     for each in inputs:
         wanted = {"model": "m", "input": each, "dimensions": 2, "user": "u"}
@@ -238,16 +257,6 @@ def cases() -> Iterator[Case]:
     for each in DECISIONS:
         convert = with_model(decisions.decision_request)
         yield decision_types.DecisionRequest, {"model": "m"} | each, convert
-
-    def tokenize(body: token_types.TokenizeRequest) -> Message:
-        return tokens.tokenize_request(body)
-
-    for given in ({"prompt": "x"}, {"content": "x"}):
-        yield token_types.TokenizeRequest, given | {"model": "m"}, with_model(tokenize)
-        for name, value in TOKENIZE.items():
-            yield token_types.TokenizeRequest, given | {name: value}, with_model(tokenize)
-    for name, value in OF_MESSAGES.items():
-        yield token_types.TokenizeRequest, {"messages": [HI], name: value}, with_model(tokenize)
 
 
 def given_fields(value: Any) -> Iterator[str]:
