@@ -189,6 +189,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "gateway_http.routes": {
         "chatrpc",
+        "chatrpc_process.access",
         "chatrpc_process.files",
         "chatrpc_process.logs",
         "gateway_http.auth",

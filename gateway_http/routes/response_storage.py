@@ -7,6 +7,7 @@ import msgspec
 import structlog
 from starlette.requests import Request
 
+from chatrpc_process.access.secret import digest_of, sent_secret
 from chatrpc_process.logs.limited import LimitedLog
 from gateway_http.convert import stored_responses
 from gateway_http.protocol.error import (
@@ -43,6 +44,17 @@ def store_of(request: Request) -> ResponseStore | None:
     return store
 
 
+def owner_of(request: Request) -> str:
+    """Return the owner of the responses that a request stores and finds.
+
+    If only the services have keys, the gateway does not know whether the client's key is valid. But
+    nobody else has stored responses under its digest.
+    """
+    name = caller_of(request).name
+    secret = None if name else sent_secret(request.headers.items())
+    return name if secret is None else f"sha256:{digest_of(secret)}"
+
+
 def refers_to_stored(prompt: ResponsePrompt) -> bool:
     """Return whether a prompt refers to stored responses or items."""
     return prompt.previous_response_id is not None or any(
@@ -61,7 +73,7 @@ async def resolve(request: Request, prompt: ResponsePrompt) -> tuple[list[Item],
         ApiError: An item or response does not exist, they are too large, or the store is not
             available or does not exist.
     """
-    store, owner = store_of(request), caller_of(request).name
+    store, owner = store_of(request), owner_of(request)
     max_bytes = settings_of(request).max_body_bytes
     previous: list[StoredItem] = []
     try:
@@ -105,7 +117,7 @@ async def record(
     if store is None or not body.store:
         return
     try:
-        await store.add(caller_of(request).name, partial(_stored, body, response))
+        await store.add(owner_of(request), partial(_stored, body, response))
     except StoreError as error:
         _limited_log.write(_log.warning, "response_not_stored", kind="", error=str(error))
         response.store = False

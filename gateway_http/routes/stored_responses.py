@@ -17,7 +17,7 @@ from gateway_http.response_store import (
     StoreError,
 )
 from gateway_http.routes.request_state import caller_of, context_of, settings_of
-from gateway_http.routes.response_storage import store_of, unavailable
+from gateway_http.routes.response_storage import owner_of, store_of, unavailable
 
 _Result = TypeVar("_Result")
 
@@ -77,17 +77,17 @@ async def list_input_items(request: Request) -> Response:
 
 
 def _stored(request: Request) -> tuple[ResponseStore, str, str]:
-    """Return the store, the caller's name, and the id in the path.
+    """Return the store, the owner of the caller's responses, and the id in the path.
 
     Raises:
         ApiError: The gateway has no store.
     """
-    store, caller = store_of(request), caller_of(request)
-    context_of(request).limit_headers = caller.limits
+    store = store_of(request)
+    context_of(request).limit_headers = caller_of(request).limits
     response_id = request.path_params["response_id"]
     if store is None:
         raise _not_found(response_id, " This server has no store of responses (--response-store).")
-    return store, caller.name, response_id
+    return store, owner_of(request), response_id
 
 
 async def _available(result: Awaitable[_Result]) -> _Result:

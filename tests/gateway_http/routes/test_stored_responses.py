@@ -174,6 +174,20 @@ async def test_response_of_another_key_is_not_found(
         assert (await ann.responses.retrieve(created.id)).id == created.id
 
 
+async def test_key_of_the_service_finds_only_its_own_responses(
+    service: FakeService, path: Path
+) -> None:
+    """The gateway has no file of keys, and forwards those of clients."""
+    async with serving(upstream=service.target, response_store=path) as url:
+        async with client(url, KEYS["ann"]) as ann:
+            created = await ann.responses.create(model=MODEL, input="One")
+            assert (await ann.responses.retrieve(created.id)).id == created.id
+        for key in (KEYS["bob"], "none"):
+            async with client(url, key) as other:
+                with pytest.raises(openai.NotFoundError):
+                    await other.responses.retrieve(created.id)
+
+
 async def test_locked_store_does_not_stop_responses(ai: openai.AsyncOpenAI, path: Path) -> None:
     first = await ai.responses.create(model=MODEL, input="One")
     other = sqlite3.connect(path, isolation_level=None)
