@@ -4,15 +4,18 @@ The application's routes, the open paths, the labels of metrics and the OpenAPI 
 made from it. A new endpoint is a row here, and its handler in `routes`.
 """
 
-from gateway_http.http.api_style import ANTHROPIC
+from gateway_http.http.api_style import ANTHROPIC, RESPONSES
 from gateway_http.http.endpoint import Endpoint, Handler
 from gateway_http.protocol import (
     anthropic,
     completion,
+    decisions,
     embeddings,
     metadata,
     request,
     response,
+    responses,
+    responses_request,
     tokens,
 )
 from gateway_http.routes import (
@@ -24,7 +27,9 @@ from gateway_http.routes import (
     models,
     probes,
 )
+from gateway_http.routes import decisions as decision_routes
 from gateway_http.routes import embeddings as embedding_routes
+from gateway_http.routes import responses as response_routes
 from gateway_http.routes import tokens as token_routes
 
 # Statuses of every endpoint. The head is invalid, too large or too slow, the host is not allowed,
@@ -83,6 +88,31 @@ ENDPOINTS = (
         errors=_BODY,
     ),
     Endpoint(
+        name="create_response",
+        method="POST",
+        path="/responses",
+        summary="Generate a response, in the form of OpenAI's Responses API.",
+        tag="Generate",
+        handler=response_routes.create_response,
+        response=responses.ResponseObject,
+        body=responses_request.ResponsesRequest,
+        events=responses.EVENTS,
+        errors=_BODY,
+        style=RESPONSES,
+    ),
+    Endpoint(
+        name="count_input_tokens",
+        method="POST",
+        path="/responses/input_tokens",
+        summary="Count the tokens of a response's input.",
+        tag="Tokens",
+        handler=response_routes.count_input_tokens,
+        response=responses.InputTokenCount,
+        body=responses_request.InputTokensRequest,
+        errors=_BODY,
+        style=RESPONSES,
+    ),
+    Endpoint(
         name="create_message",
         method="POST",
         path="/messages",
@@ -116,6 +146,17 @@ ENDPOINTS = (
         handler=embedding_routes.create_embeddings,
         response=embeddings.Embeddings,
         body=embeddings.EmbeddingsRequest,
+        errors=_BODY,
+    ),
+    Endpoint(
+        name="create_decision",
+        method="POST",
+        path="/decisions",
+        summary="Answer typed questions about an input by probabilities.",
+        tag="Generate",
+        handler=decision_routes.create_decision,
+        response=decisions.Decision,
+        body=decisions.DecisionRequest,
         errors=_BODY,
     ),
     Endpoint(
