@@ -39,7 +39,7 @@ async def launcher() -> FakeLauncher:
 async def http(launcher: FakeLauncher, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     registry = tmp_path / "registry.toml"
     registry.write_text(REGISTRY)
-    options = {"registry": registry, "models_memory": 1, "model_idle_timeout_s": 0}
+    options: dict[str, Any] = {"registry": registry, "models_memory": 1, "model_idle_timeout_s": 0}
     async with (
         serving(environment=Environment(launch=launcher), **options) as url,
         httpx.AsyncClient(base_url=url) as client,

@@ -128,7 +128,7 @@ async def test_draining_ends_if_the_waiting_client_leaves() -> None:
         leaving.cancel()
         await service.called(2)
         service.release()
-        assert await asyncio.gather(running, again) == ["Hello", "Hello"]
+        assert [await running, await again] == ["Hello", "Hello"]
         assert rig.launcher.started == ["a"]
 
 

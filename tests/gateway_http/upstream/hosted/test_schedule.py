@@ -229,7 +229,7 @@ def test_waiting_models_are_loaded_in_the_order_of_arrival(order: list[int]) -> 
     for i in order:
         host.now_s += 1
         host.arrive(i)
-    served = []
+    served: list[int] = []
     while len(served) < len(order):
         host.act()
         [loading] = [i for i, state in enumerate(host.states) if state is State.LOADING]
