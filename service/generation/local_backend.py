@@ -172,9 +172,11 @@ def _is_short(output: TokenOutput) -> bool:
 
 def locally_served(model: LocalModel) -> ServedModel:
     """Return the `ServedModel` for a model in this process."""
+    backend = LocalBackend(model)
     return ServedModel(
         model.card,
-        LocalBackend(model),
+        backend,
+        backend,
         local=model,
         encode_chat=partial(prompt_token_ids, model),
     )

@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2_grpc
 from chatrpc.v1 import (
     chat_pb2,
     chat_service_pb2_grpc,
+    classification_service_pb2_grpc,
     completion_service_pb2_grpc,
     embedding_service_pb2_grpc,
     model_service_pb2_grpc,
@@ -63,6 +64,9 @@ class Running:
     chat: "chat_service_pb2_grpc.ChatServiceAsyncStub" = field(init=False)
     completions: "completion_service_pb2_grpc.CompletionServiceAsyncStub" = field(init=False)
     embeddings: "embedding_service_pb2_grpc.EmbeddingServiceAsyncStub" = field(init=False)
+    classifications: "classification_service_pb2_grpc.ClassificationServiceAsyncStub" = field(
+        init=False
+    )
     models: "model_service_pb2_grpc.ModelServiceAsyncStub" = field(init=False)
     health: Any = field(init=False)  # the type stubs lack its methods
 
@@ -70,6 +74,9 @@ class Running:
         self.chat = chat_service_pb2_grpc.ChatServiceStub(self.channel)
         self.completions = completion_service_pb2_grpc.CompletionServiceStub(self.channel)
         self.embeddings = embedding_service_pb2_grpc.EmbeddingServiceStub(self.channel)
+        self.classifications = classification_service_pb2_grpc.ClassificationServiceStub(
+            self.channel
+        )
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
