@@ -32,11 +32,9 @@ COPY service ./service
 COPY gateway_http ./gateway_http
 COPY chatrpc_cli ./chatrpc_cli
 COPY chatrpc_process ./chatrpc_process
-RUN python -m pip --python /opt/chatrpc/bin/python install --constraint constraints.txt '.[local,vllm-protocol,cli,otel]'
-# Compile the kernels for every kind of CPU of the architecture that has kernels (x86-64, arm64). /src has
-# the sources too, so change the directory to use the installed package.
-WORKDIR /opt/chatrpc
-RUN /opt/chatrpc/bin/python -m service.engine.native.prebuilt
+# The build of the wheel compiles the kernels for every kind of CPU of the architecture that has kernels
+# (x86-64, arm64). With this variable it fails if they do not compile.
+RUN CHATRPC_REQUIRE_KERNELS=1 python -m pip --python /opt/chatrpc/bin/python install --constraint constraints.txt '.[local,vllm-protocol,cli,otel]'
 
 FROM ${PYTHON_IMAGE}
 ARG VERSION=0.1.0

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
+from msgspec import UNSET
 
 from gateway_http.http import sse
 from gateway_http.protocol import anthropic
@@ -55,7 +56,11 @@ def _anthropic_error(error: ApiError, request_id: str) -> anthropic.MessagesErro
     if param is not None and param not in message:
         message = f"{param}: {message}"
     return anthropic.MessagesError(
-        anthropic.MessagesErrorObject(_ERROR_TYPES.get(error.status, by_class), message),
+        anthropic.MessagesErrorObject(
+            _ERROR_TYPES.get(error.status, by_class),
+            message,
+            anthropic.UnsupportedThread() if param == "thread" else UNSET,
+        ),
         request_id,
     )
 
@@ -71,6 +76,19 @@ OPENAI = ApiStyle(
     "If the request fails after the first event, an event contains the error object.",
 )
 """OpenAI's API."""
+
+RESPONSES = ApiStyle(
+    error=_openai_error,
+    error_type=ErrorBody,
+    id_header="x-request-id",
+    event=sse.named_event,
+    ping=sse.PING,
+    done=b"",
+    stream_description="With `stream`: events `event: ...`, `data: {...}`, the last of which is "
+    "`response.completed`, `response.incomplete` or `response.failed`. If the request fails after "
+    "the head of the response and before its first event, the only event is `error`.",
+)
+"""OpenAI's Responses API."""
 
 ANTHROPIC = ApiStyle(
     error=_anthropic_error,

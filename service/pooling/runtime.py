@@ -111,6 +111,8 @@ class PoolingRuntime:
             max_model_len=max_tokens,
             fingerprint=fingerprint(path, task.value, settings.dtype),
             engine="local",
+            quantization="float32" if settings.dtype == "auto" else settings.dtype,
+            max_output_tokens=0,
         )
         backend = PoolingBackend(self._engine, tokenizer, max_tokens, vocab_size)
         if modules is None:

@@ -14,6 +14,7 @@ from chatrpc.v1 import (
     chat_service_pb2_grpc,
     classification_service_pb2_grpc,
     completion_service_pb2_grpc,
+    decision_service_pb2_grpc,
     embedding_service_pb2_grpc,
     model_service_pb2_grpc,
 )
@@ -63,6 +64,7 @@ class Running:
     model: LocalModel
     chat: "chat_service_pb2_grpc.ChatServiceAsyncStub" = field(init=False)
     completions: "completion_service_pb2_grpc.CompletionServiceAsyncStub" = field(init=False)
+    decisions: "decision_service_pb2_grpc.DecisionServiceAsyncStub" = field(init=False)
     embeddings: "embedding_service_pb2_grpc.EmbeddingServiceAsyncStub" = field(init=False)
     classifications: "classification_service_pb2_grpc.ClassificationServiceAsyncStub" = field(
         init=False
@@ -73,6 +75,7 @@ class Running:
     def __post_init__(self) -> None:
         self.chat = chat_service_pb2_grpc.ChatServiceStub(self.channel)
         self.completions = completion_service_pb2_grpc.CompletionServiceStub(self.channel)
+        self.decisions = decision_service_pb2_grpc.DecisionServiceStub(self.channel)
         self.embeddings = embedding_service_pb2_grpc.EmbeddingServiceStub(self.channel)
         self.classifications = classification_service_pb2_grpc.ClassificationServiceStub(
             self.channel

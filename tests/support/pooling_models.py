@@ -19,7 +19,7 @@ WORDS = (
     *("field", "horse", "bird"),
 )
 
-_SHAPE = {
+_SHAPE: Mapping[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -140,7 +140,7 @@ def _save(path: Path, kind: Any, model_type: str, fields: Mapping[str, Any]) -> 
     path.mkdir(parents=True, exist_ok=True)
     save_tokenizer(path)
     torch.manual_seed(3)
-    config: Any = AutoConfig.for_model(model_type, **_SHAPE | _SHAPES[model_type] | fields)
+    config: Any = AutoConfig.for_model(model_type, **{**_SHAPE, **_SHAPES[model_type], **fields})
     model = kind.from_config(config)
     for parameter in model.parameters():  # larger weights than at the start of a training
         torch.nn.init.normal_(parameter, std=0.3)

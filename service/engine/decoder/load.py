@@ -1,6 +1,7 @@
 """Loads a checkpoint into the native decoder."""
 
 import ctypes
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -68,12 +69,13 @@ def load_decoder(
     if is_quantized:
         make_linear = partial(QuantizedLinear, library, bits=4 if quantization == "int4" else 8)
         make_head = partial(QuantizedLinear, library)
-    with (
-        Weights(path, hidden_dtype, device, stored, keeps_groups=keeps_groups) as weights,
-        Weights(path, dtype, device, stored) as exact,
-    ):
+    with ExitStack() as files:
+        weights = files.enter_context(
+            Weights(path, hidden_dtype, device, stored, keeps_groups=keeps_groups)
+        )
         reference = None
         if is_quantized and len(check_token_ids) > 1:
+            exact = files.enter_context(Weights(path, dtype, device, stored))
             reference = ReferenceRun(check_token_ids, exact, config, a, dtype, device)
         layers = []
         for index in range(len(a.layers)):

@@ -3,10 +3,12 @@
 A wheel with kernels is for Linux and one architecture: that of the C++ compiler. It is tagged
 `linux_<architecture>` and not `manylinux`, because the kernels need torch's OpenMP runtime, and the
 C library of the machine that built them or a newer one. Without a compiler, or for an architecture
-that has no kernels, the wheel contains none and is for any platform. An editable installation and a
-source distribution contain none either: the kernels are compiled at the first start.
+that has no kernels, the wheel contains none and is for any platform. If the environment variable
+`CHATRPC_REQUIRE_KERNELS` is 1, a build whose kernels do not compile fails. An editable installation
+and a source distribution contain none either: the kernels are compiled at the first start.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ class KernelsHook(BuildHookInterface):  # type: ignore[misc]  # hatchling is not
             made = prebuilt.compile_all(Path(self.directory) / "kernels")
             machine = compiler.target_machine(compiler.find_compiler())
         except compiler.Unavailable as error:
+            if os.environ.get("CHATRPC_REQUIRE_KERNELS") == "1":
+                raise
             self.app.display_warning(f"the wheel contains no kernels: {error}")
             return
         if not made:

@@ -5,6 +5,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from chatrpc.v1 import chat_pb2, model_service_pb2
 from chatrpc.v1.limits import LIMITS
 from service.domain.backend import ServedModel
+from service.domain.model import ModelCard
 from service.domain.pooling import Task
 
 
@@ -20,7 +21,15 @@ def model_proto(model: ServedModel) -> model_service_pb2.Model:
         root=card.root,
         engine=card.engine,
         capabilities=_capabilities(model),
+        max_output_tokens=_max_output_tokens(card),
+        quantization=card.quantization,
     )
+
+
+def _max_output_tokens(card: ModelCard) -> int:
+    """Return the maximum number of tokens of an output; a prompt has at least one token."""
+    longest = max(0, card.max_model_len - 1)
+    return longest if card.max_output_tokens is None else min(longest, card.max_output_tokens)
 
 
 def _capabilities(model: ServedModel) -> model_service_pb2.ModelCapabilities:
@@ -44,6 +53,9 @@ def _capabilities(model: ServedModel) -> model_service_pb2.ModelCapabilities:
         embedding_dimensions=None if embeddings is None else embeddings.num_dimensions,
         prompt_names=[] if embeddings is None else embeddings.prompt_names,
         labels=[] if classifier is None else classifier.labels,
+        output_modalities=[chat_pb2.MODALITY_TEXT] if generates else [],
+        tools=generates and "tools" not in spec.unsupported_fields,
+        reasoning=spec.has_reasoning,
     )
 
 

@@ -1,7 +1,7 @@
-"""Measures a model's perplexity in each precision, on a text written for this measurement.
+"""Measures a model's perplexity in each precision, on texts that ship with the tests.
 
 `python -m tests.service.engine.perplexity [DIRECTORY]` prints it for each precision of a
-checkpoint, by default the embedded model's.
+checkpoint and each text, by default the embedded model's.
 """
 
 import math
@@ -25,7 +25,9 @@ from service.text.hf_tokenizer import load_tokenizer
 
 WINDOW = 512
 
-_TEXT = Path(__file__).parents[2] / "data" / "perplexity.txt"
+_DATA = Path(__file__).parents[2] / "data"
+TEXT = _DATA / "perplexity.txt"  # prose, written for this measurement
+TECHNICAL_TEXT = _DATA / "perplexity_technical.txt"  # in Markdown, about software
 _BLOCK_SIZE = 16
 
 
@@ -45,14 +47,13 @@ def precisions(path: Path) -> dict[str, EngineOptions]:
     }
 
 
-def read_text(path: Path) -> list[int]:
-    """Return the text as about 4000 token ids of the model in `path`.
+def read_text(path: Path, text: Path = TEXT) -> list[int]:
+    """Return a text as token ids of the model in `path`: about 4000 for `TEXT`.
 
     If the tokenizer begins every text with a special token, each window begins with it.
     """
-    text = _TEXT.read_text(encoding="utf-8")
     tokenizer = load_tokenizer(path)
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    ids = tokenizer.encode(text.read_text(encoding="utf-8"), add_special_tokens=False)
     opening = tokenizer.encode("", add_special_tokens=True)
     length = WINDOW - len(opening)
     starts = range(0, len(ids), length)
@@ -112,10 +113,11 @@ def _single(token_ids: Sequence[int]) -> Layout:
 
 def main() -> None:
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else embedded_model()
-    token_ids = read_text(path)
-    figures = {name: measure(options, token_ids) for name, options in precisions(path).items()}
-    print(f"{path.name}, {len(token_ids)} tokens in windows of {WINDOW}")  # noqa: T201  # the output of a command
-    print(table(figures))  # noqa: T201  # as above
+    for text in (TEXT, TECHNICAL_TEXT):
+        token_ids = read_text(path, text)
+        figures = {name: measure(options, token_ids) for name, options in precisions(path).items()}
+        print(f"{path.name}, {text.name}, {len(token_ids)} tokens in windows of {WINDOW}")  # noqa: T201  # the output of a command
+        print(table(figures))  # noqa: T201  # as above
 
 
 if __name__ == "__main__":

@@ -18,7 +18,13 @@ from chatrpc.v1 import (
 )
 from chatrpc_process.access.secret import digest_of
 from service.domain.backend import ServedModel
-from service.domain.pooling import Activation, ScoreRequest, TextPair, Truncation
+from service.domain.pooling import (
+    Activation,
+    ClassificationRequest,
+    ScoreRequest,
+    TextPair,
+    Truncation,
+)
 from service.errors import StepFailed
 from service.generation.local_backend import locally_served
 from service.rpc.decode.embeddings import MAX_NUMBERS
@@ -92,7 +98,8 @@ async def test_token_ids_and_pairs_are_classified(
     await send(ranking, pb.ClassifyRequest(model="ranker", token_inputs=ids))
     given = pb.TextPairs(pairs=[pb.TextPair(query="a", document="b")])
     await send(ranking, pb.ClassifyRequest(model="ranker", pair_inputs=given))
-    assert [each.inputs for each in backend.requests] == [((5, 6),), (TextPair("a", "b"),)]
+    found = [each.inputs for each in backend.requests if isinstance(each, ClassificationRequest)]
+    assert found == [((5, 6),), (TextPair("a", "b"),)]
 
 
 async def test_options_reach_the_backend(ranking: Running, backend: FakeClassifier) -> None:
@@ -199,7 +206,9 @@ async def test_model_that_does_not_generate_rejects_completions(ranking: Running
     )
     assert (error.code, error.reason) == (grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED_METHOD")
     assert error.message == "This model does not support ChatService."
-    text = completion_pb2.CompletionParams(model="ranker", prompts=[{"text": "a"}])
+    text = completion_pb2.CompletionParams(
+        model="ranker", prompts=[completion_pb2.CompletionPrompt(text="a")]
+    )
     error = await rpc_error(
         ranking.completions.CreateCompletion(
             completion_service_pb2.CreateCompletionRequest(params=text)
