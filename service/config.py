@@ -93,7 +93,7 @@ class ServiceSettings(ListenerSettings):
     )
     task: Literal["auto", "generate", "embed", "classify", "score"] = Field(
         "auto",
-        description="What the model computes: text, embeddings, scores of labels, or scores of "
+        description="Task of the model: to compute text, embeddings, scores of labels, or scores of "
         "pairs of texts (reranking). `auto` derives it from the files of the checkpoint.",
     )
     served_model_name: str | None = Field(

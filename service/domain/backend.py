@@ -246,7 +246,7 @@ class BackendLoad(NamedTuple):
 
 
 class ModelBackend(Protocol):
-    """What every model has, whatever its task: a tokenizer, limits and a load."""
+    """The tokenizer, the limits and the load of a model with any task."""
 
     @property
     def spec(self) -> ModelSpec: ...

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 
 class Task(Enum):
-    """What a model computes."""
+    """The tasks of models."""
 
     GENERATE = "generate"
     EMBED = "embed"
@@ -26,7 +26,7 @@ class Activation(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """How inputs are shortened that have too many tokens.
+    """The shortening of inputs that have too many tokens.
 
     Attributes:
         side: The side at which tokens are removed.

@@ -1,4 +1,4 @@
-"""Reads what a checkpoint says about its task, its pooling, its prompts and its labels. No torch.
+"""Reads the task, the pooling, the prompts and the labels of a checkpoint. No torch.
 
 The files are those of sentence_transformers (https://sbert.net): modules.json, a config.json for
 each module, sentence_bert_config.json and config_sentence_transformers.json. A checkpoint without
@@ -98,7 +98,7 @@ Module = Dense | LayerNorm | Normalize
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingModules:
-    """What follows the transformer of an embedding model.
+    """The modules after the transformer of an embedding model, and its prompts.
 
     Attributes:
         modules: The modules after pooling, without a `Normalize` at the end.
@@ -239,7 +239,7 @@ def classifier_head(path: Path) -> ClassifierHead:
 
 
 def reads_type_ids(path: Path) -> bool:
-    """Return True if the model is told which text of a pair each token belongs to.
+    """Return True if the model gets the number of the text of a pair that each token belongs to.
 
     transformers' tokenizers return these numbers if `model_input_names` has them. The tokenizers of
     no particular model have them only if the file names them.

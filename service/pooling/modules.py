@@ -1,4 +1,4 @@
-"""What follows the transformer of an embedding model: pooling and the modules after it."""
+"""Pooling, and the modules after it, of an embedding model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

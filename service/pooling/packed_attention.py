@@ -1,4 +1,4 @@
-"""Attention over packed inputs: each input attends to itself alone, without padding or masks."""
+"""Attention over packed inputs: each input attends only to itself, without padding or masks."""
 
 from typing import Any
 

@@ -14,7 +14,7 @@ from service.errors import ModelLoadError, first_line
 from service.pooling.batch import Group, PackedBatch, TokenizedInput, packed
 from service.pooling.packed_attention import PackedAttention, register
 
-# The largest difference between hidden states of inputs computed together and alone, relative to
+# The largest difference between hidden states of inputs computed together and separately, relative to
 # the largest number, at which a model is taken to support packed inputs. Other ways of computing
 # positions or masks differ by more than 0.01.
 _TOLERANCE = 1e-3
@@ -89,7 +89,7 @@ class Transformer:
         return states
 
     def _supports_packed(self) -> bool:
-        """Return True if packed inputs have the hidden states that each has alone.
+        """Return True if packed inputs have the hidden states that each has by itself.
 
         It selects the model's attention and the number of the first position.
         """

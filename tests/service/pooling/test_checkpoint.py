@@ -1,4 +1,4 @@
-"""What a checkpoint says about its task, pooling, prompts, labels and maximum length."""
+"""The task, pooling, prompts, labels and maximum length of a checkpoint."""
 
 from pathlib import Path
 from typing import Any

@@ -107,7 +107,7 @@ async def in_order(
     runner: FakeRunner,
     *requests: tuple[CallContext, list[TokenizedInput]],
 ) -> list[int]:
-    """Start requests behind a held step. Return their indexes in the order of their ends."""
+    """Start requests during a held step. Return their indexes in the order of their ends."""
     first = await held(engine, runner)
     ended: list[int] = []
 

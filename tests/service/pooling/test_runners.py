@@ -45,8 +45,8 @@ def run(path: Path, task: Task, given: Sequence[TokenizedInput]) -> np.ndarray[A
 
 
 @torch.inference_mode()
-def states_alone(path: Path, given: Sequence[TokenizedInput]) -> list[Tensor]:
-    """Return the hidden states of each input, [length, 32], computed alone by transformers."""
+def separate_states(path: Path, given: Sequence[TokenizedInput]) -> list[Tensor]:
+    """Return the hidden states of each input, [length, 32], computed separately by transformers."""
     model = AutoModel.from_pretrained(path).eval()
     return [model(input_ids=torch.tensor([each.token_ids])).last_hidden_state[0] for each in given]
 
@@ -59,7 +59,7 @@ def test_embeddings_are_those_of_transformers(tmp_path: Path, model_type: str) -
     assert isinstance(runner, EmbeddingRunner)
     assert runner.num_outputs == 32
     assert runner.is_packed == (model_type in PACKED)
-    expected = torch.stack([states.mean(0) for states in states_alone(path, given)]).numpy()
+    expected = torch.stack([states.mean(0) for states in separate_states(path, given)]).numpy()
     np.testing.assert_allclose(np.stack(runner.run(packed(given))), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -79,7 +79,7 @@ POOLS = {
 def test_modes_of_pooling_are_those_of_their_definition(tmp_path: Path, mode: str) -> None:
     path = add_modules(save_encoder(tmp_path), {"pooling_mode": mode}, normalizes=False)
     given = inputs()
-    expected = np.stack([POOLS[mode](states).numpy() for states in states_alone(path, given)])
+    expected = np.stack([POOLS[mode](states).numpy() for states in separate_states(path, given)])
     np.testing.assert_allclose(run(path, Task.EMBED, given), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -87,7 +87,7 @@ def test_several_modes_are_joined_and_a_prompt_may_be_left_out(tmp_path: Path) -
     config = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}
     path = add_modules(save_encoder(tmp_path), config, normalizes=False)
     given = inputs((5, 9, 5), num_skipped=2)
-    states = states_alone(path, given)
+    states = separate_states(path, given)
     expected = np.stack([torch.cat([each[2], each[2:].mean(0)]).numpy() for each in states])
     np.testing.assert_allclose(run(path, Task.EMBED, given), expected, atol=1e-5, rtol=1e-5)
 
@@ -97,7 +97,7 @@ def test_dense_module_follows_pooling(tmp_path: Path) -> None:
     given = inputs()
     vectors = run(path, Task.EMBED, given)
     weights = load_file(path / "2_Dense" / "model.safetensors")
-    pooled = torch.stack([states.mean(0) for states in states_alone(path, given)])
+    pooled = torch.stack([states.mean(0) for states in separate_states(path, given)])
     expected = torch.tanh(pooled @ weights["linear.weight"].T + weights["linear.bias"]).numpy()
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Embeddings and scores beside the package sentence_transformers, which the tests alone need."""
+"""Embeddings and scores beside the package sentence_transformers, which only the tests need."""
 
 import importlib.util
 from pathlib import Path

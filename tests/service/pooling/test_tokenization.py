@@ -99,7 +99,7 @@ def test_text_without_a_token_is_rejected(file: Path) -> None:
     assert caught.value.field == "f[1]"
 
 
-def test_text_is_made_lower_case_if_the_checkpoint_says_so(file: Path) -> None:
+def test_text_is_made_lower_case_on_request(file: Path) -> None:
     json = (
         file.read_text()
         .replace('"lowercase":true', '"lowercase":false')
