@@ -93,8 +93,8 @@ class ServiceSettings(ListenerSettings):
     )
     task: Literal["auto", "generate", "embed", "classify", "score"] = Field(
         "auto",
-        description="Task of the model: to compute text, embeddings, scores of labels, or scores of "
-        "pairs of texts (reranking). `auto` derives it from the files of the checkpoint.",
+        description="Task of the model: to compute text, embeddings, scores of labels, or scores "
+        "of pairs of texts (reranking). `auto` derives it from the files of the checkpoint.",
     )
     served_model_name: str | None = Field(
         None,

@@ -14,8 +14,8 @@ from service.errors import ModelLoadError, first_line
 from service.pooling.batch import Group, PackedBatch, TokenizedInput, packed
 from service.pooling.packed_attention import PackedAttention, register
 
-# The largest difference between hidden states of inputs computed together and separately, relative to
-# the largest number, at which a model is taken to support packed inputs. Other ways of computing
+# The largest difference between hidden states of inputs computed together and separately, relative
+# to the largest number, at which a model is taken to support packed inputs. Other ways of computing
 # positions or masks differ by more than 0.01.
 _TOLERANCE = 1e-3
 # The lengths of the inputs with which this is checked.
