@@ -32,7 +32,7 @@ class Serving:
         models = [save_model(folder / name, 300) for name in "ab"]
         self.port = free_port()
         options = [text for model in models for text in ("--model", str(model))]
-        options += ["--models-memory", "900MiB", "--http-port", str(self.port)]
+        options += ["--models-memory", "600MiB", "--http-port", str(self.port)]
         log = folder / "stderr.log"
         with log.open("w") as stderr:
             self.process = subprocess.Popen(
