@@ -310,7 +310,7 @@ class ChatCompletionRequest(UnsupportedParameters, forbid_unknown_fields=True, k
 
     @property
     def returns_reasoning(self) -> bool:
-        """False if the client wants no reasoning in the response."""
+        """False if the reasoning is left out of the response."""
         is_excluded = self.reasoning is not None and self.reasoning.exclude
         return self.include_reasoning is not False and not is_excluded
 
