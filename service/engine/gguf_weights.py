@@ -1,21 +1,19 @@
 """Reads the weights of a GGUF file one by one, by the names of a checkpoint's tensors."""
 
-import math
 import os
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from service.engine.gguf_blocks import FLOATS, GROUPED, dequantized, grouped
-from service.engine.grouped_weight import GroupedWeight
+from service.engine.gguf_blocks import FLOATS, GROUPED, BlockWeight, dequantized
 from service.errors import ModelLoadError
 from service.gguf.index import LINK, IndexedTensor
 
-_CHUNK_VALUES = 2**20  # number of values decoded at once
+_CHUNK_VALUES = 2**20  # number of values checked at once
 _MAX_READ = 2**30  # bytes; Linux reads at most 2 GB at once
+_NOT_FINITE = "has values that are not finite"
 
 
 class GgufWeights:
@@ -57,10 +55,8 @@ class GgufWeights:
         if tensor.type in FLOATS:
             values = rows.view(FLOATS[tensor.type]).view(tensor.shape)
         else:
-            values = torch.empty(tensor.shape)
             try:
-                for part in _chunks(tensor):
-                    values[part] = dequantized(tensor.type, rows[part])
+                values = dequantized(tensor.type, rows).view(tensor.shape)
             except NotImplementedError:
                 reason = f"is stored as {tensor.type}, which is not supported"
                 raise self._failure(tensor, reason) from None
@@ -69,17 +65,14 @@ class GgufWeights:
         self._check_finite(tensor, values)
         return values.to(self._device)
 
-    def read_grouped(self, name: str) -> GroupedWeight | None:
+    def read_grouped(self, name: str) -> BlockWeight | None:
         """See `StoredWeights`."""
         tensor = self._tensors[name]
         if tensor.type not in GROUPED:
             return None
-        rows = self._rows(tensor)
-        parts = (grouped(tensor.type, rows[part]) for part in _chunks(tensor))
-        weight = _joined(len(rows), parts)
-        self._check_finite(tensor, weight.scale)
-        if weight.minimum is not None:
-            self._check_finite(tensor, weight.minimum)
+        weight = BlockWeight(tensor.type, self._rows(tensor))
+        if not weight.is_finite():
+            raise self._failure(tensor, _NOT_FINITE)
         return weight
 
     def _rows(self, tensor: IndexedTensor) -> Tensor:
@@ -107,40 +100,9 @@ class GgufWeights:
     def _check_finite(self, tensor: IndexedTensor, values: Tensor) -> None:
         """Check that no value is NaN or infinite."""
         if not all(bool(part.isfinite().all()) for part in torch.split(values, _CHUNK_VALUES)):
-            raise self._failure(tensor, "has values that are not finite")
+            raise self._failure(tensor, _NOT_FINITE)
 
     def _failure(self, tensor: IndexedTensor, reason: str) -> ModelLoadError:
         return ModelLoadError(
             f"{self._path} cannot be loaded: the tensor {tensor.stored_name} {reason}."
         )
-
-
-def _chunks(tensor: IndexedTensor) -> Iterator[slice]:
-    """Yield all rows of a tensor in parts of about `_CHUNK_VALUES` values."""
-    num_rows = tensor.shape[0]
-    step = max(1, _CHUNK_VALUES // math.prod(tensor.shape[1:]))
-    for start in range(0, num_rows, step):
-        yield slice(start, min(start + step, num_rows))
-
-
-def _joined(num_rows: int, parts: Iterator[GroupedWeight]) -> GroupedWeight:
-    """Return one weight with the output channels of all parts. Each part is freed once copied."""
-    first = next(parts)
-    whole = _uninitialized(num_rows, first)
-    start = 0
-    for part in chain([first], parts):
-        stop = start + part.out_features
-        whole.values[start:stop] = part.values
-        whole.scale[start:stop] = part.scale
-        if whole.minimum is not None and part.minimum is not None:
-            whole.minimum[start:stop] = part.minimum
-        start = stop
-    return whole
-
-
-def _uninitialized(num_rows: int, part: GroupedWeight) -> GroupedWeight:
-    def empty(tensor: Tensor) -> Tensor:
-        return tensor.new_empty(num_rows, tensor.shape[1])
-
-    minimum = None if part.minimum is None else empty(part.minimum)
-    return GroupedWeight(empty(part.values), empty(part.scale), minimum, part.bits, part.group_size)
