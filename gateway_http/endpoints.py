@@ -4,9 +4,20 @@ The application's routes, the open paths, the labels of metrics and the OpenAPI 
 made from it. A new endpoint is a row here, and its handler in `routes`.
 """
 
-from gateway_http.http.api_style import ANTHROPIC
+from gateway_http.http.api_style import ANTHROPIC, RESPONSES
 from gateway_http.http.endpoint import Endpoint, Handler
-from gateway_http.protocol import anthropic, completion, embeddings, request, response, tokens
+from gateway_http.protocol import (
+    anthropic,
+    completion,
+    decisions,
+    embeddings,
+    metadata,
+    request,
+    response,
+    responses,
+    responses_request,
+    tokens,
+)
 from gateway_http.routes import (
     anthropic_messages,
     chat,
@@ -16,7 +27,9 @@ from gateway_http.routes import (
     models,
     probes,
 )
+from gateway_http.routes import decisions as decision_routes
 from gateway_http.routes import embeddings as embedding_routes
+from gateway_http.routes import responses as response_routes
 from gateway_http.routes import tokens as token_routes
 
 # Statuses of every endpoint. The head is invalid, too large or too slow, the host is not allowed,
@@ -29,14 +42,15 @@ _CALL = (*_WITH_KEY, 429, 504)
 _BODY = (*_CALL, 404, 413, 415)
 
 _READINESS = "Readiness probe: 200 if the service can be reached and is ready."
+_READINESS_PATHS = ("readyz", "ready", "health", "ping", "health/ready")
 _LIVENESS = "Liveness probe: 200 if the gateway runs."
 
 
-def _probe(name: str, handler: Handler, summary: str) -> Endpoint:
+def _probe(path: str, handler: Handler, summary: str) -> Endpoint:
     return Endpoint(
-        name=name,
+        name=path.replace("/", "_"),
         method="GET",
-        path=f"/{name}",
+        path=f"/{path}",
         summary=summary,
         tag="Operate",
         handler=handler,
@@ -72,6 +86,31 @@ ENDPOINTS = (
         body=completion.CompletionRequest,
         events=(completion.Completion,),
         errors=_BODY,
+    ),
+    Endpoint(
+        name="create_response",
+        method="POST",
+        path="/responses",
+        summary="Generate a response, in the form of OpenAI's Responses API.",
+        tag="Generate",
+        handler=response_routes.create_response,
+        response=responses.ResponseObject,
+        body=responses_request.ResponsesRequest,
+        events=responses.EVENTS,
+        errors=_BODY,
+        style=RESPONSES,
+    ),
+    Endpoint(
+        name="count_input_tokens",
+        method="POST",
+        path="/responses/input_tokens",
+        summary="Count the tokens of a response's input.",
+        tag="Tokens",
+        handler=response_routes.count_input_tokens,
+        response=responses.InputTokenCount,
+        body=responses_request.InputTokensRequest,
+        errors=_BODY,
+        style=RESPONSES,
     ),
     Endpoint(
         name="create_message",
@@ -110,6 +149,17 @@ ENDPOINTS = (
         errors=_BODY,
     ),
     Endpoint(
+        name="create_decision",
+        method="POST",
+        path="/decisions",
+        summary="Answer typed questions about an input by probabilities.",
+        tag="Generate",
+        handler=decision_routes.create_decision,
+        response=decisions.Decision,
+        body=decisions.DecisionRequest,
+        errors=_BODY,
+    ),
+    Endpoint(
         name="list_models",
         method="GET",
         path="/models",
@@ -128,6 +178,16 @@ ENDPOINTS = (
         handler=models.retrieve_model,
         response=response.Model,
         errors=(*_CALL, 404),
+    ),
+    Endpoint(
+        name="metadata",
+        method="GET",
+        path="/metadata",
+        summary="Return the version of the gateway and its models, in NVIDIA NIM's form.",
+        tag="Models",
+        handler=models.metadata,
+        response=metadata.DeploymentMetadata,
+        errors=_CALL,
     ),
     Endpoint(
         name="tokenize",
@@ -151,8 +211,8 @@ ENDPOINTS = (
         body=tokens.DetokenizeRequest,
         errors=_BODY,
     ),
-    *(_probe(name, probes.readyz, _READINESS) for name in ("readyz", "ready", "health", "ping")),
-    *(_probe(name, probes.healthz, _LIVENESS) for name in ("healthz", "live")),
+    *(_probe(path, probes.readyz, _READINESS) for path in _READINESS_PATHS),
+    *(_probe(path, probes.healthz, _LIVENESS) for path in ("healthz", "live", "health/live")),
     Endpoint(
         name="metrics",
         method="GET",

@@ -114,6 +114,7 @@ class ModelLoader:
             max_model_len=engine.max_model_len,
             fingerprint=fingerprint(path, *options, repr(settings.vllm_args)),
             engine=engine.capabilities.name,
+            quantization=engine.capabilities.quantization,
         )
         return LocalModel(
             card,

@@ -107,11 +107,12 @@ class Caller:
                 yield charge
 
     @contextmanager
-    def embeddings(self, num_bytes: int) -> "Iterator[TokenCharge]":
-        """Count a request for embeddings against the caller's limits while in the context.
+    def computation(self, num_bytes: int, field: str) -> "Iterator[TokenCharge]":
+        """Count a request that generates nothing against the caller's limits while in the context.
 
         Args:
-            num_bytes: The size of the request's body.
+            num_bytes: The size of all that the model computes.
+            field: The parameter that has most of it.
 
         Raises:
             ApiError: A limit is reached, or the request by itself exceeds it.
@@ -119,7 +120,7 @@ class Caller:
         if self._key is None:
             yield TokenCharge()
             return
-        cost = cost_of_input(num_bytes, "input")
+        cost = cost_of_input(num_bytes, field)
         with self._admitted(self._key, cost, {}) as reservation:
             charge = TokenCharge(reservation, cost)
             with charge.charging():

@@ -97,10 +97,15 @@ def _part(
                 audio=chat_pb2.AudioContent(data=audio.data, format=audio.format)
             )
         case openai.FilePart(file=file):
-            return chat_pb2.ContentPart(file=_file(file, f"{param}.file"))
+            return chat_pb2.ContentPart(file=file_content(file, f"{param}.file"))
 
 
-def _file(file: openai.InputFile, param: str) -> chat_pb2.FileContent:
+def file_content(file: openai.InputFile, param: str) -> chat_pb2.FileContent:
+    """Convert a file, whose path in the body is `param`.
+
+    Raises:
+        InvalidRequest: Its bytes are not valid base64.
+    """
     filename = file.filename or ""
     if file.file_id is not None:
         return chat_pb2.FileContent(file_id=file.file_id, filename=filename)

@@ -10,7 +10,7 @@ from gateway_http.convert.sampling import (
 )
 from gateway_http.protocol import request as openai
 
-_TOOL_MODES = {
+TOOL_MODES = {
     "none": chat_pb2.ToolChoice.MODE_NONE,
     "auto": chat_pb2.ToolChoice.MODE_AUTO,
     "required": chat_pb2.ToolChoice.MODE_REQUIRED,
@@ -25,7 +25,7 @@ EFFORTS = {
     "xhigh": chat_pb2.REASONING_EFFORT_XHIGH,
     "max": chat_pb2.REASONING_EFFORT_MAX,
 }
-_VERBOSITIES = {
+VERBOSITIES = {
     None: chat_pb2.VERBOSITY_UNSPECIFIED,
     "low": chat_pb2.VERBOSITY_LOW,
     "medium": chat_pb2.VERBOSITY_MEDIUM,
@@ -59,7 +59,7 @@ def params(request: openai.ChatCompletionRequest) -> chat_pb2.ChatCompletionPara
         modalities=[_MODALITIES[modality] for modality in request.modalities or ()],
         audio=_audio(request.audio),
         prediction=_prediction(request.prediction),
-        verbosity=_VERBOSITIES[request.verbosity],
+        verbosity=VERBOSITIES[request.verbosity],
         user=request.user,
         safety_identifier=request.safety_identifier,
         metadata=request.metadata,
@@ -113,9 +113,9 @@ def _tool_choice(choice: openai.ToolChoice | None) -> chat_pb2.ToolChoice | None
         case openai.AllowedToolsChoice(allowed_tools=allowed):
             return chat_pb2.ToolChoice(
                 allowed_tools=chat_pb2.AllowedTools(
-                    mode=_TOOL_MODES[allowed.mode],
+                    mode=TOOL_MODES[allowed.mode],
                     function_names=[tool.function.name for tool in allowed.tools],
                 )
             )
         case mode:
-            return chat_pb2.ToolChoice(mode=_TOOL_MODES[mode])
+            return chat_pb2.ToolChoice(mode=TOOL_MODES[mode])

@@ -9,6 +9,7 @@ from gateway_http.convert.aliases import first_given
 from gateway_http.convert.json_text import raw_text
 from gateway_http.protocol import sampling as openai
 from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
+from gateway_http.protocol.responses_request import ResponseJsonSchemaFormat
 
 # Alternatives to unsupported parameters, for the error message.
 _HINTS = {
@@ -68,12 +69,12 @@ def sampling_params(
         "top_k": 0 if request.top_k == -1 else request.top_k,
         "repetition_penalty": first_given(request.repetition_penalty, request.repeat_penalty),
         "max_completion_tokens": unlimited if limit == -1 else limit,
-        "stop": _stop(request.stop),
+        "stop": stop_strings(request.stop),
     }
     return chat_pb2.SamplingParams(**fields)
 
 
-def _stop(stop: str | list[str] | None) -> list[str] | None:
+def stop_strings(stop: str | list[str] | None) -> list[str] | None:
     """Return the stop strings without empty ones: user interfaces send empty fields."""
     if isinstance(stop, str):
         return [stop] if stop else None
@@ -102,14 +103,21 @@ def response_format(request: openai.GenerationRequest) -> chat_pb2.ResponseForma
         case openai.JsonObjectFormat():
             return chat_pb2.ResponseFormat(json_object=chat_pb2.JsonObjectFormat())
         case openai.JsonSchemaFormat(json_schema=wanted):
-            return chat_pb2.ResponseFormat(
-                json_schema=chat_pb2.JsonSchemaFormat(
-                    name=wanted.name,
-                    description=wanted.description or "",
-                    schema_json=raw_text(wanted.schema),
-                    strict=wanted.strict,
-                )
-            )
+            return json_schema_format(wanted)
+
+
+def json_schema_format(
+    wanted: openai.JsonSchema | ResponseJsonSchemaFormat,
+) -> chat_pb2.ResponseFormat:
+    """Convert a response format that is a JSON Schema with its name."""
+    return chat_pb2.ResponseFormat(
+        json_schema=chat_pb2.JsonSchemaFormat(
+            name=wanted.name,
+            description=wanted.description or "",
+            schema_json=raw_text(wanted.schema),
+            strict=wanted.strict,
+        )
+    )
 
 
 def _structured(wanted: openai.StructuredOutputs) -> chat_pb2.ResponseFormat:

@@ -72,6 +72,19 @@ OPENAI = ApiStyle(
 )
 """OpenAI's API."""
 
+RESPONSES = ApiStyle(
+    error=_openai_error,
+    error_type=ErrorBody,
+    id_header="x-request-id",
+    event=sse.named_event,
+    ping=sse.PING,
+    done=b"",
+    stream_description="With `stream`: events `event: ...`, `data: {...}`, the last of which is "
+    "`response.completed`, `response.incomplete` or `response.failed`. If the request fails after "
+    "the head of the response and before its first event, the only event is `error`.",
+)
+"""OpenAI's Responses API."""
+
 ANTHROPIC = ApiStyle(
     error=_anthropic_error,
     error_type=anthropic.MessagesError,

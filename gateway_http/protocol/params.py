@@ -47,6 +47,13 @@ PARAMS: Mapping[str, str] = {
     "token_inputs.token_ids": "input",
     "token_inputs.token_ids[]": "input[]",
     "token_inputs.token_ids[].ids": "input[]",
+    # Decisions.
+    "questions[].kind": "questions[].type",
+    "questions[].predicate": "questions[]",
+    "questions[].choice.choices": "questions[].choices",
+    "questions[].choice.choices[].text": "questions[].choices[].value",
+    "questions[].choice.choices[].boolean": "questions[].choices[].value",
+    "questions[].score.levels": "questions[].levels",
     # Tokens.
     "token_ids": "tokens",
     "return_token_bytes": "return_token_strs",

@@ -10,3 +10,4 @@ from msgspec import Meta, Raw
 # The value of an absent field is `Raw()`, which is empty: use `field(default_factory=Raw)`.
 RawObject = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
 RawObjectOrText = Annotated[Raw, Meta(extra_json_schema={"type": ["object", "string"]})]
+RawObjectOrArray = Annotated[Raw, Meta(extra_json_schema={"type": ["object", "array"]})]

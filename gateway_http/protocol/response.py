@@ -175,6 +175,10 @@ class ChatCompletionChunk(Struct, kw_only=True):
     prompt_logprobs: Annotated[PromptLogprobs | UnsetType, note("Only in the first event.")] = UNSET
 
 
+_IF_REACHED = "Absent if the model's service cannot be reached."
+_SAME_LENGTH = proto_field("Model.max_model_len", description="The same as `max_model_len`.")
+
+
 class ModelCapabilities(Struct, kw_only=True):
     """The kinds of input and output of a model, and the parameters that it rejects."""
 
@@ -192,6 +196,9 @@ class ModelCapabilities(Struct, kw_only=True):
     structured_outputs: bool
     max_logprobs: int | UnsetType = UNSET
     is_batch_invariant: bool
+    output_modalities: list[Literal["text", "audio", "image"]]
+    tools: bool
+    reasoning: bool | UnsetType = UNSET
 
 
 class Model(Struct, kw_only=True):
@@ -201,14 +208,30 @@ class Model(Struct, kw_only=True):
     object: Annotated[Literal["model"], http_only("A constant.")] = "model"
     created: Annotated[int, proto_field("Model.create_time", note="In seconds since 1970.")]
     owned_by: str
-    max_model_len: Annotated[
-        int | UnsetType, note("Absent if the model's service cannot be reached.")
+    aliases: list[str]
+    shutdown_date: Annotated[
+        str | None,
+        http_only(
+            "The day, as YYYY-MM-DD, after which the model may no longer be served. The registry "
+            "of the gateway specifies it. Null if none is announced."
+        ),
+    ]
+    max_model_len: Annotated[int | UnsetType, note(_IF_REACHED)] = UNSET
+    context_length: Annotated[int | UnsetType, _SAME_LENGTH] = UNSET
+    context_window: Annotated[int | UnsetType, _SAME_LENGTH] = UNSET
+    max_output_tokens: int | UnsetType = UNSET
+    max_completion_tokens: Annotated[
+        int | UnsetType,
+        proto_field("Model.max_output_tokens", description="The same as `max_output_tokens`."),
     ] = UNSET
     root: str | UnsetType = UNSET
     engine: str | UnsetType = UNSET
-    capabilities: Annotated[
-        ModelCapabilities | UnsetType, note("Absent if the model's service cannot be reached.")
+    quantization: str | UnsetType = UNSET
+    tasks: Annotated[
+        list[Literal["generate", "embed", "classify", "score"]] | UnsetType,
+        proto_field("ModelCapabilities.tasks", note=_IF_REACHED),
     ] = UNSET
+    capabilities: Annotated[ModelCapabilities | UnsetType, note(_IF_REACHED)] = UNSET
 
 
 class ModelList(Struct, kw_only=True):

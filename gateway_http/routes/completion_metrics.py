@@ -1,4 +1,4 @@
-"""The metrics and the log record of one completion, or of a request for embeddings."""
+"""The metrics and the log record of one completion, or of one computed input."""
 
 import time
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any
 
 from prometheus_client import Counter, Histogram
 
+from chatrpc.v1 import chat_pb2
 from gateway_http.convert.chat_completions import finish_reason
 from gateway_http.http.request_record import RequestRecord
 from gateway_http.metrics import Metrics
@@ -73,9 +74,18 @@ class CompletionMetrics:
         usage = whole.usage
         self._note(usage.prompt_tokens, usage.cached_prompt_tokens, usage.completion_tokens)
 
-    def note_embeddings(self, num_tokens: int, model: str) -> None:
-        """Measure embeddings that are about to be sent; `model` is the model's name for clients."""
+    def note_computation(self, usage: Any, model: str) -> None:
+        """Measure a computed input whose response is about to be sent.
+
+        Args:
+            usage: The tokens of the input. Those of decisions have cached and scored tokens, too.
+            model: The name of the model for clients.
+        """
         self._learn_model(model)
+        if isinstance(usage, chat_pb2.Usage):
+            self._note(usage.prompt_tokens, usage.cached_prompt_tokens, usage.completion_tokens)
+            return
+        num_tokens = usage.prompt_tokens
         self._record.prompt_tokens = num_tokens
         self._model_metrics.prompt_tokens.inc(num_tokens)
         self._count_tokens(num_tokens)

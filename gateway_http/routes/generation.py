@@ -1,6 +1,6 @@
 """Serves chat and text completions, as a whole or as a stream of events."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -97,6 +97,8 @@ class Operation(Generic[_Body, _Params, _Whole, _Chunk]):
         stream: The RPC of a streamed completion.
         completion: Converts a whole completion, given the name of its model for clients.
         events: Makes the converter of a stream.
+        failure: Returns the events that end a stream that failed, given its converter. None if the
+            stream ends with the error in the form of the API.
     """
 
     decode: Callable[[bytes], _Body]
@@ -106,6 +108,7 @@ class Operation(Generic[_Body, _Params, _Whole, _Chunk]):
     stream: Rpc[Any, Any]
     completion: Callable[[_Whole, str, _Body], Struct]
     events: Callable[[_Body], Events[_Chunk]]
+    failure: Callable[[Any, ApiError], Sequence[Struct]] | None = None
 
     def receive(self, content: bytes) -> Received[_Body, _Params]:
         """Decode and convert a body. Raises ApiError if it cannot be decoded.
@@ -219,9 +222,12 @@ class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
 
     async def _stream(self, charge: TokenCharge) -> None:
         interval_s, style = settings_of(self._request).sse_ping_interval_s, self._style
+        converter = self._operation.events(self._body)
         async with EventStream(self._send, interval_s, style.ping, style.done) as events:
             try:
-                await run_while_connected(self._request, self._send_events(charge, events))
+                await run_while_connected(
+                    self._request, self._send_events(charge, events, converter)
+                )
             except ClientDisconnect:
                 raise
             except Exception as error:
@@ -231,12 +237,21 @@ class _Completion(Generic[_Body, _Params, _Whole, _Chunk]):
                     error = from_rpc(error, self._names)
                 api_error = from_exception(error)
                 self._record.fail(api_error)
-                await events.write(style.event(style.error(api_error, self._context.request_id)))
+                await events.write(self._failure(api_error, converter))
             await events.close()
 
-    async def _send_events(self, charge: TokenCharge, stream: EventStream) -> None:
+    def _failure(self, error: ApiError, events: Events[_Chunk]) -> bytes:
+        """Return the encoded events that end a stream that failed."""
+        style, failure = self._style, self._operation.failure
+        if failure is None:
+            return style.event(style.error(error, self._context.request_id))
+        return b"".join(map(style.event, failure(events, error)))
+
+    async def _send_events(
+        self, charge: TokenCharge, stream: EventStream, events: Events[_Chunk]
+    ) -> None:
         request, rpc = self._request, self._operation.stream
-        metrics, events = self._metrics(charge), self._operation.events(self._body)
+        metrics = self._metrics(charge)
         bodies, caller = bodies_of(request), caller_of(request)
         with router_of(request).route(self._body.model) as route:
             responses = route.stream(

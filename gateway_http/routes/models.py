@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{model_id}."""
+"""GET /v1/models, /v1/models/{model_id} and /v1/metadata."""
 
 import asyncio
 import time
@@ -12,6 +12,8 @@ from gateway_http.convert import models as convert
 from gateway_http.http.request_io import json_response
 from gateway_http.protocol import response as openai
 from gateway_http.protocol.error import ApiError
+from gateway_http.protocol.metadata import DeployedModel, DeploymentMetadata
+from gateway_http.routes.probes import VERSION
 from gateway_http.routes.request_state import (
     call_metadata_of,
     caller_of,
@@ -36,6 +38,23 @@ async def list_models(request: Request) -> Response:
 
     A registered model whose service cannot be reached is listed without details.
     """
+    return json_response(openai.ModelList(data=await _usable_models(request)))
+
+
+async def metadata(request: Request) -> Response:
+    """Return the version of the gateway and the models that the caller may use, in NIM's form."""
+    models = await _usable_models(request)
+    infos = [DeployedModel(model.id, model.root or model.id) for model in models]
+    return json_response(DeploymentMetadata(VERSION, infos))
+
+
+async def _usable_models(request: Request) -> list[openai.Model]:
+    """Return the models that the caller may use.
+
+    Raises:
+        AioRpcError: All services reject the caller, or a service whose models are not registered
+            fails.
+    """
     router, caller = router_of(request), caller_of(request)
     limit, end_s = asyncio.Semaphore(_MAX_CALLS), time.monotonic() + _TIMEOUT_S
     listing = [
@@ -54,7 +73,7 @@ async def list_models(request: Request) -> Response:
             raise listed
     if rejections and not models:
         raise rejections[0]
-    return json_response(openai.ModelList(data=models))
+    return models
 
 
 async def retrieve_model(request: Request) -> Response:
@@ -85,7 +104,7 @@ async def _models_of(
             models = await route.list_models(call_metadata_of(request), timeout_s)
             may_use = caller_of(request).may_use
             return [
-                convert.model(model, model.id)
+                convert.model(model, model.id, model.aliases)
                 for model in models
                 if may_use(model.id, *model.aliases)
             ]
@@ -109,4 +128,7 @@ async def _model(route: Route, request: Request, timeout_s: float) -> openai.Mod
         if isinstance(route.entry, WholeService) or error.code() in _DEFINITE:
             raise
         model = model_service_pb2.Model(owned_by=_UNKNOWN_OWNER)
-    return convert.model(model, route.public_name(model.id))
+    entry = route.entry
+    if isinstance(entry, WholeService):
+        return convert.model(model, model.id, model.aliases)
+    return convert.model(model, entry.name, entry.aliases, entry.shutdown_date)

@@ -78,7 +78,11 @@ def _chat_prompt(request: Any) -> Iterator[str]:
     for tool in params.tools:  # templates put them before the messages
         yield tool.function.name
         yield tool.function.parameters_json_schema
-    for message in params.messages:
+    yield from _messages(params.messages)
+
+
+def _messages(messages: Iterable[chat_pb2.ChatMessage]) -> Iterator[str]:
+    for message in messages:
         yield f"<{message.role}>"
         for part in message.content:
             yield part.text
@@ -105,6 +109,13 @@ def _cache_salt(request: Any) -> str:
 CHAT: AffinityFields[Any] = AffinityFields(_chat_session, _chat_prompt, _cache_salt)
 COMPLETION: AffinityFields[Any] = AffinityFields(
     _completion_session, _completion_prompt, _cache_salt
+)
+
+
+DECISION: AffinityFields[Any] = AffinityFields(
+    lambda request: str(request.prompt_cache_key),
+    lambda request: _messages(request.messages),
+    lambda request: str(request.cache_salt),
 )
 
 

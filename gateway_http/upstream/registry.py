@@ -15,10 +15,19 @@ import ipaddress
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    model_validator,
+)
 
 from chatrpc_process.access.keys import load_secret
 from chatrpc_process.errors import ConfigError
@@ -78,6 +87,7 @@ class _Model(BaseModel):
         str, Field(pattern=r"^[\x21-\x7e]+$", max_length=4096), AfterValidator(_checked_target)
     ]
     upstream_model: _Name | None = None
+    shutdown_date: Annotated[date, Strict()] | None = None
     balance: Balance = DEFAULT_BALANCE
     affinity: Affinity | None = None
     prefix_chars: Annotated[int, Field(ge=1, le=10**6)] | None = None
@@ -116,6 +126,8 @@ class RegisteredModel:
         aliases: Further names that clients may use.
         upstream_model: The name that the service uses.
         affinity: The rule that sends related calls to the same replica; None if there is none.
+        shutdown_date: The day after which the model may no longer be served, for clients; None if
+            none is announced.
     """
 
     connection: Connection
@@ -123,6 +135,7 @@ class RegisteredModel:
     aliases: tuple[str, ...] = ()
     upstream_model: str = ""
     affinity: SessionAffinity | PrefixAffinity | None = None
+    shutdown_date: date | None = None
 
     @property
     def label(self) -> str:
@@ -237,6 +250,7 @@ def _entry(path: Path, model: _Model) -> RegisteredModel:
         model.aliases,
         upstream_model,
         _affinity(model),
+        model.shutdown_date,
     )
 
 

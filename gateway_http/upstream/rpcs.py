@@ -15,6 +15,7 @@ from chatrpc.v1 import (
     chat_service_pb2,
     classification_service_pb2,
     completion_service_pb2,
+    decision_service_pb2,
     embedding_service_pb2,
     model_service_pb2,
 )
@@ -141,6 +142,15 @@ CREATE_EMBEDDINGS = _rpc(
     model_of=lambda request: request.model,
     operation="embeddings",
 )
+CREATE_DECISION = _rpc(
+    decision_service_pb2,
+    "CreateDecision",
+    decision_service_pb2.CreateDecisionRequest,
+    decision_service_pb2.CreateDecisionResponse,
+    model_of=lambda request: request.model,
+    operation="decision",
+    affinity=affinity.DECISION,
+)
 CLASSIFY = _rpc(
     classification_service_pb2,
     "Classify",
@@ -200,6 +210,7 @@ RPCS: tuple[Rpc[Any, Any], ...] = (
     CREATE_COMPLETION,
     STREAM_COMPLETION,
     CREATE_EMBEDDINGS,
+    CREATE_DECISION,
     CLASSIFY,
     SCORE,
     RERANK,

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from service.domain.chat import ChatRequest, Message, PromptOptions, Tool
 from service.domain.completion import CompletionRequest
+from service.domain.decisions import DecisionRequest, NoteProgress, ScoredQuestion
 from service.domain.embeddings import EmbeddingRequest, Embeddings
 from service.domain.engine import (
     Caller,
@@ -45,6 +46,8 @@ class ModelSpec:
         max_logprobs: Maximum number of alternatives to a token's log probability; None if the model
             has no limit of its own.
         is_batch_invariant: True if the output of a request does not depend on other requests.
+        has_reasoning: True if the model reasons, and its reasoning is separated from the content;
+            None if it is unknown.
     """
 
     max_model_len: int
@@ -56,6 +59,7 @@ class ModelSpec:
     unsupported_fields: frozenset[str] = frozenset()
     max_logprobs: int | None = None
     is_batch_invariant: bool = False
+    has_reasoning: bool | None = None
 
     def most_logprobs(self, limit: int) -> int:
         """Return `max_logprobs`, or `limit` if that is lower."""
@@ -285,6 +289,28 @@ class EmbeddingBackend(Protocol):
         ...
 
 
+class DecisionBackend(Protocol):
+    """Computes the probabilities of the options of questions."""
+
+    async def decide(
+        self, request: DecisionRequest, call: CallContext, num_sequences: int, note: NoteProgress
+    ) -> Sequence[ScoredQuestion]:
+        """Return the scored questions, in their order. Cancelling the task aborts the request.
+
+        Args:
+            num_sequences: Number of sequences for which the servicer has reserved capacity
+                (`ChatBackend.reserve`). At most this many run at a time.
+            note: Called with the progress of each question.
+
+        Raises:
+            InvalidField or a subclass: The request cannot be served.
+            QueueFull, DeadlinePassed, PreparationFull: The request is rejected.
+            StepFailed: The request failed; others are not affected.
+            EngineDead: The backend has failed.
+        """
+        ...
+
+
 class RemoteTokenizer(Protocol):
     """The tokenizer of a remote service, for a backend that has none of its own.
 
@@ -313,6 +339,8 @@ class ServedModel:
         local: The model, if it is in this process.
         encode_chat: Returns the token ids of the prompt of a conversation with tools; None if the
             backend renders no prompts itself.
+        decisions: Scores the options of questions; None if the model's log probabilities of given
+            tokens cannot be read.
     """
 
     card: ModelCard
@@ -321,6 +349,7 @@ class ServedModel:
     remote_tokenizer: RemoteTokenizer | None = None
     local: LocalModel | None = None
     encode_chat: EncodeChat | None = None
+    decisions: DecisionBackend | None = None
 
 
 class ModelRuntime(Protocol):

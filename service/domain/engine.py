@@ -251,6 +251,8 @@ class EngineCapabilities:
         preempts_by_priority: True if `Request.priority` decides which sequence is preempted.
         reads_gguf: True if the engine reads a GGUF file that `EngineModel.path` has a link to. It
             does not depend on the model.
+        quantization: The precision of the weights in computations, such as `bfloat16` or `int8`, or
+            the method of a quantized checkpoint, such as `awq`. Empty if it is unknown.
     """
 
     name: str
@@ -261,6 +263,7 @@ class EngineCapabilities:
     masks_logprobs: bool = False
     preempts_by_priority: bool = True
     reads_gguf: bool = False
+    quantization: str = ""
 
 
 @runtime_checkable

@@ -86,6 +86,9 @@ class ModelCard:
     Attributes:
         created: Unix time in seconds.
         engine: The name of the engine or backend that serves the model.
+        quantization: The precision of the weights; see `EngineCapabilities`.
+        max_output_tokens: Maximum number of tokens of an output; None if only `max_model_len`
+            limits it.
     """
 
     id: str
@@ -96,6 +99,8 @@ class ModelCard:
     max_model_len: int
     fingerprint: str
     engine: str = ""
+    quantization: str = ""
+    max_output_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,7 +182,11 @@ class AsyncEngine:
             return
         core.on_work(partial(self._inbox.put, _wake))
         self._stats = core.stats
-        self._capabilities = replace(self._capabilities, is_batch_invariant=core.is_batch_invariant)
+        self._capabilities = replace(
+            self._capabilities,
+            is_batch_invariant=core.is_batch_invariant,
+            quantization=core.quantization,
+        )
         self._post(self._settle_start, max_model_len, None)
         try:
             while self._run_commands(core):

@@ -84,6 +84,7 @@ class EngineCore:
         max_model_len: Maximum length of a sequence in tokens, prompt and output together.
         max_failed_steps: Number of failed steps in a row after which `step` raises.
         is_batch_invariant: True if the output of a request does not depend on the others.
+        quantization: The precision of the weights; see `EngineCapabilities`.
         clock: Returns a time in seconds, from which the durations of steps are computed.
     """
 
@@ -95,9 +96,11 @@ class EngineCore:
         max_failed_steps: int = MAX_FAILED_STEPS,
         *,
         is_batch_invariant: bool = False,
+        quantization: str = "",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.is_batch_invariant = is_batch_invariant
+        self.quantization = quantization
         self._scheduler = scheduler
         self._runner = runner
         self._max_model_len = max_model_len

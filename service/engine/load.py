@@ -1,5 +1,6 @@
 """Loads a checkpoint into an engine core: device, precision, weights, cache size, warm-up."""
 
+import ctypes
 import math
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -83,7 +84,8 @@ def load_model(options: EngineOptions) -> LoadedModel:
     """
     device = _choose_device(options)
     stored = read_quantized_weights(options.path)
-    return _load_model(options, _read_config(options), stored, device)
+    library = _load_library(options, device)
+    return _load_model(options, _read_config(options), stored, device, library)
 
 
 def load_engine(options: EngineOptions) -> tuple[EngineCore, int]:
@@ -138,7 +140,8 @@ def _load_on_device(options: EngineOptions, device: torch.device) -> tuple[Engin
     digest = start_digest(options, options.path)
     stored = read_quantized_weights(options.path)
     config = _read_config(options)
-    model = _load_model(options, config, stored, device)
+    library = _load_library(options, device)
+    model = _load_model(options, config, stored, device, library)
     max_model_len = _resolve_max_model_len(options, config)
     limits = EngineLimits.of(options, device.type)
     num_blocks = count_blocks(options, limits, model, max_model_len, device)
@@ -146,7 +149,7 @@ def _load_on_device(options: EngineOptions, device: torch.device) -> tuple[Engin
     max_model_len = min(max_model_len, num_cached_tokens)
     # The model allocates the cache first, which raises MemoryError for too many blocks.
     finished = model.finish(num_blocks, limits.block_size, max_model_len)
-    runner = ModelRunner(finished)
+    runner = ModelRunner(finished, library)
     pool = BlockPool(num_blocks, limits.block_size, has_prefix_caching=options.prefix_caching)
     make_scheduler = partial(
         Scheduler,
@@ -176,6 +179,7 @@ def _load_on_device(options: EngineOptions, device: torch.device) -> tuple[Engin
         runner,
         max_model_len,
         is_batch_invariant=isinstance(finished, Decoder) and finished.is_batch_invariant,
+        quantization=model.quantization,
     )
     return core, max_model_len
 
@@ -246,15 +250,23 @@ def _read_config(options: EngineOptions) -> Any:
         ) from error
 
 
+def _load_library(options: EngineOptions, device: torch.device) -> ctypes.CDLL | None:
+    return load_library(options.cache_dir, options.cpu_level) if device.type == "cpu" else None
+
+
 def _load_model(
-    options: EngineOptions, config: Any, stored: StoredQuantization | None, device: torch.device
+    options: EngineOptions,
+    config: Any,
+    stored: StoredQuantization | None,
+    device: torch.device,
+    library: ctypes.CDLL | None,
 ) -> LoadedModel:
     """Load the model with the native decoder if it supports it, else with transformers."""
     dtype = _resolve_dtype(options.dtype, device)
     architecture = read_architecture(config)
     if architecture is not None and is_served(config):
         _check_parts(options.path, config)
-        return _load_decoder(options, config, architecture, stored, device, dtype)
+        return _load_decoder(options, config, architecture, stored, device, dtype, library)
     if options.quantization in {"int8", "int4"}:
         raise ModelLoadError(
             f"quantization={options.quantization} is not supported for a model of the type "
@@ -296,6 +308,7 @@ def _load_decoder(
     stored: StoredQuantization | None,
     device: torch.device,
     dtype: torch.dtype,
+    library: ctypes.CDLL | None,
 ) -> LoadedModel:
     """Load the model with the native decoder, by default in int8 if that costs little.
 
@@ -310,7 +323,6 @@ def _load_decoder(
         has_int8 = device.type == "cpu" and options.dtype == "auto"
         quantization = "int8" if has_int8 else "none"
         keeps_groups = has_int8 and stored is not None and stored.has_groups
-    library = load_library(options.cache_dir, options.cpu_level) if device.type == "cpu" else None
     if quantization == "int4" and library is None:
         raise ModelLoadError("quantization=int4 needs the native kernels, which are not available.")
     load = partial(

@@ -1,5 +1,6 @@
 """Computes a batch with a model and samples the next tokens."""
 
+import ctypes
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from service.engine.kv_store import KVShape
 from service.engine.layout import Layout
 from service.engine.logits_processors import RuleBatch
 from service.engine.logprobs import LogprobTensors, token_logprobs
-from service.engine.sampler import SamplerBatch
+from service.engine.sampler import sampler_batch
 from service.engine.sequence import Sequence
 from service.engine.speculation import accept
 from service.engine.token_rules import RowRules, TokenMask
@@ -103,6 +104,12 @@ class LoadedModel:
     quantization_loss: QuantizationLoss | None = None
 
     @property
+    def quantization(self) -> str:
+        """The precision of the weights; see `service.domain.engine.EngineCapabilities`."""
+        name = self.description.get("quantization", "none")
+        return self.description.get("dtype", "") if name == "none" else name
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of one token's keys and values in all layers."""
         return sum(shape.bytes_per_token for shape in self.kv_shapes)
@@ -140,10 +147,14 @@ class ModelRunner:
     """`service.engine.core.Runner` over a model.
 
     The masks of grammars are computed on other threads while the model computes the step.
+
+    Args:
+        library: The native kernels, which sample from logits on a CPU; None to use torch.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, library: ctypes.CDLL | None = None) -> None:
         self._model = model
+        self._library = library
         self._grammars = ThreadPoolExecutor(_GRAMMAR_THREADS, thread_name_prefix="grammar")
 
     @torch.inference_mode()
@@ -166,7 +177,11 @@ class ModelRunner:
         rows, prompt_rows = layout.sampled_rows(), layout.prompt_logprob_rows()
         hidden = self._model.forward(layout, rows + prompt_rows)
         # The whole step is queued on the device before the only wait, which is for its results.
-        tokens = _SampledTokens(sampled, self._model.logits(hidden[: len(rows)])) if rows else None
+        tokens = (
+            _SampledTokens(sampled, self._model.logits(hidden[: len(rows)]), self._library)
+            if rows
+            else None
+        )
         prompt = self._prompt_logprobs(hidden[len(rows) :], layout) if prompt_rows else ()
         queued = () if tokens is None else tokens.tensors
         arrays = to_host([*queued, *prompt])
@@ -214,17 +229,20 @@ class _SampledTokens:
     Args:
         sampled: The sequences for which tokens are sampled.
         logits: [rows, vocab_size], the logits of their rows. They are changed.
+        library: The native kernels; None to use torch.
 
     Attributes:
         tensors: The tensors that `results` needs on the host.
     """
 
-    def __init__(self, sampled: list[_Sampled], logits: Tensor) -> None:
+    def __init__(
+        self, sampled: list[_Sampled], logits: Tensor, library: ctypes.CDLL | None
+    ) -> None:
         device = logits.device
         self._sampled = sampled
         rules, self._errors = _rules(sampled)
         self._rules = RuleBatch(rules, logits.shape[-1], device)
-        sampler = SamplerBatch(*_sampling(sampled), device)
+        sampler = sampler_batch(*_sampling(sampled), logits, library)
         copied = iter(to_device([*self._rules.arrays, *sampler.arrays], device))
         has_logprobs = any(s.has_logprobs for s in sampled)
         # Log probabilities are those of the model's own logits, and the rules change the logits.

@@ -3,8 +3,13 @@
 Each row is sampled with one uniform draw of its own sequence. On a CPU, torch computes each of the
 operations identically for one row and for many. So a sequence's tokens do not depend on the rest of
 the batch, to the last bit. Tests check this.
+
+Probabilities are added up as integers. So the sums are exact, and do not depend on their order. The
+native kernels (`native/sampler.cpp`) compute the same without sorting, and choose the same tokens
+unless a draw is within the rounding of a probability.
 """
 
+import ctypes
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,22 +21,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.domain.sampling import SamplingParams
-from service.engine.vocab_blocks import BLOCK, as_blocks, gather_block, top
+from service.engine.native.sampler import MAX_VOCAB_SIZE, SamplingColumns
+from service.engine.native.sampler import sample as sample_by_kernels
+from service.engine.vocab_blocks import BLOCK, as_blocks, gather_block, top_in_order
 
 # Number of rows computed at once on a CPU. 8 rows of 49152 numbers are 1.6 MB: they fit into a
 # cache, and malloc reuses the memory. With 32 rows a softmax takes 17 ms instead of 4 ms, mostly in
 # page faults.
 _ROWS = 8
 # Number of candidates that `topk` finds first on a CPU, and the factor by which that number grows.
-# The nucleus of a confident model has few tokens, and top-k is often 50. The number grows for each
-# row separately, because the order of equally likely tokens depends on it.
+# The nucleus of a confident model has few tokens, and top-k is often 50.
 _FIRST_CANDIDATES = 64
 _GROWTH = 8
 # Number of candidates on a GPU for rows whose top-k is at most this. Other filtered rows sort the
 # whole vocabulary: to find out how many candidates they need would wait for the device.
 _MOST_CANDIDATES = 128
 _NO_TOP_K = 2**62  # the value of `_Columns.top_k` in a row without top-k
-_LARGEST_DRAW = 1 - 2**-53
+# The weight of a token is its probability in this unit, rounded down.
+_WEIGHT_UNIT = 2.0**-60
 
 
 class _Columns(NamedTuple):
@@ -132,6 +139,61 @@ class SamplerBatch:
         return chosen.clamp_(max=logits.shape[-1] - 1)  # with NaNs the index can be in the padding
 
 
+class NativeSamplerBatch:
+    """A `SamplerBatch` of logits on a CPU, by the native kernels.
+
+    Args:
+        library: The native kernels.
+        params: The sampling parameters of each row.
+        draws: A uniform draw from [0, 1) for each row. Greedy rows do not use it.
+
+    Attributes:
+        arrays: Nothing, because there is no device to copy the parameters to.
+    """
+
+    arrays: Sequence[NDArray[Any]] = ()
+
+    def __init__(
+        self, library: ctypes.CDLL, params: Sequence[SamplingParams], draws: Sequence[float]
+    ) -> None:
+        self._library = library
+        self._columns = SamplingColumns(
+            np.array([1.0 if p.is_greedy else p.temperature for p in params], dtype=np.float32),
+            np.array(draws, dtype=np.float64),
+            np.array([1 if p.is_greedy else p.top_k or _NO_TOP_K for p in params], dtype=np.int64),
+            np.array([p.top_p for p in params], dtype=np.float32),
+            np.array([p.min_p for p in params], dtype=np.float32),
+        )
+
+    def sample(self, logits: Tensor, arrays: Sequence[Tensor] = ()) -> Tensor:  # noqa: ARG002
+        """Sample one token for each row. See `SamplerBatch.sample`.
+
+        Args:
+            logits: [B, vocab_size], float32, contiguous.
+            arrays: Not used.
+        """
+        return sample_by_kernels(self._library, self._columns, logits)
+
+
+def sampler_batch(
+    params: Sequence[SamplingParams],
+    draws: Sequence[float],
+    logits: Tensor,
+    library: ctypes.CDLL | None,
+) -> SamplerBatch | NativeSamplerBatch:
+    """Return the sampler of the rows of a step.
+
+    Args:
+        params: The sampling parameters of each row.
+        draws: A uniform draw from [0, 1) for each row.
+        logits: The tensor that is sampled from later, for its shape and its device.
+        library: The native kernels, for logits on a CPU; None to use torch.
+    """
+    if library is None or logits.shape[-1] > MAX_VOCAB_SIZE:
+        return SamplerBatch(params, draws, logits.device)
+    return NativeSamplerBatch(library, params, draws)
+
+
 def _chooser(p: SamplingParams, *, is_cpu: bool) -> _Chooser:
     if p.is_greedy:
         return _most_likely
@@ -160,8 +222,9 @@ def _most_likely(logits: Tensor, columns: Sequence[Tensor]) -> Tensor:  # noqa: 
 def _sample_all(logits: Tensor, columns: Sequence[Tensor]) -> Tensor:
     """Return token ids [B], sampled from the whole vocabulary: first a block, then its token."""
     c = _Columns(*columns)
-    blocks = as_blocks(_probabilities(logits, c), padding=0.0)
-    block, rest = _invert(blocks.sum(-1), c.draw)
+    blocks = as_blocks(_weights(_probabilities(logits, c)), padding=0)
+    sums = blocks.sum(-1)
+    block, rest = _invert(sums, _targets(c.draw, sums.sum(-1, keepdim=True)))
     token, _ = _invert(gather_block(blocks, block), rest)
     return (block * BLOCK + token).squeeze(-1)
 
@@ -171,30 +234,35 @@ def _sample_filtered(
 ) -> Tensor:
     """Return token ids [B], sampled after min-p, top-k and top-p are applied in this order.
 
+    Of equally likely tokens, those with the lowest ids are kept.
+
     Args:
         num_candidates: Number of most likely tokens of which the filters leave some. If it is None,
             each row has as few candidates as its parameters need, and this waits for the device.
     """
     c = _Columns(*columns)
     blocks = as_blocks(_probabilities(logits, c), padding=0.0)
-    uniform, top_k, top_p, min_p = c.draw, c.top_k, c.top_p, c.min_p
+    draw, top_k, top_p, min_p = c.draw, c.top_k, c.top_p, c.min_p
+    total = _weights(blocks).sum((1, 2)).unsqueeze(-1)
     size = blocks.shape[1] * BLOCK
     is_fixed = num_candidates is not None
     num_candidates = min(num_candidates or _FIRST_CANDIDATES, size)
     chosen = torch.empty(len(logits), dtype=torch.long, device=logits.device)
     rows = torch.arange(len(logits), device=logits.device)  # rows that are not sampled yet
     while True:
-        best, token_ids = top(blocks, num_candidates)
+        best, token_ids = top_in_order(blocks, num_candidates)
         rank = torch.arange(num_candidates, device=logits.device)
-        # top-p is a share of the probability that min-p and top-k leave. Without these, it is 1.
+        # top-p is a share of the probability that min-p and top-k leave.
         is_likely = best >= min_p * best[:, :1]
-        cumulative = (best * is_likely).cumsum(-1)
+        weights = _weights(best) * is_likely
+        cumulative = weights.cumsum(-1)
         mass = cumulative.gather(-1, top_k.clamp(max=num_candidates) - 1)
         is_unlimited = (top_k >= size) & (min_p <= 0.0)
-        mass = torch.where(is_unlimited, 1.0, mass)
-        is_nucleus = cumulative - best < top_p * mass
+        mass = torch.where(is_unlimited, total, mass)
+        is_nucleus = (cumulative - weights).double() < top_p.double() * mass.double()
         kept = (rank < top_k) & is_nucleus & is_likely | (rank == 0)
-        index, _ = _invert(best * kept, uniform)
+        weights = weights * kept
+        index, _ = _invert(weights, _targets(draw, weights.sum(-1, keepdim=True)))
         found = token_ids.gather(-1, index).squeeze(-1)
         if is_fixed:
             return found
@@ -205,8 +273,8 @@ def _sample_filtered(
         chosen[rows[is_final]] = found[is_final]
         if bool(is_final.all()):
             return chosen
-        rows, blocks, uniform, top_k, top_p, min_p = (
-            tensor[~is_final] for tensor in (rows, blocks, uniform, top_k, top_p, min_p)
+        rows, blocks, draw, total, top_k, top_p, min_p = (
+            tensor[~is_final] for tensor in (rows, blocks, draw, total, top_k, top_p, min_p)
         )
         num_candidates = min(num_candidates * _GROWTH, size)
 
@@ -225,23 +293,26 @@ def _probabilities(logits: Tensor, c: _Columns) -> Tensor:
     return torch.softmax(logits / c.temperature, dim=-1)
 
 
-def _invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+def _weights(probabilities: Tensor) -> Tensor:
+    return (probabilities / _WEIGHT_UNIT).long()
+
+
+def _targets(draws: Tensor, totals: Tensor) -> Tensor:
+    """Return the integers at the positions `draws`, in [0, 1), of [0, `totals`)."""
+    return (draws * totals.double()).long().minimum(totals - 1)
+
+
+def _invert(weights: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Sample indices by inverse transform sampling.
 
     Args:
-        weights: [B, n], not necessarily normalized.
-        draws: [B, 1], uniform in [0, 1).
+        weights: [B, n], int64.
+        targets: [B, 1], int64, less than the sum of the weights.
 
     Returns:
-        The indices [B, 1] at which the running sums exceed the draws; the last index if there are
-        NaNs. Also new uniform draws [B, 1]: the positions of the draws within the chosen weights.
+        The indices [B, 1] at which the running sums exceed the targets; the last index if there are
+        NaNs. Also the targets minus the weights before these indices, [B, 1].
     """
-    weights = weights.double()  # in float32, small weights at the end of a long sum would be lost
     cumulative = weights.cumsum(-1)
-    # Each target is less than the total: a draw is at most 1 - 2**-53, and a float64 times that
-    # rounds to less than itself. So a weight of zero at the end is never selected.
-    targets = draws * cumulative[:, -1:]
     index = torch.searchsorted(cumulative, targets, right=True).clamp(max=weights.shape[-1] - 1)
-    weight = weights.gather(-1, index)
-    inside = (targets - (cumulative.gather(-1, index) - weight)) / weight
-    return index, inside.clamp(0.0, _LARGEST_DRAW)
+    return index, targets - (cumulative.gather(-1, index) - weights.gather(-1, index))

@@ -26,22 +26,6 @@ def gather_block(blocks: Tensor, index: Tensor) -> Tensor:
     return blocks.gather(1, index.unsqueeze(-1).expand(-1, -1, BLOCK)).squeeze(1)
 
 
-def top(blocks: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` largest values of each row and their token ids.
-
-    Returns:
-        The values [B, count] in descending order, and their token ids [B, count].
-    """
-    # The largest values are in at most `count` blocks: those with the largest maxima.
-    if count >= blocks.shape[1]:
-        values, token_ids = blocks.flatten(1).topk(count, dim=-1)
-        return values, token_ids
-    _, best = blocks.amax(-1).topk(count, dim=-1, sorted=False)
-    candidates = blocks.gather(1, best.unsqueeze(-1).expand(-1, -1, BLOCK)).flatten(1)
-    values, index = candidates.topk(count, dim=-1)
-    return values, best.gather(-1, index // BLOCK) * BLOCK + index % BLOCK
-
-
 def top_in_order(blocks: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the `count` largest values of each row; of equal values those with the lowest ids.
 

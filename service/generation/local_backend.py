@@ -17,7 +17,8 @@ from service.domain.backend import (
     TextDelta,
 )
 from service.domain.engine import Caller, TokenOutput, count_logprobs
-from service.domain.model import LocalModel, Tokenizer
+from service.domain.model import LocalModel, ReasoningFormat, Tokenizer
+from service.generation.local_decisions import LocalDecisions, can_decide
 from service.generation.merged_streams import MergedStreams
 from service.generation.preparation import Preparation, prepare
 from service.generation.request_fields import RESPONSE_FORMATS, unsupported_fields
@@ -56,6 +57,7 @@ class LocalBackend:
             unsupported_fields=self._unsupported_fields,
             max_logprobs=capabilities.max_logprobs,
             is_batch_invariant=capabilities.is_batch_invariant,
+            has_reasoning=model.formats.reasoning is not ReasoningFormat.NONE,
         )
 
     @property
@@ -175,6 +177,7 @@ def locally_served(model: LocalModel) -> ServedModel:
     return ServedModel(
         model.card,
         LocalBackend(model),
+        decisions=LocalDecisions(model) if can_decide(model.engine.capabilities) else None,
         local=model,
         encode_chat=partial(prompt_token_ids, model),
     )

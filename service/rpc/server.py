@@ -12,6 +12,7 @@ from chatrpc.v1 import (
     chat_service_pb2_grpc,
     classification_service_pb2_grpc,
     completion_service_pb2_grpc,
+    decision_service_pb2_grpc,
     embedding_service_pb2_grpc,
     model_service_pb2_grpc,
 )
@@ -27,6 +28,7 @@ from service.rpc.calls.work_pools import WorkPools
 from service.rpc.chat_servicer import ChatServicer
 from service.rpc.classification_servicer import ClassificationServicer
 from service.rpc.completion_servicer import CompletionServicer
+from service.rpc.decision_servicer import DecisionServicer
 from service.rpc.embedding_servicer import EmbeddingServicer
 from service.rpc.generation_calls import GenerationCalls
 from service.rpc.model_servicer import ModelServicer
@@ -157,6 +159,9 @@ class Server:
         )
         completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(
             CompletionServicer(generations), self._server
+        )
+        decision_service_pb2_grpc.add_DecisionServiceServicer_to_server(
+            DecisionServicer(lifecycle, self._pools, request_timeout_s), self._server
         )
         embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(
             EmbeddingServicer(lifecycle, self._pools, request_timeout_s), self._server

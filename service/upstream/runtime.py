@@ -107,6 +107,8 @@ class UpstreamRuntime:
             max_model_len=model.max_model_len,
             fingerprint=_fingerprint(model),
             engine="openai",
+            quantization=entry.quantization if isinstance(entry.quantization, str) else "",
+            max_output_tokens=entry.output_length,
         )
         tokenizer = UpstreamTokenizer(model, self._pool)
         return ServedModel(

@@ -146,7 +146,16 @@ class Model(Struct, frozen=True):
     context_length: int | None = None
     context_window: int | None = None
     max_context_length: int | None = None
+    max_output_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    quantization: Any = None  # a text; some services send an object
     meta: Meta | None = None
+
+    @property
+    def output_length(self) -> int | None:
+        """Maximum number of tokens of an output; None if it is unknown."""
+        names = self.max_output_tokens, self.max_completion_tokens
+        return next((length for length in names if length is not None and length > 0), None)
 
     @property
     def length(self) -> int | None:

@@ -110,6 +110,7 @@ class VllmLimits:
         grammar_end: Id of the token that vLLM generates at the end of a grammar; None if unknown.
         has_drafts: True if vLLM uses speculative decoding.
         is_batch_invariant: True if an output does not depend on the other sequences of its batch.
+        quantization: The method of the weights' quantization, or the name of their data type.
     """
 
     max_model_len: int
@@ -120,6 +121,7 @@ class VllmLimits:
     grammar_end: int | None = None
     has_drafts: bool = False
     is_batch_invariant: bool = False
+    quantization: str = ""
 
 
 class VllmClient(Protocol):

@@ -126,6 +126,7 @@ class VllmEngine:
             unsupported=UNSUPPORTED_WITH_DRAFTS if limits.has_drafts else frozenset(),
             max_logprobs=limits.max_logprobs,
             is_batch_invariant=limits.is_batch_invariant,
+            quantization=limits.quantization,
         )
 
     @property

@@ -97,6 +97,8 @@ class AsyncLlmClient:
             grammar_end=llm.get_tokenizer().eos_token_id,
             has_drafts=config.speculative_config is not None,
             is_batch_invariant=envs.VLLM_BATCH_INVARIANT,
+            quantization=config.model_config.quantization
+            or str(config.model_config.dtype).removeprefix("torch."),
         )
 
     @property

@@ -29,6 +29,8 @@ from chatrpc.v1 import (
     completion_pb2,
     completion_service_pb2,
     completion_service_pb2_grpc,
+    decision_service_pb2,
+    decision_service_pb2_grpc,
     embedding_service_pb2,
     embedding_service_pb2_grpc,
     model_service_pb2,
@@ -133,6 +135,7 @@ class Call:
 class FakeService(
     chat_service_pb2_grpc.ChatServiceServicer,
     completion_service_pb2_grpc.CompletionServiceServicer,
+    decision_service_pb2_grpc.DecisionServiceServicer,
     embedding_service_pb2_grpc.EmbeddingServiceServicer,
     model_service_pb2_grpc.ModelServiceServicer,
 ):
@@ -148,9 +151,12 @@ class FakeService(
     model_error: Fail | None = None
     """The error of GetModel. If it is None, GetModel returns a model."""
     holds_tokens: bool = False
-    """True if Tokenize, Detokenize and CreateEmbeddings wait until released or cancelled."""
+    """True if Tokenize, Detokenize, CreateEmbeddings and CreateDecision wait until released or
+    cancelled."""
     embedding_error: Fail | None = None
     """The error of CreateEmbeddings. If it is None, CreateEmbeddings returns embeddings."""
+    decision_error: Fail | None = None
+    """The error of CreateDecision. If it is None, CreateDecision returns probabilities."""
     calls: list[Call] = field(default_factory=list)
     port: int = 0
 
@@ -161,6 +167,7 @@ class FakeService(
         self._health = health.aio.HealthServicer()
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(self, self._server)
         completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(self, self._server)
+        decision_service_pb2_grpc.add_DecisionServiceServicer_to_server(self, self._server)
         embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(self, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -245,6 +252,23 @@ class FakeService(
             ],
             model=request.model,
             usage=embedding_service_pb2.EmbeddingUsage(prompt_tokens=sum(lengths)),
+        )
+
+    async def CreateDecision(  # noqa: N802
+        self, request: decision_service_pb2.CreateDecisionRequest, context: Any
+    ) -> decision_service_pb2.CreateDecisionResponse:
+        """Return probabilities in the ratios 1, 2, 3 and so on."""
+        await self._hold_tokens(self._note(request, context))
+        if self.decision_error is not None:
+            await self.decision_error.abort(context)
+        return decision_service_pb2.CreateDecisionResponse(
+            answers=map(_decided, request.questions),
+            model=request.model,
+            usage=chat_pb2.Usage(
+                prompt_tokens=PROMPT_TOKENS * len(request.questions),
+                completion_tokens=2,
+                cached_prompt_tokens=3,
+            ),
         )
 
     async def ListModels(  # noqa: N802
@@ -368,7 +392,13 @@ def model(model_id: str = MODEL, aliases: tuple[str, ...] = ()) -> model_service
             structured_outputs=True,
             max_logprobs=5,
             is_batch_invariant=True,
+            tasks=[model_service_pb2.MODEL_TASK_GENERATE, model_service_pb2.MODEL_TASK_EMBED],
+            output_modalities=[chat_pb2.MODALITY_TEXT],
+            tools=True,
+            reasoning=False,
         ),
+        max_output_tokens=2047,
+        quantization="int8",
     )
 
 
@@ -392,6 +422,30 @@ def _choice(step: Delta | Finish) -> chat_pb2.ChoiceDelta:
         num_tokens=step.num_tokens,
         logprobs=step.logprobs,
     )
+
+
+def _decided(
+    question: decision_service_pb2.DecisionQuestion,
+) -> decision_service_pb2.DecisionAnswer:
+    num_options = len(question.choice.choices) or len(question.score.levels) or 2
+    whole = num_options * (num_options + 1) / 2
+    options = [
+        decision_service_pb2.OptionProbability(probability=(i + 1) / whole, logprob=-1)
+        for i in range(num_options)
+    ]
+    answer = decision_service_pb2.DecisionAnswer(name=question.name or None)
+    match question.WhichOneof("kind"):
+        case "predicate":
+            answer.predicate.probability = options[0].probability
+        case "choice":
+            answer.choice.index = num_options - 1
+            answer.choice.confidence = 0.5
+            answer.choice.probabilities.extend(options)
+        case "score":
+            answer.score.score = 0.25
+            answer.score.confidence = 0.5
+            answer.score.probabilities.extend(options)
+    return answer
 
 
 def _whole(chunks: list[chat_pb2.ChatCompletionChunk]) -> chat_pb2.ChatCompletion:

@@ -154,9 +154,16 @@ HTTP_OPEN = {"Operate"}
 BODIES = {
     "create_chat_completion": body(),
     "create_completion": {"model": "fake", "prompt": "hi"},
+    "create_response": {"model": "fake", "input": "hi"},
+    "count_input_tokens": {"model": "fake", "input": "hi"},
     "create_message": body(),
     "count_message_tokens": {"model": "fake", "messages": [{"role": "user", "content": "hi"}]},
     "create_embeddings": {"model": "fake", "input": "hi"},
+    "create_decision": {
+        "model": "fake",
+        "input": "hi",
+        "questions": [{"type": "predicate", "instructions": "It is a greeting."}],
+    },
     "tokenize": {"model": "fake", "prompt": "hi"},
     "detokenize": {"model": "fake", "tokens": [1]},
 }

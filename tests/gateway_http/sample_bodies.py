@@ -149,3 +149,172 @@ MESSAGES: list[dict[str, Any]] = [
         ]
     },
 ]
+
+# Decisions with all kinds of items and questions, without a model.
+DECISIONS: tuple[dict[str, Any], ...] = (
+    {"input": "Hi", "questions": [{"type": "predicate", "instructions": "It is a greeting."}]},
+    {
+        "input": [
+            {"type": "message", "role": "system", "content": "Be brief."},
+            {
+                "role": "user",
+                "content": [
+                    {
+                        "type": "input_text",
+                        "text": "Look",
+                        "prompt_cache_breakpoint": {"mode": "explicit"},
+                    },
+                    {"type": "input_image", "image_url": "data:image/png;base64,", "detail": "low"},
+                    {"type": "input_json", "data": {"a": [1, 2]}},
+                ],
+            },
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "output_text", "text": "Yes."},
+                    {"type": "refusal", "refusal": "No."},
+                ],
+                "phase": "commentary",
+            },
+            {
+                "type": "function_call",
+                "call_id": "c1",
+                "name": "f",
+                "arguments": "{}",
+                "namespace": "n",
+                "status": "completed",
+                "id": "fc_1",
+            },
+            {
+                "type": "function_call_output",
+                "call_id": "c1",
+                "output": [{"type": "input_text", "text": "ok"}],
+            },
+            {"type": "custom_tool_call", "call_id": "c2", "name": "g", "input": "x"},
+            {"type": "custom_tool_call_output", "call_id": "c2", "output": "done"},
+        ],
+        "questions": [
+            {
+                "type": "choice",
+                "name": "which",
+                "instructions": [
+                    {"type": "input_text", "text": "Which?"},
+                    {"type": "input_json", "data": [{"b": 1}]},
+                ],
+                "choices": [{"value": "a", "description": "the first"}, {"value": True}],
+            },
+            {
+                "type": "score",
+                "instructions": "How good?",
+                "levels": [{"label": "bad", "description": "the worst"}, {"label": "good"}],
+            },
+        ],
+        "prompt_cache_key": "k",
+        "prompt_cache_options": {"mode": "implicit", "ttl": "30m"},
+        "safety_identifier": "s",
+        "priority": 1,
+        "cache_salt": "salt",
+    },
+)
+
+# Bodies of OpenAI's Responses API, without what every body has.
+RESPONSES: list[dict[str, Any]] = [
+    {
+        "instructions": "Be brief.",
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "top_k": 5,
+        "min_p": 0.5,
+        "presence_penalty": 1,
+        "frequency_penalty": 1,
+        "repetition_penalty": 1.5,
+        "seed": 5,
+        "stop": ["x"],
+        "priority": 1,
+        "cache_salt": "s",
+        "chat_template_kwargs": {"a": 1},
+        "max_output_tokens": 5,
+        "top_logprobs": 1,
+        "include": ["message.output_text.logprobs"],
+        "reasoning": {"effort": "low", "summary": "auto"},
+        "text": {
+            "verbosity": "low",
+            "format": {
+                "type": "json_schema",
+                "name": "s",
+                "description": "d",
+                "schema": {"a": 1},
+                "strict": True,
+            },
+        },
+        "metadata": {"a": "b"},
+        "user": "u",
+        "safety_identifier": "i",
+        "prompt_cache_key": "k",
+        "service_tier": "auto",
+    },
+    {
+        "tools": [
+            {
+                "type": "function",
+                "name": "f",
+                "description": "d",
+                "parameters": {"a": 1},
+                "strict": True,
+            },
+            {
+                "type": "custom",
+                "name": "g",
+                "description": "d",
+                "format": {"type": "grammar", "syntax": "regex", "definition": "a+"},
+            },
+        ],
+        "tool_choice": {
+            "type": "allowed_tools",
+            "mode": "auto",
+            "tools": [{"type": "function", "name": "f"}],
+        },
+        "parallel_tool_calls": False,
+    },
+    {
+        "tools": [{"type": "function", "name": "f"}],
+        "tool_choice": {"type": "function", "name": "f"},
+    },
+    {"tools": [{"type": "custom", "name": "g"}], "tool_choice": {"type": "custom", "name": "g"}},
+    {"tools": [{"type": "custom", "name": "g"}], "tool_choice": "required"},
+    {
+        "input": [
+            {
+                "type": "message",
+                "role": "user",
+                "content": [
+                    {"type": "input_text", "text": "t"},
+                    {"type": "input_image", "image_url": "https://a/b.png", "detail": "low"},
+                    {"type": "input_file", "file_id": "i", "filename": "n"},
+                    {"type": "input_file", "file_data": DATA},
+                ],
+            },
+            {
+                "type": "reasoning",
+                "summary": [{"type": "summary_text", "text": "Hm."}],
+                "content": [{"type": "reasoning_text", "text": "Hmm."}],
+            },
+            {
+                "type": "reasoning",
+                "summary": [{"type": "summary_text", "text": "Hm."}],
+            },
+            {
+                "type": "message",
+                "role": "assistant",
+                "content": [
+                    {"type": "output_text", "text": "t", "annotations": []},
+                    {"type": "refusal", "refusal": "no"},
+                ],
+            },
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "custom_tool_call", "call_id": "d", "name": "g", "input": "a"},
+            {"type": "function_call_output", "call_id": "c", "output": "1"},
+            {"type": "custom_tool_call_output", "call_id": "d", "output": "2"},
+        ]
+    },
+]

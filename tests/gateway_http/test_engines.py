@@ -128,7 +128,14 @@ async def test_list_has_the_engine_and_the_capabilities_of_every_model(
         "org/large": "vllm",
         "hosted": "openai",
     }
-    common = {"input_modalities": ["text"], "embeddings": False, "tokenization": True}
+    common = {
+        "input_modalities": ["text"],
+        "output_modalities": ["text"],
+        "embeddings": False,
+        "tokenization": True,
+        "tools": True,
+        "reasoning": False,
+    }
     assert listed["small"]["capabilities"] == common | {
         "unsupported_parameters": [],
         "structured_outputs": True,
@@ -147,6 +154,8 @@ async def test_list_has_the_engine_and_the_capabilities_of_every_model(
     assert not {"temperature", "tools", "stop"} & set(unsupported)
     assert hosted == {
         "input_modalities": ["text", "image"],
+        "output_modalities": ["text"],
+        "tools": True,
         "embeddings": True,
         "tokenization": False,
         "structured_outputs": True,
@@ -155,6 +164,8 @@ async def test_list_has_the_engine_and_the_capabilities_of_every_model(
     }
     retrieved = await client.models.retrieve("org/large")
     assert retrieved.model_extra == listed["org/large"]
+    assert retrieved.shutdown_date is None
+    assert listed["hosted"]["tasks"] == ["generate", "embed"]
 
 
 async def test_unknown_model_is_not_found(client: openai.AsyncOpenAI) -> None:

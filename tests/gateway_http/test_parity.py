@@ -15,6 +15,7 @@ from chatrpc.v1 import (
     chat_service_pb2,
     completion_pb2,
     completion_service_pb2,
+    decision_service_pb2,
     embedding_service_pb2,
     model_service_pb2,
 )
@@ -22,27 +23,63 @@ from docs import parity
 from gateway_http.convert import (
     anthropic_requests,
     completions,
+    decisions,
     embeddings,
     requests,
+    responses_requests,
     tokens,
 )
-from gateway_http.protocol import anthropic, completion, error, request, response, sampling
+from gateway_http.protocol import (
+    anthropic,
+    completion,
+    error,
+    metadata,
+    request,
+    response,
+    responses,
+    responses_request,
+    sampling,
+)
+from gateway_http.protocol import decisions as decision_types
 from gateway_http.protocol import embeddings as embedding_types
 from gateway_http.protocol import tokens as token_types
 from gateway_http.protocol.decode import decoder
 from gateway_http.protocol.params import param_of
-from tests.gateway_http.sample_bodies import CHAT, CONVERSATION, HI, MESSAGES, TEXT, TOOL
+from tests.gateway_http.sample_bodies import (
+    CHAT,
+    CONVERSATION,
+    DECISIONS,
+    HI,
+    MESSAGES,
+    RESPONSES,
+    TEXT,
+    TOOL,
+)
 
 ROWS = parity.rows()
 # All pairs of an HTTP field and one of its proto fields.
 PAIRS = [(row.http, wire) for row in ROWS if row.http for wire in row.field.proto_fields]
 
-STRUCTS = (request, sampling, completion, embedding_types, token_types, anthropic, response, error)
+STRUCTS = (
+    request,
+    sampling,
+    completion,
+    embedding_types,
+    decision_types,
+    token_types,
+    anthropic,
+    response,
+    responses_request,
+    responses,
+    metadata,
+    error,
+)
 PROTOS = (
     chat_pb2,
     chat_service_pb2,
     completion_pb2,
     completion_service_pb2,
+    decision_service_pb2,
     embedding_service_pb2,
     model_service_pb2,
 )
@@ -56,6 +93,12 @@ PARTS_OF_OTHERS = {
     "UnsupportedParameters",
     "UnsupportedEmbeddingParameters",
     "UnsupportedMessageParameters",
+    "ResponsePart",
+    "InputItem",
+    "CallOutputItem",
+    "ResponsePrompt",
+    "UnsupportedResponseParameters",
+    "ResponseEvent",
 }
 # The fields of these structs are listed once.
 SHARED = (sampling.SamplingParameters, sampling.GenerationRequest)
@@ -69,6 +112,7 @@ def own_structs(module: ModuleType) -> dict[str, type[msgspec.Struct]]:
         and issubclass(kind, msgspec.Struct)
         and kind.__module__ == module.__name__
         and name not in PARTS_OF_OTHERS
+        and not name.startswith("_")
     }
 
 
@@ -181,11 +225,19 @@ def cases() -> Iterator[Case]:
         body = {"model": "m", "max_tokens": 5, "messages": [HI]} | fields
         yield anthropic.MessagesRequest, body, with_model(anthropic_requests.params)
 
+    for fields in RESPONSES:
+        body = {"model": "m", "input": "x"} | fields
+        yield responses_request.ResponsesRequest, body, with_model(responses_requests.params)
+
     inputs: tuple[Any, ...] = ("a", ["a", "b"], [1, 2], [[1], [2]])
     for each in inputs:
         wanted = {"model": "m", "input": each, "dimensions": 2, "user": "u"}
         convert = with_model(embeddings.embeddings_request)
         yield embedding_types.EmbeddingsRequest, wanted, convert
+
+    for each in DECISIONS:
+        convert = with_model(decisions.decision_request)
+        yield decision_types.DecisionRequest, {"model": "m"} | each, convert
 
     def tokenize(body: token_types.TokenizeRequest) -> Message:
         return tokens.tokenize_request(body)
@@ -252,6 +304,7 @@ def test_cases_have_every_field_of_requests_that_has_a_proto_field() -> None:
         for kind, name in NAMES.items()
         if kind.__module__ in {request.__name__, sampling.__name__}
     } | {"CompletionRequest", "EmbeddingsRequest", "TokenizeRequest", "MessagesRequest"}
+    requests_of_ours |= {"ResponsesRequest", "TextOptions", "ReasoningOptions", "DecisionRequest"}
     assert {http for http, _ in PAIRS if http.split(".")[0] in requests_of_ours} <= ASKED
 
 
@@ -263,6 +316,12 @@ PATHS = {
     "PromptOptions": "prompt.",
     "DetokenizeRequest": "",
     "CreateEmbeddingsRequest": "",
+    "CreateDecisionRequest": "",
+    "DecisionQuestion": "questions[0].",
+    "ChoiceQuestion": "questions[0].choice.",
+    "DecisionChoice": "questions[0].choice.choices[0].",
+    "ScoreQuestion": "questions[0].score.",
+    "DecisionLevel": "questions[0].score.levels[0].",
     "TextInputs": "text_inputs.",
     "TokenInputs": "token_inputs.",
 }
@@ -272,4 +331,5 @@ PATHS = {
 def test_error_names_an_http_field_of_the_proto_field(wire: str) -> None:
     message, _, field = wire.partition(".")
     names = {http.rpartition(".")[2] for http, each in PAIRS if each == wire}
-    assert param_of(PATHS[message] + field) in names
+    sent_names = {"messages": "input"} if message == "CreateDecisionRequest" else {}
+    assert param_of(PATHS[message] + field, sent_names).rpartition(".")[2] in names

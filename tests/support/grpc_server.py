@@ -13,6 +13,7 @@ from chatrpc.v1 import (
     chat_pb2,
     chat_service_pb2_grpc,
     completion_service_pb2_grpc,
+    decision_service_pb2_grpc,
     embedding_service_pb2_grpc,
     model_service_pb2_grpc,
 )
@@ -62,6 +63,7 @@ class Running:
     model: LocalModel
     chat: "chat_service_pb2_grpc.ChatServiceAsyncStub" = field(init=False)
     completions: "completion_service_pb2_grpc.CompletionServiceAsyncStub" = field(init=False)
+    decisions: "decision_service_pb2_grpc.DecisionServiceAsyncStub" = field(init=False)
     embeddings: "embedding_service_pb2_grpc.EmbeddingServiceAsyncStub" = field(init=False)
     models: "model_service_pb2_grpc.ModelServiceAsyncStub" = field(init=False)
     health: Any = field(init=False)  # the type stubs lack its methods
@@ -69,6 +71,7 @@ class Running:
     def __post_init__(self) -> None:
         self.chat = chat_service_pb2_grpc.ChatServiceStub(self.channel)
         self.completions = completion_service_pb2_grpc.CompletionServiceStub(self.channel)
+        self.decisions = decision_service_pb2_grpc.DecisionServiceStub(self.channel)
         self.embeddings = embedding_service_pb2_grpc.EmbeddingServiceStub(self.channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)

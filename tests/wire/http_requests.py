@@ -474,6 +474,10 @@ _OTHERS = [
         _get(f"probe_{name}", f"/{name}")
         for name in ("readyz", "ready", "health", "ping", "healthz", "live")
     ),
+    _get("probe_health_ready", "/v1/health/ready"),
+    _get("probe_health_live", "/v1/health/live"),
+    _get("metadata", "/v1/metadata"),
+    _get("metadata_without_key", "/v1/metadata", Setup(has_keys=True)),
     _get("probe_readyz_starting", "/readyz", Setup(state="starting")),
     _get("probe_readyz_unreachable", "/readyz", Setup(state="unreachable")),
     _get("probe_healthz_unreachable", "/healthz", Setup(state="unreachable")),

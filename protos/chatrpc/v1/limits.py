@@ -62,6 +62,9 @@ _ALTERNATIVES = Limits(minimum=0, maximum=20)
 _STRINGS = Limits(max_size=64, element=Limits(min_size=1, max_size=256))
 _IDENTIFIER = Limits(max_size=512)
 _AT_LEAST_ONE = Limits(minimum=1)
+_NOT_EMPTY = Limits(min_size=1)
+_OPTION = Limits(min_size=1, max_size=256)
+_OPTIONS = Limits(min_size=2, max_size=255)
 
 # By message and field.
 LIMITS: Mapping[str, Limits] = {
@@ -119,6 +122,17 @@ LIMITS: Mapping[str, Limits] = {
     "RerankRequest.top_n": _AT_LEAST_ONE,
     "RerankRequest.max_tokens_per_document": _AT_LEAST_ONE,
     "RerankRequest.user": _IDENTIFIER,
+    "CreateDecisionRequest.messages": Limits(min_size=1),
+    "CreateDecisionRequest.questions": Limits(min_size=1, max_size=400),
+    "CreateDecisionRequest.cache_salt": _IDENTIFIER,
+    "CreateDecisionRequest.safety_identifier": _IDENTIFIER,
+    "CreateDecisionRequest.prompt_cache_key": _IDENTIFIER,
+    "DecisionQuestion.name": _IDENTIFIER,
+    "DecisionQuestion.instructions": _NOT_EMPTY,
+    "ChoiceQuestion.choices": _OPTIONS,
+    "DecisionChoice.text": _OPTION,
+    "ScoreQuestion.levels": _OPTIONS,
+    "DecisionLevel.label": _OPTION,
     "CallerInfo.name": Limits(min_size=1, max_size=128),
     "CallerInfo.weight": Limits(minimum=1, maximum=100),
     "CallerInfo.cache_namespace": Limits(max_size=128),

@@ -26,37 +26,37 @@ from chatrpc.v1 import chat_pb2 as chatrpc_dot_v1_dot_chat__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63hatrpc/v1/model_service.proto\x12\nchatrpc.v1\x1a\x15\x63hatrpc/v1/chat.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x01\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08owned_by\x18\x03 \x01(\t\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x0f\n\x07\x61liases\x18\x05 \x03(\t\x12\x0c\n\x04root\x18\x06 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x07 \x01(\t\x12\x33\n\x0c\x63\x61pabilities\x18\x08 \x01(\x0b\x32\x1d.chatrpc.v1.ModelCapabilities\"\xf5\x02\n\x11ModelCapabilities\x12\x1a\n\x12unsupported_fields\x18\x01 \x03(\t\x12.\n\x10input_modalities\x18\x02 \x03(\x0e\x32\x14.chatrpc.v1.Modality\x12\x12\n\nembeddings\x18\x03 \x01(\x08\x12\x14\n\x0ctokenization\x18\x04 \x01(\x08\x12\x1a\n\x12structured_outputs\x18\x05 \x01(\x08\x12\x19\n\x0cmax_logprobs\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\x12is_batch_invariant\x18\x07 \x01(\x08\x12$\n\x05tasks\x18\x08 \x03(\x0e\x32\x15.chatrpc.v1.ModelTask\x12!\n\x14\x65mbedding_dimensions\x18\t \x01(\rH\x01\x88\x01\x01\x12\x14\n\x0cprompt_names\x18\n \x03(\t\x12\x0e\n\x06labels\x18\x0b \x03(\tB\x0f\n\r_max_logprobsB\x17\n\x15_embedding_dimensions\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.chatrpc.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1d\n\x0fGetModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.chatrpc.v1.Model\"\xdb\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x30\n\x0c\x63onversation\x18\x03 \x01(\x0b\x32\x18.chatrpc.v1.ConversationH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x1f\n\x12return_token_bytes\x18\x05 \x01(\x08H\x02\x88\x01\x01\x42\x07\n\x05inputB\x15\n\x13_add_special_tokensB\x15\n\x13_return_token_bytes\"\xbc\x01\n\x0c\x43onversation\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.chatrpc.v1.ChatMessage\x12)\n\x06prompt\x18\x02 \x01(\x0b\x32\x19.chatrpc.v1.PromptOptions\x12\x1f\n\x05tools\x18\x03 \x03(\x0b\x32\x10.chatrpc.v1.Tool\x12\x35\n\x10reasoning_effort\x18\x04 \x01(\x0e\x32\x1b.chatrpc.v1.ReasoningEffort\"Q\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x13\n\x0btoken_bytes\x18\x03 \x03(\x0c\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*\x85\x01\n\tModelTask\x12\x1a\n\x16MODEL_TASK_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_TASK_GENERATE\x10\x01\x12\x14\n\x10MODEL_TASK_EMBED\x10\x02\x12\x17\n\x13MODEL_TASK_CLASSIFY\x10\x03\x12\x14\n\x10MODEL_TASK_SCORE\x10\x04\x32\xb6\x02\n\x0cModelService\x12K\n\nListModels\x12\x1d.chatrpc.v1.ListModelsRequest\x1a\x1e.chatrpc.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.chatrpc.v1.GetModelRequest\x1a\x1c.chatrpc.v1.GetModelResponse\x12\x45\n\x08Tokenize\x12\x1b.chatrpc.v1.TokenizeRequest\x1a\x1c.chatrpc.v1.TokenizeResponse\x12K\n\nDetokenize\x12\x1d.chatrpc.v1.DetokenizeRequest\x1a\x1e.chatrpc.v1.DetokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63hatrpc/v1/model_service.proto\x12\nchatrpc.v1\x1a\x15\x63hatrpc/v1/chat.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\x02\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08owned_by\x18\x03 \x01(\t\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x0f\n\x07\x61liases\x18\x05 \x03(\t\x12\x0c\n\x04root\x18\x06 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x07 \x01(\t\x12\x33\n\x0c\x63\x61pabilities\x18\x08 \x01(\x0b\x32\x1d.chatrpc.v1.ModelCapabilities\x12\x19\n\x11max_output_tokens\x18\t \x01(\r\x12\x14\n\x0cquantization\x18\n \x01(\t\"\xdb\x03\n\x11ModelCapabilities\x12\x1a\n\x12unsupported_fields\x18\x01 \x03(\t\x12.\n\x10input_modalities\x18\x02 \x03(\x0e\x32\x14.chatrpc.v1.Modality\x12\x12\n\nembeddings\x18\x03 \x01(\x08\x12\x14\n\x0ctokenization\x18\x04 \x01(\x08\x12\x1a\n\x12structured_outputs\x18\x05 \x01(\x08\x12\x19\n\x0cmax_logprobs\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\x12is_batch_invariant\x18\x07 \x01(\x08\x12$\n\x05tasks\x18\x08 \x03(\x0e\x32\x15.chatrpc.v1.ModelTask\x12!\n\x14\x65mbedding_dimensions\x18\t \x01(\rH\x01\x88\x01\x01\x12\x14\n\x0cprompt_names\x18\n \x03(\t\x12\x0e\n\x06labels\x18\x0b \x03(\t\x12/\n\x11output_modalities\x18\x0c \x03(\x0e\x32\x14.chatrpc.v1.Modality\x12\r\n\x05tools\x18\r \x01(\x08\x12\x16\n\treasoning\x18\x0e \x01(\x08H\x02\x88\x01\x01\x42\x0f\n\r_max_logprobsB\x17\n\x15_embedding_dimensionsB\x0c\n\n_reasoning\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.chatrpc.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1d\n\x0fGetModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.chatrpc.v1.Model\"\xdb\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x30\n\x0c\x63onversation\x18\x03 \x01(\x0b\x32\x18.chatrpc.v1.ConversationH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x1f\n\x12return_token_bytes\x18\x05 \x01(\x08H\x02\x88\x01\x01\x42\x07\n\x05inputB\x15\n\x13_add_special_tokensB\x15\n\x13_return_token_bytes\"\xbc\x01\n\x0c\x43onversation\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.chatrpc.v1.ChatMessage\x12)\n\x06prompt\x18\x02 \x01(\x0b\x32\x19.chatrpc.v1.PromptOptions\x12\x1f\n\x05tools\x18\x03 \x03(\x0b\x32\x10.chatrpc.v1.Tool\x12\x35\n\x10reasoning_effort\x18\x04 \x01(\x0e\x32\x1b.chatrpc.v1.ReasoningEffort\"Q\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x13\n\x0btoken_bytes\x18\x03 \x03(\x0c\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*\x85\x01\n\tModelTask\x12\x1a\n\x16MODEL_TASK_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_TASK_GENERATE\x10\x01\x12\x14\n\x10MODEL_TASK_EMBED\x10\x02\x12\x17\n\x13MODEL_TASK_CLASSIFY\x10\x03\x12\x14\n\x10MODEL_TASK_SCORE\x10\x04\x32\xb6\x02\n\x0cModelService\x12K\n\nListModels\x12\x1d.chatrpc.v1.ListModelsRequest\x1a\x1e.chatrpc.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.chatrpc.v1.GetModelRequest\x1a\x1c.chatrpc.v1.GetModelResponse\x12\x45\n\x08Tokenize\x12\x1b.chatrpc.v1.TokenizeRequest\x1a\x1c.chatrpc.v1.TokenizeResponse\x12K\n\nDetokenize\x12\x1d.chatrpc.v1.DetokenizeRequest\x1a\x1e.chatrpc.v1.DetokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chatrpc.v1.model_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELTASK']._serialized_start=1505
-  _globals['_MODELTASK']._serialized_end=1638
+  _globals['_MODELTASK']._serialized_start=1656
+  _globals['_MODELTASK']._serialized_end=1789
   _globals['_MODEL']._serialized_start=103
-  _globals['_MODEL']._serialized_end=312
-  _globals['_MODELCAPABILITIES']._serialized_start=315
-  _globals['_MODELCAPABILITIES']._serialized_end=688
-  _globals['_LISTMODELSREQUEST']._serialized_start=690
-  _globals['_LISTMODELSREQUEST']._serialized_end=748
-  _globals['_LISTMODELSRESPONSE']._serialized_start=750
-  _globals['_LISTMODELSRESPONSE']._serialized_end=830
-  _globals['_GETMODELREQUEST']._serialized_start=832
-  _globals['_GETMODELREQUEST']._serialized_end=861
-  _globals['_GETMODELRESPONSE']._serialized_start=863
-  _globals['_GETMODELRESPONSE']._serialized_end=915
-  _globals['_TOKENIZEREQUEST']._serialized_start=918
-  _globals['_TOKENIZEREQUEST']._serialized_end=1137
-  _globals['_CONVERSATION']._serialized_start=1140
-  _globals['_CONVERSATION']._serialized_end=1328
-  _globals['_TOKENIZERESPONSE']._serialized_start=1330
-  _globals['_TOKENIZERESPONSE']._serialized_end=1411
-  _globals['_DETOKENIZEREQUEST']._serialized_start=1413
-  _globals['_DETOKENIZEREQUEST']._serialized_end=1466
-  _globals['_DETOKENIZERESPONSE']._serialized_start=1468
-  _globals['_DETOKENIZERESPONSE']._serialized_end=1502
-  _globals['_MODELSERVICE']._serialized_start=1641
-  _globals['_MODELSERVICE']._serialized_end=1951
+  _globals['_MODEL']._serialized_end=361
+  _globals['_MODELCAPABILITIES']._serialized_start=364
+  _globals['_MODELCAPABILITIES']._serialized_end=839
+  _globals['_LISTMODELSREQUEST']._serialized_start=841
+  _globals['_LISTMODELSREQUEST']._serialized_end=899
+  _globals['_LISTMODELSRESPONSE']._serialized_start=901
+  _globals['_LISTMODELSRESPONSE']._serialized_end=981
+  _globals['_GETMODELREQUEST']._serialized_start=983
+  _globals['_GETMODELREQUEST']._serialized_end=1012
+  _globals['_GETMODELRESPONSE']._serialized_start=1014
+  _globals['_GETMODELRESPONSE']._serialized_end=1066
+  _globals['_TOKENIZEREQUEST']._serialized_start=1069
+  _globals['_TOKENIZEREQUEST']._serialized_end=1288
+  _globals['_CONVERSATION']._serialized_start=1291
+  _globals['_CONVERSATION']._serialized_end=1479
+  _globals['_TOKENIZERESPONSE']._serialized_start=1481
+  _globals['_TOKENIZERESPONSE']._serialized_end=1562
+  _globals['_DETOKENIZEREQUEST']._serialized_start=1564
+  _globals['_DETOKENIZEREQUEST']._serialized_end=1617
+  _globals['_DETOKENIZERESPONSE']._serialized_start=1619
+  _globals['_DETOKENIZERESPONSE']._serialized_end=1653
+  _globals['_MODELSERVICE']._serialized_start=1792
+  _globals['_MODELSERVICE']._serialized_end=2102
 # @@protoc_insertion_point(module_scope)

@@ -98,6 +98,8 @@ class Model(Message):
     ROOT_FIELD_NUMBER: int
     ENGINE_FIELD_NUMBER: int
     CAPABILITIES_FIELD_NUMBER: int
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: int
+    QUANTIZATION_FIELD_NUMBER: int
     id: str
     """The id of the model."""
     owned_by: str
@@ -109,6 +111,12 @@ class Model(Message):
     engine: str
     """The engine that serves the model: `local`, `vllm`, `openai` for another service with OpenAI's API,
     or the name of an engine from another package.
+    """
+    max_output_tokens: int
+    """The largest number of tokens of an output."""
+    quantization: str
+    """The precision of the weights in computations: `float32`, `bfloat16`, `float16`, `int8`, `int4`, or the
+    method of a quantized checkpoint, such as `awq`. Empty if it is unknown.
     """
     @property
     def create_time(self) -> Timestamp:
@@ -133,9 +141,11 @@ class Model(Message):
         root: str = ...,
         engine: str = ...,
         capabilities: ModelCapabilities | None = ...,
+        max_output_tokens: int = ...,
+        quantization: str = ...,
     ) -> None: ...
     def HasField(self, field_name: Literal["capabilities", b"capabilities", "create_time", b"create_time"]) -> bool: ...
-    def ClearField(self, field_name: Literal["aliases", b"aliases", "capabilities", b"capabilities", "create_time", b"create_time", "engine", b"engine", "id", b"id", "max_model_len", b"max_model_len", "owned_by", b"owned_by", "root", b"root"]) -> None: ...
+    def ClearField(self, field_name: Literal["aliases", b"aliases", "capabilities", b"capabilities", "create_time", b"create_time", "engine", b"engine", "id", b"id", "max_model_len", b"max_model_len", "max_output_tokens", b"max_output_tokens", "owned_by", b"owned_by", "quantization", b"quantization", "root", b"root"]) -> None: ...
 
 @final
 class ModelCapabilities(Message):
@@ -154,6 +164,9 @@ class ModelCapabilities(Message):
     EMBEDDING_DIMENSIONS_FIELD_NUMBER: int
     PROMPT_NAMES_FIELD_NUMBER: int
     LABELS_FIELD_NUMBER: int
+    OUTPUT_MODALITIES_FIELD_NUMBER: int
+    TOOLS_FIELD_NUMBER: int
+    REASONING_FIELD_NUMBER: int
     embeddings: bool
     """Embeddings are served. If the engine is `openai`, the other service may still reject the requests."""
     tokenization: bool
@@ -172,6 +185,10 @@ class ModelCapabilities(Message):
     """The number of dimensions of the model's embeddings. Absent if it computes none, or if the number is
     unknown.
     """
+    tools: bool
+    """Requests may have tools."""
+    reasoning: bool
+    """The model reasons, and its reasoning is returned apart from the content. Absent if it is unknown."""
     @property
     def unsupported_fields(self) -> RepeatedScalarFieldContainer[str]:
         """The fields of `ChatCompletionParams` and `CompletionParams` that this model rejects, as paths such as
@@ -194,6 +211,10 @@ class ModelCapabilities(Message):
     def labels(self) -> RepeatedScalarFieldContainer[str]:
         """The names of the labels of a classifier, in the order of its scores."""
 
+    @property
+    def output_modalities(self) -> RepeatedScalarFieldContainer[Modality.ValueType]:
+        """The kinds of output that the model generates."""
+
     def __init__(
         self,
         *,
@@ -208,13 +229,18 @@ class ModelCapabilities(Message):
         embedding_dimensions: int | None = ...,
         prompt_names: Iterable[str] | None = ...,
         labels: Iterable[str] | None = ...,
+        output_modalities: Iterable[Modality.ValueType] | None = ...,
+        tools: bool = ...,
+        reasoning: bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: Literal["_embedding_dimensions", b"_embedding_dimensions", "_max_logprobs", b"_max_logprobs", "embedding_dimensions", b"embedding_dimensions", "max_logprobs", b"max_logprobs"]) -> bool: ...
-    def ClearField(self, field_name: Literal["_embedding_dimensions", b"_embedding_dimensions", "_max_logprobs", b"_max_logprobs", "embedding_dimensions", b"embedding_dimensions", "embeddings", b"embeddings", "input_modalities", b"input_modalities", "is_batch_invariant", b"is_batch_invariant", "labels", b"labels", "max_logprobs", b"max_logprobs", "prompt_names", b"prompt_names", "structured_outputs", b"structured_outputs", "tasks", b"tasks", "tokenization", b"tokenization", "unsupported_fields", b"unsupported_fields"]) -> None: ...
+    def HasField(self, field_name: Literal["_embedding_dimensions", b"_embedding_dimensions", "_max_logprobs", b"_max_logprobs", "_reasoning", b"_reasoning", "embedding_dimensions", b"embedding_dimensions", "max_logprobs", b"max_logprobs", "reasoning", b"reasoning"]) -> bool: ...
+    def ClearField(self, field_name: Literal["_embedding_dimensions", b"_embedding_dimensions", "_max_logprobs", b"_max_logprobs", "_reasoning", b"_reasoning", "embedding_dimensions", b"embedding_dimensions", "embeddings", b"embeddings", "input_modalities", b"input_modalities", "is_batch_invariant", b"is_batch_invariant", "labels", b"labels", "max_logprobs", b"max_logprobs", "output_modalities", b"output_modalities", "prompt_names", b"prompt_names", "reasoning", b"reasoning", "structured_outputs", b"structured_outputs", "tasks", b"tasks", "tokenization", b"tokenization", "tools", b"tools", "unsupported_fields", b"unsupported_fields"]) -> None: ...
     @overload
     def WhichOneof(self, oneof_group: Literal["_embedding_dimensions", b"_embedding_dimensions"]) -> Literal["embedding_dimensions"] | None: ...
     @overload
     def WhichOneof(self, oneof_group: Literal["_max_logprobs", b"_max_logprobs"]) -> Literal["max_logprobs"] | None: ...
+    @overload
+    def WhichOneof(self, oneof_group: Literal["_reasoning", b"_reasoning"]) -> Literal["reasoning"] | None: ...
 
 @final
 class ListModelsRequest(Message):

@@ -14,6 +14,7 @@
 //     reciprocal(x)            1 / x, with a relative error of 1e-7
 //     keep(mask, a)            0 in the other lanes
 //     max_where(mask, a, b)    a in the other lanes
+//     lanes_at_least(a, b)     the lanes with a >= b
 //     swapped<Bit>(a)          lane i gets lane i ^ 2^Bit
 //     max_unsigned, largest_unsigned   lanes as unsigned integers
 //     round_to_ints            half to even

@@ -130,6 +130,11 @@ inline Mask finite_lanes(Floats a) {
     const int high = _mm256_movemask_ps(_mm256_cmp_ps(magnitude.high, infinity, _CMP_LT_OQ));
     return static_cast<Mask>(low | high << 8);
 }
+inline Mask lanes_at_least(Floats a, Floats b) {
+    const int low = _mm256_movemask_ps(_mm256_cmp_ps(a.low, b.low, _CMP_GE_OQ));
+    const int high = _mm256_movemask_ps(_mm256_cmp_ps(a.high, b.high, _CMP_GE_OQ));
+    return static_cast<Mask>(low | high << 8);
+}
 inline float sum(Floats a) {
     const __m256 eight = _mm256_add_ps(a.low, a.high);
     const __m128 four =

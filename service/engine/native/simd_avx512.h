@@ -67,6 +67,9 @@ inline Mask finite_lanes(Floats a) {
     const __m512 infinity = _mm512_set1_ps(__builtin_inff());
     return _mm512_cmp_ps_mask(_mm512_abs_ps(a.v), infinity, _CMP_LT_OQ);
 }
+inline Mask lanes_at_least(Floats a, Floats b) {
+    return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ);
+}
 inline float sum(Floats a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(Floats a) { return _mm512_reduce_max_ps(a.v); }
 

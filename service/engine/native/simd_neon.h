@@ -138,6 +138,14 @@ inline Mask finite_lanes(Floats a) {
     }
     return static_cast<Mask>(mask);
 }
+inline Mask lanes_at_least(Floats a, Floats b) {
+    const uint32x4_t bit = {1, 2, 4, 8};
+    uint32_t mask = 0;
+    for (int i = 0; i < 4; ++i) {
+        mask |= vaddvq_u32(vandq_u32(vcgeq_f32(a.v[i], b.v[i]), bit)) << (4 * i);
+    }
+    return static_cast<Mask>(mask);
+}
 inline float sum(Floats a) {
     const float32x4_t four =
         vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));

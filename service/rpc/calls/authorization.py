@@ -117,7 +117,7 @@ class Access:
             try:
                 yield
                 if rpc.input_field:  # not every backend of embeddings counts their tokens
-                    num_least = cost_of_input(num_bytes, rpc.input_field).least_tokens
+                    num_least = _cost_of_input(rpc, message, num_bytes).least_tokens
             finally:
                 reservation.resize(call.num_tokens or num_least)
 
@@ -129,7 +129,7 @@ class Access:
         """
         cost, params = Cost(), rpc.params_of(message)
         if rpc.input_field:
-            cost = cost_of_input(num_bytes, rpc.input_field)
+            cost = _cost_of_input(rpc, message, num_bytes)
         elif params is not None:
             limit = default_output_limit(params, key)
             cost = cost_of(params, num_bytes, limit)
@@ -142,6 +142,10 @@ class Access:
             raise LimitReached(str(error), error.what, error.retry_after_s) from error
         except NeverAdmitted as error:
             raise ExceedsLimit(error.field, str(error)) from error
+
+
+def _cost_of_input(rpc: Rpc, message: Any, num_bytes: int) -> Cost:
+    return cost_of_input(rpc.input_bytes(message, num_bytes), rpc.input_field)
 
 
 def _caller_info(metadata: Sequence[tuple[str, str | bytes]]) -> caller_pb2.CallerInfo | None:

@@ -12,6 +12,7 @@ from chatrpc.v1 import (
     chat_service_pb2,
     classification_service_pb2,
     completion_service_pb2,
+    decision_service_pb2,
     embedding_service_pb2,
     model_service_pb2,
 )
@@ -32,6 +33,8 @@ class Rpc:
         output_of: Returns the completion in a response, or the chunk; None if there is neither.
         input_field: Name of the field with the input, if the model computes the input and generates
             nothing; else "".
+        input_bytes: Takes a request and its size in bytes. Returns the size of all that the model
+            computes, if `input_field` is set.
         field_of: Returns the RPC's own name of the field of an error.
         is_polled: True if clients call it every few seconds. Successful calls are not logged.
     """
@@ -46,6 +49,7 @@ class Rpc:
     params_of: Callable[[Any], Any]
     output_of: Callable[[Any], Any]
     input_field: str = ""
+    input_bytes: Callable[[Any, int], int] = lambda _, num_bytes: num_bytes
     field_of: Callable[[str], str] = str
     is_polled: bool = False
 
@@ -103,6 +107,7 @@ def _rpc(
     is_limited: bool = True,
     operation: str = "",
     input_field: str = "",
+    input_bytes: Callable[[Any, int], int] = lambda _, num_bytes: num_bytes,
 ) -> Rpc:
     """Return the row of an RPC that does not generate.
 
@@ -122,7 +127,20 @@ def _rpc(
         params_of=lambda _: None,
         output_of=lambda _: None,
         input_field=input_field,
+        input_bytes=input_bytes,
     )
+
+
+def decision_bytes(request: Any, num_bytes: int) -> int:
+    """Return the size of all prompts of a request for decisions: each has the whole conversation.
+
+    Args:
+        request: A `CreateDecisionRequest`.
+        num_bytes: Its size.
+    """
+    num_repeated = max(0, len(request.questions) - 1)
+    conversation_bytes: int = sum(message.ByteSize() for message in request.messages)
+    return num_bytes + num_repeated * conversation_bytes
 
 
 RPCS = (
@@ -134,6 +152,14 @@ RPCS = (
     _pooling(classification_service_pb2, "Classify", "classify", "input"),
     _pooling(classification_service_pb2, "Score", "score", "pairs"),
     _pooling(classification_service_pb2, "Rerank", "rerank", "documents"),
+    _rpc(
+        decision_service_pb2,
+        "CreateDecision",
+        lambda request: request.model,
+        operation="decision",
+        input_field="messages",
+        input_bytes=decision_bytes,
+    ),
     _rpc(model_service_pb2, "ListModels", lambda _: "", is_limited=False),
     _rpc(model_service_pb2, "GetModel", lambda request: request.id, is_limited=False),
     _rpc(model_service_pb2, "Tokenize", lambda request: request.model),

@@ -130,6 +130,9 @@ class CallTelemetry:
         """Note a response without generated tokens that is about to be sent."""
         self._num_prompt_tokens = num_tokens = response.usage.prompt_tokens
         self._metrics.prompt_tokens.inc(num_tokens)
+        if isinstance(response.usage, chat_pb2.Usage):
+            self._num_generated = response.usage.completion_tokens
+            self._metrics.generation_tokens.inc(self._num_generated)
         if self.span.is_recording:
             self.span.set_attributes(
                 {

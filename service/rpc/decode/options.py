@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from chatrpc.v1 import chat_pb2, completion_pb2
+from chatrpc.v1 import chat_pb2, completion_pb2, decision_service_pb2
 from chatrpc.v1.limits import LIMITS
 from service.domain.backend import ModelSpec
 from service.domain.engine import Caller
@@ -12,7 +12,10 @@ _LOGPROBS = LIMITS["ChatCompletionParams.top_logprobs"]  # the other fields have
 
 
 def priority(
-    params: chat_pb2.ChatCompletionParams | completion_pb2.CompletionParams, caller: Caller
+    params: chat_pb2.ChatCompletionParams
+    | completion_pb2.CompletionParams
+    | decision_service_pb2.CreateDecisionRequest,
+    caller: Caller,
 ) -> int:
     """Return the priority of a request.
 

@@ -7,6 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from chatrpc.v1 import chat_pb2, model_service_pb2
 from chatrpc.v1.limits import LIMITS
 from service.domain.backend import ServedModel
+from service.domain.model import ModelCard
 
 
 def model_proto(model: ServedModel) -> model_service_pb2.Model:
@@ -21,7 +22,15 @@ def model_proto(model: ServedModel) -> model_service_pb2.Model:
         root=card.root,
         engine=card.engine,
         capabilities=_capabilities(model),
+        max_output_tokens=_max_output_tokens(card),
+        quantization=card.quantization,
     )
+
+
+def _max_output_tokens(card: ModelCard) -> int:
+    """Return the maximum number of tokens of an output; a prompt has at least one token."""
+    longest = max(0, card.max_model_len - 1)
+    return longest if card.max_output_tokens is None else min(longest, card.max_output_tokens)
 
 
 def _capabilities(model: ServedModel) -> model_service_pb2.ModelCapabilities:
@@ -39,6 +48,9 @@ def _capabilities(model: ServedModel) -> model_service_pb2.ModelCapabilities:
         max_logprobs=None if "logprobs" in spec.unsupported_fields else most_logprobs,
         is_batch_invariant=spec.is_batch_invariant,
         tasks=_tasks(model),
+        output_modalities=[chat_pb2.MODALITY_TEXT],
+        tools="tools" not in spec.unsupported_fields,
+        reasoning=spec.has_reasoning,
     )
 
 

@@ -7,7 +7,7 @@ from tests.fakes.chat_service import FakeService
 from tests.support.gateway import serving
 
 
-@pytest.mark.parametrize("path", ["/readyz", "/health", "/v1/health"])
+@pytest.mark.parametrize("path", ["/readyz", "/health", "/v1/health", "/v1/health/ready"])
 async def test_ready_as_the_service_is(
     http: httpx.AsyncClient, service: FakeService, path: str
 ) -> None:
@@ -16,7 +16,8 @@ async def test_ready_as_the_service_is(
     answer = await http.get(path)
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "service_unavailable"
-    assert (await http.get("/healthz")).status_code == 200
+    for alive in ("/healthz", "/v1/health/live"):
+        assert (await http.get(alive)).status_code == 200
 
 
 async def test_alive_and_not_ready_without_a_service() -> None:

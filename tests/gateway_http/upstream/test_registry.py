@@ -4,6 +4,7 @@ import json
 import os
 import re
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,17 @@ def test_names_of_both_sides(tmp_path: Path) -> None:
     found = entry(tmp_path, 'aliases = ["org/m:8b", "größer"]\nupstream_model = "m-instruct"')
     assert found.aliases == ("org/m:8b", "größer")
     assert (found.upstream_model, found.connection.health_name) == ("m-instruct", "m-instruct")
+
+
+def test_shutdown_date_is_a_date_of_toml(tmp_path: Path) -> None:
+    assert entry(tmp_path).shutdown_date is None
+    assert entry(tmp_path, "shutdown_date = 2027-03-31").shutdown_date == date(2027, 3, 31)
+
+
+@pytest.mark.parametrize("value", ['"2027-03-31"', "5", "2027-03-31T00:00:00", "true"])
+def test_shutdown_date_of_another_type_is_rejected(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match="shutdown_date: Input should be a valid date"):
+        entry(tmp_path, f"shutdown_date = {value}")
 
 
 @pytest.mark.parametrize(

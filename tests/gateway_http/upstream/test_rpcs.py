@@ -32,8 +32,9 @@ def test_row_agrees_with_its_descriptor(rpc: Rpc[Any, Any]) -> None:
 @pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.full_name)
 def test_row_of_a_generation_has_a_model_and_an_affinity(rpc: Rpc[Any, Any]) -> None:
     has_params = "params" in rpc.request_type.DESCRIPTOR.fields_by_name
-    is_generation = rpc.operation in {"chat", "text_completion"}
-    assert is_generation == (rpc.affinity is not None) == has_params
+    has_prefix = has_params or "messages" in rpc.request_type.DESCRIPTOR.fields_by_name
+    assert (rpc.affinity is not None) == has_prefix
+    assert (rpc.operation in {"chat", "text_completion"}) == has_params
     request = rpc.request_type()
     assert rpc.model_of(request) == ""
     if has_params:

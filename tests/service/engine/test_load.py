@@ -236,7 +236,8 @@ def test_every_dtype_answers(llama: Path, dtype: Any) -> None:
 
 def test_default_context_is_the_models_own(llama: Path) -> None:
     assert load_engine(options(llama))[1] == 128
-    assert load_engine(replace(options(llama), max_model_len=100))[1] == 100
+    core, max_model_len = load_engine(replace(options(llama), max_model_len=100))
+    assert (core.quantization, max_model_len) == ("float32", 100)
 
 
 def test_no_context_longer_than_the_models_own(llama: Path) -> None:

@@ -1,5 +1,6 @@
 """A model that does not serve every field: requests are rejected, and clients can see it."""
 
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -135,6 +136,9 @@ async def test_model_shows_its_engine_and_capabilities(limited: Running) -> None
         tokenization=True,
         max_logprobs=5,
         tasks=[model_service_pb2.MODEL_TASK_GENERATE],
+        output_modalities=[chat_pb2.MODALITY_TEXT],
+        tools=True,
+        reasoning=False,
     )
     listed = await limited.models.ListModels(model_service_pb2.ListModelsRequest())
     assert list(listed.models) == [shown]
@@ -150,4 +154,25 @@ async def test_capabilities_of_a_remote_backend_are_those_of_its_spec(running: R
         embeddings=True,
         structured_outputs=True,
         tasks=[model_service_pb2.MODEL_TASK_GENERATE, model_service_pb2.MODEL_TASK_EMBED],
+        output_modalities=[chat_pb2.MODALITY_TEXT],
+        tools=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("reported", "shown"), [(None, CARD.max_model_len - 1), (7, 7), (10**9, CARD.max_model_len - 1)]
+)
+async def test_output_limit_is_the_backends_within_the_context(
+    running: Running, reported: int | None, shown: int
+) -> None:
+    card = replace(CARD, max_output_tokens=reported, quantization="int8")
+    await running.lifecycle.serve(ServedModel(card, RemoteBackend()))
+    model = await model_of(running, "fake")
+    assert (model.max_output_tokens, model.quantization) == (shown, "int8")
+
+
+async def test_tools_that_are_rejected_are_no_capability(running: Running) -> None:
+    backend = RemoteBackend(unsupported_fields=frozenset({"tools"}), has_reasoning=True)
+    await running.lifecycle.serve(ServedModel(CARD, backend))
+    shown = (await model_of(running, "fake")).capabilities
+    assert (shown.tools, shown.reasoning) == (False, True)

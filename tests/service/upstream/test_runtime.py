@@ -119,6 +119,25 @@ async def test_kind_and_context_of_the_upstream_are_found(
             assert [kind for kind, is_found in kinds.items() if is_found] == [dialect]
 
 
+@pytest.mark.parametrize(
+    ("model", "quantization", "max_output_tokens"),
+    [
+        ({}, "", None),
+        ({"quantization": "int8", "max_output_tokens": 9}, "int8", 9),
+        ({"quantization": {"bits": 4}, "max_completion_tokens": 8}, "", 8),
+        ({"max_output_tokens": 0}, "", None),
+    ],
+)
+async def test_description_has_what_the_upstream_reports(
+    model: dict[str, Any], quantization: str, max_output_tokens: int | None
+) -> None:
+    async with fake.running() as upstream:
+        upstream.models = [{"id": "m", **model}]
+        async with serving(upstream.url) as served:
+            card = served.model.card
+            assert (card.quantization, card.max_output_tokens) == (quantization, max_output_tokens)
+
+
 async def test_context_of_the_options_is_a_limit() -> None:
     async with fake.running() as upstream:
         upstream.models = [{"id": "a", "max_model_len": 50}]

@@ -96,10 +96,15 @@ async def test_start_passes_the_model_and_the_arguments(rig: Rig) -> None:
 
 
 async def test_drafts_leave_some_fields_unsupported() -> None:
-    rig = Rig(VllmLimits(100, 4, None, 40, 16, has_drafts=True, is_batch_invariant=True))
+    rig = Rig(
+        VllmLimits(
+            100, 4, None, 40, 16, has_drafts=True, is_batch_invariant=True, quantization="fp8"
+        )
+    )
     await rig.engine.start(EngineModel(Path()))
     assert rig.engine.capabilities.unsupported == {"min_p", "logit_bias"}
     assert rig.engine.capabilities.is_batch_invariant
+    assert rig.engine.capabilities.quantization == "fp8"
 
 
 async def test_request_yields_tokens_finish_reason_and_timings(rig: Rig) -> None:

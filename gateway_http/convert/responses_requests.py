@@ -1,0 +1,171 @@
+"""Converts the bodies of OpenAI's Responses API to the proto's parameters."""
+
+from chatrpc.v1 import chat_pb2, model_service_pb2
+from gateway_http.convert import custom_tools, responses_input
+from gateway_http.convert.json_text import json_text, raw_text
+from gateway_http.convert.requests import EFFORTS, TOOL_MODES, VERBOSITIES
+from gateway_http.convert.sampling import json_schema_format, stop_strings
+from gateway_http.protocol import responses_request as openai
+from gateway_http.protocol.error import InvalidRequest, UnsupportedParameter
+from gateway_http.protocol.sampling import JsonObjectFormat
+
+# The client's names of parameters, by those in chat completions; see
+# `gateway_http.protocol.params.param_of`.
+_NAMES = {
+    "max_completion_tokens": "max_output_tokens",
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+    "verbosity": "text.verbosity",
+    "reasoning_effort": "reasoning.effort",
+    "tool_choice.allowed_tools": "tool_choice",
+    "logprobs": "include",
+    "messages": "input",
+}
+
+
+def params(request: openai.ResponsesRequest) -> chat_pb2.ChatCompletionParams:
+    """Convert a body. The result has no model: the service may have another name for it.
+
+    Raises:
+        InvalidRequest: The proto has no equivalent of a field.
+    """
+    for name in openai.UNSUPPORTED:
+        if getattr(request, name) is not None:
+            raise UnsupportedParameter(name)
+    if request.background:
+        raise UnsupportedParameter("background")
+    _check_stream_options(request)
+    _check_storing(request)
+    text = request.text or openai.TextOptions()
+    return chat_pb2.ChatCompletionParams(
+        messages=responses_input.chat_messages(request),
+        sampling=chat_pb2.SamplingParams(
+            max_completion_tokens=request.max_output_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            min_p=request.min_p,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            repetition_penalty=request.repetition_penalty,
+            seed=request.seed,
+            stop=stop_strings(request.stop),
+        ),
+        tools=_tools(request),
+        tool_choice=_tool_choice(request.tool_choice),
+        parallel_tool_calls=request.parallel_tool_calls,
+        response_format=_response_format(text),
+        logprobs=True if has_logprobs(request) else None,
+        top_logprobs=request.top_logprobs if has_logprobs(request) else None,
+        prompt=_prompt_options(request),
+        reasoning_effort=_effort(request),
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+        verbosity=VERBOSITIES[text.verbosity],
+        user=request.user,
+        safety_identifier=request.safety_identifier,
+        metadata=request.metadata,
+        prompt_cache_key=request.prompt_cache_key,
+        service_tier=request.service_tier,
+    )
+
+
+def tokenize_request(request: openai.InputTokensRequest) -> model_service_pb2.TokenizeRequest:
+    """Convert a body whose tokens are to be counted. The result has no model.
+
+    Raises:
+        InvalidRequest: The proto has no equivalent of a field.
+    """
+    for name in ("conversation", "personality"):
+        if getattr(request, name) is not None:
+            raise UnsupportedParameter(name)
+    return model_service_pb2.TokenizeRequest(
+        conversation=model_service_pb2.Conversation(
+            messages=responses_input.chat_messages(request),
+            tools=_tools(request),
+            reasoning_effort=_effort(request),
+        )
+    )
+
+
+def sent_names(request: openai.ResponsePrompt) -> dict[str, str]:
+    """Return the client's names of parameters, for errors; see `param_of`."""
+    return responses_input.sent_names(request) | _NAMES
+
+
+def has_logprobs(request: openai.ResponsesRequest) -> bool:
+    """Return whether a request asks for log probabilities."""
+    return bool(request.top_logprobs) or "message.output_text.logprobs" in (request.include or ())
+
+
+def _check_stream_options(request: openai.ResponsesRequest) -> None:
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest(
+            "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+            "stream_options",
+            "invalid_value",
+        )
+
+
+def _check_storing(request: openai.ResponsesRequest) -> None:
+    for name in ("store", "previous_response_id"):
+        if getattr(request, name):
+            raise UnsupportedParameter(name, "It has no store of responses.")
+
+
+def _tools(request: openai.ResponsePrompt) -> list[chat_pb2.Tool]:
+    return [_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools or ())]
+
+
+def _tool(tool: openai.ResponseTool, path: str) -> chat_pb2.Tool:
+    match tool:
+        case openai.ResponseFunctionTool():
+            schema, strict = raw_text(tool.parameters), tool.strict
+        case openai.ResponseCustomTool(format=openai.CustomGrammarFormat(syntax="lark")):
+            raise UnsupportedParameter(f"{path}.format.syntax", "Use a regular expression.")
+        case openai.ResponseCustomTool():
+            schema, strict = custom_tools.input_schema(tool.format), True
+    return chat_pb2.Tool(
+        function=chat_pb2.FunctionDefinition(
+            name=tool.name,
+            description=tool.description or "",
+            parameters_json_schema=schema,
+            strict=strict,
+        )
+    )
+
+
+def _tool_choice(choice: openai.ResponseToolChoice | None) -> chat_pb2.ToolChoice | None:
+    match choice:
+        case None:
+            return None
+        case openai.FunctionChoice(name=name) | openai.CustomChoice(name=name):
+            return chat_pb2.ToolChoice(function_name=name)
+        case openai.AllowedToolsOfResponse(mode=mode, tools=tools):
+            return chat_pb2.ToolChoice(
+                allowed_tools=chat_pb2.AllowedTools(
+                    mode=TOOL_MODES[mode], function_names=[tool.name for tool in tools]
+                )
+            )
+        case mode:
+            return chat_pb2.ToolChoice(mode=TOOL_MODES[mode])
+
+
+def _response_format(text: openai.TextOptions) -> chat_pb2.ResponseFormat | None:
+    match text.format:
+        case JsonObjectFormat():
+            return chat_pb2.ResponseFormat(json_object=chat_pb2.JsonObjectFormat())
+        case openai.ResponseJsonSchemaFormat() as wanted:
+            return json_schema_format(wanted)
+        case _:
+            return None
+
+
+def _prompt_options(request: openai.ResponsesRequest) -> chat_pb2.PromptOptions | None:
+    if request.chat_template_kwargs is None:
+        return None
+    return chat_pb2.PromptOptions(chat_template_kwargs_json=json_text(request.chat_template_kwargs))
+
+
+def _effort(request: openai.ResponsePrompt) -> chat_pb2.ReasoningEffort.ValueType:
+    return EFFORTS[None if request.reasoning is None else request.reasoning.effort]
